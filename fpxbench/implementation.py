@@ -1,0 +1,223 @@
+"""The interface that every implementation in `impls/` stands behind, and how they are found.
+
+A new implementation is one file::
+
+    from fpxbench.implementation import Implementation, Support, implementation
+
+    @implementation("my_kernel")
+    class MyKernel(Implementation):
+        \"\"\"One sentence that says how it multiplies.\"\"\"
+
+        def supports(self, scheme, device):
+            return Support.yes() if scheme.name == "e4m3fn-row" else Support.no("takes e4m3fn-row only")
+
+        def matmul(self, x, weight):
+            return my_kernel(x, weight.packed, weight.scales)
+
+It is found by lying in `impls/`, by ``--impls PATH``, or by an entry point in the group ``fpxbench.implementations``
+that names a module.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from fpxbench.scheme import Scheme, checked_weight
+from fpxbench.weight import QuantizedWeight
+
+ENTRY_POINT_GROUP = "fpxbench.implementations"
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether an implementation takes a scheme on a device, and if not, why, in one sentence."""
+
+    supported: bool
+    reason: str = ""
+    missing: bool = False
+    """The reason is a dependency or a device that is not there, which someone could install."""
+
+    @classmethod
+    def yes(cls) -> Self:
+        return cls(True)
+
+    @classmethod
+    def no(cls, reason: str, *, missing: bool = False) -> Self:
+        if not reason:
+            raise ValueError("Support.no needs the reason, in one sentence")
+        return cls(False, reason, missing)
+
+
+class Implementation:
+    """One way to store a quantized weight and to multiply by it.
+
+    One instance serves one case: what it compiles or caches on itself is gone with the case.
+    """
+
+    name: ClassVar[str]
+    baseline: ClassVar[bool] = False
+    layout: ClassVar[str] = "planar"
+    """What the default `quantize` stores the oracle's codes in: a layout of `fpxbench.packing`."""
+    activation_format: ClassVar[str | None] = None
+    """The format that `matmul` rounds the activation to, if it does; the tolerance allows for that rounding."""
+
+    def supports(self, scheme: Scheme, device: str) -> Support:
+        """Whether weights of `scheme` are taken on `device` (``cpu``, ``cuda``). ROCm devices are ``cuda`` too."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it supports")
+
+    def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
+        """Store a float `weight` [N, K]. By default the oracle's codes and scales, in this class's layout."""
+        if not scheme.quantized:
+            dense = checked_weight(weight).to(scheme.dense_dtype).contiguous()
+            return QuantizedWeight(scheme, tuple(weight.shape), "dense", dense)
+        codes, scales = scheme.quantize(weight)
+        return QuantizedWeight.from_codes(codes, scales, scheme, self.layout)
+
+    def dequantize(self, weight: QuantizedWeight) -> Tensor:
+        """fp32 [N, K] that the stored weight stands for. Overridden only where codes are not in a known layout."""
+        return weight.dequantize()
+
+    def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
+        """``x @ weight.T``: x ``[..., K]`` bf16 or fp16 -> ``[..., N]`` in x's dtype."""
+        raise NotImplementedError(f"{type(self).__name__} does not multiply")
+
+    def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Any]:
+        """Every configuration that `matmul` may pick for such operands (autotuning). Each is checked."""
+        return ()
+
+    def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Any) -> Tensor:
+        """`matmul` by that configuration, whatever the autotuner would pick."""
+        raise NotImplementedError(f"{type(self).__name__} lists configs but cannot run one")
+
+    def no_timing(self, device: str) -> str | None:
+        """Why a time on `device` would mean nothing (an interpreter, say), in one sentence; None if it means something."""
+        return None
+
+    def max_elements(self, device: str) -> int | None:
+        """The most multiply-adds (M*N*K) a case on `device` should have; None for any. For interpreters."""
+        return None
+
+
+_registry: dict[str, type[Implementation]] = {}
+_loaded_paths: set[Path] = set()
+_sources: dict[str, str] = {}
+
+
+def implementation(name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
+    """Register a class under `name`, which is what users type. Raises ValueError if another file took the name."""
+
+    def register(cls: type[Implementation]) -> type[Implementation]:
+        known = _registry.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"two implementations are called {name!r}: {known.__module__} and {cls.__module__}; rename one")
+        if not name.isidentifier():
+            raise ValueError(f"implementation name {name!r} must be letters, digits and underscores")
+        cls.name, cls.baseline = name, baseline
+        _registry[name] = cls
+        return cls
+
+    return register
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """A file of implementations that could not be imported, and why."""
+
+    path: str
+    error: str
+
+
+def shipped_folder() -> Path:
+    """The folder of the implementations that come with fpxbench: installed as a subpackage, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "impls"
+    return installed if installed.is_dir() else package.parent / "impls"
+
+
+def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implementation]], list[LoadFailure]]:
+    """All implementations by name: the shipped ones, those of entry points, and those in `paths` (files or folders).
+
+    A file that fails to import is a `LoadFailure`, not an exception: the others still run. Files whose name begins
+    with an underscore are skipped. Raises FileNotFoundError for a path that is not there.
+    """
+    failures: list[LoadFailure] = []
+    for file in _python_files(shipped_folder()):
+        _load(file, f"fpxbench.impls.{file.stem}", failures)
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry.load()
+        except Exception as error:  # a third party's import can fail in any way; it is reported, not fatal
+            failures.append(LoadFailure(f"entry point {entry.name}", f"{type(error).__name__}: {error}"))
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"--impls {path}: no such file or folder")
+        for file in _python_files(path):
+            digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+            _load(file, f"fpxbench_impls_{digest}.{file.stem}", failures)
+    return dict(_registry), failures
+
+
+def find(name: str, known: dict[str, type[Implementation]]) -> type[Implementation]:
+    """The implementation of that name. Raises ValueError naming the nearest ones."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+    raise ValueError(f"no implementation {name!r}; {hint}")
+
+
+def source_digest(name: str) -> str:
+    """Twelve hex digits over the implementation's file and the private files beside it; empty for entry points.
+
+    A record carries it, so that an edited kernel is measured again and not taken as done.
+    """
+    return _sources.get(name, "")
+
+
+def _folder_digest(file: Path) -> str:
+    digest = hashlib.sha256(file.read_bytes())
+    for private in sorted(file.parent.glob("_*.py")):
+        digest.update(private.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _python_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.glob("*.py") if not file.name.startswith("_"))
+
+
+def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
+    resolved = file.resolve()
+    if resolved in _loaded_paths:
+        return
+    parent = module_name.rpartition(".")[0]
+    if parent not in sys.modules:   # lets a file import the private ones (_name.py) beside it, wherever the folder lies
+        package = ModuleType(parent)
+        package.__path__ = [str(resolved.parent)]
+        sys.modules[parent] = package
+    spec = importlib.util.spec_from_file_location(module_name, resolved)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    before = set(_registry)
+    try:
+        spec.loader.exec_module(module)
+        _loaded_paths.add(resolved)
+        digest = _folder_digest(resolved)
+        _sources.update({name: digest for name in set(_registry) - before})
+    except Exception as error:  # a broken file must not keep the others from running
+        del sys.modules[module_name]
+        for name in set(_registry) - before:
+            del _registry[name]
+        failures.append(LoadFailure(str(file), f"{type(error).__name__}: {error}"))

@@ -1,0 +1,169 @@
+"""What a case turned out to be: statuses, the closed list of mistakes, and how a failure's own words are classified."""
+
+from __future__ import annotations
+
+import re
+import signal as signals
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Status(StrEnum):
+    """The order is that of severity on a report: worst first, and the index is what asv's status benchmark plots."""
+
+    CRASH = "crash"              # a signal or an abort
+    WRONG = "wrong"              # finite, outside the bound
+    NONFINITE = "nonfinite"      # NaN or infinity where the reference is finite
+    TIMEOUT = "timeout"
+    OOM = "oom"
+    ERROR = "error"              # raised
+    MISSING = "missing"          # a dependency or a device is not there
+    UNSUPPORTED = "unsupported"  # refused, with a reason
+    OK = "ok"
+
+
+SEVERITY = {status: index for index, status in enumerate(Status)}
+
+BROKEN = frozenset({Status.CRASH, Status.WRONG, Status.NONFINITE, Status.TIMEOUT, Status.OOM, Status.ERROR})
+"""Statuses that say something is wrong, as against refused or not there."""
+
+SIGNS = {
+    Status.OK: "✓", Status.WRONG: "✗", Status.NONFINITE: "∞", Status.CRASH: "☠", Status.TIMEOUT: "⧖",
+    Status.OOM: "▲", Status.ERROR: "!", Status.UNSUPPORTED: "–", Status.MISSING: "?",
+}
+"""A sign for each status, so that no verdict is told by colour alone."""
+
+
+class Kind(StrEnum):
+    """Which mistake: a closed list (docs/verdicts.md)."""
+
+    FNUZ_AS_FN = "fnuz_as_fn"
+    FN_AS_FNUZ = "fn_as_fnuz"
+    GIBBERISH = "gibberish"
+    NAN_CODE_LOST = "nan_code_lost"
+    NEGATIVE_ZERO = "negative_zero"
+    WRONG_MAX = "wrong_max"
+    OVERFLOW_NAN = "overflow_nan"
+    OVERFLOW_INF = "overflow_inf"
+    SATURATED = "saturated"
+    DOUBLE_ROUNDING = "double_rounding"
+    TIES_AWAY = "ties_away"
+    TRUNCATED = "truncated"
+    SUBNORMAL_FLUSHED = "subnormal_flushed"
+    SUBNORMAL_WRONG = "subnormal_wrong"
+    NIBBLE_SWAP = "nibble_swap"
+    PLANE_SWAP = "plane_swap"
+    SIGN_LOST = "sign_lost"
+    SCALE_TRANSPOSED = "scale_transposed"
+    SCALE_MISSING = "scale_missing"
+    BLOCK_OFF_BY_ONE = "block_off_by_one"
+    UNSUPPORTED_ROUNDING = "unsupported_rounding"
+    UNSUPPORTED_CONVERSION = "unsupported_conversion"
+    UNSUPPORTED_DTYPE = "unsupported_dtype"
+    UNSUPPORTED_ARCH = "unsupported_arch"
+    ASSEMBLER_ERROR = "assembler_error"
+    COMPILER_ABORT = "compiler_abort"
+    PASS_FAILED = "pass_failed"
+    EMPTY_OBJECT = "empty_object"
+    INACCURATE = "inaccurate"
+    # How a call misbehaves, whatever its numbers.
+    WRONG_SHAPE = "wrong_shape"
+    WRONG_DTYPE = "wrong_dtype"
+    UNWRITTEN_OUTPUT = "unwritten_output"
+    STALE_OUTPUT = "stale_output"
+    INPUT_MODIFIED = "input_modified"
+    NOT_REPEATABLE = "not_repeatable"
+    CONFIG_DEPENDENT = "config_dependent"
+
+
+class Verdict(BaseModel):
+    """A status and the evidence for it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: Status
+    kind: Kind | None = None
+    summary: str = ""
+    """One sentence for people."""
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    signal: str | None = None
+    """``SIGSEGV``, … if the process was ended by one."""
+    exit_code: int | None = None
+    log_tail: str = ""
+    """The last 4 kB that the case wrote to stdout and stderr, native code included."""
+
+    @property
+    def headline(self) -> str:
+        return f"{self.status}" + (f" ({self.kind})" if self.kind else "")
+
+
+# The compilers' own words. Order matters: the most specific first.
+_WORDS: tuple[tuple[Kind, str], ...] = (
+    (Kind.UNSUPPORTED_ROUNDING, r"[Uu]nsupported conversion from \S+ to \S+ with rounding mode \w+"),
+    (Kind.UNSUPPORTED_ROUNDING, r"[Uu]nsupported rounding mode.*"),
+    (Kind.UNSUPPORTED_DTYPE, r"type fp8\w+ not supported in this architecture.*"),
+    (Kind.UNSUPPORTED_DTYPE, r"\"?\w+\"? not implemented for '(?:Float8|BFloat16|Half|Byte|Char)\w*'"),
+    (Kind.UNSUPPORTED_DTYPE, r"[Uu]nsupported (?:d?type|data type)[^\n]*"),
+    (Kind.UNSUPPORTED_ARCH, r"(?:feature|instruction|modifier)[^\n]*(?:requires|not supported on)[^\n]*(?:sm_|gfx|target)[^\n]*"),
+    (Kind.UNSUPPORTED_ARCH, r"no kernel image is available[^\n]*"),
+    (Kind.UNSUPPORTED_ARCH, r"(?:only supported|is supported only|requires)[^\n]*(?:compute capability|sm_?\d+|gfx\d+|MI300)[^\n]*"),
+    (Kind.UNSUPPORTED_CONVERSION, r"[Uu]nsupported conversion[^\n]*"),
+    (Kind.UNSUPPORTED_CONVERSION, r"[Cc]annot (?:bit)?cast[^\n]*"),
+    (Kind.ASSEMBLER_ERROR, r"ptxas (?:fatal|error)[^\n]*|PTXAS error[^\n]*|`ptxas` failed[^\n]*"),
+    (Kind.PASS_FAILED, r"PassManager::run failed[^\n]*"),
+    (Kind.COMPILER_ABORT, r"size mismatch when packing elements for LLVM struct[^\n]*"),
+    (Kind.COMPILER_ABORT, r"LLVM ERROR:[^\n]*"),
+    (Kind.COMPILER_ABORT, r"[^\n]*Assertion `[^\n]*' failed[^\n]*"),
+)
+
+_REFUSALS = frozenset({
+    Kind.UNSUPPORTED_ROUNDING, Kind.UNSUPPORTED_CONVERSION, Kind.UNSUPPORTED_DTYPE, Kind.UNSUPPORTED_ARCH,
+})
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory|MemoryError|std::bad_alloc")
+
+
+def kind_in(text: str) -> tuple[Kind, str] | None:
+    """The failure that a compiler or framework speaks of in `text`, with its own words; None if nothing is known."""
+    for kind, pattern in _WORDS:
+        match = re.search(pattern, text)
+        if match:
+            return kind, match[0].strip()[:300]
+    return None
+
+
+def classify_exception(type_name: str, message: str, log_tail: str) -> Verdict:
+    """The verdict on a case that raised."""
+    said = f"{type_name}: {message}".strip()
+    first_line = next((line.strip() for line in said.splitlines() if line.strip()), type_name)[:400]
+    if type_name in ("MemoryError", "OutOfMemoryError") or _OUT_OF_MEMORY.search(message):
+        return Verdict(status=Status.OOM, summary=f"ran out of memory: {first_line}", log_tail=log_tail)
+    if type_name in ("ModuleNotFoundError", "ImportError"):
+        return Verdict(status=Status.MISSING, summary=first_line, log_tail=log_tail)
+    known = kind_in(message) or kind_in(log_tail)
+    if known and known[0] in _REFUSALS:
+        return Verdict(status=Status.UNSUPPORTED, kind=known[0], summary=f"refused: {known[1]}", log_tail=log_tail)
+    if type_name == "NotImplementedError" and known is None:
+        return Verdict(status=Status.UNSUPPORTED, summary=first_line, log_tail=log_tail)
+    return Verdict(status=Status.ERROR, kind=known[0] if known else None, log_tail=log_tail,
+                   summary=f"raised {first_line}" if known is None else f"raised {type_name}: {known[1]}")
+
+
+def classify_death(exit_code: int, log_tail: str) -> Verdict:
+    """The verdict on a case whose process ended: by a signal (negative `exit_code`, as in subprocess) or by exiting."""
+    name = None
+    if exit_code < 0:
+        try:
+            name = signals.Signals(-exit_code).name
+        except ValueError:
+            name = f"signal {-exit_code}"
+    known = kind_in(log_tail)
+    how = f"died by {name}" if name else f"ended its process with exit code {exit_code}"
+    said = f": {known[1]}" if known else ""
+    if known is None and name == "SIGABRT" and _OUT_OF_MEMORY.search(log_tail):
+        return Verdict(status=Status.OOM, summary="ran out of memory and aborted", signal=name, exit_code=exit_code,
+                       log_tail=log_tail)
+    return Verdict(status=Status.CRASH, kind=known[0] if known else None, summary=how + said, signal=name,
+                   exit_code=exit_code, log_tail=log_tail)
