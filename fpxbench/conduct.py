@@ -110,9 +110,9 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     case = operands.case
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
-    try:
+    if operands.weight.has_codes:
         columns = check.columns_covering_codes(operands.weight, ONE_HOT_COLUMNS)
-    except ValueError:   # a layout of the implementation's own: no codes to cover, so any columns will do
+    else:
         columns = list(range(0, case.k, max(1, case.k // ONE_HOT_COLUMNS)))[:ONE_HOT_COLUMNS]
     for start in range(0, len(columns), case.m):
         batch = columns[start:start + case.m]
@@ -124,7 +124,7 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
             k = batch[row % len(batch)]
             status = Status.WRONG if comparison.finite else Status.NONFINITE
             evidence = {"row": n, "column": k, "value": repr(comparison.worst_value), "expected": repr(comparison.worst_expected)}
-            if operands.weight.layout != "own":
+            if operands.weight.has_codes:
                 code = int(operands.weight.codes()[n, k])
                 evidence["code"] = operands.weight.scheme.format.describe_code(code)
             return Verdict(

@@ -46,6 +46,11 @@ class QuantizedWeight:
             raise ValueError(f"a {self.scheme.name} weight has no codes")
         return packing.unpack(self.packed, self.scheme.format.bits, self.shape[1], self.layout)
 
+    @property
+    def has_codes(self) -> bool:
+        """Whether `codes` and `scale_grid` can be read: not for dense weights, nor for a layout of an implementation's own."""
+        return self.scheme.quantized and self.layout in packing.LAYOUTS
+
     def scale_grid(self) -> Tensor:
         """The factor of each block, fp32 ``[N or 1, G]``; nv's tensor scale is folded in."""
         return scale_values(self._scales(), self.scheme.scaling)
