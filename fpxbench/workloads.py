@@ -59,6 +59,7 @@ def _layers(model: str) -> list[Workload]:
     attention = config.num_attention_heads * head
     expert = "expert_" if hasattr(config, "num_local_experts") else ""
     shapes = {
+        "k": (config.num_key_value_heads * head, config.hidden_size),
         "qkv": (attention + 2 * config.num_key_value_heads * head, config.hidden_size),
         "o": (config.hidden_size, attention),
         f"{expert}gate_up": (2 * config.intermediate_size, config.hidden_size),
