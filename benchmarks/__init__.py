@@ -1,0 +1,1 @@
+"""What ``asv run`` runs. Imports no PyTorch: the sweep does, in processes of its own."""

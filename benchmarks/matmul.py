@@ -1,0 +1,108 @@
+"""Low-bit matmul, case by case, for asv: one sweep in `setup_cache`, and then a look-up for each figure.
+
+A figure that a case does not have (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv takes for
+"skipped": not a failure of the benchmark, and no point on its graph. What went wrong is `track_status`, and in the report.
+"""
+
+import math
+
+from fpxbench.plan import planned_cases
+from fpxbench.record import Record
+from fpxbench.settings import Settings
+from fpxbench.verdict import SEVERITY, Status
+
+SETTINGS = Settings.from_environment()
+CASES = planned_cases(SETTINGS)
+
+# asv takes more for worse, and cannot give a ratio to 0: so 1 is `ok`, and the worst has the highest number.
+STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERITY.items()}
+"""ok 1, unsupported 2, missing 3, error 4, oom 5, timeout 6, nonfinite 7, wrong 8, crash 9."""
+
+
+def setup_cache() -> dict[str, dict]:
+    """Run the sweep; figures by case id."""
+    from fpxbench.sweep import main_sweep
+
+    return {record.case.id: figures(record) for record in main_sweep(SETTINGS)}
+
+
+# asv's limit is on silence, and the sweep reports elsewhere: it has limits of its own, on each case's duration.
+setup_cache.timeout = 7 * 24 * 3600
+
+
+def figures(record: Record) -> dict[str, object]:
+    """What the benchmarks look up, as asv can store it: finite numbers, NaN, or samples with their number."""
+    timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
+    return {
+        "latency": {"samples": [us * 1e-6 for us in timing.samples_us], "number": 1} if timing else math.nan,
+        "speedup": _number(timing and timing.speedup),
+        "relative_error": _number(accuracy.relative_error),
+        "sqnr": _number(accuracy.sqnr_db),
+        "packed_bytes": _number(traffic.packed_bytes),
+        "kernels_launched": _number(traffic.kernels_launched),
+        "status": STATUS_NUMBER[Status(record.verdict.status)],
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _tracked(unit: str, version: str = "1"):
+    """Make a look-up a benchmark. `version` is the figure's definition: raise it only when old results no longer compare."""
+
+    def mark(function):
+        function.params = [CASES]
+        function.param_names = ["case"]
+        function.unit = unit
+        function.version = version
+        function.pretty_name = function.__doc__.splitlines()[0].rstrip(".")
+        return function
+
+    return mark
+
+
+def _look_up(cache: dict[str, dict], case: str, figure: str):
+    return cache[case][figure] if case in cache else math.nan
+
+
+@_tracked("seconds")
+def track_latency(cache, case):
+    """Time of one call."""
+    return _look_up(cache, case, "latency")
+
+
+@_tracked("x")
+def track_speedup(cache, case):
+    """Speedup over the dense 16-bit product, measured in turn with it."""
+    return _look_up(cache, case, "speedup")
+
+
+@_tracked("1")
+def track_relative_error(cache, case):
+    """Relative error against the exact product with the weight as stored."""
+    return _look_up(cache, case, "relative_error")
+
+
+@_tracked("dB")
+def track_sqnr(cache, case):
+    """Signal to quantization noise of the stored weight."""
+    return _look_up(cache, case, "sqnr")
+
+
+@_tracked("bytes")
+def track_packed_bytes(cache, case):
+    """Bytes of the stored weight, scales included."""
+    return _look_up(cache, case, "packed_bytes")
+
+
+@_tracked("kernels")
+def track_kernels_launched(cache, case):
+    """Kernels launched by one call."""
+    return _look_up(cache, case, "kernels_launched")
+
+
+@_tracked("status")
+def track_status(cache, case):
+    """Status: 1 is ok, 2 unsupported, 3 missing, 4 error, 5 oom, 6 timeout, 7 nonfinite, 8 wrong, 9 crash."""
+    return _look_up(cache, case, "status")
