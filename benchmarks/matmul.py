@@ -5,6 +5,8 @@ A figure that a case does not have (no time, since it is wrong; no SQNR, since i
 """
 
 import math
+import signal
+import sys
 
 from fpxbench.plan import planned_cases
 from fpxbench.record import Record
@@ -23,7 +25,12 @@ def setup_cache() -> dict[str, dict]:
     """Run the sweep; figures by case id."""
     from fpxbench.sweep import main_sweep
 
-    return {record.case.id: figures(record) for record in main_sweep(SETTINGS)}
+    # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sweep = main_sweep(SETTINGS)
+    if sweep.interrupted:
+        sys.exit("interrupted")
+    return {record.case.id: figures(record) for record in sweep.records}
 
 
 # asv's limit is on silence, and the sweep reports elsewhere: it has limits of its own, on each case's duration.

@@ -1,0 +1,52 @@
+# make help says what there is.
+
+PYTHON  ?= python3
+PROFILE ?= quick
+
+# A Python that somebody names keeps its own PyTorch, and has an environment of its own.
+ifeq ($(origin PYTHON),file)
+VENV := .venv
+else
+VENV := .venv$(subst /,-,$(abspath $(shell command -v $(PYTHON))))
+OWN  := --own-torch
+endif
+BIN := $(VENV)/bin
+INSTALL = $(PYTHON) tools/venv.py $(VENV) $(OWN) --constraints constraints.txt
+INSTALLED_BY := pyproject.toml constraints.txt tools/venv.py
+
+.PHONY: bench test report clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make bench    install into a virtual environment, run the sweep through asv, build the report"
+	@echo "make test     install, and run the tests"
+	@echo "make report   build the report anew from the records in results/"
+	@echo "make clean    remove the environments and everything built; records in results/ stay"
+	@echo
+	@echo "PYTHON=/path/to/python   use this Python; a PyTorch that it has is used and left as it is"
+	@echo "PROFILE=smoke|quick|full how much the sweep covers (quick: minutes on two cores)"
+	@echo "TESTS='tests/test_codec.py -k mx'   what make test passes to pytest"
+
+bench: $(VENV)/.for-bench
+	@PATH="$(CURDIR)/$(BIN):$$PATH" FPX_PROFILE=$(PROFILE) bash tools/bench.sh
+
+test: $(VENV)/.for-test
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TESTS)
+
+report: $(VENV)/.for-bench
+	@$(BIN)/fpxbench report
+
+clean:
+	rm -rf .venv .venv-* .asv .timeline report build *.egg-info
+	@if [ -d results ]; then echo "results/ is kept: what was measured cannot be made again"; fi
+
+# The stamps: a second run installs nothing unless what they depend on has changed.
+$(VENV)/.for-bench: $(INSTALLED_BY)
+	@command -v $(PYTHON) >/dev/null || { echo "There is no Python called $(PYTHON) here: make bench PYTHON=/path/to/python"; exit 1; }
+	@$(INSTALL)
+	@touch $@
+
+$(VENV)/.for-test: $(INSTALLED_BY)
+	@command -v $(PYTHON) >/dev/null || { echo "There is no Python called $(PYTHON) here: make test PYTHON=/path/to/python"; exit 1; }
+	@$(INSTALL) --extra test
+	@touch $@
