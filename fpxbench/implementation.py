@@ -24,6 +24,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -175,6 +176,11 @@ def find(name: str, known: dict[str, type[Implementation]]) -> type[Implementati
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
     raise ValueError(f"no implementation {name!r}; {hint}")
+
+
+def summary(cls: type[Implementation]) -> str:
+    """The first paragraph of the class's docstring, on one line: what reports show of it."""
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def source_digest(name: str) -> str:

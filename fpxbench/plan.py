@@ -33,6 +33,10 @@ class Plan(BaseModel):
 
     device: str
     cases: list[Planned]
+    about: dict[str, str] = {}
+    """Implementation: what its docstring says first."""
+    sources: dict[str, str] = {}
+    """Implementation: digest of its source."""
     not_loaded: list[str] = []
 
 
@@ -65,7 +69,7 @@ def make_plan(settings: Settings) -> Plan:
 
     Raises ValueError for a glob or name that selects nothing, naming the nearest ones.
     """
-    from fpxbench.implementation import discover
+    from fpxbench.implementation import discover, source_digest, summary
     from fpxbench.machine import default_device
     from fpxbench.scheme import SCHEMES, scheme_named
     from fpxbench.workloads import workloads
@@ -97,13 +101,16 @@ def make_plan(settings: Settings) -> Plan:
                 if limit is not None and m * workload.n * workload.k > limit:
                     continue
                 support = instance.supports(scheme, device)
-                if not support.supported and not scheme.quantized:
-                    continue    # a kernel for quantized weights is no finding on a dense one
+                if not support.supported and (instance.baseline or not scheme.quantized):
+                    continue    # that a dense product takes no quantized weight, and the reverse, is no finding
                 for activation in activations:
                     case = Case(implementation=name, scheme=scheme_name, workload=workload.name, m=m, n=workload.n, k=workload.k,
                                 activation=activation)
                     planned.append(Planned(case=case, refused=support.reason, missing=support.missing))
-    return Plan(device=device, cases=planned, not_loaded=[f"{f.path}: {f.error}" for f in failures])
+    return Plan(
+        device=device, cases=planned, about={name: summary(known[name]) for name in names},
+        sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
+    )
 
 
 def planned_cases(settings: Settings) -> list[str]:

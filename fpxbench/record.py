@@ -137,6 +137,8 @@ class Record(_Part):
     started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     elapsed_s: Finite | None = None
     """Wall time of the whole case, from its start to its record."""
+    overhead_s: Finite | None = None
+    """What isolation added to that: `elapsed_s` less the time that the child worked."""
     case: Case
     build: Build
     machine: Machine

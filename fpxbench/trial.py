@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import sys
 import time
 import traceback
 
 import torch
-from pydantic import BaseModel
 
 from fpxbench import check, conduct, implementation as implementations, measure
-from fpxbench.case import Case
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnose import diagnose_product, diagnose_quantization
 from fpxbench.implementation import Implementation
-from fpxbench.record import Accuracy, Flag, Timing, Traffic
+from fpxbench.messages import TrialRequest, TrialResult
+from fpxbench.record import Accuracy, Traffic
 from fpxbench.scheme import scheme_named
 from fpxbench.verdict import Kind, Status, Verdict, classify_exception
 
 CALLS_AFTER_TIMING = 1
 PEER_SQNR_SLACK_DB = 1.0
 """How far a weight that an implementation quantized in a layout of its own may lie below the oracle's SQNR."""
-
-
-class TrialRequest(BaseModel):
-    """Everything one case needs, as JSON."""
-
-    case: Case
-    device: str = "cpu"
-    seed: int
-    impls: list[str] = []
-    read_gb_per_s: float | None = None
-    cache_bytes: int = 32 << 20
-    timing_budget_s: float = 0.5
-    """0: no timing."""
-
-
-class TrialResult(BaseModel):
-    """What became of it: the case's part of a record."""
-
-    verdict: Verdict
-    accuracy: Accuracy = Accuracy()
-    timing: Timing | None = None
-    traffic: Traffic = Traffic()
-    flags: list[Flag] = []
-    no_timing: str | None = None
-    about: str = ""
-    source: str = ""
-    work_s: float = 0.0
-    """Seconds from request to result in the process that ran it."""
 
 
 def run_trial(request: TrialRequest) -> TrialResult:
@@ -61,10 +31,9 @@ def run_trial(request: TrialRequest) -> TrialResult:
     if name not in known:
         why = "; ".join(f"{failure.path}: {failure.error}" for failure in failures) or "it is not in impls/ nor in --impls"
         return TrialResult(verdict=Verdict(status=Status.MISSING, summary=f"implementation {name!r} could not be loaded: {why}"))
-    cls = known[name]
-    result = TrialResult(verdict=Verdict(status=Status.OK), about=first_paragraph(cls), source=implementations.source_digest(name))
+    result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
-        _run(cls(), request, result)
+        _run(known[name](), request, result)
     except Misconduct as misconduct:
         result.verdict = misconduct.verdict
     except Exception as error:  # whatever an implementation raises is a finding about it
@@ -113,9 +82,10 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         return
 
     result.no_timing = _no_timing(implementation, request)
-    effects = measure.observe(lambda: implementation.matmul(operands.activation(0), operands.weight), device) if not result.no_timing else None
     if result.no_timing:
         return
+    x = operands.activation(0)
+    effects = measure.observe(lambda: implementation.matmul(x, operands.weight), device)
     samples = measure.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
     # Timing called it many times more; what is right must still be right.
     comparison, verdict = conduct.check_calls(
@@ -150,11 +120,6 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         return None
     return Verdict(status=Status.WRONG, kind=Kind.INACCURATE, evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
                    summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB")
-
-
-def first_paragraph(cls: type) -> str:
-    """The first paragraph of a class's docstring, on one line."""
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:

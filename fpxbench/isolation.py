@@ -1,0 +1,202 @@
+"""Run a case where it can do no harm: in a warm child that is watched from outside.
+
+A pebble pool of one process, forked from a server that has torch loaded, so that a new child after a crash costs
+milliseconds and not torch's import. The watcher bounds duration and memory; whatever ends the child becomes a verdict
+with its signal, exit code, and the last 4 kB it wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import TimeoutError
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Self
+
+import pebble
+import psutil
+
+from fpxbench import worker
+from fpxbench.verdict import Status, Verdict, classify_death, classify_exception
+
+LOG_TAIL_BYTES = 4096
+POLL_S = 0.03
+_TERM_GRACE_S = 0.3
+"""A child past its time gets SIGTERM, and after this SIGKILL: what hangs in native code does not listen."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one call in the child: its JSON, or the verdict on its end."""
+
+    value: str | None
+    verdict: Verdict | None
+    log_tail: str
+
+
+class Isolation:
+    """A context that runs functions of `fpxbench.worker` in a watched child, one at a time."""
+
+    def __init__(self, memory_limit: int) -> None:
+        self.memory_limit = memory_limit
+        self._folder = tempfile.TemporaryDirectory(prefix="fpxbench-")
+        self._pool: pebble.ProcessPool | None = None
+        self._calls = 0
+        pebble.CONSTS.term_timeout = _TERM_GRACE_S
+        self._context = _Context()
+        self._context.set_forkserver_preload(["fpxbench._preload"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child, if there is one, and forget its logs."""
+        self.recycle()
+        self._folder.cleanup()
+
+    def recycle(self) -> None:
+        """End the child; the next call gets a new one. For when it may be damaged (a GPU context after a fault)."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def call(self, function: Callable[..., str], *arguments: object, timeout_s: float) -> Outcome:
+        """``function(*arguments, log)`` in the child. KeyboardInterrupt ends the child and goes on to the caller."""
+        self._calls += 1
+        log = Path(self._folder.name) / f"{self._calls}.log"
+        log.touch(mode=0o600)
+        kills_before = _kernel_oom_kills()
+        pool = self._ready_pool()
+        future = pool.schedule(function, args=[*arguments, str(log)], timeout=timeout_s)
+        watch = _MemoryWatch(Path(f"{log}.pid"), self.memory_limit)
+        started = time.monotonic()
+        try:
+            value, verdict = future.result(), None
+        except KeyboardInterrupt:
+            self.recycle()
+            raise
+        except TimeoutError:
+            elapsed = time.monotonic() - started
+            value, verdict = None, Verdict(status=Status.TIMEOUT, summary=f"was still running after {elapsed:.0f} s and was ended")
+        except pebble.ProcessExpired as death:
+            value, verdict = None, self._death(death, watch, kills_before, _tail(log))
+        except Exception as error:  # the child's own machinery failed: unpicklable result, import error
+            value, verdict = None, classify_exception(type(error).__name__, str(error), _tail(log))
+        finally:
+            watch.stop()
+            tail = _tail(log)
+        if value is None:
+            _end_group(watch.pid)
+        if verdict is not None:
+            verdict.log_tail = tail
+        for file in (log, Path(f"{log}.pid")):
+            file.unlink(missing_ok=True)
+        return Outcome(value, verdict, tail)
+
+    def _death(self, death: pebble.ProcessExpired, watch: _MemoryWatch, kills_before: int, tail: str) -> Verdict:
+        code = death.exitcode if death.exitcode is not None else 0
+        if watch.exceeded_by:
+            return Verdict(
+                status=Status.OOM, exit_code=code, signal="SIGKILL",
+                summary=f"held {watch.exceeded_by / 2**30:.2f} GiB, more than the limit of {self.memory_limit / 2**30:.2f} GiB, and was ended",
+            )
+        if code == -signal.SIGKILL and _kernel_oom_kills() > kills_before:
+            return Verdict(status=Status.OOM, exit_code=code, signal="SIGKILL", summary="the kernel ran out of memory and ended it")
+        return classify_death(code, tail)
+
+    def _ready_pool(self) -> pebble.ProcessPool:
+        if self._pool is None or not self._pool.active:
+            self._pool = pebble.ProcessPool(max_workers=1, context=self._context, initializer=worker.start_worker)
+        return self._pool
+
+
+class _Process(ForkServerProcess):
+    @staticmethod
+    def _Popen(process: BaseProcess) -> object:
+        # multiprocessing runs the caller's main module again in each child. Ours needs nothing of it, and a script
+        # without a ``__main__`` guard would start a sweep within the sweep.
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return ForkServerProcess._Popen(process)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+class _MemoryWatch:
+    """A thread that adds up the child's memory, its own children included, and ends it beyond the limit."""
+
+    def __init__(self, pid_file: Path, limit: int) -> None:
+        self.pid: int | None = None
+        self.exceeded_by = 0
+        self._pid_file, self._limit = pid_file, limit
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fpxbench-memory-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(POLL_S):
+            if self.pid is None:
+                with contextlib.suppress(OSError, ValueError):  # not written yet, or only half
+                    self.pid = int(self._pid_file.read_text())
+                continue
+            held = _memory_of_tree(self.pid)
+            if held > self._limit:
+                self.exceeded_by = held
+                _end_group(self.pid)
+                return
+
+
+def _memory_of_tree(pid: int) -> int:
+    held = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):     # ended meanwhile
+                info = member.memory_info()
+                held += info.rss - getattr(info, "shared", 0)
+    return held
+
+
+def _end_group(pid: int | None) -> None:
+    """Kill a child's whole process group: what it started (compilers) goes with it."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _kernel_oom_kills() -> int:
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _tail(log: Path) -> str:
+    with open(log, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,83 @@
+"""What runs inside the watched child: JSON in, JSON out, everything it prints kept in a file.
+
+The module imports nothing heavy: the parent that watches never imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_worker() -> None:
+    """Once in each new child: a process group of its own, first in line for the kernel's out-of-memory killer, no core
+    files, and no life after its parent."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's to handle
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # refused in some containers, where it is only a preference
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def preload() -> None:
+    """Imported once by the fork server, so that a new child has torch from its first moment."""
+    import fpxbench.trial  # noqa: F401
+
+
+def machine_json(device: str | None, name: str | None, log: str) -> str:
+    """The machine with its measured read bandwidth."""
+    with _logged(log):
+        from fpxbench import machine
+
+        device = device or machine.default_device()
+        described = machine.describe(device, name)
+        bandwidth = machine.measure_read_bandwidth(device, described.cache_bytes)
+        return described.model_copy(update={"read_gb_per_s": round(bandwidth, 3)}).model_dump_json()
+
+
+def plan_json(settings: str, log: str) -> str:
+    with _logged(log):
+        from fpxbench.plan import make_plan
+        from fpxbench.settings import Settings
+
+        return make_plan(Settings.model_validate_json(settings)).model_dump_json()
+
+
+def trial_json(request: str, log: str) -> str:
+    with _logged(log):
+        from fpxbench.messages import TrialRequest
+        from fpxbench.trial import run_trial
+
+        return run_trial(TrialRequest.model_validate_json(request)).model_dump_json()
+
+
+@contextlib.contextmanager
+def _logged(log: str) -> Iterator[None]:
+    """stdout and stderr, native code's too, go to the file `log`; `log`.pid tells the watcher whom to watch."""
+    Path(log + ".pid").write_text(str(os.getpid()))
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    saved = [os.dup(1), os.dup(2)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    faulthandler.enable(file=2)     # a fatal signal leaves Python's stack in the log
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in enumerate(saved, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
