@@ -109,13 +109,19 @@ def reference(x: Tensor, decoded: Tensor, *, quantized: bool, activation_format:
 
 
 def one_hot_reference(x: Tensor, decoded: Tensor, activation_format: str | None = None) -> Reference:
-    """The same for one-hot x (one 1.0 a row): nothing accumulates, so each output is one weight, rounded at most thrice."""
+    """The same for one-hot x (one 1.0 a row)."""
     columns = x.float().argmax(dim=1)
     product = decoded[:, columns].T.double()
-    unit = unit_roundoff(x.dtype)
-    roundings = OUTPUT_ROUNDINGS + 1
-    relative = (1 + unit) ** roundings - 1 + (2.0 ** -(format_named(activation_format).mantissa_bits + 1) if activation_format else 0)
-    return Reference(product, relative * product.abs() + torch.finfo(x.dtype).smallest_normal)
+    return Reference(product, one_hot_tolerance(product, x.dtype, activation_format))
+
+
+def one_hot_tolerance(product: Tensor, dtype: torch.dtype, activation_format: str | None = None) -> Tensor:
+    """How far the product [...] of a one-hot activation may lie from the float64 one: nothing accumulates, so each output
+    is one weight, rounded at most thrice."""
+    relative = (1 + unit_roundoff(dtype)) ** (OUTPUT_ROUNDINGS + 1) - 1
+    if activation_format is not None:
+        relative += 2.0 ** -(format_named(activation_format).mantissa_bits + 1)
+    return relative * product.abs() + torch.finfo(dtype).smallest_normal
 
 
 def one_hot(columns: list[int], m: int, k: int, dtype: torch.dtype, device: str) -> Tensor:

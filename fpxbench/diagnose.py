@@ -1,31 +1,344 @@
-"""Whose mistake does this look like: from what an implementation does, without reading it."""
+"""Whose mistake does this look like: from what an implementation does, without reading it.
+
+Multiplied by one-hot activations, an implementation gives away the weight that it acts by. Each known mistake
+(`fpxbench.misreadings`) says what that weight would be; the one whose prediction fits every weight read out, where
+the definition does not, is named. Where several fit, or none, the diagnosis says so instead of choosing.
+`fpxbench.misencodings` does the same for the codes and scales that an implementation stores.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from fpxbench.conduct import Operands
+from fpxbench import check, conduct, packing
+from fpxbench.codec import decode_table
+from fpxbench.conduct import Misconduct, Operands
 from fpxbench.implementation import Implementation
+from fpxbench.misreadings import Misreading, is_subnormal, misreadings
+from fpxbench.readout import Prediction, Readout, correlation, read_out
 from fpxbench.verdict import Kind
+from fpxbench.weight import QuantizedWeight
+
+SCREENED_ROWS = 128
+"""Rows on which a hypothesis is tried first; only one that fits them is tried on all."""
+CORRELATED = 0.9
+"""Above this correlation with the right answer a mistake is an inaccuracy, below it is gibberish."""
+_FRESH_CALL = 1000      # numbers activations apart from those that the checks have used
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Which mistake, in one sentence, and what it was told by."""
+    """Which mistake, in one sentence, and what it was told by.
 
-    kind: Kind
+    `kind` is None where the status already says all that is certain (a NaN that no known mistake explains).
+    """
+
+    kind: Kind | None
     sentence: str
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
 def diagnose_product(implementation: Implementation, operands: Operands) -> Diagnosis:
-    """Name the mistake of an implementation whose product is wrong or not finite."""
-    return Diagnosis(Kind.GIBBERISH, "finite, and no known mistake fits")
+    """Name the mistake of an implementation whose product is wrong or not finite, on the case's own weight and shape."""
+    try:
+        x = operands.activation(_FRESH_CALL)
+        expected = operands.reference(x, implementation)
+        y = conduct.call(implementation, x, operands.weight, operands.device)
+        readout = read_out(implementation, operands)
+        if readout is None:
+            return _diagnose_sums(implementation, operands, x, y, expected)
+        if readout.fits(readout.definition):
+            return _diagnose_sums(implementation, operands, x, y, expected, readout)
+        return _known_misreading(readout) or _another_table(readout) or _part_of_the_output(implementation, operands, y, expected, readout)
+    except Misconduct as misconduct:
+        return Diagnosis(misconduct.verdict.kind, misconduct.verdict.summary)
+
+
+# Known mistakes.
+
+
+def _known_misreading(readout: Readout) -> Diagnosis | None:
+    """The one known mistake that explains all that was read out, or two made together; a Diagnosis without a kind of
+    its own where several explain it equally; None where none does."""
+    if not readout.weight.has_codes:
+        return None
+    known = misreadings(readout.weight)
+    predictor = Predictor(readout)
+    for tried in ([(one,) for one in known], [(a, b) for a, b in combinations(known, 2) if a.step != b.step]):
+        fitting = [mistakes for mistakes in tried if predictor.explains(mistakes)]
+        if fitting:
+            return _named(fitting, readout)
+    return None
+
+
+class Predictor:
+    """The weight that a wrong reading would give, on the columns that were read out."""
+
+    def __init__(self, readout: Readout) -> None:
+        self.readout, self.weight = readout, readout.weight
+        n, k = self.weight.shape
+        self.stored = self.weight.codes()
+        self.codes = torch.nn.functional.pad(self.stored, (0, packing.padded_k(k) - k))
+        self.table = decode_table(self.weight.scheme.format, self.codes.device)
+        spread = torch.linspace(0, n - 1, min(n, SCREENED_ROWS), device=self.codes.device)
+        self.screen = spread.round().long().unique()
+        self.all_rows = torch.arange(n, device=self.codes.device)
+
+    def explains(self, mistakes: Iterable[Misreading]) -> bool:
+        return all(self.readout.fits(self.predict(mistakes, rows), rows) for rows in (self.screen, self.all_rows))
+
+    def predict(self, mistakes: Iterable[Misreading], rows: Tensor) -> Prediction:
+        instead = {mistake.step: mistake.apply for mistake in mistakes}
+        columns = self.readout.columns
+        codes = self.codes[rows]
+        read = instead["codes"](codes, columns) if "codes" in instead else codes[:, columns]
+        table = instead["table"](self.table) if "table" in instead else self.table
+        factors = (instead["scales"](self.weight, columns) if "scales" in instead
+                   else _factors(self.weight, columns))
+        factors = factors[rows] if factors.shape[0] > 1 else factors
+        nonfinite = ~table.isfinite()
+        tainted = (nonfinite[self.stored[rows].int()].any(dim=1) if bool(nonfinite.any())
+                   else torch.zeros(len(rows), dtype=torch.bool, device=codes.device))
+        return Prediction(table[read.int()].double() * factors.double(), tainted)
+
+
+def _factors(weight: QuantizedWeight, columns: Tensor) -> Tensor:
+    grid, block = weight.scale_grid(), weight.scheme.scaling.block
+    return grid if block is None else grid[:, columns // block]
+
+
+def _named(fitting: list[tuple[Misreading, ...]], readout: Readout) -> Diagnosis:
+    kinds = [frozenset(mistake.kind for mistake in mistakes) for mistakes in fitting]
+    certain = frozenset.intersection(*kinds)
+    evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns), "example": readout.example()}
+    sentences = ["; and ".join(mistake.sentence for mistake in mistakes) for mistakes in fitting]
+    together = len(fitting[0]) > 1
+    if len(set(kinds)) == 1:
+        first = fitting[0][0].kind
+        if together:
+            evidence["kinds"] = sorted(kinds[0])
+        return Diagnosis(first, ("two mistakes at once: " if together else "") + sentences[0], evidence)
+    names = sorted({" with ".join(sorted(kind)) for kind in kinds})
+    evidence["fitting"] = names
+    kind = next(iter(certain)) if len(certain) == 1 else _nearness(readout.correlation())
+    return Diagnosis(kind, f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}:"
+                           f" this weight looks the same under each. The first: {sentences[0]}", evidence)
+
+
+def _another_table(readout: Readout) -> Diagnosis | None:
+    """Each code read as one number wherever it stands, but not as its own: a decode table that no known mistake gives."""
+    weight = readout.weight
+    if not weight.has_codes:
+        return None
+    fmt, columns = weight.scheme.format, readout.columns
+    codes = weight.codes()[:, columns].long()
+    factors = _factors(weight, columns).double().expand(codes.shape)
+    usable = readout.seen.isfinite() & (factors > 0)
+    if not bool(usable.all()):
+        return None
+    read = readout.seen / factors
+    size = 1 << fmt.bits
+    flat = codes.reshape(-1)
+    high = torch.full((size,), -torch.inf, dtype=torch.float64, device=read.device).scatter_reduce(0, flat, read.reshape(-1), "amax")
+    low = torch.full_like(high, torch.inf).scatter_reduce(0, flat, read.reshape(-1), "amin")
+    counts = torch.bincount(flat, minlength=size)
+    slack = 4 * check.unit_roundoff(readout.dtype) * torch.maximum(high.abs(), low.abs())
+    slack += torch.finfo(readout.dtype).smallest_normal / factors.min()
+    present = counts > 0
+    if not bool((((high - low) <= 2 * slack) | ~present).all()) or int(counts.max()) < 2:
+        return None
+    right = decode_table(fmt, read.device).double()
+    middle = (high + low) / 2
+    wrong = (present & ~((middle - right).abs() <= slack)).cpu()
+    if not bool(wrong.any()):
+        return None
+    numbers = wrong.nonzero().reshape(-1).tolist()
+    listed = [f"{fmt.describe_code(code)} as {float(middle[code]):.6g} instead of {float(right[code]):.6g}" for code in numbers[:8]]
+    evidence = {"codes_misread": len(numbers), "codes_seen": int(present.sum()), "misread": listed, "example": readout.example()}
+    if not bool((wrong & ~is_subnormal(fmt)).any()):
+        return Diagnosis(Kind.SUBNORMAL_WRONG, f"{len(numbers)} subnormal codes are misread: {listed[0]}", evidence)
+    return Diagnosis(_nearness(readout.correlation()),
+                     f"{len(numbers)} of {int(present.sum())} codes decode to another number, the same one everywhere: {listed[0]}", evidence)
+
+
+# No known mistake: where it is, at least.
+
+
+def _part_of_the_output(implementation: Implementation, operands: Operands, y: Tensor, expected: check.Reference,
+                        readout: Readout) -> Diagnosis:
+    """Weights are misread, but as no known mistake would: say in which part."""
+    wrong = readout.wrong()
+    evidence: dict[str, Any] = {"weights_read": wrong.numel(), "weights_wrong": int(wrong.sum()), "example": readout.example()}
+    bad = ~readout.seen.isfinite()
+    if bool(bad.any()):
+        rows = bad.any(dim=1).nonzero().reshape(-1).tolist()
+        elsewhere = bool((wrong & ~bad).any())
+        return Diagnosis(None, f"output columns {_ranges(rows)} of {operands.case.n} are not finite;"
+                               f" {'others are wrong too' if elsewhere else 'all others are right'}", evidence | {"output_columns": rows[:32]})
+    run = _wrong_run_of_columns(implementation, operands)
+    if run is not None:
+        sentence, found = run
+        return Diagnosis(_nearness(correlation(y.double(), expected.product)), sentence, evidence | found)
+    part = _wrong_part(y, expected)
+    likeness = readout.correlation()
+    evidence["correlation"] = repr(likeness)
+    kind = _nearness(likeness)
+    if part:
+        return Diagnosis(kind, f"wrong only in {part}", evidence)
+    gain = _gain(readout)
+    if gain is not None:
+        return Diagnosis(kind, f"every weight reads as {gain:.4g} times its value", evidence | {"gain": repr(gain)})
+    seen = "near the right weights, but not them" if kind is Kind.INACCURATE else "unlike the right weights"
+    return Diagnosis(kind, f"the weights acted by are {seen} (correlation {likeness:.2g}), and no known mistake fits", evidence)
+
+
+def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor, expected: check.Reference,
+                   readout: Readout | None = None) -> Diagnosis:
+    """Each weight that was read out is right: what goes wrong in their sums?"""
+    comparison = check.compare(y, expected)
+    weights = "" if readout is None else f"each of {readout.seen.numel()} weights read out alone is right, "
+    evidence = {"relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside}
+    if comparison.within:
+        return Diagnosis(Kind.NOT_REPEATABLE, f"{weights}and the product is right when asked again: it was not before", evidence)
+    out = y.double()
+    if not comparison.finite:
+        small = x * 2.0**-8
+        again = conduct.call(implementation, small, operands.weight, operands.device)
+        if bool(again.isfinite().all()) and bool(expected.product.isfinite().all()):
+            nan = bool(y.isnan().any())
+            return Diagnosis(Kind.OVERFLOW_NAN if nan else Kind.OVERFLOW_INF,
+                             f"{weights}sums overflow to {'NaN' if nan else 'infinity'}: they are finite for an activation 256 times"
+                             " smaller, so something narrower than fp32 holds them before they are scaled", evidence)
+        return Diagnosis(None, f"{weights}but {int((~y.isfinite()).sum())} of {y.numel()} sums are not finite", evidence)
+    wrong = (out - expected.product).abs() > expected.tolerance
+    top = out.abs().max()
+    stopped = out.abs() == top
+    if int(wrong.sum()) > 1 and bool((stopped | ~wrong).all()) and bool((expected.product.abs() >= top)[wrong].all()):
+        return Diagnosis(Kind.SATURATED, f"{weights}but outputs stop at ±{float(top):g}, where right ones reach"
+                                         f" {float(expected.product.abs().max()):g}", evidence)
+    run = _wrong_run_of_columns(implementation, operands)
+    likeness = correlation(out, expected.product)
+    kind = _nearness(likeness)
+    evidence["correlation"] = repr(likeness)
+    if run is not None:
+        sentence, found = run
+        return Diagnosis(kind, sentence, evidence | found)
+    part = _wrong_part(y, expected)
+    if part:
+        return Diagnosis(kind, f"{weights}but sums are wrong in {part}", evidence)
+    return Diagnosis(kind, f"{weights}but their sums are off by {comparison.relative_error:.2g} where at most {comparison.bound:.2g} is right,"
+                           " as when they are accumulated in less than fp32", evidence)
+
+
+def _wrong_run_of_columns(implementation: Implementation, operands: Operands) -> tuple[str, dict[str, Any]] | None:
+    """The one run of weight columns outside which all is right, found by activations that are zero beside a range.
+
+    None where there is no such run, or where it is more than half of K.
+    """
+    k = operands.case.k
+    fresh = operands.activation(_FRESH_CALL + 1)
+
+    def answer(first: int, last: int) -> tuple[Tensor, check.Reference]:
+        x = torch.zeros_like(fresh)
+        x[:, first:last] = fresh[:, first:last]
+        return conduct.call(implementation, x, operands.weight, operands.device), operands.reference(x, implementation)
+
+    def right(first: int, last: int) -> bool:
+        return first >= last or check.compare(*answer(first, last)).within
+
+    if right(0, k) or not (right(0, k // 2) or right(k // 2, k)):
+        return None
+    first = _last_true(0, k, lambda end: right(0, end))
+    last = k - _last_true(0, k - first, lambda length: right(k - length, k))
+    if not first < last or last - first > k // 2 or not (right(0, first) and right(last, k)):
+        return None
+    y, expected = answer(first, last)
+    out = y.double()
+    if not bool(out.any()):
+        what = "are ignored"
+    elif bool(((out - 2 * expected.product).abs() <= 2 * expected.tolerance).all()):
+        what = "are counted twice"
+    else:
+        what = "are misread"
+    tail = last == k
+    where = f", the tail of K = {k}" if tail else f" of K = {k}"
+    return (f"weight columns {first} to {last - 1}{where}, {what}; all others are right",
+            {"first_column": first, "last_column": last - 1, "columns": what})
+
+
+def _last_true(low: int, high: int, holds: Any) -> int:
+    """The largest number in [low, high] for which `holds`, which is true up to some number and false after it."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _wrong_part(y: Tensor, expected: check.Reference) -> str | None:
+    """The output rows or columns that everything wrong lies in, if they are fewer than half."""
+    wrong = ~((y.double() - expected.product).abs() <= expected.tolerance)
+    for axis, name in ((1, "rows (tokens)"), (0, "columns")):
+        touched = wrong.any(dim=axis).nonzero().reshape(-1).tolist()
+        size = wrong.shape[1 - axis]
+        if touched and 2 * len(touched) <= size:
+            return f"output {name} {_ranges(touched)} of {size}"
+    return None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``3, 7 to 12``; the first four runs."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs[:4])
+    return text + (f" and {len(runs) - 4} more runs" if len(runs) > 4 else "")
+
+
+def _gain(readout: Readout) -> float | None:
+    """The one factor between the weights acted by and the right ones, if there is one."""
+    right, seen = readout.definition.weight, readout.seen
+    gain = float((seen * right).sum() / right.square().sum().clamp(min=1e-300))
+    scaled = Prediction(right * gain, readout.definition.tainted)
+    return gain if readout.fits(scaled) else None
+
+
+def _nearness(likeness: float) -> Kind:
+    return Kind.INACCURATE if likeness > CORRELATED else Kind.GIBBERISH
+
+
+# What an implementation stores.
 
 
 def diagnose_quantization(original: Tensor, operands: Operands) -> Diagnosis | None:
-    """Name the mistake of codes or scales that are not the oracle's; None if they are."""
-    return None
+    """Name the mistake of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
+
+    Scales that are right within fp32's rounding are right; codes are judged under the scales that are stored, so that a
+    mistake in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
+    """
+    weight = operands.weight
+    if not weight.has_codes:
+        return None
+    stored = StoredCodes.under(original, weight, weight.scheme.quantize(original)[1])
+    if stored.scales.shape != stored.oracle_scales.shape:
+        return Diagnosis(Kind.WRONG_SHAPE, f"the stored scales have the shape {list(stored.scales.shape)};"
+                                           f" {weight.scheme.name} has {list(stored.oracle_scales.shape)} on this weight")
+    of_scales, of_codes = stored.scale_mistake(), stored.code_mistake()
+    found = [one for one in (of_scales, of_codes) if one is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    # Codes of the sibling format explain its maximum too; else the wrong scale comes first, and codes overflow by it.
+    leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
+    return Diagnosis(leading.kind, f"two mistakes at once: {of_scales.sentence}; and {of_codes.sentence}",
+                     of_scales.evidence | of_codes.evidence | {"kinds": sorted(one.kind for one in found if one.kind)})

@@ -5,13 +5,16 @@ Nothing here is asked of a case that is not right.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +44,8 @@ OVER_ROOFLINE = 1.1
 """A read figure may exceed the measured bandwidth by this before it is called impossible: bandwidth is measured too."""
 UNFUSED_BYTES = 0.25
 """Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
+HEAVY_KERNEL = 0.05
+"""A kernel with less than this share of a call's time is not held against it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def time_case(implementation: Implementation, operands: Operands, *, cache_bytes
     x = operands.activation(check_call_number(0))
     calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
     baseline_calls = [lambda w=w: F.linear(x, w) for w in dense_copies]
-    with torch.inference_mode():
+    with torch.no_grad():
         sample = _graph_sampler(calls) if device != "cpu" else _cpu_sampler(calls)
         sample_baseline = _graph_sampler(baseline_calls) if device != "cpu" else _cpu_sampler(baseline_calls)
         times, baseline_times = [], []
@@ -152,34 +157,61 @@ def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
     return sample
 
 
+class Kernel(NamedTuple):
+    """A kernel as the profiler saw it."""
+
+    name: str
+    us: float
+
+
 @dataclass(frozen=True)
 class Effects:
     """What one call did: kernels by name in order, and the most memory it held beyond its operands, output included."""
 
-    kernels: list[str]
+    kernels: list[Kernel]
     peak_bytes: int
 
+    @property
+    def heavy_kernels(self) -> int:
+        """Kernels that take a share of the call worth speaking of: a copy of one activation row does not."""
+        whole = sum(kernel.us for kernel in self.kernels)
+        return sum(kernel.us >= HEAVY_KERNEL * whole for kernel in self.kernels)
 
-# Operators that make views or bare memory: they launch nothing and move nothing.
-_NO_KERNEL = frozenset({
-    "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::view", "aten::reshape", "aten::t", "aten::as_strided",
-    "aten::transpose", "aten::expand", "aten::permute", "aten::select", "aten::slice", "aten::squeeze", "aten::unsqueeze",
-    "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::resize_", "aten::result_type", "aten::lift_fresh", "aten::narrow",
-    "aten::numpy_T", "aten::broadcast_to", "aten::split", "aten::chunk", "aten::unbind", "aten::movedim", "aten::to", "aten::view_as",
-    "aten::_reshape_alias", "aten::unfold", "aten::set_", "aten::is_nonzero", "aten::item", "aten::_local_scalar_dense", "aten::expand_as",
-})
+
+# Operators (``aten::mm``) and Inductor's loops (``graph_0_cpp_fused_…``); the rest of a trace is bookkeeping.
+_IS_KERNEL = re.compile(r"\w+::|graph_\d+_cpp_")
+
+
+# Operators that make views or bare memory, or only ask: they move nothing.
+_NO_KERNEL = frozenset("aten::" + name for name in (
+    "empty empty_strided empty_like new_empty view view_as reshape _reshape_alias t as_strided transpose expand expand_as permute "
+    "select slice narrow squeeze unsqueeze detach alias _unsafe_view resize_ result_type lift_fresh numpy_T broadcast_to split chunk "
+    "unbind movedim unfold to set_ is_nonzero item _local_scalar_dense resolve_conj resolve_neg flatten unflatten"
+).split())
+
+
+@functools.cache
+def _does_work_itself(name: str) -> bool:
+    """Whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts first)."""
+    packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None) if name.startswith("aten::") else None
+    if packet is None:
+        return False
+    schemas = (getattr(packet, overload)._schema for overload in packet.overloads())
+    qualified = (f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas)
+    registered = (full for full in qualified if torch._C._dispatch_has_kernel(full))    # TorchScript's own overloads are not
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CPU") for full in registered)
 
 
 def observe(call: Call, device: str) -> Effects:
-    """Run `call` once under the profiler: device kernels on a GPU; on a CPU the leaf operators that do work, and
-    Inductor's fused loops (which show as operators once `cpp.enable_kernel_profile` is on)."""
+    """Run `call` once under the profiler: device kernels on a GPU; on a CPU the operators that do work, Inductor's
+    fused loops among them (`fpxbench.worker` makes those show)."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held_before = torch.cuda.memory_allocated()
-    with torch.inference_mode(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler:
+    with torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler:
         call()
         if device != "cpu":
             torch.cuda.synchronize()
@@ -189,21 +221,25 @@ def observe(call: Call, device: str) -> Effects:
         events = json.loads(path.read_text())["traceEvents"]
     if device != "cpu":
         kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"])
-        return Effects([e["name"] for e in kernels], torch.cuda.max_memory_allocated() - held_before)
-    return Effects(_cpu_leaves(events), _cpu_peak(events))
+        return Effects([Kernel(e["name"], e["dur"]) for e in kernels], torch.cuda.max_memory_allocated() - held_before)
+    return Effects(_cpu_kernels(events), _cpu_peak(events))
 
 
-def _cpu_leaves(events: list[dict]) -> list[str]:
-    """Operators that no other operator of the same thread runs inside of, in order, without those that only make views."""
+def _cpu_kernels(events: list[dict]) -> list[Kernel]:
+    """Operators that do work, in order: those with a CPU kernel of their own, and the innermost of the others."""
     operators = sorted(
-        (e for e in events if e.get("cat") == "cpu_op" and e["name"] not in _NO_KERNEL), key=lambda e: (e["tid"], e["ts"], -e["dur"])
+        (e for e in events if e.get("cat") == "cpu_op" and e["name"] not in _NO_KERNEL and _IS_KERNEL.match(e["name"])),
+        key=lambda e: (e["tid"], e["ts"], -e["dur"]),
     )
-    leaves = []
-    for this, following in itertools.zip_longest(operators, operators[1:]):
-        inside = following is not None and following["tid"] == this["tid"] and following["ts"] < this["ts"] + this["dur"]
-        if not inside:
-            leaves.append(this)
-    return [e["name"] for e in sorted(leaves, key=lambda e: e["ts"])]
+    found: list[tuple[float, Kernel]] = []
+    for index, this in enumerate(operators):
+        inside = list(itertools.takewhile(
+            lambda e, this=this: e["tid"] == this["tid"] and e["ts"] < this["ts"] + this["dur"], operators[index + 1:]
+        ))
+        wraps_itself = any(e["name"] == this["name"] for e in inside)      # mm.out calls mm
+        if not inside or (_does_work_itself(this["name"]) and not wraps_itself):
+            found.append((this["ts"], Kernel(this["name"], this["dur"] - sum(e["dur"] for e in inside))))
+    return [kernel for _, kernel in sorted(found, key=lambda pair: pair[0])]
 
 
 def _cpu_peak(events: list[dict]) -> int:
@@ -223,7 +259,8 @@ def traffic(operands: Operands, effects: Effects, median_s: float | None, read_g
     return Traffic(
         packed_bytes=operands.weight.nbytes, bytes_min=bytes_min, gb_per_s=gb_per_s,
         roofline_fraction=gb_per_s / read_gb_per_s if gb_per_s and read_gb_per_s else None,
-        kernels_launched=len(effects.kernels), kernels=[name[:200] for name in effects.kernels[:40]], peak_bytes=effects.peak_bytes,
+        kernels_launched=len(effects.kernels), heavy_kernels=effects.heavy_kernels,
+        kernels=[kernel.name[:200] for kernel in effects.kernels[:40]], peak_bytes=effects.peak_bytes,
     )
 
 
@@ -244,7 +281,7 @@ def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
 
 def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool) -> list[Flag]:
     found = []
-    if operands.weight.scheme.quantized and (moved.kernels_launched > 1 or wrote_decoded_weight(operands, moved.peak_bytes)):
+    if operands.weight.scheme.quantized and (moved.heavy_kernels > 1 or wrote_decoded_weight(operands, moved.peak_bytes)):
         found.append(Flag.UNFUSED)
     if beyond_cache and moved.roofline_fraction and moved.roofline_fraction > OVER_ROOFLINE:
         found.append(Flag.OVER_ROOFLINE)
@@ -260,8 +297,8 @@ def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s:
     parts = []
     if wrote_decoded_weight(operands, moved.peak_bytes):
         parts.append(f"writes the decoded weight to memory and reads it back ({moved.peak_bytes / 1e6:.0f} MB of scratch)")
-    if operands.weight.scheme.quantized and moved.kernels_launched > 1:
-        parts.append(f"takes {moved.kernels_launched} kernels where one would do")
+    if operands.weight.scheme.quantized and moved.heavy_kernels > 1:
+        parts.append(f"spends its time in {moved.heavy_kernels} kernels where one would do")
     floor_us = moved.bytes_min / (read_gb_per_s * 1e3) if read_gb_per_s else None
     if floor_us and not parts:
         share = floor_us / times.median_us

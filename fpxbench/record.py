@@ -121,6 +121,8 @@ class Traffic(_Part):
     roofline_fraction: Finite | None = None
     """gb_per_s over the machine's measured read bandwidth."""
     kernels_launched: int | None = None
+    heavy_kernels: int | None = None
+    """Those of them that take 5% of the call or more."""
     kernels: list[str] = Field(default_factory=list)
     peak_bytes: int | None = None
     """The most memory that one call held beyond its operands."""

@@ -202,7 +202,8 @@ class Timeline:
 
     def _is_ours(self) -> bool:
         """An empty folder will do; the lock file is there from before the repository is."""
-        return (self.path / _LOCK).exists() or not any(self.path.iterdir())
+        names = os.listdir(self.path)
+        return not names or _LOCK in names
 
     def _git(self, *args: str, stdin: bytes = b"") -> str:
         # A git hook or an alias may have set GIT_DIR and the like, and they would win over the path.

@@ -31,7 +31,12 @@ def start_worker() -> None:
 
 def preload() -> None:
     """Imported once by the fork server, so that a new child has torch from its first moment."""
+    import torch._inductor.config
+
     import fpxbench.trial  # noqa: F401
+
+    # Inductor's fused CPU loops then show in the profiler, so that they can be counted.
+    torch._inductor.config.cpp.enable_kernel_profile = True
 
 
 def machine_json(device: str | None, name: str | None, log: str) -> str:

@@ -1,0 +1,49 @@
+"""Upcast, matmul and scale, left to torch.compile to fuse: the function of pytorch/ao issue #228."""
+
+import torch
+
+from fpxbench.formats import TORCH_DTYPES
+from fpxbench.implementation import Implementation, Support, implementation
+
+from ._compiling import compiled
+
+
+def mixed_mm(a, b, scale):
+    """``a @ b * scale``: a [M, K] 16-bit, b [K, N] float8 or int8, scale fp32 [N] or [1]."""
+    return (torch.mm(a, b.to(a.dtype)) * scale).to(a.dtype)
+
+
+def mixed_mm_fp16(a, b, scale):
+    """The same, scaled before the product: float8 codes go up to 57344, and fp16 ends at 65504."""
+    return torch.mm(a, (b.float() * scale).to(a.dtype))
+
+
+@implementation("compiled_mixed_mm")
+class CompiledMixedMM(Implementation):
+    """`torch.mm(a, b.to(a.dtype)) * scale` under `torch.compile`, with max-autotune on GPUs.
+
+    It is fast only where Inductor fuses the upcast into the matmul's loads, which it does by a Triton template on GPUs. On
+    CPU the upcast stays a pass of its own, over scalars for most formats, and costs far more than the product.
+    """
+
+    layout = "bytes"
+
+    def __init__(self):
+        self._compiled = {}
+
+    def supports(self, scheme, device):
+        if not scheme.quantized or scheme.format.name not in (*TORCH_DTYPES, "int8"):
+            return Support.no(f"torch has dtypes for {', '.join(TORCH_DTYPES)} and int8 only; {scheme.name} is none of them")
+        if scheme.scaling.block is not None:
+            return Support.no(f"takes one scale a row or a tensor; {scheme.name} has one for each {scheme.scaling.block} weights")
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        dtype = getattr(torch, TORCH_DTYPES.get(weight.scheme.format.name, "int8"))
+        a, b = x.reshape(-1, x.shape[-1]).contiguous(), weight.packed.view(dtype).t()
+        key = (a.shape, a.dtype, b.shape)
+        if key not in self._compiled:
+            # Without CUDA graphs: those would hand the same output buffer to every call.
+            mode = "max-autotune-no-cudagraphs" if a.is_cuda else None
+            self._compiled[key] = compiled(mixed_mm_fp16 if a.dtype == torch.float16 else mixed_mm, mode=mode)
+        return self._compiled[key](a, b, weight.scales.reshape(-1)).reshape(*x.shape[:-1], weight.shape[0])

@@ -1,0 +1,126 @@
+"""Decode, product and scale in one vectorised pass over the packed weight, on CPU, by Inductor alone.
+
+What moves: each packed byte once, plus the scales; at one token that is all. What a weight costs: about ten integer
+and float instructions on a vector of 16 weights.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.packing import pieces
+
+from ._compiling import compiled
+
+
+def values(code, fmt):
+    """fp32 numbers of int32 codes: exact, by operations that Inductor vectorises, and with no subnormal operand."""
+    if fmt.twos_complement:
+        signed = (code << (32 - fmt.bits)) >> (32 - fmt.bits)
+        return signed.to(torch.float32) * 2.0 ** (1 - fmt.bias - fmt.mantissa_bits)
+    magnitude = code & fmt.magnitude_mask
+    bits = (magnitude << (23 - fmt.mantissa_bits)) + ((127 - fmt.bias) << 23)
+    if fmt.specials == "ieee":
+        infinity = ((1 << fmt.exponent_bits) - 1) << fmt.mantissa_bits
+        bits = torch.where(magnitude >= infinity, bits | 0x7F800000, bits)
+    elif fmt.specials == "fn":
+        bits = torch.where(magnitude == fmt.magnitude_mask, 0x7FC00000, bits)
+    subnormal = magnitude.to(torch.float32) * 2.0 ** (1 - fmt.bias - fmt.mantissa_bits)
+    value = torch.where(magnitude < 1 << fmt.mantissa_bits, subnormal, bits.view(torch.float32))
+    sign = (code << (32 - fmt.bits)) & -(1 << 31)
+    value = (value.view(torch.int32) | sign).view(torch.float32)
+    if fmt.specials == "fnuz":
+        value = torch.where(code == fmt.nan_code, torch.nan, value)
+    return value
+
+
+def code_words(words, bits):
+    """The int32 codes of planar rows read as int32 words [N, row_bytes / 4]: one [N, S] tensor for each plane and byte.
+
+    Tensor ``t = 4 * plane + byte`` holds at i the weight ``k = 4 * (S * plane + i) + byte``: `activation_words`
+    puts the activation in the same order.
+    """
+    planes = 8 // pieces(bits)[-1][1]
+    s = words.shape[1] * 32 // (bits * 4 * planes)
+    for plane in range(planes):
+        for byte in range(4):
+            code, start = 0, 0
+            for offset, width in pieces(bits):
+                slices = planes * width // 8      # how many of the planes share this piece's shift
+                first = start + plane % slices * s
+                field = words[:, first:first + s] >> (8 * byte + plane // slices * width)
+                code = code | ((field & ((1 << width) - 1)) << offset)
+                start += slices * s
+            yield code
+
+
+def activation_words(x, bits, k_pad):
+    """fp32 [M, T, S] of x [M, K], zeros past K, in the order of `code_words`."""
+    planes = 8 // pieces(bits)[-1][1]
+    words = F.pad(x.float(), (0, k_pad - x.shape[1])).unflatten(1, (planes, -1, 4))
+    # Contiguous, not a view: over a strided activation Inductor vectorises across rows instead, and is five times slower.
+    return words.transpose(2, 3).contiguous().flatten(1, 2)
+
+
+def decoded(words, grid, fmt, block):
+    """The scaled weight, fp32, one [N, S] tensor after the other in the order of `code_words`."""
+    for t, code in enumerate(code_words(words, fmt.bits)):
+        plane, byte = divmod(t, 4)
+        if block is None:
+            scale = grid
+        else:
+            k = 4 * (code.shape[1] * plane + torch.arange(code.shape[1])) + byte
+            scale = grid[:, (k // block).clamp(max=grid.shape[1] - 1)]      # past K are zeros, under any scale
+        yield values(code, fmt) * scale
+
+
+def matvec(x, words, grid, fmt, block):
+    """x fp32 [T, S], words int32 [N, row_bytes / 4], grid fp32 [N or 1, G] -> fp32 [N]; one pass, nothing stored between."""
+    return sum(w * x[t] for t, w in enumerate(decoded(words, grid, fmt, block))).sum(dim=1)
+
+
+def decode_rows(words, grid, fmt, block):
+    """The scaled weight, fp32 [N, K_pad], columns in the order of `code_words`."""
+    return torch.cat(list(decoded(words, grid, fmt, block)), dim=1)
+
+
+MATVEC_TOKENS = 4       # up to here one pass a token is faster than storing the decoded weight
+BLOCK_ROWS = 256        # 4 MB of fp32 at K = 4096: stays in the last-level cache
+
+
+@implementation("cpu_fused")
+class CpuFused(Implementation):
+    """Decode, product and scale as one loop that Inductor vectorises: the packed weight is read as int32 words, as its C++ backend
+    vectorises 32-bit integer operations but neither the float8 FNUZ dtypes nor a 16-bit result.
+
+    What holds the plain `torch.compile` of upcast + matmul + scale back on CPU is two things: matmul is a library call there, so the
+    upcast weight goes to memory and comes back, and the upcast itself runs one weight at a time. Written as a product and a
+    sum over words, both go: at one token the pass costs about what reading the bf16 weight does. Past a few tokens
+    the decoded rows are stored in fp32, a block that fits the cache at a time, and multiplied by the fp32 matmul; there
+    the 16-bit matmul instructions of the CPU are out of reach and dense bf16 stays faster.
+    """
+
+    def __init__(self):
+        self._matvec, self._decode_rows = compiled(matvec), compiled(decode_rows)
+
+    def supports(self, scheme, device):
+        if device != "cpu":
+            return Support.no(f"is written for CPUs; on {device} triton_fused does the same")
+        return Support.yes() if scheme.quantized else Support.no(f"{scheme.name} is not quantized, so there is nothing to decode")
+
+    def matmul(self, x, weight):
+        n, k = weight.shape
+        fmt, block = weight.scheme.format, weight.scheme.scaling.block
+        words, grid = weight.packed.view(torch.int32), weight.scale_grid()
+        flat = activation_words(x.reshape(-1, k), fmt.bits, words.shape[1] * 32 // fmt.bits)
+        out = flat.new_empty(flat.shape[0], n)
+        if len(out) <= MATVEC_TOKENS:
+            for row, activation in zip(out, flat):
+                row.copy_(self._matvec(activation, words, grid, fmt, block))
+        else:
+            flat = flat.flatten(1)
+            for start in range(0, n, BLOCK_ROWS):
+                rows = slice(start, start + BLOCK_ROWS)
+                w = self._decode_rows(words[rows], grid[rows] if len(grid) == n else grid, fmt, block)
+                out[:, rows] = flat @ w.T
+        return out.to(x.dtype).reshape(*x.shape[:-1], n)

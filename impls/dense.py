@@ -1,0 +1,21 @@
+"""The 16-bit layer that every quantized one is measured against."""
+
+import torch.nn.functional as F
+
+from fpxbench.implementation import Implementation, Support, implementation
+
+
+@implementation("dense", baseline=True)
+class Dense(Implementation):
+    """`F.linear` with the weight kept in 16 bits: two bytes of memory traffic a weight, no decode.
+
+    At few tokens a layer is bound by reading its weight, so a weight of b bits has 16/b to win, no more.
+    """
+
+    def supports(self, scheme, device):
+        if scheme.quantized:
+            return Support.no(f"keeps the weight in bf16 or fp16, and {scheme.name} is quantized")
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        return F.linear(x, weight.packed.to(x.dtype))   # no copy where the dtypes agree

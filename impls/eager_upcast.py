@@ -1,0 +1,62 @@
+"""Any scheme, decoded anew on every call by ordinary torch ops, then multiplied in 16 bits."""
+
+import torch
+import torch.nn.functional as F
+
+from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.packing import padded_k, pieces
+
+
+def decode_table(fmt, device):
+    """fp32 ``[2**bits]``: the number of each code, from the format's fields by shifts and one multiplication."""
+    code = torch.arange(1 << fmt.bits, dtype=torch.int32, device=device)
+    if fmt.twos_complement:
+        signed = torch.where(code >> (fmt.bits - 1) > 0, code - (1 << fmt.bits), code)
+        return signed * 2.0 ** (1 - fmt.bias - fmt.mantissa_bits)
+    magnitude = code & fmt.magnitude_mask
+    exponent, mantissa = magnitude >> fmt.mantissa_bits, magnitude & ((1 << fmt.mantissa_bits) - 1)
+    significand = mantissa + ((exponent > 0).int() << fmt.mantissa_bits)
+    unit = ((exponent.clamp(min=1) - fmt.bias - fmt.mantissa_bits + 127) << 23).view(torch.float32)
+    negative = code > fmt.magnitude_mask
+    value = torch.where(negative, -(significand * unit), significand * unit)
+    if fmt.specials == "ieee":
+        value = torch.where(exponent == (1 << fmt.exponent_bits) - 1, value * torch.inf, value)
+        return torch.where((mantissa > 0) & ~torch.isfinite(value), torch.nan, value)
+    if fmt.specials == "fn":
+        return torch.where(magnitude == fmt.magnitude_mask, torch.nan, value)
+    if fmt.specials == "fnuz":
+        return torch.where(negative & (magnitude == 0), torch.nan, value)
+    return value
+
+
+def unpack_planar(packed, bits, k):
+    """uint8 codes ``[N, K]`` of planar bytes: each plane of each piece is one shift and one mask."""
+    codes, start = 0, 0
+    for offset, width in pieces(bits):
+        size = padded_k(k) * width // 8
+        piece = packed[:, start:start + size]
+        planes = [((piece >> shift) & ((1 << width) - 1)) << offset for shift in range(0, 8, width)]
+        codes, start = codes | torch.cat(planes, dim=1), start + size
+    return codes[:, :k]
+
+
+@implementation("eager_upcast")
+class EagerUpcast(Implementation):
+    """Shifts, a table look-up, a multiplication by the scales and `F.linear`, each a pass of its own over memory.
+
+    It takes every scheme and is slow on every device: some thirty bytes are moved for each weight where one or less is
+    stored. It shows what storing fewer bits costs without a kernel.
+    """
+
+    def supports(self, scheme, device):
+        return Support.yes() if scheme.quantized else Support.no(f"{scheme.name} is not quantized, so there is nothing to upcast")
+
+    def matmul(self, x, weight):
+        fmt, block = weight.scheme.format, weight.scheme.scaling.block
+        n, k = weight.shape
+        codes = unpack_planar(weight.packed, fmt.bits, k)
+        w = decode_table(fmt, x.device)[codes.int()]
+        scale = weight.scale_grid()
+        if block is not None:
+            scale = scale.repeat_interleave(block, dim=1)[:, :k]
+        return F.linear(x, (w * scale).to(x.dtype))

@@ -1,0 +1,32 @@
+"""Weights in torch's own float8 dtypes, upcast and multiplied."""
+
+import torch
+import torch.nn.functional as F
+
+from fpxbench.formats import TORCH_DTYPES
+from fpxbench.implementation import Implementation, Support, implementation
+
+
+@implementation("native_float8")
+class NativeFloat8(Implementation):
+    """`F.linear(x, w.to(x.dtype)) * scale` with w in a `torch.float8_*` dtype: what float8 weight-only layers run in eager mode.
+
+    The upcast weight is written to memory and read back, so every call moves five bytes a weight where the stored byte
+    would do; eager PyTorch has no kernel that multiplies by float8 directly with 16-bit activations.
+    """
+
+    layout = "bytes"
+
+    def supports(self, scheme, device):
+        if not scheme.quantized or scheme.format.name not in TORCH_DTYPES:
+            return Support.no(f"torch has float8 dtypes for {', '.join(TORCH_DTYPES)} only; {scheme.name} is none of them")
+        if scheme.scaling.block is not None:
+            return Support.no(f"takes one scale a row or a tensor; {scheme.name} has one for each {scheme.scaling.block} weights")
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        w = weight.packed.view(getattr(torch, TORCH_DTYPES[weight.scheme.format.name]))
+        scale = weight.scales.reshape(-1)   # [N] or [1]
+        if x.dtype == torch.float16:        # codes go up to 57344: unscaled, the product would overflow fp16
+            return F.linear(x, (w.float() * scale[:, None]).to(x.dtype))
+        return (F.linear(x, w.to(x.dtype)) * scale).to(x.dtype)

@@ -1,0 +1,66 @@
+"""float8 times float8 by the device's own matrix instructions."""
+
+import torch
+import torch.nn.functional as F
+
+from fpxbench.formats import TORCH_DTYPES
+from fpxbench.implementation import Implementation, Support, implementation
+
+OCP, FNUZ = ("e4m3fn", "e5m2"), ("e4m3fnuz", "e5m2fnuz")
+
+
+def float8_rows(x, dtype):
+    """x [M, K] as float8 codes under one fp32 scale a row [M, 1]."""
+    largest = torch.finfo(dtype).max
+    amax = x.abs().amax(dim=1, keepdim=True).float()
+    scale = torch.where(amax > 0, amax / largest, 1.0)
+    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+
+
+def float8_formats(device):
+    """The formats that `torch._scaled_mm` takes on `device`, and the device's name."""
+    if device == "cpu":
+        return OCP + FNUZ, "a CPU"
+    if torch.version.hip:
+        arch = torch.cuda.get_device_properties().gcnArchName.partition(":")[0]
+        return {"gfx942": FNUZ, "gfx950": OCP}.get(arch, ()), arch
+    major, minor = torch.cuda.get_device_capability()
+    return OCP if (major, minor) >= (8, 9) else (), f"sm_{major}{minor}"
+
+
+@implementation("scaled_mm")
+class ScaledMM(Implementation):
+    """`torch._scaled_mm`: the activation is rounded to float8, row by row, and both operands stay in a byte.
+
+    The only eager road without an upcast, at the price of the activation's precision. On CPU it is a reference loop:
+    right, and some fifty times slower than bf16.
+    """
+
+    layout = "bytes"
+    activation_format = "e4m3fn"    # on gfx942 e4m3fnuz, which has the same precision
+
+    def supports(self, scheme, device):
+        if not scheme.quantized or scheme.format.name not in TORCH_DTYPES or scheme.scaling.block is not None:
+            return Support.no(f"takes float8 weights with one scale a row or a tensor, not {scheme.name}")
+        formats, name = float8_formats(device)
+        if scheme.format.name not in formats:
+            return Support.no(f"{name} has float8 matrix instructions for {' and '.join(formats) or 'no format'}, not for {scheme.format.name}")
+        return Support.yes()
+
+    def max_elements(self, device):
+        return 1 << 24 if device == "cpu" else None
+
+    def matmul(self, x, weight):
+        (n, k), name = weight.shape, weight.scheme.format.name
+        flat = x.reshape(-1, k)
+        if flat.shape[0] == 0:      # _scaled_mm refuses M = 0
+            return x.new_empty(*x.shape[:-1], n)
+        # The CUDA kernels want N and K in multiples of 16; a byte of 0 is 0.0 in every format.
+        packed = F.pad(weight.packed, (0, -k % 16, 0, -n % 16))
+        scale = F.pad(weight.scales.reshape(-1).expand(n), (0, -n % 16)).reshape(1, -1)
+        codes, row_scale = float8_rows(F.pad(flat, (0, -k % 16)), torch.float8_e4m3fnuz if name in FNUZ else torch.float8_e4m3fn)
+        # Row-wise scaled kernels write bf16 on CUDA.
+        out_dtype = torch.bfloat16 if x.is_cuda else x.dtype
+        w = packed.view(getattr(torch, TORCH_DTYPES[name])).t()
+        out = torch._scaled_mm(codes, w, scale_a=row_scale, scale_b=scale.contiguous(), out_dtype=out_dtype)
+        return out[:, :n].to(x.dtype).reshape(*x.shape[:-1], n)
