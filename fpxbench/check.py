@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fpxbench.case import Case
 from fpxbench.codec import decode_table
-from fpxbench.formats import format_named
+from fpxbench.formats import Format, format_named
 from fpxbench.scheme import scheme_named
 from fpxbench.weight import QuantizedWeight
 
@@ -53,18 +53,34 @@ def generator(seed: int, *what: object, device: str = "cpu") -> torch.Generator:
 def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
     """The weight of a case, fp32 [N, K]: N(0, 1), the same for every implementation and scheme.
 
-    `canary.codes` instead holds every finite code of its format, the largest once in each block so that scales are 1.
+    `canary.codes` instead holds the values on which encoders and decoders differ, under scales that are 1: every finite
+    number of its format, every midpoint between two of them, what lies just beside the midpoints, and under MX, whose
+    rule lets it happen, numbers past the maximum.
     """
     rng = generator(seed, "weight", case.n, case.k, device=device)
     scheme = scheme_named(case.scheme)
     if case.workload != "canary.codes" or not scheme.quantized:
         return torch.randn(case.n, case.k, generator=rng, device=device)
-    values = decode_table(scheme.format, device)
-    values = values[values.isfinite()]
+    fmt, scaling = scheme.format, scheme.scaling
+    values = _telling_values(fmt, device, overflows=scaling.kind == "mx")
     order = torch.randperm(case.n * case.k, generator=rng, device=device) % len(values)
     weight = values[order].reshape(case.n, case.k)
-    weight[:, :: scheme.scaling.block or case.k] = scheme.format.max
+    weight[:, :: scaling.block or case.k] = fmt.max    # the largest once in each block: its scale is 1
     return weight.contiguous()
+
+
+def _telling_values(fmt: Format, device: str, *, overflows: bool) -> Tensor:
+    """Every finite number of a format, each midpoint, and its neighbours that bf16 and fp16 would round onto it."""
+    numbers = decode_table(fmt, device)
+    numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
+    ascending = numbers.unique()
+    middle = (ascending[1:] + ascending[:-1]) / 2
+    beside = 2.0**-12
+    values = [numbers, middle, middle * (1 + beside), middle * (1 - beside)]
+    if overflows:
+        past = 2.0 ** (fmt.emax + 1) * (1 - beside)    # the most that a block whose scale is 1 may hold
+        values.append(torch.tensor([past, -past], device=device))
+    return torch.cat(values)
 
 
 def make_activation(case: Case, seed: int, call: int, device: str = "cpu") -> Tensor:

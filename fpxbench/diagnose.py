@@ -3,7 +3,7 @@
 Multiplied by one-hot activations, an implementation gives away the weight that it acts by. Each known mistake
 (`fpxbench.misreadings`) says what that weight would be; the one whose prediction fits every weight read out, where
 the definition does not, is named. Where several fit, or none, the diagnosis says so instead of choosing.
-`fpxbench.misencodings` does the same for the codes and scales that an implementation stores.
+`fpxbench.diagnose_stored` does the same for the codes and scales that an implementation stores.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _named(fitting: list[tuple[Misreading, ...]], readout: Readout) -> Diagnosis
         return Diagnosis(first, ("two mistakes at once: " if together else "") + sentences[0], evidence)
     names = sorted({" with ".join(sorted(kind)) for kind in kinds})
     evidence["fitting"] = names
-    kind = next(iter(certain)) if len(certain) == 1 else _nearness(readout.correlation())
+    kind = next(iter(certain)) if len(certain) == 1 else nearness(readout.correlation())
     return Diagnosis(kind, f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}:"
                            f" this weight looks the same under each. The first: {sentences[0]}", evidence)
 
@@ -163,7 +163,7 @@ def _another_table(readout: Readout) -> Diagnosis | None:
     evidence = {"codes_misread": len(numbers), "codes_seen": int(present.sum()), "misread": listed, "example": readout.example()}
     if not bool((wrong & ~is_subnormal(fmt)).any()):
         return Diagnosis(Kind.SUBNORMAL_WRONG, f"{len(numbers)} subnormal codes are misread: {listed[0]}", evidence)
-    return Diagnosis(_nearness(readout.correlation()),
+    return Diagnosis(nearness(readout.correlation()),
                      f"{len(numbers)} of {int(present.sum())} codes decode to another number, the same one everywhere: {listed[0]}", evidence)
 
 
@@ -184,11 +184,11 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     run = _wrong_run_of_columns(implementation, operands)
     if run is not None:
         sentence, found = run
-        return Diagnosis(_nearness(correlation(y.double(), expected.product)), sentence, evidence | found)
+        return Diagnosis(nearness(correlation(y.double(), expected.product)), sentence, evidence | found)
     part = _wrong_part(y, expected)
     likeness = readout.correlation()
     evidence["correlation"] = repr(likeness)
-    kind = _nearness(likeness)
+    kind = nearness(likeness)
     if part:
         return Diagnosis(kind, f"wrong only in {part}", evidence)
     gain = _gain(readout)
@@ -224,7 +224,7 @@ def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor
                                          f" {float(expected.product.abs().max()):g}", evidence)
     run = _wrong_run_of_columns(implementation, operands)
     likeness = correlation(out, expected.product)
-    kind = _nearness(likeness)
+    kind = nearness(likeness)
     evidence["correlation"] = repr(likeness)
     if run is not None:
         sentence, found = run
@@ -314,31 +314,5 @@ def _gain(readout: Readout) -> float | None:
     return gain if readout.fits(scaled) else None
 
 
-def _nearness(likeness: float) -> Kind:
+def nearness(likeness: float) -> Kind:
     return Kind.INACCURATE if likeness > CORRELATED else Kind.GIBBERISH
-
-
-# What an implementation stores.
-
-
-def diagnose_quantization(original: Tensor, operands: Operands) -> Diagnosis | None:
-    """Name the mistake of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
-
-    Scales that are right within fp32's rounding are right; codes are judged under the scales that are stored, so that a
-    mistake in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
-    """
-    weight = operands.weight
-    if not weight.has_codes:
-        return None
-    stored = StoredCodes.under(original, weight, weight.scheme.quantize(original)[1])
-    if stored.scales.shape != stored.oracle_scales.shape:
-        return Diagnosis(Kind.WRONG_SHAPE, f"the stored scales have the shape {list(stored.scales.shape)};"
-                                           f" {weight.scheme.name} has {list(stored.oracle_scales.shape)} on this weight")
-    of_scales, of_codes = stored.scale_mistake(), stored.code_mistake()
-    found = [one for one in (of_scales, of_codes) if one is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    # Codes of the sibling format explain its maximum too; else the wrong scale comes first, and codes overflow by it.
-    leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
-    return Diagnosis(leading.kind, f"two mistakes at once: {of_scales.sentence}; and {of_codes.sentence}",
-                     of_scales.evidence | of_codes.evidence | {"kinds": sorted(one.kind for one in found if one.kind)})

@@ -11,7 +11,8 @@ import torch
 
 from fpxbench import check, conduct, implementation as implementations, measure
 from fpxbench.conduct import Misconduct, Operands
-from fpxbench.diagnose import diagnose_product, diagnose_quantization
+from fpxbench.diagnose import diagnose_product
+from fpxbench.diagnose_stored import diagnose_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.messages import TrialRequest, TrialResult
 from fpxbench.record import Accuracy, Traffic

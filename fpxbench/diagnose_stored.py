@@ -1,0 +1,198 @@
+"""Whose mistake do stored codes and scales look like: compared with what each known mistake would have stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpxbench.codec import decode, encode
+from fpxbench.conduct import Operands
+from fpxbench.diagnose import Diagnosis, nearness
+from fpxbench.misencodings import QUOTIENT_SLACK, Divide, misencodings, same_number
+from fpxbench.misreadings import scale_misreadings
+from fpxbench.readout import correlation
+from fpxbench.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
+from fpxbench.verdict import Kind
+from fpxbench.weight import QuantizedWeight
+
+SCALE_SLACK = 2.0**-21
+"""amax / max, amax * (1 / max) and 1 / (max / amax) differ by this much at most in fp32: all of them are right."""
+NV_RATIO_SLACK = 2.0**-3
+"""A block scale in E4M3 is rounded to three mantissa bits, so a ratio is seen only that finely."""
+SCREENED_ROWS = 256
+"""Rows with wrong codes on which a mistake is tried first; only one that explains them is tried on all."""
+
+
+def diagnose_quantization(original: Tensor, operands: Operands) -> Diagnosis | None:
+    """Name the mistake of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
+
+    Scales that are right within fp32's rounding are right. Codes are judged under the scales that are stored, so that a
+    mistake in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
+    """
+    weight = operands.weight
+    if not weight.has_codes:
+        return None
+    _, oracle_scales = weight.scheme.quantize(original)
+    if weight.scales is None or weight.scales.shape != oracle_scales.stored.shape:
+        held = "no scales" if weight.scales is None else f"scales of the shape {list(weight.scales.shape)}"
+        return Diagnosis(Kind.WRONG_SHAPE, f"{held} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight")
+    stored = _Stored(original.float(), weight, oracle_scales)
+    of_scales, of_codes = _scale_mistake(stored), None
+    if of_scales is None or not stored.codes_fit(oracle_scales):
+        of_codes = _code_mistake(stored, oracle_scales if of_scales is not None else None)
+    found = [one for one in (of_scales, of_codes) if one is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    # Codes of the sibling format bring its maximum with them; else the scale is wrong first, and codes overflow by it.
+    leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
+    return Diagnosis(leading.kind, f"two mistakes at once: {of_scales.sentence}; and {of_codes.sentence}",
+                     of_scales.evidence | of_codes.evidence | {"kinds": sorted({str(one.kind) for one in found})})
+
+
+@dataclass
+class _Stored:
+    """A stored weight beside the original [N, K] and the oracle's scales."""
+
+    original: Tensor
+    weight: QuantizedWeight
+    oracle_scales: Scales
+
+    @cached_property
+    def codes(self) -> Tensor:
+        return self.weight.codes()
+
+    @property
+    def own_scales(self) -> Scales:
+        return Scales(self.weight.scales, self.weight.tensor_scale)
+
+    def codes_fit(self, scales: Scales) -> bool:
+        return not bool(self.wrong_codes(scales).any())
+
+    def wrong_codes(self, scales: Scales) -> Tensor:
+        """Where the stored codes are not those of nearest-even under `scales`: bool [N, K]."""
+        fmt = self.weight.scheme.format
+        return ~self.made_by(lambda weight, divide: encode(divide(weight), fmt), scales)
+
+    def made_by(self, encoder: Callable[[Tensor, Divide], Tensor], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Where the stored codes are what `encoder` would store, a quotient rounded the other way allowed for: bool."""
+        fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
+        here = Scales(scales.stored[rows] if scales.stored.shape[0] > 1 else scales.stored, scales.tensor_scale)
+        held, original = same_number(self.codes[rows], fmt), self.original[rows]
+        factors = scale_values(here, scaling)
+        # Dividing by a power of two is exact: there, a tie is a tie.
+        slack = 0.0 if bool((torch.frexp(factors).mantissa == 0.5).all()) else QUOTIENT_SLACK
+        same = torch.zeros_like(held, dtype=torch.bool)
+        for nudge in ((0.0,) if slack == 0 else (0.0, -slack, slack)):
+            codes = encoder(original, lambda w, nudge=nudge: scale_down(w, here, scaling) * (1 + nudge))
+            same |= same_number(codes, fmt) == held
+        return same
+
+
+def _code_mistake(stored: _Stored, other_scales: Scales | None) -> Diagnosis | None:
+    """The mistake that explains every code, under the stored scales or, where those are wrong, under the right ones."""
+    fmt, weight = stored.weight.scheme.format, stored.weight
+    wrong = stored.wrong_codes(stored.own_scales)
+    if not bool(wrong.any()):
+        return None
+    magnitudes = same_number(stored.codes, fmt).int() & fmt.magnitude_mask
+    finite = decode(magnitudes.to(torch.uint8), fmt).isfinite()
+    known = list(misencodings(fmt, weight.layout, weight.shape[1], int(magnitudes[finite].max()) if bool(finite.any()) else 0))
+    screen = wrong.any(dim=1).nonzero().reshape(-1)[:SCREENED_ROWS]
+    evidence = _wrong_codes_evidence(stored, wrong)
+    share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
+    for scales in (stored.own_scales, other_scales):
+        if scales is None:
+            continue
+        fitting = [one for one in known if bool(stored.made_by(one.apply, scales, screen).all())
+                   and bool(stored.made_by(one.apply, scales).all())]
+        kinds = sorted({one.kind for one in fitting})
+        if len(kinds) == 1:
+            return Diagnosis(fitting[0].kind, f"{fitting[0].sentence}: {share}", evidence)
+        if kinds:
+            likeness = nearness(_likeness(stored))
+            return Diagnosis(likeness, f"{share}; cannot tell between {', '.join(kinds)}: on this weight they store the same",
+                             evidence | {"fitting": kinds})
+    likeness = _likeness(stored)
+    return Diagnosis(nearness(likeness), f"{share}, and no known mistake explains them; e.g. {evidence['examples'][0]}",
+                     evidence | {"correlation": repr(likeness)})
+
+
+def _wrong_codes_evidence(stored: _Stored, wrong: Tensor) -> dict[str, Any]:
+    fmt = stored.weight.scheme.format
+    values = scale_down(stored.original, stored.own_scales, stored.weight.scheme.scaling)
+    right = encode(values, fmt)
+    examples = [
+        f"{float(values[row, column]):.9g} at row {row}, column {column} is stored as {fmt.describe_code(int(stored.codes[row, column]))},"
+        f" not as {fmt.describe_code(int(right[row, column]))}"
+        for row, column in wrong.nonzero()[:3].tolist()
+    ]
+    return {"codes": wrong.numel(), "codes_wrong": int(wrong.sum()), "examples": examples}
+
+
+def _likeness(stored: _Stored) -> float:
+    return correlation(stored.weight.dequantize().double(), stored.original.double())
+
+
+def _scale_mistake(stored: _Stored) -> Diagnosis | None:
+    scheme, weight = stored.weight.scheme, stored.weight
+    fmt, scaling = scheme.format, scheme.scaling
+    held, right = weight.scale_grid(), scale_values(stored.oracle_scales, scaling)
+    wrong = ~_scales_agree(stored, held, right)
+    if not bool(wrong.any()):
+        return None
+    row, block = wrong.nonzero()[0].tolist()
+    evidence = {"scales": held.numel(), "scales_wrong": int(wrong.sum()),
+                "scale_example": f"row {row}, block {block}: {float(held[row, block]):.9g}, not {float(right[row, block]):.9g}"}
+    share = f"{int(wrong.sum())} of {held.numel()} scales are wrong"
+    if not bool((held.isfinite() & (held >= 0)).all()):
+        return Diagnosis(None, f"{share}: some are negative or not finite", evidence)
+    positive = (right > 0) & (held > 0)
+    ratios = (held / right)[positive].double()
+    ratio = float(ratios.median()) if ratios.numel() else 0.0
+    if bool((held == 1).all()):
+        return Diagnosis(Kind.SCALE_MISSING, "every stored scale is 1", evidence)
+    slack = NV_RATIO_SLACK if scaling.kind == "nv" else SCALE_SLACK
+    if bool(positive.all()) and abs(ratio - 1) > 2 * slack and bool(((ratios - ratio).abs() <= slack * ratio).all()):
+        return _constant_ratio(stored, ratio, evidence)
+    oracle = QuantizedWeight.from_codes(stored.codes, stored.oracle_scales, scheme, weight.layout)
+    starts = torch.arange(held.shape[1], device=held.device) * (scaling.block or 1)
+    for misreading in scale_misreadings(scaling, fmt, *weight.shape):
+        factors = misreading.apply(oracle, starts)
+        if factors.shape == held.shape and bool(((factors - held).abs() <= SCALE_SLACK * held).all()):
+            return Diagnosis(misreading.kind, f"{share}, as though {misreading.sentence}", evidence)
+    if scaling.kind == "mx":
+        steps = torch.log2(ratios)
+        return Diagnosis(nearness(_likeness(stored)), f"{share}: their exponents lie {int(steps.min()):+d} to {int(steps.max()):+d}"
+                         " from floor(log2(amax)) - emax", evidence)
+    return Diagnosis(nearness(_likeness(stored)),
+                     f"{share}: they are {float(ratios.min()):.4g} to {float(ratios.max()):.4g} times amax / {fmt.max:g}", evidence)
+
+
+def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> Diagnosis:
+    fmt, scaling = stored.weight.scheme.format, stored.weight.scheme.scaling
+    evidence = evidence | {"ratio": repr(ratio)}
+    if scaling.kind == "mx" and ratio in (0.5, 2.0):
+        return Diagnosis(Kind.BLOCK_OFF_BY_ONE,
+                         f"every block's exponent is stored one too {'high' if ratio > 1 else 'low'}: MX asks for floor(log2(amax)) - {fmt.emax}", evidence)
+    other = fmt.max / ratio
+    return Diagnosis(Kind.WRONG_MAX, f"scales are taken from the maximum {other:.6g}; {fmt.name} reaches {fmt.max:g}", evidence)
+
+
+def _scales_agree(stored: _Stored, held: Tensor, right: Tensor) -> Tensor:
+    """Where stored scales are right within fp32's rounding: bool [N or 1, G]."""
+    agree = (held - right).abs() <= SCALE_SLACK * right
+    weight, scaling = stored.weight, stored.weight.scheme.scaling
+    if scaling.kind != "nv" or weight.tensor_scale is None or bool(agree.all()):
+        return agree
+    # The last bit of the tensor scale may move a block scale across a midpoint of E4M3.
+    if not bool(((weight.tensor_scale / stored.oracle_scales.tensor_scale - 1).abs() <= SCALE_SLACK).all()):
+        return agree
+    ideal = block_amax(stored.original, scaling) / weight.scheme.format.max / weight.tensor_scale
+    for nudge in (0.0, -SCALE_SLACK, SCALE_SLACK):
+        agree |= encode(ideal * (1 + nudge), NV_SCALE_FORMAT) == weight.scales
+    return agree
