@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import tempfile
@@ -109,9 +110,11 @@ def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Buil
 def _plan(isolation: Isolation, settings: Settings) -> Plan:
     outcome = isolation.call(worker.plan_json, settings.model_dump_json(), timeout_s=PREPARATION_TIMEOUT_S)
     if outcome.value is None:
-        said = outcome.verdict.summary
-        raise CannotStart(f"the cases could not be planned: {said.removeprefix('raised ')}")
-    return Plan.model_validate_json(outcome.value)
+        raise CannotStart(f"the cases could not be planned: {outcome.verdict.summary.removeprefix('raised ')}")
+    answer = json.loads(outcome.value)
+    if "mistake" in answer:
+        raise ValueError(answer["mistake"])
+    return Plan.model_validate(answer)
 
 
 def _machine(isolation: Isolation, device: str, name: str | None) -> Machine:

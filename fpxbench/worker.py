@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import json
 import os
 import resource
 import signal
@@ -51,11 +52,15 @@ def machine_json(device: str | None, name: str | None, log: str) -> str:
 
 
 def plan_json(settings: str, log: str) -> str:
+    """The plan, or ``{"mistake": …}`` where the settings select nothing."""
     with _logged(log):
         from fpxbench.plan import make_plan
         from fpxbench.settings import Settings
 
-        return make_plan(Settings.model_validate_json(settings)).model_dump_json()
+        try:
+            return make_plan(Settings.model_validate_json(settings)).model_dump_json()
+        except (ValueError, FileNotFoundError) as mistake:
+            return json.dumps({"mistake": str(mistake)})
 
 
 def trial_json(request: str, log: str) -> str:

@@ -1,0 +1,3 @@
+from fpxbench.cli import main
+
+main()
