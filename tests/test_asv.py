@@ -1,0 +1,262 @@
+"""asv works by itself: run, show, compare and publish, over cases that are right, crash, give NaN and are refused."""
+
+import json
+import math
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from fpxbench.build import installed_build
+from fpxbench.record import Build, Record
+from fpxbench.store import Store
+from fpxbench.timeline import commit_hash
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+HERE = installed_build()
+EARLIER = Build(torch="2.9.0+cu128", triton="3.5.0", channel="release", variant="cu128")
+LAYER = "llama3-8b.k/m1/bf16"
+
+IMPLEMENTATIONS = '''
+"""Implementations that end in every way that asv must take."""
+
+import ctypes
+import time
+
+from fpxbench.implementation import Implementation, Support, implementation
+
+
+class Reference(Implementation):
+    layout = "bytes"
+
+    def supports(self, scheme, device):
+        return Support.yes() if scheme.quantized else Support.no("quantized weights only")
+
+    def matmul(self, x, weight):
+        return x @ weight.dequantize().to(x.dtype).T
+
+
+@implementation("crashing")
+class Crashing(Reference):
+    """Reads address 0."""
+
+    def matmul(self, x, weight):
+        ctypes.string_at(0)
+
+
+@implementation("nan_giving")
+class NanGiving(Reference):
+    """Multiplies by NaN."""
+
+    def matmul(self, x, weight):
+        return super().matmul(x, weight) * float("nan")
+
+
+@implementation("refusing")
+class Refusing(Reference):
+    """Refuses every scheme."""
+
+    def supports(self, scheme, device):
+        return Support.no("it refuses every scheme")
+
+
+@implementation("slow")
+class Slow(Reference):
+    """Right, after a long while."""
+
+    def matmul(self, x, weight):
+        time.sleep(60)
+        return super().matmul(x, weight)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with what a checkout has for asv, where asv has been run once."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copy(CHECKOUT / "asv.conf.json", folder)
+    shutil.copytree(CHECKOUT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "implementations.py").write_text(IMPLEMENTATIONS)
+    (folder / "home").mkdir()
+    done = asv(folder, "run", "--show-stderr", "HEAD", FPX_IMPLEMENTATION="dense,crashing,nan_giving,refusing")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def environment(folder, **variables):
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}
+    selection = {"FPX_PROFILE": "smoke", "FPX_IMPLS": "implementations.py", "FPX_SCHEME": "bf16,e4m3fn-row",
+                 "FPX_WORKLOAD": "llama3-8b.k/m1", "FPX_MACHINE": "here", "FPX_TIMING_BUDGET_S": "0.05"}
+    return own | {"HOME": str(folder / "home")} | selection | variables
+
+
+def asv(folder, *args, **variables):
+    return subprocess.run([sys.executable, "-m", "asv", *args], cwd=folder, env=environment(folder, **variables),
+                          capture_output=True, text=True, timeout=240)
+
+
+def results(folder, machine="here"):
+    (path,) = (folder / "results" / machine).glob("*-pytorch-*.json")
+    return json.loads(path.read_text())
+
+
+def figures(folder, benchmark):
+    """What asv stored, by implementation; asv's "skipped" is NaN."""
+    stored = results(folder)
+    row = dict(zip(stored["result_columns"], stored["results"][f"matmul.{benchmark}"], strict=False))
+    ids = [case.strip("'") for case in row["params"][0]]
+    return dict(zip((case.split("/")[0] for case in ids), row["result"] or [None] * len(ids), strict=True)), row
+
+
+def test_the_benchmarks_import_no_pytorch(folder):
+    code = """
+        import sys
+        sys.path.insert(0, ".")
+        import benchmarks.matmul
+        heavy = {"torch", "triton", "transformers", "scipy", "plotly"} & set(sys.modules)
+        assert not heavy, heavy
+        assert benchmarks.matmul.CASES
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_are_filed_under_the_installed_build(folder):
+    stored = results(folder)
+    assert stored["commit_hash"] == HERE.key
+    assert stored["env_name"] == f"pytorch-py{sys.version_info[0]}.{sys.version_info[1]}-FPX_VARIANT{HERE.variant}"
+
+
+def test_no_series_depends_on_a_path_or_on_the_systems_version(folder):
+    stored = results(folder)
+    assert str(folder) not in json.dumps(stored)
+    assert stored["params"]["os"] == "Linux"
+    assert stored["params"]["ram"].endswith(" GiB")
+
+
+def test_a_right_case_has_a_time_with_an_interval_in_seconds(folder):
+    latency, row = figures(folder, "track_latency")
+    (record,) = [r for r in Store(folder / "results").read_all()[0] if r.case.implementation == "dense"]
+    assert latency["dense"] == pytest.approx(record.timing.median_us * 1e-6, rel=1e-3)
+    index = list(latency).index("dense")
+    assert row["stats_ci_99_a"][index] <= latency["dense"] <= row["stats_ci_99_b"][index]
+    assert json.loads((folder / "results/benchmarks.json").read_text())["matmul.track_latency"]["unit"] == "seconds"
+
+
+@pytest.mark.parametrize("implementation", ["crashing", "nan_giving"])
+def test_a_case_that_is_not_right_has_no_time_and_no_speedup(folder, implementation):
+    assert math.isnan(figures(folder, "track_latency")[0][implementation])
+    assert math.isnan(figures(folder, "track_speedup")[0][implementation])
+
+
+def test_status_is_a_number_and_worse_is_more(folder):
+    status, _ = figures(folder, "track_status")
+    assert status["dense"] == 1
+    assert 1 < status["nan_giving"] < status["crashing"] == 9
+
+
+def test_what_an_implementation_refuses_is_no_benchmark(folder):
+    assert "refusing" not in figures(folder, "track_status")[0]
+
+
+def test_everything_stored_is_a_number_and_none_is_infinite(folder):
+    stored = {name: figures(folder, name.removeprefix("matmul."))[0] for name in results(folder)["results"]}
+    assert len(stored) == 7
+    for name, by_implementation in stored.items():
+        for value in by_implementation.values():
+            assert isinstance(value, int | float) and not math.isinf(value), (name, value)
+
+
+def test_progress_reaches_asvs_own_stderr(folder):
+    done = asv(folder, "run", "HEAD", FPX_IMPLEMENTATION="dense,crashing", FPX_FRESH="1")
+    assert f"crashing/e4m3fn-row/{LAYER}" in done.stderr.split("matmul.track")[0], done.stderr
+
+
+def test_show_prints_the_figures_of_the_build(folder):
+    done = asv(folder, "show", HERE.label)
+    assert done.returncode == 0, done.stderr
+    assert f"dense/bf16/{LAYER}" in done.stdout
+
+
+def store_for_earlier_build(folder, machine):
+    """What asv would have stored, had this run been on EARLIER."""
+    stored = results(folder) | {"commit_hash": commit_hash(EARLIER), "env_name": "pytorch-py3.11-FPX_VARIANTcu128"}
+    stored["params"] = stored["params"] | {"machine": machine}
+    path = folder / "results" / machine / f"{stored['commit_hash'][:8]}-{stored['env_name']}.json"
+    path.write_text(json.dumps(stored))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_builds(folder):
+    """Results of an earlier build come in from another machine: its records, and what asv stored there."""
+    there = folder / "results" / "elsewhere"
+    there.mkdir()
+    machine = json.loads((folder / "results/here/machine.json").read_text())
+    (there / "machine.json").write_text(json.dumps(machine | {"machine": "elsewhere"}))
+    store_for_earlier_build(folder, "elsewhere")
+    record = Store(folder / "results").read_all()[0][0]
+    Store(folder / "results").append(Record.model_validate(
+        record.model_dump(by_alias=True) | {"build": EARLIER, "machine": record.machine.model_copy(update={"name": "elsewhere"})}))
+    return folder
+
+
+def test_compare_sets_two_builds_side_by_side(two_builds):
+    earlier = store_for_earlier_build(two_builds, "here")
+    done = asv(two_builds, "compare", "--machine", "here", EARLIER.label, HERE.label)
+    earlier.unlink()
+    assert done.returncode == 0, done.stdout
+    assert f"track_latency('dense/bf16/{LAYER}')" in done.stdout
+
+
+def test_publish_writes_every_build_and_the_report(two_builds):
+    done = asv(two_builds, "publish")
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = two_builds / ".asv/html"
+    index = json.loads((html / "index.json").read_text())
+    assert set(index["revision_to_hash"].values()) == {HERE.key, commit_hash(EARLIER)}
+    assert {"2.9.0", HERE.label} <= set(index["tags"])
+    assert '<a href="fpxbench/index.html">' in (html / "index.html").read_text()
+    assert (html / "fpxbench/index.html").is_file()
+
+
+def test_another_build_than_the_installed_one_is_refused_with_the_way_out(two_builds):
+    done = asv(two_builds, "run", "2.9.0^!")
+    assert done.returncode == 1
+    assert "is not the PyTorch at hand" in done.stdout and "asv run HEAD" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_ctrl_c_ends_the_run_within_two_seconds_and_keeps_what_was_measured(folder, tmp_path):
+    master, slave = pty.openpty()
+    variables = environment(folder, FPX_IMPLEMENTATION="dense,slow", FPX_RESULTS=str(tmp_path), PYTHONUNBUFFERED="1", TERM="xterm")
+    process = subprocess.Popen([sys.executable, "-m", "asv", "run", "HEAD"], cwd=folder, env=variables,
+                               stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    shown = b""
+    deadline = time.monotonic() + 120
+    while b"slow/e4m3fn-row" not in shown and time.monotonic() < deadline:
+        if select.select([master], [], [], 1)[0]:
+            shown += os.read(master, 1 << 16)
+    assert b"slow/e4m3fn-row" in shown, shown.decode(errors="replace")
+    interrupted = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None and time.monotonic() < interrupted + 20:
+        if select.select([master], [], [], 0.05)[0]:
+            try:
+                shown += os.read(master, 1 << 16)
+            except OSError:  # the terminal's other side is closed
+                break
+    assert process.wait(20) == 1
+    assert time.monotonic() - interrupted < 3, "asv itself waits up to one second for its child"
+    assert b"What was measured is kept" in shown, shown.decode(errors="replace")
+    records, broken = Store(tmp_path).read_all()
+    assert [record.case.implementation for record in records] == ["dense"] and not broken
