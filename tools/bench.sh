@@ -5,9 +5,11 @@ set -euo pipefail
 # HEAD of the timeline is the PyTorch that this Python has. asv's tables are hundreds of lines: they go to a file (`asv show HEAD`
 # prints them again), and the sweep's progress comes through on standard error.
 log=.asv/run.log
+echo "fpxbench: the sweep (profile ${FPX_PROFILE:-quick}) runs through asv; a minute may pass before the first case" >&2
 mkdir -p .asv
 failed=0
-asv run HEAD >"$log" || failed=$?
+# As a module: an environment that sees another Python's packages has no `asv` of its own.
+python -m asv run HEAD >"$log" || failed=$?
 if [ "$failed" -ne 0 ]; then
     tail -n 25 "$log" >&2
     echo "asv run ended with $failed; its whole log is $log. What was measured is kept in results/." >&2
