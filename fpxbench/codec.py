@@ -109,7 +109,10 @@ def _encode(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow) -> T
 
     half = 1 << (shift - 1)
     if rounding is Rounding.NEAREST_EVEN:
-        significand = significand + (half - 1) + ((significand >> shift) & 1)
+        parity = significand >> shift
+        if fmt.mantissa_bits == 0 and binade is not None:
+            parity = parity + binade        # no mantissa to be even: the code is (IEEE P3109)
+        significand = significand + (half - 1) + (parity & 1)
     elif rounding is Rounding.NEAREST_AWAY:
         significand = significand + half
     code = significand >> shift
