@@ -1,0 +1,184 @@
+"""Pages from views: the templates' environment, what they can say about a figure, and one function for each page.
+
+Everything on a record may come from another machine. Autoescape is on for every template, JSON goes through ``tojson``,
+URLs are quoted, and a policy in each page forbids scripts that are not files of the site.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from fpxbench import record as records
+from fpxbench.record import Flag, Record
+from fpxbench.reports import words
+from fpxbench.reports.charts import Chart, charts_of
+from fpxbench.reports.findings import Finding
+from fpxbench.reports.strip import floor_of, strip_of
+from fpxbench.reports.sweep import Row, Sweep
+from fpxbench.repro import repro_script
+from fpxbench.store import BrokenLine
+from fpxbench.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
+
+FLAG_SIGN = "⚑"
+SWEEPS_IN_FULL = 3
+"""Newest sweeps whose matrix the overview shows; of further ones it shows the figures only."""
+MOST_CASES_LISTED = 24
+MOST_BROKEN_LINES = 50
+
+
+class Pages:
+    """Renders pages; each is a string of HTML."""
+
+    def __init__(self) -> None:
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )
+        self._templates.filters.update(
+            us=microseconds, nbytes=nbytes, times=times, figure=figure, share=share, code_names=code_names, log=printable,
+            pretty=pretty, when=when,
+        )
+        self._templates.globals.update(
+            words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
+            MOST_CASES_LISTED=MOST_CASES_LISTED,
+        )
+
+    def overview(self, sweeps: Sequence[Sweep], findings: Sequence[Finding], broken_lines: Sequence[BrokenLine], older: int) -> str:
+        """What is wrong, then what there is; `sweeps` are the newest of each machine, `older` counts the others."""
+        shown = sweeps[:SWEEPS_IN_FULL]
+        return self._render(
+            "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older,
+            wrong=[f for f in findings if f.severity in set(map(str, BROKEN))],
+            suspicious=[f for f in findings if f.severity not in set(map(str, BROKEN))],
+            charts=_prefixed(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
+            broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
+        )
+
+    def sweep(self, sweep: Sweep, findings: Sequence[Finding]) -> str:
+        """The matrix of one machine and build, with filters, charts and every case."""
+        return self._render("sweep.html", root="../../../", sweep=sweep, findings=findings, charts=_prefixed(charts_of(sweep), ""))
+
+    def machine(self, sweeps: Sequence[Sweep]) -> str:
+        """One machine and every build measured on it; `sweeps` newest first."""
+        return self._render("machine.html", root="../../", sweeps=sweeps, newest=sweeps[0])
+
+    def case(self, sweep: Sweep, row: Row, record: Record) -> str:
+        """All that is known of one case."""
+        rivals = [other for other in sweep.rows if other.case.scheme == row.case.scheme and other.case.layer == row.case.layer]
+        return self._render(
+            "case.html", root="../../../", sweep=sweep, row=row, record=record, verdict=record.verdict, strip=strip_of(record),
+            floor_us=floor_of(record), script=repro_script(record), rivals=sorted(rivals, key=_fastest_first),
+            record_json=json.dumps(json.loads(record.to_json()), indent=1, ensure_ascii=False),
+        )
+
+    def about(self) -> str:
+        """The glossary."""
+        return self._render("about.html", root="", schema=records.SCHEMA)
+
+    def _render(self, template: str, **values: Any) -> str:
+        return self._templates.get_template(template).render(**values)
+
+
+def static_files() -> dict[str, bytes]:
+    """The style and scripts of the site, by name."""
+    return {entry.name: entry.read_bytes() for entry in files("fpxbench.reports").joinpath("static").iterdir() if entry.is_file()}
+
+
+def _fastest_first(row: Row) -> tuple:
+    return SEVERITY[row.status] != SEVERITY[Status.OK], row.median_us or math.inf, row.case.implementation
+
+
+def _prefixed(charts: Sequence[Chart], page: str) -> list[dict[str, Any]]:
+    """Charts with the page that a click on one of their marks leads to."""
+    return [{"name": c.name, "title": c.title, "caption": c.caption, "alternative": c.alternative,
+             "json": {"figure": c.figure, "page": page}} for c in charts]
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """`value` with that many significant digits, or a dash."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    if abs(value) >= 1e7 or abs(value) < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    return f"{round(value, decimals):,.{max(0, decimals)}f}"
+
+
+def microseconds(value: float | None) -> str:
+    """A time in the unit that suits it."""
+    if value is None:
+        return "–"
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if abs(value) >= size:
+            return f"{figure(value / size)} {unit}"
+    return f"{figure(value)} µs"
+
+
+def nbytes(value: int | None) -> str:
+    """Bytes in the unit that suits them, powers of ten."""
+    if value is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size:
+            return f"{figure(value / size)} {unit}"
+    return f"{value} B"
+
+
+def times(value: float | None) -> str:
+    """A ratio: ``2.31×``."""
+    return "–" if value is None else f"{figure(value, 2 if abs(value) < 0.995 else 3)}×"
+
+
+def share(value: float | None) -> str:
+    """A fraction in percent."""
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if abs(value) < 0.1 else f"{value:.0%}"
+
+
+def when(stamp: str) -> str:
+    """A record's time for people; what is no time stays as it is."""
+    try:
+        return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return stamp
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+
+def printable(text: str) -> str:
+    """A log without its terminal colours; other control characters as visible signs."""
+    text = _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n")
+    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
+
+
+def pretty(value: Any) -> str:
+    """A value of evidence or a machine's fact: text as it is, what is nested as JSON."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, indent=1 if isinstance(value, dict) else None, ensure_ascii=False)
+
+
+def code_names(sentence: str, names: Sequence[str]) -> Markup:
+    """`sentence`, escaped, with these names set as code."""
+    if not names:
+        return escape(sentence)
+    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    parts = re.split(rf"(?<![\w-])({pattern})(?![\w-])", sentence)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts))

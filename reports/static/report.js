@@ -1,0 +1,140 @@
+// Filters of a sweep's page, kept in the address so that they can be shared; and copy buttons.
+"use strict";
+
+function startFilters(form) {
+  const rows = Array.from(document.querySelectorAll("#cases tbody tr"));
+  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const matrix = document.getElementById("matrix");
+  const cells = new Map();
+  for (const line of matrix.tBodies[0].rows)
+    for (const cell of line.cells)
+      if (cell.tagName === "TD" && cell.querySelector("a")) cells.set(line.dataset.implementation + " " + cell.dataset.scheme, cell);
+  const original = new Map(Array.from(cells, ([key, cell]) => [key, { className: cell.className, nodes: Array.from(cell.childNodes) }]));
+  // Worst first, as the server sorted them: each option of the status filter but the first three.
+  const options = Array.from(form.elements.status.options).slice(3);
+  const signs = new Map(options.map((option) => [option.value, option.textContent.split(" ")[0]]));
+  const order = options.map((option) => option.value);
+
+  function wanted() {
+    const filters = {};
+    for (const [name, value] of new FormData(form)) if (value) filters[name] = value;
+    return filters;
+  }
+
+  function fits(row, filters) {
+    const data = row.dataset;
+    return ["implementation", "scheme", "workload"].every((name) => !filters[name] || data[name] === filters[name])
+      && (!filters.status || data.status === filters.status
+        || (filters.status === "broken" && "broken" in data) || (filters.status === "timed" && "speedup" in data))
+      && (!filters.mark || data.marks.split(" ").includes(filters.mark))
+      && (!filters.q || filters.q.toLowerCase().split(/\s+/).every((word) => texts.get(row).includes(word)));
+  }
+
+  function median(values) {
+    const sorted = values.sort((a, b) => a - b), middle = sorted.length >> 1;
+    return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+  }
+
+  function redraw(shown) {
+    const groups = new Map();
+    for (const row of shown) {
+      const key = row.dataset.implementation + " " + row.dataset.scheme;
+      if (!groups.has(key)) groups.set(key, []);
+      groups.get(key).push(row);
+    }
+    for (const [key, cell] of cells) {
+      const group = groups.get(key);
+      if (!group) {
+        cell.className = "none";
+        cell.replaceChildren();
+        continue;
+      }
+      cell.className = original.get(key).className;
+      cell.replaceChildren(...original.get(key).nodes);
+      if (shown.length === rows.length) continue;
+      const worst = order.find((status) => group.some((row) => row.dataset.status === status));
+      const speedups = group.filter((row) => "speedup" in row.dataset).map((row) => Number(row.dataset.speedup));
+      const bad = group.filter((row) => row.dataset.status === worst).length;
+      const link = cell.querySelector("a").cloneNode(false), sign = document.createElement("span"), speed = document.createElement("span");
+      cell.className = "s-" + worst;
+      link.title = `${key.replace(" ", ", ")}: ${bad} of ${group.length} ${worst}`;
+      sign.className = "sign";
+      sign.textContent = signs.get(worst);
+      speed.className = "speed";
+      if (speedups.length) {
+        const value = median(speedups);
+        speed.textContent = value.toPrecision(value < 0.995 ? 2 : 3) + "×";
+        speed.classList.toggle("under", value < 1);
+      } else if (bad < group.length) {
+        speed.textContent = `${bad}/${group.length}`;
+      }
+      link.append(sign, speed);
+      cell.replaceChildren(link);
+    }
+    const used = (name) => new Set(shown.map((row) => row.dataset[name]));
+    const implementations = used("implementation"), schemes = used("scheme");
+    for (const line of matrix.tBodies[0].rows) line.hidden = !implementations.has(line.dataset.implementation);
+    for (const cell of matrix.querySelectorAll("[data-scheme]")) cell.hidden = !schemes.has(cell.dataset.scheme);
+  }
+
+  function apply() {
+    const filters = wanted();
+    const shown = rows.filter((row) => {
+      row.hidden = !fits(row, filters);
+      return !row.hidden;
+    });
+    redraw(shown);
+    document.getElementById("shown").textContent = shown.length === rows.length
+      ? `All ${rows.length} cases. The address keeps the filters: share it.` : `${shown.length} of ${rows.length} cases.`;
+    return filters;
+  }
+
+  function fromAddress() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    const filters = Array.from(form.elements).filter((element) => element.name);
+    if (location.hash && !filters.some((element) => asked.has(element.name))) return false;     // a link to a heading
+    for (const element of filters) {
+      element.value = asked.get(element.name) || "";
+      // A value that this sweep does not have shows as a choice, and selects nothing.
+      if (element.tagName === "SELECT" && element.selectedIndex < 0) {
+        element.add(new Option(asked.get(element.name)));
+        element.value = asked.get(element.name);
+      }
+    }
+    apply();
+    return location.hash !== "";
+  }
+
+  function toAddress() {
+    const query = new URLSearchParams(apply()).toString();
+    history.replaceState(null, "", query ? "#" + query : location.pathname);
+  }
+
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", toAddress);
+  form.addEventListener("reset", () => setTimeout(toAddress));
+  addEventListener("hashchange", () => {
+    if (fromAddress()) document.getElementById("cases-title").scrollIntoView();
+  });
+  if (!fromAddress()) apply();
+}
+
+function startCopying(button) {
+  const source = document.getElementById(button.dataset.copy), label = button.textContent;
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+      button.textContent = "copied";
+    } catch {
+      // Some browsers keep the clipboard from pages opened as files: leave the text selected.
+      getSelection().selectAllChildren(source);
+      button.textContent = "selected";
+    }
+    setTimeout(() => { button.textContent = label; }, 1500);
+  });
+}
+
+document.querySelectorAll("[data-copy]").forEach(startCopying);
+const filtersForm = document.getElementById("filters");
+if (filtersForm) startFilters(filtersForm);
