@@ -22,8 +22,8 @@ def mixed_mm_fp16(a, b, scale):
 class CompiledMixedMM(Implementation):
     """`torch.mm(a, b.to(a.dtype)) * scale` under `torch.compile`, with max-autotune on GPUs.
 
-    It is fast only where Inductor fuses the upcast into the matmul's loads, which it does by a Triton template on GPUs. On
-    CPU the upcast stays a pass of its own, over scalars for most formats, and costs far more than the product.
+    It is fast only where Inductor fuses the upcast into the matmul's loads, which it does by a Triton template on
+    GPUs. On CPU the upcast stays a pass of its own and costs far more than the product: see `cpu_fused`.
     """
 
     layout = "bytes"
@@ -33,9 +33,9 @@ class CompiledMixedMM(Implementation):
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in (*TORCH_DTYPES, "int8"):
-            return Support.no(f"torch has dtypes for {', '.join(TORCH_DTYPES)} and int8 only; {scheme.name} is none of them")
+            return Support.no(f"takes weights that torch has an 8-bit dtype for, and {scheme.name} is none of them")
         if scheme.scaling.block is not None:
-            return Support.no(f"takes one scale a row or a tensor; {scheme.name} has one for each {scheme.scaling.block} weights")
+            return Support.no(f"takes one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
         return Support.yes()
 
     def matmul(self, x, weight):

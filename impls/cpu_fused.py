@@ -35,7 +35,7 @@ def values(code, fmt):
 
 
 def code_words(words, bits):
-    """The int32 codes of planar rows read as int32 words [N, row_bytes / 4]: one [N, S] tensor for each plane and byte.
+    """The int32 codes in planar rows, read as int32 words [N, row_bytes / 4]: [N, S] for each plane and byte.
 
     Tensor ``t = 4 * plane + byte`` holds at i the weight ``k = 4 * (S * plane + i) + byte``: `activation_words`
     puts the activation in the same order.
@@ -58,7 +58,7 @@ def activation_words(x, bits, k_pad):
     """fp32 [M, T, S] of x [M, K], zeros past K, in the order of `code_words`."""
     planes = 8 // pieces(bits)[-1][1]
     words = F.pad(x.float(), (0, k_pad - x.shape[1])).unflatten(1, (planes, -1, 4))
-    # Contiguous, not a view: over a strided activation Inductor vectorises across rows instead, and is five times slower.
+    # Contiguous, not a view: over a strided one Inductor vectorises across rows instead, and is three times slower.
     return words.transpose(2, 3).contiguous().flatten(1, 2)
 
 
@@ -75,7 +75,7 @@ def decoded(words, grid, fmt, block):
 
 
 def matvec(x, words, grid, fmt, block):
-    """x fp32 [T, S], words int32 [N, row_bytes / 4], grid fp32 [N or 1, G] -> fp32 [N]; one pass, nothing stored between."""
+    """One token, one pass: x fp32 [T, S], words int32 [N, row_bytes / 4], grid fp32 [N or 1, G] -> fp32 [N]."""
     return sum(w * x[t] for t, w in enumerate(decoded(words, grid, fmt, block))).sum(dim=1)
 
 
@@ -85,19 +85,18 @@ def decode_rows(words, grid, fmt, block):
 
 
 MATVEC_TOKENS = 4       # up to here one pass a token is faster than storing the decoded weight
-BLOCK_ROWS = 256        # 4 MB of fp32 at K = 4096: stays in the last-level cache
+BLOCK_ROWS = 512        # decoded at a time beyond that: 8 MB of fp32 at K = 4096, which a last-level cache holds
 
 
 @implementation("cpu_fused")
 class CpuFused(Implementation):
-    """Decode, product and scale as one loop that Inductor vectorises: the packed weight is read as int32 words, as its C++ backend
-    vectorises 32-bit integer operations but neither the float8 FNUZ dtypes nor a 16-bit result.
+    """Decode, product and scale as one loop over int32 words of the packed weight, which Inductor vectorises on CPU.
 
-    What holds the plain `torch.compile` of upcast + matmul + scale back on CPU is two things: matmul is a library call there, so the
-    upcast weight goes to memory and comes back, and the upcast itself runs one weight at a time. Written as a product and a
-    sum over words, both go: at one token the pass costs about what reading the bf16 weight does. Past a few tokens
-    the decoded rows are stored in fp32, a block that fits the cache at a time, and multiplied by the fp32 matmul; there
-    the 16-bit matmul instructions of the CPU are out of reach and dense bf16 stays faster.
+    What holds `torch.compile` of upcast + matmul + scale back on CPU: matmul is a library call there, so the upcast
+    weight goes to memory and comes back; and Inductor's C++ backend stores a 16-bit result of integer decoding, and
+    reads the FNUZ dtypes, one weight at a time. Written as a product and a sum over 32-bit words, one token costs
+    about what reading the weight in bf16 does: the bytes saved are spent on decoding. Up to four tokens pay that pass
+    each; beyond, rows are decoded into the cache a block at a time for the 16-bit matmul, which decoding outweighs.
     """
 
     def __init__(self):
@@ -105,22 +104,24 @@ class CpuFused(Implementation):
 
     def supports(self, scheme, device):
         if device != "cpu":
-            return Support.no(f"is written for CPUs; on {device} triton_fused does the same")
-        return Support.yes() if scheme.quantized else Support.no(f"{scheme.name} is not quantized, so there is nothing to decode")
+            return Support.no(f"is written for CPUs; triton_fused does the same on {device}")
+        if not scheme.quantized:
+            return Support.no(f"{scheme.name} is not quantized, so there is nothing to decode")
+        return Support.yes()
 
     def matmul(self, x, weight):
         n, k = weight.shape
         fmt, block = weight.scheme.format, weight.scheme.scaling.block
         words, grid = weight.packed.view(torch.int32), weight.scale_grid()
-        flat = activation_words(x.reshape(-1, k), fmt.bits, words.shape[1] * 32 // fmt.bits)
-        out = flat.new_empty(flat.shape[0], n)
-        if len(out) <= MATVEC_TOKENS:
-            for row, activation in zip(out, flat):
-                row.copy_(self._matvec(activation, words, grid, fmt, block))
+        a = activation_words(x.reshape(-1, k), fmt.bits, words.shape[1] * 32 // fmt.bits)
+        out = a.new_empty(len(a), n)
+        if len(a) <= MATVEC_TOKENS:
+            for token in range(len(a)):
+                out[token] = self._matvec(a[token], words, grid, fmt, block)
         else:
-            flat = flat.flatten(1)
+            a = a.flatten(1).to(x.dtype)
             for start in range(0, n, BLOCK_ROWS):
                 rows = slice(start, start + BLOCK_ROWS)
                 w = self._decode_rows(words[rows], grid[rows] if len(grid) == n else grid, fmt, block)
-                out[:, rows] = flat @ w.T
+                out[:, rows] = F.linear(a, w.to(x.dtype))
         return out.to(x.dtype).reshape(*x.shape[:-1], n)

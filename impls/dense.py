@@ -18,4 +18,6 @@ class Dense(Implementation):
         return Support.yes()
 
     def matmul(self, x, weight):
-        return F.linear(x, weight.packed.to(x.dtype))   # no copy where the dtypes agree
+        if x.dtype != weight.packed.dtype:      # converting the weight would measure the conversion, and round it
+            raise TypeError(f"a {weight.scheme.name} weight multiplies activations of its own dtype, not {x.dtype}")
+        return F.linear(x, weight.packed)

@@ -49,7 +49,9 @@ class EagerUpcast(Implementation):
     """
 
     def supports(self, scheme, device):
-        return Support.yes() if scheme.quantized else Support.no(f"{scheme.name} is not quantized, so there is nothing to upcast")
+        if not scheme.quantized:
+            return Support.no(f"{scheme.name} is not quantized, so there is nothing to upcast")
+        return Support.yes()
 
     def matmul(self, x, weight):
         fmt, block = weight.scheme.format, weight.scheme.scaling.block

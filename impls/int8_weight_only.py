@@ -21,7 +21,7 @@ class Int8WeightOnly(Implementation):
     replaces it by `torch._weight_int8pack_mm`, which reads each weight's byte once and decodes it in registers.
     """
 
-    # The CPU kernel reads whole vectors of 16 weights past the end of a ragged row (torch 2.13: wrong numbers, or a segfault).
+    # The CPU kernel reads 16 weights at a time, past the end of a ragged row (torch 2.13: wrong numbers or a segfault).
     # The planar layout pads K to a multiple of 32 by zeros; at 8 bits it is otherwise plain bytes.
     layout = "planar"
 

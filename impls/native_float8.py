@@ -9,7 +9,7 @@ from fpxbench.implementation import Implementation, Support, implementation
 
 @implementation("native_float8")
 class NativeFloat8(Implementation):
-    """`F.linear(x, w.to(x.dtype)) * scale` with w in a `torch.float8_*` dtype: what float8 weight-only layers run in eager mode.
+    """`F.linear(x, w.to(x.dtype)) * scale` with w in a `torch.float8_*` dtype: float8 weight-only in eager mode.
 
     The upcast weight is written to memory and read back, so every call moves five bytes a weight where the stored byte
     would do; eager PyTorch has no kernel that multiplies by float8 directly with 16-bit activations.
@@ -19,9 +19,9 @@ class NativeFloat8(Implementation):
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in TORCH_DTYPES:
-            return Support.no(f"torch has float8 dtypes for {', '.join(TORCH_DTYPES)} only; {scheme.name} is none of them")
+            return Support.no(f"takes weights in a torch.float8 dtype ({', '.join(TORCH_DTYPES)}), not {scheme.name}")
         if scheme.scaling.block is not None:
-            return Support.no(f"takes one scale a row or a tensor; {scheme.name} has one for each {scheme.scaling.block} weights")
+            return Support.no(f"takes one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
         return Support.yes()
 
     def matmul(self, x, weight):

@@ -44,7 +44,8 @@ class ScaledMM(Implementation):
             return Support.no(f"takes float8 weights with one scale a row or a tensor, not {scheme.name}")
         formats, name = float8_formats(device)
         if scheme.format.name not in formats:
-            return Support.no(f"{name} has float8 matrix instructions for {' and '.join(formats) or 'no format'}, not for {scheme.format.name}")
+            known = " and ".join(formats) or "no float8 format"
+            return Support.no(f"torch._scaled_mm takes {known} on {name}, not {scheme.format.name}")
         return Support.yes()
 
     def max_elements(self, device):
@@ -58,7 +59,8 @@ class ScaledMM(Implementation):
         # The CUDA kernels want N and K in multiples of 16; a byte of 0 is 0.0 in every format.
         packed = F.pad(weight.packed, (0, -k % 16, 0, -n % 16))
         scale = F.pad(weight.scales.reshape(-1).expand(n), (0, -n % 16)).reshape(1, -1)
-        codes, row_scale = float8_rows(F.pad(flat, (0, -k % 16)), torch.float8_e4m3fnuz if name in FNUZ else torch.float8_e4m3fn)
+        activation_dtype = torch.float8_e4m3fnuz if name in FNUZ else torch.float8_e4m3fn
+        codes, row_scale = float8_rows(F.pad(flat, (0, -k % 16)), activation_dtype)
         # Row-wise scaled kernels write bf16 on CUDA.
         out_dtype = torch.bfloat16 if x.is_cuda else x.dtype
         w = packed.view(getattr(torch, TORCH_DTYPES[name])).t()
