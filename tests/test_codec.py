@@ -12,6 +12,8 @@ from test_formats import BY_PARTS, ML_DTYPES, PUBLISHED, gfloat_format
 from fpxbench.codec import Overflow, Rounding, decode, decode_table, encode
 from fpxbench.formats import FORMATS, format_named
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOATS = (*PUBLISHED, *BY_PARTS)
 ENCODABLE = (*FLOATS, "int8", "int4")
 # What ml_dtypes does past the maximum, format by format: its choice, and not the same in all of them.
