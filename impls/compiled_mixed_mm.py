@@ -35,7 +35,7 @@ class CompiledMixedMM(Implementation):
         if not scheme.quantized or scheme.format.name not in (*TORCH_DTYPES, "int8"):
             return Support.no(f"takes weights that torch has an 8-bit dtype for, and {scheme.name} is none of them")
         if scheme.scaling.block is not None:
-            return Support.no(f"takes one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
+            return Support.no(f"takes a scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
         return Support.yes()
 
     def matmul(self, x, weight):

@@ -21,7 +21,7 @@ class NativeFloat8(Implementation):
         if not scheme.quantized or scheme.format.name not in TORCH_DTYPES:
             return Support.no(f"takes weights in a torch.float8 dtype ({', '.join(TORCH_DTYPES)}), not {scheme.name}")
         if scheme.scaling.block is not None:
-            return Support.no(f"takes one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
+            return Support.no(f"takes a scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
         return Support.yes()
 
     def matmul(self, x, weight):
