@@ -9,7 +9,7 @@ the definition does not, is named. Where several fit, or none, the diagnosis say
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -20,7 +20,7 @@ from fpxbench import check, conduct, packing
 from fpxbench.codec import decode_table
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.implementation import Implementation
-from fpxbench.misreadings import Misreading, is_subnormal, misreadings
+from fpxbench.misreadings import Misreading, is_subnormal, misreadings, table_misreadings
 from fpxbench.readout import Prediction, Readout, correlation, read_out
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
@@ -55,7 +55,8 @@ def diagnose_product(implementation: Implementation, operands: Operands) -> Diag
             return _diagnose_sums(implementation, operands, x, y, expected)
         if readout.fits(readout.definition):
             return _diagnose_sums(implementation, operands, x, y, expected, readout)
-        return _known_misreading(readout) or _another_table(readout) or _part_of_the_output(implementation, operands, y, expected, readout)
+        return (_known_misreading(readout, implementation, operands) or _gain(readout) or _another_table(readout)
+                or _part_of_the_output(implementation, operands, y, expected, readout))
     except Misconduct as misconduct:
         return Diagnosis(misconduct.verdict.kind, misconduct.verdict.summary)
 
@@ -63,18 +64,45 @@ def diagnose_product(implementation: Implementation, operands: Operands) -> Diag
 # Known mistakes.
 
 
-def _known_misreading(readout: Readout) -> Diagnosis | None:
-    """The one known mistake that explains all that was read out, or two made together; a Diagnosis without a kind of
-    its own where several explain it equally; None where none does."""
+def _known_misreading(readout: Readout, implementation: Implementation, operands: Operands) -> Diagnosis | None:
+    """The one known mistake that explains all that was read out, or two made together; where several explain it equally,
+    on a weight of telling codes too, a diagnosis that names them all. None where none does."""
     if not readout.weight.has_codes:
         return None
     known = misreadings(readout.weight)
     predictor = Predictor(readout)
     for tried in ([(one,) for one in known], [(a, b) for a, b in combinations(known, 2) if a.step != b.step]):
         fitting = [mistakes for mistakes in tried if predictor.explains(mistakes)]
-        if fitting:
-            return _named(fitting, readout)
+        if not fitting:
+            continue
+        told = bool(readout.seen.isfinite().any())
+        if len(_kinds(fitting)) > 1 or not told:
+            second = read_out(implementation, with_telling_codes(operands))
+            predictor = Predictor(second)
+            told |= bool(second.seen.isfinite().any())
+            fitting = [mistakes for mistakes in fitting if predictor.explains(mistakes)] or fitting
+        if not told:
+            return Diagnosis(None, "not one output is finite, which several mistakes would explain", {"fitting": _names(fitting)})
+        return _named(fitting, readout)
     return None
+
+
+def with_telling_codes(operands: Operands) -> Operands:
+    """The same case with other codes under the same scales: all finite ones, at random. Those that a known mistake reads
+    as NaN or infinity stay in every eighth row, or no output would be finite (0 * NaN is NaN)."""
+    weight = operands.weight
+    table = decode_table(weight.scheme.format)
+    risky = torch.zeros(len(table), dtype=torch.bool)
+    for mistake in table_misreadings(weight.scheme.format):
+        risky |= ~mistake.apply(table).isfinite()
+    any_code = table.isfinite().nonzero().reshape(-1)
+    safe_code = (table.isfinite() & ~risky).nonzero().reshape(-1)
+    rng = check.generator(operands.seed, "telling codes")
+    codes = safe_code[torch.randint(len(safe_code), weight.shape, generator=rng)]
+    codes[7::8] = any_code[torch.randint(len(any_code), codes[7::8].shape, generator=rng)]
+    packed = packing.pack(codes.to(torch.uint8), weight.scheme.format.bits, weight.layout).to(weight.device)
+    telling = replace(weight, packed=packed)
+    return replace(operands, weight=telling, decoded=telling.dequantize())
 
 
 class Predictor:
@@ -113,22 +141,39 @@ def _factors(weight: QuantizedWeight, columns: Tensor) -> Tensor:
     return grid if block is None else grid[:, columns // block]
 
 
+def _kinds(fitting: list[tuple[Misreading, ...]]) -> set[frozenset[Kind]]:
+    return {frozenset(mistake.kind for mistake in mistakes) for mistakes in fitting}
+
+
+def _names(fitting: list[tuple[Misreading, ...]]) -> list[str]:
+    return sorted({" with ".join(sorted(kinds)) for kinds in _kinds(fitting)})
+
+
 def _named(fitting: list[tuple[Misreading, ...]], readout: Readout) -> Diagnosis:
-    kinds = [frozenset(mistake.kind for mistake in mistakes) for mistakes in fitting]
-    certain = frozenset.intersection(*kinds)
     evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns), "example": readout.example()}
-    sentences = ["; and ".join(mistake.sentence for mistake in mistakes) for mistakes in fitting]
-    together = len(fitting[0]) > 1
-    if len(set(kinds)) == 1:
-        first = fitting[0][0].kind
-        if together:
-            evidence["kinds"] = sorted(kinds[0])
-        return Diagnosis(first, ("two mistakes at once: " if together else "") + sentences[0], evidence)
-    names = sorted({" with ".join(sorted(kind)) for kind in kinds})
-    evidence["fitting"] = names
+    first = fitting[0]
+    sentence = "; and ".join(mistake.sentence for mistake in first)
+    kinds, names = _kinds(fitting), _names(fitting)
+    if len(kinds) == 1:
+        if len(first) > 1:
+            evidence["kinds"], sentence = sorted({str(mistake.kind) for mistake in first}), f"two mistakes at once: {sentence}"
+        return Diagnosis(first[0].kind, sentence, evidence)
+    certain = frozenset.intersection(*kinds)
     kind = next(iter(certain)) if len(certain) == 1 else nearness(readout.correlation())
-    return Diagnosis(kind, f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}:"
-                           f" this weight looks the same under each. The first: {sentences[0]}", evidence)
+    return Diagnosis(kind, f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}: this weight looks the"
+                           f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {sentence}", evidence | {"fitting": names})
+
+
+def _gain(readout: Readout) -> Diagnosis | None:
+    """All weights off by one factor."""
+    right, seen = readout.definition.weight, readout.seen
+    if not bool(seen.isfinite().all()):
+        return None
+    gain = float((seen * right).sum() / right.square().sum().clamp(min=1e-300))
+    if gain == 0 or not readout.fits(Prediction(right * gain, readout.definition.tainted)):
+        return None
+    return Diagnosis(nearness(readout.correlation()), f"every weight reads as {gain:.4g} times its value",
+                     {"gain": repr(gain), "weights_read": seen.numel(), "example": readout.example()})
 
 
 def _another_table(readout: Readout) -> Diagnosis | None:
@@ -179,7 +224,9 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     if bool(bad.any()):
         rows = bad.any(dim=1).nonzero().reshape(-1).tolist()
         elsewhere = bool((wrong & ~bad).any())
-        return Diagnosis(None, f"output columns {_ranges(rows)} of {operands.case.n} are not finite;"
+        if len(rows) == operands.case.n:
+            return Diagnosis(None, f"{int(bad.sum())} of {bad.numel()} weights, in every output column, read as NaN or infinity", evidence)
+        return Diagnosis(None, f"{_counted('output column', rows, operands.case.n)} {'is' if len(rows) == 1 else 'are'} not finite;"
                                f" {'others are wrong too' if elsewhere else 'all others are right'}", evidence | {"output_columns": rows[:32]})
     run = _wrong_run_of_columns(implementation, operands)
     if run is not None:
@@ -191,9 +238,6 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     kind = nearness(likeness)
     if part:
         return Diagnosis(kind, f"wrong only in {part}", evidence)
-    gain = _gain(readout)
-    if gain is not None:
-        return Diagnosis(kind, f"every weight reads as {gain:.4g} times its value", evidence | {"gain": repr(gain)})
     seen = "near the right weights, but not them" if kind is Kind.INACCURATE else "unlike the right weights"
     return Diagnosis(kind, f"the weights acted by are {seen} (correlation {likeness:.2g}), and no known mistake fits", evidence)
 
@@ -286,12 +330,16 @@ def _last_true(low: int, high: int, holds: Any) -> int:
 def _wrong_part(y: Tensor, expected: check.Reference) -> str | None:
     """The output rows or columns that everything wrong lies in, if they are fewer than half."""
     wrong = ~((y.double() - expected.product).abs() <= expected.tolerance)
-    for axis, name in ((1, "rows (tokens)"), (0, "columns")):
+    for axis, name in ((1, "output row"), (0, "output column")):
         touched = wrong.any(dim=axis).nonzero().reshape(-1).tolist()
         size = wrong.shape[1 - axis]
         if touched and 2 * len(touched) <= size:
-            return f"output {name} {_ranges(touched)} of {size}"
+            return _counted(name, touched, size) + (", all of it zero" if not bool(y[wrong].any()) else "")
     return None
+
+
+def _counted(name: str, numbers: list[int], size: int) -> str:
+    return f"{name}{'' if len(numbers) == 1 else 's'} {_ranges(numbers)} of {size}"
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -304,14 +352,6 @@ def _ranges(numbers: list[int]) -> str:
             runs.append([number, number])
     text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs[:4])
     return text + (f" and {len(runs) - 4} more runs" if len(runs) > 4 else "")
-
-
-def _gain(readout: Readout) -> float | None:
-    """The one factor between the weights acted by and the right ones, if there is one."""
-    right, seen = readout.definition.weight, readout.seen
-    gain = float((seen * right).sum() / right.square().sum().clamp(min=1e-300))
-    scaled = Prediction(right * gain, readout.definition.tainted)
-    return gain if readout.fits(scaled) else None
 
 
 def nearness(likeness: float) -> Kind:

@@ -165,6 +165,9 @@ def _scale_mistake(stored: _Stored) -> Diagnosis | None:
         factors = misreading.apply(oracle, starts)
         if factors.shape == held.shape and bool(((factors - held).abs() <= SCALE_SLACK * held).all()):
             return Diagnosis(misreading.kind, f"{share}, as though {misreading.sentence}", evidence)
+    if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):
+        n, blocks = right.shape
+        return Diagnosis(Kind.SCALE_TRANSPOSED, f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]", evidence)
     if scaling.kind == "mx":
         steps = torch.log2(ratios)
         return Diagnosis(nearness(_likeness(stored)), f"{share}: their exponents lie {int(steps.min()):+d} to {int(steps.max()):+d}"

@@ -173,10 +173,10 @@ def table_misreadings(fmt: Format, scaling: Scaling | None = None) -> Iterator[M
     if not fmt.is_integer and fmt.mantissa_bits:
         yield from _subnormals(fmt, codes, table)
         for dropped in range(1, fmt.mantissa_bits + 1):
-            keep = codes & ~((1 << dropped) - 1)
+            keep = codes & fmt.magnitude_mask & ~((1 << dropped) - 1)
             lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
             yield table(Kind.TRUNCATED, f"{lost} not read",
-                        lambda right, keep=keep: torch.where(right.isfinite(), right[keep.to(right.device)], right))
+                        lambda right, keep=keep: torch.where(right.isfinite(), right[keep.to(right.device)].copysign(right), right))
 
 
 def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., Misreading]) -> Iterator[Misreading]:
@@ -284,7 +284,7 @@ def scale_misreadings(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator
         for end, block in ends.items():
             yield scales(Kind.BLOCK_OFF_BY_ONE, sentence + end, at(lambda r: r, block))
         yield scales(Kind.BLOCK_OFF_BY_ONE,
-                     f"blocks are counted from column {step % scaling.block}: the weights beside a boundary meet the {which} block's scale",
+                     f"blocks begin one column {'early' if step > 0 else 'late'}: a weight beside each boundary meets the {which} block's scale",
                      lambda weight, columns, step=step: weight.scale_grid()[
                          :, block_of((columns + step).clamp(0, k - 1), scaling)])
 

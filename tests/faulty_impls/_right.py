@@ -1,0 +1,59 @@
+"""A right implementation in four small steps, so that a plant is one step done wrongly."""
+
+import torch
+
+from fpxbench import codec
+from fpxbench.implementation import Implementation, Support
+from fpxbench.packing import padded_k
+from fpxbench.scaling import choose_scales, scale_down, spread
+from fpxbench.weight import QuantizedWeight
+
+
+class Right(Implementation):
+    """Decode, scale, multiply in fp32."""
+
+    def supports(self, scheme, device):
+        return Support.yes() if scheme.quantized and device == "cpu" else Support.no("takes quantized weights on a CPU")
+
+    def codes(self, weight):
+        return weight.codes()
+
+    def table(self, fmt):
+        return codec.decode_table(fmt)
+
+    def factors(self, weight):
+        return spread(weight.scale_grid(), weight.scheme.scaling, *weight.shape)
+
+    def decoded(self, weight):
+        return self.table(weight.scheme.format)[self.codes(weight).int()] * self.factors(weight)
+
+    def product(self, x, w):
+        return x.float() @ w.T
+
+    def matmul(self, x, weight):
+        return self.product(x, self.decoded(weight)).to(x.dtype)
+
+
+class RightEncoder(Right):
+    """The same with the encoder spelled out: a plant is a wrong scale or a wrong code."""
+
+    def scales(self, weight, scheme):
+        return choose_scales(weight, scheme.format, scheme.scaling)
+
+    def encode(self, values, fmt):
+        return codec.encode(values, fmt)
+
+    def quantize(self, weight, scheme):
+        scales = self.scales(weight, scheme)
+        codes = self.encode(scale_down(weight, scales, scheme.scaling), scheme.format)
+        return QuantizedWeight.from_codes(codes, self.stored(scales), scheme, self.layout)
+
+    def stored(self, scales):
+        return scales
+
+
+def swapped(codes, order):
+    """Codes [N, K] of which the len(order) planes, equal parts of the padded K, are taken in another order."""
+    k = codes.shape[1]
+    planes = torch.nn.functional.pad(codes, (0, padded_k(k) - k)).chunk(len(order), dim=1)
+    return torch.cat([planes[plane] for plane in order], dim=1)[:, :k]

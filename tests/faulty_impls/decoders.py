@@ -1,0 +1,93 @@
+"""Codes decoded by another definition than their format's."""
+
+import torch
+
+from fpxbench.codec import decode_table
+from fpxbench.formats import FORMATS
+from fpxbench.implementation import implementation
+from fpxbench.misreadings import is_subnormal
+
+from ._right import Right
+
+
+@implementation("faulty_fnuz_as_fn")
+class FnuzAsFn(Right):
+    """Reads E4M3FNUZ with E4M3FN's bias, as Triton 3.0 did on sm_89."""
+
+    def table(self, fmt):
+        return decode_table(FORMATS["e4m3fn"])
+
+
+@implementation("faulty_fn_as_fnuz")
+class FnAsFnuz(Right):
+    """Reads E4M3FN as E4M3FNUZ."""
+
+    def table(self, fmt):
+        return decode_table(FORMATS["e4m3fnuz"])
+
+
+@implementation("faulty_subnormal_flushed")
+class SubnormalFlushed(Right):
+    """Reads subnormals as zero."""
+
+    def table(self, fmt):
+        return decode_table(fmt).masked_fill(is_subnormal(fmt), 0.0)
+
+
+@implementation("faulty_subnormal_wrong")
+class SubnormalWrong(Right):
+    """Gives subnormals the implicit one of normals."""
+
+    def table(self, fmt):
+        right = decode_table(fmt)
+        return torch.where(is_subnormal(fmt), right + right.sign() * fmt.min_normal, right)
+
+
+@implementation("faulty_one_subnormal_wrong")
+class OneSubnormalWrong(Right):
+    """Reads one subnormal code as another number, in a way that no known mistake would."""
+
+    def table(self, fmt):
+        return decode_table(fmt).index_fill(0, torch.tensor([3]), 1.7 * fmt.min_normal)
+
+
+@implementation("faulty_sign_lost")
+class SignLost(Right):
+    """Drops the sign bit."""
+
+    def table(self, fmt):
+        return decode_table(fmt).abs()
+
+
+@implementation("faulty_int8_unsigned")
+class Int8Unsigned(Right):
+    """Reads two's complement as unsigned."""
+
+    def table(self, fmt):
+        return torch.arange(256).float()
+
+
+@implementation("faulty_negative_zero_read_as_nan")
+class NegativeZeroAsNan(Right):
+    """Takes the code of -0 for FNUZ's NaN, all else being right."""
+
+    def table(self, fmt):
+        return decode_table(fmt).index_fill(0, torch.tensor([1 << (fmt.bits - 1)]), torch.nan)
+
+
+@implementation("faulty_mantissa_bit_dropped")
+class MantissaBitDropped(Right):
+    """Decodes without the lowest mantissa bit."""
+
+    def codes(self, weight):
+        return weight.codes() & 0xFE
+
+
+@implementation("faulty_one_code_wrong")
+class OneCodeWrong(Right):
+    """Decodes one normal code to its neighbour."""
+
+    def table(self, fmt):
+        right = decode_table(fmt)
+        right[0x40] = right[0x41]
+        return right

@@ -1,0 +1,102 @@
+"""Bits and scales taken from the wrong place."""
+
+import torch
+
+from fpxbench.codec import decode
+from fpxbench.formats import FORMATS
+from fpxbench.implementation import implementation
+from fpxbench.scaling import spread
+
+from ._right import Right, swapped
+
+
+@implementation("faulty_nibble_swap")
+class NibbleSwap(Right):
+    """Takes the high nibble for the low one."""
+
+    def codes(self, weight):
+        return swapped(weight.codes(), (1, 0))
+
+
+@implementation("faulty_plane_swap")
+class PlaneSwap(Right):
+    """Reads the four planes of a six-bit code's upper two bits backwards."""
+
+    def codes(self, weight):
+        codes = weight.codes()
+        return (codes & 0x0F) | (swapped(codes, (3, 2, 1, 0)) & 0x30)
+
+
+@implementation("faulty_pieces_exchanged")
+class PiecesExchanged(Right):
+    """Puts a six-bit code's upper two bits below its lower four."""
+
+    def codes(self, weight):
+        codes = weight.codes()
+        return ((codes & 0x0F) << 2) | (codes >> 4)
+
+
+@implementation("faulty_scale_transposed")
+class ScaleTransposed(Right):
+    """Reads the scale grid [N, G] as if it lay [G, N] in memory."""
+
+    def factors(self, weight):
+        grid = weight.scale_grid()
+        return spread(grid.reshape(grid.shape[::-1]).T, weight.scheme.scaling, *weight.shape)
+
+
+@implementation("faulty_row_scale_along_k")
+class RowScaleAlongK(Right):
+    """Applies the row scales to the columns: it broadcasts where N = K, and nothing complains."""
+
+    def factors(self, weight):
+        return weight.scale_grid().T
+
+
+@implementation("faulty_scale_missing")
+class ScaleMissing(Right):
+    """Forgets the scale."""
+
+    def factors(self, weight):
+        return torch.ones(())
+
+
+@implementation("faulty_tensor_scale_missing")
+class TensorScaleMissing(Right):
+    """Forgets NVFP4's second scale."""
+
+    def factors(self, weight):
+        return spread(decode(weight.scales, FORMATS["e4m3fn"]), weight.scheme.scaling, *weight.shape)
+
+
+@implementation("faulty_block_off_by_one")
+class BlockOffByOne(Right):
+    """Multiplies each block by the scale of the next one."""
+
+    def factors(self, weight):
+        return spread(weight.scale_grid().roll(-1, dims=1), weight.scheme.scaling, *weight.shape)
+
+
+@implementation("faulty_boundary_off_by_one")
+class BoundaryOffByOne(Right):
+    """Begins each block one weight late."""
+
+    def factors(self, weight):
+        factors = super().factors(weight)
+        return torch.cat([factors[:, :1], factors[:, :-1]], dim=1)
+
+
+@implementation("faulty_scale_exponent")
+class ScaleExponent(Right):
+    """Reads E8M0 with bias 126."""
+
+    def factors(self, weight):
+        return 2 * super().factors(weight)
+
+
+@implementation("faulty_two_mistakes")
+class TwoMistakes(NibbleSwap):
+    """Swaps nibbles and forgets the scale."""
+
+    def factors(self, weight):
+        return torch.ones(())

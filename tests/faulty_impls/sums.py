@@ -1,0 +1,83 @@
+"""Weights read rightly, sums wrong; or wrong only in some place."""
+
+import torch
+
+from fpxbench.implementation import implementation
+
+from ._right import Right
+
+
+@implementation("faulty_ragged_k")
+class RaggedK(Right):
+    """Leaves out what a block of 32 along K does not fill."""
+
+    def product(self, x, w):
+        whole = x.shape[1] // 32 * 32
+        return x[:, :whole].float() @ w[:, :whole].T
+
+
+@implementation("faulty_ragged_n")
+class RaggedN(Right):
+    """Gives zeros for the output columns that a block of 32 does not fill."""
+
+    def product(self, x, w):
+        y = super().product(x, w)
+        y[:, w.shape[0] // 32 * 32:] = 0
+        return y
+
+
+@implementation("faulty_accumulates_in_bf16")
+class AccumulatesInBf16(Right):
+    """Adds up in bf16, one product at a time, and truncates."""
+
+    def product(self, x, w):
+        y = torch.zeros(x.shape[0], w.shape[0])
+        for column, weights in zip(x.float().T, w.T, strict=True):
+            y = ((y + column[:, None] * weights).view(torch.int32) & ~0xFFFF).view(torch.float32)
+        return y
+
+
+@implementation("faulty_overflowing_sums")
+class OverflowingSums(Right):
+    """Adds up unscaled in fp16, and scales after."""
+
+    def decoded(self, weight):
+        self.factor = self.factors(weight)[:, 0]
+        return self.table(weight.scheme.format)[weight.codes().int()]
+
+    def product(self, x, w):
+        return super().product(x, w).half().float() * self.factor
+
+
+@implementation("faulty_outputs_saturated")
+class OutputsSaturated(Right):
+    """Clamps its output at 8."""
+
+    def product(self, x, w):
+        return super().product(x, w).clamp(-8, 8)
+
+
+@implementation("faulty_nan_in_one_element")
+class NanInOneElement(Right):
+    """Gives NaN in one output column."""
+
+    def product(self, x, w):
+        y = super().product(x, w)
+        y[0, 5] = torch.nan
+        return y
+
+
+@implementation("faulty_gibberish")
+class Gibberish(Right):
+    """Multiplies by another weight."""
+
+    def decoded(self, weight):
+        return torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+
+
+@implementation("faulty_gain")
+class Gain(Right):
+    """Is 3% too large."""
+
+    def product(self, x, w):
+        return 1.03 * super().product(x, w)
