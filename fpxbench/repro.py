@@ -7,7 +7,7 @@ from fpxbench.verdict import Status
 
 _HEAD = '''\
 # {case_id}
-# was {headline} with torch {torch}, Triton {triton}, on {device} ({arch}), {started_at}:
+# was found {headline} with torch {torch}, Triton {triton}, on {device} ({arch}), {started_at}:
 #   {summary}
 #
 # Needs fpxbench, and that torch. Implementations that are not fpxbench's own: python THIS_FILE THEIR_FILE.py
@@ -21,7 +21,9 @@ from fpxbench.case import Case
 from fpxbench.implementation import discover, find
 from fpxbench.scheme import scheme_named
 
-case = Case({fields})
+case = Case(
+    {fields},
+)
 device, seed = {kind!r}, {seed}{seed_note}
 
 known, _ = discover(sys.argv[1:])
@@ -89,7 +91,8 @@ def repro_script(record: Record) -> str:
     a device's name) comes from another machine; it appears in comments only, and cannot leave them.
     """
     case, timing = record.case, record.timing
-    fields = ", ".join(f"{name}={getattr(case, name)!r}" for name in type(case).model_fields)
+    names, shape = ("implementation", "scheme", "workload"), ("m", "n", "k", "activation")
+    fields = ",\n    ".join(", ".join(f"{name}={getattr(case, name)!r}" for name in line) for line in (names, shape))
     script = _HEAD.format(
         case_id=case.id, headline=record.verdict.headline, torch=record.build.torch, triton=_one_line(record.build.triton or "none"),
         device=_one_line(record.machine.device), arch=_one_line(record.machine.arch), started_at=_one_line(record.started_at),

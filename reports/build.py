@@ -103,5 +103,4 @@ def _write_assets(folder: Path) -> None:
 
 def _write(path: Path, page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A log may hold halves of surrogate pairs (JSON can), which no encoding takes.
-    path.write_text(page, encoding="utf-8", errors="replace")
+    path.write_text(page, encoding="utf-8")

@@ -17,6 +17,7 @@ from fpxbench.verdict import Status
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
+_RATIOS = [step * 10.0**decade for decade in range(-4, 3) for step in (1, 2, 5)]
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
 
 
@@ -45,7 +46,7 @@ def speedup_chart(sweep: Sweep) -> Chart | None:
         return None
     m = rows[0].case.m
     figure = _by_scheme(sweep, rows, lambda row: row.speedup, "%{x:.2f}× dense")
-    figure.update_xaxes(type="log", title_text="speedup over the dense 16-bit product (log scale)", ticksuffix="×", dtick="D2")
+    figure.update_xaxes(type="log", title_text="speedup over the dense 16-bit product (log scale)", tickvals=_RATIOS, ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
     figure.add_vline(x=1, line_dash="dash", line_width=1.5)
     return Chart(
         "speedup", f"Speedup over dense at M = {m}",
@@ -75,15 +76,21 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
     points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None]
     if not points:
         return None
+    # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.
+    together: dict[tuple[float, float], list[str]] = defaultdict(list)
+    for choice in points:
+        together[round(choice.bits_per_weight, 2), round(choice.sqnr_db, 1)].append(choice.scheme)
+    places = list(together)
     figure = _figure(height=460)
     figure.add_trace(go.Scatter(
-        x=[round(choice.bits_per_weight, 4) for choice in points], y=[round(choice.sqnr_db, 3) for choice in points],
-        text=[choice.scheme for choice in points], mode="markers+text", textposition=_label_sides([(choice.bits_per_weight, choice.sqnr_db) for choice in points]),
-        marker=dict(size=11, color=_COLOURS[0]), cliponaxis=False, showlegend=False,
-        customdata=[sweep.filtered(scheme=choice.scheme).rpartition("#")[2] for choice in points],
-        hovertemplate="%{text}<br>%{x:.2f} bits per weight<br>%{y:.2f} dB<extra></extra>",
+        x=[bits for bits, _ in places], y=[noise for _, noise in places], text=[", ".join(together[place]) for place in places],
+        mode="markers+text", textposition=_label_sides(places), cliponaxis=False, showlegend=False, marker=dict(size=11, color=_COLOURS[0]),
+        customdata=[sweep.filtered(scheme=together[place][0]).rpartition("#")[2] for place in places],
+        hovertemplate="%{text}<br>%{x:.2f} bits per weight<br>%{y:.1f} dB<extra></extra>",
     ))
-    figure.update_xaxes(title_text="bits per weight, as stored")
+    widths = [bits for bits, _ in places]
+    # Room for the labels beside the outermost marks.
+    figure.update_xaxes(title_text="bits per weight, as stored", range=[min(widths) - 0.7, max(widths) + 1.1])
     figure.update_yaxes(title_text="SQNR of the stored weight, dB")
     return Chart(
         "accuracy", "What a bit buys",
@@ -132,11 +139,16 @@ def _by_scheme(sweep: Sweep, rows: list[Row], value: Callable[[Row], float], say
 
 
 def _label_sides(points: list[tuple[float, float]]) -> list[str]:
-    """Where to write each label so that neighbours' do not collide: of two points close by, the lower writes below."""
+    """Which side of its mark each label goes, so that neighbours' labels do not meet."""
     sides = []
-    for bits, noise in points:
-        near = [other for other in points if other != (bits, noise) and abs(other[0] - bits) < 1.2 and abs(other[1] - noise) < 2.2]
-        sides.append("bottom center" if any(other[1] > noise or (other[1] == noise and other[0] > bits) for other in near) else "top center")
+    for point in points:
+        bits, noise = point
+        near = [other for other in points if other != point and abs(other[0] - bits) < 1.2 and abs(other[1] - noise) < 2.5]
+        left, right = any(other[0] < bits for other in near), any(other[0] > bits for other in near)
+        if left and right:
+            sides.append("top center" if all(other[1] <= noise for other in near) else "bottom center")
+        else:
+            sides.append("middle left" if right or (not near and bits > 7) else "middle right" if left else "top center")
     return sides
 
 

@@ -103,7 +103,7 @@ def _without_numbers(text: str) -> str:
 def _broken(group: list[Found], all_cases: list[Found]) -> Finding:
     first = group[0].row
     names = _implementations(group)
-    subject = _listed(names)
+    subject = _listed(names) if len(names) == 1 else f"each of {_listed(names)}"
     predicate = KINDS[first.kind].predicate if first.kind else VERBS[first.status]
     if first.signal and first.status is Status.CRASH:
         predicate += f" ({first.signal})"

@@ -44,7 +44,7 @@ class Pages:
             trim_blocks=True, lstrip_blocks=True,
         )
         self._templates.filters.update(
-            us=microseconds, nbytes=nbytes, times=times, figure=figure, share=share, code_names=code_names, log=printable,
+            us=microseconds, nbytes=nbytes, capacity=capacity, times=times, figure=figure, share=share, code_names=code_names, log=printable,
             pretty=pretty, when=when,
         )
         self._templates.globals.update(
@@ -135,6 +135,13 @@ def nbytes(value: int | None) -> str:
         if abs(value) >= size:
             return f"{figure(value / size)} {unit}"
     return f"{value} B"
+
+
+def capacity(value: int | None) -> str:
+    """The size of a memory, in the powers of two that it is sold in."""
+    if value is None:
+        return "–"
+    return f"{figure(value / 2**30)} GiB" if value >= 2**30 else f"{figure(value / 2**20)} MiB"
 
 
 def times(value: float | None) -> str:

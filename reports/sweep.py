@@ -21,6 +21,9 @@ from fpxbench.verdict import BROKEN, SEVERITY, Kind, Status
 
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 
+SLOW_BELOW = 0.95
+"""A speedup over dense below this counts as slower where no interval says it better."""
+
 MAX_PAGE_NAME = 180
 """Characters of a case's file name: file systems end at 255 bytes, and names from elsewhere can be long."""
 
@@ -90,7 +93,7 @@ class Row:
         """Slower than dense beyond its own noise."""
         if self.speedup is None or not self.quantized:
             return False
-        return (self.speedup_ci95[1] if self.speedup_ci95 else self.speedup * 1.05) < 1
+        return self.speedup_ci95[1] < 1 if self.speedup_ci95 else self.speedup < SLOW_BELOW
 
 
 def page_name(case: Case) -> str:
@@ -122,6 +125,11 @@ class Cell:
         speedups = [row.speedup for row in self.rows if row.speedup is not None]
         return median(speedups) if speedups else None
 
+    @property
+    def slow(self) -> bool:
+        """Right, and on the whole slower than dense."""
+        return self.worst is Status.OK and self.speedup is not None and self.speedup < SLOW_BELOW and self.rows[0].quantized
+
     @cached_property
     def over_roofline(self) -> bool:
         return any(Flag.OVER_ROOFLINE in row.flags for row in self.rows)
@@ -146,13 +154,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """Cases of one implementation that were not run, or not timed, for one reason."""
+    """Cases that were not run, or not timed, for one reason."""
 
     status: Status
     """``ok`` for cases that are right and carry no timing."""
-    implementation: str
     reason: str
     rows: tuple[Row, ...]
+
+    @property
+    def implementations(self) -> list[str]:
+        return sorted({row.case.implementation for row in self.rows})
 
     @property
     def schemes(self) -> list[str]:
@@ -275,17 +286,23 @@ class Sweep(Heading):
         )
 
     @cached_property
+    def best(self) -> Row | None:
+        """At the fewest tokens timed, the right quantized case with the largest speedup."""
+        rows = [choice.fastest[self.tokens[0]] for choice in self.choices if self.tokens and self.tokens[0] in choice.fastest]
+        return max((row for row in rows if row.quantized), key=lambda row: row.speedup, default=None)
+
+    @cached_property
     def not_measured(self) -> list[NotMeasured]:
         """What this sweep does not know, and why: refused, not there, right but not timed."""
-        grouped: dict[tuple[Status, str, str], list[Row]] = defaultdict(list)
+        grouped: dict[tuple[Status, str], list[Row]] = defaultdict(list)
         for row in self.rows:
             if row.status in (Status.UNSUPPORTED, Status.MISSING):
-                grouped[row.status, row.case.implementation, row.summary or str(row.kind or row.status)].append(row)
+                grouped[row.status, row.summary or str(row.kind or row.status)].append(row)
             elif row.no_timing:
-                grouped[Status.OK, row.case.implementation, row.no_timing].append(row)
+                grouped[Status.OK, row.no_timing].append(row)
         return [
-            NotMeasured(status, implementation, reason, tuple(rows))
-            for (status, implementation, reason), rows in sorted(grouped.items(), key=lambda item: (SEVERITY[item[0][0]], item[0][1:]))
+            NotMeasured(status, reason, tuple(rows))
+            for (status, reason), rows in sorted(grouped.items(), key=lambda item: (SEVERITY[item[0][0]], item[0][1]))
         ]
 
     def filtered(self, **filters: str) -> str:

@@ -1,9 +1,12 @@
 // Filters of a sweep's page, kept in the address so that they can be shared; and copy buttons.
 "use strict";
 
+const SLOW_BELOW = 0.95;    // as in sweep.py
+
 function startFilters(form) {
   const rows = Array.from(document.querySelectorAll("#cases tbody tr"));
-  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
+  const id = (row) => Array.from(row.cells).slice(1, 6).map((cell, index) => (index === 3 ? "m" : "") + cell.textContent).join("/");
+  const texts = new Map(rows.map((row) => [row, (id(row) + " " + row.textContent).toLowerCase()]));
   const matrix = document.getElementById("matrix");
   const cells = new Map();
   for (const line of matrix.tBodies[0].rows)
@@ -64,7 +67,7 @@ function startFilters(form) {
       if (speedups.length) {
         const value = median(speedups);
         speed.textContent = value.toPrecision(value < 0.995 ? 2 : 3) + "×";
-        speed.classList.toggle("under", value < 1);
+        cell.classList.toggle("slow", worst === "ok" && value < SLOW_BELOW);
       } else if (bad < group.length) {
         speed.textContent = `${bad}/${group.length}`;
       }
