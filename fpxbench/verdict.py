@@ -30,7 +30,7 @@ BROKEN = frozenset({Status.CRASH, Status.WRONG, Status.NONFINITE, Status.TIMEOUT
 """Statuses that say something is wrong, as against refused or not there."""
 
 SIGNS = {
-    Status.OK: "✓", Status.WRONG: "✗", Status.NONFINITE: "∞", Status.CRASH: "☠", Status.TIMEOUT: "⧖",
+    Status.OK: "✓", Status.WRONG: "✗", Status.NONFINITE: "∞", Status.CRASH: "☠", Status.TIMEOUT: "◔",
     Status.OOM: "▲", Status.ERROR: "!", Status.UNSUPPORTED: "–", Status.MISSING: "?",
 }
 """A sign for each status, so that no verdict is told by colour alone."""
