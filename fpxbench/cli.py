@@ -392,7 +392,7 @@ def _workloads(settings: Settings) -> list[dict[str, str]]:
 
 
 def _cases(settings: Settings) -> list[dict[str, str]]:
-    from fpxbench.plan import make_plan
+    from fpxbench.selection import make_plan
 
     return [{"case": planned.case.id, "refused": planned.refused} for planned in make_plan(settings).cases]
 

@@ -23,8 +23,10 @@ from fpxbench.verdict import Kind, Status, Verdict
 from fpxbench.weight import QuantizedWeight
 
 CALLS = 3
-ONE_HOT_COLUMNS = 16
-"""One-hot probes of a case: columns chosen to hold as many different codes as possible."""
+ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_LARGE = 16, 4
+"""One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose columns
+are long."""
+LARGE = 1 << 21
 
 
 @dataclass
@@ -110,10 +112,11 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     case = operands.case
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
+    most = ONE_HOT_COLUMNS if case.n * case.k < LARGE else ONE_HOT_COLUMNS_LARGE
     if operands.weight.has_codes:
-        columns = check.columns_covering_codes(operands.weight, ONE_HOT_COLUMNS)
+        columns = check.columns_covering_codes(operands.weight, most)
     else:
-        columns = list(range(0, case.k, max(1, case.k // ONE_HOT_COLUMNS)))[:ONE_HOT_COLUMNS]
+        columns = list(range(0, case.k, max(1, case.k // most)))[:most]
     for start in range(0, len(columns), case.m):
         batch = columns[start:start + case.m]
         x = check.one_hot(batch, case.m, case.k, check.ACTIVATION_DTYPES[case.activation], operands.device)

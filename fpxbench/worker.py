@@ -54,7 +54,7 @@ def machine_json(device: str | None, name: str | None, log: str) -> str:
 def plan_json(settings: str, log: str) -> str:
     """The plan, or ``{"mistake": …}`` where the settings select nothing."""
     with _logged(log):
-        from fpxbench.plan import make_plan
+        from fpxbench.selection import make_plan
         from fpxbench.settings import Settings
 
         try:
