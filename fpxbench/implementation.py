@@ -150,7 +150,7 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     """All implementations by name: the shipped ones, those of entry points, and those in `paths` (files or folders).
 
     A file that fails to import is a `LoadFailure`, not an exception: the others still run. Files whose name begins
-    with an underscore are skipped. Raises FileNotFoundError for a path that is not there.
+    with an underscore are skipped. Raises FileNotFoundError for a path that is not there or holds no Python file.
     """
     failures: list[LoadFailure] = []
     for file in _python_files(shipped_folder()):
@@ -158,12 +158,15 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()
-        except Exception as error:  # a third party's import can fail in any way; it is reported, not fatal
+        except (Exception, SystemExit) as error:  # a third party's import can fail in any way; it is reported, not fatal
             failures.append(LoadFailure(f"entry point {entry.name}", f"{type(error).__name__}: {error}"))
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"--impls {path}: no such file or folder")
-        for file in _python_files(path):
+        files = _python_files(path)
+        if not files:
+            raise FileNotFoundError(f"--impls {path}: not a Python file, nor a folder that holds one")
+        for file in files:
             digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
             _load(file, f"fpxbench_impls_{digest}.{file.stem}", failures)
     return dict(_registry), failures
@@ -200,7 +203,7 @@ def _folder_digest(file: Path) -> str:
 
 def _python_files(path: Path) -> list[Path]:
     if path.is_file():
-        return [path]
+        return [path] if path.suffix == ".py" else []
     return sorted(file for file in path.glob("*.py") if not file.name.startswith("_"))
 
 
@@ -222,7 +225,7 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
         _loaded_paths.add(resolved)
         digest = _folder_digest(resolved)
         _sources.update({name: digest for name in set(_registry) - before})
-    except Exception as error:  # a broken file must not keep the others from running
+    except (Exception, SystemExit) as error:  # a broken file, or a script that exits, must not keep the others from running
         del sys.modules[module_name]
         for name in set(_registry) - before:
             del _registry[name]
