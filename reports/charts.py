@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fpxbench.record import Flag
-from fpxbench.reports.sweep import Row, Sweep
+from fpxbench.reports.sweep import DENSE_SCHEMES, Row, Sweep
 from fpxbench.verdict import Status
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
@@ -73,7 +73,7 @@ def roofline_chart(sweep: Sweep) -> Chart | None:
 
 def accuracy_chart(sweep: Sweep) -> Chart | None:
     """SQNR against bits per weight, one mark for each scheme."""
-    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None]
+    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None and choice.scheme not in DENSE_SCHEMES]
     if not points:
         return None
     # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.

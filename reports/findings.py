@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -71,7 +72,13 @@ def find(sweeps: Sequence[Sweep]) -> list[Finding]:
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),
         *(_noisy(group) for group in _grouped(all_cases, _noise)),
     ]
-    return sorted(found, key=lambda finding: (finding.rank, -len(finding.cases), finding.sentence))
+    return sorted(found, key=_worst_first)
+
+
+def _worst_first(finding: Finding) -> tuple:
+    """By severity; then the slowest, or what hits the most cases."""
+    slowest = finding.cases[0].row.speedup if finding.severity == SLOW else 0
+    return finding.rank, slowest, -len(finding.cases), finding.sentence
 
 
 def _grouped(cases: Iterable[Found], key) -> list[list[Found]]:
@@ -153,10 +160,10 @@ def _slow(group: list[Found], all_cases: list[Found]) -> Finding:
     why = f": {row.bottleneck}" if row.bottleneck else ""
     unfused = " and is not fused" if Flag.UNFUSED in row.flags else ""
     more = f". It is slower than dense in {len(group)} of {len(peers)} timed cases" if len(peers) > 1 else ""
-    times = 1 / row.speedup if row.speedup > 0 else float("inf")
+    times = 1 / row.speedup if row.speedup > 0 else math.inf
     return Finding(
         SLOW,
-        _sentence(f"{row.case.implementation} runs {row.case.scheme} {times:.2g}× slower than dense {row.case.activation}"
+        _sentence(f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than dense {row.case.activation}"
                   f" at M={row.case.m} ({row.case.workload}){unfused}{why}{more}"),
         _link(group, mark=SLOW), tuple(group))
 

@@ -6,6 +6,7 @@ Rows are what is kept of records once their own pages are written, so that a rep
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -292,16 +293,24 @@ class Sweep(Heading):
         return max((row for row in rows if row.quantized), key=lambda row: row.speedup, default=None)
 
     @cached_property
+    def canaries(self) -> tuple[int, int]:
+        """How many canaries are right, of how many that ran."""
+        ran = [row for row in self.rows if row.is_canary and row.status not in (Status.UNSUPPORTED, Status.MISSING)]
+        return sum(row.status is Status.OK for row in ran), len(ran)
+
+    @cached_property
     def not_measured(self) -> list[NotMeasured]:
         """What this sweep does not know, and why: refused, not there, right but not timed."""
         grouped: dict[tuple[Status, str], list[Row]] = defaultdict(list)
         for row in self.rows:
             if row.status in (Status.UNSUPPORTED, Status.MISSING):
-                grouped[row.status, row.summary or str(row.kind or row.status)].append(row)
+                # "takes int8-row only, not mxfp4" is one reason, whichever scheme it names.
+                reason = re.sub(rf"(?<![\w-]){re.escape(row.case.scheme)}(?![\w-])", "these", row.summary)
+                grouped[row.status, reason or str(row.kind or row.status)].append(row)
             elif row.no_timing:
                 grouped[Status.OK, row.no_timing].append(row)
         return [
-            NotMeasured(status, reason, tuple(rows))
+            NotMeasured(status, reason if len({row.case.scheme for row in rows}) > 1 else (rows[0].no_timing if status is Status.OK else rows[0].summary) or reason, tuple(rows))
             for (status, reason), rows in sorted(grouped.items(), key=lambda item: (SEVERITY[item[0][0]], item[0][1]))
         ]
 

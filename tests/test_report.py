@@ -163,6 +163,22 @@ def test_the_overview_begins_with_what_is_wrong(site) -> None:
     assert max(order) < text.index("Every implementation with every scheme") < text.index("What was not measured")
 
 
+def test_canaries_are_counted_over_those_that_ran(site) -> None:
+    ran = [r for r in sample.varied() if r.case.workload == "canary.codes" and r.verdict.status is not Status.UNSUPPORTED]
+    right = sum(r.verdict.status is Status.OK for r in ran)
+    assert f"{right} of {len(ran)} right." in Page(site[1].index.read_text()).text
+    assert 0 < right < len(ran)
+
+
+def test_one_refusal_of_many_schemes_is_one_row() -> None:
+    refused = [sample.record(sample.case("x", scheme), Verdict(status=Status.UNSUPPORTED, summary=f"takes int8-row only, not {scheme}"))
+               for scheme in ("mxfp4", "e4m3fn-row", "nvfp4")]
+    [gap] = sweep(refused).not_measured
+    assert (gap.reason, gap.schemes) == ("takes int8-row only, not these", ["e4m3fn-row", "mxfp4", "nvfp4"])
+    [gap] = sweep(refused[:1]).not_measured
+    assert gap.reason == "takes int8-row only, not mxfp4"
+
+
 def test_every_case_has_a_page_with_its_verdict_and_a_script(site) -> None:
     for record in sample.varied():
         page = Page((site[0] / SWEEP / page_name(record.case)).read_text())
