@@ -42,7 +42,7 @@ def preload() -> None:
 
 def machine_json(device: str | None, name: str | None, log: str) -> str:
     """The machine with its measured read bandwidth."""
-    with _logged(log):
+    with logged(log):
         from fpxbench import machine
 
         device = device or machine.default_device()
@@ -53,7 +53,7 @@ def machine_json(device: str | None, name: str | None, log: str) -> str:
 
 def plan_json(settings: str, log: str) -> str:
     """The plan, or ``{"mistake": …}`` where the settings select nothing."""
-    with _logged(log):
+    with logged(log):
         from fpxbench.selection import make_plan
         from fpxbench.settings import Settings
 
@@ -64,7 +64,7 @@ def plan_json(settings: str, log: str) -> str:
 
 
 def trial_json(request: str, log: str) -> str:
-    with _logged(log):
+    with logged(log):
         from fpxbench.messages import TrialRequest
         from fpxbench.trial import run_trial
 
@@ -72,7 +72,7 @@ def trial_json(request: str, log: str) -> str:
 
 
 @contextlib.contextmanager
-def _logged(log: str) -> Iterator[None]:
+def logged(log: str) -> Iterator[None]:
     """stdout and stderr, native code's too, go to the file `log`; `log`.pid tells the watcher whom to watch."""
     Path(log + ".pid").write_text(str(os.getpid()))
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
