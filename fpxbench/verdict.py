@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Status(StrEnum):
-    """The order is that of severity on a report: worst first, and the index is what asv's status benchmark plots."""
+    """Worst first: the order in which reports speak of them."""
 
     CRASH = "crash"              # a signal or an abort
     WRONG = "wrong"              # finite, outside the bound
