@@ -46,7 +46,8 @@ def speedup_chart(sweep: Sweep) -> Chart | None:
         return None
     m = rows[0].case.m
     figure = _by_scheme(sweep, rows, lambda row: row.speedup, "%{x:.2f}× dense")
-    figure.update_xaxes(type="log", title_text="speedup over the dense 16-bit product (log scale)", tickvals=_RATIOS, ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
+    figure.update_xaxes(type="log", title_text="speedup over the dense 16-bit product (log scale)", tickvals=_RATIOS,
+                        ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
     figure.add_vline(x=1, line_dash="dash", line_width=1.5)
     return Chart(
         "speedup", f"Speedup over dense at M = {m}",

@@ -90,6 +90,12 @@ class Row:
         return [str(mark) for mark in (self.kind, *self.flags) if mark] + (["slow"] if self.slower else [])
 
     @property
+    def refusal(self) -> str:
+        """Why it was not run. "Takes int8-row only, not mxfp4" is one reason, whichever scheme it names."""
+        reason = re.sub(rf"(?<![\w-]){re.escape(self.case.scheme)}(?![\w-])", "this scheme", self.summary)
+        return reason or str(self.kind or self.status)
+
+    @property
     def slower(self) -> bool:
         """Slower than dense beyond its own noise."""
         if self.speedup is None or not self.quantized:
@@ -304,15 +310,11 @@ class Sweep(Heading):
         grouped: dict[tuple[Status, str], list[Row]] = defaultdict(list)
         for row in self.rows:
             if row.status in (Status.UNSUPPORTED, Status.MISSING):
-                # "takes int8-row only, not mxfp4" is one reason, whichever scheme it names.
-                reason = re.sub(rf"(?<![\w-]){re.escape(row.case.scheme)}(?![\w-])", "these", row.summary)
-                grouped[row.status, reason or str(row.kind or row.status)].append(row)
+                grouped[row.status, row.refusal].append(row)
             elif row.no_timing:
-                grouped[Status.OK, row.no_timing].append(row)
-        return [
-            NotMeasured(status, reason if len({row.case.scheme for row in rows}) > 1 else (rows[0].no_timing if status is Status.OK else rows[0].summary) or reason, tuple(rows))
-            for (status, reason), rows in sorted(grouped.items(), key=lambda item: (SEVERITY[item[0][0]], item[0][1]))
-        ]
+                grouped[row.status, row.no_timing].append(row)
+        in_order = sorted(grouped.items(), key=lambda item: (SEVERITY[item[0][0]], item[0][1]))
+        return [NotMeasured(status, reason, tuple(rows)) for (status, reason), rows in in_order]
 
     def filtered(self, **filters: str) -> str:
         """URL, relative to the site's root, of its page with these filters set."""
