@@ -14,11 +14,12 @@ A code is never looked up. Its bits are moved to where a 16-bit float keeps its 
 ``int`` lanes
     are the fp16 number 1024 + (code with its sign bit flipped), minus the offset: exact up to 11 bits.
 
-NaN and infinity codes, which the bit move alone turns into numbers, are put right by comparing the lane.
+NaN and infinity codes, which the bit move alone turns into numbers, are put right by comparing the raw number.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,16 +119,25 @@ def bytes_of_plane(fmt: Format, k: int) -> int:
     return padded_k(k) // planes_of(fmt)
 
 
-def constants(scheme: Scheme, k: int) -> dict[str, Any]:
-    """The constants by which both kernels read rows of `k` planar codes and their scales."""
+def raw_special(fmt: Format) -> float:
+    """The magnitude that the bit move gives the code of infinity (ieee) or of NaN (fn); 0 where none is looked for."""
+    lanes = lanes_of(fmt)
+    code = {"ieee": fmt.infinity_code, "fn": fmt.nan_code}.get(lanes.specials, 0)
+    lane = code << lanes.mantissa_shift
+    if lanes.kind == "bf16":
+        return struct.unpack("<f", struct.pack("<I", lane << 16))[0]
+    return struct.unpack("<e", struct.pack("<H", lane))[0]
+
+
+def constants(scheme: Scheme, k: int, native: bool) -> dict[str, Any]:
+    """The constants by which both kernels read rows of `k` planar codes and their scales.
+
+    `native`: the codes are decoded by an instruction of the device's.
+    """
     fmt, scaling = scheme.format, scheme.scaling
     lanes = lanes_of(fmt)
-    factor = 2.0**lanes.exponent
-    if lanes.specials == "fnuz":
-        special = 1 << SIGN
-    else:
-        code = {"none": 0, "fn": fmt.magnitude_mask, "ieee": fmt.infinity_code}[lanes.specials]
-        special = code << lanes.mantissa_shift
+    factor = 1.0 if native else 2.0**lanes.exponent
+    per_weight = lanes.kind == "bf16"
     return {
         "K_PAD": padded_k(k),
         "ROW_BYTES": row_bytes(k, fmt.bits, "planar"),
@@ -137,9 +147,10 @@ def constants(scheme: Scheme, k: int) -> dict[str, Any]:
         "LANES": lanes.kind,
         "FLIP": INTEGER_ONE | 1 << (fmt.bits - 1) if lanes.kind == "int" else 0,
         "SPECIALS": lanes.specials,
-        "SPECIAL": special,
-        "WEIGHT_FACTOR": factor if lanes.kind == "bf16" else 1.0,
-        "SUM_FACTOR": 1.0 if lanes.kind == "bf16" else factor,
+        "SPECIAL": raw_special(fmt),
+        "WEIGHT_FACTOR": factor if per_weight else 1.0,
+        "SUM_FACTOR": 1.0 if per_weight else factor,
+        "NATIVE": native,
         "SCALES": scaling.kind,
         "BLOCK": scaling.block or 0,
         "GROUPS": scaling.blocks(k),

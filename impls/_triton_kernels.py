@@ -44,22 +44,54 @@ def _lanes(
 
 
 @triton.jit
-def _value(lane, LANES: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr, FLIP: tl.constexpr):
-    """The raw number of a uint16 `lane`: fp16, or fp32 from bf16 lanes. NaN and infinity codes are NaN and infinity."""
+def _halves(lanes):
+    """Both fp16 lanes of each uint32 as fp32, in one conversion each (PTX; left to LLVM, they are shuffled first)."""
+    return tl.inline_asm_elementwise(
+        """
+        {
+            .reg .b16 low, high;
+            mov.b32 {low, high}, $2;
+            cvt.f32.f16 $0, low;
+            cvt.f32.f16 $1, high;
+        }
+        """,
+        "=f,=f,r", [lanes], dtype=(tl.float32, tl.float32), is_pure=True, pack=1,
+    )
+
+
+@triton.jit
+def _value(
+    lanes, HALF: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr,
+    LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr,
+):
+    """The raw number in lane HALF of uint32 `lanes`, with NaN and infinity in their codes' place.
+
+    fp32 if WIDEN or if that is what the format's lanes give, else fp16.
+    """
     if LANES == "bf16":
-        value = (lane.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+        if HALF:
+            value = (lanes & 0xFFFF0000).to(tl.float32, bitcast=True)
+        else:
+            value = (lanes << 16).to(tl.float32, bitcast=True)
+    elif WIDEN and PTX:
+        value = _halves(lanes)[HALF]
     else:
-        value = lane.to(tl.float16, bitcast=True)
+        value = (lanes >> (16 * HALF)).to(tl.uint16).to(tl.float16, bitcast=True)
+        if WIDEN:
+            value = value.to(tl.float32)
     if LANES == "int":
         value = value - (FLIP - 0x6400 + 1024.0)
-    if SPECIALS == "fnuz":
-        value = tl.where(lane == SPECIAL, float("nan"), value)
+    if SPECIALS == "fnuz":      # what was moved as -0, which no other code gives
+        if value.dtype == tl.float16:
+            value = tl.where(value.to(tl.uint16, bitcast=True) == 0x8000, float("nan"), value)
+        else:
+            value = tl.where(value.to(tl.uint32, bitcast=True) == 0x80000000, float("nan"), value)
     elif SPECIALS == "fn":
-        value = tl.where((lane & 0x7FFF) == SPECIAL, float("nan"), value)
+        value = tl.where(tl.abs(value) == SPECIAL, float("nan"), value)
     elif SPECIALS == "ieee":
-        infinity = tl.where(lane >= 0x8000, float("-inf"), float("inf"))
-        value = tl.where((lane & 0x7FFF) == SPECIAL, infinity, value)
-        value = tl.where((lane & 0x7FFF) > SPECIAL, float("nan"), value)
+        value = tl.where(tl.abs(value) > SPECIAL, float("nan"), value)
+        value = tl.where(value == SPECIAL, float("inf"), value)
+        value = tl.where(value == -SPECIAL, float("-inf"), value)
     return value
 
 
@@ -72,8 +104,8 @@ def _scale(pointers, mask, SCALES: tl.constexpr):
     if SCALES == "mx":
         bits = tl.where(code == 0, 0x00400000, code << 23)    # code 0 is 2**-127, subnormal in fp32
         return tl.where(code == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
-    half = (((code & 0x80) << 8) | ((code & 0x7F) << 7)).to(tl.uint16)
-    return _value(half, "fp16", "fn", 0x7F << 7, 0).to(tl.float32) * 256.0
+    half = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
+    return _value(half, 0, True, False, "fp16", 0, "fn", 1.875) * 256.0    # 0x7F, NaN, would be 1.875 * 2**8
 
 
 @triton.jit
@@ -112,16 +144,16 @@ def _native_e4m3fn(words):
 
 @triton.jit
 def _weight_of_byte(
-    words, FIRST: tl.constexpr, PLANE: tl.constexpr, BYTE: tl.constexpr, NATIVE: tl.constexpr, MOVES: tl.constexpr,
-    LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr, WEIGHT_FACTOR: tl.constexpr,
+    words, FIRST: tl.constexpr, PLANE: tl.constexpr, BYTE: tl.constexpr, NATIVE: tl.constexpr, PTX: tl.constexpr,
+    MOVES: tl.constexpr, LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr,
+    WEIGHT_FACTOR: tl.constexpr,
 ):
     """fp32 weights of plane PLANE in byte BYTE of the words. The two bytes that share lanes share their decode."""
     if NATIVE:
-        lanes = _native_e4m3fn(words[FIRST])[BYTE // 2]
-        return (lanes >> (16 * (BYTE % 2))).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        return _halves(_native_e4m3fn(words[FIRST])[BYTE // 2])[BYTE % 2]
     else:
         lanes = _lanes(words, FIRST, PLANE, BYTE % 2, MOVES, FLIP)
-        value = _value((lanes >> (16 * (BYTE // 2))).to(tl.uint16), LANES, SPECIALS, SPECIAL, FLIP).to(tl.float32)
+        value = _value(lanes, BYTE // 2, True, PTX, LANES, FLIP, SPECIALS, SPECIAL)
         if WEIGHT_FACTOR != 1.0:
             value = value * WEIGHT_FACTOR
         return value
@@ -141,16 +173,17 @@ def _activation(quad, BYTE: tl.constexpr, BF16: tl.constexpr):
 def matvec_kernel(
     x, packed, scales, tensor_scale, out, N,
     K_PAD: tl.constexpr, ROW_BYTES: tl.constexpr, PLANES: tl.constexpr, LOADS: tl.constexpr, MOVES: tl.constexpr,
-    LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr, NATIVE: tl.constexpr,
-    WEIGHT_FACTOR: tl.constexpr, SUM_FACTOR: tl.constexpr,
+    LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr,
+    WEIGHT_FACTOR: tl.constexpr, SUM_FACTOR: tl.constexpr, NATIVE: tl.constexpr, PTX: tl.constexpr,
     SCALES: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARING: tl.constexpr,
     BF16: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):
     """out [M, N] = x [M, K] @ weight.T for small M: ROWS rows of the weight a program, over all of K.
 
     Moves the packed weight once, 16 bytes a load and thread, and x through the cache. Everything is a vector of WORDS
-    words, so no layout ever changes. A weight costs a multiply-add for each row of x, one conversion to fp32, and from
-    0.5 (E4M3FN on sm_89) over 2 (FP4) to 3 (FP6) instructions of decode; x costs about 1.5, shared by ROWS.
+    words, so no layout ever changes. On sm_90 a weight
+    costs a multiply-add for each row of x, one conversion to fp32, and from 0.5 (E4M3FN) over 2 (FP4) to 2.6 (FP6)
+    instructions of decode; in all, with M = 1 and ROWS = 4, 3.6, 4.5 and 5.0.
 
     x is int64 [M, K_PAD / 4], four activations each; packed is int32 [N, ROW_BYTES / 4]. BLOCK is 0 where a row has
     one scale. SHARING neighbouring words lie within one block: their products are added up before they are scaled.
@@ -178,11 +211,15 @@ def matvec_kernel(
             for r in tl.static_range(ROWS):
                 row_scales = scales + tl.minimum(n0 + r, N - 1).to(tl.int64) * GROUPS
                 products = ()
-                for _ in tl.static_range(M):
-                    products = products + (tl.full([WORDS], 0.0, tl.float32),)
+                for m in tl.static_range(M):
+                    if BLOCK == 0:      # nothing to scale on the way: add to the sum itself
+                        products = products + (sums[r * M + m],)
+                    else:
+                        products = products + (tl.full([WORDS], 0.0, tl.float32),)
                 for byte in tl.static_range(4):
                     weight = _weight_of_byte(
-                        words, r * len(LOADS), plane, byte, NATIVE, MOVES, LANES, FLIP, SPECIALS, SPECIAL, WEIGHT_FACTOR
+                        words, r * len(LOADS), plane, byte, NATIVE, PTX,
+                        MOVES, LANES, FLIP, SPECIALS, SPECIAL, WEIGHT_FACTOR,
                     )
                     if BLOCK % 4:       # a word straddles blocks: every weight meets its own scale
                         block = ((plane * STEPS + q) * 4 + byte) // BLOCK
@@ -205,7 +242,10 @@ def matvec_kernel(
                         scaled = scaled + (products[m] * SUM_FACTOR * scale,)
                     products = scaled
                 for m in tl.static_range(M):
-                    new_sums = new_sums + (sums[r * M + m] + products[m],)
+                    if BLOCK == 0:
+                        new_sums = new_sums + (products[m],)
+                    else:
+                        new_sums = new_sums + (sums[r * M + m] + products[m],)
             sums = new_sums
 
     for r in tl.static_range(ROWS):
@@ -222,8 +262,8 @@ def matvec_kernel(
 def dot_kernel(
     x, packed, scales, tensor_scale, out, M, N,
     K_PAD: tl.constexpr, ROW_BYTES: tl.constexpr, PLANES: tl.constexpr, LOADS: tl.constexpr, MOVES: tl.constexpr,
-    LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr, NATIVE: tl.constexpr,
-    WEIGHT_FACTOR: tl.constexpr, SUM_FACTOR: tl.constexpr,
+    LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr,
+    WEIGHT_FACTOR: tl.constexpr, SUM_FACTOR: tl.constexpr, NATIVE: tl.constexpr,
     SCALES: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, ALIGNED: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -261,7 +301,7 @@ def dot_kernel(
                 weight = bytes_[0].to(tl.float8e4nv, bitcast=True).to(OPERAND)
             else:
                 lanes = _lanes(bytes_, 0, plane, 0, MOVES, FLIP)
-                weight = _value(lanes.to(tl.uint16), LANES, SPECIALS, SPECIAL, FLIP)
+                weight = _value(lanes, 0, False, False, LANES, FLIP, SPECIALS, SPECIAL)
                 if WEIGHT_FACTOR != 1.0:
                     weight = weight.to(tl.float32) * WEIGHT_FACTOR
                 weight = weight.to(OPERAND)

@@ -55,6 +55,37 @@ class Dot:
 Config = Matvec | Dot
 
 
+@dataclass(frozen=True)
+class Target:
+    """What the kernels are compiled for: ``cuda`` and its capability (90 for sm_90), ``hip``, or ``interpreter``."""
+
+    backend: str
+    capability: int = 0
+
+    @property
+    def interpreted(self) -> bool:
+        return self.backend == "interpreter"
+
+    @property
+    def shared_bytes(self) -> int:
+        """What tiles waiting for the matrix instructions may take; the compiler wants some for itself."""
+        return {"cuda": 80, "hip": 48, "interpreter": 80}[self.backend] * 1024    # of 99 KiB on sm_89, 64 on gfx942
+
+    def decodes(self, fmt: Format) -> bool:
+        """Whether one instruction decodes `fmt` to fp16: E4M3FN from sm_89 on."""
+        return self.backend == "cuda" and self.capability >= 89 and fmt.name == "e4m3fn"
+
+
+@cache
+def target_of(device: torch.device) -> Target:
+    if device.type == "cpu":
+        return Target("interpreter")
+    if torch.version.hip is not None:
+        return Target("hip")
+    major, minor = torch.cuda.get_device_capability(device)
+    return Target("cuda", 10 * major + minor)
+
+
 @cache
 def kernels(interpreted: bool) -> ModuleType:
     """The kernels' module: compiled, or a second copy of it whose functions Triton's interpreter runs.
@@ -95,8 +126,6 @@ class TritonFused(Implementation):
         return 1 << 20 if device == "cpu" else None
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        if x.numel() == 0:
-            return x.new_empty(*x.shape[:-1], weight.shape[0])
         return self.matmul_with(x, weight, self._pick(x, weight))
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
@@ -105,7 +134,7 @@ class TritonFused(Implementation):
         if m <= MATVEC_MAX_M:
             chosen += matvec_configs(m, codes.bytes_of_plane(weight.scheme.format, k) // 4)
         if m > 1:
-            chosen += dot_configs(m, weight)
+            chosen += dot_configs(m, weight.scheme, k, target_of(x.device))
         return chosen
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
@@ -127,7 +156,7 @@ class TritonFused(Implementation):
     def _pick(self, x: Tensor, weight: QuantizedWeight) -> Config:
         """The fastest config on this device for such operands, timed with a cold L2 at the first call."""
         candidates = self.configs(x, weight)
-        if x.device.type == "cpu" or torch.cuda.is_current_stream_capturing():
+        if x.numel() == 0 or x.device.type == "cpu" or torch.cuda.is_current_stream_capturing():
             return candidates[0]
         key = (weight.scheme, weight.shape, x.numel(), x.dtype, x.device)
         if key not in self._fastest:
@@ -141,24 +170,36 @@ class TritonFused(Implementation):
 
 
 def matvec_configs(m: int, steps: int) -> list[Matvec]:
-    """Tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread."""
+    """Tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread.
+
+    On an H100 each was the fastest somewhere; more words or rows never were.
+    """
     widest = max(128, 1 << (steps - 1).bit_length())
     return [
         Matvec(rows, words, num_warps=words // 128)
-        for words in (128, 256, 512, 1024) if words <= widest
-        for rows in (1, 2, 4, 8) if rows * m <= 16
+        for words in (128, 256, 512) if words <= widest
+        for rows in (1, 2, 4) if rows * m <= 16
     ]
 
 
-def dot_configs(m: int, weight: QuantizedWeight) -> list[Dot]:
-    """Tiles worth trying for `m` rows of x; along K no longer than lies within one block of scales."""
+def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
+    """Tiles worth trying for `m` rows of x: on an H100 each was the fastest somewhere."""
     if m <= 32:
         block_m = 16 if m <= 16 else 32
-        tiles = [(block_m, 16, 256, 4, 4), (block_m, 32, 128, 4, 4), (block_m, 64, 128, 4, 4)]
+        tiles = [(block_m, 64, 128, 4), (block_m, 64, 64, 4), (block_m, 32, 128, 4)]
     else:
-        tiles = [(64, 64, 64, 4, 4), (64, 128, 64, 4, 3), (128, 128, 64, 8, 3)]
-    longest = longest_tile(weight.scheme, weight.shape[1])
-    return [Dot(block_m, block_n, min(block_k, longest), warps, stages) for block_m, block_n, block_k, warps, stages in tiles]
+        tiles = [(64, 64, 128, 4), (64, 64, 64, 4), (128, 64, 64, 4), (128, 128, 64, 8)]
+    return list(dict.fromkeys(fitted(*tile, scheme, k, target) for tile in tiles))    # short blocks make some alike
+
+
+def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Scheme, k: int, target: Target) -> Dot:
+    """That tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is room."""
+    block_k = min(block_k, longest_tile(scheme, k))
+    column = 2 * block_m * codes.planes_of(scheme.format) + block_n * len(codes.loads_of(scheme.format, k))
+    while block_k > 16 and 2 * column * block_k > target.shared_bytes:
+        block_k //= 2
+    num_stages = min(4, 1 + max(1, target.shared_bytes // (column * block_k)))
+    return Dot(block_m, block_n, block_k, num_warps, num_stages)
 
 
 def longest_tile(scheme: Scheme, k: int) -> int:
@@ -169,41 +210,37 @@ def longest_tile(scheme: Scheme, k: int) -> int:
     return min(max(common & -common, 16), 256)
 
 
-def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, native: bool, config: Matvec) -> dict[str, Any]:
+def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Target, config: Matvec) -> dict[str, Any]:
     """Everything that `matvec_kernel` is compiled for."""
     block = scheme.scaling.block
     # Four words of a thread, 16 weights of a plane, then share their scale.
     sharing = 4 if block and block % 16 == 0 and codes.bytes_of_plane(scheme.format, k) % 16 == 0 else 1
-    return codes.constants(scheme, k) | {
-        "NATIVE": native, "SHARING": sharing, "BF16": activation == "bf16",
+    return codes.constants(scheme, k, target.decodes(scheme.format)) | {
+        "PTX": target.backend == "cuda", "SHARING": sharing, "BF16": activation == "bf16",
         "M": m, "ROWS": config.rows, "WORDS": config.words,
     }
 
 
-def dot_constants(
-    scheme: Scheme, k: int, activation: str, native: bool, config: Dot, *, interpreted: bool = False, hip: bool = False
-) -> dict[str, Any]:
+def dot_constants(scheme: Scheme, k: int, activation: str, target: Target, config: Dot) -> dict[str, Any]:
     """Everything that `dot_kernel` is compiled for."""
     import triton.language as tl
 
     plane = codes.bytes_of_plane(scheme.format, k)
     planes_apart = plane % config.block_k == 0 or plane == codes.padded_k(k)
-    operand = codes.dot_operand(scheme.format, activation, interpreted)
-    return codes.constants(scheme, k) | {
-        "NATIVE": native,
+    operand = codes.dot_operand(scheme.format, activation, target.interpreted)
+    return codes.constants(scheme, k, target.decodes(scheme.format)) | {
         "ALIGNED": scheme.scaling.block is None or (scheme.scaling.block % config.block_k == 0 and planes_apart),
         "OPERAND": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[operand],
-        "PRECISION": "ieee" if hip else "tf32",     # only looked at where OPERAND is fp32
+        "PRECISION": "tf32" if target.backend == "cuda" else "ieee",     # only looked at where OPERAND is fp32
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
     }
 
 
 def launch_matvec(x: Tensor, weight: QuantizedWeight, out: Tensor, config: Matvec) -> None:
     """`x` [M, K_pad] @ weight.T into `out` [M, N]."""
-    n, k = weight.shape
-    native = decodes_natively(weight.scheme.format, x.device)
-    constants = matvec_constants(weight.scheme, k, x.shape[0], ACTIVATIONS[x.dtype], native, config)
-    kernels(interpreted=x.device.type == "cpu").matvec_kernel[(-(-n // config.rows),)](
+    (n, k), target = weight.shape, target_of(x.device)
+    constants = matvec_constants(weight.scheme, k, x.shape[0], ACTIVATIONS[x.dtype], target, config)
+    kernels(target.interpreted).matvec_kernel[(-(-n // config.rows),)](
         x.view(torch.int64), aligned(weight.packed).view(torch.int32), *scale_tensors(weight), out, n,
         **constants, num_warps=config.num_warps,
     )
@@ -211,23 +248,12 @@ def launch_matvec(x: Tensor, weight: QuantizedWeight, out: Tensor, config: Matve
 
 def launch_dot(x: Tensor, weight: QuantizedWeight, out: Tensor, config: Dot) -> None:
     """`x` [M, K_pad] @ weight.T into `out` [M, N]."""
-    (n, k), m = weight.shape, x.shape[0]
-    interpreted = x.device.type == "cpu"
-    native = decodes_natively(weight.scheme.format, x.device)
-    constants = dot_constants(
-        weight.scheme, k, ACTIVATIONS[x.dtype], native, config, interpreted=interpreted, hip=torch.version.hip is not None
-    )
-    kernels(interpreted).dot_kernel[(-(-n // config.block_n), -(-m // config.block_m))](
+    (n, k), m, target = weight.shape, x.shape[0], target_of(x.device)
+    constants = dot_constants(weight.scheme, k, ACTIVATIONS[x.dtype], target, config)
+    kernels(target.interpreted).dot_kernel[(-(-n // config.block_n), -(-m // config.block_m))](
         x, aligned(weight.packed), *scale_tensors(weight), out, m, n,
         **constants, num_warps=config.num_warps, num_stages=config.num_stages,
     )
-
-
-@cache
-def decodes_natively(fmt: Format, device: torch.device) -> bool:
-    """Whether `device` has an instruction from `fmt` to fp16: E4M3FN on NVIDIA GPUs from sm_89 on."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    return nvidia and fmt.name == "e4m3fn" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def aligned(tensor: Tensor) -> Tensor:
