@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from fpxbench.case import Case
-from fpxbench.implementation import discover, source_digest, summary
+from fpxbench.implementation import Implementation, Support, discover, source_digest, summary
 from fpxbench.machine import default_device
 from fpxbench.plan import Plan, Planned
-from fpxbench.scheme import SCHEMES, scheme_named
+from fpxbench.scheme import SCHEMES, Scheme, scheme_named
 from fpxbench.settings import Settings
 from fpxbench.workloads import workloads
 
@@ -62,7 +62,6 @@ def make_plan(settings: Settings) -> Plan:
     device = settings.device or default_device()
     known, failures = discover(settings.impls)
     names = _select(settings.implementation or _ALL, known, "implementation")
-    instances = {name: known[name]() for name in names}
     layers = {f"{w.name}/m{m}": (w, m) for w in workloads().values() for m in w.m}
 
     planned: dict[str, Planned] = {}
@@ -72,12 +71,11 @@ def make_plan(settings: Settings) -> Plan:
             workload, m = layers[layer]
             for scheme_name in _select_schemes(block.schemes):
                 scheme = scheme_named(scheme_name)
-                for name, instance in instances.items():
-                    limit = instance.max_elements(device)
-                    if limit is not None and m * workload.n * workload.k > limit:
+                for name in names:
+                    support = _asked(known[name], scheme, device, m * workload.n * workload.k)
+                    if support is None:
                         continue
-                    support = instance.supports(scheme, device)
-                    if not support.supported and (instance.baseline or not scheme.quantized):
+                    if not support.supported and (known[name].baseline or not scheme.quantized):
                         continue    # that a dense product takes no quantized weight, and the reverse, is no finding
                     # A dense scheme is the activation's own dtype.
                     for activation in block.activations if scheme.quantized else {scheme_name} & set(block.activations):
@@ -93,6 +91,19 @@ def make_plan(settings: Settings) -> Plan:
         device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
         sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
     )
+
+
+def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:
+    """What an implementation says of a scheme; None where the case is larger than it takes.
+
+    One that raises instead of answering is taken to support it: the trial asks again, and records what it raised.
+    """
+    try:
+        instance = cls()
+        limit = instance.max_elements(device)
+        return None if limit is not None and elements > limit else instance.supports(scheme, device)
+    except Exception:
+        return Support.yes()
 
 
 def _select(globs: Iterable[str], known: Iterable[str], what: str) -> list[str]:

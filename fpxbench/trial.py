@@ -37,7 +37,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
         _run(known[name](), request, result)
     except Misconduct as misconduct:
         result.verdict = misconduct.verdict
-    except Exception as error:  # whatever an implementation raises is a finding about it
+    except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
         traceback.print_exc()
         result.verdict = classify_exception(type(error).__name__, str(error), "")
     finally:

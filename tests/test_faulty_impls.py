@@ -32,6 +32,9 @@ class Plant(NamedTuple):
     words: str = ""
     """Part of the summary."""
 
+    def __str__(self) -> str:
+        return f"{self.name} on {self.scheme} {self.layer} is {self.status} {self.kind or ''}".strip()
+
 
 W, N = Status.WRONG, Status.NONFINITE
 
@@ -111,7 +114,9 @@ PLANTS = (
     Plant("hang", "e4m3fn-row", SEED, Status.TIMEOUT, None),
     Plant("endless_allocation", "e4m3fn-row", SEED, Status.OOM, None, "limit of 1.00 GiB"),
     Plant("raise", "e4m3fn-row", SEED, Status.ERROR, None, "IndexError"),
-    Plant("sys_exit", "e4m3fn-row", SEED, Status.CRASH, None, "exit code 3"),
+    Plant("sys_exit", "e4m3fn-row", SEED, Status.ERROR, None, "SystemExit: 3"),
+    Plant("keyboard_interrupt", "e4m3fn-row", SEED, Status.ERROR, None, "KeyboardInterrupt"),
+    Plant("supports_raises", "e4m3fn-row", SEED, Status.ERROR, None, "KeyError"),
     Plant("os_exit", "e4m3fn-row", SEED, Status.CRASH, None, "exit code 3"),
     Plant("script_in_log", "e4m3fn-row", SEED, Status.CRASH, None, "SIGABRT"),
 )
@@ -124,32 +129,32 @@ SIGNALS = {
 
 @pytest.fixture(scope="module")
 def record_of(tmp_path_factory: pytest.TempPathFactory):
-    """The record of a plant. One sweep for each scheme and layer, with all the plants of it."""
-    plants_of: dict[tuple[str, str], list[str]] = defaultdict(list)
+    """The record of a plant. One sweep for each layer, over all the plants of it."""
+    plants_on: dict[str, list[Plant]] = defaultdict(list)
     for plant in PLANTS:
-        plants_of[plant.scheme, plant.layer].append(f"faulty_{plant.name}")
+        plants_on[plant.layer].append(plant)
     results = tmp_path_factory.mktemp("results")
 
     @cache
-    def swept(scheme: str, layer: str) -> dict[str, Record]:
-        names = plants_of[scheme, layer]
-        ends = layer == SEED
+    def swept(layer: str) -> dict[tuple[str, str], Record]:
+        plants, ends = plants_on[layer], layer == SEED
+        names = {f"faulty_{plant.name}": None for plant in plants}
         settings = Settings(
-            device="cpu", results=results, machine="here", impls=(FAULTY,), implementation=tuple(names), scheme=(scheme,), workload=(layer,),
-            timeout_s=4 if ends else 60, memory_limit=GIB if ends else 8 * GIB, seed=7, timing_budget_s=0,
+            device="cpu", results=results, machine="here", impls=(FAULTY,), implementation=tuple(names),
+            scheme=tuple({plant.scheme: None for plant in plants}), workload=(layer,),
+            timeout_s=5 if ends else 60, memory_limit=GIB if ends else 8 * GIB, seed=7, timing_budget_s=0,
         )
         sweep = main_sweep(settings)
-        assert {record.case.implementation for record in sweep.records} == set(names), "a case got no record"
-        assert len(sweep.records) == len(names)
         stored, broken = Store(results).read(Store(results).file(sweep.machine.name, sweep.build))
         assert not broken
-        assert {record.case.id for record in sweep.records} <= {record.case.id for record in stored}
-        return {record.case.implementation: record for record in sweep.records}
+        kept = {record.case.id for record in stored}
+        assert {record.case.id for record in sweep.records} <= kept
+        return {(record.case.implementation, record.case.scheme): record for record in sweep.records}
 
-    return lambda plant: swept(plant.scheme, plant.layer)[f"faulty_{plant.name}"]
+    return lambda plant: swept(plant.layer)[f"faulty_{plant.name}", plant.scheme]
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.name} on {plant.scheme}, {plant.layer}, is {plant.status} {plant.kind or ''}".strip())
+@pytest.mark.parametrize("plant", PLANTS, ids=str)
 def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
     record = record_of(plant)
     verdict = record.verdict
@@ -167,8 +172,7 @@ def test_every_plant_is_planted() -> None:
     known, failures = discover([FAULTY])
     assert not failures
     planted = {name.removeprefix("faulty_") for name in known if name.startswith("faulty_")}
-    apart = {"supports_raises", "keyboard_interrupt"}      # each ends more than its own case if it is not held; tested below
-    assert planted - apart == {plant.name for plant in PLANTS}
+    assert planted == {plant.name for plant in PLANTS}
 
 
 def test_the_last_words_of_a_process_are_on_its_record(record_of) -> None:
@@ -183,7 +187,7 @@ def test_the_last_words_of_a_process_are_on_its_record(record_of) -> None:
 
 def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
     hang = next(plant for plant in PLANTS if plant.name == "hang")
-    assert 4 <= record_of(hang).elapsed_s < 4 + 5
+    assert 5 <= record_of(hang).elapsed_s < 5 + 5
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -198,23 +202,20 @@ def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> None:
-    """Other seeds, the same kinds: checked in this process, where it takes a tenth of a second each."""
+    """Another seed, the same kinds; in this process, where it takes a fraction of a second each."""
     from fpxbench.case import Case
     from fpxbench.messages import TrialRequest
     from fpxbench.trial import run_trial
     from fpxbench.workloads import CANARIES
 
     layers = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
-    told, unlike = 0, []
+    unlike = []
     for plant in PLANTS:
-        if plant.layer == SEED:
+        if plant.layer == SEED:     # these end their process
             continue
         workload, m = layers[plant.layer]
-        for seed in (11, 12, 13):
-            case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload.name, m=m, n=workload.n, k=workload.k)
-            verdict = run_trial(TrialRequest(case=case, seed=seed, impls=[str(FAULTY)], timing_budget_s=0)).verdict
-            told += (verdict.status, verdict.kind) == (plant.status, plant.kind)
-            if (verdict.status, verdict.kind) != (plant.status, plant.kind):
-                unlike.append((plant.name, seed, verdict.headline, verdict.summary))
+        case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload.name, m=m, n=workload.n, k=workload.k)
+        verdict = run_trial(TrialRequest(case=case, seed=11, impls=[str(FAULTY)], timing_budget_s=0)).verdict
+        if (verdict.status, verdict.kind) != (plant.status, plant.kind):
+            unlike.append((plant.name, verdict.headline, verdict.summary))
     assert not unlike
-    assert told

@@ -12,8 +12,13 @@ from fpxbench.weight import QuantizedWeight
 class Right(Implementation):
     """Decode, scale, multiply in fp32."""
 
+    schemes = ("e4m3fn-row",)
+    """Those on which the plant makes a difference."""
+
     def supports(self, scheme, device):
-        return Support.yes() if scheme.quantized and device == "cpu" else Support.no("takes quantized weights on a CPU")
+        if scheme.name in self.schemes and device == "cpu":
+            return Support.yes()
+        return Support.no(f"is planted in {', '.join(self.schemes)} on a CPU")
 
     def codes(self, weight):
         return weight.codes()

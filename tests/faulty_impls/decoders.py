@@ -14,6 +14,8 @@ from ._right import Right
 class FnuzAsFn(Right):
     """Reads E4M3FNUZ with E4M3FN's bias, as Triton 3.0 did on sm_89."""
 
+    schemes = ("e4m3fnuz-row",)
+
     def table(self, fmt):
         return decode_table(FORMATS["e4m3fn"])
 
@@ -21,6 +23,8 @@ class FnuzAsFn(Right):
 @implementation("faulty_fn_as_fnuz")
 class FnAsFnuz(Right):
     """Reads E4M3FN as E4M3FNUZ."""
+
+    schemes = ("e4m3fn-row", "mxfp8_e4m3fn")
 
     def table(self, fmt):
         return decode_table(FORMATS["e4m3fnuz"])
@@ -62,6 +66,8 @@ class SignLost(Right):
 @implementation("faulty_int8_unsigned")
 class Int8Unsigned(Right):
     """Reads two's complement as unsigned."""
+
+    schemes = ("int8-row",)
 
     def table(self, fmt):
         return torch.arange(256).float()

@@ -39,6 +39,8 @@ class DoubleRounding(RightEncoder):
 class OverflowNan(RightEncoder):
     """Stores NaN past the maximum, as PyTorch's cast to E4M3FN did."""
 
+    schemes = ("mxfp8_e4m3fn",)
+
     def encode(self, values, fmt):
         return encode(values, fmt, overflow=Overflow.NAN)
 
@@ -46,6 +48,8 @@ class OverflowNan(RightEncoder):
 @implementation("faulty_overflow_inf")
 class OverflowInf(RightEncoder):
     """Stores infinity past the maximum, as PyTorch's cast to E5M2 does."""
+
+    schemes = ("mxfp8_e5m2",)
 
     def encode(self, values, fmt):
         return encode(values, fmt, overflow=Overflow.INFINITY)
@@ -62,6 +66,8 @@ class Saturated(RightEncoder):
 @implementation("faulty_negative_zero")
 class NegativeZero(RightEncoder):
     """Keeps the sign of a zero, where FNUZ has NaN."""
+
+    schemes = ("e4m3fnuz-row",)
 
     def encode(self, values, fmt):
         codes = encode(values, fmt)
@@ -97,6 +103,8 @@ class FnuzCodesStored(RightEncoder):
 class NibbleSwapWhenStored(RightEncoder):
     """Packs the halves of a row in the wrong order."""
 
+    schemes = ("mxfp4",)
+
     def encode(self, values, fmt):
         return swapped(encode(values, fmt), (1, 0))
 
@@ -113,6 +121,8 @@ class WrongMax(RightEncoder):
 class WrongMaxOverflowing(WrongMax):
     """Takes E4M3FNUZ's scale from FN's maximum, and stores what overflows as NaN: two mistakes."""
 
+    schemes = ("e4m3fnuz-row",)
+
     def scales(self, weight, scheme):
         return Scales(weight.abs().amax(dim=1, keepdim=True) / 448)
 
@@ -124,6 +134,8 @@ class WrongMaxOverflowing(WrongMax):
 class ScaleTransposedWhenStored(RightEncoder):
     """Stores the scale grid column by column."""
 
+    schemes = ("e4m3fn-g32",)
+
     def stored(self, scales):
         return Scales(scales.stored.T.reshape(scales.stored.shape).contiguous(), scales.tensor_scale)
 
@@ -131,6 +143,8 @@ class ScaleTransposedWhenStored(RightEncoder):
 @implementation("faulty_scale_exponent_when_stored")
 class ScaleExponentWhenStored(RightEncoder):
     """Stores E8M0 exponents one too high."""
+
+    schemes = ("mxfp4",)
 
     def scales(self, weight, scheme):
         return Scales(super().scales(weight, scheme).stored + 1)

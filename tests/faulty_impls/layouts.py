@@ -14,6 +14,8 @@ from ._right import Right, swapped
 class NibbleSwap(Right):
     """Takes the high nibble for the low one."""
 
+    schemes = ("mxfp4",)
+
     def codes(self, weight):
         return swapped(weight.codes(), (1, 0))
 
@@ -21,6 +23,8 @@ class NibbleSwap(Right):
 @implementation("faulty_plane_swap")
 class PlaneSwap(Right):
     """Reads the four planes of a six-bit code's upper two bits backwards."""
+
+    schemes = ("e3m2-row",)
 
     def codes(self, weight):
         codes = weight.codes()
@@ -31,6 +35,8 @@ class PlaneSwap(Right):
 class PiecesExchanged(Right):
     """Puts a six-bit code's upper two bits below its lower four."""
 
+    schemes = ("e3m2-row",)
+
     def codes(self, weight):
         codes = weight.codes()
         return ((codes & 0x0F) << 2) | (codes >> 4)
@@ -39,6 +45,8 @@ class PiecesExchanged(Right):
 @implementation("faulty_scale_transposed")
 class ScaleTransposed(Right):
     """Reads the scale grid [N, G] as if it lay [G, N] in memory."""
+
+    schemes = ("e4m3fn-g32",)
 
     def factors(self, weight):
         grid = weight.scale_grid()
@@ -57,6 +65,8 @@ class RowScaleAlongK(Right):
 class ScaleMissing(Right):
     """Forgets the scale."""
 
+    schemes = ("e4m3fn-row", "mxfp4")
+
     def factors(self, weight):
         return torch.ones(())
 
@@ -64,6 +74,8 @@ class ScaleMissing(Right):
 @implementation("faulty_tensor_scale_missing")
 class TensorScaleMissing(Right):
     """Forgets NVFP4's second scale."""
+
+    schemes = ("nvfp4",)
 
     def factors(self, weight):
         return spread(decode(weight.scales, FORMATS["e4m3fn"]), weight.scheme.scaling, *weight.shape)
@@ -73,6 +85,8 @@ class TensorScaleMissing(Right):
 class BlockOffByOne(Right):
     """Multiplies each block by the scale of the next one."""
 
+    schemes = ("mxfp4",)
+
     def factors(self, weight):
         return spread(weight.scale_grid().roll(-1, dims=1), weight.scheme.scaling, *weight.shape)
 
@@ -80,6 +94,8 @@ class BlockOffByOne(Right):
 @implementation("faulty_boundary_off_by_one")
 class BoundaryOffByOne(Right):
     """Begins each block one weight late."""
+
+    schemes = ("e4m3fn-g32",)
 
     def factors(self, weight):
         factors = super().factors(weight)
@@ -89,6 +105,8 @@ class BoundaryOffByOne(Right):
 @implementation("faulty_scale_exponent")
 class ScaleExponent(Right):
     """Reads E8M0 with bias 126."""
+
+    schemes = ("mxfp4",)
 
     def factors(self, weight):
         return 2 * super().factors(weight)

@@ -41,6 +41,8 @@ class AccumulatesInBf16(Right):
 class OverflowingSums(Right):
     """Adds up unscaled in fp16, and scales after."""
 
+    schemes = ("e5m2-row",)
+
     def decoded(self, weight):
         self.factor = self.factors(weight)[:, 0]
         return self.table(weight.scheme.format)[weight.codes().int()]
