@@ -67,6 +67,10 @@ class Target:
         return self.backend == "interpreter"
 
     @property
+    def warp_size(self) -> int:
+        return 64 if self.backend == "hip" else 32      # CDNA; on RDNA's 32 the loads are split in two
+
+    @property
     def shared_bytes(self) -> int:
         """What tiles waiting for the matrix instructions may take; the compiler wants some for itself."""
         return {"cuda": 80, "hip": 48, "interpreter": 80}[self.backend] * 1024    # of 99 KiB on sm_89, 64 on gfx942
@@ -129,12 +133,12 @@ class TritonFused(Implementation):
         return self.matmul_with(x, weight, self._pick(x, weight))
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
-        m, (_, k) = x.numel() // x.shape[-1], weight.shape
+        m, (_, k), target = x.numel() // x.shape[-1], weight.shape, target_of(x.device)
         chosen: list[Config] = []
         if m <= MATVEC_MAX_M:
-            chosen += matvec_configs(m, codes.bytes_of_plane(weight.scheme.format, k) // 4)
+            chosen += matvec_configs(m, codes.bytes_of_plane(weight.scheme.format, k) // 4, target)
         if m > 1:
-            chosen += dot_configs(m, weight.scheme, k, target_of(x.device))
+            chosen += dot_configs(m, weight.scheme, k, target)
         return chosen
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
@@ -144,7 +148,10 @@ class TritonFused(Implementation):
             raise ValueError(
                 f"x must be bfloat16 or float16 [..., {k}] on {weight.device}, not {x.dtype} {list(x.shape)} on {x.device}"
             )
-        rows = aligned(torch.nn.functional.pad(x.reshape(-1, k), (0, -k % 32)))
+        rows = x.reshape(-1, k)
+        if k % 32:      # pad copies even where there is nothing to add, which would be a second kernel
+            rows = torch.nn.functional.pad(rows, (0, -k % 32))
+        rows = aligned(rows)
         # The interpreter cuts bf16 results off instead of rounding them.
         out = x.new_empty(rows.shape[0], n, dtype=torch.float32 if x.device.type == "cpu" else x.dtype)
         if rows.shape[0]:
@@ -169,15 +176,16 @@ class TritonFused(Implementation):
         return self._fastest[key]
 
 
-def matvec_configs(m: int, steps: int) -> list[Matvec]:
+def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
     """Tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread.
 
     On an H100 each was the fastest somewhere; more words or rows never were.
     """
-    widest = max(128, 1 << (steps - 1).bit_length())
+    words_of_warp = 4 * target.warp_size
+    widest = max(words_of_warp, 1 << (steps - 1).bit_length())
     return [
-        Matvec(rows, words, num_warps=words // 128)
-        for words in (128, 256, 512) if words <= widest
+        Matvec(rows, warps * words_of_warp, warps)
+        for warps in (1, 2, 4) if warps * words_of_warp <= widest
         for rows in (1, 2, 4) if rows * m <= 16
     ]
 
