@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from fpxbench import worker
 from fpxbench.verdict import Status, Verdict, classify_death, classify_exception
 
 LOG_TAIL_BYTES = 4096
+_MOST_MODULES_BYTES = 1 << 16
 POLL_S = 0.03
 _TERM_GRACE_S = 0.3
 """A child past its time gets SIGTERM, and after this SIGKILL: what hangs in native code does not listen."""
@@ -85,22 +87,26 @@ class Isolation:
         watch = _MemoryWatch(Path(f"{log}.pid"), self.memory_limit)
         started = time.monotonic()
         try:
-            value, verdict = future.result(), None
+            # Asked for, not raised: a KeyboardInterrupt or SystemExit of the child's is its own, not this process's.
+            error = future.exception()
         except KeyboardInterrupt:
+            _end_group(watch.pid)
             self.recycle()
             raise
-        except TimeoutError:
-            elapsed = time.monotonic() - started
-            value, verdict = None, Verdict(status=Status.TIMEOUT, summary=f"was still running after {elapsed:.0f} s and was ended")
-        except pebble.ProcessExpired as death:
-            value, verdict = None, self._death(death, watch, kills_before, _tail(log))
-        except Exception as error:  # the child's own machinery failed: unpicklable result, import error
-            value, verdict = None, classify_exception(type(error).__name__, str(error), _tail(log))
         finally:
             watch.stop()
             tail = _tail(log)
-        if value is None:
+        value = verdict = None
+        if error is None:
+            value = future.result()
+        elif isinstance(error, pebble.ProcessExpired):
+            verdict = self._death(error, watch, kills_before, tail)
+            _end_group(watch.pid)   # what it had started
+        elif isinstance(error, TimeoutError) and (elapsed := time.monotonic() - started) >= timeout_s:
+            verdict = Verdict(status=Status.TIMEOUT, summary=f"was still running after {elapsed:.0f} s and was ended")
             _end_group(watch.pid)
+        else:   # it asked to exit, or the child's own machinery failed: an unpicklable result, an import error
+            verdict = classify_exception(type(error).__name__, str(error), tail)
         if verdict is not None:
             verdict.log_tail = tail
         for file in (log, Path(f"{log}.pid")):
@@ -145,12 +151,20 @@ class _MemoryWatch:
     """A thread that adds up the child's memory, its own children included, and ends it beyond the limit."""
 
     def __init__(self, pid_file: Path, limit: int) -> None:
-        self.pid: int | None = None
         self.exceeded_by = 0
         self._pid_file, self._limit = pid_file, limit
+        self._pid: int | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fpxbench-memory-watch", daemon=True)
         self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The child, as soon as it has said which it is."""
+        if self._pid is None:
+            with contextlib.suppress(OSError, ValueError):  # not written yet, or only half
+                self._pid = int(self._pid_file.read_text())
+        return self._pid
 
     def stop(self) -> None:
         self._stopped.set()
@@ -158,14 +172,11 @@ class _MemoryWatch:
 
     def _run(self) -> None:
         while not self._stopped.wait(POLL_S):
-            if self.pid is None:
-                with contextlib.suppress(OSError, ValueError):  # not written yet, or only half
-                    self.pid = int(self._pid_file.read_text())
-                continue
-            held = _memory_of_tree(self.pid)
+            pid = self.pid
+            held = _memory_of_tree(pid) if pid is not None else 0
             if held > self._limit:
                 self.exceeded_by = held
-                _end_group(self.pid)
+                _end_group(pid)
                 return
 
 
@@ -196,7 +207,10 @@ def _kernel_oom_kills() -> int:
 
 
 def _tail(log: Path) -> str:
+    """The last 4 kB that were said. Not counted: Python's list of loaded extension modules on a crash, which alone is as
+    long and would leave none of the compiler's last words."""
     with open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - LOG_TAIL_BYTES))
-        return file.read().decode(errors="replace")
+        file.seek(max(0, size - LOG_TAIL_BYTES - _MOST_MODULES_BYTES))
+        said = re.sub(rb"\n+Extension modules: [^\n]*\(total: \d+\)", b"", file.read())
+    return said[-LOG_TAIL_BYTES:].decode(errors="replace")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import fcntl
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -21,13 +23,26 @@ _PR_SET_PDEATHSIG = 1
 
 def start_worker() -> None:
     """Once in each new child: a process group of its own, first in line for the kernel's out-of-memory killer, no core
-    files, and no life after its parent."""
+    files, and no life after the process that watches it."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # refused in some containers, where it is only a preference
         Path("/proc/self/oom_score_adj").write_text("1000")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _die_with_watcher(multiprocessing.parent_process().sentinel)
+
+
+def _die_with_watcher(sentinel: int) -> None:
+    """Have the kernel kill this process group once the other end of the pipe `sentinel` is closed.
+
+    A child's parent is the fork server, which lives as long as any child of its does, so the signal on the parent's death
+    does not tell that the watcher is gone. A thread that waits for it would need the interpreter's lock, which native code
+    that hangs may hold.
+    """
+    fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def preload() -> None:

@@ -1,0 +1,169 @@
+"""Nothing that a case does can end the sweep: each end has a verdict, and the next case runs."""
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import harmful
+import psutil
+import pytest
+
+from fpxbench.isolation import LOG_TAIL_BYTES, Isolation
+from fpxbench.verdict import Kind, Status
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def isolation():
+    with Isolation(memory_limit=4 * GIB) as shared:
+        shared.call(harmful.say, "warm", timeout_s=120)
+        yield shared
+
+
+def still_works(isolation):
+    """The next call, from asking to answer, in seconds."""
+    started = time.monotonic()
+    assert isolation.call(harmful.say, "here", timeout_s=60).value == "here"
+    return time.monotonic() - started
+
+
+def test_isolation_adds_under_100_ms_to_a_healthy_case(isolation):
+    added = []
+    for _ in range(15):
+        started = time.perf_counter()
+        outcome = isolation.call(harmful.say, "fine", timeout_s=60)
+        added.append(time.perf_counter() - started)
+        assert outcome.value == "fine" and outcome.verdict is None and outcome.log_tail == "fine\n"
+    assert statistics.median(added) < 0.1
+
+
+def test_healthy_cases_share_a_warm_child(isolation):
+    assert isolation.call(harmful.pid, timeout_s=60).value == isolation.call(harmful.pid, timeout_s=60).value
+
+
+def test_a_segfault_is_a_crash_with_its_signal_and_what_native_code_wrote(isolation):
+    outcome = isolation.call(harmful.segfault, timeout_s=60)
+    assert outcome.value is None
+    verdict = outcome.verdict
+    assert (verdict.status, verdict.signal, verdict.exit_code) == (Status.CRASH, "SIGSEGV", -signal.SIGSEGV)
+    assert "native code says: reading address 0" in verdict.log_tail
+    assert "harmful.py" in verdict.log_tail, "Python's stack at the fault is part of the log"
+    assert still_works(isolation) < 5
+
+
+def test_an_abort_inside_llvm_is_a_crash_of_its_kind(isolation):
+    words = "LLVM ERROR: Unsupported conversion from f16 to f8E5M2FNUZ with rounding mode rtne\n"
+    verdict = isolation.call(harmful.abort, words, timeout_s=60).verdict
+    assert (verdict.status, verdict.kind, verdict.signal) == (Status.CRASH, Kind.UNSUPPORTED_ROUNDING, "SIGABRT")
+    assert words in verdict.log_tail
+    still_works(isolation)
+
+
+def test_a_process_that_exits_is_a_crash_with_its_exit_code(isolation):
+    verdict = isolation.call(harmful.exit_with, 3, timeout_s=60).verdict
+    assert (verdict.status, verdict.exit_code, verdict.signal) == (Status.CRASH, 3, None)
+    assert "exit code 3" in verdict.summary
+    still_works(isolation)
+
+
+@pytest.mark.parametrize(("function", "says"), [
+    (harmful.raise_error, "LookupError: no such kernel"), (harmful.system_exit, "SystemExit: 4"), (harmful.pretend_ctrl_c, "KeyboardInterrupt"),
+])
+def test_whatever_is_raised_in_the_child_is_an_error_and_not_the_end(isolation, function, says):
+    verdict = isolation.call(function, timeout_s=60).verdict
+    assert verdict.status is Status.ERROR and says in verdict.summary
+    still_works(isolation)
+
+
+def test_a_hang_that_is_deaf_to_sigterm_ends_near_its_time_with_all_that_it_started(isolation, tmp_path):
+    limit, pid_file = 1.5, tmp_path / "pid"
+    started = time.monotonic()
+    verdict = isolation.call(harmful.hang_deaf, str(pid_file), timeout_s=limit).verdict
+    elapsed = time.monotonic() - started
+    assert verdict.status is Status.TIMEOUT and "hanging" in verdict.log_tail
+    assert limit <= elapsed < limit + 5
+    assert gone(int(pid_file.read_text()))
+    still_works(isolation)
+
+
+def gone(pid, within_s=3.0):
+    """Whether a process is dead, or dead within a moment."""
+    try:
+        psutil.Process(pid).wait(within_s)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+@pytest.mark.parametrize("function", [harmful.allocate, harmful.allocate_in_a_child])
+def test_endless_allocation_is_oom_by_itself_or_by_a_child_of_its_own(function):
+    with Isolation(memory_limit=GIB) as small:
+        verdict = small.call(function, timeout_s=60).verdict
+        assert verdict.status is Status.OOM and "more than the limit of 1.00 GiB" in verdict.summary
+        still_works(small)
+
+
+def test_only_the_last_4_kb_of_a_log_are_kept_whatever_bytes_they_are(isolation):
+    verdict = isolation.call(harmful.flood, timeout_s=60).verdict
+    assert verdict.signal == "SIGBUS"
+    assert len(verdict.log_tail.encode()) <= LOG_TAIL_BYTES + 16       # a byte that is no UTF-8 becomes three
+    assert "x" * 100 in verdict.log_tail or "Fatal Python error" in verdict.log_tail
+
+
+def test_nothing_can_be_read_from_the_terminal(isolation):
+    assert isolation.call(harmful.read_stdin, timeout_s=20).value == "''"
+
+
+def test_a_call_leaves_no_file_behind(isolation):
+    isolation.call(harmful.say, "x", timeout_s=60)
+    assert list(Path(isolation._folder.name).iterdir()) == []
+
+
+INTERRUPTED = """
+    import sys, time
+    import harmful
+    from fpxbench.isolation import Isolation
+
+    if __name__ == "__main__":
+        with Isolation(1 << 32) as isolation:
+            print(isolation.call(harmful.pid, timeout_s=60).value, flush=True)
+            try:
+                isolation.call(harmful.hang_deaf, sys.argv[1], timeout_s=60)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_reaches_the_caller_and_ends_the_child(tmp_path):
+    (tmp_path / "main.py").write_text(textwrap.dedent(INTERRUPTED))
+    pid_file = tmp_path / "pid"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, tmp_path / "main.py", pid_file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        child = int(process.stdout.readline())
+        while not (pid_file.exists() and pid_file.read_text()):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        assert process.stdout.read() == "interrupted\n"
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 5
+    assert gone(child) and gone(int(pid_file.read_text()))
+
+
+def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "main.py").write_text(textwrap.dedent(INTERRUPTED))
+    pid_file = tmp_path / "pid"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen([sys.executable, tmp_path / "main.py", pid_file], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+    assert gone(child, 10)
