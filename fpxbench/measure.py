@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from fpxbench import check
 from fpxbench.conduct import Operands
@@ -109,6 +108,9 @@ def check_call_number(offset: int) -> int:
 
 def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
     """One sample = the mean of enough calls to last `SAMPLE_SECONDS_CPU`; threads as the process has them."""
+    # Not at the top: its import asks CUDA for devices, after which no child forked from that process can use them.
+    from torch.utils.benchmark import Timer
+
     turn = itertools.cycle(calls)
     timer = Timer("next(turn)()", globals={"turn": turn}, num_threads=torch.get_num_threads())
     # Timer runs the statement once before it times it, so this is warm.
@@ -117,8 +119,8 @@ def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
     return lambda: timer.timeit(number).median
 
 
-def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
-    """One sample = the mean of a captured graph that runs every copy once (and again until it lasts), by events.
+def captured(calls: list[Call]) -> tuple[Call, int]:
+    """A captured graph that runs every call once (and again until it lasts), as one launch; and how many calls it makes.
 
     What cannot be captured (it synchronises, or allocates outside the pool) is launched call by call.
     """
@@ -145,6 +147,12 @@ def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
                 call()
     launch()
     torch.cuda.synchronize()
+    return launch, len(sequence)
+
+
+def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
+    """One sample = the mean of `captured` calls, by events."""
+    launch, count = captured(calls)
 
     def sample() -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -152,7 +160,7 @@ def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
         launch()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / len(sequence)
+        return start.elapsed_time(end) / 1e3 / count
 
     return sample
 
