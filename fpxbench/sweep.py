@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fpxbench import worker
 from fpxbench.build import installed_build
-from fpxbench.isolation import Isolation
+from fpxbench.isolation import Isolation, Outcome
 from fpxbench.messages import TrialRequest, TrialResult
 from fpxbench.plan import Plan, Planned
 from fpxbench.progress import Progress
@@ -31,7 +31,10 @@ _DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
 
 
 class CannotStart(RuntimeError):
-    """The sweep could not begin; the message says why."""
+    """The sweep could not begin; the message says why, and ends with what the child wrote."""
+
+    def __init__(self, what: str, outcome: Outcome) -> None:
+        super().__init__(f"{what}: {outcome.verdict.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip())
 
 
 @dataclass
@@ -110,7 +113,7 @@ def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Buil
 def _plan(isolation: Isolation, settings: Settings) -> Plan:
     outcome = isolation.call(worker.plan_json, settings.model_dump_json(), timeout_s=PREPARATION_TIMEOUT_S)
     if outcome.value is None:
-        raise CannotStart(f"the cases could not be planned: {outcome.verdict.summary.removeprefix('raised ')}")
+        raise CannotStart("the cases could not be planned", outcome)
     answer = json.loads(outcome.value)
     if "mistake" in answer:
         raise ValueError(answer["mistake"])
@@ -120,7 +123,7 @@ def _plan(isolation: Isolation, settings: Settings) -> Plan:
 def _machine(isolation: Isolation, device: str, name: str | None) -> Machine:
     outcome = isolation.call(worker.machine_json, device, name, timeout_s=PREPARATION_TIMEOUT_S)
     if outcome.value is None:
-        raise CannotStart(f"the device {device!r} could not be measured: {outcome.verdict.summary.removeprefix('raised ')}")
+        raise CannotStart(f"the device {device!r} could not be measured", outcome)
     return Machine.model_validate_json(outcome.value)
 
 
