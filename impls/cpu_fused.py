@@ -69,7 +69,9 @@ def decoded(words, grid, fmt, block):
         if block is None:
             scale = grid
         else:
-            k = 4 * (code.shape[1] * plane + torch.arange(code.shape[1])) + byte
+            k = 4 * (code.shape[1] * plane + torch.arange(code.shape[1]))
+            if block % 4:
+                k = k + byte        # else a word's bytes share a scale, and Inductor gathers it once
             scale = grid[:, (k // block).clamp(max=grid.shape[1] - 1)]      # past K are zeros, under any scale
         yield values(code, fmt) * scale
 
