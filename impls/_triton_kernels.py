@@ -183,7 +183,7 @@ def matvec_kernel(
     Moves the packed weight once, 16 bytes a load and thread, and x through the cache. Everything is a vector of WORDS
     words, so no layout ever changes. On sm_90 a weight
     costs a multiply-add for each row of x, one conversion to fp32, and from 0.5 (E4M3FN) over 2 (FP4) to 2.6 (FP6)
-    instructions of decode; in all, with M = 1 and ROWS = 4, 3.6, 4.5 and 5.0.
+    instructions of decode; in all, with M = 1 and ROWS = 4, 3.6, 4.6 and 5.1.
 
     x is int64 [M, K_PAD / 4], four activations each; packed is int32 [N, ROW_BYTES / 4]. BLOCK is 0 where a row has
     one scale. SHARING neighbouring words lie within one block: their products are added up before they are scaled.
