@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
@@ -46,7 +47,6 @@ class Benchmarks:
             )
         except ValidationError as error:
             raise pytest.UsageError(f"--benchmark: {error}") from None
-        self.config = config
         self.plan = Plan(device="", cases=[])
         self.ended: dict[Group, list[tuple[str, TrialResult]]] = defaultdict(list)
         """By group, what was timed and what is broken: the implementation, and what became of it."""
@@ -102,14 +102,14 @@ class Benchmarks:
         return CaseFile.from_parent(parent, path=file_path, nodeid=ROOT, benchmarks=self)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Generator[None, object, object]:
         """Only benchmarks are run; and where -k or an id picked some of a group, its baseline runs with them."""
         others = [item for item in items if not isinstance(item, Unloaded) and "benchmark" not in getattr(item, "fixturenames", ())]
         if others:
             config.hook.pytest_deselected(items=others)
             items[:] = [item for item in items if item not in others]
         collected = _implementations(items)
-        yield
+        result = yield
         self.deselected = collected - _implementations(items)
         restored: list[pytest.Item] = []
         wanted: list[pytest.Item] = []
@@ -123,6 +123,7 @@ class Benchmarks:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if restored and reporter is not None:
             reporter.stats["deselected"] = [item for item in reporter.stats.get("deselected", []) if item not in restored]
+        return result
 
     def pytest_report_header(self) -> str:
         return f"fpxbench: profile {self.settings.profile}, seed {self.settings.seed} (--fpx-seed repeats it)"
@@ -193,6 +194,7 @@ class Group(pytest.Collector):
         first = cases[0]
         dense = first.model_copy(update={"implementation": BASELINE, "scheme": first.activation})
         self.cases = [dense, *(case for case in cases if case.implementation != BASELINE)]
+        self.scheme = first.scheme      # the baseline's own is its 16 bits
         self.title = f"{first.scheme} | {first.workload} m{first.m} {first.activation}"
         self.baseline: CaseItem | None = None
         self.baseline_samples: list[float] = []
@@ -294,9 +296,19 @@ def _require_ok(item: CaseItem, result: TrialResult) -> None:
     lines = [sentence, *(f"  {name}: {str(value)[:EVIDENCE_WIDTH]}" for name, value in verdict.evidence.items())]
     log = _telling_lines(verdict.log_tail)
     if log:
-        lines += ["  it wrote:", *("    " + _printable(line) for line in log)]
-    lines.append(f"  again: pytest --benchmark --fpx-seed {benchmarks.settings.seed} '{item.nodeid}'")
-    pytest.fail("\n".join(lines), pytrace=False)
+        lines += ["  it wrote:", *("    " + line for line in log)]
+    lines.append("  again: " + shlex.join(_again(item)))
+    pytest.fail("\n".join(map(_printable, lines)), pytrace=False)
+
+
+def _again(item: CaseItem) -> list[str]:
+    """The command that runs just this case, on the same numbers."""
+    group, case = item.parent, item.case
+    settings = group.benchmarks.settings
+    impls = [f"--impls={path}" for path in settings.impls]
+    device = [f"--fpx-device={settings.device}"] if settings.device else []
+    layer = [f"--fpx-profile={settings.profile}", f"--fpx-scheme={group.scheme}", f"--fpx-workload={case.workload}/m{case.m}"]
+    return ["pytest", "--benchmark", *impls, *device, *layer, f"--fpx-seed={settings.seed}", item.nodeid]
 
 
 def _line(name: str, result: TrialResult) -> str:

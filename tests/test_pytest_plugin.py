@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -184,6 +185,13 @@ def test_the_json_carries_the_figures_of_what_is_right_and_of_nothing_else(sessi
     assert info["gb_per_s"] == pytest.approx(info["bytes_min"] / mine["stats"]["median"] / 1e9)
     assert info["relative_error"] <= info["bound"]
     assert "unfused" in info["flags"]
+
+
+def test_a_failure_says_how_to_run_just_that_case_again(session, project):
+    again = re.search(r"again: (pytest .*::mine_raising)$", session.stdout, re.MULTILINE)[1]
+    done = run_pytest(project, *shlex.split(again)[1:], "--collect-only", "-q")
+    assert "fpxbench::e4m3fn-row/llama3-8b.k/m1/bf16::mine_raising" in done.stdout, done.stdout
+    assert "mine_right" not in done.stdout
 
 
 def test_a_saved_run_is_compared_with_by_id(session, project):
