@@ -12,6 +12,8 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from fpxbench.record import Name
+
 Profile = Literal["smoke", "quick", "full"]
 
 ENVIRONMENT_PREFIX = "FPX_"
@@ -31,7 +33,7 @@ class Settings(BaseModel):
     device: str | None = None
     """``cpu`` or ``cuda``; None: a GPU if PyTorch sees one."""
     results: Path = Path("results")
-    machine: str | None = None
+    machine: Name | None = None
     """What records are filed under; None: the device's own name."""
     impls: tuple[Path, ...] = ()
     implementation: tuple[str, ...] = ()
