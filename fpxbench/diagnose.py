@@ -20,7 +20,7 @@ from fpxbench import check, conduct, packing
 from fpxbench.codec import decode_table
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.implementation import Implementation
-from fpxbench.misreadings import Misreading, is_subnormal, misreadings, table_misreadings
+from fpxbench.misreadings import Misreading, is_subnormal, misreadings, nibbles_exchanged, table_misreadings
 from fpxbench.readout import Prediction, Readout, correlation, read_out
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
@@ -95,6 +95,8 @@ def with_telling_codes(operands: Operands) -> Operands:
     risky = torch.zeros(len(table), dtype=torch.bool)
     for mistake in table_misreadings(weight.scheme.format):
         risky |= ~mistake.apply(table).isfinite()
+    if weight.scheme.format.bits == 8:
+        risky |= ~table[nibbles_exchanged(torch.arange(256))].isfinite()
     any_code = table.isfinite().nonzero().reshape(-1)
     safe_code = (table.isfinite() & ~risky).nonzero().reshape(-1)
     rng = check.generator(operands.seed, "telling codes")
@@ -111,8 +113,7 @@ class Predictor:
     def __init__(self, readout: Readout) -> None:
         self.readout, self.weight = readout, readout.weight
         n, k = self.weight.shape
-        self.stored = self.weight.codes()
-        self.codes = torch.nn.functional.pad(self.stored, (0, packing.padded_k(k) - k))
+        self.codes = torch.nn.functional.pad(self.weight.codes(), (0, packing.padded_k(k) - k))
         self.table = decode_table(self.weight.scheme.format, self.codes.device)
         spread = torch.linspace(0, n - 1, min(n, SCREENED_ROWS), device=self.codes.device)
         self.screen = spread.round().long().unique()
@@ -131,8 +132,11 @@ class Predictor:
                    else _factors(self.weight, columns))
         factors = factors[rows] if factors.shape[0] > 1 else factors
         nonfinite = ~table.isfinite()
-        tainted = (nonfinite[self.stored[rows].int()].any(dim=1) if bool(nonfinite.any())
-                   else torch.zeros(len(rows), dtype=torch.bool, device=codes.device))
+        tainted = torch.zeros(len(rows), dtype=torch.bool, device=codes.device)
+        if bool(nonfinite.any()):
+            everywhere = torch.arange(self.weight.shape[1], device=codes.device)
+            whole = instead["codes"](codes, everywhere) if "codes" in instead else codes[:, everywhere]
+            tainted = nonfinite[whole.int()].any(dim=1)
         return Prediction(table[read.int()].double() * factors.double(), tainted)
 
 

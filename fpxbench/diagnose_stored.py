@@ -99,9 +99,9 @@ def _code_mistake(stored: _Stored, other_scales: Scales | None) -> Diagnosis | N
     wrong = stored.wrong_codes(stored.own_scales)
     if not bool(wrong.any()):
         return None
-    magnitudes = same_number(stored.codes, fmt).int() & fmt.magnitude_mask
-    finite = decode(magnitudes.to(torch.uint8), fmt).isfinite()
-    known = list(misencodings(fmt, weight.layout, weight.shape[1], int(magnitudes[finite].max()) if bool(finite.any()) else 0))
+    values = decode(stored.codes, fmt).abs()
+    largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
+    known = list(misencodings(fmt, weight.layout, weight.shape[1], largest))
     screen = wrong.any(dim=1).nonzero().reshape(-1)[:SCREENED_ROWS]
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"

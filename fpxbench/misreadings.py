@@ -91,7 +91,7 @@ def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
                 **{f"p{offset}": column ^ 1 for offset, _ in cut})
     if fmt.bits == 8:
         yield Misreading("codes", Kind.NIBBLE_SWAP, "the two nibbles of each 8-bit code are exchanged",
-                         lambda codes, columns: _nibbles_exchanged(codes[:, columns.to(codes.device)]))
+                         lambda codes, columns: nibbles_exchanged(codes[:, columns.to(codes.device)]))
 
 
 def _plane_orders(planes: int) -> list[tuple[int, ...]]:
@@ -131,7 +131,8 @@ def _pieces_reversed(codes: Tensor, bits: int) -> Tensor:
     return mixed
 
 
-def _nibbles_exchanged(codes: Tensor) -> Tensor:
+def nibbles_exchanged(codes: Tensor) -> Tensor:
+    """8-bit codes with their upper and lower four bits exchanged."""
     return ((codes & 0xF) << 4) | (codes >> 4)
 
 
