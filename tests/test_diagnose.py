@@ -21,6 +21,9 @@ from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 class Acting(Implementation):
     """Multiplies by a weight that `acted_by` makes of the stored one."""
 

@@ -16,6 +16,8 @@ from fpxbench.store import Store
 from fpxbench.sweep import main_sweep
 from fpxbench.verdict import Kind, Status
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAULTY = Path(__file__).parent / "faulty_impls"
 CODES, RAGGED, SEED = "canary.codes/m1", "canary.ragged/m3", "canary.seed/m1"
 GIB = 2**30
