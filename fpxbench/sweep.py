@@ -86,7 +86,6 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
 
 
 def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]) -> Record:
-    started = time.monotonic()
     seed = settings.seed if settings.seed is not None else secrets.randbelow(1 << 31)
     common = {"case": planned.case, "build": build, "machine": machine, "seed": seed, **about}
     if planned.refused:
@@ -97,6 +96,7 @@ def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Buil
         read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes, timing_budget_s=settings.timing_budget_s,
     )
     with _device_turn(machine.kind):
+        started = time.monotonic()      # waiting for another sweep's turn is no part of the case
         outcome = isolation.call(worker.trial_json, request.model_dump_json(), timeout_s=settings.timeout_s)
     elapsed = time.monotonic() - started
     if outcome.value is None:
