@@ -22,10 +22,10 @@ from fpxbench.scheme import scheme_named
 from fpxbench.verdict import Kind, Status, Verdict
 from fpxbench.weight import QuantizedWeight
 
-CALLS = 3
-ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_LARGE = 16, 4
+CALLS, CALLS_SLOW = 3, 2
+ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_FEW = 16, 4
 """One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose columns
-are long."""
+are long, and of an interpreter, which takes seconds for each."""
 LARGE = 1 << 21
 
 
@@ -42,6 +42,10 @@ class Operands:
 
     def activation(self, call: int) -> Tensor:
         return check.make_activation(self.case, self.seed, call, self.device)
+
+    def slow(self, implementation: Implementation) -> bool:
+        """An interpreter, which names a limit to what it takes: fewer calls will do."""
+        return implementation.max_elements(self.device) is not None
 
     def reference(self, x: Tensor, implementation: Implementation) -> Reference:
         return check.reference(
@@ -84,9 +88,11 @@ def call(implementation: Implementation, x: Tensor, weight: QuantizedWeight, dev
     return y
 
 
-def check_calls(implementation: Implementation, operands: Operands, *, first_call: int = 0, calls: int = CALLS
+def check_calls(implementation: Implementation, operands: Operands, *, first_call: int = 0, calls: int | None = None
                 ) -> tuple[Comparison, Verdict | None]:
-    """Fresh inputs, `calls` times. The worst comparison, and the verdict if something was wrong (kind may be open)."""
+    """Fresh inputs, `calls` times, numbered from `first_call` (above 0: it was right before). The worst comparison, and the
+    verdict if something was wrong (kind may be open)."""
+    calls = calls or (CALLS_SLOW if operands.slow(implementation) else CALLS)
     worst: Comparison | None = None
     previous: Reference | None = None
     for number in range(first_call, first_call + calls):
@@ -100,7 +106,8 @@ def check_calls(implementation: Implementation, operands: Operands, *, first_cal
             verdict = _judge(y, comparison, previous)
             if number > 0 and verdict.kind is None:
                 verdict.kind = Kind.NOT_REPEATABLE
-                verdict.summary = f"right for the first {number} calls, then wrong: {comparison.sentence()}"
+                before = "until it was timed" if number == first_call else f"for the first {number - first_call} calls"
+                verdict.summary = f"right {before}, then wrong: {comparison.sentence()}"
             verdict.evidence["call"] = number
             return comparison, verdict
         previous = expected
@@ -112,7 +119,7 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     case = operands.case
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
-    most = ONE_HOT_COLUMNS if case.n * case.k < LARGE else ONE_HOT_COLUMNS_LARGE
+    most = ONE_HOT_COLUMNS_FEW if case.n * case.k >= LARGE or operands.slow(implementation) else ONE_HOT_COLUMNS
     if operands.weight.has_codes:
         columns = check.columns_covering_codes(operands.weight, most)
     else:
@@ -142,8 +149,8 @@ def check_configs(implementation: Implementation, operands: Operands) -> Verdict
     """Every configuration that autotuning may pick, on the same input."""
     x = operands.activation(CALLS)
     configs = list(implementation.configs(x, operands.weight))
-    if not configs:
-        return None
+    if len(configs) < 2:
+        return None     # matmul used it
     expected = operands.reference(x, implementation)
     for config in configs:
         y = call(implementation, x, operands.weight, operands.device,

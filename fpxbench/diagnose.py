@@ -174,9 +174,10 @@ def _gain(readout: Readout) -> Diagnosis | None:
     if not bool(seen.isfinite().all()):
         return None
     gain = float((seen * right).sum() / right.square().sum().clamp(min=1e-300))
-    if gain == 0 or not readout.fits(Prediction(right * gain, readout.definition.tainted)):
+    if not readout.fits(Prediction(right * gain, readout.definition.tainted)):
         return None
-    return Diagnosis(nearness(readout.correlation()), f"every weight reads as {gain:.4g} times its value",
+    sentence = f"every weight reads as {gain:.4g} times its value" if gain else "every weight reads as zero"
+    return Diagnosis(nearness(readout.correlation()), sentence,
                      {"gain": repr(gain), "weights_read": seen.numel(), "example": readout.example()})
 
 

@@ -8,6 +8,7 @@ with its signal, exit code, and the last 4 kB it wrote.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -15,8 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -129,6 +129,15 @@ class Isolation:
         if self._pool is None or not self._pool.active:
             self._pool = pebble.ProcessPool(max_workers=1, context=self._context, initializer=worker.start_worker)
         return self._pool
+
+
+@contextlib.contextmanager
+def device_turn(kind: str) -> Iterator[None]:
+    """Whoever measures on one device of this machine takes turns, case by case: nobody is timed beside another."""
+    path = Path(tempfile.gettempdir()) / f"fpxbench-{kind}-{os.getuid()}.lock"
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class _Process(ForkServerProcess):

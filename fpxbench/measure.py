@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from torch import Tensor
 
 from fpxbench import check
 from fpxbench.conduct import Operands

@@ -20,13 +20,13 @@ from pydantic import BaseModel, ValidationError
 
 from fpxbench import worker
 from fpxbench.case import Case
-from fpxbench.isolation import Isolation
+from fpxbench.isolation import Isolation, device_turn
 from fpxbench.messages import TrialRequest, TrialResult
 from fpxbench.plan import Plan, Planned
 from fpxbench.pytest_plugin import CASES, ROOT
 from fpxbench.record import Machine
 from fpxbench.settings import Settings
-from fpxbench.verdict import BROKEN, Status
+from fpxbench.verdict import BROKEN, Status, with_log
 
 BASELINE = "dense"
 """The implementation that stands first in every group, with its weight in the activation's 16 bits."""
@@ -61,11 +61,12 @@ class Benchmarks:
     def check(self, case: Case) -> TrialResult:
         """What the case is, without timing it; once a session. An ended child is a verdict like any other."""
         if case.id not in self._checked:
-            outcome = self._isolation.call(
-                worker.trial_json, self.request(case, timing_budget_s=0).model_dump_json(), timeout_s=self.settings.timeout_s
-            )
+            with device_turn(self.plan.device):
+                outcome = self._isolation.call(
+                    worker.trial_json, self.request(case, timing_budget_s=0).model_dump_json(), timeout_s=self.settings.timeout_s
+                )
             result = TrialResult(verdict=outcome.verdict) if outcome.value is None else TrialResult.model_validate_json(outcome.value)
-            result.verdict.log_tail = outcome.log_tail
+            result.verdict = with_log(result.verdict, outcome.log_tail)
             if result.verdict.status in BROKEN and self.plan.device != "cpu":
                 self._isolation.recycle()   # its GPU context may be past use
             self._checked[case.id] = result
@@ -264,7 +265,8 @@ def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
 
         machine = benchmarks.machine
         trial = benchmarks.request(case, read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes)
-        timed = time_case(benchmark, trial, group.baseline_samples)
+        with device_turn(benchmarks.plan.device):
+            timed = time_case(benchmark, trial, group.baseline_samples)
         _require_ok(item, timed)
         why_not = timed.no_timing
     if why_not is not None:

@@ -26,6 +26,7 @@ def _finite(value: float | None) -> float | None:
 
 
 Finite = Annotated[float, AfterValidator(_finite)]
+Positive = Annotated[float, AfterValidator(_finite), Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=120)]
 
 
@@ -98,15 +99,15 @@ class Accuracy(_Part):
 class Timing(_Part):
     """Times of one call, in microseconds."""
 
-    samples_us: list[Finite]
-    median_us: Finite
-    ci95_us: tuple[Finite, Finite]
+    samples_us: Annotated[list[Positive], Field(min_length=1)]
+    median_us: Positive
+    ci95_us: tuple[Positive, Positive]
     """95% interval of the median, from order statistics."""
-    baseline_us: Finite | None = None
+    baseline_us: Positive | None = None
     """Median of the dense 16-bit product of the same shape, measured in turn with this one."""
-    speedup: Finite | None = None
+    speedup: Positive | None = None
     """baseline_us / median_us."""
-    speedup_ci95: tuple[Finite, Finite] | None = None
+    speedup_ci95: tuple[Positive, Positive] | None = None
 
 
 class Traffic(_Part):

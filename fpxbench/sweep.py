@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import secrets
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fpxbench import worker
 from fpxbench.build import installed_build
-from fpxbench.isolation import Isolation, Outcome
+from fpxbench.isolation import Isolation, Outcome, device_turn
 from fpxbench.messages import TrialRequest, TrialResult
 from fpxbench.plan import Plan, Planned
 from fpxbench.progress import Progress
 from fpxbench.record import Build, Machine, Record
 from fpxbench.settings import Settings
 from fpxbench.store import Store, latest
-from fpxbench.verdict import Status, Verdict
+from fpxbench.verdict import Status, Verdict, with_log
 
 PREPARATION_TIMEOUT_S = 300.0
 
@@ -95,7 +89,7 @@ def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Buil
         case=planned.case, device=machine.kind, seed=seed, impls=[str(path.resolve()) for path in settings.impls],
         read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes, timing_budget_s=settings.timing_budget_s,
     )
-    with _device_turn(machine.kind):
+    with device_turn(machine.kind):
         started = time.monotonic()      # waiting for another sweep's turn is no part of the case
         outcome = isolation.call(worker.trial_json, request.model_dump_json(), timeout_s=settings.timeout_s)
     elapsed = time.monotonic() - started
@@ -103,7 +97,7 @@ def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Buil
         return Record(**common, verdict=outcome.verdict, elapsed_s=elapsed)
     result = TrialResult.model_validate_json(outcome.value)
     if result.verdict.status is not Status.OK:
-        result.verdict.log_tail = outcome.log_tail
+        result.verdict = with_log(result.verdict, outcome.log_tail)
         if machine.kind != "cpu" and result.verdict.status in _DAMAGING:
             isolation.recycle()
     own = {name: getattr(result, name) for name in TrialResult.model_fields if name != "work_s"}
@@ -138,12 +132,3 @@ def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) 
         if record.build.key == build.key and record.source == plan.sources.get(record.case.implementation, "")
         and record.verdict.status is not Status.MISSING     # what was not there may be there now
     }
-
-
-@contextlib.contextmanager
-def _device_turn(kind: str) -> Iterator[None]:
-    """Two sweeps on one device take turns, case by case: neither is timed beside the other."""
-    path = Path(tempfile.gettempdir()) / f"fpxbench-{kind}-{os.getuid()}.lock"
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

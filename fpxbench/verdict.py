@@ -151,6 +151,16 @@ def classify_exception(type_name: str, message: str, log_tail: str) -> Verdict:
                    summary=f"raised {first_line}" if known is None else f"raised {type_name}: {known[1]}")
 
 
+def with_log(verdict: Verdict, log_tail: str) -> Verdict:
+    """`verdict` with its log, and where that names the cause (native code prints it, and raises something vaguer), with that."""
+    known = kind_in(log_tail) if verdict.status is Status.ERROR and verdict.kind in (None, Kind.PASS_FAILED) else None
+    if known is None:
+        return verdict.model_copy(update={"log_tail": log_tail})
+    status, said = (Status.UNSUPPORTED, "refused") if known[0] in _REFUSALS else (Status.ERROR, "raised, after saying")
+    return verdict.model_copy(update={"status": status, "kind": known[0], "summary": f"{said}: {known[1]}", "log_tail": log_tail,
+                                      "evidence": {"raised": verdict.summary, **verdict.evidence}})
+
+
 def classify_death(exit_code: int, log_tail: str) -> Verdict:
     """The verdict on a case whose process ended: by a signal (negative `exit_code`, as in subprocess) or by exiting."""
     name = None

@@ -47,7 +47,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 CANARIES = (
     Workload("canary.seed", 32, 32, (1,), "the shape of pytorch/ao issue #228's reproduction"),
-    Workload("canary.codes", 64, 256, (1,), "every code of every format, at M = 1"),
+    Workload("canary.codes", 32, 512, (1,), "every code of every format, at M = 1"),
     Workload("canary.ragged", 77, 203, (3, 33), "M, N and K that no block size divides"),
 )
 

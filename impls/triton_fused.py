@@ -134,6 +134,8 @@ class TritonFused(Implementation):
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
         m, (_, k), target = x.numel() // x.shape[-1], weight.shape, target_of(x.device)
+        if target.interpreted:
+            return interpreted_configs(m, weight.scheme, k)
         chosen: list[Config] = []
         if m <= MATVEC_MAX_M:
             chosen += matvec_configs(m, codes.bytes_of_plane(weight.scheme.format, k) // 4, target)
@@ -188,6 +190,12 @@ def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
         for warps in (1, 2, 4) if warps * words_of_warp <= widest
         for rows in (1, 2, 4) if rows * m <= 16
     ]
+
+
+def interpreted_configs(m: int, scheme: Scheme, k: int) -> list[Config]:
+    """One tile a path, as large as these shapes get: the interpreter's time goes by operations, not by elements."""
+    dot = fitted(64, 128, 256, 4, scheme, k, Target("interpreter"))
+    return [Matvec(64, 128, 1), dot][m > MATVEC_MAX_M:1 + (m > 1)]
 
 
 def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:

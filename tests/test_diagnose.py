@@ -199,6 +199,8 @@ def test_noise_is_gibberish_and_a_small_error_an_inaccuracy() -> None:
     def near(weight):
         return weight.dequantize() * (1 + 0.1 * noise(weight))
 
+    nothing = diagnosed(lambda weight: torch.zeros(weight.shape), "e4m3fn-row")
+    assert (nothing.kind, nothing.sentence) == (Kind.GIBBERISH, "every weight reads as zero")
     assert diagnosed(noise, "e4m3fn-row").kind is Kind.GIBBERISH
     assert diagnosed(near, "e4m3fn-row").kind is Kind.INACCURATE
 

@@ -10,11 +10,16 @@ from typing import NamedTuple
 
 import pytest
 
+from fpxbench.case import Case
+from fpxbench.implementation import discover
+from fpxbench.messages import TrialRequest
 from fpxbench.record import Record
 from fpxbench.settings import Settings
 from fpxbench.store import Store
 from fpxbench.sweep import main_sweep
+from fpxbench.trial import run_trial
 from fpxbench.verdict import Kind, Status
+from fpxbench.workloads import CANARIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,6 +134,16 @@ SIGNALS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_turns_with_other_sweeps(tmp_path_factory: pytest.TempPathFactory):
+    """Sweeps of one machine take turns by a lock in the folder for temporary files; nothing is timed here."""
+    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
+
+
 @pytest.fixture(scope="module")
 def record_of(tmp_path_factory: pytest.TempPathFactory):
     """The record of a plant. One sweep for each layer, over all the plants of it."""
@@ -169,8 +184,6 @@ def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
 
 def test_every_plant_is_planted() -> None:
     """No file of tests/faulty_impls escapes the table above."""
-    from fpxbench.implementation import discover
-
     known, failures = discover([FAULTY])
     assert not failures
     planted = {name.removeprefix("faulty_") for name in known if name.startswith("faulty_")}
@@ -181,10 +194,11 @@ def test_the_last_words_of_a_process_are_on_its_record(record_of) -> None:
     by_name = {plant.name: plant for plant in PLANTS}
     log = record_of(by_name["script_in_log"]).verdict.log_tail
     assert "alert('last words')" in log
-    assert len(log.encode()) <= 4096 + 3 * 4096 // 2
+    assert len(log) <= 4096
     assert "<b>tile 7</b>" in record_of(by_name["raise"]).verdict.log_tail
     assert "Segmentation fault" in record_of(by_name["segfault"]).verdict.log_tail
-    assert "ctypes.string_at" in record_of(by_name["segfault"]).verdict.log_tail or "string_at" in record_of(by_name["segfault"]).verdict.log_tail
+    assert "in string_at" in record_of(by_name["segfault"]).verdict.log_tail
+    assert "LLVM ERROR: Cannot select" in record_of(by_name["llvm_abort"]).verdict.log_tail
 
 
 def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
@@ -205,11 +219,6 @@ def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
 
 def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> None:
     """Another seed, the same kinds; in this process, where it takes a fraction of a second each."""
-    from fpxbench.case import Case
-    from fpxbench.messages import TrialRequest
-    from fpxbench.trial import run_trial
-    from fpxbench.workloads import CANARIES
-
     layers = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
     unlike = []
     for plant in PLANTS:
