@@ -61,26 +61,34 @@ def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
     scheme = scheme_named(case.scheme)
     if case.workload != "canary.codes" or not scheme.quantized:
         return torch.randn(case.n, case.k, generator=rng, device=device)
-    fmt, scaling = scheme.format, scheme.scaling
-    values = _telling_values(fmt, device, overflows=scaling.kind == "mx")
+    fmt, block = scheme.format, scheme.scaling.block or case.k
+    numbers, beside = _telling_values(fmt, device, overflows=scheme.scaling.kind == "mx")
+    values = torch.cat([numbers, beside])
     order = torch.randperm(case.n * case.k, generator=rng, device=device) % len(values)
     weight = values[order].reshape(case.n, case.k)
-    weight[:, :: scaling.block or case.k] = fmt.max    # the largest once in each block: its scale is 1
+    # Every number once in as few columns as hold them, far apart: so few one-hot activations read every code.
+    columns = -(-len(numbers) // case.n)
+    spread = torch.arange(columns, device=device) * case.k // columns
+    spread = (spread + (spread % block == 0)).clamp(max=case.k - 1)     # a block's first column holds its largest
+    order = torch.randperm(len(numbers), generator=rng, device=device)
+    cycled = order[torch.arange(columns * case.n, device=device) % len(numbers)]
+    weight[:, spread] = numbers[cycled].reshape(columns, case.n).T
+    weight[:, ::block] = fmt.max    # the largest once in each block: its scale is 1
     return weight.contiguous()
 
 
-def _telling_values(fmt: Format, device: str, *, overflows: bool) -> Tensor:
-    """Every finite number of a format, each midpoint, and its neighbours that bf16 and fp16 would round onto it."""
+def _telling_values(fmt: Format, device: str, *, overflows: bool) -> tuple[Tensor, Tensor]:
+    """Every finite number of a format; and each midpoint of two, with its neighbours that bf16 and fp16 round onto it."""
     numbers = decode_table(fmt, device)
     numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
     ascending = numbers.unique()
     middle = (ascending[1:] + ascending[:-1]) / 2
-    beside = 2.0**-12
-    values = [numbers, middle, middle * (1 + beside), middle * (1 - beside)]
+    step = 2.0**-12
+    beside = [middle, middle * (1 + step), middle * (1 - step)]
     if overflows:
-        past = 2.0 ** (fmt.emax + 1) * (1 - beside)    # the most that a block whose scale is 1 may hold
-        values.append(torch.tensor([past, -past], device=device))
-    return torch.cat(values)
+        past = 2.0 ** (fmt.emax + 1) * (1 - step)    # the most that a block whose scale is 1 may hold
+        beside.append(torch.tensor([past, -past], device=device))
+    return numbers, torch.cat(beside)
 
 
 def make_activation(case: Case, seed: int, call: int, device: str = "cpu") -> Tensor:

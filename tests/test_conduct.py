@@ -15,6 +15,7 @@ from fpxbench.implementation import Implementation
 from fpxbench.poison import poisoned_memory, unwritten_elements
 from fpxbench.scheme import SCHEMES, scheme_named
 from fpxbench.verdict import Kind, Status
+from fpxbench.workloads import CANARIES
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -263,6 +264,19 @@ def test_a_single_weight_misread_cannot_hide_in_a_sum() -> None:
     verdict = conduct.check_one_hot(Flushes(), operands)
     assert verdict.status is Status.WRONG
     assert verdict.evidence["code"].endswith("0000.001")
+
+
+@pytest.mark.parametrize("scheme", [*(name for name in SCHEMES if scheme_named(name).quantized), "e4m3fn-g2", "e3m4-mx", "e4m3fnuz-g3"])
+def test_the_probes_of_the_code_canary_read_every_finite_code(scheme) -> None:
+    """No code of any scheme can be misread without a probe that sees it, whatever the seed."""
+    canary = next(workload for workload in CANARIES if workload.name == "canary.codes")
+    for seed in range(5):
+        weight = operands_for(Right(), scheme, n=canary.n, k=canary.k, workload=canary.name, seed=seed).weight
+        fmt = weight.scheme.format
+        finite = {code for code in range(1 << fmt.bits) if abs(fmt.value(code)) <= fmt.max}
+        probed = weight.codes()[:, check.columns_covering_codes(weight, conduct.ONE_HOT_COLUMNS)]
+        assert set(probed.unique().tolist()) == finite
+        assert bool((weight.scale_grid() == 1).all())
 
 
 def test_infinity_is_right_only_where_the_dtype_ends() -> None:
