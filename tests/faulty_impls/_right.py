@@ -8,6 +8,8 @@ from fpxbench.packing import padded_k
 from fpxbench.scaling import choose_scales, scale_down, spread
 from fpxbench.weight import QuantizedWeight
 
+torch.set_num_threads(1)    # in the child that loads this: small loops lose ten times their time to barriers on a busy machine
+
 
 class Right(Implementation):
     """Decode, scale, multiply in fp32."""
