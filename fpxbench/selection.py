@@ -40,7 +40,8 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("quick", "cpu"): (
         _Block(_TORCH_FLOAT8, ("canary.seed/m1",)),
         _Block(_ALL, ("canary.codes/m1",)),
-        _Block(_EACH_KIND, ("canary.ragged/*",)),
+        _Block(_EACH_KIND, ("canary.ragged/m33",)),
+        _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
         _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama2-7b.o/m1",)),
         _Block(("bf16", "int8-row", "e4m3fn-row", "mxfp4"), ("llama3-8b.k/m16",)),
     ),
