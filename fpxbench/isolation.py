@@ -32,6 +32,7 @@ from fpxbench import worker
 from fpxbench.verdict import Status, Verdict, classify_death, classify_exception
 
 LOG_TAIL_BYTES = 4096
+_FAREWELL_S = 3.0
 _MOST_MODULES_BYTES = 1 << 16
 POLL_S = 0.03
 _TERM_GRACE_S = 0.3
@@ -67,6 +68,11 @@ class Isolation:
 
     def close(self) -> None:
         """End the child, if there is one, and forget its logs."""
+        if self._pool is not None:
+            # Asked first: what the case's libraries hold (Inductor's compile workers) is then given back in order.
+            self._pool.close()
+            with contextlib.suppress(TimeoutError):
+                self._pool.join(timeout=_FAREWELL_S)
         self.recycle()
         self._folder.cleanup()
 

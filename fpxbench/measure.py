@@ -115,7 +115,16 @@ def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
     # Timer runs the statement once before it times it, so this is warm.
     once = timer.timeit(1).median
     number = max(1, round(SAMPLE_SECONDS_CPU / max(once, 1e-7)))
-    return lambda: timer.timeit(number).median
+    if number > 1:
+        return lambda: timer.timeit(number).median
+
+    def single() -> float:
+        # Timer.timeit would run the statement twice more to warm up, each time; a call this long is warm from the one before.
+        start = time.perf_counter()
+        next(turn)()
+        return time.perf_counter() - start
+
+    return single
 
 
 def captured(calls: list[Call]) -> tuple[Call, int]:

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,9 +49,12 @@ def _die_with_watcher(sentinel: int) -> None:
 def preload() -> None:
     """Imported once by the fork server, so that a new child has torch from its first moment."""
     import torch._inductor.config
+    from tqdm import tqdm
 
     import fpxbench.trial  # noqa: F401
 
+    # torch.compile draws with tqdm, whose own lock is a semaphore that an ended child leaves behind.
+    tqdm.set_lock(threading.RLock())
     # Inductor's fused CPU loops then show in the profiler, so that they can be counted.
     torch._inductor.config.cpp.enable_kernel_profile = True
 
