@@ -307,6 +307,10 @@ def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool)
     return found
 
 
+def _percent(share: float) -> str:
+    return "under 1%" if share < 0.01 else f"{share:.0%}"
+
+
 def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: float | None) -> str:
     """What holds a case back, in one sentence, from what was measured of it."""
     case = operands.case
@@ -324,7 +328,7 @@ def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s:
             flops = 2 * case.m * case.n * case.k / times.median_us / 1e6
             parts.append(f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time")
         else:
-            parts.append(f"not memory: reading its bytes would take {share:.0%} of the time; decoding and launching take the rest")
+            parts.append(f"not memory: reading its bytes would take {_percent(share)} of the time; decoding and launching take the rest")
     elif floor_us:
-        parts.append(f"reading the packed bytes once would take {floor_us / times.median_us:.0%} of the time")
+        parts.append(f"reading the packed bytes once would take {_percent(floor_us / times.median_us)} of the time")
     return "; ".join(parts)

@@ -164,7 +164,7 @@ def _slow(group: list[Found], all_cases: list[Found]) -> Finding:
     return Finding(
         SLOW,
         _sentence(f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than dense {row.case.activation}"
-                  f" at M={row.case.m} ({row.case.workload}){unfused}{why}{more}"),
+                  f" at M={row.case.m} ({row.case.workload}) on {group[0].sweep.machine.device}{unfused}{why}{more}"),
         _link(group, mark=SLOW), tuple(group))
 
 

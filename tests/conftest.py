@@ -1,5 +1,7 @@
 """Fixtures that several files share."""
 
+import signal
+
 import pytest
 import torch
 
@@ -12,3 +14,8 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def pytest_configure(config):
+    # A runner that was started in the background ignores SIGINT, and so would every process that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
