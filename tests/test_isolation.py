@@ -167,3 +167,18 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
         child = int(process.stdout.readline())
         process.kill()
     assert gone(child, 10)
+
+
+def test_what_the_fork_server_loads_asks_cuda_for_nothing():
+    """A process that asked CUDA for its devices cannot fork children that use them."""
+    script = """
+import torch, torch.cuda as cuda
+asked = []
+for name in ("is_available", "device_count", "_lazy_init", "get_device_capability", "get_device_properties"):
+    setattr(cuda, name, lambda *args, name=name, **kwargs: asked.append(name) or 0)
+from fpxbench.worker import preload
+preload()
+print("asked", asked)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "asked []"

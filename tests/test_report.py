@@ -112,7 +112,7 @@ def test_a_slow_case_says_how_slow_and_what_holds_it_back() -> None:
     slow = sample.record(sample.case("x", "e5m2-row"), speedup=1 / 12, flags=(Flag.UNFUSED,))
     assert len(sentences([slow])) == 1
     assert sentences([slow])[0].startswith(
-        "x runs e5m2-row 12× slower than dense bf16 at M=1 (llama2-7b.o) and is not fused: "
+        f"x runs e5m2-row 12× slower than dense bf16 at M=1 (llama2-7b.o) on {slow.machine.device} and is not fused: "
         "writes the decoded weight to memory and reads it back (34 MB of scratch); takes 3 kernels")
 
 
