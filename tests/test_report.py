@@ -320,12 +320,14 @@ def test_names_that_are_too_long_or_alike_get_pages_of_their_own() -> None:
     assert alike[0].slug == alike[1].slug and page_name(alike[0]) != page_name(alike[1])
 
 
-def test_times_that_make_no_sense_do_not_stop_the_report(tmp_path: Path) -> None:
+def test_times_that_make_no_sense_are_a_broken_line_and_do_not_stop_the_report(tmp_path: Path) -> None:
     timed = sample.record(sample.case("x"), speedup=2.0)
     strange = timed.timing.model_copy(update={"samples_us": [], "median_us": 0.0, "ci95_us": (0.0, 0.0), "speedup": 0.0, "speedup_ci95": None})
     sample.write(tmp_path, [timed.model_copy(update={"timing": strange})])
-    assert "∞" not in SIGNS[Status.OK]
-    assert [finding.severity for finding in build_site(tmp_path, tmp_path / "site").findings] == ["slow"]
+    summary = build_site(tmp_path, tmp_path / "site")
+    (broken,) = summary.broken_lines
+    assert "timing.samples_us" in str(broken)
+    assert "could not be read" in Page(summary.index.read_text()).text
 
 
 # ---- little or nothing ----------------------------------------------------------------------------------------------
