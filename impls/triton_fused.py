@@ -134,14 +134,7 @@ class TritonFused(Implementation):
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
         m, (_, k), target = x.numel() // x.shape[-1], weight.shape, target_of(x.device)
-        if target.interpreted:
-            return interpreted_configs(m, weight.scheme, k)
-        chosen: list[Config] = []
-        if m <= MATVEC_MAX_M:
-            chosen += matvec_configs(m, codes.bytes_of_plane(weight.scheme.format, k) // 4, target)
-        if m > 1:
-            chosen += dot_configs(m, weight.scheme, k, target)
-        return chosen
+        return interpreted_configs(m, weight.scheme, k) if target.interpreted else worth_trying(m, weight.scheme, k, target)
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
         """Raises ValueError for operands that do not fit together or are not what the kernels take."""
@@ -190,6 +183,16 @@ def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
         for warps in (1, 2, 4) if warps * words_of_warp <= widest
         for rows in (1, 2, 4) if rows * m <= 16
     ]
+
+
+def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]:
+    """What the autotuner chooses from, for `m` rows of x."""
+    chosen: list[Config] = []
+    if m <= MATVEC_MAX_M:
+        chosen += matvec_configs(m, codes.bytes_of_plane(scheme.format, k) // 4, target)
+    if m > 1:
+        chosen += dot_configs(m, scheme, k, target)
+    return chosen
 
 
 def interpreted_configs(m: int, scheme: Scheme, k: int) -> list[Config]:
