@@ -1,0 +1,46 @@
+"""The command line: thin words around the modules that do the work. A command is a function in one of the modules imported here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from fpxbench import __version__
+from fpxbench.build import NoPyTorch
+from fpxbench.cli.common import UsageError, app, err
+
+# isort: off -- each brings its commands, and this is their order in `fpxbench --help`
+from fpxbench.cli import sweeps  # noqa: F401
+from fpxbench.cli import results  # noqa: F401
+from fpxbench.cli import listing  # noqa: F401
+# isort: on
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        print(f"fpxbench {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit status 2, never a traceback."""
+    try:
+        app()
+    except (UsageError, NoPyTorch, FileNotFoundError, ValidationError, ValueError) as error:
+        err.print(f"fpxbench: {_sentence(error)}", markup=False, style="red")
+        sys.exit(2)
+    except BrokenPipeError:     # `fpxbench records | head`
+        sys.stderr.close()
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False))
+    return str(error)
