@@ -12,7 +12,8 @@ from fpxbench import __version__
 from fpxbench.build import NoPyTorch
 from fpxbench.cli.common import UsageError, app, err
 
-# isort: off -- each brings its commands, and this is their order in `fpxbench --help`
+# Each brings its commands, and this is their order in `fpxbench --help`.
+# isort: off
 from fpxbench.cli import sweeps  # noqa: F401
 from fpxbench.cli import results  # noqa: F401
 from fpxbench.cli import listing  # noqa: F401
