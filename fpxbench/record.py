@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -136,6 +136,9 @@ class Record(_Part):
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
+    FOLDER: ClassVar[str] = "records"
+    SCHEMA: ClassVar[int] = SCHEMA
+
     schema_version: int = Field(default=SCHEMA, alias="schema", le=SCHEMA, ge=1)
     started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     elapsed_s: Finite | None = None
@@ -157,6 +160,10 @@ class Record(_Part):
     source: str = ""
     """Digest of the implementation's source: an edited implementation is another one."""
     seed: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self.case.id
 
     @model_validator(mode="after")
     def _right_before_fast(self) -> Self:

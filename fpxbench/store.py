@@ -1,7 +1,8 @@
 """Where records live, and how they are read back.
 
-``RESULTS/<machine>/records/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends. Partitioned by
-machine and build, so that reading one page's worth never means reading history. Several processes may append at once.
+``RESULTS/<machine>/records/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends; records of conversions
+(`fpxbench.numerics`) likewise under ``numerics/``. Partitioned by machine and build, so that reading one page's worth never
+means reading history. Several processes may append at once.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from pydantic import ValidationError
 
-from fpxbench.record import SCHEMA, Build, Record
+from fpxbench.record import Build, Machine, Record
 
 # A record is a few kB; a line far beyond that is damage, and is not worth the memory.
 MAX_LINE_BYTES = 4 << 20
@@ -33,21 +35,42 @@ class BrokenLine:
         return f"{self.path}:{self.number}: {self.reason}; skipped"
 
 
-class Store:
-    """The records under one results folder."""
+class Storable(Protocol):
+    """What a store asks of a record, whatever it is about."""
 
-    def __init__(self, root: str | Path) -> None:
+    FOLDER: ClassVar[str]
+    SCHEMA: ClassVar[int]
+    machine: Machine
+    build: Build
+
+    @property
+    def id(self) -> str: ...
+
+    def to_json(self) -> str: ...
+
+    @classmethod
+    def model_validate_json(cls, line: bytes) -> Self: ...
+
+
+R = TypeVar("R", bound=Storable)
+
+
+class Store(Generic[R]):
+    """The records of one kind under one results folder."""
+
+    def __init__(self, root: str | Path, of: type[R] = Record) -> None:
         self.root = Path(root)
+        self.of = of
 
     def file(self, machine: str, build: Build) -> Path:
         """Where the records of one build on one machine are."""
-        return self.root / _checked(machine) / "records" / f"{_checked(build.label)}-{_checked(build.variant)}.jsonl"
+        return self.root / _checked(machine) / self.of.FOLDER / f"{_checked(build.label)}-{_checked(build.variant)}.jsonl"
 
     def files(self) -> list[Path]:
-        """Every records file, sorted."""
-        return sorted(self.root.glob("*/records/*.jsonl"))
+        """Every file of such records, sorted."""
+        return sorted(self.root.glob(f"*/{self.of.FOLDER}/*.jsonl"))
 
-    def append(self, record: Record) -> None:
+    def append(self, record: R) -> None:
         """Add one record: one write under a lock, so that two sweeps into one folder lose nothing.
 
         If a killed writer left half a line behind, it is closed first and costs only itself.
@@ -65,9 +88,9 @@ class Store:
             file.write(line)
             file.flush()
 
-    def read(self, path: Path) -> tuple[list[Record], list[BrokenLine]]:
+    def read(self, path: Path) -> tuple[list[R], list[BrokenLine]]:
         """The records of one file, oldest first, and the lines that are none."""
-        records: list[Record] = []
+        records: list[R] = []
         broken: list[BrokenLine] = []
         with open(path, "rb") as file:
             for number, line in enumerate(_lines(file), 1):
@@ -76,14 +99,14 @@ class Store:
                 try:
                     if len(line) > MAX_LINE_BYTES:
                         raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
-                    records.append(Record.model_validate_json(line))
+                    records.append(self.of.model_validate_json(line))
                 except ValueError as error:
-                    broken.append(BrokenLine(path, number, _why(error)))
+                    broken.append(BrokenLine(path, number, _why(error, self.of.SCHEMA)))
         return records, broken
 
-    def read_all(self) -> tuple[list[Record], list[BrokenLine]]:
+    def read_all(self) -> tuple[list[R], list[BrokenLine]]:
         """Everything under the folder."""
-        records: list[Record] = []
+        records: list[R] = []
         broken: list[BrokenLine] = []
         for path in self.files():
             more, more_broken = self.read(path)
@@ -92,11 +115,11 @@ class Store:
         return records, broken
 
 
-def latest(records: list[Record]) -> list[Record]:
-    """One record for each (case, build, machine): the last written. Order of first appearance is kept."""
-    newest: dict[tuple[str, str, str, str], Record] = {}
+def latest(records: list[R]) -> list[R]:
+    """One record for each (case or conversion, build, machine): the last written. Order of first appearance is kept."""
+    newest: dict[tuple[str, str, str, str], R] = {}
     for record in records:
-        newest[(record.machine.name, record.build.torch, record.build.variant, record.case.id)] = record
+        newest[(record.machine.name, record.build.torch, record.build.variant, record.id)] = record
     return list(newest.values())
 
 
@@ -109,13 +132,13 @@ def _lines(file) -> Iterator[bytes]:
         yield line
 
 
-def _why(error: ValueError) -> str:
+def _why(error: ValueError, schema: int) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(map(str, first["loc"]))
     if field == "schema":
-        return f"written by a newer fpxbench than this one (which reads schema {SCHEMA} and older)"
+        return f"written by a newer fpxbench than this one (which reads schema {schema} and older)"
     return f"{field}: {first['msg']}" if field else first["msg"]
 
 

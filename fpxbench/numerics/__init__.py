@@ -1,0 +1,1 @@
+"""Conformance of others: what the casts that people really use make of every input, against the oracle."""

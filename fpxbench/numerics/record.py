@@ -1,0 +1,134 @@
+"""The record of one conversion on one build and machine: one JSON line, with a schema version of its own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fpxbench.numerics.conversion import Conversion
+from fpxbench.record import Build, Finite, Machine
+from fpxbench.verdict import Status, Verdict
+
+SCHEMA = 1
+EXAMPLES = 3
+"""How many examples a difference carries at most."""
+
+
+class InputKind(StrEnum):
+    """What is special about the inputs that differ: the first that fits."""
+
+    NAN = "nan"                             # NaN in, no NaN out
+    NAN_PAYLOAD = "nan_payload"             # NaN in, another of the target's NaN codes out
+    INFINITY = "infinity"
+    OVERFLOW = "overflow"                   # finite, rounds past the largest finite number
+    NEGATIVE_ZERO = "negative_zero"         # zero is due, with the other sign
+    UNROUNDED_PRODUCT = "unrounded_product"     # right for the exact product, which the source dtype would have rounded
+    DOUBLE_ROUNDING = "double_rounding"     # right had it been rounded to a dtype between first
+    TIE = "tie"                             # midway between two codes
+    SUBNORMAL = "subnormal"                 # below the target's smallest normal number, and no neighbour came out
+    ROUNDING = "rounding"                   # no tie, and the neighbour on the wrong side came out
+    CONSTANT = "constant"                   # of torch.finfo
+    OTHER = "other"
+
+
+class Example(BaseModel):
+    """One input whose result differs: bits in hexadecimal, and what they stand for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    input: Annotated[str, Field(max_length=80)]
+    input_value: Annotated[str, Field(max_length=80)]
+    got: Annotated[str, Field(max_length=40)]
+    got_value: Annotated[str, Field(max_length=40)]
+    expected: Annotated[str, Field(max_length=40)]
+    expected_value: Annotated[str, Field(max_length=40)]
+
+
+class Difference(BaseModel):
+    """Inputs of one kind whose result is not the fixed reference's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    kind: InputKind
+    count: Annotated[int, Field(ge=1)]
+    permitted: bool
+    """Whether the target's standard leaves it open (docs/numerics.md)."""
+    examples: Annotated[list[Example], Field(min_length=1, max_length=EXAMPLES)]
+
+
+class Behaviour(BaseModel):
+    """What a conversion was found to do, recovered from its outputs. None: no input could tell."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rounding: str | None = None
+    """``nearest_even``, ``nearest_away``, ``toward_zero``, ``nearest_even via fp32``, …, or ``mixture``."""
+    overflow: str | None = None
+    """Of finite values past the maximum: ``saturate``, ``infinity``, ``nan``, or ``mixture``."""
+    infinity: str | None = None
+    """Of ±infinity: the same words."""
+    nan: str | None = None
+    """``nan``, or what comes instead."""
+    nan_codes: list[str] = Field(default_factory=list)
+    """The NaN codes that come out, in hexadecimal; eight at most."""
+    negative_zero: str | None = None
+    """``kept``, ``positive`` (the sign is dropped) or ``nan``."""
+    subnormals: str | None = None
+    """``kept`` or ``flushed``."""
+    negative: str | None = None
+    """Of negative numbers where the target has no sign: ``magnitude``, ``nan``, ``zero``, …"""
+
+    def said(self) -> dict[str, str]:
+        """What is known, as words by aspect."""
+        words = self.model_dump(exclude={"nan_codes"}, exclude_none=True)
+        if self.nan_codes:
+            words["nan_codes"] = " ".join(self.nan_codes)
+        return words
+
+
+class NumericsRecord(BaseModel):
+    """One conversion on one build and one machine.
+
+    The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for), saturated, NaN to NaN.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    FOLDER: ClassVar[str] = "numerics"
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    schema_version: int = Field(default=SCHEMA, alias="schema", le=SCHEMA, ge=1)
+    started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    elapsed_s: Finite | None = None
+    conversion: Conversion
+    build: Build
+    machine: Machine
+    verdict: Verdict
+    inputs: Annotated[int, Field(ge=0)] = 0
+    """How many inputs were converted."""
+    inputs_digest: str = ""
+    """SHA-256 of their bits, shortened; for all 2**32 of fp32, ``every fp32``."""
+    differing: Annotated[int, Field(ge=0)] | None = None
+    """Inputs whose result is not the fixed reference's, permitted ones included; two NaN codes do not differ. None: no result."""
+    behaviour: Behaviour = Behaviour()
+    differences: list[Difference] = Field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return self.conversion.id
+
+    @model_validator(mode="after")
+    def _verdict_follows_from_differences(self) -> Self:
+        wrong = any(not difference.permitted for difference in self.differences)
+        if self.verdict.status is Status.OK and (wrong or self.differing is None):
+            raise ValueError("a conversion with differences that are not permitted, or without a result, is not ok")
+        if self.verdict.status is Status.WRONG and not wrong:
+            raise ValueError("a wrong conversion shows the differences that make it so")
+        return self
+
+    def to_json(self) -> str:
+        """One line."""
+        return self.model_dump_json(by_alias=True)
