@@ -46,6 +46,11 @@ class QuantizedWeight:
             raise ValueError(f"a {self.scheme.name} weight has no codes")
         return packing.unpack(self.packed, self.scheme.format.bits, self.shape[1], self.layout)
 
+    def relayout(self, layout: str) -> Self:
+        """The same codes and scales in another layout. Raises ValueError for a dense weight, and for a width or a shape that
+        the layout does not take."""
+        return replace(self, layout=layout, packed=packing.pack(self.codes(), self.scheme.format.bits, layout))
+
     @property
     def has_codes(self) -> bool:
         """Whether `codes` and `scale_grid` can be read: not for dense weights, nor for a layout of an implementation's own."""

@@ -54,7 +54,8 @@ def pack(codes: Tensor, bits: int, layout: str = "planar") -> Tensor:
     if bits < 8 and codes.numel() and int(codes.max()) >> bits:
         raise ValueError(f"code {int(codes.max())} does not fit {bits} bits")
     packed = codes.new_empty(n, chosen.row_bytes(k, bits))
-    chosen.write(_readable_as_words(codes), bits, packed)
+    if packed.numel():
+        chosen.write(_readable_as_words(codes), bits, packed)
     return packed
 
 
@@ -71,7 +72,8 @@ def unpack(packed: Tensor, bits: int, k: int, layout: str = "planar") -> Tensor:
         )
     chosen.check(bits, packed.shape[0], k)
     codes = packed.new_empty(packed.shape[0], k)
-    chosen.read(_readable_as_words(packed), bits, codes)
+    if codes.numel():
+        chosen.read(_readable_as_words(packed), bits, codes)
     return codes
 
 

@@ -1,17 +1,18 @@
 """FP6-LLM's 2+4 split: the order in which a tensor core instruction's threads read a weight.
 
-From "FP6-LLM: Efficiently Serving Large Language Models Through FP6-Centric Algorithm-System Co-Design", arXiv:2401.14112
-(§5.2), and the prepacking of its authors' code (later Quant-LLM) and of torchao's `pack_tc_floatx`, which widen it to 1 + 2 + 4.
+From "FP6-LLM: Efficiently Serving Large Language Models Through FP6-Centric Algorithm-System Co-Design", arXiv:2401.14112,
+by way of the prepacking in its authors' code (later Quant-LLM) and torchao's `pack_tc_floatx`, which go on from 2 + 4 to 1 + 2 + 4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from fpxbench.packing.layout import Layout, row_parts
+from fpxbench.packing.layout import Layout, moved, row_parts
 from fpxbench.packing.planar import pieces
 
 TILE = 64
@@ -19,61 +20,58 @@ TILE = 64
 
 def _write(codes: Tensor, bits: int, packed: Tensor) -> None:
     for rows, words in _parts(codes, bits, packed):
-        pairs = _blocks(codes[rows]).contiguous().view(torch.int16)
-        for _, _, _, piece in words:
+        pairs = _by_thread(codes[rows]).contiguous().view(torch.int16)
+        for _, _, piece in words:
             piece.zero_()
-        for a, h, c in product(range(4), range(2), range(2)):
-            pair = pairs[a, h, c].to(torch.int32)
-            lanes = (pair & 0xFF) | ((pair & 0xFF00) << 8)      # the even column's code in the lower half, the odd one's in the upper
-            for offset, width, blocks, piece in words:
-                word, shift = _place(a, h, c, width, blocks)
-                piece[:, :, word] |= ((lanes >> offset) & _in_both_halves(width)) << shift
+        for h, c in product(range(2), range(2)):
+            pair = pairs[h, c].to(torch.int32)
+            lanes = (pair | (pair << 8)) & 0xFF00FF     # the even column's code in the lower half, the odd one's in the upper
+            for offset, width, piece in words:
+                blocks = lanes.view(*piece.shape[:3], -1, 32)
+                for b in range(blocks.shape[3]):
+                    piece |= moved(blocks[:, :, :, b], offset, _lowest_bit(b, h, c, width), width, every=16)
 
 
 def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
     for rows, words in _parts(codes, bits, packed):
-        target = _blocks(codes[rows])
-        blocks64 = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-        pairs = blocks64.view(torch.int16)
-        for a, h, c in product(range(4), range(2), range(2)):
-            lanes = 0
-            for offset, width, blocks, piece in words:
-                word, shift = _place(a, h, c, width, blocks)
-                lanes = lanes | (((piece[:, :, word] >> shift) & _in_both_halves(width)) << offset)
-            pairs[a, h, c] = (lanes | (lanes >> 8)).to(torch.int16)
-        target.copy_(blocks64)
+        target = _by_thread(codes[rows])
+        threads = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+        pairs = threads.view(torch.int16)
+        for h, c in product(range(2), range(2)):
+            lanes = torch.zeros(pairs[h, c].shape, dtype=torch.int32, device=codes.device)
+            for offset, width, piece in words:
+                blocks = lanes.view(*piece.shape[:3], -1, 32)
+                for b in range(blocks.shape[3]):
+                    blocks[:, :, :, b] |= moved(piece, _lowest_bit(b, h, c, width), offset, width, every=16)
+            pairs[h, c] = lanes | (lanes >> 8)      # the lower sixteen bits of it
+        target.copy_(threads)
 
 
-def _parts(codes: Tensor, bits: int, packed: Tensor):
-    """A few tiles of rows at a time: the rows, and of each piece (offset, width, blocks a word, words [N/64, K/16, 4/blocks, 32])."""
+def _parts(codes: Tensor, bits: int, packed: Tensor) -> Iterator[tuple[slice, list[tuple[int, int, Tensor]]]]:
+    """A few tiles of rows at a time, with the words of each piece: (offset, width, int32 [N/64, K/16, words of a tile, 32])."""
     n, k = codes.shape
     flat, start, all_words = packed.view(-1), 0, []
     for offset, width in reversed(pieces(bits)):
         size = n * k * width // 8
-        blocks = 4 // width
-        words = flat[start:start + size].view(torch.int32).view(n // TILE, k // 16, 4 // blocks, 32)
-        all_words.append((offset, width, blocks, words))
+        piece = flat[start:start + size].view(torch.int32).view(n // TILE, k // 16, width, 32)
+        all_words.append((offset, width, piece))
         start += size
     for rows in row_parts(codes, k, TILE):
         tiles = slice(rows.start // TILE, rows.stop // TILE)
-        yield rows, [(offset, width, blocks, words[tiles]) for offset, width, blocks, words in all_words]
+        yield rows, [(offset, width, piece[tiles]) for offset, width, piece in all_words]
 
 
-def _blocks(codes: Tensor) -> Tensor:
-    """Codes [N, K], eight to an int64, as [4 blocks of 16 rows, 2 halves of those, 2 of 16 columns, N/64, K/16, 8 rows]."""
+def _by_thread(codes: Tensor) -> Tensor:
+    """Codes [N, K], eight neighbours to an int64, as [2 halves of 16 rows, 2 of 16 columns, N/64, K/16, 4 blocks of 16 rows, 8 rows]."""
     n, k = codes.shape
-    return codes.view(torch.int64).view(n // TILE, 4, 2, 8, k // 16, 2).permute(1, 2, 5, 0, 4, 3)
+    return codes.view(torch.int64).view(n // TILE, 4, 2, 8, k // 16, 2).permute(2, 5, 0, 4, 1, 3)
 
 
-def _place(a: int, h: int, c: int, width: int, blocks: int) -> tuple[int, int]:
-    """Of the even column's field from 16-row block `a`, row half `h`, column half `c`: which word, and its lowest bit there.
-    The odd column's lies 16 bits higher."""
-    word, within = divmod(a, blocks)
-    return word, width * ((1 - h) * 2 * blocks + 2 * blocks - 1 - (2 * within + c))
-
-
-def _in_both_halves(width: int) -> int:
-    return ((1 << width) - 1) * 0x10001
+def _lowest_bit(b: int, h: int, c: int, width: int) -> int:
+    """Where in its word the field of an even column lies, from the word's block `b`, row half `h` and column half `c`. The
+    odd column's lies 16 bits higher."""
+    quarter = 8 // width        # of a word's 32 / width fields
+    return width * ((1 - h) * quarter + quarter - 1 - (2 * b + c))
 
 
 FP6_LLM = Layout(

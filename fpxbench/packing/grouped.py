@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.packing.layout import Layout, by_rows, padded, with_padding
+from fpxbench.packing.layout import Layout, by_rows, moved, padded, with_padding
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -56,7 +56,7 @@ def _write(codes: Tensor, group: Group, packed: Tensor) -> None:
     words = padded(codes, count * group.codes).view(_WORDS[group.codes])
     number = torch.zeros_like(words)
     for field in group.fields:
-        number |= _moved(words, 8 * field.code + field.offset, field.at, field.width)
+        number |= moved(words, 8 * field.code + field.offset, field.at, field.width)
     if group.size == 1:
         packed.copy_(number)    # the lowest byte
     else:
@@ -76,17 +76,9 @@ def _read(packed: Tensor, group: Group, codes: Tensor) -> None:
         grouped[:, :, :group.size] = packed.view(-1, count, group.size)
     words.zero_()
     for field in group.fields:
-        words |= _moved(number, field.at, 8 * field.code + field.offset, field.width)
+        words |= moved(number, field.at, 8 * field.code + field.offset, field.width)
     if whole is not codes:
         codes.copy_(whole[:, :codes.shape[1]])
-
-
-def _moved(words: Tensor, source: int, target: int, width: int) -> Tensor:
-    """The `width` bits from `source` up, at `target`; all others are zero."""
-    mask = ((1 << width) - 1) << target
-    if source > target:
-        return (words >> (source - target)) & mask
-    return (words << (target - source) if target > source else words) & mask
 
 
 def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Callable[[int], Group]) -> Layout:

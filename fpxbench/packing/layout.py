@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Bytes of codes worked on at a time on a CPU: the passes over them then run in cache, and what lies between two passes
 # does not come fresh from the operating system, which costs more than any of them.
-CPU_CHUNK = 1 << 20
+CPU_CHUNK = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ def with_padding(codes: Tensor, k: int) -> Tensor:
     return codes if codes.shape[1] == k else codes.new_empty(codes.shape[0], k)
 
 
-def repeated(byte: int, size: int) -> int:
-    """A mask for words of `size` bytes that holds `byte`, which is less than 0x80, in each."""
-    return int.from_bytes(bytes([byte] * size), "little")
+def moved(words: Tensor, source: int, target: int, width: int, every: int | None = None) -> Tensor:
+    """The `width` bits from `source` up of each word, at `target`; all others are zero. With `every`, the same is done in each
+    `every` bits of a word. The bits that are moved must not reach into the next ones, nor be a word's sign and move down."""
+    word_bits = 8 * words.element_size()
+    every = every or word_bits
+    mask = sum(((1 << width) - 1) << (start + target) for start in range(0, word_bits, every))
+    if mask >> (word_bits - 1) and words.dtype.is_signed:
+        mask -= 1 << word_bits
+    shifted = words >> (source - target) if source > target else words << (target - source) if target > source else words
+    return shifted & mask

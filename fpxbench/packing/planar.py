@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fpxbench.packing.layout import Layout, by_rows, padded, repeated, with_padding
+from fpxbench.packing.layout import Layout, by_rows, moved, padded, with_padding
 
 # Rows of every piece then start on a 4-byte boundary, so that kernels may read int32 words.
 K_MULTIPLE = 32
@@ -28,42 +28,29 @@ def padded_k(k: int) -> int:
     return -(-k // K_MULTIPLE) * K_MULTIPLE
 
 
-# Four bytes are shifted at once: no bit leaves its byte, since it is masked before it goes up and after it comes down.
+# Four bytes are worked on at once, as an int32.
 
 
 def _write(codes: Tensor, bits: int, packed: Tensor) -> None:
     words, packed = padded(codes, padded_k(codes.shape[1])).view(torch.int32), packed.view(torch.int32)
     start = 0
     for offset, width in pieces(bits):
-        planes, size = 8 // width, words.shape[1] * width // 8
-        target = packed[:, start:start + size]
-        for plane in range(planes):
-            field = words[:, plane * size:(plane + 1) * size]
-            if bits != width:
-                field = (field >> offset if offset else field) & repeated((1 << width) - 1, 4)
-            if plane == 0:
-                target.copy_(field)
-            else:
-                target |= field << (plane * width)
+        size = words.shape[1] * width // 8
+        piece = packed[:, start:start + size].zero_()
+        for plane in range(8 // width):
+            piece |= moved(words[:, plane * size:(plane + 1) * size], offset, plane * width, width, every=8)
         start += size
 
 
 def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
-    whole = with_padding(codes, padded_k(codes.shape[1]))
+    whole = with_padding(codes, padded_k(codes.shape[1])).zero_()
     words, packed = whole.view(torch.int32), packed.view(torch.int32)
     start = 0
     for offset, width in pieces(bits):
-        planes, size = 8 // width, words.shape[1] * width // 8
+        size = words.shape[1] * width // 8
         piece = packed[:, start:start + size]
-        for plane in range(planes):
-            target = words[:, plane * size:(plane + 1) * size]
-            field = piece
-            if width < 8:
-                field = (piece >> (plane * width) if plane else piece) & repeated((1 << width) - 1, 4)
-            if offset == 0:
-                target.copy_(field)
-            else:
-                target |= field << offset
+        for plane in range(8 // width):
+            words[:, plane * size:(plane + 1) * size] |= moved(piece, plane * width, offset, width, every=8)
         start += size
     if whole is not codes:
         codes.copy_(whole[:, :codes.shape[1]])
