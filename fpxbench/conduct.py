@@ -7,7 +7,10 @@ answers for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +30,8 @@ ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_FEW = 16, 4
 """One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose columns
 are long, and of an interpreter, which takes seconds for each."""
 LARGE = 1 << 21
+EVERY_WEIGHT_SECONDS = 0.05
+"""Beyond those columns, all others are read too, as far as this takes us: every weight of a small case."""
 
 
 @dataclass
@@ -69,7 +74,26 @@ def call(implementation: Implementation, x: Tensor, weight: QuantizedWeight, dev
     Raises Misconduct.
     """
     x_before = x.clone()
+    with untouched(weight):
+        y = answer(implementation, x, weight, device, how)
+        if not _same_bits(x, x_before):
+            raise Misconduct(Kind.INPUT_MODIFIED, "matmul changed its activation in place")
+    return y
+
+
+@contextmanager
+def untouched(weight: QuantizedWeight) -> Iterator[None]:
+    """Raises Misconduct at the end if the stored weight was changed meanwhile."""
     stored_before = {name: tensor.clone() for name, tensor in weight.tensors().items()}
+    yield
+    for name, before in stored_before.items():
+        if not _same_bits(weight.tensors()[name], before):
+            raise Misconduct(Kind.INPUT_MODIFIED, f"matmul changed the stored weight ({name}) in place")
+
+
+def answer(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
+           how: Callable[[Tensor, QuantizedWeight], Tensor] | None = None) -> Tensor:
+    """One product, memory poisoned before, shape and dtype checked after. Raises Misconduct."""
     m, n = x.shape[0], weight.shape[0]
     with poisoned_memory(device, m, n, x.dtype), torch.no_grad():
         y = (how or implementation.matmul)(x, weight)
@@ -80,12 +104,25 @@ def call(implementation: Implementation, x: Tensor, weight: QuantizedWeight, dev
         raise Misconduct(Kind.WRONG_SHAPE, f"x {list(x.shape)} times a weight {list(weight.shape)} gave {got}, not [{m}, {n}]")
     if y.dtype != x.dtype:
         raise Misconduct(Kind.WRONG_DTYPE, f"an activation in {x.dtype} gave an output in {y.dtype}")
-    if not _same_bits(x, x_before):
-        raise Misconduct(Kind.INPUT_MODIFIED, "matmul changed its activation in place")
-    for name, before in stored_before.items():
-        if not _same_bits(weight.tensors()[name], before):
-            raise Misconduct(Kind.INPUT_MODIFIED, f"matmul changed the stored weight ({name}) in place")
     return y
+
+
+def one_hot_columns(implementation: Implementation, operands: Operands, columns: Sequence[int], *,
+                    at_least: int = 0, seconds: float = math.inf) -> Iterator[tuple[list[int], Tensor]]:
+    """Columns of the weight that is acted by, read with one-hot activations, as many at once as the case has rows: their numbers
+    and their weights [N, C] in the activation's dtype. It ends early once `at_least` were read and the next would outlast `seconds`.
+    """
+    case, weight = operands.case, operands.weight
+    dtype = check.ACTIVATION_DTYPES[case.activation]
+    started = time.monotonic()
+    with untouched(weight):
+        for first in range(0, len(columns), case.m):
+            elapsed = time.monotonic() - started
+            if first >= at_least and first and elapsed * (1 + case.m / first) > seconds:
+                break
+            batch = list(columns[first:first + case.m])
+            x = check.one_hot(batch, case.m, case.k, dtype, operands.device)
+            yield batch, answer(implementation, x, weight, operands.device)[:len(batch)].T
 
 
 def check_calls(implementation: Implementation, operands: Operands, *, first_call: int = 0, calls: int | None = None
@@ -119,30 +156,33 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     case = operands.case
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
+    weight = operands.weight
     most = ONE_HOT_COLUMNS_FEW if case.n * case.k >= LARGE or operands.slow(implementation) else ONE_HOT_COLUMNS
-    if operands.weight.has_codes:
-        columns = check.columns_covering_codes(operands.weight, most)
+    if weight.has_codes:
+        columns = check.columns_covering_codes(weight, most)
     else:
         columns = list(range(0, case.k, max(1, case.k // most)))[:most]
-    for start in range(0, len(columns), case.m):
-        batch = columns[start:start + case.m]
-        x = check.one_hot(batch, case.m, case.k, check.ACTIVATION_DTYPES[case.activation], operands.device)
-        y = call(implementation, x, operands.weight, operands.device)
-        comparison = check.compare(y, check.one_hot_reference(x, operands.decoded, implementation.activation_format))
-        if not comparison.within:
-            row, n = comparison.worst_at
-            k = batch[row % len(batch)]
-            status = Status.WRONG if comparison.finite else Status.NONFINITE
-            evidence = {"row": n, "column": k, "value": repr(comparison.worst_value), "expected": repr(comparison.worst_expected)}
-            if operands.weight.has_codes:
-                code = int(operands.weight.codes()[n, k])
-                evidence["code"] = operands.weight.scheme.format.describe_code(code)
-            return Verdict(
-                status=status, evidence=evidence,
-                summary=f"reads the weight at row {n}, column {k} as {comparison.worst_value:.6g};"
-                        f" stored is {comparison.worst_expected:.6g} ({comparison.outside} such weights in {len(batch)} columns)",
-            )
-    return None
+    if not operands.slow(implementation):
+        columns = list(dict.fromkeys([*columns, *range(case.k)]))
+    read, seen = [], []
+    for batch, weights in one_hot_columns(implementation, operands, columns, at_least=most, seconds=EVERY_WEIGHT_SECONDS):
+        read += batch
+        seen.append(weights)
+    decoded = operands.decoded[:, torch.tensor(read, device=operands.decoded.device)].double()
+    tolerance = check.one_hot_tolerance(decoded, seen[0].dtype, implementation.activation_format)
+    comparison = check.compare(torch.cat(seen, dim=1), Reference(decoded, tolerance))
+    if comparison.within:
+        return None
+    n, at = comparison.worst_at
+    k = read[at]
+    evidence = {"row": n, "column": k, "value": repr(comparison.worst_value), "expected": repr(comparison.worst_expected)}
+    if weight.has_codes:
+        evidence["code"] = weight.scheme.format.describe_code(int(weight.codes()[n, k]))
+    return Verdict(
+        status=Status.WRONG if comparison.finite else Status.NONFINITE, evidence=evidence,
+        summary=f"reads the weight at row {n}, column {k} as {comparison.worst_value:.6g};"
+                f" stored is {comparison.worst_expected:.6g} ({comparison.outside} such weights in {len(read)} columns)",
+    )
 
 
 def check_configs(implementation: Implementation, operands: Operands) -> Verdict | None:

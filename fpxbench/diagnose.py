@@ -10,25 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fpxbench import check, conduct, packing
-from fpxbench.codec import decode_table
+from fpxbench.codec import decode_table, encode
 from fpxbench.conduct import Misconduct, Operands
+from fpxbench.hypotheses import Mistakes, explanations, kinds_of, names_of
 from fpxbench.implementation import Implementation
-from fpxbench.misreadings import Misreading, is_subnormal, misreadings, nibbles_exchanged, table_misreadings
+from fpxbench.misplaced_codes import nibbles_exchanged
+from fpxbench.misreadings import block_of, is_subnormal, misreadings, table_misreadings
 from fpxbench.readout import Prediction, Readout, correlation, read_out
+from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
 
-SCREENED_ROWS = 128
-"""Rows on which a hypothesis is tried first; only one that fits them is tried on all."""
 CORRELATED = 0.9
 """Above this correlation with the right answer a mistake is an inaccuracy, below it is gibberish."""
+FEW_WEIGHTS = 16
+"""So many misread weights are listed one by one."""
 _FRESH_CALL = 1000      # numbers activations apart from those that the checks have used
 
 
@@ -44,19 +46,22 @@ class Diagnosis:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-def diagnose_product(implementation: Implementation, operands: Operands) -> Diagnosis:
-    """Name the mistake of an implementation whose product is wrong or not finite, on the case's own weight and shape."""
+def diagnose_product(implementation: Implementation, operands: Operands, columns: Iterable[int] = ()) -> Diagnosis:
+    """Name the mistake of an implementation whose product is wrong or not finite, on the case's own weight and shape.
+
+    `columns` are known to hold a weight that is misread, and are read out among others.
+    """
     try:
         x = operands.activation(_FRESH_CALL)
         expected = operands.reference(x, implementation)
         y = conduct.call(implementation, x, operands.weight, operands.device)
-        readout = read_out(implementation, operands)
+        readout = read_out(implementation, operands, columns)
         if readout is None:
             return _diagnose_sums(implementation, operands, x, y, expected)
         if readout.fits(readout.definition):
             return _diagnose_sums(implementation, operands, x, y, expected, readout)
-        return (_known_misreading(readout, implementation, operands) or _gain(readout) or _another_table(readout)
-                or _part_of_the_output(implementation, operands, y, expected, readout))
+        return (_known_misreading(readout, implementation, operands) or _gain(readout) or another_table(readout)
+                or _single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
     except Misconduct as misconduct:
         return Diagnosis(misconduct.verdict.kind, misconduct.verdict.summary)
 
@@ -65,99 +70,73 @@ def diagnose_product(implementation: Implementation, operands: Operands) -> Diag
 
 
 def _known_misreading(readout: Readout, implementation: Implementation, operands: Operands) -> Diagnosis | None:
-    """The one known mistake that explains all that was read out, or two made together; where several explain it equally,
-    on a weight of telling codes too, a diagnosis that names them all. None where none does."""
+    """The one known mistake that explains all that was read out, of this weight and of a telling one, or two made together; where
+    several explain it equally, a diagnosis that names them all. None where none does."""
     if not readout.weight.has_codes:
         return None
     known = misreadings(readout.weight)
-    predictor = Predictor(readout)
-    for tried in ([(one,) for one in known], [(a, b) for a, b in combinations(known, 2) if a.step != b.step]):
-        fitting = [mistakes for mistakes in tried if predictor.explains(mistakes)]
-        if not fitting:
-            continue
-        told = bool(readout.seen.isfinite().any())
-        if len(_kinds(fitting)) > 1 or not told:
-            second = read_out(implementation, with_telling_codes(operands))
-            predictor = Predictor(second)
-            told |= bool(second.seen.isfinite().any())
-            fitting = [mistakes for mistakes in fitting if predictor.explains(mistakes)] or fitting
-        if not told:
-            return Diagnosis(None, "not one output is finite, which several mistakes would explain", {"fitting": _names(fitting)})
-        return _named(fitting, readout)
-    return None
+    telling = read_out(implementation, telling_operands(implementation, operands))
+    told = bool(readout.seen.isfinite().any() or telling.seen.isfinite().any())
+    fitting = explanations([readout, telling], known)
+    if not told and fitting:
+        return Diagnosis(None, "not one output is finite, which several mistakes would explain", {"fitting": names_of(fitting)})
+    if fitting:
+        return named(fitting, readout)
+    fitting = explanations([readout], known, most=1)
+    if not fitting:
+        return None
+    return Diagnosis(nearness(readout.correlation()),
+                     f"cannot tell: {' or '.join(names_of(fitting))} would explain this weight, but not what becomes of another one put"
+                     " in its place", {"fitting": names_of(fitting), "example": readout.example()})
 
 
-def with_telling_codes(operands: Operands) -> Operands:
-    """The same case with other codes under the same scales: all finite ones, at random. Those that a known mistake reads
-    as NaN or infinity stay in every eighth row, or no output would be finite (0 * NaN is NaN)."""
-    weight = operands.weight
-    table = decode_table(weight.scheme.format)
+def telling_operands(implementation: Implementation, operands: Operands) -> Operands:
+    """The same case with a weight on which mistakes differ: any finite code anywhere, under scales that all differ from their
+    neighbours'. An implementation that keeps tensors of its own beside the codes is given a weight to quantize instead, of
+    all the numbers of the format. Codes that a known mistake reads as NaN or infinity stay in every eighth row, or no output
+    would be finite (0 * NaN is NaN)."""
+    weight, case = operands.weight, operands.case
+    if weight.extra:
+        original = check.make_weight(case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
+        telling = implementation.quantize(original, weight.scheme)
+        return replace(operands, original=original, weight=telling, decoded=telling.dequantize())
+    fmt = weight.scheme.format
+    table = decode_table(fmt)
     risky = torch.zeros(len(table), dtype=torch.bool)
-    for mistake in table_misreadings(weight.scheme.format):
+    for mistake in table_misreadings(fmt):
         risky |= ~mistake.apply(table).isfinite()
-    if weight.scheme.format.bits == 8:
+    if fmt.bits == 8:
         risky |= ~table[nibbles_exchanged(torch.arange(256))].isfinite()
     any_code = table.isfinite().nonzero().reshape(-1)
     safe_code = (table.isfinite() & ~risky).nonzero().reshape(-1)
     rng = check.generator(operands.seed, "telling codes")
     codes = safe_code[torch.randint(len(safe_code), weight.shape, generator=rng)]
     codes[7::8] = any_code[torch.randint(len(any_code), codes[7::8].shape, generator=rng)]
-    packed = packing.pack(codes.to(torch.uint8), weight.scheme.format.bits, weight.layout).to(weight.device)
-    telling = replace(weight, packed=packed)
+    packed = packing.pack(codes.to(torch.uint8), fmt.bits, weight.layout).to(weight.device)
+    telling = replace(weight, packed=packed, scales=_telling_scales(weight, rng))
     return replace(operands, weight=telling, decoded=telling.dequantize())
 
 
-class Predictor:
-    """The weight that a wrong reading would give, on the columns that were read out."""
-
-    def __init__(self, readout: Readout) -> None:
-        self.readout, self.weight = readout, readout.weight
-        n, k = self.weight.shape
-        self.codes = torch.nn.functional.pad(self.weight.codes(), (0, packing.padded_k(k) - k))
-        self.table = decode_table(self.weight.scheme.format, self.codes.device)
-        spread = torch.linspace(0, n - 1, min(n, SCREENED_ROWS), device=self.codes.device)
-        self.screen = spread.round().long().unique()
-        self.all_rows = torch.arange(n, device=self.codes.device)
-
-    def explains(self, mistakes: Iterable[Misreading]) -> bool:
-        return all(self.readout.fits(self.predict(mistakes, rows), rows) for rows in (self.screen, self.all_rows))
-
-    def predict(self, mistakes: Iterable[Misreading], rows: Tensor) -> Prediction:
-        instead = {mistake.step: mistake.apply for mistake in mistakes}
-        columns = self.readout.columns
-        codes = self.codes[rows]
-        read = instead["codes"](codes, columns) if "codes" in instead else codes[:, columns]
-        table = instead["table"](self.table) if "table" in instead else self.table
-        factors = (instead["scales"](self.weight, columns) if "scales" in instead
-                   else _factors(self.weight, columns))
-        factors = factors[rows] if factors.shape[0] > 1 else factors
-        nonfinite = ~table.isfinite()
-        tainted = torch.zeros(len(rows), dtype=torch.bool, device=codes.device)
-        if bool(nonfinite.any()):
-            everywhere = torch.arange(self.weight.shape[1], device=codes.device)
-            whole = instead["codes"](codes, everywhere) if "codes" in instead else codes[:, everywhere]
-            tainted = nonfinite[whole.int()].any(dim=1)
-        return Prediction(table[read.int()].double() * factors.double(), tainted)
+def _telling_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
+    """Other scales in place of `weight`'s, near 1/16 and random: each is unlike those beside it."""
+    shape = weight.scales.shape
+    exponent = torch.randint(-7, 0, shape, generator=rng)
+    if weight.scheme.scaling.kind == "mx":
+        return (E8M0.bias + exponent).to(torch.uint8).to(weight.device)
+    scales = torch.ldexp(torch.randint(8, 16, shape, generator=rng) / 8, exponent)
+    if weight.scheme.scaling.kind == "nv":      # its tensor scale is small, and stays
+        return encode(scales * 256, NV_SCALE_FORMAT).to(weight.device)
+    return scales.to(weight.device)
 
 
-def _factors(weight: QuantizedWeight, columns: Tensor) -> Tensor:
-    grid, block = weight.scale_grid(), weight.scheme.scaling.block
-    return grid if block is None else grid[:, columns // block]
-
-
-def _kinds(fitting: list[tuple[Misreading, ...]]) -> set[frozenset[Kind]]:
-    return {frozenset(mistake.kind for mistake in mistakes) for mistakes in fitting}
-
-
-def _names(fitting: list[tuple[Misreading, ...]]) -> list[str]:
-    return sorted({" with ".join(sorted(kinds)) for kinds in _kinds(fitting)})
-
-
-def _named(fitting: list[tuple[Misreading, ...]], readout: Readout) -> Diagnosis:
-    evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns), "example": readout.example()}
+def named(fitting: list[Mistakes], readout: Readout) -> Diagnosis:
+    """The diagnosis where each of `fitting` explains all: one or two kinds by name, or that they cannot be told apart."""
+    evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns)}
+    if bool(readout.wrong().any()):
+        evidence["example"] = readout.example()
     first = fitting[0]
     sentence = "; and ".join(mistake.sentence for mistake in first)
-    kinds, names = _kinds(fitting), _names(fitting)
+    kinds, names = kinds_of(fitting), names_of(fitting)
     if len(kinds) == 1:
         if len(first) > 1:
             evidence["kinds"], sentence = sorted({str(mistake.kind) for mistake in first}), f"two mistakes at once: {sentence}"
@@ -181,14 +160,14 @@ def _gain(readout: Readout) -> Diagnosis | None:
                      {"gain": repr(gain), "weights_read": seen.numel(), "example": readout.example()})
 
 
-def _another_table(readout: Readout) -> Diagnosis | None:
+def another_table(readout: Readout) -> Diagnosis | None:
     """Each code read as one number wherever it stands, but not as its own: a decode table that no known mistake gives."""
     weight = readout.weight
     if not weight.has_codes:
         return None
     fmt, columns = weight.scheme.format, readout.columns
     codes = weight.codes()[:, columns].long()
-    factors = _factors(weight, columns).double().expand(codes.shape)
+    factors = weight.scale_grid()[:, block_of(columns, weight.scheme.scaling)].double().expand(codes.shape)
     usable = readout.seen.isfinite() & (factors > 0)
     if not bool(usable.all()):
         return None
@@ -201,12 +180,12 @@ def _another_table(readout: Readout) -> Diagnosis | None:
     slack = 4 * check.unit_roundoff(readout.dtype) * torch.maximum(high.abs(), low.abs())
     slack += torch.finfo(readout.dtype).smallest_normal / factors.min()
     present = counts > 0
-    if not bool((((high - low) <= 2 * slack) | ~present).all()) or int(counts.max()) < 2:
+    if not bool((((high - low) <= 2 * slack) | ~present).all()):
         return None
     right = decode_table(fmt, read.device).double()
     middle = (high + low) / 2
     wrong = (present & ~((middle - right).abs() <= slack)).cpu()
-    if not bool(wrong.any()):
+    if not bool(wrong.any()) or int(counts.cpu()[wrong].max()) < 2:    # seen once, it may be the place that is misread
         return None
     numbers = wrong.nonzero().reshape(-1).tolist()
     listed = [f"{fmt.describe_code(code)} as {float(middle[code]):.6g} instead of {float(right[code]):.6g}" for code in numbers[:8]]
@@ -219,6 +198,20 @@ def _another_table(readout: Readout) -> Diagnosis | None:
 
 # No known mistake: where it is, at least.
 
+
+def _single_weights(readout: Readout) -> Diagnosis | None:
+    """A few weights among many, wherever they stand."""
+    wrong = readout.wrong()
+    found = wrong.nonzero()
+    if not 0 < len(found) <= FEW_WEIGHTS or len(found) * 1000 > wrong.numel():
+        return None
+    listed = [readout.described(row, i) for row, i in found.tolist()]
+    first = listed[0]
+    code = f", the code {first['code']}," if "code" in first else ""
+    sentence = (f"{len(found)} of {wrong.numel():,} weights read out {'is' if len(found) == 1 else 'are'} misread: row {first['row']}, column"
+                f" {first['column']}{code} reads as {float(first['read_as']):.6g}; stored is {float(first['stored']):.6g}")
+    kind = Kind.INACCURATE if bool(readout.seen[wrong].isfinite().all()) else None
+    return Diagnosis(kind, sentence, {"weights_read": wrong.numel(), "weights_wrong": len(found), "misread": listed, "example": first})
 
 def _part_of_the_output(implementation: Implementation, operands: Operands, y: Tensor, expected: check.Reference,
                         readout: Readout) -> Diagnosis:

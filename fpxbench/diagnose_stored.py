@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations, product
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from fpxbench.codec import decode, encode
 from fpxbench.conduct import Operands
 from fpxbench.diagnose import Diagnosis, nearness
-from fpxbench.misencodings import QUOTIENT_SLACK, Divide, misencodings, same_number
+from fpxbench.hypotheses import factors_under, kinds_of, names_of, quotient_nudges
+from fpxbench.misencodings import Misencoding, encoded, misencodings, same_number
 from fpxbench.misreadings import scale_misreadings
 from fpxbench.readout import correlation
 from fpxbench.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
@@ -75,26 +76,32 @@ class _Stored:
 
     def wrong_codes(self, scales: Scales) -> Tensor:
         """Where the stored codes are not those of nearest-even under `scales`: bool [N, K]."""
-        fmt = self.weight.scheme.format
-        return ~self.made_by(lambda weight, divide: encode(divide(weight), fmt), scales)
+        return ~self.made_by((), scales)
 
-    def made_by(self, encoder: Callable[[Tensor, Divide], Tensor], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Where the stored codes are what `encoder` would store, a quotient rounded the other way allowed for: bool."""
+    def made_by(self, mistakes: tuple[Misencoding, ...], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Where the stored codes are what an encoder stores that makes `mistakes`, a quotient rounded the other way allowed
+        for: bool."""
         fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
         here = Scales(scales.stored[rows] if scales.stored.shape[0] > 1 else scales.stored, scales.tensor_scale)
         held, original = same_number(self.codes[rows], fmt), self.original[rows]
-        factors = scale_values(here, scaling)
-        # Dividing by a power of two is exact: there, a tie is a tie.
-        slack = 0.0 if bool((torch.frexp(factors).mantissa == 0.5).all()) else QUOTIENT_SLACK
         same = torch.zeros_like(held, dtype=torch.bool)
-        for nudge in ((0.0,) if slack == 0 else (0.0, -slack, slack)):
-            codes = encoder(original, lambda w, nudge=nudge: scale_down(w, here, scaling) * (1 + nudge))
+        for nudge in quotient_nudges(here, scaling):
+            codes = encoded(original, lambda w, nudge=nudge: scale_down(w, here, scaling) * (1 + nudge), fmt, mistakes)
             same |= same_number(codes, fmt) == held
         return same
 
+    def stored_by(self, mistakes: tuple[Misencoding, ...], scales: Scales) -> bool:
+        """Whether every code is: tried on a few rows first."""
+        return all(bool(self.made_by(mistakes, scales, rows).all()) for rows in (*self._screens, slice(None)))
+
+    @cached_property
+    def _screens(self) -> tuple[Tensor, Tensor]:
+        wrong = self.wrong_codes(self.own_scales).any(dim=1).nonzero().reshape(-1)[:SCREENED_ROWS]
+        return wrong[:: max(1, len(wrong) // 4)][:4], wrong
+
 
 def _code_mistake(stored: _Stored, other_scales: Scales | None) -> Diagnosis | None:
-    """The mistake that explains every code, under the stored scales or, where those are wrong, under the right ones."""
+    """The mistake that explains every code, or two at once, under the stored scales or, where those are wrong, the right ones."""
     fmt, weight = stored.weight.scheme.format, stored.weight
     wrong = stored.wrong_codes(stored.own_scales)
     if not bool(wrong.any()):
@@ -102,21 +109,21 @@ def _code_mistake(stored: _Stored, other_scales: Scales | None) -> Diagnosis | N
     values = decode(stored.codes, fmt).abs()
     largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
     known = list(misencodings(fmt, weight.layout, weight.shape[1], largest))
-    screen = wrong.any(dim=1).nonzero().reshape(-1)[:SCREENED_ROWS]
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
-    for scales in (stored.own_scales, other_scales):
+    singly = [(one,) for one in known]
+    in_pairs = [(a, b) for a, b in combinations(known, 2) if a.can_be_made_with(b)]
+    for tried, scales in product((singly, in_pairs), (stored.own_scales, other_scales)):
         if scales is None:
             continue
-        fitting = [one for one in known if bool(stored.made_by(one.apply, scales, screen).all())
-                   and bool(stored.made_by(one.apply, scales).all())]
-        kinds = sorted({one.kind for one in fitting})
-        if len(kinds) == 1:
-            return Diagnosis(fitting[0].kind, f"{fitting[0].sentence}: {share}", evidence)
+        fitting = [mistakes for mistakes in tried if stored.stored_by(mistakes, scales)]
+        if len(kinds := kinds_of(fitting)) == 1:
+            first, both = fitting[0], len(fitting[0]) > 1
+            sentence = ("two mistakes at once: " if both else "") + "; and ".join(one.sentence for one in first)
+            return Diagnosis(first[0].kind, f"{sentence}: {share}", evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}))
         if kinds:
-            likeness = nearness(_likeness(stored))
-            return Diagnosis(likeness, f"{share}; cannot tell between {', '.join(kinds)}: on this weight they store the same",
-                             evidence | {"fitting": kinds})
+            return Diagnosis(nearness(_likeness(stored)), f"{share}; cannot tell between {', '.join(names_of(fitting))}: on this weight they"
+                             " store the same", evidence | {"fitting": names_of(fitting)})
     likeness = _likeness(stored)
     return Diagnosis(nearness(likeness), f"{share}, and no known mistake explains them; e.g. {evidence['examples'][0]}",
                      evidence | {"correlation": repr(likeness)})
@@ -162,7 +169,7 @@ def _scale_mistake(stored: _Stored) -> Diagnosis | None:
     oracle = QuantizedWeight.from_codes(stored.codes, stored.oracle_scales, scheme, weight.layout)
     starts = torch.arange(held.shape[1], device=held.device) * (scaling.block or 1)
     for misreading in scale_misreadings(scaling, fmt, *weight.shape):
-        factors = misreading.apply(oracle, starts)
+        factors = factors_under((misreading,), oracle, starts)
         if factors.shape == held.shape and bool(((factors - held).abs() <= SCALE_SLACK * held).all()):
             return Diagnosis(misreading.kind, f"{share}, as though {misreading.sentence}", evidence)
     if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):

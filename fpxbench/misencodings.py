@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from fpxbench import packing
 from fpxbench.codec import Overflow, Rounding, encode
 from fpxbench.formats import Format
-from fpxbench.misreadings import code_misreadings, is_subnormal, sibling
+from fpxbench.misplaced_codes import code_misreadings
+from fpxbench.misreadings import is_subnormal, sibling
 from fpxbench.verdict import Kind
 
 Divide = Callable[[Tensor], Tensor]
@@ -26,64 +27,91 @@ QUOTIENT_SLACK = 2.0**-22
 
 @dataclass(frozen=True)
 class Misencoding:
-    """One mistake in turning a weight into codes: `apply(weight, divide)` gives the uint8 codes that it would store."""
+    """One mistake in turning a weight into codes: what it changes of the steps that lead there.
+
+    `before` changes the weight [N, K], `values` the same over its scales; `target`, `rounding` and `overflow` are what
+    they are encoded to and how; `codes` takes the codes and the values that they were made from, and gives those stored.
+    """
 
     kind: Kind
     sentence: str
-    apply: Callable[[Tensor, Divide], Tensor]
+    before: Callable[[Tensor], Tensor] | None = None
+    values: Callable[[Tensor], Tensor] | None = None
+    target: Format | None = None
+    rounding: Rounding | None = None
+    overflow: Overflow | None = None
+    codes: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def can_be_made_with(self, other: Misencoding) -> bool:
+        """Whether both can be made at once: one target, one rounding, one overflow."""
+        return all(getattr(self, one) is None or getattr(other, one) is None for one in ("target", "rounding", "overflow"))
+
+
+def encoded(weight: Tensor, divide: Divide, fmt: Format, mistakes: Iterable[Misencoding] = ()) -> Tensor:
+    """The uint8 codes [N, K] that an encoder to `fmt` stores that makes `mistakes`."""
+    mistakes = tuple(mistakes)
+    for change in [one.before for one in mistakes if one.before]:
+        weight = change(weight)
+    values = divide(weight)
+    for change in [one.values for one in mistakes if one.values]:
+        values = change(values)
+    how = {name: getattr(one, name) for one in mistakes for name in ("rounding", "overflow") if getattr(one, name)}
+    codes = encode(values, next((one.target for one in mistakes if one.target), fmt), **how)
+    for change in [one.codes for one in mistakes if one.codes]:
+        codes = change(codes, values)
+    return codes
+
+
+_ROUNDINGS = {
+    "toward_zero": (Kind.TRUNCATED, "codes are rounded toward zero, not to the nearest"),
+    "down": (Kind.TRUNCATED, "codes are rounded down, toward minus infinity, not to the nearest"),
+    "up": (Kind.INACCURATE, "codes are rounded up, toward infinity, not to the nearest"),
+    "to_odd": (Kind.INACCURATE, "codes are rounded to odd, not to the nearest"),
+    "nearest_away": (Kind.TIES_AWAY, "halfway values are rounded away from zero, not to the even code"),
+}
+"""What is said of each rounding that is not the scheme's. Stochastic rounding stores other codes each time."""
 
 
 def misencodings(fmt: Format, layout: str, k: int, largest_stored: int) -> Iterator[Misencoding]:
     """Every known mistake of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did store."""
-
-    def rounded(kind: Kind, sentence: str, **how: Rounding | Overflow) -> Misencoding:
-        return Misencoding(kind, sentence, lambda weight, divide: encode(divide(weight), fmt, **how))
-
-    def changed(kind: Kind, sentence: str, change: Callable[[Tensor, Tensor], Tensor]) -> Misencoding:
-        """`change` takes the right codes and the values they stand for before rounding."""
-        def apply(weight: Tensor, divide: Divide) -> Tensor:
-            values = divide(weight)
-            return change(encode(values, fmt), values)
-        return Misencoding(kind, sentence, apply)
-
-    yield rounded(Kind.TRUNCATED, "codes are rounded toward zero, not to the nearest", rounding=Rounding.TOWARD_ZERO)
-    yield rounded(Kind.TIES_AWAY, "halfway values are rounded away from zero, not to the even code", rounding=Rounding.NEAREST_AWAY)
+    for rounding in Rounding:
+        if rounding.value in _ROUNDINGS:
+            yield Misencoding(*_ROUNDINGS[rounding.value], rounding=rounding)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        yield Misencoding(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} after the scale, then to {fmt.name}",
-                          lambda weight, divide, dtype=dtype: encode(divide(weight).to(dtype), fmt))
-        yield Misencoding(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} before the scale, then to {fmt.name}",
-                          lambda weight, divide, dtype=dtype: encode(divide(weight.to(dtype).float()), fmt))
+        def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
+            return x.to(dtype).float()
+
+        yield Misencoding(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} after the scale, then to {fmt.name}", values=narrowed)
+        yield Misencoding(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} before the scale, then to {fmt.name}", before=narrowed)
     if fmt.has_nan:
-        yield rounded(Kind.OVERFLOW_NAN, f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}", overflow=Overflow.NAN)
+        yield Misencoding(Kind.OVERFLOW_NAN, f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}", overflow=Overflow.NAN)
     if fmt.has_infinity:
-        yield rounded(Kind.OVERFLOW_INF, f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}",
-                      overflow=Overflow.INFINITY)
+        yield Misencoding(Kind.OVERFLOW_INF, f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}", overflow=Overflow.INFINITY)
     if 0 < largest_stored < fmt.max_code:
         top = fmt.value(largest_stored)
         yield Misencoding(Kind.SATURATED, f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
-                          lambda weight, divide: encode(divide(weight).clamp(-top, top), fmt))
+                          values=lambda values: values.clamp(-top, top))
     other = sibling(fmt)
     if other is not None:
         kind = Kind.FNUZ_AS_FN if other.specials == "fnuz" else Kind.FN_AS_FNUZ
         yield Misencoding(kind, f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
-                                f" (bias {fmt.bias})", lambda weight, divide: encode(divide(weight), other))
+                                f" (bias {fmt.bias})", target=other)
     if fmt.specials == "fnuz":
         minus_zero = 1 << (fmt.bits - 1)
-        yield changed(Kind.NEGATIVE_ZERO, f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
-                                          " which is NaN: FNUZ has no -0",
-                      lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero))
+        yield Misencoding(Kind.NEGATIVE_ZERO, f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
+                                              " which is NaN: FNUZ has no -0",
+                          codes=lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero))
     if fmt.signed:
-        yield Misencoding(Kind.SIGN_LOST, "negative weights are stored as positive",
-                          lambda weight, divide: encode(divide(weight.abs()), fmt))
+        yield Misencoding(Kind.SIGN_LOST, "negative weights are stored as positive", before=torch.abs)
     if not fmt.is_integer and fmt.mantissa_bits:
         subnormal = is_subnormal(fmt)
-        yield changed(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
-                      lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
-        yield changed(Kind.SUBNORMAL_FLUSHED, f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
-                      lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0))
+        yield Misencoding(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
+                          codes=lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
+        yield Misencoding(Kind.SUBNORMAL_FLUSHED, f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
+                          codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0))
     for moved in code_misreadings(fmt, layout, k):
-        yield changed(moved.kind, f"the right codes lie in the wrong places, as though {moved.sentence}",
-                      lambda codes, values, moved=moved: _moved(codes, moved.apply))
+        yield Misencoding(moved.kind, f"the right codes lie in the wrong places, as though {moved.sentence}",
+                          codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
 
 
 def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

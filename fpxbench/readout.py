@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,11 @@ class Prediction:
 
 @dataclass
 class Readout:
-    """What one-hot activations gave: column `columns[i]` of the weight acted by is ``seen[:, i]``, float64 [N, C]."""
+    """What one-hot activations gave: column `columns[i]` of the weight acted by is ``seen[:, i]``, float64 [N, C].
+
+    weight : the codes and scales that are stored; where they cannot be seen, those that the scheme makes of `original`
+    original : the float weight [N, K] that was quantized, where what became of it cannot be seen
+    """
 
     weight: QuantizedWeight
     columns: Tensor
@@ -38,17 +42,24 @@ class Readout:
     definition: Prediction
     dtype: torch.dtype
     activation_format: str | None
+    original: Tensor | None = None
 
-    def fits(self, predicted: Prediction, rows: Tensor | None = None) -> bool:
-        """Whether every weight read out is the predicted one within rounding, and at least one number was read."""
+    def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
+        """Whether every weight read out is one of those predicted, within rounding, and at least one number was read."""
         seen = self.seen if rows is None else self.seen[rows]
-        tolerance = check.one_hot_tolerance(predicted.weight, self.dtype, self.activation_format)
         limit = torch.finfo(self.dtype).max
-        lost = ~predicted.weight.isfinite() | (predicted.weight.abs() > limit)
-        near = (seen - predicted.weight).abs() <= tolerance
         nonfinite = ~seen.isfinite()
-        right = torch.where(lost, nonfinite, near | (nonfinite & predicted.tainted[:, None]))
-        return bool(right.all()) and bool((near | lost).any())
+        right = torch.zeros_like(nonfinite)
+        told = False
+        for one in [predicted] if isinstance(predicted, Prediction) else predicted:
+            tolerance = check.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
+            lost = ~one.weight.isfinite() | (one.weight.abs() > limit)
+            near = (seen - one.weight).abs() <= tolerance
+            right |= torch.where(lost, nonfinite, near | (nonfinite & one.tainted[:, None]))
+            told |= bool((near | lost).any())
+            if bool(right.all()):
+                break
+        return told and bool(right.all())
 
     def wrong(self) -> Tensor:
         """Where it is not what the definition says: bool [N, C]."""
@@ -58,6 +69,10 @@ class Readout:
     def example(self) -> dict[str, Any]:
         """The first weight that is not read as the definition says."""
         row, i = self.wrong().nonzero()[0].tolist()
+        return self.described(row, i)
+
+    def described(self, row: int, i: int) -> dict[str, Any]:
+        """One weight: row `row`, the `i`-th of the columns read out."""
         column = int(self.columns[i])
         found = {"row": row, "column": column, "read_as": repr(float(self.seen[row, i])),
                  "stored": repr(float(self.definition.weight[row, i]))}
@@ -69,36 +84,30 @@ class Readout:
         return correlation(self.seen, self.definition.weight)
 
 
-def read_out(implementation: Implementation, operands: Operands) -> Readout | None:
-    """The columns that an implementation acts by, as many as its speed allows; None where no row of x is there to ask with."""
+def read_out(implementation: Implementation, operands: Operands, columns: Iterable[int] = (), *, seconds: float = PROBE_SECONDS,
+             every: bool = False) -> Readout | None:
+    """The columns that an implementation acts by, `columns` among them and as many as its speed allows, or `every` one.
+    None where no row of x is there to ask with."""
     case, weight = operands.case, operands.weight
     if case.m == 0:
         return None
-    wanted = _columns_worth_reading(weight, case.m)
-    dtype = check.ACTIVATION_DTYPES[case.activation]
-    seen, started = [], time.monotonic()
-    for first in range(0, len(wanted), case.m):
-        batch = wanted[first:first + case.m]
-        x = check.one_hot(batch, case.m, case.k, dtype, operands.device)
-        y = conduct.call(implementation, x, weight, operands.device)
-        seen.append(y[:len(batch)].double().T)
-        if time.monotonic() - started > PROBE_SECONDS:
-            break
-    read = torch.cat(seen, dim=1)
-    columns = torch.tensor(wanted[:read.shape[1]], device=read.device)
+    wanted = list(range(case.k)) if every else _columns_worth_reading(weight, case.m, columns)
+    seen = [weights for _, weights in conduct.one_hot_columns(implementation, operands, wanted, seconds=seconds)]
+    read = torch.cat(seen, dim=1).double()
+    taken = torch.tensor(wanted[:read.shape[1]], device=read.device)
     decoded = operands.decoded
-    definition = Prediction(decoded[:, columns].double(), ~decoded.isfinite().all(dim=1))
-    return Readout(weight, columns, read, definition, dtype, implementation.activation_format)
+    definition = Prediction(decoded[:, taken].double(), ~decoded.isfinite().all(dim=1))
+    return Readout(weight, taken, read, definition, check.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
 
 
-def _columns_worth_reading(weight: QuantizedWeight, m: int) -> list[int]:
-    """All columns if they are few; else those that hold the rare codes, both sides of the places where layouts and
+def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]) -> list[int]:
+    """All columns if they are few; else `first`, those that hold the rare codes, both sides of the places where layouts and
     blocks change, and an even spread."""
     k = weight.shape[1]
     most = MOST_COLUMNS * min(m, 4)
     if k <= most:
         return list(range(k))
-    chosen = check.columns_covering_codes(weight, most // 4) if weight.has_codes else []
+    chosen = [*first, *(check.columns_covering_codes(weight, most // 4) if weight.has_codes else [])]
     boundaries = [packing.padded_k(k) * part // 8 for part in range(1, 8)]
     block = weight.scheme.scaling.block if weight.scheme.quantized else None
     if block is not None:

@@ -128,7 +128,7 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
     if verdict.kind is not None:
         return verdict
     try:
-        diagnosis = diagnose_product(implementation, operands)
+        diagnosis = diagnose_product(implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else [])
     except Misconduct as misconduct:
         return misconduct.verdict
     except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
