@@ -64,7 +64,7 @@ def _plan_digest(settings: Settings) -> str:
     package = Path(__file__).parent
     digest = hashlib.sha256(settings.model_dump_json().encode())
     digest.update(f"{sys.executable} {installed_build().torch}".encode())
-    folders = [package, package / "impls", package.parent / "impls", *settings.impls]
+    folders = [package, package / "impls", package.parent / "impls", *settings.impls, *filter(None, [settings.cases])]
     for folder in folders:
         files = sorted(folder.glob("*.py")) if folder.is_dir() else [folder] if folder.is_file() else []
         for file in files:

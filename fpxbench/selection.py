@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
 from fpxbench.case import Case
@@ -61,7 +62,43 @@ def make_plan(settings: Settings) -> Plan:
     """
     device = settings.device or default_device()
     known, failures = discover(settings.impls)
-    names = _select(settings.implementation or _ALL, known, "implementation")
+    if settings.cases is not None:
+        planned = {case.id: _listed(case, known, device) for case in _cases_in(settings.cases)}
+        names = [name for name in known if any(each.case.implementation == name for each in planned.values())]
+    else:
+        names = _select(settings.implementation or _ALL, known, "implementation")
+        planned = _selected(settings, device, known, names)
+    return Plan(
+        device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
+        sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
+    )
+
+
+def _cases_in(path: Path) -> list[Case]:
+    """Raises ValueError that names the line for one that is no case, and for a file without any."""
+    cases = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            cases.append(Case.model_validate_json(line))
+        except ValueError as error:
+            raise ValueError(f"--cases {path}: line {number} is not a case as `fpxbench records | jq -c .case` prints: {error}") from None
+    if not cases:
+        raise ValueError(f"--cases {path}: there is no case in it")
+    return cases
+
+
+def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> Planned:
+    """A case that was asked for by name: one too large for its implementation is said to be, not left out."""
+    if case.implementation not in known:    # the trial says what could not be loaded
+        return Planned(case=case)
+    support = _asked(known[case.implementation], scheme_named(case.scheme), device, case.m * case.n * case.k)
+    if support is None:
+        return Planned(case=case, refused=f"{case.implementation} takes no case of this size on {device}")
+    return Planned(case=case, refused=support.reason, missing=support.missing)
+
+
+def _selected(settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]) -> dict[str, Planned]:
+    """The cases of the profile and the globs, by id."""
     layers = {f"{w.name}/m{m}": (w, m) for w in workloads().values() for m in w.m}
 
     planned: dict[str, Planned] = {}
@@ -87,10 +124,7 @@ def make_plan(settings: Settings) -> Plan:
             f"nothing to run on {device}: {', '.join(names)} takes none of these schemes and shapes"
             + (" (Triton's interpreter takes small shapes only)" if device == "cpu" else "")
         )
-    return Plan(
-        device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
-        sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
-    )
+    return planned
 
 
 def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:

@@ -40,6 +40,8 @@ class Settings(BaseModel):
     scheme: tuple[str, ...] = ()
     workload: tuple[str, ...] = ()
     """Globs; empty: what the profile says."""
+    cases: Path | None = None
+    """A file of cases, one JSON object a line, to run instead of what profile and globs select."""
     fresh: bool = False
     """Measure again what is already in `results`."""
     timeout_s: float = Field(default=180.0, gt=0)

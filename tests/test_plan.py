@@ -1,5 +1,7 @@
 """Which cases a sweep has: profiles, globs, and names that nothing is called."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -133,3 +135,26 @@ def test_settings_come_from_the_environment_by_the_same_names(monkeypatch, tmp_p
 def test_a_setting_that_is_none_is_refused_by_name(field, value):
     with pytest.raises(ValidationError, match=field):
         Settings(**{field: value})
+
+
+def test_a_file_of_cases_is_run_as_it_stands(stub, tmp_path):
+    file = tmp_path / "cases.jsonl"
+    shape = {"workload": "unheard.of", "m": 7, "n": 96, "k": 128, "activation": "fp16"}
+    wanted = [{"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape}, {"implementation": "plan_stub", "scheme": "mxfp4", **shape},
+              {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape, "n": 1 << 20},
+              {"implementation": "of_another_day", "scheme": "e4m3fn-row", **shape}]
+    for count in (2, 4):
+        file.write_text("".join(json.dumps(case) + "\n" for case in wanted[:count]))
+        made = plan(stub, cases=file, profile="smoke", implementation=())
+        # An id says nothing of N and K, so the last of two cases of one id is the one.
+        assert ids(made) == [f"{name}/{scheme}/unheard.of/m7/fp16" for name, scheme in
+                             [("plan_stub", "e4m3fn-row"), ("plan_stub", "mxfp4"), ("of_another_day", "e4m3fn-row")][:2 + (count == 4)]]
+    assert [each.refused for each in made.cases] == ["plan_stub takes no case of this size on cpu", "takes no FP4", ""]
+
+
+@pytest.mark.parametrize("text, said", [("", "no case in it"), ('{"implementation": "../x"}', "line 1 is not a case")])
+def test_a_file_that_holds_no_cases_is_a_mistake_that_names_it(stub, tmp_path, text, said):
+    file = tmp_path / "cases.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        plan(stub, cases=file)

@@ -35,6 +35,8 @@ def run(
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
+    cases: Annotated[Path | None, typer.Option(
+        "--cases", help="Run the cases of this file, one JSON object a line as in a record, whatever the profile says.")] = None,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
@@ -56,7 +58,7 @@ def run(
     failing = statuses(fail_on)
     settings = Settings(
         profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()), workload=tuple(workload or ()),
-        device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh, timeout_s=timeout, seed=seed,
+        cases=cases, device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh, timeout_s=timeout, seed=seed,
         memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(), **({} if timing else {"timing_budget_s": 0.0}),
     )
     try:
