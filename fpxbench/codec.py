@@ -1,47 +1,151 @@
-"""Encode and decode for any `Format`, from its definition: the oracle.
+"""Encode and decode for any `Format`, fast: the oracle.
 
-Integer arithmetic on the bits of the input, so that no cast of the PyTorch under test takes part: PyTorch's own
-casts differ between versions and between eager, compiled and device.
+Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a lowest bit that says whether any
+was left behind, round as the whole number does, and there are few enough of them for a table made from the definition
+(`fpxbench.rounding`). The whole of it is integer arithmetic: see there for why.
+
+Source of the shortening: rounding to odd, with two bits more than the target has, then rounds as if once (Boldo and
+Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57(4), 2008).
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
+import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fpxbench.formats import Format
+from fpxbench.rounding import MAX_RANDOM_BITS, SOURCES, Overflow, Rounding, rounded_codes
+
+__all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
+
+# Elements worked on at a time on a CPU: each pass then runs out of the second-level cache, and below torch's grain for
+# threads, whose barriers cost more than they bring as soon as anything else runs on the machine.
+_CPU_CHUNK = 1 << 15
+
+# In entries. Formats whose numbers are subnormal in the source need longer ones, and do without.
+_LARGEST_TABLE = 1 << 21
 
 
-class Rounding(StrEnum):
-    """What happens to a value between two codes."""
+def encode(
+    x: Tensor,
+    fmt: Format,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    overflow: Overflow = Overflow.SATURATE,
+    *,
+    random_bits: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """uint8 codes of `x`, same shape, rounded once from x's own precision (fp64, fp32, bf16 or fp16).
 
-    NEAREST_EVEN = "nearest_even"
-    NEAREST_AWAY = "nearest_away"
-    TOWARD_ZERO = "toward_zero"
+    Infinity counts as past the maximum. A format without a sign has 0 as its lowest number, or where it has no zero
+    (e8m0) the smallest power of two; saturation ends there. Stochastic rounding takes the number of `random_bits`,
+    1 to 32, and draws ``torch.randint(0, 2**random_bits, [x.numel()], generator=generator)``, in x's order.
+
+    Raises ValueError for NaN where the format has none (not seen under `torch.compile`), for an overflow that the
+    format cannot express, and for random bits that are missing, too many or without use.
+    """
+    check_request(x, fmt, rounding, overflow, random_bits)
+    flat = x.detach().reshape(-1)
+    if not fmt.has_nan and not torch.compiler.is_compiling() and holds_nan(flat):
+        raise ValueError(f"{fmt.name} has no NaN, and the input holds one")
+    return encode_checked(flat, fmt, rounding, overflow, random_bits, generator).reshape(x.shape)
 
 
-class Overflow(StrEnum):
-    """What happens to a value that rounds past the largest finite number."""
+def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None) -> None:
+    """Raise what `encode` raises for a request that cannot be met, whatever the numbers in `x`."""
+    if x.dtype not in SOURCES:
+        raise TypeError(f"encode takes float64, float32, bfloat16 or float16, not {x.dtype}")
+    if overflow is Overflow.INFINITY and not fmt.has_infinity:
+        raise ValueError(f"{fmt.name} has no infinity to overflow to: use saturate{' or nan' if fmt.has_nan else ''}")
+    if overflow is Overflow.NAN and not fmt.has_nan:
+        raise ValueError(f"{fmt.name} has no NaN to overflow to: use saturate")
+    if rounding is Rounding.STOCHASTIC:
+        if random_bits is None or not 1 <= random_bits <= MAX_RANDOM_BITS:
+            raise ValueError(f"stochastic rounding needs random_bits from 1 to {MAX_RANDOM_BITS}, not {random_bits}")
+    elif random_bits is not None:
+        raise ValueError(f"random_bits={random_bits} is for stochastic rounding; {rounding} rounding draws none")
 
-    SATURATE = "saturate"
-    INFINITY = "infinity"
-    NAN = "nan"
+
+def holds_nan(flat: Tensor) -> bool:
+    """Whether any element is NaN: one pass, as the maximum of what holds a NaN is NaN."""
+    return flat.numel() > 0 and math.isnan(flat.max())
 
 
-# source dtype: (integer of its width, mantissa bits, exponent bias)
-_SOURCES = {torch.float32: (torch.int32, 23, 127), torch.float64: (torch.int64, 52, 1023)}
+def encode_checked(
+    flat: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """`encode` of a request and numbers that have been looked at; `flat` is one-dimensional."""
+    if torch.compiler.is_compiling():
+        return _encode_by_definition(flat, fmt, rounding, overflow, random_bits, generator)
+    # A table longer than the input would take longer to make than to do without.
+    if rounding is not Rounding.STOCHASTIC and 1 << _index_bits(fmt, flat.dtype) <= min(flat.numel(), _LARGEST_TABLE):
+        return encode_by_table(flat, fmt, rounding, overflow)
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
+    for part, out in _chunks(flat, codes):
+        out.copy_(_encode_by_definition(part, fmt, rounding, overflow, random_bits, generator))
+    return codes
 
-# Elements worked on at a time on a CPU: the fifteen passes of `_encode` then run out of cache, not memory.
-_CPU_CHUNK = 1 << 17
+
+def _encode_by_definition(
+    part: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None, generator: torch.Generator | None
+) -> Tensor:
+    if rounding is not Rounding.STOCHASTIC:
+        return rounded_codes(part, fmt, rounding, overflow)
+    random = torch.randint(1 << random_bits, part.shape, generator=generator, device=part.device)
+    return rounded_codes(part, fmt, rounding, overflow, random_bits=random_bits, random=random)
+
+
+def encode_by_table(flat: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow) -> Tensor:
+    """uint8 codes of one-dimensional `flat` under a rounding that draws nothing: five passes over integers, one look-up."""
+    integer = SOURCES[flat.dtype][0]
+    bits = _index_bits(fmt, flat.dtype)
+    table = _encode_table(fmt, rounding, overflow, flat.dtype, str(flat.device))
+    shift = 8 * integer.itemsize - bits
+    left_behind = (1 << shift) - 1
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
+    scratch = torch.empty(_chunk_size(flat), dtype=torch.int64 if integer is torch.int64 else torch.int32, device=flat.device)
+    for part, out in _chunks(flat.contiguous().view(integer), codes):
+        index = scratch[:len(part)]
+        if shift:       # the sum carries into bit `shift`, which is the index's lowest, if any bit below it is set
+            torch.bitwise_and(part, left_behind, out=index)
+            index.add_(left_behind).bitwise_or_(part).bitwise_right_shift_(shift)
+        else:
+            index.copy_(part)
+        torch.index_select(table, 0, index.bitwise_and_((1 << bits) - 1), out=out)
+    return codes
+
+
+def _index_bits(fmt: Format, source: torch.dtype) -> int:
+    """How many upper bits of a `source` number, the lowest of them sticky, tell its code under any rounding."""
+    integer, mantissa_bits, bias = SOURCES[source]
+    # Half a step of the format must lie above the sticky bit: among normals its own mantissa and the half; among the
+    # source's subnormals, whose leading bit moves, whatever the format's smallest step takes.
+    half_step = math.frexp(fmt.min_subnormal)[1] - 2
+    kept = max(fmt.mantissa_bits + 2, 2 - bias - half_step)
+    return 8 * integer.itemsize - mantissa_bits + min(kept, mantissa_bits)
+
+
+@lru_cache(maxsize=32)
+def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> Tensor:
+    """uint8 code of every upper part of a `source` number."""
+    integer = SOURCES[source][0]
+    bits = _index_bits(fmt, source)
+    numbers = torch.arange(1 << bits, device=device) << (8 * integer.itemsize - bits)
+    return rounded_codes(numbers.to(integer).view(source), fmt, rounding, overflow)
 
 
 @lru_cache(maxsize=64)
 def _decode_table(fmt: Format, device: str) -> Tensor:
-    values = [fmt.value(code) for code in range(1 << fmt.bits)]
-    return torch.tensor(values, dtype=torch.float32, device=device)
+    return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], dtype=torch.float32, device=device)
+
+
+@torch.compiler.assume_constant_result      # a compiler need not follow the definition of 256 numbers
+def _constant_decode_table(fmt: Format, device: str) -> Tensor:
+    return _decode_table(fmt, device)
 
 
 def decode_table(fmt: Format, device: str | torch.device = "cpu") -> Tensor:
@@ -51,92 +155,21 @@ def decode_table(fmt: Format, device: str | torch.device = "cpu") -> Tensor:
 
 def decode(codes: Tensor, fmt: Format) -> Tensor:
     """fp32 values of uint8 `codes`, same shape, exact."""
-    table = _decode_table(fmt, str(codes.device))
-    return table.index_select(0, codes.reshape(-1).to(torch.int32)).reshape(codes.shape)
+    flat = codes.reshape(-1)
+    table = _constant_decode_table(fmt, str(codes.device))
+    if torch.compiler.is_compiling():
+        return table[flat.int()].reshape(codes.shape)
+    values = torch.empty(flat.shape, device=codes.device)
+    scratch = torch.empty(_chunk_size(flat), dtype=torch.int32, device=codes.device)
+    for part, out in _chunks(flat, values):
+        torch.index_select(table, 0, scratch[:len(part)].copy_(part), out=out)
+    return values.reshape(codes.shape)
 
 
-def encode(
-    x: Tensor,
-    fmt: Format,
-    rounding: Rounding = Rounding.NEAREST_EVEN,
-    overflow: Overflow = Overflow.SATURATE,
-) -> Tensor:
-    """uint8 codes of `x`, same shape, rounded once from x's own precision (fp64, fp32, bf16 or fp16).
-
-    Infinity counts as past the maximum. Raises ValueError for NaN where the format has none, for an overflow that
-    the format cannot express, and for formats without a zero (e8m0: see `fpxbench.scaling.floor_power_of_two`).
-    """
-    if not fmt.signed and fmt.mantissa_bits == 0:
-        raise ValueError(f"{fmt.name} holds powers of two only: use fpxbench.scaling.floor_power_of_two")
-    if overflow is Overflow.INFINITY and not fmt.has_infinity:
-        raise ValueError(f"{fmt.name} has no infinity to overflow to: use saturate{' or nan' if fmt.has_nan else ''}")
-    if overflow is Overflow.NAN and not fmt.has_nan:
-        raise ValueError(f"{fmt.name} has no NaN to overflow to: use saturate")
-    if x.dtype not in _SOURCES:
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            raise TypeError(f"encode takes float64, float32, bfloat16 or float16, not {x.dtype}")
-        x = x.float()   # exact
-    if not fmt.has_nan and bool(torch.isnan(x).any()):
-        raise ValueError(f"{fmt.name} has no NaN, and the input holds one")
-    flat = x.reshape(-1)
-    if flat.device.type != "cpu" or flat.numel() <= _CPU_CHUNK:
-        return _encode(flat, fmt, rounding, overflow).reshape(x.shape)
-    codes = torch.empty(flat.shape, dtype=torch.uint8)
-    for start in range(0, flat.numel(), _CPU_CHUNK):
-        part = slice(start, start + _CPU_CHUNK)
-        codes[part] = _encode(flat[part], fmt, rounding, overflow)
-    return codes.reshape(x.shape)
+def _chunk_size(flat: Tensor) -> int:
+    return max(1, min(flat.numel(), _CPU_CHUNK) if flat.device.type == "cpu" else flat.numel())
 
 
-def _encode(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow) -> Tensor:
-    integer, mantissa_bits, source_bias = _SOURCES[x.dtype]
-    raw = x.contiguous().view(integer)
-    magnitude = raw & torch.iinfo(integer).max
-    exponent_field = magnitude >> mantissa_bits
-    # value = significand * 2**(exponent - source_bias - mantissa_bits)
-    exponent = exponent_field.clamp(min=1)
-    significand = (magnitude & ((1 << mantissa_bits) - 1)) | ((exponent_field > 0).to(integer) << mantissa_bits)
-
-    # How far the target's unit in the last place lies above the source's: fixed for normals, growing below them.
-    subnormal_shift = (1 - fmt.bias - fmt.mantissa_bits) + source_bias + mantissa_bits - exponent
-    if fmt.is_integer:
-        shift, binade = subnormal_shift, None
-    else:
-        shift = subnormal_shift.clamp(min=mantissa_bits - fmt.mantissa_bits)
-        binade = (exponent - source_bias + fmt.bias - 1).clamp(min=0)
-    # Past these ends nothing changes: everything is shifted out, or far beyond the format's maximum.
-    shift = shift.clamp(min=1, max=mantissa_bits + 2)
-
-    half = 1 << (shift - 1)
-    if rounding is Rounding.NEAREST_EVEN:
-        parity = significand >> shift
-        if fmt.mantissa_bits == 0 and binade is not None:
-            parity = parity + binade        # no mantissa to be even: the code is (IEEE P3109)
-        significand = significand + (half - 1) + (parity & 1)
-    elif rounding is Rounding.NEAREST_AWAY:
-        significand = significand + half
-    code = significand >> shift
-    if binade is not None:
-        code = code + (binade << fmt.mantissa_bits)     # a carry out of the mantissa lands in the exponent, as it should
-
-    past_max = code > fmt.max_code
-    if overflow is Overflow.SATURATE:
-        code = code.clamp(max=fmt.max_code)
-    else:
-        target = fmt.infinity_code if overflow is Overflow.INFINITY else fmt.nan_code
-        code = torch.where(past_max, target, code)
-
-    negative = raw < 0
-    if fmt.twos_complement:
-        code = torch.where(negative, -code, code) & ((1 << fmt.bits) - 1)
-    elif fmt.signed:
-        sign = 1 << (fmt.bits - 1)
-        if fmt.specials == "fnuz":
-            negative = negative & (code != 0) & (code != fmt.nan_code)
-        code = torch.where(negative, code | sign, code)
-    else:
-        code = torch.where(negative, 0, code)
-    if fmt.has_nan:
-        is_nan = magnitude > (((1 << (integer.itemsize * 8 - 1 - mantissa_bits)) - 1) << mantissa_bits)
-        code = torch.where(is_nan, fmt.nan_code, code)
-    return code.to(torch.uint8)
+def _chunks(flat: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = _chunk_size(flat)
+    return zip(flat.split(size), out.split(size), strict=True)

@@ -51,6 +51,12 @@ class Format:
             raise ValueError(f"format {self.name!r}: IEEE specials need exponent and mantissa bits")
         if self.specials == "fnuz" and not self.signed:
             raise ValueError(f"format {self.name!r}: FNUZ puts NaN at the code of -0, so it needs a sign")
+        if self.twos_complement and (self.exponent_bits or self.specials != "none" or not self.signed):
+            raise ValueError(f"format {self.name!r}: two's complement is for signed integers: no exponent bits, no specials")
+        if self.magnitude_mask == 0 and self.specials == "fn":
+            raise ValueError(f"format {self.name!r} has no number: its only magnitude is NaN")
+        if not (-149 <= self._lowest_exponent <= 127 and self.max < 2.0**128):
+            raise ValueError(f"format {self.name!r}: with bias {self.bias} its numbers lie past the range of fp32, which codes are decoded to")
 
     @property
     def bits(self) -> int:
@@ -67,6 +73,11 @@ class Format:
     @property
     def is_integer(self) -> bool:
         return self.exponent_bits == 0
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether zero has a code. Without sign and mantissa there are powers of two only (e8m0)."""
+        return self.signed or self.mantissa_bits > 0
 
     @property
     def magnitude_mask(self) -> int:
@@ -89,8 +100,8 @@ class Format:
             return math.nan
         if self.specials == "ieee" and exponent == top:
             return math.nan if mantissa else (-math.inf if negative else math.inf)
-        if not self.signed and self.mantissa_bits == 0:
-            number = Fraction(2) ** (exponent - self.bias)          # e8m0: a power of two, no zero and no subnormals
+        if not self.has_zero:
+            number = Fraction(2) ** (exponent - self.bias)
         elif exponent == 0:
             number = mantissa * self._step(1 - self.bias)
         else:
@@ -105,7 +116,7 @@ class Format:
     def max_code(self) -> int:
         """The code of the largest finite number."""
         top = self.magnitude_mask if not self.twos_complement else (1 << (self.bits - 1)) - 1
-        return max((code for code in range(top + 1) if math.isfinite(self.value(code))), key=self.value)
+        return next(code for code in range(top, -1, -1) if math.isfinite(self.value(code)))     # they ascend
 
     @cached_property
     def max(self) -> float:
@@ -118,20 +129,25 @@ class Format:
 
     @property
     def min_normal(self) -> float:
-        return math.ldexp(1.0, 1 - self.bias)
+        return 2.0 ** (self._lowest_exponent + self.mantissa_bits)
 
     @property
     def min_subnormal(self) -> float:
-        return math.ldexp(1.0, 1 - self.bias - self.mantissa_bits)
+        """The smallest positive number, and the distance of its neighbours; without mantissa bits it is `min_normal`."""
+        return 2.0**self._lowest_exponent
 
-    @cached_property
+    @property
+    def _lowest_exponent(self) -> int:
+        return (1 if self.has_zero else 0) - self.bias - self.mantissa_bits
+
+    @property
     def nan_code(self) -> int | None:
         """The NaN that an encoder writes: all magnitude bits set, or FNUZ's only one; None where there is none."""
         if self.specials == "none":
             return None
         return 1 << (self.bits - 1) if self.specials == "fnuz" else self.magnitude_mask
 
-    @cached_property
+    @property
     def infinity_code(self) -> int | None:
         return ((1 << self.exponent_bits) - 1) << self.mantissa_bits if self.has_infinity else None
 
@@ -170,11 +186,11 @@ TORCH_DTYPES: dict[str, str] = {
 }
 """Formats that torch has a dtype for, and its name (``torch.float8_e4m3fn``)."""
 
-_BY_PARTS = re.compile(r"e(?P<e>[1-8])m(?P<m>[0-6])(?:b(?P<b>-?\d+))?(?P<specials>fnuz|fn|ieee)?")
+_BY_PARTS = re.compile(r"(?P<u>u)?e(?P<e>[1-8])m(?P<m>[0-7])(?:b(?P<b>-?\d+))?(?P<specials>fnuz|fn|ieee)?")
 
 
 def format_named(name: str) -> Format:
-    """The format of that name, or one made from its parts: ``e2m2``, ``e3m4b5``, ``e5m1fnuz``.
+    """The format of that name, or one made from its parts: ``e2m2``, ``e3m4b5``, ``e5m1fnuz``, ``ue5m3`` (no sign).
 
     Parts default to bias ``2**(E-1) - 1`` (one more for FNUZ) and to numbers only, as in OCP MX's FP6 and FP4.
     Raises ValueError naming the part that is wrong.
@@ -186,7 +202,7 @@ def format_named(name: str) -> Format:
         raise ValueError(f"no format {name!r}: one of {', '.join(FORMATS)}, or by its parts as in e2m2, e3m4b5, e4m3fnuz")
     exponent_bits, specials = int(match["e"]), match["specials"] or "none"
     bias = int(match["b"]) if match["b"] else (1 << (exponent_bits - 1)) - (specials != "fnuz")
-    fmt = Format(name, exponent_bits, int(match["m"]), bias, specials)
+    fmt = Format(name, exponent_bits, int(match["m"]), bias, specials, signed=match["u"] is None)
     if not (fmt.min_subnormal >= 2.0**-126 and fmt.max < 2.0**127):
         raise ValueError(f"format {name!r} runs from {fmt.min_subnormal:g} to {fmt.max:g}, past the normal range of fp32, which weights are decoded to")
     return fmt

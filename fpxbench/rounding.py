@@ -1,0 +1,148 @@
+"""How a number becomes a code: the definition, by integer arithmetic on the bits of the number.
+
+No cast of the PyTorch under test takes part but widening ones, which are exact: its roundings differ between versions
+and between eager, compiled and device. `fpxbench.codec` makes its tables from this and is tested against it.
+
+Sources: IEEE 754-2019 §4.3 (rounding directions) and §7.4 (overflow); IEEE P3109 (formats without mantissa bits,
+stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/codec.md has the choices they leave open.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from fpxbench.formats import Format
+
+
+class Rounding(StrEnum):
+    """Which of its two neighbours a number between two codes becomes."""
+
+    NEAREST_EVEN = "nearest_even"
+    NEAREST_AWAY = "nearest_away"
+    TOWARD_ZERO = "toward_zero"
+    UP = "up"
+    """Toward +infinity."""
+    DOWN = "down"
+    """Toward -infinity."""
+    TO_ODD = "to_odd"
+    """The one whose code is odd: what may be rounded once more, to at least two bits less, without a second error."""
+    STOCHASTIC = "stochastic"
+    """The upper one as often as the number is near it, in steps of 2**-random_bits."""
+
+
+class Overflow(StrEnum):
+    """What happens to a number that rounds past the largest finite one."""
+
+    SATURATE = "saturate"
+    INFINITY = "infinity"
+    NAN = "nan"
+
+
+SOURCES = {
+    torch.float64: (torch.int64, 52, 1023),
+    torch.float32: (torch.int32, 23, 127),
+    torch.bfloat16: (torch.int16, 7, 127),
+    torch.float16: (torch.int16, 10, 15),
+}
+"""What is encoded from: dtype -> (integer of its width, mantissa bits, exponent bias)."""
+
+MAX_RANDOM_BITS = 32
+
+
+def rounded_codes(
+    x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, *, random_bits: int = 0, random: Tensor | None = None
+) -> Tensor:
+    """uint8 codes of `x`, same shape, each rounded once.
+
+    Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
+    NaN; where there is none the caller must not ask.
+    """
+    if rounding is Rounding.STOCHASTIC or not fmt.has_zero:
+        x = x.double()      # room for the random bits; and what is subnormal in fp32 has a leading bit to count from
+    elif x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    integer, mantissa_bits, source_bias = SOURCES[x.dtype]
+    raw = x.contiguous().view(integer)
+    negative = raw < 0
+    magnitude = raw & torch.iinfo(integer).max
+    infinity = ((1 << (integer.itemsize * 8 - 1 - mantissa_bits)) - 1) << mantissa_bits
+    is_zero, is_infinite, is_nan = magnitude == 0, magnitude == infinity, magnitude > infinity
+
+    # |x| = significand * 2**(exponent - source_bias - mantissa_bits)
+    exponent_field = magnitude >> mantissa_bits
+    exponent = exponent_field.clamp(min=1)
+    significand = (magnitude & ((1 << mantissa_bits) - 1)) | ((exponent_field > 0).to(integer) << mantissa_bits)
+
+    # A format without a zero is one with it, less its first code: that of zero, and the powers of two after it.
+    bias = fmt.bias if fmt.has_zero else fmt.bias + 1
+    # How far the target's unit in the last place lies above the source's: fixed for normals, growing below them.
+    shift = (1 - bias - fmt.mantissa_bits) + source_bias + mantissa_bits - exponent
+    if fmt.is_integer:
+        binade = torch.zeros_like(exponent)
+        shift = shift.clamp(min=mantissa_bits - 8)      # past here any number is far beyond the maximum
+    else:
+        binade = (exponent - source_bias + bias - 1).clamp(min=0)
+        shift = shift.clamp(min=mantissa_bits - fmt.mantissa_bits)
+
+    # Stochastic rounding keeps `random_bits` more, to nearest even, and drops them again below.
+    shift = (shift - random_bits).clamp(max=mantissa_bits + 2)      # past here everything is shifted out
+    kept = significand >> shift
+    remainder = significand - (kept << shift)
+    # In the code the exponent stands above the mantissa, so that a carry out of one goes into the other, as it should.
+    # With no mantissa bits, ties go to the even code (P3109).
+    code = kept + (binade << (fmt.mantissa_bits + random_bits))
+    if not fmt.has_zero:
+        code = code - (1 << random_bits)
+    half = 1 << (shift - 1)
+    match rounding:
+        case Rounding.NEAREST_EVEN | Rounding.STOCHASTIC:
+            code = code + (remainder + (code & 1) > half)
+        case Rounding.NEAREST_AWAY:
+            code = code + (remainder >= half)
+        case Rounding.UP:
+            code = code + ((remainder > 0) & ~negative)
+        case Rounding.DOWN:
+            code = code + ((remainder > 0) & negative)
+        case Rounding.TO_ODD:
+            code = code | (remainder > 0)
+    if rounding is Rounding.STOCHASTIC:
+        code = (code + random) >> random_bits
+
+    # IEEE 754 §7.4: a finite number that is rounded toward zero does not overflow.
+    match rounding:
+        case Rounding.TOWARD_ZERO | Rounding.TO_ODD:
+            stays = ~is_infinite
+        case Rounding.UP:
+            stays = ~is_infinite & negative
+        case Rounding.DOWN:
+            stays = ~is_infinite & ~negative
+        case _:
+            stays = torch.zeros_like(is_infinite)
+    past_max = code > fmt.max_code
+    beyond = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
+    code = torch.where(past_max, torch.where(stays, fmt.max_code, beyond), code)
+
+    if fmt.twos_complement:
+        code = torch.where(negative, -code, code) & ((1 << fmt.bits) - 1)
+    elif fmt.signed:
+        sign = 1 << (fmt.bits - 1)
+        if fmt.specials == "fnuz":
+            negative = negative & (code != 0) & (code != fmt.nan_code)
+        code = torch.where(negative, code | sign, code)
+    else:
+        # Past the lowest number: 0 where it has a code. Nothing stands for -infinity, so only saturation has a number.
+        if fmt.has_zero:
+            below = negative & (code != 0)
+            stays = stays & below
+        else:
+            below = is_zero | negative
+            stays = torch.zeros_like(below)
+        code = torch.where(below, 0, code).clamp(min=0)
+        if overflow is not Overflow.SATURATE:
+            code = torch.where(below & ~stays, fmt.nan_code, code)
+    if fmt.has_nan:
+        code = torch.where(is_nan, fmt.nan_code, code)
+    return code.to(torch.uint8)
