@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fpxbench.record import Record
+from fpxbench.store import Storable
 from fpxbench.verdict import BROKEN, SIGNS, Status
 
 STREAM_VARIABLE = "FPX_PROGRESS"
@@ -28,9 +28,10 @@ _COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim"
 
 
 class Progress:
-    """A bar on a terminal, occasional lines elsewhere; every failure is a line of its own in both."""
+    """A bar on a terminal, occasional lines elsewhere; unless not to `announce`, every failure is a line of its own in both."""
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, total: int, stream: TextIO | None = None, announce: bool = True) -> None:
+        self._announce = announce
         self._own_stream = None
         if stream is None:
             stream = self._own_stream = _named_stream()
@@ -63,13 +64,13 @@ class Progress:
             self._next_line = time.monotonic() + PLAIN_LINE_EVERY_S
             self.console.print(f"[{self._done}/{self._total}] {self.tally()} | running {case_id}", markup=False)
 
-    def finished(self, record: Record) -> None:
+    def finished(self, record: Storable) -> None:
         status = record.verdict.status
         self.counts[status] += 1
         self._done += 1
         self._bar.update(self._task, advance=1, tally=self.tally())
-        if status in BROKEN:
-            self.console.print(f"  {SIGNS[status]} {record.case.id}: {record.verdict.headline}: {record.verdict.summary}", markup=False,
+        if status in BROKEN and self._announce:
+            self.console.print(f"  {SIGNS[status]} {record.id}: {record.verdict.headline}: {record.verdict.summary}", markup=False,
                                style="red", soft_wrap=True)
 
     def tally(self) -> str:

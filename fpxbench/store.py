@@ -18,6 +18,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 from pydantic import ValidationError
 
 from fpxbench.record import Build, Machine, Record
+from fpxbench.verdict import Verdict
 
 # A record is a few kB; a line far beyond that is damage, and is not worth the memory.
 MAX_LINE_BYTES = 4 << 20
@@ -42,6 +43,7 @@ class Storable(Protocol):
     SCHEMA: ClassVar[int]
     machine: Machine
     build: Build
+    verdict: Verdict
 
     @property
     def id(self) -> str: ...

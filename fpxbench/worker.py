@@ -70,6 +70,14 @@ def machine_json(device: str | None, name: str | None, log: str) -> str:
         return described.model_copy(update={"read_gb_per_s": round(bandwidth, 3)}).model_dump_json()
 
 
+def device_json(device: str | None, name: str | None, log: str) -> str:
+    """The machine, its bandwidth not measured."""
+    with logged(log):
+        from fpxbench import machine
+
+        return machine.describe(device or machine.default_device(), name).model_dump_json()
+
+
 def plan_json(settings: str, log: str) -> str:
     """The plan, or ``{"mistake": …}`` where the settings select nothing."""
     with logged(log):
@@ -88,6 +96,14 @@ def trial_json(request: str, log: str) -> str:
         from fpxbench.trial import run_trial
 
         return run_trial(TrialRequest.model_validate_json(request)).model_dump_json()
+
+
+def conversions_json(request: str, log: str) -> str:
+    with logged(log):
+        from fpxbench.numerics.messages import RESULTS, NumericsRequest
+        from fpxbench.numerics.trial import run_conversions
+
+        return RESULTS.dump_json(run_conversions(NumericsRequest.model_validate_json(request))).decode()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from fpxbench.record import Build, Finite, Machine
 from fpxbench.verdict import Status, Verdict
 
 SCHEMA = 1
+RULES = 1
+"""Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
 EXAMPLES = 3
 """How many examples a difference carries at most."""
 
@@ -30,6 +32,7 @@ class InputKind(StrEnum):
     TIE = "tie"                             # midway between two codes
     SUBNORMAL = "subnormal"                 # below the target's smallest normal number, and no neighbour came out
     ROUNDING = "rounding"                   # no tie, and the neighbour on the wrong side came out
+    NO_SUCH_NUMBER = "no_such_number"       # zero or negative, and the target has neither
     CONSTANT = "constant"                   # of torch.finfo
     OTHER = "other"
 
@@ -78,8 +81,9 @@ class Behaviour(BaseModel):
     """``kept``, ``positive`` (the sign is dropped) or ``nan``."""
     subnormals: str | None = None
     """``kept`` or ``flushed``."""
-    negative: str | None = None
-    """Of negative numbers where the target has no sign: ``magnitude``, ``nan``, ``zero``, …"""
+    taken_as: str | None = None
+    """What the inputs were taken for, where that explains every result: ``exact product`` (not rounded to its dtype before the
+    cast), ``e4m3fn`` (for another format)."""
 
     def said(self) -> dict[str, str]:
         """What is known, as words by aspect."""
@@ -103,6 +107,7 @@ class NumericsRecord(BaseModel):
     schema_version: int = Field(default=SCHEMA, alias="schema", le=SCHEMA, ge=1)
     started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     elapsed_s: Finite | None = None
+    rules: int = RULES
     conversion: Conversion
     build: Build
     machine: Machine

@@ -1,0 +1,112 @@
+"""Many conversions on one build and machine: in isolation, in batches, each a record as soon as its batch ends. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fpxbench import worker
+from fpxbench.build import installed_build
+from fpxbench.isolation import Isolation, device_turn
+from fpxbench.numerics.conversion import Conversion, Engine
+from fpxbench.numerics.messages import RESULTS, NumericsRequest, NumericsResult
+from fpxbench.numerics.plan import batches, conversions
+from fpxbench.numerics.record import RULES, NumericsRecord
+from fpxbench.progress import Progress
+from fpxbench.record import Build, Machine
+from fpxbench.settings import Settings
+from fpxbench.store import Store, latest
+from fpxbench.sweep import PREPARATION_TIMEOUT_S, CannotStart
+from fpxbench.verdict import Status
+
+
+@dataclass
+class NumericsRun:
+    """What it came to: one record for each conversion chosen, those of earlier runs included."""
+
+    build: Build
+    machine: Machine
+    records: list[NumericsRecord] = field(default_factory=list)
+    resumed: int = 0
+    interrupted: bool = False
+
+
+def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), progress: Progress | None = None) -> NumericsRun:
+    """Carry out and judge every chosen conversion that has no record yet (or every one, with `fresh`).
+
+    Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are filed under the one machine. Ctrl-C ends
+    it early with what was judged (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
+    """
+    build, store = installed_build(), Store(settings.results, NumericsRecord)
+    with Isolation(settings.memory_limit) as isolation:
+        machine = _machine(isolation, settings)
+        devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
+        chosen = conversions(devices, engines, globs)
+        run = NumericsRun(build, machine)
+        done = {} if settings.fresh else _already_judged(store, machine, build)
+        run.records = [done[conversion.id] for conversion in chosen if conversion.id in done]
+        run.resumed = len(run.records)
+        todo = [conversion for conversion in chosen if conversion.id not in done]
+        with progress or Progress(len(todo), announce=False) as shown:
+            if run.resumed:
+                shown.say(f"{run.resumed} conversions were judged before and are kept (--fresh judges them again)")
+            try:
+                for record in _records(isolation, todo, settings, build, machine, shown):
+                    store.append(record)
+                    run.records.append(record)
+                    shown.finished(record)
+            except KeyboardInterrupt:
+                run.interrupted = True
+                shown.say(f"interrupted; {len(run.records) - run.resumed} records are kept in {store.file(machine.name, build)}")
+    order = {conversion.id: number for number, conversion in enumerate(chosen)}
+    run.records.sort(key=lambda record: order[record.id])
+    return run
+
+
+def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, build: Build, machine: Machine,
+             shown: Progress) -> Iterator[NumericsRecord]:
+    engine: Engine | None = None
+    for batch in batches(todo):
+        shown.starting(batch[0].id)
+        if engine is not None and batch[0].engine is not engine:
+            isolation.recycle()     # Triton is interpreted or not from its import on
+        engine = batch[0].engine
+        with device_turn(batch[0].device):
+            started = time.monotonic()
+            results = _carried_out(isolation, batch, settings.timeout_s)
+        elapsed = (time.monotonic() - started) / len(batch)
+        for result in results:
+            yield NumericsRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in NumericsResult.model_fields})
+
+
+def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[NumericsResult]:
+    """A batch in one call; if that dies, hangs, or may have damaged a GPU's context, each by itself."""
+    outcome = isolation.call(worker.conversions_json, NumericsRequest(conversions=batch).model_dump_json(), timeout_s=timeout_s)
+    if outcome.value is not None:
+        results = RESULTS.validate_json(outcome.value)
+        damaged = batch[0].device != "cpu" and any(result.verdict.status is Status.ERROR for result in results)
+        if damaged:
+            isolation.recycle()     # a GPU's fault is sticky
+        if not damaged or len(batch) == 1:
+            return results
+    elif len(batch) == 1:
+        return [NumericsResult(conversion=batch[0], verdict=outcome.verdict)]
+    return [result for conversion in batch for result in _carried_out(isolation, [conversion], timeout_s)]
+
+
+def _machine(isolation: Isolation, settings: Settings) -> Machine:
+    outcome = isolation.call(worker.device_json, settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    if outcome.value is None:
+        raise CannotStart(f"the device {settings.device or 'of this machine'!r} could not be used", outcome)
+    return Machine.model_validate_json(outcome.value)
+
+
+def _already_judged(store: Store[NumericsRecord], machine: Machine, build: Build) -> dict[str, NumericsRecord]:
+    """Records that still hold: of this very build, by today's rules."""
+    path = store.file(machine.name, build)
+    if not path.exists():
+        return {}
+    records, _ = store.read(path)
+    return {record.id: record for record in latest(records)
+            if record.build.key == build.key and record.rules == RULES and record.verdict.status is not Status.MISSING}
