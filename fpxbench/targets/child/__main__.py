@@ -1,0 +1,52 @@
+"""Compiles Triton kernels for GPUs that need not be there, each in a forked child of this one warm process.
+
+    PYTHONPATH=<folder with a Triton in it> python -S <this folder> < requests
+
+Needs nothing but the standard library and a Triton from 3.0 on. Standard input is JSON lines: first ``{jobs, timeout_s}``,
+then one request a line (``compiling.compiled`` says what is in it) with an ``id``. Standard output is JSON lines: first
+``{"build": ...}``, then one ``{"id", "seconds", ...}`` for each request, as it ends, with one of
+
+- ``compiled``: facts of the object (and its assembly, if asked for);
+- ``raised``: ``[type, message]``; - ``signal`` or ``exit``: how the process ended; - ``timeout``: after how many seconds
+
+and ``log``, the end of what it wrote, native code included.
+"""
+
+import json
+import sys
+
+from forks import run_each
+
+
+def main():
+    settings = json.loads(sys.stdin.readline())
+    out = os_level_stdout()
+    try:
+        import compiling
+    except BaseException as error:      # whatever a broken Triton does as it is imported
+        say(out, {"unusable": f"{type(error).__name__}: {error}"})
+        return
+    say(out, {"build": compiling.warmed_up()})
+    requests = [json.loads(line) for line in sys.stdin if line.strip()]
+    for request in requests:
+        compiling.prepare(request)
+    for answer in run_each(requests, compiling.compiled, settings["jobs"], settings["timeout_s"]):
+        say(out, answer)
+
+
+def os_level_stdout():
+    """The stream to answer on; whatever else is printed, by native code too, goes to standard error."""
+    import os
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def say(out, message):
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""One kernel through the Triton that is at hand, from 3.0 on: the differences between its versions end here."""
+
+import functools
+import importlib.util
+import os
+import sys
+import types
+
+try:
+    import setuptools  # noqa: F401
+except ImportError:
+    # Triton up to 3.2 imports it for building its launcher in C, which nothing here ever needs.
+    sys.modules["setuptools"] = types.ModuleType("setuptools")
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler.compiler import make_backend
+
+import facts
+
+VERSION = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:2])
+_modules = {}
+
+
+def warmed_up():
+    """Which Triton this is; and everything is done once that each compilation would do again, as a fork starts with it done."""
+    key = _triton_key()
+    for target in (GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
+        try:
+            make_backend(target).hash()     # runs the assembler or linker for its version
+        except Exception:
+            pass        # each compilation for such a target will say so in its own words
+    return {"triton": triton.__version__, "key": key, "python": ".".join(map(str, sys.version_info[:3])), "links_in_process": not _wants_linker()}
+
+
+def _triton_key():
+    try:
+        from triton.runtime.cache import triton_key
+    except ImportError:
+        from triton.compiler.compiler import triton_key
+    return triton_key()
+
+
+def _wants_linker():
+    """Whether objects for AMD GPUs are linked by a program that has to be found (up to 3.4)."""
+    from triton.backends.amd.compiler import HIPBackend
+
+    return hasattr(HIPBackend, "path_to_rocm_lld")
+
+
+def prepare(request):
+    """Load the request's source file; why that failed, if it did, is kept for `compiled` to raise."""
+    path = request["file"]
+    if path in _modules:
+        return
+    spec = importlib.util.spec_from_file_location("kernels_%d" % len(_modules), path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        _modules[path] = module
+    except Exception as error:
+        _modules[path] = error
+
+
+def compiled(request):
+    """Facts of the object that a request becomes.
+
+    A request: ``file`` and ``kernel`` name the function; ``backend`` (cuda, hip), ``arch`` (90, "gfx942") and ``warp_size``
+    the GPU; ``signature`` gives the type of each argument that is no constant, by name and in any order; ``constants`` the
+    others, where ``{"dtype": "bfloat16"}`` is one of Triton's dtypes and a list a tuple; ``divisible`` the arguments that
+    are multiples of 16; ``options`` are the compiler's; ``assembly`` asks for its text.
+    """
+    module = _modules[request["file"]]
+    if isinstance(module, Exception):
+        raise module
+    for needed in request.get("needs", ()):
+        if not hasattr(tl, needed):
+            raise NotImplementedError("this build has no tl." + needed)
+    function = getattr(module, request["kernel"])
+    constants = {name: _constant(value) for name, value in request["constants"].items()}
+    source = _source(function, request["signature"], constants, set(request["divisible"]))
+    target = GPUTarget(request["backend"], request["arch"], request["warp_size"])
+    kernel = triton.compile(source, target=target, options=dict(request["options"]))
+    return facts.of(kernel, request["backend"], bool(request.get("assembly")), _tools())
+
+
+def _constant(value):
+    if isinstance(value, dict):
+        return getattr(tl, value["dtype"])
+    return tuple(map(_constant, value)) if isinstance(value, list) else value
+
+
+def _source(function, types_, constants, divisible):
+    names = function.arg_names
+    if VERSION >= (3, 3):
+        signature = {name: "constexpr" if name in constants else types_[name] for name in names}
+        attrs = {(at,): [["tt.divisibility", 16]] for at, name in enumerate(names) if name in divisible}
+        return ASTSource(function, signature, constexprs=constants, attrs=attrs)
+    if VERSION >= (3, 2):
+        from triton.backends.compiler import AttrsDescriptor
+
+        attrs = AttrsDescriptor.from_hints({at: 16 for at, name in enumerate(names) if name in divisible})
+        signature = {name: types_[name] for name in names if name not in constants}
+        return ASTSource(function, signature, constants=constants, attrs=attrs)
+    from triton.compiler.compiler import AttrsDescriptor
+
+    attrs = AttrsDescriptor(divisible_by_16={at for at, name in enumerate(names) if name in divisible}, equal_to_1=set())
+    signature = {at: types_[name] for at, name in enumerate(names) if name not in constants}
+    return ASTSource(function, signature, constants={names.index(name): value for name, value in constants.items()}, attrs=attrs)
+
+
+@functools.lru_cache(maxsize=None)
+def _tools():
+    """Where NVIDIA's disassembler lies in this Triton, or None."""
+    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "nvdisasm")
+    return path if os.access(path, os.X_OK) else None

@@ -1,0 +1,189 @@
+"""``targets.json``: what every Triton build makes of every probe on every architecture. The schema, and its reading and writing.
+
+`docs/targets.md` documents it for those who read it without this package.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from fpxbench.targets.architectures import Architecture
+from fpxbench.verdict import BROKEN, Kind, Status
+
+SCHEMA = 1
+_MOST_BYTES = 64 << 20
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+Check = Literal["table", "instruction", "none"]
+"""How an object that came out was looked at: all codes executed and compared; its conversion instruction known; only compiled."""
+
+
+class Outcome(_Model):
+    """What became of a cell on one build. Cells with the same cause share one."""
+
+    status: Status
+    """As everywhere: ``ok`` compiled (and was found right, as far as `check` says), ``wrong`` compiles but decodes wrongly,
+    ``unsupported`` refused with a reason, ``error`` raised, ``crash`` ended the process, ``timeout``; ``missing`` is not known to
+    the build."""
+    kind: Kind | None = None
+    cause: str = ""
+    """One sentence, the same for all that failed for one reason: names of types and targets are in it only where they are the reason."""
+    check: Check = "none"
+    words: str = ""
+    """The compiler's own, from one of the cells, with no paths; or the evidence for a wrong result."""
+    signal: str | None = None
+
+
+class Figures(_Model):
+    """Of the object that came out."""
+
+    registers: int | None = None
+    """A thread's."""
+    stack_bytes: int | None = None
+    """Local memory of a thread: spilled, or indexed at run time."""
+    shared_bytes: int | None = None
+    """A block's."""
+    spills: int | None = None
+    """Vector registers (AMD); on NVIDIA see `stack_bytes`."""
+    load_bits: int | None = None
+    """The widest load from global memory of one thread."""
+    matrix: list[str] = []
+    """Matrix instructions: ``wgmma.mma_async``, ``v_mfma``, …; none: no tensor cores."""
+    conversions: list[str] = []
+    """Instructions that convert from or to a format of 8 bits or less."""
+    instructions_a_weight: float | None = None
+    """Machine instructions other than loads and stores, of a decode."""
+
+
+class Run(_Model):
+    """Consecutive builds on which a cell had the same outcome."""
+
+    builds: tuple[int, int]
+    """First and last, as positions in the matrix's `builds`."""
+    outcome: int
+    """Position in the matrix's `outcomes`."""
+    figures: Figures | None = None
+    """On the last of them."""
+
+
+class Probe(_Model):
+    """One kernel with its format and options."""
+
+    id: str
+    """``decode/e4m3fnuz/bf16``: operation, format, and the rest."""
+    operation: str
+    format: str
+    """A format's name; for two operands ``e4m3fn×e5m2``, for a scheme its name."""
+    cells: dict[str, list[Run]]
+    """Its history by architecture, oldest run first. A build that is in no run was not asked."""
+
+
+class TritonBuild(_Model):
+    """One Triton, and how the matrix was made with it."""
+
+    triton: str
+    key: str = ""
+    """Digest of Triton's own key of its sources and libraries."""
+    python: str = ""
+    linker: str = ""
+    """For AMD's objects: ``built in``, or the program that stood in for ROCm's."""
+    cells: int = 0
+    seconds: float = 0.0
+    """That compiling them took; those that were known from before are not in it."""
+    unusable: str = ""
+    """Why there is nothing from this build, if there is nothing."""
+
+
+class Machine(_Model):
+    """Where the matrix was made. No GPU is involved."""
+
+    system: str
+    processor: str
+    cores: int
+
+
+class OperationSummary(_Model):
+    name: str
+    title: str
+    about: str
+
+
+def _supported(schema: int) -> int:
+    if schema > SCHEMA:
+        raise ValueError(f"written by a newer fpxbench than this one (which reads schema {SCHEMA} and older)")
+    return schema
+
+
+class Matrix(_Model):
+    """Everything that is known, over builds in order of their versions."""
+
+    schema_: Annotated[int, AfterValidator(_supported)] = Field(default=SCHEMA, alias="schema")
+    generator: str
+    """``fpxbench 0.1.0``."""
+    generated: datetime
+    machine: Machine
+    builds: list[TritonBuild]
+    architectures: list[Architecture]
+    operations: list[OperationSummary]
+    outcomes: list[Outcome]
+    probes: list[Probe]
+
+    @model_validator(mode="after")
+    def _positions_exist(self) -> Self:
+        known = {architecture.name for architecture in self.architectures}
+        for probe in self.probes:
+            for name, runs in probe.cells.items():
+                if name not in known:
+                    raise ValueError(f"probe {probe.id} has a cell on {name}, which is not among the architectures")
+                last = -1
+                for run in runs:
+                    if not (last < run.builds[0] <= run.builds[1] < len(self.builds) and 0 <= run.outcome < len(self.outcomes)):
+                        raise ValueError(f"probe {probe.id} on {name}: run {run.builds} with outcome {run.outcome} is out of order or range")
+                    last = run.builds[1]
+        return self
+
+    def outcome_of(self, probe: Probe, architecture: str, build: int) -> Outcome | None:
+        """What became of a cell on the build at that position; None where it was not asked."""
+        for run in probe.cells.get(architecture, ()):
+            if run.builds[0] <= build <= run.builds[1]:
+                return self.outcomes[run.outcome]
+        return None
+
+    def broken(self, build: int) -> int:
+        """How many cells are broken on the build at that position."""
+        return sum(
+            self.outcomes[run.outcome].status in BROKEN
+            for probe in self.probes for runs in probe.cells.values() for run in runs if run.builds[0] <= build <= run.builds[1]
+        )
+
+    def write(self, path: Path) -> None:
+        """One probe a line, so that a new build's differences can be read as a diff."""
+        whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"probes", "outcomes"}) | {"schema": self.schema_}
+        lines = [json.dumps(whole, ensure_ascii=False)[:-1]]
+        for field in ("outcomes", "probes"):
+            items = (item.model_dump_json(exclude_defaults=True) for item in getattr(self, field))
+            lines.append(f', "{field}": [\n' + ",\n".join(items) + "\n]")
+        partial = path.with_name(path.name + ".part")
+        partial.write_text("".join(lines) + "}\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def read_matrix(path: Path) -> Matrix:
+    """The matrix in a file. Raises ValueError (with the file's name) for one that is none, FileNotFoundError."""
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: no matrix")
+    try:
+        return Matrix.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        first = error.errors(include_url=False, include_input=False)[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} is no matrix of targets: {where + ': ' if where else ''}{first['msg']}") from None
