@@ -11,14 +11,12 @@ import sys
 from fpxbench.plan import planned_cases
 from fpxbench.record import Record
 from fpxbench.settings import Settings
-from fpxbench.verdict import SEVERITY, Status
+from fpxbench.verdict import Status
+
+from .tracking import STATUS_NUMBER, tracked
 
 SETTINGS = Settings.from_environment()
 CASES = planned_cases(SETTINGS)
-
-# asv takes more for worse, and cannot give a ratio to 0: so 1 is `ok`, and the worst has the highest number.
-STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERITY.items()}
-"""ok 1, unsupported 2, missing 3, error 4, oom 5, timeout 6, nonfinite 7, wrong 8, crash 9."""
 
 
 def setup_cache() -> dict[str, dict]:
@@ -55,61 +53,47 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _tracked(unit: str, version: str = "1"):
-    """Make a look-up a benchmark. `version` is the figure's definition: raise it only when old results no longer compare."""
-
-    def mark(function):
-        function.params = [CASES]
-        function.param_names = ["case"]
-        function.unit = unit
-        function.version = version
-        function.pretty_name = function.__doc__.splitlines()[0].rstrip(".")
-        return function
-
-    return mark
-
-
 def _look_up(cache: dict[str, dict], case: str, figure: str):
     return cache[case][figure] if case in cache else math.nan
 
 
-@_tracked("seconds")
+@tracked("seconds", "case", CASES)
 def track_latency(cache, case):
     """Time of one call."""
     return _look_up(cache, case, "latency")
 
 
-@_tracked("x")
+@tracked("x", "case", CASES)
 def track_speedup(cache, case):
     """Speedup over the dense 16-bit product, measured in turn with it."""
     return _look_up(cache, case, "speedup")
 
 
-@_tracked("1")
+@tracked("1", "case", CASES)
 def track_relative_error(cache, case):
     """Relative error against the exact product with the weight as stored."""
     return _look_up(cache, case, "relative_error")
 
 
-@_tracked("dB")
+@tracked("dB", "case", CASES)
 def track_sqnr(cache, case):
     """Signal to quantization noise of the stored weight."""
     return _look_up(cache, case, "sqnr")
 
 
-@_tracked("bytes")
+@tracked("bytes", "case", CASES)
 def track_packed_bytes(cache, case):
     """Bytes of the stored weight, scales included."""
     return _look_up(cache, case, "packed_bytes")
 
 
-@_tracked("kernels")
+@tracked("kernels", "case", CASES)
 def track_kernels_launched(cache, case):
     """Kernels launched by one call."""
     return _look_up(cache, case, "kernels_launched")
 
 
-@_tracked("status")
+@tracked("status", "case", CASES)
 def track_status(cache, case):
     """Status: 1 is ok, 2 unsupported, 3 missing, 4 error, 5 oom, 6 timeout, 7 nonfinite, 8 wrong, 9 crash."""
     return _look_up(cache, case, "status")

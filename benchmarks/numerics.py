@@ -1,0 +1,58 @@
+"""What casts do, conversion by conversion, for asv: one run in `setup_cache`, and then a look-up for each figure.
+
+A build that changes a cast (E4M3FN's overflow from NaN to 448, in 2.12) is a step in the number of inputs that differ from a fixed
+reference. The profiles `smoke` and `quick` have what eager PyTorch does; `full` has every conversion.
+"""
+
+import math
+import signal
+import sys
+
+from fpxbench.build import installed_build
+from fpxbench.numerics.conversion import Engine
+from fpxbench.numerics.plan import conversions
+from fpxbench.settings import Settings
+
+from .tracking import STATUS_NUMBER, tracked
+
+SETTINGS = Settings.from_environment()
+ENGINES = () if SETTINGS.profile == "full" else (Engine.EAGER,)
+GLOBS = {
+    "smoke": ("cast/fp32", "finfo"),
+    "quick": ("cast/fp*", "cast/bf16", "cast/e*/fp*", "cast/e*/bf16", "scale_then_cast", "finfo", "*/uint*"),   # FP8 to FP8 is left out
+    "full": (),
+}[SETTINGS.profile]
+# Which devices there are is not known before PyTorch is imported: those of a GPU that is not there stay without figures.
+DEVICES = [SETTINGS.device] if SETTINGS.device else ["cpu"] + ["cuda"] * (installed_build().variant != "cpu")
+CONVERSIONS = [conversion.id for conversion in conversions(DEVICES, ENGINES, GLOBS)]
+
+
+def setup_cache() -> dict[str, dict]:
+    """Judge the conversions; figures by conversion id."""
+    from fpxbench.numerics.run import run_numerics
+
+    # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run = run_numerics(SETTINGS, ENGINES, GLOBS)
+    if run.interrupted:
+        sys.exit("interrupted")
+    return {
+        record.id: {"differing": math.nan if record.differing is None else record.differing, "status": STATUS_NUMBER[record.verdict.status]}
+        for record in run.records
+    }
+
+
+# asv's limit is on silence, and the run reports elsewhere: it has limits of its own, on each batch's duration.
+setup_cache.timeout = 24 * 3600
+
+
+@tracked("inputs", "conversion", CONVERSIONS)
+def track_differing(cache, conversion):
+    """Inputs whose result is not the nearest number, saturated: what a format's standard allows counts too."""
+    return cache[conversion]["differing"] if conversion in cache else math.nan
+
+
+@tracked("status", "conversion", CONVERSIONS)
+def track_status(cache, conversion):
+    """Status: 1 is ok, 2 unsupported, 3 missing, 4 error, 6 timeout, 8 wrong, 9 crash."""
+    return cache[conversion]["status"] if conversion in cache else math.nan

@@ -1,0 +1,24 @@
+"""What the benchmarks share: a look-up becomes one of asv's, and a status a number."""
+
+from collections.abc import Callable
+
+from fpxbench.verdict import SEVERITY
+
+# asv takes more for worse, and cannot give a ratio to 0: so 1 is `ok`, and the worst has the highest number.
+STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERITY.items()}
+"""ok 1, unsupported 2, missing 3, error 4, oom 5, timeout 6, nonfinite 7, wrong 8, crash 9."""
+
+
+def tracked(unit: str, name: str, values: list[str], version: str = "1") -> Callable:
+    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is the figure's definition: raise it only when old
+    results no longer compare."""
+
+    def mark(function):
+        function.params = [values]
+        function.param_names = [name]
+        function.unit = unit
+        function.version = version
+        function.pretty_name = function.__doc__.splitlines()[0].rstrip(".")
+        return function
+
+    return mark
