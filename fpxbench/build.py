@@ -6,20 +6,22 @@ asv's own process and the benchmarks ask for it, and importing PyTorch takes sec
 from __future__ import annotations
 
 import ast
-import importlib.metadata
-import importlib.util
+import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from fpxbench import torch_facts as torch_facts_module
 from fpxbench.record import Build
-from fpxbench.timeline import commit_hash
+from fpxbench.timeline.commit import commit_hash
+from fpxbench.torch_facts import TRITON_DISTRIBUTIONS, torch_facts
 
-# The module is always `triton`; PyTorch's own builds of it carry these names, nightlies and ROCm ones among them.
-TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
-
+_ANSWER_WITHIN_S = 60
 _VARIANT = re.compile(r"cpu|cu\d+|rocm\d+(\.\d+)*|xpu")
 _NIGHTLY_DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
 
@@ -28,16 +30,32 @@ class NoPyTorch(RuntimeError):
     """This interpreter has no PyTorch, or one that cannot be told."""
 
 
-def installed_build() -> Build:
-    """The build that ``import torch`` would bring, without importing it.
+def installed_build(python: str | None = None) -> Build:
+    """The build that ``import torch`` would bring, without importing it: to this interpreter, or to `python`, a path or a command.
 
-    Raises NoPyTorch if there is none, or if its ``version.py`` says too little.
+    Raises NoPyTorch if there is none, if its ``version.py`` says too little, or if `python` cannot be run.
     """
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise NoPyTorch("no PyTorch is installed for this Python: `pip install torch`, or run another Python's fpxbench")
-    declared, triton = _declared_triton(), _installed_triton()
-    return read_build(Path(spec.origin).parent / "version.py", triton=triton, declared_triton=declared)
+    facts = torch_facts() if python is None else _facts_of(python)
+    if facts["origin"] is None:
+        whose = "this Python" if python is None else python
+        raise NoPyTorch(f"no PyTorch is installed for {whose}: `pip install torch`, or run another Python's fpxbench")
+    version_file = Path(facts["origin"]).parent / "version.py"
+    return read_build(version_file, triton=facts["triton"], declared_triton=_declared_triton(facts["requires"]))
+
+
+def _facts_of(python: str) -> dict:
+    command = shutil.which(os.path.expanduser(python))
+    if command is None:
+        raise NoPyTorch(f"{python!r} is no interpreter: a path as in ~/venv/bin/python, or a command on the PATH")
+    # Not by the file's path, which would put fpxbench's own modules before the standard library's; nor in this folder, where a
+    # checkout of PyTorch may lie.
+    source = Path(torch_facts_module.__file__).read_text(encoding="utf-8")
+    try:
+        done = subprocess.run([os.path.abspath(command), "-c", source], capture_output=True, text=True, cwd="/", timeout=_ANSWER_WITHIN_S)
+        return json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
+        said = (done.stderr.strip().splitlines() or [str(error)])[-1] if isinstance(error, json.JSONDecodeError) else str(error)
+        raise NoPyTorch(f"{python} does not say which PyTorch it has: {said}") from error
 
 
 def read_build(version_file: Path, triton: str | None = None, declared_triton: Requirement | None = None) -> Build:
@@ -47,7 +65,7 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     the pair is nobody's release or nightly: its channel is ``source``, so that it gets a place of its own on the timeline.
     """
     try:
-        facts = _assignments(version_file.read_text(encoding="utf-8"))
+        facts = string_constants(version_file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError) as error:
         raise NoPyTorch(f"{version_file} cannot be read, so the installed PyTorch is not known: {error}") from error
     text = facts.get("__version__")
@@ -56,13 +74,13 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     except InvalidVersion as error:
         raise NoPyTorch(f"{version_file} says __version__ = {text!r}, which is no version") from error
 
-    channel, date = _channel(version)
+    channel, date = channel_and_date(version)
     if triton and declared_triton and not declared_triton.specifier.contains(triton, prereleases=True):
         channel = "source"
     build = Build(
         torch=str(text),
         triton=triton,
-        git=_git(facts.get("git_version")),
+        git=git_commit(facts.get("git_version")),
         channel=channel,
         variant=_variant(version, facts),
         date=date,
@@ -70,7 +88,7 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     return build.model_copy(update={"key": commit_hash(build)})
 
 
-def _assignments(source: str) -> dict[str, str | None]:
+def string_constants(source: str) -> dict[str, str | None]:
     """``name = "constant"``, annotated or not, of a module's source."""
     found: dict[str, str | None] = {}
     for node in ast.parse(source).body:
@@ -82,7 +100,7 @@ def _assignments(source: str) -> dict[str, str | None]:
     return found
 
 
-def _channel(version: Version) -> tuple[str, str | None]:
+def channel_and_date(version: Version) -> tuple[str, str | None]:
     """The channel, and the date where the version tells it: a release's version does not."""
     published = version.local is None or _VARIANT.fullmatch(version.local)
     if published and version.dev is not None and (match := _NIGHTLY_DATE.fullmatch(str(version.dev))):
@@ -103,27 +121,14 @@ def _variant(version: Version, facts: dict[str, str | None]) -> str:
     return "xpu" if facts.get("xpu") else "cpu"
 
 
-def _git(commit: str | None) -> str | None:
+def git_commit(commit: str | None) -> str | None:
     """The upstream commit; builds outside a git checkout say ``Unknown``."""
     return commit if commit and re.fullmatch(r"[0-9a-f]{7,40}", commit) else None
 
 
-def _installed_triton() -> str | None:
-    for name in TRITON_DISTRIBUTIONS:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def _declared_triton() -> Requirement | None:
-    """The Triton that the installed PyTorch asks for; a CPU build asks for none, and then any will do."""
-    try:
-        lines = importlib.metadata.requires("torch") or []
-    except importlib.metadata.PackageNotFoundError:  # a source tree on the path, never installed
-        return None
-    for line in lines:
+def _declared_triton(requires: list[str]) -> Requirement | None:
+    """The Triton that an installed PyTorch asks for; a CPU build asks for none, and then any will do."""
+    for line in requires:
         try:
             requirement = Requirement(line)
         except InvalidRequirement:  # another project's metadata: not ours to refuse

@@ -1,0 +1,65 @@
+"""Which builds have been measured on which machine, told from the results folder without reading its history."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from fpxbench.record import Build, Record
+from fpxbench.store import Store
+from fpxbench.timeline.commit import commit_hash
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one file of records holds of one build."""
+
+    machine: str
+    build: Build
+    records: int
+
+
+def measured(results: Path) -> Iterator[Measured]:
+    """Every build that the records under `results` are about, a machine and a variant at a time.
+
+    Of a file the first record that can be read tells the build, and the rest is counted in lines. Source builds of one version
+    share a file whatever their commit and Triton, so that there every line is asked.
+    """
+    for path in Store(results).files():
+        machine = path.parent.parent.name
+        with open(path, "rb") as lines:
+            build = next(filter(None, map(_build_of_record, lines)), None)
+            if build is None:  # sweeps and reports name broken lines
+                continue
+            if build.channel != "source":
+                lines.seek(0)
+                yield Measured(machine, build, sum(chunk.count(b"\n") for chunk in iter(lambda: lines.read(1 << 20), b"")))
+                continue
+            lines.seek(0)
+            builds = [found for line in lines if (found := _build_alone(line)) is not None]
+        counts = Counter(map(commit_hash, builds))
+        for key, known in {commit_hash(one): one for one in builds}.items():
+            yield Measured(machine, known, counts[key])
+
+
+def _build_of_record(line: bytes) -> Build | None:
+    try:
+        build = Record.model_validate_json(line).build
+        Version(build.torch)
+    except ValueError:  # InvalidVersion is one too
+        return None
+    return build
+
+
+def _build_alone(line: bytes) -> Build | None:
+    try:
+        build = Build.model_validate(json.loads(line)["build"])
+        Version(build.torch)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return build
