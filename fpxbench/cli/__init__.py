@@ -17,6 +17,7 @@ from fpxbench.cli.common import UsageError, app, err
 from fpxbench.cli import sweeps  # noqa: F401
 from fpxbench.cli import results  # noqa: F401
 from fpxbench.cli import listing  # noqa: F401
+from fpxbench.cli import timeline  # noqa: F401
 from fpxbench.cli import codec  # noqa: F401
 from fpxbench.cli import numerics  # noqa: F401
 # isort: on
