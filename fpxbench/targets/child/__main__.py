@@ -3,7 +3,7 @@
     PYTHONPATH=<folder with a Triton in it> python -S <this folder> < requests
 
 Needs nothing but the standard library and a Triton from 3.0 on. Standard input is JSON lines: first ``{jobs, timeout_s}``,
-then one request a line (``compiling.compiled`` says what is in it) with an ``id``. Standard output is JSON lines: first
+then one request a line (``compiling.compiled`` says what is in it) with an ``id``; an empty line asks for the answers to what came so far. Standard output is JSON lines: first
 ``{"build": ...}``, then one ``{"id", "seconds", ...}`` for each request, as it ends, with one of
 
 - ``compiled``: facts of the object (and its assembly, if asked for);
@@ -13,6 +13,8 @@ and ``log``, the end of what it wrote, native code included.
 """
 
 import json
+import os
+import signal
 import sys
 
 from forks import run_each
@@ -20,27 +22,38 @@ from forks import run_each
 
 def main():
     settings = json.loads(sys.stdin.readline())
-    out = os_level_stdout()
+    out = answers()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))     # run_each then ends its children
     try:
         import compiling
     except BaseException as error:      # whatever a broken Triton does as it is imported
-        say(out, {"unusable": f"{type(error).__name__}: {error}"})
+        say(out, {"unusable": "%s: %s" % (type(error).__name__, error)})
         return
     say(out, {"build": compiling.warmed_up()})
-    requests = [json.loads(line) for line in sys.stdin if line.strip()]
-    for request in requests:
-        compiling.prepare(request)
-    for answer in run_each(requests, compiling.compiled, settings["jobs"], settings["timeout_s"]):
-        say(out, answer)
+    for batch in batches():
+        for request in batch:
+            compiling.prepare(request)
+        for answer in run_each(batch, compiling.compiled, settings["jobs"], settings["timeout_s"]):
+            say(out, answer)
 
 
-def os_level_stdout():
+def batches():
+    """The requests, as many at a time as come before an empty line or the end."""
+    batch = []
+    for line in sys.stdin:
+        if line.strip():
+            batch.append(json.loads(line))
+        else:
+            yield batch
+            batch = []
+    yield batch
+
+
+def answers():
     """The stream to answer on; whatever else is printed, by native code too, goes to standard error."""
-    import os
-
-    answers = os.fdopen(os.dup(1), "w")
+    stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    return answers
+    return stream
 
 
 def say(out, message):

@@ -27,6 +27,8 @@ _modules = {}
 def warmed_up():
     """Which Triton this is; and everything is done once that each compilation would do again, as a fork starts with it done."""
     key = _triton_key()
+    import triton.compiler.code_generator  # noqa: F401  (imported by the first compilation)
+
     for target in (GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
         try:
             make_backend(target).hash()     # runs the assembler or linker for its version
@@ -51,17 +53,20 @@ def _wants_linker():
 
 
 def prepare(request):
-    """Load the request's source file; why that failed, if it did, is kept for `compiled` to raise."""
+    """Load the request's source file, and have Triton read its kernel; why that failed, if it did, is left for `compiled` to raise."""
     path = request["file"]
-    if path in _modules:
-        return
-    spec = importlib.util.spec_from_file_location("kernels_%d" % len(_modules), path)
-    module = importlib.util.module_from_spec(spec)
+    if path not in _modules:
+        spec = importlib.util.spec_from_file_location("kernels_%d" % len(_modules), path)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+            _modules[path] = module
+        except Exception as error:
+            _modules[path] = error
     try:
-        spec.loader.exec_module(module)
-        _modules[path] = module
-    except Exception as error:
-        _modules[path] = error
+        getattr(_modules[path], request["kernel"]).cache_key
+    except Exception:
+        pass        # the compilation will meet the same
 
 
 def compiled(request):

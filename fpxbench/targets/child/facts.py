@@ -3,6 +3,7 @@
 import re
 import struct
 import subprocess
+import tempfile
 
 # Names of matrix instructions, as people search for them.
 _MATRIX = r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfmac?|v_s?wmmac?"
@@ -113,8 +114,6 @@ def _instructions_only(text, backend):
 
 def _sass_opcodes(cubin, disassembler):
     """How often each machine instruction occurs, by name; None where the disassembler does not take the object."""
-    import tempfile
-
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -62,6 +62,7 @@ class _Call:
 def _child(request, function, folder, log, writing):
     """The forked child: never returns."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -77,11 +78,10 @@ def _child(request, function, folder, log, writing):
 
 
 def _words(error):
-    """Type and message; of an error that only wraps another (a CompilationError its cause), the cause's words as well."""
+    """Type and message; of an error that only wraps another (a CompilationError), the cause's words as well."""
     message = str(error)
-    cause = error.__cause__ or error.__context__
-    if cause is not None and str(cause) not in message:
-        message += "\n" + str(cause)
+    if error.__cause__ is not None and str(error.__cause__) not in message:
+        message += "\n" + str(error.__cause__)
     return [type(error).__name__, message[-LOG_BYTES:]]
 
 

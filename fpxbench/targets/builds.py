@@ -1,0 +1,119 @@
+"""Which Triton: the installed one, a release by its version, or whatever lies in a folder."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+INSTALLED = "installed"
+_INSTALL_S = 3600
+
+
+class CannotObtain(RuntimeError):
+    """A Triton that cannot be had here, and why, in a sentence."""
+
+
+@dataclass(frozen=True)
+class TritonAt:
+    """A Triton that can be run: an interpreter, and the folder that holds the package (None: the interpreter's own)."""
+
+    asked_for: str
+    python: str
+    folder: Path | None
+
+    def command(self, script: Path) -> list[str]:
+        """How to run a script under it. From a folder nothing else that is installed can be seen, so nothing else is needed."""
+        return [self.python, *(["-S"] if self.folder else []), str(script)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = {"PYTHONPATH": str(self.folder)} if self.folder else {}
+        return {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTHONPATH"))} | path
+
+
+def cache_root() -> Path:
+    """``$XDG_CACHE_HOME/fpxbench``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpxbench"
+
+
+def triton_at(asked_for: str, say: Callable[[str], None] = lambda text: None) -> TritonAt:
+    """``installed``, a version (fetched once, and kept), or the path of a folder with a Triton in it or of a Python that has one.
+
+    Raises CannotObtain.
+    """
+    if asked_for == INSTALLED:
+        if importlib.util.find_spec("triton") is None:
+            raise CannotObtain("no Triton is installed for this Python: name versions to fetch with --triton, or `pip install triton`")
+        return TritonAt(asked_for, sys.executable, None)
+    path = Path(asked_for)
+    if os.sep in asked_for or path.exists():
+        if (path / "triton" / "__init__.py").is_file():
+            return TritonAt(asked_for, sys.executable, path.resolve())
+        if path.is_file() and os.access(path, os.X_OK):
+            return TritonAt(asked_for, str(path.absolute()), None)
+        raise CannotObtain(f"{asked_for} is neither a folder with a `triton` package in it nor a Python interpreter")
+    try:
+        Version(asked_for)
+    except InvalidVersion:
+        raise CannotObtain(f"{asked_for!r} is no version of Triton, and no folder or interpreter either") from None
+    return TritonAt(asked_for, sys.executable, _fetched(asked_for, say))
+
+
+def _fetched(version: str, say: Callable[[str], None]) -> Path:
+    folder = cache_root() / "triton" / f"{version}-cp{sys.version_info[0]}{sys.version_info[1]}"
+    if folder.is_dir():
+        return folder
+    say(f"fetching Triton {version} into {folder} (some hundred MB)")
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=folder.parent))
+        _install(version, partial)
+        try:
+            partial.rename(folder)      # only what is whole gets the name
+        except OSError:
+            if not folder.is_dir():     # somebody else was as fast
+                raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise CannotObtain(_no_space(version, folder) if full else f"Triton {version} cannot be kept in {folder}: {error.strerror}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _install(version: str, folder: Path) -> None:
+    """Without what it depends on: the compiler needs none of it. Both installers follow the user's own index configuration."""
+    if uv := shutil.which("uv"):
+        command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
+    else:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run = subprocess.run([*command, "--no-deps", "--only-binary", ":all:", "--target", str(folder), f"triton=={version}"],
+                         capture_output=True, text=True, errors="replace", timeout=_INSTALL_S)
+    if run.returncode == 0:
+        return
+    said = run.stderr + run.stdout
+    if re.search(r"No space left on device|Disk quota exceeded", said):
+        raise CannotObtain(_no_space(version, folder.parent))
+    if re.search(r"No matching distribution|no (?:matching )?wheels?|there is no version|not found in the package registry", said, re.IGNORECASE):
+        raise CannotObtain(f"Triton {version} has no wheel for Python {sys.version_info[0]}.{sys.version_info[1]} on this machine, "
+                           "or the index does not have it: `pip index versions triton` lists those that it has")
+    last = [line.strip() for line in said.splitlines() if line.strip()][-3:]
+    raise CannotObtain(f"Triton {version} could not be installed: {' | '.join(last) or f'the installer ended with {run.returncode}'}")
+
+
+def _no_space(version: str, folder: Path) -> str:
+    return (f"there is no space left for Triton {version} (about 1 GB unpacked) in {folder.parent}: "
+            "make room, or name another place with XDG_CACHE_HOME")

@@ -1,0 +1,238 @@
+"""A Triton build asked about many probes on many architectures: one warm process of it, and a forked child for each cell.
+
+What was answered before is not asked again: answers are kept by (Triton build, source, signature, target, options).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fpxbench.targets.architectures import Architecture
+from fpxbench.targets.builds import TritonAt, cache_root
+from fpxbench.targets.operations import KERNELS, Question, Request
+
+CHILD = Path(__file__).with_name("child")
+TIMEOUT_S = 60.0
+LINKERS = ("/opt/rocm/llvm/bin/ld.lld", "ld.lld", *(f"ld.lld-{version}" for version in range(22, 15, -1)))
+"""Where AMD's objects get linked by a program of their own (Triton before 3.5): ROCm's, else a stand-in."""
+
+Answer = dict[str, Any]
+Cell = tuple[Question, Architecture]
+
+
+class Unusable(RuntimeError):
+    """A Triton that cannot be run, and why."""
+
+
+@dataclass
+class Answers:
+    """What a build answered."""
+
+    triton: str
+    key: str
+    python: str
+    linker: str
+    unknown: dict[str, str]
+    """Architectures that the build does not know, and its words."""
+    by_cell: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    """By probe and architecture; none for an architecture that is unknown."""
+    seconds: float = 0.0
+    asked: int = 0
+    """Cells that were compiled now; the others were known."""
+
+
+def ask(
+    build: TritonAt, cells: Sequence[Cell], jobs: int | None = None, timeout_s: float = TIMEOUT_S, fresh: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
+    """Compile each cell with that build. Ctrl-C ends everything that it started, and keeps what was answered.
+
+    Raises Unusable for a build that cannot be imported.
+    """
+    started = time.monotonic()
+    with _Child(build, jobs or os.cpu_count() or 1, timeout_s) as child:
+        about = child.about
+        answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"],
+                          "built in" if about["links_in_process"] else child.linker, {})
+        known = _Kept(answers.key, answers.linker)
+        if fresh:
+            known.forget()
+        asked = {architecture.name: architecture for _, architecture in cells}
+        copies = {name: _copy(architecture) for name, architecture in asked.items()}
+        for name, answer in _answered(copies, child, known, answers, lambda: None):
+            if (words := _not_known(answer)) is not None:
+                answers.unknown[name] = words
+        requests = {(q.id, a.name): q.request(a) for q, a in cells if a.name not in answers.unknown}
+        done = 0
+
+        def one_more() -> None:
+            nonlocal done
+            done += 1
+            progress(done, len(requests))
+
+        for cell, answer in _answered(requests, child, known, answers, one_more):
+            answers.by_cell[cell] = answer
+    answers.seconds = time.monotonic() - started
+    return answers
+
+
+def _answered(requests: dict[Any, Request], child: _Child, known: _Kept, answers: Answers, one_more: Callable[[], None]) -> Iterator[tuple[Any, Answer]]:
+    """Answers by the requests' keys: those that are known first, then the others as they come."""
+    names = {key: known.name(request) for key, request in requests.items()}
+    for key, name in names.items():
+        if name in known.answers:
+            one_more()
+            yield key, known.answers[name]
+    left = [key for key, name in names.items() if name not in known.answers]
+    answers.asked += len(left)
+    for position, answer in child.batch([requests[key] for key in left]):
+        known.keep(names[left[position]], answer)
+        one_more()
+        yield left[position], answer
+
+
+def _copy(architecture: Architecture) -> Request:
+    """A kernel that copies fp32 numbers: whoever knows an architecture at all compiles it."""
+    return {"file": str(KERNELS), "kernel": "convert", "signature": {"source": "*fp32", "out": "*fp32"}, "divisible": ["out", "source"],
+            "constants": {"BLOCK": 128}, "options": {"num_warps": 1}, **architecture.target}
+
+
+def _not_known(copied: Answer) -> str | None:
+    """Why a build does not know an architecture, told by what became of the plain copy; None if it does."""
+    log = copied.get("log", "")
+    for line in log.splitlines():
+        if "is not a recognized processor" in line:
+            return line.strip()
+    if "compiled" in copied and copied["compiled"]["object_bytes"]:
+        return None
+    return (copied.get("raised") or ["", log])[1].strip()[-400:] or "a plain copy does not compile"
+
+
+class _Child:
+    """The warm process of a build; a context, which ends it."""
+
+    def __init__(self, build: TritonAt, jobs: int, timeout_s: float) -> None:
+        self._build = build
+        self._settings = {"jobs": jobs, "timeout_s": timeout_s}
+        self.linker = _linker()
+
+    def __enter__(self) -> _Child:
+        self._errors = tempfile.TemporaryFile()
+        environment = self._build.environment | {"TRITON_DEFAULT_FP_FUSION": "1"}    # 3.10 changes the default
+        if self.linker:
+            environment["TRITON_HIP_LLD_PATH"] = self.linker
+        # A session of its own: Ctrl-C reaches this process, which ends that one and its children in order.
+        self._process = subprocess.Popen(self._build.command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+                                         env=environment, text=True, start_new_session=True)
+        try:
+            self._send([self._settings])
+            said = self._receive()
+            if "unusable" in said:
+                raise Unusable(f"Triton {self._build.asked_for} cannot be imported: {said['unusable']}")
+        except BaseException:
+            self.__exit__()
+            raise
+        self.about = said["build"]
+        return self
+
+    def batch(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
+        """Answers as they come, each with its request's position."""
+        if requests:
+            self._send([request | {"id": position} for position, request in enumerate(requests)])
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        for _ in requests:
+            answer = self._receive()
+            yield answer.pop("id"), answer
+
+    def _send(self, messages: list[dict]) -> None:
+        with contextlib.suppress(BrokenPipeError):      # it is gone; reading will tell
+            self._process.stdin.writelines(json.dumps(message) + "\n" for message in messages)
+            self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self._errors.seek(0)
+        last = [text for text in self._errors.read().decode(errors="replace").splitlines() if text.strip()][-1:] or ["it said nothing"]
+        raise Unusable(f"Triton {self._build.asked_for} ended its process with {self._process.returncode}: {last[0]}")
+
+    def __exit__(self, *error: object) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+
+class _Kept:
+    """Answers of one build from before, one JSON line each; a line that a killed run left half written costs only itself."""
+
+    def __init__(self, key: str, linker: str) -> None:
+        self._path = cache_root() / "targets" / f"{key[:32]}.jsonl"
+        self._linker = linker
+        self.answers: dict[str, Answer] = {}
+        if self._path.is_file():
+            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    kept = json.loads(line)
+                    self.answers[kept["name"]] = kept["answer"]
+
+    def forget(self) -> None:
+        self.answers.clear()
+        self._path.unlink(missing_ok=True)
+
+    def name(self, request: Request) -> str:
+        """What an answer depends on, besides the build: the request, its source, the child's own code, and for AMD the linker."""
+        source = _digest(Path(request["file"]))
+        linker = self._linker if request["backend"] == "hip" else ""
+        whole = json.dumps([{**request, "file": source}, _digest(CHILD), linker], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:32]
+
+    def keep(self, name: str, answer: Answer) -> None:
+        if "timeout" in answer:     # the machine may have been busy
+            return
+        self.answers[name] = answer
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write("\n" * (not _ends_whole(self._path)) + json.dumps({"name": name, "answer": answer}) + "\n")
+
+
+def _ends_whole(path: Path) -> bool:
+    with open(path, "rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+@cache
+def _digest(path: Path) -> str:
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _linker() -> str:
+    """A linker for AMD's objects: what TRITON_HIP_LLD_PATH says, ROCm's, or a stand-in; empty if there is none."""
+    named = os.environ.get("TRITON_HIP_LLD_PATH")
+    return named or next((path for path in map(shutil.which, LINKERS) if path), "")
