@@ -15,7 +15,7 @@ from fpxbench.conduct import Operands
 from fpxbench.diagnose import diagnose_product
 from fpxbench.implementation import Implementation
 from fpxbench.packing import K_MULTIPLE, LAYOUTS, layout_named, pack, padded_k, pieces, row_bytes, unpack
-from fpxbench.packing.layout import row_parts
+from fpxbench.packing.layout import parts
 from fpxbench.scheme import scheme_named
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
@@ -176,12 +176,13 @@ def test_what_is_packed_is_unpacked(layout, bits, data):
 
 
 @pytest.mark.parametrize(("layout", "bits"), EVERY)
-def test_many_rows_are_packed_as_few_are(layout, bits, monkeypatch):
+def test_a_large_weight_is_packed_as_its_parts_are(layout, bits, monkeypatch):
     codes = random_codes(320, 192, bits)
+    in_parts = pack(codes, bits, layout)
+    monkeypatch.setattr("fpxbench.packing.layout.CPU_GRAIN", 1 << 30)
     at_once = pack(codes, bits, layout)
-    monkeypatch.setattr("fpxbench.packing.layout.CPU_CHUNK", 1 << 14)
-    assert len(row_parts(codes, 192, LAYOUTS[layout].tile)) > 3
-    assert torch.equal(pack(codes, bits, layout), at_once)
+    monkeypatch.setattr("fpxbench.packing.layout.CPU_GRAIN", 600)
+    assert torch.equal(pack(codes, bits, layout), at_once) and torch.equal(in_parts, at_once)
     assert torch.equal(unpack(at_once, bits, 192, layout), codes)
 
 
@@ -211,6 +212,13 @@ def test_packing_neither_changes_nor_keeps_what_it_is_given(layout, bits):
 def test_a_weight_without_rows_or_columns_takes_no_bytes(layout, bits, shape):
     packed = pack(random_codes(*shape, bits), bits, layout)
     assert packed.nbytes == 0 and unpack(packed, bits, shape[1], layout).shape == shape
+
+
+def test_parts_are_all_there_is_and_no_larger_than_asked_for():
+    assert parts(10, 4, torch.device("cpu")) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert parts(2, 0, torch.device("cpu")) == [slice(0, 1), slice(1, 2)]
+    assert parts(10, 4, torch.device("meta")) == [slice(0, 10)]
+    assert parts(0, 4, torch.device("meta")) == []
 
 
 # Bytes that others made.

@@ -12,15 +12,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fpxbench.packing.layout import Layout, moved, row_parts
+from fpxbench.packing import layout
+from fpxbench.packing.layout import Layout, moved, parts
 from fpxbench.packing.planar import pieces
 
 TILE = 64
 
 
 def _write(codes: Tensor, bits: int, packed: Tensor) -> None:
-    for rows, words in _parts(codes, bits, packed):
-        pairs = _by_thread(codes[rows]).contiguous().view(torch.int16)
+    for threads, words in _parts(codes, bits, packed):
+        pairs = threads.contiguous().view(torch.int16)
         for _, _, piece in words:
             piece.zero_()
         for h, c in product(range(2), range(2)):
@@ -33,10 +34,8 @@ def _write(codes: Tensor, bits: int, packed: Tensor) -> None:
 
 
 def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
-    for rows, words in _parts(codes, bits, packed):
-        target = _by_thread(codes[rows])
-        threads = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-        pairs = threads.view(torch.int16)
+    for threads, words in _parts(codes, bits, packed):
+        pairs = torch.empty(threads.shape, dtype=threads.dtype, device=threads.device).view(torch.int16)
         for h, c in product(range(2), range(2)):
             lanes = torch.zeros(pairs[h, c].shape, dtype=torch.int32, device=codes.device)
             for offset, width, piece in words:
@@ -44,21 +43,23 @@ def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
                 for b in range(blocks.shape[3]):
                     blocks[:, :, :, b] |= moved(piece, _lowest_bit(b, h, c, width), offset, width, every=16)
             pairs[h, c] = lanes | (lanes >> 8)      # the lower sixteen bits of it
-        target.copy_(threads)
+        threads.copy_(pairs.view(torch.int64))
 
 
-def _parts(codes: Tensor, bits: int, packed: Tensor) -> Iterator[tuple[slice, list[tuple[int, int, Tensor]]]]:
-    """A few tiles of rows at a time, with the words of each piece: (offset, width, int32 [N/64, K/16, words of a tile, 32])."""
+def _parts(codes: Tensor, bits: int, packed: Tensor) -> Iterator[tuple[Tensor, list[tuple[int, int, Tensor]]]]:
+    """A few tiles at a time: the codes as `_by_thread` orders them, and the words of each piece, (offset, width, int32
+    [row tiles, column tiles, words of a tile, 32])."""
     n, k = codes.shape
-    flat, start, all_words = packed.view(-1), 0, []
+    threads, flat, start, pieces_words = _by_thread(codes), packed.view(-1), 0, []
     for offset, width in reversed(pieces(bits)):
         size = n * k * width // 8
-        piece = flat[start:start + size].view(torch.int32).view(n // TILE, k // 16, width, 32)
-        all_words.append((offset, width, piece))
+        words = flat[start:start + size].view(torch.int32).view(n // TILE, k // 16, width, 32)
+        pieces_words.append((offset, width, words))
         start += size
-    for rows in row_parts(codes, k, TILE):
-        tiles = slice(rows.start // TILE, rows.stop // TILE)
-        yield rows, [(offset, width, piece[tiles]) for offset, width, piece in all_words]
+    tiles_at_once = layout.CPU_GRAIN // (4 * 32)        # a pass takes one pair of codes a thread and block
+    for down in parts(n // TILE, tiles_at_once // (k // 16), codes.device):
+        for along in parts(k // 16, tiles_at_once, codes.device):
+            yield threads[:, :, down, along], [(offset, width, words[down, along]) for offset, width, words in pieces_words]
 
 
 def _by_thread(codes: Tensor) -> Tensor:

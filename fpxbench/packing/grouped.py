@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fpxbench.packing import layout
 from fpxbench.packing.layout import Layout, by_rows, moved, padded, with_padding
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -88,10 +89,15 @@ def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Call
         group = group_of(bits)
         return -(-k // group.codes) * group.size
 
+    def codes_at_once(bits: int) -> int:
+        """A pass takes the bytes of the groups, one by one, or fewer words."""
+        group = group_of(bits)
+        return layout.CPU_GRAIN * group.codes // group.size
+
     return Layout(
         name, description, widths, row_bytes,
-        write=by_rows(lambda codes, bits, packed: _write(codes, group_of(bits), packed)),
-        read=by_rows(lambda packed, bits, codes: _read(packed, group_of(bits), codes)),
+        write=by_rows(lambda codes, bits, packed: _write(codes, group_of(bits), packed), codes_at_once),
+        read=by_rows(lambda packed, bits, codes: _read(packed, group_of(bits), codes), codes_at_once),
     )
 
 

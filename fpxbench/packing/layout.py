@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-# Bytes of codes worked on at a time on a CPU: the passes over them then run in cache, and what lies between two passes
-# does not come fresh from the operating system, which costs more than any of them.
-CPU_CHUNK = 1 << 21
+# The most elements that a pass over a part of the codes works on, on a CPU. It then runs in cache, its result does not come
+# fresh from the operating system, which costs more than the pass, and it stays below torch's grain for threads, whose
+# barriers cost a hundred times the pass as soon as anything else runs on the machine.
+CPU_GRAIN = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,19 @@ class Layout:
             raise ValueError(f"layout {self.name!r} takes N and K in multiples of {self.tile}, not [{n}, {k}]")
 
 
-def row_parts(tensor: Tensor, row_size: int, multiple: int = 1) -> list[slice]:
-    """Slices of rows to work on one after the other: on a CPU about CPU_CHUNK bytes, whole `multiple`s of rows; else all."""
-    n = tensor.shape[0]
-    step = n if tensor.device.type != "cpu" else max(1, CPU_CHUNK // max(1, row_size * multiple)) * multiple
-    return [slice(start, min(start + step, n)) for start in range(0, n, max(1, step))]
+def parts(count: int, at_once: int, on: torch.device) -> list[slice]:
+    """``range(count)`` in slices to work on one after the other: `at_once` on a CPU, but at least one; all at once elsewhere."""
+    step = max(1, at_once if on.type == "cpu" else count)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def by_rows(work: Callable[[Tensor, int, Tensor], None]) -> Callable[[Tensor, int, Tensor], None]:
-    """`work(source, bits, target)`, for a layout whose rows do not depend on each other, a few rows at a time."""
+def by_rows(work: Callable[[Tensor, int, Tensor], None], codes_at_once: Callable[[int], int]) -> Callable[[Tensor, int, Tensor], None]:
+    """`work(source, bits, target)`, for a layout whose rows do not depend on each other, on rows of `codes_at_once(bits)` codes
+    at a time."""
 
     def work_by_rows(source: Tensor, bits: int, target: Tensor) -> None:
-        for rows in row_parts(source, max(source.shape[1], target.shape[1])):
+        k = max(source.shape[1], target.shape[1])
+        for rows in parts(source.shape[0], codes_at_once(bits) // k, source.device):
             work(source[rows], bits, target[rows])
 
     return work_by_rows
@@ -73,10 +76,12 @@ def with_padding(codes: Tensor, k: int) -> Tensor:
 def moved(words: Tensor, source: int, target: int, width: int, every: int | None = None) -> Tensor:
     """The `width` bits from `source` up of each word, at `target`; all others are zero. With `every`, the same is done in each
     `every` bits of a word. The bits that are moved must not reach into the next ones, nor be a word's sign and move down."""
-    word_bits = 8 * words.element_size()
-    every = every or word_bits
-    mask = sum(((1 << width) - 1) << (start + target) for start in range(0, word_bits, every))
-    if mask >> (word_bits - 1) and words.dtype.is_signed:
-        mask -= 1 << word_bits
     shifted = words >> (source - target) if source > target else words << (target - source) if target > source else words
-    return shifted & mask
+    return shifted & _mask(target, width, every, words.dtype)
+
+
+@lru_cache(maxsize=256)
+def _mask(start: int, width: int, every: int | None, dtype: torch.dtype) -> int:
+    bits = 8 * dtype.itemsize
+    mask = sum(((1 << width) - 1) << (first + start) for first in range(0, bits, every or bits))
+    return mask - (1 << bits) if dtype.is_signed and mask >> (bits - 1) else mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fpxbench.packing import layout
 from fpxbench.packing.layout import Layout, by_rows, moved, padded, with_padding
 
 # Rows of every piece then start on a 4-byte boundary, so that kernels may read int32 words.
@@ -43,17 +44,26 @@ def _write(codes: Tensor, bits: int, packed: Tensor) -> None:
 
 
 def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
-    whole = with_padding(codes, padded_k(codes.shape[1])).zero_()
+    whole = with_padding(codes, padded_k(codes.shape[1]))
     words, packed = whole.view(torch.int32), packed.view(torch.int32)
     start = 0
     for offset, width in pieces(bits):
         size = words.shape[1] * width // 8
         piece = packed[:, start:start + size]
         for plane in range(8 // width):
-            words[:, plane * size:(plane + 1) * size] |= moved(piece, plane * width, offset, width, every=8)
+            field, target = moved(piece, plane * width, offset, width, every=8), words[:, plane * size:(plane + 1) * size]
+            if offset == 0:
+                target.copy_(field)
+            else:
+                target |= field
         start += size
     if whole is not codes:
         codes.copy_(whole[:, :codes.shape[1]])
+
+
+def _codes_at_once(bits: int) -> int:
+    """A pass takes a plane of the widest piece, in words."""
+    return layout.CPU_GRAIN * 4 * 8 // pieces(bits)[0][1]
 
 
 PLANAR = Layout(
@@ -61,6 +71,6 @@ PLANAR = Layout(
     "each code cut into pieces of 8, 4, 2 or 1 bits, low bits first; of a piece, byte i holds the weights i, i + size, i + 2 size, …",
     widths=tuple(range(1, 9)),
     row_bytes=lambda k, bits: padded_k(k) * bits // 8,
-    write=by_rows(_write),
-    read=by_rows(_read),
+    write=by_rows(_write, _codes_at_once),
+    read=by_rows(_read, _codes_at_once),
 )
