@@ -2,7 +2,7 @@
 
 Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a lowest bit that says whether any
 was left behind, round as the whole number does, and there are few enough of them for a table made from the definition
-(`fpxbench.rounding`). The whole of it is integer arithmetic: see there for why.
+(`fpxbench.codec_definition`). The whole of it is integer arithmetic: see there for why.
 
 Source of the shortening: rounding to odd, with two bits more than the target has, then rounds as if once (Boldo and
 Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57(4), 2008).
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.formats import Format
-from fpxbench.rounding import MAX_RANDOM_BITS, SOURCES, Overflow, Rounding, rounded_codes
+from fpxbench.codec_definition import MAX_RANDOM_BITS, SOURCES, Overflow, Rounding, rounded_codes, values_of
 
 __all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
 
@@ -143,11 +143,6 @@ def _decode_table(fmt: Format, device: str) -> Tensor:
     return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], dtype=torch.float32, device=device)
 
 
-@torch.compiler.assume_constant_result      # a compiler need not follow the definition of 256 numbers
-def _constant_decode_table(fmt: Format, device: str) -> Tensor:
-    return _decode_table(fmt, device)
-
-
 def decode_table(fmt: Format, device: str | torch.device = "cpu") -> Tensor:
     """What every code stands for: fp32 `[2**bits]`, exact."""
     return _decode_table(fmt, str(device)).clone()
@@ -155,10 +150,10 @@ def decode_table(fmt: Format, device: str | torch.device = "cpu") -> Tensor:
 
 def decode(codes: Tensor, fmt: Format) -> Tensor:
     """fp32 values of uint8 `codes`, same shape, exact."""
-    flat = codes.reshape(-1)
-    table = _constant_decode_table(fmt, str(codes.device))
     if torch.compiler.is_compiling():
-        return table[flat.int()].reshape(codes.shape)
+        return values_of(codes, fmt)
+    flat = codes.reshape(-1)
+    table = _decode_table(fmt, str(codes.device))
     values = torch.empty(flat.shape, device=codes.device)
     scratch = torch.empty(_chunk_size(flat), dtype=torch.int32, device=codes.device)
     for part, out in _chunks(flat, values):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpxbench.codec import check_request, decode, encode_checked
 from fpxbench.formats import Format
-from fpxbench.rounding import SOURCES, Overflow, Rounding
+from fpxbench.codec_definition import SOURCES, Overflow, Rounding
 from fpxbench.scheme import Scheme
 
 
@@ -53,14 +53,14 @@ def fake_quantize(
 
 
 def fake_quantize_weight(weight: Tensor, scheme: Scheme, *, straight_through: bool = False) -> Tensor:
-    """Float `weight` [N, K] as a quantized layer under `scheme` would see it; same dtype.
+    """Float `weight` [N, K] as a layer stored under `scheme` sees it; same dtype.
 
-    Codes and scales are those of `Scheme.quantize`, and the product of the two is rounded once more to the weight's
-    dtype unless that is fp32 or fp64. With `straight_through` the gradient of every weight passes unchanged: scales follow the largest of
-    their block, so that nothing lies past the range by more than the rounding of a scale.
+    Codes and scales are those of `Scheme.quantize`; their fp32 product is rounded once more if the weight is of 16 bits.
+    With `straight_through` the gradient of every weight passes unchanged, the largest of an mx or nv block included,
+    which may saturate: the scale follows it, so that it is not without influence.
 
-    Raises what `Scheme.quantize` raises; under `torch.compile`, where numbers cannot be looked at, a weight that is not
-    finite is not refused.
+    Raises what `Scheme.quantize` raises. A compiled graph cannot look at numbers, and refuses none: there, what is not
+    finite spoils its block.
     """
     values = scheme.dequantize(*scheme.quantize(weight.detach())).to(weight.dtype)
     return _StraightThrough.apply(weight, values, None) if straight_through else values
@@ -83,4 +83,4 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         passes, = ctx.saved_tensors
-        return (gradient if passes is None else gradient * passes), None, None
+        return (gradient if passes is None else torch.where(passes, gradient, 0)), None, None

@@ -90,6 +90,9 @@ def spread(block_values: Tensor, scaling: Scaling, n: int, k: int) -> Tensor:
     """Block values ``[N or 1, G]`` repeated to one a weight, ``[N, K]`` (a view where that is possible)."""
     if scaling.block is None:
         return block_values.expand(n, k)
+    if torch.compiler.is_compiling():
+        # Inductor 2.13 on a CPU reads wrong factors for the last block of a repeat that is cut short and then divided by.
+        return block_values.index_select(1, torch.arange(k, device=block_values.device) // scaling.block)
     return block_values.repeat_interleave(scaling.block, dim=1)[:, :k]
 
 

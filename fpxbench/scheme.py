@@ -63,6 +63,8 @@ def checked_weight(weight: Tensor) -> Tensor:
         raise ValueError(f"a weight is a matrix [N, K]; this one has shape {list(weight.shape)}")
     if weight.numel() == 0:
         raise ValueError(f"the weight of shape {list(weight.shape)} has no elements")
+    if torch.compiler.is_compiling():
+        return weight       # a compiled graph cannot branch on numbers
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         row, column = (~finite).nonzero()[0].tolist()

@@ -1,7 +1,8 @@
-"""How a number becomes a code: the definition, by integer arithmetic on the bits of the number.
+"""How a number becomes a code and a code a number: the definition, on tensors, by integer arithmetic on their bits.
 
 No cast of the PyTorch under test takes part but widening ones, which are exact: its roundings differ between versions
-and between eager, compiled and device. `fpxbench.codec` makes its tables from this and is tested against it.
+and between eager, compiled and device. `fpxbench.codec` makes its tables from this and is tested against it; a compiled
+graph has this itself.
 
 Sources: IEEE 754-2019 §4.3 (rounding directions) and §7.4 (overflow); IEEE P3109 (formats without mantissa bits,
 stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/codec.md has the choices they leave open.
@@ -146,3 +147,34 @@ def rounded_codes(
     if fmt.has_nan:
         code = torch.where(is_nan, fmt.nan_code, code)
     return code.to(torch.uint8)
+
+
+def values_of(codes: Tensor, fmt: Format) -> Tensor:
+    """fp32 values of uint8 `codes`, same shape, exact: `Format.value`, for a tensor."""
+    code = codes.int()
+    if fmt.twos_complement:
+        unused = 32 - fmt.bits
+        return ((code << unused) >> unused).float() * fmt.min_subnormal
+    magnitude = code & fmt.magnitude_mask
+    negative = code > magnitude
+    significand = magnitude & ((1 << fmt.mantissa_bits) - 1)
+    exponent = magnitude >> fmt.mantissa_bits
+    lowest = 1 if fmt.has_zero else 0       # the exponent of the first binade that has a leading bit
+    significand = significand | ((exponent >= lowest).int() << fmt.mantissa_bits)
+    power = exponent.clamp(min=lowest) - (fmt.bias + fmt.mantissa_bits)
+    # By two factors, each of them a normal number of fp32, where 2**power need not be.
+    values = significand.float() * _power_of_two(power >> 1) * _power_of_two(power - (power >> 1))
+    if fmt.has_infinity:
+        values = torch.where(magnitude >= fmt.infinity_code, torch.inf, values)
+    values = torch.where(negative, -values, values)
+    if fmt.specials == "fnuz":
+        return torch.where(code == fmt.nan_code, torch.nan, values)
+    if fmt.has_nan:
+        first_nan = fmt.infinity_code + 1 if fmt.has_infinity else fmt.nan_code
+        return torch.where(magnitude >= first_nan, torch.nan, values)
+    return values
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """fp32 ``2**exponent`` of int32 in [-126, 127], by its bits."""
+    return ((exponent + 127) << 23).view(torch.float32)
