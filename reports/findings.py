@@ -14,12 +14,13 @@ from fpxbench.reports.words import KINDS, VERBS
 from fpxbench.verdict import SEVERITY, Status
 
 SLOW = "slow"
+CHANGED = "changed"
 RANKS: dict[str, int] = {
     **{str(status): rank for status, rank in SEVERITY.items()},
     str(Flag.OVER_ROOFLINE): len(SEVERITY), SLOW: len(SEVERITY) + 1, str(Flag.UNFUSED): len(SEVERITY) + 2,
-    str(Flag.NOISY): len(SEVERITY) + 3,
+    str(Flag.NOISY): len(SEVERITY) + 3, CHANGED: len(SEVERITY) + 4,
 }
-"""Severities, the lowest worst: broken cases by status, then impossible figures, then what is right but slow."""
+"""Severities, the lowest worst: broken cases by status, then impossible figures, then what is right but slow, then what only became different."""
 
 # A cause that speaks for itself in its own words is one cause, whichever implementation met it.
 _CAUSE_IN_WORDS = frozenset({Status.CRASH, Status.ERROR})
@@ -41,16 +42,18 @@ class Found:
 class Finding:
     """One sentence about one cause.
 
-    severity : a status, or ``over_roofline``, ``slow``, ``unfused``, ``noisy``
+    severity : a status, or ``over_roofline``, ``slow``, ``unfused``, ``noisy``, ``changed``
     sentence : plain text
     link : relative to the site's root: the case if it is one, else the matrix with the filters set
-    cases : all that show it, the most telling first
+    cases : all that show it, the most telling first; none if it is about conversions
+    more : what the link leads to, where there are no cases
     """
 
     severity: str
     sentence: str
     link: str
     cases: tuple[Found, ...] = field(repr=False)
+    more: str = ""
 
     @property
     def rank(self) -> int:

@@ -21,9 +21,10 @@ from fpxbench import record as records
 from fpxbench.record import Flag, Record
 from fpxbench.reports import words
 from fpxbench.reports.charts import Chart, charts_of
-from fpxbench.reports.findings import Finding
+from fpxbench.reports.findings import CHANGED, Finding
+from fpxbench.reports.numerics import Judged, Matrix, Row as ConversionRow, Since, cell_text
 from fpxbench.reports.strip import floor_of, strip_of
-from fpxbench.reports.sweep import Row, Sweep
+from fpxbench.reports.sweep import Heading, Row, Sweep
 from fpxbench.repro import repro_script
 from fpxbench.store import BrokenLine
 from fpxbench.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
@@ -45,31 +46,43 @@ class Pages:
         )
         self._templates.filters.update(
             us=microseconds, nbytes=nbytes, capacity=capacity, times=times, figure=figure, share=share, code_names=code_names, log=printable,
-            pretty=pretty, when=when,
+            pretty=pretty, when=when, clipped=clipped, cell_text=cell_text,
         )
         self._templates.globals.update(
             words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
             MOST_CASES_LISTED=MOST_CASES_LISTED,
         )
 
-    def overview(self, sweeps: Sequence[Sweep], findings: Sequence[Finding], broken_lines: Sequence[BrokenLine], older: int) -> str:
-        """What is wrong, then what there is; `sweeps` are the newest of each machine, `older` counts the others."""
+    def overview(self, sweeps: Sequence[Sweep], findings: Sequence[Finding], broken_lines: Sequence[BrokenLine], older: int,
+                 judged: Sequence[Judged] = ()) -> str:
+        """What is wrong, then what there is; `sweeps` and `judged` are the newest of each machine, `older` counts the other sweeps."""
         shown = sweeps[:SWEEPS_IN_FULL]
         return self._render(
-            "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older,
+            "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older, judged=judged,
             wrong=[f for f in findings if f.severity in set(map(str, BROKEN))],
-            suspicious=[f for f in findings if f.severity not in set(map(str, BROKEN))],
+            suspicious=[f for f in findings if f.severity not in {CHANGED, *map(str, BROKEN)}],
+            changed=[f for f in findings if f.severity == CHANGED],
             charts=_prefixed(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
 
-    def sweep(self, sweep: Sweep, findings: Sequence[Finding]) -> str:
-        """The matrix of one machine and build, with filters, charts and every case."""
-        return self._render("sweep.html", root="../../../", sweep=sweep, findings=findings, charts=_prefixed(charts_of(sweep), ""))
+    def sweep(self, sweep: Sweep, findings: Sequence[Finding], judged: Judged | None = None) -> str:
+        """The matrix of one machine and build, with filters, charts and every case; `judged`: its casts, which have a page of their own."""
+        return self._render(
+            "sweep.html", root="../../../", sweep=sweep, findings=findings, judged=judged, charts=_prefixed(charts_of(sweep), ""))
 
-    def machine(self, sweeps: Sequence[Sweep]) -> str:
-        """One machine and every build measured on it; `sweeps` newest first."""
-        return self._render("machine.html", root="../../", sweeps=sweeps, newest=sweeps[0])
+    def machine(self, sweeps: Sequence[Heading], judged: Sequence[tuple[Judged, Since | None]] = ()) -> str:
+        """One machine and every build measured on it, newest first."""
+        newest = sweeps[0] if sweeps else judged[0][0]
+        return self._render("machine.html", root="../../", sweeps=sweeps, judged=judged, newest=newest)
+
+    def numerics(self, judged: Judged, since: Since | None, matrix: Matrix, has_sweep: bool) -> str:
+        """What the casts of one machine and build do: conversions by who carries them out."""
+        return self._render("numerics.html", root="../../../", judged=judged, since=since, matrix=matrix, has_sweep=has_sweep)
+
+    def conversion(self, judged: Judged, row: ConversionRow) -> str:
+        """One conversion, everyone who carries it out side by side."""
+        return self._render("conversion.html", root="../../../../", judged=judged, row=row)
 
     def case(self, sweep: Sweep, row: Row, record: Record) -> str:
         """All that is known of one case."""
@@ -173,6 +186,12 @@ def printable(text: str) -> str:
     """A log without its terminal colours; other control characters as visible signs."""
     text = _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n")
     return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
+
+
+def clipped(text: str, most: int = 600) -> str:
+    """A sentence from a record on one line, and not longer than a page can bear."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= most else line[:most - 1] + "…"
 
 
 def pretty(value: Any) -> str:

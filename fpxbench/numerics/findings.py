@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fpxbench.numerics.conversion import Operation
+from fpxbench.numerics.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.numerics.record import NumericsRecord
 from fpxbench.verdict import SEVERITY, SIGNS, Status
 
@@ -21,6 +21,8 @@ WHAT: dict[Operation, str] = {
     Operation.AND_SCALAR: "& int",
 }
 """Operations as people write them."""
+
+_ORDER = {name: place for place, name in enumerate(DTYPES)}
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,17 @@ class Finding:
     @property
     def runs_on(self) -> list[str]:
         """``eager/cpu``, …"""
-        return list(dict.fromkeys(record.conversion.runs_on for record in self.records))
+        return who(record.conversion for record in self.records)
 
     @property
     def what(self) -> str:
         """``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``."""
-        by_operation: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for record in sorted(self.records, key=lambda record: record.started_at):
-            conversion = record.conversion
-            targets = by_operation[WHAT[conversion.operation]][conversion.source]
-            if conversion.target not in targets:
-                targets.append(conversion.target)
-        parts = []
-        for operation, sources in by_operation.items():
-            if all(targets == [source] for source, targets in sources.items()):
-                parts.append(f"{operation} {', '.join(sources)}")
-            else:
-                by_targets: dict[tuple[str, ...], list[str]] = defaultdict(list)
-                for source, targets in sources.items():
-                    by_targets[tuple(targets)].append(source)
-                parts.append(f"{operation} " + "; ".join(f"{', '.join(sources)} → {', '.join(targets)}" for targets, sources in by_targets.items()))
-        return "; ".join(parts)
+        return what(record.conversion for record in self.records)
+
+    @property
+    def only_interpreted(self) -> bool:
+        """Whether only Triton's interpreter shows it, which nobody's results come from."""
+        return all(record.conversion.engine is Engine.TRITON_INTERPRETER for record in self.records)
 
     @property
     def figures(self) -> str:
@@ -87,6 +79,27 @@ class Finding:
                 f"not {shown.expected} ({shown.expected_value})")
 
 
+def who(conversions: Iterable[Conversion]) -> list[str]:
+    """What carries them out: ``eager/cpu``, …"""
+    return list(dict.fromkeys(conversion.runs_on for conversion in conversions))
+
+
+def what(conversions: Iterable[Conversion]) -> str:
+    """Operations and dtypes, each once: ``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``, ``~ uint16, uint32``."""
+    by_operation: dict[Operation, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for conversion in conversions:
+        by_operation[conversion.operation][conversion.source].add(conversion.target)
+    parts = []
+    for operation, sources in by_operation.items():
+        by_targets: dict[str, list[str]] = defaultdict(list)
+        for source in sorted(sources, key=_ORDER.__getitem__):
+            targets = sources[source]
+            by_targets["" if targets == {source} else ", ".join(sorted(targets, key=_ORDER.__getitem__))].append(source)
+        parts.append(f"{WHAT[operation]} " + "; ".join(
+            ", ".join(sources) + (f" → {targets}" if targets else "") for targets, sources in by_targets.items()))
+    return "; ".join(parts)
+
+
 def find(records: Iterable[NumericsRecord]) -> list[Finding]:
     """Everything that is not `ok`, worst first, one finding a cause."""
     groups: dict[tuple, list[NumericsRecord]] = defaultdict(list)
@@ -103,7 +116,7 @@ def find(records: Iterable[NumericsRecord]) -> list[Finding]:
         Finding(status, cause, tuple(sorted(group, key=lambda record: -_wrong_share(record))))
         for (status, _, cause, _, _), group in together.items()
     ]
-    return sorted(found, key=lambda finding: (SEVERITY[finding.status], -len(finding.records)))
+    return sorted(found, key=lambda finding: (SEVERITY[finding.status], finding.only_interpreted, -len(finding.records)))
 
 
 def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str]]]:

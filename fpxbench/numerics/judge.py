@@ -65,7 +65,6 @@ class Judge:
             differs &= ~nan                 # nothing says what NaN should become
         self._inputs += x.size
         self._differing += int(differs.sum())
-        self._tally_behaviour(x, got, nan, got_nan)
         for name, values in (alternatives or {}).items():
             if differs.any() and self._explains(values, got):
                 self._taken_as = name
@@ -76,6 +75,7 @@ class Judge:
         else:
             if first:
                 self._rounding_found = self._recover_rounding(x, got)
+        self._tally_behaviour(x, got, nan, got_nan)
         self._sort(np.flatnonzero(differs), x, got, expected, describe)
         self._note(InputKind.NAN_PAYLOAD, np.flatnonzero(nan & got_nan & (got != expected)), got, expected, describe)
 
@@ -95,6 +95,8 @@ class Judge:
         infinite = np.isinf(x)
         self._words["infinity"].update(self._outcomes(x[infinite], got[infinite]))
         past = self._overflows(x) & ~infinite
+        if (twice := self._rounds_twice()) is not None:     # what a first rounding brings back into range does not overflow
+            past[past] = twice(np.abs(x[past]), np.signbit(x[past])) > numbers.max_code
         self._words["overflow"].update(self._outcomes(x[past], got[past]))
         if nan.any():
             self._words["nan"].update(np.where(got_nan[nan], "nan", "number").tolist())
@@ -146,6 +148,11 @@ class Judge:
                 best, most = name, explained
         return f"mixture: {best} on {100 * most / x.size:.4g}%"
 
+    def _rounds_twice(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        """The codes of magnitudes that two roundings give, if that is what was found."""
+        found = self._rounding_found or ""
+        return dict(hypotheses(self.source, self.target))[found] if " via " in found and not found.startswith("mixture") else None
+
     def _sort(self, indices: np.ndarray, x: np.ndarray, got: np.ndarray, expected: np.ndarray, describe: Describe) -> None:
         """Put each differing input under the first kind that fits."""
         if not indices.size:
@@ -162,9 +169,8 @@ class Judge:
         early = (magnitude > numbers.maximum) & ~self._overflows(x_)
         found = self._rounding_found or ""
         explained = np.zeros(indices.shape, dtype=bool)
-        if " via " in found and not found.startswith("mixture"):
-            predict = dict(hypotheses(self.source, self.target))[found]
-            due = predict(magnitude, np.signbit(x_))
+        if (twice := self._rounds_twice()) is not None:
+            due = twice(magnitude, np.signbit(x_))
             explained = ((due == code) | (early & (due > numbers.max_code))) & (where != TIE)
         conditions = {
             InputKind.NAN: np.isnan(x_),

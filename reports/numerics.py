@@ -1,0 +1,152 @@
+"""What casts and bit operations do, as the pages show it: a matrix of conversions and engines, and what changed from build to build."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fpxbench.numerics.changes import Change, Snapshot, changes
+from fpxbench.numerics.conversion import DTYPES, Conversion, Operation
+from fpxbench.numerics.findings import Finding as Mistake
+from fpxbench.numerics.findings import find, what
+from fpxbench.numerics.record import NumericsRecord
+from fpxbench.reports.findings import CHANGED, Finding
+from fpxbench.reports.sweep import Heading
+from fpxbench.verdict import BROKEN, SEVERITY, Status
+
+MOST_CHANGES_IN_A_SENTENCE = 3
+
+
+@dataclass(frozen=True)
+class Judged(Heading):
+    """The conversions of one machine and build: what is kept of them to compare builds and to list them."""
+
+    snapshots: tuple[Snapshot, ...]
+    mistakes: tuple[Mistake, ...]
+    """Worst first. Their records are the only ones that are kept."""
+
+    @property
+    def page(self) -> str:
+        """Its page, relative to the site's root."""
+        return f"{self.path}numerics.html"
+
+    @property
+    def telling(self) -> list[Mistake]:
+        """What is broken in what people's results come from: Triton's interpreter is left to the page."""
+        return [mistake for mistake in self.mistakes if mistake.status in BROKEN and not mistake.only_interpreted]
+
+
+@dataclass(frozen=True)
+class Since:
+    """What became different since an earlier build."""
+
+    earlier: Heading
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation, source and target, whoever carries it out."""
+
+    what: str
+    label: str
+    cells: dict[str, NumericsRecord]
+    """Records by who: ``eager/cpu``."""
+
+    @property
+    def page(self) -> str:
+        """File name of its page, relative to the page of the build's conversions."""
+        return f"numerics/{self.what.replace('/', '-')}.html"
+
+
+def judged_of(folder: tuple[str, str], records: Sequence[NumericsRecord]) -> Judged:
+    """The records of one file, the newest of each conversion, at least one."""
+    counted = Counter(record.verdict.status for record in records)
+    return Judged(
+        folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
+        counts={status: counted[status] for status in SEVERITY if counted[status]},
+        snapshots=tuple(map(Snapshot.of, records)), mistakes=tuple(find(records)))
+
+
+def since_earlier(judged: Sequence[Judged]) -> dict[tuple[str, str], Since]:
+    """For the builds of one machine, by folder: what changed since the build before. A build is held against the one before of its own
+    channel and variant or, where it is the first of them, of its channel: a cast on the CPU is the same in both."""
+    found = {}
+    in_order = sorted(judged, key=lambda one: (one.age, one.folder))
+    for number, one in enumerate(in_order):
+        earlier = [other for other in in_order[:number] if other.build.channel == one.build.channel and other.build.label != one.build.label]
+        of_variant = [other for other in earlier if other.build.variant == one.build.variant]
+        if earlier:
+            before = (of_variant or earlier)[-1]
+            found[one.folder] = Since(before, tuple(changes(before.snapshots, one.snapshots)))
+    return found
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Conversions by what is converted and who does it."""
+
+    columns: list[str]
+    sections: dict[str, list[Row]]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return [row for rows in self.sections.values() for row in rows]
+
+
+def matrix_of(records: Iterable[NumericsRecord]) -> Matrix:
+    """Sections by title, in the order in which conversions are planned."""
+    cells: dict[str, dict[str, NumericsRecord]] = defaultdict(dict)
+    conversions: dict[str, Conversion] = {}
+    columns: dict[str, None] = {}
+    for record in records:
+        conversion = record.conversion
+        cells[conversion.what][conversion.runs_on] = record
+        conversions.setdefault(conversion.what, conversion)
+        columns[conversion.runs_on] = None
+    sections: dict[str, list[Row]] = defaultdict(list)
+    for name, conversion in conversions.items():
+        sections[_section(conversion)].append(Row(name, what([conversion]).removeprefix("cast "), cells[name]))
+    return Matrix(list(columns), dict(sections))
+
+
+def _section(conversion: Conversion) -> str:
+    operation, source, target = conversion.operation, DTYPES[conversion.source], DTYPES[conversion.target]
+    if operation.on_bits:
+        return "Bit operations on unsigned integers"
+    if operation is Operation.CAST:
+        if source.is_float8:
+            return "From FP8 to FP8" if target.is_float8 else "From FP8"
+        return "To FP8" if target.is_float8 else "To 16 bits"
+    return {Operation.CAST_RTZ: "Toward zero", Operation.SCALE_THEN_CAST: "Scaled, then cast", Operation.FINFO: "Constants"}[operation]
+
+
+def cell_text(record: NumericsRecord) -> str:
+    """The few characters in a cell: how many are wrong, or what overflow becomes."""
+    if record.verdict.status is Status.WRONG:
+        wrong = sum(difference.count for difference in record.differences if not difference.permitted)
+        return f"{wrong / 1000:.0f}k" if wrong >= 10_000 else str(wrong)
+    return {"infinity": "inf", "saturate": "max"}.get(record.behaviour.overflow or "", record.behaviour.overflow or "")
+
+
+def findings_on(judged: Judged, since: Since | None) -> list[Finding]:
+    """For the overview: what is wrong on the newest build, and in one sentence what changed since the one before."""
+    found = [
+        Finding(str(mistake.status), _sentence(mistake, judged), judged.page, (), more="Every conversion, with examples in bits")
+        for mistake in judged.telling
+    ]
+    if since is not None and since.changes:
+        shown = "; ".join(change.sentence for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])
+        rest = len(since.changes) - MOST_CHANGES_IN_A_SENTENCE
+        found.append(Finding(
+            CHANGED, f"PyTorch {since.earlier.build.label} → {judged.build.label} on {judged.machine.device}: {shown}"
+            + (f"; and {rest} more" if rest > 0 else "") + ".", judged.page + "#changes", (), more="What changed, in full"))
+    return found
+
+
+def _sentence(mistake: Mistake, judged: Judged) -> str:
+    said = ": ".join(part for part in (mistake.mistake, mistake.figures) if part) or str(mistake.status)
+    example = f". {mistake.example}" if mistake.example else ""
+    return f"{mistake.what} in {', '.join(mistake.runs_on)} on PyTorch {judged.build.label}: {said}{example}."
