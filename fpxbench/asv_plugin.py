@@ -1,15 +1,19 @@
-"""What asv needs to know about PyTorch builds: its repository is the timeline, its environment the interpreter at hand.
+"""What asv needs to know about PyTorch builds: its repository is the timeline, its environments hold a build each.
 
 Named in ``asv.conf.json``; asv imports it before it opens the repository. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -19,13 +23,17 @@ from asv.environment import Environment, EnvironmentUnavailable
 from asv.machine import Machine, MachineCollection
 from asv.plugins.git import Git
 from asv.publishing import OutputPublisher
-from packaging.version import Version
 
 from fpxbench.build import NoPyTorch, installed_build
-from fpxbench.record import Build, Record
-from fpxbench.store import Store
+from fpxbench.environments import PARTS, UNAVAILABLE, Builds, CannotInstall, Environments, build_at_hand, parts_named
+from fpxbench.environments.folder import ROOT_VARIABLE
+from fpxbench.environments.installer import bare_environment
+from fpxbench.plan import SHARED_PLAN_VARIABLE
 from fpxbench.timeline import CHANNELS, Timeline, TimelineError
+from fpxbench.timeline.measured import measured
 
+_NAMING = ("FPX_VARIANT", "FPX_CHANNEL", "FPX_PARTS", "FPX_DEVICE")
+"""Variables of the process, or of asv's matrix, that say which builds are meant."""
 _NAV_ANCHOR = '<li id="nav-li-regressions">'
 _NAV_LINK = '<li id="nav-li-fpxbench"><a href="fpxbench/index.html">fpxbench report</a></li>\n        '
 
@@ -36,6 +44,9 @@ def setup() -> None:
     os.environ["FPX_RESULTS"] = os.path.abspath(os.environ.get("FPX_RESULTS", "results"))
     if implementations := os.environ.get("FPX_IMPLS"):
         os.environ["FPX_IMPLS"] = ",".join(map(os.path.abspath, implementations.split(",")))
+    if cases := os.environ.get("FPX_CASES"):
+        os.environ["FPX_CASES"] = os.path.abspath(cases)
+    _share_plan()
     # asv takes PYTHONPATH from its benchmarks, and with it perhaps the PyTorch that the plugin sees.
     if paths := os.environ.get("PYTHONPATH"):
         os.environ.setdefault("ASV_PYTHONPATH", paths)
@@ -63,6 +74,16 @@ def _open_progress() -> None:
 
         threading.Thread(target=copy, daemon=True, name="progress").start()
     os.environ["FPX_PROGRESS"] = f"/proc/{os.getpid()}/fd/{number}"
+
+
+def _share_plan() -> None:
+    """Have every build of this run asked for the same cases.
+
+    asv names a case to a benchmark by its place in the list that it was given first, and two builds may support different ones.
+    """
+    folder = tempfile.mkdtemp(prefix="fpxbench-plan-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[SHARED_PLAN_VARIABLE] = os.path.join(folder, "cases.json")
 
 
 def _introduce_machine() -> None:
@@ -94,7 +115,8 @@ class TimelineRepo(Git):
             log.warning(str(error))
             here = []
         try:
-            timeline.hold([*here, *_recorded_builds()])
+            # Results from elsewhere are published only if their commits are here.
+            timeline.hold([*here, *(one.build for one in measured(Path(os.environ["FPX_RESULTS"])))])
             for build in here:
                 timeline.point_at(build)
         except TimelineError as error:
@@ -109,44 +131,55 @@ class TimelineRepo(Git):
     def get_branch_commits(self, branch: str | None) -> list[str]:
         return [] if branch in CHANNELS and branch not in self._branches else super().get_branch_commits(branch)
 
-
-def _recorded_builds() -> list[Build]:
-    """The builds that any record is about: results from elsewhere are published only if their commits are here."""
-    builds = []
-    for path in Store(os.environ["FPX_RESULTS"]).files():
-        with open(path, "rb") as lines:  # a file is about one build, so its first readable line tells
-            for line in lines:
-                try:
-                    build = Record.model_validate_json(line).build
-                    Version(build.torch)
-                except ValueError:  # sweeps and reports name broken lines; InvalidVersion is a ValueError too
-                    continue
-                builds.append(build)
-                break
-    return builds
+    def get_new_branch_commits(self, branches: list[str], existing: list[str]) -> set[str]:
+        """What `asv run NEW` and `ALL` mean: builds of one channel only, where FPX_CHANNEL names one."""
+        if channel := os.environ.get("FPX_CHANNEL"):
+            if channel not in CHANNELS:
+                raise util.UserError(f"FPX_CHANNEL={channel!r}: one of {', '.join(CHANNELS)}")
+            branches = [channel]
+        return super().get_new_branch_commits(branches, existing)
 
 
 class PyTorchEnvironment(Environment):
-    """The interpreter that runs asv, where its PyTorch is the commit's build.
+    """A build of the timeline: in the interpreter that runs asv where that has it, else in an environment made for it.
 
-    Its name holds the Python and the variant and no path, so that a series goes on in another folder or on a new disk.
+    Its name holds the Python, the variant and what else was asked for, and no path, so that a series goes on in another folder or on
+    a new disk, whichever interpreter a build was measured in.
+
+    A build that cannot be installed fails all its benchmarks, as a build that fails to import does, and asv goes on to the next.
     """
 
     tool_name = "pytorch"
 
     def __init__(self, conf, python: str, requirements: dict, tagged_env_vars: dict) -> None:
-        try:
-            self._build = installed_build()
-        except NoPyTorch as error:
-            raise EnvironmentUnavailable(str(error)) from error
         here = f"{sys.version_info.major}.{sys.version_info.minor}"
         if python not in (here, "same"):
             raise EnvironmentUnavailable(f"Python {python} was asked for, and this is {here}: run that Python's asv")
-        variables = {("nobuild", "FPX_VARIANT"): self._build.variant, **tagged_env_vars}
-        if device := os.environ.get("FPX_DEVICE"):  # times on a GPU and on the CPU beside it are two series
-            variables[("nobuild", "FPX_DEVICE")] = device
+        asked = {name: os.environ[name] for name in _NAMING if name in os.environ} | {name: value for (_, name), value in tagged_env_vars.items()}
+        try:
+            parts = parts_named(asked["FPX_PARTS"]) if "FPX_PARTS" in asked else PARTS
+        except ValueError as error:
+            raise util.UserError(str(error)) from None
+        at_hand = build_at_hand()
+        if at_hand is None and "FPX_VARIANT" not in asked:
+            raise EnvironmentUnavailable("no PyTorch is installed for this Python, so that the variant is to be named: FPX_VARIANT=cpu, cu130, …")
+        self._channel = asked.get("FPX_CHANNEL")
+        self._builds = Builds(
+            timeline=Timeline(conf.repo), environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
+            results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts, machine=os.environ.get("FPX_MACHINE"),
+            device=os.environ.get("FPX_DEVICE"), here=at_hand,
+        )
+        self._open = ExitStack()
+        self._python_path: Path | None = Path(sys.executable) if at_hand else None
+        self._refusal = ""
+        variables = {("nobuild", "FPX_VARIANT"): asked.get("FPX_VARIANT") or at_hand.variant, **tagged_env_vars}
+        if parts != PARTS:
+            variables["nobuild", "FPX_PARTS"] = ",".join(parts)
+        if "FPX_DEVICE" in asked:  # times on a GPU and on the CPU beside it are two series
+            variables["nobuild", "FPX_DEVICE"] = asked["FPX_DEVICE"]
         _open_progress()
         self._requirements = requirements  # asv names the environment by these while it sets them
+        self._installed = at_hand.key if at_hand and self._builds.variant in (None, at_hand.variant) and parts == PARTS else None
         super().__init__(conf, here, requirements, variables)
 
     @classmethod
@@ -154,30 +187,64 @@ class PyTorchEnvironment(Environment):
         return True
 
     @property
-    def installed_commit_hash(self) -> str:
-        return self._build.key
+    def installed_commit_hash(self) -> str | None:
+        return self._installed
 
     def check_presence(self) -> bool:
         return True
 
     def create(self) -> None:
-        """Nothing to do: it is there."""
+        """Nothing to do: the interpreter at hand is there, and others are made when their build's turn comes."""
 
     def install_project(self, conf, repo, commit_hash: str) -> None:
-        """Raises asv's UserError if the commit is another build than the one at hand."""
-        if commit_hash != self._build.key:
-            raise util.UserError(
-                f"{repo.get_decorated_hash(commit_hash)} is not the PyTorch at hand, which is {self._build.torch}: "
-                "`asv run HEAD` measures that one; for the other, run the asv of a Python that has it"
-            )
+        """Make ready for the build of `commit_hash`. One that is refused leaves this environment without an interpreter.
+
+        Raises asv's UserError where nothing is known of the build (no network, no room): the run ends, and the next goes on.
+        """
+        self._open.close()
+        self._installed, self._python_path, self._refusal = None, None, ""
+        try:
+            entry = self._builds.timeline.find(commit_hash)
+            if self._channel and entry.channel != self._channel:
+                raise ValueError(f"{entry.tag} is of the channel {entry.channel}, and FPX_CHANNEL={self._channel} leaves it out")
+            self._python_path = self._open.enter_context(self._builds.interpreter(entry)).python
+        except (CannotInstall, ValueError) as refusal:
+            self._refusal = str(refusal)
+            log.warning(self._refusal)
+        except (TimelineError, *UNAVAILABLE) as error:
+            raise util.UserError(str(error)) from error
+        self._installed = commit_hash
         self._set_commit_hash(commit_hash)
 
     def run(self, args: list[str], **kwargs):
         log.debug(f"Running '{' '.join(args)}' in {self.name}")
+        if self._python_path is None:
+            return self._run_refused(args, **kwargs)
+        if self._python_path != Path(sys.executable):
+            kwargs["env"] = bare_environment(kwargs.get("env"))
         try:
-            return util.check_output([sys.executable, *args], **kwargs)
+            return util.check_output([str(self._python_path), *args], **kwargs)
         except KeyboardInterrupt:
             raise util.UserError("Interrupted. What was measured is kept; the next run goes on from there.") from None
+
+    def _run_refused(self, args: list[str], **kwargs):
+        """As a build would answer whose benchmarks all fail: asv has no other word for one that is not there.
+
+        asv looks for benchmarks in another build then. Its fork server is given a folder without benchmarks, so that nothing is
+        measured in another build's place, and the sweep, which they all wait for, ends with the reason.
+        """
+        action = args[1] if len(args) > 1 else ""
+        if action == "setup_cache":
+            return self._refusal, "", 1
+        if action != "run_server":
+            raise util.ProcessError(args, 1, "", self._refusal)
+        empty = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="fpxbench-empty-")))
+        (empty / "__init__.py").touch()
+        return util.check_output([sys.executable, args[0], action, str(empty), *args[3:]], **kwargs)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class ReportPage(OutputPublisher):

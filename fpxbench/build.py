@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+from datetime import date
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -23,7 +24,6 @@ from fpxbench.torch_facts import TRITON_DISTRIBUTIONS, torch_facts
 
 _ANSWER_WITHIN_S = 60
 _VARIANT = re.compile(r"cpu|cu\d+|rocm\d+(\.\d+)*|xpu")
-_NIGHTLY_DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
 
 
 class NoPyTorch(RuntimeError):
@@ -74,7 +74,7 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     except InvalidVersion as error:
         raise NoPyTorch(f"{version_file} says __version__ = {text!r}, which is no version") from error
 
-    channel, date = channel_and_date(version)
+    channel, day = channel_and_date(version)
     if triton and declared_triton and not declared_triton.specifier.contains(triton, prereleases=True):
         channel = "source"
     build = Build(
@@ -83,7 +83,7 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
         git=git_commit(facts.get("git_version")),
         channel=channel,
         variant=_variant(version, facts),
-        date=date,
+        date=day,
     )
     return build.model_copy(update={"key": commit_hash(build)})
 
@@ -103,11 +103,18 @@ def string_constants(source: str) -> dict[str, str | None]:
 def channel_and_date(version: Version) -> tuple[str, str | None]:
     """The channel, and the date where the version tells it: a release's version does not."""
     published = version.local is None or _VARIANT.fullmatch(version.local)
-    if published and version.dev is not None and (match := _NIGHTLY_DATE.fullmatch(str(version.dev))):
-        return "nightly", "-".join(match.groups())
+    if published and version.dev is not None and _is_day(str(version.dev)):
+        return "nightly", date.fromisoformat(str(version.dev)).isoformat()
     if published and version.dev is None and (version.pre is None or version.pre[0] == "rc"):
         return "release", None
     return "source", None
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return bool(re.fullmatch(r"20\d{6}", text) and date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _variant(version: Version, facts: dict[str, str | None]) -> str:

@@ -79,10 +79,15 @@ def sync(
     except Unreachable as error:
         raise UsageError(str(error)) from None
     places = _places(settings, channels, variant or ([installed[0].variant] if installed and channel == "nightly" and not index else []), index or [])
-    with Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True) as bar:
-        task = bar.add_task("", visible=False)
-        outcome = sync_timeline(held, places, fetcher, wanted,
-                                lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True))
+    bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True)
+    task = bar.add_task("", visible=False)
+    try:
+        with bar:
+            outcome = sync_timeline(held, places, fetcher, wanted,
+                                    lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True))
+    except KeyboardInterrupt:
+        err.print("fpxbench: interrupted. What was learnt is kept; the next sync goes on from there")
+        raise typer.Exit(130) from None
     outcome.added = [*added_here, *outcome.added]
     if as_json:
         print(json.dumps(vars(outcome)))

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import date as Date
 from datetime import timedelta
 from functools import cached_property, lru_cache
-from typing import Self
+from typing import Annotated, Self
 
 from packaging.requirements import Requirement
 from packaging.tags import sys_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fpxbench.record import Build
 from fpxbench.timeline.commit import as_json, commit_hash, identity, tag_name
@@ -29,6 +29,23 @@ DEFAULT_VARIANT = "default"
 NO_TRITON = "none"
 UNTOLD = "untold"
 """The index was asked for a wheel's metadata, and does not give it away without the whole wheel."""
+
+
+def _day(text: str) -> str:
+    """Raises ValueError for what is no day, or one that git cannot date a commit with."""
+    if Date.fromisoformat(text) < EPOCH or len(text) != len("YYYY-MM-DD"):
+        raise ValueError(f"{text!r} is no day as in {EPOCH.isoformat()} or later")
+    return text
+
+
+def _version(text: str) -> str:
+    Version(text)  # InvalidVersion is a ValueError
+    return text
+
+
+EPOCH = Date(1970, 1, 1)
+Day = Annotated[str, AfterValidator(_day)]
+"""YYYY-MM-DD."""
 
 
 class _Part(BaseModel):
@@ -66,14 +83,14 @@ class Source(_Part):
     wheels: tuple[Wheel, ...] = ()
     triton: dict[str, str] = Field(default_factory=dict)
     """By variant, the Triton that the wheel asks for (``triton==3.7.1``), `NO_TRITON` or `UNTOLD`; absent while nobody has asked."""
-    vanished: str | None = None
-    """YYYY-MM-DD on which the index was found not to list it any more."""
+    vanished: Day | None = None
+    """On which the index was found not to list it any more."""
 
 
 class Failure(_Part):
     """An installation that did not succeed."""
 
-    day: str
+    day: Day
     log_tail: str
     """The installer's last lines."""
 
@@ -101,16 +118,16 @@ class Entry(_Part):
     """One build on a timeline."""
 
     channel: str
-    torch: str
+    torch: Annotated[str, AfterValidator(_version)]
     """The version: without its variant for a release or a nightly, in full for a source build."""
-    git: str | None = None
+    git: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")] | None = None
     """The upstream commit."""
-    triton: str | None = None
+    triton: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+!-]{1,80}$")] | None = None
     """The version of the Triton that stood beside it where it was installed. What it is paired with by its publisher: `own_triton`."""
-    date: str | None = None
-    """YYYY-MM-DD on which it came out."""
-    seen: str | None = None
-    """YYYY-MM-DD by which it had come out, as long as `date` is not known."""
+    date: Day | None = None
+    """On which it came out."""
+    seen: Day | None = None
+    """By which it had come out, as long as `date` is not known."""
     sources: dict[str, Source] = Field(default_factory=dict)
     """By the address of the index, credentials removed."""
     failures: dict[str, Failure] = Field(default_factory=dict)
@@ -122,11 +139,13 @@ class Entry(_Part):
 
     @classmethod
     def of(cls, build: Build, today: str) -> Self:
-        """What an installed build, or a record's, tells of itself."""
-        published = build.date if build.date and re.fullmatch(r"\d{4}-\d{2}-\d{2}", build.date) else None
+        """What an installed build, or a record's, tells of itself; `today` stands in for a date that it does not tell.
+
+        Raises ValueError (pydantic's) for a build that cannot be, which a record from elsewhere may name.
+        """
         # A CPU build takes any Triton, and the one beside it says nothing about the build.
         triton = build.triton if build.channel == "source" or build.variant != "cpu" else None
-        return cls(channel=build.channel, torch=build.label, git=build.git, triton=triton, date=published, seen=None if published else today)
+        return cls(channel=build.channel, torch=build.label, git=build.git, triton=triton, date=build.date, seen=None if build.date else today)
 
     @property
     def label(self) -> str:
@@ -274,9 +293,9 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
     latest_first = sorted(entries, key=lambda entry: (entry.version, entry.key), reverse=True)
     owners = {tag_name(entry): entry.key for entry in latest_first}
     for entry in latest_first:
-        day = Date.fromisoformat(entry.date or entry.seen or "1970-01-01")
+        day = Date.fromisoformat(entry.date or entry.seen or EPOCH.isoformat())
         if not entry.dated and earliest is not None:
-            day = min(day, earliest - timedelta(days=1))
+            day = max(min(day, earliest - timedelta(days=1)), EPOCH)
         earliest = min(day, earliest) if earliest else day
         ordered.append(entry.model_copy(update={"day": day.isoformat(), "shares_tag": owners[tag_name(entry)] != entry.key}))
     return sorted(ordered, key=lambda entry: (entry.day, entry.version))

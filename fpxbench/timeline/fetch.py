@@ -55,9 +55,9 @@ class Page:
 
 
 def without_credentials(url: str) -> str:
-    """The address as it may be shown and stored."""
+    """The address as it may be shown and stored: a query may hold a signature."""
     parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def local_path(url: str) -> Path | None:
@@ -76,7 +76,8 @@ class Fetcher:
         if settings.proxy:
             self._session.proxies = {"http": settings.proxy, "https": settings.proxy}
         self._session.cert = settings.client_cert
-        retry = Retry(total=settings.retries, status_forcelist=(500, 502, 503, 504), backoff_factor=0.25, raise_on_status=False)
+        # Whoever does not answer is asked once more and not five times, as pip would: a sync is repeated anyway.
+        retry = Retry(total=min(settings.retries, 3), read=min(settings.retries, 1), status_forcelist=(500, 502, 503, 504), backoff_factor=0.25, raise_on_status=False)
         self._session.mount("https://", _Adapter(_trusting(settings.cert), max_retries=retry))
         self._session.mount("http://", HTTPAdapter(max_retries=retry))
         for host in settings.trusted_hosts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
@@ -22,8 +23,9 @@ NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/{variant}"
 RELEASE_INDEX = "https://download.pytorch.org/whl/{variant}"
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.2, text/html; q=0.1"
-# Some mirrors date every file 1970; PyTorch's first release is of 2016.
+# PyTorch's first release is of 2016, and some mirrors date every file 1970.
 _FIRST_YEAR = 2016
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._+!-]+")
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ def further_place(url: str) -> Place:
 
 
 def read_listing(place: Place, fetcher: Fetcher) -> Listing:
-    """What `place` lists of PyTorch, which is nothing where it has no page for it.
+    """What `place` lists of PyTorch. One of several that pip looks at may have no page for it, and then lists nothing.
 
-    Raises Unreachable if it cannot be read, or not to its end.
+    Raises Unreachable if it cannot be read, or not to its end; NotThere if it was named by the user and has no such page.
     """
     path = local_path(place.url)
     if path is not None and place.links and path.is_dir():
@@ -104,7 +106,7 @@ def read_listing(place: Place, fetcher: Fetcher) -> Listing:
     try:
         page = fetcher.get(url, accept="text/html" if place.links else _ACCEPT)
     except NotThere:
-        if place.links or path is not None and not path.exists():
+        if place.links or place.arguments or path is not None and not path.exists():
             raise
         return Listing(place)
     listing = Listing(place, day=page.day)
@@ -145,6 +147,8 @@ def _add(listing: Listing, package: DistributionPackage) -> None:
     if not name.endswith(".whl") or canonicalize_name(name.partition("-")[0]) != PROJECT:
         return
     try:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise InvalidWheelFilename(name)
         _, version, _, tags = parse_wheel_filename(name)
     except (InvalidWheelFilename, InvalidVersion):
         listing.unreadable.append(name)

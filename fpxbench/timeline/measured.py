@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.version import Version
-
 from fpxbench.record import Build, Record
 from fpxbench.store import Store
 from fpxbench.timeline.commit import commit_hash
+from fpxbench.timeline.entry import EPOCH, Entry
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Measured:
 
 
 def measured(results: Path) -> Iterator[Measured]:
-    """Every build that the records under `results` are about, a machine and a variant at a time.
+    """Every build that the records under `results` are about, a machine and a variant at a time. Sweeps and reports name lines that
+    are broken; here they are passed over.
 
     Of a file the first record that can be read tells the build, and the rest is counted in lines. Source builds of one version
     share a file whatever their commit and Triton, so that there every line is asked.
@@ -34,7 +34,7 @@ def measured(results: Path) -> Iterator[Measured]:
         machine = path.parent.parent.name
         with open(path, "rb") as lines:
             build = next(filter(None, map(_build_of_record, lines)), None)
-            if build is None:  # sweeps and reports name broken lines
+            if build is None:
                 continue
             if build.channel != "source":
                 lines.seek(0)
@@ -49,17 +49,19 @@ def measured(results: Path) -> Iterator[Measured]:
 
 def _build_of_record(line: bytes) -> Build | None:
     try:
-        build = Record.model_validate_json(line).build
-        Version(build.torch)
-    except ValueError:  # InvalidVersion is one too
+        return _possible(Record.model_validate_json(line).build)
+    except ValueError:
         return None
-    return build
 
 
 def _build_alone(line: bytes) -> Build | None:
     try:
-        build = Build.model_validate(json.loads(line)["build"])
-        Version(build.torch)
+        return _possible(Build.model_validate(json.loads(line)["build"]))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _possible(build: Build) -> Build:
+    """`build`, if it can have a place on a timeline; records come from other machines. Raises ValueError."""
+    Entry.of(build, today=EPOCH.isoformat())
     return build

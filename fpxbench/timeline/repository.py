@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fcntl
 import hashlib
+import io
 import os
 import re
 import struct
@@ -120,18 +121,18 @@ class Timeline:
 
     def _read(self) -> dict[str, Entry]:
         """Every build by its commit."""
-        if not (self.path / "HEAD").exists():
+        if not (self.path / "objects/pack").exists():
             return {}
         keys = self._git("for-each-ref", "--format=%(objectname)", "refs/tags").split()
         asked = "".join(f"{key}:build.json\n" for key in keys).encode()
-        shown = self._git_bytes("cat-file", "--batch=%(objecttype) %(objectsize)", stdin=asked)
+        shown = io.BytesIO(self._git_bytes("cat-file", "--batch=%(objecttype) %(objectsize)", stdin=asked))
         entries = {}
         for key in keys:
-            header, _, shown = shown.partition(b"\n")
+            header = shown.readline()
             if not header.startswith(b"blob "):  # somebody's own tag
                 continue
-            size = int(header.split()[1])
-            text, shown = shown[:size], shown[size + 1:]
+            text = shown.read(int(header.split()[1]))
+            shown.readline()
             try:
                 entry = Entry.model_validate_json(text)
             except ValidationError as error:
@@ -199,7 +200,7 @@ class Timeline:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._lock_fd = lock.fileno()
             try:
-                if not (self.path / "HEAD").exists():
+                if not (self.path / "objects/pack").exists():  # what `git init` makes last
                     # The object format is part of the hash, and a template could bring hooks along.
                     self._git("init", "--quiet", "--bare", "--object-format=sha1", "--initial-branch=release", "--template=")
                 self._clear_locks()
@@ -208,8 +209,9 @@ class Timeline:
                 self._lock_fd = None
 
     def _clear_locks(self) -> None:
-        """Remove what a git that was killed left locked: nobody else writes while this process has our own lock."""
-        for path in (self.path / "HEAD.lock", self.path / "packed-refs.lock", *(self.path / "refs").rglob("*.lock")):
+        """Remove what a git that was killed, or ran out of disk, left behind: nobody else writes while this process has our own lock."""
+        left = [*(self.path / "refs").rglob("*.lock"), *(self.path / "objects/pack").glob("tmp_*")]
+        for path in (self.path / "HEAD.lock", self.path / "packed-refs.lock", *left):
             with suppress(FileNotFoundError):
                 path.unlink()
 
@@ -232,7 +234,7 @@ class Timeline:
         except FileNotFoundError as error:
             raise TimelineError("git is not installed, and asv walks the builds as a git repository: install git") from error
         if check and done.returncode:
-            said = done.stderr.decode(errors="replace").strip()
+            said = done.stderr.decode(errors="replace").strip() or f"no word of why, status {done.returncode}"
             raise TimelineError(f"`{' '.join(command)}` failed: {said}. The timeline is as it was before")
         return done.stdout
 

@@ -80,6 +80,8 @@ def sync(
             listings.append(read_listing(place, fetcher))
         except Unreachable as error:
             outcome.problems.append(str(error))
+    if listings and not outcome.problems and not any(listing.wheels for listing in listings):
+        outcome.problems.append(f"none of {', '.join(listing.place.address for listing in listings)} lists a wheel of PyTorch for Linux")
     held = {entry.key: entry for entry in timeline.entries()}
     found: dict[str, Entry] = {}
     newest: dict[tuple[str, str], dict[str, ListedWheel]] = {}
@@ -242,4 +244,4 @@ def _ask(timeline: Timeline, questions: list[_Question], fetcher: Fetcher, outco
 
 
 def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    return repr(names[0]) if len(names) == 1 else f"{names[0]!r} and {len(names) - 1} more"
