@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpxbench.packing.fp6_llm import FP6_LLM
 from fpxbench.packing.grouped import BITSTREAM, NIBBLES_HIGH_FIRST, NIBBLES_LOW_FIRST, TORCHAO_FP6
-from fpxbench.packing.layout import Layout
+from fpxbench.packing.layout import CPU_GRAIN, Layout, parts
 from fpxbench.packing.planar import K_MULTIPLE, PLANAR, padded_k, pieces
 
 __all__ = ["K_MULTIPLE", "LAYOUTS", "Layout", "layout_named", "pack", "padded_k", "pieces", "row_bytes", "unpack"]
@@ -51,11 +51,15 @@ def pack(codes: Tensor, bits: int, layout: str = "planar") -> Tensor:
         raise TypeError(f"pack takes uint8 codes [N, K], not {codes.dtype} {list(codes.shape)}")
     chosen, (n, k) = layout_named(layout), codes.shape
     chosen.check(bits, n, k)
-    if bits < 8 and codes.numel() and int(codes.max()) >> bits:
-        raise ValueError(f"code {int(codes.max())} does not fit {bits} bits")
+    codes = _readable_as_words(codes)
+    if bits < 8:
+        for part in parts(codes.numel(), CPU_GRAIN, codes.device):
+            largest = int(codes.view(-1)[part].max())
+            if largest >> bits:
+                raise ValueError(f"code {largest} does not fit {bits} bits")
     packed = codes.new_empty(n, chosen.row_bytes(k, bits))
     if packed.numel():
-        chosen.write(_readable_as_words(codes), bits, packed)
+        chosen.write(codes, bits, packed)
     return packed
 
 
