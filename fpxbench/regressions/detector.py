@@ -1,0 +1,273 @@
+"""The decision rule: which builds changed how long a case takes.
+
+docs/decision-rule.md is the rule in words; § marks its sections here. The rule reads a series build by build, as a nightly job
+would, and never takes back what it said: the same history gives the same changes, whatever is measured later.
+
+All series are read at once, as arrays `[series, builds]`. Inside everything is a logarithm, so that a change is a ratio and 5% is 5%
+of any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+# §2 The level and the noise before
+BEFORE = 30
+"""Builds before a change that make up the level it is compared with."""
+LEAST_BEFORE = 5
+"""A level of fewer builds is none yet."""
+LEAST_FREEDOM = 24
+"""Degrees of freedom (builds, less one for each window) below which the noise is not known."""
+CLIP = 2.5
+"""A point further than this many σ from its level counts as if it were there: one build, however slow, has a bounded say."""
+NOISE_WINDOWS = 3
+"""σ is pooled over so many successive windows of `BEFORE` builds."""
+LEAST_NOISE = 0.001
+"""Clocks tick: a series that repeats itself exactly is not known better than to 0.1%."""
+
+# §3 The change
+AFTER = (2, 3, 4, 5, 10)
+"""Builds over which the time after a change is averaged. One build is a measurement; a change takes two."""
+CHANCE = 0.0025
+"""One-sided level of the Student t test of one window."""
+LEAST_CHANGE = 0.01
+"""Smaller changes are not reported, however sure."""
+SURELY = 4
+"""Builds by which a change may be misplaced."""
+
+# §4 The series' own history
+HISTORY = 100
+"""Earlier moves of the same kind that are looked at."""
+LEAST_HISTORY = 30
+
+# §5 The control
+CONTROL = 2.5
+"""Standard errors that the baseline must have moved, and the speedup must not, for a change to be the machine's."""
+
+_THRESHOLD = np.concatenate([[np.inf], stats.t.isf(CHANCE, np.arange(1, NOISE_WINDOWS * BEFORE + 1))])
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of level in one series. `size` is the logarithm of a ratio: 0.05 is a time 1.051 times as long."""
+
+    row: int
+    """Which series."""
+    first: int
+    """The first build at the new level, as a column of the values."""
+    last_before: int
+    """The build before it that has a value."""
+    surely_before: int
+    """One `SURELY` builds earlier still: the change may be placed a few builds late."""
+    raised: int
+    """The build at which the change was clear, and surely at the new level."""
+    size: float
+    error: float
+    """Standard error of `size`."""
+    z: float
+    """The change with its spikes clipped, in standard errors. Its sign is the direction."""
+    chance: float
+    """Two-sided level at which one test finds as much in noise."""
+    noise: float
+    """σ of one build."""
+    builds_before: int
+    builds_after: int
+    control: float | None
+    """What the baseline did over the same builds; None where it is not known."""
+    machine: bool
+    """The baseline moved and the speedup did not (§5): not a suspect."""
+
+
+Belief = Callable[[Change], bool]
+"""Whether a change is to be believed, as far as is known: a refuted one leaves the level where it was (§6)."""
+
+
+def believe_all(change: Change) -> bool:
+    return True
+
+
+def fence(moves: Array) -> float:
+    """rustc-perf's bound on what is usual: Q3 + 3·IQR of the sizes of earlier moves, of which none may be NaN."""
+    ordered = np.sort(np.abs(moves))
+    low, high = np.interp((0.25 * (len(ordered) - 1), 0.75 * (len(ordered) - 1)), np.arange(len(ordered)), ordered)
+    return float(high + 3 * (high - low))
+
+
+def detect(values: Array, control: Array | None = None, believe: Belief = believe_all) -> list[Change]:
+    """The changes in `values` [series, builds], in the order in which a reader of one build a day would have found them.
+
+    `control` [series, builds] is the baseline's time in the same runs. NaN is a build without a time. Values must be positive.
+    """
+    y, column, length = _packed(np.log(values))
+    c = np.full_like(y, np.nan) if control is None else np.take_along_axis(np.log(control), column, axis=1)
+    reader = _Reader(y, c, column, length)
+    found = []
+    for now in range(LEAST_FREEDOM + AFTER[0], y.shape[1]):
+        found += reader.step(now, believe)
+    return sorted(found, key=lambda change: (change.raised, change.row))
+
+
+def _packed(y: Array) -> tuple[Array, Indices, Indices]:
+    """Each series without its gaps, filled up with NaN at the end; the column each value came from; how many there are."""
+    column = np.argsort(np.isnan(y), axis=1, kind="stable")
+    return np.take_along_axis(y, column, axis=1), column, np.isfinite(y).sum(axis=1)
+
+
+def _middle(ordered: Array, count: Indices) -> Array:
+    """Medians of rows that are sorted with their `count` numbers first."""
+    rows = np.arange(len(ordered))
+    last = ordered.shape[1] - 1
+    low, high = np.clip((count - 1) // 2, 0, last), np.clip(count // 2, 0, last)
+    return (ordered[rows, low] + ordered[rows, high]) / 2
+
+
+def level_and_noise(window: Array) -> tuple[Array, Array, Indices]:
+    """§2: mean and standard deviation of each row with its outliers pulled in, and how many numbers it has.
+
+    The median, and σ from the median absolute deviation, say what is an outlier; mean and deviation of the clipped numbers
+    are then nearly as sharp as those of clean ones.
+    """
+    count = np.isfinite(window).sum(axis=1)
+    middle = _middle(np.sort(window, axis=1), count)[:, None]
+    spread = 1.4826 * _middle(np.sort(np.abs(window - middle), axis=1), count)[:, None]
+    reach = CLIP * np.maximum(spread, LEAST_NOISE)
+    clipped = np.clip(window, middle - reach, middle + reach)
+    present = np.isfinite(clipped)
+    level = np.where(present, clipped, 0).sum(axis=1) / np.maximum(count, 1)
+    squares = np.where(present, clipped - level[:, None], 0) ** 2
+    noise = np.sqrt(squares.sum(axis=1) / np.maximum(count - 1, 1))
+    return np.where(count > 0, level, np.nan), np.where(count > 0, noise, np.nan), count
+
+
+class _Reader:
+    """What is known of all series up to now. A *split* is a place where a change may lie: the number of builds before it."""
+
+    def __init__(self, y: Array, c: Array, column: Indices, length: Indices) -> None:
+        self.y, self.c, self.column, self.length = y, c, column, length
+        shape = y.shape
+        self.level, self.own_noise, self.noise = np.full((3, *shape), np.nan)
+        self.count, self.freedom = np.zeros((2, *shape), dtype=np.intp)
+        self.moves = np.full((max(AFTER) + 1, *shape), np.nan)
+        self.begin = np.zeros(shape[0], dtype=np.intp)
+        """Where the present level began."""
+        self.refuted_until = np.full((2, shape[0]), -1, dtype=np.intp)
+        """The last split at which a faster [0] or a slower [1] level is not looked for again."""
+
+    def step(self, now: int, believe: Belief) -> list[Change]:
+        """Read build number `now` of every series; the changes that it makes clear."""
+        self._open(now + 1 - AFTER[0])
+        excess = np.zeros(len(self.y))
+        z_found = np.zeros(len(self.y))
+        for k in AFTER:
+            split = now + 1 - k
+            if split < LEAST_BEFORE:
+                break
+            z = self._z(split, k)
+            z[split <= self.refuted_until[(z > 0).astype(int), np.arange(len(z))]] = 0
+            beyond = np.abs(z) / _THRESHOLD[self.freedom[:, split]]
+            better = beyond > excess
+            excess, z_found = np.where(better, beyond, excess), np.where(better, z, z_found)
+        found = []
+        for row in np.flatnonzero((excess > 1) & (now < self.length)):
+            change = self._judge(int(row), now, float(z_found[row]))
+            if change is not None:
+                found.append(change)
+                self._take_in(change, now, believe)
+        return found
+
+    def _window(self, values: Array, split: int, rows: slice | int = slice(None)) -> Array:
+        """The builds before `split` that belong to the present level; NaN for those that do not."""
+        start = max(0, split - BEFORE)
+        inside = np.arange(start, split) >= self.begin[rows, None]
+        return np.where(inside, values[rows, start:split], np.nan)
+
+    def _open(self, split: int) -> None:
+        """Level and noise before a new split."""
+        level, own, count = level_and_noise(self._window(self.y, split))
+        enough = count >= LEAST_BEFORE
+        self.level[:, split] = np.where(enough, level, np.nan)
+        self.count[:, split] = count
+        self.own_noise[:, split] = np.where(enough, own, np.nan)
+        weights, squares = np.zeros(len(self.y), dtype=np.intp), np.zeros(len(self.y))
+        for at in range(split, max(LEAST_BEFORE - 1, split - NOISE_WINDOWS * BEFORE), -BEFORE):
+            known = np.isfinite(self.own_noise[:, at])
+            weight = np.where(known, self.count[:, at] - 1, 0)
+            weights += weight
+            squares += weight * np.where(known, self.own_noise[:, at], 0) ** 2
+        self.freedom[:, split] = np.where(enough & (weights >= LEAST_FREEDOM), weights, 0)
+        self.noise[:, split] = np.maximum(np.sqrt(squares / np.maximum(weights, 1)), LEAST_NOISE)
+
+    def _z(self, split: int, k: int) -> Array:
+        """§3: the move across `split`, clipped, in standard errors."""
+        reach = CLIP * self.noise[:, split, None]
+        move = np.clip(self.y[:, split:split + k] - self.level[:, split, None], -reach, reach).mean(axis=1)
+        self.moves[k, :, split] = move
+        return np.nan_to_num(move / (self.noise[:, split] * _error(k, self.count[:, split])))
+
+    def _judge(self, row: int, now: int, z: float) -> Change | None:
+        """§3 to §5 for one series whose z is beyond the threshold."""
+        k, size = self._locate(row, now, np.sign(z))
+        split = now + 1 - k
+        if np.sign(z) * size < LEAST_CHANGE or self._usual(row, split, k):
+            return None
+        noise, count, freedom = float(self.noise[row, split]), int(self.count[row, split]), int(self.freedom[row, split])
+        control, machine = self._control(row, split, now, np.sign(z))
+        return Change(
+            row=row, first=int(self.column[row, split]), last_before=int(self.column[row, split - 1]),
+            surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]), raised=int(self.column[row, now]), size=size, error=noise * float(_error(k, count)), z=z,
+            chance=float(2 * stats.t.sf(abs(z), freedom)), noise=noise, builds_before=count, builds_after=k,
+            control=control, machine=machine,
+        )
+
+    def _locate(self, row: int, now: int, sign: float) -> tuple[int, float]:
+        """Over how many builds the change stands out most, nothing clipped, and its size over these.
+
+        What clipping does to find a change would blur where it is.
+        """
+        clear = {}
+        for k in AFTER:
+            split = now + 1 - k
+            if split >= LEAST_BEFORE and self.freedom[row, split]:
+                mean = self.y[row, split:now + 1].sum() / k - self.level[row, split]
+                clear[k] = sign * mean / _error(k, int(self.count[row, split]))
+        k = max(clear, key=clear.__getitem__)
+        return k, float(np.median(self.y[row, now + 1 - k:now + 1]) - self.level[row, now + 1 - k])
+
+    def _usual(self, row: int, split: int, k: int) -> bool:
+        """§4: whether this series has moved as far before, without a change."""
+        past = self.moves[k, row, max(0, split - HISTORY - k):split - k]
+        past = past[np.isfinite(past)]
+        return len(past) >= LEAST_HISTORY and abs(self.moves[k, row, split]) <= fence(past)
+
+    def _control(self, row: int, split: int, now: int, sign: float) -> tuple[float | None, bool]:
+        """§5: what the baseline did, and whether that leaves nothing for the case itself."""
+        k = now + 1 - split
+        sizes, significant = [], []
+        for series in (self.c, self.y - self.c):
+            level, noise, count = (one.item() for one in level_and_noise(self._window(series, split, slice(row, row + 1))))
+            sizes.append(float(np.median(series[row, split:now + 1]) - level))
+            significant.append(sign * sizes[-1] >= CONTROL * max(noise, LEAST_NOISE) * _error(k, count))
+        if not np.isfinite(sizes).all():
+            return None, False
+        return sizes[0], bool(significant[0] and not significant[1])
+
+    def _take_in(self, change: Change, now: int, believe: Belief) -> None:
+        """§6: a change that is believed begins a new level; a refuted one is not found a second time."""
+        if change.machine or believe(change):
+            self.begin[change.row] = now + 1 - change.builds_after
+            self.freedom[change.row, :now + 1] = 0
+        else:
+            self.refuted_until[int(change.z > 0), change.row] = now
+
+
+def _error(after: int, before: Array | int) -> Array | float:
+    """Standard error of a difference between the means of so many builds, in σ of one."""
+    return (1 / after + 1 / np.maximum(before, 1)) ** 0.5

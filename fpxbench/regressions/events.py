@@ -1,0 +1,173 @@
+"""Changes that need no statistics: verdicts, failures' words, and figures that ought to be the same in every run.
+
+docs/decision-rule.md §8 has the rule. What is compared is always a case on one build with the same case on the build before on
+which it was measured; a failure is a point like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fpxbench.regressions.detector import fence
+from fpxbench.regressions.series import Panel, Verdicts
+from fpxbench.regressions.suspect import Direction, Event, Series
+from fpxbench.verdict import SEVERITY, Status
+
+RECENT = 30
+"""Builds over which earlier changes are counted."""
+LEAST_HISTORY = 10
+"""Moves that a series must have made before they say what is usual for it."""
+
+SQNR_DB = 0.01
+"""What may move the SQNR of one and the same weight: the order of a sum."""
+SAMPLING_SIGMAS = 4.0
+"""How far chance may move a figure between two random weights, or two random activations."""
+RELATIVE_ERROR = 0.10
+PEAK_BYTES = 0.01
+
+
+class Figure(NamedTuple):
+    """How a figure is compared."""
+
+    words: str
+    unit: str
+    worse: int
+    """+1: worse when it rises; -1: when it falls."""
+
+
+FIGURES = {
+    "packed_bytes": Figure("packed bytes", "bytes", 1),
+    "kernels_launched": Figure("kernels launched", "", 1),
+    "sqnr_db": Figure("SQNR", "dB", -1),
+    "relative_error": Figure("relative error", "", 1),
+    "peak_bytes": Figure("peak memory", "bytes", 1),
+}
+"""Worst first: they follow the verdicts in this order."""
+
+
+def events(panel: Panel) -> list[Event]:
+    """Every event of a panel, oldest first."""
+    order = {build.key: index for index, build in enumerate(panel.builds)}
+    found = [*_verdict_events(panel), *_figure_events(panel)]
+    return sorted(found, key=lambda event: (order[event.first_bad.key], event.severity, event.series.case))
+
+
+class Step(NamedTuple):
+    """From one measured build of a case to the next, as indices into the panel."""
+
+    case: int
+    before: int
+    after: int
+    number: int
+    """Which step of this case it is, counted from 0."""
+
+
+def _steps(measured: NDArray[np.bool_], changed: NDArray[np.bool_], column: NDArray[np.intp]) -> Iterator[Step]:
+    both = measured[:, 1:] & measured[:, :-1]
+    for row, number in np.argwhere(both & changed):
+        yield Step(int(row), int(column[row, number]), int(column[row, number + 1]), int(number))
+
+
+def _verdict_events(panel: Panel) -> Iterator[Event]:
+    measured = panel.verdict >= 0
+    column = np.argsort(~measured, axis=1, kind="stable")
+    verdicts, present = (np.take_along_axis(values, column, axis=1) for values in (panel.verdict, measured))
+    changed = verdicts[:, 1:] != verdicts[:, :-1]
+    for step in _steps(present, changed, column):
+        before, after = (panel.verdicts[int(panel.verdict[step.case, at])] for at in (step.before, step.after))
+        yield _event(panel, step, "verdict", _direction(before, after), _said(before), _said(after), SEVERITY[Status(worst(before, after))],
+                     changed[step.case, max(0, step.number - RECENT):step.number].sum())
+
+
+def worst(before: Verdicts, after: Verdicts) -> str:
+    """The worse status of the two: what began or ended."""
+    return min(before.status, after.status, key=lambda status: SEVERITY[Status(status)])
+
+
+def _direction(before: Verdicts, after: Verdicts) -> Direction:
+    if before.status == after.status:
+        return Direction.OTHER
+    return Direction.WORSE if SEVERITY[Status(after.status)] < SEVERITY[Status(before.status)] else Direction.BETTER
+
+
+def _said(verdict: Verdicts) -> str:
+    return verdict.headline + (f": {verdict.summary}" if verdict.summary else "")
+
+
+def _figure_events(panel: Panel) -> Iterator[Event]:
+    for place, (name, figure) in enumerate(FIGURES.items()):
+        values = panel.figures[name]
+        measured = np.isfinite(values)
+        column = np.argsort(~measured, axis=1, kind="stable")
+        packed, seeds = (np.take_along_axis(array, column, axis=1) for array in (values, panel.seed))
+        moves, allowed = _moves(name, packed), _allowed(name, panel, seeds)
+        beyond = np.abs(moves) > allowed
+        for step in _steps(np.take_along_axis(measured, column, axis=1), beyond, column):
+            past = moves[step.case, :step.number]
+            if name in EXACT or not _usual(past, moves[step.case, step.number]):
+                direction = Direction.WORSE if moves[step.case, step.number] * figure.worse > 0 else Direction.BETTER
+                before, after = (_number(values[step.case, at], figure.unit) for at in (step.before, step.after))
+                yield _event(panel, step, name, direction, before, after, len(Status) + place, beyond[step.case, max(0, step.number - RECENT):step.number].sum())
+
+
+EXACT = ("packed_bytes", "kernels_launched")
+"""The same in every run, until something changed."""
+
+
+def _moves(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From build to build: dB as they are, everything else as the logarithm of a ratio."""
+    if name == "sqnr_db":
+        return np.diff(values, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):   # from 0 to something is infinitely more, from 0 to 0 nothing
+        return np.where(values[:, 1:] == values[:, :-1], 0.0, np.diff(np.log(values), axis=1))
+
+
+def _allowed(name: str, panel: Panel, seeds: NDArray[np.float64]) -> NDArray[np.float64] | float:
+    """What may move a figure by chance alone, or by too little to speak of.
+
+    Of two random weights of N·K numbers the SQNR differs by chance: signal and noise are means of so many squares, whose relative
+    variances are about 2/NK and 4/NK. The relative error is the norm of M·N errors, to which the same applies.
+    """
+    if name in EXACT:
+        return 0.0
+    if name == "sqnr_db":
+        chance = SAMPLING_SIGMAS * 10 / np.log(10) * np.sqrt(2 * 6 / panel.weights)
+        same = seeds[:, 1:] == seeds[:, :-1]
+        return np.where(same, SQNR_DB, np.maximum(SQNR_DB, chance)[:, None])
+    if name == "relative_error":
+        return np.maximum(RELATIVE_ERROR, SAMPLING_SIGMAS / np.sqrt(np.maximum(panel.outputs, 1)))[:, None]
+    return PEAK_BYTES
+
+
+def _usual(past: NDArray[np.float64], move: float) -> bool:
+    """Whether the series has moved as far from build to build before."""
+    past = past[np.isfinite(past)]
+    return len(past) >= LEAST_HISTORY and abs(move) <= fence(past)
+
+
+def _number(value: float, unit: str) -> str:
+    text = f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{text} {unit}".rstrip()
+
+
+def _event(panel: Panel, step: Step, metric: str, direction: Direction, before: str, after: str, severity: int, changes: int) -> Event:
+    return Event(
+        series=series_of(panel, step.case, metric), direction=direction, **change_facts(panel, step.case, step.before, step.after),
+        before=before, after=after, severity=severity, changes_before=int(changes),
+    )
+
+
+def series_of(panel: Panel, case: int, metric: str) -> Series:
+    return Series(machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel, case=panel.cases[case], metric=metric)
+
+
+def change_facts(panel: Panel, case: int, before: int, after: int) -> dict[str, object]:
+    """What every finding says of the two builds between which it lies."""
+    return {
+        "last_good": panel.builds[before], "first_bad": panel.builds[after], "last_good_tag": panel.tags[before],
+        "first_bad_tag": panel.tags[after], "implementation_changed": bool(panel.source[case, before] != panel.source[case, after]),
+    }

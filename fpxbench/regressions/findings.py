@@ -1,0 +1,108 @@
+"""Everything that changed under a results folder, worst first: events, suspects, and what was the machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fpxbench.record import Build
+from fpxbench.regressions.detector import Change, detect
+from fpxbench.regressions.digest import Trouble
+from fpxbench.regressions.events import change_facts, events, series_of
+from fpxbench.regressions.series import Panel, panels
+from fpxbench.regressions.suspect import Direction, Event, MachineMove, Suspect, share
+from fpxbench.timeline import Timeline
+
+METRIC = "median_us"
+"""What the rule is applied to; the baseline of the same run is its control, and the speedup thereby looked at too."""
+Z95 = 1.96
+
+
+@dataclass
+class Findings:
+    """What changed, each list worst first."""
+
+    suspects: list[Suspect] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    machine: list[MachineMove] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
+    newest: list[Build] = field(default_factory=list)
+    """The newest build of each series of builds."""
+
+    def of_newest(self) -> Findings:
+        """Only what is open: suspects that are not over, and what the newest builds brought."""
+        keys = {build.key for build in self.newest}
+        return Findings(
+            [suspect for suspect in self.suspects if suspect.open], [event for event in self.events if event.first_bad.key in keys],
+            [move for move in self.machine if move.first.key in keys], self.troubles, self.newest,
+        )
+
+
+def find(results: Path, timeline: Timeline | None = None, machine: str | None = None, refuted: Iterable[str] = ()) -> Findings:
+    """Read the records under `results` and apply the rule to all of them.
+
+    `refuted` are the ids of suspects that a confirmation has refuted: they are left out, and their series go on as if nothing had
+    been said. Raises ValueError for a machine that has no records.
+    """
+    found, known = Findings(), frozenset(refuted)
+    for of_machine, troubles in panels(results, timeline, machine):
+        found.troubles += troubles
+        for panel in of_machine:
+            found.newest.append(panel.builds[-1])
+            found.events += events(panel)
+            suspects, moves = performance(panel, known)
+            found.suspects += suspects
+            found.machine += moves
+    found.suspects.sort(key=lambda suspect: (not suspect.open, suspect.direction is not Direction.WORSE, -abs(suspect.change)))
+    found.events.sort(key=lambda event: (event.direction is not Direction.WORSE, event.severity, event.changes_before, event.series.case))
+    found.machine.sort(key=lambda move: -abs(move.change))
+    return found
+
+
+def performance(panel: Panel, refuted: frozenset[str] = frozenset()) -> tuple[list[Suspect], list[MachineMove]]:
+    """The suspects of one panel in the order in which they were raised, and what was the machine."""
+    changes = detect(panel.figures[METRIC], panel.figures["baseline_us"], lambda change: suspect_of(panel, change).id not in refuted)
+    suspects: list[Suspect] = []
+    newest: dict[str, int] = {}
+    for change in changes:
+        if change.machine:
+            continue
+        suspect = suspect_of(panel, change)
+        if suspect.id in refuted:
+            continue
+        case, before = suspect.series.case, newest.get(suspect.series.case)
+        if before is not None and suspects[before].direction is not suspect.direction:
+            suspects[before] = suspects[before].model_copy(update={"ended_at": suspect.first_bad})
+        newest[case] = len(suspects)
+        suspects.append(suspect)
+    return suspects, _machine_moves(panel, [change for change in changes if change.machine])
+
+
+def suspect_of(panel: Panel, change: Change) -> Suspect:
+    return Suspect(
+        series=series_of(panel, change.row, METRIC), direction=Direction.WORSE if change.z > 0 else Direction.BETTER,
+        **change_facts(panel, change.row, change.last_before, change.first), surely_good=panel.builds[change.surely_before],
+        raised_at=panel.builds[change.raised],
+        change=share(change.size), interval=(share(change.size - Z95 * change.error), share(change.size + Z95 * change.error)),
+        z=change.z, chance=change.chance, noise=share(change.noise), builds_before=change.builds_before,
+        builds_after=change.builds_after, control=None if change.control is None else share(change.control),
+    )
+
+
+def _machine_moves(panel: Panel, changes: list[Change]) -> list[MachineMove]:
+    """One for each build with which cases moved in one direction; what was found a build apart is one move too."""
+    by_build: dict[tuple[int, bool], list[Change]] = defaultdict(list)
+    for change in changes:
+        by_build[change.first, change.z > 0].append(change)
+    return [
+        MachineMove(
+            machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel, first=panel.builds[first],
+            first_tag=panel.tags[first], cases=len(moved), change=share(float(np.median([change.size for change in moved]))),
+            control=share(float(np.median([change.control for change in moved if change.control is not None]))),
+        )
+        for (first, _), moved in sorted(by_build.items())
+    ]

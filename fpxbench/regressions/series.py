@@ -1,0 +1,143 @@
+"""Series: a figure of one case on one machine over the builds of one channel and variant, in the timeline's order.
+
+Two devices of one machine name are two machines. Releases and nightlies are two histories: a release is cut from a branch that left
+the nightlies' weeks before, and its neighbours in time are not its neighbours in code. No clock of any machine takes part in the order:
+builds have dates of their own, and one whose date is not known stands before the next later version.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from packaging.version import InvalidVersion, Version
+
+from fpxbench.record import Build
+from fpxbench.regressions.digest import FIGURES, Trouble, machines, opened
+from fpxbench.timeline import Entry, Timeline, in_order
+
+UNKNOWN_DAY = "9999-12-31"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a number in `Panel.verdicts` stands for."""
+
+    status: str
+    kind: str
+    words: str
+    """The summary without what varies from run to run."""
+    summary: str
+
+    @property
+    def headline(self) -> str:
+        return f"{self.status} ({self.kind})" if self.kind else self.status
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The series of every case on one device, for one channel and variant: arrays are `[cases, builds]`."""
+
+    machine: str
+    device: str
+    variant: str
+    channel: str
+    cases: list[str]
+    builds: list[Build]
+    """Oldest first; each with its key and, where the timeline knows it, its date."""
+    tags: list[str]
+    figures: dict[str, NDArray[np.float64]]
+    """By name (`digest.FIGURES`); NaN where a case has none on a build."""
+    verdict: NDArray[np.intp]
+    """Key into `verdicts`; -1 where the case was not measured. A failure is a point as well as a success."""
+    verdicts: dict[int, Verdicts]
+    source: NDArray[np.intp]
+    """Which source of the implementation; -1 where the case was not measured."""
+    seed: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+    """M·N of each case."""
+    weights: NDArray[np.float64]
+    """N·K of each case."""
+
+
+def panels(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Iterator[tuple[list[Panel], list[Trouble]]]:
+    """Every machine's panels in turn, or those of one machine, and what is to be known of its records.
+
+    Raises ValueError if there is no such machine.
+    """
+    known = machines(results)
+    if machine is not None and machine not in known:
+        raise ValueError(f"no records of machine {machine!r} in {results}: there are {', '.join(known) or 'none'}")
+    held = {entry.key: entry for entry in timeline.entries()} if timeline else {}
+    for name in known if machine is None else [machine]:
+        with opened(results, name) as (connection, troubles):
+            devices = [device for (device,) in connection.execute(
+                "SELECT DISTINCT devices.name FROM points JOIN devices ON devices.id = device ORDER BY 1")]
+            if len(devices) > 1:
+                troubles.append(Trouble(f"{name} is the name of {len(devices)} machines: {', '.join(devices)}; "
+                                        "each has its own series. FPX_MACHINE or --machine gives one another name"))
+            yield list(_panels(connection, name, held, troubles)), troubles
+
+
+def _panels(connection: sqlite3.Connection, machine: str, held: dict[str, Entry], troubles: list[Trouble]) -> Iterator[Panel]:
+    verdicts = {row[0]: Verdicts(*row[1:]) for row in connection.execute("SELECT id, status, kind, words, summary FROM verdicts")}
+    builds = {number: Build.model_validate_json(facts) for number, facts in connection.execute("SELECT id, facts FROM builds")}
+    order, tags, dates = _order(builds, held, troubles)
+    groups: dict[tuple[int, str, str], list[int]] = {}
+    for device, number in connection.execute("SELECT DISTINCT device, build FROM points"):
+        if number in order:
+            groups.setdefault((device, builds[number].variant, builds[number].channel), []).append(number)
+    names = dict(connection.execute("SELECT id, name FROM devices"))
+    for (device, variant, channel), numbers in sorted(groups.items(), key=lambda group: (names[group[0][0]], *group[0][1:])):
+        numbers.sort(key=order.__getitem__)
+        yield _panel(connection, (machine, names[device], variant, channel), device, numbers,
+                     [builds[n].model_copy(update={"date": dates[n]}) for n in numbers], [tags[n] for n in numbers], verdicts)
+
+
+def _order(builds: dict[int, Build], held: dict[str, Entry], troubles: list[Trouble]) -> tuple[dict[int, int], dict[int, str], dict]:
+    """Place, tag and date of each build by its number; a build whose version is none has no place."""
+    entries = dict(held)
+    for build in builds.values():
+        try:
+            Version(build.label)
+        except InvalidVersion:
+            troubles.append(Trouble(f"{build.torch!r} is no version, so its records have no place in time: left out"))
+            continue
+        entries.setdefault(build.key, Entry.of(build, UNKNOWN_DAY))
+    placed = {entry.key: (place, entry) for place, entry in enumerate(in_order(entries.values()))}
+    known = {number: placed[build.key] for number, build in builds.items() if build.key in placed}
+    return ({number: place for number, (place, _) in known.items()}, {number: entry.tag for number, (_, entry) in known.items()},
+            {number: entry.date for number, (_, entry) in known.items()})
+
+
+def _panel(connection: sqlite3.Connection, names: tuple[str, str, str, str], device: int, numbers: list[int], builds: list[Build],
+           tags: list[str], verdicts: dict[int, Verdicts]) -> Panel:
+    column = {number: index for index, number in enumerate(numbers)}
+    marks = ", ".join("?" * len(numbers))
+    rows = connection.execute(
+        f'SELECT build, "case", verdict, source, seed, {", ".join(FIGURES)} FROM points WHERE device = ? AND build IN ({marks})',
+        (device, *numbers)).fetchall()
+    table = np.array(rows, dtype=np.float64)
+    case_numbers, row = np.unique(table[:, 1].astype(np.intp), return_inverse=True)
+    columns = np.array([column[int(number)] for number in table[:, 0]])
+    shape = len(case_numbers), len(numbers)
+
+    def laid_out(values: NDArray[np.float64], missing: float) -> NDArray:
+        array = np.full(shape, missing)
+        array[row, columns] = values
+        return array
+
+    known = {number: (name, outputs, weights)
+             for number, name, outputs, weights in connection.execute("SELECT id, name, outputs, weights FROM cases")}
+    cases = [known[number] for number in case_numbers]
+    return Panel(
+        *names, cases=[name for name, _, _ in cases], builds=builds, tags=tags,
+        figures={name: laid_out(table[:, 5 + index], np.nan) for index, name in enumerate(FIGURES)},
+        verdict=laid_out(table[:, 2], -1).astype(np.intp), verdicts=verdicts, source=laid_out(table[:, 3], -1).astype(np.intp),
+        seed=laid_out(table[:, 4], np.nan), outputs=np.array([outputs for _, outputs, _ in cases], dtype=float),
+        weights=np.array([weights for _, _, weights in cases], dtype=float),
+    )

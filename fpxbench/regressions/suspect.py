@@ -1,0 +1,140 @@
+"""What the rule says of a series, as stored and handed on: JSON in and out, with an id that stays.
+
+`fpxbench confirm` takes a `Suspect`; docs/decision-rule.md says what its figures mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from fpxbench.record import Build, Finite, Positive
+
+
+class Direction(StrEnum):
+    """What a change means to those who use the build."""
+
+    WORSE = "worse"
+    BETTER = "better"
+    OTHER = "other"
+    """Neither: another kind of failure, another text."""
+
+
+class Series(BaseModel):
+    """Which figure of which case, where."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    machine: str
+    device: str
+    """As it calls itself, with its arch: two devices of one machine name are two series."""
+    variant: str
+    channel: str
+    case: str
+    metric: str
+    """A field of the record (``median_us``, ``packed_bytes``), or ``verdict``."""
+
+
+class Finding(BaseModel):
+    """A change between two builds of one series."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    series: Series
+    direction: Direction
+    last_good: Build
+    """The last build before the change that was measured."""
+    first_bad: Build
+    """The first build after it. Of an improvement too: then it is the first better one."""
+    last_good_tag: str
+    first_bad_tag: str
+    implementation_changed: bool = False
+    """The implementation's own source is another one in these two builds, so that it may be that and not PyTorch."""
+
+    @computed_field
+    @property
+    def id(self) -> str:
+        """Ten hex digits of what was found and where: the same on every machine and in every run."""
+        known = [*self.series.model_dump().values(), self.last_good.key, self.first_bad.key, str(self.direction)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:10]
+
+
+class Suspect(Finding):
+    """A change of the time that the rule finds: to be confirmed before anybody is told (`fpxbench confirm`)."""
+
+    surely_good: Build
+    """A build a few before `last_good`: the rule may place a change some builds late or early. `surely_good` and `raised_at` are the
+    two to run again; which build between them it was is for `fpxbench bisect`."""
+    raised_at: Build
+    """The build with which it became clear, surely at the new level."""
+    change: Finite
+    """As a share: 0.061 is 6.1% more time, -0.06 is 6% less."""
+    interval: tuple[Finite, Finite]
+    """95% interval of `change`, from the series' own noise."""
+    z: Finite
+    """Standard errors."""
+    chance: Finite = Field(ge=0, le=1)
+    """How often one test of the rule finds as much in noise alone."""
+    noise: Positive
+    """σ of one build, as a share."""
+    builds_before: int
+    builds_after: int
+    """How many builds show it: its persistence when it was raised."""
+    control: Finite | None = None
+    """What the dense baseline did over the same builds, as a share; None where it was not measured."""
+    ended_at: Build | None = None
+    """The first build of the next change in the other direction: it is over."""
+
+    @property
+    def open(self) -> bool:
+        return self.ended_at is None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises pydantic's ValidationError."""
+        return cls.model_validate_json(text)
+
+    def to_json(self) -> str:
+        """One line."""
+        return self.model_dump_json()
+
+
+class Event(Finding):
+    """A change that needs no statistics: another verdict, other words, another exact figure."""
+
+    before: str
+    after: str
+    """In words: ``ok``, ``crash (compiler_abort): died by SIGABRT: …``, ``3``."""
+    severity: int
+    """Lower is worse; orders events."""
+    changes_before: int = 0
+    """How often this series changed in the `events.RECENT` builds before: what comes and goes is no news."""
+
+
+class MachineMove(BaseModel):
+    """The dense baseline moved with the cases: the machine, or PyTorch's dense product, and one finding for all of them."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    machine: str
+    device: str
+    variant: str
+    channel: str
+    first: Build
+    first_tag: str
+    cases: int
+    """How many cases it explains."""
+    change: Finite
+    """Of their time, as a share; the median over the cases."""
+    control: Finite
+    """Of the baseline's, likewise."""
+
+
+def share(log_ratio: float) -> float:
+    """A logarithm of a ratio as a share: 0.06 is 6% more."""
+    return math.expm1(log_ratio)
