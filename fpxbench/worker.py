@@ -106,6 +106,26 @@ def conversions_json(request: str, log: str) -> str:
         return RESULTS.dump_json(run_conversions(NumericsRequest.model_validate_json(request))).decode()
 
 
+def inspection_json(request: str, log: str) -> str:
+    """The inspection, or ``{"mistake": …}`` where what was asked for is not there."""
+    with logged(log):
+        from fpxbench.inspection.report import InspectRequest
+        from fpxbench.inspection.run import CannotInspect, inspect
+
+        try:
+            return inspect(InspectRequest.model_validate_json(request)).model_dump_json()
+        except CannotInspect as mistake:
+            return json.dumps({"mistake": str(mistake)})
+
+
+def conversion_part_json(request: str, part: int, log: str) -> str:
+    with logged(log):
+        from fpxbench.numerics.exhaustive import run_part
+        from fpxbench.numerics.messages import RESULTS, NumericsRequest
+
+        return RESULTS.dump_json(run_part(NumericsRequest.model_validate_json(request), part)).decode()
+
+
 @contextlib.contextmanager
 def logged(log: str) -> Iterator[None]:
     """stdout and stderr, native code's too, go to the file `log`; `log`.pid tells the watcher whom to watch."""

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import DeviceOption, JsonOption, ResultsOption, UsageError, app, out, statuses
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, out, statuses
 from fpxbench.numerics.conversion import Engine
 from fpxbench.numerics.findings import Finding, find, overflows
 from fpxbench.numerics.record import NumericsRecord
@@ -25,7 +25,8 @@ def numerics(
     engine: Annotated[list[Engine] | None, typer.Option("--engine", "-e", help="Only what this carries out. Repeatable.")] = None,
     conversion: Annotated[list[str] | None, typer.Option(
         "--conversion", "-c", help="Glob over conversions: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable.")] = None,
-    device: DeviceOption = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: both, where there is a GPU[/]")] = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="All 2**32 inputs for casts from fp32 to FP8: minutes each.")] = False,
     results: ResultsOption = Path("results"),
     machine: Annotated[str | None, typer.Option("--machine", help="File the records under this name.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Judge again what is judged, or go on where an earlier run stopped.")] = False,
@@ -47,7 +48,7 @@ def numerics(
     failing = statuses(fail_on)
     settings = Settings(device=device, results=results, machine=machine, fresh=fresh, timeout_s=timeout)
     try:
-        run = run_numerics(settings, tuple(engine or ()), tuple(conversion or ()))
+        run = run_numerics(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
     except CannotStart as error:
         raise UsageError(str(error)) from None
     if as_json:

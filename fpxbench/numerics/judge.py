@@ -17,6 +17,7 @@ from fpxbench.numerics.reference import FLUSHED, expected_codes, hypotheses, ove
 
 NAN_CODES = 8
 EXACT_PRODUCT = "exact product"
+_OF_ROUNDING = frozenset({InputKind.TIE, InputKind.ROUNDING, InputKind.DOUBLE_ROUNDING, InputKind.SUBNORMAL, InputKind.OTHER})
 Describe = Callable[[int], tuple[str, str]]
 """Bits and value of the input at an index, as text."""
 
@@ -48,6 +49,7 @@ class Judge:
         self._words: dict[str, Counter[str]] = {name: Counter() for name in ("overflow", "infinity", "nan", "negative_zero", "subnormals")}
         self._nan_codes: set[int] = set()
         self._inputs = self._differing = 0
+        self._told = False
         self._rounding_found: str | None = None
         self._taken_as: str | None = None
 
@@ -56,7 +58,7 @@ class Judge:
 
         alternatives : other readings of the same inputs by name; one that explains every result is what happened.
         """
-        numbers, first = self._numbers, self._inputs == 0
+        numbers = self._numbers
         got = got.astype(np.int64)
         expected = expected_codes(x, self.target, self.rounding).astype(np.int64)
         nan, got_nan = np.isnan(x), np.isnan(numbers.value(got))
@@ -73,14 +75,29 @@ class Judge:
                 differs = differs & ~other
                 break
         else:
-            if first:
+            if not self._told:
                 self._rounding_found = self._recover_rounding(x, got)
+        self._told = True
         self._tally_behaviour(x, got, nan, got_nan)
         self._sort(np.flatnonzero(differs), x, got, expected, describe)
         self._note(InputKind.NAN_PAYLOAD, np.flatnonzero(nan & got_nan & (got != expected)), got, expected, describe)
 
+    def conforming(self, count: int) -> None:
+        """As many more inputs gave just what they should."""
+        self._inputs += count
+
+    def anew(self) -> Judge:
+        """A judge who has counted nothing yet, and knows what this one found the conversion to do."""
+        other = Judge(self.source, self.target, self.rounding)
+        other._told, other._rounding_found, other._nan_codes = True, self._rounding_found, set(self._nan_codes)
+        other._words = {name: Counter(counts) for name, counts in self._words.items()}
+        return other
+
     def finish(self) -> Judgement:
         """What all of them showed."""
+        unforeseen = sum(seen.count for kind, seen in self._seen.items() if kind in _OF_ROUNDING)
+        if unforeseen and self._rounding_found == self.rounding.value:     # the telling inputs did not tell
+            self._rounding_found = f"mixture: {self._rounding_found} on {100 * (1 - unforeseen / self._inputs):.9g}%"
         words = {name: _one_word(counts) for name, counts in self._words.items()}
         behaviour = Behaviour(rounding=self._rounding_found, taken_as=self._taken_as,
                               nan_codes=[self._hex(code) for code in sorted(self._nan_codes)[:NAN_CODES]], **words)

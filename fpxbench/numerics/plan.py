@@ -12,6 +12,8 @@ WIDE = ("fp64", "fp32", "bf16", "fp16")
 TORCH_FLOAT8 = tuple(dtype.name for dtype in DTYPES.values() if dtype.is_float8 and dtype.torch)
 TRITON_FLOAT8 = tuple(dtype.name for dtype in DTYPES.values() if dtype.is_float8 and dtype.triton)
 UNSIGNED = ("uint16", "uint32", "uint64")
+PARTS = 64
+"""In how many calls the 2**32 inputs of fp32 go to a child."""
 _NARROWINGS = [("fp64", "bf16"), ("fp64", "fp16"), ("fp32", "bf16"), ("fp32", "fp16")]
 
 
@@ -33,6 +35,12 @@ def conversions(devices: Iterable[str], engines: Sequence[str] = (), globs: Sequ
         raise ValueError(f"no conversion matches {asked}: ids are like {every[0].id}, and engines here are "
                          f"{', '.join(dict.fromkeys(str(conversion.engine) for conversion in every))}")
     return chosen
+
+
+def can_be_exhaustive(conversion: Conversion) -> bool:
+    """Whether all inputs are few enough minutes: fp32 to FP8, by whatever does better than a million a second."""
+    return (conversion.operation in (Operation.CAST, Operation.CAST_RTZ) and conversion.source == "fp32"
+            and DTYPES[conversion.target].is_float8 and conversion.engine is not Engine.TRITON_INTERPRETER)
 
 
 def batches(chosen: Iterable[Conversion]) -> list[list[Conversion]]:

@@ -11,7 +11,7 @@ from fpxbench.build import installed_build
 from fpxbench.isolation import Isolation, device_turn
 from fpxbench.numerics.conversion import Conversion, Engine
 from fpxbench.numerics.messages import RESULTS, NumericsRequest, NumericsResult
-from fpxbench.numerics.plan import batches, conversions
+from fpxbench.numerics.plan import PARTS, batches, can_be_exhaustive, conversions
 from fpxbench.numerics.record import RULES, NumericsRecord
 from fpxbench.progress import Progress
 from fpxbench.record import Build, Machine
@@ -19,6 +19,8 @@ from fpxbench.settings import Settings
 from fpxbench.store import Store, latest
 from fpxbench.sweep import PREPARATION_TIMEOUT_S, CannotStart
 from fpxbench.verdict import Status
+
+EVERY_FP32 = 1 << 32
 
 
 @dataclass
@@ -32,10 +34,12 @@ class NumericsRun:
     interrupted: bool = False
 
 
-def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), progress: Progress | None = None) -> NumericsRun:
+def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), *, exhaustive: bool = False,
+                 progress: Progress | None = None) -> NumericsRun:
     """Carry out and judge every chosen conversion that has no record yet (or every one, with `fresh`).
 
-    Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are filed under the one machine. Ctrl-C ends
+    Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are filed under the one machine.
+    `exhaustive` gives casts from fp32 to FP8 all 2**32 inputs: minutes each. Ctrl-C ends
     it early with what was judged (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
     """
     build, store = installed_build(), Store(settings.results, NumericsRecord)
@@ -45,6 +49,8 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
         chosen = conversions(devices, engines, globs)
         run = NumericsRun(build, machine)
         done = {} if settings.fresh else _already_judged(store, machine, build)
+        if exhaustive:
+            done = {name: record for name, record in done.items() if record.inputs == EVERY_FP32 or not can_be_exhaustive(record.conversion)}
         run.records = [done[conversion.id] for conversion in chosen if conversion.id in done]
         run.resumed = len(run.records)
         todo = [conversion for conversion in chosen if conversion.id not in done]
@@ -52,7 +58,7 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
             if run.resumed:
                 shown.say(f"{run.resumed} conversions were judged before and are kept (--fresh judges them again)")
             try:
-                for record in _records(isolation, todo, settings, build, machine, shown):
+                for record in _records(isolation, todo, settings, build, machine, shown, exhaustive):
                     store.append(record)
                     run.records.append(record)
                     shown.finished(record)
@@ -65,16 +71,20 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
 
 
 def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, build: Build, machine: Machine,
-             shown: Progress) -> Iterator[NumericsRecord]:
+             shown: Progress, exhaustive: bool) -> Iterator[NumericsRecord]:
     engine: Engine | None = None
-    for batch in batches(todo):
+    whole = [conversion for conversion in todo if exhaustive and can_be_exhaustive(conversion)]
+    for batch in [*batches(conversion for conversion in todo if conversion not in whole), *([conversion] for conversion in whole)]:
         shown.starting(batch[0].id)
         if engine is not None and batch[0].engine is not engine:
             isolation.recycle()     # Triton is interpreted or not from its import on
         engine = batch[0].engine
         with device_turn(batch[0].device):
             started = time.monotonic()
-            results = _carried_out(isolation, batch, settings.timeout_s)
+            if batch[0] in whole:
+                results = [_on_every_input(isolation, batch[0], settings.timeout_s, shown)]
+            else:
+                results = _carried_out(isolation, batch, settings.timeout_s)
         elapsed = (time.monotonic() - started) / len(batch)
         for result in results:
             yield NumericsRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in NumericsResult.model_fields})
@@ -93,6 +103,19 @@ def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float
     elif len(batch) == 1:
         return [NumericsResult(conversion=batch[0], verdict=outcome.verdict)]
     return [result for conversion in batch for result in _carried_out(isolation, [conversion], timeout_s)]
+
+
+def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: float, shown: Progress) -> NumericsResult:
+    """All parts, one call each, so that what is done shows and a hang is noticed."""
+    for part in range(PARTS):
+        shown.starting(f"{conversion.id}, {part / PARTS:.0%} of 2**32 inputs")
+        request = NumericsRequest(conversions=[conversion]).model_dump_json()
+        outcome = isolation.call(worker.conversion_part_json, request, part, timeout_s=timeout_s)
+        if outcome.value is None:
+            return NumericsResult(conversion=conversion, verdict=outcome.verdict)
+        if results := RESULTS.validate_json(outcome.value):
+            return results[0]
+    raise RuntimeError(f"{conversion.id}: no result after the last part")
 
 
 def _machine(isolation: Isolation, settings: Settings) -> Machine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -51,11 +52,17 @@ def convert(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndar
         from fpxbench.numerics.triton_kernels import convert as convert_by_triton
 
         return convert_by_triton(conversion, *operands)
-    function = torch_function(conversion)
-    if conversion.engine is Engine.COMPILED:
-        torch._dynamo.reset()
-        function = torch.compile(function, fullgraph=True, dynamic=False)
+    function = _function(conversion)
     return to_bits(function(*(to_tensor(bits, source, conversion.device) for bits in operands)), target)
+
+
+@lru_cache(maxsize=1)       # all inputs of one come in many pieces, and are to be compiled once
+def _function(conversion: Conversion) -> Callable[..., torch.Tensor]:
+    function = torch_function(conversion)
+    if conversion.engine is not Engine.COMPILED:
+        return function
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
@@ -94,19 +101,32 @@ def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[],
         else:
             judgement = _judge_cast(conversion, inputs, produce())
     except Exception as error:  # a refusal, in its own words
-        traceback.print_exc()
-        verdict = classify_exception(type(error).__name__, str(error), "")
-        return NumericsResult(conversion=conversion, verdict=verdict, inputs=inputs.count if inputs else 0,
-                              inputs_digest=inputs.digest if inputs else "")
+        result = refusal(conversion, error)
+        return result.model_copy(update={"inputs": inputs.count, "inputs_digest": inputs.digest}) if inputs else result
+    return judged(conversion, judgement, inputs.digest if inputs else "")
+
+
+def judged(conversion: Conversion, judgement: Judgement, digest: str) -> NumericsResult:
+    """The result that a judgement amounts to."""
     return NumericsResult(
         conversion=conversion, verdict=verdict_on(conversion, judgement), inputs=judgement.inputs, differing=judgement.differing,
-        inputs_digest=inputs.digest if inputs else "", behaviour=judgement.behaviour, differences=judgement.differences)
+        inputs_digest=digest, behaviour=judgement.behaviour, differences=judgement.differences)
+
+
+def refusal(conversion: Conversion, error: Exception) -> NumericsResult:
+    """The result of a conversion that raised `error`."""
+    traceback.print_exception(error)
+    return NumericsResult(conversion=conversion, verdict=classify_exception(type(error).__name__, str(error), ""))
+
+
+def rounding_of(conversion: Conversion) -> Rounding:
+    """The rounding that a conversion asks for."""
+    return Rounding.TOWARD_ZERO if conversion.operation is Operation.CAST_RTZ else Rounding.NEAREST_EVEN
 
 
 def _judge_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Judgement:
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
-    rounding = Rounding.TOWARD_ZERO if conversion.operation is Operation.CAST_RTZ else Rounding.NEAREST_EVEN
-    judge = Judge(source, target, rounding)
+    judge = Judge(source, target, rounding_of(conversion))
     x = values(inputs.operands[0], source)
     if conversion.operation is not Operation.SCALE_THEN_CAST:
         bits = inputs.operands[0]
