@@ -61,7 +61,7 @@ def rounded_codes(
     Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
     NaN; where there is none the caller must not ask.
     """
-    if rounding is Rounding.STOCHASTIC or not fmt.has_zero:
+    if rounding is Rounding.STOCHASTIC or fmt.min_subnormal < 2.0**-126:
         x = x.double()      # room for the random bits; and what is subnormal in fp32 has a leading bit to count from
     elif x.dtype not in (torch.float32, torch.float64):
         x = x.float()
