@@ -113,10 +113,10 @@ def results(folder, machine="here"):
     return json.loads(path.read_text())
 
 
-def figures(folder, benchmark):
+def figures(folder, benchmark, module="matmul"):
     """What asv stored, by case; asv's "skipped" is NaN."""
     stored = results(folder)
-    row = dict(zip(stored["result_columns"], stored["results"][f"matmul.{benchmark}"], strict=False))
+    row = dict(zip(stored["result_columns"], stored["results"][f"{module}.{benchmark}"], strict=False))
     ids = [case.strip("'") for case in row["params"][0]]
     return dict(zip(ids, row["result"], strict=True)), row
 
@@ -174,11 +174,17 @@ def test_what_an_implementation_refuses_is_no_benchmark(folder):
 
 
 def test_everything_stored_is_a_number_and_none_is_infinite(folder):
-    stored = {name: figures(folder, name.removeprefix("matmul."))[0] for name in results(folder)["results"]}
-    assert len(stored) == 7
-    for name, by_case in stored.items():
-        for value in by_case.values():
+    stored = results(folder)
+    assert len([name for name in stored["results"] if name.startswith("matmul.")]) == 7
+    for name, row in stored["results"].items():
+        for value in dict(zip(stored["result_columns"], row, strict=False))["result"]:
             assert isinstance(value, int | float) and not math.isinf(value), (name, value)
+
+
+def test_the_codec_is_timed_beside_a_copy_and_where_it_is_installed_ml_dtypes(folder):
+    for name in ("track_time", "track_time_against_copy", "track_time_against_ml_dtypes"):
+        by_row, _ = figures(folder, name, "codec")
+        assert by_row and all(value > 0 for value in by_row.values()), (name, by_row)
 
 
 def test_progress_reaches_asvs_own_stderr(folder):

@@ -1,0 +1,78 @@
+"""How fast codes are made, read and packed, for asv: one round of contests in `setup_cache`, and then a look-up for each figure.
+
+asv takes more for worse, so speeds are times here: `fpxbench codec` prints the same as speeds, of every format and layout.
+"""
+
+import math
+import signal
+import sys
+
+from fpxbench.codec_speed import COPY, OWN, Contest, contests
+from fpxbench.isolation import Isolation
+from fpxbench.settings import Settings
+
+from .tracking import tracked
+
+SETTINGS = Settings.from_environment()
+SMOKE = SETTINGS.profile == "smoke"
+FORMATS = ("e4m3fn", "e2m1") if SMOKE else ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e3m4", "e3m2", "e2m3", "e2m1", "e8m0")
+PACKED = ("planar/6",) if SMOKE else ("planar/4", "planar/6", "nibbles_low_first/4", "bitstream/6", "torchao_fp6/6", "fp6_llm/6")
+
+ENCODED = [f"encode/{name}/fp32" for name in FORMATS]
+DECODED = [f"decode/{name}" for name in FORMATS]
+MOVED = [f"{way}/{name}" for name in PACKED for way in ("pack", "unpack")]
+
+ELEMENTS = 1 << 20
+BUDGET_S = 0.05
+
+
+def setup_cache() -> dict[str, dict]:
+    """Hold the contests; figures by row."""
+    # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the child.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Isolation(SETTINGS.memory_limit) as isolation:
+            held = list(contests([*ENCODED, *DECODED, *MOVED], isolation, ELEMENTS, BUDGET_S))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    for contest in held:
+        if contest.died:
+            print(f"{contest.row}: {contest.died}", file=sys.stderr)
+    return {contest.row: figures(contest) for contest in held}
+
+
+# asv's limit is on silence; each contest has a limit of its own, and waits before it while others measure on the same device.
+setup_cache.timeout = 24 * 3600
+
+
+def figures(contest: Contest) -> dict[str, float]:
+    """What the benchmarks look up; NaN, which asv takes for skipped, where there is none."""
+    own = contest.timed.get(OWN)
+    return {
+        "time": own.per_element_s * 1e9 if own else math.nan,
+        "against_ml_dtypes": _times_as_long(contest, "ml_dtypes"),
+        "against_copy": _times_as_long(contest, COPY),
+    }
+
+
+def _times_as_long(contest: Contest, other: str) -> float:
+    ratio = contest.ratio(other)
+    return 1 / ratio.median if ratio else math.nan
+
+
+@tracked("ns", "row", [*ENCODED, *DECODED, *MOVED])
+def track_time(cache, row):
+    """Time for each element, on the CPU."""
+    return cache[row]["time"]
+
+
+@tracked("x", "row", [*ENCODED, *DECODED])
+def track_time_against_ml_dtypes(cache, row):
+    """Time over ml_dtypes', measured in turn with it: below 1 is faster."""
+    return cache[row]["against_ml_dtypes"]
+
+
+@tracked("x", "row", [*DECODED, *MOVED])
+def track_time_against_copy(cache, row):
+    """Time over that of a plain copy of as many bytes, measured in turn with it."""
+    return cache[row]["against_copy"]
