@@ -89,6 +89,7 @@ class LocalIndex:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # headers and body in one packet: the second of two would wait for 40 ms
 
             def do_GET(self):
                 index.answer(self)

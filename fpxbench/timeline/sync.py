@@ -1,13 +1,14 @@
 """Fill the timeline from package indexes.
 
 The pages are read first, each whole or not at all, and what they list goes to the timeline at once; then the wheels whose metadata
-nobody has read yet are asked for it, newest first, and what they say is stored a few at a time. So a sync that is cut off anywhere
+nobody has read yet are asked for it, newest first, and what they say is stored every few seconds. So a sync that is cut off anywhere
 has kept what it learnt, and the next one goes on from there. One that finds nothing new reads the pages and nothing else.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -21,7 +22,7 @@ from fpxbench.timeline.index import ListedWheel, Listing, Place, read_listing
 from fpxbench.timeline.repository import Timeline
 from fpxbench.timeline.wheel_metadata import read_facts
 
-_STORE_EVERY = 25
+_STORE_EVERY_S = 10.0
 _GIVE_UP_AFTER = 3
 
 
@@ -212,6 +213,7 @@ def _ask(timeline: Timeline, questions: list[_Question], fetcher: Fetcher, outco
     learnt: list[Entry] = []
     failures: list[str] = []
     in_a_row = 0
+    stored = time.monotonic()
     try:
         for number, question in enumerate(questions):
             entry = question.entry
@@ -232,9 +234,10 @@ def _ask(timeline: Timeline, questions: list[_Question], fetcher: Fetcher, outco
             in_a_row = 0
             source = entry.sources[question.address].model_copy(update={"triton": {question.variant: facts.triton}})
             learnt.append(Entry(channel=entry.channel, torch=entry.torch, git=facts.git, sources={question.address: source}))
-            if len(learnt) >= _STORE_EVERY:
+            if time.monotonic() - stored > _STORE_EVERY_S:
                 timeline.learn(learnt)
                 learnt.clear()
+                stored = time.monotonic()
     finally:  # Ctrl-C too keeps what was learnt
         timeline.learn(learnt)
     if failures:
