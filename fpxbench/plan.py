@@ -37,12 +37,26 @@ class Plan(BaseModel):
     not_loaded: list[str] = []
 
 
+SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"
+"""Names a file. The first process to plan writes its cases there, and those after it, whatever their PyTorch, take them from it."""
+
+
 def planned_cases(settings: Settings) -> list[str]:
     """Ids of the cases that will be run, without importing torch here: asked of a child process, and remembered for as
     long as settings, implementations and PyTorch stay the same.
 
     Raises RuntimeError with the child's words if it fails.
     """
+    shared = os.environ.get(SHARED_PLAN_VARIABLE)
+    if shared is None:
+        return _own_plan(settings)
+    path = Path(shared)
+    if not path.exists():
+        _write(path, _own_plan(settings))
+    return json.loads(path.read_text())
+
+
+def _own_plan(settings: Settings) -> list[str]:
     cache = Path(tempfile.gettempdir()) / f"fpxbench-plans-{os.getuid()}" / f"{_plan_digest(settings)}.json"
     try:
         return json.loads(cache.read_text())
@@ -54,10 +68,14 @@ def planned_cases(settings: Settings) -> list[str]:
         raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})")
     ids = json.loads(done.stdout.splitlines()[-1])
     cache.parent.mkdir(mode=0o700, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(ids))
-    partial.replace(cache)
+    _write(cache, ids)
     return ids
+
+
+def _write(path: Path, ids: list[str]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(ids))
+    partial.replace(path)
 
 
 def _plan_digest(settings: Settings) -> str:

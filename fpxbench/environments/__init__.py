@@ -1,0 +1,29 @@
+"""Environments of builds: one each, made once, cheap to come back to (docs/asv.md, "Environments").
+
+Two builds can then be measured alternately, and what differs between them is the build: fpxbench and the libraries that it works
+with are shared with the Python that makes the environment (`shared`), and only PyTorch, Triton and what these bring are installed
+(`installer`). `Builds` is what commands and asv ask for a build's Python.
+"""
+
+from fpxbench.environments.builds import Builds, Interpreter, build_at_hand
+from fpxbench.environments.findings import Installation
+from fpxbench.environments.folder import (
+    CannotInstall,
+    DiskFull,
+    Environment,
+    Environments,
+    IndexUnreachable,
+    InUse,
+    default_root,
+)
+from fpxbench.environments.installer import NoInstaller
+from fpxbench.environments.shared import NotInstalled
+from fpxbench.environments.state import PARTS, State, Wanted, parts_named, wanted
+
+UNAVAILABLE = (IndexUnreachable, DiskFull, NoInstaller, NotInstalled)
+"""Why there is no environment, other than for what the build is: nothing is known of the build."""
+
+__all__ = [
+    "PARTS", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "Environments", "InUse", "IndexUnreachable", "Installation",
+    "Interpreter", "NoInstaller", "NotInstalled", "State", "Wanted", "build_at_hand", "default_root", "parts_named", "wanted",
+]
