@@ -17,8 +17,9 @@ from fpxbench.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pair
 from fpxbench.record import Build, Record
 from fpxbench.verdict import Status
 
-LEVEL = 0.999
-"""Of an interval. Of a thousand suspects that are none, one or two are confirmed by chance, since it is looked at several times."""
+LEVEL = 0.9999
+"""Of an interval. It is looked at several times, and a case is suspected without cause about once a year: at 0.999 two of 1,000 such
+cases would be confirmed by chance, at this level 0.3 (docs/decision-rule.md)."""
 LEAST_CHANGE = 0.01
 """The smallest change of a time that is a change, as a logarithm."""
 PAIRS_BETWEEN_LOOKS = 3
