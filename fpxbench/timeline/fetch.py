@@ -18,7 +18,8 @@ from urllib.request import url2pathname
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError
+from urllib3 import disable_warnings
+from urllib3.exceptions import HTTPError, InsecureRequestWarning
 from urllib3.util import Retry
 
 from fpxbench import __version__
@@ -80,6 +81,8 @@ class Fetcher:
         retry = Retry(total=min(settings.retries, 3), read=min(settings.retries, 1), status_forcelist=(500, 502, 503, 504), backoff_factor=0.25, raise_on_status=False)
         self._session.mount("https://", _Adapter(_trusting(settings.cert), max_retries=retry))
         self._session.mount("http://", HTTPAdapter(max_retries=retry))
+        if settings.trusted_hosts:  # the user has said so, and needs not be warned at each request
+            disable_warnings(InsecureRequestWarning)
         for host in settings.trusted_hosts:
             self._session.mount(f"https://{host}{'/' if ':' in host else ''}", _Adapter(None, max_retries=retry))
         # A server that sends a byte now and then keeps any single wait short.

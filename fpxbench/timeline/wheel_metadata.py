@@ -39,8 +39,10 @@ def read_facts(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) ->
     if listed.has_metadata is not False and not with_git:
         try:
             page = fetcher.get(f"{listed.url}.metadata")
+        except NotThere:  # some say that they have it and do not; a wheel that was pulled is missed below
+            pass
         except Unreachable:
-            if listed.has_metadata:  # it was announced: the wheel was pulled meanwhile, or the server is in trouble
+            if listed.has_metadata:
                 raise
         else:
             digest = hashlib.sha256(page.body).hexdigest()
