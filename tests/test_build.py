@@ -35,6 +35,7 @@ def version_file(folder, version, **facts):
     ("2.15.0a0+gitcf30153", {"cuda": "13.0"}, "source", "cu130", None),
     ("2.15.0a0+cf30153c4c.nv26.10", {"cuda": "13.1"}, "source", "cu131", None),
     ("2.15.0.dev3+local", {}, "source", "cpu", None),
+    ("2.15.0.dev20261399", {}, "source", "cpu", None),
 ])
 def test_channel_variant_and_date_are_read_from_the_version(tmp_path, version, facts, channel, variant, date):
     build = read_build(version_file(tmp_path, version, **facts))
@@ -88,6 +89,50 @@ def test_the_installed_build_is_what_pytorch_says_of_itself_and_is_found_without
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == installed_build().key
+
+
+@pytest.fixture
+def other_python(tmp_path):
+    """An interpreter with nothing installed, fpxbench included."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    return tmp_path / "venv/bin/python"
+
+
+def install(python, version, requires="", triton=None):
+    """What tells a PyTorch, in the site-packages of `python`."""
+    (site_packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    (site_packages / "torch").mkdir()
+    (site_packages / "torch/__init__.py").write_text("raise ImportError('nobody needs to import this')\n")
+    version_file(site_packages / "torch", version, cuda="13.0")
+    for name, number, more in (("torch", version, requires), ("triton", triton, "")):
+        if number:
+            (site_packages / f"{name}-{number}.dist-info").mkdir()
+            (site_packages / f"{name}-{number}.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n{more}")
+
+
+def test_the_build_of_another_interpreter_is_found_without_fpxbench_there(other_python):
+    install(other_python, "2.14.1+cu130", "Requires-Dist: triton~=3.8.0\n", triton="3.8.0")
+    build = installed_build(str(other_python))
+    assert (build.torch, build.channel, build.variant, build.triton, build.git) == ("2.14.1+cu130", "release", "cu130", "3.8.0", GIT)
+
+
+def test_the_triton_that_another_interpreters_pytorch_asks_for_is_heeded(other_python):
+    install(other_python, "2.14.1+cu130", "Requires-Dist: triton~=3.8.0\n", triton="3.9.0")
+    assert installed_build(str(other_python)).channel == "source"
+
+
+def test_a_pytorch_in_the_folder_at_hand_is_not_taken_for_the_interpreters(other_python, tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoPyTorch, match="no PyTorch is installed for .*venv/bin/python"):
+        installed_build(str(other_python))
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python", "no-such-python", "/bin/true", "/bin/false"])
+def test_what_is_no_interpreter_is_named(python):
+    with pytest.raises(NoPyTorch, match=python):
+        installed_build(python)
 
 
 def test_an_interpreter_without_pytorch_is_told_what_to_install(monkeypatch):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fpxbench.record import Build
-from fpxbench.timeline import Timeline, TimelineError, commit_hash, identity, tag_name
+from fpxbench.timeline import Entry, Source, Timeline, TimelineError, Wheel, commit_hash, identity, tag_name
 
 
 def build(torch, channel="release", **more):
@@ -132,6 +132,101 @@ def test_holding_what_is_held_writes_nothing(tmp_path):
     before = sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file() and path.suffix != ".lock")
     made.hold([R13, N20], today="2027-01-01")
     assert before == sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_nightlies_of_one_day_and_two_versions_have_a_tag_each_whatever_comes_first(tmp_path):
+    branched = build("2.16.0.dev20261120", "nightly", date="2026-11-20")
+    for number, order in enumerate(([N20, branched], [branched, N20])):
+        made = Timeline(tmp_path / str(number))
+        for one in order:
+            made.hold([one])
+        assert {entry.tag: entry.key for entry in made.entries()} == {
+            "nightly-20261120": commit_hash(N20), "nightly-20261120-2.16.0.dev20261120": commit_hash(branched)}
+        assert git(made.path, "tag").split() == ["nightly-20261120", "nightly-20261120-2.16.0.dev20261120"]
+        assert made.find("nightly-20261120").key == commit_hash(N20)
+
+
+def test_what_an_installed_build_tells_is_laid_over_what_an_index_told(tmp_path):
+    made = Timeline(tmp_path / "t")
+    wheel = Wheel(filename="torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl", sha256="ab" * 32)
+    made.learn([Entry(channel="release", torch="2.13.0", date="2026-07-08",
+                      sources={"https://index": Source(wheels=(wheel,), triton={"default": "triton==3.7.1"})})])
+    made.hold([build("2.13.0+cpu", git=OWN.git, triton="3.9.0")])
+    (entry,) = made.entries()
+    assert (entry.key, entry.git, entry.own_triton, entry.day) == (commit_hash(R13), OWN.git, "3.7.1", "2026-07-08")
+
+
+def test_a_failure_to_install_is_kept_on_the_build_until_it_installs(tmp_path):
+    made = timeline(tmp_path / "t", R13, R14)
+    before = git(made.path, "rev-list", "release")
+    made.failed_to_install(commit_hash(R13), "cu130", "ERROR: No space left on device")
+    entry = made.find("2.13.0")
+    assert entry.failures["cu130"].log_tail == "ERROR: No space left on device"
+    assert entry.marks == [f"cu130 failed to install on {entry.failures['cu130'].day}"]
+    made.hold([R13])
+    assert made.find("2.13.0").failures, "holding a build does not say that it installs"
+    made.installed(commit_hash(R13), "cpu")
+    assert made.find("2.13.0").failures
+    made.installed(commit_hash(R13), "cu130")
+    assert not made.find("2.13.0").marks
+    assert git(made.path, "rev-list", "release") == before
+    with pytest.raises(TimelineError, match="no build of commit 000000000000"):
+        made.failed_to_install("0" * 40, "cpu", "")
+
+
+@pytest.mark.parametrize(("name", "tag"), [
+    ("2.13.0", "2.13.0"), ("2.13.0+cu130", "2.13.0"), ("release", "2.14.1"), ("nightly", "nightly-20261120"), ("nightly-20261118", "nightly-20261118"),
+    ("2.15.0.dev20261118", "nightly-20261118"), ("2.15.0.dev20261118+rocm7.2", "nightly-20261118"), ("185f0a69", "2.13.0"), (commit_hash(R13), "2.13.0"),
+    ("2.15.0a0+gitcf30153", tag_name(OWN)), (tag_name(OWN), tag_name(OWN)),
+])
+def test_a_build_is_found_by_tag_version_channel_and_the_beginning_of_its_hash(tmp_path, name, tag):
+    assert timeline(tmp_path / "t", R9, R13, R14, N18, N20, OWN).find(name).tag == tag
+
+
+def test_a_name_that_means_no_build_or_several_is_told_with_the_way_out(tmp_path):
+    other = OWN.model_copy(update={"triton": "3.8.0"})
+    made = timeline(tmp_path / "t", R13, R14, OWN, other)
+    with pytest.raises(TimelineError, match=r"no build '2.13.9' is on the timeline: did you mean 2.13.0"):
+        made.find("2.13.9")
+    with pytest.raises(TimelineError, match="sync --channel nightly"):
+        made.find("nightly")
+    with pytest.raises(TimelineError, match=f"could be source-.*{commit_hash(other)[:8]}"):
+        made.find("2.15.0a0+gitcf30153")
+    with pytest.raises(TimelineError, match="no build '18'"):
+        made.find("18")
+
+
+def test_a_clock_that_says_1970_dates_no_commit_before_it(tmp_path):
+    made = timeline(tmp_path / "t", R9, R13, R14, today="1970-01-01")
+    assert [(entry.tag, entry.day) for entry in made.entries()] == [(tag, "1970-01-01") for tag in ("2.9.0", "2.13.0", "2.14.1")]
+    git(made.path, "fsck", "--strict", "--no-dangling")
+
+
+@pytest.mark.parametrize("odd", [
+    {"torch": "not.a.version"}, {"triton": "3.7.1\x1b[31m"}, {"git": "; rm -rf /"}, {"date": "yesterday"}, {"date": "1812-06-24"}])
+def test_a_build_that_cannot_be_is_refused(tmp_path, odd):
+    with pytest.raises(ValueError):
+        Timeline(tmp_path / "t").hold([R14.model_copy(update={"variant": "cu130"} | odd)])
+    assert Timeline(tmp_path / "t").entries() == []
+
+
+def test_somebodys_own_tag_is_left_alone(tmp_path):
+    made = timeline(tmp_path / "t", R13)
+    tree = git(made.path, "hash-object", "-w", "-t", "tree", "/dev/null")
+    git(made.path, "-c", "user.name=me", "-c", "user.email=me@example.com", "tag", "mine", tree)
+    made.hold([R14])
+    assert [entry.tag for entry in made.entries()] == ["2.13.0", "2.14.1"]
+    assert git(made.path, "tag").split() == ["2.13.0", "2.14.1", "mine"]
+
+
+def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path):
+    made = timeline(tmp_path / "t", R13)
+    blob = subprocess.run(["git", f"--git-dir={made.path}", "hash-object", "-w", "--stdin"], input="{", capture_output=True, text=True).stdout.strip()
+    tree = subprocess.run(["git", f"--git-dir={made.path}", "mktree"], input=f"100644 blob {blob}\tbuild.json\n", capture_output=True, text=True)
+    commit = git(made.path, "-c", "user.name=me", "-c", "user.email=me@example.com", "commit-tree", "-m", "broken", tree.stdout.strip())
+    git(made.path, "update-ref", f"refs/replace/{commit_hash(R13)}", commit)
+    with pytest.raises(TimelineError, match="build.json of commit 185f0a691eae cannot be read.*Remove the folder"):
+        made.entries()
 
 
 def test_several_processes_may_hold_at_once(tmp_path):
