@@ -25,7 +25,7 @@ from asv.plugins.git import Git
 from asv.publishing import OutputPublisher
 
 from fpxbench.build import NoPyTorch, installed_build
-from fpxbench.environments import PARTS, UNAVAILABLE, Builds, CannotInstall, Environments, build_at_hand, parts_named
+from fpxbench.environments import PARTS, REFUSED, UNAVAILABLE, Builds, Environments, NotOffered, build_at_hand, parts_named
 from fpxbench.environments.folder import ROOT_VARIABLE
 from fpxbench.environments.installer import bare_environment
 from fpxbench.plan import SHARED_PLAN_VARIABLE
@@ -206,9 +206,9 @@ class PyTorchEnvironment(Environment):
         try:
             entry = self._builds.timeline.find(commit_hash)
             if self._channel and entry.channel != self._channel:
-                raise ValueError(f"{entry.tag} is of the channel {entry.channel}, and FPX_CHANNEL={self._channel} leaves it out")
+                raise NotOffered(f"{entry.tag} is of the channel {entry.channel}, and FPX_CHANNEL={self._channel} leaves it out")
             self._python_path = self._open.enter_context(self._builds.interpreter(entry)).python
-        except (CannotInstall, ValueError) as refusal:
+        except REFUSED as refusal:
             self._refusal = str(refusal)
             log.warning(self._refusal)
         except (TimelineError, *UNAVAILABLE) as error:

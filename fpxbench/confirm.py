@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fpxbench.case import Case
 from fpxbench.confirmation import Confirmation, Interval, Metric, Outcome, Run, Side
 from fpxbench.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
-from fpxbench.record import Build, Record
+from fpxbench.record import Record
 from fpxbench.verdict import Status
 
 LEVEL = 0.9999
@@ -40,12 +40,14 @@ class Question:
     """What is suspected."""
 
     case: Case
-    good: Build
-    bad: Build
     metric: Metric
+    """A case without a time is asked for its verdict, whatever was suspected."""
     suspect: str | None = None
     size: float | None = None
     """The suspected change of the time, as a logarithm; its sign is the direction. None: any change, in either direction."""
+    machine: str | None = None
+    variant: str | None = None
+    """Where it was seen, and on builds for what."""
 
     @property
     def least(self) -> float:

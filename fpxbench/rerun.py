@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import tempfile
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from fpxbench.case import Case
-from fpxbench.environments.builds import Interpreter
+from fpxbench.environments.builds import Builds, Interpreter
 from fpxbench.environments.installer import bare_environment
 from fpxbench.record import Record
 from fpxbench.store import Store
+from fpxbench.timeline import Entry
 
 STARTING_S = 600.0
 """Beyond the case's own limit: importing PyTorch, discovering implementations, measuring the memory's bandwidth."""
@@ -32,6 +34,24 @@ class Conditions:
     """What the records are filed under; None: the device's own name."""
     impls: tuple[Path, ...] = ()
     timeout_s: float = 180.0
+
+
+class Bench(AbstractContextManager):
+    """Builds that are come back to: the environment of each is made when it is first asked for, and kept until the end."""
+
+    def __init__(self, builds: Builds, conditions: Conditions) -> None:
+        self._builds, self._conditions = builds, conditions
+        self._open: dict[str, Interpreter] = {}
+        self._stack = ExitStack()
+
+    def run(self, entry: Entry, case: Case, seed: int) -> Record:
+        """One run of `case` on `entry`. Raises CannotRun, and what `Builds.interpreter` does."""
+        if entry.key not in self._open:
+            self._open[entry.key] = self._stack.enter_context(self._builds.interpreter(entry))
+        return rerun(self._open[entry.key], case, seed, self._conditions)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
 
 def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Conditions) -> Record:

@@ -18,8 +18,12 @@ from fpxbench.cli import sweeps  # noqa: F401
 from fpxbench.cli import results  # noqa: F401
 from fpxbench.cli import listing  # noqa: F401
 from fpxbench.cli import timeline  # noqa: F401
+from fpxbench.cli import regressions  # noqa: F401
+from fpxbench.cli import builds  # noqa: F401
+from fpxbench.cli import environments  # noqa: F401
 from fpxbench.cli import codec  # noqa: F401
 from fpxbench.cli import numerics  # noqa: F401
+from fpxbench.cli import inspect  # noqa: F401
 # isort: on
 
 

@@ -18,12 +18,15 @@ from fpxbench.environments.folder import (
 )
 from fpxbench.environments.installer import NoInstaller
 from fpxbench.environments.shared import NotInstalled
-from fpxbench.environments.state import PARTS, State, Wanted, parts_named, wanted
+from fpxbench.environments.state import PARTS, NotOffered, State, Wanted, parts_named, wanted
 
 UNAVAILABLE = (IndexUnreachable, DiskFull, NoInstaller, NotInstalled)
 """Why there is no environment, other than for what the build is: nothing is known of the build."""
 
+REFUSED = (CannotInstall, NotOffered)
+"""Why a build cannot be measured here. The next one can."""
+
 __all__ = [
-    "PARTS", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "Environments", "InUse", "IndexUnreachable", "Installation",
-    "Interpreter", "NoInstaller", "NotInstalled", "State", "Wanted", "build_at_hand", "default_root", "parts_named", "wanted",
+    "PARTS", "REFUSED", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "Environments", "InUse", "IndexUnreachable", "Installation",
+    "Interpreter", "NoInstaller", "NotInstalled", "NotOffered", "State", "Wanted", "build_at_hand", "default_root", "parts_named", "wanted",
 ]

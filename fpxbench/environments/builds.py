@@ -62,7 +62,7 @@ class Builds:
     def interpreter(self, entry: Entry) -> Iterator[Interpreter]:
         """Where to measure `entry`, made if need be, and kept until the context ends.
 
-        Raises what `Environments.held` does, and ValueError for a build or a variant that cannot be installed from anywhere.
+        Raises what `Environments.held` does, and NotOffered for a build or a variant that cannot be installed from anywhere.
         """
         if self.is_at_hand(entry):
             yield Interpreter(Path(sys.executable), self.here, own=True)

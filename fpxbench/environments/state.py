@@ -18,6 +18,10 @@ PARTS = ("torch", "triton")
 """What a build consists of."""
 
 
+class NotOffered(ValueError):
+    """No index has it: a source build, or a variant that this build was not made for. Nothing was tried."""
+
+
 class Wanted(BaseModel):
     """One build, for one variant, whole or in part, under this Python."""
 
@@ -81,19 +85,19 @@ def parts_named(text: str) -> tuple[str, ...]:
 def wanted(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> Wanted:
     """The environment of `entry` for `variant` (None: what pip would choose).
 
-    A build that no index was read for may still be there: it is asked for by its version. Raises ValueError for one that cannot
+    A build that no index was read for may still be there: it is asked for by its version. Raises NotOffered for one that cannot
     be installed from anywhere, and for a variant that the indexes do not have, naming those they have.
     """
     if entry.channel == "source":
-        raise ValueError(f"{entry.tag} was built from source, and no index has it: run the fpxbench of the Python that it is installed in")
+        raise NotOffered(f"{entry.tag} was built from source, and no index has it: run the fpxbench of the Python that it is installed in")
     pins = entry.pins(variant)
     if pins is None and entry.variants:
-        raise ValueError(f"{entry.tag} has no variant {variant!r}: the indexes that were read have {', '.join(entry.variants)}")
+        raise NotOffered(f"{entry.tag} has no variant {variant!r}: the indexes that were read have {', '.join(entry.variants)}")
     if pins is None:
         pins = _unread(entry, variant)
     by_part = {"torch": pins.torch, "triton": pins.triton}
     if "torch" not in parts and by_part["triton"] is None:
-        raise ValueError(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` asks the index")
+        raise NotOffered(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` asks the index")
     version = entry.torch if pins.variant == DEFAULT_VARIANT else f"{entry.torch}+{pins.variant}"
     return Wanted(
         key=entry.key, tag=entry.tag, variant=pins.variant, parts=parts, arguments=pins.arguments,

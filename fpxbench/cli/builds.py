@@ -1,0 +1,384 @@
+"""What is asked of two builds, or of those between them: `fpxbench confirm`, `bisect`, `compare`, `issues`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.case import Case, split_id
+from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out
+from fpxbench.cli.timeline import TimelineOption
+from fpxbench.record import Record
+from fpxbench.store import Store, latest
+from fpxbench.timeline import Entry, Timeline, TimelineError
+
+if TYPE_CHECKING:
+    from fpxbench.confirm import Question
+    from fpxbench.confirmation import Confirmation
+    from fpxbench.rerun import Bench
+
+VariantOption = Annotated[str | None, typer.Option(
+    "--variant", help="What the builds were made for: cpu, cu130, …; default: a wheel that names none.  [dim]default: as the PyTorch at hand[/]")]
+MachineOption = Annotated[str | None, typer.Option("--machine", help="What this machine is called.  [dim]default: FPX_MACHINE, or its device's name[/]")]
+EnvironmentsOption = Annotated[Path | None, typer.Option(
+    "--environments", help="Folder of the builds' environments.  [dim]default: FPX_ENVIRONMENTS, or .asv/env[/]")]
+RetryOption = Annotated[bool, typer.Option("--retry", help="Try again to install what failed less than a day ago.")]
+BudgetOption = Annotated[float, typer.Option("--budget", help="Minutes that one case may take, installing not counted.", min=0.0)]
+
+
+@app.command()
+def confirm(
+    what: Annotated[list[str] | None, typer.Argument(
+        metavar="[SUSPECT…|CASE GOOD BAD]", help="Ids of suspects, as `fpxbench regressions` prints; or a case and two builds.")] = None,
+    results: ResultsOption = Path("results"),
+    timeline: TimelineOption = Path(".timeline"),
+    variant: VariantOption = None,
+    device: DeviceOption = None,
+    machine: MachineOption = None,
+    impls: ImplsOption = None,
+    environments: EnvironmentsOption = None,
+    level: Annotated[float, typer.Option("--level", help="Of the interval that must exclude “no change”.", min=0.5, max=0.99999)] = 0.999,
+    budget: BudgetOption = 30.0,
+    retry: RetryOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run two builds in turn, in fresh processes, until it is clear whether a suspected change is one.
+
+    Without arguments: every open suspect, and every verdict that the newest builds brought, of this machine. Each answer is kept with
+    the records. docs/decision-rule.md, “Confirmation”, is the rule.
+
+    Exit status: 0; 1 if a regression was confirmed; 2 for a mistake in the command; 130 after Ctrl-C, where what was answered is kept.
+    """
+    from fpxbench.confirm import confirm as second_look
+    from fpxbench.confirmation import Confirmation, Outcome
+    from fpxbench.environments import REFUSED
+    from fpxbench.rerun import CannotRun
+
+    bench = _Bench(results, timeline, variant, device, machine, impls, environments, retry)
+    asked = _questions(what or [], bench)
+    if not asked:
+        out.print("there is nothing to confirm: no suspect is open")
+        return
+    found: list[Confirmation] = []
+    with bench.opened() as opened:
+        for number, (question, good, bad) in enumerate(asked, 1):
+            err.print(f"[{number}/{len(asked)}] {question.case.id}: {good.tag} against {bad.tag}", markup=False, style="bold")
+            entries = {"good": good, "bad": bad}
+
+            def measure(side, seed, entries=entries, question=question):
+                record = opened.run(entries[side], question.case, seed)
+                _same_place(record, question)
+                return record
+
+            try:
+                answer = second_look(question, measure, level=level, budget_s=budget * 60, say=_say)
+            except (*REFUSED, CannotRun, _Elsewhere) as refusal:
+                err.print(f"cannot be answered: {refusal}", markup=False, style="yellow")
+                continue
+            Store(results, Confirmation).append(answer)
+            found.append(answer)
+            print(answer.to_json()) if as_json else out.print(f"{answer.case.id}: [bold]{escape(answer.headline)}[/]")
+            if not as_json and answer.outcome is Outcome.CONFIRMED and answer.upstream:
+                out.print(f"  commits between them: {answer.upstream}", markup=False)
+    if any(answer.outcome is Outcome.CONFIRMED and answer.direction == "worse" for answer in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bisect(
+    case: Annotated[str, typer.Argument(help="A case id, as `fpxbench list cases` prints.")],
+    good: Annotated[str, typer.Argument(help="A build that is good: a tag, a version, the beginning of a hash.")],
+    bad: Annotated[str, typer.Argument(help="A later one that is bad.")],
+    by: Annotated[str | None, typer.Option("--by", help="time or verdict.  [dim]default: verdict where the two differ in it[/]")] = None,
+    results: ResultsOption = Path("results"),
+    timeline: TimelineOption = Path(".timeline"),
+    variant: VariantOption = None,
+    device: DeviceOption = None,
+    machine: MachineOption = None,
+    impls: ImplsOption = None,
+    environments: EnvironmentsOption = None,
+    retry: RetryOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the first bad build between two, and the upstream commits that came with it.
+
+    Builds that do not install are skipped, flaky ones are run until it would be a wonder if they were bad.
+    """
+    from fpxbench.bisect import Skipped
+    from fpxbench.bisect import bisect as search
+    from fpxbench.environments import REFUSED
+    from fpxbench.rerun import CannotRun
+
+    if by not in (None, "time", "verdict"):
+        raise UsageError(f"--by {by!r}: time or verdict")
+    bench = _Bench(results, timeline, variant, device, machine, impls, environments, retry)
+    entries = _between(bench.find(good), bench.find(bad), bench.timeline.entries())
+    wanted = _case(case, results)
+    err.print(f"{len(entries) - 2} builds between {entries[0].tag} and {entries[-1].tag}: at most "
+              f"{math.ceil(math.log2(len(entries)))} of them are tried, unless some are skipped", markup=False, style="dim")
+    with bench.opened() as opened:
+
+        def measure(number: int, seed: int) -> Record:
+            try:
+                return opened.run(entries[number], wanted, seed)
+            except (*REFUSED, CannotRun) as refusal:
+                raise Skipped(str(refusal)) from None
+
+        try:
+            found = search(wanted, [bench.build(entry) for entry in entries], [entry.tag for entry in entries], by, measure, _say)
+        except Skipped as refusal:
+            raise UsageError(f"one of the two ends cannot be measured: {refusal}") from None
+    if as_json:
+        print(found.model_dump_json())
+        return
+    out.print(f"first bad build by {found.by}: [bold]{escape(found.first_bad_tag)}[/]; {escape(found.last_good_tag)} is good")
+    if found.maybe:
+        out.print(f"between them were skipped, and may be the first: {', '.join(found.maybe)}", markup=False, style="yellow")
+    out.print(f"upstream commits: {found.upstream or 'not known, since the builds do not say which commits they are of'}", markup=False)
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="A", help="The earlier build: a tag, a version, the beginning of a hash.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The later one.")],
+    machine: Annotated[str | None, typer.Option("--machine", help="Only records of this machine.")] = None,
+    results: ResultsOption = Path("results"),
+    timeline: TimelineOption = Path(".timeline"),
+    everything: Annotated[bool, typer.Option("--all", help="Show what has not changed, too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what differs between two builds, from the records that there are: verdicts first, worst first, the unchanged folded.
+
+    docs/decision-rule.md, “Comparison of two builds”, says when a time is called changed. It is no confirmation: that runs both again.
+    """
+    from fpxbench.compare import compare as rows_of
+
+    if not results.exists():
+        raise UsageError(f"--results {results}: no such folder")
+    held = Timeline(timeline)
+    sides = [_records_of_build(name, held, results, machine) for name in (before, after)]
+    rows = rows_of(*sides)
+    if as_json:
+        print(json.dumps([row.model_dump(mode="json") for row in rows]))
+        return
+    _print_rows(rows, [before, after], everything)
+
+
+@app.command()
+def issues(
+    results: ResultsOption = Path("results"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write ID.md and ID.title for each into this folder.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the text of an issue for each confirmed regression: what, since which build, how sure, how to reproduce, which commits."""
+    from fpxbench.issues import confirmed
+    from fpxbench.issues import issues as texts
+
+    found = texts(confirmed(results))
+    if as_json:
+        print(json.dumps([vars(issue) for issue in found]))
+        return
+    if output is None:
+        for issue in found:
+            print(f"# {issue.title}\n\n{issue.body}")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for issue in found:
+        (output / f"{issue.id}.title").write_text(issue.title + "\n", encoding="utf-8")
+        (output / f"{issue.id}.md").write_text(issue.body, encoding="utf-8")
+    out.print(f"{len(found)} in {output}", markup=False)
+
+
+# -- what the commands share ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Bench:
+    """Options that become a bench."""
+
+    results: Path
+    folder: Path
+    variant: str | None
+    device: str | None
+    machine: str | None
+    impls: list[Path] | None
+    environments: Path | None
+    retry: bool
+
+    @property
+    def timeline(self) -> Timeline:
+        return Timeline(self.folder)
+
+    @contextmanager
+    def opened(self) -> Iterator[Bench]:
+        """Raises UsageError for what is no finding about a build: no network, no room, no installer."""
+        from fpxbench.environments import UNAVAILABLE, Builds, Environments
+        from fpxbench.rerun import Bench, Conditions
+
+        machine = self.machine or os.environ.get("FPX_MACHINE")
+        builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant, machine=machine,
+                        device=self.device, retry=self.retry)
+        try:
+            with Bench(builds, Conditions(device=self.device, machine=machine, impls=tuple(self.impls or ()))) as bench:
+                yield bench
+        except UNAVAILABLE as error:
+            raise UsageError(str(error)) from None
+
+    def find(self, name: str) -> Entry:
+        from fpxbench.environments import build_at_hand
+
+        held = self.timeline
+        try:
+            if here := build_at_hand():
+                held.hold([here])
+            return held.find(name)
+        except TimelineError as error:
+            raise UsageError(str(error)) from None
+
+    def build(self, entry: Entry):
+        from fpxbench.record import Build
+
+        return Build(torch=entry.torch, triton=entry.own_triton, git=entry.git, channel=entry.channel, variant=self.variant or "default",
+                     date=entry.date, key=entry.key)
+
+
+def _say(line: str) -> None:
+    err.print(f"  {line}", markup=False, style="dim")
+
+
+def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, Entry]]:
+    """What is to be confirmed, with the two builds that are to be run."""
+    from fpxbench.confirm import Question
+
+    if len(what) == 3 and "/" in what[0]:
+        good, bad = bench.find(what[1]), bench.find(what[2])
+        return [(Question(_case(what[0], bench.results), "time"), good, bad)]
+    if any("/" in word for word in what):
+        raise UsageError("fpxbench confirm CASE GOOD BAD: a case and the two builds; or ids of suspects, as `fpxbench regressions` prints")
+    from fpxbench.regressions.findings import find
+
+    found = find(bench.results, bench.timeline)
+    if not what:
+        found = found.of_newest()
+    known = {each.id: each for each in (*found.suspects, *(event for event in found.events if event.series.metric == "verdict"))}
+    for word in what:
+        if word not in known:
+            raise UsageError(f"no suspect {word!r}: `fpxbench regressions --results {bench.results}` prints those that there are")
+    chosen = [known[word] for word in what] or [each for each in known.values() if each.direction == "worse"]
+    return [_question(each, bench) for each in chosen]
+
+
+def _question(finding, bench: _Bench) -> tuple[Question, Entry, Entry]:
+    """A suspect's change may lie some builds off, so that it names the two to run; an event is between the two that it names."""
+    from fpxbench.confirm import Question
+    from fpxbench.regressions.suspect import Suspect
+
+    case = _case(finding.series.case, bench.results)
+    if isinstance(finding, Suspect):
+        ends, metric, size = (finding.surely_good, finding.raised_at), "time", math.log1p(finding.change)
+    else:
+        ends, metric, size = (finding.last_good, finding.first_bad), "verdict", None
+    good, bad = (bench.find(build.key) for build in ends)
+    return Question(case, metric, finding.id, size, finding.series.machine, finding.series.variant), good, bad
+
+
+class _Elsewhere(Exception):
+    """The suspect is of another machine or of another variant than what runs here."""
+
+
+def _same_place(record: Record, question: Question) -> None:
+    if question.machine not in (None, record.machine.name):
+        raise _Elsewhere(f"it was seen on {question.machine}, and this machine is {record.machine.name}. If they are the same, say "
+                         f"--machine {question.machine}")
+    if question.variant not in (None, record.build.variant):
+        raise _Elsewhere(f"it was seen on builds for {question.variant}, and these are for {record.build.variant}: --variant {question.variant}")
+
+
+def _case(case_id: str, results: Path) -> Case:
+    """The case of that id: as it was recorded last or, if it never was, from the workload that it names."""
+    parts = split_id(case_id)
+    store = Store(results)
+    for path in sorted(store.files(), key=os.path.getmtime, reverse=True):
+        if f'"{case_id}"'.encode() in path.read_bytes():
+            for record in reversed(store.read(path)[0]):
+                if record.case.id == case_id:
+                    return record.case
+    from fpxbench.workloads import workloads
+
+    known = workloads()
+    if parts["workload"] not in known:
+        raise UsageError(f"no record of {case_id!r} in {results}, and no workload {parts['workload']!r}: `fpxbench list workloads` prints them")
+    shape = known[parts["workload"]]
+    return Case(**parts | {"m": int(parts["m"])}, n=shape.n, k=shape.k)
+
+
+def _between(good: Entry, bad: Entry, entries: list[Entry]) -> list[Entry]:
+    """`good`, `bad` and what came out between them, in the later one's channel."""
+    order = {entry.key: place for place, entry in enumerate(entries)}
+    if order[good.key] >= order[bad.key]:
+        raise UsageError(f"{good.tag} is not older than {bad.tag}: fpxbench bisect CASE GOOD BAD looks for the first bad build after a good one")
+    return [good, *(entry for entry in entries[order[good.key] + 1:order[bad.key]] if entry.channel == bad.channel), bad]
+
+
+def _records_of_build(name: str, held: Timeline, results: Path, machine: str | None) -> list[Record]:
+    """The last record of each case of one build. A build is found on the timeline, or by the version in the records themselves."""
+    try:
+        key = held.find(name).key
+    except TimelineError:
+        key = None
+    store, found, labels = Store(results), [], set()
+    for path in store.files():
+        if machine is not None and path.parent.parent.name != machine:
+            continue
+        first = next(iter(store.read(path)[0]), None)
+        if first is None:
+            continue
+        labels.add(first.build.label)
+        if key == first.build.key or name in (first.build.label, first.build.torch):
+            read, broken = store.read(path)
+            for line in broken:
+                err.print(str(line), markup=False, style="yellow")
+            found += [record for record in read if key in (None, record.build.key)]
+    if not found:
+        where = f" of machine {machine!r}" if machine else ""
+        raise UsageError(f"no records{where} of build {name!r} in {results}: there are some of {', '.join(sorted(labels)) or 'none'}")
+    return latest(found)
+
+
+def _print_rows(rows, names: list[str], everything: bool) -> None:
+    from fpxbench.compare import Change
+
+    folded = [row for row in rows if row.change in (Change.UNCHANGED, Change.ONLY_ONE, Change.MACHINE)]
+    shown = rows if everything else [row for row in rows if row not in folded]
+    table = Table(box=None, pad_edge=False, title=f"{names[0]} → {names[1]}", title_justify="left")
+    for column in ("", "case", "machine", names[0], names[1], "time", "speedup over dense"):
+        table.add_column(column, overflow="fold")
+    for row in shown:
+        times = [f"{us:.4g} us" if us else verdict or "" for us, verdict in ((row.before_us, row.before), (row.after_us, row.after))]
+        machine = row.machine + (f" ({row.variants[0]} → {row.variants[1]})" if row.variants else "")
+        table.add_row(row.change, *map(escape, (row.case, machine, *times)), _interval(row.time), _interval(row.speedup), style=_STYLES.get(row.change))
+    if shown:
+        out.print(table)
+    counts = {change: sum(row.change is change for row in rows) for change in Change}
+    out.print("; ".join(f"{count} {change}" for change, count in counts.items() if count), markup=False, style="bold")
+    if not everything and folded:
+        out.print("--all shows the others, too", style="dim")
+
+
+_STYLES = {"verdict worse": "red", "slower": "red", "faster": "green", "verdict better": "green"}
+
+
+def _interval(found: tuple[float, float, float] | None) -> str:
+    from fpxbench.paired import percent
+
+    return f"{percent(found[0])} [{percent(found[1], '')}, {percent(found[2], '')}]".replace("[", "\\[") if found else ""
