@@ -263,7 +263,8 @@ def overflow_permitted(target: DType, rounding: Rounding, overflow: str | None, 
 def number_text(value: float) -> str:
     """As short as tells it from its neighbours in fp32, or else in fp64: ``464``, ``5.87747316e-39``, ``-0``, ``nan``."""
     value, short = float(value), f"{value:.9g}"
-    return short if math.isnan(value) or np.float32(short) == value else repr(value)
+    with np.errstate(over="ignore"):
+        return short if math.isnan(value) or np.float32(short) == value else repr(value)
 
 
 def _one_word(counts: Counter[str]) -> str | None:

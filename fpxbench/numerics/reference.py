@@ -22,22 +22,19 @@ def expected_codes(x: np.ndarray, target: DType, rounding: Rounding = Rounding.N
     """The fixed reference: codes of float64 `x` in `target`, rounded once, NaN to NaN.
 
     FP8 saturates, which is what a weight wants; IEEE's fp16, bf16 and fp32 overflow as IEEE 754-2019 §7.4 has it. Where the target has
-    no NaN, NaN is taken for zero; where it has no sign, the magnitude counts.
+    no NaN, NaN is taken for zero.
     """
     numbers = grid(target)
     if not numbers.has_nan:
         x = np.where(np.isnan(x), 0.0, x)
-    if target.is_float8 and numbers.sign:
+    if target.is_float8:
         return codec.encode(torch.from_numpy(np.ascontiguousarray(x)), target.format, rounding).numpy()
     magnitude = np.abs(x)
     nan = np.isnan(magnitude)
     codes = round_magnitudes(np.where(nan, 0.0, magnitude), numbers, rounding.value)
-    if target.is_float8:
-        codes = np.minimum(codes, numbers.max_code)
-    else:
-        infinity = numbers.max_code + 1
-        codes = np.where(np.isinf(magnitude), infinity, np.minimum(codes, numbers.max_code if rounding is Rounding.TOWARD_ZERO else infinity))
-    codes = np.where(nan, _nan_code(target), codes)
+    infinity = numbers.max_code + 1
+    codes = np.where(np.isinf(magnitude), infinity, np.minimum(codes, numbers.max_code if rounding is Rounding.TOWARD_ZERO else infinity))
+    codes = np.where(nan, infinity | (1 << (target.mantissa_bits - 1)), codes)
     return codes | np.where(np.signbit(x) & ~nan, numbers.sign, 0)
 
 
@@ -84,6 +81,9 @@ def hypotheses(source: DType, target: DType) -> Iterator[tuple[str, Callable[[np
     def flushed(rounding: str) -> Callable[[np.ndarray, np.ndarray], Codes]:
         return lambda magnitude, negative: np.where(magnitude < numbers.min_normal, 0, round_magnitudes(magnitude, numbers, rounding))
 
+    def as_sibling(taken_for: Grid) -> Callable[[np.ndarray, np.ndarray], Codes]:
+        return lambda magnitude, negative: np.minimum(round_magnitudes(magnitude, taken_for, "nearest_even"), taken_for.max_code)
+
     names = ("nearest_even", "nearest_away", "toward_zero")
     for name in (*names, "away_from_zero"):
         yield name, plain(name)
@@ -100,7 +100,7 @@ def hypotheses(source: DType, target: DType) -> Iterator[tuple[str, Callable[[np
     for name in names:
         yield name + FLUSHED, flushed(name)
     for name in sibling_of(target):
-        yield MISREAD + name, lambda magnitude, negative: round_magnitudes(magnitude, grid(DTYPES[name]), "nearest_even")
+        yield MISREAD + name, as_sibling(grid(DTYPES[name]))
 
 
 def sibling_of(dtype: DType) -> list[str]:
@@ -119,8 +119,3 @@ def _through(magnitude: np.ndarray, between: DType, rounding: str) -> np.ndarray
         wide = np.where(wide > magnitude, np.nextafter(narrow, np.float32(0)).astype(np.float64), wide)
     return wide
 
-
-def _nan_code(target: DType) -> int:
-    if target.format is not None:
-        return target.format.nan_code
-    return (((1 << target.exponent_bits) - 1) << target.mantissa_bits) | (1 << (target.mantissa_bits - 1))
