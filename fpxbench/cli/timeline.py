@@ -79,7 +79,8 @@ def sync(
     except Unreachable as error:
         raise UsageError(str(error)) from None
     places = _places(settings, channels, variant or ([installed[0].variant] if installed and channel == "nightly" and not index else []), index or [])
-    bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True)
+    bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True,
+                   disable=not err.is_terminal)
     task = bar.add_task("", visible=False)
     try:
         with bar:
