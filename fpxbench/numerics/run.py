@@ -42,6 +42,7 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
     `exhaustive` gives casts from fp32 to FP8 all 2**32 inputs: minutes each. Ctrl-C ends
     it early with what was judged (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
     """
+    conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # a mistake is told at once
     build, store = installed_build(), Store(settings.results, NumericsRecord)
     with Isolation(settings.memory_limit) as isolation:
         machine = _machine(isolation, settings)

@@ -1,0 +1,262 @@
+"""Conversions are run where they can do no harm, become records, and the report says what they do and what changed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sample_records import BUILD, CPU
+
+from fpxbench.isolation import Outcome
+from fpxbench.numerics import run as runs
+from fpxbench.numerics import trial
+from fpxbench.numerics.changes import Snapshot, changes
+from fpxbench.numerics.conversion import Conversion, Engine
+from fpxbench.numerics.findings import find
+from fpxbench.numerics.messages import RESULTS, NumericsRequest, NumericsResult
+from fpxbench.numerics.plan import batches, conversions
+from fpxbench.numerics.record import Behaviour, Difference, Example, InputKind, NumericsRecord
+from fpxbench.reports.build import build_site
+from fpxbench.store import Store, latest
+from fpxbench.verdict import Kind, Status, Verdict
+
+EXAMPLE = Example(input="0x43e90000", input_value="466", got="0x7f", got_value="nan", expected="0x7e", expected_value="448")
+
+
+def conversion(what="cast/fp32/e4m3fn", engine="eager", device="cpu"):
+    operation, source, target = what.split("/")
+    return Conversion(operation=operation, source=source, target=target, engine=engine, device=device)
+
+
+def record(of=None, status=Status.OK, *, build=BUILD, **more):
+    wrong = [Difference(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE])] if status is Status.WRONG else []
+    told = {"differing": 7 if wrong else 0, "inputs": 65536, "inputs_digest": "abc", "differences": wrong} if status in (Status.OK, Status.WRONG) else {}
+    return NumericsRecord(**{"conversion": of or conversion(), "build": build, "machine": CPU, "verdict": Verdict(status=status), **told, **more})
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+def test_every_conversion_is_planned_once_and_has_an_id_of_its_own():
+    planned = conversions(["cpu", "cuda"])
+    assert len({one.id for one in planned}) == len(planned) > 500
+    assert {one.engine for one in planned if one.device == "cuda"} == {Engine.EAGER, Engine.COMPILED, Engine.TRITON}
+    assert sorted(one.id for batch in batches(planned) for one in batch) == sorted(one.id for one in planned)
+    assert all(len({(one.engine, one.device, one.source) for one in batch}) == 1 for batch in batches(planned))
+
+
+def test_globs_narrow_and_one_that_matches_nothing_says_what_there_is():
+    assert [one.id for one in conversions(["cpu"], ["eager"], ["cast/fp32/e5m2"])] == ["cast/fp32/e5m2/eager/cpu"]
+    with pytest.raises(ValueError, match=r"conversion nothing/\*: ids are like cast/fp64/e4m3fn/eager/cpu"):
+        conversions(["cpu"], (), ["nothing/*"])
+
+
+# ---- records --------------------------------------------------------------------------------------------------------
+
+def test_a_verdict_that_its_differences_contradict_cannot_be_written_down():
+    wrong = [Difference(kind=InputKind.TIE, count=1, permitted=False, examples=[EXAMPLE])]
+    with pytest.raises(ValueError, match="not permitted"):
+        record(differences=wrong)
+    with pytest.raises(ValueError, match="shows the differences"):
+        record(status=Status.WRONG, differences=[])
+    with pytest.raises(ValueError, match="no dtype 'fp7'"):
+        conversion("cast/fp7/e4m3fn")
+
+
+def test_conversions_lie_beside_the_cases_and_are_read_back_as_written(tmp_path):
+    store = Store(tmp_path, NumericsRecord)
+    first, second = record(), record(status=Status.WRONG)
+    for one in (first, second, record(conversion("finfo/e5m2/e5m2"))):
+        store.append(one)
+    path = store.file(CPU.name, BUILD)
+    assert path.relative_to(tmp_path).as_posix() == "cpu-epyc-2c/numerics/2.13.0-cpu.jsonl" and store.files() == [path]
+    with open(path, "a") as file:
+        file.write('{"schema":99}\n')
+    read, broken = store.read(path)
+    assert read[1] == second and [one.verdict.status for one in latest(read)] == ["wrong", "ok"]
+    assert "newer fpxbench" in broken[0].reason and Store(tmp_path).files() == []
+
+
+# ---- in the child ---------------------------------------------------------------------------------------------------
+
+def test_eager_casts_of_this_pytorch_are_what_they_are_known_to_be():
+    chosen = conversions(["cpu"], ["eager"], ["cast/bf16/e4m3fn", "cast/e5m2/fp16", "cast/fp64/e5m2", "and/uint32"])
+    results = {result.conversion.what: result for result in trial.run_conversions(NumericsRequest(conversions=chosen))}
+    assert results["cast/bf16/e4m3fn"].verdict.status is Status.OK and results["cast/bf16/e4m3fn"].inputs == 65536
+    assert results["cast/e5m2/fp16"].differing == 0
+    assert results["cast/fp64/e5m2"].verdict.kind is Kind.DOUBLE_ROUNDING
+    assert results["and/uint32/uint32"].verdict.status is Status.OK and results["and/uint32/uint32"].differing == 0
+
+
+def test_a_wrong_bit_operation_is_counted(monkeypatch):
+    monkeypatch.setattr(trial, "convert", lambda of, operands: (operands[0] & operands[1]) | np.uint16(1))
+    (result,) = trial.run_conversions(NumericsRequest(conversions=[conversion("and/uint16/uint16")]))
+    assert result.verdict.status is Status.WRONG and result.differing == result.differences[0].count > 0
+    assert result.differences[0].examples[0].got != result.differences[0].examples[0].expected
+
+
+def test_one_that_does_not_compile_takes_no_other_down(monkeypatch):
+    real = trial.torch_function
+
+    def refusing(of):
+        return (lambda x: x.no_such_method()) if of.target == "e5m2" else real(of)
+
+    monkeypatch.setattr(trial, "torch_function", refusing)
+    trial._function.cache_clear()
+    chosen = [conversion(f"cast/e8m0/{target}", "compiled") for target in ("fp32", "e5m2", "bf16")]
+    results = trial.run_conversions(NumericsRequest(conversions=chosen))
+    trial._function.cache_clear()
+    assert [result.verdict.status for result in results] == ["ok", "error", "ok"]
+    assert [result.inputs for result in results] == [256, 256, 256]
+
+
+def test_triton_is_interpreted_in_a_child_of_its_own(tmp_path):
+    pytest.importorskip("triton")
+    done = cli("-c", "cast/e4m3fn/fp32", "-c", "cast/e5m2/e4m3fn", "-e", "eager", "-e", "triton_interpreter", "--json", "--results", tmp_path)
+    by_id = {one["conversion"]["engine"]: one for one in json.loads(done.stdout)}
+    assert by_id["triton_interpreter"]["verdict"]["status"] in ("ok", "wrong") and by_id["triton_interpreter"]["inputs"] == 256
+    assert by_id["eager"]["verdict"]["status"] == "ok"
+
+
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+class Isolated:
+    """An isolation in which some conversions crash, and one that is not crashed by others."""
+
+    def __init__(self, *crashing):
+        self.crashing, self.calls, self.recycled = crashing, [], 0
+
+    def call(self, function, request, timeout_s):
+        asked = NumericsRequest.model_validate_json(request).conversions
+        self.calls.append([one.target for one in asked])
+        if any(one.target in self.crashing for one in asked):
+            return Outcome(None, Verdict(status=Status.CRASH, summary="died by SIGSEGV", signal="SIGSEGV"), "")
+        results = [NumericsResult(conversion=one, verdict=Verdict(status=Status.OK), differing=0) for one in asked]
+        return Outcome(RESULTS.dump_json(results).decode(), None, "")
+
+    def recycle(self):
+        self.recycled += 1
+
+
+def test_a_crash_in_a_batch_is_pinned_on_the_one_that_crashes():
+    batch = [conversion(f"cast/fp32/{target}") for target in ("e4m3fn", "e5m2", "e8m0")]
+    isolated = Isolated("e5m2")
+    results = runs._carried_out(isolated, batch, 1.0)
+    assert [result.verdict.status for result in results] == ["ok", "crash", "ok"]
+    assert isolated.calls == [["e4m3fn", "e5m2", "e8m0"], ["e4m3fn"], ["e5m2"], ["e8m0"]]
+    assert results[1].verdict.signal == "SIGSEGV" and results[1].differing is None
+
+
+def test_after_a_fault_on_a_gpu_each_is_tried_again_in_a_new_child():
+    class Faulty(Isolated):
+        def call(self, function, request, timeout_s):
+            outcome = super().call(function, request, timeout_s)
+            results = RESULTS.validate_json(outcome.value)
+            if len(results) > 1:
+                results = [one.model_copy(update={"verdict": Verdict(status=Status.ERROR), "differing": None}) for one in results]
+            return Outcome(RESULTS.dump_json(results).decode(), None, "")
+
+    isolated = Faulty()
+    results = runs._carried_out(isolated, [conversion(f"cast/fp32/{target}", device="cuda") for target in ("e4m3fn", "e5m2")], 1.0)
+    assert [result.verdict.status for result in results] == ["ok", "ok"] and isolated.recycled == 1
+
+
+def cli(*arguments):
+    return subprocess.run([sys.executable, "-m", "fpxbench", "numerics", *map(str, arguments)], capture_output=True, text=True, timeout=200)
+
+
+def test_the_command_finds_what_is_wrong_resumes_and_fails_on_demand(tmp_path):
+    done = cli("-c", "finfo", "-c", "shift_left/uint16", "-e", "eager", "--results", tmp_path, "--fail-on", "wrong")
+    assert done.returncode == 1, done.stderr
+    assert "torch.finfo(torch.float8_e5m2fnuz).eps is 0.125, not 0.25" in done.stdout
+    assert "refused" in done.stdout or torch.__version__ >= "2.14"
+    again = cli("-c", "finfo", "-e", "eager", "--results", tmp_path)
+    assert again.returncode == 0 and "9 conversions were judged before" in again.stderr
+
+
+def test_mistakes_in_the_command_are_one_sentence(tmp_path):
+    for arguments, said in ((("-c", "nothing"), "no conversion matches conversion nothing"), (("--fail-on", "bad"), "a status is one of")):
+        done = cli(*arguments, "--results", tmp_path)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow   # two minutes on two cores
+def test_every_fp32_input_is_cast_to_e4m3fn_as_the_oracle_says(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "fpxbench", "numerics", "--exhaustive", "-c", "cast/fp32/e4m3fn", "-e", "eager", "--json",
+                           "--results", str(tmp_path)], capture_output=True, text=True, timeout=1800)
+    (one,) = json.loads(done.stdout)
+    assert one["inputs"] == 1 << 32 and one["inputs_digest"] == "every fp32"
+    assert [d["kind"] for d in one["differences"] if not d["permitted"]] == []
+
+
+# ---- findings, changes, pages ---------------------------------------------------------------------------------------
+
+def test_one_mistake_in_many_conversions_is_one_finding_and_the_interpreter_comes_last():
+    wrong = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": "rounds twice"})
+    records = [record(conversion("cast/fp32/e5m2", "triton_interpreter"), Status.WRONG)] + [
+        record(conversion(f"cast/fp64/{target}", engine), Status.WRONG, verdict=wrong)
+        for engine in ("eager", "compiled") for target in ("e5m2", "e4m3fn")]
+    found = find([*records, record(conversion("cast/fp32/e4m3fn"))])
+    assert [(one.what, one.runs_on) for one in found] == [
+        ("cast fp64 → e4m3fn, e5m2", ["eager/cpu", "compiled/cpu"]), ("cast fp32 → e5m2", ["triton_interpreter/cpu"])]
+
+
+EARLIER = BUILD.model_copy(update={"torch": "2.11.0+cpu", "date": "2026-03-01", "key": "b" * 40})
+
+
+def before_and_after():
+    cast = [conversion("cast/fp32/e4m3fn"), conversion("cast/bf16/e4m3fn")]
+    old = [record(one, build=EARLIER, behaviour=Behaviour(overflow="nan", rounding="nearest_even"), differing=500) for one in cast]
+    new = [record(one, behaviour=Behaviour(overflow="saturate", rounding="nearest_even"), differing=0) for one in cast]
+    return old, new
+
+
+def test_a_changed_overflow_is_one_event_and_its_figures_are_not_another():
+    old, new = before_and_after()
+    assert [one.sentence for one in changes(map(Snapshot.of, old), map(Snapshot.of, new))] == [
+        "cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate"]
+    assert changes(map(Snapshot.of, new), map(Snapshot.of, new)) == []
+
+
+def test_other_inputs_are_no_change():
+    old, new = before_and_after()
+    new = [one.model_copy(update={"inputs_digest": "other"}) for one in new]
+    assert changes(map(Snapshot.of, old), map(Snapshot.of, new)) == []
+
+
+def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
+    old, new = before_and_after()
+    store = Store(tmp_path / "results", NumericsRecord)
+    markup = Verdict(status=Status.UNSUPPORTED, summary="refused: <script>alert(1)</script>", log_tail="<img src=x>")
+    for one in (*old, *new, record(conversion("cast/fp32/e5m2"), Status.WRONG, verdict=Verdict(status=Status.WRONG, summary="ties", kind=Kind.TIES_AWAY)),
+                record(conversion("not/uint16/uint16"), Status.UNSUPPORTED, verdict=markup)):
+        store.append(one)
+    summary = build_site(tmp_path / "results", tmp_path / "site")
+    sentences = [finding.sentence for finding in summary.findings]
+    assert sentences[-1] == "PyTorch 2.11.0 → 2.13.0 on AMD EPYC 7B13: cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate."
+    assert sentences[0].startswith("cast fp32 → e5m2 in eager/cpu on PyTorch 2.13.0: 7 of 65,536 inputs")
+    folder = tmp_path / "site" / "machines" / CPU.name
+    page = (folder / "2.13.0-cpu" / "numerics.html").read_text()
+    assert "overflow nan → saturate" in page and 'href="numerics/cast-fp32-e5m2.html#eager-cpu"' in page
+    detail = (folder / "2.13.0-cpu" / "numerics" / "cast-fp32-e5m2.html").read_text()
+    assert "0x43e90000" in detail and "rules it out" in detail
+    assert "since 2.11.0" in (folder / "index.html").read_text()
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert not any("<script>alert" in page.read_text() or "<img src=x" in page.read_text() for page in pages)
+    for page in pages:      # every link to a page leads to one
+        for link in set(_links(page.read_text())):
+            assert (page.parent / link).resolve().is_file(), (page, link)
+
+
+def _links(html: str) -> list[str]:
+    return [part.split('"')[0].split("#")[0] for part in html.split('href="')[1:] if part.split('"')[0].split("#")[0].endswith(".html")]
+
+
+def test_asv_looks_figures_up_without_importing_torch():
+    code = ("import sys; from fpxbench.benchmarks import numerics as n; assert 'torch' not in sys.modules; cache = {n.CONVERSIONS[0]: {'differing': 3, 'status': 8}};"
+            "print(len(n.CONVERSIONS), n.track_differing(cache, n.CONVERSIONS[0]), n.track_status(cache, n.CONVERSIONS[1]))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+                          env={"PATH": "/usr/bin:/bin", "FPX_PROFILE": "smoke", "FPX_DEVICE": "cpu"})
+    assert done.stdout.split() == ["16", "3", "nan"], done.stderr
