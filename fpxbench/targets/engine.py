@@ -25,7 +25,7 @@ from fpxbench.targets.builds import TritonAt, cache_root
 from fpxbench.targets.operations import KERNELS, Question, Request
 
 CHILD = Path(__file__).with_name("child")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 LINKERS = ("/opt/rocm/llvm/bin/ld.lld", "ld.lld", *(f"ld.lld-{version}" for version in range(22, 15, -1)))
 """Where AMD's objects get linked by a program of their own (Triton before 3.5): ROCm's, else a stand-in."""
 

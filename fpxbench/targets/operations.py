@@ -82,7 +82,7 @@ def _decodes() -> Iterator[Question]:
 
 def _decode(question: Question, architecture: Architecture) -> Request:
     request = _conversion("convert", TRITON_DTYPES[question.format], question.options["out"], architecture)
-    return request | {"assembly": True}
+    return request | {"assembly": True, "sass": True}
 
 
 def _encodes() -> Iterator[Question]:
@@ -92,7 +92,7 @@ def _encodes() -> Iterator[Question]:
 
 def _encode(question: Question, architecture: Architecture) -> Request:
     source, rounding = question.options["source"], question.options["rounding"]
-    return _conversion("encode", source, TRITON_DTYPES[question.format], architecture, ROUNDING=rounding)
+    return _conversion("encode", source, TRITON_DTYPES[question.format], architecture, ROUNDING=rounding) | {"assembly": True}
 
 
 def _integer_decodes() -> Iterator[Question]:
@@ -106,7 +106,7 @@ def _integer_decode(question: Question, architecture: Architecture) -> Request:
     mantissa_bits, bias = (10, 15) if half else (7, 127)
     request = _conversion("decode_by_integers", "u8", out, architecture, BITS=fmt.bits, MANTISSA_SHIFT=mantissa_bits - fmt.mantissa_bits,
                           HALF=half, FACTOR=2.0 ** (bias - fmt.bias))
-    return request | {"assembly": True}
+    return request | {"assembly": True, "sass": True}
 
 
 # Products.
@@ -116,26 +116,30 @@ TILE_OPTIONS: dict[str, Sequence[Any]] = {
 }
 
 
-def covering(options: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Few choices of all options in which every two values of different options meet at least once: greedy, the same every time."""
-    names = list(options)
-    pairs = {(a, va, b, vb) for a, b in itertools.combinations(names, 2) for va in options[a] for vb in options[b]}
-    rows = [dict(zip(names, values, strict=True)) for values in itertools.product(*options.values())]
+def covering(options: dict[str, Sequence[Any]], together: Sequence[tuple[str, str]], allowed: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Few allowed choices of all options, in which every value is met, and of options named `together` every two: greedy, and
+    the same every time."""
+    rows = [row for values in itertools.product(*options.values()) if allowed(row := dict(zip(options, values, strict=True)))]
 
     def met(row: dict[str, Any]) -> set[tuple]:
-        return {(a, row[a], b, row[b]) for a, b in itertools.combinations(names, 2)}
+        return set(row.items()) | {(a, row[a], b, row[b]) for a, b in together}
 
-    chosen = []
-    while pairs:
-        best = max(rows, key=lambda row: len(met(row) & pairs))
-        pairs -= met(best)
+    left, chosen = set().union(*map(met, rows)), []
+    while left:
+        best = max(rows, key=lambda row: len(met(row) & left))
+        left -= met(best)
         chosen.append(best)
     return chosen
 
 
-TILES = covering(TILE_OPTIONS)
-"""Of the 320 ways to choose a tile, so many that every two values meet: every BLOCK_K with every number of stages and of warps,
-in both layouts and with both activations."""
+def _fits(tile: dict[str, Any]) -> bool:
+    """Whether a tile of 64 × 16 × BLOCK_K has warps enough that nobody would say it was asking for spills."""
+    return tile["block_k"] <= 64 * tile["num_warps"]
+
+
+TILES = covering(TILE_OPTIONS, [("block_k", "layout"), ("block_k", "x"), ("num_stages", "layout"), ("num_stages", "num_warps")], _fits)
+"""Of the ways to choose a tile, so many that every BLOCK_K meets both layouts and both activations, and every number of
+stages both layouts and every number of warps."""
 
 FEW_TILES = [tile for tile in TILES if tile["num_warps"] == 4]
 
@@ -152,7 +156,7 @@ def _dequantized_dot(question: Question, architecture: Architecture) -> Request:
     native = question.format in TRITON_DTYPES
     weight = TRITON_DTYPES[question.format] if native else "u8"
     constants = {
-        "BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": tile["block_k"], "K_FIRST": tile["layout"] == "nk", "BITS": 0 if native else fmt.bits,
+        "BLOCK_M": 64, "BLOCK_N": 16, "BLOCK_K": tile["block_k"], "K_FIRST": tile["layout"] == "nk", "BITS": 0 if native else fmt.bits,
         "MANTISSA_SHIFT": {"bf16": 7, "fp16": 10}[tile["x"]] - fmt.mantissa_bits,
     }
     signature = {"x": f"*{tile['x']}", "weight": f"*{weight}", "scale": "*fp32", "out": f"*{tile['x']}", "K": "i32"}
@@ -180,15 +184,17 @@ SCALED_OPERANDS = {"e4m3": "fp8e4nv", "e5m2": "fp8e5", "e2m1": "u8", "bf16": "bf
 def _scaled_dots() -> Iterator[Question]:
     for a, b in itertools.product(SCALED_OPERANDS, repeat=2):
         if not (a in FLOATS and b in FLOATS):
-            yield Question("dot_scaled", f"{a}×{b}", "m128-n128-k128", {"a": a, "b": b})
+            yield Question("dot_scaled", f"{a}×{b}", "k128", {"a": a, "b": b})
 
 
 def _scaled_dot(question: Question, architecture: Architecture) -> Request:
     a, b = question.options["a"], question.options["b"]
+    # Blackwell multiplies by scales itself, in tiles of 128 rows; elsewhere all is decoded first, at a cost by the tile.
+    rows = 128 if architecture.generation == "Blackwell" else 32
     signature = {"a": f"*{SCALED_OPERANDS[a]}", "a_scale": "*u8", "b": f"*{SCALED_OPERANDS[b]}", "b_scale": "*u8", "out": "*fp32"}
     constants = {
         "A": a, "B": b, "A_PACKED": 2 if a == "e2m1" else 1, "B_PACKED": 2 if b == "e2m1" else 1,
-        "A_SCALED": a not in FLOATS, "B_SCALED": b not in FLOATS, "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128,
+        "A_SCALED": a not in FLOATS, "B_SCALED": b not in FLOATS, "BLOCK_M": rows, "BLOCK_N": 32, "BLOCK_K": 128,
     }
     return _request("scaled_dot", signature, constants, {"num_warps": 4}) | {"needs": ["dot_scaled"]}
 

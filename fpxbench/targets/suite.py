@@ -36,7 +36,7 @@ def request(question: Question, architecture: Architecture) -> Request:
         signature |= {"x": "*i64", "packed": "*i32"}
         options = {"num_warps": 1}
     else:
-        tile = triton_fused.fitted(16, 64, 64, 4, scheme, K, target)
+        tile = triton_fused.fitted(16, 32, 64, 4, scheme, K, target)
         constants = triton_fused.dot_constants(scheme, K, x, target, tile)
         signature |= {"x": f"*{x}", "packed": "*u8", "M": "i32"}
         options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}

@@ -75,7 +75,8 @@ def compiled(request):
     A request: ``file`` and ``kernel`` name the function; ``backend`` (cuda, hip), ``arch`` (90, "gfx942") and ``warp_size``
     the GPU; ``signature`` gives the type of each argument that is no constant, by name and in any order; ``constants`` the
     others, where ``{"dtype": "bfloat16"}`` is one of Triton's dtypes and a list a tuple; ``divisible`` the arguments that
-    are multiples of 16; ``options`` are the compiler's; ``assembly`` asks for its text.
+    are multiples of 16; ``options`` are the compiler's; ``needs`` names what the kernel takes from ``triton.language``;
+    ``assembly`` and ``sass`` ask for more facts.
     """
     module = _modules[request["file"]]
     if isinstance(module, Exception):
@@ -88,7 +89,7 @@ def compiled(request):
     source = _source(function, request["signature"], constants, set(request["divisible"]))
     target = GPUTarget(request["backend"], request["arch"], request["warp_size"])
     kernel = triton.compile(source, target=target, options=dict(request["options"]))
-    return facts.of(kernel, request["backend"], bool(request.get("assembly")), _tools())
+    return facts.of(kernel, request["backend"], bool(request.get("assembly")), _disassembler() if request.get("sass") else None)
 
 
 def _constant(value):
@@ -117,7 +118,7 @@ def _source(function, types_, constants, divisible):
 
 
 @functools.lru_cache(maxsize=None)
-def _tools():
+def _disassembler():
     """Where NVIDIA's disassembler lies in this Triton, or None."""
     path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "nvdisasm")
     return path if os.access(path, os.X_OK) else None

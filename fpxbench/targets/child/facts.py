@@ -5,14 +5,17 @@ import struct
 import subprocess
 import tempfile
 
-# Names of matrix instructions, as people search for them.
-_MATRIX = r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_s?mfmac?|v_s?wmmac?"
+# Names of matrix instructions, as people search for them; in full where they multiply by block scales themselves.
+_MATRIX = r"wgmma\.mma_async|tcgen05\.mma(?:[\w.:]*kind::mx\w+)?|mma\.sync(?:[\w.:]*block_scale)?|v_mfma_scale|v_s?mfmac?|v_s?wmmac?"
+# Which small types they multiply, in the instruction's own name.
+_SMALL = r"(?:e4m3|e5m2|e2m1|e3m2|e2m3)"
+_MATRIX_TYPES = r"mma[\w.:]*\.(" + _SMALL + r"\." + _SMALL + r")\b|(?:v_s?mfmac?|v_s?wmmac?)_\w*?([fb][pf]8(?:_[fb][pf]8)?)\b"
 _CONVERSIONS = r"\bcvt(?:\.\w+)*\.(?:e4m3|e5m2|e2m1|e3m2|e2m3|ue8m0)\w*(?:\.\w+)*|\bv_cvt_\w*(?:fp8|bf8|fp4|fp6|bf6)\w*"
 _LOADS = r"ld\.global[.\w:]*|(?:global|buffer|flat)_load_\w+"
 
 
 def of(kernel, backend, assembly, disassembler):
-    """Numbers and names about `kernel`; its ``assembly`` too if asked for.
+    """Numbers and names about `kernel`; its ``assembly`` too if asked for, and what its ``sass`` is made of if there is a `disassembler`.
 
     ``object_bytes`` is 0 where the object is not an ELF file, whatever else it may be.
     """
@@ -22,14 +25,15 @@ def of(kernel, backend, assembly, disassembler):
         "object_bytes": len(binary) if binary[:4] == b"\x7fELF" else 0,
         "shared_bytes": kernel.metadata.shared,
         "matrix": _counted(_MATRIX, text),
+        "matrix_types": sorted({ptx or amd for ptx, amd in re.findall(_MATRIX_TYPES, text)}),
         "conversions": _counted(_CONVERSIONS, text),
         "load_bits": _load_bits(text),
     }
     found.update(_of_cubin(binary) if backend == "cuda" else _of_amdgcn(text))
     if assembly:
         found["assembly"] = _instructions_only(text, backend)
-        if backend == "cuda" and disassembler and found["object_bytes"]:
-            found["sass"] = _sass_opcodes(binary, disassembler)
+    if backend == "cuda" and disassembler and found["object_bytes"]:
+        found["sass"] = _sass_opcodes(binary, disassembler)
     return found
 
 

@@ -33,9 +33,8 @@ class _Call:
         os.close(writing)
         self.pipe = reading
 
-    def ended(self, status, timeout_s):
-        """The answer of a child that has ended, with its log; its files are gone then."""
-        seconds = time.monotonic() - self.started
+    def ended(self, status, usage, timeout_s):
+        """The answer of a child that has ended, with its log; its files are gone then. `status` is None if it was ended."""
         with open(self.log, "rb") as file:
             log = _MODULES.sub(b"", file.read())[-LOG_BYTES:].decode(errors="replace")
         # What it had started (ptxas, a linker) belongs to its process group and goes with it.
@@ -45,7 +44,8 @@ class _Call:
             pass
         os.close(self.pipe)
         shutil.rmtree(self.folder, ignore_errors=True)
-        said = {"id": self.request["id"], "seconds": round(seconds, 3)}
+        # Of the processor, the assembler's included: what it took, however busy the machine was.
+        said = {"id": self.request["id"], "seconds": round(usage.ru_utime + usage.ru_stime, 3)}
         if status is None:
             said["timeout"] = timeout_s
         elif os.WIFSIGNALED(status):
@@ -103,24 +103,24 @@ def run_each(requests, function, jobs, timeout_s):
                 call.answer += part
                 if not part:        # the child closed it, by ending or just before
                     del running[pipe]
-                    yield call.ended(_status_of(call, timeout_s), timeout_s)
+                    yield call.ended(*_waited_for(call, timeout_s), timeout_s)
             for call in [call for call in running.values() if time.monotonic() - call.started >= timeout_s]:
                 del running[call.pipe]
-                yield call.ended(_killed(call), timeout_s)
+                yield call.ended(None, _killed(call), timeout_s)
     finally:
         for call in running.values():
             _killed(call)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _status_of(call, timeout_s):
-    """How a child ended whose pipe is closed; None if it has to be ended, as it hangs on its way out."""
+def _waited_for(call, timeout_s):
+    """Status and resource usage of a child whose pipe is closed; the status is None if it hung on its way out."""
     while time.monotonic() - call.started < timeout_s:
-        pid, status = os.waitpid(call.pid, os.WNOHANG)
+        pid, status, usage = os.wait4(call.pid, os.WNOHANG)
         if pid:
-            return status
+            return status, usage
         time.sleep(0.001)
-    return _killed(call)
+    return None, _killed(call)
 
 
 def _killed(call):
@@ -128,4 +128,4 @@ def _killed(call):
         os.killpg(call.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):   # it had no time to found its group
         os.kill(call.pid, signal.SIGKILL)
-    os.waitpid(call.pid, 0)
+    return os.wait4(call.pid, 0)[2]

@@ -35,7 +35,7 @@ def decode_by_integers(
     sign = (code >> (BITS - 1)) << 15
     magnitude = (code & ((1 << (BITS - 1)) - 1)) << MANTISSA_SHIFT
     if HALF:
-        value = (sign | magnitude).to(tl.float16, bitcast=True) * FACTOR
+        value = (sign | magnitude).to(tl.uint16).to(tl.float16, bitcast=True) * FACTOR
     else:
         value = ((sign | magnitude).to(tl.uint32) << 16).to(tl.float32, bitcast=True) * FACTOR
     tl.store(out + at, value.to(out.dtype.element_ty))
@@ -71,7 +71,7 @@ def dequantized_dot(
         else:
             code = b.to(tl.uint16)
             bits = ((code >> (BITS - 1)) << 15) | ((code & ((1 << (BITS - 1)) - 1)) << MANTISSA_SHIFT)
-            b = bits.to(a.dtype, bitcast=True)
+            b = bits.to(tl.uint16).to(a.dtype, bitcast=True)     # up to 3.1 a shift by a constant widens
         sums += tl.dot(a, b)
         a_pointers += BLOCK_K
         if K_FIRST:

@@ -1,0 +1,97 @@
+"""Why a compilation failed, in one sentence that is the same for all that failed for one reason.
+
+The compilers' own words, without what differs from cell to cell: paths, addresses, line numbers, registers, and the sizes of
+tiles. Status and kind are those of `fpxbench.verdict`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fpxbench.targets.matrix import Outcome
+from fpxbench.verdict import Kind, Status, Verdict, classify_death, classify_exception
+
+_WORDS_LENGTH = 600
+
+# What the compilers say where the front page of `fpxbench.verdict` would find only the wrapping: the most specific first.
+_SENTENCES: tuple[tuple[str, Kind | None], ...] = (
+    (r"type (?:fp8|f8)\w+ not supported in this architecture", Kind.UNSUPPORTED_DTYPE),
+    (r"fp8\w+ data type is not supported on CUDA arch < \d+", Kind.UNSUPPORTED_DTYPE),
+    (r"Conversion from/to f8\w+ is only supported on compute capability >= \d+", Kind.UNSUPPORTED_ARCH),
+    (r"[Uu]nsupported conversion from \S+ to \S+ with rounding mode \w+", Kind.UNSUPPORTED_ROUNDING),
+    (r"[Uu]nsupported conversion from \S+ to \S+", Kind.UNSUPPORTED_CONVERSION),
+    (r"this build has no tl\.\w+", None),
+    (r"instruction not supported on this GPU\s+v_\w+", Kind.ASSEMBLER_ERROR),
+    (r"(?:invalid operand|invalid instruction|operands are not valid)[^\n]*\n\s*v_\w+", Kind.ASSEMBLER_ERROR),
+    (r"size mismatch when packing elements for LLVM struct expected \d+ but got \d+", Kind.COMPILER_ABORT),
+    (r"ptxas fatal\s*:[^\n]*|ptxas [^\n;]*; (?:error|fatal)[^\n]*|error\s*: [^\n]*", Kind.ASSEMBLER_ERROR),
+    (r"LLVM ERROR:[^\n]*", Kind.COMPILER_ABORT),
+    (r"Assertion `[^\n]*' failed", Kind.COMPILER_ABORT),
+    (r"[^\n]+(?=\n+UNREACHABLE executed)", Kind.COMPILER_ABORT),
+    (r"UNREACHABLE executed", Kind.COMPILER_ABORT),
+)
+_REFUSALS = (Kind.UNSUPPORTED_ROUNDING, Kind.UNSUPPORTED_CONVERSION, Kind.UNSUPPORTED_DTYPE, Kind.UNSUPPORTED_ARCH)
+
+
+def failure(answer: dict) -> Outcome:
+    """The outcome of a cell that did not compile: its process was ended, or it raised."""
+    log = answer.get("log", "")
+    if "timeout" in answer:
+        return Outcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", words=_excerpt(log))
+    if "raised" in answer:
+        type_, message = answer["raised"]
+        verdict = classify_exception(type_, message, log)
+        found = _sentence(f"{message}\n{log}")
+    else:
+        message = ""
+        verdict = classify_death(-answer["signal"] if "signal" in answer else answer["exit"], log)
+        found = _sentence(log)
+    sentence, kind = found or (_last_line(message or log) or verdict.summary, verdict.kind)
+    return Outcome(status=_status(verdict, kind, sentence), kind=kind, cause=_scrubbed(sentence), signal=verdict.signal,
+                   words=_excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
+
+
+def native_errors(log: str) -> tuple[str, Kind] | None:
+    """What native code printed as an error, though an object came out; None if nothing."""
+    found = re.search(r"^(?:error: |LLVM ERROR|<unknown>:\d+:\d+: error).*", log, re.MULTILINE)
+    if found is None:
+        return None
+    sentence, kind = _sentence(log[found.start():]) or (found[0], None)
+    return _scrubbed(sentence), kind or Kind.ASSEMBLER_ERROR
+
+
+def _sentence(text: str) -> tuple[str, Kind | None] | None:
+    for pattern, kind in _SENTENCES:
+        if match := re.search(pattern, text):
+            return match[0], kind
+    return None
+
+
+def _status(verdict: Verdict, kind: Kind | None, sentence: str) -> Status:
+    if verdict.status is Status.ERROR and kind in _REFUSALS:
+        return Status.UNSUPPORTED
+    if sentence.startswith("this build has no"):
+        return Status.MISSING
+    return verdict.status
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip(" ^\t")]
+    return lines[-1] if lines else ""
+
+
+def _scrubbed(sentence: str) -> str:
+    for pattern, replacement in (
+        (r"\s+", " "), (r"(?:/[\w.+-]+){2,}/?", "…"), (r"\btmp\w{6,}\b", "…"), (r"0x[0-9a-fA-F]+", "…"), (r"%\w+", "%…"),
+        (r"\bline \d+", "line …"), (r":\d+:\d+", ""), (r"(expected) \d+ (but got) \d+", r"\1 … \2 …"),
+        (r"Required: \d+, Hardware limit: (\d+)", r"more than \1 bytes"), (r"^ValueError\(['\"](.*?)['\"]\)$", r"\1"),
+    ):
+        sentence = re.sub(pattern, replacement, sentence)
+    return sentence.strip()[:200]
+
+
+def _excerpt(text: str) -> str:
+    """The end of the compiler's words, without this machine's paths."""
+    text = re.sub(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)", "", text.strip())
+    text = re.sub(r"\btmp\w{6,}", "…", text)
+    return text if len(text) <= _WORDS_LENGTH else "…" + text[-_WORDS_LENGTH:]

@@ -1,0 +1,179 @@
+"""What an answer amounts to: compiled and right, compiled and silently wrong, refused, failed.
+
+A decode for NVIDIA is run, all 256 codes, from its PTX; one for AMD is judged by its conversion instruction where that is
+all there is. A product is judged by the conversion and matrix instructions that it is made of. What neither settles has `check` ``none``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+
+from fpxbench.formats import FORMATS, Format, format_named
+from fpxbench.targets.architectures import Architecture
+from fpxbench.targets.causes import failure, native_errors
+from fpxbench.targets.floats import BF16, FP16, FP32
+from fpxbench.targets.matrix import Figures, Outcome
+from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Question
+from fpxbench.targets.ptx import Unmodelled, decoded_table
+from fpxbench.verdict import Kind, Status
+
+_FLOATS = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
+_CHANGES_A_NUMBER = re.compile(r"\bv_(?:pk_|dual_)?(?:mul|fma|fmac|add|sub|ldexp|cmp|cndmask|max|min)_\w*")
+_ADDRESSES = re.compile(r"\bv_(?:lshl_add|add|add3|addc|add_nc|mad)_(?:co_|co_ci_)?(?:u|i|nc_u)\d+\w*")
+_FNUZ_HARDWARE = ("gfx942",)
+"""Whose ``fp8`` and ``bf8`` are FNUZ; those of gfx950 and gfx12 are OCP's. Source: AMD's CDNA 3 and CDNA 4 ISA guides, §7."""
+
+
+def unknown_architecture(words: str) -> Outcome:
+    return Outcome(status=Status.MISSING, cause="not known to this build", words=words)
+
+
+def judged(question: Question, architecture: Architecture, answer: dict) -> tuple[Outcome, Figures | None]:
+    """The outcome of a cell, and the figures of its object if there is one."""
+    if "compiled" not in answer:
+        return failure(answer), None
+    compiled = answer["compiled"]
+    log = answer.get("log", "")
+    if not compiled["object_bytes"]:
+        return Outcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, words=log[-600:],
+                       cause="compiled without an error into an empty object, or one that is no ELF file"), None
+    if said := native_errors(log):
+        return Outcome(status=Status.ERROR, kind=said[1], cause=said[0], words=log[-600:]), None
+    figures = _figures(question, compiled)
+    if question.operation in ("decode", "integer_decode"):
+        if architecture.vendor == "nvidia":
+            return _by_table(question, compiled["assembly"]), figures
+        return _by_instruction(question, architecture, compiled), figures
+    return _by_operands(question, architecture, compiled), figures
+
+
+def _figures(question: Question, compiled: dict) -> Figures:
+    a_weight = None
+    if sass := compiled.get("sass"):
+        a_weight = sum(count for name, count in sass.items() if not name.startswith(("LD", "ST", "ULD", "EXIT", "S2"))) / CONVERTED_BY_A_THREAD
+    return Figures(
+        **{name: compiled.get(name) for name in ("registers", "stack_bytes", "shared_bytes", "spills", "load_bits")},
+        matrix=sorted(compiled["matrix"]), conversions=sorted(compiled["conversions"]), instructions_a_weight=a_weight,
+    )
+
+
+# A decode, by the table that it decodes by.
+
+
+def _by_table(question: Question, ptx: str) -> Outcome:
+    try:
+        table = _table(ptx, question.options["out"])
+    except Unmodelled as unknown:
+        return Outcome(status=Status.OK, cause="compiles; not run, as the PTX interpreter does not model it", words=str(unknown))
+    fmt = format_named(question.format)
+    read, right = table[:1 << fmt.bits], tuple(fmt.value(code) for code in range(1 << fmt.bits))
+    if _same(read, right):
+        return Outcome(status=Status.OK, check="table", cause="decodes every code as defined")
+    kind, sentence = _mistake(fmt, read)
+    wrong = [code for code, (a, b) in enumerate(zip(read, right, strict=True)) if not _same((a,), (b,))]
+    some = ", ".join(f"{fmt.describe_code(code)} to {read[code]:g} instead of {right[code]:g}" for code in wrong[:3])
+    return Outcome(status=Status.WRONG, kind=kind, check="table", cause=sentence,
+                   words=f"{len(wrong)} of {len(read)} codes: {some}{' …' if len(wrong) > 3 else ''}; by {_instructions(ptx)}")
+
+
+@lru_cache(maxsize=4096)
+def _table(ptx: str, out: str) -> tuple[float, ...]:
+    return tuple(decoded_table(ptx, _FLOATS[out], CONVERTED_BY_A_THREAD))
+
+
+def _same(read: tuple[float, ...], right: tuple[float, ...]) -> bool:
+    """NaN equals NaN; -0 is not 0."""
+    return all(a == b and math.copysign(1, a) == math.copysign(1, b) or (math.isnan(a) and math.isnan(b)) for a, b in zip(read, right, strict=True))
+
+
+def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind, str]:
+    """The known mistake that gives exactly this table."""
+    import torch
+
+    from fpxbench.codec import decode_table
+    from fpxbench.misreadings import table_misreadings
+
+    right, read_table = decode_table(fmt), torch.tensor(read)
+    for mistake in table_misreadings(fmt):
+        if torch.equal(torch.nan_to_num(mistake.apply(right), nan=math.pi), torch.nan_to_num(read_table, nan=math.pi)):
+            return mistake.kind, mistake.sentence
+    return Kind.GIBBERISH, "decodes by a table that is no known format's"
+
+
+def _instructions(ptx: str) -> str:
+    names = sorted(set(re.findall(r"\bcvt[\w.]*\.(?:e4m3|e5m2|e2m1)x2\b", ptx)))
+    return ", ".join(names) or "integer and float operations, no conversion instruction"
+
+
+# A decode, by its instruction.
+
+
+def _hardware_format(name: str, architecture: Architecture) -> str | None:
+    """Which format an instruction reads or writes as ``fp8`` or ``bf8`` (AMD), ``e4m3`` or ``e5m2`` (NVIDIA)."""
+    if architecture.vendor == "nvidia":
+        return next((fmt for part, fmt in (("e4m3", "e4m3fn"), ("e5m2", "e5m2"), ("e2m1", "e2m1")) if part in name), None)
+    fnuz = "fnuz" if architecture.name in _FNUZ_HARDWARE else ""
+    return f"e5m2{fnuz}" if "bf8" in name else (f"e4m3{fnuz or 'fn'}" if "fp8" in name else None)
+
+
+def _by_instruction(question: Question, architecture: Architecture, compiled: dict) -> Outcome:
+    used = {name: _hardware_format(name, architecture) for name in compiled["conversions"]}
+    others = set(_CHANGES_A_NUMBER.findall(_ADDRESSES.sub("", compiled["assembly"])))
+    if not used or others:
+        return Outcome(status=Status.OK, cause="compiles; by operations that are not modelled for this architecture")
+    return _compared(question.format, used) or Outcome(status=Status.OK, check="instruction", cause="decoded by its own conversion instruction")
+
+
+def _compared(format_name: str, used: dict[str, str | None]) -> Outcome | None:
+    """What follows where a format's codes meet instructions of another's with nothing to make up for it; None where all is well."""
+    asked = FORMATS.get(format_name)
+    for name, hardware in used.items():
+        if asked is not None and hardware is not None and hardware != format_name and hardware in FORMATS:
+            read = FORMATS[hardware]
+            siblings = (read.exponent_bits, read.mantissa_bits) == (asked.exponent_bits, asked.mantissa_bits)
+            kind = Kind.GIBBERISH if not siblings else Kind.FNUZ_AS_FN if asked.specials == "fnuz" else Kind.FN_AS_FNUZ
+            return Outcome(status=Status.WRONG, kind=kind, check="instruction", words=f"{name} takes {hardware}",
+                           cause=f"{format_name} goes through an instruction for {hardware}, and nothing makes up for it")
+    return None
+
+
+# Anything else, by what its operands meet.
+
+
+def _by_operands(question: Question, architecture: Architecture, compiled: dict) -> Outcome:
+    """fp8 operands that go straight into instructions of another format; and nothing about what was converted before."""
+    compiles = Outcome(status=Status.OK, cause="compiles")
+    if question.operation != "fp8_dot":
+        return compiles
+    types = {name: _hardware_format(name, architecture) for name in compiled["matrix_types"]}
+    formats = set(question.format.split("×"))
+    if not types or compiled["conversions"]:
+        return compiles
+    for fmt in sorted(formats & set(TRITON_DTYPES)):
+        close = {name: hardware for name, hardware in types.items() if hardware and hardware[:4] == fmt[:4]}
+        if outcome := _compared(fmt, close):
+            return outcome
+    return compiles.model_copy(update={"check": "instruction", "cause": "multiplied by matrix instructions of its own format"})
+
+
+def follow_decodes(outcomes: dict[tuple[str, str], Outcome], figures: dict[tuple[str, str], Figures]) -> None:
+    """Products and encodes whose conversion instruction is one by which the same build decodes the same format wrongly are wrong too.
+
+    Changes `outcomes`, by probe and architecture.
+    """
+    by_instruction: dict[tuple[str, str, str], Outcome] = {}
+    for (probe, architecture), outcome in outcomes.items():
+        operation, fmt, _ = probe.split("/")
+        if operation == "decode" and outcome.status is Status.WRONG and outcome.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ):
+            for name in figures[probe, architecture].conversions:
+                by_instruction[fmt, architecture, name] = outcome
+    for (probe, architecture), outcome in list(outcomes.items()):
+        operation, fmt, _ = probe.split("/")
+        if operation != "dequantized_dot" or outcome.status is not Status.OK:
+            continue
+        for name in figures[probe, architecture].conversions:
+            if (decode := by_instruction.get((fmt, architecture, name))) is not None:
+                words = f"{name}, by which this build decodes that format wrongly on its own"
+                outcomes[probe, architecture] = decode.model_copy(update={"check": "instruction", "words": words})
