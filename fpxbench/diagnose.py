@@ -61,7 +61,7 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
         if readout.fits(readout.definition):
             return _diagnose_sums(implementation, operands, x, y, expected, readout)
         return (_known_misreading(readout, implementation, operands) or _gain(readout) or another_table(readout)
-                or _single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
+                or single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
     except Misconduct as misconduct:
         return Diagnosis(misconduct.verdict.kind, misconduct.verdict.summary)
 
@@ -199,7 +199,7 @@ def another_table(readout: Readout) -> Diagnosis | None:
 # No known mistake: where it is, at least.
 
 
-def _single_weights(readout: Readout) -> Diagnosis | None:
+def single_weights(readout: Readout) -> Diagnosis | None:
     """A few weights among many, wherever they stand."""
     wrong = readout.wrong()
     found = wrong.nonzero()

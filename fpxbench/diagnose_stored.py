@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from fpxbench.codec import decode, encode
 from fpxbench.conduct import Operands
 from fpxbench.diagnose import Diagnosis, nearness
-from fpxbench.hypotheses import factors_under, kinds_of, names_of, quotient_nudges
+from fpxbench.hypotheses import factors_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
 from fpxbench.misencodings import Misencoding, encoded, misencodings, same_number
 from fpxbench.misreadings import scale_misreadings
 from fpxbench.readout import correlation
@@ -29,23 +29,29 @@ SCREENED_ROWS = 256
 """Rows with wrong codes on which a mistake is tried first; only one that explains them is tried on all."""
 
 
-def diagnose_quantization(original: Tensor, operands: Operands) -> Diagnosis | None:
+def diagnose_quantization(original: Tensor, operands: Operands, telling: Operands | None = None) -> Diagnosis | None:
     """Name the mistake of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
 
     Scales that are right within fp32's rounding are right. Codes are judged under the scales that are stored, so that a
     mistake in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
+    `telling` is another weight that was quantized in the same way: what explains the codes must explain its too.
     """
-    weight = operands.weight
-    if not weight.has_codes:
+    if not operands.weight.has_codes:
         return None
-    _, oracle_scales = weight.scheme.quantize(original)
-    if weight.scales is None or weight.scales.shape != oracle_scales.stored.shape:
-        held = "no scales" if weight.scales is None else f"scales of the shape {list(weight.scales.shape)}"
-        return Diagnosis(Kind.WRONG_SHAPE, f"{held} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight")
-    stored = _Stored(original.float(), weight, oracle_scales)
-    of_scales, of_codes = _scale_mistake(stored), None
-    if of_scales is None or not stored.codes_fit(oracle_scales):
-        of_codes = _code_mistake(stored, oracle_scales if of_scales is not None else None)
+    weights = [(original, operands)] + ([(telling.original, telling)] if telling is not None else [])
+    several = []
+    for given, held in weights:
+        weight = held.weight
+        _, oracle_scales = weight.scheme.quantize(given)
+        if weight.scales is None or weight.scales.shape != oracle_scales.stored.shape:
+            stored = "no scales" if weight.scales is None else f"scales of the shape {list(weight.scales.shape)}"
+            return Diagnosis(Kind.WRONG_SHAPE,
+                             f"{stored} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight")
+        several.append(_Stored(given.float(), weight, oracle_scales))
+    of_scales = next((found for stored in several if (found := _scale_mistake(stored)) is not None), None)
+    of_codes = None
+    if of_scales is None or not all(stored.codes_fit(stored.oracle_scales) for stored in several):
+        of_codes = _code_mistake(several, of_scales is not None)
     found = [one for one in (of_scales, of_codes) if one is not None]
     if len(found) < 2:
         return found[0] if found else None
@@ -100,23 +106,22 @@ class _Stored:
         return wrong[:: max(1, len(wrong) // 4)][:4], wrong
 
 
-def _code_mistake(stored: _Stored, other_scales: Scales | None) -> Diagnosis | None:
+def _code_mistake(several: list[_Stored], try_right_scales: bool) -> Diagnosis | None:
     """The mistake that explains every code, or two at once, under the stored scales or, where those are wrong, the right ones."""
+    stored = next((one for one in several if not one.codes_fit(one.own_scales)), None)
+    if stored is None:
+        return None
     fmt, weight = stored.weight.scheme.format, stored.weight
     wrong = stored.wrong_codes(stored.own_scales)
-    if not bool(wrong.any()):
-        return None
     values = decode(stored.codes, fmt).abs()
     largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
     known = list(misencodings(fmt, weight.layout, weight.shape[1], largest))
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
-    singly = [(one,) for one in known]
-    in_pairs = [(a, b) for a, b in combinations(known, 2) if a.can_be_made_with(b)]
-    for tried, scales in product((singly, in_pairs), (stored.own_scales, other_scales)):
-        if scales is None:
-            continue
-        fitting = [mistakes for mistakes in tried if stored.stored_by(mistakes, scales)]
+    singly_and_in_pairs = (list(singly(known)), list(in_pairs(known)))
+    scalings = (lambda one: one.own_scales, lambda one: one.oracle_scales)
+    for tried, scales_of in product(singly_and_in_pairs, scalings[:1 + try_right_scales]):
+        fitting = [mistakes for mistakes in tried if all(one.stored_by(mistakes, scales_of(one)) for one in several)]
         if len(kinds := kinds_of(fitting)) == 1:
             first, both = fitting[0], len(fitting[0]) > 1
             sentence = ("two mistakes at once: " if both else "") + "; and ".join(one.sentence for one in first)

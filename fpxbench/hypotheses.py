@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 
@@ -31,18 +32,18 @@ def explanations(readouts: Sequence[Readout], known: Sequence[Misreading | Misen
     """The sets of known mistakes, as small as can be, that explain every readout; none where more than `most` at once would be
     needed, or one that is not known."""
     predictors = [Predictor(readout) for readout in readouts]
-    for tried in (_singly(known), _in_pairs(known))[:most]:
+    for tried in (singly(known), in_pairs(known))[:most]:
         fitting = [mistakes for mistakes in tried if all(predictor.explains(mistakes) for predictor in predictors)]
         if fitting:
             return fitting
     return []
 
 
-def _singly(known: Sequence[Misreading | Misencoding]) -> Iterator[Mistakes]:
+def singly(known: Sequence[Misreading | Misencoding]) -> Iterator[Mistakes]:
     return ((one,) for one in known)
 
 
-def _in_pairs(known: Sequence[Misreading | Misencoding]) -> Iterator[Mistakes]:
+def in_pairs(known: Sequence[Misreading | Misencoding]) -> Iterator[Mistakes]:
     """Two at once. Of the same step, one is made on what the other leaves, in either order."""
     for a, b in combinations(known, 2):
         if isinstance(a, Misencoding) and isinstance(b, Misencoding):
@@ -114,7 +115,7 @@ class Predictor:
         if original is None:
             yield self._stored_codes[rows]
             return
-        weight, scaling = self.weight, self.weight.scheme.scaling
+        weight, scaling = scaled_under(mistakes, self.weight), self.weight.scheme.scaling
         scales = Scales(weight.scales[rows] if weight.scales.shape[0] > 1 else weight.scales, weight.tensor_scale)
         for nudge in quotient_nudges(scales, scaling):
             codes = encoded(original[rows], lambda w, nudge=nudge: scale_down(w, scales, scaling) * (1 + nudge),
@@ -124,6 +125,7 @@ class Predictor:
 
 def factors_under(mistakes: Mistakes, weight: QuantizedWeight, columns: Tensor) -> Tensor:
     """What the codes in `columns` are multiplied by, fp32 [N or 1, C]."""
+    weight = scaled_under(mistakes, weight)
     block = decode(weight.scales, NV_SCALE_FORMAT) if weight.scheme.scaling.kind == "nv" else weight.scale_grid()
     tensor = weight.tensor_scale if weight.tensor_scale is not None else torch.ones(1, device=weight.device)
     for mistake in _of_step(mistakes, "scales"):
@@ -134,6 +136,15 @@ def factors_under(mistakes: Mistakes, weight: QuantizedWeight, columns: Tensor) 
     for mistake in _of_step(mistakes, "blocks"):
         return mistake.apply(grid, columns)
     return grid[:, block_of(columns, weight.scheme.scaling)]
+
+
+def scaled_under(mistakes: Mistakes, weight: QuantizedWeight) -> QuantizedWeight:
+    """`weight` with the scales that an encoder would have chosen that makes these mistakes."""
+    for mistake in mistakes:
+        if isinstance(mistake, Misencoding) and mistake.scales is not None:
+            chosen = mistake.scales(Scales(weight.scales, weight.tensor_scale))
+            weight = replace(weight, scales=chosen.stored)
+    return weight
 
 
 def quotient_nudges(scales: Scales, scaling: Scaling) -> tuple[float, ...]:

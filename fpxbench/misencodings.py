@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fpxbench import packing
-from fpxbench.codec import Overflow, Rounding, encode
+from fpxbench.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.formats import Format
 from fpxbench.misplaced_codes import code_misreadings
-from fpxbench.misreadings import is_subnormal, sibling
+from fpxbench.misreadings import E4M3_MAXIMA, is_subnormal, sibling
+from fpxbench.scaling import Scales, Scaling
 from fpxbench.verdict import Kind
 
 Divide = Callable[[Tensor], Tensor]
@@ -35,6 +36,8 @@ class Misencoding:
 
     kind: Kind
     sentence: str
+    scales: Callable[[Scales], Scales] | None = None
+    """Other scales than the right ones, by which the weight is then divided and multiplied."""
     before: Callable[[Tensor], Tensor] | None = None
     values: Callable[[Tensor], Tensor] | None = None
     target: Format | None = None
@@ -43,8 +46,8 @@ class Misencoding:
     codes: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def can_be_made_with(self, other: Misencoding) -> bool:
-        """Whether both can be made at once: one target, one rounding, one overflow."""
-        return all(getattr(self, one) is None or getattr(other, one) is None for one in ("target", "rounding", "overflow"))
+        """Whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
+        return all(getattr(self, one) is None or getattr(other, one) is None for one in ("scales", "target", "rounding", "overflow"))
 
 
 def encoded(weight: Tensor, divide: Divide, fmt: Format, mistakes: Iterable[Misencoding] = ()) -> Tensor:
@@ -114,6 +117,23 @@ def misencodings(fmt: Format, layout: str, k: int, largest_stored: int) -> Itera
                           codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
 
 
+def misscalings(fmt: Format, scaling: Scaling) -> Iterator[Misencoding]:
+    """Known mistakes in choosing a scale, for codes that are made and read under it."""
+    for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
+        if scaling.kind in ("tensor", "row", "group") and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
+            yield Misencoding(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+                              scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
+    if scaling.kind == "mx":
+        for step, side in ((1, "high"), (-1, "low")):
+            yield Misencoding(Kind.BLOCK_OFF_BY_ONE, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+                              scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)))
+    else:
+        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+            if scaling.kind != "nv":
+                yield Misencoding(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
+                                  scales=lambda scales, dtype=dtype: Scales(scales.stored.to(dtype).float()))
+
+
 def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     k = codes.shape[1]
     padded = torch.nn.functional.pad(codes, (0, packing.padded_k(k) - k))
@@ -121,7 +141,9 @@ def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 
 
 def same_number(codes: Tensor, fmt: Format) -> Tensor:
-    """Codes with -0 written as +0, where the format has a -0: which of them is stored makes no difference."""
+    """Codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored makes no difference."""
+    if fmt.has_nan:
+        codes = torch.where(decode_table(fmt, codes.device).isnan()[codes.int()], fmt.nan_code, codes).to(torch.uint8)
     if not fmt.signed or fmt.twos_complement or fmt.specials == "fnuz":
         return codes
     return codes.masked_fill(codes == 1 << (fmt.bits - 1), 0)

@@ -75,10 +75,13 @@ def table_misreadings(fmt: Format, scaling: Scaling | None = None) -> Iterator[M
     if not fmt.is_integer and fmt.mantissa_bits:
         yield from _subnormals(fmt, codes, table)
         for dropped in range(1, fmt.mantissa_bits + 1):
-            keep = codes & fmt.magnitude_mask & ~((1 << dropped) - 1)
+            low = (1 << dropped) - 1
+            keep = codes & fmt.magnitude_mask & ~low
             lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
             yield table(Kind.TRUNCATED, f"{lost} not read",
                         lambda right, keep=keep: torch.where(right.isfinite(), right[keep.to(right.device)].copysign(right), right))
+            if fmt.has_nan:     # or it is not there before NaN is looked for
+                yield table(Kind.TRUNCATED, f"{lost} not read", lambda right, low=low: right[(codes & ~low).to(right.device)])
 
 
 def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., Misreading]) -> Iterator[Misreading]:

@@ -48,6 +48,16 @@ def run_trial(request: TrialRequest) -> TrialResult:
     return result
 
 
+def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Verdict:
+    """The verdict on an implementation at hand. What it raises is raised."""
+    result = TrialResult(verdict=Verdict(status=Status.OK))
+    try:
+        _run(implementation, request, result)
+    except Misconduct as misconduct:
+        return misconduct.verdict
+    return result.verdict
+
+
 def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
     """Quantize the case's weight. Raises Misconduct if that changed the weight it was given or gave another's shape."""
     case, scheme = request.case, scheme_named(request.case.scheme)

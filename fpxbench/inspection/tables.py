@@ -1,0 +1,204 @@
+"""Two experiments on numbers alone: the decode table that an implementation acts by, and what it makes of a scale.
+
+Every code of a row, or every scale of a weight, is the same in them, so that nothing depends on the order in which they are read.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, permutations
+
+import torch
+from torch import Tensor
+
+from fpxbench import check
+from fpxbench.codec import decode_table
+from fpxbench.formats import FORMATS, Format
+from fpxbench.hypotheses import in_pairs, kinds_of, names_of, singly
+from fpxbench.inspection.bench import Bench
+from fpxbench.inspection.report import Difference, Finding
+from fpxbench.misplaced_codes import code_misreadings
+from fpxbench.misreadings import is_subnormal, scale_misreadings, table_misreadings
+from fpxbench.packing import padded_k
+from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
+from fpxbench.verdict import Kind
+
+COLUMNS = 8
+"""Columns in which each code is read, spread over K."""
+ARRANGEMENTS = 5
+"""Rows to which each code is given."""
+
+
+def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
+    """What each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
+
+    A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in several
+    columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something else is wrong.
+    A code that is then not the same number everywhere has NaN for its entry.
+    """
+    size = 1 << bench.fmt.bits
+    codes = torch.arange(size, device=bench.device)
+    if not bench.sets_codes:
+        codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
+    free = (~bench.forced).all(dim=0).nonzero().reshape(-1)
+    columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
+    one, rng = bench.scales(torch.ones(1, 1)), check.generator(bench.seed, "table")
+    seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
+    row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
+    for arrangement in range(ARRANGEMENTS):
+        for part in codes[torch.randperm(len(codes), generator=rng).to(codes.device)].split(bench.n):
+            rows = torch.randperm(bench.n, generator=rng)[:len(part)].to(codes.device)
+            held = torch.zeros(bench.n, 1, dtype=torch.uint8, device=bench.device)
+            held[rows, 0] = part.to(torch.uint8)
+            seen[part, arrangement] = bench.read(bench.hold(held, one), columns)[rows]
+            row_of[part, arrangement] = rows
+    sound = torch.ones_like(seen, dtype=torch.bool)
+    for _ in range(2):
+        # Of the numbers that a code was read as, the one that most others are near to.
+        flat = seen.reshape(size, -1)
+        alike = (bench.near(flat[:, :, None], flat[:, None, :]) & sound.reshape(size, 1, -1)).sum(dim=2)
+        table = flat.gather(1, alike.argmax(dim=1)[:, None])[:, 0]
+        odd = ~bench.near(seen, table[:, None, None])
+        held_by = torch.nn.functional.one_hot(row_of[codes].reshape(-1), bench.n).double()
+        row_is_odd = held_by.T @ odd[codes].double().mean(dim=2).reshape(-1) > 0.5 * held_by.sum(dim=0)
+        column_is_odd = odd[codes].double().mean(dim=(0, 1)) > 0.5
+        sound = ~(row_is_odd[row_of][:, :, None] | column_is_odd)
+    tried = torch.zeros(size, dtype=torch.bool, device=bench.device)
+    tried[codes] = True
+    unclear = tried & ((odd & sound).any(dim=(1, 2)) | ~sound.any(dim=2).any(dim=1))
+    table[~tried | unclear] = torch.nan
+    if bool(unclear.any()):
+        return table, Finding(name="table", right=None, tried=len(codes),
+                              sentence=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there")
+    right = bench.table
+    wrong = tried & ~bench.near(table, right)
+    differences = [Difference(entry=bench.fmt.describe_code(code), definition=_number(right[code]), acted_by=_number(table[code]))
+                   for code in wrong.nonzero().reshape(-1).tolist()]
+    count = len(codes)
+    if not differences:
+        return table, Finding(name="table", right=True, tried=count, sentence=f"all {count} codes decode to their definition")
+    kinds, what = _name_table(bench, table, tried)
+    if not what:
+        kinds = [] if bool((wrong & ~is_subnormal(bench.fmt).to(wrong.device)).any()) else [Kind.SUBNORMAL_WRONG]
+        first = differences[0]
+        what = f"{first.entry} as {first.acted_by} instead of {first.definition}"
+    return table, Finding(name="table", right=False, tried=count, kinds=kinds, differences=differences,
+                          sentence=f"{len(differences)} of {count} codes decode to another number: {what}")
+
+
+def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
+    """The known mistakes that give `table` exactly, alone or two or three at once; or the format that it is of."""
+    right = decode_table(bench.fmt, bench.device)
+
+    def gives(mistakes: tuple) -> bool:
+        made = right
+        for mistake in sorted(mistakes, key=lambda one: one.step == "codes"):
+            made = mistake.apply(made) if mistake.step == "table" else made[mistake.apply(every_code, first)[:, 0].int()]
+        return bool(bench.near(table, made.double())[tried].all())
+
+    # Bits that are exchanged within each code look like another table too.
+    every_code = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
+    first = torch.zeros(1, dtype=torch.long, device=bench.device)
+    within = [one for one in code_misreadings(bench.fmt, bench.template.layout, bench.k)
+              if not torch.equal(one.apply(every_code, first), every_code[:, :1])] if bench.sets_codes else []
+    known = [*table_misreadings(bench.fmt, bench.scaling), *within]
+    triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
+    for tried_sets in (singly(known), in_pairs(known), triples):
+        fitting = [mistakes for mistakes in tried_sets if gives(mistakes)]
+        if len(kinds_of(fitting)) == 1:
+            return sorted({one.kind for one in fitting[0]}), "; and ".join(one.sentence for one in fitting[0])
+        if fitting:
+            return [], f"as under {' or '.join(names_of(fitting))}, which cannot be told apart"
+    finite = right.isfinite() & tried & (right != 0)
+    ratio = (table[finite] / right[finite].double())
+    if bool(ratio.isfinite().all()) and bool(bench.near(table, right.double() * ratio.median())[tried].all()):
+        return [], f"each is read as {float(ratio.median()):.4g} times its value"
+    for other in chain(FORMATS.values(), _of_the_same_width(bench.fmt)):
+        if other.bits == bench.fmt.bits and other.signed and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all()):
+            return [], f"the table is {other.name}'s"
+    return [], ""
+
+
+def _of_the_same_width(fmt: Format) -> list[Format]:
+    """Signed floats of as many bits that are numbers only, with the usual bias."""
+    return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
+
+
+def recover_scales(bench: Bench, table: Tensor) -> Finding:
+    """What a weight is multiplied by under each of many scales, by a code whose number is known from `table`."""
+    code, number = known_code(bench, table)
+    if code is None:
+        return Finding(name="scales", right=None, sentence="no code is read as a number that scales could be seen by")
+    # nv's largest block scale decides the tensor scale; row 0 holds it where codes cannot be set.
+    plain = plain_weights(bench, code, number).nonzero()
+    if len(plain) == 0:
+        return Finding(name="scales", right=None, sentence="no weight is read as the one code that all of them hold")
+    row, column = int(plain[-1, 0]), plain[-1, 1:]
+    wanted = _scale_numbers(bench)
+    seen = torch.stack([bench.read(bench.hold(torch.full((1, 1), code), bench.scales(value.reshape(1, 1))), column)[row, 0]
+                        for value in wanted]) / number
+    wrong = ~bench.near(seen * number, wanted.double() * number)
+    differences = [Difference(entry=_number(value), definition=_number(value), acted_by=_number(factor))
+                   for value, factor in zip(wanted[wrong], seen[wrong], strict=True)]
+    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" and bench.sets_codes else None
+    if tensor:
+        differences.append(tensor)
+    if not differences:
+        return Finding(name="scales", right=True, tried=len(wanted), sentence=f"each of {len(wanted)} scales multiplies by its own value")
+    finding = Finding(name="scales", right=False, tried=len(wanted), differences=differences, sentence="")
+    if bool(bench.near(seen, torch.ones_like(seen)).all()):
+        finding.sentence = "whatever the scale is, weights are multiplied by 1"
+    elif bool(wrong.any()) and bool(((seen / wanted) / (seen / wanted).median() - 1).abs().lt(0.02).all()):
+        finding.sentence = f"each scale multiplies by {float((seen / wanted).median()):.4g} times its value"
+    else:
+        finding.sentence = f"{len(differences)} of {len(wanted)} scales multiply by another number than their own"
+    values = [one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.step == "scales"]
+    block, one = wanted.double(), torch.ones(1, dtype=torch.float64, device=bench.device)
+    fitting = [mistakes for mistakes in singly(values)
+               if bool(bench.near(seen * number, _product(mistakes[0].apply(block, one)) * number).all())
+               and (bench.scaling.kind != "nv" or _product(mistakes[0].apply(one, 2 * one)).item() / _product(mistakes[0].apply(one, one)).item()
+                    == (1.0 if tensor else 2.0))]
+    if len(kinds_of(fitting)) == 1:
+        finding.kinds, finding.sentence = [fitting[0][0].kind], f"{finding.sentence}: {fitting[0][0].sentence}"
+    return finding
+
+
+def _tensor_scale(bench: Bench, code: int, number: float, row: int, column: Tensor) -> Difference | None:
+    scales = bench.scales(torch.ones(1, 1))
+    scales.tensor_scale.mul_(2)
+    seen = bench.read(bench.hold(torch.full((1, 1), code), scales), column)[row, 0] / number
+    return None if abs(float(seen) - 2) < 0.05 else Difference(entry="tensor scale 2", definition="2", acted_by=_number(seen))
+
+
+def _scale_numbers(bench: Bench) -> Tensor:
+    """Scales under which a code near 1 is seen in 16 bits: powers of two, and between them where the scheme has such."""
+    if bench.scaling.kind == "nv":
+        numbers = decode_table(NV_SCALE_FORMAT, bench.device)[: NV_SCALE_FORMAT.max_code + 1]
+        return numbers[numbers >= 2.0**-6]
+    powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
+    if bench.scaling.kind == "mx":
+        return powers[(powers >= 2.0**-E8M0.bias)]
+    return torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
+
+
+def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
+    """The code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
+    usable = table.isfinite() & (table.abs() >= 2.0**-8) & (table.abs() <= 2.0**8)
+    if not bool(usable.any()):
+        return None, 0.0
+    distance = torch.where(usable, table.abs().log2().abs(), torch.inf)
+    code = int(distance.argmin())
+    return code, float(table[code])
+
+
+def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
+    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not at forced places, nor where padding is read."""
+    seen = bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ones(1, 1))))
+    return bench.near(seen, torch.full_like(seen, number)) & ~bench.forced
+
+
+def _product(parts: tuple[Tensor, Tensor]) -> Tensor:
+    return parts[0] * parts[1]
+
+
+def _number(value: Tensor | float) -> str:
+    return f"{float(value):.6g}"
