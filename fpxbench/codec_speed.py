@@ -78,7 +78,7 @@ class Contest(BaseModel):
     row: str
     """``encode/FORMAT/fp32``, ``encode/FORMAT/bf16``, ``decode/FORMAT``, ``pack/LAYOUT/BITS`` or ``unpack/LAYOUT/BITS``"""
     threads: int = 0
-    """PyTorch's; ml_dtypes and gfloat have one."""
+    """PyTorch's; ml_dtypes, gfloat and the copy use one."""
     timed: dict[str, Timed] = {}
     missing: dict[str, str] = {}
     """Contenders that are not installed or do not do this, and why."""

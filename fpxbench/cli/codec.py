@@ -102,7 +102,7 @@ def _notes(held: Sequence[Contest]) -> list[str]:
     if timed:
         own = timed[0].timed[OWN]
         lines += [
-            f"{own.elements:,} numbers or codes a call, on {timed[0].threads} threads (ml_dtypes and gfloat use one). M/s: millions of them"
+            f"{own.elements:,} numbers or codes a call, on {timed[0].threads} threads (ml_dtypes, gfloat and the copy use one). M/s: millions of them"
             " a second; GB/s: bytes read and written.",
             "x: how many times as fast as the other, whose calls took turns with these; the copy moves as many bytes. All are medians over"
             " the rounds, ± half the distance of the quartiles.",
