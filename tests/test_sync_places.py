@@ -58,8 +58,8 @@ def test_pip_itself_says_what_it_is_configured_with(configured):
 
 
 def test_the_environment_goes_before_the_file_and_an_empty_value_is_none(configured):
-    found = configured("[global]\nindex-url = https://mirror.example/simple\nno-index = true\ncert = /mirror.pem\n", PIP_INDEX_URL="https://other.example/simple",
-                       PIP_NO_INDEX="0", PIP_CERT="", PIP_DEFAULT_TIMEOUT="3", PIP_FIND_LINKS="/a /b")
+    found = configured("[global]\nindex-url = https://mirror.example/simple\nno-index = true\ncert = /mirror.pem\n",
+                       PIP_INDEX_URL="https://other.example/simple", PIP_NO_INDEX="0", PIP_CERT="", PIP_DEFAULT_TIMEOUT="3", PIP_FIND_LINKS="/a /b")
     assert (found.index_url, found.no_index, found.cert, found.timeout_s) == ("https://other.example/simple", False, "/mirror.pem", 3.0)
     assert found.find_links == ("/a", "/b")
 
@@ -154,9 +154,9 @@ def test_an_index_of_files_without_pytorch_lists_nothing_and_a_folder_that_is_go
 
 
 def test_a_page_of_links_is_a_place(tmp_path):
+    page = html_page([R13, R14]).replace(b"../../files/", b"files/").replace(R13.name.encode() + b"</a>", b"torch-2.13.0..&gt;</a>")
     with LocalIndex(R13, R14) as index:
-        index.faults["^/links.html$"] = lambda request: send(
-            request, 200, html_page([R13, R14]).replace(b"../../files/", b"files/").replace(R13.name.encode() + b"</a>", b"torch-2.13.0..&gt;</a>"), "text/html")
+        index.faults["^/links.html$"] = lambda request: send(request, 200, page, "text/html")
         timeline, outcome = synced(tmp_path, [place(f"{index.url.removesuffix('/simple')}/links.html", links=True)])
     assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems, "the address of a link tells its name; its text may be shortened"
 

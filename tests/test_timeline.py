@@ -175,9 +175,9 @@ def test_a_failure_to_install_is_kept_on_the_build_until_it_installs(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "tag"), [
-    ("2.13.0", "2.13.0"), ("2.13.0+cu130", "2.13.0"), ("release", "2.14.1"), ("nightly", "nightly-20261120"), ("nightly-20261118", "nightly-20261118"),
-    ("2.15.0.dev20261118", "nightly-20261118"), ("2.15.0.dev20261118+rocm7.2", "nightly-20261118"), ("185f0a69", "2.13.0"), (commit_hash(R13), "2.13.0"),
-    ("2.15.0a0+gitcf30153", tag_name(OWN)), (tag_name(OWN), tag_name(OWN)),
+    ("2.13.0", "2.13.0"), ("2.13.0+cu130", "2.13.0"), ("release", "2.14.1"), ("nightly", "nightly-20261120"),
+    ("nightly-20261118", "nightly-20261118"), ("2.15.0.dev20261118", "nightly-20261118"), ("2.15.0.dev20261118+rocm7.2", "nightly-20261118"),
+    ("185f0a69", "2.13.0"), (commit_hash(R13), "2.13.0"), ("2.15.0a0+gitcf30153", tag_name(OWN)), (tag_name(OWN), tag_name(OWN)),
 ])
 def test_a_build_is_found_by_tag_version_channel_and_the_beginning_of_its_hash(tmp_path, name, tag):
     assert timeline(tmp_path / "t", R9, R13, R14, N18, N20, OWN).find(name).tag == tag

@@ -158,6 +158,7 @@ def test_nightlies_come_from_the_index_of_their_variant(fpxbench, monkeypatch):
     (("sync", "--since", "yesterday"), "--since 'yesterday': a day as in 2026-01-01, or a version as in 2.9"),
     (("sync", "--since", "2026-02-30"), "--since '2026-02-30'"),
     (("sync", "--variant", "../cu130"), "--variant '../cu130': a variant is called as in cpu, cu130, rocm7.2"),
+    (("sync", "--index", "wheels", "--variant", "cu130"), "--index and --variant both say where to look"),
     (("sync", "--index", "s3://bucket"), "'s3://bucket' is no package index"),
     (("here", "--python", "no-such-python"), "'no-such-python' is no interpreter"),
 ])

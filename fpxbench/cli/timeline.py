@@ -23,7 +23,7 @@ timeline_app = typer.Typer(no_args_is_help=True, help="The PyTorch builds in ord
 app.add_typer(timeline_app, name="timeline")
 
 TimelineOption = Annotated[Path, typer.Option("--timeline", help="Folder of the timeline: asv's `repo`.", show_default=True)]
-ChannelOption = Annotated[str | None, typer.Option("--channel", help="release, nightly or source.  [dim]default: what the other options mean, or all[/]")]
+SinceOption = Annotated[str | None, typer.Option("--since", help="No builds older than this: 2026-01-01, or a version, 2.9.")]
 
 
 def _command(function: Callable) -> Callable:
@@ -41,10 +41,13 @@ def _command(function: Callable) -> Callable:
 
 @_command
 def sync(
-    channel: ChannelOption = None,
-    variant: Annotated[list[str] | None, typer.Option("--variant", help="PyTorch's own index of nightlies for cu130, cpu, rocm7.2, …; with --channel release, its releases. Repeatable.")] = None,
-    index: Annotated[list[str] | None, typer.Option("--index", help="Another package index (URL or folder) in place of all that. Repeatable.")] = None,
-    since: Annotated[str | None, typer.Option("--since", help="No builds older than this: 2026-01-01, or a version, 2.9.")] = None,
+    channel: Annotated[str | None, typer.Option(
+        "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]")] = None,
+    variant: Annotated[list[str] | None, typer.Option(
+        "--variant", help="PyTorch's own index of cu130, cpu, rocm7.2, …: of nightlies or, with --channel release, of releases. Repeatable.")] = None,
+    index: Annotated[list[str] | None, typer.Option(
+        "--index", help="A package index or a folder of wheels, in place of those. Repeatable.")] = None,
+    since: SinceOption = None,
     keep: Annotated[int | None, typer.Option("--keep", help="Only the newest so many of each channel; what is held already stays.", min=1)] = None,
     git: Annotated[bool, typer.Option("--git", help="Read each build's upstream commit too: 1.5 MB of its wheel, once.")] = False,
     timeline: TimelineOption = Path(".timeline"),
@@ -78,7 +81,9 @@ def sync(
         fetcher = Fetcher(settings)
     except Unreachable as error:
         raise UsageError(str(error)) from None
-    places = _places(settings, channels, variant or ([installed[0].variant] if installed and channel == "nightly" and not index else []), index or [])
+    if channels == {"nightly"} and not variant and not index and installed:
+        variant = [installed[0].variant]
+    places = _places(settings, channels, variant or [], index or [])
     bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True,
                    disable=not err.is_terminal)
     task = bar.add_task("", visible=False)
@@ -111,6 +116,8 @@ def _channels(channel: str | None, variant: bool, index: bool) -> frozenset[str]
 def _places(settings, channels: frozenset[str], variants: list[str], indexes: list[str]) -> list:
     from fpxbench.timeline.index import NIGHTLY_INDEX, RELEASE_INDEX, further_place, pip_places
 
+    if indexes and variants:
+        raise UsageError("--index and --variant both say where to look: give one of them")
     if indexes:
         return [further_place(url) for url in indexes]
     for name in variants:
@@ -138,8 +145,8 @@ def _print_outcome(outcome, held: Timeline) -> None:
 
 @_command
 def list_(
-    channel: ChannelOption = None,
-    since: Annotated[str | None, typer.Option("--since", help="No builds older than this: 2026-01-01, or a version, 2.9.")] = None,
+    channel: Annotated[str | None, typer.Option("--channel", help="release, nightly or source.  [dim]default: all[/]")] = None,
+    since: SinceOption = None,
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
@@ -182,7 +189,8 @@ def show(
 
 @_command
 def here(
-    python: Annotated[str | None, typer.Option("--python", help="Of another interpreter: a path or a command.  [dim]default: the one that runs fpxbench[/]")] = None,
+    python: Annotated[str | None, typer.Option(
+        "--python", help="Of another interpreter: a path or a command.  [dim]default: the one that runs fpxbench[/]")] = None,
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,

@@ -120,10 +120,11 @@ class Fetcher:
     def _request(self, url: str, headers: dict[str, str]) -> requests.Response:
         shown = without_credentials(url)
         if not self._secure(url):
-            raise Unreachable(f"{shown} is plain http, which anybody on the way can change: use https, or name the host as pip's `trusted-host`")
+            raise Unreachable(f"{shown} is plain http, which anybody on the way can change: use https, or make the host pip's `trusted-host`")
         try:
             # `verify` by argument, since the environment's REQUESTS_CA_BUNDLE would win over the session's.
-            response = self._session.get(url, headers=headers, stream=True, timeout=self._settings.timeout_s, verify=self._settings.cert or True)
+            response = self._session.get(
+                url, headers=headers, stream=True, timeout=self._settings.timeout_s, verify=self._settings.cert or True)
         except (requests.RequestException, HTTPError, OSError) as error:
             raise Unreachable(f"{shown} {_reason(error, self._settings.timeout_s)}") from error
         if response.status_code in (404, 410):
