@@ -14,6 +14,8 @@ WORDS: dict[str, str] = {
     "scheme": "Format and scaling, the unit that users choose: e4m3fn-row, e3m2-g128, mxfp4, nvfp4, int8-row, bf16.",
     "implementation": "One way to store such a weight and to multiply by it.",
     "workload": "A real layer's N and K, named after its model (llama2-7b.qkv), and M, the number of tokens.",
+    "conversion": "A cast, or another operation from one dtype to another, as one engine carries it out: eager PyTorch, torch.compile, a "
+                  "Triton kernel, Triton's interpreter.",
     "canary": "A small workload that no model has: there to be right on, because known mistakes show on it. Never timed.",
     "case": "Implementation × scheme × workload × activation dtype.",
     "build": "One PyTorch build with its Triton.",

@@ -150,12 +150,14 @@ def test_a_crash_in_a_batch_is_pinned_on_the_one_that_crashes():
 
 
 def test_after_a_fault_on_a_gpu_each_is_tried_again_in_a_new_child():
+    fault = Verdict(status=Status.ERROR, summary="raised AcceleratorError: CUDA error: an illegal memory access was encountered")
+
     class Faulty(Isolated):
         def call(self, function, request, timeout_s):
             outcome = super().call(function, request, timeout_s)
             results = RESULTS.validate_json(outcome.value)
             if len(results) > 1:
-                results = [one.model_copy(update={"verdict": Verdict(status=Status.ERROR), "differing": None}) for one in results]
+                results = [one.model_copy(update={"verdict": fault, "differing": None}) for one in results]
             return Outcome(RESULTS.dump_json(results).decode(), None, "")
 
     isolated = Faulty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from fpxbench.sweep import PREPARATION_TIMEOUT_S, CannotStart
 from fpxbench.verdict import Status
 
 EVERY_FP32 = 1 << 32
+_FAULT = re.compile(r"(CUDA|HIP) (driver )?error|illegal memory access|device-side assert|AcceleratorError")
 
 
 @dataclass
@@ -96,9 +98,9 @@ def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float
     outcome = isolation.call(worker.conversions_json, NumericsRequest(conversions=batch).model_dump_json(), timeout_s=timeout_s)
     if outcome.value is not None:
         results = RESULTS.validate_json(outcome.value)
-        damaged = batch[0].device != "cpu" and any(result.verdict.status is Status.ERROR for result in results)
+        damaged = any(result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results)
         if damaged:
-            isolation.recycle()     # a GPU's fault is sticky
+            isolation.recycle()     # a GPU's fault is sticky: what came after it in this child says nothing
         if not damaged or len(batch) == 1:
             return results
     elif len(batch) == 1:
