@@ -33,6 +33,18 @@ class Instruction:
     """``%p1`` or ``!%p1``."""
 
 
+@dataclass(frozen=True)
+class Kernel:
+    instructions: tuple[Instruction, ...]
+    parameters: tuple[str, ...]
+    local_arrays: tuple[str, ...]
+    """Each thread's own."""
+
+
+_LOCAL, _LOCAL_SIZE, GLOBAL = 1 << 20, 1 << 12, 1 << 32
+"""Where local arrays begin, how far they lie apart, and from where on memory is global."""
+
+
 @dataclass
 class Memory:
     """Bytes by address; what was never written cannot be read."""
@@ -55,8 +67,8 @@ _STATEMENT = re.compile(r"(?:@(?P<predicate>!?[%\w]+)\s+)?(?P<name>[a-z]\w*)(?P<
 _OPERAND = re.compile(r"\{([^}]*)\}|(\[[^\]]*\])|([^,\s]+)")
 
 
-def parse(ptx: str) -> tuple[list[Instruction], list[str]]:
-    """The instructions of the one kernel in `ptx`, in order, and the names of its parameters."""
+def parse(ptx: str) -> Kernel:
+    """The one kernel in `ptx`. Raises Unmodelled for text that cannot be read."""
     text = _COMMENT.sub("", ptx)
     head, brace, body = text.partition("\n{")
     if not brace:
@@ -77,18 +89,20 @@ def parse(ptx: str) -> tuple[list[Instruction], list[str]]:
         )
         instructions.append(Instruction(" ".join(statement.split()), match["name"], tuple(re.split(r"[.:]+", match["modifiers"])[1:]),
                                         operands, match["predicate"] or ""))
-    return instructions, re.findall(r"\.param[^,)\n]*?(\w+)\s*(?=[,)\n])", head)
+    parameters = re.findall(r"\.param[^,)\n]*?(\w+)\s*(?=[,)\n])", head)
+    return Kernel(tuple(instructions), tuple(parameters), tuple(re.findall(r"\.local\b[^;]*?(\w+)\[\d+\]", body)))
 
 
-def run_thread(instructions: Sequence[Instruction], parameters: dict[str, int], memory: Memory, thread: int, block: int) -> int:
-    """Run one thread to its end on `memory`; how many instructions it took. Raises Unmodelled."""
-    registers: dict[str, int] = {"%tid.x": thread, "%ctaid.x": block}
-    state = _State(registers, parameters, memory)
-    for count, instruction in enumerate(instructions, 1):
+def run_thread(kernel: Kernel, arguments: Sequence[int], memory: Memory, thread: int, block: int) -> None:
+    """Run one thread to its end on global `memory`; parameters past the `arguments` are 0. Raises Unmodelled."""
+    parameters = dict.fromkeys(kernel.parameters, 0) | dict(zip(kernel.parameters, arguments, strict=False))
+    registers = {"%tid.x": thread, "%ctaid.x": block} | {name: _LOCAL + at * _LOCAL_SIZE for at, name in enumerate(kernel.local_arrays)}
+    state = _State(registers, parameters, memory, Memory())
+    for instruction in kernel.instructions:
         if instruction.predicate and bool(state.read(instruction.predicate.lstrip("!"), 1)) == instruction.predicate.startswith("!"):
             continue
         if instruction.name in ("ret", "exit"):
-            return count
+            return
         handler = _HANDLERS.get(instruction.name)
         if handler is None:
             raise Unmodelled(instruction.text)
@@ -96,14 +110,17 @@ def run_thread(instructions: Sequence[Instruction], parameters: dict[str, int], 
             handler(state, instruction)
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise error if isinstance(error, Unmodelled) else Unmodelled(instruction.text) from error
-    return len(instructions)
 
 
 @dataclass
 class _State:
     registers: dict[str, int]
     parameters: dict[str, int]
-    memory: Memory
+    global_memory: Memory
+    local_memory: Memory
+
+    def memory_at(self, address: int) -> Memory:
+        return self.global_memory if address >= GLOBAL else self.local_memory
 
     def read(self, operand: str, bits: int) -> int:
         """A register or a constant, as that many bits."""
@@ -170,22 +187,22 @@ def _ld(state: _State, i: Instruction) -> None:
     if i.modifiers[0] == "param":
         state.write(to, state.parameters[address.strip("[] ")], bits)
         return
-    if i.modifiers[0] != "global":
-        raise Unmodelled(i.text)
+    _only(i, "global local v2 v4")
     start = state.address(address)
+    memory = state.memory_at(start)
     for at, name in enumerate(to if isinstance(to, tuple) else (to,)):
-        value = state.memory.read(start + at * bits // 8, bits // 8)
+        value = memory.read(start + at * bits // 8, bits // 8)
         state.write(name, _signed(value, bits) if i.modifiers[-1][0] == "s" else value, 64)
 
 
 def _st(state: _State, i: Instruction) -> None:
-    if i.modifiers[0] != "global":
-        raise Unmodelled(i.text)
+    _only(i, "global local v2 v4")
     bits = _width(i.modifiers[-1])
     address, source = i.operands
     start = state.address(address)
+    memory = state.memory_at(start)
     for at, name in enumerate(source if isinstance(source, tuple) else (source,)):
-        state.memory.write(start + at * bits // 8, state.read(name, bits), bits // 8)
+        memory.write(start + at * bits // 8, state.read(name, bits), bits // 8)
 
 
 # Integers and bits.
@@ -363,11 +380,10 @@ def decoded_table(ptx: str, out: Float, codes_a_thread: int, warp_size: int = 32
 
     Every thread is run, on a source that holds every code once. Raises Unmodelled, also where a code's number was not written.
     """
-    instructions, parameters = parse(ptx)
-    source, target = 1 << 32, 1 << 40
+    kernel = parse(ptx)
+    source, target = GLOBAL, 2 * GLOBAL
     memory = Memory({source + code: code for code in range(256)})
-    addresses = dict.fromkeys(parameters, 0) | dict(zip(parameters, (source, target), strict=False))
     for block in range(256 // (codes_a_thread * warp_size)):
         for thread in range(warp_size):
-            run_thread(instructions, addresses, memory, thread, block)
+            run_thread(kernel, (source, target), memory, thread, block)
     return [out.value(memory.read(target + code * out.bits // 8, out.bits // 8)) for code in range(256)]

@@ -1,0 +1,62 @@
+"""What one Triton build gained and lost against another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fpxbench.targets.matrix import Matrix, Outcome
+from fpxbench.verdict import Status
+
+
+@dataclass(frozen=True)
+class Change:
+    """Cells of one operation and format that changed alike."""
+
+    verdict: str
+    """``gained``: ok now; ``lost``: ok before; ``other``: neither, for another reason than before."""
+    operation: str
+    format: str
+    before: Outcome
+    after: Outcome
+    cells: tuple[tuple[str, str], ...]
+    """Probe and architecture."""
+
+    @property
+    def architectures(self) -> list[str]:
+        return list(dict.fromkeys(architecture for _, architecture in self.cells))
+
+    def __str__(self) -> str:
+        count = f"{len(self.cells)} cells" if len(self.cells) > 1 else self.cells[0][0]
+        return (f"{self.operation}/{self.format} on {', '.join(self.architectures)} ({count}): "
+                f"{_said(self.before)} -> {_said(self.after)}")
+
+
+def _said(outcome: Outcome) -> str:
+    if outcome.status is Status.OK:
+        return "ok"
+    return f"{outcome.status}{f' ({outcome.kind})' if outcome.kind else ''}: {outcome.cause}"
+
+
+def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[Change]:
+    """What is different between a build of one matrix and a build of another (or of the same), in what both were asked: lost first."""
+    alike: dict[tuple, list[tuple[str, str]]] = {}
+    for key, operation, fmt, was, now in _both(old, before, new, after):
+        if (was.status, was.kind, was.cause) != (now.status, now.kind, now.cause) and not was.status is now.status is Status.OK:
+            verdict = "lost" if was.status is Status.OK else "gained" if now.status is Status.OK else "other"
+            # What is said of a cell, and not how far it was looked at, makes two changes the same.
+            alike.setdefault((verdict, operation, fmt, was.model_copy(update={"words": ""}), now.model_copy(update={"words": ""})), []).append(key)
+    found = [Change(*group, cells=tuple(cells)) for group, cells in alike.items()]
+    return sorted(found, key=lambda change: (("lost", "gained", "other").index(change.verdict), -len(change.cells)))
+
+
+def _both(old: Matrix, before: int, new: Matrix, after: int) -> Iterator[tuple[tuple[str, str], str, str, Outcome, Outcome]]:
+    earlier = {probe.id: probe for probe in old.probes}
+    for probe in new.probes:
+        if probe.id not in earlier:
+            continue
+        for architecture in probe.cells:
+            was = old.outcome_of(earlier[probe.id], architecture, before)
+            now = new.outcome_of(probe, architecture, after)
+            if was is not None and now is not None:
+                yield (probe.id, architecture), probe.operation, probe.format, was, now

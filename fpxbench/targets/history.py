@@ -1,0 +1,110 @@
+"""A matrix as people read it: what a row of it can do on an architecture, build by build, and how that changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fpxbench.targets.matrix import Matrix, Outcome, Probe
+from fpxbench.verdict import SEVERITY, SIGNS, Status
+
+SOME = "◐"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a group of probes does on one build."""
+
+    status: Status
+    """``ok`` if any of them is and none is wrong; else the worst of them."""
+    ok: int
+    asked: int
+
+    @property
+    def sign(self) -> str:
+        return SOME if self.status is Status.OK and self.ok < self.asked else SIGNS[self.status]
+
+    @property
+    def words(self) -> str:
+        """``ok``, ``3 of 16 ok``, ``crash``."""
+        return f"{self.ok} of {self.asked} ok" if self.status is Status.OK and self.ok < self.asked else str(self.status)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive builds on which a group's state has the same sign."""
+
+    state: State
+    """On the last of them."""
+    first: str
+    last: str
+    """Versions of Triton."""
+
+
+def state_of(outcomes: Sequence[Outcome]) -> State | None:
+    """What the outcomes of a group on one build come to; None for none."""
+    if not outcomes:
+        return None
+    statuses = Counter(outcome.status for outcome in outcomes)
+    if statuses[Status.OK] and not statuses[Status.WRONG]:
+        status = Status.OK
+    else:
+        status = Status.WRONG if statuses[Status.WRONG] else min(statuses, key=SEVERITY.__getitem__)
+    return State(status, statuses[Status.OK], len(outcomes))
+
+
+def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
+    """Operation, format, and the probes of both, in the matrix's order."""
+    groups: dict[tuple[str, str], list[Probe]] = {}
+    for probe in matrix.probes:
+        groups.setdefault((probe.operation, probe.format), []).append(probe)
+    return ((operation, fmt, probes) for (operation, fmt), probes in groups.items())
+
+
+def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Span]:
+    """The history of a group on an architecture, oldest first; builds that were not asked are left out."""
+    found: list[Span] = []
+    for position, build in enumerate(matrix.builds):
+        outcomes = [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, position)) is not None]
+        state = state_of(outcomes)
+        if state is None:
+            continue
+        first = build.triton
+        if found and found[-1].state.sign == state.sign:
+            first = found.pop().first
+        found.append(Span(state, first, build.triton))
+    return found
+
+
+def in_short(history: Sequence[Span]) -> str:
+    """``✓`` where nothing ever changed; else each sign with the version that it begins with: ``✗3.0 –3.2 ✓3.5.1``."""
+    if len(history) == 1:
+        return history[0].state.sign
+    return " ".join(span.state.sign + span.first.removesuffix(".0") for span in history)
+
+
+def in_words(history: Sequence[Span]) -> str:
+    """``ok since 3.3.1``, ``never ok``, ``wrong 3.0.0–3.1.0, unsupported since 3.2.0``."""
+    if not history:
+        return "not asked"
+    if len(history) == 1:
+        state = history[0].state
+        return "ok on every build" if state.status is Status.OK and state.ok == state.asked else f"{state.words} on every build"
+    *before, last = history
+    parts = [f"{span.state.words} {span.first if span.first == span.last else f'{span.first}–{span.last}'}" for span in before]
+    return ", ".join([*parts, f"{last.state.words} since {last.first}"])
+
+
+def causes(matrix: Matrix, position: int) -> list[tuple[Outcome, int, Counter[str]]]:
+    """Why cells are not ok on the build at that position: each outcome with how many cells, and how many of each row; most first."""
+    counts: Counter[int] = Counter()
+    where: dict[int, Counter[str]] = {}
+    for probe in matrix.probes:
+        for runs in probe.cells.values():
+            for run in runs:
+                if run.builds[0] <= position <= run.builds[1] and matrix.outcomes[run.outcome].status is not Status.OK:
+                    counts[run.outcome] += 1
+                    where.setdefault(run.outcome, Counter())[f"{probe.operation}/{probe.format}"] += 1
+    ordered = sorted(counts, key=lambda number: (SEVERITY[matrix.outcomes[number].status], -counts[number]))
+    return [(matrix.outcomes[number], counts[number], where[number]) for number in ordered]

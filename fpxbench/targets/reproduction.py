@@ -1,0 +1,81 @@
+"""A script that compiles one cell again, with nothing but a Triton installed: for a bug report."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+from fpxbench.targets.architectures import Architecture
+from fpxbench.targets.engine import CHILD
+from fpxbench.targets.operations import KERNELS, Question
+
+_HEAD = '''\
+# {probe} on {architecture}{found}
+#
+#   pip install "triton{version}"
+#   python THIS_FILE
+#
+# Needs no GPU, and no PyTorch.{linker}
+'''
+
+_TAIL = '''
+kernel = triton.compile(
+    _source({kernel}, {signature}, {{name: _constant(value) for name, value in CONSTANTS.items()}}, {divisible}),
+    target=GPUTarget({backend!r}, {arch!r}, {warp_size}), options={options},
+)
+print(kernel.asm[{text!r}])
+binary = kernel.asm[{object!r}]
+print("object:", len(binary), "bytes" if binary[:4] == b"\\x7fELF" else "bytes, and no ELF file")
+'''
+
+
+def script(question: Question, architecture: Architecture, triton: str = "", found: str = "") -> str:
+    """Source of a script for that cell: the kernel, the call, and what differs between versions of Triton in it.
+
+    `triton` is the version to install; `found` what was seen with it.
+    """
+    request = question.request(architecture)
+    amd = request["backend"] == "hip"
+    head = _HEAD.format(
+        probe=question.id, architecture=architecture.name, version=f"=={triton}" if triton else "",
+        found="".join(f"\n#   {line}" for line in f": {found}".lstrip(": ").splitlines()) if found else "",
+        linker=" Triton before 3.5 links with the program that TRITON_HIP_LLD_PATH names (ld.lld)." if amd else "",
+    )
+    constants = json.dumps(request["constants"], indent=4).replace("true", "True").replace("false", "False").replace("null", "None")
+    compiling = CHILD / "compiling.py"
+    parts = [
+        head, _imports(compiling), _taken(compiling, ["VERSION"]), _kernel_source(Path(request["file"]), request["kernel"]),
+        f"CONSTANTS = {constants}", _taken(compiling, ["_constant", "_source"]),
+        _TAIL.format(kernel=request["kernel"], signature=request["signature"], divisible=set(request["divisible"]), backend=request["backend"],
+                     arch=request["arch"], warp_size=request["warp_size"], options=request["options"],
+                     text="amdgcn" if amd else "ptx", object="hsaco" if amd else "cubin"),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _imports(file: Path) -> str:
+    """Everything that `file` imports, but for its neighbours."""
+    tree = ast.parse(file.read_text())
+    wanted = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
+    kept = [node for node in wanted if not (isinstance(node, ast.Import) and (file.parent / f"{node.names[0].name}.py").exists())]
+    return "\n".join(ast.unparse(node) for node in kept)
+
+
+def _taken(file: Path, names: list[str]) -> str:
+    """The definitions of those names, as written."""
+    source = file.read_text()
+    taken = [
+        ast.get_source_segment(source, node) for node in ast.parse(source).body
+        if getattr(node, "name", None) in names or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in names)
+    ]
+    return "\n\n\n".join(taken)
+
+
+def _kernel_source(file: Path, kernel: str) -> str:
+    """The kernel; with all that stands beside it unless it is one of the small ones, which stand alone."""
+    source = file.read_text()
+    if file != KERNELS:
+        return source.split('"""', 2)[2]
+    node = next(node for node in ast.parse(source).body if getattr(node, "name", None) == kernel)
+    return "\n".join(source.splitlines()[node.decorator_list[0].lineno - 1:node.end_lineno])
