@@ -17,6 +17,7 @@ from fpxbench.cli.common import UsageError, app, err
 from fpxbench.cli import sweeps  # noqa: F401
 from fpxbench.cli import results  # noqa: F401
 from fpxbench.cli import listing  # noqa: F401
+from fpxbench.cli import targets  # noqa: F401
 from fpxbench.cli import timeline  # noqa: F401
 from fpxbench.cli import regressions  # noqa: F401
 from fpxbench.cli import builds  # noqa: F401
