@@ -13,11 +13,10 @@ import zipfile
 from pathlib import Path
 
 TORCH = Path(importlib.util.find_spec("torch").origin).parent
-TRITON = Path(importlib.util.find_spec("triton").origin).parent
+
 
 _BECOME = """
 import importlib.util, sys
-sys.path.append({site!r})   # what the real one needs besides
 _spec = importlib.util.spec_from_file_location({name!r}, {origin!r}, submodule_search_locations=[{folder!r}])
 _module = importlib.util.module_from_spec(_spec)
 sys.modules[{name!r}] = _module
@@ -44,11 +43,8 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str], re
 def write_torch(folder: Path, version: str, git: str, planted: str = "", triton: str | None = None, requires: tuple[str, ...] = ()) -> Path:
     """A PyTorch build; implementations find `planted` as ``torch.planted``."""
     about = f'__version__ = "{version}"\ngit_version = "{git}"\ncuda = None\n'
-    become = _BECOME.format(name="torch", origin=str(TORCH / "__init__.py"), folder=str(TORCH), planted=planted, site=str(TORCH.parent))
-    return write_wheel(folder, "torch", version, {"torch/version.py": about, "torch/__init__.py": become},
+    become = _BECOME.format(name="torch", origin=str(TORCH / "__init__.py"), folder=str(TORCH), planted=planted)
+    return write_wheel(folder, "torch", version, {"torch/version.py": about, "torch/__init__.py": become, "what_the_real_one_needs.pth": f"{TORCH.parent}\n"},
                        requires=((f"triton=={triton}",) if triton else ()) + requires)
 
 
-def write_triton(folder: Path, version: str) -> Path:
-    become = _BECOME.format(name="triton", origin=str(TRITON / "__init__.py"), folder=str(TRITON), planted="", site=str(TRITON.parent))
-    return write_wheel(folder, "triton", version, {"triton/__init__.py": become})

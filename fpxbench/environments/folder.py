@@ -159,10 +159,11 @@ class Environments:
             _forget(folder)
             raise
         log = installer.tail(folder / "install.log")
+        unreachable = installer.is_unreachable(folder / "install.log")
         if why and installer.is_disk_full(log):
             _forget(folder)
             raise self._disk_full(wanted)
-        if why and installer.is_unreachable(log):
+        if why and unreachable:
             _forget(folder)
             raise IndexUnreachable(f"{wanted.tag} ({wanted.variant}) was not installed: the package index did not answer. "
                                    f"Nothing is held against the build; try again later.\n{_last_lines(log)}")
@@ -212,7 +213,7 @@ class Environments:
     def remove(self, name: str) -> int:
         """Remove one; returns the bytes that it took. Raises InUse, and FileNotFoundError where there is none of that name."""
         folder = self.root / name
-        if not name or "/" in name or not folder.is_dir():
+        if name not in (known for known, _ in self.everything()):
             raise FileNotFoundError(f"no environment {name!r} in {self.root}: `fpxbench environments list` shows those that there are")
         with open(_lock_file(folder), "a") as lock:
             try:

@@ -56,7 +56,8 @@ def make_venv(folder: Path) -> None:
 def install(
     installer: str, python: Path, requirements: Sequence[str], arguments: Sequence[str], log: Path, say: Callable[[str], None] | None = None
 ) -> int:
-    """Install into the environment of `python`; returns the installer's exit status, and leaves all it said in `log`.
+    """Install into the environment of `python`; returns the installer's exit status, and leaves all it said in `log`, and in `log`.full
+    what pip says only when asked for more.
 
     `say` is given its lines as they come. A process group of its own is ended with KeyboardInterrupt.
     """
@@ -65,7 +66,7 @@ def install(
         command = ["uv", "pip", "install", "--no-progress", "--python", str(python), *_for_uv(environment), *arguments, *requirements]
     else:
         command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-input", "--disable-pip-version-check",
-                   "--progress-bar", "off", *arguments, *requirements]
+                   "--progress-bar", "off", "--log", full_log(log), *arguments, *requirements]
     with open(log, "a", encoding="utf-8") as kept:
         kept.write(f"$ {without_credentials(' '.join(command))}\n")
         kept.flush()
@@ -135,9 +136,15 @@ def is_disk_full(said: str) -> bool:
     return _DISK_FULL.search(said) is not None
 
 
-def is_unreachable(said: str) -> bool:
-    """Whether the network or the index, and not the build, is what failed."""
-    return _UNREACHABLE.search(said) is not None
+def full_log(log: Path) -> str:
+    return f"{log}.full"
+
+
+def is_unreachable(log: Path) -> bool:
+    """Whether the network or the index, and not the build, is what failed. pip takes an index that does not answer for one that has
+    nothing, and says so only where it says everything."""
+    texts = [path.read_text(errors="replace") for path in (log, Path(full_log(log))) if path.exists()]
+    return any(_UNREACHABLE.search(text) for text in texts)
 
 
 def without_credentials(text: str) -> str:

@@ -6,9 +6,11 @@ SciPy, on whichever days their environments were made. PyTorch, Triton and what 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import shutil
+import sys
 from collections.abc import Iterable
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -47,29 +49,28 @@ def share(folder: Path, site_packages: Path) -> list[str]:
 
 def distributions() -> list[Distribution]:
     """fpxbench, packages that bring implementations for it, and what these need, save for the build and what it alone needs."""
-    roots = ["fpxbench", *(entry.dist.name for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS) if entry.dist)]
+    # Not the working folder, which `python -m` looks into first: a checkout may hold metadata that a build has left there.
+    places = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    known = {canonicalize_name(each.name): each for each in reversed(list(importlib.metadata.distributions(path=places)))}
+    if "fpxbench" not in known:
+        raise NotInstalled("fpxbench is not installed in this Python, only run in it: `pip install --editable .` in its folder")
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
+    roots = [name for name, each in known.items() if name == "fpxbench" or each.entry_points.select(group=_ENTRY_POINTS)]
     todo = [Requirement(name) for name in roots]
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
         asked = (name, frozenset(requirement.extras))
-        if name in OF_THE_BUILD or asked in seen:
+        if name in OF_THE_BUILD or asked in seen or name not in known:     # this Python does without those that it does not have
             continue
         seen.add(asked)
-        try:
-            found[name] = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name == "fpxbench":
-                raise NotInstalled(
-                    "fpxbench is not installed in this Python, only run in it: `pip install --editable .` in its folder"
-                ) from None
-            continue    # this Python does without it
+        found[name] = known[name]
         todo += _requirements(found[name], requirement.extras)
     return [found[name] for name in sorted(found)]
 
 
+@functools.cache
 def fingerprint() -> str:
     """Tells one set of shared distributions from another: names, versions and where they are."""
     listed = [f"{each.name}=={each.version} {each.locate_file('')}" for each in distributions()]
@@ -88,7 +89,7 @@ def _link(distribution: Distribution, folder: Path) -> bool:
     if not files:
         return False
     names = {file.parts[0] for file in files} - {"..", "/", "__pycache__"}
-    targets = {name: Path(distribution.locate_file(name)) for name in names}
+    targets = {name: Path(distribution.locate_file(name)).absolute() for name in names}
     taken = [name for name in names if (folder / name).is_symlink() and (folder / name).readlink() != targets[name]]
     if taken:
         return False
