@@ -29,6 +29,7 @@ def wheel(version: str, triton: str | None = None, git: str = GIT, padding: int 
     with zipfile.ZipFile(data, "w") as file:
         file.writestr("torch/lib/libtorch.so", b"\0" * padding)
         file.writestr("torch/version.py", f"__version__ = {version!r}\ngit_version = {git!r}\n")
+        file.writestr(f"torch-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n")
         file.writestr(f"torch-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n{requires}\n")
     return data.getvalue()
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import certifi
 import pytest
 from local_index import ELSEWHERE, GIT, HERE, Listed, LocalIndex, html_page, send
 from pypi_simple import PYPI_SIMPLE_ENDPOINT
@@ -237,7 +238,10 @@ def test_a_certificate_is_trusted_where_pip_is_told_so_and_nowhere_else(https, m
     plain = PipSettings(timeout_s=3, retries=0)
     with pytest.raises(Unreachable, match="certificate that is not trusted here: `pip config set global.cert FILE`"):
         Fetcher(plain).get(url)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().openssl_cafile)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(cert))
+    with pytest.raises(Unreachable, match="certificate that is not trusted here"):
+        Fetcher(PipSettings(timeout_s=3, retries=0, cert=certifi.where())).get(url)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     assert HERE in Fetcher(PipSettings(timeout_s=3, retries=0, cert=str(cert))).get(url).body.decode()
     host = url.split("/")[2]
     for trusted in (host, "localhost"):
@@ -247,3 +251,15 @@ def test_a_certificate_is_trusted_where_pip_is_told_so_and_nowhere_else(https, m
 def test_a_certificate_file_that_is_not_there_is_named():
     with pytest.raises(Unreachable, match="certificates in /nowhere.pem, which cannot be read"):
         Fetcher(PipSettings(cert="/nowhere.pem"))
+
+
+@pytest.mark.parametrize("variant", ["default", "cpu"])
+def test_pip_takes_the_pinned_variant_and_no_other(tmp_path, variant):
+    """``torch==2.13.0`` alone would bring 2.13.0+cpu."""
+    with LocalIndex(R13, Listed("2.13.0+cpu")) as index:
+        timeline, _ = synced(tmp_path, [place(index.url)])
+        pins = timeline.find("2.13.0").pins(variant)
+        done = subprocess.run([sys.executable, "-m", "pip", "--isolated", "download", "--quiet", "--no-deps", "--index-url", index.url,
+                               "--dest", tmp_path / "got", pins.torch], capture_output=True, text=True, env={"PIP_CONFIG_FILE": os.devnull})
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "got").iterdir()] == [(R13 if variant == "default" else Listed("2.13.0+cpu")).name]
