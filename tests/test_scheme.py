@@ -9,9 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fpxbench.check import sqnr_db
-from fpxbench.codec import decode, encode
+from fpxbench.codec import Rounding, decode, encode
 from fpxbench.formats import FORMATS
-from fpxbench.scaling import E8M0, Scaling, block_amax, choose_scales, floor_power_of_two, scale_values, scaling_named, spread
+from fpxbench.scaling import (
+    E8M0,
+    Scales,
+    Scaling,
+    block_amax,
+    choose_scales,
+    floor_power_of_two,
+    scale_down,
+    scale_values,
+    scaling_named,
+    spread,
+)
 from fpxbench.scheme import SCHEMES, scheme_named
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,9 +45,18 @@ SQNR = {
 
 @pytest.fixture(scope="module")
 def normal_weight():
-    """The first 512 rows of that weight. A row scale varies with its row's largest, so those figures need them all; a
-    figure under block scales has a sampling error below 0.02 dB from the first 128."""
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((512, 4096), dtype=np.float32))
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((4096, 4096), dtype=np.float32))
+
+
+def sqnr_and_gain(weight, decoded, rows=256):
+    """dB, and the slope of `decoded` of a few rows over those rows: a few at a time, which is what fits a cache."""
+    signal, noise, product = 0.0, 0.0, 0.0
+    for part in weight.split(rows):
+        exact, stored = part.double(), decoded(part).double()
+        signal += float(exact.square().sum())
+        noise += float((exact - stored).square().sum())
+        product += float((exact * stored).sum())
+    return 10 * math.log10(signal / noise), product / signal
 
 
 def through(scheme, weight):
@@ -46,16 +66,72 @@ def through(scheme, weight):
 @pytest.mark.parametrize(("name", "expected_db"), [(f"{fmt}-{s}", db) for fmt, row in SQNR.items() for s, db in row.items()])
 def test_signal_to_noise_of_a_normal_weight_is_the_measured_one(normal_weight, name, expected_db):
     scheme = scheme_named(name)
-    weight = normal_weight if scheme.scaling.block is None else normal_weight[:128]
-    assert sqnr_db(weight, through(scheme, weight)) == pytest.approx(expected_db, abs=0.05)
+    rows = len(normal_weight) if scheme.scaling.kind == "nv" else 256       # nv's tensor scale is of the whole weight
+    db, gain = sqnr_and_gain(normal_weight, lambda part: through(scheme, part), rows)
+    assert db == pytest.approx(expected_db, abs=0.05)
+    assert gain == pytest.approx(1, abs=10 ** (-expected_db / 20))
 
 
-def test_flushed_subnormals_do_not_show_in_sqnr(normal_weight):
-    scheme = scheme_named("e4m3fn-row")
-    codes, scales = scheme.quantize(normal_weight)
+def test_one_exponent_bit_stores_a_weight_as_an_integer_does(normal_weight):
+    weight = normal_weight[:64]
+    assert torch.equal(through(scheme_named("e1m2-g32"), weight), through(scheme_named("int4-g32"), weight))
+
+
+def test_signal_to_noise_is_what_the_checks_call_so(normal_weight):
+    scheme, weight = scheme_named("e3m2-row"), normal_weight[:64]
+    assert sqnr_and_gain(weight, lambda part: through(scheme, part))[0] == pytest.approx(sqnr_db(weight, through(scheme, weight)), rel=1e-9)
+
+
+def sign_dropped(codes, scales, scheme):
+    return scheme.dequantize(codes, scales).abs()
+
+
+def nibbles_swapped(codes, scales, scheme):
+    return scheme.dequantize(codes.reshape(-1, 2).flip(1).reshape(codes.shape), scales)
+
+
+def scale_bias_off_by_one(codes, scales, scheme):
+    return scheme.dequantize(codes, Scales(scales.stored - 1))
+
+
+def decoded_as_fnuz(codes, scales, scheme):
+    return decode(codes, FORMATS["e4m3fnuz"]).nan_to_num(0) * scales.stored     # -0 is its NaN
+
+
+def subnormals_flushed(codes, scales, scheme):
     values = decode(codes, scheme.format)
-    flushed = torch.where(values.abs() < scheme.format.min_normal, 0.0, values) * scales.stored
-    assert sqnr_db(normal_weight, flushed) == pytest.approx(31.54, abs=0.05)
+    return torch.where(values.abs() < scheme.format.min_normal, 0.0, values) * scales.stored
+
+
+@pytest.mark.parametrize(("name", "mistake", "expected_db", "expected_gain"), [
+    ("e4m3fn-row", sign_dropped, -3.0, 0.0),
+    ("e2m1-row", nibbles_swapped, -3.0, 0.0),
+    ("mxfp4", scale_bias_off_by_one, 5.80, 0.490),
+    ("e4m3fn-row", decoded_as_fnuz, 6.01, 0.4997),
+    ("e4m3fn-row", subnormals_flushed, 31.54, 0.999),
+], ids=lambda part: getattr(part, "__name__", None))
+def test_a_mistake_costs_what_was_measured_and_flushed_subnormals_nothing(normal_weight, name, mistake, expected_db, expected_gain):
+    scheme = scheme_named(name)
+    db, gain = sqnr_and_gain(normal_weight[:512], lambda part: mistake(*scheme.quantize(part), scheme))
+    assert (db, gain) == (pytest.approx(expected_db, abs=0.05), pytest.approx(expected_gain, abs=0.002))
+
+
+def test_truncation_costs_six_decibels_and_shrinks_the_weight(normal_weight):
+    scheme = scheme_named("e4m3fn-row")
+
+    def truncated(part):
+        scales = choose_scales(part, scheme.format, scheme.scaling)
+        return scheme.dequantize(encode(scale_down(part, scales, scheme.scaling), scheme.format, Rounding.TOWARD_ZERO), scales)
+
+    assert sqnr_and_gain(normal_weight[:512], truncated) == (pytest.approx(25.8, abs=0.05), pytest.approx(0.956, abs=0.002))
+
+
+def test_without_its_tensor_scale_an_nvfp4_weight_is_too_large_by_it(normal_weight):
+    scheme, weight = scheme_named("nvfp4"), normal_weight[:512]
+    codes, scales = scheme.quantize(weight)
+    right, wrong = (scheme.dequantize(codes, Scales(scales.stored, tensor_scale)) for tensor_scale in (scales.tensor_scale, torch.ones(1)))
+    torch.testing.assert_close(wrong * (weight.abs().max() / 2688), right)
+    assert sqnr_and_gain(weight, lambda part: wrong, rows=512)[1] > 400
 
 
 def test_every_scheme_that_is_listed_can_be_had_and_keeps_its_name():
@@ -97,6 +173,7 @@ def test_dense_schemes_are_not_quantized():
     ("zzz", "known by name: bf16"),
     ("", "no scheme ''"),
     ("e8m0-row", "e8m0 holds scales"),
+    ("ue4m3fn-row", "ue4m3fn holds scales, not weights: it has no sign"),
 ])
 def test_an_unknown_scheme_names_the_value_and_the_way_out(name, says):
     with pytest.raises(ValueError) as refusal:
@@ -126,6 +203,12 @@ def test_mx_scales_are_the_power_of_two_of_the_specification(fmt):
     scales = choose_scales(weight, FORMATS[fmt], scaling_named("mx"))
     for amax, scale in zip(block_amax(weight, scaling_named("mx")).flatten().tolist(), decode(scales.stored, E8M0).flatten().tolist(), strict=True):
         assert scale == 2.0 ** (math.floor(math.log2(amax)) - FORMATS[fmt].emax)
+
+
+@given(st.floats(min_value=2.0**-149, width=32, allow_infinity=False, exclude_min=False))
+def test_the_power_of_two_of_a_scale_is_the_codecs_rounding_toward_zero(x):
+    x = torch.tensor([x])
+    assert torch.equal(floor_power_of_two(x), encode(x, E8M0, Rounding.TOWARD_ZERO))
 
 
 @given(st.floats(min_value=2.0**-149, max_value=2.0**127, width=32))
