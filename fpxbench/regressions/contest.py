@@ -19,7 +19,6 @@ from fpxbench import confirm
 from fpxbench.case import Case
 from fpxbench.confirmation import Outcome
 from fpxbench.paired import fewest_pairs, ratio_of_pairs
-from fpxbench.record import Build
 from fpxbench.regressions import synthetic
 from fpxbench.regressions.detector import Change, detect
 
@@ -36,9 +35,8 @@ OTAVA_CHANCE, OTAVA_LEAST = 0.001, 0.03
 OTAVA_WINDOW = 50
 """Its own defaults, and 3% as the least magnitude."""
 
-# A rerun needs no more of these than to be asked about.
+# A rerun is about some case; which one does not matter to it.
 _CASE = Case(implementation="made_up", scheme="e4m3fn-row", workload="made_up", m=1, n=1, k=1)
-_BUILD = Build(torch="0", channel="release", variant="cpu")
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _true_change(change: Change, step: float) -> float:
 
 def rerun(true_change: float, suspected: float, noise: float, rng: np.random.Generator) -> bool:
     """`fpxbench confirm` with runs that are made up, each as noisy as a nightly one: whether it confirms."""
-    question = confirm.Question(_CASE, _BUILD, _BUILD, "time", size=suspected)
+    question = confirm.Question(case=_CASE, metric="time", size=suspected)
     good, bad = np.exp(rng.normal(0, noise, (2, confirm.MOST_PAIRS)))
     bad *= np.exp(true_change)
     for pairs in range(fewest_pairs(confirm.LEVEL), confirm.MOST_PAIRS + 1, confirm.PAIRS_BETWEEN_LOOKS):

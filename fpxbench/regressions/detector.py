@@ -42,6 +42,8 @@ LEAST_CHANGE = 0.01
 """Smaller changes are not reported, however sure."""
 SURELY = 4
 """Builds by which a change may be misplaced."""
+PERSISTENT = 0.5
+"""Share of the mean change that the median build after it must show: a mean that one build makes is no change of level."""
 
 # §4 The series' own history
 HISTORY = 100
@@ -49,7 +51,7 @@ HISTORY = 100
 LEAST_HISTORY = 30
 
 # §5 The control
-CONTROL = 2.5
+CONTROL = 3.0
 """Standard errors that the baseline must have moved, and the speedup must not, for a change to be the machine's."""
 
 _THRESHOLD = np.concatenate([[np.inf], stats.t.isf(CHANCE, np.arange(1, NOISE_WINDOWS * BEFORE + 1))])
@@ -110,7 +112,7 @@ def detect(values: Array, control: Array | None = None, believe: Belief = believ
     c = np.full_like(y, np.nan) if control is None else np.take_along_axis(np.log(control), column, axis=1)
     reader = _Reader(y, c, column, length)
     found = []
-    for now in range(LEAST_FREEDOM + AFTER[0], y.shape[1]):
+    for now in range(LEAST_BEFORE + AFTER[0] - 1, y.shape[1]):
         found += reader.step(now, believe)
     return sorted(found, key=lambda change: (change.raised, change.row))
 
@@ -158,7 +160,7 @@ class _Reader:
         self.moves = np.full((max(AFTER) + 1, *shape), np.nan)
         self.begin = np.zeros(shape[0], dtype=np.intp)
         """Where the present level began."""
-        self.refuted_until = np.full((2, shape[0]), -1, dtype=np.intp)
+        self.refuted_until = np.full((2, shape[0]), -BEFORE - 1, dtype=np.intp)
         """The last split at which a faster [0] or a slower [1] level is not looked for again."""
 
     def step(self, now: int, believe: Belief) -> list[Change]:
@@ -214,10 +216,12 @@ class _Reader:
 
     def _judge(self, row: int, now: int, z: float) -> Change | None:
         """§3 to §5 for one series whose z is beyond the threshold."""
-        k, size = self._locate(row, now, np.sign(z))
+        k = self._locate(row, now, np.sign(z))
         split = now + 1 - k
-        if np.sign(z) * size < LEAST_CHANGE or self._usual(row, split, k):
+        after = np.sort(np.sign(z) * (self.y[row, split:now + 1] - self.level[row, split]))
+        if after[(k - 1) // 2] < max(LEAST_CHANGE, PERSISTENT * after.mean()) or self._usual(row, split, k):
             return None
+        size = float(np.sign(z) * np.median(after))
         noise, count, freedom = float(self.noise[row, split]), int(self.count[row, split]), int(self.freedom[row, split])
         control, machine = self._control(row, split, now, np.sign(z))
         return Change(
@@ -227,19 +231,18 @@ class _Reader:
             control=control, machine=machine,
         )
 
-    def _locate(self, row: int, now: int, sign: float) -> tuple[int, float]:
-        """Over how many builds the change stands out most, nothing clipped, and its size over these.
+    def _locate(self, row: int, now: int, sign: float) -> int:
+        """Over how many builds the change stands out most, nothing clipped.
 
         What clipping does to find a change would blur where it is.
         """
         clear = {}
         for k in AFTER:
             split = now + 1 - k
-            if split >= LEAST_BEFORE and self.freedom[row, split]:
+            if self.freedom[row, split] and split > self.refuted_until[int(sign > 0), row]:
                 mean = self.y[row, split:now + 1].sum() / k - self.level[row, split]
                 clear[k] = sign * mean / _error(k, int(self.count[row, split]))
-        k = max(clear, key=clear.__getitem__)
-        return k, float(np.median(self.y[row, now + 1 - k:now + 1]) - self.level[row, now + 1 - k])
+        return max(clear, key=clear.__getitem__)
 
     def _usual(self, row: int, split: int, k: int) -> bool:
         """§4: whether this series has moved as far before, without a change."""
@@ -260,12 +263,14 @@ class _Reader:
         return sizes[0], bool(significant[0] and not significant[1])
 
     def _take_in(self, change: Change, now: int, believe: Belief) -> None:
-        """§6: a change that is believed begins a new level; a refuted one is not found a second time."""
-        if change.machine or believe(change):
-            self.begin[change.row] = now + 1 - change.builds_after
-            self.freedom[change.row, :now + 1] = 0
-        else:
-            self.refuted_until[int(change.z > 0), change.row] = now
+        """§6: a change that is believed begins a new level, and so does one that is refuted for the second time in a while."""
+        row, slower = change.row, int(change.z > 0)
+        believed = change.machine or believe(change)
+        if believed or 0 <= now - self.refuted_until[slower, row] <= BEFORE:
+            self.begin[row] = now + 1 - change.builds_after
+            self.freedom[row, :now + 1] = 0
+        if not believed:
+            self.refuted_until[slower, row] = now
 
 
 def _error(after: int, before: Array | int) -> Array | float:

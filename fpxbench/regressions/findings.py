@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from fpxbench.confirmation import Confirmation, Outcome
 from fpxbench.record import Build
 from fpxbench.regressions.detector import Change, detect
 from fpxbench.regressions.digest import Trouble
 from fpxbench.regressions.events import change_facts, events, series_of
 from fpxbench.regressions.series import Panel, panels
-from fpxbench.regressions.suspect import Direction, Event, MachineMove, Suspect, share
+from fpxbench.regressions.suspect import Direction, Event, Finding, MachineMove, Suspect, share
+from fpxbench.store import Store
 from fpxbench.timeline import Timeline
 
 METRIC = "median_us"
@@ -37,49 +39,73 @@ class Findings:
         """Only what is open: suspects that are not over, and what the newest builds brought."""
         keys = {build.key for build in self.newest}
         return Findings(
-            [suspect for suspect in self.suspects if suspect.open], [event for event in self.events if event.first_bad.key in keys],
+            [suspect for suspect in self.suspects if suspect.stands], [event for event in self.events if event.first_bad.key in keys],
             [move for move in self.machine if move.first.key in keys], self.troubles, self.newest,
         )
 
 
-def find(results: Path, timeline: Timeline | None = None, machine: str | None = None, refuted: Iterable[str] = ()) -> Findings:
+def find(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Findings:
     """Read the records under `results` and apply the rule to all of them.
 
-    `refuted` are the ids of suspects that a confirmation has refuted: they are left out, and their series go on as if nothing had
-    been said. Raises ValueError for a machine that has no records.
+    What has been looked at again carries its outcome; the series of a refuted suspect goes on as if nothing had been said. Raises
+    ValueError for a machine that has no records.
     """
-    found, known = Findings(), frozenset(refuted)
+    found = Findings()
+    second_looks = _second_looks(results, found.troubles)
     for of_machine, troubles in panels(results, timeline, machine):
         found.troubles += troubles
         for panel in of_machine:
             found.newest.append(panel.builds[-1])
-            found.events += events(panel)
-            suspects, moves = performance(panel, known)
+            found.events += [_with_outcome(event, second_looks) for event in events(panel)]
+            suspects, moves = performance(panel, second_looks)
             found.suspects += suspects
             found.machine += moves
-    found.suspects.sort(key=lambda suspect: (not suspect.open, suspect.direction is not Direction.WORSE, -abs(suspect.change)))
+    found.suspects.sort(key=lambda suspect: (not suspect.stands, suspect.direction is not Direction.WORSE, -abs(suspect.change)))
     found.events.sort(key=lambda event: (event.direction is not Direction.WORSE, event.severity, event.changes_before, event.series.case))
     found.machine.sort(key=lambda move: -abs(move.change))
     return found
 
 
-def performance(panel: Panel, refuted: frozenset[str] = frozenset()) -> tuple[list[Suspect], list[MachineMove]]:
+def _second_looks(results: Path, troubles: list[Trouble]) -> dict[str, Confirmation]:
+    """The last confirmation of each finding, by its id."""
+    looks, broken = Store(results, Confirmation).read_all()
+    troubles += [Trouble(str(line)) for line in broken]
+    return {look.suspect: look for look in looks if look.suspect}
+
+
+F = TypeVar("F", bound=Finding)
+
+
+def _with_outcome(finding: F, looks: dict[str, Confirmation]) -> F:
+    look = looks.get(finding.id)
+    return finding if look is None else finding.model_copy(update={"outcome": look.outcome, "said": look.headline})
+
+
+def performance(panel: Panel, looks: dict[str, Confirmation] | None = None) -> tuple[list[Suspect], list[MachineMove]]:
     """The suspects of one panel in the order in which they were raised, and what was the machine."""
-    changes = detect(panel.figures[METRIC], panel.figures["baseline_us"], lambda change: suspect_of(panel, change).id not in refuted)
+    looks = looks or {}
     suspects: list[Suspect] = []
-    newest: dict[str, int] = {}
-    for change in changes:
-        if change.machine:
-            continue
-        suspect = suspect_of(panel, change)
-        if suspect.id in refuted:
-            continue
-        case, before = suspect.series.case, newest.get(suspect.series.case)
-        if before is not None and suspects[before].direction is not suspect.direction:
-            suspects[before] = suspects[before].model_copy(update={"ended_at": suspect.first_bad})
-        newest[case] = len(suspects)
-        suspects.append(suspect)
-    return suspects, _machine_moves(panel, [change for change in changes if change.machine])
+
+    def believe(change: Change) -> bool:
+        suspects.append(_with_outcome(suspect_of(panel, change), looks))
+        return suspects[-1].outcome is not Outcome.REFUTED
+
+    changes = detect(panel.figures[METRIC], panel.figures["baseline_us"], believe)
+    return _with_ends(suspects), _machine_moves(panel, [change for change in changes if change.machine])
+
+
+def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
+    """Each with the build at which a later one in the other direction began."""
+    ended, later = [], {}
+    for suspect in reversed(suspects):
+        case = suspect.series.case
+        following = later.get(case)
+        if following is not None and following.direction is not suspect.direction:
+            suspect = suspect.model_copy(update={"ended_at": following.first_bad})
+        if suspect.outcome is not Outcome.REFUTED:
+            later[case] = suspect
+        ended.append(suspect)
+    return ended[::-1]
 
 
 def suspect_of(panel: Panel, change: Change) -> Suspect:

@@ -13,6 +13,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from fpxbench.confirmation import Outcome
 from fpxbench.record import Build, Finite, Positive
 
 
@@ -23,6 +24,16 @@ class Direction(StrEnum):
     BETTER = "better"
     OTHER = "other"
     """Neither: another kind of failure, another text."""
+
+
+class State(StrEnum):
+    """Where a suspect stands."""
+
+    OPEN = "open"               # nobody has looked again
+    CONFIRMED = "confirmed"
+    UNDECIDED = "undecided"     # looked at again, and not clear
+    REFUTED = "refuted"
+    FIXED = "fixed"             # a later build changed back
 
 
 class Series(BaseModel):
@@ -55,6 +66,10 @@ class Finding(BaseModel):
     first_bad_tag: str
     implementation_changed: bool = False
     """The implementation's own source is another one in these two builds, so that it may be that and not PyTorch."""
+    outcome: Outcome | None = None
+    """Of the last confirmation that was about it; None before there is one."""
+    said: str = ""
+    """That confirmation in words: ``confirmed +6.1% [5.2, 7.0]``."""
 
     @computed_field
     @property
@@ -91,8 +106,17 @@ class Suspect(Finding):
     """The first build of the next change in the other direction: it is over."""
 
     @property
-    def open(self) -> bool:
-        return self.ended_at is None
+    def state(self) -> State:
+        if self.outcome is Outcome.REFUTED:
+            return State.REFUTED
+        if self.ended_at is not None:
+            return State.FIXED
+        return State(self.outcome) if self.outcome else State.OPEN
+
+    @property
+    def stands(self) -> bool:
+        """It has not been refuted, and is not over."""
+        return self.state not in (State.REFUTED, State.FIXED)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
