@@ -1,0 +1,79 @@
+"""Two builds are compared by their records: verdicts before times, the machine's doing apart, the worst first."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fpxbench.case import Case
+from fpxbench.compare import Change, compare
+from fpxbench.record import Build, Machine, Record, Timing
+from fpxbench.verdict import Status, Verdict
+
+BEFORE = Build(torch="2.13.0+cpu", channel="release", variant="cpu", key="1" * 40)
+AFTER = Build(torch="2.14.1+cpu", channel="release", variant="cpu", key="2" * 40)
+
+
+def record(build, name="some", us=None, dense_us=100.0, status=Status.OK, machine="here", seed=0, **more):
+    case = Case(implementation=name, scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)
+    timing = None
+    if us:
+        samples = [float(one) for one in us * np.exp(np.random.default_rng(seed).normal(0, 0.01, 30))]
+        speedup = dense_us / us
+        timing = Timing(samples_us=samples, median_us=float(np.median(samples)), ci95_us=(min(samples), max(samples)), baseline_us=dense_us,
+                        speedup=speedup, speedup_ci95=(speedup * 0.99, speedup * 1.01))
+    return Record(case=case, build=build, machine=Machine(name=machine, device="x", arch="y"), timing=timing,
+                  verdict=Verdict(status=status, **more), no_timing=None if us or status is not Status.OK else "a canary")
+
+
+def changes(*pairs):
+    rows = compare([old for old, _ in pairs if old], [new for _, new in pairs if new])
+    return {row.case.split("/")[0]: row.change for row in rows}
+
+
+@pytest.mark.parametrize("old, new, change", [
+    (dict(us=100), dict(us=110, seed=1), Change.SLOWER),
+    (dict(us=100), dict(us=90, seed=1), Change.FASTER),
+    (dict(us=100), dict(us=101, seed=1), Change.UNCHANGED),
+    (dict(us=100), dict(us=110, dense_us=110, seed=1), Change.MACHINE),
+    (dict(us=100), dict(status=Status.CRASH), Change.VERDICT_WORSE),
+    (dict(status=Status.WRONG), dict(us=100), Change.VERDICT_BETTER),
+    (dict(status=Status.WRONG, kind="sign_lost"), dict(status=Status.WRONG, kind="nibble_swap"), Change.VERDICT_OTHER),
+    (dict(status=Status.UNSUPPORTED), dict(status=Status.UNSUPPORTED), Change.UNCHANGED),
+    (dict(), dict(), Change.UNCHANGED),
+])
+def test_what_changed_is_named(old, new, change):
+    assert changes((record(BEFORE, **old), record(AFTER, **new))) == {"some": change}
+
+
+def test_the_same_samples_give_the_same_answer_twice():
+    pair = [record(BEFORE, us=100)], [record(AFTER, us=103, seed=1)]
+    assert compare(*pair) == compare(*pair)
+
+
+def test_verdicts_come_first_and_the_worst_of_each_kind_before_the_others():
+    rows = compare(
+        [record(BEFORE, name, us=100) for name in ("same", "slow", "slower", "crashing", "erring")] + [record(BEFORE, "gone")],
+        [record(AFTER, "same", us=100), record(AFTER, "slow", us=120), record(AFTER, "slower", us=150),
+         record(AFTER, "erring", status=Status.ERROR), record(AFTER, "crashing", status=Status.CRASH)],
+    )
+    assert [row.case.split("/")[0] for row in rows] == ["crashing", "erring", "slower", "slow", "same", "gone"]
+
+
+def test_machines_are_compared_each_with_itself():
+    rows = compare([record(BEFORE, us=100, machine="one"), record(BEFORE, us=50, machine="two")],
+                   [record(AFTER, us=50, machine="two"), record(AFTER, us=100, machine="one")])
+    assert {row.change for row in rows} == {Change.UNCHANGED} and len(rows) == 2
+
+
+def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_is_said():
+    cuda = BEFORE.model_copy(update={"torch": "2.13.0", "variant": "cu130"})
+    (row,) = compare([record(cuda, us=100)], [record(AFTER, us=100)])
+    assert row.variants == ("cu130", "cpu")
+    (row,) = compare([record(cuda, us=50), record(BEFORE, us=100)], [record(AFTER, us=100)])
+    assert row.variants is None and row.change is Change.UNCHANGED
+
+
+def test_rows_are_json():
+    (row,) = compare([record(BEFORE, us=100)], [record(AFTER, us=110)])
+    assert json.loads(row.model_dump_json())["change"] == "slower"
