@@ -206,10 +206,14 @@ def test_a_product_that_is_not_rounded_before_the_cast_is_told_from_a_wrong_cast
     with np.errstate(invalid="ignore"):
         exact = first * second
     rounded = values(expected_codes(exact, bf16).astype(np.uint16), bf16)
-    kept = with_overflow(exact, "e4m3fn", Overflow.SATURATE)
-    verdict, judgement = judged("bf16", "e4m3fn", kept, rounded, alternatives={EXACT_PRODUCT: exact})
-    assert verdict.status is Status.WRONG and "more precision than bf16" in verdict.summary
-    assert judgement.behaviour.taken_as == EXACT_PRODUCT and [d.kind for d in judgement.differences if not d.permitted] == [InputKind.UNROUNDED_PRODUCT]
+    for target, overflow in (("e4m3fn", Overflow.SATURATE), ("e4m3fnuz", Overflow.NAN), ("e5m2", Overflow.INFINITY)):
+        kept = with_overflow(exact, target, overflow)
+        verdict, judgement = judged("bf16", target, kept, rounded, alternatives={EXACT_PRODUCT: exact})
+        assert verdict.status is Status.WRONG and "more precision than bf16" in verdict.summary
+        assert judgement.behaviour.taken_as == EXACT_PRODUCT and judgement.behaviour.overflow == overflow
+        (wrong,) = (d for d in judgement.differences if not d.permitted)
+        saturated = with_overflow(exact, target, Overflow.SATURATE) != expected_codes(rounded, DTYPES[target])
+        assert wrong.kind is InputKind.UNROUNDED_PRODUCT and wrong.count == saturated.sum() > 0
     once = with_overflow(rounded, "e4m3fn", Overflow.SATURATE)
     assert judged("bf16", "e4m3fn", once, rounded, alternatives={EXACT_PRODUCT: exact})[0].status is Status.OK
 

@@ -73,6 +73,7 @@ class Judge:
                 other = differs & (expected_codes(values, self.target, self.rounding) != expected)
                 self._note(InputKind.UNROUNDED_PRODUCT if name == EXACT_PRODUCT else InputKind.OTHER, np.flatnonzero(other), got, expected, describe)
                 differs = differs & ~other
+                x, nan = values, np.isnan(values)       # the rest follows from what they were taken for
                 break
         else:
             if not self._told:

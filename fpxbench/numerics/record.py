@@ -13,7 +13,7 @@ from fpxbench.record import Build, Finite, Machine
 from fpxbench.verdict import Status, Verdict
 
 SCHEMA = 1
-RULES = 1
+RULES = 2
 """Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
 EXAMPLES = 3
 """How many examples a difference carries at most."""

@@ -34,6 +34,10 @@ _OF_INPUTS = {
     InputKind.OTHER: Kind.INACCURATE,
 }
 _OF_OVERFLOW = {"nan": Kind.OVERFLOW_NAN, "infinity": Kind.OVERFLOW_INF, "saturate": Kind.SATURATED}
+_OUTCOMES = {"nan": "NaN", "saturate": "the maximum"}
+_LEADS_OF_INPUTS = {
+    InputKind.NAN: "turns NaN into a number", InputKind.NEGATIVE_ZERO: "gives zeros of the wrong sign", InputKind.SUBNORMAL: "gets subnormals wrong",
+}
 _LEADS = {
     "nearest_away": (Kind.TIES_AWAY, "rounds ties away from zero"),
     "toward_zero": (Kind.TRUNCATED, "truncates"),
@@ -78,19 +82,19 @@ def _mistake(conversion: Conversion, behaviour: Behaviour, wrong: list[Differenc
         other = behaviour.taken_as or rounding.removeprefix(MISREAD)
         return Kind.FNUZ_AS_FN if misread.endswith("fnuz") else Kind.FN_AS_FNUZ, f"takes {misread} for {other}"
     if main in (InputKind.OVERFLOW, InputKind.INFINITY):
-        words = [_words(behaviour.overflow), _words(behaviour.infinity)]
-        kind = _OF_OVERFLOW.get((behaviour.overflow if main is InputKind.OVERFLOW else behaviour.infinity) or "")
-        return kind, " and ".join(f"{what} becomes {word}" for what, word in zip(("overflow", "infinity"), words, strict=True) if word)
+        outcomes = {"overflow": behaviour.overflow, "infinity": behaviour.infinity}
+        kind = _OF_OVERFLOW.get(outcomes["overflow" if main is InputKind.OVERFLOW else "infinity"] or "")
+        return kind, ", and ".join(f"{what} becomes {_in_words(outcome)}" for what, outcome in outcomes.items() if outcome)
     if main in (InputKind.TIE, InputKind.ROUNDING, InputKind.DOUBLE_ROUNDING, InputKind.SUBNORMAL, InputKind.OTHER):
         return _rounding_mistake(main, rounding)
-    return _OF_INPUTS.get(main), ""
+    return _OF_INPUTS.get(main), _LEADS_OF_INPUTS.get(main, "")
 
 
 def _rounding_mistake(main: InputKind, rounding: str) -> tuple[Kind | None, str]:
     if rounding.startswith("mixture"):
         share = float(rounding.rpartition(" on ")[2].rstrip("%"))
         gibberish = main is InputKind.OTHER and share < GIBBERISH_BELOW_PERCENT
-        return Kind.GIBBERISH if gibberish else _OF_INPUTS[main], f"no one way to round fits ({rounding.removeprefix('mixture: ').replace('_', ' ')})"
+        return Kind.GIBBERISH if gibberish else _OF_INPUTS[main], f"no one way to round fits, the best is {rounding.removeprefix('mixture: ').replace('_', ' ')}"
     if rounding.endswith(FLUSHED):
         return Kind.SUBNORMAL_FLUSHED, "flushes subnormals to zero"
     if " via " in rounding:
@@ -98,9 +102,10 @@ def _rounding_mistake(main: InputKind, rounding: str) -> tuple[Kind | None, str]
         return Kind.DOUBLE_ROUNDING, f"rounds twice, through {between.replace('_', ' ')}, then {first.replace('_', ' ')}"
     if rounding in _LEADS:
         return _LEADS[rounding]
-    return _OF_INPUTS[main], f"rounds {rounding.replace('_', ' ')}" if rounding else ""
+    return _OF_INPUTS[main], f"rounds {rounding.replace('_', ' ')}" if rounding else _LEADS_OF_INPUTS.get(main, "")
 
 
-def _words(behaviour: str | None) -> str | None:
-    """``nan``, or ``nan or saturate``: without the counts of a mixture."""
-    return behaviour and re.sub(r" \d+\b", "", behaviour.removeprefix("mixture: ")).replace(", ", " or ")
+def _in_words(outcome: str) -> str:
+    """``NaN``, or of a mixture ``NaN or the maximum``."""
+    words = [re.sub(r" \d+$", "", part) for part in outcome.removeprefix("mixture: ").split(", ")]
+    return " or ".join(_OUTCOMES.get(word, word) for word in words)
