@@ -112,41 +112,39 @@ def rounded_codes(
     if rounding is Rounding.STOCHASTIC:
         code = (code + random) >> random_bits
 
-    # IEEE 754 §7.4: a finite number that is rounded toward zero does not overflow.
+    # IEEE 754 §7.4: a finite number that is rounded inward does not overflow.
     match rounding:
         case Rounding.TOWARD_ZERO | Rounding.TO_ODD:
-            stays = ~is_infinite
+            inward = ~is_infinite
         case Rounding.UP:
-            stays = ~is_infinite & negative
+            inward = ~is_infinite & negative
         case Rounding.DOWN:
-            stays = ~is_infinite & ~negative
+            inward = ~is_infinite & ~negative
         case _:
-            stays = torch.zeros_like(is_infinite)
-    past_max = code > fmt.max_code
-    beyond = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
-    code = torch.where(past_max, torch.where(stays, fmt.max_code, beyond), code)
+            inward = torch.zeros_like(is_infinite)
+    past = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
+    code = torch.where(code > fmt.max_code, torch.where(inward, fmt.max_code, past), code)
 
-    if fmt.twos_complement:
-        code = torch.where(negative, -code, code) & ((1 << fmt.bits) - 1)
-    elif fmt.signed:
-        sign = 1 << (fmt.bits - 1)
-        if fmt.specials == "fnuz":
-            negative = negative & (code != 0) & (code != fmt.nan_code)
-        code = torch.where(negative, code | sign, code)
+    if fmt.signed:
+        code = _with_sign(code, negative, fmt)
     else:
-        # Past the lowest number: 0 where it has a code. Nothing stands for -infinity, so only saturation has a number.
-        if fmt.has_zero:
-            below = negative & (code != 0)
-            stays = stays & below
-        else:
-            below = is_zero | negative
-            stays = torch.zeros_like(below)
+        # The other end: 0, or where zero has no code the smallest power of two. Nothing stands for -infinity.
+        below = negative & (code != 0) if fmt.has_zero else is_zero | negative
         code = torch.where(below, 0, code).clamp(min=0)
         if overflow is not Overflow.SATURATE:
-            code = torch.where(below & ~stays, fmt.nan_code, code)
+            code = torch.where(below & ~inward if fmt.has_zero else below, fmt.nan_code, code)
     if fmt.has_nan:
         code = torch.where(is_nan, fmt.nan_code, code)
     return code.to(torch.uint8)
+
+
+def _with_sign(code: Tensor, negative: Tensor, fmt: Format) -> Tensor:
+    """Codes of signed numbers from those of their magnitudes."""
+    if fmt.twos_complement:
+        return torch.where(negative, -code, code) & ((1 << fmt.bits) - 1)
+    if fmt.specials == "fnuz":
+        negative = negative & (code != 0) & (code != fmt.nan_code)
+    return torch.where(negative, code | (1 << (fmt.bits - 1)), code)
 
 
 def values_of(codes: Tensor, fmt: Format) -> Tensor:

@@ -174,6 +174,19 @@ def test_compiled_whole_it_gives_the_same_codes_and_values():
         assert torch.equal(compiled, eager)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_gpu_gives_the_same_codes_and_values(name, source):
+    fmt = FORMATS[name]
+    for length in (100, 150_000):       # by definition; by table
+        x = (randn(length) * fmt.max / 3).to(source)
+        for rounding in DETERMINISTIC:
+            codes = encode(x.cuda(), fmt, rounding)
+            assert torch.equal(codes.cpu(), encode(x, fmt, rounding))
+            assert torch.equal(decode(codes, fmt).cpu(), decode(codes.cpu(), fmt))
+
+
 def test_the_numbers_of_a_format_are_exact_in_numpy_too():
     fmt = FORMATS["e5m2fnuz"]
     assert np.array_equal(decode_table(fmt).double().numpy(), [fmt.value(code) for code in range(256)], equal_nan=True)
