@@ -155,7 +155,7 @@ class PyTorchEnvironment(Environment):
         here = f"{sys.version_info.major}.{sys.version_info.minor}"
         if python not in (here, "same"):
             raise EnvironmentUnavailable(f"Python {python} was asked for, and this is {here}: run that Python's asv")
-        asked = {name: os.environ[name] for name in _NAMING if name in os.environ} | {name: value for (_, name), value in tagged_env_vars.items()}
+        asked = {name: os.environ[name] for name in _NAMING if os.environ.get(name)} | {name: value for (_, name), value in tagged_env_vars.items()}
         try:
             parts = parts_named(asked["FPX_PARTS"]) if "FPX_PARTS" in asked else PARTS
         except ValueError as error:
@@ -166,8 +166,8 @@ class PyTorchEnvironment(Environment):
         self._channel = asked.get("FPX_CHANNEL")
         self._builds = Builds(
             timeline=Timeline(conf.repo), environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
-            results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts, machine=os.environ.get("FPX_MACHINE"),
-            device=os.environ.get("FPX_DEVICE"), here=at_hand,
+            results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts, machine=os.environ.get("FPX_MACHINE") or None,
+            device=asked.get("FPX_DEVICE"), here=at_hand,
         )
         self._open = ExitStack()
         self._python_path: Path | None = Path(sys.executable) if at_hand else None

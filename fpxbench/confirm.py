@@ -174,11 +174,13 @@ def _verdicts(question: Question, runs: _Runs, say: Say) -> dict[str, object]:
             enough = number if _told_apart(good, bad, number)[2] <= CHANCE_OF_COUNTS / 10 else MOST_RUNS_OF_A_VERDICT
     good, bad = (_counts(runs.of(side)) for side in ("good", "bad"))
     failed, outcome, chance = _told_apart(good, bad, number)
+    if outcome is Outcome.REFUTED and (good.keys() == {Status.MISSING} or question.metric == "time" and good.keys() != {Status.OK}):
+        outcome = Outcome.UNDECIDED     # what cannot be run here, or has no times, was not answered
     flaky = len(good) > 1 or len(bad) > 1
     said = f"{_in_words(bad)} on the later build, {_in_words(good)} on the earlier"
     if flaky:
         said += f"; flaky: {failed} in {bad.get(failed, 0)} of {number} and in {good.get(failed, 0)} of {number} runs"
-    if outcome is Outcome.REFUTED:
+    if good == bad:
         said = f"{_in_words(bad)} on both"
     return {"metric": "verdict", "outcome": outcome, "said": said, "chance": chance, "flaky": flaky}
 

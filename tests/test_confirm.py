@@ -214,6 +214,16 @@ def test_a_suspected_time_of_a_case_that_fails_is_answered_as_a_verdict():
     assert found.metric == "verdict" and found.outcome is Outcome.CONFIRMED
 
 
+def test_a_case_that_cannot_be_run_here_answers_nothing():
+    found = confirm(VERDICTS, lambda side, number: record(side, status=Status.MISSING))
+    assert (found.outcome, found.said) == (Outcome.UNDECIDED, "missing in 5 of 5 runs on both")
+
+
+def test_a_suspected_time_of_a_case_that_fails_on_both_builds_is_not_refuted():
+    found = confirm(Question(CASE, "time", size=0.06), failing(1.0, 1.0))
+    assert (found.outcome, found.said) == (Outcome.UNDECIDED, "crash in 5 of 5 runs on both")
+
+
 def test_kinds_tell_failures_apart():
     found = confirm(VERDICTS, lambda side, number: record(side, status=Status.WRONG, kind=Kind.NIBBLE_SWAP if side == "bad" else Kind.SIGN_LOST))
     assert found.outcome is Outcome.CONFIRMED and found.bad_counts == {"wrong (nibble_swap)": 5}

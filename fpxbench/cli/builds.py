@@ -225,7 +225,7 @@ class _Bench:
         from fpxbench.environments import UNAVAILABLE, Builds, Environments
         from fpxbench.rerun import Bench, Conditions
 
-        machine = self.machine or os.environ.get("FPX_MACHINE")
+        machine = self.machine or os.environ.get("FPX_MACHINE") or None
         builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant, machine=machine,
                         device=self.device, retry=self.retry)
         try:
