@@ -1,0 +1,53 @@
+"""How good the rule is that finds regressions, for asv: some rounds of `fpxbench detector` in `setup_cache`, and then look-ups.
+
+asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are those of the table in
+docs/decision-rule.md, so that a figure moves only when the rule does.
+"""
+
+from fpxbench.regressions import synthetic
+from fpxbench.regressions.contest import SEED, Round
+
+from .tracking import tracked
+
+SERIES = 100
+DETECTORS = ["rule", "rule + confirmation"]
+STEPS = {f"{step:.0%} at {noise:.0%} noise": (step, noise) for step, noise in ((0.03, 0.01), (0.05, 0.01), (0.05, 0.02), (0.05, 0.03), (0.10, 0.03))}
+BUILDS = 365
+
+
+def setup_cache() -> dict[str, float]:
+    """Hold the rounds; figures by detector and series."""
+    figures = {}
+    for detector in DETECTORS:
+        for name, (step, noise) in STEPS.items():
+            figures[f"{detector}/{name}"] = 1 - Round(detector, SERIES, SEED, step=step, noise=noise).hold().within[-1]
+        for kind in synthetic.FLAT:
+            figures[f"{detector}/{kind}"] = Round(detector, SERIES, SEED, kind=kind, builds=BUILDS).hold().per_1000
+    return figures
+
+
+setup_cache.timeout = 1800
+
+
+@tracked("1", "step", list(STEPS))
+def track_missed_by_the_rule(cache, step):
+    """Share of steps that the rule does not suspect within 5 builds."""
+    return cache[f"rule/{step}"]
+
+
+@tracked("1", "step", list(STEPS))
+def track_missed_after_confirmation(cache, step):
+    """Share of steps that are not confirmed within 5 builds."""
+    return cache[f"rule + confirmation/{step}"]
+
+
+@tracked("suspects", "series", list(synthetic.FLAT))
+def track_suspects(cache, series):
+    """Suspects in 1,000 series of 365 builds in which no case changed."""
+    return cache[f"rule/{series}"]
+
+
+@tracked("alarms", "series", list(synthetic.FLAT))
+def track_false_alarms(cache, series):
+    """Confirmed suspects in 1,000 series of 365 builds in which no case changed."""
+    return cache[f"rule + confirmation/{series}"]
