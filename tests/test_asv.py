@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+from small_index import write_torch
 
 from fpxbench.build import installed_build
+from fpxbench.environments import Installation
 from fpxbench.record import Build, Record
 from fpxbench.store import Store
-from fpxbench.timeline import commit_hash
+from fpxbench.timeline import Timeline, commit_hash
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 HERE = installed_build()
@@ -31,6 +33,8 @@ IMPLEMENTATIONS = '''
 
 import ctypes
 import time
+
+import torch
 
 from fpxbench.implementation import Implementation, Support, implementation
 
@@ -70,6 +74,16 @@ class Refusing(Reference):
 
     def supports(self, scheme, device):
         return Support.no("it refuses every scheme")
+
+
+@implementation("planted")
+class Planted(Reference):
+    """Right, unless the build says that it is to crash."""
+
+    def matmul(self, x, weight):
+        if getattr(torch, "planted", "") == "crash":
+            ctypes.string_at(0)
+        return super().matmul(x, weight)
 
 
 @implementation("slow")
@@ -240,11 +254,90 @@ def test_publish_writes_every_build_and_the_report(two_builds):
     assert (html / "fpxbench/index.html").is_file()
 
 
-def test_another_build_than_the_installed_one_is_refused_with_the_way_out(two_builds):
-    done = asv(two_builds, "run", "2.9.0^!")
-    assert done.returncode == 1
-    assert "is not the PyTorch at hand" in done.stdout and "asv run HEAD" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+# -- builds that are not at hand --------------------------------------------------------------------------------------------
+
+NIGHTLIES = [f"2.15.0.dev2026110{day}" for day in (1, 2, 3)]
+GOOD_KEY, REFUSED_KEY, CRASHING_KEY = (commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu")) for version in NIGHTLIES)
+
+
+@pytest.fixture(scope="module")
+def nightlies(tmp_path_factory):
+    """A timeline of three nightlies beside the build at hand: one is right, one does not install, and on one the case crashes.
+    `asv run ALL` has walked them."""
+    folder = tmp_path_factory.mktemp("nightlies")
+    shutil.copy(CHECKOUT / "asv.conf.json", folder)
+    (folder / "benchmarks").mkdir()
+    for name in ("__init__.py", "matmul.py", "tracking.py"):
+        shutil.copy(CHECKOUT / "benchmarks" / name, folder / "benchmarks")
+    (folder / "implementations.py").write_text(IMPLEMENTATIONS)
+    (folder / "home").mkdir()
+    for version, planted, requires in zip(NIGHTLIES, ("", "", "crash"), ((), ("nothing-is-called-this==99",), ()), strict=True):
+        write_torch(folder / "index", f"{version}+cpu", "abc"[NIGHTLIES.index(version)] * 40, planted, requires=requires)
+    done = subprocess.run([sys.executable, "-m", "fpxbench", "timeline", "sync", "--index", str(folder / "index")], cwd=folder,
+                          env=environment(folder), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = asv(folder, "run", "ALL", "--skip-existing-successful", "--bench", "track_status", **offline(folder))
+    (folder / "stdout").write_text(done.stdout + done.stderr)
+    assert done.returncode in (0, 2), done.stdout + done.stderr     # 2: a benchmark failed
+    return folder
+
+
+def offline(folder):
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "index"), "PIP_CONFIG_FILE": os.devnull, "FPX_INSTALLER": "pip",
+            "FPX_IMPLEMENTATION": "planted", "FPX_SCHEME": "e4m3fn-row", "FPX_WORKLOAD": "canary.codes/m1"}
+
+
+def status_of(folder, key):
+    (path,) = (folder / "results" / "here").glob(f"{key[:8]}-*.json")
+    stored = json.loads(path.read_text())
+    row = dict(zip(stored["result_columns"], stored["results"]["matmul.track_status"], strict=False))
+    return stored["env_name"], row["result"]
+
+
+def test_builds_that_are_not_at_hand_are_installed_and_go_on_with_the_series(nightlies):
+    name = f"pytorch-py{sys.version_info[0]}.{sys.version_info[1]}-FPX_VARIANT{HERE.variant}"
+    assert status_of(nightlies, HERE.key) == (name, [1])
+    assert status_of(nightlies, GOOD_KEY) == (name, [1])
+    assert status_of(nightlies, CRASHING_KEY) == (name, [9])
+
+
+def test_records_are_of_the_build_that_was_installed(nightlies):
+    records, broken = Store(nightlies / "results").read_all()
+    assert not broken and {record.build.key: record.verdict.status for record in records} == {
+        HERE.key: "ok", GOOD_KEY: "ok", CRASHING_KEY: "crash"}
+
+
+def test_a_build_that_does_not_install_fails_its_benchmarks_and_the_run_goes_on(nightlies):
+    assert status_of(nightlies, REFUSED_KEY)[1] in (None, [None])
+    assert "No matching distribution found for nothing-is-called-this==99" in (nightlies / "stdout").read_text()
+    (finding,), broken = Store(nightlies / "results", Installation).read_all()
+    assert not broken and finding.build.key == REFUSED_KEY and finding.machine.name == "here"
+    assert "cpu" in Timeline(nightlies / ".timeline").find(REFUSED_KEY).failures
+
+
+def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for(nightlies):
+    before = len(Store(nightlies / "results").read_all()[0])
+    done = asv(nightlies, "run", "nightly-20261101^!", "--skip-existing-successful", "--bench", "track_status", **offline(nightlies))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(Store(nightlies / "results").read_all()[0]) == before
+
+
+def test_find_names_the_build_with_which_it_became_worse(nightlies):
+    done = asv(nightlies, "find", "nightly", "matmul.track_status", **offline(nightlies))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Greatest regression found: " + CRASHING_KEY[:8] in done.stdout, done.stdout
+
+
+def test_continuous_compares_a_build_with_one_before(nightlies):
+    done = asv(nightlies, "continuous", "nightly-20261101", "nightly-20261103", "--bench", "track_status", **offline(nightlies))
+    assert "PERFORMANCE DECREASED" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_channel_can_be_left_out(nightlies):
+    done = asv(nightlies, "run", "NEW", "--dry-run", FPX_CHANNEL="weekly", **offline(nightlies))
+    assert done.returncode == 1 and "FPX_CHANNEL='weekly'" in done.stdout + done.stderr
+    done = asv(nightlies, "run", "NEW", "--bench", "track_status", FPX_CHANNEL="nightly", **offline(nightlies))
+    assert "No commit hashes selected" in done.stdout + done.stderr     # all nightlies have results
 
 
 def test_ctrl_c_ends_the_run_within_two_seconds_and_keeps_what_was_measured(folder, tmp_path):
