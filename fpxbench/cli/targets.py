@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,6 +37,7 @@ FreshOption = Annotated[bool, typer.Option("--fresh", help="Compile again what w
 
 _COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim", Status.WRONG: "bold red"}
 _MOST_CAUSES = 12
+_WIDEST = 1000
 
 
 @group.callback(invoke_without_command=True)
@@ -213,7 +215,9 @@ def _print(matrix: Matrix) -> None:
             cells.append(f"[{colour}]{escape(in_short(history))}[/]" if history else "")
         table.add_row("" if operation == last else operation, fmt, *cells)
         last = operation
-    out.print(table)
+    # As wide as it is: a terminal that is narrower wraps lines, which loses less than cutting names off.
+    wide = Console(highlight=False, width=_WIDEST)
+    wide.print(table, width=table.__rich_measure__(wide, wide.options).maximum)
     signs = {sign: status for status, sign in SIGNS.items()}
     out.print("   ".join(f"{sign} {status}" for sign, status in [*reversed(signs.items()), (SOME, "ok for some of the options")])
               + ("   a version: since" if len(matrix.builds) > 1 else ""), style="dim", markup=False)

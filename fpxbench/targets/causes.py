@@ -20,11 +20,16 @@ _SENTENCES: tuple[tuple[str, Kind | None], ...] = (
     (r"Conversion from/to f8\w+ is only supported on compute capability >= \d+", Kind.UNSUPPORTED_ARCH),
     (r"[Uu]nsupported conversion from \S+ to \S+ with rounding mode \w+", Kind.UNSUPPORTED_ROUNDING),
     (r"[Uu]nsupported conversion from \S+ to \S+", Kind.UNSUPPORTED_CONVERSION),
+    (r"[Uu]nsupported rounding mode for conversion[^\n]*", Kind.UNSUPPORTED_ROUNDING),
+    (r"Dot op does not support \w+ on CUDA arch < \d+", Kind.UNSUPPORTED_DTYPE),
+    (r"Only supports fp8\w+[^\n]*First operand \(\w+\)", Kind.UNSUPPORTED_DTYPE),
+    (r"target doesn't provide conversion for this type", Kind.UNSUPPORTED_CONVERSION),
     (r"this build has no tl\.\w+", None),
     (r"instruction not supported on this GPU\s+v_\w+", Kind.ASSEMBLER_ERROR),
     (r"(?:invalid operand|invalid instruction|operands are not valid)[^\n]*\n\s*v_\w+", Kind.ASSEMBLER_ERROR),
     (r"size mismatch when packing elements for LLVM struct expected \d+ but got \d+", Kind.COMPILER_ABORT),
-    (r"ptxas fatal\s*:[^\n]*|ptxas [^\n;]*; (?:error|fatal)[^\n]*|error\s*: [^\n]*", Kind.ASSEMBLER_ERROR),
+    (r"ptxas [^\n;]*; (?:error|fatal)[^\n]*", Kind.ASSEMBLER_ERROR),
+    (r"ptxas fatal\s*:[^\n]*|\berror\s*: \S[^\n]*", Kind.ASSEMBLER_ERROR),
     (r"LLVM ERROR:[^\n]*", Kind.COMPILER_ABORT),
     (r"Assertion `[^\n]*' failed", Kind.COMPILER_ABORT),
     (r"[^\n]+(?=\n+UNREACHABLE executed)", Kind.COMPILER_ABORT),
@@ -47,6 +52,8 @@ def failure(answer: dict) -> Outcome:
         verdict = classify_death(-answer["signal"] if "signal" in answer else answer["exit"], log)
         found = _sentence(log)
     sentence, kind = found or (_last_line(message or log) or verdict.summary, verdict.kind)
+    if message.rstrip().endswith("^"):      # the place in the source, and nothing after it
+        sentence = f"{type_} without a reason"
     return Outcome(status=_status(verdict, kind, sentence), kind=kind, cause=_scrubbed(sentence), signal=verdict.signal,
                    words=_excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
 
@@ -70,6 +77,8 @@ def _sentence(text: str) -> tuple[str, Kind | None] | None:
 def _status(verdict: Verdict, kind: Kind | None, sentence: str) -> Status:
     if verdict.status is Status.ERROR and kind in _REFUSALS:
         return Status.UNSUPPORTED
+    if verdict.status is Status.UNSUPPORTED and kind is Kind.ASSEMBLER_ERROR:
+        return Status.ERROR     # nobody refused: an instruction that the target does not have was emitted
     if sentence.startswith("this build has no"):
         return Status.MISSING
     return verdict.status
@@ -82,9 +91,9 @@ def _last_line(text: str) -> str:
 
 def _scrubbed(sentence: str) -> str:
     for pattern, replacement in (
-        (r"\s+", " "), (r"(?:/[\w.+-]+){2,}/?", "…"), (r"\btmp\w{6,}\b", "…"), (r"0x[0-9a-fA-F]+", "…"), (r"%\w+", "%…"),
+        (r"\s+", " "), (r"ptxas [^;]*; (?:error|fatal)\s*:", "ptxas:"), (r"'([\w.]+)'", r"\1"), (r"(?:/[\w.+-]+){2,}/?", "…"), (r"\btmp\w{6,}\b", "…"), (r"0x[0-9a-fA-F]+", "…"), (r"%\w+", "%…"),
         (r"\bline \d+", "line …"), (r":\d+:\d+", ""), (r"(expected) \d+ (but got) \d+", r"\1 … \2 …"),
-        (r"Required: \d+, Hardware limit: (\d+)", r"more than \1 bytes"), (r"^ValueError\(['\"](.*?)['\"]\)$", r"\1"),
+        (r"Required: \d+, Hardware limit: (\d+)", r"more than \1 bytes"), (r"^\w+\(['\"](.*)['\"]\)$", r"\1"),
     ):
         sentence = re.sub(pattern, replacement, sentence)
     return sentence.strip()[:200]

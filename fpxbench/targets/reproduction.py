@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
+from pprint import pformat
 
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.engine import CHILD
@@ -42,24 +42,25 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
         found="".join(f"\n#   {line}" for line in f": {found}".lstrip(": ").splitlines()) if found else "",
         linker=" Triton before 3.5 links with the program that TRITON_HIP_LLD_PATH names (ld.lld)." if amd else "",
     )
-    constants = json.dumps(request["constants"], indent=4).replace("true", "True").replace("false", "False").replace("null", "None")
     compiling = CHILD / "compiling.py"
-    parts = [
-        head, _imports(compiling), _taken(compiling, ["VERSION"]), _kernel_source(Path(request["file"]), request["kernel"]),
-        f"CONSTANTS = {constants}", _taken(compiling, ["_constant", "_source"]),
-        _TAIL.format(kernel=request["kernel"], signature=request["signature"], divisible=set(request["divisible"]), backend=request["backend"],
+    body = [
+        _taken(compiling, ["VERSION"]), _kernel_source(Path(request["file"]), request["kernel"]),
+        f"CONSTANTS = {pformat(request['constants'], width=120)}", _taken(compiling, ["_constant", "_source"]),
+        _TAIL.format(kernel=request["kernel"], signature=request["signature"], divisible=request["divisible"], backend=request["backend"],
                      arch=request["arch"], warp_size=request["warp_size"], options=request["options"],
                      text="amdgcn" if amd else "ptx", object="hsaco" if amd else "cubin"),
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, "\n".join(body)), *body]) + "\n"
 
 
-def _imports(file: Path) -> str:
-    """Everything that `file` imports, but for its neighbours."""
-    tree = ast.parse(file.read_text())
-    wanted = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
-    kept = [node for node in wanted if not (isinstance(node, ast.Import) and (file.parent / f"{node.names[0].name}.py").exists())]
-    return "\n".join(ast.unparse(node) for node in kept)
+def _imports(file: Path, body: str) -> str:
+    """What `file` imports and `body` uses; and what has to be there before Triton can be imported at all."""
+    nodes = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
+    text = body + "".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Try))
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    return "\n".join(
+        ast.unparse(node) for node in nodes if isinstance(node, ast.Try) or {(name.asname or name.name) for name in node.names} & used
+    )
 
 
 def _taken(file: Path, names: list[str]) -> str:

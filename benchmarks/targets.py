@@ -1,0 +1,74 @@
+"""Which GPU takes what, for asv: the build's Triton compiles for GPUs that need not be there, in `setup_cache`; then a look-up each.
+
+asv takes more for worse, so what is counted is what does not work. `fpxbench targets` says which, and in whose words. The profile
+`smoke` asks for decodes on one architecture, `quick` for decodes on all, `full` for everything.
+"""
+
+import math
+import signal
+import sys
+
+from fpxbench.settings import Settings
+from fpxbench.targets.architectures import architectures_like
+from fpxbench.targets.operations import OPERATIONS
+from fpxbench.verdict import BROKEN, Status
+
+from .tracking import tracked
+
+SETTINGS = Settings.from_environment()
+ASKED = list(OPERATIONS) if SETTINGS.profile == "full" else ["decode"]
+ARCHITECTURES = ("sm_90",) if SETTINGS.profile == "smoke" else ()
+
+
+def setup_cache() -> dict[str, dict[str, int]]:
+    """Ask the Triton that is installed; numbers of cells by operation."""
+    from fpxbench.targets.builds import INSTALLED
+    from fpxbench.targets.collect import ask_builds
+    from fpxbench.targets.operations import questions_like
+
+    # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    questions = []
+    for name in ASKED:
+        try:
+            questions += questions_like([name])
+        except ModuleNotFoundError as error:    # an environment with Triton alone has no PyTorch, which triton_fused takes
+            print(f"{name} is left out: no {error.name}", file=sys.stderr)
+    try:
+        judged, = ask_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), say=lambda text: print(text, file=sys.stderr))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")]) for name in ASKED}
+
+
+# asv's limit is on silence, and a matrix takes minutes: it has limits of its own, on each compilation's duration.
+setup_cache.timeout = 3600
+
+
+def _counts(outcomes: list) -> dict[str, int]:
+    statuses = [outcome.status for outcome in outcomes]
+    if not statuses:
+        return {}
+    return {
+        "not_compiling": sum(status not in (Status.OK, Status.WRONG) for status in statuses),
+        "wrong": statuses.count(Status.WRONG),
+        "failing": sum(status in BROKEN and status is not Status.WRONG for status in statuses),
+    }
+
+
+@tracked("cells", "operation", ASKED)
+def track_not_compiling(cache, operation):
+    """Cells (a kernel on an architecture) that do not compile, refused ones among them."""
+    return cache.get(operation, {}).get("not_compiling", math.nan)
+
+
+@tracked("cells", "operation", ASKED)
+def track_wrong(cache, operation):
+    """Cells that compile, and decode another format than was asked for."""
+    return cache.get(operation, {}).get("wrong", math.nan)
+
+
+@tracked("cells", "operation", ASKED)
+def track_failing(cache, operation):
+    """Cells on which the compiler crashes, raises or hangs."""
+    return cache.get(operation, {}).get("failing", math.nan)
