@@ -18,13 +18,14 @@ from rich.table import Table
 from fpxbench.case import Case, split_id
 from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out
 from fpxbench.cli.timeline import TimelineOption
-from fpxbench.record import Record
+from fpxbench.confirmation import Confirmation, Outcome
+from fpxbench.record import Build, Record
 from fpxbench.store import Store, latest
 from fpxbench.timeline import Entry, Timeline, TimelineError
+from fpxbench.timeline.entry import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
     from fpxbench.confirm import Question
-    from fpxbench.confirmation import Confirmation
     from fpxbench.rerun import Bench
 
 VariantOption = Annotated[str | None, typer.Option(
@@ -60,7 +61,6 @@ def confirm(
     Exit status: 0; 1 if a regression was confirmed; 2 for a mistake in the command; 130 after Ctrl-C, where what was answered is kept.
     """
     from fpxbench.confirm import confirm as second_look
-    from fpxbench.confirmation import Confirmation, Outcome
     from fpxbench.environments import REFUSED
     from fpxbench.rerun import CannotRun
 
@@ -215,6 +215,9 @@ class _Bench:
     environments: Path | None
     retry: bool
 
+    def __post_init__(self) -> None:
+        self.machine = self.machine or os.environ.get("FPX_MACHINE") or None
+
     @property
     def timeline(self) -> Timeline:
         return Timeline(self.folder)
@@ -225,11 +228,10 @@ class _Bench:
         from fpxbench.environments import UNAVAILABLE, Builds, Environments
         from fpxbench.rerun import Bench, Conditions
 
-        machine = self.machine or os.environ.get("FPX_MACHINE") or None
-        builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant, machine=machine,
+        builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant, machine=self.machine,
                         device=self.device, retry=self.retry)
         try:
-            with Bench(builds, Conditions(device=self.device, machine=machine, impls=tuple(self.impls or ()))) as bench:
+            with Bench(builds, Conditions(device=self.device, machine=self.machine, impls=tuple(self.impls or ()))) as bench:
                 yield bench
         except UNAVAILABLE as error:
             raise UsageError(str(error)) from None
@@ -245,11 +247,10 @@ class _Bench:
         except TimelineError as error:
             raise UsageError(str(error)) from None
 
-    def build(self, entry: Entry):
-        from fpxbench.record import Build
-
-        return Build(torch=entry.torch, triton=entry.own_triton, git=entry.git, channel=entry.channel, variant=self.variant or "default",
-                     date=entry.date, key=entry.key)
+    def build(self, entry: Entry) -> Build:
+        """What the timeline knows of it, before it has been run."""
+        return Build(torch=entry.torch, triton=entry.own_triton, git=entry.git, channel=entry.channel, date=entry.date, key=entry.key,
+                     variant=self.variant or DEFAULT_VARIANT)
 
 
 def _say(line: str) -> None:
@@ -274,8 +275,14 @@ def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, En
     for word in what:
         if word not in known:
             raise UsageError(f"no suspect {word!r}: `fpxbench regressions --results {bench.results}` prints those that there are")
-    chosen = [known[word] for word in what] or [each for each in known.values() if each.direction == "worse"]
+    chosen = [known[word] for word in what] or [each for each in known.values() if _is_due(each, bench)]
     return [_question(each, bench) for each in chosen]
+
+
+def _is_due(finding, bench: _Bench) -> bool:
+    """Worse, not answered yet, and, as far as that was said, of what is measured here."""
+    return (finding.direction == "worse" and finding.outcome in (None, Outcome.UNDECIDED)
+            and bench.machine in (None, finding.series.machine) and bench.variant in (None, DEFAULT_VARIANT, finding.series.variant))
 
 
 def _question(finding, bench: _Bench) -> tuple[Question, Entry, Entry]:

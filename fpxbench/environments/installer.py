@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fpxbench.timeline.pip_settings import NoPip, PipSettings, pip_settings
+if TYPE_CHECKING:
+    from fpxbench.timeline.pip_settings import PipSettings
 
 CHOICE_VARIABLE = "FPX_INSTALLER"
 """``pip`` or ``uv``, where the choice is not to be left to what is there."""
@@ -97,6 +99,11 @@ def _for_uv(environment: dict[str, str]) -> Iterator[str]:
     """What pip is configured with, as options of uv (and certificates in `environment`), unless uv has been told itself."""
     if any(name.startswith(("UV_INDEX", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX", "UV_FIND_LINKS", "UV_CONFIG_FILE")) for name in environment):
         return
+    from fpxbench.timeline.pip_settings import (  # brings an HTTP client, which asv's start can do without
+        NoPip,
+        pip_settings,
+    )
+
     try:
         settings = pip_settings()
     except NoPip:   # then there is no configuration of pip's to honour
