@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 
-from fpxbench.build import installed_build
+from fpxbench.build import NoPyTorch, installed_build
 from fpxbench.numerics.conversion import Engine
 from fpxbench.numerics.plan import conversions
 from fpxbench.settings import Settings
@@ -23,8 +23,11 @@ GLOBS = {
     "full": (),
 }[SETTINGS.profile]
 # Which devices there are is not known before PyTorch is imported: those of a GPU that is not there stay without figures.
-DEVICES = [SETTINGS.device] if SETTINGS.device else ["cpu"] + ["cuda"] * (installed_build().variant != "cpu")
-CONVERSIONS = [conversion.id for conversion in conversions(DEVICES, ENGINES, GLOBS)]
+try:
+    DEVICES = [SETTINGS.device] if SETTINGS.device else ["cpu"] + ["cuda"] * (installed_build().variant != "cpu")
+    CONVERSIONS = [conversion.id for conversion in conversions(DEVICES, ENGINES, GLOBS)]
+except NoPyTorch:   # an environment that holds Triton alone: other benchmarks can do with that
+    CONVERSIONS = []
 
 
 def setup_cache() -> dict[str, dict]:
