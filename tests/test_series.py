@@ -124,13 +124,12 @@ def test_two_machines_of_one_name_are_two_series_and_it_is_said(tmp_path):
     nights(tmp_path, 2, (FUSED,), machine=GPU.model_copy(update={"device": "NVIDIA H200"}), first=2)
     found, said = read(tmp_path)
     assert [(panel.device, len(panel.builds)) for panel in found] == [("NVIDIA H100 80GB HBM3 (sm_90)", 2), ("NVIDIA H200 (sm_90)", 2)]
-    assert said == ["nvidia-h100 is the name of 2 machines: NVIDIA H100 80GB HBM3 (sm_90), NVIDIA H200 (sm_90); each has its own series. "
-                    "FPX_MACHINE or --machine gives one another name"]
+    assert said == ["nvidia-h100 is the name of 2 machines: NVIDIA H100 80GB HBM3 (sm_90), NVIDIA H200 (sm_90); each has its own series. FPX_MACHINE or --machine gives one another name"]
 
 
 def test_lines_that_are_no_records_are_named_and_cost_only_themselves(tmp_path):
     nights(tmp_path, 2, (FUSED,))
-    path, other = Store(tmp_path).files()
+    path, _ = Store(tmp_path).files()
     stored = json.loads(path.read_text())
     path.write_text("{half\n" + json.dumps(stored | {"schema": 99}) + "\n" + json.dumps(stored) + "\n" + json.dumps(stored)[:200])
     panel, = read(tmp_path)[0]
@@ -201,7 +200,10 @@ def test_a_build_that_was_measured_again_is_read_again_and_one_that_is_gone_is_f
     assert panel.verdicts[panel.verdict[0, 0]].status == "crash"
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, None])
+MIDDLE = b"everything but the first page"
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, MIDDLE, None])
 def test_a_digest_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, damage):
     nights(tmp_path, 2)
     expected = read(tmp_path)[0][0].figures["median_us"]
@@ -209,6 +211,9 @@ def test_a_digest_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, d
     if damage is None:
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA user_version = 999")
+    elif damage == MIDDLE:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     else:
         path.write_bytes(damage)
     assert np.array_equal(read(tmp_path)[0][0].figures["median_us"], expected)

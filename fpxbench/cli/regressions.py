@@ -52,11 +52,11 @@ def regressions(
         raise UsageError(str(error)) from error
     shown = found if everything else found.of_newest()
     for trouble in found.troubles:
-        err.print(str(trouble), markup=False, style="yellow")
+        err.print(trouble, markup=False, style="yellow")
     if as_json:
         print(json.dumps({
             **{name: [one.model_dump(mode="json") for one in getattr(shown, name)] for name in ("suspects", "events", "machine")},
-            "troubles": [str(trouble) for trouble in found.troubles],
+            "troubles": found.troubles,
         }))
     else:
         _print(shown, everything)
@@ -133,7 +133,7 @@ def detector(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the rule that finds regressions, on made-up series, beside asv's own and Apache Otava's."""
-    from fpxbench.regressions.contest import SEED, as_json as result_as_json, available, rounds
+    from fpxbench.regressions.contest import SEED, available, result_as_json, rounds
 
     here = available()
     for name in only or ():
@@ -170,7 +170,7 @@ def _print_contest(results, series: int) -> None:
     found = [result for result in results if isinstance(result, Found)]
     table = Table(title=f"Steps found, of {series} series with 30 builds before", title_justify="left", box=None, pad_edge=False)
     for name in ("step", "σ", "detector", *(f"in {k}" for k in range(1, 6)), "right build"):
-        table.add_column(name, justify="left" if name == "detector" else "right")
+        table.add_column(name, justify="left" if name == "detector" else "right", no_wrap=True)
     last = None
     for result in found:
         here = (result.step, result.noise)
@@ -184,7 +184,7 @@ def _print_contest(results, series: int) -> None:
     table = Table(title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each", title_justify="left", box=None,
                   pad_edge=False)
     for name in ("series", "detector", *(f"{length} builds" for length in lengths)):
-        table.add_column(name, justify="right" if "builds" in name else "left")
+        table.add_column(name, justify="right" if "builds" in name else "left", no_wrap=True)
     cells = {(result.kind, result.detector, result.builds): result.per_1000 for result in alarmed}
     last = None
     for kind, name in dict.fromkeys((result.kind, result.detector) for result in alarmed):

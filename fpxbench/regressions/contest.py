@@ -202,5 +202,5 @@ def rounds(series: int, detectors: list[str], seed: int = SEED) -> list[Round]:
     return steps + flats
 
 
-def as_json(result: Found | Alarmed) -> dict[str, object]:
+def result_as_json(result: Found | Alarmed) -> dict[str, object]:
     return {"measure": type(result).__name__.lower(), **asdict(result)}

@@ -157,7 +157,7 @@ class _Reader:
         shape = y.shape
         self.level, self.own_noise, self.noise = np.full((3, *shape), np.nan)
         self.count, self.freedom = np.zeros((2, *shape), dtype=np.intp)
-        self.moves = np.full((max(AFTER) + 1, *shape), np.nan)
+        self.moves = {k: np.full(shape, np.nan) for k in AFTER}
         self.begin = np.zeros(shape[0], dtype=np.intp)
         """Where the present level began."""
         self.refuted_until = np.full((2, shape[0]), -BEFORE - 1, dtype=np.intp)
@@ -185,7 +185,7 @@ class _Reader:
                 self._take_in(change, now, believe)
         return found
 
-    def _window(self, values: Array, split: int, rows: slice | int = slice(None)) -> Array:
+    def _window(self, values: Array, split: int, rows: slice = slice(None)) -> Array:
         """The builds before `split` that belong to the present level; NaN for those that do not."""
         start = max(0, split - BEFORE)
         inside = np.arange(start, split) >= self.begin[rows, None]
@@ -211,7 +211,7 @@ class _Reader:
         """§3: the move across `split`, clipped, in standard errors."""
         reach = CLIP * self.noise[:, split, None]
         move = np.clip(self.y[:, split:split + k] - self.level[:, split, None], -reach, reach).mean(axis=1)
-        self.moves[k, :, split] = move
+        self.moves[k][:, split] = move
         return np.nan_to_num(move / (self.noise[:, split] * _error(k, self.count[:, split])))
 
     def _judge(self, row: int, now: int, z: float) -> Change | None:
@@ -226,9 +226,9 @@ class _Reader:
         control, machine = self._control(row, split, now, np.sign(z))
         return Change(
             row=row, first=int(self.column[row, split]), last_before=int(self.column[row, split - 1]),
-            surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]), raised=int(self.column[row, now]), size=size, error=noise * float(_error(k, count)), z=z,
-            chance=float(2 * stats.t.sf(abs(z), freedom)), noise=noise, builds_before=count, builds_after=k,
-            control=control, machine=machine,
+            surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]), raised=int(self.column[row, now]),
+            size=size, error=noise * float(_error(k, count)), z=z, chance=float(2 * stats.t.sf(abs(z), freedom)), noise=noise,
+            builds_before=count, builds_after=k, control=control, machine=machine,
         )
 
     def _locate(self, row: int, now: int, sign: float) -> int:
@@ -246,9 +246,9 @@ class _Reader:
 
     def _usual(self, row: int, split: int, k: int) -> bool:
         """§4: whether this series has moved as far before, without a change."""
-        past = self.moves[k, row, max(0, split - HISTORY - k):split - k]
+        past = self.moves[k][row, max(0, split - HISTORY - k):split - k]
         past = past[np.isfinite(past)]
-        return len(past) >= LEAST_HISTORY and abs(self.moves[k, row, split]) <= fence(past)
+        return len(past) >= LEAST_HISTORY and abs(self.moves[k][row, split]) <= fence(past)
 
     def _control(self, row: int, split: int, now: int, sign: float) -> tuple[float | None, bool]:
         """§5: what the baseline did, and whether that leaves nothing for the case itself."""

@@ -12,7 +12,6 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from fpxbench.record import Build, Record
@@ -38,16 +37,6 @@ CREATE INDEX points_of_file ON points (file);
 """
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """Something about a folder of results that a reader should know."""
-
-    sentence: str
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
 # What differs from run to run in a failure that is the same: addresses, process and line numbers, temporary files, hashes.
 _VARYING = (
     (re.compile(r"0x[0-9a-fA-F]+"), "0x…"),
@@ -70,21 +59,31 @@ def settled(text: str) -> str:
     return text.strip()
 
 
-def digest(results: Path, machine: str) -> tuple[sqlite3.Connection, list[Trouble]]:
-    """The digest of one machine's records, brought up to date, and what could not be read."""
+@contextmanager
+def digest(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
+    """The digest of one machine's records, brought up to date, and a sentence for each thing that could not be read.
+
+    Raises sqlite3.DatabaseError, here or while it is read, if the file is damaged: `discard` it then.
+    """
     store = Store(results)
     paths = [path for path in store.files() if path.parent.parent.name == machine]
-    troubles: list[Trouble] = []
+    troubles: list[str] = []
     try:
         connection = _opened(results / machine / NAME)
         _update(connection, store, paths)
     except sqlite3.OperationalError as error:
-        troubles.append(Trouble(f"{results / machine / NAME}: {error}; every record is read instead"))
+        troubles.append(f"{results / machine / NAME}: {error}; every record is read instead")
         connection = _opened(Path(":memory:"))
         _update(connection, store, paths)
-    for (broken,) in connection.execute("SELECT broken FROM files WHERE broken != '[]' ORDER BY name"):
-        troubles += map(Trouble, json.loads(broken))
-    return connection, troubles
+    with closing(connection):
+        for (broken,) in connection.execute("SELECT broken FROM files WHERE broken != '[]' ORDER BY name"):
+            troubles += json.loads(broken)
+        yield connection, troubles
+
+
+def discard(results: Path, machine: str) -> None:
+    """Throw the digest away: it is made anew when it is next asked for."""
+    (results / machine / NAME).unlink(missing_ok=True)
 
 
 def machines(results: Path) -> list[str]:
@@ -93,27 +92,20 @@ def machines(results: Path) -> list[str]:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Raises sqlite3.OperationalError where it cannot be opened or written; what is damaged or of another version is made anew."""
-    for attempt in ("as it is", "anew"):
-        connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-        try:
-            with _writing(connection):
-                if connection.execute("PRAGMA user_version").fetchone() != (VERSION,):
-                    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                        connection.execute(f'DROP TABLE "{name}"')
-                    for statement in _TABLES.split(";\n"):
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {VERSION}")
-            return connection
-        except sqlite3.OperationalError:
-            connection.close()
-            raise
-        except sqlite3.DatabaseError:
-            connection.close()
-            if attempt == "anew":
-                raise
-            path.unlink(missing_ok=True)
-    raise AssertionError("unreachable")
+    """With its tables, empty if they were of another version."""
+    connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+    try:
+        with _writing(connection):
+            if connection.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+                    connection.execute(f'DROP TABLE "{name}"')
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection
 
 
 @contextmanager
@@ -198,11 +190,3 @@ class _Ids:
                 found = (self._connection.execute(f"INSERT INTO {table} VALUES (NULL, {marks})", row).lastrowid,)
             self._known[known] = found[0]
         return self._known[known]
-
-
-@contextmanager
-def opened(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, list[Trouble]]]:
-    """`digest`, closed afterwards."""
-    connection, troubles = digest(results, machine)
-    with closing(connection):
-        yield connection, troubles

@@ -12,7 +12,6 @@ import numpy as np
 from fpxbench.confirmation import Confirmation, Outcome
 from fpxbench.record import Build
 from fpxbench.regressions.detector import Change, detect
-from fpxbench.regressions.digest import Trouble
 from fpxbench.regressions.events import change_facts, events, series_of
 from fpxbench.regressions.series import Panel, panels
 from fpxbench.regressions.suspect import Direction, Event, Finding, MachineMove, Suspect, share
@@ -31,7 +30,7 @@ class Findings:
     suspects: list[Suspect] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     machine: list[MachineMove] = field(default_factory=list)
-    troubles: list[Trouble] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
     newest: list[Build] = field(default_factory=list)
     """The newest build of each series of builds."""
 
@@ -66,10 +65,10 @@ def find(results: Path, timeline: Timeline | None = None, machine: str | None = 
     return found
 
 
-def _second_looks(results: Path, troubles: list[Trouble]) -> dict[str, Confirmation]:
+def _second_looks(results: Path, troubles: list[str]) -> dict[str, Confirmation]:
     """The last confirmation of each finding, by its id."""
     looks, broken = Store(results, Confirmation).read_all()
-    troubles += [Trouble(str(line)) for line in broken]
+    troubles += [str(line) for line in broken]
     return {look.suspect: look for look in looks if look.suspect}
 
 

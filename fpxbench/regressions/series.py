@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.record import Build
-from fpxbench.regressions.digest import FIGURES, Trouble, machines, opened
+from fpxbench.regressions.digest import FIGURES, digest, discard, machines
 from fpxbench.timeline import Entry, Timeline, in_order
 
 UNKNOWN_DAY = "9999-12-31"
@@ -64,7 +64,7 @@ class Panel:
     """N·K of each case."""
 
 
-def panels(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Iterator[tuple[list[Panel], list[Trouble]]]:
+def panels(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Iterator[tuple[list[Panel], list[str]]]:
     """Every machine's panels in turn, or those of one machine, and what is to be known of its records.
 
     Raises ValueError if there is no such machine.
@@ -74,16 +74,24 @@ def panels(results: Path, timeline: Timeline | None = None, machine: str | None 
         raise ValueError(f"no records of machine {machine!r} in {results}: there are {', '.join(known) or 'none'}")
     held = {entry.key: entry for entry in timeline.entries()} if timeline else {}
     for name in known if machine is None else [machine]:
-        with opened(results, name) as (connection, troubles):
-            devices = [device for (device,) in connection.execute(
-                "SELECT DISTINCT devices.name FROM points JOIN devices ON devices.id = device ORDER BY 1")]
-            if len(devices) > 1:
-                troubles.append(Trouble(f"{name} is the name of {len(devices)} machines: {', '.join(devices)}; "
-                                        "each has its own series. FPX_MACHINE or --machine gives one another name"))
-            yield list(_panels(connection, name, held, troubles)), troubles
+        try:
+            yield _of_machine(results, name, held)
+        except sqlite3.DatabaseError:
+            discard(results, name)
+            yield _of_machine(results, name, held)
 
 
-def _panels(connection: sqlite3.Connection, machine: str, held: dict[str, Entry], troubles: list[Trouble]) -> Iterator[Panel]:
+def _of_machine(results: Path, machine: str, held: dict[str, Entry]) -> tuple[list[Panel], list[str]]:
+    with digest(results, machine) as (connection, troubles):
+        devices = [device for (device,) in connection.execute(
+            "SELECT DISTINCT devices.name FROM points JOIN devices ON devices.id = device ORDER BY 1")]
+        if len(devices) > 1:
+            troubles.append(f"{machine} is the name of {len(devices)} machines: {', '.join(devices)}; each has its own series. "
+                            "FPX_MACHINE or --machine gives one another name")
+        return list(_panels(connection, machine, held, troubles)), troubles
+
+
+def _panels(connection: sqlite3.Connection, machine: str, held: dict[str, Entry], troubles: list[str]) -> Iterator[Panel]:
     verdicts = {row[0]: Verdicts(*row[1:]) for row in connection.execute("SELECT id, status, kind, words, summary FROM verdicts")}
     builds = {number: Build.model_validate_json(facts) for number, facts in connection.execute("SELECT id, facts FROM builds")}
     order, tags, dates = _order(builds, held, troubles)
@@ -98,14 +106,14 @@ def _panels(connection: sqlite3.Connection, machine: str, held: dict[str, Entry]
                      [builds[n].model_copy(update={"date": dates[n]}) for n in numbers], [tags[n] for n in numbers], verdicts)
 
 
-def _order(builds: dict[int, Build], held: dict[str, Entry], troubles: list[Trouble]) -> tuple[dict[int, int], dict[int, str], dict]:
+def _order(builds: dict[int, Build], held: dict[str, Entry], troubles: list[str]) -> tuple[dict[int, int], dict[int, str], dict]:
     """Place, tag and date of each build by its number; a build whose version is none has no place."""
     entries = dict(held)
     for build in builds.values():
         try:
             Version(build.label)
         except InvalidVersion:
-            troubles.append(Trouble(f"{build.torch!r} is no version, so its records have no place in time: left out"))
+            troubles.append(f"{build.torch!r} is no version, so its records have no place in time: left out")
             continue
         entries.setdefault(build.key, Entry.of(build, UNKNOWN_DAY))
     placed = {entry.key: (place, entry) for place, entry in enumerate(in_order(entries.values()))}
