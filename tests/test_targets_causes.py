@@ -24,6 +24,10 @@ CASES = [
     ({"raised": ["CalledProcessError", "Command returned non-zero exit status 1."],
       "log": "error: instruction not supported on this GPU\n        v_cvt_pk_f32_bf8 v[2:3], v2\nld.lld: error: target emulation unknown\n"},
      Status.ERROR, Kind.ASSEMBLER_ERROR, "instruction not supported on this GPU v_cvt_pk_f32_bf8"),
+    ({"raised": ["RuntimeError", "PassManager::run failed"], "log": "python: /project/amd/Convert.cpp:2509: SmallVector<Value> createDestOps() const: "
+      "Assertion `maybeOutVals.has_value()' failed.\nmodule {}\nk.py:19:1: error: Failures have been detected while processing an MLIR pass pipeline\n"},
+     Status.ERROR, Kind.COMPILER_ABORT, "Assertion `maybeOutVals.has_value()' failed"),
+    ({"raised": ["RuntimeError", "PassManager::run failed"]}, Status.ERROR, Kind.PASS_FAILED, "PassManager::run failed"),
     ({"raised": ["CompilationError", "at 4:23:\n    tl.store(out)\n    ^\n"]}, Status.ERROR, None, "CompilationError without a reason"),
     ({"raised": ["CompilationError", "at 1:0:\nx\n^\nNameError('sums is not defined')"]}, Status.ERROR, None, "sums is not defined"),
     ({"raised": ["NotImplementedError", "this build has no tl.dot_scaled"]}, Status.MISSING, None, "this build has no tl.dot_scaled"),

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from fpxbench.formats import FORMATS
+from fpxbench.targets.encodes import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
 from fpxbench.targets.ptx import GLOBAL, Memory, Unmodelled, decoded_table, parse, run_thread
+from fpxbench.verdict import Kind
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -114,6 +116,11 @@ def test_integers_are_computed_as_the_manual_says(body, source, expected):
     ("mul.f16x2 %r2, %r1, 0x3C004000;", 0x40003C00, 0x40004000),                         # lanes (1, 2) * (2, 1)
     ("mul.rn.bf16x2 %r2, %r1, 0x3F804000;", 0x40003F80, 0x40004000),
     ("cvt.rn.bf16x2.f32 %r2, 0f3F800000, %r1;", float_bits(1.00390625), 0x3F803F80),     # the second source is the low lane
+    ("cvt.rz.f16.f32 %rs1, %r1; cvt.u32.u16 %r2, %rs1;", float_bits(1.9999), 0x3FFF),
+    ("cvt.rz.f16.f32 %rs1, %r1; cvt.u32.u16 %r2, %rs1;", float_bits(1e6), 0x7BFF),       # towards zero: not to infinity
+    ("set.nan.f16x2.f16x2 %r2, %r1, %r1;", 0x7E003C00, 0x3C000000),
+    ("cvt.rn.satfinite.e4m3x2.f32 %rs1, 0fC4610000, %r1; cvt.u32.u16 %r2, %rs1;", float_bits(1.0625), 0xFE38),   # -900 saturates; a tie to even
+    ("cvt.rn.satfinite.e5m2x2.f16x2 %rs1, %r1; cvt.u32.u16 %r2, %rs1;", 0x80003D80, 0x803E),
     ("cvt.rn.f16x2.e4m3x2 %r2, %r1;", 0x7E01, FP16.nearest(448.0) << 16 | FP16.nearest(2.0**-9)),
     ("cvt.rn.f16x2.e5m2x2 %r2, %r1;", 0x7C01, FP16.nearest(math.inf) << 16 | FP16.nearest(2.0**-16)),
 ])
@@ -128,7 +135,7 @@ def test_a_thread_has_its_own_local_array():
 
 @pytest.mark.parametrize("instruction", [
     "bra $L__BB0_2;", "bar.sync 0;", "shfl.sync.bfly.b32 %r2, %r1, 1, 31, -1;", "ld.shared.b32 %r2, [%r1];",
-    "cvt.rz.bf16.f32 %rs1, %r1; mov.b32 %r2, {%rs1, %rs1};", "cvt.rn.satfinite.e4m3x2.f32 %rs1, %r1, %r1; mov.b32 %r2, {%rs1, %rs1};",
+    "cvt.rp.bf16.f32 %rs1, %r1; mov.b32 %r2, {%rs1, %rs1};", "cvt.rn.satfinite.relu.e4m3x2.f32 %rs1, %r1, %r1; mov.b32 %r2, {%rs1, %rs1};",
     "mul.hi.u32 %r2, %r1, 3;", "mul.rz.f32 %r2, %r1, %r1;", "prmt.b32.f4e %r2, %r1, 0, 1;", "mov.b32 %r2, %unwritten;", "add.s32 %r2, %r1;",
 ])
 def test_what_is_not_modelled_is_said_so(instruction):
@@ -193,3 +200,49 @@ def test_a_decode_that_is_wrong_in_one_lane_is_not_taken_for_right():
 def test_a_decode_that_leaves_numbers_out_is_unknown():
     with pytest.raises(Unmodelled, match="where nothing is"):
         decoded_table(DECODE.format(instruction="e4m3x2", correction="").replace("shl.b32 	%r5, %r4, 7;", "mov.u32 %r5, 0;"), FP16, 4)
+
+
+# Encodes.
+
+
+ENCODE = """
+.visible .entry encode(
+.param .u64 encode_param_0,
+.param .u64 encode_param_1
+)
+{{
+ld.param.u64 	%rd3, [encode_param_0];
+ld.param.u64 	%rd4, [encode_param_1];
+mov.u32 	%r4, %ctaid.x;
+shl.b32 	%r5, %r4, 5;
+mov.u32 	%r6, %tid.x;
+or.b32 	%r9, %r6, %r5;
+cvt.s64.s32 	%rd5, %r9;
+mad.wide.s32 	%rd2, %r9, 4, %rd3;
+add.s64 	%rd1, %rd4, %rd5;
+ld.global.b32 {{ %r1 }}, [ %rd2 + 0 ];
+{body}
+cvt.u32.u16 %r2, %rs1;
+st.global.b8 [ %rd1 + 0 ], %r2;
+ret;
+}}
+"""
+
+DIRECT = "cvt.rn.satfinite.e4m3x2.f32 %rs1, 0f00000000, %r1;"
+
+
+@pytest.mark.parametrize(("body", "rounding", "kind", "cause"), [
+    (DIRECT, "rtne", None, ""),
+    (DIRECT, "rtz", Kind.INACCURATE, "rounds to nearest even, and was asked to round towards zero"),
+    ("cvt.rz.f16.f32 %rs2, %r1; mov.b32 %r3, {%rs2, %rs2}; cvt.rn.satfinite.e4m3x2.f16x2 %rs1, %r3;", "rtne",
+     Kind.DOUBLE_ROUNDING, "rounds towards zero to fp16 first"),
+    ("and.b32 %r1, %r1, 0xFFF00000;" + DIRECT, "rtne", Kind.INACCURATE, "another code"),
+    ("setp.eq.s32 %p1, %r1, 0x3B000000; @%p1 mov.u32 %r1, 0;" + DIRECT, "rtne", Kind.SUBNORMAL_WRONG, "subnormal"),
+], ids=["right", "not-as-asked", "by-way-of-fp16", "cut", "one-subnormal"])
+def test_an_encode_is_told_by_the_numbers_on_which_roundings_differ(body, rounding, kind, cause):
+    found = mistake(ENCODE.format(body=body), "e4m3fn", "fp32", rounding, 1)
+    if kind is None:
+        assert found is None
+    else:
+        assert found[0] is kind and cause in found[1]
+        assert "instead of" in found[2]

@@ -29,11 +29,12 @@ _SENTENCES: tuple[tuple[str, Kind | None], ...] = (
     (r"(?:invalid operand|invalid instruction|operands are not valid)[^\n]*\n\s*v_\w+", Kind.ASSEMBLER_ERROR),
     (r"size mismatch when packing elements for LLVM struct expected \d+ but got \d+", Kind.COMPILER_ABORT),
     (r"ptxas [^\n;]*; (?:error|fatal)[^\n]*", Kind.ASSEMBLER_ERROR),
-    (r"ptxas fatal\s*:[^\n]*|\berror\s*: \S[^\n]*", Kind.ASSEMBLER_ERROR),
     (r"LLVM ERROR:[^\n]*", Kind.COMPILER_ABORT),
     (r"Assertion `[^\n]*' failed", Kind.COMPILER_ABORT),
     (r"[^\n]+(?=\n+UNREACHABLE executed)", Kind.COMPILER_ABORT),
     (r"UNREACHABLE executed", Kind.COMPILER_ABORT),
+    (r"ptxas fatal\s*:[^\n]*|\berror\s*: (?!Failures have been)\S[^\n]*", Kind.ASSEMBLER_ERROR),
+    (r"PassManager::run failed", Kind.PASS_FAILED),
 )
 _REFUSALS = (Kind.UNSUPPORTED_ROUNDING, Kind.UNSUPPORTED_CONVERSION, Kind.UNSUPPORTED_DTYPE, Kind.UNSUPPORTED_ARCH)
 

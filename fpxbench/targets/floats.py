@@ -6,6 +6,7 @@ In exact arithmetic, so that a result is what IEEE 754 says and not what this ma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -47,6 +48,13 @@ class Float:
 
     def nearest(self, number: float | Fraction) -> int:
         """The bits of the nearest number of this format, ties to even."""
+        return self._rounded(number, round, self._infinity)
+
+    def toward_zero(self, number: float | Fraction) -> int:
+        """The bits of the next number of this format that is no larger in magnitude."""
+        return self._rounded(number, math.floor, self._infinity - 1)
+
+    def _rounded(self, number: float | Fraction, round_steps: Callable[[Fraction], int], most: int) -> int:
         if isinstance(number, float) and not math.isfinite(number):
             if math.isnan(number):
                 return self.nan
@@ -56,8 +64,8 @@ class Float:
         bits = 0
         if magnitude:
             exponent = max(_floor_log2(magnitude), self._least_exponent)
-            steps = round(magnitude / Fraction(2) ** (exponent - self.mantissa_bits))    # to even
-            bits = min(((exponent - self._least_exponent) << self.mantissa_bits) + steps, self._infinity)
+            steps = round_steps(magnitude / Fraction(2) ** (exponent - self.mantissa_bits))
+            bits = min(((exponent - self._least_exponent) << self.mantissa_bits) + steps, most)
         return bits | negative << (self.bits - 1)
 
     def flushed(self, bits: int) -> int:

@@ -1,7 +1,7 @@
 """What an answer amounts to: compiled and right, compiled and silently wrong, refused, failed.
 
-A decode for NVIDIA is run, all 256 codes, from its PTX; one for AMD is judged by its conversion instruction where that is
-all there is. A product is judged by the conversion and matrix instructions that it is made of. What neither settles has `check` ``none``.
+A conversion for NVIDIA is run from its PTX: a decode on all 256 codes, an encode where roundings differ. A decode for AMD is judged by its
+conversion instruction where that is all there is, a product by the instructions that it is made of. What neither settles has `check` ``none``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from fpxbench.formats import FORMATS, Format, format_named
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import failure, native_errors
+from fpxbench.targets.encodes import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
 from fpxbench.targets.matrix import Figures, Outcome
 from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Question
@@ -46,6 +47,8 @@ def judged(question: Question, architecture: Architecture, answer: dict) -> tupl
         if architecture.vendor == "nvidia":
             return _by_table(question, compiled["assembly"]), figures
         return _by_instruction(question, architecture, compiled), figures
+    if question.operation == "encode" and architecture.vendor == "nvidia":
+        return _by_inputs(question, compiled["assembly"]), figures
     return _by_operands(question, architecture, compiled), figures
 
 
@@ -64,9 +67,9 @@ def _figures(question: Question, compiled: dict) -> Figures:
 
 def _by_table(question: Question, ptx: str) -> Outcome:
     try:
-        table = _table(ptx, question.options["out"])
+        table = _table(_body(ptx), question.options["out"])
     except Unmodelled as unknown:
-        return Outcome(status=Status.OK, cause="compiles; not run, as the PTX interpreter does not model it", words=str(unknown))
+        return _not_run(unknown)
     fmt = format_named(question.format)
     read, right = table[:1 << fmt.bits], tuple(fmt.value(code) for code in range(1 << fmt.bits))
     if _same(read, right):
@@ -76,6 +79,15 @@ def _by_table(question: Question, ptx: str) -> Outcome:
     some = ", ".join(f"{fmt.describe_code(code)} to {read[code]:g} instead of {right[code]:g}" for code in wrong[:3])
     return Outcome(status=Status.WRONG, kind=kind, check="table", cause=sentence,
                    words=f"{len(wrong)} of {len(read)} codes: {some}{' …' if len(wrong) > 3 else ''}; by {_instructions(ptx)}")
+
+
+def _not_run(unknown: Unmodelled) -> Outcome:
+    return Outcome(status=Status.OK, cause="compiles; not run, as the PTX interpreter does not model it", words=str(unknown))
+
+
+def _body(ptx: str) -> str:
+    """The kernel alone, which is often the same for several targets."""
+    return re.sub(r"^\.(?:version|target|address_size)\b[^\n]*\n", "", ptx, flags=re.MULTILINE)
 
 
 @lru_cache(maxsize=4096)
@@ -103,8 +115,27 @@ def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind, str]:
 
 
 def _instructions(ptx: str) -> str:
-    names = sorted(set(re.findall(r"\bcvt[\w.]*\.(?:e4m3|e5m2|e2m1)x2\b", ptx)))
+    names = sorted(set(re.findall(r"\bcvt[\w.]*\.(?:e4m3|e5m2|e2m1)x2\b[\w.]*", ptx)))
     return ", ".join(names) or "integer and float operations, no conversion instruction"
+
+
+# An encode, by what it gives.
+
+
+def _by_inputs(question: Question, ptx: str) -> Outcome:
+    try:
+        found = _encode_mistake(_body(ptx), question.format, question.options["source"], question.options["rounding"])
+    except Unmodelled as unknown:
+        return _not_run(unknown)
+    if found is None:
+        return Outcome(status=Status.OK, check="inputs", cause="rounds every number up to the maximum as asked")
+    kind, cause, words = found
+    return Outcome(status=Status.WRONG, kind=kind, check="inputs", cause=cause, words=f"{words}; by {_instructions(ptx)}")
+
+
+@lru_cache(maxsize=4096)
+def _encode_mistake(ptx: str, format_name: str, source: str, rounding: str) -> tuple[Kind, str, str] | None:
+    return mistake(ptx, format_name, source, rounding, CONVERTED_BY_A_THREAD)
 
 
 # A decode, by its instruction.

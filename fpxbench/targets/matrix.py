@@ -23,8 +23,9 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-Check = Literal["table", "instruction", "none"]
-"""How an object that came out was looked at: all codes executed and compared; its conversion instruction known; only compiled."""
+Check = Literal["table", "inputs", "instruction", "none"]
+"""How an object that came out was looked at: a decode run on all codes; an encode run where roundings differ; its conversion
+instruction known; only compiled."""
 
 
 class Outcome(_Model):

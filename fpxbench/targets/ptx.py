@@ -6,10 +6,13 @@ rounding that the instruction leaves open. Source of the semantics: NVIDIA's PTX
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
 
 from fpxbench.formats import FORMATS, Format
 from fpxbench.targets.floats import BF16, FP16, FP32, Float, greatest, least, product, total
@@ -275,6 +278,17 @@ def _setp(state: _State, i: Instruction) -> None:
     state.write(i.operands[0], _COMPARISONS[comparison](a, b), 1)
 
 
+def _set(state: _State, i: Instruction) -> None:
+    """1.0 or 0.0 in each lane."""
+    comparison, to_type, from_type = i.modifiers
+    if (to_type, from_type) != ("f16x2", "f16x2"):
+        raise Unmodelled(i.text)
+    a, b = (state.read(name, 32) for name in i.operands[1:])
+    holds = (_COMPARISONS[comparison](FP16.value(a >> shift & 0xFFFF), FP16.value(b >> shift & 0xFFFF)) for shift in (0, 16))
+    low, high = (FP16.nearest(float(held)) for held in holds)
+    state.write(i.operands[0], low | high << 16, 32)
+
+
 def _number(state: _State, name: str, type_: str) -> float:
     if type_ in _FLOATS:
         return _FLOATS[type_].value(state.read(name, _FLOATS[type_].bits))
@@ -334,14 +348,22 @@ def _cvt(state: _State, i: Instruction) -> None:
     to_type, from_type = i.modifiers[-2:]
     to, *sources = i.operands
     options = set(i.modifiers[:-2])
-    if from_type in _CODED and to_type == "f16x2" and options == {"rn"}:
-        codes = state.read(sources[0], 16)
-        low, high = (FP16.nearest(_CODED[from_type].value(codes >> shift & 0xFF)) for shift in (0, 8))
+    if from_type in _CODED and to_type in ("f16x2", "bf16x2") and options == {"rn"}:
+        kind, codes = _FLOATS[to_type[:-2]], state.read(sources[0], 16)
+        low, high = (kind.nearest(_CODED[from_type].value(codes >> shift & 0xFF)) for shift in (0, 8))
         state.write(to, low | high << 16, 32)
-    elif to_type in ("f16x2", "bf16x2") and from_type == "f32" and options == {"rn"}:
+    elif to_type in ("f16x2", "bf16x2") and from_type == "f32" and options in ({"rn"}, {"rz"}):
         kind = _FLOATS[to_type[:-2]]
-        high, low = (kind.nearest(FP32.value(state.read(name, 32))) for name in sources)
+        rounded = kind.nearest if options == {"rn"} else kind.toward_zero
+        high, low = (rounded(FP32.value(state.read(name, 32))) for name in sources)
         state.write(to, low | high << 16, 32)
+    elif to_type in _CODED and options == {"rn", "satfinite"}:
+        if from_type == "f32":
+            high, low = (FP32.value(state.read(name, 32)) for name in sources)
+        else:
+            kind, lanes = _FLOATS[from_type.removesuffix("x2")], state.read(sources[0], 32)
+            low, high = kind.value(lanes & 0xFFFF), kind.value(lanes >> 16)
+        state.write(to, _nearest_code(_CODED[to_type], low) | _nearest_code(_CODED[to_type], high) << 8, 16)
     elif to_type in _FLOATS and from_type in _FLOATS:
         _between_floats(state, i, options)
     elif to_type in _FLOATS and options <= {"rn"}:
@@ -352,14 +374,34 @@ def _cvt(state: _State, i: Instruction) -> None:
         raise Unmodelled(i.text)
 
 
+@cache
+def _magnitudes(fmt: Format) -> list[float]:
+    """Its finite numbers without sign: they ascend with their codes."""
+    return [fmt.value(code) for code in range(fmt.max_code + 1)]
+
+
+def _nearest_code(fmt: Format, number: float) -> int:
+    """Ties to even; what is past the maximum becomes the maximum (``satfinite``), and NaN the one with every bit but the sign."""
+    if math.isnan(number):
+        return 0x7F
+    magnitudes, magnitude = _magnitudes(fmt), abs(number)
+    above = bisect.bisect_left(magnitudes, magnitude)
+    if above > fmt.max_code:
+        code = fmt.max_code
+    else:
+        below = max(above - 1, 0)
+        code = min((above, below), key=lambda code: (abs(Fraction(magnitudes[code]) - Fraction(magnitude)), code & 1))
+    return code | (math.copysign(1.0, number) < 0) << 7
+
+
 def _between_floats(state: _State, i: Instruction, options: set[str]) -> None:
-    if not options <= {"rn", "ftz"}:
+    if not (options <= {"rn", "ftz"} or options == {"rz"}):
         raise Unmodelled(i.text)
     target, source = (_FLOATS[type_] for type_ in i.modifiers[-2:])
     bits = state.read(i.operands[1], source.bits)
     number = source.value(source.flushed(bits) if "ftz" in options and source is FP32 else bits)
-    result = target.nearest(number)
-    if "rn" not in options and not math.isnan(number) and target.value(result) != number:
+    result = target.toward_zero(number) if "rz" in options else target.nearest(number)
+    if not options & {"rn", "rz"} and not math.isnan(number) and target.value(result) != number:
         raise Unmodelled(f"{i.text}: {number} has to be rounded, and how is not said")
     state.write(i.operands[0], result, target.bits)
 
@@ -367,23 +409,33 @@ def _between_floats(state: _State, i: Instruction, options: set[str]) -> None:
 _HANDLERS: dict[str, Callable[[_State, Instruction], None]] = {
     "mov": _mov, "ld": _ld, "st": _st, "cvt": _cvt, "cvta": lambda state, i: state.write(i.operands[0], state.read(i.operands[1], 64), 64),
     "and": _bitwise(lambda a, b: a & b), "or": _bitwise(lambda a, b: a | b), "xor": _bitwise(lambda a, b: a ^ b), "not": _bitwise(lambda a: ~a),
-    "shl": _shift, "shr": _shift, "lop3": _lop3, "prmt": _prmt, "bfe": _bfe, "selp": _selp, "setp": _setp,
+    "shl": _shift, "shr": _shift, "lop3": _lop3, "prmt": _prmt, "bfe": _bfe, "selp": _selp, "setp": _setp, "set": _set,
     **dict.fromkeys(("add", "sub", "mul", "mad", "fma", "min", "max", "neg", "abs"), _arithmetic),
 }
 
 
-# The whole of a decode.
+# The whole of a conversion.
 
 
-def decoded_table(ptx: str, out: Float, codes_a_thread: int, warp_size: int = 32) -> list[float]:
-    """What each of the 256 codes becomes in a kernel ``(source, out)`` that converts a byte each, `codes_a_thread` of them a thread.
+def converted(ptx: str, numbers: Sequence[int], source_bytes: int, out_bytes: int, elements_a_thread: int, warp_size: int = 32) -> list[int]:
+    """What a kernel ``(source, out)`` makes of the elements of `source`, given and returned as bits.
 
-    Every thread is run, on a source that holds every code once. Raises Unmodelled, also where a code's number was not written.
+    Every thread of as many one-warp blocks as it takes is run; the last is filled up with zeros. Raises Unmodelled, also where a
+    result was not written.
     """
     kernel = parse(ptx)
     source, target = GLOBAL, 2 * GLOBAL
-    memory = Memory({source + code: code for code in range(256)})
-    for block in range(256 // (codes_a_thread * warp_size)):
+    in_a_block = elements_a_thread * warp_size
+    blocks = -(-len(numbers) // in_a_block)
+    memory = Memory()
+    for at in range(blocks * in_a_block):
+        memory.write(source + at * source_bytes, numbers[at] if at < len(numbers) else 0, source_bytes)
+    for block in range(blocks):
         for thread in range(warp_size):
             run_thread(kernel, (source, target), memory, thread, block)
-    return [out.value(memory.read(target + code * out.bits // 8, out.bits // 8)) for code in range(256)]
+    return [memory.read(target + at * out_bytes, out_bytes) for at in range(len(numbers))]
+
+
+def decoded_table(ptx: str, out: Float, codes_a_thread: int) -> list[float]:
+    """What each of the 256 codes becomes in a kernel that converts a byte each to `out`. Raises Unmodelled."""
+    return [out.value(bits) for bits in converted(ptx, range(256), 1, out.bits // 8, codes_a_thread)]

@@ -9,7 +9,7 @@ then one request a line (``compiling.compiled`` says what is in it) with an ``id
 - ``compiled``: facts of the object (and its assembly, if asked for);
 - ``raised``: ``[type, message]``; - ``signal`` or ``exit``: how the process ended; - ``timeout``: after how many seconds
 
-and ``log``, the end of what it wrote, native code included.
+and ``log``, what it wrote first and last, native code included.
 """
 
 import json

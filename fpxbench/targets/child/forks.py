@@ -36,7 +36,7 @@ class _Call:
     def ended(self, status, usage, timeout_s):
         """The answer of a child that has ended, with its log; its files are gone then. `status` is None if it was ended."""
         with open(self.log, "rb") as file:
-            log = _MODULES.sub(b"", file.read())[-LOG_BYTES:].decode(errors="replace")
+            log = _both_ends(_MODULES.sub(b"", file.read())).decode(errors="replace")
         # What it had started (ptxas, a linker) belongs to its process group and goes with it.
         try:
             os.killpg(self.pid, signal.SIGKILL)
@@ -75,6 +75,12 @@ def _child(request, function, folder, log, writing):
     with os.fdopen(writing, "w") as pipe:
         pipe.write(json.dumps(answer))
     os._exit(0)
+
+
+def _both_ends(log):
+    """What was said first and last: MLIR says why, then prints all of the module, then that it failed."""
+    half = LOG_BYTES // 2
+    return log if len(log) <= LOG_BYTES else log[:half] + b"\n[...]\n" + log[-half:]
 
 
 def _words(error):

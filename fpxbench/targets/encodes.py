@@ -1,0 +1,90 @@
+"""Whether an encode rounds as it was asked to: its PTX is run on the numbers where roundings differ, and compared with the codec.
+
+Those are every number of the format, every midpoint between neighbours, and the source's own neighbours of all of these, up to the format's maximum:
+past it, and for NaN, formats leave the choice to whoever encodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+
+from fpxbench.formats import Format, format_named
+from fpxbench.targets.floats import BF16, FP16, FP32, Float
+from fpxbench.targets.ptx import converted
+from fpxbench.verdict import Kind
+
+SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
+
+
+@lru_cache(maxsize=64)
+def telling_inputs(fmt: Format, source: Float) -> tuple[int, ...]:
+    """Bits of `source` numbers."""
+    magnitudes = [fmt.value(code) for code in range(fmt.max_code + 1)]
+    points = {*magnitudes, *((a + b) / 2 for a, b in itertools.pairwise(magnitudes))}
+    bits = {source.nearest(point) + step for point in points for step in (-1, 0, 1)}
+    kept = sorted(b for b in bits if b >= 0 and source.value(b) <= fmt.max)
+    return (*kept, *(b | 1 << (source.bits - 1) for b in kept))
+
+
+def mistake(ptx: str, format_name: str, source_name: str, rounding: str, elements_a_thread: int) -> tuple[Kind, str, str] | None:
+    """What is wrong with an encode: kind, cause, and an example; None if it gives the code that was asked for every time.
+
+    Raises Unmodelled where that cannot be told.
+    """
+    from fpxbench.codec import Rounding
+
+    fmt, source = format_named(format_name), SOURCES[source_name]
+    inputs = telling_inputs(fmt, source)
+    codes = converted(ptx, inputs, source.bits // 8, 1, elements_a_thread)
+    asked = Rounding.NEAREST_EVEN if rounding == "rtne" else Rounding.TOWARD_ZERO
+    right = _codes(fmt, source_name, asked)
+    wrong = [at for at, (code, due) in enumerate(zip(codes, right, strict=True)) if code != due]
+    if not wrong:
+        return None
+    kind, cause = _named(codes, fmt, source_name, asked)
+    some = wrong[0]
+    words = (f"{len(wrong)} of {len(inputs)} inputs at and about numbers and midpoints: {source.value(inputs[some])!r} to "
+             f"{fmt.describe_code(codes[some])} instead of {fmt.describe_code(right[some])}")
+    return kind, cause, words
+
+
+@lru_cache(maxsize=256)
+def _codes(fmt: Format, source_name: str, rounding, through: str | None = None, first=None) -> tuple[int, ...]:
+    """The codec's codes of the telling inputs; by way of fp16 or bf16 if so asked, rounded there by `first`."""
+    import torch
+
+    from fpxbench.codec import Overflow, encode
+
+    source = SOURCES[source_name]
+    numbers = [source.value(bits) for bits in telling_inputs(fmt, source)]
+    if through is not None:
+        way = SOURCES[through]
+        numbers = [way.value(getattr(way, first)(number)) for number in numbers]
+    return tuple(encode(torch.tensor(numbers, dtype=torch.float64), fmt, rounding, Overflow.SATURATE).tolist())
+
+
+def _named(codes: list[int], fmt: Format, source_name: str, asked) -> tuple[Kind, str]:
+    """The known way of rounding that gives exactly these codes."""
+    from fpxbench.codec import Rounding
+
+    asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
+    found = tuple(codes)
+    for rounding, kind, said in (
+        (Rounding.TOWARD_ZERO, Kind.TRUNCATED, "rounds towards zero"), (Rounding.NEAREST_AWAY, Kind.TIES_AWAY, "rounds ties away from zero"),
+        (Rounding.NEAREST_EVEN, Kind.INACCURATE, "rounds to nearest even"),
+    ):
+        if found == _codes(fmt, source_name, rounding):
+            return kind, f"{said}, and was asked to round {asked_as}"
+        for through, first in itertools.product(("fp16", "bf16"), ("nearest", "toward_zero")):
+            if through != source_name and found == _codes(fmt, source_name, rounding, through, first):
+                before = "to nearest even" if first == "nearest" else "towards zero"
+                return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {said.removeprefix('rounds ')}"
+    if all(code == due or _is_subnormal(due, fmt) for code, due in zip(codes, _codes(fmt, source_name, asked), strict=True)):
+        return Kind.SUBNORMAL_WRONG, "gives subnormal numbers another code"
+    return Kind.INACCURATE, f"gives another code than rounding {asked_as} does"
+
+
+def _is_subnormal(code: int, fmt: Format) -> bool:
+    """Or zero, or the least normal number, which subnormal ones round up to."""
+    return code & fmt.magnitude_mask <= 1 << fmt.mantissa_bits
