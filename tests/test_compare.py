@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from fpxbench.case import Case
+from fpxbench.cli import app
+from fpxbench.cli.common import UsageError
 from fpxbench.compare import Change, compare
 from fpxbench.record import Build, Machine, Record, Timing
+from fpxbench.store import Store
 from fpxbench.verdict import Status, Verdict
 
 BEFORE = Build(torch="2.13.0+cpu", channel="release", variant="cpu", key="1" * 40)
@@ -72,6 +76,45 @@ def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_
     assert row.variants == ("cu130", "cpu")
     (row,) = compare([record(cuda, us=50), record(BEFORE, us=100)], [record(AFTER, us=100)])
     assert row.variants is None and row.change is Change.UNCHANGED
+
+
+# -- fpxbench compare -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for each in (record(BEFORE, "slow", us=100), record(BEFORE, "same", us=100), record(BEFORE, "crashing", us=100),
+                 record(AFTER, "slow", us=150), record(AFTER, "same", us=100), record(AFTER, "crashing", status=Status.CRASH),
+                 record(AFTER, "slow", us=100, machine="elsewhere")):
+        Store(tmp_path / "results").append(each)
+    return tmp_path
+
+
+def ask(folder, *arguments):
+    done = CliRunner().invoke(app, ["compare", *arguments, "--results", str(folder / "results"), "--timeline", str(folder / "timeline")])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def test_the_terminal_shows_what_changed_and_folds_the_rest(folder):
+    shown = ask(folder, "2.13.0", "2.14.1")
+    assert shown.index("crashing/") < shown.index("slow/") and "same/" not in shown
+    assert "+50.0% [" in shown and "1 verdict worse; 1 slower; 1 unchanged; 1 on one build only" in shown
+    assert "same/" in ask(folder, "2.13.0", "2.14.1", "--all")
+
+
+def test_json_is_every_row_and_one_machine_can_be_asked_for(folder):
+    rows = json.loads(ask(folder, "2.13.0", "2.14.1", "--machine", "here", "--json"))
+    assert [row["change"] for row in rows] == ["verdict worse", "slower", "unchanged"]
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (("2.13.0", "2.99"), "'2.99'.*there are some of 2.13.0, 2.14.1"), (("2.13.0", "2.14.1", "--machine", "nowhere"), "machine 'nowhere'"),
+])
+def test_what_was_never_measured_is_a_mistake_that_names_what_was(folder, arguments, said):
+    with pytest.raises(UsageError, match=said):
+        ask(folder, *arguments)
 
 
 def test_rows_are_json():

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy
 import pytest
 from small_index import write_torch, write_wheel
+from typer.testing import CliRunner
 
+from fpxbench.cli import app
+from fpxbench.cli.common import UsageError
 from fpxbench.environments import (
     Builds,
     CannotInstall,
@@ -271,6 +274,29 @@ def test_only_an_environment_can_be_removed(environments, name):
     with pytest.raises(FileNotFoundError):
         environments.remove(name)
     assert environments.root.exists()
+
+
+def test_the_commands_show_sizes_and_make_room(index, environments):
+    write_small(index)
+    with environments.held(small()) as environment:
+        name, size = environment.folder.name, environment.size
+    listed = json.loads(ask("list", "--environments", str(environments.root), "--json"))
+    assert [(each["name"], each["status"], each["bytes"]) for each in listed] == [(name, "ready", size)]
+    assert name in ask("list", "--environments", str(environments.root))
+
+    assert "0.0 MB freed" in ask("remove", "--unused-for", "1", "--environments", str(environments.root))
+    os.utime(environments.root / f"{name}.lock", (0, 0))     # as if it had been used last in 1970
+    assert "0.0 MB freed" not in ask("remove", "--unused-for", "1", "--environments", str(environments.root))
+    assert environments.everything() == []
+    with pytest.raises(UsageError, match="which"):
+        ask("remove")
+
+
+def ask(*arguments):
+    done = CliRunner().invoke(app, ["environments", *arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
 
 
 # -- which environment ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.case import Case, split_id
 from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out
@@ -367,15 +366,11 @@ def _print_rows(rows, names: list[str], everything: bool) -> None:
 
     folded = [row for row in rows if row.change in (Change.UNCHANGED, Change.ONLY_ONE, Change.MACHINE)]
     shown = rows if everything else [row for row in rows if row not in folded]
-    table = Table(box=None, pad_edge=False, title=f"{names[0]} → {names[1]}", title_justify="left")
-    for column in ("", "case", "machine", names[0], names[1], "time", "speedup over dense"):
-        table.add_column(column, overflow="fold")
+    widths = [max((len(text) for text in column), default=0) for column in zip(*((row.change, row.case, row.machine) for row in shown), strict=True)]
+    out.print(f"{names[0]} → {names[1]}", markup=False, style="bold")
     for row in shown:
-        times = [f"{us:.4g} us" if us else verdict or "" for us, verdict in ((row.before_us, row.before), (row.after_us, row.after))]
-        machine = row.machine + (f" ({row.variants[0]} → {row.variants[1]})" if row.variants else "")
-        table.add_row(row.change, *map(escape, (row.case, machine, *times)), _interval(row.time), _interval(row.speedup), style=_STYLES.get(row.change))
-    if shown:
-        out.print(table)
+        place = "  ".join(f"{text:{width}}" for text, width in zip((row.change, row.case, row.machine), widths, strict=True))
+        out.print(f"{place}  {_in_words(row)}", markup=False, style=_STYLES.get(row.change))
     counts = {change: sum(row.change is change for row in rows) for change in Change}
     out.print("; ".join(f"{count} {change}" for change, count in counts.items() if count), markup=False, style="bold")
     if not everything and folded:
@@ -385,7 +380,14 @@ def _print_rows(rows, names: list[str], everything: bool) -> None:
 _STYLES = {"verdict worse": "red", "slower": "red", "faster": "green", "verdict better": "green"}
 
 
-def _interval(found: tuple[float, float, float] | None) -> str:
+def _in_words(row) -> str:
     from fpxbench.paired import percent
 
-    return f"{percent(found[0])} [{percent(found[1], '')}, {percent(found[2], '')}]".replace("[", "\\[") if found else ""
+    def interval(found: tuple[float, float, float]) -> str:
+        return f"{percent(found[0])} [{percent(found[1], '')}, {percent(found[2], '')}]"
+
+    said = f"{row.before or 'not measured'} → {row.after or 'not measured'}"
+    if row.time:
+        said = f"{interval(row.time)}  {row.before_us:.4g} → {row.after_us:.4g} us"
+        said += f"; speedup over dense {interval(row.speedup)}" if row.speedup else ""
+    return said + (f"  ({row.variants[0]} → {row.variants[1]})" if row.variants else "")
