@@ -13,7 +13,7 @@ from torch import Tensor
 from fpxbench.codec import decode, encode
 from fpxbench.conduct import Operands
 from fpxbench.diagnose import Diagnosis, nearness
-from fpxbench.hypotheses import factors_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
+from fpxbench.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
 from fpxbench.misencodings import Misencoding, encoded, misencodings, same_number
 from fpxbench.misreadings import scale_misreadings
 from fpxbench.readout import correlation
@@ -174,7 +174,7 @@ def _scale_mistake(stored: _Stored) -> Diagnosis | None:
     oracle = QuantizedWeight.from_codes(stored.codes, stored.oracle_scales, scheme, weight.layout)
     starts = torch.arange(held.shape[1], device=held.device) * (scaling.block or 1)
     for misreading in scale_misreadings(scaling, fmt, *weight.shape):
-        factors = factors_under((misreading,), oracle, starts)
+        factors = factors_in(grid_under((misreading,), oracle), (misreading,), scaling, starts)
         if factors.shape == held.shape and bool(((factors - held).abs() <= SCALE_SLACK * held).all()):
             return Diagnosis(misreading.kind, f"{share}, as though {misreading.sentence}", evidence)
     if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):

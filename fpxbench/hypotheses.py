@@ -66,6 +66,9 @@ class Predictor:
         self.device = self.weight.device
         self.table = decode_table(self.weight.scheme.format, self.device)
         self.all_rows = torch.arange(n, device=self.device)
+        # Many hypotheses share these.
+        self._few_codes: dict[tuple[Misencoding, ...], list[Tensor]] = {}
+        self._grids: dict[Mistakes, Tensor] = {}
 
     @cached_property
     def screens(self) -> tuple[Tensor, Tensor]:
@@ -76,28 +79,29 @@ class Predictor:
         return torch.cat([wrong[:: max(1, len(wrong) // FEW_ROWS)][:FEW_ROWS], spread[:: max(1, len(spread) // 4)]]), spread
 
     def explains(self, mistakes: Mistakes) -> bool:
-        factors = factors_under(mistakes, self.weight, self.readout.columns)
         chunk = max(1, _AT_ONCE // max(1, len(self.readout.columns)))
-        return all(self.readout.fits(self._predictions(mistakes, rows, factors), rows)
+        return all(self.readout.fits(self._predictions(mistakes, rows), rows)
                    for rows in (*self.screens, *self.all_rows.split(chunk)))
 
     def predict(self, mistakes: Mistakes, rows: Tensor | None = None) -> Prediction:
         """The weight read on `rows` (all), every quotient rounded as the definition rounds it."""
-        factors = factors_under(mistakes, self.weight, self.readout.columns)
-        return self._predictions(mistakes, self.all_rows if rows is None else rows, factors)[0]
+        return self._predictions(mistakes, self.all_rows if rows is None else rows)[0]
 
     @cached_property
     def _stored_codes(self) -> Tensor:
         return pad(self.weight.codes(), (0, packing.padded_k(self.k) - self.k))
 
-    def _predictions(self, mistakes: Mistakes, rows: Tensor, factors: Tensor) -> list[Prediction]:
+    def _predictions(self, mistakes: Mistakes, rows: Tensor) -> list[Prediction]:
         """More than one where the readout is of a weight that was encoded unseen: a quotient beside a midpoint may have been
         rounded to either side."""
         columns = self.readout.columns
         table = self.table
         for mistake in _of_step(mistakes, "table"):
             table = mistake.apply(table)
-        factors = factors[rows] if factors.shape[0] > 1 else factors
+        of_scales = tuple(one for one in mistakes if (one.scales if isinstance(one, Misencoding) else one.step in ("scales", "places")))
+        if of_scales not in self._grids:
+            self._grids[of_scales] = grid_under(of_scales, self.weight)
+        factors = factors_in(self._grids[of_scales], mistakes, self.weight.scheme.scaling, columns, rows)
         nonfinite = ~table.isfinite()
         predictions = []
         for codes in self._codes(mistakes, rows):
@@ -108,23 +112,28 @@ class Predictor:
             predictions.append(Prediction(table[codes.int()].double() * factors.double(), tainted))
         return predictions
 
-    def _codes(self, mistakes: Mistakes, rows: Tensor) -> Iterator[Tensor]:
+    def _codes(self, mistakes: Mistakes, rows: Tensor) -> list[Tensor]:
         """uint8 [rows, K_pad] that lie in store."""
-        storing = [one for one in mistakes if isinstance(one, Misencoding)]
-        original = self.readout.original
-        if original is None:
-            yield self._stored_codes[rows]
-            return
-        weight, scaling = scaled_under(mistakes, self.weight), self.weight.scheme.scaling
+        if self.readout.original is None:
+            return [self._stored_codes[rows]]
+        storing = tuple(one for one in mistakes if isinstance(one, Misencoding))
+        if rows is not self.screens[0]:
+            return list(self._encoded(storing, rows))
+        if storing not in self._few_codes:
+            self._few_codes[storing] = list(self._encoded(storing, rows))
+        return self._few_codes[storing]
+
+    def _encoded(self, storing: tuple[Misencoding, ...], rows: Tensor) -> Iterator[Tensor]:
+        weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         scales = Scales(weight.scales[rows] if weight.scales.shape[0] > 1 else weight.scales, weight.tensor_scale)
         for nudge in quotient_nudges(scales, scaling):
-            codes = encoded(original[rows], lambda w, nudge=nudge: scale_down(w, scales, scaling) * (1 + nudge),
+            codes = encoded(self.readout.original[rows], lambda w, nudge=nudge: scale_down(w, scales, scaling) * (1 + nudge),
                             weight.scheme.format, storing)
             yield pad(codes, (0, packing.padded_k(self.k) - self.k))
 
 
-def factors_under(mistakes: Mistakes, weight: QuantizedWeight, columns: Tensor) -> Tensor:
-    """What the codes in `columns` are multiplied by, fp32 [N or 1, C]."""
+def grid_under(mistakes: Mistakes, weight: QuantizedWeight) -> Tensor:
+    """The scale of each block as it is read, fp32 [N or 1, G]."""
     weight = scaled_under(mistakes, weight)
     block = decode(weight.scales, NV_SCALE_FORMAT) if weight.scheme.scaling.kind == "nv" else weight.scale_grid()
     tensor = weight.tensor_scale if weight.tensor_scale is not None else torch.ones(1, device=weight.device)
@@ -133,9 +142,15 @@ def factors_under(mistakes: Mistakes, weight: QuantizedWeight, columns: Tensor) 
     grid = block * tensor
     for mistake in _of_step(mistakes, "places"):
         grid = mistake.apply(grid)
+    return grid
+
+
+def factors_in(grid: Tensor, mistakes: Mistakes, scaling: Scaling, columns: Tensor, rows: Tensor | None = None) -> Tensor:
+    """What the codes in `columns` of `rows` (all) are multiplied by, fp32 [rows or 1, C]."""
+    rows = torch.arange(grid.shape[0], device=grid.device) if rows is None or grid.shape[0] == 1 else rows
     for mistake in _of_step(mistakes, "blocks"):
-        return mistake.apply(grid, columns)
-    return grid[:, block_of(columns, weight.scheme.scaling)]
+        return mistake.apply(grid, columns, rows)
+    return grid[rows][:, block_of(columns, scaling)]
 
 
 def scaled_under(mistakes: Mistakes, weight: QuantizedWeight) -> QuantizedWeight:

@@ -47,7 +47,9 @@ class Misencoding:
 
     def can_be_made_with(self, other: Misencoding) -> bool:
         """Whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
-        return all(getattr(self, one) is None or getattr(other, one) is None for one in ("scales", "target", "rounding", "overflow"))
+        exclusive = (("scales", "scales"), ("rounding", "rounding"), ("target", "target"), ("overflow", "overflow"),
+                     ("target", "overflow"), ("overflow", "target"))    # a target has an overflow of its own
+        return all(getattr(self, mine) is None or getattr(other, its) is None for mine, its in exclusive)
 
 
 def encoded(weight: Tensor, divide: Divide, fmt: Format, mistakes: Iterable[Misencoding] = ()) -> Tensor:

@@ -48,8 +48,9 @@ def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
                              lambda codes, columns: _pieces_reversed(codes[:, columns.to(codes.device)], fmt.bits))
     for other in packing.LAYOUTS.values():
         if other.name != layout and fmt.bits < 8 and _could_hold(other, layout, fmt.bits, k):
-            yield Misreading("codes", Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP,
-                             f"the bytes are read in the layout {other.name}, theirs is {layout}", _read_as(other.name, layout, fmt.bits, k))
+            kind = Kind.NIBBLE_SWAP if {layout, other.name} == {"nibbles_low_first", "nibbles_high_first"} else Kind.PLANE_SWAP
+            yield Misreading("codes", kind, f"the bytes are read in the layout {other.name}, theirs is {layout}",
+                             _read_as(other.name, layout, fmt.bits, k))
     neighbours = Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP
     yield moved(neighbours, "each two neighbours along K are exchanged: weight k reads the code of k ^ 1",
                 **{f"p{offset}": column ^ 1 for offset, _ in cut})

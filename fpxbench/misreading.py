@@ -19,7 +19,7 @@ class Misreading:
     ``table``: (table [2**bits]) -> the table read by instead;
     ``scales``: (block scales [N or 1, G], tensor scale [1]) -> those that are multiplied by instead;
     ``places``: (scale grid [N or 1, G]) -> the grid that is read instead;
-    ``blocks``: (scale grid [N or 1, G], columns [C]) -> the factors [N or 1, C] that the columns meet instead.
+    ``blocks``: (scale grid [N or 1, G], columns [C], rows [R]) -> the factors [R or 1, C] that those weights meet instead.
     """
 
     step: str

@@ -178,7 +178,7 @@ def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[Misreading]:
         return
     if scaling.kind == "row":
         yield Misreading("blocks", Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
-                         lambda grid, columns: grid.reshape(1, -1)[:, columns % grid.shape[0]])
+                         lambda grid, columns, rows: grid.reshape(1, -1)[:, columns % grid.shape[0]])
         for step, which in ((1, "next"), (-1, "previous")):
             sentence = f"each row is multiplied by the scale of the {which} row"
             yield places(Kind.BLOCK_OFF_BY_ONE, sentence, at(lambda r, step=step: r + step, lambda g: g))
@@ -197,10 +197,9 @@ def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[Misreading]:
         yield Misreading(
             "blocks", Kind.BLOCK_OFF_BY_ONE,
             f"blocks begin one column {'early' if step > 0 else 'late'}: a weight beside each boundary meets the {which} block's scale",
-            lambda grid, columns, step=step: grid[:, block_of((columns + step).clamp(0, k - 1), scaling)])
-        yield Misreading(
-            "blocks", Kind.BLOCK_OFF_BY_ONE, f"each row's blocks meet the scales of the {which} row",
-            lambda grid, columns, step=step: grid.roll(-step, dims=0)[:, block_of(columns, scaling)])
+            lambda grid, columns, rows, step=step: grid[rows][:, block_of((columns + step).clamp(0, k - 1), scaling)])
+        yield places(Kind.BLOCK_OFF_BY_ONE, f"each row's blocks meet the scales of the {which} row",
+                     lambda grid, step=step: grid.roll(-step, dims=0))
 
 
 def block_of(columns: Tensor, scaling: Scaling) -> Tensor:

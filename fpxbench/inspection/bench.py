@@ -14,6 +14,7 @@ from fpxbench.codec import decode_table, encode
 from fpxbench.conduct import Operands
 from fpxbench.formats import Format
 from fpxbench.implementation import Implementation
+from fpxbench.inspection.wrapped import Wrapped
 from fpxbench.readout import Prediction, Readout
 from fpxbench.scaling import E8M0, NV_SCALE_FORMAT, Scales, Scaling
 from fpxbench.scheme import Scheme, scheme_named
@@ -35,9 +36,14 @@ class Bench:
         self.scaling: Scaling = self.scheme.scaling
         self.n, self.k = case.n, case.k
         self.dtype = check.ACTIVATION_DTYPES[case.activation]
-        held = self.quantized(check.make_weight(case, seed, device).to(self.dtype).float())
+        held = self.quantized(self.weight(case))
         self.template = held.weight
         self.sets_codes = held.weight.has_codes and not held.weight.extra
+
+    def weight(self, case: Case) -> Tensor:
+        """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
+        weight = check.make_weight(case, self.seed, self.device)
+        return weight.to(self.dtype).float() if isinstance(self.implementation, Wrapped) else weight
 
     def quantized(self, original: Tensor) -> Operands:
         """`original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of it."""
@@ -71,12 +77,24 @@ class Bench:
             forced[:1 if self.scaling.kind == "tensor" else self.n, (starts + (starts + block).clamp(max=self.k)) // 2] = True
         return forced
 
+    @cached_property
+    def free(self) -> Tensor:
+        """Where both code and scale are the ones wanted, bool [N, K]."""
+        free = ~self.forced
+        if self._scale_is_forced:
+            free[0, :self.scaling.block] = False
+        return free
+
+    @property
+    def _scale_is_forced(self) -> bool:
+        """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the largest there is."""
+        return self.scaling.kind == "nv" and not self.sets_codes
+
     def hold(self, codes: Tensor, scales: Scales) -> Operands:
-        """The implementation with uint8 `codes` [N, K] under `scales`, but for the places that are `forced`."""
+        """The implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
         codes = codes.to(torch.uint8).to(self.device).expand(self.n, self.k)
         codes = torch.where(self.forced, self.fmt.max_code, codes).contiguous()
-        if not self.sets_codes and self.scaling.kind == "nv":
-            # The largest block scale decides the tensor scale, so one block is given the largest that there is.
+        if self._scale_is_forced:
             scales = Scales(scales.stored.clone(), scales.tensor_scale)
             scales.stored[0, 0] = NV_SCALE_FORMAT.max_code
         wanted = QuantizedWeight.from_codes(codes, scales, self.scheme, "bytes")

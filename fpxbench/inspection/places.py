@@ -45,8 +45,6 @@ def recover_blocks(bench: Bench, table: Tensor) -> Finding:
     place_of[shuffled] = torch.arange(count)
     read = torch.zeros(bench.n, bench.k, dtype=torch.long)
     free = plain_weights(bench, code, number).cpu()
-    if not bench.sets_codes and bench.scaling.kind == "nv":
-        free[0, :bench.scaling.block] = False    # it holds the largest scale instead
     known = free.clone()
     same = torch.ones(bench.n, bench.k, dtype=torch.bool)
     first = None
@@ -104,7 +102,7 @@ def _name_blocks(bench: Bench, place: Tensor, known: Tensor) -> tuple[list, str]
             if one.step == "places":
                 grid = one.apply(grid)
             else:
-                met = one.apply(grid, columns)
+                met = one.apply(grid, columns, torch.arange(len(grid)))
         met = grid[:, block_of(columns, bench.scaling)] if met is None else met
         return bool((met.expand(bench.n, bench.k) == place)[known].all())
 
@@ -122,7 +120,7 @@ def recover_order(bench: Bench, table: Tensor) -> Finding:
         return Finding(name="order", right=None, sentence="codes cannot be told from each other by what they are read as")
     rng = check.generator(bench.seed, "order")
     one = bench.scales(torch.ones(1, 1))
-    free = ~bench.forced
+    free = bench.free
     held, seen, right = [], [], True
     for weight in range(WEIGHTS[1]):
         codes = alphabet[torch.randint(len(alphabet), (bench.n, bench.k), generator=rng).to(alphabet.device)]
@@ -150,7 +148,7 @@ def _sources(bench: Bench, held: Tensor, seen: Tensor) -> Finding:
         agreed = found if agreed is None else torch.where((found >= 0) & (agreed >= 0) & (found != agreed), -2, torch.maximum(found, agreed))
     source = agreed.cpu().reshape(k, bits)
     own = torch.arange(k * bits).reshape(k, bits)
-    free = (~bench.forced).any(dim=0).cpu()[:, None].expand(k, bits)
+    free = bench.free.any(dim=0).cpu()[:, None].expand(k, bits)
     wrong = (source != own) & (source >= 0) & free
     if not bool(wrong.any()):
         lost = int(((source < 0) & free).sum())

@@ -104,7 +104,7 @@ class _Inspector:
 
     def run(self) -> None:
         self.bench = Bench(self.implementation, self.case, self.device, self.inspection.seed)
-        operands = self.bench.quantized(check.make_weight(self.case, self.inspection.seed, self.device).to(self.bench.dtype).float())
+        operands = self.bench.quantized(self.bench.weight(self.case))
         readout = self.bench.readout(operands)
         weights_right = Predictor(readout).explains(())
         self.inspection.weights_read = readout.seen.numel()
@@ -144,7 +144,7 @@ class _Inspector:
             return None
         small = self._smaller().model_copy(update={"workload": "canary.codes"})
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
-        telling = bench.quantized(check.make_weight(small, self.inspection.seed, self.device).to(bench.dtype).float())
+        telling = bench.quantized(bench.weight(small))
         return diagnose_quantization(operands.original, operands, telling)
 
     # Experiments.
@@ -176,6 +176,8 @@ class _Inspector:
             reached = telling[0].seen[telling[0].seen.isfinite()].abs()
             largest = int(encode(reached.amax(), fmt)) if reached.numel() else 0
             known = [*misreadings(as_if), *misencodings(fmt, "bytes", self.bench.k, largest), *misscalings(fmt, scaling)]
+            if all(bool((one.seen - one.original).abs().le(check.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
+                return Diagnosis(Kind.INACCURATE, "the weight acted by is the one that was given: nothing was quantized", {})
         told = any(bool(one.seen.isfinite().any()) for one in readouts)
         fitting = explanations(readouts, known)
         if fitting and not told:
@@ -196,9 +198,8 @@ class _Inspector:
         """Readouts of weights on which mistakes differ, on the smaller shape."""
         small = self._smaller()
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
-        plain = bench.quantized(check.make_weight(small, self.inspection.seed, self.device).to(bench.dtype).float())
-        telling = check.make_weight(small.model_copy(update={"workload": "canary.codes"}), self.inspection.seed, self.device)
-        readouts = [bench.readout(bench.quantized(telling.to(bench.dtype).float()))]
+        plain = bench.quantized(bench.weight(small))
+        readouts = [bench.readout(bench.quantized(bench.weight(small.model_copy(update={"workload": "canary.codes"}))))]
         if bench.sets_codes:
             readouts.append(bench.readout(telling_operands(self.implementation, plain)))
         return readouts

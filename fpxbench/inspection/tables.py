@@ -39,7 +39,7 @@ def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
     codes = torch.arange(size, device=bench.device)
     if not bench.sets_codes:
         codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
-    free = (~bench.forced).all(dim=0).nonzero().reshape(-1)
+    free = bench.free.all(dim=0).nonzero().reshape(-1)
     columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
     one, rng = bench.scales(torch.ones(1, 1)), check.generator(bench.seed, "table")
     seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
@@ -128,7 +128,6 @@ def recover_scales(bench: Bench, table: Tensor) -> Finding:
     code, number = known_code(bench, table)
     if code is None:
         return Finding(name="scales", right=None, sentence="no code is read as a number that scales could be seen by")
-    # nv's largest block scale decides the tensor scale; row 0 holds it where codes cannot be set.
     plain = plain_weights(bench, code, number).nonzero()
     if len(plain) == 0:
         return Finding(name="scales", right=None, sentence="no weight is read as the one code that all of them hold")
@@ -139,7 +138,7 @@ def recover_scales(bench: Bench, table: Tensor) -> Finding:
     wrong = ~bench.near(seen * number, wanted.double() * number)
     differences = [Difference(entry=_number(value), definition=_number(value), acted_by=_number(factor))
                    for value, factor in zip(wanted[wrong], seen[wrong], strict=True)]
-    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" and bench.sets_codes else None
+    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" else None
     if tensor:
         differences.append(tensor)
     if not differences:
@@ -191,9 +190,9 @@ def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
 
 
 def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
-    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not at forced places, nor where padding is read."""
+    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor where padding is read."""
     seen = bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ones(1, 1))))
-    return bench.near(seen, torch.full_like(seen, number)) & ~bench.forced
+    return bench.near(seen, torch.full_like(seen, number)) & bench.free
 
 
 def _product(parts: tuple[Tensor, Tensor]) -> Tensor:
