@@ -25,7 +25,16 @@ from asv.plugins.git import Git
 from asv.publishing import OutputPublisher
 
 from fpxbench.build import NoPyTorch, installed_build
-from fpxbench.environments import PARTS, REFUSED, UNAVAILABLE, Builds, Environments, NotOffered, build_at_hand, parts_named
+from fpxbench.environments import (
+    PARTS,
+    REFUSED,
+    UNAVAILABLE,
+    Builds,
+    Environments,
+    NotOffered,
+    build_at_hand,
+    parts_named,
+)
 from fpxbench.environments.folder import ROOT_VARIABLE
 from fpxbench.environments.installer import bare_environment
 from fpxbench.plan import SHARED_PLAN_VARIABLE
@@ -34,6 +43,7 @@ from fpxbench.timeline.measured import measured
 
 _NAMING = ("FPX_VARIANT", "FPX_CHANNEL", "FPX_PARTS", "FPX_DEVICE")
 """Variables of the process, or of asv's matrix, that say which builds are meant."""
+_INTERRUPTED = "Interrupted. What was measured is kept; the next run goes on from there."
 _NAV_ANCHOR = '<li id="nav-li-regressions">'
 _NAV_LINK = '<li id="nav-li-fpxbench"><a href="fpxbench/index.html">fpxbench report</a></li>\n        '
 
@@ -213,6 +223,8 @@ class PyTorchEnvironment(Environment):
             log.warning(self._refusal)
         except (TimelineError, *UNAVAILABLE) as error:
             raise util.UserError(str(error)) from error
+        except KeyboardInterrupt:
+            raise util.UserError(_INTERRUPTED) from None
         self._installed = commit_hash
         self._set_commit_hash(commit_hash)
 
@@ -225,7 +237,7 @@ class PyTorchEnvironment(Environment):
         try:
             return util.check_output([str(self._python_path), *args], **kwargs)
         except KeyboardInterrupt:
-            raise util.UserError("Interrupted. What was measured is kept; the next run goes on from there.") from None
+            raise util.UserError(_INTERRUPTED) from None
 
     def _run_refused(self, args: list[str], **kwargs):
         """As a build would answer whose benchmarks all fail: asv has no other word for one that is not there.

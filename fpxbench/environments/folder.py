@@ -143,13 +143,10 @@ class Environments:
             _write(folder, state.model_copy(update={"shared": fingerprint()}))
 
     def _make(self, folder: Path, wanted: Wanted) -> None:
-        started = time.monotonic()
-        chosen = installer.chosen()
         _forget(folder)
-        folder.mkdir()
-        self._say(f"installing {', '.join(wanted.requirements)} into {folder} with {chosen}")
         try:
-            why, build = self._fill(folder, wanted, chosen)
+            folder.mkdir()
+            self._attempt(folder, wanted)
         except OSError as error:
             _forget(folder)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -158,18 +155,21 @@ class Environments:
         except BaseException:
             _forget(folder)
             raise
+
+    def _attempt(self, folder: Path, wanted: Wanted) -> None:
+        started = time.monotonic()
+        chosen = installer.chosen()
+        self._say(f"installing {', '.join(wanted.requirements)} into {folder} with {chosen}")
+        why, build = self._fill(folder, wanted, chosen)
         log = installer.tail(folder / "install.log")
-        unreachable = installer.is_unreachable(folder / "install.log")
         if why and installer.is_disk_full(log):
-            _forget(folder)
             raise self._disk_full(wanted)
-        if why and unreachable:
-            _forget(folder)
+        if why and installer.is_unreachable(folder / "install.log"):
             raise IndexUnreachable(f"{wanted.tag} ({wanted.variant}) was not installed: the package index did not answer. "
                                    f"Nothing is held against the build; try again later.\n{_last_lines(log)}")
         state = State(wanted=wanted, status="failed" if why else "ready", why=why, log_tail=log if why else "", build=build, installer=chosen,
                       shared=fingerprint(), seconds=round(time.monotonic() - started, 1))
-        if why:
+        if why:     # what is no use takes no room
             shutil.rmtree(folder / "venv")
             shutil.rmtree(folder / "shared")
         _write(folder, state)
