@@ -40,12 +40,16 @@ def decode(fmt="e4m3fnuz", out="bf16"):
     return questions_like([f"decode/{fmt}/{out}"])
 
 
+def cells(architectures, questions=None):
+    return [(question, architecture) for question in questions or decode() for architecture in architectures]
+
+
 # Failures, each in its own words.
 
 
 def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
     started = time.monotonic()
-    result = ask_build(fake, decode(), list(ARCHITECTURES.values()), timeout_s=3)
+    result = ask_build(fake, cells(ARCHITECTURES.values()), timeout_s=3)
     assert time.monotonic() - started < 30
     seen = {architecture: outcome for (_, architecture), outcome in result.outcomes.items()}
     assert set(seen) == set(ARCHITECTURES)
@@ -59,18 +63,18 @@ def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
 
 
 def test_an_object_that_is_empty_or_no_elf_file_is_a_failure(fake):
-    result = ask_build(fake, decode(), architectures_like(["sm_100", "gfx950"]))
+    result = ask_build(fake, cells(architectures_like(["sm_100", "gfx950"])))
     assert {(outcome.status, outcome.kind) for outcome in result.outcomes.values()} == {(Status.ERROR, Kind.EMPTY_OBJECT)}
 
 
 def test_an_instruction_that_the_target_does_not_have_is_a_failure_though_an_object_came_out(fake):
-    outcome, = ask_build(fake, decode(), architectures_like(["gfx942"])).outcomes.values()
+    outcome, = ask_build(fake, cells(architectures_like(["gfx942"]))).outcomes.values()
     assert (outcome.status, outcome.kind) == (Status.ERROR, Kind.ASSEMBLER_ERROR)
     assert outcome.cause == "instruction not supported on this GPU v_cvt_pk_f32_fp8"
 
 
 def test_what_a_hanging_compiler_had_started_is_gone_with_it(fake):
-    ask_build(fake, decode(), architectures_like(["sm_90"]), timeout_s=3)
+    ask_build(fake, cells(architectures_like(["sm_90"])), timeout_s=3)
     assert not [process for process in psutil.process_iter() if _words_of(process) == "sleep 600.25"]
 
 
@@ -83,19 +87,18 @@ def _words_of(process):
 
 def test_a_hanging_compilation_is_asked_again_and_nothing_else_is(fake):
     asked = architectures_like(["sm_8?", "sm_90"])
-    cells = [(question, architecture) for question in decode() for architecture in asked]
-    assert engine.ask(fake, cells, timeout_s=3).asked == 2 * len(asked)         # a plain copy for each, to see if it is known
-    assert engine.ask(fake, cells, timeout_s=3).asked == 1
-    assert engine.ask(fake, cells, timeout_s=3, fresh=True).asked == 2 * len(asked)
+    assert engine.ask(fake, cells(asked), timeout_s=3).asked == 2 * len(asked)         # a plain copy for each, to see if it is known
+    assert engine.ask(fake, cells(asked), timeout_s=3).asked == 1
+    assert engine.ask(fake, cells(asked), timeout_s=3, fresh=True).asked == 2 * len(asked)
 
 
 def test_half_a_line_in_the_cache_costs_that_line_only(fake):
-    cells = [(question, architecture) for question in decode() for architecture in architectures_like(["sm_80", "sm_86"])]
-    engine.ask(fake, cells)
+    asked = cells(architectures_like(["sm_80", "sm_86"]))
+    engine.ask(fake, asked)
     kept = max((builds.cache_root() / "targets").glob("*.jsonl"), key=os.path.getmtime)
     kept.write_bytes(kept.read_bytes()[:-20])
-    assert engine.ask(fake, cells).asked == 1
-    assert engine.ask(fake, cells).asked == 0
+    assert engine.ask(fake, asked).asked == 1
+    assert engine.ask(fake, asked).asked == 0
 
 
 # Builds.
@@ -112,7 +115,7 @@ def test_a_build_that_cannot_be_imported_is_said_so_and_the_others_are_asked(tmp
     matrix = assembled(results, decode(), architectures_like(["sm_80"]))
     assert [build.unusable == "" for build in matrix.builds] == [True, False, False]
     with pytest.raises(Unusable):
-        ask_build(triton_at(str(broken)), decode(), architectures_like(["sm_80"]))
+        ask_build(triton_at(str(broken)), cells(architectures_like(["sm_80"])))
 
 
 @pytest.mark.parametrize(("output", "sentence"), [
@@ -255,7 +258,7 @@ def installed(tmp_path_factory):
     questions, architectures = questions_like(["decode/e4m3fn", "integer_decode/*/bf16"]), architectures_like(["sm_80", "sm_90"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return ask_build(triton_at("installed"), questions, architectures), questions, architectures
+        return ask_build(triton_at("installed"), cells(architectures, questions)), questions, architectures
 
 
 def test_the_installed_triton_decodes_e4m3fn_on_hopper_and_refuses_it_on_ampere(installed):

@@ -16,6 +16,7 @@ from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.builds import CannotObtain, TritonAt, triton_at
 from fpxbench.targets.matrix import Figures, Machine, Matrix, OperationSummary, Outcome, Probe, Run, TritonBuild
 from fpxbench.targets.operations import OPERATIONS, Question
+from fpxbench.verdict import Status
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,10 @@ class Judged:
 
 
 def ask_build(
-    build: TritonAt, questions: Sequence[Question], architectures: Sequence[Architecture], jobs: int | None = None,
-    timeout_s: float = engine.TIMEOUT_S, fresh: bool = False, progress: Callable[[int, int], None] = lambda done, total: None,
+    build: TritonAt, cells: Sequence[engine.Cell], jobs: int | None = None, timeout_s: float = engine.TIMEOUT_S, fresh: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Judged:
-    """Ask that build about every question on every architecture. Raises engine.Unusable for one that cannot be run."""
-    cells = [(question, architecture) for question in questions for architecture in architectures]
+    """Ask that build about every cell. Raises engine.Unusable for one that cannot be run."""
     answers = engine.ask(build, cells, jobs, timeout_s, fresh, progress)
     outcomes: dict[tuple[str, str], Outcome] = {}
     figures: dict[tuple[str, str], Figures] = {}
@@ -60,7 +60,8 @@ def ask_builds(
     for name in asked_for:
         try:
             build = triton_at(name, say)
-            results.append(ask_build(build, questions, architectures, jobs, timeout_s, fresh,
+            cells = [(question, architecture) for question in questions for architecture in architectures]
+            results.append(ask_build(build, cells, jobs, timeout_s, fresh,
                                      lambda done, total, name=name: progress(name, done, total)))
         except (CannotObtain, engine.Unusable) as error:
             say(str(error))
@@ -75,7 +76,8 @@ def assembled(results: Sequence[Judged], questions: Sequence[Question], architec
     shared: list[Outcome] = []
 
     def position(outcome: Outcome) -> int:
-        cause = (outcome.status, outcome.kind, outcome.cause, outcome.check, outcome.signal)
+        evidence = outcome.words if outcome.status is Status.WRONG else ""      # of a wrong result each has its own
+        cause = (outcome.status, outcome.kind, outcome.cause, outcome.check, outcome.signal, evidence)
         if cause not in outcomes:
             outcomes[cause] = len(shared)
             shared.append(outcome)

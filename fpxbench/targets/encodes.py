@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from fpxbench.formats import Format, format_named
 from fpxbench.targets.floats import BF16, FP16, FP32, Float
 from fpxbench.targets.ptx import converted
 from fpxbench.verdict import Kind
+
+if TYPE_CHECKING:
+    from fpxbench.codec import Rounding
 
 SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
@@ -50,23 +54,25 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
 
 
 @lru_cache(maxsize=256)
-def _codes(fmt: Format, source_name: str, rounding, through: str | None = None, first=None) -> tuple[int, ...]:
-    """The codec's codes of the telling inputs; by way of fp16 or bf16 if so asked, rounded there by `first`."""
+def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "", first: str = "", by: Format | None = None) -> tuple[int, ...]:
+    """The codec's codes of the inputs that tell for `fmt`; by way of fp16 or bf16 if so asked, rounded there by `first`; or those of
+    another format."""
     import torch
 
     from fpxbench.codec import Overflow, encode
 
     source = SOURCES[source_name]
     numbers = [source.value(bits) for bits in telling_inputs(fmt, source)]
-    if through is not None:
+    if through:
         way = SOURCES[through]
         numbers = [way.value(getattr(way, first)(number)) for number in numbers]
-    return tuple(encode(torch.tensor(numbers, dtype=torch.float64), fmt, rounding, Overflow.SATURATE).tolist())
+    return tuple(encode(torch.tensor(numbers, dtype=torch.float64), by or fmt, rounding, Overflow.SATURATE).tolist())
 
 
-def _named(codes: list[int], fmt: Format, source_name: str, asked) -> tuple[Kind, str]:
-    """The known way of rounding that gives exactly these codes."""
+def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
+    """The known mistake that gives exactly these codes."""
     from fpxbench.codec import Rounding
+    from fpxbench.misreadings import sibling
 
     asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)
@@ -80,6 +86,9 @@ def _named(codes: list[int], fmt: Format, source_name: str, asked) -> tuple[Kind
             if through != source_name and found == _codes(fmt, source_name, rounding, through, first):
                 before = "to nearest even" if first == "nearest" else "towards zero"
                 return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {said.removeprefix('rounds ')}"
+    other = sibling(fmt)
+    if other is not None and found == _codes(fmt, source_name, asked, by=other):
+        return Kind.FNUZ_AS_FN if fmt.specials == "fnuz" else Kind.FN_AS_FNUZ, f"gives {other.name}'s codes"
     if all(code == due or _is_subnormal(due, fmt) for code, due in zip(codes, _codes(fmt, source_name, asked), strict=True)):
         return Kind.SUBNORMAL_WRONG, "gives subnormal numbers another code"
     return Kind.INACCURATE, f"gives another code than rounding {asked_as} does"

@@ -98,13 +98,12 @@ def in_words(history: Sequence[Span]) -> str:
 
 def causes(matrix: Matrix, position: int) -> list[tuple[Outcome, int, Counter[str]]]:
     """Why cells are not ok on the build at that position: each outcome with how many cells, and how many of each row; most first."""
-    counts: Counter[int] = Counter()
-    where: dict[int, Counter[str]] = {}
+    found: dict[tuple, tuple[Outcome, Counter[str]]] = {}
     for probe in matrix.probes:
-        for runs in probe.cells.values():
-            for run in runs:
-                if run.builds[0] <= position <= run.builds[1] and matrix.outcomes[run.outcome].status is not Status.OK:
-                    counts[run.outcome] += 1
-                    where.setdefault(run.outcome, Counter())[f"{probe.operation}/{probe.format}"] += 1
-    ordered = sorted(counts, key=lambda number: (SEVERITY[matrix.outcomes[number].status], -counts[number]))
-    return [(matrix.outcomes[number], counts[number], where[number]) for number in ordered]
+        for architecture in probe.cells:
+            outcome = matrix.outcome_of(probe, architecture, position)
+            if outcome is not None and outcome.status is not Status.OK:
+                cause = (outcome.status, outcome.kind, outcome.cause, outcome.signal)
+                found.setdefault(cause, (outcome, Counter()))[1][f"{probe.operation}/{probe.format}"] += 1
+    ordered = sorted(found.values(), key=lambda pair: (SEVERITY[pair[0].status], -pair[1].total()))
+    return [(outcome, where.total(), where) for outcome, where in ordered]

@@ -29,7 +29,7 @@ instruction known; only compiled."""
 
 
 class Outcome(_Model):
-    """What became of a cell on one build. Cells with the same cause share one."""
+    """What became of a cell on one build. Cells with the same cause (and the same evidence, if wrong) share one."""
 
     status: Status
     """As everywhere: ``ok`` compiled (and was found right, as far as `check` says), ``wrong`` compiles but decodes wrongly,
