@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_triton
 import psutil
 import pytest
+from ptx_samples import DECODE
 
 from fpxbench.targets import builds, engine, history
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
@@ -179,34 +180,6 @@ def test_a_glob_that_matches_no_probe_is_a_mistake(glob):
 # Silent wrongness.
 
 
-DECODE = """
-.visible .entry convert(
-.param .u64 a,
-.param .u64 b
-)
-{
-ld.param.b64 %rd3, [a];
-ld.param.b64 %rd4, [b];
-mov.u32 %r4, %ctaid.x;
-shl.b32 %r5, %r4, 7;
-mov.u32 %r6, %tid.x;
-shl.b32 %r7, %r6, 2;
-or.b32 %r9, %r7, %r5;
-cvt.s64.s32 %rd5, %r9;
-mad.wide.s32 %rd2, %r9, 2, %rd4;
-add.s64 %rd1, %rd3, %rd5;
-ld.global.b32 { %r1 }, [ %rd1 + 0 ];
-cvt.u16.u32 %rs1, %r1;
-mov.b32 {_, %rs2}, %r1;
-cvt.rn.f16x2.e4m3x2 %r2, %rs1;
-cvt.rn.f16x2.e4m3x2 %r3, %rs2;
-CORRECTION
-st.global.v2.b32 [ %rd2 + 0 ], { %r2, %r3 };
-ret;
-}
-"""
-
-
 def compiled(ptx, **facts):
     return {"compiled": {"object_bytes": 5000, "shared_bytes": 0, "matrix": {}, "matrix_types": [], "conversions": {"cvt.rn.f16x2.e4m3x2": 2},
                          "load_bits": 32, "registers": 12, "stack_bytes": 0, "assembly": ptx} | facts}
@@ -225,7 +198,7 @@ HALVED = "mul.f16x2 %r2, %r2, 0x38003800; mul.f16x2 %r3, %r3, 0x38003800;"
     ("e4m3fn", "bra $L1;", Status.OK, None, "not run"),
 ])
 def test_a_planted_decode_is_told_by_its_table(fmt, correction, status, kind, cause):
-    outcome, figures = judged(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"], compiled(DECODE.replace("CORRECTION", correction)))
+    outcome, figures = judged(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"], compiled(DECODE.format(instruction="e4m3x2", correction=correction)))
     assert outcome.status is status and cause in outcome.cause
     assert outcome.check == ("none" if "bra" in correction else "table")
     if kind is not None:

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from ptx_samples import DECODE, ENCODE
 
 from fpxbench.formats import FORMATS
 from fpxbench.targets.encodes import mistake
@@ -143,6 +144,12 @@ def test_what_is_not_modelled_is_said_so(instruction):
         run(instruction, 5)
 
 
+def test_a_scope_that_hides_an_outer_register_is_not_modelled():
+    assert run("{ .reg .b32 inner; mov.b32 inner, %r1; mov.b32 %r2, inner; }", 5) == 5
+    with pytest.raises(Unmodelled, match="hides"):
+        run("mov.b32 %r2, %r1; { .reg .b32 %r<9>; mov.b32 %r2, 7; }", 5)
+
+
 def test_a_rounding_that_an_instruction_leaves_open_is_not_guessed():
     body = "cvt.u16.u32 %rs1, %r1; cvt.bf16.f16 %rs2, %rs1; mov.b32 %r2, {%rs2, %rs2};"
     assert run(body, FP16.nearest(1.5)) == 0x3FC03FC0
@@ -151,34 +158,6 @@ def test_a_rounding_that_an_instruction_leaves_open_is_not_guessed():
 
 
 # Decodes.
-
-
-DECODE = """
-.visible .entry convert(
-.param .u64 .ptr .global .align 1 convert_param_0,
-.param .u64 .ptr .global .align 1 convert_param_1
-)
-{{
-ld.param.b64 	%rd3, [convert_param_0];
-ld.param.b64 	%rd4, [convert_param_1];
-mov.u32 	%r4, %ctaid.x;
-shl.b32 	%r5, %r4, 7;
-mov.u32 	%r6, %tid.x;
-shl.b32 	%r7, %r6, 2;
-or.b32 	%r9, %r7, %r5;
-cvt.s64.s32 	%rd5, %r9;
-mad.wide.s32 	%rd2, %r9, 2, %rd4;
-add.s64 	%rd1, %rd3, %rd5;
-ld.global.b32 {{ %r1 }}, [ %rd1 + 0 ];
-cvt.u16.u32 %rs1, %r1;
-mov.b32 {{_, %rs2}}, %r1;
-cvt.rn.f16x2.{instruction} %r2, %rs1;
-cvt.rn.f16x2.{instruction} %r3, %rs2;
-{correction}
-st.global.v2.b32 [ %rd2 + 0 ], {{ %r2, %r3 }};
-ret;
-}}
-"""
 
 
 def same(table, fmt):
@@ -204,29 +183,6 @@ def test_a_decode_that_leaves_numbers_out_is_unknown():
 
 # Encodes.
 
-
-ENCODE = """
-.visible .entry encode(
-.param .u64 encode_param_0,
-.param .u64 encode_param_1
-)
-{{
-ld.param.u64 	%rd3, [encode_param_0];
-ld.param.u64 	%rd4, [encode_param_1];
-mov.u32 	%r4, %ctaid.x;
-shl.b32 	%r5, %r4, 5;
-mov.u32 	%r6, %tid.x;
-or.b32 	%r9, %r6, %r5;
-cvt.s64.s32 	%rd5, %r9;
-mad.wide.s32 	%rd2, %r9, 4, %rd3;
-add.s64 	%rd1, %rd4, %rd5;
-ld.global.b32 {{ %r1 }}, [ %rd2 + 0 ];
-{body}
-cvt.u32.u16 %r2, %rs1;
-st.global.b8 [ %rd1 + 0 ], %r2;
-ret;
-}}
-"""
 
 DIRECT = "cvt.rn.satfinite.e4m3x2.f32 %rs1, 0f00000000, %r1;"
 

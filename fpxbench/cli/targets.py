@@ -148,7 +148,9 @@ def _architectures(arch: list[str] | None) -> list:
     return architectures_like(arch or [])
 
 
-def _build(name: str, shared: Path | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool) -> tuple[Matrix, int]:
+def _build(
+    name: str, shared: Path | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool
+) -> tuple[Matrix, int]:
     """A matrix, and the position of the build that is meant in it."""
     from fpxbench.targets.matrix import read_matrix
 

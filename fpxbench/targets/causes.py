@@ -92,7 +92,8 @@ def _last_line(text: str) -> str:
 
 def _scrubbed(sentence: str) -> str:
     for pattern, replacement in (
-        (r"\s+", " "), (r"ptxas [^;]*; (?:error|fatal)\s*:", "ptxas:"), (r"'([\w.]+)'", r"\1"), (r"(?:/[\w.+-]+){2,}/?", "…"), (r"\btmp\w{6,}\b", "…"), (r"0x[0-9a-fA-F]+", "…"), (r"%\w+", "%…"),
+        (r"\s+", " "), (r"ptxas [^;]*; (?:error|fatal)\s*:", "ptxas:"), (r"'([\w.]+)'", r"\1"),
+        (r"(?:/[\w.+-]+){2,}/?", "…"), (r"\btmp\w{6,}\b", "…"), (r"0x[0-9a-fA-F]+", "…"), (r"%\w+", "%…"),
         (r"\bline \d+", "line …"), (r":\d+:\d+", ""), (r"(expected) \d+ (but got) \d+", r"\1 … \2 …"),
         (r"Required: \d+, Hardware limit: (\d+)", r"more than \1 bytes"), (r"^\w+\(['\"](.*)['\"]\)$", r"\1"),
     ):

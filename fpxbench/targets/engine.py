@@ -89,7 +89,9 @@ def ask(
     return answers
 
 
-def _answered(requests: dict[Any, Request], child: _Child, known: _Kept, answers: Answers, one_more: Callable[[], None]) -> Iterator[tuple[Any, Answer]]:
+def _answered(
+    requests: dict[Any, Request], child: _Child, known: _Kept, answers: Answers, one_more: Callable[[], None]
+) -> Iterator[tuple[Any, Answer]]:
     """Answers by the requests' keys: those that are known first, then the others as they come."""
     names = {key: known.name(request) for key, request in requests.items()}
     for key, name in names.items():

@@ -116,7 +116,9 @@ TILE_OPTIONS: dict[str, Sequence[Any]] = {
 }
 
 
-def covering(options: dict[str, Sequence[Any]], together: Sequence[tuple[str, str]], allowed: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+def covering(
+    options: dict[str, Sequence[Any]], together: Sequence[tuple[str, str]], allowed: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
     """Few allowed choices of all options, in which every value is met, and of options named `together` every two: greedy, and
     the same every time."""
     rows = [row for values in itertools.product(*options.values()) if allowed(row := dict(zip(options, values, strict=True)))]

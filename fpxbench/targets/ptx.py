@@ -77,11 +77,12 @@ def parse(ptx: str) -> Kernel:
     if not brace:
         raise Unmodelled("no kernel in this text")
     instructions = []
-    # Scopes need not be told apart: a register is written in its scope before it is read there.
-    body = re.sub(r"^\s*[$\w]+:\s", "\n", body, flags=re.MULTILINE)
-    for statement in re.split(r";|(?<=\n)\s*[{}]\s*(?=\n)", body):
-        statement = statement.strip().strip("{}").strip() if statement.strip() in ("{", "}") else re.sub(r"^[\s{}]+(?=[@a-z.$])", "", statement.strip())
-        if not statement or statement.startswith((".", "}", "$")):
+    for statement in re.sub(r"^\s*[$\w]+:\s", "\n", body, flags=re.MULTILINE).split(";"):
+        # What begins with a brace begins or ends a scope; the braces of a vector stand inside.
+        statement = statement.lstrip("{} \t\n")
+        if statement.startswith(".reg") and "%" in statement and instructions:
+            raise Unmodelled(f"{statement}: a scope that hides outer registers")
+        if not statement or statement.startswith("."):
             continue
         match = _STATEMENT.fullmatch(statement)
         if match is None:
