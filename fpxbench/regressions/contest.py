@@ -1,7 +1,6 @@
 """How good is the rule? Measured on made-up series, beside asv's own detector and Apache Otava's, in one run.
 
-docs/decision-rule.md §9 says how each is asked and has the table. The seeds of the table are used for nothing else: what was tuned,
-was tuned on others.
+docs/decision-rule.md §9 says how each is asked and has the table. The rule was tuned on other seeds than the table's.
 """
 
 from __future__ import annotations
