@@ -22,7 +22,7 @@ from fpxbench.targets.diff import changes
 from fpxbench.targets.engine import Unusable
 from fpxbench.targets.judgement import judged
 from fpxbench.targets.matrix import Matrix, read_matrix
-from fpxbench.targets.operations import OPERATIONS, TILE_OPTIONS, TILES, questions_like
+from fpxbench.targets.operations import OPERATIONS, TILE_OPTIONS, TILES, Question, questions_like
 from fpxbench.verdict import Kind, Status
 
 
@@ -220,6 +220,16 @@ def test_on_amd_the_instruction_tells_if_nothing_stands_beside_it(architecture, 
     corrected = facts | {"assembly": text.replace("s_endpgm", "v_mul_f32_e32 v0, 2.0, v0\ns_endpgm")}
     outcome, _ = judged(decode(fmt, "fp32")[0], ARCHITECTURES[architecture], compiled("", **corrected))
     assert (outcome.status, outcome.check) == (Status.OK, "none"), "what a multiplication does to it is not known"
+
+
+@pytest.mark.parametrize(("architecture", "fmt", "types", "check"), [
+    ("sm_90", "e4m3fn×e5m2", "e4m3.e5m2", "instruction"), ("sm_90", "e4m3fnuz×e4m3fnuz", "e4m3.e4m3", "none"),
+    ("gfx942", "e4m3fnuz×e5m2fnuz", "fp8_bf8", "instruction"), ("gfx942", "e4m3fn×e4m3fn", "fp8_fp8", "none"),
+])
+def test_a_product_is_vouched_for_only_by_instructions_of_its_own_formats(architecture, fmt, types, check):
+    question = Question("fp8_dot", fmt, "k32", {})
+    outcome, _ = judged(question, ARCHITECTURES[architecture], compiled("", conversions={}, matrix_types=[types]))
+    assert (outcome.status, outcome.check) == (Status.OK, check)
 
 
 # The installed Triton.

@@ -16,7 +16,7 @@ from fpxbench.targets.causes import failure, native_errors
 from fpxbench.targets.encodes import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
 from fpxbench.targets.matrix import Figures, Outcome
-from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Question
+from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, Question
 from fpxbench.targets.ptx import Unmodelled, decoded_table
 from fpxbench.verdict import Kind, Status
 
@@ -174,23 +174,22 @@ def _compared(format_name: str, used: dict[str, str | None]) -> Outcome | None:
 
 
 def _by_operands(question: Question, architecture: Architecture, compiled: dict) -> Outcome:
-    """fp8 operands that go straight into instructions of another format; and nothing about what was converted before."""
+    """Whether fp8 operands go straight into instructions of their own format; nothing about what was converted before."""
     compiles = Outcome(status=Status.OK, cause="compiles")
     if question.operation != "fp8_dot":
         return compiles
-    types = {name: _hardware_format(name, architecture) for name in compiled["matrix_types"]}
-    formats = set(question.format.split("×"))
-    if not types or compiled["conversions"]:
+    used = {_hardware_format(operand, architecture) for types in compiled["matrix_types"] for operand in re.split(r"[._]", types)}
+    if not used or compiled["conversions"]:
         return compiles
-    for fmt in sorted(formats & set(TRITON_DTYPES)):
-        close = {name: hardware for name, hardware in types.items() if hardware and hardware[:4] == fmt[:4]}
-        if outcome := _compared(fmt, close):
-            return outcome
-    return compiles.model_copy(update={"check": "instruction", "cause": "multiplied by matrix instructions of its own format"})
+    if used == set(question.format.split("×")):
+        return compiles.model_copy(update={"check": "instruction", "cause": "multiplied by matrix instructions of its own format"})
+    # Operations on integers may have made the one format of the other on the way; they are not looked into.
+    others = ", ".join(sorted(filter(None, used)))
+    return compiles.model_copy(update={"cause": f"compiles; by matrix instructions for {others}, and what is done before is not known"})
 
 
 def follow_decodes(outcomes: dict[tuple[str, str], Outcome], figures: dict[tuple[str, str], Figures]) -> None:
-    """Products and encodes whose conversion instruction is one by which the same build decodes the same format wrongly are wrong too.
+    """Products whose conversion instruction is one by which the same build decodes the same format wrongly are wrong too.
 
     Changes `outcomes`, by probe and architecture.
     """
