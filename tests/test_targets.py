@@ -26,6 +26,9 @@ from fpxbench.targets.operations import OPERATIONS, TILE_OPTIONS, TILES, Questio
 from fpxbench.verdict import Kind, Status
 
 
+CHECKOUT = Path(__file__).parents[1]
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """No test reads or leaves answers in the user's cache, or in another test's."""
@@ -296,6 +299,18 @@ def test_a_script_does_a_cell_again_with_nothing_but_triton(installed, tmp_path)
         run = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path)
         assert text in run.stdout + run.stderr
         assert (run.returncode == 0) == (name == "sm_90")
+
+
+def test_asv_counts_by_operation_and_does_without_pytorch(tmp_path):
+    """In an environment that holds a Triton alone; what is wrong is counted there too, though not by name."""
+    pytest.importorskip("triton")
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('planted', name='torch')")
+    program = "from benchmarks import targets; import json; print(json.dumps(targets.setup_cache()))"
+    environment = os.environ | {"FPX_PROFILE": "smoke", "PYTHONPATH": f"{tmp_path}:{CHECKOUT}", "XDG_CACHE_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    counts = json.loads(run.stdout.splitlines()[-1])["decode"]
+    assert set(counts) == {"not_compiling", "wrong", "failing"} and 0 < counts["not_compiling"] < 15
 
 
 # Histories and differences.
