@@ -93,8 +93,8 @@ def _known_misreading(readout: Readout, implementation: Implementation, operands
 def telling_operands(implementation: Implementation, operands: Operands) -> Operands:
     """The same case with a weight on which mistakes differ: any finite code anywhere, under scales that all differ from their
     neighbours'. An implementation that keeps tensors of its own beside the codes is given a weight to quantize instead, of
-    all the numbers of the format. Codes that a known mistake reads as NaN or infinity stay in every eighth row, or no output
-    would be finite (0 * NaN is NaN)."""
+    all the numbers of the format. Codes that a known mistake reads as NaN or infinity stay in every eighth row, and those that are
+    NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
     weight, case = operands.weight, operands.case
     if weight.extra:
         original = check.make_weight(case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
@@ -112,6 +112,8 @@ def telling_operands(implementation: Implementation, operands: Operands) -> Oper
     rng = check.generator(operands.seed, "telling codes")
     codes = safe_code[torch.randint(len(safe_code), weight.shape, generator=rng)]
     codes[7::8] = any_code[torch.randint(len(any_code), codes[7::8].shape, generator=rng)]
+    safe_or_not_finite = torch.cat([safe_code, (~table.isfinite()).nonzero().reshape(-1)])
+    codes[15::16] = safe_or_not_finite[torch.randint(len(safe_or_not_finite), codes[15::16].shape, generator=rng)]
     packed = packing.pack(codes.to(torch.uint8), fmt.bits, weight.layout).to(weight.device)
     telling = replace(weight, packed=packed, scales=_telling_scales(weight, rng))
     return replace(operands, weight=telling, decoded=telling.dequantize())

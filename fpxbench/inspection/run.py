@@ -6,6 +6,8 @@ import time
 import traceback
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from fpxbench import check, conduct, implementation as implementations, machine
 from fpxbench.case import Case
 from fpxbench.codec import encode
@@ -17,7 +19,7 @@ from fpxbench.implementation import Implementation
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.places import recover_blocks, recover_order
 from fpxbench.inspection.report import Finding, Inspection, InspectRequest
-from fpxbench.inspection.tables import recover_scales, recover_table
+from fpxbench.inspection.tables import gives_table, recover_scales, recover_table
 from fpxbench.inspection.wrapped import Wrapped, factory_named
 from fpxbench.misencodings import misencodings, misscalings
 from fpxbench.misreadings import misreadings
@@ -101,6 +103,8 @@ class _Inspector:
     inspection: Inspection
     telling: list[Readout] = field(default_factory=list)
     """Readouts of weights on which mistakes differ."""
+    table: Tensor | None = None
+    """The decode table that was recovered, if it was."""
 
     def run(self) -> None:
         self.bench = Bench(self.implementation, self.case, self.device, self.inspection.seed)
@@ -159,6 +163,7 @@ class _Inspector:
         small = self._smaller()
         bench = self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed)
         table, decode = recover_table(bench)
+        self.table = table if decode.right is not None else None
         slow = self.implementation.max_elements(self.device) is not None
         findings = [decode, recover_scales(bench, table), recover_blocks(bench, table)]
         return findings if slow else [*findings, recover_order(bench, table)]
@@ -185,10 +190,11 @@ class _Inspector:
         agreeing = [mistakes for mistakes in fitting if not self._contradicted(mistakes)]
         if agreeing:
             return named(agreeing, readout)
-        if fitting:
+        by_findings = self._by_findings()
+        if fitting and by_findings is None:
             return Diagnosis(nearness(readout.correlation()), "cannot tell: what explains every weight read out is at odds with the experiments"
                              f" ({self._facts()})", {})
-        return (self._by_findings() or self._unnamed(readout) or single_weights(readout) or diagnose_product(self.implementation, operands))
+        return (by_findings or self._unnamed(readout) or single_weights(readout) or diagnose_product(self.implementation, operands))
 
     def _unnamed(self, readout: Readout) -> Diagnosis | None:
         facts = self._facts()
@@ -212,7 +218,8 @@ class _Inspector:
         # Bits that are exchanged within each code look like another table.
         return bool("codes" in steps and right.get("order") is True and right.get("table") is True
                     or steps & {"places", "blocks"} and right.get("blocks") is True
-                    or steps & {"table", "scales"} and numbers_right)
+                    or steps & {"table", "scales"} and numbers_right
+                    or self.table is not None and not gives_table(self.bench, mistakes, self.table))
 
     def _by_findings(self) -> Diagnosis | None:
         """Each step's mistake by the name that its own experiment gives it, if every wrong one has a name."""

@@ -13,9 +13,10 @@ from torch import Tensor
 from fpxbench import check
 from fpxbench.codec import decode_table
 from fpxbench.formats import FORMATS, Format
-from fpxbench.hypotheses import in_pairs, kinds_of, names_of, singly
+from fpxbench.hypotheses import Mistakes, in_pairs, kinds_of, names_of, singly
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.report import Difference, Finding
+from fpxbench.misencodings import Misencoding
 from fpxbench.misplaced_codes import code_misreadings
 from fpxbench.misreadings import is_subnormal, scale_misreadings, table_misreadings
 from fpxbench.packing import padded_k
@@ -89,17 +90,12 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     """The known mistakes that give `table` exactly, alone or two or three at once; or the format that it is of."""
     right = decode_table(bench.fmt, bench.device)
 
-    def gives(mistakes: tuple) -> bool:
-        made = right
-        for mistake in sorted(mistakes, key=lambda one: one.step == "codes"):
-            made = mistake.apply(made) if mistake.step == "table" else made[mistake.apply(every_code, first)[:, 0].int()]
-        return bool(bench.near(table, made.double())[tried].all())
+    def gives(mistakes: Mistakes) -> bool:
+        return bool(bench.near(table, _table_under(bench, mistakes))[tried].all())
 
     # Bits that are exchanged within each code look like another table too.
-    every_code = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
-    first = torch.zeros(1, dtype=torch.long, device=bench.device)
     within = [one for one in code_misreadings(bench.fmt, bench.template.layout, bench.k)
-              if not torch.equal(one.apply(every_code, first), every_code[:, :1])] if bench.sets_codes else []
+              if not bench.near(_table_under(bench, (one,)), right.double()).all()] if bench.sets_codes else []
     known = [*table_misreadings(bench.fmt, bench.scaling), *within]
     triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
     for tried_sets in (singly(known), in_pairs(known), triples):
@@ -116,6 +112,28 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
         if other.bits == bench.fmt.bits and other.signed and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all()):
             return [], f"the table is {other.name}'s"
     return [], ""
+
+
+def gives_table(bench: Bench, mistakes: Mistakes, table: Tensor) -> bool:
+    """Whether reading with `mistakes` gives `table`, as far as both say. Those of an encoder may show in it in ways of their own."""
+    if any(isinstance(one, Misencoding) for one in mistakes):
+        return True
+    said = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
+    return bool(bench.near(table, _table_under(bench, mistakes))[said].all())
+
+
+def _table_under(bench: Bench, mistakes: Mistakes) -> Tensor:
+    """What rows of one code are read as under a scale of 1 by a reader that makes `mistakes`: float64 [2**bits]."""
+    made = decode_table(bench.fmt, bench.device)
+    for mistake in (one for one in mistakes if one.step == "table"):
+        made = mistake.apply(made)
+    codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
+    for mistake in (one for one in mistakes if one.step == "codes"):
+        codes = mistake.apply(codes, torch.arange(codes.shape[1], device=bench.device))
+    factor = torch.ones(1, device=bench.device), torch.ones(1, device=bench.device)
+    for mistake in (one for one in mistakes if one.step == "scales"):
+        factor = mistake.apply(*factor)
+    return made[codes[:, bench.k // 2].int()].double() * float(_product(factor))
 
 
 def _of_the_same_width(fmt: Format) -> list[Format]:
