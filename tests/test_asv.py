@@ -255,13 +255,13 @@ def test_publish_writes_every_build_and_the_report(two_builds):
 
 # -- builds that are not at hand --------------------------------------------------------------------------------------------
 
-NIGHTLIES = [f"2.15.0.dev2026110{day}" for day in (1, 2, 3)]
-GOOD_KEY, REFUSED_KEY, CRASHING_KEY = (commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu")) for version in NIGHTLIES)
+NIGHTLIES = [f"2.15.0.dev2026110{day}" for day in (1, 2, 3, 4)]
+GOOD_KEY, REFUSED_KEY, GOOD_TOO_KEY, CRASHING_KEY = (commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu")) for version in NIGHTLIES)
 
 
 @pytest.fixture(scope="module")
 def nightlies(tmp_path_factory):
-    """A timeline of three nightlies beside the build at hand: one is right, one does not install, and on one the case crashes.
+    """A timeline of four nightlies beside the build at hand: two are right, one does not install, and on the last the case crashes.
     `asv run ALL` has walked the channel."""
     folder = tmp_path_factory.mktemp("nightlies")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
@@ -270,8 +270,8 @@ def nightlies(tmp_path_factory):
         shutil.copy(CHECKOUT / "benchmarks" / name, folder / "benchmarks")
     (folder / "implementations.py").write_text(IMPLEMENTATIONS)
     (folder / "home").mkdir()
-    for version, planted, requires in zip(NIGHTLIES, ("", "", "crash"), ((), ("nothing-is-called-this==99",), ()), strict=True):
-        write_torch(folder / "index", f"{version}+cpu", "abc"[NIGHTLIES.index(version)] * 40, planted, requires=requires)
+    for version, planted, requires in zip(NIGHTLIES, ("", "", "", "crash"), ((), ("nothing-is-called-this==99",), (), ()), strict=True):
+        write_torch(folder / "index", f"{version}+cpu", "abcd"[NIGHTLIES.index(version)] * 40, planted, requires=requires)
     done = subprocess.run([sys.executable, "-m", "fpxbench", "timeline", "sync", "--index", str(folder / "index")], cwd=folder,
                           env=environment(folder), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -302,7 +302,8 @@ def test_builds_that_are_not_at_hand_are_installed_and_go_on_with_the_series(nig
 
 def test_records_are_of_the_build_that_was_installed(nightlies):
     records, broken = Store(nightlies / "results").read_all()
-    assert not broken and {record.build.key: record.verdict.status for record in records} == {GOOD_KEY: "ok", CRASHING_KEY: "crash"}
+    assert not broken and {record.build.key: record.verdict.status for record in records} == {
+        GOOD_KEY: "ok", GOOD_TOO_KEY: "ok", CRASHING_KEY: "crash"}
 
 
 def test_a_build_that_does_not_install_fails_its_benchmarks_and_the_run_goes_on(nightlies):
@@ -329,7 +330,7 @@ def test_find_names_the_build_with_which_it_became_worse(nightlies):
 
 @pytest.mark.slow
 def test_continuous_compares_a_build_with_one_before(nightlies):
-    done = asv(nightlies, "continuous", "nightly-20261101", "nightly-20261103", "--bench", "track_status", **offline(nightlies))
+    done = asv(nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status", **offline(nightlies))
     assert "PERFORMANCE DECREASED" in done.stdout, done.stdout + done.stderr
 
 
