@@ -14,13 +14,15 @@ from fpxbench.reports.words import KINDS, VERBS
 from fpxbench.verdict import SEVERITY, Status
 
 SLOW = "slow"
+DISAGREES = "disagrees"
 CHANGED = "changed"
 RANKS: dict[str, int] = {
     **{str(status): rank for status, rank in SEVERITY.items()},
-    str(Flag.OVER_ROOFLINE): len(SEVERITY), SLOW: len(SEVERITY) + 1, str(Flag.UNFUSED): len(SEVERITY) + 2,
-    str(Flag.NOISY): len(SEVERITY) + 3, CHANGED: len(SEVERITY) + 4,
+    str(Flag.OVER_ROOFLINE): len(SEVERITY), DISAGREES: len(SEVERITY) + 1, SLOW: len(SEVERITY) + 2, str(Flag.UNFUSED): len(SEVERITY) + 3,
+    str(Flag.NOISY): len(SEVERITY) + 4, CHANGED: len(SEVERITY) + 5,
 }
-"""Severities, the lowest worst: broken cases by status, then impossible figures, then what is right but slow, then what only became different."""
+"""Severities, the lowest worst: broken cases by status, then impossible figures, then right answers that are not the same, then what is
+right but slow, then what only became different."""
 
 # A cause that speaks for itself in its own words is one cause, whichever implementation met it.
 _CAUSE_IN_WORDS = frozenset({Status.CRASH, Status.ERROR})
@@ -42,7 +44,7 @@ class Found:
 class Finding:
     """One sentence about one cause.
 
-    severity : a status, or ``over_roofline``, ``slow``, ``unfused``, ``noisy``, ``changed``
+    severity : a status, or ``over_roofline``, ``disagrees``, ``slow``, ``unfused``, ``noisy``, ``changed``
     sentence : plain text
     link : relative to the site's root: the case if it is one, else the matrix with the filters set
     cases : all that show it, the most telling first; none if it is about conversions

@@ -9,10 +9,10 @@ from functools import cached_property
 
 from fpxbench.numerics.changes import Change, Snapshot, changes
 from fpxbench.numerics.conversion import DTYPES, Conversion, Operation
+from fpxbench.numerics.findings import Disagreement, disagreements, find, what
 from fpxbench.numerics.findings import Finding as Mistake
-from fpxbench.numerics.findings import find, what
 from fpxbench.numerics.record import NumericsRecord
-from fpxbench.reports.findings import CHANGED, Finding
+from fpxbench.reports.findings import CHANGED, DISAGREES, Finding
 from fpxbench.reports.sweep import Heading
 from fpxbench.verdict import BROKEN, SEVERITY, Status
 
@@ -26,6 +26,7 @@ class Judged(Heading):
     snapshots: tuple[Snapshot, ...]
     mistakes: tuple[Mistake, ...]
     """Worst first. Their records are the only ones that are kept."""
+    disagreements: tuple[Disagreement, ...]
 
     @property
     def page(self) -> str:
@@ -67,7 +68,7 @@ def judged_of(folder: tuple[str, str], records: Sequence[NumericsRecord]) -> Jud
     return Judged(
         folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
         counts={status: counted[status] for status in SEVERITY if counted[status]},
-        snapshots=tuple(map(Snapshot.of, records)), mistakes=tuple(find(records)))
+        snapshots=tuple(map(Snapshot.of, records)), mistakes=tuple(find(records)), disagreements=tuple(disagreements(records)))
 
 
 def since_earlier(judged: Sequence[Judged]) -> dict[tuple[str, str], Since]:
@@ -136,6 +137,11 @@ def findings_on(judged: Judged, since: Since | None) -> list[Finding]:
     found = [
         Finding(str(mistake.status), _sentence(mistake, judged), judged.page, (), more="Every conversion, with examples in bits")
         for mistake in judged.telling
+    ]
+    found += [
+        Finding(DISAGREES, f"PyTorch {judged.build.label} on {judged.machine.device} rounds alike and overflows differently: {one.sentence}.",
+                judged.page + "#disagreements", (), more="Who does what")
+        for one in judged.disagreements
     ]
     if since is not None and since.changes:
         shown = "; ".join(change.sentence for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, out, statuses
 from fpxbench.numerics.conversion import Engine
-from fpxbench.numerics.findings import Finding, find, overflows
+from fpxbench.numerics.findings import Finding, disagreements, find, overflows
 from fpxbench.numerics.record import NumericsRecord
 from fpxbench.settings import Settings
 from fpxbench.store import Store
@@ -66,6 +66,8 @@ def numerics(
 def _print_findings(records: list[NumericsRecord]) -> None:
     for finding in find(records):
         _print_finding(finding)
+    for disagreement in disagreements(records):
+        out.print("[yellow]≠ engines disagree[/]  ", escape(disagreement.sentence), sep="")
     _print_conforming(records)
     _print_overflows(records)
 

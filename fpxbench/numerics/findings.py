@@ -119,16 +119,57 @@ def find(records: Iterable[NumericsRecord]) -> list[Finding]:
     return sorted(found, key=lambda finding: (SEVERITY[finding.status], finding.only_interpreted, -len(finding.records)))
 
 
+@dataclass(frozen=True)
+class Disagreement:
+    """Engines that do differently what the target's format leaves open, so that each of them is right.
+
+    ways : what values past the maximum become (``nan``, ``saturate, but infinity: nan``), and where
+    """
+
+    ways: dict[str, tuple[str, ...]]
+    conversions: tuple[Conversion, ...]
+
+    @property
+    def sentence(self) -> str:
+        """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda``."""
+        ways = "; ".join(f"{how} in {', '.join(where)}" for how, where in self.ways.items())
+        return f"{what(self.conversions)}: past the maximum {ways}"
+
+
 def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str]]]:
     """What values past the maximum become, by target: how (``saturate, infinity nan``), and who does so."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        behaviour, conversion = record.behaviour, record.conversion
-        if conversion.operation is Operation.CAST and behaviour.overflow and not behaviour.overflow.startswith("mixture"):
-            how = behaviour.overflow if behaviour.infinity in (None, behaviour.overflow) else f"{behaviour.overflow}, but infinity: {behaviour.infinity}"
-            if conversion.runs_on not in found[conversion.target][how]:
-                found[conversion.target][how].append(conversion.runs_on)
+        how, conversion = _overflow(record), record.conversion
+        if how and conversion.runs_on not in found[conversion.target][how]:
+            found[conversion.target][how].append(conversion.runs_on)
     return found
+
+
+def disagreements(records: Iterable[NumericsRecord]) -> list[Disagreement]:
+    """Casts that mean another number in another engine, the most widespread first. Triton's interpreter, which nobody's results come from,
+    is left out."""
+    ways: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    first: dict[str, Conversion] = {}
+    for record in records:
+        how, conversion = _overflow(record), record.conversion
+        if how and conversion.engine is not Engine.TRITON_INTERPRETER:
+            first.setdefault(conversion.what, conversion)
+            ways[conversion.what][how].append(conversion.runs_on)
+    together: dict[tuple, list[Conversion]] = defaultdict(list)
+    for name, by_way in ways.items():
+        if len(by_way) > 1:
+            together[tuple((how, tuple(where)) for how, where in by_way.items())].append(first[name])
+    found = [Disagreement(dict(by_way), tuple(conversions)) for by_way, conversions in together.items()]
+    return sorted(found, key=lambda disagreement: -len(disagreement.conversions))
+
+
+def _overflow(record: NumericsRecord) -> str | None:
+    """What a plain cast makes of values past the maximum, in words; None where it is no plain cast or does not always do the same."""
+    behaviour = record.behaviour
+    if record.conversion.operation is not Operation.CAST or not behaviour.overflow or behaviour.overflow.startswith("mixture"):
+        return None
+    return behaviour.overflow if behaviour.infinity in (None, behaviour.overflow) else f"{behaviour.overflow}, but infinity: {behaviour.infinity}"
 
 
 def _cause(record: NumericsRecord) -> str:
