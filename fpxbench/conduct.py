@@ -30,7 +30,7 @@ ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_FEW = 16, 4
 """One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose columns
 are long, and of an interpreter, which takes seconds for each."""
 LARGE = 1 << 21
-EVERY_WEIGHT_SECONDS = 0.05
+EVERY_WEIGHT_SECONDS = 0.03
 """Beyond those columns, all others are read too, as far as this takes us: every weight of a small case."""
 
 

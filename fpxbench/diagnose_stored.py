@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpxbench import check
 from fpxbench.codec import decode, encode
 from fpxbench.conduct import Operands
 from fpxbench.diagnose import Diagnosis, nearness
 from fpxbench.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
+from fpxbench.implementation import Implementation
 from fpxbench.misencodings import Misencoding, encoded, misencodings, same_number
 from fpxbench.misreadings import scale_misreadings
 from fpxbench.readout import correlation
@@ -59,6 +61,34 @@ def diagnose_quantization(original: Tensor, operands: Operands, telling: Operand
     leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
     return Diagnosis(leading.kind, f"two mistakes at once: {of_scales.sentence}; and {of_codes.sentence}",
                      of_scales.evidence | of_codes.evidence | {"kinds": sorted({str(one.kind) for one in found})})
+
+
+def telling_quantization(implementation: Implementation, operands: Operands) -> Operands:
+    """The case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the format's numbers,
+    midpoints and their neighbours under scales of 1. If it chooses scales that are off by one factor, under the scales that
+    it chooses."""
+    scheme, fmt = operands.weight.scheme, operands.weight.scheme.format
+    block = scheme.scaling.block or operands.case.k
+
+    def quantized(original: Tensor) -> Operands:
+        weight = implementation.quantize(original.clone(), scheme)
+        return replace(operands, original=original, weight=weight, decoded=weight.dequantize())
+
+    original = check.make_weight(operands.case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
+    telling = quantized(original)
+    right = scale_values(scheme.quantize(original)[1], scheme.scaling)
+    held = telling.weight.scale_grid()
+    if held.shape != right.shape:
+        return telling
+    ratio = float((held / right).median())
+    if abs(ratio - 1) <= SCALE_SLACK or not 2.0**-8 < ratio < 2.0**8:
+        return telling
+    if scheme.scaling.kind == "mx":     # the block's largest number decides a power of two, and the others lie under it
+        return quantized((original * ratio).clamp(-fmt.max, fmt.max))
+    top = float(f"{fmt.max / ratio:.6g}")      # the maximum that the scales were taken from, without fp32's last bit
+    original = original.clamp(-top, top)
+    original[:, ::block] = top
+    return quantized(original)
 
 
 @dataclass

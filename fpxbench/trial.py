@@ -12,7 +12,7 @@ import torch
 from fpxbench import check, conduct, implementation as implementations, measure
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnose import diagnose_product
-from fpxbench.diagnose_stored import diagnose_quantization
+from fpxbench.diagnose_stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.messages import TrialRequest, TrialResult
 from fpxbench.record import Accuracy, Traffic
@@ -123,6 +123,8 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         diagnosis = diagnose_quantization(operands.original, operands)
         if diagnosis is None:
             return None
+        # What looks like one mistake may be two, and another weight tell.
+        diagnosis = diagnose_quantization(operands.original, operands, telling_quantization(implementation, operands))
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.sentence, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None

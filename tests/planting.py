@@ -87,12 +87,13 @@ def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=
             width = widths[-1]
             narrow = np.arange(bits) >= bits - width
             bit = np.where(narrow, (8 - width - bit // width * width) + bit % width, bit)
-        if neighbours:                  # weight after weight goes through one byte, low field first
+        if neighbours:                  # weight after weight goes through one byte, low field first, or high
             at, start, k_pad = 0, 0, -(-k // 32) * 32
             for width in widths:
                 for j in range(width):
                     byte[:, at + j] = start + np.arange(k) * width // 8
-                    bit[:, at + j] = np.arange(k) * width % 8 + j
+                    field = np.arange(k) * width % 8
+                    bit[:, at + j] = (8 - width - field if neighbours == "high" else field) + j
                 at, start = at + width, start + k_pad * width // 8
         codes = np.zeros((len(packed), k), np.int64)
         for j in range(bits):
@@ -310,6 +311,7 @@ def plants(scheme, layout="planar") -> list[Plant]:
         reading(Kind.PLANE_SWAP, "pieces exchanged", pieces=True)
     if layout == "planar" and fmt.bits < 8:
         reading(Kind.PLANE_SWAP, "planes as neighbours", neighbours=True)
+        reading(Kind.PLANE_SWAP, "planes as neighbours, high first", neighbours="high")
     reading(Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP, "k ^ 1", pairs=True)
     if fmt.bits == 8:
         reading(Kind.NIBBLE_SWAP, "code's nibbles exchanged", code_nibbles=True)

@@ -13,7 +13,7 @@ from fpxbench.case import Case
 from fpxbench.codec import encode
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnose import Diagnosis, diagnose_product, named, nearness, single_weights, telling_operands
-from fpxbench.diagnose_stored import diagnose_quantization
+from fpxbench.diagnose_stored import diagnose_quantization, telling_quantization
 from fpxbench.hypotheses import Mistakes, Predictor, explanations
 from fpxbench.implementation import Implementation
 from fpxbench.inspection.bench import Bench
@@ -146,10 +146,8 @@ class _Inspector:
         differ."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
-        small = self._smaller().model_copy(update={"workload": "canary.codes"})
-        bench = Bench(self.implementation, small, self.device, self.inspection.seed)
-        telling = bench.quantized(bench.weight(small))
-        return diagnose_quantization(operands.original, operands, telling)
+        small = replace(operands, case=self._smaller())
+        return diagnose_quantization(operands.original, operands, telling_quantization(self.implementation, small))
 
     # Experiments.
 
