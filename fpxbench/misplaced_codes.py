@@ -14,6 +14,10 @@ from fpxbench.misreading import Misreading
 from fpxbench.verdict import Kind
 
 
+# Of 4-bit codes: a bitstream of them is nibbles, low first.
+_NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}
+
+
 def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
     """Bits taken from the wrong place of a row of `k` codes stored in `layout`."""
     k_pad = packing.padded_k(k)
@@ -48,7 +52,7 @@ def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
                              lambda codes, columns: _pieces_reversed(codes[:, columns.to(codes.device)], fmt.bits))
     for other in packing.LAYOUTS.values():
         if other.name != layout and fmt.bits < 8 and _could_hold(other, layout, fmt.bits, k):
-            kind = Kind.NIBBLE_SWAP if {layout, other.name} == {"nibbles_low_first", "nibbles_high_first"} else Kind.PLANE_SWAP
+            kind = Kind.NIBBLE_SWAP if fmt.bits == 4 and {layout, other.name} <= _NEIGHBOURS_IN_A_BYTE else Kind.PLANE_SWAP
             yield Misreading("codes", kind, f"the bytes are read in the layout {other.name}, theirs is {layout}",
                              _read_as(other.name, layout, fmt.bits, k))
     neighbours = Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP
