@@ -41,8 +41,8 @@ from fpxbench.plan import SHARED_PLAN_VARIABLE
 from fpxbench.timeline import CHANNELS, Timeline, TimelineError
 from fpxbench.timeline.measured import measured
 
-_NAMING = ("FPX_VARIANT", "FPX_CHANNEL", "FPX_PARTS", "FPX_DEVICE")
-"""Variables of the process, or of asv's matrix, that say which builds are meant."""
+_NAMING = ("FPX_VARIANT", "FPX_PARTS", "FPX_DEVICE")
+"""Variables of the process, or of asv's matrix, that say what of a build is meant."""
 _INTERRUPTED = "Interrupted. What was measured is kept; the next run goes on from there."
 _NAV_ANCHOR = '<li id="nav-li-regressions">'
 _NAV_LINK = '<li id="nav-li-fpxbench"><a href="fpxbench/index.html">fpxbench report</a></li>\n        '
@@ -165,7 +165,8 @@ class PyTorchEnvironment(Environment):
         here = f"{sys.version_info.major}.{sys.version_info.minor}"
         if python not in (here, "same"):
             raise EnvironmentUnavailable(f"Python {python} was asked for, and this is {here}: run that Python's asv")
-        asked = {name: os.environ[name] for name in _NAMING if os.environ.get(name)} | {name: value for (_, name), value in tagged_env_vars.items()}
+        of_matrix = {name: value for (_, name), value in tagged_env_vars.items()}
+        asked = {name: os.environ[name] for name in _NAMING if os.environ.get(name)} | of_matrix
         try:
             parts = parts_named(asked["FPX_PARTS"]) if "FPX_PARTS" in asked else PARTS
         except ValueError as error:
@@ -173,7 +174,7 @@ class PyTorchEnvironment(Environment):
         at_hand = build_at_hand()
         if at_hand is None and "FPX_VARIANT" not in asked:
             raise EnvironmentUnavailable("no PyTorch is installed for this Python, so that the variant is to be named: FPX_VARIANT=cpu, cu130, …")
-        self._channel = asked.get("FPX_CHANNEL")
+        self._channel = of_matrix.get("FPX_CHANNEL")   # of the process it says what is walked: a build that is named is measured
         self._builds = Builds(
             timeline=Timeline(conf.repo), environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
             results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts, machine=os.environ.get("FPX_MACHINE") or None,
@@ -216,7 +217,7 @@ class PyTorchEnvironment(Environment):
         try:
             entry = self._builds.timeline.find(commit_hash)
             if self._channel and entry.channel != self._channel:
-                raise NotOffered(f"{entry.tag} is of the channel {entry.channel}, and FPX_CHANNEL={self._channel} leaves it out")
+                raise NotOffered(f"{entry.tag} is of the channel {entry.channel}, and this environment of the matrix is for {self._channel}")
             self._python_path = self._open.enter_context(self._builds.interpreter(entry)).python
         except REFUSED as refusal:
             self._refusal = str(refusal)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from asv.util import UserError
 from small_index import write_torch
 
 from fpxbench.build import installed_build
@@ -340,6 +341,26 @@ def test_a_channel_can_be_left_out(nightlies):
     assert done.returncode == 1 and "FPX_CHANNEL='weekly'" in done.stdout + done.stderr
     done = asv(nightlies, "run", "NEW", "--bench", "track_status", FPX_CHANNEL="nightly", **offline(nightlies))
     assert "No commit hashes selected" in done.stdout + done.stderr     # all nightlies have results
+
+
+def test_variant_parts_and_channel_may_stand_in_the_matrix(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("FPX_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("FPX_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("FPX_PROGRESS", str(tmp_path / "progress"))
+    from asv.config import Config
+    from asv.environment import get_environments
+
+    import fpxbench.asv_plugin  # noqa: F401  (asv finds the environment once it is imported)
+
+    settings = {"project": "x", "repo": str(tmp_path / "timeline"), "environment_type": "pytorch", "env_dir": str(tmp_path / "env")}
+    matrix = {"env_nobuild": {"FPX_VARIANT": ["cpu", "cu130"], "FPX_PARTS": ["triton"], "FPX_CHANNEL": ["nightly"]}}
+    names = [each.name for each in get_environments(Config.from_json(settings | {"matrix": matrix}), None)]
+    here = f"pytorch-py{sys.version_info[0]}.{sys.version_info[1]}"
+    assert names == [f"{here}-FPX_CHANNELnightly-FPX_PARTStriton-FPX_VARIANT{variant}" for variant in ("cpu", "cu130")]
+    monkeypatch.setenv("FPX_PARTS", "torhc")
+    with pytest.raises(UserError, match="FPX_PARTS='torhc'"):
+        list(get_environments(Config.from_json(settings), None))
 
 
 def test_ctrl_c_ends_the_run_within_two_seconds_and_keeps_what_was_measured(folder, tmp_path):
