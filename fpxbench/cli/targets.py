@@ -225,8 +225,8 @@ def _print(matrix: Matrix) -> None:
         if build.unusable:
             out.print(f"Triton {build.triton}: {build.unusable}", style="red", markup=False)
             continue
-        linker = f"; AMD's objects linked by a stand-in, {Path(build.linker).name}" if build.linker not in ("", "built in") else ""
-        out.print(f"Triton {build.triton}: {build.cells} cells in {build.seconds:.0f} s{linker}", style="bold", markup=False)
+        linker = f"; AMD's objects linked by a stand-in, {build.linker}" if build.linker not in ("", "built in") else ""
+        out.print(f"Triton {build.triton}: {build.cells} cells, {build.seconds:.0f} s of processor time{linker}", style="bold", markup=False)
         reasons = causes(matrix, position)
         for outcome, count, where in reasons[:_MOST_CAUSES] if len(matrix.builds) == 1 else []:
             kind = f" ({outcome.kind})" if outcome.kind else ""

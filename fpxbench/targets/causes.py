@@ -43,7 +43,7 @@ def failure(answer: dict) -> Outcome:
     """The outcome of a cell that did not compile: its process was ended, or it raised."""
     log = answer.get("log", "")
     if "timeout" in answer:
-        return Outcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", words=_excerpt(log))
+        return Outcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", words=excerpt(log))
     if "raised" in answer:
         type_, message = answer["raised"]
         verdict = classify_exception(type_, message, log)
@@ -56,7 +56,7 @@ def failure(answer: dict) -> Outcome:
     if message.rstrip().endswith("^"):      # the place in the source, and nothing after it
         sentence = f"{type_} without a reason"
     return Outcome(status=_status(verdict, kind, sentence), kind=kind, cause=_scrubbed(sentence), signal=verdict.signal,
-                   words=_excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
+                   words=excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
 
 
 def native_errors(log: str) -> tuple[str, Kind] | None:
@@ -101,7 +101,7 @@ def _scrubbed(sentence: str) -> str:
     return sentence.strip()[:200]
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
     """The end of the compiler's words, without this machine's paths."""
     text = re.sub(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)", "", text.strip())
     text = re.sub(r"\btmp\w{6,}", "…", text)

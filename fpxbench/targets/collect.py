@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -45,8 +46,9 @@ def ask_build(
         if found is not None:
             figures[key] = found
     judgement.follow_decodes(outcomes, figures)
-    about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, linker=answers.linker, cells=len(cells),
-                        seconds=round(answers.seconds, 1))
+    seconds = sum(answer["seconds"] for answer in answers.by_cell.values())
+    about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, linker=Path(answers.linker).name, cells=len(cells),
+                        seconds=round(seconds, 1))
     return Judged(about, outcomes, figures)
 
 

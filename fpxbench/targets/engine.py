@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -49,7 +48,6 @@ class Answers:
     """Architectures that the build does not know, and its words."""
     by_cell: dict[tuple[str, str], Answer] = field(default_factory=dict)
     """By probe and architecture; none for an architecture that is unknown."""
-    seconds: float = 0.0
     asked: int = 0
     """Cells that were compiled now; the others were known."""
 
@@ -62,7 +60,6 @@ def ask(
 
     Raises Unusable for a build that cannot be imported.
     """
-    started = time.monotonic()
     with _Child(build, jobs or os.cpu_count() or 1, timeout_s) as child:
         about = child.about
         answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"],
@@ -85,7 +82,6 @@ def ask(
 
         for cell, answer in _answered(requests, child, known, answers, one_more):
             answers.by_cell[cell] = answer
-    answers.seconds = time.monotonic() - started
     return answers
 
 

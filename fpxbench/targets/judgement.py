@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from fpxbench.formats import FORMATS, Format, format_named
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.causes import failure, native_errors
+from fpxbench.targets.causes import excerpt, failure, native_errors
 from fpxbench.targets.encodes import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
 from fpxbench.targets.matrix import Figures, Outcome
@@ -29,7 +29,7 @@ _FNUZ_HARDWARE = ("gfx942",)
 
 
 def unknown_architecture(words: str) -> Outcome:
-    return Outcome(status=Status.MISSING, cause="not known to this build", words=words)
+    return Outcome(status=Status.MISSING, cause="not known to this build", words=excerpt(words))
 
 
 def judged(question: Question, architecture: Architecture, answer: dict) -> tuple[Outcome, Figures | None]:
@@ -39,10 +39,10 @@ def judged(question: Question, architecture: Architecture, answer: dict) -> tupl
     compiled = answer["compiled"]
     log = answer.get("log", "")
     if not compiled["object_bytes"]:
-        return Outcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, words=log[-600:],
+        return Outcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, words=excerpt(log),
                        cause="compiled without an error into an empty object, or one that is no ELF file"), None
     if said := native_errors(log):
-        return Outcome(status=Status.ERROR, kind=said[1], cause=said[0], words=log[-600:]), None
+        return Outcome(status=Status.ERROR, kind=said[1], cause=said[0], words=excerpt(log)), None
     figures = _figures(question, compiled)
     if question.operation in ("decode", "integer_decode"):
         if architecture.vendor == "nvidia":

@@ -96,10 +96,10 @@ class TritonBuild(_Model):
     """Digest of Triton's own key of its sources and libraries."""
     python: str = ""
     linker: str = ""
-    """For AMD's objects: ``built in``, or the program that stood in for ROCm's."""
+    """For AMD's objects: ``built in``, or the name of the program that stood in for ROCm's."""
     cells: int = 0
     seconds: float = 0.0
-    """That compiling them took; those that were known from before are not in it."""
+    """Of the processor, that compiling them took, whenever that was: on as many idle cores, so many times less passes."""
     unusable: str = ""
     """Why there is nothing from this build, if there is nothing."""
 

@@ -2,12 +2,15 @@
 
     PYTHONPATH=<folder with a Triton in it> python -S <this folder> < requests
 
-Needs nothing but the standard library and a Triton from 3.0 on. Standard input is JSON lines: first ``{jobs, timeout_s}``,
-then one request a line (``compiling.compiled`` says what is in it) with an ``id``; an empty line asks for the answers to what came so far. Standard output is JSON lines: first
-``{"build": ...}``, then one ``{"id", "seconds", ...}`` (of the processor) for each request, as it ends, with one of
+Needs nothing but the standard library and a Triton from 3.0 on. Standard input is JSON lines: first ``{jobs, timeout_s}``, then
+one request a line (``compiling.compiled`` says what is in it) with an ``id``; an empty line asks for the answers to what came so
+far. Standard output is JSON lines: first ``{"build": ...}``, then one ``{"id", "seconds", ...}`` (of the processor) for each
+request, as it ends, with one of
 
 - ``compiled``: facts of the object (and its assembly, if asked for);
-- ``raised``: ``[type, message]``; - ``signal`` or ``exit``: how the process ended; - ``timeout``: after how many seconds
+- ``raised``: ``[type, message]``;
+- ``signal`` or ``exit``: how the process ended;
+- ``timeout``: after how many seconds
 
 and ``log``, what it wrote first and last, native code included.
 """
