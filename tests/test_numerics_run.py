@@ -15,7 +15,7 @@ from fpxbench.numerics import run as runs
 from fpxbench.numerics import trial
 from fpxbench.numerics.changes import Snapshot, changes
 from fpxbench.numerics.conversion import Conversion, Engine
-from fpxbench.numerics.findings import find
+from fpxbench.numerics.findings import disagreements, find
 from fpxbench.numerics.messages import RESULTS, NumericsRequest, NumericsResult
 from fpxbench.numerics.plan import batches, conversions
 from fpxbench.numerics.record import Behaviour, Difference, Example, InputKind, NumericsRecord
@@ -51,6 +51,48 @@ def test_globs_narrow_and_one_that_matches_nothing_says_what_there_is():
     assert [one.id for one in conversions(["cpu"], ["eager"], ["cast/fp32/e5m2"])] == ["cast/fp32/e5m2/eager/cpu"]
     with pytest.raises(ValueError, match=r"conversion nothing/\*: ids are like cast/fp64/e4m3fn/eager/cpu"):
         conversions(["cpu"], (), ["nothing/*"])
+
+
+# ---- engines that disagree ------------------------------------------------------------------------------------------
+
+def overflowing(overflow, engine="eager", what="cast/fp32/e4m3fn", infinity=None):
+    return record(conversion(what, engine), behaviour=Behaviour(overflow=overflow, infinity=infinity or overflow))
+
+
+def test_engines_that_overflow_differently_are_told_in_one_sentence_over_all_the_sources_that_show_it():
+    records = [overflowing(how, engine, f"cast/{source}/e4m3fn")
+               for source in ("fp32", "bf16") for how, engine in (("nan", "eager"), ("saturate", "compiled"))]
+    (one,) = disagreements([*records, overflowing("nan", what="cast/fp32/e5m2"), overflowing("nan", "compiled", "cast/fp32/e5m2")])
+    assert one.ways == {"nan": ("eager/cpu",), "saturate": ("compiled/cpu",)}
+    assert one.sentence == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu"
+
+
+def test_infinity_alone_may_be_what_engines_disagree_on():
+    (one,) = disagreements([overflowing("saturate"), overflowing("saturate", "compiled", infinity="nan")])
+    assert set(one.ways) == {"saturate", "saturate, but infinity: nan"}
+
+
+@pytest.mark.parametrize("other", [
+    overflowing("nan", "compiled"),                                 # the same
+    overflowing("saturate", "triton_interpreter"),                  # nobody's results come from it
+    overflowing("mixture of saturate and nan", "compiled"),         # wrong, which is another finding
+    overflowing("saturate", "compiled", "cast_rtz/fp32/e4m3fn"),    # another operation
+    overflowing("saturate", "compiled", "cast/fp32/e5m2"),          # another target
+], ids=["the same", "interpreted", "mixture", "another operation", "another target"])
+def test_what_is_no_disagreement(other):
+    assert disagreements([overflowing("nan"), other]) == []
+
+
+def test_a_disagreement_is_on_the_page_and_among_the_findings(tmp_path):
+    store = Store(tmp_path / "results", NumericsRecord)
+    for one in (overflowing("nan"), overflowing("saturate", "compiled")):
+        store.append(one)
+    site = build_site(tmp_path / "results", tmp_path / "site")
+    (finding,) = [one for one in site.findings if one.severity == "disagrees"]
+    assert "e4m3fn" in finding.sentence
+    page, _, anchor = finding.link.partition("#")
+    assert f'id="{anchor}"' in (tmp_path / "site" / page).read_text()
+    assert "saturate in compiled/cpu" in (tmp_path / "site" / page).read_text()
 
 
 # ---- records --------------------------------------------------------------------------------------------------------

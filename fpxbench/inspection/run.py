@@ -162,9 +162,8 @@ class _Inspector:
         bench = self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed)
         table, decode = recover_table(bench)
         self.table = table if decode.right is not None else None
-        slow = self.implementation.max_elements(self.device) is not None
         findings = [decode, recover_scales(bench, table), recover_blocks(bench, table)]
-        return findings if slow else [*findings, recover_order(bench, table)]
+        return findings if bench.slow else [*findings, recover_order(bench, table)]
 
     # Names.
 

@@ -27,6 +27,8 @@ COLUMNS = 8
 """Columns in which each code is read, spread over K."""
 ARRANGEMENTS = 5
 """Rows to which each code is given."""
+FEW_SCALES = 12
+"""Scales that are tried where a call takes long."""
 
 
 def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
@@ -187,14 +189,21 @@ def _tensor_scale(bench: Bench, code: int, number: float, row: int, column: Tens
 
 
 def _scale_numbers(bench: Bench) -> Tensor:
-    """Scales under which a code near 1 is seen in 16 bits: powers of two, and between them where the scheme has such."""
+    """Scales under which a code near 1 is seen in 16 bits: powers of two, and between them where the scheme has such.
+
+    Each costs a call, so an interpreter is asked about `FEW_SCALES` of them, the first and the last among them.
+    """
+    powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
     if bench.scaling.kind == "nv":
         numbers = decode_table(NV_SCALE_FORMAT, bench.device)[: NV_SCALE_FORMAT.max_code + 1]
-        return numbers[numbers >= 2.0**-6]
-    powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
-    if bench.scaling.kind == "mx":
-        return powers[(powers >= 2.0**-E8M0.bias)]
-    return torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
+        numbers = numbers[numbers >= 2.0**-6]
+    elif bench.scaling.kind == "mx":
+        numbers = powers
+    else:
+        numbers = torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
+    if bench.slow:
+        numbers = numbers[torch.linspace(0, len(numbers) - 1, min(len(numbers), FEW_SCALES)).round().long().to(numbers.device)]
+    return numbers
 
 
 def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
