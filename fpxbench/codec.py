@@ -152,13 +152,37 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
     """fp32 values of uint8 `codes`, same shape, exact."""
     if torch.compiler.is_compiling():
         return values_of(codes, fmt)
-    flat = codes.reshape(-1)
-    table = _decode_table(fmt, str(codes.device))
+    flat = codes.reshape(-1).contiguous()
+    if flat.device.type == "cpu" and flat.storage_offset() % 2 == 0 and not flat.numel() % 2:
+        return _decode_in_pairs(flat, fmt).reshape(codes.shape)
     values = torch.empty(flat.shape, device=codes.device)
-    scratch = torch.empty(_chunk_size(flat), dtype=torch.int32, device=codes.device)
-    for part, out in _chunks(flat, values):
-        torch.index_select(table, 0, scratch[:len(part)].copy_(part), out=out)
+    _look_up(_decode_table(fmt, str(codes.device)), flat, values)
     return values.reshape(codes.shape)
+
+
+def _decode_in_pairs(flat: Tensor, fmt: Format) -> Tensor:
+    """Two codes by one look-up: a CPU gathers 8 bytes as fast as 4. The table of all pairs fits its second-level cache."""
+    size = 1 << fmt.bits
+    if flat.numel() and (largest := int(flat.max())) >= size:
+        raise IndexError(f"{largest} is no code of {fmt.name}, which has {size}")
+    values = torch.empty(flat.shape)
+    _look_up(_pair_table(fmt), flat.view(torch.uint16), values.view(torch.float64))
+    return values
+
+
+def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
+    scratch = torch.empty(_chunk_size(index), dtype=torch.int32, device=index.device)
+    for part, values in _chunks(index, out):
+        torch.index_select(table, 0, scratch[:len(part)].copy_(part), out=values)
+
+
+@lru_cache(maxsize=16)
+def _pair_table(fmt: Format) -> Tensor:
+    """The fp32 values of every two codes, by the bits of both: `[65536]` of 8 bytes each. Its numbers are moved, never computed with."""
+    values = torch.zeros(256)
+    values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")
+    codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8)
+    return values[codes.int()].view(torch.float64)
 
 
 def _chunk_size(flat: Tensor) -> int:

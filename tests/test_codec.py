@@ -159,8 +159,17 @@ def test_what_is_no_float_of_16_bits_or_more_is_not_encoded(dtype):
 
 
 def test_a_code_that_the_format_does_not_have_is_not_decoded():
-    with pytest.raises(IndexError):
-        decode(torch.tensor([16], dtype=torch.uint8), FORMATS["e2m1"])
+    for codes in ([16], [3, 16], [200, 3]):
+        with pytest.raises(IndexError):
+            decode(torch.tensor(codes, dtype=torch.uint8), FORMATS["e2m1"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 70_000, 70_001])
+@pytest.mark.parametrize("start", [0, 1])
+def test_codes_are_decoded_alike_wherever_they_begin_and_however_many_there_are(size, start):
+    codes = torch.randint(64, (size + start,), dtype=torch.uint8)[start:]
+    values = decode(codes, FORMATS["e3m2"])
+    assert values.dtype == torch.float32 and torch.equal(values, decode_table(FORMATS["e3m2"])[codes.int()])
 
 
 def test_compiled_whole_it_gives_the_same_codes_and_values():
