@@ -272,3 +272,34 @@ def test_a_broken_line_is_named_beside_the_findings(slowed):
         file.write("{half")
     said = run(slowed)
     assert "skipped" in said.stderr and FUSED.id in said.stdout
+
+
+# ---- over, or not yet ------------------------------------------------------------------------------------------------------
+
+WRONG = Verdict(status=Status.WRONG, summary="half of every value")
+
+
+def worse(folder, nights_measured, edit):
+    """The first event for the worse in so many nights of one case."""
+    nights(folder, nights_measured, (FUSED,), edit=edit)
+    return [event for event in find(folder).events if event.direction is Direction.WORSE][0]
+
+
+def test_a_crash_that_becomes_a_wrong_result_is_not_fixed_until_it_is_right(tmp_path):
+    edit = verdicts(OK, OK, CRASH, CRASH, WRONG, OK)
+    assert worse(tmp_path / "now", 5, edit).state is State.OPEN
+    later = worse(tmp_path / "later", 6, edit)
+    assert (later.state, later.ended_at.torch) == (State.FIXED, nightly(5).torch)
+
+
+def test_kernels_that_go_from_one_to_three_to_two_are_not_mended_until_they_are_one(tmp_path):
+    edit = with_traffic(kernels_launched=[1, 1, 3, 2, 1])
+    assert worse(tmp_path / "now", 4, edit).state is State.OPEN
+    assert worse(tmp_path / "later", 5, edit).state is State.FIXED
+
+
+def test_a_record_whose_build_cannot_be_is_named_and_the_others_count(tmp_path):
+    nights(tmp_path, 2)
+    Store(tmp_path).append(record(FUSED, machine=GPU, build=nightly(3).model_copy(update={"date": "<b>yesterday</b>"})))
+    [trouble] = find(tmp_path).troubles
+    assert "date '<b>yesterday</b>' cannot be" in trouble

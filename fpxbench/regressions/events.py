@@ -77,10 +77,13 @@ def _verdict_events(panel: Panel) -> Iterator[Event]:
     column = np.argsort(~measured, axis=1, kind="stable")
     verdicts, present = (np.take_along_axis(values, column, axis=1) for values in (panel.verdict, measured))
     changed = verdicts[:, 1:] != verdicts[:, :-1]
+    ranks = np.array([SEVERITY[Status(panel.verdicts[number].status)] if number in panel.verdicts else -1
+                      for number in range(max(panel.verdicts, default=0) + 1)])
     for step in _steps(present, changed, column):
         before, after = (panel.verdicts[int(panel.verdict[step.case, at])] for at in (step.before, step.after))
+        no_worse = measured[step.case] & (ranks[panel.verdict[step.case]] >= SEVERITY[Status(before.status)])
         yield _event(panel, step, "verdict", _direction(before, after), _said(before), _said(after), SEVERITY[Status(worst(before, after))],
-                     changed[step.case, max(0, step.number - RECENT):step.number].sum())
+                     changed[step.case, max(0, step.number - RECENT):step.number].sum(), no_worse)
 
 
 def worst(before: Verdicts, after: Verdicts) -> str:
@@ -111,7 +114,9 @@ def _figure_events(panel: Panel) -> Iterator[Event]:
             if name in EXACT or not _usual(past, moves[step.case, step.number]):
                 direction = Direction.WORSE if moves[step.case, step.number] * figure.worse > 0 else Direction.BETTER
                 before, after = (_number(values[step.case, at], figure.unit) for at in (step.before, step.after))
-                yield _event(panel, step, name, direction, before, after, len(Status) + place, beyond[step.case, max(0, step.number - RECENT):step.number].sum())
+                series, was, now = values[step.case], values[step.case, step.before], values[step.case, step.after]
+                yield _event(panel, step, name, direction, before, after, len(Status) + place,
+                             beyond[step.case, max(0, step.number - RECENT):step.number].sum(), np.abs(series - was) < np.abs(series - now))
 
 
 EXACT = ("packed_bytes", "kernels_launched")
@@ -154,10 +159,14 @@ def _number(value: float, unit: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-def _event(panel: Panel, step: Step, metric: str, direction: Direction, before: str, after: str, severity: int, changes: int) -> Event:
+def _event(panel: Panel, step: Step, metric: str, direction: Direction, before: str, after: str, severity: int, changes: int,
+           undone: NDArray[np.bool_]) -> Event:
+    """`undone` [builds]: the builds that are as before, whenever that is."""
+    later = np.flatnonzero(undone[step.after + 1:]) if direction is Direction.WORSE else ()
     return Event(
         series=series_of(panel, step.case, metric), direction=direction, **change_facts(panel, step.case, step.before, step.after),
         before=before, after=after, severity=severity, changes_before=int(changes),
+        ended_at=panel.builds[step.after + 1 + int(later[0])] if len(later) else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -50,26 +51,46 @@ def find(results: Path, timeline: Timeline | None = None, machine: str | None = 
     ValueError for a machine that has no records.
     """
     found = Findings()
-    second_looks = _second_looks(results, found.troubles)
-    for of_machine, troubles in panels(results, timeline, machine):
+    confirmations, broken = Store(results, Confirmation).read_all()
+    found.troubles += [str(line) for line in broken]
+    for of_machine, troubles in examine(results, by_suspect(confirmations), timeline, machine):
         found.troubles += troubles
-        for panel in of_machine:
-            found.newest.append(panel.builds[-1])
-            found.events += [_with_outcome(event, second_looks) for event in events(panel)]
-            suspects, moves = performance(panel, second_looks)
-            found.suspects += suspects
-            found.machine += moves
+        for one in of_machine:
+            found.newest.append(one.panel.builds[-1])
+            found.suspects += one.suspects
+            found.events += one.events
+            found.machine += one.moves
     found.suspects.sort(key=lambda suspect: (not suspect.stands, suspect.direction is not Direction.WORSE, -abs(suspect.change)))
     found.events.sort(key=lambda event: (event.direction is not Direction.WORSE, event.severity, event.changes_before, event.series.case))
     found.machine.sort(key=lambda move: -abs(move.change))
     return found
 
 
-def _second_looks(results: Path, troubles: list[str]) -> dict[str, Confirmation]:
+@dataclass(frozen=True)
+class Examined:
+    """The series of one panel, and what changed in them, each list in the order of the builds."""
+
+    panel: Panel
+    suspects: list[Suspect]
+    events: list[Event]
+    moves: list[MachineMove]
+
+
+def examine(results: Path, looks: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
+            ) -> Iterator[tuple[list[Examined], list[str]]]:
+    """Every machine in turn, and what is to be known of its records; `find` is the sum. One machine's series are held at a time."""
+    for of_machine, troubles in panels(results, timeline, machine):
+        yield [_examined(panel, looks) for panel in of_machine], troubles
+
+
+def _examined(panel: Panel, looks: dict[str, Confirmation]) -> Examined:
+    suspects, moves = performance(panel, looks)
+    return Examined(panel, suspects, [_with_outcome(event, looks) for event in events(panel)], moves)
+
+
+def by_suspect(confirmations: Iterable[Confirmation]) -> dict[str, Confirmation]:
     """The last confirmation of each finding, by its id."""
-    looks, broken = Store(results, Confirmation).read_all()
-    troubles += [str(line) for line in broken]
-    return {look.suspect: look for look in looks if look.suspect}
+    return {look.suspect: look for look in confirmations if look.suspect}
 
 
 F = TypeVar("F", bound=Finding)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
+from pydantic import ValidationError
 
 from fpxbench.record import Build
 from fpxbench.regressions.digest import FIGURES, digest, discard, machines
@@ -112,10 +113,13 @@ def _order(builds: dict[int, Build], held: dict[str, Entry], troubles: list[str]
     for build in builds.values():
         try:
             Version(build.label)
+            if build.key not in entries:
+                entries[build.key] = Entry.of(build, UNKNOWN_DAY)
         except InvalidVersion:
             troubles.append(f"{build.torch!r} is no version, so its records have no place in time: left out")
-            continue
-        entries.setdefault(build.key, Entry.of(build, UNKNOWN_DAY))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            troubles.append(f"PyTorch {build.torch}: {first['loc'][0]} {first['input']!r} cannot be, so its records have no place in time: left out")
     placed = {entry.key: (place, entry) for place, entry in enumerate(in_order(entries.values()))}
     known = {number: placed[build.key] for number, build in builds.items() if build.key in placed}
     return ({number: place for number, (place, _) in known.items()}, {number: entry.tag for number, (_, entry) in known.items()},

@@ -27,7 +27,7 @@ class Direction(StrEnum):
 
 
 class State(StrEnum):
-    """Where a suspect stands."""
+    """Where a finding stands."""
 
     OPEN = "open"               # nobody has looked again
     CONFIRMED = "confirmed"
@@ -70,6 +70,9 @@ class Finding(BaseModel):
     """Of the last confirmation that was about it; None before there is one."""
     said: str = ""
     """That confirmation in words: ``confirmed +6.1% [5.2, 7.0]``."""
+    ended_at: Build | None = None
+    """The first build on which it is over. Of a suspect: of its next change in the other direction; of an event: on which the figure is
+    nearer to what it was before than to what it became, or the verdict no worse than before. An event that is not for the worse has none."""
 
     @computed_field
     @property
@@ -77,6 +80,19 @@ class Finding(BaseModel):
         """Ten hex digits of what was found and where: the same on every machine and in every run."""
         known = [*self.series.model_dump().values(), self.last_good.key, self.first_bad.key, str(self.direction)]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:10]
+
+    @property
+    def state(self) -> State:
+        if self.outcome is Outcome.REFUTED:
+            return State.REFUTED
+        if self.ended_at is not None:
+            return State.FIXED
+        return State(self.outcome) if self.outcome else State.OPEN
+
+    @property
+    def stands(self) -> bool:
+        """It has not been refuted, and is not over."""
+        return self.state not in (State.REFUTED, State.FIXED)
 
 
 class Suspect(Finding):
@@ -102,21 +118,6 @@ class Suspect(Finding):
     """How many builds show it: its persistence when it was raised."""
     control: Finite | None = None
     """What the dense baseline did over the same builds, as a share; None where it was not measured."""
-    ended_at: Build | None = None
-    """The first build of the next change in the other direction: it is over."""
-
-    @property
-    def state(self) -> State:
-        if self.outcome is Outcome.REFUTED:
-            return State.REFUTED
-        if self.ended_at is not None:
-            return State.FIXED
-        return State(self.outcome) if self.outcome else State.OPEN
-
-    @property
-    def stands(self) -> bool:
-        """It has not been refuted, and is not over."""
-        return self.state not in (State.REFUTED, State.FIXED)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
