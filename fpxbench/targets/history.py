@@ -62,12 +62,16 @@ def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
     return ((operation, fmt, probes) for (operation, fmt), probes in groups.items())
 
 
+def states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[State | None]:
+    """What a group does on an architecture, for each of the builds; None for one that was not asked."""
+    every = range(len(matrix.builds))
+    return [state_of([found for probe in probes if (found := matrix.outcome_of(probe, architecture, at)) is not None]) for at in every]
+
+
 def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Span]:
     """The history of a group on an architecture, oldest first; builds that were not asked are left out."""
     found: list[Span] = []
-    for position, build in enumerate(matrix.builds):
-        outcomes = [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, position)) is not None]
-        state = state_of(outcomes)
+    for build, state in zip(matrix.builds, states(matrix, probes, architecture), strict=True):
         if state is None:
             continue
         first = build.triton

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from pprint import pformat
 
@@ -44,30 +45,43 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
     )
     compiling = CHILD / "compiling.py"
     body = [
-        _taken(compiling, ["VERSION"]), _kernel_source(Path(request["file"]), request["kernel"]),
-        f"CONSTANTS = {pformat(request['constants'], width=120)}", _taken(compiling, ["_constant", "_source"]),
+        _taken(compiling, "VERSION"), _kernel_source(Path(request["file"]), request["kernel"]),
+        f"CONSTANTS = {pformat(request['constants'], width=120)}", _taken(compiling, "_constant", "_source"),
         _TAIL.format(kernel=request["kernel"], signature=request["signature"], divisible=request["divisible"], backend=request["backend"],
                      arch=request["arch"], warp_size=request["warp_size"], options=request["options"],
                      text="amdgcn" if amd else "ptx", object="hsaco" if amd else "cubin"),
     ]
-    return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, "\n".join(body)), *body]) + "\n"
+    return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, body), *body]) + "\n"
 
 
-def _imports(file: Path, body: str) -> str:
+# A report has hundreds of scripts, made of the same few parts.
+
+def _imports(file: Path, body: list[str]) -> str:
     """What `file` imports and `body` uses; and what has to be there before Triton can be imported at all."""
-    nodes = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
-    text = body + "".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Try))
-    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    nodes = [node for node in _parsed(file)[1].body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
+    used = set().union(*map(_names, body), *(_names(ast.unparse(node)) for node in nodes if isinstance(node, ast.Try)))
     return "\n".join(
         ast.unparse(node) for node in nodes if isinstance(node, ast.Try) or {(name.asname or name.name) for name in node.names} & used
     )
 
 
-def _taken(file: Path, names: list[str]) -> str:
-    """The definitions of those names, as written."""
+@cache
+def _parsed(file: Path) -> tuple[str, ast.Module]:
     source = file.read_text()
+    return source, ast.parse(source)
+
+
+@cache
+def _names(code: str) -> frozenset[str]:
+    return frozenset(node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
+
+
+@cache
+def _taken(file: Path, *names: str) -> str:
+    """The definitions of those names, as written."""
+    source, module = _parsed(file)
     taken = [
-        ast.get_source_segment(source, node) for node in ast.parse(source).body
+        ast.get_source_segment(source, node) for node in module.body
         if getattr(node, "name", None) in names or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in names)
     ]
     return "\n\n\n".join(taken)
@@ -75,8 +89,8 @@ def _taken(file: Path, names: list[str]) -> str:
 
 def _kernel_source(file: Path, kernel: str) -> str:
     """The kernel; with all that stands beside it unless it is one of the small ones, which stand alone."""
-    source = file.read_text()
+    source, module = _parsed(file)
     if file != KERNELS:
         return source.split('"""', 2)[2]
-    node = next(node for node in ast.parse(source).body if getattr(node, "name", None) == kernel)
+    node = next(node for node in module.body if getattr(node, "name", None) == kernel)
     return "\n".join(source.splitlines()[node.decorator_list[0].lineno - 1:node.end_lineno])
