@@ -9,10 +9,11 @@ import traceback
 
 import torch
 
-from fpxbench import check, conduct, implementation as implementations, measure
+from fpxbench import check, conduct, measure
+from fpxbench import implementation as implementations
 from fpxbench.conduct import Misconduct, Operands
-from fpxbench.diagnose import diagnose_product
-from fpxbench.diagnose_stored import diagnose_quantization, telling_quantization
+from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.messages import TrialRequest, TrialResult
 from fpxbench.record import Accuracy, Traffic

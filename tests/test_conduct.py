@@ -10,13 +10,12 @@ import torch
 from fpxbench import check, conduct
 from fpxbench.case import Case
 from fpxbench.conduct import Misconduct, Operands
-from fpxbench.diagnose_stored import diagnose_quantization
+from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.poison import poisoned_memory, unwritten_elements
 from fpxbench.scheme import SCHEMES, scheme_named
 from fpxbench.verdict import Kind, Status
 from fpxbench.workloads import CANARIES
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,19 +8,18 @@ import torch
 from fpxbench import check, codec
 from fpxbench.case import Case
 from fpxbench.conduct import Operands
-from fpxbench.diagnose import diagnose_product
-from fpxbench.diagnose_stored import diagnose_quantization
+from fpxbench.diagnosis.hypotheses import Predictor
+from fpxbench.diagnosis.misencodings import encoded, misencodings
+from fpxbench.diagnosis.misreadings import misreadings, sibling
+from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.readout import Prediction, Readout
+from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.formats import FORMATS
-from fpxbench.hypotheses import Predictor
 from fpxbench.implementation import Implementation
-from fpxbench.misencodings import encoded, misencodings
-from fpxbench.misreadings import misreadings, sibling
-from fpxbench.readout import Prediction, Readout
 from fpxbench.scaling import Scales, scale_down
 from fpxbench.scheme import scheme_named
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

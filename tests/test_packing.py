@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fpxbench.case import Case
 from fpxbench.check import make_weight
 from fpxbench.conduct import Operands
-from fpxbench.diagnose import diagnose_product
+from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.implementation import Implementation
 from fpxbench.packing import K_MULTIPLE, LAYOUTS, layout_named, pack, padded_k, pieces, row_bytes, unpack
 from fpxbench.packing.layout import parts

@@ -12,10 +12,10 @@ from fpxbench import check, conduct
 from fpxbench.case import Case
 from fpxbench.codec import decode_table, encode
 from fpxbench.conduct import Operands
+from fpxbench.diagnosis.readout import Prediction, Readout
 from fpxbench.formats import Format
 from fpxbench.implementation import Implementation
 from fpxbench.inspection.wrapped import Wrapped
-from fpxbench.readout import Prediction, Readout
 from fpxbench.scaling import E8M0, NV_SCALE_FORMAT, Scales, Scaling
 from fpxbench.scheme import Scheme, scheme_named
 from fpxbench.weight import QuantizedWeight

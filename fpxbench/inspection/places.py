@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fpxbench import check
-from fpxbench.hypotheses import in_pairs, kinds_of, singly
+from fpxbench.diagnosis.hypotheses import in_pairs, kinds_of, singly
+from fpxbench.diagnosis.misreadings import block_of, scale_misreadings
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.report import Difference, Finding
 from fpxbench.inspection.tables import known_code, plain_weights
-from fpxbench.misreadings import block_of, scale_misreadings
 
 DIGITS = 12
 """Scales of as many powers of two, from 2**-6: all are normal numbers of E4M3 and, by a code near 1, of fp16."""

@@ -8,22 +8,23 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fpxbench import check, conduct, implementation as implementations, machine
+from fpxbench import check, conduct, machine
+from fpxbench import implementation as implementations
 from fpxbench.case import Case
 from fpxbench.codec import encode
 from fpxbench.conduct import Misconduct, Operands
-from fpxbench.diagnose import Diagnosis, diagnose_product, named, nearness, single_weights, telling_operands
-from fpxbench.diagnose_stored import diagnose_quantization, telling_quantization
-from fpxbench.hypotheses import Mistakes, Predictor, explanations
+from fpxbench.diagnosis.hypotheses import Mistakes, Predictor, explanations
+from fpxbench.diagnosis.misencodings import misencodings, misscalings
+from fpxbench.diagnosis.misreadings import misreadings
+from fpxbench.diagnosis.products import Diagnosis, diagnose_product, named, nearness, single_weights, telling_operands
+from fpxbench.diagnosis.readout import Readout
+from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.places import recover_blocks, recover_order
 from fpxbench.inspection.report import Finding, Inspection, InspectRequest
 from fpxbench.inspection.tables import gives_table, recover_scales, recover_table
 from fpxbench.inspection.wrapped import Wrapped, factory_named
-from fpxbench.misencodings import misencodings, misscalings
-from fpxbench.misreadings import misreadings
-from fpxbench.readout import Readout
 from fpxbench.scheme import scheme_named
 from fpxbench.verdict import Kind, Status, Verdict, classify_exception
 from fpxbench.workloads import workload_named

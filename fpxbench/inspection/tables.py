@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fpxbench import check
 from fpxbench.codec import decode_table
+from fpxbench.diagnosis.hypotheses import Mistakes, in_pairs, kinds_of, names_of, singly
+from fpxbench.diagnosis.misencodings import Misencoding
+from fpxbench.diagnosis.misplaced_codes import code_misreadings
+from fpxbench.diagnosis.misreadings import is_subnormal, scale_misreadings, table_misreadings
 from fpxbench.formats import FORMATS, Format
-from fpxbench.hypotheses import Mistakes, in_pairs, kinds_of, names_of, singly
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.report import Difference, Finding
-from fpxbench.misencodings import Misencoding
-from fpxbench.misplaced_codes import code_misreadings
-from fpxbench.misreadings import is_subnormal, scale_misreadings, table_misreadings
 from fpxbench.packing import padded_k
 from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
 from fpxbench.verdict import Kind

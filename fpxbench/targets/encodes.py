@@ -72,7 +72,7 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
 def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
     """The known mistake that gives exactly these codes."""
     from fpxbench.codec import Rounding
-    from fpxbench.misreadings import sibling
+    from fpxbench.diagnosis.misreadings import sibling
 
     asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)

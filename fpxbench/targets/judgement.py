@@ -109,7 +109,7 @@ def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind | None, str]:
         return None, "decodes by another table than the format's; it takes PyTorch to say which mistake that is"
 
     from fpxbench.codec import decode_table
-    from fpxbench.misreadings import table_misreadings
+    from fpxbench.diagnosis.misreadings import table_misreadings
 
     right, read_table = decode_table(fmt), torch.tensor(read)
     for mistake in table_misreadings(fmt):

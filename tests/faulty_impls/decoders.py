@@ -3,9 +3,9 @@
 import torch
 
 from fpxbench.codec import decode_table
+from fpxbench.diagnosis.misreadings import is_subnormal
 from fpxbench.formats import FORMATS
 from fpxbench.implementation import implementation
-from fpxbench.misreadings import is_subnormal
 
 from ._right import Right
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from fpxbench import check
 from fpxbench.codec import decode, encode
 from fpxbench.conduct import Operands
-from fpxbench.diagnose import Diagnosis, nearness
-from fpxbench.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
+from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
+from fpxbench.diagnosis.misencodings import Misencoding, encoded, misencodings, same_number
+from fpxbench.diagnosis.misreadings import scale_misreadings
+from fpxbench.diagnosis.products import Diagnosis, nearness
+from fpxbench.diagnosis.readout import correlation
 from fpxbench.implementation import Implementation
-from fpxbench.misencodings import Misencoding, encoded, misencodings, same_number
-from fpxbench.misreadings import scale_misreadings
-from fpxbench.readout import correlation
 from fpxbench.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight

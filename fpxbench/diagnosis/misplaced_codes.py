@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fpxbench import packing
+from fpxbench.diagnosis.misreading import Misreading
 from fpxbench.formats import Format
-from fpxbench.misreading import Misreading
 from fpxbench.verdict import Kind
-
 
 # Of 4-bit codes: a bitstream of them is nibbles, low first.
 _NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}

@@ -1,7 +1,7 @@
 """Known ways to misread a stored weight, as data: which code is taken, what it decodes to, which scale it meets.
 
 A weight is read in three steps that can each go wrong, and a known mistake is another choice in one of them. What an
-implementation *would* give under a mistake is computed here; `fpxbench.diagnose` compares that with what it does give.
+implementation *would* give under a mistake is computed here; `fpxbench.diagnosis.products` compares that with what it does give.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fpxbench.codec import decode_table
+from fpxbench.diagnosis.misplaced_codes import code_misreadings
+from fpxbench.diagnosis.misreading import Misreading
 from fpxbench.formats import Format
-from fpxbench.misplaced_codes import code_misreadings
-from fpxbench.misreading import Misreading
 from fpxbench.scaling import Scaling
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight

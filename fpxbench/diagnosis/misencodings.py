@@ -1,6 +1,6 @@
 """Known ways to store a weight wrongly, as data: how a value became a code, and how a block got its scale.
 
-`fpxbench.diagnose` compares the codes and scales that an implementation stored with what each of these would store.
+`fpxbench.diagnosis.products` compares the codes and scales that an implementation stored with what each of these would store.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fpxbench import packing
 from fpxbench.codec import Overflow, Rounding, decode_table, encode
+from fpxbench.diagnosis.misplaced_codes import code_misreadings
+from fpxbench.diagnosis.misreadings import E4M3_MAXIMA, is_subnormal, sibling
 from fpxbench.formats import Format
-from fpxbench.misplaced_codes import code_misreadings
-from fpxbench.misreadings import E4M3_MAXIMA, is_subnormal, sibling
 from fpxbench.scaling import Scales, Scaling
 from fpxbench.verdict import Kind
 

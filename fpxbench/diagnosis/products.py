@@ -1,9 +1,9 @@
 """Whose mistake does this look like: from what an implementation does, without reading it.
 
 Multiplied by one-hot activations, an implementation gives away the weight that it acts by. Each known mistake
-(`fpxbench.misreadings`) says what that weight would be; the one whose prediction fits every weight read out, where
+(`fpxbench.diagnosis.misreadings`) says what that weight would be; the one whose prediction fits every weight read out, where
 the definition does not, is named. Where several fit, or none, the diagnosis says so instead of choosing.
-`fpxbench.diagnose_stored` does the same for the codes and scales that an implementation stores.
+`fpxbench.diagnosis.stored` does the same for the codes and scales that an implementation stores.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from fpxbench import check, conduct, packing
 from fpxbench.codec import decode_table, encode
 from fpxbench.conduct import Misconduct, Operands
-from fpxbench.hypotheses import Mistakes, explanations, kinds_of, names_of
+from fpxbench.diagnosis.hypotheses import Mistakes, explanations, kinds_of, names_of
+from fpxbench.diagnosis.misplaced_codes import nibbles_exchanged
+from fpxbench.diagnosis.misreadings import block_of, is_subnormal, misreadings, table_misreadings
+from fpxbench.diagnosis.readout import Prediction, Readout, correlation, read_out
 from fpxbench.implementation import Implementation
-from fpxbench.misplaced_codes import nibbles_exchanged
-from fpxbench.misreadings import block_of, is_subnormal, misreadings, table_misreadings
-from fpxbench.readout import Prediction, Readout, correlation, read_out
 from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight

@@ -13,10 +13,10 @@ from torch.nn.functional import pad
 
 from fpxbench import packing
 from fpxbench.codec import decode, decode_table
-from fpxbench.misencodings import QUOTIENT_SLACK, Misencoding, encoded
-from fpxbench.misreading import STEPS, Misreading
-from fpxbench.misreadings import block_of
-from fpxbench.readout import Prediction, Readout
+from fpxbench.diagnosis.misencodings import QUOTIENT_SLACK, Misencoding, encoded
+from fpxbench.diagnosis.misreading import STEPS, Misreading
+from fpxbench.diagnosis.misreadings import block_of
+from fpxbench.diagnosis.readout import Prediction, Readout
 from fpxbench.scaling import NV_SCALE_FORMAT, Scales, Scaling, scale_down, scale_values
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
