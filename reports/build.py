@@ -18,6 +18,9 @@ from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier
 from fpxbench.reports.pages import Pages, static_files
+from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Support, chosen_matrix
+from fpxbench.reports.support_build import steps
+from fpxbench.reports.support_row import row_in_full
 from fpxbench.reports.sweep import Heading, Sweep, sweep_of
 from fpxbench.store import BrokenLine, Store, latest
 
@@ -77,6 +80,8 @@ def build_site(results: Path, output: Path) -> SiteSummary:
     casts = sorted(newest_judged.values(), key=lambda pair: _gpu_first(pair[0]))
     found = sorted([*findings.find(shown), *(finding for pair in casts for finding in findings_on(*pair))], key=lambda finding: finding.rank)
     older = sum(map(len, by_machine.values())) - len(shown)
+    support, unreadable = _write_support(results, output, pages, [*shown, *(one for one, _ in casts)])
+    broken_lines += unreadable
     _write(output / "about.html", pages.about())
     _write(output / "index.html", pages.overview(shown, found, broken_lines, older, [one for one, _ in casts]))
     return SiteSummary(output / "index.html", found, broken_lines)
@@ -142,10 +147,28 @@ def _write_sweep(store: Store, path: Path, output: Path, pages: Pages, judged: J
     return sweep, broken
 
 
+def _write_support(results: Path, output: Path, pages: Pages, headings: list[Heading]) -> tuple[Support, list[BrokenLine]]:
+    """The pages of the newest matrix of targets; and the file of the results folder, if it should hold one and does not."""
+    matrix, file, unreadable = chosen_matrix(results)
+    gpus = {heading.machine.arch: heading.machine.device for heading in headings if heading.machine.kind != "cpu"}
+    support = Support(matrix, file.parent != results, gpus)
+    folder, history = (output / SUPPORT).parent, steps(support)
+    _write(output / SUPPORT, pages.support(support, history))
+    shutil.copyfile(file, folder / MATRIX_FILE)
+    for row in support.rows:
+        _write(folder / row.page, pages.support_row(support, row, *row_in_full(support, row)))
+    for step in history:
+        if step.page:
+            _write(folder / step.page, pages.support_build(support, step))
+    return support, unreadable
+
+
 def _clear(output: Path) -> None:
     """Remove the pages of an earlier report: cases that are gone must not look current. Nothing else is touched."""
     if (output / "assets" / _PLOTLY).is_file() and (output / "machines").is_dir():
         shutil.rmtree(output / "machines")
+    if (output / "assets" / _PLOTLY).is_file() and (output / SUPPORT).is_file():
+        shutil.rmtree((output / SUPPORT).parent)
 
 
 def _write_assets(folder: Path) -> None:

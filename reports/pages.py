@@ -24,6 +24,9 @@ from fpxbench.reports.charts import Chart, charts_of
 from fpxbench.reports.findings import CHANGED, Finding
 from fpxbench.reports.numerics import Judged, Matrix, Row as ConversionRow, Since, cell_text
 from fpxbench.reports.strip import floor_of, strip_of
+from fpxbench.reports.support import Row as SupportRow, Support
+from fpxbench.reports.support_build import Step
+from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts, detail
 from fpxbench.reports.sweep import Heading, Row, Sweep
 from fpxbench.repro import repro_script
 from fpxbench.store import BrokenLine
@@ -83,6 +86,19 @@ class Pages:
     def conversion(self, judged: Judged, row: ConversionRow) -> str:
         """One conversion, everyone who carries it out side by side."""
         return self._render("conversion.html", root="../../../../", judged=judged, row=row)
+
+    def support(self, support: Support, steps: Sequence[Step]) -> str:
+        """Which GPU takes what, since when: the table of the matrix, with filters, and what is silently wrong."""
+        return self._render("support.html", root="../", support=support, steps=steps)
+
+    def support_row(self, support: Support, row: SupportRow, found: Sequence[OnArchitecture], scripts: Scripts) -> str:
+        """One operation with one format on every architecture, build by build."""
+        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts, checks=CHECKS, detail=detail)
+
+    def support_build(self, support: Support, step: Step) -> str:
+        """What one Triton gained and lost."""
+        pages = {(row.operation.name, row.format): row.page for row in support.rows}
+        return self._render("support_build.html", root="../", step=step, pages=pages)
 
     def case(self, sweep: Sweep, row: Row, record: Record) -> str:
         """All that is known of one case."""

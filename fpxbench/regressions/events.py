@@ -77,11 +77,9 @@ def _verdict_events(panel: Panel) -> Iterator[Event]:
     column = np.argsort(~measured, axis=1, kind="stable")
     verdicts, present = (np.take_along_axis(values, column, axis=1) for values in (panel.verdict, measured))
     changed = verdicts[:, 1:] != verdicts[:, :-1]
-    ranks = np.array([SEVERITY[Status(panel.verdicts[number].status)] if number in panel.verdicts else -1
-                      for number in range(max(panel.verdicts, default=0) + 1)])
     for step in _steps(present, changed, column):
         before, after = (panel.verdicts[int(panel.verdict[step.case, at])] for at in (step.before, step.after))
-        no_worse = measured[step.case] & (ranks[panel.verdict[step.case]] >= SEVERITY[Status(before.status)])
+        no_worse = panel.severity[step.case] >= SEVERITY[Status(before.status)]
         yield _event(panel, step, "verdict", _direction(before, after), _said(before), _said(after), SEVERITY[Status(worst(before, after))],
                      changed[step.case, max(0, step.number - RECENT):step.number].sum(), no_worse)
 

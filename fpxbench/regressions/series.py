@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from fpxbench.record import Build
 from fpxbench.regressions.digest import FIGURES, digest, discard, machines
 from fpxbench.timeline import Entry, Timeline, in_order
+from fpxbench.verdict import SEVERITY, Status
 
 UNKNOWN_DAY = "9999-12-31"
 
@@ -63,6 +65,14 @@ class Panel:
     """M·N of each case."""
     weights: NDArray[np.float64]
     """N·K of each case."""
+
+    @cached_property
+    def severity(self) -> NDArray[np.intp]:
+        """[cases, builds]: each status's place in the order of severity, 0 the worst; -1 where the case was not measured."""
+        places = np.full(max(self.verdicts, default=0) + 2, -1)
+        for number, verdict in self.verdicts.items():
+            places[number] = SEVERITY[Status(verdict.status)]
+        return places[self.verdict]   # -1 picks the last, which is no verdict's
 
 
 def panels(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Iterator[tuple[list[Panel], list[str]]]:

@@ -1,5 +1,47 @@
-// Filters of a sweep's page, kept in the address so that they can be shared; and copy buttons.
+// Filters that are kept in the address, so that they can be shared; those of a sweep's page; and copy buttons.
 "use strict";
+
+// Calls apply(filters) with the form's values that are not empty, now and whenever they change or the address does; `moved`
+// after somebody followed a link to other filters. The address has them all.
+function keepInAddress(form, apply, moved) {
+  const wanted = () => Object.fromEntries(Array.from(new FormData(form)).filter(([, value]) => value));
+
+  function fromAddress() {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    const filters = Array.from(form.elements).filter((element) => element.name);
+    if (location.hash && !filters.some((element) => asked.has(element.name))) return false;     // a link to a heading
+    for (const element of filters) {
+      const value = asked.get(element.name) || "";
+      if (element.type === "checkbox") {
+        element.checked = value === element.value;
+        continue;
+      }
+      element.value = value;
+      // A value that this page does not have shows as a choice, and selects nothing.
+      if (element.tagName === "SELECT" && element.selectedIndex < 0) {
+        element.add(new Option(value));
+        element.value = value;
+      }
+    }
+    apply(wanted());
+    return location.hash !== "";
+  }
+
+  function toAddress() {
+    const filters = wanted(), query = new URLSearchParams(filters).toString();
+    apply(filters);
+    history.replaceState(null, "", query ? "#" + query : location.pathname);
+  }
+
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", toAddress);
+  form.addEventListener("reset", () => setTimeout(toAddress));
+  addEventListener("hashchange", () => {
+    if (fromAddress()) moved();
+  });
+  if (!fromAddress()) apply(wanted());
+}
 
 const SLOW_BELOW = 0.95;    // as in sweep.py
 
@@ -17,12 +59,6 @@ function startFilters(form) {
   const options = Array.from(form.elements.status.options).slice(3);
   const signs = new Map(options.map((option) => [option.value, option.textContent.split(" ")[0]]));
   const order = options.map((option) => option.value);
-
-  function wanted() {
-    const filters = {};
-    for (const [name, value] of new FormData(form)) if (value) filters[name] = value;
-    return filters;
-  }
 
   function fits(row, filters) {
     const data = row.dataset;
@@ -80,8 +116,7 @@ function startFilters(form) {
     for (const cell of matrix.querySelectorAll("[data-scheme]")) cell.hidden = !schemes.has(cell.dataset.scheme);
   }
 
-  function apply() {
-    const filters = wanted();
+  function apply(filters) {
     const shown = rows.filter((row) => {
       row.hidden = !fits(row, filters);
       return !row.hidden;
@@ -89,38 +124,9 @@ function startFilters(form) {
     redraw(shown);
     document.getElementById("shown").textContent = shown.length === rows.length
       ? `All ${rows.length} cases. The address keeps the filters: share it.` : `${shown.length} of ${rows.length} cases.`;
-    return filters;
   }
 
-  function fromAddress() {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    const filters = Array.from(form.elements).filter((element) => element.name);
-    if (location.hash && !filters.some((element) => asked.has(element.name))) return false;     // a link to a heading
-    for (const element of filters) {
-      element.value = asked.get(element.name) || "";
-      // A value that this sweep does not have shows as a choice, and selects nothing.
-      if (element.tagName === "SELECT" && element.selectedIndex < 0) {
-        element.add(new Option(asked.get(element.name)));
-        element.value = asked.get(element.name);
-      }
-    }
-    apply();
-    return location.hash !== "";
-  }
-
-  function toAddress() {
-    const query = new URLSearchParams(apply()).toString();
-    history.replaceState(null, "", query ? "#" + query : location.pathname);
-  }
-
-  form.hidden = false;
-  form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", toAddress);
-  form.addEventListener("reset", () => setTimeout(toAddress));
-  addEventListener("hashchange", () => {
-    if (fromAddress()) document.getElementById("cases-title").scrollIntoView();
-  });
-  if (!fromAddress()) apply();
+  keepInAddress(form, apply, () => document.getElementById("cases-title").scrollIntoView());
 }
 
 function startCopying(button) {
