@@ -18,7 +18,7 @@ from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier
 from fpxbench.reports.pages import Pages, static_files
-from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Support, chosen_matrix
+from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Gpu, Support, chosen_matrix
 from fpxbench.reports.support_build import steps
 from fpxbench.reports.support_row import row_in_full
 from fpxbench.reports.sweep import Heading, Sweep, sweep_of
@@ -83,7 +83,7 @@ def build_site(results: Path, output: Path) -> SiteSummary:
     support, unreadable = _write_support(results, output, pages, [*shown, *(one for one, _ in casts)])
     broken_lines += unreadable
     _write(output / "about.html", pages.about())
-    _write(output / "index.html", pages.overview(shown, found, broken_lines, older, [one for one, _ in casts]))
+    _write(output / "index.html", pages.overview(shown, found, broken_lines, older, [one for one, _ in casts], support))
     return SiteSummary(output / "index.html", found, broken_lines)
 
 
@@ -150,7 +150,8 @@ def _write_sweep(store: Store, path: Path, output: Path, pages: Pages, judged: J
 def _write_support(results: Path, output: Path, pages: Pages, headings: list[Heading]) -> tuple[Support, list[BrokenLine]]:
     """The pages of the newest matrix of targets; and the file of the results folder, if it should hold one and does not."""
     matrix, file, unreadable = chosen_matrix(results)
-    gpus = {heading.machine.arch: heading.machine.device for heading in headings if heading.machine.kind != "cpu"}
+    of_gpus = sorted((heading for heading in headings if heading.machine.kind != "cpu"), key=lambda heading: heading.age)
+    gpus = {heading.machine.arch: Gpu(heading.machine.device, heading.build.triton or "") for heading in of_gpus}
     support = Support(matrix, file.parent != results, gpus)
     folder, history = (output / SUPPORT).parent, steps(support)
     _write(output / SUPPORT, pages.support(support, history))

@@ -30,12 +30,15 @@ from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts, detail
 from fpxbench.reports.sweep import Heading, Row, Sweep
 from fpxbench.repro import repro_script
 from fpxbench.store import BrokenLine
+from fpxbench.targets.history import SOME
 from fpxbench.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
 
 FLAG_SIGN = "⚑"
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; of further ones it shows the figures only."""
 MOST_CASES_LISTED = 24
+MISTAKES_IN_SHORT = 3
+"""Of what compiles and computes something else, on the overview."""
 MOST_BROKEN_LINES = 50
 
 
@@ -53,15 +56,15 @@ class Pages:
         )
         self._templates.globals.update(
             words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
-            MOST_CASES_LISTED=MOST_CASES_LISTED,
+            MOST_CASES_LISTED=MOST_CASES_LISTED, MISTAKES_IN_SHORT=MISTAKES_IN_SHORT,
         )
 
     def overview(self, sweeps: Sequence[Sweep], findings: Sequence[Finding], broken_lines: Sequence[BrokenLine], older: int,
-                 judged: Sequence[Judged] = ()) -> str:
+                 judged: Sequence[Judged], support: Support) -> str:
         """What is wrong, then what there is; `sweeps` and `judged` are the newest of each machine, `older` counts the other sweeps."""
         shown = sweeps[:SWEEPS_IN_FULL]
         return self._render(
-            "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older, judged=judged,
+            "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older, judged=judged, support=support,
             wrong=[f for f in findings if f.severity in set(map(str, BROKEN))],
             suspicious=[f for f in findings if f.severity not in {CHANGED, *map(str, BROKEN)}],
             changed=[f for f in findings if f.severity == CHANGED],
@@ -93,7 +96,7 @@ class Pages:
 
     def support_row(self, support: Support, row: SupportRow, found: Sequence[OnArchitecture], scripts: Scripts) -> str:
         """One operation with one format on every architecture, build by build."""
-        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts, checks=CHECKS, detail=detail)
+        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts, checks=CHECKS, detail=detail, SOME=SOME)
 
     def support_build(self, support: Support, step: Step) -> str:
         """What one Triton gained and lost."""

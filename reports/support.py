@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fpxbench.store import BrokenLine
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.history import Span, in_words, rows, spans, states
+from fpxbench.targets.history import SOME, Span, in_words, rows, spans, states
 from fpxbench.targets.matrix import Matrix, OperationSummary, Outcome, Probe, read_matrix
 from fpxbench.verdict import BROKEN, Kind, Status
 
@@ -65,13 +65,17 @@ class Cell:
         return self.now.state.status is Status.OK and self.checked < self.now.state.ok
 
     @property
+    def some(self) -> bool:
+        """Whether some of its probes are ok on the newest build and others are not, none of them wrong."""
+        return self.now.state.sign == SOME
+
+    @property
     def text(self) -> str:
         """Of the newest build: ``since 3.3.1``, ``never``, ``3 of 10 since 3.2``; nothing for what was always so and says itself."""
         *before, now = self.history
         since = f"since {_short(now.first)}" if before else ""
         if now.state.status is Status.OK:
-            some = f"{now.state.ok} of {now.state.asked}" if now.state.ok < now.state.asked else ""
-            return f"{some} {since}".strip()
+            return f"{now.state.ok} of {now.state.asked} {since}".strip() if self.some else since
         if now.state.status is Status.WRONG:
             return f"wrong {since}".strip()
         worked = [span for span in before if span.state.status is Status.OK]
@@ -134,6 +138,10 @@ class Mistake:
         """Whether the newest build makes it."""
         return any(len(self.versions) - 1 in at for at in self.builds.values())
 
+    def made_by(self, triton: str, architecture: str) -> bool:
+        """Whether that version of Triton makes it there."""
+        return any(self.versions[at] == triton for at in self.builds.get(architecture, ()))
+
     def sentence(self, architecture: str = "") -> str:
         """What is wrong, where and since when; on one architecture only if one is given."""
         where = defaultdict(list)
@@ -160,14 +168,23 @@ class Mistake:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """One that the report has records of."""
+
+    device: str
+    triton: str
+    """Version, of the newest records; empty if there is none."""
+
+
+@dataclass(frozen=True)
 class Support:
     """A matrix, and the GPUs of the report that it is shown in."""
 
     matrix: Matrix
     shipped: bool
     """Whether it is the one that comes with the package."""
-    gpus: Mapping[str, str]
-    """Names of devices by architecture, as the report's machines have them."""
+    gpus: Mapping[str, Gpu]
+    """By architecture."""
 
     @property
     def own(self) -> list[Architecture]:
@@ -219,7 +236,10 @@ class Support:
                        tuple(build.triton for build in self.matrix.builds), seen[0][0].page)
 
     def mistakes_on(self, architecture: str) -> list[Mistake]:
-        return [mistake for mistake in self.mistakes if architecture in mistake.builds]
+        """Those of the Triton that the report's records were made with first."""
+        triton = self.gpus[architecture].triton
+        found = [mistake for mistake in self.mistakes if architecture in mistake.builds]
+        return sorted(found, key=lambda mistake: not mistake.made_by(triton, architecture))
 
 
 def _cell(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Cell | None:
