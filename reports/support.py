@@ -70,16 +70,26 @@ class Cell:
         return self.now.state.sign == SOME
 
     @property
-    def text(self) -> str:
-        """Of the newest build: ``since 3.3.1``, ``never``, ``3 of 10 since 3.2``; nothing for what was always so and says itself."""
+    def word(self) -> str:
+        """What the newest build's sign needs beside it: ``wrong``, ``3 of 10``, ``never``; nothing where the sign says it all."""
+        state = self.now.state
+        if self.some:
+            return f"{state.ok} of {state.asked}"
+        if state.status in (Status.OK, Status.WRONG):
+            return "" if state.status is Status.OK else "wrong"
+        return "" if self._worked else "never"
+
+    @property
+    def since(self) -> str:
+        """``since 3.3.1`` of what is ok or wrong, ``until 3.4`` of what was ok; nothing if it was always as it is."""
         *before, now = self.history
-        since = f"since {_short(now.first)}" if before else ""
-        if now.state.status is Status.OK:
-            return f"{now.state.ok} of {now.state.asked} {since}".strip() if self.some else since
-        if now.state.status is Status.WRONG:
-            return f"wrong {since}".strip()
-        worked = [span for span in before if span.state.status is Status.OK]
-        return f"until {_short(worked[-1].last)}" if worked else "never"
+        if now.state.status in (Status.OK, Status.WRONG):
+            return f"since {_short(now.first)}" if before else ""
+        return f"until {_short(self._worked[-1].last)}" if self._worked else ""
+
+    @property
+    def _worked(self) -> list[Span]:
+        return [span for span in self.history if span.state.status is Status.OK]
 
     @property
     def earlier(self) -> list[str]:
