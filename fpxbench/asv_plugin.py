@@ -273,7 +273,7 @@ class ReportPage(OutputPublisher):
         from fpxbench.reports.build import build_site  # with its templates and charts, no other command needs it
 
         target = Path(conf.html_dir) / "fpxbench"
-        build_site(Path(os.environ["FPX_RESULTS"]), target)
+        build_site(Path(os.environ["FPX_RESULTS"]), target, Timeline(conf.repo))
         index = Path(conf.html_dir) / "index.html"
         page = index.read_text(encoding="utf-8")
         if _NAV_ANCHOR in page:

@@ -1,28 +1,34 @@
 """Turns a results folder into a static site that opens from ``file://``.
 
 One records file is read, rendered and dropped before the next, so that memory holds one machine and build at a time;
-of each only its small rows are kept, and only of the newest build of each machine.
+of each only its small rows are kept, and only of the newest build of each machine. Of older builds no record is read: what
+changed since is told from the digest of all (`fpxbench.reports.over_time`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
 from fpxbench.numerics.record import NumericsRecord
+from fpxbench.record import Record
 from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier
-from fpxbench.reports.pages import Pages, static_files
+from fpxbench.reports.over_time import BUILDS_IN_FULL, OverTime
+from fpxbench.reports.pages import Pages, static_files, write_page
+from fpxbench.reports.standing import Standing
 from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Gpu, Support, chosen_matrix
 from fpxbench.reports.support_build import steps
 from fpxbench.reports.support_row import row_in_full
 from fpxbench.reports.sweep import Heading, Sweep, sweep_of
 from fpxbench.store import BrokenLine, Store, latest
+from fpxbench.timeline import Timeline
 
 _PLOTLY = "plotly.min.js"
 
@@ -34,18 +40,22 @@ class SiteSummary:
     index : the page to open
     findings : of the newest build of each machine, worst first; links are relative to the site's folder
     broken_lines : lines of the results that are no records
+    troubles : what else is to be known of the records, in sentences
     """
 
     index: Path
     findings: list[Finding]
     broken_lines: list[BrokenLine]
+    troubles: list[str]
 
 
-def build_site(results: Path, output: Path) -> SiteSummary:
+def build_site(results: Path, output: Path, timeline: Timeline | None = None, builds: int = BUILDS_IN_FULL) -> SiteSummary:
     """Write the site of the records under `results` to the folder `output`.
 
-    Pages of an earlier report there are replaced. The same records give the same bytes. Without any record the site has
-    one page, which says what to do. Raises NotADirectoryError if `output` is a file.
+    `timeline` knows the builds' dates; without it they are ordered by what their records say. The newest `builds` of each machine,
+    channel and variant have a page for every case, older ones only what they changed. Pages of an earlier report are replaced. The
+    same records give the same bytes. Without any record the first page says what to do. Raises NotADirectoryError if `output`
+    is a file, and TimelineError as `timeline` does.
     """
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
@@ -54,19 +64,23 @@ def build_site(results: Path, output: Path) -> SiteSummary:
     _clear(output)
     _write_assets(output / "assets")
     sweep_files = store.files()
-    judged, broken_lines = _write_numerics(Store(results, NumericsRecord), output, pages, {_folder(path) for path in sweep_files})
+    numerics = Store(results, NumericsRecord)
+    judged, broken_lines = _judged(numerics)
 
+    over_time = OverTime(results, timeline, pages, output, builds)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
-    for path in sweep_files:
-        sweep, broken = _write_sweep(store, path, output, pages, judged.get(_folder(path), (None, None))[0])
-        broken_lines += broken
-        if sweep is None:
-            continue
-        rival = newest.get(sweep.series)
-        if rival is None or sweep.age >= rival.age:
-            newest[sweep.series] = sweep
-        by_machine[sweep.folder[0]].append(sweep.heading())
+    for paths, standing in over_time.machines(sweep_files):
+        for path in paths:
+            sweep, broken = _write_sweep(store, path, output, pages, judged.get(_folder(path), (None, None))[0], standing)
+            broken_lines += broken
+            if sweep is None:
+                continue
+            rival = newest.get(sweep.series)
+            if rival is None or sweep.age >= rival.age:
+                newest[sweep.series] = sweep
+            by_machine[sweep.folder[0]].append(sweep.heading())
+    _write_numerics(numerics, judged, output, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     newest_judged: dict[tuple[str, str], tuple[Judged, Since | None]] = {}
     for one, since in sorted(judged.values(), key=lambda pair: _newest_first(pair[0])):
         newest_judged[one.folder[0], one.build.channel] = one, since
@@ -74,17 +88,19 @@ def build_site(results: Path, output: Path) -> SiteSummary:
         sweeps = sorted(by_machine[machine], key=_newest_first, reverse=True)
         of_machine = [pair for folder, pair in judged.items() if folder[0] == machine]
         of_machine.sort(key=lambda pair: _newest_first(pair[0]), reverse=True)
-        _write(output / "machines" / machine / "index.html", pages.machine(sweeps, of_machine))
+        write_page(output / "machines" / machine / "index.html", pages.machine(sweeps, of_machine, over_time.older[machine]))
 
     shown = sorted(newest.values(), key=_gpu_first)
     casts = sorted(newest_judged.values(), key=lambda pair: _gpu_first(pair[0]))
-    found = sorted([*findings.find(shown), *(finding for pair in casts for finding in findings_on(*pair))], key=lambda finding: finding.rank)
-    older = sum(map(len, by_machine.values())) - len(shown)
+    troubles = over_time.write_rest(judged.values(), set(map(str, broken_lines)))
+    found = [*findings.find(shown), *over_time.findings(), *(finding for pair in casts for finding in findings_on(*pair))]
+    found.sort(key=lambda finding: finding.rank)
+    older = sum(map(len, by_machine.values())) + over_time.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(one for one, _ in casts)])
     broken_lines += unreadable
-    _write(output / "about.html", pages.about())
-    _write(output / "index.html", pages.overview(shown, found, broken_lines, older, [one for one, _ in casts], support))
-    return SiteSummary(output / "index.html", found, broken_lines)
+    write_page(output / "about.html", pages.about())
+    write_page(output / "index.html", pages.overview(shown, found, broken_lines, older, [one for one, _ in casts], support))
+    return SiteSummary(output / "index.html", found, broken_lines, troubles)
 
 
 def _folder(path: Path) -> tuple[str, str]:
@@ -100,12 +116,8 @@ def _gpu_first(heading: Heading) -> tuple:
     return heading.machine.kind == "cpu", heading.folder
 
 
-def _write_numerics(store: Store[NumericsRecord], output: Path, pages: Pages, swept: set[tuple[str, str]],
-                    ) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
-    """The pages of every file of conversions; what is kept of each, with what changed since the build before it.
-
-    Files are read twice: what changed is known once all are known, and none is held meanwhile.
-    """
+def _judged(store: Store[NumericsRecord]) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
+    """What is kept of every file of conversions, with what changed since the build before it."""
     judged: dict[tuple[str, str], Judged] = {}
     broken_lines: list[BrokenLine] = []
     for path in store.files():
@@ -117,15 +129,24 @@ def _write_numerics(store: Store[NumericsRecord], output: Path, pages: Pages, sw
     for one in judged.values():
         by_machine[one.folder[0]].append(one)
     since = {folder: change for builds in by_machine.values() for folder, change in since_earlier(builds).items()}
+    return {folder: (one, since.get(folder)) for folder, one in judged.items()}, broken_lines
+
+
+def _write_numerics(store: Store[NumericsRecord], judged: dict[tuple[str, str], tuple[Judged, Since | None]], output: Path, pages: Pages,
+                    swept: set[tuple[str, str]]) -> None:
+    """The pages of every file of conversions.
+
+    Files are read twice: what changed is known once all are known, and none is held meanwhile.
+    """
     for path in store.files():
-        if (one := judged.get(_folder(path))) is None:
+        if _folder(path) not in judged:
             continue
+        one, since = judged[_folder(path)]
         matrix = matrix_of(_newest_records(store, path)[0])
         folder = output / "machines" / one.folder[0] / one.folder[1]
-        _write(folder / "numerics.html", pages.numerics(one, since.get(one.folder), matrix, one.folder in swept))
+        write_page(folder / "numerics.html", pages.numerics(one, since, matrix, one.folder in swept))
         for row in matrix.rows:
-            _write(folder / row.page, pages.conversion(one, row))
-    return {folder: (one, since.get(folder)) for folder, one in judged.items()}, broken_lines
+            write_page(folder / row.page, pages.conversion(one, row))
 
 
 def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:
@@ -134,16 +155,17 @@ def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:
     return list({record.id: record for record in latest(records)}.values()), broken
 
 
-def _write_sweep(store: Store, path: Path, output: Path, pages: Pages, judged: Judged | None) -> tuple[Sweep | None, list[BrokenLine]]:
+def _write_sweep(store: Store, path: Path, output: Path, pages: Pages, judged: Judged | None, standing: Callable[[Record], Standing | None],
+                 ) -> tuple[Sweep | None, list[BrokenLine]]:
     """The pages of one records file; no sweep if it holds no record."""
     newest, broken = _newest_records(store, path)
     if not newest:
         return None, broken
-    sweep = sweep_of(_folder(path), newest)
+    sweep = sweep_of(_folder(path), newest, standing)
     folder = output / "machines" / sweep.folder[0] / sweep.folder[1]
-    _write(folder / "index.html", pages.sweep(sweep, findings.find([sweep]), judged))
+    write_page(folder / "index.html", pages.sweep(sweep, findings.find([sweep]), judged))
     for row, record in zip(sweep.rows, newest, strict=True):
-        _write(folder / row.page, pages.case(sweep, row, record))
+        write_page(folder / row.page, pages.case(sweep, row, record))
     return sweep, broken
 
 
@@ -154,20 +176,21 @@ def _write_support(results: Path, output: Path, pages: Pages, headings: list[Hea
     gpus = {heading.machine.arch: Gpu(heading.machine.device, heading.build.triton or "") for heading in of_gpus}
     support = Support(matrix, file.parent != results, gpus)
     folder, history = (output / SUPPORT).parent, steps(support)
-    _write(output / SUPPORT, pages.support(support, history))
+    write_page(output / SUPPORT, pages.support(support, history))
     shutil.copyfile(file, folder / MATRIX_FILE)
     for row in support.rows:
-        _write(folder / row.page, pages.support_row(support, row, *row_in_full(support, row)))
+        write_page(folder / row.page, pages.support_row(support, row, *row_in_full(support, row)))
     for step in history:
         if step.page:
-            _write(folder / step.page, pages.support_build(support, step))
+            write_page(folder / step.page, pages.support_build(support, step))
     return support, unreadable
 
 
 def _clear(output: Path) -> None:
     """Remove the pages of an earlier report: cases that are gone must not look current. Nothing else is touched."""
-    if (output / "assets" / _PLOTLY).is_file() and (output / "machines").is_dir():
-        shutil.rmtree(output / "machines")
+    for folder in (output / "machines", output / "builds"):
+        if (output / "assets" / _PLOTLY).is_file() and folder.is_dir():
+            shutil.rmtree(folder)
     if (output / "assets" / _PLOTLY).is_file() and (output / SUPPORT).is_file():
         shutil.rmtree((output / SUPPORT).parent)
 
@@ -177,8 +200,3 @@ def _write_assets(folder: Path) -> None:
     for name, content in static_files().items():
         (folder / name).write_bytes(content)
     (folder / _PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
-
-
-def _write(path: Path, page: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")

@@ -82,7 +82,7 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
     for choice in points:
         together[round(choice.bits_per_weight, 2), round(choice.sqnr_db, 1)].append(choice.scheme)
     places = list(together)
-    figure = _figure(height=460)
+    figure = blank_figure(height=460)
     figure.add_trace(go.Scatter(
         x=[bits for bits, _ in places], y=[noise for _, noise in places], text=[", ".join(together[place]) for place in places],
         mode="markers+text", textposition=_label_sides(places), cliponaxis=False, showlegend=False, marker=dict(size=11, color=_COLOURS[0]),
@@ -113,7 +113,7 @@ def _by_scheme(sweep: Sweep, rows: list[Row], value: Callable[[Row], float], say
     """A dot plot: schemes down, one mark for each implementation."""
     schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
     names = sorted({row.case.implementation for row in rows})
-    figure = _figure(height=110 + 30 * len(schemes))
+    figure = blank_figure(height=110 + 30 * len(schemes))
     for index, name in enumerate(names):
         grouped: dict[str, list[float]] = defaultdict(list)
         for row in rows:
@@ -153,7 +153,8 @@ def _label_sides(points: list[tuple[float, float]]) -> list[str]:
     return sides
 
 
-def _figure(height: int) -> go.Figure:
+def blank_figure(height: int) -> go.Figure:
+    """One that takes the page's colours."""
     figure = go.Figure()
     figure.update_layout(template="none", height=height, margin=dict(l=8, r=24, t=16, b=48), hovermode="closest", dragmode=False,
                          paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")

@@ -16,13 +16,14 @@ from fpxbench.verdict import SEVERITY, Status
 SLOW = "slow"
 DISAGREES = "disagrees"
 CHANGED = "changed"
+REGRESSED = "regressed"
+SUSPECTED = "suspected"
 RANKS: dict[str, int] = {
-    **{str(status): rank for status, rank in SEVERITY.items()},
-    str(Flag.OVER_ROOFLINE): len(SEVERITY), DISAGREES: len(SEVERITY) + 1, SLOW: len(SEVERITY) + 2, str(Flag.UNFUSED): len(SEVERITY) + 3,
-    str(Flag.NOISY): len(SEVERITY) + 4, CHANGED: len(SEVERITY) + 5,
+    name: rank for rank, name in enumerate((
+        *map(str, SEVERITY), REGRESSED, str(Flag.OVER_ROOFLINE), DISAGREES, SUSPECTED, SLOW, str(Flag.UNFUSED), str(Flag.NOISY), CHANGED))
 }
-"""Severities, the lowest worst: broken cases by status, then impossible figures, then right answers that are not the same, then what is
-right but slow, then what only became different."""
+"""Severities, the lowest worst: broken cases by status, then confirmed regressions, impossible figures, right answers that are not the
+same, suspected regressions, then what is right but slow, then what only became different."""
 
 # A cause that speaks for itself in its own words is one cause, whichever implementation met it.
 _CAUSE_IN_WORDS = frozenset({Status.CRASH, Status.ERROR})
@@ -44,7 +45,7 @@ class Found:
 class Finding:
     """One sentence about one cause.
 
-    severity : a status, or ``over_roofline``, ``disagrees``, ``slow``, ``unfused``, ``noisy``, ``changed``
+    severity : a status, or ``regressed``, ``over_roofline``, ``disagrees``, ``suspected``, ``slow``, ``unfused``, ``noisy``, ``changed``
     sentence : plain text
     link : relative to the site's root: the case if it is one, else the matrix with the filters set
     cases : all that show it, the most telling first; none if it is about conversions
@@ -129,6 +130,8 @@ def _broken(group: list[Found], all_cases: list[Found]) -> Finding:
         shared = first.status in _CAUSE_IN_WORDS or all(found.row.summary == first.summary for found in group)
         example = f": {first.summary}" if shared else f"; on {first.case.scheme}, {first.case.layer}: {first.summary}"
         example = example if first.summary else ""
+    since = {found.row.since for found in group}
+    extent += f", {since.pop()}" if len(since) == 1 and "" not in since else ""
     return Finding(str(first.status), _sentence(f"{subject} on {where} {predicate}{extent}{_on_machines(group)}{example}"),
                    _link(group, status=str(first.status), mark=str(first.kind or "")), tuple(group))
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,9 +21,13 @@ from markupsafe import Markup, escape
 from fpxbench import record as records
 from fpxbench.record import Flag, Record
 from fpxbench.reports import words
+from fpxbench.regressions.suspect import Direction, State
+from fpxbench.reports.builds import BuildPage
 from fpxbench.reports.charts import Chart, charts_of
-from fpxbench.reports.findings import CHANGED, Finding
+from fpxbench.reports.findings import CHANGED, REGRESSED, Finding
+from fpxbench.reports.history import ROOT, History
 from fpxbench.reports.numerics import Judged, Matrix, Row as ConversionRow, Since, cell_text
+from fpxbench.reports.regressions import STATES, Summary
 from fpxbench.reports.strip import floor_of, strip_of
 from fpxbench.reports.support import Row as SupportRow, Support
 from fpxbench.reports.support_build import Step
@@ -39,6 +44,8 @@ SWEEPS_IN_FULL = 3
 MOST_CASES_LISTED = 24
 MISTAKES_IN_SHORT = 3
 """Of what compiles and computes something else, on the overview."""
+MOST_GROUPS_LISTED = 100
+"""Of the findings in one state; each build's page has all of its own."""
 MOST_BROKEN_LINES = 50
 
 
@@ -56,7 +63,7 @@ class Pages:
         )
         self._templates.globals.update(
             words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
-            MOST_CASES_LISTED=MOST_CASES_LISTED, MISTAKES_IN_SHORT=MISTAKES_IN_SHORT,
+            MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State, Direction=Direction, MISTAKES_IN_SHORT=MISTAKES_IN_SHORT,
         )
 
     def overview(self, sweeps: Sequence[Sweep], findings: Sequence[Finding], broken_lines: Sequence[BrokenLine], older: int,
@@ -66,7 +73,8 @@ class Pages:
         return self._render(
             "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older, judged=judged, support=support,
             wrong=[f for f in findings if f.severity in set(map(str, BROKEN))],
-            suspicious=[f for f in findings if f.severity not in {CHANGED, *map(str, BROKEN)}],
+            regressed=[f for f in findings if f.severity == REGRESSED],
+            suspicious=[f for f in findings if f.severity not in {CHANGED, REGRESSED, *map(str, BROKEN)}],
             changed=[f for f in findings if f.severity == CHANGED],
             charts=_prefixed(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
@@ -77,10 +85,10 @@ class Pages:
         return self._render(
             "sweep.html", root="../../../", sweep=sweep, findings=findings, judged=judged, charts=_prefixed(charts_of(sweep), ""))
 
-    def machine(self, sweeps: Sequence[Heading], judged: Sequence[tuple[Judged, Since | None]] = ()) -> str:
-        """One machine and every build measured on it, newest first."""
+    def machine(self, sweeps: Sequence[Heading], judged: Sequence[tuple[Judged, Since | None]] = (), older: int = 0) -> str:
+        """One machine and the builds measured on it, newest first; `older` counts those that have no page of their own on it."""
         newest = sweeps[0] if sweeps else judged[0][0]
-        return self._render("machine.html", root="../../", sweeps=sweeps, judged=judged, newest=newest)
+        return self._render("machine.html", root="../../", sweeps=sweeps, judged=judged, newest=newest, older=older)
 
     def numerics(self, judged: Judged, since: Since | None, matrix: Matrix, has_sweep: bool) -> str:
         """What the casts of one machine and build do: conversions by who carries them out."""
@@ -112,12 +120,34 @@ class Pages:
             record_json=json.dumps(json.loads(record.to_json()), indent=1, ensure_ascii=False),
         )
 
+    def regressions(self, summary: Summary, troubles: Sequence[str]) -> str:
+        """What changed for the worse, by state, and the rest; `troubles`: what is to be known of the records behind it."""
+        return self._render("regressions.html", root="", summary=summary, troubles=troubles[:MOST_BROKEN_LINES], trouble_count=len(troubles))
+
+    def history(self, history: History) -> str:
+        """One series: a case on one machine from build to build."""
+        return self._render("history.html", root=ROOT, history=history, charts=_prefixed(history.charts, None))
+
+    def builds(self, builds: Sequence[BuildPage]) -> str:
+        """Every build, newest first, and how much it changed."""
+        return self._render("builds.html", root="", builds=builds[::-1])
+
+    def build(self, build: BuildPage) -> str:
+        """What one build changed, on all machines."""
+        return self._render("build.html", root="../", build=build)
+
     def about(self) -> str:
         """The glossary."""
         return self._render("about.html", root="", schema=records.SCHEMA)
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(**values)
+
+
+def write_page(path: Path, page: str) -> None:
+    """With the folders that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
 
 
 def static_files() -> dict[str, bytes]:
@@ -129,8 +159,8 @@ def _fastest_first(row: Row) -> tuple:
     return SEVERITY[row.status] != SEVERITY[Status.OK], row.median_us or math.inf, row.case.implementation
 
 
-def _prefixed(charts: Sequence[Chart], page: str) -> list[dict[str, Any]]:
-    """Charts with the page that a click on one of their marks leads to."""
+def _prefixed(charts: Sequence[Chart], page: str | None) -> list[dict[str, Any]]:
+    """Charts with the page that a click on one of their marks leads to; None if each mark names its own."""
     return [{"name": c.name, "title": c.title, "caption": c.caption, "alternative": c.alternative,
              "json": {"figure": c.figure, "page": page}} for c in charts]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from statistics import median
 from urllib.parse import quote, urlencode
 
@@ -18,6 +19,7 @@ from packaging.version import InvalidVersion, Version
 
 from fpxbench.case import Case
 from fpxbench.record import Build, Flag, Machine, Record
+from fpxbench.reports.standing import Standing
 from fpxbench.verdict import BROKEN, SEVERITY, Kind, Status
 
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
@@ -53,9 +55,11 @@ class Row:
     bottleneck: str
     sqnr_db: float | None
     about: str
+    standing: Standing | None = None
+    """Since when it has its status; None where its build has no place in time."""
 
     @classmethod
-    def of(cls, record: Record) -> Row:
+    def of(cls, record: Record, standing: Standing | None = None) -> Row:
         timing, traffic, verdict = record.timing, record.traffic, record.verdict
         return cls(
             case=record.case, page=page_name(record.case), status=verdict.status, kind=verdict.kind, signal=verdict.signal,
@@ -64,7 +68,7 @@ class Row:
             speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
             packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
             roofline_fraction=traffic.roofline_fraction, bottleneck=traffic.bottleneck, sqnr_db=record.accuracy.sqnr_db,
-            about=record.about,
+            about=record.about, standing=standing,
         )
 
     @property
@@ -78,6 +82,11 @@ class Row:
     @property
     def broken(self) -> bool:
         return self.status in BROKEN
+
+    @property
+    def since(self) -> str:
+        """``since 2.12.0 (3 builds)``, of a broken case."""
+        return self.standing.words if self.standing and self.broken else ""
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -105,10 +114,16 @@ class Row:
 
 def page_name(case: Case) -> str:
     """The file name of a case's page: its slug, with a digest where the slug is too long or not unique."""
-    if len(case.slug) <= MAX_PAGE_NAME and case.slug.count("__") == 4:
-        return f"{case.slug}.html"
-    digest = hashlib.sha256(case.id.encode()).hexdigest()[:12]
-    return f"{case.slug[:MAX_PAGE_NAME]}-{digest}.html"
+    return page_of_id(case.id)
+
+
+def page_of_id(case_id: str) -> str:
+    """`page_name` of the case with this id."""
+    slug = case_id.replace("/", "__")
+    if len(slug) <= MAX_PAGE_NAME and slug.count("__") == 4:
+        return f"{slug}.html"
+    digest = hashlib.sha256(case_id.encode()).hexdigest()[:12]
+    return f"{slug[:MAX_PAGE_NAME]}-{digest}.html"
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,21 @@ class Cell:
         """Median over its timed cases."""
         speedups = [row.speedup for row in self.rows if row.speedup is not None]
         return median(speedups) if speedups else None
+
+    @cached_property
+    def since(self) -> str:
+        """``since 2.12.0 (3 builds)``: of the cases with the worst verdict, the one that has had it for longest; empty if none is broken."""
+        standings = [row.standing for row in self.rows if row.status is self.worst and row.broken and row.standing]
+        return max(standings, key=lambda standing: standing.builds).words if standings else ""
+
+    @cached_property
+    def recent(self) -> list[tuple[Status | None, int]]:
+        """The worst status of its cases on the builds before and on this one, oldest first, and on how many in a row; None where none was
+        measured. Empty if it was always what it is."""
+        recents = [row.standing.recent for row in self.rows if row.standing]
+        worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None) for column in zip(*recents, strict=True)]
+        runs = [(status, len(list(run))) for status, run in groupby(worst)]
+        return runs if any(status not in (None, self.worst) for status, _ in runs) else []
 
     @property
     def slow(self) -> bool:
@@ -321,11 +351,11 @@ class Sweep(Heading):
         return f"{self.path}index.html#{urlencode({name: value for name, value in filters.items() if value}, quote_via=quote)}"
 
 
-def sweep_of(folder: tuple[str, str], records: Iterable[Record]) -> Sweep:
-    """The sweep in which these records, oldest first and at least one, are the whole."""
+def sweep_of(folder: tuple[str, str], records: Iterable[Record], standing: Callable[[Record], Standing | None] = lambda record: None) -> Sweep:
+    """The sweep in which these records, oldest first and at least one, are the whole; `standing` says since when a case has its status."""
     records = list(records)
     counted = Counter(record.verdict.status for record in records)
     return Sweep(
         folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
-        counts={status: counted[status] for status in SEVERITY if counted[status]}, rows=tuple(map(Row.of, records)),
+        counts={status: counted[status] for status in SEVERITY if counted[status]}, rows=tuple(Row.of(record, standing(record)) for record in records),
     )

@@ -22,22 +22,29 @@ from fpxbench.verdict import SIGNS
 def report(
     results: ResultsOption = Path("results"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the site to.")] = Path("report"),
+    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, for the builds' dates.")] = Path(".timeline"),
+    builds: Annotated[int, typer.Option("--builds", min=1, help="So many newest builds of each machine get a page for every case.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Turn records into a static site that opens from file://, and print the worst things in it."""
     from fpxbench.reports.build import build_site
+    from fpxbench.timeline import Timeline, TimelineError
 
     if not results.exists():
         raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` makes it")
-    summary = build_site(results, output)
+    try:
+        summary = build_site(results, output, Timeline(timeline), builds)
+    except TimelineError as error:
+        raise UsageError(str(error)) from error
     if as_json:
         print(json.dumps({
             "index": str(summary.index.resolve()),
             "findings": [finding.sentence for finding in summary.findings],
             "broken_lines": [str(line) for line in summary.broken_lines],
+            "troubles": summary.troubles,
         }))
         return
-    for line in summary.broken_lines:
+    for line in (*summary.broken_lines, *summary.troubles):
         err.print(str(line), markup=False, style="yellow")
     for number, finding in enumerate(summary.findings[:3], 1):
         out.print(f"{number}. {finding.sentence}", markup=False)

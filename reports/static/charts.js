@@ -1,4 +1,4 @@
-// Draws the page's figures in the page's colours, and again when they change; a click on a mark shows its cases.
+// Draws the page's figures in the page's colours, and again when they change; a click on a mark shows its cases, or its own page.
 "use strict";
 
 function themed(figure) {
@@ -19,7 +19,10 @@ function draw(element) {
   Plotly.react(element, structuredClone(figure.data), themed(figure), options);
   if (element.dataset.drawn) return;
   element.dataset.drawn = "yes";
-  element.on("plotly_click", (event) => { location.href = `${page}#${event.points[0].customdata}`; });
+  element.on("plotly_click", (event) => {
+    const target = event.points[0].customdata;
+    if (target) location.href = page === null ? target : `${page}#${target}`;
+  });
 }
 
 const plots = document.querySelectorAll(".plot[data-figure]");

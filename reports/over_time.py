@@ -1,0 +1,105 @@
+"""The pages that are about more than one build: regressions, the series behind them, and what each build changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from fpxbench.confirmation import Confirmation
+from fpxbench.environments.findings import Installation
+from fpxbench.record import Build, Record
+from fpxbench.regressions.digest import machines
+from fpxbench.regressions.findings import Examined, by_suspect, examine
+from fpxbench.regressions.suspect import MachineMove
+from fpxbench.reports.builds import Builds
+from fpxbench.reports.findings import Finding
+from fpxbench.reports.history import histories
+from fpxbench.reports.numerics import Judged, Since
+from fpxbench.reports.pages import Pages, write_page
+from fpxbench.reports.regressions import Group, by_hand, drawn, findings_on, grouped, lines_of, summary_of, with_pages
+from fpxbench.reports.standing import Standing, Standings
+from fpxbench.reports.sweep import page_of_id
+from fpxbench.store import Store, latest
+from fpxbench.timeline import Timeline
+
+BUILDS_IN_FULL = 10
+"""Builds of each machine, channel and variant of which every case has a page: with a page for each case and night, years of nightlies
+would be millions."""
+
+
+class OverTime:
+    """Goes through the machines once, one in memory at a time; what is kept of each is what its pages say."""
+
+    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, output: Path, in_full: int) -> None:
+        self._results, self._timeline, self._pages, self._output, self._in_full = results, timeline, pages, output, in_full
+        self._builds = Builds(timeline.entries() if timeline else ())
+        self._groups: list[Group] = []
+        self._moves: list[MachineMove] = []
+        self._confirmations, broken = Store(results, Confirmation).read_all()
+        self._troubles = [str(line) for line in broken]
+        self.older: Counter[str] = Counter()
+        """By machine, sweeps that have no page of their own."""
+
+    def machines(self, files: Iterable[Path]) -> Iterator[tuple[list[Path], Callable[[Record], Standing | None]]]:
+        """For each machine the records files that get pages of their own, and since when their cases are what they are. Writes the
+        pages of its series."""
+        looks = by_suspect(self._confirmations)
+        paths: dict[str, list[Path]] = {}
+        for path in files:
+            paths.setdefault(path.parent.parent.name, []).append(path)
+        for machine, (of_machine, troubles) in zip(machines(self._results), examine(self._results, looks, self._timeline), strict=True):
+            self._troubles += troubles
+            known = {_folder(build) for one in of_machine for build in one.panel.builds}
+            full = {_folder(build) for one in of_machine for build in one.panel.builds[-self._in_full:]}
+            shown = [path for path in paths[machine] if path.stem in full or path.stem not in known]
+            self.older[machine] = len(known - full)
+            links: dict[tuple[str, str, str, str], str] = {}
+            for one in of_machine:
+                panel = one.panel
+                of_panel = self._of_panel(one, looks, full)
+                links |= {(panel.device, panel.variant, panel.channel, case): quote(page) for case, page in of_panel.items()}
+            yield shown, Standings((one.panel for one in of_machine), links).of
+
+    def _of_panel(self, one: Examined, looks: dict[str, Confirmation], full: set[str]) -> dict[str, str]:
+        """Writes the pages of a panel's series, and returns them by case."""
+        lines, pages = with_pages(one.panel, lines_of(one))
+        groups = drawn(one.panel, grouped(lines))
+
+        def page_of(build: Build, case: str) -> str:
+            folder = _folder(build)
+            return f"machines/{quote(one.panel.machine)}/{quote(folder)}/{quote(page_of_id(case))}" if folder in full else ""
+
+        for history in histories(one, lines, looks, pages, page_of):
+            write_page(self._output / history.page, self._pages.history(history))
+        self._builds.saw(one, groups, full)
+        self._groups += groups
+        self._moves += one.moves
+        return pages
+
+    def findings(self) -> list[Finding]:
+        """Sentences for the overview."""
+        return findings_on(self._groups)
+
+    def write_rest(self, judged: Iterable[tuple[Judged, Since | None]], told: set[str]) -> list[str]:
+        """Writes the page of regressions and those of the builds, once every machine has been gone through; returns what is to be known of
+        the records beyond what was `told`."""
+        for one, since in judged:
+            self._builds.converted(one, since)
+        installations, broken = Store(self._results, Installation).read_all()
+        self._builds.installed(latest(installations))
+        troubles = [trouble for trouble in (*self._troubles, *map(str, broken)) if trouble not in told]
+        builds = self._builds.in_order()
+        asked = grouped(by_hand(latest(self._confirmations)))
+        self._groups = sorted([*self._groups, *asked], key=lambda group: group.rank)
+        write_page(self._output / "regressions.html", self._pages.regressions(summary_of(self._groups, self._moves, len(builds)), troubles))
+        write_page(self._output / "builds.html", self._pages.builds(builds))
+        for build in builds:
+            write_page(self._output / build.page, self._pages.build(build))
+        return troubles
+
+
+def _folder(build: Build) -> str:
+    """Name of a build's file of records, and of the folder of its pages."""
+    return f"{build.label}-{build.variant}"
