@@ -80,6 +80,13 @@ class BuildPage:
         """Beside it, on whichever machine."""
         return sorted({one.triton for one in self.measured if one.triton} | ({self.entry.own_triton} - {None}))
 
+    @property
+    def besides(self) -> list[str]:
+        """What the list says of it beyond counts."""
+        refused = sorted({refusal.variant for refusal in self.refusals})
+        said = [f"did not install for {', '.join(refused)}"] if refused else []
+        return said + ["casts changed"] * bool(self.conversions) + ["the machine, or dense, moved"] * bool(self.moves)
+
     def count(self, direction: Direction) -> int:
         """Findings of that direction."""
         return sum(len(group.lines) for group in self.groups if group.first.direction is direction)

@@ -23,6 +23,12 @@ WORDS: dict[str, str] = {
     "machine": "A device as measured: name, architecture, memory, and the read bandwidth that it really has.",
     "sweep": "Many cases on one build and one machine.",
     "verdict": "What a case turned out to be: a status and the evidence for it.",
+    "series": "A figure of one case on one machine over the builds of one channel and variant, in the timeline's order.",
+    "event": "A verdict, a failure's words or an exact figure that is another one than on the build before: told at once.",
+    "suspect": "A change of a case's time that the rule (docs/decision-rule.md) finds in its series. Some of them are noise: nobody is to be told "
+               "before it is confirmed.",
+    "confirmation": "Both builds of a change run again, in turn, each time in a new process, until it is confirmed or refuted, or the time "
+                    "allowed for it is over.",
     "dense baseline": "The same product with a 16-bit weight, timed in turn with the case in the same run.",
     "speedup": "Time of the dense baseline over time of the case. Above 1 the case is faster.",
     "roofline": "The machine's measured read bandwidth. A call must at least read the packed weight and the activation once and "
