@@ -25,6 +25,7 @@ _SENTENCES: tuple[tuple[str, Kind | None], ...] = (
     (r"Only supports fp8\w+[^\n]*First operand \(\w+\)", Kind.UNSUPPORTED_DTYPE),
     (r"target doesn't provide conversion for this type", Kind.UNSUPPORTED_CONVERSION),
     (r"this build has no tl\.\w+", None),
+    (r"not observable on this build: [^\n]*", None),
     (r"instruction not supported on this GPU\s+v_\w+", Kind.ASSEMBLER_ERROR),
     (r"(?:invalid operand|invalid instruction|operands are not valid)[^\n]*\n\s*v_\w+", Kind.ASSEMBLER_ERROR),
     (r"size mismatch when packing elements for LLVM struct expected \d+ but got \d+", Kind.COMPILER_ABORT),
@@ -80,7 +81,7 @@ def _status(verdict: Verdict, kind: Kind | None, sentence: str) -> Status:
         return Status.UNSUPPORTED
     if verdict.status is Status.UNSUPPORTED and kind is Kind.ASSEMBLER_ERROR:
         return Status.ERROR     # nobody refused: an instruction that the target does not have was emitted
-    if sentence.startswith("this build has no"):
+    if sentence.startswith(("this build has no", "not observable on this build")):
         return Status.MISSING
     return verdict.status
 

@@ -47,7 +47,8 @@ def ask_build(
             figures[key] = found
     judgement.follow_decodes(outcomes, figures)
     seconds = sum(answer["seconds"] for answer in answers.by_cell.values())
-    about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, linker=Path(answers.linker).name, cells=len(cells),
+    torch = answers.torch if any(OPERATIONS[question.operation].needs_torch for question, _ in cells) else ""
+    about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, torch=torch, linker=Path(answers.linker).name, cells=len(cells),
                         seconds=round(seconds, 1))
     return Judged(about, outcomes, figures)
 
@@ -62,7 +63,9 @@ def ask_builds(
     for name in asked_for:
         try:
             build = triton_at(name, say)
-            cells = [(question, architecture) for question in questions for architecture in architectures]
+            # A Triton from a folder sees nothing else that is installed: what takes PyTorch is not asked there.
+            cells = [(question, architecture) for question in questions if not (build.folder and OPERATIONS[question.operation].needs_torch)
+                     for architecture in architectures]
             results.append(ask_build(build, cells, jobs, timeout_s, fresh,
                                      lambda done, total, name=name: progress(name, done, total)))
         except (CannotObtain, engine.Unusable) as error:
@@ -79,7 +82,7 @@ def assembled(results: Sequence[Judged], questions: Sequence[Question], architec
 
     def position(outcome: Outcome) -> int:
         evidence = outcome.words if outcome.status is Status.WRONG else ""      # of a wrong result each has its own
-        cause = (outcome.status, outcome.kind, outcome.cause, outcome.check, outcome.signal, evidence)
+        cause = (outcome.status, outcome.kind, outcome.cause, outcome.check, outcome.signal, outcome.flags, evidence)
         if cause not in outcomes:
             outcomes[cause] = len(shared)
             shared.append(outcome)
@@ -103,7 +106,8 @@ def assembled(results: Sequence[Judged], questions: Sequence[Question], architec
               cells={architecture.name: runs for architecture in architectures if (runs := history(question.id, architecture.name))})
         for question in questions
     ]
-    asked = list(dict.fromkeys(question.operation for question in questions))
+    probes = [probe for probe in probes if probe.cells]
+    asked = list(dict.fromkeys(probe.operation for probe in probes))
     return Matrix(
         generator=f"fpxbench {__version__}", generated=datetime.now(UTC).replace(microsecond=0), machine=this_machine(),
         builds=[result.build for result in builds], architectures=list(architectures),

@@ -14,7 +14,8 @@ class Change:
     """Cells of one operation and format that changed alike."""
 
     verdict: str
-    """``gained``: ok now; ``lost``: ok before; ``other``: neither, for another reason than before."""
+    """``gained``: ok now, or ok without a flag (`unfused`) that it had; ``lost``: the same of before; ``other``: neither, for another
+    reason than before."""
     operation: str
     format: str
     before: Outcome
@@ -34,7 +35,7 @@ class Change:
 
 def _said(outcome: Outcome) -> str:
     if outcome.status is Status.OK:
-        return "ok"
+        return f"ok ({', '.join(outcome.flags)}): {outcome.cause}" if outcome.flags else "ok"
     return f"{outcome.status}{f' ({outcome.kind})' if outcome.kind else ''}: {outcome.cause}"
 
 
@@ -42,12 +43,18 @@ def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[Change]:
     """What is different between a build of one matrix and a build of another (or of the same), in what both were asked: lost first."""
     alike: dict[tuple, list[tuple[str, str]]] = {}
     for key, operation, fmt, was, now in _both(old, before, new, after):
-        if (was.status, was.kind, was.cause) != (now.status, now.kind, now.cause) and not was.status is now.status is Status.OK:
-            verdict = "lost" if was.status is Status.OK else "gained" if now.status is Status.OK else "other"
+        worked, works = _goodness(was), _goodness(now)
+        if worked != works or worked == 0 and (was.status, was.kind, was.cause) != (now.status, now.kind, now.cause):
+            verdict = "lost" if works < worked else "gained" if works > worked else "other"
             # What is said of a cell, and not how far it was looked at, makes two changes the same.
             alike.setdefault((verdict, operation, fmt, was.model_copy(update={"words": ""}), now.model_copy(update={"words": ""})), []).append(key)
     found = [Change(*group, cells=tuple(cells)) for group, cells in alike.items()]
     return sorted(found, key=lambda change: (("lost", "gained", "other").index(change.verdict), -len(change.cells)))
+
+
+def _goodness(outcome: Outcome) -> int:
+    """0 for what is not ok, 1 for what is with a flag, 2 for what is without."""
+    return (1 if outcome.flags else 2) if outcome.status is Status.OK else 0
 
 
 def _both(old: Matrix, before: int, new: Matrix, after: int) -> Iterator[tuple[tuple[str, str], str, str, Outcome, Outcome]]:

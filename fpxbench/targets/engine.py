@@ -43,6 +43,8 @@ class Answers:
     triton: str
     key: str
     python: str
+    torch: str
+    """Beside it; empty for none."""
     linker: str
     unknown: dict[str, str]
     """Architectures that the build does not know, and its words."""
@@ -62,9 +64,9 @@ def ask(
     """
     with _Child(build, jobs or os.cpu_count() or 1, timeout_s) as child:
         about = child.about
-        answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"],
+        answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"], about["torch"],
                           "built in" if about["links_in_process"] else child.linker, {})
-        known = _Kept(answers.key, answers.linker)
+        known = _Kept(answers.key, answers.linker, answers.torch)
         if fresh:
             known.forget()
         asked = {architecture.name: architecture for _, architecture in cells}
@@ -186,9 +188,9 @@ class _Child:
 class _Kept:
     """Answers of one build from before, one JSON line each; a line that a killed run left half written costs only itself."""
 
-    def __init__(self, key: str, linker: str) -> None:
+    def __init__(self, key: str, linker: str, torch: str) -> None:
         self._path = cache_root() / "targets" / f"{key[:32]}.jsonl"
-        self._linker = linker
+        self._linker, self._torch = linker, torch
         self.answers: dict[str, Answer] = {}
         if self._path.is_file():
             for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -201,10 +203,12 @@ class _Kept:
         self._path.unlink(missing_ok=True)
 
     def name(self, request: Request) -> str:
-        """What an answer depends on, besides the build: the request, its source, the child's own code, and for AMD the linker."""
+        """What an answer depends on, besides the build: the request, its source, the child's own code, for AMD the linker, for Inductor PyTorch."""
         source = _digest(Path(request["file"]))
-        linker = self._linker if request["backend"] == "hip" else ""
-        whole = json.dumps([{**request, "file": source}, _digest(CHILD), linker], sort_keys=True)
+        others = [self._linker] if request["backend"] == "hip" else [""]
+        if "inductor" in request:
+            others.append(self._torch)
+        whole = json.dumps([{**request, "file": source}, _digest(CHILD), *others], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
     def keep(self, name: str, answer: Answer) -> None:

@@ -16,8 +16,9 @@ from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import excerpt, failure, native_errors
 from fpxbench.targets.encodes import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
+from fpxbench.targets.inductor import UNFUSED, told
 from fpxbench.targets.matrix import Figures, Outcome
-from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, Question
+from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Question
 from fpxbench.targets.ptx import Unmodelled, decoded_table
 from fpxbench.verdict import Kind, Status
 
@@ -38,15 +39,18 @@ def judged(question: Question, architecture: Architecture, answer: dict) -> tupl
         return failure(answer), None
     compiled = answer["compiled"]
     log = answer.get("log", "")
-    if not compiled["object_bytes"]:
+    objects = [launch["facts"] for launch in compiled["launches"] if "facts" in launch] if "launches" in compiled else [compiled]
+    if not all(facts["object_bytes"] for facts in objects):
         return Outcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, words=excerpt(log),
                        cause="compiled without an error into an empty object, or one that is no ELF file"), None
     if said := native_errors(log):
         return Outcome(status=Status.ERROR, kind=said[1], cause=said[0], words=excerpt(log)), None
+    if "launches" in compiled:
+        return _of_launches(question, architecture, compiled["launches"])
     figures = _figures(question, compiled)
     if question.operation in ("decode", "integer_decode"):
         if architecture.vendor == "nvidia":
-            return _by_table(question, compiled["assembly"]), figures
+            return _by_table(question.format, question.options["out"], compiled["assembly"]), figures
         return _by_instruction(question, architecture, compiled), figures
     if question.operation == "encode" and architecture.vendor == "nvidia":
         return _by_inputs(question, compiled["assembly"]), figures
@@ -66,12 +70,12 @@ def _figures(question: Question, compiled: dict) -> Figures:
 # A decode, by the table that it decodes by.
 
 
-def _by_table(question: Question, ptx: str) -> Outcome:
+def _by_table(format_name: str, out: str, ptx: str, codes_a_thread: int = CONVERTED_BY_A_THREAD, threads: int = 32) -> Outcome:
     try:
-        table = _table(_body(ptx), question.options["out"])
+        table = _table(_body(ptx), out, codes_a_thread, threads)
     except Unmodelled as unknown:
         return _not_run(unknown)
-    fmt = format_named(question.format)
+    fmt = format_named(format_name)
     read, right = table[:1 << fmt.bits], tuple(fmt.value(code) for code in range(1 << fmt.bits))
     if _same(read, right):
         return Outcome(status=Status.OK, check="table", cause="decodes every code as defined")
@@ -92,8 +96,8 @@ def _body(ptx: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _table(ptx: str, out: str) -> tuple[float, ...]:
-    return tuple(decoded_table(ptx, _FLOATS[out], CONVERTED_BY_A_THREAD))
+def _table(ptx: str, out: str, codes_a_thread: int, threads: int) -> tuple[float, ...]:
+    return tuple(decoded_table(ptx, _FLOATS[out], codes_a_thread, threads))
 
 
 def _same(read: tuple[float, ...], right: tuple[float, ...]) -> bool:
@@ -194,6 +198,29 @@ def _by_operands(question: Question, architecture: Architecture, compiled: dict)
     return compiles.model_copy(update={"cause": f"compiles; by matrix instructions for {others}, and what is done before is not known"})
 
 
+# What torch.compile launches: how much of it at once, and its upcast where that is a kernel of its own.
+
+
+def _of_launches(question: Question, architecture: Architecture, launches: list[dict]) -> tuple[Outcome, Figures | None]:
+    """Figures are those of the kernel that reads the weight, unless that is PyTorch's own."""
+    outcome = Outcome(status=Status.OK, cause=told(launches), flags=(UNFUSED,) if len(launches) > 1 else ())
+    upcast = next(launch for launch in launches if "upcast" in launch["does"])
+    if "facts" not in upcast:
+        return outcome, None
+    figures, facts, block = _figures(question, upcast["facts"]), upcast["facts"], upcast["block"]
+    if upcast["does"] == ["upcast"] and question.format in TRITON_DTYPES:
+        if architecture.vendor == "amd":
+            alone = _by_instruction(question, architecture, facts)
+        elif set(block) == {"threads", "XBLOCK"}:
+            alone = _by_table(question.format, question.options["x"], facts["assembly"], block["XBLOCK"] // block["threads"], block["threads"])
+        else:
+            return outcome, figures
+        if alone.status is Status.WRONG:
+            return alone, figures
+        outcome = outcome.model_copy(update={"check": alone.check, "words": alone.words})
+    return outcome, figures
+
+
 def follow_decodes(outcomes: dict[tuple[str, str], Outcome], figures: dict[tuple[str, str], Figures]) -> None:
     """Products whose conversion instruction is one by which the same build decodes the same format wrongly are wrong too.
 
@@ -207,7 +234,7 @@ def follow_decodes(outcomes: dict[tuple[str, str], Outcome], figures: dict[tuple
                 by_instruction[fmt, architecture, name] = outcome
     for (probe, architecture), outcome in list(outcomes.items()):
         operation, fmt, _ = probe.split("/")
-        if operation != "dequantized_dot" or outcome.status is not Status.OK:
+        if operation not in ("dequantized_dot", "inductor") or outcome.status is not Status.OK or (probe, architecture) not in figures:
             continue
         for name in figures[probe, architecture].conversions:
             if (decode := by_instruction.get((fmt, architecture, name))) is not None:

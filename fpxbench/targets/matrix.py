@@ -42,6 +42,8 @@ class Outcome(_Model):
     words: str = ""
     """The compiler's own, from one of the cells, with no paths; or the evidence for a wrong result."""
     signal: str | None = None
+    flags: tuple[str, ...] = ()
+    """``unfused``: what was asked for as one kernel takes several."""
 
 
 class Figures(_Model):
@@ -95,6 +97,8 @@ class TritonBuild(_Model):
     key: str = ""
     """Digest of Triton's own key of its sources and libraries."""
     python: str = ""
+    torch: str = ""
+    """The PyTorch beside it, if that was asked for anything (`inductor`)."""
     linker: str = ""
     """For AMD's objects: ``built in``, or the name of the program that stood in for ROCm's."""
     cells: int = 0

@@ -57,6 +57,8 @@ class Operation:
     about: str
     questions: Callable[[], Iterator[Question]]
     request: Callable[[Question, Architecture], Request]
+    needs_torch: bool = False
+    """Whether the child takes PyTorch for it: a Triton that was fetched alone is not asked."""
 
 
 # Conversions: 4 elements a thread of one warp, so that what the hardware converts at once comes at once.
@@ -217,6 +219,21 @@ def _suite_request(question: Question, architecture: Architecture) -> Request:
     return request(question, architecture)
 
 
+# What PyTorch's own compiler makes of such a product.
+
+
+def _inductor_questions() -> Iterator[Question]:
+    from fpxbench.targets.inductor import questions
+
+    return questions()
+
+
+def _inductor_request(question: Question, architecture: Architecture) -> Request:
+    from fpxbench.targets.inductor import request
+
+    return request(question, architecture)
+
+
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in (
@@ -229,6 +246,8 @@ OPERATIONS: dict[str, Operation] = {
         Operation("fp8_dot", "fp8 × fp8 dot", "tl.dot of two fp8 operands", _fp8_dots, _fp8_dot),
         Operation("dot_scaled", "tl.dot_scaled", "tl.dot_scaled with E8M0 block scales (OCP MX)", _scaled_dots, _scaled_dot),
         Operation("triton_fused", "triton_fused", "this suite's own kernels: packed weights of every scheme", _suite_questions, _suite_request),
+        Operation("inductor", "torch.compile", "(x @ w.to(x.dtype)) * s as torch.compile's Inductor writes it, 16-bit x and scales",
+                  _inductor_questions, _inductor_request, needs_torch=True),
     )
 }
 

@@ -418,25 +418,25 @@ _HANDLERS: dict[str, Callable[[_State, Instruction], None]] = {
 # The whole of a conversion.
 
 
-def converted(ptx: str, numbers: Sequence[int], source_bytes: int, out_bytes: int, elements_a_thread: int, warp_size: int = 32) -> list[int]:
+def converted(ptx: str, numbers: Sequence[int], source_bytes: int, out_bytes: int, elements_a_thread: int, threads: int = 32) -> list[int]:
     """What a kernel ``(source, out)`` makes of the elements of `source`, given and returned as bits.
 
-    Every thread of as many one-warp blocks as it takes is run; the last is filled up with zeros. Raises Unmodelled, also where a
+    Every thread of as many blocks of `threads` as it takes is run; the last is filled up with zeros. Raises Unmodelled, also where a
     result was not written.
     """
     kernel = parse(ptx)
     source, target = GLOBAL, 2 * GLOBAL
-    in_a_block = elements_a_thread * warp_size
+    in_a_block = elements_a_thread * threads
     blocks = -(-len(numbers) // in_a_block)
     memory = Memory()
     for at in range(blocks * in_a_block):
         memory.write(source + at * source_bytes, numbers[at] if at < len(numbers) else 0, source_bytes)
     for block in range(blocks):
-        for thread in range(warp_size):
+        for thread in range(threads):
             run_thread(kernel, (source, target), memory, thread, block)
     return [memory.read(target + at * out_bytes, out_bytes) for at in range(len(numbers))]
 
 
-def decoded_table(ptx: str, out: Float, codes_a_thread: int) -> list[float]:
-    """What each of the 256 codes becomes in a kernel that converts a byte each to `out`. Raises Unmodelled."""
-    return [out.value(bits) for bits in converted(ptx, range(256), 1, out.bits // 8, codes_a_thread)]
+def decoded_table(ptx: str, out: Float, codes_a_thread: int, threads: int = 32) -> list[float]:
+    """What each of the 256 codes becomes in a kernel that converts a byte each to `out`, in blocks of so many threads. Raises Unmodelled."""
+    return [out.value(bits) for bits in converted(ptx, range(256), 1, out.bits // 8, codes_a_thread, threads)]

@@ -30,6 +30,29 @@ binary = kernel.asm[{object!r}]
 print("object:", len(binary), "bytes" if binary[:4] == b"\\x7fELF" else "bytes, and no ELF file")
 '''
 
+_INDUCTOR = '''\
+# {probe} on {architecture}{found}
+#
+#   pip install torch triton
+#   python THIS_FILE
+#
+# Needs no GPU: prints the module that torch.compile would write for one, and compiles its kernels.
+
+{source}
+
+
+REQUEST = {request}
+
+prepare(REQUEST)
+wrapper = generated(REQUEST)
+print(wrapper)
+for launch in launches_of(wrapper):
+    print(launch)
+for name, source in kernels_of(wrapper).items():
+    kernel, config = built(name, source, REQUEST)
+    print(name, config, "compiles")
+'''
+
 
 def script(question: Question, architecture: Architecture, triton: str = "", found: str = "") -> str:
     """Source of a script for that cell: the kernel, the call, and what differs between versions of Triton in it.
@@ -37,6 +60,8 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
     `triton` is the version to install; `found` what was seen with it.
     """
     request = question.request(architecture)
+    if "inductor" in request:
+        return _of_inductor(question, architecture, request, found)
     amd = request["backend"] == "hip"
     head = _HEAD.format(
         probe=question.id, architecture=architecture.name, version=f"=={triton}" if triton else "",
@@ -55,6 +80,14 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
 
 
 # A report has hundreds of scripts, made of the same few parts.
+
+def _of_inductor(question: Question, architecture: Architecture, request: dict, found: str) -> str:
+    """The module that asks Inductor, whole, and the questions that it is asked."""
+    source = (CHILD / "inductor.py").read_text(encoding="utf-8").split('"""', 2)[2].strip("\n")
+    asked = {name: value for name, value in request.items() if name != "file"}
+    return _INDUCTOR.format(probe=question.id, architecture=architecture.name, found="".join(f"\n#   {line}" for line in found.splitlines()),
+                            source=source, request=pformat(asked, width=120))
+
 
 def _imports(file: Path, body: list[str]) -> str:
     """What `file` imports and `body` uses; and what has to be there before Triton can be imported at all."""

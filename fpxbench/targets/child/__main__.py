@@ -2,12 +2,12 @@
 
     PYTHONPATH=<folder with a Triton in it> python -S <this folder> < requests
 
-Needs nothing but the standard library and a Triton from 3.0 on. Standard input is JSON lines: first ``{jobs, timeout_s}``, then
-one request a line (``compiling.compiled`` says what is in it) with an ``id``; an empty line asks for the answers to what came so
-far. Standard output is JSON lines: first ``{"build": ...}``, then one ``{"id", "seconds", ...}`` (of the processor) for each
-request, as it ends, with one of
+Needs nothing but the standard library and a Triton from 3.0 on, and PyTorch for requests with ``inductor``. Standard input is JSON
+lines: first ``{jobs, timeout_s}``, then one request a line (``compiling.compiled`` and ``inductor.compiled`` say what is in it) with
+an ``id``; an empty line asks for the answers to what came so far. Standard output is JSON lines: first ``{"build": ...}``, then one
+``{"id", "seconds", ...}`` (of the processor) for each request, as it ends, with one of
 
-- ``compiled``: facts of the object (and its assembly, if asked for);
+- ``compiled``: facts of the object (and its assembly, if asked for), or of each of the ``launches``;
 - ``raised``: ``[type, message]``;
 - ``signal`` or ``exit``: how the process ended;
 - ``timeout``: after how many seconds
@@ -29,15 +29,19 @@ def main():
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))     # run_each then ends its children
     try:
         import compiling
+        import inductor
     except BaseException as error:      # whatever a broken Triton does as it is imported
         say(out, {"unusable": "%s: %s" % (type(error).__name__, error)})
         return
     say(out, {"build": compiling.warmed_up()})
     for batch in batches():
-        for request in batch:
-            compiling.prepare(request)
-        for answer in run_each(batch, compiling.compiled, settings["jobs"], settings["timeout_s"]):
-            say(out, answer)
+        # PyTorch last: a fork of a process that holds it costs more.
+        for by in (compiling, inductor):
+            requests = [request for request in batch if ("inductor" in request) == (by is inductor)]
+            for request in requests:
+                by.prepare(request)
+            for answer in run_each(requests, by.compiled, settings["jobs"], settings["timeout_s"]):
+                say(out, answer)
 
 
 def batches():

@@ -1,6 +1,7 @@
 """One kernel through the Triton that is at hand, from 3.0 on: the differences between its versions end here."""
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -34,7 +35,16 @@ def warmed_up():
             make_backend(target).hash()     # runs the assembler or linker for its version
         except Exception:
             pass        # each compilation for such a target will say so in its own words
-    return {"triton": triton.__version__, "key": key, "python": ".".join(map(str, sys.version_info[:3])), "links_in_process": not _wants_linker()}
+    return {"triton": triton.__version__, "key": key, "python": ".".join(map(str, sys.version_info[:3])), "torch": _torch_version(),
+            "links_in_process": not _wants_linker()}
+
+
+def _torch_version():
+    """Of the PyTorch beside this Triton, without importing it; empty if there is none."""
+    try:
+        return importlib.metadata.version("torch") if importlib.util.find_spec("torch") else ""
+    except importlib.metadata.PackageNotFoundError:     # a checkout on the path
+        return "unknown"
 
 
 def _triton_key():
