@@ -257,11 +257,16 @@ def _cell(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Cell | 
     if not history:
         return None
     newest = max(at for at, state in enumerate(states(matrix, probes, architecture)) if state)
-    outcomes = [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, newest))]
     runs = [matrix.outcomes[run.outcome] for probe in probes for run in probe.cells.get(architecture, ())]
     return Cell(
         history, _changed(matrix, probes, architecture), any(outcome.status is Status.WRONG for outcome in runs),
-        sum(outcome.status is Status.OK and outcome.check != "none" for outcome in outcomes))
+        checked(matrix, probes, architecture, newest))
+
+
+def checked(matrix: Matrix, probes: Sequence[Probe], architecture: str, build: int) -> int:
+    """How many probes are ok on the build at that position and known better than that they compile."""
+    outcomes = (matrix.outcome_of(probe, architecture, build) for probe in probes)
+    return sum(outcome is not None and outcome.status is Status.OK and outcome.check != "none" for outcome in outcomes)
 
 
 def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fpxbench.reports.support import Cell, Row, Support
+from fpxbench.reports.support import Cell, Row, Support, checked
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.history import State, states
 from fpxbench.targets.matrix import Figures, Outcome, Probe
@@ -61,8 +61,8 @@ class OnArchitecture:
 
     architecture: Architecture
     cell: Cell
-    states: list[State | None]
-    """Build by build."""
+    timeline: list[tuple[State, bool] | None]
+    """Build by build: what it does, and whether any of what is ok there only compiled."""
     entries: list[Entry]
     """Oldest first."""
     figures: list[tuple[Probe, Outcome, Figures]]
@@ -109,8 +109,9 @@ def row_in_full(support: Support, row: Row) -> tuple[list[OnArchitecture], Scrip
     for architecture in matrix.architectures:
         if cell := row.cells.get(architecture.name):
             entries = list(_entries(support, row, architecture, questions, scripts))
-            found.append(OnArchitecture(architecture, cell, states(matrix, row.probes, architecture.name), entries,
-                                        _figures(support, row, architecture.name)))
+            timeline = [state and (state, checked(matrix, row.probes, architecture.name, at) < state.ok)
+                        for at, state in enumerate(states(matrix, row.probes, architecture.name))]
+            found.append(OnArchitecture(architecture, cell, timeline, entries, _figures(support, row, architecture.name)))
     return found, scripts
 
 
