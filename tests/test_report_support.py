@@ -311,3 +311,14 @@ def test_the_address_filters_the_table(site: Path, shipped, tmp_path: Path) -> N
     assert re.search(r'<th [^>]*data-arch="sm_89"[^>]*hidden', dom) and not re.search(r'<th [^>]*data-arch="sm_90"[^>]*hidden', dom)
     assert rows_shown(rendered(f"{page}#changed=3.8.0", tmp_path)) == changed
     assert 0 < len(wrong) < len(support.rows) and 0 < len(changed) < len(support.rows)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_script_appears_whole_when_it_is_opened(site: Path, shipped, tmp_path: Path) -> None:
+    row = next(row for row in support_of(shipped).rows if row.page == "decode-e4m3fnuz.html")
+    _, scripts = row_in_full(support_of(shipped), row)
+    copy = shutil.copytree(site, tmp_path / "site") / "support"
+    (copy / "click.js").write_text('document.querySelector("[data-script] summary").click();')
+    (copy / row.page).write_text((copy / row.page).read_text().replace("</head>", '<script defer src="click.js"></script></head>'))
+    dom = rendered((copy / row.page).as_uri(), tmp_path / "profile")
+    assert html.unescape(re.search(r'<pre id="script-0">(.*?)</pre>', dom, re.DOTALL)[1]) == scripts.text(0)
