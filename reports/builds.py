@@ -50,7 +50,6 @@ class BuildPage:
     """One build and what is known of it."""
 
     entry: Entry
-    tag: str
     measured: list[Measured] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     """Changes of which it is the first build, worst first."""
@@ -60,6 +59,10 @@ class BuildPage:
     refusals: list[Refusal] = field(default_factory=list)
     earlier: BuildPage | None = field(default=None, repr=False)
     """The one before of the same channel."""
+
+    @property
+    def tag(self) -> str:
+        return self.entry.tag
 
     @property
     def page(self) -> str:
@@ -111,7 +114,11 @@ class Builds:
             return None
         key = entry.key
         self._entries[key] = self._entries[key].learn(entry) if key in self._entries else entry
-        return self._pages.setdefault(key, BuildPage(entry, ""))
+        return self._pages.setdefault(key, BuildPage(entry))
+
+    def asked(self, build: Build, group: Group) -> None:
+        """What somebody asked about and was told of `build`, which can have a place in time."""
+        self._page(build).groups.append(group)
 
     def saw(self, one: Examined, groups: Iterable[Group], sweeps: Iterable[str]) -> None:
         """What a panel says of its builds; `sweeps`: names of the builds' folders that have a page."""
@@ -145,7 +152,7 @@ class Builds:
         for entry in list(self._entries.values()):
             for variant, failure in entry.failures.items():
                 if (entry.key, variant) not in told:
-                    page = self._pages.setdefault(entry.key, BuildPage(entry, ""))
+                    page = self._pages.setdefault(entry.key, BuildPage(entry))
                     page.refusals.append(Refusal("", variant, failure.day, "", failure.log_tail))
 
     def in_order(self) -> list[BuildPage]:
@@ -156,7 +163,7 @@ class Builds:
             page = self._pages.get(entry.key)
             if page is None:
                 continue
-            page.entry, page.tag, page.earlier = entry, entry.tag, last.get(entry.channel)
+            page.entry, page.earlier = entry, last.get(entry.channel)
             page.groups.sort(key=lambda group: (list(Direction).index(group.first.direction), group.first.rank))
             last[entry.channel] = page
             found.append(page)

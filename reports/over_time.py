@@ -89,15 +89,27 @@ class OverTime:
             self._builds.converted(one, since)
         installations, broken = Store(self._results, Installation).read_all()
         self._builds.installed(latest(installations))
+        for look in latest(self._confirmations):
+            if not look.suspect:
+                self._add_asked(look)
         troubles = [trouble for trouble in (*self._troubles, *map(str, broken)) if trouble not in told]
         builds = self._builds.in_order()
-        asked = grouped(by_hand(latest(self._confirmations)))
-        self._groups = sorted([*self._groups, *asked], key=lambda group: group.rank)
+        self._groups.sort(key=lambda group: group.rank)
         write_page(self._output / "regressions.html", self._pages.regressions(summary_of(self._groups, self._moves, len(builds)), troubles))
         write_page(self._output / "builds.html", self._pages.builds(builds))
         for build in builds:
             write_page(self._output / build.page, self._pages.build(build))
         return troubles
+
+    def _add_asked(self, look: Confirmation) -> None:
+        try:
+            [group] = grouped([by_hand(look)])
+        except ValueError:
+            self._troubles.append(f"a confirmation on {look.machine.name} is about PyTorch {look.good.torch} and {look.build.torch}, of which one can have "
+                                  "no place in time: left out")
+            return
+        self._builds.asked(look.build, group)
+        self._groups.append(group)
 
 
 def _folder(build: Build) -> str:

@@ -14,13 +14,13 @@ from urllib.parse import quote
 
 from fpxbench.case import split_id
 from fpxbench.confirmation import Confirmation, Outcome, upstream_range
-from fpxbench.record import Build
 from fpxbench.regressions.events import FIGURES
 from fpxbench.regressions.findings import Examined
-from fpxbench.regressions.series import Panel
+from fpxbench.regressions.series import UNKNOWN_DAY, Panel
 from fpxbench.regressions.suspect import Direction, Event, Finding as Found, MachineMove, State, Suspect
 from fpxbench.reports.findings import REGRESSED, SUSPECTED, Finding
 from fpxbench.reports.spark import Spark, spark_of
+from fpxbench.timeline import Entry
 
 RECENT_BUILDS = 30
 """What is over, or is no regression, has a page of its series while it is no older than so many builds."""
@@ -158,16 +158,17 @@ def grouped(lines: Iterable[Line]) -> list[Group]:
     return sorted(found, key=lambda group: group.rank)
 
 
-def by_hand(confirmations: Iterable[Confirmation]) -> list[Line]:
-    """Confirmations of what no rule had found: somebody asked."""
+def by_hand(look: Confirmation) -> Line:
+    """A confirmation of what no rule had found: somebody asked. Raises ValueError if one of its builds can have no place in time."""
+    good, bad = (Entry.of(build, UNKNOWN_DAY) for build in (look.good, look.build))
     states = {Outcome.CONFIRMED: State.CONFIRMED, Outcome.REFUTED: State.REFUTED, Outcome.UNDECIDED: State.UNDECIDED}
-    return [Line(
+    return Line(
         id=hashlib.sha256(look.id.encode()).hexdigest()[:10], state=states[look.outcome], direction=Direction(look.direction),
         machine=look.machine.name, device=f"{look.machine.device} ({look.machine.arch})", channel=look.build.channel,
         variant=look.build.variant, case=look.case.id, metric="verdict" if look.metric == "verdict" else "median_us", what=look.said,
-        since=look.build.label, since_key=look.build.key, before=look.good.label, last_seen="", evidence=("asked by hand",), said=look.headline,
+        since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("asked by hand",), said=look.headline,
         upstream=look.upstream or "", cause=("by hand", look.id), size=look.time.value if look.time else 0.0,
-    ) for look in confirmations if not look.suspect]
+    )
 
 
 # ---- which series have a page ----------------------------------------------------------------------------------------
