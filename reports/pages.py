@@ -29,9 +29,9 @@ from fpxbench.reports.history import ROOT, History
 from fpxbench.reports.numerics import Judged, Matrix, Row as ConversionRow, Since, cell_text
 from fpxbench.reports.regressions import STATES, Summary
 from fpxbench.reports.strip import floor_of, strip_of
-from fpxbench.reports.support import Row as SupportRow, Support
+from fpxbench.reports.support import Row as SupportRow, Support, detail
 from fpxbench.reports.support_build import Step
-from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts, detail
+from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts
 from fpxbench.reports.sweep import Heading, Row, Sweep
 from fpxbench.repro import repro_script
 from fpxbench.store import BrokenLine

@@ -22,6 +22,8 @@ INDEX = "support/index.html"
 MOST_EARLIER = 2
 """Lines of a cell about earlier builds. Wrong ones are never left out."""
 
+MOST_KERNELS_NAMED = 3
+
 _MISREAD = frozenset({Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ, Kind.GIBBERISH})
 
 
@@ -134,8 +136,8 @@ class Mistake:
     cause: str
     evidence: str
     """Of one of the cells."""
-    titles: tuple[str, ...]
-    """Of the operations."""
+    what: tuple[str, ...]
+    """Operations by title, with the kernels if only some of an operation's do it: ``decode (bf16)``."""
     builds: Mapping[str, frozenset[int]]
     """Positions of the builds, by architecture."""
     versions: tuple[str, ...]
@@ -158,8 +160,8 @@ class Mistake:
         for name, at in self.builds.items():
             if architecture in ("", name):
                 where[self._when(at)].append(name)
-        said = "; ".join(f"{when} on {', '.join(names)}" for when, names in where.items())
-        return f"{' and '.join(self.titles)} of {self.format}: {self.cause}: {said}."
+        said = "; ".join(f"{', '.join(names)} with {when}" for when, names in where.items())
+        return f"{' and '.join(self.what)} of {self.format}: {self.cause}: {said}."
 
     def _when(self, positions: Iterable[int]) -> str:
         ranges: list[list[int]] = []
@@ -173,8 +175,30 @@ class Mistake:
     def _said(self, of: Sequence[int]) -> str:
         first, last = self.versions[of[0]], self.versions[of[1]]
         if of[1] == len(self.versions) - 1:
-            return f"from {first} on"
+            return f"{first} and later" if of[0] < of[1] else first
         return first if first == last else f"{first} to {last}"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A mistake in one cell."""
+
+    row: Row
+    probe: Probe
+    architecture: str
+    builds: range
+    words: str
+
+
+def detail(probe: Probe) -> str:
+    """What a probe has beside operation and format: ``bf16-rtne`` of ``encode/e5m2/bf16-rtne``."""
+    return probe.id.removeprefix(f"{probe.operation}/{probe.format}/")
+
+
+def _some_of(row: Row, kernels: list[str]) -> str:
+    if len(kernels) == len(row.probes):
+        return row.operation.title
+    return f"{row.operation.title} ({', '.join(kernels) if len(kernels) <= MOST_KERNELS_NAMED else f'{len(kernels)} of {len(row.probes)} kernels'})"
 
 
 @dataclass(frozen=True)
@@ -225,25 +249,27 @@ class Support:
     @cached_property
     def mistakes(self) -> list[Mistake]:
         """Formats taken for others first, then what the newest build still does, then what is wrong in most places."""
-        groups: dict[tuple, list[tuple[Row, str, range, Outcome]]] = defaultdict(list)
+        groups: dict[tuple, list[_Seen]] = defaultdict(list)
         for row in self.rows:
             for probe in row.probes:
                 for architecture, runs in probe.cells.items():
                     for run in runs:
                         if (outcome := self.matrix.outcomes[run.outcome]).status is Status.WRONG:
                             at = range(run.builds[0], run.builds[1] + 1)
-                            groups[row.format, outcome.kind, outcome.cause].append((row, architecture, at, outcome))
+                            groups[row.format, outcome.kind, outcome.cause].append(_Seen(row, probe, architecture, at, outcome.words))
         found = [self._mistake(*key, seen) for key, seen in groups.items()]
         return sorted(found, key=lambda one: (one.kind not in _MISREAD, not one.lasts, -sum(map(len, one.builds.values()))))
 
-    def _mistake(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[tuple[Row, str, range, Outcome]]) -> Mistake:
+    def _mistake(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[_Seen]) -> Mistake:
         builds: dict[str, set[int]] = defaultdict(set)
-        for _, architecture, at, _ in seen:
-            builds[architecture].update(at)
+        kernels: dict[str, dict[str, None]] = defaultdict(dict)
+        rows = {one.row.page: one.row for one in seen}
+        for one in seen:
+            builds[one.architecture].update(one.builds)
+            kernels[one.row.page][detail(one.probe)] = None
         ordered = {a.name: frozenset(builds[a.name]) for a in self.matrix.architectures if a.name in builds}
-        titles = dict.fromkeys(row.operation.title for row, *_ in seen)
-        return Mistake(fmt, kind, cause, seen[0][3].words, tuple(titles), ordered,
-                       tuple(build.triton for build in self.matrix.builds), seen[0][0].page)
+        what = tuple(_some_of(rows[page], list(some)) for page, some in kernels.items())
+        return Mistake(fmt, kind, cause, seen[0].words, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
 
     def mistakes_on(self, architecture: str) -> list[Mistake]:
         """Those of the Triton that the report's records were made with first."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fpxbench.reports.support import Cell, Row, Support, checked
+from fpxbench.reports.support import Cell, Row, Support, checked, detail
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.history import State, states
 from fpxbench.targets.matrix import Figures, Outcome, Probe
@@ -90,11 +90,6 @@ class Scripts:
     def text(self, number: int) -> str:
         """One of them, as reports/static/support.js puts it together."""
         return "\n\n".join(self.parts[at] for at in self.scripts[number])
-
-
-def detail(probe: Probe) -> str:
-    """``bf16-rtne`` of ``encode/e5m2/bf16-rtne``."""
-    return probe.id.removeprefix(f"{probe.operation}/{probe.format}/")
 
 
 def row_in_full(support: Support, row: Row) -> tuple[list[OnArchitecture], Scripts]:

@@ -125,13 +125,18 @@ def test_that_a_build_learns_of_an_architecture_is_no_change_of_what_it_does() -
 
 def test_the_gibberish_that_this_suite_began_with_is_a_sentence(shipped) -> None:
     assert any(mistake.sentence() == (
-        "decode and fused dequantize + dot of e4m3fnuz: every normal code decodes to twice its value: read with bias 7, the format's is 8 "
-        "(as e4m3fn): Triton 3.0.0 to 3.1.0 on sm_89, sm_90.") for mistake in support_of(shipped).mistakes)
+        "decode and fused dequantize + dot (8 of 10 kernels) of e4m3fnuz: every normal code decodes to twice its value: read with bias 7, "
+        "the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.") for mistake in support_of(shipped).mistakes)
 
 
 def test_a_mistake_that_came_back_is_said_with_both_ranges_and_one_that_lasts_as_lasting() -> None:
-    assert support_of(matrix_of([WRONG, REFUSED, WRONG, REFUSED])).mistakes[0].sentence().endswith(": Triton 3.0.0 and 3.2.0 on sm_90.")
-    assert support_of(matrix_of([REFUSED, WRONG, WRONG, WRONG])).mistakes[0].sentence().endswith(": Triton from 3.1.0 on on sm_90.")
+    assert support_of(matrix_of([WRONG, REFUSED, WRONG, REFUSED])).mistakes[0].sentence().endswith(": sm_90 with Triton 3.0.0 and 3.2.0.")
+    assert support_of(matrix_of([REFUSED, WRONG, WRONG, WRONG])).mistakes[0].sentence().endswith(": sm_90 with Triton 3.1.0 and later.")
+
+
+def test_a_mistake_of_one_kernel_is_not_told_of_the_others() -> None:
+    assert support_of(matrix_of([WRONG] * 4, [OK] * 4)).mistakes[0].sentence().startswith("decode (bf16) of e4m3fnuz: ")
+    assert support_of(matrix_of([WRONG] * 4, [WRONG] * 4)).mistakes[0].sentence().startswith("decode of e4m3fnuz: ")
 
 
 def test_formats_taken_for_another_come_before_roundings_and_what_lasts_before_what_is_over(shipped) -> None:
