@@ -101,7 +101,8 @@ def in_words(history: Sequence[Span]) -> str:
 
 
 def causes(matrix: Matrix, position: int) -> list[tuple[Outcome, int, Counter[str]]]:
-    """Why cells are not ok, or not all that was hoped for, on the build at that position: each outcome with how many cells, and how many of each row; most first."""
+    """Why cells are not ok, or ok with a flag, on the build at that position: each outcome with how many cells, and how many of each row;
+    most first."""
     found: dict[tuple, tuple[Outcome, Counter[str]]] = {}
     for probe in matrix.probes:
         for architecture in probe.cells:
