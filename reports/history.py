@@ -115,7 +115,7 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
 
-def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mapping[str, Confirmation], links: Sequence[str]) -> Chart:
+def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mapping[str, Confirmation], links: list[str]) -> Chart:
     """Times, the noise about each level, changes with their intervals, second looks, verdicts, and the dense product of the same runs."""
     columns = {build.key: column for column, build in enumerate(panel.builds)}
     figure = blank_figure(height=470)
@@ -157,7 +157,7 @@ def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[Line]) -> 
     """A figure that is to be the same in every run, where it was not."""
     words, unit, _ = FIGURES[metric]
     figure = blank_figure(height=260)
-    _add_points(figure, words, panel, panel.figures[metric][row], (), _TIME, "y", "circle")
+    _add_points(figure, words, panel, panel.figures[metric][row], [], _TIME, "y", "circle")
     for line in lines:
         figure.add_vline(x=panel.tags.index(line.since) - 0.5, line_dash="dash", line_width=1.5)
     _dress(figure, panel)
@@ -207,16 +207,17 @@ def _add_second_looks(figure: go.Figure, looked: Sequence[tuple[Suspect, Confirm
             text=[escape(look.headline)], hovertemplate="%{text}<extra></extra>"))
 
 
-def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, links: Sequence[str], colour: str, axis: str, symbol: str) -> None:
-    shown = np.flatnonzero(np.isfinite(values)).tolist()
+def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, links: list[str], colour: str, axis: str, symbol: str) -> None:
+    # What has no value breaks the line.
+    shown = [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
     figure.add_trace(go.Scatter(
-        name=name, x=shown, y=[float(f"{values[column]:.6g}") for column in shown], yaxis=axis, mode="lines+markers",
+        name=name, x=list(range(len(shown))), y=shown, yaxis=axis, mode="lines+markers",
         line=dict(width=1, color=colour), marker=dict(size=6 if len(shown) < 200 else 4, color=colour, symbol=symbol),
-        text=[_label(panel, column) for column in shown], customdata=[links[column] for column in shown] if links else None,
+        text=[_label(panel, column) for column in range(len(shown))], customdata=links or None,
         hovertemplate="%{text}<br>%{y:.6g}<extra>" + name + "</extra>"))
 
 
-def _add_verdicts(figure: go.Figure, panel: Panel, row: int, links: Sequence[str]) -> None:
+def _add_verdicts(figure: go.Figure, panel: Panel, row: int, links: list[str]) -> None:
     places = panel.severity[row]
     shown = np.flatnonzero(places >= 0).tolist()
     statuses = [_STATUSES[places[column]] for column in shown]

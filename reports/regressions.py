@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from fpxbench.case import split_id
 from fpxbench.confirmation import Confirmation, Outcome, upstream_range
-from fpxbench.regressions.events import FIGURES
+from fpxbench.regressions.events import FIGURES, RECENT
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY, Panel
 from fpxbench.regressions.suspect import Direction, Event, Finding as Found, MachineMove, State, Suspect
@@ -64,6 +64,8 @@ class Line:
     evidence: tuple[str, ...]
     said: str
     """What a second look said; empty before there is one."""
+    between: tuple[str, ...]
+    """Tags of the two builds to bisect between; nothing where it lies between neighbours for sure."""
     upstream: str
     """Where the commits between the two builds can be read, if they say which they are of."""
     cause: tuple[str, ...]
@@ -122,11 +124,12 @@ def _line(machine: str, tags: dict[str, str], finding: Suspect | Event) -> Line:
     if finding.implementation_changed:
         evidence.append("the implementation's own source changed too, so that it may be that and not PyTorch (§7)")
     implementation = series.case.partition("/")[0]
+    between = (tags[finding.surely_good.key], tags[finding.raised_at.key]) if isinstance(finding, Suspect) else ()
     return Line(
         id=finding.id, state=finding.state, direction=finding.direction, machine=machine, device=series.device, channel=series.channel,
         variant=series.variant, case=series.case, metric=series.metric, what=what, since=finding.first_bad_tag,
         since_key=finding.first_bad.key, before=finding.last_good_tag, last_seen=tags.get(finding.ended_at.key, "") if finding.ended_at else "",
-        evidence=tuple(evidence), said=finding.said, upstream=upstream_range(finding.last_good, finding.first_bad) or "",
+        evidence=tuple(evidence), said=finding.said, between=between, upstream=upstream_range(finding.last_good, finding.first_bad) or "",
         cause=(implementation, machine, series.device, series.channel, series.variant, finding.first_bad.key, series.metric,
                str(finding.state), str(finding.direction), *cause),
         size=size,
@@ -144,7 +147,8 @@ def _of_suspect(suspect: Suspect) -> tuple[str, list[str], tuple[str, ...], floa
 
 def _of_event(event: Event) -> tuple[str, list[str], tuple[str, ...], float]:
     words = "" if event.series.metric == "verdict" else f"{FIGURES[event.series.metric].words} "
-    evidence = [f"it changed {event.changes_before} times in the {RECENT_BUILDS} builds before (§8)"] if event.changes_before else []
+    times = "once" if event.changes_before == 1 else f"{event.changes_before} times"
+    evidence = [f"it changed {times} in the {RECENT} builds before (§8)"] if event.changes_before else []
     cause = tuple(re.sub(r"\d+", "#", text.partition(":")[0]) for text in (event.before, event.after)) if not words else ()
     return f"{words}{event.before} → {event.after}", evidence, cause, -float(event.severity)
 
@@ -167,7 +171,7 @@ def by_hand(look: Confirmation) -> Line:
         machine=look.machine.name, device=f"{look.machine.device} ({look.machine.arch})", channel=look.build.channel,
         variant=look.build.variant, case=look.case.id, metric="verdict" if look.metric == "verdict" else "median_us", what=look.said,
         since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("asked by hand",), said=look.headline,
-        upstream=look.upstream or "", cause=("by hand", look.id), size=look.time.value if look.time else 0.0,
+        between=(), upstream=look.upstream or "", cause=("by hand", look.id), size=look.time.value if look.time else 0.0,
     )
 
 

@@ -133,7 +133,8 @@ def test_a_cause_that_hits_several_cases_is_told_once(site: Path) -> None:
 def test_an_open_finding_comes_with_the_command_that_looks_again(site: Path, results: Path) -> None:
     suspect = max((one for one in find(results).suspects if one.series.case == EAGER.id), key=lambda suspect: suspect.change)
     assert f"fpxbench confirm {suspect.id}" in section(page(site, "regressions.html"), "open")
-    assert f"fpxbench bisect {EAGER.id} {suspect.last_good_tag} {suspect.first_bad_tag}" in Page(series_page(site, EAGER)).text
+    good, bad = (f"nightly-{build.date.replace('-', '')}" for build in (suspect.surely_good, suspect.raised_at))
+    assert f"fpxbench bisect {EAGER.id} {good} {bad}" in Page(series_page(site, EAGER)).text
 
 
 def test_the_first_page_has_what_is_confirmed_and_counts_what_is_suspected(site: Path) -> None:
@@ -168,9 +169,12 @@ def test_a_series_is_drawn_with_its_noise_its_change_its_control_and_the_second_
     assert abs(step["x0"] - (SLOW_SINCE - 0.5)) <= 1
 
 
-def test_builds_that_were_not_ok_are_bands_in_the_drawing(site: Path) -> None:
-    bands = [(shape["x0"], shape["x1"]) for shape in figure(series_page(site, MENDED), "time")["layout"]["shapes"] if shape["type"] == "rect"]
+def test_builds_that_were_not_ok_are_bands_in_the_drawing_and_have_no_time(site: Path) -> None:
+    drawn = figure(series_page(site, MENDED), "time")
+    bands = [(shape["x0"], shape["x1"]) for shape in drawn["layout"]["shapes"] if shape["type"] == "rect"]
     assert bands == [(WRONG_SINCE - 0.5, RIGHT_SINCE - 0.5)]
+    times = traces(drawn)["time"][0]["y"]
+    assert [night for night, time in enumerate(times) if time is None] == list(range(WRONG_SINCE, RIGHT_SINCE))
 
 
 def test_marks_lead_to_cases_that_have_a_page_and_nowhere_else(site: Path) -> None:
