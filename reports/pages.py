@@ -33,12 +33,12 @@ from fpxbench.reports.support import Row as SupportRow, Support, detail
 from fpxbench.reports.support_build import Step
 from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts
 from fpxbench.reports.sweep import Heading, Row, Sweep
+from fpxbench.reports.words import FLAG_SIGN
 from fpxbench.repro import repro_script
 from fpxbench.store import BrokenLine
-from fpxbench.targets.history import SOME
+from fpxbench.targets.operations import OPERATIONS
 from fpxbench.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
 
-FLAG_SIGN = "⚑"
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; of further ones it shows the figures only."""
 MOST_CASES_LISTED = 24
@@ -104,7 +104,8 @@ class Pages:
 
     def support_row(self, support: Support, row: SupportRow, found: Sequence[OnArchitecture], scripts: Scripts) -> str:
         """One operation with one format on every architecture, build by build."""
-        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts, checks=CHECKS, detail=detail, SOME=SOME)
+        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts, checks=CHECKS, detail=detail,
+                            needs_torch=row.operation.name in OPERATIONS and OPERATIONS[row.operation.name].needs_torch)
 
     def support_build(self, support: Support, step: Step) -> str:
         """What one Triton gained and lost."""

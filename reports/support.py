@@ -10,18 +10,16 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from fpxbench.reports.support_cell import Cell, cell_of
 from fpxbench.store import BrokenLine
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.history import SOME, Span, in_words, rows, spans, states
-from fpxbench.targets.matrix import Matrix, OperationSummary, Outcome, Probe, read_matrix
-from fpxbench.verdict import BROKEN, Kind, Status
+from fpxbench.targets.history import rows
+from fpxbench.targets.matrix import Matrix, OperationSummary, Probe, read_matrix
+from fpxbench.verdict import Kind, Status
 
 FILE = "targets.json"
 SHIPPED = Path(__file__).with_name("support") / FILE
 INDEX = "support/index.html"
-MOST_EARLIER = 2
-"""Lines of a cell about earlier builds. Wrong ones are never left out."""
-
 MOST_KERNELS_NAMED = 3
 
 _MISREAD = frozenset({Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ, Kind.GIBBERISH})
@@ -43,75 +41,6 @@ def chosen_matrix(results: Path) -> tuple[Matrix, Path, list[BrokenLine]]:
 
 def _utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An operation with a format on an architecture."""
-
-    history: tuple[Span, ...]
-    """Not empty."""
-    changed: tuple[str, ...]
-    """Builds on which the status of any of its probes became another. That a build knows the architecture at last is no change."""
-    wrong: bool
-    """On any build: compiles, and computes something else."""
-    checked: int
-    """Of the probes that are ok on the newest build: those of which more is known than that they compile."""
-
-    @property
-    def now(self) -> Span:
-        return self.history[-1]
-
-    @property
-    def unchecked(self) -> bool:
-        return self.now.state.status is Status.OK and self.checked < self.now.state.ok
-
-    @property
-    def some(self) -> bool:
-        """Whether some of its probes are ok on the newest build and others are not, none of them wrong."""
-        return self.now.state.sign == SOME
-
-    @property
-    def word(self) -> str:
-        """What the newest build's sign needs beside it: ``wrong``, ``3 of 10``, ``never``; nothing where the sign says it all."""
-        state = self.now.state
-        if self.some:
-            return f"{state.ok} of {state.asked}"
-        if state.status in (Status.OK, Status.WRONG):
-            return "" if state.status is Status.OK else "wrong"
-        return "" if self._worked else "never"
-
-    @property
-    def since(self) -> str:
-        """``since 3.3.1`` of what is ok or wrong, ``until 3.4`` of what was ok; nothing if it was always as it is."""
-        *before, now = self.history
-        if now.state.status in (Status.OK, Status.WRONG):
-            return f"since {_short(now.first)}" if before else ""
-        return f"until {_short(self._worked[-1].last)}" if self._worked else ""
-
-    @property
-    def _worked(self) -> list[Span]:
-        return [span for span in self.history if span.state.status is Status.OK]
-
-    @property
-    def earlier(self) -> list[str]:
-        """What was broken on earlier builds, newest first: ``3.0–3.1 wrong``."""
-        broken = [span for span in reversed(self.history[:-1]) if span.state.status in BROKEN]
-        kept = [span for at, span in enumerate(broken) if span.state.status is Status.WRONG or at < MOST_EARLIER]
-        return [f"{_range(span)} {span.state.status}" for span in kept] + ["…"] * (len(kept) < len(broken))
-
-    @property
-    def title(self) -> str:
-        compiled_only = f"; {self.now.state.ok - self.checked} of {self.now.state.ok} ok only compiled, not checked" if self.unchecked else ""
-        return in_words(self.history) + compiled_only
-
-
-def _short(version: str) -> str:
-    return version.removesuffix(".0")
-
-
-def _range(span: Span) -> str:
-    return _short(span.first) if span.first == span.last else f"{_short(span.first)}–{_short(span.last)}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +163,7 @@ class Support:
         summaries = {operation.name: operation for operation in self.matrix.operations}
         found, taken = [], {"index"}
         for operation, fmt, probes in rows(self.matrix):
-            cells = {name: cell for architecture in self.matrix.architectures if (cell := _cell(self.matrix, probes, name := architecture.name))}
+            cells = {name: cell for architecture in self.matrix.architectures if (cell := cell_of(self.matrix, probes, name := architecture.name))}
             summary = summaries.get(operation) or OperationSummary(name=operation, title=operation, about="")
             found.append(Row(summary, fmt, tuple(probes), cells, f"{file_name(f'{operation}-{fmt}', taken)}.html"))
         return found
@@ -276,35 +205,6 @@ class Support:
         triton = self.gpus[architecture].triton
         found = [mistake for mistake in self.mistakes if architecture in mistake.builds]
         return sorted(found, key=lambda mistake: not mistake.made_by(triton, architecture))
-
-
-def _cell(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Cell | None:
-    history = tuple(spans(matrix, probes, architecture))
-    if not history:
-        return None
-    newest = max(at for at, state in enumerate(states(matrix, probes, architecture)) if state)
-    runs = [matrix.outcomes[run.outcome] for probe in probes for run in probe.cells.get(architecture, ())]
-    return Cell(
-        history, _changed(matrix, probes, architecture), any(outcome.status is Status.WRONG for outcome in runs),
-        checked(matrix, probes, architecture, newest))
-
-
-def checked(matrix: Matrix, probes: Sequence[Probe], architecture: str, build: int) -> int:
-    """How many probes are ok on the build at that position and known better than that they compile."""
-    outcomes = (matrix.outcome_of(probe, architecture, build) for probe in probes)
-    return sum(outcome is not None and outcome.status is Status.OK and outcome.check != "none" for outcome in outcomes)
-
-
-def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tuple[str, ...]:
-    positions = set()
-    for probe in probes:
-        before = Status.MISSING
-        for run in probe.cells.get(architecture, ()):
-            status = matrix.outcomes[run.outcome].status
-            if before not in (Status.MISSING, status):
-                positions.add(run.builds[0])
-            before = status
-    return tuple(matrix.builds[at].triton for at in sorted(positions))
 
 
 def file_name(text: str, taken: set[str]) -> str:

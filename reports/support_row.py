@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fpxbench.reports.support import Cell, Row, Support, checked, detail
+from fpxbench.reports.support import Row, Support, detail
+from fpxbench.reports.support_cell import Cell, Moment, moments
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
-from fpxbench.targets.history import State, states
 from fpxbench.targets.matrix import Figures, Outcome, Probe
 from fpxbench.targets.operations import OPERATIONS, Question
 from fpxbench.targets.reproduction import script
@@ -24,7 +24,6 @@ CHECKS = {
 """What each `check` of an outcome comes to."""
 
 _ASKED_WITHOUT_TORCH = [name for name in OPERATIONS if name != "triton_fused"]
-_SHOWS_SOMETHING = frozenset(Status) - {Status.OK, Status.MISSING}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Entry:
 
     @property
     def shows_something(self) -> bool:
-        return self.outcome.status in _SHOWS_SOMETHING
+        return _shows_something(self.outcome)
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class OnArchitecture:
 
     architecture: Architecture
     cell: Cell
-    timeline: list[tuple[State, bool] | None]
-    """Build by build: what it does, and whether any of what is ok there only compiled."""
+    timeline: list[Moment | None]
+    """Build by build."""
     entries: list[Entry]
     """Oldest first."""
     figures: list[tuple[Probe, Outcome, Figures]]
@@ -92,6 +91,11 @@ class Scripts:
         return "\n\n".join(self.parts[at] for at in self.scripts[number])
 
 
+def _shows_something(outcome: Outcome) -> bool:
+    """Whether there is something to see in doing it again."""
+    return bool(outcome.flags) or outcome.status not in (Status.OK, Status.MISSING)
+
+
 def row_in_full(support: Support, row: Row) -> tuple[list[OnArchitecture], Scripts]:
     """The row on each architecture where it was asked, and the scripts for what is not ok there.
 
@@ -104,8 +108,7 @@ def row_in_full(support: Support, row: Row) -> tuple[list[OnArchitecture], Scrip
     for architecture in matrix.architectures:
         if cell := row.cells.get(architecture.name):
             entries = list(_entries(support, row, architecture, questions, scripts))
-            timeline = [state and (state, checked(matrix, row.probes, architecture.name, at) < state.ok)
-                        for at, state in enumerate(states(matrix, row.probes, architecture.name))]
+            timeline = moments(matrix, row.probes, architecture.name)
             found.append(OnArchitecture(architecture, cell, timeline, entries, _figures(support, row, architecture.name)))
     return found, scripts
 
@@ -126,7 +129,7 @@ def _entries(support: Support, row: Row, architecture: Architecture, questions: 
 def _script(question: Question | None, architecture: str, first: str, last: str, outcome: Outcome) -> str:
     """For the newest build that shows it. None where this package does not know the cell; a version from elsewhere must be one, as it
     becomes part of a program that people run."""
-    if question is None or architecture not in ARCHITECTURES or outcome.status not in _SHOWS_SOMETHING or not re.fullmatch(r"[\w.+]+", last):
+    if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(r"[\w.+]+", last):
         return ""
     kind = f" ({outcome.kind})" if outcome.kind else ""
     since = "" if first == last else f", and from {first} on"

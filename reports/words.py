@@ -7,6 +7,8 @@ from typing import NamedTuple
 from fpxbench.record import Flag
 from fpxbench.verdict import Kind, Status
 
+FLAG_SIGN = "⚑"
+
 WORDS: dict[str, str] = {
     "format": "An element's bits: exponent, mantissa, bias, and what the top codes mean. e4m3fn, e2m1, …",
     "scaling": "Which weights share a scale and how the scale is stored: tensor, row, g128, g32, mx (32 weights, E8M0), "

@@ -63,7 +63,7 @@ def cell_of(*histories: list[Outcome | None]):
 
 def shown(*histories: list[Outcome | None]) -> str:
     cell = cell_of(*histories)
-    return " ".join(filter(None, [cell.now.state.sign + ("°" if cell.unchecked else ""), cell.word, cell.since, *cell.earlier]))
+    return " ".join(filter(None, [cell.now.state.sign + cell.newest.marks, cell.word, cell.since, *cell.earlier]))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,13 @@ def test_what_only_compiles_is_not_shown_as_checked() -> None:
     assert shown([COMPILES] * 4) == "✓°"
     assert shown([OK] * 4, [COMPILES] * 4) == "✓°"
     assert "1 of 2 ok only compiled, not checked" in cell_of([OK] * 4, [COMPILES] * 4).title
+
+
+def test_a_product_that_is_not_one_kernel_is_flagged_and_a_change_of_that_is_a_change() -> None:
+    unfused = COMPILES.model_copy(update={"flags": ("unfused",)})
+    assert shown([unfused] * 4) == "✓°⚑" and shown([REFUSED, REFUSED, REFUSED, unfused]).startswith("✓°⚑")
+    assert cell_of([COMPILES, COMPILES, unfused, unfused]).changed == ("3.2.0",)
+    assert cell_of([unfused] * 4, [OK] * 4).title.endswith("1 of 2 ok unfused")
 
 
 def test_what_some_of_the_options_do_is_not_called_all_of_it() -> None:
