@@ -17,7 +17,7 @@ from fpxbench.targets.diff import changes
 from fpxbench.targets.engine import CHILD
 from fpxbench.targets.history import causes
 from fpxbench.targets.judgement import follow_decodes, judged
-from fpxbench.targets.matrix import Figures, Matrix, Outcome
+from fpxbench.targets.matrix import Figures, Matrix, Outcome, read_matrix
 from fpxbench.targets.operations import questions_like
 from fpxbench.targets.reproduction import script
 from fpxbench.verdict import Kind, Status
@@ -26,6 +26,9 @@ sys.path.append(str(CHILD))
 import inductor  # noqa: E402  (the child's own module, which imports no PyTorch before it is asked)
 
 sys.path.remove(str(CHILD))
+
+
+SHIPPED = Path(__file__).parents[1] / "reports" / "support" / "targets.json"
 
 
 def question(probe):
@@ -90,6 +93,17 @@ def test_the_build_says_which_pytorch_it_was(installed):
     import torch
 
     assert installed.build.torch == torch.__version__
+
+
+def test_it_still_launches_what_the_shipped_matrix_says(installed):
+    matrix = read_matrix(SHIPPED)
+    position = next((at for at, build in enumerate(matrix.builds) if build.key == installed.build.key), None)
+    if position is None or matrix.builds[position].torch.partition("+")[0] != installed.build.torch.partition("+")[0]:
+        pytest.skip(f"the matrix has no PyTorch {installed.build.torch} with Triton {installed.build.triton}")
+    written = {probe.id: probe for probe in matrix.probes}
+    for (probe, architecture), now in installed.outcomes.items():
+        then = matrix.outcome_of(written[probe], architecture, position)
+        assert (now.status, now.cause, now.flags) == (then.status, then.cause, then.flags), (probe, architecture)
 
 
 # What a module launches.
