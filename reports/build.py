@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
 from fpxbench.numerics.record import NumericsRecord
-from fpxbench.record import Record
 from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier
 from fpxbench.reports.over_time import BUILDS_IN_FULL, OverTime
 from fpxbench.reports.pages import Pages, static_files, write_page
-from fpxbench.reports.standing import Standing
+from fpxbench.reports.standing import Standings
 from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Gpu, Support, chosen_matrix
 from fpxbench.reports.support_build import steps
 from fpxbench.reports.support_row import row_in_full
@@ -70,9 +68,9 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     over_time = OverTime(results, timeline, pages, output, builds)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
-    for paths, standing in over_time.machines(sweep_files):
+    for paths, standings in over_time.machines(sweep_files):
         for path in paths:
-            sweep, broken = _write_sweep(store, path, output, pages, judged.get(_folder(path), (None, None))[0], standing)
+            sweep, broken = _write_sweep(store, path, output, pages, judged.get(_folder(path), (None, None))[0], standings)
             broken_lines += broken
             if sweep is None:
                 continue
@@ -155,15 +153,15 @@ def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:
     return list({record.id: record for record in latest(records)}.values()), broken
 
 
-def _write_sweep(store: Store, path: Path, output: Path, pages: Pages, judged: Judged | None, standing: Callable[[Record], Standing | None],
+def _write_sweep(store: Store, path: Path, output: Path, pages: Pages, judged: Judged | None, standings: Standings,
                  ) -> tuple[Sweep | None, list[BrokenLine]]:
     """The pages of one records file; no sweep if it holds no record."""
     newest, broken = _newest_records(store, path)
     if not newest:
         return None, broken
-    sweep = sweep_of(_folder(path), newest, standing)
+    sweep = sweep_of(_folder(path), newest, standings.of)
     folder = output / "machines" / sweep.folder[0] / sweep.folder[1]
-    write_page(folder / "index.html", pages.sweep(sweep, findings.find([sweep]), judged))
+    write_page(folder / "index.html", pages.sweep(sweep, findings.find([sweep]), judged, standings.tag(newest[-1])))
     for row, record in zip(sweep.rows, newest, strict=True):
         write_page(folder / row.page, pages.case(sweep, row, record))
     return sweep, broken

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 from fpxbench.confirmation import Confirmation
 from fpxbench.environments.findings import Installation
-from fpxbench.record import Build, Record
+from fpxbench.record import Build
 from fpxbench.regressions.digest import machines
 from fpxbench.regressions.findings import Examined, by_suspect, examine
 from fpxbench.regressions.suspect import MachineMove
@@ -19,7 +19,7 @@ from fpxbench.reports.history import histories
 from fpxbench.reports.numerics import Judged, Since
 from fpxbench.reports.pages import Pages, write_page
 from fpxbench.reports.regressions import Group, by_hand, drawn, findings_on, grouped, lines_of, summary_of, with_pages
-from fpxbench.reports.standing import Standing, Standings
+from fpxbench.reports.standing import Standings
 from fpxbench.reports.sweep import page_of_id
 from fpxbench.store import Store, latest
 from fpxbench.timeline import Timeline
@@ -42,7 +42,7 @@ class OverTime:
         self.older: Counter[str] = Counter()
         """By machine, sweeps that have no page of their own."""
 
-    def machines(self, files: Iterable[Path]) -> Iterator[tuple[list[Path], Callable[[Record], Standing | None]]]:
+    def machines(self, files: Iterable[Path]) -> Iterator[tuple[list[Path], Standings]]:
         """For each machine the records files that get pages of their own, and since when their cases are what they are. Writes the
         pages of its series."""
         looks = by_suspect(self._confirmations)
@@ -60,7 +60,7 @@ class OverTime:
                 panel = one.panel
                 of_panel = self._of_panel(one, looks, full)
                 links |= {(panel.device, panel.variant, panel.channel, case): quote(page) for case, page in of_panel.items()}
-            yield shown, Standings((one.panel for one in of_machine), links).of
+            yield shown, Standings((one.panel for one in of_machine), links)
 
     def _of_panel(self, one: Examined, looks: dict[str, Confirmation], full: set[str]) -> dict[str, str]:
         """Writes the pages of a panel's series, and returns them by case."""

@@ -80,10 +80,11 @@ class Pages:
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
 
-    def sweep(self, sweep: Sweep, findings: Sequence[Finding], judged: Judged | None = None) -> str:
-        """The matrix of one machine and build, with filters, charts and every case; `judged`: its casts, which have a page of their own."""
+    def sweep(self, sweep: Sweep, findings: Sequence[Finding], judged: Judged | None = None, tag: str = "") -> str:
+        """The matrix of one machine and build, with filters, charts and every case; `judged`: its casts, which have a page of their own;
+        `tag`: its build's, which has one too, if it has a place in time."""
         return self._render(
-            "sweep.html", root="../../../", sweep=sweep, findings=findings, judged=judged, charts=_prefixed(charts_of(sweep), ""))
+            "sweep.html", root="../../../", sweep=sweep, findings=findings, judged=judged, tag=tag, charts=_prefixed(charts_of(sweep), ""))
 
     def machine(self, sweeps: Sequence[Heading], judged: Sequence[tuple[Judged, Since | None]] = (), older: int = 0) -> str:
         """One machine and the builds measured on it, newest first; `older` counts those that have no page of their own on it."""
@@ -231,10 +232,14 @@ def when(stamp: str) -> str:
 
 _ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
+_KEPT = dict.fromkeys(map(ord, "\n\t"))
+
 
 def printable(text: str) -> str:
     """A log without its terminal colours; other control characters as visible signs."""
     text = _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n")
+    if text.translate(_KEPT).isprintable():     # as most are, and long ones often repeated
+        return text
     return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
 
 

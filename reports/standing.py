@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fpxbench.record import Record
+from fpxbench.record import Build, Record
 from fpxbench.regressions.series import Panel
 from fpxbench.timeline import commit_hash
 from fpxbench.verdict import SEVERITY, Status
@@ -53,16 +53,24 @@ class Standings:
         """`histories`: pages by device, variant, channel and case."""
         self._panels = {(panel.device, panel.variant, panel.channel): _Runs(panel) for panel in panels}
         self._histories = histories
-        self._keys: dict = {}
+        self._keys: dict[Build, str] = {}
 
     def of(self, record: Record) -> Standing | None:
         """None for a record whose build has no place in time."""
+        runs, place, key = self._found(record)
+        return runs.standing(record.case.id, key, self._histories.get((*place, record.case.id), "")) if runs else None
+
+    def tag(self, record: Record) -> str:
+        """That of its build; empty for one that has no place in time."""
+        runs, _, key = self._found(record)
+        return runs.tag(key) if runs else ""
+
+    def _found(self, record: Record) -> tuple[_Runs | None, tuple[str, str, str], str]:
         build = record.build
         if build not in self._keys:
             self._keys[build] = commit_hash(build)
         place = f"{record.machine.device} ({record.machine.arch})", build.variant, build.channel
-        runs = self._panels.get(place)
-        return runs.standing(record.case.id, self._keys[build], self._histories.get((*place, record.case.id), "")) if runs else None
+        return self._panels.get(place), place, self._keys[build]
 
 
 class _Runs:
@@ -73,6 +81,9 @@ class _Runs:
         self._row = {case: number for number, case in enumerate(panel.cases)}
         self._column = {build.key: number for number, build in enumerate(panel.builds)}
         self._panel = panel
+
+    def tag(self, key: str) -> str:
+        return self._tags[self._column[key]] if key in self._column else ""
 
     @cached_property
     def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -230,6 +230,7 @@ def test_an_older_builds_page_knows_nothing_of_later_ones(site: Path) -> None:
 
 def test_the_matrix_says_since_when_and_shows_the_builds_before(site: Path) -> None:
     html = page(site, f"machines/{GPU.name}/{nightly(BUILDS - 1).label}-cu130/index.html")
+    assert f'href="../../../builds/{tag(BUILDS - 1)}.html">What this build changed' in html
     assert f"compiled_mixed_mm, e5m2-row: 1 of 1 crash since {tag(CRASHING_SINCE)} (3 builds)" in html
     cell = re.search(r'title="compiled_mixed_mm, e5m2-row:.*?</td>', html, re.DOTALL)[0]
     assert re.findall(r'class="(s-\w+)" style="flex-grow:(\d+)"', cell) == [("s-ok", "9"), ("s-crash", "3")]
