@@ -20,8 +20,8 @@ from markupsafe import Markup, escape
 
 from fpxbench import record as records
 from fpxbench.record import Flag, Record
-from fpxbench.reports import words
 from fpxbench.regressions.suspect import Direction, State
+from fpxbench.reports import words
 from fpxbench.reports.builds import BuildPage
 from fpxbench.reports.charts import Chart, charts_of
 from fpxbench.reports.findings import CHANGED, REGRESSED, Finding

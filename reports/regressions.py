@@ -17,7 +17,7 @@ from fpxbench.confirmation import Confirmation, Outcome, upstream_range
 from fpxbench.regressions.events import FIGURES, RECENT
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY, Panel
-from fpxbench.regressions.suspect import Direction, Event, Finding as Found, MachineMove, State, Suspect
+from fpxbench.regressions.suspect import Direction, Event, MachineMove, State, Suspect
 from fpxbench.reports.findings import REGRESSED, SUSPECTED, Finding
 from fpxbench.reports.spark import Spark, spark_of
 from fpxbench.timeline import Entry
