@@ -23,7 +23,7 @@ CHECKS = {
 }
 """What each `check` of an outcome comes to."""
 
-_ASKED_WITHOUT_TORCH = [name for name in OPERATIONS if name != "triton_fused"]
+_ASKED_WITH_TORCH = "triton_fused"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def row_in_full(support: Support, row: Row) -> tuple[list[OnArchitecture], Scrip
     There are none for the suite's own kernels, of which only PyTorch can say how they are compiled: `fpxbench targets repro` prints those.
     """
     matrix, scripts = support.matrix, Scripts()
-    questions = {question.id: question for name in _ASKED_WITHOUT_TORCH for question in OPERATIONS[name].questions()} \
-        if row.operation.name in _ASKED_WITHOUT_TORCH else {}
+    operation = OPERATIONS.get(row.operation.name) if row.operation.name != _ASKED_WITH_TORCH else None
+    questions = {question.id: question for question in operation.questions()} if operation else {}
     found = []
     for architecture in matrix.architectures:
         if cell := row.cells.get(architecture.name):

@@ -79,8 +79,6 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
     return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, body), *body]) + "\n"
 
 
-# A report has hundreds of scripts, made of the same few parts.
-
 def _of_inductor(question: Question, architecture: Architecture, request: dict, found: str) -> str:
     """The module that asks Inductor, whole, and the questions that it is asked."""
     source = (CHILD / "inductor.py").read_text(encoding="utf-8").split('"""', 2)[2].strip("\n")
@@ -89,13 +87,22 @@ def _of_inductor(question: Question, architecture: Architecture, request: dict, 
                             source=source, request=pformat(asked, width=120))
 
 
+# A report has hundreds of scripts, made of the same few parts.
+
 def _imports(file: Path, body: list[str]) -> str:
     """What `file` imports and `body` uses; and what has to be there before Triton can be imported at all."""
-    nodes = [node for node in _parsed(file)[1].body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))]
-    used = set().union(*map(_names, body), *(_names(ast.unparse(node)) for node in nodes if isinstance(node, ast.Try)))
-    return "\n".join(
-        ast.unparse(node) for node in nodes if isinstance(node, ast.Try) or {(name.asname or name.name) for name in node.names} & used
-    )
+    lines = _import_lines(file)
+    used = set().union(*map(_names, body), *(_names(line) for line, names in lines if not names))
+    return "\n".join(line for line, names in lines if not names or names & used)
+
+
+@cache
+def _import_lines(file: Path) -> list[tuple[str, frozenset[str]]]:
+    """The imports of a file, as code, with the names that they bind; none for one that is tried, which is always wanted."""
+    return [
+        (ast.unparse(node), frozenset() if isinstance(node, ast.Try) else frozenset(name.asname or name.name for name in node.names))
+        for node in _parsed(file)[1].body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))
+    ]
 
 
 @cache
