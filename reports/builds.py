@@ -51,6 +51,8 @@ class BuildPage:
 
     entry: Entry
     measured: list[Measured] = field(default_factory=list)
+    compared: bool = False
+    """It was measured where an earlier build was, of the same channel and variant."""
     groups: list[Group] = field(default_factory=list)
     """Changes of which it is the first build, worst first."""
     moves: list[MachineMove] = field(default_factory=list)
@@ -129,7 +131,9 @@ class Builds:
                 counts[_STATUSES[place]] = int((places == place).sum())
             folder = f"{build.label}-{build.variant}"
             page = f"machines/{quote(panel.machine)}/{quote(folder)}/index.html" if folder in sweeps else ""
-            self._page(build).measured.append(Measured(panel.machine, panel.device, panel.variant, build.triton, counts, page))
+            known = self._page(build)
+            known.measured.append(Measured(panel.machine, panel.device, panel.variant, build.triton, counts, page))
+            known.compared |= column > 0
         for group in groups:
             self._pages[group.first.since_key].groups.append(group)
         for move in one.moves:

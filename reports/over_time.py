@@ -95,7 +95,8 @@ class OverTime:
         troubles = [trouble for trouble in (*self._troubles, *map(str, broken)) if trouble not in told]
         builds = self._builds.in_order()
         self._groups.sort(key=lambda group: group.rank)
-        write_page(self._output / "regressions.html", self._pages.regressions(summary_of(self._groups, self._moves, len(builds)), troubles))
+        summary = summary_of(self._groups, self._moves, len(builds), sum(build.compared for build in builds))
+        write_page(self._output / "regressions.html", self._pages.regressions(summary, troubles))
         write_page(self._output / "builds.html", self._pages.builds(builds))
         for build in builds:
             write_page(self._output / build.page, self._pages.build(build))

@@ -251,7 +251,8 @@ class Summary:
     other: list[Group]
     moves: list[MachineMove]
     builds: int
-    """How many builds there are: of one, nothing can have changed."""
+    compared: int
+    """How many of them were measured where an earlier one was, of the same channel and variant: only these can have changed anything."""
 
     @property
     def count(self) -> dict[State, int]:
@@ -259,10 +260,10 @@ class Summary:
         return {state: sum(len(group.lines) for group in groups) for state, groups in self.sections.items()}
 
 
-def summary_of(groups: Sequence[Group], moves: Sequence[MachineMove], builds: int) -> Summary:
+def summary_of(groups: Sequence[Group], moves: Sequence[MachineMove], builds: int, compared: int) -> Summary:
     worse = [group for group in groups if group.first.direction is Direction.WORSE]
     by_state = {state: [group for group in worse if group.first.state is state] for state in STATES}
     rest = {direction: [group for group in groups if group.first.direction is direction and group.first.page]
             for direction in (Direction.BETTER, Direction.OTHER)}
     return Summary({state: found for state, found in by_state.items() if found}, rest[Direction.BETTER], rest[Direction.OTHER],
-                   sorted(moves, key=lambda move: -abs(move.change)), builds)
+                   sorted(moves, key=lambda move: -abs(move.change)), builds, compared)

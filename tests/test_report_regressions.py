@@ -255,6 +255,15 @@ def test_the_only_build_there_is_says_nothing_of_time(tmp_path: Path) -> None:
     assert "One build was measured" in page(tmp_path / "site", "regressions.html")
 
 
+def test_builds_that_no_machine_has_two_of_are_not_said_to_be_alike(tmp_path: Path) -> None:
+    nights(tmp_path / "results", 1, (FUSED,))
+    nights(tmp_path / "results", 1, (FUSED,), first=1, machine=CPU)
+    build_site(tmp_path / "results", tmp_path / "site")
+    text = Page(page(tmp_path / "site", "regressions.html")).text
+    assert "Nothing to compare yet" in text and "Of 2 builds no two were measured on one machine" in text
+    assert "Nothing to compare it with" in page(tmp_path / "site", f"builds/{tag(1)}.html")
+
+
 # ---- the whole site --------------------------------------------------------------------------------------------------
 
 def test_every_link_leads_somewhere(site: Path) -> None:
