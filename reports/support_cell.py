@@ -58,6 +58,9 @@ class Cell:
     wrong: bool
     """On any build: compiles, and computes something else."""
     newest: Moment
+    """On the newest build that was asked."""
+    asked_to: str
+    """Which that was, if newer ones were not asked; else empty."""
 
     @property
     def now(self) -> Span:
@@ -94,7 +97,8 @@ class Cell:
 
     @property
     def title(self) -> str:
-        return "; ".join([in_words(self.history), *self.newest.notes])
+        until = [f"not asked of what came after {self.asked_to}"] if self.asked_to else []
+        return "; ".join([in_words(self.history), *self.newest.notes, *until])
 
 
 def _short(version: str) -> str:
@@ -120,12 +124,14 @@ def _moment(state: State, outcomes: Sequence[Outcome]) -> Moment:
 
 def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Cell | None:
     """None where nothing was asked."""
-    asked = [moment for moment in moments(matrix, probes, architecture) if moment]
+    asked = {at: moment for at, moment in enumerate(moments(matrix, probes, architecture)) if moment}
     if not asked:
         return None
+    newest = max(asked)
+    later = any(not build.unusable for build in matrix.builds[newest + 1:])
     runs = [matrix.outcomes[run.outcome] for probe in probes for run in probe.cells.get(architecture, ())]
     return Cell(tuple(spans(matrix, probes, architecture)), _changed(matrix, probes, architecture),
-                any(outcome.status is Status.WRONG for outcome in runs), asked[-1])
+                any(outcome.status is Status.WRONG for outcome in runs), asked[newest], matrix.builds[newest].triton if later else "")
 
 
 def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tuple[str, ...]:

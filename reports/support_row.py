@@ -65,7 +65,7 @@ class OnArchitecture:
     entries: list[Entry]
     """Oldest first."""
     figures: list[tuple[Probe, Outcome, Figures]]
-    """Of the objects that the newest build makes."""
+    """Of the objects that the newest build that was asked makes."""
 
 
 @dataclass
@@ -137,8 +137,6 @@ def _script(question: Question | None, architecture: str, first: str, last: str,
 
 
 def _figures(support: Support, row: Row, architecture: str) -> list[tuple[Probe, Outcome, Figures]]:
-    newest, outcomes = len(support.matrix.builds) - 1, support.matrix.outcomes
-    return [
-        (probe, outcomes[run.outcome], run.figures)
-        for probe in row.probes for run in probe.cells.get(architecture, ()) if run.builds[1] == newest and run.figures
-    ]
+    runs = [(probe, of[-1]) for probe in row.probes if (of := probe.cells.get(architecture))]
+    newest = max(run.builds[1] for _, run in runs)
+    return [(probe, support.matrix.outcomes[run.outcome], run.figures) for probe, run in runs if run.builds[1] == newest and run.figures]

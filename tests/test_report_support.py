@@ -116,6 +116,14 @@ def test_what_some_of_the_options_do_is_not_called_all_of_it() -> None:
     assert shown([OK] * 4, [WRONG] * 4) == "✗ wrong"
 
 
+def test_a_build_that_was_not_asked_is_not_spoken_for() -> None:
+    assert cell_of([OK, OK, None, None]).asked_to == "3.1.0" and "not asked of what came after 3.1.0" in cell_of([OK, OK, None, None]).title
+    assert cell_of([None, None, OK, OK]).asked_to == ""
+    builds = [TritonBuild(triton="3.0.0"), TritonBuild(triton="3.1.0", unusable="no wheel")]
+    [row] = support_of(matrix_of([OK, None], builds=builds)).rows
+    assert row.cells["sm_90"].asked_to == "", "what could not be asked of anything is no gap of this cell"
+
+
 def test_no_wrong_build_is_left_out_of_a_long_history() -> None:
     version = tuple(f"3.{minor}.0" for minor in range(10))
     [row] = support_of(matrix_of([WRONG, CRASH, OK, CRASH, OK, CRASH, OK, CRASH, OK, OK], versions=version)).rows
