@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,14 @@ class SiteSummary:
     troubles: list[str]
 
 
-def build_site(results: Path, output: Path, timeline: Timeline | None = None, builds: int = BUILDS_IN_FULL) -> SiteSummary:
+def build_site(results: Path, output: Path, timeline: Timeline | None = None, builds: int = BUILDS_IN_FULL,
+               say: Callable[[str], None] = lambda line: None) -> SiteSummary:
     """Write the site of the records under `results` to the folder `output`.
 
     `timeline` knows the builds' dates; without it they are ordered by what their records say. The newest `builds` of each machine,
     channel and variant have a page for every case, older ones only what they changed. Pages of an earlier report are replaced. The
-    same records give the same bytes. Without any record the first page says what to do. Raises NotADirectoryError if `output`
-    is a file, and TimelineError as `timeline` does.
+    same records give the same bytes. Without any record the first page says what to do. `say` is told what is being done: the first
+    report over years takes a while. Raises NotADirectoryError if `output` is a file, and TimelineError as `timeline` does.
     """
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
@@ -65,11 +67,12 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     numerics = Store(results, NumericsRecord)
     judged, broken_lines = _judged(numerics)
 
-    over_time = OverTime(results, timeline, pages, output, builds)
+    over_time = OverTime(results, timeline, pages, output, builds, say)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
     for paths, standings in over_time.machines(sweep_files):
         for path in paths:
+            say(f"{path.parent.parent.name}: {path.stem}")
             sweep, broken = _write_sweep(store, path, output, pages, judged.get(_folder(path), (None, None))[0], standings)
             broken_lines += broken
             if sweep is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -32,7 +32,8 @@ would be millions."""
 class OverTime:
     """Goes through the machines once, one in memory at a time; what is kept of each is what its pages say."""
 
-    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, output: Path, in_full: int) -> None:
+    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, output: Path, in_full: int, say: Callable[[str], None]) -> None:
+        self._say = say
         self._results, self._timeline, self._pages, self._output, self._in_full = results, timeline, pages, output, in_full
         self._builds = Builds(timeline.entries() if timeline else ())
         self._groups: list[Group] = []
@@ -49,7 +50,9 @@ class OverTime:
         paths: dict[str, list[Path]] = {}
         for path in files:
             paths.setdefault(path.parent.parent.name, []).append(path)
-        for machine, (of_machine, troubles) in zip(machines(self._results), examine(self._results, looks, self._timeline), strict=True):
+        for machine in machines(self._results):
+            self._say(f"{machine}: what its builds changed")
+            [(of_machine, troubles)] = examine(self._results, looks, self._timeline, machine)
             self._troubles += troubles
             known = {_folder(build) for one in of_machine for build in one.panel.builds}
             full = {_folder(build) for one in of_machine for build in one.panel.builds[-self._in_full:]}

@@ -33,7 +33,8 @@ def report(
     if not results.exists():
         raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` makes it")
     try:
-        summary = build_site(results, output, Timeline(timeline), builds)
+        with err.status("conversions") as shown:
+            summary = build_site(results, output, Timeline(timeline), builds, lambda line: shown.update(escape(line)))
     except TimelineError as error:
         raise UsageError(str(error)) from error
     if as_json:
