@@ -94,7 +94,8 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     shown = sorted(newest.values(), key=_gpu_first)
     casts = sorted(newest_judged.values(), key=lambda pair: _gpu_first(pair[0]))
     troubles = over_time.write_rest(judged.values(), set(map(str, broken_lines)))
-    found = [*findings.find(shown), *over_time.findings(), *(finding for pair in casts for finding in findings_on(*pair))]
+    broken_cases = {(sweep.folder[0], row.case.id) for sweep in shown for row in sweep.rows if row.broken}
+    found = [*findings.find(shown), *over_time.findings(broken_cases), *(finding for pair in casts for finding in findings_on(*pair))]
     found.sort(key=lambda finding: finding.rank)
     older = sum(map(len, by_machine.values())) + over_time.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(one for one, _ in casts)])

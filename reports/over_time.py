@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -81,9 +81,9 @@ class OverTime:
         self._moves += one.moves
         return pages
 
-    def findings(self) -> list[Finding]:
-        """Sentences for the overview."""
-        return findings_on(self._groups)
+    def findings(self, broken: Container[tuple[str, str]]) -> list[Finding]:
+        """Sentences for the overview, on which the `broken` cases have theirs already."""
+        return findings_on(self._groups, broken)
 
     def write_rest(self, judged: Iterable[tuple[Judged, Since | None]], told: set[str]) -> list[str]:
         """Writes the page of regressions and those of the builds, once every machine has been gone through; returns what is to be known of

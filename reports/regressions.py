@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -215,11 +215,15 @@ def drawn(panel: Panel, groups: Sequence[Group]) -> list[Group]:
 
 # ---- the first page --------------------------------------------------------------------------------------------------
 
-def findings_on(groups: Sequence[Group]) -> list[Finding]:
-    """Sentences for the overview: each confirmed regression that stands, and how many wait for a second look."""
+def findings_on(groups: Sequence[Group], broken: Container[tuple[str, str]]) -> list[Finding]:
+    """Sentences for the overview: each confirmed regression that stands, and how many wait for a second look.
+
+    Verdicts of `broken` cases, by machine and id, have their sentences there already, with the build since which they are broken.
+    """
     worse = [group for group in groups if group.first.direction is Direction.WORSE]
     found = [Finding(REGRESSED, _sentence(group), group.first.page or "regressions.html#confirmed", (), more="Its series, and what was run again")
-             for group in worse if group.first.state is State.CONFIRMED]
+             for group in worse if group.first.state is State.CONFIRMED
+             and (group.first.metric != "verdict" or (group.first.machine, group.first.case) not in broken)]
     waiting = [line for group in worse for line in group.lines if group.first.state is State.OPEN and line.metric == "median_us"]
     if waiting:
         most = max(waiting, key=lambda line: line.size)

@@ -144,6 +144,17 @@ def test_the_first_page_has_what_is_confirmed_and_counts_what_is_suspected(site:
     assert "1 confirmed regression" in text and "+0.1%" not in text
 
 
+def test_a_confirmed_crash_is_told_once_on_the_first_page(tmp_path: Path) -> None:
+    nights(tmp_path / "results", 4, CRASHING[:1], edit=lambda night, one: history(night + CRASHING_SINCE - 2, one))
+    [event] = find(tmp_path / "results").events
+    Store(tmp_path / "results", Confirmation).append(Confirmation(
+        suspect=event.id, case=CRASHING[0], metric="verdict", machine=GPU, good=event.last_good, build=event.first_bad,
+        outcome=Outcome.CONFIRMED, said="crash in 5 of 5 runs", good_counts={"ok": 5}, bad_counts={"crash": 5}))
+    summary = build_site(tmp_path / "results", tmp_path / "site")
+    assert [finding.severity for finding in summary.findings] == ["crash"]
+    assert "crash in 5 of 5 runs" in section(page(tmp_path / "site", "regressions.html"), "confirmed")
+
+
 # ---- a page for each series that changed -----------------------------------------------------------------------------
 
 def figure(html: str, name: str) -> dict:
