@@ -61,13 +61,12 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder for the report")
     store, pages = Store(results), Pages()
+    over_time = OverTime(results, timeline, pages, output, builds, say)   # reads the timeline: before an earlier report is gone
     _clear(output)
     _write_assets(output / "assets")
     sweep_files = store.files()
     numerics = Store(results, NumericsRecord)
     judged, broken_lines = _judged(numerics)
-
-    over_time = OverTime(results, timeline, pages, output, builds, say)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
     for paths, standings in over_time.machines(sweep_files):

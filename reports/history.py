@@ -139,8 +139,9 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mappi
                          fillcolor=_STATUS_COLOURS[status], opacity=0.16)
     _dress(figure, panel)
     if timed:
-        figure.update_layout(yaxis=dict(domain=[0.4, 1], title_text="time, µs"), yaxis2=dict(domain=[0.13, 0.34], title_text="dense, µs", automargin=True, zeroline=False),
-                             yaxis3=dict(domain=[0, 0.07]))
+        figure.update_layout(
+            yaxis=dict(domain=[0.4, 1], title_text="time, µs"), yaxis2=dict(domain=[0.13, 0.34], title_text="dense, µs", automargin=True, zeroline=False),
+            yaxis3=dict(domain=[0, 0.07]))
     else:
         figure.update_layout(height=190, yaxis3=dict(domain=[0, 1]))
     figure.update_layout(yaxis3=dict(showticklabels=False, showgrid=False, zeroline=False, range=[-1, 1], fixedrange=True))

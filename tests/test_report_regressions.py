@@ -10,7 +10,9 @@ import pytest
 from nights import EAGER, FUSED, nightly, nights, timed
 from sample_records import CPU, GPU, case, record
 from sites import Page, dead_links, pages_of, scripts_of_their_own
+from typer.testing import CliRunner
 
+from fpxbench.cli import app
 from fpxbench.confirmation import Confirmation, Interval, Outcome, Run
 from fpxbench.environments import Installation
 from fpxbench.numerics.conversion import Conversion
@@ -33,7 +35,8 @@ WRONG = Verdict(status=Status.WRONG, kind=Kind.NIBBLE_SWAP, summary="neighbours 
 
 
 def history(night, one):
-    """What becomes of the cases: slower ones, of which one is for two nights only; one with the clock; a crash; a mistake that is mended; one that was always there."""
+    """What becomes of the cases: slower ones, of which one is for two nights only; one that moves with the clock; a crash; a mistake that is
+    mended; one that was always there."""
     of = one.case
     if of in CRASHING and night >= CRASHING_SINCE:
         return record(of, CRASH, machine=one.machine, build=one.build)
@@ -323,3 +326,14 @@ def test_a_record_without_a_place_in_time_still_has_its_page(tmp_path: Path) -> 
     assert case_page(tmp_path / "site", FUSED, 5)
     assert "date &#39;yesterday&#39; cannot be" in page(tmp_path / "site", "regressions.html")
     assert len(pages_of(tmp_path / "site" / "builds")) == 2
+
+
+def test_a_timeline_that_cannot_be_read_is_named_and_the_report_before_it_stays(tmp_path: Path) -> None:
+    nights(tmp_path / "results", 1, (FUSED,))
+    (tmp_path / "timeline/objects/pack").mkdir(parents=True)
+    asked = ["report", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "site")]
+    assert CliRunner().invoke(app, asked).exit_code == 0
+    before = case_page(tmp_path / "site", FUSED, 0)
+    refused = CliRunner().invoke(app, [*asked, "--timeline", str(tmp_path / "timeline")])
+    assert refused.exception is not None and "not a git repository" in str(refused.exception)
+    assert case_page(tmp_path / "site", FUSED, 0) == before
