@@ -24,6 +24,8 @@ from fpxbench.timeline import Entry, Timeline, in_order
 from fpxbench.verdict import SEVERITY, Status
 
 UNKNOWN_DAY = "9999-12-31"
+PIECE = 50_000
+"""Points that are read from the digest at a time."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,9 @@ def _panel(connection: sqlite3.Connection, names: tuple[str, str, str, str], dev
     marks = ", ".join("?" * len(numbers))
     rows = connection.execute(
         f'SELECT build, "case", verdict, source, seed, {", ".join(FIGURES)} FROM points WHERE device = ? AND build IN ({marks})',
-        (device, *numbers)).fetchall()
-    table = np.array(rows, dtype=np.float64)
+        (device, *numbers))
+    # In pieces: a million points as Python numbers are half a gigabyte.
+    table = np.concatenate([np.array(piece, dtype=np.float64) for piece in iter(lambda: rows.fetchmany(PIECE), [])])
     case_numbers, row = np.unique(table[:, 1].astype(np.intp), return_inverse=True)
     columns = np.array([column[int(number)] for number in table[:, 0]])
     shape = len(case_numbers), len(numbers)
