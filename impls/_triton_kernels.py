@@ -160,16 +160,6 @@ def _weight_of_byte(
 
 
 @triton.jit
-def _activation(quad, BYTE: tl.constexpr, BF16: tl.constexpr):
-    """Activation BYTE of the four that each int64 holds, as fp32."""
-    half = (quad >> (16 * BYTE)).to(tl.uint16)
-    if BF16:
-        return (half.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return half.to(tl.float16, bitcast=True).to(tl.float32)
-
-
-@triton.jit
 def matvec_kernel(
     x, packed, scales, tensor_scale, out, N,
     K_PAD: tl.constexpr, ROW_BYTES: tl.constexpr, PLANES: tl.constexpr, LOADS: tl.constexpr, MOVES: tl.constexpr,
@@ -227,7 +217,14 @@ def matvec_kernel(
                         weight = weight * SUM_FACTOR * scale
                     new_products = ()
                     for m in tl.static_range(M):
-                        new_products = new_products + (products[m] + weight * _activation(quads[m], byte, BF16),)
+                        # Activation `byte` of the four in each int64. No function of its own: Triton's interpreter takes a
+                        # millisecond for a call, and there are thousands here.
+                        half = (quads[m] >> (16 * byte)).to(tl.uint16)
+                        if BF16:
+                            activation = (half.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+                        else:
+                            activation = half.to(tl.float16, bitcast=True).to(tl.float32)
+                        new_products = new_products + (products[m] + weight * activation,)
                     products = new_products
                 if SHARING > 1:
                     added = ()

@@ -32,7 +32,7 @@ from fpxbench.workloads import workload_named
 MOST_WEIGHTS = 1 << 17
 """Designed experiments are made on a shape of at most so many weights, where the case's own is larger."""
 SMALLER = 256, 512
-WITHIN_LIMIT = 16, 64, 128
+WITHIN_LIMIT = 64, 64, 128
 """M, N and K for an implementation that names a limit (an interpreter), unless a shape was asked for."""
 
 
