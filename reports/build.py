@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from plotly.offline import get_plotlyjs
@@ -18,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from fpxbench.numerics.record import NumericsRecord
 from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
-from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier
+from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier, worth_pages
 from fpxbench.reports.over_time import BUILDS_IN_FULL, OverTime
 from fpxbench.reports.pages import Pages, static_files, write_page
 from fpxbench.reports.standing import Standings
@@ -66,7 +67,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     _write_assets(output / "assets")
     sweep_files = store.files()
     numerics = Store(results, NumericsRecord)
-    judged, broken_lines = _judged(numerics)
+    judged, broken_lines = _judged(numerics, builds)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
     for paths, standings in over_time.machines(sweep_files):
@@ -94,7 +95,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     casts = sorted(newest_judged.values(), key=lambda pair: _gpu_first(pair[0]))
     troubles = over_time.write_rest(judged.values(), set(map(str, broken_lines)))
     broken_cases = {(sweep.folder[0], row.case.id) for sweep in shown for row in sweep.rows if row.broken}
-    found = [*findings.find(shown), *over_time.findings(broken_cases), *(finding for pair in casts for finding in findings_on(*pair))]
+    found = [*findings.find(shown), *over_time.findings(broken_cases), *findings_on(casts)]
     found.sort(key=lambda finding: finding.rank)
     older = sum(map(len, by_machine.values())) + over_time.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(one for one, _ in casts)])
@@ -117,28 +118,31 @@ def _gpu_first(heading: Heading) -> tuple:
     return heading.machine.kind == "cpu", heading.folder
 
 
-def _judged(store: Store[NumericsRecord]) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
-    """What is kept of every file of conversions, with what changed since the build before it."""
-    judged: dict[tuple[str, str], Judged] = {}
+def _judged(store: Store[NumericsRecord], builds: int) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
+    """The conversions of every build that gets pages, with what changed since the build before it.
+
+    Of each machine's builds only what tells them apart is held at a time: those that get pages are read again.
+    """
+    judged: dict[tuple[str, str], tuple[Judged, Since | None]] = {}
     broken_lines: list[BrokenLine] = []
-    for path in store.files():
-        records, broken = _newest_records(store, path)
-        broken_lines += broken
-        if records:
-            judged[_folder(path)] = judged_of(_folder(path), records)
-    by_machine: dict[str, list[Judged]] = defaultdict(list)
-    for one in judged.values():
-        by_machine[one.folder[0]].append(one)
-    since = {folder: change for builds in by_machine.values() for folder, change in since_earlier(builds).items()}
-    return {folder: (one, since.get(folder)) for folder, one in judged.items()}, broken_lines
+    for _, paths in groupby(store.files(), lambda path: path.parent.parent):
+        of_machine: dict[Path, Judged] = {}
+        for path in paths:
+            records, broken = _newest_records(store, path)
+            broken_lines += broken
+            if records:
+                of_machine[path] = judged_of(_folder(path), records).brief()
+        since = since_earlier(list(of_machine.values()))
+        shown = worth_pages(list(of_machine.values()), since, builds)
+        for path, one in of_machine.items():
+            if one.folder in shown:
+                judged[one.folder] = judged_of(one.folder, _newest_records(store, path)[0]), since.get(one.folder)
+    return judged, broken_lines
 
 
 def _write_numerics(store: Store[NumericsRecord], judged: dict[tuple[str, str], tuple[Judged, Since | None]], output: Path, pages: Pages,
                     swept: set[tuple[str, str]]) -> None:
-    """The pages of every file of conversions.
-
-    Files are read twice: what changed is known once all are known, and none is held meanwhile.
-    """
+    """The pages of the conversions of each build in `judged`, whose records are read once more: none are held meanwhile."""
     for path in store.files():
         if _folder(path) not in judged:
             continue

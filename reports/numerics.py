@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fpxbench.numerics.changes import Change, Snapshot, changes
@@ -32,6 +32,10 @@ class Judged(Heading):
     def page(self) -> str:
         """Its page, relative to the site's root."""
         return f"{self.path}numerics.html"
+
+    def brief(self) -> Judged:
+        """What it takes to compare builds."""
+        return replace(self, mistakes=(), disagreements=())
 
     @property
     def telling(self) -> list[Mistake]:
@@ -81,8 +85,18 @@ def since_earlier(judged: Sequence[Judged]) -> dict[tuple[str, str], Since]:
         of_variant = [other for other in earlier if other.build.variant == one.build.variant]
         if earlier:
             before = (of_variant or earlier)[-1]
-            found[one.folder] = Since(before, tuple(changes(before.snapshots, one.snapshots)))
+            found[one.folder] = Since(before.heading(), tuple(changes(before.snapshots, one.snapshots)))
     return found
+
+
+def worth_pages(judged: Sequence[Judged], since: dict[tuple[str, str], Since], builds: int) -> set[tuple[str, str]]:
+    """Of one machine's builds those that get pages, by folder: the newest `builds` of each channel, and whichever changed something."""
+    newest = sorted(judged, key=lambda one: (one.age, one.folder), reverse=True)
+    by_channel: dict[str, list[Judged]] = defaultdict(list)
+    for one in newest:
+        by_channel[one.build.channel].append(one)
+    shown = {one.folder for ones in by_channel.values() for one in ones[:builds]}
+    return shown | {folder for folder, change in since.items() if change.changes}
 
 
 @dataclass(frozen=True)
@@ -132,27 +146,36 @@ def cell_text(record: NumericsRecord) -> str:
     return {"infinity": "inf", "saturate": "max"}.get(record.behaviour.overflow or "", record.behaviour.overflow or "")
 
 
-def findings_on(judged: Judged, since: Since | None) -> list[Finding]:
-    """For the overview: what is wrong on the newest build, and in one sentence what changed since the one before."""
-    found = [
-        Finding(str(mistake.status), _sentence(mistake, judged), judged.page, (), more="Every conversion, with examples in bits")
-        for mistake in judged.telling
-    ]
-    found += [
-        Finding(DISAGREES, f"PyTorch {judged.build.label} on {judged.machine.device} rounds alike and overflows differently: {one.sentence}.",
-                judged.page + "#disagreements", (), more="Who does what")
-        for one in judged.disagreements
-    ]
-    if since is not None and since.changes:
-        shown = "; ".join(change.sentence for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])
-        rest = len(since.changes) - MOST_CHANGES_IN_A_SENTENCE
-        found.append(Finding(
-            CHANGED, f"PyTorch {since.earlier.build.label} → {judged.build.label} on {judged.machine.device}: {shown}"
-            + (f"; and {rest} more" if rest > 0 else "") + ".", judged.page + "#changes", (), more="What changed, in full"))
+def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
+    """For the overview: what is wrong on the newest build of each machine, a sentence a mistake, and what changed since the build before."""
+    by_mistake: dict[tuple[Status, str], list[tuple[Mistake, Judged]]] = defaultdict(list)
+    for judged, _ in casts:
+        for mistake in judged.telling:
+            by_mistake[mistake.status, mistake.mistake].append((mistake, judged))
+    found = [_wrong(shown) for shown in by_mistake.values()]
+    for judged, since in casts:
+        found += [
+            Finding(DISAGREES, f"PyTorch {judged.build.label} on {judged.machine.device} rounds alike and overflows differently: {one.sentence}.",
+                    judged.page + "#disagreements", (), more="Who does what")
+            for one in judged.disagreements
+        ]
+        if since is not None and since.changes:
+            shown = "; ".join(change.sentence for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])
+            rest = len(since.changes) - MOST_CHANGES_IN_A_SENTENCE
+            found.append(Finding(
+                CHANGED, f"PyTorch {since.earlier.build.label} → {judged.build.label} on {judged.machine.device}: {shown}"
+                + (f"; and {rest} more" if rest > 0 else "") + ".", judged.page + "#changes", (), more="What changed, in full"))
     return found
 
 
-def _sentence(mistake: Mistake, judged: Judged) -> str:
+def _wrong(shown: list[tuple[Mistake, Judged]]) -> Finding:
+    """One mistake, wherever it shows: said of the build and conversions that show it most."""
+    mistake, judged = max(shown, key=lambda pair: (pair[1].build.label, len(pair[0].records)))
     said = ": ".join(part for part in (mistake.mistake, mistake.figures) if part) or str(mistake.status)
     example = f". {mistake.example}" if mistake.example else ""
-    return f"{mistake.what} in {', '.join(mistake.runs_on)} on PyTorch {judged.build.label}: {said}{example}."
+    others = sum(len(other.records) for other, its in shown if its is judged and other is not mistake)
+    builds = dict.fromkeys(f"PyTorch {its.build.label} on {its.machine.device}" for _, its in shown if its is not judged)
+    likewise = [f"{others} other {'conversion' if others == 1 else 'conversions'} there"] * bool(others) + list(builds)
+    return Finding(
+        str(mistake.status), f"{mistake.what} in {', '.join(mistake.runs_on)} on PyTorch {judged.build.label}: {said}{example}."
+        + (f" Likewise {'; '.join(likewise)}." if likewise else ""), judged.page, (), more="Every conversion, with examples in bits")

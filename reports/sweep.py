@@ -220,6 +220,10 @@ class Heading:
     counts: dict[Status, int]
     """Cases by status, in order of severity, those that occur only."""
 
+    def heading(self) -> Heading:
+        """This much of it, without its cases."""
+        return Heading(self.folder, self.machine, self.build, self.as_of, self.counts)
+
     @property
     def path(self) -> str:
         """Its folder as a URL relative to the site's root, with a slash at the end."""
@@ -254,10 +258,6 @@ class Sweep(Heading):
     """The newest record of each case of one records file."""
 
     rows: tuple[Row, ...]
-
-    def heading(self) -> Heading:
-        """It, without its cases."""
-        return Heading(self.folder, self.machine, self.build, self.as_of, self.counts)
 
     @cached_property
     def implementations(self) -> list[str]:

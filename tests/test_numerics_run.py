@@ -294,6 +294,31 @@ def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
             assert (page.parent / link).resolve().is_file(), (page, link)
 
 
+def test_one_mistake_on_two_machines_is_one_sentence_on_the_first_page(tmp_path):
+    twice = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": "rounds twice"})
+    other = CPU.model_copy(update={"name": "another", "device": "Another CPU"})
+    store = Store(tmp_path / "results", NumericsRecord)
+    for machine in (CPU, other):
+        store.append(record(conversion("cast/fp64/e5m2"), Status.WRONG, verdict=twice, machine=machine))
+    store.append(record(conversion("scale_then_cast/bf16/e5m2"), Status.WRONG, verdict=twice, machine=other))
+    (finding,) = build_site(tmp_path / "results", tmp_path / "site").findings
+    assert finding.sentence.count("rounds twice") == 1
+    said, _, likewise = finding.sentence.partition(" Likewise ")
+    assert said.startswith("cast fp64 → e5m2 in eager/cpu on PyTorch 2.13.0")
+    assert {CPU.device, other.device} & {part.partition(" on ")[2].rstrip(".") for part in likewise.split("; ")}
+
+
+def test_of_many_builds_the_newest_have_pages_and_those_that_changed_a_cast(tmp_path):
+    store = Store(tmp_path / "results", NumericsRecord)
+    for day in range(1, 10):
+        build = BUILD.model_copy(update={"torch": f"2.15.0.dev202611{day:02}+cpu", "channel": "nightly", "date": f"2026-11-{day:02}", "key": str(day) * 40})
+        store.append(record(build=build, behaviour=Behaviour(overflow="nan" if day < 4 else "saturate")))
+    site = build_site(tmp_path / "results", tmp_path / "site", builds=2)
+    pages = sorted((tmp_path / "site" / "machines" / CPU.name).glob("*/numerics.html"))
+    assert [page.parent.name[10:18] for page in pages] == ["20261104", "20261108", "20261109"]
+    assert "overflow nan → saturate" in pages[0].read_text() and not site.findings
+
+
 def _links(html: str) -> list[str]:
     return [part.split('"')[0].split("#")[0] for part in html.split('href="')[1:] if part.split('"')[0].split("#")[0].endswith(".html")]
 
