@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
-
-from fpxbench.numerics.record import NumericsRecord
 from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier, worth_pages
 from fpxbench.reports.over_time import BUILDS_IN_FULL, OverTime
 from fpxbench.reports.pages import Pages, static_files, write_page
 from fpxbench.reports.standing import Standings
-from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Gpu, Support, chosen_matrix
+from fpxbench.reports.support import FILE as MATRIX_FILE
+from fpxbench.reports.support import INDEX as SUPPORT
+from fpxbench.reports.support import Gpu, Support, chosen_matrix
 from fpxbench.reports.support_build import steps
 from fpxbench.reports.support_row import row_in_full
 from fpxbench.reports.sweep import Heading, Sweep, sweep_of
+from plotly.offline import get_plotlyjs
+
+from fpxbench.numerics.record import NumericsRecord
 from fpxbench.store import BrokenLine, Store, latest
 from fpxbench.timeline import Timeline
 

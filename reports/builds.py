@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from fpxbench.confirmation import upstream_range
+from fpxbench.reports.numerics import Judged, Since
+from fpxbench.reports.regressions import Group
+
 from fpxbench.environments.findings import Installation
 from fpxbench.record import Build
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY
 from fpxbench.regressions.suspect import Direction, MachineMove
-from fpxbench.reports.numerics import Judged, Since
-from fpxbench.reports.regressions import Group
+from fpxbench.second_look.confirmation import upstream_range
 from fpxbench.timeline import Entry, in_order
 from fpxbench.verdict import SEVERITY, Status
 

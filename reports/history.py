@@ -10,17 +10,17 @@ from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
+from fpxbench.reports.charts import Chart, blank_figure
+from fpxbench.reports.regressions import Line
+from fpxbench.reports.spark import SIGMAS, band, not_ok
 
-from fpxbench.confirmation import Confirmation
 from fpxbench.record import Build
 from fpxbench.regressions.detector import BEFORE
 from fpxbench.regressions.events import FIGURES
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import Panel
 from fpxbench.regressions.suspect import State, Suspect
-from fpxbench.reports.charts import Chart, blank_figure
-from fpxbench.reports.regressions import Line
-from fpxbench.reports.spark import SIGMAS, band, not_ok
+from fpxbench.second_look.confirmation import Confirmation
 from fpxbench.verdict import SEVERITY, Status
 
 ROOT = "../../../"

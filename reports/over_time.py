@@ -7,12 +7,6 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from fpxbench.confirmation import Confirmation
-from fpxbench.environments.findings import Installation
-from fpxbench.record import Build
-from fpxbench.regressions.digest import machines
-from fpxbench.regressions.findings import Examined, by_suspect, examine
-from fpxbench.regressions.suspect import MachineMove
 from fpxbench.reports.builds import Builds
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.history import histories
@@ -21,6 +15,13 @@ from fpxbench.reports.pages import Pages, write_page
 from fpxbench.reports.regressions import Group, by_hand, drawn, findings_on, grouped, lines_of, summary_of, with_pages
 from fpxbench.reports.standing import Standings
 from fpxbench.reports.sweep import page_of_id
+
+from fpxbench.environments.findings import Installation
+from fpxbench.record import Build
+from fpxbench.regressions.digest import machines
+from fpxbench.regressions.findings import Examined, by_suspect, examine
+from fpxbench.regressions.suspect import MachineMove
+from fpxbench.second_look.confirmation import Confirmation
 from fpxbench.store import Store, latest
 from fpxbench.timeline import Timeline
 

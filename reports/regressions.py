@@ -12,14 +12,15 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
+from fpxbench.reports.findings import REGRESSED, SUSPECTED, Finding
+from fpxbench.reports.spark import Spark, spark_of
+
 from fpxbench.case import split_id
-from fpxbench.confirmation import Confirmation, Outcome, upstream_range
 from fpxbench.regressions.events import FIGURES, RECENT
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY, Panel
 from fpxbench.regressions.suspect import Direction, Event, MachineMove, State, Suspect
-from fpxbench.reports.findings import REGRESSED, SUSPECTED, Finding
-from fpxbench.reports.spark import Spark, spark_of
+from fpxbench.second_look.confirmation import Confirmation, Outcome, upstream_range
 from fpxbench.timeline import Entry
 
 RECENT_BUILDS = 30

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fpxbench.reports.support import Row, Support, detail
 from fpxbench.reports.support_cell import Cell, Moment, moments
+
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import Figures, Outcome, Probe
 from fpxbench.targets.operations import OPERATIONS, Question

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from fpxbench.bisect import Call, NoDifference, Skipped, bisect, first_bad
 from fpxbench.case import Case
 from fpxbench.record import Build, Machine, Record, Timing
+from fpxbench.second_look.bisect import Call, NoDifference, Skipped, bisect, first_bad
 from fpxbench.verdict import Status, Verdict
 
 CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from fpxbench.case import Case
 from fpxbench.cli import app
 from fpxbench.cli.common import UsageError
-from fpxbench.compare import Change, compare
 from fpxbench.record import Build, Machine, Record, Timing
+from fpxbench.second_look.compare import Change, compare
 from fpxbench.store import Store
 from fpxbench.verdict import Status, Verdict
 

@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from fpxbench.case import Case
-from fpxbench.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
-from fpxbench.confirmation import Confirmation, Outcome, upstream_range
-from fpxbench.issues import confirmed, issues
-from fpxbench.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 from fpxbench.record import Build, Machine, Record, Timing
+from fpxbench.second_look.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
+from fpxbench.second_look.confirmation import Confirmation, Outcome, upstream_range
+from fpxbench.second_look.issues import confirmed, issues
+from fpxbench.second_look.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 from fpxbench.store import Store
 from fpxbench.verdict import Kind, Status, Verdict
 

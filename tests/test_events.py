@@ -9,9 +9,9 @@ from sample_records import GPU, record
 from typer.testing import CliRunner
 
 from fpxbench.cli import app
-from fpxbench.confirmation import Confirmation, Outcome
 from fpxbench.regressions.findings import find
 from fpxbench.regressions.suspect import Direction, State, Suspect
+from fpxbench.second_look.confirmation import Confirmation, Outcome
 from fpxbench.store import Store
 from fpxbench.verdict import Kind, Status, Verdict
 

@@ -15,8 +15,8 @@ import pytest
 from small_index import write_torch
 
 from fpxbench.case import Case
-from fpxbench.confirmation import Confirmation, Outcome
 from fpxbench.environments import Builds, Environments
+from fpxbench.second_look.confirmation import Confirmation, Outcome
 from fpxbench.store import Store
 from fpxbench.timeline import Timeline
 

@@ -17,15 +17,15 @@ from rich.markup import escape
 from fpxbench.case import Case, split_id
 from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out
 from fpxbench.cli.timeline import TimelineOption
-from fpxbench.confirmation import Confirmation, Outcome
 from fpxbench.record import Build, Record
+from fpxbench.second_look.confirmation import Confirmation, Outcome
 from fpxbench.store import Store, latest
 from fpxbench.timeline import Entry, Timeline, TimelineError
 from fpxbench.timeline.entry import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
-    from fpxbench.confirm import Question
-    from fpxbench.rerun import Bench
+    from fpxbench.second_look.confirm import Question
+    from fpxbench.second_look.rerun import Bench
 
 VariantOption = Annotated[str | None, typer.Option(
     "--variant", help="What the builds were made for: cpu, cu130, …; default: a wheel that names none.  [dim]default: as the PyTorch at hand[/]")]
@@ -59,9 +59,9 @@ def confirm(
 
     Exit status: 0; 1 if a regression was confirmed; 2 for a mistake in the command; 130 after Ctrl-C, where what was answered is kept.
     """
-    from fpxbench.confirm import confirm as second_look
     from fpxbench.environments import REFUSED
-    from fpxbench.rerun import CannotRun
+    from fpxbench.second_look.confirm import confirm as second_look
+    from fpxbench.second_look.rerun import CannotRun
 
     bench = _Bench(results, timeline, variant, device, machine, impls, environments, retry)
     asked = _questions(what or [], bench)
@@ -113,10 +113,10 @@ def bisect(
 
     Builds that do not install are skipped, flaky ones are run until it would be a wonder if they were bad.
     """
-    from fpxbench.bisect import Skipped
-    from fpxbench.bisect import bisect as search
     from fpxbench.environments import REFUSED
-    from fpxbench.rerun import CannotRun
+    from fpxbench.second_look.bisect import Skipped
+    from fpxbench.second_look.bisect import bisect as search
+    from fpxbench.second_look.rerun import CannotRun
 
     if by not in (None, "time", "verdict"):
         raise UsageError(f"--by {by!r}: time or verdict")
@@ -160,7 +160,7 @@ def compare(
 
     docs/decision-rule.md, “Comparison of two builds”, says when a time is called changed. It is no confirmation: that runs both again.
     """
-    from fpxbench.compare import compare as rows_of
+    from fpxbench.second_look.compare import compare as rows_of
 
     if not results.exists():
         raise UsageError(f"--results {results}: no such folder")
@@ -180,8 +180,8 @@ def issues(
     as_json: JsonOption = False,
 ) -> None:
     """Print the text of an issue for each confirmed regression: what, since which build, how sure, how to reproduce, which commits."""
-    from fpxbench.issues import confirmed
-    from fpxbench.issues import issues as texts
+    from fpxbench.second_look.issues import confirmed
+    from fpxbench.second_look.issues import issues as texts
 
     found = texts(confirmed(results))
     if as_json:
@@ -225,7 +225,7 @@ class _Bench:
     def opened(self) -> Iterator[Bench]:
         """Raises UsageError for what is no finding about a build: no network, no room, no installer."""
         from fpxbench.environments import UNAVAILABLE, Builds, Environments
-        from fpxbench.rerun import Bench, Conditions
+        from fpxbench.second_look.rerun import Bench, Conditions
 
         builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant, machine=self.machine,
                         device=self.device, retry=self.retry)
@@ -258,7 +258,7 @@ def _say(line: str) -> None:
 
 def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, Entry]]:
     """What is to be confirmed, with the two builds that are to be run."""
-    from fpxbench.confirm import Question
+    from fpxbench.second_look.confirm import Question
 
     if len(what) == 3 and "/" in what[0]:
         good, bad = bench.find(what[1]), bench.find(what[2])
@@ -286,8 +286,8 @@ def _is_due(finding, bench: _Bench) -> bool:
 
 def _question(finding, bench: _Bench) -> tuple[Question, Entry, Entry]:
     """A suspect's change may lie some builds off, so that it names the two to run; an event is between the two that it names."""
-    from fpxbench.confirm import Question
     from fpxbench.regressions.suspect import Suspect
+    from fpxbench.second_look.confirm import Question
 
     case = _case(finding.series.case, bench.results)
     if isinstance(finding, Suspect):
@@ -362,7 +362,7 @@ def _records_of_build(name: str, held: Timeline, results: Path, machine: str | N
 
 
 def _print_rows(rows, names: list[str], everything: bool) -> None:
-    from fpxbench.compare import Change
+    from fpxbench.second_look.compare import Change
 
     folded = [row for row in rows if row.change in (Change.UNCHANGED, Change.ONLY_ONE, Change.MACHINE)]
     shown = rows if everything else [row for row in rows if row not in folded]
@@ -381,7 +381,7 @@ _STYLES = {"verdict worse": "red", "slower": "red", "faster": "green", "verdict 
 
 
 def _in_words(row) -> str:
-    from fpxbench.paired import percent
+    from fpxbench.second_look.paired import percent
 
     def interval(found: tuple[float, float, float]) -> str:
         return f"{percent(found[0])} [{percent(found[1], '')}, {percent(found[2], '')}]"

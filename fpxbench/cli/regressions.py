@@ -73,8 +73,8 @@ def _fail_on(text: str) -> frozenset[Fail]:
 
 
 def _failures(found) -> frozenset[Fail]:
-    from fpxbench.confirmation import Outcome
     from fpxbench.regressions.suspect import Direction
+    from fpxbench.second_look.confirmation import Outcome
 
     worse = [finding for finding in (*found.suspects, *found.events) if finding.direction is Direction.WORSE]
     kinds = {Fail.CONFIRMED for finding in worse if finding.outcome is Outcome.CONFIRMED}

@@ -14,12 +14,12 @@ import numpy as np
 from asv import step_detect
 from numpy.typing import NDArray
 
-from fpxbench import confirm
 from fpxbench.case import Case
-from fpxbench.confirmation import Outcome
-from fpxbench.paired import fewest_pairs, ratio_of_pairs
 from fpxbench.regressions import synthetic
 from fpxbench.regressions.detector import Change, detect
+from fpxbench.second_look import confirm
+from fpxbench.second_look.confirmation import Outcome
+from fpxbench.second_look.paired import fewest_pairs, ratio_of_pairs
 
 SEED = 20261124
 """Of the table."""

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from fpxbench.confirmation import Confirmation, Outcome
 from fpxbench.record import Build
 from fpxbench.regressions.detector import Change, detect
 from fpxbench.regressions.events import change_facts, events, series_of
 from fpxbench.regressions.series import Panel, panels
 from fpxbench.regressions.suspect import Direction, Event, Finding, MachineMove, Suspect, share
+from fpxbench.second_look.confirmation import Confirmation, Outcome
 from fpxbench.store import Store
 from fpxbench.timeline import Timeline
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fpxbench.case import Case
-from fpxbench.confirmation import Confirmation, Interval, Metric, Outcome, Run, Side
-from fpxbench.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 from fpxbench.record import Record
+from fpxbench.second_look.confirmation import Confirmation, Interval, Metric, Outcome, Run, Side
+from fpxbench.second_look.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 from fpxbench.verdict import Status
 
 LEVEL = 0.9999

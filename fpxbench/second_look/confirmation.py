@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fpxbench.case import Case
-from fpxbench.paired import Ratio
 from fpxbench.record import Build, Finite, Machine, Positive
+from fpxbench.second_look.paired import Ratio
 from fpxbench.verdict import Kind, Status, Verdict
 
 SCHEMA = 1

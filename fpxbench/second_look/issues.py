@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from fpxbench.confirmation import Confirmation, Outcome
+from fpxbench.second_look.confirmation import Confirmation, Outcome
 from fpxbench.store import Store, latest
 
 TEMPLATE = "templates/issue.md.j2"

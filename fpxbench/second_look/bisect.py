@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from fpxbench.case import Case
-from fpxbench.confirmation import upstream_range
-from fpxbench.paired import Ratio, fewest_pairs, percent, ratio_of_pairs
 from fpxbench.record import Build, Record
+from fpxbench.second_look.confirmation import upstream_range
+from fpxbench.second_look.paired import Ratio, fewest_pairs, percent, ratio_of_pairs
 
 LEVEL = 0.95
 """Of the interval by which a build's time is told to be a good one's or a bad one's."""
