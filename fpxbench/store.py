@@ -72,6 +72,14 @@ class Store(Generic[R]):
         """Every file of such records, sorted."""
         return sorted(self.root.glob(f"*/{self.of.FOLDER}/*.jsonl"))
 
+    def make_folder(self) -> None:
+        """So that a place which cannot hold records is told of before anything is measured. Raises OSError naming it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = "a file is there" if isinstance(error, FileExistsError) else error.strerror
+            raise OSError(error.errno, f"cannot be made a folder of records: {why}", str(self.root)) from None
+
     def append(self, record: R) -> None:
         """Add one record: one write under a lock, so that two sweeps into one folder lose nothing.
 

@@ -43,12 +43,14 @@ class SiteSummary:
     findings : of the newest build of each machine, worst first; links are relative to the site's folder
     broken_lines : lines of the results that are no records
     troubles : what else is to be known of the records, in sentences
+    empty : there is no record in the results
     """
 
     index: Path
     findings: list[Finding]
     broken_lines: list[BrokenLine]
     troubles: list[str]
+    empty: bool
 
 
 def build_site(results: Path, output: Path, timeline: Timeline | None = None, builds: int = BUILDS_IN_FULL,
@@ -104,7 +106,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     broken_lines += unreadable
     write_page(output / "about.html", pages.about())
     write_page(output / "index.html", pages.overview(shown, found, broken_lines, older, [one for one, _ in casts], support))
-    return SiteSummary(output / "index.html", found, broken_lines, troubles)
+    return SiteSummary(output / "index.html", found, broken_lines, troubles, empty=not (shown or casts))
 
 
 def _folder(path: Path) -> tuple[str, str]:

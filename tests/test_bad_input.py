@@ -1,5 +1,6 @@
 """What users get wrong: each mistake either works or is refused in one sentence that names the value."""
 
+import io
 import math
 import sys
 
@@ -117,10 +118,19 @@ RUN = ("run", "--device", "cpu", "--implementation", "dense", "--scheme", "bf16"
     (("records", "--results", "/absent"), "--results /absent: no such folder"),
     (("report", "--results", "/absent"), "--results /absent: no such folder"),
     (("show", "not-an-id"), "'not-an-id' is not a case id"),
-    (("show", "dense/bf16/canary.seed/m1/bf16"), "no record of 'dense/bf16/canary.seed/m1/bf16'"),
+    (("show", "dense/bf16/canary.seed/m1/bf16"), "--results results: no such folder"),
+    (("show", "dense/bf16/canary.seed/m1/bf16", "--results", "."), "no record of 'dense/bf16/canary.seed/m1/bf16'"),
+    (("report", "--results", "a-file"), "--results a-file: a file; give the folder"),
+    (("records", "--results", "a-file"), "--results a-file: a file; give the folder"),
+    (("report", "--results", ".", "--output", "a-file"), "a-file is a file; give a folder"),
+    ((*RUN, "--results", "a-file"), "a-file: cannot be made a folder of records: a file is there"),
+    ((*RUN, "--results", "/proc/absent"), "/proc/absent: cannot be made a folder of records: No such file or directory"),
+    (("numerics", "-c", "finfo/*", "--results", "a-file"), "a-file: cannot be made a folder of records: a file is there"),
+    (("targets", "diff", "3.8.0", "3.9.0", "--matrix", "/absent"), "/absent: No such file or directory"),
     (("list", "kernels"), "there is no list of 'kernels'"),
 ])
 def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(tmp_path, monkeypatch, capsys, arguments, says):
+    (tmp_path / "a-file").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpxbench", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -139,3 +149,24 @@ def test_a_gpu_that_is_not_there_is_said_so(tmp_path, monkeypatch, capsys):
         cli.main()
     said = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and "'cuda'" in said and len(said.splitlines()) == 1
+
+
+def test_a_folder_without_records_is_called_one_and_not_right(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fpxbench", "report", "--results", "."])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "no records in ." in said and "nothing wrong" not in said
+
+
+def test_a_reader_that_stops_reading_is_no_mistake(monkeypatch, capsys):
+    def stopped() -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "app", stopped)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 141

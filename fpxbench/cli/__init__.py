@@ -39,12 +39,12 @@ def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 2, never a traceback."""
     try:
         app()
-    except (UsageError, NoPyTorch, FileNotFoundError, ValidationError, ValueError) as error:
-        err.print(f"fpxbench: {_sentence(error)}", markup=False, style="red")
-        sys.exit(2)
-    except BrokenPipeError:     # `fpxbench records | head`
+    except BrokenPipeError:     # `fpxbench records | head`; an OSError, so it comes first
         sys.stderr.close()
         sys.exit(141)
+    except (UsageError, NoPyTorch, OSError, ValidationError, ValueError) as error:
+        err.print(f"fpxbench: {_sentence(error)}", markup=False, style="red")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -52,4 +52,6 @@ def main() -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error)

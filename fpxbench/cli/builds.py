@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from fpxbench.case import Case, split_id
-from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out
+from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out, results_folder
 from fpxbench.cli.timeline import TimelineOption
 from fpxbench.record import Build, Record
 from fpxbench.second_look.confirmation import Confirmation, Outcome
@@ -162,15 +162,15 @@ def compare(
     """
     from fpxbench.second_look.compare import compare as rows_of
 
-    if not results.exists():
-        raise UsageError(f"--results {results}: no such folder")
     held = Timeline(timeline)
-    sides = [_records_of_build(name, held, results, machine) for name in (before, after)]
+    sides = [_records_of_build(name, held, results_folder(results), machine) for name in (before, after)]
     rows = rows_of(*sides)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in rows]))
         return
     _print_rows(rows, [before, after], everything)
+    if not set.intersection(*({record.machine.name for record in side} for side in sides)):
+        out.print("no machine has sweeps of both: run the same cases on both builds on one", style="bold")
 
 
 @app.command()

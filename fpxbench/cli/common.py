@@ -50,6 +50,15 @@ class UsageError(Exception):
     """A mistake of the user's: one sentence, exit status 2."""
 
 
+def results_folder(results: Path) -> Path:
+    """`results`. Raises UsageError where it is no folder."""
+    if not results.exists():
+        raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` makes it")
+    if not results.is_dir():
+        raise UsageError(f"--results {results}: a file; give the folder that `fpxbench run --results` wrote to")
+    return results
+
+
 def statuses(text: str) -> frozenset[Status]:
     """The statuses of ``--fail-on wrong,crash``. Raises UsageError for a word that is none."""
     names = [name.strip() for name in text.split(",") if name.strip()]

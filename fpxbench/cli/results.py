@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.case import split_id
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out, results_folder
 from fpxbench.record import Record
 from fpxbench.store import Store, latest
 from fpxbench.verdict import SIGNS
@@ -30,16 +30,15 @@ def report(
     from fpxbench.reports.build import build_site
     from fpxbench.timeline import Timeline, TimelineError
 
-    if not results.exists():
-        raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` makes it")
     try:
         with err.status("conversions") as shown:
-            summary = build_site(results, output, Timeline(timeline), builds, lambda line: shown.update(escape(line)))
+            summary = build_site(results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line)))
     except TimelineError as error:
         raise UsageError(str(error)) from error
     if as_json:
         print(json.dumps({
             "index": str(summary.index.resolve()),
+            "empty": summary.empty,
             "findings": [finding.sentence for finding in summary.findings],
             "broken_lines": [str(line) for line in summary.broken_lines],
             "troubles": summary.troubles,
@@ -49,7 +48,9 @@ def report(
         err.print(str(line), markup=False, style="yellow")
     for number, finding in enumerate(summary.findings[:3], 1):
         out.print(f"{number}. {finding.sentence}", markup=False)
-    if not summary.findings:
+    if summary.empty:
+        out.print(f"no records in {results}: `fpxbench run --results {results}` makes some", markup=False)
+    elif not summary.findings:
         out.print("nothing wrong was found")
     out.print(f"report: {summary.index.resolve().as_uri()}", markup=False, style="bold")
 
@@ -60,9 +61,7 @@ def records(
     newest: Annotated[bool, typer.Option("--latest", help="Only the last record of each case, build and machine.")] = False,
 ) -> None:
     """Print every record, one JSON object a line. Lines that are none are named on stderr."""
-    store = Store(results)
-    if not results.exists():
-        raise UsageError(f"--results {results}: no such folder")
+    store = Store(results_folder(results))
     for path in store.files():
         read, broken = store.read(path)
         for line in broken:
@@ -99,7 +98,7 @@ def repro(
 
 def _records_of(case: str, results: Path) -> list[Record]:
     split_id(case)
-    read, broken = Store(results).read_all()
+    read, broken = Store(results_folder(results)).read_all()
     for line in broken:
         err.print(str(line), markup=False, style="yellow")
     found = [record for record in latest(read) if record.case.id == case]
