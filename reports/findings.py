@@ -21,10 +21,10 @@ REGRESSED = "regressed"
 SUSPECTED = "suspected"
 RANKS: dict[str, int] = {
     name: rank for rank, name in enumerate((
-        *map(str, SEVERITY), REGRESSED, str(Flag.OVER_ROOFLINE), DISAGREES, SUSPECTED, SLOW, str(Flag.UNFUSED), str(Flag.NOISY), CHANGED))
+        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.UNFUSED), str(Flag.NOISY), CHANGED))
 }
-"""Severities, the lowest worst: broken cases by status, then confirmed regressions, impossible figures, right answers that are not the
-same, suspected regressions, then what is right but slow, then what only became different."""
+"""Severities, the lowest worst: broken cases by status, then confirmed regressions, right answers that are not the same, impossible
+figures, suspected regressions, then what is right but slow, then what only became different."""
 
 # A cause that speaks for itself in its own words is one cause, whichever implementation met it.
 _CAUSE_IN_WORDS = frozenset({Status.CRASH, Status.ERROR})

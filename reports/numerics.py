@@ -11,13 +11,17 @@ from fpxbench.reports.findings import CHANGED, DISAGREES, Finding
 from fpxbench.reports.sweep import Heading
 
 from fpxbench.numerics.changes import Change, Snapshot, changes
-from fpxbench.numerics.conversion import DTYPES, Conversion, Operation
+from fpxbench.numerics.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.numerics.findings import Disagreement, disagreements, find, what
 from fpxbench.numerics.findings import Finding as Mistake
 from fpxbench.numerics.record import NumericsRecord
 from fpxbench.verdict import BROKEN, SEVERITY, Status
 
 MOST_CHANGES_IN_A_SENTENCE = 3
+
+_SELDOM_CONVERTED = frozenset({"fp64", "e4m3b15"})
+_SELDOM_ASKED = frozenset({Operation.CAST_RTZ, Operation.FINFO})
+_OF_PYTORCH = frozenset({Engine.EAGER, Engine.COMPILED})
 
 
 @dataclass(frozen=True)
@@ -148,15 +152,18 @@ def cell_text(record: NumericsRecord) -> str:
 
 
 def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
-    """For the overview: what is wrong on the newest build of each machine, a sentence a mistake, and what changed since the build before."""
+    """For the overview: what is wrong on the newest build of each machine, a sentence a mistake, and what changed since the build before.
+
+    Mistakes of one status come by how many people meet them (`_reach`).
+    """
     by_mistake: dict[tuple[Status, str], list[tuple[Mistake, Judged]]] = defaultdict(list)
     for judged, _ in casts:
         for mistake in judged.telling:
             by_mistake[mistake.status, mistake.mistake].append((mistake, judged))
-    found = [_wrong(shown) for shown in by_mistake.values()]
+    found = [_wrong(shown) for shown in sorted(by_mistake.values(), key=lambda shown: min(_reach(mistake) for mistake, _ in shown))]
     for judged, since in casts:
         found += [
-            Finding(DISAGREES, f"PyTorch {judged.build.label} on {judged.machine.device} rounds alike and overflows differently: {one.sentence}.",
+            Finding(DISAGREES, f"{one.sentence}, though all round alike. PyTorch {judged.build.label} on {judged.machine.device}.",
                     judged.page + "#disagreements", (), more="Who does what")
             for one in judged.disagreements
         ]
@@ -167,6 +174,14 @@ def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
                 CHANGED, f"PyTorch {since.earlier.build.label} → {judged.build.label} on {judged.machine.device}: {shown}"
                 + (f"; and {rest} more" if rest > 0 else "") + ".", judged.page + "#changes", (), more="What changed, in full"))
     return found
+
+
+def _reach(mistake: Mistake) -> tuple:
+    """Sorts mistakes: what ordinary programs convert before what few do, PyTorch's own before a kernel of one's own, then the most widespread."""
+    conversions = [record.conversion for record in mistake.records]
+    ordinary = any(one.operation not in _SELDOM_ASKED and _SELDOM_CONVERTED.isdisjoint((one.source, one.target)) for one in conversions)
+    of_pytorch = any(one.engine in _OF_PYTORCH for one in conversions)
+    return not ordinary, not of_pytorch, -len({one.what for one in conversions})
 
 
 def _wrong(shown: list[tuple[Mistake, Judged]]) -> Finding:

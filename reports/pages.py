@@ -19,7 +19,7 @@ import jinja2
 from fpxbench.reports import words
 from fpxbench.reports.builds import BuildPage
 from fpxbench.reports.charts import Chart, charts_of
-from fpxbench.reports.findings import CHANGED, REGRESSED, Finding
+from fpxbench.reports.findings import CHANGED, DISAGREES, REGRESSED, Finding
 from fpxbench.reports.history import ROOT, History
 from fpxbench.reports.numerics import Judged, Matrix, Since, cell_text
 from fpxbench.reports.numerics import Row as ConversionRow
@@ -44,6 +44,8 @@ from fpxbench.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; of further ones it shows the figures only."""
 MOST_CASES_LISTED = 24
+FINDINGS_IN_FULL = 5
+"""Of each kind, on the overview; the rest is folded away."""
 MISTAKES_IN_SHORT = 3
 """Of what compiles and computes something else, on the overview."""
 MOST_GROUPS_LISTED = 100
@@ -65,19 +67,21 @@ class Pages:
         )
         self._templates.globals.update(
             words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
-            MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State, Direction=Direction, MISTAKES_IN_SHORT=MISTAKES_IN_SHORT,
+            MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State, Direction=Direction,
+            MISTAKES_IN_SHORT=MISTAKES_IN_SHORT, FINDINGS_IN_FULL=FINDINGS_IN_FULL,
         )
 
     def overview(self, sweeps: Sequence[Sweep], findings: Sequence[Finding], broken_lines: Sequence[BrokenLine], older: int,
                  judged: Sequence[Judged], support: Support) -> str:
         """What is wrong, then what there is; `sweeps` and `judged` are the newest of each machine, `older` counts the other sweeps."""
         shown = sweeps[:SWEEPS_IN_FULL]
+        wrong = [f for f in findings if f.severity in set(map(str, BROKEN))]
+        of = {severity: [f for f in findings if f.severity == severity] for severity in (REGRESSED, DISAGREES, CHANGED)}
+        suspicious = [f for f in findings if f.severity not in {*of, *map(str, BROKEN)}]
         return self._render(
             "overview.html", root="", sweeps=sweeps, shown=shown, findings=findings, older=older, judged=judged, support=support,
-            wrong=[f for f in findings if f.severity in set(map(str, BROKEN))],
-            regressed=[f for f in findings if f.severity == REGRESSED],
-            suspicious=[f for f in findings if f.severity not in {CHANGED, REGRESSED, *map(str, BROKEN)}],
-            changed=[f for f in findings if f.severity == CHANGED],
+            headline=_headline(len(wrong), len(of[REGRESSED]), len(of[DISAGREES]), len(suspicious)),
+            wrong=wrong, regressed=of[REGRESSED], disagreeing=of[DISAGREES], changed=of[CHANGED], suspicious=suspicious,
             charts=_prefixed(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
@@ -157,6 +161,18 @@ def write_page(path: Path, page: str) -> None:
 def static_files() -> dict[str, bytes]:
     """The style and scripts of the site, by name."""
     return {entry.name: entry.read_bytes() for entry in files("fpxbench.reports").joinpath("static").iterdir() if entry.is_file()}
+
+
+def _headline(wrong: int, regressed: int, disagreeing: int, suspicious: int) -> str:
+    """``12 things are wrong, 2 depend on who computes them, 11 look slow or suspicious``."""
+    parts = [f"{wrong or 'Nothing'} {'things are' if wrong > 1 else 'is'} wrong" if wrong != 1 else "One thing is wrong"]
+    if regressed:
+        parts.append(f"{regressed} confirmed {'regression' if regressed == 1 else 'regressions'}")
+    if disagreeing:
+        parts.append(f"{disagreeing} {'depends' if disagreeing == 1 else 'depend'} on who computes {'it' if disagreeing == 1 else 'them'}")
+    if suspicious:
+        parts.append(f"{suspicious} {'looks' if suspicious == 1 else 'look'} slow or suspicious")
+    return ", ".join(parts)
 
 
 def _fastest_first(row: Row) -> tuple:

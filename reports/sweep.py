@@ -235,6 +235,11 @@ class Heading:
         return sum(self.counts.values())
 
     @property
+    def refused(self) -> int:
+        """Cases that were not run: not taken, or not there."""
+        return self.counts.get(Status.UNSUPPORTED, 0) + self.counts.get(Status.MISSING, 0)
+
+    @property
     def broken(self) -> int:
         return sum(count for status, count in self.counts.items() if status in BROKEN)
 

@@ -308,6 +308,15 @@ def test_one_mistake_on_two_machines_is_one_sentence_on_the_first_page(tmp_path)
     assert {CPU.device, other.device} & {part.partition(" on ")[2].rstrip(".") for part in likewise.split("; ")}
 
 
+def test_a_mistake_that_ordinary_programs_meet_stands_above_one_that_few_do(tmp_path):
+    store = Store(tmp_path / "results", NumericsRecord)
+    for id, mistake in (("cast/fp64/e5m2", "rounds twice"), ("scale_then_cast/bf16/e5m2", "keeps more precision")):
+        verdict = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": mistake})
+        store.append(record(conversion(id), Status.WRONG, verdict=verdict))
+    first, second = build_site(tmp_path / "results", tmp_path / "site").findings
+    assert "keeps more precision" in first.sentence and "rounds twice" in second.sentence
+
+
 def test_of_many_builds_the_newest_have_pages_and_those_that_changed_a_cast(tmp_path):
     store = Store(tmp_path / "results", NumericsRecord)
     for day in range(1, 10):

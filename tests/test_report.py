@@ -128,6 +128,21 @@ def test_the_overview_begins_with_what_is_wrong(site) -> None:
     assert max(order) < text.index("Every implementation with every scheme") < text.index("What was not measured")
 
 
+def test_the_overview_says_how_much_is_right_before_what_is_wrong(site) -> None:
+    text = " ".join(Page(site[1].index.read_text()).text.split())
+    assert re.search(r"of \d+ cases are right", text).start() < text.index(site[1].findings[0].sentence)
+
+
+def test_of_many_findings_of_a_kind_the_first_are_in_full_and_the_rest_is_folded_away(tmp_path: Path) -> None:
+    many = [sample.record(sample.case(f"impl_{letter}"), Verdict(status=Status.WRONG, summary=f"mistake {letter}")) for letter in "abcdefg"]
+    sample.write(tmp_path / "results", many)
+    summary = build_site(tmp_path / "results", tmp_path / "site")
+    shown, _, folded = summary.index.read_text().partition('<details class="rest"><summary>2 more</summary>')
+    assert len(summary.findings) == 7
+    assert [f"impl_{letter}" in shown for letter in "abcdefg"] == [True] * 5 + [False] * 2
+    assert all(f"impl_{letter}" in folded for letter in "fg")
+
+
 def test_canaries_are_counted_over_those_that_ran(site) -> None:
     ran = [r for r in sample.varied() if r.case.workload == "canary.codes" and r.verdict.status is not Status.UNSUPPORTED]
     right = sum(r.verdict.status is Status.OK for r in ran)
