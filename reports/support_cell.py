@@ -25,11 +25,17 @@ class Moment:
     """Of those that are ok: of how many more is known than that they compile."""
     flags: tuple[str, ...]
     """Of those that are ok, all of them."""
+    wrong: int = 0
 
     @property
     def some(self) -> bool:
         """Whether some are ok and others are not, none of them wrong."""
         return self.state.sign == SOME
+
+    @property
+    def partly_wrong(self) -> bool:
+        """Whether some are wrong and others are not."""
+        return 0 < self.wrong < self.state.asked
 
     @property
     def unchecked(self) -> bool:
@@ -45,7 +51,8 @@ class Moment:
         """The marks in words."""
         only = f"{self.state.ok - self.checked} of {self.state.ok} ok only compiled, not checked"
         flagged = [f"{self.flags.count(flag)} of {self.state.ok} ok {flag}" for flag in dict.fromkeys(self.flags)]
-        return [only] * self.unchecked + flagged
+        wrong = f"{self.wrong} of {self.state.asked} wrong"
+        return [wrong] * self.partly_wrong + [only] * self.unchecked + flagged
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,12 @@ class Cell:
 
     @property
     def word(self) -> str:
-        """What the newest build's sign needs beside it: ``wrong``, ``3 of 10``, ``never``; nothing where the sign says it all."""
+        """What the newest build's sign needs beside it: ``wrong``, ``1 of 3 wrong``, ``3 of 10``, ``never``; nothing where the sign says it all."""
         state = self.now.state
         if self.newest.some:
             return f"{state.ok} of {state.asked}"
+        if self.newest.partly_wrong:
+            return f"{self.newest.wrong} of {state.asked} wrong"
         if state.status in (Status.OK, Status.WRONG):
             return "" if state.status is Status.OK else "wrong"
         return "" if self._worked else "never"
@@ -120,7 +129,8 @@ def moments(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[
 
 def _moment(state: State, outcomes: Sequence[Outcome]) -> Moment:
     fine = [outcome for outcome in outcomes if outcome.status is Status.OK]
-    return Moment(state, sum(outcome.check != "none" for outcome in fine), tuple(flag for outcome in fine for flag in outcome.flags))
+    return Moment(state, sum(outcome.check != "none" for outcome in fine), tuple(flag for outcome in fine for flag in outcome.flags),
+                  sum(outcome.status is Status.WRONG for outcome in outcomes))
 
 
 def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Cell | None:

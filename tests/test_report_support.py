@@ -113,7 +113,8 @@ def test_a_product_that_is_not_one_kernel_is_flagged_and_a_change_of_that_is_a_c
 
 def test_what_some_of_the_options_do_is_not_called_all_of_it() -> None:
     assert shown([OK] * 4, [REFUSED] * 4) == "◐ 1 of 2"
-    assert shown([OK] * 4, [WRONG] * 4) == "✗ wrong"
+    assert shown([OK] * 4, [WRONG] * 4) == "✗ 1 of 2 wrong"
+    assert shown([WRONG] * 4, [WRONG] * 4) == "✗ wrong"
 
 
 def test_a_build_that_was_not_asked_is_not_spoken_for() -> None:
@@ -172,7 +173,7 @@ def test_on_my_gpu_what_my_triton_does_comes_first(shipped) -> None:
 
 def test_the_overview_of_a_gpu_speaks_of_that_gpu(site: Path) -> None:
     text = " ".join(Page((site / "index.html").read_text()).text.split())
-    assert f"On your GPU, {sample.GPU.arch} ({sample.GPU.device})" in text
+    assert f"On this report's GPU, {sample.GPU.arch} ({sample.GPU.device})" in text
     assert "gfx1201" not in text
 
 

@@ -334,6 +334,8 @@ def test_a_history_is_told_in_words_and_in_signs():
     spans = history.spans(matrix, matrix.probes, "sm_90")
     assert history.in_words(spans) == "wrong 3.0.0–3.1.0, unsupported 3.2.0, ok since 3.5.1"
     assert history.in_short(spans) == "✗3.0 –3.2 ✓3.5.1"
+    assert [list(where) for _, _, where in history.causes(matrix, 0)] == [[matrix.probes[0].id]], "which of its row is wrong"
+    assert [list(where) for _, _, where in history.causes(matrix, 2)] == [["decode/e4m3fn"]]
     always = matrix_of(("3.0.0", "ok"), ("3.1.0", "ok"))
     assert history.in_words(history.spans(always, always.probes, "sm_90")) == "ok on every build"
 

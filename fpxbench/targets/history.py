@@ -101,14 +101,15 @@ def in_words(history: Sequence[Span]) -> str:
 
 
 def causes(matrix: Matrix, position: int) -> list[tuple[Outcome, int, Counter[str]]]:
-    """Why cells are not ok, or ok with a flag, on the build at that position: each outcome with how many cells, and how many of each row;
-    most first."""
+    """Why cells are not ok, or ok with a flag, on the build at that position: each outcome with how many cells, and how many of each row
+    (of each probe, where what compiles is wrong: the others of its row need not be); most first."""
     found: dict[tuple, tuple[Outcome, Counter[str]]] = {}
     for probe in matrix.probes:
         for architecture in probe.cells:
             outcome = matrix.outcome_of(probe, architecture, position)
             if outcome is not None and (outcome.status is not Status.OK or outcome.flags):
                 cause = (outcome.status, outcome.kind, outcome.cause, outcome.signal)
-                found.setdefault(cause, (outcome, Counter()))[1][f"{probe.operation}/{probe.format}"] += 1
+                found.setdefault(cause, (outcome, Counter()))[1][
+                    probe.id if outcome.status is Status.WRONG else f"{probe.operation}/{probe.format}"] += 1
     ordered = sorted(found.values(), key=lambda pair: (SEVERITY[pair[0].status], -pair[1].total()))
     return [(outcome, where.total(), where) for outcome, where in ordered]
