@@ -58,6 +58,7 @@ class Kind(StrEnum):
     SIGN_LOST = "sign_lost"
     SCALE_TRANSPOSED = "scale_transposed"
     SCALE_MISSING = "scale_missing"
+    SCALED = "scaled"
     BLOCK_OFF_BY_ONE = "block_off_by_one"
     UNSUPPORTED_ROUNDING = "unsupported_rounding"
     UNSUPPORTED_CONVERSION = "unsupported_conversion"

@@ -96,6 +96,7 @@ KINDS: dict[Kind, Meaning] = {
     Kind.SIGN_LOST: Meaning("loses the sign", "Negative weights read as positive."),
     Kind.SCALE_TRANSPOSED: Meaning("applies scales along the wrong axis", "Scales of rows meet columns."),
     Kind.SCALE_MISSING: Meaning("leaves the scales out", "Codes are multiplied without a scale."),
+    Kind.SCALED: Meaning("is off by one factor", "Every weight is the same factor times its value: a product or a scale is off by it."),
     Kind.BLOCK_OFF_BY_ONE: Meaning("takes the neighbouring block's scale", "Each block meets the scale of the one beside it."),
     Kind.UNSUPPORTED_ROUNDING: Meaning("meets a rounding mode that the compiler refuses", "The compiler says so."),
     Kind.UNSUPPORTED_CONVERSION: Meaning("meets a conversion that the compiler refuses", "The compiler says so."),

@@ -285,8 +285,7 @@ def plants(scheme, layout="planar") -> list[Plant]:
         step = 1 if specials == "fnuz" else -1
         kind = Kind.FN_AS_FNUZ if step > 0 else Kind.FNUZ_AS_FN
         reading(kind, "read as the sibling", bias=step, specials=specials)
-        if scaling.kind != "mx":
-            reading(kind, "read with the sibling's bias", bias=step)
+        reading(Kind.SCALED, "read with the sibling's bias only", bias=step)
         storing(Kind.FNUZ_AS_FN if step > 0 else Kind.FN_AS_FNUZ, "the sibling's codes", target=other)
     if fmt.twos_complement:
         reading(Kind.SIGN_LOST, "read as unsigned", unsigned=True)
@@ -321,13 +320,16 @@ def plants(scheme, layout="planar") -> list[Plant]:
         reading(Kind.SCALE_MISSING, "no block scale", no_block_scale=True)
         reading(Kind.FN_AS_FNUZ, "block scales as FNUZ", e4m3_bias=1)
     if scaling.kind == "mx":
-        reading(Kind.BLOCK_OFF_BY_ONE, "exponent one too high", exponent=1)
-        reading(Kind.BLOCK_OFF_BY_ONE, "exponent one too low", exponent=-1)
-        storing(Kind.BLOCK_OFF_BY_ONE, "exponent stored one too high", exponent_up=1)
+        reading(Kind.SCALED, "exponent one too high", exponent=1)
+        reading(Kind.SCALED, "exponent one too low", exponent=-1)
+        storing(Kind.WRONG_MAX, "exponent stored one too high", exponent_up=1)
     if scaling.kind in ("tensor", "row", "group") and fmt.name in ("e4m3fn", "e4m3fnuz"):
         other = 240 if fmt.name == "e4m3fn" else 448
         reading(Kind.WRONG_MAX, "scale of another maximum", ratio=fmt.max / other)
         storing(Kind.WRONG_MAX, "scale of another maximum", maximum=other)
+    if scaling.kind in ("tensor", "row", "group"):
+        reading(Kind.SCALED, "half of each scale", ratio=0.5)
+        reading(Kind.SCALED, "0.3 of each scale", ratio=0.3)
     if scaling.kind == "row":
         reading(Kind.SCALE_TRANSPOSED, "row scales along K", along_k=True)
     if scaling.block:

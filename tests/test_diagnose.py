@@ -129,7 +129,7 @@ def test_a_nan_code_read_as_a_number_is_named_though_no_encoder_writes_one() -> 
 
 def test_what_looks_the_same_is_not_decided() -> None:
     """The weight is remembered from the first call, so telling codes tell nothing: half of everything is FNUZ's bias or
-    the block scale's."""
+    a factor on it all."""
     class Remembers(Acting):
         kept = None
 
@@ -141,7 +141,7 @@ def test_what_looks_the_same_is_not_decided() -> None:
     implementation = Remembers()
     found = diagnose_product(implementation, operands_for(implementation, "mxfp8_e4m3fn"))
     assert found.kind is Kind.INACCURATE
-    assert found.evidence["fitting"] == ["block_off_by_one", "fn_as_fnuz"]
+    assert found.evidence["fitting"] == ["fn_as_fnuz", "scaled"]
     assert found.sentence.startswith("cannot tell")
 
 

@@ -154,6 +154,42 @@ def test_the_decode_table_is_recovered_code_by_code() -> None:
     assert len(entries) == 255      # all but +0
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0, 0.3, -1.0])
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4"])
+def test_one_factor_on_every_weight_is_neither_a_bias_nor_another_blocks_scale(scheme, factor) -> None:
+    """Reading by FNUZ's bias would make NaN of 0x80 and a number of 0x7f."""
+    found = inspected(Decoding(multiply=lambda x, w: (x.float() @ (w.float() * factor).T).to(x.dtype)), scheme)
+    assert (found.verdict.kind, found.kinds) == (Kind.SCALED, [Kind.SCALED])
+    assert found.verdict.summary.startswith(f"every weight is {factor:g} times its value: a product or a scale that is off by that factor")
+    assert finding(found, "table").right is False
+    assert finding(found, "scales").right is None       # a code and its scale are only ever seen multiplied
+    assert finding(found, "blocks").right is True
+
+
+class HalfOfTheScale(nn.Module):
+    """A Linear in E4M3FN whose row scales are halved after the division by them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1, keepdim=True) / 448
+        self.decoded = ((weight / scale).to(torch.float8_e4m3fn).float() * scale / 2).to(linear.weight.dtype)
+
+    def forward(self, x):
+        return x @ self.decoded.T
+
+
+def test_a_module_that_halves_its_scales_is_not_said_to_read_another_format() -> None:
+    found = inspected(Wrapped(HalfOfTheScale, torch.bfloat16), "e4m3fn-row")
+    assert found.verdict.kind is Kind.SCALED, found.verdict.summary
+
+
+def test_half_of_every_weight_may_be_nvfp4s_block_scales_read_as_fnuz() -> None:
+    found = inspected(Decoding(multiply=lambda x, w: (x.float() @ w.float().T / 2).to(x.dtype)), "nvfp4")
+    assert found.verdict.summary.startswith("cannot tell between fn_as_fnuz, scaled")
+    assert found.verdict.kind not in (Kind.FN_AS_FNUZ, Kind.SCALED)
+
+
 def test_a_table_that_is_another_formats_is_named() -> None:
     class ReadsE5M2(Planted):
         def matmul(self, x, weight):

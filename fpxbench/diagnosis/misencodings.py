@@ -127,7 +127,7 @@ def misscalings(fmt: Format, scaling: Scaling) -> Iterator[Misencoding]:
                               scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
     if scaling.kind == "mx":
         for step, side in ((1, "high"), (-1, "low")):
-            yield Misencoding(Kind.BLOCK_OFF_BY_ONE, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+            yield Misencoding(Kind.WRONG_MAX, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
                               scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)))
     else:
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):

@@ -30,7 +30,7 @@ def misreadings(weight: QuantizedWeight) -> list[Misreading]:
     scheme, (n, k) = weight.scheme, weight.shape
     return [
         *code_misreadings(scheme.format, weight.layout, k),
-        *table_misreadings(scheme.format, scheme.scaling),
+        *table_misreadings(scheme.format),
         *scale_misreadings(scheme.scaling, scheme.format, n, k),
     ]
 
@@ -38,7 +38,7 @@ def misreadings(weight: QuantizedWeight) -> list[Misreading]:
 # What it decodes to.
 
 
-def table_misreadings(fmt: Format, scaling: Scaling | None = None) -> Iterator[Misreading]:
+def table_misreadings(fmt: Format) -> Iterator[Misreading]:
     """Codes decoded by another definition than the format's."""
 
     def table(kind: Kind, sentence: str, apply: Callable[[Tensor], Tensor], replaces: bool = False) -> Misreading:
@@ -54,8 +54,6 @@ def table_misreadings(fmt: Format, scaling: Scaling | None = None) -> Iterator[M
         sentence = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
                     f" the format's is {fmt.bias}")
         yield table(kind, f"{sentence} (as {other.name})", read_as(other), True)
-        if scaling is None or scaling.kind != "mx":     # there, an exponent of the block scale that is one off looks the same
-            yield table(kind, sentence, lambda right: right * 2.0 ** (fmt.bias - other.bias))
 
     codes = torch.arange(1 << fmt.bits)
     if fmt.twos_complement:
@@ -149,17 +147,24 @@ def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[Misreading]:
         yield scales(Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor))
         yield scales(Kind.FN_AS_FNUZ, "block scales are read as half their value: by e4m3fnuz's bias 8, theirs is 7",
                      lambda block, tensor: (block / 2, tensor))
-    if scaling.kind == "mx":
-        for exponent, side in ((1, "high"), (-1, "low")):
-            yield scales(Kind.BLOCK_OFF_BY_ONE,
-                         f"every weight reads as {'twice' if exponent > 0 else 'half'} its value: the exponent of the E8M0 block scale"
-                         f" is read one too {side} (the element's bias being off by one looks the same)",
-                         lambda block, tensor, factor=2.0**exponent: (block * factor, tensor))
+    for factor in (2.0, 0.5):
+        yield scales(Kind.SCALED, scaled_by(factor, scaling, fmt), lambda block, tensor, factor=factor: (block * factor, tensor))
     if fmt.max in E4M3_MAXIMA:
         for other in E4M3_MAXIMA:
             if other != fmt.max and fmt.max / other not in (2.0, 0.5):      # a factor of 2 is a bias's before it is a maximum's
                 yield scales(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
                              lambda block, tensor, ratio=fmt.max / other: (block * ratio, tensor))
+
+
+def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
+    """The sentence where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has leaves no
+    trace."""
+    if factor not in (2.0, 0.5):
+        return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
+    side = "low" if factor < 1 else "high"
+    exponent = f", an E8M0 exponent that is read one too {side}" if scaling.kind == "mx" else ""
+    bias = f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}" if not fmt.is_integer else ""
+    return f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
 
 
 def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[Misreading]:

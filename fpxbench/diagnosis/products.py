@@ -8,7 +8,7 @@ the definition does not, is named. Where several fit, or none, the diagnosis say
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from fpxbench.codec import decode_table, encode
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnosis.hypotheses import Mistakes, explanations, kinds_of, names_of
 from fpxbench.diagnosis.misplaced_codes import nibbles_exchanged
-from fpxbench.diagnosis.misreadings import block_of, is_subnormal, misreadings, table_misreadings
+from fpxbench.diagnosis.misreadings import block_of, is_subnormal, misreadings, scaled_by, table_misreadings
 from fpxbench.diagnosis.readout import Prediction, Readout, correlation, read_out
 from fpxbench.implementation import Implementation
 from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
@@ -60,7 +60,7 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
             return _diagnose_sums(implementation, operands, x, y, expected)
         if readout.fits(readout.definition):
             return _diagnose_sums(implementation, operands, x, y, expected, readout)
-        return (_known_misreading(readout, implementation, operands) or _gain(readout) or another_table(readout)
+        return (_known_misreading(readout, implementation, operands) or off_by_one_factor([readout]) or another_table(readout)
                 or single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
     except Misconduct as misconduct:
         return Diagnosis(misconduct.verdict.kind, misconduct.verdict.summary)
@@ -149,17 +149,21 @@ def named(fitting: list[Mistakes], readout: Readout) -> Diagnosis:
                            f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {sentence}", evidence | {"fitting": names})
 
 
-def _gain(readout: Readout) -> Diagnosis | None:
-    """All weights off by one factor."""
-    right, seen = readout.definition.weight, readout.seen
-    if not bool(seen.isfinite().all()):
+def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
+    """All weights, of every readout, off by the same factor."""
+    gains = []
+    for readout in readouts:
+        right, seen = readout.definition.weight, readout.seen
+        countable = right.isfinite() & seen.isfinite()
+        gains.append(float((seen * right)[countable].sum() / right[countable].square().sum().clamp(min=1e-300)))
+    gain, first = gains[0], readouts[0]
+    if abs(gain - 1) < check.unit_roundoff(first.dtype) \
+            or not all(one.fits(Prediction(one.definition.weight * gain, one.definition.tainted)) for one in readouts):
         return None
-    gain = float((seen * right).sum() / right.square().sum().clamp(min=1e-300))
-    if not readout.fits(Prediction(right * gain, readout.definition.tainted)):
-        return None
-    sentence = f"every weight reads as {gain:.4g} times its value" if gain else "every weight reads as zero"
-    return Diagnosis(nearness(readout.correlation()), sentence,
-                     {"gain": repr(gain), "weights_read": seen.numel(), "example": readout.example()})
+    evidence = {"gain": repr(gain), "weights_read": first.seen.numel(), "example": first.example()}
+    if not gain:
+        return Diagnosis(nearness(first.correlation()), "every weight reads as zero", evidence)
+    return Diagnosis(Kind.SCALED, scaled_by(gain, first.weight.scheme.scaling, first.weight.scheme.format), evidence)
 
 
 def another_table(readout: Readout) -> Diagnosis | None:

@@ -221,8 +221,10 @@ def _scale_mistake(stored: _Stored) -> Diagnosis | None:
 def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> Diagnosis:
     fmt, scaling = stored.weight.scheme.format, stored.weight.scheme.scaling
     evidence = evidence | {"ratio": repr(ratio)}
+    if not stored.codes_fit(stored.own_scales) and stored.codes_fit(stored.oracle_scales):
+        return Diagnosis(Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence)
     if scaling.kind == "mx" and ratio in (0.5, 2.0):
-        return Diagnosis(Kind.BLOCK_OFF_BY_ONE,
+        return Diagnosis(Kind.WRONG_MAX,
                          f"every block's exponent is stored one too {'high' if ratio > 1 else 'low'}: MX asks for floor(log2(amax)) - {fmt.emax}", evidence)
     other = fmt.max / ratio
     return Diagnosis(Kind.WRONG_MAX, f"scales are taken from the maximum {other:.6g}; {fmt.name} reaches {fmt.max:g}", evidence)

@@ -16,7 +16,7 @@ from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnosis.hypotheses import Mistakes, Predictor, explanations
 from fpxbench.diagnosis.misencodings import misencodings, misscalings
 from fpxbench.diagnosis.misreadings import misreadings
-from fpxbench.diagnosis.products import Diagnosis, diagnose_product, named, nearness, single_weights, telling_operands
+from fpxbench.diagnosis.products import Diagnosis, diagnose_product, named, nearness, off_by_one_factor, single_weights, telling_operands
 from fpxbench.diagnosis.readout import Readout
 from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation
@@ -188,6 +188,8 @@ class _Inspector:
         agreeing = [mistakes for mistakes in fitting if not self._contradicted(mistakes)]
         if agreeing:
             return named(agreeing, readout)
+        if not fitting and (factor := off_by_one_factor(readouts)) is not None:
+            return factor
         by_findings = self._by_findings()
         if fitting and by_findings is None:
             return Diagnosis(nearness(readout.correlation()), "cannot tell: what explains every weight read out is at odds with the experiments"

@@ -5,6 +5,7 @@ Every code of a row, or every scale of a weight, is the same in them, so that no
 
 from __future__ import annotations
 
+import math
 from itertools import chain, permutations
 
 import torch
@@ -15,7 +16,7 @@ from fpxbench.codec import decode_table
 from fpxbench.diagnosis.hypotheses import Mistakes, in_pairs, kinds_of, names_of, singly
 from fpxbench.diagnosis.misencodings import Misencoding
 from fpxbench.diagnosis.misplaced_codes import code_misreadings
-from fpxbench.diagnosis.misreadings import is_subnormal, scale_misreadings, table_misreadings
+from fpxbench.diagnosis.misreadings import is_subnormal, scale_misreadings, scaled_by, table_misreadings
 from fpxbench.formats import FORMATS, Format
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.report import Difference, Finding
@@ -98,7 +99,8 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     # Bits that are exchanged within each code look like another table too.
     within = [one for one in code_misreadings(bench.fmt, bench.template.layout, bench.k)
               if not bench.near(_table_under(bench, (one,)), right.double()).all()] if bench.sets_codes else []
-    known = [*table_misreadings(bench.fmt, bench.scaling), *within]
+    known = [*table_misreadings(bench.fmt), *within,
+             *(one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.kind is Kind.SCALED)]
     triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
     for tried_sets in (singly(known), in_pairs(known), triples):
         fitting = [mistakes for mistakes in tried_sets if gives(mistakes)]
@@ -106,14 +108,26 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
             return sorted({one.kind for one in fitting[0]}), "; and ".join(one.sentence for one in fitting[0])
         if fitting:
             return [], f"as under {' or '.join(names_of(fitting))}, which cannot be told apart"
-    finite = right.isfinite() & tried & (right != 0)
-    ratio = (table[finite] / right[finite].double())
-    if bool(ratio.isfinite().all()) and bool(bench.near(table, right.double() * ratio.median())[tried].all()):
-        return [], f"each is read as {float(ratio.median()):.4g} times its value"
+    factor = common_factor(bench, table, tried)
+    if factor is not None:
+        return [Kind.SCALED], scaled_by(factor, bench.scaling, bench.fmt)
     for other in chain(FORMATS.values(), _of_the_same_width(bench.fmt)):
         if other.bits == bench.fmt.bits and other.signed and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all()):
             return [], f"the table is {other.name}'s"
     return [], ""
+
+
+def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
+    """What every code is read as times its value, NaN and infinity as they are; None if there is no such factor, or it is 1."""
+    finite = bench.table.isfinite() & tried & (bench.table != 0)
+    right, read = bench.table[finite], table[finite]
+    factor = float((read * right).sum() / right.square().sum())
+    if not math.isfinite(factor) or not factor or bool(bench.near(table, bench.table)[tried].all()):
+        return None
+    wanted = bench.table * factor
+    near = bench.near(table, wanted)
+    near |= (table - wanted).abs() <= 2 * check.unit_roundoff(bench.dtype) * wanted.abs()     # the factor is as coarse as what it was seen by
+    return factor if bool(near[tried].all()) else None
 
 
 def gives_table(bench: Bench, mistakes: Mistakes, table: Tensor) -> bool:
@@ -161,6 +175,10 @@ def recover_scales(bench: Bench, table: Tensor) -> Finding:
     tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" else None
     if tensor:
         differences.append(tensor)
+    factor = common_factor(bench, table, ~table.isnan())
+    if not differences and factor is not None:      # codes were seen by their product with a scale
+        return Finding(name="scales", right=None, tried=len(wanted),
+                       sentence=f"each of {len(wanted)} scales multiplies by its own value, or by {factor:.3g} times that, and codes decode rightly")
     if not differences:
         return Finding(name="scales", right=True, tried=len(wanted), sentence=f"each of {len(wanted)} scales multiplies by its own value")
     finding = Finding(name="scales", right=False, tried=len(wanted), differences=differences, sentence="")

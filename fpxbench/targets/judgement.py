@@ -119,6 +119,9 @@ def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind | None, str]:
     for mistake in table_misreadings(fmt):
         if torch.equal(torch.nan_to_num(mistake.apply(right), nan=math.pi), torch.nan_to_num(read_table, nan=math.pi)):
             return mistake.kind, mistake.sentence
+    for factor in (2.0, 0.5):
+        if _same(read, tuple(float(number) * factor for number in right)):
+            return Kind.SCALED, f"every code decodes to {factor:g} times its value, NaN and -0 as they are: a bias that is off by one, or a product by {factor:g}"
     return Kind.GIBBERISH, "decodes by a table that is no known format's"
 
 
