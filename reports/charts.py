@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 import plotly.graph_objects as go
-from fpxbench.reports.sweep import DENSE_SCHEMES, Row, Sweep
+from fpxbench.reports.sweep import Row, Sweep
 
 from fpxbench.record import Flag
 from fpxbench.verdict import Status
@@ -74,7 +74,7 @@ def roofline_chart(sweep: Sweep) -> Chart | None:
 
 def accuracy_chart(sweep: Sweep) -> Chart | None:
     """SQNR against bits per weight, one mark for each scheme."""
-    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None and choice.scheme not in DENSE_SCHEMES]
+    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None and not choice.of_canaries]
     if not points:
         return None
     # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.

@@ -19,6 +19,7 @@ from fpxbench.reports.standing import Standing
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.case import Case
+from fpxbench.formats import format_named
 from fpxbench.record import Build, Flag, Machine, Record
 from fpxbench.verdict import BROKEN, SEVERITY, Kind, Status
 
@@ -112,6 +113,18 @@ class Row:
         return self.speedup_ci95[1] < 1 if self.speedup_ci95 else self.speedup < SLOW_BELOW
 
 
+def _element_bits(scheme: str) -> int:
+    """Of a stored weight, without its scales; 0 for a scheme of which this package does not know them."""
+    if scheme in DENSE_SCHEMES:
+        return 16
+    if standard := re.fullmatch(r"(?:mx|nv)fp(\d)(?:_\w+)?", scheme):
+        return int(standard[1])
+    try:
+        return format_named(scheme.partition("-")[0]).bits
+    except ValueError:
+        return 0
+
+
 def page_name(case: Case) -> str:
     """The file name of a case's page: its slug, with a digest where the slug is too long or not unique."""
     return page_of_id(case.id)
@@ -143,8 +156,8 @@ class Cell:
 
     @cached_property
     def speedup(self) -> float | None:
-        """Median over its timed cases."""
-        speedups = [row.speedup for row in self.rows if row.speedup is not None]
+        """Median over its timed cases; none of dense, which would be held against itself."""
+        speedups = [row.speedup for row in self.rows if row.speedup is not None and row.quantized]
         return median(speedups) if speedups else None
 
     @cached_property
@@ -180,6 +193,8 @@ class Choice:
     bits_per_weight: float | None
     """The fewest that a right implementation stores."""
     sqnr_db: float | None
+    of_canaries: bool
+    """Whether these two were measured on canaries only: small shapes, of which some hold every code."""
     right: tuple[str, ...]
     """Implementations that are right in all their cases of it."""
     broken: tuple[str, ...]
@@ -270,12 +285,8 @@ class Sweep(Heading):
 
     @cached_property
     def schemes(self) -> list[str]:
-        """By bits stored, the most first, as far as known; then by name."""
-        bits: dict[str, float] = {}
-        for row in self.rows:
-            if row.bits_per_weight and not row.is_canary:
-                bits[row.case.scheme] = min(bits.get(row.case.scheme, 99.0), row.bits_per_weight)
-        return sorted({row.case.scheme for row in self.rows}, key=lambda name: (-bits.get(name, 0.0), name))
+        """By bits of an element, the most first, then by name: the same on every machine, whatever was measured."""
+        return sorted({row.case.scheme for row in self.rows}, key=lambda name: (-_element_bits(name), name))
 
     @cached_property
     def workloads(self) -> list[str]:
@@ -306,22 +317,25 @@ class Sweep(Heading):
 
     @cached_property
     def choices(self) -> list[Choice]:
-        """One for each scheme, in the order of `schemes`."""
-        return [self._choice(scheme) for scheme in self.schemes]
+        """One for each quantized scheme, in the order of `schemes`."""
+        return [self._choice(scheme) for scheme in self.schemes if scheme not in DENSE_SCHEMES]
 
     def _choice(self, scheme: str) -> Choice:
         cells = {name: cell for (name, of), cell in self.matrix.items() if of == scheme}
         right = tuple(sorted(name for name, cell in cells.items() if cell.worst is Status.OK))
-        real = [row for name in right for row in cells[name].rows if not row.is_canary]
+        rows = [row for name in right for row in cells[name].rows]
+        real = [row for row in rows if not row.is_canary]
         fastest: dict[int, Row] = {}
         for m in self.tokens:
             timed = [row for row in real if row.case.m == m and row.speedup is not None and Flag.OVER_ROOFLINE not in row.flags]
             if timed:
                 fastest[m] = max(timed, key=lambda row: (row.speedup, row.case.id))
-        bits = [row.bits_per_weight for row in real if row.bits_per_weight]
-        noise = [row.sqnr_db for row in real if row.sqnr_db is not None]
+        of_canaries = not any(row.bits_per_weight for row in real)
+        bits = [row.bits_per_weight for row in (rows if of_canaries else real) if row.bits_per_weight]
+        noise = [row.sqnr_db for row in (rows if of_canaries else real) if row.sqnr_db is not None]
         return Choice(
-            scheme=scheme, bits_per_weight=min(bits, default=None), sqnr_db=median(noise) if noise else None, right=right,
+            scheme=scheme, bits_per_weight=min(bits, default=None), sqnr_db=median(noise) if noise else None,
+            of_canaries=of_canaries and bool(bits), right=right,
             broken=tuple(sorted(name for name, cell in cells.items() if cell.worst in BROKEN)),
             refused=tuple(sorted(name for name, cell in cells.items() if cell.worst in (Status.UNSUPPORTED, Status.MISSING))),
             fastest=fastest,

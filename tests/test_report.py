@@ -112,6 +112,20 @@ def test_an_implementation_that_is_wrong_anywhere_is_no_choice_for_the_scheme() 
     assert choice.fastest[1].case.implementation == "y" and choice.broken == ("x",)
 
 
+def test_schemes_stand_in_one_order_whatever_was_measured_of_them() -> None:
+    names = ["bf16", "e4m3fn-row", "int8-row", "e3m2-g128", "mxfp6_e2m3", "mxfp4", "nvfp4", "no-such-thing"]
+    untimed = [sample.record(sample.case("x", name, workload="canary.seed", n=32, k=32)) for name in names[::-1]]
+    timed = [sample.record(sample.case("x", name), speedup=1.5) for name in ("mxfp4", "e4m3fn-row")]
+    assert sweep(untimed).schemes == sweep(untimed + timed).schemes == names
+
+
+def test_what_only_canaries_showed_of_a_scheme_is_said_to_be_theirs_and_dense_is_no_choice() -> None:
+    canary = sample.record(sample.case("x", "mxfp4", workload="canary.seed", n=32, k=32))
+    of_canary, timed = sweep([sample.record(sample.case("x"), speedup=1.5), canary, sample.record(sample.case("d", "bf16"), speedup=1.0)]).choices[::-1]
+    assert of_canary.scheme == "mxfp4" and of_canary.of_canaries and of_canary.bits_per_weight and of_canary.sqnr_db
+    assert timed.scheme == "e4m3fn-row" and not timed.of_canaries
+
+
 def test_every_status_kind_and_flag_has_its_words() -> None:
     assert set(words.STATUSES) == set(words.VERBS) == set(Status)
     assert set(words.KINDS) == set(Kind)
