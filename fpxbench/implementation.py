@@ -138,6 +138,9 @@ class LoadFailure:
     path: str
     error: str
 
+    def __str__(self) -> str:
+        return f"{self.path} could not be loaded: {self.error}"
+
 
 def shipped_folder() -> Path:
     """The folder of the implementations that come with fpxbench: installed as a subpackage, or beside it in a checkout."""
@@ -172,13 +175,19 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     return dict(_registry), failures
 
 
-def find(name: str, known: dict[str, type[Implementation]]) -> type[Implementation]:
-    """The implementation of that name. Raises ValueError naming the nearest ones."""
+def find(name: str, known: dict[str, type[Implementation]], failures: Iterable[LoadFailure] = ()) -> type[Implementation]:
+    """The implementation of that name. Raises ValueError, see `no_implementation`."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    raise no_implementation(name, known, failures)
+
+
+def no_implementation(name: str, known: Iterable[str], failures: Iterable[LoadFailure] = ()) -> ValueError:
+    """That there is none of that name: the nearest ones, and what could not be loaded, which may have brought it."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
-    raise ValueError(f"no implementation {name!r}; {hint}")
+    why = "; ".join(map(str, failures)) or "--impls PATH brings others"
+    return ValueError(f"no implementation {name!r}; {hint} ({why})")
 
 
 def summary(cls: type[Implementation]) -> str:

@@ -37,6 +37,8 @@ def describe(device: str, name: str | None = None) -> Machine:
             memory_bytes=psutil.virtual_memory().total, cache_bytes=cpu_cache_bytes(),
             facts={"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "os": platform.platform()},
         )
+    if device.partition(":")[0] != "cuda":
+        raise RuntimeError(f"no device {device!r}: cpu or cuda (ROCm too)")
     if not torch.cuda.is_available():
         raise RuntimeError(f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
     properties = torch.cuda.get_device_properties(0)

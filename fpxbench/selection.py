@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpxbench.case import Case
-from fpxbench.implementation import Implementation, Support, discover, source_digest, summary
+from fpxbench.implementation import Implementation, LoadFailure, Support, discover, no_implementation, source_digest, summary
 from fpxbench.machine import default_device
 from fpxbench.plan import Plan, Planned
 from fpxbench.scheme import SCHEMES, Scheme, scheme_named
 from fpxbench.settings import Settings
+from fpxbench.store import first_mistake
 from fpxbench.workloads import workloads
 
 
@@ -66,7 +67,7 @@ def make_plan(settings: Settings) -> Plan:
         planned = {case.id: _listed(case, known, device) for case in _cases_in(settings.cases)}
         names = [name for name in known if any(each.case.implementation == name for each in planned.values())]
     else:
-        names = _select(settings.implementation or _ALL, known, "implementation")
+        names = _select_implementations(settings.implementation or _ALL, known, failures)
         planned = _selected(settings, device, known, names)
     return Plan(
         device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
@@ -75,13 +76,17 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def _cases_in(path: Path) -> list[Case]:
-    """Raises ValueError that names the line for one that is no case, and for a file without any."""
+    """Raises ValueError that names the line for one that is no case, and for a file that cannot be read or has none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"--cases {path}: {error.strerror}") from None
     cases = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             cases.append(Case.model_validate_json(line))
         except ValueError as error:
-            raise ValueError(f"--cases {path}: line {number} is not a case as `fpxbench records | jq -c .case` prints: {error}") from None
+            raise ValueError(f"--cases {path}:{number}: no case as `fpxbench records | jq -c .case` prints them: {first_mistake(error)}") from None
     if not cases:
         raise ValueError(f"--cases {path}: there is no case in it")
     return cases
@@ -140,6 +145,13 @@ def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int
         return Support.yes()
 
 
+def _select_implementations(globs: Iterable[str], known: Iterable[str], failures: list[LoadFailure]) -> list[str]:
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            raise no_implementation(glob, known, failures)
+    return _select(globs, known, "implementation")
+
+
 def _select(globs: Iterable[str], known: Iterable[str], what: str) -> list[str]:
     known = list(known)
     picked: dict[str, None] = {}
@@ -187,7 +199,7 @@ def _select_schemes(globs: Iterable[str]) -> list[str]:
 
 def _unknown(what: str, glob: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(glob, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(glob, known, n=3, cutoff=0.6)
     return f"no {what} {glob!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}")
 
 

@@ -143,12 +143,18 @@ def _lines(file) -> Iterator[bytes]:
 
 
 def _why(error: ValueError, schema: int) -> str:
+    why = first_mistake(error)
+    if why.startswith("schema: "):
+        return f"written by a newer fpxbench than this one (which reads schema {schema} and older)"
+    return why
+
+
+def first_mistake(error: ValueError) -> str:
+    """What is wrong with a line, in one sentence: of a ValidationError the first field, and what is wrong with it."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
     field = ".".join(map(str, first["loc"]))
-    if field == "schema":
-        return f"written by a newer fpxbench than this one (which reads schema {schema} and older)"
     return f"{field}: {first['msg']}" if field else first["msg"]
 
 

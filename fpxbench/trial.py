@@ -31,8 +31,8 @@ def run_trial(request: TrialRequest) -> TrialResult:
     known, failures = implementations.discover(request.impls)
     name = request.case.implementation
     if name not in known:
-        why = "; ".join(f"{failure.path}: {failure.error}" for failure in failures) or "it is not in impls/ nor in --impls"
-        return TrialResult(verdict=Verdict(status=Status.MISSING, summary=f"implementation {name!r} could not be loaded: {why}"))
+        why = "; ".join(map(str, failures)) or "it is not in impls/ nor in --impls"
+        return TrialResult(verdict=Verdict(status=Status.MISSING, summary=f"no implementation {name!r}: {why}"))
     result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
         _run(known[name](), request, result)

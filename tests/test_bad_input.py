@@ -13,6 +13,7 @@ from fpxbench.case import Case
 from fpxbench.implementation import Implementation, discover
 from fpxbench.messages import TrialRequest
 from fpxbench.scheme import scheme_named
+from fpxbench.store import Store
 from fpxbench.trial import run_trial
 from fpxbench.verdict import Status
 
@@ -109,6 +110,14 @@ RUN = ("run", "--device", "cpu", "--implementation", "dense", "--scheme", "bf16"
 @pytest.mark.parametrize(("arguments", "says"), [
     ((*RUN, "--scheme", "e4m3fn-rov"), "no scheme 'e4m3fn-rov'"),
     ((*RUN, "--implementation", "dens"), "no implementation 'dens'; did you mean dense?"),
+    ((*RUN, "--implementation", "my_kernel"), "no implementation 'my_kernel'; there are"),
+    (("run", "--impls", "broken.py", "-i", "mine"), "broken.py could not be loaded: SyntaxError"),
+    (("inspect", "mine", "mxfp4", "--impls", "broken.py"), "broken.py could not be loaded: SyntaxError"),
+    (("run", "--cases", "garbage.jsonl"), "garbage.jsonl:1: no case as `fpxbench records | jq -c .case` prints them: Invalid JSON"),
+    (("run", "--cases", "."), "--cases .: Is a directory"),
+    (("run", "--cases", "/absent"), "--cases /absent: No such file or directory"),
+    (("inspect", "eager_upcast", "mxfp4", "--device", "tpu"), "no device 'tpu': cpu or cuda"),
+    ((*RUN, "--device", "tpu"), "no device 'tpu': cpu or cuda"),
     ((*RUN, "--workload", "llama2-7b.kqv"), "llama2-7b.qkv"),
     ((*RUN, "--impls", "/absent"), "--impls /absent: no such file or folder"),
     ((*RUN, "--device", "gpu"), "gpu"),
@@ -131,6 +140,8 @@ RUN = ("run", "--device", "cpu", "--implementation", "dense", "--scheme", "bf16"
 ])
 def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(tmp_path, monkeypatch, capsys, arguments, says):
     (tmp_path / "a-file").touch()
+    (tmp_path / "broken.py").write_text("def (:\n")
+    (tmp_path / "garbage.jsonl").write_text("garbage\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fpxbench", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -142,9 +153,10 @@ def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(tmp_pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_said_so(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("command", [RUN, ("inspect", "eager_upcast", "e4m3fn-row")])
+def test_a_gpu_that_is_not_there_is_said_so(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fpxbench", *RUN, "--device", "cuda"])
+    monkeypatch.setattr(sys, "argv", ["fpxbench", *command, "--device", "cuda"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err.strip()
@@ -170,3 +182,16 @@ def test_a_reader_that_stops_reading_is_no_mistake(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 141
+
+
+def test_a_listed_case_of_an_implementation_that_is_not_here_is_recorded_and_said(tmp_path, monkeypatch, capsys):
+    case = Case(implementation="absent", scheme="e4m3fn-row", workload="w", m=1, n=8, k=32, activation="bf16")
+    (tmp_path / "cases.jsonl").write_text(case.model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fpxbench", "run", "--cases", "cases.jsonl", "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "not run: 1 case: no implementation 'absent'" in capsys.readouterr().out
+    record, = Store(tmp_path / "results").read_all()[0]
+    assert record.verdict.status is Status.MISSING

@@ -13,6 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fpxbench import check, conduct
+from fpxbench import implementation as implementations
 from fpxbench.case import Case
 from fpxbench.cli import app
 from fpxbench.inspection.report import InspectRequest
@@ -362,10 +363,70 @@ def test_a_crash_is_a_result_with_its_log() -> None:
     ("eager_upcas", "mxfp4", "did you mean eager_upcast"), ("eager_upcast", "mxfp5", "did you mean mxfp4"),
     ("eager_upcast", "bf16", "stores weights as they are"), ("no.such.module:f", "mxfp4", "there is no module 'no'"),
     ("json:no_such", "mxfp4", "json has no function 'no_such'"),
+    ("shutil:copy", "mxfp4", "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'"),
 ])
 def test_a_mistake_in_what_is_asked_for_is_one_sentence(subject, scheme, words) -> None:
     with pytest.raises(CannotInspect, match=words):
         inspect(InspectRequest(subject=subject, scheme=scheme, n=8, k=32, m=1, device="cpu", seed=1))
+
+
+AUTHORS = """
+from fpxbench.implementation import Implementation, Support, implementation
+
+class Any(Implementation):
+    def supports(self, scheme, device):
+        return Support.yes()
+
+@implementation("of_no_layout")
+class OfNoLayout(Any):
+    layout = "nybbles"
+
+@implementation("raising")
+class Raising(Any):
+    def matmul(self, x, weight):
+        raise KeyError("the author's")
+
+def five(linear):
+    return 5
+
+def raising(linear):
+    raise KeyError("the author's")
+"""
+
+
+@pytest.fixture
+def authors(tmp_path, monkeypatch):
+    """What inspecting something in the file of an author's comes to, and prints."""
+    (tmp_path / "authors.py").write_text(AUTHORS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "authors", raising=False)
+    monkeypatch.setattr(implementations, "_registry", dict(implementations._registry))
+
+    def of(subject):
+        impls = [] if ":" in subject else ["authors.py"]
+        return inspect(InspectRequest(subject=subject, scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1, impls=impls)).verdict
+
+    return of
+
+
+@pytest.mark.parametrize("subject", ["raising", "authors:raising"])
+def test_what_an_author_raises_is_shown_from_the_authors_file_on(authors, capsys, subject):
+    assert authors(subject).summary.startswith("raised KeyError")
+    frames = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  File ")]
+    assert len(frames) == 1 and "authors.py" in frames[0]
+
+
+@pytest.mark.parametrize(("subject", "words"), [("of_no_layout", "no layout 'nybbles'"), ("authors:five", "the factory returned int, not a torch.nn.Module")])
+def test_what_this_package_refuses_of_an_author_is_one_sentence_without_a_traceback(authors, capsys, subject, words):
+    assert words in authors(subject).summary
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_could_not_be_loaded_is_named_whatever_is_inspected(tmp_path) -> None:
+    (tmp_path / "broken.py").write_text("def (:\n")
+    found = inspect(InspectRequest(subject="eager_upcast", scheme="mxfp4", n=8, k=32, m=16, device="cpu", seed=1, impls=[str(tmp_path)]))
+    assert found.right and len(found.not_loaded) == 1 and "broken.py could not be loaded: SyntaxError" in found.not_loaded[0]
 
 
 def test_a_factory_is_found_in_the_current_folder(tmp_path, monkeypatch) -> None:

@@ -54,6 +54,8 @@ def inspect(
         activation=activation, device=device, seed=secrets.randbelow(1 << 31) if seed is None else seed,
         impls=[str(path.resolve()) for path in impls or ()])
     inspection = _inspected(request, timeout)
+    for line in inspection.not_loaded:
+        err.print(line, markup=False, style="yellow")
     if as_json:
         print(inspection.model_dump_json(indent=2))
     else:

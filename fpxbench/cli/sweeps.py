@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,8 @@ def run(
     _print_matrix(sweep.records)
     for sentence in _worst(sweep.records, 3):
         out.print(sentence)
+    if cases is not None and (missing := _missing(sweep.records)):
+        out.print(missing, markup=False, style="yellow")
     out.print(f"records: {Store(results).file(sweep.machine.name, sweep.build)}   next: fpxbench report --results {results}", markup=False, style="dim")
     if sweep.interrupted:
         raise typer.Exit(130)
@@ -89,6 +92,12 @@ def _worst(records: list[Record], count: int) -> list[str]:
     if len(broken) > count:
         lines.append(f"[red]… and {len(broken) - count} more[/]")
     return lines
+
+
+def _missing(records: list[Record]) -> str:
+    """A list of cases is shared by machines, and not each has what every case needs: that is a record, and is said."""
+    reasons = Counter(record.verdict.summary for record in records if record.verdict.status is Status.MISSING)
+    return "".join(f"{SIGNS[Status.MISSING]} not run: {count} case{'s' * (count > 1)}: {why}\n" for why, count in reasons.items()).rstrip()
 
 
 def _print_matrix(records: list[Record]) -> None:

@@ -72,6 +72,8 @@ class Inspection(BaseModel):
     findings: list[Finding] = []
     seconds: float = 0.0
     evidence: dict[str, Any] = {}
+    not_loaded: list[str] = []
+    """Files of other implementations, and why each could not be loaded."""
 
     @property
     def right(self) -> bool:

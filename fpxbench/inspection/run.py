@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
+from pathlib import Path
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
+from torch.nn.modules import module
 
 from fpxbench import check, conduct, machine
 from fpxbench import implementation as implementations
@@ -42,7 +44,10 @@ class CannotInspect(ValueError):
 
 def inspect(request: InspectRequest) -> Inspection:
     """Find out what an implementation acts by. What it raises becomes the verdict. Raises CannotInspect."""
-    return inspect_implementation(_subject(request), request)
+    implementation, not_loaded = _subject(request)
+    inspection = inspect_implementation(implementation, request)
+    inspection.not_loaded = not_loaded
+    return inspection
 
 
 def inspect_implementation(implementation: Implementation, request: InspectRequest) -> Inspection:
@@ -56,6 +61,10 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
     if not scheme.quantized:
         raise CannotInspect(f"{scheme.name} stores weights as they are: there is no code, scale or order to inspect")
     device = request.device or machine.default_device()
+    try:
+        machine.describe(device)
+    except RuntimeError as error:
+        raise CannotInspect(str(error)) from None
     m, (n, k) = request.m, (layer.n, layer.k) if layer else (request.n, request.k)
     limit = implementation.max_elements(device)
     if not request.given and limit is not None and m * n * k > limit:
@@ -74,26 +83,43 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
     except Misconduct as misconduct:
         inspection.verdict = misconduct.verdict
     except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
-        traceback.print_exc()
+        _print_from_its_own_file(error)
         inspection.verdict = classify_exception(type(error).__name__, str(error), "")
     inspection.seconds = time.perf_counter() - started
     return inspection
 
 
-def _subject(request: InspectRequest) -> Implementation:
+def _print_from_its_own_file(error: BaseException) -> None:
+    """The traceback of what an implementation raised, from its own file on: how it was called is nothing to its author.
+
+    A ValueError without a frame of the author's is a check of this package's, whose sentence says everything.
+    """
+    frame = error.__traceback__
+    while frame is not None and _calls_it(Path(frame.tb_frame.f_code.co_filename)):
+        frame = frame.tb_next
+    if frame is not None or not isinstance(error, ValueError):
+        traceback.print_exception(type(error), error, frame or error.__traceback__)
+
+
+def _calls_it(file: Path) -> bool:
+    """Whether a file is of the road to an implementation: this package's, but for its implementations, or `torch.nn.Module`'s call."""
+    package = Path(implementations.__file__).parent
+    ours = file.is_relative_to(package) and not file.is_relative_to(implementations.shipped_folder())
+    return ours or file == Path(module.__file__)
+
+
+def _subject(request: InspectRequest) -> tuple[Implementation, list[str]]:
+    """The implementation, and a sentence for each file that could not be loaded on the way to it."""
     if ":" in request.subject:
         try:
-            return Wrapped(factory_named(request.subject), check.ACTIVATION_DTYPES[request.activation])
+            return Wrapped(factory_named(request.subject), check.ACTIVATION_DTYPES[request.activation]), []
         except ValueError as error:
             raise CannotInspect(str(error)) from None
     try:
         known, failures = implementations.discover(request.impls)
-        return implementations.find(request.subject, known)()
-    except FileNotFoundError as error:
+        return implementations.find(request.subject, known, failures)(), [str(failure) for failure in failures]
+    except (FileNotFoundError, ValueError) as error:
         raise CannotInspect(str(error)) from None
-    except ValueError as error:
-        why = "; ".join(f"{failure.path} could not be loaded: {failure.error}" for failure in failures)
-        raise CannotInspect(f"{error}{f' ({why})' if why else ''}") from None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -42,7 +43,11 @@ class Wrapped(Implementation):
         with torch.no_grad():
             linear.weight.copy_(weight)
         module = self.factory(linear)
-        return ModuleWeight(scheme, (n, k), "module", torch.empty(0, dtype=torch.uint8), module=linear if module is None else module)
+        if module is None:      # it changed the one that it was given
+            module = linear
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the factory returned {type(module).__name__}, not a torch.nn.Module")
+        return ModuleWeight(scheme, (n, k), "module", torch.empty(0, dtype=torch.uint8), module=module)
 
     def matmul(self, x: Tensor, weight: ModuleWeight) -> Tensor:
         return weight.module(x)
@@ -62,4 +67,17 @@ def factory_named(name: str) -> Factory:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ValueError(f"{name!r}: {module_name} has no function {attribute!r} that takes a torch.nn.Linear and returns a module")
+    _check_takes_a_linear(name, factory)
     return factory
+
+
+def _check_takes_a_linear(name: str, factory: Factory) -> None:
+    """Raises ValueError for a factory that cannot be called with one module, where its signature can be seen."""
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:      # some built-in functions have none
+        return
+    try:
+        signature.bind(nn.Linear)
+    except TypeError as error:
+        raise ValueError(f"{name!r} is called with a torch.nn.Linear and nothing else, and takes {signature}: {error}") from None
