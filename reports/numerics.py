@@ -163,7 +163,7 @@ def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
     found = [_wrong(shown) for shown in sorted(by_mistake.values(), key=lambda shown: min(_reach(mistake) for mistake, _ in shown))]
     for judged, since in casts:
         found += [
-            Finding(DISAGREES, f"{one.sentence}, though all round alike. PyTorch {judged.build.label} on {judged.machine.device}.",
+            Finding(DISAGREES, f"{one.sentence}. PyTorch {judged.build.label} on {judged.machine.device}.",
                     judged.page + "#disagreements", (), more="Who does what")
             for one in judged.disagreements
         ]

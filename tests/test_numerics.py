@@ -209,13 +209,39 @@ def test_a_product_that_is_not_rounded_before_the_cast_is_told_from_a_wrong_cast
     for target, overflow in (("e4m3fn", Overflow.SATURATE), ("e4m3fnuz", Overflow.NAN), ("e5m2", Overflow.INFINITY)):
         kept = with_overflow(exact, target, overflow)
         verdict, judgement = judged("bf16", target, kept, rounded, alternatives={EXACT_PRODUCT: exact})
-        assert verdict.status is Status.WRONG and "more precision than bf16" in verdict.summary
+        assert verdict.status is Status.OK and "of the product before it is rounded to its dtype" in verdict.summary
         assert judgement.behaviour.taken_as == EXACT_PRODUCT and judgement.behaviour.overflow == overflow
-        (wrong,) = (d for d in judgement.differences if not d.permitted)
+        (kept,) = (d for d in judgement.differences if d.kind is InputKind.UNROUNDED_PRODUCT)
         saturated = with_overflow(exact, target, Overflow.SATURATE) != expected_codes(rounded, DTYPES[target])
-        assert wrong.kind is InputKind.UNROUNDED_PRODUCT and wrong.count == saturated.sum() > 0
+        assert kept.permitted and kept.count == saturated.sum() > 0
     once = with_overflow(rounded, "e4m3fn", Overflow.SATURATE)
     assert judged("bf16", "e4m3fn", once, rounded, alternatives={EXACT_PRODUCT: exact})[0].status is Status.OK
+
+
+def test_infinity_that_is_lost_with_nan_is_said_and_shown_first():
+    """What Triton's e5m2 to bf16 does on NVIDIA GPUs: 0x7c is 65536."""
+    e5m2 = np.arange(256, dtype=np.uint8)
+    x = values(e5m2, DTYPES["e5m2"])
+    got = expected_codes(x, DTYPES["bf16"]).astype(np.uint16)
+    magnitude = e5m2 & 0x7F
+    special = magnitude >= 0x7C
+    got[special] = ((e5m2[special] & 0x80).astype(np.uint16) << 8) | (0x4780 + 0x20 * (magnitude[special] - 0x7C).astype(np.uint16))
+    verdict, _ = judged("e5m2", "bf16", got, x)
+    assert (verdict.kind, verdict.evidence["mistake"]) == (Kind.NAN_CODE_LOST, "turns infinity and NaN into finite numbers")
+    assert "(inf) gives 0x4780 (65536), not 0x7f80 (inf)" in verdict.summary
+    got[special & (magnitude == 0x7C)] = [0x7F80, 0xFF80]
+    assert judged("e5m2", "bf16", got, x)[0].evidence["mistake"] == "turns NaN into a number"
+
+
+def test_of_a_mixture_past_the_maximum_an_input_is_shown_that_becomes_what_no_rule_permits():
+    _, x = telling("fp32", "e4m3fn")
+    got = with_overflow(x, "e4m3fn", Overflow.NAN)
+    (wrapped, *_) = np.flatnonzero((x > 1000) & np.isfinite(x))[500:]
+    got[wrapped] = 0x78     # 256
+    verdict, judgement = judged("fp32", "e4m3fn", got, x)
+    assert verdict.status is Status.WRONG and "gives 0x78 (256), not 0x7e (448)" in verdict.summary
+    (overflow,) = (one for one in judgement.differences if one.kind is InputKind.OVERFLOW)
+    assert overflow.examples[0].got == "0x78" and overflow.count > 1
 
 
 def test_e8m0_may_round_either_way_but_one_way_only():

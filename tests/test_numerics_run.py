@@ -64,12 +64,41 @@ def test_engines_that_overflow_differently_are_told_in_one_sentence_over_all_the
                for source in ("fp32", "bf16") for how, engine in (("nan", "eager"), ("saturate", "compiled"))]
     (one,) = disagreements([*records, overflowing("nan", what="cast/fp32/e5m2"), overflowing("nan", "compiled", "cast/fp32/e5m2")])
     assert one.ways == {"nan": ("eager/cpu",), "saturate": ("compiled/cpu",)}
-    assert one.sentence == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu"
+    assert one.sentence == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu (all round alike)"
 
 
 def test_infinity_alone_may_be_what_engines_disagree_on():
     (one,) = disagreements([overflowing("saturate"), overflowing("saturate", "compiled", infinity="nan")])
     assert set(one.ways) == {"saturate", "saturate, but infinity: nan"}
+
+
+def scaled(engine, rules, **more):
+    kept = Difference(kind=InputKind.UNROUNDED_PRODUCT, count=390, permitted=rules >= 3, examples=[EXAMPLE])
+    told = {"taken_as": "exact product"} if engine == "compiled" else {}
+    return record(conversion("scale_then_cast/bf16/e4m3fn", engine), **{
+        "rules": rules, "behaviour": Behaviour(**told), "differences": [kept] if told else [], "differing": 390 if told else 0, **more})
+
+
+def test_a_product_that_is_rounded_in_one_engine_only_is_a_disagreement_and_no_mistake():
+    records = [scaled("eager", 3), scaled("compiled", 3)]
+    (one,) = disagreements(records)
+    assert one.sentence.startswith("scale, then cast bf16 → e4m3fn: the product is rounded to its dtype first in eager/cpu; not rounded before"
+                                   " the cast in compiled/cpu")
+    assert "emulate_precision_casts" in one.sentence
+    assert find(records) == []
+    assert disagreements([scaled("eager", 3)]) == []
+
+
+def test_a_record_of_the_rules_by_which_an_unrounded_product_was_wrong_is_read_by_todays():
+    before = scaled("compiled", 3).model_dump(mode="json", by_alias=True) | {"rules": 2, "verdict": {"status": "wrong", "summary": "keeps the product"}}
+    before["differences"][0]["permitted"] = False
+    read = NumericsRecord.model_validate(before)
+    assert read.verdict.status is Status.OK and read.differences[0].permitted and read.rules == 2
+    assert read.verdict.summary == "all 65,536 inputs; for 390 of them, of the product before it is rounded to its dtype"
+    before["differences"].append(Difference(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE]).model_dump(mode="json"))
+    assert NumericsRecord.model_validate(before).verdict.summary == "keeps the product"      # a tie is wrong by any rules
+    with pytest.raises(ValueError, match="is not ok"):
+        NumericsRecord.model_validate(before | {"rules": 3, "verdict": {"status": "ok"}})
 
 
 @pytest.mark.parametrize("other", [
@@ -287,6 +316,8 @@ def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
     detail = (folder / "2.13.0-cpu" / "numerics" / "cast-fp32-e5m2.html").read_text()
     assert "0x43e90000" in detail and "rules it out" in detail
     assert "since 2.11.0" in (folder / "index.html").read_text()
+    of_build = (tmp_path / "site" / "builds" / "2.13.0.html").read_text()
+    assert "No sweep of it; what casts do in it was judged" in of_build and "fpxbench timeline sync" in of_build
     pages = list((tmp_path / "site").rglob("*.html"))
     assert not any("<script>alert" in page.read_text() or "<img src=x" in page.read_text() for page in pages)
     for page in pages:      # every link to a page leads to one

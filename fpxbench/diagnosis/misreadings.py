@@ -66,7 +66,8 @@ def table_misreadings(fmt: Format) -> Iterator[Misreading]:
         yield table(Kind.NEGATIVE_ZERO, f"-0, the code {fmt.describe_code(minus_zero)}, is read as NaN",
                     lambda right: right.masked_fill((codes == minus_zero).to(right.device), torch.nan))
     if fmt.has_nan:
-        yield table(Kind.NAN_CODE_LOST, f"NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as numbers",
+        infinity = f"infinity, {fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))}, and " if fmt.has_infinity else ""
+        yield table(Kind.NAN_CODE_LOST, f"{infinity}NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as {'finite ' if infinity else ''}numbers",
                     read_as(replace(fmt, specials="none")), True)
         yield table(Kind.NAN_CODE_LOST, f"NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as zero",
                     lambda right: right.masked_fill(right.isnan(), 0.0))

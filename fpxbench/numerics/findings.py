@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from fpxbench.numerics.conversion import DTYPES, Conversion, Engine, Operation
-from fpxbench.numerics.record import NumericsRecord
+from fpxbench.numerics.grid import grid
+from fpxbench.numerics.judge import EXACT_PRODUCT
+from fpxbench.numerics.record import Difference, Example, InputKind, NumericsRecord
 from fpxbench.verdict import SEVERITY, SIGNS, Status
 
 MISTAKE = "mistake"
@@ -22,6 +25,8 @@ WHAT: dict[Operation, str] = {
 }
 """Operations as people write them."""
 
+LOSES_INFINITY_AND_NAN = "turns infinity and NaN into finite numbers"
+_NOT_FINITE = ("nan", "inf", "-inf")
 _ORDER = {name: place for place, name in enumerate(DTYPES)}
 
 
@@ -70,13 +75,33 @@ class Finding:
     def example(self) -> str:
         """``fp64 0x3f50000000000001 (0.0009765625000000002) gives 0x00 (0), not 0x01 (0.001953125)``."""
         worst = self.records[0]
-        shown = next((difference.examples[0] for difference in worst.differences if not difference.permitted), None)
-        if shown is None:
+        wrong = [difference for difference in worst.differences if not difference.permitted]
+        if not wrong:
             return ""
+        shown = telling_example(wrong, worst.conversion.target)
         if worst.conversion.operation is Operation.FINFO:
             return f"{shown.input_value} is {shown.got_value}, not {shown.expected_value}"
         return (f"{worst.conversion.source} {shown.input} ({shown.input_value}) gives {worst.conversion.target} {shown.got} ({shown.got_value}), "
                 f"not {shown.expected} ({shown.expected_value})")
+
+
+def loses_infinity_and_nan(wrong: Iterable[Difference]) -> bool:
+    """Whether what is wrong is that infinity becomes a finite number, and NaN a number."""
+    by_kind = {one.kind: one for one in wrong}
+    return by_kind.keys() == {InputKind.INFINITY, InputKind.NAN} and all(
+        example.got_value not in _NOT_FINITE for example in by_kind[InputKind.INFINITY].examples)
+
+
+def telling_example(wrong: Iterable[Difference], target: str) -> Example:
+    """Of inputs that became what is not permitted, one where no rule would permit it: a NaN past the maximum may be right by itself, and
+    wrong only beside others that saturate. An infinity that was lost comes before all else."""
+    past = (InputKind.OVERFLOW, InputKind.INFINITY)
+    candidates = [(one.kind, example) for one in wrong for example in one.examples]
+    open_to = ()
+    if any(kind in past for kind, _ in candidates):
+        open_to = ("inf", "-inf") if grid(DTYPES[target]).has_infinity else ("nan",)
+    never = [(kind, example) for kind, example in candidates if kind not in past or example.got_value not in open_to]
+    return next((example for kind, example in never if kind is InputKind.INFINITY), (never or candidates)[0][1])
 
 
 def who(conversions: Iterable[Conversion]) -> list[str]:
@@ -123,17 +148,21 @@ def find(records: Iterable[NumericsRecord]) -> list[Finding]:
 class Disagreement:
     """Engines that do differently what the target's format leaves open, so that each of them is right.
 
-    ways : what values past the maximum become (``nan``, ``saturate, but infinity: nan``), and where
+    ways : what values past the maximum become (``nan``, ``saturate, but infinity: nan``), or how a product is rounded, and where
+    about : what they disagree on
+    note : what else there is to know
     """
 
     ways: dict[str, tuple[str, ...]]
     conversions: tuple[Conversion, ...]
+    about: str = "past the maximum"
+    note: str = "all round alike"
 
     @property
     def sentence(self) -> str:
-        """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda``."""
+        """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda (all round alike)``."""
         ways = "; ".join(f"{how} in {', '.join(where)}" for how, where in self.ways.items())
-        return f"{what(self.conversions)}: past the maximum {ways}"
+        return f"{what(self.conversions)}: {self.about} {ways} ({self.note})"
 
 
 def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str]]]:
@@ -149,10 +178,17 @@ def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str
 def disagreements(records: Iterable[NumericsRecord]) -> list[Disagreement]:
     """Casts that mean another number in another engine, the most widespread first. Triton's interpreter, which nobody's results come from,
     is left out."""
+    records = list(records)
+    return _by_ways(records, _overflow, Disagreement) + _by_ways(records, _product_kept, partial(Disagreement, about="the product is", note=(
+        "nearer to the exact value where it is not rounded; torch._inductor.config.emulate_precision_casts = True rounds it")))
+
+
+def _by_ways(records: list[NumericsRecord], way_of: Callable[[NumericsRecord], str | None],
+             disagreement: Callable[..., Disagreement]) -> list[Disagreement]:
     ways: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     first: dict[str, Conversion] = {}
     for record in records:
-        how, conversion = _overflow(record), record.conversion
+        how, conversion = way_of(record), record.conversion
         if how and conversion.engine is not Engine.TRITON_INTERPRETER:
             first.setdefault(conversion.what, conversion)
             ways[conversion.what][how].append(conversion.runs_on)
@@ -160,7 +196,7 @@ def disagreements(records: Iterable[NumericsRecord]) -> list[Disagreement]:
     for name, by_way in ways.items():
         if len(by_way) > 1:
             together[tuple((how, tuple(where)) for how, where in by_way.items())].append(first[name])
-    found = [Disagreement(dict(by_way), tuple(conversions)) for by_way, conversions in together.items()]
+    found = [disagreement(dict(by_way), tuple(conversions)) for by_way, conversions in together.items()]
     return sorted(found, key=lambda disagreement: -len(disagreement.conversions))
 
 
@@ -172,9 +208,18 @@ def _overflow(record: NumericsRecord) -> str | None:
     return behaviour.overflow if behaviour.infinity in (None, behaviour.overflow) else f"{behaviour.overflow}, but infinity: {behaviour.infinity}"
 
 
+def _product_kept(record: NumericsRecord) -> str | None:
+    """How the product of a scale and a number is rounded before it is cast, in words; None where there is none, or its cast is wrong."""
+    if record.conversion.operation is not Operation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
+        return None
+    return "not rounded before the cast" if record.behaviour.taken_as == EXACT_PRODUCT else "rounded to its dtype first"
+
+
 def _cause(record: NumericsRecord) -> str:
     """What happens, without what differs from dtype to dtype."""
     verdict = record.verdict
+    if loses_infinity_and_nan(difference for difference in record.differences if not difference.permitted):
+        return LOSES_INFINITY_AND_NAN
     words = str(verdict.evidence.get(MISTAKE, verdict.summary if verdict.status is not Status.WRONG else ""))
     return re.sub(r"'UInt\d+'", "'UInt*'", re.sub(r" on [\d.]+%", "", words))
 

@@ -202,8 +202,13 @@ class Judge:
             InputKind.ROUNDING: ((where < TIE) | (where == ABOVE)) & (neighbour | early),
         }
         kinds = np.select(list(conditions.values()), [str(kind) for kind in conditions], str(InputKind.OTHER))
-        for kind in np.unique(kinds):
-            self._note(InputKind(kind), indices[kinds == kind], got, expected, describe)
+        impossible = np.array(self._outcomes(np.where(np.isnan(x_), np.inf, x_), got_)) == "another number"
+        for kind in map(InputKind, np.unique(kinds)):
+            of_kind = kinds == kind
+            if kind in (InputKind.OVERFLOW, InputKind.INFINITY):    # examples are first of what no rule permits
+                self._note(kind, indices[of_kind & impossible], got, expected, describe)
+                of_kind &= ~impossible
+            self._note(kind, indices[of_kind], got, expected, describe)
 
     def _note(self, kind: InputKind, indices: np.ndarray, got: np.ndarray, expected: np.ndarray, describe: Describe) -> None:
         if not indices.size:
@@ -219,7 +224,7 @@ class Judge:
                 expected=self._hex(expected[index]), expected_value=self._text(expected[index])))
 
     def _permitted(self, kind: InputKind, words: Mapping[str, str | None]) -> bool:
-        if kind is InputKind.NAN_PAYLOAD:
+        if kind in (InputKind.NAN_PAYLOAD, InputKind.UNROUNDED_PRODUCT):
             return True
         if kind in (InputKind.OVERFLOW, InputKind.INFINITY):
             return overflow_permitted(self.target, self.rounding, words["overflow"], words["infinity"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,7 +13,7 @@ from fpxbench.record import Build, Finite, Machine
 from fpxbench.verdict import Status, Verdict
 
 SCHEMA = 1
-RULES = 2
+RULES = 3
 """Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
 EXAMPLES = 3
 """How many examples a difference carries at most."""
@@ -93,6 +93,12 @@ class Behaviour(BaseModel):
         return words
 
 
+def unrounded_in_words(inputs: int, differences: list[Difference]) -> str:
+    """``all 196,608 inputs; for 390 of them, of the product before it is rounded to its dtype``."""
+    count = sum(one.count for one in differences if one.kind is InputKind.UNROUNDED_PRODUCT)
+    return f"all {inputs:,} inputs" + (f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else "")
+
+
 class NumericsRecord(BaseModel):
     """One conversion on one build and one machine.
 
@@ -124,6 +130,21 @@ class NumericsRecord(BaseModel):
     @property
     def id(self) -> str:
         return self.conversion.id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_product_that_was_not_rounded_is_permitted(cls, data: Any) -> Any:
+        """By the rules before 3 it was wrong. Inputs and outputs are the same, so such a record is read as today's rules judge it."""
+        if not isinstance(data, dict) or not isinstance(data.get("rules"), int) or data["rules"] >= 3:
+            return data
+        differences = [Difference.model_validate(one) for one in data.get("differences", ())]
+        if not any(one.kind is InputKind.UNROUNDED_PRODUCT and not one.permitted for one in differences):
+            return data
+        differences = [one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one for one in differences]
+        read = data | {"differences": differences}
+        if all(one.permitted for one in differences):
+            read["verdict"] = Verdict(status=Status.OK, summary=unrounded_in_words(data["inputs"], differences))
+        return read
 
     @model_validator(mode="after")
     def _verdict_follows_from_differences(self) -> Self:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from fpxbench.numerics.conversion import Conversion, Operation
-from fpxbench.numerics.findings import MISTAKE
+from fpxbench.numerics.findings import LOSES_INFINITY_AND_NAN, MISTAKE, loses_infinity_and_nan, telling_example
 from fpxbench.numerics.judge import EXACT_PRODUCT, Judgement
-from fpxbench.numerics.record import Behaviour, Difference, InputKind
+from fpxbench.numerics.record import Behaviour, Difference, InputKind, unrounded_in_words
 from fpxbench.numerics.reference import FLUSHED, MISREAD
 from fpxbench.verdict import Kind, Status, Verdict
 
@@ -56,7 +56,7 @@ def verdict_on(conversion: Conversion, judgement: Judgement) -> Verdict:
     what = "constants" if conversion.operation is Operation.FINFO else "inputs"
     seen = ", ".join(INPUTS[difference.kind][difference.count > 1] if len(wrong) == 1 else f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}"
                      for difference in wrong)
-    example = wrong[0].examples[0]
+    example = telling_example(wrong, conversion.target)
     if conversion.operation is Operation.FINFO:
         shown = f"{example.input} is {example.got_value}, not {example.expected_value}"
     else:
@@ -67,19 +67,20 @@ def verdict_on(conversion: Conversion, judgement: Judgement) -> Verdict:
 
 def _conforms(judgement: Judgement) -> str:
     permitted = [f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}" for difference in judgement.differences
-                 if difference.kind is not InputKind.NAN_PAYLOAD]
-    return f"all {judgement.inputs:,} inputs" + (f"; as the format allows: {', '.join(permitted)}" if permitted else "")
+                 if difference.kind not in (InputKind.NAN_PAYLOAD, InputKind.UNROUNDED_PRODUCT)]
+    return unrounded_in_words(judgement.inputs, judgement.differences) + (f"; as the format allows: {', '.join(permitted)}" if permitted else "")
 
 
 def _mistake(conversion: Conversion, behaviour: Behaviour, wrong: list[Difference]) -> tuple[Kind | None, str]:
     """The kind, and how a sentence about it begins."""
     main = wrong[0].kind
     rounding = behaviour.rounding or ""
-    if behaviour.taken_as == EXACT_PRODUCT:
-        return None, f"keeps the product in more precision than {conversion.source} until the cast"
-    if behaviour.taken_as or rounding.startswith(MISREAD):
-        misread = conversion.source if behaviour.taken_as else conversion.target
-        other = behaviour.taken_as or rounding.removeprefix(MISREAD)
+    if loses_infinity_and_nan(wrong):
+        return Kind.NAN_CODE_LOST, LOSES_INFINITY_AND_NAN
+    if behaviour.taken_as not in (None, EXACT_PRODUCT) or rounding.startswith(MISREAD):
+        of_target = rounding.startswith(MISREAD)
+        misread = conversion.target if of_target else conversion.source
+        other = rounding.removeprefix(MISREAD) if of_target else behaviour.taken_as
         return Kind.FNUZ_AS_FN if misread.endswith("fnuz") else Kind.FN_AS_FNUZ, f"takes {misread} for {other}"
     if main in (InputKind.OVERFLOW, InputKind.INFINITY):
         outcomes = {"overflow": behaviour.overflow, "infinity": behaviour.infinity}
