@@ -57,6 +57,8 @@ class BuildPage:
     groups: list[Group] = field(default_factory=list)
     """Changes of which it is the first build, worst first."""
     moves: list[MachineMove] = field(default_factory=list)
+    judged: bool = False
+    """What its casts do is known, of one machine or more."""
     conversions: list[tuple[Judged, Since]] = field(default_factory=list)
     """Casts that are other than in the build before."""
     refusals: list[Refusal] = field(default_factory=list)
@@ -91,7 +93,8 @@ class BuildPage:
         """What the list says of it beyond counts."""
         refused = sorted({refusal.variant for refusal in self.refusals})
         said = [f"did not install for {', '.join(refused)}"] if refused else []
-        return said + ["casts changed"] * bool(self.conversions) + ["the machine, or dense, moved"] * bool(self.moves)
+        casts = "casts changed" if self.conversions else "no sweep, casts judged"
+        return said + [casts] * bool(self.conversions or self.judged and not self.measured) + ["the machine, or dense, moved"] * bool(self.moves)
 
     def count(self, direction: Direction) -> int:
         """Findings of that direction."""
@@ -142,7 +145,10 @@ class Builds:
 
     def converted(self, judged: Judged, since: Since | None) -> None:
         page = self._page(judged.build)
-        if page is not None and since is not None and since.changes:
+        if page is None:
+            return
+        page.judged = True
+        if since is not None and since.changes:
             page.conversions.append((judged, since))
 
     def installed(self, installations: Iterable[Installation]) -> None:

@@ -63,7 +63,7 @@ class Pages:
         )
         self._templates.filters.update(
             us=microseconds, nbytes=nbytes, capacity=capacity, times=times, figure=figure, share=share, code_names=code_names, log=printable,
-            pretty=pretty, when=when, clipped=clipped, cell_text=cell_text,
+            pretty=pretty, when=when, clipped=clipped, cell_text=cell_text, commits=commits,
         )
         self._templates.globals.update(
             words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
@@ -265,6 +265,16 @@ def clipped(text: str, most: int = 600) -> str:
     """A sentence from a record on one line, and not longer than a page can bear."""
     line = " ".join(printable(text).split())
     return line if len(line) <= most else line[:most - 1] + "…"
+
+
+_COMPARISON = re.compile(r"https://github\.com/pytorch/pytorch/compare/[0-9a-f]{7,40}\.\.\.[0-9a-f]{7,40}")
+
+
+def commits(url: str) -> Markup:
+    """Where the commits between two builds can be read: a link if it is one to PyTorch's own history, whoever wrote it, else text."""
+    if _COMPARISON.fullmatch(url):
+        return Markup('<a href="{}">{}</a>').format(url, url.rpartition("/")[2])
+    return Markup("<code>{}</code>").format(clipped(url, 300))
 
 
 def pretty(value: Any) -> str:

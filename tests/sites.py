@@ -7,6 +7,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
+PYTORCH_COMMITS = "https://github.com/pytorch/pytorch/compare/"
+"""The one place outside a report that its pages link to."""
+
+
 class Page(HTMLParser):
     """Links, loads, ids and running text of a page."""
 
@@ -47,7 +51,7 @@ def dead_links(folder: Path) -> list[str]:
     pages, dead = pages_of(folder), []
     for path, page in pages.items():
         for link in page.links + page.loads:
-            if link.startswith("data:"):
+            if link.startswith(("data:", PYTORCH_COMMITS)):
                 continue
             parts = urlsplit(link)
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path

@@ -13,7 +13,7 @@ from sites import Page, dead_links, pages_of, scripts_of_their_own
 from fpxbench.record import Flag
 from fpxbench.reports import findings, words
 from fpxbench.reports.build import SiteSummary, build_site
-from fpxbench.reports.pages import code_names, figure, microseconds, printable
+from fpxbench.reports.pages import code_names, commits, figure, microseconds, printable
 from fpxbench.reports.sweep import page_name, sweep_of
 from fpxbench.verdict import SEVERITY, SIGNS, Kind, Status, Verdict
 
@@ -359,6 +359,13 @@ def test_figures_keep_three_digits_and_their_unit() -> None:
 def test_names_in_a_sentence_are_set_as_code_and_the_rest_is_escaped() -> None:
     assert code_names("x on e5m2-row, not e5m2: <b>", ["x", "e5m2", "e5m2-row"]) == \
         "<code>x</code> on <code>e5m2-row</code>, not <code>e5m2</code>: &lt;b&gt;"
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "https://github.com/pytorch/pytorch/compare/a<b>...c",
+                                 "https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb/../../evil", "https://evil.example/compare/aaaaaaa...bbbbbbb"])
+def test_what_is_no_range_of_pytorchs_commits_is_no_link(url: str) -> None:
+    assert "<a " not in commits(url) and "<b>" not in commits(url)
+    assert commits("https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb").startswith('<a href="https://github.com/pytorch/pytorch/compare/')
 
 
 def test_a_log_loses_its_colours_and_shows_its_control_characters() -> None:

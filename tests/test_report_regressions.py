@@ -10,7 +10,7 @@ import pytest
 from fpxbench.reports.build import build_site
 from nights import EAGER, FUSED, nightly, nights, timed
 from sample_records import CPU, GPU, case, record
-from sites import Page, dead_links, pages_of, scripts_of_their_own
+from sites import PYTORCH_COMMITS, Page, dead_links, pages_of, scripts_of_their_own
 from typer.testing import CliRunner
 
 from fpxbench.cli import app
@@ -212,7 +212,7 @@ def test_a_build_tells_what_it_changed_and_what_it_is(site: Path) -> None:
     assert "2 crash" in section(html, "measured") and CPU.device in section(html, "measured")
     before = page(site, f"builds/{tag(CRASHING_SINCE - 1)}.html")
     assert "crash" not in section(before, "worse")
-    assert f"compare/{CRASHING_SINCE - 2:07x}...{CRASHING_SINCE - 1:07x}" in Page(before).text
+    assert f"{PYTORCH_COMMITS}{CRASHING_SINCE - 2:07x}...{CRASHING_SINCE - 1:07x}" in Page(before).links
 
 
 def test_a_build_that_mended_something_says_so(site: Path) -> None:
