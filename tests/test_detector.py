@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fpxbench.regressions import contest, synthetic
+from fpxbench.regressions import contest, recorded, synthetic
 from fpxbench.regressions.detector import LEAST_CHANGE, detect, fence, level_and_noise
 
 
@@ -211,3 +211,37 @@ def test_a_step_claimed_too_early_too_far_off_or_as_an_improvement_is_not_found(
     monkeypatch.setitem(contest.DETECTORS, "claimant", lambda *_: claims)
     found = contest.Round("claimant", 4, seed=1, step=0.05).hold()
     assert found.within == (0, 0.25, 0.25, 0.25, 0.25) and found.placed == 1
+
+
+# -- recorded series --------------------------------------------------------------------------------------------------------
+
+
+def test_recorded_series_are_times_of_one_build_each_with_its_baseline():
+    known = recorded.recordings()
+    assert len(known) >= 4 and len({one.build for one in known}) == 1
+    for one in known:
+        assert len(one.times_us) == len(one.baseline_us) >= synthetic.BEFORE + synthetic.AFTER
+        assert (one.times_us > 0).all() and (one.baseline_us > 0).all()
+        assert len(set(one.times_us.tolist())) > 10        # measured, not repeated
+
+
+@pytest.mark.parametrize("where", recorded.places())
+def test_a_window_is_what_was_recorded_and_takes_the_step_from_the_31st_run_on(where):
+    flat, stepped = recorded.windows(where, 0.0), recorded.windows(where, 0.10)
+    there = [one for one in recorded.recordings() if one.where == where]
+    builds = synthetic.BEFORE + synthetic.AFTER
+    assert flat[0].shape == (sum(len(one.times_us) - builds + 1 for one in there), builds)
+    first = there[0].times_us[:builds]
+    assert np.allclose(flat[0][0] * np.median(first), first)
+    assert np.array_equal(flat[1], stepped[1]) and np.array_equal(flat[0][:, :30], stepped[0][:, :30])
+    assert np.allclose(stepped[0][:, 30:] / flat[0][:, 30:], 1.1)
+
+
+@pytest.mark.parametrize("where", recorded.places())
+def test_the_rule_is_put_to_recorded_series_as_to_made_up_ones(where):
+    real = [one for one in contest.rounds(10, ["rule"]) if one.kind == where]
+    assert [one.step for one in real] == [0.0, *synthetic.STEPS]
+    quiet, large = real[0].hold(), real[-1].hold()
+    assert quiet.series == large.series == len(recorded.windows(where, 0.0)[0])
+    assert large.noise == recorded.noise(where)
+    assert quiet.per_1000 >= 0 and list(large.within) == sorted(large.within)

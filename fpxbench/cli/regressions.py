@@ -132,7 +132,7 @@ def detector(
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes.  [dim]default: one a core[/]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the rule that finds regressions, on made-up series, beside asv's own and Apache Otava's."""
+    """Measure the rule that finds regressions, on made-up and recorded series, beside asv's own and Apache Otava's."""
     from fpxbench.regressions.contest import SEED, available, result_as_json, rounds
 
     here = available()
@@ -165,21 +165,13 @@ def detector(
 
 
 def _print_contest(results, series: int) -> None:
+    from fpxbench.regressions import recorded
     from fpxbench.regressions.contest import Found
 
-    found = [result for result in results if isinstance(result, Found)]
-    table = Table(title=f"Steps found, of {series} series with 30 builds before", title_justify="left", box=None, pad_edge=False)
-    for name in ("step", "σ", "detector", *(f"in {k}" for k in range(1, 6)), "right build"):
-        table.add_column(name, justify="left" if name == "detector" else "right", no_wrap=True)
-    last = None
-    for result in found:
-        here = (result.step, result.noise)
-        table.add_row(*((f"{result.step:.0%}", f"{result.noise:.0%}") if here != last else ("", "")), result.detector,
-                      *(f"{share:.1%}" for share in result.within), f"{result.placed:.0%}" if result.within[-1] else "")
-        last = here
-    out.print(table)
-    out.print()
-    alarmed = [result for result in results if not isinstance(result, Found)]
+    real = recorded.places()
+    found = [result for result in results if isinstance(result, Found) and result.kind not in real]
+    _print_found(found, f"Steps found, of {series} series with 30 builds before")
+    alarmed = [result for result in results if not isinstance(result, Found) and result.kind not in real]
     lengths = sorted({result.builds for result in alarmed})
     table = Table(title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each", title_justify="left", box=None,
                   pad_edge=False)
@@ -188,7 +180,31 @@ def _print_contest(results, series: int) -> None:
     cells = {(result.kind, result.detector, result.builds): result.per_1000 for result in alarmed}
     last = None
     for kind, name in dict.fromkeys((result.kind, result.detector) for result in alarmed):
-        table.add_row(kind if kind != last else "", name, *(f"{cells[kind, name, length]:,.0f}" if cells[kind, name, length] >= 10
-                                                           else f"{cells[kind, name, length]:.1f}" for length in lengths))
+        table.add_row(kind if kind != last else "", name, *(_count(cells[kind, name, length]) for length in lengths))
         last = kind
     out.print(table)
+    out.print()
+    for where in real:
+        found = [result for result in results if isinstance(result, Found) and result.kind == where]
+        _print_found(found, f"Steps found, of {found[0].series} windows with 30 runs before, recorded on {where}")
+        alarms = {result.detector: result.per_1000 for result in results if not isinstance(result, Found) and result.kind == where}
+        out.print("Alarms in 1,000 such windows without a step: " + "; ".join(f"{name} {_count(alarms[name])}" for name in alarms))
+        out.print()
+
+
+def _print_found(found, title: str) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("step", "σ", "detector", *(f"in {k}" for k in range(1, 6)), "right build"):
+        table.add_column(name, justify="left" if name == "detector" else "right", no_wrap=True)
+    last = None
+    for result in found:
+        here = (result.step, result.noise)
+        table.add_row(*((f"{result.step:.0%}", f"{result.noise:.0%}" if result.noise > 0.1 else f"{100 * result.noise:.2g}%") if here != last else ("", "")),
+                      result.detector, *(f"{share:.1%}" for share in result.within), f"{result.placed:.0%}" if result.within[-1] else "")
+        last = here
+    out.print(table)
+    out.print()
+
+
+def _count(per_1000: float) -> str:
+    return f"{per_1000:,.0f}" if per_1000 >= 10 else f"{per_1000:.1f}"

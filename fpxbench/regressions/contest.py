@@ -1,4 +1,4 @@
-"""How good is the rule? Measured on made-up series, beside asv's own detector and Apache Otava's, in one run.
+"""How good is the rule? Measured on made-up and recorded series, beside asv's own detector and Apache Otava's, in one run.
 
 docs/decision-rule.md §9 says how each is asked and has the table. The rule was tuned on other seeds than the table's.
 """
@@ -15,7 +15,7 @@ from asv import step_detect
 from numpy.typing import NDArray
 
 from fpxbench.case import Case
-from fpxbench.regressions import synthetic
+from fpxbench.regressions import recorded, synthetic
 from fpxbench.regressions.detector import Change, detect
 from fpxbench.second_look import confirm
 from fpxbench.second_look.confirmation import Outcome
@@ -43,6 +43,7 @@ class Found:
     """How often a detector finds a step."""
 
     detector: str
+    kind: str
     step: float
     noise: float
     within: tuple[float, ...]
@@ -157,7 +158,7 @@ def available() -> list[str]:
 
 @dataclass(frozen=True)
 class Round:
-    """One kind of series, to be put to one detector."""
+    """One kind of series, to be put to one detector. Of recorded ones there are as many as there are windows, as noisy as they are."""
 
     detector: str
     series: int
@@ -170,26 +171,31 @@ class Round:
     def hold(self) -> Found | Alarmed:
         # Every detector sees the same series; the seed does not depend on it.
         rng = np.random.default_rng([self.seed, round(self.step * 100), round(self.noise * 100), self.builds,
-                                     list(synthetic.FLAT).index(self.kind)])
-        if self.step:
-            times = synthetic.step(self.series, self.step, self.noise, rng)
-        else:
-            times = synthetic.FLAT[self.kind](self.series, self.builds, self.noise, rng)
-        alarms = DETECTORS[self.detector](times, rng, self.noise, self.step)
+                                     [*synthetic.FLAT, *recorded.places()].index(self.kind)])
+        times, noise = self._times(rng)
+        alarms = DETECTORS[self.detector](times, rng, noise, self.step)
+        series, builds = times[0].shape
         if not self.step:
-            return Alarmed(self.detector, self.kind, self.builds, 1000 * len(alarms) / self.series, self.series)
-        return self._found(alarms)
+            return Alarmed(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
+        return self._found(alarms, noise, series)
 
-    def _found(self, alarms: list[Alarm]) -> Found:
+    def _times(self, rng: np.random.Generator) -> tuple[synthetic.Times, float]:
+        if self.kind in recorded.places():
+            return recorded.windows(self.kind, self.step), recorded.noise(self.kind)
+        if self.step:
+            return synthetic.step(self.series, self.step, self.noise, rng), self.noise
+        return synthetic.FLAT[self.kind](self.series, self.builds, self.noise, rng), self.noise
+
+    def _found(self, alarms: list[Alarm], noise: float, series: int) -> Found:
         right = [alarm for alarm in alarms
                  if alarm.slower and alarm.raised >= synthetic.BEFORE and abs(alarm.first - synthetic.BEFORE) <= NEAR]
         first: dict[int, Alarm] = {}
         for alarm in sorted(right, key=lambda alarm: alarm.raised):
             first.setdefault(alarm.row, alarm)
         nights: NDArray[np.intp] = np.array([alarm.raised - synthetic.BEFORE + 1 for alarm in first.values()], dtype=np.intp)
-        within = tuple(float((nights <= k).sum() / self.series) for k in range(1, synthetic.AFTER + 1))
+        within = tuple(float((nights <= k).sum() / series) for k in range(1, synthetic.AFTER + 1))
         placed = sum(alarm.first == synthetic.BEFORE for alarm in first.values()) / len(first) if first else 0.0
-        return Found(self.detector, self.step, self.noise, within, placed, self.series)
+        return Found(self.detector, self.kind, self.step, noise, within, placed, series)
 
 
 def rounds(series: int, detectors: list[str], seed: int = SEED) -> list[Round]:
@@ -198,7 +204,8 @@ def rounds(series: int, detectors: list[str], seed: int = SEED) -> list[Round]:
              for step, noise, name in product(synthetic.STEPS, synthetic.NOISES, detectors)]
     flats = [Round(name, series, seed, kind=kind, builds=builds)
              for kind, builds, name in product(synthetic.FLAT, synthetic.LENGTHS, detectors)]
-    return steps + flats
+    real = [Round(name, 0, seed, step=step, kind=where) for where, step, name in product(recorded.places(), (0.0, *synthetic.STEPS), detectors)]
+    return steps + flats + real
 
 
 def result_as_json(result: Found | Alarmed) -> dict[str, object]:
