@@ -35,8 +35,11 @@ def fake_quantize(
     counts as the identity, so that gradients pass unchanged where |x| is within the format's range, and are zero past
     it, where x has no influence. `clip_gradient=False` lets them pass there too.
 
-    Raises what `fpxbench.codec.encode` raises, and ValueError for a dtype that cannot hold every number of the format.
+    Raises what `fpxbench.codec.encode` raises, TypeError for what is no `Format`, and ValueError for a dtype that cannot hold every
+    number of the format.
     """
+    if not isinstance(fmt, Format):
+        raise TypeError(f"fake_quantize takes a Format, not {fmt!r}: fpxbench.formats.format_named(\"e4m3fn\") gives one")
     check_request(x, fmt, rounding, overflow, random_bits)
     if not _holds(x.dtype, fmt):
         raise ValueError(f"{x.dtype} does not hold every number of {fmt.name}, {fmt.min_subnormal:g} to {fmt.max:g}: use float32")
@@ -59,9 +62,11 @@ def fake_quantize_weight(weight: Tensor, scheme: Scheme, *, straight_through: bo
     With `straight_through` the gradient of every weight passes unchanged, the largest of an mx or nv block included,
     which may saturate: the scale follows it, so that it is not without influence.
 
-    Raises what `Scheme.quantize` raises. A compiled graph cannot look at numbers, and refuses none: there, what is not
+    Raises what `Scheme.quantize` raises, and TypeError for what is no `Scheme`. A compiled graph cannot look at numbers, and refuses none: there, what is not
     finite spoils its block.
     """
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"fake_quantize_weight takes a Scheme, not {scheme!r}: fpxbench.scheme.scheme_named(\"mxfp4\") gives one")
     values = scheme.dequantize(*scheme.quantize(weight.detach())).to(weight.dtype)
     return _StraightThrough.apply(weight, values, None) if straight_through else values
 
