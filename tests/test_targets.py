@@ -13,10 +13,12 @@ import fake_triton
 import psutil
 import pytest
 from ptx_samples import DECODE
+from typer.testing import CliRunner
 
+from fpxbench.cli import app
 from fpxbench.targets import builds, engine, history
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
-from fpxbench.targets.builds import CannotObtain, triton_at
+from fpxbench.targets.builds import CannotObtain, normal_name, triton_at
 from fpxbench.targets.collect import ask_build, ask_builds, assembled
 from fpxbench.targets.diff import changes
 from fpxbench.targets.engine import Unusable
@@ -387,3 +389,42 @@ def test_ctrl_c_ends_it_and_all_that_it_started(fake):
 
 def descendants(pid):
     return [(child.pid, _words_of(child)) for child in psutil.Process(pid).children(recursive=True)]
+
+
+@pytest.mark.parametrize(("asked_for", "release"), [
+    ("3.0", "3.0.0"), ("3", "3.0.0"), ("v3.1.0", "3.1.0"), ("3.9.0", "3.9.0"), ("3.9.0.post1", "3.9.0.post1"), ("3.9rc1", "3.9.0rc1"),
+    ("installed", "installed"), ("./3.0", "./3.0"),
+])
+def test_a_release_has_one_name_however_it_is_written(asked_for, release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert normal_name(asked_for) == release
+
+
+def test_a_folder_that_is_called_like_a_release_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "3.0").mkdir()
+    assert normal_name("3.0") == "3.0"
+
+
+class _Asked(Exception):
+    """Builds would have been fetched and asked."""
+
+
+def _diff(monkeypatch, *arguments):
+    def ask(builds, *others, **options):
+        raise _Asked(builds)
+
+    monkeypatch.setattr("fpxbench.targets.collect.ask_builds", ask)
+    return CliRunner().invoke(app, ["targets", "diff", *arguments])
+
+
+def test_releases_that_the_shipped_matrix_has_are_looked_up_and_not_asked(monkeypatch):
+    found = _diff(monkeypatch, "3.8", "3.9.0", "-o", "encode/e4m3fn")
+    assert found.exit_code == 0 and "by the matrix that comes with fpxbench" in found.output
+    assert "gained: 1 cells" in found.output
+
+
+@pytest.mark.parametrize("arguments", [("3.8.0", "3.9.0", "--ask"), ("3.8.0", "3.9.0", "--fresh"), ("3.8.0", "3.99.0"), ("installed", "3.9.0")])
+def test_what_the_shipped_matrix_cannot_answer_is_asked(monkeypatch, arguments):
+    found = _diff(monkeypatch, *arguments, "-o", "decode/e4m3fn")
+    assert isinstance(found.exception, _Asked) and found.exception.args == ([arguments[0]],)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fpxbench.cli.common import JsonOption, UsageError, app, err, out
-from fpxbench.targets.builds import INSTALLED
+from fpxbench.targets.builds import INSTALLED, normal_name
 from fpxbench.verdict import Status
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def targets(
     """
     if context.invoked_subcommand is not None:
         return
+    if export is not None and not export.absolute().parent.is_dir():
+        raise UsageError(f"--export {export}: there is no folder {export.parent}")
     matrix = _asked(triton or [INSTALLED], operation, arch, jobs, timeout, fresh)
     if export is not None:
         matrix.write(export)
@@ -75,13 +77,20 @@ def diff(
     arch: ArchOption = None, operation: OperationOption = None, jobs: JobsOption = None, timeout: TimeoutOption = 120.0,
     fresh: FreshOption = False, json: JsonOption = False,
     matrix: Annotated[Path | None, typer.Option("--matrix", help="Look versions up in this targets.json, and ask no build.")] = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask both builds here, though the matrix that comes with fpxbench has them.")] = False,
 ) -> None:
     """What a Triton build gained and lost against another.
 
+    Two releases that the matrix which comes with fpxbench has both are looked up there. Others are fetched, and asked here.
+
     Exit status: 0; 1 if something that was ok is not any more; 2 for a mistake in the command; 130 after Ctrl-C.
     """
+    from fpxbench.reports.support import SHIPPED
     from fpxbench.targets.diff import changes
 
+    if matrix is None and not (ask or fresh) and _shipped_has((before, after), operation, arch):
+        matrix = SHIPPED
+        err.print("by the matrix that comes with fpxbench; --ask fetches and asks both builds here", style="dim")
     (old, at), (new, there) = (_build(name, matrix, operation, arch, jobs, timeout, fresh) for name in (before, after))
     found = [change for change in changes(old, at, new, there) if _wanted(change, operation, arch)]
     if json:
@@ -124,7 +133,7 @@ def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | Non
 
     questions, architectures = _questions(operation), _architectures(arch)
     with _progress() as progress:
-        results: list[Judged] = ask_builds(builds, questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
+        results: list[Judged] = ask_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
                                            say=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
     return assembled(results, questions, architectures)
 
@@ -161,13 +170,25 @@ def _build(
     if shared is not None:
         matrix = read_matrix(shared)
         versions = [build.triton for build in matrix.builds]
-        if name not in versions:
+        if normal_name(name) not in versions:
             raise UsageError(f"{shared} has no Triton {name}: it has {', '.join(versions)}")
-        return matrix, versions.index(name)
+        return matrix, versions.index(normal_name(name))
     matrix = _asked([name], operation, arch, jobs, timeout, fresh)
     if matrix.builds[0].unusable:
         raise UsageError(matrix.builds[0].unusable)
     return matrix, 0
+
+
+def _shipped_has(names: tuple[str, str], operation: list[str] | None, arch: list[str] | None) -> bool:
+    """Whether the matrix that comes with fpxbench has both builds, and everything that is asked of them."""
+    from fpxbench.reports.support import SHIPPED
+    from fpxbench.targets.matrix import read_matrix
+
+    shipped = read_matrix(SHIPPED)
+    architectures, probes = {architecture.name for architecture in shipped.architectures}, {probe.id for probe in shipped.probes}
+    return ({normal_name(name) for name in names} <= {build.triton for build in shipped.builds if not build.unusable}
+            and {architecture.name for architecture in _architectures(arch)} <= architectures
+            and (not operation or {question.id for question in _questions(operation)} <= probes))
 
 
 def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool:

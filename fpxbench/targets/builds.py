@@ -47,6 +47,18 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpxbench"
 
 
+def normal_name(asked_for: str) -> str:
+    """A version as Triton's releases are called: ``3.0`` is ``3.0.0``. What is no version (`INSTALLED`, a path) is left as it is."""
+    if os.sep in asked_for or Path(asked_for).exists():
+        return asked_for
+    try:
+        version = Version(asked_for)
+    except InvalidVersion:
+        return asked_for
+    rest = str(version).removeprefix(version.base_version)
+    return version.base_version + ".0" * (3 - len(version.release)) + rest
+
+
 def triton_at(asked_for: str, say: Callable[[str], None] = lambda text: None) -> TritonAt:
     """``installed``, a version (fetched once, and kept), or the path of a folder with a Triton in it or of a Python that has one.
 
@@ -67,7 +79,7 @@ def triton_at(asked_for: str, say: Callable[[str], None] = lambda text: None) ->
         Version(asked_for)
     except InvalidVersion:
         raise CannotObtain(f"{asked_for!r} is no version of Triton, and no folder or interpreter either") from None
-    return TritonAt(asked_for, sys.executable, _fetched(asked_for, say))
+    return TritonAt(asked_for, sys.executable, _fetched(normal_name(asked_for), say))
 
 
 def _fetched(version: str, say: Callable[[str], None]) -> Path:
