@@ -104,7 +104,7 @@ class Verdict(BaseModel):
 _WORDS: tuple[tuple[Kind, str], ...] = (
     (Kind.UNSUPPORTED_ROUNDING, r"[Uu]nsupported conversion from \S+ to \S+ with rounding mode \w+"),
     (Kind.UNSUPPORTED_ROUNDING, r"[Uu]nsupported rounding mode.*"),
-    (Kind.UNSUPPORTED_DTYPE, r"type fp8\w+ not supported in this architecture.*"),
+    (Kind.UNSUPPORTED_DTYPE, r"type fp8\w+ not supported in this architecture[^\"\n]*"),
     (Kind.UNSUPPORTED_DTYPE, r"\"?\w+\"? not implemented for '(?:Float8|BFloat16|Half|Byte|Char|UInt)\w*'"),
     (Kind.UNSUPPORTED_DTYPE, r"[Uu]nsupported (?:d?type|data type)[^\n]*"),
     (Kind.UNSUPPORTED_DTYPE, r"fail to convert fp8\w+ to ir type"),
@@ -136,9 +136,18 @@ def kind_in(text: str) -> tuple[Kind, str] | None:
     return None
 
 
+_PLACE = re.compile(r"\s*at \d+:\d+:\n.*\n[ \t]*\^[ \t]*(?:\n|$)", re.DOTALL)
+
+
+def without_source(message: str) -> str:
+    """A message of Triton's without its ``at 4:26:``, the source that follows and the caret under it: what is said after them, which
+    may be nothing."""
+    return _PLACE.sub("", message, count=1).strip()
+
+
 def classify_exception(type_name: str, message: str, log_tail: str) -> Verdict:
     """The verdict on a case that raised."""
-    said = f"{type_name}: {message}".strip()
+    said = f"{type_name}: {without_source(message)}".strip()
     first_line = next((line.strip() for line in said.splitlines() if line.strip()), type_name)[:400]
     if type_name in ("MemoryError", "OutOfMemoryError") or _OUT_OF_MEMORY.search(message):
         return Verdict(status=Status.OOM, summary=f"ran out of memory: {first_line}", log_tail=log_tail)

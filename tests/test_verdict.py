@@ -103,3 +103,10 @@ def test_every_kind_is_explained_to_people(kind):
 def test_the_headline_says_the_kind_where_there_is_one():
     assert Verdict(status=Status.OK).headline == "ok"
     assert Verdict(status=Status.WRONG, kind=Kind.SIGN_LOST).headline == "wrong (sign_lost)"
+
+
+def test_of_tritons_message_the_reason_is_told_and_not_the_place_in_the_source():
+    place = "at 4:26:\ndef kernel(p):\n    y = x.to(tl.float8e4b15)\n                          ^\n"
+    assert classify_exception("CompilationError", place + "cannot convert float64\n", "").summary == "raised CompilationError: cannot convert float64"
+    assert classify_exception("CompilationError", place, "").summary == "raised CompilationError:"
+    assert classify_exception("ValueError", "at 4:26: is no place of Triton's", "").summary == "raised ValueError: at 4:26: is no place of Triton's"

@@ -19,7 +19,7 @@ from fpxbench.record import Build, Machine
 from fpxbench.settings import Settings
 from fpxbench.store import Store, latest
 from fpxbench.sweep import PREPARATION_TIMEOUT_S, CannotStart
-from fpxbench.verdict import Status
+from fpxbench.verdict import Status, with_log
 
 EVERY_FP32 = 1 << 32
 _FAULT = re.compile(r"(CUDA|HIP) (driver )?error|illegal memory access|device-side assert|AcceleratorError")
@@ -102,8 +102,12 @@ def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float
         damaged = any(result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results)
         if damaged:
             isolation.recycle()     # a GPU's fault is sticky: what came after it in this child says nothing
-        if not damaged or len(batch) == 1:
-            return results
+        if len(batch) == 1:
+            told = with_log(results[0].verdict, outcome.log_tail) if results[0].verdict.status is Status.ERROR else results[0].verdict
+            return [results[0].model_copy(update={"verdict": told})]
+        if not damaged:     # what raised is asked again alone, so that the log is its own
+            return [again for result in results for again in (
+                _carried_out(isolation, [result.conversion], timeout_s) if result.verdict.status is Status.ERROR else [result])]
     elif len(batch) == 1:
         return [NumericsResult(conversion=batch[0], verdict=outcome.verdict)]
     return [result for conversion in batch for result in _carried_out(isolation, [conversion], timeout_s)]

@@ -20,7 +20,7 @@ from fpxbench.numerics.operations import Inputs, inputs_of, right_bits, to_bits,
 from fpxbench.numerics.record import EXAMPLES, Behaviour, Difference, Example, InputKind
 from fpxbench.numerics.reference import expected_codes, sibling_of
 from fpxbench.numerics.verdicts import verdict_on
-from fpxbench.verdict import classify_exception
+from fpxbench.verdict import classify_exception, without_source
 
 _PADDING = 64
 """More than any vector is long, so that lengths which differ by one stay apart."""
@@ -116,7 +116,10 @@ def judged(conversion: Conversion, judgement: Judgement, digest: str) -> Numeric
 def refusal(conversion: Conversion, error: Exception) -> NumericsResult:
     """The result of a conversion that raised `error`."""
     traceback.print_exception(error)
-    return NumericsResult(conversion=conversion, verdict=classify_exception(type(error).__name__, str(error), ""))
+    message = without_source(str(error))
+    if not message and error.__cause__ is not None:     # Triton says where, and leaves the reason to what it was raised from
+        message = f"{type(error.__cause__).__name__}: {error.__cause__}"
+    return NumericsResult(conversion=conversion, verdict=classify_exception(type(error).__name__, message, ""))
 
 
 def rounding_of(conversion: Conversion) -> Rounding:
