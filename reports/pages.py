@@ -51,6 +51,10 @@ MISTAKES_IN_SHORT = 3
 MOST_GROUPS_LISTED = 100
 """Of the findings in one state; each build's page has all of its own."""
 MOST_BROKEN_LINES = 50
+CUT_LOG_BYTES = 3500
+"""From this size on a log may have lost its beginning: `fpxbench.isolation` keeps 4 kB, of which paths may since have been shortened."""
+MOST_OF_A_CUT_LINE = 400
+"""Characters that are given up for a log to begin with a whole line."""
 
 
 class Pages:
@@ -62,8 +66,9 @@ class Pages:
             trim_blocks=True, lstrip_blocks=True,
         )
         self._templates.filters.update(
-            us=microseconds, nbytes=nbytes, capacity=capacity, times=times, figure=figure, share=share, code_names=code_names, log=printable,
+            us=microseconds, nbytes=nbytes, capacity=capacity, times=times, figure=figure, share=share, code_names=code_names, log=from_line,
             pretty=pretty, when=when, clipped=clipped, cell_text=cell_text, commits=commits,
+            unquoted=words.unquoted,
         )
         self._templates.globals.update(
             words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=FLAG_SIGN,
@@ -259,6 +264,13 @@ def printable(text: str) -> str:
     if text.translate(_KEPT).isprintable():     # as most are, and long ones often repeated
         return text
     return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
+
+
+def from_line(log: str) -> str:
+    """`printable`, from the first line that is whole: of a long log only the end is kept, and that begins anywhere."""
+    first, newline, rest = log.partition("\n")
+    cut = newline and len(log.encode()) >= CUT_LOG_BYTES
+    return printable(rest if cut and len(first) < MOST_OF_A_CUT_LINE else log)
 
 
 def clipped(text: str, most: int = 600) -> str:

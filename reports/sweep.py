@@ -16,6 +16,7 @@ from statistics import median
 from urllib.parse import quote, urlencode
 
 from fpxbench.reports.standing import Standing
+from fpxbench.reports.words import unquoted
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.case import Case
@@ -64,7 +65,7 @@ class Row:
         timing, traffic, verdict = record.timing, record.traffic, record.verdict
         return cls(
             case=record.case, page=page_name(record.case), status=verdict.status, kind=verdict.kind, signal=verdict.signal,
-            summary=" ".join(verdict.summary.split())[:600], flags=tuple(record.flags), no_timing=record.no_timing,
+            summary=unquoted(" ".join(verdict.summary.split())[:600]), flags=tuple(record.flags), no_timing=record.no_timing,
             median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us,
             speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
             packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,

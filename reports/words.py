@@ -42,6 +42,12 @@ WORDS: dict[str, str] = {
     "bits per weight": "The bytes that the stored weight takes, scales included, measured on its tensors.",
 }
 
+
+def unquoted(words: str) -> str:
+    """A failure's words without the ``")`` that is left at their end of an exception printed around them."""
+    return words[:-2] if words.endswith('")') and words.count('"') % 2 else words
+
+
 STATUSES: dict[Status, str] = {
     Status.OK: "The result lies within the bound on every check. Only such a case has a time.",
     Status.WRONG: "Finite, and outside the bound.",

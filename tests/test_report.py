@@ -13,7 +13,7 @@ from sites import Page, dead_links, pages_of, scripts_of_their_own
 from fpxbench.record import Flag
 from fpxbench.reports import findings, words
 from fpxbench.reports.build import SiteSummary, build_site
-from fpxbench.reports.pages import code_names, commits, figure, microseconds, printable
+from fpxbench.reports.pages import code_names, commits, figure, from_line, microseconds, printable
 from fpxbench.reports.sweep import page_name, sweep_of
 from fpxbench.verdict import SEVERITY, SIGNS, Kind, Status, Verdict
 
@@ -370,6 +370,17 @@ def test_what_is_no_range_of_pytorchs_commits_is_no_link(url: str) -> None:
 
 def test_a_log_loses_its_colours_and_shows_its_control_characters() -> None:
     assert printable("\x1b[1;31mred\x1b[0m\r\n\x07\tend") == "red\n␇\tend"
+
+
+def test_a_log_that_lost_its_beginning_begins_with_a_whole_line_and_any_other_is_whole() -> None:
+    assert from_line("d_module()\n" + "line\n" * 900).startswith("line\n")
+    assert from_line("first\nlast") == "first\nlast"
+    assert from_line("x" * 5000) == "x" * 5000
+
+
+def test_words_lose_a_quote_that_was_opened_before_them_and_keep_their_own() -> None:
+    assert words.unquoted("""the supported are ('fp8e4nv', 'fp8e5')")""") == "the supported are ('fp8e4nv', 'fp8e5')"
+    assert words.unquoted('raised Error("no such file")') == 'raised Error("no such file")'
 
 
 # ---- colours --------------------------------------------------------------------------------------------------------
