@@ -120,3 +120,12 @@ def test_what_was_never_measured_is_a_mistake_that_names_what_was(folder, argume
 def test_rows_are_json():
     (row,) = compare([record(BEFORE, us=100)], [record(AFTER, us=110)])
     assert json.loads(row.model_dump_json())["change"] == "slower"
+
+
+def test_builds_that_no_machine_has_both_of_are_said_to_be_that(tmp_path):
+    store = Store(tmp_path / "results")
+    store.append(record(BEFORE, machine="here", us=50.0))
+    store.append(record(AFTER, machine="there", us=50.0))
+    assert "no machine has sweeps of both" in ask(tmp_path, "2.13.0", "2.14.1")
+    store.append(record(AFTER, machine="here", us=50.0))
+    assert "no machine has sweeps of both" not in ask(tmp_path, "2.13.0", "2.14.1")

@@ -152,7 +152,7 @@ def test_a_file_of_cases_is_run_as_it_stands(stub, tmp_path):
     assert [each.refused for each in made.cases] == ["plan_stub takes no case of this size on cpu", "takes no FP4", ""]
 
 
-@pytest.mark.parametrize("text, said", [("", "no case in it"), ('{"implementation": "../x"}', "line 1 is not a case")])
+@pytest.mark.parametrize("text, said", [("", "no case in it"), ('{"implementation": "../x"}', "cases.jsonl:1: no case")])
 def test_a_file_that_holds_no_cases_is_a_mistake_that_names_it(stub, tmp_path, text, said):
     file = tmp_path / "cases.jsonl"
     file.write_text(text)
