@@ -167,6 +167,22 @@ def test_one_factor_on_every_weight_is_neither_a_bias_nor_another_blocks_scale(s
     assert finding(found, "blocks").right is True
 
 
+@pytest.mark.parametrize(("added", "said"), [
+    (lambda y: torch.full_like(y, 0.0625), "the output is 0.0625 for x = 0: something is added"),
+    (lambda y: torch.linspace(-1, 1, y.shape[1]).to(y.dtype).expand_as(y), "the output is -1 to 1 for x = 0: something is added"),
+])
+def test_what_is_added_to_the_product_is_seen_where_the_product_is_zero(added, said) -> None:
+    """Read out weight by weight it would look like another table and other scales."""
+    def multiply(x, w):
+        y = (x.float() @ w.float().T).to(x.dtype)
+        return y + added(y)
+
+    found = inspected(Decoding(multiply=multiply), "e4m3fn-row")
+    assert found.verdict.status is Status.WRONG
+    assert found.verdict.summary.startswith(said)
+    assert [one.name for one in found.findings] == ["zero"]
+
+
 class HalfOfTheScale(nn.Module):
     """A Linear in E4M3FN whose row scales are halved after the division by them."""
 

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 from torch.nn.modules import module
 
@@ -150,6 +151,10 @@ class _Inspector:
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
             self.inspection.verdict = sums
             return
+        if (added := self._added(operands)) is not None:     # to every weight read out as well: the experiments would show that, over and over
+            self.inspection.findings = [added]
+            self.inspection.verdict = Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.sentence)
+            return
         self.inspection.findings = findings = self._experiments()
         if weights_right and stored is None and sums is None and all(finding.right is not False for finding in findings):
             self.inspection.verdict = self._right(readout)
@@ -160,6 +165,19 @@ class _Inspector:
         elif sums is not None and bool(operands.decoded.isfinite().all()):
             reading = diagnose_product(self.implementation, operands)
         self.inspection.verdict = self._verdict(readout, stored, reading)
+
+    def _added(self, operands: Operands) -> Finding | None:
+        """What comes out for x = 0, if it is a number other than 0."""
+        if not bool(operands.decoded.isfinite().all()):
+            return None
+        x = torch.zeros(self.case.m, self.case.k, dtype=self.bench.dtype, device=self.device)
+        y = conduct.call(self.implementation, x, operands.weight, self.device).double()
+        if not bool(y.isfinite().all()) or not bool(y.any()):
+            return None
+        low, high = float(y.min()), float(y.max())
+        much = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        return Finding(name="zero", right=False, tried=y.numel(),
+                       sentence=f"the output is {much} for x = 0: something is added to the product, a bias or a zero point")
 
     def _right(self, readout: Readout) -> Verdict:
         doubtful = [finding for finding in self.inspection.findings if finding.right is None]
