@@ -13,7 +13,7 @@ from fpxbench.reports.support_cell import Cell, Moment, moments
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import Figures, Outcome, Probe
 from fpxbench.targets.operations import OPERATIONS, Question
-from fpxbench.targets.reproduction import script
+from fpxbench.targets.reproduction import script, told
 from fpxbench.verdict import SEVERITY, Status
 
 CHECKS = {
@@ -132,9 +132,7 @@ def _script(question: Question | None, architecture: str, first: str, last: str,
     becomes part of a program that people run."""
     if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(r"[\w.+]+", last):
         return ""
-    kind = f" ({outcome.kind})" if outcome.kind else ""
-    since = "" if first == last else f", and from {first} on"
-    return script(question, ARCHITECTURES[architecture], last, f"with {last}{since}: {outcome.status}{kind}: {outcome.cause}")
+    return script(question, ARCHITECTURES[architecture], last, told(outcome, first, last))
 
 
 def _figures(support: Support, row: Row, architecture: str) -> list[tuple[Probe, Outcome, Figures]]:

@@ -19,7 +19,7 @@ from fpxbench.reports.support_row import Scripts, row_in_full
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import Machine, Matrix, OperationSummary, Outcome, Probe, Run, TritonBuild, read_matrix
 from fpxbench.targets.operations import questions_like
-from fpxbench.targets.reproduction import script
+from fpxbench.targets.reproduction import script, seen
 from fpxbench.verdict import Kind, Status
 from test_report import PAYLOAD, Page
 
@@ -223,9 +223,19 @@ def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> Non
     [entry] = [entry for on in found if on.architecture.name == "sm_90" for entry in on.entries if entry.outcome.status is Status.WRONG]
     assert entry.builds == "3.0.0 to 3.1.0" and entry.every
     [question] = questions_like([entry.probes[0].id])
-    told = f"with 3.1.0, and from 3.0.0 on: wrong (fnuz_as_fn): {entry.outcome.cause}"
-    assert scripts.text(entry.script) == script(question, ARCHITECTURES["sm_90"], "3.1.0", told)
+    version, told = seen(shipped, question.id, "sm_90", "3.1.0")
+    assert version == "3.1.0" and told.startswith(f"with 3.1.0, and from 3.0.0 on: wrong (fnuz_as_fn): {entry.outcome.cause}\n")
+    assert scripts.text(entry.script) == script(question, ARCHITECTURES["sm_90"], version, told)
     assert '#   pip install "triton==3.1.0"' in scripts.text(entry.script)
+
+
+def test_a_script_for_what_is_silently_wrong_begins_with_the_codes_and_what_they_should_be(shipped) -> None:
+    version, told = seen(shipped, "decode/e5m2/bf16", "sm_90")
+    [question] = questions_like(["decode/e5m2/bf16"])
+    head, _, _ = script(question, ARCHITECTURES["sm_90"], version, told).partition("import")
+    assert f'pip install "triton=={shipped.builds[-1].triton}"' in head and "wrong (nan_code_lost)" in head
+    assert "0x7c 0.11111.00 to 65536 instead of inf" in head
+    assert seen(shipped, "decode/e5m2/fp16", "sm_90") == ("", ""), "of what is right there is nothing to tell"
 
 
 def test_whatever_is_refused_or_broken_can_be_shown_again(shipped) -> None:

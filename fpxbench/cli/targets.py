@@ -118,14 +118,20 @@ def repro(
     architecture: Annotated[str, typer.Argument(help="sm_90, gfx942.")],
     triton: Annotated[str, typer.Option("--triton", "-t", help="The version that the script says to install.")] = "",
 ) -> None:
-    """Print a script that compiles one cell and needs nothing but a Triton: for a bug report."""
-    from fpxbench.targets.reproduction import script
+    """Print a script that compiles one cell and needs nothing but a Triton: for a bug report.
+
+    What the matrix that comes with fpxbench has on the cell stands at its top: the verdict and, of what is silently wrong, the codes.
+    """
+    from fpxbench.reports.support import SHIPPED
+    from fpxbench.targets.matrix import read_matrix
+    from fpxbench.targets.reproduction import script, seen
 
     arch, = _architectures([architecture]) if architecture else []
     questions = _questions([probe])
     if len(questions) != 1:
         raise UsageError(f"{probe!r} is {len(questions)} probes; name one, as in {questions[0].id}")
-    print(script(questions[0], arch, triton), end="")
+    version, found = seen(read_matrix(SHIPPED), questions[0].id, arch.name, normal_name(triton) if triton else "")
+    print(script(questions[0], arch, triton or version, found), end="")
 
 
 def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool) -> Matrix:

@@ -9,7 +9,9 @@ from pprint import pformat
 
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.engine import CHILD
+from fpxbench.targets.matrix import Matrix, Outcome
 from fpxbench.targets.operations import KERNELS, Question
+from fpxbench.verdict import Status
 
 _HEAD = '''\
 # {probe} on {architecture}{found}
@@ -77,6 +79,27 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
                      text="amdgcn" if amd else "ptx", object="hsaco" if amd else "cubin"),
     ]
     return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, body), *body]) + "\n"
+
+
+def told(outcome: Outcome, first: str, last: str) -> str:
+    """What a script's head says was seen from Triton `first` to `last`; of what compiles and is wrong the codes too, with what they should be."""
+    kind = f" ({outcome.kind})" if outcome.kind else ""
+    since = "" if first == last else f", and from {first} on"
+    said = f"with {last}{since}: {outcome.status}{kind}: {outcome.cause}"
+    return f"{said}\n{outcome.words}" if outcome.status is Status.WRONG and outcome.words else said
+
+
+def seen(matrix: Matrix, probe: str, architecture: str, triton: str = "") -> tuple[str, str]:
+    """A version of Triton on which that cell is not ok, and what is `told` of it: of `triton`, or of the newest that was asked; empty if
+    there is nothing to tell."""
+    versions = [build.triton for build in matrix.builds]
+    runs = [run for one in matrix.probes if one.id == probe for run in one.cells.get(architecture, ())]
+    if triton:
+        runs = [run for run in runs if triton in versions[run.builds[0]:run.builds[1] + 1]]
+    if not runs or matrix.outcomes[runs[-1].outcome].status in (Status.OK, Status.MISSING):
+        return "", ""
+    first, last = (versions[at] for at in runs[-1].builds)
+    return triton or last, told(matrix.outcomes[runs[-1].outcome], first, last)
 
 
 def _of_inductor(question: Question, architecture: Architecture, request: dict, found: str) -> str:
