@@ -207,6 +207,19 @@ def test_half_of_every_weight_may_be_nvfp4s_block_scales_read_as_fnuz() -> None:
     assert found.verdict.kind not in (Kind.FN_AS_FNUZ, Kind.SCALED)
 
 
+def test_what_makes_an_output_nonfinite_stands_first_in_the_table() -> None:
+    found = inspected(Planted({"bias": -1, "specials": "fn"}), "e4m3fnuz-row")
+    first, second, *others = [one.entry[:4] for one in finding(found, "table").differences]
+    assert (first, second) == ("0x7f", "0xff")      # 240, and NaN in E4M3FN
+    assert others == sorted(others)
+
+
+def test_weights_that_hold_a_fixed_maximum_are_said_not_to_be_told() -> None:
+    order = finding(inspected(Planted({"pairs": True}, opaque=True), "mxfp4", k=128), "order")
+    assert order.sentence == ("120 of 128 weights of a row are made of other codes' bits (8 more hold, or are read from, the fixed maximum"
+                              " of a block, and cannot be told): k reads the code of k ^ 1")
+
+
 def test_a_table_that_is_another_formats_is_named() -> None:
     class ReadsE5M2(Planted):
         def matmul(self, x, weight):

@@ -158,10 +158,13 @@ def _sources(bench: Bench, held: Tensor, seen: Tensor) -> Finding:
     differences = []
     for column in wrong.any(dim=1).nonzero().reshape(-1).tolist()[:SHOWN]:
         differences.append(Difference(entry=f"weight {column}", definition=f"code of {column}", acted_by=_made_of(source[column], bits)))
-    count = int(wrong.any(dim=1).sum())
+    moved = wrong.any(dim=1)
+    count, untold = int(moved.sum()), int(((source != own).any(dim=1) & ~moved).sum())
     rule = _rule(source, free, bits)
+    why = "could not be followed" if bench.sets_codes else "hold, or are read from, the fixed maximum of a block, and cannot be told"
+    rest = f" ({untold} more {why})" if untold else ""
     return Finding(name="order", right=False, tried=k, differences=differences,
-                   sentence=f"{count} of {k} weights of a row are made of other codes' bits: {rule or f'weight {differences[0].entry[7:]} is {differences[0].acted_by}'}")
+                   sentence=f"{count} of {k} weights of a row are made of other codes' bits{rest}: {rule or f'weight {differences[0].entry[7:]} is {differences[0].acted_by}'}")
 
 
 def _made_of(sources: Tensor, bits: int) -> str:

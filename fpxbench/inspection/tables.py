@@ -76,8 +76,8 @@ def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
     right = bench.table
     wrong = tried & ~bench.near(table, right)
     differences = [Difference(entry=bench.fmt.describe_code(code), definition=_number(right[code]), acted_by=_number(table[code]))
-                   for code in wrong.nonzero().reshape(-1).tolist()]
-    count = len(codes)
+                   for code in sorted(wrong.nonzero().reshape(-1).tolist(), key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()))]
+    count = len(codes)      # what makes an output NaN or infinite stands first
     if not differences:
         return table, Finding(name="table", right=True, tried=count, sentence=f"all {count} codes decode to their definition")
     kinds, what = _name_table(bench, table, tried)
