@@ -53,8 +53,8 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
     build, store = installed_build(), Store(settings.results)
     with Isolation(settings.memory_limit) as isolation:
         plan = _plan(isolation, settings)
-        store.make_folder()
         machine = _machine(isolation, plan.device, settings.machine)
+        store.make_folder()
         sweep = Sweep(build, machine, not_loaded=plan.not_loaded)
         done = {} if settings.fresh else _already_measured(store, machine, build, plan)
         todo = [planned for planned in plan.cases if planned.case.id not in done]

@@ -46,9 +46,9 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
     """
     conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # a mistake is told at once
     build, store = installed_build(), Store(settings.results, NumericsRecord)
-    store.make_folder()
     with Isolation(settings.memory_limit) as isolation:
         machine = _machine(isolation, settings)
+        store.make_folder()
         devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
         chosen = conversions(devices, engines, globs)
         run = NumericsRun(build, machine)
