@@ -16,7 +16,7 @@ from statistics import median
 from urllib.parse import quote, urlencode
 
 from fpxbench.reports.standing import Standing
-from fpxbench.reports.words import unquoted
+from fpxbench.reports.words import at_least_something, unquoted
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.case import Case
@@ -69,7 +69,7 @@ class Row:
             median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us,
             speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
             packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
-            roofline_fraction=traffic.roofline_fraction, bottleneck=traffic.bottleneck, sqnr_db=record.accuracy.sqnr_db,
+            roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck), sqnr_db=record.accuracy.sqnr_db,
             about=record.about, standing=standing,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from fpxbench.record import Flag
@@ -47,6 +48,17 @@ def unquoted(words: str) -> str:
     """A failure's words without the ``")`` that is left at their end of an exception printed around them."""
     return words[:-2] if words.endswith('")') and words.count('"') % 2 else words
 
+
+def at_least_something(bottleneck: str) -> str:
+    """A bottleneck in which no share is 0%: older records round down what is under 1%."""
+    return re.sub(r"\b0% of the time", "under 1% of the time", bottleneck)
+
+
+FACTS: dict[str, tuple[str, str]] = {
+    "power_limit_w": ("power limit", "W"), "memory_bus_bits": ("memory bus", "bits"), "memory_clock_mhz": ("memory clock", "MHz"),
+    "os": ("operating system", ""), "cores": ("processor cores", ""), "threads": ("PyTorch's threads", ""),
+}
+"""A machine's facts by name: their words, and the unit of their figures. Others are shown by their name."""
 
 STATUSES: dict[Status, str] = {
     Status.OK: "The result lies within the bound on every check. Only such a case has a time.",

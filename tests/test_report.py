@@ -383,6 +383,20 @@ def test_words_lose_a_quote_that_was_opened_before_them_and_keep_their_own() -> 
     assert words.unquoted('raised Error("no such file")') == 'raised Error("no such file")'
 
 
+def test_a_machines_facts_are_shown_in_words_with_units(tmp_path: Path) -> None:
+    machine = sample.CPU.model_copy(update={"facts": {"power_limit_w": 700.0, "memory_bus_bits": 5120, "of_its_own": "<b>x"}})
+    sample.write(tmp_path / "results", [sample.record(sample.case("x"), machine=machine)])
+    build_site(tmp_path / "results", tmp_path / "site")
+    page = (tmp_path / "site" / "machines" / machine.name / "index.html").read_text()
+    assert "<dt>power limit</dt><dd>700 W</dd>" in page and "<dt>memory bus</dt><dd>5120 bits</dd>" in page
+    assert "<dt>of its own</dt><dd>&lt;b&gt;x</dd>" in page
+
+
+def test_a_share_of_the_time_is_never_nothing() -> None:
+    assert words.at_least_something("reading would take 0% of the time") == "reading would take under 1% of the time"
+    assert words.at_least_something("reading would take 10% of the time") == "reading would take 10% of the time"
+
+
 # ---- colours --------------------------------------------------------------------------------------------------------
 
 def luminance(colour: str) -> float:
