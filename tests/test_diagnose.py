@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from fpxbench.formats import FORMATS
 from fpxbench.implementation import Implementation
 from fpxbench.scaling import Scales, scale_down
 from fpxbench.scheme import scheme_named
+from fpxbench.targets.judgement import _mistake as named_table
 from fpxbench.verdict import Kind
 from fpxbench.weight import QuantizedWeight
 
@@ -332,3 +335,25 @@ def test_siblings_are_each_others() -> None:
         assert other == FORMATS[other.name]
         assert sibling(other) == FORMATS[name]
     assert sibling(FORMATS["e3m2"]) is None
+
+
+@pytest.mark.parametrize(("scheme", "factor"), [("e4m3fn-row", 0.5), ("e4m3fn-g32", 3.0)])
+def test_scales_off_by_a_factor_from_those_that_the_codes_were_made_under_are_no_other_maximum(scheme, factor) -> None:
+    def off(weight, scheme):
+        codes, scales = scheme.quantize(weight)
+        return codes, Scales(scales.stored * factor)
+
+    found = stored_wrongly(off, scheme)
+    assert found.kind is Kind.SCALED
+    assert found.sentence == f"every stored scale is {factor:g} times the one that its codes were made under"
+
+
+def test_a_table_that_makes_infinity_a_number_says_so_before_nan() -> None:
+    """Triton's e5m2 to bf16 on NVIDIA GPUs: 0x7c is 65536."""
+    e5m2 = FORMATS["e5m2"]
+    read = tuple(replace(e5m2, specials="none").value(code) for code in range(256))
+    kind, sentence = named_table(e5m2, read)
+    assert kind is Kind.NAN_CODE_LOST and read[0x7C] == 65536
+    assert sentence.startswith("infinity, 0x7c 0.11111.00, and NaN codes such as 0x7f")
+    twice = tuple(2 * e5m2.value(code) for code in range(256))
+    assert named_table(e5m2, twice)[0] is Kind.SCALED
