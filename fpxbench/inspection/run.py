@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from pathlib import Path
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +19,15 @@ from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnosis.hypotheses import Mistakes, Predictor, explanations
 from fpxbench.diagnosis.misencodings import misencodings, misscalings
 from fpxbench.diagnosis.misreadings import misreadings
-from fpxbench.diagnosis.products import Diagnosis, diagnose_product, named, nearness, off_by_one_factor, single_weights, telling_operands
+from fpxbench.diagnosis.products import (
+    Diagnosis,
+    diagnose_product,
+    named,
+    nearness,
+    off_by_one_factor,
+    single_weights,
+    telling_operands,
+)
 from fpxbench.diagnosis.readout import Readout
 from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation

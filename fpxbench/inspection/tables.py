@@ -21,7 +21,7 @@ from fpxbench.formats import FORMATS, Format
 from fpxbench.inspection.bench import Bench
 from fpxbench.inspection.report import Difference, Finding
 from fpxbench.packing import padded_k
-from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
+from fpxbench.scaling import NV_SCALE_FORMAT
 from fpxbench.verdict import Kind
 
 COLUMNS = 8
