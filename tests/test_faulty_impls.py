@@ -99,7 +99,7 @@ PLANTS = (
     Plant("outputs_saturated", "e4m3fn-row", RAGGED, W, Kind.SATURATED, "stop at ±8"),
     Plant("nan_in_one_element", "e4m3fn-row", CODES, N, None, "output column 5 of"),
     Plant("gibberish", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
-    Plant("gain", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "1.03 times"),
+    Plant("gain", "e4m3fn-row", RAGGED, W, Kind.SCALED, "1.03 times"),
     # How a call misbehaves.
     Plant("stale_output", "e4m3fn-row", RAGGED, W, Kind.STALE_OUTPUT),
     Plant("first_call_only", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE),
