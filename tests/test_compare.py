@@ -40,6 +40,9 @@ def changes(*pairs):
     (dict(us=100), dict(us=90, seed=1), Change.FASTER),
     (dict(us=100), dict(us=101, seed=1), Change.UNCHANGED),
     (dict(us=100), dict(us=110, dense_us=110, seed=1), Change.MACHINE),
+    (dict(us=100), dict(us=115, dense_us=130, seed=1), Change.MACHINE),     # slower, and faster beside dense
+    (dict(us=100), dict(us=85, dense_us=70, seed=1), Change.MACHINE),
+    (dict(us=100), dict(us=115, dense_us=80, seed=1), Change.SLOWER),
     (dict(us=100), dict(status=Status.CRASH), Change.VERDICT_WORSE),
     (dict(status=Status.WRONG), dict(us=100), Change.VERDICT_BETTER),
     (dict(status=Status.WRONG, kind="sign_lost"), dict(status=Status.WRONG, kind="nibble_swap"), Change.VERDICT_OTHER),

@@ -27,7 +27,7 @@ class Change(StrEnum):
     VERDICT_OTHER = "verdict other"
     """Another kind of the same status."""
     MACHINE = "machine"
-    """The time changed, and so did the dense product's: their ratio did not."""
+    """The time changed, and so did the dense product's, by as much or more: their ratio does not speak for a change of the case."""
     FASTER = "faster"
     VERDICT_BETTER = "verdict better"
     UNCHANGED = "unchanged"
@@ -105,9 +105,11 @@ def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, 
     _, low, high = time
     if low <= 1 <= high:
         return Change.UNCHANGED
-    if speedup is not None and speedup[1] <= 1 <= speedup[2]:
+    slower = low > 1
+    # A slower case whose speedup did not fall was slowed down by less than the dense product was: by the machine.
+    if speedup is not None and not (speedup[2] < 1 if slower else speedup[1] > 1):
         return Change.MACHINE
-    return Change.SLOWER if low > 1 else Change.FASTER
+    return Change.SLOWER if slower else Change.FASTER
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
