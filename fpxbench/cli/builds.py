@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fpxbench.second_look.rerun import Bench
 
 VariantOption = Annotated[str | None, typer.Option(
-    "--variant", help="What the builds were made for: cpu, cu130, …; default: a wheel that names none.  [dim]default: as the PyTorch at hand[/]")]
+    "--variant", help="What the builds were made for: cpu, cu130, …; default: a wheel that names none.  [dim]default: FPX_VARIANT, or as the PyTorch at hand[/]")]
 MachineOption = Annotated[str | None, typer.Option("--machine", help="What this machine is called.  [dim]default: FPX_MACHINE, or its device's name[/]")]
 EnvironmentsOption = Annotated[Path | None, typer.Option(
     "--environments", help="Folder of the builds' environments.  [dim]default: FPX_ENVIRONMENTS, or .asv/env[/]")]
@@ -216,6 +216,7 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.machine = self.machine or os.environ.get("FPX_MACHINE") or None
+        self.variant = self.variant or os.environ.get("FPX_VARIANT") or None
 
     @property
     def timeline(self) -> Timeline:
