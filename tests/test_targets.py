@@ -197,7 +197,7 @@ HALVED = "mul.f16x2 %r2, %r2, 0x38003800; mul.f16x2 %r3, %r3, 0x38003800;"
     ("e4m3fn", "", Status.OK, None, "decodes every code as defined"),
     ("e4m3fnuz", "", Status.WRONG, Kind.FNUZ_AS_FN, "twice its value"),
     ("e4m3fnuz", HALVED, Status.WRONG, None, ""),                                   # the bias is put right, 0x80 is not
-    ("e4m3fn", HALVED, Status.WRONG, Kind.FN_AS_FNUZ, "half"),
+    ("e4m3fn", HALVED, Status.WRONG, Kind.SCALED, "0.5 times its value"),             # 0x80 and NaN are right: FNUZ would read them otherwise
     ("e4m3fn", "and.b32 %r2, %r2, 0x7FFF7FFF; and.b32 %r3, %r3, 0x7FFF7FFF;", Status.WRONG, Kind.SIGN_LOST, "positive"),
     ("e4m3fn", "and.b32 %r2, %r2, 0xFFFFFDFF; and.b32 %r3, %r3, 0xFFFFFDFF;", Status.WRONG, Kind.GIBBERISH, "no known format"),
     ("e4m3fn", "bra $L1;", Status.OK, None, "not run"),
