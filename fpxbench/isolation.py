@@ -32,7 +32,7 @@ from fpxbench import worker
 from fpxbench.verdict import Status, Verdict, classify_death, classify_exception
 
 LOG_TAIL_BYTES = 4096
-_FAREWELL_S = 3.0
+_FAREWELL_S = 1.0
 _MOST_MODULES_BYTES = 1 << 16
 POLL_S = 0.03
 _TERM_GRACE_S = 0.3

@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-
 PYTORCH_COMMITS = "https://github.com/pytorch/pytorch/compare/"
 """The one place outside a report that its pages link to."""
 

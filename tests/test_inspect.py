@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from fpxbench import check, conduct
-from fpxbench import implementation as implementations
+from fpxbench import check, conduct, implementation as implementations
 from fpxbench.case import Case
 from fpxbench.cli import app
 from fpxbench.inspection.report import InspectRequest

@@ -11,8 +11,7 @@ import torch
 from sample_records import BUILD, CPU
 
 from fpxbench.isolation import Outcome
-from fpxbench.numerics import run as runs
-from fpxbench.numerics import trial
+from fpxbench.numerics import run as runs, trial
 from fpxbench.numerics.changes import Snapshot, changes
 from fpxbench.numerics.conversion import Conversion, Engine
 from fpxbench.numerics.findings import disagreements, find

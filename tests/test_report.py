@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-
 import sample_records as sample
 from sites import Page, dead_links, pages_of, scripts_of_their_own
+
 from fpxbench.record import Flag
 from fpxbench.reports import findings, words
 from fpxbench.reports.build import SiteSummary, build_site

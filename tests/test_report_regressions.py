@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from fpxbench.reports.build import build_site
 from nights import EAGER, FUSED, nightly, nights, timed
 from sample_records import CPU, GPU, case, record
 from sites import PYTORCH_COMMITS, Page, dead_links, pages_of, scripts_of_their_own
@@ -19,6 +18,7 @@ from fpxbench.numerics.conversion import Conversion
 from fpxbench.numerics.record import Behaviour, NumericsRecord
 from fpxbench.regressions.findings import find
 from fpxbench.regressions.suspect import Direction, State
+from fpxbench.reports.build import build_site
 from fpxbench.second_look.confirmation import Confirmation, Interval, Outcome, Run
 from fpxbench.store import Store
 from fpxbench.timeline import Timeline

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
 import sample_records as sample
+from test_report import PAYLOAD, Page
+
 from fpxbench.reports.build import build_site
 from fpxbench.reports.support import SHIPPED, Gpu, Support, chosen_matrix
 from fpxbench.reports.support_build import steps
@@ -21,7 +22,6 @@ from fpxbench.targets.matrix import Machine, Matrix, OperationSummary, Outcome, 
 from fpxbench.targets.operations import questions_like
 from fpxbench.targets.reproduction import script, seen
 from fpxbench.verdict import Kind, Status
-from test_report import PAYLOAD, Page
 
 OK = Outcome(status=Status.OK, check="table")
 COMPILES = Outcome(status=Status.OK, cause="compiles")

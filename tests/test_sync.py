@@ -415,16 +415,11 @@ def test_a_git_that_was_killed_in_the_middle_does_not_stop_the_next_sync(timelin
     assert tags(timeline) == ["2.13.0", "2.14.1"]
 
 
-def test_a_thousand_nightlies_take_seconds_and_one_more_takes_less(timeline):
+def test_after_a_thousand_nightlies_one_more_asks_the_index_for_two_pages(timeline):
     wheels = [nightly(date(2024, 1, 1) + timedelta(days=number)) for number in range(1000)]
     with LocalIndex(*wheels[:-1]) as index:
-        started = time.monotonic()
         assert len(run(timeline, index).added) == 999
-        first = time.monotonic() - started
         index.wheels = wheels
         index.asked.clear()
-        started = time.monotonic()
         assert run(timeline, index).added == [f"nightly-{date(2024, 1, 1) + timedelta(days=999):%Y%m%d}"]
-        again = time.monotonic() - started
     assert len(index.asked) == 2
-    assert first < 120 and again < 20, "on a machine that does ten other things at once; 12 s and 2 s alone"
