@@ -17,8 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fpxbench.formats import Format
 from fpxbench.codec_definition import MAX_RANDOM_BITS, SOURCES, Overflow, Rounding, rounded_codes, values_of
+from fpxbench.formats import Format
 
 __all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
 
@@ -163,7 +163,7 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
 def _decode_in_pairs(flat: Tensor, fmt: Format) -> Tensor:
     """Two codes by one look-up: a CPU gathers 8 bytes as fast as 4. The table of all pairs fits its second-level cache."""
     size = 1 << fmt.bits
-    if flat.numel() and (largest := int(flat.max())) >= size:
+    if fmt.bits < 8 and flat.numel() and (largest := int(flat.max())) >= size:
         raise IndexError(f"{largest} is no code of {fmt.name}, which has {size}")
     values = torch.empty(flat.shape)
     _look_up(_pair_table(fmt), flat.view(torch.uint16), values.view(torch.float64))

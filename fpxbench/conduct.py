@@ -48,10 +48,6 @@ class Operands:
     def activation(self, call: int) -> Tensor:
         return check.make_activation(self.case, self.seed, call, self.device)
 
-    def slow(self, implementation: Implementation) -> bool:
-        """An interpreter, which names a limit to what it takes: fewer calls will do."""
-        return implementation.max_elements(self.device) is not None
-
     def reference(self, x: Tensor, implementation: Implementation) -> Reference:
         return check.reference(
             x, self.decoded, quantized=scheme_named(self.case.scheme).quantized,
@@ -129,7 +125,7 @@ def check_calls(implementation: Implementation, operands: Operands, *, first_cal
                 ) -> tuple[Comparison, Verdict | None]:
     """Fresh inputs, `calls` times, numbered from `first_call` (above 0: it was right before). The worst comparison, and the
     verdict if something was wrong (kind may be open)."""
-    calls = calls or (CALLS_SLOW if operands.slow(implementation) else CALLS)
+    calls = calls or (CALLS_SLOW if implementation.slow(operands.device) else CALLS)
     worst: Comparison | None = None
     previous: Reference | None = None
     for number in range(first_call, first_call + calls):
@@ -157,12 +153,12 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
     weight = operands.weight
-    most = ONE_HOT_COLUMNS_FEW if case.n * case.k >= LARGE or operands.slow(implementation) else ONE_HOT_COLUMNS
+    most = ONE_HOT_COLUMNS_FEW if case.n * case.k >= LARGE or implementation.slow(operands.device) else ONE_HOT_COLUMNS
     if weight.has_codes:
         columns = check.columns_covering_codes(weight, most)
     else:
         columns = list(range(0, case.k, max(1, case.k // most)))[:most]
-    if not operands.slow(implementation):
+    if not implementation.slow(operands.device):
         columns = list(dict.fromkeys([*columns, *range(case.k)]))
     read, seen = [], []
     for batch, weights in one_hot_columns(implementation, operands, columns, at_least=most, seconds=EVERY_WEIGHT_SECONDS):

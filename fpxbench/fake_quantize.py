@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fpxbench.codec import check_request, decode, encode_checked
-from fpxbench.formats import Format
 from fpxbench.codec_definition import SOURCES, Overflow, Rounding
+from fpxbench.formats import Format
 from fpxbench.scheme import Scheme
 
 
@@ -62,8 +62,8 @@ def fake_quantize_weight(weight: Tensor, scheme: Scheme, *, straight_through: bo
     With `straight_through` the gradient of every weight passes unchanged, the largest of an mx or nv block included,
     which may saturate: the scale follows it, so that it is not without influence.
 
-    Raises what `Scheme.quantize` raises, and TypeError for what is no `Scheme`. A compiled graph cannot look at numbers, and refuses none: there, what is not
-    finite spoils its block.
+    Raises what `Scheme.quantize` raises, and TypeError for what is no `Scheme`. A compiled graph cannot look at numbers, and
+    refuses none: there, what is not finite spoils its block.
     """
     if not isinstance(scheme, Scheme):
         raise TypeError(f"fake_quantize_weight takes a Scheme, not {scheme!r}: fpxbench.scheme.scheme_named(\"mxfp4\") gives one")

@@ -109,6 +109,10 @@ class Implementation:
         """The most multiply-adds (M*N*K) a case on `device` should have; None for any. For interpreters."""
         return None
 
+    def slow(self, device: str) -> bool:
+        """Whether it names such a limit: fewer calls will do."""
+        return self.max_elements(device) is not None
+
 
 _registry: dict[str, type[Implementation]] = {}
 _loaded_paths: set[Path] = set()

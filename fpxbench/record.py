@@ -63,6 +63,11 @@ class Build(_Part):
         """The build without its variant: ``2.13.0``, ``2.14.0.dev20261120``."""
         return self.torch.split("+")[0] if self.channel != "source" else self.torch
 
+    @property
+    def stem(self) -> str:
+        """What its files of records are called, and the folder of its pages: ``2.13.0-cpu``."""
+        return f"{self.label}-{self.variant}"
+
 
 class Machine(_Part):
     """A device as measured."""

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpxbench.case import Case
-from fpxbench.implementation import Implementation, LoadFailure, Support, discover, no_implementation, source_digest, summary
+from fpxbench.implementation import (
+    Implementation,
+    LoadFailure,
+    Support,
+    discover,
+    no_implementation,
+    source_digest,
+    summary,
+)
 from fpxbench.machine import default_device
 from fpxbench.plan import Plan, Planned
 from fpxbench.scheme import SCHEMES, Scheme, scheme_named

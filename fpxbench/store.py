@@ -66,7 +66,7 @@ class Store(Generic[R]):
 
     def file(self, machine: str, build: Build) -> Path:
         """Where the records of one build on one machine are."""
-        return self.root / _checked(machine) / self.of.FOLDER / f"{_checked(build.label)}-{_checked(build.variant)}.jsonl"
+        return self.root / _checked(machine) / self.of.FOLDER / f"{_checked(build.stem)}.jsonl"
 
     def files(self) -> list[Path]:
         """Every file of such records, sorted."""

@@ -9,8 +9,7 @@ import traceback
 
 import torch
 
-from fpxbench import check, conduct, measure
-from fpxbench import implementation as implementations
+from fpxbench import check, conduct, implementation as implementations, measure
 from fpxbench.conduct import Misconduct, Operands
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization

@@ -24,7 +24,8 @@ class Status(StrEnum):
     OK = "ok"
 
 
-SEVERITY = {status: index for index, status in enumerate(Status)}
+BY_SEVERITY = tuple(Status)
+SEVERITY = {status: place for place, status in enumerate(BY_SEVERITY)}
 
 BROKEN = frozenset({Status.CRASH, Status.WRONG, Status.NONFINITE, Status.TIMEOUT, Status.OOM, Status.ERROR})
 """Statuses that say something is wrong, as against refused or not there."""

@@ -14,21 +14,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from plotly.offline import get_plotlyjs
+
+from fpxbench.numerics.record import NumericsRecord
 from fpxbench.reports import findings
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.numerics import Judged, Since, findings_on, judged_of, matrix_of, since_earlier, worth_pages
 from fpxbench.reports.over_time import BUILDS_IN_FULL, OverTime
 from fpxbench.reports.pages import Pages, static_files, write_page
 from fpxbench.reports.standing import Standings
-from fpxbench.reports.support import FILE as MATRIX_FILE
-from fpxbench.reports.support import INDEX as SUPPORT
-from fpxbench.reports.support import Gpu, Support, chosen_matrix
+from fpxbench.reports.support import FILE as MATRIX_FILE, INDEX as SUPPORT, Gpu, Support, chosen_matrix
 from fpxbench.reports.support_build import steps
 from fpxbench.reports.support_row import row_in_full
 from fpxbench.reports.sweep import Heading, Sweep, sweep_of
-from plotly.offline import get_plotlyjs
-
-from fpxbench.numerics.record import NumericsRecord
 from fpxbench.store import BrokenLine, Store, latest
 from fpxbench.timeline import Timeline
 
@@ -71,13 +69,13 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     _write_assets(output / "assets")
     sweep_files = store.files()
     numerics = Store(results, NumericsRecord)
-    judged, broken_lines = _judged(numerics, builds)
+    brief, broken_lines = _judged(numerics, builds)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
     for paths, standings in over_time.machines(sweep_files):
         for path in paths:
             say(f"{path.parent.parent.name}: {path.stem}")
-            sweep, broken = _write_sweep(store, path, output, pages, judged.get(_folder(path), (None, None))[0], standings)
+            sweep, broken = _write_sweep(store, path, output, pages, brief.get(_folder(path), (None, None))[0], standings)
             broken_lines += broken
             if sweep is None:
                 continue
@@ -85,7 +83,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
             if rival is None or sweep.age >= rival.age:
                 newest[sweep.series] = sweep
             by_machine[sweep.folder[0]].append(sweep.heading())
-    _write_numerics(numerics, judged, output, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
+    judged = _write_numerics(numerics, brief, output, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     newest_judged: dict[tuple[str, str], tuple[Judged, Since | None]] = {}
     for one, since in sorted(judged.values(), key=lambda pair: _newest_first(pair[0])):
         newest_judged[one.folder[0], one.build.channel] = one, since
@@ -123,39 +121,40 @@ def _gpu_first(heading: Heading) -> tuple:
 
 
 def _judged(store: Store[NumericsRecord], builds: int) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
-    """The conversions of every build that gets pages, with what changed since the build before it.
-
-    Of each machine's builds only what tells them apart is held at a time: those that get pages are read again.
+    """In brief, the conversions of every build that gets pages, with what changed since the build before it. Of the others no more is
+    held than one machine's at a time.
     """
     judged: dict[tuple[str, str], tuple[Judged, Since | None]] = {}
     broken_lines: list[BrokenLine] = []
     for _, paths in groupby(store.files(), lambda path: path.parent.parent):
-        of_machine: dict[Path, Judged] = {}
+        of_machine: list[Judged] = []
         for path in paths:
             records, broken = _newest_records(store, path)
             broken_lines += broken
             if records:
-                of_machine[path] = judged_of(_folder(path), records).brief()
-        since = since_earlier(list(of_machine.values()))
-        shown = worth_pages(list(of_machine.values()), since, builds)
-        for path, one in of_machine.items():
-            if one.folder in shown:
-                judged[one.folder] = judged_of(one.folder, _newest_records(store, path)[0]), since.get(one.folder)
+                of_machine.append(judged_of(_folder(path), records).brief())
+        since = since_earlier(of_machine)
+        shown = worth_pages(of_machine, since, builds)
+        judged |= {one.folder: (one, since.get(one.folder)) for one in of_machine if one.folder in shown}
     return judged, broken_lines
 
 
 def _write_numerics(store: Store[NumericsRecord], judged: dict[tuple[str, str], tuple[Judged, Since | None]], output: Path, pages: Pages,
-                    swept: set[tuple[str, str]]) -> None:
-    """The pages of the conversions of each build in `judged`, whose records are read once more: none are held meanwhile."""
+                    swept: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[Judged, Since | None]]:
+    """The pages of the conversions of each build in `judged`, which is returned in full: their records are read once more, and none are
+    held meanwhile but those of mistakes."""
+    full = {}
     for path in store.files():
         if _folder(path) not in judged:
             continue
-        one, since = judged[_folder(path)]
-        matrix = matrix_of(_newest_records(store, path)[0])
+        records, since = _newest_records(store, path)[0], judged[_folder(path)][1]
+        one, matrix = judged_of(_folder(path), records), matrix_of(records)
+        full[one.folder] = one, since
         folder = output / "machines" / one.folder[0] / one.folder[1]
         write_page(folder / "numerics.html", pages.numerics(one, since, matrix, one.folder in swept))
         for row in matrix.rows:
             write_page(folder / row.page, pages.conversion(one, row))
+    return full
 
 
 def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:

@@ -6,19 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from fpxbench.reports.numerics import Judged, Since
-from fpxbench.reports.regressions import Group
-
 from fpxbench.environments.findings import Installation
 from fpxbench.record import Build
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY
 from fpxbench.regressions.suspect import Direction, MachineMove
+from fpxbench.reports.numerics import Judged, Since
+from fpxbench.reports.regressions import Group
 from fpxbench.second_look.confirmation import upstream_range
 from fpxbench.timeline import Entry, in_order
-from fpxbench.verdict import SEVERITY, Status
-
-_STATUSES = tuple(SEVERITY)
+from fpxbench.verdict import BY_SEVERITY, Status
 
 
 @dataclass(frozen=True)
@@ -132,9 +129,8 @@ class Builds:
         for column, build in enumerate(panel.builds):
             places, counts = panel.severity[:, column], {}
             for place in sorted(set(places[places >= 0].tolist())):
-                counts[_STATUSES[place]] = int((places == place).sum())
-            folder = f"{build.label}-{build.variant}"
-            page = f"machines/{quote(panel.machine)}/{quote(folder)}/index.html" if folder in sweeps else ""
+                counts[BY_SEVERITY[place]] = int((places == place).sum())
+            page = f"machines/{quote(panel.machine)}/{quote(build.stem)}/index.html" if build.stem in sweeps else ""
             known = self._page(build)
             known.measured.append(Measured(panel.machine, panel.device, panel.variant, build.triton, counts, page))
             known.compared |= column > 0

@@ -10,9 +10,9 @@ from statistics import median
 from typing import Any
 
 import plotly.graph_objects as go
-from fpxbench.reports.sweep import Row, Sweep
 
 from fpxbench.record import Flag
+from fpxbench.reports.sweep import Row, Sweep
 from fpxbench.verdict import Status
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.

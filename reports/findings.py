@@ -8,10 +8,9 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from fpxbench.record import Flag
 from fpxbench.reports.sweep import Row, Sweep
 from fpxbench.reports.words import KINDS, VERBS
-
-from fpxbench.record import Flag
 from fpxbench.verdict import SEVERITY, Status
 
 SLOW = "slow"

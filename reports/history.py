@@ -10,9 +10,6 @@ from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
-from fpxbench.reports.charts import Chart, blank_figure
-from fpxbench.reports.regressions import Line
-from fpxbench.reports.spark import SIGMAS, band, not_ok
 
 from fpxbench.record import Build
 from fpxbench.regressions.detector import BEFORE
@@ -20,8 +17,11 @@ from fpxbench.regressions.events import FIGURES
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import Panel
 from fpxbench.regressions.suspect import State, Suspect
+from fpxbench.reports.charts import Chart, blank_figure
+from fpxbench.reports.regressions import Line
+from fpxbench.reports.spark import SIGMAS, band, not_ok
 from fpxbench.second_look.confirmation import Confirmation
-from fpxbench.verdict import SEVERITY, Status
+from fpxbench.verdict import BY_SEVERITY, Status
 
 ROOT = "../../../"
 """From the folder of these pages to the site's."""
@@ -35,7 +35,6 @@ _STATUS_COLOURS = {
     Status.OOM: "#CC79A7", Status.ERROR: "#C8102E", Status.UNSUPPORTED: "#8A8A8A", Status.MISSING: "#B0B0B0",
 }
 """Each stands out on a light page and on a dark one."""
-_STATUSES = tuple(SEVERITY)
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,9 @@ def histories(one: Examined, lines: Iterable[Line], looks: Mapping[str, Confirma
     for suspect in one.suspects:
         if suspect.series.case in suspects:
             suspects[suspect.series.case].append(suspect)
-    rows = {case: row for row, case in enumerate(one.panel.cases)}
-    columns = {tag: column for column, tag in enumerate(one.panel.tags)}
     for case, page in pages.items():
-        told = sorted(by_case[case], key=lambda line: -columns[line.since])
-        yield _history(one.panel, rows[case], page, told, suspects[case], looks, page_of)
+        told = sorted(by_case[case], key=lambda line: -one.panel.column[line.since_key])
+        yield _history(one.panel, one.panel.row[case], page, told, suspects[case], looks, page_of)
 
 
 def _history(panel: Panel, row: int, page: str, lines: list[Line], suspects: list[Suspect], looks: Mapping[str, Confirmation],
@@ -117,22 +114,21 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
 
 def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mapping[str, Confirmation], links: list[str]) -> Chart:
     """Times, the noise about each level, changes with their intervals, second looks, verdicts, and the dense product of the same runs."""
-    columns = {build.key: column for column, build in enumerate(panel.builds)}
     figure = blank_figure(height=470)
     times = panel.figures["median_us"][row]
     timed = bool(np.isfinite(times).any())
     believed = [suspect for suspect in suspects if suspect.state is not State.REFUTED]
     if timed:
-        steps = sorted({0, *(columns[suspect.first_bad.key] for suspect in believed)})
+        steps = sorted({0, *(panel.column[suspect.first_bad.key] for suspect in believed)})
         for begin, end in zip(steps, [*steps[1:], len(panel.builds)], strict=True):
             _add_band(figure, panel, row, begin, end, show=begin == 0)
-        levels = {suspect.id: level_before(panel, row, columns[suspect.first_bad.key], steps) for suspect in suspects}
+        levels = {suspect.id: level_before(panel, row, panel.column[suspect.first_bad.key], steps) for suspect in suspects}
         for number, suspect in enumerate(believed):
-            _add_change(figure, suspect, levels[suspect.id], columns, show=number == 0)
+            _add_change(figure, panel, suspect, levels[suspect.id], show=number == 0)
         _add_points(figure, "time", panel, times, links, _TIME, "y", "circle")
         _add_points(figure, "dense, same run", panel, panel.figures["baseline_us"][row], links, _DENSE, "y2", "square")
         looked = [(suspect, looks[suspect.id]) for suspect in suspects if suspect.id in looks and looks[suspect.id].time]
-        _add_second_looks(figure, looked, levels, columns)
+        _add_second_looks(figure, panel, looked, levels)
     _add_verdicts(figure, panel, row, links)
     for begin, end, status in not_ok(panel, row, 0, len(panel.builds)):
         figure.add_shape(type="rect", xref="x", yref="paper", x0=begin - 0.5, x1=end - 0.5, y0=0, y1=1, line=dict(width=0), layer="below",
@@ -160,7 +156,7 @@ def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[Line]) -> 
     figure = blank_figure(height=260)
     _add_points(figure, words, panel, panel.figures[metric][row], [], _TIME, "y", "circle")
     for line in lines:
-        figure.add_vline(x=panel.tags.index(line.since) - 0.5, line_dash="dash", line_width=1.5)
+        figure.add_vline(x=panel.column[line.since_key] - 0.5, line_dash="dash", line_width=1.5)
     _dress(figure, panel)
     figure.update_layout(showlegend=False, yaxis=dict(title_text=f"{words}, {unit}" if unit else words))
     return Chart(metric.replace("_", "-"), words[0].upper() + words[1:], "The dashed line is where it became another one (§8).",
@@ -183,9 +179,9 @@ def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> f
     return math.exp((level[0] + level[1]) / 2) if level else None
 
 
-def _add_change(figure: go.Figure, suspect: Suspect, before_us: float | None, columns: Mapping[str, int], show: bool) -> None:
+def _add_change(figure: go.Figure, panel: Panel, suspect: Suspect, before_us: float | None, show: bool) -> None:
     """The line at which it lies, and the interval of the new level over the builds that showed it."""
-    first, raised = columns[suspect.first_bad.key], columns[suspect.raised_at.key]
+    first, raised = panel.column[suspect.first_bad.key], panel.column[suspect.raised_at.key]
     figure.add_vline(x=first - 0.5, line_dash="dash", line_width=1.5)
     if before_us is None:
         return
@@ -195,13 +191,13 @@ def _add_change(figure: go.Figure, suspect: Suspect, before_us: float | None, co
         y=[low, low, high, high], fill="toself", fillcolor="rgba(213,94,0,0.30)", line=dict(width=0), mode="lines", hoverinfo="skip"))
 
 
-def _add_second_looks(figure: go.Figure, looked: Sequence[tuple[Suspect, Confirmation]], levels: Mapping[str, float | None],
-                      columns: Mapping[str, int]) -> None:
+def _add_second_looks(figure: go.Figure, panel: Panel, looked: Sequence[tuple[Suspect, Confirmation]],
+                      levels: Mapping[str, float | None]) -> None:
     known = [(suspect, look, levels[suspect.id]) for suspect, look in looked if levels[suspect.id] is not None]
     for number, (suspect, look, before_us) in enumerate(known):
         value, low, high = (before_us * ratio if ratio else None for ratio in (look.time.value, look.time.low, look.time.high))
         figure.add_trace(go.Scatter(
-            name="both builds again", legendgroup="again", showlegend=number == 0, x=[columns[suspect.raised_at.key]], y=[round(value, 4)],
+            name="both builds again", legendgroup="again", showlegend=number == 0, x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
             mode="markers", marker=dict(symbol="diamond", size=12, color=_SECOND_LOOK),
             error_y=dict(type="data", symmetric=False, array=[high - value if high else 0], arrayminus=[value - low if low else 0], thickness=2, width=6,
                          color=_SECOND_LOOK),
@@ -221,7 +217,7 @@ def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, 
 def _add_verdicts(figure: go.Figure, panel: Panel, row: int, links: list[str]) -> None:
     places = panel.severity[row]
     shown = np.flatnonzero(places >= 0).tolist()
-    statuses = [_STATUSES[places[column]] for column in shown]
+    statuses = [BY_SEVERITY[places[column]] for column in shown]
     figure.add_trace(go.Scatter(
         name="verdict", x=shown, y=[0] * len(shown), yaxis="y3", mode="markers", showlegend=False,
         marker=dict(size=8, symbol=["square" if status is Status.OK else "x" for status in statuses], color=[_STATUS_COLOURS[status] for status in statuses]),

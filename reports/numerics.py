@@ -7,14 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fpxbench.reports.findings import CHANGED, DISAGREES, Finding
-from fpxbench.reports.sweep import Heading
-
 from fpxbench.numerics.changes import Change, Snapshot, changes
 from fpxbench.numerics.conversion import DTYPES, Conversion, Engine, Operation
-from fpxbench.numerics.findings import Disagreement, disagreements, find, what
-from fpxbench.numerics.findings import Finding as Mistake
+from fpxbench.numerics.findings import Disagreement, Finding as Mistake, disagreements, find, what
 from fpxbench.numerics.record import NumericsRecord
+from fpxbench.reports.findings import CHANGED, DISAGREES, Finding
+from fpxbench.reports.sweep import Heading
 from fpxbench.verdict import BROKEN, SEVERITY, Status
 
 MOST_CHANGES_IN_A_SENTENCE = 3

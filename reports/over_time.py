@@ -7,6 +7,11 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+from fpxbench.environments.findings import Installation
+from fpxbench.record import Build
+from fpxbench.regressions.digest import machines
+from fpxbench.regressions.findings import Examined, by_suspect, examine
+from fpxbench.regressions.suspect import MachineMove
 from fpxbench.reports.builds import Builds
 from fpxbench.reports.findings import Finding
 from fpxbench.reports.history import histories
@@ -15,12 +20,6 @@ from fpxbench.reports.pages import Pages, write_page
 from fpxbench.reports.regressions import Group, by_hand, drawn, findings_on, grouped, lines_of, summary_of, with_pages
 from fpxbench.reports.standing import Standings
 from fpxbench.reports.sweep import page_of_id
-
-from fpxbench.environments.findings import Installation
-from fpxbench.record import Build
-from fpxbench.regressions.digest import machines
-from fpxbench.regressions.findings import Examined, by_suspect, examine
-from fpxbench.regressions.suspect import MachineMove
 from fpxbench.second_look.confirmation import Confirmation
 from fpxbench.store import Store, latest
 from fpxbench.timeline import Timeline
@@ -55,8 +54,8 @@ class OverTime:
             self._say(f"{machine}: what its builds changed")
             [(of_machine, troubles)] = examine(self._results, looks, self._timeline, machine)
             self._troubles += troubles
-            known = {_folder(build) for one in of_machine for build in one.panel.builds}
-            full = {_folder(build) for one in of_machine for build in one.panel.builds[-self._in_full:]}
+            known = {build.stem for one in of_machine for build in one.panel.builds}
+            full = {build.stem for one in of_machine for build in one.panel.builds[-self._in_full:]}
             shown = [path for path in paths[machine] if path.stem in full or path.stem not in known]
             self.older[machine] = len(known - full)
             links: dict[tuple[str, str, str, str], str] = {}
@@ -72,8 +71,7 @@ class OverTime:
         groups = drawn(one.panel, grouped(lines))
 
         def page_of(build: Build, case: str) -> str:
-            folder = _folder(build)
-            return f"machines/{quote(one.panel.machine)}/{quote(folder)}/{quote(page_of_id(case))}" if folder in full else ""
+            return f"machines/{quote(one.panel.machine)}/{quote(build.stem)}/{quote(page_of_id(case))}" if build.stem in full else ""
 
         for history in histories(one, lines, looks, pages, page_of):
             write_page(self._output / history.page, self._pages.history(history))
@@ -115,8 +113,3 @@ class OverTime:
             return
         self._builds.asked(look.build, group)
         self._groups.append(group)
-
-
-def _folder(build: Build) -> str:
-    """Name of a build's file of records, and of the folder of its pages."""
-    return f"{build.label}-{build.variant}"

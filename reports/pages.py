@@ -16,26 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from fpxbench.reports import words
-from fpxbench.reports.builds import BuildPage
-from fpxbench.reports.charts import Chart, charts_of
-from fpxbench.reports.findings import CHANGED, DISAGREES, REGRESSED, Finding
-from fpxbench.reports.history import ROOT, History
-from fpxbench.reports.numerics import Judged, Matrix, Since, cell_text
-from fpxbench.reports.numerics import Row as ConversionRow
-from fpxbench.reports.regressions import STATES, Summary
-from fpxbench.reports.strip import floor_of, strip_of
-from fpxbench.reports.support import Row as SupportRow
-from fpxbench.reports.support import Support, detail
-from fpxbench.reports.support_build import Step
-from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts
-from fpxbench.reports.sweep import Heading, Row, Sweep
-from fpxbench.reports.words import FLAG_SIGN
 from markupsafe import Markup, escape
 
 from fpxbench import record as records
 from fpxbench.record import Flag, Record
 from fpxbench.regressions.suspect import Direction, State
+from fpxbench.reports import words
+from fpxbench.reports.builds import BuildPage
+from fpxbench.reports.charts import Chart, charts_of
+from fpxbench.reports.findings import CHANGED, DISAGREES, REGRESSED, Finding
+from fpxbench.reports.history import ROOT, History
+from fpxbench.reports.numerics import Judged, Matrix, Row as ConversionRow, Since, cell_text
+from fpxbench.reports.regressions import STATES, Summary
+from fpxbench.reports.strip import floor_of, strip_of
+from fpxbench.reports.support import Row as SupportRow, Support, detail
+from fpxbench.reports.support_build import Step
+from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts
+from fpxbench.reports.sweep import Heading, Row, Sweep
+from fpxbench.reports.words import FLAG_SIGN
 from fpxbench.repro import repro_script
 from fpxbench.store import BrokenLine
 from fpxbench.targets.operations import OPERATIONS

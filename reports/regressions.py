@@ -12,15 +12,14 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from fpxbench.reports.findings import REGRESSED, SUSPECTED, Finding
-from fpxbench.reports.spark import Spark, spark_of
-
 from fpxbench.case import split_id
 from fpxbench.regressions.events import FIGURES, RECENT
 from fpxbench.regressions.findings import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY, Panel
 from fpxbench.regressions.suspect import Direction, Event, MachineMove, State, Suspect
-from fpxbench.second_look.confirmation import Confirmation, Outcome, upstream_range
+from fpxbench.reports.findings import REGRESSED, SUSPECTED, Finding
+from fpxbench.reports.spark import Spark, spark_of
+from fpxbench.second_look.confirmation import Confirmation, upstream_range
 from fpxbench.timeline import Entry
 
 RECENT_BUILDS = 30
@@ -115,21 +114,21 @@ class Group:
 
 def lines_of(one: Examined) -> list[Line]:
     """Every finding of a panel, in the order of the builds."""
-    tags = {build.key: tag for build, tag in zip(one.panel.builds, one.panel.tags, strict=True)}
-    return [_line(one.panel.machine, tags, finding) for finding in (*one.suspects, *one.events)]
+    return [_line(one.panel, finding) for finding in (*one.suspects, *one.events)]
 
 
-def _line(machine: str, tags: dict[str, str], finding: Suspect | Event) -> Line:
+def _line(panel: Panel, finding: Suspect | Event) -> Line:
     series = finding.series
     what, evidence, cause, size = _of_suspect(finding) if isinstance(finding, Suspect) else _of_event(finding)
     if finding.implementation_changed:
         evidence.append("the implementation's own source changed too, so that it may be that and not PyTorch (§7)")
     implementation = series.case.partition("/")[0]
-    between = (tags[finding.surely_good.key], tags[finding.raised_at.key]) if isinstance(finding, Suspect) else ()
+    machine = panel.machine
+    between = (panel.tag_of(finding.surely_good), panel.tag_of(finding.raised_at)) if isinstance(finding, Suspect) else ()
     return Line(
         id=finding.id, state=finding.state, direction=finding.direction, machine=machine, device=series.device, channel=series.channel,
         variant=series.variant, case=series.case, metric=series.metric, what=what, since=finding.first_bad_tag,
-        since_key=finding.first_bad.key, before=finding.last_good_tag, last_seen=tags.get(finding.ended_at.key, "") if finding.ended_at else "",
+        since_key=finding.first_bad.key, before=finding.last_good_tag, last_seen=panel.tag_of(finding.ended_at) if finding.ended_at else "",
         evidence=tuple(evidence), said=finding.said, between=between, upstream=upstream_range(finding.last_good, finding.first_bad) or "",
         cause=(implementation, machine, series.device, series.channel, series.variant, finding.first_bad.key, series.metric,
                str(finding.state), str(finding.direction), *cause),
@@ -166,9 +165,8 @@ def grouped(lines: Iterable[Line]) -> list[Group]:
 def by_hand(look: Confirmation) -> Line:
     """A confirmation of what no rule had found: somebody asked. Raises ValueError if one of its builds can have no place in time."""
     good, bad = (Entry.of(build, UNKNOWN_DAY) for build in (look.good, look.build))
-    states = {Outcome.CONFIRMED: State.CONFIRMED, Outcome.REFUTED: State.REFUTED, Outcome.UNDECIDED: State.UNDECIDED}
     return Line(
-        id=hashlib.sha256(look.id.encode()).hexdigest()[:10], state=states[look.outcome], direction=Direction(look.direction),
+        id=hashlib.sha256(look.id.encode()).hexdigest()[:10], state=State(look.outcome), direction=Direction(look.direction),
         machine=look.machine.name, device=f"{look.machine.device} ({look.machine.arch})", channel=look.build.channel,
         variant=look.build.variant, case=look.case.id, metric="verdict" if look.metric == "verdict" else "median_us", what=look.said,
         since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("asked by hand",), said=look.headline,
@@ -199,17 +197,15 @@ def _page_name(panel: Panel, case: str) -> str:
 
 def drawn(panel: Panel, groups: Sequence[Group]) -> list[Group]:
     """With the first series of each group drawn small."""
-    rows = {case: row for row, case in enumerate(panel.cases)}
-    columns = {tag: column for column, tag in enumerate(panel.tags)}
     steps = defaultdict(list)
     for group in groups:
         for line in group.lines:
             if line.metric == "median_us" and line.state is not State.REFUTED:
-                steps[line.case].append(columns[line.since])
+                steps[line.case].append(panel.column[line.since_key])
 
     def spark(line: Line) -> Spark:
-        change = columns[line.since]
-        return spark_of(panel, rows[line.case], line.metric, change, max((step for step in steps[line.case] if step < change), default=0))
+        change = panel.column[line.since_key]
+        return spark_of(panel, panel.row[line.case], line.metric, change, max((step for step in steps[line.case] if step < change), default=0))
 
     return [Group((replace(group.first, spark=spark(group.first)), *group.lines[1:])) if group.first.page else group for group in groups]
 

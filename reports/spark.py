@@ -11,15 +11,13 @@ import numpy as np
 
 from fpxbench.regressions.detector import BEFORE, level_and_noise
 from fpxbench.regressions.series import Panel
-from fpxbench.verdict import SEVERITY, Status
+from fpxbench.verdict import BY_SEVERITY, Status
 
 WIDTH, HEIGHT, MARGIN = 520.0, 64.0, 6.0
 BUILDS = 60
 """At most so many, of which the change is one."""
 SIGMAS = 1.96
 """Half the width of the band, in σ: of a series that nothing changes, 95% of the points lie in it."""
-
-_STATUSES = tuple(SEVERITY)
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def not_ok(panel: Panel, row: int, start: int, stop: int) -> list[tuple[int, int
     for column, place in enumerate(panel.severity[row, start:stop].tolist(), start):
         if place < 0:
             continue
-        status = _STATUSES[place]
+        status = BY_SEVERITY[place]
         if going_on and runs and runs[-1][2] is status:
             runs[-1] = runs[-1][0], column + 1, status
         elif status is not Status.OK:

@@ -14,12 +14,10 @@ import numpy as np
 from fpxbench.record import Build, Record
 from fpxbench.regressions.series import Panel
 from fpxbench.timeline import commit_hash
-from fpxbench.verdict import SEVERITY, Status
+from fpxbench.verdict import BY_SEVERITY, Status
 
 RECENT = 12
 """Builds, up to the one shown, of which a cell of the matrix shows the status."""
-
-_STATUSES = tuple(SEVERITY)
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,10 @@ class _Runs:
     """For each case and build of a panel: where the run of equal statuses began, and how many builds it has."""
 
     def __init__(self, panel: Panel) -> None:
-        self._tags = panel.tags
-        self._row = {case: number for number, case in enumerate(panel.cases)}
-        self._column = {build.key: number for number, build in enumerate(panel.builds)}
         self._panel = panel
 
     def tag(self, key: str) -> str:
-        return self._tags[self._column[key]] if key in self._column else ""
+        return self._panel.tags[self._panel.column[key]] if key in self._panel.column else ""
 
     @cached_property
     def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,11 +99,11 @@ class _Runs:
         return start, length, before
 
     def standing(self, case: str, key: str, history: str) -> Standing | None:
-        row, column = self._row.get(case), self._column.get(key)
+        row, column = self._panel.row.get(case), self._panel.column.get(key)
         if row is None or column is None or self._panel.severity[row, column] < 0:
             return None
         start, length, before = (int(values[row, column]) for values in self._runs)
         recent = self._panel.severity[row, max(0, column - RECENT + 1):column + 1]
         return Standing(
-            self._tags[start], length, None if before < 0 else _STATUSES[before],
-            tuple(None if status < 0 else _STATUSES[status] for status in recent.tolist()), history)
+            self._panel.tags[start], length, None if before < 0 else BY_SEVERITY[before],
+            tuple(None if status < 0 else BY_SEVERITY[status] for status in recent.tolist()), history)

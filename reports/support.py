@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 from fpxbench.reports.support_cell import Cell, cell_of
-
 from fpxbench.store import BrokenLine
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.history import rows

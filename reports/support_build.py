@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpxbench.reports.support import Support, file_name
-
 from fpxbench.targets.diff import Change, changes
 from fpxbench.targets.matrix import TritonBuild
 

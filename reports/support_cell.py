@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fpxbench.reports.words import FLAG_SIGN
-
 from fpxbench.targets.history import SOME, Span, State, in_words, spans, states
 from fpxbench.targets.matrix import Matrix, Outcome, Probe
 from fpxbench.verdict import BROKEN, Status

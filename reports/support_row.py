@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from fpxbench.reports.support import Row, Support, detail
 from fpxbench.reports.support_cell import Cell, Moment, moments
-
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import Figures, Outcome, Probe
 from fpxbench.targets.operations import OPERATIONS, Question
@@ -73,23 +72,21 @@ class OnArchitecture:
 class Scripts:
     """Scripts as lists of parts, of which most are in many: a part is what stands between empty lines."""
 
-    parts: list[str] = field(default_factory=list)
     scripts: list[list[int]] = field(default_factory=list)
+    _places: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[str]:
+        return list(self._places)
 
     def add(self, text: str) -> int:
-        known = {part: at for at, part in enumerate(self.parts)}
-        places = []
-        for part in text.split("\n\n"):
-            if part not in known:
-                known[part] = len(self.parts)
-                self.parts.append(part)
-            places.append(known[part])
-        self.scripts.append(places)
+        self.scripts.append([self._places.setdefault(part, len(self._places)) for part in text.split("\n\n")])
         return len(self.scripts) - 1
 
     def text(self, number: int) -> str:
         """One of them, as reports/static/support.js puts it together."""
-        return "\n\n".join(self.parts[at] for at in self.scripts[number])
+        parts = self.parts
+        return "\n\n".join(parts[at] for at in self.scripts[number])
 
 
 def _shows_something(outcome: Outcome) -> bool:

@@ -15,13 +15,13 @@ from itertools import groupby
 from statistics import median
 from urllib.parse import quote, urlencode
 
-from fpxbench.reports.standing import Standing
-from fpxbench.reports.words import at_least_something, unquoted
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.case import Case
 from fpxbench.formats import format_named
 from fpxbench.record import Build, Flag, Machine, Record
+from fpxbench.reports.standing import Standing
+from fpxbench.reports.words import at_least_something, unquoted
 from fpxbench.verdict import BROKEN, SEVERITY, Kind, Status
 
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})

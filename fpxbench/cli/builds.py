@@ -15,7 +15,17 @@ import typer
 from rich.markup import escape
 
 from fpxbench.case import Case, split_id
-from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, ResultsOption, UsageError, app, err, out, results_folder
+from fpxbench.cli.common import (
+    DeviceOption,
+    ImplsOption,
+    JsonOption,
+    ResultsOption,
+    UsageError,
+    app,
+    err,
+    out,
+    results_folder,
+)
 from fpxbench.cli.timeline import TimelineOption
 from fpxbench.record import Build, Record
 from fpxbench.second_look.confirmation import Confirmation, Outcome
@@ -114,8 +124,7 @@ def bisect(
     Builds that do not install are skipped, flaky ones are run until it would be a wonder if they were bad.
     """
     from fpxbench.environments import REFUSED
-    from fpxbench.second_look.bisect import Skipped
-    from fpxbench.second_look.bisect import bisect as search
+    from fpxbench.second_look.bisect import Skipped, bisect as search
     from fpxbench.second_look.rerun import CannotRun
 
     if by not in (None, "time", "verdict"):
@@ -162,8 +171,8 @@ def compare(
     """
     from fpxbench.second_look.compare import compare as rows_of
 
-    held = Timeline(timeline)
-    sides = [_records_of_build(name, held, results_folder(results), machine) for name in (before, after)]
+    held, results = Timeline(timeline), results_folder(results)
+    sides = [_records_of_build(name, held, results, machine) for name in (before, after)]
     rows = rows_of(*sides)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in rows]))
@@ -180,8 +189,7 @@ def issues(
     as_json: JsonOption = False,
 ) -> None:
     """Print the text of an issue for each confirmed regression: what, since which build, how sure, how to reproduce, which commits."""
-    from fpxbench.second_look.issues import confirmed
-    from fpxbench.second_look.issues import issues as texts
+    from fpxbench.second_look.issues import confirmed, issues as texts
 
     found = texts(confirmed(results))
     if as_json:

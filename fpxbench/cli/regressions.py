@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out, results_folder
 
 _SHOWN = 40
 
@@ -44,10 +44,8 @@ def regressions(
     from fpxbench.timeline import Timeline, TimelineError
 
     failing = _fail_on(fail_on)
-    if not results.exists():
-        raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` makes it")
     try:
-        found = find(results, Timeline(timeline), machine)
+        found = find(results_folder(results), Timeline(timeline), machine)
     except TimelineError as error:
         raise UsageError(str(error)) from error
     shown = found if everything else found.of_newest()

@@ -87,11 +87,13 @@ def diff(
     """
     from fpxbench.reports.support import SHIPPED
     from fpxbench.targets.diff import changes
+    from fpxbench.targets.matrix import read_matrix
 
-    if matrix is None and not (ask or fresh) and _shipped_has((before, after), operation, arch):
-        matrix = SHIPPED
+    held = read_matrix(matrix) if matrix is not None else None
+    if held is None and not (ask or fresh) and _has(shipped := read_matrix(SHIPPED), (before, after), operation, arch):
+        held = shipped
         err.print("by the matrix that comes with fpxbench; --ask fetches and asks both builds here", style="dim")
-    (old, at), (new, there) = (_build(name, matrix, operation, arch, jobs, timeout, fresh) for name in (before, after))
+    (old, at), (new, there) = (_build(name, held, operation, arch, jobs, timeout, fresh) for name in (before, after))
     found = [change for change in changes(old, at, new, there) if _wanted(change, operation, arch)]
     if json:
         import json as writer
@@ -162,9 +164,9 @@ def _architectures(arch: list[str] | None) -> list:
 
 
 def _build(
-    name: str, shared: Path | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool
+    name: str, held: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool
 ) -> tuple[Matrix, int]:
-    """A matrix, and the position of the build that is meant in it."""
+    """A matrix, `held` if there is one, and the position of the build that is meant in it."""
     from fpxbench.targets.matrix import read_matrix
 
     if name.endswith(".json"):
@@ -173,26 +175,21 @@ def _build(
         if position is None:
             raise UsageError(f"{name} has no build that could be asked")
         return matrix, position
-    if shared is not None:
-        matrix = read_matrix(shared)
-        versions = [build.triton for build in matrix.builds]
+    if held is not None:
+        versions = [build.triton for build in held.builds]
         if normal_name(name) not in versions:
-            raise UsageError(f"{shared} has no Triton {name}: it has {', '.join(versions)}")
-        return matrix, versions.index(normal_name(name))
+            raise UsageError(f"the matrix has no Triton {name}: it has {', '.join(versions)}")
+        return held, versions.index(normal_name(name))
     matrix = _asked([name], operation, arch, jobs, timeout, fresh)
     if matrix.builds[0].unusable:
         raise UsageError(matrix.builds[0].unusable)
     return matrix, 0
 
 
-def _shipped_has(names: tuple[str, str], operation: list[str] | None, arch: list[str] | None) -> bool:
-    """Whether the matrix that comes with fpxbench has both builds, and everything that is asked of them."""
-    from fpxbench.reports.support import SHIPPED
-    from fpxbench.targets.matrix import read_matrix
-
-    shipped = read_matrix(SHIPPED)
-    architectures, probes = {architecture.name for architecture in shipped.architectures}, {probe.id for probe in shipped.probes}
-    return ({normal_name(name) for name in names} <= {build.triton for build in shipped.builds if not build.unusable}
+def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, arch: list[str] | None) -> bool:
+    """Whether a matrix has both builds, and everything that is asked of them."""
+    architectures, probes = {architecture.name for architecture in matrix.architectures}, {probe.id for probe in matrix.probes}
+    return ({normal_name(name) for name in names} <= {build.triton for build in matrix.builds if not build.unusable}
             and {architecture.name for architecture in _architectures(arch)} <= architectures
             and (not operation or {question.id for question in _questions(operation)} <= probes))
 

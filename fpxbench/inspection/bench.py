@@ -40,11 +40,6 @@ class Bench:
         self.template = held.weight
         self.sets_codes = held.weight.has_codes and not held.weight.extra
 
-    @property
-    def slow(self) -> bool:
-        """Whether the implementation names a limit, as an interpreter does: it is asked for less."""
-        return self.implementation.max_elements(self.device) is not None
-
     def weight(self, case: Case) -> Tensor:
         """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
         weight = check.make_weight(case, self.seed, self.device)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module
 
-from fpxbench import check, conduct, machine
-from fpxbench import implementation as implementations
+from fpxbench import check, conduct, implementation as implementations, machine
 from fpxbench.case import Case
 from fpxbench.codec import encode
 from fpxbench.conduct import Misconduct, Operands
@@ -216,7 +215,7 @@ class _Inspector:
         table, decode = recover_table(bench)
         self.table = table if decode.right is not None else None
         findings = [decode, recover_scales(bench, table), recover_blocks(bench, table)]
-        return findings if bench.slow else [*findings, recover_order(bench, table)]
+        return findings if self.implementation.slow(self.device) else [*findings, recover_order(bench, table)]
 
     # Names.
 

@@ -219,7 +219,7 @@ def _scale_numbers(bench: Bench) -> Tensor:
         numbers = powers
     else:
         numbers = torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
-    if bench.slow:
+    if bench.implementation.slow(bench.device):
         numbers = numbers[torch.linspace(0, len(numbers) - 1, min(len(numbers), FEW_SCALES)).round().long().to(numbers.device)]
     return numbers
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import numpy as np
@@ -29,11 +30,12 @@ class Recording:
     """Of the dense product in the same runs."""
 
 
-def recordings() -> list[Recording]:
+@cache
+def recordings() -> tuple[Recording, ...]:
     """Those that come with fpxbench."""
     lines = files("fpxbench.regressions").joinpath("recorded.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Recording(**{name: np.array(value) if isinstance(value, list) else value for name, value in json.loads(line).items()})
-            for line in lines]
+    return tuple(Recording(**{name: np.array(value) if isinstance(value, list) else value for name, value in json.loads(line).items()})
+            for line in lines)
 
 
 def places() -> list[str]:

@@ -69,6 +69,20 @@ class Panel:
     """N·K of each case."""
 
     @cached_property
+    def row(self) -> dict[str, int]:
+        """By case."""
+        return {case: number for number, case in enumerate(self.cases)}
+
+    @cached_property
+    def column(self) -> dict[str, int]:
+        """By the key of the build."""
+        return {build.key: number for number, build in enumerate(self.builds)}
+
+    def tag_of(self, build: Build) -> str:
+        """That of one of its builds."""
+        return self.tags[self.column[build.key]]
+
+    @cached_property
     def severity(self) -> NDArray[np.intp]:
         """[cases, builds]: each status's place in the order of severity, 0 the worst; -1 where the case was not measured."""
         places = np.full(max(self.verdicts, default=0) + 2, -1)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fpxbench.store import first_mistake
 from fpxbench.targets.architectures import Architecture
 from fpxbench.verdict import BROKEN, Kind, Status
 
@@ -189,6 +190,4 @@ def read_matrix(path: Path) -> Matrix:
     try:
         return Matrix.model_validate_json(path.read_bytes())
     except ValueError as error:
-        first = error.errors(include_url=False, include_input=False)[0] if hasattr(error, "errors") else {"loc": (), "msg": str(error)}
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path} is no matrix of targets: {where + ': ' if where else ''}{first['msg']}") from None
+        raise ValueError(f"{path} is no matrix of targets: {first_mistake(error)}") from None

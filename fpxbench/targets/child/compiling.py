@@ -13,13 +13,12 @@ except ImportError:
     # Triton up to 3.2 imports it for building its launcher in C, which nothing here ever needs.
     sys.modules["setuptools"] = types.ModuleType("setuptools")
 
+import facts
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
-
-import facts
 
 VERSION = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:2])
 _modules = {}
