@@ -7,9 +7,9 @@ import math
 import signal
 import sys
 
-from fpxbench.codec_speed import COPY, OWN, Contest, contests
-from fpxbench.isolation import Isolation
-from fpxbench.settings import Settings
+from fpxbench.casts.codec_speed import COPY, OWN, Contest, contests
+from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.settings import Settings
 
 from .tracking import tracked
 

@@ -5,7 +5,7 @@ docs/decision-rule.md, so that a figure moves only when the rule does.
 """
 
 from fpxbench.regressions import synthetic
-from fpxbench.regressions.contest import SEED, Round
+from fpxbench.regressions.evaluation import SEED, Round
 
 from .tracking import tracked
 

@@ -8,11 +8,11 @@ import math
 import signal
 import sys
 
-from fpxbench.build import NoPyTorch
-from fpxbench.plan import planned_cases
-from fpxbench.record import Record
-from fpxbench.settings import Settings
-from fpxbench.verdict import Status
+from fpxbench.builds.installed import NoPyTorch
+from fpxbench.records.record import Record
+from fpxbench.records.verdict import Status
+from fpxbench.sweep.plan import planned_cases
+from fpxbench.sweep.settings import Settings
 
 from .tracking import STATUS_NUMBER, tracked
 
@@ -25,7 +25,7 @@ except NoPyTorch:   # an environment that holds Triton alone: other benchmarks c
 
 def setup_cache() -> dict[str, dict]:
     """Run the sweep; figures by case id."""
-    from fpxbench.sweep import main_sweep
+    from fpxbench.sweep.run import main_sweep
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

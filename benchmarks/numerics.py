@@ -8,10 +8,10 @@ import math
 import signal
 import sys
 
-from fpxbench.build import NoPyTorch, installed_build
-from fpxbench.numerics.conversion import Engine
-from fpxbench.numerics.plan import conversions
-from fpxbench.settings import Settings
+from fpxbench.builds.installed import NoPyTorch, installed_build
+from fpxbench.casts.cast_plan import conversions
+from fpxbench.casts.conversion import Engine
+from fpxbench.sweep.settings import Settings
 
 from .tracking import STATUS_NUMBER, tracked
 
@@ -32,7 +32,7 @@ except NoPyTorch:   # an environment that holds Triton alone: other benchmarks c
 
 def setup_cache() -> dict[str, dict]:
     """Judge the conversions; figures by conversion id."""
-    from fpxbench.numerics.run import run_numerics
+    from fpxbench.casts.cast_run import run_numerics
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

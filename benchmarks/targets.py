@@ -8,10 +8,10 @@ import math
 import signal
 import sys
 
-from fpxbench.settings import Settings
+from fpxbench.records.verdict import BROKEN, Status
+from fpxbench.sweep.settings import Settings
 from fpxbench.targets.architectures import architectures_like
 from fpxbench.targets.operations import OPERATIONS
-from fpxbench.verdict import BROKEN, Status
 
 from .tracking import tracked
 
@@ -22,9 +22,9 @@ ARCHITECTURES = ("sm_90",) if SETTINGS.profile == "smoke" else ()
 
 def setup_cache() -> dict[str, dict[str, int]]:
     """Ask the Triton that is installed; numbers of cells by operation."""
-    from fpxbench.targets.builds import INSTALLED
     from fpxbench.targets.collect import ask_builds
     from fpxbench.targets.operations import questions_like
+    from fpxbench.targets.triton_builds import INSTALLED
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

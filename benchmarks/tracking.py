@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fpxbench.verdict import SEVERITY
+from fpxbench.records.verdict import SEVERITY
 
 # asv takes more for worse, and cannot give a ratio to 0: so 1 is `ok`, and the worst has the highest number.
 STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERITY.items()}

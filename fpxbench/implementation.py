@@ -34,8 +34,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from fpxbench.scheme import Scheme, checked_weight
-from fpxbench.weight import QuantizedWeight
+from fpxbench.numbers.scheme import Scheme, checked_weight
+from fpxbench.numbers.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "fpxbench.implementations"
 
@@ -69,7 +69,7 @@ class Implementation:
     name: ClassVar[str]
     baseline: ClassVar[bool] = False
     layout: ClassVar[str] = "planar"
-    """What the default `quantize` stores the oracle's codes in: a layout of `fpxbench.packing`."""
+    """What the default `quantize` stores the oracle's codes in: a layout of `fpxbench.numbers.packing`."""
     activation_format: ClassVar[str | None] = None
     """The format that `matmul` rounds the activation to, if it does; the tolerance allows for that rounding."""
 
@@ -147,10 +147,8 @@ class LoadFailure:
 
 
 def shipped_folder() -> Path:
-    """The folder of the implementations that come with fpxbench: installed as a subpackage, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "impls"
-    return installed if installed.is_dir() else package.parent / "impls"
+    """Return the folder of the implementations that come with fpxbench."""
+    return Path(__file__).parent / "impls"
 
 
 def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implementation]], list[LoadFailure]]:

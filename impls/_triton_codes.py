@@ -23,9 +23,9 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from fpxbench.formats import Format
-from fpxbench.packing import padded_k, pieces, row_bytes
-from fpxbench.scheme import Scheme
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.packing import padded_k, pieces, row_bytes
+from fpxbench.numbers.scheme import Scheme
 
 FP16_MAX, FP16_MIN = 65504.0, 2.0**-24
 SIGN = 15           # the sign's place in a lane

@@ -1,6 +1,6 @@
 """Two Triton kernels that multiply by packed weights: decode, product and scale in one launch each.
 
-Both read planar rows (`fpxbench.packing`): the weights k = j * K_PAD / PLANES + i of all PLANES planes j come out of the
+Both read planar rows (`fpxbench.numbers.packing`): the weights k = j * K_PAD / PLANES + i of all PLANES planes j come out of the
 same few bytes, so a tile of bytes meets PLANES contiguous slices of the activation, and nothing is shuffled.
 How the bits become numbers, and why that is exact, is in `_triton_codes`, where the constants are made.
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from fpxbench.formats import TORCH_DTYPES
 from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.numbers.formats import TORCH_DTYPES
 
 from ._compiling import compiled
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.packing import pieces
+from fpxbench.numbers.packing import pieces
 
 from ._compiling import compiled
 

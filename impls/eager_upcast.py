@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.packing import padded_k, pieces
+from fpxbench.numbers.packing import padded_k, pieces
 
 
 def decode_table(fmt, device):

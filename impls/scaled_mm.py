@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from fpxbench.formats import TORCH_DTYPES
 from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.numbers.formats import TORCH_DTYPES
 
 OCP, FNUZ = ("e4m3fn", "e5m2"), ("e4m3fnuz", "e5m2fnuz")
 

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench.formats import Format
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls import _triton_codes as codes
-from fpxbench.scheme import Scheme
-from fpxbench.weight import QuantizedWeight
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scheme import Scheme
+from fpxbench.numbers.weight import QuantizedWeight
 
 MATVEC_MAX_M = 16
 ACTIVATIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -18,26 +18,26 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from fpxbench import record as records
-from fpxbench.record import Flag, Record
+from fpxbench.records import record as records
+from fpxbench.records.record import Flag, Record
+from fpxbench.records.store import BrokenLine
+from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
 from fpxbench.regressions.suspect import Direction, State
 from fpxbench.reports import words
-from fpxbench.reports.builds import BuildPage
-from fpxbench.reports.charts import Chart, charts_of
-from fpxbench.reports.findings import CHANGED, DISAGREES, REGRESSED, Finding
-from fpxbench.reports.history import ROOT, History
-from fpxbench.reports.numerics import Judged, Matrix, Row as ConversionRow, Since, cell_text
-from fpxbench.reports.regressions import STATES, Summary
-from fpxbench.reports.strip import floor_of, strip_of
-from fpxbench.reports.support import Row as SupportRow, Support, detail
-from fpxbench.reports.support_build import Step
-from fpxbench.reports.support_row import CHECKS, OnArchitecture, Scripts
-from fpxbench.reports.sweep import Heading, Row, Sweep
+from fpxbench.reports.casts.conversion_pages import Judged, Matrix, Row as ConversionRow, Since, cell_text
+from fpxbench.reports.history.build_pages import BuildPage
+from fpxbench.reports.history.regression_groups import STATES, Summary
+from fpxbench.reports.history.series_pages import ROOT, History
+from fpxbench.reports.sweep.charts import Chart, charts_of
+from fpxbench.reports.sweep.dot_plot import floor_of, strip_of
+from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, REGRESSED, Finding
+from fpxbench.reports.sweep.table import Heading, Row, Sweep
+from fpxbench.reports.targets.support_build import Step
+from fpxbench.reports.targets.support_row import CHECKS, OnArchitecture, Scripts
+from fpxbench.reports.targets.support_table import Row as SupportRow, Support, detail
 from fpxbench.reports.words import FLAG_SIGN
-from fpxbench.repro import repro_script
-from fpxbench.store import BrokenLine
+from fpxbench.sweep.repro_script import repro_script
 from fpxbench.targets.operations import OPERATIONS
-from fpxbench.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
 
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; of further ones it shows the figures only."""
@@ -50,7 +50,7 @@ MOST_GROUPS_LISTED = 100
 """Of the findings in one state; each build's page has all of its own."""
 MOST_BROKEN_LINES = 50
 CUT_LOG_BYTES = 3500
-"""From this size on a log may have lost its beginning: `fpxbench.isolation` keeps 4 kB, of which paths may since have been shortened."""
+"""From this size on a log may have lost its beginning: `fpxbench.sweep.isolation` keeps 4 kB, of which paths may since have been shortened."""
 MOST_OF_A_CUT_LINE = 400
 """Characters that are given up for a log to begin with a whole line."""
 

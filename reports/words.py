@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from fpxbench.record import Flag
-from fpxbench.verdict import Kind, Status
+from fpxbench.records.record import Flag
+from fpxbench.records.verdict import Kind, Status
 
 FLAG_SIGN = "⚑"
 

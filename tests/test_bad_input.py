@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 
 from fpxbench import cli
-from fpxbench.case import Case
 from fpxbench.implementation import Implementation, discover
-from fpxbench.messages import TrialRequest
-from fpxbench.scheme import scheme_named
-from fpxbench.store import Store
-from fpxbench.trial import run_trial
-from fpxbench.verdict import Status
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status
+from fpxbench.sweep.messages import TrialRequest
+from fpxbench.sweep.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ import torch
 
 from fpxbench import implementation as implementations
 from fpxbench.implementation import Implementation, Support, discover, find, source_digest, summary
-from fpxbench.scheme import scheme_named
+from fpxbench.numbers.scheme import scheme_named
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fpxbench.case import Case
+from fpxbench.records.case import Case
 from fpxbench.workloads import TOKENS, workload_named, workloads
 
 # From each model's published config.json: (N, K).

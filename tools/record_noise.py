@@ -11,8 +11,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from fpxbench.record import Record
-from fpxbench.store import Store
+from fpxbench.records.record import Record
+from fpxbench.records.store import Store
 
 
 def main() -> None:

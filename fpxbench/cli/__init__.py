@@ -9,22 +9,22 @@ import typer
 from pydantic import ValidationError
 
 from fpxbench import __version__
-from fpxbench.build import NoPyTorch
+from fpxbench.builds.installed import NoPyTorch
 from fpxbench.cli.common import UsageError, app, err
 
 # Each brings its commands, and this is their order in `fpxbench --help`.
 # isort: off
-from fpxbench.cli import sweeps  # noqa: F401
-from fpxbench.cli import results  # noqa: F401
-from fpxbench.cli import listing  # noqa: F401
-from fpxbench.cli import targets  # noqa: F401
-from fpxbench.cli import timeline  # noqa: F401
-from fpxbench.cli import regressions  # noqa: F401
-from fpxbench.cli import builds  # noqa: F401
-from fpxbench.cli import environments  # noqa: F401
-from fpxbench.cli import codec  # noqa: F401
-from fpxbench.cli import numerics  # noqa: F401
-from fpxbench.cli import inspect  # noqa: F401
+from fpxbench.cli import sweep_commands as sweeps  # noqa: F401
+from fpxbench.cli import record_commands as results  # noqa: F401
+from fpxbench.cli import list_commands as listing  # noqa: F401
+from fpxbench.cli import target_commands as targets  # noqa: F401
+from fpxbench.cli import timeline_commands as timeline  # noqa: F401
+from fpxbench.cli import regression_commands as regressions  # noqa: F401
+from fpxbench.cli import confirm_commands as builds  # noqa: F401
+from fpxbench.cli import environment_commands as environments  # noqa: F401
+from fpxbench.cli import codec_commands as codec  # noqa: F401
+from fpxbench.cli import cast_commands as numerics  # noqa: F401
+from fpxbench.cli import inspect_commands as inspect  # noqa: F401
 # isort: on
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fpxbench.settings import Profile
-from fpxbench.verdict import Status
+from fpxbench.records.verdict import Status
+from fpxbench.sweep.settings import Profile
 
 app = typer.Typer(
     name="fpxbench",

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fpxbench import packing
-from fpxbench.codec import decode, decode_table
-from fpxbench.diagnosis.misencodings import QUOTIENT_SLACK, Misencoding, encoded
-from fpxbench.diagnosis.misreading import STEPS, Misreading
-from fpxbench.diagnosis.misreadings import block_of
-from fpxbench.diagnosis.readout import Prediction, Readout
-from fpxbench.scaling import NV_SCALE_FORMAT, Scales, Scaling, scale_down, scale_values
-from fpxbench.verdict import Kind
-from fpxbench.weight import QuantizedWeight
+from fpxbench.diagnosis.decode_fault import STEPS, Misreading
+from fpxbench.diagnosis.decode_faults import block_of
+from fpxbench.diagnosis.effective_weight import Prediction, Readout
+from fpxbench.diagnosis.encode_faults import QUOTIENT_SLACK, Misencoding, encoded
+from fpxbench.numbers import packing
+from fpxbench.numbers.codec import decode, decode_table
+from fpxbench.numbers.scaling import NV_SCALE_FORMAT, Scales, Scaling, scale_down, scale_values
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.verdict import Kind
 
 Mistakes = tuple[Misreading | Misencoding, ...]
 

@@ -1,7 +1,7 @@
 """Whose mistake does this look like: from what an implementation does, without reading it.
 
 Multiplied by one-hot activations, an implementation gives away the weight that it acts by. Each known mistake
-(`fpxbench.diagnosis.misreadings`) says what that weight would be; the one whose prediction fits every weight read out, where
+(`fpxbench.diagnosis.decode_faults`) says what that weight would be; the one whose prediction fits every weight read out, where
 the definition does not, is named. Where several fit, or none, the diagnosis says so instead of choosing.
 `fpxbench.diagnosis.stored` does the same for the codes and scales that an implementation stores.
 """
@@ -15,17 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench import check, conduct, packing
-from fpxbench.codec import decode_table, encode
-from fpxbench.conduct import Misconduct, Operands
+from fpxbench.checking import check, correctness as conduct
+from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.diagnosis.code_order import nibbles_exchanged
+from fpxbench.diagnosis.decode_faults import block_of, is_subnormal, misreadings, scaled_by, table_misreadings
+from fpxbench.diagnosis.effective_weight import Prediction, Readout, correlation, read_out
 from fpxbench.diagnosis.hypotheses import Mistakes, explanations, kinds_of, names_of
-from fpxbench.diagnosis.misplaced_codes import nibbles_exchanged
-from fpxbench.diagnosis.misreadings import block_of, is_subnormal, misreadings, scaled_by, table_misreadings
-from fpxbench.diagnosis.readout import Prediction, Readout, correlation, read_out
 from fpxbench.implementation import Implementation
-from fpxbench.scaling import E8M0, NV_SCALE_FORMAT
-from fpxbench.verdict import Kind
-from fpxbench.weight import QuantizedWeight
+from fpxbench.numbers import packing
+from fpxbench.numbers.codec import decode_table, encode
+from fpxbench.numbers.scaling import E8M0, NV_SCALE_FORMAT
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.verdict import Kind
 
 CORRELATED = 0.9
 """Above this correlation with the right answer a mistake is an inaccuracy, below it is gibberish."""

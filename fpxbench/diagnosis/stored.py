@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench import check
-from fpxbench.codec import decode, encode
-from fpxbench.conduct import Operands
+from fpxbench.checking import check
+from fpxbench.checking.correctness import Operands
+from fpxbench.diagnosis.decode_faults import scale_misreadings
+from fpxbench.diagnosis.effective_weight import correlation
+from fpxbench.diagnosis.encode_faults import Misencoding, encoded, misencodings, same_number
 from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
-from fpxbench.diagnosis.misencodings import Misencoding, encoded, misencodings, same_number
-from fpxbench.diagnosis.misreadings import scale_misreadings
 from fpxbench.diagnosis.products import Diagnosis, nearness
-from fpxbench.diagnosis.readout import correlation
 from fpxbench.implementation import Implementation
-from fpxbench.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
-from fpxbench.verdict import Kind
-from fpxbench.weight import QuantizedWeight
+from fpxbench.numbers.codec import decode, encode
+from fpxbench.numbers.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.verdict import Kind
 
 SCALE_SLACK = 2.0**-21
 """amax / max, amax * (1 / max) and 1 / (max / amax) differ by this much at most in fp32: all of them are right."""

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.regressions.detector import fence
 from fpxbench.regressions.series import Panel, Verdicts
 from fpxbench.regressions.suspect import Direction, Event, Series
-from fpxbench.verdict import SEVERITY, Status
 
 RECENT = 30
 """Builds over which earlier changes are counted."""

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from packaging.version import InvalidVersion, Version
 from pydantic import ValidationError
 
-from fpxbench.record import Build
-from fpxbench.regressions.digest import FIGURES, digest, discard, machines
-from fpxbench.timeline import Entry, Timeline, in_order
-from fpxbench.verdict import SEVERITY, Status
+from fpxbench.builds.timeline import Entry, Timeline, in_order
+from fpxbench.records.record import Build
+from fpxbench.records.verdict import SEVERITY, Status
+from fpxbench.regressions.series_index import FIGURES, digest, discard, machines
 
 UNKNOWN_DAY = "9999-12-31"
 PIECE = 50_000

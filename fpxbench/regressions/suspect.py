@@ -13,8 +13,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from fpxbench.record import Build, Finite, Positive
-from fpxbench.second_look.confirmation import Outcome
+from fpxbench.records.record import Build, Finite, Positive
+from fpxbench.regressions.confirmation import Outcome
 
 
 class Direction(StrEnum):

@@ -1,19 +1,19 @@
 """Why a compilation failed, in one sentence that is the same for all that failed for one reason.
 
 The compilers' own words, without what differs from cell to cell: paths, addresses, line numbers, registers, and the sizes of
-tiles. Status and kind are those of `fpxbench.verdict`.
+tiles. Status and kind are those of `fpxbench.records.verdict`.
 """
 
 from __future__ import annotations
 
 import re
 
+from fpxbench.records.verdict import Kind, Status, Verdict, classify_death, classify_exception
 from fpxbench.targets.matrix import Outcome
-from fpxbench.verdict import Kind, Status, Verdict, classify_death, classify_exception
 
 _WORDS_LENGTH = 600
 
-# What the compilers say where the front page of `fpxbench.verdict` would find only the wrapping: the most specific first.
+# What the compilers say where the front page of `fpxbench.records.verdict` would find only the wrapping: the most specific first.
 _SENTENCES: tuple[tuple[str, Kind | None], ...] = (
     (r"type (?:fp8|f8)\w+ not supported in this architecture", Kind.UNSUPPORTED_DTYPE),
     (r"fp8\w+ data type is not supported on CUDA arch < \d+", Kind.UNSUPPORTED_DTYPE),

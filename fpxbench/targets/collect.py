@@ -12,12 +12,12 @@ from pathlib import Path
 from packaging.version import Version
 
 from fpxbench import __version__
+from fpxbench.records.verdict import Status
 from fpxbench.targets import engine, judgement
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.builds import CannotObtain, TritonAt, triton_at
 from fpxbench.targets.matrix import Figures, Machine, Matrix, OperationSummary, Outcome, Probe, Run, TritonBuild
 from fpxbench.targets.operations import OPERATIONS, Question
-from fpxbench.verdict import Status
+from fpxbench.targets.triton_builds import CannotObtain, TritonAt, triton_at
 
 
 @dataclass(frozen=True)

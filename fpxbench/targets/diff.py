@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fpxbench.records.verdict import Status
 from fpxbench.targets.matrix import Matrix, Outcome
-from fpxbench.verdict import Status
 
 
 @dataclass(frozen=True)

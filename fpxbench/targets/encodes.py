@@ -10,13 +10,13 @@ import itertools
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from fpxbench.formats import Format, format_named
+from fpxbench.numbers.formats import Format, format_named
+from fpxbench.records.verdict import Kind
 from fpxbench.targets.floats import BF16, FP16, FP32, Float
 from fpxbench.targets.ptx import converted
-from fpxbench.verdict import Kind
 
 if TYPE_CHECKING:
-    from fpxbench.codec import Rounding
+    from fpxbench.numbers.codec import Rounding
 
 SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
@@ -36,7 +36,7 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
 
     Raises Unmodelled where that cannot be told.
     """
-    from fpxbench.codec import Rounding
+    from fpxbench.numbers.codec import Rounding
 
     fmt, source = format_named(format_name), SOURCES[source_name]
     inputs = telling_inputs(fmt, source)
@@ -59,7 +59,7 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
     another format."""
     import torch
 
-    from fpxbench.codec import Overflow, encode
+    from fpxbench.numbers.codec import Overflow, encode
 
     source = SOURCES[source_name]
     numbers = [source.value(bits) for bits in telling_inputs(fmt, source)]
@@ -71,8 +71,8 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
 
 def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
     """The known mistake that gives exactly these codes."""
-    from fpxbench.codec import Rounding
-    from fpxbench.diagnosis.misreadings import sibling
+    from fpxbench.diagnosis.decode_faults import sibling
+    from fpxbench.numbers.codec import Rounding
 
     asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.builds import TritonAt, cache_root
 from fpxbench.targets.operations import KERNELS, Question, Request
+from fpxbench.targets.triton_builds import TritonAt, cache_root
 
 CHILD = Path(__file__).with_name("child")
 TIMEOUT_S = 120.0

@@ -11,16 +11,16 @@ import math
 import re
 from functools import lru_cache
 
-from fpxbench.formats import FORMATS, Format, format_named
+from fpxbench.numbers.formats import FORMATS, Format, format_named
+from fpxbench.records.verdict import Kind, Status
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import excerpt, failure, native_errors
 from fpxbench.targets.encodes import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
-from fpxbench.targets.inductor import UNFUSED, told
+from fpxbench.targets.inductor_questions import UNFUSED, told
 from fpxbench.targets.matrix import Figures, Outcome
 from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Question
 from fpxbench.targets.ptx import Unmodelled, decoded_table
-from fpxbench.verdict import Kind, Status
 
 _FLOATS = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 _CHANGES_A_NUMBER = re.compile(r"\bv_(?:pk_|dual_)?(?:mul|fma|fmac|add|sub|ldexp|cmp|cndmask|max|min)_\w*")
@@ -112,13 +112,13 @@ def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind | None, str]:
     except ModuleNotFoundError:     # an environment that holds a Triton alone
         return None, "decodes by another table than the format's; it takes PyTorch to say which mistake that is"
 
-    from fpxbench.codec import decode_table
-    from fpxbench.diagnosis.misreadings import table_misreadings
+    from fpxbench.diagnosis.decode_faults import table_misreadings
+    from fpxbench.numbers.codec import decode_table
 
     right, read_table = decode_table(fmt), torch.tensor(read)
-    for mistake in table_misreadings(fmt):
-        if torch.equal(torch.nan_to_num(mistake.apply(right), nan=math.pi), torch.nan_to_num(read_table, nan=math.pi)):
-            return mistake.kind, mistake.sentence
+    for fault in table_misreadings(fmt):
+        if torch.equal(torch.nan_to_num(fault.apply(right), nan=math.pi), torch.nan_to_num(read_table, nan=math.pi)):
+            return fault.kind, fault.sentence
     for factor in (2.0, 0.5):
         if _same(read, tuple(float(number) * factor for number in right)):
             return Kind.SCALED, f"every code decodes to {factor:g} times its value, NaN and -0 as they are: a bias that is off by one, or a product by {factor:g}"

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from fpxbench.store import first_mistake
+from fpxbench.records.store import first_mistake
+from fpxbench.records.verdict import BROKEN, Kind, Status
 from fpxbench.targets.architectures import Architecture
-from fpxbench.verdict import BROKEN, Kind, Status
 
 SCHEMA = 1
 _MOST_BYTES = 64 << 20

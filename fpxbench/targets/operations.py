@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fpxbench.formats import format_named
+from fpxbench.numbers.formats import format_named
 from fpxbench.targets.architectures import Architecture
 
 KERNELS = Path(__file__).with_name("child") / "kernels.py"
@@ -223,13 +223,13 @@ def _suite_request(question: Question, architecture: Architecture) -> Request:
 
 
 def _inductor_questions() -> Iterator[Question]:
-    from fpxbench.targets.inductor import questions
+    from fpxbench.targets.inductor_questions import questions
 
     return questions()
 
 
 def _inductor_request(question: Question, architecture: Architecture) -> Request:
-    from fpxbench.targets.inductor import request
+    from fpxbench.targets.inductor_questions import request
 
     return request(question, architecture)
 

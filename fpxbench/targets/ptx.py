@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 
-from fpxbench.formats import FORMATS, Format
+from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.targets.floats import BF16, FP16, FP32, Float, greatest, least, product, total
 
 

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from pprint import pformat
 
+from fpxbench.records.verdict import Status
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.engine import CHILD
 from fpxbench.targets.matrix import Matrix, Outcome
 from fpxbench.targets.operations import KERNELS, Question
-from fpxbench.verdict import Status
 
 _HEAD = '''\
 # {probe} on {architecture}{found}

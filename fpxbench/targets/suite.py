@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fpxbench.implementation import discover
-from fpxbench.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.operations import Question, Request
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from fpxbench import codec
 from fpxbench.implementation import Implementation, Support
-from fpxbench.packing import padded_k
-from fpxbench.scaling import choose_scales, scale_down, spread
-from fpxbench.weight import QuantizedWeight
+from fpxbench.numbers import codec
+from fpxbench.numbers.packing import padded_k
+from fpxbench.numbers.scaling import choose_scales, scale_down, spread
+from fpxbench.numbers.weight import QuantizedWeight
 
 torch.set_num_threads(1)    # in the child that loads this: small loops lose ten times their time to barriers on a busy machine
 

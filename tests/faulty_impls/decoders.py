@@ -2,10 +2,10 @@
 
 import torch
 
-from fpxbench.codec import decode_table
-from fpxbench.diagnosis.misreadings import is_subnormal
-from fpxbench.formats import FORMATS
+from fpxbench.diagnosis.decode_faults import is_subnormal
 from fpxbench.implementation import implementation
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.formats import FORMATS
 
 from ._right import Right
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from fpxbench.codec import Overflow, Rounding, encode
-from fpxbench.diagnosis.misreadings import is_subnormal
-from fpxbench.formats import FORMATS
+from fpxbench.diagnosis.decode_faults import is_subnormal
 from fpxbench.implementation import implementation
-from fpxbench.scaling import Scales
+from fpxbench.numbers.codec import Overflow, Rounding, encode
+from fpxbench.numbers.formats import FORMATS
+from fpxbench.numbers.scaling import Scales
 
 from ._right import RightEncoder, swapped
 

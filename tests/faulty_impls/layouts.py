@@ -2,10 +2,10 @@
 
 import torch
 
-from fpxbench.codec import decode
-from fpxbench.formats import FORMATS
 from fpxbench.implementation import implementation
-from fpxbench.scaling import spread
+from fpxbench.numbers.codec import decode
+from fpxbench.numbers.formats import FORMATS
+from fpxbench.numbers.scaling import spread
 
 from ._right import Right, swapped
 

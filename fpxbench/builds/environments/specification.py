@@ -1,0 +1,113 @@
+"""What an environment is asked to hold, and what is written down of one when it is made or fails to be."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+from packaging.version import Version
+from pydantic import BaseModel, ConfigDict, Field
+
+from fpxbench.builds.timeline import Entry, Pins
+from fpxbench.builds.timeline.entry import DEFAULT_VARIANT
+from fpxbench.records.record import Build
+
+SCHEMA = 1
+PARTS = ("torch", "triton")
+"""What a build consists of."""
+
+
+class NotOffered(ValueError):
+    """No index has it: a source build, or a variant that this build was not made for. Nothing was tried."""
+
+
+class Wanted(BaseModel):
+    """One build, for one variant, whole or in part, under this Python."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    """The build's commit."""
+    tag: str
+    """What the timeline calls it."""
+    build: Build
+    """As far as the timeline knows it, for what is said of a build that cannot be installed."""
+    variant: str
+    """As wheels have it: ``cpu``, ``cu130``, or ``default`` for what pip takes where nothing is said."""
+    parts: tuple[str, ...] = PARTS
+    python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
+    requirements: tuple[str, ...]
+    """``torch==2.13.0+cpu``, ``triton==3.7.1``."""
+    arguments: tuple[str, ...] = ()
+    """Options of pip and uv that say where to look."""
+
+    @property
+    def name(self) -> str:
+        """The environment's folder: ``2.13.0-cpu-py3.11``, ``nightly-20261120-cu130-py3.12-triton``."""
+        parts = "" if self.parts == PARTS else "-" + "-".join(self.parts)
+        return f"{self.tag}-{self.variant}-py{self.python}{parts}"
+
+
+class State(BaseModel):
+    """``environment.json``: written last, so that an environment without it was never finished."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    schema_version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
+    wanted: Wanted
+    status: Literal["ready", "failed"]
+    why: str = ""
+    """One sentence, of one that failed."""
+    log_tail: str = ""
+    """The installer's last lines, of one that failed."""
+    build: Build | None = None
+    """The build as it was found there once installed; None where PyTorch is no part of it."""
+    installer: str = ""
+    shared: str = ""
+    """Fingerprint of what it has links to."""
+    made_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    seconds: float = 0.0
+
+    @property
+    def age_s(self) -> float:
+        return (datetime.now(UTC) - datetime.fromisoformat(self.made_at)).total_seconds()
+
+
+def parts_named(text: str) -> tuple[str, ...]:
+    """The parts of ``torch,triton``. Raises ValueError for a word that is none."""
+    named = {word.strip() for word in text.split(",") if word.strip()}
+    if not named or not named <= set(PARTS):
+        raise ValueError(f"FPX_PARTS={text!r}: parts of a build are {' and '.join(PARTS)}, separated by a comma")
+    return tuple(part for part in PARTS if part in named)
+
+
+def wanted(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> Wanted:
+    """The environment of `entry` for `variant` (None: what pip would choose).
+
+    A build that no index was read for may still be there: it is asked for by its version. Raises NotOffered for one that cannot
+    be installed from anywhere, and for a variant that the indexes do not have, naming those they have.
+    """
+    if entry.channel == "source":
+        raise NotOffered(f"{entry.tag} was built from source, and no index has it: run the fpxbench of the Python that it is installed in")
+    pins = entry.pins(variant)
+    if pins is None and entry.variants:
+        raise NotOffered(f"{entry.tag} has no variant {variant!r}: the indexes that were read have {', '.join(entry.variants)}")
+    if pins is None:
+        pins = _unread(entry, variant)
+    by_part = {"torch": pins.torch, "triton": pins.triton}
+    if "torch" not in parts and by_part["triton"] is None:
+        raise NotOffered(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` asks the index")
+    version = entry.torch if pins.variant == DEFAULT_VARIANT else f"{entry.torch}+{pins.variant}"
+    return Wanted(
+        key=entry.key, tag=entry.tag, variant=pins.variant, parts=parts, arguments=pins.arguments,
+        build=Build(torch=version, triton=entry.own_triton, git=entry.git, channel=entry.channel, variant=pins.variant,
+                    date=entry.date, key=entry.key),
+        requirements=tuple(by_part[part] for part in parts if by_part[part]),
+    )
+
+
+def _unread(entry: Entry, variant: str | None) -> Pins:
+    named = variant is not None and variant != DEFAULT_VARIANT
+    triton = f"triton=={entry.own_triton}" if entry.own_triton and not Version(entry.own_triton).local else None
+    return Pins(variant or DEFAULT_VARIANT, f"torch=={entry.torch}+{variant}" if named else f"torch==={entry.torch}", triton)

@@ -1,0 +1,1 @@
+"""Which wheels do the package indexes list?"""

@@ -1,0 +1,166 @@
+"""What package indexes list of PyTorch: wheels, with their hashes, dates, and marks."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import UTC
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+from pydantic import ValidationError
+from pypi_simple import DistributionPackage, ProjectPage, UnexpectedRepoVersionWarning, UnsupportedRepoVersionError
+
+from fpxbench.builds.index.fetch import Fetcher, NotThere, Page, Unreachable, local_path, without_credentials
+from fpxbench.builds.index.pip_settings import PipSettings
+from fpxbench.builds.timeline.entry import Wheel
+
+PROJECT = "torch"
+NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/{variant}"
+RELEASE_INDEX = "https://download.pytorch.org/whl/{variant}"
+
+_ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.2, text/html; q=0.1"
+# PyTorch's first release is of 2016, and some mirrors date every file 1970.
+_FIRST_YEAR = 2016
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._+!-]+")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere that lists wheels."""
+
+    url: str
+    """Of an index, ``URL/torch/`` is the page; of links, `url` itself is the page or the folder."""
+    links: bool = False
+    arguments: tuple[str, ...] = ()
+    """What pip must be told to look there; nothing where its own configuration names the place."""
+
+    @property
+    def address(self) -> str:
+        return without_credentials(self.url)
+
+
+@dataclass(frozen=True)
+class ListedWheel:
+    """A wheel as a page lists it."""
+
+    wheel: Wheel
+    url: str
+    version: Version
+    day: str | None
+    """YYYY-MM-DD of its upload, where the page says."""
+    has_metadata: bool | None
+    """Its metadata is a file beside it; None: the page does not say."""
+    metadata_sha256: str | None
+
+
+@dataclass
+class Listing:
+    """All that one place lists, read to its end."""
+
+    place: Place
+    wheels: list[ListedWheel] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    """Names of files that are no wheel's name, or have a version that is none."""
+    day: str | None = None
+    """YYYY-MM-DD by the server's clock."""
+
+
+def pip_places(settings: PipSettings) -> list[Place]:
+    """Where ``pip install torch`` would look."""
+    indexes = () if settings.no_index else (settings.index_url, *settings.extra_index_urls)
+    return [place(url) for url in dict.fromkeys(indexes)] + [place(url, links=True) for url in dict.fromkeys(settings.find_links)]
+
+
+def place(url: str, links: bool = False, arguments: tuple[str, ...] = ()) -> Place:
+    """The place that a user names by an address or a path. Raises ValueError if it is neither."""
+    scheme = urlsplit(url).scheme
+    if scheme in ("", "file"):
+        path = local_path(url) if scheme else Path(url).expanduser()
+        url = path.absolute().as_uri()
+        # A folder with a page of its own for the project is an index; one with the wheels themselves is not.
+        links = links or not (path / PROJECT).is_dir()
+    elif scheme not in ("http", "https"):
+        raise ValueError(f"{without_credentials(url)!r} is no package index: an https, http or file address, or a folder")
+    return Place(url.rstrip("/"), links, arguments)
+
+
+def further_place(url: str) -> Place:
+    """One that pip does not know by itself, and must be told of to install from it."""
+    found = place(url)
+    return place(url, found.links, ("--find-links" if found.links else "--extra-index-url", found.address))
+
+
+def read_listing(place: Place, fetcher: Fetcher) -> Listing:
+    """What `place` lists of PyTorch. One of several that pip looks at may have no page for it, and then lists nothing.
+
+    Raises Unreachable if it cannot be read, or not to its end; NotThere if it was named by the user and has no such page.
+    """
+    path = local_path(place.url)
+    if path is not None and place.links and path.is_dir():
+        return _of_folder(place, path)
+    url = place.url if place.links else f"{place.url}/{PROJECT}/" + ("index.html" if path is not None else "")
+    try:
+        page = fetcher.get(url, accept="text/html" if place.links else _ACCEPT)
+    except NotThere:
+        if place.links or place.arguments or path is not None and not path.exists():
+            raise
+        return Listing(place)
+    listing = Listing(place, day=page.day)
+    for package in _packages(page):
+        _add(listing, package)
+    return listing
+
+
+def _of_folder(place: Place, folder: Path) -> Listing:
+    listing = Listing(place)
+    for path in sorted(folder.glob("*.whl")):
+        _add(listing, DistributionPackage(
+            filename=path.name, url=path.as_uri(), project=None, version=None, package_type=None, digests={}, requires_python=None, has_sig=None))
+    return listing
+
+
+def _packages(page: Page) -> list[DistributionPackage]:
+    shown = without_credentials(page.url)
+    try:
+        if page.content_type.endswith("json"):
+            return ProjectPage.from_json_data(json.loads(page.body), page.url).packages
+        if page.content_type not in ("text/html", "application/vnd.pypi.simple.v1+html", "application/xhtml+xml"):
+            raise Unreachable(f"{shown} is {page.content_type}, not a page of a package index")
+        text = page.body.lower()
+        if b"<html" in text and b"</html" not in text:
+            raise Unreachable(f"{shown} broke off in the middle: the page is half there, and was not used")
+        return ProjectPage.from_html(PROJECT, page.body, page.url, page.charset).packages
+    except json.JSONDecodeError as error:
+        raise Unreachable(f"{shown} broke off in the middle, or is no JSON: {error}. It was not used") from error
+    except (ValidationError, UnsupportedRepoVersionError, UnexpectedRepoVersionWarning) as error:
+        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else error
+        raise Unreachable(f"{shown} is not the page of a package index: {reason}") from error
+
+
+def _add(listing: Listing, package: DistributionPackage) -> None:
+    # The address tells the name; a link's text may be shortened.
+    name = unquote(urlsplit(package.url).path.rpartition("/")[2])
+    if not name.endswith(".whl") or canonicalize_name(name.partition("-")[0]) != PROJECT:
+        return
+    try:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise InvalidWheelFilename(name)
+        _, version, _, tags = parse_wheel_filename(name)
+    except (InvalidWheelFilename, InvalidVersion):
+        listing.unreadable.append(name)
+        return
+    if not any("linux" in tag.platform or tag.platform == "any" for tag in tags):
+        return
+    day = package.upload_time.astimezone(UTC).date() if package.upload_time else None
+    listing.wheels.append(ListedWheel(
+        wheel=Wheel(filename=name, sha256=package.digests.get("sha256", ""), yanked=package.is_yanked),
+        url=package.url,
+        version=version,
+        day=day.isoformat() if day and day.year >= _FIRST_YEAR else None,
+        has_metadata=package.has_metadata,
+        metadata_sha256=(package.metadata_digests or {}).get("sha256"),
+    ))

@@ -1,0 +1,104 @@
+"""What a wheel says of itself without being downloaded: the Triton that it asks for and, where it is cheap, its upstream commit."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from dataclasses import dataclass
+from email.parser import BytesHeaderParser
+
+from packaging.markers import default_environment
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import parse_wheel_filename
+
+from fpxbench.builds.index.fetch import Fetcher, NoRanges, NotThere, Unreachable
+from fpxbench.builds.index.listing import ListedWheel
+from fpxbench.builds.installed import TRITON_DISTRIBUTIONS, git_commit, string_constants
+from fpxbench.builds.timeline.entry import NO_TRITON, UNTOLD
+
+_MAX_MEMBER_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class WheelFacts:
+    """What was found out."""
+
+    triton: str
+    """``triton==3.7.1``, `NO_TRITON`, or `UNTOLD`."""
+    git: str | None = None
+
+
+def read_facts(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) -> WheelFacts:
+    """The facts of one wheel: from the metadata file beside it where there is one, else from parts of the wheel.
+
+    `with_git`: from the wheel in any case (1.5 MB of a PyTorch's), which alone tells the upstream commit.
+
+    Raises NotThere if the wheel is gone, Unreachable if it cannot be read now.
+    """
+    if listed.has_metadata is not False and not with_git:
+        try:
+            page = fetcher.get(f"{listed.url}.metadata")
+        except NotThere:  # some say that they have it and do not; a wheel that was pulled is missed below
+            pass
+        except Unreachable:
+            if listed.has_metadata:
+                raise
+        else:
+            digest = hashlib.sha256(page.body).hexdigest()
+            if listed.metadata_sha256 and digest != listed.metadata_sha256:
+                raise Unreachable(f"{page.url} is not what the index says it is (sha256 {digest[:12]}…, not {listed.metadata_sha256[:12]}…)")
+            return WheelFacts(asked_triton(page.body, listed.wheel.filename))
+    try:
+        with fetcher.open(listed.url) as file:
+            return _from_wheel(file, listed)
+    except NoRanges:
+        return WheelFacts(UNTOLD)
+
+
+def _from_wheel(file, listed: ListedWheel) -> WheelFacts:
+    name = listed.wheel.filename
+    try:
+        with zipfile.ZipFile(file) as wheel:
+            (metadata,) = (entry for entry in wheel.infolist() if re.fullmatch(r"torch-[^/]+\.dist-info/METADATA", entry.filename))
+            version_file = next((entry for entry in wheel.infolist() if entry.filename == "torch/version.py"), None)
+            texts = [_member(wheel, entry) if entry else b"" for entry in (metadata, version_file)]
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise Unreachable(f"{name} is not a whole wheel of PyTorch: {error}") from error
+    try:
+        git = git_commit(string_constants(texts[1].decode(errors="replace")).get("git_version"))
+    except (SyntaxError, ValueError):
+        git = None
+    return WheelFacts(asked_triton(texts[0], name), git)
+
+
+def _member(wheel: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    if entry.file_size > _MAX_MEMBER_BYTES:
+        raise ValueError(f"{entry.filename} has {entry.file_size} bytes")
+    return wheel.read(entry)
+
+
+def asked_triton(metadata: bytes, filename: str) -> str:
+    """The Triton among the requirements of a wheel's METADATA, as the Python and the machine of the wheel's own name see them."""
+    environment = _environment(filename)
+    for line in BytesHeaderParser().parsebytes(metadata).get_all("Requires-Dist", []):
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if requirement.name.lower().replace("_", "-") not in TRITON_DISTRIBUTIONS:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            return f"{requirement.name}{requirement.specifier}"
+    return NO_TRITON
+
+
+def _environment(filename: str) -> dict[str, str]:
+    """Markers are judged for the wheel, not for this machine, so that what is learnt of a build is the same everywhere."""
+    tag = min(parse_wheel_filename(filename)[3], key=str)
+    environment = default_environment() | {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix", "extra": ""}
+    if match := re.fullmatch(r"cp(\d)(\d+)", tag.interpreter):
+        environment |= {"python_version": f"{match[1]}.{match[2]}", "python_full_version": f"{match[1]}.{match[2]}.0"}
+    if match := re.search(r"x86_64|aarch64|ppc64le|s390x", tag.platform):
+        environment |= {"platform_machine": match[0]}
+    return environment

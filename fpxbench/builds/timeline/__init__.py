@@ -1,0 +1,14 @@
+"""The builds in order, as a git repository that asv walks: one commit a build (docs/timeline.md).
+
+`fpxbench.builds.timeline` is the repository; `fpxbench.builds.timeline.sync` fills it from package indexes, and is imported where it is needed,
+since asv and the benchmarks read the timeline and no index.
+"""
+
+from fpxbench.builds.timeline.commit import CHANNELS, commit_hash, identity, tag_name
+from fpxbench.builds.timeline.entry import Entry, Failure, Pins, Source, Wheel, in_order
+from fpxbench.builds.timeline.repository import Changes, Timeline, TimelineError
+
+__all__ = [
+    "CHANNELS", "Changes", "Entry", "Failure", "Pins", "Source", "Timeline", "TimelineError", "Wheel",
+    "commit_hash", "identity", "in_order", "tag_name",
+]

@@ -1,0 +1,229 @@
+"""What a set of records comes to: one finding for each mistake or refusal, over all the dtypes and engines that show it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from fpxbench.casts.cast_record import Difference, Example, InputKind, NumericsRecord
+from fpxbench.casts.conformance import EXACT_PRODUCT
+from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
+from fpxbench.casts.grid import grid
+from fpxbench.records.verdict import SEVERITY, SIGNS, Status
+
+MISTAKE = "mistake"
+"""The evidence that says what a wrong conversion does, apart from its figures."""
+
+WHAT: dict[Operation, str] = {
+    Operation.CAST: "cast", Operation.CAST_RTZ: "cast toward zero", Operation.SCALE_THEN_CAST: "scale, then cast", Operation.FINFO: "torch.finfo",
+    Operation.SHIFT_LEFT: "<< tensor", Operation.SHIFT_RIGHT: ">> tensor", Operation.AND: "& tensor", Operation.OR: "| tensor",
+    Operation.XOR: "^ tensor", Operation.NOT: "~", Operation.SHIFT_LEFT_SCALAR: "<< int", Operation.SHIFT_RIGHT_SCALAR: ">> int",
+    Operation.AND_SCALAR: "& int",
+}
+"""Operations as people write them."""
+
+LOSES_INFINITY_AND_NAN = "turns infinity and NaN into finite numbers"
+_NOT_FINITE = ("nan", "inf", "-inf")
+_ORDER = {name: place for place, name in enumerate(DTYPES)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake or refusal.
+
+    mistake : what happens, in words, without figures
+    records : all that show it, the one with the most differing inputs first
+    """
+
+    status: Status
+    mistake: str
+    records: tuple[NumericsRecord, ...]
+
+    @property
+    def headline(self) -> str:
+        return f"{SIGNS[self.status]} {self.records[0].verdict.headline}"
+
+    @property
+    def runs_on(self) -> list[str]:
+        """``eager/cpu``, …"""
+        return who(record.conversion for record in self.records)
+
+    @property
+    def what(self) -> str:
+        """``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``."""
+        return what(record.conversion for record in self.records)
+
+    @property
+    def only_interpreted(self) -> bool:
+        """Whether only Triton's interpreter shows it, which nobody's results come from."""
+        return all(record.conversion.engine is Engine.TRITON_INTERPRETER for record in self.records)
+
+    @property
+    def figures(self) -> str:
+        """``252 of 391,560 inputs``: of the worst."""
+        worst = self.records[0]
+        wrong = sum(difference.count for difference in worst.differences if not difference.permitted)
+        if not wrong:
+            return ""
+        noun = "constants" if worst.conversion.operation is Operation.FINFO else "inputs"
+        return f"{'up to ' if len(self.records) > 1 else ''}{wrong:,} of {worst.inputs:,} {noun}"
+
+    @property
+    def example(self) -> str:
+        """``fp64 0x3f50000000000001 (0.0009765625000000002) gives 0x00 (0), not 0x01 (0.001953125)``."""
+        worst = self.records[0]
+        wrong = [difference for difference in worst.differences if not difference.permitted]
+        if not wrong:
+            return ""
+        shown = telling_example(wrong, worst.conversion.target)
+        if worst.conversion.operation is Operation.FINFO:
+            return f"{shown.input_value} is {shown.got_value}, not {shown.expected_value}"
+        return (f"{worst.conversion.source} {shown.input} ({shown.input_value}) gives {worst.conversion.target} {shown.got} ({shown.got_value}), "
+                f"not {shown.expected} ({shown.expected_value})")
+
+
+def loses_infinity_and_nan(wrong: Iterable[Difference]) -> bool:
+    """Whether what is wrong is that infinity becomes a finite number, and NaN a number."""
+    by_kind = {one.kind: one for one in wrong}
+    return by_kind.keys() == {InputKind.INFINITY, InputKind.NAN} and all(
+        example.got_value not in _NOT_FINITE for example in by_kind[InputKind.INFINITY].examples)
+
+
+def telling_example(wrong: Iterable[Difference], target: str) -> Example:
+    """Of inputs that became what is not permitted, one where no rule would permit it: a NaN past the maximum may be right by itself, and
+    wrong only beside others that saturate. An infinity that was lost comes before all else."""
+    past = (InputKind.OVERFLOW, InputKind.INFINITY)
+    candidates = [(one.kind, example) for one in wrong for example in one.examples]
+    open_to = ()
+    if any(kind in past for kind, _ in candidates):
+        open_to = ("inf", "-inf") if grid(DTYPES[target]).has_infinity else ("nan",)
+    never = [(kind, example) for kind, example in candidates if kind not in past or example.got_value not in open_to]
+    return next((example for kind, example in never if kind is InputKind.INFINITY), (never or candidates)[0][1])
+
+
+def who(conversions: Iterable[Conversion]) -> list[str]:
+    """What carries them out: ``eager/cpu``, …"""
+    return list(dict.fromkeys(conversion.runs_on for conversion in conversions))
+
+
+def what(conversions: Iterable[Conversion]) -> str:
+    """Operations and dtypes, each once: ``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``, ``~ uint16, uint32``."""
+    by_operation: dict[Operation, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for conversion in conversions:
+        by_operation[conversion.operation][conversion.source].add(conversion.target)
+    parts = []
+    for operation, sources in by_operation.items():
+        by_targets: dict[str, list[str]] = defaultdict(list)
+        for source in sorted(sources, key=_ORDER.__getitem__):
+            targets = sources[source]
+            by_targets["" if targets == {source} else ", ".join(sorted(targets, key=_ORDER.__getitem__))].append(source)
+        parts.append(f"{WHAT[operation]} " + "; ".join(
+            ", ".join(sources) + (f" → {targets}" if targets else "") for targets, sources in by_targets.items()))
+    return "; ".join(parts)
+
+
+def find(records: Iterable[NumericsRecord]) -> list[Finding]:
+    """Everything that is not `ok`, worst first, one finding a cause."""
+    groups: dict[tuple, list[NumericsRecord]] = defaultdict(list)
+    for record in records:
+        if record.verdict.status is not Status.OK:
+            conversion = record.conversion
+            operation = "bits" if conversion.operation.on_bits else conversion.operation
+            groups[record.verdict.status, record.verdict.kind, _cause(record), operation, conversion.what].append(record)
+    # Causes that the same engines show are one finding.
+    together: dict[tuple, list[NumericsRecord]] = defaultdict(list)
+    for (status, kind, cause, operation, _), group in groups.items():
+        together[status, kind, cause, operation, tuple(record.conversion.runs_on for record in group)] += group
+    found = [
+        Finding(status, cause, tuple(sorted(group, key=lambda record: -_wrong_share(record))))
+        for (status, _, cause, _, _), group in together.items()
+    ]
+    return sorted(found, key=lambda finding: (SEVERITY[finding.status], finding.only_interpreted, -len(finding.records)))
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Engines that do differently what the target's format leaves open, so that each of them is right.
+
+    ways : what values past the maximum become (``nan``, ``saturate, but infinity: nan``), or how a product is rounded, and where
+    about : what they disagree on
+    note : what else there is to know
+    """
+
+    ways: dict[str, tuple[str, ...]]
+    conversions: tuple[Conversion, ...]
+    about: str = "past the maximum"
+    note: str = "all round alike"
+
+    @property
+    def sentence(self) -> str:
+        """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda (all round alike)``."""
+        ways = "; ".join(f"{how} in {', '.join(where)}" for how, where in self.ways.items())
+        return f"{what(self.conversions)}: {self.about} {ways} ({self.note})"
+
+
+def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str]]]:
+    """What values past the maximum become, by target: how (``saturate, infinity nan``), and who does so."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        how, conversion = _overflow(record), record.conversion
+        if how and conversion.runs_on not in found[conversion.target][how]:
+            found[conversion.target][how].append(conversion.runs_on)
+    return found
+
+
+def disagreements(records: Iterable[NumericsRecord]) -> list[Disagreement]:
+    """Casts that mean another number in another engine, the most widespread first. Triton's interpreter, which nobody's results come from,
+    is left out."""
+    records = list(records)
+    return _by_ways(records, _overflow, Disagreement) + _by_ways(records, _product_kept, partial(Disagreement, about="the product is", note=(
+        "nearer to the exact value where it is not rounded; torch._inductor.config.emulate_precision_casts = True rounds it")))
+
+
+def _by_ways(records: list[NumericsRecord], way_of: Callable[[NumericsRecord], str | None],
+             disagreement: Callable[..., Disagreement]) -> list[Disagreement]:
+    ways: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    first: dict[str, Conversion] = {}
+    for record in records:
+        how, conversion = way_of(record), record.conversion
+        if how and conversion.engine is not Engine.TRITON_INTERPRETER:
+            first.setdefault(conversion.what, conversion)
+            ways[conversion.what][how].append(conversion.runs_on)
+    together: dict[tuple, list[Conversion]] = defaultdict(list)
+    for name, by_way in ways.items():
+        if len(by_way) > 1:
+            together[tuple((how, tuple(where)) for how, where in by_way.items())].append(first[name])
+    found = [disagreement(dict(by_way), tuple(conversions)) for by_way, conversions in together.items()]
+    return sorted(found, key=lambda disagreement: -len(disagreement.conversions))
+
+
+def _overflow(record: NumericsRecord) -> str | None:
+    """What a plain cast makes of values past the maximum, in words; None where it is no plain cast or does not always do the same."""
+    behaviour = record.behaviour
+    if record.conversion.operation is not Operation.CAST or not behaviour.overflow or behaviour.overflow.startswith("mixture"):
+        return None
+    return behaviour.overflow if behaviour.infinity in (None, behaviour.overflow) else f"{behaviour.overflow}, but infinity: {behaviour.infinity}"
+
+
+def _product_kept(record: NumericsRecord) -> str | None:
+    """How the product of a scale and a number is rounded before it is cast, in words; None where there is none, or its cast is wrong."""
+    if record.conversion.operation is not Operation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
+        return None
+    return "not rounded before the cast" if record.behaviour.taken_as == EXACT_PRODUCT else "rounded to its dtype first"
+
+
+def _cause(record: NumericsRecord) -> str:
+    """What happens, without what differs from dtype to dtype."""
+    verdict = record.verdict
+    if loses_infinity_and_nan(difference for difference in record.differences if not difference.permitted):
+        return LOSES_INFINITY_AND_NAN
+    words = str(verdict.evidence.get(MISTAKE, verdict.summary if verdict.status is not Status.WRONG else ""))
+    return re.sub(r"'UInt\d+'", "'UInt*'", re.sub(r" on [\d.]+%", "", words))
+
+
+def _wrong_share(record: NumericsRecord) -> float:
+    wrong = sum(difference.count for difference in record.differences if not difference.permitted)
+    return wrong / record.inputs if record.inputs else 0.0

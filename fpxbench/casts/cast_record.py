@@ -1,0 +1,160 @@
+"""The record of one conversion on one build and machine: one JSON line, with a schema version of its own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fpxbench.casts.conversion import Conversion
+from fpxbench.records.record import Build, Finite, Machine
+from fpxbench.records.verdict import Status, Verdict
+
+SCHEMA = 1
+RULES = 3
+"""Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
+EXAMPLES = 3
+"""How many examples a difference carries at most."""
+
+
+class InputKind(StrEnum):
+    """What is special about the inputs that differ: the first that fits."""
+
+    NAN = "nan"                             # NaN in, no NaN out
+    NAN_PAYLOAD = "nan_payload"             # NaN in, another of the target's NaN codes out
+    INFINITY = "infinity"
+    OVERFLOW = "overflow"                   # finite, rounds past the largest finite number
+    NEGATIVE_ZERO = "negative_zero"         # zero is due, with the other sign
+    UNROUNDED_PRODUCT = "unrounded_product"     # right for the exact product, which the source dtype would have rounded
+    DOUBLE_ROUNDING = "double_rounding"     # right had it been rounded to a dtype between first
+    TIE = "tie"                             # midway between two codes
+    SUBNORMAL = "subnormal"                 # below the target's smallest normal number, and no neighbour came out
+    ROUNDING = "rounding"                   # no tie, and the neighbour on the wrong side came out
+    NO_SUCH_NUMBER = "no_such_number"       # zero or negative, and the target has neither
+    CONSTANT = "constant"                   # of torch.finfo
+    OTHER = "other"
+
+
+class Example(BaseModel):
+    """One input whose result differs: bits in hexadecimal, and what they stand for."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    input: Annotated[str, Field(max_length=80)]
+    input_value: Annotated[str, Field(max_length=80)]
+    got: Annotated[str, Field(max_length=40)]
+    got_value: Annotated[str, Field(max_length=40)]
+    expected: Annotated[str, Field(max_length=40)]
+    expected_value: Annotated[str, Field(max_length=40)]
+
+
+class Difference(BaseModel):
+    """Inputs of one kind whose result is not the fixed reference's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    kind: InputKind
+    count: Annotated[int, Field(ge=1)]
+    permitted: bool
+    """Whether the target's standard leaves it open (docs/numerics.md)."""
+    examples: Annotated[list[Example], Field(min_length=1, max_length=EXAMPLES)]
+
+
+class Behaviour(BaseModel):
+    """What a conversion was found to do, recovered from its outputs. None: no input could tell."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rounding: str | None = None
+    """``nearest_even``, ``nearest_away``, ``toward_zero``, ``nearest_even via fp32``, …, or ``mixture``."""
+    overflow: str | None = None
+    """Of finite values past the maximum: ``saturate``, ``infinity``, ``nan``, or ``mixture``."""
+    infinity: str | None = None
+    """Of ±infinity: the same words."""
+    nan: str | None = None
+    """``nan``, or what comes instead."""
+    nan_codes: list[str] = Field(default_factory=list)
+    """The NaN codes that come out, in hexadecimal; eight at most."""
+    negative_zero: str | None = None
+    """``kept``, ``positive`` (the sign is dropped) or ``nan``."""
+    subnormals: str | None = None
+    """``kept`` or ``flushed``."""
+    taken_as: str | None = None
+    """What the inputs were taken for, where that explains every result: ``exact product`` (not rounded to its dtype before the
+    cast), ``e4m3fn`` (for another format)."""
+
+    def said(self) -> dict[str, str]:
+        """What is known, as words by aspect."""
+        words = self.model_dump(exclude={"nan_codes"}, exclude_none=True)
+        if self.nan_codes:
+            words["nan_codes"] = " ".join(self.nan_codes)
+        return words
+
+
+def unrounded_in_words(inputs: int, differences: list[Difference]) -> str:
+    """``all 196,608 inputs; for 390 of them, of the product before it is rounded to its dtype``."""
+    count = sum(one.count for one in differences if one.kind is InputKind.UNROUNDED_PRODUCT)
+    return f"all {inputs:,} inputs" + (f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else "")
+
+
+class NumericsRecord(BaseModel):
+    """One conversion on one build and one machine.
+
+    The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for), saturated, NaN to NaN.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    FOLDER: ClassVar[str] = "numerics"
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    schema_version: int = Field(default=SCHEMA, alias="schema", le=SCHEMA, ge=1)
+    started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    elapsed_s: Finite | None = None
+    rules: int = RULES
+    conversion: Conversion
+    build: Build
+    machine: Machine
+    verdict: Verdict
+    inputs: Annotated[int, Field(ge=0)] = 0
+    """How many inputs were converted."""
+    inputs_digest: str = ""
+    """SHA-256 of their bits, shortened; for all 2**32 of fp32, ``every fp32``."""
+    differing: Annotated[int, Field(ge=0)] | None = None
+    """Inputs whose result is not the fixed reference's, permitted ones included; two NaN codes do not differ. None: no result."""
+    behaviour: Behaviour = Behaviour()
+    differences: list[Difference] = Field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        return self.conversion.id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_product_that_was_not_rounded_is_permitted(cls, data: Any) -> Any:
+        """By the rules before 3 it was wrong. Inputs and outputs are the same, so such a record is read as today's rules judge it."""
+        if not isinstance(data, dict) or not isinstance(data.get("rules"), int) or data["rules"] >= 3:
+            return data
+        differences = [Difference.model_validate(one) for one in data.get("differences", ())]
+        if not any(one.kind is InputKind.UNROUNDED_PRODUCT and not one.permitted for one in differences):
+            return data
+        differences = [one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one for one in differences]
+        read = data | {"differences": differences}
+        if all(one.permitted for one in differences):
+            read["verdict"] = Verdict(status=Status.OK, summary=unrounded_in_words(data["inputs"], differences))
+        return read
+
+    @model_validator(mode="after")
+    def _verdict_follows_from_differences(self) -> Self:
+        wrong = any(not difference.permitted for difference in self.differences)
+        if self.verdict.status is Status.OK and (wrong or self.differing is None):
+            raise ValueError("a conversion with differences that are not permitted, or without a result, is not ok")
+        if self.verdict.status is Status.WRONG and not wrong:
+            raise ValueError("a wrong conversion shows the differences that make it so")
+        return self
+
+    def to_json(self) -> str:
+        """One line."""
+        return self.model_dump_json(by_alias=True)

@@ -1,0 +1,143 @@
+"""Many conversions on one build and machine: in isolation, in batches, each a record as soon as its batch ends. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from fpxbench.builds.installed import installed_build
+from fpxbench.casts.cast_messages import RESULTS, NumericsRequest, NumericsResult
+from fpxbench.casts.cast_plan import PARTS, batches, can_be_exhaustive, conversions
+from fpxbench.casts.cast_record import RULES, NumericsRecord
+from fpxbench.casts.conversion import Conversion, Engine
+from fpxbench.records.record import Build, Machine
+from fpxbench.records.store import Store, latest
+from fpxbench.records.verdict import Status, with_log
+from fpxbench.sweep import worker
+from fpxbench.sweep.isolation import Isolation, device_turn
+from fpxbench.sweep.progress import Progress
+from fpxbench.sweep.run import PREPARATION_TIMEOUT_S, CannotStart
+from fpxbench.sweep.settings import Settings
+
+EVERY_FP32 = 1 << 32
+_FAULT = re.compile(r"(CUDA|HIP) (driver )?error|illegal memory access|device-side assert|AcceleratorError")
+
+
+@dataclass
+class NumericsRun:
+    """What it came to: one record for each conversion chosen, those of earlier runs included."""
+
+    build: Build
+    machine: Machine
+    records: list[NumericsRecord] = field(default_factory=list)
+    resumed: int = 0
+    interrupted: bool = False
+
+
+def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), *, exhaustive: bool = False,
+                 progress: Progress | None = None) -> NumericsRun:
+    """Carry out and judge every chosen conversion that has no record yet (or every one, with `fresh`).
+
+    Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are filed under the one machine.
+    `exhaustive` gives casts from fp32 to FP8 all 2**32 inputs: minutes each. Ctrl-C ends
+    it early with what was judged (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
+    """
+    conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # a mistake is told at once
+    build, store = installed_build(), Store(settings.results, NumericsRecord)
+    with Isolation(settings.memory_limit) as isolation:
+        machine = _machine(isolation, settings)
+        store.make_folder()
+        devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
+        chosen = conversions(devices, engines, globs)
+        run = NumericsRun(build, machine)
+        done = {} if settings.fresh else _already_judged(store, machine, build)
+        if exhaustive:
+            done = {name: record for name, record in done.items() if record.inputs == EVERY_FP32 or not can_be_exhaustive(record.conversion)}
+        run.records = [done[conversion.id] for conversion in chosen if conversion.id in done]
+        run.resumed = len(run.records)
+        todo = [conversion for conversion in chosen if conversion.id not in done]
+        with progress or Progress(len(todo), announce=False) as shown:
+            if run.resumed:
+                shown.say(f"{run.resumed} conversions were judged before and are kept (--fresh judges them again)")
+            try:
+                for record in _records(isolation, todo, settings, build, machine, shown, exhaustive):
+                    store.append(record)
+                    run.records.append(record)
+                    shown.finished(record)
+            except KeyboardInterrupt:
+                run.interrupted = True
+                shown.say(f"interrupted; {len(run.records) - run.resumed} records are kept in {store.file(machine.name, build)}")
+    order = {conversion.id: number for number, conversion in enumerate(chosen)}
+    run.records.sort(key=lambda record: order[record.id])
+    return run
+
+
+def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, build: Build, machine: Machine,
+             shown: Progress, exhaustive: bool) -> Iterator[NumericsRecord]:
+    engine: Engine | None = None
+    whole = [conversion for conversion in todo if exhaustive and can_be_exhaustive(conversion)]
+    for batch in [*batches(conversion for conversion in todo if conversion not in whole), *([conversion] for conversion in whole)]:
+        shown.starting(batch[0].id)
+        if engine is not None and batch[0].engine is not engine:
+            isolation.recycle()     # Triton is interpreted or not from its import on
+        engine = batch[0].engine
+        with device_turn(batch[0].device):
+            started = time.monotonic()
+            if batch[0] in whole:
+                results = [_on_every_input(isolation, batch[0], settings.timeout_s, shown)]
+            else:
+                results = _carried_out(isolation, batch, settings.timeout_s)
+        elapsed = (time.monotonic() - started) / len(batch)
+        for result in results:
+            yield NumericsRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in NumericsResult.model_fields})
+
+
+def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[NumericsResult]:
+    """A batch in one call; if that dies, hangs, or may have damaged a GPU's context, each by itself."""
+    outcome = isolation.call(worker.conversions_json, NumericsRequest(conversions=batch).model_dump_json(), timeout_s=timeout_s)
+    if outcome.value is not None:
+        results = RESULTS.validate_json(outcome.value)
+        damaged = any(result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results)
+        if damaged:
+            isolation.recycle()     # a GPU's fault is sticky: what came after it in this child says nothing
+        if len(batch) == 1:
+            told = with_log(results[0].verdict, outcome.log_tail) if results[0].verdict.status is Status.ERROR else results[0].verdict
+            return [results[0].model_copy(update={"verdict": told})]
+        if not damaged:     # what raised is asked again alone, so that the log is its own
+            return [again for result in results for again in (
+                _carried_out(isolation, [result.conversion], timeout_s) if result.verdict.status is Status.ERROR else [result])]
+    elif len(batch) == 1:
+        return [NumericsResult(conversion=batch[0], verdict=outcome.verdict)]
+    return [result for conversion in batch for result in _carried_out(isolation, [conversion], timeout_s)]
+
+
+def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: float, shown: Progress) -> NumericsResult:
+    """All parts, one call each, so that what is done shows and a hang is noticed."""
+    for part in range(PARTS):
+        shown.starting(f"{conversion.id}, {part / PARTS:.0%} of 2**32 inputs")
+        request = NumericsRequest(conversions=[conversion]).model_dump_json()
+        outcome = isolation.call(worker.conversion_part_json, request, part, timeout_s=timeout_s)
+        if outcome.value is None:
+            return NumericsResult(conversion=conversion, verdict=outcome.verdict)
+        if results := RESULTS.validate_json(outcome.value):
+            return results[0]
+    raise RuntimeError(f"{conversion.id}: no result after the last part")
+
+
+def _machine(isolation: Isolation, settings: Settings) -> Machine:
+    outcome = isolation.call(worker.device_json, settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    if outcome.value is None:
+        raise CannotStart(f"the device {settings.device or 'of this machine'!r} could not be used", outcome)
+    return Machine.model_validate_json(outcome.value)
+
+
+def _already_judged(store: Store[NumericsRecord], machine: Machine, build: Build) -> dict[str, NumericsRecord]:
+    """Records that still hold: of this very build, by today's rules."""
+    path = store.file(machine.name, build)
+    if not path.exists():
+        return {}
+    records, _ = store.read(path)
+    return {record.id: record for record in latest(records)
+            if record.build.key == build.key and record.rules == RULES and record.verdict.status is not Status.MISSING}

@@ -1,0 +1,168 @@
+"""Conversions that share a child: carried out together where that saves a compilation, each judged by itself."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from fpxbench.casts.cast_messages import NumericsRequest, NumericsResult
+from fpxbench.casts.cast_record import EXAMPLES, Behaviour, Difference, Example, InputKind
+from fpxbench.casts.conformance import EXACT_PRODUCT, Judge, Judgement, number_text
+from fpxbench.casts.conformance_verdict import verdict_on
+from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
+from fpxbench.casts.engines import Inputs, inputs_of, right_bits, to_bits, to_tensor, torch_function
+from fpxbench.casts.expected import expected_codes, sibling_of
+from fpxbench.casts.finfo import judge_finfo
+from fpxbench.casts.probe_values import values
+from fpxbench.numbers.codec import Rounding
+from fpxbench.records.verdict import classify_exception, without_source
+
+_PADDING = 64
+"""More than any vector is long, so that lengths which differ by one stay apart."""
+
+
+def run_conversions(request: NumericsRequest) -> list[NumericsResult]:
+    """What became of each; what one raises is its own verdict."""
+    chosen = request.conversions
+    if chosen[0].engine is Engine.COMPILED and len(chosen) > 1:
+        compiled = _compiled_together(chosen)
+        if compiled is not None:
+            return [_result(conversion, inputs_of(conversion), lambda bits=bits: bits) for conversion, bits in zip(chosen, compiled, strict=True)]
+    return [_alone(conversion) for conversion in chosen]
+
+
+def _alone(conversion: Conversion) -> NumericsResult:
+    if conversion.operation is Operation.FINFO:
+        return _result(conversion, None, None)
+    inputs = inputs_of(conversion)
+    return _result(conversion, inputs, lambda: convert(conversion, inputs.operands))
+
+
+def convert(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Bits of the target for bits of the operands, by the conversion's own engine."""
+    source, target = DTYPES[conversion.source], DTYPES[conversion.target]
+    if conversion.engine in (Engine.TRITON, Engine.TRITON_INTERPRETER):
+        if conversion.engine is Engine.TRITON_INTERPRETER:
+            os.environ["TRITON_INTERPRET"] = "1"
+        from fpxbench.casts.triton_casts import convert as convert_by_triton
+
+        return convert_by_triton(conversion, *operands)
+    function = _function(conversion)
+    return to_bits(function(*(to_tensor(bits, source, conversion.device) for bits in operands)), target)
+
+
+@lru_cache(maxsize=1)       # all inputs of one come in many pieces, and are to be compiled once
+def _function(conversion: Conversion) -> Callable[..., torch.Tensor]:
+    function = torch_function(conversion)
+    if conversion.engine is not Engine.COMPILED:
+        return function
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
+    """All of them from one compilation, or None if it failed: one that is refused must not take the others down.
+
+    Each gets inputs of a length of its own, so that Inductor does not fuse them into one loop: a loop is vectorised only if all in it
+    can be, and what people run is each by itself.
+    """
+    functions, arguments, counts = [], [], []
+    for number, conversion in enumerate(chosen):
+        operands, dtype = inputs_of(conversion).operands, DTYPES[conversion.source]
+        functions.append(torch_function(conversion))
+        padded = [np.concatenate([bits, np.resize(bits, _PADDING * number)]) for bits in operands]
+        arguments.append([to_tensor(bits, dtype, conversion.device) for bits in padded])
+        counts.append(operands[0].size)
+
+    def together(all_arguments):
+        return [function(*arguments) for function, arguments in zip(functions, all_arguments, strict=True)]
+
+    torch._dynamo.reset()
+    try:
+        results = torch.compile(together, fullgraph=True, dynamic=False)(arguments)
+        return [to_bits(result, DTYPES[conversion.target])[:count]
+                for result, conversion, count in zip(results, chosen, counts, strict=True)]
+    except Exception:   # whose it is shows when each is compiled by itself
+        traceback.print_exc()
+        return None
+
+
+def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[], np.ndarray] | None) -> NumericsResult:
+    try:
+        if inputs is None:
+            judgement = judge_finfo(conversion.target)
+        elif conversion.operation.on_bits:
+            judgement = _judge_bits(conversion, inputs, produce())
+        else:
+            judgement = _judge_cast(conversion, inputs, produce())
+    except Exception as error:  # a refusal, in its own words
+        result = refusal(conversion, error)
+        return result.model_copy(update={"inputs": inputs.count, "inputs_digest": inputs.digest}) if inputs else result
+    return judged(conversion, judgement, inputs.digest if inputs else "")
+
+
+def judged(conversion: Conversion, judgement: Judgement, digest: str) -> NumericsResult:
+    """The result that a judgement amounts to."""
+    return NumericsResult(
+        conversion=conversion, verdict=verdict_on(conversion, judgement), inputs=judgement.inputs, differing=judgement.differing,
+        inputs_digest=digest, behaviour=judgement.behaviour, differences=judgement.differences)
+
+
+def refusal(conversion: Conversion, error: Exception) -> NumericsResult:
+    """The result of a conversion that raised `error`."""
+    traceback.print_exception(error)
+    message = without_source(str(error))
+    if not message and error.__cause__ is not None:     # Triton says where, and leaves the reason to what it was raised from
+        message = f"{type(error.__cause__).__name__}: {error.__cause__}"
+    return NumericsResult(conversion=conversion, verdict=classify_exception(type(error).__name__, message, ""))
+
+
+def rounding_of(conversion: Conversion) -> Rounding:
+    """The rounding that a conversion asks for."""
+    return Rounding.TOWARD_ZERO if conversion.operation is Operation.CAST_RTZ else Rounding.NEAREST_EVEN
+
+
+def _judge_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Judgement:
+    source, target = DTYPES[conversion.source], DTYPES[conversion.target]
+    judge = Judge(source, target, rounding_of(conversion))
+    x = values(inputs.operands[0], source)
+    if conversion.operation is not Operation.SCALE_THEN_CAST:
+        bits = inputs.operands[0]
+        misread = {name: values(bits, DTYPES[name]) for name in sibling_of(source)}
+        judge.add(x, got, lambda index: (_hex(bits[index]), number_text(x[index])), misread)
+        return judge.finish()
+    scales = values(inputs.operands[1], source)
+    with np.errstate(invalid="ignore"):
+        exact = x * scales      # two 16-bit numbers: exact in float64
+    rounded = values(expected_codes(exact, source).astype(np.uint16), source)
+
+    def describe(index: int) -> tuple[str, str]:
+        return " x ".join(_hex(bits[index]) for bits in inputs.operands), f"{number_text(x[index])} x {number_text(scales[index])}"
+
+    judge.add(rounded, got, describe, {EXACT_PRODUCT: exact})
+    return judge.finish()
+
+
+def _judge_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Judgement:
+    right = right_bits(conversion, inputs.operands)
+    if got.shape != right.shape:
+        raise ValueError(f"{inputs.count} inputs gave a result of shape {list(got.shape)}")
+    differing = np.flatnonzero(got != right)
+    if not differing.size:
+        return Judgement(inputs.count, 0, Behaviour(), [])
+    examples = [
+        Example(input=" , ".join(_hex(bits[index]) for bits in inputs.operands), input_value=" , ".join(str(bits[index]) for bits in inputs.operands),
+                got=_hex(got[index]), got_value=str(got[index]), expected=_hex(right[index]), expected_value=str(right[index]))
+        for index in differing[np.linspace(0, differing.size - 1, min(EXAMPLES, differing.size)).astype(int)]
+    ]
+    difference = Difference(kind=InputKind.OTHER, count=int(differing.size), permitted=False, examples=examples)
+    return Judgement(inputs.count, int(differing.size), Behaviour(), [difference])
+
+
+def _hex(bits: np.unsignedinteger) -> str:
+    return f"0x{int(bits):0{bits.dtype.itemsize * 2}x}"

@@ -1,0 +1,214 @@
+"""Who encodes, decodes and packs at what speed: the contenders of each row of the table, their calls timed in turn.
+
+ml_dtypes and gfloat are compared with where they are installed; the suite does not need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fpxbench.casts.codec_speed import COPY, OWN, ROWS_AT_LEAST, Contest, K, Timed
+from fpxbench.numbers import codec, packing
+from fpxbench.numbers.formats import FORMATS, TORCH_DTYPES, Format
+
+SOURCES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+ML_DTYPES = {
+    "e4m3fn": "float8_e4m3fn", "e4m3fnuz": "float8_e4m3fnuz", "e5m2": "float8_e5m2", "e5m2fnuz": "float8_e5m2fnuz",
+    "e3m4": "float8_e3m4", "e3m2": "float6_e3m2fn", "e2m3": "float6_e2m3fn", "e2m1": "float4_e2m1fn", "e8m0": "float8_e8m0fnu",
+}
+
+SLOW_ROWS = 16
+"""For gfloat: at 7 million elements a second a call on as much as the others get would take most of a second."""
+
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
+
+
+class Missing(Exception):
+    """A contender that does not take part, and why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`call` works on `elements`, and has to move `nbytes`."""
+
+    call: Callable[[], object]
+    elements: int
+    nbytes: int
+
+
+def every_row() -> list[str]:
+    """The rows of the table, as `Contest.row` spells them."""
+    packed = [f"{layout.name}/{bits}" for layout in packing.LAYOUTS.values() for bits in layout.widths]
+    return [
+        *(f"encode/{name}/{source}" for source in SOURCES for name in FORMATS),
+        *(f"decode/{name}" for name in FORMATS),
+        *(f"{way}/{name}" for name in packed for way in ("pack", "unpack")),
+    ]
+
+
+def hold(row: str, elements: int, budget_s: float) -> Contest:
+    """The contest of one row, about `budget_s` seconds long, on `elements` rounded to whole [64, 4096]."""
+    what, *of = row.split("/")
+    n = max(1, round(elements / (ROWS_AT_LEAST * K))) * ROWS_AT_LEAST
+    setup = {"encode": _encoders, "decode": _decoders, "pack": _packers, "unpack": _unpackers}[what]
+    taking_part, missing = {}, {}
+    for name, enter in setup(n, *of).items():
+        try:
+            taking_part[name] = enter()
+        except Missing as why:
+            missing[name] = str(why)
+    seconds = time_in_turn({name: contender.call for name, contender in taking_part.items()}, budget_s)
+    timed = {
+        name: Timed(elements=contender.elements, nbytes=contender.nbytes, seconds=seconds[name])
+        for name, contender in taking_part.items()
+    }
+    return Contest(row=row, threads=torch.get_num_threads(), timed=timed, missing=missing)
+
+
+def time_in_turn(calls: dict[str, Callable[[], object]], budget_s: float) -> dict[str, list[float]]:
+    """Seconds of each call: A B C A B C …, for `budget_s` and at least five rounds, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()      # makes its tables
+    end = time.perf_counter() + budget_s
+    for done in range(MOST_ROUNDS):
+        if done >= FEWEST_ROUNDS and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+# What each sets up is a function, so that one that cannot take part says so by itself.
+Entries = dict[str, Callable[[], Contender]]
+
+
+def _encoders(n: int, name: str, source: str) -> Entries:
+    fmt, dtype = FORMATS[name], SOURCES[source]
+    x = _numbers(n, name).to(dtype)
+
+    def contender(call: Callable[[], object], rows: int = n) -> Contender:
+        return Contender(call, rows * K, rows * K * (dtype.itemsize + 1))
+
+    def ml_dtypes() -> Contender:
+        library, target = _ml_dtype(name)
+        held = x.numpy() if source == "fp32" else x.view(torch.int16).numpy().view(library.bfloat16)
+        return contender(lambda: held.astype(target))
+
+    def gfloat() -> Contender:
+        library, theirs = _gfloat_format(fmt)
+        if source == "bf16":
+            raise Missing("does not read bf16")
+        held = x[:SLOW_ROWS].numpy()
+        return contender(lambda: library.encode_ndarray(theirs, library.round_ndarray(theirs, held, sat=True)), SLOW_ROWS)
+
+    def native() -> Contender:
+        target = _torch_dtype(name)
+        return contender(lambda: x.to(target))
+
+    return {OWN: lambda: contender(lambda: codec.encode(x, fmt)), "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
+
+
+def _decoders(n: int, name: str) -> Entries:
+    fmt = FORMATS[name]
+    codes = _codes(n, fmt.bits)
+
+    def contender(call: Callable[[], object], rows: int = n) -> Contender:
+        return Contender(call, rows * K, rows * K * 5)
+
+    def ml_dtypes() -> Contender:
+        library, target = _ml_dtype(name)
+        held = codes.numpy().view(target)
+        return contender(lambda: held.astype("float32"))
+
+    def gfloat() -> Contender:
+        library, theirs = _gfloat_format(fmt)
+        held = codes[:SLOW_ROWS].numpy()
+        return contender(lambda: library.decode_ndarray(theirs, held), SLOW_ROWS)
+
+    def native() -> Contender:
+        held = codes.view(_torch_dtype(name))
+        return contender(lambda: held.float())
+
+    return {OWN: lambda: contender(lambda: codec.decode(codes, fmt)), COPY: lambda: contender(_copying(n * K * 5)),
+            "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
+
+
+def _packers(n: int, layout: str, bits: str) -> Entries:
+    codes = _codes(n, int(bits))
+    return _movers(codes, layout, int(bits), lambda: packing.pack(codes, int(bits), layout))
+
+
+def _unpackers(n: int, layout: str, bits: str) -> Entries:
+    codes = _codes(n, int(bits))
+    packed = packing.pack(codes, int(bits), layout)
+    return _movers(codes, layout, int(bits), lambda: packing.unpack(packed, int(bits), K, layout))
+
+
+def _movers(codes: Tensor, layout: str, bits: int, call: Callable[[], object]) -> Entries:
+    nbytes = codes.numel() + codes.shape[0] * packing.row_bytes(K, bits, layout)
+    return {OWN: lambda: Contender(call, codes.numel(), nbytes),
+            COPY: lambda: Contender(_copying(nbytes), codes.numel(), nbytes)}
+
+
+def _copying(nbytes: int) -> Callable[[], object]:
+    """A copy, on one thread, that reads and writes `nbytes` in all. PyTorch's own would wait for its threads."""
+    source = torch.ones(nbytes // 2, dtype=torch.uint8).numpy()
+    return source.copy
+
+
+@lru_cache(maxsize=1)
+def _numbers(n: int, name: str) -> Tensor:
+    """fp32 [n, K] as a scaled weight is: normal, the largest of a few thousand near the format's maximum."""
+    fmt = FORMATS[name]
+    numbers = torch.randn(n, K, generator=torch.Generator().manual_seed(0))
+    return numbers.mul_(fmt.max / 4) if fmt.signed else numbers.abs_()
+
+
+@lru_cache(maxsize=1)
+def _codes(n: int, bits: int) -> Tensor:
+    return torch.randint(1 << bits, (n, K), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _ml_dtype(name: str) -> tuple[ModuleType, type]:
+    library = _library("ml_dtypes")
+    if name not in ML_DTYPES:
+        raise Missing("has no such format")
+    return library, getattr(library, ML_DTYPES[name])
+
+
+def _gfloat_format(fmt: Format) -> tuple[ModuleType, object]:
+    library = _library("gfloat")
+    if fmt.is_integer or not fmt.signed:
+        raise Missing("is compared with on signed floats only")
+    return library, library.FormatInfo(
+        fmt.name, fmt.bits, fmt.mantissa_bits + 1, bias=fmt.bias, is_signed=True,
+        domain=library.Domain.Extended if fmt.has_infinity else library.Domain.Finite, has_nz=fmt.specials != "fnuz",
+        num_high_nans={"ieee": (1 << fmt.mantissa_bits) - 1, "fn": 1}.get(fmt.specials, 0),
+        has_subnormals=True, is_twos_complement=False,
+    )
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    known = TORCH_DTYPES | {"e8m0": "float8_e8m0fnu"}
+    if name not in known:
+        raise Missing("has no cast to such a format")
+    return getattr(torch, known[name])
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Missing("is not installed") from None

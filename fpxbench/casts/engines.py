@@ -1,0 +1,97 @@
+"""What each operation does to torch tensors, and what its inputs are."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpxbench.casts import probe_values as inputs
+from fpxbench.casts.conversion import DTYPES, Conversion, DType, Operation
+
+SCALARS = {Operation.SHIFT_LEFT_SCALAR: 4, Operation.SHIFT_RIGHT_SCALAR: 4, Operation.AND_SCALAR: 15}
+"""The Python int on the right: what unpacking nibbles uses."""
+
+_BINARY: dict[Operation, Callable] = {
+    Operation.SHIFT_LEFT: operator.lshift, Operation.SHIFT_RIGHT: operator.rshift,
+    Operation.AND: operator.and_, Operation.OR: operator.or_, Operation.XOR: operator.xor,
+    Operation.SHIFT_LEFT_SCALAR: operator.lshift, Operation.SHIFT_RIGHT_SCALAR: operator.rshift, Operation.AND_SCALAR: operator.and_,
+}
+_SIGNED = {8: np.uint8, 16: np.int16, 32: np.int32, 64: np.int64}      # torch takes these from numpy in every version
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Operands of a conversion as bits, the first one's dtype being the source.
+
+    operands : numpy arrays of unsigned integers, of one length
+    """
+
+    operands: tuple[np.ndarray, ...]
+    digest: str
+
+    @property
+    def count(self) -> int:
+        return self.operands[0].size
+
+
+def inputs_of(conversion: Conversion) -> Inputs:
+    """What a conversion is tried on."""
+    source, target, operation = DTYPES[conversion.source], DTYPES[conversion.target], conversion.operation
+    if operation is Operation.SCALE_THEN_CAST:
+        operands = inputs.product_inputs(source)
+    elif operation.on_bits:
+        first, second, counts = inputs.bit_inputs(source)
+        shifts = operation in (Operation.SHIFT_LEFT, Operation.SHIFT_RIGHT)
+        operands = (first,) if operation is Operation.NOT or operation in SCALARS else (first, counts if shifts else second)
+    else:
+        operands = (inputs.cast_inputs(source, target),)
+    return Inputs(operands, inputs.digest(*operands))
+
+
+def torch_function(conversion: Conversion) -> Callable[..., Tensor]:
+    """The operation on torch tensors."""
+    operation = conversion.operation
+    target = getattr(torch, DTYPES[conversion.target].torch)
+    if operation is Operation.CAST:
+        return lambda x: x.to(target)
+    if operation is Operation.SCALE_THEN_CAST:
+        return lambda x, scale: (x * scale).to(target)
+    if operation is Operation.NOT:
+        return lambda x: ~x
+    apply = _BINARY[operation]
+    if operation in SCALARS:
+        scalar = SCALARS[operation]
+        return lambda x: apply(x, scalar)
+    return lambda x, other: apply(x, other)
+
+
+def right_bits(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndarray:
+    """What a bit operation should give, as numpy does it."""
+    operation, first = conversion.operation, operands[0]
+    if operation is Operation.NOT:
+        return ~first
+    second = first.dtype.type(SCALARS[operation]) if operation in SCALARS else operands[1]
+    return _BINARY[operation](first, second)
+
+
+def to_tensor(bits: np.ndarray, dtype: DType, device: str) -> Tensor:
+    """`bits` as a torch tensor of `dtype` (uint8 where torch has no such dtype), reinterpreted, not converted."""
+    signed = torch.from_numpy(np.array(bits.view(_SIGNED[dtype.bits])))
+    return signed.view(_torch_dtype(dtype)).to(device)
+
+
+def to_bits(result: Tensor, dtype: DType) -> np.ndarray:
+    """The codes of a result. Raises TypeError if it is not of `dtype`."""
+    if result.dtype is not _torch_dtype(dtype):
+        raise TypeError(f"the result is {result.dtype}, not {_torch_dtype(dtype)}")
+    integer = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}[dtype.bits]
+    return result.cpu().contiguous().view(integer).numpy().view(f"u{dtype.bits // 8}")
+
+
+def _torch_dtype(dtype: DType) -> torch.dtype:
+    return torch.uint8 if dtype.torch is None else getattr(torch, dtype.torch)

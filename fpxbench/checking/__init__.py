@@ -1,0 +1,1 @@
+"""Is an implementation right, and how fast is it?"""

@@ -1,0 +1,141 @@
+"""What the device is: its name, its caches and memory, and the read bandwidth it really has."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from fpxbench.records.record import Machine
+
+# Where a CPU does not say how large its last-level cache is, assume one that most servers stay below.
+_ASSUMED_CACHE = 64 << 20
+
+
+def slug(text: str) -> str:
+    """`text` as a name for files and links: ``nvidia-h100-80gb-hbm3``."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unknown"
+
+
+def describe(device: str, name: str | None = None) -> Machine:
+    """The machine behind torch's `device` (``cpu`` or ``cuda``), bandwidth not yet measured.
+
+    `name` is what its records are filed under; by default the device's own name, so that give machines with the same
+    device different names if they are to be told apart. Raises RuntimeError where there is no such device.
+    """
+    host = platform.node()
+    if device == "cpu":
+        model, arch = cpu_model(), f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        return Machine(
+            name=name or slug(f"cpu-{model}-{len(os.sched_getaffinity(0))}c"), device=model, arch=arch, host=host, kind="cpu",
+            memory_bytes=psutil.virtual_memory().total, cache_bytes=cpu_cache_bytes(),
+            facts={"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "os": platform.platform()},
+        )
+    if device.partition(":")[0] != "cuda":
+        raise RuntimeError(f"no device {device!r}: cpu or cuda (ROCm too)")
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
+    properties = torch.cuda.get_device_properties(0)
+    arch = getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+    facts: dict[str, Any] = {"multiprocessors": properties.multi_processor_count, "os": platform.platform(), **_driver_facts()}
+    return Machine(
+        name=name or slug(properties.name), device=properties.name, arch=arch, host=host, kind="cuda",
+        memory_bytes=properties.total_memory, cache_bytes=properties.L2_cache_size, facts=facts,
+    )
+
+
+def default_device() -> str:
+    """``cuda`` where PyTorch sees a GPU (NVIDIA's or AMD's), else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cpu_model() -> str:
+    """The processor as it calls itself, or its architecture."""
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return " ".join(match[1].split()) if match else platform.machine()
+
+
+def cpu_cache_bytes() -> int:
+    """Size of the largest cache that the kernel lists for the first core."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KM])", file.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) << {"K": 10, "M": 20}[match[2]])
+    return max(sizes, default=_ASSUMED_CACHE)
+
+
+def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
+    """Read bandwidth in 1e9 bytes per second: the best of several ways to read a buffer far larger than the cache.
+
+    The best, because this is the ceiling that other figures are held against.
+    """
+    if device == "cpu":
+        buffer = torch.ones(max(4 * cache_bytes, 256 << 20) // 4, dtype=torch.int32)
+        best = 0.0
+        for _ in range(8):
+            start = time.perf_counter()
+            buffer.sum(dtype=torch.int32)
+            best = max(best, buffer.nbytes / (time.perf_counter() - start) / 1e9)
+        wide = buffer.view(torch.float32).view(-1, 4096)
+        vector = torch.ones(4096)
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.mv(wide, vector)
+            best = max(best, wide.nbytes / (time.perf_counter() - start) / 1e9)
+        return best
+    elements = max(8 * cache_bytes, 1 << 30) // 4
+    buffer = torch.ones(elements, dtype=torch.float32, device=device)
+    half = buffer.view(torch.bfloat16).view(-1, 8192)
+    vector = torch.ones(8192, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(buffer)
+    ways = [
+        (buffer.nbytes, lambda: buffer.sum()),
+        (buffer.nbytes, lambda: torch.mv(half, vector)),
+        (2 * buffer.nbytes, lambda: target.copy_(buffer)),
+    ]
+    best = 0.0
+    for nbytes, way in ways:
+        way()
+        for _ in range(5):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            way()
+            end.record()
+            end.synchronize()
+            best = max(best, nbytes / (start.elapsed_time(end) / 1e3) / 1e9)
+    return best
+
+
+def _driver_facts() -> dict[str, Any]:
+    """What NVML says and torch does not, where its bindings are installed."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:    # an AMD machine, or no driver in this container
+        return {}
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        width, clock = pynvml.nvmlDeviceGetMemoryBusWidth(handle), pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
+        return {
+            "driver": pynvml.nvmlSystemGetDriverVersion(),
+            "power_limit_w": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
+            "memory_bus_bits": width,
+            "memory_clock_mhz": clock,
+        }
+    except pynvml.NVMLError:
+        return {}
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,110 @@
+"""`fpxbench numerics`: what the casts that people really use make of every input."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.casts.cast_findings import Finding, disagreements, find, overflows
+from fpxbench.casts.cast_record import NumericsRecord
+from fpxbench.casts.conversion import Engine
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, out, statuses
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import BROKEN, SIGNS, Status
+from fpxbench.sweep.settings import Settings
+
+
+@app.command()
+def numerics(
+    engine: Annotated[list[Engine] | None, typer.Option("--engine", "-e", help="Only what this carries out. Repeatable.")] = None,
+    conversion: Annotated[list[str] | None, typer.Option(
+        "--conversion", "-c", help="Glob over conversions: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: both, where there is a GPU[/]")] = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="All 2**32 inputs for casts from fp32 to FP8: minutes each.")] = False,
+    results: ResultsOption = Path("results"),
+    machine: Annotated[str | None, typer.Option("--machine", help="File the records under this name.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Judge again what is judged, or go on where an earlier run stopped.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that conversions which share a compilation may take.", min=0.1)] = 180.0,
+    as_json: JsonOption = False,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 if a conversion has one of these statuses: wrong,crash,…")] = "",
+) -> None:
+    """Put every cast of PyTorch and Triton through every telling input, and say what they do.
+
+    Casts between FP8 and wider dtypes in eager PyTorch, under torch.compile and in Triton, the constants of torch.finfo, and bit
+    operations on uint16, uint32 and uint64: all 65,536 inputs of a 16-bit dtype, and of a wider one every value, midpoint and neighbour
+    that tells. One record a conversion; docs/numerics.md has the rules.
+
+    Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command; 130 after Ctrl-C.
+    """
+    from fpxbench.casts.cast_run import run_numerics
+    from fpxbench.sweep.run import CannotStart
+
+    failing = statuses(fail_on)
+    settings = Settings(device=device, results=results, machine=machine, fresh=fresh, timeout_s=timeout)
+    try:
+        run = run_numerics(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
+    except CannotStart as error:
+        raise UsageError(str(error)) from None
+    if as_json:
+        print(json.dumps([json.loads(record.to_json()) for record in run.records]))
+    else:
+        _print_findings(run.records)
+        out.print(f"records: {Store(results, NumericsRecord).file(run.machine.name, run.build)}   next: fpxbench report --results {results}",
+                  markup=False, style="dim")
+    if run.interrupted:
+        raise typer.Exit(130)
+    if any(record.verdict.status in failing for record in run.records):
+        raise typer.Exit(1)
+
+
+def _print_findings(records: list[NumericsRecord]) -> None:
+    for finding in find(records):
+        _print_finding(finding)
+    for disagreement in disagreements(records):
+        out.print("[yellow]≠ engines disagree[/]  ", escape(disagreement.sentence), sep="")
+    _print_conforming(records)
+    _print_overflows(records)
+
+
+def _print_finding(finding: Finding) -> None:
+    colour = "red" if finding.status in BROKEN else "dim"
+    out.print(f"[{colour}]{escape(finding.headline)}[/]  [bold]{escape(finding.what)}[/]  [dim]{', '.join(finding.runs_on)}[/]")
+    said = ": ".join(part for part in (finding.mistake, finding.figures) if part)
+    for line in (said, finding.example):
+        if line:
+            out.print(f"    {line}", markup=False)
+
+
+def _print_conforming(records: list[NumericsRecord]) -> None:
+    """How many conversions of each engine there are, by status."""
+    by_engine: dict[str, Counter[Status]] = {}
+    for record in records:
+        by_engine.setdefault(record.conversion.runs_on, Counter())[record.verdict.status] += 1
+    present = [status for status in reversed(Status) if any(counts[status] for counts in by_engine.values())]
+    table = Table(box=None, pad_edge=False, title="conversions", title_justify="left")
+    table.add_column("")
+    for status in present:
+        table.add_column(f"{SIGNS[status]} {status}", justify="right")
+    for name, counts in by_engine.items():
+        table.add_row(name, *(str(counts[status] or "") for status in present))
+    out.print(table)
+
+
+def _print_overflows(records: list[NumericsRecord]) -> None:
+    found = overflows(records)
+    if not found:
+        return
+    table = Table(box=None, pad_edge=False, title="what values past the maximum become", title_justify="left")
+    table.add_column("target")
+    table.add_column("become")
+    table.add_column("in", overflow="fold")
+    for target, ways in found.items():
+        for how, who in ways.items():
+            table.add_row(target, how, ", ".join(who))
+    out.print(table)

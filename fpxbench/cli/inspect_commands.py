@@ -1,0 +1,110 @@
+"""`fpxbench inspect`: what an implementation acts by, beside the definition."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, app, err, out
+from fpxbench.diagnosis.blackbox.inspection import Finding, Inspection, InspectRequest
+from fpxbench.records.verdict import SIGNS, Status, with_log
+from fpxbench.sweep.settings import default_memory_limit
+
+SHAPE = 64, 4096, 4096
+"""M, N and K unless asked for: every weight of a layer in 64 products."""
+ROWS_SHOWN = 16
+_HEADINGS = {"table": ("code", "definition", "acted by"), "scales": ("scale stored", "definition", "acted by"),
+             "blocks": ("weight", "its scale", "acted by"), "order": ("weight", "definition", "acted by")}
+
+
+@app.command()
+def inspect(
+    subject: Annotated[str, typer.Argument(
+        metavar="IMPLEMENTATION", help="An implementation, or package.module:factory, which makes a module of a torch.nn.Linear.")],
+    scheme: Annotated[str, typer.Argument(metavar="SCHEME", help="mxfp4, e4m3fn-row, e3m2-g128, …")],
+    workload: Annotated[str | None, typer.Option("--workload", "-w", help="A workload's shape: llama2-7b.o, canary.ragged.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help=f"Output features.  [dim]default: {SHAPE[1]}[/]")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help=f"Input features.  [dim]default: {SHAPE[2]}[/]")] = None,
+    m: Annotated[int | None, typer.Option(
+        "--m", min=1, help=f"Rows of the activation: so many columns are read at once.  [dim]default: {SHAPE[0]}[/]")] = None,
+    activation: Annotated[str, typer.Option("--activation", help="bf16 or fp16.")] = "bf16",
+    device: DeviceOption = None,
+    impls: ImplsOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of weights and activations.  [dim]default: a new one, which is printed[/]")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find out by experiment what an implementation acts by: its decode table, its scales, the order in which it reads codes.
+
+    Nothing of it is read but what it multiplies. What differs from the definition is printed, and the mistake named. Exit
+    status: 0 if all is right, 1 if not, 2 for a mistake in the command.
+    """
+    if activation not in ("bf16", "fp16"):
+        raise UsageError(f"--activation {activation!r}: bf16 or fp16")
+    if workload is not None and (n is not None or k is not None):
+        raise UsageError("--workload brings its own N and K: leave out --n and --k")
+    request = InspectRequest(
+        subject=subject, scheme=scheme, workload=workload, n=n or SHAPE[1], k=k or SHAPE[2], m=m or SHAPE[0], given=bool(workload or n or k or m),
+        activation=activation, device=device, seed=secrets.randbelow(1 << 31) if seed is None else seed,
+        impls=[str(path.resolve()) for path in impls or ()])
+    inspection = _inspected(request, timeout)
+    for line in inspection.not_loaded:
+        err.print(line, markup=False, style="yellow")
+    if as_json:
+        print(inspection.model_dump_json(indent=2))
+    else:
+        _print(inspection)
+    if not inspection.right:
+        raise typer.Exit(1)
+
+
+def _inspected(request: InspectRequest, timeout: float) -> Inspection:
+    from fpxbench.sweep import worker
+    from fpxbench.sweep.isolation import Isolation
+
+    with Isolation(default_memory_limit()) as isolation, err.status(f"inspecting {request.subject} on {request.scheme} …"):
+        outcome = isolation.call(worker.inspection_json, request.model_dump_json(), timeout_s=timeout)
+    if outcome.value is None:
+        return Inspection(**request.model_dump(exclude={"device", "workload", "given", "impls"}), device=request.device or "", verdict=outcome.verdict)
+    answer = json.loads(outcome.value)
+    if "mistake" in answer:
+        raise UsageError(answer["mistake"])
+    inspection = Inspection.model_validate(answer)
+    if not inspection.right:
+        inspection.verdict = with_log(inspection.verdict, outcome.log_tail)
+    return inspection
+
+
+def _print(inspection: Inspection) -> None:
+    verdict = inspection.verdict
+    colour = "green" if inspection.right else "dim" if verdict.status in (Status.UNSUPPORTED, Status.MISSING) else "red"
+    out.print(f"[{colour}]{SIGNS[verdict.status]} {escape(verdict.headline)}[/]: {escape(verdict.summary)}")
+    for finding in inspection.findings:
+        sign = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}[finding.right]
+        out.print(f"  {sign} [bold]{finding.name}[/]: {escape(finding.sentence)}")
+        if finding.differences:
+            _print_differences(finding)
+    if inspection.weights_read:
+        wrong = f"{inspection.weights_wrong:,} of " if inspection.weights_wrong else "all "
+        out.print(f"  [bold]weight[/]: N(0, 1), [{inspection.n}, {inspection.k}], {inspection.activation} in rows of {inspection.m}:"
+                  f" {wrong}{inspection.weights_read:,} weights read {'wrongly' if inspection.weights_wrong else 'as defined'}", style="dim")
+    if verdict.log_tail and not inspection.right:
+        out.print(verdict.log_tail.rstrip(), markup=False, style="dim")
+    out.print(f"{inspection.subject} {inspection.scheme} on {inspection.device or 'the device'}: {inspection.seconds:.1f} s, --seed {inspection.seed}",
+              markup=False, style="dim")
+
+
+def _print_differences(finding: Finding) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
+    for heading in _HEADINGS[finding.name]:
+        table.add_column(heading)
+    for difference in finding.differences[:ROWS_SHOWN]:
+        table.add_row(escape(difference.entry), escape(difference.definition), escape(difference.acted_by))
+    out.print(table)
+    if len(finding.differences) > ROWS_SHOWN:
+        out.print(f"    … and {len(finding.differences) - ROWS_SHOWN} more", style="dim")

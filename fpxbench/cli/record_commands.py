@@ -1,0 +1,149 @@
+"""What can be done with records: `fpxbench report`, `records`, `show`, `repro`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out, results_folder
+from fpxbench.records.case import split_id
+from fpxbench.records.record import Record
+from fpxbench.records.store import Store, latest
+from fpxbench.records.verdict import SIGNS
+
+
+@app.command()
+def report(
+    results: ResultsOption = Path("results"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the site to.")] = Path("report"),
+    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, for the builds' dates.")] = Path(".timeline"),
+    builds: Annotated[int, typer.Option("--builds", min=1, help="So many newest builds of each machine get a page for every case.")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn records into a static site that opens from file://, and print the worst things in it."""
+    from fpxbench.builds.timeline import Timeline, TimelineError
+    from fpxbench.reports.site import build_site
+
+    try:
+        with err.status("conversions") as shown:
+            summary = build_site(results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line)))
+    except TimelineError as error:
+        raise UsageError(str(error)) from error
+    if as_json:
+        print(json.dumps({
+            "index": str(summary.index.resolve()),
+            "empty": summary.empty,
+            "findings": [finding.sentence for finding in summary.findings],
+            "broken_lines": [str(line) for line in summary.broken_lines],
+            "troubles": summary.troubles,
+        }))
+        return
+    for line in (*summary.broken_lines, *summary.troubles):
+        err.print(str(line), markup=False, style="yellow")
+    for number, finding in enumerate(summary.findings[:3], 1):
+        out.print(f"{number}. {finding.sentence}", markup=False)
+    if summary.empty:
+        out.print(f"no records in {results}: `fpxbench run --results {results}` makes some", markup=False)
+    elif not summary.findings:
+        out.print("nothing wrong was found")
+    out.print(f"report: {summary.index.resolve().as_uri()}", markup=False, style="bold")
+
+
+@app.command()
+def records(
+    results: ResultsOption = Path("results"),
+    newest: Annotated[bool, typer.Option("--latest", help="Only the last record of each case, build and machine.")] = False,
+) -> None:
+    """Print every record, one JSON object a line. Lines that are none are named on stderr."""
+    store = Store(results_folder(results))
+    for path in store.files():
+        read, broken = store.read(path)
+        for line in broken:
+            err.print(str(line), markup=False, style="yellow")
+        for record in latest(read) if newest else read:
+            print(record.to_json())
+
+
+@app.command()
+def show(
+    case: Annotated[str, typer.Argument(help="A case id, as `fpxbench list cases` prints.")],
+    results: ResultsOption = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is known of one case: verdict, evidence, accuracy, timing, log."""
+    found = _records_of(case, results)
+    for record in found:
+        if as_json:
+            print(record.to_json())
+        else:
+            _print_record(record)
+
+
+@app.command()
+def repro(
+    case: Annotated[str, typer.Argument(help="A case id, as `fpxbench list cases` prints.")],
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Print a script that reproduces a case by itself: fpxbench repro CASE > repro.py && python repro.py"""
+    from fpxbench.sweep.repro_script import repro_script
+
+    print(repro_script(_records_of(case, results)[-1]))
+
+
+def _records_of(case: str, results: Path) -> list[Record]:
+    split_id(case)
+    read, broken = Store(results_folder(results)).read_all()
+    for line in broken:
+        err.print(str(line), markup=False, style="yellow")
+    found = [record for record in latest(read) if record.case.id == case]
+    if not found:
+        near = difflib.get_close_matches(case, {record.case.id for record in read}, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; nothing like it is in {results}"
+        raise UsageError(f"no record of {case!r}{hint}")
+    return found
+
+
+def _print_record(record: Record) -> None:
+    verdict = record.verdict
+    table = Table(box=None, show_header=False, pad_edge=False, title=escape(record.case.id), title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+
+    def row(name: str, value: object) -> None:
+        if value not in (None, "", [], {}):
+            table.add_row(name, escape(str(value)))
+
+    row("verdict", f"{SIGNS[verdict.status]} {verdict.headline}")
+    row("summary", verdict.summary)
+    row("signal", verdict.signal)
+    row("exit code", verdict.exit_code)
+    for name, value in verdict.evidence.items():
+        row(f"  {name}", value)
+    row("shape", f"M = {record.case.m}, N = {record.case.n}, K = {record.case.k}")
+    row("machine", f"{record.machine.name} ({record.machine.device}, {record.machine.arch})")
+    row("build", f"torch {record.build.torch}, triton {record.build.triton or 'none'}")
+    accuracy, timing, traffic = record.accuracy, record.timing, record.traffic
+    if accuracy.relative_error is not None:
+        row("relative error", f"{accuracy.relative_error:.3g}, at most {accuracy.bound:.3g} is right; worst {accuracy.worst_ulp:.3g} ulp")
+    row("SQNR", f"{accuracy.sqnr_db:.2f} dB" if accuracy.sqnr_db is not None else None)
+    if timing is not None:
+        low, high = timing.ci95_us
+        row("time", f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: {timing.speedup:.2f}×")
+    row("no timing", record.no_timing)
+    if traffic.gb_per_s is not None:
+        share = f", {traffic.roofline_fraction:.0%} of what this machine reads" if traffic.roofline_fraction is not None else ""
+        row("bandwidth", f"{traffic.gb_per_s:.1f} GB/s{share}")
+    row("kernels", traffic.kernels_launched)
+    row("what holds it back", traffic.bottleneck)
+    row("flags", ", ".join(record.flags))
+    row("seed", record.seed)
+    out.print(table)
+    if verdict.log_tail:
+        out.print("log:", style="bold")
+        out.print(verdict.log_tail, markup=False)

@@ -1,0 +1,208 @@
+"""What changed from build to build, and how good the rule is that says so: `fpxbench regressions`, `fpxbench detector`."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out, results_folder
+
+_SHOWN = 40
+
+
+class Fail(StrEnum):
+    """What `--fail-on` can name; of each only what is worse than before counts."""
+
+    SUSPECT = "suspect"
+    CONFIRMED = "confirmed"
+    VERDICT = "verdict"
+    FIGURE = "figure"
+
+
+@app.command()
+def regressions(
+    results: ResultsOption = Path("results"),
+    machine: Annotated[str | None, typer.Option("--machine", help="Only this machine's series.")] = None,
+    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, for the builds' dates.")] = Path(".timeline"),
+    everything: Annotated[bool, typer.Option("--all", help="Also what older builds changed, what is over, and what was refuted.")] = False,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 if there is one: suspect,confirmed,verdict,figure")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List what changed, worst first: suspected regressions that stand, and what the newest builds brought.
+
+    Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command. docs/decision-rule.md is the rule.
+    """
+    from fpxbench.builds.timeline import Timeline, TimelineError
+    from fpxbench.regressions.examination import find
+
+    failing = _fail_on(fail_on)
+    try:
+        found = find(results_folder(results), Timeline(timeline), machine)
+    except TimelineError as error:
+        raise UsageError(str(error)) from error
+    shown = found if everything else found.of_newest()
+    for trouble in found.troubles:
+        err.print(trouble, markup=False, style="yellow")
+    if as_json:
+        print(json.dumps({
+            **{name: [one.model_dump(mode="json") for one in getattr(shown, name)] for name in ("suspects", "events", "machine")},
+            "troubles": found.troubles,
+        }))
+    else:
+        _print(shown, everything)
+    if failing & _failures(found.of_newest()):
+        raise typer.Exit(1)
+
+
+def _fail_on(text: str) -> frozenset[Fail]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in list(Fail):
+            raise UsageError(f"--fail-on {name!r}: it is one of {', '.join(Fail)}")
+    return frozenset(map(Fail, names))
+
+
+def _failures(found) -> frozenset[Fail]:
+    from fpxbench.regressions.confirmation import Outcome
+    from fpxbench.regressions.suspect import Direction
+
+    worse = [finding for finding in (*found.suspects, *found.events) if finding.direction is Direction.WORSE]
+    kinds = {Fail.CONFIRMED for finding in worse if finding.outcome is Outcome.CONFIRMED}
+    metrics = {finding.series.metric for finding in worse if finding.outcome is not Outcome.REFUTED}
+    from_metric = {"verdict": Fail.VERDICT, "median_us": Fail.SUSPECT}
+    return frozenset(kinds | {from_metric.get(metric, Fail.FIGURE) for metric in metrics})
+
+
+def _print(found, everything: bool) -> None:
+    for suspect in found.suspects[:_SHOWN]:
+        low, high = (f"{100 * end:+.1f}" for end in suspect.interval)
+        series = suspect.series
+        control = "" if suspect.control is None else f", dense {suspect.control:+.1%}"
+        out.print(f"{suspect.change:+.1%} [{low}, {high}] time  {series.case}", markup=False, style="red" if suspect.change > 0 else "green")
+        out.print(f"    {_where(series)}, since {suspect.first_bad_tag} (before it: {suspect.last_good_tag}), seen in {suspect.builds_after} "
+                  f"builds; {abs(suspect.z):.1f} standard errors{control}{_source(suspect)}", markup=False)
+        out.print(f"    {_next(suspect)}", markup=False, style="dim")
+    for event in found.events[:_SHOWN]:
+        again = f"; it changed {event.changes_before} times in the builds before" if event.changes_before else ""
+        words = event.series.metric.replace("_", " ")
+        out.print(f"{words}  {event.series.case}", markup=False, style={"worse": "red", "better": "green"}.get(event.direction, "yellow"))
+        out.print(f"    {event.before}  ->  {event.after}", markup=False)
+        out.print(f"    {_where(event.series)}, since {event.first_bad_tag} (before it: {event.last_good_tag}){again}{_source(event)}",
+                  markup=False)
+        out.print(f"    {_next(event)}", markup=False, style="dim")
+    for move in found.machine[:_SHOWN]:
+        out.print(f"{move.change:+.1%} in {move.cases} cases, and dense {move.control:+.1%} in the same runs: {move.machine}, or PyTorch's "
+                  f"dense product, since {move.first_tag}", markup=False, style="yellow")
+    hidden = sum(max(0, len(found_of) - _SHOWN) for found_of in (found.suspects, found.events, found.machine))
+    if hidden:
+        out.print(f"… and {hidden} more: --json has all of them", style="dim")
+    if not (found.suspects or found.events or found.machine):
+        out.print("nothing changed" if everything else "nothing changed with the newest builds, and no suspected regression stands")
+
+
+def _where(series) -> str:
+    return f"{series.machine} ({series.device}), {series.channel} {series.variant}"
+
+
+def _source(finding) -> str:
+    return "; the implementation's own source changed too" if finding.implementation_changed else ""
+
+
+def _next(finding) -> str:
+    if finding.said:
+        return finding.said
+    return f"confirm with: fpxbench confirm {finding.id}"
+
+
+@app.command()
+def detector(
+    series: Annotated[int, typer.Option("--series", min=10, help="Made-up series of each kind. 1000 take minutes.")] = 200,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the series.  [dim]default: that of the table in docs/decision-rule.md[/]")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="rule, rule + confirmation, asv, Otava. Repeatable.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes.  [dim]default: one a core[/]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the rule that finds regressions, on made-up and recorded series, beside asv's own and Apache Otava's."""
+    from fpxbench.regressions.evaluation import SEED, available, result_as_json, rounds
+
+    here = available()
+    for name in only or ():
+        if name not in here:
+            raise UsageError(f"--only {name!r}: there are {', '.join(here)}" + (
+                "; `pip install --no-deps apache-otava` brings Otava" if name == "Otava" else ""))
+    asked = rounds(series, list(only or here), SEED if seed is None else seed)
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    results = {}
+    with (Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
+          ProcessPoolExecutor(jobs or os.cpu_count()) as pool):
+        task = bar.add_task("rounds", total=len(asked))
+        held = {pool.submit(one.hold): one for one in asked}
+        try:
+            for future in as_completed(held):
+                results[held[future]] = future.result()
+                bar.advance(task)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    ordered = [results[one] for one in asked]
+    if as_json:
+        for result in ordered:
+            print(json.dumps(result_as_json(result)))
+        return
+    _print_contest(ordered, series)
+    if "Otava" not in here:
+        out.print("Otava is not installed: `pip install --no-deps apache-otava` adds its rows", style="dim")
+
+
+def _print_contest(results, series: int) -> None:
+    from fpxbench.regressions import recorded_series as recorded
+    from fpxbench.regressions.evaluation import Found
+
+    real = recorded.places()
+    found = [result for result in results if isinstance(result, Found) and result.kind not in real]
+    _print_found(found, f"Steps found, of {series} series with 30 builds before")
+    alarmed = [result for result in results if not isinstance(result, Found) and result.kind not in real]
+    lengths = sorted({result.builds for result in alarmed})
+    table = Table(title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each", title_justify="left", box=None,
+                  pad_edge=False)
+    for name in ("series", "detector", *(f"{length} builds" for length in lengths)):
+        table.add_column(name, justify="right" if "builds" in name else "left", no_wrap=True)
+    cells = {(result.kind, result.detector, result.builds): result.per_1000 for result in alarmed}
+    last = None
+    for kind, name in dict.fromkeys((result.kind, result.detector) for result in alarmed):
+        table.add_row(kind if kind != last else "", name, *(_count(cells[kind, name, length]) for length in lengths))
+        last = kind
+    out.print(table)
+    out.print()
+    for where in real:
+        found = [result for result in results if isinstance(result, Found) and result.kind == where]
+        _print_found(found, f"Steps found, of {found[0].series} windows with 30 runs before, recorded on {where}")
+        alarms = {result.detector: result.per_1000 for result in results if not isinstance(result, Found) and result.kind == where}
+        out.print("Alarms in 1,000 such windows without a step: " + "; ".join(f"{name} {_count(alarms[name])}" for name in alarms))
+        out.print()
+
+
+def _print_found(found, title: str) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("step", "σ", "detector", *(f"in {k}" for k in range(1, 6)), "right build"):
+        table.add_column(name, justify="left" if name == "detector" else "right", no_wrap=True)
+    last = None
+    for result in found:
+        here = (result.step, result.noise)
+        table.add_row(*((f"{result.step:.0%}", f"{result.noise:.0%}" if result.noise > 0.1 else f"{100 * result.noise:.2g}%") if here != last else ("", "")),
+                      result.detector, *(f"{share:.1%}" for share in result.within), f"{result.placed:.0%}" if result.within[-1] else "")
+        last = here
+    out.print(table)
+    out.print()
+
+
+def _count(per_1000: float) -> str:
+    return f"{per_1000:,.0f}" if per_1000 >= 10 else f"{per_1000:.1f}"

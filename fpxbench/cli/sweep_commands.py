@@ -1,0 +1,129 @@
+"""`fpxbench run`: check and time cases."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.cli.common import (
+    DeviceOption,
+    ImplementationOption,
+    ImplsOption,
+    ProfileOption,
+    ResultsOption,
+    SchemeOption,
+    UsageError,
+    WorkloadOption,
+    app,
+    out,
+    statuses,
+)
+from fpxbench.records.record import Record
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
+from fpxbench.sweep.settings import Settings, default_memory_limit
+
+
+@app.command()
+def run(
+    profile: ProfileOption = "quick",
+    implementation: ImplementationOption = None,
+    scheme: SchemeOption = None,
+    workload: WorkloadOption = None,
+    cases: Annotated[Path | None, typer.Option(
+        "--cases", help="Run the cases of this file, one JSON object a line as in a record, whatever the profile says.")] = None,
+    device: DeviceOption = None,
+    impls: ImplsOption = None,
+    results: ResultsOption = Path("results"),
+    machine: Annotated[str | None, typer.Option("--machine", help="File the records under this name.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Measure again what is measured, or go on where a sweep stopped.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one case may take.", min=0.1)] = 180.0,
+    memory_limit: Annotated[str | None, typer.Option(
+        "--memory-limit", help="Memory that one case may hold: 8GiB, 500MB.  [dim]default: 3/4 of the machine's[/]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Inputs of every case.  [dim]default: new ones each time, kept on the record[/]")] = None,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time what is right, or only check.")] = True,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 if a case has one of these statuses: wrong,crash,…")] = "",
+) -> None:
+    """Check and time cases, one record each. Ctrl-C keeps what was measured.
+
+    Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command; 130 after Ctrl-C.
+    """
+    from fpxbench.sweep.run import CannotStart, main_sweep
+
+    failing = statuses(fail_on)
+    settings = Settings(
+        profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()), workload=tuple(workload or ()),
+        cases=cases, device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh, timeout_s=timeout, seed=seed,
+        memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(), **({} if timing else {"timing_budget_s": 0.0}),
+    )
+    try:
+        sweep = main_sweep(settings)
+    except CannotStart as error:
+        raise UsageError(str(error)) from None
+    _print_matrix(sweep.records)
+    for sentence in _worst(sweep.records, 3):
+        out.print(sentence)
+    if cases is not None and (missing := _missing(sweep.records)):
+        out.print(missing, markup=False, style="yellow")
+    out.print(f"records: {Store(results).file(sweep.machine.name, sweep.build)}   next: fpxbench report --results {results}", markup=False, style="dim")
+    if sweep.interrupted:
+        raise typer.Exit(130)
+    if any(record.verdict.status in failing for record in sweep.records):
+        raise typer.Exit(1)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"--memory-limit {text!r}: a number of bytes, as in 8GiB or 500MB")
+    power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def _worst(records: list[Record], count: int) -> list[str]:
+    broken = sorted((r for r in records if r.verdict.status in BROKEN), key=lambda r: SEVERITY[r.verdict.status])
+    lines = [f"[red]{SIGNS[r.verdict.status]} {escape(r.case.id)}[/]: {escape(r.verdict.headline)}: {escape(r.verdict.summary)}" for r in broken[:count]]
+    if len(broken) > count:
+        lines.append(f"[red]… and {len(broken) - count} more[/]")
+    return lines
+
+
+def _missing(records: list[Record]) -> str:
+    """A list of cases is shared by machines, and not each has what every case needs: that is a record, and is said."""
+    reasons = Counter(record.verdict.summary for record in records if record.verdict.status is Status.MISSING)
+    return "".join(f"{SIGNS[Status.MISSING]} not run: {count} case{'s' * (count > 1)}: {why}\n" for why, count in reasons.items()).rstrip()
+
+
+def _print_matrix(records: list[Record]) -> None:
+    """Implementations × schemes: the worst verdict of each, and the speedup over dense where it was timed."""
+    implementations = list(dict.fromkeys(record.case.implementation for record in records))
+    schemes = list(dict.fromkeys(record.case.scheme for record in records))
+    table = Table(title="worst verdict, and speedup over the dense 16-bit product", title_justify="left", box=None, pad_edge=False)
+    table.add_column("scheme")
+    for name in implementations:
+        table.add_column(name, justify="right")
+    for scheme in schemes:
+        row = [scheme]
+        for name in implementations:
+            cell = [r for r in records if r.case.scheme == scheme and r.case.implementation == name]
+            row.append(_cell(cell))
+        table.add_row(*row)
+    out.print(table)
+
+
+def _cell(records: list[Record]) -> str:
+    if not records:
+        return ""
+    worst = min(records, key=lambda r: SEVERITY[r.verdict.status]).verdict.status
+    if worst in BROKEN:
+        return f"[red]{SIGNS[worst]} {worst}[/]"
+    if worst is not Status.OK:
+        return f"[dim]{SIGNS[worst]}[/]"
+    speedups = sorted(r.timing.speedup for r in records if r.timing and r.timing.speedup)
+    return f"[green]{SIGNS[worst]}[/]" + (f" {speedups[0]:.2f}–{speedups[-1]:.2f}×" if len(speedups) > 1 else f" {speedups[0]:.2f}×" if speedups else "")

@@ -1,0 +1,261 @@
+"""`fpxbench targets`: which GPU takes what, since when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fpxbench.cli.common import JsonOption, UsageError, app, err, out
+from fpxbench.records.verdict import Status
+from fpxbench.targets.triton_builds import INSTALLED, normal_name
+
+if TYPE_CHECKING:
+    from fpxbench.targets.collect import Judged
+    from fpxbench.targets.matrix import Matrix
+    from fpxbench.targets.operations import Question
+
+group = typer.Typer(no_args_is_help=False)
+app.add_typer(group, name="targets")
+
+ArchOption = Annotated[list[str] | None, typer.Option("--arch", "-a", help="Glob over architectures: sm_90, gfx9*. Repeatable.")]
+OperationOption = Annotated[list[str] | None, typer.Option(
+    "--operation", "-o", help="Glob over probes: decode, encode/e5m2fnuz, */e4m3fn/*. Repeatable.")]
+TritonOption = Annotated[list[str] | None, typer.Option(
+    "--triton", "-t", help="A release (fetched once and kept), a folder with a Triton in it, or a Python that has one. Repeatable.  "
+    "[dim]default: the installed one[/]")]
+JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Compilations at a time.  [dim]default: one a core[/]")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that one compilation may take.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Compile again what was compiled before.")]
+
+_COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim", Status.WRONG: "bold red"}
+_MOST_CAUSES = 12
+_WIDEST = 1000
+
+
+@group.callback(invoke_without_command=True)
+def targets(
+    context: typer.Context, triton: TritonOption = None, arch: ArchOption = None, operation: OperationOption = None,
+    jobs: JobsOption = None, timeout: TimeoutOption = 120.0, fresh: FreshOption = False,
+    json: JsonOption = False,
+    export: Annotated[Path | None, typer.Option("--export", help="Write the matrix here (docs/targets.md has the schema).")] = None,
+) -> None:
+    """Compile conversions and fused kernels for GPUs that need not be there, and say what takes what.
+
+    Every cell is compiled in a process of its own; what was compiled before is not compiled again. Ctrl-C keeps what was answered.
+
+    Exit status: 0; 1 where no build could be asked; 2 for a mistake in the command; 130 after Ctrl-C.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if export is not None and not export.absolute().parent.is_dir():
+        raise UsageError(f"--export {export}: there is no folder {export.parent}")
+    matrix = _asked(triton or [INSTALLED], operation, arch, jobs, timeout, fresh)
+    if export is not None:
+        matrix.write(export)
+    if json:
+        print(matrix.model_dump_json(by_alias=True, exclude_defaults=True))
+    else:
+        _print(matrix)
+        if export is not None:
+            out.print(f"written: {export}", markup=False, style="dim")
+    if all(build.unusable for build in matrix.builds):
+        raise typer.Exit(1)
+
+
+@group.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="A build: a version, `installed`, a folder; or a targets.json, whose newest build is meant.")],
+    after: Annotated[str, typer.Argument(help="Another.")],
+    arch: ArchOption = None, operation: OperationOption = None, jobs: JobsOption = None, timeout: TimeoutOption = 120.0,
+    fresh: FreshOption = False, json: JsonOption = False,
+    matrix: Annotated[Path | None, typer.Option("--matrix", help="Look versions up in this targets.json, and ask no build.")] = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask both builds here, though the matrix that comes with fpxbench has them.")] = False,
+) -> None:
+    """What a Triton build gained and lost against another.
+
+    Two releases that the matrix which comes with fpxbench has both are looked up there. Others are fetched, and asked here.
+
+    Exit status: 0; 1 if something that was ok is not any more; 2 for a mistake in the command; 130 after Ctrl-C.
+    """
+    from fpxbench.reports.targets.support_table import SHIPPED
+    from fpxbench.targets.diff import changes
+    from fpxbench.targets.matrix import read_matrix
+
+    held = read_matrix(matrix) if matrix is not None else None
+    if held is None and not (ask or fresh) and _has(shipped := read_matrix(SHIPPED), (before, after), operation, arch):
+        held = shipped
+        err.print("by the matrix that comes with fpxbench; --ask fetches and asks both builds here", style="dim")
+    (old, at), (new, there) = (_build(name, held, operation, arch, jobs, timeout, fresh) for name in (before, after))
+    found = [change for change in changes(old, at, new, there) if _wanted(change, operation, arch)]
+    if json:
+        import json as writer
+
+        print(writer.dumps([{
+            "change": change.verdict, "operation": change.operation, "format": change.format,
+            "before": change.before.model_dump(mode="json"), "after": change.after.model_dump(mode="json"),
+            "cells": [{"probe": probe, "architecture": architecture} for probe, architecture in change.cells],
+        } for change in found], indent=1))
+    else:
+        out.print(f"Triton {old.builds[at].triton} -> {new.builds[there].triton}", markup=False, style="bold")
+        for verdict, colour in (("lost", "red"), ("gained", "green"), ("other", "dim")):
+            some = [change for change in found if change.verdict == verdict]
+            out.print(f"{verdict}: {sum(len(change.cells) for change in some)} cells", style=colour)
+            for change in some:
+                out.print(f"  {change}", markup=False)
+    if any(change.verdict == "lost" for change in found):
+        raise typer.Exit(1)
+
+
+@group.command()
+def repro(
+    probe: Annotated[str, typer.Argument(help="As in targets.json: encode/e5m2fnuz/fp16-rtne.")],
+    architecture: Annotated[str, typer.Argument(help="sm_90, gfx942.")],
+    triton: Annotated[str, typer.Option("--triton", "-t", help="The version that the script says to install.")] = "",
+) -> None:
+    """Print a script that compiles one cell and needs nothing but a Triton: for a bug report.
+
+    What the matrix that comes with fpxbench has on the cell stands at its top: the verdict and, of what is silently wrong, the codes.
+    """
+    from fpxbench.reports.targets.support_table import SHIPPED
+    from fpxbench.targets.matrix import read_matrix
+    from fpxbench.targets.reproduction import script, seen
+
+    arch, = _architectures([architecture]) if architecture else []
+    questions = _questions([probe])
+    if len(questions) != 1:
+        raise UsageError(f"{probe!r} is {len(questions)} probes; name one, as in {questions[0].id}")
+    version, found = seen(read_matrix(SHIPPED), questions[0].id, arch.name, normal_name(triton) if triton else "")
+    print(script(questions[0], arch, triton or version, found), end="")
+
+
+def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool) -> Matrix:
+    from fpxbench.targets.collect import ask_builds, assembled
+
+    questions, architectures = _questions(operation), _architectures(arch)
+    with _progress() as progress:
+        results: list[Judged] = ask_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
+                                           say=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
+    return assembled(results, questions, architectures)
+
+
+def _questions(operation: list[str] | None) -> list[Question]:
+    from fpxbench.targets.operations import questions_like
+
+    try:
+        return questions_like(operation or [])
+    except ModuleNotFoundError as error:    # of what this suite's own kernels are compiled for
+        if error.name not in ("torch", "triton"):
+            raise
+        raise UsageError(f"the probes of triton_fused need {error.name}, which is not installed: leave them out with --operation") from None
+
+
+def _architectures(arch: list[str] | None) -> list:
+    from fpxbench.targets.architectures import architectures_like
+
+    return architectures_like(arch or [])
+
+
+def _build(
+    name: str, held: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool
+) -> tuple[Matrix, int]:
+    """A matrix, `held` if there is one, and the position of the build that is meant in it."""
+    from fpxbench.targets.matrix import read_matrix
+
+    if name.endswith(".json"):
+        matrix = read_matrix(Path(name))
+        position = max((at for at, build in enumerate(matrix.builds) if not build.unusable), default=None)
+        if position is None:
+            raise UsageError(f"{name} has no build that could be asked")
+        return matrix, position
+    if held is not None:
+        versions = [build.triton for build in held.builds]
+        if normal_name(name) not in versions:
+            raise UsageError(f"the matrix has no Triton {name}: it has {', '.join(versions)}")
+        return held, versions.index(normal_name(name))
+    matrix = _asked([name], operation, arch, jobs, timeout, fresh)
+    if matrix.builds[0].unusable:
+        raise UsageError(matrix.builds[0].unusable)
+    return matrix, 0
+
+
+def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, arch: list[str] | None) -> bool:
+    """Whether a matrix has both builds, and everything that is asked of them."""
+    architectures, probes = {architecture.name for architecture in matrix.architectures}, {probe.id for probe in matrix.probes}
+    return ({normal_name(name) for name in names} <= {build.triton for build in matrix.builds if not build.unusable}
+            and {architecture.name for architecture in _architectures(arch)} <= architectures
+            and (not operation or {question.id for question in _questions(operation)} <= probes))
+
+
+def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool:
+    """Whether a change in a matrix that holds more than was asked for was asked for."""
+    probes = {question.id for question in _questions(operation)} if operation else None
+    names = {architecture.name for architecture in _architectures(arch)}
+    return any((probes is None or probe in probes) and architecture in names for probe, architecture in change.cells)
+
+
+@contextmanager
+def _progress() -> Iterator:
+    """A bar a build on a terminal, a line now and then elsewhere."""
+    import time
+
+    bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+                   TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True)
+    tasks: dict[str, int] = {}
+    said = {"next": time.monotonic() + 10}
+
+    def update(build: str, done: int, total: int) -> None:
+        if build not in tasks:
+            tasks[build] = bar.add_task(f"Triton {escape(build)}", total=total)
+        bar.update(tasks[build], completed=done)
+        if not err.is_terminal and time.monotonic() >= said["next"]:
+            said["next"] = time.monotonic() + 10
+            err.print(f"[{done}/{total}] Triton {build}", markup=False)
+
+    with bar:
+        yield update
+
+
+def _print(matrix: Matrix) -> None:
+    from fpxbench.records.verdict import SIGNS
+    from fpxbench.targets.version_spans import SOME, causes, in_short, rows, spans
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("operation", "format", *(architecture.name for architecture in matrix.architectures)):
+        table.add_column(title, no_wrap=True)
+    last = ""
+    for operation, fmt, probes in rows(matrix):
+        cells = []
+        for architecture in matrix.architectures:
+            history = spans(matrix, probes, architecture.name)
+            colour = _COLOURS.get(history[-1].state.status, "red") if history else "dim"
+            cells.append(f"[{colour}]{escape(in_short(history))}[/]" if history else "")
+        table.add_row("" if operation == last else operation, fmt, *cells)
+        last = operation
+    # As wide as it is: a terminal that is narrower wraps lines, which loses less than cutting names off.
+    wide = Console(highlight=False, width=_WIDEST)
+    wide.print(table, width=table.__rich_measure__(wide, wide.options).maximum)
+    signs = {sign: status for status, sign in SIGNS.items()}
+    out.print("   ".join(f"{sign} {status}" for sign, status in [*reversed(signs.items()), (SOME, "ok for some of the options")])
+              + ("   a version: since" if len(matrix.builds) > 1 else ""), style="dim", markup=False)
+    for position, build in enumerate(matrix.builds):
+        if build.unusable:
+            out.print(f"Triton {build.triton}: {build.unusable}", style="red", markup=False)
+            continue
+        linker = f"; AMD's objects linked by a stand-in, {build.linker}" if build.linker not in ("", "built in") else ""
+        out.print(f"Triton {build.triton}: {build.cells} cells, {build.seconds:.0f} s of processor time{linker}", style="bold", markup=False)
+        reasons = causes(matrix, position)
+        for outcome, count, where in reasons[:_MOST_CAUSES] if len(matrix.builds) == 1 else []:
+            kind = f" ({outcome.kind})" if outcome.kind else ""
+            by = f", {outcome.signal}" if outcome.signal else ""
+            names = ", ".join(name for name, _ in where.most_common(2)) + (" …" if len(where) > 2 else "")
+            out.print(f"  {SIGNS[outcome.status]} {count:4d}  {outcome.status}{kind}{by}: {outcome.cause}  [{names}]", markup=False)
+        if len(matrix.builds) == 1 and len(reasons) > _MOST_CAUSES:
+            out.print(f"  … and {len(reasons) - _MOST_CAUSES} more causes: --json has them all", style="dim")

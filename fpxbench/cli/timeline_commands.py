@@ -1,0 +1,274 @@
+"""The builds in time: `fpxbench timeline sync`, `list`, `show`, `here`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from fpxbench.builds.installed import NoPyTorch, installed_build
+from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, TimelineError, commit_hash
+from fpxbench.builds.timeline.measured import measured
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out
+
+timeline_app = typer.Typer(no_args_is_help=True, help="The PyTorch builds in order: fill the timeline, look at it, find a build on it.")
+app.add_typer(timeline_app, name="timeline")
+
+TimelineOption = Annotated[Path, typer.Option("--timeline", help="Folder of the timeline: asv's `repo`.", show_default=True)]
+SinceOption = Annotated[str | None, typer.Option("--since", help="No builds older than this: 2026-01-01, or a version, 2.9.")]
+
+
+def _command(function: Callable) -> Callable:
+    """A command of the group, whose TimelineError is the user's to read."""
+
+    @wraps(function)
+    def command(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except TimelineError as error:
+            raise UsageError(str(error)) from None
+
+    return timeline_app.command(name=function.__name__.rstrip("_"))(command)
+
+
+@_command
+def sync(
+    channel: Annotated[str | None, typer.Option(
+        "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]")] = None,
+    variant: Annotated[list[str] | None, typer.Option(
+        "--variant", help="PyTorch's own index of cu130, cpu, rocm7.2, …: of nightlies or, with --channel release, of releases. Repeatable.")] = None,
+    index: Annotated[list[str] | None, typer.Option(
+        "--index", help="A package index or a folder of wheels, in place of those. Repeatable.")] = None,
+    since: SinceOption = None,
+    keep: Annotated[int | None, typer.Option("--keep", help="Only the newest so many of each channel; what is held already stays.", min=1)] = None,
+    git: Annotated[bool, typer.Option("--git", help="Read each build's upstream commit too: 1.5 MB of its wheel, once.")] = False,
+    timeline: TimelineOption = Path(".timeline"),
+    as_json: JsonOption = False,
+) -> None:
+    """Look for builds on package indexes, and hold them: the installed one, releases from the index that pip is configured with,
+    nightlies from PyTorch's index of a variant.
+
+    Exit status: 0; 1 if an index could not be read (what could is held, and the next sync goes on); 2 for a mistake in the command.
+    """
+    from fpxbench.builds.index.fetch import Fetcher, Unreachable
+    from fpxbench.builds.index.pip_settings import NoPip, PipSettings, pip_settings
+    from fpxbench.builds.timeline.sync import Wanted, parse_since, sync as sync_timeline
+
+    channels = _channels(channel, bool(variant), bool(index))
+    wanted = Wanted(channels=channels, since=parse_since(since) if since else None, keep=keep, git=git)
+    held = Timeline(timeline)
+    try:
+        installed = [installed_build()]
+    except NoPyTorch:  # a machine that only syncs
+        installed = []
+    added_here = held.hold(installed).added
+    try:
+        settings = pip_settings()
+    except NoPip as error:
+        if not index and not variant:
+            raise UsageError(str(error)) from None
+        settings = PipSettings()
+    try:
+        fetcher = Fetcher(settings)
+    except Unreachable as error:
+        raise UsageError(str(error)) from None
+    if channels == {"nightly"} and not variant and not index and installed:
+        variant = [installed[0].variant]
+    places = _places(settings, channels, variant or [], index or [])
+    bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True,
+                   disable=not err.is_terminal)
+    task = bar.add_task("", visible=False)
+    try:
+        with bar:
+            outcome = sync_timeline(held, places, fetcher, wanted,
+                                    lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True))
+    except KeyboardInterrupt:
+        err.print("fpxbench: interrupted. What was learnt is kept; the next sync goes on from there")
+        raise typer.Exit(130) from None
+    outcome.added = [*added_here, *outcome.added]
+    if as_json:
+        print(json.dumps(vars(outcome)))
+    else:
+        _print_outcome(outcome, held)
+    for sentence in outcome.problems:
+        err.print(f"fpxbench: {sentence}", markup=False, style="red")
+    if outcome.problems:
+        raise typer.Exit(1)
+
+
+def _channels(channel: str | None, variant: bool, index: bool) -> frozenset[str]:
+    if channel not in (None, "release", "nightly"):
+        raise UsageError(f"--channel {channel!r}: what an index has is of the channel release or nightly")
+    if channel:
+        return frozenset({channel})
+    return frozenset({"release", "nightly"} if index else {"nightly"} if variant else {"release"})
+
+
+def _places(settings, channels: frozenset[str], variants: list[str], indexes: list[str]) -> list:
+    from fpxbench.builds.index.listing import NIGHTLY_INDEX, RELEASE_INDEX, further_place, pip_places
+
+    if indexes and variants:
+        raise UsageError("--index and --variant both say where to look: give one of them")
+    if indexes:
+        return [further_place(url) for url in indexes]
+    for name in variants:
+        if not name.replace(".", "").isalnum():
+            raise UsageError(f"--variant {name!r}: a variant is called as in cpu, cu130, rocm7.2")
+    if "release" in channels:
+        return [*pip_places(settings), *(further_place(RELEASE_INDEX.format(variant=name)) for name in variants)]
+    if not variants:
+        raise UsageError("which nightlies? --variant cpu, cu130, rocm7.2, …, or --index URL")
+    return [further_place(NIGHTLY_INDEX.format(variant=name)) for name in variants]
+
+
+def _print_outcome(outcome, held: Timeline) -> None:
+    for address, count in outcome.read.items():
+        out.print(f"{address}: {count} builds", markup=False, style="dim")
+    for sentence in outcome.remarks:
+        out.print(sentence, markup=False, style="yellow")
+    for what, tags in (("new", outcome.added), ("back on the index", outcome.returned), ("gone from the index, and kept here", outcome.vanished)):
+        if tags:
+            out.print(f"{len(tags)} {what}: {', '.join(tags[:-6:-1])}{', …' if len(tags) > 5 else ''}", markup=False)
+    if outcome.read and not (outcome.added or outcome.returned or outcome.vanished):
+        out.print("nothing new")
+    out.print(f"{len(held.entries())} builds on the timeline   next: fpxbench timeline list", style="dim")
+
+
+@_command
+def list_(
+    channel: Annotated[str | None, typer.Option("--channel", help="release, nightly or source.  [dim]default: all[/]")] = None,
+    since: SinceOption = None,
+    timeline: TimelineOption = Path(".timeline"),
+    results: ResultsOption = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """List the builds, newest first: when they came out, their Triton, how many records each machine has of them."""
+    from fpxbench.builds.timeline.sync import is_recent, parse_since
+
+    if channel not in (None, *CHANNELS):
+        raise UsageError(f"--channel {channel!r}: one of {', '.join(CHANNELS)}")
+    earliest = parse_since(since) if since else None
+    entries = [entry for entry in reversed(Timeline(timeline).entries()) if channel in (None, entry.channel) and is_recent(entry, earliest)]
+    if not entries and not as_json:
+        raise UsageError(f"no such build is on the timeline {timeline}: `fpxbench timeline sync` fills it")
+    counts, here = _counts(results), _installed_key()
+    if as_json:
+        print(json.dumps([_facts(entry, counts.get(entry.key, {}), here) for entry in entries]))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("build", "date", "Triton", "variants", "measured", ""):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        table.add_row(*map(escape, (
+            entry.tag, _day(entry), entry.own_triton or "", " ".join(entry.variants), _measured_words(counts.get(entry.key, {})),
+            "; ".join([*(["installed here"] if entry.key == here else []), *entry.marks]),
+        )))
+    out.print(table)
+
+
+@_command
+def show(
+    build: Annotated[str, typer.Argument(help="A tag, a version, a channel (its newest build) or the beginning of a commit's hash.")],
+    timeline: TimelineOption = Path(".timeline"),
+    results: ResultsOption = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is known of one build: dates, commits, pins of each variant, wheels, where it was measured, what asv calls it."""
+    entry = Timeline(timeline).find(build)
+    _show(entry, _counts(results).get(entry.key, {}), as_json, {"wheels": [wheel.model_dump() for wheel in entry.wheels]})
+
+
+@_command
+def here(
+    python: Annotated[str | None, typer.Option(
+        "--python", help="Of another interpreter: a path or a command.  [dim]default: the one that runs fpxbench[/]")] = None,
+    timeline: TimelineOption = Path(".timeline"),
+    results: ResultsOption = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Find the place of an installed PyTorch on the timeline, and hold it: a known release or nightly is that commit, and any other
+    build gets one of its own.
+    """
+    build = installed_build(python)
+    held = Timeline(timeline)
+    new = bool(held.hold([build]).added)
+    entry = held.find(build.key)
+    _show(entry, _counts(results).get(entry.key, {}), as_json, {"installed": build.model_dump(), "new": new})
+    if entry.git and build.git and not entry.git.startswith(build.git) and not build.git.startswith(entry.git):
+        err.print(f"fpxbench: this PyTorch calls itself {build.torch} and was built from {build.git[:12]}, not from {entry.git[:12]} "
+                  "as that build was: its results would be taken for the other's", markup=False, style="yellow")
+
+
+# -- words ------------------------------------------------------------------------------------------------------------------
+
+
+def _facts(entry: Entry, counts: dict[str, int], here: str | None) -> dict:
+    return {
+        "build": entry.tag, "key": entry.key, "channel": entry.channel, "torch": entry.torch, "triton": entry.own_triton, "git": entry.git,
+        "date": entry.date, "seen": entry.seen, "variants": {name: vars(pins) for name, pins in entry.variants.items()}, "measured": counts,
+        "vanished": entry.vanished, "yanked": entry.yanked, "failures": {name: failure.model_dump() for name, failure in entry.failures.items()},
+        "marks": entry.marks, "installed_here": entry.key == here,
+    }
+
+
+def _show(entry: Entry, counts: dict[str, int], as_json: bool, more: dict) -> None:
+    if as_json:
+        print(json.dumps(_facts(entry, counts, _installed_key()) | more))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, title=escape(f"{entry.tag}: PyTorch {entry.torch}"), title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+
+    def row(name: str, value: str | None) -> None:
+        if value:
+            table.add_row(name, escape(value))
+
+    row("channel", entry.channel)
+    row("date", entry.date or f"not known; it was there by {entry.seen}")
+    row("commit on the timeline", entry.key)
+    row("for asv", f"asv run {entry.tag}^!   asv show {entry.tag}   asv compare {entry.tag} …")
+    row("upstream commit", entry.git)
+    row("Triton", entry.own_triton)
+    for name, pins in entry.variants.items():
+        row(f"{name} is installed by", " ".join(pins.requirements.split("\n")).strip())
+    for address, source in entry.sources.items():
+        fitting = sum(wheel.fits for wheel in source.wheels)
+        gone = f", until {source.vanished}" if source.vanished else ""
+        row("wheels", f"{len(source.wheels)} for Linux, {fitting} of them for this Python, on {address}{gone}")
+    row("measured", _measured_words(counts))
+    row("remarks", "; ".join(entry.marks))
+    out.print(table)
+    for name, failure in entry.failures.items():
+        out.print(f"{name}, when it failed to install on {failure.day}:", markup=False, style="bold")
+        out.print(failure.log_tail, markup=False)
+
+
+def _day(entry: Entry) -> str:
+    return entry.day if entry.dated else f"by {entry.day}"
+
+
+def _measured_words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{machine}: {count}" for machine, count in sorted(counts.items()))
+
+
+def _counts(results: Path) -> dict[str, dict[str, int]]:
+    """Records by build's commit and machine."""
+    found: dict[str, Counter[str]] = {}
+    for one in measured(results):
+        found.setdefault(commit_hash(one.build), Counter())[one.machine] += one.records
+    return {key: dict(counter) for key, counter in found.items()}
+
+
+def _installed_key() -> str | None:
+    try:
+        return installed_build().key
+    except NoPyTorch:
+        return None

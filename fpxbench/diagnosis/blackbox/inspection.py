@@ -1,0 +1,80 @@
+"""What an inspection is asked and what it answers, as JSON. Imports no torch: the parent process never does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from fpxbench.records.case import Activation
+from fpxbench.records.verdict import Kind, Status, Verdict
+
+
+class InspectRequest(BaseModel):
+    """An implementation, or ``package.module:factory``, and what to try it on."""
+
+    subject: str
+    scheme: str
+    workload: str | None = None
+    """Whose N and K are taken in place of `n` and `k`."""
+    n: int = Field(ge=1)
+    k: int = Field(ge=1)
+    m: int = Field(ge=1)
+    given: bool = True
+    """The shape was asked for. If not, an implementation that names a limit gets a shape within it."""
+    activation: Activation = "bf16"
+    device: str | None = None
+    seed: int
+    impls: list[str] = []
+
+
+class Difference(BaseModel):
+    """One entry of a table that is acted by otherwise than the definition says."""
+
+    entry: str
+    definition: str
+    acted_by: str
+
+
+class Finding(BaseModel):
+    """What one experiment recovered: the decode table, the scales, the blocks they meet, or the order of codes.
+
+    `right` is None where the experiment could not be made or told nothing; the sentence then says why.
+    """
+
+    name: str
+    right: bool | None
+    sentence: str
+    tried: int = 0
+    """How many codes, scales or weights."""
+    kinds: list[Kind] = []
+    """The known mistakes that this finding alone shows."""
+    differences: list[Difference] = []
+
+
+class Inspection(BaseModel):
+    """What came of it."""
+
+    subject: str
+    scheme: str
+    n: int
+    k: int
+    m: int
+    activation: Activation
+    device: str
+    seed: int
+    verdict: Verdict
+    """`ok`; or `wrong` or `nonfinite` with the mistake; or how it ended before that could be seen."""
+    kinds: list[Kind] = []
+    """All kinds, where more than one mistake was made."""
+    weights_read: int = 0
+    weights_wrong: int = 0
+    findings: list[Finding] = []
+    seconds: float = 0.0
+    evidence: dict[str, Any] = {}
+    not_loaded: list[str] = []
+    """Files of other implementations, and why each could not be loaded."""
+
+    @property
+    def right(self) -> bool:
+        return self.verdict.status is Status.OK

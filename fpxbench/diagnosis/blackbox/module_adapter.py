@@ -1,0 +1,83 @@
+"""A module that takes the place of a `torch.nn.Linear`, as an implementation whose weight is seen only through `forward`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fpxbench.implementation import Implementation, Support
+from fpxbench.numbers.scheme import Scheme
+from fpxbench.numbers.weight import QuantizedWeight
+
+Factory = Callable[[nn.Linear], nn.Module | None]
+
+
+@dataclass(frozen=True)
+class ModuleWeight(QuantizedWeight):
+    """A weight inside a module."""
+
+    module: nn.Module | None = None
+
+
+class Wrapped(Implementation):
+    """A module made by a factory from a `torch.nn.Linear` without bias, whose weight has the activation's dtype."""
+
+    name = "module"
+
+    def __init__(self, factory: Factory, dtype: torch.dtype) -> None:
+        self.factory, self.dtype = factory, dtype
+
+    def supports(self, scheme: Scheme, device: str) -> Support:
+        return Support.yes()
+
+    def quantize(self, weight: Tensor, scheme: Scheme) -> ModuleWeight:
+        n, k = weight.shape
+        linear = nn.Linear(k, n, bias=False, device=weight.device, dtype=self.dtype).eval()
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+        module = self.factory(linear)
+        if module is None:      # it changed the one that it was given
+            module = linear
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"the factory returned {type(module).__name__}, not a torch.nn.Module")
+        return ModuleWeight(scheme, (n, k), "module", torch.empty(0, dtype=torch.uint8), module=module)
+
+    def matmul(self, x: Tensor, weight: ModuleWeight) -> Tensor:
+        return weight.module(x)
+
+
+def factory_named(name: str) -> Factory:
+    """``package.module:factory``, looked for from the current folder too. Raises ValueError saying what is not there."""
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ValueError(f"{name!r}: there is no module {error.name!r} here or among the installed packages") from None
+        raise
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"{name!r}: {module_name} has no function {attribute!r} that takes a torch.nn.Linear and returns a module")
+    _check_takes_a_linear(name, factory)
+    return factory
+
+
+def _check_takes_a_linear(name: str, factory: Factory) -> None:
+    """Raises ValueError for a factory that cannot be called with one module, where its signature can be seen."""
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:      # some built-in functions have none
+        return
+    try:
+        signature.bind(nn.Linear)
+    except TypeError as error:
+        raise ValueError(f"{name!r} is called with a torch.nn.Linear and nothing else, and takes {signature}: {error}") from None

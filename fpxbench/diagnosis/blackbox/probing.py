@@ -1,0 +1,134 @@
+"""A place for designed experiments: put codes and scales of our choice into an implementation, and read its weight back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import check, correctness as conduct
+from fpxbench.checking.correctness import Operands
+from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
+from fpxbench.diagnosis.effective_weight import Prediction, Readout
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.codec import decode_table, encode
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scaling import E8M0, NV_SCALE_FORMAT, Scales, Scaling
+from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.case import Case
+
+
+class Bench:
+    """An implementation on one shape.
+
+    Where its codes lie in a known layout and nowhere else they are set directly (`sets_codes`). Otherwise it is given a
+    weight to quantize for which the scheme's definition determines the very codes and scales wanted: each block then
+    holds the format's largest number, in its middle, so that its scale is the one wanted.
+    """
+
+    def __init__(self, implementation: Implementation, case: Case, device: str, seed: int) -> None:
+        self.implementation, self.case, self.device, self.seed = implementation, case, device, seed
+        self.scheme: Scheme = scheme_named(case.scheme)
+        self.fmt: Format = self.scheme.format
+        self.scaling: Scaling = self.scheme.scaling
+        self.n, self.k = case.n, case.k
+        self.dtype = check.ACTIVATION_DTYPES[case.activation]
+        held = self.quantized(self.weight(case))
+        self.template = held.weight
+        self.sets_codes = held.weight.has_codes and not held.weight.extra
+
+    def weight(self, case: Case) -> Tensor:
+        """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
+        weight = check.make_weight(case, self.seed, self.device)
+        return weight.to(self.dtype).float() if isinstance(self.implementation, Wrapped) else weight
+
+    def quantized(self, original: Tensor) -> Operands:
+        """`original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of it."""
+        weight = self.implementation.quantize(original.clone(), self.scheme)
+        decoded = weight.dequantize() if weight.has_codes else self.scheme.dequantize(*self.scheme.quantize(original))
+        return Operands(self.case, self.device, self.seed, original, weight, decoded)
+
+    # Scales: [1, 1], [N, 1] or [N, G], chosen by their numbers.
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        return (1 if self.scaling.kind == "tensor" else self.n), self.scaling.blocks(self.k)
+
+    def scales(self, numbers: Tensor) -> Scales:
+        """Scales of these numbers, [grid_shape] or broadcast to it: powers of two for mx, numbers of E4M3FN for nv."""
+        grid = numbers.float().to(self.device).expand(self.grid_shape).contiguous()
+        if self.scaling.kind == "mx":
+            return Scales((torch.frexp(grid).exponent - 1 + E8M0.bias).to(torch.uint8))
+        if self.scaling.kind == "nv":
+            return Scales(encode(grid, NV_SCALE_FORMAT), torch.ones(1, device=self.device))
+        return Scales(grid)
+
+    @cached_property
+    def forced(self) -> Tensor:
+        """Where a code cannot be chosen, bool [N, K]: a block's middle, which holds the largest number. Its ends are free: there,
+        a neighbour's scale may be met."""
+        forced = torch.zeros(self.n, self.k, dtype=torch.bool, device=self.device)
+        if not self.sets_codes:
+            block = self.scaling.block or self.k
+            starts = torch.arange(0, self.k, block, device=self.device)
+            forced[:1 if self.scaling.kind == "tensor" else self.n, (starts + (starts + block).clamp(max=self.k)) // 2] = True
+        return forced
+
+    @cached_property
+    def free(self) -> Tensor:
+        """Where both code and scale are the ones wanted, bool [N, K]."""
+        free = ~self.forced
+        if self._scale_is_forced:
+            free[0, :self.scaling.block] = False
+        return free
+
+    @property
+    def _scale_is_forced(self) -> bool:
+        """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the largest there is."""
+        return self.scaling.kind == "nv" and not self.sets_codes
+
+    def hold(self, codes: Tensor, scales: Scales) -> Operands:
+        """The implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
+        codes = codes.to(torch.uint8).to(self.device).expand(self.n, self.k)
+        codes = torch.where(self.forced, self.fmt.max_code, codes).contiguous()
+        if self._scale_is_forced:
+            scales = Scales(scales.stored.clone(), scales.tensor_scale)
+            scales.stored[0, 0] = NV_SCALE_FORMAT.max_code
+        wanted = QuantizedWeight.from_codes(codes, scales, self.scheme, "bytes")
+        if not self.sets_codes:
+            return replace(self.quantized(wanted.dequantize()), decoded=wanted.dequantize())
+        stored = QuantizedWeight.from_codes(codes, scales, self.scheme, self.template.layout)
+        return Operands(self.case, self.device, self.seed, wanted.dequantize(), stored, stored.dequantize())
+
+    def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
+        """The weight acted by, float64 [N, C]: every column, or those."""
+        wanted = list(range(self.k)) if columns is None else columns.tolist()
+        return torch.cat([weights for _, weights in conduct.one_hot_columns(self.implementation, operands, wanted)], dim=1).double()
+
+    def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
+        """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not stored as such."""
+        unseen = not operands.weight.has_codes if unseen is None else unseen
+        weight = operands.weight
+        if unseen:
+            weight = QuantizedWeight.from_codes(*self.scheme.quantize(operands.original), self.scheme, "bytes")
+        definition = Prediction(weight.dequantize().double(), ~weight.dequantize().isfinite().all(dim=1))
+        return Readout(weight, torch.arange(self.k, device=self.device), self.read(operands), definition, self.dtype,
+                       self.implementation.activation_format, operands.original if unseen else None)
+
+    # What a number looks like once it was read.
+
+    def near(self, seen: Tensor, wanted: Tensor) -> Tensor:
+        """Where numbers that were read are those wanted, which 16 bits hold exactly, but for one rounding; NaN is NaN, and
+        infinity infinity."""
+        finfo = torch.finfo(self.dtype)
+        tolerance = check.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
+        past = wanted.abs() > finfo.max
+        return ((seen - wanted).abs() <= tolerance) | (seen.isnan() & wanted.isnan()) | (seen == wanted) | (past & ~seen.isfinite())
+
+    @property
+    def table(self) -> Tensor:
+        """The definition's, float64 [2**bits]."""
+        return decode_table(self.fmt, self.device).double()

@@ -1,0 +1,248 @@
+"""Two experiments on numbers alone: the decode table that an implementation acts by, and what it makes of a scale.
+
+Every code of a row, or every scale of a weight, is the same in them, so that nothing depends on the order in which they are read.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import chain, permutations
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import check
+from fpxbench.diagnosis.blackbox.inspection import Difference, Finding
+from fpxbench.diagnosis.blackbox.probing import Bench
+from fpxbench.diagnosis.code_order import code_misreadings
+from fpxbench.diagnosis.decode_faults import is_subnormal, scale_misreadings, scaled_by, table_misreadings
+from fpxbench.diagnosis.encode_faults import Misencoding
+from fpxbench.diagnosis.hypotheses import Mistakes, in_pairs, kinds_of, names_of, singly
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.formats import FORMATS, Format
+from fpxbench.numbers.packing import padded_k
+from fpxbench.numbers.scaling import NV_SCALE_FORMAT
+from fpxbench.records.verdict import Kind
+
+COLUMNS = 8
+"""Columns in which each code is read, spread over K."""
+ARRANGEMENTS = 5
+"""Rows to which each code is given."""
+FEW_SCALES = 12
+"""Scales that are tried where a call takes long."""
+
+
+def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
+    """What each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
+
+    A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in several
+    columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something else is wrong.
+    A code that is then not the same number everywhere has NaN for its entry.
+    """
+    size = 1 << bench.fmt.bits
+    codes = torch.arange(size, device=bench.device)
+    if not bench.sets_codes:
+        codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
+    free = bench.free.all(dim=0).nonzero().reshape(-1)
+    columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
+    one, rng = bench.scales(torch.ones(1, 1)), check.generator(bench.seed, "table")
+    seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
+    row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
+    for arrangement in range(ARRANGEMENTS):
+        for part in codes[torch.randperm(len(codes), generator=rng).to(codes.device)].split(bench.n):
+            rows = torch.randperm(bench.n, generator=rng)[:len(part)].to(codes.device)
+            held = torch.zeros(bench.n, 1, dtype=torch.uint8, device=bench.device)
+            held[rows, 0] = part.to(torch.uint8)
+            seen[part, arrangement] = bench.read(bench.hold(held, one), columns)[rows]
+            row_of[part, arrangement] = rows
+    sound = torch.ones_like(seen, dtype=torch.bool)
+    for _ in range(2):
+        # Of the numbers that a code was read as, the one that most others are near to.
+        flat = seen.reshape(size, -1)
+        alike = (bench.near(flat[:, :, None], flat[:, None, :]) & sound.reshape(size, 1, -1)).sum(dim=2)
+        table = flat.gather(1, alike.argmax(dim=1)[:, None])[:, 0]
+        odd = ~bench.near(seen, table[:, None, None])
+        held_by = torch.nn.functional.one_hot(row_of[codes].reshape(-1), bench.n).double()
+        row_is_odd = held_by.T @ odd[codes].double().mean(dim=2).reshape(-1) > 0.5 * held_by.sum(dim=0)
+        column_is_odd = odd[codes].double().mean(dim=(0, 1)) > 0.5
+        sound = ~(row_is_odd[row_of][:, :, None] | column_is_odd)
+    tried = torch.zeros(size, dtype=torch.bool, device=bench.device)
+    tried[codes] = True
+    unclear = tried & ((odd & sound).any(dim=(1, 2)) | ~sound.any(dim=2).any(dim=1))
+    table[~tried | unclear] = torch.nan
+    if bool(unclear.any()):
+        return table, Finding(name="table", right=None, tried=len(codes),
+                              sentence=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there")
+    right = bench.table
+    wrong = tried & ~bench.near(table, right)
+    differences = [Difference(entry=bench.fmt.describe_code(code), definition=_number(right[code]), acted_by=_number(table[code]))
+                   for code in sorted(wrong.nonzero().reshape(-1).tolist(), key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()))]
+    count = len(codes)      # what makes an output NaN or infinite stands first
+    if not differences:
+        return table, Finding(name="table", right=True, tried=count, sentence=f"all {count} codes decode to their definition")
+    kinds, what = _name_table(bench, table, tried)
+    if not what:
+        kinds = [] if bool((wrong & ~is_subnormal(bench.fmt).to(wrong.device)).any()) else [Kind.SUBNORMAL_WRONG]
+        first = differences[0]
+        what = f"{first.entry} as {first.acted_by} instead of {first.definition}"
+    return table, Finding(name="table", right=False, tried=count, kinds=kinds, differences=differences,
+                          sentence=f"{len(differences)} of {count} codes decode to another number: {what}")
+
+
+def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
+    """The known mistakes that give `table` exactly, alone or two or three at once; or the format that it is of."""
+    right = decode_table(bench.fmt, bench.device)
+
+    def gives(mistakes: Mistakes) -> bool:
+        return bool(bench.near(table, _table_under(bench, mistakes))[tried].all())
+
+    # Bits that are exchanged within each code look like another table too.
+    within = [one for one in code_misreadings(bench.fmt, bench.template.layout, bench.k)
+              if not bench.near(_table_under(bench, (one,)), right.double()).all()] if bench.sets_codes else []
+    known = [*table_misreadings(bench.fmt), *within,
+             *(one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.kind is Kind.SCALED)]
+    triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
+    for tried_sets in (singly(known), in_pairs(known), triples):
+        fitting = [mistakes for mistakes in tried_sets if gives(mistakes)]
+        if len(kinds_of(fitting)) == 1:
+            return sorted({one.kind for one in fitting[0]}), "; and ".join(one.sentence for one in fitting[0])
+        if fitting:
+            return [], f"as under {' or '.join(names_of(fitting))}, which cannot be told apart"
+    factor = common_factor(bench, table, tried)
+    if factor is not None:
+        return [Kind.SCALED], scaled_by(factor, bench.scaling, bench.fmt)
+    for other in chain(FORMATS.values(), _of_the_same_width(bench.fmt)):
+        if other.bits == bench.fmt.bits and other.signed and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all()):
+            return [], f"the table is {other.name}'s"
+    return [], ""
+
+
+def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
+    """What every code is read as times its value, NaN and infinity as they are; None if there is no such factor, or it is 1."""
+    finite = bench.table.isfinite() & tried & (bench.table != 0)
+    right, read = bench.table[finite], table[finite]
+    factor = float((read * right).sum() / right.square().sum())
+    if not math.isfinite(factor) or not factor or bool(bench.near(table, bench.table)[tried].all()):
+        return None
+    wanted = bench.table * factor
+    near = bench.near(table, wanted)
+    near |= (table - wanted).abs() <= 2 * check.unit_roundoff(bench.dtype) * wanted.abs()     # the factor is as coarse as what it was seen by
+    return factor if bool(near[tried].all()) else None
+
+
+def gives_table(bench: Bench, mistakes: Mistakes, table: Tensor) -> bool:
+    """Whether reading with `mistakes` gives `table`, as far as both say. Those of an encoder may show in it in ways of their own."""
+    if any(isinstance(one, Misencoding) for one in mistakes):
+        return True
+    said = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
+    return bool(bench.near(table, _table_under(bench, mistakes))[said].all())
+
+
+def _table_under(bench: Bench, mistakes: Mistakes) -> Tensor:
+    """What rows of one code are read as under a scale of 1 by a reader that makes `mistakes`: float64 [2**bits]."""
+    made = decode_table(bench.fmt, bench.device)
+    for mistake in (one for one in mistakes if one.step == "table"):
+        made = mistake.apply(made)
+    codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
+    for mistake in (one for one in mistakes if one.step == "codes"):
+        codes = mistake.apply(codes, torch.arange(codes.shape[1], device=bench.device))
+    factor = torch.ones(1, device=bench.device), torch.ones(1, device=bench.device)
+    for mistake in (one for one in mistakes if one.step == "scales"):
+        factor = mistake.apply(*factor)
+    return made[codes[:, bench.k // 2].int()].double() * float(_product(factor))
+
+
+def _of_the_same_width(fmt: Format) -> list[Format]:
+    """Signed floats of as many bits that are numbers only, with the usual bias."""
+    return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
+
+
+def recover_scales(bench: Bench, table: Tensor) -> Finding:
+    """What a weight is multiplied by under each of many scales, by a code whose number is known from `table`."""
+    code, number = known_code(bench, table)
+    if code is None:
+        return Finding(name="scales", right=None, sentence="no code is read as a number that scales could be seen by")
+    plain = plain_weights(bench, code, number).nonzero()
+    if len(plain) == 0:
+        return Finding(name="scales", right=None, sentence="no weight is read as the one code that all of them hold")
+    row, column = int(plain[-1, 0]), plain[-1, 1:]
+    wanted = _scale_numbers(bench)
+    seen = torch.stack([bench.read(bench.hold(torch.full((1, 1), code), bench.scales(value.reshape(1, 1))), column)[row, 0]
+                        for value in wanted]) / number
+    wrong = ~bench.near(seen * number, wanted.double() * number)
+    differences = [Difference(entry=_number(value), definition=_number(value), acted_by=_number(factor))
+                   for value, factor in zip(wanted[wrong], seen[wrong], strict=True)]
+    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" else None
+    if tensor:
+        differences.append(tensor)
+    factor = common_factor(bench, table, ~table.isnan())
+    if not differences and factor is not None:      # codes were seen by their product with a scale
+        return Finding(name="scales", right=None, tried=len(wanted),
+                       sentence=f"each of {len(wanted)} scales multiplies by its own value, or by {factor:.3g} times that, and codes decode rightly")
+    if not differences:
+        return Finding(name="scales", right=True, tried=len(wanted), sentence=f"each of {len(wanted)} scales multiplies by its own value")
+    finding = Finding(name="scales", right=False, tried=len(wanted), differences=differences, sentence="")
+    if bool(bench.near(seen, torch.ones_like(seen)).all()):
+        finding.sentence = "whatever the scale is, weights are multiplied by 1"
+    elif bool(wrong.any()) and bool(((seen / wanted) / (seen / wanted).median() - 1).abs().lt(0.02).all()):
+        finding.sentence = f"each scale multiplies by {float((seen / wanted).median()):.4g} times its value"
+    else:
+        finding.sentence = f"{len(differences)} of {len(wanted)} scales multiply by another number than their own"
+    values = [one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.step == "scales"]
+    block, one = wanted.double(), torch.ones(1, dtype=torch.float64, device=bench.device)
+    fitting = [mistakes for mistakes in singly(values)
+               if bool(bench.near(seen * number, _product(mistakes[0].apply(block, one)) * number).all())
+               and (bench.scaling.kind != "nv" or _product(mistakes[0].apply(one, 2 * one)).item() / _product(mistakes[0].apply(one, one)).item()
+                    == (1.0 if tensor else 2.0))]
+    if len(kinds_of(fitting)) == 1:
+        finding.kinds, finding.sentence = [fitting[0][0].kind], f"{finding.sentence}: {fitting[0][0].sentence}"
+    return finding
+
+
+def _tensor_scale(bench: Bench, code: int, number: float, row: int, column: Tensor) -> Difference | None:
+    scales = bench.scales(torch.ones(1, 1))
+    scales.tensor_scale.mul_(2)
+    seen = bench.read(bench.hold(torch.full((1, 1), code), scales), column)[row, 0] / number
+    return None if abs(float(seen) - 2) < 0.05 else Difference(entry="tensor scale 2", definition="2", acted_by=_number(seen))
+
+
+def _scale_numbers(bench: Bench) -> Tensor:
+    """Scales under which a code near 1 is seen in 16 bits: powers of two, and between them where the scheme has such.
+
+    Each costs a call, so an interpreter is asked about `FEW_SCALES` of them, the first and the last among them.
+    """
+    powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
+    if bench.scaling.kind == "nv":
+        numbers = decode_table(NV_SCALE_FORMAT, bench.device)[: NV_SCALE_FORMAT.max_code + 1]
+        numbers = numbers[numbers >= 2.0**-6]
+    elif bench.scaling.kind == "mx":
+        numbers = powers
+    else:
+        numbers = torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
+    if bench.implementation.slow(bench.device):
+        numbers = numbers[torch.linspace(0, len(numbers) - 1, min(len(numbers), FEW_SCALES)).round().long().to(numbers.device)]
+    return numbers
+
+
+def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
+    """The code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
+    usable = table.isfinite() & (table.abs() >= 2.0**-8) & (table.abs() <= 2.0**8)
+    if not bool(usable.any()):
+        return None, 0.0
+    distance = torch.where(usable, table.abs().log2().abs(), torch.inf)
+    code = int(distance.argmin())
+    return code, float(table[code])
+
+
+def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
+    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor where padding is read."""
+    seen = bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ones(1, 1))))
+    return bench.near(seen, torch.full_like(seen, number)) & bench.free
+
+
+def _product(parts: tuple[Tensor, Tensor]) -> Tensor:
+    return parts[0] * parts[1]
+
+
+def _number(value: Tensor | float) -> str:
+    return f"{float(value):.6g}"

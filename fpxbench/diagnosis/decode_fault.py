@@ -1,0 +1,30 @@
+"""What a known mistake in reading a stored weight is: another choice in one of the steps that reading takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fpxbench.records.verdict import Kind
+
+STEPS = ("codes", "table", "scales", "places", "blocks")
+
+
+@dataclass(frozen=True)
+class Misreading:
+    """One mistake in one step of reading a weight.
+
+    `apply` depends on the step:
+    ``codes``: (codes [N, K_pad], columns [C]) -> the codes [N, C] that are read instead;
+    ``table``: (table [2**bits]) -> the table read by instead;
+    ``scales``: (block scales [N or 1, G], tensor scale [1]) -> those that are multiplied by instead;
+    ``places``: (scale grid [N or 1, G]) -> the grid that is read instead;
+    ``blocks``: (scale grid [N or 1, G], columns [C], rows [R]) -> the factors [R or 1, C] that those weights meet instead.
+    """
+
+    step: str
+    kind: Kind
+    sentence: str
+    apply: Callable
+    replaces: bool = False
+    """Takes nothing over from what it is applied to (another format's table): it comes before others of its step."""

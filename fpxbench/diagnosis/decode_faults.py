@@ -1,0 +1,213 @@
+"""Known ways to misread a stored weight, as data: which code is taken, what it decodes to, which scale it meets.
+
+A weight is read in three steps that can each go wrong, and a known mistake is another choice in one of them. What an
+implementation *would* give under a mistake is computed here; `fpxbench.diagnosis.products` compares that with what it does give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fpxbench.diagnosis.code_order import code_misreadings
+from fpxbench.diagnosis.decode_fault import Misreading
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scaling import Scaling
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.verdict import Kind
+
+E4M3_MAXIMA = (448.0, 240.0, 224.0)
+"""What the scale of an E4M3 weight gets divided by: the maximum of FN, of FNUZ, and the half of FN's that some kernels
+keep as headroom on FNUZ hardware."""
+
+
+def misreadings(weight: QuantizedWeight) -> list[Misreading]:
+    """Every known mistake that can be made on `weight`. Raises ValueError for a weight whose codes cannot be read."""
+    scheme, (n, k) = weight.scheme, weight.shape
+    return [
+        *code_misreadings(scheme.format, weight.layout, k),
+        *table_misreadings(scheme.format),
+        *scale_misreadings(scheme.scaling, scheme.format, n, k),
+    ]
+
+
+# What it decodes to.
+
+
+def table_misreadings(fmt: Format) -> Iterator[Misreading]:
+    """Codes decoded by another definition than the format's."""
+
+    def table(kind: Kind, sentence: str, apply: Callable[[Tensor], Tensor], replaces: bool = False) -> Misreading:
+        return Misreading("table", kind, sentence, apply, replaces)
+
+    def read_as(other: Format) -> Callable[[Tensor], Tensor]:
+        return lambda right: decode_table(other, right.device)
+
+    other = sibling(fmt)
+    if other is not None:
+        half = other.bias > fmt.bias
+        kind = Kind.FN_AS_FNUZ if half else Kind.FNUZ_AS_FN
+        sentence = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
+                    f" the format's is {fmt.bias}")
+        yield table(kind, f"{sentence} (as {other.name})", read_as(other), True)
+
+    codes = torch.arange(1 << fmt.bits)
+    if fmt.twos_complement:
+        step = fmt.min_subnormal
+        yield table(Kind.SIGN_LOST, "two's complement codes are read as unsigned", lambda right: (codes * step).float().to(right.device), True)
+    if fmt.signed:
+        yield table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
+    if fmt.signed and not fmt.twos_complement and fmt.specials != "fnuz":
+        minus_zero = 1 << (fmt.bits - 1)
+        yield table(Kind.NEGATIVE_ZERO, f"-0, the code {fmt.describe_code(minus_zero)}, is read as NaN",
+                    lambda right: right.masked_fill((codes == minus_zero).to(right.device), torch.nan))
+    if fmt.has_nan:
+        infinity = f"infinity, {fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))}, and " if fmt.has_infinity else ""
+        yield table(Kind.NAN_CODE_LOST, f"{infinity}NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as {'finite ' if infinity else ''}numbers",
+                    read_as(replace(fmt, specials="none")), True)
+        yield table(Kind.NAN_CODE_LOST, f"NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as zero",
+                    lambda right: right.masked_fill(right.isnan(), 0.0))
+    if not fmt.is_integer and fmt.mantissa_bits:
+        yield from _subnormals(fmt, codes, table)
+        for dropped in range(1, fmt.mantissa_bits + 1):
+            low = (1 << dropped) - 1
+            keep = codes & fmt.magnitude_mask & ~low
+            lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
+            yield table(Kind.TRUNCATED, f"{lost} not read",
+                        lambda right, keep=keep: torch.where(right.isfinite(), right[keep.to(right.device)].copysign(right), right))
+            if fmt.has_nan:     # or it is not there before NaN is looked for
+                yield table(Kind.TRUNCATED, f"{lost} not read", lambda right, low=low: right[(codes & ~low).to(right.device)])
+
+
+def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., Misreading]) -> Iterator[Misreading]:
+    """Said in terms of the table that they are applied to, which another mistake may have changed already."""
+    subnormal = is_subnormal(fmt)
+    zero = codes & fmt.magnitude_mask == 0
+    with_one = 1 + (codes & ((1 << fmt.mantissa_bits) - 1)) / 2**fmt.mantissa_bits
+
+    def where(changed: Tensor, instead: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """`instead` takes the table and its smallest normal number."""
+        return lambda right: torch.where(changed.to(right.device) & right.isfinite(),
+                                         instead(right, right[1 << fmt.mantissa_bits]).float().copysign(right), right)
+
+    yield table(Kind.SUBNORMAL_FLUSHED, "subnormal codes are read as zero", where(subnormal, lambda right, least: right * 0))
+    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read with an implicit one",
+                where(subnormal, lambda right, least: with_one.to(right.device) * least))
+    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as normal ones with exponent field 0",
+                where(subnormal, lambda right, least: with_one.to(right.device) * least / 2))
+    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes and zero are read as normal ones with exponent field 0",
+                where(subnormal | zero, lambda right, least: with_one.to(right.device) * least / 2))
+    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as half their value", where(subnormal, lambda right, least: right / 2))
+    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as twice their value", where(subnormal, lambda right, least: right * 2))
+
+
+def is_subnormal(fmt: Format) -> Tensor:
+    """Which codes are subnormal: bool [2**bits]; zero is not. None of an integer format's."""
+    magnitude = torch.arange(1 << fmt.bits) & fmt.magnitude_mask
+    if fmt.is_integer:
+        return torch.zeros(1 << fmt.bits, dtype=torch.bool)
+    return (magnitude > 0) & (magnitude >> fmt.mantissa_bits == 0)
+
+
+def sibling(fmt: Format) -> Format | None:
+    """The 8-bit format with the same bits and the other convention: E4M3FN for E4M3FNUZ and back; None if there is none."""
+    if fmt.bits != 8 or fmt.specials == "none":
+        return None
+    base = f"e{fmt.exponent_bits}m{fmt.mantissa_bits}"
+    if fmt.specials == "fnuz":
+        specials = "fn" if fmt.mantissa_bits == 3 else "ieee"
+        return replace(fmt, name=base + ("fn" if specials == "fn" else ""), bias=fmt.bias - 1, specials=specials)
+    return replace(fmt, name=f"{base}fnuz", bias=fmt.bias + 1, specials="fnuz")
+
+
+def _a_nan(fmt: Format) -> int:
+    return fmt.nan_code if fmt.nan_code is not None else fmt.magnitude_mask
+
+
+# Which scale it meets.
+
+
+def scale_misreadings(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator[Misreading]:
+    """Scales left out, read by another definition, or taken from the wrong place."""
+    yield from _scale_values(scaling, fmt)
+    yield from _scale_places(scaling, n, k)
+
+
+def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[Misreading]:
+    def scales(kind: Kind, sentence: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False) -> Misreading:
+        return Misreading("scales", kind, sentence, apply, replaces)
+
+    yield scales(Kind.SCALE_MISSING, "the scale is not applied",
+                 lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
+    if scaling.kind == "nv":
+        yield scales(Kind.SCALE_MISSING, "the tensor scale is not applied", lambda block, tensor: (block, torch.ones_like(tensor)))
+        yield scales(Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor))
+        yield scales(Kind.FN_AS_FNUZ, "block scales are read as half their value: by e4m3fnuz's bias 8, theirs is 7",
+                     lambda block, tensor: (block / 2, tensor))
+    for factor in (2.0, 0.5):
+        yield scales(Kind.SCALED, scaled_by(factor, scaling, fmt), lambda block, tensor, factor=factor: (block * factor, tensor))
+    if fmt.max in E4M3_MAXIMA:
+        for other in E4M3_MAXIMA:
+            if other != fmt.max and fmt.max / other not in (2.0, 0.5):      # a factor of 2 is a bias's before it is a maximum's
+                yield scales(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+                             lambda block, tensor, ratio=fmt.max / other: (block * ratio, tensor))
+
+
+def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
+    """The sentence where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has leaves no
+    trace."""
+    if factor not in (2.0, 0.5):
+        return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
+    side = "low" if factor < 1 else "high"
+    exponent = f", an E8M0 exponent that is read one too {side}" if scaling.kind == "mx" else ""
+    bias = f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}" if not fmt.is_integer else ""
+    return f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
+
+
+def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[Misreading]:
+    def places(kind: Kind, sentence: str, apply: Callable[[Tensor], Tensor]) -> Misreading:
+        return Misreading("places", kind, sentence, apply)
+
+    def at(row: Callable[[Tensor], Tensor], block: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Row and block number -> those whose scale is taken; numbers past an end run on into the next row, as memory does."""
+        def taken(held: Tensor) -> Tensor:
+            rows, blocks = (torch.arange(size) for size in held.shape)
+            flat = (row(rows)[:, None] * held.shape[1] + block(blocks)[None, :]) % held.numel()
+            return held.reshape(-1)[flat.to(held.device)]
+        return taken
+
+    if scaling.kind == "tensor":
+        return
+    if scaling.kind == "row":
+        yield Misreading("blocks", Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
+                         lambda grid, columns, rows: grid.reshape(1, -1)[:, columns % grid.shape[0]])
+        for step, which in ((1, "next"), (-1, "previous")):
+            sentence = f"each row is multiplied by the scale of the {which} row"
+            yield places(Kind.BLOCK_OFF_BY_ONE, sentence, at(lambda r, step=step: r + step, lambda g: g))
+            yield places(Kind.BLOCK_OFF_BY_ONE, sentence, at(lambda r, step=step: (r + step).clamp(0, n - 1), lambda g: g))
+        return
+    blocks = scaling.blocks(k)
+    yield places(Kind.SCALE_TRANSPOSED, f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
+                 lambda grid: grid.reshape(grid.shape[1], grid.shape[0]).T)
+    for step, which in ((1, "next"), (-1, "previous")):
+        sentence = f"each block is multiplied by the scale of the {which} block"
+        ends = {"": lambda g, step=step: g + step,
+                " of its row, the last by its own": lambda g, step=step: (g + step).clamp(0, blocks - 1),
+                " of its row, round and round": lambda g, step=step: (g + step) % blocks}
+        for end, block in ends.items():
+            yield places(Kind.BLOCK_OFF_BY_ONE, sentence + end, at(lambda r: r, block))
+        yield Misreading(
+            "blocks", Kind.BLOCK_OFF_BY_ONE,
+            f"blocks begin one column {'early' if step > 0 else 'late'}: a weight beside each boundary meets the {which} block's scale",
+            lambda grid, columns, rows, step=step: grid[rows][:, block_of((columns + step).clamp(0, k - 1), scaling)])
+        yield places(Kind.BLOCK_OFF_BY_ONE, f"each row's blocks meet the scales of the {which} row",
+                     lambda grid, step=step: grid.roll(-step, dims=0))
+
+
+def block_of(columns: Tensor, scaling: Scaling) -> Tensor:
+    """The number of the block that each column lies in."""
+    return torch.zeros_like(columns) if scaling.block is None else columns // scaling.block

@@ -1,0 +1,128 @@
+"""Read out the weight that an implementation acts by: multiplied by one-hot activations, it gives it away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import check, correctness as conduct
+from fpxbench.checking.correctness import Operands
+from fpxbench.implementation import Implementation
+from fpxbench.numbers import packing
+from fpxbench.numbers.weight import QuantizedWeight
+
+MOST_COLUMNS = 64
+"""With one row of activation; up to four times as many with more."""
+PROBE_SECONDS = 20.0
+"""No further columns are read out after this: in an interpreter one product can take a second."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The weight [N, C] that a reading would give (float64), and the rows where a NaN anywhere in the row may show."""
+
+    weight: Tensor
+    tainted: Tensor
+
+
+@dataclass
+class Readout:
+    """What one-hot activations gave: column `columns[i]` of the weight acted by is ``seen[:, i]``, float64 [N, C].
+
+    weight : the codes and scales that are stored; where they cannot be seen, those that the scheme makes of `original`
+    original : the float weight [N, K] that was quantized, where what became of it cannot be seen
+    """
+
+    weight: QuantizedWeight
+    columns: Tensor
+    seen: Tensor
+    definition: Prediction
+    dtype: torch.dtype
+    activation_format: str | None
+    original: Tensor | None = None
+
+    def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
+        """Whether every weight read out is one of those predicted, within rounding, and at least one number was read."""
+        seen = self.seen if rows is None else self.seen[rows]
+        limit = torch.finfo(self.dtype).max
+        nonfinite = ~seen.isfinite()
+        right = torch.zeros_like(nonfinite)
+        told = False
+        for one in [predicted] if isinstance(predicted, Prediction) else predicted:
+            tolerance = check.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
+            lost = ~one.weight.isfinite() | (one.weight.abs() > limit)
+            near = (seen - one.weight).abs() <= tolerance
+            right |= torch.where(lost, nonfinite, near | (nonfinite & one.tainted[:, None]))
+            told |= bool((near | lost).any())
+            if bool(right.all()):
+                break
+        return told and bool(right.all())
+
+    def wrong(self) -> Tensor:
+        """Where it is not what the definition says: bool [N, C]."""
+        tolerance = check.one_hot_tolerance(self.definition.weight, self.dtype, self.activation_format)
+        return ~((self.seen - self.definition.weight).abs() <= tolerance)
+
+    def example(self) -> dict[str, Any]:
+        """The first weight that is not read as the definition says."""
+        row, i = self.wrong().nonzero()[0].tolist()
+        return self.described(row, i)
+
+    def described(self, row: int, i: int) -> dict[str, Any]:
+        """One weight: row `row`, the `i`-th of the columns read out."""
+        column = int(self.columns[i])
+        found = {"row": row, "column": column, "read_as": repr(float(self.seen[row, i])),
+                 "stored": repr(float(self.definition.weight[row, i]))}
+        if self.weight.has_codes:
+            found["code"] = self.weight.scheme.format.describe_code(int(self.weight.codes()[row, column]))
+        return found
+
+    def correlation(self) -> float:
+        return correlation(self.seen, self.definition.weight)
+
+
+def read_out(implementation: Implementation, operands: Operands, columns: Iterable[int] = (), *, seconds: float = PROBE_SECONDS,
+             every: bool = False) -> Readout | None:
+    """The columns that an implementation acts by, `columns` among them and as many as its speed allows, or `every` one.
+    None where no row of x is there to ask with."""
+    case, weight = operands.case, operands.weight
+    if case.m == 0:
+        return None
+    wanted = list(range(case.k)) if every else _columns_worth_reading(weight, case.m, columns)
+    seen = [weights for _, weights in conduct.one_hot_columns(implementation, operands, wanted, seconds=seconds)]
+    read = torch.cat(seen, dim=1).double()
+    taken = torch.tensor(wanted[:read.shape[1]], device=read.device)
+    decoded = operands.decoded
+    definition = Prediction(decoded[:, taken].double(), ~decoded.isfinite().all(dim=1))
+    return Readout(weight, taken, read, definition, check.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
+
+
+def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]) -> list[int]:
+    """All columns if they are few; else `first`, those that hold the rare codes, both sides of the places where layouts and
+    blocks change, and an even spread."""
+    k = weight.shape[1]
+    most = MOST_COLUMNS * min(m, 4)
+    if k <= most:
+        return list(range(k))
+    chosen = [*first, *(check.columns_covering_codes(weight, most // 4) if weight.has_codes else [])]
+    boundaries = [packing.padded_k(k) * part // 8 for part in range(1, 8)]
+    block = weight.scheme.scaling.block if weight.scheme.quantized else None
+    if block is not None:
+        boundaries += [block, 2 * block, k // block * block]
+    boundaries += [k // size * size for size in (16, 32, 64, 128)]
+    chosen += [0, 1, k - 1, k - 2]
+    chosen += [column for boundary in boundaries for column in (boundary - 1, boundary)]
+    chosen += range(0, k, max(1, k // most))
+    return [column for column in dict.fromkeys(chosen) if 0 <= column < k][:most]
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Cosine of the angle between two tensors, over the elements where both are finite."""
+    both = a.isfinite() & b.isfinite()
+    a, b = a[both], b[both]
+    norms = float(a.norm() * b.norm())
+    return float((a * b).sum()) / norms if norms else 0.0

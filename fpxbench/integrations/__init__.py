@@ -1,0 +1,1 @@
+"""How do other tools (asv, pytest, GitHub) use fpxbench?"""

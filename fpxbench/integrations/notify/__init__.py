@@ -1,0 +1,1 @@
+"""Who is told of a confirmed regression, and how?"""

@@ -1,0 +1,78 @@
+"""Confirmed regressions as texts of issues: one for each implementation that a build made worse in one way, whatever the cases."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from fpxbench.records.store import Store, latest
+from fpxbench.regressions.confirmation import Confirmation, Outcome
+
+TEMPLATE = "templates/issue.md.j2"
+_MOST_LOG_LINES = 40
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One regression, as it is to be told."""
+
+    id: str
+    """Ten hex digits that stay the same while cases and machines come in: what tells an issue that is open already."""
+    title: str
+    body: str
+
+
+def confirmed(results: Path) -> list[Confirmation]:
+    """The confirmations under `results` that say "worse", the last of each question, worst first."""
+    found, _ = Store(results, Confirmation).read_all()
+    open_ones = [each for each in latest(found) if each.outcome is Outcome.CONFIRMED and each.direction == "worse"]
+    return sorted(open_ones, key=lambda each: (each.metric != "verdict", -(each.time.value if each.time else 0.0), each.case.id))
+
+
+def issues(confirmations: Iterable[Confirmation]) -> list[Issue]:
+    """A text for each group of confirmations that share builds, implementation and what became of it."""
+    groups: dict[tuple[str, ...], list[Confirmation]] = {}
+    for each in confirmations:
+        groups.setdefault((each.good.key, each.build.key, each.case.implementation, _what(each)), []).append(each)
+    return [_issue(key, group) for key, group in groups.items()]
+
+
+def _issue(key: tuple[str, ...], group: list[Confirmation]) -> Issue:
+    worst = group[0]
+    identity = hashlib.sha256("\n".join(key).encode()).hexdigest()[:10]
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    title = f"{worst.case.id}{more}: {_what(worst)} since {worst.build.label} [fpx-{identity}]"
+    text = importlib.resources.files("fpxbench.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)   # noqa: S701 (Markdown)
+    environment.filters |= {"code": _code, "block": _block, "log": _log}
+    body = environment.from_string(text).render(id=identity, worst=worst, confirmations=group, what=_what(worst))
+    return Issue(identity, title, body)
+
+
+def _what(confirmation: Confirmation) -> str:
+    """``slower``, ``crash (compiler_abort)``."""
+    if confirmation.time is not None:
+        return "slower"
+    return next((name for name in confirmation.bad_counts if name != "ok"), "another verdict")
+
+
+def _code(text: object) -> str:
+    """As Markdown's inline code. What a log or another machine says must not become markup, a mention or a link."""
+    plain = re.sub(r"[`\s|]+", " ", str(text)).strip()
+    return f"`{plain}`" if plain else ""
+
+
+def _block(text: str) -> str:
+    """As a block of code, fenced by more backticks than any line of it has."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text.rstrip()}\n{fence}"
+
+
+def _log(text: str) -> str:
+    return "\n".join(text.rstrip().splitlines()[-_MOST_LOG_LINES:])

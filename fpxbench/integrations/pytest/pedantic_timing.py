@@ -1,0 +1,141 @@
+"""Time a case that was found right with pytest-benchmark's fixture, in the process that runs pytest."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from collections.abc import Callable
+
+import torch
+
+from fpxbench.checking import correctness as conduct, timing as measure
+from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.checking.timing import Call, Samples
+from fpxbench.implementation import Implementation, discover
+from fpxbench.records.record import Timing
+from fpxbench.records.verdict import Status, Verdict, classify_exception
+from fpxbench.sweep import worker
+from fpxbench.sweep.messages import TrialRequest, TrialResult
+from fpxbench.sweep.trial import prepare
+
+ROUND_SECONDS = 2e-3
+"""A round calls often enough to last this long, so that reading the clock is below 1% of it, a GPU's too."""
+
+
+def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -> TrialResult:
+    """Rounds of calls over rotating weight copies into `benchmark` (pytest-benchmark's fixture).
+
+    `baseline_samples` are the dense product's seconds a call, empty if it has none. What the implementation raises, or
+    does wrong after so many calls, becomes the verdict, and `benchmark` then holds no time.
+    """
+    worker.preload()
+    result = TrialResult(verdict=Verdict(status=Status.OK))
+    implementation = discover(request.impls)[0][request.case.implementation]()
+    result.no_timing = implementation.no_timing(request.device)
+    if result.no_timing:
+        return result
+    try:
+        _time(benchmark, implementation, request, baseline_samples, result)
+    except Misconduct as misconduct:
+        result.verdict = misconduct.verdict
+    except Exception as error:  # whatever an implementation raises is a finding about it
+        result.verdict = classify_exception(type(error).__name__, str(error), "")
+    finally:
+        torch.compiler.reset()
+        gc.collect()
+        if request.device != "cpu":
+            torch.cuda.empty_cache()
+    if result.verdict.status is not Status.OK:
+        _withdraw(benchmark)
+    return result
+
+
+def _time(benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult) -> None:
+    operands = prepare(implementation, request)
+    _, verdict = conduct.check_calls(implementation, operands, calls=1)    # compiles and tunes on the way
+    if verdict is not None:
+        result.verdict = verdict
+        return
+    x = operands.activation(0)
+    effects = measure.observe(lambda: implementation.matmul(x, operands.weight), request.device)
+    with torch.no_grad():
+        copies = _run_rounds(benchmark, implementation, operands, request.cache_bytes)
+    _, verdict = conduct.check_calls(implementation, operands, first_call=measure.check_call_number(1), calls=1)
+    if verdict is not None:
+        result.verdict = verdict
+        return
+    beyond_cache = copies * operands.weight.nbytes > request.cache_bytes
+    result.timing = _timing(list(benchmark.stats.stats.data), baseline_samples, beyond_cache, request.seed)
+    result.traffic = measure.traffic(operands, effects, result.timing.median_us / 1e6, request.read_gb_per_s)
+    result.flags = measure.flags(operands, result.timing, result.traffic, beyond_cache)
+    result.traffic = result.traffic.model_copy(
+        update={"bottleneck": measure.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
+    )
+
+
+def _run_rounds(benchmark, implementation: Implementation, operands: Operands, cache_bytes: int) -> int:
+    """As many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least. Returns the weight copies."""
+    weight, x = operands.weight, operands.activation(measure.check_call_number(0))
+    copies = [weight.clone() for _ in range(measure.rotation(weight.nbytes, cache_bytes))]
+    calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
+    if operands.device == "cpu":
+        target, at_once = _in_turn(calls), 1
+    else:
+        target = _Launched(*measure.captured(calls))
+        at_once = target.count
+    once = _seconds_of_one(target, at_once, operands.device)
+    iterations = at_once * max(1, round(ROUND_SECONDS / (once * at_once)))
+    room = int(benchmark._max_time / (once * iterations))
+    rounds = max(benchmark._min_rounds, measure.MIN_SAMPLES, min(room, measure.MAX_SAMPLES))
+    benchmark.pedantic(target, rounds=rounds, iterations=iterations, warmup_rounds=1)
+    return len(copies)
+
+
+def _in_turn(calls: list[Call]) -> Call:
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
+
+
+class _Launched:
+    """One product a call, as pytest-benchmark counts them; the first of `count` calls launches them all at once.
+
+    So a round is what the device takes, and not what Python takes to launch kernels of some microseconds.
+    """
+
+    def __init__(self, launch: Call, count: int) -> None:
+        self.count = count
+        self._launch, self._due = launch, 0
+
+    def __call__(self) -> None:
+        if self._due == 0:
+            self._launch()
+            self._due = self.count
+        self._due -= 1
+
+
+def _seconds_of_one(target: Callable[[], object], at_once: int, device: str) -> float:
+    """A first estimate, the faster of two: the first call may still warm something."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in range(at_once):
+            target()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - start) / at_once)
+    return max(min(seconds), 1e-7)
+
+
+def _timing(samples: list[float], baseline: list[float], beyond_cache: bool, seed: int) -> Timing:
+    if baseline:
+        return measure.timing(Samples(samples, baseline, beyond_cache), seed)
+    median, low, high = measure.median_ci95(samples)
+    return Timing(samples_us=[s * 1e6 for s in samples], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6))
+
+
+def _withdraw(benchmark) -> None:
+    """Take back what was timed: a case that is not right has no row in the table and none in the JSON."""
+    benchmark.has_error = True
+    if benchmark.stats is not None:
+        benchmark.stats.stats.data.clear()

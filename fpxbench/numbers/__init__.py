@@ -1,0 +1,1 @@
+"""What does a stored code mean?"""

@@ -1,0 +1,194 @@
+"""Encode and decode for any `Format`, fast: the oracle.
+
+Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a lowest bit that says whether any
+was left behind, round as the whole number does, and there are few enough of them for a table made from the definition
+(`fpxbench.numbers.codec_definition`). The whole of it is integer arithmetic: see there for why.
+
+Source of the shortening: rounding to odd, with two bits more than the target has, then rounds as if once (Boldo and
+Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57(4), 2008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, Overflow, Rounding, rounded_codes, values_of
+from fpxbench.numbers.formats import Format
+
+__all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
+
+# Elements worked on at a time on a CPU: each pass then runs out of the second-level cache, and below torch's grain for
+# threads, whose barriers cost more than they bring as soon as anything else runs on the machine.
+_CPU_CHUNK = 1 << 15
+
+# In entries. Formats whose numbers are subnormal in the source need longer ones, and do without.
+_LARGEST_TABLE = 1 << 21
+
+
+def encode(
+    x: Tensor,
+    fmt: Format,
+    rounding: Rounding = Rounding.NEAREST_EVEN,
+    overflow: Overflow = Overflow.SATURATE,
+    *,
+    random_bits: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """uint8 codes of `x`, same shape, rounded once from x's own precision (fp64, fp32, bf16 or fp16).
+
+    Infinity counts as past the maximum. A format without a sign has 0 as its lowest number, or where it has no zero
+    (e8m0) the smallest power of two; saturation ends there. Stochastic rounding takes the number of `random_bits`,
+    1 to 32, and draws ``torch.randint(0, 2**random_bits, [x.numel()], generator=generator)``, in x's order.
+
+    Raises ValueError for NaN where the format has none (not seen under `torch.compile`), for an overflow that the
+    format cannot express, and for random bits that are missing, too many or without use.
+    """
+    check_request(x, fmt, rounding, overflow, random_bits)
+    flat = x.detach().reshape(-1)
+    if not fmt.has_nan and not torch.compiler.is_compiling() and holds_nan(flat):
+        raise ValueError(f"{fmt.name} has no NaN, and the input holds one")
+    return encode_checked(flat, fmt, rounding, overflow, random_bits, generator).reshape(x.shape)
+
+
+def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None) -> None:
+    """Raise what `encode` raises for a request that cannot be met, whatever the numbers in `x`."""
+    if x.dtype not in SOURCES:
+        raise TypeError(f"encode takes float64, float32, bfloat16 or float16, not {x.dtype}")
+    if overflow is Overflow.INFINITY and not fmt.has_infinity:
+        raise ValueError(f"{fmt.name} has no infinity to overflow to: use saturate{' or nan' if fmt.has_nan else ''}")
+    if overflow is Overflow.NAN and not fmt.has_nan:
+        raise ValueError(f"{fmt.name} has no NaN to overflow to: use saturate")
+    if rounding is Rounding.STOCHASTIC:
+        if random_bits is None or not 1 <= random_bits <= MAX_RANDOM_BITS:
+            raise ValueError(f"stochastic rounding needs random_bits from 1 to {MAX_RANDOM_BITS}, not {random_bits}")
+    elif random_bits is not None:
+        raise ValueError(f"random_bits={random_bits} is for stochastic rounding; {rounding} rounding draws none")
+
+
+def holds_nan(flat: Tensor) -> bool:
+    """Whether any element is NaN: one pass, as the maximum of what holds a NaN is NaN."""
+    return flat.numel() > 0 and math.isnan(flat.max())
+
+
+def encode_checked(
+    flat: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """`encode` of a request and numbers that have been looked at; `flat` is one-dimensional."""
+    if torch.compiler.is_compiling():
+        return _encode_by_definition(flat, fmt, rounding, overflow, random_bits, generator)
+    # A table longer than the input would take longer to make than to do without.
+    if rounding is not Rounding.STOCHASTIC and 1 << _index_bits(fmt, flat.dtype) <= min(flat.numel(), _LARGEST_TABLE):
+        return encode_by_table(flat, fmt, rounding, overflow)
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
+    for part, out in _chunks(flat, codes):
+        out.copy_(_encode_by_definition(part, fmt, rounding, overflow, random_bits, generator))
+    return codes
+
+
+def _encode_by_definition(
+    part: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None, generator: torch.Generator | None
+) -> Tensor:
+    if rounding is not Rounding.STOCHASTIC:
+        return rounded_codes(part, fmt, rounding, overflow)
+    random = torch.randint(1 << random_bits, part.shape, generator=generator, device=part.device)
+    return rounded_codes(part, fmt, rounding, overflow, random_bits=random_bits, random=random)
+
+
+def encode_by_table(flat: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow) -> Tensor:
+    """uint8 codes of one-dimensional `flat` under a rounding that draws nothing: five passes over integers, one look-up."""
+    integer = SOURCES[flat.dtype][0]
+    bits = _index_bits(fmt, flat.dtype)
+    table = _encode_table(fmt, rounding, overflow, flat.dtype, str(flat.device))
+    shift = 8 * integer.itemsize - bits
+    left_behind = (1 << shift) - 1
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
+    scratch = torch.empty(_chunk_size(flat), dtype=torch.int64 if integer is torch.int64 else torch.int32, device=flat.device)
+    for part, out in _chunks(flat.contiguous().view(integer), codes):
+        index = scratch[:len(part)]
+        if shift:       # the sum carries into bit `shift`, which is the index's lowest, if any bit below it is set
+            torch.bitwise_and(part, left_behind, out=index)
+            index.add_(left_behind).bitwise_or_(part).bitwise_right_shift_(shift)
+        else:
+            index.copy_(part)
+        torch.index_select(table, 0, index.bitwise_and_((1 << bits) - 1), out=out)
+    return codes
+
+
+def _index_bits(fmt: Format, source: torch.dtype) -> int:
+    """How many upper bits of a `source` number, the lowest of them sticky, tell its code under any rounding."""
+    integer, mantissa_bits, bias = SOURCES[source]
+    # Half a step of the format must lie above the sticky bit: among normals its own mantissa and the half; among the
+    # source's subnormals, whose leading bit moves, whatever the format's smallest step takes.
+    half_step = math.frexp(fmt.min_subnormal)[1] - 2
+    kept = max(fmt.mantissa_bits + 2, 2 - bias - half_step)
+    return 8 * integer.itemsize - mantissa_bits + min(kept, mantissa_bits)
+
+
+@lru_cache(maxsize=32)
+def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> Tensor:
+    """uint8 code of every upper part of a `source` number."""
+    integer = SOURCES[source][0]
+    bits = _index_bits(fmt, source)
+    numbers = torch.arange(1 << bits, device=device) << (8 * integer.itemsize - bits)
+    return rounded_codes(numbers.to(integer).view(source), fmt, rounding, overflow)
+
+
+@lru_cache(maxsize=64)
+def _decode_table(fmt: Format, device: str) -> Tensor:
+    return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], dtype=torch.float32, device=device)
+
+
+def decode_table(fmt: Format, device: str | torch.device = "cpu") -> Tensor:
+    """What every code stands for: fp32 `[2**bits]`, exact."""
+    return _decode_table(fmt, str(device)).clone()
+
+
+def decode(codes: Tensor, fmt: Format) -> Tensor:
+    """fp32 values of uint8 `codes`, same shape, exact."""
+    if torch.compiler.is_compiling():
+        return values_of(codes, fmt)
+    flat = codes.reshape(-1).contiguous()
+    if flat.device.type == "cpu" and flat.storage_offset() % 2 == 0 and not flat.numel() % 2:
+        return _decode_in_pairs(flat, fmt).reshape(codes.shape)
+    values = torch.empty(flat.shape, device=codes.device)
+    _look_up(_decode_table(fmt, str(codes.device)), flat, values)
+    return values.reshape(codes.shape)
+
+
+def _decode_in_pairs(flat: Tensor, fmt: Format) -> Tensor:
+    """Two codes by one look-up: a CPU gathers 8 bytes as fast as 4. The table of all pairs fits its second-level cache."""
+    size = 1 << fmt.bits
+    if fmt.bits < 8 and flat.numel() and (largest := int(flat.max())) >= size:
+        raise IndexError(f"{largest} is no code of {fmt.name}, which has {size}")
+    values = torch.empty(flat.shape)
+    _look_up(_pair_table(fmt), flat.view(torch.uint16), values.view(torch.float64))
+    return values
+
+
+def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
+    scratch = torch.empty(_chunk_size(index), dtype=torch.int32, device=index.device)
+    for part, values in _chunks(index, out):
+        torch.index_select(table, 0, scratch[:len(part)].copy_(part), out=values)
+
+
+@lru_cache(maxsize=16)
+def _pair_table(fmt: Format) -> Tensor:
+    """The fp32 values of every two codes, by the bits of both: `[65536]` of 8 bytes each. Its numbers are moved, never computed with."""
+    values = torch.zeros(256)
+    values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")
+    codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8)
+    return values[codes.int()].view(torch.float64)
+
+
+def _chunk_size(flat: Tensor) -> int:
+    return max(1, min(flat.numel(), _CPU_CHUNK) if flat.device.type == "cpu" else flat.numel())
+
+
+def _chunks(flat: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = _chunk_size(flat)
+    return zip(flat.split(size), out.split(size), strict=True)

@@ -1,0 +1,178 @@
+"""How a number becomes a code and a code a number: the definition, on tensors, by integer arithmetic on their bits.
+
+No cast of the PyTorch under test takes part but widening ones, which are exact: its roundings differ between versions
+and between eager, compiled and device. `fpxbench.numbers.codec` makes its tables from this and is tested against it; a compiled
+graph has this itself.
+
+Sources: IEEE 754-2019 §4.3 (rounding directions) and §7.4 (overflow); IEEE P3109 (formats without mantissa bits,
+stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/codec.md has the choices they leave open.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.formats import Format
+
+
+class Rounding(StrEnum):
+    """Which of its two neighbours a number between two codes becomes."""
+
+    NEAREST_EVEN = "nearest_even"
+    NEAREST_AWAY = "nearest_away"
+    TOWARD_ZERO = "toward_zero"
+    UP = "up"
+    """Toward +infinity."""
+    DOWN = "down"
+    """Toward -infinity."""
+    TO_ODD = "to_odd"
+    """The one whose code is odd: what may be rounded once more, to at least two bits less, without a second error."""
+    STOCHASTIC = "stochastic"
+    """The upper one as often as the number is near it, in steps of 2**-random_bits."""
+
+
+class Overflow(StrEnum):
+    """What happens to a number that rounds past the largest finite one."""
+
+    SATURATE = "saturate"
+    INFINITY = "infinity"
+    NAN = "nan"
+
+
+SOURCES = {
+    torch.float64: (torch.int64, 52, 1023),
+    torch.float32: (torch.int32, 23, 127),
+    torch.bfloat16: (torch.int16, 7, 127),
+    torch.float16: (torch.int16, 10, 15),
+}
+"""What is encoded from: dtype -> (integer of its width, mantissa bits, exponent bias)."""
+
+MAX_RANDOM_BITS = 32
+
+
+def rounded_codes(
+    x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, *, random_bits: int = 0, random: Tensor | None = None
+) -> Tensor:
+    """uint8 codes of `x`, same shape, each rounded once.
+
+    Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
+    NaN; where there is none the caller must not ask.
+    """
+    if rounding is Rounding.STOCHASTIC or fmt.min_subnormal < 2.0**-126:
+        x = x.double()      # room for the random bits; and what is subnormal in fp32 has a leading bit to count from
+    elif x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    integer, mantissa_bits, source_bias = SOURCES[x.dtype]
+    raw = x.contiguous().view(integer)
+    negative = raw < 0
+    magnitude = raw & torch.iinfo(integer).max
+    infinity = ((1 << (integer.itemsize * 8 - 1 - mantissa_bits)) - 1) << mantissa_bits
+    is_zero, is_infinite, is_nan = magnitude == 0, magnitude == infinity, magnitude > infinity
+
+    # |x| = significand * 2**(exponent - source_bias - mantissa_bits)
+    exponent_field = magnitude >> mantissa_bits
+    exponent = exponent_field.clamp(min=1)
+    significand = (magnitude & ((1 << mantissa_bits) - 1)) | ((exponent_field > 0).to(integer) << mantissa_bits)
+
+    # A format without a zero is one with it, less its first code: that of zero, and the powers of two after it.
+    bias = fmt.bias if fmt.has_zero else fmt.bias + 1
+    # How far the target's unit in the last place lies above the source's: fixed for normals, growing below them.
+    shift = (1 - bias - fmt.mantissa_bits) + source_bias + mantissa_bits - exponent
+    if fmt.is_integer:
+        binade = torch.zeros_like(exponent)
+        shift = shift.clamp(min=mantissa_bits - 8)      # past here any number is far beyond the maximum
+    else:
+        binade = (exponent - source_bias + bias - 1).clamp(min=0)
+        shift = shift.clamp(min=mantissa_bits - fmt.mantissa_bits)
+
+    # Stochastic rounding keeps `random_bits` more, to nearest even, and drops them again below.
+    shift = (shift - random_bits).clamp(max=mantissa_bits + 2)      # past here everything is shifted out
+    kept = significand >> shift
+    remainder = significand - (kept << shift)
+    # In the code the exponent stands above the mantissa, so that a carry out of one goes into the other, as it should.
+    # With no mantissa bits, ties go to the even code (P3109).
+    code = kept + (binade << (fmt.mantissa_bits + random_bits))
+    if not fmt.has_zero:
+        code = code - (1 << random_bits)
+    half = 1 << (shift - 1)
+    match rounding:
+        case Rounding.NEAREST_EVEN | Rounding.STOCHASTIC:
+            code = code + (remainder + (code & 1) > half)
+        case Rounding.NEAREST_AWAY:
+            code = code + (remainder >= half)
+        case Rounding.UP:
+            code = code + ((remainder > 0) & ~negative)
+        case Rounding.DOWN:
+            code = code + ((remainder > 0) & negative)
+        case Rounding.TO_ODD:
+            code = code | (remainder > 0)
+    if rounding is Rounding.STOCHASTIC:
+        code = (code + random) >> random_bits
+
+    # IEEE 754 §7.4: a finite number that is rounded inward does not overflow.
+    match rounding:
+        case Rounding.TOWARD_ZERO | Rounding.TO_ODD:
+            inward = ~is_infinite
+        case Rounding.UP:
+            inward = ~is_infinite & negative
+        case Rounding.DOWN:
+            inward = ~is_infinite & ~negative
+        case _:
+            inward = torch.zeros_like(is_infinite)
+    past = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
+    code = torch.where(code > fmt.max_code, torch.where(inward, fmt.max_code, past), code)
+
+    if fmt.signed:
+        code = _with_sign(code, negative, fmt)
+    else:
+        # The other end: 0, or where zero has no code the smallest power of two. Nothing stands for -infinity.
+        below = negative & (code != 0) if fmt.has_zero else is_zero | negative
+        code = torch.where(below, 0, code).clamp(min=0)
+        if overflow is not Overflow.SATURATE:
+            code = torch.where(below & ~inward if fmt.has_zero else below, fmt.nan_code, code)
+    if fmt.has_nan:
+        code = torch.where(is_nan, fmt.nan_code, code)
+    return code.to(torch.uint8)
+
+
+def _with_sign(code: Tensor, negative: Tensor, fmt: Format) -> Tensor:
+    """Codes of signed numbers from those of their magnitudes."""
+    if fmt.twos_complement:
+        return torch.where(negative, -code, code) & ((1 << fmt.bits) - 1)
+    if fmt.specials == "fnuz":
+        negative = negative & (code != 0) & (code != fmt.nan_code)
+    return torch.where(negative, code | (1 << (fmt.bits - 1)), code)
+
+
+def values_of(codes: Tensor, fmt: Format) -> Tensor:
+    """fp32 values of uint8 `codes`, same shape, exact: `Format.value`, for a tensor."""
+    code = codes.int()
+    if fmt.twos_complement:
+        unused = 32 - fmt.bits
+        return ((code << unused) >> unused).float() * fmt.min_subnormal
+    magnitude = code & fmt.magnitude_mask
+    negative = code > magnitude
+    significand = magnitude & ((1 << fmt.mantissa_bits) - 1)
+    exponent = magnitude >> fmt.mantissa_bits
+    lowest = 1 if fmt.has_zero else 0       # the exponent of the first binade that has a leading bit
+    significand = significand | ((exponent >= lowest).int() << fmt.mantissa_bits)
+    power = exponent.clamp(min=lowest) - (fmt.bias + fmt.mantissa_bits)
+    # By two factors, each of them a normal number of fp32, where 2**power need not be.
+    values = significand.float() * _power_of_two(power >> 1) * _power_of_two(power - (power >> 1))
+    if fmt.has_infinity:
+        values = torch.where(magnitude >= fmt.infinity_code, torch.inf, values)
+    values = torch.where(negative, -values, values)
+    if fmt.specials == "fnuz":
+        return torch.where(code == fmt.nan_code, torch.nan, values)
+    if fmt.has_nan:
+        first_nan = fmt.infinity_code + 1 if fmt.has_infinity else fmt.nan_code
+        return torch.where(magnitude >= first_nan, torch.nan, values)
+    return values
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """fp32 ``2**exponent`` of int32 in [-126, 127], by its bits."""
+    return ((exponent + 127) << 23).view(torch.float32)

@@ -1,0 +1,87 @@
+"""Codes to bytes and back, in the layouts of this suite and of others. docs/layouts.md says each of them bit by bit.
+
+A layout is one `Layout`; a new one is added to `LAYOUTS`, and the tests, the speed table and `QuantizedWeight` find it there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.packing.fp6_llm import FP6_LLM
+from fpxbench.numbers.packing.grouped import BITSTREAM, NIBBLES_HIGH_FIRST, NIBBLES_LOW_FIRST, TORCHAO_FP6
+from fpxbench.numbers.packing.layout import CPU_GRAIN, Layout, parts
+from fpxbench.numbers.packing.planar import K_MULTIPLE, PLANAR, padded_k, pieces
+
+__all__ = ["K_MULTIPLE", "LAYOUTS", "Layout", "layout_named", "pack", "padded_k", "pieces", "row_bytes", "unpack"]
+
+BYTES = Layout(
+    "bytes",
+    "one code a byte, nothing padded: what torch's float8 dtypes are viewed from",
+    widths=tuple(range(1, 9)),
+    row_bytes=lambda k, bits: k,
+    write=lambda codes, bits, packed: packed.copy_(codes),
+    read=lambda packed, bits, codes: codes.copy_(packed),
+)
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (PLANAR, BYTES, NIBBLES_LOW_FIRST, NIBBLES_HIGH_FIRST, BITSTREAM, TORCHAO_FP6, FP6_LLM)
+}
+
+
+def layout_named(name: str) -> Layout:
+    """Raises ValueError, with the names that there are, for one that is none."""
+    if name not in LAYOUTS:
+        raise ValueError(f"no layout {name!r}: one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def row_bytes(k: int, bits: int, layout: str) -> int:
+    """Bytes that a row of `k` codes takes, padding included."""
+    return layout_named(layout).row_bytes(k, bits)
+
+
+def pack(codes: Tensor, bits: int, layout: str = "planar") -> Tensor:
+    """uint8 ``[N, row_bytes]`` from uint8 codes ``[N, K]``.
+
+    Raises ValueError for a code wider than `bits`, and for a width or a shape that the layout does not take.
+    """
+    if codes.dtype != torch.uint8 or codes.dim() != 2:
+        raise TypeError(f"pack takes uint8 codes [N, K], not {codes.dtype} {list(codes.shape)}")
+    chosen, (n, k) = layout_named(layout), codes.shape
+    chosen.check(bits, n, k)
+    codes = _readable_as_words(codes)
+    if bits < 8:
+        for part in parts(codes.numel(), CPU_GRAIN, codes.device):
+            largest = int(codes.view(-1)[part].max())
+            if largest >> bits:
+                raise ValueError(f"code {largest} does not fit {bits} bits")
+    packed = codes.new_empty(n, chosen.row_bytes(k, bits))
+    if packed.numel():
+        chosen.write(codes, bits, packed)
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, k: int, layout: str = "planar") -> Tensor:
+    """uint8 codes ``[N, K]`` from what `pack`, or another writer of the layout, made.
+
+    Raises ValueError where the bytes are not rows of k codes, and for a width or a shape that the layout does not take.
+    """
+    chosen = layout_named(layout)
+    size = chosen.row_bytes(k, bits)
+    if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != size:
+        raise ValueError(
+            f"{k} codes of {bits} bits take uint8 [N, {size}] in layout {layout!r}, not {packed.dtype} {list(packed.shape)}"
+        )
+    chosen.check(bits, packed.shape[0], k)
+    codes = packed.new_empty(packed.shape[0], k)
+    if codes.numel():
+        chosen.read(_readable_as_words(packed), bits, codes)
+    return codes
+
+
+def _readable_as_words(codes: Tensor) -> Tensor:
+    """The same bytes, contiguous from a whole word of 8 bytes on."""
+    codes = codes.contiguous()
+    return codes.clone() if codes.storage_offset() % 8 else codes

@@ -1,0 +1,135 @@
+"""Scheme = format + scaling: the unit that users choose, by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers import codec, scaling as scales_
+from fpxbench.numbers.formats import FORMATS, Format, format_named
+from fpxbench.numbers.scaling import Scales, Scaling, scaling_named
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a weight is stored. `format` and `scaling` are None for the dense schemes ``bf16`` and ``fp16``."""
+
+    name: str
+    format: Format | None
+    scaling: Scaling | None
+
+    @property
+    def quantized(self) -> bool:
+        return self.format is not None
+
+    @property
+    def dense_dtype(self) -> torch.dtype | None:
+        """The stored dtype of a dense scheme; None for a quantized one."""
+        return _DENSE.get(self.name)
+
+    def bits_per_weight(self, n: int, k: int) -> float:
+        """Bits that the definition needs for each weight of an [n, k] weight: code plus share of the scales."""
+        if not self.quantized:
+            return 16.0
+        return self.format.bits + self.scaling.bits_per_weight(n, k)
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor, Scales]:
+        """The oracle's codes (uint8 [N, K]) and scales of a float `weight` [N, K]; nearest-even, saturating.
+
+        Raises ValueError, naming what is wrong, for a weight that is not a finite, floating-point matrix.
+        """
+        if not self.quantized:
+            raise ValueError(f"scheme {self.name!r} stores the weight as it is; there is nothing to quantize")
+        weight = checked_weight(weight).float()
+        scales = scales_.choose_scales(weight, self.format, self.scaling)
+        return codec.encode(scales_.scale_down(weight, scales, self.scaling), self.format), scales
+
+    def dequantize(self, codes: Tensor, scales: Scales) -> Tensor:
+        """fp32 [N, K] from uint8 codes [N, K] and their scales: decode exactly, multiply once."""
+        values = codec.decode(codes, self.format)
+        factors = scales_.scale_values(scales, self.scaling)
+        return values * scales_.spread(factors, self.scaling, *codes.shape)
+
+
+def checked_weight(weight: Tensor) -> Tensor:
+    """`weight` itself, if it is a finite, floating-point, non-empty [N, K]; else ValueError or TypeError saying why."""
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise TypeError(f"a weight is quantized from float64, float32, bfloat16 or float16, not {weight.dtype}")
+    if weight.dim() != 2:
+        raise ValueError(f"a weight is a matrix [N, K]; this one has shape {list(weight.shape)}")
+    if weight.numel() == 0:
+        raise ValueError(f"the weight of shape {list(weight.shape)} has no elements")
+    if torch.compiler.is_compiling():
+        return weight       # a compiled graph cannot branch on numbers
+    finite = torch.isfinite(weight)
+    if not bool(finite.all()):
+        row, column = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"the weight is not finite: {weight[row, column].item()} at row {row}, column {column}"
+            f" ({int((~finite).sum())} such elements); no scale can hold it"
+        )
+    return weight
+
+
+_DENSE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Names of standards. Each also goes by its parts (mxfp4 = e2m1-mx), and the standard's name is the one that is kept.
+_STANDARD = {
+    "mxfp8_e4m3fn": ("e4m3fn", "mx"),
+    "mxfp8_e5m2": ("e5m2", "mx"),
+    "mxfp6_e3m2": ("e3m2", "mx"),
+    "mxfp6_e2m3": ("e2m3", "mx"),
+    "mxfp4": ("e2m1", "mx"),
+    "nvfp4": ("e2m1", "nv"),
+}
+_BY_PARTS = {f"{fmt}-{scaling}": name for name, (fmt, scaling) in _STANDARD.items()}
+
+SCHEMES: tuple[str, ...] = (
+    "bf16",
+    "fp16",
+    "int8-row",
+    "e4m3fn-tensor",
+    "e4m3fn-row",
+    "e4m3fnuz-row",
+    "e5m2-row",
+    "e5m2fnuz-row",
+    "e3m4-row",
+    "e4m3fn-g128",
+    "e3m2-row",
+    "e3m2-g128",
+    "e2m3-row",
+    "e2m1-g32",
+    *_STANDARD,
+)
+"""The schemes that profiles and listings know by name; any other is made from its parts."""
+
+
+@lru_cache(maxsize=None)
+def scheme_named(name: str) -> Scheme:
+    """The scheme of that name: a standard's (``mxfp4``), or ``FORMAT-SCALING`` (``e3m2-g128``, ``e2m2-row``).
+
+    Raises ValueError naming the nearest valid schemes.
+    """
+    if name in _DENSE:
+        return Scheme(name, None, None)
+    if name in _STANDARD:
+        fmt, scaling = _STANDARD[name]
+        return Scheme(name, FORMATS[fmt], scaling_named(scaling))
+    if name in _BY_PARTS:
+        return scheme_named(_BY_PARTS[name])
+    fmt, dash, scaling = name.rpartition("-")
+    try:
+        if not dash:
+            raise ValueError("a scheme is FORMAT-SCALING")
+        scheme = Scheme(name, format_named(fmt), scaling_named(scaling))
+    except ValueError as error:
+        near = difflib.get_close_matches(name, SCHEMES, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known by name: {', '.join(SCHEMES)}"
+        raise ValueError(f"no scheme {name!r} ({error}); {hint}") from None
+    if not scheme.format.signed:
+        raise ValueError(f"no scheme {name!r}: {scheme.format.name} holds scales, not weights: it has no sign")
+    return scheme

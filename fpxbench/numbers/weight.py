@@ -1,0 +1,94 @@
+"""QuantizedWeight: packed codes + scales + scheme, as an implementation stores them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers import packing
+from fpxbench.numbers.scaling import Scales, scale_values
+from fpxbench.numbers.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight ``[N, K]`` as stored.
+
+    scheme : how its codes and scales are to be read
+    shape : ``(N, K)``
+    layout : a layout of `fpxbench.numbers.packing`, or ``dense``
+    packed : uint8 ``[N, row_bytes]``; for a dense scheme the 16-bit ``[N, K]`` itself
+    scales : fp32 ``[1, 1]``, ``[N, 1]`` or ``[N, G]``, or uint8 codes ``[N, G]`` (mx: E8M0, nv: E4M3FN); None if dense
+    tensor_scale : fp32 ``[1]``, nv only
+    extra : further tensors that an implementation keeps with the weight; they count as stored bytes
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    layout: str
+    packed: Tensor
+    scales: Tensor | None = None
+    tensor_scale: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_codes(cls, codes: Tensor, scales: Scales, scheme: Scheme, layout: str = "planar") -> Self:
+        """Pack uint8 `codes` [N, K]."""
+        packed = packing.pack(codes, scheme.format.bits, layout)
+        return cls(scheme, tuple(codes.shape), layout, packed, scales.stored, scales.tensor_scale)
+
+    def codes(self) -> Tensor:
+        """uint8 ``[N, K]``, unpacked. Raises ValueError for a dense scheme, which has none."""
+        if not self.scheme.quantized:
+            raise ValueError(f"a {self.scheme.name} weight has no codes")
+        return packing.unpack(self.packed, self.scheme.format.bits, self.shape[1], self.layout)
+
+    def relayout(self, layout: str) -> Self:
+        """The same codes and scales in another layout. Raises ValueError for a dense weight, and for a width or a shape that
+        the layout does not take."""
+        return replace(self, layout=layout, packed=packing.pack(self.codes(), self.scheme.format.bits, layout))
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether `codes` and `scale_grid` can be read: not for dense weights, nor for a layout of an implementation's own."""
+        return self.scheme.quantized and self.layout in packing.LAYOUTS
+
+    def scale_grid(self) -> Tensor:
+        """The factor of each block, fp32 ``[N or 1, G]``; nv's tensor scale is folded in."""
+        return scale_values(self._scales(), self.scheme.scaling)
+
+    def dequantize(self) -> Tensor:
+        """fp32 ``[N, K]`` by the oracle: the very codes and scales stored here, decoded by definition."""
+        if not self.scheme.quantized:
+            return self.packed.float()
+        return self.scheme.dequantize(self.codes(), self._scales())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every stored tensor, by name."""
+        named = {"packed": self.packed, "scales": self.scales, "tensor_scale": self.tensor_scale, **self.extra}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored, scales and extras included."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    @property
+    def device(self) -> torch.device:
+        return self.packed.device
+
+    def clone(self) -> Self:
+        """A copy that shares no memory with this one."""
+        def copy(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.clone()
+
+        return replace(
+            self, packed=self.packed.clone(), scales=copy(self.scales), tensor_scale=copy(self.tensor_scale),
+            extra={name: tensor.clone() for name, tensor in self.extra.items()},
+        )
+
+    def _scales(self) -> Scales:
+        return Scales(self.scales, self.tensor_scale)

@@ -1,0 +1,1 @@
+"""What was found, and where is it kept?"""

@@ -1,0 +1,164 @@
+"""Where records live, and how they are read back.
+
+``RESULTS/<machine>/records/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends; records of conversions
+(`fpxbench.casts`) likewise under ``numerics/``. Partitioned by machine and build, so that reading one page's worth never
+means reading history. Several processes may append at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
+
+from pydantic import ValidationError
+
+from fpxbench.records.record import Build, Machine, Record
+from fpxbench.records.verdict import Verdict
+
+# A record is a few kB; a line far beyond that is damage, and is not worth the memory.
+MAX_LINE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class BrokenLine:
+    """A line that is not a record, and why."""
+
+    path: Path
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}: {self.reason}; skipped"
+
+
+class Storable(Protocol):
+    """What a store asks of a record, whatever it is about."""
+
+    FOLDER: ClassVar[str]
+    SCHEMA: ClassVar[int]
+    machine: Machine
+    build: Build
+    verdict: Verdict
+
+    @property
+    def id(self) -> str: ...
+
+    def to_json(self) -> str: ...
+
+    @classmethod
+    def model_validate_json(cls, line: bytes) -> Self: ...
+
+
+R = TypeVar("R", bound=Storable)
+
+
+class Store(Generic[R]):
+    """The records of one kind under one results folder."""
+
+    def __init__(self, root: str | Path, of: type[R] = Record) -> None:
+        self.root = Path(root)
+        self.of = of
+
+    def file(self, machine: str, build: Build) -> Path:
+        """Where the records of one build on one machine are."""
+        return self.root / _checked(machine) / self.of.FOLDER / f"{_checked(build.stem)}.jsonl"
+
+    def files(self) -> list[Path]:
+        """Every file of such records, sorted."""
+        return sorted(self.root.glob(f"*/{self.of.FOLDER}/*.jsonl"))
+
+    def make_folder(self) -> None:
+        """So that a place which cannot hold records is told of before anything is measured. Raises OSError naming it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = "a file is there" if isinstance(error, FileExistsError) else error.strerror
+            raise OSError(error.errno, f"cannot be made a folder of records: {why}", str(self.root)) from None
+
+    def append(self, record: R) -> None:
+        """Add one record: one write under a lock, so that two sweeps into one folder lose nothing.
+
+        If a killed writer left half a line behind, it is closed first and costs only itself.
+        """
+        path = self.file(record.machine.name, record.build)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        line = record.to_json().encode() + b"\n"
+        with open(path, "ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+
+    def read(self, path: Path) -> tuple[list[R], list[BrokenLine]]:
+        """The records of one file, oldest first, and the lines that are none."""
+        records: list[R] = []
+        broken: list[BrokenLine] = []
+        with open(path, "rb") as file:
+            for number, line in enumerate(_lines(file), 1):
+                if not line.strip():
+                    continue
+                try:
+                    if len(line) > MAX_LINE_BYTES:
+                        raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
+                    records.append(self.of.model_validate_json(line))
+                except ValueError as error:
+                    broken.append(BrokenLine(path, number, _why(error, self.of.SCHEMA)))
+        return records, broken
+
+    def read_all(self) -> tuple[list[R], list[BrokenLine]]:
+        """Everything under the folder."""
+        records: list[R] = []
+        broken: list[BrokenLine] = []
+        for path in self.files():
+            more, more_broken = self.read(path)
+            records += more
+            broken += more_broken
+        return records, broken
+
+
+def latest(records: list[R]) -> list[R]:
+    """One record for each (case or conversion, build, machine): the last written. Order of first appearance is kept."""
+    newest: dict[tuple[str, str, str, str], R] = {}
+    for record in records:
+        newest[(record.machine.name, record.build.torch, record.build.variant, record.id)] = record
+    return list(newest.values())
+
+
+def _lines(file) -> Iterator[bytes]:
+    """Lines, where one that is far too long comes in pieces not larger than needed to tell so."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_LINE_BYTES + 1)) and not rest.endswith(b"\n"):
+                pass
+        yield line
+
+
+def _why(error: ValueError, schema: int) -> str:
+    why = first_mistake(error)
+    if why.startswith("schema: "):
+        return f"written by a newer fpxbench than this one (which reads schema {schema} and older)"
+    return why
+
+
+def first_mistake(error: ValueError) -> str:
+    """What is wrong with a line, in one sentence: of a ValidationError the first field, and what is wrong with it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else first["msg"]
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+        raise ValueError(f"{name!r} cannot be a folder or file name: letters, digits, '_', '.', '+' and '-' only")
+    return name

@@ -1,0 +1,196 @@
+"""The first bad build between a good one and a bad one, by time or by verdict.
+
+As `git bisect`, over builds: half of what is left is ruled out by each build that is tried. A build that does not install, or that
+answers something else altogether, is skipped, and if the first bad one may be among those that were skipped, that is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fpxbench.records.case import Case
+from fpxbench.records.record import Build, Record
+from fpxbench.regressions.confirmation import upstream_range
+from fpxbench.regressions.paired import Ratio, fewest_pairs, percent, ratio_of_pairs
+
+LEVEL = 0.95
+"""Of the interval by which a build's time is told to be a good one's or a bad one's."""
+MOST_PAIRS = 24
+PAIRS_BETWEEN_LOOKS = 2
+RUNS_AT_THE_ENDS = 3
+"""Of the good and of the bad build, to learn how often the bad one fails."""
+MISSED = 0.01
+"""A bad build may pass for a good one with this probability, and no more, when it fails as often as the bad one did."""
+MOST_RUNS = 30
+
+By = Literal["time", "verdict"]
+Measure = Callable[[int, int], Record]
+"""One run on the build of that number, in a process of its own, with a seed. Raises Skipped for one that cannot be run."""
+Say = Callable[[str], None]
+
+
+class Skipped(Exception):
+    """Nothing can be said of this build; the message is why."""
+
+
+class NoDifference(ValueError):
+    """Good and bad build do not differ, so that there is nothing to look for."""
+
+
+class Call(StrEnum):
+    """What a build is."""
+
+    GOOD = "good"
+    BAD = "bad"
+    SKIPPED = "skipped"
+
+
+class Step(BaseModel):
+    """One build that was tried."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tag: str
+    call: Call
+    said: str
+
+
+class Bisection(BaseModel):
+    """Where it began."""
+
+    model_config = ConfigDict(frozen=True)
+
+    case: Case
+    by: By
+    last_good: Build
+    first_bad: Build
+    last_good_tag: str
+    first_bad_tag: str
+    maybe: list[str] = []
+    """Builds between these two that were skipped: the first bad one may be among them."""
+    steps: list[Step]
+
+    @property
+    def upstream(self) -> str | None:
+        return upstream_range(self.last_good, self.first_bad)
+
+
+def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | None, measure: Measure, say: Say = lambda line: None) -> Bisection:
+    """`builds` are in order; the first is good and the last bad. `by` None: by verdict where these two differ in that, else by time.
+
+    Raises NoDifference, and Skipped where one of the two cannot be run.
+    """
+    last = len(builds) - 1
+    seen: dict[int, Build] = {}     # an installed build knows its upstream commit, when the timeline may not
+
+    def remembered(number: int, seed: int) -> Record:
+        record = measure(number, seed)
+        seen[number] = record.build
+        return record
+
+    good, bad = ([remembered(end, seed) for seed in range(RUNS_AT_THE_ENDS)] for end in (0, last))
+    by = by or ("verdict" if _headlines(good) != _headlines(bad) else "time")
+    judge = _by_verdict(good, bad, remembered) if by == "verdict" else _by_time(remembered, last)
+    steps: list[Step] = []
+
+    def ask(number: int) -> Call:
+        try:
+            call, said = judge(number)
+        except Skipped as skipped:
+            call, said = Call.SKIPPED, str(skipped)
+        steps.append(Step(tag=tags[number], call=call, said=said))
+        say(f"{tags[number]}: {call}: {said}")
+        return call
+
+    below, above, skipped = first_bad(last, ask)
+    return Bisection(
+        case=case, by=by, last_good=seen.get(below, builds[below]), first_bad=seen.get(above, builds[above]),
+        last_good_tag=tags[below], first_bad_tag=tags[above], maybe=[tags[number] for number in skipped], steps=steps,
+    )
+
+
+def first_bad(last: int, ask: Callable[[int], Call]) -> tuple[int, int, list[int]]:
+    """The last number that is good, the first that is bad, and what was skipped between, where 0 is good and `last` is bad."""
+    good, bad = 0, last
+    skipped: set[int] = set()
+    while left := [number for number in range(good + 1, bad) if number not in skipped]:
+        middle = (good + bad) / 2
+        number = min(left, key=lambda number: abs(number - middle))
+        call = ask(number)
+        if call is Call.GOOD:
+            good = number
+        elif call is Call.BAD:
+            bad = number
+        else:
+            skipped.add(number)
+    return good, bad, sorted(number for number in skipped if good < number < bad)
+
+
+Judge = Callable[[int], tuple[Call, str]]
+
+
+def _by_verdict(good: list[Record], bad: list[Record], measure: Measure) -> Judge:
+    """Bad is what fails as the bad build did, once; good is what does not, in as many runs as it takes to be believed."""
+    right = _headlines(good)
+    wrong = _headlines(bad) - right
+    if not wrong:
+        raise NoDifference(f"the good build and the bad one both come to {' or '.join(sorted(right))}, in {len(bad)} runs each: "
+                           "there is no verdict to bisect by")
+    often = sum(record.verdict.headline in wrong for record in bad)
+    # Of a build that failed in 3 of 3 runs nobody knows that it always does: Laplace's rule of succession.
+    rate = (often + 1) / (len(bad) + 2)
+    runs = min(MOST_RUNS, math.ceil(math.log(MISSED) / math.log(1 - rate)))
+
+    def judge(number: int) -> tuple[Call, str]:
+        for run in range(1, runs + 1):
+            headline = measure(number, RUNS_AT_THE_ENDS + run).verdict.headline
+            if headline in wrong:
+                return Call.BAD, f"{headline} in run {run}"
+            if headline not in right:
+                return Call.SKIPPED, f"{headline}, which is neither what the good build comes to nor what the bad one does"
+        return Call.GOOD, f"{headline} in all of {runs} runs"
+
+    return judge
+
+
+def _by_time(measure: Measure, last: int) -> Judge:
+    """Bad is what takes longer than half way from the good build to the bad one, in turns with the good one."""
+    whole = _in_turns(measure, last, lambda low, high: not low <= 1 <= high)
+    if whole.low <= 1 <= whole.high:
+        raise NoDifference(f"the time changes by {whole} from the good build to the bad one: there is no change to bisect by")
+    middle = math.sqrt(whole.value)
+
+    def judge(number: int) -> tuple[Call, str]:
+        found = _in_turns(measure, number, lambda low, high: not low <= middle <= high)
+        bad = (found.value > middle) == (whole.value > 1)
+        sure = "" if not found.low <= middle <= found.high else ", which leaves it open whether it is one or the other"
+        return Call.BAD if bad else Call.GOOD, f"{found} against the good build, half way is {percent(middle)}{sure}"
+
+    return judge
+
+
+def _in_turns(measure: Measure, number: int, clear: Callable[[float, float], bool]) -> Ratio:
+    """The time of a build over the good one's, from pairs until the interval is clear."""
+    times: dict[int, list[float]] = {0: [], number: []}
+    look = fewest_pairs(LEVEL)
+    for pair in range(MOST_PAIRS):
+        for build in (0, number) if pair % 2 == 0 else (number, 0):
+            record = measure(build, RUNS_AT_THE_ENDS + MOST_RUNS + pair)
+            if record.timing is None:
+                raise Skipped(f"it has no time: {record.verdict.headline}: {record.verdict.summary or record.no_timing}")
+            times[build].append(record.timing.median_us)
+        if pair + 1 >= look:
+            found = ratio_of_pairs(times[number], times[0], LEVEL)
+            if clear(found.low, found.high):
+                break
+            look += PAIRS_BETWEEN_LOOKS
+    return found
+
+
+def _headlines(records: list[Record]) -> set[str]:
+    return {record.verdict.headline for record in records}

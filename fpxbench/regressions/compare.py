@@ -1,0 +1,141 @@
+"""What differs between two builds, from the records that there are. docs/decision-rule.md, "Comparison of two builds"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from enum import StrEnum
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from fpxbench.records.record import Record, Timing
+from fpxbench.records.verdict import SEVERITY, Status
+
+NOISE = 0.02
+"""Two sweeps of one build differ by so much, as a logarithm, for reasons that the samples of neither know of (another process,
+another place in memory): an interval is widened by it on both sides."""
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+class Change(StrEnum):
+    """Worst first."""
+
+    VERDICT_WORSE = "verdict worse"
+    SLOWER = "slower"
+    VERDICT_OTHER = "verdict other"
+    """Another kind of the same status."""
+    MACHINE = "machine"
+    """The time changed, and so did the dense product's, by as much or more: their ratio does not speak for a change of the case."""
+    FASTER = "faster"
+    VERDICT_BETTER = "verdict better"
+    UNCHANGED = "unchanged"
+    ONLY_ONE = "on one build only"
+
+
+class Row(BaseModel):
+    """One case on one machine, on two builds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    case: str
+    machine: str
+    variants: tuple[str, str] | None = None
+    """Of the earlier and the later record, where they differ."""
+    change: Change
+    before: str | None
+    after: str | None
+    """Status and kind."""
+    before_us: float | None = None
+    after_us: float | None = None
+    time: tuple[float, float, float] | None = None
+    """Time on the later build over that on the earlier, with its interval: value, low, high."""
+    speedup: tuple[float, float, float] | None = None
+    """The same of the speedup over the dense product."""
+
+
+def compare(before: Iterable[Record], after: Iterable[Record]) -> list[Row]:
+    """A row for each case and machine, worst first. Each side holds one record of a case, a machine and a variant at most.
+
+    Where a machine has measured the builds in different variants only, these are compared, and the row says so.
+    """
+    sides = [_by_case(records) for records in (before, after)]
+    rows = []
+    for place in sides[0].keys() | sides[1].keys():
+        olds, news = (side.get(place, {}) for side in sides)
+        shared = [(olds[variant], news[variant]) for variant in olds.keys() & news.keys()]
+        pairs = shared or [(next(iter(olds.values()), None), next(iter(news.values()), None))]
+        rows += [_row(place, old, new) for old, new in pairs]
+    return sorted(rows, key=_badness)
+
+
+def _by_case(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, Record]]:
+    found: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        found.setdefault((record.machine.name, record.case.id), {})[record.build.variant] = record
+    return found
+
+
+def _row(place: tuple[str, str], old: Record | None, new: Record | None) -> Row:
+    machine, case = place
+    headlines = [record.verdict.headline if record else None for record in (old, new)]
+    common = {"case": case, "machine": machine, "before": headlines[0], "after": headlines[1]}
+    if old is None or new is None:
+        return Row(**common, change=Change.ONLY_ONE)
+    if old.build.variant != new.build.variant:
+        common["variants"] = (old.build.variant, new.build.variant)
+    if headlines[0] != headlines[1]:
+        return Row(**common, change=_verdict_change(old, new))
+    if old.timing is None or new.timing is None:
+        return Row(**common, change=Change.UNCHANGED)
+    time = _ratio(new.timing.samples_us, old.timing.samples_us)
+    speedup = _speedup_ratio(old.timing, new.timing)
+    return Row(**common, change=_time_change(time, speedup), before_us=old.timing.median_us, after_us=new.timing.median_us, time=time, speedup=speedup)
+
+
+def _verdict_change(old: Record, new: Record) -> Change:
+    before, after = (SEVERITY[record.verdict.status] for record in (old, new))
+    if before == after:
+        return Change.VERDICT_OTHER
+    return Change.VERDICT_WORSE if after < before else Change.VERDICT_BETTER
+
+
+def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, float] | None) -> Change:
+    _, low, high = time
+    if low <= 1 <= high:
+        return Change.UNCHANGED
+    slower = low > 1
+    # A slower case whose speedup did not fall was slowed down by less than the dense product was: by the machine.
+    if speedup is not None and not (speedup[2] < 1 if slower else speedup[1] > 1):
+        return Change.MACHINE
+    return Change.SLOWER if slower else Change.FASTER
+
+
+def _ratio(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
+    """Ratio of medians with its interval: bootstrap over the samples, widened by what sweeps differ by."""
+    rng = np.random.default_rng(0)      # the same records give the same answer
+    medians = [np.median(rng.choice(np.asarray(samples), (RESAMPLES, len(samples))), axis=1) for samples in (numerators, denominators)]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
+    value = float(np.median(numerators) / np.median(denominators))
+    return value, float(low * math.exp(-NOISE)), float(high * math.exp(NOISE))
+
+
+def _speedup_ratio(old: Timing, new: Timing) -> tuple[float, float, float] | None:
+    """From the stored speedups and their intervals, as if the two were independent, which two sweeps are."""
+    if not (old.speedup and new.speedup and old.speedup_ci95 and new.speedup_ci95):
+        return None
+    value = math.log(new.speedup / old.speedup)
+    below = math.hypot(math.log(new.speedup / new.speedup_ci95[0]), math.log(old.speedup_ci95[1] / old.speedup)) + NOISE
+    above = math.hypot(math.log(new.speedup_ci95[1] / new.speedup), math.log(old.speedup / old.speedup_ci95[0])) + NOISE
+    return math.exp(value), math.exp(value - below), math.exp(value + above)
+
+
+_ORDER = {change: place for place, change in enumerate(Change)}
+
+
+def _badness(row: Row) -> tuple:
+    status = row.after.split(" ")[0] if row.after else Status.OK
+    size = abs(math.log(row.time[0])) if row.time else 0.0
+    return _ORDER[row.change], SEVERITY[Status(status)], -size, row.case, row.machine

@@ -1,0 +1,214 @@
+"""A second look at a suspected change: both builds, run in turn, in processes of their own, on one machine.
+
+docs/decision-rule.md, "Confirmation", is this rule in words. Who calls it brings `measure`: one run on one of the two builds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fpxbench.records.case import Case
+from fpxbench.records.record import Record
+from fpxbench.records.verdict import Status
+from fpxbench.regressions.confirmation import Confirmation, Interval, Metric, Outcome, Run, Side
+from fpxbench.regressions.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
+
+LEVEL = 0.9999
+"""Of an interval. It is looked at several times, and a case is suspected without cause about once a year: at 0.999 two of 1,000 such
+cases would be confirmed by chance, at this level 0.3 (docs/decision-rule.md)."""
+LEAST_CHANGE = 0.01
+"""The smallest change of a time that is a change, as a logarithm."""
+PAIRS_BETWEEN_LOOKS = 3
+MOST_PAIRS = 40
+RUNS_OF_A_VERDICT = 5
+"""On each side, to begin with; more if they do not all end alike."""
+MOST_RUNS_OF_A_VERDICT = 20
+CHANCE_OF_COUNTS = 0.01
+BUDGET_S = 1800.0
+
+Measure = Callable[[Side, int], Record]
+"""One run of the case on that side's build, in a process of its own, with a seed."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is suspected."""
+
+    case: Case
+    metric: Metric
+    """A case without a time is asked for its verdict, whatever was suspected."""
+    suspect: str | None = None
+    size: float | None = None
+    """The suspected change of the time, as a logarithm; its sign is the direction. None: any change, in either direction."""
+    machine: str | None = None
+    variant: str | None = None
+    """Where it was seen, and on builds for what."""
+
+    @property
+    def least(self) -> float:
+        """A change smaller than half of what was suspected is not what was suspected."""
+        return max(LEAST_CHANGE, abs(self.size or 0.0) / 2)
+
+
+@dataclass
+class _Runs:
+    """Runs so far, in order."""
+
+    measure: Measure
+    deadline: float
+    records: list[tuple[Side, Record]] = field(default_factory=list)
+
+    def pair(self, number: int) -> None:
+        """The two of a pair have the same inputs; which goes first alternates (A B B A …), so that a drift cancels."""
+        sides: tuple[Side, Side] = ("good", "bad") if number % 2 == 0 else ("bad", "good")
+        for side in sides:
+            self.records.append((side, self.measure(side, _SEED + number)))
+
+    def of(self, side: Side) -> list[Record]:
+        return [record for each, record in self.records if each == side]
+
+    @property
+    def out_of_time(self) -> bool:
+        """There is no time for another pair that takes as long as those before took."""
+        return time.monotonic() >= self.deadline
+
+
+_SEED = 1_000_000
+"""Inputs are the same for every confirmation, and no sweep's."""
+
+
+def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budget_s: float = BUDGET_S, say: Say = lambda line: None) -> Confirmation:
+    """Run both builds in turn until the answer is clear or the budget is spent.
+
+    A suspected time on a case that turns out to fail on a build is a matter of verdicts, and is answered as one. What `measure`
+    raises goes on to the caller.
+    """
+    started = time.monotonic()
+    runs = _Runs(measure, started + budget_s)
+    answer = _times(question, runs, level, say) if question.metric == "time" else None
+    if answer is None:
+        answer = _verdicts(question, runs, say)
+    bad = runs.of("bad")
+    failing = next((record.verdict for record in reversed(bad) if record.verdict.status is not Status.OK), None)
+    return Confirmation(
+        suspect=question.suspect, case=question.case, machine=bad[-1].machine, good=runs.of("good")[-1].build, build=bad[-1].build,
+        evidence=failing, good_counts=_counts(runs.of("good")), bad_counts=_counts(bad),
+        runs=[_run(side, record) for side, record in runs.records], elapsed_s=round(time.monotonic() - started, 1), **answer,
+    )
+
+
+# -- times ------------------------------------------------------------------------------------------------------------------
+
+
+def _times(question: Question, runs: _Runs, level: float, say: Say) -> dict[str, object] | None:
+    """What the times say; None as soon as a run has none."""
+    number, next_look = 0, fewest_pairs(level)
+    ratio = control = None
+    while number < MOST_PAIRS and not (number and runs.out_of_time):
+        runs.pair(number)
+        number += 1
+        if any(record.timing is None for _, record in runs.records[-2:]):
+            return None
+        ratio, control = _ratios(runs, level)
+        outcome = decided(ratio, question)
+        say(f"pair {number}: {ratio}; the dense product {control or 'was not timed'}")
+        if number >= next_look:
+            if outcome is not None:
+                return _answer(outcome, ratio, control, question)
+            next_look += PAIRS_BETWEEN_LOOKS
+    return _answer(Outcome.UNDECIDED, ratio, control, question)
+
+
+def decided(ratio: Ratio, question: Question) -> Outcome | None:
+    """`Outcome.CONFIRMED`: the whole interval lies on the suspected side, and the estimate is large enough to matter.
+    `Outcome.REFUTED`: the whole interval lies below what would matter. None: neither can be said yet."""
+    if not ratio.known:
+        return None
+    low, value, high = math.log(ratio.low), math.log(ratio.value), math.log(ratio.high)
+    if question.size is None:
+        sides = [(low, value, high), (-high, -value, -low)]
+    else:
+        sides = [(low, value, high)] if question.size > 0 else [(-high, -value, -low)]
+    if any(low > 0 and value >= question.least for low, value, _ in sides):
+        return Outcome.CONFIRMED
+    if all(high < question.least for _, _, high in sides):
+        return Outcome.REFUTED
+    return None
+
+
+def _ratios(runs: _Runs, level: float) -> tuple[Ratio, Ratio | None]:
+    good, bad = ([record.timing for record in runs.of(side)] for side in ("good", "bad"))
+    ratio = ratio_of_pairs([timing.median_us for timing in bad], [timing.median_us for timing in good], level)
+    if any(timing.baseline_us is None for timing in (*good, *bad)):
+        return ratio, None
+    return ratio, ratio_of_pairs([timing.baseline_us for timing in bad], [timing.baseline_us for timing in good], level)
+
+
+def _answer(outcome: Outcome, ratio: Ratio, control: Ratio | None, question: Question) -> dict[str, object]:
+    said = str(ratio)
+    if outcome is Outcome.CONFIRMED and control is not None and (decided(control, question) is Outcome.CONFIRMED):
+        said += f"; the dense product changed too, {control}: it is not this implementation alone"
+    return {"metric": "time", "outcome": outcome, "said": said, "time": Interval.of(ratio),
+            "control": Interval.of(control) if control else None, "least": question.least}
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------------
+
+
+def _verdicts(question: Question, runs: _Runs, say: Say) -> dict[str, object]:
+    """Both sides some times; more often where a build does not always come to the same verdict."""
+    number = len(runs.records) // 2
+    enough = RUNS_OF_A_VERDICT
+    while number < enough and not (number and runs.out_of_time):
+        runs.pair(number)
+        number += 1
+        good, bad = (_counts(runs.of(side)) for side in ("good", "bad"))
+        say(f"run {number} of each: {_in_words(good)} before, {_in_words(bad)} since")
+        if len(good) > 1 or len(bad) > 1:
+            # Looked at after each run, so that it must be ten times as unlikely to end early.
+            enough = number if _told_apart(good, bad, number)[2] <= CHANCE_OF_COUNTS / 10 else MOST_RUNS_OF_A_VERDICT
+    good, bad = (_counts(runs.of(side)) for side in ("good", "bad"))
+    failed, outcome, chance = _told_apart(good, bad, number)
+    if outcome is Outcome.REFUTED and (good.keys() == {Status.MISSING} or question.metric == "time" and good.keys() != {Status.OK}):
+        outcome = Outcome.UNDECIDED     # what cannot be run here, or has no times, was not answered
+    flaky = len(good) > 1 or len(bad) > 1
+    said = f"{_in_words(bad)} on the later build, {_in_words(good)} on the earlier"
+    if flaky:
+        said += f"; flaky: {failed} in {bad.get(failed, 0)} of {number} and in {good.get(failed, 0)} of {number} runs"
+    if good == bad:
+        said = f"{_in_words(bad)} on both"
+    return {"metric": "verdict", "outcome": outcome, "said": said, "chance": chance, "flaky": flaky}
+
+
+def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[str, Outcome, float]:
+    """The verdict that tells the builds apart best, the outcome, and how likely such counts are if nothing tells them apart."""
+    # Sorted, so that of two that tell as much (ok on one side, crash on the other) the failure is named.
+    names = sorted(good.keys() | bad.keys(), key=lambda name: name == "ok")
+    chances = {name: min(chance_of_counts(good.get(name, 0), runs, bad.get(name, 0), runs),
+                         chance_of_counts(bad.get(name, 0), runs, good.get(name, 0), runs)) for name in names}
+    best = min(names, key=chances.__getitem__)
+    if chances[best] <= CHANCE_OF_COUNTS:
+        return best, Outcome.CONFIRMED, chances[best]
+    alike = runs >= RUNS_OF_A_VERDICT and len(good) == 1 and good == bad
+    return best, Outcome.REFUTED if alike else Outcome.UNDECIDED, chances[best]
+
+
+def _counts(records: list[Record]) -> dict[str, int]:
+    """Runs by verdict, ``crash (compiler_abort)``, most frequent first."""
+    return dict(Counter(record.verdict.headline for record in records).most_common())
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    runs = sum(counts.values())
+    return ", ".join(f"{name} in {count} of {runs} runs" for name, count in counts.items())
+
+
+def _run(side: Side, record: Record) -> Run:
+    timing = record.timing
+    return Run(side=side, status=record.verdict.status, kind=record.verdict.kind, seed=record.seed,
+               median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us)

@@ -1,0 +1,139 @@
+"""What came of a second look at two builds, as stored: one JSON line under ``RESULTS/<machine>/confirmations/``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fpxbench.records.case import Case
+from fpxbench.records.record import Build, Finite, Machine, Positive
+from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.regressions.paired import Ratio
+
+SCHEMA = 1
+
+Metric = Literal["time", "verdict"]
+Side = Literal["good", "bad"]
+
+
+class Outcome(StrEnum):
+    """docs/decision-rule.md, "Confirmation"."""
+
+    CONFIRMED = "confirmed"
+    REFUTED = "refuted"
+    UNDECIDED = "undecided"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Run(_Part):
+    """One process on one of the builds, in the order in which they ran."""
+
+    side: Side
+    status: Status
+    kind: Kind | None = None
+    median_us: Positive | None = None
+    baseline_us: Positive | None = None
+    seed: int | None = None
+
+
+class Interval(_Part):
+    """A ratio of the bad build to the good one, with its interval."""
+
+    value: Positive
+    low: Finite | None = None
+    high: Finite | None = None
+    """None where there are too few pairs for the level."""
+    level: Finite
+    pairs: int
+
+    @classmethod
+    def of(cls, ratio: Ratio) -> Interval:
+        ends = (ratio.low, ratio.high) if ratio.known else (None, None)
+        return cls(value=ratio.value, low=ends[0], high=ends[1], level=ratio.level, pairs=ratio.pairs)
+
+    def __str__(self) -> str:
+        known = self.low is not None and self.high is not None
+        return str(Ratio(self.value, self.low if known else 0.0, self.high if known else float("inf"), self.level, self.pairs))
+
+
+class Confirmation(_Part):
+    """Two builds, run in turn on one machine, and what that says of a suspected change."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    FOLDER: ClassVar[str] = "confirmations"
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    schema_version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
+    started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    suspect: str | None = None
+    """The suspect's id, where a detector named it."""
+    case: Case
+    metric: Metric
+    machine: Machine
+    good: Build
+    build: Build
+    """The bad one: the first at which the change was seen."""
+    outcome: Outcome
+    said: str
+    """``+6.1% [5.2, 7.0]``, or ``crash in 5 of 5 runs, ok in 5 of 5 before``."""
+    time: Interval | None = None
+    """How much longer the bad build takes."""
+    control: Interval | None = None
+    """The same of the dense product in the same processes."""
+    least: Finite | None = None
+    """The smallest change, as a logarithm, that was asked about."""
+    good_counts: dict[str, int] = Field(default_factory=dict)
+    bad_counts: dict[str, int] = Field(default_factory=dict)
+    """Runs by status and kind."""
+    chance: Finite | None = None
+    """Of verdicts: how likely such counts are if both builds fail alike (Fisher's exact test)."""
+    flaky: bool = False
+    """One and the same build came to different verdicts."""
+    evidence: Verdict | None = None
+    """The bad build's verdict, where it is one of failure."""
+    runs: list[Run] = Field(default_factory=list)
+    elapsed_s: Finite = 0.0
+
+    @property
+    def id(self) -> str:
+        """A second look at the same question replaces the first."""
+        return self.suspect or f"{self.case.id} {self.metric} since {self.good.label}"
+
+    @property
+    def headline(self) -> str:
+        """``confirmed +6.1% [5.2, 7.0]``."""
+        return f"{self.outcome} {self.said}"
+
+    @property
+    def direction(self) -> Literal["worse", "better"]:
+        """Slower or failing, or else faster or mended."""
+        if self.time is not None:
+            return "worse" if self.time.value > 1 else "better"
+        return "better" if self.bad_counts.get("ok") and not self.good_counts.get("ok") else "worse"
+
+    @property
+    def upstream(self) -> str | None:
+        """The page of the commits between the builds."""
+        return upstream_range(self.good, self.build)
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.evidence or Verdict(status=Status.OK, summary=self.headline)
+
+    def to_json(self) -> str:
+        """One line."""
+        return self.model_dump_json(by_alias=True)
+
+
+def upstream_range(good: Build, bad: Build) -> str | None:
+    """Where PyTorch's commits from one build to the other can be read; None where a build does not say which it is of."""
+    if not good.git or not bad.git or good.git == bad.git:
+        return None
+    return f"https://github.com/pytorch/pytorch/compare/{good.git}...{bad.git}"

@@ -1,0 +1,211 @@
+"""How good is the rule? Measured on made-up and recorded series, beside asv's own detector and Apache Otava's, in one run.
+
+docs/decision-rule.md §9 says how each is asked and has the table. The rule was tuned on other seeds than the table's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+
+import numpy as np
+from asv import step_detect
+from numpy.typing import NDArray
+
+from fpxbench.records.case import Case
+from fpxbench.regressions import confirm, recorded_series as recorded, synthetic
+from fpxbench.regressions.confirmation import Outcome
+from fpxbench.regressions.detector import Change, detect
+from fpxbench.regressions.paired import fewest_pairs, ratio_of_pairs
+
+SEED = 20261124
+"""Of the table."""
+FLAT_NOISE = 0.02
+NEAR = 4
+"""Builds from the true change within which a detector must place it."""
+
+# What asv and Otava are asked with.
+ASV_THRESHOLD = 0.05
+"""asv's default: a rise of less is no regression unless needed to explain one."""
+OTAVA_CHANCE, OTAVA_LEAST = 0.001, 0.03
+OTAVA_WINDOW = 50
+"""Its own defaults, and 3% as the least magnitude."""
+
+# A rerun is about some case; which one does not matter to it.
+_CASE = Case(implementation="made_up", scheme="e4m3fn-row", workload="made_up", m=1, n=1, k=1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """How often a detector finds a step."""
+
+    detector: str
+    kind: str
+    step: float
+    noise: float
+    within: tuple[float, ...]
+    """Share of series in which it has been found with 1, 2, … 5 builds after it."""
+    placed: float
+    """Of those found within 5: the share that is placed at the right build."""
+    series: int
+
+
+@dataclass(frozen=True)
+class Alarmed:
+    """What a detector says of series in which no case changed."""
+
+    detector: str
+    kind: str
+    builds: int
+    per_1000: float
+    """Alarms for 1,000 series."""
+    series: int
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A regression or an improvement that a detector claims."""
+
+    row: int
+    first: int
+    raised: int
+    slower: bool
+
+
+Detector = Callable[[synthetic.Times, np.random.Generator, float, float], list[Alarm]]
+"""From times, randomness, the noise of a rerun and the true step in it to alarms."""
+
+
+def _rule(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
+    return [_alarm(change) for change in detect(*times) if not change.machine]
+
+
+def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
+    """The rule, and each suspect measured again: only what that confirms is an alarm, and what it refutes is forgotten."""
+    confirmed: list[Change] = []
+
+    def believe(change: Change) -> bool:
+        if rerun(_true_change(change, step), change.size, noise, rng):
+            confirmed.append(change)
+            return True
+        return False
+
+    detect(*times, believe)
+    return [_alarm(change) for change in confirmed]
+
+
+def _true_change(change: Change, step: float) -> float:
+    """What really lies between the two builds that are run again: the step, or nothing."""
+    return np.log1p(step) if change.surely_before < synthetic.BEFORE <= change.raised else 0.0
+
+
+def rerun(true_change: float, suspected: float, noise: float, rng: np.random.Generator) -> bool:
+    """`fpxbench confirm` with runs that are made up, each as noisy as a nightly one: whether it confirms."""
+    question = confirm.Question(case=_CASE, metric="time", size=suspected)
+    good, bad = np.exp(rng.normal(0, noise, (2, confirm.MOST_PAIRS)))
+    bad *= np.exp(true_change)
+    for pairs in range(fewest_pairs(confirm.LEVEL), confirm.MOST_PAIRS + 1, confirm.PAIRS_BETWEEN_LOOKS):
+        outcome = confirm.decided(ratio_of_pairs(bad[:pairs], good[:pairs], confirm.LEVEL), question)
+        if outcome is not None:
+            return outcome is Outcome.CONFIRMED
+    return False
+
+
+def _alarm(change: Change) -> Alarm:
+    return Alarm(change.row, change.first, change.raised, change.z > 0)
+
+
+def _each_night(look: Callable[[list[float]], Iterator[tuple[int, bool]]]) -> Detector:
+    """A detector that looks at a whole series at once, asked after each build that follows a step; once, where there is none."""
+
+    def detector(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
+        case, _ = times
+        last = case.shape[1] - 1
+        nights = range(synthetic.BEFORE, last + 1) if step else [last]
+        return [Alarm(row, first, night, slower)
+                for row, values in enumerate(case.tolist()) for night in nights for first, slower in look(values[:night + 1])]
+
+    return detector
+
+
+def _asv(values: list[float]) -> Iterator[tuple[int, bool]]:
+    """asv finds regressions only."""
+    _, _, jumps = step_detect.detect_regressions(step_detect.detect_steps(values), threshold=ASV_THRESHOLD)
+    for before, after, *_ in jumps or ():
+        yield before + 1 if after is None else after, True
+
+
+def _otava(values: list[float]) -> Iterator[tuple[int, bool]]:
+    from otava.analysis import compute_change_points
+
+    points, _ = compute_change_points(values, window_len=OTAVA_WINDOW, max_pvalue=OTAVA_CHANCE, min_magnitude=OTAVA_LEAST)
+    for point in points:
+        yield point.index, point.stats.mean_2 > point.stats.mean_1
+
+
+DETECTORS: dict[str, Detector] = {
+    "rule": _rule, "rule + confirmation": _confirmed, "asv": _each_night(_asv), "Otava": _each_night(_otava),
+}
+
+
+def available() -> list[str]:
+    """The detectors that can run here: Otava is not installed with fpxbench (docs/decision-rule.md §10)."""
+    return [name for name in DETECTORS if name != "Otava" or importlib.util.find_spec("otava")]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One kind of series, to be put to one detector. Of recorded ones there are as many as there are windows, as noisy as they are."""
+
+    detector: str
+    series: int
+    seed: int
+    step: float = 0.0
+    noise: float = FLAT_NOISE
+    kind: str = "noise only"
+    builds: int = 0
+
+    def hold(self) -> Found | Alarmed:
+        # Every detector sees the same series; the seed does not depend on it.
+        rng = np.random.default_rng([self.seed, round(self.step * 100), round(self.noise * 100), self.builds,
+                                     [*synthetic.FLAT, *recorded.places()].index(self.kind)])
+        times, noise = self._times(rng)
+        alarms = DETECTORS[self.detector](times, rng, noise, self.step)
+        series, builds = times[0].shape
+        if not self.step:
+            return Alarmed(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
+        return self._found(alarms, noise, series)
+
+    def _times(self, rng: np.random.Generator) -> tuple[synthetic.Times, float]:
+        if self.kind in recorded.places():
+            return recorded.windows(self.kind, self.step), recorded.noise(self.kind)
+        if self.step:
+            return synthetic.step(self.series, self.step, self.noise, rng), self.noise
+        return synthetic.FLAT[self.kind](self.series, self.builds, self.noise, rng), self.noise
+
+    def _found(self, alarms: list[Alarm], noise: float, series: int) -> Found:
+        right = [alarm for alarm in alarms
+                 if alarm.slower and alarm.raised >= synthetic.BEFORE and abs(alarm.first - synthetic.BEFORE) <= NEAR]
+        first: dict[int, Alarm] = {}
+        for alarm in sorted(right, key=lambda alarm: alarm.raised):
+            first.setdefault(alarm.row, alarm)
+        nights: NDArray[np.intp] = np.array([alarm.raised - synthetic.BEFORE + 1 for alarm in first.values()], dtype=np.intp)
+        within = tuple(float((nights <= k).sum() / series) for k in range(1, synthetic.AFTER + 1))
+        placed = sum(alarm.first == synthetic.BEFORE for alarm in first.values()) / len(first) if first else 0.0
+        return Found(self.detector, self.kind, self.step, noise, within, placed, series)
+
+
+def rounds(series: int, detectors: list[str], seed: int = SEED) -> list[Round]:
+    """The whole table."""
+    steps = [Round(name, series, seed, step=step, noise=noise)
+             for step, noise, name in product(synthetic.STEPS, synthetic.NOISES, detectors)]
+    flats = [Round(name, series, seed, kind=kind, builds=builds)
+             for kind, builds, name in product(synthetic.FLAT, synthetic.LENGTHS, detectors)]
+    real = [Round(name, 0, seed, step=step, kind=where) for where, step, name in product(recorded.places(), (0.0, *synthetic.STEPS), detectors)]
+    return steps + flats + real
+
+
+def result_as_json(result: Found | Alarmed) -> dict[str, object]:
+    return {"measure": type(result).__name__.lower(), **asdict(result)}

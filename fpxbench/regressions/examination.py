@@ -1,0 +1,154 @@
+"""Everything that changed under a results folder, worst first: events, suspects, and what was the machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from fpxbench.builds.timeline import Timeline
+from fpxbench.records.record import Build
+from fpxbench.records.store import Store
+from fpxbench.regressions.confirmation import Confirmation, Outcome
+from fpxbench.regressions.detector import Change, detect
+from fpxbench.regressions.events import change_facts, events, series_of
+from fpxbench.regressions.series import Panel, panels
+from fpxbench.regressions.suspect import Direction, Event, Finding, MachineMove, Suspect, share
+
+METRIC = "median_us"
+"""What the rule is applied to; the baseline of the same run is its control, and the speedup thereby looked at too."""
+Z95 = 1.96
+
+
+@dataclass
+class Findings:
+    """What changed, each list worst first."""
+
+    suspects: list[Suspect] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    machine: list[MachineMove] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    newest: list[Build] = field(default_factory=list)
+    """The newest build of each series of builds."""
+
+    def of_newest(self) -> Findings:
+        """Only what is open: suspects that are not over, and what the newest builds brought."""
+        keys = {build.key for build in self.newest}
+        return Findings(
+            [suspect for suspect in self.suspects if suspect.stands], [event for event in self.events if event.first_bad.key in keys],
+            [move for move in self.machine if move.first.key in keys], self.troubles, self.newest,
+        )
+
+
+def find(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Findings:
+    """Read the records under `results` and apply the rule to all of them.
+
+    What has been looked at again carries its outcome; the series of a refuted suspect goes on as if nothing had been said. Raises
+    ValueError for a machine that has no records.
+    """
+    found = Findings()
+    confirmations, broken = Store(results, Confirmation).read_all()
+    found.troubles += [str(line) for line in broken]
+    for of_machine, troubles in examine(results, by_suspect(confirmations), timeline, machine):
+        found.troubles += troubles
+        for one in of_machine:
+            found.newest.append(one.panel.builds[-1])
+            found.suspects += one.suspects
+            found.events += one.events
+            found.machine += one.moves
+    found.suspects.sort(key=lambda suspect: (not suspect.stands, suspect.direction is not Direction.WORSE, -abs(suspect.change)))
+    found.events.sort(key=lambda event: (event.direction is not Direction.WORSE, event.severity, event.changes_before, event.series.case))
+    found.machine.sort(key=lambda move: -abs(move.change))
+    return found
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The series of one panel, and what changed in them, each list in the order of the builds."""
+
+    panel: Panel
+    suspects: list[Suspect]
+    events: list[Event]
+    moves: list[MachineMove]
+
+
+def examine(results: Path, looks: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
+            ) -> Iterator[tuple[list[Examined], list[str]]]:
+    """Every machine in turn, and what is to be known of its records; `find` is the sum. One machine's series are held at a time."""
+    for of_machine, troubles in panels(results, timeline, machine):
+        yield [_examined(panel, looks) for panel in of_machine], troubles
+
+
+def _examined(panel: Panel, looks: dict[str, Confirmation]) -> Examined:
+    suspects, moves = performance(panel, looks)
+    return Examined(panel, suspects, [_with_outcome(event, looks) for event in events(panel)], moves)
+
+
+def by_suspect(confirmations: Iterable[Confirmation]) -> dict[str, Confirmation]:
+    """The last confirmation of each finding, by its id."""
+    return {look.suspect: look for look in confirmations if look.suspect}
+
+
+F = TypeVar("F", bound=Finding)
+
+
+def _with_outcome(finding: F, looks: dict[str, Confirmation]) -> F:
+    look = looks.get(finding.id)
+    return finding if look is None else finding.model_copy(update={"outcome": look.outcome, "said": look.headline})
+
+
+def performance(panel: Panel, looks: dict[str, Confirmation] | None = None) -> tuple[list[Suspect], list[MachineMove]]:
+    """The suspects of one panel in the order in which they were raised, and what was the machine."""
+    looks = looks or {}
+    suspects: list[Suspect] = []
+
+    def believe(change: Change) -> bool:
+        suspects.append(_with_outcome(suspect_of(panel, change), looks))
+        return suspects[-1].outcome is not Outcome.REFUTED
+
+    changes = detect(panel.figures[METRIC], panel.figures["baseline_us"], believe)
+    return _with_ends(suspects), _machine_moves(panel, [change for change in changes if change.machine])
+
+
+def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
+    """Each with the build at which a later one in the other direction began."""
+    ended, later = [], {}
+    for suspect in reversed(suspects):
+        case = suspect.series.case
+        following = later.get(case)
+        if following is not None and following.direction is not suspect.direction:
+            suspect = suspect.model_copy(update={"ended_at": following.first_bad})
+        if suspect.outcome is not Outcome.REFUTED:
+            later[case] = suspect
+        ended.append(suspect)
+    return ended[::-1]
+
+
+def suspect_of(panel: Panel, change: Change) -> Suspect:
+    return Suspect(
+        series=series_of(panel, change.row, METRIC), direction=Direction.WORSE if change.z > 0 else Direction.BETTER,
+        **change_facts(panel, change.row, change.last_before, change.first), surely_good=panel.builds[change.surely_before],
+        raised_at=panel.builds[change.raised],
+        change=share(change.size), interval=(share(change.size - Z95 * change.error), share(change.size + Z95 * change.error)),
+        z=change.z, chance=change.chance, noise=share(change.noise), builds_before=change.builds_before,
+        builds_after=change.builds_after, control=None if change.control is None else share(change.control),
+    )
+
+
+def _machine_moves(panel: Panel, changes: list[Change]) -> list[MachineMove]:
+    """One for each build with which cases moved in one direction; what was found a build apart is one move too."""
+    by_build: dict[tuple[int, bool], list[Change]] = defaultdict(list)
+    for change in changes:
+        by_build[change.first, change.z > 0].append(change)
+    return [
+        MachineMove(
+            machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel, first=panel.builds[first],
+            first_tag=panel.tags[first], cases=len(moved), change=share(float(np.median([change.size for change in moved]))),
+            control=share(float(np.median([change.control for change in moved if change.control is not None]))),
+        )
+        for (first, _), moved in sorted(by_build.items())
+    ]

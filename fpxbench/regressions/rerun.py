@@ -1,0 +1,93 @@
+"""One case again, on a build of the timeline, in a process that is started for it and ends with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from fpxbench.builds.environments.installer import bare_environment
+from fpxbench.builds.environments.interpreters import Builds, Interpreter
+from fpxbench.builds.timeline import Entry
+from fpxbench.records.case import Case
+from fpxbench.records.record import Record
+from fpxbench.records.store import Store
+
+STARTING_S = 600.0
+"""Beyond the case's own limit: importing PyTorch, discovering implementations, measuring the memory's bandwidth."""
+
+
+class CannotRun(RuntimeError):
+    """The process ended without a record."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What does not change from one run to the next."""
+
+    device: str | None = None
+    machine: str | None = None
+    """What the records are filed under; None: the device's own name."""
+    impls: tuple[Path, ...] = ()
+    timeout_s: float = 180.0
+
+
+class Bench(AbstractContextManager):
+    """Builds that are come back to: the environment of each is made when it is first asked for, and kept until the end."""
+
+    def __init__(self, builds: Builds, conditions: Conditions) -> None:
+        self._builds, self._conditions = builds, conditions
+        self._open: dict[str, Interpreter] = {}
+        self._stack = ExitStack()
+
+    def run(self, entry: Entry, case: Case, seed: int) -> Record:
+        """One run of `case` on `entry`. Raises CannotRun, and what `Builds.interpreter` does."""
+        if entry.key not in self._open:
+            self._open[entry.key] = self._stack.enter_context(self._builds.interpreter(entry))
+        return rerun(self._open[entry.key], case, seed, self._conditions)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Conditions) -> Record:
+    """The record of one run. Its results folder is its own, so that no sweep's records are touched.
+
+    Raises CannotRun with the last words of a process that left no record; Ctrl-C ends it with what it started.
+    """
+    with tempfile.TemporaryDirectory(prefix="fpxbench-rerun-") as name:
+        folder = Path(name)
+        (folder / "cases").write_text(case.model_dump_json())
+        command = [str(interpreter.python), "-m", "fpxbench", "run", "--cases", str(folder / "cases"), "--results", str(folder / "results"),
+                   "--fresh", "--seed", str(seed), "--timeout", str(conditions.timeout_s)]
+        command += ["--device", conditions.device] if conditions.device else []
+        command += ["--machine", conditions.machine] if conditions.machine else []
+        for path in conditions.impls:
+            command += ["--impls", str(path.resolve())]
+        said = _run(command, conditions.timeout_s + STARTING_S)
+        records, _ = Store(folder / "results").read_all()
+    if not records:
+        raise CannotRun(f"{case.id} could not be run on PyTorch {interpreter.build.torch} ({interpreter.python}): {said}")
+    return records[-1]
+
+
+def _run(command: list[str], timeout_s: float) -> str:
+    """The last lines that the command wrote."""
+    environment = {name: value for name, value in bare_environment().items() if not name.startswith(("FPX_", "ASV"))}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               errors="replace", env=environment, start_new_session=True)
+    try:
+        said, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        return f"it was still running after {timeout_s:.0f} s and was ended"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    return "\n".join(said.strip().splitlines()[-3:]) or f"it ended with {process.returncode} and said nothing"

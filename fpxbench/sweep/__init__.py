@@ -1,0 +1,1 @@
+"""Which cases are there, and how do they run safely?"""

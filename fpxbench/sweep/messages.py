@@ -1,0 +1,35 @@
+"""What goes to a watched child and comes back, as JSON. Imports no torch: the parent never does."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from fpxbench.records.case import Case
+from fpxbench.records.record import Accuracy, Flag, Timing, Traffic
+from fpxbench.records.verdict import Verdict
+
+
+class TrialRequest(BaseModel):
+    """Everything one case needs, as JSON."""
+
+    case: Case
+    device: str = "cpu"
+    seed: int
+    impls: list[str] = []
+    read_gb_per_s: float | None = None
+    cache_bytes: int = 32 << 20
+    timing_budget_s: float = 0.5
+    """0: no timing."""
+
+
+class TrialResult(BaseModel):
+    """What became of it: the case's part of a record."""
+
+    verdict: Verdict
+    accuracy: Accuracy = Accuracy()
+    timing: Timing | None = None
+    traffic: Traffic = Traffic()
+    flags: list[Flag] = []
+    no_timing: str | None = None
+    work_s: float = 0.0
+    """Seconds from request to result in the process that ran it."""

@@ -1,0 +1,88 @@
+"""A sweep's plan: its cases in order, and those that will be refused. Imports no torch; `fpxbench.sweep.selection` makes plans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fpxbench.builds.installed import installed_build
+from fpxbench.records.case import Case
+from fpxbench.sweep.settings import Settings
+
+
+class Planned(BaseModel):
+    """A case, and why it will not be run if its implementation refuses the scheme on this device."""
+
+    case: Case
+    refused: str = ""
+    missing: bool = False
+
+
+class Plan(BaseModel):
+    """Cases in the order in which they run, and what could not be loaded on the way."""
+
+    device: str
+    cases: list[Planned]
+    about: dict[str, str] = {}
+    """Implementation: what its docstring says first."""
+    sources: dict[str, str] = {}
+    """Implementation: digest of its source."""
+    not_loaded: list[str] = []
+
+
+SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"
+"""Names a file. The first process to plan writes its cases there, and those after it, whatever their PyTorch, take them from it."""
+
+
+def planned_cases(settings: Settings) -> list[str]:
+    """Ids of the cases that will be run, without importing torch here: asked of a child process, and remembered for as
+    long as settings, implementations and PyTorch stay the same.
+
+    Raises RuntimeError with the child's words if it fails.
+    """
+    shared = os.environ.get(SHARED_PLAN_VARIABLE)
+    if shared is None:
+        return _own_plan(settings)
+    path = Path(shared)
+    if not path.exists():
+        _write(path, _own_plan(settings))
+    return json.loads(path.read_text())
+
+
+def _own_plan(settings: Settings) -> list[str]:
+    cache = Path(tempfile.gettempdir()) / f"fpxbench-plans-{os.getuid()}" / f"{_plan_digest(settings)}.json"
+    try:
+        return json.loads(cache.read_text())
+    except (OSError, ValueError):
+        pass
+    command = [sys.executable, "-m", "fpxbench.sweep.selection"]
+    done = subprocess.run(command, input=settings.model_dump_json(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})")
+    ids = json.loads(done.stdout.splitlines()[-1])
+    cache.parent.mkdir(mode=0o700, exist_ok=True)
+    _write(cache, ids)
+    return ids
+
+
+def _write(path: Path, ids: list[str]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(ids))
+    partial.replace(path)
+
+
+def _plan_digest(settings: Settings) -> str:
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256(settings.model_dump_json().encode())
+    digest.update(f"{sys.executable} {installed_build().torch}".encode())
+    for place in [package, package / "impls", *settings.impls, *filter(None, [settings.cases])]:
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []:
+            digest.update(str(file).encode() + file.read_bytes())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,111 @@
+"""A script that does again, in one plain process, what a record says happened: for a bug report, or for a debugger."""
+
+from __future__ import annotations
+
+from fpxbench.records.record import Record
+from fpxbench.records.verdict import Status
+
+_HEAD = '''\
+# {case_id}
+# was found {headline} with torch {torch}, Triton {triton}, on {device} ({arch}), {started_at}:
+#   {summary}
+#
+# Needs fpxbench, and that torch. Implementations that are not fpxbench's own: python THIS_FILE THEIR_FILE.py
+# Ends with 0 if the result is right, 1 if it is wrong; what crashes, crashes.
+import sys
+
+import torch
+
+from fpxbench import check, conduct, trial
+from fpxbench.records.case import Case
+from fpxbench.implementation import discover, find
+from fpxbench.numbers.scheme import scheme_named
+
+case = Case(
+    {fields},
+)
+device, seed = {kind!r}, {seed}{seed_note}
+
+known, _ = discover(sys.argv[1:])
+implementation = find(case.implementation, known)()
+scheme = scheme_named(case.scheme)
+print(f"{{case.id}} on {{device}}, torch {{torch.__version__}}")
+
+support = implementation.supports(scheme, device)
+if not support.supported:
+    sys.exit(f"{{case.implementation}} refuses {{case.scheme}} on {{device}}: {{support.reason}}")
+
+weight = check.make_weight(case, seed, device)              # fp32 [N, K]
+stored = implementation.quantize(weight, scheme)
+decoded = implementation.dequantize(stored).float()         # what the stored codes and scales stand for
+
+right = True
+for number in range(conduct.CALLS):
+    x = check.make_activation(case, seed, number, device)   # [M, K], fresh for each call
+    y = implementation.matmul(x, stored)                    # [M, N]
+    exact = check.reference(                                # x @ decoded.T in float64, and how far a right y may lie from it
+        x, decoded, quantized=scheme.quantized, activation_format=implementation.activation_format
+    )
+    found = check.compare(y, exact)
+    right &= found.within
+    print(f"call {{number}}: relative error {{found.relative_error:.4g}}, at most {{found.bound:.4g}} is right;"
+          f" {{found.outside}} of {{y.numel()}} elements outside")
+
+# What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single configurations.
+operands = conduct.Operands(case, device, seed, weight, stored, decoded)
+try:
+    verdict = (
+        trial.check_quantization(implementation, operands)
+        or conduct.check_calls(implementation, operands)[1]
+        or conduct.check_one_hot(implementation, operands)
+        or conduct.check_configs(implementation, operands)
+    )
+except conduct.Misconduct as misconduct:
+    verdict = misconduct.verdict
+if verdict is not None:
+    right = False
+    print(f"{{verdict.headline}}: {{verdict.summary}}")
+'''
+
+_TIMING = '''
+# Recorded: {median_us:.4g} us, dense {baseline}. Weights are not rotated here, so a small one is read from cache.
+from torch.utils.benchmark import Timer
+
+dense = weight.to(x.dtype)
+with torch.inference_mode():
+    took = Timer("implementation.matmul(x, stored)", globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
+    dense_took = Timer("torch.nn.functional.linear(x, dense)", globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
+print(f"{{took * 1e6:.4g}} us; dense {{dense_took * 1e6:.4g}} us; speedup {{dense_took / took:.3g}}")
+'''
+
+_END = '''
+print("right" if right else "wrong")
+sys.exit(0 if right else 1)
+'''
+
+
+def repro_script(record: Record) -> str:
+    """Python source that quantizes the record's weight, multiplies by it and compares with the float64 reference.
+
+    It needs fpxbench installed, and nothing of its sweep: no child process, no records. A record's free text (a summary,
+    a device's name) comes from another machine; it appears in comments only, and cannot leave them.
+    """
+    case, timing = record.case, record.timing
+    names, shape = ("implementation", "scheme", "workload"), ("m", "n", "k", "activation")
+    fields = ",\n    ".join(", ".join(f"{name}={getattr(case, name)!r}" for name in line) for line in (names, shape))
+    script = _HEAD.format(
+        case_id=case.id, headline=record.verdict.headline, torch=record.build.torch, triton=_one_line(record.build.triton or "none"),
+        device=_one_line(record.machine.device), arch=_one_line(record.machine.arch), started_at=_one_line(record.started_at),
+        summary=_one_line(record.verdict.summary or record.verdict.headline), fields=fields,
+        kind=record.machine.kind, seed=record.seed or 0, seed_note="" if record.seed is not None else "   # none is on the record",
+    )
+    if record.verdict.status is Status.OK and timing is not None:
+        baseline = f"{timing.baseline_us:.4g} us" if timing.baseline_us is not None else "not recorded"
+        script += _TIMING.format(median_us=timing.median_us, baseline=baseline)
+    return script + _END
+
+
+def _one_line(text: str) -> str:
+    """`text` for a comment: one line, and no character that an editor would not show."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else " " for character in line)[:300]

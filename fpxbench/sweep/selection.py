@@ -1,0 +1,226 @@
+"""Which cases a sweep has: profiles and globs over implementations, schemes and workloads."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+from fpxbench.checking.machine import default_device
+from fpxbench.implementation import (
+    Implementation,
+    LoadFailure,
+    Support,
+    discover,
+    no_implementation,
+    source_digest,
+    summary,
+)
+from fpxbench.numbers.scheme import SCHEMES, Scheme, scheme_named
+from fpxbench.records.case import Case
+from fpxbench.records.store import first_mistake
+from fpxbench.sweep.plan import Plan, Planned
+from fpxbench.sweep.settings import Settings
+from fpxbench.workloads import workloads
+
+
+class _Block(NamedTuple):
+    """Schemes × layers; a profile is several of them."""
+
+    schemes: tuple[str, ...]
+    layers: tuple[str, ...]
+    """Globs over ``workload/mM``."""
+    activations: tuple[str, ...] = ("bf16",)
+
+
+_ALL = ("*",)
+_EACH_KIND = ("int8-row", "e4m3fn-row", "e3m2-g128", "nvfp4")
+_FEW = ("bf16", "int8-row", "e4m3fn-row", "e4m3fnuz-row", "e3m2-row", "mxfp4")
+
+PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
+    ("smoke", "cpu"): (_Block(("e4m3fn-row", "e4m3fnuz-row", "mxfp4"), ("canary.codes/m1",)),
+                       _Block(("bf16", "int8-row", "e4m3fn-row"), ("llama3-8b.k/m1",))),
+    ("smoke", "cuda"): (_Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),),
+    # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared the rest.
+    ("quick", "cpu"): (
+        _Block(("e5m2-row", "e4m3fnuz-row"), ("canary.seed/m1",)),
+        _Block(_ALL, ("canary.codes/m1",)),
+        _Block(_EACH_KIND, ("canary.ragged/m33",)),
+        _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
+        _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama2-7b.o/m1",)),
+        _Block(("bf16", "int8-row", "e4m3fn-row", "mxfp4"), ("llama3-8b.k/m16",)),
+    ),
+    ("quick", "cuda"): (
+        _Block(_ALL, ("canary.*", "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
+        _Block((*_FEW, "nvfp4"), ("llama2-7b.gate_up/m1", "llama2-7b.o/m512")),
+        _Block(_FEW[1:], ("canary.codes/m1", "llama2-7b.o/m1"), ("fp16",)),
+    ),
+    ("full", "cpu"): (_Block(_ALL, _ALL, ("bf16", "fp16")),),
+    ("full", "cuda"): (_Block(_ALL, _ALL, ("bf16", "fp16")),),
+}
+
+
+def make_plan(settings: Settings) -> Plan:
+    """The cases that `settings` select. Imports torch and every implementation.
+
+    Raises ValueError for a glob or name that selects nothing, naming the nearest ones.
+    """
+    device = settings.device or default_device()
+    known, failures = discover(settings.impls)
+    if settings.cases is not None:
+        planned = {case.id: _listed(case, known, device) for case in _cases_in(settings.cases)}
+        names = [name for name in known if any(each.case.implementation == name for each in planned.values())]
+    else:
+        names = _select_implementations(settings.implementation or _ALL, known, failures)
+        planned = _selected(settings, device, known, names)
+    return Plan(
+        device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
+        sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
+    )
+
+
+def _cases_in(path: Path) -> list[Case]:
+    """Raises ValueError that names the line for one that is no case, and for a file that cannot be read or has none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"--cases {path}: {error.strerror}") from None
+    cases = []
+    for number, line in enumerate(lines, 1):
+        try:
+            cases.append(Case.model_validate_json(line))
+        except ValueError as error:
+            raise ValueError(f"--cases {path}:{number}: no case as `fpxbench records | jq -c .case` prints them: {first_mistake(error)}") from None
+    if not cases:
+        raise ValueError(f"--cases {path}: there is no case in it")
+    return cases
+
+
+def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> Planned:
+    """A case that was asked for by name: one too large for its implementation is said to be, not left out."""
+    if case.implementation not in known:    # the trial says what could not be loaded
+        return Planned(case=case)
+    support = _asked(known[case.implementation], scheme_named(case.scheme), device, case.m * case.n * case.k)
+    if support is None:
+        return Planned(case=case, refused=f"{case.implementation} takes no case of this size on {device}")
+    return Planned(case=case, refused=support.reason, missing=support.missing)
+
+
+def _selected(settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]) -> dict[str, Planned]:
+    """The cases of the profile and the globs, by id."""
+    layers = {f"{w.name}/m{m}": (w, m) for w in workloads().values() for m in w.m}
+
+    planned: dict[str, Planned] = {}
+    for block in _blocks(settings, device, list(layers)):
+        # Grouped by layer and scheme, so that what shares inputs runs together and a baseline stands near its rivals.
+        for layer in _select(block.layers, layers, "workload"):
+            workload, m = layers[layer]
+            for scheme_name in _select_schemes(block.schemes):
+                scheme = scheme_named(scheme_name)
+                for name in names:
+                    support = _asked(known[name], scheme, device, m * workload.n * workload.k)
+                    if support is None:
+                        continue
+                    if not support.supported and (known[name].baseline or not scheme.quantized):
+                        continue    # that a dense product takes no quantized weight, and the reverse, is no finding
+                    # A dense scheme is the activation's own dtype.
+                    for activation in block.activations if scheme.quantized else {scheme_name} & set(block.activations):
+                        case = Case(implementation=name, scheme=scheme_name, workload=workload.name, m=m, n=workload.n,
+                                    k=workload.k, activation=activation)
+                        planned.setdefault(case.id, Planned(case=case, refused=support.reason, missing=support.missing))
+    if not planned:
+        raise ValueError(
+            f"nothing to run on {device}: {', '.join(names)} takes none of these schemes and shapes"
+            + (" (Triton's interpreter takes small shapes only)" if device == "cpu" else "")
+        )
+    return planned
+
+
+def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:
+    """What an implementation says of a scheme; None where the case is larger than it takes.
+
+    One that raises instead of answering is taken to support it: the trial asks again, and records what it raised.
+    """
+    try:
+        instance = cls()
+        limit = instance.max_elements(device)
+        return None if limit is not None and elements > limit else instance.supports(scheme, device)
+    except Exception:
+        return Support.yes()
+
+
+def _select_implementations(globs: Iterable[str], known: Iterable[str], failures: list[LoadFailure]) -> list[str]:
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            raise no_implementation(glob, known, failures)
+    return _select(globs, known, "implementation")
+
+
+def _select(globs: Iterable[str], known: Iterable[str], what: str) -> list[str]:
+    known = list(known)
+    picked: dict[str, None] = {}
+    for glob in globs:
+        matching = [name for name in known if fnmatchcase(name, glob)]
+        if not matching:
+            raise ValueError(_unknown(what, glob, known))
+        picked |= dict.fromkeys(matching)
+    return list(picked)
+
+
+def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
+    """The profile's blocks; where schemes or workloads were asked for, one block of those and, for the other, all that the
+    profile has."""
+    profile = PROFILES[settings.profile, "cpu" if device == "cpu" else "cuda"]
+    if not settings.scheme and not settings.workload:
+        return list(profile)
+    profile_layers = [name for block in profile for name in _select(block.layers, layers, "workload")]
+    profile_schemes = [name for block in profile for name in _select_schemes(block.schemes)]
+    schemes = _select_schemes(settings.scheme) or profile_schemes
+    activations = [activation for block in profile for activation in block.activations]
+    activations += [name for name in settings.scheme if name in ("bf16", "fp16")]
+    asked: list[str] = []
+    for glob in settings.workload:
+        if "/" in glob:
+            asked += _select((glob,), layers, "workload")
+            continue
+        # llama2-7b.o means the token counts that the profile has of it; all of them if it has none.
+        names = set(_select((glob,), dict.fromkeys(layer.split("/")[0] for layer in layers), "workload"))
+        matching = [layer for layer in layers if layer.split("/")[0] in names]
+        asked += [layer for layer in matching if layer in profile_layers] or matching
+    return [_Block(tuple(dict.fromkeys(schemes)), tuple(dict.fromkeys(asked or profile_layers)), tuple(dict.fromkeys(activations)))]
+
+
+def _select_schemes(globs: Iterable[str]) -> list[str]:
+    """As `_select` over the named schemes; a name that is none of them may be a scheme by its parts."""
+    picked: dict[str, None] = {}
+    for glob in globs:
+        if any(wildcard in glob for wildcard in "*?["):
+            picked |= dict.fromkeys(_select((glob,), SCHEMES, "scheme"))
+        else:
+            picked[scheme_named(glob).name] = None
+    return list(picked)
+
+
+def _unknown(what: str, glob: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(glob, known, n=3, cutoff=0.6)
+    return f"no {what} {glob!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}")
+
+
+def _main() -> int:
+    settings = Settings.model_validate_json(sys.stdin.read())
+    try:
+        plan = make_plan(settings)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps([planned.case.id for planned in plan.cases if not planned.refused]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_main())

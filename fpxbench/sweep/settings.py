@@ -1,0 +1,65 @@
+"""What a sweep is asked to do: the same fields from the command line, from asv's environment, and from Python.
+
+Imports no torch, so that asv's benchmarks can read it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field
+
+from fpxbench.records.record import Name
+
+Profile = Literal["smoke", "quick", "full"]
+
+ENVIRONMENT_PREFIX = "FPX_"
+
+
+def default_memory_limit() -> int:
+    """Bytes that a case may take: three quarters of the machine's memory."""
+    return psutil.virtual_memory().total * 3 // 4
+
+
+class Settings(BaseModel):
+    """Which cases, where, how long."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: Profile = "quick"
+    device: str | None = None
+    """``cpu`` or ``cuda``; None: a GPU if PyTorch sees one."""
+    results: Path = Path("results")
+    machine: Name | None = None
+    """What records are filed under; None: the device's own name."""
+    impls: tuple[Path, ...] = ()
+    implementation: tuple[str, ...] = ()
+    scheme: tuple[str, ...] = ()
+    workload: tuple[str, ...] = ()
+    """Globs; empty: what the profile says."""
+    cases: Path | None = None
+    """A file of cases, one JSON object a line, to run instead of what profile and globs select."""
+    fresh: bool = False
+    """Measure again what is already in `results`."""
+    timeout_s: float = Field(default=180.0, gt=0)
+    """For one case, from start to result."""
+    memory_limit: int = Field(default_factory=default_memory_limit, gt=0)
+    """Bytes of memory that a case and its children may hold."""
+    seed: int | None = None
+    timing_budget_s: float = Field(default=0.5, ge=0)
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Fields from FPX_PROFILE, FPX_DEVICE, FPX_RESULTS, …; lists are separated by commas.
+
+        Raises pydantic's ValidationError for a value that is none.
+        """
+        values: dict[str, object] = {}
+        for name, field in cls.model_fields.items():
+            text = os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
+            if text:
+                values[name] = tuple(part for part in text.split(",") if part) if isinstance(field.default, tuple) else text
+        return cls.model_validate(values)

@@ -1,0 +1,181 @@
+"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe one)."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import traceback
+
+import torch
+
+from fpxbench import implementation as implementations
+from fpxbench.checking import check, correctness as conduct, timing as measure
+from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.record import Accuracy, Traffic
+from fpxbench.records.verdict import Kind, Status, Verdict, classify_exception
+from fpxbench.sweep.messages import TrialRequest, TrialResult
+
+CALLS_AFTER_TIMING = 1
+PEER_SQNR_SLACK_DB = 1.0
+"""How far a weight that an implementation quantized in a layout of its own may lie below the oracle's SQNR."""
+
+
+def run_trial(request: TrialRequest) -> TrialResult:
+    """Quantize, check, and if it is right, time. What the implementation raises becomes the verdict."""
+    started = time.perf_counter()
+    known, failures = implementations.discover(request.impls)
+    name = request.case.implementation
+    if name not in known:
+        why = "; ".join(map(str, failures)) or "it is not in impls/ nor in --impls"
+        return TrialResult(verdict=Verdict(status=Status.MISSING, summary=f"no implementation {name!r}: {why}"))
+    result = TrialResult(verdict=Verdict(status=Status.OK))
+    try:
+        _run(known[name](), request, result)
+    except Misconduct as misconduct:
+        result.verdict = misconduct.verdict
+    except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
+        traceback.print_exc()
+        result.verdict = classify_exception(type(error).__name__, str(error), "")
+    finally:
+        _forget()
+    if result.verdict.status is not Status.OK:
+        result.timing, result.flags, result.no_timing = None, [], None
+    result.work_s = time.perf_counter() - started
+    return result
+
+
+def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Verdict:
+    """The verdict on an implementation at hand. What it raises is raised."""
+    result = TrialResult(verdict=Verdict(status=Status.OK))
+    try:
+        _run(implementation, request, result)
+    except Misconduct as misconduct:
+        return misconduct.verdict
+    return result.verdict
+
+
+def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
+    """Quantize the case's weight. Raises Misconduct if that changed the weight it was given or gave another's shape."""
+    case, scheme = request.case, scheme_named(request.case.scheme)
+    original = check.make_weight(case, request.seed, request.device)
+    before = original.clone()
+    weight = implementation.quantize(original, scheme)
+    if not torch.equal(original, before):
+        raise Misconduct(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
+    # Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
+    decoded = weight.dequantize() if weight.has_codes else implementation.dequantize(weight)
+    if tuple(decoded.shape) != (case.n, case.k):
+        raise Misconduct(Kind.WRONG_SHAPE, f"a weight [{case.n}, {case.k}] reads back as {list(decoded.shape)}")
+    return Operands(case, request.device, request.seed, original, weight, decoded.float())
+
+
+def _run(implementation: Implementation, request: TrialRequest, result: TrialResult) -> None:
+    case, device = request.case, request.device
+    support = implementation.supports(scheme_named(case.scheme), device)
+    if not support.supported:
+        status = Status.MISSING if support.missing else Status.UNSUPPORTED
+        result.verdict = Verdict(status=status, summary=support.reason)
+        return
+    operands = prepare(implementation, request)
+    result.accuracy = Accuracy(sqnr_db=check.sqnr_db(operands.original, operands.decoded) if operands.decoded.isfinite().all() else None)
+    result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
+
+    verdict = check_quantization(implementation, operands)
+    if verdict is None:
+        comparison, verdict = conduct.check_calls(implementation, operands)
+        result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
+    verdict = verdict or conduct.check_one_hot(implementation, operands) or conduct.check_configs(implementation, operands)
+    if verdict is not None:
+        result.verdict = _diagnosed(verdict, implementation, operands)
+        return
+
+    result.no_timing = _no_timing(implementation, request)
+    if result.no_timing:
+        return
+    x = operands.activation(0)
+    effects = measure.observe(lambda: implementation.matmul(x, operands.weight), device)
+    samples = measure.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
+    # Timing called it many times more; what is right must still be right.
+    comparison, verdict = conduct.check_calls(
+        implementation, operands, first_call=measure.check_call_number(1), calls=CALLS_AFTER_TIMING
+    )
+    if verdict is not None:
+        result.verdict = _diagnosed(verdict, implementation, operands)
+        return
+    result.timing = measure.timing(samples, request.seed)
+    result.traffic = measure.traffic(operands, effects, result.timing.median_us / 1e6, request.read_gb_per_s)
+    result.flags = measure.flags(operands, result.timing, result.traffic, samples.beyond_cache)
+    result.traffic = result.traffic.model_copy(
+        update={"bottleneck": measure.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
+    )
+
+
+def check_quantization(implementation: Implementation, operands: Operands) -> Verdict | None:
+    """Whether the stored codes and scales are what the scheme says. None if they are."""
+    cls, weight = type(implementation), operands.weight
+    if cls.quantize is Implementation.quantize and cls.dequantize is Implementation.dequantize:
+        return None     # the oracle's own
+    if weight.has_codes:
+        diagnosis = diagnose_quantization(operands.original, operands)
+        if diagnosis is None:
+            return None
+        # What looks like one mistake may be two, and another weight tell.
+        diagnosis = diagnose_quantization(operands.original, operands, telling_quantization(implementation, operands))
+        return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.sentence, evidence=diagnosis.evidence)
+    if not weight.scheme.quantized:
+        return None
+    expected = check.sqnr_db(operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original)))
+    reached = check.sqnr_db(operands.original, operands.decoded)
+    if expected is None or reached is None or reached >= expected - PEER_SQNR_SLACK_DB:
+        return None
+    return Verdict(status=Status.WRONG, kind=Kind.INACCURATE, evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
+                   summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB")
+
+
+def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:
+    if verdict.kind is not None:
+        return verdict
+    try:
+        diagnosis = diagnose_product(implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else [])
+    except Misconduct as misconduct:
+        return misconduct.verdict
+    except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
+        traceback.print_exc()
+        verdict.evidence["diagnosis_failed"] = f"{type(error).__name__}: {error}"[:400]
+        return verdict
+    return verdict.model_copy(update={
+        "kind": diagnosis.kind, "summary": diagnosis.sentence,
+        "evidence": {"seen": verdict.summary, **verdict.evidence, **diagnosis.evidence},
+    })
+
+
+def _no_timing(implementation: Implementation, request: TrialRequest) -> str | None:
+    if request.case.workload.startswith("canary."):
+        return "a canary: its shape is there to be right on, and too small to time"
+    if request.case.m == 0:
+        return "no tokens: there is nothing to time"
+    if request.timing_budget_s <= 0:
+        return "timing was turned off"
+    return implementation.no_timing(request.device)
+
+
+def _accuracy(comparison: check.Comparison) -> dict[str, float | None]:
+    def finite(value: float) -> float | None:
+        return value if abs(value) < float("inf") else None
+
+    return {"relative_error": finite(comparison.relative_error), "bound": finite(comparison.bound), "worst_ulp": finite(comparison.worst_ulp)}
+
+
+def _forget() -> None:
+    """Leave nothing of this case to the next one in the same process."""
+    gc.collect()
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""The chapter on one build on one machine."""

@@ -1,0 +1,163 @@
+"""The charts of a sweep, as plotly figures in JSON; `static/charts.js` draws them in the page's colours."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import plotly.graph_objects as go
+
+from fpxbench.records.record import Flag
+from fpxbench.records.verdict import Status
+from fpxbench.reports.sweep.table import Row, Sweep
+
+# Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
+_RATIOS = [step * 10.0**decade for decade in range(-4, 3) for step in (1, 2, 5)]
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with what a page says around it."""
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    """For those who do not see it."""
+    figure: dict[str, Any]
+
+
+def charts_of(sweep: Sweep) -> list[Chart]:
+    """The charts that this sweep has figures for."""
+    drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep))
+    return [chart for chart in drawn if chart is not None]
+
+
+def speedup_chart(sweep: Sweep) -> Chart | None:
+    """Speedup over dense for each scheme, implementations side by side, at the fewest tokens timed."""
+    rows = _timed(sweep)
+    if not rows:
+        return None
+    m = rows[0].case.m
+    figure = _by_scheme(sweep, rows, lambda row: row.speedup, "%{x:.2f}× dense")
+    figure.update_xaxes(type="log", title_text="speedup over the dense 16-bit product (log scale)", tickvals=_RATIOS,
+                        ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
+    figure.add_vline(x=1, line_dash="dash", line_width=1.5)
+    return Chart(
+        "speedup", f"Speedup over dense at M = {m}",
+        "Each mark is the median over the layers timed, the line through it their range. Right of the dashed line is faster than 16-bit.",
+        f"Speedup over dense by scheme and implementation, {len(rows)} cases; the table of cases below holds the figures.",
+        json.loads(figure.to_json()))
+
+
+def roofline_chart(sweep: Sweep) -> Chart | None:
+    """Useful bandwidth as a share of what the machine reads."""
+    rows = [row for row in _timed(sweep) if row.roofline_fraction is not None]
+    if not rows:
+        return None
+    figure = _by_scheme(sweep, rows, lambda row: row.roofline_fraction, "%{x:.0%} of the roofline")
+    figure.update_xaxes(title_text="useful bandwidth over the machine's read bandwidth", tickformat=".0%", rangemode="tozero")
+    figure.add_vline(x=1, line_dash="dash", line_width=1.5)
+    return Chart(
+        "roofline", f"Share of the roofline at M = {rows[0].case.m}",
+        "Bytes that a call must move over the time it takes, over the measured read bandwidth. Nothing right can lie far right of the "
+        "dashed line, unless its weight stays in the cache.",
+        f"Roofline fraction by scheme and implementation, {len(rows)} cases; the table of cases below holds the figures.",
+        json.loads(figure.to_json()))
+
+
+def accuracy_chart(sweep: Sweep) -> Chart | None:
+    """SQNR against bits per weight, one mark for each scheme."""
+    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None and not choice.of_canaries]
+    if not points:
+        return None
+    # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.
+    together: dict[tuple[float, float], list[str]] = defaultdict(list)
+    for choice in points:
+        together[round(choice.bits_per_weight, 2), round(choice.sqnr_db, 1)].append(choice.scheme)
+    places = list(together)
+    figure = blank_figure(height=460)
+    figure.add_trace(go.Scatter(
+        x=[bits for bits, _ in places], y=[noise for _, noise in places], text=[", ".join(together[place]) for place in places],
+        mode="markers+text", textposition=_label_sides(places), cliponaxis=False, showlegend=False, marker=dict(size=11, color=_COLOURS[0]),
+        customdata=[sweep.filtered(scheme=together[place][0]).rpartition("#")[2] for place in places],
+        hovertemplate="%{text}<br>%{x:.2f} bits per weight<br>%{y:.1f} dB<extra></extra>",
+    ))
+    widths = [bits for bits, _ in places]
+    # Room for the labels beside the outermost marks.
+    figure.update_xaxes(title_text="bits per weight, as stored", range=[min(widths) - 0.7, max(widths) + 1.1])
+    figure.update_yaxes(title_text="SQNR of the stored weight, dB")
+    return Chart(
+        "accuracy", "What a bit buys",
+        "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, scales included. "
+        "Up and left is better.",
+        f"SQNR against bits per weight for {len(points)} schemes; the table of schemes holds the figures.",
+        json.loads(figure.to_json()))
+
+
+def _timed(sweep: Sweep) -> list[Row]:
+    """Right, timed, quantized cases at the fewest tokens, impossible figures left out."""
+    rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0 and row.quantized
+            and Flag.OVER_ROOFLINE not in row.flags]
+    fewest = min((row.case.m for row in rows), default=0)
+    return [row for row in rows if row.case.m == fewest]
+
+
+def _by_scheme(sweep: Sweep, rows: list[Row], value: Callable[[Row], float], says: str) -> go.Figure:
+    """A dot plot: schemes down, one mark for each implementation."""
+    schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
+    names = sorted({row.case.implementation for row in rows})
+    figure = blank_figure(height=110 + 30 * len(schemes))
+    for index, name in enumerate(names):
+        grouped: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            if row.case.implementation == name:
+                grouped[row.case.scheme].append(value(row))
+        own = [scheme for scheme in schemes if scheme in grouped]
+        middles = [median(grouped[scheme]) for scheme in own]
+        # Implementations of one scheme sit a little above each other, in the legend's order.
+        offset = (index - (len(names) - 1) / 2) * min(0.7 / len(names), 0.14)
+        figure.add_trace(go.Scatter(
+            name=name, x=[round(middle, 5) for middle in middles], y=[schemes.index(scheme) + offset for scheme in own], mode="markers",
+            marker=dict(size=10, color=_COLOURS[index % len(_COLOURS)], symbol=_SYMBOLS[index % len(_SYMBOLS)]),
+            error_x=dict(
+                type="data", symmetric=False, thickness=1.5, width=0, color=_COLOURS[index % len(_COLOURS)],
+                array=[round(max(grouped[scheme]) - middle, 5) for scheme, middle in zip(own, middles, strict=True)],
+                arrayminus=[round(middle - min(grouped[scheme]), 5) for scheme, middle in zip(own, middles, strict=True)],
+            ),
+            text=own, customdata=[sweep.filtered(implementation=name, scheme=scheme).rpartition("#")[2] for scheme in own],
+            hovertemplate=f"{name}, %{{text}}<br>{says}<extra></extra>",
+        ))
+    figure.update_yaxes(tickmode="array", tickvals=list(range(len(schemes))), ticktext=schemes, range=[len(schemes) - 0.4, -0.6], zeroline=False)
+    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    return figure
+
+
+def _label_sides(points: list[tuple[float, float]]) -> list[str]:
+    """Which side of its mark each label goes, so that neighbours' labels do not meet."""
+    sides = []
+    for point in points:
+        bits, noise = point
+        near = [other for other in points if other != point and abs(other[0] - bits) < 1.2 and abs(other[1] - noise) < 2.5]
+        left, right = any(other[0] < bits for other in near), any(other[0] > bits for other in near)
+        if left and right:
+            sides.append("top center" if all(other[1] <= noise for other in near) else "bottom center")
+        else:
+            sides.append("middle left" if right or (not near and bits > 7) else "middle right" if left else "top center")
+    return sides
+
+
+def blank_figure(height: int) -> go.Figure:
+    """One that takes the page's colours."""
+    figure = go.Figure()
+    figure.update_layout(template="none", height=height, margin=dict(l=8, r=24, t=16, b=48), hovermode="closest", dragmode=False,
+                         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    figure.update_xaxes(automargin=True, zeroline=False)
+    figure.update_yaxes(automargin=True, zeroline=False)
+    return figure

@@ -1,0 +1,381 @@
+"""One sweep as the pages show it: a small row for each case, the matrix, the fastest right way for each scheme.
+
+Rows are what is kept of records once their own pages are written, so that a report over many machines stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from statistics import median
+from urllib.parse import quote, urlencode
+
+from packaging.version import InvalidVersion, Version
+
+from fpxbench.numbers.formats import format_named
+from fpxbench.records.case import Case
+from fpxbench.records.record import Build, Flag, Machine, Record
+from fpxbench.records.verdict import BROKEN, SEVERITY, Kind, Status
+from fpxbench.reports.history.status_history import Standing
+from fpxbench.reports.words import at_least_something, unquoted
+
+DENSE_SCHEMES = frozenset({"bf16", "fp16"})
+
+SLOW_BELOW = 0.95
+"""A speedup over dense below this counts as slower where no interval says it better."""
+
+MAX_PAGE_NAME = 180
+"""Characters of a case's file name: file systems end at 255 bytes, and names from elsewhere can be long."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case, as tables, charts and sentences need it."""
+
+    case: Case
+    page: str
+    """File name of its page, in the sweep's folder."""
+    status: Status
+    kind: Kind | None
+    signal: str | None
+    summary: str
+    flags: tuple[Flag, ...]
+    no_timing: str | None
+    median_us: float | None
+    baseline_us: float | None
+    speedup: float | None
+    speedup_ci95: tuple[float, float] | None
+    packed_bytes: int | None
+    gb_per_s: float | None
+    read_gb_per_s: float | None
+    roofline_fraction: float | None
+    bottleneck: str
+    sqnr_db: float | None
+    about: str
+    standing: Standing | None = None
+    """Since when it has its status; None where its build has no place in time."""
+
+    @classmethod
+    def of(cls, record: Record, standing: Standing | None = None) -> Row:
+        timing, traffic, verdict = record.timing, record.traffic, record.verdict
+        return cls(
+            case=record.case, page=page_name(record.case), status=verdict.status, kind=verdict.kind, signal=verdict.signal,
+            summary=unquoted(" ".join(verdict.summary.split())[:600]), flags=tuple(record.flags), no_timing=record.no_timing,
+            median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us,
+            speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
+            packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
+            roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck), sqnr_db=record.accuracy.sqnr_db,
+            about=record.about, standing=standing,
+        )
+
+    @property
+    def is_canary(self) -> bool:
+        return self.case.workload.startswith("canary.")
+
+    @property
+    def quantized(self) -> bool:
+        return self.case.scheme not in DENSE_SCHEMES
+
+    @property
+    def broken(self) -> bool:
+        return self.status in BROKEN
+
+    @property
+    def since(self) -> str:
+        """``since 2.12.0 (3 builds)``, of a broken case."""
+        return self.standing.words if self.standing and self.broken else ""
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Measured: stored bits over weights."""
+        return 8 * self.packed_bytes / (self.case.n * self.case.k) if self.packed_bytes else None
+
+    @property
+    def marks(self) -> list[str]:
+        """What a filter can pick it by: its mistake, its flags, and whether it is slow."""
+        return [str(mark) for mark in (self.kind, *self.flags) if mark] + (["slow"] if self.slower else [])
+
+    @property
+    def refusal(self) -> str:
+        """Why it was not run. "Takes int8-row only, not mxfp4" is one reason, whichever scheme it names."""
+        reason = re.sub(rf"(?<![\w-]){re.escape(self.case.scheme)}(?![\w-])", "this scheme", self.summary)
+        return reason or str(self.kind or self.status)
+
+    @property
+    def slower(self) -> bool:
+        """Slower than dense beyond its own noise."""
+        if self.speedup is None or not self.quantized:
+            return False
+        return self.speedup_ci95[1] < 1 if self.speedup_ci95 else self.speedup < SLOW_BELOW
+
+
+def _element_bits(scheme: str) -> int:
+    """Of a stored weight, without its scales; 0 for a scheme of which this package does not know them."""
+    if scheme in DENSE_SCHEMES:
+        return 16
+    if standard := re.fullmatch(r"(?:mx|nv)fp(\d)(?:_\w+)?", scheme):
+        return int(standard[1])
+    try:
+        return format_named(scheme.partition("-")[0]).bits
+    except ValueError:
+        return 0
+
+
+def page_name(case: Case) -> str:
+    """The file name of a case's page: its slug, with a digest where the slug is too long or not unique."""
+    return page_of_id(case.id)
+
+
+def page_of_id(case_id: str) -> str:
+    """`page_name` of the case with this id."""
+    slug = case_id.replace("/", "__")
+    if len(slug) <= MAX_PAGE_NAME and slug.count("__") == 4:
+        return f"{slug}.html"
+    digest = hashlib.sha256(case_id.encode()).hexdigest()[:12]
+    return f"{slug[:MAX_PAGE_NAME]}-{digest}.html"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All cases of one implementation with one scheme."""
+
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def worst(self) -> Status:
+        return min((row.status for row in self.rows), key=SEVERITY.__getitem__)
+
+    @cached_property
+    def as_bad(self) -> int:
+        """How many cases have the worst verdict."""
+        return sum(row.status is self.worst for row in self.rows)
+
+    @cached_property
+    def speedup(self) -> float | None:
+        """Median over its timed cases; none of dense, which would be held against itself."""
+        speedups = [row.speedup for row in self.rows if row.speedup is not None and row.quantized]
+        return median(speedups) if speedups else None
+
+    @cached_property
+    def since(self) -> str:
+        """``since 2.12.0 (3 builds)``: of the cases with the worst verdict, the one that has had it for longest; empty if none is broken."""
+        standings = [row.standing for row in self.rows if row.status is self.worst and row.broken and row.standing]
+        return max(standings, key=lambda standing: standing.builds).words if standings else ""
+
+    @cached_property
+    def recent(self) -> list[tuple[Status | None, int]]:
+        """The worst status of its cases on the builds before and on this one, oldest first, and on how many in a row; None where none was
+        measured. Empty if it was always what it is."""
+        recents = [row.standing.recent for row in self.rows if row.standing]
+        worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None) for column in zip(*recents, strict=True)]
+        runs = [(status, len(list(run))) for status, run in groupby(worst)]
+        return runs if any(status not in (None, self.worst) for status, _ in runs) else []
+
+    @property
+    def slow(self) -> bool:
+        """Right, and on the whole slower than dense."""
+        return self.worst is Status.OK and self.speedup is not None and self.speedup < SLOW_BELOW and self.rows[0].quantized
+
+    @cached_property
+    def over_roofline(self) -> bool:
+        return any(Flag.OVER_ROOFLINE in row.flags for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One scheme, for someone choosing one."""
+
+    scheme: str
+    bits_per_weight: float | None
+    """The fewest that a right implementation stores."""
+    sqnr_db: float | None
+    of_canaries: bool
+    """Whether these two were measured on canaries only: small shapes, of which some hold every code."""
+    right: tuple[str, ...]
+    """Implementations that are right in all their cases of it."""
+    broken: tuple[str, ...]
+    """Implementations that are not."""
+    refused: tuple[str, ...]
+    fastest: dict[int, Row]
+    """For each M, the right case with the largest speedup over dense."""
+
+
+@dataclass(frozen=True)
+class NotMeasured:
+    """Cases that were not run, or not timed, for one reason."""
+
+    status: Status
+    """``ok`` for cases that are right and carry no timing."""
+    reason: str
+    rows: tuple[Row, ...]
+
+    @property
+    def implementations(self) -> list[str]:
+        return sorted({row.case.implementation for row in self.rows})
+
+    @property
+    def schemes(self) -> list[str]:
+        return sorted({row.case.scheme for row in self.rows})
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a list of sweeps says of one."""
+
+    folder: tuple[str, str]
+    """Names of its machine's folder and its build's, as under the results folder."""
+    machine: Machine
+    build: Build
+    as_of: str
+    """When its newest record was started."""
+    counts: dict[Status, int]
+    """Cases by status, in order of severity, those that occur only."""
+
+    def heading(self) -> Heading:
+        """This much of it, without its cases."""
+        return Heading(self.folder, self.machine, self.build, self.as_of, self.counts)
+
+    @property
+    def path(self) -> str:
+        """Its folder as a URL relative to the site's root, with a slash at the end."""
+        machine, build = self.folder
+        return f"machines/{quote(machine)}/{quote(build)}/"
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def refused(self) -> int:
+        """Cases that were not run: not taken, or not there."""
+        return self.counts.get(Status.UNSUPPORTED, 0) + self.counts.get(Status.MISSING, 0)
+
+    @property
+    def broken(self) -> int:
+        return sum(count for status, count in self.counts.items() if status in BROKEN)
+
+    @property
+    def series(self) -> tuple[str, str, str]:
+        """Sweeps of one series are builds that follow each other on one machine."""
+        return self.folder[0], self.build.channel, self.build.variant
+
+    @property
+    def age(self) -> tuple:
+        """Sorts the sweeps of a series, oldest first."""
+        try:
+            version = Version(self.build.torch)
+        except InvalidVersion:
+            version = Version("0")
+        return self.build.date or "", version, self.as_of
+
+
+@dataclass(frozen=True)
+class Sweep(Heading):
+    """The newest record of each case of one records file."""
+
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def implementations(self) -> list[str]:
+        return sorted({row.case.implementation for row in self.rows})
+
+    @cached_property
+    def schemes(self) -> list[str]:
+        """By bits of an element, the most first, then by name: the same on every machine, whatever was measured."""
+        return sorted({row.case.scheme for row in self.rows}, key=lambda name: (-_element_bits(name), name))
+
+    @cached_property
+    def workloads(self) -> list[str]:
+        return sorted({row.case.workload for row in self.rows})
+
+    @cached_property
+    def marks(self) -> list[str]:
+        """Kinds of mistakes and flags that occur."""
+        return sorted({mark for row in self.rows for mark in row.marks})
+
+    @cached_property
+    def matrix(self) -> dict[tuple[str, str], Cell]:
+        """Cells by (implementation, scheme), those that hold cases only."""
+        grouped: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            grouped[row.case.implementation, row.case.scheme].append(row)
+        return {key: Cell(tuple(rows)) for key, rows in grouped.items()}
+
+    @cached_property
+    def abouts(self) -> dict[str, str]:
+        """What each implementation says about itself."""
+        return {row.case.implementation: row.about for row in self.rows if row.about}
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Each M that was timed."""
+        return sorted({row.case.m for row in self.rows if row.speedup is not None})
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """One for each quantized scheme, in the order of `schemes`."""
+        return [self._choice(scheme) for scheme in self.schemes if scheme not in DENSE_SCHEMES]
+
+    def _choice(self, scheme: str) -> Choice:
+        cells = {name: cell for (name, of), cell in self.matrix.items() if of == scheme}
+        right = tuple(sorted(name for name, cell in cells.items() if cell.worst is Status.OK))
+        rows = [row for name in right for row in cells[name].rows]
+        real = [row for row in rows if not row.is_canary]
+        fastest: dict[int, Row] = {}
+        for m in self.tokens:
+            timed = [row for row in real if row.case.m == m and row.speedup is not None and Flag.OVER_ROOFLINE not in row.flags]
+            if timed:
+                fastest[m] = max(timed, key=lambda row: (row.speedup, row.case.id))
+        of_canaries = not any(row.bits_per_weight for row in real)
+        bits = [row.bits_per_weight for row in (rows if of_canaries else real) if row.bits_per_weight]
+        noise = [row.sqnr_db for row in (rows if of_canaries else real) if row.sqnr_db is not None]
+        return Choice(
+            scheme=scheme, bits_per_weight=min(bits, default=None), sqnr_db=median(noise) if noise else None,
+            of_canaries=of_canaries and bool(bits), right=right,
+            broken=tuple(sorted(name for name, cell in cells.items() if cell.worst in BROKEN)),
+            refused=tuple(sorted(name for name, cell in cells.items() if cell.worst in (Status.UNSUPPORTED, Status.MISSING))),
+            fastest=fastest,
+        )
+
+    @cached_property
+    def best(self) -> Row | None:
+        """At the fewest tokens timed, the right quantized case with the largest speedup."""
+        rows = [choice.fastest[self.tokens[0]] for choice in self.choices if self.tokens and self.tokens[0] in choice.fastest]
+        return max((row for row in rows if row.quantized), key=lambda row: row.speedup, default=None)
+
+    @cached_property
+    def canaries(self) -> tuple[int, int]:
+        """How many canaries are right, of how many that ran."""
+        ran = [row for row in self.rows if row.is_canary and row.status not in (Status.UNSUPPORTED, Status.MISSING)]
+        return sum(row.status is Status.OK for row in ran), len(ran)
+
+    @cached_property
+    def not_measured(self) -> list[NotMeasured]:
+        """What this sweep does not know, and why: refused, not there, right but not timed."""
+        grouped: dict[tuple[Status, str], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            if row.status in (Status.UNSUPPORTED, Status.MISSING):
+                grouped[row.status, row.refusal].append(row)
+            elif row.no_timing:
+                grouped[row.status, row.no_timing].append(row)
+        in_order = sorted(grouped.items(), key=lambda item: (SEVERITY[item[0][0]], item[0][1]))
+        return [NotMeasured(status, reason, tuple(rows)) for (status, reason), rows in in_order]
+
+    def filtered(self, **filters: str) -> str:
+        """URL, relative to the site's root, of its page with these filters set."""
+        return f"{self.path}index.html#{urlencode({name: value for name, value in filters.items() if value}, quote_via=quote)}"
+
+
+def sweep_of(folder: tuple[str, str], records: Iterable[Record], standing: Callable[[Record], Standing | None] = lambda record: None) -> Sweep:
+    """The sweep in which these records, oldest first and at least one, are the whole; `standing` says since when a case has its status."""
+    records = list(records)
+    counted = Counter(record.verdict.status for record in records)
+    return Sweep(
+        folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
+        counts={status: counted[status] for status in SEVERITY if counted[status]}, rows=tuple(Row.of(record, standing(record)) for record in records),
+    )

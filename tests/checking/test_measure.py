@@ -1,0 +1,202 @@
+"""Times, kernels and bytes: what the figures are, and that the impossible ones are called so."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, strategies as st
+
+from fpxbench.checking import timing as measure
+from fpxbench.checking.check import make_weight
+from fpxbench.checking.correctness import Operands
+from fpxbench.checking.timing import Effects, Kernel, Samples
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
+from fpxbench.records.record import Flag
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MIB = 1 << 20
+
+
+def operands(scheme="e4m3fn-row", m=1, n=512, k=1024):
+    case = Case(implementation="i", scheme=scheme, workload="x", m=m, n=n, k=k)
+    original = make_weight(case, 0)
+    weight = Implementation().quantize(original, scheme_named(scheme))
+    return Operands(case, "cpu", 0, original, weight, weight.dequantize())
+
+
+class Upcast(Implementation):
+    """Decodes the whole weight to memory, then multiplies."""
+
+    def matmul(self, x, weight):
+        return F.linear(x, weight.dequantize().to(x.dtype))
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=measure.MIN_SAMPLES, max_size=measure.MAX_SAMPLES))
+def test_the_median_lies_in_its_interval_and_both_among_the_samples(samples):
+    median, low, high = measure.median_ci95(samples)
+    assert low <= median <= high
+    assert low in samples and high in samples
+    assert measure.median_ci95(samples[::-1]) == (median, low, high)
+
+
+@pytest.mark.parametrize("count", [measure.MIN_SAMPLES, 20, measure.MAX_SAMPLES])
+def test_the_interval_holds_the_true_median_in_95_of_100_experiments(count):
+    rng = np.random.default_rng(0)
+    experiments = rng.lognormal(size=(2000, count))     # skewed, as times are; its median is 1
+    held = sum(low <= 1 <= high for _, low, high in map(measure.median_ci95, experiments))
+    assert held / 2000 >= 0.94
+
+
+def test_the_interval_of_a_speedup_holds_the_ratio_of_the_medians():
+    rng = np.random.default_rng(1)
+    dense, mine = rng.normal(10, 0.1, 40).tolist(), rng.normal(5, 0.1, 40).tolist()
+    low, high = measure.ratio_ci95(dense, mine, seed=0)
+    assert low <= np.median(dense) / np.median(mine) <= high
+    assert high - low < 0.1
+    assert (low, high) == measure.ratio_ci95(dense, mine, seed=0)
+
+
+@given(st.integers(1, 1 << 34), st.integers(1 << 15, 1 << 29))
+def test_rotated_copies_exceed_the_cache_twice_or_reach_the_limits(nbytes, cache):
+    copies = measure.rotation(nbytes, cache)
+    assert 1 <= copies <= measure.MAX_COPIES
+    # Of two visits to one copy, all others lie between: those alone exceed twice the cache.
+    enough = (copies - 1) * nbytes > measure.CACHE_MULTIPLE * cache
+    assert enough or copies == measure.MAX_COPIES or (copies + 1) * nbytes > measure.MAX_COPY_BYTES
+
+
+def test_a_plain_linear_is_one_kernel():
+    x, w = torch.randn(4, 256).bfloat16(), torch.randn(128, 256).bfloat16()
+    effects = measure.observe(lambda: F.linear(x, w), "cpu")
+    assert len(effects.kernels) == 1 and effects.heavy_kernels == 1
+    assert effects.peak_bytes < w.nbytes
+
+
+def test_views_move_nothing_and_are_no_kernels():
+    x = torch.randn(4, 256)
+    effects = measure.observe(lambda: x.t().reshape(2, 128, 4).permute(2, 0, 1)[0], "cpu")
+    assert effects.kernels == [] and effects.peak_bytes == 0
+
+
+def test_each_pass_over_memory_counts():
+    x = torch.randn(1 << 16)
+    effects = measure.observe(lambda: (x * x).sin().add(x).exp(), "cpu")
+    assert [kernel.name for kernel in effects.kernels] == ["aten::mul", "aten::sin", "aten::add", "aten::exp"]
+    assert effects.peak_bytes >= x.nbytes
+
+
+def test_a_decoded_weight_in_scratch_memory_is_seen():
+    held = operands()
+    x = held.activation(0)
+    effects = measure.observe(lambda: Upcast().matmul(x, held.weight), "cpu")
+    assert measure.wrote_decoded_weight(held, effects.peak_bytes)
+    assert effects.heavy_kernels > 1
+
+
+def test_a_product_that_decodes_nothing_to_memory_is_not_taken_for_one_that_does():
+    held = operands("bf16", m=16)
+    x = held.activation(0)
+    effects = measure.observe(lambda: F.linear(x, held.weight.packed), "cpu")
+    assert not measure.wrote_decoded_weight(held, effects.peak_bytes)
+
+
+@pytest.mark.timeout(240)
+def test_a_loop_that_inductor_fused_is_seen_as_one_kernel(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.enable_kernel_profile", True)
+    x = torch.randn(1 << 16)
+
+    def chain(x):
+        return ((x * 2).sin() + 1).exp()
+
+    compiled = torch.compile(chain, fullgraph=True, dynamic=False)
+    with torch.no_grad():   # as it is observed: else it would be compiled again then
+        torch.testing.assert_close(compiled(x), chain(x))
+    kernels = measure.observe(lambda: compiled(x), "cpu").kernels
+    assert len(kernels) == 1 and "cpp_fused" in kernels[0].name
+    torch._dynamo.reset()
+
+
+def figures(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0, beyond_cache=True):
+    """Times, traffic and flags of a case that took `us`."""
+    samples = Samples([us * (1 + spread * (i % 3 - 1)) / 1e6 for i in range(12)], [100e-6] * 12, beyond_cache)
+    times = measure.timing(samples, seed=0)
+    effects = Effects([Kernel("aten::mm", us / kernels)] * kernels, peak_bytes)
+    moved = measure.traffic(held, effects, times.median_us / 1e6, read_gb_per_s)
+    return times, moved, measure.flags(held, times, moved, beyond_cache)
+
+
+def test_bytes_are_those_of_the_packed_weight_and_not_of_sixteen_bit_ones():
+    held = operands("e3m2-row")
+    _, moved, _ = figures(held, 100)
+    assert moved.packed_bytes == 512 * 1024 * 6 // 8 + 512 * 4
+    assert moved.bytes_min == moved.packed_bytes + 2 * (1024 + 512)
+    assert moved.gb_per_s == pytest.approx(moved.bytes_min / 100e-6 / 1e9)
+    assert moved.roofline_fraction == pytest.approx(moved.gb_per_s / 20)
+
+
+def test_a_figure_above_the_roofline_is_called_impossible():
+    held = operands()
+    least_us = figures(held, 100)[1].bytes_min / 20e3     # at exactly the bandwidth that the machine has
+    assert Flag.OVER_ROOFLINE in figures(held, least_us / 1.5)[2]
+    assert Flag.OVER_ROOFLINE not in figures(held, least_us * 1.01)[2]
+
+
+def test_what_fits_the_cache_may_be_faster_than_memory():
+    held = operands()
+    assert Flag.OVER_ROOFLINE not in figures(held, 1, beyond_cache=False)[2]
+
+
+@pytest.mark.parametrize(("what", "unfused"), [
+    ({}, False), ({"kernels": 3}, True), ({"peak_bytes": 2 * 512 * 1024}, True), ({"peak_bytes": 2 * 512}, False),
+])
+def test_unfused_is_told_by_kernels_and_bytes(what, unfused):
+    assert (Flag.UNFUSED in figures(operands(), 100, **what)[2]) == unfused
+
+
+def test_a_dense_product_is_never_unfused():
+    assert Flag.UNFUSED not in figures(operands("bf16"), 100, kernels=3)[2]
+
+
+def test_a_kernel_too_short_to_matter_is_not_held_against_a_case():
+    effects = Effects([Kernel("aten::mm", 100.0), Kernel("aten::copy_", 1.0)], 0)
+    assert effects.heavy_kernels == 1
+
+
+@pytest.mark.parametrize(("spread", "noisy"), [(0.0, False), (0.01, False), (0.2, True)])
+def test_a_wide_interval_is_noisy(spread, noisy):
+    assert (Flag.NOISY in figures(operands(), 100, spread=spread)[2]) == noisy
+
+
+def test_the_speedup_is_over_the_dense_product_of_the_same_run():
+    times, _, _ = figures(operands(), 50)
+    assert times.baseline_us == pytest.approx(100) and times.speedup == pytest.approx(2)
+    assert times.speedup_ci95[0] <= times.speedup <= times.speedup_ci95[1]
+
+
+@pytest.mark.parametrize(("us", "what", "says"), [
+    (30, {}, "memory: it moves"), (1000, {}, "not memory"), (1000, {"peak_bytes": 2 * 512 * 1024}, "writes the decoded weight"),
+    (1000, {"kernels": 3}, "3 kernels"),
+])
+def test_what_holds_a_case_back_is_said_from_its_figures(us, what, says):
+    held = operands()
+    times, moved, _ = figures(held, us, **what)
+    assert says in measure.bottleneck(held, times, moved, 20.0)
+
+
+def test_timing_takes_the_case_and_its_baseline_in_turn():
+    calls = []
+
+    class Counting(Upcast):
+        def matmul(self, x, weight):
+            calls.append(weight.packed.data_ptr())
+            return super().matmul(x, weight)
+
+    held = operands(n=64, k=64)
+    samples = measure.time_case(Counting(), held, cache_bytes=16 * 4096, budget_s=0)
+    assert len(samples.call) == len(samples.baseline) == measure.MIN_SAMPLES
+    assert all(seconds > 0 for seconds in samples.call + samples.baseline)
+    assert len(set(calls)) == measure.rotation(held.weight.nbytes, 16 * 4096) and held.weight.packed.data_ptr() not in calls
+    assert samples.beyond_cache

@@ -1,0 +1,471 @@
+"""`fpxbench inspect` finds what an implementation acts by, and never names a mistake that was not made."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from places import FAULTY_IMPLS as FAULTY
+from planting import Planted, nearest, numbers, read, store
+from torch import nn
+from typer.testing import CliRunner
+
+from fpxbench import implementation as implementations
+from fpxbench.checking import check, correctness as conduct
+from fpxbench.cli import app
+from fpxbench.diagnosis.blackbox.inspection import InspectRequest
+from fpxbench.diagnosis.blackbox.inspector import CannotInspect, inspect, inspect_implementation
+from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
+from fpxbench.records.verdict import Kind, Status
+from fpxbench.sweep.messages import TrialRequest
+from fpxbench.sweep.trial import diagnosed_trial
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def inspected(implementation, scheme, *, m=33, n=40, k=104, seed=3, activation="bf16"):
+    request = InspectRequest(subject="here", scheme=scheme, n=n, k=k, m=m, device="cpu", seed=seed, activation=activation)
+    return inspect_implementation(implementation, request)
+
+
+def finding(inspection, name):
+    return next(one for one in inspection.findings if one.name == name)
+
+
+# The plants themselves.
+
+
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "e4m3fnuz-tensor", "e5m2-g32", "e3m4-row", "mxfp6_e2m3", "mxfp4", "nvfp4", "int8-row", "e2m2-row"])
+def test_the_planted_reader_and_encoder_are_right_when_no_mistake_is_asked_for(scheme) -> None:
+    """They share no code with the oracle, and agree with it on every code and weight."""
+    scheme = scheme_named(scheme)
+    weight = torch.randn(33, 77, generator=torch.Generator().manual_seed(0))
+    stored = store(weight, scheme)
+    codes, scales = scheme.quantize(weight)
+    right = scheme.dequantize(codes, scales)
+    assert torch.equal(stored.dequantize(), right)
+    assert torch.allclose(read(stored).float(), right, rtol=1e-6, atol=0)
+    table = [scheme.format.value(code) for code in range(1 << scheme.format.bits)]
+    assert all(a == b or math.isnan(a) and math.isnan(b) for a, b in zip(numbers(scheme.format), table, strict=True))
+
+
+# What is right.
+
+
+@pytest.mark.parametrize(("scheme", "layout", "activation"), [
+    ("e4m3fn-row", "bytes", "bf16"), ("e4m3fnuz-tensor", "planar", "fp16"), ("e5m2-g32", "planar", "fp16"), ("e3m4-row", "planar", "bf16"),
+    ("mxfp8_e5m2", "planar", "bf16"), ("mxfp6_e2m3", "bitstream", "bf16"), ("mxfp4", "nibbles_high_first", "bf16"), ("nvfp4", "planar", "fp16"),
+    ("int8-row", "planar", "bf16"), ("e2m2-row", "planar", "fp16"), ("mxfp6_e3m2", "torchao_fp6", "bf16"),
+])
+@pytest.mark.parametrize("opaque", [False, True])
+def test_what_is_right_is_said_to_be_in_every_layout_and_where_codes_cannot_be_seen(scheme, layout, activation, opaque) -> None:
+    right = Planted(opaque=True) if opaque else Decoding(layout=layout)
+    found = inspected(right, scheme, activation=activation)
+    assert found.verdict.status is Status.OK, found.verdict.summary
+    assert found.verdict.summary.startswith("reads all 4,160 weights as the definition says")
+    assert [one.right for one in found.findings] == [True] * 4, [one.sentence for one in found.findings]
+    size = 1 << scheme_named(scheme).format.bits
+    if not opaque:
+        assert finding(found, "table").tried == size      # NaN and infinity included
+
+
+class Decoding(Planted):
+    """Multiplies by what the oracle decodes, whatever the layout."""
+
+    def matmul(self, x, weight):
+        return self.multiply(x, weight.dequantize())
+
+
+ORDERS = {
+    "in one": lambda x, w: (x.float() @ w.T).to(x.dtype),
+    "in fp64": lambda x, w: (x.double() @ w.double().T).to(x.dtype),
+    "decoded to 16 bits first": lambda x, w: x @ w.T.to(x.dtype),
+    "split along K": lambda x, w: sum((x[:, part].float() @ w[:, part].T for part in (slice(0, 17), slice(17, 40), slice(40, None))),
+                                      torch.zeros(())).to(x.dtype),
+    "from the end": lambda x, w: (x.flip(1).float() @ w.flip(1).T).to(x.dtype),
+    "one by one": lambda x, w: (x.float()[:, None, :] * w[None]).cumsum(dim=2)[:, :, -1].to(x.dtype),
+    "in pairs": lambda x, w: ((x.float()[:, 0::2] @ w[:, 0::2].T) + (x.float()[:, 1::2] @ w[:, 1::2].T)).to(x.dtype),
+}
+
+
+def _false_alarms(count: int) -> list[str]:
+    """Correct implementations that add up in other orders, on random cases: those that are found fault with."""
+    rng = torch.Generator().manual_seed(2)
+
+    def pick(*choices):
+        return choices[int(torch.randint(len(choices), (), generator=rng))]
+
+    found = []
+    for number in range(count):
+        scheme = pick("e4m3fn-row", "e4m3fnuz-row", "e5m2-g32", "e3m4-tensor", "e3m2-g32", "mxfp8_e4m3fn", "mxfp6_e2m3", "mxfp4", "nvfp4",
+                      "int8-row", "e2m2-row", "e2m3-g128")
+        order = pick(*ORDERS, "scaled after")
+        case = Case(implementation="planted", scheme=scheme, workload="random", m=pick(1, 2, 7, 16, 33), n=pick(1, 5, 32, 77), k=pick(32, 50, 96, 203),
+                    activation=pick("bf16", "fp16"))
+
+        class Right(Decoding):
+            """Adds up in one of the orders; scales the sum where there is one scale a row."""
+
+            def matmul(self, x, weight, order=order):
+                if order != "scaled after" or weight.scheme.scaling.block is not None:
+                    return ORDERS.get(order, ORDERS["in one"])(x, weight.dequantize())
+                values = torch.from_numpy(numbers(weight.scheme.format))[weight.codes().int()].float()
+                y = x.float() @ values.T
+                return ((y.to(x.dtype) if x.dtype == torch.bfloat16 else y) * weight.scale_grid().T).to(x.dtype)
+
+        verdict = diagnosed_trial(Right(), TrialRequest(case=case, seed=number, timing_budget_s=0))
+        if verdict.status is not Status.OK:
+            found.append(f"{case.id} n={case.n} k={case.k}, {order}: {verdict.headline}: {verdict.summary}")
+    return found
+
+
+def test_none_of_300_correct_cases_is_found_fault_with() -> None:
+    assert _false_alarms(300) == []
+
+
+@pytest.mark.slow      # 1 minute
+def test_none_of_1000_correct_cases_is_found_fault_with() -> None:
+    assert _false_alarms(1000) == []
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_of_additions_is_not_a_mistake_to_an_inspection(order) -> None:
+    found = inspected(Decoding(multiply=lambda x, w: ORDERS[order](x, w.float())), "mxfp4")
+    assert found.verdict.status is Status.OK, found.verdict.summary
+
+
+# What is recovered.
+
+
+def test_the_decode_table_is_recovered_code_by_code() -> None:
+    found = inspected(Planted({"bias": 1, "specials": "fnuz"}), "e4m3fn-row")
+    table = finding(found, "table")
+    assert found.verdict.kind is Kind.FN_AS_FNUZ
+    assert found.verdict.summary.startswith("every normal code decodes to half its value: read with bias 8, the format's is 7")
+    entries = {one.entry[:4]: (one.definition, one.acted_by) for one in table.differences}
+    assert entries["0x38"] == ("1", "0.5")
+    assert entries["0x7f"] == ("nan", "240")
+    assert entries["0x80"] == ("-0", "nan")
+    assert len(entries) == 255      # all but +0
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 0.3, -1.0])
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4"])
+def test_one_factor_on_every_weight_is_neither_a_bias_nor_another_blocks_scale(scheme, factor) -> None:
+    """Reading by FNUZ's bias would make NaN of 0x80 and a number of 0x7f."""
+    found = inspected(Decoding(multiply=lambda x, w: (x.float() @ (w.float() * factor).T).to(x.dtype)), scheme)
+    assert (found.verdict.kind, found.kinds) == (Kind.SCALED, [Kind.SCALED])
+    assert found.verdict.summary.startswith(f"every weight is {factor:g} times its value: a product or a scale that is off by that factor")
+    assert finding(found, "table").right is False
+    assert finding(found, "scales").right is None       # a code and its scale are only ever seen multiplied
+    assert finding(found, "blocks").right is True
+
+
+@pytest.mark.parametrize(("added", "said"), [
+    (lambda y: torch.full_like(y, 0.0625), "the output is 0.0625 for x = 0: something is added"),
+    (lambda y: torch.linspace(-1, 1, y.shape[1]).to(y.dtype).expand_as(y), "the output is -1 to 1 for x = 0: something is added"),
+])
+def test_what_is_added_to_the_product_is_seen_where_the_product_is_zero(added, said) -> None:
+    """Read out weight by weight it would look like another table and other scales."""
+    def multiply(x, w):
+        y = (x.float() @ w.float().T).to(x.dtype)
+        return y + added(y)
+
+    found = inspected(Decoding(multiply=multiply), "e4m3fn-row")
+    assert found.verdict.status is Status.WRONG
+    assert found.verdict.summary.startswith(said)
+    assert [one.name for one in found.findings] == ["zero"]
+
+
+class HalfOfTheScale(nn.Module):
+    """A Linear in E4M3FN whose row scales are halved after the division by them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1, keepdim=True) / 448
+        self.decoded = ((weight / scale).to(torch.float8_e4m3fn).float() * scale / 2).to(linear.weight.dtype)
+
+    def forward(self, x):
+        return x @ self.decoded.T
+
+
+def test_a_module_that_halves_its_scales_is_not_said_to_read_another_format() -> None:
+    found = inspected(Wrapped(HalfOfTheScale, torch.bfloat16), "e4m3fn-row")
+    assert found.verdict.kind is Kind.SCALED, found.verdict.summary
+
+
+def test_half_of_every_weight_may_be_nvfp4s_block_scales_read_as_fnuz() -> None:
+    found = inspected(Decoding(multiply=lambda x, w: (x.float() @ w.float().T / 2).to(x.dtype)), "nvfp4")
+    assert found.verdict.summary.startswith("cannot tell between fn_as_fnuz, scaled")
+    assert found.verdict.kind not in (Kind.FN_AS_FNUZ, Kind.SCALED)
+
+
+def test_what_makes_an_output_nonfinite_stands_first_in_the_table() -> None:
+    found = inspected(Planted({"bias": -1, "specials": "fn"}), "e4m3fnuz-row")
+    first, second, *others = [one.entry[:4] for one in finding(found, "table").differences]
+    assert (first, second) == ("0x7f", "0xff")      # 240, and NaN in E4M3FN
+    assert others == sorted(others)
+
+
+def test_weights_that_hold_a_fixed_maximum_are_said_not_to_be_told() -> None:
+    order = finding(inspected(Planted({"pairs": True}, opaque=True), "mxfp4", k=128), "order")
+    assert order.sentence == ("120 of 128 weights of a row are made of other codes' bits (8 more hold, or are read from, the fixed maximum"
+                              " of a block, and cannot be told): k reads the code of k ^ 1")
+
+
+def test_a_table_that_is_another_formats_is_named() -> None:
+    class ReadsE5M2(Planted):
+        def matmul(self, x, weight):
+            e5m2 = torch.from_numpy(numbers(scheme_named("e5m2-row").format))
+            return self.multiply(x, e5m2[weight.codes().int()] * weight.scale_grid())
+
+    table = finding(inspected(ReadsE5M2(), "e4m3fn-row"), "table")
+    assert table.right is False
+    assert "the table is e5m2's" in table.sentence
+
+
+def test_the_scale_that_each_weight_meets_is_recovered() -> None:
+    found = inspected(Planted({"transposed": True}), "e4m3fn-g32", n=7, k=96)
+    blocks = finding(found, "blocks")
+    assert found.verdict.kind is Kind.SCALE_TRANSPOSED
+    assert blocks.differences[0].entry == "row 0, column 32"
+    assert blocks.differences[0].definition == "block 1 of row 0"
+    assert blocks.differences[0].acted_by == "block 1 of row 2"      # number 7 of [7, 3]
+
+
+def test_the_order_of_codes_is_recovered_bit_by_bit() -> None:
+    whole = finding(inspected(Planted({"pairs": True}), "mxfp4"), "order")
+    assert whole.sentence.endswith("k reads the code of k ^ 1")
+    parts = finding(inspected(Planted({"planes": True}), "e3m2-row", k=96), "order")
+    assert parts.right is False
+    assert parts.differences[0].acted_by == "bits 0-3 of 0, bits 4-5 of 72"
+
+
+def test_an_order_that_no_known_mistake_gives_is_still_recovered() -> None:
+    class Shifted(Decoding):
+        def matmul(self, x, weight):
+            return self.multiply(x, weight.dequantize().roll(5, dims=1))
+
+    found = inspected(Shifted(), "e4m3fn-tensor", k=96)
+    assert found.verdict.status is Status.WRONG
+    assert found.kinds == [Kind.GIBBERISH]
+    assert "k reads the code of" in found.verdict.summary or finding(found, "order").right is False
+    assert finding(found, "order").differences[10].acted_by == "code of 5"
+
+
+def test_three_mistakes_at_once_are_told_from_each_other_or_left_open() -> None:
+    found = inspected(Planted({"flush": True, "transposed": True, "pairs": True}), "e4m3fn-g32")
+    planted = {Kind.SUBNORMAL_FLUSHED, Kind.SCALE_TRANSPOSED, Kind.PLANE_SWAP}
+    assert set(found.kinds) == planted or "no known mistake" in found.verdict.summary
+
+
+def test_a_triple_in_one_step_is_named_by_its_table() -> None:
+    found = inspected(Planted({"flush": True, "bias": 1, "specials": "fnuz", "sign_lost": True}), "e4m3fn-row")
+    assert set(found.kinds) <= {Kind.FN_AS_FNUZ, Kind.SUBNORMAL_FLUSHED, Kind.SIGN_LOST, Kind.INACCURATE, Kind.GIBBERISH}
+
+
+# One in a million.
+
+
+class OneWeight(Decoding):
+    """Misreads a single weight, of a layer large enough to have it."""
+
+    def __init__(self, row, column):
+        super().__init__()
+        self.at = row, column
+
+    def matmul(self, x, weight):
+        w = weight.dequantize()
+        if w.shape[0] > self.at[0]:
+            w[self.at] = 1.25 * w[self.at] + 2**-10
+        return self.multiply(x, w)
+
+
+def test_one_misread_weight_in_a_million_is_found_and_located() -> None:
+    found = inspected(OneWeight(771, 502), "e4m3fn-row", m=256, n=1024, k=1024)
+    assert found.verdict.status is Status.WRONG
+    assert (found.weights_read, found.weights_wrong) == (1024 * 1024, 1)
+    assert "1 of 1,048,576 weights read out is misread: row 771, column 502, the code 0x" in found.verdict.summary
+
+
+def test_a_sweep_finds_and_locates_one_misread_weight_of_a_small_case() -> None:
+    case = Case(implementation="planted", scheme="e4m3fn-row", workload="canary.ragged", m=33, n=77, k=203)
+    verdict = diagnosed_trial(OneWeight(41, 138), TrialRequest(case=case, seed=1, timing_budget_s=0))
+    assert verdict.status is Status.WRONG
+    assert "row 41, column 138, the code 0x" in verdict.summary
+
+
+def test_one_wrong_output_element_is_found_and_located() -> None:
+    class OneOutput(Decoding):
+        def matmul(self, x, weight):
+            y = super().matmul(x, weight)
+            y[3, 700] += 40
+            return y
+
+    case = Case(implementation="planted", scheme="e4m3fn-row", workload="w", m=16, n=1024, k=64)
+    verdict = diagnosed_trial(OneOutput(), TrialRequest(case=case, seed=1, timing_budget_s=0))
+    assert verdict.status is Status.WRONG
+    assert "700 of 1024" in verdict.summary or "[3, 700]" in verdict.evidence["seen"]
+
+
+def test_every_weight_of_a_canary_is_read_in_little_time() -> None:
+    read_out = []
+
+    class Counting(Decoding):
+        def matmul(self, x, weight):
+            read_out.append(x.shape[0])
+            return super().matmul(x, weight)
+
+    case = Case(implementation="planted", scheme="mxfp4", workload="canary.ragged", m=33, n=77, k=203)
+    weight = check.make_weight(case, 1)
+    stored = Counting().quantize(weight, scheme_named("mxfp4"))
+    operands = conduct.Operands(case, "cpu", 1, weight, stored, stored.dequantize())
+    assert conduct.check_one_hot(Counting(), operands) is None
+    assert sum(read_out) >= 203
+
+
+# Modules.
+
+
+class Fp8Linear(nn.Module):
+    """E4M3FN with a scale a row, as a module of its own."""
+
+    def __init__(self, linear: nn.Linear, **how) -> None:
+        super().__init__()
+        stored = store(linear.weight.detach().float(), scheme_named("e4m3fn-row"), "bytes", **how)
+        self.weight = nn.Parameter(read(stored).to(linear.weight.dtype), requires_grad=False)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight)
+
+
+@pytest.mark.parametrize(("how", "kind"), [
+    ({}, None), ({"rounding": "away"}, Kind.TIES_AWAY), ({"rounding": "zero"}, Kind.TRUNCATED), ({"maximum": 240}, Kind.WRONG_MAX),
+    ({"flushed": True}, Kind.SUBNORMAL_FLUSHED), ({"positive": True}, Kind.SIGN_LOST),
+])
+def test_a_module_is_diagnosed_through_forward_alone(how, kind) -> None:
+    found = inspected(Wrapped(lambda linear: Fp8Linear(linear, **how), torch.bfloat16), "e4m3fn-row")
+    assert found.verdict.kind is kind, found.verdict.summary
+    assert found.right is (kind is None)
+
+
+def test_a_module_that_quantizes_nothing_is_told() -> None:
+    found = inspected(Wrapped(lambda linear: linear, torch.bfloat16), "mxfp4")
+    assert "nothing was quantized" in found.verdict.summary
+
+
+# The command.
+
+
+def test_the_command_prints_what_differs_and_exits_with_1() -> None:
+    result = CliRunner().invoke(app, ["inspect", "faulty_fn_as_fnuz", "e4m3fn-row", "--impls", str(FAULTY), "--n", "32", "--k", "64", "--m", "16",
+                                      "--device", "cpu", "--seed", "1"])
+    assert result.exit_code == 1
+    assert "fn_as_fnuz" in result.stdout
+    assert "0x38 0.0111.000" not in result.stdout       # beyond the first rows
+    assert "… and 239 more" in result.stdout
+
+
+def test_the_command_gives_json_and_exits_with_0_for_what_is_right() -> None:
+    result = CliRunner().invoke(app, ["inspect", "eager_upcast", "mxfp4", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["weights_read"] == 32 * 64
+
+
+def test_a_crash_is_a_result_with_its_log() -> None:
+    result = CliRunner().invoke(app, ["inspect", "faulty_segfault", "e4m3fn-row", "--impls", str(FAULTY), "--n", "32", "--k", "64",
+                                      "--device", "cpu", "--json"])
+    assert result.exit_code == 1
+    verdict = json.loads(result.stdout)["verdict"]
+    assert (verdict["status"], verdict["signal"]) == ("crash", "SIGSEGV")
+    assert "Segmentation fault" in verdict["log_tail"]
+
+
+@pytest.mark.parametrize(("subject", "scheme", "words"), [
+    ("eager_upcas", "mxfp4", "did you mean eager_upcast"), ("eager_upcast", "mxfp5", "did you mean mxfp4"),
+    ("eager_upcast", "bf16", "stores weights as they are"), ("no.such.module:f", "mxfp4", "there is no module 'no'"),
+    ("json:no_such", "mxfp4", "json has no function 'no_such'"),
+    ("shutil:copy", "mxfp4", "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'"),
+])
+def test_a_mistake_in_what_is_asked_for_is_one_sentence(subject, scheme, words) -> None:
+    with pytest.raises(CannotInspect, match=words):
+        inspect(InspectRequest(subject=subject, scheme=scheme, n=8, k=32, m=1, device="cpu", seed=1))
+
+
+AUTHORS = """
+from fpxbench.implementation import Implementation, Support, implementation
+
+class Any(Implementation):
+    def supports(self, scheme, device):
+        return Support.yes()
+
+@implementation("of_no_layout")
+class OfNoLayout(Any):
+    layout = "nybbles"
+
+@implementation("raising")
+class Raising(Any):
+    def matmul(self, x, weight):
+        raise KeyError("the author's")
+
+def five(linear):
+    return 5
+
+def raising(linear):
+    raise KeyError("the author's")
+"""
+
+
+@pytest.fixture
+def authors(tmp_path, monkeypatch):
+    """What inspecting something in the file of an author's comes to, and prints."""
+    (tmp_path / "authors.py").write_text(AUTHORS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "authors", raising=False)
+    monkeypatch.setattr(implementations, "_registry", dict(implementations._registry))
+
+    def of(subject):
+        impls = [] if ":" in subject else ["authors.py"]
+        return inspect(InspectRequest(subject=subject, scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1, impls=impls)).verdict
+
+    return of
+
+
+@pytest.mark.parametrize("subject", ["raising", "authors:raising"])
+def test_what_an_author_raises_is_shown_from_the_authors_file_on(authors, capsys, subject):
+    assert authors(subject).summary.startswith("raised KeyError")
+    frames = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  File ")]
+    assert len(frames) == 1 and "authors.py" in frames[0]
+
+
+@pytest.mark.parametrize(("subject", "words"), [("of_no_layout", "no layout 'nybbles'"), ("authors:five", "the factory returned int, not a torch.nn.Module")])
+def test_what_this_package_refuses_of_an_author_is_one_sentence_without_a_traceback(authors, capsys, subject, words):
+    assert words in authors(subject).summary
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_that_could_not_be_loaded_is_named_whatever_is_inspected(tmp_path) -> None:
+    (tmp_path / "broken.py").write_text("def (:\n")
+    found = inspect(InspectRequest(subject="eager_upcast", scheme="mxfp4", n=8, k=32, m=16, device="cpu", seed=1, impls=[str(tmp_path)]))
+    assert found.right and len(found.not_loaded) == 1 and "broken.py could not be loaded: SyntaxError" in found.not_loaded[0]
+
+
+def test_a_factory_is_found_in_the_current_folder(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_modules.py").write_text("def same(linear):\n    return linear\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = inspect(InspectRequest(subject="my_modules:same", scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1))
+    assert found.verdict.status is Status.WRONG
+
+
+def test_nearest_rounds_ties_to_the_even_code() -> None:
+    fmt = scheme_named("mxfp4").format
+    midpoints = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]).double().numpy()
+    assert nearest(midpoints, fmt).tolist() == [0, 2, 2, 4, 4, 6, 6]

@@ -1,0 +1,352 @@
+"""Weights read and stored wrongly on purpose, written down apart from what looks for them: in numpy, bit by bit.
+
+`read` and `store` are right unless told which mistakes to make; a mistake is a keyword, and two at once are two keywords.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fpxbench.implementation import Implementation, Support
+from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.verdict import Kind
+
+# Numbers.
+
+
+def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halved=False, unsigned=False, minus_zero_nan=False,
+            nan_zero=False, dropped=0):
+    """What each code means, float64 [2**bits]; `bias` is added to the format's."""
+    specials = specials or fmt.specials
+    out = np.zeros(1 << fmt.bits)
+    for code in range(1 << fmt.bits):
+        bits, mantissa_bits = code & ~((1 << dropped) - 1), fmt.mantissa_bits
+        if fmt.twos_complement:
+            out[code] = bits if unsigned or bits < 1 << (fmt.bits - 1) else bits - (1 << fmt.bits)
+            continue
+        sign_bit = bits >> (fmt.bits - 1) & 1
+        exponent = bits >> mantissa_bits & ((1 << fmt.exponent_bits) - 1)
+        fraction = (bits & ((1 << mantissa_bits) - 1)) / 2**mantissa_bits
+        e0 = fmt.bias + bias
+        if exponent:
+            number = (1 + fraction) * 2.0 ** (exponent - e0)
+        elif flush:
+            number = 0.0
+        elif implicit_one and fraction:
+            number = (1 + fraction) * 2.0 ** (1 - e0)
+        else:
+            number = fraction * 2.0 ** (1 - e0) / (2 if halved else 1)
+        top, ones = exponent == (1 << fmt.exponent_bits) - 1, bits & ((1 << (fmt.bits - 1)) - 1) == (1 << (fmt.bits - 1)) - 1
+        if specials == "ieee" and top:
+            number = np.nan if fraction else np.inf
+        if (specials == "fn" and ones) or (specials == "fnuz" and sign_bit and not exponent and not fraction) \
+                or (minus_zero_nan and sign_bit and not exponent and not fraction):
+            number = np.nan
+        if nan_zero and np.isnan(number):
+            number = 0.0
+        out[code] = -number if sign_bit and not unsigned else number
+    return out
+
+
+# Bytes.
+
+
+def bits_of_planar(k, bits):
+    """Byte and bit, [K, bits] each, of every bit of a row of planar codes."""
+    k_pad = -(-k // 32) * 32
+    byte, bit = np.zeros((k, bits), int), np.zeros((k, bits), int)
+    at, start = 0, 0
+    for width in (8, 4, 2, 1):
+        if bits - at < width:
+            continue
+        size = k_pad * width // 8
+        for j in range(width):
+            byte[:, at + j] = start + np.arange(k) % size
+            bit[:, at + j] = np.arange(k) // size * width + j
+        at, start = at + width, start + size
+    return byte, bit
+
+
+def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=False, pairs=False, code_nibbles=False, pieces=False):
+    """uint8 codes [N, K] from bytes."""
+    bits = fmt.bits
+    if layout == "bytes":
+        codes = packed[:, :k].astype(np.int64)
+    else:
+        byte, bit = bits_of_planar(k, bits)
+        widths = [w for i, w in enumerate((8, 4, 2, 1)) if bits & (8, 4, 2, 1)[i]]
+        if nibbles:                     # the other half of each byte
+            wide = np.arange(bits) < 4
+            bit = np.where(wide, bit ^ 4, bit)
+        if planes:                      # fields of the narrowest piece from the top of the byte down
+            width = widths[-1]
+            narrow = np.arange(bits) >= bits - width
+            bit = np.where(narrow, (8 - width - bit // width * width) + bit % width, bit)
+        if neighbours:                  # weight after weight goes through one byte, low field first, or high
+            at, start, k_pad = 0, 0, -(-k // 32) * 32
+            for width in widths:
+                for j in range(width):
+                    byte[:, at + j] = start + np.arange(k) * width // 8
+                    field = np.arange(k) * width % 8
+                    bit[:, at + j] = (8 - width - field if neighbours == "high" else field) + j
+                at, start = at + width, start + k_pad * width // 8
+        codes = np.zeros((len(packed), k), np.int64)
+        for j in range(bits):
+            codes |= ((packed[:, byte[:, j]].astype(np.int64) >> bit[:, j]) & 1) << j
+        if pieces:                      # the upper piece below the lower
+            codes = (codes & 0xF) << (bits - 4) | codes >> 4
+    if pairs:                           # k ^ 1; beyond the end is padding
+        padded = np.pad(codes, ((0, 0), (0, k % 2)))
+        codes = padded.reshape(len(packed), -1, 2)[:, :, ::-1].reshape(len(packed), -1)[:, :k]
+    if code_nibbles:
+        codes = (codes & 0xF) << 4 | codes >> 4
+    return codes
+
+
+# Scales.
+
+
+def factors_of(weight, *, no_scale=False, no_tensor_scale=False, no_block_scale=False, exponent=0, ratio=1.0, e4m3_bias=0,
+               transposed=False, next_block=0, late=0, along_k=False):
+    """What each weight is multiplied by, [N, K], by strides in memory as a kernel would."""
+    (n, k), scaling = weight.shape, weight.scheme.scaling
+    if no_scale:
+        return np.ones((n, k))
+    held = weight.scales.numpy()
+    if scaling.kind == "mx":
+        values = 2.0 ** (held.astype(np.float64) - 127 + exponent)
+    elif scaling.kind == "nv":
+        from fpxbench.numbers.formats import FORMATS
+        block = np.ones(held.shape) if no_block_scale else numbers(FORMATS["e4m3fn"], bias=e4m3_bias)[held]
+        values = block * (1.0 if no_tensor_scale else float(weight.tensor_scale))
+    else:
+        values = held.astype(np.float64) * ratio
+    memory, blocks = values.reshape(-1), values.shape[1]
+    row = np.arange(n)[:, None] if values.shape[0] > 1 else np.zeros((n, 1), int)
+    column = np.clip(np.arange(k)[None, :] - late, 0, None)
+    group = column // scaling.block if scaling.block else np.zeros((1, k), int)
+    if along_k:
+        at = np.broadcast_to(np.arange(k)[None, :], (n, k)) % len(memory)
+    elif transposed:
+        at = group * n + row
+    else:
+        at = row * blocks + group + next_block
+    return memory[at % len(memory)]
+
+
+_TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped")
+_CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces")
+
+
+def read(weight: QuantizedWeight, **mistakes: Any) -> torch.Tensor:
+    """float64 [N, K]: the stored weight as a reader sees it that makes `mistakes`."""
+    fmt = weight.scheme.format
+    table = numbers(fmt, **{key: mistakes.pop(key) for key in _TABLE if key in mistakes})
+    codes = codes_in(weight.packed.numpy(), fmt, weight.layout, weight.shape[1], **{key: mistakes.pop(key) for key in _CODES if key in mistakes})
+    absolute = mistakes.pop("sign_lost", False)
+    values = np.abs(table) if absolute else table
+    return torch.from_numpy(values[codes] * factors_of(weight, **mistakes))
+
+
+# Encoders.
+
+
+def nearest(values, fmt, *, rounding="even", overflow="saturate", table=None):
+    """uint8 codes by looking for the neighbours of each float64 value among the format's numbers, ordered."""
+    table = numbers(fmt) if table is None else table
+    codes = np.array([code for code in range(len(table)) if np.isfinite(table[code]) and not (table[code] == 0 and np.signbit(table[code]))])
+    codes = codes[np.argsort(table[codes], kind="stable")]
+    grid = table[codes]
+    top = grid[-1]
+    if fmt.twos_complement:
+        codes, grid = codes[1:], grid[1:]       # symmetric
+    above = np.clip(np.searchsorted(grid, values, side="left"), 0, len(grid) - 1)
+    below = np.clip(np.where(grid[above] == values, above, above - 1), 0, len(grid) - 1)
+    up, down = grid[above] - values, values - grid[below]
+    even = codes[above] % 2 == 0
+    if rounding == "even":
+        take = (up < down) | ((up == down) & even)
+    elif rounding == "away":
+        take = (up < down) | ((up == down) & (values > 0))
+    elif rounding == "zero":
+        take = values < 0
+    elif rounding == "down":
+        take = np.zeros(values.shape, bool)
+    else:
+        take = np.ones(values.shape, bool)
+    chosen = np.where(take, codes[above], codes[below])
+    chosen = np.where(values >= top, codes[-1], np.where(values <= grid[0], codes[0], chosen))
+    if overflow != "saturate":
+        limit = top + (top - grid[-2]) / 2
+        sign = 1 << (fmt.bits - 1)
+        nan = {"fn": fmt.magnitude_mask, "ieee": fmt.magnitude_mask, "fnuz": sign}[fmt.specials]
+        special = nan if overflow == "nan" else ((1 << fmt.exponent_bits) - 1) << fmt.mantissa_bits
+        past = np.abs(values) >= limit          # the even neighbour of the highest midpoint lies beyond
+        chosen = np.where(past, special | (sign if fmt.specials != "fnuz" else 0) * (values < 0), chosen)
+    if fmt.specials != "fnuz" and not fmt.twos_complement:
+        chosen = np.where((chosen == 0) & np.signbit(values), 1 << (fmt.bits - 1), chosen)
+    return chosen.astype(np.uint8)
+
+
+def store(weight: torch.Tensor, scheme, layout="planar", *, maximum=None, exponent_up=0, once="", twice="", rounding="even",
+          overflow="saturate", clamp=None, positive=False, flushed=False, target=None, minus_zero=False) -> QuantizedWeight:
+    """A float [N, K] as stored by an encoder that makes these mistakes; fp32 quotients."""
+    from fpxbench.numbers.formats import FORMATS
+    fmt = scheme.format
+    scales = scheme.quantize(weight)[1]
+    if maximum:
+        scales = Scales((scales.stored.double() * fmt.max / maximum).float())
+    if exponent_up:
+        scales = Scales((scales.stored.int() + exponent_up).to(torch.uint8))
+    narrow = {"": lambda x: x, "bf16": lambda x: x.bfloat16().float(), "fp16": lambda x: x.half().float()}
+    given = narrow[once](weight.float())
+    held = QuantizedWeight(scheme, tuple(weight.shape), "bytes", torch.empty(0), scales.stored, scales.tensor_scale)
+    factor = torch.from_numpy(factors_of(held)).float()
+    values = narrow[twice](torch.where(factor > 0, given / torch.where(factor > 0, factor, 1.0), 0.0)).double().numpy()
+    if positive:
+        values = np.abs(values)
+    if clamp:
+        values = np.clip(values, -clamp, clamp)
+    other = FORMATS[target] if target else fmt
+    codes = nearest(values, other, rounding=rounding, overflow=overflow)
+    if flushed:
+        codes = np.where(np.abs(numbers(fmt)[codes]) < fmt.min_normal, 0, codes).astype(np.uint8)
+    if minus_zero:
+        codes = np.where((codes == 0) & np.signbit(values), 1 << (fmt.bits - 1), codes).astype(np.uint8)
+    return QuantizedWeight.from_codes(torch.from_numpy(codes), scales, scheme, layout)
+
+
+# Implementations.
+
+
+class Planted(Implementation):
+    """Reads and stores with mistakes. `opaque`: keeps the numbers only, so that what was stored cannot be seen."""
+
+    name = "planted"
+
+    def __init__(self, reading: dict | None = None, storing: dict | None = None, *, layout="planar", opaque=False, multiply=None):
+        self.reading, self.storing, self.layout, self.opaque = reading or {}, storing, layout, opaque
+        self.multiply = multiply or (lambda x, w: (x.float() @ w.float().T).to(x.dtype))
+        self._kept: tuple = (None, None)
+
+    def supports(self, scheme, device):
+        return Support.yes()
+
+    def quantize(self, weight, scheme):
+        stored = super().quantize(weight, scheme) if self.storing is None else store(weight, scheme, self.layout, **self.storing)
+        if not self.opaque:
+            return stored
+        return QuantizedWeight(scheme, stored.shape, "own", read(stored, **self.reading).float())
+
+    def dequantize(self, weight):
+        return weight.packed if self.opaque else super().dequantize(weight)
+
+    def matmul(self, x, weight):
+        if self.opaque:
+            return self.multiply(x, weight.packed)
+        key = (weight.packed.data_ptr(), id(weight), weight.scales.data_ptr())
+        if self._kept[0] != key:      # decoded once a weight, as numpy takes its time
+            self._kept = (key, read(weight, **self.reading), weight)
+        return self.multiply(x, self._kept[1])
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One mistake: its kind, the keywords that make it, and whether it is made in storing."""
+
+    kind: Kind
+    about: str
+    how: dict
+    storing: bool = False
+
+    def made_with(self, other: Plant) -> bool:
+        return self.storing == other.storing and not set(self.how) & set(other.how)
+
+
+def plants(scheme, layout="planar") -> list[Plant]:
+    """Every mistake that can be planted in reading or storing a weight of `scheme`."""
+    fmt, scaling = scheme.format, scheme.scaling
+    found: list[Plant] = []
+
+    def reading(kind, about, **how):
+        found.append(Plant(kind, about, how))
+
+    def storing(kind, about, **how):
+        found.append(Plant(kind, about, how, storing=True))
+
+    siblings = {"e4m3fn": ("e4m3fnuz", "fnuz"), "e5m2": ("e5m2fnuz", "fnuz"), "e4m3fnuz": ("e4m3fn", "fn"), "e5m2fnuz": ("e5m2", "ieee")}
+    if fmt.name in siblings:
+        other, specials = siblings[fmt.name]
+        step = 1 if specials == "fnuz" else -1
+        kind = Kind.FN_AS_FNUZ if step > 0 else Kind.FNUZ_AS_FN
+        reading(kind, "read as the sibling", bias=step, specials=specials)
+        reading(Kind.SCALED, "read with the sibling's bias only", bias=step)
+        storing(Kind.FNUZ_AS_FN if step > 0 else Kind.FN_AS_FNUZ, "the sibling's codes", target=other)
+    if fmt.twos_complement:
+        reading(Kind.SIGN_LOST, "read as unsigned", unsigned=True)
+    else:
+        reading(Kind.SIGN_LOST, "sign dropped", sign_lost=True)
+        reading(Kind.SUBNORMAL_FLUSHED, "subnormals read as zero", flush=True)
+        reading(Kind.SUBNORMAL_WRONG, "implicit one", implicit_one=True)
+        reading(Kind.SUBNORMAL_WRONG, "subnormals halved", halved=True)
+        reading(Kind.TRUNCATED, "lowest mantissa bit dropped", dropped=1)
+        storing(Kind.SUBNORMAL_FLUSHED, "subnormals stored as zero", flushed=True)
+        if fmt.specials != "fnuz":
+            reading(Kind.NEGATIVE_ZERO, "-0 read as NaN", minus_zero_nan=True)
+        else:
+            storing(Kind.NEGATIVE_ZERO, "NaN stored for -0", minus_zero=True)
+    if fmt.has_nan:
+        reading(Kind.NAN_CODE_LOST, "NaN read as a number", specials="none")
+        reading(Kind.NAN_CODE_LOST, "NaN read as zero", nan_zero=True)
+    if layout == "planar" and 4 <= fmt.bits < 8:
+        reading(Kind.NIBBLE_SWAP, "nibbles exchanged", nibbles=True)
+    if layout == "planar" and 4 < fmt.bits < 8:
+        reading(Kind.PLANE_SWAP, "planes backwards", planes=True)
+        reading(Kind.PLANE_SWAP, "pieces exchanged", pieces=True)
+    if layout == "planar" and fmt.bits < 8:
+        reading(Kind.PLANE_SWAP, "planes as neighbours", neighbours=True)
+        reading(Kind.PLANE_SWAP, "planes as neighbours, high first", neighbours="high")
+    reading(Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP, "k ^ 1", pairs=True)
+    if fmt.bits == 8:
+        reading(Kind.NIBBLE_SWAP, "code's nibbles exchanged", code_nibbles=True)
+    reading(Kind.SCALE_MISSING, "no scale", no_scale=True)
+    if scaling.kind == "nv":
+        reading(Kind.SCALE_MISSING, "no tensor scale", no_tensor_scale=True)
+        reading(Kind.SCALE_MISSING, "no block scale", no_block_scale=True)
+        reading(Kind.FN_AS_FNUZ, "block scales as FNUZ", e4m3_bias=1)
+    if scaling.kind == "mx":
+        reading(Kind.SCALED, "exponent one too high", exponent=1)
+        reading(Kind.SCALED, "exponent one too low", exponent=-1)
+        storing(Kind.WRONG_MAX, "exponent stored one too high", exponent_up=1)
+    if scaling.kind in ("tensor", "row", "group") and fmt.name in ("e4m3fn", "e4m3fnuz"):
+        other = 240 if fmt.name == "e4m3fn" else 448
+        reading(Kind.WRONG_MAX, "scale of another maximum", ratio=fmt.max / other)
+        storing(Kind.WRONG_MAX, "scale of another maximum", maximum=other)
+    if scaling.kind in ("tensor", "row", "group"):
+        reading(Kind.SCALED, "half of each scale", ratio=0.5)
+        reading(Kind.SCALED, "0.3 of each scale", ratio=0.3)
+    if scaling.kind == "row":
+        reading(Kind.SCALE_TRANSPOSED, "row scales along K", along_k=True)
+    if scaling.block:
+        reading(Kind.SCALE_TRANSPOSED, "grid transposed", transposed=True)
+        reading(Kind.BLOCK_OFF_BY_ONE, "a column late", late=1)
+    if scaling.kind != "tensor":
+        reading(Kind.BLOCK_OFF_BY_ONE, "the next scale", next_block=1)
+    storing(Kind.TRUNCATED, "toward zero", rounding="zero")
+    storing(Kind.TRUNCATED, "down", rounding="down")
+    storing(Kind.TIES_AWAY, "ties away", rounding="away")
+    if fmt.mantissa_bits + fmt.exponent_bits > 3:
+        storing(Kind.DOUBLE_ROUNDING, "by way of bf16", twice="bf16")
+    storing(Kind.SIGN_LOST, "magnitudes stored", positive=True)
+    if fmt.has_nan and scaling.kind == "mx":
+        storing(Kind.OVERFLOW_NAN, "NaN past the maximum", overflow="nan")
+    if fmt.has_infinity and scaling.kind == "mx":
+        storing(Kind.OVERFLOW_INF, "infinity past the maximum", overflow="inf")
+    if fmt.bits == 8 and not fmt.is_integer:
+        storing(Kind.SATURATED, "clamped at half the maximum", clamp=fmt.max / 2)
+    return found

@@ -1,0 +1,194 @@
+"""Claims about every shipped implementation; triton_fused, which needs an interpreter, has claims of its own."""
+
+import copy
+
+import pytest
+import torch
+import torch._dynamo
+
+from fpxbench.checking import check
+from fpxbench.implementation import discover, shipped_folder
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+
+KNOWN, FAILURES = discover()
+NAMES = sorted(set(KNOWN) - {"triton_fused"})
+COMPILED = {"compiled_mixed_mm", "cpu_fused"}
+BY_PARTS = ("e2m2-row", "e1m1-g32", "e3m3-mx", "e4m1b9-row", "int4-g48")
+ALL_SCHEMES = (*SCHEMES, *BY_PARTS)
+
+
+def supported(name, schemes=ALL_SCHEMES):
+    return [scheme for scheme in schemes if KNOWN[name]().supports(scheme_named(scheme), "cpu").supported]
+
+
+PAIRS = [(name, scheme) for name in NAMES for scheme in supported(name)]
+# A compilation takes seconds, so where one is needed these schemes stand for the ways to decode and to scale.
+REPRESENTATIVE = ("bf16", "fp16", "int8-row", "e4m3fn-tensor", "e5m2fnuz-row", "e3m2-g128", "mxfp4")
+SOME_PAIRS = [(name, scheme) for name in NAMES for scheme in supported(name, REPRESENTATIVE)]
+EAGER_OR_SOME = [(name, scheme) for name, scheme in PAIRS if name not in COMPILED or (name, scheme) in SOME_PAIRS]
+
+
+def stored(name, scheme, n=37, k=75, seed=0):
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+    implementation = KNOWN[name]()
+    return implementation, implementation.quantize(weight, scheme_named(scheme))
+
+
+def activation_dtype(scheme):
+    return scheme_named(scheme).dense_dtype or torch.bfloat16
+
+
+def activation(*shape, dtype=torch.bfloat16, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_right(implementation, x, weight):
+    out = implementation.matmul(x, weight)
+    assert out.shape == (*x.shape[:-1], weight.shape[0]) and out.dtype == x.dtype
+    expected = check.reference(
+        x.reshape(-1, x.shape[-1]), implementation.dequantize(weight), quantized=weight.scheme.quantized,
+        activation_format=implementation.activation_format,
+    )
+    error = (out.reshape(expected.product.shape).double() - expected.product).abs()
+    assert bool((error <= expected.tolerance).all()), f"off by {(error / expected.tolerance).max():.1f} tolerances"
+
+
+def test_every_file_of_the_folder_loads():
+    assert not FAILURES
+    assert {file.stem for file in shipped_folder().glob("[!_]*.py")} == set(KNOWN)
+
+
+def test_the_baseline_is_the_dense_layer_alone():
+    assert [name for name in KNOWN if KNOWN[name].baseline] == ["dense"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_refused_is_refused_in_one_sentence_that_names_the_scheme(name):
+    for scheme in ALL_SCHEMES:
+        support = KNOWN[name]().supports(scheme_named(scheme), "cpu")
+        if not support.supported:
+            assert scheme in support.reason or scheme_named(scheme).format.name in support.reason
+            assert "\n" not in support.reason
+
+
+def test_every_quantized_scheme_has_an_implementation_that_takes_it():
+    quantized = [scheme for scheme in ALL_SCHEMES if scheme_named(scheme).quantized]
+    assert supported("eager_upcast") == supported("cpu_fused") == quantized
+
+
+@pytest.mark.parametrize("name, scheme", EAGER_OR_SOME)
+def test_a_ragged_layer_lies_within_the_derived_tolerance(name, scheme):
+    implementation, weight = stored(name, scheme)
+    for tokens in (1, 9):
+        assert_right(implementation, activation(tokens, 75, dtype=activation_dtype(scheme)), weight)
+
+
+@pytest.mark.parametrize("scheme", ["e2m2-row", "e2m1-g32", "nvfp4"])
+def test_one_token_meets_codes_of_any_width_and_blocks_of_any_size(scheme):
+    implementation, weight = stored("cpu_fused", scheme)
+    assert_right(implementation, activation(1, 75), weight)
+
+
+@pytest.mark.parametrize("name", ["native_float8", "compiled_mixed_mm", "cpu_fused", "eager_upcast", "scaled_mm"])
+def test_fp16_activations_do_not_overflow_before_the_scale(name):
+    implementation, weight = stored(name, "e5m2-row", k=96)
+    assert (weight.codes() & 0x7F).max() == 0x7B      # 57344: two of them are past fp16's maximum
+    assert_right(implementation, activation(3, 96, dtype=torch.float16), weight)
+
+
+def test_a_dense_weight_refuses_activations_of_another_dtype():
+    implementation, weight = stored("dense", "fp16")
+    with pytest.raises(TypeError, match="fp16.*bfloat16"):
+        implementation.matmul(activation(3, 75), weight)
+
+
+@pytest.mark.parametrize("name, scheme", SOME_PAIRS)
+def test_a_one_hot_activation_reads_back_the_decoded_weight(name, scheme):
+    implementation, weight = stored(name, scheme)
+    x = torch.eye(75, dtype=activation_dtype(scheme))
+    reference = check.one_hot_reference(x, implementation.dequantize(weight), implementation.activation_format)
+    error = (implementation.matmul(x, weight).double() - reference.product).abs()
+    assert bool((error <= reference.tolerance).all())
+
+
+@pytest.mark.parametrize("name, scheme", [
+    (name, scheme) for name in ("eager_upcast", "cpu_fused", "native_float8", "compiled_mixed_mm")
+    for scheme in supported(name, ("e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "e5m2fnuz-row", "e3m4-row", "e2m1-row"))
+])
+def test_every_code_is_multiplied_as_its_definition_infinities_and_nans_too(name, scheme):
+    parsed = scheme_named(scheme)
+    table = decode_table(parsed.format)
+    codes = torch.arange(len(table), dtype=torch.uint8)[:, None].repeat(1, 32)      # row n holds code n
+    codes[:, 1:] = 0
+    ones = Scales(torch.ones(len(table), 1))
+    weight = QuantizedWeight.from_codes(codes, ones, parsed, KNOWN[name].layout)
+    x = torch.zeros(1, 32, dtype=torch.bfloat16)
+    x[0, 0] = 1
+    for tokens in (1, 8) if name == "cpu_fused" else (1,):      # it multiplies few tokens and many in different ways
+        for row in KNOWN[name]().matmul(x.repeat(tokens, 1), weight).float():
+            torch.testing.assert_close(row, table, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name, scheme", [(name, supported(name)[0]) for name in NAMES])
+class TestShapes:
+    def test_leading_dimensions_are_kept(self, name, scheme):
+        implementation, weight = stored(name, scheme)
+        assert_right(implementation, activation(2, 1, 3, 75), weight)
+        assert_right(implementation, activation(75), weight)
+
+    def test_no_tokens_give_no_rows(self, name, scheme):
+        implementation, weight = stored(name, scheme)
+        assert implementation.matmul(activation(0, 75), weight).shape == (0, 37)
+        assert implementation.matmul(activation(2, 0, 75), weight).shape == (2, 0, 37)
+
+    def test_an_activation_need_not_be_contiguous(self, name, scheme):
+        implementation, weight = stored(name, scheme)
+        assert_right(implementation, activation(75, 6).T, weight)
+        assert_right(implementation, activation(6, 150)[:, ::2], weight)
+
+    def test_a_single_output_and_a_single_input_work(self, name, scheme):
+        implementation, weight = stored(name, scheme, n=1, k=1)
+        assert_right(implementation, activation(2, 1), weight)
+
+    def test_operands_are_left_alone_and_outputs_are_not_reused(self, name, scheme):
+        implementation, weight = stored(name, scheme)
+        first, second = activation(3, 75, seed=2), activation(3, 75, seed=3)
+        kept, before = copy.deepcopy(weight.tensors()), first.clone()
+        out = implementation.matmul(first, weight)
+        out_before = out.clone()
+        implementation.matmul(second, weight)
+        assert torch.equal(first, before) and torch.equal(out, out_before)
+        for tensor_name, tensor in weight.tensors().items():
+            assert torch.equal(tensor, kept[tensor_name])
+
+
+def test_more_rows_than_one_block_are_decoded_each_with_its_own_scale():
+    implementation, weight = stored("cpu_fused", "e4m3fn-row", n=1100, k=64)
+    assert_right(implementation, activation(8, 64), weight)
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_many_cases_in_one_process_do_not_use_up_dynamos_recompilations():
+    for n in (8, 9, 10):
+        implementation, weight = stored("compiled_mixed_mm", "e5m2-row", n=n, k=32)
+        assert_right(implementation, activation(1, 32), weight)
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_many_token_counts_in_one_case_do_not_use_up_dynamos_recompilations():
+    implementation, weight = stored("compiled_mixed_mm", "int8-row", n=32, k=32)
+    for tokens in (1, 2, 3):
+        assert_right(implementation, activation(tokens, 32), weight)
+
+
+def test_the_seed_case_of_the_issue_is_right():
+    implementation, weight = stored("compiled_mixed_mm", "e5m2-tensor", n=32, k=32)
+    assert_right(implementation, activation(1, 32), weight)
+
+
+def test_cpu_fused_is_refused_off_the_cpu():
+    support = KNOWN["cpu_fused"]().supports(scheme_named("e4m3fn-row"), "cuda")
+    assert not support.supported and "cuda" in support.reason

@@ -1,0 +1,372 @@
+"""Codes to bytes: no bit lost, none wasted, each where its layout's text (docs/layouts.md) says."""
+
+import hashlib
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from places import DOCS
+
+from fpxbench.checking.check import make_weight
+from fpxbench.checking.correctness import Operands
+from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.packing import K_MULTIPLE, LAYOUTS, layout_named, pack, padded_k, pieces, row_bytes, unpack
+from fpxbench.numbers.packing.layout import parts
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.case import Case
+from fpxbench.records.verdict import Kind
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EVERY = [(layout.name, bits) for layout in LAYOUTS.values() for bits in layout.widths]
+
+
+def random_codes(n, k, bits, seed=0):
+    return torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def numbered_codes(n, k, bits):
+    """Codes that anybody can make again: 37 i + 11 row."""
+    i = torch.arange(n * k)
+    return ((i * 37 + i // k * 11) % (1 << bits)).to(torch.uint8).reshape(n, k)
+
+
+@st.composite
+def shapes(draw, layout):
+    """N and K that the layout takes: any, or multiples of its tile."""
+    tile = LAYOUTS[layout].tile
+    if tile > 1:
+        return tile * draw(st.integers(1, 2)), tile * draw(st.integers(1, 2))
+    return draw(st.integers(1, 4)), draw(st.integers(1, 100))
+
+
+# The layouts' definitions, one bit at a time: where does bit t of the code at row n, column k lie? Byte of all bytes, bit of it.
+
+
+def planar(shape, bits, n, k, t):
+    padded = (shape[1] + 31) // 32 * 32
+    start = n * padded * bits // 8
+    for width in (8, 4, 2, 1):
+        if bits >= width:
+            bits -= width
+            if t < width:
+                plane, byte = divmod(k, padded * width // 8)
+                return start + byte, plane * width + t
+            t, start = t - width, start + padded * width // 8
+    raise AssertionError("a code has more bits than its pieces")
+
+
+def bytes_(shape, bits, n, k, t):
+    return n * shape[1] + k, t
+
+
+def nibbles_low_first(shape, bits, n, k, t):
+    return n * ((shape[1] + 1) // 2) + k // 2, t + (4 if k % 2 else 0)
+
+
+def nibbles_high_first(shape, bits, n, k, t):
+    return n * ((shape[1] + 1) // 2) + k // 2, t + (0 if k % 2 else 4)
+
+
+def bitstream(shape, bits, n, k, t):
+    codes = {1: 8, 2: 4, 3: 8, 4: 2, 5: 8, 6: 4, 7: 8, 8: 1}[bits]      # the fewest that fill whole bytes
+    row = (shape[1] + codes - 1) // codes * codes * bits // 8
+    byte, bit = divmod(k * bits + t, 8)
+    return n * row + byte, bit
+
+
+def torchao_fp6(shape, bits, n, k, t):
+    start, which = n * ((shape[1] + 3) // 4 * 3) + k // 4 * 3, k % 4
+    if t >= 2:
+        return start + which // 2, t - 2 + (4 if which in (0, 3) else 0)
+    return start + 2, t + 2 * {0: 3, 1: 2, 3: 1, 2: 0}[which]
+
+
+# FP6-LLM's "pre-defined order for bit-interleaving": which field of a word is its first, second, … from the top, counted from one.
+FP6_LLM_ORDER = {
+    1: [2, 6, 10, 14, 18, 22, 26, 30, 4, 8, 12, 16, 20, 24, 28, 32, 1, 5, 9, 13, 17, 21, 25, 29, 3, 7, 11, 15, 19, 23, 27, 31],
+    2: [2, 6, 10, 14, 4, 8, 12, 16, 1, 5, 9, 13, 3, 7, 11, 15],
+    4: [2, 6, 4, 8, 1, 5, 3, 7],
+}
+
+
+def fp6_llm(shape, bits, n, k, t):
+    """As the authors' prepacking goes about it: segments cut from the top bit down, dealt out to the 32 threads tile by tile,
+    four bytes of each thread in turn, and the fields of each word put in another order."""
+    rows, columns = shape
+    tile = n // 64 * (columns // 16) + k // 16
+    thread = n % 8 * 4 + k % 8 // 2
+    turn = (((tile * 4 + n % 64 // 16) * 2 + k % 16 // 8) * 2 + n % 16 // 8) * 2 + k % 2
+    start, top = 0, bits
+    for width in (1, 2, 4):
+        if bits & width:
+            top -= width
+            if t >= top:
+                word, field = divmod(turn, 32 // width)
+                from_top = FP6_LLM_ORDER[width].index(field + 1)
+                bit = 32 - width * (from_top + 1) + t - top
+                return start + (word * 32 + thread) * 4 + bit // 8, bit % 8
+            start += rows * columns * width // 8
+    raise AssertionError("a code has more bits than its segments")
+
+
+DEFINED = {"planar": planar, "bytes": bytes_, "nibbles_low_first": nibbles_low_first, "nibbles_high_first": nibbles_high_first,
+           "bitstream": bitstream, "torchao_fp6": torchao_fp6, "fp6_llm": fp6_llm}
+
+
+def places(layout, bits, shape):
+    """(byte, bit) of every bit of every code, int64 [N, K, bits] each."""
+    where = [DEFINED[layout](shape, bits, n, k, t) for n in range(shape[0]) for k in range(shape[1]) for t in range(bits)]
+    byte, bit = torch.tensor(where).T
+    return byte.reshape(*shape, bits), bit.reshape(*shape, bits)
+
+
+def written_by_definition(layout, bits, codes):
+    byte, bit = places(layout, bits, codes.shape)
+    written = torch.zeros(codes.shape[0] * row_bytes(codes.shape[1], bits, layout), dtype=torch.int64)
+    set_bits = (codes.long()[..., None] >> torch.arange(bits)) & 1
+    written.index_add_(0, byte.reshape(-1), (set_bits << bit).reshape(-1))
+    return written.to(torch.uint8).reshape(codes.shape[0], -1)
+
+
+def read_by_definition(layout, bits, packed, k):
+    byte, bit = places(layout, bits, (packed.shape[0], k))
+    return (((packed.reshape(-1).long()[byte] >> bit) & 1) << torch.arange(bits)).sum(dim=2).to(torch.uint8)
+
+
+def test_every_layout_has_its_definition_here_and_in_the_docs():
+    text = (DOCS / "layouts.md").read_text()
+    assert set(DEFINED) == set(LAYOUTS)
+    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_the_bytes_are_what_the_layout_says_padding_included(layout, bits, data):
+    shape = data.draw(shapes(layout))
+    codes = random_codes(*shape, bits, data.draw(st.integers(0, 99)))
+    assert torch.equal(pack(codes, bits, layout), written_by_definition(layout, bits, codes))
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_bytes_that_another_wrote_are_read_as_the_layout_says_whatever_its_padding_holds(layout, bits, data):
+    n, k = data.draw(shapes(layout))
+    foreign = random_codes(n, row_bytes(k, bits, layout), 8, data.draw(st.integers(0, 99)))
+    if layout == "bytes":
+        foreign &= (1 << bits) - 1
+    assert torch.equal(unpack(foreign, bits, k, layout), read_by_definition(layout, bits, foreign, k))
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_what_is_packed_is_unpacked(layout, bits, data):
+    n, k = data.draw(shapes(layout))
+    codes = random_codes(n, k, bits, data.draw(st.integers(0, 99)))
+    packed = pack(codes, bits, layout)
+    assert packed.shape == (n, row_bytes(k, bits, layout)) and packed.is_contiguous()
+    assert torch.equal(unpack(packed, bits, k, layout), codes)
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+def test_a_large_weight_is_packed_as_its_parts_are(layout, bits, monkeypatch):
+    codes = random_codes(320, 192, bits)
+    in_parts = pack(codes, bits, layout)
+    monkeypatch.setattr("fpxbench.numbers.packing.layout.CPU_GRAIN", 1 << 30)
+    at_once = pack(codes, bits, layout)
+    monkeypatch.setattr("fpxbench.numbers.packing.layout.CPU_GRAIN", 600)
+    assert torch.equal(pack(codes, bits, layout), at_once) and torch.equal(in_parts, at_once)
+    assert torch.equal(unpack(at_once, bits, 192, layout), codes)
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+def test_codes_that_lie_anywhere_in_memory_are_packed_and_unpacked(layout, bits):
+    codes = random_codes(64, 128, bits)
+    transposed = codes.T.contiguous().T
+    odd = torch.cat([torch.zeros(1, dtype=torch.uint8), codes.reshape(-1)])[1:].reshape(64, 128)
+    packed = pack(codes, bits, layout)
+    assert torch.equal(pack(transposed, bits, layout), packed) and torch.equal(pack(odd, bits, layout), packed)
+    padded = torch.cat([torch.zeros(64, 1, dtype=torch.uint8), packed], dim=1)
+    assert torch.equal(unpack(padded[:, 1:], bits, 128, layout), codes)
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+def test_packing_neither_changes_nor_keeps_what_it_is_given(layout, bits):
+    codes = random_codes(64, 64, bits)
+    before = codes.clone()
+    packed = pack(codes, bits, layout)
+    read = unpack(packed, bits, 64, layout)
+    packed.fill_(0xFF)
+    assert torch.equal(codes, before) and torch.equal(read, before)
+
+
+@pytest.mark.parametrize(("layout", "bits"), EVERY)
+@pytest.mark.parametrize("shape", [(0, 64), (64, 0)])
+def test_a_weight_without_rows_or_columns_takes_no_bytes(layout, bits, shape):
+    packed = pack(random_codes(*shape, bits), bits, layout)
+    assert packed.nbytes == 0 and unpack(packed, bits, shape[1], layout).shape == shape
+
+
+def test_parts_are_all_there_is_and_no_larger_than_asked_for():
+    assert parts(10, 4, torch.device("cpu")) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert parts(2, 0, torch.device("cpu")) == [slice(0, 1), slice(1, 2)]
+    assert parts(10, 4, torch.device("meta")) == [slice(0, 10)]
+    assert parts(0, 4, torch.device("meta")) == []
+
+
+# Bytes that others made.
+
+
+@pytest.mark.parametrize(("layout", "bits", "shape", "sha256"), [
+    # torchao 0.9.0, torchao.dtypes.floatx.floatx_tensor_core_layout.pack_tc_floatx(numbered_codes, bits)
+    ("fp6_llm", 6, (64, 64), "a02053e1635cbbc29edea6d9f3e98173aeff1bf8406f0b9cee0bb33261902ff9"),
+    ("fp6_llm", 6, (128, 192), "83091eb5564e0a24295b742e02d48894a1a233da3357905910be5e8da0a5c08a"),
+    ("fp6_llm", 5, (64, 64), "7801b6b4f8f236208e6f33a04b671ab30e2a5ca47a292d36cbc6ecd2f16031cf"),
+])
+def test_fp6_llm_is_what_torchao_packs(layout, bits, shape, sha256):
+    packed = pack(numbered_codes(*shape, bits), bits, layout)
+    assert hashlib.sha256(packed.numpy().tobytes()).hexdigest() == sha256
+
+
+def test_fp6_llm_begins_its_two_segments_as_torchao_does():
+    """The first words of the same, to be read by a person whom the digest does not help."""
+    packed = pack(numbered_codes(64, 64, 6), 6, "fp6_llm").reshape(-1)
+    assert packed[:16].numpy().tobytes().hex() == "432de987873e2d94947272e9d843432d"
+    assert packed[64 * 64 // 4:][:16].numpy().tobytes().hex() == "8008d55d2aa27ff7c44c19916ee6b33b"
+
+
+@pytest.mark.parametrize(("layout", "bits", "codes", "packed"), [
+    # torchao 0.12.0 and 0.14.1, torchao.prototype.mx_formats.kernels.pack_uint6_pytorch
+    ("torchao_fp6", 6, [1, 2, 4, 8, 16, 32, 63, 21], [0, 33, 96, 72, 95, 7]),
+    # torchao 0.14.1, the same file's pack_uint4, and 0.15.0's
+    ("nibbles_high_first", 4, [1, 2, 3, 12], [0x12, 0x3C]),
+    ("nibbles_low_first", 4, [1, 2, 3, 12], [0x21, 0xC3]),
+    # torchao 0.9.0, torchao.dtypes.uintx.bitpacking.pack, the shards one after the other
+    ("planar", 6, [37 * i % 64 for i in range(32)], [
+        0, 85, 170, 255, 68, 153, 238, 51, 136, 221, 34, 119, 204, 17, 102, 187, 216, 114, 28, 182, 45, 203, 97, 216]),
+    ("planar", 3, [37 * i % 8 for i in range(32)], [0, 85, 170, 255, 0, 85, 170, 255, 170, 85, 170, 85]),
+])
+def test_a_row_is_what_torchao_packs(layout, bits, codes, packed):
+    assert pack(torch.tensor([codes], dtype=torch.uint8), bits, layout).tolist() == [packed]
+
+
+# Planar rows.
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_code_takes_its_bits_and_no_more(bits):
+    assert pack(random_codes(3, 4096, bits), bits).nbytes == 3 * 4096 * bits // 8
+
+
+@pytest.mark.parametrize(("bits", "cut"), [
+    (8, [8]), (7, [4, 2, 1]), (6, [4, 2]), (5, [4, 1]), (4, [4]), (3, [2, 1]), (2, [2]), (1, [1]),
+])
+def test_a_code_is_cut_into_powers_of_two_widest_first(bits, cut):
+    assert [width for _, width in pieces(bits)] == cut
+    assert [offset for offset, _ in pieces(bits)] == [sum(cut[:i]) for i in range(len(cut))]
+
+
+@given(st.integers(1, 10_000))
+def test_planar_rows_start_on_whole_words(k):
+    assert padded_k(k) % K_MULTIPLE == 0 and 0 <= padded_k(k) - k < K_MULTIPLE
+    assert all(row_bytes(k, bits, "planar") % 4 == 0 for bits in range(1, 9))
+
+
+# Refusals.
+
+
+def test_a_code_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="code 64 does not fit 6 bits"):
+        pack(torch.tensor([[3, 64]], dtype=torch.uint8), 6)
+
+
+def test_a_wrong_dtype_shape_width_or_layout_is_refused():
+    codes = random_codes(2, 40, 4)
+    with pytest.raises(TypeError, match="torch.int32"):
+        pack(codes.int(), 4)
+    with pytest.raises(TypeError, match=r"\[80\]"):
+        pack(codes.reshape(-1), 4)
+    with pytest.raises(ValueError, match="'planar' takes codes of 1, 2, 3, 4, 5, 6, 7, 8 bits, not 9"):
+        pack(codes, 9)
+    with pytest.raises(ValueError, match="no layout 'blocked': one of planar, bytes, "):
+        pack(codes, 4, "blocked")
+
+
+@pytest.mark.parametrize(("layout", "bits", "shape", "sentence"), [
+    ("nibbles_low_first", 6, (2, 40), "'nibbles_low_first' takes codes of 4 bits, not 6"),
+    ("torchao_fp6", 4, (2, 40), "'torchao_fp6' takes codes of 6 bits, not 4"),
+    ("fp6_llm", 8, (64, 64), "'fp6_llm' takes codes of 1, 2, 3, 4, 5, 6, 7 bits, not 8"),
+    ("fp6_llm", 6, (64, 96), r"'fp6_llm' takes N and K in multiples of 64, not \[64, 96\]"),
+    ("fp6_llm", 6, (77, 128), r"'fp6_llm' takes N and K in multiples of 64, not \[77, 128\]"),
+])
+def test_a_layout_refuses_what_it_cannot_hold_by_name(layout, bits, shape, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pack(random_codes(*shape, 4), bits, layout)
+    with pytest.raises(ValueError, match=sentence):
+        unpack(torch.zeros(shape[0], layout_named(layout).row_bytes(shape[1], bits), dtype=torch.uint8), bits, shape[1], layout)
+
+
+def test_bytes_of_another_shape_are_not_unpacked():
+    packed = pack(random_codes(2, 40, 6), 6)
+    with pytest.raises(ValueError, match=r"40 codes of 6 bits take uint8 \[N, 48\].*\[2, 47\]"):
+        unpack(packed[:, :-1], 6, 40)
+
+
+# Weights in one layout and another.
+
+
+@pytest.mark.parametrize(("scheme", "layout"), [
+    ("mxfp4", "nibbles_low_first"), ("nvfp4", "nibbles_high_first"), ("e3m2-row", "torchao_fp6"), ("e2m3-g32", "fp6_llm"),
+    ("e2m2-row", "bitstream"), ("e4m3fn-row", "bytes"),
+])
+def test_a_weight_means_the_same_in_any_layout(scheme, layout):
+    weight = Implementation().quantize(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), scheme_named(scheme))
+    exchanged = weight.relayout(layout)
+    bits = weight.scheme.format.bits
+    assert exchanged.has_codes and torch.equal(exchanged.packed, pack(weight.codes(), bits, layout))
+    assert torch.equal(exchanged.dequantize(), weight.dequantize())
+    assert torch.equal(exchanged.relayout("planar").packed, weight.packed)
+
+
+def test_a_weight_that_another_library_stored_is_read_from_its_bytes():
+    """Codes low nibble first under E8M0 block scales: 1.0 and -6.0, then zeros, times 2."""
+    packed = torch.zeros(1, 16, dtype=torch.uint8)
+    packed[0, 0] = 0xF2
+    weight = QuantizedWeight(scheme_named("mxfp4"), (1, 32), "nibbles_low_first", packed, torch.tensor([[128]], dtype=torch.uint8))
+    assert weight.dequantize()[0, :3].tolist() == [2.0, -12.0, 0.0]
+
+
+def test_a_dense_weight_has_no_layout_to_change():
+    dense = Implementation().quantize(torch.ones(2, 32), scheme_named("bf16"))
+    with pytest.raises(ValueError, match="a bf16 weight has no codes"):
+        dense.relayout("planar")
+
+
+class ReadsAnotherLayout(Implementation):
+    """Stores by `layout` and reads by `read_as`."""
+
+    def __init__(self, layout, read_as):
+        self.layout, self.read_as = layout, read_as
+
+    def matmul(self, x, weight):
+        misread = QuantizedWeight(weight.scheme, weight.shape, self.read_as, weight.packed, weight.scales, weight.tensor_scale)
+        return (x.float() @ misread.dequantize().T).to(x.dtype)
+
+
+@pytest.mark.parametrize("scheme", ["mxfp4", "nvfp4", "e2m1-row"])
+@pytest.mark.parametrize(("stored", "read_as"), [
+    ("nibbles_low_first", "nibbles_high_first"), ("nibbles_high_first", "nibbles_low_first"),
+])
+def test_nibbles_read_in_the_other_order_are_diagnosed(scheme, stored, read_as):
+    implementation = ReadsAnotherLayout(stored, read_as)
+    case = Case(implementation="x", scheme=scheme, workload="canary.ragged", m=16, n=48, k=96)
+    original = make_weight(case, 3)
+    weight = implementation.quantize(original, scheme_named(scheme))
+    diagnosis = diagnose_product(implementation, Operands(case, "cpu", 3, original, weight, weight.dequantize()))
+    assert diagnosis.kind is Kind.NIBBLE_SWAP, diagnosis

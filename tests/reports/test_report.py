@@ -1,0 +1,418 @@
+"""The report tells what is wrong, in sentences, and nothing in a record can do more than be shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import sample_records as sample
+from sites import Page, dead_links, pages_of, scripts_of_their_own
+
+from fpxbench.records.record import Flag
+from fpxbench.records.verdict import SEVERITY, SIGNS, Kind, Status, Verdict
+from fpxbench.reports import words
+from fpxbench.reports.pages import code_names, commits, figure, from_line, microseconds, printable
+from fpxbench.reports.site import SiteSummary, build_site
+from fpxbench.reports.sweep import problems as findings
+from fpxbench.reports.sweep.table import page_name, sweep_of
+
+SWEEP = Path("machines/cpu-epyc-2c/2.13.0-cpu")
+
+
+def sweep(records) -> object:
+    return sweep_of(("m", "b"), records)
+
+
+def sentences(records) -> list[str]:
+    return [finding.sentence for finding in findings.find([sweep(records)])]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SiteSummary]:
+    folder = tmp_path_factory.mktemp("report")
+    sample.write(folder / "results", sample.varied())
+    return folder / "site", build_site(folder / "results", folder / "site")
+
+
+# ---- sentences ------------------------------------------------------------------------------------------------------
+
+def test_one_cause_in_many_cases_is_one_sentence_with_a_count(site) -> None:
+    crashes = [finding for finding in site[1].findings if finding.severity == "crash"]
+    assert [finding.sentence for finding in crashes] == [
+        "compiled_mixed_mm on e5m2fnuz-row aborts inside the compiler (SIGABRT), in 4 of 4 cases: died by SIGABRT: "
+        "size mismatch when packing elements for LLVM struct expected 4 but got 8."
+    ]
+    assert len(crashes[0].cases) == 4
+
+
+def test_findings_come_worst_first(site) -> None:
+    ranks = [finding.rank for finding in site[1].findings]
+    assert ranks == sorted(ranks)
+    assert [finding.severity for finding in site[1].findings[:3]] == ["crash", "wrong", "nonfinite"]
+    assert set(findings.RANKS) >= {str(status) for status in SEVERITY} | {str(flag) for flag in Flag}
+
+
+def test_a_decode_mistake_is_named() -> None:
+    verdict = Verdict(status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="half of every value")
+    assert sentences([sample.record(sample.case("x", "e4m3fn-row"), verdict)]) == [
+        "x on e4m3fn-row, llama2-7b.o/m1/bf16, decodes FN codes as FNUZ, to half their value: half of every value."
+    ]
+
+
+def test_causes_with_the_same_words_are_one_whichever_implementation_met_them() -> None:
+    verdicts = [Verdict(status=Status.ERROR, summary=f"raised RuntimeError: no kernel at 0x{address:x}") for address in (4096, 81920)]
+    found = sentences([sample.record(sample.case(name), verdict) for name, verdict in zip(("a", "b"), verdicts, strict=True)])
+    assert found == ["each of a and b on e4m3fn-row raises an error, in 2 of 2 cases: raised RuntimeError: no kernel at 0x1000."]
+
+
+def test_different_mistakes_of_one_implementation_are_different_sentences() -> None:
+    kinds = (Kind.NIBBLE_SWAP, Kind.SIGN_LOST)
+    found = sentences([sample.record(sample.case("x", scheme), Verdict(status=Status.WRONG, kind=kind))
+                       for kind, scheme in zip(kinds, ("mxfp4", "e4m3fn-row"), strict=True)])
+    assert len(found) == 2
+
+
+def test_a_slow_case_says_how_slow_and_what_holds_it_back() -> None:
+    slow = sample.record(sample.case("x", "e5m2-row"), speedup=1 / 12, flags=(Flag.UNFUSED,))
+    assert len(sentences([slow])) == 1
+    assert sentences([slow])[0].startswith(
+        f"x runs e5m2-row 12× slower than dense bf16 at M=1 (llama2-7b.o) on {slow.machine.device} and is not fused: "
+        "writes the decoded weight to memory and reads it back (34 MB of scratch); takes 3 kernels")
+
+
+def test_a_case_within_its_noise_of_dense_is_not_called_slow() -> None:
+    even = sample.record(sample.case("x", "e5m2-row"), speedup=0.999)
+    even = even.model_copy(update={"timing": even.timing.model_copy(update={"speedup_ci95": (0.98, 1.01)})})
+    assert sentences([even]) == []
+
+
+def test_dense_is_no_finding_against_itself() -> None:
+    assert sentences([sample.record(sample.case("dense", "bf16"), speedup=0.9)]) == []
+
+
+def test_a_number_above_the_roofline_is_called_a_bug_in_the_number() -> None:
+    card = sample.GPU.model_copy(update={"read_gb_per_s": 672.0})
+    impossible = sample.record(sample.case("x", "e4m3fn-row"), speedup=3.12, machine=card, flags=(Flag.OVER_ROOFLINE,))
+    [said] = sentences([impossible])
+    assert re.search(r"shows 10\d\d GB/s on a machine of which memory reads 672 GB/s: a number above the roofline is a bug in the number", said)
+
+
+def test_an_impossible_figure_never_leads_a_ranking() -> None:
+    impossible = sample.record(sample.case("x"), speedup=9.0, flags=(Flag.OVER_ROOFLINE,))
+    honest = sample.record(sample.case("y"), speedup=1.5)
+    [choice] = sweep([impossible, honest]).choices
+    assert choice.fastest[1].case.implementation == "y"
+
+
+def test_an_implementation_that_is_wrong_anywhere_is_no_choice_for_the_scheme() -> None:
+    wrong_elsewhere = sample.record(sample.case("x", workload="canary.codes", n=64, k=256), Verdict(status=Status.WRONG))
+    records = [sample.record(sample.case("x"), speedup=9.0), wrong_elsewhere, sample.record(sample.case("y"), speedup=1.5)]
+    [choice] = sweep(records).choices
+    assert choice.fastest[1].case.implementation == "y" and choice.broken == ("x",)
+
+
+def test_schemes_stand_in_one_order_whatever_was_measured_of_them() -> None:
+    names = ["bf16", "e4m3fn-row", "int8-row", "e3m2-g128", "mxfp6_e2m3", "mxfp4", "nvfp4", "no-such-thing"]
+    untimed = [sample.record(sample.case("x", name, workload="canary.seed", n=32, k=32)) for name in names[::-1]]
+    timed = [sample.record(sample.case("x", name), speedup=1.5) for name in ("mxfp4", "e4m3fn-row")]
+    assert sweep(untimed).schemes == sweep(untimed + timed).schemes == names
+
+
+def test_what_only_canaries_showed_of_a_scheme_is_said_to_be_theirs_and_dense_is_no_choice() -> None:
+    canary = sample.record(sample.case("x", "mxfp4", workload="canary.seed", n=32, k=32))
+    of_canary, timed = sweep([sample.record(sample.case("x"), speedup=1.5), canary, sample.record(sample.case("d", "bf16"), speedup=1.0)]).choices[::-1]
+    assert of_canary.scheme == "mxfp4" and of_canary.of_canaries and of_canary.bits_per_weight and of_canary.sqnr_db
+    assert timed.scheme == "e4m3fn-row" and not timed.of_canaries
+
+
+def test_every_status_kind_and_flag_has_its_words() -> None:
+    assert set(words.STATUSES) == set(words.VERBS) == set(Status)
+    assert set(words.KINDS) == set(Kind)
+    assert set(words.FLAGS) == set(Flag)
+
+
+# ---- the site -------------------------------------------------------------------------------------------------------
+
+def test_the_overview_begins_with_what_is_wrong(site) -> None:
+    text = Page(site[1].index.read_text()).text
+    assert "3 things are wrong" in text
+    order = [text.index(finding.sentence) for finding in site[1].findings]
+    assert order == sorted(order)
+    assert max(order) < text.index("Every implementation with every scheme") < text.index("What was not measured")
+
+
+def test_the_overview_says_how_much_is_right_before_what_is_wrong(site) -> None:
+    text = " ".join(Page(site[1].index.read_text()).text.split())
+    assert re.search(r"of \d+ cases are right", text).start() < text.index(site[1].findings[0].sentence)
+
+
+def test_of_many_findings_of_a_kind_the_first_are_in_full_and_the_rest_is_folded_away(tmp_path: Path) -> None:
+    many = [sample.record(sample.case(f"impl_{letter}"), Verdict(status=Status.WRONG, summary=f"mistake {letter}")) for letter in "abcdefg"]
+    sample.write(tmp_path / "results", many)
+    summary = build_site(tmp_path / "results", tmp_path / "site")
+    shown, _, folded = summary.index.read_text().partition('<details class="rest"><summary>2 more</summary>')
+    assert len(summary.findings) == 7
+    assert [f"impl_{letter}" in shown for letter in "abcdefg"] == [True] * 5 + [False] * 2
+    assert all(f"impl_{letter}" in folded for letter in "fg")
+
+
+def test_canaries_are_counted_over_those_that_ran(site) -> None:
+    ran = [r for r in sample.varied() if r.case.workload == "canary.codes" and r.verdict.status is not Status.UNSUPPORTED]
+    right = sum(r.verdict.status is Status.OK for r in ran)
+    assert f"{right} of {len(ran)} right." in Page(site[1].index.read_text()).text
+    assert 0 < right < len(ran)
+
+
+def test_one_refusal_of_many_schemes_is_one_row() -> None:
+    refused = [sample.record(sample.case("x", scheme), Verdict(status=Status.UNSUPPORTED, summary=f"takes int8-row only, not {scheme}"))
+               for scheme in ("mxfp4", "e4m3fn-row", "nvfp4")]
+    [gap] = sweep(refused).not_measured
+    assert (gap.reason, gap.schemes) == ("takes int8-row only, not this scheme", ["e4m3fn-row", "mxfp4", "nvfp4"])
+
+
+def test_every_case_has_a_page_with_its_verdict_and_a_script(site) -> None:
+    for record in sample.varied():
+        page = Page((site[0] / SWEEP / page_name(record.case)).read_text())
+        assert str(record.verdict.status) in page.text and SIGNS[record.verdict.status] in page.text
+        assert f"implementation={record.case.implementation!r}" in page.text
+        assert record.case.id in page.text
+
+
+def test_a_timed_case_shows_its_time_beside_the_baseline_and_the_roofline(site) -> None:
+    page = (site[0] / SWEEP / "native_float8__e5m2-row__llama2-7b.o__m1__bf16.html").read_text()
+    assert "<svg" in page and ">dense</text>" in page and ">roofline</text>" in page
+    assert "What holds it back:" in page and "95% interval" in page
+
+
+def test_a_wrong_case_shows_its_evidence_and_no_time(site) -> None:
+    page = (site[0] / SWEEP / "native_float8__e4m3fnuz-row__llama2-7b.o__m1__bf16.html").read_text()
+    assert "0.4997" in page and "codes off" in page
+    assert "<svg" not in page and "median of" not in page
+
+
+def test_every_link_of_the_site_leads_somewhere(site) -> None:
+    pages = pages_of(site[0])
+    assert sum(path.name.count("__") == 4 for path in pages) == len(sample.varied())
+    assert dead_links(site[0]) == []
+
+
+def test_links_with_filters_name_what_the_page_can_filter_by(site) -> None:
+    page = (site[0] / SWEEP / "index.html").read_text()
+    for finding in site[1].findings:
+        for part in filter(None, urlsplit(finding.link).fragment.split("&")):
+            name, value = part.split("=")
+            choices = re.search(rf'<select name="{name}">(.*?)</select>', page, re.DOTALL)[1]
+            assert f">{value}<" in choices or f'value="{value}"' in choices, finding.link
+
+
+def test_no_page_loads_anything_from_elsewhere(site) -> None:
+    for path, page in pages_of(site[0]).items():
+        assert not [url for url in page.loads + page.links if urlsplit(url).scheme not in ("", "data")], path
+        assert not page.handlers, path
+        for script in page.scripts:
+            assert script.get("src") or script.get("type") == "application/json", f"{path}: a script in the page itself"
+        assert "Content-Security-Policy" in path.read_text()
+    for asset in ("style.css", "report.js", "charts.js"):
+        text = (site[0] / "assets" / asset).read_text()
+        assert "http://" not in text and "https://" not in text and "@import" not in text
+
+
+def test_the_same_records_give_the_same_bytes(site, tmp_path: Path) -> None:
+    sample.write(tmp_path / "results", sample.varied())
+    build_site(tmp_path / "results", tmp_path / "again")
+    for path in site[0].rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(site[0])).read_bytes(), path
+
+
+def test_the_newest_record_of_a_case_counts(tmp_path: Path) -> None:
+    sample.write(tmp_path, [sample.record(sample.case("x"), Verdict(status=Status.WRONG)), sample.record(sample.case("x"), speedup=2.0)])
+    assert build_site(tmp_path, tmp_path / "site").findings == []
+
+
+def test_pages_of_cases_that_are_gone_do_not_stay(tmp_path: Path) -> None:
+    sample.write(tmp_path / "one", [sample.record(sample.case("x"), speedup=2.0)])
+    sample.write(tmp_path / "two", [sample.record(sample.case("y"), speedup=2.0)])
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "notes.txt").write_text("not the report's")
+    for results in ("one", "two"):
+        build_site(tmp_path / results, tmp_path / "site")
+    assert [path.name[:1] for path in (tmp_path / "site" / SWEEP).glob("*__*.html")] == ["y"]
+    assert (tmp_path / "site" / "notes.txt").exists()
+
+
+def test_the_overview_speaks_of_the_newest_build_of_each_machine(tmp_path: Path) -> None:
+    old = sample.BUILD.model_copy(update={"torch": "2.9.0+cpu", "date": "2025-10-15"})
+    wrong = Verdict(status=Status.WRONG, kind=Kind.SIGN_LOST)
+    sample.write(tmp_path, [
+        sample.record(sample.case("x"), wrong, build=old), sample.record(sample.case("x"), speedup=2.0),
+        sample.record(sample.case("x"), wrong, machine=sample.GPU, build=sample.GPU_BUILD),
+    ])
+    summary = build_site(tmp_path, tmp_path / "site")
+    assert [[found.sweep.machine.name for found in finding.cases] for finding in summary.findings] == [["nvidia-h100"]]
+    index = Page(summary.index.read_text()).text
+    assert "1 older sweep is listed" in index and "AMD EPYC" in index and "H100" in index
+    machine = Page((tmp_path / "site" / SWEEP.parent / "index.html").read_text()).text
+    assert machine.index("2.13.0") < machine.index("2.9.0")
+
+
+def test_one_cause_on_several_machines_is_one_sentence(tmp_path: Path) -> None:
+    wrong = Verdict(status=Status.WRONG, kind=Kind.SIGN_LOST, summary="every negative weight is positive")
+    for machine in (sample.CPU, sample.GPU):
+        sample.write(tmp_path, [sample.record(sample.case("x"), wrong, machine=machine)])
+    assert [finding.sentence for finding in build_site(tmp_path, tmp_path / "site").findings] == [
+        "x on e4m3fn-row loses the sign, in 2 of 2 cases, on AMD EPYC 7B13 and NVIDIA H100 80GB HBM3: every negative weight is positive."
+    ]
+
+
+# ---- what other machines may send -----------------------------------------------------------------------------------
+
+PAYLOAD = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' {{ 7 * 7 }} \x1b[31m\x07"
+
+
+def test_nothing_in_a_record_becomes_markup(tmp_path: Path) -> None:
+    machine = sample.CPU.model_copy(update={"device": PAYLOAD, "arch": PAYLOAD, "host": PAYLOAD, "facts": {PAYLOAD: PAYLOAD}})
+    build = sample.BUILD.model_copy(update={"triton": PAYLOAD, "git": PAYLOAD, "date": PAYLOAD, "key": PAYLOAD})
+    verdict = Verdict(status=Status.WRONG, summary=PAYLOAD, evidence={PAYLOAD: [PAYLOAD]}, signal=PAYLOAD, log_tail=PAYLOAD)
+    refused = Verdict(status=Status.UNSUPPORTED, summary=PAYLOAD)
+    timed = sample.record(sample.case("z"), speedup=0.5, machine=machine, build=build, flags=(Flag.UNFUSED,))
+    timed = timed.model_copy(update={"started_at": PAYLOAD, "about": PAYLOAD, "source": PAYLOAD, "traffic": timed.traffic.model_copy(
+        update={"bottleneck": PAYLOAD, "kernels": [PAYLOAD]})})
+    records = [sample.record(sample.case("x"), verdict, machine=machine, build=build),
+               sample.record(sample.case("y"), refused, machine=machine, build=build),
+               sample.record(sample.case("w", workload="canary.codes"), machine=machine, build=build, no_timing=PAYLOAD), timed]
+    sample.write(tmp_path, records)
+    summary = build_site(tmp_path, tmp_path / "site")
+    assert len(summary.findings) == 2
+    assert scripts_of_their_own(tmp_path / "site") == []
+    for path, page in pages_of(tmp_path / "site").items():
+        assert "alert(1)" not in "".join(page.loads), path
+    assert "<script>alert(1)</script>" in Page((tmp_path / "site" / SWEEP / page_name(sample.case("x"))).read_text()).text
+
+
+def test_a_script_in_a_log_shows_as_text(site) -> None:
+    page = (site[0] / SWEEP / "compiled_mixed_mm__e5m2fnuz-row__llama2-7b.o__m1__bf16.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(&#39;log&#39;)&lt;/script&gt;" in page
+    assert "[31m" not in Page(page).text.split("As stored, JSON")[0]
+
+
+def test_names_that_are_too_long_or_alike_get_pages_of_their_own() -> None:
+    long = sample.case("x" * 80, "y" * 80, "z" * 80)
+    assert len(page_name(long)) < 255
+    alike = (sample.case("a__b", "c"), sample.case("a", "b__c"))
+    assert alike[0].slug == alike[1].slug and page_name(alike[0]) != page_name(alike[1])
+
+
+def test_times_that_make_no_sense_are_a_broken_line_and_do_not_stop_the_report(tmp_path: Path) -> None:
+    timed = sample.record(sample.case("x"), speedup=2.0)
+    strange = timed.timing.model_copy(update={"samples_us": [], "median_us": 0.0, "ci95_us": (0.0, 0.0), "speedup": 0.0, "speedup_ci95": None})
+    sample.write(tmp_path, [timed.model_copy(update={"timing": strange})])
+    summary = build_site(tmp_path, tmp_path / "site")
+    (broken,) = summary.broken_lines
+    assert "timing.samples_us" in str(broken)
+    assert "could not be read" in Page(summary.index.read_text()).text
+
+
+# ---- little or nothing ----------------------------------------------------------------------------------------------
+
+def test_without_records_the_report_says_what_to_do(tmp_path: Path) -> None:
+    summary = build_site(tmp_path / "nothing", tmp_path / "site")
+    text = Page(summary.index.read_text()).text
+    assert "There are no records yet" in text and "fpxbench run" in text
+    assert summary.findings == [] and summary.broken_lines == []
+
+
+def test_broken_lines_are_listed_with_their_reason(tmp_path: Path) -> None:
+    sample.write(tmp_path, [sample.record(sample.case("x"), speedup=2.0)])
+    [file] = (tmp_path).glob("*/records/*.jsonl")
+    with open(file, "a") as records:
+        records.write('{"half a reco\n<script>alert(2)</script>\n')
+    summary = build_site(tmp_path, tmp_path / "site")
+    page = summary.index.read_text()
+    assert len(summary.broken_lines) == 2
+    assert "2 lines could not be read" in Page(page).text and f"{file.name}:2" in Page(page).text
+    assert "<script>alert(2)" not in page
+
+
+def test_broken_lines_alone_still_make_a_report(tmp_path: Path) -> None:
+    (tmp_path / "m" / "records").mkdir(parents=True)
+    (tmp_path / "m" / "records" / "b-cpu.jsonl").write_text("nonsense\n")
+    text = Page(build_site(tmp_path, tmp_path / "site").index.read_text()).text
+    assert "There are no records yet" in text and "1 line could not be read" in text
+
+
+def test_a_file_in_the_reports_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "site").write_text("")
+    with pytest.raises(NotADirectoryError, match="site is a file"):
+        build_site(tmp_path, tmp_path / "site")
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+def test_figures_keep_three_digits_and_their_unit() -> None:
+    assert [microseconds(us) for us in (0.4567, 812.4, 1238.0, 2.5e6, None)] == ["0.457 µs", "812 µs", "1.24 ms", "2.50 s", "–"]
+    assert [figure(value) for value in (0, 12345, 0.00001234, 99.96)] == ["0", "12,300", "1.23e-05", "100.0"]
+
+
+def test_names_in_a_sentence_are_set_as_code_and_the_rest_is_escaped() -> None:
+    assert code_names("x on e5m2-row, not e5m2: <b>", ["x", "e5m2", "e5m2-row"]) == \
+        "<code>x</code> on <code>e5m2-row</code>, not <code>e5m2</code>: &lt;b&gt;"
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "https://github.com/pytorch/pytorch/compare/a<b>...c",
+                                 "https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb/../../evil", "https://evil.example/compare/aaaaaaa...bbbbbbb"])
+def test_what_is_no_range_of_pytorchs_commits_is_no_link(url: str) -> None:
+    assert "<a " not in commits(url) and "<b>" not in commits(url)
+    assert commits("https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb").startswith('<a href="https://github.com/pytorch/pytorch/compare/')
+
+
+def test_a_log_loses_its_colours_and_shows_its_control_characters() -> None:
+    assert printable("\x1b[1;31mred\x1b[0m\r\n\x07\tend") == "red\n␇\tend"
+
+
+def test_a_log_that_lost_its_beginning_begins_with_a_whole_line_and_any_other_is_whole() -> None:
+    assert from_line("d_module()\n" + "line\n" * 900).startswith("line\n")
+    assert from_line("first\nlast") == "first\nlast"
+    assert from_line("x" * 5000) == "x" * 5000
+
+
+def test_words_lose_a_quote_that_was_opened_before_them_and_keep_their_own() -> None:
+    assert words.unquoted("""the supported are ('fp8e4nv', 'fp8e5')")""") == "the supported are ('fp8e4nv', 'fp8e5')"
+    assert words.unquoted('raised Error("no such file")') == 'raised Error("no such file")'
+
+
+def test_a_machines_facts_are_shown_in_words_with_units(tmp_path: Path) -> None:
+    machine = sample.CPU.model_copy(update={"facts": {"power_limit_w": 700.0, "memory_bus_bits": 5120, "of_its_own": "<b>x"}})
+    sample.write(tmp_path / "results", [sample.record(sample.case("x"), machine=machine)])
+    build_site(tmp_path / "results", tmp_path / "site")
+    page = (tmp_path / "site" / "machines" / machine.name / "index.html").read_text()
+    assert "<dt>power limit</dt><dd>700 W</dd>" in page and "<dt>memory bus</dt><dd>5120 bits</dd>" in page
+    assert "<dt>of its own</dt><dd>&lt;b&gt;x</dd>" in page
+
+
+def test_a_share_of_the_time_is_never_nothing() -> None:
+    assert words.at_least_something("reading would take 0% of the time") == "reading would take under 1% of the time"
+    assert words.at_least_something("reading would take 10% of the time") == "reading would take 10% of the time"
+
+
+# ---- colours --------------------------------------------------------------------------------------------------------
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_every_text_stands_out_from_its_ground(site, mode: str) -> None:
+    style = (site[0] / "assets" / "style.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\n\s*\}", style, re.DOTALL)[:2]
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-fA-F]{6});", light if mode == "light" else dark))
+    pairs = [(name, f"{name}-bg") for name in (*map(str, Status), "flag")] + [(ink, "page") for ink in ("ink", "quiet", "link")] + [("quiet", "soft")]
+    for ink, ground in pairs:
+        brighter, darker = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+        assert (brighter + 0.05) / (darker + 0.05) >= 4.5, f"{ink} on {ground}, {mode}"

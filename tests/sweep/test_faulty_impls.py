@@ -1,0 +1,232 @@
+"""Implementations that are wrong on purpose, and what a sweep says of each: through real isolation, records and all."""
+
+from __future__ import annotations
+
+import signal
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from places import FAULTY_IMPLS as FAULTY
+
+from fpxbench.implementation import discover
+from fpxbench.records.case import Case
+from fpxbench.records.record import Record
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Kind, Status
+from fpxbench.sweep.messages import TrialRequest
+from fpxbench.sweep.run import main_sweep
+from fpxbench.sweep.settings import Settings
+from fpxbench.sweep.trial import run_trial
+from fpxbench.workloads import CANARIES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CODES, RAGGED, SEED = "canary.codes/m1", "canary.ragged/m3", "canary.seed/m1"
+GIB = 2**30
+
+
+class Plant(NamedTuple):
+    """A mistake, where it shows, and what the record must say."""
+
+    name: str
+    scheme: str
+    layer: str
+    status: Status
+    kind: Kind | None
+    words: str = ""
+    """Part of the summary."""
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.scheme} {self.layer} is {self.status} {self.kind or ''}".strip()
+
+
+W, N = Status.WRONG, Status.NONFINITE
+
+PLANTS = (
+    # Codes decoded by another definition.
+    Plant("fnuz_as_fn", "e4m3fnuz-row", CODES, N, Kind.FNUZ_AS_FN, "read with bias 7, the format's is 8"),
+    Plant("fnuz_as_fn", "e4m3fnuz-row", RAGGED, N, Kind.FNUZ_AS_FN, "twice its value"),
+    Plant("fn_as_fnuz", "e4m3fn-row", CODES, N, Kind.FN_AS_FNUZ, "read with bias 8, the format's is 7"),
+    Plant("fn_as_fnuz", "mxfp8_e4m3fn", CODES, N, Kind.FN_AS_FNUZ, "half its value"),
+    Plant("subnormal_flushed", "e4m3fn-row", CODES, W, Kind.SUBNORMAL_FLUSHED),
+    Plant("subnormal_wrong", "e4m3fn-row", CODES, W, Kind.SUBNORMAL_WRONG, "implicit one"),
+    Plant("one_subnormal_wrong", "e4m3fn-row", CODES, W, Kind.SUBNORMAL_WRONG, "0x03 0.0000.011"),
+    Plant("sign_lost", "e4m3fn-row", RAGGED, W, Kind.SIGN_LOST),
+    Plant("int8_unsigned", "int8-row", CODES, W, Kind.SIGN_LOST, "unsigned"),
+    Plant("negative_zero_read_as_nan", "e4m3fn-row", CODES, N, Kind.NEGATIVE_ZERO, "0x80 1.0000.000"),
+    Plant("mantissa_bit_dropped", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "lowest mantissa bit"),
+    Plant("one_code_wrong", "e4m3fn-row", CODES, W, Kind.INACCURATE, "0x40 0.1000.000 as 2.25 instead of 2"),
+    # Bits and scales from the wrong place.
+    Plant("nibble_swap", "mxfp4", CODES, W, Kind.NIBBLE_SWAP),
+    Plant("nibble_swap", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP),
+    Plant("plane_swap", "e3m2-row", CODES, W, Kind.PLANE_SWAP, "in the order 3, 2, 1, 0"),
+    Plant("pieces_exchanged", "e3m2-row", CODES, W, Kind.PLANE_SWAP, "pieces of 4 and 2 bits"),
+    Plant("scale_transposed", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED, "[77, 7]"),
+    Plant("row_scale_along_k", "e4m3fn-row", SEED, W, Kind.SCALE_TRANSPOSED, "along K"),
+    Plant("scale_missing", "e4m3fn-row", RAGGED, W, Kind.SCALE_MISSING),
+    Plant("scale_missing", "mxfp4", RAGGED, W, Kind.SCALE_MISSING),
+    Plant("tensor_scale_missing", "nvfp4", RAGGED, W, Kind.SCALE_MISSING, "the tensor scale"),
+    Plant("block_off_by_one", "mxfp4", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "next block"),
+    Plant("boundary_off_by_one", "e4m3fn-g32", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "one column late"),
+    Plant("scale_exponent", "mxfp4", RAGGED, W, Kind.SCALED, "one too high"),
+    Plant("two_mistakes", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP, "two mistakes at once"),
+    # Weights stored wrongly.
+    Plant("truncated", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "toward zero"),
+    Plant("ties_away", "e4m3fn-row", CODES, W, Kind.TIES_AWAY),
+    Plant("double_rounding", "e4m3fn-row", RAGGED, W, Kind.DOUBLE_ROUNDING, "to bf16 after the scale"),
+    Plant("overflow_nan", "mxfp8_e4m3fn", CODES, W, Kind.OVERFLOW_NAN, "past 448"),
+    Plant("overflow_inf", "mxfp8_e5m2", CODES, W, Kind.OVERFLOW_INF, "past 57344"),
+    Plant("saturated", "e4m3fn-row", RAGGED, W, Kind.SATURATED, "past 240"),
+    Plant("negative_zero", "e4m3fnuz-row", CODES, W, Kind.NEGATIVE_ZERO, "which is NaN"),
+    Plant("sign_lost_when_stored", "e4m3fn-row", RAGGED, W, Kind.SIGN_LOST),
+    Plant("subnormal_flushed_when_stored", "e4m3fn-row", CODES, W, Kind.SUBNORMAL_FLUSHED),
+    Plant("fnuz_codes_stored", "e4m3fn-row", RAGGED, W, Kind.FNUZ_AS_FN, "e4m3fnuz's (bias 8)"),
+    Plant("nibble_swap_when_stored", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP, "wrong places"),
+    Plant("wrong_max", "e4m3fn-row", RAGGED, W, Kind.WRONG_MAX, "maximum 240; e4m3fn reaches 448"),
+    Plant("wrong_max_overflowing", "e4m3fnuz-row", RAGGED, W, Kind.WRONG_MAX, "two mistakes at once"),
+    Plant("scale_transposed_when_stored", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED),
+    Plant("scale_exponent_when_stored", "mxfp4", RAGGED, W, Kind.WRONG_MAX),
+    Plant("random_codes", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
+    # Sums, and mistakes in one place.
+    Plant("ragged_k", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "columns 192 to 202, the tail of K = 203, are ignored"),
+    Plant("ragged_k", "e4m3fn-row", CODES, Status.OK, None),
+    Plant("ragged_n", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "output columns 64 to 76 of 77"),
+    Plant("accumulates_in_bf16", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "less than fp32"),
+    Plant("overflowing_sums", "e5m2-row", RAGGED, N, Kind.OVERFLOW_INF, "sums overflow"),
+    Plant("outputs_saturated", "e4m3fn-row", RAGGED, W, Kind.SATURATED, "stop at ±8"),
+    Plant("nan_in_one_element", "e4m3fn-row", CODES, N, None, "output column 5 of"),
+    Plant("gibberish", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
+    Plant("gain", "e4m3fn-row", RAGGED, W, Kind.SCALED, "1.03 times"),
+    # How a call misbehaves.
+    Plant("stale_output", "e4m3fn-row", RAGGED, W, Kind.STALE_OUTPUT),
+    Plant("first_call_only", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE),
+    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when asked again"),
+    Plant("activation_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "activation"),
+    Plant("weight_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "stored weight (scales)"),
+    Plant("original_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "quantize"),
+    Plant("unwritten_output", "e4m3fn-row", RAGGED, W, Kind.UNWRITTEN_OUTPUT),
+    Plant("shape", "e4m3fn-row", RAGGED, W, Kind.WRONG_SHAPE, "[77, 3], not [3, 77]"),
+    Plant("dtype", "e4m3fn-row", RAGGED, W, Kind.WRONG_DTYPE, "float32"),
+    Plant("one_config", "e4m3fn-row", RAGGED, W, Kind.CONFIG_DEPENDENT, "configuration 64, one of 3"),
+    # Ends.
+    Plant("segfault", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
+    Plant("segfault_when_stored", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
+    Plant("llvm_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "LLVM ERROR: Cannot select"),
+    Plant("struct_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "expected 4 but got 8"),
+    Plant("rounding_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.UNSUPPORTED_ROUNDING, "f8E5M2FNUZ with rounding mode rtne"),
+    Plant("rounding_refused", "e4m3fn-row", SEED, Status.UNSUPPORTED, Kind.UNSUPPORTED_ROUNDING, "rounding mode rtne"),
+    Plant("hang", "e4m3fn-row", SEED, Status.TIMEOUT, None),
+    Plant("endless_allocation", "e4m3fn-row", SEED, Status.OOM, None, "limit of 1.00 GiB"),
+    Plant("raise", "e4m3fn-row", SEED, Status.ERROR, None, "IndexError"),
+    Plant("sys_exit", "e4m3fn-row", SEED, Status.ERROR, None, "SystemExit: 3"),
+    Plant("keyboard_interrupt", "e4m3fn-row", SEED, Status.ERROR, None, "KeyboardInterrupt"),
+    Plant("supports_raises", "e4m3fn-row", SEED, Status.ERROR, None, "KeyError"),
+    Plant("os_exit", "e4m3fn-row", SEED, Status.CRASH, None, "exit code 3"),
+    Plant("script_in_log", "e4m3fn-row", SEED, Status.CRASH, None, "SIGABRT"),
+)
+
+SIGNALS = {
+    "segfault": "SIGSEGV", "segfault_when_stored": "SIGSEGV", "llvm_abort": "SIGABRT", "struct_abort": "SIGABRT",
+    "rounding_abort": "SIGABRT", "script_in_log": "SIGABRT", "endless_allocation": "SIGKILL",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_turns_with_other_sweeps(tmp_path_factory: pytest.TempPathFactory):
+    """Sweeps of one machine take turns by a lock in the folder for temporary files; nothing is timed here."""
+    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def record_of(tmp_path_factory: pytest.TempPathFactory):
+    """The record of a plant. One sweep for each layer, over all the plants of it."""
+    plants_on: dict[str, list[Plant]] = defaultdict(list)
+    for plant in PLANTS:
+        plants_on[plant.layer].append(plant)
+    results = tmp_path_factory.mktemp("results")
+
+    @cache
+    def swept(layer: str) -> dict[tuple[str, str], Record]:
+        plants, ends = plants_on[layer], layer == SEED
+        names = {f"faulty_{plant.name}": None for plant in plants}
+        settings = Settings(
+            device="cpu", results=results, machine="here", impls=(FAULTY,), implementation=tuple(names),
+            scheme=tuple({plant.scheme: None for plant in plants}), workload=(layer,),
+            timeout_s=5 if ends else 60, memory_limit=GIB if ends else 8 * GIB, seed=7, timing_budget_s=0,
+        )
+        sweep = main_sweep(settings)
+        stored, broken = Store(results).read(Store(results).file(sweep.machine.name, sweep.build))
+        assert not broken
+        kept = {record.case.id for record in stored}
+        assert {record.case.id for record in sweep.records} <= kept
+        return {(record.case.implementation, record.case.scheme): record for record in sweep.records}
+
+    return lambda plant: swept(plant.layer)[f"faulty_{plant.name}", plant.scheme]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=str)
+def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
+    record = record_of(plant)
+    verdict = record.verdict
+    said = (verdict.status, verdict.kind, verdict.summary)
+    assert (verdict.status, verdict.kind) == (plant.status, plant.kind), said
+    assert plant.words in verdict.summary, said
+    assert verdict.signal == SIGNALS.get(plant.name), said
+    assert record.timing is None
+
+
+def test_every_plant_is_planted() -> None:
+    """No file of tests/faulty_impls escapes the table above."""
+    known, failures = discover([FAULTY])
+    assert not failures
+    planted = {name.removeprefix("faulty_") for name in known if name.startswith("faulty_")}
+    assert planted == {plant.name for plant in PLANTS}
+
+
+def test_the_last_words_of_a_process_are_on_its_record(record_of) -> None:
+    by_name = {plant.name: plant for plant in PLANTS}
+    log = record_of(by_name["script_in_log"]).verdict.log_tail
+    assert "alert('last words')" in log
+    assert len(log) <= 4096
+    assert "<b>tile 7</b>" in record_of(by_name["raise"]).verdict.log_tail
+    assert "Segmentation fault" in record_of(by_name["segfault"]).verdict.log_tail
+    assert "in string_at" in record_of(by_name["segfault"]).verdict.log_tail
+    assert "LLVM ERROR: Cannot select" in record_of(by_name["llvm_abort"]).verdict.log_tail
+
+
+def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
+    hang = next(plant for plant in PLANTS if plant.name == "hang")
+    assert 5 <= record_of(hang).elapsed_s < 5 + 5
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
+    settings = Settings(
+        device="cpu", results=tmp_path, impls=(FAULTY,), implementation=("faulty_segfault", "faulty_ragged_k", "faulty_os_exit"),
+        scheme=("e4m3fn-row",), workload=(CODES, SEED), timeout_s=30, seed=7, timing_budget_s=0,
+    )
+    records = {(r.case.implementation, r.case.workload): r.verdict.status for r in main_sweep(settings).records}
+    assert [status for (name, _), status in records.items() if name == "faulty_ragged_k"] == [Status.OK, Status.OK]
+    assert [status for (name, _), status in records.items() if name != "faulty_ragged_k"] == [Status.CRASH] * 4
+
+
+def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> None:
+    """Another seed, the same kinds; in this process, where it takes a fraction of a second each."""
+    layers = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
+    unlike = []
+    for plant in PLANTS:
+        if plant.layer == SEED:     # these end their process
+            continue
+        workload, m = layers[plant.layer]
+        case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload.name, m=m, n=workload.n, k=workload.k)
+        verdict = run_trial(TrialRequest(case=case, seed=11, impls=[str(FAULTY)], timing_budget_s=0)).verdict
+        if (verdict.status, verdict.kind) != (plant.status, plant.kind):
+            unlike.append((plant.name, verdict.headline, verdict.summary))
+    assert not unlike

@@ -1,0 +1,120 @@
+"""The script on a case's page does what the record says."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sample_records import case, record
+
+from fpxbench.records.record import Record
+from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.sweep.repro_script import repro_script
+
+FAULTY = '''
+import os
+import torch
+from fpxbench.implementation import Implementation, Support, implementation
+
+
+class Upcast(Implementation):
+    def supports(self, scheme, device):
+        return Support.yes() if scheme.quantized else Support.no("takes quantized weights only")
+
+    def matmul(self, x, weight):
+        return (x.float() @ weight.dequantize().T).to(x.dtype)
+
+
+@implementation("right")
+class Right(Upcast):
+    pass
+
+
+@implementation("halves")
+class Halves(Upcast):
+    def matmul(self, x, weight):
+        return super().matmul(x, weight) / 2
+
+
+@implementation("drops_smallest")
+class DropsSmallest(Upcast):
+    """Reads the smallest code as 0: a product of random operands does not show it."""
+
+    def matmul(self, x, weight):
+        decoded = weight.dequantize()
+        decoded[weight.codes() % 128 == 1] = 0
+        return (x.float() @ decoded.T).to(x.dtype)
+
+
+@implementation("aborts")
+class Aborts(Upcast):
+    def matmul(self, x, weight):
+        os.abort()
+'''
+
+SMALL = {"workload": "canary.codes", "m": 1, "n": 64, "k": 256}
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    return file
+
+
+def run(of: Record, faulty: Path) -> subprocess.CompletedProcess[str]:
+    script = faulty.with_name("repro.py")
+    script.write_text(repro_script(of))
+    return subprocess.run([sys.executable, str(script), str(faulty)], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_script_of_a_right_case_finds_it_right(faulty: Path) -> None:
+    done = run(record(case("right", **SMALL)), faulty)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "right"
+
+
+def test_the_script_of_a_timed_case_times_it_against_dense(faulty: Path) -> None:
+    done = run(record(case("right", workload="llama3-8b.k", n=128, k=256), speedup=2.0), faulty)
+    assert done.returncode == 0, done.stderr
+    assert "speedup" in done.stdout
+
+
+def test_the_script_of_a_wrong_case_shows_its_error(faulty: Path) -> None:
+    done = run(record(case("halves", **SMALL), Verdict(status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="half")), faulty)
+    assert done.returncode == 1, done.stderr
+    assert "relative error 0.5" in done.stdout
+    assert done.stdout.splitlines()[-1] == "wrong"
+
+
+def test_the_script_finds_a_single_code_read_wrongly(faulty: Path) -> None:
+    done = run(record(case("drops_smallest", **SMALL), Verdict(status=Status.WRONG, summary="reads a code as 0")), faulty)
+    assert done.returncode == 1, done.stderr
+    assert "reads the weight at row" in done.stdout
+
+
+def test_the_script_of_a_crashing_case_crashes(faulty: Path) -> None:
+    done = run(record(case("aborts", **SMALL), Verdict(status=Status.CRASH, signal="SIGABRT", exit_code=-6)), faulty)
+    assert done.returncode == -6
+
+
+def test_a_refused_case_says_why(faulty: Path) -> None:
+    done = run(record(case("right", "bf16", **SMALL), Verdict(status=Status.UNSUPPORTED, summary="no")), faulty)
+    assert done.returncode == 1
+    assert "takes quantized weights only" in done.stderr
+
+
+def test_text_of_a_record_cannot_leave_its_comment() -> None:
+    breakouts = "harmless\nimport os\rimport os\x0cimport os\u2028import os\u202e\x00 '''"
+    planted = record(case(), Verdict(status=Status.WRONG, summary=breakouts))
+    planted = planted.model_copy(update={
+        "machine": planted.machine.model_copy(update={"device": breakouts, "arch": breakouts, "kind": breakouts}),
+        "build": planted.build.model_copy(update={"triton": breakouts}), "started_at": breakouts,
+    })
+    plain = {ast.dump(node) for node in ast.parse(repro_script(record(case()))).body if isinstance(node, ast.Import)}
+    tree = ast.parse(repro_script(planted))
+    assert {ast.dump(node) for node in tree.body if isinstance(node, ast.Import)} == plain
+    assert "\u202e" not in repro_script(planted)

@@ -1,0 +1,186 @@
+"""A sweep as a whole: what was measured is kept, whatever interrupts it, and nothing is measured twice."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status
+from fpxbench.sweep.progress import Progress
+from fpxbench.sweep.run import CannotStart, main_sweep
+from fpxbench.sweep.settings import Settings
+
+RIGHT = '''
+import os, time
+import torch.nn.functional as F
+from fpxbench.implementation import Implementation, Support, implementation
+
+@implementation("NAME")
+class Swept(Implementation):
+    """Decodes the weight, then multiplies."""
+
+    def supports(self, scheme, device):
+        return Support.no("takes no FP4") if scheme.name == "mxfp4" else Support.yes()
+
+    def matmul(self, x, weight):
+        PROLOGUE
+        return F.linear(x, weight.dequantize().to(x.dtype))
+'''
+SCHEMES = ("e4m3fn-row", "e3m2-row", "mxfp4")
+
+
+@pytest.fixture(autouse=True)
+def no_turns_with_other_sweeps(tmp_path_factory, monkeypatch):
+    """Sweeps of one machine take turns by a lock in the folder for temporary files. Nothing is timed here, so these need
+    not wait for one that happens to run beside them."""
+    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
+    monkeypatch.setattr("tempfile.tempdir", folder)
+    monkeypatch.setenv("TMPDIR", folder)
+
+
+def write(folder, name, prologue="pass"):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(RIGHT.replace("NAME", name).replace("PROLOGUE", prologue))
+    return folder
+
+
+def settings(results, impls, **more):
+    return Settings(**{
+        "results": results, "impls": (impls,), "implementation": ("swept_*",), "scheme": SCHEMES, "workload": ("canary.seed",), "device": "cpu",
+        "machine": "here", "seed": 1, "timing_budget_s": 0.0, **more,
+    })
+
+
+def sweep(results, impls, **more):
+    said = io.StringIO()
+    done = main_sweep(settings(results, impls, **more), Progress(0, said))
+    return done, said.getvalue()
+
+
+def verdicts(records):
+    return {record.case.id.removesuffix("/canary.seed/m1/bf16"): record.verdict.status for record in records}
+
+
+def lines(results):
+    return [record.case.id for record in Store(results).read_all()[0]]
+
+
+def test_a_sweep_records_resumes_and_measures_an_edited_implementation_again(tmp_path):
+    impls, results = write(tmp_path / "impls", "swept_a"), tmp_path / "results"
+    first, _ = sweep(results, impls)
+    expected = {"swept_a/e4m3fn-row": Status.OK, "swept_a/e3m2-row": Status.OK, "swept_a/mxfp4": Status.UNSUPPORTED}
+    assert verdicts(first.records) == expected and verdicts(Store(results).read_all()[0]) == expected
+    right = first.records[0]
+    assert right.seed == 1 and right.about == "Decodes the weight, then multiplies." and len(right.source) == 12
+    assert right.machine.read_gb_per_s > 0 and right.build == first.build
+    assert right.timing is None and right.no_timing and right.accuracy.relative_error <= right.accuracy.bound
+
+    again, said = sweep(results, impls)
+    assert verdicts(again.records) == expected and again.resumed == 3
+    assert len(lines(results)) == 3 and "3 cases were measured before and are kept" in said
+
+    write(impls, "swept_a", "x = x.clone()")
+    write(impls, "swept_b")
+    edited, _ = sweep(results, impls)
+    assert edited.resumed == 0 and set(lines(results)[3:]) == {f"swept_{ab}/{scheme}/canary.seed/m1/bf16" for ab in "ab" for scheme in SCHEMES}
+
+    fresh, _ = sweep(results, impls, fresh=True, implementation=("swept_b",))
+    assert fresh.resumed == 0 and len(lines(results)) == 12
+
+
+def test_what_breaks_is_a_record_and_the_rest_of_the_sweep_runs(tmp_path):
+    impls = tmp_path / "impls"
+    write(impls, "swept_a", "os.kill(os.getpid(), 11)")
+    write(impls, "swept_b", "raise SystemExit(5)")
+    write(impls, "swept_c", "raise KeyboardInterrupt")
+    write(impls, "swept_d")
+    (impls / "broken.py").write_text("import a_library_that_nobody_has")
+    done, said = sweep(tmp_path / "results", impls, scheme=("e4m3fn-row",))
+    assert list(verdicts(done.records).values()) == [Status.CRASH, Status.ERROR, Status.ERROR, Status.OK]
+    assert done.records[0].verdict.signal == "SIGSEGV" and "matmul" in done.records[0].verdict.log_tail
+    assert len(done.not_loaded) == 1 and "a_library_that_nobody_has" in done.not_loaded[0]
+    assert "not loaded: " in said and "swept_a/e4m3fn-row/canary.seed/m1/bf16: crash" in said
+    assert not done.interrupted
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    ({"implementation": ("swept_z",)}, "no implementation 'swept_z'; did you mean swept_a"),
+    ({"scheme": ("e4m3fn-rov",)}, "no scheme 'e4m3fn-rov'"),
+    ({"workload": ("canary.sed",)}, "no workload 'canary.sed'; did you mean canary.seed"),
+    ({"device": "gpu"}, "'gpu'"),
+])
+def test_a_sweep_that_cannot_start_says_why_in_one_sentence(tmp_path, more, says):
+    impls = write(tmp_path / "impls", "swept_a")
+    with pytest.raises((CannotStart, ValueError)) as refusal:
+        sweep(tmp_path / "results", impls, **more)
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "results").exists()
+
+
+SCRIPT = """
+import sys
+from fpxbench.sweep.settings import Settings
+from fpxbench.sweep.run import main_sweep
+done = main_sweep(Settings.model_validate_json(sys.argv[1]))
+print(len(done.records), done.resumed, done.interrupted)
+"""
+
+
+def start(chosen):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, chosen.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_folder_of_implementations_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match="--impls .*absent: no such file or folder"):
+        sweep(tmp_path / "results", tmp_path / "absent")
+
+
+def test_two_sweeps_into_one_folder_at_once_lose_nothing(tmp_path):
+    one, two = write(tmp_path / "one", "swept_a"), write(tmp_path / "two", "swept_b")
+    running = [start(settings(tmp_path / "results", impls)) for impls in (one, two)]
+    said = [process.communicate(timeout=200) for process in running]
+    assert [out for out, _ in said] == ["3 0 False\n"] * 2, said
+    records, broken = Store(tmp_path / "results").read_all()
+    assert not broken
+    assert sorted(record.case.id for record in records) == sorted(f"{name}/{s}/canary.seed/m1/bf16" for name in ("swept_a", "swept_b") for s in SCHEMES)
+
+
+def start_and_hang(tmp_path):
+    """A sweep whose second case hangs, and the process that hangs."""
+    hanging = tmp_path / "hanging"
+    impls = write(tmp_path / "impls", "swept_a")
+    write(impls, "swept_b", f"open({str(hanging)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    process = start(settings(tmp_path / "results", impls, scheme=("e4m3fn-row",)))
+    deadline = time.monotonic() + 120
+    while not (hanging.exists() and hanging.read_text()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process, psutil.Process(int(hanging.read_text()))
+
+
+def test_ctrl_c_kills_the_running_case_and_keeps_what_was_measured(tmp_path):
+    process, case = start_and_hang(tmp_path)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert out == "1 0 True\n" and "interrupted; 1 records are kept in" in said
+    assert lines(tmp_path / "results") == ["swept_a/e4m3fn-row/canary.seed/m1/bf16"]
+    case.wait(60)
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path):
+    impls, results = tmp_path / "impls", tmp_path / "results"
+    process, case = start_and_hang(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    with open(Store(results).files()[0], "ab") as file:
+        file.write(b'{"schema":1,"case":{"implem')       # as if it had been writing
+    case.wait(60)       # raises if the case's process outlives the sweep
+
+    write(impls, "swept_b")
+    resumed, _ = sweep(results, impls, scheme=("e4m3fn-row",))
+    assert resumed.resumed == 1 and set(verdicts(resumed.records).values()) == {Status.OK}
+    assert len(Store(results).read_all()[1]) == 1
