@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from fpxbench.casts.cast_record import Difference, Example, InputKind, NumericsRecord
-from fpxbench.casts.conformance import EXACT_PRODUCT
+from fpxbench.casts.cast_record import EXACT_PRODUCT, Difference, Example, InputKind, NumericsRecord
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.casts.grid import grid
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status

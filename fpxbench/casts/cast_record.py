@@ -17,6 +17,8 @@ RULES = 3
 """Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
 EXAMPLES = 3
 """How many examples a difference carries at most."""
+EXACT_PRODUCT = "exact product"
+"""`Behaviour.taken_as` of a conversion that casts the product before it is rounded to its dtype."""
 
 
 class InputKind(StrEnum):

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 
 from fpxbench.casts.cast_messages import NumericsRequest, NumericsResult
-from fpxbench.casts.cast_record import EXAMPLES, Behaviour, Difference, Example, InputKind
-from fpxbench.casts.conformance import EXACT_PRODUCT, Judge, Judgement, number_text
+from fpxbench.casts.cast_record import EXACT_PRODUCT, EXAMPLES, Behaviour, Difference, Example, InputKind
+from fpxbench.casts.conformance import Judge, Judgement, number_text
 from fpxbench.casts.conformance_verdict import verdict_on
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.casts.engines import Inputs, inputs_of, right_bits, to_bits, to_tensor, torch_function
 from fpxbench.casts.expected import expected_codes, sibling_of
 from fpxbench.casts.finfo import judge_finfo
 from fpxbench.casts.probe_values import values
-from fpxbench.numbers.codec import Rounding
+from fpxbench.numbers.rounding import Rounding
 from fpxbench.records.verdict import classify_exception, without_source
 
 _PADDING = 64

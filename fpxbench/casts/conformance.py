@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fpxbench.casts.cast_record import EXAMPLES, Behaviour, Difference, Example, InputKind
+from fpxbench.casts.cast_record import EXACT_PRODUCT, EXAMPLES, Behaviour, Difference, Example, InputKind
 from fpxbench.casts.conversion import DType
 from fpxbench.casts.expected import FLUSHED, expected_codes, hypotheses, overflow_begins
 from fpxbench.casts.grid import ABOVE, TIE, grid
-from fpxbench.numbers.codec import Rounding
+from fpxbench.numbers.rounding import Rounding
 
 NAN_CODES = 8
-EXACT_PRODUCT = "exact product"
 _OF_ROUNDING = frozenset({InputKind.TIE, InputKind.ROUNDING, InputKind.DOUBLE_ROUNDING, InputKind.SUBNORMAL, InputKind.OTHER})
 Describe = Callable[[int], tuple[str, str]]
 """Bits and value of the input at an index, as text."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from fpxbench.casts.cast_findings import LOSES_INFINITY_AND_NAN, MISTAKE, loses_infinity_and_nan, telling_example
-from fpxbench.casts.cast_record import Behaviour, Difference, InputKind, unrounded_in_words
-from fpxbench.casts.conformance import EXACT_PRODUCT, Judgement
+from fpxbench.casts.cast_record import EXACT_PRODUCT, Behaviour, Difference, InputKind, unrounded_in_words
+from fpxbench.casts.conformance import Judgement
 from fpxbench.casts.conversion import Conversion, Operation
 from fpxbench.casts.expected import FLUSHED, MISREAD
 from fpxbench.records.verdict import Kind, Status, Verdict

@@ -10,7 +10,7 @@ import torch
 from fpxbench.casts.conversion import DTYPES, DType
 from fpxbench.casts.grid import ABOVE, EXACT, TIE, Fp32Grid, Grid, grid
 from fpxbench.numbers import codec
-from fpxbench.numbers.codec import Rounding
+from fpxbench.numbers.rounding import Rounding
 
 FLUSHED = ", subnormals flushed"
 MISREAD = "nearest_even as "

@@ -10,37 +10,11 @@ stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/code
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 
 from fpxbench.numbers.formats import Format
-
-
-class Rounding(StrEnum):
-    """Which of its two neighbours a number between two codes becomes."""
-
-    NEAREST_EVEN = "nearest_even"
-    NEAREST_AWAY = "nearest_away"
-    TOWARD_ZERO = "toward_zero"
-    UP = "up"
-    """Toward +infinity."""
-    DOWN = "down"
-    """Toward -infinity."""
-    TO_ODD = "to_odd"
-    """The one whose code is odd: what may be rounded once more, to at least two bits less, without a second error."""
-    STOCHASTIC = "stochastic"
-    """The upper one as often as the number is near it, in steps of 2**-random_bits."""
-
-
-class Overflow(StrEnum):
-    """What happens to a number that rounds past the largest finite one."""
-
-    SATURATE = "saturate"
-    INFINITY = "infinity"
-    NAN = "nan"
-
+from fpxbench.numbers.rounding import Overflow, Rounding
 
 SOURCES = {
     torch.float64: (torch.int64, 52, 1023),

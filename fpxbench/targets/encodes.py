@@ -16,7 +16,7 @@ from fpxbench.targets.floats import BF16, FP16, FP32, Float
 from fpxbench.targets.ptx import converted
 
 if TYPE_CHECKING:
-    from fpxbench.numbers.codec import Rounding
+    from fpxbench.numbers.rounding import Rounding
 
 SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
@@ -36,7 +36,7 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
 
     Raises Unmodelled where that cannot be told.
     """
-    from fpxbench.numbers.codec import Rounding
+    from fpxbench.numbers.rounding import Rounding
 
     fmt, source = format_named(format_name), SOURCES[source_name]
     inputs = telling_inputs(fmt, source)
@@ -72,7 +72,7 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
 def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
     """The known mistake that gives exactly these codes."""
     from fpxbench.diagnosis.decode_faults import sibling
-    from fpxbench.numbers.codec import Rounding
+    from fpxbench.numbers.rounding import Rounding
 
     asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)
