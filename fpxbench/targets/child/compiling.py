@@ -13,7 +13,7 @@ except ImportError:
     # Triton up to 3.2 imports it for building its launcher in C, which nothing here ever needs.
     sys.modules["setuptools"] = types.ModuleType("setuptools")
 
-import facts
+import kernel_metadata
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -98,7 +98,7 @@ def compiled(request):
     source = _source(function, request["signature"], constants, set(request["divisible"]))
     target = GPUTarget(request["backend"], request["arch"], request["warp_size"])
     kernel = triton.compile(source, target=target, options=dict(request["options"]))
-    return facts.of(kernel, request["backend"], bool(request.get("assembly")), _disassembler() if request.get("sass") else None)
+    return kernel_metadata.of(kernel, request["backend"], bool(request.get("assembly")), _disassembler() if request.get("sass") else None)
 
 
 def _constant(value):

@@ -61,14 +61,14 @@ def compiled(request):
     ``inductor`` of a request: ``weight`` (its dtype's name here), ``x`` (the activation's), ``layout`` (``nk``: a weight [N, K] that
     is multiplied transposed; ``kn``: [K, N]), ``m``, ``n``, ``k``, ``mode`` (torch.compile's). ``backend``, ``arch`` and ``warp_size`` are the GPU.
     """
-    import facts
+    import kernel_metadata
 
     wrapper = generated(request)
     launches = launches_of(wrapper)
     for launch in launches:
         if launch["by"] == "triton":
             kernel, config = built(launch["kernel"], kernels_of(wrapper)[launch["kernel"]], request)
-            launch["facts"] = facts.of(kernel, request["backend"], launch["does"] == ["upcast"], None)
+            launch["facts"] = kernel_metadata.of(kernel, request["backend"], launch["does"] == ["upcast"], None)
             launch["block"] = {"threads": config.num_warps * request["warp_size"], **config.kwargs}
     return {"launches": launches}
 
