@@ -1,57 +1,130 @@
-"""The command line: thin words around the modules that do the work. A command is a function in one of the modules imported here."""
+"""The command line: `fpxbench COMMAND`.
+
+A command's module is imported when the command runs, so that ``fpxbench --help`` takes a fraction of a second.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from pydantic import ValidationError
+from typer.core import TyperCommand, TyperGroup
 
 from fpxbench import __version__
-from fpxbench.builds.installed import NoPyTorch
-from fpxbench.cli.common import UsageError, app, err
 
-# Each brings its commands, and this is their order in `fpxbench --help`.
-# isort: off
-from fpxbench.cli import sweep_commands as sweeps  # noqa: F401
-from fpxbench.cli import record_commands as results  # noqa: F401
-from fpxbench.cli import list_commands as listing  # noqa: F401
-from fpxbench.cli import target_commands as targets  # noqa: F401
-from fpxbench.cli import timeline_commands as timeline  # noqa: F401
-from fpxbench.cli import regression_commands as regressions  # noqa: F401
-from fpxbench.cli import confirm_commands as builds  # noqa: F401
-from fpxbench.cli import environment_commands as environments  # noqa: F401
-from fpxbench.cli import codec_commands as codec  # noqa: F401
-from fpxbench.cli import cast_commands as numerics  # noqa: F401
-from fpxbench.cli import inspect_commands as inspect  # noqa: F401
-# isort: on
+
+class Command(NamedTuple):
+    """One command: the module of `fpxbench.cli` that has it, and what ``fpxbench --help`` says of it."""
+
+    module: str
+    summary: str
+    panel: str
+
+
+_MEASURE, _READ, _HISTORY, _COMPILERS = "Measure", "Read results", "Compare builds", "Casts and compilers"
+
+COMMANDS = {
+    "run": Command("sweep_commands", "Check and time cases. Write one record for each.", _MEASURE),
+    "inspect": Command(
+        "inspect_commands", "Recover by experiment what an implementation computes: decode table, scales, code order.", _MEASURE),
+    "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
+    "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
+    "report": Command("record_commands", "Build a static HTML report from the records and print the worst findings.", _READ),
+    "records": Command("record_commands", "Print the records, one JSON object per line.", _READ),
+    "show": Command("record_commands", "Show everything that is recorded about one case.", _READ),
+    "repro": Command("record_commands", "Print a standalone script that reproduces one case.", _READ),
+    "regressions": Command("regression_commands", "List what changed from build to build, worst first.", _HISTORY),
+    "confirm": Command(
+        "confirm_commands", "Rerun two builds, interleaved, to confirm or refute a suspected regression.", _HISTORY),
+    "bisect": Command("confirm_commands", "Find the first bad build between two builds, and its upstream commits.", _HISTORY),
+    "compare": Command("confirm_commands", "Compare two builds from their records.", _HISTORY),
+    "issues": Command("confirm_commands", "Print the text of an issue for each confirmed regression.", _HISTORY),
+    "timeline": Command("timeline_commands", "Keep the PyTorch builds in order: sync, list, show, here.", _HISTORY),
+    "environments": Command("environment_commands", "List and remove the virtual environments of the builds.", _HISTORY),
+    "detector": Command(
+        "regression_commands", "Evaluate the regression detector on synthetic and recorded series.", _HISTORY),
+    "numerics": Command("cast_commands", "Check the casts of PyTorch and Triton against the definition of each format.", _COMPILERS),
+    "targets": Command(
+        "target_commands", "Compile low-bit kernels for GPUs that need not be present, and show what each supports.", _COMPILERS),
+    "codec": Command("codec_commands", "Benchmark encoding, decoding and packing against other libraries.", _COMPILERS),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are looked up, and only listed in its own help."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # typer reads `commands` for its suggestions, and get_command for everything else.
+        self.commands = {
+            name: TyperCommand(name, callback=None, help=command.summary, rich_help_panel=command.panel)
+            for name, command in COMMANDS.items()
+        }
+        self._listing = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return self.commands.get(cmd_name) if self._listing or cmd_name not in COMMANDS else load(cmd_name)
+
+
+def load(name: str) -> Any:
+    """Return the typer command called `name`, importing its module."""
+    module = importlib.import_module(f"fpxbench.cli.{COMMANDS[name].module}")
+    return typer.main.get_group(module.app).commands[name]
+
+
+app = typer.Typer(
+    name="fpxbench",
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Is low-bit floating-point matmul still [bold]right[/], and still [bold]fast[/]?
+
+    """
+    "fpxbench checks and times weight-only quantized matmul (FP8, FP6, FP4, MX, NVFP4, and any float format of up to 8 bits) for "
+    "every implementation and scheme, on this machine and with the installed PyTorch. A case that is wrong gets a verdict and no "
+    """timing.
+
+    [bold]Start with[/]   fpxbench run --profile smoke && fpxbench report
+
+    """
+    "[bold]Terms[/]   A [italic]scheme[/] is a number format with its scales (e4m3fn-row, mxfp4). An [italic]implementation[/] is one "
+    "way to store and multiply such a weight. A [italic]workload[/] is the shape of a real layer with a number of tokens. A "
+    "[italic]case[/] combines the three: eager_upcast/e4m3fn-row/llama2-7b.o/m1/bf16.",
+)
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         print(f"fpxbench {__version__}")
         raise typer.Exit()
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit status 2, never a traceback."""
+    """Run the command line. A user's mistake ends as one message and exit status 2, without a traceback."""
     try:
         app()
     except BrokenPipeError:     # `fpxbench records | head`; an OSError, so it comes first
         sys.stderr.close()
         sys.exit(141)
-    except (UsageError, NoPyTorch, OSError, ValidationError, ValueError) as error:
-        err.print(f"fpxbench: {_sentence(error)}", markup=False, style="red")
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        from fpxbench.cli.common import err, user_message
 
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False))
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        message = user_message(error)
+        if message is None:
+            raise
+        err.print(f"fpxbench: {message}", markup=False, style="red")
+        sys.exit(2)

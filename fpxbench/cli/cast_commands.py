@@ -14,10 +14,12 @@ from rich.table import Table
 from fpxbench.casts.cast_findings import Finding, disagreements, find, overflows
 from fpxbench.casts.cast_record import NumericsRecord
 from fpxbench.casts.conversion import Engine
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, out, statuses
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, new_app, out, statuses
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 from fpxbench.sweep.settings import Settings
+
+app = new_app()
 
 
 @app.command()

@@ -10,8 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fpxbench.casts.codec_speed import COPY, ELEMENTS, OWN, Contest, contests, rows
-from fpxbench.cli.common import JsonOption, app, err, out
+from fpxbench.cli.common import JsonOption, err, new_app, out
 from fpxbench.sweep.settings import default_memory_limit
+
+app = new_app()
 
 _PEERS = ("ml_dtypes", "gfloat", "torch")
 

@@ -1,4 +1,4 @@
-"""What every command shares: the app, the consoles, the options that several commands take, and the user's mistake."""
+"""What commands share: the consoles, common options, and the errors that are a user's mistake."""
 
 from __future__ import annotations
 
@@ -6,31 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.settings import Profile
-
-app = typer.Typer(
-    name="fpxbench",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="""Is low-bit floating-point matmul still [bold]right[/], and still [bold]fast[/]?
-
-    """
-    "fpxbench checks and times weight-only quantized matmul (FP8, FP6, FP4, MX, NVFP4 and any float up to 8 bits): every "
-    "implementation on every scheme, on this machine's device and the PyTorch that is installed. A case that is not right gets a "
-    """verdict instead of a time.
-
-    [bold]Start with[/]   fpxbench run --profile smoke && fpxbench report
-
-    """
-    "[bold]Words[/]   A [italic]scheme[/] is a number format and its scales (e4m3fn-row, mxfp4). An [italic]implementation[/] is one "
-    "way to store such a weight and multiply by it. A [italic]workload[/] is a real layer's shape and a number of tokens. A "
-    "[italic]case[/] is one of each: eager_upcast/e4m3fn-row/llama2-7b.o/m1/bf16.",
-)
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -47,7 +27,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 class UsageError(Exception):
-    """A mistake of the user's: one sentence, exit status 2."""
+    """A mistake in how a command was used. Ends it with the message and exit status 2."""
+
+
+def new_app() -> typer.Typer:
+    """Return the app that a module of commands registers them on."""
+    return typer.Typer(rich_markup_mode="rich")
+
+
+def user_message(error: Exception) -> str | None:
+    """Return the message to print for an error that a user can correct; None for any other, which is a bug."""
+    from fpxbench.builds.installed import NoPyTorch
+
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, (UsageError, NoPyTorch, OSError, ValueError)) else None
 
 
 def results_folder(results: Path) -> Path:

@@ -22,8 +22,8 @@ from fpxbench.cli.common import (
     JsonOption,
     ResultsOption,
     UsageError,
-    app,
     err,
+    new_app,
     out,
     results_folder,
 )
@@ -36,6 +36,8 @@ from fpxbench.regressions.confirmation import Confirmation, Outcome
 if TYPE_CHECKING:
     from fpxbench.regressions.confirm import Question
     from fpxbench.regressions.rerun import Bench
+
+app = new_app()
 
 VariantOption = Annotated[str | None, typer.Option(
     "--variant", help="What the builds were made for: cpu, cu130, …; default: a wheel that names none.  [dim]default: FPX_VARIANT, or as the PyTorch at hand[/]")]

@@ -11,8 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, app, out
+from fpxbench.cli.common import JsonOption, UsageError, new_app, out
 from fpxbench.cli.confirm_commands import EnvironmentsOption
+
+app = new_app()
 
 environments_app = typer.Typer(no_args_is_help=True, help="The builds' environments, made when a build is first measured: what there is, what it takes.")
 app.add_typer(environments_app, name="environments")

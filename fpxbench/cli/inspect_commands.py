@@ -10,10 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, app, err, out
+from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, err, new_app, out
 from fpxbench.diagnosis.blackbox.inspection import Finding, Inspection, InspectRequest
 from fpxbench.records.verdict import SIGNS, Status, with_log
 from fpxbench.sweep.settings import default_memory_limit
+
+app = new_app()
 
 SHAPE = 64, 4096, 4096
 """M, N and K unless asked for: every weight of a layer in 64 products."""

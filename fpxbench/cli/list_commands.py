@@ -18,10 +18,12 @@ from fpxbench.cli.common import (
     SchemeOption,
     UsageError,
     WorkloadOption,
-    app,
+    new_app,
     out,
 )
 from fpxbench.sweep.settings import Settings
+
+app = new_app()
 
 
 @app.command(name="list")

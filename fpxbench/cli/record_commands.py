@@ -11,11 +11,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out, results_folder
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, results_folder
 from fpxbench.records.case import split_id
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import SIGNS
+
+app = new_app()
 
 
 @app.command()

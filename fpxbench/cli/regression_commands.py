@@ -13,7 +13,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out, results_folder
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, results_folder
+
+app = new_app()
 
 _SHOWN = 40
 

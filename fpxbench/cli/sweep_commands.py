@@ -20,7 +20,7 @@ from fpxbench.cli.common import (
     SchemeOption,
     UsageError,
     WorkloadOption,
-    app,
+    new_app,
     out,
     statuses,
 )
@@ -28,6 +28,8 @@ from fpxbench.records.record import Record
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
 from fpxbench.sweep.settings import Settings, default_memory_limit
+
+app = new_app()
 
 
 @app.command()

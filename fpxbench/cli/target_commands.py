@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, app, err, out
+from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out
 from fpxbench.records.verdict import Status
 from fpxbench.targets.triton_builds import INSTALLED, normal_name
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fpxbench.targets.collect import Judged
     from fpxbench.targets.matrix import Matrix
     from fpxbench.targets.operations import Question
+
+app = new_app()
 
 group = typer.Typer(no_args_is_help=False)
 app.add_typer(group, name="targets")

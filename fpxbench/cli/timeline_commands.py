@@ -17,7 +17,9 @@ from rich.table import Table
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, TimelineError, commit_hash
 from fpxbench.builds.timeline.measured import measured
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, app, err, out
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out
+
+app = new_app()
 
 timeline_app = typer.Typer(no_args_is_help=True, help="The PyTorch builds in order: fill the timeline, look at it, find a build on it.")
 app.add_typer(timeline_app, name="timeline")
