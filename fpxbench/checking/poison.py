@@ -20,8 +20,8 @@ _M_PERTURB = -6   # <malloc.h>; new memory is filled with the complement of the 
 
 
 @contextmanager
-def poisoned_memory(device: str, m: int, n: int, dtype: torch.dtype) -> Iterator[None]:
-    """New memory holds `POISON_BYTE` while this is open: all of it on a CPU, the next [m, n] output on a GPU."""
+def poisoned_memory(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[None]:
+    """Have new memory hold `POISON_BYTE` while this is open: all of it on a CPU, the next output of `shape` on a GPU."""
     if device == "cpu":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is None:     # not glibc
@@ -33,7 +33,7 @@ def poisoned_memory(device: str, m: int, n: int, dtype: torch.dtype) -> Iterator
         finally:
             mallopt(_M_PERTURB, 0)
     else:
-        block = torch.empty(m, n, dtype=dtype, device=device)
+        block = torch.empty(shape, dtype=dtype, device=device)
         block.view(torch.uint8).fill_(POISON_BYTE)
         del block
         yield

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench.checking import check, correctness as conduct
-from fpxbench.checking.correctness import Operands
+from fpxbench.checking import contract, inputs, reference
+from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import packing
 from fpxbench.numbers.weight import QuantizedWeight
@@ -53,7 +53,7 @@ class Readout:
         right = torch.zeros_like(nonfinite)
         told = False
         for one in [predicted] if isinstance(predicted, Prediction) else predicted:
-            tolerance = check.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
+            tolerance = reference.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
             lost = ~one.weight.isfinite() | (one.weight.abs() > limit)
             near = (seen - one.weight).abs() <= tolerance
             right |= torch.where(lost, nonfinite, near | (nonfinite & one.tainted[:, None]))
@@ -64,7 +64,7 @@ class Readout:
 
     def wrong(self) -> Tensor:
         """Where it is not what the definition says: bool [N, C]."""
-        tolerance = check.one_hot_tolerance(self.definition.weight, self.dtype, self.activation_format)
+        tolerance = reference.one_hot_tolerance(self.definition.weight, self.dtype, self.activation_format)
         return ~((self.seen - self.definition.weight).abs() <= tolerance)
 
     def example(self) -> dict[str, Any]:
@@ -93,12 +93,12 @@ def read_out(implementation: Implementation, operands: Operands, columns: Iterab
     if case.m == 0:
         return None
     wanted = list(range(case.k)) if every else _columns_worth_reading(weight, case.m, columns)
-    seen = [weights for _, weights in conduct.one_hot_columns(implementation, operands, wanted, seconds=seconds)]
+    seen = [weights for _, weights in contract.one_hot_columns(implementation, operands, wanted, seconds=seconds)]
     read = torch.cat(seen, dim=1).double()
     taken = torch.tensor(wanted[:read.shape[1]], device=read.device)
     decoded = operands.decoded
     definition = Prediction(decoded[:, taken].double(), ~decoded.isfinite().all(dim=1))
-    return Readout(weight, taken, read, definition, check.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
+    return Readout(weight, taken, read, definition, inputs.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
 
 
 def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]) -> list[int]:
@@ -108,7 +108,7 @@ def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]
     most = MOST_COLUMNS * min(m, 4)
     if k <= most:
         return list(range(k))
-    chosen = [*first, *(check.columns_covering_codes(weight, most // 4) if weight.has_codes else [])]
+    chosen = [*first, *(inputs.columns_covering_codes(weight, most // 4) if weight.has_codes else [])]
     boundaries = [packing.padded_k(k) * part // 8 for part in range(1, 8)]
     block = weight.scheme.scaling.block if weight.scheme.quantized else None
     if block is not None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench.checking import check, correctness as conduct
-from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.checking import contract, inputs, reference
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.code_order import nibbles_exchanged
 from fpxbench.diagnosis.decode_faults import block_of, is_subnormal, misreadings, scaled_by, table_misreadings
 from fpxbench.diagnosis.effective_weight import Prediction, Readout, correlation, read_out
@@ -32,7 +33,6 @@ CORRELATED = 0.9
 """Above this correlation with the right answer a mistake is an inaccuracy, below it is gibberish."""
 FEW_WEIGHTS = 16
 """So many misread weights are listed one by one."""
-_FRESH_CALL = 1000      # numbers activations apart from those that the checks have used
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
     `columns` are known to hold a weight that is misread, and are read out among others.
     """
     try:
-        x = operands.activation(_FRESH_CALL)
+        x = operands.activation("diagnosis")
         expected = operands.reference(x, implementation)
-        y = conduct.call(implementation, x, operands.weight, operands.device)
+        y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
         readout = read_out(implementation, operands, columns)
         if readout is None:
             return _diagnose_sums(implementation, operands, x, y, expected)
@@ -63,8 +63,8 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
             return _diagnose_sums(implementation, operands, x, y, expected, readout)
         return (_known_misreading(readout, implementation, operands) or off_by_one_factor([readout]) or another_table(readout)
                 or single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
-    except Misconduct as misconduct:
-        return Diagnosis(misconduct.verdict.kind, misconduct.verdict.summary)
+    except ContractViolation as violation:
+        return Diagnosis(violation.verdict.kind, violation.verdict.summary)
 
 
 # Known mistakes.
@@ -98,7 +98,7 @@ def telling_operands(implementation: Implementation, operands: Operands) -> Oper
     NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
     weight, case = operands.weight, operands.case
     if weight.extra:
-        original = check.make_weight(case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
+        original = inputs.make_weight(case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
         telling = implementation.quantize(original, weight.scheme)
         return replace(operands, original=original, weight=telling, decoded=telling.dequantize())
     fmt = weight.scheme.format
@@ -110,7 +110,7 @@ def telling_operands(implementation: Implementation, operands: Operands) -> Oper
         risky |= ~table[nibbles_exchanged(torch.arange(256))].isfinite()
     any_code = table.isfinite().nonzero().reshape(-1)
     safe_code = (table.isfinite() & ~risky).nonzero().reshape(-1)
-    rng = check.generator(operands.seed, "telling codes")
+    rng = inputs.generator(operands.seed, "telling codes")
     codes = safe_code[torch.randint(len(safe_code), weight.shape, generator=rng)]
     codes[7::8] = any_code[torch.randint(len(any_code), codes[7::8].shape, generator=rng)]
     safe_or_not_finite = torch.cat([safe_code, (~table.isfinite()).nonzero().reshape(-1)])
@@ -158,7 +158,7 @@ def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
         countable = right.isfinite() & seen.isfinite()
         gains.append(float((seen * right)[countable].sum() / right[countable].square().sum().clamp(min=1e-300)))
     gain, first = gains[0], readouts[0]
-    if abs(gain - 1) < check.unit_roundoff(first.dtype) \
+    if abs(gain - 1) < reference.unit_roundoff(first.dtype) \
             or not all(one.fits(Prediction(one.definition.weight * gain, one.definition.tainted)) for one in readouts):
         return None
     evidence = {"gain": repr(gain), "weights_read": first.seen.numel(), "example": first.example()}
@@ -184,7 +184,7 @@ def another_table(readout: Readout) -> Diagnosis | None:
     high = torch.full((size,), -torch.inf, dtype=torch.float64, device=read.device).scatter_reduce(0, flat, read.reshape(-1), "amax")
     low = torch.full_like(high, torch.inf).scatter_reduce(0, flat, read.reshape(-1), "amin")
     counts = torch.bincount(flat, minlength=size)
-    slack = 4 * check.unit_roundoff(readout.dtype) * torch.maximum(high.abs(), low.abs())
+    slack = 4 * reference.unit_roundoff(readout.dtype) * torch.maximum(high.abs(), low.abs())
     slack += torch.finfo(readout.dtype).smallest_normal / factors.min()
     present = counts > 0
     if not bool((((high - low) <= 2 * slack) | ~present).all()):
@@ -220,7 +220,7 @@ def single_weights(readout: Readout) -> Diagnosis | None:
     kind = Kind.INACCURATE if bool(readout.seen[wrong].isfinite().all()) else None
     return Diagnosis(kind, sentence, {"weights_read": wrong.numel(), "weights_wrong": len(found), "misread": listed, "example": first})
 
-def _part_of_the_output(implementation: Implementation, operands: Operands, y: Tensor, expected: check.Reference,
+def _part_of_the_output(implementation: Implementation, operands: Operands, y: Tensor, expected: reference.Reference,
                         readout: Readout) -> Diagnosis:
     """Weights are misread, but as no known mistake would: say in which part."""
     wrong = readout.wrong()
@@ -247,10 +247,10 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     return Diagnosis(kind, f"the weights acted by are {seen} (correlation {likeness:.2g}), and no known mistake fits", evidence)
 
 
-def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor, expected: check.Reference,
+def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor, expected: reference.Reference,
                    readout: Readout | None = None) -> Diagnosis:
     """Each weight that was read out is right: what goes wrong in their sums?"""
-    comparison = check.compare(y, expected)
+    comparison = reference.compare(y, expected)
     weights = "" if readout is None else f"each of {readout.seen.numel()} weights read out alone is right, "
     evidence = {"relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside}
     if comparison.within:
@@ -258,7 +258,7 @@ def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor
     out = y.double()
     if not comparison.finite:
         small = x * 2.0**-8
-        again = conduct.call(implementation, small, operands.weight, operands.device)
+        again = contract.checked_matmul(implementation, small, operands.weight, operands.device)
         if bool(again.isfinite().all()) and bool(expected.product.isfinite().all()):
             nan = bool(y.isnan().any())
             return Diagnosis(Kind.OVERFLOW_NAN if nan else Kind.OVERFLOW_INF,
@@ -291,15 +291,15 @@ def _wrong_run_of_columns(implementation: Implementation, operands: Operands) ->
     None where there is no such run, or where it is more than half of K.
     """
     k = operands.case.k
-    fresh = operands.activation(_FRESH_CALL + 1)
+    fresh = operands.activation("run of columns").sign()   # no column may hide behind a small activation
 
-    def answer(first: int, last: int) -> tuple[Tensor, check.Reference]:
+    def answer(first: int, last: int) -> tuple[Tensor, reference.Reference]:
         x = torch.zeros_like(fresh)
         x[:, first:last] = fresh[:, first:last]
-        return conduct.call(implementation, x, operands.weight, operands.device), operands.reference(x, implementation)
+        return contract.checked_matmul(implementation, x, operands.weight, operands.device), operands.reference(x, implementation)
 
     def right(first: int, last: int) -> bool:
-        return first >= last or check.compare(*answer(first, last)).within
+        return first >= last or reference.compare(*answer(first, last)).within
 
     if right(0, k) or not (right(0, k // 2) or right(k // 2, k)):
         return None
@@ -332,7 +332,7 @@ def _last_true(low: int, high: int, holds: Any) -> int:
     return low
 
 
-def _wrong_part(y: Tensor, expected: check.Reference) -> str | None:
+def _wrong_part(y: Tensor, expected: reference.Reference) -> str | None:
     """The output rows or columns that everything wrong lies in, if they are fewer than half."""
     wrong = ~((y.double() - expected.product).abs() <= expected.tolerance)
     for axis, name in ((1, "output row"), (0, "output column")):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench.checking import check
-from fpxbench.checking.correctness import Operands
+from fpxbench.checking import inputs
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.decode_faults import scale_misreadings
 from fpxbench.diagnosis.effective_weight import correlation
 from fpxbench.diagnosis.encode_faults import Misencoding, encoded, misencodings, same_number
@@ -74,7 +74,7 @@ def telling_quantization(implementation: Implementation, operands: Operands) -> 
         weight = implementation.quantize(original.clone(), scheme)
         return replace(operands, original=original, weight=weight, decoded=weight.dequantize())
 
-    original = check.make_weight(operands.case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
+    original = inputs.make_weight(operands.case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
     telling = quantized(original)
     right = scale_values(scheme.quantize(original)[1], scheme.scaling)
     held = telling.weight.scale_grid()

@@ -16,10 +16,14 @@ import sys
 
 import torch
 
-from fpxbench import check, conduct, trial
-from fpxbench.records.case import Case
+from fpxbench.checking import correctness, inputs
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.operands import Operands
+from fpxbench.checking.reference import compare
 from fpxbench.implementation import discover, find
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
+from fpxbench.sweep import trial
 
 case = Case(
     {fields},
@@ -35,33 +39,31 @@ support = implementation.supports(scheme, device)
 if not support.supported:
     sys.exit(f"{{case.implementation}} refuses {{case.scheme}} on {{device}}: {{support.reason}}")
 
-weight = check.make_weight(case, seed, device)              # fp32 [N, K]
+weight = inputs.make_weight(case, seed, device)              # fp32 [N, K]
 stored = implementation.quantize(weight, scheme)
 decoded = implementation.dequantize(stored).float()         # what the stored codes and scales stand for
+operands = Operands(case, device, seed, weight, stored, decoded)
 
 right = True
-for number in range(conduct.CALLS):
-    x = check.make_activation(case, seed, number, device)   # [M, K], fresh for each call
+for number in range(correctness.CALLS):
+    x = operands.activation(number)                         # [M, K], fresh for each call
     y = implementation.matmul(x, stored)                    # [M, N]
-    exact = check.reference(                                # x @ decoded.T in float64, and how far a right y may lie from it
-        x, decoded, quantized=scheme.quantized, activation_format=implementation.activation_format
-    )
-    found = check.compare(y, exact)
+    exact = operands.reference(x, implementation)           # x @ decoded.T in float64, and how far a right y may lie from it
+    found = compare(y, exact)
     right &= found.within
     print(f"call {{number}}: relative error {{found.relative_error:.4g}}, at most {{found.bound:.4g}} is right;"
           f" {{found.outside}} of {{y.numel()}} elements outside")
 
 # What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single configurations.
-operands = conduct.Operands(case, device, seed, weight, stored, decoded)
 try:
     verdict = (
         trial.check_quantization(implementation, operands)
-        or conduct.check_calls(implementation, operands)[1]
-        or conduct.check_one_hot(implementation, operands)
-        or conduct.check_configs(implementation, operands)
+        or correctness.check_calls(implementation, operands)[1]
+        or correctness.check_one_hot(implementation, operands)
+        or correctness.check_configs(implementation, operands)
     )
-except conduct.Misconduct as misconduct:
-    verdict = misconduct.verdict
+except ContractViolation as violation:
+    verdict = violation.verdict
 if verdict is not None:
     right = False
     print(f"{{verdict.headline}}: {{verdict.summary}}")

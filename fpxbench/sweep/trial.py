@@ -10,8 +10,9 @@ import traceback
 import torch
 
 from fpxbench import implementation as implementations
-from fpxbench.checking import check, correctness as conduct, timing as measure
-from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.checking import correctness, effects, inputs, reference, timing, traffic
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation
@@ -36,8 +37,8 @@ def run_trial(request: TrialRequest) -> TrialResult:
     result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
         _run(known[name](), request, result)
-    except Misconduct as misconduct:
-        result.verdict = misconduct.verdict
+    except ContractViolation as violation:
+        result.verdict = violation.verdict
     except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
         traceback.print_exc()
         result.verdict = classify_exception(type(error).__name__, str(error), "")
@@ -54,23 +55,23 @@ def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Ve
     result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
         _run(implementation, request, result)
-    except Misconduct as misconduct:
-        return misconduct.verdict
+    except ContractViolation as violation:
+        return violation.verdict
     return result.verdict
 
 
 def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
-    """Quantize the case's weight. Raises Misconduct if that changed the weight it was given or gave another's shape."""
+    """Quantize the case's weight. Raises ContractViolation if that changed the weight it was given or gave another's shape."""
     case, scheme = request.case, scheme_named(request.case.scheme)
-    original = check.make_weight(case, request.seed, request.device)
+    original = inputs.make_weight(case, request.seed, request.device)
     before = original.clone()
     weight = implementation.quantize(original, scheme)
     if not torch.equal(original, before):
-        raise Misconduct(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
+        raise ContractViolation(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
     # Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
     decoded = weight.dequantize() if weight.has_codes else implementation.dequantize(weight)
     if tuple(decoded.shape) != (case.n, case.k):
-        raise Misconduct(Kind.WRONG_SHAPE, f"a weight [{case.n}, {case.k}] reads back as {list(decoded.shape)}")
+        raise ContractViolation(Kind.WRONG_SHAPE, f"a weight [{case.n}, {case.k}] reads back as {list(decoded.shape)}")
     return Operands(case, request.device, request.seed, original, weight, decoded.float())
 
 
@@ -82,14 +83,14 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         result.verdict = Verdict(status=status, summary=support.reason)
         return
     operands = prepare(implementation, request)
-    result.accuracy = Accuracy(sqnr_db=check.sqnr_db(operands.original, operands.decoded) if operands.decoded.isfinite().all() else None)
+    result.accuracy = Accuracy(sqnr_db=reference.sqnr_db(operands.original, operands.decoded) if operands.decoded.isfinite().all() else None)
     result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
 
     verdict = check_quantization(implementation, operands)
     if verdict is None:
-        comparison, verdict = conduct.check_calls(implementation, operands)
+        comparison, verdict = correctness.check_calls(implementation, operands)
         result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
-    verdict = verdict or conduct.check_one_hot(implementation, operands) or conduct.check_configs(implementation, operands)
+    verdict = verdict or correctness.check_one_hot(implementation, operands) or correctness.check_configs(implementation, operands)
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
         return
@@ -98,20 +99,18 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     if result.no_timing:
         return
     x = operands.activation(0)
-    effects = measure.observe(lambda: implementation.matmul(x, operands.weight), device)
-    samples = measure.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
+    seen = effects.observe(lambda: implementation.matmul(x, operands.weight), device)
+    samples = timing.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
     # Timing called it many times more; what is right must still be right.
-    comparison, verdict = conduct.check_calls(
-        implementation, operands, first_call=measure.check_call_number(1), calls=CALLS_AFTER_TIMING
-    )
+    comparison, verdict = correctness.check_calls(implementation, operands, timed=True, calls=CALLS_AFTER_TIMING)
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
         return
-    result.timing = measure.timing(samples, request.seed)
-    result.traffic = measure.traffic(operands, effects, result.timing.median_us / 1e6, request.read_gb_per_s)
-    result.flags = measure.flags(operands, result.timing, result.traffic, samples.beyond_cache)
+    result.timing = timing.summarized(samples, request.seed)
+    result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s)
+    result.flags = traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache)
     result.traffic = result.traffic.model_copy(
-        update={"bottleneck": measure.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
+        update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )
 
 
@@ -129,8 +128,8 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.sentence, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None
-    expected = check.sqnr_db(operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original)))
-    reached = check.sqnr_db(operands.original, operands.decoded)
+    expected = reference.sqnr_db(operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original)))
+    reached = reference.sqnr_db(operands.original, operands.decoded)
     if expected is None or reached is None or reached >= expected - PEER_SQNR_SLACK_DB:
         return None
     return Verdict(status=Status.WRONG, kind=Kind.INACCURATE, evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
@@ -142,8 +141,8 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
         return verdict
     try:
         diagnosis = diagnose_product(implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else [])
-    except Misconduct as misconduct:
-        return misconduct.verdict
+    except ContractViolation as violation:
+        return violation.verdict
     except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
         traceback.print_exc()
         verdict.evidence["diagnosis_failed"] = f"{type(error).__name__}: {error}"[:400]
@@ -164,7 +163,7 @@ def _no_timing(implementation: Implementation, request: TrialRequest) -> str | N
     return implementation.no_timing(request.device)
 
 
-def _accuracy(comparison: check.Comparison) -> dict[str, float | None]:
+def _accuracy(comparison: reference.Comparison) -> dict[str, float | None]:
     def finite(value: float) -> float | None:
         return value if abs(value) < float("inf") else None
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fpxbench.checking import check
-from fpxbench.checking.correctness import Operands
+from fpxbench.checking import inputs
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.decode_faults import misreadings, sibling
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import encoded, misencodings
@@ -52,7 +52,7 @@ class Storing(Implementation):
 def operands_for(implementation: Implementation, scheme: str, *, m=16, n=48, k=96, workload="canary.ragged", layout="planar", seed=3) -> Operands:
     case = Case(implementation="x", scheme=scheme, workload=workload, m=m, n=n, k=k)
     implementation.layout = layout
-    original = check.make_weight(case, seed)
+    original = inputs.make_weight(case, seed)
     weight = implementation.quantize(original, scheme_named(scheme))
     return Operands(case, "cpu", seed, original, weight, weight.dequantize())
 
@@ -220,7 +220,7 @@ def test_a_weight_in_a_layout_of_its_own_is_diagnosed_without_codes() -> None:
 
     implementation = Own()
     case = Case(implementation="x", scheme="e4m3fn-row", workload="canary.ragged", m=4, n=32, k=64)
-    original = check.make_weight(case, 1)
+    original = inputs.make_weight(case, 1)
     weight = implementation.quantize(original, scheme_named("e4m3fn-row"))
     operands = Operands(case, "cpu", 1, original, weight, weight.packed)
     assert diagnose_product(implementation, operands).kind is Kind.GIBBERISH

@@ -14,7 +14,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fpxbench import implementation as implementations
-from fpxbench.checking import check, correctness as conduct
+from fpxbench.checking import correctness, inputs
+from fpxbench.checking.operands import Operands
 from fpxbench.cli import app
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.diagnosis.blackbox.inspector import CannotInspect, inspect, inspect_implementation
@@ -323,10 +324,10 @@ def test_every_weight_of_a_canary_is_read_in_little_time() -> None:
             return super().matmul(x, weight)
 
     case = Case(implementation="planted", scheme="mxfp4", workload="canary.ragged", m=33, n=77, k=203)
-    weight = check.make_weight(case, 1)
+    weight = inputs.make_weight(case, 1)
     stored = Counting().quantize(weight, scheme_named("mxfp4"))
-    operands = conduct.Operands(case, "cpu", 1, weight, stored, stored.dequantize())
-    assert conduct.check_one_hot(Counting(), operands) is None
+    operands = Operands(case, "cpu", 1, weight, stored, stored.dequantize())
+    assert correctness.check_one_hot(Counting(), operands) is None
     assert sum(read_out) >= 203
 
 

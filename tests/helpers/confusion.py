@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from planting import Plant, Planted, plants, read, store
 
-from fpxbench.checking import check
+from fpxbench.checking import inputs
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.diagnosis.blackbox.inspector import inspect_implementation
 from fpxbench.numbers.scheme import scheme_named
@@ -86,7 +86,7 @@ def outcome_of(scheme: str, planted: tuple[Plant, ...], *, layout: str = "planar
 def _acts_as_one(scheme: str, planted: tuple[Plant, ...], named: set[str], layout: str) -> bool:
     """Whether one mistake of a kind that was named gives the same weights as both: the other leaves no trace, or both make up
     another known one."""
-    weights = [check.make_weight(Case(implementation="planted", scheme=scheme, workload=workload, m=1, n=64, k=256), seed=5)
+    weights = [inputs.make_weight(Case(implementation="planted", scheme=scheme, workload=workload, m=1, n=64, k=256), seed=5)
                for workload in ("planted", "canary.codes")]
 
     def acted_by(made: tuple[Plant, ...]) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._dynamo
 
-from fpxbench.checking import check
+from fpxbench.checking import reference
 from fpxbench.implementation import discover, shipped_folder
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
@@ -48,7 +48,7 @@ def activation(*shape, dtype=torch.bfloat16, seed=1):
 def assert_right(implementation, x, weight):
     out = implementation.matmul(x, weight)
     assert out.shape == (*x.shape[:-1], weight.shape[0]) and out.dtype == x.dtype
-    expected = check.reference(
+    expected = reference.matmul_reference(
         x.reshape(-1, x.shape[-1]), implementation.dequantize(weight), quantized=weight.scheme.quantized,
         activation_format=implementation.activation_format,
     )
@@ -109,9 +109,9 @@ def test_a_dense_weight_refuses_activations_of_another_dtype():
 def test_a_one_hot_activation_reads_back_the_decoded_weight(name, scheme):
     implementation, weight = stored(name, scheme)
     x = torch.eye(75, dtype=activation_dtype(scheme))
-    reference = check.one_hot_reference(x, implementation.dequantize(weight), implementation.activation_format)
-    error = (implementation.matmul(x, weight).double() - reference.product).abs()
-    assert bool((error <= reference.tolerance).all())
+    expected = reference.one_hot_reference(x, implementation.dequantize(weight), implementation.activation_format)
+    error = (implementation.matmul(x, weight).double() - expected.product).abs()
+    assert bool((error <= expected.tolerance).all())
 
 
 @pytest.mark.parametrize("name, scheme", [

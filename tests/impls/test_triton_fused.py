@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fpxbench.checking import check
+from fpxbench.checking import reference
 from fpxbench.implementation import discover
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, format_named
@@ -43,7 +43,7 @@ def product(x, weight, config=None):
 
 
 def assert_right(x, weight, config=None):
-    expected = check.reference(x.reshape(-1, x.shape[-1]), weight.dequantize().cpu(), quantized=False)
+    expected = reference.matmul_reference(x.reshape(-1, x.shape[-1]), weight.dequantize().cpu(), quantized=False)
     y = product(x, weight, config)
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], weight.shape[0])
     error = (y.reshape(expected.product.shape).double() - expected.product).abs()

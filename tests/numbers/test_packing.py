@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from places import DOCS
 
-from fpxbench.checking.check import make_weight
-from fpxbench.checking.correctness import Operands
+from fpxbench.checking.inputs import make_weight
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.packing import K_MULTIPLE, LAYOUTS, layout_named, pack, padded_k, pieces, row_bytes, unpack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from fpxbench.checking.check import sqnr_db
+from fpxbench.checking.reference import sqnr_db
 from fpxbench.numbers.codec import Rounding, decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scaling import (

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.modules import module
 
 from fpxbench import implementation as implementations
-from fpxbench.checking import check, correctness as conduct, machine
-from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.checking import contract, correctness, inputs, machine, reference
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.inspection import Finding, Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
 from fpxbench.diagnosis.blackbox.probing import Bench
@@ -89,8 +90,8 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
         else:
             status = Status.MISSING if support.missing else Status.UNSUPPORTED
             inspection.verdict = Verdict(status=status, summary=support.reason)
-    except Misconduct as misconduct:
-        inspection.verdict = misconduct.verdict
+    except ContractViolation as violation:
+        inspection.verdict = violation.verdict
     except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
         _print_from_its_own_file(error)
         inspection.verdict = classify_exception(type(error).__name__, str(error), "")
@@ -121,7 +122,7 @@ def _subject(request: InspectRequest) -> tuple[Implementation, list[str]]:
     """The implementation, and a sentence for each file that could not be loaded on the way to it."""
     if ":" in request.subject:
         try:
-            return Wrapped(factory_named(request.subject), check.ACTIVATION_DTYPES[request.activation]), []
+            return Wrapped(factory_named(request.subject), inputs.ACTIVATION_DTYPES[request.activation]), []
         except ValueError as error:
             raise CannotInspect(str(error)) from None
     try:
@@ -155,7 +156,7 @@ class _Inspector:
             self.telling = self._telling()
             weights_right &= all(Predictor(one).explains(()) for one in self.telling)
         stored = self._stored(operands)
-        _, sums = conduct.check_calls(self.implementation, operands)
+        _, sums = correctness.check_calls(self.implementation, operands)
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
             self.inspection.verdict = sums
             return
@@ -179,7 +180,7 @@ class _Inspector:
         if not bool(operands.decoded.isfinite().all()):
             return None
         x = torch.zeros(self.case.m, self.case.k, dtype=self.bench.dtype, device=self.device)
-        y = conduct.call(self.implementation, x, operands.weight, self.device).double()
+        y = contract.checked_matmul(self.implementation, x, operands.weight, self.device).double()
         if not bool(y.isfinite().all()) or not bool(y.any()):
             return None
         low, high = float(y.min()), float(y.max())
@@ -231,7 +232,7 @@ class _Inspector:
             reached = telling[0].seen[telling[0].seen.isfinite()].abs()
             largest = int(encode(reached.amax(), fmt)) if reached.numel() else 0
             known = [*misreadings(as_if), *misencodings(fmt, "bytes", self.bench.k, largest), *misscalings(fmt, scaling)]
-            if all(bool((one.seen - one.original).abs().le(check.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
+            if all(bool((one.seen - one.original).abs().le(reference.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
                 return Diagnosis(Kind.INACCURATE, "the weight acted by is the one that was given: nothing was quantized", {})
         told = any(bool(one.seen.isfinite().any()) for one in readouts)
         fitting = explanations(readouts, known)

@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fpxbench.checking import check, correctness as conduct
-from fpxbench.checking.correctness import Operands
+from fpxbench.checking import contract, inputs, reference
+from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.implementation import Implementation
@@ -35,14 +35,14 @@ class Bench:
         self.fmt: Format = self.scheme.format
         self.scaling: Scaling = self.scheme.scaling
         self.n, self.k = case.n, case.k
-        self.dtype = check.ACTIVATION_DTYPES[case.activation]
+        self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
         held = self.quantized(self.weight(case))
         self.template = held.weight
         self.sets_codes = held.weight.has_codes and not held.weight.extra
 
     def weight(self, case: Case) -> Tensor:
         """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
-        weight = check.make_weight(case, self.seed, self.device)
+        weight = inputs.make_weight(case, self.seed, self.device)
         return weight.to(self.dtype).float() if isinstance(self.implementation, Wrapped) else weight
 
     def quantized(self, original: Tensor) -> Operands:
@@ -106,7 +106,7 @@ class Bench:
     def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
         """The weight acted by, float64 [N, C]: every column, or those."""
         wanted = list(range(self.k)) if columns is None else columns.tolist()
-        return torch.cat([weights for _, weights in conduct.one_hot_columns(self.implementation, operands, wanted)], dim=1).double()
+        return torch.cat([weights for _, weights in contract.one_hot_columns(self.implementation, operands, wanted)], dim=1).double()
 
     def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
         """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not stored as such."""
@@ -124,7 +124,7 @@ class Bench:
         """Where numbers that were read are those wanted, which 16 bits hold exactly, but for one rounding; NaN is NaN, and
         infinity infinity."""
         finfo = torch.finfo(self.dtype)
-        tolerance = check.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
+        tolerance = reference.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
         past = wanted.abs() > finfo.max
         return ((seen - wanted).abs() <= tolerance) | (seen.isnan() & wanted.isnan()) | (seen == wanted) | (past & ~seen.isfinite())
 

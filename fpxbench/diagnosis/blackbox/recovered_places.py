@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from fpxbench.checking import check
+from fpxbench.checking import inputs
 from fpxbench.diagnosis.blackbox.inspection import Difference, Finding
 from fpxbench.diagnosis.blackbox.probing import Bench
 from fpxbench.diagnosis.blackbox.recovered_values import known_code, plain_weights
@@ -39,7 +39,7 @@ def recover_blocks(bench: Bench, table: Tensor) -> Finding:
     rows, blocks = bench.grid_shape
     count = rows * blocks
     digits = max(1, math.ceil(math.log(count, DIGITS)))
-    rng = check.generator(bench.seed, "blocks")
+    rng = inputs.generator(bench.seed, "blocks")
     shuffled = torch.randperm(DIGITS**digits, generator=rng)[:count]      # neighbours then differ in every digit, not only the last
     place_of = torch.full((DIGITS**digits,), -1)
     place_of[shuffled] = torch.arange(count)
@@ -118,7 +118,7 @@ def recover_order(bench: Bench, table: Tensor) -> Finding:
     alphabet = _telling_codes(bench, table)
     if len(alphabet) < 2:
         return Finding(name="order", right=None, sentence="codes cannot be told from each other by what they are read as")
-    rng = check.generator(bench.seed, "order")
+    rng = inputs.generator(bench.seed, "order")
     one = bench.scales(torch.ones(1, 1))
     free = bench.free
     held, seen, right = [], [], True

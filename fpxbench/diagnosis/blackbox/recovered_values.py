@@ -11,7 +11,7 @@ from itertools import chain, permutations
 import torch
 from torch import Tensor
 
-from fpxbench.checking import check
+from fpxbench.checking import inputs, reference
 from fpxbench.diagnosis.blackbox.inspection import Difference, Finding
 from fpxbench.diagnosis.blackbox.probing import Bench
 from fpxbench.diagnosis.code_order import code_misreadings
@@ -45,7 +45,7 @@ def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
         codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
     free = bench.free.all(dim=0).nonzero().reshape(-1)
     columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
-    one, rng = bench.scales(torch.ones(1, 1)), check.generator(bench.seed, "table")
+    one, rng = bench.scales(torch.ones(1, 1)), inputs.generator(bench.seed, "table")
     seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
     row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
     for arrangement in range(ARRANGEMENTS):
@@ -126,7 +126,7 @@ def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
         return None
     wanted = bench.table * factor
     near = bench.near(table, wanted)
-    near |= (table - wanted).abs() <= 2 * check.unit_roundoff(bench.dtype) * wanted.abs()     # the factor is as coarse as what it was seen by
+    near |= (table - wanted).abs() <= 2 * reference.unit_roundoff(bench.dtype) * wanted.abs()     # the factor is as coarse as what it was seen by
     return factor if bool(near[tried].all()) else None
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import torch
 
-from fpxbench.checking import correctness as conduct, timing as measure
-from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.checking import correctness, effects, timing, traffic
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.operands import Operands
 from fpxbench.checking.timing import Call, Samples
 from fpxbench.implementation import Implementation, discover
 from fpxbench.records.record import Timing
@@ -37,8 +38,8 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
         return result
     try:
         _time(benchmark, implementation, request, baseline_samples, result)
-    except Misconduct as misconduct:
-        result.verdict = misconduct.verdict
+    except ContractViolation as violation:
+        result.verdict = violation.verdict
     except Exception as error:  # whatever an implementation raises is a finding about it
         result.verdict = classify_exception(type(error).__name__, str(error), "")
     finally:
@@ -53,41 +54,41 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
 
 def _time(benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult) -> None:
     operands = prepare(implementation, request)
-    _, verdict = conduct.check_calls(implementation, operands, calls=1)    # compiles and tunes on the way
+    _, verdict = correctness.check_calls(implementation, operands, calls=1)    # compiles and tunes on the way
     if verdict is not None:
         result.verdict = verdict
         return
     x = operands.activation(0)
-    effects = measure.observe(lambda: implementation.matmul(x, operands.weight), request.device)
+    seen = effects.observe(lambda: implementation.matmul(x, operands.weight), request.device)
     with torch.no_grad():
         copies = _run_rounds(benchmark, implementation, operands, request.cache_bytes)
-    _, verdict = conduct.check_calls(implementation, operands, first_call=measure.check_call_number(1), calls=1)
+    _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=1)
     if verdict is not None:
         result.verdict = verdict
         return
     beyond_cache = copies * operands.weight.nbytes > request.cache_bytes
     result.timing = _timing(list(benchmark.stats.stats.data), baseline_samples, beyond_cache, request.seed)
-    result.traffic = measure.traffic(operands, effects, result.timing.median_us / 1e6, request.read_gb_per_s)
-    result.flags = measure.flags(operands, result.timing, result.traffic, beyond_cache)
+    result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s)
+    result.flags = traffic.flags(operands, result.timing, result.traffic, beyond_cache)
     result.traffic = result.traffic.model_copy(
-        update={"bottleneck": measure.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
+        update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )
 
 
 def _run_rounds(benchmark, implementation: Implementation, operands: Operands, cache_bytes: int) -> int:
     """As many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least. Returns the weight copies."""
-    weight, x = operands.weight, operands.activation(measure.check_call_number(0))
-    copies = [weight.clone() for _ in range(measure.rotation(weight.nbytes, cache_bytes))]
+    weight, x = operands.weight, operands.activation("timing")
+    copies = [weight.clone() for _ in range(timing.rotation(weight.nbytes, cache_bytes))]
     calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
     if operands.device == "cpu":
         target, at_once = _in_turn(calls), 1
     else:
-        target = _Launched(*measure.captured(calls))
+        target = _Launched(*timing.captured(calls))
         at_once = target.count
     once = _seconds_of_one(target, at_once, operands.device)
     iterations = at_once * max(1, round(ROUND_SECONDS / (once * at_once)))
     room = int(benchmark._max_time / (once * iterations))
-    rounds = max(benchmark._min_rounds, measure.MIN_SAMPLES, min(room, measure.MAX_SAMPLES))
+    rounds = max(benchmark._min_rounds, timing.MIN_SAMPLES, min(room, timing.MAX_SAMPLES))
     benchmark.pedantic(target, rounds=rounds, iterations=iterations, warmup_rounds=1)
     return len(copies)
 
@@ -129,8 +130,8 @@ def _seconds_of_one(target: Callable[[], object], at_once: int, device: str) -> 
 
 def _timing(samples: list[float], baseline: list[float], beyond_cache: bool, seed: int) -> Timing:
     if baseline:
-        return measure.timing(Samples(samples, baseline, beyond_cache), seed)
-    median, low, high = measure.median_ci95(samples)
+        return timing.summarized(Samples(samples, baseline, beyond_cache), seed)
+    median, low, high = timing.median_ci95(samples)
     return Timing(samples_us=[s * 1e6 for s in samples], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fpxbench.checking import check
+from fpxbench.checking import inputs, reference
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, format_named
@@ -25,8 +25,8 @@ def make(scheme="e4m3fn-row", m=4, n=48, k=256, activation="bf16", workload="x")
 
 def operands(case, seed=0):
     scheme = scheme_named(case.scheme)
-    weight = Implementation().quantize(check.make_weight(case, seed), scheme)
-    return check.make_activation(case, seed, 0), weight
+    weight = Implementation().quantize(inputs.make_weight(case, seed), scheme)
+    return inputs.make_activation(case, seed, 0), weight
 
 
 def truncated(x):
@@ -60,8 +60,8 @@ def test_a_right_product_is_inside_whatever_the_order_of_its_sums(way, activatio
         for seed, (m, n, k) in enumerate(shapes):
             x, weight = operands(make(scheme, m, n, k, activation), seed)
             decoded = weight.dequantize()
-            comparison = check.compare(RIGHT[way](x, decoded), check.reference(x, decoded, quantized=True))
-            assert comparison.within, f"{scheme} {m}x{n}x{k}: {comparison.sentence()}"
+            comparison = reference.compare(RIGHT[way](x, decoded), reference.matmul_reference(x, decoded, quantized=True))
+            assert comparison.within, f"{scheme} {m}x{n}x{k}: {comparison.message()}"
 
 
 @pytest.mark.parametrize("name", ["e4m3fn-row", "e3m2-row", "int8-row", "e5m2-tensor"])
@@ -70,8 +70,8 @@ def test_scaling_the_rounded_product_is_right_too(name):
         x, weight = operands(make(name), seed)
         unscaled = decode_table(weight.scheme.format)[weight.codes().int()]
         y = F.linear(x, unscaled.to(x.dtype)) * weight.scales.reshape(1, -1)
-        comparison = check.compare(y.to(x.dtype), check.reference(x, weight.dequantize(), quantized=True))
-        assert comparison.within, comparison.sentence()
+        comparison = reference.compare(y.to(x.dtype), reference.matmul_reference(x, weight.dequantize(), quantized=True))
+        assert comparison.within, comparison.message()
 
 
 @pytest.mark.parametrize("activation", DTYPES)
@@ -79,8 +79,8 @@ def test_the_dense_product_needs_no_allowance_for_a_quantized_weight(activation)
     for seed in range(20):
         x, weight = operands(make(activation, 4, 64, 1024, activation), seed)
         decoded = weight.dequantize()
-        assert check.compare(F.linear(x, weight.packed), check.reference(x, decoded, quantized=False)).within
-    dense, quantized = (check.reference(x, decoded, quantized=flag).tolerance for flag in (False, True))
+        assert reference.compare(F.linear(x, weight.packed), reference.matmul_reference(x, decoded, quantized=False)).within
+    dense, quantized = (reference.matmul_reference(x, decoded, quantized=flag).tolerance for flag in (False, True))
     assert bool((dense < quantized).all())
 
 
@@ -89,7 +89,7 @@ def test_the_dense_product_needs_no_allowance_for_a_quantized_weight(activation)
 def test_the_tolerance_is_derived_from_k_and_the_unit_roundoff(k, dtype):
     """Σ of k ones: two output roundings of k, an fp32 truncation for each of k sums, and 8 standard deviations of the weights'."""
     unit = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
-    expected = check.reference(torch.ones(1, k, dtype=dtype), torch.ones(1, k), quantized=True)
+    expected = reference.matmul_reference(torch.ones(1, k, dtype=dtype), torch.ones(1, k), quantized=True)
     derived = (2 * unit + unit**2) * k + k * 2.0**-23 * k + 8 * unit * math.sqrt(k) + torch.finfo(dtype).smallest_normal
     assert expected.product.item() == k
     assert expected.tolerance.item() == pytest.approx(derived, rel=1e-12)
@@ -101,8 +101,8 @@ def test_an_activation_that_is_declared_rounded_is_allowed_that_rounding_and_no_
     rounded = decode_table(FORMATS["e4m3fn"])[scheme_named("e4m3fn-row").quantize(x.float())[0].int()]
     scale = x.float().abs().amax(dim=1, keepdim=True) / 448
     y = F.linear(rounded * scale, decoded).to(x.dtype)
-    assert check.compare(y, check.reference(x, decoded, quantized=True, activation_format="e4m3fn")).within
-    assert not check.compare(y, check.reference(x, decoded, quantized=True)).within
+    assert reference.compare(y, reference.matmul_reference(x, decoded, quantized=True, activation_format="e4m3fn")).within
+    assert not reference.compare(y, reference.matmul_reference(x, decoded, quantized=True)).within
 
 
 def wrong_ways(x, weight):
@@ -128,8 +128,8 @@ def in_bf16(x, w):
 
 def test_what_is_wrong_is_outside():
     x, weight = operands(make("e2m3-row", 4, 64, 256))
-    expected = check.reference(x, weight.dequantize(), quantized=True)
-    inside = [name for name, y in wrong_ways(x, weight) if check.compare(y, expected).within]
+    expected = reference.matmul_reference(x, weight.dequantize(), quantized=True)
+    inside = [name for name, y in wrong_ways(x, weight) if reference.compare(y, expected).within]
     assert inside == []
 
 
@@ -144,7 +144,7 @@ def test_one_hot_activations_tell_every_code_from_its_neighbour(name, dtype):
     for seed in range(5):
         scale = 0.5 + float(torch.rand(1, generator=torch.Generator().manual_seed(seed)))
         weights = (numbers * scale).float().double()
-        tolerance = check.one_hot_tolerance(weights, dtype)
+        tolerance = reference.one_hot_tolerance(weights, dtype)
         rounded = weights.to(dtype).double()
         assert bool(((rounded - weights).abs() <= tolerance).all())
         gaps = (weights[1:] - weights[:-1]).abs()
@@ -152,72 +152,72 @@ def test_one_hot_activations_tell_every_code_from_its_neighbour(name, dtype):
 
 
 def test_the_one_hot_reference_is_the_column_itself():
-    x = check.one_hot([5, 0, 7], 3, 9, torch.bfloat16, "cpu")
+    x = inputs.one_hot([5, 0, 7], 3, 9, torch.bfloat16, "cpu")
     decoded = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(check.one_hot_reference(x, decoded).product, decoded[:, [5, 0, 7]].T.double())
-    assert torch.equal(check.reference(x, decoded, quantized=True).product, decoded[:, [5, 0, 7]].T.double())
+    assert torch.equal(reference.one_hot_reference(x, decoded).product, decoded[:, [5, 0, 7]].T.double())
+    assert torch.equal(reference.matmul_reference(x, decoded, quantized=True).product, decoded[:, [5, 0, 7]].T.double())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_element_that_is_not_finite_is_seen(bad):
     x, weight = operands(make())
-    expected = check.reference(x, weight.dequantize(), quantized=True)
+    expected = reference.matmul_reference(x, weight.dequantize(), quantized=True)
     y = F.linear(x, weight.dequantize().to(x.dtype))
     y[2, 7] = bad
-    comparison = check.compare(y, expected)
+    comparison = reference.compare(y, expected)
     assert not comparison.within and not comparison.finite
     assert comparison.worst_at == (2, 7) and comparison.outside == 1
 
 
 def test_the_worst_element_is_named_with_its_value_and_the_right_one():
     x, weight = operands(make())
-    expected = check.reference(x, weight.dequantize(), quantized=True)
+    expected = reference.matmul_reference(x, weight.dequantize(), quantized=True)
     y = F.linear(x, weight.dequantize().to(x.dtype))
     y[1, 30] = 1000.0
-    comparison = check.compare(y, expected)
+    comparison = reference.compare(y, expected)
     assert (comparison.worst_at, comparison.worst_value) == ((1, 30), 1000.0)
     assert comparison.worst_expected == expected.product[1, 30].item()
-    assert "the worst at [1, 30]: 1000 instead of" in comparison.sentence()
+    assert "the worst at [1, 30]: 1000 instead of" in comparison.message()
 
 
 def test_an_output_of_no_tokens_is_right():
     x, weight = operands(make(m=0))
-    expected = check.reference(x, weight.dequantize(), quantized=True)
+    expected = reference.matmul_reference(x, weight.dequantize(), quantized=True)
     assert expected.product.shape == (0, 48)
-    assert check.compare(torch.empty(0, 48, dtype=torch.bfloat16), expected).within
+    assert reference.compare(torch.empty(0, 48, dtype=torch.bfloat16), expected).within
 
 
 def test_a_long_reference_is_the_same_in_pieces(monkeypatch):
     x, weight = operands(make())
-    whole = check.reference(x, weight.dequantize(), quantized=True)
-    monkeypatch.setattr(check, "_REFERENCE_ELEMENTS", 5 * 256)
-    pieces = check.reference(x, weight.dequantize(), quantized=True)
+    whole = reference.matmul_reference(x, weight.dequantize(), quantized=True)
+    monkeypatch.setattr(reference, "_REFERENCE_ELEMENTS", 5 * 256)
+    pieces = reference.matmul_reference(x, weight.dequantize(), quantized=True)
     assert torch.allclose(pieces.product, whole.product, rtol=1e-13) and torch.allclose(pieces.tolerance, whole.tolerance, rtol=1e-13)
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_the_codes_canary_holds_every_number_of_its_format(name):
     case = make(name, 1, 64, 256, workload="canary.codes")
-    weight = Implementation().quantize(check.make_weight(case, seed=3), scheme_named(name))
+    weight = Implementation().quantize(inputs.make_weight(case, seed=3), scheme_named(name))
     table = decode_table(weight.scheme.format)
     stored = set(weight.codes().unique().tolist())
     wanted = {code for code, value in enumerate(table.tolist()) if math.isfinite(value) and value >= -weight.scheme.format.max}
     # -0 is what small negatives round to.
     assert stored >= {code for code in wanted if table[code] != 0 or not table[code].signbit()}
-    columns = check.columns_covering_codes(weight, most=256)
+    columns = inputs.columns_covering_codes(weight, most=256)
     assert set(weight.codes()[:, columns].unique().tolist()) == stored
 
 
 def test_inputs_are_the_same_for_every_rival_and_new_for_every_call():
     first, rival = (make(scheme) for scheme in ("e4m3fn-row", "mxfp4"))
-    assert torch.equal(check.make_weight(first, 7), check.make_weight(rival, 7))
-    assert not torch.equal(check.make_weight(first, 7), check.make_weight(first, 8))
-    calls = [check.make_activation(first, 7, call) for call in range(3)]
-    assert torch.equal(calls[0], check.make_activation(rival, 7, 0))
+    assert torch.equal(inputs.make_weight(first, 7), inputs.make_weight(rival, 7))
+    assert not torch.equal(inputs.make_weight(first, 7), inputs.make_weight(first, 8))
+    calls = [inputs.make_activation(first, 7, call) for call in range(3)]
+    assert torch.equal(calls[0], inputs.make_activation(rival, 7, 0))
     assert not any(torch.equal(a, b) for a, b in zip(calls, calls[1:], strict=False))
 
 
 def test_an_exactly_stored_weight_has_no_noise_to_speak_of():
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    assert check.sqnr_db(weight, weight) is None
-    assert check.sqnr_db(weight, weight * 1.1) == pytest.approx(20.0, abs=1e-4)
+    assert reference.sqnr_db(weight, weight) is None
+    assert reference.sqnr_db(weight, weight * 1.1) == pytest.approx(20.0, abs=1e-4)

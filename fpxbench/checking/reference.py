@@ -1,4 +1,4 @@
-"""What a right answer is: operands, references, and a tolerance that is derived, not picked.
+"""Compute what a right answer is: the exact product and a tolerance that is derived, not picked.
 
 The reference is the exact product with the weight *as decoded from the very codes and scales that the implementation
 stores*, in float64. What an implementation may add to it (docs/tolerance.md derives each term):
@@ -13,20 +13,13 @@ Anything beyond that is a mistake, or an inaccuracy worth a name.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import decode_table
-from fpxbench.numbers.formats import Format, format_named
-from fpxbench.numbers.scheme import scheme_named
-from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.case import Case
-
-ACTIVATION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from fpxbench.numbers.formats import format_named
 
 OUTPUT_ROUNDINGS = 2
 FP32_ACCUMULATION_UNIT = 2.0**-23
@@ -44,60 +37,6 @@ def unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def generator(seed: int, *what: object, device: str = "cpu") -> torch.Generator:
-    """A generator for one purpose of one case: the same seed and words give the same numbers."""
-    digest = hashlib.sha256(repr((seed, *what)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
-    """The weight of a case, fp32 [N, K]: N(0, 1), the same for every implementation and scheme.
-
-    `canary.codes` instead holds the values on which encoders and decoders differ, under scales that are 1: every finite
-    number of its format, every midpoint between two of them, what lies just beside the midpoints, and under MX, whose
-    rule lets it happen, numbers past the maximum.
-    """
-    rng = generator(seed, "weight", case.n, case.k, device=device)
-    scheme = scheme_named(case.scheme)
-    if case.workload != "canary.codes" or not scheme.quantized:
-        return torch.randn(case.n, case.k, generator=rng, device=device)
-    fmt, block = scheme.format, scheme.scaling.block or case.k
-    numbers, beside = _telling_values(fmt, device, overflows=scheme.scaling.kind == "mx")
-    values = torch.cat([numbers, beside])
-    order = torch.randperm(case.n * case.k, generator=rng, device=device) % len(values)
-    weight = values[order].reshape(case.n, case.k)
-    # Every number once in as few columns as hold them, far apart: so few one-hot activations read every code.
-    columns = -(-len(numbers) // case.n)
-    spread = torch.arange(columns, device=device) * case.k // columns
-    spread = (spread + (spread % block == 0)).clamp(max=case.k - 1)     # a block's first column holds its largest
-    order = torch.randperm(len(numbers), generator=rng, device=device)
-    cycled = order[torch.arange(columns * case.n, device=device) % len(numbers)]
-    weight[:, spread] = numbers[cycled].reshape(columns, case.n).T
-    weight[:, ::block] = fmt.max    # the largest once in each block: its scale is 1
-    return weight.contiguous()
-
-
-def _telling_values(fmt: Format, device: str, *, overflows: bool) -> tuple[Tensor, Tensor]:
-    """Every finite number of a format; and each midpoint of two, with its neighbours that bf16 and fp16 round onto it."""
-    numbers = decode_table(fmt, device)
-    numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
-    ascending = numbers.unique()
-    middle = (ascending[1:] + ascending[:-1]) / 2
-    step = 2.0**-12
-    beside = [middle, middle * (1 + step), middle * (1 - step)]
-    if overflows:
-        past = 2.0 ** (fmt.emax + 1) * (1 - step)    # the most that a block whose scale is 1 may hold
-        beside.append(torch.tensor([past, -past], device=device))
-    return numbers, torch.cat(beside)
-
-
-def make_activation(case: Case, seed: int, call: int, device: str = "cpu") -> Tensor:
-    """Fresh activation [M, K] for call number `call`: N(0, 1) in the case's dtype."""
-    rng = generator(seed, "activation", call, case.m, case.k, device=device)
-    x = torch.randn(case.m, case.k, generator=rng, device=device)
-    return x.to(ACTIVATION_DTYPES[case.activation])
-
-
 @dataclass(frozen=True)
 class Reference:
     """The exact product and how far a right output may lie from it; float64 [M, N] each."""
@@ -111,7 +50,7 @@ class Reference:
         return _ratio(self.tolerance.norm(), self.product.norm())
 
 
-def reference(x: Tensor, decoded: Tensor, *, quantized: bool, activation_format: str | None = None) -> Reference:
+def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, activation_format: str | None = None) -> Reference:
     """Exact x @ decoded.T for x [M, K] and fp32 decoded [N, K], with the tolerance of the output in x's dtype."""
     a = x.double()
     k = x.shape[1]
@@ -148,35 +87,6 @@ def one_hot_tolerance(product: Tensor, dtype: torch.dtype, activation_format: st
     return relative * product.abs() + torch.finfo(dtype).smallest_normal
 
 
-def one_hot(columns: list[int], m: int, k: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Activation [m, k] whose row i is 1 at ``columns[i % len(columns)]`` and 0 elsewhere."""
-    x = torch.zeros(m, k, dtype=dtype, device=device)
-    rows = torch.arange(m, device=device)
-    picked = torch.tensor(columns, device=device)[rows % len(columns)]
-    x[rows, picked] = 1.0
-    return x
-
-
-def columns_covering_codes(weight: QuantizedWeight, most: int) -> list[int]:
-    """At most `most` columns that between them hold as many different codes as can be had: greedy set cover.
-
-    One-hot activations on these show how each code is read, the rare ones (subnormals, the maximum) included.
-    Rows beyond the 4,096th are left out of the choice.
-    """
-    codes = weight.codes()[:4096]
-    k, codes_count = codes.shape[1], 1 << weight.scheme.format.bits
-    index = torch.arange(k, device=codes.device) * codes_count + codes.long()
-    present = (torch.bincount(index.reshape(-1), minlength=k * codes_count) > 0).reshape(k, codes_count)
-    uncovered = present.any(dim=0)
-    chosen: list[int] = []
-    while len(chosen) < most and bool(uncovered.any()):
-        gain = (present & uncovered).sum(dim=1)
-        column = int(gain.argmax())
-        chosen.append(column)
-        uncovered &= ~present[column]
-    return chosen
-
-
 @dataclass(frozen=True)
 class Comparison:
     """One output against its reference."""
@@ -191,7 +101,7 @@ class Comparison:
     worst_value: float
     worst_expected: float
 
-    def sentence(self) -> str:
+    def message(self) -> str:
         row, column = self.worst_at
         return (
             f"relative error {self.relative_error:.3g} where at most {self.bound:.3g} is right;"

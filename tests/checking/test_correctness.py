@@ -7,8 +7,9 @@ import random
 import pytest
 import torch
 
-from fpxbench.checking import check, correctness as conduct
-from fpxbench.checking.correctness import Misconduct, Operands
+from fpxbench.checking import correctness, inputs
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.operands import Operands
 from fpxbench.checking.poison import poisoned_memory, unwritten_elements
 from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
@@ -85,19 +86,19 @@ RIGHT = (Right, Float64, RoundedWeight, Backwards, ScaledAfter, TruncatedSums)
 def operands_for(implementation: Implementation, scheme: str = "e4m3fn-row", *, m: int = 3, n: int = 24, k: int = 96, activation: str = "bf16",
                  workload: str = "canary.ragged", seed: int = 1) -> Operands:
     case = Case(implementation="x", scheme=scheme, workload=workload, m=m, n=n, k=k, activation=activation)
-    original = check.make_weight(case, seed)
+    original = inputs.make_weight(case, seed)
     weight = implementation.quantize(original, scheme_named(scheme))
     return Operands(case, "cpu", seed, original, weight, implementation.dequantize(weight).float())
 
 
 def checked(implementation: Implementation, operands: Operands):
     """The verdict of all checks, None if there is nothing to object to."""
-    _, verdict = conduct.check_calls(implementation, operands)
-    return verdict or conduct.check_one_hot(implementation, operands) or conduct.check_configs(implementation, operands)
+    _, verdict = correctness.check_calls(implementation, operands)
+    return verdict or correctness.check_one_hot(implementation, operands) or correctness.check_configs(implementation, operands)
 
 
 def kind_of(implementation: Implementation, operands: Operands) -> Kind:
-    with pytest.raises(Misconduct) as caught:
+    with pytest.raises(ContractViolation) as caught:
         checked(implementation, operands)
     return caught.value.verdict.kind
 
@@ -136,13 +137,13 @@ def test_an_element_that_is_never_written_shows(dtype, element) -> None:
             return y
 
     operands = operands_for(Unwritten(), activation="bf16" if dtype is torch.bfloat16 else "fp16")
-    _, verdict = conduct.check_calls(Unwritten(), operands)
+    _, verdict = correctness.check_calls(Unwritten(), operands)
     assert (verdict.status, verdict.kind) == (Status.WRONG, Kind.UNWRITTEN_OUTPUT)
     assert verdict.summary.startswith("1 of 72")
 
 
 def test_new_memory_is_poisoned_only_while_it_is_watched() -> None:
-    with poisoned_memory("cpu", 64, 512, torch.bfloat16):
+    with poisoned_memory("cpu", (64, 512), torch.bfloat16):
         assert unwritten_elements(torch.empty(64, 512, dtype=torch.bfloat16)) > 0
     fresh = torch.zeros(64, 512, dtype=torch.bfloat16)
     assert unwritten_elements(fresh) == 0
@@ -194,7 +195,7 @@ def test_a_square_output_that_is_transposed_is_still_wrong() -> None:
         def matmul(self, x, weight):
             return super().matmul(x, weight).T.contiguous()
 
-    _, verdict = conduct.check_calls(Transposed(), operands_for(Transposed(), m=24, n=24))
+    _, verdict = correctness.check_calls(Transposed(), operands_for(Transposed(), m=24, n=24))
     assert verdict.status is Status.WRONG
 
 
@@ -211,11 +212,11 @@ def test_right_only_for_some_calls_is_not_right() -> None:
 
         def matmul(self, x, weight):
             self.calls += 1
-            return super().matmul(x, weight) * (1.0 if self.calls < conduct.CALLS else 1.5)
+            return super().matmul(x, weight) * (1.0 if self.calls < correctness.CALLS else 1.5)
 
-    _, verdict = conduct.check_calls(Wears(), operands_for(Wears()))
+    _, verdict = correctness.check_calls(Wears(), operands_for(Wears()))
     assert verdict.kind is Kind.NOT_REPEATABLE
-    assert f"first {conduct.CALLS - 1} calls" in verdict.summary
+    assert f"first {correctness.CALLS - 1} calls" in verdict.summary
 
 
 def test_the_output_of_the_call_before_is_recognised() -> None:
@@ -227,7 +228,7 @@ def test_the_output_of_the_call_before_is_recognised() -> None:
             self.kept, y = y, y if self.kept is None else self.kept
             return y
 
-    _, verdict = conduct.check_calls(Stale(), operands_for(Stale()))
+    _, verdict = correctness.check_calls(Stale(), operands_for(Stale()))
     assert verdict.kind is Kind.STALE_OUTPUT
 
 
@@ -244,8 +245,8 @@ def test_each_autotuning_configuration_answers_for_itself() -> None:
     class WronglyTuned(Tuned):
         wrong = ("BLOCK_K=64",)
 
-    assert conduct.check_configs(Tuned(), operands_for(Tuned())) is None
-    verdict = conduct.check_configs(WronglyTuned(), operands_for(WronglyTuned()))
+    assert correctness.check_configs(Tuned(), operands_for(Tuned())) is None
+    verdict = correctness.check_configs(WronglyTuned(), operands_for(WronglyTuned()))
     assert verdict.kind is Kind.CONFIG_DEPENDENT
     assert verdict.evidence["config"] == "BLOCK_K=64"
 
@@ -259,8 +260,8 @@ def test_a_single_weight_misread_cannot_hide_in_a_sum() -> None:
             return (x.float() @ w.masked_fill(w.abs() == smallest, 0.0).T).to(x.dtype)
 
     operands = operands_for(Flushes(), m=1, n=64, k=256, workload="canary.codes")
-    assert conduct.check_calls(Flushes(), operands)[1] is None
-    verdict = conduct.check_one_hot(Flushes(), operands)
+    assert correctness.check_calls(Flushes(), operands)[1] is None
+    verdict = correctness.check_one_hot(Flushes(), operands)
     assert verdict.status is Status.WRONG
     assert verdict.evidence["code"].endswith("0000.001")
 
@@ -273,7 +274,7 @@ def test_the_probes_of_the_code_canary_read_every_finite_code(scheme) -> None:
         weight = operands_for(Right(), scheme, n=canary.n, k=canary.k, workload=canary.name, seed=seed).weight
         fmt = weight.scheme.format
         finite = {code for code in range(1 << fmt.bits) if abs(fmt.value(code)) <= fmt.max}
-        probed = weight.codes()[:, check.columns_covering_codes(weight, conduct.ONE_HOT_COLUMNS)]
+        probed = weight.codes()[:, inputs.columns_covering_codes(weight, correctness.ONE_HOT_COLUMNS)]
         assert set(probed.unique().tolist()) == finite
         assert bool((weight.scale_grid() == 1).all())
 
@@ -289,8 +290,8 @@ def test_infinity_is_right_only_where_the_dtype_ends() -> None:
 
     operands = operands_for(Right(), "e5m2-row", m=2, n=52, k=64, activation="fp16", workload="canary.codes")
     assert not torch.isfinite(Right().matmul(operands.activation(0), operands.weight)).all()
-    assert conduct.check_calls(Right(), operands)[1] is None
-    assert conduct.check_calls(Infinite(), operands)[1].status is Status.NONFINITE
+    assert correctness.check_calls(Right(), operands)[1] is None
+    assert correctness.check_calls(Infinite(), operands)[1].status is Status.NONFINITE
 
 
 def test_one_nan_among_many_outputs_is_nonfinite() -> None:
@@ -300,6 +301,6 @@ def test_one_nan_among_many_outputs_is_nonfinite() -> None:
             y[-1, 7] = torch.nan
             return y
 
-    _, verdict = conduct.check_calls(OneNan(), operands_for(OneNan()))
+    _, verdict = correctness.check_calls(OneNan(), operands_for(OneNan()))
     assert verdict.status is Status.NONFINITE
     assert "1 of 72 outputs" in verdict.summary

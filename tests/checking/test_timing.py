@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
-from fpxbench.checking import timing as measure
-from fpxbench.checking.check import make_weight
-from fpxbench.checking.correctness import Operands
-from fpxbench.checking.timing import Effects, Kernel, Samples
+from fpxbench.checking import effects, timing, traffic
+from fpxbench.checking.effects import Effects, Kernel
+from fpxbench.checking.inputs import make_weight
+from fpxbench.checking.operands import Operands
+from fpxbench.checking.timing import Samples
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
@@ -34,73 +35,73 @@ class Upcast(Implementation):
         return F.linear(x, weight.dequantize().to(x.dtype))
 
 
-@given(st.lists(st.floats(1e-6, 10), min_size=measure.MIN_SAMPLES, max_size=measure.MAX_SAMPLES))
+@given(st.lists(st.floats(1e-6, 10), min_size=timing.MIN_SAMPLES, max_size=timing.MAX_SAMPLES))
 def test_the_median_lies_in_its_interval_and_both_among_the_samples(samples):
-    median, low, high = measure.median_ci95(samples)
+    median, low, high = timing.median_ci95(samples)
     assert low <= median <= high
     assert low in samples and high in samples
-    assert measure.median_ci95(samples[::-1]) == (median, low, high)
+    assert timing.median_ci95(samples[::-1]) == (median, low, high)
 
 
-@pytest.mark.parametrize("count", [measure.MIN_SAMPLES, 20, measure.MAX_SAMPLES])
+@pytest.mark.parametrize("count", [timing.MIN_SAMPLES, 20, timing.MAX_SAMPLES])
 def test_the_interval_holds_the_true_median_in_95_of_100_experiments(count):
     rng = np.random.default_rng(0)
     experiments = rng.lognormal(size=(2000, count))     # skewed, as times are; its median is 1
-    held = sum(low <= 1 <= high for _, low, high in map(measure.median_ci95, experiments))
+    held = sum(low <= 1 <= high for _, low, high in map(timing.median_ci95, experiments))
     assert held / 2000 >= 0.94
 
 
 def test_the_interval_of_a_speedup_holds_the_ratio_of_the_medians():
     rng = np.random.default_rng(1)
     dense, mine = rng.normal(10, 0.1, 40).tolist(), rng.normal(5, 0.1, 40).tolist()
-    low, high = measure.ratio_ci95(dense, mine, seed=0)
+    low, high = timing.ratio_ci95(dense, mine, seed=0)
     assert low <= np.median(dense) / np.median(mine) <= high
     assert high - low < 0.1
-    assert (low, high) == measure.ratio_ci95(dense, mine, seed=0)
+    assert (low, high) == timing.ratio_ci95(dense, mine, seed=0)
 
 
 @given(st.integers(1, 1 << 34), st.integers(1 << 15, 1 << 29))
 def test_rotated_copies_exceed_the_cache_twice_or_reach_the_limits(nbytes, cache):
-    copies = measure.rotation(nbytes, cache)
-    assert 1 <= copies <= measure.MAX_COPIES
+    copies = timing.rotation(nbytes, cache)
+    assert 1 <= copies <= timing.MAX_COPIES
     # Of two visits to one copy, all others lie between: those alone exceed twice the cache.
-    enough = (copies - 1) * nbytes > measure.CACHE_MULTIPLE * cache
-    assert enough or copies == measure.MAX_COPIES or (copies + 1) * nbytes > measure.MAX_COPY_BYTES
+    enough = (copies - 1) * nbytes > timing.CACHE_MULTIPLE * cache
+    assert enough or copies == timing.MAX_COPIES or (copies + 1) * nbytes > timing.MAX_COPY_BYTES
 
 
 def test_a_plain_linear_is_one_kernel():
     x, w = torch.randn(4, 256).bfloat16(), torch.randn(128, 256).bfloat16()
-    effects = measure.observe(lambda: F.linear(x, w), "cpu")
-    assert len(effects.kernels) == 1 and effects.heavy_kernels == 1
-    assert effects.peak_bytes < w.nbytes
+    seen = effects.observe(lambda: F.linear(x, w), "cpu")
+    assert len(seen.kernels) == 1 and seen.heavy_kernels == 1
+    assert seen.peak_bytes < w.nbytes
 
 
 def test_views_move_nothing_and_are_no_kernels():
     x = torch.randn(4, 256)
-    effects = measure.observe(lambda: x.t().reshape(2, 128, 4).permute(2, 0, 1)[0], "cpu")
-    assert effects.kernels == [] and effects.peak_bytes == 0
+    seen = effects.observe(lambda: x.t().reshape(2, 128, 4).permute(2, 0, 1)[0], "cpu")
+    assert seen.kernels == [] and seen.peak_bytes == 0
 
 
 def test_each_pass_over_memory_counts():
     x = torch.randn(1 << 16)
-    effects = measure.observe(lambda: (x * x).sin().add(x).exp(), "cpu")
-    assert [kernel.name for kernel in effects.kernels] == ["aten::mul", "aten::sin", "aten::add", "aten::exp"]
-    assert effects.peak_bytes >= x.nbytes
+    seen = effects.observe(lambda: (x * x).sin().add(x).exp(), "cpu")
+    assert [kernel.name for kernel in seen.kernels] == ["aten::mul", "aten::sin", "aten::add", "aten::exp"]
+    assert seen.peak_bytes >= x.nbytes
 
 
 def test_a_decoded_weight_in_scratch_memory_is_seen():
     held = operands()
     x = held.activation(0)
-    effects = measure.observe(lambda: Upcast().matmul(x, held.weight), "cpu")
-    assert measure.wrote_decoded_weight(held, effects.peak_bytes)
-    assert effects.heavy_kernels > 1
+    seen = effects.observe(lambda: Upcast().matmul(x, held.weight), "cpu")
+    assert traffic.wrote_decoded_weight(held, seen.peak_bytes)
+    assert seen.heavy_kernels > 1
 
 
 def test_a_product_that_decodes_nothing_to_memory_is_not_taken_for_one_that_does():
     held = operands("bf16", m=16)
     x = held.activation(0)
-    effects = measure.observe(lambda: F.linear(x, held.weight.packed), "cpu")
-    assert not measure.wrote_decoded_weight(held, effects.peak_bytes)
+    seen = effects.observe(lambda: F.linear(x, held.weight.packed), "cpu")
+    assert not traffic.wrote_decoded_weight(held, seen.peak_bytes)
 
 
 @pytest.mark.timeout(240)
@@ -114,7 +115,7 @@ def test_a_loop_that_inductor_fused_is_seen_as_one_kernel(monkeypatch):
     compiled = torch.compile(chain, fullgraph=True, dynamic=False)
     with torch.no_grad():   # as it is observed: else it would be compiled again then
         torch.testing.assert_close(compiled(x), chain(x))
-    kernels = measure.observe(lambda: compiled(x), "cpu").kernels
+    kernels = effects.observe(lambda: compiled(x), "cpu").kernels
     assert len(kernels) == 1 and "cpp_fused" in kernels[0].name
     torch._dynamo.reset()
 
@@ -122,10 +123,10 @@ def test_a_loop_that_inductor_fused_is_seen_as_one_kernel(monkeypatch):
 def figures(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0, beyond_cache=True):
     """Times, traffic and flags of a case that took `us`."""
     samples = Samples([us * (1 + spread * (i % 3 - 1)) / 1e6 for i in range(12)], [100e-6] * 12, beyond_cache)
-    times = measure.timing(samples, seed=0)
-    effects = Effects([Kernel("aten::mm", us / kernels)] * kernels, peak_bytes)
-    moved = measure.traffic(held, effects, times.median_us / 1e6, read_gb_per_s)
-    return times, moved, measure.flags(held, times, moved, beyond_cache)
+    times = timing.summarized(samples, seed=0)
+    seen = Effects([Kernel("aten::mm", us / kernels)] * kernels, peak_bytes)
+    moved = traffic.traffic_of(held, seen, times.median_us / 1e6, read_gb_per_s)
+    return times, moved, traffic.flags(held, times, moved, beyond_cache)
 
 
 def test_bytes_are_those_of_the_packed_weight_and_not_of_sixteen_bit_ones():
@@ -161,8 +162,8 @@ def test_a_dense_product_is_never_unfused():
 
 
 def test_a_kernel_too_short_to_matter_is_not_held_against_a_case():
-    effects = Effects([Kernel("aten::mm", 100.0), Kernel("aten::copy_", 1.0)], 0)
-    assert effects.heavy_kernels == 1
+    seen = Effects([Kernel("aten::mm", 100.0), Kernel("aten::copy_", 1.0)], 0)
+    assert seen.heavy_kernels == 1
 
 
 @pytest.mark.parametrize(("spread", "noisy"), [(0.0, False), (0.01, False), (0.2, True)])
@@ -183,7 +184,7 @@ def test_the_speedup_is_over_the_dense_product_of_the_same_run():
 def test_what_holds_a_case_back_is_said_from_its_figures(us, what, says):
     held = operands()
     times, moved, _ = figures(held, us, **what)
-    assert says in measure.bottleneck(held, times, moved, 20.0)
+    assert says in traffic.bottleneck(held, times, moved, 20.0)
 
 
 def test_timing_takes_the_case_and_its_baseline_in_turn():
@@ -195,8 +196,8 @@ def test_timing_takes_the_case_and_its_baseline_in_turn():
             return super().matmul(x, weight)
 
     held = operands(n=64, k=64)
-    samples = measure.time_case(Counting(), held, cache_bytes=16 * 4096, budget_s=0)
-    assert len(samples.call) == len(samples.baseline) == measure.MIN_SAMPLES
+    samples = timing.time_case(Counting(), held, cache_bytes=16 * 4096, budget_s=0)
+    assert len(samples.call) == len(samples.baseline) == timing.MIN_SAMPLES
     assert all(seconds > 0 for seconds in samples.call + samples.baseline)
-    assert len(set(calls)) == measure.rotation(held.weight.nbytes, 16 * 4096) and held.weight.packed.data_ptr() not in calls
+    assert len(set(calls)) == timing.rotation(held.weight.nbytes, 16 * 4096) and held.weight.packed.data_ptr() not in calls
     assert samples.beyond_cache

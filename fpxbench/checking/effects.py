@@ -1,0 +1,111 @@
+"""Observe what one call does: the kernels that it launches and the memory that it holds."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+HEAVY_KERNEL = 0.05
+"""A kernel with less than this share of a call's time does not count as heavy."""
+
+
+class Kernel(NamedTuple):
+    """A kernel as the profiler saw it."""
+
+    name: str
+    us: float
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What one call did: kernels by name in order, and the most memory it held beyond its operands, output included."""
+
+    kernels: list[Kernel]
+    peak_bytes: int
+
+    @property
+    def heavy_kernels(self) -> int:
+        """Kernels that take a share of the call worth speaking of: a copy of one activation row does not."""
+        whole = sum(kernel.us for kernel in self.kernels)
+        return sum(kernel.us >= HEAVY_KERNEL * whole for kernel in self.kernels)
+
+
+# Operators (``aten::mm``) and Inductor's loops (``graph_0_cpp_fused_…``); the rest of a trace is bookkeeping.
+_IS_KERNEL = re.compile(r"\w+::|graph_\d+_cpp_")
+
+
+# Operators that make views or bare memory, or only ask: they move nothing.
+_NO_KERNEL = frozenset("aten::" + name for name in (
+    "empty empty_strided empty_like new_empty view view_as reshape _reshape_alias t as_strided transpose expand expand_as permute "
+    "select slice narrow squeeze unsqueeze detach alias _unsafe_view resize_ result_type lift_fresh numpy_T broadcast_to split chunk "
+    "unbind movedim unfold to set_ is_nonzero item _local_scalar_dense resolve_conj resolve_neg flatten unflatten"
+).split())
+
+
+@functools.cache
+def _does_work_itself(name: str) -> bool:
+    """Whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts first)."""
+    packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None) if name.startswith("aten::") else None
+    if packet is None:
+        return False
+    schemas = (getattr(packet, overload)._schema for overload in packet.overloads())
+    qualified = (f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas)
+    registered = (full for full in qualified if torch._C._dispatch_has_kernel(full))    # TorchScript's own overloads are not
+    return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CPU") for full in registered)
+
+
+def observe(call: Callable[[], object], device: str) -> Effects:
+    """Run `call` once under the profiler: device kernels on a GPU; on a CPU the operators that do work, Inductor's
+    fused loops among them (`fpxbench.sweep.worker` makes those show)."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device != "cpu":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held_before = torch.cuda.memory_allocated()
+    with torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler:
+        call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    if device != "cpu":
+        kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"])
+        return Effects([Kernel(e["name"], e["dur"]) for e in kernels], torch.cuda.max_memory_allocated() - held_before)
+    return Effects(_cpu_kernels(events), _cpu_peak(events))
+
+
+def _cpu_kernels(events: list[dict]) -> list[Kernel]:
+    """Operators that do work, in order: those with a CPU kernel of their own, and the innermost of the others."""
+    operators = sorted(
+        (e for e in events if e.get("cat") == "cpu_op" and e["name"] not in _NO_KERNEL and _IS_KERNEL.match(e["name"])),
+        key=lambda e: (e["tid"], e["ts"], -e["dur"]),
+    )
+    found: list[tuple[float, Kernel]] = []
+    for index, this in enumerate(operators):
+        inside = list(itertools.takewhile(
+            lambda e, this=this: e["tid"] == this["tid"] and e["ts"] < this["ts"] + this["dur"], operators[index + 1:]
+        ))
+        wraps_itself = any(e["name"] == this["name"] for e in inside)      # mm.out calls mm
+        if not inside or (_does_work_itself(this["name"]) and not wraps_itself):
+            found.append((this["ts"], Kernel(this["name"], this["dur"] - sum(e["dur"] for e in inside))))
+    return [kernel for _, kernel in sorted(found, key=lambda pair: pair[0])]
+
+
+def _cpu_peak(events: list[dict]) -> int:
+    held = peak = 0
+    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak

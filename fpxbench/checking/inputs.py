@@ -1,0 +1,102 @@
+"""Generate the inputs of a case: weights, activations and probes, from its seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.case import Case
+
+ACTIVATION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def generator(seed: int, *purpose: object, device: str = "cpu") -> torch.Generator:
+    """Return a generator for one purpose of one case: the same seed and purpose give the same numbers."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
+    """Return the weight of a case, fp32 [N, K]: N(0, 1), the same for every implementation and scheme.
+
+    `canary.codes` instead holds the values on which encoders and decoders differ, under scales that are 1: every finite
+    number of its format, every midpoint between two of them, what lies just beside the midpoints, and under MX, whose
+    rule lets it happen, numbers past the maximum.
+    """
+    rng = generator(seed, "weight", case.n, case.k, device=device)
+    scheme = scheme_named(case.scheme)
+    if case.workload != "canary.codes" or not scheme.quantized:
+        return torch.randn(case.n, case.k, generator=rng, device=device)
+    fmt, block = scheme.format, scheme.scaling.block or case.k
+    numbers, beside = _discriminating_values(fmt, device, overflows=scheme.scaling.kind == "mx")
+    values = torch.cat([numbers, beside])
+    order = torch.randperm(case.n * case.k, generator=rng, device=device) % len(values)
+    weight = values[order].reshape(case.n, case.k)
+    # Every number once in as few columns as hold them, far apart: so few one-hot activations read every code.
+    columns = -(-len(numbers) // case.n)
+    spread = torch.arange(columns, device=device) * case.k // columns
+    spread = (spread + (spread % block == 0)).clamp(max=case.k - 1)     # a block's first column holds its largest
+    order = torch.randperm(len(numbers), generator=rng, device=device)
+    cycled = order[torch.arange(columns * case.n, device=device) % len(numbers)]
+    weight[:, spread] = numbers[cycled].reshape(columns, case.n).T
+    weight[:, ::block] = fmt.max    # the largest once in each block: its scale is 1
+    return weight.contiguous()
+
+
+def _discriminating_values(fmt: Format, device: str, *, overflows: bool) -> tuple[Tensor, Tensor]:
+    """Return every finite number of a format; and each midpoint of two, with neighbours that bf16 and fp16 round onto it."""
+    numbers = decode_table(fmt, device)
+    numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
+    ascending = numbers.unique()
+    middle = (ascending[1:] + ascending[:-1]) / 2
+    step = 2.0**-12
+    beside = [middle, middle * (1 + step), middle * (1 - step)]
+    if overflows:
+        past = 2.0 ** (fmt.emax + 1) * (1 - step)    # the most that a block whose scale is 1 may hold
+        beside.append(torch.tensor([past, -past], device=device))
+    return numbers, torch.cat(beside)
+
+
+def make_activation(case: Case, seed: int, purpose: object, device: str = "cpu") -> Tensor:
+    """Return the activation [M, K] of one purpose, N(0, 1) in the case's dtype.
+
+    `purpose` is the number of a checked call, or whatever names another use ("timing"): two uses never share numbers.
+    """
+    rng = generator(seed, "activation", purpose, case.m, case.k, device=device)
+    x = torch.randn(case.m, case.k, generator=rng, device=device)
+    return x.to(ACTIVATION_DTYPES[case.activation])
+
+
+def one_hot(columns: list[int], m: int, k: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Return the activation [m, k] whose row i is 1 at ``columns[i % len(columns)]`` and 0 elsewhere."""
+    x = torch.zeros(m, k, dtype=dtype, device=device)
+    rows = torch.arange(m, device=device)
+    picked = torch.tensor(columns, device=device)[rows % len(columns)]
+    x[rows, picked] = 1.0
+    return x
+
+
+def columns_covering_codes(weight: QuantizedWeight, most: int) -> list[int]:
+    """Return at most `most` columns that together hold as many different codes as possible (greedy set cover).
+
+    One-hot activations on these show how each code is decoded, rare ones (subnormals, the maximum) included. Rows
+    beyond the 4,096th are not considered.
+    """
+    codes = weight.codes()[:4096]
+    k, codes_count = codes.shape[1], 1 << weight.scheme.format.bits
+    index = torch.arange(k, device=codes.device) * codes_count + codes.long()
+    present = (torch.bincount(index.reshape(-1), minlength=k * codes_count) > 0).reshape(k, codes_count)
+    uncovered = present.any(dim=0)
+    chosen: list[int] = []
+    while len(chosen) < most and bool(uncovered.any()):
+        gain = (present & uncovered).sum(dim=1)
+        column = int(gain.argmax())
+        chosen.append(column)
+        uncovered &= ~present[column]
+    return chosen

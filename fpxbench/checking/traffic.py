@@ -1,0 +1,72 @@
+"""Judge a timed case by its bytes: useful bandwidth, flags, and what limits it."""
+
+from __future__ import annotations
+
+from fpxbench.checking.effects import Effects
+from fpxbench.checking.operands import Operands
+from fpxbench.records.record import Flag, Timing, Traffic
+
+NOISY_HALF_WIDTH = 0.05
+OVER_ROOFLINE = 1.1
+"""Useful bandwidth may exceed the measured one by this factor before it is called impossible: that is measured too."""
+UNFUSED_BYTES = 0.25
+"""Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
+
+
+def traffic_of(operands: Operands, effects: Effects, median_s: float | None, read_gb_per_s: float | None) -> Traffic:
+    """Bytes and kernels of a case, and the useful bandwidth if it was timed."""
+    case = operands.case
+    element = 2
+    bytes_min = operands.weight.nbytes + (case.m * case.k + case.m * case.n) * element
+    gb_per_s = bytes_min / median_s / 1e9 if median_s else None
+    return Traffic(
+        packed_bytes=operands.weight.nbytes, bytes_min=bytes_min, gb_per_s=gb_per_s,
+        roofline_fraction=gb_per_s / read_gb_per_s if gb_per_s and read_gb_per_s else None,
+        kernels_launched=len(effects.kernels), heavy_kernels=effects.heavy_kernels,
+        kernels=[kernel.name[:200] for kernel in effects.kernels[:40]], peak_bytes=effects.peak_bytes,
+    )
+
+
+def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
+    """Whether one call held a good part of the weight in decoded form, beyond its output."""
+    case = operands.case
+    return peak_bytes - 2 * case.m * case.n > UNFUSED_BYTES * 2 * case.n * case.k
+
+
+def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool) -> list[Flag]:
+    found = []
+    if operands.weight.scheme.quantized and (moved.heavy_kernels > 1 or wrote_decoded_weight(operands, moved.peak_bytes)):
+        found.append(Flag.UNFUSED)
+    if beyond_cache and moved.roofline_fraction and moved.roofline_fraction > OVER_ROOFLINE:
+        found.append(Flag.OVER_ROOFLINE)
+    low, high = times.ci95_us
+    if (high - low) / 2 > NOISY_HALF_WIDTH * times.median_us:
+        found.append(Flag.NOISY)
+    return found
+
+
+def _percent(share: float) -> str:
+    return "under 1%" if share < 0.01 else f"{share:.0%}"
+
+
+def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: float | None) -> str:
+    """What holds a case back, in one sentence, from what was measured of it."""
+    case = operands.case
+    parts = []
+    if wrote_decoded_weight(operands, moved.peak_bytes):
+        parts.append(f"writes the decoded weight to memory and reads it back ({moved.peak_bytes / 1e6:.0f} MB of scratch)")
+    if operands.weight.scheme.quantized and moved.heavy_kernels > 1:
+        parts.append(f"spends its time in {moved.heavy_kernels} kernels where one would do")
+    floor_us = moved.bytes_min / (read_gb_per_s * 1e3) if read_gb_per_s else None
+    if floor_us and not parts:
+        share = floor_us / times.median_us
+        if share > 0.7:
+            parts.append(f"memory: it moves {moved.gb_per_s:.0f} GB/s of the {read_gb_per_s:.0f} GB/s that this machine reads")
+        elif case.m > 64:
+            flops = 2 * case.m * case.n * case.k / times.median_us / 1e6
+            parts.append(f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time")
+        else:
+            parts.append(f"not memory: reading its bytes would take {_percent(share)} of the time; decoding and launching take the rest")
+    elif floor_us:
+        parts.append(f"reading the packed bytes once would take {_percent(floor_us / times.median_us)} of the time")
+    return "; ".join(parts)

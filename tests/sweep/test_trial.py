@@ -1,0 +1,57 @@
+"""One case, from request to result, in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+from fpxbench.checking import inputs
+from fpxbench.implementation import Implementation, Support
+from fpxbench.records.case import Case
+from fpxbench.records.verdict import Kind
+from fpxbench.sweep.messages import TrialRequest
+from fpxbench.sweep.trial import diagnosed_trial
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Right(Implementation):
+    """Decode, multiply in fp32."""
+
+    name = "right"
+
+    def supports(self, scheme, device):
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        return (x.float() @ weight.dequantize().T).to(x.dtype)
+
+
+def request(n: int = 64, k: int = 96, **fields: object) -> TrialRequest:
+    case = Case(implementation="right", scheme="e4m3fn-row", workload="small", m=2, n=n, k=k)
+    return TrialRequest(case=case, seed=1, timing_budget_s=0.01, cache_bytes=4096, **fields)
+
+
+def test_no_two_checked_calls_share_an_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result remembered for the timed activation must not pass as an answer to a checked one, nor to the diagnosis."""
+
+    class WrongOnceTimed(Right):
+        calls = 0
+
+        def matmul(self, x, weight):
+            self.calls += 1
+            return super().matmul(x, weight) * (1 if "timing" not in made else 3)
+
+    made: list[object] = []
+    original = inputs.make_activation
+
+    def recorded(case, seed, purpose, device="cpu"):
+        made.append(purpose)
+        return original(case, seed, purpose, device)
+
+    monkeypatch.setattr(inputs, "make_activation", recorded)
+    assert diagnosed_trial(WrongOnceTimed(), request()).kind is Kind.NOT_REPEATABLE
+    assert {"timing", ("after timing", 0)} < set(made)
+    checked = [purpose for purpose in made if purpose != 0]      # the first is observed again, for its kernels
+    assert len(checked) == len(set(checked))
+    activations = [original(request().case, 1, purpose) for purpose in dict.fromkeys(made)]
+    assert not any(a.equal(b) for i, a in enumerate(activations) for b in activations[:i])
