@@ -22,8 +22,8 @@ ARCHITECTURES = ("sm_90",) if SETTINGS.profile == "smoke" else ()
 
 def setup_cache() -> dict[str, dict[str, int]]:
     """Ask the Triton that is installed; numbers of cells by operation."""
-    from fpxbench.targets.collect import ask_builds
-    from fpxbench.targets.operations import questions_like
+    from fpxbench.targets.collection import evaluate_builds
+    from fpxbench.targets.operations import probes_like
     from fpxbench.targets.triton_builds import INSTALLED
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
@@ -31,11 +31,11 @@ def setup_cache() -> dict[str, dict[str, int]]:
     questions = []
     for name in ASKED:
         try:
-            questions += questions_like([name])
+            questions += probes_like([name])
         except ModuleNotFoundError as error:    # an environment with Triton alone has no PyTorch, which triton_fused takes
             print(f"{name} is left out: no {error.name}", file=sys.stderr)
     try:
-        judged, = ask_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), say=lambda text: print(text, file=sys.stderr))
+        judged, = evaluate_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), say=lambda text: print(text, file=sys.stderr))
     except KeyboardInterrupt:
         sys.exit("interrupted")
     return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")]) for name in ASKED}

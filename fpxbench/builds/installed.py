@@ -17,9 +17,9 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from fpxbench.builds import torch_metadata as torch_facts_module
+from fpxbench.builds import torch_metadata as torch_metadata_module
 from fpxbench.builds.timeline.commit import commit_hash
-from fpxbench.builds.torch_metadata import TRITON_DISTRIBUTIONS, torch_facts
+from fpxbench.builds.torch_metadata import TRITON_DISTRIBUTIONS, torch_metadata
 from fpxbench.records.record import Build
 
 _ANSWER_WITHIN_S = 60
@@ -35,21 +35,21 @@ def installed_build(python: str | None = None) -> Build:
 
     Raises NoPyTorch if there is none, if its ``version.py`` says too little, or if `python` cannot be run.
     """
-    facts = torch_facts() if python is None else _facts_of(python)
-    if facts["origin"] is None:
+    metadata = torch_metadata() if python is None else _metadata_of(python)
+    if metadata["origin"] is None:
         whose = "this Python" if python is None else python
         raise NoPyTorch(f"no PyTorch is installed for {whose}: `pip install torch`, or run another Python's fpxbench")
-    version_file = Path(facts["origin"]).parent / "version.py"
-    return read_build(version_file, triton=facts["triton"], declared_triton=_declared_triton(facts["requires"]))
+    version_file = Path(metadata["origin"]).parent / "version.py"
+    return read_build(version_file, triton=metadata["triton"], declared_triton=_declared_triton(metadata["requires"]))
 
 
-def _facts_of(python: str) -> dict:
+def _metadata_of(python: str) -> dict:
     command = shutil.which(os.path.expanduser(python))
     if command is None:
         raise NoPyTorch(f"{python!r} is no interpreter: a path as in ~/venv/bin/python, or a command on the PATH")
     # Not by the file's path, which would put fpxbench's own modules before the standard library's; nor in this folder, where a
     # checkout of PyTorch may lie.
-    source = Path(torch_facts_module.__file__).read_text(encoding="utf-8")
+    source = Path(torch_metadata_module.__file__).read_text(encoding="utf-8")
     try:
         done = subprocess.run([os.path.abspath(command), "-c", source], capture_output=True, text=True, cwd="/", timeout=_ANSWER_WITHIN_S)
         return json.loads(done.stdout)
@@ -65,10 +65,10 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     the pair is nobody's release or nightly: its channel is ``source``, so that it gets a place of its own on the timeline.
     """
     try:
-        facts = string_constants(version_file.read_text(encoding="utf-8"))
+        metadata = string_constants(version_file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError) as error:
         raise NoPyTorch(f"{version_file} cannot be read, so the installed PyTorch is not known: {error}") from error
-    text = facts.get("__version__")
+    text = metadata.get("__version__")
     try:
         version = Version(str(text))
     except InvalidVersion as error:
@@ -80,9 +80,9 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     build = Build(
         torch=str(text),
         triton=triton,
-        git=git_commit(facts.get("git_version")),
+        git=git_commit(metadata.get("git_version")),
         channel=channel,
-        variant=_variant(version, facts),
+        variant=_variant(version, metadata),
         date=day,
     )
     return build.model_copy(update={"key": commit_hash(build)})
@@ -117,15 +117,15 @@ def _is_day(text: str) -> bool:
         return False
 
 
-def _variant(version: Version, facts: dict[str, str | None]) -> str:
+def _variant(version: Version, metadata: dict[str, str | None]) -> str:
     """``cpu``, ``cu130``, ``rocm7.2``, ``xpu``: from the version's local part, else from what it was compiled against."""
     if version.local and _VARIANT.fullmatch(version.local):
         return version.local
-    if cuda := facts.get("cuda"):
+    if cuda := metadata.get("cuda"):
         return "cu" + "".join(cuda.split(".")[:2])
-    if rocm := facts.get("rocm") or facts.get("hip"):
+    if rocm := metadata.get("rocm") or metadata.get("hip"):
         return "rocm" + ".".join(rocm.split(".")[:2])
-    return "xpu" if facts.get("xpu") else "cpu"
+    return "xpu" if metadata.get("xpu") else "cpu"
 
 
 def git_commit(commit: str | None) -> str | None:

@@ -11,7 +11,7 @@ import json
 TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
 
 
-def torch_facts():
+def torch_metadata():
     """``origin``: the path of ``torch/__init__.py``, or None; ``triton``: the version that is installed, or None; ``requires``: the
     requirements that PyTorch declares, as lines."""
     spec = importlib.util.find_spec("torch")
@@ -32,4 +32,4 @@ def _installed_triton():
 
 
 if __name__ == "__main__":
-    print(json.dumps(torch_facts()))
+    print(json.dumps(torch_metadata()))

@@ -247,12 +247,12 @@ class _Bench:
             raise UsageError(str(error)) from None
 
     def find(self, name: str) -> Entry:
-        from fpxbench.builds.environments import build_at_hand
+        from fpxbench.builds.environments import current_build
 
         held = self.timeline
         try:
-            if here := build_at_hand():
-                held.hold([here])
+            if here := current_build():
+                held.add([here])
             return held.find(name)
         except TimelineError as error:
             raise UsageError(str(error)) from None

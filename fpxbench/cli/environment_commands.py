@@ -26,7 +26,7 @@ def list_(environments: EnvironmentsOption = None, as_json: JsonOption = False) 
     from fpxbench.builds.environments import Environments
 
     folder = Environments(environments)
-    found = folder.everything()
+    found = folder.all()
     if as_json:
         print(json.dumps([_facts(name, environment) for name, environment in found]))
         return
@@ -56,7 +56,7 @@ def remove(
         raise UsageError("which? NAME…, --unused-for DAYS, or --all")
     folder = Environments(environments)
     chosen = list(names or [])
-    for name, environment in folder.everything():
+    for name, environment in folder.all():
         old = environment is not None and unused_for is not None and time.time() - environment.used > unused_for * 86400
         if everything or old:
             chosen.append(name)

@@ -18,9 +18,9 @@ from fpxbench.records.verdict import Status
 from fpxbench.targets.triton_builds import INSTALLED, normal_name
 
 if TYPE_CHECKING:
-    from fpxbench.targets.collect import Judged
+    from fpxbench.targets.collection import BuildOutcomes
     from fpxbench.targets.matrix import Matrix
-    from fpxbench.targets.operations import Question
+    from fpxbench.targets.operations import ProbeSpec
 
 app = new_app()
 
@@ -88,7 +88,7 @@ def diff(
     Exit status: 0; 1 if something that was ok is not any more; 2 for a mistake in the command; 130 after Ctrl-C.
     """
     from fpxbench.reports.targets.support_table import SHIPPED
-    from fpxbench.targets.diff import changes
+    from fpxbench.targets.build_diff import changes
     from fpxbench.targets.matrix import read_matrix
 
     held = read_matrix(matrix) if matrix is not None else None
@@ -139,20 +139,20 @@ def repro(
 
 
 def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool) -> Matrix:
-    from fpxbench.targets.collect import ask_builds, assembled
+    from fpxbench.targets.collection import assemble, evaluate_builds
 
     questions, architectures = _questions(operation), _architectures(arch)
     with _progress() as progress:
-        results: list[Judged] = ask_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
+        results: list[BuildOutcomes] = evaluate_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
                                            say=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
-    return assembled(results, questions, architectures)
+    return assemble(results, questions, architectures)
 
 
-def _questions(operation: list[str] | None) -> list[Question]:
-    from fpxbench.targets.operations import questions_like
+def _questions(operation: list[str] | None) -> list[ProbeSpec]:
+    from fpxbench.targets.operations import probes_like
 
     try:
-        return questions_like(operation or [])
+        return probes_like(operation or [])
     except ModuleNotFoundError as error:    # of what this suite's own kernels are compiled for
         if error.name not in ("torch", "triton"):
             raise
@@ -227,7 +227,7 @@ def _progress() -> Iterator:
 
 def _print(matrix: Matrix) -> None:
     from fpxbench.records.verdict import SIGNS
-    from fpxbench.targets.version_spans import SOME, causes, in_short, rows, spans
+    from fpxbench.targets.version_spans import SOME, causes, history_signs, rows, spans
 
     table = Table(box=None, pad_edge=False)
     for title in ("operation", "format", *(architecture.name for architecture in matrix.architectures)):
@@ -238,7 +238,7 @@ def _print(matrix: Matrix) -> None:
         for architecture in matrix.architectures:
             history = spans(matrix, probes, architecture.name)
             colour = _COLOURS.get(history[-1].state.status, "red") if history else "dim"
-            cells.append(f"[{colour}]{escape(in_short(history))}[/]" if history else "")
+            cells.append(f"[{colour}]{escape(history_signs(history))}[/]" if history else "")
         table.add_row("" if operation == last else operation, fmt, *cells)
         last = operation
     # As wide as it is: a terminal that is narrower wraps lines, which loses less than cutting names off.

@@ -62,16 +62,16 @@ def sync(
     """
     from fpxbench.builds.index.fetch import Fetcher, Unreachable
     from fpxbench.builds.index.pip_settings import NoPip, PipSettings, pip_settings
-    from fpxbench.builds.timeline.sync import Wanted, parse_since, sync as sync_timeline
+    from fpxbench.builds.timeline.sync import SyncFilter, parse_since, sync as sync_timeline
 
     channels = _channels(channel, bool(variant), bool(index))
-    wanted = Wanted(channels=channels, since=parse_since(since) if since else None, keep=keep, git=git)
+    wanted = SyncFilter(channels=channels, since=parse_since(since) if since else None, keep=keep, git=git)
     held = Timeline(timeline)
     try:
         installed = [installed_build()]
     except NoPyTorch:  # a machine that only syncs
         installed = []
-    added_here = held.hold(installed).added
+    added_here = held.add(installed).added
     try:
         settings = pip_settings()
     except NoPip as error:
@@ -115,20 +115,20 @@ def _channels(channel: str | None, variant: bool, index: bool) -> frozenset[str]
 
 
 def _places(settings, channels: frozenset[str], variants: list[str], indexes: list[str]) -> list:
-    from fpxbench.builds.index.listing import NIGHTLY_INDEX, RELEASE_INDEX, further_place, pip_places
+    from fpxbench.builds.index.listing import NIGHTLY_INDEX, RELEASE_INDEX, extra_location, pip_locations
 
     if indexes and variants:
         raise UsageError("--index and --variant both say where to look: give one of them")
     if indexes:
-        return [further_place(url) for url in indexes]
+        return [extra_location(url) for url in indexes]
     for name in variants:
         if not name.replace(".", "").isalnum():
             raise UsageError(f"--variant {name!r}: a variant is called as in cpu, cu130, rocm7.2")
     if "release" in channels:
-        return [*pip_places(settings), *(further_place(RELEASE_INDEX.format(variant=name)) for name in variants)]
+        return [*pip_locations(settings), *(extra_location(RELEASE_INDEX.format(variant=name)) for name in variants)]
     if not variants:
         raise UsageError("which nightlies? --variant cpu, cu130, rocm7.2, …, or --index URL")
-    return [further_place(NIGHTLY_INDEX.format(variant=name)) for name in variants]
+    return [extra_location(NIGHTLY_INDEX.format(variant=name)) for name in variants]
 
 
 def _print_outcome(outcome, held: Timeline) -> None:
@@ -201,7 +201,7 @@ def here(
     """
     build = installed_build(python)
     held = Timeline(timeline)
-    new = bool(held.hold([build]).added)
+    new = bool(held.add([build]).added)
     entry = held.find(build.key)
     _show(entry, _counts(results).get(entry.key, {}), as_json, {"installed": build.model_dump(), "new": new})
     if entry.git and build.git and not entry.git.startswith(build.git) and not build.git.startswith(entry.git):

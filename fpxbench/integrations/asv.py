@@ -31,7 +31,7 @@ from fpxbench.builds.environments import (
     Builds,
     Environments,
     NotOffered,
-    build_at_hand,
+    current_build,
     parts_named,
 )
 from fpxbench.builds.environments.folder import ROOT_VARIABLE
@@ -126,7 +126,7 @@ class TimelineRepo(Git):
             here = []
         try:
             # Results from elsewhere are published only if their commits are here.
-            timeline.hold([*here, *(one.build for one in measured(Path(os.environ["FPX_RESULTS"])))])
+            timeline.add([*here, *(one.build for one in measured(Path(os.environ["FPX_RESULTS"])))])
             for build in here:
                 timeline.point_at(build)
         except TimelineError as error:
@@ -171,7 +171,7 @@ class PyTorchEnvironment(Environment):
             parts = parts_named(asked["FPX_PARTS"]) if "FPX_PARTS" in asked else PARTS
         except ValueError as error:
             raise util.UserError(str(error)) from None
-        at_hand = build_at_hand()
+        at_hand = current_build()
         if at_hand is None and "FPX_VARIANT" not in asked:
             raise EnvironmentUnavailable("no PyTorch is installed for this Python, so that the variant is to be named: FPX_VARIANT=cpu, cu130, …")
         self._channel = of_matrix.get("FPX_CHANNEL")   # of the process it says what is walked: a build that is named is measured

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from fpxbench.records.verdict import Kind, Status, Verdict, classify_death, classify_exception
-from fpxbench.targets.matrix import Outcome
+from fpxbench.targets.matrix import CellOutcome
 
 _WORDS_LENGTH = 600
 
@@ -40,11 +40,11 @@ _SENTENCES: tuple[tuple[str, Kind | None], ...] = (
 _REFUSALS = (Kind.UNSUPPORTED_ROUNDING, Kind.UNSUPPORTED_CONVERSION, Kind.UNSUPPORTED_DTYPE, Kind.UNSUPPORTED_ARCH)
 
 
-def failure(answer: dict) -> Outcome:
+def failure(answer: dict) -> CellOutcome:
     """The outcome of a cell that did not compile: its process was ended, or it raised."""
     log = answer.get("log", "")
     if "timeout" in answer:
-        return Outcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", words=excerpt(log))
+        return CellOutcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", message=excerpt(log))
     if "raised" in answer:
         type_, message = answer["raised"]
         verdict = classify_exception(type_, message, log)
@@ -56,8 +56,8 @@ def failure(answer: dict) -> Outcome:
     sentence, kind = found or (_last_line(message or log) or verdict.summary, verdict.kind)
     if message.rstrip().endswith("^"):      # the place in the source, and nothing after it
         sentence = f"{type_} without a reason"
-    return Outcome(status=_status(verdict, kind, sentence), kind=kind, cause=_scrubbed(sentence), signal=verdict.signal,
-                   words=excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
+    return CellOutcome(status=_status(verdict, kind, sentence), kind=kind, cause=_scrubbed(sentence), signal=verdict.signal,
+                   message=excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
 
 
 def native_errors(log: str) -> tuple[str, Kind] | None:

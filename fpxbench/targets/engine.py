@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.operations import KERNELS, Question, Request
-from fpxbench.targets.triton_builds import TritonAt, cache_root
+from fpxbench.targets.operations import KERNELS, ProbeSpec, Request
+from fpxbench.targets.triton_builds import TritonInstall, cache_root
 
 CHILD = Path(__file__).with_name("child")
 TIMEOUT_S = 120.0
@@ -29,10 +29,10 @@ LINKERS = ("/opt/rocm/llvm/bin/ld.lld", "ld.lld", *(f"ld.lld-{version}" for vers
 """Where AMD's objects get linked by a program of their own (Triton before 3.5): ROCm's, else a stand-in."""
 
 Answer = dict[str, Any]
-Cell = tuple[Question, Architecture]
+Cell = tuple[ProbeSpec, Architecture]
 
 
-class Unusable(RuntimeError):
+class UnusableTriton(RuntimeError):
     """A Triton that cannot be run, and why."""
 
 
@@ -55,18 +55,18 @@ class Answers:
 
 
 def ask(
-    build: TritonAt, cells: Sequence[Cell], jobs: int | None = None, timeout_s: float = TIMEOUT_S, fresh: bool = False,
+    build: TritonInstall, cells: Sequence[Cell], jobs: int | None = None, timeout_s: float = TIMEOUT_S, fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
     """Compile each cell with that build. Ctrl-C ends everything that it started, and keeps what was answered.
 
-    Raises Unusable for a build that cannot be imported.
+    Raises UnusableTriton for a build that cannot be imported.
     """
     with _Child(build, jobs or os.cpu_count() or 1, timeout_s) as child:
         about = child.about
         answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"], about["torch"],
                           "built in" if about["links_in_process"] else child.linker, {})
-        known = _Kept(answers.key, answers.linker, answers.torch)
+        known = _AnswerCache(answers.key, answers.linker, answers.torch)
         if fresh:
             known.forget()
         asked = {architecture.name: architecture for _, architecture in cells}
@@ -88,7 +88,7 @@ def ask(
 
 
 def _answered(
-    requests: dict[Any, Request], child: _Child, known: _Kept, answers: Answers, one_more: Callable[[], None]
+    requests: dict[Any, Request], child: _Child, known: _AnswerCache, answers: Answers, one_more: Callable[[], None]
 ) -> Iterator[tuple[Any, Answer]]:
     """Answers by the requests' keys: those that are known first, then the others as they come."""
     names = {key: known.name(request) for key, request in requests.items()}
@@ -124,7 +124,7 @@ def _not_known(copied: Answer) -> str | None:
 class _Child:
     """The warm process of a build; a context, which ends it."""
 
-    def __init__(self, build: TritonAt, jobs: int, timeout_s: float) -> None:
+    def __init__(self, build: TritonInstall, jobs: int, timeout_s: float) -> None:
         self._build = build
         self._settings = {"jobs": jobs, "timeout_s": timeout_s}
         self.linker = _linker()
@@ -141,7 +141,7 @@ class _Child:
             self._send([self._settings])
             said = self._receive()
             if "unusable" in said:
-                raise Unusable(f"Triton {self._build.asked_for} cannot be imported: {said['unusable']}")
+                raise UnusableTriton(f"Triton {self._build.requested} cannot be imported: {said['unusable']}")
         except BaseException:
             self.__exit__()
             raise
@@ -170,7 +170,7 @@ class _Child:
         self._process.wait()
         self._errors.seek(0)
         last = [text for text in self._errors.read().decode(errors="replace").splitlines() if text.strip()][-1:] or ["it said nothing"]
-        raise Unusable(f"Triton {self._build.asked_for} ended its process with {self._process.returncode}: {last[0]}")
+        raise UnusableTriton(f"Triton {self._build.requested} ended its process with {self._process.returncode}: {last[0]}")
 
     def __exit__(self, *error: object) -> None:
         for stream in (self._process.stdin, self._process.stdout):
@@ -185,7 +185,7 @@ class _Child:
         self._errors.close()
 
 
-class _Kept:
+class _AnswerCache:
     """Answers of one build from before, one JSON line each; a line that a killed run left half written costs only itself."""
 
     def __init__(self, key: str, linker: str, torch: str) -> None:

@@ -21,7 +21,7 @@ _MOST_BYTES = 64 << 20
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 Check = Literal["table", "inputs", "instruction", "none"]
@@ -29,7 +29,7 @@ Check = Literal["table", "inputs", "instruction", "none"]
 instruction known; only compiled."""
 
 
-class Outcome(_Model):
+class CellOutcome(_Model):
     """What became of a cell on one build. Cells with the same cause (and the same evidence, if wrong) share one."""
 
     status: Status
@@ -40,14 +40,14 @@ class Outcome(_Model):
     cause: str = ""
     """One sentence, the same for all that failed for one reason: names of types and targets are in it only where they are the reason."""
     check: Check = "none"
-    words: str = ""
+    message: str = Field(default="", alias="words")
     """The compiler's own, from one of the cells, with no paths; or the evidence for a wrong result."""
     signal: str | None = None
     flags: tuple[str, ...] = ()
     """``unfused``: what was asked for as one kernel takes several."""
 
 
-class Figures(_Model):
+class KernelMetrics(_Model):
     """Of the object that came out."""
 
     registers: int | None = None
@@ -75,7 +75,7 @@ class Run(_Model):
     """First and last, as positions in the matrix's `builds`."""
     outcome: int
     """Position in the matrix's `outcomes`."""
-    figures: Figures | None = None
+    metrics: KernelMetrics | None = Field(default=None, alias="figures")
     """On the last of them."""
 
 
@@ -140,7 +140,7 @@ class Matrix(_Model):
     builds: list[TritonBuild]
     architectures: list[Architecture]
     operations: list[OperationSummary]
-    outcomes: list[Outcome]
+    outcomes: list[CellOutcome]
     probes: list[Probe]
 
     @model_validator(mode="after")
@@ -157,7 +157,7 @@ class Matrix(_Model):
                     last = run.builds[1]
         return self
 
-    def outcome_of(self, probe: Probe, architecture: str, build: int) -> Outcome | None:
+    def outcome_of(self, probe: Probe, architecture: str, build: int) -> CellOutcome | None:
         """What became of a cell on the build at that position; None where it was not asked."""
         for run in probe.cells.get(architecture, ()):
             if run.builds[0] <= build <= run.builds[1]:
@@ -176,7 +176,7 @@ class Matrix(_Model):
         whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"probes", "outcomes"}) | {"schema": self.schema_}
         lines = [json.dumps(whole, ensure_ascii=False)[:-1]]
         for field in ("outcomes", "probes"):
-            items = (item.model_dump_json(exclude_defaults=True) for item in getattr(self, field))
+            items = (item.model_dump_json(by_alias=True, exclude_defaults=True) for item in getattr(self, field))
             lines.append(f', "{field}": [\n' + ",\n".join(items) + "\n]")
         partial = path.with_name(path.name + ".part")
         partial.write_text("".join(lines) + "}\n", encoding="utf-8")

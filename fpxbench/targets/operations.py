@@ -31,7 +31,7 @@ Request = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Question:
+class ProbeSpec:
     """A probe before it is asked: which kernel is compiled, for any architecture."""
 
     operation: str
@@ -55,8 +55,8 @@ class Operation:
     name: str
     title: str
     about: str
-    questions: Callable[[], Iterator[Question]]
-    request: Callable[[Question, Architecture], Request]
+    questions: Callable[[], Iterator[ProbeSpec]]
+    request: Callable[[ProbeSpec, Architecture], Request]
     needs_torch: bool = False
     """Whether the child takes PyTorch for it: a Triton that was fetched alone is not asked."""
 
@@ -77,32 +77,32 @@ def _request(kernel: str, signature: dict[str, str], constants: dict[str, Any], 
             "divisible": sorted(signature)}
 
 
-def _decodes() -> Iterator[Question]:
+def _decodes() -> Iterator[ProbeSpec]:
     for fmt, out in itertools.product(TRITON_DTYPES, FLOATS):
-        yield Question("decode", fmt, out, {"out": out})
+        yield ProbeSpec("decode", fmt, out, {"out": out})
 
 
-def _decode(question: Question, architecture: Architecture) -> Request:
+def _decode(question: ProbeSpec, architecture: Architecture) -> Request:
     request = _conversion("convert", TRITON_DTYPES[question.format], question.options["out"], architecture)
     return request | {"assembly": True, "sass": True}
 
 
-def _encodes() -> Iterator[Question]:
+def _encodes() -> Iterator[ProbeSpec]:
     for fmt, source, rounding in itertools.product(TRITON_DTYPES, FLOATS, ROUNDINGS):
-        yield Question("encode", fmt, f"{source}-{rounding}", {"source": source, "rounding": rounding})
+        yield ProbeSpec("encode", fmt, f"{source}-{rounding}", {"source": source, "rounding": rounding})
 
 
-def _encode(question: Question, architecture: Architecture) -> Request:
+def _encode(question: ProbeSpec, architecture: Architecture) -> Request:
     source, rounding = question.options["source"], question.options["rounding"]
     return _conversion("encode", source, TRITON_DTYPES[question.format], architecture, ROUNDING=rounding) | {"assembly": True}
 
 
-def _integer_decodes() -> Iterator[Question]:
+def _integer_decodes() -> Iterator[ProbeSpec]:
     for fmt, out in itertools.product(SMALL_FORMATS, FLOATS):
-        yield Question("integer_decode", fmt, out, {"out": out})
+        yield ProbeSpec("integer_decode", fmt, out, {"out": out})
 
 
-def _integer_decode(question: Question, architecture: Architecture) -> Request:
+def _integer_decode(question: ProbeSpec, architecture: Architecture) -> Request:
     fmt, out = format_named(question.format), question.options["out"]
     half = out == "fp16"
     mantissa_bits, bias = (10, 15) if half else (7, 127)
@@ -148,14 +148,14 @@ stages both layouts."""
 FEW_TILES = [tile for tile in TILES if tile["num_warps"] == 4]
 
 
-def _dequantized_dots() -> Iterator[Question]:
+def _dequantized_dots() -> Iterator[ProbeSpec]:
     for fmt in (*TRITON_DTYPES, *SMALL_FORMATS):
         for tile in TILES if fmt in TRITON_DTYPES else FEW_TILES:
             detail = f"{tile['x']}-{tile['layout']}-k{tile['block_k']}-s{tile['num_stages']}-w{tile['num_warps']}"
-            yield Question("dequantized_dot", fmt, detail, tile)
+            yield ProbeSpec("dequantized_dot", fmt, detail, tile)
 
 
-def _dequantized_dot(question: Question, architecture: Architecture) -> Request:
+def _dequantized_dot(question: ProbeSpec, architecture: Architecture) -> Request:
     tile, fmt = question.options, format_named(question.format)
     native = question.format in TRITON_DTYPES
     weight = TRITON_DTYPES[question.format] if native else "u8"
@@ -170,12 +170,12 @@ def _dequantized_dot(question: Question, architecture: Architecture) -> Request:
 FP8_PAIRS = (*((fmt, fmt) for fmt in TRITON_DTYPES), ("e4m3fn", "e5m2"), ("e5m2", "e4m3fn"), ("e4m3fnuz", "e5m2fnuz"))
 
 
-def _fp8_dots() -> Iterator[Question]:
+def _fp8_dots() -> Iterator[ProbeSpec]:
     for (a, b), block_k in itertools.product(FP8_PAIRS, (32, 64)):
-        yield Question("fp8_dot", f"{a}×{b}", f"k{block_k}", {"a": a, "b": b, "block_k": block_k})
+        yield ProbeSpec("fp8_dot", f"{a}×{b}", f"k{block_k}", {"a": a, "b": b, "block_k": block_k})
 
 
-def _fp8_dot(question: Question, architecture: Architecture) -> Request:
+def _fp8_dot(question: ProbeSpec, architecture: Architecture) -> Request:
     options = question.options
     signature = {"a": f"*{TRITON_DTYPES[options['a']]}", "b": f"*{TRITON_DTYPES[options['b']]}", "out": "*fp32"}
     # No larger: where there is no fp8 hardware, LLVM's time for AMD grows steeply with what a thread has to decode (minutes at 64 × 64 × 128).
@@ -186,13 +186,13 @@ SCALED_OPERANDS = {"e4m3": "fp8e4nv", "e5m2": "fp8e5", "e2m1": "u8", "bf16": "bf
 """What `tl.dot_scaled` takes, by its own names, and the type of the pointer."""
 
 
-def _scaled_dots() -> Iterator[Question]:
+def _scaled_dots() -> Iterator[ProbeSpec]:
     for a, b in itertools.product(SCALED_OPERANDS, repeat=2):
         if not (a in FLOATS and b in FLOATS):
-            yield Question("dot_scaled", f"{a}×{b}", "k128", {"a": a, "b": b})
+            yield ProbeSpec("dot_scaled", f"{a}×{b}", "k128", {"a": a, "b": b})
 
 
-def _scaled_dot(question: Question, architecture: Architecture) -> Request:
+def _scaled_dot(question: ProbeSpec, architecture: Architecture) -> Request:
     a, b = question.options["a"], question.options["b"]
     # Blackwell multiplies by scales itself, in tiles of 128 rows; elsewhere all is decoded first, at a cost by the tile.
     rows = 128 if architecture.generation == "Blackwell" else 32
@@ -207,13 +207,13 @@ def _scaled_dot(question: Question, architecture: Architecture) -> Request:
 # The suite's own kernels: what they are compiled for is PyTorch's business to find out, and only when asked.
 
 
-def _suite_questions() -> Iterator[Question]:
+def _suite_questions() -> Iterator[ProbeSpec]:
     from fpxbench.targets.suite import questions
 
     return questions()
 
 
-def _suite_request(question: Question, architecture: Architecture) -> Request:
+def _suite_request(question: ProbeSpec, architecture: Architecture) -> Request:
     from fpxbench.targets.suite import request
 
     return request(question, architecture)
@@ -222,14 +222,14 @@ def _suite_request(question: Question, architecture: Architecture) -> Request:
 # What PyTorch's own compiler makes of such a product.
 
 
-def _inductor_questions() -> Iterator[Question]:
-    from fpxbench.targets.inductor_questions import questions
+def _inductor_questions() -> Iterator[ProbeSpec]:
+    from fpxbench.targets.inductor_probes import questions
 
     return questions()
 
 
-def _inductor_request(question: Question, architecture: Architecture) -> Request:
-    from fpxbench.targets.inductor_questions import request
+def _inductor_request(question: ProbeSpec, architecture: Architecture) -> Request:
+    from fpxbench.targets.inductor_probes import request
 
     return request(question, architecture)
 
@@ -252,13 +252,13 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def questions_like(globs: Sequence[str]) -> list[Question]:
+def probes_like(globs: Sequence[str]) -> list[ProbeSpec]:
     """The probes whose id matches any of the globs (``decode``, ``*/e4m3fnuz``, ``encode/e5m2/*-rtz``); all of them for none.
 
     A glob may stop short: ``decode`` is all of it. Raises ValueError for one that matches nothing.
     """
     every = [question for operation in _wanted(globs) for question in operation.questions()]
-    wanted: dict[str, Question] = {}
+    wanted: dict[str, ProbeSpec] = {}
     for glob in globs or ["*"]:
         matching = [q for q in every if fnmatch.fnmatchcase(q.id, glob) or fnmatch.fnmatchcase(q.id, f"{glob}/*")]
         if not matching:

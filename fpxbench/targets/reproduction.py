@@ -10,8 +10,8 @@ from pprint import pformat
 from fpxbench.records.verdict import Status
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.engine import CHILD
-from fpxbench.targets.matrix import Matrix, Outcome
-from fpxbench.targets.operations import KERNELS, Question
+from fpxbench.targets.matrix import CellOutcome, Matrix
+from fpxbench.targets.operations import KERNELS, ProbeSpec
 
 _HEAD = '''\
 # {probe} on {architecture}{found}
@@ -56,7 +56,7 @@ for name, source in kernels_of(wrapper).items():
 '''
 
 
-def script(question: Question, architecture: Architecture, triton: str = "", found: str = "") -> str:
+def script(question: ProbeSpec, architecture: Architecture, triton: str = "", found: str = "") -> str:
     """Source of a script for that cell: the kernel, the call, and what differs between versions of Triton in it.
 
     `triton` is the version to install; `found` what was seen with it.
@@ -81,12 +81,12 @@ def script(question: Question, architecture: Architecture, triton: str = "", fou
     return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, body), *body]) + "\n"
 
 
-def told(outcome: Outcome, first: str, last: str) -> str:
+def told(outcome: CellOutcome, first: str, last: str) -> str:
     """What a script's head says was seen from Triton `first` to `last`; of what compiles and is wrong the codes too, with what they should be."""
     kind = f" ({outcome.kind})" if outcome.kind else ""
     since = "" if first == last else f", and from {first} on"
     said = f"with {last}{since}: {outcome.status}{kind}: {outcome.cause}"
-    return f"{said}\n{outcome.words}" if outcome.status is Status.WRONG and outcome.words else said
+    return f"{said}\n{outcome.message}" if outcome.status is Status.WRONG and outcome.message else said
 
 
 def seen(matrix: Matrix, probe: str, architecture: str, triton: str = "") -> tuple[str, str]:
@@ -102,7 +102,7 @@ def seen(matrix: Matrix, probe: str, architecture: str, triton: str = "") -> tup
     return triton or last, told(matrix.outcomes[runs[-1].outcome], first, last)
 
 
-def _of_inductor(question: Question, architecture: Architecture, request: dict, found: str) -> str:
+def _of_inductor(question: ProbeSpec, architecture: Architecture, request: dict, found: str) -> str:
     """The module that asks Inductor, whole, and the questions that it is asked."""
     source = (CHILD / "inductor.py").read_text(encoding="utf-8").split('"""', 2)[2].strip("\n")
     asked = {name: value for name, value in request.items() if name != "file"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from fpxbench.implementation import discover
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.operations import Question, Request
+from fpxbench.targets.operations import ProbeSpec, Request
 
 discover()
 from fpxbench.impls import triton_fused  # noqa: E402  (discover makes the package of implementations)
@@ -16,15 +16,15 @@ from fpxbench.impls import triton_fused  # noqa: E402  (discover makes the packa
 K = 4096
 
 
-def questions() -> Iterator[Question]:
+def questions() -> Iterator[ProbeSpec]:
     """Both kernels for every scheme with codes; the activation's dtype alternates."""
     for at, name in enumerate(name for name in SCHEMES if scheme_named(name).quantized):
         x, other = ("bf16", "fp16") if at % 2 else ("fp16", "bf16")
-        yield Question("triton_fused", name, f"matvec-{x}", {"kernel": "matvec", "x": x})
-        yield Question("triton_fused", name, f"dot-{other}", {"kernel": "dot", "x": other})
+        yield ProbeSpec("triton_fused", name, f"matvec-{x}", {"kernel": "matvec", "x": x})
+        yield ProbeSpec("triton_fused", name, f"dot-{other}", {"kernel": "dot", "x": other})
 
 
-def request(question: Question, architecture: Architecture) -> Request:
+def request(question: ProbeSpec, architecture: Architecture) -> Request:
     """For K = 4096 and one config of those that are tried on a GPU: M = 1 or 16."""
     scheme, x = scheme_named(question.format), question.options["x"]
     target = triton_fused.Target("hip") if architecture.capability is None else triton_fused.Target("cuda", architecture.capability)

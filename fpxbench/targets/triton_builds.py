@@ -20,15 +20,15 @@ INSTALLED = "installed"
 _INSTALL_S = 3600
 
 
-class CannotObtain(RuntimeError):
+class TritonUnavailable(RuntimeError):
     """A Triton that cannot be had here, and why, in a sentence."""
 
 
 @dataclass(frozen=True)
-class TritonAt:
+class TritonInstall:
     """A Triton that can be run: an interpreter, and the folder that holds the package (None: the interpreter's own)."""
 
-    asked_for: str
+    requested: str
     python: str
     folder: Path | None
 
@@ -47,39 +47,39 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpxbench"
 
 
-def normal_name(asked_for: str) -> str:
+def normal_name(requested: str) -> str:
     """A version as Triton's releases are called: ``3.0`` is ``3.0.0``. What is no version (`INSTALLED`, a path) is left as it is."""
-    if os.sep in asked_for or Path(asked_for).exists():
-        return asked_for
+    if os.sep in requested or Path(requested).exists():
+        return requested
     try:
-        version = Version(asked_for)
+        version = Version(requested)
     except InvalidVersion:
-        return asked_for
+        return requested
     rest = str(version).removeprefix(version.base_version)
     return version.base_version + ".0" * (3 - len(version.release)) + rest
 
 
-def triton_at(asked_for: str, say: Callable[[str], None] = lambda text: None) -> TritonAt:
+def find_triton(requested: str, say: Callable[[str], None] = lambda text: None) -> TritonInstall:
     """``installed``, a version (fetched once, and kept), or the path of a folder with a Triton in it or of a Python that has one.
 
-    Raises CannotObtain.
+    Raises TritonUnavailable.
     """
-    if asked_for == INSTALLED:
+    if requested == INSTALLED:
         if importlib.util.find_spec("triton") is None:
-            raise CannotObtain("no Triton is installed for this Python: name versions to fetch with --triton, or `pip install triton`")
-        return TritonAt(asked_for, sys.executable, None)
-    path = Path(asked_for)
-    if os.sep in asked_for or path.exists():
+            raise TritonUnavailable("no Triton is installed for this Python: name versions to fetch with --triton, or `pip install triton`")
+        return TritonInstall(requested, sys.executable, None)
+    path = Path(requested)
+    if os.sep in requested or path.exists():
         if (path / "triton" / "__init__.py").is_file():
-            return TritonAt(asked_for, sys.executable, path.resolve())
+            return TritonInstall(requested, sys.executable, path.resolve())
         if path.is_file() and os.access(path, os.X_OK):
-            return TritonAt(asked_for, str(path.absolute()), None)
-        raise CannotObtain(f"{asked_for} is neither a folder with a `triton` package in it nor a Python interpreter")
+            return TritonInstall(requested, str(path.absolute()), None)
+        raise TritonUnavailable(f"{requested} is neither a folder with a `triton` package in it nor a Python interpreter")
     try:
-        Version(asked_for)
+        Version(requested)
     except InvalidVersion:
-        raise CannotObtain(f"{asked_for!r} is no version of Triton, and no folder or interpreter either") from None
-    return TritonAt(asked_for, sys.executable, _fetched(normal_name(asked_for), say))
+        raise TritonUnavailable(f"{requested!r} is no version of Triton, and no folder or interpreter either") from None
+    return TritonInstall(requested, sys.executable, _fetched(normal_name(requested), say))
 
 
 def _fetched(version: str, say: Callable[[str], None]) -> Path:
@@ -99,7 +99,7 @@ def _fetched(version: str, say: Callable[[str], None]) -> Path:
                 raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CannotObtain(_no_space(version, folder) if full else f"Triton {version} cannot be kept in {folder}: {error.strerror}") from error
+        raise TritonUnavailable(_no_space(version, folder) if full else f"Triton {version} cannot be kept in {folder}: {error.strerror}") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -118,12 +118,12 @@ def _install(version: str, folder: Path) -> None:
         return
     said = run.stderr + run.stdout
     if re.search(r"No space left on device|Disk quota exceeded", said):
-        raise CannotObtain(_no_space(version, folder.parent))
+        raise TritonUnavailable(_no_space(version, folder.parent))
     if re.search(r"No matching distribution|no (?:matching )?wheels?|there is no version|not found in the package registry", said, re.IGNORECASE):
-        raise CannotObtain(f"Triton {version} has no wheel for Python {sys.version_info[0]}.{sys.version_info[1]} on this machine, "
+        raise TritonUnavailable(f"Triton {version} has no wheel for Python {sys.version_info[0]}.{sys.version_info[1]} on this machine, "
                            "or the index does not have it: `pip index versions triton` lists those that it has")
     last = [line.strip() for line in said.splitlines() if line.strip()][-3:]
-    raise CannotObtain(f"Triton {version} could not be installed: {' | '.join(last) or f'the installer ended with {run.returncode}'}")
+    raise TritonUnavailable(f"Triton {version} could not be installed: {' | '.join(last) or f'the installer ended with {run.returncode}'}")
 
 
 def _no_space(version: str, folder: Path) -> str:

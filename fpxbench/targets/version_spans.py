@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status
-from fpxbench.targets.matrix import Matrix, Outcome, Probe
+from fpxbench.targets.matrix import CellOutcome, Matrix, Probe
 
 SOME = "◐"
 
 
 @dataclass(frozen=True)
-class State:
+class GroupState:
     """What a group of probes does on one build."""
 
     status: Status
@@ -26,7 +26,7 @@ class State:
         return SOME if self.status is Status.OK and self.ok < self.asked else SIGNS[self.status]
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """``ok``, ``3 of 16 ok``, ``crash``."""
         return f"{self.ok} of {self.asked} ok" if self.status is Status.OK and self.ok < self.asked else str(self.status)
 
@@ -35,14 +35,14 @@ class State:
 class Span:
     """Consecutive builds on which a group's state has the same sign."""
 
-    state: State
+    state: GroupState
     """On the last of them."""
     first: str
     last: str
     """Versions of Triton."""
 
 
-def state_of(outcomes: Sequence[Outcome]) -> State | None:
+def state_of(outcomes: Sequence[CellOutcome]) -> GroupState | None:
     """What the outcomes of a group on one build come to; None for none."""
     if not outcomes:
         return None
@@ -51,7 +51,7 @@ def state_of(outcomes: Sequence[Outcome]) -> State | None:
         status = Status.OK
     else:
         status = Status.WRONG if statuses[Status.WRONG] else min(statuses, key=SEVERITY.__getitem__)
-    return State(status, statuses[Status.OK], len(outcomes))
+    return GroupState(status, statuses[Status.OK], len(outcomes))
 
 
 def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
@@ -62,7 +62,7 @@ def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
     return ((operation, fmt, probes) for (operation, fmt), probes in groups.items())
 
 
-def states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[State | None]:
+def states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[GroupState | None]:
     """What a group does on an architecture, for each of the builds; None for one that was not asked."""
     every = range(len(matrix.builds))
     return [state_of([found for probe in probes if (found := matrix.outcome_of(probe, architecture, at)) is not None]) for at in every]
@@ -81,29 +81,29 @@ def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Sp
     return found
 
 
-def in_short(history: Sequence[Span]) -> str:
+def history_signs(history: Sequence[Span]) -> str:
     """``✓`` where nothing ever changed; else each sign with the version that it begins with: ``✗3.0 –3.2 ✓3.5.1``."""
     if len(history) == 1:
         return history[0].state.sign
     return " ".join(span.state.sign + span.first.removesuffix(".0") for span in history)
 
 
-def in_words(history: Sequence[Span]) -> str:
+def history_text(history: Sequence[Span]) -> str:
     """``ok since 3.3.1``, ``never ok``, ``wrong 3.0.0–3.1.0, unsupported since 3.2.0``."""
     if not history:
         return "not asked"
     if len(history) == 1:
         state = history[0].state
-        return "ok on every build" if state.status is Status.OK and state.ok == state.asked else f"{state.words} on every build"
+        return "ok on every build" if state.status is Status.OK and state.ok == state.asked else f"{state.label} on every build"
     *before, last = history
-    parts = [f"{span.state.words} {span.first if span.first == span.last else f'{span.first}–{span.last}'}" for span in before]
-    return ", ".join([*parts, f"{last.state.words} since {last.first}"])
+    parts = [f"{span.state.label} {span.first if span.first == span.last else f'{span.first}–{span.last}'}" for span in before]
+    return ", ".join([*parts, f"{last.state.label} since {last.first}"])
 
 
-def causes(matrix: Matrix, position: int) -> list[tuple[Outcome, int, Counter[str]]]:
+def causes(matrix: Matrix, position: int) -> list[tuple[CellOutcome, int, Counter[str]]]:
     """Why cells are not ok, or ok with a flag, on the build at that position: each outcome with how many cells, and how many of each row
     (of each probe, where what compiles is wrong: the others of its row need not be); most first."""
-    found: dict[tuple, tuple[Outcome, Counter[str]]] = {}
+    found: dict[tuple, tuple[CellOutcome, Counter[str]]] = {}
     for probe in matrix.probes:
         for architecture in probe.cells:
             outcome = matrix.outcome_of(probe, architecture, position)

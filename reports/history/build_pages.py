@@ -116,7 +116,7 @@ class Builds:
         except ValueError:
             return None
         key = entry.key
-        self._entries[key] = self._entries[key].learn(entry) if key in self._entries else entry
+        self._entries[key] = self._entries[key].merge(entry) if key in self._entries else entry
         return self._pages.setdefault(key, BuildPage(entry))
 
     def asked(self, build: Build, group: Group) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fpxbench.reports.targets.support_table import Support, file_name
-from fpxbench.targets.diff import Change, changes
+from fpxbench.targets.build_diff import CellChange, changes
 from fpxbench.targets.matrix import TritonBuild
 
 
@@ -16,11 +16,11 @@ class Step:
     build: TritonBuild
     before: str
     """Version of the build before; empty for the first."""
-    changes: tuple[Change, ...]
+    changes: tuple[CellChange, ...]
     page: str
     """File name, beside the support table's; empty for the first."""
 
-    def of(self, verdict: str) -> list[Change]:
+    def of(self, verdict: str) -> list[CellChange]:
         """``lost``, ``gained`` or ``other``."""
         return [change for change in self.changes if change.verdict == verdict]
 

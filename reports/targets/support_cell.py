@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fpxbench.records.verdict import BROKEN, Status
 from fpxbench.reports.words import FLAG_SIGN
-from fpxbench.targets.matrix import Matrix, Outcome, Probe
-from fpxbench.targets.version_spans import SOME, Span, State, in_words, spans, states
+from fpxbench.targets.matrix import CellOutcome, Matrix, Probe
+from fpxbench.targets.version_spans import SOME, GroupState, Span, history_text, spans, states
 
 MOST_EARLIER = 2
 """Lines of a cell about earlier builds. Wrong ones are never left out."""
@@ -19,7 +19,7 @@ UNCHECKED = "°"
 class Moment:
     """What a group of probes does on one build."""
 
-    state: State
+    state: GroupState
     checked: int
     """Of those that are ok: of how many more is known than that they compile."""
     flags: tuple[str, ...]
@@ -107,7 +107,7 @@ class Cell:
     @property
     def title(self) -> str:
         until = [f"not asked of what came after {self.asked_to}"] if self.asked_to else []
-        return "; ".join([in_words(self.history), *self.newest.notes, *until])
+        return "; ".join([history_text(self.history), *self.newest.notes, *until])
 
 
 def _short(version: str) -> str:
@@ -126,7 +126,7 @@ def moments(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[
     ]
 
 
-def _moment(state: State, outcomes: Sequence[Outcome]) -> Moment:
+def _moment(state: GroupState, outcomes: Sequence[CellOutcome]) -> Moment:
     fine = [outcome for outcome in outcomes if outcome.status is Status.OK]
     return Moment(state, sum(outcome.check != "none" for outcome in fine), tuple(flag for outcome in fine for flag in outcome.flags),
                   sum(outcome.status is Status.WRONG for outcome in outcomes))

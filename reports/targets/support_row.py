@@ -11,8 +11,8 @@ from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.reports.targets.support_cell import Cell, Moment, moments
 from fpxbench.reports.targets.support_table import Row, Support, detail
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
-from fpxbench.targets.matrix import Figures, Outcome, Probe
-from fpxbench.targets.operations import OPERATIONS, Question
+from fpxbench.targets.matrix import CellOutcome, KernelMetrics, Probe
+from fpxbench.targets.operations import OPERATIONS, ProbeSpec
 from fpxbench.targets.reproduction import script, told
 
 CHECKS = {
@@ -30,7 +30,7 @@ _ASKED_WITH_TORCH = "triton_fused"
 class Entry:
     """Probes that had the same outcome on the same builds."""
 
-    outcome: Outcome
+    outcome: CellOutcome
     first: str
     last: str
     """Versions."""
@@ -64,7 +64,7 @@ class OnArchitecture:
     """Build by build."""
     entries: list[Entry]
     """Oldest first."""
-    figures: list[tuple[Probe, Outcome, Figures]]
+    metrics: list[tuple[Probe, CellOutcome, KernelMetrics]]
     """Of the objects that the newest build that was asked makes."""
 
 
@@ -89,7 +89,7 @@ class Scripts:
         return "\n\n".join(parts[at] for at in self.scripts[number])
 
 
-def _shows_something(outcome: Outcome) -> bool:
+def _shows_something(outcome: CellOutcome) -> bool:
     """Whether there is something to see in doing it again."""
     return bool(outcome.flags) or outcome.status not in (Status.OK, Status.MISSING)
 
@@ -107,11 +107,11 @@ def row_in_full(support: Support, row: Row) -> tuple[list[OnArchitecture], Scrip
         if cell := row.cells.get(architecture.name):
             entries = list(_entries(support, row, architecture, questions, scripts))
             timeline = moments(matrix, row.probes, architecture.name)
-            found.append(OnArchitecture(architecture, cell, timeline, entries, _figures(support, row, architecture.name)))
+            found.append(OnArchitecture(architecture, cell, timeline, entries, _metrics(support, row, architecture.name)))
     return found, scripts
 
 
-def _entries(support: Support, row: Row, architecture: Architecture, questions: dict[str, Question], scripts: Scripts) -> Iterator[Entry]:
+def _entries(support: Support, row: Row, architecture: Architecture, questions: dict[str, ProbeSpec], scripts: Scripts) -> Iterator[Entry]:
     groups: dict[tuple[int, int, int], list[Probe]] = defaultdict(list)
     for probe in row.probes:
         for run in probe.cells.get(architecture.name, ()):
@@ -124,7 +124,7 @@ def _entries(support: Support, row: Row, architecture: Architecture, questions: 
                     scripts.add(text) if text else None)
 
 
-def _script(question: Question | None, architecture: str, first: str, last: str, outcome: Outcome) -> str:
+def _script(question: ProbeSpec | None, architecture: str, first: str, last: str, outcome: CellOutcome) -> str:
     """For the newest build that shows it. None where this package does not know the cell; a version from elsewhere must be one, as it
     becomes part of a program that people run."""
     if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(r"[\w.+]+", last):
@@ -132,7 +132,7 @@ def _script(question: Question | None, architecture: str, first: str, last: str,
     return script(question, ARCHITECTURES[architecture], last, told(outcome, first, last))
 
 
-def _figures(support: Support, row: Row, architecture: str) -> list[tuple[Probe, Outcome, Figures]]:
+def _metrics(support: Support, row: Row, architecture: str) -> list[tuple[Probe, CellOutcome, KernelMetrics]]:
     runs = [(probe, of[-1]) for probe in row.probes if (of := probe.cells.get(architecture))]
     newest = max(run.builds[1] for _, run in runs)
-    return [(probe, support.matrix.outcomes[run.outcome], run.figures) for probe, run in runs if run.builds[1] == newest and run.figures]
+    return [(probe, support.matrix.outcomes[run.outcome], run.metrics) for probe, run in runs if run.builds[1] == newest and run.metrics]

@@ -116,7 +116,7 @@ class _Seen:
     probe: Probe
     architecture: str
     builds: range
-    words: str
+    message: str
 
 
 def detail(probe: Probe) -> str:
@@ -185,7 +185,7 @@ class Support:
                     for run in runs:
                         if (outcome := self.matrix.outcomes[run.outcome]).status is Status.WRONG:
                             at = range(run.builds[0], run.builds[1] + 1)
-                            groups[row.format, outcome.kind, outcome.cause].append(_Seen(row, probe, architecture, at, outcome.words))
+                            groups[row.format, outcome.kind, outcome.cause].append(_Seen(row, probe, architecture, at, outcome.message))
         found = [self._mistake(*key, seen) for key, seen in groups.items()]
         return sorted(found, key=lambda one: (one.kind not in _MISREAD, not one.lasts, -sum(map(len, one.builds.values()))))
 
@@ -198,7 +198,7 @@ class Support:
             kernels[one.row.page][detail(one.probe)] = None
         ordered = {a.name: frozenset(builds[a.name]) for a in self.matrix.architectures if a.name in builds}
         what = tuple(_some_of(rows[page], list(some)) for page, some in kernels.items())
-        return Mistake(fmt, kind, cause, seen[0].words, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
+        return Mistake(fmt, kind, cause, seen[0].message, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
 
     def mistakes_on(self, architecture: str) -> list[Mistake]:
         """Those of the Triton that the report's records were made with first."""

@@ -24,8 +24,8 @@ from fpxbench.builds.environments import (
     Installation,
     InUse,
     NotOffered,
+    environment_spec,
     parts_named,
-    wanted,
 )
 from fpxbench.builds.environments.installer import bare_environment, uv_options
 from fpxbench.builds.environments.shared_packages import distributions
@@ -65,7 +65,7 @@ def nightly(day, triton=None, **more):
 
 def small(day=1, triton="9.1"):
     """The Triton of a build, which is a few bytes here: what is asked of environments in general needs no more."""
-    return wanted(nightly(day, triton), parts=TRITON_ONLY)
+    return environment_spec(nightly(day, triton), parts=TRITON_ONLY)
 
 
 def write_small(index, version="9.1", requires=(), text="value = 1"):
@@ -98,7 +98,7 @@ def fake_uv(tmp_path, monkeypatch, script):
 
 def test_an_environment_has_its_own_pytorch_and_shares_what_fpxbench_works_with(index, environments):
     write_torch(index, "2.15.0.dev20261101+cpu", GIT)
-    with environments.held(wanted(nightly(1), "cpu")) as environment:
+    with environments.lease(environment_spec(nightly(1), "cpu")) as environment:
         assert (environment.build.torch, environment.build.git, environment.build.channel) == ("2.15.0.dev20261101+cpu", GIT, "nightly")
         seen = json.loads(python(environment, """
             import importlib.metadata, json, numpy, fpxbench, fpxbench.builds.environments
@@ -110,7 +110,7 @@ def test_an_environment_has_its_own_pytorch_and_shares_what_fpxbench_works_with(
 
 def test_an_environment_of_a_part_sees_nothing_of_the_other_at_hand(index, environments):
     write_small(index)
-    with environments.held(small()) as environment:
+    with environments.lease(small()) as environment:
         assert python(environment, "import triton; print(triton.value)") == "1"
         assert python(environment, "import importlib.util; print(importlib.util.find_spec('torch'))") == "None"
 
@@ -124,21 +124,21 @@ def test_nothing_of_the_build_at_hand_is_shared():
 def test_the_second_time_nothing_is_installed(index, environments):
     write_small(index)
     request = small()
-    with environments.held(request):
+    with environments.lease(request):
         pass
     index.rename(index.with_name("index-that-is-gone"))
-    with environments.held(request) as environment:
+    with environments.lease(request) as environment:
         assert python(environment, "import triton; print(triton.value)") == "1"
 
 
 def test_libraries_that_changed_are_linked_anew_and_the_build_is_kept(index, environments):
     write_small(index)
     request = small()
-    with environments.held(request) as environment:
+    with environments.lease(request) as environment:
         state = environment.folder / "environment.json"
     state.write_text(state.read_text().replace(environment.state.shared, "of another day"))
     (environment.folder / "shared" / "numpy").unlink()
-    with environments.held(request) as environment:
+    with environments.lease(request) as environment:
         python(environment, "import numpy, triton")
     assert installations(environments, request) == 1
 
@@ -149,9 +149,9 @@ def test_two_processes_that_want_one_environment_make_it_once(index, environment
     (tmp_path / "request.json").write_text(request.model_dump_json())
     code = f"""
 from pathlib import Path
-from fpxbench.builds.environments import Environments, Wanted
-request = Wanted.model_validate_json(Path({str(tmp_path / 'request.json')!r}).read_text())
-with Environments(Path({str(environments.root)!r})).held(request) as environment:
+from fpxbench.builds.environments import Environments, EnvironmentSpec
+request = EnvironmentSpec.model_validate_json(Path({str(tmp_path / 'request.json')!r}).read_text())
+with Environments(Path({str(environments.root)!r})).lease(request) as environment:
     print(environment.state.status)
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -165,34 +165,34 @@ with Environments(Path({str(environments.root)!r})).held(request) as environment
 def test_a_build_that_does_not_install_is_kept_with_pips_last_lines_and_not_tried_again_the_same_day(index, environments):
     write_small(index, requires=("nothing-is-called-this==99",))
     request = small()
-    with pytest.raises(CannotInstall, match="No matching distribution found for nothing-is-called-this==99") as first, environments.held(request):
+    with pytest.raises(CannotInstall, match="No matching distribution found for nothing-is-called-this==99") as first, environments.lease(request):
         pass
     assert "nothing-is-called-this" in first.value.state.log_tail
     assert not (environments.root / request.name / "venv").exists(), "what is no use takes no room"
 
     write_small(index)   # the index is mended
-    with pytest.raises(CannotInstall), environments.held(request):
+    with pytest.raises(CannotInstall), environments.lease(request):
         pass
-    with environments.held(request, retry=True) as environment:
+    with environments.lease(request, retry=True) as environment:
         assert environment.state.status == "ready"
 
 
 def test_after_a_day_a_build_that_did_not_install_is_tried_again(index, environments):
     write_small(index, requires=("nothing-is-called-this==99",))
     request = small()
-    with pytest.raises(CannotInstall), environments.held(request):
+    with pytest.raises(CannotInstall), environments.lease(request):
         pass
     write_small(index)
     file = environments.root / request.name / "environment.json"
     state = json.loads(file.read_text())
     file.write_text(json.dumps(state | {"made_at": (datetime.now(UTC) - timedelta(hours=25)).isoformat()}))
-    with environments.held(request) as environment:
+    with environments.lease(request) as environment:
         assert environment.state.status == "ready"
 
 
 def test_a_build_that_cannot_be_imported_is_refused_with_its_words(index, environments):
     write_small(index, text="raise ImportError('libcudart.so.13: cannot open shared object file')")
-    with pytest.raises(CannotInstall, match="cannot be imported: ImportError: libcudart.so.13"), environments.held(small()):
+    with pytest.raises(CannotInstall, match="cannot be imported: ImportError: libcudart.so.13"), environments.lease(small()):
         pass
 
 
@@ -200,7 +200,7 @@ def test_a_wheel_that_holds_another_build_than_it_says_is_refused(index, environ
     path = write_torch(index, "2.15.0.dev20261101+cpu", GIT)
     write_wheel(index, "torch", "2.15.0.dev20261102+cpu", {"torch/__init__.py": "", "torch/version.py": "__version__ = '2.15.0.dev20261101+cpu'\n"})
     assert path.exists()
-    with pytest.raises(CannotInstall, match="gave PyTorch 2.15.0.dev20261101"), environments.held(wanted(nightly(2), "cpu")):
+    with pytest.raises(CannotInstall, match="gave PyTorch 2.15.0.dev20261101"), environments.lease(environment_spec(nightly(2), "cpu")):
         pass
 
 
@@ -209,22 +209,22 @@ def test_an_index_that_is_down_says_nothing_of_the_build(index, environments, mo
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(IndexUnreachable, match="did not answer") as down, environments.held(small()):
+    with pytest.raises(IndexUnreachable, match="did not answer") as down, environments.lease(small()):
         pass
     assert "secret" not in str(down.value)
     assert not (environments.root / small().name).exists()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     write_small(index)
-    with environments.held(small()) as environment:     # and the next try goes on
+    with environments.lease(small()) as environment:     # and the next try goes on
         assert environment.state.status == "ready"
 
 
 def test_a_full_disk_leaves_nothing_half_made_and_says_how_to_make_room(index, environments, tmp_path, monkeypatch):
     fake_uv(tmp_path, monkeypatch, "echo 'error: failed to write: No space left on device (os error 28)'; exit 1")
-    with pytest.raises(DiskFull, match="fpxbench environments remove"), environments.held(small()):
+    with pytest.raises(DiskFull, match="fpxbench environments remove"), environments.lease(small()):
         pass
-    assert environments.everything() == []
+    assert environments.all() == []
 
 
 def test_a_creation_that_is_killed_leaves_nothing_that_looks_complete(index, environments, tmp_path, monkeypatch):
@@ -233,9 +233,9 @@ def test_a_creation_that_is_killed_leaves_nothing_that_looks_complete(index, env
     fake_uv(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 300")
     code = f"""
 from pathlib import Path
-from fpxbench.builds.environments import Environments, Wanted
-request = Wanted.model_validate_json(Path({str(tmp_path / 'request.json')!r}).read_text())
-with Environments(Path({str(environments.root)!r})).held(request):
+from fpxbench.builds.environments import Environments, EnvironmentSpec
+request = EnvironmentSpec.model_validate_json(Path({str(tmp_path / 'request.json')!r}).read_text())
+with Environments(Path({str(environments.root)!r})).lease(request):
     pass
 """
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -245,11 +245,11 @@ with Environments(Path({str(environments.root)!r})).held(request):
     process.kill()
     process.wait(30)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    assert environments.everything() == [(request.name, None)]
+    assert environments.all() == [(request.name, None)]
 
     monkeypatch.setenv("FPX_INSTALLER", "pip")
     write_small(index)
-    with environments.held(request) as environment:
+    with environments.lease(request) as environment:
         assert environment.state.status == "ready"
 
 
@@ -259,11 +259,11 @@ with Environments(Path({str(environments.root)!r})).held(request):
 def test_what_is_in_use_is_not_removed_and_what_is_not_is(index, environments):
     write_small(index)
     request = small()
-    with environments.held(request):
+    with environments.lease(request):
         with pytest.raises(InUse, match="in use"):
             environments.remove(request.name)
     assert environments.remove(request.name) > 0
-    assert environments.everything() == []
+    assert environments.all() == []
     with pytest.raises(FileNotFoundError, match="no environment"):
         environments.remove(request.name)
 
@@ -278,7 +278,7 @@ def test_only_an_environment_can_be_removed(environments, name):
 
 def test_the_commands_show_sizes_and_make_room(index, environments):
     write_small(index)
-    with environments.held(small()) as environment:
+    with environments.lease(small()) as environment:
         name, size = environment.folder.name, environment.size
     listed = json.loads(ask("list", "--environments", str(environments.root), "--json"))
     assert [(each["name"], each["status"], each["bytes"]) for each in listed] == [(name, "ready", size)]
@@ -287,7 +287,7 @@ def test_the_commands_show_sizes_and_make_room(index, environments):
     assert "0.0 MB freed" in ask("remove", "--unused-for", "1", "--environments", str(environments.root))
     os.utime(environments.root / f"{name}.lock", (0, 0))     # as if it had been used last in 1970
     assert "0.0 MB freed" not in ask("remove", "--unused-for", "1", "--environments", str(environments.root))
-    assert environments.everything() == []
+    assert environments.all() == []
     with pytest.raises(UsageError, match="which"):
         ask("remove")
 
@@ -309,19 +309,19 @@ def listed(*filenames, **more):
 def test_an_environment_is_named_after_build_variant_python_and_parts():
     entry = listed("torch-2.15.0.dev20261101+cu130-cp311-cp311-linux_x86_64.whl", triton="3.9.0")
     here = f"py{sys.version_info.major}.{sys.version_info.minor}"
-    assert wanted(entry, "cu130").name == f"nightly-20261101-cu130-{here}"
-    assert wanted(entry, "cu130", TRITON_ONLY).name == f"nightly-20261101-cu130-{here}-triton"
-    assert wanted(entry, "cu130").requirements == ("torch==2.15.0.dev20261101+cu130", "triton==3.9.0")
-    assert wanted(entry, "cu130", TRITON_ONLY).requirements == ("triton==3.9.0",)
+    assert environment_spec(entry, "cu130").name == f"nightly-20261101-cu130-{here}"
+    assert environment_spec(entry, "cu130", TRITON_ONLY).name == f"nightly-20261101-cu130-{here}-triton"
+    assert environment_spec(entry, "cu130").requirements == ("torch==2.15.0.dev20261101+cu130", "triton==3.9.0")
+    assert environment_spec(entry, "cu130", TRITON_ONLY).requirements == ("triton==3.9.0",)
 
 
 def test_what_no_index_has_is_not_tried():
     with pytest.raises(NotOffered, match="no variant 'cpu'.*cu130"):
-        wanted(listed("torch-2.15.0.dev20261101+cu130-cp311-cp311-linux_x86_64.whl"), "cpu")
+        environment_spec(listed("torch-2.15.0.dev20261101+cu130-cp311-cp311-linux_x86_64.whl"), "cpu")
     with pytest.raises(NotOffered, match="built from source"):
-        wanted(Entry(channel="source", torch="2.15.0a0+gitabc", git=GIT, triton="3.9.0"))
+        environment_spec(Entry(channel="source", torch="2.15.0a0+gitabc", git=GIT, triton="3.9.0"))
     with pytest.raises(NotOffered, match="which Triton"):
-        wanted(nightly(1), parts=TRITON_ONLY)
+        environment_spec(nightly(1), parts=TRITON_ONLY)
     with pytest.raises(ValueError, match="FPX_PARTS='torhc'"):
         parts_named("torhc")
 
@@ -341,7 +341,7 @@ def test_uv_looks_where_pip_is_told_to():
 @pytest.fixture
 def builds(tmp_path, environments):
     timeline = Timeline(tmp_path / "timeline")
-    timeline.learn([nightly(1, triton="9.1")])
+    timeline.merge([nightly(1, triton="9.1")])
     return Builds(timeline, environments, tmp_path / "results", variant="cpu", parts=TRITON_ONLY, machine="here", here=None)
 
 
@@ -368,7 +368,7 @@ def test_the_build_at_hand_is_used_as_it_is(builds, tmp_path):
     from fpxbench.builds.installed import installed_build
 
     here = installed_build()
-    builds.timeline.hold([here])
+    builds.timeline.add([here])
     own = Builds(builds.timeline, builds.environments, tmp_path / "results")
     with own.interpreter(builds.timeline.find(here.key)) as interpreter:
         assert interpreter.own and interpreter.python == Path(sys.executable)
@@ -378,7 +378,7 @@ def test_the_build_at_hand_is_used_as_it_is(builds, tmp_path):
 def test_a_finding_of_one_build_is_not_taken_for_one_of_another_that_is_held(index, builds):
     write_small(index)
     write_small(index, "9.2", requires=("nothing-is-called-this==99",))
-    builds.timeline.learn([nightly(2, triton="9.2")])
+    builds.timeline.merge([nightly(2, triton="9.2")])
     first, second = builds.timeline.entries()
     with ExitStack() as stack, pytest.raises(CannotInstall):
         stack.enter_context(builds.interpreter(first))

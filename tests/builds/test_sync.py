@@ -13,10 +13,10 @@ import pytest
 from local_index import ELSEWHERE, GIT, Listed, LocalIndex, html_page, json_page, send
 
 from fpxbench.builds.index.fetch import Fetcher
-from fpxbench.builds.index.listing import further_place, place
+from fpxbench.builds.index.listing import extra_location, index_location
 from fpxbench.builds.index.pip_settings import PipSettings
 from fpxbench.builds.timeline import Timeline, TimelineError, commit_hash
-from fpxbench.builds.timeline.sync import Wanted, parse_since, sync
+from fpxbench.builds.timeline.sync import SyncFilter, parse_since, sync
 from fpxbench.records.record import Build
 
 SETTINGS = PipSettings(timeout_s=0.5, retries=0)
@@ -35,8 +35,8 @@ def timeline(tmp_path):
     return Timeline(tmp_path / "timeline")
 
 
-def run(timeline, *indexes, wanted=Wanted(), settings=SETTINGS, places=None):
-    return sync(timeline, places or [place(index.url) for index in indexes], Fetcher(settings), wanted)
+def run(timeline, *indexes, wanted=SyncFilter(), settings=SETTINGS, places=None):
+    return sync(timeline, places or [index_location(index.url) for index in indexes], Fetcher(settings), wanted)
 
 
 def tags(timeline):
@@ -85,7 +85,7 @@ def test_a_nightly_is_dated_by_its_version(timeline):
 
 def test_pins_say_which_wheel_which_triton_and_where(timeline):
     with LocalIndex(NIGHTLIES[0]) as index:
-        run(timeline, places=[further_place(index.url)])
+        run(timeline, places=[extra_location(index.url)])
         (entry,) = timeline.entries()
     assert entry.pins("cu130").requirements == (
         f"--extra-index-url {index.url}\ntorch==2.15.0.dev20261118+cu130\ntriton==3.9.0+git1a2b3c4d\n")
@@ -145,17 +145,17 @@ def test_upstream_commits_are_read_where_they_are_asked_for(timeline):
     with LocalIndex(*RELEASES) as index:
         run(timeline, index)
         assert {entry.git for entry in timeline.entries()} == {None}
-        run(timeline, index, wanted=Wanted(git=True))
+        run(timeline, index, wanted=SyncFilter(git=True))
         assert {entry.git for entry in timeline.entries()} == {GIT}
-        assert run(timeline, index, wanted=Wanted(git=True)).asked == 0
+        assert run(timeline, index, wanted=SyncFilter(git=True)).asked == 0
 
 
 @pytest.mark.parametrize(("wanted", "held"), [
-    (Wanted(since=parse_since("2026-11-19")), ["nightly-20261119", "nightly-20261120"]),
-    (Wanted(since=parse_since("2.14")), ["2.14.1", "nightly-20261118", "nightly-20261119", "nightly-20261120"]),
-    (Wanted(keep=1), ["2.14.1", "nightly-20261120"]),
-    (Wanted(channels=frozenset({"release"})), ["2.13.0", "2.14.1"]),
-    (Wanted(channels=frozenset({"nightly"}), keep=2), ["nightly-20261119", "nightly-20261120"]),
+    (SyncFilter(since=parse_since("2026-11-19")), ["nightly-20261119", "nightly-20261120"]),
+    (SyncFilter(since=parse_since("2.14")), ["2.14.1", "nightly-20261118", "nightly-20261119", "nightly-20261120"]),
+    (SyncFilter(keep=1), ["2.14.1", "nightly-20261120"]),
+    (SyncFilter(channels=frozenset({"release"})), ["2.13.0", "2.14.1"]),
+    (SyncFilter(channels=frozenset({"nightly"}), keep=2), ["nightly-20261119", "nightly-20261120"]),
 ])
 def test_what_is_wanted_is_held_and_nothing_else(timeline, wanted, held):
     with LocalIndex(*RELEASES, *NIGHTLIES) as index:
@@ -305,7 +305,7 @@ def test_an_index_in_trouble_is_one_sentence_loses_nothing_and_the_next_sync_goe
         settings = PipSettings(timeout_s=0.5, retries=0)
         fetcher = Fetcher(settings)
         fetcher._total_s = 1.0
-        outcome = sync(timeline, [place(index.url), place(other.url)], fetcher)
+        outcome = sync(timeline, [index_location(index.url), index_location(other.url)], fetcher)
         (problem,) = outcome.problems
         assert words in problem and index.url in problem and "\n" not in problem
         assert outcome.added == ["nightly-20261118", "nightly-20261119", "nightly-20261120"], "the other index is read all the same"
@@ -326,7 +326,7 @@ def test_no_index_that_has_pytorch_is_one_sentence(timeline):
     with LocalIndex() as index:
         index.faults["^/simple/"] = lambda request: send(request, 404, b"")
         assert "lists a wheel of PyTorch" in run(timeline, index).problems[0]
-        assert "is not there (HTTP 404)" in run(timeline, places=[further_place(index.url)]).problems[0]
+        assert "is not there (HTTP 404)" in run(timeline, places=[extra_location(index.url)]).problems[0]
 
 
 def test_a_server_that_stops_answering_is_given_up_on_and_what_it_said_is_kept(timeline):
@@ -379,7 +379,7 @@ def test_a_sync_that_is_interrupted_keeps_what_it_learnt(timeline):
 
     with LocalIndex(*NIGHTLIES) as index:
         with pytest.raises(KeyboardInterrupt):
-            sync(timeline, [place(index.url)], Fetcher(SETTINGS), progress=interrupt)
+            sync(timeline, [index_location(index.url)], Fetcher(SETTINGS), progress=interrupt)
         assert [entry.own_triton is not None for entry in timeline.entries()] == [False, True, True]
         assert run(timeline, index).asked == 1
 
@@ -387,7 +387,7 @@ def test_a_sync_that_is_interrupted_keeps_what_it_learnt(timeline):
 def test_a_disk_that_takes_no_more_is_one_sentence_and_loses_nothing(timeline):
     """No file may grow beyond 1 kB: git's pack cannot be written."""
     with LocalIndex(*RELEASES) as index:
-        run(timeline, index, wanted=Wanted(keep=1))
+        run(timeline, index, wanted=SyncFilter(keep=1))
         before = timeline.entries()
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -407,7 +407,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_loses_nothing(timeline):
 
 def test_a_git_that_was_killed_in_the_middle_does_not_stop_the_next_sync(timeline):
     with LocalIndex(*RELEASES) as index:
-        run(timeline, index, wanted=Wanted(keep=1))
+        run(timeline, index, wanted=SyncFilter(keep=1))
         for name in ("HEAD.lock", "packed-refs.lock", "refs/tags/2.13.0.lock"):
             (timeline.path / name).parent.mkdir(parents=True, exist_ok=True)
             (timeline.path / name).touch()

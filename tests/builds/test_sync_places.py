@@ -14,7 +14,7 @@ from local_index import ELSEWHERE, GIT, HERE, Listed, LocalIndex, html_page, sen
 from pypi_simple import PYPI_SIMPLE_ENDPOINT
 
 from fpxbench.builds.index.fetch import Fetcher, Unreachable, without_credentials
-from fpxbench.builds.index.listing import further_place, pip_places, place
+from fpxbench.builds.index.listing import extra_location, index_location, pip_locations
 from fpxbench.builds.index.pip_settings import NoPip, PipSettings, parse_settings, pip_settings
 from fpxbench.builds.timeline import Timeline
 from fpxbench.builds.timeline.sync import sync
@@ -68,12 +68,12 @@ def test_the_environment_goes_before_the_file_and_an_empty_value_is_none(configu
 def test_a_pip_without_configuration_looks_where_pip_looks(configured):
     found = configured()
     assert found.index_url == PYPI_SIMPLE_ENDPOINT
-    assert [one.arguments for one in pip_places(found)] == [()], "pip needs not be told of a place that it knows"
+    assert [one.arguments for one in pip_locations(found)] == [()], "pip needs not be told of a place that it knows"
 
 
 def test_no_index_leaves_the_folders(configured, tmp_path):
     found = configured(f"[global]\nno-index = yes\nfind-links = {tmp_path}\n")
-    assert pip_places(found) == [place(str(tmp_path), links=True)]
+    assert pip_locations(found) == [index_location(str(tmp_path), links=True)]
 
 
 def test_a_configuration_that_pip_cannot_read_is_one_sentence(configured):
@@ -127,29 +127,29 @@ def file_index(tmp_path, folder):
 
 @pytest.mark.parametrize("as_address", [False, True])
 def test_a_folder_of_wheels_is_a_place_and_they_tell_their_triton_and_commit(tmp_path, folder, as_address):
-    timeline, outcome = synced(tmp_path, [place(folder.as_uri() if as_address else str(folder), links=True)])
+    timeline, outcome = synced(tmp_path, [index_location(folder.as_uri() if as_address else str(folder), links=True)])
     assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems and not outcome.remarks
     assert [(entry.own_triton, entry.git, entry.marks) for entry in timeline.entries()] == [("3.7.1", GIT, []), ("3.8.0", GIT, [])]
 
 
 def test_an_index_of_files_is_a_place(tmp_path, file_index):
-    timeline, outcome = synced(tmp_path, [place(file_index.as_uri())])
+    timeline, outcome = synced(tmp_path, [index_location(file_index.as_uri())])
     assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems
     assert [entry.own_triton for entry in timeline.entries()] == ["3.7.1", "3.8.0"]
 
 
 def test_a_path_says_by_itself_whether_it_is_an_index_or_links(folder, file_index):
-    assert further_place(str(folder)).arguments == ("--find-links", folder.as_uri())
-    assert further_place(str(file_index)).arguments == ("--extra-index-url", file_index.as_uri())
+    assert extra_location(str(folder)).arguments == ("--find-links", folder.as_uri())
+    assert extra_location(str(file_index)).arguments == ("--extra-index-url", file_index.as_uri())
 
 
 def test_an_index_of_files_without_pytorch_lists_nothing_and_a_folder_that_is_gone_is_told(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     settings = PipSettings(index_url=(tmp_path / "empty").as_uri(), find_links=(str(folder),))
-    _, outcome = synced(tmp_path, pip_places(settings))
+    _, outcome = synced(tmp_path, pip_locations(settings))
     assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems
     shutil.rmtree(folder)
-    timeline, outcome = synced(tmp_path, pip_places(settings))
+    timeline, outcome = synced(tmp_path, pip_locations(settings))
     assert f"{folder} is not there" in outcome.problems[0]
     assert not any(entry.vanished for entry in timeline.entries()), "a folder that is gone says nothing about builds"
 
@@ -158,14 +158,14 @@ def test_a_page_of_links_is_a_place(tmp_path):
     page = html_page([R13, R14]).replace(b"../../files/", b"files/").replace(R13.name.encode() + b"</a>", b"torch-2.13.0..&gt;</a>")
     with LocalIndex(R13, R14) as index:
         index.faults["^/links.html$"] = lambda request: send(request, 200, page, "text/html")
-        timeline, outcome = synced(tmp_path, [place(f"{index.url.removesuffix('/simple')}/links.html", links=True)])
+        timeline, outcome = synced(tmp_path, [index_location(f"{index.url.removesuffix('/simple')}/links.html", links=True)])
     assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems, "the address of a link tells its name; its text may be shortened"
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/simple", "s3://bucket/simple"])
 def test_an_address_of_another_kind_is_refused(url):
     with pytest.raises(ValueError, match="no package index: an https, http or file address"):
-        place(url)
+        index_location(url)
 
 
 # -- how it is got ----------------------------------------------------------------------------------------------------------
@@ -174,11 +174,11 @@ def test_an_address_of_another_kind_is_refused(url):
 def test_credentials_reach_the_index_and_nothing_that_is_stored_or_said(tmp_path):
     with LocalIndex(R13) as index:
         url = index.url.replace("http://", "http://me:s3cret@")
-        timeline, outcome = synced(tmp_path, [further_place(url)])
+        timeline, outcome = synced(tmp_path, [extra_location(url)])
         assert index.headers["Authorization"].startswith("Basic ")
         (entry,) = timeline.entries()
         index.faults["."] = lambda request: send(request, 500, b"")
-        _, failed = synced(tmp_path, [further_place(url)])
+        _, failed = synced(tmp_path, [extra_location(url)])
     assert outcome.added == ["2.13.0"] and failed.problems
     said = f"{outcome} {failed} {entry} {entry.pins().requirements} {subprocess.check_output(['git', '-C', timeline.path, 'show', '2.13.0'])}"
     assert "s3cret" not in said and index.url in said
@@ -201,7 +201,7 @@ def test_the_proxy_is_used(tmp_path):
         proxy.faults["^http://mirror.invalid/simple/torch/$"] = lambda request: send(
             request, 200, html_page([R13]), "text/html")
         settings = PipSettings(proxy=proxy.url.removesuffix("/simple"), trusted_hosts=("mirror.invalid",), timeout_s=2, retries=0)
-        timeline, outcome = synced(tmp_path, [place("http://mirror.invalid/simple")], settings)
+        timeline, outcome = synced(tmp_path, [index_location("http://mirror.invalid/simple")], settings)
     assert outcome.added == ["2.13.0"]
 
 
@@ -257,7 +257,7 @@ def test_a_certificate_file_that_is_not_there_is_named():
 def test_pip_takes_the_pinned_variant_and_no_other(tmp_path, variant):
     """``torch==2.13.0`` alone would bring 2.13.0+cpu."""
     with LocalIndex(R13, Listed("2.13.0+cpu")) as index:
-        timeline, _ = synced(tmp_path, [place(index.url)])
+        timeline, _ = synced(tmp_path, [index_location(index.url)])
         pins = timeline.find("2.13.0").pins(variant)
         done = subprocess.run([sys.executable, "-m", "pip", "--isolated", "download", "--quiet", "--no-deps", "--index-url", index.url,
                                "--dest", tmp_path / "got", pins.torch], capture_output=True, text=True, env={"PIP_CONFIG_FILE": os.devnull})

@@ -28,7 +28,7 @@ def git(path, *args):
 
 def timeline(path, *builds, today="2026-11-23"):
     made = Timeline(path)
-    made.hold(builds, today=today)
+    made.add(builds, today=today)
     return made
 
 
@@ -78,7 +78,7 @@ def test_builds_that_differ_have_hashes_that_differ():
 def test_a_build_inserted_later_moves_no_hash(tmp_path):
     made = timeline(tmp_path / "t", R9, R14, N20, OWN)
     before = {entry.tag: entry.key for entry in made.entries()}
-    made.hold([R13, N18])
+    made.add([R13, N18])
     after = {entry.tag: entry.key for entry in made.entries()}
     assert before.items() < after.items()
     assert git(made.path, "rev-list", "release").split() == [commit_hash(one) for one in (R14, R13, R9)]
@@ -93,7 +93,7 @@ def test_the_order_does_not_depend_on_the_order_of_arrival(tmp_path):
     for number, order in enumerate((builds, builds[::-1], [R13, N20, R9, N18, R14])):
         made = Timeline(tmp_path / str(number))
         for one in order:
-            made.hold([one], today="2026-11-23")
+            made.add([one], today="2026-11-23")
         assert [entry.tag for entry in made.entries()] == ["2.9.0", "2.13.0", "2.14.1", "nightly-20261118", "nightly-20261120"]
         refs.add(git(made.path, "rev-list", "release"))
     assert len(refs) == 1
@@ -106,7 +106,7 @@ def test_author_and_committer_date_are_the_builds_date(tmp_path):
 
 def test_a_release_whose_date_is_unknown_stands_before_every_later_version(tmp_path):
     made = timeline(tmp_path / "t", build("2.14.1", date="2026-11-01"), today="2026-11-23")
-    made.hold([R9, R13], today="2026-11-23")
+    made.add([R9, R13], today="2026-11-23")
     assert [(entry.tag, entry.day, entry.dated) for entry in made.entries()] == [
         ("2.9.0", "2026-10-30", False), ("2.13.0", "2026-10-31", False), ("2.14.1", "2026-11-01", True)]
 
@@ -114,10 +114,10 @@ def test_a_release_whose_date_is_unknown_stands_before_every_later_version(tmp_p
 def test_a_date_learnt_later_moves_the_commit_and_keeps_its_hash(tmp_path):
     made = timeline(tmp_path / "t", R13)
     assert "date" not in json.loads(git(made.path, "show", "release:build.json"))
-    made.hold([build("2.13.0+cu130", date="2026-07-08")])
+    made.add([build("2.13.0+cu130", date="2026-07-08")])
     assert git(made.path, "log", "-1", "--format=%H %as", "release") == f"{commit_hash(R13)} 2026-07-08"
     assert json.loads(git(made.path, "show", "release:build.json"))["date"] == "2026-07-08"
-    made.hold([R13], today="2026-12-24")
+    made.add([R13], today="2026-12-24")
     assert git(made.path, "log", "-1", "--format=%as", "release") == "2026-07-08"
 
 
@@ -130,7 +130,7 @@ def test_a_commit_holds_the_identity_and_the_pin(tmp_path):
 def test_holding_what_is_held_writes_nothing(tmp_path):
     made = timeline(tmp_path / "t", R13, N20)
     before = sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file() and path.suffix != ".lock")
-    made.hold([R13, N20], today="2027-01-01")
+    made.add([R13, N20], today="2027-01-01")
     assert before == sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -139,7 +139,7 @@ def test_nightlies_of_one_day_and_two_versions_have_a_tag_each_whatever_comes_fi
     for number, order in enumerate(([N20, branched], [branched, N20])):
         made = Timeline(tmp_path / str(number))
         for one in order:
-            made.hold([one])
+            made.add([one])
         assert {entry.tag: entry.key for entry in made.entries()} == {
             "nightly-20261120": commit_hash(N20), "nightly-20261120-2.16.0.dev20261120": commit_hash(branched)}
         assert git(made.path, "tag").split() == ["nightly-20261120", "nightly-20261120-2.16.0.dev20261120"]
@@ -149,9 +149,9 @@ def test_nightlies_of_one_day_and_two_versions_have_a_tag_each_whatever_comes_fi
 def test_what_an_installed_build_tells_is_laid_over_what_an_index_told(tmp_path):
     made = Timeline(tmp_path / "t")
     wheel = Wheel(filename="torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl", sha256="ab" * 32)
-    made.learn([Entry(channel="release", torch="2.13.0", date="2026-07-08",
+    made.merge([Entry(channel="release", torch="2.13.0", date="2026-07-08",
                       sources={"https://index": Source(wheels=(wheel,), triton={"default": "triton==3.7.1"})})])
-    made.hold([build("2.13.0+cpu", git=OWN.git, triton="3.9.0")])
+    made.add([build("2.13.0+cpu", git=OWN.git, triton="3.9.0")])
     (entry,) = made.entries()
     assert (entry.key, entry.git, entry.own_triton, entry.day) == (commit_hash(R13), OWN.git, "3.7.1", "2026-07-08")
 
@@ -163,7 +163,7 @@ def test_a_failure_to_install_is_kept_on_the_build_until_it_installs(tmp_path):
     entry = made.find("2.13.0")
     assert entry.failures["cu130"].log_tail == "ERROR: No space left on device"
     assert entry.marks == [f"cu130 failed to install on {entry.failures['cu130'].day}"]
-    made.hold([R13])
+    made.add([R13])
     assert made.find("2.13.0").failures, "holding a build does not say that it installs"
     made.installed(commit_hash(R13), "cpu")
     assert made.find("2.13.0").failures
@@ -206,7 +206,7 @@ def test_a_clock_that_says_1970_dates_no_commit_before_it(tmp_path):
     {"torch": "not.a.version"}, {"triton": "3.7.1\x1b[31m"}, {"git": "; rm -rf /"}, {"date": "yesterday"}, {"date": "1812-06-24"}])
 def test_a_build_that_cannot_be_is_refused(tmp_path, odd):
     with pytest.raises(ValueError):
-        Timeline(tmp_path / "t").hold([R14.model_copy(update={"variant": "cu130"} | odd)])
+        Timeline(tmp_path / "t").add([R14.model_copy(update={"variant": "cu130"} | odd)])
     assert Timeline(tmp_path / "t").entries() == []
 
 
@@ -214,7 +214,7 @@ def test_somebodys_own_tag_is_left_alone(tmp_path):
     made = timeline(tmp_path / "t", R13)
     tree = git(made.path, "hash-object", "-w", "-t", "tree", "/dev/null")
     git(made.path, "-c", "user.name=me", "-c", "user.email=me@example.com", "tag", "mine", tree)
-    made.hold([R14])
+    made.add([R14])
     assert [entry.tag for entry in made.entries()] == ["2.13.0", "2.14.1"]
     assert git(made.path, "tag").split() == ["2.13.0", "2.14.1", "mine"]
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path):
 def test_several_processes_may_hold_at_once(tmp_path):
     nightlies = [build(f"2.15.0.dev202611{day:02}", "nightly", date=f"2026-11-{day:02}") for day in range(1, 9)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda one: Timeline(tmp_path / "t").hold([one]), nightlies))
+        list(pool.map(lambda one: Timeline(tmp_path / "t").add([one]), nightlies))
     assert git(tmp_path / "t", "rev-list", "nightly").split() == [commit_hash(one) for one in reversed(nightlies)]
 
 
@@ -252,11 +252,11 @@ def test_a_path_that_holds_something_else_is_left_alone(tmp_path, what):
     else:
         path.write_text("mine")
     with pytest.raises(TimelineError, match="mine is not a timeline"):
-        Timeline(path).hold([R13])
+        Timeline(path).add([R13])
     assert sorted(tmp_path.rglob("*")) == [path] if what == "file" else [path, path / "notes.txt"]
 
 
 def test_without_git_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TimelineError, match="install git"):
-        Timeline(tmp_path / "t").hold([R13])
+        Timeline(tmp_path / "t").add([R13])

@@ -75,7 +75,7 @@ def test_source_builds_that_share_a_file_of_records_are_counted_apart(fpxbench, 
     (path,) = tmp_path.glob("results/*/records/*.jsonl")
     with open(path, "a") as file:
         file.write("half a li\n")
-    Timeline(".timeline").hold(builds)
+    Timeline(".timeline").add(builds)
     counts = {entry["triton"]: entry["measured"] for entry in json.loads(fpxbench("list", "--json")[1])}
     assert counts == {"3.8.0": {"cpu-epyc-2c": 1}, "3.9.0": {"cpu-epyc-2c": 2}}
 
@@ -109,7 +109,7 @@ def test_here_holds_the_installed_build_and_says_its_place(fpxbench):
 
 
 def test_a_pytorch_that_calls_itself_another_build_than_it_is_is_told(fpxbench):
-    Timeline(".timeline").hold([HERE.model_copy(update={"git": "0" * 40})])
+    Timeline(".timeline").add([HERE.model_copy(update={"git": "0" * 40})])
     status, _, stderr = fpxbench("here")
     assert status == 0 and "not from 000000000000" in stderr
 

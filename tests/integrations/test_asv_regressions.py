@@ -68,7 +68,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     by_build: dict[Build, dict[str, Record]] = {}
     for one in Store(results).read_all()[0]:
         by_build.setdefault(one.build, {})[one.case.id] = one
-    Timeline(folder / ".timeline").hold(by_build)
+    Timeline(folder / ".timeline").add(by_build)
     for build, records in by_build.items():
         text = stored(build, records)
         (results / GPU.name / f"{text['commit_hash'][:8]}-{text['env_name']}.json").write_text(json.dumps(text))

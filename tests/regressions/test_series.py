@@ -95,7 +95,7 @@ def test_the_timeline_knows_dates_that_records_do_not(tmp_path):
     for build in (release("2.13.0", date="2026-07-08"), late_patch):
         Store(tmp_path / "results").append(record(FUSED, CRASH, build=build))
     timeline = Timeline(tmp_path / "timeline")
-    timeline.hold([late_patch.model_copy(update={"date": "2026-08-01"})])
+    timeline.add([late_patch.model_copy(update={"date": "2026-08-01"})])
     panel, = read(tmp_path / "results", timeline=timeline)[0]
     assert panel.tags == ["2.13.0", "2.9.2"]
     assert [build.date for build in panel.builds] == ["2026-07-08", "2026-08-01"]

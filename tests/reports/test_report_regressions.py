@@ -313,7 +313,7 @@ def test_the_timeline_dates_builds_that_do_not_know_their_own_date(tmp_path: Pat
     build_site(tmp_path / "results", tmp_path / "without")
     assert "→ ok" in section(page(tmp_path / "without", "builds/2.10.0.html"), "better")
     timeline = Timeline(tmp_path / "timeline")
-    timeline.hold([at("2.10.0", "2026-01-21"), at("2.9.1", "2026-03-01")])
+    timeline.add([at("2.10.0", "2026-01-21"), at("2.9.1", "2026-03-01")])
     build_site(tmp_path / "results", tmp_path / "with", timeline)
     assert "→ wrong" in section(page(tmp_path / "with", "builds/2.9.1.html"), "worse")
 

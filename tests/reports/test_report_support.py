@@ -19,21 +19,21 @@ from fpxbench.reports.targets.support_build import steps
 from fpxbench.reports.targets.support_row import Scripts, row_in_full
 from fpxbench.reports.targets.support_table import SHIPPED, Gpu, Support, chosen_matrix
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
-from fpxbench.targets.matrix import Machine, Matrix, OperationSummary, Outcome, Probe, Run, TritonBuild, read_matrix
-from fpxbench.targets.operations import questions_like
+from fpxbench.targets.matrix import CellOutcome, Machine, Matrix, OperationSummary, Probe, Run, TritonBuild, read_matrix
+from fpxbench.targets.operations import probes_like
 from fpxbench.targets.reproduction import script, seen
 
-OK = Outcome(status=Status.OK, check="table")
-COMPILES = Outcome(status=Status.OK, cause="compiles")
-WRONG = Outcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN, cause="every normal code decodes to twice its value", check="table", words="by cvt.rn.f16x2.e4m3x2")
-REFUSED = Outcome(status=Status.UNSUPPORTED, kind=Kind.UNSUPPORTED_DTYPE, cause="type fp8e4b8 not supported in this architecture")
-CRASH = Outcome(status=Status.CRASH, kind=Kind.COMPILER_ABORT, cause="LLVM ERROR", signal="SIGABRT")
-UNKNOWN = Outcome(status=Status.MISSING, cause="not known to this build")
+OK = CellOutcome(status=Status.OK, check="table")
+COMPILES = CellOutcome(status=Status.OK, cause="compiles")
+WRONG = CellOutcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN, cause="every normal code decodes to twice its value", check="table", message="by cvt.rn.f16x2.e4m3x2")
+REFUSED = CellOutcome(status=Status.UNSUPPORTED, kind=Kind.UNSUPPORTED_DTYPE, cause="type fp8e4b8 not supported in this architecture")
+CRASH = CellOutcome(status=Status.CRASH, kind=Kind.COMPILER_ABORT, cause="LLVM ERROR", signal="SIGABRT")
+UNKNOWN = CellOutcome(status=Status.MISSING, cause="not known to this build")
 
 NEWER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
-def matrix_of(*histories: list[Outcome | None], versions: tuple[str, ...] = ("3.0.0", "3.1.0", "3.2.0", "3.3.1"), **more) -> Matrix:
+def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = ("3.0.0", "3.1.0", "3.2.0", "3.3.1"), **more) -> Matrix:
     """decode/e4m3fnuz on sm_90, a probe for each history, of which each has an outcome a build."""
     outcomes, details = [], ("bf16", "fp16", "fp32")
     probes = []
@@ -56,12 +56,12 @@ def support_of(matrix: Matrix, **gpus: Gpu) -> Support:
     return Support(matrix, True, gpus)
 
 
-def cell_of(*histories: list[Outcome | None]):
+def cell_of(*histories: list[CellOutcome | None]):
     [row] = support_of(matrix_of(*histories)).rows
     return row.cells["sm_90"]
 
 
-def shown(*histories: list[Outcome | None]) -> str:
+def shown(*histories: list[CellOutcome | None]) -> str:
     cell = cell_of(*histories)
     return " ".join(filter(None, [cell.now.state.sign + cell.newest.marks, cell.word, cell.since, *cell.earlier]))
 
@@ -222,7 +222,7 @@ def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> Non
     found, scripts = row_in_full(support, row)
     [entry] = [entry for on in found if on.architecture.name == "sm_90" for entry in on.entries if entry.outcome.status is Status.WRONG]
     assert entry.builds == "3.0.0 to 3.1.0" and entry.every
-    [question] = questions_like([entry.probes[0].id])
+    [question] = probes_like([entry.probes[0].id])
     version, told = seen(shipped, question.id, "sm_90", "3.1.0")
     assert version == "3.1.0" and told.startswith(f"with 3.1.0, and from 3.0.0 on: wrong (fnuz_as_fn): {entry.outcome.cause}\n")
     assert scripts.text(entry.script) == script(question, ARCHITECTURES["sm_90"], version, told)
@@ -231,7 +231,7 @@ def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> Non
 
 def test_a_script_for_what_is_silently_wrong_begins_with_the_codes_and_what_they_should_be(shipped) -> None:
     version, told = seen(shipped, "decode/e5m2/bf16", "sm_90")
-    [question] = questions_like(["decode/e5m2/bf16"])
+    [question] = probes_like(["decode/e5m2/bf16"])
     head, _, _ = script(question, ARCHITECTURES["sm_90"], version, told).partition("import")
     assert f'pip install "triton=={shipped.builds[-1].triton}"' in head and "wrong (nan_code_lost)" in head
     assert "0x7c 0.11111.00 to 65536 instead of inf" in head
@@ -295,7 +295,7 @@ def test_rows_whose_names_make_the_same_file_get_pages_of_their_own() -> None:
 
 
 def test_nothing_in_a_matrix_becomes_markup(tmp_path: Path) -> None:
-    hostile = Outcome(status=Status.WRONG, cause=PAYLOAD, words=PAYLOAD, signal=PAYLOAD, check="table")
+    hostile = CellOutcome(status=Status.WRONG, cause=PAYLOAD, message=PAYLOAD, signal=PAYLOAD, check="table")
     matrix = matrix_of(
         machine=Machine(system=PAYLOAD, processor=PAYLOAD, cores=1), versions=("3.0.0", PAYLOAD),
         builds=[TritonBuild(triton=name, linker=PAYLOAD, python=PAYLOAD) for name in ("3.0.0", PAYLOAD)],

@@ -20,13 +20,13 @@ from fpxbench.cli import app
 from fpxbench.records.verdict import Kind, Status
 from fpxbench.targets import engine, triton_builds as builds, version_spans as history
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
-from fpxbench.targets.collect import ask_build, ask_builds, assembled
-from fpxbench.targets.diff import changes
-from fpxbench.targets.engine import Unusable
-from fpxbench.targets.judgement import judged
+from fpxbench.targets.build_diff import changes
+from fpxbench.targets.cell_outcomes import judged
+from fpxbench.targets.collection import assemble, evaluate_build, evaluate_builds
+from fpxbench.targets.engine import UnusableTriton
 from fpxbench.targets.matrix import Matrix, read_matrix
-from fpxbench.targets.operations import OPERATIONS, TILE_OPTIONS, TILES, Question, questions_like
-from fpxbench.targets.triton_builds import CannotObtain, normal_name, triton_at
+from fpxbench.targets.operations import OPERATIONS, TILE_OPTIONS, TILES, ProbeSpec, probes_like
+from fpxbench.targets.triton_builds import TritonUnavailable, find_triton, normal_name
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,11 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fake(tmp_path):
-    return triton_at(str(fake_triton.write(tmp_path / "fake")))
+    return find_triton(str(fake_triton.write(tmp_path / "fake")))
 
 
 def decode(fmt="e4m3fnuz", out="bf16"):
-    return questions_like([f"decode/{fmt}/{out}"])
+    return probes_like([f"decode/{fmt}/{out}"])
 
 
 def cells(architectures, questions=None):
@@ -52,7 +52,7 @@ def cells(architectures, questions=None):
 
 
 def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
-    result = ask_build(fake, cells(ARCHITECTURES.values()), timeout_s=3)
+    result = evaluate_build(fake, cells(ARCHITECTURES.values()), timeout_s=3)
     seen = {architecture: outcome for (_, architecture), outcome in result.outcomes.items()}
     assert set(seen) == set(ARCHITECTURES)
     assert (seen["sm_86"].status, seen["sm_86"].kind, seen["sm_86"].signal) == (Status.CRASH, Kind.COMPILER_ABORT, "SIGABRT")
@@ -65,18 +65,18 @@ def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
 
 
 def test_an_object_that_is_empty_or_no_elf_file_is_a_failure(fake):
-    result = ask_build(fake, cells(architectures_like(["sm_100", "gfx950"])))
+    result = evaluate_build(fake, cells(architectures_like(["sm_100", "gfx950"])))
     assert {(outcome.status, outcome.kind) for outcome in result.outcomes.values()} == {(Status.ERROR, Kind.EMPTY_OBJECT)}
 
 
 def test_an_instruction_that_the_target_does_not_have_is_a_failure_though_an_object_came_out(fake):
-    outcome, = ask_build(fake, cells(architectures_like(["gfx942"]))).outcomes.values()
+    outcome, = evaluate_build(fake, cells(architectures_like(["gfx942"]))).outcomes.values()
     assert (outcome.status, outcome.kind) == (Status.ERROR, Kind.ASSEMBLER_ERROR)
     assert outcome.cause == "instruction not supported on this GPU v_cvt_pk_f32_fp8"
 
 
 def test_what_a_hanging_compiler_had_started_is_gone_with_it(fake):
-    ask_build(fake, cells(architectures_like(["sm_90"])), timeout_s=3)
+    evaluate_build(fake, cells(architectures_like(["sm_90"])), timeout_s=3)
     assert not [process for process in psutil.process_iter() if _words_of(process) == "sleep 600.25"]
 
 
@@ -110,14 +110,14 @@ def test_a_build_that_cannot_be_imported_is_said_so_and_the_others_are_asked(tmp
     broken = fake_triton.write(tmp_path / "broken", __init____py="raise OSError('libtriton.so: the planted undefined symbol')")
     dying = fake_triton.write(tmp_path / "dying", __init____py="import os; os.write(2, b'planted last words\\n'); os._exit(7)")
     said = []
-    results = ask_builds([str(broken), str(dying), fake.asked_for], decode(), architectures_like(["sm_80"]), say=said.append)
+    results = evaluate_builds([str(broken), str(dying), fake.requested], decode(), architectures_like(["sm_80"]), say=said.append)
     assert "cannot be imported: OSError: libtriton.so: the planted undefined symbol" in results[0].build.unusable
     assert "ended its process with 7: planted last words" in results[1].build.unusable
     assert said == [results[0].build.unusable, results[1].build.unusable]
-    matrix = assembled(results, decode(), architectures_like(["sm_80"]))
+    matrix = assemble(results, decode(), architectures_like(["sm_80"]))
     assert [build.unusable == "" for build in matrix.builds] == [True, False, False]
-    with pytest.raises(Unusable):
-        ask_build(triton_at(str(broken)), cells(architectures_like(["sm_80"])))
+    with pytest.raises(UnusableTriton):
+        evaluate_build(find_triton(str(broken)), cells(architectures_like(["sm_80"])))
 
 
 @pytest.mark.parametrize(("output", "sentence"), [
@@ -130,8 +130,8 @@ def test_why_a_version_cannot_be_had_is_one_sentence(monkeypatch, output, senten
         return subprocess.CompletedProcess(command, 1, stdout="", stderr=output)
 
     monkeypatch.setattr(builds.subprocess, "run", installer)
-    with pytest.raises(CannotObtain, match=sentence):
-        triton_at("9.9.9")
+    with pytest.raises(TritonUnavailable, match=sentence):
+        find_triton("9.9.9")
     assert not list((builds.cache_root() / "triton").iterdir()), "something half made was left behind"
 
 
@@ -140,14 +140,14 @@ def test_a_full_disk_is_said_even_before_anything_is_installed(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(builds.tempfile, "mkdtemp", full)
-    with pytest.raises(CannotObtain, match="no space left"):
-        triton_at("9.9.9")
+    with pytest.raises(TritonUnavailable, match="no space left"):
+        find_triton("9.9.9")
 
 
 @pytest.mark.parametrize("name", ["/nonexistent/folder", "newest"])
 def test_what_is_no_build_is_refused_by_name(name):
-    with pytest.raises(CannotObtain, match=name):
-        triton_at(name)
+    with pytest.raises(TritonUnavailable, match=name):
+        find_triton(name)
 
 
 # Operations.
@@ -162,7 +162,7 @@ def test_the_sample_of_tiles_meets_every_option_and_every_block_k_in_both_layout
 
 def test_every_operation_has_probes_whose_requests_are_json_and_differ():
     pytest.importorskip("triton")
-    questions = questions_like([])
+    questions = probes_like([])
     assert {question.operation for question in questions} == set(OPERATIONS)
     assert len({question.id for question in questions}) == len(questions)
     for architecture in ARCHITECTURES.values():
@@ -173,7 +173,7 @@ def test_every_operation_has_probes_whose_requests_are_json_and_differ():
 @pytest.mark.parametrize("glob", ["decode/e9m9", "nothing"])
 def test_a_glob_that_matches_no_probe_is_a_mistake(glob):
     with pytest.raises(ValueError, match=glob):
-        questions_like(["encode", glob])
+        probes_like(["encode", glob])
     with pytest.raises(ValueError, match="sm_75"):
         architectures_like(["sm_75"])
 
@@ -199,14 +199,14 @@ HALVED = "mul.f16x2 %r2, %r2, 0x38003800; mul.f16x2 %r3, %r3, 0x38003800;"
     ("e4m3fn", "bra $L1;", Status.OK, None, "not run"),
 ])
 def test_a_planted_decode_is_told_by_its_table(fmt, correction, status, kind, cause):
-    outcome, figures = judged(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"], compiled(DECODE.format(instruction="e4m3x2", correction=correction)))
+    outcome, metrics = judged(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"], compiled(DECODE.format(instruction="e4m3x2", correction=correction)))
     assert outcome.status is status and cause in outcome.cause
     assert outcome.check == ("none" if "bra" in correction else "table")
     if kind is not None:
         assert outcome.kind is kind
     if status is Status.WRONG:
-        assert "cvt.rn.f16x2.e4m3x2" in outcome.words and "instead of" in outcome.words
-    assert figures.registers == 12 and figures.conversions == ["cvt.rn.f16x2.e4m3x2"]
+        assert "cvt.rn.f16x2.e4m3x2" in outcome.message and "instead of" in outcome.message
+    assert metrics.registers == 12 and metrics.conversions == ["cvt.rn.f16x2.e4m3x2"]
 
 
 @pytest.mark.parametrize(("architecture", "fmt", "status", "kind"), [
@@ -228,7 +228,7 @@ def test_on_amd_the_instruction_tells_if_nothing_stands_beside_it(architecture, 
     ("gfx942", "e4m3fnuz×e5m2fnuz", "fp8_bf8", "instruction"), ("gfx942", "e4m3fn×e4m3fn", "fp8_fp8", "none"),
 ])
 def test_a_product_is_vouched_for_only_by_instructions_of_its_own_formats(architecture, fmt, types, check):
-    question = Question("fp8_dot", fmt, "k32", {})
+    question = ProbeSpec("fp8_dot", fmt, "k32", {})
     outcome, _ = judged(question, ARCHITECTURES[architecture], compiled("", conversions={}, matrix_types=[types]))
     assert (outcome.status, outcome.check) == (Status.OK, check)
 
@@ -239,17 +239,17 @@ def test_a_product_is_vouched_for_only_by_instructions_of_its_own_formats(archit
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     pytest.importorskip("triton")
-    questions, architectures = questions_like(["decode/e4m3fn", "integer_decode/*/bf16"]), architectures_like(["sm_80", "sm_90"])
+    questions, architectures = probes_like(["decode/e4m3fn", "integer_decode/*/bf16"]), architectures_like(["sm_80", "sm_90"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return ask_build(triton_at("installed"), cells(architectures, questions)), questions, architectures
+        return evaluate_build(find_triton("installed"), cells(architectures, questions)), questions, architectures
 
 
 def test_the_installed_triton_decodes_e4m3fn_on_hopper_and_refuses_it_on_ampere(installed):
     result, _, _ = installed
     for out in ("bf16", "fp16", "fp32"):
         hopper, ampere = (result.outcomes[f"decode/e4m3fn/{out}", arch] for arch in ("sm_90", "sm_80"))
-        assert (hopper.status, hopper.check) == (Status.OK, "table"), hopper.words
+        assert (hopper.status, hopper.check) == (Status.OK, "table"), hopper.message
         assert (ampere.status, ampere.kind) == (Status.UNSUPPORTED, Kind.UNSUPPORTED_DTYPE)
         assert "fp8e4nv" in ampere.cause
 
@@ -259,19 +259,19 @@ def test_codes_of_6_and_4_bits_are_decoded_exactly_by_integers(installed):
     for fmt in ("e3m2", "e2m3", "e2m1"):
         for arch in ("sm_80", "sm_90"):
             outcome = result.outcomes[f"integer_decode/{fmt}/bf16", arch]
-            assert (outcome.status, outcome.check) == (Status.OK, "table"), outcome.words
+            assert (outcome.status, outcome.check) == (Status.OK, "table"), outcome.message
 
 
 def test_figures_say_what_the_object_is_made_of(installed):
     result, _, _ = installed
-    figures = result.figures["decode/e4m3fn/fp16", "sm_90"]
-    assert figures.conversions == ["cvt.rn.f16x2.e4m3x2"] and figures.load_bits == 32
-    assert 0 < figures.registers < 64 and figures.stack_bytes == 0
-    assert figures.instructions_a_weight is None or 0.5 < figures.instructions_a_weight < 12
+    metrics = result.metrics["decode/e4m3fn/fp16", "sm_90"]
+    assert metrics.conversions == ["cvt.rn.f16x2.e4m3x2"] and metrics.load_bits == 32
+    assert 0 < metrics.registers < 64 and metrics.stack_bytes == 0
+    assert metrics.instructions_a_weight is None or 0.5 < metrics.instructions_a_weight < 12
 
 
 def test_a_matrix_is_read_as_it_was_written_and_a_damaged_one_is_refused(installed, tmp_path):
-    matrix = assembled([installed[0]], *installed[1:])
+    matrix = assemble([installed[0]], *installed[1:])
     file = tmp_path / "targets.json"
     matrix.write(file)
     assert read_matrix(file) == matrix
@@ -290,7 +290,7 @@ def test_a_script_does_a_cell_again_with_nothing_but_triton(installed, tmp_path)
 
     from fpxbench.targets.reproduction import script
 
-    question, = questions_like(["decode/e4m3fn/fp16"])
+    question, = probes_like(["decode/e4m3fn/fp16"])
     for name, text in (("sm_90", "cvt.rn.f16x2.e4m3x2"), ("sm_80", "type fp8e4nv not supported")):
         file = tmp_path / f"{name}.py"
         file.write_text(script(question, ARCHITECTURES[name], triton.__version__))
@@ -330,12 +330,12 @@ def matrix_of(*builds_, probe="decode/e4m3fn/bf16"):
 def test_a_history_is_told_in_words_and_in_signs():
     matrix = matrix_of(("3.0.0", "wrong"), ("3.1.0", "wrong"), ("3.2.0", "unsupported"), ("3.5.1", "ok"))
     spans = history.spans(matrix, matrix.probes, "sm_90")
-    assert history.in_words(spans) == "wrong 3.0.0–3.1.0, unsupported 3.2.0, ok since 3.5.1"
-    assert history.in_short(spans) == "✗3.0 –3.2 ✓3.5.1"
+    assert history.history_text(spans) == "wrong 3.0.0–3.1.0, unsupported 3.2.0, ok since 3.5.1"
+    assert history.history_signs(spans) == "✗3.0 –3.2 ✓3.5.1"
     assert [list(where) for _, _, where in history.causes(matrix, 0)] == [[matrix.probes[0].id]], "which of its row is wrong"
     assert [list(where) for _, _, where in history.causes(matrix, 2)] == [["decode/e4m3fn"]]
     always = matrix_of(("3.0.0", "ok"), ("3.1.0", "ok"))
-    assert history.in_words(history.spans(always, always.probes, "sm_90")) == "ok on every build"
+    assert history.history_text(history.spans(always, always.probes, "sm_90")) == "ok on every build"
 
 
 def test_what_a_build_lost_and_gained_is_told_and_sets_the_exit_status(tmp_path):
@@ -356,7 +356,7 @@ def command(*arguments, **options):
 
 def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tmp_path):
     file = tmp_path / "out.json"
-    run = command("--triton", fake.asked_for, "--operation", "decode/e4m3fnuz/bf16", "--arch", "sm_8*", "--export", file)
+    run = command("--triton", fake.requested, "--operation", "decode/e4m3fnuz/bf16", "--arch", "sm_8*", "--export", file)
     assert run.returncode == 0, run.stderr
     assert "sm_86" in run.stdout and "☠" in run.stdout and "LLVM ERROR: the planted abort" in run.stdout
     assert read_matrix(file).builds[0].triton == "3.9.9"
@@ -365,7 +365,7 @@ def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tm
 
 
 def test_ctrl_c_ends_it_and_all_that_it_started(fake):
-    process = subprocess.Popen([sys.executable, "-m", "fpxbench", "targets", "-t", fake.asked_for, "-o", "decode/e4m3fnuz", "-a", "sm_90", "--jobs", "1"],
+    process = subprocess.Popen([sys.executable, "-m", "fpxbench", "targets", "-t", fake.requested, "-o", "decode/e4m3fnuz", "-a", "sm_90", "--jobs", "1"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = []
     deadline = time.monotonic() + 60
@@ -387,13 +387,13 @@ def descendants(pid):
     return [(child.pid, _words_of(child)) for child in psutil.Process(pid).children(recursive=True)]
 
 
-@pytest.mark.parametrize(("asked_for", "release"), [
+@pytest.mark.parametrize(("requested", "release"), [
     ("3.0", "3.0.0"), ("3", "3.0.0"), ("v3.1.0", "3.1.0"), ("3.9.0", "3.9.0"), ("3.9.0.post1", "3.9.0.post1"), ("3.9rc1", "3.9.0rc1"),
     ("installed", "installed"), ("./3.0", "./3.0"),
 ])
-def test_a_release_has_one_name_however_it_is_written(asked_for, release, tmp_path, monkeypatch):
+def test_a_release_has_one_name_however_it_is_written(requested, release, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert normal_name(asked_for) == release
+    assert normal_name(requested) == release
 
 
 def test_a_folder_that_is_called_like_a_release_is_a_folder(tmp_path, monkeypatch):
@@ -410,7 +410,7 @@ def _diff(monkeypatch, *arguments):
     def ask(builds, *others, **options):
         raise _Asked(builds)
 
-    monkeypatch.setattr("fpxbench.targets.collect.ask_builds", ask)
+    monkeypatch.setattr("fpxbench.targets.collection.evaluate_builds", ask)
     return CliRunner().invoke(app, ["targets", "diff", *arguments])
 
 

@@ -56,7 +56,7 @@ def test_line_numbers_and_sizes_make_no_second_cause(one, other):
 def test_no_path_of_the_machine_is_in_what_is_kept():
     for answer, *_ in CASES:
         outcome = failure(answer)
-        assert "/tmp" not in outcome.cause + outcome.words and "/home" not in outcome.words and "/root" not in outcome.words
+        assert "/tmp" not in outcome.cause + outcome.message and "/home" not in outcome.message and "/root" not in outcome.message
 
 
 def test_native_code_that_prints_an_error_and_goes_on_is_heard():

@@ -13,14 +13,14 @@ from ptx_samples import DECODE
 from fpxbench.records.verdict import Kind, Status
 from fpxbench.targets import engine
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
-from fpxbench.targets.collect import ask_build, ask_builds, assembled
-from fpxbench.targets.diff import changes
+from fpxbench.targets.build_diff import changes
+from fpxbench.targets.cell_outcomes import follow_decodes, judged
+from fpxbench.targets.collection import assemble, evaluate_build, evaluate_builds
 from fpxbench.targets.engine import CHILD
-from fpxbench.targets.judgement import follow_decodes, judged
-from fpxbench.targets.matrix import Figures, Matrix, Outcome, read_matrix
-from fpxbench.targets.operations import questions_like
+from fpxbench.targets.matrix import CellOutcome, KernelMetrics, Matrix, read_matrix
+from fpxbench.targets.operations import probes_like
 from fpxbench.targets.reproduction import script
-from fpxbench.targets.triton_builds import triton_at
+from fpxbench.targets.triton_builds import find_triton
 from fpxbench.targets.version_spans import causes
 
 sys.path.append(str(CHILD))
@@ -33,7 +33,7 @@ SHIPPED = CHECKOUT / "reports" / "targets" / "targets.json"
 
 
 def question(probe):
-    found, = questions_like([f"inductor/{probe}"])
+    found, = probes_like([f"inductor/{probe}"])
     return found
 
 
@@ -51,7 +51,7 @@ def installed(tmp_path_factory):
     pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return ask_build(triton_at("installed"), [(question(probe), ARCHITECTURES[name]) for probe, name in ASKED])
+        return evaluate_build(find_triton("installed"), [(question(probe), ARCHITECTURES[name]) for probe, name in ASKED])
 
 
 def outcome(installed, probe, architecture):
@@ -66,15 +66,15 @@ def test_by_default_the_product_is_a_librarys_and_a_16_bit_weight_goes_through_m
     assert (found.status, found.flags) == (Status.OK, ("unfused",)), found
     assert "upcast by a kernel, then product by extern_kernels.mm" in found.cause and "32 MiB for 16 MiB" in found.cause
     assert found.check == "table", "the upcast's PTX was to be run on every code"
-    figures = installed.figures["inductor/e4m3fn/default-nk-m16-bf16", "sm_90"]
-    assert figures.conversions == ["cvt.rn.f16x2.e4m3x2"] and figures.matrix == []
+    metrics = installed.metrics["inductor/e4m3fn/default-nk-m16-bf16", "sm_90"]
+    assert metrics.conversions == ["cvt.rn.f16x2.e4m3x2"] and metrics.matrix == []
 
 
 def test_tuned_one_row_is_one_kernel_and_so_are_more_if_the_weight_is_stored_as_it_is_multiplied(installed):
     for probe, multiplies in (("e4m3fn/max-autotune-nk-m1-bf16", False), ("e4m3fn/max-autotune-kn-m16-bf16", True)):
         found = outcome(installed, probe, "sm_90")
         assert (found.status, found.flags, found.cause) == (Status.OK, (), "upcast, product and scale are one kernel")
-        assert bool(installed.figures[f"inductor/{probe}", "sm_90"].matrix) == multiplies, "only several rows are worth matrix instructions"
+        assert bool(installed.metrics[f"inductor/{probe}", "sm_90"].matrix) == multiplies, "only several rows are worth matrix instructions"
 
 
 @pytest.mark.parametrize(("fmt", "architecture"), [("e4m3fn", "sm_80"), ("e4m3fnuz", "sm_90")])
@@ -82,12 +82,12 @@ def test_what_triton_has_no_dtype_for_on_a_gpu_is_upcast_by_pytorch_itself(insta
     found = outcome(installed, f"{fmt}/default-nk-m16-bf16", architecture)
     assert found.status is Status.OK and found.flags == ("unfused",)
     assert found.cause.startswith("3 launches: upcast by torch.ops.prims.convert_element_type.default, then product by extern_kernels.mm")
-    assert (f"inductor/{fmt}/default-nk-m16-bf16", architecture) not in installed.figures
+    assert (f"inductor/{fmt}/default-nk-m16-bf16", architecture) not in installed.metrics
 
 
 def test_on_amd_the_kernel_is_compiled_for_amd(installed):
     assert outcome(installed, "e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942").flags == ()
-    assert installed.figures["inductor/e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942"].matrix == ["v_mfma"]
+    assert installed.metrics["inductor/e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942"].matrix == ["v_mfma"]
 
 
 def test_the_build_says_which_pytorch_it_was(installed):
@@ -192,8 +192,8 @@ def test_a_private_name_that_has_moved_is_named(tmp_path):
     for name in names:
         assert said[name] == f"not observable on this build: PyTorch {torch.__version__} has no {name}"
     assert "TypeError: " in said["takes something else"]
-    outcome, figures = judged(question("e4m3fn/default-nk-m16-bf16"), ARCHITECTURES["sm_90"], {"raised": ["NotObservable", said[names[0]]]})
-    assert (outcome.status, outcome.cause, figures) == (Status.MISSING, said[names[0]], None)
+    outcome, metrics = judged(question("e4m3fn/default-nk-m16-bf16"), ARCHITECTURES["sm_90"], {"raised": ["NotObservable", said[names[0]]]})
+    assert (outcome.status, outcome.cause, metrics) == (Status.MISSING, said[names[0]], None)
 
 
 def test_without_pytorch_it_is_missing_and_a_triton_from_a_folder_is_not_asked(tmp_path, monkeypatch):
@@ -202,21 +202,21 @@ def test_without_pytorch_it_is_missing_and_a_triton_from_a_folder_is_not_asked(t
     alone = tmp_path / "python"
     alone.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -S "$@"\n')
     alone.chmod(0o755)
-    questions, architectures = questions_like(["inductor/int8/default-nk-m16-bf16", "decode/e4m3fn/bf16"]), architectures_like(["sm_80"])
-    by_python, by_folder = ask_builds([str(alone), str(folder)], questions, architectures)
+    questions, architectures = probes_like(["inductor/int8/default-nk-m16-bf16", "decode/e4m3fn/bf16"]), architectures_like(["sm_80"])
+    by_python, by_folder = evaluate_builds([str(alone), str(folder)], questions, architectures)
     missing = by_python.outcomes["inductor/int8/default-nk-m16-bf16", "sm_80"]
     assert (missing.status, missing.cause) == (Status.MISSING, "not observable on this build: no PyTorch beside its Triton")
     assert by_python.build.torch == ""
     assert list(by_folder.outcomes) == [("decode/e4m3fn/bf16", "sm_80")]
-    matrix = assembled([by_folder], questions, architectures)
+    matrix = assemble([by_folder], questions, architectures)
     assert [probe.operation for probe in matrix.probes] == [operation.name for operation in matrix.operations] == ["decode"]
 
 
 def test_answers_are_kept_by_pytorch_where_it_has_a_part_in_them(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    one, other = (engine._Kept("key", "", torch) for torch in ("2.13.0", "2.14.0"))
+    one, other = (engine._AnswerCache("key", "", torch) for torch in ("2.13.0", "2.14.0"))
     for probe, same in (("inductor/int8/default-nk-m16-bf16", False), ("decode/e4m3fn/bf16", True)):
-        request = questions_like([probe])[0].request(ARCHITECTURES["sm_90"])
+        request = probes_like([probe])[0].request(ARCHITECTURES["sm_90"])
         assert (one.name(request) == other.name(request)) == same
 
 
@@ -248,8 +248,8 @@ def test_an_upcast_that_decodes_another_format_is_wrong_however_it_is_launched()
 def test_a_kernel_that_decodes_by_an_instruction_known_to_be_wrong_is_wrong():
     decode, product = ("decode/e4m3fnuz/bf16", "sm_90"), ("inductor/e4m3fnuz/max-autotune-nk-m1-bf16", "sm_90")
     by_librarys = ("inductor/e4m3fnuz/default-nk-m16-bf16", "sm_90")
-    outcomes = {decode: Outcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN), product: Outcome(status=Status.OK), by_librarys: Outcome(status=Status.OK)}
-    follow_decodes(outcomes, {key: Figures(conversions=["cvt.rn.f16x2.e4m3x2"]) for key in (decode, product)})
+    outcomes = {decode: CellOutcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN), product: CellOutcome(status=Status.OK), by_librarys: CellOutcome(status=Status.OK)}
+    follow_decodes(outcomes, {key: KernelMetrics(conversions=["cvt.rn.f16x2.e4m3x2"]) for key in (decode, product)})
     assert outcomes[product].kind is Kind.FNUZ_AS_FN and outcomes[by_librarys].status is Status.OK
 
 

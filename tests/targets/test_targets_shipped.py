@@ -9,10 +9,10 @@ from places import CHECKOUT
 from fpxbench.records.verdict import Kind, Status
 from fpxbench.targets import version_spans as history
 from fpxbench.targets.architectures import ARCHITECTURES
-from fpxbench.targets.collect import ask_build
+from fpxbench.targets.collection import evaluate_build
 from fpxbench.targets.matrix import read_matrix
-from fpxbench.targets.operations import questions_like
-from fpxbench.targets.triton_builds import triton_at
+from fpxbench.targets.operations import probes_like
+from fpxbench.targets.triton_builds import find_triton
 
 FILE = CHECKOUT / "reports" / "targets" / "targets.json"
 SAMPLE = 16
@@ -37,7 +37,7 @@ def test_it_has_every_minor_release_from_3_0_on_and_every_architecture(matrix):
     minors = {build.triton.rsplit(".", 1)[0] for build in matrix.builds if not build.unusable}
     assert {f"3.{minor}" for minor in range(10)} <= minors
     assert [architecture.name for architecture in matrix.architectures] == list(ARCHITECTURES)
-    assert {question.id for question in questions_like(["decode", "encode", "dequantized_dot"])} <= {probe.id for probe in matrix.probes}
+    assert {question.id for question in probes_like(["decode", "encode", "dequantized_dot"])} <= {probe.id for probe in matrix.probes}
     assert FILE.stat().st_size < 2 << 20
 
 
@@ -62,14 +62,14 @@ def test_e4m3fnuz_was_decoded_by_e4m3fns_instruction_in_3_0_and_3_1(matrix, arch
     found = outcomes(matrix, "decode/e4m3fnuz/fp16", architecture)
     wrong = versions(found, lambda o: o.status is Status.WRONG)
     assert wrong == ["3.0.0", "3.1.0"]
-    assert found["3.0.0"].kind is Kind.FNUZ_AS_FN and "cvt.rn.f16x2.e4m3x2" in found["3.0.0"].words
+    assert found["3.0.0"].kind is Kind.FNUZ_AS_FN and "cvt.rn.f16x2.e4m3x2" in found["3.0.0"].message
     assert all(o.status is Status.UNSUPPORTED for version, o in found.items() if version not in wrong)
 
 
 def test_every_row_has_a_history_in_words(matrix):
     for operation, fmt, probes in history.rows(matrix):
         for architecture in matrix.architectures:
-            said = history.in_words(history.spans(matrix, probes, architecture.name))
+            said = history.history_text(history.spans(matrix, probes, architecture.name))
             assert said and said != "not asked", (operation, fmt, architecture.name)
 
 
@@ -82,13 +82,13 @@ def test_the_installed_triton_still_says_what_is_written(matrix, tmp_path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     seed = random.randrange(1 << 32)
     # triton_fused belongs to this checkout, inductor to PyTorch: a change of theirs is no change of Triton's.
-    questions = [q for q in questions_like([]) if q.operation not in ("triton_fused", "inductor")]
+    questions = [q for q in probes_like([]) if q.operation not in ("triton_fused", "inductor")]
     written = {probe.id: probe for probe in matrix.probes}
     cells = random.Random(seed).sample([(q, a) for q in questions if q.id in written for a in ARCHITECTURES.values()], SAMPLE)
     # By a decode that is wrong a product is told to be.
     decodes = [(q, a) for q, a in itertools.product(questions, ARCHITECTURES.values()) if q.operation == "decode"
                and any((q.format, a) == (other.format, there) for other, there in cells if other.operation == "dequantized_dot")]
-    result = ask_build(triton_at("installed"), [*cells, *(cell for cell in decodes if cell not in cells)])
+    result = evaluate_build(find_triton("installed"), [*cells, *(cell for cell in decodes if cell not in cells)])
     for question, architecture in cells:
         then = matrix.outcome_of(written[question.id], architecture.name, position)
         now = result.outcomes[question.id, architecture.name]

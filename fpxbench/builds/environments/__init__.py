@@ -16,9 +16,16 @@ from fpxbench.builds.environments.folder import (
 )
 from fpxbench.builds.environments.installations import Installation
 from fpxbench.builds.environments.installer import NoInstaller
-from fpxbench.builds.environments.interpreters import Builds, Interpreter, build_at_hand
+from fpxbench.builds.environments.interpreters import Builds, Interpreter, current_build
 from fpxbench.builds.environments.shared_packages import NotInstalled
-from fpxbench.builds.environments.specification import PARTS, NotOffered, State, Wanted, parts_named, wanted
+from fpxbench.builds.environments.specification import (
+    PARTS,
+    EnvironmentSpec,
+    EnvironmentState,
+    NotOffered,
+    environment_spec,
+    parts_named,
+)
 
 UNAVAILABLE = (IndexUnreachable, DiskFull, NoInstaller, NotInstalled)
 """Why there is no environment, other than for what the build is: nothing is known of the build."""
@@ -28,5 +35,5 @@ REFUSED = (CannotInstall, NotOffered)
 
 __all__ = [
     "PARTS", "REFUSED", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "Environments", "InUse", "IndexUnreachable", "Installation",
-    "Interpreter", "NoInstaller", "NotInstalled", "NotOffered", "State", "Wanted", "build_at_hand", "default_root", "parts_named", "wanted",
+    "Interpreter", "NoInstaller", "NotInstalled", "NotOffered", "EnvironmentState", "EnvironmentSpec", "current_build", "default_root", "parts_named", "environment_spec",
 ]

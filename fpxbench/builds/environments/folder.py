@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from fpxbench.builds.environments import installer
 from fpxbench.builds.environments.shared_packages import fingerprint, share
-from fpxbench.builds.environments.specification import State, Wanted
+from fpxbench.builds.environments.specification import EnvironmentSpec, EnvironmentState
 from fpxbench.records.record import Build
 
 ROOT_VARIABLE = "FPX_ENVIRONMENTS"
@@ -41,10 +41,10 @@ _PROBES = {
 class CannotInstall(RuntimeError):
     """The build was refused: no such version, files that do not fit together, a PyTorch that cannot be imported. A finding."""
 
-    def __init__(self, state: State, folder: Path) -> None:
+    def __init__(self, state: EnvironmentState, folder: Path) -> None:
         self.state = state
         when = f" (tried {state.made_at[:10]}; --retry tries again)" if state.age_s > 60 else ""
-        super().__init__(f"{state.wanted.tag} ({state.wanted.variant}) cannot be installed: {state.why}{when}; {folder / 'install.log'} has all of it")
+        super().__init__(f"{state.spec.tag} ({state.spec.variant}) cannot be installed: {state.why}{when}; {folder / 'install.log'} has all of it")
 
 
 class IndexUnreachable(RuntimeError):
@@ -69,7 +69,7 @@ class Environment:
     """One that is there, complete, and will not be removed as long as it is held."""
 
     folder: Path
-    state: State
+    state: EnvironmentState
 
     @property
     def python(self) -> Path:
@@ -78,7 +78,7 @@ class Environment:
     @property
     def build(self) -> Build:
         """The build as found in it; as the timeline knows it where PyTorch is no part."""
-        return self.state.build or self.state.wanted.build
+        return self.state.build or self.state.spec.build
 
     @property
     def size(self) -> int:
@@ -99,20 +99,20 @@ class Environments:
         self._say = say
 
     @contextmanager
-    def held(self, wanted: Wanted, retry: bool = False) -> Iterator[Environment]:
+    def lease(self, spec: EnvironmentSpec, retry: bool = False) -> Iterator[Environment]:
         """The environment, made if need be, and kept from being removed until the context ends.
 
         Raises CannotInstall (`retry` tries again what failed less than a day ago), IndexUnreachable, DiskFull, and NoInstaller or
         NotInstalled where this Python lacks what it takes.
         """
-        folder = self.root / wanted.name
+        folder = self.root / spec.name
         self.root.mkdir(parents=True, exist_ok=True)
         with open(_lock_file(folder), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
-            while (state := _usable(folder, wanted, retry)) is None:
-                self._take(lock, wanted)
-                if _usable(folder, wanted, retry) is None:      # another process may have made it meanwhile
-                    self._make_usable(folder, wanted)
+            while (state := _usable(folder, spec, retry)) is None:
+                self._lock_exclusively(lock, spec)
+                if _usable(folder, spec, retry) is None:      # another process may have made it meanwhile
+                    self._make_usable(folder, spec)
                     retry = False
                 # Giving up the lock for a shared one is no single step: somebody may remove the environment in between.
                 fcntl.flock(lock, fcntl.LOCK_SH)
@@ -121,69 +121,69 @@ class Environments:
             os.utime(lock.fileno())
             yield Environment(folder, state)
 
-    def _take(self, lock, wanted: Wanted) -> None:
+    def _lock_exclusively(self, lock, spec: EnvironmentSpec) -> None:
         fcntl.flock(lock, fcntl.LOCK_UN)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._say(f"{wanted.name} is being made, or removed, by another process: waiting for it")
+            self._say(f"{spec.name} is being made, or removed, by another process: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
 
-    def _make_usable(self, folder: Path, wanted: Wanted) -> None:
+    def _make_usable(self, folder: Path, spec: EnvironmentSpec) -> None:
         state = _read(folder)
-        whole = state is not None and state.status == "ready" and state.wanted.requirements == wanted.requirements
+        whole = state is not None and state.status == "ready" and state.spec.requirements == spec.requirements
         if not whole or not (folder / "venv/bin/python").exists():
-            self._make(folder, wanted)
+            self._make(folder, spec)
             return
         # Made by another Python, or its libraries have changed since.
         unlinked = share(folder / "shared", _site_packages(folder))
         if unlinked and installer.install(installer.chosen(), folder / "venv/bin/python", unlinked, (), folder / "install.log"):
-            self._make(folder, wanted)
+            self._make(folder, spec)
         else:
             _write(folder, state.model_copy(update={"shared": fingerprint()}))
 
-    def _make(self, folder: Path, wanted: Wanted) -> None:
+    def _make(self, folder: Path, spec: EnvironmentSpec) -> None:
         _forget(folder)
         try:
             folder.mkdir()
-            self._attempt(folder, wanted)
+            self._attempt(folder, spec)
         except OSError as error:
             _forget(folder)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._disk_full(wanted) from error
+                raise self._disk_full(spec) from error
             raise
         except BaseException:
             _forget(folder)
             raise
 
-    def _attempt(self, folder: Path, wanted: Wanted) -> None:
+    def _attempt(self, folder: Path, spec: EnvironmentSpec) -> None:
         started = time.monotonic()
         chosen = installer.chosen()
-        self._say(f"installing {', '.join(wanted.requirements)} into {folder} with {chosen}")
-        why, build = self._fill(folder, wanted, chosen)
+        self._say(f"installing {', '.join(spec.requirements)} into {folder} with {chosen}")
+        why, build = self._fill(folder, spec, chosen)
         log = installer.tail(folder / "install.log")
         if why and installer.is_disk_full(log):
-            raise self._disk_full(wanted)
+            raise self._disk_full(spec)
         if why and installer.is_unreachable(folder / "install.log"):
-            raise IndexUnreachable(f"{wanted.tag} ({wanted.variant}) was not installed: the package index did not answer. "
+            raise IndexUnreachable(f"{spec.tag} ({spec.variant}) was not installed: the package index did not answer. "
                                    f"Nothing is held against the build; try again later.\n{_last_lines(log)}")
-        state = State(wanted=wanted, status="failed" if why else "ready", why=why, log_tail=log if why else "", build=build, installer=chosen,
+        state = EnvironmentState(spec=spec, status="failed" if why else "ready", why=why, log_tail=log if why else "", build=build, installer=chosen,
                       shared=fingerprint(), seconds=round(time.monotonic() - started, 1))
         if why:     # what is no use takes no room
             shutil.rmtree(folder / "venv")
             shutil.rmtree(folder / "shared")
         _write(folder, state)
 
-    def _fill(self, folder: Path, wanted: Wanted, chosen: str) -> tuple[str, Build | None]:
+    def _fill(self, folder: Path, spec: EnvironmentSpec, chosen: str) -> tuple[str, Build | None]:
         """Why it cannot be had, in a sentence that is empty if it can; and the build as found there."""
         log = folder / "install.log"
         log.touch()
         installer.make_venv(folder / "venv")
         unlinked = share(folder / "shared", _site_packages(folder))
         python = folder / "venv" / "bin" / "python"
-        if installer.install(chosen, python, [*wanted.requirements, *unlinked], wanted.arguments, log, self._say_progress):
+        if installer.install(chosen, python, [*spec.requirements, *unlinked], spec.arguments, log, self._say_progress):
             return f"{chosen} says: {_complaint(installer.tail(log))}", None
-        with_torch = "torch" in wanted.parts
+        with_torch = "torch" in spec.parts
         done = subprocess.run([python, "-c", _PROBES[with_torch]], capture_output=True, text=True, env=installer.bare_environment())
         with open(log, "a", encoding="utf-8") as kept:
             kept.write(f"$ python -c '{_PROBES[with_torch]}'\n{done.stderr}")
@@ -191,7 +191,7 @@ class Environments:
             last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
             return f"it was installed, and cannot be imported: {last[:300]}", None
         build = Build.model_validate_json(done.stdout.splitlines()[-1]) if with_torch else None
-        if build is not None and build.key != wanted.key:
+        if build is not None and build.key != spec.key:
             return f"the index gave PyTorch {build.torch} ({build.channel}, Triton {build.triton}) in its place", None
         return "", build
 
@@ -199,13 +199,13 @@ class Environments:
         if line.startswith(("Downloading", "Installing", "Collecting torch", "Building")):
             self._say(f"  {line}")
 
-    def _disk_full(self, wanted: Wanted) -> DiskFull:
+    def _disk_full(self, spec: EnvironmentSpec) -> DiskFull:
         return DiskFull(
-            f"the disk of {self.root} is full, so that {wanted.tag} ({wanted.variant}) was not installed; what was half made has been removed. "
+            f"the disk of {self.root} is full, so that {spec.tag} ({spec.variant}) was not installed; what was half made has been removed. "
             "`fpxbench environments list` shows what each of them takes, and `fpxbench environments remove NAME` makes room"
         )
 
-    def everything(self) -> list[tuple[str, Environment | None]]:
+    def all(self) -> list[tuple[str, Environment | None]]:
         """Every environment by name; None for one that was never finished, or is being made."""
         folders = sorted(path for path in self.root.glob("*") if path.is_dir())
         return [(folder.name, Environment(folder, state) if (state := _read(folder)) else None) for folder in folders]
@@ -213,7 +213,7 @@ class Environments:
     def remove(self, name: str) -> int:
         """Remove one; returns the bytes that it took. Raises InUse, and FileNotFoundError where there is none of that name."""
         folder = self.root / name
-        if name not in (known for known, _ in self.everything()):
+        if name not in (known for known, _ in self.all()):
             raise FileNotFoundError(f"no environment {name!r} in {self.root}: `fpxbench environments list` shows those that there are")
         with open(_lock_file(folder), "a") as lock:
             try:
@@ -225,24 +225,24 @@ class Environments:
         return size
 
 
-def _usable(folder: Path, wanted: Wanted, retry: bool) -> State | None:
+def _usable(folder: Path, spec: EnvironmentSpec, retry: bool) -> EnvironmentState | None:
     """What is there, if it is finished, is what is wanted, and need not be tried again."""
     state = _read(folder)
-    if state is None or state.wanted.requirements != wanted.requirements:
+    if state is None or state.spec.requirements != spec.requirements:
         return None
     if state.status == "failed":
         return None if retry or state.age_s > RETRY_AFTER_S else state
     return state if state.shared == fingerprint() and (folder / "venv/bin/python").exists() else None
 
 
-def _read(folder: Path) -> State | None:
+def _read(folder: Path) -> EnvironmentState | None:
     try:
-        return State.model_validate_json((folder / _STATE).read_bytes())
+        return EnvironmentState.model_validate_json((folder / _STATE).read_bytes())
     except (OSError, ValidationError):  # not finished, or of another fpxbench: made anew
         return None
 
 
-def _write(folder: Path, state: State) -> None:
+def _write(folder: Path, state: EnvironmentState) -> None:
     partial = folder / f"{_STATE}.partial"
     partial.write_text(state.model_dump_json(by_alias=True, indent=2))
     partial.replace(folder / _STATE)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fpxbench.builds.environments.installer import bare_environment
-from fpxbench.builds.environments.specification import State
+from fpxbench.builds.environments.specification import EnvironmentState
 from fpxbench.builds.timeline import Timeline
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store
@@ -53,15 +53,15 @@ class Installation(BaseModel):
         return self.model_dump_json(by_alias=True)
 
 
-def keep(state: State, results: Path, timeline: Timeline, machine: str | None = None, device: str | None = None) -> None:
+def record_installation(state: EnvironmentState, results: Path, timeline: Timeline, machine: str | None = None, device: str | None = None) -> None:
     """Write down what came of an installation, under `machine` or the device's own name."""
-    wanted = state.wanted
+    spec = state.spec
     if state.status == "failed":
-        timeline.failed_to_install(wanted.key, wanted.variant, state.log_tail)
+        timeline.failed_to_install(spec.key, spec.variant, state.log_tail)
     else:
-        timeline.installed(wanted.key, wanted.variant)
+        timeline.installed(spec.key, spec.variant)
     Store(results, Installation).append(Installation(
-        at=state.made_at, machine=_machine(machine, device), build=wanted.build, parts=wanted.parts, python=wanted.python,
+        at=state.made_at, machine=_machine(machine, device), build=spec.build, parts=spec.parts, python=spec.python,
         installer=state.installer, status=state.status, why=state.why, log_tail=state.log_tail,
     ))
 

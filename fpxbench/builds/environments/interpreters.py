@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fpxbench.builds.environments.folder import CannotInstall, Environment, Environments
-from fpxbench.builds.environments.installations import keep
-from fpxbench.builds.environments.specification import PARTS, Wanted, wanted
+from fpxbench.builds.environments.installations import record_installation
+from fpxbench.builds.environments.specification import PARTS, EnvironmentSpec, environment_spec
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.builds.timeline.entry import DEFAULT_VARIANT
@@ -29,7 +29,7 @@ class Interpreter:
     """The Python at hand, in which nothing was installed."""
 
 
-def build_at_hand() -> Build | None:
+def current_build() -> Build | None:
     """The build that this Python has, if it has one."""
     try:
         return installed_build()
@@ -37,7 +37,7 @@ def build_at_hand() -> Build | None:
         return None
 
 
-def variant_at_hand(build: Build) -> str:
+def current_variant(build: Build) -> str:
     """The variant as wheels have it: a build whose version names none is what pip takes where nothing is said."""
     _, _, local = build.torch.partition("+")
     return local if local and build.channel != "source" else DEFAULT_VARIANT
@@ -56,39 +56,39 @@ class Builds:
     machine: str | None = None
     device: str | None = None
     retry: bool = False
-    here: Build | None = field(default_factory=build_at_hand)
+    here: Build | None = field(default_factory=current_build)
 
     @contextmanager
     def interpreter(self, entry: Entry) -> Iterator[Interpreter]:
         """Where to measure `entry`, made if need be, and kept until the context ends.
 
-        Raises what `Environments.held` does, and NotOffered for a build or a variant that cannot be installed from anywhere.
+        Raises what `Environments.lease` does, and NotOffered for a build or a variant that cannot be installed from anywhere.
         """
-        if self.is_at_hand(entry):
+        if self.is_current(entry):
             yield Interpreter(Path(sys.executable), self.here, own=True)
             return
         with ExitStack() as stack:
-            environment = self._held(entry, stack)
+            environment = self._lease(entry, stack)
             yield Interpreter(environment.python, environment.build, own=False)
 
-    def _held(self, entry: Entry, stack: ExitStack) -> Environment:
-        asked = self.wanted(entry)
+    def _lease(self, entry: Entry, stack: ExitStack) -> Environment:
+        asked = self.spec(entry)
         try:
-            environment = stack.enter_context(self.environments.held(asked, self.retry))
+            environment = stack.enter_context(self.environments.lease(asked, self.retry))
         except CannotInstall as refusal:
             if refusal.state.age_s < _JUST_NOW_S or asked.variant not in entry.failures:
-                keep(refusal.state, self.results, self.timeline, self.machine, self.device)
+                record_installation(refusal.state, self.results, self.timeline, self.machine, self.device)
             raise
         if asked.variant in entry.failures:     # mended since
-            keep(environment.state, self.results, self.timeline, self.machine, self.device)
+            record_installation(environment.state, self.results, self.timeline, self.machine, self.device)
         return environment
 
-    def is_at_hand(self, entry: Entry) -> bool:
+    def is_current(self, entry: Entry) -> bool:
         """The Python at hand has this build, whole and for the variant that is asked for."""
         if self.here is None or entry.key != self.here.key or self.parts != PARTS:
             return False
-        return self.variant in (None, self.here.variant, variant_at_hand(self.here))
+        return self.variant in (None, self.here.variant, current_variant(self.here))
 
-    def wanted(self, entry: Entry) -> Wanted:
-        variant = self.variant or (variant_at_hand(self.here) if self.here else None)
-        return wanted(entry, variant, self.parts)
+    def spec(self, entry: Entry) -> EnvironmentSpec:
+        variant = self.variant or (current_variant(self.here) if self.here else None)
+        return environment_spec(entry, variant, self.parts)

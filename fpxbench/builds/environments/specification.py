@@ -22,7 +22,7 @@ class NotOffered(ValueError):
     """No index has it: a source build, or a variant that this build was not made for. Nothing was tried."""
 
 
-class Wanted(BaseModel):
+class EnvironmentSpec(BaseModel):
     """One build, for one variant, whole or in part, under this Python."""
 
     model_config = ConfigDict(frozen=True)
@@ -49,13 +49,13 @@ class Wanted(BaseModel):
         return f"{self.tag}-{self.variant}-py{self.python}{parts}"
 
 
-class State(BaseModel):
+class EnvironmentState(BaseModel):
     """``environment.json``: written last, so that an environment without it was never finished."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
     schema_version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
-    wanted: Wanted
+    spec: EnvironmentSpec = Field(alias="wanted")
     status: Literal["ready", "failed"]
     why: str = ""
     """One sentence, of one that failed."""
@@ -82,7 +82,7 @@ def parts_named(text: str) -> tuple[str, ...]:
     return tuple(part for part in PARTS if part in named)
 
 
-def wanted(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> Wanted:
+def environment_spec(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> EnvironmentSpec:
     """The environment of `entry` for `variant` (None: what pip would choose).
 
     A build that no index was read for may still be there: it is asked for by its version. Raises NotOffered for one that cannot
@@ -99,7 +99,7 @@ def wanted(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PA
     if "torch" not in parts and by_part["triton"] is None:
         raise NotOffered(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` asks the index")
     version = entry.torch if pins.variant == DEFAULT_VARIANT else f"{entry.torch}+{pins.variant}"
-    return Wanted(
+    return EnvironmentSpec(
         key=entry.key, tag=entry.tag, variant=pins.variant, parts=parts, arguments=pins.arguments,
         build=Build(torch=version, triton=entry.own_triton, git=entry.git, channel=entry.channel, variant=pins.variant,
                     date=entry.date, key=entry.key),

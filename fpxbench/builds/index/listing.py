@@ -29,14 +29,14 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9._+!-]+")
 
 
 @dataclass(frozen=True)
-class Place:
+class IndexLocation:
     """Somewhere that lists wheels."""
 
     url: str
     """Of an index, ``URL/torch/`` is the page; of links, `url` itself is the page or the folder."""
     links: bool = False
     arguments: tuple[str, ...] = ()
-    """What pip must be told to look there; nothing where its own configuration names the place."""
+    """What pip must be told to look there; nothing where its own configuration names the location."""
 
     @property
     def address(self) -> str:
@@ -61,7 +61,7 @@ class ListedWheel:
 class Listing:
     """All that one place lists, read to its end."""
 
-    place: Place
+    location: IndexLocation
     wheels: list[ListedWheel] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """Names of files that are no wheel's name, or have a version that is none."""
@@ -69,13 +69,13 @@ class Listing:
     """YYYY-MM-DD by the server's clock."""
 
 
-def pip_places(settings: PipSettings) -> list[Place]:
+def pip_locations(settings: PipSettings) -> list[IndexLocation]:
     """Where ``pip install torch`` would look."""
     indexes = () if settings.no_index else (settings.index_url, *settings.extra_index_urls)
-    return [place(url) for url in dict.fromkeys(indexes)] + [place(url, links=True) for url in dict.fromkeys(settings.find_links)]
+    return [index_location(url) for url in dict.fromkeys(indexes)] + [index_location(url, links=True) for url in dict.fromkeys(settings.find_links)]
 
 
-def place(url: str, links: bool = False, arguments: tuple[str, ...] = ()) -> Place:
+def index_location(url: str, links: bool = False, arguments: tuple[str, ...] = ()) -> IndexLocation:
     """The place that a user names by an address or a path. Raises ValueError if it is neither."""
     scheme = urlsplit(url).scheme
     if scheme in ("", "file"):
@@ -85,38 +85,38 @@ def place(url: str, links: bool = False, arguments: tuple[str, ...] = ()) -> Pla
         links = links or not (path / PROJECT).is_dir()
     elif scheme not in ("http", "https"):
         raise ValueError(f"{without_credentials(url)!r} is no package index: an https, http or file address, or a folder")
-    return Place(url.rstrip("/"), links, arguments)
+    return IndexLocation(url.rstrip("/"), links, arguments)
 
 
-def further_place(url: str) -> Place:
+def extra_location(url: str) -> IndexLocation:
     """One that pip does not know by itself, and must be told of to install from it."""
-    found = place(url)
-    return place(url, found.links, ("--find-links" if found.links else "--extra-index-url", found.address))
+    found = index_location(url)
+    return index_location(url, found.links, ("--find-links" if found.links else "--extra-index-url", found.address))
 
 
-def read_listing(place: Place, fetcher: Fetcher) -> Listing:
-    """What `place` lists of PyTorch. One of several that pip looks at may have no page for it, and then lists nothing.
+def read_listing(location: IndexLocation, fetcher: Fetcher) -> Listing:
+    """What `location` lists of PyTorch. One of several that pip looks at may have no page for it, and then lists nothing.
 
     Raises Unreachable if it cannot be read, or not to its end; NotThere if it was named by the user and has no such page.
     """
-    path = local_path(place.url)
-    if path is not None and place.links and path.is_dir():
-        return _of_folder(place, path)
-    url = place.url if place.links else f"{place.url}/{PROJECT}/" + ("index.html" if path is not None else "")
+    path = local_path(location.url)
+    if path is not None and location.links and path.is_dir():
+        return _of_folder(location, path)
+    url = location.url if location.links else f"{location.url}/{PROJECT}/" + ("index.html" if path is not None else "")
     try:
-        page = fetcher.get(url, accept="text/html" if place.links else _ACCEPT)
+        page = fetcher.get(url, accept="text/html" if location.links else _ACCEPT)
     except NotThere:
-        if place.links or place.arguments or path is not None and not path.exists():
+        if location.links or location.arguments or path is not None and not path.exists():
             raise
-        return Listing(place)
-    listing = Listing(place, day=page.day)
+        return Listing(location)
+    listing = Listing(location, day=page.day)
     for package in _packages(page):
         _add(listing, package)
     return listing
 
 
-def _of_folder(place: Place, folder: Path) -> Listing:
-    listing = Listing(place)
+def _of_folder(location: IndexLocation, folder: Path) -> Listing:
+    listing = Listing(location)
     for path in sorted(folder.glob("*.whl")):
         _add(listing, DistributionPackage(
             filename=path.name, url=path.as_uri(), project=None, version=None, package_type=None, digests={}, requires_python=None, has_sig=None))

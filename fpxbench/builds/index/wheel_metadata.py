@@ -21,7 +21,7 @@ _MAX_MEMBER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class WheelFacts:
+class WheelMetadata:
     """What was found out."""
 
     triton: str
@@ -29,7 +29,7 @@ class WheelFacts:
     git: str | None = None
 
 
-def read_facts(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) -> WheelFacts:
+def read_wheel_metadata(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) -> WheelMetadata:
     """The facts of one wheel: from the metadata file beside it where there is one, else from parts of the wheel.
 
     `with_git`: from the wheel in any case (1.5 MB of a PyTorch's), which alone tells the upstream commit.
@@ -48,15 +48,15 @@ def read_facts(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) ->
             digest = hashlib.sha256(page.body).hexdigest()
             if listed.metadata_sha256 and digest != listed.metadata_sha256:
                 raise Unreachable(f"{page.url} is not what the index says it is (sha256 {digest[:12]}…, not {listed.metadata_sha256[:12]}…)")
-            return WheelFacts(asked_triton(page.body, listed.wheel.filename))
+            return WheelMetadata(required_triton(page.body, listed.wheel.filename))
     try:
         with fetcher.open(listed.url) as file:
             return _from_wheel(file, listed)
     except NoRanges:
-        return WheelFacts(UNTOLD)
+        return WheelMetadata(UNTOLD)
 
 
-def _from_wheel(file, listed: ListedWheel) -> WheelFacts:
+def _from_wheel(file, listed: ListedWheel) -> WheelMetadata:
     name = listed.wheel.filename
     try:
         with zipfile.ZipFile(file) as wheel:
@@ -69,7 +69,7 @@ def _from_wheel(file, listed: ListedWheel) -> WheelFacts:
         git = git_commit(string_constants(texts[1].decode(errors="replace")).get("git_version"))
     except (SyntaxError, ValueError):
         git = None
-    return WheelFacts(asked_triton(texts[0], name), git)
+    return WheelMetadata(required_triton(texts[0], name), git)
 
 
 def _member(wheel: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
@@ -78,7 +78,7 @@ def _member(wheel: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     return wheel.read(entry)
 
 
-def asked_triton(metadata: bytes, filename: str) -> str:
+def required_triton(metadata: bytes, filename: str) -> str:
     """The Triton among the requirements of a wheel's METADATA, as the Python and the machine of the wheel's own name see them."""
     environment = _environment(filename)
     for line in BytesHeaderParser().parsebytes(metadata).get_all("Requires-Dist", []):

@@ -6,9 +6,9 @@ since asv and the benchmarks read the timeline and no index.
 
 from fpxbench.builds.timeline.commit import CHANNELS, commit_hash, identity, tag_name
 from fpxbench.builds.timeline.entry import Entry, Failure, Pins, Source, Wheel, in_order
-from fpxbench.builds.timeline.repository import Changes, Timeline, TimelineError
+from fpxbench.builds.timeline.repository import Timeline, TimelineChanges, TimelineError
 
 __all__ = [
-    "CHANNELS", "Changes", "Entry", "Failure", "Pins", "Source", "Timeline", "TimelineError", "Wheel",
+    "CHANNELS", "TimelineChanges", "Entry", "Failure", "Pins", "Source", "Timeline", "TimelineError", "Wheel",
     "commit_hash", "identity", "in_order", "tag_name",
 ]

@@ -224,7 +224,7 @@ class Entry(_Part):
             return self.variants.get(variant)
         return next(iter(self.variants.values()), None)
 
-    def learn(self, other: Entry) -> Self:
+    def merge(self, other: Entry) -> Self:
         """This entry with what `other`, of the same build, knows besides. What an index says now replaces what it said before."""
         sources = dict(self.sources)
         for address, new in other.sources.items():

@@ -38,7 +38,7 @@ class TimelineError(RuntimeError):
 
 
 @dataclass
-class Changes:
+class TimelineChanges:
     """What a call has changed: tags."""
 
     added: list[str] = field(default_factory=list)
@@ -56,21 +56,21 @@ class Timeline:
         self.path = Path(path)
         self._lock_fd: int | None = None
 
-    def hold(self, builds: Iterable[Build], today: str | None = None) -> Changes:
+    def add(self, builds: Iterable[Build], today: str | None = None) -> TimelineChanges:
         """Make sure that each of `builds` is here, with what it tells of itself; those that are keep their hash.
 
         `today` (YYYY-MM-DD) stands in for a date that is not known.
         """
         today = today or datetime.now(UTC).date().isoformat()
-        return self.learn(Entry.of(build, today) for build in builds)
+        return self.merge(Entry.of(build, today) for build in builds)
 
-    def learn(self, entries: Iterable[Entry]) -> Changes:
+    def merge(self, entries: Iterable[Entry]) -> TimelineChanges:
         """Make sure that each of `entries` is here, and lay what it knows over what is known of that build."""
 
         def merge(held: dict[str, Entry]) -> None:
             for entry in entries:
                 old = held.get(entry.key)
-                held[entry.key] = old.learn(entry) if old else entry
+                held[entry.key] = old.merge(entry) if old else entry
 
         return self._update(merge)
 
@@ -142,7 +142,7 @@ class Timeline:
                 entries[key] = entry
         return entries
 
-    def _update(self, change: Callable[[dict[str, Entry]], None]) -> Changes:
+    def _update(self, change: Callable[[dict[str, Entry]], None]) -> TimelineChanges:
         """Let `change` work on the builds by their commit, and store what it has changed."""
         with self._locked():
             before = self._read()
@@ -151,7 +151,7 @@ class Timeline:
             changed = [entry for key, entry in after.items() if entry != before.get(key)]
             if changed:
                 self._write(in_order(after.values()))
-        changes = Changes()
+        changes = TimelineChanges()
         for entry in changed:
             (changes.updated if entry.key in before else changes.added).append(entry.tag)
         return changes

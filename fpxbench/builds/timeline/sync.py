@@ -16,8 +16,8 @@ from datetime import UTC, date, datetime
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.builds.index.fetch import Fetcher, NotThere, Unreachable
-from fpxbench.builds.index.listing import ListedWheel, Listing, Place, read_listing
-from fpxbench.builds.index.wheel_metadata import read_facts
+from fpxbench.builds.index.listing import IndexLocation, ListedWheel, Listing, read_listing
+from fpxbench.builds.index.wheel_metadata import read_wheel_metadata
 from fpxbench.builds.installed import channel_and_date
 from fpxbench.builds.timeline.entry import Entry, Source, in_order
 from fpxbench.builds.timeline.repository import Timeline
@@ -27,7 +27,7 @@ _GIVE_UP_AFTER = 3
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SyncFilter:
     """Which of the builds that are listed are to be held."""
 
     channels: frozenset[str] = frozenset({"release", "nightly"})
@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclass
-class Outcome:
+class SyncResult:
     """What a sync did. Builds are called by their tags."""
 
     added: list[str] = field(default_factory=list)
@@ -65,47 +65,47 @@ def parse_since(text: str) -> date | Version:
 
 def sync(
     timeline: Timeline,
-    places: Iterable[Place],
+    locations: Iterable[IndexLocation],
     fetcher: Fetcher,
-    wanted: Wanted = Wanted(),
+    which: SyncFilter = SyncFilter(),
     progress: Callable[[int, int, str], None] = lambda done, total, tag: None,
-) -> Outcome:
-    """Hold what `places` list, and learn what can be learnt of it. Calls ``progress(done, total, tag)`` for each wheel that is asked.
+) -> SyncResult:
+    """Hold what `locations` list, and learn what can be learnt of it. Calls ``progress(done, total, tag)`` for each wheel that is asked.
 
-    What cannot be read is a sentence in the outcome's `problems`. Raises TimelineError if the timeline cannot be written.
+    What cannot be read is a sentence in the result's `problems`. Raises TimelineError if the timeline cannot be written.
     """
-    outcome = Outcome()
+    result = SyncResult()
     listings = []
-    for place in places:
+    for location in locations:
         try:
-            listings.append(read_listing(place, fetcher))
+            listings.append(read_listing(location, fetcher))
         except Unreachable as error:
-            outcome.problems.append(str(error))
-    if listings and not outcome.problems and not any(listing.wheels for listing in listings):
-        outcome.problems.append(f"none of {', '.join(listing.place.address for listing in listings)} lists a wheel of PyTorch for Linux")
+            result.problems.append(str(error))
+    if listings and not result.problems and not any(listing.wheels for listing in listings):
+        result.problems.append(f"none of {', '.join(listing.location.address for listing in listings)} lists a wheel of PyTorch for Linux")
     held = {entry.key: entry for entry in timeline.entries()}
     found: dict[str, Entry] = {}
     newest: dict[tuple[str, str], dict[str, ListedWheel]] = {}
     for listing in listings:
-        entries, wheels = _builds(listing, outcome)
+        entries, wheels = _builds(listing, result)
         newest |= wheels
         for entry in entries:
-            found[entry.key] = found[entry.key].learn(entry) if entry.key in found else entry
-        outcome.remarks += _replaced(entries, held)
-    missing = [entry for listing in listings for entry in _vanished(listing, held, found, outcome)]
-    chosen = [entry for entry in _chosen(in_order(found.values()), wanted) if entry.key not in held] if found else []
+            found[entry.key] = found[entry.key].merge(entry) if entry.key in found else entry
+        result.remarks += _replaced(entries, held)
+    missing = [entry for listing in listings for entry in _vanished(listing, held, found, result)]
+    chosen = [entry for entry in _chosen(in_order(found.values()), which) if entry.key not in held] if found else []
     known = [entry for key, entry in found.items() if key in held]
-    outcome.returned = [entry.tag for entry in known if held[entry.key].vanished]
-    outcome.added = timeline.learn([*chosen, *known, *missing]).added
+    result.returned = [entry.tag for entry in known if held[entry.key].vanished]
+    result.added = timeline.merge([*chosen, *known, *missing]).added
     held_now = {entry.key: entry for entry in timeline.entries()}
-    outcome.vanished = [entry.tag for key, entry in held_now.items() if entry.vanished and key in held and not held[key].vanished]
-    _ask(timeline, _questions(held_now, newest, wanted.git), fetcher, outcome, progress)
-    return outcome
+    result.vanished = [entry.tag for key, entry in held_now.items() if entry.vanished and key in held and not held[key].vanished]
+    _read_metadata(timeline, _metadata_requests(held_now, newest, which.git), fetcher, result, progress)
+    return result
 
 
-def _builds(listing: Listing, outcome: Outcome) -> tuple[list[Entry], dict[tuple[str, str], dict[str, ListedWheel]]]:
+def _builds(listing: Listing, result: SyncResult) -> tuple[list[Entry], dict[tuple[str, str], dict[str, ListedWheel]]]:
     """The builds that a listing holds and, by (build, index), one wheel of each variant to be asked for its metadata."""
-    address = listing.place.address
+    address = listing.location.address
     by_key: dict[str, list[ListedWheel]] = {}
     about: dict[str, Entry] = {}
     others: list[str] = []
@@ -118,34 +118,34 @@ def _builds(listing: Listing, outcome: Outcome) -> tuple[list[Entry], dict[tuple
         about.setdefault(entry.key, entry)
         by_key.setdefault(entry.key, []).append(listed)
     if listing.unreadable:
-        outcome.remarks.append(f"{address} lists {_some(listing.unreadable)}, which no wheel of PyTorch can be called; passed over")
+        result.remarks.append(f"{address} lists {_some(listing.unreadable)}, which no wheel of PyTorch can be called; passed over")
     if others:
-        outcome.remarks.append(f"{address} lists {_some(others)}: neither a release nor a nightly; `fpxbench timeline here` holds such a build "
+        result.remarks.append(f"{address} lists {_some(others)}: neither a release nor a nightly; `fpxbench timeline here` holds such a build "
                                "once it is installed")
-    outcome.read[address] = len(by_key)
+    result.read[address] = len(by_key)
     seen = listing.day or datetime.now(UTC).date().isoformat()
     entries, wheels = [], {}
     for key, listed_wheels in by_key.items():
         day = about[key].date or min((listed.day for listed in listed_wheels if listed.day), default=None)
-        source = Source(arguments=listing.place.arguments, wheels=tuple(listed.wheel for listed in listed_wheels))
+        source = Source(arguments=listing.location.arguments, wheels=tuple(listed.wheel for listed in listed_wheels))
         entries.append(about[key].model_copy(update={"date": day, "seen": None if day else seen, "sources": {address: source}}))
         wheels[key, address] = {
-            variant: max((one for one in listed_wheels if one.wheel.variant == variant), key=_telling)
+            variant: max((one for one in listed_wheels if one.wheel.variant == variant), key=_wheel_preference)
             for variant in {listed.wheel.variant for listed in listed_wheels}}
     return entries, wheels
 
 
-def _telling(listed: ListedWheel) -> tuple:
+def _wheel_preference(listed: ListedWheel) -> tuple:
     """Which wheel's metadata stands for a variant's: one that fits here, else one for the commonest machine."""
     return listed.wheel.fits, "x86_64" in listed.wheel.filename, listed.wheel.filename
 
 
-def _chosen(entries: list[Entry], wanted: Wanted) -> list[Entry]:
+def _chosen(entries: list[Entry], which: SyncFilter) -> list[Entry]:
     """Those of `entries`, oldest first, that are to be held."""
     chosen = []
-    for channel in wanted.channels:
-        of_channel = [entry for entry in entries if entry.channel == channel and is_recent(entry, wanted.since)]
-        chosen += of_channel[-wanted.keep:] if wanted.keep is not None else of_channel
+    for channel in which.channels:
+        of_channel = [entry for entry in entries if entry.channel == channel and is_recent(entry, which.since)]
+        chosen += of_channel[-which.keep:] if which.keep is not None else of_channel
     return chosen
 
 
@@ -157,16 +157,16 @@ def is_recent(entry: Entry, since: date | Version | None) -> bool:
     return since is None or not entry.dated or entry.day >= since.isoformat()
 
 
-def _vanished(listing: Listing, held: dict[str, Entry], found: dict[str, Entry], outcome: Outcome) -> list[Entry]:
+def _vanished(listing: Listing, held: dict[str, Entry], found: dict[str, Entry], result: SyncResult) -> list[Entry]:
     """Builds that this index listed once and does not now."""
-    address = listing.place.address
+    address = listing.location.address
     gone = []
     for key, entry in held.items():
         source = entry.sources.get(address)
         if source and not source.vanished and (key not in found or address not in found[key].sources):
             gone.append((entry, source))
-    if gone and not outcome.read[address]:
-        outcome.problems.append(f"{address} lists no build of PyTorch at all, and listed {len(gone)}: taken for trouble there, and nothing marked")
+    if gone and not result.read[address]:
+        result.problems.append(f"{address} lists no build of PyTorch at all, and listed {len(gone)}: taken for trouble there, and nothing marked")
         return []
     today = listing.day or datetime.now(UTC).date().isoformat()
     return [Entry(channel=entry.channel, torch=entry.torch, sources={address: source.model_copy(update={"vanished": today})})
@@ -188,7 +188,7 @@ def _replaced(entries: list[Entry], held: dict[str, Entry]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Question:
+class _MetadataRequest:
     entry: Entry
     address: str
     variant: str
@@ -196,18 +196,18 @@ class _Question:
     git: bool
 
 
-def _questions(held: dict[str, Entry], wheels: dict[tuple[str, str], dict[str, ListedWheel]], git: bool) -> list[_Question]:
+def _metadata_requests(held: dict[str, Entry], wheels: dict[tuple[str, str], dict[str, ListedWheel]], git: bool) -> list[_MetadataRequest]:
     """The wheels of held builds that have not told their Triton or, if `git` is wanted, their commit; newest first."""
-    questions = []
+    requests = []
     for (key, address), by_variant in wheels.items():
         if key in held:
             entry, told = held[key], held[key].sources[address].triton
-            questions += [_Question(entry, address, variant, listed, git and not entry.git)
+            requests += [_MetadataRequest(entry, address, variant, listed, git and not entry.git)
                           for variant, listed in by_variant.items() if variant not in told or git and not entry.git]
-    return sorted(questions, key=lambda question: (question.entry.day, question.entry.version), reverse=True)
+    return sorted(requests, key=lambda request: (request.entry.day, request.entry.version), reverse=True)
 
 
-def _ask(timeline: Timeline, questions: list[_Question], fetcher: Fetcher, outcome: Outcome,
+def _read_metadata(timeline: Timeline, requests: list[_MetadataRequest], fetcher: Fetcher, result: SyncResult,
          progress: Callable[[int, int, str], None]) -> None:
     """Ask each wheel, and store what it says."""
     learnt: list[Entry] = []
@@ -215,13 +215,13 @@ def _ask(timeline: Timeline, questions: list[_Question], fetcher: Fetcher, outco
     in_a_row = 0
     stored = time.monotonic()
     try:
-        for number, question in enumerate(questions):
-            entry = question.entry
-            progress(number, len(questions), entry.tag)
+        for number, request in enumerate(requests):
+            entry = request.entry
+            progress(number, len(requests), entry.tag)
             try:
-                facts = read_facts(question.listed, fetcher, with_git=question.git)
+                metadata = read_wheel_metadata(request.listed, fetcher, with_git=request.git)
             except NotThere:
-                outcome.remarks.append(f"{entry.tag}: {question.listed.wheel.filename} was listed, and was gone when it was asked for its Triton")
+                result.remarks.append(f"{entry.tag}: {request.listed.wheel.filename} was listed, and was gone when it was asked for its Triton")
                 continue
             except Unreachable as error:
                 failures.append(f"{entry.tag}: {error}")
@@ -230,20 +230,20 @@ def _ask(timeline: Timeline, questions: list[_Question], fetcher: Fetcher, outco
                     break
                 continue
             finally:
-                outcome.asked += 1
+                result.asked += 1
             in_a_row = 0
-            source = entry.sources[question.address].model_copy(update={"triton": {question.variant: facts.triton}})
-            learnt.append(Entry(channel=entry.channel, torch=entry.torch, git=facts.git, sources={question.address: source}))
+            source = entry.sources[request.address].model_copy(update={"triton": {request.variant: metadata.triton}})
+            learnt.append(Entry(channel=entry.channel, torch=entry.torch, git=metadata.git, sources={request.address: source}))
             if time.monotonic() - stored > _STORE_EVERY_S:
-                timeline.learn(learnt)
+                timeline.merge(learnt)
                 learnt.clear()
                 stored = time.monotonic()
     finally:  # Ctrl-C too keeps what was learnt
-        timeline.learn(learnt)
+        timeline.merge(learnt)
     if failures:
-        unasked = len(questions) - outcome.asked
+        unasked = len(requests) - result.asked
         more = f"; {unasked} more were not asked" if unasked else ""
-        outcome.problems.append(f"the Triton of {len(failures)} builds could not be told{more}; the next sync asks again. {failures[0]}")
+        result.problems.append(f"the Triton of {len(failures)} builds could not be told{more}; the next sync asks again. {failures[0]}")
 
 
 def _some(names: list[str]) -> str:

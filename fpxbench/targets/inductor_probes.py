@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.operations import Question, Request
+from fpxbench.targets.operations import ProbeSpec, Request
 
 UNFUSED = "unfused"
 """Flag of an outcome: it takes more than one kernel. The word is the records'."""
@@ -27,13 +27,13 @@ FEW_WAYS = tuple(way for way in WAYS if way[0] == "default" or way[1:3] in (("nk
 _CHILD = Path(__file__).with_name("child") / "inductor.py"
 
 
-def questions() -> Iterator[Question]:
+def questions() -> Iterator[ProbeSpec]:
     for weight in WEIGHTS:
         for mode, layout, m, x in WAYS if weight in ASKED_ALL else FEW_WAYS:
-            yield Question("inductor", weight, f"{mode}-{layout}-m{m}-{x}", {"mode": mode, "layout": layout, "m": m, "x": x})
+            yield ProbeSpec("inductor", weight, f"{mode}-{layout}-m{m}-{x}", {"mode": mode, "layout": layout, "m": m, "x": x})
 
 
-def request(question: Question, architecture: Architecture) -> Request:
+def request(question: ProbeSpec, architecture: Architecture) -> Request:
     return {"file": str(_CHILD), "inductor": {"weight": question.format, "n": N, "k": K} | question.options}
 
 

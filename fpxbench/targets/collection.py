@@ -13,75 +13,84 @@ from packaging.version import Version
 
 from fpxbench import __version__
 from fpxbench.records.verdict import Status
-from fpxbench.targets import engine, judgement
+from fpxbench.targets import cell_outcomes, engine
 from fpxbench.targets.architectures import Architecture
-from fpxbench.targets.matrix import Figures, Machine, Matrix, OperationSummary, Outcome, Probe, Run, TritonBuild
-from fpxbench.targets.operations import OPERATIONS, Question
-from fpxbench.targets.triton_builds import CannotObtain, TritonAt, triton_at
+from fpxbench.targets.matrix import (
+    CellOutcome,
+    KernelMetrics,
+    Machine,
+    Matrix,
+    OperationSummary,
+    Probe,
+    Run,
+    TritonBuild,
+)
+from fpxbench.targets.operations import OPERATIONS, ProbeSpec
+from fpxbench.targets.triton_builds import TritonInstall, TritonUnavailable, find_triton
 
 
 @dataclass(frozen=True)
-class Judged:
+class BuildOutcomes:
     """What one build makes of every cell: by probe and architecture."""
 
     build: TritonBuild
-    outcomes: dict[tuple[str, str], Outcome]
-    figures: dict[tuple[str, str], Figures]
+    outcomes: dict[tuple[str, str], CellOutcome]
+    metrics: dict[tuple[str, str], KernelMetrics]
 
 
-def ask_build(
-    build: TritonAt, cells: Sequence[engine.Cell], jobs: int | None = None, timeout_s: float = engine.TIMEOUT_S, fresh: bool = False,
+def evaluate_build(
+    build: TritonInstall, cells: Sequence[engine.Cell], jobs: int | None = None, timeout_s: float = engine.TIMEOUT_S, fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Judged:
-    """Ask that build about every cell. Raises engine.Unusable for one that cannot be run."""
+) -> BuildOutcomes:
+    """Ask that build about every cell. Raises engine.UnusableTriton for one that cannot be run."""
     answers = engine.ask(build, cells, jobs, timeout_s, fresh, progress)
-    outcomes: dict[tuple[str, str], Outcome] = {}
-    figures: dict[tuple[str, str], Figures] = {}
+    outcomes: dict[tuple[str, str], CellOutcome] = {}
+    metrics: dict[tuple[str, str], KernelMetrics] = {}
     for question, architecture in cells:
         key = (question.id, architecture.name)
         if architecture.name in answers.unknown:
-            outcomes[key] = judgement.unknown_architecture(answers.unknown[architecture.name])
+            outcomes[key] = cell_outcomes.unknown_architecture(answers.unknown[architecture.name])
             continue
-        outcomes[key], found = judgement.judged(question, architecture, answers.by_cell[key])
+        outcomes[key], found = cell_outcomes.judged(question, architecture, answers.by_cell[key])
         if found is not None:
-            figures[key] = found
-    judgement.follow_decodes(outcomes, figures)
+            metrics[key] = found
+    cell_outcomes.follow_decodes(outcomes, metrics)
     seconds = sum(answer["seconds"] for answer in answers.by_cell.values())
     torch = answers.torch if any(OPERATIONS[question.operation].needs_torch for question, _ in cells) else ""
     about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, torch=torch, linker=Path(answers.linker).name, cells=len(cells),
                         seconds=round(seconds, 1))
-    return Judged(about, outcomes, figures)
+    return BuildOutcomes(about, outcomes, metrics)
 
 
-def ask_builds(
-    asked_for: Sequence[str], questions: Sequence[Question], architectures: Sequence[Architecture], *, jobs: int | None = None,
+def evaluate_builds(
+    requested: Sequence[str], questions: Sequence[ProbeSpec], architectures: Sequence[Architecture], *, jobs: int | None = None,
     timeout_s: float = engine.TIMEOUT_S, fresh: bool = False, say: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int, int], None] = lambda build, done, total: None,
-) -> list[Judged]:
-    """`ask_build` for each of them. One that cannot be had or run is in the result with the reason, and the others go on."""
+) -> list[BuildOutcomes]:
+    """`evaluate_build` for each of them. One that cannot be had or run is in the result with the reason, and the others go on."""
     results = []
-    for name in asked_for:
+    for name in requested:
         try:
-            build = triton_at(name, say)
+            build = find_triton(name, say)
             # A Triton from a folder sees nothing else that is installed: what takes PyTorch is not asked there.
             cells = [(question, architecture) for question in questions if not (build.folder and OPERATIONS[question.operation].needs_torch)
                      for architecture in architectures]
-            results.append(ask_build(build, cells, jobs, timeout_s, fresh,
+            results.append(evaluate_build(build, cells, jobs, timeout_s, fresh,
                                      lambda done, total, name=name: progress(name, done, total)))
-        except (CannotObtain, engine.Unusable) as error:
+        except (TritonUnavailable, engine.UnusableTriton) as error:
             say(str(error))
-            results.append(Judged(TritonBuild(triton=name, unusable=str(error)), {}, {}))
+            results.append(BuildOutcomes(TritonBuild(triton=name, unusable=str(error)), {}, {}))
     return results
 
 
-def assembled(results: Sequence[Judged], questions: Sequence[Question], architectures: Sequence[Architecture]) -> Matrix:
+def assemble(results: Sequence[BuildOutcomes], questions: Sequence[ProbeSpec], architectures: Sequence[Architecture]) -> Matrix:
     """One matrix of them, in order of version. Of two with the same version the later in `results` counts."""
     builds = sorted({result.build.triton: result for result in results}.values(), key=lambda result: _order(result.build.triton))
     outcomes: dict[tuple, int] = {}
-    shared: list[Outcome] = []
+    shared: list[CellOutcome] = []
 
-    def position(outcome: Outcome) -> int:
-        evidence = outcome.words if outcome.status is Status.WRONG else ""      # of a wrong result each has its own
+    def position(outcome: CellOutcome) -> int:
+        evidence = outcome.message if outcome.status is Status.WRONG else ""      # of a wrong result each has its own
         cause = (outcome.status, outcome.kind, outcome.cause, outcome.check, outcome.signal, outcome.flags, evidence)
         if cause not in outcomes:
             outcomes[cause] = len(shared)
@@ -94,11 +103,11 @@ def assembled(results: Sequence[Judged], questions: Sequence[Question], architec
             outcome = result.outcomes.get((probe, architecture))
             if outcome is None:
                 continue
-            number, figures = position(outcome), result.figures.get((probe, architecture))
+            number, metrics = position(outcome), result.metrics.get((probe, architecture))
             first = at
             if runs and runs[-1].outcome == number and runs[-1].builds[1] == at - 1:
                 first = runs.pop().builds[0]
-            runs.append(Run(builds=(first, at), outcome=number, figures=figures))
+            runs.append(Run(builds=(first, at), outcome=number, metrics=metrics))
         return runs
 
     probes = [

@@ -22,7 +22,7 @@ SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
 
 @lru_cache(maxsize=64)
-def telling_inputs(fmt: Format, source: Float) -> tuple[int, ...]:
+def discriminating_inputs(fmt: Format, source: Float) -> tuple[int, ...]:
     """Bits of `source` numbers."""
     magnitudes = [fmt.value(code) for code in range(fmt.max_code + 1)]
     points = {*magnitudes, *((a + b) / 2 for a, b in itertools.pairwise(magnitudes))}
@@ -39,7 +39,7 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
     from fpxbench.numbers.rounding import Rounding
 
     fmt, source = format_named(format_name), SOURCES[source_name]
-    inputs = telling_inputs(fmt, source)
+    inputs = discriminating_inputs(fmt, source)
     codes = converted(ptx, inputs, source.bits // 8, 1, elements_a_thread)
     asked = Rounding.NEAREST_EVEN if rounding == "rtne" else Rounding.TOWARD_ZERO
     right = _codes(fmt, source_name, asked)
@@ -62,7 +62,7 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
     from fpxbench.numbers.codec import Overflow, encode
 
     source = SOURCES[source_name]
-    numbers = [source.value(bits) for bits in telling_inputs(fmt, source)]
+    numbers = [source.value(bits) for bits in discriminating_inputs(fmt, source)]
     if through:
         way = SOURCES[through]
         numbers = [way.value(getattr(way, first)(number)) for number in numbers]

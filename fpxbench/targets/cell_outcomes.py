@@ -15,11 +15,11 @@ from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.records.verdict import Kind, Status
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import excerpt, failure, native_errors
-from fpxbench.targets.encodes import mistake
+from fpxbench.targets.encode_check import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
-from fpxbench.targets.inductor_questions import UNFUSED, told
-from fpxbench.targets.matrix import Figures, Outcome
-from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Question
+from fpxbench.targets.inductor_probes import UNFUSED, told
+from fpxbench.targets.matrix import CellOutcome, KernelMetrics
+from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, ProbeSpec
 from fpxbench.targets.ptx import Unmodelled, decoded_table
 
 _FLOATS = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
@@ -29,39 +29,39 @@ _FNUZ_HARDWARE = ("gfx942",)
 """Whose ``fp8`` and ``bf8`` are FNUZ; those of gfx950 and gfx12 are OCP's. Source: AMD's CDNA 3 and CDNA 4 ISA guides, §7."""
 
 
-def unknown_architecture(words: str) -> Outcome:
-    return Outcome(status=Status.MISSING, cause="not known to this build", words=excerpt(words))
+def unknown_architecture(words: str) -> CellOutcome:
+    return CellOutcome(status=Status.MISSING, cause="not known to this build", message=excerpt(words))
 
 
-def judged(question: Question, architecture: Architecture, answer: dict) -> tuple[Outcome, Figures | None]:
-    """The outcome of a cell, and the figures of its object if there is one."""
+def judged(question: ProbeSpec, architecture: Architecture, answer: dict) -> tuple[CellOutcome, KernelMetrics | None]:
+    """The outcome of a cell, and the metrics of its object if there is one."""
     if "compiled" not in answer:
         return failure(answer), None
     compiled = answer["compiled"]
     log = answer.get("log", "")
     objects = [launch["facts"] for launch in compiled["launches"] if "facts" in launch] if "launches" in compiled else [compiled]
     if not all(facts["object_bytes"] for facts in objects):
-        return Outcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, words=excerpt(log),
+        return CellOutcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, message=excerpt(log),
                        cause="compiled without an error into an empty object, or one that is no ELF file"), None
     if said := native_errors(log):
-        return Outcome(status=Status.ERROR, kind=said[1], cause=said[0], words=excerpt(log)), None
+        return CellOutcome(status=Status.ERROR, kind=said[1], cause=said[0], message=excerpt(log)), None
     if "launches" in compiled:
         return _of_launches(question, architecture, compiled["launches"])
-    figures = _figures(question, compiled)
+    metrics = _metrics(question, compiled)
     if question.operation in ("decode", "integer_decode"):
         if architecture.vendor == "nvidia":
-            return _by_table(question.format, question.options["out"], compiled["assembly"]), figures
-        return _by_instruction(question, architecture, compiled), figures
+            return _by_table(question.format, question.options["out"], compiled["assembly"]), metrics
+        return _by_instruction(question, architecture, compiled), metrics
     if question.operation == "encode" and architecture.vendor == "nvidia":
-        return _by_inputs(question, compiled["assembly"]), figures
-    return _by_operands(question, architecture, compiled), figures
+        return _by_inputs(question, compiled["assembly"]), metrics
+    return _by_operands(question, architecture, compiled), metrics
 
 
-def _figures(question: Question, compiled: dict) -> Figures:
+def _metrics(question: ProbeSpec, compiled: dict) -> KernelMetrics:
     a_weight = None
     if sass := compiled.get("sass"):
         a_weight = sum(count for name, count in sass.items() if not name.startswith(("LD", "ST", "ULD", "EXIT", "S2"))) / CONVERTED_BY_A_THREAD
-    return Figures(
+    return KernelMetrics(
         **{name: compiled.get(name) for name in ("registers", "stack_bytes", "shared_bytes", "spills", "load_bits")},
         matrix=sorted(compiled["matrix"]), conversions=sorted(compiled["conversions"]), instructions_a_weight=a_weight,
     )
@@ -70,7 +70,7 @@ def _figures(question: Question, compiled: dict) -> Figures:
 # A decode, by the table that it decodes by.
 
 
-def _by_table(format_name: str, out: str, ptx: str, codes_a_thread: int = CONVERTED_BY_A_THREAD, threads: int = 32) -> Outcome:
+def _by_table(format_name: str, out: str, ptx: str, codes_a_thread: int = CONVERTED_BY_A_THREAD, threads: int = 32) -> CellOutcome:
     try:
         table = _table(_body(ptx), out, codes_a_thread, threads)
     except Unmodelled as unknown:
@@ -78,16 +78,16 @@ def _by_table(format_name: str, out: str, ptx: str, codes_a_thread: int = CONVER
     fmt = format_named(format_name)
     read, right = table[:1 << fmt.bits], tuple(fmt.value(code) for code in range(1 << fmt.bits))
     if _same(read, right):
-        return Outcome(status=Status.OK, check="table", cause="decodes every code as defined")
+        return CellOutcome(status=Status.OK, check="table", cause="decodes every code as defined")
     kind, sentence = _mistake(fmt, read)
     wrong = [code for code, (a, b) in enumerate(zip(read, right, strict=True)) if not _same((a,), (b,))]
     some = ", ".join(f"{fmt.describe_code(code)} to {read[code]:g} instead of {right[code]:g}" for code in wrong[:3])
-    return Outcome(status=Status.WRONG, kind=kind, check="table", cause=sentence,
-                   words=f"{len(wrong)} of {len(read)} codes: {some}{' …' if len(wrong) > 3 else ''}; by {_instructions(ptx)}")
+    return CellOutcome(status=Status.WRONG, kind=kind, check="table", cause=sentence,
+                   message=f"{len(wrong)} of {len(read)} codes: {some}{' …' if len(wrong) > 3 else ''}; by {_instructions(ptx)}")
 
 
-def _not_run(unknown: Unmodelled) -> Outcome:
-    return Outcome(status=Status.OK, cause="compiles; not run, as the PTX interpreter does not model it", words=str(unknown))
+def _not_run(unknown: Unmodelled) -> CellOutcome:
+    return CellOutcome(status=Status.OK, cause="compiles; not run, as the PTX interpreter does not model it", message=str(unknown))
 
 
 def _body(ptx: str) -> str:
@@ -133,17 +133,17 @@ def _instructions(ptx: str) -> str:
 # An encode, by what it gives.
 
 
-def _by_inputs(question: Question, ptx: str) -> Outcome:
+def _by_inputs(question: ProbeSpec, ptx: str) -> CellOutcome:
     if importlib.util.find_spec("torch") is None:       # an environment that holds a Triton alone
-        return Outcome(status=Status.OK, cause="compiles; not run, as the codec that it is compared with takes PyTorch")
+        return CellOutcome(status=Status.OK, cause="compiles; not run, as the codec that it is compared with takes PyTorch")
     try:
         found = _encode_mistake(_body(ptx), question.format, question.options["source"], question.options["rounding"])
     except Unmodelled as unknown:
         return _not_run(unknown)
     if found is None:
-        return Outcome(status=Status.OK, check="inputs", cause="rounds every number up to the maximum as asked")
+        return CellOutcome(status=Status.OK, check="inputs", cause="rounds every number up to the maximum as asked")
     kind, cause, words = found
-    return Outcome(status=Status.WRONG, kind=kind, check="inputs", cause=cause, words=f"{words}; by {_instructions(ptx)}")
+    return CellOutcome(status=Status.WRONG, kind=kind, check="inputs", cause=cause, message=f"{words}; by {_instructions(ptx)}")
 
 
 @lru_cache(maxsize=4096)
@@ -162,15 +162,15 @@ def _hardware_format(name: str, architecture: Architecture) -> str | None:
     return f"e5m2{fnuz}" if "bf8" in name else (f"e4m3{fnuz or 'fn'}" if "fp8" in name else None)
 
 
-def _by_instruction(question: Question, architecture: Architecture, compiled: dict) -> Outcome:
+def _by_instruction(question: ProbeSpec, architecture: Architecture, compiled: dict) -> CellOutcome:
     used = {name: _hardware_format(name, architecture) for name in compiled["conversions"]}
     others = set(_CHANGES_A_NUMBER.findall(_ADDRESSES.sub("", compiled["assembly"])))
     if not used or others:
-        return Outcome(status=Status.OK, cause="compiles; by operations that are not modelled for this architecture")
-    return _compared(question.format, used) or Outcome(status=Status.OK, check="instruction", cause="decoded by its own conversion instruction")
+        return CellOutcome(status=Status.OK, cause="compiles; by operations that are not modelled for this architecture")
+    return _compared(question.format, used) or CellOutcome(status=Status.OK, check="instruction", cause="decoded by its own conversion instruction")
 
 
-def _compared(format_name: str, used: dict[str, str | None]) -> Outcome | None:
+def _compared(format_name: str, used: dict[str, str | None]) -> CellOutcome | None:
     """What follows where a format's codes meet instructions of another's with nothing to make up for it; None where all is well."""
     asked = FORMATS.get(format_name)
     for name, hardware in used.items():
@@ -178,7 +178,7 @@ def _compared(format_name: str, used: dict[str, str | None]) -> Outcome | None:
             read = FORMATS[hardware]
             siblings = (read.exponent_bits, read.mantissa_bits) == (asked.exponent_bits, asked.mantissa_bits)
             kind = Kind.GIBBERISH if not siblings else Kind.FNUZ_AS_FN if asked.specials == "fnuz" else Kind.FN_AS_FNUZ
-            return Outcome(status=Status.WRONG, kind=kind, check="instruction", words=f"{name} takes {hardware}",
+            return CellOutcome(status=Status.WRONG, kind=kind, check="instruction", message=f"{name} takes {hardware}",
                            cause=f"{format_name} goes through an instruction for {hardware}, and nothing makes up for it")
     return None
 
@@ -186,9 +186,9 @@ def _compared(format_name: str, used: dict[str, str | None]) -> Outcome | None:
 # Anything else, by what its operands meet.
 
 
-def _by_operands(question: Question, architecture: Architecture, compiled: dict) -> Outcome:
+def _by_operands(question: ProbeSpec, architecture: Architecture, compiled: dict) -> CellOutcome:
     """Whether fp8 operands go straight into instructions of their own format; nothing about what was converted before."""
-    compiles = Outcome(status=Status.OK, cause="compiles")
+    compiles = CellOutcome(status=Status.OK, cause="compiles")
     if question.operation != "fp8_dot":
         return compiles
     used = {_hardware_format(operand, architecture) for types in compiled["matrix_types"] for operand in re.split(r"[._]", types)}
@@ -204,42 +204,42 @@ def _by_operands(question: Question, architecture: Architecture, compiled: dict)
 # What torch.compile launches: how much of it at once, and its upcast where that is a kernel of its own.
 
 
-def _of_launches(question: Question, architecture: Architecture, launches: list[dict]) -> tuple[Outcome, Figures | None]:
-    """Figures are those of the kernel that reads the weight, unless that is PyTorch's own."""
-    outcome = Outcome(status=Status.OK, cause=told(launches), flags=(UNFUSED,) if len(launches) > 1 else ())
+def _of_launches(question: ProbeSpec, architecture: Architecture, launches: list[dict]) -> tuple[CellOutcome, KernelMetrics | None]:
+    """KernelMetrics are those of the kernel that reads the weight, unless that is PyTorch's own."""
+    outcome = CellOutcome(status=Status.OK, cause=told(launches), flags=(UNFUSED,) if len(launches) > 1 else ())
     upcast = next(launch for launch in launches if "upcast" in launch["does"])
     if "facts" not in upcast:
         return outcome, None
-    figures, facts, block = _figures(question, upcast["facts"]), upcast["facts"], upcast["block"]
+    metrics, facts, block = _metrics(question, upcast["facts"]), upcast["facts"], upcast["block"]
     if upcast["does"] == ["upcast"] and question.format in TRITON_DTYPES:
         if architecture.vendor == "amd":
             alone = _by_instruction(question, architecture, facts)
         elif set(block) == {"threads", "XBLOCK"}:
             alone = _by_table(question.format, question.options["x"], facts["assembly"], block["XBLOCK"] // block["threads"], block["threads"])
         else:
-            return outcome, figures
+            return outcome, metrics
         if alone.status is Status.WRONG:
-            return alone, figures
-        outcome = outcome.model_copy(update={"check": alone.check, "words": alone.words})
-    return outcome, figures
+            return alone, metrics
+        outcome = outcome.model_copy(update={"check": alone.check, "message": alone.message})
+    return outcome, metrics
 
 
-def follow_decodes(outcomes: dict[tuple[str, str], Outcome], figures: dict[tuple[str, str], Figures]) -> None:
+def follow_decodes(outcomes: dict[tuple[str, str], CellOutcome], metrics: dict[tuple[str, str], KernelMetrics]) -> None:
     """Products whose conversion instruction is one by which the same build decodes the same format wrongly are wrong too.
 
     Changes `outcomes`, by probe and architecture.
     """
-    by_instruction: dict[tuple[str, str, str], Outcome] = {}
+    by_instruction: dict[tuple[str, str, str], CellOutcome] = {}
     for (probe, architecture), outcome in outcomes.items():
         operation, fmt, _ = probe.split("/")
         if operation == "decode" and outcome.status is Status.WRONG and outcome.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ):
-            for name in figures[probe, architecture].conversions:
+            for name in metrics[probe, architecture].conversions:
                 by_instruction[fmt, architecture, name] = outcome
     for (probe, architecture), outcome in list(outcomes.items()):
         operation, fmt, _ = probe.split("/")
-        if operation not in ("dequantized_dot", "inductor") or outcome.status is not Status.OK or (probe, architecture) not in figures:
+        if operation not in ("dequantized_dot", "inductor") or outcome.status is not Status.OK or (probe, architecture) not in metrics:
             continue
-        for name in figures[probe, architecture].conversions:
+        for name in metrics[probe, architecture].conversions:
             if (decode := by_instruction.get((fmt, architecture, name))) is not None:
                 words = f"{name}, by which this build decodes that format wrongly on its own"
-                outcomes[probe, architecture] = decode.model_copy(update={"check": "instruction", "words": words})
+                outcomes[probe, architecture] = decode.model_copy(update={"check": "instruction", "message": words})

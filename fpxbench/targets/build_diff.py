@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fpxbench.records.verdict import Status
-from fpxbench.targets.matrix import Matrix, Outcome
+from fpxbench.targets.matrix import CellOutcome, Matrix
 
 
 @dataclass(frozen=True)
-class Change:
+class CellChange:
     """Cells of one operation and format that changed alike."""
 
     verdict: str
@@ -18,8 +18,8 @@ class Change:
     reason than before."""
     operation: str
     format: str
-    before: Outcome
-    after: Outcome
+    before: CellOutcome
+    after: CellOutcome
     cells: tuple[tuple[str, str], ...]
     """Probe and architecture."""
 
@@ -33,13 +33,13 @@ class Change:
                 f"{_said(self.before)} -> {_said(self.after)}")
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: CellOutcome) -> str:
     if outcome.status is Status.OK:
         return f"ok ({', '.join(outcome.flags)}): {outcome.cause}" if outcome.flags else "ok"
     return f"{outcome.status}{f' ({outcome.kind})' if outcome.kind else ''}: {outcome.cause}"
 
 
-def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[Change]:
+def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[CellChange]:
     """What is different between a build of one matrix and a build of another (or of the same), in what both were asked: lost first."""
     alike: dict[tuple, list[tuple[str, str]]] = {}
     for key, operation, fmt, was, now in _both(old, before, new, after):
@@ -47,17 +47,17 @@ def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[Change]:
         if worked != works or worked == 0 and (was.status, was.kind, was.cause) != (now.status, now.kind, now.cause):
             verdict = "lost" if works < worked else "gained" if works > worked else "other"
             # What is said of a cell, and not how far it was looked at, makes two changes the same.
-            alike.setdefault((verdict, operation, fmt, was.model_copy(update={"words": ""}), now.model_copy(update={"words": ""})), []).append(key)
-    found = [Change(*group, cells=tuple(cells)) for group, cells in alike.items()]
+            alike.setdefault((verdict, operation, fmt, was.model_copy(update={"message": ""}), now.model_copy(update={"message": ""})), []).append(key)
+    found = [CellChange(*group, cells=tuple(cells)) for group, cells in alike.items()]
     return sorted(found, key=lambda change: (("lost", "gained", "other").index(change.verdict), -len(change.cells)))
 
 
-def _goodness(outcome: Outcome) -> int:
+def _goodness(outcome: CellOutcome) -> int:
     """0 for what is not ok, 1 for what is with a flag, 2 for what is without."""
     return (1 if outcome.flags else 2) if outcome.status is Status.OK else 0
 
 
-def _both(old: Matrix, before: int, new: Matrix, after: int) -> Iterator[tuple[tuple[str, str], str, str, Outcome, Outcome]]:
+def _both(old: Matrix, before: int, new: Matrix, after: int) -> Iterator[tuple[tuple[str, str], str, str, CellOutcome, CellOutcome]]:
     earlier = {probe.id: probe for probe in old.probes}
     for probe in new.probes:
         if probe.id not in earlier:
