@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
@@ -105,8 +106,9 @@ def test_a_product_that_decodes_nothing_to_memory_is_not_taken_for_one_that_does
 
 
 @pytest.mark.timeout(240)
-def test_a_loop_that_inductor_fused_is_seen_as_one_kernel(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.enable_kernel_profile", True)
+# Not monkeypatch: its undo deletes the setting for every later test of the process.
+@torch._inductor.config.patch("cpp.enable_kernel_profile", True)
+def test_a_loop_that_inductor_fused_is_seen_as_one_kernel():
     x = torch.randn(1 << 16)
 
     def chain(x):
