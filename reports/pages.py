@@ -21,7 +21,8 @@ from markupsafe import Markup, escape
 from fpxbench.records import record as records
 from fpxbench.records.record import Flag, Record
 from fpxbench.records.store import BrokenLine
-from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
 from fpxbench.regressions.suspect import Direction, State
 from fpxbench.reports import words
 from fpxbench.reports.casts.conversion_pages import Judged, Matrix, Row as ConversionRow, Since, cell_text

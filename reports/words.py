@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from fpxbench.records.record import Flag
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.verdict import Status
 
 FLAG_SIGN = "⚑"
 
@@ -84,55 +83,6 @@ VERBS: dict[Status, str] = {
     Status.OK: "is right",
 }
 
-
-class Meaning(NamedTuple):
-    """A kind of mistake: what an implementation does (follows its name in a sentence), and how one can tell."""
-
-    predicate: str
-    seen: str
-
-
-KINDS: dict[Kind, Meaning] = {
-    Kind.FNUZ_AS_FN: Meaning("decodes FNUZ codes as FN, to twice their value",
-                             "Every value is off by 2× (bias 8 read as 7), and 0x80 is −0 instead of NaN."),
-    Kind.FN_AS_FNUZ: Meaning("decodes FN codes as FNUZ, to half their value",
-                             "Every value is off by 2× (bias 7 read as 8), and −0 becomes NaN."),
-    Kind.GIBBERISH: Meaning("gives gibberish", "Finite, uncorrelated with the exact product, and no known mistake fits."),
-    Kind.NAN_CODE_LOST: Meaning("reads the NaN code as a number", "0x80 of an FNUZ format comes out as −0."),
-    Kind.NEGATIVE_ZERO: Meaning("turns negative zero into NaN", "Tiny negatives are rounded to −0, which FNUZ formats read as NaN."),
-    Kind.WRONG_MAX: Meaning("scales by the wrong maximum", "Scales are off by the ratio of two formats' maxima: 448, 240, 224."),
-    Kind.OVERFLOW_NAN: Meaning("overflows to NaN", "Past the largest value the codes are NaN, where the scheme saturates."),
-    Kind.OVERFLOW_INF: Meaning("overflows to infinity", "Past the largest value the codes are infinite, where the scheme saturates."),
-    Kind.SATURATED: Meaning("saturates", "Past the largest value the codes stay at it, where the scheme asks otherwise."),
-    Kind.DOUBLE_ROUNDING: Meaning("rounds twice", "Codes are as if rounded through a narrower type first (fp32 → bf16 → fp8)."),
-    Kind.TIES_AWAY: Meaning("rounds ties away from zero", "Halfway values go to the larger neighbour, not to the even one."),
-    Kind.TRUNCATED: Meaning("truncates", "Codes are rounded toward zero, so the weight shrinks."),
-    Kind.SUBNORMAL_FLUSHED: Meaning("flushes subnormals to zero", "The smallest codes read as 0. SQNR does not move: only single codes show it."),
-    Kind.SUBNORMAL_WRONG: Meaning("decodes subnormals wrongly", "The smallest codes read as other values. Only single codes show it."),
-    Kind.NIBBLE_SWAP: Meaning("swaps nibbles", "Neighbouring 4-bit codes change places."),
-    Kind.PLANE_SWAP: Meaning("swaps planes", "Weights from different planes of a packed byte change places."),
-    Kind.SIGN_LOST: Meaning("loses the sign", "Negative weights read as positive."),
-    Kind.SCALE_TRANSPOSED: Meaning("applies scales along the wrong axis", "Scales of rows meet columns."),
-    Kind.SCALE_MISSING: Meaning("leaves the scales out", "Codes are multiplied without a scale."),
-    Kind.SCALED: Meaning("is off by one factor", "Every weight is the same factor times its value: a product or a scale is off by it."),
-    Kind.BLOCK_OFF_BY_ONE: Meaning("takes the neighbouring block's scale", "Each block meets the scale of the one beside it."),
-    Kind.UNSUPPORTED_ROUNDING: Meaning("meets a rounding mode that the compiler refuses", "The compiler says so."),
-    Kind.UNSUPPORTED_CONVERSION: Meaning("meets a conversion that the compiler refuses", "The compiler says so."),
-    Kind.UNSUPPORTED_DTYPE: Meaning("meets a dtype that is not supported", "The compiler or PyTorch says so."),
-    Kind.UNSUPPORTED_ARCH: Meaning("needs another architecture", "The compiler or PyTorch says so."),
-    Kind.ASSEMBLER_ERROR: Meaning("fails in the assembler", "ptxas or the AMD assembler gives up on the generated code."),
-    Kind.COMPILER_ABORT: Meaning("aborts inside the compiler", "LLVM or MLIR ends the process."),
-    Kind.PASS_FAILED: Meaning("fails in a compiler pass", "A pass over the intermediate code reports failure."),
-    Kind.EMPTY_OBJECT: Meaning("compiles to an empty object", "The compiler claims success and leaves nothing to run."),
-    Kind.INACCURATE: Meaning("is inaccurate", "Near the exact product, but outside the derived bound."),
-    Kind.WRONG_SHAPE: Meaning("gives an output of the wrong shape", "The output, or the weight read back, is not [M, N], or [N, K]."),
-    Kind.WRONG_DTYPE: Meaning("gives an output of the wrong dtype", "The output is not in the activation's dtype."),
-    Kind.UNWRITTEN_OUTPUT: Meaning("leaves output elements unwritten", "Memory was filled with a pattern before the call, and still holds it."),
-    Kind.STALE_OUTPUT: Meaning("gives the output of the call before", "Inputs are fresh at every call, and the output answers the last ones."),
-    Kind.INPUT_MODIFIED: Meaning("changes its inputs in place", "Activation or stored weight differ after the call."),
-    Kind.NOT_REPEATABLE: Meaning("is right at first and wrong later", "The same operands, called again, give a wrong result."),
-    Kind.CONFIG_DEPENDENT: Meaning("is wrong with some autotuning configurations", "Each configuration that may be picked was checked."),
-}
 
 FLAGS: dict[Flag, str] = {
     Flag.UNFUSED: "It moves more bytes, or launches more kernels, than one pass over the packed weight needs: decode, product and "

@@ -9,7 +9,8 @@ from fpxbench.casts.cast_record import EXACT_PRODUCT, Behaviour, Difference, Inp
 from fpxbench.casts.conformance import Judgement
 from fpxbench.casts.conversion import Conversion, Operation
 from fpxbench.casts.expected import FLUSHED, MISREAD
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
 
 INPUTS: dict[InputKind, tuple[str, str]] = {
     InputKind.NAN: ("NaN", "NaNs"),

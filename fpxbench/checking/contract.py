@@ -15,7 +15,8 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.poison import poisoned_memory
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
 
 Matmul = Callable[[Tensor, QuantizedWeight], Tensor]
 

@@ -14,7 +14,8 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.poison import unwritten_elements
 from fpxbench.checking.reference import Comparison, Reference, compare, one_hot_tolerance
 from fpxbench.implementation import Implementation
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
 
 CALLS, CALLS_SLOW = 3, 2
 ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_FEW = 16, 4

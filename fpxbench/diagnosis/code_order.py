@@ -11,7 +11,7 @@ from torch import Tensor
 from fpxbench.diagnosis.decode_fault import Misreading
 from fpxbench.numbers import packing
 from fpxbench.numbers.formats import Format
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 # Of 4-bit codes: a bitstream of them is nibbles, low first.
 _NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}

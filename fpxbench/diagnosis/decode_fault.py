@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 STEPS = ("codes", "table", "scales", "places", "blocks")
 

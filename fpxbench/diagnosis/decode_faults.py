@@ -18,7 +18,7 @@ from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scaling
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind, sibling_kind
 
 E4M3_MAXIMA = (448.0, 240.0, 224.0)
 """What the scale of an E4M3 weight gets divided by: the maximum of FN, of FNUZ, and the half of FN's that some kernels
@@ -50,10 +50,9 @@ def table_misreadings(fmt: Format) -> Iterator[Misreading]:
     other = sibling(fmt)
     if other is not None:
         half = other.bias > fmt.bias
-        kind = Kind.FN_AS_FNUZ if half else Kind.FNUZ_AS_FN
         sentence = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
                     f" the format's is {fmt.bias}")
-        yield table(kind, f"{sentence} (as {other.name})", read_as(other), True)
+        yield table(sibling_kind(fmt.specials), f"{sentence} (as {other.name})", read_as(other), True)
 
     codes = torch.arange(1 << fmt.bits)
     if fmt.twos_complement:

@@ -17,7 +17,7 @@ from fpxbench.numbers import packing
 from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales, Scaling
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind, sibling_kind
 
 Divide = Callable[[Tensor], Tensor]
 """A weight [N, K] over its scales, fp32 [N, K]."""
@@ -98,7 +98,7 @@ def misencodings(fmt: Format, layout: str, k: int, largest_stored: int) -> Itera
                           values=lambda values: values.clamp(-top, top))
     other = sibling(fmt)
     if other is not None:
-        kind = Kind.FNUZ_AS_FN if other.specials == "fnuz" else Kind.FN_AS_FNUZ
+        kind = sibling_kind(other.specials)
         yield Misencoding(kind, f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
                                 f" (bias {fmt.bias})", target=other)
     if fmt.specials == "fnuz":

@@ -19,7 +19,7 @@ from fpxbench.numbers import packing
 from fpxbench.numbers.codec import decode, decode_table
 from fpxbench.numbers.scaling import NV_SCALE_FORMAT, Scales, Scaling, scale_down, scale_values
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 Mistakes = tuple[Misreading | Misencoding, ...]
 

@@ -27,7 +27,7 @@ from fpxbench.numbers import packing
 from fpxbench.numbers.codec import decode_table, encode
 from fpxbench.numbers.scaling import E8M0, NV_SCALE_FORMAT
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 CORRELATED = 0.9
 """Above this correlation with the right answer a mistake is an inaccuracy, below it is gibberish."""

@@ -21,7 +21,7 @@ from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 SCALE_SLACK = 2.0**-21
 """amax / max, amax * (1 / max) and 1 / (max / amax) differ by this much at most in fp32: all of them are right."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fpxbench.records.kinds import Kind
+
 
 class Status(StrEnum):
     """Worst first: the order in which reports speak of them."""
@@ -35,49 +37,6 @@ SIGNS = {
     Status.OOM: "▲", Status.ERROR: "!", Status.UNSUPPORTED: "–", Status.MISSING: "?",
 }
 """A sign for each status, so that no verdict is told by colour alone."""
-
-
-class Kind(StrEnum):
-    """Which mistake: a closed list (docs/verdicts.md)."""
-
-    FNUZ_AS_FN = "fnuz_as_fn"
-    FN_AS_FNUZ = "fn_as_fnuz"
-    GIBBERISH = "gibberish"
-    NAN_CODE_LOST = "nan_code_lost"
-    NEGATIVE_ZERO = "negative_zero"
-    WRONG_MAX = "wrong_max"
-    OVERFLOW_NAN = "overflow_nan"
-    OVERFLOW_INF = "overflow_inf"
-    SATURATED = "saturated"
-    DOUBLE_ROUNDING = "double_rounding"
-    TIES_AWAY = "ties_away"
-    TRUNCATED = "truncated"
-    SUBNORMAL_FLUSHED = "subnormal_flushed"
-    SUBNORMAL_WRONG = "subnormal_wrong"
-    NIBBLE_SWAP = "nibble_swap"
-    PLANE_SWAP = "plane_swap"
-    SIGN_LOST = "sign_lost"
-    SCALE_TRANSPOSED = "scale_transposed"
-    SCALE_MISSING = "scale_missing"
-    SCALED = "scaled"
-    BLOCK_OFF_BY_ONE = "block_off_by_one"
-    UNSUPPORTED_ROUNDING = "unsupported_rounding"
-    UNSUPPORTED_CONVERSION = "unsupported_conversion"
-    UNSUPPORTED_DTYPE = "unsupported_dtype"
-    UNSUPPORTED_ARCH = "unsupported_arch"
-    ASSEMBLER_ERROR = "assembler_error"
-    COMPILER_ABORT = "compiler_abort"
-    PASS_FAILED = "pass_failed"
-    EMPTY_OBJECT = "empty_object"
-    INACCURATE = "inaccurate"
-    # How a call misbehaves, whatever its numbers.
-    WRONG_SHAPE = "wrong_shape"
-    WRONG_DTYPE = "wrong_dtype"
-    UNWRITTEN_OUTPUT = "unwritten_output"
-    STALE_OUTPUT = "stale_output"
-    INPUT_MODIFIED = "input_modified"
-    NOT_REPEATABLE = "not_repeatable"
-    CONFIG_DEPENDENT = "config_dependent"
 
 
 class Verdict(BaseModel):

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fpxbench.records.case import Case
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Finite, Machine, Positive
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.paired import Ratio
 
 SCHEMA = 1

@@ -17,8 +17,9 @@ from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Accuracy, Traffic
-from fpxbench.records.verdict import Kind, Status, Verdict, classify_exception
+from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 
 CALLS_AFTER_TIMING = 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from fpxbench.records.verdict import Kind, Status, Verdict, classify_death, classify_exception
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
 from fpxbench.targets.matrix import CellOutcome
 
 _WORDS_LENGTH = 600

@@ -12,7 +12,8 @@ import re
 from functools import lru_cache
 
 from fpxbench.numbers.formats import FORMATS, Format, format_named
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind, sibling_kind
+from fpxbench.records.verdict import Status
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import excerpt, failure, native_errors
 from fpxbench.targets.encode_check import mistake
@@ -177,7 +178,7 @@ def _compared(format_name: str, used: dict[str, str | None]) -> CellOutcome | No
         if asked is not None and hardware is not None and hardware != format_name and hardware in FORMATS:
             read = FORMATS[hardware]
             siblings = (read.exponent_bits, read.mantissa_bits) == (asked.exponent_bits, asked.mantissa_bits)
-            kind = Kind.GIBBERISH if not siblings else Kind.FNUZ_AS_FN if asked.specials == "fnuz" else Kind.FN_AS_FNUZ
+            kind = sibling_kind(asked.specials) if siblings else Kind.GIBBERISH
             return CellOutcome(status=Status.WRONG, kind=kind, check="instruction", message=f"{name} takes {hardware}",
                            cause=f"{format_name} goes through an instruction for {hardware}, and nothing makes up for it")
     return None

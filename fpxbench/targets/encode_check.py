@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fpxbench.numbers.formats import Format, format_named
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind, sibling_kind
 from fpxbench.targets.floats import BF16, FP16, FP32, Float
 from fpxbench.targets.ptx import converted
 
@@ -88,7 +88,7 @@ def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> 
                 return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {said.removeprefix('rounds ')}"
     other = sibling(fmt)
     if other is not None and found == _codes(fmt, source_name, asked, by=other):
-        return Kind.FNUZ_AS_FN if fmt.specials == "fnuz" else Kind.FN_AS_FNUZ, f"gives {other.name}'s codes"
+        return sibling_kind(fmt.specials), f"gives {other.name}'s codes"
     if all(code == due or _is_subnormal(due, fmt) for code, due in zip(codes, _codes(fmt, source_name, asked), strict=True)):
         return Kind.SUBNORMAL_WRONG, "gives subnormal numbers another code"
     return Kind.INACCURATE, f"gives another code than rounding {asked_as} does"

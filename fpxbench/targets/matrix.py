@@ -12,8 +12,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fpxbench.records.kinds import Kind
 from fpxbench.records.store import first_mistake
-from fpxbench.records.verdict import BROKEN, Kind, Status
+from fpxbench.records.verdict import BROKEN, Status
 from fpxbench.targets.architectures import Architecture
 
 SCHEMA = 1

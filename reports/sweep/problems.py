@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.reports.sweep.table import Row, Sweep
-from fpxbench.reports.words import KINDS, VERBS
+from fpxbench.reports.words import VERBS
 
 SLOW = "slow"
 DISAGREES = "disagrees"
@@ -117,7 +117,7 @@ def _broken(group: list[Found], all_cases: list[Found]) -> Finding:
     first = group[0].row
     names = _implementations(group)
     subject = _listed(names) if len(names) == 1 else f"each of {_listed(names)}"
-    predicate = KINDS[first.kind].predicate if first.kind else VERBS[first.status]
+    predicate = first.kind.predicate if first.kind else VERBS[first.status]
     if first.signal and first.status is Status.CRASH:
         predicate += f" ({first.signal})"
     schemes = _schemes(group)

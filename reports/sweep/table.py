@@ -20,7 +20,8 @@ from packaging.version import InvalidVersion, Version
 from fpxbench.numbers.formats import format_named
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build, Flag, Machine, Record
-from fpxbench.records.verdict import BROKEN, SEVERITY, Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.history.status_history import Standing
 from fpxbench.reports.words import at_least_something, unquoted
 

@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from fpxbench.records.store import BrokenLine
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.reports.targets.support_cell import Cell, cell_of
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.matrix import Matrix, OperationSummary, Probe, read_matrix

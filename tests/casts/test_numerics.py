@@ -15,7 +15,8 @@ from fpxbench.casts.grid import grid
 from fpxbench.casts.probe_values import cast_inputs, digest, product_inputs, values
 from fpxbench.numbers import codec
 from fpxbench.numbers.codec import Overflow, Rounding
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 
 FP8 = ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")
 SIGNED = (*FP8, "e4m3b15")

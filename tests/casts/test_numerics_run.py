@@ -17,8 +17,9 @@ from fpxbench.casts.cast_messages import RESULTS, NumericsRequest, NumericsResul
 from fpxbench.casts.cast_plan import batches, conversions
 from fpxbench.casts.cast_record import Behaviour, Difference, Example, InputKind, NumericsRecord
 from fpxbench.casts.conversion import Conversion, Engine
+from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store, latest
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.reports.site import build_site
 from fpxbench.sweep.isolation import Outcome
 

@@ -15,7 +15,8 @@ from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.records.case import Case
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.workloads import CANARIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

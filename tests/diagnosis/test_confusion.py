@@ -8,7 +8,7 @@ from places import DOCS
 from planting import Plant, plants
 
 from fpxbench.numbers.scheme import scheme_named
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,7 +22,7 @@ from fpxbench.numbers.scaling import Scales, scale_down
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 from fpxbench.targets.cell_outcomes import _mistake as named_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")

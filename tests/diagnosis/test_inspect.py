@@ -22,7 +22,8 @@ from fpxbench.diagnosis.blackbox.inspector import CannotInspect, inspect, inspec
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import diagnosed_trial
 

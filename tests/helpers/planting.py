@@ -14,7 +14,7 @@ import torch
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 # Numbers.
 

@@ -6,9 +6,10 @@ import random
 from pathlib import Path
 
 from fpxbench.records.case import Case
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Accuracy, Build, Flag, Machine, Record, Timing, Traffic
 from fpxbench.records.store import Store
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 
 BUILD = Build(torch="2.13.0+cpu", triton="3.7.1", git="8d1e0f3c", channel="release", variant="cpu", date="2026-10-14", key="a" * 40)
 CPU = Machine(name="cpu-epyc-2c", device="AMD EPYC 7B13", arch="x86_64 AVX2", host="bench-1", memory_bytes=64 << 30, read_gb_per_s=24.8,

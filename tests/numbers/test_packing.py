@@ -17,7 +17,7 @@ from fpxbench.numbers.packing.layout import parts
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,11 +5,11 @@ import signal
 import pytest
 from places import DOCS
 
+from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import (
     BROKEN,
     SEVERITY,
     SIGNS,
-    Kind,
     Status,
     Verdict,
     classify_death,

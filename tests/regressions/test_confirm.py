@@ -9,9 +9,10 @@ from scipy import stats
 
 from fpxbench.integrations.notify.github_issues import confirmed, issues
 from fpxbench.records.case import Case
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Machine, Record, Timing
 from fpxbench.records.store import Store
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
 from fpxbench.regressions.confirmation import Confirmation, Outcome, upstream_range
 from fpxbench.regressions.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs

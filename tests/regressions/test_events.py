@@ -9,8 +9,9 @@ from sample_records import GPU, record
 from typer.testing import CliRunner
 
 from fpxbench.cli import app
+from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirmation import Confirmation, Outcome
 from fpxbench.regressions.examination import find
 from fpxbench.regressions.suspect import Direction, State, Suspect

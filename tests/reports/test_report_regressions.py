@@ -17,8 +17,9 @@ from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import Behaviour, NumericsRecord
 from fpxbench.casts.conversion import Conversion
 from fpxbench.cli import app
+from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirmation import Confirmation, Interval, Outcome, Run
 from fpxbench.regressions.examination import find
 from fpxbench.regressions.suspect import Direction, State

@@ -13,7 +13,8 @@ import pytest
 import sample_records as sample
 from test_report import PAYLOAD, Page
 
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.reports.site import build_site
 from fpxbench.reports.targets.support_build import steps
 from fpxbench.reports.targets.support_row import Scripts, row_in_full

@@ -13,9 +13,10 @@ from places import FAULTY_IMPLS as FAULTY
 
 from fpxbench.implementation import discover
 from fpxbench.records.case import Case
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.verdict import Status
 from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.run import main_sweep
 from fpxbench.sweep.settings import Settings

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from places import HELPERS
 
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.sweep.isolation import LOG_TAIL_BYTES, Isolation
 
 GIB = 1 << 30

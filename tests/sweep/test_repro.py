@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from sample_records import case, record
 
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Record
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.sweep.repro_script import repro_script
 
 FAULTY = '''

@@ -7,7 +7,7 @@ import pytest
 from fpxbench.checking import inputs
 from fpxbench.implementation import Implementation, Support
 from fpxbench.records.case import Case
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import diagnosed_trial
 

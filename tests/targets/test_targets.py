@@ -17,7 +17,8 @@ from ptx_samples import DECODE
 from typer.testing import CliRunner
 
 from fpxbench.cli import app
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.targets import engine, triton_builds as builds, version_spans as history
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
 from fpxbench.targets.build_diff import changes

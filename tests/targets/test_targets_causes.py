@@ -2,7 +2,8 @@
 
 import pytest
 
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.targets.causes import failure, native_errors
 
 REFUSAL = ("at 1:0:\ndef convert(source, out, BLOCK: tl.constexpr):\n^\nValueError(\"type fp8e4b8 not supported in this architecture. "

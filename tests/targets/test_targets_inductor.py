@@ -10,7 +10,8 @@ import pytest
 from places import CHECKOUT
 from ptx_samples import DECODE
 
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.targets import engine
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
 from fpxbench.targets.build_diff import changes

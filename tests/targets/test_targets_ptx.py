@@ -8,7 +8,7 @@ import pytest
 from ptx_samples import DECODE, ENCODE
 
 from fpxbench.numbers.formats import FORMATS
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 from fpxbench.targets.encode_check import mistake
 from fpxbench.targets.floats import BF16, FP16, FP32
 from fpxbench.targets.ptx import GLOBAL, Memory, Unmodelled, decoded_table, parse, run_thread

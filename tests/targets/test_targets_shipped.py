@@ -6,7 +6,8 @@ import random
 import pytest
 from places import CHECKOUT
 
-from fpxbench.records.verdict import Kind, Status
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status
 from fpxbench.targets import version_spans as history
 from fpxbench.targets.architectures import ARCHITECTURES
 from fpxbench.targets.collection import evaluate_build

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from fpxbench.records.case import Activation
-from fpxbench.records.verdict import Kind, Status, Verdict
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
 
 
 class InspectRequest(BaseModel):

@@ -38,7 +38,8 @@ from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import encode
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
-from fpxbench.records.verdict import Kind, Status, Verdict, classify_exception
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.workloads import workload_named
 
 MOST_WEIGHTS = 1 << 17

@@ -22,7 +22,7 @@ from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
 from fpxbench.numbers.scaling import NV_SCALE_FORMAT
-from fpxbench.records.verdict import Kind
+from fpxbench.records.kinds import Kind
 
 COLUMNS = 8
 """Columns in which each code is read, spread over K."""

@@ -1,0 +1,278 @@
+"""The kinds of mistake: the one table that the code, the pages and the docs read.
+
+A new kind is one entry here, then code that emits it and an example of the fault among the tests.
+``tests/records/test_kinds.py`` fails for a kind that nothing emits, or that a stage emits without being listed.
+``python tools/kinds_table.py`` writes the table into docs/verdicts.md.
+"""
+
+from __future__ import annotations
+
+from enum import Flag, StrEnum, auto
+
+
+class Stage(Flag):
+    """A part of fpxbench that names mistakes."""
+
+    PRODUCT = auto()     # diagnosis of a wrong product, by one-hot activations
+    STORED = auto()      # diagnosis of the codes and scales that `quantize` stored
+    CASTS = auto()       # conversions of a framework, input by input
+    TARGETS = auto()     # kernels compiled for an architecture, and executed where possible
+    COMPILER = auto()    # messages of compilers and frameworks
+    CONTRACT = auto()    # how a call behaves, whatever its numbers
+
+
+class Group(StrEnum):
+    """What a mistake is about: the sections of the docs' table, in order."""
+
+    CODES = "what a code stands for"
+    ROUNDING = "how values become codes"
+    LAYOUT = "where a code lies"
+    SCALES = "which scale a code meets"
+    ACTIVATIONS = "what happens to the activation"
+    RESULT = "how far the result is off"
+    CALL = "how a call behaves, whatever its numbers"
+    COMPILER = "what the compiler or the framework refuses or fails at"
+
+
+class Kind(StrEnum):
+    """Which mistake: a closed list.
+
+    An entry gives its name in records, its group, the stages that may emit it (none: it is only in old records), a
+    predicate that follows an implementation's name in a sentence, and what is seen.
+    """
+
+    group: Group
+    emitted_by: Stage
+    predicate: str
+    seen: str
+
+    def __new__(cls, name: str, group: Group, emitted_by: Stage, predicate: str, seen: str) -> Kind:
+        kind = str.__new__(cls, name)
+        kind._value_ = name
+        kind.group, kind.emitted_by, kind.predicate, kind.seen = group, emitted_by, predicate, seen
+        return kind
+
+    # ---- what a code stands for
+
+    FNUZ_AS_FN = (
+        "fnuz_as_fn", Group.CODES, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "takes FNUZ codes for FN codes, off by a factor of 2",
+        "Every normal value is off by a factor of 2 (bias 8 against 7), and 0x80 is -0 where FNUZ has its NaN.",
+    )
+    FN_AS_FNUZ = (
+        "fn_as_fnuz", Group.CODES, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "takes FN codes for FNUZ codes, off by a factor of 2",
+        "Every normal value is off by a factor of 2 (bias 7 against 8), and 0x80 is NaN where FN has -0.",
+    )
+    NAN_CODE_LOST = (
+        "nan_code_lost", Group.CODES, Stage.PRODUCT | Stage.CASTS,
+        "turns NaN into a number",
+        "A NaN code reads as a number, infinity as a finite one; or a cast of NaN gives a number.",
+    )
+    NEGATIVE_ZERO = (
+        "negative_zero", Group.CODES, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "gets negative zero wrong",
+        "-0 reads as NaN, a tiny negative value is stored as 0x80, which FNUZ reads as NaN, or a cast gives a zero of"
+        " the wrong sign.",
+    )
+    SIGN_LOST = (
+        "sign_lost", Group.CODES, Stage.PRODUCT | Stage.STORED,
+        "loses the sign",
+        "Negative weights are read, or stored, as positive.",
+    )
+    SUBNORMAL_FLUSHED = (
+        "subnormal_flushed", Group.CODES, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "flushes subnormals to zero",
+        "The smallest codes read as 0, or what rounds to them is stored as 0. SQNR does not move: only tests of "
+        "single codes show it.",
+    )
+    SUBNORMAL_WRONG = (
+        "subnormal_wrong", Group.CODES, Stage.PRODUCT | Stage.CASTS | Stage.TARGETS,
+        "gets subnormals wrong",
+        "The smallest codes read as other values, or what rounds to them gets another code. SQNR does not move: only "
+        "tests of single codes show it.",
+    )
+
+    # ---- how values become codes
+
+    DOUBLE_ROUNDING = (
+        "double_rounding", Group.ROUNDING, Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "rounds twice",
+        "Codes are as if rounded through a narrower type first (fp32 → bf16 → fp8), a scale rounded to 16 bits "
+        "included.",
+    )
+    TIES_AWAY = (
+        "ties_away", Group.ROUNDING, Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "rounds ties away from zero",
+        "Halfway values go to the larger neighbour, not to the even one.",
+    )
+    TRUNCATED = (
+        "truncated", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "truncates",
+        "Values are rounded toward zero or down, or low mantissa bits of a code are not read.",
+    )
+    OVERFLOW_NAN = (
+        "overflow_nan", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "overflows to NaN",
+        "Past the largest value there is NaN, where the scheme or the dtype asks otherwise.",
+    )
+    OVERFLOW_INF = (
+        "overflow_inf", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "overflows to infinity",
+        "Past the largest value there is infinity, where the scheme or the dtype asks otherwise.",
+    )
+    SATURATED = (
+        "saturated", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "saturates",
+        "Values stop at a maximum, where the scheme or the dtype asks otherwise.",
+    )
+
+    # ---- where a code lies
+
+    NIBBLE_SWAP = (
+        "nibble_swap", Group.LAYOUT, Stage.PRODUCT,
+        "swaps nibbles",
+        "The halves of a byte change places: neighbouring 4-bit codes, or the halves of an 8-bit code.",
+    )
+    PLANE_SWAP = (
+        "plane_swap", Group.LAYOUT, Stage.PRODUCT,
+        "swaps planes",
+        "Codes, or parts of their bits, are taken from another plane of the packed bytes.",
+    )
+
+    # ---- which scale a code meets
+
+    SCALE_MISSING = (
+        "scale_missing", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "leaves a scale out",
+        "A scale, or one level of two, is not applied, or every stored one is 1.",
+    )
+    SCALE_TRANSPOSED = (
+        "scale_transposed", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "applies scales along the wrong axis",
+        "Scales of rows act on columns, or the matrix of scales is read or stored column by column.",
+    )
+    SCALED = (
+        "scaled", Group.SCALES, Stage.PRODUCT | Stage.STORED | Stage.TARGETS,
+        "is off by one factor",
+        "Every weight is the same factor times its value, NaN and -0 as they are: a product or a scale off by that "
+        "factor, an E8M0 exponent read one off, a bias read one off without its special codes.",
+    )
+    WRONG_MAX = (
+        "wrong_max", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "scales by the wrong maximum",
+        "Scales are made from another format's maximum (448, 240, 224); in MX from another emax, so that every "
+        "exponent is one off.",
+    )
+    BLOCK_OFF_BY_ONE = (
+        "block_off_by_one", Group.SCALES, Stage.PRODUCT,
+        "takes the neighbouring block's scale",
+        "Each block meets the scale of the one beside it (a row, of the next row), or blocks begin one column off.",
+    )
+
+    # ---- what happens to the activation
+
+
+    # ---- how far the result is off
+
+    GIBBERISH = (
+        "gibberish", Group.RESULT, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "gives gibberish",
+        "Finite, uncorrelated with the exact result, and no known mistake fits.",
+    )
+    INACCURATE = (
+        "inaccurate", Group.RESULT, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS | Stage.CONTRACT,
+        "is inaccurate",
+        "Near the exact result, but outside the bound, or in parts only; no known mistake fits.",
+    )
+
+    # ---- how a call behaves, whatever its numbers
+
+    WRONG_SHAPE = (
+        "wrong_shape", Group.CALL, Stage.STORED | Stage.CONTRACT,
+        "gives a tensor of the wrong shape",
+        "The output is not [M, N], the weight read back not [N, K], or the scales not of the scheme's shape.",
+    )
+    WRONG_DTYPE = (
+        "wrong_dtype", Group.CALL, Stage.CONTRACT,
+        "gives an output of the wrong dtype",
+        "The output is not in the activation's dtype.",
+    )
+    UNWRITTEN_OUTPUT = (
+        "unwritten_output", Group.CALL, Stage.CONTRACT,
+        "leaves output elements unwritten",
+        "Memory is filled with a pattern before the call, and still holds it afterwards.",
+    )
+    STALE_OUTPUT = (
+        "stale_output", Group.CALL, Stage.CONTRACT,
+        "gives the output of the previous call",
+        "Inputs are fresh at every call, and the output answers the previous ones.",
+    )
+    INPUT_MODIFIED = (
+        "input_modified", Group.CALL, Stage.CONTRACT,
+        "changes its inputs in place",
+        "The activation or the stored weight differs after the call.",
+    )
+    NOT_REPEATABLE = (
+        "not_repeatable", Group.CALL, Stage.PRODUCT | Stage.CONTRACT,
+        "is not repeatable",
+        "The same operands give a right result in one call and a wrong one in another.",
+    )
+    CONFIG_DEPENDENT = (
+        "config_dependent", Group.CALL, Stage.CONTRACT,
+        "is wrong with some autotuning configurations",
+        "Every configuration that the autotuner may pick is checked, and some are wrong.",
+    )
+
+    # ---- what the compiler or the framework refuses or fails at
+
+    UNSUPPORTED_ROUNDING = (
+        "unsupported_rounding", Group.COMPILER, Stage.COMPILER,
+        "needs a rounding mode that the compiler refuses",
+        "The compiler's message says so.",
+    )
+    UNSUPPORTED_CONVERSION = (
+        "unsupported_conversion", Group.COMPILER, Stage.COMPILER,
+        "needs a conversion that the compiler refuses",
+        "The compiler's message says so.",
+    )
+    UNSUPPORTED_DTYPE = (
+        "unsupported_dtype", Group.COMPILER, Stage.COMPILER,
+        "needs a dtype that is not supported",
+        "The compiler's or PyTorch's message says so.",
+    )
+    UNSUPPORTED_ARCH = (
+        "unsupported_arch", Group.COMPILER, Stage.COMPILER,
+        "needs another architecture",
+        "The compiler's or PyTorch's message says so.",
+    )
+    ASSEMBLER_ERROR = (
+        "assembler_error", Group.COMPILER, Stage.TARGETS | Stage.COMPILER,
+        "fails in the assembler",
+        "ptxas or the AMD assembler rejects the generated code.",
+    )
+    COMPILER_ABORT = (
+        "compiler_abort", Group.COMPILER, Stage.COMPILER,
+        "aborts inside the compiler",
+        "LLVM or MLIR ends the process.",
+    )
+    PASS_FAILED = (
+        "pass_failed", Group.COMPILER, Stage.COMPILER,
+        "fails in a compiler pass",
+        "A pass over the intermediate code reports a failure.",
+    )
+    EMPTY_OBJECT = (
+        "empty_object", Group.COMPILER, Stage.TARGETS,
+        "compiles to an empty object",
+        "The compiler reports success and leaves nothing to run.",
+    )
+
+
+def sibling_kind(specials: str) -> Kind:
+    """Return the kind of taking codes of a format with these special values (`Format.specials`) for its sibling's."""
+    return Kind.FNUZ_AS_FN if specials == "fnuz" else Kind.FN_AS_FNUZ
+
+
+def describe_stages(stages: Stage) -> str:
+    """Return the docs' names of `stages`: ``product, stored, casts``."""
+    return ", ".join((stage.name or "").lower() for stage in stages)
