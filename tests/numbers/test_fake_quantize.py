@@ -175,5 +175,5 @@ def test_the_layer_of_the_docs_trains():
 def test_a_name_in_place_of_a_format_or_a_scheme_is_refused_with_the_way_to_get_one():
     with pytest.raises(TypeError, match=r"takes a Format, not 'e4m3fn': fpxbench.numbers.formats.format_named"):
         fake_quantize(torch.ones(4), "e4m3fn")
-    with pytest.raises(TypeError, match=r"takes a Scheme, not 'mxfp4': fpxbench\.scheme\.scheme_named"):
+    with pytest.raises(TypeError, match=r"takes a Scheme, not 'mxfp4': fpxbench\.numbers\.scheme\.scheme_named"):
         fake_quantize_weight(torch.ones(4, 32), "mxfp4")
