@@ -1,4 +1,4 @@
-"""`fpxbench inspect`: what an implementation acts by, beside the definition."""
+"""`fpxbench inspect`: recover which maps an implementation applies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, err, new_app, out
-from fpxbench.diagnosis.blackbox.inspection import Finding, Inspection, InspectRequest
+from fpxbench.diagnosis.blackbox.inspection import Experiment, Inspection, InspectRequest
 from fpxbench.records.verdict import SIGNS, Status, with_log
 from fpxbench.sweep.settings import default_memory_limit
 
@@ -20,8 +20,8 @@ app = new_app()
 SHAPE = 64, 4096, 4096
 """M, N and K unless asked for: every weight of a layer in 64 products."""
 ROWS_SHOWN = 16
-_HEADINGS = {"table": ("code", "definition", "acted by"), "scales": ("scale stored", "definition", "acted by"),
-             "blocks": ("weight", "its scale", "acted by"), "order": ("weight", "definition", "acted by")}
+_HEADINGS = {"table": ("code", "definition", "effective"), "scales": ("scale stored", "definition", "effective"),
+             "blocks": ("weight", "its scale", "effective"), "order": ("weight", "definition", "effective")}
 
 
 @app.command()
@@ -41,9 +41,9 @@ def inspect(
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = 600.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Find out by experiment what an implementation acts by: its decode table, its scales, the order in which it reads codes.
+    """Recover by experiment which maps an implementation applies: its decode table, its scales, the order in which it reads codes.
 
-    Nothing of it is read but what it multiplies. What differs from the definition is printed, and the mistake named. Exit
+    Nothing of it is read but what it multiplies. What differs from the definition is printed, and the fault named. Exit
     status: 0 if all is right, 1 if not, 2 for a mistake in the command.
     """
     if activation not in ("bf16", "fp16"):
@@ -86,11 +86,11 @@ def _print(inspection: Inspection) -> None:
     verdict = inspection.verdict
     colour = "green" if inspection.right else "dim" if verdict.status in (Status.UNSUPPORTED, Status.MISSING) else "red"
     out.print(f"[{colour}]{SIGNS[verdict.status]} {escape(verdict.headline)}[/]: {escape(verdict.summary)}")
-    for finding in inspection.findings:
-        sign = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}[finding.right]
-        out.print(f"  {sign} [bold]{finding.name}[/]: {escape(finding.sentence)}")
-        if finding.differences:
-            _print_differences(finding)
+    for experiment in inspection.experiments:
+        sign = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]·[/]"}[experiment.right]
+        out.print(f"  {sign} [bold]{experiment.name}[/]: {escape(experiment.message)}")
+        if experiment.differences:
+            _print_differences(experiment)
     if inspection.weights_read:
         wrong = f"{inspection.weights_wrong:,} of " if inspection.weights_wrong else "all "
         out.print(f"  [bold]weight[/]: N(0, 1), [{inspection.n}, {inspection.k}], {inspection.activation} in rows of {inspection.m}:"
@@ -101,12 +101,12 @@ def _print(inspection: Inspection) -> None:
               markup=False, style="dim")
 
 
-def _print_differences(finding: Finding) -> None:
+def _print_differences(experiment: Experiment) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2))
-    for heading in _HEADINGS[finding.name]:
+    for heading in _HEADINGS[experiment.name]:
         table.add_column(heading)
-    for difference in finding.differences[:ROWS_SHOWN]:
-        table.add_row(escape(difference.entry), escape(difference.definition), escape(difference.acted_by))
+    for difference in experiment.differences[:ROWS_SHOWN]:
+        table.add_row(escape(difference.entry), escape(difference.definition), escape(difference.effective))
     out.print(table)
-    if len(finding.differences) > ROWS_SHOWN:
-        out.print(f"    … and {len(finding.differences) - ROWS_SHOWN} more", style="dim")
+    if len(experiment.differences) > ROWS_SHOWN:
+        out.print(f"    … and {len(experiment.differences) - ROWS_SHOWN} more", style="dim")

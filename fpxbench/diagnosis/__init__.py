@@ -1,1 +1,1 @@
-"""Whose mistake a wrong product, or wrong stored codes and scales, look like (docs/diagnosis.md)."""
+"""Which fault explains a wrong product, or wrong stored codes and scales? (docs/diagnosis.md)"""

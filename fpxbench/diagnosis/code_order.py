@@ -8,7 +8,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from fpxbench.diagnosis.decode_fault import Misreading
+from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.numbers import packing
 from fpxbench.numbers.formats import Format
 from fpxbench.records.kinds import Kind
@@ -17,13 +17,13 @@ from fpxbench.records.kinds import Kind
 _NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}
 
 
-def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
+def code_order_faults(fmt: Format, layout: str, k: int) -> Iterator[DecodeFault]:
     """Bits taken from the wrong place of a row of `k` codes stored in `layout`."""
     k_pad = packing.padded_k(k)
     column = torch.arange(k_pad)
 
-    def moved(kind: Kind, sentence: str, **sources: Tensor) -> Misreading:
-        return Misreading("codes", kind, sentence, _piecewise(fmt.bits, {int(s[1:]): m for s, m in sources.items()}))
+    def moved(kind: Kind, message: str, **sources: Tensor) -> DecodeFault:
+        return DecodeFault("codes", kind, message, _piecewise(fmt.bits, {int(s[1:]): m for s, m in sources.items()}))
 
     cut = packing.pieces(fmt.bits)
     if layout == "planar":
@@ -32,12 +32,12 @@ def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
             for order in _plane_orders(planes):
                 source = _from_planes(column, k_pad, order)
                 if planes == 2:
-                    sentence = f"the two nibbles of each byte are exchanged: weight k reads the code of k ± {k_pad // 2}"
-                    yield moved(Kind.NIBBLE_SWAP, sentence, **{f"p{offset}": source})
+                    message = f"the two nibbles of each byte are exchanged: weight k reads the code of k ± {k_pad // 2}"
+                    yield moved(Kind.NIBBLE_SWAP, message, **{f"p{offset}": source})
                 else:
-                    sentence = (f"the planes of the {width}-bit piece are read in the order {', '.join(map(str, order))},"
+                    message = (f"the planes of the {width}-bit piece are read in the order {', '.join(map(str, order))},"
                                 f" not 0 to {planes - 1}")
-                    yield moved(Kind.PLANE_SWAP, sentence, **{f"p{offset}": source})
+                    yield moved(Kind.PLANE_SWAP, message, **{f"p{offset}": source})
         for backwards in (False, True):
             sources = {f"p{offset}": _as_neighbours(column, k_pad, 8 // width, backwards)
                        for offset, width in cut if width < 8}
@@ -46,19 +46,19 @@ def code_misreadings(fmt: Format, layout: str, k: int) -> Iterator[Misreading]:
                             "the planes are read as neighbours: the fields of one byte are taken for weights next to each"
                             f" other{', the high field first' if backwards else ''}", **sources)
         if len(cut) > 1:
-            yield Misreading("codes", Kind.PLANE_SWAP,
+            yield DecodeFault("codes", Kind.PLANE_SWAP,
                              f"the pieces of {' and '.join(str(width) for _, width in cut)} bits are put together in the wrong order",
                              lambda codes, columns: _pieces_reversed(codes[:, columns.to(codes.device)], fmt.bits))
     for other in packing.LAYOUTS.values():
         if other.name != layout and fmt.bits < 8 and _could_hold(other, layout, fmt.bits, k):
             kind = Kind.NIBBLE_SWAP if fmt.bits == 4 and {layout, other.name} <= _NEIGHBOURS_IN_A_BYTE else Kind.PLANE_SWAP
-            yield Misreading("codes", kind, f"the bytes are read in the layout {other.name}, theirs is {layout}",
+            yield DecodeFault("codes", kind, f"the bytes are read in the layout {other.name}, theirs is {layout}",
                              _read_as(other.name, layout, fmt.bits, k))
     neighbours = Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP
     yield moved(neighbours, "each two neighbours along K are exchanged: weight k reads the code of k ^ 1",
                 **{f"p{offset}": column ^ 1 for offset, _ in cut})
     if fmt.bits == 8:
-        yield Misreading("codes", Kind.NIBBLE_SWAP, "the two nibbles of each 8-bit code are exchanged",
+        yield DecodeFault("codes", Kind.NIBBLE_SWAP, "the two nibbles of each 8-bit code are exchanged",
                          lambda codes, columns: nibbles_exchanged(codes[:, columns.to(codes.device)]))
 
 

@@ -1,4 +1,4 @@
-"""What a known mistake in reading a stored weight is: another choice in one of the steps that reading takes."""
+"""A known fault in reading a stored weight: another choice in one of the steps of reading."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ STEPS = ("codes", "table", "scales", "places", "blocks")
 
 
 @dataclass(frozen=True)
-class Misreading:
-    """One mistake in one step of reading a weight.
+class DecodeFault:
+    """One fault in one step of reading a weight.
 
     `apply` depends on the step:
     ``codes``: (codes [N, K_pad], columns [C]) -> the codes [N, C] that are read instead;
@@ -24,7 +24,7 @@ class Misreading:
 
     step: str
     kind: Kind
-    sentence: str
+    message: str
     apply: Callable
     replaces: bool = False
-    """Takes nothing over from what it is applied to (another format's table): it comes before others of its step."""
+    """Ignores its input (another format's table), so it comes first in its step."""

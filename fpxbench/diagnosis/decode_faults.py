@@ -1,7 +1,7 @@
-"""Known ways to misread a stored weight, as data: which code is taken, what it decodes to, which scale it meets.
+"""Known faults in reading a stored weight, as data: which code is read, what it decodes to, which scale multiplies it.
 
-A weight is read in three steps that can each go wrong, and a known mistake is another choice in one of them. What an
-implementation *would* give under a mistake is computed here; `fpxbench.diagnosis.products` compares that with what it does give.
+A weight is read in three steps, and a known fault is another choice in one of them. The weight that results from a fault is
+predicted from this data; `fpxbench.diagnosis.products` compares predictions with the effective weight.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fpxbench.diagnosis.code_order import code_misreadings
-from fpxbench.diagnosis.decode_fault import Misreading
+from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scaling
@@ -25,24 +25,24 @@ E4M3_MAXIMA = (448.0, 240.0, 224.0)
 keep as headroom on FNUZ hardware."""
 
 
-def misreadings(weight: QuantizedWeight) -> list[Misreading]:
-    """Every known mistake that can be made on `weight`. Raises ValueError for a weight whose codes cannot be read."""
+def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
+    """Return every known fault that applies to `weight`. Raises ValueError for a weight whose codes cannot be read."""
     scheme, (n, k) = weight.scheme, weight.shape
     return [
-        *code_misreadings(scheme.format, weight.layout, k),
-        *table_misreadings(scheme.format),
-        *scale_misreadings(scheme.scaling, scheme.format, n, k),
+        *code_order_faults(scheme.format, weight.layout, k),
+        *table_faults(scheme.format),
+        *scale_faults(scheme.scaling, scheme.format, n, k),
     ]
 
 
 # What it decodes to.
 
 
-def table_misreadings(fmt: Format) -> Iterator[Misreading]:
+def table_faults(fmt: Format) -> Iterator[DecodeFault]:
     """Codes decoded by another definition than the format's."""
 
-    def table(kind: Kind, sentence: str, apply: Callable[[Tensor], Tensor], replaces: bool = False) -> Misreading:
-        return Misreading("table", kind, sentence, apply, replaces)
+    def table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False) -> DecodeFault:
+        return DecodeFault("table", kind, message, apply, replaces)
 
     def read_as(other: Format) -> Callable[[Tensor], Tensor]:
         return lambda right: decode_table(other, right.device)
@@ -50,9 +50,9 @@ def table_misreadings(fmt: Format) -> Iterator[Misreading]:
     other = sibling(fmt)
     if other is not None:
         half = other.bias > fmt.bias
-        sentence = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
+        message = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
                     f" the format's is {fmt.bias}")
-        yield table(sibling_kind(fmt.specials), f"{sentence} (as {other.name})", read_as(other), True)
+        yield table(sibling_kind(fmt.specials), f"{message} (as {other.name})", read_as(other), True)
 
     codes = torch.arange(1 << fmt.bits)
     if fmt.twos_complement:
@@ -82,8 +82,8 @@ def table_misreadings(fmt: Format) -> Iterator[Misreading]:
                 yield table(Kind.TRUNCATED, f"{lost} not read", lambda right, low=low: right[(codes & ~low).to(right.device)])
 
 
-def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., Misreading]) -> Iterator[Misreading]:
-    """Said in terms of the table that they are applied to, which another mistake may have changed already."""
+def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -> Iterator[DecodeFault]:
+    """Said in terms of the table that they are applied to, which another fault may have changed already."""
     subnormal = is_subnormal(fmt)
     zero = codes & fmt.magnitude_mask == 0
     with_one = 1 + (codes & ((1 << fmt.mantissa_bits) - 1)) / 2**fmt.mantissa_bits
@@ -130,15 +130,15 @@ def _a_nan(fmt: Format) -> int:
 # Which scale it meets.
 
 
-def scale_misreadings(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator[Misreading]:
+def scale_faults(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator[DecodeFault]:
     """Scales left out, read by another definition, or taken from the wrong place."""
     yield from _scale_values(scaling, fmt)
     yield from _scale_places(scaling, n, k)
 
 
-def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[Misreading]:
-    def scales(kind: Kind, sentence: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False) -> Misreading:
-        return Misreading("scales", kind, sentence, apply, replaces)
+def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
+    def scales(kind: Kind, message: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False) -> DecodeFault:
+        return DecodeFault("scales", kind, message, apply, replaces)
 
     yield scales(Kind.SCALE_MISSING, "the scale is not applied",
                  lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
@@ -157,7 +157,7 @@ def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[Misreading]:
 
 
 def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
-    """The sentence where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has leaves no
+    """The message where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has leaves no
     trace."""
     if factor not in (2.0, 0.5):
         return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
@@ -167,39 +167,39 @@ def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
     return f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
 
 
-def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[Misreading]:
-    def places(kind: Kind, sentence: str, apply: Callable[[Tensor], Tensor]) -> Misreading:
-        return Misreading("places", kind, sentence, apply)
+def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[DecodeFault]:
+    def places(kind: Kind, message: str, apply: Callable[[Tensor], Tensor]) -> DecodeFault:
+        return DecodeFault("places", kind, message, apply)
 
     def at(row: Callable[[Tensor], Tensor], block: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Row and block number -> those whose scale is taken; numbers past an end run on into the next row, as memory does."""
-        def taken(held: Tensor) -> Tensor:
-            rows, blocks = (torch.arange(size) for size in held.shape)
-            flat = (row(rows)[:, None] * held.shape[1] + block(blocks)[None, :]) % held.numel()
-            return held.reshape(-1)[flat.to(held.device)]
-        return taken
+        """Map row and block number to those whose scale is used; numbers past an end run on into the next row, as memory does."""
+        def moved(grid: Tensor) -> Tensor:
+            rows, blocks = (torch.arange(size) for size in grid.shape)
+            flat = (row(rows)[:, None] * grid.shape[1] + block(blocks)[None, :]) % grid.numel()
+            return grid.reshape(-1)[flat.to(grid.device)]
+        return moved
 
     if scaling.kind == "tensor":
         return
     if scaling.kind == "row":
-        yield Misreading("blocks", Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
+        yield DecodeFault("blocks", Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
                          lambda grid, columns, rows: grid.reshape(1, -1)[:, columns % grid.shape[0]])
         for step, which in ((1, "next"), (-1, "previous")):
-            sentence = f"each row is multiplied by the scale of the {which} row"
-            yield places(Kind.BLOCK_OFF_BY_ONE, sentence, at(lambda r, step=step: r + step, lambda g: g))
-            yield places(Kind.BLOCK_OFF_BY_ONE, sentence, at(lambda r, step=step: (r + step).clamp(0, n - 1), lambda g: g))
+            message = f"each row is multiplied by the scale of the {which} row"
+            yield places(Kind.BLOCK_OFF_BY_ONE, message, at(lambda r, step=step: r + step, lambda g: g))
+            yield places(Kind.BLOCK_OFF_BY_ONE, message, at(lambda r, step=step: (r + step).clamp(0, n - 1), lambda g: g))
         return
     blocks = scaling.blocks(k)
     yield places(Kind.SCALE_TRANSPOSED, f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
                  lambda grid: grid.reshape(grid.shape[1], grid.shape[0]).T)
     for step, which in ((1, "next"), (-1, "previous")):
-        sentence = f"each block is multiplied by the scale of the {which} block"
+        message = f"each block is multiplied by the scale of the {which} block"
         ends = {"": lambda g, step=step: g + step,
                 " of its row, the last by its own": lambda g, step=step: (g + step).clamp(0, blocks - 1),
                 " of its row, round and round": lambda g, step=step: (g + step) % blocks}
         for end, block in ends.items():
-            yield places(Kind.BLOCK_OFF_BY_ONE, sentence + end, at(lambda r: r, block))
-        yield Misreading(
+            yield places(Kind.BLOCK_OFF_BY_ONE, message + end, at(lambda r: r, block))
+        yield DecodeFault(
             "blocks", Kind.BLOCK_OFF_BY_ONE,
             f"blocks begin one column {'early' if step > 0 else 'late'}: a weight beside each boundary meets the {which} block's scale",
             lambda grid, columns, rows, step=step: grid[rows][:, block_of((columns + step).clamp(0, k - 1), scaling)])

@@ -1,4 +1,4 @@
-"""Read out the weight that an implementation acts by: multiplied by one-hot activations, it gives it away."""
+"""Read the effective weight of an implementation: its products with one-hot activations are the weight's columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROBE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """The weight [N, C] that a reading would give (float64), and the rows where a NaN anywhere in the row may show."""
+    """The weight [N, C] that a hypothesis predicts, float64, and the rows [N] in which a NaN may show."""
 
     weight: Tensor
     tainted: Tensor
@@ -31,7 +31,7 @@ class Prediction:
 
 @dataclass
 class Readout:
-    """What one-hot activations gave: column `columns[i]` of the weight acted by is ``seen[:, i]``, float64 [N, C].
+    """Products with one-hot activations: column `columns[i]` of the effective weight is ``seen[:, i]``, float64 [N, C].
 
     weight : the codes and scales that are stored; where they cannot be seen, those that the scheme makes of `original`
     original : the float weight [N, K] that was quantized, where what became of it cannot be seen
@@ -46,34 +46,34 @@ class Readout:
     original: Tensor | None = None
 
     def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
-        """Whether every weight read out is one of those predicted, within rounding, and at least one number was read."""
+        """Return whether every weight read is one of those predicted, within rounding, and at least one number was read."""
         seen = self.seen if rows is None else self.seen[rows]
         limit = torch.finfo(self.dtype).max
         nonfinite = ~seen.isfinite()
         right = torch.zeros_like(nonfinite)
-        told = False
+        numbers_read = False
         for one in [predicted] if isinstance(predicted, Prediction) else predicted:
             tolerance = reference.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
             lost = ~one.weight.isfinite() | (one.weight.abs() > limit)
             near = (seen - one.weight).abs() <= tolerance
             right |= torch.where(lost, nonfinite, near | (nonfinite & one.tainted[:, None]))
-            told |= bool((near | lost).any())
+            numbers_read |= bool((near | lost).any())
             if bool(right.all()):
                 break
-        return told and bool(right.all())
+        return numbers_read and bool(right.all())
 
     def wrong(self) -> Tensor:
-        """Where it is not what the definition says: bool [N, C]."""
+        """Return where the readout differs from the definition: bool [N, C]."""
         tolerance = reference.one_hot_tolerance(self.definition.weight, self.dtype, self.activation_format)
         return ~((self.seen - self.definition.weight).abs() <= tolerance)
 
     def example(self) -> dict[str, Any]:
-        """The first weight that is not read as the definition says."""
+        """Return the first weight that differs from the definition."""
         row, i = self.wrong().nonzero()[0].tolist()
         return self.described(row, i)
 
     def described(self, row: int, i: int) -> dict[str, Any]:
-        """One weight: row `row`, the `i`-th of the columns read out."""
+        """Return row `row` of the `i`-th column read, with its code."""
         column = int(self.columns[i])
         found = {"row": row, "column": column, "read_as": repr(float(self.seen[row, i])),
                  "stored": repr(float(self.definition.weight[row, i]))}
@@ -87,22 +87,21 @@ class Readout:
 
 def read_out(implementation: Implementation, operands: Operands, columns: Iterable[int] = (), *, seconds: float = PROBE_SECONDS,
              every: bool = False) -> Readout | None:
-    """The columns that an implementation acts by, `columns` among them and as many as its speed allows, or `every` one.
-    None where no row of x is there to ask with."""
+    """Return columns of the effective weight: `columns` and as many more as its speed allows, or `every` one; None for M = 0."""
     case, weight = operands.case, operands.weight
     if case.m == 0:
         return None
     wanted = list(range(case.k)) if every else _columns_worth_reading(weight, case.m, columns)
     seen = [weights for _, weights in contract.one_hot_columns(implementation, operands, wanted, seconds=seconds)]
     read = torch.cat(seen, dim=1).double()
-    taken = torch.tensor(wanted[:read.shape[1]], device=read.device)
+    read_columns = torch.tensor(wanted[:read.shape[1]], device=read.device)
     decoded = operands.decoded
-    definition = Prediction(decoded[:, taken].double(), ~decoded.isfinite().all(dim=1))
-    return Readout(weight, taken, read, definition, inputs.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
+    definition = Prediction(decoded[:, read_columns].double(), ~decoded.isfinite().all(dim=1))
+    return Readout(weight, read_columns, read, definition, inputs.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
 
 
 def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]) -> list[int]:
-    """All columns if they are few; else `first`, those that hold the rare codes, both sides of the places where layouts and
+    """Return all columns if they are few; else `first`, those that hold the rare codes, both sides of the places where layouts and
     blocks change, and an even spread."""
     k = weight.shape[1]
     most = MOST_COLUMNS * min(m, 4)
@@ -121,7 +120,7 @@ def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two tensors, over the elements where both are finite."""
+    """Return the cosine of the angle between two tensors, over the elements where both are finite."""
     both = a.isfinite() & b.isfinite()
     a, b = a[both], b[both]
     norms = float(a.norm() * b.norm())

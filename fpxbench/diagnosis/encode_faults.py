@@ -1,4 +1,4 @@
-"""Known ways to store a weight wrongly, as data: how a value became a code, and how a block got its scale.
+"""Known faults in storing a weight, as data: how a value becomes a code, and how a block gets its scale.
 
 `fpxbench.diagnosis.products` compares the codes and scales that an implementation stored with what each of these would store.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.diagnosis.code_order import code_misreadings
+from fpxbench.diagnosis.code_order import code_order_faults
 from fpxbench.diagnosis.decode_faults import E4M3_MAXIMA, is_subnormal, sibling
 from fpxbench.numbers import packing
 from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
@@ -23,19 +23,19 @@ Divide = Callable[[Tensor], Tensor]
 """A weight [N, K] over its scales, fp32 [N, K]."""
 
 QUOTIENT_SLACK = 2.0**-22
-"""w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a mistake."""
+"""w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a fault."""
 
 
 @dataclass(frozen=True)
-class Misencoding:
-    """One mistake in turning a weight into codes: what it changes of the steps that lead there.
+class EncodeFault:
+    """One fault in turning a weight into codes: what it changes of the steps that lead there.
 
     `before` changes the weight [N, K], `values` the same over its scales; `target`, `rounding` and `overflow` are what
     they are encoded to and how; `codes` takes the codes and the values that they were made from, and gives those stored.
     """
 
     kind: Kind
-    sentence: str
+    message: str
     scales: Callable[[Scales], Scales] | None = None
     """Other scales than the right ones, by which the weight is then divided and multiplied."""
     before: Callable[[Tensor], Tensor] | None = None
@@ -45,24 +45,24 @@ class Misencoding:
     overflow: Overflow | None = None
     codes: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def can_be_made_with(self, other: Misencoding) -> bool:
+    def can_be_made_with(self, other: EncodeFault) -> bool:
         """Whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
         exclusive = (("scales", "scales"), ("rounding", "rounding"), ("target", "target"), ("overflow", "overflow"),
                      ("target", "overflow"), ("overflow", "target"))    # a target has an overflow of its own
         return all(getattr(self, mine) is None or getattr(other, its) is None for mine, its in exclusive)
 
 
-def encoded(weight: Tensor, divide: Divide, fmt: Format, mistakes: Iterable[Misencoding] = ()) -> Tensor:
-    """The uint8 codes [N, K] that an encoder to `fmt` stores that makes `mistakes`."""
-    mistakes = tuple(mistakes)
-    for change in [one.before for one in mistakes if one.before]:
+def encoded(weight: Tensor, divide: Divide, fmt: Format, faults: Iterable[EncodeFault] = ()) -> Tensor:
+    """The uint8 codes [N, K] that an encoder to `fmt` stores that makes `faults`."""
+    faults = tuple(faults)
+    for change in [one.before for one in faults if one.before]:
         weight = change(weight)
     values = divide(weight)
-    for change in [one.values for one in mistakes if one.values]:
+    for change in [one.values for one in faults if one.values]:
         values = change(values)
-    how = {name: getattr(one, name) for one in mistakes for name in ("rounding", "overflow") if getattr(one, name)}
-    codes = encode(values, next((one.target for one in mistakes if one.target), fmt), **how)
-    for change in [one.codes for one in mistakes if one.codes]:
+    how = {name: getattr(one, name) for one in faults for name in ("rounding", "overflow") if getattr(one, name)}
+    codes = encode(values, next((one.target for one in faults if one.target), fmt), **how)
+    for change in [one.codes for one in faults if one.codes]:
         codes = change(codes, values)
     return codes
 
@@ -74,65 +74,65 @@ _ROUNDINGS = {
     "to_odd": (Kind.INACCURATE, "codes are rounded to odd, not to the nearest"),
     "nearest_away": (Kind.TIES_AWAY, "halfway values are rounded away from zero, not to the even code"),
 }
-"""What is said of each rounding that is not the scheme's. Stochastic rounding stores other codes each time."""
+"""The message for each rounding that is not the scheme's. Stochastic rounding stores other codes each time."""
 
 
-def misencodings(fmt: Format, layout: str, k: int, largest_stored: int) -> Iterator[Misencoding]:
-    """Every known mistake of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did store."""
+def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iterator[EncodeFault]:
+    """Every known fault of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did store."""
     for rounding in Rounding:
         if rounding.value in _ROUNDINGS:
-            yield Misencoding(*_ROUNDINGS[rounding.value], rounding=rounding)
+            yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
             return x.to(dtype).float()
 
-        yield Misencoding(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} after the scale, then to {fmt.name}", values=narrowed)
-        yield Misencoding(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} before the scale, then to {fmt.name}", before=narrowed)
+        yield EncodeFault(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} after the scale, then to {fmt.name}", values=narrowed)
+        yield EncodeFault(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} before the scale, then to {fmt.name}", before=narrowed)
     if fmt.has_nan:
-        yield Misencoding(Kind.OVERFLOW_NAN, f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}", overflow=Overflow.NAN)
+        yield EncodeFault(Kind.OVERFLOW_NAN, f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}", overflow=Overflow.NAN)
     if fmt.has_infinity:
-        yield Misencoding(Kind.OVERFLOW_INF, f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}", overflow=Overflow.INFINITY)
+        yield EncodeFault(Kind.OVERFLOW_INF, f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}", overflow=Overflow.INFINITY)
     if 0 < largest_stored < fmt.max_code:
         top = fmt.value(largest_stored)
-        yield Misencoding(Kind.SATURATED, f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
+        yield EncodeFault(Kind.SATURATED, f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
                           values=lambda values: values.clamp(-top, top))
     other = sibling(fmt)
     if other is not None:
         kind = sibling_kind(other.specials)
-        yield Misencoding(kind, f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
+        yield EncodeFault(kind, f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
                                 f" (bias {fmt.bias})", target=other)
     if fmt.specials == "fnuz":
         minus_zero = 1 << (fmt.bits - 1)
-        yield Misencoding(Kind.NEGATIVE_ZERO, f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
+        yield EncodeFault(Kind.NEGATIVE_ZERO, f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
                                               " which is NaN: FNUZ has no -0",
                           codes=lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero))
     if fmt.signed:
-        yield Misencoding(Kind.SIGN_LOST, "negative weights are stored as positive", before=torch.abs)
+        yield EncodeFault(Kind.SIGN_LOST, "negative weights are stored as positive", before=torch.abs)
     if not fmt.is_integer and fmt.mantissa_bits:
         subnormal = is_subnormal(fmt)
-        yield Misencoding(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
+        yield EncodeFault(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
                           codes=lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
-        yield Misencoding(Kind.SUBNORMAL_FLUSHED, f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
+        yield EncodeFault(Kind.SUBNORMAL_FLUSHED, f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
                           codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0))
-    for moved in code_misreadings(fmt, layout, k):
-        yield Misencoding(moved.kind, f"the right codes lie in the wrong places, as though {moved.sentence}",
+    for moved in code_order_faults(fmt, layout, k):
+        yield EncodeFault(moved.kind, f"the right codes lie in the wrong places, as though {moved.message}",
                           codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
 
 
-def misscalings(fmt: Format, scaling: Scaling) -> Iterator[Misencoding]:
-    """Known mistakes in choosing a scale, for codes that are made and read under it."""
+def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
+    """Known faults in choosing a scale, for codes that are made and read under it."""
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if scaling.kind in ("tensor", "row", "group") and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
-            yield Misencoding(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+            yield EncodeFault(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
                               scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
     if scaling.kind == "mx":
         for step, side in ((1, "high"), (-1, "low")):
-            yield Misencoding(Kind.WRONG_MAX, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+            yield EncodeFault(Kind.WRONG_MAX, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
                               scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)))
     else:
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
             if scaling.kind != "nv":
-                yield Misencoding(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
+                yield EncodeFault(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
                                   scales=lambda scales, dtype=dtype: Scales(scales.stored.to(dtype).float()))
 
 

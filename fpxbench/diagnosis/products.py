@@ -1,9 +1,8 @@
-"""Whose mistake does this look like: from what an implementation does, without reading it.
+"""Name the fault of a wrong product from what the implementation computes, without reading its source.
 
-Multiplied by one-hot activations, an implementation gives away the weight that it acts by. Each known mistake
-(`fpxbench.diagnosis.decode_faults`) says what that weight would be; the one whose prediction fits every weight read out, where
-the definition does not, is named. Where several fit, or none, the diagnosis says so instead of choosing.
-`fpxbench.diagnosis.stored` does the same for the codes and scales that an implementation stores.
+Products with one-hot activations are columns of the effective weight. Each known fault (`fpxbench.diagnosis.decode_faults`)
+predicts that weight. A fault is named if its prediction matches every weight read where the definition does not; if several
+match, or none, the diagnosis says so. `fpxbench.diagnosis.stored` does the same for stored codes and scales.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from fpxbench.checking import contract, inputs, reference
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.code_order import nibbles_exchanged
-from fpxbench.diagnosis.decode_faults import block_of, is_subnormal, misreadings, scaled_by, table_misreadings
+from fpxbench.diagnosis.decode_faults import block_of, decode_faults, is_subnormal, scaled_by, table_faults
 from fpxbench.diagnosis.effective_weight import Prediction, Readout, correlation, read_out
-from fpxbench.diagnosis.hypotheses import Mistakes, explanations, kinds_of, names_of
+from fpxbench.diagnosis.hypotheses import Faults, explanations, kinds_of, names_of
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import packing
 from fpxbench.numbers.codec import decode_table, encode
@@ -30,27 +29,27 @@ from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 
 CORRELATED = 0.9
-"""Above this correlation with the right answer a mistake is an inaccuracy, below it is gibberish."""
+"""Above this correlation with the right answer a fault is an inaccuracy, below it is gibberish."""
 FEW_WEIGHTS = 16
-"""So many misread weights are listed one by one."""
+"""Up to this many wrong weights are listed one by one."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Which mistake, in one sentence, and what it was told by.
+    """A fault: its kind, one sentence, and the evidence.
 
-    `kind` is None where the status already says all that is certain (a NaN that no known mistake explains).
+    `kind` is None where the status already says all that is certain (a NaN that no known fault explains).
     """
 
     kind: Kind | None
-    sentence: str
+    message: str
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
 def diagnose_product(implementation: Implementation, operands: Operands, columns: Iterable[int] = ()) -> Diagnosis:
-    """Name the mistake of an implementation whose product is wrong or not finite, on the case's own weight and shape.
+    """Name the fault of an implementation whose product is wrong or not finite, on the case's own weight and shape.
 
-    `columns` are known to hold a weight that is misread, and are read out among others.
+    `columns` are known to hold a wrong weight, and are read among others.
     """
     try:
         x = operands.activation("diagnosis")
@@ -61,26 +60,26 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
             return _diagnose_sums(implementation, operands, x, y, expected)
         if readout.fits(readout.definition):
             return _diagnose_sums(implementation, operands, x, y, expected, readout)
-        return (_known_misreading(readout, implementation, operands) or off_by_one_factor([readout]) or another_table(readout)
+        return (_known_decode_fault(readout, implementation, operands) or off_by_one_factor([readout]) or another_table(readout)
                 or single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
     except ContractViolation as violation:
         return Diagnosis(violation.verdict.kind, violation.verdict.summary)
 
 
-# Known mistakes.
+# Known faults.
 
 
-def _known_misreading(readout: Readout, implementation: Implementation, operands: Operands) -> Diagnosis | None:
-    """The one known mistake that explains all that was read out, of this weight and of a telling one, or two made together; where
-    several explain it equally, a diagnosis that names them all. None where none does."""
+def _known_decode_fault(readout: Readout, implementation: Implementation, operands: Operands) -> Diagnosis | None:
+    """Return the known fault, or pair of faults, that explains the readouts of this weight and of a probe weight; where several
+    do, a diagnosis that lists them; None where none does."""
     if not readout.weight.has_codes:
         return None
-    known = misreadings(readout.weight)
-    telling = read_out(implementation, telling_operands(implementation, operands))
-    told = bool(readout.seen.isfinite().any() or telling.seen.isfinite().any())
-    fitting = explanations([readout, telling], known)
-    if not told and fitting:
-        return Diagnosis(None, "not one output is finite, which several mistakes would explain", {"fitting": names_of(fitting)})
+    known = decode_faults(readout.weight)
+    probe = read_out(implementation, probe_operands(implementation, operands))
+    numbers_read = bool(readout.seen.isfinite().any() or probe.seen.isfinite().any())
+    fitting = explanations([readout, probe], known)
+    if not numbers_read and fitting:
+        return Diagnosis(None, "not one output is finite, which several faults would explain", {"fitting": names_of(fitting)})
     if fitting:
         return named(fitting, readout)
     fitting = explanations([readout], known, most=1)
@@ -91,36 +90,36 @@ def _known_misreading(readout: Readout, implementation: Implementation, operands
                      " in its place", {"fitting": names_of(fitting), "example": readout.example()})
 
 
-def telling_operands(implementation: Implementation, operands: Operands) -> Operands:
-    """The same case with a weight on which mistakes differ: any finite code anywhere, under scales that all differ from their
+def probe_operands(implementation: Implementation, operands: Operands) -> Operands:
+    """Return the same case with a probe weight, on which faults differ: any finite code anywhere, under scales that all differ from their
     neighbours'. An implementation that keeps tensors of its own beside the codes is given a weight to quantize instead, of
-    all the numbers of the format. Codes that a known mistake reads as NaN or infinity stay in every eighth row, and those that are
+    all the numbers of the format. Codes that a known fault reads as NaN or infinity stay in every eighth row, and those that are
     NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
     weight, case = operands.weight, operands.case
     if weight.extra:
         original = inputs.make_weight(case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
-        telling = implementation.quantize(original, weight.scheme)
-        return replace(operands, original=original, weight=telling, decoded=telling.dequantize())
+        probe = implementation.quantize(original, weight.scheme)
+        return replace(operands, original=original, weight=probe, decoded=probe.dequantize())
     fmt = weight.scheme.format
     table = decode_table(fmt)
     risky = torch.zeros(len(table), dtype=torch.bool)
-    for mistake in table_misreadings(fmt):
-        risky |= ~mistake.apply(table).isfinite()
+    for fault in table_faults(fmt):
+        risky |= ~fault.apply(table).isfinite()
     if fmt.bits == 8:
         risky |= ~table[nibbles_exchanged(torch.arange(256))].isfinite()
     any_code = table.isfinite().nonzero().reshape(-1)
     safe_code = (table.isfinite() & ~risky).nonzero().reshape(-1)
-    rng = inputs.generator(operands.seed, "telling codes")
+    rng = inputs.generator(operands.seed, "probe codes")
     codes = safe_code[torch.randint(len(safe_code), weight.shape, generator=rng)]
     codes[7::8] = any_code[torch.randint(len(any_code), codes[7::8].shape, generator=rng)]
     safe_or_not_finite = torch.cat([safe_code, (~table.isfinite()).nonzero().reshape(-1)])
     codes[15::16] = safe_or_not_finite[torch.randint(len(safe_or_not_finite), codes[15::16].shape, generator=rng)]
     packed = packing.pack(codes.to(torch.uint8), fmt.bits, weight.layout).to(weight.device)
-    telling = replace(weight, packed=packed, scales=_telling_scales(weight, rng))
-    return replace(operands, weight=telling, decoded=telling.dequantize())
+    probe = replace(weight, packed=packed, scales=_probe_scales(weight, rng))
+    return replace(operands, weight=probe, decoded=probe.dequantize())
 
 
-def _telling_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
+def _probe_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
     """Other scales in place of `weight`'s, near 1/16 and random: each is unlike those beside it."""
     shape = weight.scales.shape
     exponent = torch.randint(-7, 0, shape, generator=rng)
@@ -132,22 +131,22 @@ def _telling_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
     return scales.to(weight.device)
 
 
-def named(fitting: list[Mistakes], readout: Readout) -> Diagnosis:
-    """The diagnosis where each of `fitting` explains all: one or two kinds by name, or that they cannot be told apart."""
+def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
+    """Return the diagnosis where each of `fitting` explains all readouts: one or two kinds by name, or that they cannot be distinguished."""
     evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns)}
     if bool(readout.wrong().any()):
         evidence["example"] = readout.example()
     first = fitting[0]
-    sentence = "; and ".join(mistake.sentence for mistake in first)
+    message = "; and ".join(fault.message for fault in first)
     kinds, names = kinds_of(fitting), names_of(fitting)
     if len(kinds) == 1:
         if len(first) > 1:
-            evidence["kinds"], sentence = sorted({str(mistake.kind) for mistake in first}), f"two mistakes at once: {sentence}"
-        return Diagnosis(first[0].kind, sentence, evidence)
+            evidence["kinds"], message = sorted({str(fault.kind) for fault in first}), f"two faults at once: {message}"
+        return Diagnosis(first[0].kind, message, evidence)
     certain = frozenset.intersection(*kinds)
     kind = next(iter(certain)) if len(certain) == 1 else nearness(readout.correlation())
     return Diagnosis(kind, f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}: this weight looks the"
-                           f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {sentence}", evidence | {"fitting": names})
+                           f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {message}", evidence | {"fitting": names})
 
 
 def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
@@ -168,7 +167,7 @@ def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
 
 
 def another_table(readout: Readout) -> Diagnosis | None:
-    """Each code read as one number wherever it stands, but not as its own: a decode table that no known mistake gives."""
+    """Each code read as one number wherever it stands, but not as its own: a decode table that no known fault gives."""
     weight = readout.weight
     if not weight.has_codes:
         return None
@@ -203,7 +202,7 @@ def another_table(readout: Readout) -> Diagnosis | None:
                      f"{len(numbers)} of {int(present.sum())} codes decode to another number, the same one everywhere: {listed[0]}", evidence)
 
 
-# No known mistake: where it is, at least.
+# No known fault: locate what is wrong.
 
 
 def single_weights(readout: Readout) -> Diagnosis | None:
@@ -215,14 +214,15 @@ def single_weights(readout: Readout) -> Diagnosis | None:
     listed = [readout.described(row, i) for row, i in found.tolist()]
     first = listed[0]
     code = f", the code {first['code']}," if "code" in first else ""
-    sentence = (f"{len(found)} of {wrong.numel():,} weights read out {'is' if len(found) == 1 else 'are'} misread: row {first['row']}, column"
+    message = (f"{len(found)} of {wrong.numel():,} weights read out {'is' if len(found) == 1 else 'are'} misread: row {first['row']}, column"
                 f" {first['column']}{code} reads as {float(first['read_as']):.6g}; stored is {float(first['stored']):.6g}")
     kind = Kind.INACCURATE if bool(readout.seen[wrong].isfinite().all()) else None
-    return Diagnosis(kind, sentence, {"weights_read": wrong.numel(), "weights_wrong": len(found), "misread": listed, "example": first})
+    return Diagnosis(kind, message, {"weights_read": wrong.numel(), "weights_wrong": len(found), "misread": listed, "example": first})
+
 
 def _part_of_the_output(implementation: Implementation, operands: Operands, y: Tensor, expected: reference.Reference,
                         readout: Readout) -> Diagnosis:
-    """Weights are misread, but as no known mistake would: say in which part."""
+    """Locate weights that are wrong in a way that no known fault explains."""
     wrong = readout.wrong()
     evidence: dict[str, Any] = {"weights_read": wrong.numel(), "weights_wrong": int(wrong.sum()), "example": readout.example()}
     bad = ~readout.seen.isfinite()
@@ -235,8 +235,8 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
                                f" {'others are wrong too' if elsewhere else 'all others are right'}", evidence | {"output_columns": rows[:32]})
     run = _wrong_run_of_columns(implementation, operands)
     if run is not None:
-        sentence, found = run
-        return Diagnosis(nearness(correlation(y.double(), expected.product)), sentence, evidence | found)
+        message, found = run
+        return Diagnosis(nearness(correlation(y.double(), expected.product)), message, evidence | found)
     part = _wrong_part(y, expected)
     likeness = readout.correlation()
     evidence["correlation"] = repr(likeness)
@@ -244,7 +244,7 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     if part:
         return Diagnosis(kind, f"wrong only in {part}", evidence)
     seen = "near the right weights, but not them" if kind is Kind.INACCURATE else "unlike the right weights"
-    return Diagnosis(kind, f"the weights acted by are {seen} (correlation {likeness:.2g}), and no known mistake fits", evidence)
+    return Diagnosis(kind, f"the effective weights are {seen} (correlation {likeness:.2g}), and no known fault fits", evidence)
 
 
 def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor, expected: reference.Reference,
@@ -254,7 +254,7 @@ def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor
     weights = "" if readout is None else f"each of {readout.seen.numel()} weights read out alone is right, "
     evidence = {"relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside}
     if comparison.within:
-        return Diagnosis(Kind.NOT_REPEATABLE, f"{weights}and the product is right when asked again: it was not before", evidence)
+        return Diagnosis(Kind.NOT_REPEATABLE, f"{weights}and the product is right when it is computed again: it was not before", evidence)
     out = y.double()
     if not comparison.finite:
         small = x * 2.0**-8
@@ -276,8 +276,8 @@ def _diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor
     kind = nearness(likeness)
     evidence["correlation"] = repr(likeness)
     if run is not None:
-        sentence, found = run
-        return Diagnosis(kind, sentence, evidence | found)
+        message, found = run
+        return Diagnosis(kind, message, evidence | found)
     part = _wrong_part(y, expected)
     if part:
         return Diagnosis(kind, f"{weights}but sums are wrong in {part}", evidence)

@@ -1,4 +1,4 @@
-"""Whose mistake do stored codes and scales look like: compared with what each known mistake would have stored."""
+"""Name the fault in stored codes and scales: compare them with what each known fault stores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.decode_faults import scale_misreadings
+from fpxbench.diagnosis.decode_faults import scale_faults
 from fpxbench.diagnosis.effective_weight import correlation
-from fpxbench.diagnosis.encode_faults import Misencoding, encoded, misencodings, same_number
+from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, encoded, same_number
 from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
 from fpxbench.diagnosis.products import Diagnosis, nearness
 from fpxbench.implementation import Implementation
@@ -28,19 +28,19 @@ SCALE_SLACK = 2.0**-21
 NV_RATIO_SLACK = 2.0**-3
 """A block scale in E4M3 is rounded to three mantissa bits, so a ratio is seen only that finely."""
 SCREENED_ROWS = 256
-"""Rows with wrong codes on which a mistake is tried first; only one that explains them is tried on all."""
+"""Rows with wrong codes on which a fault is tried first; only one that explains them is tried on all."""
 
 
-def diagnose_quantization(original: Tensor, operands: Operands, telling: Operands | None = None) -> Diagnosis | None:
-    """Name the mistake of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
+def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands | None = None) -> Diagnosis | None:
+    """Name the fault of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
 
     Scales that are right within fp32's rounding are right. Codes are judged under the scales that are stored, so that a
-    mistake in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
-    `telling` is another weight that was quantized in the same way: what explains the codes must explain its too.
+    fault in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
+    `probe` is another weight that was quantized in the same way: what explains the codes must explain its too.
     """
     if not operands.weight.has_codes:
         return None
-    weights = [(original, operands)] + ([(telling.original, telling)] if telling is not None else [])
+    weights = [(original, operands)] + ([(probe.original, probe)] if probe is not None else [])
     several = []
     for given, held in weights:
         weight = held.weight
@@ -50,20 +50,20 @@ def diagnose_quantization(original: Tensor, operands: Operands, telling: Operand
             return Diagnosis(Kind.WRONG_SHAPE,
                              f"{stored} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight")
         several.append(_Stored(given.float(), weight, oracle_scales))
-    of_scales = next((found for stored in several if (found := _scale_mistake(stored)) is not None), None)
+    of_scales = next((found for stored in several if (found := _scale_fault(stored)) is not None), None)
     of_codes = None
     if of_scales is None or not all(stored.codes_fit(stored.oracle_scales) for stored in several):
-        of_codes = _code_mistake(several, of_scales is not None)
+        of_codes = _code_fault(several, of_scales is not None)
     found = [one for one in (of_scales, of_codes) if one is not None]
     if len(found) < 2:
         return found[0] if found else None
     # Codes of the sibling format bring its maximum with them; else the scale is wrong first, and codes overflow by it.
     leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
-    return Diagnosis(leading.kind, f"two mistakes at once: {of_scales.sentence}; and {of_codes.sentence}",
+    return Diagnosis(leading.kind, f"two faults at once: {of_scales.message}; and {of_codes.message}",
                      of_scales.evidence | of_codes.evidence | {"kinds": sorted({str(one.kind) for one in found})})
 
 
-def telling_quantization(implementation: Implementation, operands: Operands) -> Operands:
+def probe_quantization(implementation: Implementation, operands: Operands) -> Operands:
     """The case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the format's numbers,
     midpoints and their neighbours under scales of 1. If it chooses scales that are off by one factor, under the scales that
     it chooses."""
@@ -75,14 +75,14 @@ def telling_quantization(implementation: Implementation, operands: Operands) -> 
         return replace(operands, original=original, weight=weight, decoded=weight.dequantize())
 
     original = inputs.make_weight(operands.case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
-    telling = quantized(original)
+    probe = quantized(original)
     right = scale_values(scheme.quantize(original)[1], scheme.scaling)
-    held = telling.weight.scale_grid()
+    held = probe.weight.scale_grid()
     if held.shape != right.shape:
-        return telling
+        return probe
     ratio = float((held / right).median())
     if abs(ratio - 1) <= SCALE_SLACK or not 2.0**-8 < ratio < 2.0**8:
-        return telling
+        return probe
     if scheme.scaling.kind == "mx":     # the block's largest number decides a power of two, and the others lie under it
         return quantized((original * ratio).clamp(-fmt.max, fmt.max))
     top = float(f"{fmt.max / ratio:.6g}")      # the maximum that the scales were taken from, without fp32's last bit
@@ -114,21 +114,21 @@ class _Stored:
         """Where the stored codes are not those of nearest-even under `scales`: bool [N, K]."""
         return ~self.made_by((), scales)
 
-    def made_by(self, mistakes: tuple[Misencoding, ...], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Where the stored codes are what an encoder stores that makes `mistakes`, a quotient rounded the other way allowed
+    def made_by(self, faults: tuple[EncodeFault, ...], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Where the stored codes are what an encoder stores that makes `faults`, a quotient rounded the other way allowed
         for: bool."""
         fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
         here = Scales(scales.stored[rows] if scales.stored.shape[0] > 1 else scales.stored, scales.tensor_scale)
         held, original = same_number(self.codes[rows], fmt), self.original[rows]
         same = torch.zeros_like(held, dtype=torch.bool)
         for nudge in quotient_nudges(here, scaling):
-            codes = encoded(original, lambda w, nudge=nudge: scale_down(w, here, scaling) * (1 + nudge), fmt, mistakes)
+            codes = encoded(original, lambda w, nudge=nudge: scale_down(w, here, scaling) * (1 + nudge), fmt, faults)
             same |= same_number(codes, fmt) == held
         return same
 
-    def stored_by(self, mistakes: tuple[Misencoding, ...], scales: Scales) -> bool:
+    def stored_by(self, faults: tuple[EncodeFault, ...], scales: Scales) -> bool:
         """Whether every code is: tried on a few rows first."""
-        return all(bool(self.made_by(mistakes, scales, rows).all()) for rows in (*self._screens, slice(None)))
+        return all(bool(self.made_by(faults, scales, rows).all()) for rows in (*self._screens, slice(None)))
 
     @cached_property
     def _screens(self) -> tuple[Tensor, Tensor]:
@@ -136,8 +136,8 @@ class _Stored:
         return wrong[:: max(1, len(wrong) // 4)][:4], wrong
 
 
-def _code_mistake(several: list[_Stored], try_right_scales: bool) -> Diagnosis | None:
-    """The mistake that explains every code, or two at once, under the stored scales or, where those are wrong, the right ones."""
+def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | None:
+    """The fault that explains every code, or two at once, under the stored scales or, where those are wrong, the right ones."""
     stored = next((one for one in several if not one.codes_fit(one.own_scales)), None)
     if stored is None:
         return None
@@ -145,22 +145,22 @@ def _code_mistake(several: list[_Stored], try_right_scales: bool) -> Diagnosis |
     wrong = stored.wrong_codes(stored.own_scales)
     values = decode(stored.codes, fmt).abs()
     largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
-    known = list(misencodings(fmt, weight.layout, weight.shape[1], largest))
+    known = list(encode_faults(fmt, weight.layout, weight.shape[1], largest))
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
     singly_and_in_pairs = (list(singly(known)), list(in_pairs(known)))
     scalings = (lambda one: one.own_scales, lambda one: one.oracle_scales)
     for tried, scales_of in product(singly_and_in_pairs, scalings[:1 + try_right_scales]):
-        fitting = [mistakes for mistakes in tried if all(one.stored_by(mistakes, scales_of(one)) for one in several)]
+        fitting = [faults for faults in tried if all(one.stored_by(faults, scales_of(one)) for one in several)]
         if len(kinds := kinds_of(fitting)) == 1:
             first, both = fitting[0], len(fitting[0]) > 1
-            sentence = ("two mistakes at once: " if both else "") + "; and ".join(one.sentence for one in first)
-            return Diagnosis(first[0].kind, f"{sentence}: {share}", evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}))
+            message = ("two faults at once: " if both else "") + "; and ".join(one.message for one in first)
+            return Diagnosis(first[0].kind, f"{message}: {share}", evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}))
         if kinds:
             return Diagnosis(nearness(_likeness(stored)), f"{share}; cannot tell between {', '.join(names_of(fitting))}: on this weight they"
                              " store the same", evidence | {"fitting": names_of(fitting)})
     likeness = _likeness(stored)
-    return Diagnosis(nearness(likeness), f"{share}, and no known mistake explains them; e.g. {evidence['examples'][0]}",
+    return Diagnosis(nearness(likeness), f"{share}, and no known fault explains them; e.g. {evidence['examples'][0]}",
                      evidence | {"correlation": repr(likeness)})
 
 
@@ -180,7 +180,7 @@ def _likeness(stored: _Stored) -> float:
     return correlation(stored.weight.dequantize().double(), stored.original.double())
 
 
-def _scale_mistake(stored: _Stored) -> Diagnosis | None:
+def _scale_fault(stored: _Stored) -> Diagnosis | None:
     scheme, weight = stored.weight.scheme, stored.weight
     fmt, scaling = scheme.format, scheme.scaling
     held, right = weight.scale_grid(), scale_values(stored.oracle_scales, scaling)
@@ -203,10 +203,10 @@ def _scale_mistake(stored: _Stored) -> Diagnosis | None:
         return _constant_ratio(stored, ratio, evidence)
     oracle = QuantizedWeight.from_codes(stored.codes, stored.oracle_scales, scheme, weight.layout)
     starts = torch.arange(held.shape[1], device=held.device) * (scaling.block or 1)
-    for misreading in scale_misreadings(scaling, fmt, *weight.shape):
-        factors = factors_in(grid_under((misreading,), oracle), (misreading,), scaling, starts)
+    for fault in scale_faults(scaling, fmt, *weight.shape):
+        factors = factors_in(grid_under((fault,), oracle), (fault,), scaling, starts)
         if factors.shape == held.shape and bool(((factors - held).abs() <= SCALE_SLACK * held).all()):
-            return Diagnosis(misreading.kind, f"{share}, as though {misreading.sentence}", evidence)
+            return Diagnosis(fault.kind, f"{share}, as though {fault.message}", evidence)
     if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):
         n, blocks = right.shape
         return Diagnosis(Kind.SCALE_TRANSPOSED, f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]", evidence)

@@ -14,7 +14,7 @@ from fpxbench.checking import correctness, effects, inputs, reference, timing, t
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.products import diagnose_product
-from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
+from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.kinds import Kind
@@ -125,8 +125,8 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         if diagnosis is None:
             return None
         # What looks like one mistake may be two, and another weight tell.
-        diagnosis = diagnose_quantization(operands.original, operands, telling_quantization(implementation, operands))
-        return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.sentence, evidence=diagnosis.evidence)
+        diagnosis = diagnose_quantization(operands.original, operands, probe_quantization(implementation, operands))
+        return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.message, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None
     expected = reference.sqnr_db(operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original)))
@@ -149,7 +149,7 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
         verdict.evidence["diagnosis_failed"] = f"{type(error).__name__}: {error}"[:400]
         return verdict
     return verdict.model_copy(update={
-        "kind": diagnosis.kind, "summary": diagnosis.sentence,
+        "kind": diagnosis.kind, "summary": diagnosis.message,
         "evidence": {"seen": verdict.summary, **verdict.evidence, **diagnosis.evidence},
     })
 

@@ -113,13 +113,13 @@ def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind | None, str]:
     except ModuleNotFoundError:     # an environment that holds a Triton alone
         return None, "decodes by another table than the format's; it takes PyTorch to say which mistake that is"
 
-    from fpxbench.diagnosis.decode_faults import table_misreadings
+    from fpxbench.diagnosis.decode_faults import table_faults
     from fpxbench.numbers.codec import decode_table
 
     right, read_table = decode_table(fmt), torch.tensor(read)
-    for fault in table_misreadings(fmt):
+    for fault in table_faults(fmt):
         if torch.equal(torch.nan_to_num(fault.apply(right), nan=math.pi), torch.nan_to_num(read_table, nan=math.pi)):
-            return fault.kind, fault.sentence
+            return fault.kind, fault.message
     for factor in (2.0, 0.5):
         if _same(read, tuple(float(number) * factor for number in right)):
             return Kind.SCALED, f"every code decodes to {factor:g} times its value, NaN and -0 as they are: a bias that is off by one, or a product by {factor:g}"

@@ -9,9 +9,9 @@ import torch
 
 from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.decode_faults import misreadings, sibling
+from fpxbench.diagnosis.decode_faults import decode_faults, sibling
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
-from fpxbench.diagnosis.encode_faults import encoded, misencodings
+from fpxbench.diagnosis.encode_faults import encode_faults, encoded
 from fpxbench.diagnosis.hypotheses import Predictor
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.stored import diagnose_quantization
@@ -28,14 +28,14 @@ from fpxbench.targets.cell_outcomes import _mistake as named_table
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Acting(Implementation):
-    """Multiplies by a weight that `acted_by` makes of the stored one."""
+class Effective(Implementation):
+    """Multiplies by a weight that `effective` makes of the stored one."""
 
-    def __init__(self, acted_by=QuantizedWeight.dequantize):
-        self.acted_by = acted_by
+    def __init__(self, effective=QuantizedWeight.dequantize):
+        self.effective = effective
 
     def matmul(self, x, weight):
-        return (x.float() @ self.acted_by(weight).float().T).to(x.dtype)
+        return (x.float() @ self.effective(weight).float().T).to(x.dtype)
 
 
 class Storing(Implementation):
@@ -57,8 +57,8 @@ def operands_for(implementation: Implementation, scheme: str, *, m=16, n=48, k=9
     return Operands(case, "cpu", seed, original, weight, weight.dequantize())
 
 
-def diagnosed(acted_by, scheme: str, **how):
-    implementation = Acting(acted_by)
+def diagnosed(effective, scheme: str, **how):
+    implementation = Effective(effective)
     return diagnose_product(implementation, operands_for(implementation, scheme, **how))
 
 
@@ -67,7 +67,7 @@ def stored_wrongly(store, scheme: str, **how):
     return diagnose_quantization(operands.original, operands)
 
 
-# The weight acted by.
+# The effective weight.
 
 
 @pytest.mark.parametrize("workload", ["canary.codes", "canary.ragged"])
@@ -76,36 +76,36 @@ def stored_wrongly(store, scheme: str, **how):
     [("e4m3fn-row", "bytes"), ("e4m3fnuz-row", "planar"), ("e5m2-row", "planar"), ("mxfp8_e4m3fn", "planar"), ("mxfp6_e3m2", "planar"),
      ("e3m2-g32", "planar"), ("mxfp4", "planar"), ("nvfp4", "planar"), ("e2m2-row", "planar"), ("int8-row", "bytes")],
 )
-def test_each_known_misreading_is_named_or_counted_among_those_that_fit(scheme, layout, workload) -> None:
-    """An implementation acts by the weight that one mistake gives; the diagnosis names that mistake, or a tie with it in."""
-    operands = operands_for(Acting(), scheme, workload=workload, layout=layout)
+def test_each_known_decode_fault_is_named_or_counted_among_those_that_fit(scheme, layout, workload) -> None:
+    """An implementation has the effective weight that one fault gives; the diagnosis names that fault, or a tie with it in."""
+    operands = operands_for(Effective(), scheme, workload=workload, layout=layout)
     named = 0
-    known = misreadings(operands.weight)
-    planes = [mistake for mistake in known if mistake.kind is Kind.PLANE_SWAP]
-    for mistake in [mistake for mistake in known if mistake not in planes[:-4]]:    # of the 24 orders of four planes, a few
+    known = decode_faults(operands.weight)
+    planes = [fault for fault in known if fault.kind is Kind.PLANE_SWAP]
+    for fault in [fault for fault in known if fault not in planes[:-4]]:    # of the 24 orders of four planes, a few
 
-        def acted_by(weight, mistake=mistake):
+        def effective(weight, fault=fault):
             columns = torch.arange(weight.shape[1])
             everything = Readout(weight, columns, weight.dequantize().double(), None, torch.bfloat16, None)
-            return Predictor(everything).predict([mistake], torch.arange(weight.shape[0])).weight
+            return Predictor(everything).predict([fault], torch.arange(weight.shape[0])).weight
 
-        wrong = acted_by(operands.weight)
+        wrong = effective(operands.weight)
         if bool((wrong == operands.decoded).all()):
-            continue    # no mistake on this weight: its scales are all 1, or it holds no such code
-        found = diagnose_product(Acting(acted_by), operands)
+            continue    # no fault on this weight: its scales are all 1, or it holds no such code
+        found = diagnose_product(Effective(effective), operands)
         fitting = found.evidence.get("fitting", [])
-        assert found.kind in (mistake.kind, Kind.NOT_REPEATABLE) or any(str(mistake.kind) in name for name in fitting), \
-            (mistake.kind, mistake.sentence, found.kind, found.sentence)
+        assert found.kind in (fault.kind, Kind.NOT_REPEATABLE) or any(str(fault.kind) in name for name in fitting), \
+            (fault.kind, fault.message, found.kind, found.message)
         if found.kind is Kind.NOT_REPEATABLE:
-            assert "right when asked again" in found.sentence       # too small a difference for the tolerance
-        named += found.kind is mistake.kind
+            assert "right when it is computed again" in found.message       # too small a difference for the tolerance
+        named += found.kind is fault.kind
     assert named >= 3
 
 
 def test_an_implementation_that_is_right_when_asked_again_is_said_to_be() -> None:
     found = diagnosed(QuantizedWeight.dequantize, "e4m3fn-row")
     assert found.kind is Kind.NOT_REPEATABLE
-    assert "right when asked again" in found.sentence
+    assert "right when it is computed again" in found.message
 
 
 def test_the_bias_is_told_with_both_numbers() -> None:
@@ -114,13 +114,13 @@ def test_the_bias_is_told_with_both_numbers() -> None:
 
     found = diagnosed(by_fnuz, "e4m3fn-row")
     assert found.kind is Kind.FN_AS_FNUZ
-    assert found.sentence.startswith("every normal code decodes to half its value: read with bias 8, the format's is 7")
+    assert found.message.startswith("every normal code decodes to half its value: read with bias 8, the format's is 7")
     assert found.evidence["weights_read"] == 48 * 96
     assert float(found.evidence["example"]["read_as"]) == pytest.approx(float(found.evidence["example"]["stored"]) / 2, rel=0.01)
 
 
 def test_a_nan_code_read_as_a_number_is_named_though_no_encoder_writes_one() -> None:
-    implementation = Acting(lambda weight: weight.dequantize().nan_to_num(0.0))
+    implementation = Effective(lambda weight: weight.dequantize().nan_to_num(0.0))
     operands = operands_for(implementation, "e4m3fnuz-row")
     codes = operands.weight.codes()
     codes[5, 7] = 0x80
@@ -128,13 +128,13 @@ def test_a_nan_code_read_as_a_number_is_named_though_no_encoder_writes_one() -> 
     operands.decoded = operands.weight.dequantize()
     found = diagnose_product(implementation, operands)
     assert found.kind is Kind.NAN_CODE_LOST
-    assert "0x80" in found.sentence
+    assert "0x80" in found.message
 
 
 def test_what_looks_the_same_is_not_decided() -> None:
-    """The weight is remembered from the first call, so telling codes tell nothing: half of everything is FNUZ's bias or
+    """The weight is remembered from the first call, so a probe weight shows nothing: half of everything is FNUZ's bias or
     a factor on it all."""
-    class Remembers(Acting):
+    class Remembers(Effective):
         kept = None
 
         def matmul(self, x, weight):
@@ -146,19 +146,19 @@ def test_what_looks_the_same_is_not_decided() -> None:
     found = diagnose_product(implementation, operands_for(implementation, "mxfp8_e4m3fn"))
     assert found.kind is Kind.INACCURATE
     assert found.evidence["fitting"] == ["fn_as_fnuz", "scaled"]
-    assert found.sentence.startswith("cannot tell")
+    assert found.message.startswith("cannot tell")
 
 
-def test_two_mistakes_at_once_are_both_named() -> None:
+def test_two_faults_at_once_are_both_named() -> None:
     def unsigned_and_unscaled(weight):
         return codec.decode(weight.codes(), weight.scheme.format).abs()
 
     found = diagnosed(unsigned_and_unscaled, "e2m1-g32")
     assert found.evidence["kinds"] == ["scale_missing", "sign_lost"]
-    assert "two mistakes at once" in found.sentence
+    assert "two faults at once" in found.message
 
 
-def test_a_table_that_no_known_mistake_gives_is_read_out_code_by_code() -> None:
+def test_a_table_that_no_known_fault_gives_is_read_out_code_by_code() -> None:
     def another(weight):
         table = codec.decode_table(weight.scheme.format)
         table[0x30] *= 1.25
@@ -167,7 +167,7 @@ def test_a_table_that_no_known_mistake_gives_is_read_out_code_by_code() -> None:
     found = diagnosed(another, "e4m3fn-row", workload="canary.codes")
     assert found.kind is Kind.INACCURATE
     assert found.evidence["codes_misread"] == 1
-    assert "0x30 0.0110.000 as 0.625 instead of 0.5" in found.sentence
+    assert "0x30 0.0110.000 as 0.625 instead of 0.5" in found.message
 
 
 @pytest.mark.parametrize(
@@ -176,24 +176,24 @@ def test_a_table_that_no_known_mistake_gives_is_read_out_code_by_code() -> None:
      (0, 16, 2, "columns 0 to 15 of K = 96, are counted twice"), (64, 65, -1, "columns 64 to 64 of K = 96, are misread")],
 )
 def test_a_run_of_columns_that_alone_is_wrong_is_found(first, last, factor, what) -> None:
-    def acted_by(weight):
+    def effective(weight):
         w = weight.dequantize()
         w[:, first:last] *= factor
         return w
 
     for m in (1, 16):
-        assert what in diagnosed(acted_by, "e4m3fn-row", m=m).sentence
+        assert what in diagnosed(effective, "e4m3fn-row", m=m).message
 
 
 def test_the_part_of_the_output_that_is_wrong_is_named() -> None:
-    class LastRows(Acting):
+    class LastRows(Effective):
         def matmul(self, x, weight):
             y = super().matmul(x, weight)
             y[12:] = 0
             return y
 
     found = diagnose_product(LastRows(), operands_for(LastRows(), "e4m3fn-row"))
-    assert found.sentence == "wrong only in output rows 12 to 15 of 16, all of it zero"
+    assert found.message == "wrong only in output rows 12 to 15 of 16, all of it zero"
 
 
 def test_noise_is_gibberish_and_a_small_error_an_inaccuracy() -> None:
@@ -204,13 +204,13 @@ def test_noise_is_gibberish_and_a_small_error_an_inaccuracy() -> None:
         return weight.dequantize() * (1 + 0.1 * noise(weight))
 
     nothing = diagnosed(lambda weight: torch.zeros(weight.shape), "e4m3fn-row")
-    assert (nothing.kind, nothing.sentence) == (Kind.GIBBERISH, "every weight reads as zero")
+    assert (nothing.kind, nothing.message) == (Kind.GIBBERISH, "every weight reads as zero")
     assert diagnosed(noise, "e4m3fn-row").kind is Kind.GIBBERISH
     assert diagnosed(near, "e4m3fn-row").kind is Kind.INACCURATE
 
 
 def test_a_weight_in_a_layout_of_its_own_is_diagnosed_without_codes() -> None:
-    class Own(Acting):
+    class Own(Effective):
         def quantize(self, weight, scheme):
             oracle = super().quantize(weight, scheme)
             return QuantizedWeight(scheme, oracle.shape, "own", oracle.dequantize())
@@ -238,27 +238,27 @@ def test_a_readout_of_nothing_but_nan_fits_no_number() -> None:
 
 @pytest.mark.parametrize(
     "scheme", ["e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e4m3fn", "mxfp8_e5m2", "e3m2-g32", "mxfp4", "nvfp4", "int8-row"])
-def test_each_known_misencoding_is_named_or_counted_among_those_that_fit(scheme) -> None:
-    """Each mistake is made on telling values; unless it changes no code there, it is found."""
-    operands = operands_for(Acting(), scheme, workload="canary.codes", n=64, k=256)
+def test_each_known_encode_fault_is_named_or_counted_among_those_that_fit(scheme) -> None:
+    """Each fault is made on probe values; unless it changes no code there, it is found."""
+    operands = operands_for(Effective(), scheme, workload="canary.codes", n=64, k=256)
     fmt, scaling = operands.weight.scheme.format, operands.weight.scheme.scaling
     right, scales = operands.weight.scheme.quantize(operands.original)
     named = 0
-    for mistake in misencodings(fmt, "planar", 256, fmt.max_code - 1):
-        codes = encoded(operands.original, lambda w: scale_down(w, scales, scaling), fmt, [mistake])
+    for fault in encode_faults(fmt, "planar", 256, fmt.max_code - 1):
+        codes = encoded(operands.original, lambda w: scale_down(w, scales, scaling), fmt, [fault])
         operands.weight = QuantizedWeight.from_codes(codes, scales, operands.weight.scheme)
         found = diagnose_quantization(operands.original, operands)
         if bool((codes == right).all()):
             assert found is None
             continue
-        assert found is not None, mistake.sentence
-        assert found.kind is mistake.kind or str(mistake.kind) in found.evidence.get("fitting", []), (mistake.sentence, found.sentence)
-        named += found.kind is mistake.kind
+        assert found is not None, fault.message
+        assert found.kind is fault.kind or str(fault.kind) in found.evidence.get("fitting", []), (fault.message, found.message)
+        named += found.kind is fault.kind
     assert named >= 4
 
 
 @pytest.mark.parametrize("scheme", ["e4m3fn-row", "e4m3fnuz-tensor", "e3m2-g32", "nvfp4", "int8-row", "mxfp6_e2m3"])
-def test_another_right_way_to_quantize_is_not_a_mistake(scheme) -> None:
+def test_another_right_way_to_quantize_is_not_a_fault(scheme) -> None:
     """Multiplying by the reciprocal, max by reciprocal, -0 stored as 0: fp32's last bit and a zero's sign are free."""
     def store(weight, scheme):
         _, scales = scheme.quantize(weight)
@@ -314,7 +314,7 @@ def test_the_maximum_that_scales_were_taken_from_is_told(other, of) -> None:
 
     found = stored_wrongly(store, of)
     assert found.kind is Kind.WRONG_MAX
-    assert f"from the maximum {other};" in found.sentence
+    assert f"from the maximum {other};" in found.message
 
 
 def test_scales_of_another_shape_are_told_by_both_shapes() -> None:
@@ -322,12 +322,12 @@ def test_scales_of_another_shape_are_told_by_both_shapes() -> None:
         codes, scales = scheme.quantize(weight)
         return codes, Scales(scales.stored.T.contiguous())
 
-    operands = operands_for(Acting(), "e4m3fn-g32")
+    operands = operands_for(Effective(), "e4m3fn-g32")
     codes, scales = store(operands.original, operands.weight.scheme)
     operands.weight = QuantizedWeight.from_codes(codes, scales, operands.weight.scheme)
     found = diagnose_quantization(operands.original, operands)
     assert found.kind is Kind.WRONG_SHAPE
-    assert "[3, 48]" in found.sentence and "[48, 3]" in found.sentence
+    assert "[3, 48]" in found.message and "[48, 3]" in found.message
 
 
 def test_siblings_are_each_others() -> None:
@@ -346,15 +346,15 @@ def test_scales_off_by_a_factor_from_those_that_the_codes_were_made_under_are_no
 
     found = stored_wrongly(off, scheme)
     assert found.kind is Kind.SCALED
-    assert found.sentence == f"every stored scale is {factor:g} times the one that its codes were made under"
+    assert found.message == f"every stored scale is {factor:g} times the one that its codes were made under"
 
 
 def test_a_table_that_makes_infinity_a_number_says_so_before_nan() -> None:
     """Triton's e5m2 to bf16 on NVIDIA GPUs: 0x7c is 65536."""
     e5m2 = FORMATS["e5m2"]
     read = tuple(replace(e5m2, specials="none").value(code) for code in range(256))
-    kind, sentence = named_table(e5m2, read)
+    kind, message = named_table(e5m2, read)
     assert kind is Kind.NAN_CODE_LOST and read[0x7C] == 65536
-    assert sentence.startswith("infinity, 0x7c 0.11111.00, and NaN codes such as 0x7f")
+    assert message.startswith("infinity, 0x7c 0.11111.00, and NaN codes such as 0x7f")
     twice = tuple(2 * e5m2.value(code) for code in range(256))
     assert named_table(e5m2, twice)[0] is Kind.SCALED

@@ -1,4 +1,4 @@
-"""`fpxbench inspect` finds what an implementation acts by, and never names a mistake that was not made."""
+"""`fpxbench inspect` recovers the maps that an implementation applies, and never names a fault that was not injected."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
+from fault_injection import Faulty, nearest, numbers, read, store
 from places import FAULTY_IMPLS as FAULTY
-from planting import Planted, nearest, numbers, read, store
 from torch import nn
 from typer.testing import CliRunner
 
@@ -35,15 +35,15 @@ def inspected(implementation, scheme, *, m=33, n=40, k=104, seed=3, activation="
     return inspect_implementation(implementation, request)
 
 
-def finding(inspection, name):
-    return next(one for one in inspection.findings if one.name == name)
+def experiment(inspection, name):
+    return next(one for one in inspection.experiments if one.name == name)
 
 
-# The plants themselves.
+# The injections themselves.
 
 
 @pytest.mark.parametrize("scheme", ["e4m3fn-row", "e4m3fnuz-tensor", "e5m2-g32", "e3m4-row", "mxfp6_e2m3", "mxfp4", "nvfp4", "int8-row", "e2m2-row"])
-def test_the_planted_reader_and_encoder_are_right_when_no_mistake_is_asked_for(scheme) -> None:
+def test_the_injecting_reader_and_encoder_are_right_when_no_fault_is_injected(scheme) -> None:
     """They share no code with the oracle, and agree with it on every code and weight."""
     scheme = scheme_named(scheme)
     weight = torch.randn(33, 77, generator=torch.Generator().manual_seed(0))
@@ -66,17 +66,17 @@ def test_the_planted_reader_and_encoder_are_right_when_no_mistake_is_asked_for(s
 ])
 @pytest.mark.parametrize("opaque", [False, True])
 def test_what_is_right_is_said_to_be_in_every_layout_and_where_codes_cannot_be_seen(scheme, layout, activation, opaque) -> None:
-    right = Planted(opaque=True) if opaque else Decoding(layout=layout)
+    right = Faulty(opaque=True) if opaque else Decoding(layout=layout)
     found = inspected(right, scheme, activation=activation)
     assert found.verdict.status is Status.OK, found.verdict.summary
     assert found.verdict.summary.startswith("reads all 4,160 weights as the definition says")
-    assert [one.right for one in found.findings] == [True] * 4, [one.sentence for one in found.findings]
+    assert [one.right for one in found.experiments] == [True] * 4, [one.message for one in found.experiments]
     size = 1 << scheme_named(scheme).format.bits
     if not opaque:
-        assert finding(found, "table").tried == size      # NaN and infinity included
+        assert experiment(found, "table").tried == size      # NaN and infinity included
 
 
-class Decoding(Planted):
+class Decoding(Faulty):
     """Multiplies by what the oracle decodes, whatever the layout."""
 
     def matmul(self, x, weight):
@@ -107,7 +107,7 @@ def _false_alarms(count: int) -> list[str]:
         scheme = pick("e4m3fn-row", "e4m3fnuz-row", "e5m2-g32", "e3m4-tensor", "e3m2-g32", "mxfp8_e4m3fn", "mxfp6_e2m3", "mxfp4", "nvfp4",
                       "int8-row", "e2m2-row", "e2m3-g128")
         order = pick(*ORDERS, "scaled after")
-        case = Case(implementation="planted", scheme=scheme, workload="random", m=pick(1, 2, 7, 16, 33), n=pick(1, 5, 32, 77), k=pick(32, 50, 96, 203),
+        case = Case(implementation="injected", scheme=scheme, workload="random", m=pick(1, 2, 7, 16, 33), n=pick(1, 5, 32, 77), k=pick(32, 50, 96, 203),
                     activation=pick("bf16", "fp16"))
 
         class Right(Decoding):
@@ -136,7 +136,7 @@ def test_none_of_1000_correct_cases_is_found_fault_with() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_order_of_additions_is_not_a_mistake_to_an_inspection(order) -> None:
+def test_an_order_of_additions_is_not_a_fault_to_an_inspection(order) -> None:
     found = inspected(Decoding(multiply=lambda x, w: ORDERS[order](x, w.float())), "mxfp4")
     assert found.verdict.status is Status.OK, found.verdict.summary
 
@@ -145,11 +145,11 @@ def test_an_order_of_additions_is_not_a_mistake_to_an_inspection(order) -> None:
 
 
 def test_the_decode_table_is_recovered_code_by_code() -> None:
-    found = inspected(Planted({"bias": 1, "specials": "fnuz"}), "e4m3fn-row")
-    table = finding(found, "table")
+    found = inspected(Faulty({"bias": 1, "specials": "fnuz"}), "e4m3fn-row")
+    table = experiment(found, "table")
     assert found.verdict.kind is Kind.FN_AS_FNUZ
     assert found.verdict.summary.startswith("every normal code decodes to half its value: read with bias 8, the format's is 7")
-    entries = {one.entry[:4]: (one.definition, one.acted_by) for one in table.differences}
+    entries = {one.entry[:4]: (one.definition, one.effective) for one in table.differences}
     assert entries["0x38"] == ("1", "0.5")
     assert entries["0x7f"] == ("nan", "240")
     assert entries["0x80"] == ("-0", "nan")
@@ -163,9 +163,9 @@ def test_one_factor_on_every_weight_is_neither_a_bias_nor_another_blocks_scale(s
     found = inspected(Decoding(multiply=lambda x, w: (x.float() @ (w.float() * factor).T).to(x.dtype)), scheme)
     assert (found.verdict.kind, found.kinds) == (Kind.SCALED, [Kind.SCALED])
     assert found.verdict.summary.startswith(f"every weight is {factor:g} times its value: a product or a scale that is off by that factor")
-    assert finding(found, "table").right is False
-    assert finding(found, "scales").right is None       # a code and its scale are only ever seen multiplied
-    assert finding(found, "blocks").right is True
+    assert experiment(found, "table").right is False
+    assert experiment(found, "scales").right is None       # a code and its scale are only ever seen multiplied
+    assert experiment(found, "blocks").right is True
 
 
 @pytest.mark.parametrize(("added", "said"), [
@@ -181,7 +181,7 @@ def test_what_is_added_to_the_product_is_seen_where_the_product_is_zero(added, s
     found = inspected(Decoding(multiply=multiply), "e4m3fn-row")
     assert found.verdict.status is Status.WRONG
     assert found.verdict.summary.startswith(said)
-    assert [one.name for one in found.findings] == ["zero"]
+    assert [one.name for one in found.experiments] == ["zero"]
 
 
 class HalfOfTheScale(nn.Module):
@@ -209,47 +209,47 @@ def test_half_of_every_weight_may_be_nvfp4s_block_scales_read_as_fnuz() -> None:
 
 
 def test_what_makes_an_output_nonfinite_stands_first_in_the_table() -> None:
-    found = inspected(Planted({"bias": -1, "specials": "fn"}), "e4m3fnuz-row")
-    first, second, *others = [one.entry[:4] for one in finding(found, "table").differences]
+    found = inspected(Faulty({"bias": -1, "specials": "fn"}), "e4m3fnuz-row")
+    first, second, *others = [one.entry[:4] for one in experiment(found, "table").differences]
     assert (first, second) == ("0x7f", "0xff")      # 240, and NaN in E4M3FN
     assert others == sorted(others)
 
 
-def test_weights_that_hold_a_fixed_maximum_are_said_not_to_be_told() -> None:
-    order = finding(inspected(Planted({"pairs": True}, opaque=True), "mxfp4", k=128), "order")
-    assert order.sentence == ("120 of 128 weights of a row are made of other codes' bits (8 more hold, or are read from, the fixed maximum"
-                              " of a block, and cannot be told): k reads the code of k ^ 1")
+def test_weights_that_hold_a_fixed_maximum_are_reported_as_not_recoverable() -> None:
+    order = experiment(inspected(Faulty({"pairs": True}, opaque=True), "mxfp4", k=128), "order")
+    assert order.message == ("120 of 128 weights of a row are made of other codes' bits (8 more hold, or are read from, the fixed maximum"
+                              " of a block, and cannot be recovered): k reads the code of k ^ 1")
 
 
 def test_a_table_that_is_another_formats_is_named() -> None:
-    class ReadsE5M2(Planted):
+    class ReadsE5M2(Faulty):
         def matmul(self, x, weight):
             e5m2 = torch.from_numpy(numbers(scheme_named("e5m2-row").format))
             return self.multiply(x, e5m2[weight.codes().int()] * weight.scale_grid())
 
-    table = finding(inspected(ReadsE5M2(), "e4m3fn-row"), "table")
+    table = experiment(inspected(ReadsE5M2(), "e4m3fn-row"), "table")
     assert table.right is False
-    assert "the table is e5m2's" in table.sentence
+    assert "the table is e5m2's" in table.message
 
 
 def test_the_scale_that_each_weight_meets_is_recovered() -> None:
-    found = inspected(Planted({"transposed": True}), "e4m3fn-g32", n=7, k=96)
-    blocks = finding(found, "blocks")
+    found = inspected(Faulty({"transposed": True}), "e4m3fn-g32", n=7, k=96)
+    blocks = experiment(found, "blocks")
     assert found.verdict.kind is Kind.SCALE_TRANSPOSED
     assert blocks.differences[0].entry == "row 0, column 32"
     assert blocks.differences[0].definition == "block 1 of row 0"
-    assert blocks.differences[0].acted_by == "block 1 of row 2"      # number 7 of [7, 3]
+    assert blocks.differences[0].effective == "block 1 of row 2"      # number 7 of [7, 3]
 
 
 def test_the_order_of_codes_is_recovered_bit_by_bit() -> None:
-    whole = finding(inspected(Planted({"pairs": True}), "mxfp4"), "order")
-    assert whole.sentence.endswith("k reads the code of k ^ 1")
-    parts = finding(inspected(Planted({"planes": True}), "e3m2-row", k=96), "order")
+    whole = experiment(inspected(Faulty({"pairs": True}), "mxfp4"), "order")
+    assert whole.message.endswith("k reads the code of k ^ 1")
+    parts = experiment(inspected(Faulty({"planes": True}), "e3m2-row", k=96), "order")
     assert parts.right is False
-    assert parts.differences[0].acted_by == "bits 0-3 of 0, bits 4-5 of 72"
+    assert parts.differences[0].effective == "bits 0-3 of 0, bits 4-5 of 72"
 
 
-def test_an_order_that_no_known_mistake_gives_is_still_recovered() -> None:
+def test_an_order_that_no_known_fault_gives_is_still_recovered() -> None:
     class Shifted(Decoding):
         def matmul(self, x, weight):
             return self.multiply(x, weight.dequantize().roll(5, dims=1))
@@ -257,18 +257,18 @@ def test_an_order_that_no_known_mistake_gives_is_still_recovered() -> None:
     found = inspected(Shifted(), "e4m3fn-tensor", k=96)
     assert found.verdict.status is Status.WRONG
     assert found.kinds == [Kind.GIBBERISH]
-    assert "k reads the code of" in found.verdict.summary or finding(found, "order").right is False
-    assert finding(found, "order").differences[10].acted_by == "code of 5"
+    assert "k reads the code of" in found.verdict.summary or experiment(found, "order").right is False
+    assert experiment(found, "order").differences[10].effective == "code of 5"
 
 
-def test_three_mistakes_at_once_are_told_from_each_other_or_left_open() -> None:
-    found = inspected(Planted({"flush": True, "transposed": True, "pairs": True}), "e4m3fn-g32")
-    planted = {Kind.SUBNORMAL_FLUSHED, Kind.SCALE_TRANSPOSED, Kind.PLANE_SWAP}
-    assert set(found.kinds) == planted or "no known mistake" in found.verdict.summary
+def test_three_faults_at_once_are_told_from_each_other_or_left_open() -> None:
+    found = inspected(Faulty({"flush": True, "transposed": True, "pairs": True}), "e4m3fn-g32")
+    injected = {Kind.SUBNORMAL_FLUSHED, Kind.SCALE_TRANSPOSED, Kind.PLANE_SWAP}
+    assert set(found.kinds) == injected or "no known fault" in found.verdict.summary
 
 
 def test_a_triple_in_one_step_is_named_by_its_table() -> None:
-    found = inspected(Planted({"flush": True, "bias": 1, "specials": "fnuz", "sign_lost": True}), "e4m3fn-row")
+    found = inspected(Faulty({"flush": True, "bias": 1, "specials": "fnuz", "sign_lost": True}), "e4m3fn-row")
     assert set(found.kinds) <= {Kind.FN_AS_FNUZ, Kind.SUBNORMAL_FLUSHED, Kind.SIGN_LOST, Kind.INACCURATE, Kind.GIBBERISH}
 
 
@@ -297,7 +297,7 @@ def test_one_misread_weight_in_a_million_is_found_and_located() -> None:
 
 
 def test_a_sweep_finds_and_locates_one_misread_weight_of_a_small_case() -> None:
-    case = Case(implementation="planted", scheme="e4m3fn-row", workload="canary.ragged", m=33, n=77, k=203)
+    case = Case(implementation="injected", scheme="e4m3fn-row", workload="canary.ragged", m=33, n=77, k=203)
     verdict = diagnosed_trial(OneWeight(41, 138), TrialRequest(case=case, seed=1, timing_budget_s=0))
     assert verdict.status is Status.WRONG
     assert "row 41, column 138, the code 0x" in verdict.summary
@@ -310,7 +310,7 @@ def test_one_wrong_output_element_is_found_and_located() -> None:
             y[3, 700] += 40
             return y
 
-    case = Case(implementation="planted", scheme="e4m3fn-row", workload="w", m=16, n=1024, k=64)
+    case = Case(implementation="injected", scheme="e4m3fn-row", workload="w", m=16, n=1024, k=64)
     verdict = diagnosed_trial(OneOutput(), TrialRequest(case=case, seed=1, timing_budget_s=0))
     assert verdict.status is Status.WRONG
     assert "700 of 1024" in verdict.summary or "[3, 700]" in verdict.evidence["seen"]
@@ -324,7 +324,7 @@ def test_every_weight_of_a_canary_is_read_in_little_time() -> None:
             read_out.append(x.shape[0])
             return super().matmul(x, weight)
 
-    case = Case(implementation="planted", scheme="mxfp4", workload="canary.ragged", m=33, n=77, k=203)
+    case = Case(implementation="injected", scheme="mxfp4", workload="canary.ragged", m=33, n=77, k=203)
     weight = inputs.make_weight(case, 1)
     stored = Counting().quantize(weight, scheme_named("mxfp4"))
     operands = Operands(case, "cpu", 1, weight, stored, stored.dequantize())

@@ -1,4 +1,4 @@
-"""A right implementation in four small steps, so that a plant is one step done wrongly."""
+"""A right implementation in four small steps, so that a injection is one step done wrongly."""
 
 import torch
 
@@ -15,12 +15,12 @@ class Right(Implementation):
     """Decode, scale, multiply in fp32."""
 
     schemes = ("e4m3fn-row",)
-    """Those on which the plant makes a difference."""
+    """Those on which the injection makes a difference."""
 
     def supports(self, scheme, device):
         if scheme.name in self.schemes and device == "cpu":
             return Support.yes()
-        return Support.no(f"is planted in {', '.join(self.schemes)} on a CPU")
+        return Support.no(f"is injected in {', '.join(self.schemes)} on a CPU")
 
     def codes(self, weight):
         return weight.codes()
@@ -42,7 +42,7 @@ class Right(Implementation):
 
 
 class RightEncoder(Right):
-    """The same with the encoder spelled out: a plant is a wrong scale or a wrong code."""
+    """The same with the encoder spelled out: a injection is a wrong scale or a wrong code."""
 
     def scales(self, weight, scheme):
         return choose_scales(weight, scheme.format, scheme.scaling)

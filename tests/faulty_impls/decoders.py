@@ -49,7 +49,7 @@ class SubnormalWrong(Right):
 
 @implementation("faulty_one_subnormal_wrong")
 class OneSubnormalWrong(Right):
-    """Reads one subnormal code as another number, in a way that no known mistake would."""
+    """Reads one subnormal code as another number, in a way that no known fault would."""
 
     def table(self, fmt):
         return decode_table(fmt).index_fill(0, torch.tensor([3]), 1.7 * fmt.min_normal)

@@ -119,7 +119,7 @@ class WrongMax(RightEncoder):
 
 @implementation("faulty_wrong_max_overflowing")
 class WrongMaxOverflowing(WrongMax):
-    """Takes E4M3FNUZ's scale from FN's maximum, and stores what overflows as NaN: two mistakes."""
+    """Takes E4M3FNUZ's scale from FN's maximum, and stores what overflows as NaN: two faults."""
 
     schemes = ("e4m3fnuz-row",)
 

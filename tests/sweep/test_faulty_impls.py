@@ -73,7 +73,7 @@ PLANTS = (
     Plant("block_off_by_one", "mxfp4", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "next block"),
     Plant("boundary_off_by_one", "e4m3fn-g32", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "one column late"),
     Plant("scale_exponent", "mxfp4", RAGGED, W, Kind.SCALED, "one too high"),
-    Plant("two_mistakes", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP, "two mistakes at once"),
+    Plant("two_mistakes", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP, "two faults at once"),
     # Weights stored wrongly.
     Plant("truncated", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "toward zero"),
     Plant("ties_away", "e4m3fn-row", CODES, W, Kind.TIES_AWAY),
@@ -87,7 +87,7 @@ PLANTS = (
     Plant("fnuz_codes_stored", "e4m3fn-row", RAGGED, W, Kind.FNUZ_AS_FN, "e4m3fnuz's (bias 8)"),
     Plant("nibble_swap_when_stored", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP, "wrong places"),
     Plant("wrong_max", "e4m3fn-row", RAGGED, W, Kind.WRONG_MAX, "maximum 240; e4m3fn reaches 448"),
-    Plant("wrong_max_overflowing", "e4m3fnuz-row", RAGGED, W, Kind.WRONG_MAX, "two mistakes at once"),
+    Plant("wrong_max_overflowing", "e4m3fnuz-row", RAGGED, W, Kind.WRONG_MAX, "two faults at once"),
     Plant("scale_transposed_when_stored", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED),
     Plant("scale_exponent_when_stored", "mxfp4", RAGGED, W, Kind.WRONG_MAX),
     Plant("random_codes", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
@@ -104,7 +104,7 @@ PLANTS = (
     # How a call misbehaves.
     Plant("stale_output", "e4m3fn-row", RAGGED, W, Kind.STALE_OUTPUT),
     Plant("first_call_only", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE),
-    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when asked again"),
+    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when it is computed again"),
     Plant("activation_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "activation"),
     Plant("weight_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "stored weight (scales)"),
     Plant("original_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "quantize"),

@@ -1,1 +1,1 @@
-"""`fpxbench inspect`: what an implementation acts by, found by experiment, beside what the definition says."""
+"""`fpxbench inspect`: recover by experiment which maps an implementation applies, and compare them with the definition."""

@@ -1,4 +1,4 @@
-"""What an inspection is asked and what it answers, as JSON. Imports no torch: the parent process never does."""
+"""Request and result of an inspection, as JSON. Imports no torch: the parent process never does."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class InspectRequest(BaseModel):
     subject: str
     scheme: str
     workload: str | None = None
-    """Whose N and K are taken in place of `n` and `k`."""
+    """Take N and K from this workload in place of `n` and `k`."""
     n: int = Field(ge=1)
     k: int = Field(ge=1)
     m: int = Field(ge=1)
     given: bool = True
-    """The shape was asked for. If not, an implementation that names a limit gets a shape within it."""
+    """The user gave the shape. If not, an implementation that names a limit gets a shape within it."""
     activation: Activation = "bf16"
     device: str | None = None
     seed: int
@@ -30,31 +30,31 @@ class InspectRequest(BaseModel):
 
 
 class Difference(BaseModel):
-    """One entry of a table that is acted by otherwise than the definition says."""
+    """One entry of a recovered map that differs from the definition."""
 
     entry: str
     definition: str
-    acted_by: str
+    effective: str
 
 
-class Finding(BaseModel):
-    """What one experiment recovered: the decode table, the scales, the blocks they meet, or the order of codes.
+class Experiment(BaseModel):
+    """What one experiment recovered: the decode table, the scale factors, the block map, or the order of codes.
 
-    `right` is None where the experiment could not be made or told nothing; the sentence then says why.
+    `right` is None where the experiment could not be made or showed nothing; the message then says why.
     """
 
     name: str
     right: bool | None
-    sentence: str
+    message: str
     tried: int = 0
     """How many codes, scales or weights."""
     kinds: list[Kind] = []
-    """The known mistakes that this finding alone shows."""
+    """The known faults that this experiment alone shows."""
     differences: list[Difference] = []
 
 
 class Inspection(BaseModel):
-    """What came of it."""
+    """Outcome of an inspection."""
 
     subject: str
     scheme: str
@@ -65,12 +65,12 @@ class Inspection(BaseModel):
     device: str
     seed: int
     verdict: Verdict
-    """`ok`; or `wrong` or `nonfinite` with the mistake; or how it ended before that could be seen."""
+    """`ok`; or `wrong` or `nonfinite` with the fault; or how it ended before that could be seen."""
     kinds: list[Kind] = []
-    """All kinds, where more than one mistake was made."""
+    """All kinds, where more than one fault was made."""
     weights_read: int = 0
     weights_wrong: int = 0
-    findings: list[Finding] = []
+    experiments: list[Experiment] = []
     seconds: float = 0.0
     evidence: dict[str, Any] = {}
     not_loaded: list[str] = []

@@ -15,25 +15,25 @@ from fpxbench import implementation as implementations
 from fpxbench.checking import contract, correctness, inputs, machine, reference
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.blackbox.inspection import Finding, Inspection, InspectRequest
+from fpxbench.diagnosis.blackbox.inspection import Experiment, Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
 from fpxbench.diagnosis.blackbox.probing import Bench
 from fpxbench.diagnosis.blackbox.recovered_places import recover_blocks, recover_order
 from fpxbench.diagnosis.blackbox.recovered_values import gives_table, recover_scales, recover_table
-from fpxbench.diagnosis.decode_faults import misreadings
+from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.effective_weight import Readout
-from fpxbench.diagnosis.encode_faults import misencodings, misscalings
-from fpxbench.diagnosis.hypotheses import Mistakes, Predictor, explanations
+from fpxbench.diagnosis.encode_faults import encode_faults, scale_choice_faults
+from fpxbench.diagnosis.hypotheses import Faults, Predictor, explanations
 from fpxbench.diagnosis.products import (
     Diagnosis,
     diagnose_product,
     named,
     nearness,
     off_by_one_factor,
+    probe_operands,
     single_weights,
-    telling_operands,
 )
-from fpxbench.diagnosis.stored import diagnose_quantization, telling_quantization
+from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import encode
 from fpxbench.numbers.scheme import scheme_named
@@ -50,11 +50,11 @@ WITHIN_LIMIT = 64, 64, 128
 
 
 class CannotInspect(ValueError):
-    """A mistake in what was asked for, in one sentence."""
+    """A mistake in the request, as one sentence."""
 
 
 def inspect(request: InspectRequest) -> Inspection:
-    """Find out what an implementation acts by. What it raises becomes the verdict. Raises CannotInspect."""
+    """Recover the maps that an implementation applies. What it raises becomes the verdict. Raises CannotInspect."""
     implementation, not_loaded = _subject(request)
     inspection = inspect_implementation(implementation, request)
     inspection.not_loaded = not_loaded
@@ -62,7 +62,7 @@ def inspect(request: InspectRequest) -> Inspection:
 
 
 def inspect_implementation(implementation: Implementation, request: InspectRequest) -> Inspection:
-    """The same of an implementation at hand; `request.subject` is what it is called."""
+    """Inspect an instance; `request.subject` is its name."""
     started = time.perf_counter()
     try:
         scheme = scheme_named(request.scheme)
@@ -93,7 +93,7 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
             inspection.verdict = Verdict(status=status, summary=support.reason)
     except ContractViolation as violation:
         inspection.verdict = violation.verdict
-    except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
+    except BaseException as error:  # whatever an implementation raises is a experiment about it, SystemExit included
         _print_from_its_own_file(error)
         inspection.verdict = classify_exception(type(error).__name__, str(error), "")
     inspection.seconds = time.perf_counter() - started
@@ -103,7 +103,7 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
 def _print_from_its_own_file(error: BaseException) -> None:
     """The traceback of what an implementation raised, from its own file on: how it was called is nothing to its author.
 
-    A ValueError without a frame of the author's is a check of this package's, whose sentence says everything.
+    A ValueError without a frame of the author's is a check of this package's, whose message says everything.
     """
     frame = error.__traceback__
     while frame is not None and _calls_it(Path(frame.tb_frame.f_code.co_filename)):
@@ -120,7 +120,7 @@ def _calls_it(file: Path) -> bool:
 
 
 def _subject(request: InspectRequest) -> tuple[Implementation, list[str]]:
-    """The implementation, and a sentence for each file that could not be loaded on the way to it."""
+    """The implementation, and a message for each file that could not be loaded on the way to it."""
     if ":" in request.subject:
         try:
             return Wrapped(factory_named(request.subject), inputs.ACTIVATION_DTYPES[request.activation]), []
@@ -139,8 +139,8 @@ class _Inspector:
     case: Case
     device: str
     inspection: Inspection
-    telling: list[Readout] = field(default_factory=list)
-    """Readouts of weights on which mistakes differ."""
+    probes: list[Readout] = field(default_factory=list)
+    """Readouts of weights on which faults differ."""
     table: Tensor | None = None
     """The decode table that was recovered, if it was."""
 
@@ -154,29 +154,29 @@ class _Inspector:
         if readout.original is not None:
             if weights_right:   # which way a quotient beside a midpoint was rounded is told by the weights only
                 operands = replace(operands, decoded=readout.seen.float())
-            self.telling = self._telling()
-            weights_right &= all(Predictor(one).explains(()) for one in self.telling)
+            self.probes = self._probe_readouts()
+            weights_right &= all(Predictor(one).explains(()) for one in self.probes)
         stored = self._stored(operands)
         _, sums = correctness.check_calls(self.implementation, operands)
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
             self.inspection.verdict = sums
             return
         if (added := self._added(operands)) is not None:     # to every weight read out as well: the experiments would show that, over and over
-            self.inspection.findings = [added]
-            self.inspection.verdict = Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.sentence)
+            self.inspection.experiments = [added]
+            self.inspection.verdict = Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message)
             return
-        self.inspection.findings = findings = self._experiments()
-        if weights_right and stored is None and sums is None and all(finding.right is not False for finding in findings):
+        self.inspection.experiments = experiments = self._experiments()
+        if weights_right and stored is None and sums is None and all(experiment.right is not False for experiment in experiments):
             self.inspection.verdict = self._right(readout)
             return
         reading = None
-        if not weights_right or any(finding.right is False for finding in findings):
+        if not weights_right or any(experiment.right is False for experiment in experiments):
             reading = self._diagnosed(operands, readout)
         elif sums is not None and bool(operands.decoded.isfinite().all()):
             reading = diagnose_product(self.implementation, operands)
         self.inspection.verdict = self._verdict(readout, stored, reading)
 
-    def _added(self, operands: Operands) -> Finding | None:
+    def _added(self, operands: Operands) -> Experiment | None:
         """What comes out for x = 0, if it is a number other than 0."""
         if not bool(operands.decoded.isfinite().all()):
             return None
@@ -186,23 +186,23 @@ class _Inspector:
             return None
         low, high = float(y.min()), float(y.max())
         much = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        return Finding(name="zero", right=False, tried=y.numel(),
-                       sentence=f"the output is {much} for x = 0: something is added to the product, a bias or a zero point")
+        return Experiment(name="zero", right=False, tried=y.numel(),
+                       message=f"the output is {much} for x = 0: something is added to the product, a bias or a zero point")
 
     def _right(self, readout: Readout) -> Verdict:
-        doubtful = [finding for finding in self.inspection.findings if finding.right is None]
-        said = f"reads all {readout.seen.numel():,} weights as the definition says"
+        doubtful = [experiment for experiment in self.inspection.experiments if experiment.right is None]
+        summary = f"reads all {readout.seen.numel():,} weights as the definition says"
         if doubtful:
-            said += f"; {'; '.join(f'{finding.name}: {finding.sentence}' for finding in doubtful)}"
-        return Verdict(status=Status.OK, summary=said)
+            summary += f"; {'; '.join(f'{experiment.name}: {experiment.message}' for experiment in doubtful)}"
+        return Verdict(status=Status.OK, summary=summary)
 
     def _stored(self, operands: Operands) -> Diagnosis | None:
-        """The mistake in what is stored, where that can be seen: of this weight, and of one that holds the values on which encoders
+        """The fault in what is stored, where that can be seen: of this weight, and of one that holds the values on which encoders
         differ."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
         small = replace(operands, case=self._smaller())
-        return diagnose_quantization(operands.original, operands, telling_quantization(self.implementation, small))
+        return diagnose_quantization(operands.original, operands, probe_quantization(self.implementation, small))
 
     # Experiments.
 
@@ -212,88 +212,88 @@ class _Inspector:
             return self.case
         return self.case.model_copy(update={"n": min(n, SMALLER[0]), "k": min(k, SMALLER[1])})
 
-    def _experiments(self) -> list[Finding]:
+    def _experiments(self) -> list[Experiment]:
         small = self._smaller()
         bench = self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed)
         table, decode = recover_table(bench)
         self.table = table if decode.right is not None else None
-        findings = [decode, recover_scales(bench, table), recover_blocks(bench, table)]
-        return findings if self.implementation.slow(self.device) else [*findings, recover_order(bench, table)]
+        experiments = [decode, recover_scales(bench, table), recover_blocks(bench, table)]
+        return experiments if self.implementation.slow(self.device) else [*experiments, recover_order(bench, table)]
 
     # Names.
 
     def _diagnosed(self, operands: Operands, readout: Readout) -> Diagnosis:
-        telling = self.telling or self._telling()
-        readouts = [readout, *telling]
+        probes = self.probes or self._probe_readouts()
+        readouts = [readout, *probes]
         if readout.original is None:
-            known = list(misreadings(readout.weight))
+            known = list(decode_faults(readout.weight))
         else:       # its layout cannot be seen either, but codes of less than a byte are packed somehow
             fmt, scaling = self.bench.fmt, self.bench.scaling
             as_if = replace(readout.weight, layout="planar" if fmt.bits < 8 else "bytes")
-            reached = telling[0].seen[telling[0].seen.isfinite()].abs()
+            reached = probes[0].seen[probes[0].seen.isfinite()].abs()
             largest = int(encode(reached.amax(), fmt)) if reached.numel() else 0
-            known = [*misreadings(as_if), *misencodings(fmt, "bytes", self.bench.k, largest), *misscalings(fmt, scaling)]
+            known = [*decode_faults(as_if), *encode_faults(fmt, "bytes", self.bench.k, largest), *scale_choice_faults(fmt, scaling)]
             if all(bool((one.seen - one.original).abs().le(reference.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
-                return Diagnosis(Kind.INACCURATE, "the weight acted by is the one that was given: nothing was quantized", {})
-        told = any(bool(one.seen.isfinite().any()) for one in readouts)
+                return Diagnosis(Kind.INACCURATE, "the effective weight is the original: nothing was quantized", {})
+        numbers_read = any(bool(one.seen.isfinite().any()) for one in readouts)
         fitting = explanations(readouts, known)
-        if fitting and not told:
-            return Diagnosis(None, "not one output is finite, which several mistakes would explain", {})
-        agreeing = [mistakes for mistakes in fitting if not self._contradicted(mistakes)]
+        if fitting and not numbers_read:
+            return Diagnosis(None, "not one output is finite, which several faults would explain", {})
+        agreeing = [faults for faults in fitting if not self._contradicted(faults)]
         if agreeing:
             return named(agreeing, readout)
         if not fitting and (factor := off_by_one_factor(readouts)) is not None:
             return factor
-        by_findings = self._by_findings()
-        if fitting and by_findings is None:
+        by_experiments = self._by_experiments()
+        if fitting and by_experiments is None:
             return Diagnosis(nearness(readout.correlation()), "cannot tell: what explains every weight read out is at odds with the experiments"
                              f" ({self._facts()})", {})
-        return (by_findings or self._unnamed(readout) or single_weights(readout) or diagnose_product(self.implementation, operands))
+        return (by_experiments or self._unnamed(readout) or single_weights(readout) or diagnose_product(self.implementation, operands))
 
     def _unnamed(self, readout: Readout) -> Diagnosis | None:
         facts = self._facts()
-        return Diagnosis(nearness(readout.correlation()), f"no known mistake fits; {facts}", {}) if facts else None
+        return Diagnosis(nearness(readout.correlation()), f"no known fault fits; {facts}", {}) if facts else None
 
-    def _telling(self) -> list[Readout]:
-        """Readouts of weights on which mistakes differ, on the smaller shape."""
+    def _probe_readouts(self) -> list[Readout]:
+        """Readouts of weights on which faults differ, on the smaller shape."""
         small = self._smaller()
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
         plain = bench.quantized(bench.weight(small))
         readouts = [bench.readout(bench.quantized(bench.weight(small.model_copy(update={"workload": "canary.codes"}))))]
         if bench.sets_codes:
-            readouts.append(bench.readout(telling_operands(self.implementation, plain)))
+            readouts.append(bench.readout(probe_operands(self.implementation, plain)))
         return readouts
 
-    def _contradicted(self, mistakes: Mistakes) -> bool:
-        """Whether an experiment found a step right that one of `mistakes` is made in."""
-        right = {finding.name: finding.right for finding in self.inspection.findings}
-        steps = {getattr(one, "step", "stored") for one in mistakes}
+    def _contradicted(self, faults: Faults) -> bool:
+        """Whether an experiment found a step right that one of `faults` is made in."""
+        right = {experiment.name: experiment.right for experiment in self.inspection.experiments}
+        steps = {getattr(one, "step", "stored") for one in faults}
         numbers_right = right.get("table") is True and right.get("scales") is True
         # Bits that are exchanged within each code look like another table.
         return bool("codes" in steps and right.get("order") is True and right.get("table") is True
                     or steps & {"places", "blocks"} and right.get("blocks") is True
                     or steps & {"table", "scales"} and numbers_right
-                    or self.table is not None and not gives_table(self.bench, mistakes, self.table))
+                    or self.table is not None and not gives_table(self.bench, faults, self.table))
 
-    def _by_findings(self) -> Diagnosis | None:
-        """Each step's mistake by the name that its own experiment gives it, if every wrong one has a name."""
-        wrong = [finding for finding in self.inspection.findings if finding.right is False]
-        if not wrong or any(not finding.kinds for finding in wrong):
+    def _by_experiments(self) -> Diagnosis | None:
+        """Each step's fault by the name that its own experiment gives it, if every wrong one has a name."""
+        wrong = [experiment for experiment in self.inspection.experiments if experiment.right is False]
+        if not wrong or any(not experiment.kinds for experiment in wrong):
             return None
-        kinds = list(dict.fromkeys(kind for finding in wrong for kind in finding.kinds))
-        what = "; and ".join(finding.sentence for finding in wrong)
-        count = {1: "", 2: "two mistakes at once: ", 3: "three mistakes at once: "}.get(len(kinds), f"{len(kinds)} mistakes at once: ")
+        kinds = list(dict.fromkeys(kind for experiment in wrong for kind in experiment.kinds))
+        what = "; and ".join(experiment.message for experiment in wrong)
+        count = {1: "", 2: "two faults at once: ", 3: "three faults at once: "}.get(len(kinds), f"{len(kinds)} faults at once: ")
         return Diagnosis(kinds[0], count + what, {"kinds": sorted(map(str, kinds))})
 
     def _facts(self) -> str:
-        return "; ".join(f"{finding.name}: {finding.sentence}" for finding in self.inspection.findings if finding.right is False)
+        return "; ".join(f"{experiment.name}: {experiment.message}" for experiment in self.inspection.experiments if experiment.right is False)
 
     def _verdict(self, readout: Readout, stored: Diagnosis | None, reading: Diagnosis | None) -> Verdict:
         found = [one for one in (stored, reading) if one is not None]
         kinds = [one.evidence.get("kinds") or ([one.kind] if one.kind else []) for one in found]
         self.inspection.kinds = [Kind(kind) for kind in dict.fromkeys(kind for each in kinds for kind in each)]
-        sentence = found[0].sentence if len(found) == 1 else f"stored wrongly: {found[0].sentence}; and read wrongly: {found[1].sentence}"
+        message = found[0].message if len(found) == 1 else f"stored wrongly: {found[0].message}; and read wrongly: {found[1].message}"
         finite = bool(readout.seen.isfinite().all() or not readout.definition.weight.isfinite().all())
         status = Status.WRONG if finite else Status.NONFINITE
         evidence = {key: value for one in found for key, value in one.evidence.items()}
-        return Verdict(status=status, kind=found[0].kind, summary=sentence, evidence=evidence)
+        return Verdict(status=status, kind=found[0].kind, summary=message, evidence=evidence)

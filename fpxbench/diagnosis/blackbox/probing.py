@@ -1,4 +1,4 @@
-"""A place for designed experiments: put codes and scales of our choice into an implementation, and read its weight back."""
+"""Designed experiments: store chosen codes and scales in an implementation, and read its effective weight."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ class Bench:
         self.scaling: Scaling = self.scheme.scaling
         self.n, self.k = case.n, case.k
         self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
-        held = self.quantized(self.weight(case))
-        self.template = held.weight
-        self.sets_codes = held.weight.has_codes and not held.weight.extra
+        self.template = self.quantized(self.weight(case)).weight
+        self.sets_codes = self.template.has_codes and not self.template.extra
 
     def weight(self, case: Case) -> Tensor:
         """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
@@ -104,7 +103,7 @@ class Bench:
         return Operands(self.case, self.device, self.seed, wanted.dequantize(), stored, stored.dequantize())
 
     def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
-        """The weight acted by, float64 [N, C]: every column, or those."""
+        """Return the effective weight, float64 [N, C]: every column, or `columns`."""
         wanted = list(range(self.k)) if columns is None else columns.tolist()
         return torch.cat([weights for _, weights in contract.one_hot_columns(self.implementation, operands, wanted)], dim=1).double()
 

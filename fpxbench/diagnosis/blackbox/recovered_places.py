@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs
-from fpxbench.diagnosis.blackbox.inspection import Difference, Finding
+from fpxbench.diagnosis.blackbox.inspection import Difference, Experiment
 from fpxbench.diagnosis.blackbox.probing import Bench
 from fpxbench.diagnosis.blackbox.recovered_values import known_code, plain_weights
-from fpxbench.diagnosis.decode_faults import block_of, scale_misreadings
+from fpxbench.diagnosis.decode_faults import block_of, scale_faults
 from fpxbench.diagnosis.hypotheses import in_pairs, kinds_of, singly
 
 DIGITS = 12
@@ -29,13 +29,13 @@ SURE = 24
 SHOWN = 64
 
 
-def recover_blocks(bench: Bench, table: Tensor) -> Finding:
+def recover_blocks(bench: Bench, table: Tensor) -> Experiment:
     """The scale that each weight is multiplied by, as the row and block that it is stored for."""
     if bench.scaling.kind == "tensor":
-        return Finding(name="blocks", right=True, tried=1, sentence="there is one scale for all")
+        return Experiment(name="blocks", right=True, tried=1, message="there is one scale for all")
     code, number = known_code(bench, table)
     if code is None:
-        return Finding(name="blocks", right=None, sentence="no code is read as a number that scales could be seen by")
+        return Experiment(name="blocks", right=None, message="no code is read as a number that scales could be seen by")
     rows, blocks = bench.grid_shape
     count = rows * blocks
     digits = max(1, math.ceil(math.log(count, DIGITS)))
@@ -64,25 +64,25 @@ def recover_blocks(bench: Bench, table: Tensor) -> Finding:
             known &= (place >= 0) & (at == shuffled[place.clamp(min=0)] % 7)
     own = torch.arange(rows)[:, None] * blocks + block_of(torch.arange(bench.k), bench.scaling)[None, :]
     if bool(known.logical_or(~free).all()) and bool((place == own)[free].all()):
-        return Finding(name="blocks", right=True, tried=count, sentence=f"each of {count} scales meets its own block")
+        return Experiment(name="blocks", right=True, tried=count, message=f"each of {count} scales meets its own block")
     if bool(same[free].all()) and count > 1:
-        return Finding(name="blocks", right=None, tried=count, sentence="no scale makes a difference, so where they are read from cannot be seen")
+        return Experiment(name="blocks", right=None, tried=count, message="no scale makes a difference, so where they are read from cannot be seen")
     wrong = free & known & (place != own)
     unknown = int((free & ~known).sum())
     if not bool(wrong.any()):
-        return Finding(name="blocks", right=None, tried=count,
-                       sentence=f"{unknown} of {int(free.sum())} weights are multiplied by what is no block's scale")
+        return Experiment(name="blocks", right=None, tried=count,
+                       message=f"{unknown} of {int(free.sum())} weights are multiplied by what is no block's scale")
     named = _name_blocks(bench, place, known)
     differences, seen = [], set()
     for n, k in wrong.nonzero().tolist():
         here, there = divmod(int(own[n, k]), blocks), divmod(int(place[n, k]), blocks)
         if (here, there) not in seen and len(seen) < SHOWN:
             seen.add((here, there))
-            differences.append(Difference(entry=f"row {n}, column {k}", definition=_block(bench, *here), acted_by=_block(bench, *there)))
+            differences.append(Difference(entry=f"row {n}, column {k}", definition=_block(bench, *here), effective=_block(bench, *there)))
     example = differences[0]
-    return Finding(name="blocks", right=False, tried=count, kinds=named[0], differences=differences,
-                   sentence=f"{int(wrong.sum())} of {int(free.sum())} weights meet another block's scale: "
-                            + (named[1] or f"at {example.entry} it is that of {example.acted_by} in place of {example.definition}")
+    return Experiment(name="blocks", right=False, tried=count, kinds=named[0], differences=differences,
+                   message=f"{int(wrong.sum())} of {int(free.sum())} weights meet another block's scale: "
+                            + (named[1] or f"at {example.entry} it is that of {example.effective} in place of {example.definition}")
                             + (f" ({unknown} more meet what is no block's scale)" if unknown else ""))
 
 
@@ -91,14 +91,14 @@ def _block(bench: Bench, row: int, block: int) -> str:
 
 
 def _name_blocks(bench: Bench, place: Tensor, known: Tensor) -> tuple[list, str]:
-    """The known mistake, or two, that takes scales from there: made on a grid of their numbers."""
+    """The known fault, or two, that takes scales from there: made on a grid of their numbers."""
     columns, (rows, blocks) = torch.arange(bench.k), bench.grid_shape
     numbers = torch.arange(rows * blocks, dtype=torch.float64).reshape(rows, blocks)
-    candidates = [one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.step in ("places", "blocks")]
+    candidates = [one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k) if one.step in ("places", "blocks")]
 
-    def gives(mistakes: tuple) -> bool:
+    def gives(faults: tuple) -> bool:
         grid, met = numbers, None
-        for one in sorted(mistakes, key=lambda one: one.step == "blocks"):
+        for one in sorted(faults, key=lambda one: one.step == "blocks"):
             if one.step == "places":
                 grid = one.apply(grid)
             else:
@@ -107,17 +107,17 @@ def _name_blocks(bench: Bench, place: Tensor, known: Tensor) -> tuple[list, str]
         return bool((met.expand(bench.n, bench.k) == place)[known].all())
 
     for tried in (singly(candidates), in_pairs(candidates)):
-        fitting = [mistakes for mistakes in tried if gives(mistakes)]
+        fitting = [faults for faults in tried if gives(faults)]
         if len(kinds_of(fitting)) == 1:
-            return sorted({one.kind for one in fitting[0]}), "; and ".join(one.sentence for one in fitting[0])
+            return sorted({one.kind for one in fitting[0]}), "; and ".join(one.message for one in fitting[0])
     return [], ""
 
 
-def recover_order(bench: Bench, table: Tensor) -> Finding:
+def recover_order(bench: Bench, table: Tensor) -> Experiment:
     """Which bit of which stored code each bit of a weight's code is, from codes that are random, one weight after another."""
-    alphabet = _telling_codes(bench, table)
+    alphabet = _distinct_codes(bench, table)
     if len(alphabet) < 2:
-        return Finding(name="order", right=None, sentence="codes cannot be told from each other by what they are read as")
+        return Experiment(name="order", right=None, message="codes cannot be distinguished by the numbers that they are read as")
     rng = inputs.generator(bench.seed, "order")
     one = bench.scales(torch.ones(1, 1))
     free = bench.free
@@ -128,14 +128,14 @@ def recover_order(bench: Bench, table: Tensor) -> Finding:
         read = bench.read(bench.hold(codes, one))
         right &= bool(bench.near(read, table[codes])[free].all())
         if right and weight + 1 == WEIGHTS[0]:
-            return Finding(name="order", right=True, tried=bench.n * bench.k, sentence=f"all {bench.n * bench.k} codes are read in their own places")
+            return Experiment(name="order", right=True, tried=bench.n * bench.k, message=f"all {bench.n * bench.k} codes are read in their own places")
         rows = torch.linspace(0, bench.n - 1, min(bench.n, ROWS)).round().long().unique().to(codes.device)
         held.append(_bits(codes[rows], bench.fmt.bits))
         seen.append(_read_bits(bench, table, read[rows]))
     return _sources(bench, torch.stack(held, dim=-1), torch.stack(seen, dim=-1))
 
 
-def _sources(bench: Bench, held: Tensor, seen: Tensor) -> Finding:
+def _sources(bench: Bench, held: Tensor, seen: Tensor) -> Experiment:
     """From sequences of bits, +1 or -1 (0: not known), [rows, K, bits, weights]: the place whose sequence each one is."""
     rows, k, bits, _ = held.shape
     agreed: Tensor | None = None
@@ -152,19 +152,19 @@ def _sources(bench: Bench, held: Tensor, seen: Tensor) -> Finding:
     wrong = (source != own) & (source >= 0) & free
     if not bool(wrong.any()):
         lost = int(((source < 0) & free).sum())
-        return Finding(name="order", right=None, tried=k,
-                       sentence=f"{lost} of {k * bits} bits of a row could not be followed; the others are read in their own places" if lost
+        return Experiment(name="order", right=None, tried=k,
+                       message=f"{lost} of {k * bits} bits of a row could not be followed; the others are read in their own places" if lost
                        else "every bit that could be followed is read in its own place")
     differences = []
     for column in wrong.any(dim=1).nonzero().reshape(-1).tolist()[:SHOWN]:
-        differences.append(Difference(entry=f"weight {column}", definition=f"code of {column}", acted_by=_made_of(source[column], bits)))
+        differences.append(Difference(entry=f"weight {column}", definition=f"code of {column}", effective=_made_of(source[column], bits)))
     moved = wrong.any(dim=1)
-    count, untold = int(moved.sum()), int(((source != own).any(dim=1) & ~moved).sum())
+    count, unknown = int(moved.sum()), int(((source != own).any(dim=1) & ~moved).sum())
     rule = _rule(source, free, bits)
-    why = "could not be followed" if bench.sets_codes else "hold, or are read from, the fixed maximum of a block, and cannot be told"
-    rest = f" ({untold} more {why})" if untold else ""
-    return Finding(name="order", right=False, tried=k, differences=differences,
-                   sentence=f"{count} of {k} weights of a row are made of other codes' bits{rest}: {rule or f'weight {differences[0].entry[7:]} is {differences[0].acted_by}'}")
+    why = "could not be followed" if bench.sets_codes else "hold, or are read from, the fixed maximum of a block, and cannot be recovered"
+    rest = f" ({unknown} more {why})" if unknown else ""
+    return Experiment(name="order", right=False, tried=k, differences=differences,
+                   message=f"{count} of {k} weights of a row are made of other codes' bits{rest}: {rule or f'weight {differences[0].entry[7:]} is {differences[0].effective}'}")
 
 
 def _made_of(sources: Tensor, bits: int) -> str:
@@ -208,7 +208,7 @@ def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
     return None
 
 
-def _telling_codes(bench: Bench, table: Tensor) -> Tensor:
+def _distinct_codes(bench: Bench, table: Tensor) -> Tensor:
     """Codes that are read as a finite number each. Of 8 bits those in which no nibble is all or none but for its upper bit: mixed
     in any way they make no NaN, which would hide the rest of its row."""
     codes = torch.arange(len(table), device=table.device)

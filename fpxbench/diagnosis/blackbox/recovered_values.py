@@ -1,4 +1,4 @@
-"""Two experiments on numbers alone: the decode table that an implementation acts by, and what it makes of a scale.
+"""Two experiments on numbers alone: the effective decode table, and the factor that each scale multiplies by.
 
 Every code of a row, or every scale of a weight, is the same in them, so that nothing depends on the order in which they are read.
 """
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs, reference
-from fpxbench.diagnosis.blackbox.inspection import Difference, Finding
+from fpxbench.diagnosis.blackbox.inspection import Difference, Experiment
 from fpxbench.diagnosis.blackbox.probing import Bench
-from fpxbench.diagnosis.code_order import code_misreadings
-from fpxbench.diagnosis.decode_faults import is_subnormal, scale_misreadings, scaled_by, table_misreadings
-from fpxbench.diagnosis.encode_faults import Misencoding
-from fpxbench.diagnosis.hypotheses import Mistakes, in_pairs, kinds_of, names_of, singly
+from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.decode_faults import is_subnormal, scale_faults, scaled_by, table_faults
+from fpxbench.diagnosis.encode_faults import EncodeFault
+from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
@@ -32,7 +32,7 @@ FEW_SCALES = 12
 """Scales that are tried where a call takes long."""
 
 
-def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
+def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     """What each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
 
     A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in several
@@ -71,43 +71,43 @@ def recover_table(bench: Bench) -> tuple[Tensor, Finding]:
     unclear = tried & ((odd & sound).any(dim=(1, 2)) | ~sound.any(dim=2).any(dim=1))
     table[~tried | unclear] = torch.nan
     if bool(unclear.any()):
-        return table, Finding(name="table", right=None, tried=len(codes),
-                              sentence=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there")
+        return table, Experiment(name="table", right=None, tried=len(codes),
+                              message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there")
     right = bench.table
     wrong = tried & ~bench.near(table, right)
-    differences = [Difference(entry=bench.fmt.describe_code(code), definition=_number(right[code]), acted_by=_number(table[code]))
+    differences = [Difference(entry=bench.fmt.describe_code(code), definition=_number(right[code]), effective=_number(table[code]))
                    for code in sorted(wrong.nonzero().reshape(-1).tolist(), key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()))]
     count = len(codes)      # what makes an output NaN or infinite stands first
     if not differences:
-        return table, Finding(name="table", right=True, tried=count, sentence=f"all {count} codes decode to their definition")
+        return table, Experiment(name="table", right=True, tried=count, message=f"all {count} codes decode to their definition")
     kinds, what = _name_table(bench, table, tried)
     if not what:
         kinds = [] if bool((wrong & ~is_subnormal(bench.fmt).to(wrong.device)).any()) else [Kind.SUBNORMAL_WRONG]
         first = differences[0]
-        what = f"{first.entry} as {first.acted_by} instead of {first.definition}"
-    return table, Finding(name="table", right=False, tried=count, kinds=kinds, differences=differences,
-                          sentence=f"{len(differences)} of {count} codes decode to another number: {what}")
+        what = f"{first.entry} as {first.effective} instead of {first.definition}"
+    return table, Experiment(name="table", right=False, tried=count, kinds=kinds, differences=differences,
+                          message=f"{len(differences)} of {count} codes decode to another number: {what}")
 
 
 def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
-    """The known mistakes that give `table` exactly, alone or two or three at once; or the format that it is of."""
+    """The known faults that give `table` exactly, alone or two or three at once; or the format that it is of."""
     right = decode_table(bench.fmt, bench.device)
 
-    def gives(mistakes: Mistakes) -> bool:
-        return bool(bench.near(table, _table_under(bench, mistakes))[tried].all())
+    def gives(faults: Faults) -> bool:
+        return bool(bench.near(table, _table_under(bench, faults))[tried].all())
 
     # Bits that are exchanged within each code look like another table too.
-    within = [one for one in code_misreadings(bench.fmt, bench.template.layout, bench.k)
+    within = [one for one in code_order_faults(bench.fmt, bench.template.layout, bench.k)
               if not bench.near(_table_under(bench, (one,)), right.double()).all()] if bench.sets_codes else []
-    known = [*table_misreadings(bench.fmt), *within,
-             *(one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.kind is Kind.SCALED)]
+    known = [*table_faults(bench.fmt), *within,
+             *(one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k) if one.kind is Kind.SCALED)]
     triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
     for tried_sets in (singly(known), in_pairs(known), triples):
-        fitting = [mistakes for mistakes in tried_sets if gives(mistakes)]
+        fitting = [faults for faults in tried_sets if gives(faults)]
         if len(kinds_of(fitting)) == 1:
-            return sorted({one.kind for one in fitting[0]}), "; and ".join(one.sentence for one in fitting[0])
+            return sorted({one.kind for one in fitting[0]}), "; and ".join(one.message for one in fitting[0])
         if fitting:
-            return [], f"as under {' or '.join(names_of(fitting))}, which cannot be told apart"
+            return [], f"as under {' or '.join(names_of(fitting))}, which cannot be distinguished"
     factor = common_factor(bench, table, tried)
     if factor is not None:
         return [Kind.SCALED], scaled_by(factor, bench.scaling, bench.fmt)
@@ -130,25 +130,25 @@ def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
     return factor if bool(near[tried].all()) else None
 
 
-def gives_table(bench: Bench, mistakes: Mistakes, table: Tensor) -> bool:
-    """Whether reading with `mistakes` gives `table`, as far as both say. Those of an encoder may show in it in ways of their own."""
-    if any(isinstance(one, Misencoding) for one in mistakes):
+def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
+    """Whether reading with `faults` gives `table`, as far as both say. Those of an encoder may show in it in ways of their own."""
+    if any(isinstance(one, EncodeFault) for one in faults):
         return True
     said = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
-    return bool(bench.near(table, _table_under(bench, mistakes))[said].all())
+    return bool(bench.near(table, _table_under(bench, faults))[said].all())
 
 
-def _table_under(bench: Bench, mistakes: Mistakes) -> Tensor:
-    """What rows of one code are read as under a scale of 1 by a reader that makes `mistakes`: float64 [2**bits]."""
+def _table_under(bench: Bench, faults: Faults) -> Tensor:
+    """What rows of one code are read as under a scale of 1 by a reader that makes `faults`: float64 [2**bits]."""
     made = decode_table(bench.fmt, bench.device)
-    for mistake in (one for one in mistakes if one.step == "table"):
-        made = mistake.apply(made)
+    for fault in (one for one in faults if one.step == "table"):
+        made = fault.apply(made)
     codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
-    for mistake in (one for one in mistakes if one.step == "codes"):
-        codes = mistake.apply(codes, torch.arange(codes.shape[1], device=bench.device))
+    for fault in (one for one in faults if one.step == "codes"):
+        codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
     factor = torch.ones(1, device=bench.device), torch.ones(1, device=bench.device)
-    for mistake in (one for one in mistakes if one.step == "scales"):
-        factor = mistake.apply(*factor)
+    for fault in (one for one in faults if one.step == "scales"):
+        factor = fault.apply(*factor)
     return made[codes[:, bench.k // 2].int()].double() * float(_product(factor))
 
 
@@ -157,59 +157,59 @@ def _of_the_same_width(fmt: Format) -> list[Format]:
     return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
 
 
-def recover_scales(bench: Bench, table: Tensor) -> Finding:
-    """What a weight is multiplied by under each of many scales, by a code whose number is known from `table`."""
+def recover_scales(bench: Bench, table: Tensor) -> Experiment:
+    """Recover the factor that each of many scales multiplies by, from a code whose number is known from `table`."""
     code, number = known_code(bench, table)
     if code is None:
-        return Finding(name="scales", right=None, sentence="no code is read as a number that scales could be seen by")
+        return Experiment(name="scales", right=None, message="no code is read as a number that scales could be seen by")
     plain = plain_weights(bench, code, number).nonzero()
     if len(plain) == 0:
-        return Finding(name="scales", right=None, sentence="no weight is read as the one code that all of them hold")
+        return Experiment(name="scales", right=None, message="no weight is read as the one code that all of them hold")
     row, column = int(plain[-1, 0]), plain[-1, 1:]
     wanted = _scale_numbers(bench)
     seen = torch.stack([bench.read(bench.hold(torch.full((1, 1), code), bench.scales(value.reshape(1, 1))), column)[row, 0]
                         for value in wanted]) / number
     wrong = ~bench.near(seen * number, wanted.double() * number)
-    differences = [Difference(entry=_number(value), definition=_number(value), acted_by=_number(factor))
+    differences = [Difference(entry=_number(value), definition=_number(value), effective=_number(factor))
                    for value, factor in zip(wanted[wrong], seen[wrong], strict=True)]
     tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" else None
     if tensor:
         differences.append(tensor)
     factor = common_factor(bench, table, ~table.isnan())
     if not differences and factor is not None:      # codes were seen by their product with a scale
-        return Finding(name="scales", right=None, tried=len(wanted),
-                       sentence=f"each of {len(wanted)} scales multiplies by its own value, or by {factor:.3g} times that, and codes decode rightly")
+        return Experiment(name="scales", right=None, tried=len(wanted),
+                       message=f"each of {len(wanted)} scales multiplies by its own value, or by {factor:.3g} times that, and codes decode rightly")
     if not differences:
-        return Finding(name="scales", right=True, tried=len(wanted), sentence=f"each of {len(wanted)} scales multiplies by its own value")
-    finding = Finding(name="scales", right=False, tried=len(wanted), differences=differences, sentence="")
+        return Experiment(name="scales", right=True, tried=len(wanted), message=f"each of {len(wanted)} scales multiplies by its own value")
+    experiment = Experiment(name="scales", right=False, tried=len(wanted), differences=differences, message="")
     if bool(bench.near(seen, torch.ones_like(seen)).all()):
-        finding.sentence = "whatever the scale is, weights are multiplied by 1"
+        experiment.message = "whatever the scale is, weights are multiplied by 1"
     elif bool(wrong.any()) and bool(((seen / wanted) / (seen / wanted).median() - 1).abs().lt(0.02).all()):
-        finding.sentence = f"each scale multiplies by {float((seen / wanted).median()):.4g} times its value"
+        experiment.message = f"each scale multiplies by {float((seen / wanted).median()):.4g} times its value"
     else:
-        finding.sentence = f"{len(differences)} of {len(wanted)} scales multiply by another number than their own"
-    values = [one for one in scale_misreadings(bench.scaling, bench.fmt, bench.n, bench.k) if one.step == "scales"]
+        experiment.message = f"{len(differences)} of {len(wanted)} scales multiply by another number than their own"
+    values = [one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k) if one.step == "scales"]
     block, one = wanted.double(), torch.ones(1, dtype=torch.float64, device=bench.device)
-    fitting = [mistakes for mistakes in singly(values)
-               if bool(bench.near(seen * number, _product(mistakes[0].apply(block, one)) * number).all())
-               and (bench.scaling.kind != "nv" or _product(mistakes[0].apply(one, 2 * one)).item() / _product(mistakes[0].apply(one, one)).item()
+    fitting = [faults for faults in singly(values)
+               if bool(bench.near(seen * number, _product(faults[0].apply(block, one)) * number).all())
+               and (bench.scaling.kind != "nv" or _product(faults[0].apply(one, 2 * one)).item() / _product(faults[0].apply(one, one)).item()
                     == (1.0 if tensor else 2.0))]
     if len(kinds_of(fitting)) == 1:
-        finding.kinds, finding.sentence = [fitting[0][0].kind], f"{finding.sentence}: {fitting[0][0].sentence}"
-    return finding
+        experiment.kinds, experiment.message = [fitting[0][0].kind], f"{experiment.message}: {fitting[0][0].message}"
+    return experiment
 
 
 def _tensor_scale(bench: Bench, code: int, number: float, row: int, column: Tensor) -> Difference | None:
     scales = bench.scales(torch.ones(1, 1))
     scales.tensor_scale.mul_(2)
     seen = bench.read(bench.hold(torch.full((1, 1), code), scales), column)[row, 0] / number
-    return None if abs(float(seen) - 2) < 0.05 else Difference(entry="tensor scale 2", definition="2", acted_by=_number(seen))
+    return None if abs(float(seen) - 2) < 0.05 else Difference(entry="tensor scale 2", definition="2", effective=_number(seen))
 
 
 def _scale_numbers(bench: Bench) -> Tensor:
     """Scales under which a code near 1 is seen in 16 bits: powers of two, and between them where the scheme has such.
 
-    Each costs a call, so an interpreter is asked about `FEW_SCALES` of them, the first and the last among them.
+    Each costs a call, so an interpreter is tried on `FEW_SCALES` of them, the first and the last among them.
     """
     powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
     if bench.scaling.kind == "nv":

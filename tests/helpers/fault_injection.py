@@ -1,6 +1,6 @@
 """Weights read and stored wrongly on purpose, written down apart from what looks for them: in numpy, bit by bit.
 
-`read` and `store` are right unless told which mistakes to make; a mistake is a keyword, and two at once are two keywords.
+`read` and `store` are right unless told which faults to make; a fault is a keyword, and two at once are two keywords.
 """
 
 from __future__ import annotations
@@ -143,14 +143,14 @@ _TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "mi
 _CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces")
 
 
-def read(weight: QuantizedWeight, **mistakes: Any) -> torch.Tensor:
-    """float64 [N, K]: the stored weight as a reader sees it that makes `mistakes`."""
+def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
+    """float64 [N, K]: the stored weight as a reader sees it that makes `faults`."""
     fmt = weight.scheme.format
-    table = numbers(fmt, **{key: mistakes.pop(key) for key in _TABLE if key in mistakes})
-    codes = codes_in(weight.packed.numpy(), fmt, weight.layout, weight.shape[1], **{key: mistakes.pop(key) for key in _CODES if key in mistakes})
-    absolute = mistakes.pop("sign_lost", False)
+    table = numbers(fmt, **{key: faults.pop(key) for key in _TABLE if key in faults})
+    codes = codes_in(weight.packed.numpy(), fmt, weight.layout, weight.shape[1], **{key: faults.pop(key) for key in _CODES if key in faults})
+    absolute = faults.pop("sign_lost", False)
     values = np.abs(table) if absolute else table
-    return torch.from_numpy(values[codes] * factors_of(weight, **mistakes))
+    return torch.from_numpy(values[codes] * factors_of(weight, **faults))
 
 
 # Encoders.
@@ -195,7 +195,7 @@ def nearest(values, fmt, *, rounding="even", overflow="saturate", table=None):
 
 def store(weight: torch.Tensor, scheme, layout="planar", *, maximum=None, exponent_up=0, once="", twice="", rounding="even",
           overflow="saturate", clamp=None, positive=False, flushed=False, target=None, minus_zero=False) -> QuantizedWeight:
-    """A float [N, K] as stored by an encoder that makes these mistakes; fp32 quotients."""
+    """A float [N, K] as stored by an encoder that makes these faults; fp32 quotients."""
     from fpxbench.numbers.formats import FORMATS
     fmt = scheme.format
     scales = scheme.quantize(weight)[1]
@@ -224,10 +224,10 @@ def store(weight: torch.Tensor, scheme, layout="planar", *, maximum=None, expone
 # Implementations.
 
 
-class Planted(Implementation):
-    """Reads and stores with mistakes. `opaque`: keeps the numbers only, so that what was stored cannot be seen."""
+class Faulty(Implementation):
+    """Reads and stores with faults. `opaque`: keeps the numbers only, so that what was stored cannot be seen."""
 
-    name = "planted"
+    name = "injected"
 
     def __init__(self, reading: dict | None = None, storing: dict | None = None, *, layout="planar", opaque=False, multiply=None):
         self.reading, self.storing, self.layout, self.opaque = reading or {}, storing, layout, opaque
@@ -256,28 +256,28 @@ class Planted(Implementation):
 
 
 @dataclass(frozen=True)
-class Plant:
-    """One mistake: its kind, the keywords that make it, and whether it is made in storing."""
+class Injection:
+    """One fault: its kind, the keywords that make it, and whether it is made in storing."""
 
     kind: Kind
     about: str
     how: dict
     storing: bool = False
 
-    def made_with(self, other: Plant) -> bool:
+    def made_with(self, other: Injection) -> bool:
         return self.storing == other.storing and not set(self.how) & set(other.how)
 
 
-def plants(scheme, layout="planar") -> list[Plant]:
-    """Every mistake that can be planted in reading or storing a weight of `scheme`."""
+def injections(scheme, layout="planar") -> list[Injection]:
+    """Every fault that can be injected in reading or storing a weight of `scheme`."""
     fmt, scaling = scheme.format, scheme.scaling
-    found: list[Plant] = []
+    found: list[Injection] = []
 
     def reading(kind, about, **how):
-        found.append(Plant(kind, about, how))
+        found.append(Injection(kind, about, how))
 
     def storing(kind, about, **how):
-        found.append(Plant(kind, about, how, storing=True))
+        found.append(Injection(kind, about, how, storing=True))
 
     siblings = {"e4m3fn": ("e4m3fnuz", "fnuz"), "e5m2": ("e5m2fnuz", "fnuz"), "e4m3fnuz": ("e4m3fn", "fn"), "e5m2fnuz": ("e5m2", "ieee")}
     if fmt.name in siblings:
