@@ -20,7 +20,8 @@ from fpxbench.casts.expected import expected_codes, sibling_of
 from fpxbench.casts.finfo import judge_finfo
 from fpxbench.casts.probe_values import values
 from fpxbench.numbers.rounding import Rounding
-from fpxbench.records.verdict import classify_exception, without_source
+from fpxbench.records.compiler_messages import without_source
+from fpxbench.records.verdict import classify_exception
 
 _PADDING = 64
 """More than any vector is long, so that lengths which differ by one stay apart."""

@@ -8,37 +8,16 @@ from __future__ import annotations
 
 import re
 
+from fpxbench.records.compiler_messages import REFUSALS, find_message
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
 from fpxbench.targets.matrix import CellOutcome
 
 _WORDS_LENGTH = 600
 
-# What the compilers say where the front page of `fpxbench.records.verdict` would find only the wrapping: the most specific first.
-_SENTENCES: tuple[tuple[str, Kind | None], ...] = (
-    (r"type (?:fp8|f8)\w+ not supported in this architecture", Kind.UNSUPPORTED_DTYPE),
-    (r"fp8\w+ data type is not supported on CUDA arch < \d+", Kind.UNSUPPORTED_DTYPE),
-    (r"Conversion from/to f8\w+ is only supported on compute capability >= \d+", Kind.UNSUPPORTED_ARCH),
-    (r"[Uu]nsupported conversion from \S+ to \S+ with rounding mode \w+", Kind.UNSUPPORTED_ROUNDING),
-    (r"[Uu]nsupported conversion from \S+ to \S+", Kind.UNSUPPORTED_CONVERSION),
-    (r"[Uu]nsupported rounding mode for conversion[^\n]*", Kind.UNSUPPORTED_ROUNDING),
-    (r"Dot op does not support \w+ on CUDA arch < \d+", Kind.UNSUPPORTED_DTYPE),
-    (r"Only supports fp8\w+[^\n]*First operand \(\w+\)", Kind.UNSUPPORTED_DTYPE),
-    (r"target doesn't provide conversion for this type", Kind.UNSUPPORTED_CONVERSION),
-    (r"this build has no tl\.\w+", None),
-    (r"not observable on this build: [^\n]*", None),
-    (r"instruction not supported on this GPU\s+v_\w+", Kind.ASSEMBLER_ERROR),
-    (r"(?:invalid operand|invalid instruction|operands are not valid)[^\n]*\n\s*v_\w+", Kind.ASSEMBLER_ERROR),
-    (r"size mismatch when packing elements for LLVM struct expected \d+ but got \d+", Kind.COMPILER_ABORT),
-    (r"ptxas [^\n;]*; (?:error|fatal)[^\n]*", Kind.ASSEMBLER_ERROR),
-    (r"LLVM ERROR:[^\n]*", Kind.COMPILER_ABORT),
-    (r"Assertion `[^\n]*' failed", Kind.COMPILER_ABORT),
-    (r"[^\n]+(?=\n+UNREACHABLE executed)", Kind.COMPILER_ABORT),
-    (r"UNREACHABLE executed", Kind.COMPILER_ABORT),
-    (r"ptxas fatal\s*:[^\n]*|\berror\s*: (?!Failures have been)\S[^\n]*", Kind.ASSEMBLER_ERROR),
-    (r"PassManager::run failed", Kind.PASS_FAILED),
-)
-_REFUSALS = (Kind.UNSUPPORTED_ROUNDING, Kind.UNSUPPORTED_CONVERSION, Kind.UNSUPPORTED_DTYPE, Kind.UNSUPPORTED_ARCH)
+# Printed by Triton's kernels' child (`fpxbench.targets.child`), and what only a compiler's log means by "error".
+_MISSING = re.compile(r"this build has no tl\.\w+|not observable on this build: [^\n]*")
+_ERROR_LINE = re.compile(r"\berror\s*: (?!Failures have been)\S[^\n]*")
 
 
 def failure(answer: dict) -> CellOutcome:
@@ -71,20 +50,24 @@ def native_errors(log: str) -> tuple[str, Kind] | None:
 
 
 def _sentence(text: str) -> tuple[str, Kind | None] | None:
-    for pattern, kind in _SENTENCES:
-        if match := re.search(pattern, text):
-            return match[0], kind
-    return None
+    """Return the part of `text` that names the cause, and its kind; None if nothing known is in it."""
+    if match := _MISSING.search(text):
+        return match[0], None
+    known = find_message(text)
+    if (known is None or known.kind is Kind.PASS_FAILED) and (match := _ERROR_LINE.search(text)):
+        return match[0], Kind.ASSEMBLER_ERROR
+    if known is None:
+        return None
+    # Nothing refused: the compiler emitted an instruction that the target does not have.
+    return known.cause, Kind.ASSEMBLER_ERROR if known.by_assembler else known.kind
 
 
 def _status(verdict: Verdict, kind: Kind | None, sentence: str) -> Status:
-    if verdict.status is Status.ERROR and kind in _REFUSALS:
+    if verdict.status is Status.ERROR and kind in REFUSALS:
         return Status.UNSUPPORTED
     if verdict.status is Status.UNSUPPORTED and kind is Kind.ASSEMBLER_ERROR:
-        return Status.ERROR     # nobody refused: an instruction that the target does not have was emitted
-    if sentence.startswith(("this build has no", "not observable on this build")):
-        return Status.MISSING
-    return verdict.status
+        return Status.ERROR
+    return Status.MISSING if _MISSING.match(sentence) else verdict.status
 
 
 def _last_line(text: str) -> str:

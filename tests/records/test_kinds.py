@@ -29,6 +29,7 @@ STAGES = (
     ("targets/*", Stage.TARGETS),
     ("checking/*", Stage.CONTRACT),
     ("sweep/*", Stage.CONTRACT),
+    ("records/compiler_messages.py", Stage.COMPILER),
     ("records/verdict.py", Stage.COMPILER),
 )
 """The stages that a file of the package belongs to: the first pattern that matches."""

@@ -5,6 +5,7 @@ import signal
 import pytest
 from places import DOCS
 
+from fpxbench.records.compiler_messages import find_message
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import (
     BROKEN,
@@ -14,7 +15,6 @@ from fpxbench.records.verdict import (
     Verdict,
     classify_death,
     classify_exception,
-    kind_in,
 )
 
 # As LLVM, ptxas, Triton and PyTorch print them, with what stands around them.
@@ -41,13 +41,13 @@ CORE_DUMP = (
     ("opt: Foo.cpp:12: void f(): Assertion `x > 0' failed.", Kind.COMPILER_ABORT),
 ])
 def test_the_compilers_own_words_tell_the_kind(text, kind):
-    found, words = kind_in(text)
-    assert found is kind
-    assert words in text
+    found = find_message(text)
+    assert found.kind is kind
+    assert found.cause in text and found.text.removeprefix("ptxas:") in text
 
 
 def test_words_that_say_nothing_known_give_no_kind():
-    assert kind_in("Segmentation fault (core dumped)") is None
+    assert find_message("Segmentation fault (core dumped)") is None
 
 
 @pytest.mark.parametrize(("log", "kind"), [(FNUZ_ABORT, Kind.UNSUPPORTED_ROUNDING), (CORE_DUMP, Kind.COMPILER_ABORT)])
@@ -120,3 +120,15 @@ def test_of_tritons_message_the_reason_is_told_and_not_the_place_in_the_source()
     assert classify_exception("CompilationError", place + "cannot convert float64\n", "").summary == "raised CompilationError: cannot convert float64"
     assert classify_exception("CompilationError", place, "").summary == "raised CompilationError:"
     assert classify_exception("ValueError", "at 4:26: is no place of Triton's", "").summary == "raised ValueError: at 4:26: is no place of Triton's"
+
+
+def test_what_ptxas_rejects_is_named_without_its_temporary_file():
+    found = find_message("ptxas /tmp/tmpx1y2.ptx, line 47; error   : Modifier '.e4m3x2' requires .target sm_89 or higher\nptxas fatal   : Ptx")
+    assert found.kind is Kind.UNSUPPORTED_ARCH and found.by_assembler
+    assert found.text == "ptxas: Modifier '.e4m3x2' requires .target sm_89 or higher"
+
+
+def test_the_most_specific_of_several_messages_counts():
+    log = "LLVM ERROR: Unsupported rounding mode for conversion.\nUnsupported conversion from f8E5M2FNUZ to bf16\nPassManager::run failed\n"
+    assert find_message(log).kind is Kind.UNSUPPORTED_CONVERSION
+    assert find_message("PassManager::run failed\n" + CORE_DUMP).kind is Kind.COMPILER_ABORT
