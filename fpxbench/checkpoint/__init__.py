@@ -1,0 +1,1 @@
+"""What is in this checkpoint, and is it what it says?"""
