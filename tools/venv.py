@@ -1,7 +1,7 @@
-"""Make the virtual environment of `make bench` and `make test`. Run by the Python it is for; needs nothing but that Python.
+"""Make the virtual environment of `make bench` and `make test`. Run by the Python it is for; needs only that Python.
 
-With --own-torch, where that Python has a PyTorch, the environment sees the Python's packages, and PyTorch and Triton stay as they are.
-Otherwise PyTorch comes from constraints.txt.
+With --own-torch, where that Python has a PyTorch, the environment sees the Python's packages, and PyTorch and Triton
+stay as they are. Otherwise PyTorch comes from constraints.txt.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 OLDEST = (3, 11)
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 GPU_NODES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
 
 
 def main() -> None:
@@ -29,13 +27,19 @@ def main() -> None:
     parser.add_argument("--own-torch", action="store_true")
     options = parser.parse_args()
     if sys.version_info < OLDEST:
-        sys.exit(f"fpxbench needs Python {'.'.join(map(str, OLDEST))} or later, and {sys.executable} is {platform.python_version()}. "
-                 "Name another one: make bench PYTHON=python3.12")
+        sys.exit(f"fpxbench needs Python {'.'.join(map(str, OLDEST))} or later, and {sys.executable} is "
+                 f"{platform.python_version()}. Name another one: make bench PYTHON=python3.12")
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from fpxbench.builds import installer
 
     own = own_torch_pins() if options.own_torch else []
     extras = options.extra if own else [*options.extra, "triton"]
     pins = options.venv / "constraints.txt"
-    make_venv(options.venv)
+    try:
+        installer.make_venv(options.venv, with_pip=True)
+    except (installer.NoInstaller, OSError) as error:
+        sys.exit(str(error))
+    python, log = options.venv / "bin" / "python", options.venv / "install.log"
     if own:
         see_packages_of_this_python(options.venv)
         attempts = [("\n".join(own), [])]
@@ -51,16 +55,17 @@ def main() -> None:
     target = f".[{','.join(extras)}]" if extras else "."
     for text, arguments in attempts:
         pins.write_text(text + "\n")
-        command = [options.venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                   *arguments, "--constraint", pins, "--editable", target]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode == 0:
+        log.write_text("")
+        if installer.install("pip", ["--editable", target], log, python=python, pip_of=python,
+                             arguments=[*arguments, "--constraint", str(pins)]) == 0:
             return
-    sys.exit(f"{done.stdout}\nThe installation failed: pip's words are above, its command was\n  {' '.join(map(str, command))}")
+    sys.exit(f"{installer.tail(log)}\nThe installation failed; {log} has the whole log")
 
 
 def own_torch_pins() -> list[str]:
-    """Pins for the PyTorch, and the Triton, that this Python has; none if it has no PyTorch."""
+    """Return pins of the PyTorch and the Triton that this Python has; none if it has no PyTorch."""
+    from fpxbench.builds.torch_metadata import TRITON_DISTRIBUTIONS
+
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return []
@@ -70,20 +75,17 @@ def own_torch_pins() -> list[str]:
             pins.append(f"{name}=={importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             if name == "torch":
-                sys.exit(f"{sys.executable} has a PyTorch that pip does not know of ({spec.origin}), and pip would install another "
-                         "one beside it. Install it first: pip install --no-build-isolation --editable YOUR/PYTORCH")
+                sys.exit(f"{sys.executable} has a PyTorch that pip does not know of ({spec.origin}), and pip would install "
+                         "another one. Install it first: pip install --no-build-isolation --editable YOUR/PYTORCH")
     return pins
 
 
-def make_venv(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "venv", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(f"{done.stdout}\n{sys.executable} cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv")
-
-
 def see_packages_of_this_python(folder: Path) -> None:
-    """Put this Python's packages behind the environment's own. (venv's own switch for it reaches the base Python only, and this
-    one may be an environment itself.) `addsitedir`, since a PyTorch that was installed in place is found by a .pth file."""
+    """Put this Python's packages behind the environment's own.
+
+    venv's own switch reaches the base Python only, and this one may be an environment itself. `addsitedir`, since a
+    PyTorch that was installed in place is found by a .pth file.
+    """
     here = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site_packages,) = folder.glob("lib/python*/site-packages")
     lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in here)

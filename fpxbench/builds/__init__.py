@@ -1,1 +1,1 @@
-"""Which PyTorch is installed, which builds exist, and in which environment does each run?"""
+"""Which PyTorch builds are there: installed, on an index, on the timeline, in an environment?"""

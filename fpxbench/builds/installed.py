@@ -31,7 +31,8 @@ class NoPyTorch(RuntimeError):
 
 
 def installed_build(python: str | None = None) -> Build:
-    """The build that ``import torch`` would bring, without importing it: to this interpreter, or to `python`, a path or a command.
+    """The build that ``import torch`` would bring, without importing it: to this interpreter, or to `python`, a path or
+    a command.
 
     Raises NoPyTorch if there is none, if its ``version.py`` says too little, or if `python` cannot be run.
     """
@@ -47,22 +48,25 @@ def _metadata_of(python: str) -> dict:
     command = shutil.which(os.path.expanduser(python))
     if command is None:
         raise NoPyTorch(f"{python!r} is no interpreter: a path as in ~/venv/bin/python, or a command on the PATH")
-    # Not by the file's path, which would put fpxbench's own modules before the standard library's; nor in this folder, where a
-    # checkout of PyTorch may lie.
+    # Not by the file's path, which would put fpxbench's own modules before the standard library's; nor in this folder,
+    # where a checkout of PyTorch may lie.
     source = Path(torch_metadata_module.__file__).read_text(encoding="utf-8")
     try:
-        done = subprocess.run([os.path.abspath(command), "-c", source], capture_output=True, text=True, cwd="/", timeout=_ANSWER_WITHIN_S)
+        done = subprocess.run([os.path.abspath(command), "-c", source], capture_output=True, text=True, cwd="/",
+                              timeout=_ANSWER_WITHIN_S)
         return json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
-        said = (done.stderr.strip().splitlines() or [str(error)])[-1] if isinstance(error, json.JSONDecodeError) else str(error)
+        said = (done.stderr.strip().splitlines() or [str(error)])[-1] if isinstance(error,
+            json.JSONDecodeError) else str(error)
         raise NoPyTorch(f"{python} does not say which PyTorch it has: {said}") from error
 
 
 def read_build(version_file: Path, triton: str | None = None, declared_triton: Requirement | None = None) -> Build:
     """The build that a PyTorch's ``version.py`` describes.
 
-    `triton` is the version of the Triton beside it; `declared_triton` the one that this PyTorch asks for. Where the two differ,
-    the pair is nobody's release or nightly: its channel is ``source``, so that it gets a place of its own on the timeline.
+    `triton` is the version of the Triton beside it; `declared_triton` the one that this PyTorch asks for. Where the two
+    differ, the pair is nobody's release or nightly: its channel is ``source``, so that it gets a place of its own on
+    the timeline.
     """
     try:
         metadata = string_constants(version_file.read_text(encoding="utf-8"))
@@ -92,7 +96,8 @@ def string_constants(source: str) -> dict[str, str | None]:
     """``name = "constant"``, annotated or not, of a module's source."""
     found: dict[str, str | None] = {}
     for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node,
+                                                                                                ast.AnnAssign) else []
         if isinstance(getattr(node, "value", None), ast.Constant):
             for target in targets:
                 if isinstance(target, ast.Name) and isinstance(node.value.value, str | None):
@@ -118,7 +123,9 @@ def _is_day(text: str) -> bool:
 
 
 def _variant(version: Version, metadata: dict[str, str | None]) -> str:
-    """``cpu``, ``cu130``, ``rocm7.2``, ``xpu``: from the version's local part, else from what it was compiled against."""
+    """``cpu``, ``cu130``, ``rocm7.2``, ``xpu``: from the version's local part, else from what it was compiled
+    against.
+    """
     if version.local and _VARIANT.fullmatch(version.local):
         return version.local
     if cuda := metadata.get("cuda"):

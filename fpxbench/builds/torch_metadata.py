@@ -1,6 +1,7 @@
 """What files this interpreter would import PyTorch from, and what their package says. Prints it as JSON.
 
-Also run by interpreters that have no fpxbench, so that it uses the standard library alone, and of no Python later than 3.8.
+Also run by interpreters that have no fpxbench, so that it uses the standard library alone, and of no Python later than
+3.8.
 """
 
 import importlib.metadata
@@ -8,12 +9,13 @@ import importlib.util
 import json
 
 # The module is always `triton`; PyTorch's own builds of it carry these names, nightlies and ROCm ones among them.
-TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
+TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu",
+                        "pytorch-triton-xpu")
 
 
 def torch_metadata():
-    """``origin``: the path of ``torch/__init__.py``, or None; ``triton``: the version that is installed, or None; ``requires``: the
-    requirements that PyTorch declares, as lines."""
+    """``origin``: the path of ``torch/__init__.py``, or None; ``triton``: the version that is installed, or None;
+    ``requires``: the requirements that PyTorch declares, as lines."""
     spec = importlib.util.find_spec("torch")
     try:
         requires = importlib.metadata.requires("torch") or []

@@ -35,8 +35,8 @@ from fpxbench.builds.environments import (
     parts_named,
 )
 from fpxbench.builds.environments.folder import ROOT_VARIABLE
-from fpxbench.builds.environments.installer import bare_environment
 from fpxbench.builds.installed import NoPyTorch, installed_build
+from fpxbench.builds.installer import isolated_environment
 from fpxbench.builds.timeline import CHANNELS, Timeline, TimelineError
 from fpxbench.builds.timeline.measured import measured
 from fpxbench.sweep.plan import SHARED_PLAN_VARIABLE
@@ -234,7 +234,7 @@ class PyTorchEnvironment(Environment):
         if self._python_path is None:
             return self._run_refused(args, **kwargs)
         if self._python_path != Path(sys.executable):
-            kwargs["env"] = bare_environment(kwargs.get("env"))
+            kwargs["env"] = isolated_environment(kwargs.get("env"))
         try:
             return util.check_output([str(self._python_path), *args], **kwargs)
         except KeyboardInterrupt:

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from fpxbench.builds.environments.installer import bare_environment
 from fpxbench.builds.environments.interpreters import Builds, Interpreter
+from fpxbench.builds.installer import isolated_environment
 from fpxbench.builds.timeline import Entry
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
@@ -77,7 +77,7 @@ def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Condition
 
 def _run(command: list[str], timeout_s: float) -> str:
     """The last lines that the command wrote."""
-    environment = {name: value for name, value in bare_environment().items() if not name.startswith(("FPX_", "ASV"))}
+    environment = {name: value for name, value in isolated_environment().items() if not name.startswith(("FPX_", "ASV"))}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                errors="replace", env=environment, start_new_session=True)
     try:

@@ -27,9 +27,9 @@ from fpxbench.builds.environments import (
     environment_spec,
     parts_named,
 )
-from fpxbench.builds.environments.installer import bare_environment, uv_options
 from fpxbench.builds.environments.shared_packages import distributions
 from fpxbench.builds.index.pip_settings import PipSettings
+from fpxbench.builds.installer import isolated_environment, uv_options
 from fpxbench.builds.timeline import Entry, Source, Timeline, Wheel
 from fpxbench.cli import app
 from fpxbench.cli.common import UsageError
@@ -73,7 +73,7 @@ def write_small(index, version="9.1", requires=(), text="value = 1"):
 
 
 def python(environment, code):
-    done = subprocess.run([environment.python, "-c", code], capture_output=True, text=True, env=bare_environment())
+    done = subprocess.run([environment.python, "-c", code], capture_output=True, text=True, env=isolated_environment())
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -1,8 +1,8 @@
-"""Environments of builds: one each, made once, cheap to come back to (docs/asv.md, "Environments").
+"""Environments of builds: one for each build, made once and kept (docs/asv.md, "Environments").
 
-Two builds can then be measured alternately, and what differs between them is the build: fpxbench and the libraries that it works
-with are shared with the Python that makes the environment (`shared`), and only PyTorch, Triton and what these bring are installed
-(`installer`). `Builds` is what commands and asv ask for a build's Python.
+Two builds can then be measured alternately, and only the build differs between them: fpxbench and the libraries that it
+uses are shared with the Python that makes the environment (`shared_packages`); only PyTorch, Triton and their own
+requirements are installed (`fpxbench.builds.installer`). Commands and asv get a build's Python from `Builds`.
 """
 
 from fpxbench.builds.environments.folder import (
@@ -15,7 +15,6 @@ from fpxbench.builds.environments.folder import (
     default_root,
 )
 from fpxbench.builds.environments.installations import Installation
-from fpxbench.builds.environments.installer import NoInstaller
 from fpxbench.builds.environments.interpreters import Builds, Interpreter, current_build
 from fpxbench.builds.environments.shared_packages import NotInstalled
 from fpxbench.builds.environments.specification import (
@@ -26,14 +25,16 @@ from fpxbench.builds.environments.specification import (
     environment_spec,
     parts_named,
 )
+from fpxbench.builds.installer import NoInstaller
 
 UNAVAILABLE = (IndexUnreachable, DiskFull, NoInstaller, NotInstalled)
-"""Why there is no environment, other than for what the build is: nothing is known of the build."""
+"""Why there is no environment although the build may be fine."""
 
 REFUSED = (CannotInstall, NotOffered)
-"""Why a build cannot be measured here. The next one can."""
+"""Why this build cannot be measured here; others may."""
 
 __all__ = [
-    "PARTS", "REFUSED", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "Environments", "InUse", "IndexUnreachable", "Installation",
-    "Interpreter", "NoInstaller", "NotInstalled", "NotOffered", "EnvironmentState", "EnvironmentSpec", "current_build", "default_root", "parts_named", "environment_spec",
+    "PARTS", "REFUSED", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "EnvironmentSpec",
+    "EnvironmentState", "Environments", "InUse", "IndexUnreachable", "Installation", "Interpreter", "NoInstaller",
+    "NotInstalled", "NotOffered", "current_build", "default_root", "environment_spec", "parts_named",
 ]

@@ -1,8 +1,8 @@
-"""The folder of environments: each made once, under a lock, complete or not there.
+"""The folder of environments: each is made once, under a lock, and is complete or absent.
 
-``ROOT/NAME/`` holds ``environment.json`` (written last), ``install.log``, ``venv/`` and ``shared/``; ``ROOT/NAME.lock`` is held, shared,
-by whoever uses the environment, and alone by whoever makes or removes it. A process that is killed while it makes one leaves no
-``environment.json``, and the next that wants it begins anew.
+``ROOT/NAME/`` holds ``environment.json`` (written last), ``install.log``, ``venv/`` and ``shared/``. Users of an
+environment lock ``ROOT/NAME.lock`` shared; whoever makes or removes it locks it exclusively. A process that is killed
+while it makes one leaves no ``environment.json``, and the next user starts over.
 """
 
 from __future__ import annotations
@@ -20,90 +20,93 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fpxbench.builds.environments import installer
+from fpxbench.builds import installer
 from fpxbench.builds.environments.shared_packages import fingerprint, share
 from fpxbench.builds.environments.specification import EnvironmentSpec, EnvironmentState
 from fpxbench.records.record import Build
 
 ROOT_VARIABLE = "FPX_ENVIRONMENTS"
 RETRY_AFTER_S = 24 * 3600
-"""A build that could not be installed is not tried again before: an index seldom mends one, and each try costs minutes."""
+"""A failed installation is not retried sooner: an index seldom repairs a build, and each attempt costs minutes."""
 
 _STATE = "environment.json"
-# A CPU build brings no Triton of its own, so that where there is a PyTorch, Triton may be missing.
+_LOG = "install.log"
+# A CPU build brings no Triton of its own, so that Triton may be missing beside a PyTorch.
 _PROBES = {
-    True: "from fpxbench.builds.installed import installed_build; build = installed_build(); import torch; print(build.model_dump_json())",
+    True: "from fpxbench.builds.installed import installed_build; build = installed_build(); import torch; "
+          "print(build.model_dump_json())",
     False: "import triton",
 }
 """What must run in an environment, with PyTorch and without."""
 
 
 class CannotInstall(RuntimeError):
-    """The build was refused: no such version, files that do not fit together, a PyTorch that cannot be imported. A finding."""
+    """The build was refused: no such version, incompatible requirements, a PyTorch that cannot be imported."""
 
     def __init__(self, state: EnvironmentState, folder: Path) -> None:
         self.state = state
         when = f" (tried {state.made_at[:10]}; --retry tries again)" if state.age_s > 60 else ""
-        super().__init__(f"{state.spec.tag} ({state.spec.variant}) cannot be installed: {state.why}{when}; {folder / 'install.log'} has all of it")
+        super().__init__(f"{state.spec.tag} ({state.spec.variant}) cannot be installed: {state.why}{when}; "
+                         f"{folder / _LOG} has the whole log")
 
 
 class IndexUnreachable(RuntimeError):
-    """The index did not answer: nothing is known of the build."""
+    """The index did not answer, so that nothing is known about the build."""
 
 
 class DiskFull(RuntimeError):
-    """What was half made has been removed."""
+    """The disk is full; the partial environment has been removed."""
 
 
 class InUse(RuntimeError):
-    """Another process works in the environment, or makes it."""
+    """Another process uses the environment, or is making it."""
 
 
 def default_root() -> Path:
-    """``.asv/env`` beside the timeline, or what FPX_ENVIRONMENTS says."""
+    """Return ``.asv/env`` beside the timeline, or what FPX_ENVIRONMENTS names."""
     return Path(os.environ.get(ROOT_VARIABLE) or ".asv/env").absolute()
 
 
 @dataclass(frozen=True)
 class Environment:
-    """One that is there, complete, and will not be removed as long as it is held."""
+    """A complete environment, which is not removed while it is leased."""
 
     folder: Path
     state: EnvironmentState
 
     @property
     def python(self) -> Path:
-        return self.folder / "venv" / "bin" / "python"
+        return _python(self.folder)
 
     @property
     def build(self) -> Build:
-        """The build as found in it; as the timeline knows it where PyTorch is no part."""
+        """The build as found in it; without PyTorch in it, as the timeline knows it."""
         return self.state.build or self.state.spec.build
 
     @property
     def size(self) -> int:
-        """Bytes on disk. What uv has linked from its cache counts here too."""
+        """Bytes on disk, files that uv linked from its cache included."""
         return _size(self.folder)
 
     @property
     def used(self) -> float:
-        """When it was last held, in seconds since 1970."""
+        """When it was last leased, in seconds since 1970."""
         return _lock_file(self.folder).stat().st_mtime
 
 
 class Environments:
-    """Those under one folder."""
+    """The environments under one folder."""
 
-    def __init__(self, root: Path | None = None, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, root: Path | None = None, notify: Callable[[str], None] = lambda line: None) -> None:
         self.root = (root or default_root()).absolute()
-        self._say = say
+        self._notify = notify
 
     @contextmanager
     def lease(self, spec: EnvironmentSpec, retry: bool = False) -> Iterator[Environment]:
-        """The environment, made if need be, and kept from being removed until the context ends.
+        """Yield the environment, made if necessary; nobody can remove it until the context ends.
 
-        Raises CannotInstall (`retry` tries again what failed less than a day ago), IndexUnreachable, DiskFull, and NoInstaller or
-        NotInstalled where this Python lacks what it takes.
+        Raises CannotInstall (`retry` repeats an attempt that failed less than a day ago), IndexUnreachable, DiskFull,
+        and NoInstaller or NotInstalled where this Python lacks a prerequisite.
         """
         folder = self.root / spec.name
         self.root.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ class Environments:
                 if _usable(folder, spec, retry) is None:      # another process may have made it meanwhile
                     self._make_usable(folder, spec)
                     retry = False
-                # Giving up the lock for a shared one is no single step: somebody may remove the environment in between.
+                # Exchanging the lock for a shared one is not atomic: another process may remove the environment.
                 fcntl.flock(lock, fcntl.LOCK_SH)
             if state.status == "failed":
                 raise CannotInstall(state, folder)
@@ -126,119 +129,123 @@ class Environments:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._say(f"{spec.name} is being made, or removed, by another process: waiting for it")
+            self._notify(f"{spec.name} is being made, or removed, by another process: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
 
     def _make_usable(self, folder: Path, spec: EnvironmentSpec) -> None:
         state = _read(folder)
-        whole = state is not None and state.status == "ready" and state.spec.requirements == spec.requirements
-        if not whole or not (folder / "venv/bin/python").exists():
+        complete = state is not None and state.status == "ready" and state.spec.requirements == spec.requirements
+        if not complete or not _python(folder).exists():
             self._make(folder, spec)
             return
-        # Made by another Python, or its libraries have changed since.
+        # Made by another Python, or the shared libraries have changed since.
         unlinked = share(folder / "shared", _site_packages(folder))
-        if unlinked and installer.install(installer.chosen(), folder / "venv/bin/python", unlinked, (), folder / "install.log"):
+        if unlinked and installer.install(installer.choose_installer(), unlinked, folder / _LOG,
+                                          python=_python(folder)):
             self._make(folder, spec)
         else:
             _write(folder, state.model_copy(update={"shared": fingerprint()}))
 
     def _make(self, folder: Path, spec: EnvironmentSpec) -> None:
-        _forget(folder)
+        _remove(folder)
         try:
             folder.mkdir()
             self._attempt(folder, spec)
         except OSError as error:
-            _forget(folder)
+            _remove(folder)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._disk_full(spec) from error
             raise
         except BaseException:
-            _forget(folder)
+            _remove(folder)
             raise
 
     def _attempt(self, folder: Path, spec: EnvironmentSpec) -> None:
-        started = time.monotonic()
-        chosen = installer.chosen()
-        self._say(f"installing {', '.join(spec.requirements)} into {folder} with {chosen}")
+        started, log = time.monotonic(), folder / _LOG
+        chosen = installer.choose_installer()
+        self._notify(f"installing {', '.join(spec.requirements)} into {folder} with {chosen}")
         why, build = self._fill(folder, spec, chosen)
-        log = installer.tail(folder / "install.log")
         if why and installer.is_disk_full(log):
             raise self._disk_full(spec)
-        if why and installer.is_unreachable(folder / "install.log"):
+        if why and installer.is_unreachable(log):
+            last_lines = "\n".join(installer.tail(log).strip().splitlines()[-6:])
             raise IndexUnreachable(f"{spec.tag} ({spec.variant}) was not installed: the package index did not answer. "
-                                   f"Nothing is held against the build; try again later.\n{_last_lines(log)}")
-        state = EnvironmentState(spec=spec, status="failed" if why else "ready", why=why, log_tail=log if why else "", build=build, installer=chosen,
-                      shared=fingerprint(), seconds=round(time.monotonic() - started, 1))
-        if why:     # what is no use takes no room
+                                   f"The build is not marked as broken; try again later.\n{last_lines}")
+        state = EnvironmentState(
+            spec=spec, status="failed" if why else "ready", why=why, log_tail=installer.tail(log) if why else "",
+            build=build, installer=chosen, shared=fingerprint(), seconds=round(time.monotonic() - started, 1))
+        if why:     # a failed environment takes no space
             shutil.rmtree(folder / "venv")
             shutil.rmtree(folder / "shared")
         _write(folder, state)
 
     def _fill(self, folder: Path, spec: EnvironmentSpec, chosen: str) -> tuple[str, Build | None]:
-        """Why it cannot be had, in a sentence that is empty if it can; and the build as found there."""
-        log = folder / "install.log"
+        """Install and import the build; return why that failed (empty if it did not), and the build as found there."""
+        log = folder / _LOG
         log.touch()
         installer.make_venv(folder / "venv")
         unlinked = share(folder / "shared", _site_packages(folder))
-        python = folder / "venv" / "bin" / "python"
-        if installer.install(chosen, python, [*spec.requirements, *unlinked], spec.arguments, log, self._say_progress):
-            return f"{chosen} says: {_complaint(installer.tail(log))}", None
+        if installer.install(chosen, [*spec.requirements, *unlinked], log, python=_python(folder),
+                             arguments=spec.arguments, notify=self._notify_progress):
+            return f"{chosen} reports: {installer.error_message(log)}", None
         with_torch = "torch" in spec.parts
-        done = subprocess.run([python, "-c", _PROBES[with_torch]], capture_output=True, text=True, env=installer.bare_environment())
-        with open(log, "a", encoding="utf-8") as kept:
-            kept.write(f"$ python -c '{_PROBES[with_torch]}'\n{done.stderr}")
+        done = subprocess.run([_python(folder), "-c", _PROBES[with_torch]], capture_output=True, text=True,
+                              env=installer.isolated_environment())
+        with open(log, "a", encoding="utf-8") as output:
+            output.write(f"$ python -c '{_PROBES[with_torch]}'\n{done.stderr}")
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             return f"it was installed, and cannot be imported: {last[:300]}", None
         build = Build.model_validate_json(done.stdout.splitlines()[-1]) if with_torch else None
         if build is not None and build.key != spec.key:
-            return f"the index gave PyTorch {build.torch} ({build.channel}, Triton {build.triton}) in its place", None
+            return f"the index gave PyTorch {build.torch} ({build.channel}, Triton {build.triton}) instead", None
         return "", build
 
-    def _say_progress(self, line: str) -> None:
+    def _notify_progress(self, line: str) -> None:
         if line.startswith(("Downloading", "Installing", "Collecting torch", "Building")):
-            self._say(f"  {line}")
+            self._notify(f"  {line}")
 
     def _disk_full(self, spec: EnvironmentSpec) -> DiskFull:
         return DiskFull(
-            f"the disk of {self.root} is full, so that {spec.tag} ({spec.variant}) was not installed; what was half made has been removed. "
-            "`fpxbench environments list` shows what each of them takes, and `fpxbench environments remove NAME` makes room"
+            f"the disk of {self.root} is full, so that {spec.tag} ({spec.variant}) was not installed; the partial "
+            "environment has been removed. `fpxbench environments list` shows the size of each environment, and "
+            "`fpxbench environments remove NAME` frees it"
         )
 
     def all(self) -> list[tuple[str, Environment | None]]:
-        """Every environment by name; None for one that was never finished, or is being made."""
+        """Return every environment by name; None for one that is unfinished, or being made."""
         folders = sorted(path for path in self.root.glob("*") if path.is_dir())
         return [(folder.name, Environment(folder, state) if (state := _read(folder)) else None) for folder in folders]
 
     def remove(self, name: str) -> int:
-        """Remove one; returns the bytes that it took. Raises InUse, and FileNotFoundError where there is none of that name."""
+        """Remove one; return the bytes that it took. Raises InUse, and FileNotFoundError for an unknown name."""
         folder = self.root / name
         if name not in (known for known, _ in self.all()):
-            raise FileNotFoundError(f"no environment {name!r} in {self.root}: `fpxbench environments list` shows those that there are")
+            raise FileNotFoundError(f"no environment {name!r} in {self.root}: `fpxbench environments list` shows them")
         with open(_lock_file(folder), "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InUse(f"{name} is in use by another process, and was left where it is") from None
+                raise InUse(f"{name} is in use by another process, and was not removed") from None
             size = _size(folder)
-            _forget(folder)
+            _remove(folder)
         return size
 
 
 def _usable(folder: Path, spec: EnvironmentSpec, retry: bool) -> EnvironmentState | None:
-    """What is there, if it is finished, is what is wanted, and need not be tried again."""
+    """Return the state of a finished environment that matches `spec` and need not be attempted again."""
     state = _read(folder)
     if state is None or state.spec.requirements != spec.requirements:
         return None
     if state.status == "failed":
         return None if retry or state.age_s > RETRY_AFTER_S else state
-    return state if state.shared == fingerprint() and (folder / "venv/bin/python").exists() else None
+    return state if state.shared == fingerprint() and _python(folder).exists() else None
 
 
 def _read(folder: Path) -> EnvironmentState | None:
     try:
         return EnvironmentState.model_validate_json((folder / _STATE).read_bytes())
-    except (OSError, ValidationError):  # not finished, or of another fpxbench: made anew
+    except (OSError, ValidationError):  # unfinished, or another fpxbench's: made again
         return None
 
 
@@ -248,13 +255,17 @@ def _write(folder: Path, state: EnvironmentState) -> None:
     partial.replace(folder / _STATE)
 
 
+def _python(folder: Path) -> Path:
+    return folder / "venv" / "bin" / "python"
+
+
 def _site_packages(folder: Path) -> Path:
     (found,) = (folder / "venv").glob("lib/python*/site-packages")
     return found
 
 
-def _forget(folder: Path) -> None:
-    """First what says that it is complete, so that a removal that is cut off leaves nothing that looks so."""
+def _remove(folder: Path) -> None:
+    """Remove the state first, so that an interrupted removal leaves nothing that looks complete."""
     (folder / _STATE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -264,23 +275,10 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _size(folder: Path) -> int:
-    seen: set[int] = set()
-    total = 0
+    """Return the bytes that the files of `folder` take, each file once however often it is linked."""
+    blocks: dict[int, int] = {}
     for path, _, names in os.walk(folder):
         for name in names:
             status = os.lstat(os.path.join(path, name))
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_blocks * 512
-    return total
-
-
-def _complaint(log: str) -> str:
-    """The installer's own reason, from its last lines."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "× ", "╰─▶"))]
-    return (errors or lines or ["nothing"])[-1][:400]
-
-
-def _last_lines(log: str, count: int = 6) -> str:
-    return "\n".join(log.strip().splitlines()[-count:])
+            blocks[status.st_ino] = status.st_blocks
+    return 512 * sum(blocks.values())

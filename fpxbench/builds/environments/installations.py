@@ -1,4 +1,4 @@
-"""A build that does not install is a finding about it, as a crash is about a case: on the timeline here, and with the results for everyone."""
+"""Record that a build does not install: on this machine's timeline, and with the results for everyone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fpxbench.builds.environments.installer import bare_environment
 from fpxbench.builds.environments.specification import EnvironmentState
+from fpxbench.builds.installer import isolated_environment
 from fpxbench.builds.timeline import Timeline
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 
 SCHEMA = 1
+_DESCRIBE = """
+import sys
+from fpxbench.checking import machine
+device, name = sys.argv[1:]
+print(machine.describe(device or machine.default_device(), name or None).model_dump_json())
+"""
 
 
 class Installation(BaseModel):
-    """One line of ``RESULTS/<machine>/builds/<build>-<variant>.jsonl``: that a build did not install, or that it does again."""
+    """One line of ``RESULTS/<machine>/builds/<build>-<variant>.jsonl``: a build failed to install, or installs
+    again.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
@@ -32,7 +40,7 @@ class Installation(BaseModel):
     at: str
     machine: Machine
     build: Build
-    """As the timeline knows it: what does not install cannot be asked."""
+    """As the timeline knows it."""
     parts: tuple[str, ...]
     python: str
     installer: str
@@ -46,15 +54,17 @@ class Installation(BaseModel):
 
     @property
     def verdict(self) -> Verdict:
-        return Verdict(status=Status.OK if self.status == "ready" else Status.ERROR, summary=self.why, log_tail=self.log_tail)
+        return Verdict(status=Status.OK if self.status == "ready" else Status.ERROR, summary=self.why,
+                       log_tail=self.log_tail)
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the installation as one line of JSON."""
         return self.model_dump_json(by_alias=True)
 
 
-def record_installation(state: EnvironmentState, results: Path, timeline: Timeline, machine: str | None = None, device: str | None = None) -> None:
-    """Write down what came of an installation, under `machine` or the device's own name."""
+def record_installation(state: EnvironmentState, results: Path, timeline: Timeline, machine: str | None = None,
+                        device: str | None = None) -> None:
+    """Record the outcome of an installation, under `machine` or the device's own name."""
     spec = state.spec
     if state.status == "failed":
         timeline.failed_to_install(spec.key, spec.variant, state.log_tail)
@@ -67,11 +77,11 @@ def record_installation(state: EnvironmentState, results: Path, timeline: Timeli
 
 
 def _machine(name: str | None, device: str | None) -> Machine:
-    """This machine, as the PyTorch at hand sees it; in a process of its own, since its import belongs in no parent."""
-    code = "import sys; from fpxbench import machine; d, n = sys.argv[1:]; print(machine.describe(d or machine.default_device(), n or None).model_dump_json())"
-    done = subprocess.run([sys.executable, "-c", code, device or "", name or ""], capture_output=True, text=True, env=bare_environment())
+    """Return this machine as the current PyTorch sees it, from a child process: the parent never imports torch."""
+    done = subprocess.run([sys.executable, "-c", _DESCRIBE, device or "", name or ""], capture_output=True, text=True,
+                          env=isolated_environment())
     if done.returncode == 0:
         return Machine.model_validate_json(done.stdout.splitlines()[-1])
-    # No PyTorch at hand, or none that works: the host's name will do.
+    # This Python has no PyTorch, or a broken one: the host's name serves.
     host = platform.node()
     return Machine(name=name or f"host-{host.split('.')[0]}", device="unknown", arch=platform.machine(), host=host)

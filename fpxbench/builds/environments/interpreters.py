@@ -1,4 +1,4 @@
-"""The Python in which a build of the timeline is measured: the one at hand where it has that build, else an environment's."""
+"""The Python in which a build is measured: the current one if it has that build, else an environment's."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Interpreter:
     python: Path
     build: Build
     own: bool
-    """The Python at hand, in which nothing was installed."""
+    """Whether this is the Python that runs fpxbench."""
 
 
 def current_build() -> Build | None:
-    """The build that this Python has, if it has one."""
+    """Return the build that this Python has, or None."""
     try:
         return installed_build()
     except NoPyTorch:
@@ -38,20 +38,20 @@ def current_build() -> Build | None:
 
 
 def current_variant(build: Build) -> str:
-    """The variant as wheels have it: a build whose version names none is what pip takes where nothing is said."""
+    """Return the variant by its wheels' name; ``default`` for a version that names none."""
     _, _, local = build.torch.partition("+")
     return local if local and build.channel != "source" else DEFAULT_VARIANT
 
 
 @dataclass
 class Builds:
-    """The builds of a timeline, ready to be measured. What does not install is written down, once."""
+    """The builds of a timeline, installed when they are needed. A failed installation is recorded once."""
 
     timeline: Timeline
     environments: Environments
     results: Path
     variant: str | None = None
-    """None: that of the PyTorch at hand, or what pip would choose."""
+    """None: the current PyTorch's, else what pip would choose."""
     parts: tuple[str, ...] = PARTS
     machine: str | None = None
     device: str | None = None
@@ -60,9 +60,9 @@ class Builds:
 
     @contextmanager
     def interpreter(self, entry: Entry) -> Iterator[Interpreter]:
-        """Where to measure `entry`, made if need be, and kept until the context ends.
+        """Yield the Python that measures `entry`, installed if necessary, and kept until the context ends.
 
-        Raises what `Environments.lease` does, and NotOffered for a build or a variant that cannot be installed from anywhere.
+        Raises what `Environments.lease` does, and NotOffered for a build or a variant that no index offers.
         """
         if self.is_current(entry):
             yield Interpreter(Path(sys.executable), self.here, own=True)
@@ -72,19 +72,19 @@ class Builds:
             yield Interpreter(environment.python, environment.build, own=False)
 
     def _lease(self, entry: Entry, stack: ExitStack) -> Environment:
-        asked = self.spec(entry)
+        spec = self.spec(entry)
         try:
-            environment = stack.enter_context(self.environments.lease(asked, self.retry))
+            environment = stack.enter_context(self.environments.lease(spec, self.retry))
         except CannotInstall as refusal:
-            if refusal.state.age_s < _JUST_NOW_S or asked.variant not in entry.failures:
+            if refusal.state.age_s < _JUST_NOW_S or spec.variant not in entry.failures:
                 record_installation(refusal.state, self.results, self.timeline, self.machine, self.device)
             raise
-        if asked.variant in entry.failures:     # mended since
+        if spec.variant in entry.failures:     # repaired since
             record_installation(environment.state, self.results, self.timeline, self.machine, self.device)
         return environment
 
     def is_current(self, entry: Entry) -> bool:
-        """The Python at hand has this build, whole and for the variant that is asked for."""
+        """Return whether this Python has the build, with all its parts, for the requested variant."""
         if self.here is None or entry.key != self.here.key or self.parts != PARTS:
             return False
         return self.variant in (None, self.here.variant, current_variant(self.here))

@@ -1,4 +1,4 @@
-"""What an environment is asked to hold, and what is written down of one when it is made or fails to be."""
+"""Which packages an environment is made of, and the state that is stored of one."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ PARTS = ("torch", "triton")
 
 
 class NotOffered(ValueError):
-    """No index has it: a source build, or a variant that this build was not made for. Nothing was tried."""
+    """No index offers it: a source build, or a variant that this build was not made for."""
 
 
 class EnvironmentSpec(BaseModel):
-    """One build, for one variant, whole or in part, under this Python."""
+    """One build for one variant under this Python, or some of its parts."""
 
     model_config = ConfigDict(frozen=True)
 
     key: str
     """The build's commit."""
     tag: str
-    """What the timeline calls it."""
+    """The build's name on the timeline."""
     build: Build
-    """As far as the timeline knows it, for what is said of a build that cannot be installed."""
+    """As the timeline knows it; shown for a build that cannot be installed."""
     variant: str
-    """As wheels have it: ``cpu``, ``cu130``, or ``default`` for what pip takes where nothing is said."""
+    """By the wheels' name: ``cpu``, ``cu130``, or ``default`` for a wheel that names none."""
     parts: tuple[str, ...] = PARTS
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     requirements: tuple[str, ...]
     """``torch==2.13.0+cpu``, ``triton==3.7.1``."""
     arguments: tuple[str, ...] = ()
-    """Options of pip and uv that say where to look."""
+    """Options of pip and uv that name indexes."""
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class EnvironmentSpec(BaseModel):
 
 
 class EnvironmentState(BaseModel):
-    """``environment.json``: written last, so that an environment without it was never finished."""
+    """``environment.json``: written last, so that an environment without it is unfinished."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
@@ -58,14 +58,14 @@ class EnvironmentState(BaseModel):
     spec: EnvironmentSpec = Field(alias="wanted")
     status: Literal["ready", "failed"]
     why: str = ""
-    """One sentence, of one that failed."""
+    """Why it failed, in one sentence."""
     log_tail: str = ""
-    """The installer's last lines, of one that failed."""
+    """The installer's last lines, if it failed."""
     build: Build | None = None
-    """The build as it was found there once installed; None where PyTorch is no part of it."""
+    """The build as found there; None without PyTorch."""
     installer: str = ""
     shared: str = ""
-    """Fingerprint of what it has links to."""
+    """`shared_packages.fingerprint` of what it links to."""
     made_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
 
@@ -75,7 +75,7 @@ class EnvironmentState(BaseModel):
 
 
 def parts_named(text: str) -> tuple[str, ...]:
-    """The parts of ``torch,triton``. Raises ValueError for a word that is none."""
+    """Return the parts that ``torch,triton`` names. Raises ValueError for an unknown one."""
     named = {word.strip() for word in text.split(",") if word.strip()}
     if not named or not named <= set(PARTS):
         raise ValueError(f"FPX_PARTS={text!r}: parts of a build are {' and '.join(PARTS)}, separated by a comma")
@@ -83,21 +83,23 @@ def parts_named(text: str) -> tuple[str, ...]:
 
 
 def environment_spec(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> EnvironmentSpec:
-    """The environment of `entry` for `variant` (None: what pip would choose).
+    """Return the environment of `entry` for `variant` (None: what pip would choose).
 
-    A build that no index was read for may still be there: it is asked for by its version. Raises NotOffered for one that cannot
-    be installed from anywhere, and for a variant that the indexes do not have, naming those they have.
+    A build that no synced index lists is requested by its version. Raises NotOffered for a source build, and for a
+    variant that the indexes do not list.
     """
     if entry.channel == "source":
-        raise NotOffered(f"{entry.tag} was built from source, and no index has it: run the fpxbench of the Python that it is installed in")
+        raise NotOffered(f"{entry.tag} was built from source, and no index has it: run fpxbench in the Python that has "
+                         "it")
     pins = entry.pins(variant)
     if pins is None and entry.variants:
-        raise NotOffered(f"{entry.tag} has no variant {variant!r}: the indexes that were read have {', '.join(entry.variants)}")
+        raise NotOffered(f"{entry.tag} has no variant {variant!r}: the indexes list {', '.join(entry.variants)}")
     if pins is None:
         pins = _unread(entry, variant)
     by_part = {"torch": pins.torch, "triton": pins.triton}
     if "torch" not in parts and by_part["triton"] is None:
-        raise NotOffered(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` asks the index")
+        raise NotOffered(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` reads it from "
+                         "the index")
     version = entry.torch if pins.variant == DEFAULT_VARIANT else f"{entry.torch}+{pins.variant}"
     return EnvironmentSpec(
         key=entry.key, tag=entry.tag, variant=pins.variant, parts=parts, arguments=pins.arguments,
@@ -110,4 +112,5 @@ def environment_spec(entry: Entry, variant: str | None = None, parts: tuple[str,
 def _unread(entry: Entry, variant: str | None) -> Pins:
     named = variant is not None and variant != DEFAULT_VARIANT
     triton = f"triton=={entry.own_triton}" if entry.own_triton and not Version(entry.own_triton).local else None
-    return Pins(variant or DEFAULT_VARIANT, f"torch=={entry.torch}+{variant}" if named else f"torch==={entry.torch}", triton)
+    return Pins(variant or DEFAULT_VARIANT, f"torch=={entry.torch}+{variant}" if named else f"torch==={entry.torch}",
+                triton)
