@@ -3,7 +3,7 @@
 import torch
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.numbers.formats import TORCH_DTYPES
+from fpxbench.numbers.dtypes import TORCH_FLOAT8
 
 from ._compiling import compiled
 
@@ -32,14 +32,14 @@ class CompiledMixedMM(Implementation):
         self._compiled = {}
 
     def supports(self, scheme, device):
-        if not scheme.quantized or scheme.format.name not in (*TORCH_DTYPES, "int8"):
+        if not scheme.quantized or scheme.format.name not in (*TORCH_FLOAT8, "int8"):
             return Support.no(f"takes weights that torch has an 8-bit dtype for, and {scheme.name} is none of them")
         if scheme.scaling.block is not None:
             return Support.no(f"takes a scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
         return Support.yes()
 
     def matmul(self, x, weight):
-        dtype = getattr(torch, TORCH_DTYPES.get(weight.scheme.format.name, "int8"))
+        dtype = getattr(torch, TORCH_FLOAT8.get(weight.scheme.format.name, "int8"))
         a, b = x.reshape(-1, x.shape[-1]).contiguous(), weight.packed.view(dtype).t()
         key = (a.shape, a.dtype, b.shape)
         if key not in self._compiled:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.numbers.formats import TORCH_DTYPES
+from fpxbench.numbers.dtypes import TORCH_FLOAT8
 
 
 @implementation("native_float8")
@@ -18,14 +18,14 @@ class NativeFloat8(Implementation):
     layout = "bytes"
 
     def supports(self, scheme, device):
-        if not scheme.quantized or scheme.format.name not in TORCH_DTYPES:
-            return Support.no(f"takes weights in a torch.float8 dtype ({', '.join(TORCH_DTYPES)}), not {scheme.name}")
+        if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8:
+            return Support.no(f"takes weights in a torch.float8 dtype ({', '.join(TORCH_FLOAT8)}), not {scheme.name}")
         if scheme.scaling.block is not None:
             return Support.no(f"takes a scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
         return Support.yes()
 
     def matmul(self, x, weight):
-        w = weight.packed.view(getattr(torch, TORCH_DTYPES[weight.scheme.format.name]))
+        w = weight.packed.view(getattr(torch, TORCH_FLOAT8[weight.scheme.format.name]))
         scale = weight.scales.reshape(-1)   # [N] or [1]
         if x.dtype == torch.float16:        # codes go up to 57344: unscaled, the product would overflow fp16
             return F.linear(x, (w.float() * scale[:, None]).to(x.dtype))

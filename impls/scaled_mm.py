@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.numbers.formats import TORCH_DTYPES
+from fpxbench.numbers.dtypes import TORCH_FLOAT8
 
 OCP, FNUZ = ("e4m3fn", "e5m2"), ("e4m3fnuz", "e5m2fnuz")
 
@@ -40,7 +40,7 @@ class ScaledMM(Implementation):
     activation_format = "e4m3fn"    # on gfx942 e4m3fnuz, which has the same precision
 
     def supports(self, scheme, device):
-        if not scheme.quantized or scheme.format.name not in TORCH_DTYPES or scheme.scaling.block is not None:
+        if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8 or scheme.scaling.block is not None:
             return Support.no(f"takes float8 weights with one scale a row or a tensor, not {scheme.name}")
         formats, name = float8_formats(device)
         if scheme.format.name not in formats:
@@ -63,6 +63,6 @@ class ScaledMM(Implementation):
         codes, row_scale = float8_rows(F.pad(flat, (0, -k % 16)), activation_dtype)
         # Row-wise scaled kernels write bf16 on CUDA.
         out_dtype = torch.bfloat16 if x.is_cuda else x.dtype
-        w = packed.view(getattr(torch, TORCH_DTYPES[name])).t()
+        w = packed.view(getattr(torch, TORCH_FLOAT8[name])).t()
         out = torch._scaled_mm(codes, w, scale_a=row_scale, scale_b=scale.contiguous(), out_dtype=out_dtype)
         return out[:, :n].to(x.dtype).reshape(*x.shape[:-1], n)

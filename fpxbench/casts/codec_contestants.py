@@ -17,14 +17,10 @@ from torch import Tensor
 
 from fpxbench.casts.codec_speed import COPY, OWN, ROWS_AT_LEAST, Contest, K, Timed
 from fpxbench.numbers import codec, packing
-from fpxbench.numbers.formats import FORMATS, TORCH_DTYPES, Format
+from fpxbench.numbers.dtypes import DTYPE_NAMES
+from fpxbench.numbers.formats import FORMATS, Format
 
 SOURCES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-ML_DTYPES = {
-    "e4m3fn": "float8_e4m3fn", "e4m3fnuz": "float8_e4m3fnuz", "e5m2": "float8_e5m2", "e5m2fnuz": "float8_e5m2fnuz",
-    "e3m4": "float8_e3m4", "e3m2": "float6_e3m2fn", "e2m3": "float6_e2m3fn", "e2m1": "float4_e2m1fn", "e8m0": "float8_e8m0fnu",
-}
 
 SLOW_ROWS = 16
 """For gfloat: at 7 million elements a second a call on as much as the others get would take most of a second."""
@@ -183,9 +179,10 @@ def _codes(n: int, bits: int) -> Tensor:
 
 def _ml_dtype(name: str) -> tuple[ModuleType, type]:
     library = _library("ml_dtypes")
-    if name not in ML_DTYPES:
+    theirs = DTYPE_NAMES[name].ml_dtypes
+    if theirs is None or FORMATS[name].is_integer:
         raise Missing("has no such format")
-    return library, getattr(library, ML_DTYPES[name])
+    return library, getattr(library, theirs)
 
 
 def _gfloat_format(fmt: Format) -> tuple[ModuleType, object]:
@@ -201,10 +198,10 @@ def _gfloat_format(fmt: Format) -> tuple[ModuleType, object]:
 
 
 def _torch_dtype(name: str) -> torch.dtype:
-    known = TORCH_DTYPES | {"e8m0": "float8_e8m0fnu"}
-    if name not in known:
+    known = DTYPE_NAMES[name].torch
+    if known is None:
         raise Missing("has no cast to such a format")
-    return getattr(torch, known[name])
+    return getattr(torch, known)
 
 
 def _library(name: str) -> ModuleType:

@@ -34,7 +34,7 @@ def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
     if case.workload != "canary.codes" or not scheme.quantized:
         return torch.randn(case.n, case.k, generator=rng, device=device)
     fmt, block = scheme.format, scheme.scaling.block or case.k
-    numbers, beside = _discriminating_values(fmt, device, overflows=scheme.scaling.kind == "mx")
+    numbers, beside = _discriminating_values(fmt, device, reach=scheme.scaling.reach(fmt))
     values = torch.cat([numbers, beside])
     order = torch.randperm(case.n * case.k, generator=rng, device=device) % len(values)
     weight = values[order].reshape(case.n, case.k)
@@ -49,7 +49,7 @@ def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
     return weight.contiguous()
 
 
-def _discriminating_values(fmt: Format, device: str, *, overflows: bool) -> tuple[Tensor, Tensor]:
+def _discriminating_values(fmt: Format, device: str, *, reach: float) -> tuple[Tensor, Tensor]:
     """Return every finite number of a format; and each midpoint of two, with neighbours that bf16 and fp16 round onto it."""
     numbers = decode_table(fmt, device)
     numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
@@ -57,8 +57,8 @@ def _discriminating_values(fmt: Format, device: str, *, overflows: bool) -> tupl
     middle = (ascending[1:] + ascending[:-1]) / 2
     step = 2.0**-12
     beside = [middle, middle * (1 + step), middle * (1 - step)]
-    if overflows:
-        past = 2.0 ** (fmt.emax + 1) * (1 - step)    # the most that a block whose scale is 1 may hold
+    if reach > fmt.max:
+        past = reach * (1 - step)    # the most that a block whose scale is 1 may hold
         beside.append(torch.tensor([past, -past], device=device))
     return numbers, torch.cat(beside)
 

@@ -47,7 +47,7 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
     def read_as(other: Format) -> Callable[[Tensor], Tensor]:
         return lambda right: decode_table(other, right.device)
 
-    other = sibling(fmt)
+    other = fmt.sibling
     if other is not None:
         half = other.bias > fmt.bias
         message = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
@@ -112,17 +112,6 @@ def is_subnormal(fmt: Format) -> Tensor:
     return (magnitude > 0) & (magnitude >> fmt.mantissa_bits == 0)
 
 
-def sibling(fmt: Format) -> Format | None:
-    """The 8-bit format with the same bits and the other convention: E4M3FN for E4M3FNUZ and back; None if there is none."""
-    if fmt.bits != 8 or fmt.specials == "none":
-        return None
-    base = f"e{fmt.exponent_bits}m{fmt.mantissa_bits}"
-    if fmt.specials == "fnuz":
-        specials = "fn" if fmt.mantissa_bits == 3 else "ieee"
-        return replace(fmt, name=base + ("fn" if specials == "fn" else ""), bias=fmt.bias - 1, specials=specials)
-    return replace(fmt, name=f"{base}fnuz", bias=fmt.bias + 1, specials="fnuz")
-
-
 def _a_nan(fmt: Format) -> int:
     return fmt.nan_code if fmt.nan_code is not None else fmt.magnitude_mask
 
@@ -142,7 +131,7 @@ def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
 
     yield scales(Kind.SCALE_MISSING, "the scale is not applied",
                  lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
-    if scaling.kind == "nv":
+    if scaling.has_tensor_scale:
         yield scales(Kind.SCALE_MISSING, "the tensor scale is not applied", lambda block, tensor: (block, torch.ones_like(tensor)))
         yield scales(Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor))
         yield scales(Kind.FN_AS_FNUZ, "block scales are read as half their value: by e4m3fnuz's bias 8, theirs is 7",
@@ -162,7 +151,7 @@ def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
     if factor not in (2.0, 0.5):
         return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
     side = "low" if factor < 1 else "high"
-    exponent = f", an E8M0 exponent that is read one too {side}" if scaling.kind == "mx" else ""
+    exponent = f", an E8M0 exponent that is read one too {side}" if scaling.scale_format.powers_of_two else ""
     bias = f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}" if not fmt.is_integer else ""
     return f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
 
@@ -179,9 +168,9 @@ def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[DecodeFault]:
             return grid.reshape(-1)[flat.to(grid.device)]
         return moved
 
-    if scaling.kind == "tensor":
+    if scaling.block_rows is None:      # one scale for all
         return
-    if scaling.kind == "row":
+    if scaling.block is None:
         yield DecodeFault("blocks", Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
                          lambda grid, columns, rows: grid.reshape(1, -1)[:, columns % grid.shape[0]])
         for step, which in ((1, "next"), (-1, "previous")):

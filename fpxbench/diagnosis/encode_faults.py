@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.diagnosis.code_order import code_order_faults
-from fpxbench.diagnosis.decode_faults import E4M3_MAXIMA, is_subnormal, sibling
+from fpxbench.diagnosis.decode_faults import E4M3_MAXIMA, is_subnormal
 from fpxbench.numbers import packing
 from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.numbers.formats import Format
@@ -96,7 +96,7 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
         top = fmt.value(largest_stored)
         yield EncodeFault(Kind.SATURATED, f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
                           values=lambda values: values.clamp(-top, top))
-    other = sibling(fmt)
+    other = fmt.sibling
     if other is not None:
         kind = sibling_kind(other.specials)
         yield EncodeFault(kind, f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
@@ -121,19 +121,19 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
 
 def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
     """Known faults in choosing a scale, for codes that are made and read under it."""
+    numbers = not scaling.scale_format.coded        # stored as they are, not as codes
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
-        if scaling.kind in ("tensor", "row", "group") and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
+        if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
             yield EncodeFault(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
                               scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
-    if scaling.kind == "mx":
+    if scaling.scale_format.powers_of_two:
         for step, side in ((1, "high"), (-1, "low")):
             yield EncodeFault(Kind.WRONG_MAX, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
                               scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)))
-    else:
+    if numbers:
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-            if scaling.kind != "nv":
-                yield EncodeFault(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
-                                  scales=lambda scales, dtype=dtype: Scales(scales.stored.to(dtype).float()))
+            yield EncodeFault(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
+                              scales=lambda scales, dtype=dtype: Scales(scales.stored.to(dtype).float()))
 
 
 def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -16,8 +16,8 @@ from fpxbench.diagnosis.decode_faults import block_of
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import QUOTIENT_SLACK, EncodeFault, encoded
 from fpxbench.numbers import packing
-from fpxbench.numbers.codec import decode, decode_table
-from fpxbench.numbers.scaling import NV_SCALE_FORMAT, Scales, Scaling, scale_down, scale_values
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 
@@ -127,7 +127,7 @@ class Predictor:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         scales = Scales(weight.scales[rows] if weight.scales.shape[0] > 1 else weight.scales, weight.tensor_scale)
         for nudge in quotient_nudges(scales, scaling):
-            codes = encoded(self.readout.original[rows], lambda w, nudge=nudge: scale_down(w, scales, scaling) * (1 + nudge),
+            codes = encoded(self.readout.original[rows], lambda w, nudge=nudge: scaling.divide(w, scales) * (1 + nudge),
                             weight.scheme.format, storing)
             yield pad(codes, (0, packing.padded_k(self.k) - self.k))
 
@@ -135,8 +135,7 @@ class Predictor:
 def grid_under(faults: Faults, weight: QuantizedWeight) -> Tensor:
     """The scale of each block as it is read, fp32 [N or 1, G]."""
     weight = scaled_under(faults, weight)
-    block = decode(weight.scales, NV_SCALE_FORMAT) if weight.scheme.scaling.kind == "nv" else weight.scale_grid()
-    tensor = weight.tensor_scale if weight.tensor_scale is not None else torch.ones(1, device=weight.device)
+    block, tensor = weight.scheme.scaling.levels(weight.stored_scales)
     for fault in _of_step(faults, "scales"):
         block, tensor = fault.apply(block, tensor)
     grid = block * tensor
@@ -165,7 +164,7 @@ def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
 def quotient_nudges(scales: Scales, scaling: Scaling) -> tuple[float, ...]:
     """How far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two: there, division
     is exact, and a tie is a tie."""
-    exact = bool((torch.frexp(scale_values(scales, scaling)).mantissa == 0.5).all())
+    exact = bool((torch.frexp(scaling.factors(scales)).mantissa == 0.5).all())
     return (0.0,) if exact else (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK)
 
 

@@ -23,8 +23,7 @@ from fpxbench.diagnosis.effective_weight import Prediction, Readout, correlation
 from fpxbench.diagnosis.hypotheses import Faults, explanations, kinds_of, names_of
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import packing
-from fpxbench.numbers.codec import decode_table, encode
-from fpxbench.numbers.scaling import E8M0, NV_SCALE_FORMAT
+from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 
@@ -123,12 +122,10 @@ def _probe_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
     """Other scales in place of `weight`'s, near 1/16 and random: each is unlike those beside it."""
     shape = weight.scales.shape
     exponent = torch.randint(-7, 0, shape, generator=rng)
-    if weight.scheme.scaling.kind == "mx":
-        return (E8M0.bias + exponent).to(torch.uint8).to(weight.device)
     scales = torch.ldexp(torch.randint(8, 16, shape, generator=rng) / 8, exponent)
-    if weight.scheme.scaling.kind == "nv":      # its tensor scale is small, and stays
-        return encode(scales * 256, NV_SCALE_FORMAT).to(weight.device)
-    return scales.to(weight.device)
+    if weight.scheme.scaling.has_tensor_scale:      # it is small, and stays
+        scales *= 256
+    return weight.scheme.scaling.scale_format.encode(scales).to(weight.device)
 
 
 def named(fitting: list[Faults], readout: Readout) -> Diagnosis:

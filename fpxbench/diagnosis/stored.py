@@ -19,7 +19,7 @@ from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kind
 from fpxbench.diagnosis.products import Diagnosis, nearness
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
-from fpxbench.numbers.scaling import NV_SCALE_FORMAT, Scales, block_amax, scale_down, scale_values
+from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 
@@ -76,14 +76,14 @@ def probe_quantization(implementation: Implementation, operands: Operands) -> Op
 
     original = inputs.make_weight(operands.case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
     probe = quantized(original)
-    right = scale_values(scheme.quantize(original)[1], scheme.scaling)
+    right = scheme.scaling.factors(scheme.quantize(original)[1])
     held = probe.weight.scale_grid()
     if held.shape != right.shape:
         return probe
     ratio = float((held / right).median())
     if abs(ratio - 1) <= SCALE_SLACK or not 2.0**-8 < ratio < 2.0**8:
         return probe
-    if scheme.scaling.kind == "mx":     # the block's largest number decides a power of two, and the others lie under it
+    if scheme.scaling.scale_format.powers_of_two:     # the block's largest number decides a power of two, and the others lie under it
         return quantized((original * ratio).clamp(-fmt.max, fmt.max))
     top = float(f"{fmt.max / ratio:.6g}")      # the maximum that the scales were taken from, without fp32's last bit
     original = original.clamp(-top, top)
@@ -122,7 +122,7 @@ class _Stored:
         held, original = same_number(self.codes[rows], fmt), self.original[rows]
         same = torch.zeros_like(held, dtype=torch.bool)
         for nudge in quotient_nudges(here, scaling):
-            codes = encoded(original, lambda w, nudge=nudge: scale_down(w, here, scaling) * (1 + nudge), fmt, faults)
+            codes = encoded(original, lambda w, nudge=nudge: scaling.divide(w, here) * (1 + nudge), fmt, faults)
             same |= same_number(codes, fmt) == held
         return same
 
@@ -166,7 +166,7 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
 
 def _wrong_codes_evidence(stored: _Stored, wrong: Tensor) -> dict[str, Any]:
     fmt = stored.weight.scheme.format
-    values = scale_down(stored.original, stored.own_scales, stored.weight.scheme.scaling)
+    values = stored.weight.scheme.scaling.divide(stored.original, stored.own_scales)
     right = encode(values, fmt)
     examples = [
         f"{float(values[row, column]):.9g} at row {row}, column {column} is stored as {fmt.describe_code(int(stored.codes[row, column]))},"
@@ -183,7 +183,7 @@ def _likeness(stored: _Stored) -> float:
 def _scale_fault(stored: _Stored) -> Diagnosis | None:
     scheme, weight = stored.weight.scheme, stored.weight
     fmt, scaling = scheme.format, scheme.scaling
-    held, right = weight.scale_grid(), scale_values(stored.oracle_scales, scaling)
+    held, right = weight.scale_grid(), scaling.factors(stored.oracle_scales)
     wrong = ~_scales_agree(stored, held, right)
     if not bool(wrong.any()):
         return None
@@ -198,7 +198,7 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
     ratio = float(ratios.median()) if ratios.numel() else 0.0
     if bool((held == 1).all()):
         return Diagnosis(Kind.SCALE_MISSING, "every stored scale is 1", evidence)
-    slack = NV_RATIO_SLACK if scaling.kind == "nv" else SCALE_SLACK
+    slack = NV_RATIO_SLACK if scaling.has_tensor_scale else SCALE_SLACK
     if bool(positive.all()) and abs(ratio - 1) > 2 * slack and bool(((ratios - ratio).abs() <= slack * ratio).all()):
         return _constant_ratio(stored, ratio, evidence)
     oracle = QuantizedWeight.from_codes(stored.codes, stored.oracle_scales, scheme, weight.layout)
@@ -210,7 +210,7 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
     if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):
         n, blocks = right.shape
         return Diagnosis(Kind.SCALE_TRANSPOSED, f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]", evidence)
-    if scaling.kind == "mx":
+    if scaling.scale_format.powers_of_two:
         steps = torch.log2(ratios)
         return Diagnosis(nearness(_likeness(stored)), f"{share}: their exponents lie {int(steps.min()):+d} to {int(steps.max()):+d}"
                          " from floor(log2(amax)) - emax", evidence)
@@ -223,7 +223,7 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
     evidence = evidence | {"ratio": repr(ratio)}
     if not stored.codes_fit(stored.own_scales) and stored.codes_fit(stored.oracle_scales):
         return Diagnosis(Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence)
-    if scaling.kind == "mx" and ratio in (0.5, 2.0):
+    if scaling.scale_format.powers_of_two and ratio in (0.5, 2.0):
         return Diagnosis(Kind.WRONG_MAX,
                          f"every block's exponent is stored one too {'high' if ratio > 1 else 'low'}: MX asks for floor(log2(amax)) - {fmt.emax}", evidence)
     other = fmt.max / ratio
@@ -234,12 +234,12 @@ def _scales_agree(stored: _Stored, held: Tensor, right: Tensor) -> Tensor:
     """Where stored scales are right within fp32's rounding: bool [N or 1, G]."""
     agree = (held - right).abs() <= SCALE_SLACK * right
     weight, scaling = stored.weight, stored.weight.scheme.scaling
-    if scaling.kind != "nv" or weight.tensor_scale is None or bool(agree.all()):
+    if not scaling.has_tensor_scale or weight.tensor_scale is None or bool(agree.all()):
         return agree
     # The last bit of the tensor scale may move a block scale across a midpoint of E4M3.
     if not bool(((weight.tensor_scale / stored.oracle_scales.tensor_scale - 1).abs() <= SCALE_SLACK).all()):
         return agree
-    ideal = block_amax(stored.original, scaling) / weight.scheme.format.max / weight.tensor_scale
+    ideal = scaling.block_amax(stored.original) / weight.scheme.format.max / weight.tensor_scale
     for nudge in (0.0, -SCALE_SLACK, SCALE_SLACK):
-        agree |= encode(ideal * (1 + nudge), NV_SCALE_FORMAT) == weight.scales
+        agree |= scaling.scale_format.encode(ideal * (1 + nudge)) == weight.scales
     return agree

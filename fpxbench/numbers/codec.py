@@ -17,8 +17,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, Overflow, Rounding, rounded_codes, values_of
-from fpxbench.numbers.formats import Format
+from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, rounded_codes, values_of
+from fpxbench.numbers.formats import WEIGHT_BITS, Format
+from fpxbench.numbers.rounding import Overflow, Rounding
 
 __all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
 
@@ -59,10 +60,9 @@ def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow
     """Raise what `encode` raises for a request that cannot be met, whatever the numbers in `x`."""
     if x.dtype not in SOURCES:
         raise TypeError(f"encode takes float64, float32, bfloat16 or float16, not {x.dtype}")
-    if overflow is Overflow.INFINITY and not fmt.has_infinity:
-        raise ValueError(f"{fmt.name} has no infinity to overflow to: use saturate{' or nan' if fmt.has_nan else ''}")
-    if overflow is Overflow.NAN and not fmt.has_nan:
-        raise ValueError(f"{fmt.name} has no NaN to overflow to: use saturate")
+    if fmt.bits > WEIGHT_BITS:
+        raise ValueError(f"encode takes formats of up to {WEIGHT_BITS} bits, not {fmt.name} of {fmt.bits}")
+    fmt.check_overflow(overflow)
     if rounding is Rounding.STOCHASTIC:
         if random_bits is None or not 1 <= random_bits <= MAX_RANDOM_BITS:
             raise ValueError(f"stochastic rounding needs random_bits from 1 to {MAX_RANDOM_BITS}, not {random_bits}")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fpxbench.numbers.codec import check_request, decode, encode_checked
-from fpxbench.numbers.codec_definition import SOURCES, Overflow, Rounding
+from fpxbench.numbers.codec_definition import SOURCES
 from fpxbench.numbers.formats import Format
+from fpxbench.numbers.rounding import Overflow, Rounding
 from fpxbench.numbers.scheme import Scheme
 
 

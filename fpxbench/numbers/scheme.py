@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from fpxbench.numbers import codec, scaling as scales_
 from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.numbers.scaling import Scales, Scaling, scaling_named
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,34 +30,41 @@ class Scheme:
     @property
     def dense_dtype(self) -> torch.dtype | None:
         """The stored dtype of a dense scheme; None for a quantized one."""
-        return _DENSE.get(self.name)
+        import torch
+
+        return getattr(torch, _DENSE[self.name]) if self.name in _DENSE else None
 
     def bits_per_weight(self, n: int, k: int) -> float:
-        """Bits that the definition needs for each weight of an [n, k] weight: code plus share of the scales."""
+        """Return the bits that a weight of an [n, k] takes: its code, and its share of the scales."""
         if not self.quantized:
             return 16.0
         return self.format.bits + self.scaling.bits_per_weight(n, k)
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Scales]:
-        """The oracle's codes (uint8 [N, K]) and scales of a float `weight` [N, K]; nearest-even, saturating.
+        """Return the oracle's codes (uint8 [N, K]) and scales of a float `weight` [N, K]: nearest-even, saturating.
 
         Raises ValueError, naming what is wrong, for a weight that is not a finite, floating-point matrix.
         """
+        from fpxbench.numbers.codec import encode
+
         if not self.quantized:
             raise ValueError(f"scheme {self.name!r} stores the weight as it is; there is nothing to quantize")
         weight = checked_weight(weight).float()
-        scales = scales_.choose_scales(weight, self.format, self.scaling)
-        return codec.encode(scales_.scale_down(weight, scales, self.scaling), self.format), scales
+        scales = self.scaling.choose(weight, self.format)
+        return encode(self.scaling.divide(weight, scales), self.format), scales
 
     def dequantize(self, codes: Tensor, scales: Scales) -> Tensor:
-        """fp32 [N, K] from uint8 codes [N, K] and their scales: decode exactly, multiply once."""
-        values = codec.decode(codes, self.format)
-        factors = scales_.scale_values(scales, self.scaling)
-        return values * scales_.spread(factors, self.scaling, *codes.shape)
+        """Return fp32 [N, K] from uint8 `codes` [N, K] and their scales: decode exactly, multiply once."""
+        from fpxbench.numbers.codec import decode
+
+        values = decode(codes, self.format)
+        return values * self.scaling.spread(self.scaling.factors(scales), *codes.shape)
 
 
 def checked_weight(weight: Tensor) -> Tensor:
-    """`weight` itself, if it is a finite, floating-point, non-empty [N, K]; else ValueError or TypeError saying why."""
+    """Return `weight` itself, if it is a finite, floating-point, non-empty [N, K]. Raise ValueError or TypeError if not."""
+    import torch
+
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise TypeError(f"a weight is quantized from float64, float32, bfloat16 or float16, not {weight.dtype}")
     if weight.dim() != 2:
@@ -75,7 +83,7 @@ def checked_weight(weight: Tensor) -> Tensor:
     return weight
 
 
-_DENSE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DENSE = {"bf16": "bfloat16", "fp16": "float16"}
 
 # Names of standards. Each also goes by its parts (mxfp4 = e2m1-mx), and the standard's name is the one that is kept.
 _STANDARD = {
@@ -110,7 +118,7 @@ SCHEMES: tuple[str, ...] = (
 
 @lru_cache(maxsize=None)
 def scheme_named(name: str) -> Scheme:
-    """The scheme of that name: a standard's (``mxfp4``), or ``FORMAT-SCALING`` (``e3m2-g128``, ``e2m2-row``).
+    """Return the scheme of that name: a standard's (``mxfp4``), or ``FORMAT-SCALING`` (``e3m2-g128``, ``e2m2-row``).
 
     Raises ValueError naming the nearest valid schemes.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.numbers import packing
-from fpxbench.numbers.scaling import Scales, scale_values
+from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import Scheme
 
 
@@ -56,15 +56,19 @@ class QuantizedWeight:
         """Whether `codes` and `scale_grid` can be read: not for dense weights, nor for a layout of an implementation's own."""
         return self.scheme.quantized and self.layout in packing.LAYOUTS
 
+    @property
+    def stored_scales(self) -> Scales:
+        return Scales(self.scales, self.tensor_scale)
+
     def scale_grid(self) -> Tensor:
         """The factor of each block, fp32 ``[N or 1, G]``; nv's tensor scale is folded in."""
-        return scale_values(self._scales(), self.scheme.scaling)
+        return self.scheme.scaling.factors(self.stored_scales)
 
     def dequantize(self) -> Tensor:
         """fp32 ``[N, K]`` by the oracle: the very codes and scales stored here, decoded by definition."""
         if not self.scheme.quantized:
             return self.packed.float()
-        return self.scheme.dequantize(self.codes(), self._scales())
+        return self.scheme.dequantize(self.codes(), self.stored_scales)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every stored tensor, by name."""
@@ -89,6 +93,3 @@ class QuantizedWeight:
             self, packed=self.packed.clone(), scales=copy(self.scales), tensor_scale=copy(self.tensor_scale),
             extra={name: tensor.clone() for name, tensor in self.extra.items()},
         )
-
-    def _scales(self) -> Scales:
-        return Scales(self.scales, self.tensor_scale)

@@ -71,7 +71,6 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
 
 def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
     """The known mistake that gives exactly these codes."""
-    from fpxbench.diagnosis.decode_faults import sibling
     from fpxbench.numbers.rounding import Rounding
 
     asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
@@ -86,7 +85,7 @@ def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> 
             if through != source_name and found == _codes(fmt, source_name, rounding, through, first):
                 before = "to nearest even" if first == "nearest" else "towards zero"
                 return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {said.removeprefix('rounds ')}"
-    other = sibling(fmt)
+    other = fmt.sibling
     if other is not None and found == _codes(fmt, source_name, asked, by=other):
         return sibling_kind(fmt.specials), f"gives {other.name}'s codes"
     if all(code == due or _is_subnormal(due, fmt) for code, due in zip(codes, _codes(fmt, source_name, asked), strict=True)):

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.formats import format_named
 from fpxbench.targets.architectures import Architecture
 
 KERNELS = Path(__file__).with_name("child") / "kernels.py"
 
 TRITON_DTYPES: dict[str, str] = {
-    "e4m3fn": "fp8e4nv", "e4m3fnuz": "fp8e4b8", "e4m3b15": "fp8e4b15", "e5m2": "fp8e5", "e5m2fnuz": "fp8e5b16",
+    name: names.triton_short for name, names in DTYPE_NAMES.items() if (names.triton_short or "").startswith("fp8")
 }
 """Formats that Triton has a dtype for, and its name there."""
 

@@ -28,7 +28,7 @@ def request(question: ProbeSpec, architecture: Architecture) -> Request:
     """For K = 4096 and one config of those that are tried on a GPU: M = 1 or 16."""
     scheme, x = scheme_named(question.format), question.options["x"]
     target = triton_fused.Target("hip") if architecture.capability is None else triton_fused.Target("cuda", architecture.capability)
-    scales = "*u8" if scheme.scaling.kind in ("mx", "nv") else "*fp32"
+    scales = "*u8" if scheme.scaling.scale_format.coded else "*fp32"
     signature = {"scales": scales, "tensor_scale": "*fp32", "out": f"*{x}", "N": "i32"}
     if question.options["kernel"] == "matvec":
         words = 4 * int(architecture.target["warp_size"])

@@ -9,7 +9,7 @@ import torch
 
 from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.decode_faults import decode_faults, sibling
+from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import encode_faults, encoded
 from fpxbench.diagnosis.hypotheses import Predictor
@@ -18,7 +18,7 @@ from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import codec
 from fpxbench.numbers.formats import FORMATS
-from fpxbench.numbers.scaling import Scales, scale_down
+from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
@@ -245,7 +245,7 @@ def test_each_known_encode_fault_is_named_or_counted_among_those_that_fit(scheme
     right, scales = operands.weight.scheme.quantize(operands.original)
     named = 0
     for fault in encode_faults(fmt, "planar", 256, fmt.max_code - 1):
-        codes = encoded(operands.original, lambda w: scale_down(w, scales, scaling), fmt, [fault])
+        codes = encoded(operands.original, lambda w: scaling.divide(w, scales), fmt, [fault])
         operands.weight = QuantizedWeight.from_codes(codes, scales, operands.weight.scheme)
         found = diagnose_quantization(operands.original, operands)
         if bool((codes == right).all()):
@@ -262,10 +262,10 @@ def test_another_right_way_to_quantize_is_not_a_fault(scheme) -> None:
     """Multiplying by the reciprocal, max by reciprocal, -0 stored as 0: fp32's last bit and a zero's sign are free."""
     def store(weight, scheme):
         _, scales = scheme.quantize(weight)
-        if scheme.scaling.kind in ("row", "group", "tensor"):
+        if not scheme.scaling.scale_format.coded:
             reciprocal = torch.tensor(1 / scheme.format.max)
             scales = Scales(scales.stored * scheme.format.max * reciprocal)
-        unit = scale_down(torch.ones_like(weight), scales, scheme.scaling)
+        unit = scheme.scaling.divide(torch.ones_like(weight), scales)
         codes = codec.encode(weight * unit, scheme.format)
         if scheme.format.specials != "fnuz" and not scheme.format.twos_complement:
             codes = codes.masked_fill(codes == 1 << (scheme.format.bits - 1), 0)
@@ -278,7 +278,7 @@ def test_another_right_way_to_quantize_is_not_a_fault(scheme) -> None:
 def test_a_halfway_value_is_no_matter_of_taste_where_the_scale_is_exact() -> None:
     def ties_away(weight, scheme):
         _, scales = scheme.quantize(weight)
-        return codec.encode(scale_down(weight, scales, scheme.scaling), scheme.format, rounding=codec.Rounding.NEAREST_AWAY), scales
+        return codec.encode(scheme.scaling.divide(weight, scales), scheme.format, rounding=codec.Rounding.NEAREST_AWAY), scales
 
     for scheme in ("mxfp4", "mxfp8_e4m3fn", "e4m3fn-row"):
         assert stored_wrongly(ties_away, scheme, workload="canary.codes", n=64, k=256).kind is Kind.TIES_AWAY
@@ -299,7 +299,7 @@ def test_one_wrong_code_is_found_and_shown_in_bits() -> None:
 def test_scales_rounded_to_bf16_are_inaccurate_and_their_codes_right() -> None:
     def rounded(weight, scheme):
         scales = Scales(scheme.quantize(weight)[1].stored.bfloat16().float())
-        return codec.encode(scale_down(weight, scales, scheme.scaling), scheme.format), scales
+        return codec.encode(scheme.scaling.divide(weight, scales), scheme.format), scales
 
     found = stored_wrongly(rounded, "e4m3fn-row")
     assert found.kind is Kind.INACCURATE
@@ -310,7 +310,7 @@ def test_scales_rounded_to_bf16_are_inaccurate_and_their_codes_right() -> None:
 def test_the_maximum_that_scales_were_taken_from_is_told(other, of) -> None:
     def store(weight, scheme):
         scales = Scales(weight.abs().amax(dim=1, keepdim=True) / other)
-        return codec.encode(scale_down(weight, scales, scheme.scaling), scheme.format), scales
+        return codec.encode(scheme.scaling.divide(weight, scales), scheme.format), scales
 
     found = stored_wrongly(store, of)
     assert found.kind is Kind.WRONG_MAX
@@ -328,14 +328,6 @@ def test_scales_of_another_shape_are_told_by_both_shapes() -> None:
     found = diagnose_quantization(operands.original, operands)
     assert found.kind is Kind.WRONG_SHAPE
     assert "[3, 48]" in found.message and "[48, 3]" in found.message
-
-
-def test_siblings_are_each_others() -> None:
-    for name in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz"):
-        other = sibling(FORMATS[name])
-        assert other == FORMATS[other.name]
-        assert sibling(other) == FORMATS[name]
-    assert sibling(FORMATS["e3m2"]) is None
 
 
 @pytest.mark.parametrize(("scheme", "factor"), [("e4m3fn-row", 0.5), ("e4m3fn-g32", 3.0)])

@@ -5,7 +5,6 @@ import torch
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers import codec
 from fpxbench.numbers.packing import padded_k
-from fpxbench.numbers.scaling import choose_scales, scale_down, spread
 from fpxbench.numbers.weight import QuantizedWeight
 
 torch.set_num_threads(1)    # in the child that loads this: small loops lose ten times their time to barriers on a busy machine
@@ -29,7 +28,7 @@ class Right(Implementation):
         return codec.decode_table(fmt)
 
     def factors(self, weight):
-        return spread(weight.scale_grid(), weight.scheme.scaling, *weight.shape)
+        return weight.scheme.scaling.spread(weight.scale_grid(), *weight.shape)
 
     def decoded(self, weight):
         return self.table(weight.scheme.format)[self.codes(weight).int()] * self.factors(weight)
@@ -45,14 +44,14 @@ class RightEncoder(Right):
     """The same with the encoder spelled out: a injection is a wrong scale or a wrong code."""
 
     def scales(self, weight, scheme):
-        return choose_scales(weight, scheme.format, scheme.scaling)
+        return scheme.scaling.choose(weight, scheme.format)
 
     def encode(self, values, fmt):
         return codec.encode(values, fmt)
 
     def quantize(self, weight, scheme):
         scales = self.scales(weight, scheme)
-        codes = self.encode(scale_down(weight, scales, scheme.scaling), scheme.format)
+        codes = self.encode(scheme.scaling.divide(weight, scales), scheme.format)
         return QuantizedWeight.from_codes(codes, self.stored(scales), scheme, self.layout)
 
     def stored(self, scales):

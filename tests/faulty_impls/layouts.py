@@ -5,7 +5,6 @@ import torch
 from fpxbench.implementation import implementation
 from fpxbench.numbers.codec import decode
 from fpxbench.numbers.formats import FORMATS
-from fpxbench.numbers.scaling import spread
 
 from ._right import Right, swapped
 
@@ -50,7 +49,7 @@ class ScaleTransposed(Right):
 
     def factors(self, weight):
         grid = weight.scale_grid()
-        return spread(grid.reshape(grid.shape[::-1]).T, weight.scheme.scaling, *weight.shape)
+        return weight.scheme.scaling.spread(grid.reshape(grid.shape[::-1]).T, *weight.shape)
 
 
 @implementation("faulty_row_scale_along_k")
@@ -78,7 +77,7 @@ class TensorScaleMissing(Right):
     schemes = ("nvfp4",)
 
     def factors(self, weight):
-        return spread(decode(weight.scales, FORMATS["e4m3fn"]), weight.scheme.scaling, *weight.shape)
+        return weight.scheme.scaling.spread(decode(weight.scales, FORMATS["e4m3fn"]), *weight.shape)
 
 
 @implementation("faulty_block_off_by_one")
@@ -88,7 +87,7 @@ class BlockOffByOne(Right):
     schemes = ("mxfp4",)
 
     def factors(self, weight):
-        return spread(weight.scale_grid().roll(-1, dims=1), weight.scheme.scaling, *weight.shape)
+        return weight.scheme.scaling.spread(weight.scale_grid().roll(-1, dims=1), *weight.shape)
 
 
 @implementation("faulty_boundary_off_by_one")

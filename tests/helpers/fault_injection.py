@@ -118,9 +118,9 @@ def factors_of(weight, *, no_scale=False, no_tensor_scale=False, no_block_scale=
     if no_scale:
         return np.ones((n, k))
     held = weight.scales.numpy()
-    if scaling.kind == "mx":
+    if scaling.scale_format.powers_of_two:
         values = 2.0 ** (held.astype(np.float64) - 127 + exponent)
-    elif scaling.kind == "nv":
+    elif scaling.has_tensor_scale:
         from fpxbench.numbers.formats import FORMATS
         block = np.ones(held.shape) if no_block_scale else numbers(FORMATS["e4m3fn"], bias=e4m3_bias)[held]
         values = block * (1.0 if no_tensor_scale else float(weight.tensor_scale))
@@ -270,7 +270,7 @@ class Injection:
 
 def injections(scheme, layout="planar") -> list[Injection]:
     """Every fault that can be injected in reading or storing a weight of `scheme`."""
-    fmt, scaling = scheme.format, scheme.scaling
+    fmt, scaling, scales = scheme.format, scheme.scaling, scheme.scaling.scale_format
     found: list[Injection] = []
 
     def reading(kind, about, **how):
@@ -315,27 +315,27 @@ def injections(scheme, layout="planar") -> list[Injection]:
     if fmt.bits == 8:
         reading(Kind.NIBBLE_SWAP, "code's nibbles exchanged", code_nibbles=True)
     reading(Kind.SCALE_MISSING, "no scale", no_scale=True)
-    if scaling.kind == "nv":
+    if scaling.has_tensor_scale:
         reading(Kind.SCALE_MISSING, "no tensor scale", no_tensor_scale=True)
         reading(Kind.SCALE_MISSING, "no block scale", no_block_scale=True)
         reading(Kind.FN_AS_FNUZ, "block scales as FNUZ", e4m3_bias=1)
-    if scaling.kind == "mx":
+    if scales.powers_of_two:
         reading(Kind.SCALED, "exponent one too high", exponent=1)
         reading(Kind.SCALED, "exponent one too low", exponent=-1)
         storing(Kind.WRONG_MAX, "exponent stored one too high", exponent_up=1)
-    if scaling.kind in ("tensor", "row", "group") and fmt.name in ("e4m3fn", "e4m3fnuz"):
+    if not scales.coded and fmt.name in ("e4m3fn", "e4m3fnuz"):
         other = 240 if fmt.name == "e4m3fn" else 448
         reading(Kind.WRONG_MAX, "scale of another maximum", ratio=fmt.max / other)
         storing(Kind.WRONG_MAX, "scale of another maximum", maximum=other)
-    if scaling.kind in ("tensor", "row", "group"):
+    if not scales.coded:
         reading(Kind.SCALED, "half of each scale", ratio=0.5)
         reading(Kind.SCALED, "0.3 of each scale", ratio=0.3)
-    if scaling.kind == "row":
+    if scaling.name == "row":
         reading(Kind.SCALE_TRANSPOSED, "row scales along K", along_k=True)
     if scaling.block:
         reading(Kind.SCALE_TRANSPOSED, "grid transposed", transposed=True)
         reading(Kind.BLOCK_OFF_BY_ONE, "a column late", late=1)
-    if scaling.kind != "tensor":
+    if scaling.name != "tensor":
         reading(Kind.BLOCK_OFF_BY_ONE, "the next scale", next_block=1)
     storing(Kind.TRUNCATED, "toward zero", rounding="zero")
     storing(Kind.TRUNCATED, "down", rounding="down")
@@ -343,9 +343,9 @@ def injections(scheme, layout="planar") -> list[Injection]:
     if fmt.mantissa_bits + fmt.exponent_bits > 3:
         storing(Kind.DOUBLE_ROUNDING, "by way of bf16", twice="bf16")
     storing(Kind.SIGN_LOST, "magnitudes stored", positive=True)
-    if fmt.has_nan and scaling.kind == "mx":
+    if fmt.has_nan and scales.powers_of_two:
         storing(Kind.OVERFLOW_NAN, "NaN past the maximum", overflow="nan")
-    if fmt.has_infinity and scaling.kind == "mx":
+    if fmt.has_infinity and scales.powers_of_two:
         storing(Kind.OVERFLOW_INF, "infinity past the maximum", overflow="inf")
     if fmt.bits == 8 and not fmt.is_integer:
         storing(Kind.SATURATED, "clamped at half the maximum", clamp=fmt.max / 2)

@@ -34,7 +34,7 @@ def compiled(target, scheme, activation, m, config):
         gpu, kind = GPUTarget("cuda", int(target[3:]), 32), triton_fused.Target("cuda", int(target[3:]))
     else:
         gpu, kind = GPUTarget("hip", target, 64), triton_fused.Target("hip")
-    scales = "*u8" if scheme.scaling.kind in ("mx", "nv") else "*fp32"
+    scales = "*u8" if scheme.scaling.scale_format.coded else "*fp32"
     arguments = {"scales": scales, "tensor_scale": "*fp32", "out": f"*{activation}", "M": "i32", "N": "i32"}
     options = {"num_warps": config["num_warps"]}
     if "words" in config:

@@ -9,7 +9,7 @@ from fpxbench.checking import reference
 from fpxbench.implementation import discover
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, format_named
-from fpxbench.numbers.scaling import Scales, Scaling
+from fpxbench.numbers.scaling import Scales, scaling_named
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -25,7 +25,7 @@ from fpxbench.impls.triton_fused import Dot, Matvec  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MATVEC, DOT = Matvec(rows=2, words=128, num_warps=1), Dot(block_m=32, block_n=16, block_k=32, num_warps=4, num_stages=2)
-ONE_SCALE = Scaling("tensor")
+ONE_SCALE = scaling_named("tensor")
 FORMAT_NAMES = [name for name in FORMATS if name != "e8m0"] + [
     "e1m0", "e1m1", "e2m2", "e3m3", "e1m6", "e4m0", "e3m2ieee", "e6m1", "e6m1ieee", "e7m0fn", "e3m4b5", "e5m2b10ieee",
 ]
@@ -140,7 +140,7 @@ def test_every_config_multiplies_rightly(name, m):
 def test_a_weight_is_never_rounded_to_the_activations_dtype(scheme, config):
     """Scales of far apart magnitudes within one row: rounding a scaled weight to fp16 would lose the small ones."""
     codes = torch.randint(0, 1 << scheme.format.bits, (4, 128))
-    if scheme.scaling.kind == "mx":
+    if scheme.scaling.scale_format.powers_of_two:
         scales = torch.tensor([[90, 127, 100, 140]], dtype=torch.uint8).expand(4, 4).contiguous()
         tiny = 2.0**30
     else:

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from fpxbench.numbers.codec import Overflow, Rounding, decode, encode, encode_by_table
 from fpxbench.numbers.codec_definition import rounded_codes, values_of
-from fpxbench.numbers.formats import FORMATS, SPECIALS, Format
+from fpxbench.numbers.formats import FORMATS, SPECIALS, WEIGHT_BITS, Format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,6 +22,8 @@ def formats_of(exponent_bits, mantissa_bits):
     for signed in (True, False):
         for specials in SPECIALS:
             bias = (1 << (exponent_bits - 1)) - (specials != "fnuz") if exponent_bits else 1 - mantissa_bits
+            if signed + exponent_bits + mantissa_bits > WEIGHT_BITS:
+                continue
             name = f"{'' if signed else 'u'}e{exponent_bits}m{mantissa_bits}{specials}"
             try:
                 yield Format(name, exponent_bits, mantissa_bits, bias, specials, signed)
@@ -90,7 +92,8 @@ def any_format(draw):
     """Any split, specials, sign and bias that `Format` takes."""
     exponent_bits = draw(st.integers(0, 8))
     mantissa_bits = draw(st.integers(0, 8 - exponent_bits))
-    fields = (draw(st.integers(-140, 160)), draw(st.sampled_from(SPECIALS)), draw(st.booleans()))
+    signed = draw(st.booleans()) and exponent_bits + mantissa_bits < WEIGHT_BITS
+    fields = (draw(st.integers(-140, 160)), draw(st.sampled_from(SPECIALS)), signed)
     try:
         return Format("drawn", exponent_bits, mantissa_bits, *fields)
     except ValueError:

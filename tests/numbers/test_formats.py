@@ -154,3 +154,9 @@ def test_codes_are_described_field_by_field():
     assert FORMATS["e4m3fn"].describe_code(0x7E) == "0x7e 0.1111.110"
     assert FORMATS["e8m0"].describe_code(127) == "0x7f 01111111"
     assert FORMATS["int8"].describe_code(0x81) == "0x81 1.0000001"
+
+
+@pytest.mark.parametrize(("name", "sibling"), [("e4m3fn", "e4m3fnuz"), ("e5m2", "e5m2fnuz")])
+def test_fn_and_fnuz_are_each_others_siblings_and_other_formats_have_none(name, sibling):
+    assert FORMATS[name].sibling == FORMATS[sibling] and FORMATS[sibling].sibling == FORMATS[name]
+    assert all(FORMATS[other].sibling is None for other in ("e3m2", "e2m1", "e8m0", "int8"))

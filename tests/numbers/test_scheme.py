@@ -10,18 +10,8 @@ from hypothesis import given, strategies as st
 from fpxbench.checking.reference import sqnr_db
 from fpxbench.numbers.codec import Rounding, decode, encode
 from fpxbench.numbers.formats import FORMATS
-from fpxbench.numbers.scaling import (
-    E8M0,
-    Scales,
-    Scaling,
-    block_amax,
-    choose_scales,
-    floor_power_of_two,
-    scale_down,
-    scale_values,
-    scaling_named,
-    spread,
-)
+from fpxbench.numbers.scaling import Scales, scaling_named
+from fpxbench.numbers.scaling.mx import E8M0, floor_power_of_two
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +55,7 @@ def through(scheme, weight):
 @pytest.mark.parametrize(("name", "expected_db"), [(f"{fmt}-{s}", db) for fmt, row in SQNR.items() for s, db in row.items()])
 def test_signal_to_noise_of_a_normal_weight_is_the_measured_one(normal_weight, name, expected_db):
     scheme = scheme_named(name)
-    rows = len(normal_weight) if scheme.scaling.kind == "nv" else 256       # nv's tensor scale is of the whole weight
+    rows = len(normal_weight) if scheme.scaling.has_tensor_scale else 256       # nv's tensor scale is of the whole weight
     db, gain = sqnr_and_gain(normal_weight, lambda part: through(scheme, part), rows)
     assert db == pytest.approx(expected_db, abs=0.05)
     assert gain == pytest.approx(1, abs=10 ** (-expected_db / 20))
@@ -119,8 +109,8 @@ def test_truncation_costs_six_decibels_and_shrinks_the_weight(normal_weight):
     scheme = scheme_named("e4m3fn-row")
 
     def truncated(part):
-        scales = choose_scales(part, scheme.format, scheme.scaling)
-        return scheme.dequantize(encode(scale_down(part, scales, scheme.scaling), scheme.format, Rounding.TOWARD_ZERO), scales)
+        scales = scheme.scaling.choose(part, scheme.format)
+        return scheme.dequantize(encode(scheme.scaling.divide(part, scales), scheme.format, Rounding.TOWARD_ZERO), scales)
 
     assert sqnr_and_gain(normal_weight[:512], truncated) == (pytest.approx(25.8, abs=0.05), pytest.approx(0.956, abs=0.002))
 
@@ -143,17 +133,17 @@ def test_a_standard_scheme_named_by_its_parts_is_the_standard_one(parts, standar
 
 
 @pytest.mark.parametrize(("name", "fmt", "scaling"), [
-    ("e4m3fn-row", "e4m3fn", Scaling("row")),
-    ("e3m2-g128", "e3m2", Scaling("group", 128)),
-    ("mxfp8_e4m3fn", "e4m3fn", Scaling("mx", 32)),
-    ("nvfp4", "e2m1", Scaling("nv", 16)),
-    ("int8-row", "int8", Scaling("row")),
-    ("e3m4b5-g64", "e3m4b5", Scaling("group", 64)),
-    ("e3m2b-2-row", "e3m2b-2", Scaling("row")),
+    ("e4m3fn-row", "e4m3fn", "row"),
+    ("e3m2-g128", "e3m2", "g128"),
+    ("mxfp8_e4m3fn", "e4m3fn", "mx"),
+    ("nvfp4", "e2m1", "nv"),
+    ("int8-row", "int8", "row"),
+    ("e3m4b5-g64", "e3m4b5", "g64"),
+    ("e3m2b-2-row", "e3m2b-2", "row"),
 ])
 def test_a_scheme_is_a_format_and_a_scaling(name, fmt, scaling):
     scheme = scheme_named(name)
-    assert (scheme.format.name, scheme.scaling) == (fmt, scaling)
+    assert (scheme.format.name, scheme.scaling.name) == (fmt, scaling) and scheme.scaling == scaling_named(scaling)
 
 
 def test_dense_schemes_are_not_quantized():
@@ -192,15 +182,16 @@ def test_the_largest_of_each_block_lands_on_the_formats_maximum(name):
     scheme = scheme_named(name)
     weight = torch.randn(7, 300, generator=torch.Generator().manual_seed(1))
     codes, scales = scheme.quantize(weight)
-    largest = block_amax(decode(codes, scheme.format), scheme.scaling)
+    largest = scheme.scaling.block_amax(decode(codes, scheme.format))
     assert torch.equal(largest, torch.full_like(scales.stored, scheme.format.max))
 
 
 @pytest.mark.parametrize("fmt", ["e4m3fn", "e5m2", "e3m2", "e2m3", "e2m1"])
 def test_mx_scales_are_the_power_of_two_of_the_specification(fmt):
     weight = torch.randn(5, 100, generator=torch.Generator().manual_seed(2)) * torch.logspace(-20, 20, 5)[:, None]
-    scales = choose_scales(weight, FORMATS[fmt], scaling_named("mx"))
-    for amax, scale in zip(block_amax(weight, scaling_named("mx")).flatten().tolist(), decode(scales.stored, E8M0).flatten().tolist(), strict=True):
+    scales = scaling_named("mx").choose(weight, FORMATS[fmt])
+    amaxes = scaling_named("mx").block_amax(weight)
+    for amax, scale in zip(amaxes.flatten().tolist(), decode(scales.stored, E8M0).flatten().tolist(), strict=True):
         assert scale == 2.0 ** (math.floor(math.log2(amax)) - FORMATS[fmt].emax)
 
 
@@ -246,7 +237,7 @@ def test_a_block_too_small_for_nvfp4s_scale_becomes_zero_and_not_nan():
 def test_each_scale_reaches_its_own_block_and_the_last_block_may_be_short():
     scaling = scaling_named("g4")
     factors = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
-    assert spread(factors, scaling, 2, 10).tolist() == [[1] * 4 + [2] * 4 + [3] * 2, [4] * 4 + [5] * 4 + [6] * 2]
+    assert scaling.spread(factors, 2, 10).tolist() == [[1] * 4 + [2] * 4 + [3] * 2, [4] * 4 + [5] * 4 + [6] * 2]
 
 
 @pytest.mark.parametrize("name", ["e3m2-g128", "mxfp4", "nvfp4"])
@@ -264,9 +255,9 @@ def test_scales_are_applied_in_the_shape_in_which_they_are_stored():
     for name, shape in {"e4m3fn-tensor": (1, 1), "e4m3fn-row": (6, 1), "e4m3fn-g32": (6, 3), "mxfp4": (6, 3), "nvfp4": (6, 5)}.items():
         scheme = scheme_named(name)
         codes, scales = scheme.quantize(weight)
-        factors = scale_values(scales, scheme.scaling)
+        factors = scheme.scaling.factors(scales)
         assert factors.shape == scales.stored.shape == shape
-        expected = decode(codes, scheme.format) * spread(factors, scheme.scaling, 6, 80)
+        expected = decode(codes, scheme.format) * scheme.scaling.spread(factors, 6, 80)
         assert torch.equal(scheme.dequantize(codes, scales), expected)
 
 

@@ -13,9 +13,9 @@ from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.codec import decode_table, encode
+from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format
-from fpxbench.numbers.scaling import E8M0, NV_SCALE_FORMAT, Scales, Scaling
+from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
@@ -54,16 +54,11 @@ class Bench:
 
     @property
     def grid_shape(self) -> tuple[int, int]:
-        return (1 if self.scaling.kind == "tensor" else self.n), self.scaling.blocks(self.k)
+        return self.scaling.grid_shape(self.n, self.k)
 
     def scales(self, numbers: Tensor) -> Scales:
-        """Scales of these numbers, [grid_shape] or broadcast to it: powers of two for mx, numbers of E4M3FN for nv."""
-        grid = numbers.float().to(self.device).expand(self.grid_shape).contiguous()
-        if self.scaling.kind == "mx":
-            return Scales((torch.frexp(grid).exponent - 1 + E8M0.bias).to(torch.uint8))
-        if self.scaling.kind == "nv":
-            return Scales(encode(grid, NV_SCALE_FORMAT), torch.ones(1, device=self.device))
-        return Scales(grid)
+        """Return scales of these numbers, [grid_shape] or broadcast to it: numbers that the scaling's format holds."""
+        return self.scaling.scales_from(numbers.float().to(self.device).expand(self.grid_shape).contiguous())
 
     @cached_property
     def forced(self) -> Tensor:
@@ -71,9 +66,9 @@ class Bench:
         a neighbour's scale may be met."""
         forced = torch.zeros(self.n, self.k, dtype=torch.bool, device=self.device)
         if not self.sets_codes:
-            block = self.scaling.block or self.k
+            rows, block = self.scaling.block_shape(self.n, self.k)
             starts = torch.arange(0, self.k, block, device=self.device)
-            forced[:1 if self.scaling.kind == "tensor" else self.n, (starts + (starts + block).clamp(max=self.k)) // 2] = True
+            forced[::rows, (starts + (starts + block).clamp(max=self.k)) // 2] = True
         return forced
 
     @cached_property
@@ -87,7 +82,7 @@ class Bench:
     @property
     def _scale_is_forced(self) -> bool:
         """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the largest there is."""
-        return self.scaling.kind == "nv" and not self.sets_codes
+        return self.scaling.has_tensor_scale and not self.sets_codes
 
     def hold(self, codes: Tensor, scales: Scales) -> Operands:
         """The implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
@@ -95,7 +90,7 @@ class Bench:
         codes = torch.where(self.forced, self.fmt.max_code, codes).contiguous()
         if self._scale_is_forced:
             scales = Scales(scales.stored.clone(), scales.tensor_scale)
-            scales.stored[0, 0] = NV_SCALE_FORMAT.max_code
+            scales.stored[0, 0] = self.scaling.scale_format.format.max_code
         wanted = QuantizedWeight.from_codes(codes, scales, self.scheme, "bytes")
         if not self.sets_codes:
             return replace(self.quantized(wanted.dequantize()), decoded=wanted.dequantize())

@@ -31,7 +31,7 @@ SHOWN = 64
 
 def recover_blocks(bench: Bench, table: Tensor) -> Experiment:
     """The scale that each weight is multiplied by, as the row and block that it is stored for."""
-    if bench.scaling.kind == "tensor":
+    if bench.scaling.block_rows is None:
         return Experiment(name="blocks", right=True, tried=1, message="there is one scale for all")
     code, number = known_code(bench, table)
     if code is None:
@@ -62,7 +62,7 @@ def recover_blocks(bench: Bench, table: Tensor) -> Experiment:
         else:
             place = place_of[read]
             known &= (place >= 0) & (at == shuffled[place.clamp(min=0)] % 7)
-    own = torch.arange(rows)[:, None] * blocks + block_of(torch.arange(bench.k), bench.scaling)[None, :]
+    own = bench.scaling.block_index(bench.n, bench.k)
     if bool(known.logical_or(~free).all()) and bool((place == own)[free].all()):
         return Experiment(name="blocks", right=True, tried=count, message=f"each of {count} scales meets its own block")
     if bool(same[free].all()) and count > 1:

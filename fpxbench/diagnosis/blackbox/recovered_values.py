@@ -21,7 +21,6 @@ from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, 
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
-from fpxbench.numbers.scaling import NV_SCALE_FORMAT
 from fpxbench.records.kinds import Kind
 
 COLUMNS = 8
@@ -172,7 +171,7 @@ def recover_scales(bench: Bench, table: Tensor) -> Experiment:
     wrong = ~bench.near(seen * number, wanted.double() * number)
     differences = [Difference(entry=_number(value), definition=_number(value), effective=_number(factor))
                    for value, factor in zip(wanted[wrong], seen[wrong], strict=True)]
-    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.kind == "nv" else None
+    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.has_tensor_scale else None
     if tensor:
         differences.append(tensor)
     factor = common_factor(bench, table, ~table.isnan())
@@ -192,7 +191,7 @@ def recover_scales(bench: Bench, table: Tensor) -> Experiment:
     block, one = wanted.double(), torch.ones(1, dtype=torch.float64, device=bench.device)
     fitting = [faults for faults in singly(values)
                if bool(bench.near(seen * number, _product(faults[0].apply(block, one)) * number).all())
-               and (bench.scaling.kind != "nv" or _product(faults[0].apply(one, 2 * one)).item() / _product(faults[0].apply(one, one)).item()
+               and (not bench.scaling.has_tensor_scale or _product(faults[0].apply(one, 2 * one)).item() / _product(faults[0].apply(one, one)).item()
                     == (1.0 if tensor else 2.0))]
     if len(kinds_of(fitting)) == 1:
         experiment.kinds, experiment.message = [fitting[0][0].kind], f"{experiment.message}: {fitting[0][0].message}"
@@ -212,11 +211,12 @@ def _scale_numbers(bench: Bench) -> Tensor:
     Each costs a call, so an interpreter is tried on `FEW_SCALES` of them, the first and the last among them.
     """
     powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
-    if bench.scaling.kind == "nv":
-        numbers = decode_table(NV_SCALE_FORMAT, bench.device)[: NV_SCALE_FORMAT.max_code + 1]
-        numbers = numbers[numbers >= 2.0**-6]
-    elif bench.scaling.kind == "mx":
+    scales = bench.scaling.scale_format
+    if scales.powers_of_two:
         numbers = powers
+    elif scales.coded:
+        numbers = decode_table(scales.format, bench.device)[: scales.format.max_code + 1]
+        numbers = numbers[numbers >= scales.format.min_normal]
     else:
         numbers = torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
     if bench.implementation.slow(bench.device):

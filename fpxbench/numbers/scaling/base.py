@@ -1,0 +1,160 @@
+"""What a scaling is: which weights share a scale, how a scale is chosen, how it is stored.
+
+A scaling answers for its blocks, so that no caller has to know which one it is. A new one is a file beside this one with
+a subclass of `Scaling`, and a line in the table of `fpxbench.numbers.scaling`. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scaling.scale_format import FP32_SCALE, ScaleFormat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Scales as stored, one a block in the shape of `Scaling.grid_shape`.
+
+    stored : fp32 ``[R, G]``, or uint8 codes ``[R, G]`` of the scaling's `scale_format`
+    tensor_scale : the second level of a scaling that has one (nv), fp32 ``[1]``
+    """
+
+    stored: Tensor
+    tensor_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Blocks of an [N, K] weight that share a scale: the base class, and the rule ``scale = amax / max`` in fp32.
+
+    A subclass sets what differs: its `kind`, its blocks, how a scale is stored, and `parse`; where the rule differs,
+    also `scales_of` and `reach`. Blocks at the right and lower edge may be smaller.
+
+    block_rows : rows of a block; None: all N
+    block : columns of a block; None: all K
+    """
+
+    block_rows: int | None = 1
+    block: int | None = None
+
+    kind: ClassVar[str]
+    """The family's name, for people and for compiled kernels. Ask the scaling instead of comparing it."""
+    description: ClassVar[str]
+    source: ClassVar[str]
+    """Where the scaling is defined."""
+    scale_format: ClassVar[ScaleFormat] = FP32_SCALE
+    has_tensor_scale: ClassVar[bool] = False
+    """Whether block scales are themselves scaled, by one fp32 number a weight."""
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """Return the scaling of that name; None if it is of another family. Raise nothing."""
+        return cls() if name == cls.kind else None
+
+    @property
+    def name(self) -> str:
+        """As in a scheme's name; `parse` reads it."""
+        return self.kind
+
+    # Blocks.
+
+    def block_shape(self, n: int, k: int) -> tuple[int, int]:
+        """Return the rows and columns of a whole block of an [n, k] weight."""
+        return n if self.block_rows is None else self.block_rows, k if self.block is None else self.block
+
+    def grid_shape(self, n: int, k: int) -> tuple[int, int]:
+        """Return the shape ``[R, G]`` of the block scales of an [n, k] weight."""
+        rows, columns = self.block_shape(n, k)
+        return -(-n // rows), -(-k // columns)
+
+    def blocks(self, k: int) -> int:
+        """Return how many scales a row of `k` weights meets."""
+        return self.grid_shape(1, k)[1]
+
+    def block_index(self, n: int, k: int, device: str | torch.device = "cpu") -> Tensor:
+        """Return which scale each weight has, int64 ``[n, k]``: an index into the flattened grid of scales."""
+        import torch
+
+        (rows, columns), (_, blocks) = self.block_shape(n, k), self.grid_shape(n, k)
+        row, column = torch.arange(n, device=device), torch.arange(k, device=device)
+        return (row // rows * blocks)[:, None] + (column // columns)[None, :]
+
+    def bits_per_weight(self, n: int, k: int) -> float:
+        """Return what the scales add to each weight of an [n, k] weight, in bits."""
+        rows, blocks = self.grid_shape(n, k)
+        return (self.scale_format.bits * rows * blocks + 32 * self.has_tensor_scale) / (n * k)
+
+    def spread(self, factors: Tensor, n: int, k: int) -> Tensor:
+        """Return block `factors` ``[R, G]`` as one a weight, ``[n, k]``; a view where that is possible."""
+        import torch
+
+        if self.block is not None:
+            if torch.compiler.is_compiling():
+                # Inductor 2.13 on a CPU reads wrong factors for the last block of a repeat that is cut short and then
+                # divided by.
+                factors = factors.index_select(1, torch.arange(k, device=factors.device) // self.block)
+            else:
+                factors = factors.repeat_interleave(self.block, dim=1)[:, :k]
+        if self.block_rows not in (1, None):
+            factors = factors.index_select(0, torch.arange(n, device=factors.device) // self.block_rows)
+        return factors.expand(n, k)
+
+    def block_amax(self, weight: Tensor) -> Tensor:
+        """Return the largest magnitude of each block of `weight` [N, K]: ``[R, G]``."""
+        import torch
+
+        n, k = weight.shape
+        (rows, columns), (row_blocks, blocks) = self.block_shape(n, k), self.grid_shape(n, k)
+        magnitude = weight.abs()
+        if k % columns or n % rows:
+            magnitude = torch.nn.functional.pad(magnitude, (0, -k % columns, 0, -n % rows))
+        # Along K first, where the weights of a block are neighbours.
+        return magnitude.reshape(row_blocks * rows, blocks, columns).amax(dim=2).reshape(row_blocks, rows, blocks).amax(dim=1)
+
+    # Scales.
+
+    def choose(self, weight: Tensor, fmt: Format) -> Scales:
+        """Return the scales under which float `weight` [N, K] is stored in `fmt`."""
+        return self.scales_of(self.block_amax(weight), fmt)
+
+    def scales_of(self, amax: Tensor, fmt: Format) -> Scales:
+        """Return the scales of blocks whose largest magnitudes are fp32 `amax` ``[R, G]``; 1 for a block of zeros."""
+        import torch
+
+        scale = amax / fmt.max
+        return Scales(self.scale_format.encode(torch.where(scale > 0, scale, 1.0)))
+
+    def reach(self, fmt: Format) -> float:
+        """Return how large a weight may be in a block whose scale is 1. Past ``fmt.max`` it saturates."""
+        return fmt.max
+
+    def scales_from(self, numbers: Tensor) -> Scales:
+        """Return scales whose blocks' factors are fp32 `numbers` ``[R, G]``, as nearly as they can be stored."""
+        tensor_scale = numbers.new_ones(1) if self.has_tensor_scale else None
+        return Scales(self.scale_format.encode(numbers), tensor_scale)
+
+    def levels(self, scales: Scales) -> tuple[Tensor, Tensor]:
+        """Return the block scales, fp32 ``[R, G]``, and what they are multiplied by, fp32 ``[1]`` (1 without a second level)."""
+        block = self.scale_format.decode(scales.stored)
+        return block, block.new_ones(1) if scales.tensor_scale is None else scales.tensor_scale
+
+    def factors(self, scales: Scales) -> Tensor:
+        """Return what each block's codes are multiplied by, fp32 ``[R, G]``: both levels, rounded once to fp32."""
+        block = self.scale_format.decode(scales.stored)
+        return block * scales.tensor_scale if self.has_tensor_scale else block
+
+    def divide(self, weight: Tensor, scales: Scales) -> Tensor:
+        """Return fp32 `weight` [N, K] over its scales; 0 where the stored scale is 0 (nv, tiny block)."""
+        import torch
+
+        factors = self.factors(scales)
+        divided = weight / self.spread(torch.where(factors > 0, factors, 1.0), *weight.shape)
+        if self.scale_format.coded and self.scale_format.format.has_zero:
+            divided = torch.where(self.spread(factors > 0, *weight.shape), divided, 0.0)
+        return divided
