@@ -100,7 +100,7 @@ def _read_folder(checkpoint: Checkpoint) -> dict[str, str]:
     checkpoint.files = [folder / name for name in sorted(names) if _inside(folder / name, folder, problems)]
     pickles = sum(file.suffix in _PICKLES for file in folder.iterdir())
     if pickles:
-        problems.append(f"{pickles} files of Python pickles ({', '.join(_PICKLES)}) are not opened: reading one can run code")
+        problems.append(f"{pickles} files of Python pickles ({', '.join(_PICKLES)}) are not opened: they can run code")
     return index
 
 

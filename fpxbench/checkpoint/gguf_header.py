@@ -33,7 +33,7 @@ _KEPT_ARRAY = 64
 
 
 def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[str]]:
-    """Return the tensors of a GGUF `file`, its metadata (of arrays the first 64 elements), and a message for each fault.
+    """Return the tensors of a GGUF `file`, its metadata (64 elements of each array), and a message for each fault.
 
     Raises CheckpointError if it is no GGUF file or its header is cut short or impossible.
     """

@@ -1,0 +1,104 @@
+"""Dialects of quantized checkpoints, as data: which tensors make a layer, and what their bytes mean.
+
+A dialect is one entry of `DIALECTS`. Nothing else names a library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Element:
+    """What the tensor of codes holds: a number format's name, how many codes a byte has, and the first one's place."""
+
+    format: str
+    layout: str = "bytes"
+
+    @property
+    def codes_per_byte(self) -> int:
+        return 1 if self.layout == "bytes" else 2
+
+
+FP8 = {"F8_E4M3": Element("e4m3fn"), "F8_E4M3FNUZ": Element("e4m3fnuz"), "F8_E5M2": Element("e5m2"),
+       "F8_E5M2FNUZ": Element("e5m2fnuz")}
+FP4 = {"U8": Element("e2m1", "nibbles_low_first"), "I8": Element("e2m1", "nibbles_low_first"),
+       "F4": Element("e2m1", "nibbles_low_first")}
+
+SCALE_FORMATS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F8_E4M3": "e4m3fn", "F8_E8M0": "e8m0", "U8": "e8m0"}
+"""The dtype that a file gives a scale -> the scale's format. safetensors before 0.6 stores E8M0 as uint8."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to store a quantized linear layer.
+
+    Parameters
+    ----------
+    name : as commands take it
+    writer : the library or the models that write it
+    source : where that is documented
+    codes, scales : what the layer's name is followed by in the names of its tensors
+    elements : dtype of the codes -> what they are; a dtype that is not there is not this dialect
+    scale_dtypes : dtypes that the scales may have
+    global_scale : suffix of the second-level scale, if there is one
+    global_divides : the stored global scale divides (it is the reciprocal of the factor) instead of multiplying
+    global_optional : E4M3 block scales may stand without a global scale
+    activation_scale : suffix of the activation's static scale
+    methods : values of ``quant_method`` (config.json) or ``quant_algo`` (hf_quant_config.json) that mean this dialect
+    grouped : codes and scales have one more dimension, that of the blocks: ``[..., N, G, bytes]`` and ``[..., N, G]``
+    """
+
+    name: str
+    writer: str
+    source: str
+    codes: str
+    scales: str
+    elements: Mapping[str, Element]
+    scale_dtypes: frozenset[str]
+    global_scale: str = ""
+    global_divides: bool = False
+    global_optional: bool = False
+    activation_scale: str = ""
+    methods: frozenset[str] = field(default_factory=frozenset)
+    grouped: bool = False
+
+
+_VALUES = frozenset({"F32", "BF16", "F16"})
+_E8M0 = frozenset({"U8", "F8_E8M0"})
+_E4M3 = frozenset({"F8_E4M3"})
+_CT = "compressed-tensors, compressors/ and quantization/ (vllm-project/compressed-tensors)"
+_MODELOPT = "NVIDIA Model Optimizer, torch/export (NVIDIA/Model-Optimizer)"
+
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (
+    Dialect("ct-fp8", "compressed-tensors, LLM Compressor", f"{_CT}: float-quantized", ".weight", ".weight_scale", FP8,
+            _VALUES, activation_scale=".input_scale", methods=frozenset({"compressed-tensors"})),
+    Dialect("ct-nvfp4", "compressed-tensors, LLM Compressor", f"{_CT}: nvfp4-pack-quantized", ".weight_packed",
+            ".weight_scale", FP4, _E4M3, global_scale=".weight_global_scale", global_divides=True,
+            activation_scale=".input_global_scale", methods=frozenset({"compressed-tensors"})),
+    Dialect("ct-mxfp4", "compressed-tensors, LLM Compressor", f"{_CT}: mxfp4-pack-quantized", ".weight_packed",
+            ".weight_scale", FP4, _E8M0, methods=frozenset({"compressed-tensors"})),
+    Dialect("ct-mxfp8", "compressed-tensors, LLM Compressor", f"{_CT}: mxfp8-quantized", ".weight", ".weight_scale",
+            FP8, _E8M0, methods=frozenset({"compressed-tensors"})),
+    Dialect("modelopt-fp8", "NVIDIA Model Optimizer", _MODELOPT, ".weight", ".weight_scale", FP8, _VALUES,
+            activation_scale=".input_scale",
+            methods=frozenset({"modelopt", "FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN"})),
+    Dialect("modelopt-nvfp4", "NVIDIA Model Optimizer", _MODELOPT, ".weight", ".weight_scale", FP4, _E4M3,
+            global_scale=".weight_scale_2", activation_scale=".input_scale",
+            methods=frozenset({"modelopt", "modelopt_fp4", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4"})),
+    Dialect("modelopt-mxfp4", "NVIDIA Model Optimizer, AMD Quark", _MODELOPT, ".weight", ".weight_scale", FP4, _E8M0,
+            methods=frozenset({"modelopt", "MXFP4", "quark"})),
+    Dialect("quark-fp8", "AMD Quark", "AMD Quark, torch/export (amd/Quark)", ".weight", ".weight_scale", FP8, _VALUES,
+            activation_scale=".input_scale", methods=frozenset({"quark"})),
+    Dialect("gpt-oss", "gpt-oss", "openai/gpt-oss, gpt_oss/torch/weights.py", "_blocks", "_scales", FP4, _E8M0,
+            methods=frozenset({"mxfp4"}), grouped=True),
+    Dialect("deepseek-v3", "DeepSeek-V3, V3.1, Qwen3-FP8", "deepseek-ai/DeepSeek-V3, README_WEIGHTS.md", ".weight",
+            ".weight_scale_inv", FP8, _VALUES | _E8M0, activation_scale=".activation_scale",
+            methods=frozenset({"fp8"})),
+    Dialect("deepseek-v4", "DeepSeek-V4", "deepseek-ai/DeepSeek-V4, inference/", ".weight", ".scale", {**FP8, **FP4},
+            _E8M0 | _VALUES, methods=frozenset({"fp8", "fp4"})),
+    Dialect("torchao", "torchao 0.14 and later", "torchao/prototype/safetensors (pytorch/ao)", "._weight_qdata",
+            "._weight_scale", {**FP8, **FP4}, _VALUES | _E8M0 | _E4M3, global_scale="._weight_per_tensor_scale",
+            global_optional=True, methods=frozenset({"torchao"})),
+)}

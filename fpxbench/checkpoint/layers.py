@@ -1,0 +1,195 @@
+"""Find a checkpoint's quantized layers: which tensors belong together, in which dialect, under which scheme."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+from fpxbench.checkpoint.dialects import DIALECTS, SCALE_FORMATS, Dialect, Element
+from fpxbench.checkpoint.folder import Checkpoint
+from fpxbench.checkpoint.tensor_entry import TensorEntry
+
+_STANDARD_BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many weights share a scale: `rows` by `columns` of them; 0 stands for all of a row's or a column's."""
+
+    rows: int
+    columns: int
+
+    @property
+    def name(self) -> str:
+        """The scaling's name: ``tensor``, ``row``, ``g128``, ``b128x128``."""
+        if self.rows == 1:
+            return f"g{self.columns}" if self.columns else "row"
+        return f"b{self.rows}x{self.columns}" if self.rows else "tensor"
+
+
+@dataclass
+class QuantizedLayer:
+    """One quantized weight of a checkpoint.
+
+    Parameters
+    ----------
+    name : the layer's, without the tensors' suffixes
+    dialect : of `DIALECTS`
+    others : names of further dialects that the tensors fit as well
+    element, n, k, experts : the weight is [N, K], or [experts, N, K]
+    grid : which weights share a scale; None where the scale's shape fits no block
+    scale_format : ``fp32``, ``bf16``, ``fp16``, ``e8m0``, ``e4m3fn``
+    codes, scales, global_scale, activation_scale : the tensors; None for what is not there
+    problems : one sentence for each thing that is wrong
+    """
+
+    name: str
+    dialect: Dialect
+    element: Element
+    n: int
+    k: int
+    codes: TensorEntry
+    scales: TensorEntry | None
+    experts: int = 1
+    others: tuple[str, ...] = ()
+    grid: Grid | None = None
+    scale_format: str = ""
+    global_scale: TensorEntry | None = None
+    activation_scale: TensorEntry | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def scheme(self) -> str | None:
+        """The scheme's name by its parts (``e4m3fn-b128x128``, ``mxfp4``), or None where a part is not known."""
+        return scheme_name(self.element.format, self.grid, self.scale_format) if self.grid else None
+
+    @property
+    def tensors(self) -> dict[str, TensorEntry]:
+        parts = {"codes": self.codes, "scales": self.scales, "global scale": self.global_scale,
+                 "activation scale": self.activation_scale}
+        return {part: tensor for part, tensor in parts.items() if tensor is not None}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def scheme_name(element: str, grid: Grid, scale_format: str) -> str:
+    """Return the name of the scheme with these parts. A scale format that the scaling does not imply is appended."""
+    if scale_format == "e4m3fn":
+        return "nvfp4" if (element, grid.name) == ("e2m1", "g16") else f"{element}-{grid.name}.e4m3fn"
+    if scale_format == "e8m0":
+        if grid.name == "g32":
+            return {"e2m1": "mxfp4", "e4m3fn": "mxfp8_e4m3fn", "e5m2": "mxfp8_e5m2"}.get(element, f"{element}-mx")
+        return f"{element}-{grid.name}.e8m0"
+    return f"{element}-{grid.name}" + ("" if scale_format == "fp32" else f".{scale_format}")
+
+
+def quantized_layers(checkpoint: Checkpoint) -> list[QuantizedLayer]:
+    """Return the quantized layers, by name, each in the dialect that fits its tensors best.
+
+    Where the tensors fit several dialects, the config's ``quant_method`` decides; the rest are in `others`.
+    """
+    declared = declared_methods(checkpoint)
+    candidates: dict[str, list[QuantizedLayer]] = defaultdict(list)
+    for dialect in DIALECTS.values():
+        for name, codes in _with_suffix(checkpoint, dialect.codes):
+            layer = _layer(checkpoint, dialect, name, codes)
+            if layer is not None:
+                candidates[name].append(layer)
+    return [_best(found, declared) for _, found in sorted(candidates.items())]
+
+
+def declared_methods(checkpoint: Checkpoint) -> frozenset[str]:
+    """What config.json and hf_quant_config.json call the quantization."""
+    places = [checkpoint.config.get("quantization_config"), checkpoint.config.get("hf_quant_config")]
+    if isinstance(places[1], dict):
+        places.append(places[1].get("quantization"))
+    return frozenset(str(place[key]) for place in places if isinstance(place, dict)
+                     for key in ("quant_method", "quant_algo") if place.get(key))
+
+
+def grid_of(shape: tuple[int, ...], n: int, k: int, block: int | None = None) -> Grid | None:
+    """Return which weights of an [n, k] weight share a scale, told from the scales' shape; None where no block fits.
+
+    Of several blocks that would give the same number of scales (a ragged last block), `block` is taken if it is one of
+    them, then the standard size that divides.
+    """
+    side = tuple(s for s in shape if s != 1) if len(shape) != 2 else shape
+    if prod(shape) == 1:
+        return Grid(0, 0)
+    if side in ((n,), (n, 1)):
+        return Grid(1, 0)
+    if len(side) != 2:
+        return None
+    columns = _block(side[1], k, block)
+    rows = 1 if side[0] == n else _block(side[0], n, columns)
+    return Grid(rows, columns) if rows and columns else None
+
+
+def _block(count: int, size: int, preferred: int | None) -> int | None:
+    fitting = [block for block in _STANDARD_BLOCKS if -(-size // block) == count]
+    if preferred in fitting:
+        return preferred
+    exact = [block for block in fitting if size % block == 0]
+    return next(iter(exact or fitting), size // count if count and size % count == 0 and count < size else None)
+
+
+def _with_suffix(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, TensorEntry]]:
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(suffix):
+            yield name.removesuffix(suffix), tensor
+
+
+def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEntry) -> QuantizedLayer | None:
+    """The layer `name` read in `dialect`, or None if its tensors are not of it."""
+    element = dialect.elements.get(codes.dtype)
+    scales = checkpoint.tensors.get(name + dialect.scales)
+    if element is None or len(codes.shape) < (4 if dialect.grouped else 2):
+        return None
+    if scales is None or scales.dtype not in dialect.scale_dtypes:
+        return None
+
+    def part(suffix: str) -> TensorEntry | None:
+        return checkpoint.tensors.get(name + suffix) if suffix else None
+
+    experts = codes.shape[:-3] if dialect.grouped else codes.shape[:-2]
+    n, *width = codes.shape[len(experts):]
+    k = prod(width) * element.codes_per_byte
+    grid = grid_of(scales.shape[len(experts):], n, k, _declared_block(checkpoint))
+    global_scale = part(dialect.global_scale)
+    layer = QuantizedLayer(
+        name, dialect, element, n, k, codes, scales, prod(experts), grid=grid, scale_format=SCALE_FORMATS[scales.dtype],
+        global_scale=global_scale, activation_scale=part(dialect.activation_scale))
+    if grid is None:
+        layer.problems.append(f"{name}: scales of shape {list(scales.shape)} fit no block of a weight [{n}, {k}]")
+    needs_global = layer.scale_format == "e4m3fn" and dialect.global_scale and not dialect.global_optional
+    if needs_global and global_scale is None:
+        layer.problems.append(f"{name}: has no {dialect.global_scale[1:]}, which the block scales are relative to")
+    return layer
+
+
+def _declared_block(checkpoint: Checkpoint) -> int | None:
+    """The block size that the config speaks of, if it does."""
+    declared = checkpoint.config.get("quantization_config")
+    sizes: list[object] = []
+    if isinstance(declared, dict):
+        block = declared.get("weight_block_size")
+        sizes += [declared.get("group_size"), block[-1] if isinstance(block, list) and block else None]
+        groups = declared.get("config_groups")
+        for group in groups.values() if isinstance(groups, dict) else ():
+            weights = group.get("weights") if isinstance(group, dict) else None
+            sizes.append(weights.get("group_size") if isinstance(weights, dict) else None)
+    return next((size for size in sizes if type(size) is int and size > 0), None)
+
+
+def _best(found: list[QuantizedLayer], declared: frozenset[str]) -> QuantizedLayer:
+    """The layer as the config says; else as fits with the fewest problems, and with the most of its tensors used."""
+    def rank(layer: QuantizedLayer) -> tuple[bool, int, int]:
+        return not layer.dialect.methods & declared, len(layer.problems), -len(layer.tensors)
+
+    best, *rest = sorted(found, key=rank)
+    best.others = tuple(layer.dialect.name for layer in rest if rank(layer) == rank(best))
+    return best
