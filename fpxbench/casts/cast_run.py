@@ -8,15 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fpxbench.builds.installed import installed_build
-from fpxbench.casts.cast_messages import RESULTS, NumericsRequest, NumericsResult
+from fpxbench.casts.cast_messages import NumericsRequest, NumericsResult
 from fpxbench.casts.cast_plan import PARTS, batches, can_be_exhaustive, conversions
 from fpxbench.casts.cast_record import RULES, NumericsRecord
 from fpxbench.casts.conversion import Conversion, Engine
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, with_log
-from fpxbench.sweep import worker
-from fpxbench.sweep.isolation import Isolation, device_turn
+from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.run import PREPARATION_TIMEOUT_S, CannotStart
 from fpxbench.sweep.settings import Settings
@@ -83,12 +82,11 @@ def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, b
         if engine is not None and batch[0].engine is not engine:
             isolation.recycle()     # Triton is interpreted or not from its import on
         engine = batch[0].engine
-        with device_turn(batch[0].device):
-            started = time.monotonic()
-            if batch[0] in whole:
-                results = [_on_every_input(isolation, batch[0], settings.timeout_s, shown)]
-            else:
-                results = _carried_out(isolation, batch, settings.timeout_s)
+        started = time.monotonic()
+        if batch[0] in whole:
+            results = [_on_every_input(isolation, batch[0], settings.timeout_s, shown)]
+        else:
+            results = _carried_out(isolation, batch, settings.timeout_s)
         elapsed = (time.monotonic() - started) / len(batch)
         for result in results:
             yield NumericsRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in NumericsResult.model_fields})
@@ -96,9 +94,9 @@ def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, b
 
 def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[NumericsResult]:
     """A batch in one call; if that dies, hangs, or may have damaged a GPU's context, each by itself."""
-    outcome = isolation.call(worker.conversions_json, NumericsRequest(conversions=batch).model_dump_json(), timeout_s=timeout_s)
+    outcome = isolation.call("fpxbench.casts.cast_trial:run_conversions", NumericsRequest(conversions=batch), timeout_s=timeout_s)
     if outcome.value is not None:
-        results = RESULTS.validate_json(outcome.value)
+        results = outcome.read(list[NumericsResult])
         damaged = any(result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results)
         if damaged:
             isolation.recycle()     # a GPU's fault is sticky: what came after it in this child says nothing
@@ -117,20 +115,22 @@ def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: flo
     """All parts, one call each, so that what is done shows and a hang is noticed."""
     for part in range(PARTS):
         shown.starting(f"{conversion.id}, {part / PARTS:.0%} of 2**32 inputs")
-        request = NumericsRequest(conversions=[conversion]).model_dump_json()
-        outcome = isolation.call(worker.conversion_part_json, request, part, timeout_s=timeout_s)
+        request = NumericsRequest(conversions=[conversion])
+        outcome = isolation.call("fpxbench.casts.exhaustive:run_part", request, part, timeout_s=timeout_s)
         if outcome.value is None:
             return NumericsResult(conversion=conversion, verdict=outcome.verdict)
-        if results := RESULTS.validate_json(outcome.value):
+        if results := outcome.read(list[NumericsResult]):
             return results[0]
     raise RuntimeError(f"{conversion.id}: no result after the last part")
 
 
 def _machine(isolation: Isolation, settings: Settings) -> Machine:
-    outcome = isolation.call(worker.device_json, settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    outcome = isolation.call("fpxbench.checking.machine:described", settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    if outcome.mistake:
+        raise ValueError(outcome.mistake)
     if outcome.value is None:
         raise CannotStart(f"the device {settings.device or 'of this machine'!r} could not be used", outcome)
-    return Machine.model_validate_json(outcome.value)
+    return outcome.read(Machine)
 
 
 def _already_judged(store: Store[NumericsRecord], machine: Machine, build: Build) -> dict[str, NumericsRecord]:

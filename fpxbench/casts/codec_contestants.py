@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.casts.codec_speed import COPY, OWN, ROWS_AT_LEAST, Contest, K, Timed
+from fpxbench.checking.device_lock import device_lock
 from fpxbench.numbers import codec, packing
 from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.formats import FORMATS, Format
@@ -62,7 +63,8 @@ def hold(row: str, elements: int, budget_s: float) -> Contest:
             taking_part[name] = enter()
         except Missing as why:
             missing[name] = str(why)
-    seconds = time_in_turn({name: contender.call for name, contender in taking_part.items()}, budget_s)
+    with device_lock("cpu", row):
+        seconds = time_in_turn({name: contender.call for name, contender in taking_part.items()}, budget_s)
     timed = {
         name: Timed(elements=contender.elements, nbytes=contender.nbytes, seconds=seconds[name])
         for name, contender in taking_part.items()

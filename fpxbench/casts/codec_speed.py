@@ -5,15 +5,12 @@ Imports no torch: the contests themselves (`fpxbench.casts.codec_contestants`) a
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from fpxbench.sweep.worker import logged
 
 if TYPE_CHECKING:
     from fpxbench.sweep.isolation import Isolation
@@ -29,6 +26,7 @@ ROWS_AT_LEAST = 64
 ELEMENTS = 1 << 22
 BUDGET_S = 0.5
 _TIMEOUT_S = 120.0
+CONTEST = "fpxbench.casts.codec_contestants:hold"
 
 
 class Ratio(NamedTuple):
@@ -99,10 +97,10 @@ class Contest(BaseModel):
 
 def rows(only: Sequence[str], isolation: Isolation) -> list[str]:
     """The rows that match a glob of `only`, all without one. Raises ValueError for a glob that matches none."""
-    outcome = isolation.call(_rows_json, timeout_s=_TIMEOUT_S)
+    outcome = isolation.call("fpxbench.casts.codec_contestants:every_row", timeout_s=_TIMEOUT_S)
     if outcome.value is None:
         raise RuntimeError(f"the codec could not be loaded: {outcome.verdict.summary}\n{outcome.log_tail}".rstrip())
-    known = json.loads(outcome.value)
+    known = outcome.read(list[str])
     for glob in only:
         if not any(fnmatchcase(row, glob) for row in known):
             raise ValueError(f"no row of the codec's speed table matches {glob!r}: they are like {known[0]} and {known[-1]}")
@@ -114,30 +112,13 @@ def contests(
     starting: Callable[[str], None] = lambda row: None,
 ) -> Iterator[Contest]:
     """Hold the contest of each row, about `budget_s` seconds long, on about that many elements. `starting` hears of each first."""
-    from fpxbench.sweep.isolation import device_turn
-
     for row in asked:
         starting(row)
-        with device_turn("cpu"):
-            outcome = isolation.call(_contest_json, row, elements, budget_s, timeout_s=_TIMEOUT_S)
+        outcome = isolation.call(CONTEST, row, elements, budget_s, timeout_s=_TIMEOUT_S)
         if outcome.value is None:
             yield Contest(row=row, died=outcome.verdict.summary)
         else:
-            yield Contest.model_validate_json(outcome.value)
-
-
-def _rows_json(log: str) -> str:
-    with logged(log):
-        from fpxbench.casts.codec_contestants import every_row
-
-        return json.dumps(every_row())
-
-
-def _contest_json(row: str, elements: int, budget_s: float, log: str) -> str:
-    with logged(log):
-        from fpxbench.casts.codec_contestants import hold
-
-        return hold(row, elements, budget_s).model_dump_json()
+            yield outcome.read(Contest)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

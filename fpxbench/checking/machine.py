@@ -12,10 +12,15 @@ from typing import Any
 import psutil
 import torch
 
+from fpxbench.checking.device_lock import device_lock
 from fpxbench.records.record import Machine
 
 # Where a CPU does not say how large its last-level cache is, assume one that most servers stay below.
 _ASSUMED_CACHE = 64 << 20
+
+
+class NoDevice(ValueError):
+    """PyTorch has no device of that name here."""
 
 
 def slug(text: str) -> str:
@@ -27,7 +32,7 @@ def describe(device: str, name: str | None = None) -> Machine:
     """The machine behind torch's `device` (``cpu`` or ``cuda``), bandwidth not yet measured.
 
     `name` is what its records are filed under; by default the device's own name, so that give machines with the same
-    device different names if they are to be told apart. Raises RuntimeError where there is no such device.
+    device different names if they are to be told apart. Raises NoDevice where there is no such device.
     """
     host = platform.node()
     if device == "cpu":
@@ -38,9 +43,9 @@ def describe(device: str, name: str | None = None) -> Machine:
             facts={"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "os": platform.platform()},
         )
     if device.partition(":")[0] != "cuda":
-        raise RuntimeError(f"no device {device!r}: cpu or cuda (ROCm too)")
+        raise NoDevice(f"no device {device!r}: cpu or cuda (ROCm too)")
     if not torch.cuda.is_available():
-        raise RuntimeError(f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
+        raise NoDevice(f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
     properties = torch.cuda.get_device_properties(0)
     arch = getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
     facts: dict[str, Any] = {"multiprocessors": properties.multi_processor_count, "os": platform.platform(), **_driver_facts()}
@@ -72,6 +77,19 @@ def cpu_cache_bytes() -> int:
         if match:
             sizes.append(int(match[1]) << {"K": 10, "M": 20}[match[2]])
     return max(sizes, default=_ASSUMED_CACHE)
+
+
+def described(device: str | None, name: str | None) -> Machine:
+    """Return the machine behind `device` (None: the default), its bandwidth not measured."""
+    return describe(device or default_device(), name)
+
+
+def measured(device: str | None, name: str | None) -> Machine:
+    """Return the machine behind `device` (None: the default) with its measured read bandwidth."""
+    machine = described(device, name)
+    with device_lock(machine.kind, "the read bandwidth"):
+        bandwidth = measure_read_bandwidth(machine.kind, machine.cache_bytes)
+    return machine.model_copy(update={"read_gb_per_s": round(bandwidth, 3)})
 
 
 def measure_read_bandwidth(device: str, cache_bytes: int) -> float:

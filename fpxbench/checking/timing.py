@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from fpxbench.checking import inputs
+from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 from fpxbench.records.record import Timing
@@ -71,7 +72,7 @@ def time_case(implementation: Implementation, operands: Operands, *, cache_bytes
     x = operands.activation("timing")
     calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
     baseline_calls = [lambda w=w: F.linear(x, w) for w in dense_copies]
-    with torch.no_grad():
+    with torch.no_grad(), device_lock(device, case.id):
         sample = _graph_sampler(calls) if device != "cpu" else _cpu_sampler(calls)
         sample_baseline = _graph_sampler(baseline_calls) if device != "cpu" else _cpu_sampler(baseline_calls)
         times, baseline_times = [], []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Annotated
 
@@ -66,17 +65,15 @@ def inspect(
 
 
 def _inspected(request: InspectRequest, timeout: float) -> Inspection:
-    from fpxbench.sweep import worker
     from fpxbench.sweep.isolation import Isolation
 
     with Isolation(default_memory_limit()) as isolation, err.status(f"inspecting {request.subject} on {request.scheme} …"):
-        outcome = isolation.call(worker.inspection_json, request.model_dump_json(), timeout_s=timeout)
+        outcome = isolation.call("fpxbench.diagnosis.blackbox.inspector:inspect", request, timeout_s=timeout)
+    if outcome.mistake:
+        raise UsageError(outcome.mistake)
     if outcome.value is None:
         return Inspection(**request.model_dump(exclude={"device", "workload", "given", "impls"}), device=request.device or "", verdict=outcome.verdict)
-    answer = json.loads(outcome.value)
-    if "mistake" in answer:
-        raise UsageError(answer["mistake"])
-    inspection = Inspection.model_validate(answer)
+    inspection = outcome.read(Inspection)
     if not inspection.right:
         inspection.verdict = with_log(inspection.verdict, outcome.log_tail)
     return inspection

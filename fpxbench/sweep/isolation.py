@@ -1,64 +1,99 @@
-"""Run a case where it can do no harm: in a warm child that is watched from outside.
+"""Run a function where it can do no harm: in a warm child process that is watched from outside.
 
-A pebble pool of one process, forked from a server that has torch loaded, so that a new child after a crash costs
-milliseconds and not torch's import. The watcher bounds duration and memory; whatever ends the child becomes a verdict
-with its signal, exit code, and the last 4 kB it wrote.
+::
+
+    with Isolation(memory_limit) as isolation:
+        outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=180)
+
+The child is forked from a server that has PyTorch loaded, so that a new one after a crash costs milliseconds. It serves one call
+after the other. The watcher bounds a call's duration and memory; whatever ends the child becomes a verdict with the signal, the exit
+code, and the end of what was written. This process never imports PyTorch.
+
+Other places start processes of their own, each for a reason that this one cannot serve:
+
+- `fpxbench.targets.child` runs inside *another* Triton, which need not have fpxbench, PyTorch or pydantic beside it, and forks a child
+  per compilation, thousands of them, several at a time;
+- `fpxbench.regressions.rerun` runs a whole ``fpxbench run`` on another build's interpreter, as a user would;
+- `fpxbench.sweep.plan` asks a plain subprocess, since it is called where asv imports its benchmarks: in a server that asv forks, which
+  must not own a fork server of its own;
+- `fpxbench.builds` asks other interpreters what is installed in them.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import fcntl
+import json
 import os
 import re
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import connection as connections
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
-import pebble
 import psutil
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
 from fpxbench.sweep import worker
 
 LOG_TAIL_BYTES = 4096
-_FAREWELL_S = 1.0
-_MOST_MODULES_BYTES = 1 << 16
+CLOSE_GRACE_S = 1.0
+"""A child whose work is over gets this long to end by itself."""
+TERM_GRACE_S = 0.3
+"""A child past its time gets SIGTERM, and after this SIGKILL: what hangs in native code does not react to the first."""
 POLL_S = 0.03
-_TERM_GRACE_S = 0.3
-"""A child past its time gets SIGTERM, and after this SIGKILL: what hangs in native code does not listen."""
+_MOST_MODULES_BYTES = 1 << 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one call in the child: its JSON, or the verdict on its end."""
+    """How one call ended."""
 
     value: str | None
+    """What the function returned, as JSON. None: `verdict` says why there is nothing."""
     verdict: Verdict | None
     log_tail: str
+    mistake: str = ""
+    """The message of an error that the user has to correct (`worker.MISTAKES`)."""
+    elapsed_s: float = 0.0
+    """From call to end."""
+    waited_s: float = 0.0
+    """The part of `elapsed_s` that was spent waiting for a device lock. No time limit counts it."""
+
+    def read(self, kind: type[T]) -> T:
+        """Return the value as a `kind`."""
+        return TypeAdapter(kind).validate_json(self.value or "")
 
 
 class Isolation:
-    """A context that runs functions of `fpxbench.sweep.worker` in a watched child, one at a time."""
+    """A context in which functions are called in a watched child, one at a time.
 
-    def __init__(self, memory_limit: int) -> None:
+    Parameters
+    ----------
+    memory_limit : bytes that the child and its own children may hold
+    announce : called with a message when a call has waited for a device lock for a second
+    """
+
+    def __init__(self, memory_limit: int, announce: Callable[[str], None] | None = None) -> None:
         self.memory_limit = memory_limit
+        self.announce = announce or _print_message
         self._folder = tempfile.TemporaryDirectory(prefix="fpxbench-")
-        self._pool: pebble.ProcessPool | None = None
+        self._child: _Child | None = None
         self._calls = 0
-        pebble.CONSTS.term_timeout = _TERM_GRACE_S
         self._context = _Context()
-        self._context.set_forkserver_preload(["fpxbench.sweep._preload"])
+        self._context.set_forkserver_preload(["fpxbench.sweep._fork_server"])
 
     def __enter__(self) -> Self:
         return self
@@ -67,83 +102,157 @@ class Isolation:
         self.close()
 
     def close(self) -> None:
-        """End the child, if there is one, and forget its logs."""
-        if self._pool is not None:
-            # Asked first: what the case's libraries hold (Inductor's compile workers) is then given back in order.
-            self._pool.close()
-            with contextlib.suppress(TimeoutError):
-                self._pool.join(timeout=_FAREWELL_S)
+        """End the child, if there is one, and delete its files."""
+        if self._child is not None:
+            # Asked first: what the case's libraries own (Inductor's compile workers) is then released in order.
+            self._child.connection.close()
+            self._child.process.join(CLOSE_GRACE_S)
         self.recycle()
         self._folder.cleanup()
 
     def recycle(self) -> None:
-        """End the child; the next call gets a new one. For when it may be damaged (a GPU context after a fault)."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        """Kill the child; the next call gets a new one. For when it may be damaged (a GPU context after a fault)."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
 
-    def call(self, function: Callable[..., str], *arguments: object, timeout_s: float) -> Outcome:
-        """``function(*arguments, log)`` in the child. KeyboardInterrupt ends the child and goes on to the caller."""
+    def call(self, target: str, *arguments: Any, timeout_s: float) -> Outcome:
+        """Call ``module:function`` with `arguments` in the child, and return how that ended.
+
+        Arguments and value travel as JSON and are validated by the function's type hints. `timeout_s` bounds the call, without the
+        time that it waits for a device lock. KeyboardInterrupt kills the child and is raised.
+        """
         self._calls += 1
-        log = Path(self._folder.name) / f"{self._calls}.log"
+        base = Path(self._folder.name) / str(self._calls)
+        request = worker.Request(target=target, arguments=to_jsonable_python(list(arguments)))
+        base.with_suffix(".request").write_text(request.model_dump_json(), encoding="utf-8")
+        log = base.with_suffix(".log")
         log.touch(mode=0o600)
-        kills_before = _kernel_oom_kills()
-        pool = self._ready_pool()
-        future = pool.schedule(function, args=[*arguments, str(log)], timeout=timeout_s)
-        watch = _MemoryWatch(Path(f"{log}.pid"), self.memory_limit)
-        started = time.monotonic()
+        oom_kills = _kernel_oom_kills()
+        watch = _Watch(timeout_s, self.memory_limit, self.announce)
         try:
-            # Asked for, not raised: a KeyboardInterrupt or SystemExit of the child's is its own, not this process's.
-            error = future.exception()
-        except KeyboardInterrupt:
-            _end_group(watch.pid)
+            child = self._ready_child()
+            child.connection.send_bytes(base.name.encode())
+            ended = watch.until_end(child)
+        except BaseException:       # KeyboardInterrupt above all
             self.recycle()
             raise
-        finally:
-            watch.stop()
-            tail = _tail(log)
-        value = verdict = None
-        if error is None:
-            value = future.result()
-        elif isinstance(error, pebble.ProcessExpired):
-            verdict = self._death(error, watch, kills_before, tail)
-            _end_group(watch.pid)   # what it had started
-        elif isinstance(error, TimeoutError) and (elapsed := time.monotonic() - started) >= timeout_s:
-            verdict = Verdict(status=Status.TIMEOUT, summary=f"was still running after {elapsed:.0f} s and was ended")
-            _end_group(watch.pid)
-        else:   # it asked to exit, or the child's own machinery failed: an unpicklable result, an import error
-            verdict = classify_exception(type(error).__name__, str(error), tail)
+        tail = _tail(log)
+        reply, verdict = None, None
+        if ended == "reply":
+            reply = worker.Reply.model_validate_json(base.with_suffix(".reply").read_bytes())
+            if reply.value is None:
+                verdict = classify_exception(reply.raised, reply.message, tail)
+        else:
+            verdict = self._ended(ended, child, watch, oom_kills, tail)
+            self.recycle()          # with all that it had started
         if verdict is not None:
             verdict.log_tail = tail
-        for file in (log, Path(f"{log}.pid")):
-            file.unlink(missing_ok=True)
-        return Outcome(value, verdict, tail)
+        for suffix in (".request", ".reply", ".log"):
+            base.with_suffix(suffix).unlink(missing_ok=True)
+        return Outcome(
+            reply.value if reply else None, verdict, tail, mistake=reply.message if reply and reply.mistake else "",
+            elapsed_s=watch.elapsed_s, waited_s=watch.waited_s,
+        )
 
-    def _death(self, death: pebble.ProcessExpired, watch: _MemoryWatch, kills_before: int, tail: str) -> Verdict:
-        code = death.exitcode if death.exitcode is not None else 0
-        if watch.exceeded_by:
+    def _ended(self, how: str, child: _Child, watch: _Watch, oom_kills: int, tail: str) -> Verdict:
+        if how == "timeout":
+            child.terminate()
+            seconds = watch.elapsed_s - watch.waited_s
+            return Verdict(status=Status.TIMEOUT, summary=f"was still running after {seconds:.0f} s and was ended")
+        if how == "memory":
             return Verdict(
-                status=Status.OOM, exit_code=code, signal="SIGKILL",
-                summary=f"held {watch.exceeded_by / 2**30:.2f} GiB, more than the limit of {self.memory_limit / 2**30:.2f} GiB, and was ended",
+                status=Status.OOM, exit_code=-signal.SIGKILL, signal="SIGKILL",
+                summary=f"held {watch.memory / 2**30:.2f} GiB, more than the limit of {self.memory_limit / 2**30:.2f} GiB, and was ended",
             )
-        if code == -signal.SIGKILL and _kernel_oom_kills() > kills_before:
+        child.kill()                # no more than its group, if it ended by itself
+        code = child.process.exitcode or 0
+        if code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills:
             return Verdict(status=Status.OOM, exit_code=code, signal="SIGKILL", summary="the kernel ran out of memory and ended it")
         return classify_death(code, tail)
 
-    def _ready_pool(self) -> pebble.ProcessPool:
-        if self._pool is None or not self._pool.active:
-            self._pool = pebble.ProcessPool(max_workers=1, context=self._context, initializer=worker.start_worker)
-        return self._pool
+    def _ready_child(self) -> _Child:
+        if self._child is not None and not self._child.process.is_alive():
+            self.recycle()
+        if self._child is None:
+            self._child = _Child(self._context, self._folder.name)
+        return self._child
 
 
-@contextlib.contextmanager
-def device_turn(kind: str) -> Iterator[None]:
-    """Whoever measures on one device of this machine takes turns, case by case: nobody is timed beside another."""
-    path = Path(tempfile.gettempdir()) / f"fpxbench-{kind}-{os.getuid()}.lock"
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+class _Child:
+    """The child process and this end of the pipe to it."""
+
+    def __init__(self, context: _Context, folder: str) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=worker.serve, args=(theirs, folder))
+        self.process.start()
+        theirs.close()
+        atexit.register(self.kill)      # multiprocessing, which waits for its children at exit, would wait for ever
+
+    def terminate(self) -> None:
+        """Ask the process group to end."""
+        _signal_group(self.process.pid, signal.SIGTERM)
+        self.process.join(TERM_GRACE_S)
+
+    def kill(self) -> None:
+        """Kill the process group: what the child started (compilers) goes with it."""
+        _signal_group(self.process.pid, signal.SIGKILL)
+        self.process.kill()         # if it died before it made the group
+        self.process.join()
+        self.connection.close()
+        atexit.unregister(self.kill)
+
+
+class _Watch:
+    """The watch over one call: its duration, its memory, its waiting for a device lock."""
+
+    def __init__(self, timeout_s: float, memory_limit: int, announce: Callable[[str], None]) -> None:
+        self.memory = 0
+        self._timeout_s, self._memory_limit, self._announce = timeout_s, memory_limit, announce
+        self._started = time.monotonic()
+        self._waited_s = 0.0
+        self._waiting_since: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def waited_s(self) -> float:
+        return self._waited_s + (time.monotonic() - self._waiting_since if self._waiting_since is not None else 0.0)
+
+    def until_end(self, child: _Child) -> str:
+        """Return ``reply``, ``exit``, ``timeout`` or ``memory``: why the call is over."""
+        while True:
+            ready = connections.wait([child.connection, child.process.sentinel], POLL_S)
+            if child.connection in ready:
+                try:
+                    event, message = json.loads(child.connection.recv_bytes())
+                except (EOFError, ConnectionError):     # it closed its end: it is about to be gone
+                    child.process.join(CLOSE_GRACE_S)
+                    return "exit"
+                if event == "done":
+                    return "reply"
+                self._note(event, message)
+            elif child.process.sentinel in ready:       # at once, whatever of its own still holds the pipe open
+                return "exit"
+            self.memory = _memory_of_tree(child.process.pid)
+            if self.memory > self._memory_limit:
+                return "memory"
+            if self.elapsed_s - self.waited_s >= self._timeout_s:
+                return "timeout"
+
+    def _note(self, event: str, message: str) -> None:
+        if event == "begin":
+            self._waiting_since = time.monotonic()
+        elif event == "announce":
+            self._announce(message)
+        elif event == "end":
+            self._waited_s, self._waiting_since = self.waited_s, None
+
+
+def _print_message(message: str) -> None:
+    print(f"fpxbench: {message}", file=sys.stderr, flush=True)
 
 
 class _Process(ForkServerProcess):
@@ -163,55 +272,22 @@ class _Context(ForkServerContext):
     Process = _Process
 
 
-class _MemoryWatch:
-    """A thread that adds up the child's memory, its own children included, and ends it beyond the limit."""
-
-    def __init__(self, pid_file: Path, limit: int) -> None:
-        self.exceeded_by = 0
-        self._pid_file, self._limit = pid_file, limit
-        self._pid: int | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fpxbench-memory-watch", daemon=True)
-        self._thread.start()
-
-    @property
-    def pid(self) -> int | None:
-        """The child, as soon as it has said which it is."""
-        if self._pid is None:
-            with contextlib.suppress(OSError, ValueError):  # not written yet, or only half
-                self._pid = int(self._pid_file.read_text())
-        return self._pid
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(POLL_S):
-            pid = self.pid
-            held = _memory_of_tree(pid) if pid is not None else 0
-            if held > self._limit:
-                self.exceeded_by = held
-                _end_group(pid)
-                return
-
-
-def _memory_of_tree(pid: int) -> int:
-    held = 0
+def _memory_of_tree(pid: int | None) -> int:
+    """Return the bytes that a process and its descendants hold for themselves."""
+    total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):     # ended meanwhile
                 info = member.memory_info()
-                held += info.rss - getattr(info, "shared", 0)
-    return held
+                total += info.rss - getattr(info, "shared", 0)
+    return total
 
 
-def _end_group(pid: int | None) -> None:
-    """Kill a child's whole process group: what it started (compilers) goes with it."""
+def _signal_group(pid: int | None, number: signal.Signals) -> None:
     if pid is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+            os.killpg(pid, number)
 
 
 def _kernel_oom_kills() -> int:
@@ -223,10 +299,10 @@ def _kernel_oom_kills() -> int:
 
 
 def _tail(log: Path) -> str:
-    """The last 4 kB that were said. Not counted: Python's list of loaded extension modules on a crash, which alone is as
-    long and would leave none of the compiler's last words."""
+    """Return the last 4 kB of a log, without Python's list of loaded extension modules on a crash: it alone is as long, and would
+    leave none of what the compiler wrote last."""
     with open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES - _MOST_MODULES_BYTES))
-        said = re.sub(rb"\n+Extension modules: [^\n]*\(total: \d+\)", b"", file.read())
-    return said[-LOG_TAIL_BYTES:].decode(errors="replace")
+        text = re.sub(rb"\n+Extension modules: [^\n]*\(total: \d+\)", b"", file.read())
+    return text[-LOG_TAIL_BYTES:].decode(errors="replace")

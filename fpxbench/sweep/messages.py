@@ -1,4 +1,4 @@
-"""What goes to a watched child and comes back, as JSON. Imports no torch: the parent never does."""
+"""The request for one case and its result, as they travel to a watched child and back. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fpxbench.records.verdict import Verdict
 
 
 class TrialRequest(BaseModel):
-    """Everything one case needs, as JSON."""
+    """Everything that one case needs."""
 
     case: Case
     device: str = "cpu"
@@ -23,7 +23,7 @@ class TrialRequest(BaseModel):
 
 
 class TrialResult(BaseModel):
-    """What became of it: the case's part of a record."""
+    """The result of one case: its part of a record."""
 
     verdict: Verdict
     accuracy: Accuracy = Accuracy()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import time
 from dataclasses import dataclass, field
 
 from fpxbench.builds.installed import installed_build
 from fpxbench.records.record import Build, Machine, Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict, with_log
-from fpxbench.sweep import worker
-from fpxbench.sweep.isolation import Isolation, Outcome, device_turn
+from fpxbench.sweep.isolation import Isolation, Outcome
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.progress import Progress
@@ -53,7 +50,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
     build, store = installed_build(), Store(settings.results)
     with Isolation(settings.memory_limit) as isolation:
         plan = _plan(isolation, settings)
-        machine = _machine(isolation, plan.device, settings.machine)
+        machine = _machine(isolation, plan.device, settings)
         store.make_folder()
         sweep = Sweep(build, machine, not_loaded=plan.not_loaded)
         done = {} if settings.fresh else _already_measured(store, machine, build, plan)
@@ -61,6 +58,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
         sweep.records = [done[planned.case.id] for planned in plan.cases if planned.case.id in done]
         sweep.resumed = len(sweep.records)
         with progress or Progress(len(todo)) as shown:
+            isolation.announce = shown.say
             for line in plan.not_loaded:
                 shown.say(f"not loaded: {line}")
             if sweep.resumed:
@@ -90,36 +88,37 @@ def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Buil
         case=planned.case, device=machine.kind, seed=seed, impls=[str(path.resolve()) for path in settings.impls],
         read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes, timing_budget_s=settings.timing_budget_s,
     )
-    with device_turn(machine.kind):
-        started = time.monotonic()      # waiting for another sweep's turn is no part of the case
-        outcome = isolation.call(worker.trial_json, request.model_dump_json(), timeout_s=settings.timeout_s)
-    elapsed = time.monotonic() - started
+    outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=settings.timeout_s)
+    elapsed = outcome.elapsed_s - outcome.waited_s      # another sweep's timing is no part of the case
     if outcome.value is None:
         return Record(**common, verdict=outcome.verdict, elapsed_s=elapsed)
-    result = TrialResult.model_validate_json(outcome.value)
+    result = outcome.read(TrialResult)
     if result.verdict.status is not Status.OK:
         result.verdict = with_log(result.verdict, outcome.log_tail)
         if machine.kind != "cpu" and result.verdict.status in _DAMAGING:
             isolation.recycle()
     own = {name: getattr(result, name) for name in TrialResult.model_fields if name != "work_s"}
-    return Record(**common, **own, elapsed_s=elapsed, overhead_s=elapsed - result.work_s)
+    return Record(**common, **own, elapsed_s=elapsed, overhead_s=outcome.elapsed_s - result.work_s)
 
 
 def _plan(isolation: Isolation, settings: Settings) -> Plan:
-    outcome = isolation.call(worker.plan_json, settings.model_dump_json(), timeout_s=PREPARATION_TIMEOUT_S)
+    outcome = isolation.call("fpxbench.sweep.selection:make_plan", settings, timeout_s=PREPARATION_TIMEOUT_S)
+    if outcome.mistake:
+        raise ValueError(outcome.mistake)
     if outcome.value is None:
         raise CannotStart("the cases could not be planned", outcome)
-    answer = json.loads(outcome.value)
-    if "mistake" in answer:
-        raise ValueError(answer["mistake"])
-    return Plan.model_validate(answer)
+    return outcome.read(Plan)
 
 
-def _machine(isolation: Isolation, device: str, name: str | None) -> Machine:
-    outcome = isolation.call(worker.machine_json, device, name, timeout_s=PREPARATION_TIMEOUT_S)
+def _machine(isolation: Isolation, device: str, settings: Settings) -> Machine:
+    """Return the machine, with its read bandwidth if anything is to be timed: measuring that waits for other sweeps' timing."""
+    described = "measured" if settings.timing_budget_s else "described"
+    outcome = isolation.call(f"fpxbench.checking.machine:{described}", device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    if outcome.mistake:
+        raise ValueError(outcome.mistake)
     if outcome.value is None:
         raise CannotStart(f"the device {device!r} could not be measured", outcome)
-    return Machine.model_validate_json(outcome.value)
+    return outcome.read(Machine)
 
 
 def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) -> dict[str, Record]:

@@ -1,6 +1,7 @@
-"""What runs inside the watched child: JSON in, JSON out, everything it prints kept in a file.
+"""The watched child: call the function that it is asked for, and leave a reply. It knows none of its callers.
 
-The module imports nothing heavy: the parent that watches never imports torch.
+A call and its reply are files in a folder shared with the watcher (`fpxbench.sweep.isolation`): ``N.request``, ``N.reply`` and ``N.log``.
+The pipe between the two carries only short messages, so that nothing blocks on a child that died while it wrote.
 """
 
 from __future__ import annotations
@@ -9,127 +10,111 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
+import importlib
+import inspect
 import json
 import multiprocessing
 import os
 import resource
 import signal
 import sys
-import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter
+
+from fpxbench.checking import device_lock
 
 _PR_SET_PDEATHSIG = 1
+MISTAKES = (ValueError, FileNotFoundError)
+"""What a function raises for a request that its user has to correct."""
 
 
-def start_worker() -> None:
-    """Once in each new child: a process group of its own, first in line for the kernel's out-of-memory killer, no core
-    files, and no life after the process that watches it."""
+class Request(BaseModel):
+    """A call: ``module:function`` and its positional arguments."""
+
+    target: str
+    arguments: list[Any]
+
+
+class Reply(BaseModel):
+    """Either the function's value, as JSON, or what it raised."""
+
+    value: str | None = None
+    raised: str = ""
+    """The exception's type."""
+    message: str = ""
+    mistake: bool = False
+    """The exception is one of `MISTAKES`."""
+
+
+def serve(connection: Connection, folder: str) -> None:
+    """Answer calls until the watcher closes its end of `connection`."""
+    _settle_in()
+    device_lock.listener = lambda event, message: connection.send_bytes(json.dumps([event, message]).encode())
+    with contextlib.suppress(EOFError):
+        while True:
+            number = connection.recv_bytes().decode()
+            base = Path(folder) / number
+            with _logged(base.with_suffix(".log")):
+                reply = _reply(base.with_suffix(".request").read_bytes())
+            base.with_suffix(".reply").write_text(reply.model_dump_json(), encoding="utf-8")
+            connection.send_bytes(b'["done", ""]')
+
+
+def _reply(request: bytes) -> Reply:
+    try:
+        call = Request.model_validate_json(request)
+        function = _function(call.target)
+        hints = get_type_hints(function)
+        names = list(inspect.signature(function).parameters)
+        arguments = [TypeAdapter(hints[name]).validate_python(value) for name, value in zip(names, call.arguments, strict=True)]
+        value = function(*arguments)
+        return Reply(value=TypeAdapter(hints["return"]).dump_json(value).decode())
+    except BaseException as error:      # SystemExit and KeyboardInterrupt are the function's own, not this process's
+        mistake = isinstance(error, MISTAKES)
+        if not mistake:
+            traceback.print_exc()
+        return Reply(raised=type(error).__name__, message=str(error), mistake=mistake)
+
+
+def _function(target: str) -> Callable[..., Any]:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _settle_in() -> None:
+    """Give this child a process group of its own, make it the kernel's first choice when memory runs out, write no core files, and
+    end it with its watcher."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the watcher's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # refused in some containers, where it is only a preference
         Path("/proc/self/oom_score_adj").write_text("1000")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    _die_with_watcher(multiprocessing.parent_process().sentinel)
+    watcher = multiprocessing.parent_process()
+    if watcher is not None:
+        _end_with(watcher.sentinel)
 
 
-def _die_with_watcher(sentinel: int) -> None:
+def _end_with(sentinel: int) -> None:
     """Have the kernel kill this process group once the other end of the pipe `sentinel` is closed.
 
-    A child's parent is the fork server, which lives as long as any child of its does, so the signal on the parent's death
-    does not tell that the watcher is gone. A thread that waits for it would need the interpreter's lock, which native code
-    that hangs may hold.
+    The parent of this process is the fork server, which lives as long as any of its children, so the signal on the parent's death does
+    not tell that the watcher is gone. A thread that waits for it would need the interpreter's lock, which native code that hangs may
+    hold.
     """
     fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def preload() -> None:
-    """Imported once by the fork server, so that a new child has torch from its first moment."""
-    import torch._inductor.config
-    from tqdm import tqdm
-
-    import fpxbench.sweep.trial  # noqa: F401
-
-    # torch.compile draws with tqdm, whose own lock is a semaphore that an ended child leaves behind.
-    tqdm.set_lock(threading.RLock())
-    # Inductor's fused CPU loops then show in the profiler, so that they can be counted.
-    torch._inductor.config.cpp.enable_kernel_profile = True
-
-
-def machine_json(device: str | None, name: str | None, log: str) -> str:
-    """The machine with its measured read bandwidth."""
-    with logged(log):
-        from fpxbench.checking import machine
-
-        device = device or machine.default_device()
-        described = machine.describe(device, name)
-        bandwidth = machine.measure_read_bandwidth(device, described.cache_bytes)
-        return described.model_copy(update={"read_gb_per_s": round(bandwidth, 3)}).model_dump_json()
-
-
-def device_json(device: str | None, name: str | None, log: str) -> str:
-    """The machine, its bandwidth not measured."""
-    with logged(log):
-        from fpxbench.checking import machine
-
-        return machine.describe(device or machine.default_device(), name).model_dump_json()
-
-
-def plan_json(settings: str, log: str) -> str:
-    """The plan, or ``{"mistake": …}`` where the settings select nothing."""
-    with logged(log):
-        from fpxbench.sweep.selection import make_plan
-        from fpxbench.sweep.settings import Settings
-
-        try:
-            return make_plan(Settings.model_validate_json(settings)).model_dump_json()
-        except (ValueError, FileNotFoundError) as mistake:
-            return json.dumps({"mistake": str(mistake)})
-
-
-def trial_json(request: str, log: str) -> str:
-    with logged(log):
-        from fpxbench.sweep.messages import TrialRequest
-        from fpxbench.sweep.trial import run_trial
-
-        return run_trial(TrialRequest.model_validate_json(request)).model_dump_json()
-
-
-def conversions_json(request: str, log: str) -> str:
-    with logged(log):
-        from fpxbench.casts.cast_messages import RESULTS, NumericsRequest
-        from fpxbench.casts.cast_trial import run_conversions
-
-        return RESULTS.dump_json(run_conversions(NumericsRequest.model_validate_json(request))).decode()
-
-
-def inspection_json(request: str, log: str) -> str:
-    """The inspection, or ``{"mistake": …}`` where what was asked for is not there."""
-    with logged(log):
-        from fpxbench.diagnosis.blackbox.inspection import InspectRequest
-        from fpxbench.diagnosis.blackbox.inspector import CannotInspect, inspect
-
-        try:
-            return inspect(InspectRequest.model_validate_json(request)).model_dump_json()
-        except CannotInspect as mistake:
-            return json.dumps({"mistake": str(mistake)})
-
-
-def conversion_part_json(request: str, part: int, log: str) -> str:
-    with logged(log):
-        from fpxbench.casts.cast_messages import RESULTS, NumericsRequest
-        from fpxbench.casts.exhaustive import run_part
-
-        return RESULTS.dump_json(run_part(NumericsRequest.model_validate_json(request), part)).decode()
-
-
 @contextlib.contextmanager
-def logged(log: str) -> Iterator[None]:
-    """stdout and stderr, native code's too, go to the file `log`; `log`.pid tells the watcher whom to watch."""
-    Path(log + ".pid").write_text(str(os.getpid()))
+def _logged(log: Path) -> Iterator[None]:
+    """Send stdout and stderr, those of native code too, to the file `log`."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     saved = [os.dup(1), os.dup(2)]
     sys.stdout.flush()

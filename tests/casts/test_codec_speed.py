@@ -141,18 +141,10 @@ def test_a_speed_is_the_medians_with_its_spread():
 
 
 def test_a_contest_whose_child_dies_says_so_and_the_next_is_held(isolation, monkeypatch):
-    monkeypatch.setattr("fpxbench.casts.codec_speed._contest_json", harmful_on_e5m2)
+    monkeypatch.setattr("fpxbench.casts.codec_speed.CONTEST", "harmful:segfault_on_e5m2")
     died, held = contests(["decode/e5m2", "decode/e4m3fn"], isolation, FEW, 0)
     assert "SIGSEGV" in died.died and not died.timed and died.ratio("torch") is None
     assert held.died == "" and held.timed
-
-
-def harmful_on_e5m2(row, elements, budget_s, log):
-    if "e5m2" in row:
-        import harmful
-
-        return harmful.segfault(log)
-    return hold(row, elements, budget_s).model_dump_json()
 
 
 # The command and the benchmark.

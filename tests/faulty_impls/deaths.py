@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 
 from fpxbench.implementation import implementation
 
@@ -115,6 +116,16 @@ class OsExit(Right):
 
     def product(self, x, w):
         os._exit(3)
+
+
+@implementation("faulty_os_exit_in_order")
+class OsExitInOrder(Right):
+    """Exits with 0, and leaves a process behind that holds every pipe of its own open."""
+
+    def product(self, x, w):
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
 
 
 @implementation("faulty_keyboard_interrupt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,86 +11,105 @@ import sys
 import time
 from pathlib import Path
 
-from fpxbench.sweep.worker import logged
+from fpxbench.casts.codec_speed import Contest
+from fpxbench.checking.device_lock import device_lock
 
 
-def say(words: str, log: str) -> str:
-    with logged(log):
-        print(words)
-        return words
+def say(words: str) -> str:
+    print(words)
+    return words
 
 
-def pid(log: str) -> str:
-    with logged(log):
-        return str(os.getpid())
+def pid() -> int:
+    return os.getpid()
 
 
-def segfault(log: str) -> str:
-    with logged(log):
-        native = ctypes.CDLL(None)
-        native.dprintf(2, b"native code says: reading address 0\n")
-        native.strlen(None)
-        return "survived"
+def segfault() -> str:
+    native = ctypes.CDLL(None)
+    native.dprintf(2, b"native code says: reading address 0\n")
+    native.strlen(None)
+    return "survived"
 
 
-def abort(words: str, log: str) -> str:
-    with logged(log):
-        os.write(2, words.encode())
-        os.abort()
+def abort(words: str) -> str:
+    os.write(2, words.encode())
+    os.abort()
 
 
-def exit_with(code: int, log: str) -> str:
-    with logged(log):
-        os._exit(code)
+def exit_with(code: int) -> str:
+    os._exit(code)
 
 
-def system_exit(log: str) -> str:
-    with logged(log):
-        sys.exit(4)
+def system_exit() -> str:
+    sys.exit(4)
 
 
-def pretend_ctrl_c(log: str) -> str:
-    with logged(log):
-        raise KeyboardInterrupt
+def pretend_ctrl_c() -> str:
+    raise KeyboardInterrupt
 
 
-def raise_error(log: str) -> str:
-    with logged(log):
-        raise LookupError("no such kernel")
+def raise_error() -> str:
+    raise LookupError("no such kernel")
 
 
-def hang_deaf(pid_file: str, log: str) -> str:
+def hang_deaf(pid_file: str) -> str:
     """Does not listen to SIGTERM, and has a child of its own that would outlive it."""
-    with logged(log):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        Path(pid_file).write_text(str(child.pid))
-        print("hanging", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(pid_file).write_text(str(child.pid))
+    print("hanging", flush=True)
+    time.sleep(600)
+    return "survived"
+
+
+def allocate() -> str:
+    held = []
+    while True:
+        held.append(bytearray(os.urandom(1 << 20)) * 32)    # written to, so that it is really held
+        time.sleep(0.005)
+
+
+def allocate_in_a_child() -> str:
+    code = "import time\nheld = []\nwhile True:\n    held.append(bytearray(b'x') * (32 << 20))\n    time.sleep(0.005)"
+    return str(subprocess.run([sys.executable, "-c", code], check=False).returncode)
+
+
+def flood() -> str:
+    os.write(1, b"x" * 1_000_000)
+    os.write(2, b"\xff the last words")
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def read_stdin() -> str:
+    return repr(sys.stdin.read())
+
+
+def exit_with_a_child_that_lives_on() -> str:
+    """End in order, while a process that it started holds every pipe of this one open."""
+    if os.fork() == 0:
         time.sleep(600)
-        return "survived"
+    os._exit(0)
 
 
-def allocate(log: str) -> str:
-    with logged(log):
-        held = []
-        while True:
-            held.append(bytearray(os.urandom(1 << 20)) * 32)    # written to, so that it is really held
-            time.sleep(0.005)
+def use_multiprocessing() -> int:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(pow, (2, 2))
 
 
-def allocate_in_a_child(log: str) -> str:
-    with logged(log):
-        code = "import time\nheld = []\nwhile True:\n    held.append(bytearray(b'x') * (32 << 20))\n    time.sleep(0.005)"
-        return str(subprocess.run([sys.executable, "-c", code], check=False).returncode)
+def use_the_device(device: str, seconds: float) -> str:
+    """Hold the lock of `device` for so long."""
+    with device_lock(device, "a case"):
+        time.sleep(seconds)
+    return "timed"
 
 
-def flood(log: str) -> str:
-    with logged(log):
-        os.write(1, b"x" * 1_000_000)
-        os.write(2, b"\xff the last words")
-        os.kill(os.getpid(), signal.SIGBUS)
+def reject(value: int) -> str:
+    raise ValueError(f"{value} is not allowed")
 
 
-def read_stdin(log: str) -> str:
-    with logged(log):
-        return repr(sys.stdin.read())
+def segfault_on_e5m2(row: str, elements: int, budget_s: float) -> Contest:
+    from fpxbench.casts.codec_contestants import hold
+
+    if "e5m2" in row:
+        segfault()
+    return hold(row, elements, budget_s)

@@ -126,6 +126,7 @@ PLANTS = (
     Plant("keyboard_interrupt", "e4m3fn-row", SEED, Status.ERROR, None, "KeyboardInterrupt"),
     Plant("supports_raises", "e4m3fn-row", SEED, Status.ERROR, None, "KeyError"),
     Plant("os_exit", "e4m3fn-row", SEED, Status.CRASH, None, "exit code 3"),
+    Plant("os_exit_in_order", "e4m3fn-row", SEED, Status.CRASH, None, "exit code 0"),
     Plant("script_in_log", "e4m3fn-row", SEED, Status.CRASH, None, "SIGABRT"),
 )
 
@@ -133,16 +134,6 @@ SIGNALS = {
     "segfault": "SIGSEGV", "segfault_when_stored": "SIGSEGV", "llvm_abort": "SIGABRT", "struct_abort": "SIGABRT",
     "rounding_abort": "SIGABRT", "script_in_log": "SIGABRT", "endless_allocation": "SIGKILL",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_turns_with_other_sweeps(tmp_path_factory: pytest.TempPathFactory):
-    """Sweeps of one machine take turns by a lock in the folder for temporary files; nothing is timed here."""
-    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tempfile.tempdir", folder)
-        patch.setenv("TMPDIR", folder)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """A sweep as a whole: what was measured is kept, whatever interrupts it, and nothing is measured twice."""
 
 import io
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import time
 import psutil
 import pytest
 
+from fpxbench.checking.device_lock import device_lock
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.progress import Progress
@@ -32,15 +35,6 @@ class Swept(Implementation):
         return F.linear(x, weight.dequantize().to(x.dtype))
 '''
 SCHEMES = ("e4m3fn-row", "e3m2-row", "mxfp4")
-
-
-@pytest.fixture(autouse=True)
-def no_turns_with_other_sweeps(tmp_path_factory, monkeypatch):
-    """Sweeps of one machine take turns by a lock in the folder for temporary files. Nothing is timed here, so these need
-    not wait for one that happens to run beside them."""
-    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
-    monkeypatch.setattr("tempfile.tempdir", folder)
-    monkeypatch.setenv("TMPDIR", folder)
 
 
 def write(folder, name, prologue="pass"):
@@ -77,7 +71,7 @@ def test_a_sweep_records_resumes_and_measures_an_edited_implementation_again(tmp
     assert verdicts(first.records) == expected and verdicts(Store(results).read_all()[0]) == expected
     right = first.records[0]
     assert right.seed == 1 and right.about == "Decodes the weight, then multiplies." and len(right.source) == 12
-    assert right.machine.read_gb_per_s > 0 and right.build == first.build
+    assert right.machine.read_gb_per_s is None and right.build == first.build     # nothing is timed
     assert right.timing is None and right.no_timing and right.accuracy.relative_error <= right.accuracy.bound
 
     again, said = sweep(results, impls)
@@ -131,8 +125,23 @@ print(len(done.records), done.resumed, done.interrupted)
 """
 
 
-def start(chosen):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, chosen.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(chosen, **environment):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, chosen.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | environment)
+
+
+def test_a_sweep_waits_for_another_only_to_time(tmp_path, tmp_path_factory, monkeypatch):
+    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
+    monkeypatch.setattr("tempfile.tempdir", folder)
+    impls = write(tmp_path / "impls", "swept_a")
+    with device_lock("cpu", "a case of another sweep"):
+        out, said = start(settings(tmp_path / "results", impls), TMPDIR=folder).communicate(timeout=200)
+        assert out == "3 0 False\n" and "waiting" not in said
+        timing = start(settings(tmp_path / "timed", impls, timing_budget_s=0.1), TMPDIR=folder)
+        assert timing.stderr.readline() == (
+            f"fpxbench: waiting to time on cpu, which is in use by process {os.getpid()} ({shlex.join(sys.argv)[:200]}), "
+            "timing a case of another sweep\n")
+    assert timing.communicate(timeout=200)[0] == "3 0 False\n"
 
 
 def test_a_folder_of_implementations_that_is_not_there_is_named(tmp_path):

@@ -74,7 +74,7 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
     device = request.device or machine.default_device()
     try:
         machine.describe(device)
-    except RuntimeError as error:
+    except machine.NoDevice as error:
         raise CannotInspect(str(error)) from None
     m, (n, k) = request.m, (layer.n, layer.k) if layer else (request.n, request.k)
     limit = implementation.max_elements(device)

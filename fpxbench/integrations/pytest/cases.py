@@ -6,7 +6,6 @@ fails like any other; only what is right is timed, here, by pytest-benchmark.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import shlex
@@ -14,19 +13,21 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fpxbench.integrations.pytest.plugin import CASES, ROOT
 from fpxbench.records.case import Case
 from fpxbench.records.record import Machine
 from fpxbench.records.verdict import BROKEN, Status, with_log
-from fpxbench.sweep import worker
-from fpxbench.sweep.isolation import Isolation, device_turn
+from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
+
+T = TypeVar("T")
 
 BASELINE = "dense"
 """The implementation that stands first in every group, with its weight in the activation's 16 bits."""
@@ -61,11 +62,9 @@ class Benchmarks:
     def check(self, case: Case) -> TrialResult:
         """What the case is, without timing it; once a session. An ended child is a verdict like any other."""
         if case.id not in self._checked:
-            with device_turn(self.plan.device):
-                outcome = self._isolation.call(
-                    worker.trial_json, self.request(case, timing_budget_s=0).model_dump_json(), timeout_s=self.settings.timeout_s
-                )
-            result = TrialResult(verdict=outcome.verdict) if outcome.value is None else TrialResult.model_validate_json(outcome.value)
+            request = self.request(case, timing_budget_s=0)
+            outcome = self._isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=self.settings.timeout_s)
+            result = TrialResult(verdict=outcome.verdict) if outcome.value is None else outcome.read(TrialResult)
             result.verdict = with_log(result.verdict, outcome.log_tail)
             if result.verdict.status in BROKEN and self.plan.device != "cpu":
                 self._isolation.recycle()   # its GPU context may be past use
@@ -80,21 +79,20 @@ class Benchmarks:
     def machine(self) -> Machine:
         """The device, its read bandwidth measured when the first case is about to be timed."""
         if self._machine is None:
-            self._machine = self._prepared(Machine, "the device could not be measured", worker.machine_json, self.plan.device, None)
+            self._machine = self._prepared(Machine, "the device could not be measured", "fpxbench.checking.machine:measured", self.plan.device, None)
         return self._machine
 
-    def _prepared(self, kind: type[BaseModel], failed: str, *call: object) -> BaseModel:
-        outcome = self._isolation.call(*call, timeout_s=PREPARATION_TIMEOUT_S)
+    def _prepared(self, kind: type[T], failed: str, target: str, *arguments: object) -> T:
+        outcome = self._isolation.call(target, *arguments, timeout_s=PREPARATION_TIMEOUT_S)
+        if outcome.mistake:
+            raise pytest.UsageError(f"--benchmark: {outcome.mistake}")
         if outcome.value is None:
             raise pytest.UsageError(f"--benchmark: {failed}: {outcome.verdict.summary.removeprefix('raised ')}")
-        answer = json.loads(outcome.value)
-        if "mistake" in answer:
-            raise pytest.UsageError(f"--benchmark: {answer['mistake']}")
-        return kind.model_validate(answer)
+        return outcome.read(kind)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
-        self.plan = self._prepared(Plan, "the cases could not be planned", worker.plan_json, self.settings.model_dump_json())
+        self.plan = self._prepared(Plan, "the cases could not be planned", "fpxbench.sweep.selection:make_plan", self.settings)
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
         if file_path != CASES:
@@ -265,8 +263,7 @@ def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
 
         machine = benchmarks.machine
         trial = benchmarks.request(case, read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes)
-        with device_turn(benchmarks.plan.device):
-            timed = time_case(benchmark, trial, group.baseline_samples)
+        timed = time_case(benchmark, trial, group.baseline_samples)
         _require_ok(item, timed)
         why_not = timed.no_timing
     if why_not is not None:

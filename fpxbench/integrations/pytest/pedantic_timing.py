@@ -11,13 +11,14 @@ import torch
 
 from fpxbench.checking import correctness, effects, timing, traffic
 from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.timing import Call, Samples
 from fpxbench.implementation import Implementation, discover
 from fpxbench.records.record import Timing
 from fpxbench.records.verdict import Status, Verdict, classify_exception
-from fpxbench.sweep import worker
 from fpxbench.sweep.messages import TrialRequest, TrialResult
+from fpxbench.sweep.preload import preload
 from fpxbench.sweep.trial import prepare
 
 ROUND_SECONDS = 2e-3
@@ -30,7 +31,7 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
     `baseline_samples` are the dense product's seconds a call, empty if it has none. What the implementation raises, or
     does wrong after so many calls, becomes the verdict, and `benchmark` then holds no time.
     """
-    worker.preload()
+    preload()
     result = TrialResult(verdict=Verdict(status=Status.OK))
     implementation = discover(request.impls)[0][request.case.implementation]()
     result.no_timing = implementation.no_timing(request.device)
@@ -60,7 +61,7 @@ def _time(benchmark, implementation: Implementation, request: TrialRequest, base
         return
     x = operands.activation(0)
     seen = effects.observe(lambda: implementation.matmul(x, operands.weight), request.device)
-    with torch.no_grad():
+    with torch.no_grad(), device_lock(request.device, request.case.id):
         copies = _run_rounds(benchmark, implementation, operands, request.cache_bytes)
     _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=1)
     if verdict is not None:

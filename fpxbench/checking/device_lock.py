@@ -1,0 +1,84 @@
+"""One timing at a time on each device of this machine.
+
+The lock is a file in the folder for temporary files. Only code that measures time or bandwidth takes it: what is merely checked for
+correctness runs beside it, so that a case that hangs delays nobody. The file names its holder for those who wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Literal
+
+ANNOUNCE_AFTER_S = 1.0
+_POLL_S = 0.05
+
+Event = Literal["begin", "announce", "end"]
+"""Waiting begins; it has lasted `ANNOUNCE_AFTER_S`, with a message that names the holder; it ends."""
+
+
+def _print_message(event: Event, message: str) -> None:
+    if message:
+        print(f"fpxbench: {message}", file=sys.stderr, flush=True)
+
+
+listener: Callable[[Event, str], None] = _print_message
+"""Called on each event of a wait, in the process that waits. By default it prints the message on stderr."""
+
+
+def lock_file(device: str) -> Path:
+    """Return the path of the lock for `device` (``cpu``, ``cuda``)."""
+    return Path(tempfile.gettempdir()) / f"fpxbench-{device}-{os.getuid()}.lock"
+
+
+@contextlib.contextmanager
+def device_lock(device: str, purpose: str) -> Iterator[None]:
+    """Hold the lock of `device` while `purpose` (a case id, for instance) is timed. Wait for it as long as it takes."""
+    with open(lock_file(device), "a+", encoding="utf-8") as file:
+        if not _acquired(file):
+            _wait(file, device)
+        _write_holder(file, purpose)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _acquired(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait(file: IO[str], device: str) -> None:
+    listener("begin", "")
+    try:
+        announce_at = time.monotonic() + ANNOUNCE_AFTER_S
+        while time.monotonic() < announce_at:
+            time.sleep(_POLL_S)
+            if _acquired(file):
+                return
+        file.seek(0)
+        holder = file.read().strip() or "a process that did not name itself"
+        listener("announce", f"waiting to time on {device}, which is in use by {holder}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    finally:
+        listener("end", "")
+
+
+def _write_holder(file: IO[str], purpose: str) -> None:
+    watcher = multiprocessing.parent_process()      # a sweep's child is of no interest to a user; the sweep is
+    pid = os.getpid() if watcher is None else watcher.pid
+    file.truncate(0)
+    file.write(f"process {pid} ({shlex.join(sys.argv)[:200]}), timing {purpose}\n")
+    file.flush()

@@ -1,0 +1,70 @@
+"""Only what is timed waits for the device, and a wait names the process that holds it up."""
+
+import multiprocessing
+import os
+import threading
+
+import pytest
+
+from fpxbench.checking import device_lock as locks
+from fpxbench.checking.device_lock import device_lock, lock_file
+from fpxbench.records.verdict import Status
+from fpxbench.sweep.isolation import Isolation
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def device():
+    """A device of this test's own."""
+    name = f"test-{os.getpid()}"
+    yield name
+    lock_file(name).unlink(missing_ok=True)
+
+
+def hold(device, released, taken):
+    with device_lock(device, "a/case/of/another/sweep"):
+        taken.set()
+        released.wait()
+
+
+@pytest.fixture
+def holder(device):
+    """Another process that holds the device's lock until the event is set."""
+    context = multiprocessing.get_context("fork")
+    released, taken = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(device, released, taken))
+    process.start()
+    taken.wait()
+    yield released
+    released.set()
+    process.join()
+
+
+def test_a_call_that_waits_longer_than_its_time_limit_is_not_a_timeout_and_the_holder_is_named(device, holder):
+    announced = []
+
+    def announce(message):
+        announced.append(message)
+        threading.Timer(0.5, holder.set).start()
+
+    with Isolation(4 * GIB, announce) as isolation:
+        isolation.call("harmful:say", "warm", timeout_s=120)
+        outcome = isolation.call("harmful:use_the_device", device, 0.0, timeout_s=1.0)
+    assert outcome.value is not None, outcome.verdict
+    assert outcome.waited_s >= locks.ANNOUNCE_AFTER_S and outcome.waited_s <= outcome.elapsed_s
+    (message,) = announced
+    assert f"process {os.getpid()} (" in message and "timing a/case/of/another/sweep" in message
+
+
+def test_the_time_limit_goes_on_once_the_device_is_free(device):
+    with Isolation(4 * GIB) as isolation:
+        outcome = isolation.call("harmful:use_the_device", device, 600.0, timeout_s=1.0)
+    assert outcome.verdict.status is Status.TIMEOUT and outcome.waited_s == 0
+
+
+def test_the_lock_is_free_after_its_holder_was_killed(device):
+    with Isolation(4 * GIB) as isolation:
+        assert isolation.call("harmful:use_the_device", device, 600.0, timeout_s=1.0).verdict.status is Status.TIMEOUT
+        assert isolation.call("harmful:use_the_device", device, 0.0, timeout_s=60.0).waited_s == 0
+    assert lock_file(device).read_text() == ""
