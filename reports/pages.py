@@ -18,10 +18,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from fpxbench.records import record as records
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag, Record
 from fpxbench.records.store import BrokenLine
-from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
 from fpxbench.regressions.suspect import Direction, State
 from fpxbench.reports import words
@@ -150,7 +149,7 @@ class Pages:
 
     def about(self) -> str:
         """The glossary."""
-        return self._render("about.html", root="", schema=records.SCHEMA)
+        return self._render("about.html", root="", schema=Record.SCHEMA)
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(**values)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fpxbench.casts.conversion import Conversion
-from fpxbench.records.record import Build, Finite, Machine
+from fpxbench.records.fields import LARGEST_INTEGER, Count, Label, Moment, Seconds
+from fpxbench.records.record import Build, Machine, RecordPart, StoredRecord, now
 from fpxbench.records.verdict import Status, Verdict
 
-SCHEMA = 1
 RULES = 3
 """Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
 EXAMPLES = 3
@@ -39,10 +38,8 @@ class InputKind(StrEnum):
     OTHER = "other"
 
 
-class Example(BaseModel):
+class Example(RecordPart):
     """One input whose result differs: bits in hexadecimal, and what they stand for."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     input: Annotated[str, Field(max_length=80)]
     input_value: Annotated[str, Field(max_length=80)]
@@ -52,38 +49,34 @@ class Example(BaseModel):
     expected_value: Annotated[str, Field(max_length=40)]
 
 
-class Difference(BaseModel):
+class Difference(RecordPart):
     """Inputs of one kind whose result is not the fixed reference's."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
     kind: InputKind
-    count: Annotated[int, Field(ge=1)]
+    count: Annotated[int, Field(ge=1, le=LARGEST_INTEGER)]
     permitted: bool
     """Whether the target's standard leaves it open (docs/numerics.md)."""
     examples: Annotated[list[Example], Field(min_length=1, max_length=EXAMPLES)]
 
 
-class Behaviour(BaseModel):
+class Behaviour(RecordPart):
     """What a conversion was found to do, recovered from its outputs. None: no input could tell."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    rounding: str | None = None
+    rounding: Label | None = None
     """``nearest_even``, ``nearest_away``, ``toward_zero``, ``nearest_even via fp32``, …, or ``mixture``."""
-    overflow: str | None = None
+    overflow: Label | None = None
     """Of finite values past the maximum: ``saturate``, ``infinity``, ``nan``, or ``mixture``."""
-    infinity: str | None = None
+    infinity: Label | None = None
     """Of ±infinity: the same words."""
-    nan: str | None = None
+    nan: Label | None = None
     """``nan``, or what comes instead."""
-    nan_codes: list[str] = Field(default_factory=list)
+    nan_codes: Annotated[list[Label], Field(max_length=16)] = Field(default_factory=list)
     """The NaN codes that come out, in hexadecimal; eight at most."""
-    negative_zero: str | None = None
+    negative_zero: Label | None = None
     """``kept``, ``positive`` (the sign is dropped) or ``nan``."""
-    subnormals: str | None = None
+    subnormals: Label | None = None
     """``kept`` or ``flushed``."""
-    taken_as: str | None = None
+    taken_as: Label | None = None
     """What the inputs were taken for, where that explains every result: ``exact product`` (not rounded to its dtype before the
     cast), ``e4m3fn`` (for another format)."""
 
@@ -101,33 +94,29 @@ def unrounded_in_words(inputs: int, differences: list[Difference]) -> str:
     return f"all {inputs:,} inputs" + (f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else "")
 
 
-class NumericsRecord(BaseModel):
+class NumericsRecord(StoredRecord):
     """One conversion on one build and one machine.
 
     The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for), saturated, NaN to NaN.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-
     FOLDER: ClassVar[str] = "numerics"
-    SCHEMA: ClassVar[int] = SCHEMA
 
-    schema_version: int = Field(default=SCHEMA, alias="schema", le=SCHEMA, ge=1)
-    started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    elapsed_s: Finite | None = None
-    rules: int = RULES
+    started_at: Moment = Field(default_factory=now)
+    elapsed_s: Seconds | None = None
+    rules: Annotated[int, Field(ge=0, le=10_000)] = RULES
     conversion: Conversion
     build: Build
     machine: Machine
     verdict: Verdict
-    inputs: Annotated[int, Field(ge=0)] = 0
+    inputs: Count = 0
     """How many inputs were converted."""
-    inputs_digest: str = ""
+    inputs_digest: Label = ""
     """SHA-256 of their bits, shortened; for all 2**32 of fp32, ``every fp32``."""
-    differing: Annotated[int, Field(ge=0)] | None = None
+    differing: Count | None = None
     """Inputs whose result is not the fixed reference's, permitted ones included; two NaN codes do not differ. None: no result."""
     behaviour: Behaviour = Behaviour()
-    differences: list[Difference] = Field(default_factory=list)
+    differences: Annotated[list[Difference], Field(max_length=100)] = Field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -156,7 +145,3 @@ class NumericsRecord(BaseModel):
         if self.verdict.status is Status.WRONG and not wrong:
             raise ValueError("a wrong conversion shows the differences that make it so")
         return self
-
-    def to_json(self) -> str:
-        """One line."""
-        return self.model_dump_json(by_alias=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from fpxbench.records.fields import Dimension, Tokens
+
 Activation = Literal["bf16", "fp16"]
 
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)]
+"""Of an id, which becomes a file name and a link."""
 
 
 class Case(BaseModel):
@@ -17,13 +20,12 @@ class Case(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    # Ids become file names and links: a record from another machine must not smuggle a path or a tag through them.
-    implementation: str = Field(pattern=_NAME, max_length=80)
-    scheme: str = Field(pattern=_NAME, max_length=80)
-    workload: str = Field(pattern=_NAME, max_length=80)
-    m: int = Field(ge=0)
-    n: int = Field(ge=1)
-    k: int = Field(ge=1)
+    implementation: Part
+    scheme: Part
+    workload: Part
+    m: Tokens
+    n: Dimension
+    k: Dimension
     activation: Activation = "bf16"
 
     @computed_field
@@ -44,10 +46,12 @@ class Case(BaseModel):
 
 
 def split_id(case_id: str) -> dict[str, str]:
-    """The parts of a case id. Raises ValueError if it is not one."""
+    """Return the parts of a case id. Raise ValueError if it is not one."""
     match = re.fullmatch(
-        r"(?P<implementation>[^/]+)/(?P<scheme>[^/]+)/(?P<workload>[^/]+)/m(?P<m>\d+)/(?P<activation>bf16|fp16)", case_id
+        r"(?P<implementation>[^/]+)/(?P<scheme>[^/]+)/(?P<workload>[^/]+)/m(?P<m>\d+)/(?P<activation>bf16|fp16)",
+        case_id,
     )
     if match is None:
-        raise ValueError(f"{case_id!r} is not a case id: IMPLEMENTATION/SCHEME/WORKLOAD/mM/bf16, as `fpxbench list cases` prints")
+        raise ValueError(f"{case_id!r} is not a case id: IMPLEMENTATION/SCHEME/WORKLOAD/mM/bf16, "
+                         "as `fpxbench list cases` prints")
     return match.groupdict()

@@ -1,61 +1,107 @@
 """The record: one case on one build on one machine, as stored: one JSON line.
 
-Other machines write records and other programs read them, so the schema is the contract: `SCHEMA` is its version,
-readers accept older ones, and states that must not exist (a wrong result with a time) cannot be written down.
+Other machines write records and other programs read them, so the schema is the contract. `Record.SCHEMA` is its
+version, readers accept older ones, and states that must not exist (a wrong result with a time) cannot be written.
 """
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fpxbench.records.case import Case
+from fpxbench.records.fields import (
+    Count,
+    Day,
+    Finite,
+    Integer,
+    Label,
+    Microseconds,
+    Moment,
+    Name,
+    Positive,
+    Rate,
+    Revision,
+    Seconds,
+    Text,
+    Tree,
+)
 from fpxbench.records.verdict import Status, Verdict
-
-SCHEMA = 1
-
-
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise ValueError(f"{value} cannot be stored: JSON has no such number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
-Positive = Annotated[float, AfterValidator(_finite), Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=120)]
 
 
 class Flag(StrEnum):
     """What is notable about a case that is right."""
 
-    UNFUSED = "unfused"                # moves more bytes, or launches more kernels, than one pass over the packed weight
-    OVER_ROOFLINE = "over_roofline"    # a figure that cannot be true
+    UNFUSED = "unfused"                # more bytes moved, or more kernels, than one pass over the packed weight needs
+    OVER_ROOFLINE = "over_roofline"    # a number that cannot be true
     NOISY = "noisy"                    # the time's interval is wide
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+class RecordPart(BaseModel):
+    """A part of a stored record: unchangeable, and fields that a newer fpxbench added are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
 
-class Build(_Part):
+class StoredRecord(RecordPart):
+    """What `Store` keeps: one JSON line under ``RESULTS/<machine>/FOLDER/<build>-<variant>.jsonl``.
+
+    A class sets `FOLDER`, raises `SCHEMA` when its fields change meaning, and reads lines of older schemas.
+    """
+
+    FOLDER: ClassVar[str]
+    SCHEMA: ClassVar[int] = 1
+
+    schema_version: int = Field(default=None, alias="schema", validate_default=True)
+
+    if TYPE_CHECKING:       # every class has them, at the place in its line where they read best
+        machine: Machine
+        build: Build
+
+        @property
+        def id(self) -> str: ...
+
+        @property
+        def verdict(self) -> Verdict: ...
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _readable(cls, version: object) -> object:
+        if version is None:
+            return cls.SCHEMA
+        if isinstance(version, int) and version > cls.SCHEMA:
+            raise ValueError(f"written by a newer fpxbench than this one (which reads schema {cls.SCHEMA} and older)")
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f"{version!r} is no schema")
+        return version
+
+    def to_json(self) -> str:
+        """Return the record as one line."""
+        return self.model_dump_json(by_alias=True)
+
+
+def now() -> str:
+    """Return the time as records have it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Build(RecordPart):
     """One PyTorch build with its Triton."""
 
     torch: Name
     """Full version, local part included: ``2.13.0+cpu``, ``2.14.0.dev20261120+cu130``."""
-    triton: str | None = None
-    git: str | None = None
+    triton: Revision | None = None
+    git: Revision | None = None
     """The upstream commit that it was built from."""
     channel: Annotated[str, Field(pattern=r"^(release|nightly|source)$")]
     variant: Name
     """What it was made for: ``cpu``, ``cu130``, ``rocm7.2``."""
-    date: str | None = None
+    date: Day | None = None
     """YYYY-MM-DD."""
-    key: str = ""
+    key: Revision = ""
     """The commit that stands for this build on the timeline."""
 
     @property
@@ -69,26 +115,26 @@ class Build(_Part):
         return f"{self.label}-{self.variant}"
 
 
-class Machine(_Part):
+class Machine(RecordPart):
     """A device as measured."""
 
     name: Name
-    device: str
+    device: Label
     """As it calls itself: ``NVIDIA H100 80GB HBM3``."""
-    arch: str
+    arch: Label
     """``sm_90``, ``gfx942``, ``x86_64 AVX512``."""
-    host: str = ""
-    kind: str = "cpu"
+    host: Label = ""
+    kind: Label = "cpu"
     """What torch calls it: ``cpu`` or ``cuda``."""
-    memory_bytes: int | None = None
-    read_gb_per_s: Finite | None = None
+    memory_bytes: Count | None = None
+    read_gb_per_s: Rate | None = None
     """Read bandwidth, measured at the start of the same sweep, in 1e9 bytes per second."""
-    cache_bytes: int | None = None
+    cache_bytes: Count | None = None
     """Last-level cache: L3 of a CPU, L2 of a GPU."""
-    facts: dict[str, Any] = Field(default_factory=dict)
+    facts: Tree = Field(default_factory=dict)
 
 
-class Accuracy(_Part):
+class Accuracy(RecordPart):
     """How far the output is from the exact product with the weight as stored, and the weight from the original."""
 
     relative_error: Finite | None = None
@@ -101,52 +147,48 @@ class Accuracy(_Part):
     """Signal to quantization noise of the stored weight; None for an exact one."""
 
 
-class Timing(_Part):
+class Timing(RecordPart):
     """Times of one call, in microseconds."""
 
-    samples_us: Annotated[list[Positive], Field(min_length=1)]
-    median_us: Positive
-    ci95_us: tuple[Positive, Positive]
+    samples_us: Annotated[list[Microseconds], Field(min_length=1, max_length=100_000)]
+    median_us: Microseconds
+    ci95_us: tuple[Microseconds, Microseconds]
     """95% interval of the median, from order statistics."""
-    baseline_us: Positive | None = None
-    """Median of the dense 16-bit product of the same shape, measured in turn with this one."""
+    baseline_us: Microseconds | None = None
+    """Median of the dense 16-bit product of the same shape, interleaved with this one."""
     speedup: Positive | None = None
     """baseline_us / median_us."""
     speedup_ci95: tuple[Positive, Positive] | None = None
 
 
-class Traffic(_Part):
+class Traffic(RecordPart):
     """Bytes and kernels of one call."""
 
-    packed_bytes: int | None = None
+    packed_bytes: Count | None = None
     """What the stored weight takes, scales included, measured on its tensors."""
-    bytes_min: int | None = None
+    bytes_min: Count | None = None
     """The least that one call must move: weight once, activation once, output once."""
-    gb_per_s: Finite | None = None
+    gb_per_s: Rate | None = None
     """bytes_min over the median time: useful bandwidth, in 1e9 bytes per second."""
-    roofline_fraction: Finite | None = None
+    roofline_fraction: Rate | None = None
     """gb_per_s over the machine's measured read bandwidth."""
-    kernels_launched: int | None = None
-    heavy_kernels: int | None = None
+    kernels_launched: Count | None = None
+    heavy_kernels: Count | None = None
     """Those of them that take 5% of the call or more."""
-    kernels: list[str] = Field(default_factory=list)
-    peak_bytes: int | None = None
+    kernels: Annotated[list[Label], Field(max_length=10_000)] = Field(default_factory=list)
+    peak_bytes: Count | None = None
     """The most memory that one call held beyond its operands."""
-    bottleneck: str = ""
+    bottleneck: Text = ""
     """What holds it back, in one sentence, from the figures above."""
 
 
-class Record(_Part):
+class Record(StoredRecord):
     """One case on one build on one machine."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-
     FOLDER: ClassVar[str] = "records"
-    SCHEMA: ClassVar[int] = SCHEMA
 
-    schema_version: int = Field(default=SCHEMA, alias="schema", le=SCHEMA, ge=1)
-    started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    elapsed_s: Finite | None = None
+    started_at: Moment = Field(default_factory=now)
+    elapsed_s: Seconds | None = None
     """Wall time of the whole case, from its start to its record."""
     overhead_s: Finite | None = None
     """What isolation added to that: `elapsed_s` less the time that the child worked."""
@@ -157,14 +199,14 @@ class Record(_Part):
     accuracy: Accuracy = Accuracy()
     timing: Timing | None = None
     traffic: Traffic = Traffic()
-    flags: list[Flag] = Field(default_factory=list)
-    no_timing: str | None = None
+    flags: Annotated[list[Flag], Field(max_length=100)] = Field(default_factory=list)
+    no_timing: Text | None = None
     """Why a right case carries no timing."""
-    about: str = ""
+    about: Text = ""
     """The first paragraph of the implementation's docstring."""
-    source: str = ""
+    source: Revision = ""
     """Digest of the implementation's source: an edited implementation is another one."""
-    seed: int | None = None
+    seed: Integer | None = None
 
     @property
     def id(self) -> str:
@@ -177,7 +219,3 @@ class Record(_Part):
         if self.timing is None and self.verdict.status is Status.OK and not self.no_timing:
             raise ValueError("a right case without a timing must say why (no_timing)")
         return self
-
-    def to_json(self) -> str:
-        """One line."""
-        return self.model_dump_json(by_alias=True)

@@ -1,8 +1,8 @@
-"""Where records live, and how they are read back.
+"""Append records to files and read them back.
 
-``RESULTS/<machine>/records/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends; records of conversions
-(`fpxbench.casts`) likewise under ``numerics/``. Partitioned by machine and build, so that reading one page's worth never
-means reading history. Several processes may append at once.
+A file is ``RESULTS/<machine>/<folder>/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends. The
+folder is ``records`` for cases, ``numerics`` for conversions (`fpxbench.casts`). One file holds one machine and build, so
+that reading a page's worth never means reading history. Several processes may append at once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
-from fpxbench.records.record import Build, Machine, Record
-from fpxbench.records.verdict import Verdict
+from fpxbench.records.record import Build, Record, StoredRecord
 
 # A record is a few kB; a line far beyond that is damage, and is not worth the memory.
 MAX_LINE_BYTES = 4 << 20
@@ -26,7 +25,7 @@ MAX_LINE_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class BrokenLine:
-    """A line that is not a record, and why."""
+    """A line that is not a record, and why it is not."""
 
     path: Path
     number: int
@@ -36,25 +35,7 @@ class BrokenLine:
         return f"{self.path}:{self.number}: {self.reason}; skipped"
 
 
-class Storable(Protocol):
-    """What a store asks of a record, whatever it is about."""
-
-    FOLDER: ClassVar[str]
-    SCHEMA: ClassVar[int]
-    machine: Machine
-    build: Build
-    verdict: Verdict
-
-    @property
-    def id(self) -> str: ...
-
-    def to_json(self) -> str: ...
-
-    @classmethod
-    def model_validate_json(cls, line: bytes) -> Self: ...
-
-
-R = TypeVar("R", bound=Storable)
+R = TypeVar("R", bound=StoredRecord)
 
 
 class Store(Generic[R]):
@@ -65,15 +46,15 @@ class Store(Generic[R]):
         self.of = of
 
     def file(self, machine: str, build: Build) -> Path:
-        """Where the records of one build on one machine are."""
+        """Return the file of one build on one machine. Raise ValueError for a name that would leave the folder."""
         return self.root / _checked(machine) / self.of.FOLDER / f"{_checked(build.stem)}.jsonl"
 
     def files(self) -> list[Path]:
-        """Every file of such records, sorted."""
+        """Return every file of such records, sorted."""
         return sorted(self.root.glob(f"*/{self.of.FOLDER}/*.jsonl"))
 
     def make_folder(self) -> None:
-        """So that a place which cannot hold records is told of before anything is measured. Raises OSError naming it."""
+        """Make the results folder before anything is measured. Raise OSError naming it if that cannot be done."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,9 +62,9 @@ class Store(Generic[R]):
             raise OSError(error.errno, f"cannot be made a folder of records: {why}", str(self.root)) from None
 
     def append(self, record: R) -> None:
-        """Add one record: one write under a lock, so that two sweeps into one folder lose nothing.
+        """Add one record, in one write under a lock, so that two sweeps into one folder lose nothing.
 
-        If a killed writer left half a line behind, it is closed first and costs only itself.
+        Half a line that a killed writer left behind is closed first, and costs only itself.
         """
         path = self.file(record.machine.name, record.build)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +80,7 @@ class Store(Generic[R]):
             file.flush()
 
     def read(self, path: Path) -> tuple[list[R], list[BrokenLine]]:
-        """The records of one file, oldest first, and the lines that are none."""
+        """Return the records of one file, oldest first, and the lines that are none."""
         records: list[R] = []
         broken: list[BrokenLine] = []
         with open(path, "rb") as file:
@@ -111,11 +92,11 @@ class Store(Generic[R]):
                         raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
                     records.append(self.of.model_validate_json(line))
                 except ValueError as error:
-                    broken.append(BrokenLine(path, number, _why(error, self.of.SCHEMA)))
+                    broken.append(BrokenLine(path, number, first_mistake(error)))
         return records, broken
 
     def read_all(self) -> tuple[list[R], list[BrokenLine]]:
-        """Everything under the folder."""
+        """Return all records under the folder, and the lines that are none."""
         records: list[R] = []
         broken: list[BrokenLine] = []
         for path in self.files():
@@ -126,7 +107,7 @@ class Store(Generic[R]):
 
 
 def latest(records: list[R]) -> list[R]:
-    """One record for each (case or conversion, build, machine): the last written. Order of first appearance is kept."""
+    """Return the last record of each (case or conversion, build, machine), in order of first appearance."""
     newest: dict[tuple[str, str, str, str], R] = {}
     for record in records:
         newest[(record.machine.name, record.build.torch, record.build.variant, record.id)] = record
@@ -134,7 +115,7 @@ def latest(records: list[R]) -> list[R]:
 
 
 def _lines(file) -> Iterator[bytes]:
-    """Lines, where one that is far too long comes in pieces not larger than needed to tell so."""
+    """Yield the lines; of one that is too long no more than shows that it is."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_LINE_BYTES + 1)) and not rest.endswith(b"\n"):
@@ -142,20 +123,14 @@ def _lines(file) -> Iterator[bytes]:
         yield line
 
 
-def _why(error: ValueError, schema: int) -> str:
-    why = first_mistake(error)
-    if why.startswith("schema: "):
-        return f"written by a newer fpxbench than this one (which reads schema {schema} and older)"
-    return why
-
-
 def first_mistake(error: ValueError) -> str:
-    """What is wrong with a line, in one sentence: of a ValidationError the first field, and what is wrong with it."""
+    """Return what is wrong with a line in one sentence: of a ValidationError the first field and its fault."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    return f"{field}: {first['msg']}" if field else first["msg"]
+    field = ".".join(map(str, first["loc"]))[:200]
+    fault = first["msg"].removeprefix("Value error, ")[:500]
+    return f"{field}: {fault}" if field else fault
 
 
 def _checked(name: str) -> str:

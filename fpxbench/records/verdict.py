@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import signal as signals
 from enum import StrEnum
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fpxbench.records.compiler_messages import REFUSALS, find_message, without_source
+from fpxbench.records.fields import Integer, Label, Log, Text, Tree
 from fpxbench.records.kinds import Kind
 
 
@@ -47,13 +47,13 @@ class Verdict(BaseModel):
 
     status: Status
     kind: Kind | None = None
-    summary: str = ""
+    summary: Text = ""
     """One sentence for people."""
-    evidence: dict[str, Any] = Field(default_factory=dict)
-    signal: str | None = None
+    evidence: Tree = Field(default_factory=dict)
+    signal: Label | None = None
     """``SIGSEGV``, … if the process was ended by one."""
-    exit_code: int | None = None
-    log_tail: str = ""
+    exit_code: Integer | None = None
+    log_tail: Log = ""
     """The last 4 kB that the case wrote to stdout and stderr, native code included."""
 
     @property

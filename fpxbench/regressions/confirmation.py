@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fpxbench.records.case import Case
+from fpxbench.records.fields import Count, Finite, Integer, Label, Microseconds, Moment, Positive, Seconds, Text
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Build, Finite, Machine, Positive
+from fpxbench.records.record import Build, Machine, RecordPart, StoredRecord, now
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.paired import Ratio
 
-SCHEMA = 1
-
 Metric = Literal["time", "verdict"]
 Side = Literal["good", "bad"]
+Counts = Annotated[dict[Label, Count], Field(max_length=100)]
 
 
 class Outcome(StrEnum):
@@ -28,22 +27,18 @@ class Outcome(StrEnum):
     UNDECIDED = "undecided"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Run(_Part):
+class Run(RecordPart):
     """One process on one of the builds, in the order in which they ran."""
 
     side: Side
     status: Status
     kind: Kind | None = None
-    median_us: Positive | None = None
-    baseline_us: Positive | None = None
-    seed: int | None = None
+    median_us: Microseconds | None = None
+    baseline_us: Microseconds | None = None
+    seed: Integer | None = None
 
 
-class Interval(_Part):
+class Interval(RecordPart):
     """A ratio of the bad build to the good one, with its interval."""
 
     value: Positive
@@ -51,7 +46,7 @@ class Interval(_Part):
     high: Finite | None = None
     """None where there are too few pairs for the level."""
     level: Finite
-    pairs: int
+    pairs: Count
 
     @classmethod
     def of(cls, ratio: Ratio) -> Interval:
@@ -63,17 +58,13 @@ class Interval(_Part):
         return str(Ratio(self.value, self.low if known else 0.0, self.high if known else float("inf"), self.level, self.pairs))
 
 
-class Confirmation(_Part):
+class Confirmation(StoredRecord):
     """Two builds, run in turn on one machine, and what that says of a suspected change."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-
     FOLDER: ClassVar[str] = "confirmations"
-    SCHEMA: ClassVar[int] = SCHEMA
 
-    schema_version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
-    started_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    suspect: str | None = None
+    started_at: Moment = Field(default_factory=now)
+    suspect: Label | None = None
     """The suspect's id, where a detector named it."""
     case: Case
     metric: Metric
@@ -82,7 +73,7 @@ class Confirmation(_Part):
     build: Build
     """The bad one: the first at which the change was seen."""
     outcome: Outcome
-    said: str
+    said: Text
     """``+6.1% [5.2, 7.0]``, or ``crash in 5 of 5 runs, ok in 5 of 5 before``."""
     time: Interval | None = None
     """How much longer the bad build takes."""
@@ -90,8 +81,8 @@ class Confirmation(_Part):
     """The same of the dense product in the same processes."""
     least: Finite | None = None
     """The smallest change, as a logarithm, that was asked about."""
-    good_counts: dict[str, int] = Field(default_factory=dict)
-    bad_counts: dict[str, int] = Field(default_factory=dict)
+    good_counts: Counts = Field(default_factory=dict)
+    bad_counts: Counts = Field(default_factory=dict)
     """Runs by status and kind."""
     chance: Finite | None = None
     """Of verdicts: how likely such counts are if both builds fail alike (Fisher's exact test)."""
@@ -99,8 +90,8 @@ class Confirmation(_Part):
     """One and the same build came to different verdicts."""
     evidence: Verdict | None = None
     """The bad build's verdict, where it is one of failure."""
-    runs: list[Run] = Field(default_factory=list)
-    elapsed_s: Finite = 0.0
+    runs: Annotated[list[Run], Field(max_length=10_000)] = Field(default_factory=list)
+    elapsed_s: Seconds = 0.0
 
     @property
     def id(self) -> str:
@@ -127,10 +118,6 @@ class Confirmation(_Part):
     @property
     def verdict(self) -> Verdict:
         return self.evidence or Verdict(status=Status.OK, summary=self.headline)
-
-    def to_json(self) -> str:
-        """One line."""
-        return self.model_dump_json(by_alias=True)
 
 
 def upstream_range(good: Build, bad: Build) -> str | None:

@@ -13,7 +13,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from fpxbench.records.record import Build, Finite, Positive
+from fpxbench.records.fields import Finite, Positive
+from fpxbench.records.record import Build
 from fpxbench.regressions.confirmation import Outcome
 
 

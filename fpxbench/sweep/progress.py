@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fpxbench.records.store import Storable
+from fpxbench.records.record import StoredRecord
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 
 STREAM_VARIABLE = "FPX_PROGRESS"
@@ -71,7 +71,7 @@ class Progress:
             self._next_line = time.monotonic() + PLAIN_LINE_EVERY_S
             self.console.print(f"[{self._done}/{self._total}] {self.tally()} | running {case_id}", markup=False)
 
-    def finished(self, record: Storable) -> None:
+    def finished(self, record: StoredRecord) -> None:
         status = record.verdict.status
         self.counts[status] += 1
         self._done += 1

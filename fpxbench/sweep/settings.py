@@ -12,7 +12,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from fpxbench.records.record import Name
+from fpxbench.records.fields import Name
 
 Profile = Literal["smoke", "quick", "full"]
 

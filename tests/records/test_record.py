@@ -8,9 +8,10 @@ from pydantic import ValidationError
 from sample_records import BUILD, CPU, case, record
 
 from fpxbench.records.case import Case, split_id
-from fpxbench.records.record import SCHEMA, Accuracy, Build, Machine, Record, Timing
+from fpxbench.records.record import Accuracy, Build, Machine, Record, Timing
 from fpxbench.records.verdict import Status, Verdict
 
+SCHEMA = Record.SCHEMA
 TIMING = Timing(samples_us=[1.0, 2.0, 3.0], median_us=2.0, ci95_us=(1.0, 3.0))
 MINIMAL = {
     "schema": 1,

@@ -8,7 +8,7 @@ from places import HELPERS
 from sample_records import BUILD, CPU, GPU, GPU_BUILD, case, record
 
 from fpxbench.records import store as stores
-from fpxbench.records.record import SCHEMA
+from fpxbench.records.record import Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict
 
@@ -34,14 +34,14 @@ def test_a_broken_line_is_reported_with_its_number_and_the_others_are_read(tmp_p
     store = Store(tmp_path)
     path = three(store)
     lines = path.read_bytes().splitlines()
-    newer = lines[0].replace(b'"schema":%d' % SCHEMA, b'"schema":%d' % (SCHEMA + 1))
+    newer = lines[0].replace(b'"schema":%d' % Record.SCHEMA, b'"schema":%d' % (Record.SCHEMA + 1))
     damaged = [lines[0], b"{not json", b"", b"\xff\xfe\x00", lines[1], b"[]", newer, b'{"schema":1}', lines[2]]
     path.write_bytes(b"\n".join(damaged) + b"\n")
     records, broken = store.read(path)
     assert [r.case.m for r in records] == [1, 4, 16]
     assert [line.number for line in broken] == [2, 4, 6, 7, 8]
     assert all(str(line).startswith(f"{path}:{line.number}: ") and str(line).endswith("; skipped") for line in broken)
-    assert f"newer fpxbench than this one (which reads schema {SCHEMA} and older)" in broken[3].reason
+    assert f"newer fpxbench than this one (which reads schema {Record.SCHEMA} and older)" in broken[3].reason
 
 
 @pytest.mark.parametrize("cut", [1, 100, 400])

@@ -303,4 +303,4 @@ def test_a_record_whose_build_cannot_be_is_named_and_the_others_count(tmp_path):
     nights(tmp_path, 2)
     Store(tmp_path).append(record(FUSED, machine=GPU, build=nightly(3).model_copy(update={"date": "<b>yesterday</b>"})))
     [trouble] = find(tmp_path).troubles
-    assert "date '<b>yesterday</b>' cannot be" in trouble
+    assert "build.date: Invalid isoformat string: '<b>yesterday</b>'" in trouble

@@ -274,18 +274,20 @@ PAYLOAD = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' {{
 
 def test_nothing_in_a_record_becomes_markup(tmp_path: Path) -> None:
     machine = sample.CPU.model_copy(update={"device": PAYLOAD, "arch": PAYLOAD, "host": PAYLOAD, "facts": {PAYLOAD: PAYLOAD}})
-    build = sample.BUILD.model_copy(update={"triton": PAYLOAD, "git": PAYLOAD, "date": PAYLOAD, "key": PAYLOAD})
     verdict = Verdict(status=Status.WRONG, summary=PAYLOAD, evidence={PAYLOAD: [PAYLOAD]}, signal=PAYLOAD, log_tail=PAYLOAD)
     refused = Verdict(status=Status.UNSUPPORTED, summary=PAYLOAD)
-    timed = sample.record(sample.case("z"), speedup=0.5, machine=machine, build=build, flags=(Flag.UNFUSED,))
-    timed = timed.model_copy(update={"started_at": PAYLOAD, "about": PAYLOAD, "source": PAYLOAD, "traffic": timed.traffic.model_copy(
-        update={"bottleneck": PAYLOAD, "kernels": [PAYLOAD]})})
-    records = [sample.record(sample.case("x"), verdict, machine=machine, build=build),
-               sample.record(sample.case("y"), refused, machine=machine, build=build),
-               sample.record(sample.case("w", workload="canary.codes"), machine=machine, build=build, no_timing=PAYLOAD), timed]
-    sample.write(tmp_path, records)
+    timed = sample.record(sample.case("z"), speedup=0.5, machine=machine, flags=(Flag.UNFUSED,))
+    traffic = timed.traffic.model_copy(update={"bottleneck": PAYLOAD, "kernels": [PAYLOAD]})
+    timed = timed.model_copy(update={"about": PAYLOAD, "traffic": traffic})
+    records = [sample.record(sample.case("x"), verdict, machine=machine),
+               sample.record(sample.case("y"), refused, machine=machine),
+               sample.record(sample.case("w", workload="canary.codes"), machine=machine, no_timing=PAYLOAD), timed]
+    refused_lines = [timed.model_copy(update={name: PAYLOAD}) for name in ("started_at", "source")]
+    refused_lines += [timed.model_copy(update={"build": sample.BUILD.model_copy(update={name: PAYLOAD})})
+                      for name in ("triton", "git", "date", "key")]
+    sample.write(tmp_path, records + refused_lines)
     summary = build_site(tmp_path, tmp_path / "site")
-    assert len(summary.findings) == 2
+    assert len(summary.findings) == 2 and len(summary.broken_lines) == len(refused_lines)
     assert scripts_of_their_own(tmp_path / "site") == []
     for path, page in pages_of(tmp_path / "site").items():
         assert "alert(1)" not in "".join(page.loads), path

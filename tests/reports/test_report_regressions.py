@@ -321,11 +321,11 @@ def test_the_timeline_dates_builds_that_do_not_know_their_own_date(tmp_path: Pat
 
 def test_a_record_without_a_place_in_time_still_has_its_page(tmp_path: Path) -> None:
     nights(tmp_path / "results", 2, (FUSED,))
-    Store(tmp_path / "results").append(record(FUSED, machine=GPU, build=nightly(5).model_copy(update={"date": "yesterday"})))
+    Store(tmp_path / "results").append(record(FUSED, machine=GPU, build=nightly(5).model_copy(update={"torch": "master"})))
     summary = build_site(tmp_path / "results", tmp_path / "site")
-    assert "date 'yesterday' cannot be" in summary.troubles[0]
-    assert case_page(tmp_path / "site", FUSED, 5)
-    assert "date &#39;yesterday&#39; cannot be" in page(tmp_path / "site", "regressions.html")
+    assert "'master' is no version" in summary.troubles[0]
+    assert list((tmp_path / "site").glob("machines/*/master-*/*.html"))
+    assert "&#39;master&#39; is no version" in page(tmp_path / "site", "regressions.html")
     assert len(pages_of(tmp_path / "site" / "builds")) == 2
 
 

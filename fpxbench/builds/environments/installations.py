@@ -6,18 +6,18 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fpxbench.builds.environments.specification import EnvironmentState
 from fpxbench.builds.installer import isolated_environment
 from fpxbench.builds.timeline import Timeline
-from fpxbench.records.record import Build, Machine
+from fpxbench.records.fields import Label, Log, Moment, Text
+from fpxbench.records.record import Build, Machine, StoredRecord
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 
-SCHEMA = 1
 _DESCRIBE = """
 import sys
 from fpxbench.checking import machine
@@ -26,27 +26,23 @@ print(machine.describe(device or machine.default_device(), name or None).model_d
 """
 
 
-class Installation(BaseModel):
+class Installation(StoredRecord):
     """One line of ``RESULTS/<machine>/builds/<build>-<variant>.jsonl``: a build failed to install, or installs
     again.
     """
 
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-
     FOLDER: ClassVar[str] = "builds"
-    SCHEMA: ClassVar[int] = SCHEMA
 
-    schema_version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
-    at: str
+    at: Moment
     machine: Machine
     build: Build
     """As the timeline knows it."""
-    parts: tuple[str, ...]
-    python: str
-    installer: str
+    parts: Annotated[tuple[Label, ...], Field(max_length=10)]
+    python: Label
+    installer: Label
     status: Literal["ready", "failed"]
-    why: str = ""
-    log_tail: str = ""
+    why: Text = ""
+    log_tail: Log = ""
 
     @property
     def id(self) -> str:
@@ -56,10 +52,6 @@ class Installation(BaseModel):
     def verdict(self) -> Verdict:
         return Verdict(status=Status.OK if self.status == "ready" else Status.ERROR, summary=self.why,
                        log_tail=self.log_tail)
-
-    def to_json(self) -> str:
-        """Return the installation as one line of JSON."""
-        return self.model_dump_json(by_alias=True)
 
 
 def record_installation(state: EnvironmentState, results: Path, timeline: Timeline, machine: str | None = None,
