@@ -1,8 +1,8 @@
 """Append records to files and read them back.
 
-A file is ``RESULTS/<machine>/<folder>/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends. The
-folder is ``records`` for cases, ``numerics`` for conversions (`fpxbench.casts`). One file holds one machine and build, so
-that reading a page's worth never means reading history. Several processes may append at once.
+A file is ``RESULTS/<machine>/<folder>/<build>-<variant>.jsonl``, one JSON object a line, appended as each case ends.
+The folder is ``records`` for cases, ``numerics`` for conversions (`fpxbench.casts`). One file holds one machine and
+build, so that reading a page's worth never means reading history. Several processes may append at once.
 """
 
 from __future__ import annotations
