@@ -75,8 +75,8 @@ def own_torch_pins() -> list[str]:
             pins.append(f"{name}=={importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             if name == "torch":
-                sys.exit(f"{sys.executable} has a PyTorch that pip does not know of ({spec.origin}), and pip would install "
-                         "another one. Install it first: pip install --no-build-isolation --editable YOUR/PYTORCH")
+                sys.exit(f"{sys.executable} has a PyTorch that pip does not know of ({spec.origin}), and pip would "
+                         "install another one. Install it first: pip install --no-build-isolation --editable PYTORCH")
     return pins
 
 

@@ -1,6 +1,6 @@
-"""The PyTorch build that is installed, read from its files.
+"""Read which PyTorch build is installed from its files.
 
-asv's own process and the benchmarks ask for it, and importing PyTorch takes seconds, so nothing here imports it.
+Nothing here imports PyTorch: asv's process and the benchmarks use this, and the import takes seconds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ _VARIANT = re.compile(r"cpu|cu\d+|rocm\d+(\.\d+)*|xpu")
 
 
 class NoPyTorch(RuntimeError):
-    """This interpreter has no PyTorch, or one that cannot be told."""
+    """This interpreter has no PyTorch, or one that cannot be identified."""
 
 
 def installed_build(python: str | None = None) -> Build:
-    """The build that ``import torch`` would bring, without importing it: to this interpreter, or to `python`, a path or
-    a command.
+    """Return the build that ``import torch`` would load in this interpreter, or in `python` (a path or a command).
 
-    Raises NoPyTorch if there is none, if its ``version.py`` says too little, or if `python` cannot be run.
+    Raises NoPyTorch if there is none, if its ``version.py`` is incomplete, or if `python` cannot be run.
     """
     metadata = torch_metadata() if python is None else _metadata_of(python)
     if metadata["origin"] is None:
@@ -47,26 +46,26 @@ def installed_build(python: str | None = None) -> Build:
 def _metadata_of(python: str) -> dict:
     command = shutil.which(os.path.expanduser(python))
     if command is None:
-        raise NoPyTorch(f"{python!r} is no interpreter: a path as in ~/venv/bin/python, or a command on the PATH")
-    # Not by the file's path, which would put fpxbench's own modules before the standard library's; nor in this folder,
-    # where a checkout of PyTorch may lie.
+        raise NoPyTorch(f"{python!r} is not an interpreter: a path as in ~/venv/bin/python, or a command on the PATH")
+    # Not by the file's path, which would put fpxbench's modules before the standard library's; nor in this folder,
+    # which may be a checkout of PyTorch.
     source = Path(torch_metadata_module.__file__).read_text(encoding="utf-8")
     try:
         done = subprocess.run([os.path.abspath(command), "-c", source], capture_output=True, text=True, cwd="/",
                               timeout=_ANSWER_WITHIN_S)
         return json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
-        said = (done.stderr.strip().splitlines() or [str(error)])[-1] if isinstance(error,
-            json.JSONDecodeError) else str(error)
-        raise NoPyTorch(f"{python} does not say which PyTorch it has: {said}") from error
+        no_answer = isinstance(error, json.JSONDecodeError)
+        reason = (done.stderr.strip().splitlines() or [str(error)])[-1] if no_answer else str(error)
+        raise NoPyTorch(f"{python} does not report which PyTorch it has: {reason}") from error
 
 
 def read_build(version_file: Path, triton: str | None = None, declared_triton: Requirement | None = None) -> Build:
-    """The build that a PyTorch's ``version.py`` describes.
+    """Return the build that a PyTorch's ``version.py`` describes.
 
-    `triton` is the version of the Triton beside it; `declared_triton` the one that this PyTorch asks for. Where the two
-    differ, the pair is nobody's release or nightly: its channel is ``source``, so that it gets a place of its own on
-    the timeline.
+    `triton` is the version of the installed Triton, `declared_triton` the one that this PyTorch requires. If they
+    differ, the pair is neither a release nor a nightly: its channel is ``source``, with an entry of its own on the
+    timeline.
     """
     try:
         metadata = string_constants(version_file.read_text(encoding="utf-8"))
@@ -76,7 +75,7 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     try:
         version = Version(str(text))
     except InvalidVersion as error:
-        raise NoPyTorch(f"{version_file} says __version__ = {text!r}, which is no version") from error
+        raise NoPyTorch(f"{version_file} says __version__ = {text!r}, which is not a version") from error
 
     channel, day = channel_and_date(version)
     if triton and declared_triton and not declared_triton.specifier.contains(triton, prereleases=True):
@@ -93,7 +92,7 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
 
 
 def string_constants(source: str) -> dict[str, str | None]:
-    """``name = "constant"``, annotated or not, of a module's source."""
+    """Return the constants that a module's source assigns, ``name = "constant"``, annotated or not."""
     found: dict[str, str | None] = {}
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node,
@@ -106,7 +105,7 @@ def string_constants(source: str) -> dict[str, str | None]:
 
 
 def channel_and_date(version: Version) -> tuple[str, str | None]:
-    """The channel, and the date where the version tells it: a release's version does not."""
+    """Return the channel, and the date if the version has one (a nightly's)."""
     published = version.local is None or _VARIANT.fullmatch(version.local)
     if published and version.dev is not None and _is_day(str(version.dev)):
         return "nightly", date.fromisoformat(str(version.dev)).isoformat()
@@ -123,9 +122,7 @@ def _is_day(text: str) -> bool:
 
 
 def _variant(version: Version, metadata: dict[str, str | None]) -> str:
-    """``cpu``, ``cu130``, ``rocm7.2``, ``xpu``: from the version's local part, else from what it was compiled
-    against.
-    """
+    """Return ``cpu``, ``cu130``, ``rocm7.2`` or ``xpu``: the version's local part, else what it was compiled for."""
     if version.local and _VARIANT.fullmatch(version.local):
         return version.local
     if cuda := metadata.get("cuda"):
@@ -136,16 +133,16 @@ def _variant(version: Version, metadata: dict[str, str | None]) -> str:
 
 
 def git_commit(commit: str | None) -> str | None:
-    """The upstream commit; builds outside a git checkout say ``Unknown``."""
+    """Return the upstream commit; None for builds outside a git checkout, which report ``Unknown``."""
     return commit if commit and re.fullmatch(r"[0-9a-f]{7,40}", commit) else None
 
 
 def _declared_triton(requires: list[str]) -> Requirement | None:
-    """The Triton that an installed PyTorch asks for; a CPU build asks for none, and then any will do."""
+    """Return the Triton that an installed PyTorch requires; None for a CPU build, which requires none."""
     for line in requires:
         try:
             requirement = Requirement(line)
-        except InvalidRequirement:  # another project's metadata: not ours to refuse
+        except InvalidRequirement:  # invalid metadata of another project
             continue
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if applies and requirement.name.lower().replace("_", "-") in TRITON_DISTRIBUTIONS:

@@ -1,7 +1,6 @@
-"""What files this interpreter would import PyTorch from, and what their package says. Prints it as JSON.
+"""Print where this interpreter would import PyTorch from, and its package's metadata, as JSON.
 
-Also run by interpreters that have no fpxbench, so that it uses the standard library alone, and of no Python later than
-3.8.
+Interpreters without fpxbench run it too: it uses the standard library alone, and no syntax later than Python 3.8.
 """
 
 import importlib.metadata
@@ -14,8 +13,10 @@ TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "triton-rocm", "pytorch-trit
 
 
 def torch_metadata():
-    """``origin``: the path of ``torch/__init__.py``, or None; ``triton``: the version that is installed, or None;
-    ``requires``: the requirements that PyTorch declares, as lines."""
+    """Return PyTorch's ``origin``, its requirements and the version of the installed Triton.
+
+    ``origin`` is the path of ``torch/__init__.py``, ``triton`` a version, each None if missing; ``requires`` is a list.
+    """
     spec = importlib.util.find_spec("torch")
     try:
         requires = importlib.metadata.requires("torch") or []

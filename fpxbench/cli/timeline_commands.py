@@ -209,7 +209,7 @@ def here(
                   "as that build was: its results would be taken for the other's", markup=False, style="yellow")
 
 
-# -- words ------------------------------------------------------------------------------------------------------------------
+# Words.
 
 
 def _facts(entry: Entry, counts: dict[str, int], here: str | None) -> dict:

@@ -107,13 +107,15 @@ def install(python, version, requires="", triton=None):
     for name, number, more in (("torch", version, requires), ("triton", triton, "")):
         if number:
             (site_packages / f"{name}-{number}.dist-info").mkdir()
-            (site_packages / f"{name}-{number}.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n{more}")
+            (site_packages / f"{name}-{number}.dist-info/METADATA").write_text(f"Metadata-Version: 2.1\nName: "
+                f"{name}\nVersion: {number}\n{more}")
 
 
 def test_the_build_of_another_interpreter_is_found_without_fpxbench_there(other_python):
     install(other_python, "2.14.1+cu130", "Requires-Dist: triton~=3.8.0\n", triton="3.8.0")
     build = installed_build(str(other_python))
-    assert (build.torch, build.channel, build.variant, build.triton, build.git) == ("2.14.1+cu130", "release", "cu130", "3.8.0", GIT)
+    assert (build.torch, build.channel, build.variant, build.triton, build.git) == ("2.14.1+cu130", "release", "cu130",
+                                                                                    "3.8.0", GIT)
 
 
 def test_the_triton_that_another_interpreters_pytorch_asks_for_is_heeded(other_python):
@@ -121,7 +123,7 @@ def test_the_triton_that_another_interpreters_pytorch_asks_for_is_heeded(other_p
     assert installed_build(str(other_python)).channel == "source"
 
 
-def test_a_pytorch_in_the_folder_at_hand_is_not_taken_for_the_interpreters(other_python, tmp_path, monkeypatch):
+def test_a_pytorch_in_the_current_folder_is_not_mistaken_for_the_interpreters(other_python, tmp_path, monkeypatch):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").touch()
     monkeypatch.chdir(tmp_path)
@@ -135,7 +137,7 @@ def test_what_is_no_interpreter_is_named(python):
         installed_build(python)
 
 
-def test_an_interpreter_without_pytorch_is_told_what_to_install(monkeypatch):
+def test_without_pytorch_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NoPyTorch, match="pip install torch"):
         installed_build()

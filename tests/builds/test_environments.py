@@ -93,13 +93,14 @@ def fake_uv(tmp_path, monkeypatch, script):
     monkeypatch.setenv("FPX_INSTALLER", "uv")
 
 
-# -- what it holds ----------------------------------------------------------------------------------------------------------
+# What it holds.
 
 
 def test_an_environment_has_its_own_pytorch_and_shares_what_fpxbench_works_with(index, environments):
     write_torch(index, "2.15.0.dev20261101+cpu", GIT)
     with environments.lease(environment_spec(nightly(1), "cpu")) as environment:
-        assert (environment.build.torch, environment.build.git, environment.build.channel) == ("2.15.0.dev20261101+cpu", GIT, "nightly")
+        build = environment.build
+        assert (build.torch, build.git, build.channel) == ("2.15.0.dev20261101+cpu", GIT, "nightly")
         seen = json.loads(python(environment, """
             import importlib.metadata, json, numpy, fpxbench, fpxbench.builds.environments
             print(json.dumps([importlib.metadata.version("torch"), numpy.__version__, fpxbench.__file__]))
@@ -108,14 +109,14 @@ def test_an_environment_has_its_own_pytorch_and_shares_what_fpxbench_works_with(
         assert environment.size < 30e6, "libraries are linked, not copied"
 
 
-def test_an_environment_of_a_part_sees_nothing_of_the_other_at_hand(index, environments):
+def test_an_environment_of_one_part_does_not_see_the_current_pythons_other_part(index, environments):
     write_small(index)
     with environments.lease(small()) as environment:
         assert python(environment, "import triton; print(triton.value)") == "1"
         assert python(environment, "import importlib.util; print(importlib.util.find_spec('torch'))") == "None"
 
 
-def test_nothing_of_the_build_at_hand_is_shared():
+def test_nothing_of_the_current_build_is_shared():
     names = {distribution.name.lower() for distribution in distributions()}
     assert {"fpxbench", "numpy", "pydantic", "asv_runner"} <= {name.replace("-", "_") for name in names}
     assert not names & {"torch", "triton", "sympy"}, "sympy is only PyTorch's"
@@ -159,13 +160,14 @@ with Environments(Path({str(environments.root)!r})).lease(request) as environmen
     assert installations(environments, request) == 1
 
 
-# -- what goes wrong --------------------------------------------------------------------------------------------------------
+# What goes wrong.
 
 
-def test_a_build_that_does_not_install_is_kept_with_pips_last_lines_and_not_tried_again_the_same_day(index, environments):
+def test_a_build_that_does_not_install_keeps_pips_last_lines_and_is_not_retried_the_same_day(index, environments):
     write_small(index, requires=("nothing-is-called-this==99",))
     request = small()
-    with pytest.raises(CannotInstall, match="No matching distribution found for nothing-is-called-this==99") as first, environments.lease(request):
+    with pytest.raises(CannotInstall,
+                       match="found for nothing-is-called-this==99") as first, environments.lease(request):
         pass
     assert "nothing-is-called-this" in first.value.state.log_tail
     assert not (environments.root / request.name / "venv").exists(), "what is no use takes no room"
@@ -190,17 +192,20 @@ def test_after_a_day_a_build_that_did_not_install_is_tried_again(index, environm
         assert environment.state.status == "ready"
 
 
-def test_a_build_that_cannot_be_imported_is_refused_with_its_words(index, environments):
+def test_a_build_that_cannot_be_imported_is_refused_with_its_message(index, environments):
     write_small(index, text="raise ImportError('libcudart.so.13: cannot open shared object file')")
-    with pytest.raises(CannotInstall, match="cannot be imported: ImportError: libcudart.so.13"), environments.lease(small()):
+    imported = pytest.raises(CannotInstall, match="cannot be imported: ImportError: libcudart.so.13")
+    with imported, environments.lease(small()):
         pass
 
 
 def test_a_wheel_that_holds_another_build_than_it_says_is_refused(index, environments):
     path = write_torch(index, "2.15.0.dev20261101+cpu", GIT)
-    write_wheel(index, "torch", "2.15.0.dev20261102+cpu", {"torch/__init__.py": "", "torch/version.py": "__version__ = '2.15.0.dev20261101+cpu'\n"})
+    other = "__version__ = '2.15.0.dev20261101+cpu'\n"
+    write_wheel(index, "torch", "2.15.0.dev20261102+cpu", {"torch/__init__.py": "", "torch/version.py": other})
     assert path.exists()
-    with pytest.raises(CannotInstall, match="gave PyTorch 2.15.0.dev20261101"), environments.lease(environment_spec(nightly(2), "cpu")):
+    spec = environment_spec(nightly(2), "cpu")
+    with pytest.raises(CannotInstall, match="gave PyTorch 2.15.0.dev20261101"), environments.lease(spec):
         pass
 
 
@@ -253,15 +258,14 @@ with Environments(Path({str(environments.root)!r})).lease(request):
         assert environment.state.status == "ready"
 
 
-# -- room -------------------------------------------------------------------------------------------------------------------
+# Room.
 
 
 def test_what_is_in_use_is_not_removed_and_what_is_not_is(index, environments):
     write_small(index)
     request = small()
-    with environments.lease(request):
-        with pytest.raises(InUse, match="in use"):
-            environments.remove(request.name)
+    with environments.lease(request), pytest.raises(InUse, match="in use"):
+        environments.remove(request.name)
     assert environments.remove(request.name) > 0
     assert environments.all() == []
     with pytest.raises(FileNotFoundError, match="no environment"):
@@ -299,7 +303,7 @@ def ask(*arguments):
     return done.output
 
 
-# -- which environment ------------------------------------------------------------------------------------------------------
+# Which environment.
 
 
 def listed(*filenames, **more):
@@ -326,23 +330,26 @@ def test_what_no_index_has_is_not_tried():
         parts_named("torhc")
 
 
-def test_uv_looks_where_pip_is_told_to():
-    settings = PipSettings(index_url="https://mirror/simple", extra_index_urls=("file:///a",), find_links=("/wheels",), trusted_hosts=("mirror",))
+def test_uv_looks_where_pip_is_configured_to_look():
+    settings = PipSettings(index_url="https://mirror/simple", extra_index_urls=("file:///a",), find_links=("/wheels",),
+                           trusted_hosts=("mirror",))
     assert list(uv_options(settings)) == [
-        "--index-strategy", "unsafe-best-match", "--index-url", "https://mirror/simple", "--extra-index-url", "file:///a",
+        "--index-strategy", "unsafe-best-match", "--index-url", "https://mirror/simple", "--extra-index-url",
+        "file:///a",
         "--find-links", "/wheels", "--allow-insecure-host", "mirror",
     ]
     assert "--no-index" in list(uv_options(PipSettings(no_index=True)))
 
 
-# -- findings ---------------------------------------------------------------------------------------------------------------
+# Findings.
 
 
 @pytest.fixture
 def builds(tmp_path, environments):
     timeline = Timeline(tmp_path / "timeline")
     timeline.merge([nightly(1, triton="9.1")])
-    return Builds(timeline, environments, tmp_path / "results", variant="cpu", parts=TRITON_ONLY, machine="here", here=None)
+    return Builds(timeline, environments, tmp_path / "results", variant="cpu", parts=TRITON_ONLY, machine="here",
+                  here=None)
 
 
 def test_a_build_that_does_not_install_is_a_finding_on_the_timeline_and_in_the_results_until_it_does(index, builds):
@@ -353,8 +360,10 @@ def test_a_build_that_does_not_install_is_a_finding_on_the_timeline_and_in_the_r
     entry = builds.timeline.find("nightly-20261101")
     assert "nothing-is-called-this" in entry.failures["cpu"].log_tail
     read, broken = Store(builds.results, Installation).read_all()
-    assert not broken and {(each.status, each.machine.name, each.build.key) for each in read} == {("failed", "here", entry.key)}
+    found = {(each.status, each.machine.name, each.build.key) for each in read}
+    assert not broken and found == {("failed", "here", entry.key)}
     assert "nothing-is-called-this" in read[0].why
+    assert read[0].machine.device != "unknown", "the current PyTorch describes the machine"
 
     write_small(index)
     builds.retry = True
@@ -364,7 +373,7 @@ def test_a_build_that_does_not_install_is_a_finding_on_the_timeline_and_in_the_r
     assert Store(builds.results, Installation).read_all()[0][-1].status == "ready"
 
 
-def test_the_build_at_hand_is_used_as_it_is(builds, tmp_path):
+def test_the_current_build_is_used_without_an_environment(builds, tmp_path):
     from fpxbench.builds.installed import installed_build
 
     here = installed_build()
@@ -375,7 +384,7 @@ def test_the_build_at_hand_is_used_as_it_is(builds, tmp_path):
     assert not builds.environments.root.exists()
 
 
-def test_a_finding_of_one_build_is_not_taken_for_one_of_another_that_is_held(index, builds):
+def test_a_failure_is_not_recorded_for_another_build_that_is_leased(index, builds):
     write_small(index)
     write_small(index, "9.2", requires=("nothing-is-called-this==99",))
     builds.timeline.merge([nightly(2, triton="9.2")])

@@ -1,4 +1,6 @@
-"""The timeline is filled from package indexes: what they list is held, what they say is learnt, and what goes wrong loses nothing."""
+"""The timeline is filled from package indexes: what they list is held, what they say is learnt, and what goes wrong
+loses nothing.
+"""
 
 import re
 import resource
@@ -16,7 +18,7 @@ from fpxbench.builds.index.fetch import Fetcher
 from fpxbench.builds.index.listing import extra_location, index_location
 from fpxbench.builds.index.pip_settings import PipSettings
 from fpxbench.builds.timeline import Timeline, TimelineError, commit_hash
-from fpxbench.builds.timeline.sync import SyncFilter, parse_since, sync
+from fpxbench.builds.timeline.sync import ALL_BUILDS, SyncFilter, parse_since, sync
 from fpxbench.records.record import Build
 
 SETTINGS = PipSettings(timeout_s=0.5, retries=0)
@@ -35,7 +37,7 @@ def timeline(tmp_path):
     return Timeline(tmp_path / "timeline")
 
 
-def run(timeline, *indexes, wanted=SyncFilter(), settings=SETTINGS, places=None):
+def run(timeline, *indexes, wanted=ALL_BUILDS, settings=SETTINGS, places=None):
     return sync(timeline, places or [index_location(index.url) for index in indexes], Fetcher(settings), wanted)
 
 
@@ -43,14 +45,15 @@ def tags(timeline):
     return [entry.tag for entry in timeline.entries()]
 
 
-# -- what is held and learnt ------------------------------------------------------------------------------------------------
+# -- what is held and learnt
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["json", "html"])
-def test_every_release_that_an_index_lists_is_held_with_its_triton(timeline, form):
+def test_every_release_that_an_index_lists_is_added_with_its_triton(timeline, form):
     with LocalIndex(*RELEASES, form=form) as index:
-        outcome = run(timeline, index)
-    assert outcome.added == tags(timeline) == ["2.13.0", "2.14.1"] and not outcome.problems
+        result = run(timeline, index)
+    assert result.added == tags(timeline) == ["2.13.0", "2.14.1"] and not result.problems
     assert [entry.own_triton for entry in timeline.entries()] == ["3.7.1", "3.8.0"]
     assert [entry.key for entry in timeline.entries()] == [
         commit_hash(Build(torch=version, channel="release", variant="cpu")) for version in ("2.13.0", "2.14.1")]
@@ -117,9 +120,11 @@ def test_markers_are_judged_for_the_wheel_and_not_for_this_machine(timeline):
 def test_what_the_commit_shows_are_files_that_pip_reads(timeline):
     with LocalIndex(RELEASES[1]) as index:
         run(timeline, index)
-    shown = subprocess.run(["git", f"--git-dir={timeline.path}", "show", "2.14.1:requirements.txt"], capture_output=True, text=True).stdout
+    shown = subprocess.run(["git", f"--git-dir={timeline.path}", "show", "2.14.1:requirements.txt"],
+                           capture_output=True, text=True).stdout
     assert shown == "torch===2.14.1\ntriton==3.8.0\n"
-    root = subprocess.run(["git", f"--git-dir={timeline.path}", "--no-replace-objects", "show", "2.14.1:requirements.txt"],
+    root = subprocess.run(["git", f"--git-dir={timeline.path}", "--no-replace-objects", "show",
+                           "2.14.1:requirements.txt"],
                           capture_output=True, text=True).stdout
     assert root == "torch==2.14.1\n"
 
@@ -157,7 +162,7 @@ def test_upstream_commits_are_read_where_they_are_asked_for(timeline):
     (SyncFilter(channels=frozenset({"release"})), ["2.13.0", "2.14.1"]),
     (SyncFilter(channels=frozenset({"nightly"}), keep=2), ["nightly-20261119", "nightly-20261120"]),
 ])
-def test_what_is_wanted_is_held_and_nothing_else(timeline, wanted, held):
+def test_only_builds_that_pass_the_filter_are_added(timeline, wanted, held):
     with LocalIndex(*RELEASES, *NIGHTLIES) as index:
         run(timeline, index, wanted=wanted)
     assert tags(timeline) == held
@@ -173,12 +178,13 @@ def test_a_sync_of_nothing_new_reads_the_page_and_nothing_else(timeline):
     with LocalIndex(*RELEASES, *NIGHTLIES) as index:
         run(timeline, index)
         index.asked.clear()
-        outcome = run(timeline, index)
+        result = run(timeline, index)
     assert index.asked == ["GET /simple/torch/"]
-    assert (outcome.added, outcome.vanished, outcome.returned, outcome.asked) == ([], [], [], 0)
+    assert (result.added, result.vanished, result.returned, result.asked) == ([], [], [], 0)
 
 
-# -- builds that come and go ------------------------------------------------------------------------------------------------
+# -- builds that come and go
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_build_that_vanished_stays_marked_and_comes_back(timeline):
@@ -203,13 +209,13 @@ def test_a_build_that_another_index_still_has_has_not_vanished(timeline):
         assert run(timeline, one, other).vanished == []
 
 
-def test_an_index_that_lists_nothing_any_more_is_taken_for_trouble_and_marks_nothing(timeline):
+def test_an_index_that_suddenly_lists_nothing_is_a_problem_and_marks_nothing(timeline):
     with LocalIndex(*RELEASES) as index:
         run(timeline, index)
         index.wheels = []
-        outcome = run(timeline, index)
-    assert outcome.vanished == [] and not any(entry.marks for entry in timeline.entries())
-    assert "lists no build of PyTorch at all, and listed 2" in " ".join(outcome.problems)
+        result = run(timeline, index)
+    assert result.vanished == [] and not any(entry.marks for entry in timeline.entries())
+    assert "lists no build of PyTorch, and used to list 2" in " ".join(result.problems)
 
 
 def test_yanked_wheels_a_missing_wheel_and_a_missing_hash_are_marked(timeline):
@@ -218,46 +224,50 @@ def test_yanked_wheels_a_missing_wheel_and_a_missing_hash_are_marked(timeline):
     with LocalIndex(*wheels) as index:
         run(timeline, index)
     marks = {entry.tag: entry.marks for entry in timeline.entries()}
-    assert marks == {"2.10.0": ["yanked"], "2.11.0": [f"no wheel for Python {sys.version_info[0]}.{sys.version_info[1]} here"],
+    assert marks == {"2.10.0": ["yanked"],
+                     "2.11.0": [f"no wheel for Python {sys.version_info[0]}.{sys.version_info[1]} here"],
                      "2.12.0": ["listed without a hash"], "2.13.0": []}
 
 
-def test_another_file_in_a_wheels_place_is_told(timeline):
+def test_a_replaced_wheel_is_reported(timeline):
     with LocalIndex(NIGHTLIES[0]) as index:
         run(timeline, index)
         index.wheels = [nightly(date(2026, 11, 18), padding=9)]
-        outcome = run(timeline, index)
-    assert "has put another file in the place of torch-2.15.0.dev20261118+cu130" in " ".join(outcome.remarks)
+        result = run(timeline, index)
+    assert "has replaced torch-2.15.0.dev20261118+cu130" in " ".join(result.remarks)
 
 
-def test_a_nightly_that_is_pulled_between_the_page_and_its_metadata_is_held_and_told(timeline):
+def test_a_nightly_that_is_removed_before_its_metadata_is_read_is_added_and_reported(timeline):
     with LocalIndex(*NIGHTLIES) as index:
         index.faults["dev20261119.*(metadata|whl)"] = lambda request: send(request, 404, b"")
-        outcome = run(timeline, index)
-    assert "nightly-20261119: torch-2.15.0.dev20261119" in outcome.remarks[0] and "was gone when it was asked" in outcome.remarks[0]
+        result = run(timeline, index)
+    assert "nightly-20261119: the index does not have torch-2.15.0.dev20261119" in result.remarks[0]
     assert [entry.own_triton for entry in timeline.entries()] == ["3.9.0+git1a2b3c4d", None, "3.9.0+git1a2b3c4d"]
 
 
-def test_names_that_no_wheel_can_have_are_passed_over_and_told(timeline):
-    odd = ["torch-2.x.y-cp311-cp311-linux_x86_64.whl", "torch-2.13.0-cp311.whl", "torch-2.13.0-cp311-cp311-\x1b[31mlinux.whl",
+def test_invalid_wheel_names_are_skipped_and_reported(timeline):
+    odd = ["torch-2.x.y-cp311-cp311-linux_x86_64.whl", "torch-2.13.0-cp311.whl",
+           "torch-2.13.0-cp311-cp311-\x1b[31mlinux.whl",
            "torch-2.15.0.dev20261399-" + ELSEWHERE + ".whl", "torch-2.15.0a0+gitcf30153-" + ELSEWHERE + ".whl"]
     with LocalIndex(RELEASES[0], *(Listed("2.13.0", name=name) for name in odd)) as index:
-        outcome = run(timeline, index)
-    assert tags(timeline) == ["2.13.0"] and not outcome.problems
-    unreadable, neither = outcome.remarks
+        result = run(timeline, index)
+    assert tags(timeline) == ["2.13.0"] and not result.problems
+    unreadable, neither = result.remarks
     assert "'torch-2.x.y-cp311-cp311-linux_x86_64.whl' and 2 more" in unreadable
     assert "dev20261399" in neither and "and 1 more" in neither
-    assert "\x1b" not in "".join(outcome.remarks)
+    assert "\x1b" not in "".join(result.remarks)
 
 
-# -- what goes wrong --------------------------------------------------------------------------------------------------------
+# -- what goes wrong
+# --------------------------------------------------------------------------------------------------------
 
 
 def broken_off(body, content_type, announced):
     def answer(request):
         request.send_response(200)
         request.send_header("Content-Type", content_type)
-        request.send_header("Content-Length", str(announced)) if announced else request.send_header("Connection", "close")
+        request.send_header("Content-Length", str(announced)) if announced else request.send_header("Connection",
+                                                                                                    "close")
         request.end_headers()
         request.wfile.write(body)
         request.close_connection = True
@@ -285,13 +295,17 @@ FAULTS = {
     "silent": (silent, "did not answer within 0.5 s"),
     "dripping": (dripping, "is too slow"),
     "half JSON": (broken_off(JSON[:-40], "application/vnd.pypi.simple.v1+json", 0), "broke off in the middle"),
-    "half JSON, cut connection": (broken_off(JSON[:-40], "application/vnd.pypi.simple.v1+json", len(JSON)), "broke off in the middle"),
+    "half JSON, cut connection": (broken_off(JSON[:-40], "application/vnd.pypi.simple.v1+json", len(JSON)),
+                                  "broke off in the middle"),
     "half HTML": (broken_off(HTML[:-40], "text/html", 0), "broke off in the middle"),
     "half HTML, cut connection": (broken_off(HTML[:-40], "text/html", len(HTML)), "broke off in the middle"),
-    "other JSON": (lambda request: send(request, 200, b'{"files": 3}', "application/vnd.pypi.simple.v1+json"), "not the page of a package index"),
-    "newer JSON": (lambda request: send(request, 200, JSON.replace(b'"1.1"', b'"9.0"'), "application/vnd.pypi.simple.v1+json"),
+    "other JSON": (lambda request: send(request, 200, b'{"files": 3}', "application/vnd.pypi.simple.v1+json"),
                    "not the page of a package index"),
-    "a picture": (lambda request: send(request, 200, b"\x89PNG", "image/png"), "is image/png, not a page of a package index"),
+    "newer JSON": (lambda request: send(request, 200, JSON.replace(b'"1.1"', b'"9.0"'),
+                                        "application/vnd.pypi.simple.v1+json"),
+                   "not the page of a package index"),
+    "a picture": (lambda request: send(request, 200, b"\x89PNG", "image/png"),
+                  "is image/png, not a page of a package index"),
 }
 
 
@@ -305,10 +319,11 @@ def test_an_index_in_trouble_is_one_sentence_loses_nothing_and_the_next_sync_goe
         settings = PipSettings(timeout_s=0.5, retries=0)
         fetcher = Fetcher(settings)
         fetcher._total_s = 1.0
-        outcome = sync(timeline, [index_location(index.url), index_location(other.url)], fetcher)
-        (problem,) = outcome.problems
+        result = sync(timeline, [index_location(index.url), index_location(other.url)], fetcher)
+        (problem,) = result.problems
         assert words in problem and index.url in problem and "\n" not in problem
-        assert outcome.added == ["nightly-20261118", "nightly-20261119", "nightly-20261120"], "the other index is read all the same"
+        assert result.added == ["nightly-20261118", "nightly-20261119",
+                                "nightly-20261120"], "the other index is read all the same"
         assert [entry for entry in timeline.entries() if entry.channel == "release"] == before
         index.faults.clear()
         index.wheels = list(RELEASES)
@@ -319,24 +334,26 @@ def test_an_index_that_is_down_is_one_sentence(timeline):
     with LocalIndex() as index:
         pass
     (problem,) = run(timeline, index).problems
-    assert problem == f"{index.url}/torch/ cannot be reached: the connection is refused"
+    assert problem == f"{index.url}/torch/ cannot be reached: the connection was refused"
 
 
 def test_no_index_that_has_pytorch_is_one_sentence(timeline):
     with LocalIndex() as index:
         index.faults["^/simple/"] = lambda request: send(request, 404, b"")
         assert "lists a wheel of PyTorch" in run(timeline, index).problems[0]
-        assert "is not there (HTTP 404)" in run(timeline, places=[extra_location(index.url)]).problems[0]
+        assert "does not exist (HTTP 404)" in run(timeline, places=[extra_location(index.url)]).problems[0]
 
 
-def test_a_server_that_stops_answering_is_given_up_on_and_what_it_said_is_kept(timeline):
+def test_a_server_that_stops_answering_is_given_up_on_and_what_was_read_is_kept(timeline):
     wheels = [nightly(date(2026, 11, 20) - timedelta(days=number)) for number in range(10)]
     with LocalIndex(*wheels) as index:
         index.faults["dev202611(1[0-8]).*metadata"] = lambda request: send(request, 503, b"")
-        outcome = run(timeline, index)
+        result = run(timeline, index)
         assert len(tags(timeline)) == 10
-        assert [entry.tag for entry in timeline.entries() if entry.own_triton] == ["nightly-20261119", "nightly-20261120"]
-        assert "the Triton of 3 builds could not be told; 5 more were not asked; the next sync asks again" in outcome.problems[0]
+        assert [entry.tag for entry in timeline.entries() if entry.own_triton] == ["nightly-20261119",
+                                                                                   "nightly-20261120"]
+        problem, *_ = result.problems
+        assert "the Triton of 3 builds could not be read; 5 more were not tried; the next sync tries again" in problem
         index.faults.clear()
         assert run(timeline, index).asked == 8
     assert all(entry.own_triton for entry in timeline.entries())
@@ -344,19 +361,20 @@ def test_a_server_that_stops_answering_is_given_up_on_and_what_it_said_is_kept(t
 
 def test_metadata_that_is_not_what_the_page_announced_is_not_believed(timeline):
     with LocalIndex(*RELEASES) as index:
-        index.faults["2.13.0.*metadata"] = lambda request: send(request, 200, b"Name: torch\nRequires-Dist: triton==6.6.6\n")
-        outcome = run(timeline, index)
-    assert "is not what the index says it is" in outcome.problems[0]
+        index.faults["2.13.0.*metadata"] = lambda request: send(request, 200,
+                                                                b"Name: torch\nRequires-Dist: triton==6.6.6\n")
+        result = run(timeline, index)
+    assert "differs from the index's hash" in result.problems[0]
     assert timeline.find("2.13.0").own_triton is None
 
 
 @pytest.mark.parametrize("data", [b"PK\x03\x04 half a wheel", b"", b"PK\x05\x06" + b"\0" * 18])
-def test_half_a_wheel_is_told(timeline, data):
+def test_a_partial_wheel_is_reported(timeline, data):
     half = Listed("2.13.0", metadata=False)
     half.data = data
     with LocalIndex(half, RELEASES[1]) as index:
-        outcome = run(timeline, index)
-    assert "2.13.0" in outcome.problems[0] and "\n" not in outcome.problems[0]
+        result = run(timeline, index)
+    assert "2.13.0" in result.problems[0] and "\n" not in result.problems[0]
     assert tags(timeline) == ["2.13.0", "2.14.1"]
 
 
@@ -369,7 +387,8 @@ def test_two_syncs_at_once_hold_everything(timeline):
             thread.join()
     assert tags(timeline) == ["2.13.0", "2.14.1", "nightly-20261118", "nightly-20261119", "nightly-20261120"]
     assert all(entry.own_triton for entry in timeline.entries())
-    subprocess.run(["git", f"--git-dir={timeline.path}", "fsck", "--strict", "--no-dangling"], check=True, capture_output=True)
+    subprocess.run(["git", f"--git-dir={timeline.path}", "fsck", "--strict", "--no-dangling"], check=True,
+                   capture_output=True)
 
 
 def test_a_sync_that_is_interrupted_keeps_what_it_learnt(timeline):
@@ -393,7 +412,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_loses_nothing(timeline):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
-            with pytest.raises(TimelineError, match="The timeline is as it was before") as caught:
+            with pytest.raises(TimelineError, match="The timeline is unchanged") as caught:
                 run(timeline, index)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,4 +1,6 @@
-"""Where builds are looked for: what pip is configured with, as pip says it; folders and file addresses; credentials and certificates."""
+"""Where builds are looked for: what pip is configured with, as pip says it; folders and file addresses; credentials and
+certificates.
+"""
 
 import os
 import shutil
@@ -24,7 +26,9 @@ R13, R14 = Listed("2.13.0", triton="triton==3.7.1"), Listed("2.14.1", triton="tr
 
 @pytest.fixture
 def configured(tmp_path, monkeypatch):
-    """What pip says with `text` in a file that goes before all others, or with no file read at all, and `variables` in the environment."""
+    """What pip says with `text` in a file that goes before all others, or with no file read at all, and `variables` in
+    the environment.
+    """
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
@@ -39,29 +43,38 @@ def configured(tmp_path, monkeypatch):
     return settings
 
 
-def synced(tmp_path, places, settings=PipSettings(timeout_s=2, retries=0)):
+IMPATIENT = PipSettings(timeout_s=2, retries=0)
+
+
+def synced(tmp_path, places, settings=IMPATIENT):
     timeline = Timeline(tmp_path / "timeline")
     return timeline, sync(timeline, places, Fetcher(settings))
 
 
-# -- pip's configuration ----------------------------------------------------------------------------------------------------
+# -- pip's configuration
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_pip_itself_says_what_it_is_configured_with(configured):
     found = configured(
         "[global]\nindex-url = https://mirror.example/simple\nextra-index-url =\n    https://one.example/simple\n    https://two.example/simple\n"
-        "cert = /etc/ssl/mirror.pem\nclient_cert = /etc/ssl/me.pem\nproxy = http://proxy.example:3128\ntrusted-host = one.example\n"
-        "timeout = 7\nretries = 4\nno-index = off\n[install]\nfind-links = /wheels\n[download]\nfind-links = /elsewhere\n")
+        "cert = /etc/ssl/mirror.pem\nclient_cert = /etc/ssl/me.pem\nproxy = http://proxy.example:3128\n"
+        "trusted-host = one.example\ntimeout = 7\nretries = 4\nno-index = off\n[install]\nfind-links = /wheels\n"
+        "[download]\nfind-links = /elsewhere\n")
     assert found == PipSettings(
-        index_url="https://mirror.example/simple", extra_index_urls=("https://one.example/simple", "https://two.example/simple"),
-        find_links=("/wheels",), cert="/etc/ssl/mirror.pem", client_cert="/etc/ssl/me.pem", proxy="http://proxy.example:3128",
+        index_url="https://mirror.example/simple",
+        extra_index_urls=("https://one.example/simple", "https://two.example/simple"),
+        find_links=("/wheels",), cert="/etc/ssl/mirror.pem", client_cert="/etc/ssl/me.pem",
+        proxy="http://proxy.example:3128",
         trusted_hosts=("one.example",), timeout_s=7.0, retries=4)
 
 
 def test_the_environment_goes_before_the_file_and_an_empty_value_is_none(configured):
     found = configured("[global]\nindex-url = https://mirror.example/simple\nno-index = true\ncert = /mirror.pem\n",
-                       PIP_INDEX_URL="https://other.example/simple", PIP_NO_INDEX="0", PIP_CERT="", PIP_DEFAULT_TIMEOUT="3", PIP_FIND_LINKS="/a /b")
-    assert (found.index_url, found.no_index, found.cert, found.timeout_s) == ("https://other.example/simple", False, "/mirror.pem", 3.0)
+                       PIP_INDEX_URL="https://other.example/simple", PIP_NO_INDEX="0", PIP_CERT="",
+                       PIP_DEFAULT_TIMEOUT="3", PIP_FIND_LINKS="/a /b")
+    assert (found.index_url, found.no_index, found.cert, found.timeout_s) == ("https://other.example/simple", False,
+                                                                              "/mirror.pem", 3.0)
     assert found.find_links == ("/a", "/b")
 
 
@@ -100,7 +113,8 @@ def test_a_python_without_pip_asks_the_one_on_the_path_and_without_any_the_way_o
     assert pip_settings(python).index_url == "https://mirror.example/simple"
 
 
-# -- folders and file addresses ---------------------------------------------------------------------------------------------
+# -- folders and file addresses
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -127,14 +141,15 @@ def file_index(tmp_path, folder):
 
 @pytest.mark.parametrize("as_address", [False, True])
 def test_a_folder_of_wheels_is_a_place_and_they_tell_their_triton_and_commit(tmp_path, folder, as_address):
-    timeline, outcome = synced(tmp_path, [index_location(folder.as_uri() if as_address else str(folder), links=True)])
-    assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems and not outcome.remarks
-    assert [(entry.own_triton, entry.git, entry.marks) for entry in timeline.entries()] == [("3.7.1", GIT, []), ("3.8.0", GIT, [])]
+    timeline, result = synced(tmp_path, [index_location(folder.as_uri() if as_address else str(folder), links=True)])
+    assert result.added == ["2.13.0", "2.14.1"] and not result.problems and not result.remarks
+    assert [(entry.own_triton, entry.git, entry.marks) for entry in timeline.entries()] == [("3.7.1", GIT, []),
+                                                                                            ("3.8.0", GIT, [])]
 
 
 def test_an_index_of_files_is_a_place(tmp_path, file_index):
-    timeline, outcome = synced(tmp_path, [index_location(file_index.as_uri())])
-    assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems
+    timeline, result = synced(tmp_path, [index_location(file_index.as_uri())])
+    assert result.added == ["2.13.0", "2.14.1"] and not result.problems
     assert [entry.own_triton for entry in timeline.entries()] == ["3.7.1", "3.8.0"]
 
 
@@ -143,45 +158,50 @@ def test_a_path_says_by_itself_whether_it_is_an_index_or_links(folder, file_inde
     assert extra_location(str(file_index)).arguments == ("--extra-index-url", file_index.as_uri())
 
 
-def test_an_index_of_files_without_pytorch_lists_nothing_and_a_folder_that_is_gone_is_told(tmp_path, folder):
+def test_an_index_of_files_without_pytorch_lists_nothing_and_a_missing_folder_is_reported(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     settings = PipSettings(index_url=(tmp_path / "empty").as_uri(), find_links=(str(folder),))
-    _, outcome = synced(tmp_path, pip_locations(settings))
-    assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems
+    _, result = synced(tmp_path, pip_locations(settings))
+    assert result.added == ["2.13.0", "2.14.1"] and not result.problems
     shutil.rmtree(folder)
-    timeline, outcome = synced(tmp_path, pip_locations(settings))
-    assert f"{folder} is not there" in outcome.problems[0]
+    timeline, result = synced(tmp_path, pip_locations(settings))
+    assert f"{folder} does not exist" in result.problems[0]
     assert not any(entry.vanished for entry in timeline.entries()), "a folder that is gone says nothing about builds"
 
 
 def test_a_page_of_links_is_a_place(tmp_path):
-    page = html_page([R13, R14]).replace(b"../../files/", b"files/").replace(R13.name.encode() + b"</a>", b"torch-2.13.0..&gt;</a>")
+    page = html_page([R13, R14]).replace(b"../../files/", b"files/").replace(R13.name.encode() + b"</a>",
+                                                                             b"torch-2.13.0..&gt;</a>")
     with LocalIndex(R13, R14) as index:
         index.faults["^/links.html$"] = lambda request: send(request, 200, page, "text/html")
-        timeline, outcome = synced(tmp_path, [index_location(f"{index.url.removesuffix('/simple')}/links.html", links=True)])
-    assert outcome.added == ["2.13.0", "2.14.1"] and not outcome.problems, "the address of a link tells its name; its text may be shortened"
+        timeline, result = synced(tmp_path,
+                                  [index_location(f"{index.url.removesuffix('/simple')}/links.html", links=True)])
+    assert result.added == ["2.13.0",
+        "2.14.1"] and not result.problems, "the address of a link tells its name; its text may be shortened"
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/simple", "s3://bucket/simple"])
 def test_an_address_of_another_kind_is_refused(url):
-    with pytest.raises(ValueError, match="no package index: an https, http or file address"):
+    with pytest.raises(ValueError, match="not a package index: use an https, http or file address"):
         index_location(url)
 
 
-# -- how it is got ----------------------------------------------------------------------------------------------------------
+# -- how it is got
+# ----------------------------------------------------------------------------------------------------------
 
 
-def test_credentials_reach_the_index_and_nothing_that_is_stored_or_said(tmp_path):
+def test_credentials_reach_the_index_and_no_stored_or_printed_text(tmp_path):
     with LocalIndex(R13) as index:
         url = index.url.replace("http://", "http://me:s3cret@")
-        timeline, outcome = synced(tmp_path, [extra_location(url)])
+        timeline, result = synced(tmp_path, [extra_location(url)])
         assert index.headers["Authorization"].startswith("Basic ")
         (entry,) = timeline.entries()
         index.faults["."] = lambda request: send(request, 500, b"")
         _, failed = synced(tmp_path, [extra_location(url)])
-    assert outcome.added == ["2.13.0"] and failed.problems
-    said = f"{outcome} {failed} {entry} {entry.pins().requirements} {subprocess.check_output(['git', '-C', timeline.path, 'show', '2.13.0'])}"
-    assert "s3cret" not in said and index.url in said
+    assert result.added == ["2.13.0"] and failed.problems
+    commit = subprocess.check_output(["git", "-C", timeline.path, "show", "2.13.0"])
+    texts = f"{result} {failed} {entry} {entry.pins().requirements} {commit}"
+    assert "s3cret" not in texts and index.url in texts
 
 
 def test_a_query_may_be_a_signature_and_is_not_shown():
@@ -191,8 +211,9 @@ def test_a_query_may_be_a_signature_and_is_not_shown():
 def test_plain_http_is_refused_unless_the_host_is_trusted():
     with pytest.raises(Unreachable, match="plain http.*trusted-host"):
         Fetcher(PipSettings()).get("http://mirror.invalid/simple/torch/")
-    with pytest.raises(Unreachable, match="its name is not known here|cannot be re"):
-        Fetcher(PipSettings(trusted_hosts=("mirror.invalid",), timeout_s=1, retries=0)).get("http://mirror.invalid/simple/torch/")
+    with pytest.raises(Unreachable, match="its name does not resolve|cannot be re"):
+        Fetcher(PipSettings(trusted_hosts=("mirror.invalid",), timeout_s=1,
+                            retries=0)).get("http://mirror.invalid/simple/torch/")
 
 
 def test_the_proxy_is_used(tmp_path):
@@ -200,9 +221,10 @@ def test_the_proxy_is_used(tmp_path):
     with LocalIndex(R13) as proxy:
         proxy.faults["^http://mirror.invalid/simple/torch/$"] = lambda request: send(
             request, 200, html_page([R13]), "text/html")
-        settings = PipSettings(proxy=proxy.url.removesuffix("/simple"), trusted_hosts=("mirror.invalid",), timeout_s=2, retries=0)
-        timeline, outcome = synced(tmp_path, [index_location("http://mirror.invalid/simple")], settings)
-    assert outcome.added == ["2.13.0"]
+        settings = PipSettings(proxy=proxy.url.removesuffix("/simple"), trusted_hosts=("mirror.invalid",), timeout_s=2,
+                               retries=0)
+        timeline, result = synced(tmp_path, [index_location("http://mirror.invalid/simple")], settings)
+    assert result.added == ["2.13.0"]
 
 
 @pytest.fixture
@@ -211,7 +233,8 @@ def https(tmp_path):
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate, and is not installed")
     made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem", "-days", "2",
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key.pem", "-out",
+         tmp_path / "cert.pem", "-days", "2",
          "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], capture_output=True)
     assert made.returncode == 0, made.stderr
 
@@ -233,7 +256,7 @@ def https(tmp_path):
     server.server_close()
 
 
-def test_a_certificate_is_trusted_where_pip_is_told_so_and_nowhere_else(https, monkeypatch):
+def test_a_certificate_is_trusted_only_if_pip_is_configured_so(https, monkeypatch):
     url, cert = https
     plain = PipSettings(timeout_s=3, retries=0)
     with pytest.raises(Unreachable, match="certificate that is not trusted here: `pip config set global.cert FILE`"):
@@ -259,7 +282,10 @@ def test_pip_takes_the_pinned_variant_and_no_other(tmp_path, variant):
     with LocalIndex(R13, Listed("2.13.0+cpu")) as index:
         timeline, _ = synced(tmp_path, [index_location(index.url)])
         pins = timeline.find("2.13.0").pins(variant)
-        done = subprocess.run([sys.executable, "-m", "pip", "--isolated", "download", "--quiet", "--no-deps", "--index-url", index.url,
-                               "--dest", tmp_path / "got", pins.torch], capture_output=True, text=True, env={"PIP_CONFIG_FILE": os.devnull})
+        done = subprocess.run([sys.executable, "-m", "pip", "--isolated", "download", "--quiet", "--no-deps",
+                               "--index-url", index.url,
+                               "--dest", tmp_path / "got", pins.torch], capture_output=True, text=True,
+                               env={"PIP_CONFIG_FILE": os.devnull})
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (tmp_path / "got").iterdir()] == [(R13 if variant == "default" else Listed("2.13.0+cpu")).name]
+    assert [path.name for path in (tmp_path / "got").iterdir()] == [(R13
+        if variant == "default" else Listed("2.13.0+cpu")).name]

@@ -50,7 +50,8 @@ def test_clock_user_and_configuration_do_not_reach_the_hash(tmp_path, monkeypatc
     here = git(timeline(tmp_path / "here", R13, today="2026-11-23").path, "rev-parse", "release")
     config = tmp_path / "gitconfig"
     config.write_text(
-        "[user]\nname = Somebody Else\nemail = else@example.com\n[commit]\ngpgsign = true\n[i18n]\ncommitEncoding = latin1\n"
+        "[user]\nname = Somebody Else\nemail = else@example.com\n[commit]\ngpgsign = true\n[i18n]\n"
+        "commitEncoding = latin1\n"
         "[core]\nautocrlf = true\n[init]\ndefaultBranch = trunk\ndefaultObjectFormat = sha256\n[gc]\nauto = 0\n"
     )
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -64,12 +65,14 @@ def test_clock_user_and_configuration_do_not_reach_the_hash(tmp_path, monkeypatc
 
 
 def test_what_a_build_was_made_for_and_what_is_learnt_of_it_do_not_reach_the_hash():
-    assert commit_hash(build("2.13.0+cpu")) == commit_hash(build("2.13.0+cu130", variant="cu130", triton="3.7.1", date="2026-07-08"))
+    assert commit_hash(build("2.13.0+cpu")) == commit_hash(build("2.13.0+cu130", variant="cu130", triton="3.7.1",
+                                                                 date="2026-07-08"))
     assert commit_hash(build("2.15.0.dev20261120+cpu", "nightly")) == commit_hash(N20)
 
 
 def test_builds_that_differ_have_hashes_that_differ():
-    others = [OWN.model_copy(update=change) for change in ({"git": "0" * 40}, {"triton": "3.8.0"}, {"torch": "2.15.0a0+git0000000"})]
+    others = [OWN.model_copy(update=change) for change in ({"git": "0" * 40}, {"triton": "3.8.0"},
+                                                           {"torch": "2.15.0a0+git0000000"})]
     everyone = [R9, R13, R14, N18, N20, OWN, *others]
     assert len({commit_hash(one) for one in everyone}) == len(everyone)
     assert len({tag_name(one) for one in everyone}) == len(everyone)
@@ -94,7 +97,8 @@ def test_the_order_does_not_depend_on_the_order_of_arrival(tmp_path):
         made = Timeline(tmp_path / str(number))
         for one in order:
             made.add([one], today="2026-11-23")
-        assert [entry.tag for entry in made.entries()] == ["2.9.0", "2.13.0", "2.14.1", "nightly-20261118", "nightly-20261120"]
+        assert [entry.tag for entry in made.entries()] == ["2.9.0", "2.13.0", "2.14.1", "nightly-20261118",
+                                                           "nightly-20261120"]
         refs.add(git(made.path, "rev-list", "release"))
     assert len(refs) == 1
 
@@ -127,11 +131,13 @@ def test_a_commit_holds_the_identity_and_the_pin(tmp_path):
     assert git(made.path, "show", "nightly:requirements.txt") == "torch==2.15.0.dev20261120"
 
 
-def test_holding_what_is_held_writes_nothing(tmp_path):
+def test_adding_a_known_build_writes_nothing(tmp_path):
     made = timeline(tmp_path / "t", R13, N20)
-    before = sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file() and path.suffix != ".lock")
+    before = sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file()
+                    and path.suffix != ".lock")
     made.add([R13, N20], today="2027-01-01")
-    assert before == sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file() and path.suffix != ".lock")
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in made.path.rglob("*") if path.is_file()
+                            and path.suffix != ".lock")
 
 
 def test_nightlies_of_one_day_and_two_versions_have_a_tag_each_whatever_comes_first(tmp_path):
@@ -146,7 +152,7 @@ def test_nightlies_of_one_day_and_two_versions_have_a_tag_each_whatever_comes_fi
         assert made.find("nightly-20261120").key == commit_hash(N20)
 
 
-def test_what_an_installed_build_tells_is_laid_over_what_an_index_told(tmp_path):
+def test_an_installed_builds_metadata_is_merged_with_an_indexs(tmp_path):
     made = Timeline(tmp_path / "t")
     wheel = Wheel(filename="torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl", sha256="ab" * 32)
     made.merge([Entry(channel="release", torch="2.13.0", date="2026-07-08",
@@ -176,14 +182,16 @@ def test_a_failure_to_install_is_kept_on_the_build_until_it_installs(tmp_path):
 
 @pytest.mark.parametrize(("name", "tag"), [
     ("2.13.0", "2.13.0"), ("2.13.0+cu130", "2.13.0"), ("release", "2.14.1"), ("nightly", "nightly-20261120"),
-    ("nightly-20261118", "nightly-20261118"), ("2.15.0.dev20261118", "nightly-20261118"), ("2.15.0.dev20261118+rocm7.2", "nightly-20261118"),
-    ("185f0a69", "2.13.0"), (commit_hash(R13), "2.13.0"), ("2.15.0a0+gitcf30153", tag_name(OWN)), (tag_name(OWN), tag_name(OWN)),
+    ("nightly-20261118", "nightly-20261118"), ("2.15.0.dev20261118", "nightly-20261118"),
+    ("2.15.0.dev20261118+rocm7.2", "nightly-20261118"),
+    ("185f0a69", "2.13.0"), (commit_hash(R13), "2.13.0"), ("2.15.0a0+gitcf30153", tag_name(OWN)),
+    (tag_name(OWN), tag_name(OWN)),
 ])
 def test_a_build_is_found_by_tag_version_channel_and_the_beginning_of_its_hash(tmp_path, name, tag):
     assert timeline(tmp_path / "t", R9, R13, R14, N18, N20, OWN).find(name).tag == tag
 
 
-def test_a_name_that_means_no_build_or_several_is_told_with_the_way_out(tmp_path):
+def test_a_name_of_no_build_or_of_several_is_an_error_with_the_way_out(tmp_path):
     other = OWN.model_copy(update={"triton": "3.8.0"})
     made = timeline(tmp_path / "t", R13, R14, OWN, other)
     with pytest.raises(TimelineError, match=r"no build '2.13.9' is on the timeline: did you mean 2.13.0"):
@@ -198,12 +206,14 @@ def test_a_name_that_means_no_build_or_several_is_told_with_the_way_out(tmp_path
 
 def test_a_clock_that_says_1970_dates_no_commit_before_it(tmp_path):
     made = timeline(tmp_path / "t", R9, R13, R14, today="1970-01-01")
-    assert [(entry.tag, entry.day) for entry in made.entries()] == [(tag, "1970-01-01") for tag in ("2.9.0", "2.13.0", "2.14.1")]
+    assert [(entry.tag, entry.day) for entry in made.entries()] == [(tag, "1970-01-01")
+                                                                    for tag in ("2.9.0", "2.13.0", "2.14.1")]
     git(made.path, "fsck", "--strict", "--no-dangling")
 
 
 @pytest.mark.parametrize("odd", [
-    {"torch": "not.a.version"}, {"triton": "3.7.1\x1b[31m"}, {"git": "; rm -rf /"}, {"date": "yesterday"}, {"date": "1812-06-24"}])
+    {"torch": "not.a.version"}, {"triton": "3.7.1\x1b[31m"}, {"git": "; rm -rf /"}, {"date": "yesterday"},
+    {"date": "1812-06-24"}])
 def test_a_build_that_cannot_be_is_refused(tmp_path, odd):
     with pytest.raises(ValueError):
         Timeline(tmp_path / "t").add([R14.model_copy(update={"variant": "cu130"} | odd)])
@@ -221,9 +231,12 @@ def test_somebodys_own_tag_is_left_alone(tmp_path):
 
 def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path):
     made = timeline(tmp_path / "t", R13)
-    blob = subprocess.run(["git", f"--git-dir={made.path}", "hash-object", "-w", "--stdin"], input="{", capture_output=True, text=True).stdout.strip()
-    tree = subprocess.run(["git", f"--git-dir={made.path}", "mktree"], input=f"100644 blob {blob}\tbuild.json\n", capture_output=True, text=True)
-    commit = git(made.path, "-c", "user.name=me", "-c", "user.email=me@example.com", "commit-tree", "-m", "broken", tree.stdout.strip())
+    blob = subprocess.run(["git", f"--git-dir={made.path}", "hash-object", "-w", "--stdin"], input="{",
+                          capture_output=True, text=True).stdout.strip()
+    tree = subprocess.run(["git", f"--git-dir={made.path}", "mktree"], input=f"100644 blob {blob}\tbuild.json\n",
+                          capture_output=True, text=True)
+    commit = git(made.path, "-c", "user.name=me", "-c", "user.email=me@example.com", "commit-tree", "-m", "broken",
+                 tree.stdout.strip())
     git(made.path, "update-ref", f"refs/replace/{commit_hash(R13)}", commit)
     with pytest.raises(TimelineError, match="build.json of commit 185f0a691eae cannot be read.*Remove the folder"):
         made.entries()

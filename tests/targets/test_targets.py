@@ -107,7 +107,7 @@ def test_half_a_line_in_the_cache_costs_that_line_only(fake):
 # Builds.
 
 
-def test_a_build_that_cannot_be_imported_is_said_so_and_the_others_are_asked(tmp_path, fake):
+def test_a_triton_that_cannot_be_imported_is_reported_and_the_others_go_on(tmp_path, fake):
     broken = fake_triton.write(tmp_path / "broken", __init____py="raise OSError('libtriton.so: the planted undefined symbol')")
     dying = fake_triton.write(tmp_path / "dying", __init____py="import os; os.write(2, b'planted last words\\n'); os._exit(7)")
     said = []
@@ -127,7 +127,7 @@ def test_a_build_that_cannot_be_imported_is_said_so_and_the_others_are_asked(tmp
     ("WARNING: Retrying (Retry(total=0)) after connection broken", "the package index did not answer"),
     ("Looking\nERROR: the index is on fire", "could not be installed: ERROR: the index is on fire"),
 ])
-def test_why_a_version_cannot_be_had_is_one_sentence(monkeypatch, output, sentence):
+def test_why_a_version_cannot_be_fetched_is_one_sentence(monkeypatch, output, sentence):
     def install(installer, requirements, log, **options):
         log.write_text(output)
         return 1
@@ -138,7 +138,7 @@ def test_why_a_version_cannot_be_had_is_one_sentence(monkeypatch, output, senten
     assert not list((builds.cache_root() / "triton").iterdir()), "something half made was left behind"
 
 
-def test_a_full_disk_is_said_even_before_anything_is_installed(monkeypatch):
+def test_a_full_disk_is_reported_even_before_anything_is_installed(monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -148,7 +148,7 @@ def test_a_full_disk_is_said_even_before_anything_is_installed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["/nonexistent/folder", "newest"])
-def test_what_is_no_build_is_refused_by_name(name):
+def test_an_unknown_build_is_refused_by_name(name):
     with pytest.raises(TritonUnavailable, match=name):
         find_triton(name)
 
@@ -201,7 +201,7 @@ HALVED = "mul.f16x2 %r2, %r2, 0x38003800; mul.f16x2 %r3, %r3, 0x38003800;"
     ("e4m3fn", "and.b32 %r2, %r2, 0xFFFFFDFF; and.b32 %r3, %r3, 0xFFFFFDFF;", Status.WRONG, Kind.GIBBERISH, "no known format"),
     ("e4m3fn", "bra $L1;", Status.OK, None, "not run"),
 ])
-def test_a_planted_decode_is_told_by_its_table(fmt, correction, status, kind, cause):
+def test_an_injected_decode_fault_is_recognised_by_its_table(fmt, correction, status, kind, cause):
     outcome, metrics = judged(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"], compiled(DECODE.format(instruction="e4m3x2", correction=correction)))
     assert outcome.status is status and cause in outcome.cause
     assert outcome.check == ("none" if "bra" in correction else "table")
@@ -330,7 +330,7 @@ def matrix_of(*builds_, probe="decode/e4m3fn/bf16"):
     })
 
 
-def test_a_history_is_told_in_words_and_in_signs():
+def test_a_history_is_given_as_text_and_as_signs():
     matrix = matrix_of(("3.0.0", "wrong"), ("3.1.0", "wrong"), ("3.2.0", "unsupported"), ("3.5.1", "ok"))
     spans = history.spans(matrix, matrix.probes, "sm_90")
     assert history.history_text(spans) == "wrong 3.0.0–3.1.0, unsupported 3.2.0, ok since 3.5.1"
@@ -341,7 +341,7 @@ def test_a_history_is_told_in_words_and_in_signs():
     assert history.history_text(history.spans(always, always.probes, "sm_90")) == "ok on every build"
 
 
-def test_what_a_build_lost_and_gained_is_told_and_sets_the_exit_status(tmp_path):
+def test_a_diff_lists_losses_and_gains_and_sets_the_exit_status(tmp_path):
     matrix = matrix_of(("3.0.0", "ok"), ("3.1.0", "crash"), ("3.2.0", "ok"))
     assert [change.verdict for change in changes(matrix, 0, matrix, 1)] == ["lost"]
     assert [change.verdict for change in changes(matrix, 1, matrix, 2)] == ["gained"]

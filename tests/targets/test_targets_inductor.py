@@ -97,7 +97,7 @@ def test_the_build_says_which_pytorch_it_was(installed):
     assert installed.build.torch == torch.__version__
 
 
-def test_it_still_launches_what_the_shipped_matrix_says(installed):
+def test_it_still_launches_what_the_shipped_matrix_lists(installed):
     matrix = read_matrix(SHIPPED)
     position = next((at for at, build in enumerate(matrix.builds) if build.key == installed.build.key), None)
     if position is None or matrix.builds[position].torch.partition("+")[0] != installed.build.torch.partition("+")[0]:
@@ -136,7 +136,7 @@ class Runner:
     ("fused_1.run(x_1, w_1, buf1)\n            fused_1.run(buf1, buf2)\n            fused_1.run(s_1, buf2)",
      [("triton", ["upcast", "product"]), ("triton", []), ("triton", ["scale"])]),
 ])
-def test_who_takes_the_weight_upcasts_it_and_so_on(body, launches):
+def test_a_launchs_arguments_decide_what_it_does(body, launches):
     module = MODULE.format(body="            " + body)
     assert [(launch["by"], launch["does"]) for launch in inductor.launches_of(module)] == launches
     assert inductor.kernels_of(module) == {"upcast_0": "source of upcast_0", "fused_1": "source of fused_1"}
@@ -148,7 +148,7 @@ def test_who_takes_the_weight_upcasts_it_and_so_on(body, launches):
     ("def call(arguments):\n    pass\n", "writes no function `call"),
     ("", "writes no function `call"),
 ])
-def test_a_module_that_is_written_otherwise_is_not_read_as_if_it_were_known(module, words):
+def test_an_unknown_form_of_module_is_not_observable(module, words):
     with pytest.raises(inductor.NotObservable, match=words):
         inductor.launches_of(module)
 
@@ -180,7 +180,7 @@ print(json.dumps(said))
 """
 
 
-def test_a_private_name_that_has_moved_is_named(tmp_path):
+def test_a_missing_private_name_is_named(tmp_path):
     """About 10 s: PyTorch is imported."""
     pytest.importorskip("triton")
     torch = pytest.importorskip("torch")

@@ -139,7 +139,7 @@ def test_a_thread_has_its_own_local_array():
     "cvt.rp.bf16.f32 %rs1, %r1; mov.b32 %r2, {%rs1, %rs1};", "cvt.rn.satfinite.relu.e4m3x2.f32 %rs1, %r1, %r1; mov.b32 %r2, {%rs1, %rs1};",
     "mul.hi.u32 %r2, %r1, 3;", "mul.rz.f32 %r2, %r1, %r1;", "prmt.b32.f4e %r2, %r1, 0, 1;", "mov.b32 %r2, %unwritten;", "add.s32 %r2, %r1;",
 ])
-def test_what_is_not_modelled_is_said_so(instruction):
+def test_an_unmodelled_instruction_is_an_error(instruction):
     with pytest.raises(Unmodelled, match=instruction.split()[0].split(".")[0]):
         run(instruction, 5)
 
@@ -170,7 +170,7 @@ def test_every_code_is_run_through_every_thread(instruction, fmt):
     assert same(decoded_table(DECODE.format(instruction=instruction, correction=""), FP16, 4), FORMATS[fmt])
 
 
-def test_a_decode_that_is_wrong_in_one_lane_is_not_taken_for_right():
+def test_a_decode_that_is_wrong_in_one_lane_is_wrong():
     table = decoded_table(DECODE.format(instruction="e4m3x2", correction="and.b32 %r3, %r3, 0xFFFF7FFF;"), FP16, 4)
     assert not same(table, FORMATS["e4m3fn"])
     assert [code for code in range(256) if math.copysign(1, table[code]) > 0 and code >= 128 and code != 255] == list(range(130, 255, 4))
@@ -195,7 +195,7 @@ DIRECT = "cvt.rn.satfinite.e4m3x2.f32 %rs1, 0f00000000, %r1;"
     ("and.b32 %r1, %r1, 0xFFF00000;" + DIRECT, "rtne", Kind.INACCURATE, "another code"),
     ("setp.eq.s32 %p1, %r1, 0x3B000000; @%p1 mov.u32 %r1, 0;" + DIRECT, "rtne", Kind.SUBNORMAL_WRONG, "subnormal"),
 ], ids=["right", "not-as-asked", "by-way-of-fp16", "cut", "one-subnormal"])
-def test_an_encode_is_told_by_the_numbers_on_which_roundings_differ(body, rounding, kind, cause):
+def test_an_encode_fault_is_recognised_by_the_numbers_on_which_roundings_differ(body, rounding, kind, cause):
     found = mistake(ENCODE.format(body=body), "e4m3fn", "fp32", rounding, 1)
     if kind is None:
         assert found is None

@@ -67,14 +67,14 @@ def test_e4m3fnuz_was_decoded_by_e4m3fns_instruction_in_3_0_and_3_1(matrix, arch
     assert all(o.status is Status.UNSUPPORTED for version, o in found.items() if version not in wrong)
 
 
-def test_every_row_has_a_history_in_words(matrix):
+def test_every_row_has_a_history_as_text(matrix):
     for operation, fmt, probes in history.rows(matrix):
         for architecture in matrix.architectures:
             said = history.history_text(history.spans(matrix, probes, architecture.name))
             assert said and said != "not asked", (operation, fmt, architecture.name)
 
 
-def test_the_installed_triton_still_says_what_is_written(matrix, tmp_path, monkeypatch):
+def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path, monkeypatch):
     """A sample of cells, other ones each time."""
     triton = pytest.importorskip("triton")
     position = next((at for at, build in enumerate(matrix.builds) if build.triton == triton.__version__), None)

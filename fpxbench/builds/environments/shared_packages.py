@@ -56,7 +56,7 @@ def distributions() -> list[Distribution]:
     known = {canonicalize_name(each.name): each
              for each in reversed(list(importlib.metadata.distributions(path=places)))}
     if "fpxbench" not in known:
-        raise NotInstalled("fpxbench runs in this Python and is not installed: `pip install --editable .` in its folder")
+        raise NotInstalled("fpxbench runs in this Python and is not installed: run `pip install --editable .`")
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     roots = [name for name,

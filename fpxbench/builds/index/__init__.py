@@ -1,1 +1,1 @@
-"""Which wheels do the package indexes list?"""
+"""Which wheels of PyTorch do the package indexes list?"""

@@ -1,6 +1,6 @@
-"""Pages, files and parts of files, from ``https:``, ``http:`` and ``file:`` addresses, by the settings that pip goes by.
+"""Fetch pages, files and parts of files from ``https:``, ``http:`` and ``file:`` addresses, with pip's settings.
 
-Whatever goes wrong is one sentence that names the address, without the credentials in it.
+Every failure is one sentence that names the address, without its credentials.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from fpxbench.builds.index.pip_settings import PipSettings
 
 MAX_PAGE_BYTES = 256 << 20
 MAX_RANGED_BYTES = 16 << 20
-"""Of one wheel: its list of files (2 MB for a PyTorch) and two small files of it. More than this is no longer cheap."""
+"""Of one wheel: its list of files (2 MB for a PyTorch) and two small files. More is no longer cheap."""
 _TAIL_BYTES = 1 << 16
 
 
 class Unreachable(RuntimeError):
-    """The address gave no whole answer: a sentence."""
+    """The address gave no complete answer."""
 
 
 class NotThere(Unreachable):
-    """Whoever is asked answers, and has nothing at this address."""
+    """The server answers, and has nothing at this address."""
 
 
 class NoRanges(Unreachable):
-    """The server gives whole files only."""
+    """The server does not support range requests."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A whole answer."""
+    """A complete answer."""
 
     url: str
     body: bytes
@@ -56,19 +56,19 @@ class Page:
 
 
 def without_credentials(url: str) -> str:
-    """The address as it may be shown and stored: a query may hold a signature."""
+    """Return the address as it may be shown and stored: without user, password and query, which may be a signature."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
 def local_path(url: str) -> Path | None:
-    """The file or folder that a ``file:`` address means."""
+    """Return the path of a ``file:`` address; None for any other."""
     parts = urlsplit(url)
     return Path(url2pathname(parts.path)) if parts.scheme == "file" else None
 
 
 class Fetcher:
-    """Reads addresses one after the other, and keeps connections open. Not for several threads."""
+    """Fetches addresses one after the other and keeps connections open. Not thread-safe."""
 
     def __init__(self, settings: PipSettings) -> None:
         self._settings = settings
@@ -77,19 +77,20 @@ class Fetcher:
         if settings.proxy:
             self._session.proxies = {"http": settings.proxy, "https": settings.proxy}
         self._session.cert = settings.client_cert
-        # Whoever does not answer is asked once more and not five times, as pip would: a sync is repeated anyway.
-        retry = Retry(total=min(settings.retries, 3), read=min(settings.retries, 1), status_forcelist=(500, 502, 503, 504), backoff_factor=0.25, raise_on_status=False)
+        # One retry for a server that does not answer, where pip makes five: a sync is repeated anyway.
+        retry = Retry(total=min(settings.retries, 3), read=min(settings.retries, 1), backoff_factor=0.25,
+                      status_forcelist=(500, 502, 503, 504), raise_on_status=False)
         self._session.mount("https://", _Adapter(_trusting(settings.cert), max_retries=retry))
         self._session.mount("http://", HTTPAdapter(max_retries=retry))
-        if settings.trusted_hosts:  # the user has said so, and needs not be warned at each request
+        if settings.trusted_hosts:  # the user's choice: no warning at each request
             disable_warnings(InsecureRequestWarning)
         for host in settings.trusted_hosts:
             self._session.mount(f"https://{host}{'/' if ':' in host else ''}", _Adapter(None, max_retries=retry))
-        # A server that sends a byte now and then keeps any single wait short.
+        # A limit on the sum of all waits: a slow server keeps each single wait short.
         self._total_s = max(settings.timeout_s, min(10 * settings.timeout_s, 300.0))
 
     def get(self, url: str, accept: str = "*/*") -> Page:
-        """The whole page. Raises NotThere, Unreachable."""
+        """Return the whole page. Raises NotThere, Unreachable."""
         if (path := local_path(url)) is not None:
             return _read(path, url)
         with self._request(url, {"Accept": accept}) as response:
@@ -99,38 +100,43 @@ class Fetcher:
             return Page(response.url, body, kind.strip().lower(), charset, _day(response.headers.get("Date")))
 
     def open(self, url: str) -> BinaryIO:
-        """The file at `url`, to be read in parts, of which no more than `MAX_RANGED_BYTES`. Raises NotThere, NoRanges, Unreachable."""
+        """Open the file at `url` for reading in parts, at most `MAX_RANGED_BYTES` in all.
+
+        Raises NotThere, NoRanges, Unreachable.
+        """
         if (path := local_path(url)) is not None:
             try:
                 return open(path, "rb")
             except FileNotFoundError:
-                raise NotThere(f"{path} is not there any more") from None
+                raise NotThere(f"{path} does not exist any more") from None
             except OSError as error:
                 raise Unreachable(f"{path} cannot be read: {error.strerror}") from error
         return io.BufferedReader(_RemoteFile(self, url), _TAIL_BYTES)
 
     def part(self, url: str, which: str) -> tuple[bytes, int]:
-        """Bytes `which` (as in HTTP's ``Range: bytes=``) of the file at `url`, and the size of the file."""
+        """Return bytes `which` (as in HTTP's ``Range: bytes=``) of the file at `url`, and the size of the file."""
         with self._request(url, {"Range": f"bytes={which}", "Accept-Encoding": "identity"}) as response:
             size = response.headers.get("Content-Range", "").rpartition("/")[2]
             if response.status_code != 206 or not size.isdigit():
-                raise NoRanges(f"{without_credentials(url)}: the server gives no parts of a file")
+                raise NoRanges(f"{without_credentials(url)}: the server does not support range requests")
             return self._body(response, MAX_RANGED_BYTES), int(size)
 
     def _request(self, url: str, headers: dict[str, str]) -> requests.Response:
         shown = without_credentials(url)
         if not self._secure(url):
-            raise Unreachable(f"{shown} is plain http, which anybody on the way can change: use https, or make the host pip's `trusted-host`")
+            raise Unreachable(f"{shown} is plain http, which can be modified in transit: use https, or add the host to "
+                              "pip's `trusted-host`")
         try:
-            # `verify` by argument, since the environment's REQUESTS_CA_BUNDLE would win over the session's.
+            # `verify` as an argument: the environment's REQUESTS_CA_BUNDLE takes precedence over the session's.
             response = self._session.get(
                 url, headers=headers, stream=True, timeout=self._settings.timeout_s, verify=self._settings.cert or True)
         except (requests.RequestException, HTTPError, OSError) as error:
             raise Unreachable(f"{shown} {_reason(error, self._settings.timeout_s)}") from error
         if response.status_code in (404, 410):
-            raise NotThere(f"{shown} is not there (HTTP {response.status_code})")
+            raise NotThere(f"{shown} does not exist (HTTP {response.status_code})")
         if response.status_code >= 400:
-            hint = ": it needs credentials, or a storage service says so of what it does not have" if response.status_code in (401, 403) else ""
+            # Storage services also answer 403 for files that do not exist.
+            hint = ": it needs credentials, or does not exist" if response.status_code in (401, 403) else ""
             raise Unreachable(f"{shown} answers HTTP {response.status_code}{hint}")
         return response
 
@@ -142,7 +148,7 @@ class Fetcher:
                 parts.append(part)
                 size += len(part)
                 if size > limit:
-                    raise Unreachable(f"{shown} is longer than {limit >> 20} MiB, which no index page is")
+                    raise Unreachable(f"{shown} is longer than {limit >> 20} MiB, more than any index page")
                 if time.monotonic() - started > self._total_s:
                     raise Unreachable(f"{shown} is too slow: {size} bytes in {self._total_s:.0f} s")
         except (HTTPError, OSError) as error:
@@ -151,7 +157,8 @@ class Fetcher:
 
     def _secure(self, url: str) -> bool:
         parts = urlsplit(url)
-        if parts.scheme == "https" or {parts.hostname, parts.netloc.rpartition("@")[2]} & set(self._settings.trusted_hosts):
+        if parts.scheme == "https" or {parts.hostname,
+                                       parts.netloc.rpartition("@")[2]} & set(self._settings.trusted_hosts):
             return True
         try:
             return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
@@ -160,7 +167,7 @@ class Fetcher:
 
 
 class _Adapter(HTTPAdapter):
-    """HTTPS with the certificates of `context`; None: nobody checks them."""
+    """HTTPS with the certificates of `context`; None: they are not checked."""
 
     def __init__(self, context: ssl.SSLContext | None, **options) -> None:
         self._context = context
@@ -174,11 +181,11 @@ class _Adapter(HTTPAdapter):
 
 
 def _trusting(cert: str | None) -> ssl.SSLContext:
-    """The system's certificates (requests by itself would know its own list only), or `cert` in their place."""
+    """Return a context that trusts `cert`, or the system's certificates (requests alone uses its own list only)."""
     try:
         return ssl.create_default_context(cafile=cert)
     except OSError as error:
-        raise Unreachable(f"pip is configured with the certificates in {cert}, which cannot be read: {error}") from error
+        raise Unreachable(f"pip is configured with certificates in {cert}, which cannot be read: {error}") from error
 
 
 class _RemoteFile(io.RawIOBase):
@@ -186,7 +193,7 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, fetcher: Fetcher, url: str) -> None:
         self._fetcher, self._url = fetcher, url
-        # A zip's list of files is at its end.
+        # A zip's directory is at its end.
         self._tail, self._size = fetcher.part(url, f"-{_TAIL_BYTES}")
         self._position, self._fetched = 0, len(self._tail)
 
@@ -210,7 +217,8 @@ class _RemoteFile(io.RawIOBase):
         else:
             self._fetched += end - start
             if self._fetched > MAX_RANGED_BYTES:
-                raise NoRanges(f"{without_credentials(self._url)}: more than {MAX_RANGED_BYTES >> 20} MiB would have to be read")
+                raise NoRanges(f"{without_credentials(self._url)}: more than {MAX_RANGED_BYTES >> 20} MiB would have "
+                               "to be read")
             data, _ = self._fetcher.part(self._url, f"{start}-{end - 1}")
         buffer[:len(data)] = data
         self._position += len(data)
@@ -221,7 +229,7 @@ def _read(path: Path, url: str) -> Page:
     try:
         return Page(url, path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise NotThere(f"{path} is not there") from None
+        raise NotThere(f"{path} does not exist") from None
     except OSError as error:
         raise Unreachable(f"{path} cannot be read: {error.strerror}") from error
 
@@ -234,7 +242,7 @@ def _day(header: str | None) -> str | None:
 
 
 def _reason(error: Exception, timeout_s: float) -> str:
-    """What happened, from the innermost of the errors that libraries wrap in one another."""
+    """Return what happened, from the innermost of the errors that the libraries have wrapped."""
     chain: list[BaseException] = [error]
     while inner := getattr(chain[-1], "reason", None) or chain[-1].__cause__ or chain[-1].__context__:
         if not isinstance(inner, BaseException) or inner in chain:
@@ -242,15 +250,15 @@ def _reason(error: Exception, timeout_s: float) -> str:
         chain.append(inner)
     text = " ".join(f"{type(one).__name__} {one}" for one in chain)
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return "has a certificate that is not trusted here: `pip config set global.cert FILE` names the one to trust"
+        return "has a certificate that is not trusted here: `pip config set global.cert FILE` adds one"
     if "IncompleteRead" in text or "InvalidChunkLength" in text:
-        return "broke off in the middle: the page is half there, and was not used"
+        return "broke off in the middle; the partial page was not used"
     if "Timeout" in text or "timed out" in text:
         return f"did not answer within {timeout_s:g} s"
     if "ProxyError" in text:
         return f"cannot be reached through the proxy: {chain[-1]}"
     if "NameResolution" in text or "gaierror" in text:
-        return "cannot be reached: its name is not known here (no network?)"
+        return "cannot be reached: its name does not resolve (no network?)"
     if "Connection refused" in text:
-        return "cannot be reached: the connection is refused"
+        return "cannot be reached: the connection was refused"
     return f"cannot be read: {chain[-1]}"

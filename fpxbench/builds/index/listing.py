@@ -1,4 +1,4 @@
-"""What package indexes list of PyTorch: wheels, with their hashes, dates, and marks."""
+"""Read the wheels of PyTorch that a package index lists, with their hashes and dates."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ NIGHTLY_INDEX = "https://download.pytorch.org/whl/nightly/{variant}"
 RELEASE_INDEX = "https://download.pytorch.org/whl/{variant}"
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.2, text/html; q=0.1"
-# PyTorch's first release is of 2016, and some mirrors date every file 1970.
+# PyTorch's first release was in 2016; some mirrors date every file 1970.
 _FIRST_YEAR = 2016
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._+!-]+")
 
 
 @dataclass(frozen=True)
 class IndexLocation:
-    """Somewhere that lists wheels."""
+    """A package index, or a page or folder of links, that lists wheels."""
 
     url: str
-    """Of an index, ``URL/torch/`` is the page; of links, `url` itself is the page or the folder."""
+    """The page is ``URL/torch/`` for an index, and `url` itself for links."""
     links: bool = False
     arguments: tuple[str, ...] = ()
-    """What pip must be told to look there; nothing where its own configuration names the location."""
+    """The options with which pip looks there; empty if its own configuration names the location."""
 
     @property
     def address(self) -> str:
@@ -51,53 +51,55 @@ class ListedWheel:
     url: str
     version: Version
     day: str | None
-    """YYYY-MM-DD of its upload, where the page says."""
+    """YYYY-MM-DD of its upload, if the page has it."""
     has_metadata: bool | None
-    """Its metadata is a file beside it; None: the page does not say."""
+    """Whether its metadata is a file beside it; None: unknown."""
     metadata_sha256: str | None
 
 
 @dataclass
 class Listing:
-    """All that one place lists, read to its end."""
+    """Everything that one location lists."""
 
     location: IndexLocation
     wheels: list[ListedWheel] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-    """Names of files that are no wheel's name, or have a version that is none."""
+    """Files whose names are not valid names of wheels."""
     day: str | None = None
     """YYYY-MM-DD by the server's clock."""
 
 
 def pip_locations(settings: PipSettings) -> list[IndexLocation]:
-    """Where ``pip install torch`` would look."""
+    """Return where ``pip install torch`` would look."""
     indexes = () if settings.no_index else (settings.index_url, *settings.extra_index_urls)
-    return [index_location(url) for url in dict.fromkeys(indexes)] + [index_location(url, links=True) for url in dict.fromkeys(settings.find_links)]
+    return [*map(index_location, dict.fromkeys(indexes)),
+            *(index_location(url, links=True) for url in dict.fromkeys(settings.find_links))]
 
 
 def index_location(url: str, links: bool = False, arguments: tuple[str, ...] = ()) -> IndexLocation:
-    """The place that a user names by an address or a path. Raises ValueError if it is neither."""
+    """Return the location of an address or a path. Raises ValueError for anything else."""
     scheme = urlsplit(url).scheme
     if scheme in ("", "file"):
         path = local_path(url) if scheme else Path(url).expanduser()
         url = path.absolute().as_uri()
-        # A folder with a page of its own for the project is an index; one with the wheels themselves is not.
+        # A folder with a page for the project is an index; one with the wheels themselves is not.
         links = links or not (path / PROJECT).is_dir()
     elif scheme not in ("http", "https"):
-        raise ValueError(f"{without_credentials(url)!r} is no package index: an https, http or file address, or a folder")
+        raise ValueError(f"{without_credentials(url)!r} is not a package index: use an https, http or file address, or "
+                         "a folder")
     return IndexLocation(url.rstrip("/"), links, arguments)
 
 
 def extra_location(url: str) -> IndexLocation:
-    """One that pip does not know by itself, and must be told of to install from it."""
+    """Return a location that is not in pip's own configuration, with the options that name it."""
     found = index_location(url)
     return index_location(url, found.links, ("--find-links" if found.links else "--extra-index-url", found.address))
 
 
 def read_listing(location: IndexLocation, fetcher: Fetcher) -> Listing:
-    """What `location` lists of PyTorch. One of several that pip looks at may have no page for it, and then lists nothing.
+    """Return what `location` lists of PyTorch; one of pip's own indexes may have no page for it, and lists nothing.
 
-    Raises Unreachable if it cannot be read, or not to its end; NotThere if it was named by the user and has no such page.
+    Raises Unreachable if it cannot be read completely; NotThere if the user named it and it has no such page.
     """
     path = local_path(location.url)
     if path is not None and location.links and path.is_dir():
@@ -119,7 +121,8 @@ def _of_folder(location: IndexLocation, folder: Path) -> Listing:
     listing = Listing(location)
     for path in sorted(folder.glob("*.whl")):
         _add(listing, DistributionPackage(
-            filename=path.name, url=path.as_uri(), project=None, version=None, package_type=None, digests={}, requires_python=None, has_sig=None))
+            filename=path.name, url=path.as_uri(), project=None, version=None, package_type=None, digests={},
+            requires_python=None, has_sig=None))
     return listing
 
 
@@ -132,17 +135,18 @@ def _packages(page: Page) -> list[DistributionPackage]:
             raise Unreachable(f"{shown} is {page.content_type}, not a page of a package index")
         text = page.body.lower()
         if b"<html" in text and b"</html" not in text:
-            raise Unreachable(f"{shown} broke off in the middle: the page is half there, and was not used")
+            raise Unreachable(f"{shown} broke off in the middle; the partial page was not used")
         return ProjectPage.from_html(PROJECT, page.body, page.url, page.charset).packages
     except json.JSONDecodeError as error:
-        raise Unreachable(f"{shown} broke off in the middle, or is no JSON: {error}. It was not used") from error
+        raise Unreachable(f"{shown} broke off in the middle, or is not JSON: {error}. It was not used") from error
     except (ValidationError, UnsupportedRepoVersionError, UnexpectedRepoVersionWarning) as error:
-        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else error
+        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}" if isinstance(error,
+                                                                                         ValidationError) else error
         raise Unreachable(f"{shown} is not the page of a package index: {reason}") from error
 
 
 def _add(listing: Listing, package: DistributionPackage) -> None:
-    # The address tells the name; a link's text may be shortened.
+    # The address has the name; a link's text may be shortened.
     name = unquote(urlsplit(package.url).path.rpartition("/")[2])
     if not name.endswith(".whl") or canonicalize_name(name.partition("-")[0]) != PROJECT:
         return

@@ -1,4 +1,4 @@
-"""Where pip looks for packages, and how it gets there, as pip itself says: its files, environment variables and their precedence."""
+"""Read pip's configuration by asking pip, so that its files, variables and precedence count as in pip."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NO = ("", "0", "false", "no", "off", "n", "f")
 
 
 class NoPip(RuntimeError):
-    """There is no pip to ask, or its configuration is broken."""
+    """No pip is available, or its configuration is broken."""
 
 
 @dataclass(frozen=True)
 class PipSettings:
-    """What ``pip install`` would go by."""
+    """The settings of ``pip install``."""
 
     index_url: str = PYPI_SIMPLE_ENDPOINT
     extra_index_urls: tuple[str, ...] = ()
@@ -31,15 +31,15 @@ class PipSettings:
     client_cert: str | None = None
     proxy: str | None = None
     trusted_hosts: tuple[str, ...] = ()
-    """``host`` or ``host:port``, whose certificates nobody checks."""
+    """``host`` or ``host:port``, whose certificates are not checked."""
     timeout_s: float = 15.0
     retries: int = 5
 
 
 def pip_settings(python: str = sys.executable) -> PipSettings:
-    """What the pip of `python` is configured with; the pip on the PATH is asked if that Python has none.
+    """Return the configuration of the pip of `python`, or of the pip on the PATH if that Python has none.
 
-    Raises NoPip if there is neither, or if pip finds its own configuration broken.
+    Raises NoPip if there is neither, or if pip reports its configuration as broken.
     """
     commands = [[python, "-m", "pip"], *([[found]] if (found := shutil.which("pip")) else [])]
     for command in commands:
@@ -47,15 +47,16 @@ def pip_settings(python: str = sys.executable) -> PipSettings:
         if done.returncode == 0:
             return parse_settings(done.stdout)
         if "No module named pip" not in done.stderr:
-            last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+            last = (done.stderr.strip().splitlines() or ["it printed no reason"])[-1]
             raise NoPip(f"pip cannot read its own configuration: {last}. `pip config debug` shows where it looks")
-    raise NoPip(f"{python} has no pip, and none is on the PATH, so that the configured package index is not known: name one with --index")
+    raise NoPip(f"{python} has no pip, and none is on the PATH, so that the configured package index is unknown: "
+                "name one with --index")
 
 
 def parse_settings(listed: str) -> PipSettings:
-    """The settings in what ``pip config list`` prints: ``section.name='value'`` a line.
+    """Return the settings in the output of ``pip config list``: lines of ``section.name='value'``.
 
-    Of sections, ``install`` goes before ``global``, and the environment before both, as in pip.
+    As in pip, ``install`` overrides ``global``, and the environment overrides both.
     """
     by_section: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listed.splitlines():
@@ -63,7 +64,7 @@ def parse_settings(listed: str) -> PipSettings:
         section, _, option = name.rpartition(".")
         if section in by_section:
             text = str(ast.literal_eval(value))
-            if text:  # pip takes an empty value for none
+            if text:  # pip ignores an empty value
                 by_section[section][option] = text
     found = by_section["global"] | by_section["install"] | by_section[":env:"]
 
@@ -76,7 +77,7 @@ def parse_settings(listed: str) -> PipSettings:
     try:
         timeout, retries = float(word("timeout", "default-timeout") or 15), int(word("retries") or 5)
     except ValueError as error:
-        raise NoPip(f"pip's configuration has a timeout or a number of retries that is no number: {error}") from error
+        raise NoPip(f"pip's configuration has a timeout or retries that are not a number: {error}") from error
     return PipSettings(
         index_url=word("index-url", "pypi-url") or PYPI_SIMPLE_ENDPOINT,
         extra_index_urls=words("extra-index-url"),

@@ -1,4 +1,4 @@
-"""What a wheel says of itself without being downloaded: the Triton that it asks for and, where it is cheap, its upstream commit."""
+"""Read a wheel's metadata without downloading it: the Triton that it requires, and its upstream commit if cheap."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from packaging.utils import parse_wheel_filename
 from fpxbench.builds.index.fetch import Fetcher, NoRanges, NotThere, Unreachable
 from fpxbench.builds.index.listing import ListedWheel
 from fpxbench.builds.installed import TRITON_DISTRIBUTIONS, git_commit, string_constants
-from fpxbench.builds.timeline.entry import NO_TRITON, UNTOLD
+from fpxbench.builds.timeline.entry import NO_TRITON, UNKNOWN_TRITON
 
 _MAX_MEMBER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class WheelMetadata:
-    """What was found out."""
+    """What a wheel requires and was built from."""
 
     triton: str
-    """``triton==3.7.1``, `NO_TRITON`, or `UNTOLD`."""
+    """``triton==3.7.1``, `NO_TRITON`, or `UNKNOWN_TRITON`."""
     git: str | None = None
 
 
 def read_wheel_metadata(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) -> WheelMetadata:
-    """The facts of one wheel: from the metadata file beside it where there is one, else from parts of the wheel.
+    """Return the metadata of one wheel: from the metadata file beside it if there is one, else from parts of the wheel.
 
-    `with_git`: from the wheel in any case (1.5 MB of a PyTorch's), which alone tells the upstream commit.
+    `with_git`: always from the wheel (1.5 MB of a PyTorch's), as only the wheel has the upstream commit.
 
     Raises NotThere if the wheel is gone, Unreachable if it cannot be read now.
     """
     if listed.has_metadata is not False and not with_git:
         try:
             page = fetcher.get(f"{listed.url}.metadata")
-        except NotThere:  # some say that they have it and do not; a wheel that was pulled is missed below
+        except NotThere:  # some indexes announce a file that they do not have; a removed wheel is detected below
             pass
         except Unreachable:
             if listed.has_metadata:
@@ -47,24 +47,26 @@ def read_wheel_metadata(listed: ListedWheel, fetcher: Fetcher, with_git: bool = 
         else:
             digest = hashlib.sha256(page.body).hexdigest()
             if listed.metadata_sha256 and digest != listed.metadata_sha256:
-                raise Unreachable(f"{page.url} is not what the index says it is (sha256 {digest[:12]}…, not {listed.metadata_sha256[:12]}…)")
+                raise Unreachable(f"{page.url} differs from the index's hash (sha256 {digest[:12]}…, not "
+                                  f"{listed.metadata_sha256[:12]}…)")
             return WheelMetadata(required_triton(page.body, listed.wheel.filename))
     try:
         with fetcher.open(listed.url) as file:
             return _from_wheel(file, listed)
     except NoRanges:
-        return WheelMetadata(UNTOLD)
+        return WheelMetadata(UNKNOWN_TRITON)
 
 
 def _from_wheel(file, listed: ListedWheel) -> WheelMetadata:
     name = listed.wheel.filename
     try:
         with zipfile.ZipFile(file) as wheel:
-            (metadata,) = (entry for entry in wheel.infolist() if re.fullmatch(r"torch-[^/]+\.dist-info/METADATA", entry.filename))
+            (metadata,) = (entry for entry in wheel.infolist() if re.fullmatch(r"torch-[^/]+\.dist-info/METADATA",
+                                                                               entry.filename))
             version_file = next((entry for entry in wheel.infolist() if entry.filename == "torch/version.py"), None)
             texts = [_member(wheel, entry) if entry else b"" for entry in (metadata, version_file)]
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise Unreachable(f"{name} is not a whole wheel of PyTorch: {error}") from error
+        raise Unreachable(f"{name} is not a complete wheel of PyTorch: {error}") from error
     try:
         git = git_commit(string_constants(texts[1].decode(errors="replace")).get("git_version"))
     except (SyntaxError, ValueError):
@@ -79,7 +81,7 @@ def _member(wheel: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 def required_triton(metadata: bytes, filename: str) -> str:
-    """The Triton among the requirements of a wheel's METADATA, as the Python and the machine of the wheel's own name see them."""
+    """Return the Triton that a wheel's METADATA requires, for the Python and machine in the wheel's name."""
     environment = _environment(filename)
     for line in BytesHeaderParser().parsebytes(metadata).get_all("Requires-Dist", []):
         try:
@@ -94,9 +96,10 @@ def required_triton(metadata: bytes, filename: str) -> str:
 
 
 def _environment(filename: str) -> dict[str, str]:
-    """Markers are judged for the wheel, not for this machine, so that what is learnt of a build is the same everywhere."""
+    """Return the environment to evaluate markers in: the wheel's, not this machine's, so that every machine agrees."""
     tag = min(parse_wheel_filename(filename)[3], key=str)
-    environment = default_environment() | {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix", "extra": ""}
+    environment = default_environment() | {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix",
+                                           "extra": ""}
     if match := re.fullmatch(r"cp(\d)(\d+)", tag.interpreter):
         environment |= {"python_version": f"{match[1]}.{match[2]}", "python_full_version": f"{match[1]}.{match[2]}.0"}
     if match := re.search(r"x86_64|aarch64|ppc64le|s390x", tag.platform):

@@ -1,7 +1,7 @@
 """The builds in order, as a git repository that asv walks: one commit a build (docs/timeline.md).
 
-`fpxbench.builds.timeline` is the repository; `fpxbench.builds.timeline.sync` fills it from package indexes, and is imported where it is needed,
-since asv and the benchmarks read the timeline and no index.
+`fpxbench.builds.timeline.sync` fills it from package indexes; it is imported separately, since asv and the benchmarks
+read no index.
 """
 
 from fpxbench.builds.timeline.commit import CHANNELS, commit_hash, identity, tag_name

@@ -1,6 +1,6 @@
-"""What is known of one build, beyond which build it is: when it came out, where it is to be had, what it is paired with.
+"""What is known about a build besides its identity: its date, where its wheels are, which Triton it is paired with.
 
-All of it may be learnt late, on one machine and not on another, and none of it reaches the build's hash.
+All of this may become known late, or on one machine only, and none of it changes the build's hash.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date as Date, timedelta
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Annotated, Self
 
 from packaging.requirements import Requirement
@@ -23,17 +23,17 @@ from fpxbench.builds.timeline.commit import as_json, commit_hash, identity, tag_
 from fpxbench.records.record import Build
 
 DEFAULT_VARIANT = "default"
-"""A wheel whose version names no device: what ``pip install torch`` brings on this platform."""
+"""A wheel whose version names no device: what ``pip install torch`` installs on this platform."""
 
 NO_TRITON = "none"
-UNTOLD = "untold"
-"""The index was asked for a wheel's metadata, and does not give it away without the whole wheel."""
+UNKNOWN_TRITON = "untold"
+"""The index gives a wheel's metadata only with the whole wheel."""
 
 
 def _day(text: str) -> str:
-    """Raises ValueError for what is no day, or one that git cannot date a commit with."""
+    """Return `text`. Raises ValueError unless it is a day with which git can date a commit."""
     if Date.fromisoformat(text) < EPOCH or len(text) != len("YYYY-MM-DD"):
-        raise ValueError(f"{text!r} is no day as in {EPOCH.isoformat()} or later")
+        raise ValueError(f"{text!r} is not a day as in {EPOCH.isoformat()} or later")
     return text
 
 
@@ -56,7 +56,7 @@ class Wheel(_Part):
 
     filename: str
     sha256: str = ""
-    """Empty where the index gives none: then nothing tells whether the file is the one that was listed."""
+    """Empty if the index has none: then nothing proves that the file is the listed one."""
     yanked: bool = False
 
     @property
@@ -65,29 +65,31 @@ class Wheel(_Part):
 
     @property
     def variant(self) -> str:
-        """What it was made for, as its version says: ``cpu``, ``cu130``, ``default``."""
+        """The device in its version: ``cpu``, ``cu130``, or ``default`` for none."""
         return self.version.local or DEFAULT_VARIANT
 
     @property
     def fits(self) -> bool:
-        """This Python on this platform can install it."""
+        """Whether this Python on this platform can install it."""
         return _fits(self.filename)
 
 
 class Source(_Part):
-    """A build as one index lists it, or listed it when it was last there."""
+    """A build as one index lists it, or last listed it."""
 
     arguments: tuple[str, ...] = ()
-    """What pip must be told to look there; nothing where its own configuration names the place."""
+    """The options with which pip looks there; empty if its own configuration names the index."""
     wheels: tuple[Wheel, ...] = ()
     triton: dict[str, str] = Field(default_factory=dict)
-    """By variant, the Triton that the wheel asks for (``triton==3.7.1``), `NO_TRITON` or `UNTOLD`; absent while nobody has asked."""
+    """By variant, the Triton that the wheel requires (``triton==3.7.1``), `NO_TRITON` or `UNKNOWN_TRITON`; absent until
+    its metadata is read.
+    """
     vanished: Day | None = None
-    """On which the index was found not to list it any more."""
+    """The day since when the index does not list it."""
 
 
 class Failure(_Part):
-    """An installation that did not succeed."""
+    """A failed installation."""
 
     day: Day
     log_tail: str
@@ -96,19 +98,19 @@ class Failure(_Part):
 
 @dataclass(frozen=True)
 class Pins:
-    """What installs one variant of a build."""
+    """The requirements that install one variant of a build."""
 
     variant: str
     torch: str
     """A requirement: ``torch==2.15.0.dev20261120+cu130``."""
     triton: str | None
-    """A requirement, or None where this variant brings none and none is known to belong to the build."""
+    """A requirement; None if this variant requires none and the build's Triton is unknown."""
     arguments: tuple[str, ...] = ()
     """Options of pip and uv: ``--extra-index-url URL``."""
 
     @property
     def requirements(self) -> str:
-        """Text of a requirements file."""
+        """The text of a requirements file."""
         pairs = [" ".join(self.arguments[i:i + 2]) for i in range(0, len(self.arguments), 2)]
         return "".join(f"{line}\n" for line in (*pairs, self.torch, self.triton) if line)
 
@@ -122,29 +124,32 @@ class Entry(_Part):
     git: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")] | None = None
     """The upstream commit."""
     triton: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+!-]{1,80}$")] | None = None
-    """The version of the Triton that stood beside it where it was installed. What it is paired with by its publisher: `own_triton`."""
+    """The version of the Triton that was installed with it; see `own_triton` for the one that its publisher pairs it
+    with.
+    """
     date: Day | None = None
-    """On which it came out."""
+    """The day of its publication."""
     seen: Day | None = None
-    """By which it had come out, as long as `date` is not known."""
+    """A day by which it was published, while `date` is unknown."""
     sources: dict[str, Source] = Field(default_factory=dict)
-    """By the address of the index, credentials removed."""
+    """By the index's address, without credentials."""
     failures: dict[str, Failure] = Field(default_factory=dict)
     """By variant."""
     day: str = Field(default="", exclude=True)
-    """Its place in the order (`in_order`)."""
+    """Its position in the order (`in_order`)."""
     shares_tag: bool = Field(default=False, exclude=True)
-    """A build of an earlier version has the tag that this one would have: nightlies of one day can be of two versions."""
+    """Whether a build of an earlier version has the same tag: nightlies of one day can be of two versions."""
 
     @classmethod
     def of(cls, build: Build, today: str) -> Self:
-        """What an installed build, or a record's, tells of itself; `today` stands in for a date that it does not tell.
+        """Return the entry of an installed build, or of a record's; `today` replaces an unknown date.
 
-        Raises ValueError (pydantic's) for a build that cannot be, which a record from elsewhere may name.
+        Raises ValueError (pydantic's) for an impossible build, which a record from elsewhere may have.
         """
-        # A CPU build takes any Triton, and the one beside it says nothing about the build.
+        # A CPU build works with any Triton, so that the installed one is no property of the build.
         triton = build.triton if build.channel == "source" or build.variant != "cpu" else None
-        return cls(channel=build.channel, torch=build.label, git=build.git, triton=triton, date=build.date, seen=None if build.date else today)
+        return cls(channel=build.channel, torch=build.label, git=build.git, triton=triton, date=build.date,
+                   seen=None if build.date else today)
 
     @property
     def label(self) -> str:
@@ -169,30 +174,31 @@ class Entry(_Part):
 
     @property
     def own_triton(self) -> str | None:
-        """The version of the Triton that it came out with: what its wheels ask for, else what stood beside it."""
-        asked = (_asked_version(source.triton[variant]) for source in self.sources.values() for variant in sorted(source.triton, key=_preference))
-        return next(filter(None, asked), self.triton)
+        """The version of its publisher's Triton: what its wheels require, else what was installed with it."""
+        versions = (_required_version(source.triton[variant]) for source in self.sources.values()
+                    for variant in sorted(source.triton, key=_preference))
+        return next(filter(None, versions), self.triton)
 
     @property
     def wheels(self) -> list[Wheel]:
-        """Those that are listed somewhere now, or were when they were last seen if the build has vanished."""
+        """The wheels that an index lists now; those last listed if the build has vanished."""
         listing = [source for source in self.sources.values() if not source.vanished] or self.sources.values()
         return list({wheel.filename: wheel for source in listing for wheel in source.wheels}.values())
 
     @property
     def vanished(self) -> str | None:
-        """The day since when no index that has listed it does, if it is so."""
+        """The day since when no index lists it; None while one does."""
         days = [source.vanished for source in self.sources.values()]
         return max(days) if days and all(days) else None
 
     @property
     def yanked(self) -> bool:
-        """Its publisher withdrew it: every wheel."""
+        """Whether its publisher withdrew every wheel."""
         return bool(self.wheels) and all(wheel.yanked for wheel in self.wheels)
 
     @property
     def marks(self) -> list[str]:
-        """What stands between this build and a measurement here, in a few words each."""
+        """Short remarks about why it may not be measurable here."""
         found = []
         if self.vanished:
             found.append(f"gone from the index since {self.vanished}")
@@ -200,16 +206,17 @@ class Entry(_Part):
             found.append("yanked")
         if self.sources and not any(wheel.fits for wheel in self.wheels):
             found.append(f"no wheel for Python {sys.version_info.major}.{sys.version_info.minor} here")
-        if any(not wheel.sha256 for address, source in self.sources.items() if not address.startswith("file:") for wheel in source.wheels):
+        if any(not wheel.sha256 for address, source in self.sources.items() if not address.startswith("file:")
+               for wheel in source.wheels):
             found.append("listed without a hash")
         found += [f"{variant} failed to install on {failure.day}" for variant, failure in sorted(self.failures.items())]
         return found
 
     @property
     def variants(self) -> dict[str, Pins]:
-        """What installs it, by variant; those that a GPU can use come first.
+        """What installs it, by variant, those for GPUs first.
 
-        Where several indexes have a variant, one that lists it still, and that pip knows by itself, is preferred.
+        If several indexes have a variant, one that still lists it and is in pip's own configuration is preferred.
         """
         found: dict[str, tuple[Wheel, Source]] = {}
         for source in sorted(self.sources.values(), key=lambda source: (bool(source.vanished), bool(source.arguments))):
@@ -219,30 +226,32 @@ class Entry(_Part):
         return {variant: _pins(*found[variant], own) for variant in sorted(found, key=_preference)}
 
     def pins(self, variant: str | None = None) -> Pins | None:
-        """What installs `variant`, or what pip would choose; None where no index that was read has it."""
+        """Return what installs `variant` (None: what pip would choose); None if no synced index has it."""
         if variant is not None:
             return self.variants.get(variant)
         return next(iter(self.variants.values()), None)
 
     def merge(self, other: Entry) -> Self:
-        """This entry with what `other`, of the same build, knows besides. What an index says now replaces what it said before."""
+        """Return this entry merged with `other`, of the same build. An index's newer listing replaces its older one."""
         sources = dict(self.sources)
         for address, new in other.sources.items():
             old = sources.get(address, Source())
             sources[address] = new.model_copy(update={"triton": old.triton | new.triton})
         date = min(filter(None, (self.date, other.date)), default=None)
-        learnt: dict[str, object] = {
+        merged: dict[str, object] = {
             "date": date,
             "seen": None if date else min(filter(None, (self.seen, other.seen)), default=None),
             "sources": sources,
             "failures": self.failures | other.failures,
         }
-        if self.channel != "source":  # there they are part of which build it is
-            learnt |= {"git": self.git or other.git, "triton": self.triton or other.triton}
-        return Entry.model_validate(self.model_dump() | learnt)
+        if self.channel != "source":  # there they are part of the identity
+            merged |= {"git": self.git or other.git, "triton": self.triton or other.triton}
+        return Entry.model_validate(self.model_dump() | merged)
 
     def files(self) -> dict[str, str]:
-        """What its commit shows: ``build.json``, ``requirements.txt``, and a requirements file for each variant that is known."""
+        """Return its commit's files: ``build.json``, ``requirements.txt``, and one requirements file for each known
+        variant.
+        """
         requirements = {f"requirements-{variant}.txt": pins.requirements for variant, pins in self.variants.items()}
         return {
             "build.json": as_json(identity(self) | self.model_dump(exclude_defaults=True)),
@@ -258,34 +267,36 @@ def _preference(variant: str) -> tuple[int, str]:
 
 
 def _pins(wheel: Wheel, source: Source, own_triton: str | None) -> Pins:
-    # `==2.13.0` would admit 2.13.0+cpu, and pip prefers that one.
+    # `==2.13.0` also matches 2.13.0+cpu, which pip prefers.
     operator = "==" if wheel.version.local else "==="
-    asked = source.triton.get(wheel.variant, UNTOLD)
+    requirement = source.triton.get(wheel.variant, UNKNOWN_TRITON)
     triton = None
-    if version := _asked_version(asked):
-        triton = f"{Requirement(asked).name}=={version}"
+    if version := _required_version(requirement):
+        triton = f"{Requirement(requirement).name}=={version}"
     elif own_triton and not Version(own_triton).local:
-        # A Triton of an unreleased commit is on the index of the variant that asks for it, and perhaps not on this one's.
+        # A Triton of an unreleased commit is on the index of the variant that requires it, perhaps not on this one's.
         triton = f"triton=={own_triton}"
     return Pins(wheel.variant, f"torch{operator}{wheel.version}", triton, source.arguments)
 
 
-def _asked_version(asked: str) -> str | None:
-    """The version that a requirement pins or, of a range, its lowest.
+def _required_version(requirement: str) -> str | None:
+    """Return the version that a requirement pins, or the lowest of its range.
 
-    From 2.14 on PyTorch asks for ``triton~=3.8.0``. The lowest is the one that it came out with, and stays the same when more come.
+    Since 2.14 PyTorch requires ``triton~=3.8.0``. The lowest is the one that it was published with, and stays the same
+    when later ones appear.
     """
-    if asked in (NO_TRITON, UNTOLD):
+    if requirement in (NO_TRITON, UNKNOWN_TRITON):
         return None
-    lowest = [clause.version for clause in Requirement(asked).specifier if clause.operator in ("==", "===", "~=", ">=")]
+    lowest = [clause.version for clause in Requirement(requirement).specifier if clause.operator in ("==", "===", "~=",
+                                                                                                     ">=")]
     return lowest[0] if len(lowest) == 1 and "*" not in lowest[0] else None
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """Oldest first, each with its day and a tag of its own.
+    """Return `entries` oldest first, each with its day and a unique tag.
 
-    A day that only says when a build was first seen can be far too late (an old release, installed yesterday), so it is moved
-    back to before every later version.
+    The day on which a build was first seen can be far too late (an old release, installed yesterday), so it is moved
+    before that of every later version.
     """
     ordered: list[Entry] = []
     earliest: Date | None = None
@@ -296,18 +307,19 @@ def in_order(entries: Iterable[Entry]) -> list[Entry]:
         if not entry.dated and earliest is not None:
             day = max(min(day, earliest - timedelta(days=1)), EPOCH)
         earliest = min(day, earliest) if earliest else day
-        ordered.append(entry.model_copy(update={"day": day.isoformat(), "shares_tag": owners[tag_name(entry)] != entry.key}))
+        ordered.append(entry.model_copy(update={"day": day.isoformat(),
+                                                "shares_tag": owners[tag_name(entry)] != entry.key}))
     return sorted(ordered, key=lambda entry: (entry.day, entry.version))
 
 
-@lru_cache(maxsize=1)
-def _supported() -> frozenset:
+@cache
+def _supported_tags() -> frozenset:
     return frozenset(sys_tags())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _fits(filename: str) -> bool:
     try:
-        return not _supported().isdisjoint(parse_wheel_filename(filename)[3])
+        return not _supported_tags().isdisjoint(parse_wheel_filename(filename)[3])
     except InvalidWheelFilename:
         return False

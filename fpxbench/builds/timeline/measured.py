@@ -1,4 +1,4 @@
-"""Which builds have been measured on which machine, told from the results folder without reading its history."""
+"""Find which builds have been measured on which machine, without reading the whole history of the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fpxbench.records.store import Store
 
 @dataclass(frozen=True)
 class Measured:
-    """What one file of records holds of one build."""
+    """The records of one build in one file."""
 
     machine: str
     build: Build
@@ -24,11 +24,11 @@ class Measured:
 
 
 def measured(results: Path) -> Iterator[Measured]:
-    """Every build that the records under `results` are about, a machine and a variant at a time. Sweeps and reports name lines that
-    are broken; here they are passed over.
+    """Yield every build that the records under `results` are about, for each machine and variant.
 
-    Of a file the first record that can be read tells the build, and the rest is counted in lines. Source builds of one version
-    share a file whatever their commit and Triton, so that there every line is asked.
+    The first readable record of a file identifies the build, and the other lines are counted. Source builds of one
+    version share a file whatever their commit and Triton, so that every line of theirs is read. Broken lines are
+    skipped; sweeps and reports name them.
     """
     for path in Store(results).files():
         machine = path.parent.parent.name
@@ -38,7 +38,8 @@ def measured(results: Path) -> Iterator[Measured]:
                 continue
             if build.channel != "source":
                 lines.seek(0)
-                yield Measured(machine, build, sum(chunk.count(b"\n") for chunk in iter(lambda: lines.read(1 << 20), b"")))
+                yield Measured(machine, build,
+                               sum(chunk.count(b"\n") for chunk in iter(lambda: lines.read(1 << 20), b"")))
                 continue
             lines.seek(0)
             builds = [found for line in lines if (found := _build_alone(line)) is not None]
@@ -62,6 +63,6 @@ def _build_alone(line: bytes) -> Build | None:
 
 
 def _possible(build: Build) -> Build:
-    """`build`, if it can have a place on a timeline; records come from other machines. Raises ValueError."""
+    """Return `build` if a timeline can have it; records come from other machines. Raises ValueError."""
     Entry.of(build, today=EPOCH.isoformat())
     return build
