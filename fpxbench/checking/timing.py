@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 
 from fpxbench.checking import inputs
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 from fpxbench.records.record import Timing
+from fpxbench.stats import median_interval, median_ratio_interval
 
 Call = Callable[[], object]
 
@@ -38,23 +37,6 @@ class Samples:
     baseline: list[float]
     beyond_cache: bool
     """The rotated copies exceed the cache, so memory was really read."""
-
-
-def median_ci95(samples: list[float]) -> tuple[float, float, float]:
-    """Median and its 95% interval from order statistics (no assumption on the distribution)."""
-    ordered = np.sort(np.asarray(samples))
-    count = len(ordered)
-    low = int(stats.binom.ppf(0.025, count, 0.5))
-    return float(np.median(ordered)), float(ordered[max(low - 1, 0)]), float(ordered[min(count - low, count - 1)])
-
-
-def ratio_ci95(numerator: list[float], denominator: list[float], seed: int) -> tuple[float, float]:
-    """95% interval of the ratio of medians, by bootstrap."""
-    ratio = stats.bootstrap(
-        (np.asarray(numerator), np.asarray(denominator)), lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
-        n_resamples=400, method="percentile", rng=np.random.default_rng(seed), vectorized=True,
-    )
-    return float(ratio.confidence_interval.low), float(ratio.confidence_interval.high)
 
 
 def rotation(nbytes: int, cache_bytes: int) -> int:
@@ -154,9 +136,9 @@ def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
 
 def summarized(samples: Samples, seed: int) -> Timing:
     """Return the record's times: median, intervals, and the speedup over the baseline."""
-    median, low, high = median_ci95(samples.call)
-    baseline, _, _ = median_ci95(samples.baseline)
+    median, low, high = median_interval(samples.call)
+    baseline, _, _ = median_interval(samples.baseline)
     return Timing(
         samples_us=[round(s * 1e6, 4) for s in samples.call], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6),
-        baseline_us=baseline * 1e6, speedup=baseline / median, speedup_ci95=ratio_ci95(samples.baseline, samples.call, seed),
+        baseline_us=baseline * 1e6, speedup=baseline / median, speedup_ci95=median_ratio_interval(samples.baseline, samples.call, seed=seed),
     )

@@ -392,7 +392,7 @@ _STYLES = {"verdict worse": "red", "slower": "red", "faster": "green", "verdict 
 
 
 def _in_words(row) -> str:
-    from fpxbench.regressions.paired import percent
+    from fpxbench.stats import percent
 
     def interval(found: tuple[float, float, float]) -> str:
         return f"{percent(found[0])} [{percent(found[1], '')}, {percent(found[2], '')}]"

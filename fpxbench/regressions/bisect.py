@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build, Record
 from fpxbench.regressions.confirmation import upstream_range
-from fpxbench.regressions.paired import Ratio, fewest_pairs, percent, ratio_of_pairs
+from fpxbench.stats import Ratio, fewest_pairs, percent, ratio_of_pairs
 
 LEVEL = 0.95
 """Of the interval by which a build's time is told to be a good one's or a bad one's."""

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from fpxbench.records.record import Record, Timing
 from fpxbench.records.verdict import SEVERITY, Status
+from fpxbench.stats import median_ratio_interval
 
 NOISE = 0.02
 """Two sweeps of one build differ by so much, as a logarithm, for reasons that the samples of neither know of (another process,
 another place in memory): an interval is widened by it on both sides."""
-RESAMPLES = 1000
 LEVEL = 0.95
 
 
@@ -114,12 +114,9 @@ def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
     """Ratio of medians with its interval: bootstrap over the samples, widened by what sweeps differ by."""
-    rng = np.random.default_rng(0)      # the same records give the same answer
-    medians = [np.median(rng.choice(np.asarray(samples), (RESAMPLES, len(samples))), axis=1) for samples in (numerators, denominators)]
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(medians[0] / medians[1], [tail, 1 - tail])
+    low, high = median_ratio_interval(numerators, denominators, level=LEVEL)
     value = float(np.median(numerators) / np.median(denominators))
-    return value, float(low * math.exp(-NOISE)), float(high * math.exp(NOISE))
+    return value, low * math.exp(-NOISE), high * math.exp(NOISE)
 
 
 def _speedup_ratio(old: Timing, new: Timing) -> tuple[float, float, float] | None:

@@ -15,7 +15,7 @@ from fpxbench.records.case import Case
 from fpxbench.records.record import Record
 from fpxbench.records.verdict import Status
 from fpxbench.regressions.confirmation import Confirmation, Interval, Metric, Outcome, Run, Side
-from fpxbench.regressions.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
+from fpxbench.stats import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 
 LEVEL = 0.9999
 """Of an interval. It is looked at several times, and a case is suspected without cause about once a year: at 0.999 two of 1,000 such
@@ -191,7 +191,7 @@ def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[s
     names = sorted(good.keys() | bad.keys(), key=lambda name: name == "ok")
     chances = {name: min(chance_of_counts(good.get(name, 0), runs, bad.get(name, 0), runs),
                          chance_of_counts(bad.get(name, 0), runs, good.get(name, 0), runs)) for name in names}
-    best = min(names, key=chances.__getitem__)
+    best = min(names, key=lambda name: round(chances[name], 12))     # equal but for rounding is equal
     if chances[best] <= CHANCE_OF_COUNTS:
         return best, Outcome.CONFIRMED, chances[best]
     alike = runs >= RUNS_OF_A_VERDICT and len(good) == 1 and good == bad

@@ -12,7 +12,7 @@ from fpxbench.records.fields import Count, Finite, Integer, Label, Microseconds,
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Machine, RecordPart, StoredRecord, now
 from fpxbench.records.verdict import Status, Verdict
-from fpxbench.regressions.paired import Ratio
+from fpxbench.stats import Ratio
 
 Metric = Literal["time", "verdict"]
 Side = Literal["good", "bad"]

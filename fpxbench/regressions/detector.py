@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from fpxbench.stats import outlier_fence
+
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
@@ -94,13 +96,6 @@ Belief = Callable[[Change], bool]
 
 def believe_all(change: Change) -> bool:
     return True
-
-
-def fence(moves: Array) -> float:
-    """rustc-perf's bound on what is usual: Q3 + 3·IQR of the sizes of earlier moves, of which none may be NaN."""
-    ordered = np.sort(np.abs(moves))
-    low, high = np.interp((0.25 * (len(ordered) - 1), 0.75 * (len(ordered) - 1)), np.arange(len(ordered)), ordered)
-    return float(high + 3 * (high - low))
 
 
 def detect(values: Array, control: Array | None = None, believe: Belief = believe_all) -> list[Change]:
@@ -248,7 +243,7 @@ class _Reader:
         """§4: whether this series has moved as far before, without a change."""
         past = self.moves[k][row, max(0, split - HISTORY - k):split - k]
         past = past[np.isfinite(past)]
-        return len(past) >= LEAST_HISTORY and abs(self.moves[k][row, split]) <= fence(past)
+        return len(past) >= LEAST_HISTORY and abs(self.moves[k][row, split]) <= outlier_fence(past)
 
     def _control(self, row: int, split: int, now: int, sign: float) -> tuple[float | None, bool]:
         """§5: what the baseline did, and whether that leaves nothing for the case itself."""

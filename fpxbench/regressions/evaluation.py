@@ -18,7 +18,7 @@ from fpxbench.records.case import Case
 from fpxbench.regressions import confirm, recorded_series as recorded, synthetic
 from fpxbench.regressions.confirmation import Outcome
 from fpxbench.regressions.detector import Change, detect
-from fpxbench.regressions.paired import fewest_pairs, ratio_of_pairs
+from fpxbench.stats import fewest_pairs, ratio_of_pairs
 
 SEED = 20261124
 """Of the table."""

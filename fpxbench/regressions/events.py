@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpxbench.records.verdict import SEVERITY, Status
-from fpxbench.regressions.detector import fence
 from fpxbench.regressions.series import Panel, Verdicts
 from fpxbench.regressions.suspect import Direction, Event, Series
+from fpxbench.stats import outlier_fence
 
 RECENT = 30
 """Builds over which earlier changes are counted."""
@@ -149,7 +149,7 @@ def _allowed(name: str, panel: Panel, seeds: NDArray[np.float64]) -> NDArray[np.
 def _usual(past: NDArray[np.float64], move: float) -> bool:
     """Whether the series has moved as far from build to build before."""
     past = past[np.isfinite(past)]
-    return len(past) >= LEAST_HISTORY and abs(move) <= fence(past)
+    return len(past) >= LEAST_HISTORY and abs(move) <= outlier_fence(past)
 
 
 def _number(value: float, unit: str) -> str:

@@ -5,7 +5,6 @@ import random
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from fpxbench.integrations.notify.github_issues import confirmed, issues
 from fpxbench.records.case import Case
@@ -15,7 +14,7 @@ from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
 from fpxbench.regressions.confirmation import Confirmation, Outcome, upstream_range
-from fpxbench.regressions.paired import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
+from fpxbench.stats import Ratio, fewest_pairs, ratio_of_pairs
 
 CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)
 GOOD = Build(torch="2.15.0.dev20261101+cu130", channel="nightly", variant="cu130", date="2026-11-01", git="a" * 40, key="1" * 40)
@@ -140,41 +139,6 @@ def test_looking_again_and_again_confirms_next_to_nothing_that_is_not_there():
                 wrong += outcome is Outcome.CONFIRMED
                 break
     assert wrong <= 2
-
-
-# -- the interval -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_interval_covers_the_ratio_as_often_as_it_says_whatever_the_noise():
-    rng = np.random.default_rng(0)
-    for noise in (lambda n: rng.normal(0, 0.02, n), lambda n: rng.standard_t(2, n) * 0.02, lambda n: rng.choice([-0.1, 0.1], n)):
-        inside = 0
-        for _ in range(400):
-            ratio = ratio_of_pairs(np.exp(noise(12) + 0.05), np.ones(12), 0.95)
-            inside += ratio.low <= math.exp(0.05) <= ratio.high
-        assert inside / 400 > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 400)
-
-
-def test_the_interval_is_the_set_of_ratios_that_wilcoxons_test_does_not_reject():
-    differences = np.random.default_rng(3).normal(0.03, 0.05, 14)
-    ratio = ratio_of_pairs(np.exp(differences), np.ones(14), 0.95)
-    for shift, rejected in ((math.log(ratio.low) - 1e-6, True), (math.log(ratio.low) + 1e-6, False), (math.log(ratio.high) - 1e-6, False),
-                            (math.log(ratio.high) + 1e-6, True)):
-        assert (stats.wilcoxon(differences - shift, method="exact").pvalue < 0.05) == rejected
-
-
-def test_too_few_pairs_give_no_interval():
-    assert [fewest_pairs(level) for level in (0.95, 0.99, 0.999, 0.9999)] == [6, 8, 11, 15]
-    for level in (0.95, 0.99, 0.999, 0.9999):
-        assert not ratio_of_pairs([1.0] * (fewest_pairs(level) - 1), [1.0] * (fewest_pairs(level) - 1), level).known
-        assert ratio_of_pairs([1.0] * fewest_pairs(level), [1.0] * fewest_pairs(level), level).known
-
-
-@pytest.mark.parametrize("counts", [(0, 5, 5, 5), (1, 5, 4, 5), (3, 20, 12, 20), (0, 3, 0, 3)])
-def test_the_chance_of_counts_is_fishers(counts):
-    failed_good, good, failed_bad, bad = counts
-    expected = stats.fisher_exact([[failed_bad, failed_good], [bad - failed_bad, good - failed_good]], alternative="greater").pvalue
-    assert chance_of_counts(*counts) == pytest.approx(expected)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------------

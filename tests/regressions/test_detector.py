@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fpxbench.regressions import evaluation as contest, recorded_series as recorded, synthetic
-from fpxbench.regressions.detector import LEAST_CHANGE, detect, fence, level_and_noise
+from fpxbench.regressions.detector import LEAST_CHANGE, detect, level_and_noise
 
 
 def series(builds=60, noise=0.02, seed=1, rows=1):
@@ -129,10 +129,6 @@ def test_what_a_series_does_all_the_time_is_usual_for_it():
     levels = np.where(np.arange(365) // 4 % 2, 1.08, 1.0)
     changes = suspects(series(builds=365) * levels)
     assert not [change for change in changes if change.raised > 100]
-
-
-def test_the_fence_is_the_upper_quartile_and_three_times_the_distance_between_quartiles():
-    assert fence(np.array([0.0, 1, 2, 3, -4])) == 3 + 3 * (3 - 1)
 
 
 def test_level_and_noise_are_mean_and_deviation_and_a_spike_hardly_moves_them():

@@ -17,6 +17,7 @@ from fpxbench.checking.timing import Call, Samples
 from fpxbench.implementation import Implementation, discover
 from fpxbench.records.record import Timing
 from fpxbench.records.verdict import Status, Verdict, classify_exception
+from fpxbench.stats import median_interval
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.preload import preload
 from fpxbench.sweep.trial import prepare
@@ -132,7 +133,7 @@ def _seconds_of_one(target: Callable[[], object], at_once: int, device: str) -> 
 def _timing(samples: list[float], baseline: list[float], beyond_cache: bool, seed: int) -> Timing:
     if baseline:
         return timing.summarized(Samples(samples, baseline, beyond_cache), seed)
-    median, low, high = timing.median_ci95(samples)
+    median, low, high = median_interval(samples)
     return Timing(samples_us=[s * 1e6 for s in samples], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6))
 
 
