@@ -46,4 +46,4 @@ class CompiledMixedMM(Implementation):
             # Without CUDA graphs: those would hand the same output buffer to every call.
             mode = "max-autotune-no-cudagraphs" if a.is_cuda else None
             self._compiled[key] = compiled(mixed_mm_fp16 if a.dtype == torch.float16 else mixed_mm, mode=mode)
-        return self._compiled[key](a, b, weight.scales.reshape(-1)).reshape(*x.shape[:-1], weight.shape[0])
+        return self._compiled[key](a, b, weight.scale_grid().reshape(-1)).reshape(*x.shape[:-1], weight.shape[0])

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.packing import pieces
 
 from ._compiling import compiled
@@ -109,12 +110,14 @@ class CpuFused(Implementation):
             return Support.no(f"is written for CPUs; triton_fused does the same on {device}")
         if not scheme.quantized:
             return Support.no(f"{scheme.name} is not quantized, so there is nothing to decode")
+        if isinstance(scheme.format, Codebook):
+            return Support.no(f"decodes by arithmetic, and {scheme.format.name} is a list of values")
         return Support.yes()
 
     def matmul(self, x, weight):
         n, k = weight.shape
         fmt, block = weight.scheme.format, weight.scheme.scaling.block
-        words, grid = weight.packed.view(torch.int32), weight.scale_grid()
+        words, grid = weight.packed.view(torch.int32), weight.row_scales()
         a = activation_words(x.reshape(-1, k), fmt.bits, words.shape[1] * 32 // fmt.bits)
         out = a.new_empty(len(a), n)
         if len(a) <= MATVEC_TOKENS:

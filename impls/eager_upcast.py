@@ -4,11 +4,14 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.packing import padded_k, pieces
 
 
 def decode_table(fmt, device):
     """fp32 ``[2**bits]``: the number of each code, from the format's fields by shifts and one multiplication."""
+    if isinstance(fmt, Codebook):
+        return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], device=device)
     code = torch.arange(1 << fmt.bits, dtype=torch.int32, device=device)
     if fmt.twos_complement:
         signed = torch.where(code >> (fmt.bits - 1) > 0, code - (1 << fmt.bits), code)
@@ -54,11 +57,7 @@ class EagerUpcast(Implementation):
         return Support.yes()
 
     def matmul(self, x, weight):
-        fmt, block = weight.scheme.format, weight.scheme.scaling.block
-        n, k = weight.shape
-        codes = unpack_planar(weight.packed, fmt.bits, k)
+        fmt, scaling = weight.scheme.format, weight.scheme.scaling
+        codes = unpack_planar(weight.packed, fmt.bits, weight.shape[1])
         w = decode_table(fmt, x.device)[codes.int()]
-        scale = weight.scale_grid()
-        if block is not None:
-            scale = scale.repeat_interleave(block, dim=1)[:, :k]
-        return F.linear(x, (w * scale).to(x.dtype))
+        return F.linear(x, (w * scaling.spread(weight.scale_grid(), *weight.shape)).to(x.dtype))

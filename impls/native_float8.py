@@ -26,7 +26,7 @@ class NativeFloat8(Implementation):
 
     def matmul(self, x, weight):
         w = weight.packed.view(getattr(torch, TORCH_FLOAT8[weight.scheme.format.name]))
-        scale = weight.scales.reshape(-1)   # [N] or [1]
+        scale = weight.scale_grid().reshape(-1)   # [N] or [1]
         if x.dtype == torch.float16:        # codes go up to 57344: unscaled, the product would overflow fp16
             return F.linear(x, (w.float() * scale[:, None]).to(x.dtype))
         return (F.linear(x, w.to(x.dtype)) * scale).to(x.dtype)

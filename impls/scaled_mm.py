@@ -58,7 +58,7 @@ class ScaledMM(Implementation):
             return x.new_empty(*x.shape[:-1], n)
         # The CUDA kernels want N and K in multiples of 16; a byte of 0 is 0.0 in every format.
         packed = F.pad(weight.packed, (0, -k % 16, 0, -n % 16))
-        scale = F.pad(weight.scales.reshape(-1).expand(n), (0, -n % 16)).reshape(1, -1)
+        scale = F.pad(weight.scale_grid().reshape(-1).expand(n), (0, -n % 16)).reshape(1, -1)
         activation_dtype = torch.float8_e4m3fnuz if name in FNUZ else torch.float8_e4m3fn
         codes, row_scale = float8_rows(F.pad(flat, (0, -k % 16)), activation_dtype)
         # Row-wise scaled kernels write bf16 on CUDA.

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls import _triton_codes as codes
+from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scaling import scaling_named
 from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -120,7 +122,7 @@ class TritonFused(Implementation):
             return Support.no("needs Triton: pip install triton", missing=True)
         if not scheme.quantized:
             return Support.no(f"{scheme.name} has no codes to decode")
-        why_not = codes.why_not(scheme.format)
+        why_not = unread(scheme) or codes.why_not(scheme.format)
         return Support.no(why_not) if why_not else Support.yes()
 
     def no_timing(self, device: str) -> str | None:
@@ -273,6 +275,17 @@ def launch_dot(x: Tensor, weight: QuantizedWeight, out: Tensor, config: Dot) -> 
         x, aligned(weight.packed), *scale_tensors(weight), out, m, n,
         **constants, num_warps=config.num_warps, num_stages=config.num_stages,
     )
+
+
+def unread(scheme: Scheme) -> str | None:
+    """Why the kernels cannot read what `scheme` stores; None if they can."""
+    scaling = scheme.scaling
+    if isinstance(scheme.format, Codebook):
+        return f"decodes by arithmetic, and {scheme.format.name} is a list of values"
+    base = scaling_named(scaling.base_name)
+    if scaling.block_rows not in (1, None) or scaling.scale_format.format != base.scale_format.format or getattr(scaling, "divides", False):
+        return f"has no kernel for scales stored as {scaling.name}'s"
+    return None
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encode and decode for any `Format`, fast: the oracle.
+"""Encode and decode for any `Format` or `Codebook`, fast: the oracle.
 
 Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a lowest bit that says whether any
 was left behind, round as the whole number does, and there are few enough of them for a table made from the definition
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, rounded_codes, values_of
+from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.formats import WEIGHT_BITS, Format
 from fpxbench.numbers.rounding import Overflow, Rounding
 
@@ -33,7 +34,7 @@ _LARGEST_TABLE = 1 << 21
 
 def encode(
     x: Tensor,
-    fmt: Format,
+    fmt: Format | Codebook,
     rounding: Rounding = Rounding.NEAREST_EVEN,
     overflow: Overflow = Overflow.SATURATE,
     *,
@@ -49,11 +50,34 @@ def encode(
     Raises ValueError for NaN where the format has none (not seen under `torch.compile`), for an overflow that the
     format cannot express, and for random bits that are missing, too many or without use.
     """
+    if isinstance(fmt, Codebook):
+        return _encode_nearest(x, fmt, rounding, overflow)
     check_request(x, fmt, rounding, overflow, random_bits)
     flat = x.detach().reshape(-1)
     if not fmt.has_nan and not torch.compiler.is_compiling() and holds_nan(flat):
         raise ValueError(f"{fmt.name} has no NaN, and the input holds one")
     return encode_checked(flat, fmt, rounding, overflow, random_bits, generator).reshape(x.shape)
+
+
+def _encode_nearest(x: Tensor, codebook: Codebook, rounding: Rounding, overflow: Overflow) -> Tensor:
+    """Return uint8 codes of the nearest values of a `codebook`, same shape as `x`."""
+    if rounding is not Rounding.NEAREST_EVEN or overflow is not Overflow.SATURATE:
+        raise ValueError(f"{codebook.name} is a list of values: a number becomes the nearest, not by {rounding}, {overflow}")
+    if not torch.compiler.is_compiling() and holds_nan(x.reshape(-1)):
+        raise ValueError(f"{codebook.name} has no NaN, and the input holds one")
+    thresholds, upper, codes = _codebook_tables(codebook, str(x.device))
+    numbers = x.detach().double()       # holds every input and every midpoint of two fp32 values exactly
+    place = torch.searchsorted(thresholds, numbers)     # a number at a threshold stays below it
+    at_threshold = thresholds[place.clamp(max=len(thresholds) - 1)] == numbers
+    return codes[place + (at_threshold & upper[place.clamp(max=len(upper) - 1)])]
+
+
+@lru_cache(maxsize=16)
+def _codebook_tables(codebook: Codebook, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Thresholds between neighbouring values, fp64; whether a number at one goes up; the codes in the values' order."""
+    midpoints, upper = zip(*codebook.thresholds(), strict=True)
+    return (torch.tensor(midpoints, dtype=torch.float64, device=device), torch.tensor(upper, device=device),
+            torch.tensor([code for _, code in codebook.ascending()], dtype=torch.uint8, device=device))
 
 
 def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None) -> None:
@@ -139,19 +163,19 @@ def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: t
 
 
 @lru_cache(maxsize=64)
-def _decode_table(fmt: Format, device: str) -> Tensor:
+def _decode_table(fmt: Format | Codebook, device: str) -> Tensor:
     return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], dtype=torch.float32, device=device)
 
 
-def decode_table(fmt: Format, device: str | torch.device = "cpu") -> Tensor:
+def decode_table(fmt: Format | Codebook, device: str | torch.device = "cpu") -> Tensor:
     """What every code stands for: fp32 `[2**bits]`, exact."""
     return _decode_table(fmt, str(device)).clone()
 
 
-def decode(codes: Tensor, fmt: Format) -> Tensor:
+def decode(codes: Tensor, fmt: Format | Codebook) -> Tensor:
     """fp32 values of uint8 `codes`, same shape, exact."""
     if torch.compiler.is_compiling():
-        return values_of(codes, fmt)
+        return _decode_table(fmt, str(codes.device))[codes.int()] if isinstance(fmt, Codebook) else values_of(codes, fmt)
     flat = codes.reshape(-1).contiguous()
     if flat.device.type == "cpu" and flat.storage_offset() % 2 == 0 and not flat.numel() % 2:
         return _decode_in_pairs(flat, fmt).reshape(codes.shape)
@@ -160,7 +184,7 @@ def decode(codes: Tensor, fmt: Format) -> Tensor:
     return values.reshape(codes.shape)
 
 
-def _decode_in_pairs(flat: Tensor, fmt: Format) -> Tensor:
+def _decode_in_pairs(flat: Tensor, fmt: Format | Codebook) -> Tensor:
     """Two codes by one look-up: a CPU gathers 8 bytes as fast as 4. The table of all pairs fits its second-level cache."""
     size = 1 << fmt.bits
     if fmt.bits < 8 and flat.numel() and (largest := int(flat.max())) >= size:
@@ -177,7 +201,7 @@ def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
 
 
 @lru_cache(maxsize=16)
-def _pair_table(fmt: Format) -> Tensor:
+def _pair_table(fmt: Format | Codebook) -> Tensor:
     """The fp32 values of every two codes, by the bits of both: `[65536]` of 8 bytes each. Its numbers are moved, never computed with."""
     values = torch.zeros(256)
     values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")

@@ -30,7 +30,7 @@ MAX_RANDOM_BITS = 32
 def rounded_codes(
     x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, *, random_bits: int = 0, random: Tensor | None = None
 ) -> Tensor:
-    """uint8 codes of `x`, same shape, each rounded once.
+    """uint8 codes of `x`, same shape, each rounded once; integers of the source's width for a format over 8 bits.
 
     Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
     NaN; where there is none the caller must not ask.
@@ -109,7 +109,7 @@ def rounded_codes(
             code = torch.where(below & ~inward if fmt.has_zero else below, fmt.nan_code, code)
     if fmt.has_nan:
         code = torch.where(is_nan, fmt.nan_code, code)
-    return code.to(torch.uint8)
+    return code.to(torch.uint8) if fmt.bits <= 8 else code
 
 
 def _with_sign(code: Tensor, negative: Tensor, fmt: Format) -> Tensor:

@@ -1,12 +1,13 @@
-"""Scheme = format + scaling: the unit that users choose, by name."""
+"""Scheme = format + scaling, of the weight and where they are quantized too of the activations: what users choose, by name."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from fpxbench.numbers.codebook import CODEBOOKS, Codebook, table_named
 from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.numbers.scaling import Scales, Scaling, scaling_named
 
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a weight is stored. `format` and `scaling` are None for the dense schemes ``bf16`` and ``fp16``."""
+    """How a weight is stored, and how the activations that it multiplies are rounded first.
+
+    format, scaling : None for the dense schemes ``bf16`` and ``fp16``
+    activation : how activations [M, K] are quantized, by the same words: ``row`` is a scale a token, ``g128`` one for 128
+        neighbours along K, ``tensor`` one for all. None: they stay as they are (weight-only).
+    """
 
     name: str
-    format: Format | None
+    format: Format | Codebook | None
     scaling: Scaling | None
+    activation: Scheme | None = None
 
     @property
     def quantized(self) -> bool:
@@ -52,6 +59,13 @@ class Scheme:
         weight = checked_weight(weight).float()
         scales = self.scaling.choose(weight, self.format)
         return encode(self.scaling.divide(weight, scales), self.format), scales
+
+    def rounded_activation(self, x: Tensor) -> Tensor:
+        """Return activations `x` [..., K] as the product meets them: fp32, quantized if the scheme says so."""
+        if self.activation is None or x.numel() == 0:
+            return x.float()
+        flat = x.reshape(-1, x.shape[-1])
+        return self.activation.dequantize(*self.activation.quantize(flat)).reshape(x.shape)
 
     def dequantize(self, codes: Tensor, scales: Scales) -> Tensor:
         """Return fp32 [N, K] from uint8 `codes` [N, K] and their scales: decode exactly, multiply once."""
@@ -94,7 +108,7 @@ _STANDARD = {
     "mxfp4": ("e2m1", "mx"),
     "nvfp4": ("e2m1", "nv"),
 }
-_BY_PARTS = {f"{fmt}-{scaling}": name for name, (fmt, scaling) in _STANDARD.items()}
+_BY_PARTS = {parts: name for name, parts in _STANDARD.items()}
 
 SCHEMES: tuple[str, ...] = (
     "bf16",
@@ -120,20 +134,31 @@ SCHEMES: tuple[str, ...] = (
 def scheme_named(name: str) -> Scheme:
     """Return the scheme of that name: a standard's (``mxfp4``), or ``FORMAT-SCALING`` (``e3m2-g128``, ``e2m2-row``).
 
-    Raises ValueError naming the nearest valid schemes.
+    A standard's name takes modifiers too (``mxfp4.rceil``). After a ``+`` follows how activations are quantized
+    (``e4m3fn-row+e4m3fn-row``, ``nvfp4+nvfp4``). Raises ValueError naming the nearest valid schemes.
     """
+    weight, plus, activation = name.partition("+")
+    if plus:
+        of_weight, of_activation = scheme_named(weight), scheme_named(activation)
+        if not (of_weight.quantized and of_activation.quantized) or of_activation.activation is not None:
+            raise ValueError(f"no scheme {name!r}: on both sides of its + stands a quantized scheme, as in e4m3fn-row+e4m3fn-row")
+        return replace(of_weight, name=f"{of_weight.name}+{of_activation.name}", activation=of_activation)
     if name in _DENSE:
         return Scheme(name, None, None)
-    if name in _STANDARD:
-        fmt, scaling = _STANDARD[name]
-        return Scheme(name, FORMATS[fmt], scaling_named(scaling))
-    if name in _BY_PARTS:
-        return scheme_named(_BY_PARTS[name])
-    fmt, dash, scaling = name.rpartition("-")
+    standard, dot, modifiers = name.partition(".")
+    if standard in _STANDARD:
+        fmt, scaling = _STANDARD[standard]
+    else:
+        fmt, dash, scaling = name.rpartition("-")
+        base, dot, modifiers = scaling.partition(".")
+        if (fmt, base) in _BY_PARTS:
+            return scheme_named(_BY_PARTS[fmt, base] + dot + modifiers)
     try:
+        if standard in _STANDARD:
+            return Scheme(name, FORMATS[fmt], scaling_named(scaling + dot + modifiers))
         if not dash:
             raise ValueError("a scheme is FORMAT-SCALING")
-        scheme = Scheme(name, format_named(fmt), scaling_named(scaling))
+        scheme = Scheme(name, _element_named(fmt), scaling_named(scaling))
     except ValueError as error:
         near = difflib.get_close_matches(name, SCHEMES, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known by name: {', '.join(SCHEMES)}"
@@ -141,3 +166,9 @@ def scheme_named(name: str) -> Scheme:
     if not scheme.format.signed:
         raise ValueError(f"no scheme {name!r}: {scheme.format.name} holds scales, not weights: it has no sign")
     return scheme
+
+
+def _element_named(name: str) -> Format | Codebook:
+    if name in CODEBOOKS:
+        return CODEBOOKS[name]
+    return table_named(name.replace(":", ".", 1)) if name.startswith(("table.", "table:")) else format_named(name)

@@ -64,6 +64,11 @@ class QuantizedWeight:
         """The factor of each block, fp32 ``[N or 1, G]``; nv's tensor scale is folded in."""
         return self.scheme.scaling.factors(self.stored_scales)
 
+    def row_scales(self) -> Tensor:
+        """Return what each row's blocks along K are multiplied by, fp32 ``[N or 1, G]``: blocks of several rows repeated."""
+        grid, rows = self.scale_grid(), self.scheme.scaling.block_rows
+        return grid if rows in (1, None) else grid.repeat_interleave(rows, dim=0)[:self.shape[0]]
+
     def dequantize(self) -> Tensor:
         """fp32 ``[N, K]`` by the oracle: the very codes and scales stored here, decoded by definition."""
         if not self.scheme.quantized:

@@ -13,6 +13,8 @@ Activation = Literal["bf16", "fp16"]
 
 Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)]
 """Of an id, which becomes a file name and a link."""
+SchemePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=80)]
+"""Like `Part`; a + joins the weight's and the activations'."""
 
 
 class Case(BaseModel):
@@ -21,7 +23,7 @@ class Case(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     implementation: Part
-    scheme: Part
+    scheme: SchemePart
     workload: Part
     m: Tokens
     n: Dimension

@@ -5,9 +5,11 @@ Each family is one file with a subclass of `Scaling`, and one entry of `FAMILIES
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from fpxbench.numbers.scaling.base import Scales, Scaling
+from fpxbench.numbers.scaling.block2d import Block2DScaling
 from fpxbench.numbers.scaling.group import GroupScaling
 from fpxbench.numbers.scaling.mx import MXScaling
 from fpxbench.numbers.scaling.nv import NVScaling
@@ -17,14 +19,29 @@ from fpxbench.numbers.scaling.tensor import TensorScaling
 
 __all__ = ["FAMILIES", "ScaleFormat", "Scales", "Scaling", "scaling_named"]
 
-FAMILIES: tuple[type[Scaling], ...] = (TensorScaling, RowScaling, GroupScaling, MXScaling, NVScaling)
+FAMILIES: tuple[type[Scaling], ...] = (TensorScaling, RowScaling, GroupScaling, Block2DScaling, MXScaling, NVScaling)
 
 
 @lru_cache(maxsize=None)
 def scaling_named(name: str) -> Scaling:
-    """Return the scaling of that name: ``tensor``, ``row``, ``mx``, ``nv``, or ``gN``. Raise ValueError for anything else."""
+    """Return the scaling of that name: ``tensor``, ``row``, ``gN``, ``bRxC``, ``mx``, ``nv``, with its modifiers (``mx.rceil``).
+
+    Raises ValueError for anything else, with what there is.
+    """
+    base, *modifiers = name.split(".")
     for family in FAMILIES:
-        if (scaling := family.parse(name)) is not None:
-            return scaling
-    fixed = ", ".join(family.kind for family in FAMILIES if family is not GroupScaling)
-    raise ValueError(f"no scaling {name!r}: one of {fixed}, or gN for groups of N (2 to 65536) as in g128")
+        if (scaling := family.parse(base)) is not None:
+            return _modified(scaling, modifiers)
+    raise ValueError(f"no scaling {name!r}: one of tensor, row, mx, nv, nv16x16, gN for groups of N (2 to 65536) as in g128, "
+                     "or bRxC for blocks of R rows by C columns as in b128x128")
+
+
+def _modified(scaling: Scaling, modifiers: list[str]) -> Scaling:
+    known = scaling.modifiers()
+    for modifier in modifiers:
+        if modifier not in known:
+            raise ValueError(f"{scaling.base_name} has no modifier {modifier!r}: one of {', '.join(known)}")
+    fields = [field for modifier in modifiers for field in known[modifier]]
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"{scaling.base_name}.{'.'.join(modifiers)} sets {max(fields, key=fields.count)} twice")
+    return replace(scaling, **{field: value for modifier in modifiers for field, value in known[modifier].items()})

@@ -7,10 +7,10 @@ a subclass of `Scaling`, and a line in the table of `fpxbench.numbers.scaling`. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fpxbench.numbers.formats import Format
-from fpxbench.numbers.scaling.scale_format import FP32_SCALE, ScaleFormat
+from fpxbench.numbers.scaling.scale_format import FP32_SCALE, STORED_AS, ScaleFormat
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Scales:
     """Scales as stored, one a block in the shape of `Scaling.grid_shape`.
 
-    stored : fp32 ``[R, G]``, or uint8 codes ``[R, G]`` of the scaling's `scale_format`
+    stored : ``[R, G]``, in the scaling's `scale_format`: fp32, bf16 or fp16 numbers, or uint8 codes
     tensor_scale : the second level of a scaling that has one (nv), fp32 ``[1]``
     """
 
@@ -38,29 +38,44 @@ class Scaling:
 
     block_rows : rows of a block; None: all N
     block : columns of a block; None: all K
+    scale_format : how a scale is stored
     """
 
     block_rows: int | None = 1
     block: int | None = None
+    scale_format: ScaleFormat = FP32_SCALE
 
     kind: ClassVar[str]
     """The family's name, for people and for compiled kernels. Ask the scaling instead of comparing it."""
     description: ClassVar[str]
     source: ClassVar[str]
     """Where the scaling is defined."""
-    scale_format: ClassVar[ScaleFormat] = FP32_SCALE
+    used_by: ClassVar[str] = ""
+    """Models and libraries that use it, for listings."""
     has_tensor_scale: ClassVar[bool] = False
     """Whether block scales are themselves scaled, by one fp32 number a weight."""
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
-        """Return the scaling of that name; None if it is of another family. Raise nothing."""
+        """Return the scaling of that name, without modifiers; None if it is of another family. Raise nothing."""
         return cls() if name == cls.kind else None
 
     @property
-    def name(self) -> str:
-        """As in a scheme's name; `parse` reads it."""
+    def base_name(self) -> str:
+        """The name without modifiers, as `parse` reads it."""
         return self.kind
+
+    @classmethod
+    def modifiers(cls) -> dict[str, dict[str, Any]]:
+        """Return the modifiers that a name of this family may end in, each with the fields that it sets."""
+        return {name: {"scale_format": stored} for name, stored in STORED_AS.items()}
+
+    @property
+    def name(self) -> str:
+        """As in a scheme's name: ``g128``, ``g128.bf16``, ``mx.rceil``."""
+        names = [name for name, fields in self.modifiers().items()
+                 if all(getattr(self, field) == value for field, value in fields.items())]
+        return ".".join([self.base_name, *names])
 
     # Blocks.
 

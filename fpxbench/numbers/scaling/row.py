@@ -12,3 +12,4 @@ class RowScaling(Scaling):
     kind = "row"
     description = "one fp32 scale for each row (output channel)"
     source = "torchao PerRow, compressed-tensors channel"
+    used_by = "torchao float8, LLM Compressor FP8, vLLM"

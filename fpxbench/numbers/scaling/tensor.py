@@ -1,16 +1,34 @@
-"""``tensor``: one fp32 scale a weight."""
+"""``tensor``: one fp32 scale a weight; ``tensor.static`` for activations whose scale was fixed beforehand."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fpxbench.numbers.scaling.base import Scaling
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scaling.base import Scales, Scaling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CALIBRATED_AMAX = 8.0
+"""What ``static`` takes for the largest magnitude, whatever the numbers: larger ones saturate. Of N(0, 1) one in 10**15 is."""
 
 
 @dataclass(frozen=True)
 class TensorScaling(Scaling):
     block_rows: int | None = None
+    static: bool = False
 
     kind = "tensor"
-    description = "one fp32 scale for the whole weight"
-    source = "torchao PerTensor, TensorRT-LLM FP8"
+    description = "one fp32 scale for the whole weight; tensor.static: for activations, fixed at 8 / max beforehand"
+    source = "torchao PerTensor, TensorRT-LLM FP8; static: input_scale in ModelOpt's and compressed-tensors' checkpoints"
+    used_by = "TensorRT-LLM FP8, ModelOpt FP8"
+
+    @classmethod
+    def modifiers(cls) -> dict[str, dict[str, Any]]:
+        return {**super().modifiers(), "static": {"static": True}}
+
+    def scales_of(self, amax: Tensor, fmt: Format) -> Scales:
+        """Return ``amax / max``, or under ``static`` the calibrated scale; 1 for a tensor of zeros."""
+        return super().scales_of(amax.new_full(amax.shape, CALIBRATED_AMAX) if self.static else amax, fmt)
