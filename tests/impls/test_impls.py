@@ -192,3 +192,26 @@ def test_the_seed_case_of_the_issue_is_right():
 def test_cpu_fused_is_refused_off_the_cpu():
     support = KNOWN["cpu_fused"]().supports(scheme_named("e4m3fn-row"), "cuda")
     assert not support.supported and "cuda" in support.reason
+
+
+VARIANTS = ["e4m3fn-b128x128", "e4m3fn-b32x48.e8m0", "e3m2-g32.bf16", "mxfp4.rceil", "nvfp4.div", "nvfp4.4over6", "e2m1-nv16x16",
+            "nf4-g64", "bnbfp4-g64", "e4m3fn-row.fp16", "int4-g32.bf16"]
+
+
+@pytest.mark.parametrize("scheme", VARIANTS)
+@pytest.mark.parametrize("name", ["eager_upcast", "cpu_fused", "native_float8", "compiled_mixed_mm"])
+def test_scales_and_values_of_other_libraries_are_multiplied_right_or_refused(name, scheme):
+    scheme, implementation = scheme_named(scheme), KNOWN[name]()
+    support = implementation.supports(scheme, "cpu")
+    if not support.supported:
+        assert support.reason
+        return
+    weight = implementation.quantize(torch.randn(150, 100), scheme)
+    x = torch.randn(3, 100, dtype=torch.bfloat16)
+    expected = reference.matmul_reference(x, implementation.dequantize(weight).float(), quantized=True)
+    assert reference.compare(implementation.matmul(x, weight), expected).within
+
+
+def test_every_variant_has_an_implementation():
+    taken = {scheme for scheme in VARIANTS for cls in KNOWN.values() if cls().supports(scheme_named(scheme), "cpu").supported}
+    assert taken == set(VARIANTS)
