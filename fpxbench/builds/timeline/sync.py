@@ -234,8 +234,8 @@ def _read_metadata(timeline: Timeline, requests: list[_MetadataRequest], fetcher
             try:
                 metadata = read_wheel_metadata(request.listed, fetcher, with_git=request.git)
             except NotThere:
-                result.remarks.append(f"{entry.tag}: the index lists {request.listed.wheel.filename} and does not have "
-                                      "it")
+                result.remarks.append(f"{entry.tag}: the index does not have "
+                                      f"{request.listed.wheel.filename}, which it lists")
                 continue
             except Unreachable as error:
                 failures.append(f"{entry.tag}: {error}")
