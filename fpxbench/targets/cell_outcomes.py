@@ -11,13 +11,12 @@ import math
 import re
 from functools import lru_cache
 
-from fpxbench.numbers.formats import FORMATS, Format, format_named
+from fpxbench.numbers.formats import BF16, FORMATS, FP16, FP32, Format, format_named
 from fpxbench.records.kinds import Kind, sibling_kind
 from fpxbench.records.verdict import Status
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import excerpt, failure, native_errors
 from fpxbench.targets.encode_check import mistake
-from fpxbench.targets.floats import BF16, FP16, FP32
 from fpxbench.targets.inductor_probes import UNFUSED, told
 from fpxbench.targets.matrix import CellOutcome, KernelMetrics
 from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, ProbeSpec

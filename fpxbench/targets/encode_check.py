@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from fpxbench.numbers.formats import Format, format_named
+from fpxbench.numbers.formats import BF16, FP16, FP32, Format, format_named
+from fpxbench.numbers.rounding import Overflow, Rounding
 from fpxbench.records.kinds import Kind, sibling_kind
-from fpxbench.targets.floats import BF16, FP16, FP32, Float
+from fpxbench.targets.floats import nearest
 from fpxbench.targets.ptx import converted
-
-if TYPE_CHECKING:
-    from fpxbench.numbers.rounding import Rounding
 
 SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
 
 @lru_cache(maxsize=64)
-def discriminating_inputs(fmt: Format, source: Float) -> tuple[int, ...]:
+def discriminating_inputs(fmt: Format, source: Format) -> tuple[int, ...]:
     """Bits of `source` numbers."""
     magnitudes = [fmt.value(code) for code in range(fmt.max_code + 1)]
     points = {*magnitudes, *((a + b) / 2 for a, b in itertools.pairwise(magnitudes))}
-    bits = {source.nearest(point) + step for point in points for step in (-1, 0, 1)}
+    bits = {nearest(source, point) + step for point in points for step in (-1, 0, 1)}
     kept = sorted(b for b in bits if b >= 0 and source.value(b) <= fmt.max)
-    return (*kept, *(b | 1 << (source.bits - 1) for b in kept))
+    return (*kept, *(b | source.sign_bit for b in kept))
 
 
 def mistake(ptx: str, format_name: str, source_name: str, rounding: str, elements_a_thread: int) -> tuple[Kind, str, str] | None:
@@ -36,8 +33,6 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
 
     Raises Unmodelled where that cannot be told.
     """
-    from fpxbench.numbers.rounding import Rounding
-
     fmt, source = format_named(format_name), SOURCES[source_name]
     inputs = discriminating_inputs(fmt, source)
     codes = converted(ptx, inputs, source.bits // 8, 1, elements_a_thread)
@@ -54,25 +49,19 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
 
 
 @lru_cache(maxsize=256)
-def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "", first: str = "", by: Format | None = None) -> tuple[int, ...]:
+def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "", first: Rounding = Rounding.NEAREST_EVEN, by: Format | None = None) -> tuple[int, ...]:
     """The codec's codes of the inputs that tell for `fmt`; by way of fp16 or bf16 if so asked, rounded there by `first`; or those of
     another format."""
-    import torch
-
-    from fpxbench.numbers.codec import Overflow, encode
-
     source = SOURCES[source_name]
     numbers = [source.value(bits) for bits in discriminating_inputs(fmt, source)]
     if through:
         way = SOURCES[through]
-        numbers = [way.value(getattr(way, first)(number)) for number in numbers]
-    return tuple(encode(torch.tensor(numbers, dtype=torch.float64), by or fmt, rounding, Overflow.SATURATE).tolist())
+        numbers = [way.value(way.round(number, first, Overflow.INFINITY)) for number in numbers]
+    return tuple((by or fmt).round(number, rounding) for number in numbers)
 
 
 def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
     """The known mistake that gives exactly these codes."""
-    from fpxbench.numbers.rounding import Rounding
-
     asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)
     for rounding, kind, said in (
@@ -81,9 +70,9 @@ def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> 
     ):
         if found == _codes(fmt, source_name, rounding):
             return kind, f"{said}, and was asked to round {asked_as}"
-        for through, first in itertools.product(("fp16", "bf16"), ("nearest", "toward_zero")):
+        for through, first in itertools.product(("fp16", "bf16"), (Rounding.NEAREST_EVEN, Rounding.TOWARD_ZERO)):
             if through != source_name and found == _codes(fmt, source_name, rounding, through, first):
-                before = "to nearest even" if first == "nearest" else "towards zero"
+                before = "to nearest even" if first is Rounding.NEAREST_EVEN else "towards zero"
                 return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {said.removeprefix('rounds ')}"
     other = fmt.sibling
     if other is not None and found == _codes(fmt, source_name, asked, by=other):

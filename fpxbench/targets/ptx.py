@@ -6,16 +6,13 @@ rounding that the instruction leaves open. Source of the semantics: NVIDIA's PTX
 
 from __future__ import annotations
 
-import bisect
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import cache
 
-from fpxbench.numbers.formats import FORMATS, Format
-from fpxbench.targets.floats import BF16, FP16, FP32, Float, greatest, least, product, total
+from fpxbench.numbers.formats import BF16, FORMATS, FP16, FP32, Format
+from fpxbench.targets.floats import flushed, greatest, least, nearest, product, total, toward_zero
 
 
 class Unmodelled(ValueError):
@@ -144,7 +141,7 @@ class _State:
         return self.read(base, 64) + (int(offset, 0) if offset else 0)
 
 
-_FLOATS: dict[str, Float] = {"f32": FP32, "f16": FP16, "bf16": BF16}
+_FLOATS: dict[str, Format] = {"f32": FP32, "f16": FP16, "bf16": BF16}
 _CODED: dict[str, Format] = {"e4m3x2": FORMATS["e4m3fn"], "e5m2x2": FORMATS["e5m2"]}
 
 
@@ -286,7 +283,7 @@ def _set(state: _State, i: Instruction) -> None:
         raise Unmodelled(i.text)
     a, b = (state.read(name, 32) for name in i.operands[1:])
     holds = (_COMPARISONS[comparison](FP16.value(a >> shift & 0xFFFF), FP16.value(b >> shift & 0xFFFF)) for shift in (0, 16))
-    low, high = (FP16.nearest(float(held)) for held in holds)
+    low, high = (nearest(FP16, float(held)) for held in holds)
     state.write(i.operands[0], low | high << 16, 32)
 
 
@@ -314,9 +311,9 @@ def _arithmetic(state: _State, i: Instruction) -> None:
         numbers = []
         for name in sources:
             bits = state.read(name, kind.bits * lanes) >> (kind.bits * lane) & ((1 << kind.bits) - 1)
-            numbers.append(kind.value(kind.flushed(bits) if ftz else bits))
-        bits = kind.nearest(_FLOAT_OPERATIONS[i.name](*numbers))
-        result |= (kind.flushed(bits) if ftz else bits) << (kind.bits * lane)
+            numbers.append(kind.value(flushed(kind, bits) if ftz else bits))
+        bits = nearest(kind, _FLOAT_OPERATIONS[i.name](*numbers))
+        result |= (flushed(kind, bits) if ftz else bits) << (kind.bits * lane)
     state.write(to, result, kind.bits * lanes)
 
 
@@ -351,12 +348,12 @@ def _cvt(state: _State, i: Instruction) -> None:
     options = set(i.modifiers[:-2])
     if from_type in _CODED and to_type in ("f16x2", "bf16x2") and options == {"rn"}:
         kind, codes = _FLOATS[to_type[:-2]], state.read(sources[0], 16)
-        low, high = (kind.nearest(_CODED[from_type].value(codes >> shift & 0xFF)) for shift in (0, 8))
+        low, high = (nearest(kind, _CODED[from_type].value(codes >> shift & 0xFF)) for shift in (0, 8))
         state.write(to, low | high << 16, 32)
     elif to_type in ("f16x2", "bf16x2") and from_type == "f32" and options in ({"rn"}, {"rz"}):
         kind = _FLOATS[to_type[:-2]]
-        rounded = kind.nearest if options == {"rn"} else kind.toward_zero
-        high, low = (rounded(FP32.value(state.read(name, 32))) for name in sources)
+        rounded = nearest if options == {"rn"} else toward_zero
+        high, low = (rounded(kind, FP32.value(state.read(name, 32))) for name in sources)
         state.write(to, low | high << 16, 32)
     elif to_type in _CODED and options == {"rn", "satfinite"}:
         if from_type == "f32":
@@ -364,35 +361,15 @@ def _cvt(state: _State, i: Instruction) -> None:
         else:
             kind, lanes = _FLOATS[from_type.removesuffix("x2")], state.read(sources[0], 32)
             low, high = kind.value(lanes & 0xFFFF), kind.value(lanes >> 16)
-        state.write(to, _nearest_code(_CODED[to_type], low) | _nearest_code(_CODED[to_type], high) << 8, 16)
+        state.write(to, _CODED[to_type].round(low) | _CODED[to_type].round(high) << 8, 16)
     elif to_type in _FLOATS and from_type in _FLOATS:
         _between_floats(state, i, options)
     elif to_type in _FLOATS and options <= {"rn"}:
-        state.write(to, _FLOATS[to_type].nearest(float(_number(state, sources[0], from_type))), _FLOATS[to_type].bits)
+        state.write(to, nearest(_FLOATS[to_type], float(_number(state, sources[0], from_type))), _FLOATS[to_type].bits)
     elif not options and from_type not in _FLOATS and to_type not in _FLOATS:
         state.write(to, int(_number(state, sources[0], from_type)), _width(to_type))
     else:
         raise Unmodelled(i.text)
-
-
-@cache
-def _magnitudes(fmt: Format) -> list[float]:
-    """Its finite numbers without sign: they ascend with their codes."""
-    return [fmt.value(code) for code in range(fmt.max_code + 1)]
-
-
-def _nearest_code(fmt: Format, number: float) -> int:
-    """Ties to even; what is past the maximum becomes the maximum (``satfinite``), and NaN the one with every bit but the sign."""
-    if math.isnan(number):
-        return 0x7F
-    magnitudes, magnitude = _magnitudes(fmt), abs(number)
-    above = bisect.bisect_left(magnitudes, magnitude)
-    if above > fmt.max_code:
-        code = fmt.max_code
-    else:
-        below = max(above - 1, 0)
-        code = min((above, below), key=lambda code: (abs(Fraction(magnitudes[code]) - Fraction(magnitude)), code & 1))
-    return code | (math.copysign(1.0, number) < 0) << 7
 
 
 def _between_floats(state: _State, i: Instruction, options: set[str]) -> None:
@@ -400,8 +377,8 @@ def _between_floats(state: _State, i: Instruction, options: set[str]) -> None:
         raise Unmodelled(i.text)
     target, source = (_FLOATS[type_] for type_ in i.modifiers[-2:])
     bits = state.read(i.operands[1], source.bits)
-    number = source.value(source.flushed(bits) if "ftz" in options and source is FP32 else bits)
-    result = target.toward_zero(number) if "rz" in options else target.nearest(number)
+    number = source.value(flushed(source, bits) if "ftz" in options and source is FP32 else bits)
+    result = (toward_zero if "rz" in options else nearest)(target, number)
     if not options & {"rn", "rz"} and not math.isnan(number) and target.value(result) != number:
         raise Unmodelled(f"{i.text}: {number} has to be rounded, and how is not said")
     state.write(i.operands[0], result, target.bits)
@@ -437,6 +414,6 @@ def converted(ptx: str, numbers: Sequence[int], source_bytes: int, out_bytes: in
     return [memory.read(target + at * out_bytes, out_bytes) for at in range(len(numbers))]
 
 
-def decoded_table(ptx: str, out: Float, codes_a_thread: int, threads: int = 32) -> list[float]:
+def decoded_table(ptx: str, out: Format, codes_a_thread: int, threads: int = 32) -> list[float]:
     """What each of the 256 codes becomes in a kernel that converts a byte each to `out`, in blocks of so many threads. Raises Unmodelled."""
     return [out.value(bits) for bits in converted(ptx, range(256), 1, out.bits // 8, codes_a_thread, threads)]
