@@ -1,4 +1,4 @@
-"""How fast codes are made, read and packed, for asv: one round of contests in `setup_cache`, and then a look-up for each figure.
+"""How fast codes are made, read and packed, for asv: one round of measure_rows in `setup_cache`, and then a look-up for each figure.
 
 asv takes more for worse, so speeds are times here: `fpxbench codec` prints the same as speeds, of every format and layout.
 """
@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 
-from fpxbench.casts.codec_speed import COPY, OWN, Contest, contests
+from fpxbench.casts.codec_speed import COPY, OWN, SpeedRow, measure_rows
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.settings import Settings
 
@@ -27,36 +27,36 @@ BUDGET_S = 0.05
 
 
 def setup_cache() -> dict[str, dict]:
-    """Hold the contests; figures by row."""
+    """Hold the measure_rows; figures by row."""
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the child.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Isolation(SETTINGS.memory_limit) as isolation:
-            held = list(contests([*ENCODED, *DECODED, *MOVED], isolation, ELEMENTS, BUDGET_S))
+            measured = list(measure_rows([*ENCODED, *DECODED, *MOVED], isolation, ELEMENTS, BUDGET_S))
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    for contest in held:
-        if contest.died:
-            print(f"{contest.row}: {contest.died}", file=sys.stderr)
-    return {contest.row: figures(contest) for contest in held}
+    for row in measured:
+        if row.died:
+            print(f"{row.row}: {row.died}", file=sys.stderr)
+    return {row.row: figures(row) for row in measured}
 
 
-# asv's limit is on silence; each contest has a limit of its own, and waits before it while others measure on the same device.
+# asv's limit is on silence; each row has a limit of its own, and waits before it while others measure on the same device.
 setup_cache.timeout = 24 * 3600
 
 
-def figures(contest: Contest) -> dict[str, float]:
+def figures(row: SpeedRow) -> dict[str, float]:
     """What the benchmarks look up; NaN, which asv takes for skipped, where there is none."""
-    own = contest.timed.get(OWN)
+    own = row.timed.get(OWN)
     return {
         "time": own.per_element_s * 1e9 if own else math.nan,
-        "against_ml_dtypes": _times_as_long(contest, "ml_dtypes"),
-        "against_copy": _times_as_long(contest, COPY),
+        "against_ml_dtypes": _times_as_long(row, "ml_dtypes"),
+        "against_copy": _times_as_long(row, COPY),
     }
 
 
-def _times_as_long(contest: Contest, other: str) -> float:
-    ratio = contest.ratio(other)
+def _times_as_long(row: SpeedRow, other: str) -> float:
+    ratio = row.ratio(other)
     return 1 / ratio.median if ratio else math.nan
 
 

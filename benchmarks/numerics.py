@@ -32,11 +32,11 @@ except NoPyTorch:   # an environment that holds Triton alone: other benchmarks c
 
 def setup_cache() -> dict[str, dict]:
     """Judge the conversions; figures by conversion id."""
-    from fpxbench.casts.cast_run import run_numerics
+    from fpxbench.casts.cast_run import run_casts
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run = run_numerics(SETTINGS, ENGINES, GLOBS)
+    run = run_casts(SETTINGS, ENGINES, GLOBS)
     if run.interrupted:
         sys.exit("interrupted")
     return {

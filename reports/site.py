@@ -17,7 +17,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from fpxbench.builds.timeline import Timeline
-from fpxbench.casts.cast_record import NumericsRecord
+from fpxbench.casts.cast_record import CastRecord
 from fpxbench.records.store import BrokenLine, Store, latest
 from fpxbench.reports.casts.conversion_pages import (
     Judged,
@@ -76,7 +76,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     _clear(output)
     _write_assets(output / "assets")
     sweep_files = store.files()
-    numerics = Store(results, NumericsRecord)
+    numerics = Store(results, CastRecord)
     brief, broken_lines = _judged(numerics, builds)
     newest: dict[tuple[str, str, str], Sweep] = {}
     by_machine: dict[str, list[Heading]] = defaultdict(list)
@@ -128,7 +128,7 @@ def _gpu_first(heading: Heading) -> tuple:
     return heading.machine.kind == "cpu", heading.folder
 
 
-def _judged(store: Store[NumericsRecord], builds: int) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
+def _judged(store: Store[CastRecord], builds: int) -> tuple[dict[tuple[str, str], tuple[Judged, Since | None]], list[BrokenLine]]:
     """In brief, the conversions of every build that gets pages, with what changed since the build before it. Of the others no more is
     held than one machine's at a time.
     """
@@ -147,7 +147,7 @@ def _judged(store: Store[NumericsRecord], builds: int) -> tuple[dict[tuple[str, 
     return judged, broken_lines
 
 
-def _write_numerics(store: Store[NumericsRecord], judged: dict[tuple[str, str], tuple[Judged, Since | None]], output: Path, pages: Pages,
+def _write_numerics(store: Store[CastRecord], judged: dict[tuple[str, str], tuple[Judged, Since | None]], output: Path, pages: Pages,
                     swept: set[tuple[str, str]]) -> dict[tuple[str, str], tuple[Judged, Since | None]]:
     """The pages of the conversions of each build in `judged`, which is returned in full: their records are read once more, and none are
     held meanwhile but those of mistakes."""

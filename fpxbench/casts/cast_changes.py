@@ -6,15 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fpxbench.casts.cast_findings import what, who
-from fpxbench.casts.cast_record import NumericsRecord
+from fpxbench.casts.cast_findings import engines_of, operations_of
+from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import Conversion
 
 _UNTOLD = "untold"
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CastSnapshot:
     """What is kept of a record to compare it with later ones."""
 
     conversion: Conversion
@@ -23,16 +23,16 @@ class Snapshot:
     """Status, behaviour and the number of differing inputs, in words by name."""
 
     @classmethod
-    def of(cls, record: NumericsRecord) -> Snapshot:
+    def of(cls, record: CastRecord) -> CastSnapshot:
         status = str(record.verdict.status)
-        aspects = {"status": status, **record.behaviour.said()}
+        aspects = {"status": status, **record.behaviour.aspects()}
         if record.differing is not None:
             aspects["differing inputs"] = f"{record.differing:,}"
         return cls(record.conversion, f"{record.rules} {record.inputs_digest}", aspects)
 
 
 @dataclass(frozen=True)
-class Change:
+class CastChange:
     """One aspect that went from one value to another, in all the conversions that show it."""
 
     aspect: str
@@ -41,12 +41,12 @@ class Change:
     conversions: tuple[Conversion, ...]
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """``cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate``."""
-        return f"{what(self.conversions)} in {', '.join(who(self.conversions))}: {self.aspect.replace('_', ' ')} {self.before} → {self.after}"
+        return f"{operations_of(self.conversions)} in {', '.join(engines_of(self.conversions))}: {self.aspect.replace('_', ' ')} {self.before} → {self.after}"
 
 
-def changes(before: Iterable[Snapshot], after: Iterable[Snapshot]) -> list[Change]:
+def changes(before: Iterable[CastSnapshot], after: Iterable[CastSnapshot]) -> list[CastChange]:
     """What differs between two builds in the conversions that both have, given the same inputs; the most widespread first.
 
     The number of differing inputs is named only where nothing else tells that something changed. NaN codes that an earlier build did not
@@ -67,5 +67,5 @@ def changes(before: Iterable[Snapshot], after: Iterable[Snapshot]) -> list[Chang
             told.pop("differing inputs", None)
         for name, (was, now) in told.items():
             grouped[name, was, now].append(snapshot.conversion)
-    found = [Change(name, was, now, tuple(conversions)) for (name, was, now), conversions in grouped.items()]
-    return sorted(found, key=lambda change: (change.aspect != "status", -len(change.conversions), change.sentence))
+    found = [CastChange(name, was, now, tuple(conversions)) for (name, was, now), conversions in grouped.items()]
+    return sorted(found, key=lambda change: (change.aspect != "status", -len(change.conversions), change.message))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from fpxbench.casts.cast_record import EXACT_PRODUCT, Difference, Example, InputKind, NumericsRecord
+from fpxbench.casts.cast_record import EXACT_PRODUCT, CastRecord, DifferingInputs, Example, InputKind
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.casts.grid import grid
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status
@@ -30,16 +30,16 @@ _ORDER = {name: place for place, name in enumerate(DTYPES)}
 
 
 @dataclass(frozen=True)
-class Finding:
+class CastFinding:
     """One mistake or refusal.
 
-    mistake : what happens, in words, without figures
+    cause : what happens, without the counts
     records : all that show it, the one with the most differing inputs first
     """
 
     status: Status
-    mistake: str
-    records: tuple[NumericsRecord, ...]
+    cause: str
+    records: tuple[CastRecord, ...]
 
     @property
     def headline(self) -> str:
@@ -48,12 +48,12 @@ class Finding:
     @property
     def runs_on(self) -> list[str]:
         """``eager/cpu``, …"""
-        return who(record.conversion for record in self.records)
+        return engines_of(record.conversion for record in self.records)
 
     @property
     def what(self) -> str:
         """``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``."""
-        return what(record.conversion for record in self.records)
+        return operations_of(record.conversion for record in self.records)
 
     @property
     def only_interpreted(self) -> bool:
@@ -61,7 +61,7 @@ class Finding:
         return all(record.conversion.engine is Engine.TRITON_INTERPRETER for record in self.records)
 
     @property
-    def figures(self) -> str:
+    def counts(self) -> str:
         """``252 of 391,560 inputs``: of the worst."""
         worst = self.records[0]
         wrong = sum(difference.count for difference in worst.differences if not difference.permitted)
@@ -77,21 +77,21 @@ class Finding:
         wrong = [difference for difference in worst.differences if not difference.permitted]
         if not wrong:
             return ""
-        shown = telling_example(wrong, worst.conversion.target)
+        shown = clearest_example(wrong, worst.conversion.target)
         if worst.conversion.operation is Operation.FINFO:
             return f"{shown.input_value} is {shown.got_value}, not {shown.expected_value}"
         return (f"{worst.conversion.source} {shown.input} ({shown.input_value}) gives {worst.conversion.target} {shown.got} ({shown.got_value}), "
                 f"not {shown.expected} ({shown.expected_value})")
 
 
-def loses_infinity_and_nan(wrong: Iterable[Difference]) -> bool:
+def loses_infinity_and_nan(wrong: Iterable[DifferingInputs]) -> bool:
     """Whether what is wrong is that infinity becomes a finite number, and NaN a number."""
     by_kind = {one.kind: one for one in wrong}
     return by_kind.keys() == {InputKind.INFINITY, InputKind.NAN} and all(
         example.got_value not in _NOT_FINITE for example in by_kind[InputKind.INFINITY].examples)
 
 
-def telling_example(wrong: Iterable[Difference], target: str) -> Example:
+def clearest_example(wrong: Iterable[DifferingInputs], target: str) -> Example:
     """Of inputs that became what is not permitted, one where no rule would permit it: a NaN past the maximum may be right by itself, and
     wrong only beside others that saturate. An infinity that was lost comes before all else."""
     past = (InputKind.OVERFLOW, InputKind.INFINITY)
@@ -103,12 +103,12 @@ def telling_example(wrong: Iterable[Difference], target: str) -> Example:
     return next((example for kind, example in never if kind is InputKind.INFINITY), (never or candidates)[0][1])
 
 
-def who(conversions: Iterable[Conversion]) -> list[str]:
+def engines_of(conversions: Iterable[Conversion]) -> list[str]:
     """What carries them out: ``eager/cpu``, …"""
     return list(dict.fromkeys(conversion.runs_on for conversion in conversions))
 
 
-def what(conversions: Iterable[Conversion]) -> str:
+def operations_of(conversions: Iterable[Conversion]) -> str:
     """Operations and dtypes, each once: ``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``, ``~ uint16, uint32``."""
     by_operation: dict[Operation, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for conversion in conversions:
@@ -124,20 +124,20 @@ def what(conversions: Iterable[Conversion]) -> str:
     return "; ".join(parts)
 
 
-def find(records: Iterable[NumericsRecord]) -> list[Finding]:
+def find(records: Iterable[CastRecord]) -> list[CastFinding]:
     """Everything that is not `ok`, worst first, one finding a cause."""
-    groups: dict[tuple, list[NumericsRecord]] = defaultdict(list)
+    groups: dict[tuple, list[CastRecord]] = defaultdict(list)
     for record in records:
         if record.verdict.status is not Status.OK:
             conversion = record.conversion
             operation = "bits" if conversion.operation.on_bits else conversion.operation
             groups[record.verdict.status, record.verdict.kind, _cause(record), operation, conversion.what].append(record)
     # Causes that the same engines show are one finding.
-    together: dict[tuple, list[NumericsRecord]] = defaultdict(list)
+    together: dict[tuple, list[CastRecord]] = defaultdict(list)
     for (status, kind, cause, operation, _), group in groups.items():
         together[status, kind, cause, operation, tuple(record.conversion.runs_on for record in group)] += group
     found = [
-        Finding(status, cause, tuple(sorted(group, key=lambda record: -_wrong_share(record))))
+        CastFinding(status, cause, tuple(sorted(group, key=lambda record: -_wrong_share(record))))
         for (status, _, cause, _, _), group in together.items()
     ]
     return sorted(found, key=lambda finding: (SEVERITY[finding.status], finding.only_interpreted, -len(finding.records)))
@@ -158,13 +158,13 @@ class Disagreement:
     note: str = "all round alike"
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda (all round alike)``."""
         ways = "; ".join(f"{how} in {', '.join(where)}" for how, where in self.ways.items())
-        return f"{what(self.conversions)}: {self.about} {ways} ({self.note})"
+        return f"{operations_of(self.conversions)}: {self.about} {ways} ({self.note})"
 
 
-def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str]]]:
+def overflows(records: Iterable[CastRecord]) -> dict[str, dict[str, list[str]]]:
     """What values past the maximum become, by target: how (``saturate, infinity nan``), and who does so."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
@@ -174,7 +174,7 @@ def overflows(records: Iterable[NumericsRecord]) -> dict[str, dict[str, list[str
     return found
 
 
-def disagreements(records: Iterable[NumericsRecord]) -> list[Disagreement]:
+def disagreements(records: Iterable[CastRecord]) -> list[Disagreement]:
     """Casts that mean another number in another engine, the most widespread first. Triton's interpreter, which nobody's results come from,
     is left out."""
     records = list(records)
@@ -182,7 +182,7 @@ def disagreements(records: Iterable[NumericsRecord]) -> list[Disagreement]:
         "nearer to the exact value where it is not rounded; torch._inductor.config.emulate_precision_casts = True rounds it")))
 
 
-def _by_ways(records: list[NumericsRecord], way_of: Callable[[NumericsRecord], str | None],
+def _by_ways(records: list[CastRecord], way_of: Callable[[CastRecord], str | None],
              disagreement: Callable[..., Disagreement]) -> list[Disagreement]:
     ways: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     first: dict[str, Conversion] = {}
@@ -199,7 +199,7 @@ def _by_ways(records: list[NumericsRecord], way_of: Callable[[NumericsRecord], s
     return sorted(found, key=lambda disagreement: -len(disagreement.conversions))
 
 
-def _overflow(record: NumericsRecord) -> str | None:
+def _overflow(record: CastRecord) -> str | None:
     """What a plain cast makes of values past the maximum, in words; None where it is no plain cast or does not always do the same."""
     behaviour = record.behaviour
     if record.conversion.operation is not Operation.CAST or not behaviour.overflow or behaviour.overflow.startswith("mixture"):
@@ -207,14 +207,14 @@ def _overflow(record: NumericsRecord) -> str | None:
     return behaviour.overflow if behaviour.infinity in (None, behaviour.overflow) else f"{behaviour.overflow}, but infinity: {behaviour.infinity}"
 
 
-def _product_kept(record: NumericsRecord) -> str | None:
+def _product_kept(record: CastRecord) -> str | None:
     """How the product of a scale and a number is rounded before it is cast, in words; None where there is none, or its cast is wrong."""
     if record.conversion.operation is not Operation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
         return None
     return "not rounded before the cast" if record.behaviour.taken_as == EXACT_PRODUCT else "rounded to its dtype first"
 
 
-def _cause(record: NumericsRecord) -> str:
+def _cause(record: CastRecord) -> str:
     """What happens, without what differs from dtype to dtype."""
     verdict = record.verdict
     if loses_infinity_and_nan(difference for difference in record.differences if not difference.permitted):
@@ -223,6 +223,6 @@ def _cause(record: NumericsRecord) -> str:
     return re.sub(r"'UInt\d+'", "'UInt*'", re.sub(r" on [\d.]+%", "", words))
 
 
-def _wrong_share(record: NumericsRecord) -> float:
+def _wrong_share(record: CastRecord) -> float:
     wrong = sum(difference.count for difference in record.differences if not difference.permitted)
     return wrong / record.inputs if record.inputs else 0.0

@@ -49,7 +49,7 @@ class Example(RecordPart):
     expected_value: Annotated[str, Field(max_length=40)]
 
 
-class Difference(RecordPart):
+class DifferingInputs(RecordPart):
     """Inputs of one kind whose result is not the fixed reference's."""
 
     kind: InputKind
@@ -80,7 +80,7 @@ class Behaviour(RecordPart):
     """What the inputs were taken for, where that explains every result: ``exact product`` (not rounded to its dtype before the
     cast), ``e4m3fn`` (for another format)."""
 
-    def said(self) -> dict[str, str]:
+    def aspects(self) -> dict[str, str]:
         """What is known, as words by aspect."""
         words = self.model_dump(exclude={"nan_codes"}, exclude_none=True)
         if self.nan_codes:
@@ -88,13 +88,25 @@ class Behaviour(RecordPart):
         return words
 
 
-def unrounded_in_words(inputs: int, differences: list[Difference]) -> str:
+def unrounded_summary(inputs: int, differences: list[DifferingInputs]) -> str:
     """``all 196,608 inputs; for 390 of them, of the product before it is rounded to its dtype``."""
     count = sum(one.count for one in differences if one.kind is InputKind.UNROUNDED_PRODUCT)
     return f"all {inputs:,} inputs" + (f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else "")
 
 
-class NumericsRecord(StoredRecord):
+class CastResult(RecordPart):
+    """What became of one conversion in a child process: its part of a record."""
+
+    conversion: Conversion
+    verdict: Verdict
+    inputs: int = 0
+    inputs_digest: str = ""
+    differing: int | None = None
+    behaviour: Behaviour = Behaviour()
+    differences: list[DifferingInputs] = []
+
+
+class CastRecord(StoredRecord):
     """One conversion on one build and one machine.
 
     The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for), saturated, NaN to NaN.
@@ -116,7 +128,7 @@ class NumericsRecord(StoredRecord):
     differing: Count | None = None
     """Inputs whose result is not the fixed reference's, permitted ones included; two NaN codes do not differ. None: no result."""
     behaviour: Behaviour = Behaviour()
-    differences: Annotated[list[Difference], Field(max_length=100)] = Field(default_factory=list)
+    differences: Annotated[list[DifferingInputs], Field(max_length=100)] = Field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -128,13 +140,13 @@ class NumericsRecord(StoredRecord):
         """By the rules before 3 it was wrong. Inputs and outputs are the same, so such a record is read as today's rules judge it."""
         if not isinstance(data, dict) or not isinstance(data.get("rules"), int) or data["rules"] >= 3:
             return data
-        differences = [Difference.model_validate(one) for one in data.get("differences", ())]
+        differences = [DifferingInputs.model_validate(one) for one in data.get("differences", ())]
         if not any(one.kind is InputKind.UNROUNDED_PRODUCT and not one.permitted for one in differences):
             return data
         differences = [one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one for one in differences]
         read = data | {"differences": differences}
         if all(one.permitted for one in differences):
-            read["verdict"] = Verdict(status=Status.OK, summary=unrounded_in_words(data["inputs"], differences))
+            read["verdict"] = Verdict(status=Status.OK, summary=unrounded_summary(data["inputs"], differences))
         return read
 
     @model_validator(mode="after")

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from fpxbench.builds.installed import installed_build
-from fpxbench.casts.cast_messages import NumericsRequest, NumericsResult
 from fpxbench.casts.cast_plan import PARTS, batches, can_be_exhaustive, conversions
-from fpxbench.casts.cast_record import RULES, NumericsRecord
+from fpxbench.casts.cast_record import RULES, CastRecord, CastResult
 from fpxbench.casts.conversion import Conversion, Engine
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store, latest
@@ -25,18 +24,18 @@ _FAULT = re.compile(r"(CUDA|HIP) (driver )?error|illegal memory access|device-si
 
 
 @dataclass
-class NumericsRun:
+class CastRun:
     """What it came to: one record for each conversion chosen, those of earlier runs included."""
 
     build: Build
     machine: Machine
-    records: list[NumericsRecord] = field(default_factory=list)
+    records: list[CastRecord] = field(default_factory=list)
     resumed: int = 0
     interrupted: bool = False
 
 
-def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), *, exhaustive: bool = False,
-                 progress: Progress | None = None) -> NumericsRun:
+def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), *, exhaustive: bool = False,
+                 progress: Progress | None = None) -> CastRun:
     """Carry out and judge every chosen conversion that has no record yet (or every one, with `fresh`).
 
     Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are filed under the one machine.
@@ -44,13 +43,13 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
     it early with what was judged (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
     """
     conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # a mistake is told at once
-    build, store = installed_build(), Store(settings.results, NumericsRecord)
+    build, store = installed_build(), Store(settings.results, CastRecord)
     with Isolation(settings.memory_limit) as isolation:
         machine = _machine(isolation, settings)
         store.make_folder()
         devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
         chosen = conversions(devices, engines, globs)
-        run = NumericsRun(build, machine)
+        run = CastRun(build, machine)
         done = {} if settings.fresh else _already_judged(store, machine, build)
         if exhaustive:
             done = {name: record for name, record in done.items() if record.inputs == EVERY_FP32 or not can_be_exhaustive(record.conversion)}
@@ -74,7 +73,7 @@ def run_numerics(settings: Settings, engines: Sequence[str] = (), globs: Sequenc
 
 
 def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, build: Build, machine: Machine,
-             shown: Progress, exhaustive: bool) -> Iterator[NumericsRecord]:
+             shown: Progress, exhaustive: bool) -> Iterator[CastRecord]:
     engine: Engine | None = None
     whole = [conversion for conversion in todo if exhaustive and can_be_exhaustive(conversion)]
     for batch in [*batches(conversion for conversion in todo if conversion not in whole), *([conversion] for conversion in whole)]:
@@ -89,14 +88,14 @@ def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, b
             results = _carried_out(isolation, batch, settings.timeout_s)
         elapsed = (time.monotonic() - started) / len(batch)
         for result in results:
-            yield NumericsRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in NumericsResult.model_fields})
+            yield CastRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in CastResult.model_fields})
 
 
-def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[NumericsResult]:
+def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[CastResult]:
     """A batch in one call; if that dies, hangs, or may have damaged a GPU's context, each by itself."""
-    outcome = isolation.call("fpxbench.casts.cast_trial:run_conversions", NumericsRequest(conversions=batch), timeout_s=timeout_s)
+    outcome = isolation.call("fpxbench.casts.cast_trial:run_conversions", batch, timeout_s=timeout_s)
     if outcome.value is not None:
-        results = outcome.read(list[NumericsResult])
+        results = outcome.read(list[CastResult])
         damaged = any(result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results)
         if damaged:
             isolation.recycle()     # a GPU's fault is sticky: what came after it in this child says nothing
@@ -107,19 +106,18 @@ def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float
             return [again for result in results for again in (
                 _carried_out(isolation, [result.conversion], timeout_s) if result.verdict.status is Status.ERROR else [result])]
     elif len(batch) == 1:
-        return [NumericsResult(conversion=batch[0], verdict=outcome.verdict)]
+        return [CastResult(conversion=batch[0], verdict=outcome.verdict)]
     return [result for conversion in batch for result in _carried_out(isolation, [conversion], timeout_s)]
 
 
-def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: float, shown: Progress) -> NumericsResult:
+def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: float, shown: Progress) -> CastResult:
     """All parts, one call each, so that what is done shows and a hang is noticed."""
     for part in range(PARTS):
         shown.starting(f"{conversion.id}, {part / PARTS:.0%} of 2**32 inputs")
-        request = NumericsRequest(conversions=[conversion])
-        outcome = isolation.call("fpxbench.casts.exhaustive:run_part", request, part, timeout_s=timeout_s)
+        outcome = isolation.call("fpxbench.casts.exhaustive:run_part", conversion, part, timeout_s=timeout_s)
         if outcome.value is None:
-            return NumericsResult(conversion=conversion, verdict=outcome.verdict)
-        if results := outcome.read(list[NumericsResult]):
+            return CastResult(conversion=conversion, verdict=outcome.verdict)
+        if results := outcome.read(list[CastResult]):
             return results[0]
     raise RuntimeError(f"{conversion.id}: no result after the last part")
 
@@ -133,7 +131,7 @@ def _machine(isolation: Isolation, settings: Settings) -> Machine:
     return outcome.read(Machine)
 
 
-def _already_judged(store: Store[NumericsRecord], machine: Machine, build: Build) -> dict[str, NumericsRecord]:
+def _already_judged(store: Store[CastRecord], machine: Machine, build: Build) -> dict[str, CastRecord]:
     """Records that still hold: of this very build, by today's rules."""
     path = store.file(machine.name, build)
     if not path.exists():

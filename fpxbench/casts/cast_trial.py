@@ -10,14 +10,21 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from fpxbench.casts.cast_messages import NumericsRequest, NumericsResult
-from fpxbench.casts.cast_record import EXACT_PRODUCT, EXAMPLES, Behaviour, Difference, Example, InputKind
-from fpxbench.casts.conformance import Judge, Judgement, number_text
+from fpxbench.casts.cast_record import (
+    EXACT_PRODUCT,
+    EXAMPLES,
+    Behaviour,
+    CastResult,
+    DifferingInputs,
+    Example,
+    InputKind,
+)
+from fpxbench.casts.conformance import Conformance, ConformanceCheck, number_text
 from fpxbench.casts.conformance_verdict import verdict_on
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.casts.engines import Inputs, inputs_of, right_bits, to_bits, to_tensor, torch_function
 from fpxbench.casts.expected import expected_codes, sibling_of
-from fpxbench.casts.finfo import judge_finfo
+from fpxbench.casts.finfo import check_finfo
 from fpxbench.casts.probe_values import values
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.records.compiler_messages import without_source
@@ -27,9 +34,8 @@ _PADDING = 64
 """More than any vector is long, so that lengths which differ by one stay apart."""
 
 
-def run_conversions(request: NumericsRequest) -> list[NumericsResult]:
-    """What became of each; what one raises is its own verdict."""
-    chosen = request.conversions
+def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
+    """Carry out and check conversions of one engine and device. An exception in one is that one's verdict."""
     if chosen[0].engine is Engine.COMPILED and len(chosen) > 1:
         compiled = _compiled_together(chosen)
         if compiled is not None:
@@ -37,7 +43,7 @@ def run_conversions(request: NumericsRequest) -> list[NumericsResult]:
     return [_alone(conversion) for conversion in chosen]
 
 
-def _alone(conversion: Conversion) -> NumericsResult:
+def _alone(conversion: Conversion) -> CastResult:
     if conversion.operation is Operation.FINFO:
         return _result(conversion, None, None)
     inputs = inputs_of(conversion)
@@ -93,10 +99,10 @@ def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
         return None
 
 
-def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[], np.ndarray] | None) -> NumericsResult:
+def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[], np.ndarray] | None) -> CastResult:
     try:
         if inputs is None:
-            judgement = judge_finfo(conversion.target)
+            judgement = check_finfo(conversion.target)
         elif conversion.operation.on_bits:
             judgement = _judge_bits(conversion, inputs, produce())
         else:
@@ -107,20 +113,20 @@ def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[],
     return judged(conversion, judgement, inputs.digest if inputs else "")
 
 
-def judged(conversion: Conversion, judgement: Judgement, digest: str) -> NumericsResult:
+def judged(conversion: Conversion, judgement: Conformance, digest: str) -> CastResult:
     """The result that a judgement amounts to."""
-    return NumericsResult(
+    return CastResult(
         conversion=conversion, verdict=verdict_on(conversion, judgement), inputs=judgement.inputs, differing=judgement.differing,
         inputs_digest=digest, behaviour=judgement.behaviour, differences=judgement.differences)
 
 
-def refusal(conversion: Conversion, error: Exception) -> NumericsResult:
+def refusal(conversion: Conversion, error: Exception) -> CastResult:
     """The result of a conversion that raised `error`."""
     traceback.print_exception(error)
     message = without_source(str(error))
     if not message and error.__cause__ is not None:     # Triton says where, and leaves the reason to what it was raised from
         message = f"{type(error.__cause__).__name__}: {error.__cause__}"
-    return NumericsResult(conversion=conversion, verdict=classify_exception(type(error).__name__, message, ""))
+    return CastResult(conversion=conversion, verdict=classify_exception(type(error).__name__, message, ""))
 
 
 def rounding_of(conversion: Conversion) -> Rounding:
@@ -128,15 +134,15 @@ def rounding_of(conversion: Conversion) -> Rounding:
     return Rounding.TOWARD_ZERO if conversion.operation is Operation.CAST_RTZ else Rounding.NEAREST_EVEN
 
 
-def _judge_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Judgement:
+def _judge_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
-    judge = Judge(source, target, rounding_of(conversion))
+    judge = ConformanceCheck(source, target, rounding_of(conversion))
     x = values(inputs.operands[0], source)
     if conversion.operation is not Operation.SCALE_THEN_CAST:
         bits = inputs.operands[0]
         misread = {name: values(bits, DTYPES[name]) for name in sibling_of(source)}
         judge.add(x, got, lambda index: (_hex(bits[index]), number_text(x[index])), misread)
-        return judge.finish()
+        return judge.result()
     scales = values(inputs.operands[1], source)
     with np.errstate(invalid="ignore"):
         exact = x * scales      # two 16-bit numbers: exact in float64
@@ -146,23 +152,23 @@ def _judge_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Judg
         return " x ".join(_hex(bits[index]) for bits in inputs.operands), f"{number_text(x[index])} x {number_text(scales[index])}"
 
     judge.add(rounded, got, describe, {EXACT_PRODUCT: exact})
-    return judge.finish()
+    return judge.result()
 
 
-def _judge_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Judgement:
+def _judge_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
     right = right_bits(conversion, inputs.operands)
     if got.shape != right.shape:
         raise ValueError(f"{inputs.count} inputs gave a result of shape {list(got.shape)}")
     differing = np.flatnonzero(got != right)
     if not differing.size:
-        return Judgement(inputs.count, 0, Behaviour(), [])
+        return Conformance(inputs.count, 0, Behaviour(), [])
     examples = [
         Example(input=" , ".join(_hex(bits[index]) for bits in inputs.operands), input_value=" , ".join(str(bits[index]) for bits in inputs.operands),
                 got=_hex(got[index]), got_value=str(got[index]), expected=_hex(right[index]), expected_value=str(right[index]))
         for index in differing[np.linspace(0, differing.size - 1, min(EXAMPLES, differing.size)).astype(int)]
     ]
-    difference = Difference(kind=InputKind.OTHER, count=int(differing.size), permitted=False, examples=examples)
-    return Judgement(inputs.count, int(differing.size), Behaviour(), [difference])
+    difference = DifferingInputs(kind=InputKind.OTHER, count=int(differing.size), permitted=False, examples=examples)
+    return Conformance(inputs.count, int(differing.size), Behaviour(), [difference])
 
 
 def _hex(bits: np.unsignedinteger) -> str:

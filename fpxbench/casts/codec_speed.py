@@ -1,6 +1,6 @@
 """How fast the codec and the packing are, beside others in one run: the rows of the table, and what each came to.
 
-Imports no torch: the contests themselves (`fpxbench.casts.codec_contestants`) are held in the watched child.
+Imports no torch: the measure_rows themselves (`fpxbench.casts.codec_timing`) are held in the watched child.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ROWS_AT_LEAST = 64
 ELEMENTS = 1 << 22
 BUDGET_S = 0.5
 _TIMEOUT_S = 120.0
-CONTEST = "fpxbench.casts.codec_contestants:hold"
+MEASURE_ROW = "fpxbench.casts.codec_timing:measure_row"
 
 
-class Ratio(NamedTuple):
+class SpeedRatio(NamedTuple):
     """How many times as fast: the median over rounds, and the quartiles."""
 
     median: float
@@ -37,7 +37,7 @@ class Ratio(NamedTuple):
     high: float
 
 
-class Timed(BaseModel):
+class CallTimes(BaseModel):
     """One contender's calls."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ class Timed(BaseModel):
         return (high - low) / 2 / median
 
 
-class Contest(BaseModel):
+class SpeedRow(BaseModel):
     """One row of the table: everybody's calls took turns in the same process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,13 +77,13 @@ class Contest(BaseModel):
     """``encode/FORMAT/fp32``, ``encode/FORMAT/bf16``, ``decode/FORMAT``, ``pack/LAYOUT/BITS`` or ``unpack/LAYOUT/BITS``"""
     threads: int = 0
     """PyTorch's; ml_dtypes, gfloat and the copy use one."""
-    timed: dict[str, Timed] = {}
+    timed: dict[str, CallTimes] = {}
     missing: dict[str, str] = {}
     """Contenders that are not installed or do not do this, and why."""
     died: str = ""
     """What ended the child, if it ended; nothing is timed then."""
 
-    def ratio(self, other: str) -> Ratio | None:
+    def ratio(self, other: str) -> SpeedRatio | None:
         """How many times as fast as `other` this codec is, element for element, each round by itself; None without it."""
         if OWN not in self.timed or other not in self.timed:
             return None
@@ -92,12 +92,12 @@ class Contest(BaseModel):
             (their_s / theirs.elements) / (own_s / own.elements)
             for own_s, their_s in zip(own.seconds, theirs.seconds, strict=True)
         ])
-        return Ratio(median, low, high)
+        return SpeedRatio(median, low, high)
 
 
 def rows(only: Sequence[str], isolation: Isolation) -> list[str]:
     """The rows that match a glob of `only`, all without one. Raises ValueError for a glob that matches none."""
-    outcome = isolation.call("fpxbench.casts.codec_contestants:every_row", timeout_s=_TIMEOUT_S)
+    outcome = isolation.call("fpxbench.casts.codec_timing:every_row", timeout_s=_TIMEOUT_S)
     if outcome.value is None:
         raise RuntimeError(f"the codec could not be loaded: {outcome.verdict.summary}\n{outcome.log_tail}".rstrip())
     known = outcome.read(list[str])
@@ -107,18 +107,18 @@ def rows(only: Sequence[str], isolation: Isolation) -> list[str]:
     return [row for row in known if not only or any(fnmatchcase(row, glob) for glob in only)]
 
 
-def contests(
+def measure_rows(
     asked: Sequence[str], isolation: Isolation, elements: int = ELEMENTS, budget_s: float = BUDGET_S,
     starting: Callable[[str], None] = lambda row: None,
-) -> Iterator[Contest]:
+) -> Iterator[SpeedRow]:
     """Hold the contest of each row, about `budget_s` seconds long, on about that many elements. `starting` hears of each first."""
     for row in asked:
         starting(row)
-        outcome = isolation.call(CONTEST, row, elements, budget_s, timeout_s=_TIMEOUT_S)
+        outcome = isolation.call(MEASURE_ROW, row, elements, budget_s, timeout_s=_TIMEOUT_S)
         if outcome.value is None:
-            yield Contest(row=row, died=outcome.verdict.summary)
+            yield SpeedRow(row=row, died=outcome.verdict.summary)
         else:
-            yield outcome.read(Contest)
+            yield outcome.read(SpeedRow)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fpxbench.casts.cast_record import EXACT_PRODUCT, EXAMPLES, Behaviour, Difference, Example, InputKind
+from fpxbench.casts.cast_record import EXACT_PRODUCT, EXAMPLES, Behaviour, DifferingInputs, Example, InputKind
 from fpxbench.casts.conversion import DType
 from fpxbench.casts.expected import FLUSHED, expected_codes, hypotheses, overflow_begins
 from fpxbench.casts.grid import ABOVE, TIE, grid
@@ -22,29 +22,29 @@ Describe = Callable[[int], tuple[str, str]]
 
 
 @dataclass
-class Judgement:
+class Conformance:
     """What the inputs showed."""
 
     inputs: int
     differing: int
     behaviour: Behaviour
-    differences: list[Difference]
+    differences: list[DifferingInputs]
 
 
 @dataclass
-class _Seen:
+class _Tally:
     count: int = 0
     examples: list[Example] = field(default_factory=list)
 
 
-class Judge:
+class ConformanceCheck:
     """Inputs and their results are added in one piece or, for all 2**32, in many: the first must be the telling one, since the
     way of rounding is recovered from it and held against the others."""
 
     def __init__(self, source: DType, target: DType, rounding: Rounding = Rounding.NEAREST_EVEN) -> None:
         self.source, self.target, self.rounding = source, target, rounding
         self._numbers = grid(target)
-        self._seen: dict[InputKind, _Seen] = {}
+        self._seen: dict[InputKind, _Tally] = {}
         self._words: dict[str, Counter[str]] = {name: Counter() for name in ("overflow", "infinity", "nan", "negative_zero", "subnormals")}
         self._nan_codes: set[int] = set()
         self._inputs = self._differing = 0
@@ -86,14 +86,14 @@ class Judge:
         """As many more inputs gave just what they should."""
         self._inputs += count
 
-    def anew(self) -> Judge:
+    def restarted(self) -> ConformanceCheck:
         """A judge who has counted nothing yet, and knows what this one found the conversion to do."""
-        other = Judge(self.source, self.target, self.rounding)
+        other = ConformanceCheck(self.source, self.target, self.rounding)
         other._told, other._rounding_found, other._nan_codes = True, self._rounding_found, set(self._nan_codes)
         other._words = {name: Counter(counts) for name, counts in self._words.items()}
         return other
 
-    def finish(self) -> Judgement:
+    def result(self) -> Conformance:
         """What all of them showed."""
         unforeseen = sum(seen.count for kind, seen in self._seen.items() if kind in _OF_ROUNDING)
         if unforeseen and self._rounding_found == self.rounding.value:     # the telling inputs did not tell
@@ -102,10 +102,10 @@ class Judge:
         behaviour = Behaviour(rounding=self._rounding_found, taken_as=self._taken_as,
                               nan_codes=[self._hex(code) for code in sorted(self._nan_codes)[:NAN_CODES]], **words)
         differences = [
-            Difference(kind=kind, count=seen.count, examples=seen.examples, permitted=self._permitted(kind, words))
+            DifferingInputs(kind=kind, count=seen.count, examples=seen.examples, permitted=self._permitted(kind, words))
             for kind, seen in sorted(self._seen.items(), key=lambda item: -item[1].count)
         ]
-        return Judgement(self._inputs, self._differing, behaviour, differences)
+        return Conformance(self._inputs, self._differing, behaviour, differences)
 
     def _tally_behaviour(self, x: np.ndarray, got: np.ndarray, nan: np.ndarray, got_nan: np.ndarray) -> None:
         numbers = self._numbers
@@ -212,7 +212,7 @@ class Judge:
     def _note(self, kind: InputKind, indices: np.ndarray, got: np.ndarray, expected: np.ndarray, describe: Describe) -> None:
         if not indices.size:
             return
-        seen = self._seen.setdefault(kind, _Seen())
+        seen = self._seen.setdefault(kind, _Tally())
         seen.count += int(indices.size)
         # Spread over the inputs: neighbours would be the same example three times.
         spread = indices[np.linspace(0, indices.size - 1, EXAMPLES).astype(int)] if indices.size > EXAMPLES else indices
@@ -234,9 +234,9 @@ class Judge:
         return kind in (InputKind.TIE, InputKind.NO_SUCH_NUMBER) or (kind is InputKind.ROUNDING and one_way)
 
     def _explains(self, values: np.ndarray, got: np.ndarray) -> bool:
-        other = Judge(self.source, self.target, self.rounding)
+        other = ConformanceCheck(self.source, self.target, self.rounding)
         other.add(values, got, lambda index: ("", ""))
-        return all(difference.permitted for difference in other.finish().differences)
+        return all(difference.permitted for difference in other.result().differences)
 
     def _magnitude(self, codes: np.ndarray) -> np.ndarray:
         return codes & (self._numbers.sign - 1) if self._numbers.sign else codes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from fpxbench.casts.cast_findings import LOSES_INFINITY_AND_NAN, MISTAKE, loses_infinity_and_nan, telling_example
-from fpxbench.casts.cast_record import EXACT_PRODUCT, Behaviour, Difference, InputKind, unrounded_in_words
-from fpxbench.casts.conformance import Judgement
+from fpxbench.casts.cast_findings import LOSES_INFINITY_AND_NAN, MISTAKE, clearest_example, loses_infinity_and_nan
+from fpxbench.casts.cast_record import EXACT_PRODUCT, Behaviour, DifferingInputs, InputKind, unrounded_summary
+from fpxbench.casts.conformance import Conformance
 from fpxbench.casts.conversion import Conversion, Operation
 from fpxbench.casts.expected import FLUSHED, MISREAD
 from fpxbench.records.kinds import Kind
@@ -47,7 +47,7 @@ GIBBERISH_BELOW_PERCENT = 50.0
 """Where the best way to round explains fewer of the results than this, they have little to do with the inputs."""
 
 
-def verdict_on(conversion: Conversion, judgement: Judgement) -> Verdict:
+def verdict_on(conversion: Conversion, judgement: Conformance) -> Verdict:
     """`wrong` if anything differs that the target's standard does not leave open."""
     wrong = [difference for difference in judgement.differences if not difference.permitted]
     if not wrong:
@@ -57,7 +57,7 @@ def verdict_on(conversion: Conversion, judgement: Judgement) -> Verdict:
     what = "constants" if conversion.operation is Operation.FINFO else "inputs"
     seen = ", ".join(INPUTS[difference.kind][difference.count > 1] if len(wrong) == 1 else f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}"
                      for difference in wrong)
-    example = telling_example(wrong, conversion.target)
+    example = clearest_example(wrong, conversion.target)
     if conversion.operation is Operation.FINFO:
         shown = f"{example.input} is {example.got_value}, not {example.expected_value}"
     else:
@@ -66,13 +66,13 @@ def verdict_on(conversion: Conversion, judgement: Judgement) -> Verdict:
                    summary=(f"{lead}: " if lead else "") + f"{count:,} of {judgement.inputs:,} {what} ({seen}); {shown}")
 
 
-def _conforms(judgement: Judgement) -> str:
+def _conforms(judgement: Conformance) -> str:
     permitted = [f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}" for difference in judgement.differences
                  if difference.kind not in (InputKind.NAN_PAYLOAD, InputKind.UNROUNDED_PRODUCT)]
-    return unrounded_in_words(judgement.inputs, judgement.differences) + (f"; as the format allows: {', '.join(permitted)}" if permitted else "")
+    return unrounded_summary(judgement.inputs, judgement.differences) + (f"; as the format allows: {', '.join(permitted)}" if permitted else "")
 
 
-def _mistake(conversion: Conversion, behaviour: Behaviour, wrong: list[Difference]) -> tuple[Kind | None, str]:
+def _mistake(conversion: Conversion, behaviour: Behaviour, wrong: list[DifferingInputs]) -> tuple[Kind | None, str]:
     """The kind, and how a sentence about it begins."""
     main = wrong[0].kind
     rounding = behaviour.rounding or ""

@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from fpxbench.casts.cast_record import EXAMPLES, Behaviour, Difference, Example, InputKind
-from fpxbench.casts.conformance import Judgement, number_text
+from fpxbench.casts.cast_record import EXAMPLES, Behaviour, DifferingInputs, Example, InputKind
+from fpxbench.casts.conformance import Conformance, number_text
 from fpxbench.casts.conversion import DTYPES, DType
 
 
-def judge_finfo(name: str) -> Judgement:
+def check_finfo(name: str) -> Conformance:
     """torch.finfo of the dtype `name`: each constant is an input."""
     dtype = DTYPES[name]
     told = torch.finfo(getattr(torch, dtype.torch))
@@ -21,8 +21,8 @@ def judge_finfo(name: str) -> Judgement:
                 expected=right[constant].hex(), expected_value=number_text(right[constant]))
         for constant in right if (value := float(getattr(told, constant))) != right[constant]
     ]
-    differences = [Difference(kind=InputKind.CONSTANT, count=len(wrong), permitted=False, examples=wrong[:EXAMPLES])] if wrong else []
-    return Judgement(len(right), len(wrong), Behaviour(), differences)
+    differences = [DifferingInputs(kind=InputKind.CONSTANT, count=len(wrong), permitted=False, examples=wrong[:EXAMPLES])] if wrong else []
+    return Conformance(len(right), len(wrong), Behaviour(), differences)
 
 
 def defined_constants(dtype: DType) -> dict[str, float]:

@@ -11,8 +11,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.casts.cast_findings import Finding, disagreements, find, overflows
-from fpxbench.casts.cast_record import NumericsRecord
+from fpxbench.casts.cast_findings import CastFinding, disagreements, find, overflows
+from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import Engine
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, new_app, out, statuses
 from fpxbench.records.store import Store
@@ -44,20 +44,20 @@ def numerics(
 
     Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command; 130 after Ctrl-C.
     """
-    from fpxbench.casts.cast_run import run_numerics
+    from fpxbench.casts.cast_run import run_casts
     from fpxbench.sweep.run import CannotStart
 
     failing = statuses(fail_on)
     settings = Settings(device=device, results=results, machine=machine, fresh=fresh, timeout_s=timeout)
     try:
-        run = run_numerics(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
+        run = run_casts(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
     except CannotStart as error:
         raise UsageError(str(error)) from None
     if as_json:
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
     else:
         _print_findings(run.records)
-        out.print(f"records: {Store(results, NumericsRecord).file(run.machine.name, run.build)}   next: fpxbench report --results {results}",
+        out.print(f"records: {Store(results, CastRecord).file(run.machine.name, run.build)}   next: fpxbench report --results {results}",
                   markup=False, style="dim")
     if run.interrupted:
         raise typer.Exit(130)
@@ -65,25 +65,25 @@ def numerics(
         raise typer.Exit(1)
 
 
-def _print_findings(records: list[NumericsRecord]) -> None:
+def _print_findings(records: list[CastRecord]) -> None:
     for finding in find(records):
         _print_finding(finding)
     for disagreement in disagreements(records):
-        out.print("[yellow]≠ engines disagree[/]  ", escape(disagreement.sentence), sep="")
+        out.print("[yellow]≠ engines disagree[/]  ", escape(disagreement.message), sep="")
     _print_conforming(records)
     _print_overflows(records)
 
 
-def _print_finding(finding: Finding) -> None:
+def _print_finding(finding: CastFinding) -> None:
     colour = "red" if finding.status in BROKEN else "dim"
     out.print(f"[{colour}]{escape(finding.headline)}[/]  [bold]{escape(finding.what)}[/]  [dim]{', '.join(finding.runs_on)}[/]")
-    said = ": ".join(part for part in (finding.mistake, finding.figures) if part)
+    said = ": ".join(part for part in (finding.cause, finding.counts) if part)
     for line in (said, finding.example):
         if line:
             out.print(f"    {line}", markup=False)
 
 
-def _print_conforming(records: list[NumericsRecord]) -> None:
+def _print_conforming(records: list[CastRecord]) -> None:
     """How many conversions of each engine there are, by status."""
     by_engine: dict[str, Counter[Status]] = {}
     for record in records:
@@ -98,7 +98,7 @@ def _print_conforming(records: list[NumericsRecord]) -> None:
     out.print(table)
 
 
-def _print_overflows(records: list[NumericsRecord]) -> None:
+def _print_overflows(records: list[CastRecord]) -> None:
     found = overflows(records)
     if not found:
         return

@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fpxbench.casts.codec_speed import COPY, ELEMENTS, OWN, Contest, contests, rows
+from fpxbench.casts.codec_speed import COPY, ELEMENTS, OWN, SpeedRow, measure_rows, rows
 from fpxbench.cli.common import JsonOption, err, new_app, out
 from fpxbench.sweep.settings import default_memory_limit
 
@@ -32,41 +32,41 @@ def codec(
         columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
             task = bar.add_task("starting", total=len(asked))
-            held = []
-            for contest in contests(asked, isolation, elements, starting=lambda row: bar.update(task, description=row)):
-                held.append(contest)
+            measured = []
+            for row in measure_rows(asked, isolation, elements, starting=lambda name: bar.update(task, description=name)):
+                measured.append(row)
                 bar.advance(task)
     if as_json:
-        for contest in held:
-            print(contest.model_dump_json())
+        for row in measured:
+            print(row.model_dump_json())
         return
-    for table in (_encoding(held), _decoding(held), _packing(held)):
+    for table in (_encoding(measured), _decoding(measured), _packing(measured)):
         if table.row_count:
             out.print(table)
             out.print()
-    for line in _notes(held):
+    for line in _notes(measured):
         out.print(line, markup=False)
 
 
-def _encoding(held: Sequence[Contest]) -> Table:
+def _encoding(measured: Sequence[SpeedRow]) -> Table:
     table = _table("encode", "from", "M/s", "", *(f"x {peer}" for peer in _PEERS))
-    for contest, name, source in _rows(held, "encode"):
-        table.add_row(name, source, *_speed(contest), *(_ratio(contest, peer) for peer in _PEERS))
+    for row, name, source in _rows(measured, "encode"):
+        table.add_row(name, source, *_speed(row), *(_ratio(row, peer) for peer in _PEERS))
     return table
 
 
-def _decoding(held: Sequence[Contest]) -> Table:
+def _decoding(measured: Sequence[SpeedRow]) -> Table:
     table = _table("decode", "GB/s", "M/s", "", "x copy", *(f"x {peer}" for peer in _PEERS))
-    for contest, name in _rows(held, "decode"):
-        table.add_row(name, _gb_per_s(contest), *_speed(contest), *(_ratio(contest, peer) for peer in (COPY, *_PEERS)))
+    for row, name in _rows(measured, "decode"):
+        table.add_row(name, _gb_per_s(row), *_speed(row), *(_ratio(row, peer) for peer in (COPY, *_PEERS)))
     return table
 
 
-def _packing(held: Sequence[Contest]) -> Table:
+def _packing(measured: Sequence[SpeedRow]) -> Table:
     table = _table("layout", "bits", "", "GB/s", "M/s", "", "x copy")
     for way in ("pack", "unpack"):
-        for contest, name, bits in _rows(held, way):
-            table.add_row(name, bits, way, _gb_per_s(contest), *_speed(contest), _ratio(contest, COPY))
+        for row, name, bits in _rows(measured, way):
+            table.add_row(name, bits, way, _gb_per_s(row), *_speed(row), _ratio(row, COPY))
     return table
 
 
@@ -78,29 +78,29 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _rows(held: Sequence[Contest], what: str) -> list[tuple[Contest, ...]]:
-    return [(contest, *contest.row.split("/")[1:]) for contest in held if contest.row.startswith(f"{what}/")]
+def _rows(measured: Sequence[SpeedRow], what: str) -> list[tuple[SpeedRow, ...]]:
+    return [(row, *row.row.split("/")[1:]) for row in measured if row.row.startswith(f"{what}/")]
 
 
-def _speed(contest: Contest) -> tuple[str, str]:
-    if contest.died:
+def _speed(row: SpeedRow) -> tuple[str, str]:
+    if row.died:
         return "[red]died[/]", ""
-    own = contest.timed[OWN]
+    own = row.timed[OWN]
     return f"{own.elements_per_s / 1e6:.0f}", f"±{own.spread:.0%}"
 
 
-def _gb_per_s(contest: Contest) -> str:
-    return "" if contest.died else f"{contest.timed[OWN].gb_per_s:.1f}"
+def _gb_per_s(row: SpeedRow) -> str:
+    return "" if row.died else f"{row.timed[OWN].gb_per_s:.1f}"
 
 
-def _ratio(contest: Contest, other: str) -> str:
-    ratio = contest.ratio(other)
+def _ratio(row: SpeedRow, other: str) -> str:
+    ratio = row.ratio(other)
     return f"{ratio.median:.2f} [dim]±{(ratio.high - ratio.low) / 2 / ratio.median:.0%}[/]" if ratio else "[dim]-[/]"
 
 
-def _notes(held: Sequence[Contest]) -> list[str]:
-    timed = [contest for contest in held if contest.timed]
-    lines = [f"{contest.row}: {contest.died}" for contest in held if contest.died]
+def _notes(measured: Sequence[SpeedRow]) -> list[str]:
+    timed = [row for row in measured if row.timed]
+    lines = [f"{row.row}: {row.died}" for row in measured if row.died]
     if timed:
         own = timed[0].timed[OWN]
         lines += [
@@ -109,6 +109,6 @@ def _notes(held: Sequence[Contest]) -> list[str]:
             "x: how many times as fast as the other, whose calls took turns with these; the copy moves as many bytes. All are medians over"
             " the rounds, ± half the distance of the quartiles.",
         ]
-    absent = {peer for contest in timed for peer, why in contest.missing.items() if why == "is not installed"}
+    absent = {peer for row in timed for peer, why in row.missing.items() if why == "is not installed"}
     lines += [f"{peer} is not installed: pip install {peer}" for peer in sorted(absent)]
     return lines

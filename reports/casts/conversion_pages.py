@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fpxbench.casts.cast_changes import Change, Snapshot, changes
-from fpxbench.casts.cast_findings import Disagreement, Finding as Mistake, disagreements, find, what
-from fpxbench.casts.cast_record import NumericsRecord
+from fpxbench.casts.cast_changes import CastChange, CastSnapshot, changes
+from fpxbench.casts.cast_findings import CastFinding, Disagreement, disagreements, find, operations_of
+from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, Finding
@@ -26,8 +26,8 @@ _OF_PYTORCH = frozenset({Engine.EAGER, Engine.COMPILED})
 class Judged(Heading):
     """The conversions of one machine and build: what is kept of them to compare builds and to list them."""
 
-    snapshots: tuple[Snapshot, ...]
-    mistakes: tuple[Mistake, ...]
+    snapshots: tuple[CastSnapshot, ...]
+    mistakes: tuple[CastFinding, ...]
     """Worst first. Their records are the only ones that are kept."""
     disagreements: tuple[Disagreement, ...]
 
@@ -41,7 +41,7 @@ class Judged(Heading):
         return replace(self, mistakes=(), disagreements=())
 
     @property
-    def telling(self) -> list[Mistake]:
+    def telling(self) -> list[CastFinding]:
         """What is broken in what people's results come from: Triton's interpreter is left to the page."""
         return [mistake for mistake in self.mistakes if mistake.status in BROKEN and not mistake.only_interpreted]
 
@@ -51,7 +51,7 @@ class Since:
     """What became different since an earlier build."""
 
     earlier: Heading
-    changes: tuple[Change, ...]
+    changes: tuple[CastChange, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Row:
 
     what: str
     label: str
-    cells: dict[str, NumericsRecord]
+    cells: dict[str, CastRecord]
     """Records by who: ``eager/cpu``."""
 
     @property
@@ -69,13 +69,13 @@ class Row:
         return f"numerics/{self.what.replace('/', '-')}.html"
 
 
-def judged_of(folder: tuple[str, str], records: Sequence[NumericsRecord]) -> Judged:
+def judged_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> Judged:
     """The records of one file, the newest of each conversion, at least one."""
     counted = Counter(record.verdict.status for record in records)
     return Judged(
         folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
         counts={status: counted[status] for status in SEVERITY if counted[status]},
-        snapshots=tuple(map(Snapshot.of, records)), mistakes=tuple(find(records)), disagreements=tuple(disagreements(records)))
+        snapshots=tuple(map(CastSnapshot.of, records)), mistakes=tuple(find(records)), disagreements=tuple(disagreements(records)))
 
 
 def since_earlier(judged: Sequence[Judged]) -> dict[tuple[str, str], Since]:
@@ -114,9 +114,9 @@ class Matrix:
         return [row for rows in self.sections.values() for row in rows]
 
 
-def matrix_of(records: Iterable[NumericsRecord]) -> Matrix:
+def matrix_of(records: Iterable[CastRecord]) -> Matrix:
     """Sections by title, in the order in which conversions are planned."""
-    cells: dict[str, dict[str, NumericsRecord]] = defaultdict(dict)
+    cells: dict[str, dict[str, CastRecord]] = defaultdict(dict)
     conversions: dict[str, Conversion] = {}
     columns: dict[str, None] = {}
     for record in records:
@@ -126,7 +126,7 @@ def matrix_of(records: Iterable[NumericsRecord]) -> Matrix:
         columns[conversion.runs_on] = None
     sections: dict[str, list[Row]] = defaultdict(list)
     for name, conversion in conversions.items():
-        sections[_section(conversion)].append(Row(name, what([conversion]).removeprefix("cast "), cells[name]))
+        sections[_section(conversion)].append(Row(name, operations_of([conversion]).removeprefix("cast "), cells[name]))
     return Matrix(list(columns), dict(sections))
 
 
@@ -141,7 +141,7 @@ def _section(conversion: Conversion) -> str:
     return {Operation.CAST_RTZ: "Toward zero", Operation.SCALE_THEN_CAST: "Scaled, then cast", Operation.FINFO: "Constants"}[operation]
 
 
-def cell_text(record: NumericsRecord) -> str:
+def cell_text(record: CastRecord) -> str:
     """The few characters in a cell: how many are wrong, or what overflow becomes."""
     if record.verdict.status is Status.WRONG:
         wrong = sum(difference.count for difference in record.differences if not difference.permitted)
@@ -154,19 +154,19 @@ def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
 
     Mistakes of one status come by how many people meet them (`_reach`).
     """
-    by_mistake: dict[tuple[Status, str], list[tuple[Mistake, Judged]]] = defaultdict(list)
+    by_mistake: dict[tuple[Status, str], list[tuple[CastFinding, Judged]]] = defaultdict(list)
     for judged, _ in casts:
         for mistake in judged.telling:
-            by_mistake[mistake.status, mistake.mistake].append((mistake, judged))
+            by_mistake[mistake.status, mistake.cause].append((mistake, judged))
     found = [_wrong(shown) for shown in sorted(by_mistake.values(), key=lambda shown: min(_reach(mistake) for mistake, _ in shown))]
     for judged, since in casts:
         found += [
-            Finding(DISAGREES, f"{one.sentence}. PyTorch {judged.build.label} on {judged.machine.device}.",
+            Finding(DISAGREES, f"{one.message}. PyTorch {judged.build.label} on {judged.machine.device}.",
                     judged.page + "#disagreements", (), more="Who does what")
             for one in judged.disagreements
         ]
         if since is not None and since.changes:
-            shown = "; ".join(change.sentence for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])
+            shown = "; ".join(change.message for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])
             rest = len(since.changes) - MOST_CHANGES_IN_A_SENTENCE
             found.append(Finding(
                 CHANGED, f"PyTorch {since.earlier.build.label} → {judged.build.label} on {judged.machine.device}: {shown}"
@@ -174,7 +174,7 @@ def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
     return found
 
 
-def _reach(mistake: Mistake) -> tuple:
+def _reach(mistake: CastFinding) -> tuple:
     """Sorts mistakes: what ordinary programs convert before what few do, PyTorch's own before a kernel of one's own, then the most widespread."""
     conversions = [record.conversion for record in mistake.records]
     ordinary = any(one.operation not in _SELDOM_ASKED and _SELDOM_CONVERTED.isdisjoint((one.source, one.target)) for one in conversions)
@@ -182,10 +182,10 @@ def _reach(mistake: Mistake) -> tuple:
     return not ordinary, not of_pytorch, -len({one.what for one in conversions})
 
 
-def _wrong(shown: list[tuple[Mistake, Judged]]) -> Finding:
+def _wrong(shown: list[tuple[CastFinding, Judged]]) -> Finding:
     """One mistake, wherever it shows: said of the build and conversions that show it most."""
     mistake, judged = max(shown, key=lambda pair: (pair[1].build.label, len(pair[0].records)))
-    said = ": ".join(part for part in (mistake.mistake, mistake.figures) if part) or str(mistake.status)
+    said = ": ".join(part for part in (mistake.cause, mistake.counts) if part) or str(mistake.status)
     example = f". {mistake.example}" if mistake.example else ""
     others = sum(len(other.records) for other, its in shown if its is judged and other is not mistake)
     builds = dict.fromkeys(f"PyTorch {its.build.label} on {its.machine.device}" for _, its in shown if its is not judged)

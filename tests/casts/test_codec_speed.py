@@ -12,9 +12,9 @@ import torch
 from places import CHECKOUT
 from typer.testing import CliRunner
 
-from fpxbench.casts import codec_contestants as codec_contest
-from fpxbench.casts.codec_contestants import every_row, hold, time_in_turn
-from fpxbench.casts.codec_speed import COPY, OWN, Contest, Timed, contests, rows
+from fpxbench.casts import codec_timing as codec_contest
+from fpxbench.casts.codec_speed import COPY, OWN, CallTimes, SpeedRow, measure_rows, rows
+from fpxbench.casts.codec_timing import every_row, measure_row, time_interleaved
 from fpxbench.cli import app
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.packing import LAYOUTS
@@ -33,7 +33,7 @@ def isolation():
 
 
 def timed(*seconds, elements=10):
-    return Timed(elements=elements, nbytes=5 * elements, seconds=list(seconds))
+    return CallTimes(elements=elements, nbytes=5 * elements, seconds=list(seconds))
 
 
 # The rows.
@@ -59,20 +59,20 @@ def test_rows_are_chosen_by_globs_and_one_that_matches_none_is_named(isolation):
 
 def test_contenders_take_turns():
     called = []
-    seconds = time_in_turn({name: lambda name=name: called.append(name) for name in "abc"}, budget_s=0)
+    seconds = time_interleaved({name: lambda name=name: called.append(name) for name in "abc"}, budget_s=0)
     rounds = len(called) // 3
     assert called == ["a", "b", "c"] * rounds
     assert all(len(of) == rounds - 1 >= 5 for of in seconds.values()), "the first round is not counted"
 
 
 def test_a_contest_goes_on_for_its_budget():
-    seconds = time_in_turn({"sleeper": lambda: time.sleep(0.002)}, budget_s=0.05)
+    seconds = time_interleaved({"sleeper": lambda: time.sleep(0.002)}, budget_s=0.05)
     assert sum(seconds["sleeper"]) >= 0.045 and len(seconds["sleeper"]) > 5
 
 
 @pytest.mark.parametrize("row", ["encode/e4m3fn/fp32", "encode/e2m1/bf16", "decode/e5m2", "pack/planar/6", "unpack/fp6_llm/6"])
 def test_all_contenders_of_a_row_are_called_equally_often(row):
-    contest = hold(row, FEW, budget_s=0)
+    contest = measure_row(row, FEW, budget_s=0)
     assert contest.row == row and contest.threads == 1 and OWN in contest.timed
     assert len({len(of.seconds) for of in contest.timed.values()}) == 1
     assert contest.timed[OWN].elements == FEW
@@ -88,7 +88,7 @@ def test_all_contenders_of_a_row_are_called_equally_often(row):
     ("unpack/bitstream/3", {COPY}),
 ])
 def test_each_row_is_held_against_whoever_does_the_same_and_says_why_the_others_are_not_there(row, others):
-    contest = hold(row, FEW, budget_s=0)
+    contest = measure_row(row, FEW, budget_s=0)
     assert set(contest.timed) == {OWN, *others}
     assert set(contest.missing) == ({"ml_dtypes", "gfloat", "torch"} - others if "pack/" not in row else set())
     assert all(contest.missing.values())
@@ -99,9 +99,9 @@ def test_each_row_is_held_against_whoever_does_the_same_and_says_why_the_others_
 def test_the_others_are_asked_for_the_same_numbers(name, monkeypatch):
     """What they decode to is what this codec decodes to: the formats are matched rightly, and the bytes handed over."""
     kept = {}
-    monkeypatch.setattr(codec_contest, "time_in_turn", lambda calls, budget_s: {
+    monkeypatch.setattr(codec_contest, "time_interleaved", lambda calls, budget_s: {
         who: kept.update({who: call()}) or [1.0] for who, call in calls.items()})
-    hold(f"decode/{name}", FEW, 0)
+    measure_row(f"decode/{name}", FEW, 0)
     own = kept[OWN]
     for who in kept.keys() - {OWN, COPY}:
         theirs = torch.as_tensor(kept[who], dtype=torch.float32)
@@ -110,7 +110,7 @@ def test_the_others_are_asked_for_the_same_numbers(name, monkeypatch):
 
 def test_a_peer_that_is_not_installed_is_missing_and_the_rest_are_timed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    contest = hold("encode/e5m2/fp32", FEW, budget_s=0)
+    contest = measure_row("encode/e5m2/fp32", FEW, budget_s=0)
     assert contest.missing == {"ml_dtypes": "is not installed"}
     assert contest.ratio("ml_dtypes") is None and contest.ratio("torch") is not None
 
@@ -119,7 +119,7 @@ def test_the_product_needs_no_peer():
     code = """
         import sys
         sys.modules["ml_dtypes"] = sys.modules["gfloat"] = None
-        import fpxbench.casts.codec_contestants, fpxbench.casts.codec_speed, fpxbench.cli
+        import fpxbench.casts.codec_timing, fpxbench.casts.codec_speed, fpxbench.cli
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True).returncode == 0
 
@@ -129,7 +129,7 @@ def test_the_product_needs_no_peer():
 
 def test_a_ratio_compares_the_calls_of_each_round_element_for_element():
     """The machine slows down tenfold half-way, for both: the ratio does not move."""
-    contest = Contest(row="x", timed={OWN: timed(1, 1, 10, 10, elements=10), "slow": timed(2, 2, 20, 20, elements=5)})
+    contest = SpeedRow(row="x", timed={OWN: timed(1, 1, 10, 10, elements=10), "slow": timed(2, 2, 20, 20, elements=5)})
     assert contest.ratio("slow") == (4, 4, 4)
     assert contest.ratio("absent") is None
 
@@ -141,8 +141,8 @@ def test_a_speed_is_the_medians_with_its_spread():
 
 
 def test_a_contest_whose_child_dies_says_so_and_the_next_is_held(isolation, monkeypatch):
-    monkeypatch.setattr("fpxbench.casts.codec_speed.CONTEST", "harmful:segfault_on_e5m2")
-    died, held = contests(["decode/e5m2", "decode/e4m3fn"], isolation, FEW, 0)
+    monkeypatch.setattr("fpxbench.casts.codec_speed.MEASURE_ROW", "harmful:segfault_on_e5m2")
+    died, held = measure_rows(["decode/e5m2", "decode/e4m3fn"], isolation, FEW, 0)
     assert "SIGSEGV" in died.died and not died.timed and died.ratio("torch") is None
     assert held.died == "" and held.timed
 
@@ -153,7 +153,7 @@ def test_a_contest_whose_child_dies_says_so_and_the_next_is_held(isolation, monk
 def test_the_command_prints_one_json_object_a_row():
     done = CliRunner().invoke(app, ["codec", "--json", "--elements", "1", "--only", "decode/e4m3fn", "--only", "pack/planar/6"])
     assert done.exit_code == 0, done.output
-    held = [Contest.model_validate_json(line) for line in done.stdout.splitlines()]
+    held = [SpeedRow.model_validate_json(line) for line in done.stdout.splitlines()]
     assert [contest.row for contest in held] == ["decode/e4m3fn", "pack/planar/6"]
     assert all(contest.timed[OWN].elements == FEW for contest in held)
 
@@ -182,8 +182,8 @@ def test_the_benchmark_imports_no_pytorch_and_asks_for_rows_that_there_are():
 def test_what_the_benchmark_tracks_is_worse_when_it_is_more():
     from benchmarks.codec import figures
 
-    quick = Contest(row="x", timed={OWN: timed(1), "ml_dtypes": timed(2), COPY: timed(0.5)})
-    slow = Contest(row="x", timed={OWN: timed(3), "ml_dtypes": timed(2), COPY: timed(0.5)})
+    quick = SpeedRow(row="x", timed={OWN: timed(1), "ml_dtypes": timed(2), COPY: timed(0.5)})
+    slow = SpeedRow(row="x", timed={OWN: timed(3), "ml_dtypes": timed(2), COPY: timed(0.5)})
     assert figures(quick) == {"time": pytest.approx(1e8), "against_ml_dtypes": 0.5, "against_copy": 2}
     assert all(figures(slow)[name] > figure for name, figure in figures(quick).items())
 
@@ -191,4 +191,4 @@ def test_what_the_benchmark_tracks_is_worse_when_it_is_more():
 def test_what_a_contest_lacks_is_skipped_by_asv():
     from benchmarks.codec import figures
 
-    assert all(map(math.isnan, figures(Contest(row="x", died="was ended")).values()))
+    assert all(map(math.isnan, figures(SpeedRow(row="x", died="was ended")).values()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fpxbench.casts.cast_record import InputKind
-from fpxbench.casts.conformance import EXACT_PRODUCT, Judge, number_text
+from fpxbench.casts.conformance import EXACT_PRODUCT, ConformanceCheck, number_text
 from fpxbench.casts.conformance_verdict import verdict_on
 from fpxbench.casts.conversion import DTYPES, Conversion
 from fpxbench.casts.expected import expected_codes, hypotheses, round_magnitudes
@@ -28,9 +28,9 @@ def telling(source, target):
 
 
 def judged(source, target, got, x, rounding=Rounding.NEAREST_EVEN, alternatives=None):
-    judge = Judge(DTYPES[source], DTYPES[target], rounding)
+    judge = ConformanceCheck(DTYPES[source], DTYPES[target], rounding)
     judge.add(x, got, lambda index: (hex(index), number_text(x[index])), alternatives)
-    judgement = judge.finish()
+    judgement = judge.result()
     return verdict_on(Conversion(operation="cast", source=source, target=target, engine="eager", device="cpu"), judgement), judgement
 
 
@@ -257,12 +257,12 @@ def test_e8m0_may_round_either_way_but_one_way_only():
 
 def test_what_the_telling_inputs_did_not_tell_shows_when_all_are_given():
     _, x = telling("bf16", "e4m3fn")
-    judge = Judge(DTYPES["bf16"], DTYPES["e4m3fn"])
+    judge = ConformanceCheck(DTYPES["bf16"], DTYPES["e4m3fn"])
     judge.add(x, expected_codes(x, DTYPES["e4m3fn"]), lambda index: ("", ""))
-    every = judge.anew()
+    every = judge.restarted()
     every.conforming(999)
     every.add(np.array([1.1]), np.array([0x39 + 1]), lambda index: ("0x3f8ccccd", "1.1"))
-    judgement = every.finish()
+    judgement = every.result()
     assert (judgement.inputs, judgement.differing) == (1000, 1) and judgement.behaviour.rounding == "mixture: nearest_even on 99.9%"
 
 

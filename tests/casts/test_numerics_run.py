@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from places import CHECKOUT
+from pydantic_core import to_json
 from sample_records import BUILD, CPU
 
 from fpxbench.casts import cast_run as runs, cast_trial as trial
-from fpxbench.casts.cast_changes import Snapshot, changes
+from fpxbench.casts.cast_changes import CastSnapshot, changes
 from fpxbench.casts.cast_findings import disagreements, find
-from fpxbench.casts.cast_messages import RESULTS, NumericsRequest, NumericsResult
 from fpxbench.casts.cast_plan import batches, conversions
-from fpxbench.casts.cast_record import Behaviour, Difference, Example, InputKind, NumericsRecord
+from fpxbench.casts.cast_record import Behaviour, CastRecord, CastResult, DifferingInputs, Example, InputKind
 from fpxbench.casts.conversion import Conversion, Engine
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store, latest
@@ -32,9 +32,9 @@ def conversion(what="cast/fp32/e4m3fn", engine="eager", device="cpu"):
 
 
 def record(of=None, status=Status.OK, *, build=BUILD, **more):
-    wrong = [Difference(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE])] if status is Status.WRONG else []
+    wrong = [DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE])] if status is Status.WRONG else []
     told = {"differing": 7 if wrong else 0, "inputs": 65536, "inputs_digest": "abc", "differences": wrong} if status in (Status.OK, Status.WRONG) else {}
-    return NumericsRecord(**{"conversion": of or conversion(), "build": build, "machine": CPU, "verdict": Verdict(status=status), **told, **more})
+    return CastRecord(**{"conversion": of or conversion(), "build": build, "machine": CPU, "verdict": Verdict(status=status), **told, **more})
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def test_engines_that_overflow_differently_are_told_in_one_sentence_over_all_the
                for source in ("fp32", "bf16") for how, engine in (("nan", "eager"), ("saturate", "compiled"))]
     (one,) = disagreements([*records, overflowing("nan", what="cast/fp32/e5m2"), overflowing("nan", "compiled", "cast/fp32/e5m2")])
     assert one.ways == {"nan": ("eager/cpu",), "saturate": ("compiled/cpu",)}
-    assert one.sentence == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu (all round alike)"
+    assert one.message == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu (all round alike)"
 
 
 def test_infinity_alone_may_be_what_engines_disagree_on():
@@ -73,7 +73,7 @@ def test_infinity_alone_may_be_what_engines_disagree_on():
 
 
 def scaled(engine, rules, **more):
-    kept = Difference(kind=InputKind.UNROUNDED_PRODUCT, count=390, permitted=rules >= 3, examples=[EXAMPLE])
+    kept = DifferingInputs(kind=InputKind.UNROUNDED_PRODUCT, count=390, permitted=rules >= 3, examples=[EXAMPLE])
     told = {"taken_as": "exact product"} if engine == "compiled" else {}
     return record(conversion("scale_then_cast/bf16/e4m3fn", engine), **{
         "rules": rules, "behaviour": Behaviour(**told), "differences": [kept] if told else [], "differing": 390 if told else 0, **more})
@@ -82,9 +82,9 @@ def scaled(engine, rules, **more):
 def test_a_product_that_is_rounded_in_one_engine_only_is_a_disagreement_and_no_mistake():
     records = [scaled("eager", 3), scaled("compiled", 3)]
     (one,) = disagreements(records)
-    assert one.sentence.startswith("scale, then cast bf16 → e4m3fn: the product is rounded to its dtype first in eager/cpu; not rounded before"
+    assert one.message.startswith("scale, then cast bf16 → e4m3fn: the product is rounded to its dtype first in eager/cpu; not rounded before"
                                    " the cast in compiled/cpu")
-    assert "emulate_precision_casts" in one.sentence
+    assert "emulate_precision_casts" in one.message
     assert find(records) == []
     assert disagreements([scaled("eager", 3)]) == []
 
@@ -92,13 +92,13 @@ def test_a_product_that_is_rounded_in_one_engine_only_is_a_disagreement_and_no_m
 def test_a_record_of_the_rules_by_which_an_unrounded_product_was_wrong_is_read_by_todays():
     before = scaled("compiled", 3).model_dump(mode="json", by_alias=True) | {"rules": 2, "verdict": {"status": "wrong", "summary": "keeps the product"}}
     before["differences"][0]["permitted"] = False
-    read = NumericsRecord.model_validate(before)
+    read = CastRecord.model_validate(before)
     assert read.verdict.status is Status.OK and read.differences[0].permitted and read.rules == 2
     assert read.verdict.summary == "all 65,536 inputs; for 390 of them, of the product before it is rounded to its dtype"
-    before["differences"].append(Difference(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE]).model_dump(mode="json"))
-    assert NumericsRecord.model_validate(before).verdict.summary == "keeps the product"      # a tie is wrong by any rules
+    before["differences"].append(DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE]).model_dump(mode="json"))
+    assert CastRecord.model_validate(before).verdict.summary == "keeps the product"      # a tie is wrong by any rules
     with pytest.raises(ValueError, match="is not ok"):
-        NumericsRecord.model_validate(before | {"rules": 3, "verdict": {"status": "ok"}})
+        CastRecord.model_validate(before | {"rules": 3, "verdict": {"status": "ok"}})
 
 
 @pytest.mark.parametrize("other", [
@@ -113,7 +113,7 @@ def test_what_is_no_disagreement(other):
 
 
 def test_a_disagreement_is_on_the_page_and_among_the_findings(tmp_path):
-    store = Store(tmp_path / "results", NumericsRecord)
+    store = Store(tmp_path / "results", CastRecord)
     for one in (overflowing("nan"), overflowing("saturate", "compiled")):
         store.append(one)
     site = build_site(tmp_path / "results", tmp_path / "site")
@@ -127,7 +127,7 @@ def test_a_disagreement_is_on_the_page_and_among_the_findings(tmp_path):
 # ---- records --------------------------------------------------------------------------------------------------------
 
 def test_a_verdict_that_its_differences_contradict_cannot_be_written_down():
-    wrong = [Difference(kind=InputKind.TIE, count=1, permitted=False, examples=[EXAMPLE])]
+    wrong = [DifferingInputs(kind=InputKind.TIE, count=1, permitted=False, examples=[EXAMPLE])]
     with pytest.raises(ValueError, match="not permitted"):
         record(differences=wrong)
     with pytest.raises(ValueError, match="shows the differences"):
@@ -137,7 +137,7 @@ def test_a_verdict_that_its_differences_contradict_cannot_be_written_down():
 
 
 def test_conversions_lie_beside_the_cases_and_are_read_back_as_written(tmp_path):
-    store = Store(tmp_path, NumericsRecord)
+    store = Store(tmp_path, CastRecord)
     first, second = record(), record(status=Status.WRONG)
     for one in (first, second, record(conversion("finfo/e5m2/e5m2"))):
         store.append(one)
@@ -154,7 +154,7 @@ def test_conversions_lie_beside_the_cases_and_are_read_back_as_written(tmp_path)
 
 def test_eager_casts_of_this_pytorch_are_what_they_are_known_to_be():
     chosen = conversions(["cpu"], ["eager"], ["cast/bf16/e4m3fn", "cast/e5m2/fp16", "cast/fp64/e5m2", "and/uint32"])
-    results = {result.conversion.what: result for result in trial.run_conversions(NumericsRequest(conversions=chosen))}
+    results = {result.conversion.what: result for result in trial.run_conversions(chosen)}
     assert results["cast/bf16/e4m3fn"].verdict.status is Status.OK and results["cast/bf16/e4m3fn"].inputs == 65536
     assert results["cast/e5m2/fp16"].differing == 0
     assert results["cast/fp64/e5m2"].verdict.kind is Kind.DOUBLE_ROUNDING
@@ -163,7 +163,7 @@ def test_eager_casts_of_this_pytorch_are_what_they_are_known_to_be():
 
 def test_a_wrong_bit_operation_is_counted(monkeypatch):
     monkeypatch.setattr(trial, "convert", lambda of, operands: (operands[0] & operands[1]) | np.uint16(1))
-    (result,) = trial.run_conversions(NumericsRequest(conversions=[conversion("and/uint16/uint16")]))
+    (result,) = trial.run_conversions([conversion("and/uint16/uint16")])
     assert result.verdict.status is Status.WRONG and result.differing == result.differences[0].count > 0
     assert result.differences[0].examples[0].got != result.differences[0].examples[0].expected
 
@@ -177,7 +177,7 @@ def test_one_that_does_not_compile_takes_no_other_down(monkeypatch):
     monkeypatch.setattr(trial, "torch_function", refusing)
     trial._function.cache_clear()
     chosen = [conversion(f"cast/e8m0/{target}", "compiled") for target in ("fp32", "e5m2", "bf16")]
-    results = trial.run_conversions(NumericsRequest(conversions=chosen))
+    results = trial.run_conversions(chosen)
     trial._function.cache_clear()
     assert [result.verdict.status for result in results] == ["ok", "error", "ok"]
     assert [result.inputs for result in results] == [256, 256, 256]
@@ -193,19 +193,22 @@ def test_triton_is_interpreted_in_a_child_of_its_own(tmp_path):
 
 # ---- the run --------------------------------------------------------------------------------------------------------
 
+def returned(results, log=""):
+    return Outcome(to_json(results).decode(), None, log)
+
+
 class Isolated:
     """An isolation in which some conversions crash, and one that is not crashed by others."""
 
     def __init__(self, *crashing):
         self.crashing, self.calls, self.recycled = crashing, [], 0
 
-    def call(self, function, request, timeout_s):
-        asked = request.conversions
+    def call(self, function, asked, timeout_s):
         self.calls.append([one.target for one in asked])
         if any(one.target in self.crashing for one in asked):
             return Outcome(None, Verdict(status=Status.CRASH, summary="died by SIGSEGV", signal="SIGSEGV"), "")
-        results = [NumericsResult(conversion=one, verdict=Verdict(status=Status.OK), differing=0) for one in asked]
-        return Outcome(RESULTS.dump_json(results).decode(), None, "")
+        results = [CastResult(conversion=one, verdict=Verdict(status=Status.OK), differing=0) for one in asked]
+        return returned(results)
 
     def recycle(self):
         self.recycled += 1
@@ -224,12 +227,12 @@ def test_after_a_fault_on_a_gpu_each_is_tried_again_in_a_new_child():
     fault = Verdict(status=Status.ERROR, summary="raised AcceleratorError: CUDA error: an illegal memory access was encountered")
 
     class Faulty(Isolated):
-        def call(self, function, request, timeout_s):
-            outcome = super().call(function, request, timeout_s)
-            results = RESULTS.validate_json(outcome.value)
+        def call(self, function, asked, timeout_s):
+            outcome = super().call(function, asked, timeout_s)
+            results = outcome.read(list[CastResult])
             if len(results) > 1:
                 results = [one.model_copy(update={"verdict": fault, "differing": None}) for one in results]
-            return Outcome(RESULTS.dump_json(results).decode(), None, "")
+            return returned(results)
 
     isolated = Faulty()
     results = runs._carried_out(isolated, [conversion(f"cast/fp32/{target}", device="cuda") for target in ("e4m3fn", "e5m2")], 1.0)
@@ -241,11 +244,11 @@ def test_an_error_keeps_what_native_code_printed_of_that_conversion_alone():
     failed = Verdict(status=Status.ERROR, kind=Kind.PASS_FAILED, summary="raised RuntimeError: PassManager::run failed")
 
     class Failing(Isolated):
-        def call(self, function, request, timeout_s):
-            results = RESULTS.validate_json(super().call(function, request, timeout_s).value)
+        def call(self, function, asked, timeout_s):
+            results = super().call(function, asked, timeout_s).read(list[CastResult])
             results = [one.model_copy(update={"verdict": failed, "differing": None}) if one.conversion.target == "e5m2" else one for one in results]
             log = "LLVM ERROR: no fptrunc from f64 to f8" if [one.conversion.target for one in results] == ["e5m2"] else "of all of them"
-            return Outcome(RESULTS.dump_json(results).decode(), None, log)
+            return returned(results, log)
 
     right, wrong = runs._carried_out(Failing(), [conversion(f"cast/fp64/{target}") for target in ("e4m3fn", "e5m2")], 1.0)
     assert (right.verdict.status, right.verdict.log_tail) == (Status.OK, "")
@@ -311,20 +314,20 @@ def before_and_after():
 
 def test_a_changed_overflow_is_one_event_and_its_figures_are_not_another():
     old, new = before_and_after()
-    assert [one.sentence for one in changes(map(Snapshot.of, old), map(Snapshot.of, new))] == [
+    assert [one.message for one in changes(map(CastSnapshot.of, old), map(CastSnapshot.of, new))] == [
         "cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate"]
-    assert changes(map(Snapshot.of, new), map(Snapshot.of, new)) == []
+    assert changes(map(CastSnapshot.of, new), map(CastSnapshot.of, new)) == []
 
 
 def test_other_inputs_are_no_change():
     old, new = before_and_after()
     new = [one.model_copy(update={"inputs_digest": "other"}) for one in new]
-    assert changes(map(Snapshot.of, old), map(Snapshot.of, new)) == []
+    assert changes(map(CastSnapshot.of, old), map(CastSnapshot.of, new)) == []
 
 
 def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
     old, new = before_and_after()
-    store = Store(tmp_path / "results", NumericsRecord)
+    store = Store(tmp_path / "results", CastRecord)
     markup = Verdict(status=Status.UNSUPPORTED, summary="refused: <script>alert(1)</script>", log_tail="<img src=x>")
     for one in (*old, *new, record(conversion("cast/fp32/e5m2"), Status.WRONG, verdict=Verdict(status=Status.WRONG, summary="ties", kind=Kind.TIES_AWAY)),
                 record(conversion("not/uint16/uint16"), Status.UNSUPPORTED, verdict=markup)):
@@ -351,7 +354,7 @@ def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
 def test_one_mistake_on_two_machines_is_one_sentence_on_the_first_page(tmp_path):
     twice = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": "rounds twice"})
     other = CPU.model_copy(update={"name": "another", "device": "Another CPU"})
-    store = Store(tmp_path / "results", NumericsRecord)
+    store = Store(tmp_path / "results", CastRecord)
     for machine in (CPU, other):
         store.append(record(conversion("cast/fp64/e5m2"), Status.WRONG, verdict=twice, machine=machine))
     store.append(record(conversion("scale_then_cast/bf16/e5m2"), Status.WRONG, verdict=twice, machine=other))
@@ -363,7 +366,7 @@ def test_one_mistake_on_two_machines_is_one_sentence_on_the_first_page(tmp_path)
 
 
 def test_a_mistake_that_ordinary_programs_meet_stands_above_one_that_few_do(tmp_path):
-    store = Store(tmp_path / "results", NumericsRecord)
+    store = Store(tmp_path / "results", CastRecord)
     for id, mistake in (("cast/fp64/e5m2", "rounds twice"), ("scale_then_cast/bf16/e5m2", "keeps more precision")):
         verdict = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": mistake})
         store.append(record(conversion(id), Status.WRONG, verdict=verdict))
@@ -372,7 +375,7 @@ def test_a_mistake_that_ordinary_programs_meet_stands_above_one_that_few_do(tmp_
 
 
 def test_of_many_builds_the_newest_have_pages_and_those_that_changed_a_cast(tmp_path):
-    store = Store(tmp_path / "results", NumericsRecord)
+    store = Store(tmp_path / "results", CastRecord)
     for day in range(1, 10):
         build = BUILD.model_copy(update={"torch": f"2.15.0.dev202611{day:02}+cpu", "channel": "nightly", "date": f"2026-11-{day:02}", "key": str(day) * 40})
         store.append(record(build=build, behaviour=Behaviour(overflow="nan" if day < 4 else "saturate")))

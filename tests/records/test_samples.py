@@ -3,8 +3,8 @@
 
 from places import CHECKOUT
 
-from fpxbench.casts.cast_changes import Snapshot, changes
-from fpxbench.casts.cast_record import NumericsRecord
+from fpxbench.casts.cast_changes import CastSnapshot, changes
+from fpxbench.casts.cast_record import CastRecord
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
 
@@ -31,13 +31,13 @@ def test_the_fused_kernel_is_one_kernel_on_a_gpu():
 
 
 def test_what_changed_in_pytorchs_casts_from_2_11_to_2_15_shows_in_the_samples():
-    store = Store(FOLDER, NumericsRecord)
+    store = Store(FOLDER, CastRecord)
     files = {path.stem.partition("-")[0]: path for path in store.files() if path.parent.parent.name == "cpu-amd-epyc-2c"}
     builds = {}
     for version, path in files.items():
         records, broken = store.read(path)
         assert not broken
-        builds[version] = [Snapshot.of(record) for record in records if record.conversion.engine.value in ("eager", "compiled")]
+        builds[version] = [CastSnapshot.of(record) for record in records if record.conversion.engine.value in ("eager", "compiled")]
 
     def changed(before, after):
         return {(change.aspect, change.before, change.after, change.conversions[0].target) for change in changes(builds[before], builds[after])}

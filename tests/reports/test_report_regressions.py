@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fpxbench.builds.environments import Installation
 from fpxbench.builds.timeline import Timeline
-from fpxbench.casts.cast_record import Behaviour, NumericsRecord
+from fpxbench.casts.cast_record import Behaviour, CastRecord
 from fpxbench.casts.conversion import Conversion
 from fpxbench.cli import app
 from fpxbench.records.kinds import Kind
@@ -72,9 +72,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Store(folder, Installation).append(Installation(
         at="2026-07-20", machine=GPU, build=nightly(BUILDS), parts=("torch", "triton"), python="3.11", installer="pip", status="failed",
         why="no such wheel", log_tail=f"ERROR: {PAYLOAD}"))
-    casts = Store(folder, NumericsRecord)
+    casts = Store(folder, CastRecord)
     for night, overflow in ((BUILDS - 2, "nan"), (BUILDS - 1, "saturate")):
-        casts.append(NumericsRecord(conversion=Conversion(operation="cast", source="fp32", target="e4m3fn", engine="eager", device="cuda"),
+        casts.append(CastRecord(conversion=Conversion(operation="cast", source="fp32", target="e4m3fn", engine="eager", device="cuda"),
                                     build=nightly(night), machine=GPU, verdict=Verdict(status=Status.OK), behaviour=Behaviour(overflow=overflow),
                                     inputs=3, inputs_digest="abc", differing=0))
     return folder

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fpxbench.casts.codec_speed import COPY, OWN, ROWS_AT_LEAST, Contest, K, Timed
+from fpxbench.casts.codec_speed import COPY, OWN, ROWS_AT_LEAST, CallTimes, K, SpeedRow
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.numbers import codec, packing
 from fpxbench.numbers.dtypes import DTYPE_NAMES
@@ -29,12 +29,12 @@ SLOW_ROWS = 16
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 
 
-class Missing(Exception):
+class NotCompared(Exception):
     """A contender that does not take part, and why."""
 
 
 @dataclass(frozen=True)
-class Contender:
+class TimedCall:
     """`call` works on `elements`, and has to move `nbytes`."""
 
     call: Callable[[], object]
@@ -43,7 +43,7 @@ class Contender:
 
 
 def every_row() -> list[str]:
-    """The rows of the table, as `Contest.row` spells them."""
+    """The rows of the table, as `SpeedRow.row` spells them."""
     packed = [f"{layout.name}/{bits}" for layout in packing.LAYOUTS.values() for bits in layout.widths]
     return [
         *(f"encode/{name}/{source}" for source in SOURCES for name in FORMATS),
@@ -52,7 +52,7 @@ def every_row() -> list[str]:
     ]
 
 
-def hold(row: str, elements: int, budget_s: float) -> Contest:
+def measure_row(row: str, elements: int, budget_s: float) -> SpeedRow:
     """The contest of one row, about `budget_s` seconds long, on `elements` rounded to whole [64, 4096]."""
     what, *of = row.split("/")
     n = max(1, round(elements / (ROWS_AT_LEAST * K))) * ROWS_AT_LEAST
@@ -61,18 +61,18 @@ def hold(row: str, elements: int, budget_s: float) -> Contest:
     for name, enter in setup(n, *of).items():
         try:
             taking_part[name] = enter()
-        except Missing as why:
+        except NotCompared as why:
             missing[name] = str(why)
     with device_lock("cpu", row):
-        seconds = time_in_turn({name: contender.call for name, contender in taking_part.items()}, budget_s)
+        seconds = time_interleaved({name: contender.call for name, contender in taking_part.items()}, budget_s)
     timed = {
-        name: Timed(elements=contender.elements, nbytes=contender.nbytes, seconds=seconds[name])
+        name: CallTimes(elements=contender.elements, nbytes=contender.nbytes, seconds=seconds[name])
         for name, contender in taking_part.items()
     }
-    return Contest(row=row, threads=torch.get_num_threads(), timed=timed, missing=missing)
+    return SpeedRow(row=row, threads=torch.get_num_threads(), timed=timed, missing=missing)
 
 
-def time_in_turn(calls: dict[str, Callable[[], object]], budget_s: float) -> dict[str, list[float]]:
+def time_interleaved(calls: dict[str, Callable[[], object]], budget_s: float) -> dict[str, list[float]]:
     """Seconds of each call: A B C A B C …, for `budget_s` and at least five rounds, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -89,29 +89,29 @@ def time_in_turn(calls: dict[str, Callable[[], object]], budget_s: float) -> dic
 
 
 # What each sets up is a function, so that one that cannot take part says so by itself.
-Entries = dict[str, Callable[[], Contender]]
+Entries = dict[str, Callable[[], TimedCall]]
 
 
 def _encoders(n: int, name: str, source: str) -> Entries:
     fmt, dtype = FORMATS[name], SOURCES[source]
     x = _numbers(n, name).to(dtype)
 
-    def contender(call: Callable[[], object], rows: int = n) -> Contender:
-        return Contender(call, rows * K, rows * K * (dtype.itemsize + 1))
+    def contender(call: Callable[[], object], rows: int = n) -> TimedCall:
+        return TimedCall(call, rows * K, rows * K * (dtype.itemsize + 1))
 
-    def ml_dtypes() -> Contender:
+    def ml_dtypes() -> TimedCall:
         library, target = _ml_dtype(name)
         held = x.numpy() if source == "fp32" else x.view(torch.int16).numpy().view(library.bfloat16)
         return contender(lambda: held.astype(target))
 
-    def gfloat() -> Contender:
+    def gfloat() -> TimedCall:
         library, theirs = _gfloat_format(fmt)
         if source == "bf16":
-            raise Missing("does not read bf16")
+            raise NotCompared("does not read bf16")
         held = x[:SLOW_ROWS].numpy()
         return contender(lambda: library.encode_ndarray(theirs, library.round_ndarray(theirs, held, sat=True)), SLOW_ROWS)
 
-    def native() -> Contender:
+    def native() -> TimedCall:
         target = _torch_dtype(name)
         return contender(lambda: x.to(target))
 
@@ -122,20 +122,20 @@ def _decoders(n: int, name: str) -> Entries:
     fmt = FORMATS[name]
     codes = _codes(n, fmt.bits)
 
-    def contender(call: Callable[[], object], rows: int = n) -> Contender:
-        return Contender(call, rows * K, rows * K * 5)
+    def contender(call: Callable[[], object], rows: int = n) -> TimedCall:
+        return TimedCall(call, rows * K, rows * K * 5)
 
-    def ml_dtypes() -> Contender:
+    def ml_dtypes() -> TimedCall:
         library, target = _ml_dtype(name)
         held = codes.numpy().view(target)
         return contender(lambda: held.astype("float32"))
 
-    def gfloat() -> Contender:
+    def gfloat() -> TimedCall:
         library, theirs = _gfloat_format(fmt)
         held = codes[:SLOW_ROWS].numpy()
         return contender(lambda: library.decode_ndarray(theirs, held), SLOW_ROWS)
 
-    def native() -> Contender:
+    def native() -> TimedCall:
         held = codes.view(_torch_dtype(name))
         return contender(lambda: held.float())
 
@@ -156,8 +156,8 @@ def _unpackers(n: int, layout: str, bits: str) -> Entries:
 
 def _movers(codes: Tensor, layout: str, bits: int, call: Callable[[], object]) -> Entries:
     nbytes = codes.numel() + codes.shape[0] * packing.row_bytes(K, bits, layout)
-    return {OWN: lambda: Contender(call, codes.numel(), nbytes),
-            COPY: lambda: Contender(_copying(nbytes), codes.numel(), nbytes)}
+    return {OWN: lambda: TimedCall(call, codes.numel(), nbytes),
+            COPY: lambda: TimedCall(_copying(nbytes), codes.numel(), nbytes)}
 
 
 def _copying(nbytes: int) -> Callable[[], object]:
@@ -183,14 +183,14 @@ def _ml_dtype(name: str) -> tuple[ModuleType, type]:
     library = _library("ml_dtypes")
     theirs = DTYPE_NAMES[name].ml_dtypes
     if theirs is None or FORMATS[name].is_integer:
-        raise Missing("has no such format")
+        raise NotCompared("has no such format")
     return library, getattr(library, theirs)
 
 
 def _gfloat_format(fmt: Format) -> tuple[ModuleType, object]:
     library = _library("gfloat")
     if fmt.is_integer or not fmt.signed:
-        raise Missing("is compared with on signed floats only")
+        raise NotCompared("is compared with on signed floats only")
     return library, library.FormatInfo(
         fmt.name, fmt.bits, fmt.mantissa_bits + 1, bias=fmt.bias, is_signed=True,
         domain=library.Domain.Extended if fmt.has_infinity else library.Domain.Finite, has_nz=fmt.specials != "fnuz",
@@ -202,7 +202,7 @@ def _gfloat_format(fmt: Format) -> tuple[ModuleType, object]:
 def _torch_dtype(name: str) -> torch.dtype:
     known = DTYPE_NAMES[name].torch
     if known is None:
-        raise Missing("has no cast to such a format")
+        raise NotCompared("has no cast to such a format")
     return getattr(torch, known)
 
 
@@ -210,4 +210,4 @@ def _library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise Missing("is not installed") from None
+        raise NotCompared("is not installed") from None
