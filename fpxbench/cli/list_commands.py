@@ -82,18 +82,23 @@ def _implementations(settings: Settings) -> list[dict[str, str]]:
 
 
 def _schemes(settings: Settings) -> list[dict[str, str]]:
-    from fpxbench.numbers.scheme import SCHEMES, scheme_named
+    from fpxbench.numbers.formats import Format
+    from fpxbench.numbers.scheme import SCHEMES, USED_BY, scheme_named
 
     rows = []
-    for name in settings.scheme or SCHEMES:
+    for name in settings.scheme or dict.fromkeys((*SCHEMES, *USED_BY)):
         scheme = scheme_named(name)
-        fmt = scheme.format
+        fmt, scaling = scheme.format, scheme.scaling
+        exponent = isinstance(fmt, Format) and not fmt.is_integer
         rows.append({
             "scheme": scheme.name,
-            "format": f"E{fmt.exponent_bits}M{fmt.mantissa_bits} bias {fmt.bias}" if fmt and not fmt.is_integer else fmt.name if fmt else "dense",
-            "max": f"{fmt.max:g}" if fmt else "",
-            "scaling": scheme.scaling.name if scheme.scaling else "",
-            "bits a weight at 4096 x 4096": f"{scheme.bits_per_weight(4096, 4096):.3f}",
+            "format": f"E{fmt.exponent_bits}M{fmt.mantissa_bits} bias {fmt.bias}" if exponent else fmt.name if fmt else "16 bits",
+            "scales": scaling.name if scaling else "",
+            "scale format": scaling.scale_format.format.name + ", fp32" * scaling.has_tensor_scale if scaling else "",
+            "activations": scheme.activation.name if scheme.activation else "16 bits",
+            "bits a weight": f"{scheme.bits_per_weight(4096, 4096):.3f}",
+            "used by": USED_BY.get(scheme.name, ""),
+            **({"source": scaling.source if scaling else ""} if settings.profile == "full" else {}),
         })
     return rows
 

@@ -28,14 +28,12 @@ class Codebook:
     values : the value of each code, 2 to 256 finite numbers that fp32 holds
     source : where it is defined
     ties : ``lower`` or ``toward_zero``: which of two equally near values a number becomes
-    used_by : models and libraries, for listings
     """
 
     name: str
     values: tuple[float, ...]
     source: str
     ties: str = "lower"
-    used_by: str = ""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.values) <= 256:
@@ -97,10 +95,10 @@ CODEBOOKS: dict[str, Codebook] = {codebook.name: codebook for codebook in (
         (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
          -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
          0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-        "Dettmers et al., QLoRA, arXiv:2305.14314, appendix E", used_by="bitsandbytes, QLoRA"),
+        "Dettmers et al., QLoRA, arXiv:2305.14314, appendix E"),
     Codebook(
         "bnbfp4", (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES)),
-        "bitsandbytes, csrc/kernels.cu: dDequantizeFP4Tree", ties="toward_zero", used_by="bitsandbytes"),
+        "bitsandbytes, csrc/kernels.cu: dDequantizeFP4Tree", ties="toward_zero"),
 )}
 
 

@@ -1,10 +1,12 @@
-"""Scheme = format + scaling, of the weight and where they are quantized too of the activations: what users choose, by name."""
+"""Scheme = format + scaling, of the weight and where they are quantized too of the activations: what users choose, by
+name.
+"""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fpxbench.numbers.codebook import CODEBOOKS, Codebook, table_named
@@ -21,7 +23,8 @@ class Scheme:
     """How a weight is stored, and how the activations that it multiplies are rounded first.
 
     format, scaling : None for the dense schemes ``bf16`` and ``fp16``
-    activation : how activations [M, K] are quantized, by the same words: ``row`` is a scale a token, ``g128`` one for 128
+    activation : how activations [M, K] are quantized, by the same words: ``row`` is a scale a token, ``g128`` one for
+    128
         neighbours along K, ``tensor`` one for all. None: they stay as they are (weight-only).
     """
 
@@ -76,7 +79,9 @@ class Scheme:
 
 
 def checked_weight(weight: Tensor) -> Tensor:
-    """Return `weight` itself, if it is a finite, floating-point, non-empty [N, K]. Raise ValueError or TypeError if not."""
+    """Return `weight` itself, if it is a finite, floating-point, non-empty [N, K]. Raise ValueError or TypeError if
+    not.
+    """
     import torch
 
     if not weight.is_floating_point() or weight.element_size() < 2:
@@ -127,10 +132,40 @@ SCHEMES: tuple[str, ...] = (
     "e2m1-g32",
     *_STANDARD,
 )
-"""The schemes that profiles and listings know by name; any other is made from its parts."""
+"""The schemes that profiles sweep; any other is made from its parts."""
+
+USED_BY: dict[str, str] = {
+    "int8-row": "torchao int8 weight-only, bitsandbytes LLM.int8",
+    "e4m3fn-tensor": "TensorRT-LLM and ModelOpt FP8",
+    "e4m3fn-row": "torchao float8 weight-only, LLM Compressor FP8",
+    "e4m3fnuz-row": "vLLM on MI300 (from e4m3fn checkpoints)",
+    "e4m3fn-b128x128": "DeepSeek-V3 and R1, Qwen3-FP8",
+    "e4m3fn-b128x128.e8m0": "DeepSeek-V3.1",
+    "int4-g128.bf16": "torchao int4 weight-only",
+    "int4-g128.fp16": "GPTQ and AWQ with symmetric weights",
+    "mxfp4": "gpt-oss",
+    "mxfp4.rceil": "DeepSeek-V4, cuBLAS, torchao RCEIL",
+    "mxfp4.ceil": "torchao CEIL",
+    "mxfp4.even": "torchao EVEN",
+    "mxfp8_e4m3fn.rceil": "cuBLAS and torchao MXFP8 training",
+    "nvfp4": "ModelOpt, TensorRT-LLM",
+    "nvfp4.div": "LLM Compressor (compressed-tensors)",
+    "nvfp4.4over6": "Four Over Six",
+    "e2m1-nv16x16": "NVFP4 training (TransformerEngine)",
+    "nf4-g64": "bitsandbytes, QLoRA",
+    "bnbfp4-g64": "bitsandbytes",
+    "e4m3fn-row+e4m3fn-row": "torchao float8 dynamic, LLM Compressor FP8-dynamic",
+    "e4m3fn-tensor+e4m3fn-tensor.static": "TensorRT-LLM and ModelOpt FP8 with calibrated activations",
+    "e4m3fn-b128x128+e4m3fn-g128": "DeepSeek-V3 and R1 as served",
+    "int8-row+int8-row": "torchao int8 dynamic, LLM Compressor W8A8",
+    "mxfp4+mxfp8_e4m3fn": "gpt-oss on Blackwell",
+    "mxfp4+mxfp4": "MXFP4 on MI350 (Quark)",
+    "nvfp4+nvfp4": "ModelOpt and LLM Compressor NVFP4 on Blackwell",
+}
+"""Where a scheme is in use, as far as its library or model documents it."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def scheme_named(name: str) -> Scheme:
     """Return the scheme of that name: a standard's (``mxfp4``), or ``FORMAT-SCALING`` (``e3m2-g128``, ``e2m2-row``).
 

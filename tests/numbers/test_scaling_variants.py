@@ -13,7 +13,7 @@ from fpxbench.numbers.codebook import CODEBOOKS, Codebook
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import BF16, FORMATS, FP16
 from fpxbench.numbers.scaling import scaling_named
-from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.scheme import USED_BY, scheme_named
 
 NAMES = ("tensor", "tensor.static", "row", "row.bf16", "row.fp16", "g128", "g128.bf16", "g64.e8m0", "b128x128",
          "b128x128.e8m0", "b2x65536", "mx", "mx.ceil", "mx.even", "mx.rceil", "nv", "nv.up", "nv.4over6", "nv.div",
@@ -51,8 +51,8 @@ TORCHAO = {"floor": "mx", "ceil": "mx.ceil", "even": "mx.even", "rceil": "mx.rce
 @pytest.mark.parametrize("mode", TORCHAO)
 @pytest.mark.parametrize("fmt", ["e4m3fn", "e5m2", "e2m3", "e3m2", "e2m1"])
 def test_mx_scales_and_codes_are_torchaos_in_all_four_modes(fmt, mode):
-    """Left out: a block of zeros, which torchao gives the scale 2**-127 and fpxbench 1; and under rceil maxima within one
-    fp32 step of a power of two times the format's maximum, where torchao rounds a logarithm and not the number."""
+    """Left out: a block of zeros, which torchao gives the scale 2**-127 and fpxbench 1; and under rceil maxima within
+    one fp32 step of a power of two times the format's maximum, where torchao rounds a logarithm and not the number."""
     dtypes = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "e2m3": constants.DTYPE_FP6_E2M3,
               "e3m2": constants.DTYPE_FP6_E3M2, "e2m1": torch.float4_e2m1fn_x2}
     weight = weights()
@@ -211,3 +211,13 @@ def test_activations_are_quantized_by_token_by_group_or_by_a_fixed_scale():
 def test_a_plus_joins_two_quantized_schemes(name):
     with pytest.raises(ValueError, match="stands a quantized scheme"):
         scheme_named(name)
+
+
+@pytest.mark.parametrize("name", USED_BY)
+def test_a_scheme_that_is_in_use_is_made_from_its_name_and_quantizes(name):
+    scheme = scheme_named(name)
+    assert scheme.name == name
+    weight = torch.randn(48, 160, generator=torch.Generator().manual_seed(0))
+    codes, scales = scheme.quantize(weight)
+    assert codes.shape == weight.shape and scales.stored.shape == scheme.scaling.grid_shape(48, 160)
+    assert (weight - scheme.dequantize(codes, scales)).square().sum() < 0.05 * weight.square().sum()

@@ -6,7 +6,7 @@ Each family is one file with a subclass of `Scaling`, and one entry of `FAMILIES
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from fpxbench.numbers.scaling.base import Scales, Scaling
 from fpxbench.numbers.scaling.block2d import Block2DScaling
@@ -22,9 +22,10 @@ __all__ = ["FAMILIES", "ScaleFormat", "Scales", "Scaling", "scaling_named"]
 FAMILIES: tuple[type[Scaling], ...] = (TensorScaling, RowScaling, GroupScaling, Block2DScaling, MXScaling, NVScaling)
 
 
-@lru_cache(maxsize=None)
+@cache
 def scaling_named(name: str) -> Scaling:
-    """Return the scaling of that name: ``tensor``, ``row``, ``gN``, ``bRxC``, ``mx``, ``nv``, with its modifiers (``mx.rceil``).
+    """Return the scaling of that name: ``tensor``, ``row``, ``gN``, ``bRxC``, ``mx``, ``nv``, with its modifiers
+    (``mx.rceil``).
 
     Raises ValueError for anything else, with what there is.
     """

@@ -1,7 +1,7 @@
 """What a scaling is: which weights share a scale, how a scale is chosen, how it is stored.
 
-A scaling answers for its blocks, so that no caller has to know which one it is. A new one is a file beside this one with
-a subclass of `Scaling`, and a line in the table of `fpxbench.numbers.scaling`. Importing this loads no torch.
+A scaling answers for its blocks, so that no caller has to know which one it is. A new one is a file beside this one
+with a subclass of `Scaling`, and a line in the table of `fpxbench.numbers.scaling`. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ class Scaling:
     description: ClassVar[str]
     source: ClassVar[str]
     """Where the scaling is defined."""
-    used_by: ClassVar[str] = ""
-    """Models and libraries that use it, for listings."""
     has_tensor_scale: ClassVar[bool] = False
     """Whether block scales are themselves scaled, by one fp32 number a weight."""
 
@@ -155,7 +153,9 @@ class Scaling:
         return Scales(self.scale_format.encode(numbers), tensor_scale)
 
     def levels(self, scales: Scales) -> tuple[Tensor, Tensor]:
-        """Return the block scales, fp32 ``[R, G]``, and what they are multiplied by, fp32 ``[1]`` (1 without a second level)."""
+        """Return the block scales, fp32 ``[R, G]``, and what they are multiplied by, fp32 ``[1]`` (1 without a second
+        level).
+        """
         block = self.scale_format.decode(scales.stored)
         return block, block.new_ones(1) if scales.tensor_scale is None else scales.tensor_scale
 

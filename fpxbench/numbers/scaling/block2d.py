@@ -19,7 +19,6 @@ class Block2DScaling(Scaling):
     kind = "block2d"
     description = f"bRxC: one scale for every R rows by C columns, {SIZES[0]} to {SIZES[-1]} each"
     source = "DeepSeek-V3 Technical Report, arXiv:2412.19437 §3.3.2; weight_scale_inv in its checkpoints"
-    used_by = "DeepSeek-V3 and R1, Qwen3-FP8; .e8m0: DeepSeek-V3.1, V4"
 
     @property
     def base_name(self) -> str:

@@ -18,7 +18,6 @@ class GroupScaling(Scaling):
     kind = "group"
     description = f"gN: one fp32 scale for every N neighbours along K, {SIZES[0]} to {SIZES[-1]}"
     source = "torchao PerGroup, GPTQ and AWQ group_size"
-    used_by = "GPTQ, AWQ (.fp16), torchao (.bf16)"
 
     @property
     def base_name(self) -> str:

@@ -2,12 +2,10 @@
 
 The standard rounds down, so that up to half of a binade saturates; hardware and libraries often round otherwise:
 
-==========  ======================================================================  =====================================
-``mx``      ``2**(floor(log2(amax)) - emax)``                                       OCP MX v1.0 §6.3
-``.ceil``   ``2**(ceil(log2(amax)) - emax)``                                        torchao ScaleCalculationMode.CEIL
-``.even``   amax rounded to the element's mantissa bits first, half upward; floor   torchao ScaleCalculationMode.EVEN
-``.rceil``  ``2**ceil(log2(amax / max))``                                           PTX cvt.rp.ue8m0, cuBLAS, torchao RCEIL
-==========  ======================================================================  =====================================
+- ``mx``: ``2**(floor(log2(amax)) - emax)``. OCP MX v1.0 §6.3.
+- ``.ceil``: ``2**(ceil(log2(amax)) - emax)``. torchao ScaleCalculationMode.CEIL.
+- ``.even``: amax is rounded to the element's mantissa bits first, half upward; then as ``mx``. torchao EVEN.
+- ``.rceil``: ``2**ceil(log2(amax / max))``. PTX cvt.rp.ue8m0, cuBLAS, torchao RCEIL.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ class MXScaling(Scaling):
 
     kind = "mx"
     description = "an E8M0 scale (a power of two) for every 32 neighbours along K"
-    source = "OCP Microscaling Formats (MX) v1.0 §5.1, §6.3; .rceil: PTX ISA cvt.rp.ue8m0, cuBLAS; .ceil, .even: torchao"
-    used_by = "gpt-oss (mxfp4), torchao MXFP8; .rceil: cuBLAS, DeepSeek-V4, vLLM on Blackwell"
+    source = "OCP Microscaling Formats (MX) v1.0 §5.1, §6.3; .rceil: PTX cvt.rp.ue8m0, cuBLAS; .ceil, .even: torchao"
 
     @classmethod
     def modifiers(cls) -> dict[str, dict[str, Any]]:
@@ -60,10 +57,12 @@ class MXScaling(Scaling):
 
 
 def power_of_two(x: Tensor, exponent_offset: int = 0, *, round_up_from: float = 2.0) -> Tensor:
-    """Return uint8 E8M0 codes of ``2**(e + exponent_offset)``, clamped to E8M0's range, for fp32 ``x = m * 2**e``, m in [1, 2).
+    """Return uint8 E8M0 codes of ``2**(e + exponent_offset)``, clamped to E8M0's range, for fp32 ``x = m * 2**e``, m in
+    [1, 2).
 
-    Where ``m >= round_up_from`` the next power is taken; ``round_up_from=1`` means ``m > 1``, so that a power of two keeps
-    its own. Zero gives the code of 1.0: MX v1.0 leaves it open, and a scale of 2**-127 would be subnormal in fp32.
+    Where ``m >= round_up_from`` the next power is taken; ``round_up_from=1`` means ``m > 1``, so that a power of two
+    keeps its own. Zero gives the code of 1.0: MX v1.0 leaves it open, and a scale of 2**-127 would be subnormal in
+    fp32.
     """
     import torch
 

@@ -1,12 +1,10 @@
 """``nv``: NVFP4's two levels, an E4M3 scale for every block under one fp32 scale for the weight, and its variants.
 
-=============  ====================================================================  ====================================
-``nv``         16 along K; block scale ``amax / max`` to nearest                       arXiv:2509.25149, ModelOpt
-``.up``        block scale rounded up, so that no weight saturates                     arXiv:2509.25149 §4 discusses both
-``.4over6``    each block's largest weight becomes 6 or 4, whichever errs less          arXiv:2512.02010
-``.div``       the stored tensor scale is the reciprocal, and divides                  compressed-tensors weight_global_scale
-``nv16x16``    16 rows by 16 columns a block, for training                             arXiv:2509.25149 §4.3
-=============  ====================================================================  ====================================
+- ``nv``: 16 along K; the block scale is ``amax / max`` to nearest. arXiv:2509.25149, ModelOpt.
+- ``.up``: the block scale is rounded up, so that no weight saturates.
+- ``.4over6``: a block's largest weight becomes 6 or 4, whichever errs less. arXiv:2512.02010.
+- ``.div``: the stored tensor scale is the reciprocal, and divides. compressed-tensors weight_global_scale.
+- ``nv16x16``: 16 rows by 16 columns a block, for training. arXiv:2509.25149 §4.3.
 """
 
 from __future__ import annotations
@@ -25,7 +23,9 @@ if TYPE_CHECKING:
 
 _SIX_OVER_FOUR = 1.5
 _LARGEST_SIX = 256.0
-"""The largest block scale of the 4/6 rule: 1.5 times it, 384, is an E4M3 number too, where 1.5 x 448 is past its maximum."""
+"""The largest block scale of the 4/6 rule: 1.5 times it, 384, is an E4M3 number too, where 1.5 x 448 is past its
+maximum.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class NVScaling(Scaling):
     divides: bool = False
 
     kind = "nv"
-    description = "an E4M3 scale for every 16 neighbours along K (nv16x16: 16 x 16), under one fp32 scale for the weight"
+    description = "an E4M3 scale for 16 neighbours along K (nv16x16: 16 x 16), under one fp32 scale for the weight"
     source = "NVIDIA, Pretraining Large Language Models with NVFP4, arXiv:2509.25149; Four Over Six, arXiv:2512.02010"
-    used_by = "ModelOpt, TensorRT-LLM, vLLM; .div: compressed-tensors; nv16x16: TransformerEngine training"
     has_tensor_scale = True
 
     @classmethod
@@ -71,7 +70,8 @@ class NVScaling(Scaling):
         return Scales(torch.where(errors[1] < errors[0], larger.stored, scales.stored), scales.tensor_scale)
 
     def scales_of(self, amax: Tensor, fmt: Format, *, shared_amax: Tensor | None = None) -> Scales:
-        """Return block scales ``amax / max`` over the tensor scale, under which the largest block scale is E4M3's maximum.
+        """Return block scales ``amax / max`` over the tensor scale, under which the largest block scale is E4M3's
+        maximum.
 
         A block of zeros, or one whose scale rounds to zero, has the scale 0; a weight of zeros the tensor scale 1.
         """

@@ -12,4 +12,3 @@ class RowScaling(Scaling):
     kind = "row"
     description = "one fp32 scale for each row (output channel)"
     source = "torchao PerRow, compressed-tensors channel"
-    used_by = "torchao float8, LLM Compressor FP8, vLLM"

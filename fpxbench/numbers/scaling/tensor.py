@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CALIBRATED_AMAX = 8.0
-"""What ``static`` takes for the largest magnitude, whatever the numbers: larger ones saturate. Of N(0, 1) one in 10**15 is."""
+"""What ``static`` takes for the largest magnitude, whatever the numbers: larger ones saturate. Of N(0, 1) one in 10**15
+is.
+"""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,6 @@ class TensorScaling(Scaling):
     kind = "tensor"
     description = "one fp32 scale for the whole weight; tensor.static: for activations, fixed at 8 / max beforehand"
     source = "torchao PerTensor, TensorRT-LLM FP8; static: input_scale in ModelOpt's and compressed-tensors' checkpoints"
-    used_by = "TensorRT-LLM FP8, ModelOpt FP8"
 
     @classmethod
     def modifiers(cls) -> dict[str, dict[str, Any]]:
