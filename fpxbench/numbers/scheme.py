@@ -176,7 +176,8 @@ def scheme_named(name: str) -> Scheme:
     if plus:
         of_weight, of_activation = scheme_named(weight), scheme_named(activation)
         if not (of_weight.quantized and of_activation.quantized) or of_activation.activation is not None:
-            raise ValueError(f"no scheme {name!r}: on both sides of its + stands a quantized scheme, as in e4m3fn-row+e4m3fn-row")
+            raise ValueError(f"no scheme {name!r}: on both sides of its + stands a quantized scheme, as in "
+                             "e4m3fn-row+e4m3fn-row")
         return replace(of_weight, name=f"{of_weight.name}+{of_activation.name}", activation=of_activation)
     if name in _DENSE:
         return Scheme(name, None, None)

@@ -37,7 +37,8 @@ def test_a_name_is_read_as_it_is_written(name):
 
 
 @pytest.mark.parametrize(("name", "says"), [
-    ("mx.bf16", "mx has no modifier 'bf16': one of ceil, even, rceil"), ("nv.up.up", "nv.up.up sets scale_format twice"),
+    ("mx.bf16", "mx has no modifier 'bf16': one of ceil, even, rceil"),
+    ("nv.up.up", "nv.up.up sets scale_format twice"),
     ("b1x128", "no scaling 'b1x128'"), ("g128.", "g128 has no modifier ''"), ("nv32x32", "no scaling 'nv32x32'"),
 ])
 def test_a_name_that_means_nothing_is_refused_with_what_there_is(name, says):
@@ -100,9 +101,12 @@ def test_scales_as_e8m0_are_the_smallest_power_of_two_that_saturates_nothing():
             assert exact * (1 - Fraction(1, 1 << 23)) <= Fraction(scale) < 2 * exact * (1 + Fraction(1, 1 << 23))
 
 
-@pytest.mark.parametrize(("name", "fmt", "dtype"), [("row.bf16", BF16, torch.bfloat16), ("row.fp16", FP16, torch.float16)])
+@pytest.mark.parametrize(("name", "fmt", "dtype"), [
+    ("row.bf16", BF16, torch.bfloat16), ("row.fp16", FP16, torch.float16),
+])
 def test_16_bit_scales_are_rounded_to_nearest_even_by_definition(name, fmt, dtype):
-    numbers = torch.cat([torch.rand(1000) * 2.0 ** torch.randint(-14, 10, (1000,)), torch.tensor([1e9, 1e-30, 1 + 2.0**-9])])
+    special = torch.tensor([1e9, 1e-30, 1 + 2.0**-9])
+    numbers = torch.cat([torch.rand(1000) * 2.0 ** torch.randint(-14, 10, (1000,)), special])
     stored = scaling_named(name).scale_format.encode(numbers)
     assert stored.dtype == dtype
     largest = fmt.max
@@ -122,7 +126,8 @@ def test_blocks_of_two_dimensions_share_a_scale_with_ragged_edges_too():
 
 @pytest.mark.parametrize(("scheme", "decibels"), [
     ("e4m3fn-b128x128", 31.5), ("e4m3fn-b128x128.e8m0", 31.5), ("mxfp4.rceil", 18.78), ("mxfp4.ceil", 16.9),
-    ("mxfp4.even", 19.0), ("nvfp4.up", 20.0), ("nvfp4.4over6", 21.2), ("nvfp4.div", 20.43), ("e2m1-nv16x16", 18.9), ("nf4-g64", 20.7),
+    ("mxfp4.even", 19.0), ("nvfp4.up", 20.0), ("nvfp4.4over6", 21.2), ("nvfp4.div", 20.43),
+    ("e2m1-nv16x16", 18.9), ("nf4-g64", 20.7),
 ])
 def test_the_loss_of_a_normal_weight_is_what_it_is(scheme, decibels):
     weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
@@ -184,8 +189,9 @@ def test_a_table_of_ones_own_is_read_from_a_file(tmp_path, monkeypatch):
     assert scheme.dequantize(codes, scales).tolist() == [[2.0, 1.0, -1.0, 0.25]]
 
 
-@pytest.mark.parametrize(("text", "says"), [("1", "has 1 values"), ("a b", "no list of numbers"), ("0 0", "nothing but zeros"),
-                                            ("1 inf", "not finite"), (" ".join(["1"] * 300), "has 300 values")])
+@pytest.mark.parametrize(("text", "says"), [
+    ("1", "has 1 values"), ("a b", "no list of numbers"), ("0 0", "nothing but zeros"),
+    ("1 inf", "not finite"), (" ".join(["1"] * 300), "has 300 values")])
 def test_a_table_that_cannot_be_one_says_why(tmp_path, monkeypatch, text, says):
     (tmp_path / f"bad{abs(hash(text))}.txt").write_text(text)
     monkeypatch.setenv("FPX_TABLES", str(tmp_path))

@@ -6,7 +6,7 @@ Each family is one file with a subclass of `Scaling`, and one entry of `FAMILIES
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 
 from fpxbench.numbers.scaling.base import Scales, Scaling
 from fpxbench.numbers.scaling.block2d import Block2DScaling
@@ -33,8 +33,8 @@ def scaling_named(name: str) -> Scaling:
     for family in FAMILIES:
         if (scaling := family.parse(base)) is not None:
             return _modified(scaling, modifiers)
-    raise ValueError(f"no scaling {name!r}: one of tensor, row, mx, nv, nv16x16, gN for groups of N (2 to 65536) as in g128, "
-                     "or bRxC for blocks of R rows by C columns as in b128x128")
+    raise ValueError(f"no scaling {name!r}: one of tensor, row, mx, nv, nv16x16, gN for groups of N (2 to 65536)"
+                     " as in g128, or bRxC for blocks of R rows by C columns as in b128x128")
 
 
 def _modified(scaling: Scaling, modifiers: list[str]) -> Scaling:

@@ -128,7 +128,8 @@ class Scaling:
         if k % columns or n % rows:
             magnitude = torch.nn.functional.pad(magnitude, (0, -k % columns, 0, -n % rows))
         # Along K first, where the weights of a block are neighbours.
-        return magnitude.reshape(row_blocks * rows, blocks, columns).amax(dim=2).reshape(row_blocks, rows, blocks).amax(dim=1)
+        along_k = magnitude.reshape(row_blocks * rows, blocks, columns).amax(dim=2)
+        return along_k.reshape(row_blocks, rows, blocks).amax(dim=1)
 
     # Scales.
 

@@ -24,7 +24,7 @@ class TensorScaling(Scaling):
 
     kind = "tensor"
     description = "one fp32 scale for the whole weight; tensor.static: for activations, fixed at 8 / max beforehand"
-    source = "torchao PerTensor, TensorRT-LLM FP8; static: input_scale in ModelOpt's and compressed-tensors' checkpoints"
+    source = "torchao PerTensor, TensorRT-LLM FP8; static: input_scale in ModelOpt's checkpoints"
 
     @classmethod
     def modifiers(cls) -> dict[str, dict[str, Any]]:
