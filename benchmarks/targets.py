@@ -35,7 +35,7 @@ def setup_cache() -> dict[str, dict[str, int]]:
         except ModuleNotFoundError as error:    # an environment with Triton alone has no PyTorch, which triton_fused takes
             print(f"{name} is left out: no {error.name}", file=sys.stderr)
     try:
-        judged, = evaluate_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), say=lambda text: print(text, file=sys.stderr))
+        judged, = evaluate_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), notify=lambda text: print(text, file=sys.stderr))
     except KeyboardInterrupt:
         sys.exit("interrupted")
     return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")]) for name in ASKED}

@@ -144,7 +144,7 @@ def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | Non
     questions, architectures = _questions(operation), _architectures(arch)
     with _progress() as progress:
         results: list[BuildOutcomes] = evaluate_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
-                                           say=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
+                                           notify=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
     return assemble(results, questions, architectures)
 
 
@@ -227,7 +227,7 @@ def _progress() -> Iterator:
 
 def _print(matrix: Matrix) -> None:
     from fpxbench.records.verdict import SIGNS
-    from fpxbench.targets.version_spans import SOME, causes, history_signs, rows, spans
+    from fpxbench.targets.version_spans import SOME, UNCHECKED, causes, checked_cells, history_signs, rows, spans
 
     table = Table(box=None, pad_edge=False)
     for title in ("operation", "format", *(architecture.name for architecture in matrix.architectures)):
@@ -245,7 +245,8 @@ def _print(matrix: Matrix) -> None:
     wide = Console(highlight=False, width=_WIDEST)
     wide.print(table, width=table.__rich_measure__(wide, wide.options).maximum)
     signs = {sign: status for status, sign in SIGNS.items()}
-    out.print("   ".join(f"{sign} {status}" for sign, status in [*reversed(signs.items()), (SOME, "ok for some of the options")])
+    legend = [*reversed(signs.items()), (SOME, "ok for some of the options"), (UNCHECKED, "some only compiled, not executed")]
+    out.print("   ".join(f"{sign} {status}" for sign, status in legend)
               + ("   a version: since" if len(matrix.builds) > 1 else ""), style="dim", markup=False)
     for position, build in enumerate(matrix.builds):
         if build.unusable:
@@ -253,6 +254,9 @@ def _print(matrix: Matrix) -> None:
             continue
         linker = f"; AMD's objects linked by a stand-in, {build.linker}" if build.linker not in ("", "built in") else ""
         out.print(f"Triton {build.triton}: {build.cells} cells, {build.seconds:.0f} s of processor time{linker}", style="bold", markup=False)
+        checked, compiled = checked_cells(matrix, position)
+        out.print(f"  of {compiled} cells that compile, {checked} were executed or compared by instruction; "
+                  f"{compiled - checked} only compiled ({UNCHECKED})", markup=False)
         reasons = causes(matrix, position)
         for outcome, count, where in reasons[:_MOST_CAUSES] if len(matrix.builds) == 1 else []:
             kind = f" ({outcome.kind})" if outcome.kind else ""

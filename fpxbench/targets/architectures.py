@@ -1,4 +1,4 @@
-"""The GPUs that are compiled for, as data."""
+"""The GPU architectures that kernels are compiled for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Architecture(BaseModel):
-    """A GPU architecture by the name that compilers give it."""
+    """A GPU architecture, by its compiler's name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -17,7 +17,7 @@ class Architecture(BaseModel):
     generation: str
     """``Hopper``, ``CDNA 3``."""
     cards: str
-    """Some that people own or rent, for finding one's own."""
+    """Some well-known models."""
 
     @property
     def vendor(self) -> str:
@@ -25,7 +25,7 @@ class Architecture(BaseModel):
 
     @property
     def target(self) -> dict[str, str | int]:
-        """Triton's ``GPUTarget``: backend, arch and warp size (RDNA computes in waves of 32, CDNA of 64)."""
+        """The fields of Triton's ``GPUTarget``: backend, arch and warp size (RDNA has waves of 32, CDNA of 64)."""
         if self.vendor == "nvidia":
             return {"backend": "cuda", "arch": int(self.name.removeprefix("sm_")), "warp_size": 32}
         return {"backend": "hip", "arch": self.name, "warp_size": 32 if self.generation.startswith("RDNA") else 64}
@@ -56,7 +56,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architectures_like(globs: list[str] | tuple[str, ...]) -> list[Architecture]:
-    """Those whose name matches any of the globs; all for none. Raises ValueError for a glob that matches none."""
+    """Return the architectures that match any of the globs; all if there are none.
+
+    Raises ValueError for a glob that matches none.
+    """
     for glob in globs:
         if not fnmatch.filter(ARCHITECTURES, glob):
             raise ValueError(f"no architecture {glob!r}: known are {', '.join(ARCHITECTURES)}")

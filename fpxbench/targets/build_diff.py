@@ -1,4 +1,4 @@
-"""What one Triton build gained and lost against another."""
+"""Compare two Triton builds: which cells the newer one gained and lost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from fpxbench.targets.matrix import CellOutcome, Matrix
 
 @dataclass(frozen=True)
 class CellChange:
-    """Cells of one operation and format that changed alike."""
+    """Cells of one operation and format that changed in the same way."""
 
     verdict: str
-    """``gained``: ok now, or ok without a flag (`unfused`) that it had; ``lost``: the same of before; ``other``: neither, for another
-    reason than before."""
+    """``gained``: ok now, or ok without a flag (`unfused`) that it had; ``lost``: the reverse; ``other``: not ok before
+    and after, for different reasons.
+    """
     operation: str
     format: str
     before: CellOutcome
@@ -30,30 +31,31 @@ class CellChange:
     def __str__(self) -> str:
         count = f"{len(self.cells)} cells" if len(self.cells) > 1 else self.cells[0][0]
         return (f"{self.operation}/{self.format} on {', '.join(self.architectures)} ({count}): "
-                f"{_said(self.before)} -> {_said(self.after)}")
+                f"{_text(self.before)} -> {_text(self.after)}")
 
 
-def _said(outcome: CellOutcome) -> str:
+def _text(outcome: CellOutcome) -> str:
     if outcome.status is Status.OK:
         return f"ok ({', '.join(outcome.flags)}): {outcome.cause}" if outcome.flags else "ok"
     return f"{outcome.status}{f' ({outcome.kind})' if outcome.kind else ''}: {outcome.cause}"
 
 
 def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[CellChange]:
-    """What is different between a build of one matrix and a build of another (or of the same), in what both were asked: lost first."""
+    """Return the differences between two builds, of one matrix or of two, in the cells that both have; lost first."""
     alike: dict[tuple, list[tuple[str, str]]] = {}
     for key, operation, fmt, was, now in _both(old, before, new, after):
         worked, works = _goodness(was), _goodness(now)
         if worked != works or worked == 0 and (was.status, was.kind, was.cause) != (now.status, now.kind, now.cause):
             verdict = "lost" if works < worked else "gained" if works > worked else "other"
-            # What is said of a cell, and not how far it was looked at, makes two changes the same.
-            alike.setdefault((verdict, operation, fmt, was.model_copy(update={"message": ""}), now.model_copy(update={"message": ""})), []).append(key)
+            # Cells with the same cause form one change, whatever evidence each has.
+            before_, after_ = (outcome.model_copy(update={"message": ""}) for outcome in (was, now))
+            alike.setdefault((verdict, operation, fmt, before_, after_), []).append(key)
     found = [CellChange(*group, cells=tuple(cells)) for group, cells in alike.items()]
     return sorted(found, key=lambda change: (("lost", "gained", "other").index(change.verdict), -len(change.cells)))
 
 
 def _goodness(outcome: CellOutcome) -> int:
-    """0 for what is not ok, 1 for what is with a flag, 2 for what is without."""
+    """Return 0 for not ok, 1 for ok with a flag, 2 for ok without."""
     return (1 if outcome.flags else 2) if outcome.status is Status.OK else 0
 
 

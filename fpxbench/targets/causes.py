@@ -1,7 +1,7 @@
-"""Why a compilation failed, in one sentence that is the same for all that failed for one reason.
+"""Classify failed compilations: one sentence for each reason, the same in every cell that failed for it.
 
-The compilers' own words, without what differs from cell to cell: paths, addresses, line numbers, registers, and the sizes of
-tiles. Status and kind are those of `fpxbench.records.verdict`.
+The sentence is the compiler's, without what differs from cell to cell: paths, addresses, line numbers, registers and
+sizes of tiles. Status and kind are those of `fpxbench.records.verdict`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
 from fpxbench.targets.matrix import CellOutcome
 
-_WORDS_LENGTH = 600
+_MESSAGE_LENGTH = 600
 
 # Printed by Triton's kernels' child (`fpxbench.targets.child`), and what only a compiler's log means by "error".
 _MISSING = re.compile(r"this build has no tl\.\w+|not observable on this build: [^\n]*")
@@ -21,35 +21,35 @@ _ERROR_LINE = re.compile(r"\berror\s*: (?!Failures have been)\S[^\n]*")
 
 
 def failure(answer: dict) -> CellOutcome:
-    """The outcome of a cell that did not compile: its process was ended, or it raised."""
+    """Return the outcome of a cell that did not compile: its process was killed or died, or it raised."""
     log = answer.get("log", "")
     if "timeout" in answer:
         return CellOutcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", message=excerpt(log))
     if "raised" in answer:
         type_, message = answer["raised"]
         verdict = classify_exception(type_, message, log)
-        found = _sentence(f"{message}\n{log}")
+        found = _known_message(f"{message}\n{log}")
     else:
         message = ""
         verdict = classify_death(-answer["signal"] if "signal" in answer else answer["exit"], log)
-        found = _sentence(log)
-    sentence, kind = found or (_last_line(message or log) or verdict.summary, verdict.kind)
-    if message.rstrip().endswith("^"):      # the place in the source, and nothing after it
-        sentence = f"{type_} without a reason"
-    return CellOutcome(status=_status(verdict, kind, sentence), kind=kind, cause=_scrubbed(sentence), signal=verdict.signal,
+        found = _known_message(log)
+    cause, kind = found or (_last_line(message or log) or verdict.summary, verdict.kind)
+    if message.rstrip().endswith("^"):      # only the place in the source
+        cause = f"{type_} without a reason"
+    return CellOutcome(status=_status(verdict, kind, cause), kind=kind, cause=_scrubbed(cause), signal=verdict.signal,
                    message=excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
 
 
 def native_errors(log: str) -> tuple[str, Kind] | None:
-    """What native code printed as an error, though an object came out; None if nothing."""
+    """Return the error that native code printed although it produced an object, or None."""
     found = re.search(r"^(?:error: |LLVM ERROR|<unknown>:\d+:\d+: error).*", log, re.MULTILINE)
     if found is None:
         return None
-    sentence, kind = _sentence(log[found.start():]) or (found[0], None)
-    return _scrubbed(sentence), kind or Kind.ASSEMBLER_ERROR
+    cause, kind = _known_message(log[found.start():]) or (found[0], None)
+    return _scrubbed(cause), kind or Kind.ASSEMBLER_ERROR
 
 
-def _sentence(text: str) -> tuple[str, Kind | None] | None:
+def _known_message(text: str) -> tuple[str, Kind | None] | None:
     """Return the part of `text` that names the cause, and its kind; None if nothing known is in it."""
     if match := _MISSING.search(text):
         return match[0], None
@@ -62,7 +62,7 @@ def _sentence(text: str) -> tuple[str, Kind | None] | None:
     return known.cause, Kind.ASSEMBLER_ERROR if known.by_assembler else known.kind
 
 
-def _status(verdict: Verdict, kind: Kind | None, sentence: str) -> Status:
+def _status(verdict: Verdict, kind: Kind | None, cause: str) -> Status:
     if verdict.status is Status.ERROR and kind in REFUSALS:
         return Status.UNSUPPORTED
     if verdict.status is Status.UNSUPPORTED and kind is Kind.ASSEMBLER_ERROR:
@@ -75,19 +75,19 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _scrubbed(sentence: str) -> str:
+def _scrubbed(cause: str) -> str:
     for pattern, replacement in (
         (r"\s+", " "), (r"ptxas [^;]*; (?:error|fatal)\s*:", "ptxas:"), (r"'([\w.]+)'", r"\1"),
         (r"(?:/[\w.+-]+){2,}/?", "…"), (r"\btmp\w{6,}\b", "…"), (r"0x[0-9a-fA-F]+", "…"), (r"%\w+", "%…"),
         (r"\bline \d+", "line …"), (r":\d+:\d+", ""), (r"(expected) \d+ (but got) \d+", r"\1 … \2 …"),
         (r"Required: \d+, Hardware limit: (\d+)", r"more than \1 bytes"), (r"^\w+\(['\"](.*)['\"]\)$", r"\1"),
     ):
-        sentence = re.sub(pattern, replacement, sentence)
-    return sentence.strip()[:200]
+        cause = re.sub(pattern, replacement, cause)
+    return cause.strip()[:200]
 
 
 def excerpt(text: str) -> str:
-    """The end of the compiler's words, without this machine's paths."""
+    """Return the end of the compiler's output, without this machine's paths."""
     text = re.sub(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)", "", text.strip())
     text = re.sub(r"\btmp\w{6,}", "…", text)
-    return text if len(text) <= _WORDS_LENGTH else "…" + text[-_WORDS_LENGTH:]
+    return text if len(text) <= _MESSAGE_LENGTH else "…" + text[-_MESSAGE_LENGTH:]

@@ -1,4 +1,4 @@
-"""The matrix of some Triton builds: each is asked, its answers are judged, and what did not change is folded into runs."""
+"""Make the matrix of some Triton builds: compile every cell with each, evaluate, and merge equal outcomes into runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fpxbench.targets.triton_builds import TritonInstall, TritonUnavailable, fin
 
 @dataclass(frozen=True)
 class BuildOutcomes:
-    """What one build makes of every cell: by probe and architecture."""
+    """The outcome of every cell on one build, by probe and architecture."""
 
     build: TritonBuild
     outcomes: dict[tuple[str, str], CellOutcome]
@@ -42,7 +42,7 @@ def evaluate_build(
     build: TritonInstall, cells: Sequence[engine.Cell], jobs: int | None = None, timeout_s: float = engine.TIMEOUT_S, fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildOutcomes:
-    """Ask that build about every cell. Raises engine.UnusableTriton for one that cannot be run."""
+    """Compile and evaluate every cell with one build. Raises engine.UnusableTriton if it cannot be run."""
     answers = engine.ask(build, cells, jobs, timeout_s, fresh, progress)
     outcomes: dict[tuple[str, str], CellOutcome] = {}
     metrics: dict[tuple[str, str], KernelMetrics] = {}
@@ -64,33 +64,33 @@ def evaluate_build(
 
 def evaluate_builds(
     requested: Sequence[str], questions: Sequence[ProbeSpec], architectures: Sequence[Architecture], *, jobs: int | None = None,
-    timeout_s: float = engine.TIMEOUT_S, fresh: bool = False, say: Callable[[str], None] = lambda text: None,
+    timeout_s: float = engine.TIMEOUT_S, fresh: bool = False, notify: Callable[[str], None] = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda build, done, total: None,
 ) -> list[BuildOutcomes]:
-    """`evaluate_build` for each of them. One that cannot be had or run is in the result with the reason, and the others go on."""
+    """Evaluate each build; one that is unavailable or unusable is in the result with the reason."""
     results = []
     for name in requested:
         try:
-            build = find_triton(name, say)
-            # A Triton from a folder sees nothing else that is installed: what takes PyTorch is not asked there.
+            build = find_triton(name, notify)
+            # A Triton from a folder has no PyTorch beside it: operations that need one are left out.
             cells = [(question, architecture) for question in questions if not (build.folder and OPERATIONS[question.operation].needs_torch)
                      for architecture in architectures]
             results.append(evaluate_build(build, cells, jobs, timeout_s, fresh,
                                      lambda done, total, name=name: progress(name, done, total)))
         except (TritonUnavailable, engine.UnusableTriton) as error:
-            say(str(error))
+            notify(str(error))
             results.append(BuildOutcomes(TritonBuild(triton=name, unusable=str(error)), {}, {}))
     return results
 
 
 def assemble(results: Sequence[BuildOutcomes], questions: Sequence[ProbeSpec], architectures: Sequence[Architecture]) -> Matrix:
-    """One matrix of them, in order of version. Of two with the same version the later in `results` counts."""
+    """Return one matrix of them, in order of version. Of two with the same version the later in `results` counts."""
     builds = sorted({result.build.triton: result for result in results}.values(), key=lambda result: _order(result.build.triton))
     outcomes: dict[tuple, int] = {}
     shared: list[CellOutcome] = []
 
     def position(outcome: CellOutcome) -> int:
-        evidence = outcome.message if outcome.status is Status.WRONG else ""      # of a wrong result each has its own
+        evidence = outcome.message if outcome.status is Status.WRONG else ""      # differs from cell to cell
         cause = (outcome.status, outcome.kind, outcome.cause, outcome.check, outcome.signal, outcome.flags, evidence)
         if cause not in outcomes:
             outcomes[cause] = len(shared)
@@ -126,18 +126,18 @@ def assemble(results: Sequence[BuildOutcomes], questions: Sequence[ProbeSpec], a
 
 
 def this_machine() -> Machine:
-    """What compiles here, without its name."""
+    """Return the machine that compiles, without its name."""
     processor = platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             processor = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor)
     except OSError:
-        pass        # no such file but on Linux; the architecture is what is left to say
+        pass        # only Linux has this file; the architecture remains
     return Machine(system=f"{platform.system()} {platform.machine()}", processor=processor, cores=os.cpu_count() or 1)
 
 
 def _order(triton: str) -> tuple[int, Version | str]:
-    """By version; what has none (a path that could not be used) after all that have."""
+    """Return a sort key: by version, then builds without one (a path that could not be used)."""
     try:
         return 0, Version(triton)
     except ValueError:

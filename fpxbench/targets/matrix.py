@@ -1,6 +1,6 @@
-"""``targets.json``: what every Triton build makes of every probe on every architecture. The schema, and its reading and writing.
+"""The schema of ``targets.json``: the outcome of every probe on every architecture with every Triton build.
 
-`docs/targets.md` documents it for those who read it without this package.
+`docs/targets.md` documents it for readers without this package.
 """
 
 from __future__ import annotations
@@ -26,47 +26,49 @@ class _Model(BaseModel):
 
 
 Check = Literal["table", "inputs", "instruction", "none"]
-"""How an object that came out was looked at: a decode run on all codes; an encode run where roundings differ; its conversion
-instruction known; only compiled."""
+"""How the object was checked: ``table``, a decode executed on all codes; ``inputs``, a kernel executed on chosen inputs;
+``instruction``, its conversion instruction compared; ``none``, only compiled.
+"""
 
 
 class CellOutcome(_Model):
-    """What became of a cell on one build. Cells with the same cause (and the same evidence, if wrong) share one."""
+    """The outcome of a cell on one build. Cells with the same cause (and the same evidence, if wrong) share one."""
 
     status: Status
-    """As everywhere: ``ok`` compiled (and was found right, as far as `check` says), ``wrong`` compiles but decodes wrongly,
-    ``unsupported`` refused with a reason, ``error`` raised, ``crash`` ended the process, ``timeout``; ``missing`` is not known to
-    the build."""
+    """``ok`` compiles (and is right as far as `check` states), ``wrong`` is miscompiled: it compiles and computes
+    something else; ``unsupported`` refused with a reason, ``error`` raised, ``crash`` ended the process, ``timeout``;
+    ``missing`` is unknown to the build.
+    """
     kind: Kind | None = None
     cause: str = ""
-    """One sentence, the same for all that failed for one reason: names of types and targets are in it only where they are the reason."""
+    """One sentence, the same in all cells with this cause: it names types and targets only if they are the cause."""
     check: Check = "none"
     message: str = Field(default="", alias="words")
-    """The compiler's own, from one of the cells, with no paths; or the evidence for a wrong result."""
+    """The compiler's output from one of the cells, without paths; or the evidence for a wrong result."""
     signal: str | None = None
     flags: tuple[str, ...] = ()
-    """``unfused``: what was asked for as one kernel takes several."""
+    """``unfused``: several kernels where one was requested."""
 
 
 class KernelMetrics(_Model):
-    """Of the object that came out."""
+    """Properties of a compiled kernel."""
 
     registers: int | None = None
-    """A thread's."""
+    """Per thread."""
     stack_bytes: int | None = None
-    """Local memory of a thread: spilled, or indexed at run time."""
+    """Local memory per thread: spills, or arrays indexed at run time."""
     shared_bytes: int | None = None
-    """A block's."""
+    """Per block."""
     spills: int | None = None
     """Vector registers (AMD); on NVIDIA see `stack_bytes`."""
     load_bits: int | None = None
-    """The widest load from global memory of one thread."""
+    """The widest load of a thread from global memory."""
     matrix: list[str] = []
-    """Matrix instructions: ``wgmma.mma_async``, ``v_mfma``, …; none: no tensor cores."""
+    """Matrix instructions: ``wgmma.mma_async``, ``v_mfma``, …"""
     conversions: list[str] = []
-    """Instructions that convert from or to a format of 8 bits or less."""
+    """Instructions that convert from or to formats of at most 8 bits."""
     instructions_a_weight: float | None = None
-    """Machine instructions other than loads and stores, of a decode."""
+    """Of a decode: machine instructions per weight, loads and stores not counted."""
 
 
 class Run(_Model):
@@ -89,7 +91,7 @@ class Probe(_Model):
     format: str
     """A format's name; for two operands ``e4m3fn×e5m2``, for a scheme its name."""
     cells: dict[str, list[Run]]
-    """Its history by architecture, oldest run first. A build that is in no run was not asked."""
+    """Its history by architecture, oldest run first. A build in no run was not tried."""
 
 
 class TritonBuild(_Model):
@@ -100,18 +102,18 @@ class TritonBuild(_Model):
     """Digest of Triton's own key of its sources and libraries."""
     python: str = ""
     torch: str = ""
-    """The PyTorch beside it, if that was asked for anything (`inductor`)."""
+    """The PyTorch beside it, if an operation needed it (`inductor`)."""
     linker: str = ""
-    """For AMD's objects: ``built in``, or the name of the program that stood in for ROCm's."""
+    """For AMD's objects: ``built in``, or the name of the substitute for ROCm's."""
     cells: int = 0
     seconds: float = 0.0
-    """Of the processor, that compiling them took, whenever that was: on as many idle cores, so many times less passes."""
+    """Processor time of the compilations, whenever they ran."""
     unusable: str = ""
-    """Why there is nothing from this build, if there is nothing."""
+    """Why there are no outcomes of this build; empty if there are."""
 
 
 class Machine(_Model):
-    """Where the matrix was made. No GPU is involved."""
+    """The machine that compiled; it needs no GPU."""
 
     system: str
     processor: str
@@ -131,7 +133,7 @@ def _supported(schema: int) -> int:
 
 
 class Matrix(_Model):
-    """Everything that is known, over builds in order of their versions."""
+    """All outcomes, over builds in order of their versions."""
 
     schema_: Annotated[int, AfterValidator(_supported)] = Field(default=SCHEMA, alias="schema")
     generator: str
@@ -159,21 +161,21 @@ class Matrix(_Model):
         return self
 
     def outcome_of(self, probe: Probe, architecture: str, build: int) -> CellOutcome | None:
-        """What became of a cell on the build at that position; None where it was not asked."""
+        """Return the outcome of a cell on the build at that position; None if it was not tried."""
         for run in probe.cells.get(architecture, ()):
             if run.builds[0] <= build <= run.builds[1]:
                 return self.outcomes[run.outcome]
         return None
 
     def broken(self, build: int) -> int:
-        """How many cells are broken on the build at that position."""
+        """Return the number of broken cells on the build at that position."""
         return sum(
             self.outcomes[run.outcome].status in BROKEN
             for probe in self.probes for runs in probe.cells.values() for run in runs if run.builds[0] <= build <= run.builds[1]
         )
 
     def write(self, path: Path) -> None:
-        """One probe a line, so that a new build's differences can be read as a diff."""
+        """Write one probe a line, so that a diff shows what a new build changed."""
         whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"probes", "outcomes"}) | {"schema": self.schema_}
         lines = [json.dumps(whole, ensure_ascii=False)[:-1]]
         for field in ("outcomes", "probes"):
@@ -185,10 +187,10 @@ class Matrix(_Model):
 
 
 def read_matrix(path: Path) -> Matrix:
-    """The matrix in a file. Raises ValueError (with the file's name) for one that is none, FileNotFoundError."""
+    """Return the matrix in a file. Raises ValueError (naming the file) for anything else, and FileNotFoundError."""
     if path.stat().st_size > _MOST_BYTES:
-        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: no matrix")
+        raise ValueError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: not a matrix of targets")
     try:
         return Matrix.model_validate_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no matrix of targets: {first_mistake(error)}") from None
+        raise ValueError(f"{path} is not a matrix of targets: {first_mistake(error)}") from None

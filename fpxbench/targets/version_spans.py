@@ -1,4 +1,4 @@
-"""A matrix as people read it: what a row of it can do on an architecture, build by build, and how that changed."""
+"""Summarise a matrix for reading: the state of each row on each architecture, build by build."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from fpxbench.records.verdict import SEVERITY, SIGNS, Status
 from fpxbench.targets.matrix import CellOutcome, Matrix, Probe
 
 SOME = "◐"
+UNCHECKED = "°"
+"""Beside a sign: some of what is ok was only compiled."""
 
 
 @dataclass(frozen=True)
 class GroupState:
-    """What a group of probes does on one build."""
+    """The state of a group of probes on one build."""
 
     status: Status
-    """``ok`` if any of them is and none is wrong; else the worst of them."""
+    """``ok`` if any is ok and none is wrong; else the worst."""
     ok: int
     asked: int
+    checked: int = 0
+    """Of those that are ok, how many were executed or compared, not only compiled."""
 
     @property
     def sign(self) -> str:
         return SOME if self.status is Status.OK and self.ok < self.asked else SIGNS[self.status]
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether some of what is ok was only compiled."""
+        return self.status is Status.OK and self.checked < self.ok
 
     @property
     def label(self) -> str:
@@ -33,7 +42,7 @@ class GroupState:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive builds on which a group's state has the same sign."""
+    """Consecutive builds on which a group has the same sign."""
 
     state: GroupState
     """On the last of them."""
@@ -43,7 +52,7 @@ class Span:
 
 
 def state_of(outcomes: Sequence[CellOutcome]) -> GroupState | None:
-    """What the outcomes of a group on one build come to; None for none."""
+    """Return the state of a group from its outcomes on one build; None if there are none."""
     if not outcomes:
         return None
     statuses = Counter(outcome.status for outcome in outcomes)
@@ -51,11 +60,12 @@ def state_of(outcomes: Sequence[CellOutcome]) -> GroupState | None:
         status = Status.OK
     else:
         status = Status.WRONG if statuses[Status.WRONG] else min(statuses, key=SEVERITY.__getitem__)
-    return GroupState(status, statuses[Status.OK], len(outcomes))
+    checked = sum(outcome.status is Status.OK and outcome.check != "none" for outcome in outcomes)
+    return GroupState(status, statuses[Status.OK], len(outcomes), checked)
 
 
 def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
-    """Operation, format, and the probes of both, in the matrix's order."""
+    """Yield operation, format and their probes, in the matrix's order."""
     groups: dict[tuple[str, str], list[Probe]] = {}
     for probe in matrix.probes:
         groups.setdefault((probe.operation, probe.format), []).append(probe)
@@ -63,13 +73,13 @@ def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
 
 
 def states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[GroupState | None]:
-    """What a group does on an architecture, for each of the builds; None for one that was not asked."""
+    """Return the state of a group on an architecture for each build; None for one that was not tried."""
     every = range(len(matrix.builds))
     return [state_of([found for probe in probes if (found := matrix.outcome_of(probe, architecture, at)) is not None]) for at in every]
 
 
 def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Span]:
-    """The history of a group on an architecture, oldest first; builds that were not asked are left out."""
+    """Return the history of a group on an architecture, oldest first, without builds that were not tried."""
     found: list[Span] = []
     for build, state in zip(matrix.builds, states(matrix, probes, architecture), strict=True):
         if state is None:
@@ -82,16 +92,20 @@ def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Sp
 
 
 def history_signs(history: Sequence[Span]) -> str:
-    """``✓`` where nothing ever changed; else each sign with the version that it begins with: ``✗3.0 –3.2 ✓3.5.1``."""
-    if len(history) == 1:
-        return history[0].state.sign
-    return " ".join(span.state.sign + span.first.removesuffix(".0") for span in history)
+    """Return the history as signs, each with its first version: ``✗3.0 –3.2 ✓3.5.1``; just ``✓`` if it never changed.
+
+    ``°`` after the last sign: something that is ok on the newest build was only compiled.
+    """
+    first_versions = [span.first.removesuffix(".0") if len(history) > 1 else "" for span in history]
+    signs = [span.state.sign for span in history]
+    signs[-1] += UNCHECKED * history[-1].state.unchecked
+    return " ".join(map("".join, zip(signs, first_versions, strict=True)))
 
 
 def history_text(history: Sequence[Span]) -> str:
     """``ok since 3.3.1``, ``never ok``, ``wrong 3.0.0–3.1.0, unsupported since 3.2.0``."""
     if not history:
-        return "not asked"
+        return "not tried"
     if len(history) == 1:
         state = history[0].state
         return "ok on every build" if state.status is Status.OK and state.ok == state.asked else f"{state.label} on every build"
@@ -100,9 +114,19 @@ def history_text(history: Sequence[Span]) -> str:
     return ", ".join([*parts, f"{last.state.label} since {last.first}"])
 
 
+def checked_cells(matrix: Matrix, position: int) -> tuple[int, int]:
+    """Return, for the build at that position, how many cells were checked beyond compiling, and how many compile."""
+    outcomes = [matrix.outcome_of(probe, architecture, position) for probe in matrix.probes for architecture in probe.cells]
+    compiled = [outcome for outcome in outcomes if outcome and outcome.status in (Status.OK, Status.WRONG)]
+    return sum(outcome.check != "none" for outcome in compiled), len(compiled)
+
+
 def causes(matrix: Matrix, position: int) -> list[tuple[CellOutcome, int, Counter[str]]]:
-    """Why cells are not ok, or ok with a flag, on the build at that position: each outcome with how many cells, and how many of each row
-    (of each probe, where what compiles is wrong: the others of its row need not be); most first."""
+    """Return the causes of cells that are not ok, or ok with a flag, on the build at that position.
+
+    Each is an outcome with its number of cells, and their number by row (by probe for a wrong one, as the other probes
+    of its row may be right); the most severe first, then the most frequent.
+    """
     found: dict[tuple, tuple[CellOutcome, Counter[str]]] = {}
     for probe in matrix.probes:
         for architecture in probe.cells:

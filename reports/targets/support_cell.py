@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from fpxbench.records.verdict import BROKEN, Status
 from fpxbench.reports.words import FLAG_SIGN
 from fpxbench.targets.matrix import CellOutcome, Matrix, Probe
-from fpxbench.targets.version_spans import SOME, GroupState, Span, history_text, spans, states
+from fpxbench.targets.version_spans import SOME, UNCHECKED, GroupState, Span, history_text, spans, states
 
 MOST_EARLIER = 2
 """Lines of a cell about earlier builds. Wrong ones are never left out."""
-UNCHECKED = "°"
 
 
 @dataclass(frozen=True)

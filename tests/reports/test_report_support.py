@@ -196,7 +196,7 @@ def test_the_newer_of_the_two_matrices_is_shown(tmp_path: Path, generated: datet
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("{", "is no matrix of targets"), ('{"schema": 99}', "newer fpxbench"), (None, "has no build that could be asked"),
+    ("{", "is not a matrix of targets"), ('{"schema": 99}', "newer fpxbench"), (None, "has no build that could be asked"),
 ])
 def test_a_file_that_is_no_matrix_is_said_and_the_packages_is_shown(tmp_path: Path, content: str | None, says: str) -> None:
     file = tmp_path / "targets.json"

@@ -110,11 +110,11 @@ def test_half_a_line_in_the_cache_costs_that_line_only(fake):
 def test_a_triton_that_cannot_be_imported_is_reported_and_the_others_go_on(tmp_path, fake):
     broken = fake_triton.write(tmp_path / "broken", __init____py="raise OSError('libtriton.so: the planted undefined symbol')")
     dying = fake_triton.write(tmp_path / "dying", __init____py="import os; os.write(2, b'planted last words\\n'); os._exit(7)")
-    said = []
-    results = evaluate_builds([str(broken), str(dying), fake.requested], decode(), architectures_like(["sm_80"]), say=said.append)
+    messages = []
+    results = evaluate_builds([str(broken), str(dying), fake.requested], decode(), architectures_like(["sm_80"]), notify=messages.append)
     assert "cannot be imported: OSError: libtriton.so: the planted undefined symbol" in results[0].build.unusable
     assert "ended its process with 7: planted last words" in results[1].build.unusable
-    assert said == [results[0].build.unusable, results[1].build.unusable]
+    assert messages == [results[0].build.unusable, results[1].build.unusable]
     matrix = assemble(results, decode(), architectures_like(["sm_80"]))
     assert [build.unusable == "" for build in matrix.builds] == [True, False, False]
     with pytest.raises(UnusableTriton):
@@ -284,7 +284,7 @@ def test_a_matrix_is_read_as_it_was_written_and_a_damaged_one_is_refused(install
         with pytest.raises(ValueError, match=message):
             read_matrix(file)
     file.write_text("not json")
-    with pytest.raises(ValueError, match="no matrix"):
+    with pytest.raises(ValueError, match="not a matrix"):
         read_matrix(file)
 
 
@@ -334,11 +334,23 @@ def test_a_history_is_given_as_text_and_as_signs():
     matrix = matrix_of(("3.0.0", "wrong"), ("3.1.0", "wrong"), ("3.2.0", "unsupported"), ("3.5.1", "ok"))
     spans = history.spans(matrix, matrix.probes, "sm_90")
     assert history.history_text(spans) == "wrong 3.0.0–3.1.0, unsupported 3.2.0, ok since 3.5.1"
-    assert history.history_signs(spans) == "✗3.0 –3.2 ✓3.5.1"
+    assert history.history_signs(spans) == "✗3.0 –3.2 ✓°3.5.1"
     assert [list(where) for _, _, where in history.causes(matrix, 0)] == [[matrix.probes[0].id]], "which of its row is wrong"
     assert [list(where) for _, _, where in history.causes(matrix, 2)] == [["decode/e4m3fn"]]
     always = matrix_of(("3.0.0", "ok"), ("3.1.0", "ok"))
-    assert history.history_text(history.spans(always, always.probes, "sm_90")) == "ok on every build"
+    spans = history.spans(always, always.probes, "sm_90")
+    assert history.history_text(spans) == "ok on every build"
+    assert history.history_signs(spans) == "✓°", "it was only compiled"
+
+
+def test_what_was_only_compiled_is_shown_apart_from_what_was_executed():
+    whole = matrix_of(("3.0.0", "ok"), ("3.1.0", "wrong"))
+    compiled = history.spans(whole, whole.probes, "sm_90")[:1]
+    assert compiled[0].state.unchecked and history.checked_cells(whole, 0) == (0, 1)
+    outcomes = [outcome.model_copy(update={"check": "table"}) for outcome in whole.outcomes]
+    executed = whole.model_copy(update={"outcomes": outcomes})
+    assert history.history_signs(history.spans(executed, executed.probes, "sm_90")[:1]) == "✓"
+    assert history.checked_cells(executed, 0) == history.checked_cells(executed, 1) == (1, 1)
 
 
 def test_a_diff_lists_losses_and_gains_and_sets_the_exit_status(tmp_path):

@@ -71,7 +71,7 @@ def test_every_row_has_a_history_as_text(matrix):
     for operation, fmt, probes in history.rows(matrix):
         for architecture in matrix.architectures:
             said = history.history_text(history.spans(matrix, probes, architecture.name))
-            assert said and said != "not asked", (operation, fmt, architecture.name)
+            assert said and said != "not tried", (operation, fmt, architecture.name)
 
 
 def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path, monkeypatch):

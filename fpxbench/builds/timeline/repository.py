@@ -143,7 +143,7 @@ class Timeline:
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise TimelineError(f"{self.path}: build.json of commit {key[:12]} cannot be read ({reason}). "
-                                    "Remove the folder, which has no results, and run `fpxbench timeline sync`") from error
+                                    "Remove the folder, which has no results, then run `timeline sync`") from error
             if entry.key == key:
                 entries[key] = entry
         return entries
