@@ -67,7 +67,7 @@ def _status(verdict: Verdict, kind: Kind | None, cause: str) -> Status:
         return Status.UNSUPPORTED
     if verdict.status is Status.UNSUPPORTED and kind is Kind.ASSEMBLER_ERROR:
         return Status.ERROR
-    return Status.MISSING if _MISSING.match(sentence) else verdict.status
+    return Status.MISSING if _MISSING.match(cause) else verdict.status
 
 
 def _last_line(text: str) -> str:
