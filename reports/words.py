@@ -1,4 +1,4 @@
-"""The report's vocabulary: what each word, status, mistake and flag means, in the sentences that pages show."""
+"""The report's vocabulary: definitions of words, statuses, kinds and flags."""
 
 from __future__ import annotations
 
@@ -16,66 +16,65 @@ WORDS: dict[str, str] = {
     "scheme": "Format and scaling, the unit that users choose: e4m3fn-row, e3m2-g128, mxfp4, nvfp4, int8-row, bf16.",
     "implementation": "One way to store such a weight and to multiply by it.",
     "workload": "A real layer's N and K, named after its model (llama2-7b.qkv), and M, the number of tokens.",
-    "conversion": "A cast, or another operation from one dtype to another, as one engine carries it out: eager PyTorch, torch.compile, a "
-                  "Triton kernel, Triton's interpreter.",
-    "canary": "A small workload that no model has: there to be right on, because known mistakes show on it. Never timed.",
+    "conversion": "A cast or another operation from one dtype to another, by one engine: eager PyTorch, torch.compile, a Triton kernel, or "
+                  "Triton's interpreter.",
+    "canary": "A small synthetic workload on which known mistakes show. Checked, never timed.",
     "case": "Implementation × scheme × workload × activation dtype.",
     "build": "One PyTorch build with its Triton.",
     "variant": "What a build was made for: cpu, cu130, rocm7.2.",
-    "machine": "A device as measured: name, architecture, memory, and the read bandwidth that it really has.",
+    "machine": "A device as measured: name, architecture, memory, read bandwidth.",
     "sweep": "Many cases on one build and one machine.",
-    "verdict": "What a case turned out to be: a status and the evidence for it.",
-    "series": "A figure of one case on one machine over the builds of one channel and variant, in the timeline's order.",
-    "event": "A verdict, a failure's words or an exact figure that is another one than on the build before: told at once.",
-    "suspect": "A change of a case's time that the rule (docs/decision-rule.md) finds in its series. Some of them are noise: nobody is to be told "
-               "before it is confirmed.",
-    "confirmation": "Both builds of a change run again, in turn, each time in a new process, until it is confirmed or refuted, or the time "
-                    "allowed for it is over.",
-    "dense baseline": "The same product with a 16-bit weight, timed in turn with the case in the same run.",
+    "verdict": "The result of a case: a status, and the evidence for it.",
+    "series": "One metric of one case on one machine, over the builds of one channel and variant in the timeline's order.",
+    "event": "A verdict, a failure's message or an exact metric that differs from the build before. Reported at once.",
+    "suspect": "A change of a case's time that the decision rule (docs/decision-rule.md) finds in its series. Some are noise: report one only "
+               "after it is confirmed.",
+    "confirmation": "Both builds of a change run again, interleaved, each time in a new process, until the change is confirmed or refuted, or "
+                    "the time limit is reached.",
+    "dense baseline": "The same product with a 16-bit weight, timed interleaved with the case in the same run.",
     "speedup": "Time of the dense baseline over time of the case. Above 1 the case is faster.",
     "roofline": "The machine's measured read bandwidth. A call must at least read the packed weight and the activation once and "
                 "write the output once; the roofline fraction is those bytes over the time taken, over that bandwidth.",
-    "bound": "The largest relative error that a right result can have: derived from rounding the output and from accumulating in "
-             "fp32, not picked.",
+    "bound": "The largest relative error of a right result, derived from rounding the output and accumulating in fp32.",
     "SQNR": "Signal to quantization noise of the stored weight, in dB: how well the scheme fits the weight. It says nothing "
             "about whether the multiplication is right.",
     "bits per weight": "The bytes that the stored weight takes, scales included, measured on its tensors.",
 }
 
 
-def unquoted(words: str) -> str:
-    """A failure's words without the ``")`` that is left at their end of an exception printed around them."""
-    return words[:-2] if words.endswith('")') and words.count('"') % 2 else words
+def unquoted(message: str) -> str:
+    """Return a failure's message without the ``")`` that is left at its end of an exception printed around it."""
+    return message[:-2] if message.endswith('")') and message.count('"') % 2 else message
 
 
 def at_least_something(bottleneck: str) -> str:
-    """A bottleneck in which no share is 0%: older records round down what is under 1%."""
+    """Return a bottleneck without a share of 0%: older records round down what is under 1%."""
     return re.sub(r"\b0% of the time", "under 1% of the time", bottleneck)
 
 
-FACTS: dict[str, tuple[str, str]] = {
+METADATA: dict[str, tuple[str, str]] = {
     "power_limit_w": ("power limit", "W"), "memory_bus_bits": ("memory bus", "bits"), "memory_clock_mhz": ("memory clock", "MHz"),
     "os": ("operating system", ""), "cores": ("processor cores", ""), "threads": ("PyTorch's threads", ""),
 }
-"""A machine's facts by name: their words, and the unit of their figures. Others are shown by their name."""
+"""A machine's metadata by name: label and unit. Other entries are shown by their name."""
 
 STATUSES: dict[Status, str] = {
-    Status.OK: "The result lies within the bound on every check. Only such a case has a time.",
-    Status.WRONG: "Finite, and outside the bound.",
+    Status.OK: "Within the bound on every check. Only such a case has a time.",
+    Status.WRONG: "Finite, but outside the bound.",
     Status.NONFINITE: "NaN or infinity where the exact product is finite.",
-    Status.CRASH: "The process died: a signal, or an abort inside a compiler.",
-    Status.TIMEOUT: "Still running when its time was over.",
-    Status.OOM: "Took more memory than there is, or than it was allowed.",
+    Status.CRASH: "The process was killed by a signal or aborted inside a compiler.",
+    Status.TIMEOUT: "Still running at the time limit.",
+    Status.OOM: "Used more memory than the device has, or than the limit.",
     Status.ERROR: "Raised an exception.",
-    Status.MISSING: "A dependency or a device is not there.",
-    Status.UNSUPPORTED: "Refused, with a reason.",
+    Status.MISSING: "A dependency or a device is not available.",
+    Status.UNSUPPORTED: "Refused with a reason.",
 }
 
 VERBS: dict[Status, str] = {
     Status.CRASH: "crashes",
     Status.WRONG: "gives wrong results",
     Status.NONFINITE: "gives NaN or infinity",
-    Status.TIMEOUT: "does not end in time",
+    Status.TIMEOUT: "exceeds the time limit",
     Status.OOM: "runs out of memory",
     Status.ERROR: "raises an error",
     Status.MISSING: "is missing something",
@@ -85,8 +84,8 @@ VERBS: dict[Status, str] = {
 
 
 FLAGS: dict[Flag, str] = {
-    Flag.UNFUSED: "It moves more bytes, or launches more kernels, than one pass over the packed weight needs: decode, product and "
-                  "scale did not become one kernel. Told by what was launched and allocated, not by a setting.",
-    Flag.OVER_ROOFLINE: "The figure is above what the machine's memory can do, so it cannot be true: a bug in the number, not a fast kernel.",
-    Flag.NOISY: "The 95% interval of the median is wider than ±5%: do not draw conclusions from small differences.",
+    Flag.UNFUSED: "It moves more bytes or launches more kernels than one pass over the packed weight needs: decode, product and scale did "
+                  "not become one kernel. Determined from the kernels launched and the memory allocated, not from a setting.",
+    Flag.OVER_ROOFLINE: "The number is above what the machine's memory can do: it is a bug in the number, not a fast kernel.",
+    Flag.NOISY: "The 95% interval of the median is wider than ±5%: small differences mean nothing.",
 }

@@ -41,18 +41,21 @@ def report(
         print(json.dumps({
             "index": str(summary.index.resolve()),
             "empty": summary.empty,
-            "findings": [finding.sentence for finding in summary.findings],
+            "choices": summary.choices,
+            "findings": [problem.message for problem in summary.problems],
             "broken_lines": [str(line) for line in summary.broken_lines],
             "troubles": summary.troubles,
         }))
         return
     for line in (*summary.broken_lines, *summary.troubles):
         err.print(str(line), markup=False, style="yellow")
-    for number, finding in enumerate(summary.findings[:3], 1):
-        out.print(f"{number}. {finding.sentence}", markup=False)
+    for choice in summary.choices:
+        out.print(choice, markup=False)
+    for number, problem in enumerate(summary.problems[:3], 1):
+        out.print(f"{number}. {problem.message}", markup=False)
     if summary.empty:
         out.print(f"no records in {results}: `fpxbench run --results {results}` makes some", markup=False)
-    elif not summary.findings:
+    elif not summary.problems:
         out.print("nothing wrong was found")
     out.print(f"report: {summary.index.resolve().as_uri()}", markup=False, style="bold")
 

@@ -1,4 +1,4 @@
-"""What casts and bit operations do, as the pages show it: a matrix of conversions and engines, and what changed from build to build."""
+"""What casts and bit operations do: conversions by engine, and what changed from build to build."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from functools import cached_property
 
 from fpxbench.casts.cast_changes import CastChange, CastSnapshot, changes
 from fpxbench.casts.cast_findings import CastFinding, Disagreement, disagreements, find, operations_of
-from fpxbench.casts.cast_record import CastRecord
+from fpxbench.casts.cast_record import CastRecord, InputKind
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
-from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, Finding
-from fpxbench.reports.sweep.table import Heading
+from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, ReportProblem, Section
+from fpxbench.reports.sweep.table import SweepHeading
 
-MOST_CHANGES_IN_A_SENTENCE = 3
+MOST_CHANGES_IN_A_MESSAGE = 3
 
-_SELDOM_CONVERTED = frozenset({"fp64", "e4m3b15"})
-_SELDOM_ASKED = frozenset({Operation.CAST_RTZ, Operation.FINFO})
+_RARE_DTYPES = frozenset({"fp64", "e4m3b15", "e8m0"})
+_RARE_OPERATIONS = frozenset({Operation.CAST_RTZ, Operation.FINFO})
+_WRONG_FOR_ORDINARY_VALUES = frozenset({
+    InputKind.DOUBLE_ROUNDING, InputKind.TIE, InputKind.ROUNDING, InputKind.UNROUNDED_PRODUCT, InputKind.SUBNORMAL, InputKind.OTHER})
+"""Kinds of inputs that are finite and in range."""
 _OF_PYTORCH = frozenset({Engine.EAGER, Engine.COMPILED})
 
 
 @dataclass(frozen=True)
-class Judged(Heading):
-    """The conversions of one machine and build: what is kept of them to compare builds and to list them."""
+class CastSweep(SweepHeading):
+    """The conversions of one machine and build, as far as pages list them and compare builds."""
 
     snapshots: tuple[CastSnapshot, ...]
     mistakes: tuple[CastFinding, ...]
-    """Worst first. Their records are the only ones that are kept."""
+    """Worst first. Only their records stay in memory."""
     disagreements: tuple[Disagreement, ...]
 
     @property
@@ -36,32 +39,32 @@ class Judged(Heading):
         """Its page, relative to the site's root."""
         return f"{self.path}numerics.html"
 
-    def brief(self) -> Judged:
-        """What it takes to compare builds."""
+    def brief(self) -> CastSweep:
+        """Return what comparing builds needs."""
         return replace(self, mistakes=(), disagreements=())
 
     @property
-    def telling(self) -> list[CastFinding]:
-        """What is broken in what people's results come from: Triton's interpreter is left to the page."""
+    def reported(self) -> list[CastFinding]:
+        """Mistakes for the first page: those that only Triton's interpreter makes are left out, since no results come from it."""
         return [mistake for mistake in self.mistakes if mistake.status in BROKEN and not mistake.only_interpreted]
 
 
 @dataclass(frozen=True)
-class Since:
-    """What became different since an earlier build."""
+class CastChanges:
+    """What changed since an earlier build."""
 
-    earlier: Heading
+    earlier: SweepHeading
     changes: tuple[CastChange, ...]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One operation, source and target, whoever carries it out."""
+class ConversionRow:
+    """One operation, source and target, on every engine."""
 
     what: str
     label: str
     cells: dict[str, CastRecord]
-    """Records by who: ``eager/cpu``."""
+    """Records by engine and device: ``eager/cpu``."""
 
     @property
     def page(self) -> str:
@@ -69,53 +72,55 @@ class Row:
         return f"numerics/{self.what.replace('/', '-')}.html"
 
 
-def judged_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> Judged:
-    """The records of one file, the newest of each conversion, at least one."""
+def cast_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> CastSweep:
+    """Return the cast sweep of one file's records: the newest of each conversion, at least one."""
     counted = Counter(record.verdict.status for record in records)
-    return Judged(
+    return CastSweep(
         folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
         counts={status: counted[status] for status in SEVERITY if counted[status]},
         snapshots=tuple(map(CastSnapshot.of, records)), mistakes=tuple(find(records)), disagreements=tuple(disagreements(records)))
 
 
-def since_earlier(judged: Sequence[Judged]) -> dict[tuple[str, str], Since]:
-    """For the builds of one machine, by folder: what changed since the build before. A build is held against the one before of its own
-    channel and variant or, where it is the first of them, of its channel: a cast on the CPU is the same in both."""
+def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChanges]:
+    """Return, for the builds of one machine, by folder, what changed since the build before.
+
+    A build is compared with the one before of its channel and variant or, if it is the first of these, of its channel.
+    """
     found = {}
-    in_order = sorted(judged, key=lambda one: (one.age, one.folder))
+    in_order = sorted(sweeps, key=lambda one: (one.age, one.folder))
     for number, one in enumerate(in_order):
         earlier = [other for other in in_order[:number] if other.build.channel == one.build.channel and other.build.label != one.build.label]
         of_variant = [other for other in earlier if other.build.variant == one.build.variant]
         if earlier:
             before = (of_variant or earlier)[-1]
-            found[one.folder] = Since(before.heading(), tuple(changes(before.snapshots, one.snapshots)))
+            found[one.folder] = CastChanges(before.heading(), tuple(changes(before.snapshots, one.snapshots)))
     return found
 
 
-def worth_pages(judged: Sequence[Judged], since: dict[tuple[str, str], Since], builds: int) -> set[tuple[str, str]]:
-    """Of one machine's builds those that get pages, by folder: the newest `builds` of each channel, and whichever changed something."""
-    newest = sorted(judged, key=lambda one: (one.age, one.folder), reverse=True)
-    by_channel: dict[str, list[Judged]] = defaultdict(list)
+def builds_with_pages(sweeps: Sequence[CastSweep], changed: dict[tuple[str, str], CastChanges], builds: int) -> set[tuple[str, str]]:
+    """Return the folders of one machine's builds that get pages: the newest `builds` of each channel, and all that changed something."""
+    newest = sorted(sweeps, key=lambda one: (one.age, one.folder), reverse=True)
+    by_channel: dict[str, list[CastSweep]] = defaultdict(list)
     for one in newest:
         by_channel[one.build.channel].append(one)
     shown = {one.folder for ones in by_channel.values() for one in ones[:builds]}
-    return shown | {folder for folder, change in since.items() if change.changes}
+    return shown | {folder for folder, change in changed.items() if change.changes}
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Conversions by what is converted and who does it."""
+class ConversionMatrix:
+    """Conversions by what is converted, and on which engine."""
 
     columns: list[str]
-    sections: dict[str, list[Row]]
+    sections: dict[str, list[ConversionRow]]
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ConversionRow]:
         return [row for rows in self.sections.values() for row in rows]
 
 
-def matrix_of(records: Iterable[CastRecord]) -> Matrix:
-    """Sections by title, in the order in which conversions are planned."""
+def conversion_matrix(records: Iterable[CastRecord]) -> ConversionMatrix:
+    """Return the matrix of `records`, its sections in the order in which conversions are planned."""
     cells: dict[str, dict[str, CastRecord]] = defaultdict(dict)
     conversions: dict[str, Conversion] = {}
     columns: dict[str, None] = {}
@@ -124,10 +129,10 @@ def matrix_of(records: Iterable[CastRecord]) -> Matrix:
         cells[conversion.what][conversion.runs_on] = record
         conversions.setdefault(conversion.what, conversion)
         columns[conversion.runs_on] = None
-    sections: dict[str, list[Row]] = defaultdict(list)
+    sections: dict[str, list[ConversionRow]] = defaultdict(list)
     for name, conversion in conversions.items():
-        sections[_section(conversion)].append(Row(name, operations_of([conversion]).removeprefix("cast "), cells[name]))
-    return Matrix(list(columns), dict(sections))
+        sections[_section(conversion)].append(ConversionRow(name, operations_of([conversion]).removeprefix("cast "), cells[name]))
+    return ConversionMatrix(list(columns), dict(sections))
 
 
 def _section(conversion: Conversion) -> str:
@@ -142,54 +147,61 @@ def _section(conversion: Conversion) -> str:
 
 
 def cell_text(record: CastRecord) -> str:
-    """The few characters in a cell: how many are wrong, or what overflow becomes."""
+    """Return the text of a cell: how many inputs are wrong, else what overflow becomes."""
     if record.verdict.status is Status.WRONG:
         wrong = sum(difference.count for difference in record.differences if not difference.permitted)
         return f"{wrong / 1000:.0f}k" if wrong >= 10_000 else str(wrong)
     return {"infinity": "inf", "saturate": "max"}.get(record.behaviour.overflow or "", record.behaviour.overflow or "")
 
 
-def findings_on(casts: Sequence[tuple[Judged, Since | None]]) -> list[Finding]:
-    """For the overview: what is wrong on the newest build of each machine, a sentence a mistake, and what changed since the build before.
-
-    Mistakes of one status come by how many people meet them (`_reach`).
-    """
-    by_mistake: dict[tuple[Status, str], list[tuple[CastFinding, Judged]]] = defaultdict(list)
-    for judged, _ in casts:
-        for mistake in judged.telling:
-            by_mistake[mistake.status, mistake.cause].append((mistake, judged))
-    found = [_wrong(shown) for shown in sorted(by_mistake.values(), key=lambda shown: min(_reach(mistake) for mistake, _ in shown))]
-    for judged, since in casts:
-        found += [
-            Finding(DISAGREES, f"{one.message}. PyTorch {judged.build.label} on {judged.machine.device}.",
-                    judged.page + "#disagreements", (), more="Who does what")
-            for one in judged.disagreements
+def cast_problems(casts: Sequence[tuple[CastSweep, CastChanges | None]]) -> list[ReportProblem]:
+    """Return one problem a mistake on the newest build of each machine, and what changed since the build before, in the order of `_rarity`."""
+    by_mistake: dict[tuple[Status, str], list[tuple[CastFinding, CastSweep]]] = defaultdict(list)
+    for sweep, _ in casts:
+        for mistake in sweep.reported:
+            by_mistake[mistake.status, mistake.cause].append((mistake, sweep))
+    problems = [_wrong(shown) for shown in sorted(by_mistake.values(), key=lambda shown: min(_rarity(mistake) for mistake, _ in shown))]
+    for sweep, since in casts:
+        problems += [
+            ReportProblem(Section.DISAGREEING, DISAGREES, f"{one.message}. PyTorch {sweep.build.label} on {sweep.machine.device}.",
+                          sweep.page + "#disagreements", (), more="Results by engine")
+            for one in sweep.disagreements
         ]
         if since is not None and since.changes:
-            shown = "; ".join(change.message for change in since.changes[:MOST_CHANGES_IN_A_SENTENCE])
-            rest = len(since.changes) - MOST_CHANGES_IN_A_SENTENCE
-            found.append(Finding(
-                CHANGED, f"PyTorch {since.earlier.build.label} → {judged.build.label} on {judged.machine.device}: {shown}"
-                + (f"; and {rest} more" if rest > 0 else "") + ".", judged.page + "#changes", (), more="What changed, in full"))
-    return found
+            shown = "; ".join(change.message for change in since.changes[:MOST_CHANGES_IN_A_MESSAGE])
+            rest = len(since.changes) - MOST_CHANGES_IN_A_MESSAGE
+            problems.append(ReportProblem(
+                Section.CHANGED, CHANGED, f"PyTorch {since.earlier.build.label} → {sweep.build.label} on {sweep.machine.device}: {shown}"
+                + (f"; and {rest} more" if rest > 0 else "") + ".", sweep.page + "#changes", (), more="Every change"))
+    return problems
 
 
-def _reach(mistake: CastFinding) -> tuple:
-    """Sorts mistakes: what ordinary programs convert before what few do, PyTorch's own before a kernel of one's own, then the most widespread."""
+def _is_corner_case(mistake: CastFinding) -> bool:
+    """Whether only values or dtypes that few programs convert show it: no finite value within the range of an ordinary dtype is wrong."""
+    return all(_is_rare(record.conversion) or _WRONG_FOR_ORDINARY_VALUES.isdisjoint(
+        difference.kind for difference in record.differences if not difference.permitted) for record in mistake.records)
+
+
+def _is_rare(conversion: Conversion) -> bool:
+    return conversion.operation in _RARE_OPERATIONS or not _RARE_DTYPES.isdisjoint((conversion.source, conversion.target))
+
+
+def _rarity(mistake: CastFinding) -> tuple:
+    """Sort mistakes: ordinary dtypes before rare ones, PyTorch's casts before hand-written kernels', then the most widespread."""
     conversions = [record.conversion for record in mistake.records]
-    ordinary = any(one.operation not in _SELDOM_ASKED and _SELDOM_CONVERTED.isdisjoint((one.source, one.target)) for one in conversions)
     of_pytorch = any(one.engine in _OF_PYTORCH for one in conversions)
-    return not ordinary, not of_pytorch, -len({one.what for one in conversions})
+    return all(map(_is_rare, conversions)), not of_pytorch, -len({one.what for one in conversions})
 
 
-def _wrong(shown: list[tuple[CastFinding, Judged]]) -> Finding:
-    """One mistake, wherever it shows: said of the build and conversions that show it most."""
-    mistake, judged = max(shown, key=lambda pair: (pair[1].build.label, len(pair[0].records)))
-    said = ": ".join(part for part in (mistake.cause, mistake.counts) if part) or str(mistake.status)
+def _wrong(shown: list[tuple[CastFinding, CastSweep]]) -> ReportProblem:
+    """Return one mistake wherever it shows, with the numbers of the build and conversions that show it most."""
+    mistake, sweep = max(shown, key=lambda pair: (pair[1].build.label, len(pair[0].records)))
+    what_happens = ": ".join(part for part in (mistake.cause, mistake.counts) if part) or str(mistake.status)
     example = f". {mistake.example}" if mistake.example else ""
-    others = sum(len(other.records) for other, its in shown if its is judged and other is not mistake)
-    builds = dict.fromkeys(f"PyTorch {its.build.label} on {its.machine.device}" for _, its in shown if its is not judged)
+    others = sum(len(other.records) for other, its in shown if its is sweep and other is not mistake)
+    builds = dict.fromkeys(f"PyTorch {its.build.label} on {its.machine.device}" for _, its in shown if its is not sweep)
     likewise = [f"{others} other {'conversion' if others == 1 else 'conversions'} there"] * bool(others) + list(builds)
-    return Finding(
-        str(mistake.status), f"{mistake.what} in {', '.join(mistake.runs_on)} on PyTorch {judged.build.label}: {said}{example}."
-        + (f" Likewise {'; '.join(likewise)}." if likewise else ""), judged.page, (), more="Every conversion, with examples in bits")
+    return ReportProblem(
+        Section.CORNER_CASES if all(_is_corner_case(mistake) for mistake, _ in shown) else Section.CASTS, str(mistake.status),
+        f"{mistake.what} in {', '.join(mistake.runs_on)} on PyTorch {sweep.build.label}: {what_happens}{example}."
+        + (f" Likewise {'; '.join(likewise)}." if likewise else ""), sweep.page, (), more="Every conversion, with examples in bits")

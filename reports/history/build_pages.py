@@ -1,4 +1,4 @@
-"""What each build changed, over all machines: the list of builds, and a page for each."""
+"""What each build changed, on all machines: the list of builds, and a page for each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fpxbench.regressions.confirmation import upstream_range
 from fpxbench.regressions.examination import Examined
 from fpxbench.regressions.series import UNKNOWN_DAY
 from fpxbench.regressions.suspect import Direction, MachineMove
-from fpxbench.reports.casts.conversion_pages import Judged, Since
-from fpxbench.reports.history.regression_groups import Group
+from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
+from fpxbench.reports.history.regression_groups import RegressionGroup
 
 
 @dataclass(frozen=True)
-class Measured:
+class BuildMeasurement:
     """A build on one machine, for one variant."""
 
     machine: str
@@ -33,8 +33,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """An installation that did not succeed."""
+class FailedInstallation:
+    """An installation that failed."""
 
     where: str
     variant: str
@@ -45,22 +45,22 @@ class Refusal:
 
 @dataclass
 class BuildPage:
-    """One build and what is known of it."""
+    """One build, and what it changed."""
 
     entry: Entry
-    measured: list[Measured] = field(default_factory=list)
+    measured: list[BuildMeasurement] = field(default_factory=list)
     compared: bool = False
-    """It was measured where an earlier build was, of the same channel and variant."""
-    groups: list[Group] = field(default_factory=list)
-    """Changes of which it is the first build, worst first."""
+    """Whether it was measured where an earlier build of its channel and variant was."""
+    groups: list[RegressionGroup] = field(default_factory=list)
+    """Changes that began with it, worst first."""
     moves: list[MachineMove] = field(default_factory=list)
-    judged: bool = False
-    """What its casts do is known, of one machine or more."""
-    conversions: list[tuple[Judged, Since]] = field(default_factory=list)
-    """Casts that are other than in the build before."""
-    refusals: list[Refusal] = field(default_factory=list)
+    has_casts: bool = False
+    """Whether its casts were checked on some machine."""
+    conversions: list[tuple[CastSweep, CastChanges]] = field(default_factory=list)
+    """Casts that differ from the build before."""
+    failed_installations: list[FailedInstallation] = field(default_factory=list)
     earlier: BuildPage | None = field(default=None, repr=False)
-    """The one before of the same channel."""
+    """The build before it of the same channel."""
 
     @property
     def tag(self) -> str:
@@ -77,40 +77,40 @@ class BuildPage:
 
     @property
     def upstream(self) -> str:
-        """Where the commits since the build before can be read."""
+        """URL of the commits since the build before; may be empty."""
         return upstream_range(self.earlier.entry, self.entry) or "" if self.earlier else ""
 
     @property
     def tritons(self) -> list[str]:
-        """Beside it, on whichever machine."""
+        """Triton versions measured with it, on all machines."""
         return sorted({one.triton for one in self.measured if one.triton} | ({self.entry.own_triton} - {None}))
 
     @property
-    def besides(self) -> list[str]:
-        """What the list says of it beyond counts."""
-        refused = sorted({refusal.variant for refusal in self.refusals})
-        said = [f"did not install for {', '.join(refused)}"] if refused else []
-        casts = "casts changed" if self.conversions else "no sweep, casts judged"
-        return said + [casts] * bool(self.conversions or self.judged and not self.measured) + ["the machine, or dense, moved"] * bool(self.moves)
+    def notes(self) -> list[str]:
+        """What the list of builds shows beside the counts."""
+        variants = sorted({failed.variant for failed in self.failed_installations})
+        notes = [f"did not install for {', '.join(variants)}"] if variants else []
+        casts = "casts changed" if self.conversions else "no sweep, casts only"
+        return notes + [casts] * bool(self.conversions or self.has_casts and not self.measured) + ["the machine, or dense, changed"] * bool(self.moves)
 
     def count(self, direction: Direction) -> int:
-        """Findings of that direction."""
+        """Return the number of changes in that direction."""
         return sum(len(group.lines) for group in self.groups if group.first.direction is direction)
 
-    def of(self, direction: Direction) -> list[Group]:
+    def of(self, direction: Direction) -> list[RegressionGroup]:
         return [group for group in self.groups if group.first.direction is direction]
 
 
-class Builds:
+class BuildPages:
     """Collects what is known of each build, machine after machine."""
 
-    def __init__(self, held: Iterable[Entry]) -> None:
-        """`held`: the timeline's."""
-        self._entries = {entry.key: entry for entry in held}
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        """`entries` are the timeline's."""
+        self._entries = {entry.key: entry for entry in entries}
         self._pages: dict[str, BuildPage] = {}
 
     def _page(self, build: Build) -> BuildPage | None:
-        """None for a build that can have no place in time: a record's from elsewhere."""
+        """Return None for a build that can have no place on the timeline: records may come from anywhere."""
         try:
             entry = Entry.of(build, UNKNOWN_DAY)
         except ValueError:
@@ -119,12 +119,12 @@ class Builds:
         self._entries[key] = self._entries[key].merge(entry) if key in self._entries else entry
         return self._pages.setdefault(key, BuildPage(entry))
 
-    def asked(self, build: Build, group: Group) -> None:
-        """What somebody asked about and was told of `build`, which can have a place in time."""
+    def add_requested(self, build: Build, group: RegressionGroup) -> None:
+        """Add a confirmation that was requested by hand; `build` must have a place on the timeline."""
         self._page(build).groups.append(group)
 
-    def saw(self, one: Examined, groups: Iterable[Group], sweeps: Iterable[str]) -> None:
-        """What a panel says of its builds; `sweeps`: names of the builds' folders that have a page."""
+    def add_examined(self, one: Examined, groups: Iterable[RegressionGroup], sweeps: Iterable[str]) -> None:
+        """Add the changes of a panel's builds; `sweeps` are the names of builds' folders that have a page."""
         panel, sweeps = one.panel, set(sweeps)
         for column, build in enumerate(panel.builds):
             places, counts = panel.severity[:, column], {}
@@ -132,35 +132,35 @@ class Builds:
                 counts[BY_SEVERITY[place]] = int((places == place).sum())
             page = f"machines/{quote(panel.machine)}/{quote(build.stem)}/index.html" if build.stem in sweeps else ""
             known = self._page(build)
-            known.measured.append(Measured(panel.machine, panel.device, panel.variant, build.triton, counts, page))
+            known.measured.append(BuildMeasurement(panel.machine, panel.device, panel.variant, build.triton, counts, page))
             known.compared |= column > 0
         for group in groups:
             self._pages[group.first.since_key].groups.append(group)
         for move in one.moves:
             self._pages[move.first.key].moves.append(move)
 
-    def converted(self, judged: Judged, since: Since | None) -> None:
-        page = self._page(judged.build)
+    def add_casts(self, casts: CastSweep, changes: CastChanges | None) -> None:
+        page = self._page(casts.build)
         if page is None:
             return
-        page.judged = True
-        if since is not None and since.changes:
-            page.conversions.append((judged, since))
+        page.has_casts = True
+        if changes is not None and changes.changes:
+            page.conversions.append((casts, changes))
 
-    def installed(self, installations: Iterable[Installation]) -> None:
-        """What did not install: by these, and by the timeline's own notes where they say nothing."""
-        told = set()
+    def add_installations(self, installations: Iterable[Installation]) -> None:
+        """Add what did not install: by `installations`, else by the timeline's notes."""
+        known = set()
         for one in installations:
             page = self._page(one.build)
             if page is not None:
-                told.add((page.entry.key, one.build.variant))
+                known.add((page.entry.key, one.build.variant))
                 if one.status == "failed":
-                    page.refusals.append(Refusal(f"{one.machine.name}, {one.id}", one.build.variant, one.at, one.why, one.log_tail))
+                    page.failed_installations.append(FailedInstallation(f"{one.machine.name}, {one.id}", one.build.variant, one.at, one.why, one.log_tail))
         for entry in list(self._entries.values()):
             for variant, failure in entry.failures.items():
-                if (entry.key, variant) not in told:
+                if (entry.key, variant) not in known:
                     page = self._pages.setdefault(entry.key, BuildPage(entry))
-                    page.refusals.append(Refusal("", variant, failure.day, "", failure.log_tail))
+                    page.failed_installations.append(FailedInstallation("", variant, failure.day, "", failure.log_tail))
 
     def in_order(self) -> list[BuildPage]:
         """Oldest first."""

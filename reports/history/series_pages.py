@@ -1,4 +1,4 @@
-"""The page of one series: what a case did from build to build, drawn, and what a second look measured."""
+"""The page of one series: charts of a case from build to build, and its confirmations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fpxbench.regressions.events import FIGURES
 from fpxbench.regressions.examination import Examined
 from fpxbench.regressions.series import Panel
 from fpxbench.regressions.suspect import State, Suspect
-from fpxbench.reports.history.regression_groups import Line
+from fpxbench.reports.history.regression_groups import RegressionLine
 from fpxbench.reports.history.sparkline import SIGMAS, band, not_ok
 from fpxbench.reports.sweep.charts import Chart, blank_figure
 
@@ -27,18 +27,18 @@ ROOT = "../../../"
 """From the folder of these pages to the site's."""
 TICKS = 8
 MOST_POINTS = 60
-"""Builds in the page's table; the chart has all."""
+"""Builds in the page's table; the chart shows all."""
 
-_TIME, _DENSE, _CHANGE, _SECOND_LOOK = "#0072B2", "#8A8A8A", "#D55E00", "#CC79A7"
+_TIME, _DENSE, _CHANGE, _CONFIRMATION = "#0072B2", "#8A8A8A", "#D55E00", "#CC79A7"
 _STATUS_COLOURS = {
     Status.OK: "#009E73", Status.WRONG: "#D55E00", Status.NONFINITE: "#E69F00", Status.CRASH: "#8E1B5A", Status.TIMEOUT: "#6A51C7",
     Status.OOM: "#CC79A7", Status.ERROR: "#C8102E", Status.UNSUPPORTED: "#8A8A8A", Status.MISSING: "#B0B0B0",
 }
-"""Each stands out on a light page and on a dark one."""
+"""Each is legible on a light page and on a dark one."""
 
 
 @dataclass(frozen=True)
-class Point:
+class SeriesPoint:
     """One build in the table of the page."""
 
     tag: str
@@ -52,8 +52,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class History:
-    """What the page of one series shows."""
+class SeriesPage:
+    """The contents of the page of one series."""
 
     page: str
     case: str
@@ -61,19 +61,19 @@ class History:
     device: str
     channel: str
     variant: str
-    lines: tuple[Line, ...]
-    """Its findings, the newest first."""
-    looks: tuple[Confirmation, ...]
+    lines: tuple[RegressionLine, ...]
+    """Its changes, the newest first."""
+    confirmations: tuple[Confirmation, ...]
     charts: tuple[Chart, ...]
-    points: tuple[Point, ...]
+    points: tuple[SeriesPoint, ...]
     """Newest first."""
     builds: int
 
 
-def histories(one: Examined, lines: Iterable[Line], looks: Mapping[str, Confirmation], pages: Mapping[str, str],
-              page_of: Callable[[Build, str], str]) -> Iterable[History]:
-    """The pages of one panel's series, in turn. `pages` by case; `page_of`: where a case on a build has its own, or nothing."""
-    by_case: dict[str, list[Line]] = {case: [] for case in pages}
+def series_pages(one: Examined, lines: Iterable[RegressionLine], confirmations: Mapping[str, Confirmation], pages: Mapping[str, str],
+              page_of: Callable[[Build, str], str]) -> Iterable[SeriesPage]:
+    """Yield the page of each series in `pages` (paths by case). `page_of` gives the URL of a case on a build, or nothing."""
+    by_case: dict[str, list[RegressionLine]] = {case: [] for case in pages}
     for line in lines:
         if line.case in by_case:
             by_case[line.case].append(line)
@@ -82,29 +82,29 @@ def histories(one: Examined, lines: Iterable[Line], looks: Mapping[str, Confirma
         if suspect.series.case in suspects:
             suspects[suspect.series.case].append(suspect)
     for case, page in pages.items():
-        told = sorted(by_case[case], key=lambda line: -one.panel.column[line.since_key])
-        yield _history(one.panel, one.panel.row[case], page, told, suspects[case], looks, page_of)
+        listed = sorted(by_case[case], key=lambda line: -one.panel.column[line.since_key])
+        yield _series_page(one.panel, one.panel.row[case], page, listed, suspects[case], confirmations, page_of)
 
 
-def _history(panel: Panel, row: int, page: str, lines: list[Line], suspects: list[Suspect], looks: Mapping[str, Confirmation],
-             page_of: Callable[[Build, str], str]) -> History:
+def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine], suspects: list[Suspect], confirmations: Mapping[str, Confirmation],
+             page_of: Callable[[Build, str], str]) -> SeriesPage:
     points = list(_points(panel, row, page_of))
-    answered = [looks[line.id] for line in lines if line.id in looks]
-    charts = [time_chart(panel, row, suspects, looks, [ROOT + point.page if point.page else "" for point in points])]
+    answered = [confirmations[line.id] for line in lines if line.id in confirmations]
+    charts = [time_chart(panel, row, suspects, confirmations, [ROOT + point.page if point.page else "" for point in points])]
     charts += [figure_chart(panel, row, metric, [line for line in lines if line.metric == metric])
                for metric in FIGURES if any(line.metric == metric for line in lines)]
     measured = [point for point in points if point.tag]
-    return History(
+    return SeriesPage(
         page=page, case=panel.cases[row], machine=panel.machine, device=panel.device, channel=panel.channel, variant=panel.variant,
-        lines=tuple(lines), looks=tuple(answered), charts=tuple(charts), points=tuple(measured[::-1][:MOST_POINTS]), builds=len(measured))
+        lines=tuple(lines), confirmations=tuple(answered), charts=tuple(charts), points=tuple(measured[::-1][:MOST_POINTS]), builds=len(measured))
 
 
-def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Iterable[Point]:
-    """One for each build of the panel; those on which the case was not measured have no tag."""
+def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Iterable[SeriesPoint]:
+    """Yield a point for each build of the panel; those on which the case was not measured have no tag."""
     for column, build in enumerate(panel.builds):
         verdict = panel.verdicts.get(int(panel.verdict[row, column]))
         times = [panel.figures[name][row, column] for name in ("median_us", "baseline_us")]
-        yield Point(
+        yield SeriesPoint(
             panel.tags[column] if verdict else "", build.date, page_of(build, panel.cases[row]) if verdict else "",
             Status(verdict.status) if verdict else Status.MISSING, verdict.summary if verdict else "",
             *(float(time) if np.isfinite(time) else None for time in times))
@@ -112,8 +112,8 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
 
-def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mapping[str, Confirmation], links: list[str]) -> Chart:
-    """Times, the noise about each level, changes with their intervals, second looks, verdicts, and the dense product of the same runs."""
+def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmations: Mapping[str, Confirmation], links: list[str]) -> Chart:
+    """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense product of the same runs."""
     figure = blank_figure(height=470)
     times = panel.figures["median_us"][row]
     timed = bool(np.isfinite(times).any())
@@ -127,8 +127,8 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mappi
             _add_change(figure, panel, suspect, levels[suspect.id], show=number == 0)
         _add_points(figure, "time", panel, times, links, _TIME, "y", "circle")
         _add_points(figure, "dense, same run", panel, panel.figures["baseline_us"][row], links, _DENSE, "y2", "square")
-        looked = [(suspect, looks[suspect.id]) for suspect in suspects if suspect.id in looks and looks[suspect.id].time]
-        _add_second_looks(figure, panel, looked, levels)
+        confirmed = [(suspect, confirmations[suspect.id]) for suspect in suspects if suspect.id in confirmations and confirmations[suspect.id].time]
+        _add_confirmations(figure, panel, confirmed, levels)
     _add_verdicts(figure, panel, row, links)
     for begin, end, status in not_ok(panel, row, 0, len(panel.builds)):
         figure.add_shape(type="rect", xref="x", yref="paper", x0=begin - 0.5, x1=end - 0.5, y0=0, y1=1, line=dict(width=0), layer="below",
@@ -143,15 +143,15 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], looks: Mappi
     figure.update_layout(yaxis3=dict(showticklabels=False, showgrid=False, zeroline=False, range=[-1, 1], fixedrange=True))
     return Chart(
         "time", "Time and verdict, build by build" if timed else "Verdict, build by build",
-        f"Blue: the median time on each build, and the level ± {SIGMAS:g} σ of the builds around it (§2). Orange: a change, and the 95% interval "
-        "of the new level as it was when the change was found (§3, §7). Purple: what running both builds again came to. Grey: the dense "
-        "product in the same runs; where it moves too, it is the machine (§5). The row below has a mark for each build; where "
-        "the ground is coloured the case was not ok. A click on a mark leads to the case on that build, if it has a page.",
+        f"Blue: the median time on each build, and the level ± {SIGMAS:g} σ of the builds around it (§2). Orange: a change, with the 95% interval "
+        "of the new level when the change was found (§3, §7). Purple: the confirmation, both builds run again. Grey: the dense product in the "
+        "same runs; where it moves too, the machine changed (§5). The row below has a mark for each build; a coloured background means that "
+        "the case was not ok. Click a mark to open the case on that build, if it has a page.",
         f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.", json.loads(figure.to_json()))
 
 
-def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[Line]) -> Chart:
-    """A figure that is to be the same in every run, where it was not."""
+def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[RegressionLine]) -> Chart:
+    """Draw a metric that should be the same in every run and was not."""
     words, unit, _ = FIGURES[metric]
     figure = blank_figure(height=260)
     _add_points(figure, words, panel, panel.figures[metric][row], [], _TIME, "y", "circle")
@@ -159,7 +159,7 @@ def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[Line]) -> 
         figure.add_vline(x=panel.column[line.since_key] - 0.5, line_dash="dash", line_width=1.5)
     _dress(figure, panel)
     figure.update_layout(showlegend=False, yaxis=dict(title_text=f"{words}, {unit}" if unit else words))
-    return Chart(metric.replace("_", "-"), words[0].upper() + words[1:], "The dashed line is where it became another one (§8).",
+    return Chart(metric.replace("_", "-"), words[0].upper() + words[1:], "The dashed line marks the change (§8).",
                  f"{words} of {panel.cases[row]} on {len(panel.builds)} builds.", json.loads(figure.to_json()))
 
 
@@ -174,13 +174,13 @@ def _add_band(figure: go.Figure, panel: Panel, row: int, begin: int, end: int, s
 
 
 def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> float | None:
-    """The level before column `change`, in µs: of at most `BEFORE` builds, and since the last of the `steps` before it (§2, §6)."""
+    """Return the level before column `change`, in µs: of at most `BEFORE` builds, since the last of the `steps` before it (§2, §6)."""
     level = band(panel, row, max(change - BEFORE, max((step for step in steps if step < change), default=0)), change)
     return math.exp((level[0] + level[1]) / 2) if level else None
 
 
 def _add_change(figure: go.Figure, panel: Panel, suspect: Suspect, before_us: float | None, show: bool) -> None:
-    """The line at which it lies, and the interval of the new level over the builds that showed it."""
+    """Draw the change, and the interval of the new level over the builds that showed it."""
     first, raised = panel.column[suspect.first_bad.key], panel.column[suspect.raised_at.key]
     figure.add_vline(x=first - 0.5, line_dash="dash", line_width=1.5)
     if before_us is None:
@@ -191,21 +191,21 @@ def _add_change(figure: go.Figure, panel: Panel, suspect: Suspect, before_us: fl
         y=[low, low, high, high], fill="toself", fillcolor="rgba(213,94,0,0.30)", line=dict(width=0), mode="lines", hoverinfo="skip"))
 
 
-def _add_second_looks(figure: go.Figure, panel: Panel, looked: Sequence[tuple[Suspect, Confirmation]],
+def _add_confirmations(figure: go.Figure, panel: Panel, confirmed: Sequence[tuple[Suspect, Confirmation]],
                       levels: Mapping[str, float | None]) -> None:
-    known = [(suspect, look, levels[suspect.id]) for suspect, look in looked if levels[suspect.id] is not None]
-    for number, (suspect, look, before_us) in enumerate(known):
-        value, low, high = (before_us * ratio if ratio else None for ratio in (look.time.value, look.time.low, look.time.high))
+    known = [(suspect, confirmation, levels[suspect.id]) for suspect, confirmation in confirmed if levels[suspect.id] is not None]
+    for number, (suspect, confirmation, before_us) in enumerate(known):
+        value, low, high = (before_us * ratio if ratio else None for ratio in (confirmation.time.value, confirmation.time.low, confirmation.time.high))
         figure.add_trace(go.Scatter(
             name="both builds again", legendgroup="again", showlegend=number == 0, x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
-            mode="markers", marker=dict(symbol="diamond", size=12, color=_SECOND_LOOK),
+            mode="markers", marker=dict(symbol="diamond", size=12, color=_CONFIRMATION),
             error_y=dict(type="data", symmetric=False, array=[high - value if high else 0], arrayminus=[value - low if low else 0], thickness=2, width=6,
-                         color=_SECOND_LOOK),
-            text=[escape(look.headline)], hovertemplate="%{text}<extra></extra>"))
+                         color=_CONFIRMATION),
+            text=[escape(confirmation.headline)], hovertemplate="%{text}<extra></extra>"))
 
 
 def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, links: list[str], colour: str, axis: str, symbol: str) -> None:
-    # What has no value breaks the line.
+    # A missing value breaks the line.
     shown = [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
     figure.add_trace(go.Scatter(
         name=name, x=list(range(len(shown))), y=shown, yaxis=axis, mode="lines+markers",
@@ -231,7 +231,7 @@ def _label(panel: Panel, column: int) -> str:
 
 
 def _dress(figure: go.Figure, panel: Panel) -> None:
-    """Builds along the bottom, evenly: what counts is the order (§1)."""
+    """Label the builds along the bottom, evenly spaced: only their order counts (§1)."""
     count = len(panel.builds)
     ticks = sorted({round(number * (count - 1) / max(1, min(TICKS, count) - 1)) for number in range(min(TICKS, count))})
     figure.update_xaxes(tickmode="array", tickvals=ticks, ticktext=[panel.tags[column].removeprefix("nightly-") for column in ticks],

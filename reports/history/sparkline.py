@@ -1,6 +1,6 @@
-"""One series on a line: times over builds, the noise before a change, the builds that were not ok.
+"""A small drawing of one series around a change: times, the noise before it, builds that were not ok.
 
-Drawn as SVG in the page, as `fpxbench.reports.sweep.dot_plot` is; `fpxbench.reports.history.series_pages` has it in full.
+SVG in the page, as in `fpxbench.reports.sweep.dot_plot`; `fpxbench.reports.history.series_pages` has the full chart.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from fpxbench.regressions.series import Panel
 
 WIDTH, HEIGHT, MARGIN = 520.0, 64.0, 6.0
 BUILDS = 60
-"""At most so many, of which the change is one."""
+"""At most, the change among them."""
 SIGMAS = 1.96
-"""Half the width of the band, in σ: of a series that nothing changes, 95% of the points lie in it."""
+"""Half the width of the band, in σ: 95% of the points of an unchanged series lie in it."""
 
 
 @dataclass(frozen=True)
-class Spark:
-    """Positions, in units of the drawing."""
+class Sparkline:
+    """Positions, in units of the drawing, `WIDTH` by `HEIGHT`."""
 
     dots: list[tuple[float, float]]
     band: tuple[float, float, float, float] | None
-    """x, y, width and height of level ± `SIGMAS` σ before the change; None where no level is known."""
+    """x, y, width and height of the level ± `SIGMAS` σ before the change; None without a level."""
     change: float
-    """Where the change lies."""
+    """x of the change."""
     verdicts: list[tuple[float, float, Status]]
-    """Bands of builds that were not ok: x, width, status."""
+    """Builds that were not ok: x, width, status."""
     first: str
     last: str
     """Tags of the builds at the ends."""
 
 
-def spark_of(panel: Panel, row: int, metric: str, change: int, level_since: int) -> Spark:
-    """The series of one case around the build in column `change`, before which the level of its time had been the same since `level_since`.
+def sparkline_of(panel: Panel, row: int, metric: str, change: int, level_since: int) -> Sparkline:
+    """Draw the series of one case around the build in column `change`; the level before it began at `level_since`.
 
-    Of a verdict the times are drawn; of a figure that is the same in every run, itself.
+    For a verdict the times are drawn, for any other metric its values.
     """
     start = max(0, min(change - BUILDS // 2, len(panel.builds) - BUILDS))
     stop = min(len(panel.builds), start + BUILDS)
@@ -61,14 +61,14 @@ def spark_of(panel: Panel, row: int, metric: str, change: int, level_since: int)
     if level is not None:
         left = x(max(start, level_since, change - BEFORE) - 0.5)
         around = left, y(level[1]), round(x(change - 0.5) - left, 1), round(y(level[0]) - y(level[1]), 1)
-    return Spark(
+    return Sparkline(
         dots=[(x(start + index), y(value)) for index, value in enumerate(values.tolist()) if np.isfinite(value)], band=around, change=x(change - 0.5),
         verdicts=[(x(begin - 0.5), round((end - begin) * step, 1), status) for begin, end, status in not_ok(panel, row, start, stop)],
         first=panel.tags[start], last=panel.tags[stop - 1])
 
 
 def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] | None:
-    """Level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2), as logarithms of µs; None of fewer than two times."""
+    """Return level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2), as logarithms of µs; None for fewer than two times."""
     window = np.log(panel.figures["median_us"][row, start:stop])
     if np.isfinite(window).sum() < 2:
         return None
@@ -77,16 +77,17 @@ def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] |
 
 
 def not_ok(panel: Panel, row: int, start: int, stop: int) -> list[tuple[int, int, Status]]:
-    """Runs of builds with one status that is not ok: first column, the one after the last, status. What was not measured ends none."""
+    """Return runs of builds with one status that is not ok: (first column, column after the last, status). Builds without a
+    measurement end no run."""
     runs: list[tuple[int, int, Status]] = []
-    going_on = False
+    in_run = False
     for column, place in enumerate(panel.severity[row, start:stop].tolist(), start):
         if place < 0:
             continue
         status = BY_SEVERITY[place]
-        if going_on and runs and runs[-1][2] is status:
+        if in_run and runs and runs[-1][2] is status:
             runs[-1] = runs[-1][0], column + 1, status
         elif status is not Status.OK:
             runs.append((column, column + 1, status))
-        going_on = status is not Status.OK
+        in_run = status is not Status.OK
     return runs

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
-from fpxbench.reports.sweep.table import Row, Sweep
+from fpxbench.reports.sweep.table import CaseRow, Sweep
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
@@ -101,7 +101,7 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
         json.loads(figure.to_json()))
 
 
-def _timed(sweep: Sweep) -> list[Row]:
+def _timed(sweep: Sweep) -> list[CaseRow]:
     """Right, timed, quantized cases at the fewest tokens, impossible figures left out."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0 and row.quantized
             and Flag.OVER_ROOFLINE not in row.flags]
@@ -109,7 +109,7 @@ def _timed(sweep: Sweep) -> list[Row]:
     return [row for row in rows if row.case.m == fewest]
 
 
-def _by_scheme(sweep: Sweep, rows: list[Row], value: Callable[[Row], float], says: str) -> go.Figure:
+def _by_scheme(sweep: Sweep, rows: list[CaseRow], value: Callable[[CaseRow], float], says: str) -> go.Figure:
     """A dot plot: schemes down, one mark for each implementation."""
     schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
     names = sorted({row.case.implementation for row in rows})

@@ -1,6 +1,6 @@
-"""The times of one case on one line: samples, their interval, the dense baseline, the roofline.
+"""The times of one case on one axis: samples, their interval, the dense baseline, the roofline.
 
-Drawn as SVG in the page: a few dozen dots need no megabytes of JavaScript, print well, and follow the page's colours.
+SVG in the page: a few dozen dots need no megabytes of JavaScript, print well, and follow the page's colours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WIDTH, LEFT, RIGHT = 720.0, 8.0, 8.0
 
 
 @dataclass(frozen=True)
-class Strip:
+class DotPlot:
     """Positions, in units of the drawing, `WIDTH` across."""
 
     dots: list[tuple[float, float]]
@@ -27,8 +27,8 @@ class Strip:
     width: float = WIDTH
 
 
-def strip_of(record: Record) -> Strip | None:
-    """The strip of a timed case; None if nothing positive was timed."""
+def dot_plot_of(record: Record) -> DotPlot | None:
+    """Return the plot of a timed case; None without a positive time."""
     timing = record.timing
     if timing is None or timing.median_us <= 0:
         return None
@@ -42,7 +42,7 @@ def strip_of(record: Record) -> Strip | None:
 
     # Spread the dots over a few heights in a fixed pattern, so that equal samples do not hide each other.
     dots = [(place(us), (index * 5 % 7 - 3) * 3.0) for index, us in enumerate(timing.samples_us)]
-    return Strip(
+    return DotPlot(
         dots=dots, interval=(place(timing.ci95_us[0]), place(timing.ci95_us[1])), median=place(timing.median_us),
         baseline=place(timing.baseline_us) if timing.baseline_us else None, floor=place(floor_us) if floor_us else None,
         ticks=[(place(us), us) for us in _ticks(low, high)],
@@ -50,13 +50,13 @@ def strip_of(record: Record) -> Strip | None:
 
 
 def floor_of(record: Record) -> float | None:
-    """Microseconds that the least bytes of one call take at the machine's measured read bandwidth."""
+    """Return the microseconds that one call's least bytes take at the machine's measured read bandwidth."""
     read, least = record.machine.read_gb_per_s, record.traffic.bytes_min
     return least / (read * 1e3) if read and least else None
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round values between 10**low and 10**high; more of them where the range is small."""
+    """Return round values between 10**low and 10**high; more steps in a small range."""
     steps = (1, 2, 5) if high - low > 0.6 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     decades = range(math.floor(low), math.ceil(high) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps if low <= math.log10(step * 10.0**decade) <= high]

@@ -1,40 +1,79 @@
-"""What is wrong, as sentences, worst first: one cause in forty cases is one sentence."""
+"""What is wrong, one message a cause: those that concern the most people first.
+
+A wrong product concerns everybody who uses that implementation with that scheme; a slow scheme everybody who has to choose
+one; a cast of a rare value almost nobody. `Section` is that order, on the first page as in the terminal.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, Status
-from fpxbench.reports.sweep.table import Row, Sweep
+from fpxbench.reports.sweep.table import CaseRow, Sweep
 from fpxbench.reports.words import VERBS
 
-SLOW = "slow"
-DISAGREES = "disagrees"
-CHANGED = "changed"
-REGRESSED = "regressed"
-SUSPECTED = "suspected"
-RANKS: dict[str, int] = {
+SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
+SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
         *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.UNFUSED), str(Flag.NOISY), CHANGED))
 }
-"""Severities, the lowest worst: broken cases by status, then confirmed regressions, right answers that are not the same, impossible
-figures, suspected regressions, then what is right but slow, then what only became different."""
+"""Within a section, the lowest is the worst."""
 
-# A cause that speaks for itself in its own words is one cause, whichever implementation met it.
-_CAUSE_IN_WORDS = frozenset({Status.CRASH, Status.ERROR})
+FEW_TOKENS = 16
+"""Up to this M a call is bound by memory, beyond it by arithmetic: slowness at few tokens and at many has different causes."""
+COMMON_SCHEME = re.compile(r"(e4m3fn|e5m2|int8)-.+|(mx|nv)fp\d.*")
+"""Schemes that checkpoints are published in: a mistake in one of them comes before a mistake in any other."""
+LONGEST_MESSAGE = 420
+
+# The message of a crash or an error is its cause, whichever implementation met it.
+_CAUSE_IS_THE_MESSAGE = frozenset({Status.CRASH, Status.ERROR})
+
+
+class Section(StrEnum):
+    """Whom a problem concerns, those of most people first."""
+
+    WRONG = "wrong"
+    REGRESSED = "regressed"
+    CASTS = "casts"
+    SLOW = "slow"
+    DISAGREEING = "disagreeing"
+    CORNER_CASES = "corner-cases"
+    CHANGED = "changed"
+
+    @property
+    def title(self) -> str:
+        return _SECTIONS[self][0]
+
+    @property
+    def about(self) -> str:
+        """One sentence on whom it concerns; may be empty."""
+        return _SECTIONS[self][1]
+
+
+_SECTIONS = {
+    Section.WRONG: ("Wrong results and failures", "These implementations cannot be used with these schemes."),
+    Section.REGRESSED: ("Confirmed regressions", ""),
+    Section.CASTS: ("Casts that round ordinary values wrongly", ""),
+    Section.SLOW: ("Slow or suspicious", "Right, but slower than the dense 16-bit product, or with a number that needs a look."),
+    Section.DISAGREEING: ("Casts that differ between engines",
+                          "The formats allow each of these results, but the same line of a model gives different numbers in different engines."),
+    Section.CORNER_CASES: ("Casts: rare corner cases", "Wrong only for values or dtypes that few programs convert."),
+    Section.CHANGED: ("Casts that changed since the previous build", ""),
+}
 
 
 @dataclass(frozen=True)
-class Found:
-    """A case in its sweep."""
+class SweepCase:
+    """A case and the sweep it belongs to."""
 
     sweep: Sweep
-    row: Row
+    row: CaseRow
 
     @property
     def link(self) -> str:
@@ -42,54 +81,69 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One sentence about one cause.
+class ReportProblem:
+    """One problem with one cause.
 
+    section : whom it concerns
     severity : a status, or ``regressed``, ``over_roofline``, ``disagrees``, ``suspected``, ``slow``, ``unfused``, ``noisy``, ``changed``
-    sentence : plain text
-    link : relative to the site's root: the case if it is one, else the matrix with the filters set
-    cases : all that show it, the most telling first; none if it is about conversions
-    more : what the link leads to, where there are no cases
+    message : one or two sentences, plain text
+    link : relative to the site's root: the case if there is one, else the matrix with the filters set
+    cases : all that show it, the clearest first; empty if it is about casts
+    more : text of the link, where there are no cases
+    minor : whether it comes after the others of its section
     """
 
+    section: Section
     severity: str
-    sentence: str
+    message: str
     link: str
-    cases: tuple[Found, ...] = field(repr=False)
+    cases: tuple[SweepCase, ...] = field(repr=False)
     more: str = ""
+    minor: bool = False
 
     @property
-    def rank(self) -> int:
-        return RANKS[self.severity]
+    def rank(self) -> tuple[int, bool, int]:
+        """Sorts problems; those of one rank are already in order."""
+        return list(Section).index(self.section), self.minor, SEVERITIES[self.severity]
 
     @property
     def names(self) -> list[str]:
-        """Implementations and schemes that the sentence may name."""
-        return sorted({found.row.case.implementation for found in self.cases} | {found.row.case.scheme for found in self.cases})
+        """Implementations and schemes that the message may name."""
+        return sorted({case.row.case.implementation for case in self.cases} | {case.row.case.scheme for case in self.cases})
 
 
-def find(sweeps: Sequence[Sweep]) -> list[Finding]:
-    """Everything that is wrong or suspicious in these sweeps, worst first; the same cause on several machines is one finding."""
-    all_cases = [Found(sweep, row) for sweep in sweeps for row in sweep.rows]
-    found = [
+def find_problems(sweeps: Sequence[Sweep]) -> list[ReportProblem]:
+    """Return everything that is wrong or suspicious in these sweeps, worst first; one cause on several machines is one problem."""
+    all_cases = [SweepCase(sweep, row) for sweep in sweeps for row in sweep.rows]
+    problems = [
         *(_broken(group, all_cases) for group in _grouped(all_cases, _cause)),
         *(_impossible(group) for group in _grouped(all_cases, _flagged(Flag.OVER_ROOFLINE))),
+        *(problem for sweep in sweeps for problem in _schemes_slower_than_dense(sweep)),
         *(_slow(group, all_cases) for group in _grouped(all_cases, _slowness)),
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),
         *(_noisy(group) for group in _grouped(all_cases, _noise)),
     ]
-    return sorted(found, key=_worst_first)
+    return sorted(problems, key=lambda problem: (problem.rank, -len(problem.cases), problem.message))
 
 
-def _worst_first(finding: Finding) -> tuple:
-    """By severity; then the slowest, or what hits the most cases."""
-    slowest = finding.cases[0].row.speedup if finding.severity == SLOW else 0
-    return finding.rank, slowest, -len(finding.cases), finding.sentence
+def headline(problems: Iterable[ReportProblem], swept: bool) -> str:
+    """Return ``2 faults in matmul results, 11 slow or suspicious, 10 faulty casts``; `swept` is whether any matmul was measured."""
+    count = Counter(problem.section for problem in problems)
+    parts = [f"{count[Section.WRONG] or 'No'} {'fault' if count[Section.WRONG] == 1 else 'faults'} in matmul results"] if swept else []
+    if count[Section.REGRESSED]:
+        parts.append(_count(count[Section.REGRESSED], "confirmed regression"))
+    if count[Section.SLOW]:
+        parts.append(f"{count[Section.SLOW]} slow or suspicious")
+    if casts := count[Section.CASTS] + count[Section.CORNER_CASES]:
+        parts.append(_count(casts, "faulty cast"))
+    if count[Section.DISAGREEING]:
+        parts.append(f"{_count(count[Section.DISAGREEING], 'cast')} {'differs' if count[Section.DISAGREEING] == 1 else 'differ'} between engines")
+    return ", ".join(parts) or "No faults in casts"
 
 
-def _grouped(cases: Iterable[Found], key) -> list[list[Found]]:
-    """Cases by key, those without one left out."""
-    groups: dict[Hashable, list[Found]] = defaultdict(list)
+def _grouped(cases: Iterable[SweepCase], key: Callable[[SweepCase], Hashable | None]) -> list[list[SweepCase]]:
+    """Group cases by `key`, leaving out those for which it is None."""
+    groups: dict[Hashable, list[SweepCase]] = defaultdict(list)
     for case in cases:
         value = key(case)
         if value is not None:
@@ -99,119 +153,140 @@ def _grouped(cases: Iterable[Found], key) -> list[list[Found]]:
 
 # ---- broken ---------------------------------------------------------------------------------------------------------
 
-def _cause(found: Found) -> Hashable | None:
-    row = found.row
+def _cause(case: SweepCase) -> Hashable | None:
+    row = case.row
     if not row.broken:
         return None
-    if row.status in _CAUSE_IN_WORDS:
+    if row.status in _CAUSE_IS_THE_MESSAGE:
         return row.status, row.kind, _without_numbers(row.summary)
     return row.status, row.kind, row.case.implementation
 
 
 def _without_numbers(text: str) -> str:
-    """What two messages of one cause have in common: addresses, sizes and widths differ from case to case."""
+    """Return what two messages of one cause have in common: addresses, sizes and widths differ from case to case."""
     return re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text)
 
 
-def _broken(group: list[Found], all_cases: list[Found]) -> Finding:
+def _broken(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
     first = group[0].row
-    names = _implementations(group)
+    names, schemes = _implementations(group), _schemes(group)
     subject = _listed(names) if len(names) == 1 else f"each of {_listed(names)}"
     predicate = first.kind.predicate if first.kind else VERBS[first.status]
     if first.signal and first.status is Status.CRASH:
         predicate += f" ({first.signal})"
-    schemes = _schemes(group)
     if len(group) == 1:
         where, extent = f"{first.case.scheme}, {first.case.layer},", ""
         example = f": {first.summary}" if first.summary else ""
     else:
-        tried = sum(found.row.case.implementation in names and found.row.case.scheme in schemes for found in all_cases)
+        tried = sum(case.row.case.implementation in names and case.row.case.scheme in schemes for case in all_cases)
         where, extent = _listed(schemes, most=4), f", in {len(group)} of {tried} cases"
-        shared = first.status in _CAUSE_IN_WORDS or all(found.row.summary == first.summary for found in group)
+        shared = first.status in _CAUSE_IS_THE_MESSAGE or all(case.row.summary == first.summary for case in group)
         example = f": {first.summary}" if shared else f"; on {first.case.scheme}, {first.case.layer}: {first.summary}"
         example = example if first.summary else ""
-    since = {found.row.since for found in group}
+    since = {case.row.since for case in group}
     extent += f", {since.pop()}" if len(since) == 1 and "" not in since else ""
-    return Finding(str(first.status), _sentence(f"{subject} on {where} {predicate}{extent}{_on_machines(group)}{example}"),
-                   _link(group, status=str(first.status), mark=str(first.kind or "")), tuple(group))
+    return ReportProblem(
+        Section.WRONG, str(first.status), _message(f"{subject} on {where} {predicate}{extent}{_on_machines(group)}{example}"),
+        _link(group, status=str(first.status), mark=str(first.kind or "")), tuple(group),
+        minor=not any(COMMON_SCHEME.fullmatch(scheme) for scheme in schemes))
 
 
-# ---- right, and yet -------------------------------------------------------------------------------------------------
+# ---- slow or suspicious ---------------------------------------------------------------------------------------------
 
-def _flagged(flag: Flag):
-    return lambda found: (found.row.case.implementation, found.sweep.folder) if flag in found.row.flags else None
+def _flagged(flag: Flag) -> Callable[[SweepCase], Hashable | None]:
+    return lambda case: (case.row.case.implementation, case.sweep.folder) if flag in case.row.flags else None
 
 
-def _impossible(group: list[Found]) -> Finding:
-    worst = max(group, key=lambda found: found.row.roofline_fraction or 0)
+def _impossible(group: list[SweepCase]) -> ReportProblem:
+    worst = max(group, key=lambda case: case.row.roofline_fraction or 0)
     row = worst.row
-    figure = f"{row.gb_per_s:.0f} GB/s" if row.gb_per_s else "a bandwidth"
-    ceiling = f"of which memory reads {row.read_gb_per_s:.0f} GB/s" if row.read_gb_per_s else "that cannot read so fast"
-    more = f", and {len(group) - 1} more such figures" if len(group) > 1 else ""
-    return Finding(
-        str(Flag.OVER_ROOFLINE),
-        _sentence(f"{row.case.implementation} on {row.case.scheme}, {row.case.layer}, shows {figure} on a machine {ceiling}{more}: "
-                  f"a number above the roofline is a bug in the number"),
-        _link(group, mark=str(Flag.OVER_ROOFLINE)), (worst, *(found for found in group if found is not worst)))
+    rate = f"{row.gb_per_s:.0f} GB/s" if row.gb_per_s else "a bandwidth"
+    ceiling = f"whose memory reads {row.read_gb_per_s:.0f} GB/s" if row.read_gb_per_s else "that cannot read so fast"
+    more = f", and {len(group) - 1} more such numbers" if len(group) > 1 else ""
+    return ReportProblem(
+        Section.SLOW, str(Flag.OVER_ROOFLINE),
+        _message(f"{row.case.implementation} on {row.case.scheme}, {row.case.layer}, shows {rate} on a machine {ceiling}{more}: "
+                 f"a number above the roofline is a bug in the number"),
+        _link(group, mark=str(Flag.OVER_ROOFLINE)), (worst, *(case for case in group if case is not worst)))
 
 
-def _slowness(found: Found) -> Hashable | None:
-    """One sentence for each implementation on each machine, few tokens (memory counts) apart from many (arithmetic counts)."""
-    return (found.row.case.implementation, found.sweep.folder, found.row.case.m <= 16) if found.row.slower else None
+def _schemes_slower_than_dense(sweep: Sweep) -> list[ReportProblem]:
+    """Return at most one problem: the schemes that no right implementation runs as fast as dense. Whoever chooses one loses time."""
+    parts, cases = [], []
+    for m in sweep.tokens:
+        timed = [choice.fastest[m] for choice in sweep.choices if m in choice.fastest]
+        slow = sorted((row for row in timed if row.slower), key=lambda row: -row.speedup)
+        if slow:
+            quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[0].case.scheme in sweep.sqnr_db else ""
+            parts.append(f"{len(slow)} of {_count(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
+                         f"{slow[0].case.scheme}, {slow[0].speedup:.2f}×{quality})")
+            cases += [SweepCase(sweep, row) for row in slow]
+    if len({case.row.case.implementation for case in cases}) < 2:     # that implementation has its own message
+        return []
+    return [ReportProblem(
+        Section.SLOW, SLOW, _message(f"On {sweep.machine.device} dense {cases[0].row.case.activation} is faster than every right implementation "
+                                     f"of {_listed(parts)}"),
+        cases[0].link if len(cases) == 1 else sweep.filtered(mark=SLOW), tuple(cases))]
 
 
-def _slow(group: list[Found], all_cases: list[Found]) -> Finding:
-    group = sorted(group, key=lambda found: found.row.speedup)
-    row = group[0].row
-    peers = [found for found in all_cases if found.sweep is group[0].sweep and found.row.case.implementation == row.case.implementation
-             and found.row.quantized and found.row.speedup is not None and (found.row.case.m <= 16) == (row.case.m <= 16)]
+def _slowness(case: SweepCase) -> Hashable | None:
+    """One message for each implementation on each machine, few tokens apart from many."""
+    return (case.row.case.implementation, case.sweep.folder, case.row.case.m <= FEW_TOKENS) if case.row.slower else None
+
+
+def _slow(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
+    group = sorted(group, key=lambda case: case.row.speedup)
+    row, sweep = group[0].row, group[0].sweep
+    few = row.case.m <= FEW_TOKENS
+    peers = [case for case in all_cases if case.sweep is sweep and case.row.case.implementation == row.case.implementation
+             and case.row.quantized and case.row.speedup is not None and (case.row.case.m <= FEW_TOKENS) == few]
     why = f": {row.bottleneck}" if row.bottleneck else ""
     unfused = " and is not fused" if Flag.UNFUSED in row.flags else ""
     more = f". It is slower than dense in {len(group)} of {len(peers)} timed cases" if len(peers) > 1 else ""
     times = 1 / row.speedup if row.speedup > 0 else math.inf
-    return Finding(
-        SLOW,
-        _sentence(f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than dense {row.case.activation}"
-                  f" at M={row.case.m} ({row.case.workload}) on {group[0].sweep.machine.device}{unfused}{why}{more}"),
-        _link(group, mark=SLOW), tuple(group))
+    return ReportProblem(
+        Section.SLOW, SLOW,
+        _message(f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than dense {row.case.activation}"
+                 f" at M={row.case.m} ({row.case.workload}) on {sweep.machine.device}{unfused}{why}{more}"),
+        _link(group, mark=SLOW), tuple(group), minor=True)
 
 
-def _unfused_but_fast(found: Found) -> Hashable | None:
-    row = found.row
-    return (row.case.implementation, found.sweep.folder) if Flag.UNFUSED in row.flags and not row.slower else None
+def _unfused_but_fast(case: SweepCase) -> Hashable | None:
+    row = case.row
+    return (row.case.implementation, case.sweep.folder) if Flag.UNFUSED in row.flags and not row.slower else None
 
 
-def _unfused(group: list[Found]) -> Finding:
-    row = min(group, key=lambda found: found.row.speedup or 0).row
+def _unfused(group: list[SweepCase]) -> ReportProblem:
+    row = min(group, key=lambda case: case.row.speedup or 0).row
     why = f": {row.bottleneck}" if row.bottleneck else ""
-    return Finding(
-        str(Flag.UNFUSED),
-        _sentence(f"{row.case.implementation} is no slower than dense but not fused on {_listed(_schemes(group), most=4)}, "
-                  f"in {_count(len(group), 'case')}{why}"),
-        _link(group, mark=str(Flag.UNFUSED)), tuple(group))
+    return ReportProblem(
+        Section.SLOW, str(Flag.UNFUSED),
+        _message(f"{row.case.implementation} is no slower than dense but not fused on {_listed(_schemes(group), most=4)}, "
+                 f"in {_count(len(group), 'case')}{why}"),
+        _link(group, mark=str(Flag.UNFUSED)), tuple(group), minor=True)
 
 
-def _noise(found: Found) -> Hashable | None:
-    return found.sweep.folder if Flag.NOISY in found.row.flags else None
+def _noise(case: SweepCase) -> Hashable | None:
+    return case.sweep.folder if Flag.NOISY in case.row.flags else None
 
 
-def _noisy(group: list[Found]) -> Finding:
+def _noisy(group: list[SweepCase]) -> ReportProblem:
     timed = sum(row.speedup is not None for row in group[0].sweep.rows)
-    return Finding(
-        str(Flag.NOISY),
-        _sentence(f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} {'is' if len(group) == 1 else 'are'} "
-                  f"noisy: the 95% interval of the median is wider than ±5%"),
-        _link(group, mark=str(Flag.NOISY)), tuple(group))
+    return ReportProblem(
+        Section.SLOW, str(Flag.NOISY),
+        _message(f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} {'is' if len(group) == 1 else 'are'} "
+                 f"noisy: the 95% interval of the median is wider than ±5%"),
+        _link(group, mark=str(Flag.NOISY)), tuple(group), minor=True)
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------------------
 
-def _implementations(group: list[Found]) -> list[str]:
-    return sorted({found.row.case.implementation for found in group})
+def _implementations(group: list[SweepCase]) -> list[str]:
+    return sorted({case.row.case.implementation for case in group})
 
 
-def _schemes(group: list[Found]) -> list[str]:
-    return sorted({found.row.case.scheme for found in group})
+def _schemes(group: list[SweepCase]) -> list[str]:
+    return sorted({case.row.case.scheme for case in group})
 
 
 def _listed(names: list[str], most: int = 6) -> str:
@@ -220,8 +295,8 @@ def _listed(names: list[str], most: int = 6) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _on_machines(group: list[Found]) -> str:
-    machines = sorted({found.sweep.machine.device for found in group})
+def _on_machines(group: list[SweepCase]) -> str:
+    machines = sorted({case.sweep.machine.device for case in group})
     return f", on {_listed(machines, most=3)}" if len(machines) > 1 else ""
 
 
@@ -229,18 +304,17 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _sentence(text: str) -> str:
+def _message(text: str) -> str:
     text = " ".join(text.split())
-    if len(text) > 420:
-        text = text[:419].rstrip() + "…"
+    if len(text) > LONGEST_MESSAGE:
+        text = text[:LONGEST_MESSAGE - 1].rstrip() + "…"
     return text if text[-1] in ".…!?" else text + "."
 
 
-def _link(group: list[Found], **filters: str) -> str:
+def _link(group: list[SweepCase], **filters: str) -> str:
     if len(group) == 1:
         return group[0].link
-    names = _implementations(group)
-    schemes = _schemes(group)
+    names, schemes = _implementations(group), _schemes(group)
     return group[0].sweep.filtered(
         implementation=names[0] if len(names) == 1 else "", scheme=schemes[0] if len(schemes) == 1 else "", **filters
     )

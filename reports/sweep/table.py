@@ -1,6 +1,6 @@
-"""One sweep as the pages show it: a small row for each case, the matrix, the fastest right way for each scheme.
+"""One sweep as the pages show it: a small row for each case, the matrix, and the schemes to choose from.
 
-Rows are what is kept of records once their own pages are written, so that a report over many machines stays small.
+Only the rows stay in memory once the records' own pages are written, so that a report over many machines stays small.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from packaging.version import InvalidVersion, Version
 
 from fpxbench.numbers.formats import format_named
 from fpxbench.records.case import Case
-from fpxbench.records.record import Build, Flag, Machine, Record
 from fpxbench.records.kinds import Kind
+from fpxbench.records.record import Build, Flag, Machine, Record
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
-from fpxbench.reports.history.status_history import Standing
+from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.words import at_least_something, unquoted
 
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
@@ -30,13 +30,16 @@ DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 SLOW_BELOW = 0.95
 """A speedup over dense below this counts as slower where no interval says it better."""
 
+LEAST_GAIN_DB = 0.5
+"""SQNR that a slower scheme must gain to be worth naming beside a faster one."""
+
 MAX_PAGE_NAME = 180
 """Characters of a case's file name: file systems end at 255 bytes, and names from elsewhere can be long."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One case, as tables, charts and sentences need it."""
+class CaseRow:
+    """One case, as tables, charts and messages need it."""
 
     case: Case
     page: str
@@ -58,11 +61,11 @@ class Row:
     bottleneck: str
     sqnr_db: float | None
     about: str
-    standing: Standing | None = None
-    """Since when it has its status; None where its build has no place in time."""
+    status_history: StatusHistory | None = None
+    """None where its build has no place on the timeline."""
 
     @classmethod
-    def of(cls, record: Record, standing: Standing | None = None) -> Row:
+    def of(cls, record: Record, status_history: StatusHistory | None = None) -> CaseRow:
         timing, traffic, verdict = record.timing, record.traffic, record.verdict
         return cls(
             case=record.case, page=page_name(record.case), status=verdict.status, kind=verdict.kind, signal=verdict.signal,
@@ -71,7 +74,7 @@ class Row:
             speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
             packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
             roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck), sqnr_db=record.accuracy.sqnr_db,
-            about=record.about, standing=standing,
+            about=record.about, status_history=status_history,
         )
 
     @property
@@ -88,35 +91,35 @@ class Row:
 
     @property
     def since(self) -> str:
-        """``since 2.12.0 (3 builds)``, of a broken case."""
-        return self.standing.words if self.standing and self.broken else ""
+        """``since 2.12.0 (3 builds)`` for a broken case, else empty."""
+        return self.status_history.summary if self.status_history and self.broken else ""
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Measured: stored bits over weights."""
+        """Stored bits over weights, as measured."""
         return 8 * self.packed_bytes / (self.case.n * self.case.k) if self.packed_bytes else None
 
     @property
     def marks(self) -> list[str]:
-        """What a filter can pick it by: its mistake, its flags, and whether it is slow."""
+        """Names that a filter selects it by: its kind, its flags, ``slow``."""
         return [str(mark) for mark in (self.kind, *self.flags) if mark] + (["slow"] if self.slower else [])
 
     @property
     def refusal(self) -> str:
-        """Why it was not run. "Takes int8-row only, not mxfp4" is one reason, whichever scheme it names."""
+        """Why it was not run, without the scheme's name: "takes int8-row only, not mxfp4" is one reason for all schemes."""
         reason = re.sub(rf"(?<![\w-]){re.escape(self.case.scheme)}(?![\w-])", "this scheme", self.summary)
         return reason or str(self.kind or self.status)
 
     @property
     def slower(self) -> bool:
-        """Slower than dense beyond its own noise."""
+        """Whether it is slower than dense by more than its noise."""
         if self.speedup is None or not self.quantized:
             return False
         return self.speedup_ci95[1] < 1 if self.speedup_ci95 else self.speedup < SLOW_BELOW
 
 
 def _element_bits(scheme: str) -> int:
-    """Of a stored weight, without its scales; 0 for a scheme of which this package does not know them."""
+    """Return the bits of a stored weight without its scales; 0 for an unknown scheme."""
     if scheme in DENSE_SCHEMES:
         return 16
     if standard := re.fullmatch(r"(?:mx|nv)fp(\d)(?:_\w+)?", scheme):
@@ -128,12 +131,12 @@ def _element_bits(scheme: str) -> int:
 
 
 def page_name(case: Case) -> str:
-    """The file name of a case's page: its slug, with a digest where the slug is too long or not unique."""
+    """Return the file name of a case's page: its slug, with a digest where the slug is too long or not unique."""
     return page_of_id(case.id)
 
 
 def page_of_id(case_id: str) -> str:
-    """`page_name` of the case with this id."""
+    """Return `page_name` of the case with this id."""
     slug = case_id.replace("/", "__")
     if len(slug) <= MAX_PAGE_NAME and slug.count("__") == 4:
         return f"{slug}.html"
@@ -142,10 +145,10 @@ def page_of_id(case_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """All cases of one implementation with one scheme."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CaseRow, ...]
 
     @cached_property
     def worst(self) -> Status:
@@ -158,28 +161,28 @@ class Cell:
 
     @cached_property
     def speedup(self) -> float | None:
-        """Median over its timed cases; none of dense, which would be held against itself."""
+        """Median over its timed cases; None for dense, which would be compared with itself."""
         speedups = [row.speedup for row in self.rows if row.speedup is not None and row.quantized]
         return median(speedups) if speedups else None
 
     @cached_property
     def since(self) -> str:
-        """``since 2.12.0 (3 builds)``: of the cases with the worst verdict, the one that has had it for longest; empty if none is broken."""
-        standings = [row.standing for row in self.rows if row.status is self.worst and row.broken and row.standing]
-        return max(standings, key=lambda standing: standing.builds).words if standings else ""
+        """``since 2.12.0 (3 builds)`` for the case that has had the worst verdict longest; empty if none is broken."""
+        histories = [row.status_history for row in self.rows if row.status is self.worst and row.broken and row.status_history]
+        return max(histories, key=lambda history: history.builds).summary if histories else ""
 
     @cached_property
     def recent(self) -> list[tuple[Status | None, int]]:
-        """The worst status of its cases on the builds before and on this one, oldest first, and on how many in a row; None where none was
-        measured. Empty if it was always what it is."""
-        recents = [row.standing.recent for row in self.rows if row.standing]
+        """Runs of the worst status of its cases, oldest build first: (status, builds), with None where none was measured. Empty if the
+        status never changed."""
+        recents = [row.status_history.recent for row in self.rows if row.status_history]
         worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None) for column in zip(*recents, strict=True)]
         runs = [(status, len(list(run))) for status, run in groupby(worst)]
         return runs if any(status not in (None, self.worst) for status, _ in runs) else []
 
     @property
     def slow(self) -> bool:
-        """Right, and on the whole slower than dense."""
+        """Whether it is right, and slower than dense in the median."""
         return self.worst is Status.OK and self.speedup is not None and self.speedup < SLOW_BELOW and self.rows[0].quantized
 
     @cached_property
@@ -188,7 +191,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SchemeChoice:
     """One scheme, for someone choosing one."""
 
     scheme: str
@@ -196,24 +199,23 @@ class Choice:
     """The fewest that a right implementation stores."""
     sqnr_db: float | None
     of_canaries: bool
-    """Whether these two were measured on canaries only: small shapes, of which some hold every code."""
+    """Whether these two were measured on canaries only, which are small shapes."""
     right: tuple[str, ...]
     """Implementations that are right in all their cases of it."""
     broken: tuple[str, ...]
     """Implementations that are not."""
-    refused: tuple[str, ...]
-    fastest: dict[int, Row]
+    fastest: dict[int, CaseRow]
     """For each M, the right case with the largest speedup over dense."""
 
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """Cases that were not run, or not timed, for one reason."""
+    """Cases that were not run or not timed, for one reason."""
 
     status: Status
     """``ok`` for cases that are right and carry no timing."""
     reason: str
-    rows: tuple[Row, ...]
+    rows: tuple[CaseRow, ...]
 
     @property
     def implementations(self) -> list[str]:
@@ -225,11 +227,11 @@ class NotMeasured:
 
 
 @dataclass(frozen=True)
-class Heading:
-    """What a list of sweeps says of one."""
+class SweepHeading:
+    """A sweep without its cases, as lists of sweeps show it."""
 
     folder: tuple[str, str]
-    """Names of its machine's folder and its build's, as under the results folder."""
+    """Names of its machine's folder and of its records file, as under the results folder."""
     machine: Machine
     build: Build
     as_of: str
@@ -237,9 +239,9 @@ class Heading:
     counts: dict[Status, int]
     """Cases by status, in order of severity, those that occur only."""
 
-    def heading(self) -> Heading:
-        """This much of it, without its cases."""
-        return Heading(self.folder, self.machine, self.build, self.as_of, self.counts)
+    def heading(self) -> SweepHeading:
+        """Return it without its cases."""
+        return SweepHeading(self.folder, self.machine, self.build, self.as_of, self.counts)
 
     @property
     def path(self) -> str:
@@ -252,8 +254,8 @@ class Heading:
         return sum(self.counts.values())
 
     @property
-    def refused(self) -> int:
-        """Cases that were not run: not taken, or not there."""
+    def not_run(self) -> int:
+        """Cases that were not run: unsupported, or something is missing."""
         return self.counts.get(Status.UNSUPPORTED, 0) + self.counts.get(Status.MISSING, 0)
 
     @property
@@ -262,7 +264,7 @@ class Heading:
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """Sweeps of one series are builds that follow each other on one machine."""
+        """What successive builds on one machine have in common."""
         return self.folder[0], self.build.channel, self.build.variant
 
     @property
@@ -276,10 +278,10 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Sweep(Heading):
+class Sweep(SweepHeading):
     """The newest record of each case of one records file."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CaseRow, ...]
 
     @cached_property
     def implementations(self) -> list[str]:
@@ -287,7 +289,7 @@ class Sweep(Heading):
 
     @cached_property
     def schemes(self) -> list[str]:
-        """By bits of an element, the most first, then by name: the same on every machine, whatever was measured."""
+        """By bits of an element, the most first, then by name: the same order on every machine."""
         return sorted({row.case.scheme for row in self.rows}, key=lambda name: (-_element_bits(name), name))
 
     @cached_property
@@ -296,20 +298,20 @@ class Sweep(Heading):
 
     @cached_property
     def marks(self) -> list[str]:
-        """Kinds of mistakes and flags that occur."""
+        """Kinds and flags that occur."""
         return sorted({mark for row in self.rows for mark in row.marks})
 
     @cached_property
-    def matrix(self) -> dict[tuple[str, str], Cell]:
-        """Cells by (implementation, scheme), those that hold cases only."""
-        grouped: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    def matrix(self) -> dict[tuple[str, str], MatrixCell]:
+        """Cells that hold cases, by (implementation, scheme)."""
+        grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
         for row in self.rows:
             grouped[row.case.implementation, row.case.scheme].append(row)
-        return {key: Cell(tuple(rows)) for key, rows in grouped.items()}
+        return {key: MatrixCell(tuple(rows)) for key, rows in grouped.items()}
 
     @cached_property
     def abouts(self) -> dict[str, str]:
-        """What each implementation says about itself."""
+        """The docstring of each implementation."""
         return {row.case.implementation: row.about for row in self.rows if row.about}
 
     @cached_property
@@ -318,16 +320,16 @@ class Sweep(Heading):
         return sorted({row.case.m for row in self.rows if row.speedup is not None})
 
     @cached_property
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[SchemeChoice]:
         """One for each quantized scheme, in the order of `schemes`."""
         return [self._choice(scheme) for scheme in self.schemes if scheme not in DENSE_SCHEMES]
 
-    def _choice(self, scheme: str) -> Choice:
+    def _choice(self, scheme: str) -> SchemeChoice:
         cells = {name: cell for (name, of), cell in self.matrix.items() if of == scheme}
         right = tuple(sorted(name for name, cell in cells.items() if cell.worst is Status.OK))
         rows = [row for name in right for row in cells[name].rows]
         real = [row for row in rows if not row.is_canary]
-        fastest: dict[int, Row] = {}
+        fastest: dict[int, CaseRow] = {}
         for m in self.tokens:
             timed = [row for row in real if row.case.m == m and row.speedup is not None and Flag.OVER_ROOFLINE not in row.flags]
             if timed:
@@ -335,30 +337,52 @@ class Sweep(Heading):
         of_canaries = not any(row.bits_per_weight for row in real)
         bits = [row.bits_per_weight for row in (rows if of_canaries else real) if row.bits_per_weight]
         noise = [row.sqnr_db for row in (rows if of_canaries else real) if row.sqnr_db is not None]
-        return Choice(
+        return SchemeChoice(
             scheme=scheme, bits_per_weight=min(bits, default=None), sqnr_db=median(noise) if noise else None,
             of_canaries=of_canaries and bool(bits), right=right,
             broken=tuple(sorted(name for name, cell in cells.items() if cell.worst in BROKEN)),
-            refused=tuple(sorted(name for name, cell in cells.items() if cell.worst in (Status.UNSUPPORTED, Status.MISSING))),
             fastest=fastest,
         )
 
     @cached_property
-    def best(self) -> Row | None:
-        """At the fewest tokens timed, the right quantized case with the largest speedup."""
-        rows = [choice.fastest[self.tokens[0]] for choice in self.choices if self.tokens and self.tokens[0] in choice.fastest]
-        return max((row for row in rows if row.quantized), key=lambda row: row.speedup, default=None)
+    def sqnr_db(self) -> dict[str, float]:
+        """How well each scheme fits its weight, where it was measured."""
+        return {choice.scheme: choice.sqnr_db for choice in self.choices if choice.sqnr_db is not None}
+
+    def best_choices(self, m: int) -> list[CaseRow]:
+        """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both speed and SQNR, the fastest first.
+
+        Dense is the most accurate, so that a scheme no faster than dense is none of them.
+        """
+        timed = [choice.fastest[m] for choice in self.choices if m in choice.fastest and choice.sqnr_db is not None]
+        best: list[CaseRow] = []
+        for row in sorted(timed, key=lambda row: (-row.speedup, -self.sqnr_db[row.case.scheme])):
+            if row.speedup > 1 and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme] + LEAST_GAIN_DB):
+                best.append(row)
+        return best
+
+    @property
+    def choice_message(self) -> str:
+        """The best choices at the fewest tokens timed, in one sentence; empty if nothing quantized was timed."""
+        m = self.tokens[0] if any(choice.fastest for choice in self.choices) else 0
+        if not m:
+            return ""
+        rows = self.best_choices(m)
+        if not rows:
+            return f"{self.machine.device}, M={m}: no right implementation of any scheme is faster than dense"
+        named = [f"{row.case.scheme} ({row.case.implementation}) {row.speedup:.2f}× at {self.sqnr_db[row.case.scheme]:.1f} dB SQNR" for row in rows]
+        return f"{self.machine.device}, M={m}, speed over dense: {'; '.join(named)}"
 
     @cached_property
     def canaries(self) -> tuple[int, int]:
-        """How many canaries are right, of how many that ran."""
+        """(canaries that are right, canaries that ran)."""
         ran = [row for row in self.rows if row.is_canary and row.status not in (Status.UNSUPPORTED, Status.MISSING)]
         return sum(row.status is Status.OK for row in ran), len(ran)
 
     @cached_property
     def not_measured(self) -> list[NotMeasured]:
-        """What this sweep does not know, and why: refused, not there, right but not timed."""
-        grouped: dict[tuple[Status, str], list[Row]] = defaultdict(list)
+        """What was not run or not timed, and why."""
+        grouped: dict[tuple[Status, str], list[CaseRow]] = defaultdict(list)
         for row in self.rows:
             if row.status in (Status.UNSUPPORTED, Status.MISSING):
                 grouped[row.status, row.refusal].append(row)
@@ -368,15 +392,15 @@ class Sweep(Heading):
         return [NotMeasured(status, reason, tuple(rows)) for (status, reason), rows in in_order]
 
     def filtered(self, **filters: str) -> str:
-        """URL, relative to the site's root, of its page with these filters set."""
+        """Return the URL, relative to the site's root, of its page with these filters set."""
         return f"{self.path}index.html#{urlencode({name: value for name, value in filters.items() if value}, quote_via=quote)}"
 
 
-def sweep_of(folder: tuple[str, str], records: Iterable[Record], standing: Callable[[Record], Standing | None] = lambda record: None) -> Sweep:
-    """The sweep in which these records, oldest first and at least one, are the whole; `standing` says since when a case has its status."""
+def sweep_of(folder: tuple[str, str], records: Iterable[Record], status_history: Callable[[Record], StatusHistory | None] = lambda record: None) -> Sweep:
+    """Return the sweep of these records, at least one, oldest first. `status_history` gives since when a case has its status."""
     records = list(records)
     counted = Counter(record.verdict.status for record in records)
     return Sweep(
         folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
-        counts={status: counted[status] for status in SEVERITY if counted[status]}, rows=tuple(Row.of(record, standing(record)) for record in records),
+        counts={status: counted[status] for status in SEVERITY if counted[status]}, rows=tuple(CaseRow.of(record, status_history(record)) for record in records),
     )

@@ -1,4 +1,4 @@
-"""A cell of the support table: what an operation with a format does on an architecture now, since when, and how far that was looked at."""
+"""A cell of the support matrix: the state of an operation with a format on an architecture, since which build, and how it was checked."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fpxbench.targets.matrix import CellOutcome, Matrix, Probe
 from fpxbench.targets.version_spans import SOME, UNCHECKED, GroupState, Span, history_text, spans, states
 
 MOST_EARLIER = 2
-"""Lines of a cell about earlier builds. Wrong ones are never left out."""
+"""Lines of a cell about earlier builds; those that were wrong are always listed."""
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What a group of probes does on one build."""
+class BuildState:
+    """The state of a group of probes on one build."""
 
     state: GroupState
     checked: int
-    """Of those that are ok: of how many more is known than that they compile."""
+    """Of those that are ok: how many were checked beyond compiling."""
     flags: tuple[str, ...]
     """Of those that are ok, all of them."""
     wrong: int = 0
 
     @property
     def some(self) -> bool:
-        """Whether some are ok and others are not, none of them wrong."""
+        """Whether only some are ok, and none is wrong."""
         return self.state.sign == SOME
 
     @property
     def partly_wrong(self) -> bool:
-        """Whether some are wrong and others are not."""
+        """Whether only some are wrong."""
         return 0 < self.wrong < self.state.asked
 
     @property
@@ -41,12 +41,12 @@ class Moment:
 
     @property
     def marks(self) -> str:
-        """What stands beside the sign."""
+        """Marks beside the sign."""
         return UNCHECKED * self.unchecked + FLAG_SIGN * bool(self.flags and self.state.status is Status.OK)
 
     @property
     def notes(self) -> list[str]:
-        """The marks in words."""
+        """The marks, spelled out."""
         only = f"{self.state.ok - self.checked} of {self.state.ok} ok only compiled, not checked"
         flagged = [f"{self.flags.count(flag)} of {self.state.ok} ok {flag}" for flag in dict.fromkeys(self.flags)]
         wrong = f"{self.wrong} of {self.state.asked} wrong"
@@ -54,19 +54,19 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SupportCell:
     """An operation with a format on an architecture."""
 
     history: tuple[Span, ...]
     """Not empty."""
     changed: tuple[str, ...]
-    """Builds on which the status of any of its probes, or a flag, became another. That a build knows the architecture at last is no change."""
+    """Builds on which the status or a flag of any probe changed. The first build that knows the architecture is not a change."""
     wrong: bool
-    """On any build: compiles, and computes something else."""
-    newest: Moment
-    """On the newest build that was asked."""
-    asked_to: str
-    """Which that was, if newer ones were not asked; else empty."""
+    """Whether any build miscompiles it."""
+    newest: BuildState
+    """On the newest build that was tested."""
+    tested_to: str
+    """That build's version if newer ones were not tested, else empty."""
 
     @property
     def now(self) -> Span:
@@ -74,7 +74,7 @@ class Cell:
 
     @property
     def word(self) -> str:
-        """What the newest build's sign needs beside it: ``wrong``, ``1 of 3 wrong``, ``3 of 10``, ``never``; nothing where the sign says it all."""
+        """Text beside the newest build's sign: ``wrong``, ``1 of 3 wrong``, ``3 of 10``, ``never``, or nothing."""
         state = self.now.state
         if self.newest.some:
             return f"{state.ok} of {state.asked}"
@@ -86,7 +86,7 @@ class Cell:
 
     @property
     def since(self) -> str:
-        """``since 3.3.1`` of what is ok or wrong, ``until 3.4`` of what was ok; nothing if it was always as it is."""
+        """``since 3.3.1`` if it is ok or wrong, ``until 3.4`` if it was ok; empty if it never changed."""
         *before, now = self.history
         if now.state.status in (Status.OK, Status.WRONG):
             return f"since {_short(now.first)}" if before else ""
@@ -98,14 +98,14 @@ class Cell:
 
     @property
     def earlier(self) -> list[str]:
-        """What was broken on earlier builds, newest first: ``3.0–3.1 wrong``."""
+        """Failures of earlier builds, newest first: ``3.0–3.1 wrong``."""
         broken = [span for span in reversed(self.history[:-1]) if span.state.status in BROKEN]
         kept = [span for at, span in enumerate(broken) if span.state.status is Status.WRONG or at < MOST_EARLIER]
         return [f"{_range(span)} {span.state.status}" for span in kept] + ["…"] * (len(kept) < len(broken))
 
     @property
     def title(self) -> str:
-        until = [f"not asked of what came after {self.asked_to}"] if self.asked_to else []
+        until = [f"builds after {self.tested_to} were not tested"] if self.tested_to else []
         return "; ".join([history_text(self.history), *self.newest.notes, *until])
 
 
@@ -117,30 +117,30 @@ def _range(span: Span) -> str:
     return _short(span.first) if span.first == span.last else f"{_short(span.first)}–{_short(span.last)}"
 
 
-def moments(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Moment | None]:
-    """Build by build; None for one that was not asked."""
+def build_states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[BuildState | None]:
+    """Return the state on each build; None for one that was not tested."""
     return [
-        state and _moment(state, [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
+        state and _build_state(state, [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
         for at, state in enumerate(states(matrix, probes, architecture))
     ]
 
 
-def _moment(state: GroupState, outcomes: Sequence[CellOutcome]) -> Moment:
+def _build_state(state: GroupState, outcomes: Sequence[CellOutcome]) -> BuildState:
     fine = [outcome for outcome in outcomes if outcome.status is Status.OK]
-    return Moment(state, sum(outcome.check != "none" for outcome in fine), tuple(flag for outcome in fine for flag in outcome.flags),
+    return BuildState(state, sum(outcome.check != "none" for outcome in fine), tuple(flag for outcome in fine for flag in outcome.flags),
                   sum(outcome.status is Status.WRONG for outcome in outcomes))
 
 
-def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Cell | None:
-    """None where nothing was asked."""
-    asked = {at: moment for at, moment in enumerate(moments(matrix, probes, architecture)) if moment}
-    if not asked:
+def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> SupportCell | None:
+    """Return the cell; None where nothing was tested."""
+    tested = {at: state for at, state in enumerate(build_states(matrix, probes, architecture)) if state}
+    if not tested:
         return None
-    newest = max(asked)
+    newest = max(tested)
     later = any(not build.unusable for build in matrix.builds[newest + 1:])
     runs = [matrix.outcomes[run.outcome] for probe in probes for run in probe.cells.get(architecture, ())]
-    return Cell(tuple(spans(matrix, probes, architecture)), _changed(matrix, probes, architecture),
-                any(outcome.status is Status.WRONG for outcome in runs), asked[newest], matrix.builds[newest].triton if later else "")
+    return SupportCell(tuple(spans(matrix, probes, architecture)), _changed(matrix, probes, architecture),
+                any(outcome.status is Status.WRONG for outcome in runs), tested[newest], matrix.builds[newest].triton if later else "")
 
 
 def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tuple[str, ...]:

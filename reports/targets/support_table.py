@@ -1,4 +1,4 @@
-"""Which GPU takes what, since when: the matrix of targets as the support page shows it."""
+"""Which GPU architecture supports which operation and format, since which Triton build."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from fpxbench.records.store import BrokenLine
 from fpxbench.records.kinds import Kind
+from fpxbench.records.store import BrokenLine
 from fpxbench.records.verdict import Status
-from fpxbench.reports.targets.support_cell import Cell, cell_of
+from fpxbench.reports.targets.support_cell import SupportCell, cell_of
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.matrix import Matrix, OperationSummary, Probe, read_matrix
 from fpxbench.targets.version_spans import rows
@@ -23,18 +23,18 @@ SHIPPED = Path(__file__).with_name(FILE)
 INDEX = "support/index.html"
 MOST_KERNELS_NAMED = 3
 
-_MISREAD = frozenset({Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ, Kind.GIBBERISH})
+_FORMAT_CONFUSED = frozenset({Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ, Kind.GIBBERISH})
 
 
 def chosen_matrix(results: Path) -> tuple[Matrix, Path, list[BrokenLine]]:
-    """The newer of the matrix that comes with the package and that of the results folder, and its file; what is no matrix is a broken line."""
+    """Return the newer of the package's matrix and the results folder's, and its file. A file that holds no matrix is a broken line."""
     shipped, own = read_matrix(SHIPPED), results / FILE
     if not own.is_file():
         return shipped, SHIPPED, []
     try:
         matrix = read_matrix(own)
         if all(build.unusable for build in matrix.builds):
-            raise ValueError("has no build that could be asked")
+            raise ValueError("has no usable build")
     except (OSError, ValueError) as error:
         return shipped, SHIPPED, [BrokenLine(own, 1, str(error).removeprefix(f"{own} "))]
     return (matrix, own, []) if _utc(matrix.generated) >= _utc(shipped.generated) else (shipped, SHIPPED, [])
@@ -45,21 +45,21 @@ def _utc(time: datetime) -> datetime:
 
 
 @dataclass(frozen=True)
-class Row:
+class SupportRow:
     """An operation with a format: a line of the table, with a page of its own."""
 
     operation: OperationSummary
     format: str
     probes: tuple[Probe, ...]
-    cells: Mapping[str, Cell]
-    """By architecture, those that were asked."""
+    cells: Mapping[str, SupportCell]
+    """By architecture, those that were tested."""
     page: str
     """File name, beside the table's."""
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One way in which what compiles computes something else, wherever it does."""
+class Miscompile:
+    """One way in which kernels compile and compute something else, on every architecture that shows it."""
 
     format: str
     kind: Kind | None
@@ -67,9 +67,9 @@ class Mistake:
     evidence: str
     """Of one of the cells."""
     what: tuple[str, ...]
-    """Operations by title, with the kernels if only some of an operation's do it: ``decode (bf16)``."""
+    """Titles of operations, with their kernels if not all show it: ``decode (bf16)``."""
     builds: Mapping[str, frozenset[int]]
-    """Positions of the builds, by architecture."""
+    """Indices of builds, by architecture."""
     versions: tuple[str, ...]
     """Of all builds."""
     page: str
@@ -77,21 +77,21 @@ class Mistake:
 
     @property
     def lasts(self) -> bool:
-        """Whether the newest build makes it."""
+        """Whether the newest build shows it."""
         return any(len(self.versions) - 1 in at for at in self.builds.values())
 
     def made_by(self, triton: str, architecture: str) -> bool:
-        """Whether that version of Triton makes it there."""
+        """Whether that version of Triton shows it there."""
         return any(self.versions[at] == triton for at in self.builds.get(architecture, ()))
 
-    def sentence(self, architecture: str = "") -> str:
-        """What is wrong, where and since when; on one architecture only if one is given."""
+    def message(self, architecture: str = "") -> str:
+        """Return what is wrong, where, and with which builds; on one architecture only if one is given."""
         where = defaultdict(list)
         for name, at in self.builds.items():
             if architecture in ("", name):
                 where[self._when(at)].append(name)
-        said = "; ".join(f"{', '.join(names)} with {when}" for when, names in where.items())
-        return f"{' and '.join(self.what)} of {self.format}: {self.cause}: {said}."
+        places = "; ".join(f"{', '.join(names)} with {when}" for when, names in where.items())
+        return f"{' and '.join(self.what)} of {self.format}: {self.cause}: {places}."
 
     def _when(self, positions: Iterable[int]) -> str:
         ranges: list[list[int]] = []
@@ -100,9 +100,9 @@ class Mistake:
                 ranges[-1][1] = at
             else:
                 ranges.append([at, at])
-        return "Triton " + " and ".join(map(self._said, ranges))
+        return "Triton " + " and ".join(map(self._range, ranges))
 
-    def _said(self, of: Sequence[int]) -> str:
+    def _range(self, of: Sequence[int]) -> str:
         first, last = self.versions[of[0]], self.versions[of[1]]
         if of[1] == len(self.versions) - 1:
             return f"{first} and later" if of[0] < of[1] else first
@@ -110,10 +110,10 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A mistake in one cell."""
+class _MiscompiledCell:
+    """A miscompiled kernel in one cell."""
 
-    row: Row
+    row: SupportRow
     probe: Probe
     architecture: str
     builds: range
@@ -121,11 +121,11 @@ class _Seen:
 
 
 def detail(probe: Probe) -> str:
-    """What a probe has beside operation and format: ``bf16-rtne`` of ``encode/e5m2/bf16-rtne``."""
+    """Return a probe's name without operation and format: ``bf16-rtne`` of ``encode/e5m2/bf16-rtne``."""
     return probe.id.removeprefix(f"{probe.operation}/{probe.format}/")
 
 
-def _some_of(row: Row, kernels: list[str]) -> str:
+def _some_of(row: SupportRow, kernels: list[str]) -> str:
     if len(kernels) == len(row.probes):
         return row.operation.title
     return f"{row.operation.title} ({', '.join(kernels) if len(kernels) <= MOST_KERNELS_NAMED else f'{len(kernels)} of {len(row.probes)} kernels'})"
@@ -133,20 +133,20 @@ def _some_of(row: Row, kernels: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One that the report has records of."""
+    """A GPU in the report's records."""
 
     device: str
     triton: str
-    """Version, of the newest records; empty if there is none."""
+    """Version in the newest records; empty without one."""
 
 
 @dataclass(frozen=True)
-class Support:
-    """A matrix, and the GPUs of the report that it is shown in."""
+class SupportMatrix:
+    """A matrix, and the GPUs of the report that shows it."""
 
     matrix: Matrix
     shipped: bool
-    """Whether it is the one that comes with the package."""
+    """Whether it is the package's own."""
     gpus: Mapping[str, Gpu]
     """By architecture."""
 
@@ -160,37 +160,37 @@ class Support:
         return [build.triton for build in self.matrix.builds if not build.unusable]
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SupportRow]:
         summaries = {operation.name: operation for operation in self.matrix.operations}
-        found, taken = [], {"index"}
+        found, used = [], {"index"}
         for operation, fmt, probes in rows(self.matrix):
             cells = {name: cell for architecture in self.matrix.architectures if (cell := cell_of(self.matrix, probes, name := architecture.name))}
             summary = summaries.get(operation) or OperationSummary(name=operation, title=operation, about="")
-            found.append(Row(summary, fmt, tuple(probes), cells, f"{file_name(f'{operation}-{fmt}', taken)}.html"))
+            found.append(SupportRow(summary, fmt, tuple(probes), cells, f"{file_name(f'{operation}-{fmt}', used)}.html"))
         return found
 
     @property
-    def sections(self) -> list[tuple[OperationSummary, list[Row]]]:
-        grouped: dict[str, list[Row]] = defaultdict(list)
+    def sections(self) -> list[tuple[OperationSummary, list[SupportRow]]]:
+        grouped: dict[str, list[SupportRow]] = defaultdict(list)
         for row in self.rows:
             grouped[row.operation.name].append(row)
         return [(of[0].operation, of) for of in grouped.values()]
 
     @cached_property
-    def mistakes(self) -> list[Mistake]:
-        """Formats taken for others first, then what the newest build still does, then what is wrong in most places."""
-        groups: dict[tuple, list[_Seen]] = defaultdict(list)
+    def miscompiles(self) -> list[Miscompile]:
+        """Confused formats first, then what the newest build still shows, then what most builds and architectures show."""
+        groups: dict[tuple, list[_MiscompiledCell]] = defaultdict(list)
         for row in self.rows:
             for probe in row.probes:
                 for architecture, runs in probe.cells.items():
                     for run in runs:
                         if (outcome := self.matrix.outcomes[run.outcome]).status is Status.WRONG:
                             at = range(run.builds[0], run.builds[1] + 1)
-                            groups[row.format, outcome.kind, outcome.cause].append(_Seen(row, probe, architecture, at, outcome.message))
+                            groups[row.format, outcome.kind, outcome.cause].append(_MiscompiledCell(row, probe, architecture, at, outcome.words))
         found = [self._mistake(*key, seen) for key, seen in groups.items()]
-        return sorted(found, key=lambda one: (one.kind not in _MISREAD, not one.lasts, -sum(map(len, one.builds.values()))))
+        return sorted(found, key=lambda one: (one.kind not in _FORMAT_CONFUSED, not one.lasts, -sum(map(len, one.builds.values()))))
 
-    def _mistake(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[_Seen]) -> Mistake:
+    def _mistake(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[_MiscompiledCell]) -> Miscompile:
         builds: dict[str, set[int]] = defaultdict(set)
         kernels: dict[str, dict[str, None]] = defaultdict(dict)
         rows = {one.row.page: one.row for one in seen}
@@ -199,21 +199,21 @@ class Support:
             kernels[one.row.page][detail(one.probe)] = None
         ordered = {a.name: frozenset(builds[a.name]) for a in self.matrix.architectures if a.name in builds}
         what = tuple(_some_of(rows[page], list(some)) for page, some in kernels.items())
-        return Mistake(fmt, kind, cause, seen[0].message, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
+        return Miscompile(fmt, kind, cause, seen[0].words, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
 
-    def mistakes_on(self, architecture: str) -> list[Mistake]:
-        """Those of the Triton that the report's records were made with first."""
+    def miscompiles_on(self, architecture: str) -> list[Miscompile]:
+        """Return those on `architecture`, those of the Triton in the report's records first."""
         triton = self.gpus[architecture].triton
-        found = [mistake for mistake in self.mistakes if architecture in mistake.builds]
-        return sorted(found, key=lambda mistake: not mistake.made_by(triton, architecture))
+        found = [miscompile for miscompile in self.miscompiles if architecture in miscompile.builds]
+        return sorted(found, key=lambda miscompile: not miscompile.made_by(triton, architecture))
 
 
-def file_name(text: str, taken: set[str]) -> str:
-    """`text` as a file's name that is not taken yet."""
+def file_name(text: str, used: set[str]) -> str:
+    """Return `text` as a file name that is not in `used`, and add it."""
     stem = re.sub(r"[^a-z0-9_.]+", "-", text.lower()).strip("-.")[:80] or "row"
     name, number = stem, 1
-    while name in taken:
+    while name in used:
         number += 1
         name = f"{stem}-{number}"
-    taken.add(name)
+    used.add(name)
     return name

@@ -14,9 +14,10 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status, Verdict
 from fpxbench.reports import words
-from fpxbench.reports.pages import code_names, commits, figure, from_line, microseconds, printable
+from fpxbench.reports.formatting import code_names, commits, microseconds, number, pretty, printable, whole_lines
 from fpxbench.reports.site import SiteSummary, build_site
-from fpxbench.reports.sweep import problems as findings
+from fpxbench.reports.sweep import problems
+from fpxbench.reports.sweep.dot_plot import dot_plot_of
 from fpxbench.reports.sweep.table import page_name, sweep_of
 
 SWEEP = Path("machines/cpu-epyc-2c/2.13.0-cpu")
@@ -27,21 +28,23 @@ def sweep(records) -> object:
 
 
 def sentences(records) -> list[str]:
-    return [finding.sentence for finding in findings.find([sweep(records)])]
+    return [problem.message for problem in problems.find_problems([sweep(records)])]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SiteSummary]:
     folder = tmp_path_factory.mktemp("report")
     sample.write(folder / "results", sample.varied())
-    return folder / "site", build_site(folder / "results", folder / "site")
+    summary = build_site(folder / "results", folder / "site")
+    assert summary.troubles == [], "every page could be made"
+    return folder / "site", summary
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------
 
 def test_one_cause_in_many_cases_is_one_sentence_with_a_count(site) -> None:
-    crashes = [finding for finding in site[1].findings if finding.severity == "crash"]
-    assert [finding.sentence for finding in crashes] == [
+    crashes = [problem for problem in site[1].problems if problem.severity == "crash"]
+    assert [problem.message for problem in crashes] == [
         "compiled_mixed_mm on e5m2fnuz-row aborts inside the compiler (SIGABRT), in 4 of 4 cases: died by SIGABRT: "
         "size mismatch when packing elements for LLVM struct expected 4 but got 8."
     ]
@@ -49,10 +52,27 @@ def test_one_cause_in_many_cases_is_one_sentence_with_a_count(site) -> None:
 
 
 def test_findings_come_worst_first(site) -> None:
-    ranks = [finding.rank for finding in site[1].findings]
+    ranks = [problem.rank for problem in site[1].problems]
     assert ranks == sorted(ranks)
-    assert [finding.severity for finding in site[1].findings[:3]] == ["crash", "wrong", "nonfinite"]
-    assert set(findings.RANKS) >= {str(status) for status in SEVERITY} | {str(flag) for flag in Flag}
+    assert [problem.severity for problem in site[1].problems[:3]] == ["nonfinite", "crash", "wrong"], "a common scheme first, then FNUZ ones"
+    assert set(problems.SEVERITIES) >= {str(status) for status in SEVERITY} | {str(flag) for flag in Flag}
+
+
+def test_a_mistake_in_a_common_scheme_comes_before_a_crash_in_a_rare_one_and_both_before_slowness() -> None:
+    records = [sample.record(sample.case("a", "e3m4-row"), Verdict(status=Status.CRASH, summary="died")),
+               sample.record(sample.case("b", "mxfp4"), Verdict(status=Status.WRONG, kind=Kind.NIBBLE_SWAP)),
+               sample.record(sample.case("c", "e4m3fn-row"), speedup=0.1)]
+    found = problems.find_problems([sweep(records)])
+    assert [(problem.section, problem.severity) for problem in found] == [("wrong", "wrong"), ("wrong", "crash"), ("slow", "slow")]
+
+
+def test_schemes_that_nothing_right_runs_as_fast_as_dense_are_one_problem_with_the_closest_and_its_quality() -> None:
+    records = [sample.record(sample.case(name, scheme), speedup=speedup)
+               for name, scheme, speedup in (("a", "mxfp4", 0.2), ("b", "mxfp4", 0.5), ("b", "e4m3fn-row", 0.8), ("a", "e5m2-row", 0.3), ("a", "int8-row", 2.0))]
+    found = sentences(records)
+    [quality] = {record.accuracy.sqnr_db for record in records if record.case.scheme == "e4m3fn-row"}
+    assert found[0] == (f"On {sample.CPU.device} dense bf16 is faster than every right implementation of 3 of 4 schemes at M=1 "
+                        f"(closest: b on e4m3fn-row, 0.80× at {quality:.1f} dB SQNR).")
 
 
 def test_a_decode_mistake_is_named() -> None:
@@ -97,7 +117,7 @@ def test_a_number_above_the_roofline_is_called_a_bug_in_the_number() -> None:
     card = sample.GPU.model_copy(update={"read_gb_per_s": 672.0})
     impossible = sample.record(sample.case("x", "e4m3fn-row"), speedup=3.12, machine=card, flags=(Flag.OVER_ROOFLINE,))
     [said] = sentences([impossible])
-    assert re.search(r"shows 10\d\d GB/s on a machine of which memory reads 672 GB/s: a number above the roofline is a bug in the number", said)
+    assert re.search(r"shows 10\d\d GB/s on a machine whose memory reads 672 GB/s: a number above the roofline is a bug in the number", said)
 
 
 def test_an_impossible_figure_never_leads_a_ranking() -> None:
@@ -112,6 +132,21 @@ def test_an_implementation_that_is_wrong_anywhere_is_no_choice_for_the_scheme() 
     records = [sample.record(sample.case("x"), speedup=9.0), wrong_elsewhere, sample.record(sample.case("y"), speedup=1.5)]
     [choice] = sweep(records).choices
     assert choice.fastest[1].case.implementation == "y" and choice.broken == ("x",)
+
+
+def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_one_before() -> None:
+    def timed(scheme: str, speedup: float, sqnr_db: float):
+        one = sample.record(sample.case("x", scheme), speedup=speedup)
+        return one.model_copy(update={"accuracy": one.accuracy.model_copy(update={"sqnr_db": sqnr_db}),
+                                      "timing": one.timing.model_copy(update={"speedup": speedup})})
+
+    swept = sweep([timed("mxfp4", 3.0, 18.8), timed("nvfp4", 2.5, 20.4), timed("e2m1-row", 2.4, 18.5), timed("e4m3fn-row", 1.5, 31.5),
+                   timed("e4m3fn-g128", 1.4, 31.9), timed("int8-row", 0.9, 41.2)])
+    assert [row.case.scheme for row in swept.best_choices(1)] == ["mxfp4", "nvfp4", "e4m3fn-row"]
+    assert swept.choice_message == (f"{sample.CPU.device}, M=1, speed over dense: mxfp4 (x) 3.00× at 18.8 dB SQNR; nvfp4 (x) 2.50× at 20.4 dB SQNR; "
+                                    "e4m3fn-row (x) 1.50× at 31.5 dB SQNR")
+    assert "no right implementation of any scheme is faster than dense" in sweep([timed("mxfp4", 0.9, 18.8)]).choice_message
+    assert sweep([sample.record(sample.case("x"), Verdict(status=Status.WRONG))]).choice_message == ""
 
 
 def test_schemes_stand_in_one_order_whatever_was_measured_of_them() -> None:
@@ -137,15 +172,16 @@ def test_every_status_and_flag_has_its_words() -> None:
 
 def test_the_overview_begins_with_what_is_wrong(site) -> None:
     text = Page(site[1].index.read_text()).text
-    assert "3 things are wrong" in text
-    order = [text.index(finding.sentence) for finding in site[1].findings]
+    assert "3 faults in matmul results, 4 slow or suspicious" in text
+    order = [text.index(problem.message) for problem in site[1].problems]
     assert order == sorted(order)
+    assert order[2] < text.index("What to choose") < order[3], "wrong results, then the choice, then what is slow"
     assert max(order) < text.index("Every implementation with every scheme") < text.index("What was not measured")
 
 
 def test_the_overview_says_how_much_is_right_before_what_is_wrong(site) -> None:
     text = " ".join(Page(site[1].index.read_text()).text.split())
-    assert re.search(r"of \d+ cases are right", text).start() < text.index(site[1].findings[0].sentence)
+    assert re.search(r"of \d+ cases are right", text).start() < text.index(site[1].problems[0].message)
 
 
 def test_of_many_findings_of_a_kind_the_first_are_in_full_and_the_rest_is_folded_away(tmp_path: Path) -> None:
@@ -153,7 +189,7 @@ def test_of_many_findings_of_a_kind_the_first_are_in_full_and_the_rest_is_folded
     sample.write(tmp_path / "results", many)
     summary = build_site(tmp_path / "results", tmp_path / "site")
     shown, _, folded = summary.index.read_text().partition('<details class="rest"><summary>2 more</summary>')
-    assert len(summary.findings) == 7
+    assert len(summary.problems) == 7
     assert [f"impl_{letter}" in shown for letter in "abcdefg"] == [True] * 5 + [False] * 2
     assert all(f"impl_{letter}" in folded for letter in "fg")
 
@@ -183,7 +219,7 @@ def test_every_case_has_a_page_with_its_verdict_and_a_script(site) -> None:
 def test_a_timed_case_shows_its_time_beside_the_baseline_and_the_roofline(site) -> None:
     page = (site[0] / SWEEP / "native_float8__e5m2-row__llama2-7b.o__m1__bf16.html").read_text()
     assert "<svg" in page and ">dense</text>" in page and ">roofline</text>" in page
-    assert "What holds it back:" in page and "95% interval" in page
+    assert "Bottleneck:" in page and "95% interval" in page
 
 
 def test_a_wrong_case_shows_its_evidence_and_no_time(site) -> None:
@@ -200,11 +236,11 @@ def test_every_link_of_the_site_leads_somewhere(site) -> None:
 
 def test_links_with_filters_name_what_the_page_can_filter_by(site) -> None:
     page = (site[0] / SWEEP / "index.html").read_text()
-    for finding in site[1].findings:
-        for part in filter(None, urlsplit(finding.link).fragment.split("&")):
+    for problem in site[1].problems:
+        for part in filter(None, urlsplit(problem.link).fragment.split("&")):
             name, value = part.split("=")
             choices = re.search(rf'<select name="{name}">(.*?)</select>', page, re.DOTALL)[1]
-            assert f">{value}<" in choices or f'value="{value}"' in choices, finding.link
+            assert f">{value}<" in choices or f'value="{value}"' in choices, problem.link
 
 
 def test_no_page_loads_anything_from_elsewhere(site) -> None:
@@ -229,7 +265,7 @@ def test_the_same_records_give_the_same_bytes(site, tmp_path: Path) -> None:
 
 def test_the_newest_record_of_a_case_counts(tmp_path: Path) -> None:
     sample.write(tmp_path, [sample.record(sample.case("x"), Verdict(status=Status.WRONG)), sample.record(sample.case("x"), speedup=2.0)])
-    assert build_site(tmp_path, tmp_path / "site").findings == []
+    assert build_site(tmp_path, tmp_path / "site").problems == []
 
 
 def test_pages_of_cases_that_are_gone_do_not_stay(tmp_path: Path) -> None:
@@ -251,7 +287,7 @@ def test_the_overview_speaks_of_the_newest_build_of_each_machine(tmp_path: Path)
         sample.record(sample.case("x"), wrong, machine=sample.GPU, build=sample.GPU_BUILD),
     ])
     summary = build_site(tmp_path, tmp_path / "site")
-    assert [[found.sweep.machine.name for found in finding.cases] for finding in summary.findings] == [["nvidia-h100"]]
+    assert [[found.sweep.machine.name for found in problem.cases] for problem in summary.problems] == [["nvidia-h100"]]
     index = Page(summary.index.read_text()).text
     assert "1 older sweep is listed" in index and "AMD EPYC" in index and "H100" in index
     machine = Page((tmp_path / "site" / SWEEP.parent / "index.html").read_text()).text
@@ -262,7 +298,7 @@ def test_one_cause_on_several_machines_is_one_sentence(tmp_path: Path) -> None:
     wrong = Verdict(status=Status.WRONG, kind=Kind.SIGN_LOST, summary="every negative weight is positive")
     for machine in (sample.CPU, sample.GPU):
         sample.write(tmp_path, [sample.record(sample.case("x"), wrong, machine=machine)])
-    assert [finding.sentence for finding in build_site(tmp_path, tmp_path / "site").findings] == [
+    assert [problem.message for problem in build_site(tmp_path, tmp_path / "site").problems] == [
         "x on e4m3fn-row loses the sign, in 2 of 2 cases, on AMD EPYC 7B13 and NVIDIA H100 80GB HBM3: every negative weight is positive."
     ]
 
@@ -287,7 +323,7 @@ def test_nothing_in_a_record_becomes_markup(tmp_path: Path) -> None:
                       for name in ("triton", "git", "date", "key")]
     sample.write(tmp_path, records + refused_lines)
     summary = build_site(tmp_path, tmp_path / "site")
-    assert len(summary.findings) == 2 and len(summary.broken_lines) == len(refused_lines)
+    assert len(summary.problems) == 2 and len(summary.broken_lines) == len(refused_lines)
     assert scripts_of_their_own(tmp_path / "site") == []
     for path, page in pages_of(tmp_path / "site").items():
         assert "alert(1)" not in "".join(page.loads), path
@@ -324,7 +360,7 @@ def test_without_records_the_report_says_what_to_do(tmp_path: Path) -> None:
     summary = build_site(tmp_path / "nothing", tmp_path / "site")
     text = Page(summary.index.read_text()).text
     assert "There are no records yet" in text and "fpxbench run" in text
-    assert summary.findings == [] and summary.broken_lines == []
+    assert summary.problems == [] and summary.broken_lines == []
 
 
 def test_broken_lines_are_listed_with_their_reason(tmp_path: Path) -> None:
@@ -346,6 +382,22 @@ def test_broken_lines_alone_still_make_a_report(tmp_path: Path) -> None:
     assert "There are no records yet" in text and "1 line could not be read" in text
 
 
+def test_a_page_that_cannot_be_made_gives_the_reason_and_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(record):
+        if record.case.implementation == "y":
+            raise OverflowError("Numerical result <out> of range")
+        return dot_plot_of(record)
+
+    monkeypatch.setattr("fpxbench.reports.pages.dot_plot_of", refuse)
+    sample.write(tmp_path / "results", [sample.record(sample.case(name), speedup=2.0) for name in "xyz"])
+    summary = build_site(tmp_path / "results", tmp_path / "site")
+    pages = {name: (tmp_path / "site" / SWEEP / page_name(sample.case(name))).read_text() for name in "xyz"}
+    assert ["could not be made" in pages[name] for name in "xyz"] == [False, True, False]
+    assert "OverflowError: Numerical result &lt;out&gt; of range" in pages["y"]
+    assert summary.troubles == [f"{SWEEP}/{page_name(sample.case('y'))} could not be made: OverflowError: Numerical result <out> of range"]
+    assert dead_links(tmp_path / "site") == []
+
+
 def test_a_file_in_the_reports_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "site").write_text("")
     with pytest.raises(NotADirectoryError, match="site is a file"):
@@ -356,7 +408,13 @@ def test_a_file_in_the_reports_place_is_named(tmp_path: Path) -> None:
 
 def test_figures_keep_three_digits_and_their_unit() -> None:
     assert [microseconds(us) for us in (0.4567, 812.4, 1238.0, 2.5e6, None)] == ["0.457 µs", "812 µs", "1.24 ms", "2.50 s", "–"]
-    assert [figure(value) for value in (0, 12345, 0.00001234, 99.96)] == ["0", "12,300", "1.23e-05", "100.0"]
+    assert [number(value) for value in (0, 12345, 0.00001234, 99.96)] == ["0", "12,300", "1.23e-05", "100.0"]
+
+
+def test_evidence_has_short_numbers_and_keeps_its_text_and_its_integers() -> None:
+    assert pretty(0.040959700261617535) == "0.04096" and pretty("0.040959700261617535") == "0.040959700261617535"
+    assert pretty({"gain": [0.49970000001, 1e-30], "codes": 16777217}) == '{\n "gain": [\n  0.4997,\n  1e-30\n ],\n "codes": 16777217\n}'
+    assert pretty([1.5, [2.000000001, "x"]]) == '[1.5, [2.0, "x"]]'
 
 
 def test_names_in_a_sentence_are_set_as_code_and_the_rest_is_escaped() -> None:
@@ -376,9 +434,9 @@ def test_a_log_loses_its_colours_and_shows_its_control_characters() -> None:
 
 
 def test_a_log_that_lost_its_beginning_begins_with_a_whole_line_and_any_other_is_whole() -> None:
-    assert from_line("d_module()\n" + "line\n" * 900).startswith("line\n")
-    assert from_line("first\nlast") == "first\nlast"
-    assert from_line("x" * 5000) == "x" * 5000
+    assert whole_lines("d_module()\n" + "line\n" * 900).startswith("line\n")
+    assert whole_lines("first\nlast") == "first\nlast"
+    assert whole_lines("x" * 5000) == "x" * 5000
 
 
 def test_words_lose_a_quote_that_was_opened_before_them_and_keep_their_own() -> None:

@@ -16,9 +16,9 @@ from test_report import PAYLOAD, Page
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status
 from fpxbench.reports.site import build_site
-from fpxbench.reports.targets.support_build import steps
-from fpxbench.reports.targets.support_row import Scripts, row_in_full
-from fpxbench.reports.targets.support_table import SHIPPED, Gpu, Support, chosen_matrix
+from fpxbench.reports.targets.support_build import build_diffs
+from fpxbench.reports.targets.support_row import Scripts, row_detail
+from fpxbench.reports.targets.support_table import SHIPPED, Gpu, SupportMatrix, chosen_matrix
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import CellOutcome, Machine, Matrix, OperationSummary, Probe, Run, TritonBuild, read_matrix
 from fpxbench.targets.operations import probes_like
@@ -53,8 +53,8 @@ def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = 
     return Matrix.model_validate(fields | more)
 
 
-def support_of(matrix: Matrix, **gpus: Gpu) -> Support:
-    return Support(matrix, True, gpus)
+def support_of(matrix: Matrix, **gpus: Gpu) -> SupportMatrix:
+    return SupportMatrix(matrix, True, gpus)
 
 
 def cell_of(*histories: list[CellOutcome | None]):
@@ -77,7 +77,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on a GPU."""
     folder = tmp_path_factory.mktemp("support")
     sample.write(folder / "results", [sample.record(sample.case("x"), speedup=2.0, machine=sample.GPU, build=sample.GPU_BUILD)])
-    build_site(folder / "results", folder / "site")
+    assert build_site(folder / "results", folder / "site").troubles == []
     return folder / "site"
 
 
@@ -119,11 +119,11 @@ def test_what_some_of_the_options_do_is_not_called_all_of_it() -> None:
 
 
 def test_a_build_that_was_not_asked_is_not_spoken_for() -> None:
-    assert cell_of([OK, OK, None, None]).asked_to == "3.1.0" and "not asked of what came after 3.1.0" in cell_of([OK, OK, None, None]).title
-    assert cell_of([None, None, OK, OK]).asked_to == ""
+    assert cell_of([OK, OK, None, None]).tested_to == "3.1.0" and "builds after 3.1.0 were not tested" in cell_of([OK, OK, None, None]).title
+    assert cell_of([None, None, OK, OK]).tested_to == ""
     builds = [TritonBuild(triton="3.0.0"), TritonBuild(triton="3.1.0", unusable="no wheel")]
     [row] = support_of(matrix_of([OK, None], builds=builds)).rows
-    assert row.cells["sm_90"].asked_to == "", "what could not be asked of anything is no gap of this cell"
+    assert row.cells["sm_90"].tested_to == "", "what could not be asked of anything is no gap of this cell"
 
 
 def test_no_wrong_build_is_left_out_of_a_long_history() -> None:
@@ -141,40 +141,40 @@ def test_that_a_build_learns_of_an_architecture_is_no_change_of_what_it_does() -
 # ---- silent wrongness -----------------------------------------------------------------------------------------------
 
 def test_the_gibberish_that_this_suite_began_with_is_a_sentence(shipped) -> None:
-    assert any(mistake.sentence() == (
+    assert any(miscompile.message() == (
         "decode and fused dequantize + dot (8 of 10 kernels) of e4m3fnuz: every normal code decodes to twice its value: read with bias 7, "
-        "the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.") for mistake in support_of(shipped).mistakes)
+        "the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.") for miscompile in support_of(shipped).miscompiles)
 
 
 def test_a_mistake_that_came_back_is_said_with_both_ranges_and_one_that_lasts_as_lasting() -> None:
-    assert support_of(matrix_of([WRONG, REFUSED, WRONG, REFUSED])).mistakes[0].sentence().endswith(": sm_90 with Triton 3.0.0 and 3.2.0.")
-    assert support_of(matrix_of([REFUSED, WRONG, WRONG, WRONG])).mistakes[0].sentence().endswith(": sm_90 with Triton 3.1.0 and later.")
+    assert support_of(matrix_of([WRONG, REFUSED, WRONG, REFUSED])).miscompiles[0].message().endswith(": sm_90 with Triton 3.0.0 and 3.2.0.")
+    assert support_of(matrix_of([REFUSED, WRONG, WRONG, WRONG])).miscompiles[0].message().endswith(": sm_90 with Triton 3.1.0 and later.")
 
 
 def test_a_mistake_of_one_kernel_is_not_told_of_the_others() -> None:
-    assert support_of(matrix_of([WRONG] * 4, [OK] * 4)).mistakes[0].sentence().startswith("decode (bf16) of e4m3fnuz: ")
-    assert support_of(matrix_of([WRONG] * 4, [WRONG] * 4)).mistakes[0].sentence().startswith("decode of e4m3fnuz: ")
+    assert support_of(matrix_of([WRONG] * 4, [OK] * 4)).miscompiles[0].message().startswith("decode (bf16) of e4m3fnuz: ")
+    assert support_of(matrix_of([WRONG] * 4, [WRONG] * 4)).miscompiles[0].message().startswith("decode of e4m3fnuz: ")
 
 
 def test_formats_taken_for_another_come_before_roundings_and_what_lasts_before_what_is_over(shipped) -> None:
-    mistakes = support_of(shipped).mistakes
-    misread = [mistake.kind is Kind.FNUZ_AS_FN for mistake in mistakes]
+    miscompiles = support_of(shipped).miscompiles
+    misread = [miscompile.kind is Kind.FNUZ_AS_FN for miscompile in miscompiles]
     assert misread == sorted(misread, reverse=True) and any(misread) and not all(misread)
-    lasting = [mistake.lasts for mistake in mistakes if mistake.kind is not Kind.FNUZ_AS_FN]
+    lasting = [miscompile.lasts for miscompile in miscompiles if miscompile.kind is not Kind.FNUZ_AS_FN]
     assert lasting == sorted(lasting, reverse=True)
 
 
 def test_on_my_gpu_what_my_triton_does_comes_first(shipped) -> None:
     support = support_of(shipped, sm_90=Gpu("NVIDIA H100", "3.8.0"))
-    mistakes = support.mistakes_on("sm_90")
-    made = [mistake.made_by("3.8.0", "sm_90") for mistake in mistakes]
+    miscompiles = support.miscompiles_on("sm_90")
+    made = [miscompile.made_by("3.8.0", "sm_90") for miscompile in miscompiles]
     assert made == sorted(made, reverse=True) and {True, False} == set(made)
-    assert all("sm_89" not in mistake.sentence("sm_90") for mistake in mistakes)
+    assert all("sm_89" not in miscompile.message("sm_90") for miscompile in miscompiles)
 
 
 def test_the_overview_of_a_gpu_speaks_of_that_gpu(site: Path) -> None:
     text = " ".join(Page((site / "index.html").read_text()).text.split())
-    assert f"On this report's GPU, {sample.GPU.arch} ({sample.GPU.device})" in text
+    assert f"miscompiled for this report's GPU, {sample.GPU.arch} ({sample.GPU.device})" in text
     assert "gfx1201" not in text
 
 
@@ -196,7 +196,7 @@ def test_the_newer_of_the_two_matrices_is_shown(tmp_path: Path, generated: datet
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    ("{", "is not a matrix of targets"), ('{"schema": 99}', "newer fpxbench"), (None, "has no build that could be asked"),
+    ("{", "is not a matrix of targets"), ('{"schema": 99}', "newer fpxbench"), (None, "has no usable build"),
 ])
 def test_a_file_that_is_no_matrix_is_said_and_the_packages_is_shown(tmp_path: Path, content: str | None, says: str) -> None:
     file = tmp_path / "targets.json"
@@ -211,7 +211,7 @@ def test_a_file_that_is_no_matrix_is_said_and_the_packages_is_shown(tmp_path: Pa
 def test_the_page_names_machine_date_and_builds_and_hands_the_matrix_on(site: Path, shipped) -> None:
     text = Page((site / "support" / "index.html").read_text()).text
     assert all(word in text for word in (shipped.machine.processor, f"{shipped.generated:%Y-%m-%d}", "3.0.0 to 3.9.0"))
-    assert "ld.lld-19 (a stand-in for ROCm's)" in text
+    assert "ld.lld-19 (instead of ROCm's)" in text
     assert (site / "support" / "targets.json").read_bytes() == SHIPPED.read_bytes()
 
 
@@ -220,7 +220,7 @@ def test_the_page_names_machine_date_and_builds_and_hands_the_matrix_on(site: Pa
 def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> None:
     support = support_of(shipped)
     row = next(row for row in support.rows if row.page == "decode-e4m3fnuz.html")
-    found, scripts = row_in_full(support, row)
+    found, scripts = row_detail(support, row)
     [entry] = [entry for on in found if on.architecture.name == "sm_90" for entry in on.entries if entry.outcome.status is Status.WRONG]
     assert entry.builds == "3.0.0 to 3.1.0" and entry.every
     [question] = probes_like([entry.probes[0].id])
@@ -242,7 +242,7 @@ def test_a_script_for_what_is_silently_wrong_begins_with_the_codes_and_what_they
 def test_whatever_is_refused_or_broken_can_be_shown_again(shipped) -> None:
     support = support_of(shipped)
     for row in support.rows:
-        found, scripts = row_in_full(support, row)
+        found, scripts = row_detail(support, row)
         for entry in (entry for on in found for entry in on.entries):
             assert (entry.script is not None) == (entry.shows_something and row.operation.name != "triton_fused"), (row.page, entry)
         for number in range(len(scripts.scripts)):
@@ -259,14 +259,14 @@ def test_scripts_share_their_parts() -> None:
 @pytest.mark.parametrize("version", ["3.0.0\nimport os", '3.0.0"; rm -rf', "3.0.0\r__import__('os')"])
 def test_a_version_that_is_none_never_becomes_part_of_a_program(version: str) -> None:
     support = support_of(matrix_of([CRASH], versions=(version,)))
-    [on], scripts = row_in_full(support, support.rows[0])
+    [on], scripts = row_detail(support, support.rows[0])
     assert on.entries[0].script is None and scripts.scripts == []
 
 
 def test_a_cause_from_elsewhere_stays_a_comment_of_the_script() -> None:
     cause = "boom\nimport os\r\x0cos.system('x')\x85\u2028os.abort()"
     support = support_of(matrix_of([CRASH.model_copy(update={"cause": cause})], versions=("3.0.0",)))
-    [on], scripts = row_in_full(support, support.rows[0])
+    [on], scripts = row_detail(support, support.rows[0])
     told = scripts.text(on.entries[0].script)
     assert "boom" in told and not re.search(r"^\s*(import os|os\.)", told, re.MULTILINE)
     compile(told, "script", "exec")
@@ -276,7 +276,7 @@ def test_a_cause_from_elsewhere_stays_a_comment_of_the_script() -> None:
 
 def test_each_build_is_held_against_the_one_before_that_could_be_asked() -> None:
     builds = [TritonBuild(triton="3.0.0"), TritonBuild(triton="3.1.0", unusable="no wheel"), TritonBuild(triton="3.2.0"), TritonBuild(triton="3.3.1")]
-    found = steps(support_of(matrix_of([OK, None, CRASH, OK], builds=builds)))
+    found = build_diffs(support_of(matrix_of([OK, None, CRASH, OK], builds=builds)))
     assert [(step.before, step.cells("lost"), step.cells("gained")) for step in found] == [("", 0, 0), ("", 0, 0), ("3.0.0", 1, 0), ("3.2.0", 0, 1)]
 
 
@@ -348,7 +348,7 @@ def test_the_address_filters_the_table(site: Path, shipped, tmp_path: Path) -> N
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_script_appears_whole_when_it_is_opened(site: Path, shipped, tmp_path: Path) -> None:
     row = next(row for row in support_of(shipped).rows if row.page == "decode-e4m3fnuz.html")
-    _, scripts = row_in_full(support_of(shipped), row)
+    _, scripts = row_detail(support_of(shipped), row)
     copy = shutil.copytree(site, tmp_path / "site") / "support"
     (copy / "click.js").write_text('document.querySelector("[data-script] summary").click();')
     (copy / row.page).write_text((copy / row.page).read_text().replace("</head>", '<script defer src="click.js"></script></head>'))

@@ -1,0 +1,142 @@
+"""Numbers and text as the pages show them: the templates' filters."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from markupsafe import Markup, escape
+
+CUT_LOG_BYTES = 3500
+"""A log of this size may have lost its beginning: `fpxbench.sweep.isolation` keeps 4 kB, of which paths may since have been shortened."""
+LONGEST_CUT_LINE = 400
+"""Characters that are dropped at most for a log to begin with a whole line."""
+EVIDENCE_DIGITS = 5
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return `value` with `digits` significant digits; a dash for None."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    if abs(value) >= 1e7 or abs(value) < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    return f"{round(value, decimals):,.{max(0, decimals)}f}"
+
+
+def microseconds(value: float | None) -> str:
+    """Return a time in µs, ms or s; a dash for None."""
+    if value is None:
+        return "–"
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return f"{number(value)} µs"
+
+
+def nbytes(value: int | None) -> str:
+    """Return a size in B, kB, MB or GB (powers of ten); a dash for None."""
+    if value is None:
+        return "–"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return f"{value} B"
+
+
+def capacity(value: int | None) -> str:
+    """Return the size of a memory in MiB or GiB; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{number(value / 2**30)} GiB" if value >= 2**30 else f"{number(value / 2**20)} MiB"
+
+
+def times(value: float | None) -> str:
+    """Return a ratio: ``2.31×``; a dash for None."""
+    return "–" if value is None else f"{number(value, 2 if abs(value) < 0.995 else 3)}×"
+
+
+def share(value: float | None) -> str:
+    """Return a fraction in percent; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if abs(value) < 0.1 else f"{value:.0%}"
+
+
+def when(stamp: str) -> str:
+    """Return an ISO 8601 time as ``2026-11-29 04:08 UTC``; text that is no time is returned unchanged."""
+    try:
+        return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return stamp
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+_ESCAPE_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+_KEPT = dict.fromkeys(map(ord, "\n\t"))
+
+
+def printable(text: str) -> str:
+    """Return a log without terminal colours, and with other control characters made visible."""
+    text = _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n")
+    if text.translate(_KEPT).isprintable():     # as most are, and long ones often repeated
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
+
+
+def whole_lines(log: str) -> str:
+    """Return the printable log from its first whole line on: of a long log only the end is stored."""
+    first, newline, rest = log.partition("\n")
+    cut = newline and len(log.encode()) >= CUT_LOG_BYTES
+    return printable(rest if cut and len(first) < LONGEST_CUT_LINE else log)
+
+
+def clipped(text: str, most: int = 600) -> str:
+    """Return text from a record on one line, of at most `most` characters."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= most else line[:most - 1] + "…"
+
+
+_COMPARISON = re.compile(r"https://github\.com/pytorch/pytorch/compare/[0-9a-f]{7,40}\.\.\.[0-9a-f]{7,40}")
+
+
+def commits(url: str) -> Markup:
+    """Return a link if `url` compares two commits of PyTorch, else the URL as text: records may come from anywhere."""
+    if _COMPARISON.fullmatch(url):
+        return Markup('<a href="{}">{}</a>').format(url, url.rpartition("/")[2])
+    return Markup("<code>{}</code>").format(clipped(url, 300))
+
+
+def pretty(value: Any) -> str:
+    """Return a value of a verdict's evidence or of a machine's metadata: text unchanged, the rest as JSON with short numbers."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(_shortened(value), indent=1 if isinstance(value, dict) else None, ensure_ascii=False)
+
+
+def _shortened(value: Any) -> Any:
+    """Return `value` with every float in it rounded to `EVIDENCE_DIGITS` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{EVIDENCE_DIGITS}g}")
+    if isinstance(value, dict):
+        return {name: _shortened(part) for name, part in value.items()}
+    return [_shortened(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def code_names(message: str, names: Sequence[str]) -> Markup:
+    """Return `message`, escaped, with `names` set as code."""
+    if not names:
+        return escape(message)
+    pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    parts = re.split(rf"(?<![\w-])({pattern})(?![\w-])", message)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
