@@ -186,11 +186,11 @@ class SupportMatrix:
                     for run in runs:
                         if (outcome := self.matrix.outcomes[run.outcome]).status is Status.WRONG:
                             at = range(run.builds[0], run.builds[1] + 1)
-                            groups[row.format, outcome.kind, outcome.cause].append(_MiscompiledCell(row, probe, architecture, at, outcome.words))
-        found = [self._mistake(*key, seen) for key, seen in groups.items()]
+                            groups[row.format, outcome.kind, outcome.cause].append(_MiscompiledCell(row, probe, architecture, at, outcome.message))
+        found = [self._miscompile(*key, seen) for key, seen in groups.items()]
         return sorted(found, key=lambda one: (one.kind not in _FORMAT_CONFUSED, not one.lasts, -sum(map(len, one.builds.values()))))
 
-    def _mistake(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[_MiscompiledCell]) -> Miscompile:
+    def _miscompile(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[_MiscompiledCell]) -> Miscompile:
         builds: dict[str, set[int]] = defaultdict(set)
         kernels: dict[str, dict[str, None]] = defaultdict(dict)
         rows = {one.row.page: one.row for one in seen}
@@ -199,7 +199,7 @@ class SupportMatrix:
             kernels[one.row.page][detail(one.probe)] = None
         ordered = {a.name: frozenset(builds[a.name]) for a in self.matrix.architectures if a.name in builds}
         what = tuple(_some_of(rows[page], list(some)) for page, some in kernels.items())
-        return Miscompile(fmt, kind, cause, seen[0].words, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
+        return Miscompile(fmt, kind, cause, seen[0].message, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
 
     def miscompiles_on(self, architecture: str) -> list[Miscompile]:
         """Return those on `architecture`, those of the Triton in the report's records first."""
