@@ -1,11 +1,11 @@
-"""How good the rule is that finds regressions, for asv: some rounds of `fpxbench detector` in `setup_cache`, and then look-ups.
+"""How good the rule is that finds regressions, for asv: some runs of `fpxbench detector` in `setup_cache`, and then look-ups.
 
 asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are those of the table in
 docs/decision-rule.md, so that a figure moves only when the rule does.
 """
 
 from fpxbench.regressions import synthetic
-from fpxbench.regressions.evaluation import SEED, Round
+from fpxbench.regressions.evaluation import SEED, EvaluationRun
 
 from .tracking import tracked
 
@@ -16,13 +16,13 @@ BUILDS = 365
 
 
 def setup_cache() -> dict[str, float]:
-    """Hold the rounds; figures by detector and series."""
+    """Run the evaluations; metrics by detector and series."""
     figures = {}
     for detector in DETECTORS:
         for name, (step, noise) in STEPS.items():
-            figures[f"{detector}/{name}"] = 1 - Round(detector, SERIES, SEED, step=step, noise=noise).hold().within[-1]
+            figures[f"{detector}/{name}"] = 1 - EvaluationRun(detector, SERIES, SEED, step=step, noise=noise).run().within[-1]
         for kind in synthetic.FLAT:
-            figures[f"{detector}/{kind}"] = Round(detector, SERIES, SEED, kind=kind, builds=BUILDS).hold().per_1000
+            figures[f"{detector}/{kind}"] = EvaluationRun(detector, SERIES, SEED, kind=kind, builds=BUILDS).run().per_1000
     return figures
 
 

@@ -19,7 +19,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag, Record
 from fpxbench.records.store import BrokenLine
 from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
-from fpxbench.regressions.suspect import Direction, State
+from fpxbench.regressions.change_report import Direction, State
 from fpxbench.reports import formatting, words
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, ConversionMatrix, ConversionRow, cell_text
 from fpxbench.reports.history.build_pages import BuildPage

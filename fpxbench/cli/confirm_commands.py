@@ -31,7 +31,7 @@ from fpxbench.cli.timeline_commands import TimelineOption
 from fpxbench.records.case import Case, split_id
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store, latest
-from fpxbench.regressions.confirmation import Confirmation, Outcome
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 
 if TYPE_CHECKING:
     from fpxbench.regressions.confirm import Question
@@ -99,9 +99,9 @@ def confirm(
             Store(results, Confirmation).append(answer)
             found.append(answer)
             print(answer.to_json()) if as_json else out.print(f"{answer.case.id}: [bold]{escape(answer.headline)}[/]")
-            if not as_json and answer.outcome is Outcome.CONFIRMED and answer.upstream:
+            if not as_json and answer.outcome is ConfirmationOutcome.CONFIRMED and answer.upstream:
                 out.print(f"  commits between them: {answer.upstream}", markup=False)
-    if any(answer.outcome is Outcome.CONFIRMED and answer.direction == "worse" for answer in found):
+    if any(answer.outcome is ConfirmationOutcome.CONFIRMED and answer.direction == "worse" for answer in found):
         raise typer.Exit(1)
 
 
@@ -149,7 +149,7 @@ def bisect(
         except Skipped as refusal:
             raise UsageError(f"one of the two ends cannot be measured: {refusal}") from None
     if as_json:
-        print(found.model_dump_json())
+        print(found.model_dump_json(by_alias=True))
         return
     out.print(f"first bad build by {found.by}: [bold]{escape(found.first_bad_tag)}[/]; {escape(found.last_good_tag)} is good")
     if found.maybe:
@@ -276,11 +276,11 @@ def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, En
         return [(Question(_case(what[0], bench.results), "time"), good, bad)]
     if any("/" in word for word in what):
         raise UsageError("fpxbench confirm CASE GOOD BAD: a case and the two builds; or ids of suspects, as `fpxbench regressions` prints")
-    from fpxbench.regressions.examination import find
+    from fpxbench.regressions.result_changes import find_changes
 
-    found = find(bench.results, bench.timeline)
+    found = find_changes(bench.results, bench.timeline)
     if not what:
-        found = found.of_newest()
+        found = found.of_newest_builds()
     known = {each.id: each for each in (*found.suspects, *(event for event in found.events if event.series.metric == "verdict"))}
     for word in what:
         if word not in known:
@@ -291,14 +291,14 @@ def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, En
 
 def _is_due(finding, bench: _Bench) -> bool:
     """Worse, not answered yet, and, as far as that was said, of what is measured here."""
-    return (finding.direction == "worse" and finding.outcome in (None, Outcome.UNDECIDED)
+    return (finding.direction == "worse" and finding.outcome in (None, ConfirmationOutcome.UNDECIDED)
             and bench.machine in (None, finding.series.machine) and bench.variant in (None, DEFAULT_VARIANT, finding.series.variant))
 
 
 def _question(finding, bench: _Bench) -> tuple[Question, Entry, Entry]:
     """A suspect's change may lie some builds off, so that it names the two to run; an event is between the two that it names."""
+    from fpxbench.regressions.change_report import Suspect
     from fpxbench.regressions.confirm import Question
-    from fpxbench.regressions.suspect import Suspect
 
     case = _case(finding.series.case, bench.results)
     if isinstance(finding, Suspect):
@@ -373,16 +373,16 @@ def _records_of_build(name: str, held: Timeline, results: Path, machine: str | N
 
 
 def _print_rows(rows, names: list[str], everything: bool) -> None:
-    from fpxbench.regressions.compare import Change
+    from fpxbench.regressions.compare import ChangeClass
 
-    folded = [row for row in rows if row.change in (Change.UNCHANGED, Change.ONLY_ONE, Change.MACHINE)]
+    folded = [row for row in rows if row.change in (ChangeClass.UNCHANGED, ChangeClass.ONLY_ONE, ChangeClass.MACHINE)]
     shown = rows if everything else [row for row in rows if row not in folded]
     widths = [max((len(text) for text in column), default=0) for column in zip(*((row.change, row.case, row.machine) for row in shown), strict=True)]
     out.print(f"{names[0]} → {names[1]}", markup=False, style="bold")
     for row in shown:
         place = "  ".join(f"{text:{width}}" for text, width in zip((row.change, row.case, row.machine), widths, strict=True))
         out.print(f"{place}  {_in_words(row)}", markup=False, style=_STYLES.get(row.change))
-    counts = {change: sum(row.change is change for row in rows) for change in Change}
+    counts = {change: sum(row.change is change for row in rows) for change in ChangeClass}
     out.print("; ".join(f"{count} {change}" for change, count in counts.items() if count), markup=False, style="bold")
     if not everything and folded:
         out.print("--all shows the others, too", style="dim")

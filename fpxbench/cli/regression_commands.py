@@ -43,24 +43,24 @@ def regressions(
     Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command. docs/decision-rule.md is the rule.
     """
     from fpxbench.builds.timeline import Timeline, TimelineError
-    from fpxbench.regressions.examination import find
+    from fpxbench.regressions.result_changes import find_changes
 
     failing = _fail_on(fail_on)
     try:
-        found = find(results_folder(results), Timeline(timeline), machine)
+        found = find_changes(results_folder(results), Timeline(timeline), machine)
     except TimelineError as error:
         raise UsageError(str(error)) from error
-    shown = found if everything else found.of_newest()
+    shown = found if everything else found.of_newest_builds()
     for trouble in found.troubles:
         err.print(trouble, markup=False, style="yellow")
     if as_json:
         print(json.dumps({
-            **{name: [one.model_dump(mode="json") for one in getattr(shown, name)] for name in ("suspects", "events", "machine")},
+            **{name: [one.model_dump(mode="json", by_alias=True) for one in getattr(shown, name)] for name in ("suspects", "events", "machine")},
             "troubles": found.troubles,
         }))
     else:
         _print(shown, everything)
-    if failing & _failures(found.of_newest()):
+    if failing & _failures(found.of_newest_builds()):
         raise typer.Exit(1)
 
 
@@ -73,12 +73,12 @@ def _fail_on(text: str) -> frozenset[Fail]:
 
 
 def _failures(found) -> frozenset[Fail]:
-    from fpxbench.regressions.confirmation import Outcome
-    from fpxbench.regressions.suspect import Direction
+    from fpxbench.regressions.change_report import Direction
+    from fpxbench.regressions.confirmation import ConfirmationOutcome
 
     worse = [finding for finding in (*found.suspects, *found.events) if finding.direction is Direction.WORSE]
-    kinds = {Fail.CONFIRMED for finding in worse if finding.outcome is Outcome.CONFIRMED}
-    metrics = {finding.series.metric for finding in worse if finding.outcome is not Outcome.REFUTED}
+    kinds = {Fail.CONFIRMED for finding in worse if finding.outcome is ConfirmationOutcome.CONFIRMED}
+    metrics = {finding.series.metric for finding in worse if finding.outcome is not ConfirmationOutcome.REFUTED}
     from_metric = {"verdict": Fail.VERDICT, "median_us": Fail.SUSPECT}
     return frozenset(kinds | {from_metric.get(metric, Fail.FIGURE) for metric in metrics})
 
@@ -119,8 +119,8 @@ def _source(finding) -> str:
 
 
 def _next(finding) -> str:
-    if finding.said:
-        return finding.said
+    if finding.message:
+        return finding.message
     return f"confirm with: fpxbench confirm {finding.id}"
 
 
@@ -133,19 +133,19 @@ def detector(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the rule that finds regressions, on made-up and recorded series, beside asv's own and Apache Otava's."""
-    from fpxbench.regressions.evaluation import SEED, available, result_as_json, rounds
+    from fpxbench.regressions.evaluation import SEED, available, evaluation_runs, result_as_json
 
     here = available()
     for name in only or ():
         if name not in here:
             raise UsageError(f"--only {name!r}: there are {', '.join(here)}" + (
                 "; `pip install --no-deps apache-otava` brings Otava" if name == "Otava" else ""))
-    asked = rounds(series, list(only or here), SEED if seed is None else seed)
+    asked = evaluation_runs(series, list(only or here), SEED if seed is None else seed)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     results = {}
     with (Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
           ProcessPoolExecutor(jobs or os.cpu_count()) as pool):
-        task = bar.add_task("rounds", total=len(asked))
+        task = bar.add_task("runs", total=len(asked))
         held = {pool.submit(one.hold): one for one in asked}
         try:
             for future in as_completed(held):
@@ -166,12 +166,12 @@ def detector(
 
 def _print_contest(results, series: int) -> None:
     from fpxbench.regressions import recorded_series as recorded
-    from fpxbench.regressions.evaluation import Found
+    from fpxbench.regressions.evaluation import Detection
 
     real = recorded.places()
-    found = [result for result in results if isinstance(result, Found) and result.kind not in real]
+    found = [result for result in results if isinstance(result, Detection) and result.kind not in real]
     _print_found(found, f"Steps found, of {series} series with 30 builds before")
-    alarmed = [result for result in results if not isinstance(result, Found) and result.kind not in real]
+    alarmed = [result for result in results if not isinstance(result, Detection) and result.kind not in real]
     lengths = sorted({result.builds for result in alarmed})
     table = Table(title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each", title_justify="left", box=None,
                   pad_edge=False)
@@ -185,9 +185,9 @@ def _print_contest(results, series: int) -> None:
     out.print(table)
     out.print()
     for where in real:
-        found = [result for result in results if isinstance(result, Found) and result.kind == where]
+        found = [result for result in results if isinstance(result, Detection) and result.kind == where]
         _print_found(found, f"Steps found, of {found[0].series} windows with 30 runs before, recorded on {where}")
-        alarms = {result.detector: result.per_1000 for result in results if not isinstance(result, Found) and result.kind == where}
+        alarms = {result.detector: result.per_1000 for result in results if not isinstance(result, Detection) and result.kind == where}
         out.print("Alarms in 1,000 such windows without a step: " + "; ".join(f"{name} {_count(alarms[name])}" for name in alarms))
         out.print()
 

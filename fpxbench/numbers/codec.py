@@ -17,8 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, rounded_codes, values_of
 from fpxbench.numbers.codebook import Codebook
+from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, rounded_codes, values_of
 from fpxbench.numbers.formats import WEIGHT_BITS, Format
 from fpxbench.numbers.rounding import Overflow, Rounding
 

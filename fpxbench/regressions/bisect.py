@@ -1,7 +1,8 @@
 """The first bad build between a good one and a bad one, by time or by verdict.
 
-As `git bisect`, over builds: half of what is left is ruled out by each build that is tried. A build that does not install, or that
-answers something else altogether, is skipped, and if the first bad one may be among those that were skipped, that is said.
+As `git bisect`, over builds: each build that is tried rules out half of the rest. A build that does not install, or
+whose verdict is neither the good build's nor the bad one's, is skipped; if the first bad one may be among the skipped
+ones, the result lists them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build, Record
@@ -35,7 +36,7 @@ Say = Callable[[str], None]
 
 
 class Skipped(Exception):
-    """Nothing can be said of this build; the message is why."""
+    """This build cannot be judged; the message is why."""
 
 
 class NoDifference(ValueError):
@@ -50,14 +51,14 @@ class Call(StrEnum):
     SKIPPED = "skipped"
 
 
-class Step(BaseModel):
+class BisectStep(BaseModel):
     """One build that was tried."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     tag: str
     call: Call
-    said: str
+    message: str = Field(alias="said")
 
 
 class Bisection(BaseModel):
@@ -73,7 +74,7 @@ class Bisection(BaseModel):
     first_bad_tag: str
     maybe: list[str] = []
     """Builds between these two that were skipped: the first bad one may be among them."""
-    steps: list[Step]
+    steps: list[BisectStep]
 
     @property
     def upstream(self) -> str | None:
@@ -96,15 +97,15 @@ def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | No
     good, bad = ([remembered(end, seed) for seed in range(RUNS_AT_THE_ENDS)] for end in (0, last))
     by = by or ("verdict" if _headlines(good) != _headlines(bad) else "time")
     judge = _by_verdict(good, bad, remembered) if by == "verdict" else _by_time(remembered, last)
-    steps: list[Step] = []
+    steps: list[BisectStep] = []
 
     def ask(number: int) -> Call:
         try:
-            call, said = judge(number)
+            call, message = judge(number)
         except Skipped as skipped:
-            call, said = Call.SKIPPED, str(skipped)
-        steps.append(Step(tag=tags[number], call=call, said=said))
-        say(f"{tags[number]}: {call}: {said}")
+            call, message = Call.SKIPPED, str(skipped)
+        steps.append(BisectStep(tag=tags[number], call=call, message=message))
+        say(f"{tags[number]}: {call}: {message}")
         return call
 
     below, above, skipped = first_bad(last, ask)

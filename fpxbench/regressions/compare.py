@@ -19,7 +19,7 @@ another place in memory): an interval is widened by it on both sides."""
 LEVEL = 0.95
 
 
-class Change(StrEnum):
+class ChangeClass(StrEnum):
     """Worst first."""
 
     VERDICT_WORSE = "verdict worse"
@@ -34,7 +34,7 @@ class Change(StrEnum):
     ONLY_ONE = "on one build only"
 
 
-class Row(BaseModel):
+class ComparisonRow(BaseModel):
     """One case on one machine, on two builds."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +43,7 @@ class Row(BaseModel):
     machine: str
     variants: tuple[str, str] | None = None
     """Of the earlier and the later record, where they differ."""
-    change: Change
+    change: ChangeClass
     before: str | None
     after: str | None
     """Status and kind."""
@@ -55,7 +55,7 @@ class Row(BaseModel):
     """The same of the speedup over the dense product."""
 
 
-def compare(before: Iterable[Record], after: Iterable[Record]) -> list[Row]:
+def compare(before: Iterable[Record], after: Iterable[Record]) -> list[ComparisonRow]:
     """A row for each case and machine, worst first. Each side holds one record of a case, a machine and a variant at most.
 
     Where a machine has measured the builds in different variants only, these are compared, and the row says so.
@@ -77,39 +77,39 @@ def _by_case(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, Recor
     return found
 
 
-def _row(place: tuple[str, str], old: Record | None, new: Record | None) -> Row:
+def _row(place: tuple[str, str], old: Record | None, new: Record | None) -> ComparisonRow:
     machine, case = place
     headlines = [record.verdict.headline if record else None for record in (old, new)]
     common = {"case": case, "machine": machine, "before": headlines[0], "after": headlines[1]}
     if old is None or new is None:
-        return Row(**common, change=Change.ONLY_ONE)
+        return ComparisonRow(**common, change=ChangeClass.ONLY_ONE)
     if old.build.variant != new.build.variant:
         common["variants"] = (old.build.variant, new.build.variant)
     if headlines[0] != headlines[1]:
-        return Row(**common, change=_verdict_change(old, new))
+        return ComparisonRow(**common, change=_verdict_change(old, new))
     if old.timing is None or new.timing is None:
-        return Row(**common, change=Change.UNCHANGED)
+        return ComparisonRow(**common, change=ChangeClass.UNCHANGED)
     time = _ratio(new.timing.samples_us, old.timing.samples_us)
     speedup = _speedup_ratio(old.timing, new.timing)
-    return Row(**common, change=_time_change(time, speedup), before_us=old.timing.median_us, after_us=new.timing.median_us, time=time, speedup=speedup)
+    return ComparisonRow(**common, change=_time_change(time, speedup), before_us=old.timing.median_us, after_us=new.timing.median_us, time=time, speedup=speedup)
 
 
-def _verdict_change(old: Record, new: Record) -> Change:
+def _verdict_change(old: Record, new: Record) -> ChangeClass:
     before, after = (SEVERITY[record.verdict.status] for record in (old, new))
     if before == after:
-        return Change.VERDICT_OTHER
-    return Change.VERDICT_WORSE if after < before else Change.VERDICT_BETTER
+        return ChangeClass.VERDICT_OTHER
+    return ChangeClass.VERDICT_WORSE if after < before else ChangeClass.VERDICT_BETTER
 
 
-def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, float] | None) -> Change:
+def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, float] | None) -> ChangeClass:
     _, low, high = time
     if low <= 1 <= high:
-        return Change.UNCHANGED
+        return ChangeClass.UNCHANGED
     slower = low > 1
     # A slower case whose speedup did not fall was slowed down by less than the dense product was: by the machine.
     if speedup is not None and not (speedup[2] < 1 if slower else speedup[1] > 1):
-        return Change.MACHINE
-    return Change.SLOWER if slower else Change.FASTER
+        return ChangeClass.MACHINE
+    return ChangeClass.SLOWER if slower else ChangeClass.FASTER
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
@@ -129,10 +129,10 @@ def _speedup_ratio(old: Timing, new: Timing) -> tuple[float, float, float] | Non
     return math.exp(value), math.exp(value - below), math.exp(value + above)
 
 
-_ORDER = {change: place for place, change in enumerate(Change)}
+_ORDER = {change: place for place, change in enumerate(ChangeClass)}
 
 
-def _badness(row: Row) -> tuple:
+def _badness(row: ComparisonRow) -> tuple:
     status = row.after.split(" ")[0] if row.after else Status.OK
     size = abs(math.log(row.time[0])) if row.time else 0.0
     return _ORDER[row.change], SEVERITY[Status(status)], -size, row.case, row.machine

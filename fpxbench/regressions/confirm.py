@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
 from fpxbench.records.verdict import Status
-from fpxbench.regressions.confirmation import Confirmation, Interval, Metric, Outcome, Run, Side
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, ConfirmationRun, Interval, Metric, Side
 from fpxbench.stats import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 
 LEVEL = 0.9999
@@ -121,12 +121,15 @@ def _times(question: Question, runs: _Runs, level: float, say: Say) -> dict[str,
             if outcome is not None:
                 return _answer(outcome, ratio, control, question)
             next_look += PAIRS_BETWEEN_LOOKS
-    return _answer(Outcome.UNDECIDED, ratio, control, question)
+    return _answer(ConfirmationOutcome.UNDECIDED, ratio, control, question)
 
 
-def decided(ratio: Ratio, question: Question) -> Outcome | None:
-    """`Outcome.CONFIRMED`: the whole interval lies on the suspected side, and the estimate is large enough to matter.
-    `Outcome.REFUTED`: the whole interval lies below what would matter. None: neither can be said yet."""
+def decided(ratio: Ratio, question: Question) -> ConfirmationOutcome | None:
+    """Return what the interval decides, or None if it decides nothing yet.
+
+    Confirmed: the whole interval lies on the suspected side, and the estimate is large enough to matter. Refuted: the
+    whole interval lies below what would matter.
+    """
     if not ratio.known:
         return None
     low, value, high = math.log(ratio.low), math.log(ratio.value), math.log(ratio.high)
@@ -135,9 +138,9 @@ def decided(ratio: Ratio, question: Question) -> Outcome | None:
     else:
         sides = [(low, value, high)] if question.size > 0 else [(-high, -value, -low)]
     if any(low > 0 and value >= question.least for low, value, _ in sides):
-        return Outcome.CONFIRMED
+        return ConfirmationOutcome.CONFIRMED
     if all(high < question.least for _, _, high in sides):
-        return Outcome.REFUTED
+        return ConfirmationOutcome.REFUTED
     return None
 
 
@@ -149,11 +152,11 @@ def _ratios(runs: _Runs, level: float) -> tuple[Ratio, Ratio | None]:
     return ratio, ratio_of_pairs([timing.baseline_us for timing in bad], [timing.baseline_us for timing in good], level)
 
 
-def _answer(outcome: Outcome, ratio: Ratio, control: Ratio | None, question: Question) -> dict[str, object]:
-    said = str(ratio)
-    if outcome is Outcome.CONFIRMED and control is not None and (decided(control, question) is Outcome.CONFIRMED):
-        said += f"; the dense product changed too, {control}: it is not this implementation alone"
-    return {"metric": "time", "outcome": outcome, "said": said, "time": Interval.of(ratio),
+def _answer(outcome: ConfirmationOutcome, ratio: Ratio, control: Ratio | None, question: Question) -> dict[str, object]:
+    message = str(ratio)
+    if outcome is ConfirmationOutcome.CONFIRMED and control is not None and (decided(control, question) is ConfirmationOutcome.CONFIRMED):
+        message += f"; the dense product changed too, {control}: it is not this implementation alone"
+    return {"metric": "time", "outcome": outcome, "message": message, "time": Interval.of(ratio),
             "control": Interval.of(control) if control else None, "least": question.least}
 
 
@@ -174,18 +177,18 @@ def _verdicts(question: Question, runs: _Runs, say: Say) -> dict[str, object]:
             enough = number if _told_apart(good, bad, number)[2] <= CHANCE_OF_COUNTS / 10 else MOST_RUNS_OF_A_VERDICT
     good, bad = (_counts(runs.of(side)) for side in ("good", "bad"))
     failed, outcome, chance = _told_apart(good, bad, number)
-    if outcome is Outcome.REFUTED and (good.keys() == {Status.MISSING} or question.metric == "time" and good.keys() != {Status.OK}):
-        outcome = Outcome.UNDECIDED     # what cannot be run here, or has no times, was not answered
+    if outcome is ConfirmationOutcome.REFUTED and (good.keys() == {Status.MISSING} or question.metric == "time" and good.keys() != {Status.OK}):
+        outcome = ConfirmationOutcome.UNDECIDED     # what cannot be run here, or has no times, was not answered
     flaky = len(good) > 1 or len(bad) > 1
-    said = f"{_in_words(bad)} on the later build, {_in_words(good)} on the earlier"
+    message = f"{_in_words(bad)} on the later build, {_in_words(good)} on the earlier"
     if flaky:
-        said += f"; flaky: {failed} in {bad.get(failed, 0)} of {number} and in {good.get(failed, 0)} of {number} runs"
+        message += f"; flaky: {failed} in {bad.get(failed, 0)} of {number} and in {good.get(failed, 0)} of {number} runs"
     if good == bad:
-        said = f"{_in_words(bad)} on both"
-    return {"metric": "verdict", "outcome": outcome, "said": said, "chance": chance, "flaky": flaky}
+        message = f"{_in_words(bad)} on both"
+    return {"metric": "verdict", "outcome": outcome, "message": message, "chance": chance, "flaky": flaky}
 
 
-def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[str, Outcome, float]:
+def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[str, ConfirmationOutcome, float]:
     """The verdict that tells the builds apart best, the outcome, and how likely such counts are if nothing tells them apart."""
     # Sorted, so that of two that tell as much (ok on one side, crash on the other) the failure is named.
     names = sorted(good.keys() | bad.keys(), key=lambda name: name == "ok")
@@ -193,9 +196,9 @@ def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[s
                          chance_of_counts(bad.get(name, 0), runs, good.get(name, 0), runs)) for name in names}
     best = min(names, key=lambda name: round(chances[name], 12))     # equal but for rounding is equal
     if chances[best] <= CHANCE_OF_COUNTS:
-        return best, Outcome.CONFIRMED, chances[best]
+        return best, ConfirmationOutcome.CONFIRMED, chances[best]
     alike = runs >= RUNS_OF_A_VERDICT and len(good) == 1 and good == bad
-    return best, Outcome.REFUTED if alike else Outcome.UNDECIDED, chances[best]
+    return best, ConfirmationOutcome.REFUTED if alike else ConfirmationOutcome.UNDECIDED, chances[best]
 
 
 def _counts(records: list[Record]) -> dict[str, int]:
@@ -208,7 +211,7 @@ def _in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} in {count} of {runs} runs" for name, count in counts.items())
 
 
-def _run(side: Side, record: Record) -> Run:
+def _run(side: Side, record: Record) -> ConfirmationRun:
     timing = record.timing
-    return Run(side=side, status=record.verdict.status, kind=record.verdict.kind, seed=record.seed,
+    return ConfirmationRun(side=side, status=record.verdict.status, kind=record.verdict.kind, seed=record.seed,
                median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us)

@@ -19,7 +19,7 @@ Side = Literal["good", "bad"]
 Counts = Annotated[dict[Label, Count], Field(max_length=100)]
 
 
-class Outcome(StrEnum):
+class ConfirmationOutcome(StrEnum):
     """docs/decision-rule.md, "Confirmation"."""
 
     CONFIRMED = "confirmed"
@@ -27,7 +27,7 @@ class Outcome(StrEnum):
     UNDECIDED = "undecided"
 
 
-class Run(RecordPart):
+class ConfirmationRun(RecordPart):
     """One process on one of the builds, in the order in which they ran."""
 
     side: Side
@@ -72,8 +72,8 @@ class Confirmation(StoredRecord):
     good: Build
     build: Build
     """The bad one: the first at which the change was seen."""
-    outcome: Outcome
-    said: Text
+    outcome: ConfirmationOutcome
+    message: Text = Field(alias="said")
     """``+6.1% [5.2, 7.0]``, or ``crash in 5 of 5 runs, ok in 5 of 5 before``."""
     time: Interval | None = None
     """How much longer the bad build takes."""
@@ -90,7 +90,7 @@ class Confirmation(StoredRecord):
     """One and the same build came to different verdicts."""
     evidence: Verdict | None = None
     """The bad build's verdict, where it is one of failure."""
-    runs: Annotated[list[Run], Field(max_length=10_000)] = Field(default_factory=list)
+    runs: Annotated[list[ConfirmationRun], Field(max_length=10_000)] = Field(default_factory=list)
     elapsed_s: Seconds = 0.0
 
     @property
@@ -101,7 +101,7 @@ class Confirmation(StoredRecord):
     @property
     def headline(self) -> str:
         """``confirmed +6.1% [5.2, 7.0]``."""
-        return f"{self.outcome} {self.said}"
+        return f"{self.outcome} {self.message}"
 
     @property
     def direction(self) -> Literal["worse", "better"]:

@@ -60,7 +60,7 @@ _THRESHOLD = np.concatenate([[np.inf], stats.t.isf(CHANCE, np.arange(1, NOISE_WI
 
 
 @dataclass(frozen=True)
-class Change:
+class LevelChange:
     """A change of level in one series. `size` is the logarithm of a ratio: 0.05 is a time 1.051 times as long."""
 
     row: int
@@ -90,15 +90,15 @@ class Change:
     """The baseline moved and the speedup did not (§5): not a suspect."""
 
 
-Belief = Callable[[Change], bool]
+Belief = Callable[[LevelChange], bool]
 """Whether a change is to be believed, as far as is known: a refuted one leaves the level where it was (§6)."""
 
 
-def believe_all(change: Change) -> bool:
+def believe_all(change: LevelChange) -> bool:
     return True
 
 
-def detect(values: Array, control: Array | None = None, believe: Belief = believe_all) -> list[Change]:
+def detect(values: Array, control: Array | None = None, believe: Belief = believe_all) -> list[LevelChange]:
     """The changes in `values` [series, builds], in the order in which a reader of one build a day would have found them.
 
     `control` [series, builds] is the baseline's time in the same runs. NaN is a build without a time. Values must be positive.
@@ -158,7 +158,7 @@ class _Reader:
         self.refuted_until = np.full((2, shape[0]), -BEFORE - 1, dtype=np.intp)
         """The last split at which a faster [0] or a slower [1] level is not looked for again."""
 
-    def step(self, now: int, believe: Belief) -> list[Change]:
+    def step(self, now: int, believe: Belief) -> list[LevelChange]:
         """Read build number `now` of every series; the changes that it makes clear."""
         self._open(now + 1 - AFTER[0])
         excess = np.zeros(len(self.y))
@@ -209,7 +209,7 @@ class _Reader:
         self.moves[k][:, split] = move
         return np.nan_to_num(move / (self.noise[:, split] * _error(k, self.count[:, split])))
 
-    def _judge(self, row: int, now: int, z: float) -> Change | None:
+    def _judge(self, row: int, now: int, z: float) -> LevelChange | None:
         """§3 to §5 for one series whose z is beyond the threshold."""
         k = self._locate(row, now, np.sign(z))
         split = now + 1 - k
@@ -219,7 +219,7 @@ class _Reader:
         size = float(np.sign(z) * np.median(after))
         noise, count, freedom = float(self.noise[row, split]), int(self.count[row, split]), int(self.freedom[row, split])
         control, machine = self._control(row, split, now, np.sign(z))
-        return Change(
+        return LevelChange(
             row=row, first=int(self.column[row, split]), last_before=int(self.column[row, split - 1]),
             surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]), raised=int(self.column[row, now]),
             size=size, error=noise * float(_error(k, count)), z=z, chance=float(2 * stats.t.sf(abs(z), freedom)), noise=noise,
@@ -257,7 +257,7 @@ class _Reader:
             return None, False
         return sizes[0], bool(significant[0] and not significant[1])
 
-    def _take_in(self, change: Change, now: int, believe: Belief) -> None:
+    def _take_in(self, change: LevelChange, now: int, believe: Belief) -> None:
         """§6: a change that is believed begins a new level, and so does one that is refuted for the second time in a while."""
         row, slower = change.row, int(change.z > 0)
         believed = change.machine or believe(change)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fpxbench.records.case import Case
 from fpxbench.regressions import confirm, recorded_series as recorded, synthetic
-from fpxbench.regressions.confirmation import Outcome
-from fpxbench.regressions.detector import Change, detect
+from fpxbench.regressions.confirmation import ConfirmationOutcome
+from fpxbench.regressions.detector import LevelChange, detect
 from fpxbench.stats import fewest_pairs, ratio_of_pairs
 
 SEED = 20261124
@@ -38,7 +38,7 @@ _CASE = Case(implementation="made_up", scheme="e4m3fn-row", workload="made_up", 
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """How often a detector finds a step."""
 
     detector: str
@@ -53,7 +53,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Alarmed:
+class FalseAlarms:
     """What a detector says of series in which no case changed."""
 
     detector: str
@@ -84,9 +84,9 @@ def _rule(times: synthetic.Times, rng: np.random.Generator, noise: float, step: 
 
 def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
     """The rule, and each suspect measured again: only what that confirms is an alarm, and what it refutes is forgotten."""
-    confirmed: list[Change] = []
+    confirmed: list[LevelChange] = []
 
-    def believe(change: Change) -> bool:
+    def believe(change: LevelChange) -> bool:
         if rerun(_true_change(change, step), change.size, noise, rng):
             confirmed.append(change)
             return True
@@ -96,7 +96,7 @@ def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, s
     return [_alarm(change) for change in confirmed]
 
 
-def _true_change(change: Change, step: float) -> float:
+def _true_change(change: LevelChange, step: float) -> float:
     """What really lies between the two builds that are run again: the step, or nothing."""
     return np.log1p(step) if change.surely_before < synthetic.BEFORE <= change.raised else 0.0
 
@@ -109,11 +109,11 @@ def rerun(true_change: float, suspected: float, noise: float, rng: np.random.Gen
     for pairs in range(fewest_pairs(confirm.LEVEL), confirm.MOST_PAIRS + 1, confirm.PAIRS_BETWEEN_LOOKS):
         outcome = confirm.decided(ratio_of_pairs(bad[:pairs], good[:pairs], confirm.LEVEL), question)
         if outcome is not None:
-            return outcome is Outcome.CONFIRMED
+            return outcome is ConfirmationOutcome.CONFIRMED
     return False
 
 
-def _alarm(change: Change) -> Alarm:
+def _alarm(change: LevelChange) -> Alarm:
     return Alarm(change.row, change.first, change.raised, change.z > 0)
 
 
@@ -156,7 +156,7 @@ def available() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Round:
+class EvaluationRun:
     """One kind of series, to be put to one detector. Of recorded ones there are as many as there are windows, as noisy as they are."""
 
     detector: str
@@ -167,7 +167,7 @@ class Round:
     kind: str = "noise only"
     builds: int = 0
 
-    def hold(self) -> Found | Alarmed:
+    def run(self) -> Detection | FalseAlarms:
         # Every detector sees the same series; the seed does not depend on it.
         rng = np.random.default_rng([self.seed, round(self.step * 100), round(self.noise * 100), self.builds,
                                      [*synthetic.FLAT, *recorded.places()].index(self.kind)])
@@ -175,7 +175,7 @@ class Round:
         alarms = DETECTORS[self.detector](times, rng, noise, self.step)
         series, builds = times[0].shape
         if not self.step:
-            return Alarmed(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
+            return FalseAlarms(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
         return self._found(alarms, noise, series)
 
     def _times(self, rng: np.random.Generator) -> tuple[synthetic.Times, float]:
@@ -185,7 +185,7 @@ class Round:
             return synthetic.step(self.series, self.step, self.noise, rng), self.noise
         return synthetic.FLAT[self.kind](self.series, self.builds, self.noise, rng), self.noise
 
-    def _found(self, alarms: list[Alarm], noise: float, series: int) -> Found:
+    def _found(self, alarms: list[Alarm], noise: float, series: int) -> Detection:
         right = [alarm for alarm in alarms
                  if alarm.slower and alarm.raised >= synthetic.BEFORE and abs(alarm.first - synthetic.BEFORE) <= NEAR]
         first: dict[int, Alarm] = {}
@@ -194,18 +194,19 @@ class Round:
         nights: NDArray[np.intp] = np.array([alarm.raised - synthetic.BEFORE + 1 for alarm in first.values()], dtype=np.intp)
         within = tuple(float((nights <= k).sum() / series) for k in range(1, synthetic.AFTER + 1))
         placed = sum(alarm.first == synthetic.BEFORE for alarm in first.values()) / len(first) if first else 0.0
-        return Found(self.detector, self.kind, self.step, noise, within, placed, series)
+        return Detection(self.detector, self.kind, self.step, noise, within, placed, series)
 
 
-def rounds(series: int, detectors: list[str], seed: int = SEED) -> list[Round]:
+def evaluation_runs(series: int, detectors: list[str], seed: int = SEED) -> list[EvaluationRun]:
     """The whole table."""
-    steps = [Round(name, series, seed, step=step, noise=noise)
+    steps = [EvaluationRun(name, series, seed, step=step, noise=noise)
              for step, noise, name in product(synthetic.STEPS, synthetic.NOISES, detectors)]
-    flats = [Round(name, series, seed, kind=kind, builds=builds)
+    flats = [EvaluationRun(name, series, seed, kind=kind, builds=builds)
              for kind, builds, name in product(synthetic.FLAT, synthetic.LENGTHS, detectors)]
-    real = [Round(name, 0, seed, step=step, kind=where) for where, step, name in product(recorded.places(), (0.0, *synthetic.STEPS), detectors)]
+    real = [EvaluationRun(name, 0, seed, step=step, kind=where) for where, step, name in product(recorded.places(), (0.0, *synthetic.STEPS), detectors)]
     return steps + flats + real
 
 
-def result_as_json(result: Found | Alarmed) -> dict[str, object]:
-    return {"measure": type(result).__name__.lower(), **asdict(result)}
+def result_as_json(result: Detection | FalseAlarms) -> dict[str, object]:
+    """Return the result as `fpxbench detector --json` prints it."""
+    return {"measure": "found" if isinstance(result, Detection) else "alarmed", **asdict(result)}

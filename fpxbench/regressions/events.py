@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fpxbench.records.verdict import SEVERITY, Status
+from fpxbench.regressions.change_report import Direction, Event, Series
 from fpxbench.regressions.series import Panel, Verdicts
-from fpxbench.regressions.suspect import Direction, Event, Series
 from fpxbench.stats import outlier_fence
 
 RECENT = 30
@@ -30,7 +30,7 @@ RELATIVE_ERROR = 0.10
 PEAK_BYTES = 0.01
 
 
-class Figure(NamedTuple):
+class MetricRule(NamedTuple):
     """How a figure is compared."""
 
     words: str
@@ -39,12 +39,12 @@ class Figure(NamedTuple):
     """+1: worse when it rises; -1: when it falls."""
 
 
-FIGURES = {
-    "packed_bytes": Figure("packed bytes", "bytes", 1),
-    "kernels_launched": Figure("kernels launched", "", 1),
-    "sqnr_db": Figure("SQNR", "dB", -1),
-    "relative_error": Figure("relative error", "", 1),
-    "peak_bytes": Figure("peak memory", "bytes", 1),
+METRIC_RULES = {
+    "packed_bytes": MetricRule("packed bytes", "bytes", 1),
+    "kernels_launched": MetricRule("kernels launched", "", 1),
+    "sqnr_db": MetricRule("SQNR", "dB", -1),
+    "relative_error": MetricRule("relative error", "", 1),
+    "peak_bytes": MetricRule("peak memory", "bytes", 1),
 }
 """Worst first: they follow the verdicts in this order."""
 
@@ -52,11 +52,11 @@ FIGURES = {
 def events(panel: Panel) -> list[Event]:
     """Every event of a panel, oldest first."""
     order = {build.key: index for index, build in enumerate(panel.builds)}
-    found = [*_verdict_events(panel), *_figure_events(panel)]
+    found = [*_verdict_events(panel), *_metric_events(panel)]
     return sorted(found, key=lambda event: (order[event.first_bad.key], event.severity, event.series.case))
 
 
-class Step(NamedTuple):
+class Transition(NamedTuple):
     """From one measured build of a case to the next, as indices into the panel."""
 
     case: int
@@ -66,10 +66,10 @@ class Step(NamedTuple):
     """Which step of this case it is, counted from 0."""
 
 
-def _steps(measured: NDArray[np.bool_], changed: NDArray[np.bool_], column: NDArray[np.intp]) -> Iterator[Step]:
+def _steps(measured: NDArray[np.bool_], changed: NDArray[np.bool_], column: NDArray[np.intp]) -> Iterator[Transition]:
     both = measured[:, 1:] & measured[:, :-1]
     for row, number in np.argwhere(both & changed):
-        yield Step(int(row), int(column[row, number]), int(column[row, number + 1]), int(number))
+        yield Transition(int(row), int(column[row, number]), int(column[row, number + 1]), int(number))
 
 
 def _verdict_events(panel: Panel) -> Iterator[Event]:
@@ -99,9 +99,9 @@ def _said(verdict: Verdicts) -> str:
     return verdict.headline + (f": {verdict.summary}" if verdict.summary else "")
 
 
-def _figure_events(panel: Panel) -> Iterator[Event]:
-    for place, (name, figure) in enumerate(FIGURES.items()):
-        values = panel.figures[name]
+def _metric_events(panel: Panel) -> Iterator[Event]:
+    for place, (name, rule) in enumerate(METRIC_RULES.items()):
+        values = panel.metrics[name]
         measured = np.isfinite(values)
         column = np.argsort(~measured, axis=1, kind="stable")
         packed, seeds = (np.take_along_axis(array, column, axis=1) for array in (values, panel.seed))
@@ -110,8 +110,8 @@ def _figure_events(panel: Panel) -> Iterator[Event]:
         for step in _steps(np.take_along_axis(measured, column, axis=1), beyond, column):
             past = moves[step.case, :step.number]
             if name in EXACT or not _usual(past, moves[step.case, step.number]):
-                direction = Direction.WORSE if moves[step.case, step.number] * figure.worse > 0 else Direction.BETTER
-                before, after = (_number(values[step.case, at], figure.unit) for at in (step.before, step.after))
+                direction = Direction.WORSE if moves[step.case, step.number] * rule.worse > 0 else Direction.BETTER
+                before, after = (_number(values[step.case, at], rule.unit) for at in (step.before, step.after))
                 series, was, now = values[step.case], values[step.case, step.before], values[step.case, step.after]
                 yield _event(panel, step, name, direction, before, after, len(Status) + place,
                              beyond[step.case, max(0, step.number - RECENT):step.number].sum(), np.abs(series - was) < np.abs(series - now))
@@ -157,7 +157,7 @@ def _number(value: float, unit: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-def _event(panel: Panel, step: Step, metric: str, direction: Direction, before: str, after: str, severity: int, changes: int,
+def _event(panel: Panel, step: Transition, metric: str, direction: Direction, before: str, after: str, severity: int, changes: int,
            undone: NDArray[np.bool_]) -> Event:
     """`undone` [builds]: the builds that are as before, whenever that is."""
     later = np.flatnonzero(undone[step.after + 1:]) if direction is Direction.WORSE else ()

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from fpxbench.builds.timeline import Entry, Timeline, in_order
 from fpxbench.records.record import Build
 from fpxbench.records.verdict import SEVERITY, Status
-from fpxbench.regressions.series_index import FIGURES, digest, discard, machines
+from fpxbench.regressions.series_index import METRICS, discard_index, machines, open_index
 
 UNKNOWN_DAY = "9999-12-31"
 PIECE = 50_000
@@ -55,8 +55,8 @@ class Panel:
     builds: list[Build]
     """Oldest first; each with its key and, where the timeline knows it, its date."""
     tags: list[str]
-    figures: dict[str, NDArray[np.float64]]
-    """By name (`digest.FIGURES`); NaN where a case has none on a build."""
+    metrics: dict[str, NDArray[np.float64]]
+    """By name (`series_index.METRICS`); NaN where a case has none on a build."""
     verdict: NDArray[np.intp]
     """Key into `verdicts`; -1 where the case was not measured. A failure is a point as well as a success."""
     verdicts: dict[int, Verdicts]
@@ -104,12 +104,12 @@ def panels(results: Path, timeline: Timeline | None = None, machine: str | None 
         try:
             yield _of_machine(results, name, held)
         except sqlite3.DatabaseError:
-            discard(results, name)
+            discard_index(results, name)
             yield _of_machine(results, name, held)
 
 
 def _of_machine(results: Path, machine: str, held: dict[str, Entry]) -> tuple[list[Panel], list[str]]:
-    with digest(results, machine) as (connection, troubles):
+    with open_index(results, machine) as (connection, troubles):
         devices = [device for (device,) in connection.execute(
             "SELECT DISTINCT devices.name FROM points JOIN devices ON devices.id = device ORDER BY 1")]
         if len(devices) > 1:
@@ -157,7 +157,7 @@ def _panel(connection: sqlite3.Connection, names: tuple[str, str, str, str], dev
     column = {number: index for index, number in enumerate(numbers)}
     marks = ", ".join("?" * len(numbers))
     rows = connection.execute(
-        f'SELECT build, "case", verdict, source, seed, {", ".join(FIGURES)} FROM points WHERE device = ? AND build IN ({marks})',
+        f'SELECT build, "case", verdict, source, seed, {", ".join(METRICS)} FROM points WHERE device = ? AND build IN ({marks})',
         (device, *numbers))
     # In pieces: a million points as Python numbers are half a gigabyte.
     table = np.concatenate([np.array(piece, dtype=np.float64) for piece in iter(lambda: rows.fetchmany(PIECE), [])])
@@ -175,7 +175,7 @@ def _panel(connection: sqlite3.Connection, names: tuple[str, str, str, str], dev
     cases = [known[number] for number in case_numbers]
     return Panel(
         *names, cases=[name for name, _, _ in cases], builds=builds, tags=tags,
-        figures={name: laid_out(table[:, 5 + index], np.nan) for index, name in enumerate(FIGURES)},
+        metrics={name: laid_out(table[:, 5 + index], np.nan) for index, name in enumerate(METRICS)},
         verdict=laid_out(table[:, 2], -1).astype(np.intp), verdicts=verdicts, source=laid_out(table[:, 3], -1).astype(np.intp),
         seed=laid_out(table[:, 4], np.nan), outputs=np.array([outputs for _, outputs, _ in cases], dtype=float),
         weights=np.array([weights for _, _, weights in cases], dtype=float),

@@ -22,7 +22,7 @@ NAME = ".series.sqlite"
 VERSION = 1
 """Raise it when a table or a figure's definition changes."""
 
-FIGURES = ("median_us", "baseline_us", "speedup", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched", "peak_bytes")
+METRICS = ("median_us", "baseline_us", "speedup", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched", "peak_bytes")
 
 _TABLES = f"""
 CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, broken TEXT) WITHOUT ROWID;
@@ -32,7 +32,7 @@ CREATE TABLE cases (id INTEGER PRIMARY KEY, name TEXT UNIQUE, outputs INTEGER, w
 CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, status TEXT, kind TEXT, words TEXT, summary TEXT, UNIQUE (status, kind, words));
 CREATE TABLE points (device INTEGER, build INTEGER, "case" INTEGER, file TEXT, verdict INTEGER, source INTEGER, seed INTEGER,
-                     {", ".join(f"{name} REAL" for name in FIGURES)}, PRIMARY KEY (device, build, "case")) WITHOUT ROWID;
+                     {", ".join(f"{name} REAL" for name in METRICS)}, PRIMARY KEY (device, build, "case")) WITHOUT ROWID;
 CREATE INDEX points_of_file ON points (file);
 """
 
@@ -52,7 +52,7 @@ _VARYING = (
 )
 
 
-def settled(text: str) -> str:
+def normalized(text: str) -> str:
     """A failure's words without what varies from run to run."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
@@ -60,10 +60,10 @@ def settled(text: str) -> str:
 
 
 @contextmanager
-def digest(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
+def open_index(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
     """The digest of one machine's records, brought up to date, and a sentence for each thing that could not be read.
 
-    Raises sqlite3.DatabaseError, here or while it is read, if the file is damaged: `discard` it then.
+    Raises sqlite3.DatabaseError, here or while it is read, if the file is damaged: `discard_index` it then.
     """
     store = Store(results)
     paths = [path for path in store.files() if path.parent.parent.name == machine]
@@ -81,7 +81,7 @@ def digest(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, li
         yield connection, troubles
 
 
-def discard(results: Path, machine: str) -> None:
+def discard_index(results: Path, machine: str) -> None:
     """Throw the digest away: it is made anew when it is next asked for."""
     (results / machine / NAME).unlink(missing_ok=True)
 
@@ -143,7 +143,7 @@ def _take(connection: sqlite3.Connection, store: Store, path: Path, size: int, m
     _forget(connection, path.name)
     connection.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (path.name, size, mtime_ns, json.dumps([str(line) for line in broken])))
     ids = _Ids(connection)
-    columns = 7 + len(FIGURES)
+    columns = 7 + len(METRICS)
     # A case that was measured again counts as it was last.
     connection.executemany(
         f"INSERT OR REPLACE INTO points VALUES ({', '.join('?' * columns)})", (_point(ids, path.name, record) for record in records))
@@ -154,7 +154,7 @@ def _point(ids: _Ids, file: str, record: Record) -> tuple:
     return (
         ids.of("devices", f"{record.machine.device} ({record.machine.arch})"), ids.build(record.build),
         ids.of("cases", record.case.id, record.case.m * record.case.n, record.case.n * record.case.k), file,
-        ids.verdict(str(verdict.status), str(verdict.kind or ""), settled(verdict.summary), verdict.summary),
+        ids.verdict(str(verdict.status), str(verdict.kind or ""), normalized(verdict.summary), verdict.summary),
         ids.of("sources", record.source), record.seed,
         timing and timing.median_us, timing and timing.baseline_us, timing and timing.speedup, accuracy.relative_error,
         accuracy.sqnr_db, traffic.packed_bytes, traffic.kernels_launched, traffic.peak_bytes,

@@ -10,10 +10,10 @@ from fpxbench.builds.environments.installations import Installation
 from fpxbench.builds.timeline import Entry, in_order
 from fpxbench.records.record import Build
 from fpxbench.records.verdict import BY_SEVERITY, Status
+from fpxbench.regressions.change_report import Direction, MachineMove
 from fpxbench.regressions.confirmation import upstream_range
-from fpxbench.regressions.examination import Examined
+from fpxbench.regressions.result_changes import PanelChanges
 from fpxbench.regressions.series import UNKNOWN_DAY
-from fpxbench.regressions.suspect import Direction, MachineMove
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
 from fpxbench.reports.history.regression_groups import RegressionGroup
 
@@ -123,7 +123,7 @@ class BuildPages:
         """Add a confirmation that was requested by hand; `build` must have a place on the timeline."""
         self._page(build).groups.append(group)
 
-    def add_examined(self, one: Examined, groups: Iterable[RegressionGroup], sweeps: Iterable[str]) -> None:
+    def add_examined(self, one: PanelChanges, groups: Iterable[RegressionGroup], sweeps: Iterable[str]) -> None:
         """Add the changes of a panel's builds; `sweeps` are the names of builds' folders that have a page."""
         panel, sweeps = one.panel, set(sweeps)
         for column, build in enumerate(panel.builds):

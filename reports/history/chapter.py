@@ -11,10 +11,10 @@ from fpxbench.builds.environments.installations import Installation
 from fpxbench.builds.timeline import Timeline
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store, latest
+from fpxbench.regressions.change_report import MachineMove
 from fpxbench.regressions.confirmation import Confirmation
-from fpxbench.regressions.examination import Examined, by_suspect, examine
+from fpxbench.regressions.result_changes import PanelChanges, by_suspect, changes_by_machine
 from fpxbench.regressions.series_index import machines
-from fpxbench.regressions.suspect import MachineMove
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
 from fpxbench.reports.history.build_pages import BuildPages
 from fpxbench.reports.history.regression_groups import (
@@ -59,7 +59,7 @@ class HistoryChapter:
             paths.setdefault(path.parent.parent.name, []).append(path)
         for machine in machines(self._results):
             self._say(f"{machine}: changes from build to build")
-            [(of_machine, troubles)] = examine(self._results, confirmations, self._timeline, machine)
+            [(of_machine, troubles)] = changes_by_machine(self._results, confirmations, self._timeline, machine)
             self._troubles += troubles
             known = {build.stem for one in of_machine for build in one.panel.builds}
             full = {build.stem for one in of_machine for build in one.panel.builds[-self._in_full:]}
@@ -72,7 +72,7 @@ class HistoryChapter:
                 links |= {(panel.device, panel.variant, panel.channel, case): quote(page) for case, page in of_panel.items()}
             yield shown, StatusHistories((one.panel for one in of_machine), links)
 
-    def _of_panel(self, one: Examined, confirmations: dict[str, Confirmation], full: set[str]) -> dict[str, str]:
+    def _of_panel(self, one: PanelChanges, confirmations: dict[str, Confirmation], full: set[str]) -> dict[str, str]:
         """Write the pages of a panel's series, and return them by case."""
         lines, pages = with_pages(one.panel, regression_lines(one))
         groups = with_sparklines(one.panel, group_lines(lines))

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 from fpxbench.builds.timeline import Entry
 from fpxbench.records.case import split_id
+from fpxbench.regressions.change_report import Direction, Event, MachineMove, State, Suspect
 from fpxbench.regressions.confirmation import Confirmation, upstream_range
-from fpxbench.regressions.events import FIGURES, RECENT
-from fpxbench.regressions.examination import Examined
+from fpxbench.regressions.events import METRIC_RULES, RECENT
+from fpxbench.regressions.result_changes import PanelChanges
 from fpxbench.regressions.series import UNKNOWN_DAY, Panel
-from fpxbench.regressions.suspect import Direction, Event, MachineMove, State, Suspect
 from fpxbench.reports.history.sparkline import Sparkline, sparkline_of
 from fpxbench.reports.sweep.problems import REGRESSED, SUSPECTED, ReportProblem, Section
 
@@ -87,7 +87,7 @@ class RegressionLine:
     @property
     def rank(self) -> tuple:
         """Verdicts before times before other metrics; worse ones first."""
-        metrics = ["verdict", "median_us", *FIGURES]
+        metrics = ["verdict", "median_us", *METRIC_RULES]
         return list(STATES).index(self.state), metrics.index(self.metric), -self.size, self.case
 
 
@@ -107,7 +107,7 @@ class RegressionGroup:
         return *self.first.rank[:3], -len(self.lines), self.first.case
 
 
-def regression_lines(one: Examined) -> list[RegressionLine]:
+def regression_lines(one: PanelChanges) -> list[RegressionLine]:
     """Return a line for every change of a panel, in the order of the builds."""
     return [_line(one.panel, finding) for finding in (*one.suspects, *one.events)]
 
@@ -124,7 +124,7 @@ def _line(panel: Panel, finding: Suspect | Event) -> RegressionLine:
         id=finding.id, state=finding.state, direction=finding.direction, machine=machine, device=series.device, channel=series.channel,
         variant=series.variant, case=series.case, metric=series.metric, what=what, since=finding.first_bad_tag,
         since_key=finding.first_bad.key, before=finding.last_good_tag, last_seen=panel.tag_of(finding.ended_at) if finding.ended_at else "",
-        evidence=tuple(evidence), confirmation=finding.said, between=between, upstream=upstream_range(finding.last_good, finding.first_bad) or "",
+        evidence=tuple(evidence), confirmation=finding.message, between=between, upstream=upstream_range(finding.last_good, finding.first_bad) or "",
         cause=(implementation, machine, series.device, series.channel, series.variant, finding.first_bad.key, series.metric,
                str(finding.state), str(finding.direction), *cause),
         size=size,
@@ -141,7 +141,7 @@ def _of_suspect(suspect: Suspect) -> tuple[str, list[str], tuple[str, ...], floa
 
 
 def _of_event(event: Event) -> tuple[str, list[str], tuple[str, ...], float]:
-    words = "" if event.series.metric == "verdict" else f"{FIGURES[event.series.metric].words} "
+    words = "" if event.series.metric == "verdict" else f"{METRIC_RULES[event.series.metric].words} "
     times = "once" if event.changes_before == 1 else f"{event.changes_before} times"
     evidence = [f"it changed {times} in the {RECENT} builds before (§8)"] if event.changes_before else []
     cause = tuple(re.sub(r"\d+", "#", text.partition(":")[0]) for text in (event.before, event.after)) if not words else ()
@@ -164,7 +164,7 @@ def requested_line(confirmation: Confirmation) -> RegressionLine:
     return RegressionLine(
         id=hashlib.sha256(confirmation.id.encode()).hexdigest()[:10], state=State(confirmation.outcome), direction=Direction(confirmation.direction),
         machine=confirmation.machine.name, device=f"{confirmation.machine.device} ({confirmation.machine.arch})", channel=confirmation.build.channel,
-        variant=confirmation.build.variant, case=confirmation.case.id, metric="verdict" if confirmation.metric == "verdict" else "median_us", what=confirmation.said,
+        variant=confirmation.build.variant, case=confirmation.case.id, metric="verdict" if confirmation.metric == "verdict" else "median_us", what=confirmation.message,
         since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("requested by hand",), confirmation=confirmation.headline,
         between=(), upstream=confirmation.upstream or "", cause=("by hand", confirmation.id), size=confirmation.time.value if confirmation.time else 0.0,
     )

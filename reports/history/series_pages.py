@@ -13,12 +13,12 @@ import plotly.graph_objects as go
 
 from fpxbench.records.record import Build
 from fpxbench.records.verdict import BY_SEVERITY, Status
+from fpxbench.regressions.change_report import State, Suspect
 from fpxbench.regressions.confirmation import Confirmation
 from fpxbench.regressions.detector import BEFORE
-from fpxbench.regressions.events import FIGURES
-from fpxbench.regressions.examination import Examined
+from fpxbench.regressions.events import METRIC_RULES
+from fpxbench.regressions.result_changes import PanelChanges
 from fpxbench.regressions.series import Panel
-from fpxbench.regressions.suspect import State, Suspect
 from fpxbench.reports.history.regression_groups import RegressionLine
 from fpxbench.reports.history.sparkline import SIGMAS, band, not_ok
 from fpxbench.reports.sweep.charts import Chart, blank_figure
@@ -70,7 +70,7 @@ class SeriesPage:
     builds: int
 
 
-def series_pages(one: Examined, lines: Iterable[RegressionLine], confirmations: Mapping[str, Confirmation], pages: Mapping[str, str],
+def series_pages(one: PanelChanges, lines: Iterable[RegressionLine], confirmations: Mapping[str, Confirmation], pages: Mapping[str, str],
               page_of: Callable[[Build, str], str]) -> Iterable[SeriesPage]:
     """Yield the page of each series in `pages` (paths by case). `page_of` gives the URL of a case on a build, or nothing."""
     by_case: dict[str, list[RegressionLine]] = {case: [] for case in pages}
@@ -92,7 +92,7 @@ def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine],
     answered = [confirmations[line.id] for line in lines if line.id in confirmations]
     charts = [time_chart(panel, row, suspects, confirmations, [ROOT + point.page if point.page else "" for point in points])]
     charts += [figure_chart(panel, row, metric, [line for line in lines if line.metric == metric])
-               for metric in FIGURES if any(line.metric == metric for line in lines)]
+               for metric in METRIC_RULES if any(line.metric == metric for line in lines)]
     measured = [point for point in points if point.tag]
     return SeriesPage(
         page=page, case=panel.cases[row], machine=panel.machine, device=panel.device, channel=panel.channel, variant=panel.variant,
@@ -103,7 +103,7 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
     """Yield a point for each build of the panel; those on which the case was not measured have no tag."""
     for column, build in enumerate(panel.builds):
         verdict = panel.verdicts.get(int(panel.verdict[row, column]))
-        times = [panel.figures[name][row, column] for name in ("median_us", "baseline_us")]
+        times = [panel.metrics[name][row, column] for name in ("median_us", "baseline_us")]
         yield SeriesPoint(
             panel.tags[column] if verdict else "", build.date, page_of(build, panel.cases[row]) if verdict else "",
             Status(verdict.status) if verdict else Status.MISSING, verdict.summary if verdict else "",
@@ -115,7 +115,7 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
 def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmations: Mapping[str, Confirmation], links: list[str]) -> Chart:
     """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense product of the same runs."""
     figure = blank_figure(height=470)
-    times = panel.figures["median_us"][row]
+    times = panel.metrics["median_us"][row]
     timed = bool(np.isfinite(times).any())
     believed = [suspect for suspect in suspects if suspect.state is not State.REFUTED]
     if timed:
@@ -126,7 +126,7 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         for number, suspect in enumerate(believed):
             _add_change(figure, panel, suspect, levels[suspect.id], show=number == 0)
         _add_points(figure, "time", panel, times, links, _TIME, "y", "circle")
-        _add_points(figure, "dense, same run", panel, panel.figures["baseline_us"][row], links, _DENSE, "y2", "square")
+        _add_points(figure, "dense, same run", panel, panel.metrics["baseline_us"][row], links, _DENSE, "y2", "square")
         confirmed = [(suspect, confirmations[suspect.id]) for suspect in suspects if suspect.id in confirmations and confirmations[suspect.id].time]
         _add_confirmations(figure, panel, confirmed, levels)
     _add_verdicts(figure, panel, row, links)
@@ -152,9 +152,9 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
 
 def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[RegressionLine]) -> Chart:
     """Draw a metric that should be the same in every run and was not."""
-    words, unit, _ = FIGURES[metric]
+    words, unit, _ = METRIC_RULES[metric]
     figure = blank_figure(height=260)
-    _add_points(figure, words, panel, panel.figures[metric][row], [], _TIME, "y", "circle")
+    _add_points(figure, words, panel, panel.metrics[metric][row], [], _TIME, "y", "circle")
     for line in lines:
         figure.add_vline(x=panel.column[line.since_key] - 0.5, line_dash="dash", line_width=1.5)
     _dress(figure, panel)

@@ -44,7 +44,7 @@ def sparkline_of(panel: Panel, row: int, metric: str, change: int, level_since: 
     start = max(0, min(change - BUILDS // 2, len(panel.builds) - BUILDS))
     stop = min(len(panel.builds), start + BUILDS)
     of_time = metric in ("median_us", "verdict")
-    values = np.log(panel.figures["median_us"][row, start:stop]) if of_time else panel.figures[metric][row, start:stop]
+    values = np.log(panel.metrics["median_us"][row, start:stop]) if of_time else panel.metrics[metric][row, start:stop]
     step = (WIDTH - 2 * MARGIN) / max(1, stop - start)
 
     def x(column: float) -> float:
@@ -69,7 +69,7 @@ def sparkline_of(panel: Panel, row: int, metric: str, change: int, level_since: 
 
 def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] | None:
     """Return level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2), as logarithms of µs; None for fewer than two times."""
-    window = np.log(panel.figures["median_us"][row, start:stop])
+    window = np.log(panel.metrics["median_us"][row, start:stop])
     if np.isfinite(window).sum() < 2:
         return None
     level, noise, _ = (float(values[0]) for values in level_and_noise(window[None]))

@@ -66,7 +66,7 @@ def test_an_improvement_is_found_as_well():
 def test_builds_that_do_not_install_are_skipped_and_do_not_hide_the_first_bad_one():
     found = Runs(17, skipped=(14, 15, 20)).search()
     assert (found.first_bad_tag, found.maybe) == (TAGS[17], [])
-    assert any(step.call is Call.SKIPPED and step.said == "it does not install" for step in found.steps)
+    assert any(step.call is Call.SKIPPED and step.message == "it does not install" for step in found.steps)
 
 
 def test_where_the_first_bad_one_may_be_among_the_skipped_it_is_said():
@@ -77,12 +77,12 @@ def test_where_the_first_bad_one_may_be_among_the_skipped_it_is_said():
 def test_another_failure_than_the_one_that_is_looked_for_is_skipped():
     found = Runs(17, odd=(14, 15)).search()
     assert found.first_bad_tag == TAGS[17]
-    assert any("neither" in step.said for step in found.steps)
+    assert any("neither" in step.message for step in found.steps)
 
 
 def test_by_time_a_build_on_which_the_case_fails_is_skipped():
     found = Runs(17, odd=(14, 15), change=0.1).search("time")
-    assert found.first_bad_tag == TAGS[17] and any("has no time: error" in step.said for step in found.steps)
+    assert found.first_bad_tag == TAGS[17] and any("has no time: error" in step.message for step in found.steps)
 
 
 def test_a_flaky_failure_is_found_by_running_it_often_enough():

@@ -12,7 +12,7 @@ from fpxbench.records.case import Case
 from fpxbench.records.record import Build, Machine, Record, Timing
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
-from fpxbench.regressions.compare import Change, compare
+from fpxbench.regressions.compare import ChangeClass, compare
 
 BEFORE = Build(torch="2.13.0+cpu", channel="release", variant="cpu", key="1" * 40)
 AFTER = Build(torch="2.14.1+cpu", channel="release", variant="cpu", key="2" * 40)
@@ -36,18 +36,18 @@ def changes(*pairs):
 
 
 @pytest.mark.parametrize("old, new, change", [
-    (dict(us=100), dict(us=110, seed=1), Change.SLOWER),
-    (dict(us=100), dict(us=90, seed=1), Change.FASTER),
-    (dict(us=100), dict(us=101, seed=1), Change.UNCHANGED),
-    (dict(us=100), dict(us=110, dense_us=110, seed=1), Change.MACHINE),
-    (dict(us=100), dict(us=115, dense_us=130, seed=1), Change.MACHINE),     # slower, and faster beside dense
-    (dict(us=100), dict(us=85, dense_us=70, seed=1), Change.MACHINE),
-    (dict(us=100), dict(us=115, dense_us=80, seed=1), Change.SLOWER),
-    (dict(us=100), dict(status=Status.CRASH), Change.VERDICT_WORSE),
-    (dict(status=Status.WRONG), dict(us=100), Change.VERDICT_BETTER),
-    (dict(status=Status.WRONG, kind="sign_lost"), dict(status=Status.WRONG, kind="nibble_swap"), Change.VERDICT_OTHER),
-    (dict(status=Status.UNSUPPORTED), dict(status=Status.UNSUPPORTED), Change.UNCHANGED),
-    (dict(), dict(), Change.UNCHANGED),
+    (dict(us=100), dict(us=110, seed=1), ChangeClass.SLOWER),
+    (dict(us=100), dict(us=90, seed=1), ChangeClass.FASTER),
+    (dict(us=100), dict(us=101, seed=1), ChangeClass.UNCHANGED),
+    (dict(us=100), dict(us=110, dense_us=110, seed=1), ChangeClass.MACHINE),
+    (dict(us=100), dict(us=115, dense_us=130, seed=1), ChangeClass.MACHINE),     # slower, and faster beside dense
+    (dict(us=100), dict(us=85, dense_us=70, seed=1), ChangeClass.MACHINE),
+    (dict(us=100), dict(us=115, dense_us=80, seed=1), ChangeClass.SLOWER),
+    (dict(us=100), dict(status=Status.CRASH), ChangeClass.VERDICT_WORSE),
+    (dict(status=Status.WRONG), dict(us=100), ChangeClass.VERDICT_BETTER),
+    (dict(status=Status.WRONG, kind="sign_lost"), dict(status=Status.WRONG, kind="nibble_swap"), ChangeClass.VERDICT_OTHER),
+    (dict(status=Status.UNSUPPORTED), dict(status=Status.UNSUPPORTED), ChangeClass.UNCHANGED),
+    (dict(), dict(), ChangeClass.UNCHANGED),
 ])
 def test_what_changed_is_named(old, new, change):
     assert changes((record(BEFORE, **old), record(AFTER, **new))) == {"some": change}
@@ -70,7 +70,7 @@ def test_verdicts_come_first_and_the_worst_of_each_kind_before_the_others():
 def test_machines_are_compared_each_with_itself():
     rows = compare([record(BEFORE, us=100, machine="one"), record(BEFORE, us=50, machine="two")],
                    [record(AFTER, us=50, machine="two"), record(AFTER, us=100, machine="one")])
-    assert {row.change for row in rows} == {Change.UNCHANGED} and len(rows) == 2
+    assert {row.change for row in rows} == {ChangeClass.UNCHANGED} and len(rows) == 2
 
 
 def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_is_said():
@@ -78,7 +78,7 @@ def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_
     (row,) = compare([record(cuda, us=100)], [record(AFTER, us=100)])
     assert row.variants == ("cu130", "cpu")
     (row,) = compare([record(cuda, us=50), record(BEFORE, us=100)], [record(AFTER, us=100)])
-    assert row.variants is None and row.change is Change.UNCHANGED
+    assert row.variants is None and row.change is ChangeClass.UNCHANGED
 
 
 # -- fpxbench compare -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fpxbench.records.record import Build, Machine, Record, Timing
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
-from fpxbench.regressions.confirmation import Confirmation, Outcome, upstream_range
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, upstream_range
 from fpxbench.stats import Ratio, fewest_pairs, ratio_of_pairs
 
 CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)
@@ -57,46 +57,46 @@ def failing(good, bad, seed=0):
 
 def test_a_slowdown_is_confirmed_with_its_size():
     found = confirm(TIMES, noisy(math.log(1.06)))
-    assert found.outcome is Outcome.CONFIRMED and found.direction == "worse"
+    assert found.outcome is ConfirmationOutcome.CONFIRMED and found.direction == "worse"
     assert found.time.low < 1.06 < found.time.high and found.time.low > 1.01
     assert found.headline.startswith("confirmed +") and found.headline.endswith("]")
 
 
 def test_builds_that_do_not_differ_refute_a_suspect():
     found = confirm(Question(CASE, "time", size=math.log(1.06)), noisy(0.0))
-    assert found.outcome is Outcome.REFUTED
+    assert found.outcome is ConfirmationOutcome.REFUTED
 
 
 def test_a_change_smaller_than_half_of_what_was_suspected_refutes_it():
     found = confirm(Question(CASE, "time", size=math.log(1.10)), noisy(math.log(1.02), sigma=0.005))
-    assert found.outcome is Outcome.REFUTED
+    assert found.outcome is ConfirmationOutcome.REFUTED
 
 
 def test_a_change_in_the_other_direction_refutes_a_suspect():
     found = confirm(Question(CASE, "time", size=math.log(1.06)), noisy(-0.06))
-    assert found.outcome is Outcome.REFUTED
+    assert found.outcome is ConfirmationOutcome.REFUTED
 
 
 def test_an_improvement_is_confirmed_as_one():
     found = confirm(Question(CASE, "time", size=-0.06), noisy(-0.06))
-    assert (found.outcome, found.direction) == (Outcome.CONFIRMED, "better")
+    assert (found.outcome, found.direction) == (ConfirmationOutcome.CONFIRMED, "better")
 
 
 def test_noise_that_hides_a_change_leaves_it_undecided():
     found = confirm(Question(CASE, "time", size=math.log(1.03)), noisy(math.log(1.03), sigma=0.15))
-    assert found.outcome is Outcome.UNDECIDED and found.time.pairs == MOST_PAIRS
+    assert found.outcome is ConfirmationOutcome.UNDECIDED and found.time.pairs == MOST_PAIRS
 
 
 def test_a_spent_budget_leaves_it_undecided_after_one_pair():
     found = confirm(TIMES, noisy(0.5), budget_s=0.0)
-    assert found.outcome is Outcome.UNDECIDED and found.time.pairs == 1 and found.time.low is None
-    assert "too few pairs" in found.said
+    assert found.outcome is ConfirmationOutcome.UNDECIDED and found.time.pairs == 1 and found.time.low is None
+    assert "too few pairs" in found.message
     assert Confirmation.model_validate_json(found.to_json()) == found
 
 
 def test_a_drifting_machine_is_no_change():
     found = confirm(Question(CASE, "time", size=0.05), noisy(0.0, drift=0.005))
-    assert found.outcome is Outcome.REFUTED
+    assert found.outcome is ConfirmationOutcome.REFUTED
     measure = noisy(0.0)
     confirm(TIMES, measure)
     assert measure.calls[:8] == ["good", "bad", "bad", "good"] * 2
@@ -104,20 +104,20 @@ def test_a_drifting_machine_is_no_change():
 
 def test_a_dense_product_that_changed_as_well_is_said():
     found = confirm(TIMES, noisy(0.2, baseline_change=0.2))
-    assert found.outcome is Outcome.CONFIRMED and "the dense product changed too" in found.said
-    assert "dense" not in confirm(TIMES, noisy(0.2)).said
+    assert found.outcome is ConfirmationOutcome.CONFIRMED and "the dense product changed too" in found.message
+    assert "dense" not in confirm(TIMES, noisy(0.2)).message
 
 
 @pytest.mark.parametrize("low, value, high, size, outcome", [
-    (0.05, 0.06, 0.07, 0.06, Outcome.CONFIRMED),
-    (0.001, 0.06, 0.12, 0.06, Outcome.CONFIRMED),
+    (0.05, 0.06, 0.07, 0.06, ConfirmationOutcome.CONFIRMED),
+    (0.001, 0.06, 0.12, 0.06, ConfirmationOutcome.CONFIRMED),
     (-0.001, 0.06, 0.12, 0.06, None),
     (0.005, 0.02, 0.035, 0.06, None),           # a change, and half of what was suspected is still possible
-    (0.005, 0.015, 0.025, 0.06, Outcome.REFUTED),
-    (-0.02, 0.0, 0.02, 0.06, Outcome.REFUTED),
-    (-0.07, -0.06, -0.05, 0.06, Outcome.REFUTED),
-    (-0.07, -0.06, -0.05, None, Outcome.CONFIRMED),
-    (-0.005, 0.0, 0.005, None, Outcome.REFUTED),
+    (0.005, 0.015, 0.025, 0.06, ConfirmationOutcome.REFUTED),
+    (-0.02, 0.0, 0.02, 0.06, ConfirmationOutcome.REFUTED),
+    (-0.07, -0.06, -0.05, 0.06, ConfirmationOutcome.REFUTED),
+    (-0.07, -0.06, -0.05, None, ConfirmationOutcome.CONFIRMED),
+    (-0.005, 0.0, 0.005, None, ConfirmationOutcome.REFUTED),
     (-0.02, 0.0, 0.005, None, None),
 ])
 def test_the_decision_goes_by_the_whole_interval(low, value, high, size, outcome):
@@ -136,7 +136,7 @@ def test_looking_again_and_again_confirms_next_to_nothing_that_is_not_there():
         for pairs in looks:
             outcome = decided(ratio_of_pairs(np.exp(differences[:pairs]), np.ones(pairs), LEVEL), question)
             if outcome is not None:
-                wrong += outcome is Outcome.CONFIRMED
+                wrong += outcome is ConfirmationOutcome.CONFIRMED
                 break
     assert wrong <= 2
 
@@ -146,7 +146,7 @@ def test_looking_again_and_again_confirms_next_to_nothing_that_is_not_there():
 
 def test_a_crash_on_one_side_only_is_confirmed_with_counts_and_its_words():
     found = confirm(VERDICTS, failing(0.0, 1.0))
-    assert found.outcome is Outcome.CONFIRMED and not found.flaky and found.direction == "worse"
+    assert found.outcome is ConfirmationOutcome.CONFIRMED and not found.flaky and found.direction == "worse"
     assert (found.good_counts, found.bad_counts) == ({"ok": 5}, {"crash": 5})
     assert found.headline == "confirmed crash in 5 of 5 runs on the later build, ok in 5 of 5 runs on the earlier"
     assert found.evidence.log_tail == "its last words"
@@ -154,44 +154,44 @@ def test_a_crash_on_one_side_only_is_confirmed_with_counts_and_its_words():
 
 def test_a_mended_crash_is_confirmed_as_better():
     found = confirm(VERDICTS, failing(1.0, 0.0))
-    assert (found.outcome, found.direction) == (Outcome.CONFIRMED, "better")
+    assert (found.outcome, found.direction) == (ConfirmationOutcome.CONFIRMED, "better")
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_the_same_verdict_on_both_sides_refutes(rate):
     found = confirm(VERDICTS, failing(rate, rate))
-    assert found.outcome is Outcome.REFUTED and found.said.endswith("on both")
+    assert found.outcome is ConfirmationOutcome.REFUTED and found.message.endswith("on both")
 
 
 def test_a_flaky_crash_is_said_to_be_flaky_and_run_more_often():
     found = confirm(VERDICTS, failing(0.0, 0.5, seed=1))
-    assert found.flaky and found.outcome is Outcome.CONFIRMED
-    assert len(found.runs) > 10 and "flaky: crash in" in found.said and found.chance <= 0.001
+    assert found.flaky and found.outcome is ConfirmationOutcome.CONFIRMED
+    assert len(found.runs) > 10 and "flaky: crash in" in found.message and found.chance <= 0.001
 
 
 def test_a_crash_that_is_as_frequent_before_is_not_confirmed():
     found = confirm(VERDICTS, failing(0.5, 0.5, seed=2))
-    assert found.flaky and found.outcome is Outcome.UNDECIDED and len(found.runs) == 40
+    assert found.flaky and found.outcome is ConfirmationOutcome.UNDECIDED and len(found.runs) == 40
 
 
 def test_a_suspected_time_of_a_case_that_fails_is_answered_as_a_verdict():
     found = confirm(TIMES, failing(0.0, 1.0))
-    assert found.metric == "verdict" and found.outcome is Outcome.CONFIRMED
+    assert found.metric == "verdict" and found.outcome is ConfirmationOutcome.CONFIRMED
 
 
 def test_a_case_that_cannot_be_run_here_answers_nothing():
     found = confirm(VERDICTS, lambda side, number: record(side, status=Status.MISSING))
-    assert (found.outcome, found.said) == (Outcome.UNDECIDED, "missing in 5 of 5 runs on both")
+    assert (found.outcome, found.message) == (ConfirmationOutcome.UNDECIDED, "missing in 5 of 5 runs on both")
 
 
 def test_a_suspected_time_of_a_case_that_fails_on_both_builds_is_not_refuted():
     found = confirm(Question(CASE, "time", size=0.06), failing(1.0, 1.0))
-    assert (found.outcome, found.said) == (Outcome.UNDECIDED, "crash in 5 of 5 runs on both")
+    assert (found.outcome, found.message) == (ConfirmationOutcome.UNDECIDED, "crash in 5 of 5 runs on both")
 
 
 def test_kinds_tell_failures_apart():
     found = confirm(VERDICTS, lambda side, number: record(side, status=Status.WRONG, kind=Kind.NIBBLE_SWAP if side == "bad" else Kind.SIGN_LOST))
-    assert found.outcome is Outcome.CONFIRMED and found.bad_counts == {"wrong (nibble_swap)": 5}
+    assert found.outcome is ConfirmationOutcome.CONFIRMED and found.bad_counts == {"wrong (nibble_swap)": 5}
 
 
 # -- what is kept, and told -------------------------------------------------------------------------------------------------

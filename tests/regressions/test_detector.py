@@ -35,7 +35,7 @@ def test_a_tenth_more_time_is_found_at_its_build_within_four(at):
 
 
 def test_a_twentieth_at_2_percent_noise_is_found_within_5_builds_in_95_of_100_series():
-    found = contest.Round("rule + confirmation", 1000, seed=8, step=0.05, noise=0.02).hold()
+    found = contest.EvaluationRun("rule + confirmation", 1000, seed=8, step=0.05, noise=0.02).run()
     assert found.within[-1] > 0.94      # 0.96 is measured, with a standard error of 0.007
     assert found.placed > 0.6
 
@@ -172,9 +172,9 @@ def test_what_is_refuted_twice_is_how_it_is_measured_there_now_and_is_not_found_
 
 @pytest.mark.parametrize("kind", list(synthetic.FLAT))
 def test_nothing_is_confirmed_where_nothing_changed(kind):
-    flat = contest.Round("rule + confirmation", 60, seed=9, kind=kind, builds=365).hold()
+    flat = contest.EvaluationRun("rule + confirmation", 60, seed=9, kind=kind, builds=365).run()
     assert flat.per_1000 == 0
-    assert contest.Round("rule", 60, seed=9, kind=kind, builds=365).hold().per_1000 < 1500
+    assert contest.EvaluationRun("rule", 60, seed=9, kind=kind, builds=365).run().per_1000 < 1500
 
 
 def test_a_confirmation_finds_what_is_there_and_refutes_what_is_not():
@@ -184,28 +184,28 @@ def test_a_confirmation_finds_what_is_there_and_refutes_what_is_not():
 
 
 def test_asv_finds_large_steps_and_few_small_ones():
-    large = contest.Round("asv", 20, seed=9, step=0.10, noise=0.01).hold()
-    small = contest.Round("asv", 20, seed=9, step=0.05, noise=0.02).hold()
+    large = contest.EvaluationRun("asv", 20, seed=9, step=0.10, noise=0.01).run()
+    small = contest.EvaluationRun("asv", 20, seed=9, step=0.05, noise=0.02).run()
     assert large.within[-1] > 0.8 and small.within[-1] < 0.3
 
 
 def test_otava_is_asked_in_the_same_way():
     pytest.importorskip("otava")
-    assert contest.Round("Otava", 20, seed=9, step=0.10, noise=0.01).hold().within[-1] > 0.9
+    assert contest.EvaluationRun("Otava", 20, seed=9, step=0.10, noise=0.01).run().within[-1] > 0.9
 
 
 def test_every_detector_is_put_to_the_same_series(monkeypatch):
     seen = []
     for name in ("one", "another"):
         monkeypatch.setitem(contest.DETECTORS, name, lambda times, *_: seen.append(times) or [])
-        contest.Round(name, 10, seed=3, kind="slow drift", builds=35).hold()
+        contest.EvaluationRun(name, 10, seed=3, kind="slow drift", builds=35).run()
     assert np.array_equal(seen[0], seen[1])
 
 
 def test_a_step_claimed_too_early_too_far_off_or_as_an_improvement_is_not_found(monkeypatch):
     claims = [contest.Alarm(0, 30, 31, True), contest.Alarm(1, 30, 31, False), contest.Alarm(2, 20, 31, True), contest.Alarm(3, 28, 29, True)]
     monkeypatch.setitem(contest.DETECTORS, "claimant", lambda *_: claims)
-    found = contest.Round("claimant", 4, seed=1, step=0.05).hold()
+    found = contest.EvaluationRun("claimant", 4, seed=1, step=0.05).run()
     assert found.within == (0, 0.25, 0.25, 0.25, 0.25) and found.placed == 1
 
 
@@ -235,9 +235,9 @@ def test_a_window_is_what_was_recorded_and_takes_the_step_from_the_31st_run_on(w
 
 @pytest.mark.parametrize("where", recorded.places())
 def test_the_rule_is_put_to_recorded_series_as_to_made_up_ones(where):
-    real = [one for one in contest.rounds(10, ["rule"]) if one.kind == where]
+    real = [one for one in contest.evaluation_runs(10, ["rule"]) if one.kind == where]
     assert [one.step for one in real] == [0.0, *synthetic.STEPS]
-    quiet, large = real[0].hold(), real[-1].hold()
+    quiet, large = real[0].run(), real[-1].run()
     assert quiet.series == large.series == len(recorded.windows(where, 0.0)[0])
     assert large.noise == recorded.noise(where)
     assert quiet.per_1000 >= 0 and list(large.within) == sorted(large.within)

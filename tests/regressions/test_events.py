@@ -12,9 +12,9 @@ from fpxbench.cli import app
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
-from fpxbench.regressions.confirmation import Confirmation, Outcome
-from fpxbench.regressions.examination import find
-from fpxbench.regressions.suspect import Direction, State, Suspect
+from fpxbench.regressions.change_report import Direction, State, Suspect
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
+from fpxbench.regressions.result_changes import find_changes
 
 OK = Verdict(status=Status.OK)
 CRASH = Verdict(status=Status.CRASH, kind=Kind.COMPILER_ABORT, summary="died by SIGABRT: size mismatch at 0x7ffd12")
@@ -43,7 +43,7 @@ def with_traffic(**by_night):
 
 def events(results, builds, edit, **more):
     nights(results, builds, (FUSED,), edit=edit, **more)
-    return find(results).events
+    return find_changes(results).events
 
 
 def told(found):
@@ -91,7 +91,7 @@ def test_a_crash_comes_before_a_refusal_and_what_is_worse_before_what_is_better(
     nights(tmp_path, 2, (FUSED,), edit=verdicts(CRASH, OK))
     nights(tmp_path, 2, (EAGER,), edit=verdicts(OK, refused))
     nights(tmp_path, 2, (FUSED.model_copy(update={"m": 16}),), edit=verdicts(OK, CRASH))
-    assert [(event.direction, event.after.split(":")[0]) for event in find(tmp_path).events] == [
+    assert [(event.direction, event.after.split(":")[0]) for event in find_changes(tmp_path).events] == [
         ("worse", "crash (compiler_abort)"), ("worse", "unsupported"), ("better", "ok")]
 
 
@@ -126,8 +126,8 @@ def test_another_random_weight_has_another_sqnr_and_that_is_no_event(tmp_path):
 
     for other_seed in (True, False):
         nights(tmp_path / str(other_seed), 2, (small,), edit=edit)
-    assert not find(tmp_path / "True").events
-    assert [event.series.metric for event in find(tmp_path / "False").events] == ["sqnr_db"]
+    assert not find_changes(tmp_path / "True").events
+    assert [event.series.metric for event in find_changes(tmp_path / "False").events] == ["sqnr_db"]
 
 
 def test_a_figure_that_always_moves_as_far_has_nothing_to_tell(tmp_path):
@@ -147,7 +147,7 @@ def slowed(tmp_path):
 
 
 def test_a_planted_slowdown_is_one_suspect_at_its_build(slowed):
-    suspect, = find(slowed).suspects
+    suspect, = find_changes(slowed).suspects
     assert suspect.series.case == FUSED.id and suspect.direction is Direction.WORSE and suspect.state is State.OPEN
     assert (suspect.last_good_tag, suspect.first_bad_tag) == ("nightly-20260704", "nightly-20260705")
     low, high = suspect.interval
@@ -159,7 +159,7 @@ def test_a_planted_slowdown_is_one_suspect_at_its_build(slowed):
 def test_where_the_baseline_moved_too_it_is_the_machine_and_one_finding_for_all_cases(tmp_path):
     nights(tmp_path, 40, edit=lambda night, one: one if night < 34 else timed(one, one.timing.median_us * 1.1, one.timing.baseline_us * 1.1),
            noise=0.01)
-    found = find(tmp_path)
+    found = find_changes(tmp_path)
     assert not found.suspects
     assert sum(move.cases for move in found.machine) == 2
     assert all(move.change == pytest.approx(0.1, abs=0.04) and move.control == pytest.approx(0.1, abs=0.04) for move in found.machine)
@@ -167,7 +167,7 @@ def test_where_the_baseline_moved_too_it_is_the_machine_and_one_finding_for_all_
 
 def test_one_slow_night_is_no_suspect(tmp_path):
     nights(tmp_path, 45, edit=lambda night, one: timed(one, one.timing.median_us * 1.3, one.timing.baseline_us) if night == 36 else one)
-    assert not find(tmp_path).suspects
+    assert not find_changes(tmp_path).suspects
 
 
 def test_a_case_that_crashes_in_between_goes_on_where_it_was(tmp_path):
@@ -175,7 +175,7 @@ def test_a_case_that_crashes_in_between_goes_on_where_it_was(tmp_path):
         return record(one.case, CRASH, machine=GPU, build=one.build) if 20 <= night < 25 else slower(1.08, 34)(night, one)
 
     nights(tmp_path, 40, (FUSED,), edit=edit, noise=0.015)
-    assert [suspect.first_bad_tag for suspect in find(tmp_path).suspects] == ["nightly-20260705"]
+    assert [suspect.first_bad_tag for suspect in find_changes(tmp_path).suspects] == ["nightly-20260705"]
 
 
 def test_a_suspect_that_is_mended_is_fixed_since_that_build(tmp_path):
@@ -183,14 +183,14 @@ def test_a_suspect_that_is_mended_is_fixed_since_that_build(tmp_path):
         return slower(1.10, 34)(night, one) if night < 45 else one
 
     nights(tmp_path, 55, (FUSED,), edit=edit, noise=0.01)
-    fixed, = [suspect for suspect in find(tmp_path).suspects if suspect.direction is Direction.WORSE]
+    fixed, = [suspect for suspect in find_changes(tmp_path).suspects if suspect.direction is Direction.WORSE]
     assert fixed.state is State.FIXED and fixed.ended_at.date == "2026-07-16" and not fixed.stands
 
 
 def test_a_suspect_has_the_same_id_on_every_night_and_comes_back_from_json(slowed, tmp_path):
-    suspect, = find(slowed).suspects
+    suspect, = find_changes(slowed).suspects
     nights(slowed, 5, edit=slower(1.08, 0), noise=0.015, first=40, seed=3)
-    assert [later.id for later in find(slowed).suspects] == [suspect.id]
+    assert [later.id for later in find_changes(slowed).suspects] == [suspect.id]
     again = Suspect.from_json(suspect.to_json())
     assert again == suspect and again.id == suspect.id
     with pytest.raises(ValidationError):
@@ -203,20 +203,20 @@ def confirmed(suspect, outcome):
 
 
 def test_what_was_looked_at_again_carries_its_outcome(slowed):
-    suspect, = find(slowed).suspects
-    Store(slowed, Confirmation).append(confirmed(suspect, Outcome.UNDECIDED))
-    assert find(slowed).suspects[0].state is State.UNDECIDED
-    Store(slowed, Confirmation).append(confirmed(suspect, Outcome.CONFIRMED))
-    after, = find(slowed).suspects
-    assert after.state is State.CONFIRMED and after.said == "confirmed +8.1% [7.0, 9.2]" and after.id == suspect.id
+    suspect, = find_changes(slowed).suspects
+    Store(slowed, Confirmation).append(confirmed(suspect, ConfirmationOutcome.UNDECIDED))
+    assert find_changes(slowed).suspects[0].state is State.UNDECIDED
+    Store(slowed, Confirmation).append(confirmed(suspect, ConfirmationOutcome.CONFIRMED))
+    after, = find_changes(slowed).suspects
+    assert after.state is State.CONFIRMED and after.message == "confirmed +8.1% [7.0, 9.2]" and after.id == suspect.id
 
 
 def test_what_was_refuted_is_kept_and_stands_no_more(slowed):
-    suspect, = find(slowed).suspects
-    Store(slowed, Confirmation).append(confirmed(suspect, Outcome.REFUTED))
-    found = find(slowed)
+    suspect, = find_changes(slowed).suspects
+    Store(slowed, Confirmation).append(confirmed(suspect, ConfirmationOutcome.REFUTED))
+    found = find_changes(slowed)
     assert {each.id: each.state for each in found.suspects}[suspect.id] is State.REFUTED
-    assert suspect.id not in {other.id for other in found.of_newest().suspects}
+    assert suspect.id not in {other.id for other in found.of_newest_builds().suspects}
 
 
 # -- the command ------------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_the_command_says_what_changed_worst_first_and_how_to_go_on(slowed):
     Store(slowed).append(record(EAGER, CRASH, machine=GPU, build=nightly(39)))
     said = run(slowed)
     assert said.exit_code == 0
-    suspect, event = (find(slowed).of_newest().suspects[0], find(slowed).of_newest().events[0])
+    suspect, event = (find_changes(slowed).of_newest_builds().suspects[0], find_changes(slowed).of_newest_builds().events[0])
     for words in (FUSED.id, "since nightly-20260705", f"fpxbench confirm {suspect.id}", EAGER.id, "crash (compiler_abort)",
                   f"fpxbench confirm {event.id}"):
         assert words in said.stdout
@@ -239,7 +239,7 @@ def test_the_command_says_what_changed_worst_first_and_how_to_go_on(slowed):
 
 def test_the_command_in_json_is_what_the_library_finds(slowed):
     said = json.loads(run(slowed, "--json").stdout)
-    assert [Suspect.model_validate(one) for one in said["suspects"]] == find(slowed).suspects
+    assert [Suspect.model_validate(one) for one in said["suspects"]] == find_changes(slowed).suspects
     assert said["troubles"] == []
 
 
@@ -283,7 +283,7 @@ WRONG = Verdict(status=Status.WRONG, summary="half of every value")
 def worse(folder, nights_measured, edit):
     """The first event for the worse in so many nights of one case."""
     nights(folder, nights_measured, (FUSED,), edit=edit)
-    return [event for event in find(folder).events if event.direction is Direction.WORSE][0]
+    return [event for event in find_changes(folder).events if event.direction is Direction.WORSE][0]
 
 
 def test_a_crash_that_becomes_a_wrong_result_is_not_fixed_until_it_is_right(tmp_path):
@@ -302,5 +302,5 @@ def test_kernels_that_go_from_one_to_three_to_two_are_not_mended_until_they_are_
 def test_a_record_whose_build_cannot_be_is_named_and_the_others_count(tmp_path):
     nights(tmp_path, 2)
     Store(tmp_path).append(record(FUSED, machine=GPU, build=nightly(3).model_copy(update={"date": "<b>yesterday</b>"})))
-    [trouble] = find(tmp_path).troubles
+    [trouble] = find_changes(tmp_path).troubles
     assert "build.date: Invalid isoformat string: '<b>yesterday</b>'" in trouble

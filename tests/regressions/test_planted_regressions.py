@@ -18,7 +18,7 @@ from fpxbench.builds.environments import Builds, Environments
 from fpxbench.builds.timeline import Timeline
 from fpxbench.records.case import Case
 from fpxbench.records.store import Store
-from fpxbench.regressions.confirmation import Confirmation, Outcome
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 
 # Six minutes on two idle cores: some hundred processes that each import PyTorch.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -144,7 +144,7 @@ def test_the_crash_is_found_confirmed_and_bisected(recorded):
     done = fpxbench(recorded, "confirm", event["id"], *COMMON, *VARIANT)
     assert done.returncode == 1, done.stdout + done.stderr    # a regression was confirmed
     (kept,) = Store(recorded / "results", Confirmation).read_all()[0]
-    assert kept.outcome is Outcome.CONFIRMED and (kept.good_counts, kept.bad_counts) == ({"ok": 5}, {"crash": 5})
+    assert kept.outcome is ConfirmationOutcome.CONFIRMED and (kept.good_counts, kept.bad_counts) == ({"ok": 5}, {"crash": 5})
 
     done = fpxbench(recorded, "bisect", CRASHING.id, tag("20261030"), tag("20261106"), *COMMON, *VARIANT, "--json")
     assert done.returncode == 0, done.stderr
@@ -165,7 +165,7 @@ def test_the_slowdown_is_found_confirmed_and_bisected_up_to_the_build_that_does_
     done = fpxbench(recorded, "confirm", suspect["id"], *COMMON, *VARIANT, "--level", "0.95")
     assert done.returncode == 1, done.stdout + done.stderr
     (kept,) = [each for each in Store(recorded / "results", Confirmation).read_all()[0] if each.suspect == suspect["id"]]
-    assert kept.outcome is Outcome.CONFIRMED and kept.time.low > 1.5
+    assert kept.outcome is ConfirmationOutcome.CONFIRMED and kept.time.low > 1.5
 
     done = fpxbench(recorded, "bisect", SLOWED.id, tag("20261031"), tag("20261104"), *COMMON, *VARIANT, "--json")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions import series_index as digests
 from fpxbench.regressions.series import panels
-from fpxbench.regressions.series_index import NAME, settled
+from fpxbench.regressions.series_index import NAME, normalized
 
 CRASH = Verdict(status=Status.CRASH, summary="died by SIGSEGV")
 
@@ -43,7 +43,7 @@ def test_every_case_has_a_point_for_every_build_that_it_was_measured_on(tmp_path
     assert (panel.machine, panel.channel, panel.variant) == ("nvidia-h100", "nightly", "cu130")
     assert panel.tags == ["nightly-20260601", "nightly-20260602", "nightly-20260603"]
     missing = panel.cases.index(EAGER.id), 1
-    assert panel.verdict[missing] == -1 and np.isnan(panel.figures["median_us"][missing])
+    assert panel.verdict[missing] == -1 and np.isnan(panel.metrics["median_us"][missing])
     assert (np.delete(panel.verdict.ravel(), np.ravel_multi_index(missing, panel.verdict.shape)) >= 0).all()
 
 
@@ -51,7 +51,7 @@ def test_a_failure_is_a_point_and_not_missing_data(tmp_path):
     nights(tmp_path, 3, (FUSED,), edit=lambda night, one: record(FUSED, CRASH, machine=GPU, build=one.build) if night == 1 else one)
     panel, = read(tmp_path)[0]
     assert [panel.verdicts[number].status for number in panel.verdict[0]] == ["ok", "crash", "ok"]
-    assert np.isnan(panel.figures["median_us"][0, 1])
+    assert np.isnan(panel.metrics["median_us"][0, 1])
 
 
 def test_the_figures_are_those_of_the_records(tmp_path):
@@ -62,7 +62,7 @@ def test_the_figures_are_those_of_the_records(tmp_path):
                 "relative_error": stored.accuracy.relative_error, "sqnr_db": stored.accuracy.sqnr_db,
                 "packed_bytes": stored.traffic.packed_bytes, "kernels_launched": stored.traffic.kernels_launched,
                 "peak_bytes": stored.traffic.peak_bytes}
-    assert {name: values.item() for name, values in panel.figures.items()} == expected
+    assert {name: values.item() for name, values in panel.metrics.items()} == expected
     assert (panel.outputs.item(), panel.weights.item()) == (4096, 4096 * 4096)
 
 
@@ -70,7 +70,7 @@ def test_of_a_case_that_was_measured_twice_the_last_counts(tmp_path):
     nights(tmp_path, 1, (FUSED,), seed=1)
     nights(tmp_path, 1, (FUSED,), seed=2)
     last = Store(tmp_path).read_all()[0][-1]
-    assert read(tmp_path)[0][0].figures["median_us"].item() == last.timing.median_us
+    assert read(tmp_path)[0][0].metrics["median_us"].item() == last.timing.median_us
 
 
 # -- the order --------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_record_of_an_older_fpxbench_has_the_fields_that_it_has(tmp_path):
     path.write_text(json.dumps(stored))
     panel, = read(tmp_path)[0]
     assert panel.builds[0].key == commit_hash(nightly(0))
-    assert np.isnan(panel.figures["peak_bytes"].item()) and panel.figures["median_us"].item() > 0
+    assert np.isnan(panel.metrics["peak_bytes"].item()) and panel.metrics["median_us"].item() > 0
 
 
 def test_a_build_whose_version_is_none_is_left_out_and_named(tmp_path):
@@ -206,7 +206,7 @@ MIDDLE = b"everything but the first page"
 @pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, MIDDLE, None])
 def test_a_digest_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, damage):
     nights(tmp_path, 2)
-    expected = read(tmp_path)[0][0].figures["median_us"]
+    expected = read(tmp_path)[0][0].metrics["median_us"]
     path = tmp_path / "nvidia-h100" / NAME
     if damage is None:
         with sqlite3.connect(path) as connection:
@@ -216,7 +216,7 @@ def test_a_digest_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, d
         path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     else:
         path.write_bytes(damage)
-    assert np.array_equal(read(tmp_path)[0][0].figures["median_us"], expected)
+    assert np.array_equal(read(tmp_path)[0][0].metrics["median_us"], expected)
 
 
 def test_where_nothing_can_be_written_every_record_is_read_and_it_is_said(tmp_path):
@@ -258,7 +258,7 @@ def test_a_copy_of_the_results_without_the_digest_says_the_same(tmp_path):
     here = read(tmp_path / "here")[0][0]
     shutil.copytree(tmp_path / "here", tmp_path / "there", ignore=shutil.ignore_patterns(NAME))
     there = read(tmp_path / "there")[0][0]
-    assert here.cases == there.cases and np.array_equal(here.figures["speedup"], there.figures["speedup"])
+    assert here.cases == there.cases and np.array_equal(here.metrics["speedup"], there.metrics["speedup"])
 
 
 def test_a_machine_is_read_at_a_time(tmp_path, files_read):
@@ -282,7 +282,7 @@ def test_a_machine_is_read_at_a_time(tmp_path, files_read):
     ("tried to allocate 2.00 GiB", "tried to allocate 3.50 GiB"),
 ])
 def test_what_varies_from_run_to_run_does_not_make_another_failure(one, another):
-    assert settled(one) == settled(another)
+    assert normalized(one) == normalized(another)
 
 
 @pytest.mark.parametrize(("one", "another"), [
@@ -292,7 +292,7 @@ def test_what_varies_from_run_to_run_does_not_make_another_failure(one, another)
     ("not supported on sm_80", "not supported on sm_90"),
 ])
 def test_other_words_make_another_failure(one, another):
-    assert settled(one) != settled(another)
+    assert normalized(one) != normalized(another)
 
 
 def test_case_names_alone_take_no_place_in_the_digest_twice(tmp_path):

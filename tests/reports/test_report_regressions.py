@@ -20,9 +20,9 @@ from fpxbench.cli import app
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
-from fpxbench.regressions.confirmation import Confirmation, Interval, Outcome, Run
-from fpxbench.regressions.examination import find
-from fpxbench.regressions.suspect import Direction, State
+from fpxbench.regressions.change_report import Direction, State
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, ConfirmationRun, Interval
+from fpxbench.regressions.result_changes import find_changes
 from fpxbench.reports.site import build_site
 
 BUILDS, IN_FULL = 44, 3
@@ -50,8 +50,8 @@ def history(night, one):
     return one.model_copy(update={"build": one.build.model_copy(update={"git": f"{night:07x}"})})
 
 
-def confirmation(suspect, outcome: Outcome, ratio: float, said: str) -> Confirmation:
-    runs = [Run(side=side, status=Status.OK, median_us=100 * (ratio if side == "bad" else 1), baseline_us=250) for side in ("good", "bad", "bad", "good")]
+def confirmation(suspect, outcome: ConfirmationOutcome, ratio: float, said: str) -> Confirmation:
+    runs = [ConfirmationRun(side=side, status=Status.OK, median_us=100 * (ratio if side == "bad" else 1), baseline_us=250) for side in ("good", "bad", "bad", "good")]
     return Confirmation(
         suspect=suspect.id, case=next(one for one in CASES if one.id == suspect.series.case), metric="time", machine=GPU, good=suspect.surely_good,
         build=suspect.raised_at, outcome=outcome, said=said, time=Interval(value=ratio, low=ratio - 0.01, high=ratio + 0.01, level=0.9999, pairs=15),
@@ -64,11 +64,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("time") / "results"
     nights(folder, BUILDS, CASES, noise=0.01, edit=history)
     nights(folder, 4, (FUSED,), machine=CPU, first=BUILDS - 4)
-    worse = {suspect.series.case: suspect for suspect in find(folder).suspects if suspect.direction is Direction.WORSE and suspect.change > 0.07}
+    worse = {suspect.series.case: suspect for suspect in find_changes(folder).suspects if suspect.direction is Direction.WORSE and suspect.change > 0.07}
     store = Store(folder, Confirmation)
-    store.append(confirmation(worse[FUSED.id], Outcome.CONFIRMED, 1.097, "+9.7% [8.7, 10.7]"))
-    store.append(confirmation(worse[REFUTED.id], Outcome.REFUTED, 1.001, f"+0.1% [-0.9, 1.1] {PAYLOAD}"))
-    store.append(Confirmation(case=MENDED, metric="time", machine=GPU, good=nightly(2), build=nightly(9), outcome=Outcome.UNDECIDED, said="+1.0%"))
+    store.append(confirmation(worse[FUSED.id], ConfirmationOutcome.CONFIRMED, 1.097, "+9.7% [8.7, 10.7]"))
+    store.append(confirmation(worse[REFUTED.id], ConfirmationOutcome.REFUTED, 1.001, f"+0.1% [-0.9, 1.1] {PAYLOAD}"))
+    store.append(Confirmation(case=MENDED, metric="time", machine=GPU, good=nightly(2), build=nightly(9), outcome=ConfirmationOutcome.UNDECIDED, said="+1.0%"))
     Store(folder, Installation).append(Installation(
         at="2026-07-20", machine=GPU, build=nightly(BUILDS), parts=("torch", "triton"), python="3.11", installer="pip", status="failed",
         why="no such wheel", log_tail=f"ERROR: {PAYLOAD}"))
@@ -136,7 +136,7 @@ def test_a_cause_that_hits_several_cases_is_told_once(site: Path) -> None:
 
 
 def test_an_open_finding_comes_with_the_command_that_looks_again(site: Path, results: Path) -> None:
-    suspect = max((one for one in find(results).suspects if one.series.case == EAGER.id), key=lambda suspect: suspect.change)
+    suspect = max((one for one in find_changes(results).suspects if one.series.case == EAGER.id), key=lambda suspect: suspect.change)
     assert f"fpxbench confirm {suspect.id}" in section(page(site, "regressions.html"), "open")
     good, bad = (f"nightly-{build.date.replace('-', '')}" for build in (suspect.surely_good, suspect.raised_at))
     assert f"fpxbench bisect {EAGER.id} {good} {bad}" in Page(series_page(site, EAGER)).text
@@ -151,10 +151,10 @@ def test_the_first_page_has_what_is_confirmed_and_counts_what_is_suspected(site:
 
 def test_a_confirmed_crash_is_told_once_on_the_first_page(tmp_path: Path) -> None:
     nights(tmp_path / "results", 4, CRASHING[:1], edit=lambda night, one: history(night + CRASHING_SINCE - 2, one))
-    [event] = find(tmp_path / "results").events
+    [event] = find_changes(tmp_path / "results").events
     Store(tmp_path / "results", Confirmation).append(Confirmation(
         suspect=event.id, case=CRASHING[0], metric="verdict", machine=GPU, good=event.last_good, build=event.first_bad,
-        outcome=Outcome.CONFIRMED, said="crash in 5 of 5 runs", good_counts={"ok": 5}, bad_counts={"crash": 5}))
+        outcome=ConfirmationOutcome.CONFIRMED, said="crash in 5 of 5 runs", good_counts={"ok": 5}, bad_counts={"crash": 5}))
     summary = build_site(tmp_path / "results", tmp_path / "site")
     assert [problem.severity for problem in summary.problems] == ["crash"]
     assert "crash in 5 of 5 runs" in section(page(tmp_path / "site", "regressions.html"), "confirmed")

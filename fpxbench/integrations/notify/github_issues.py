@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from fpxbench.records.store import Store, latest
-from fpxbench.regressions.confirmation import Confirmation, Outcome
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 
 TEMPLATE = "templates/issue.md.j2"
 _MOST_LOG_LINES = 40
@@ -31,7 +31,7 @@ class Issue:
 def confirmed(results: Path) -> list[Confirmation]:
     """The confirmations under `results` that say "worse", the last of each question, worst first."""
     found, _ = Store(results, Confirmation).read_all()
-    open_ones = [each for each in latest(found) if each.outcome is Outcome.CONFIRMED and each.direction == "worse"]
+    open_ones = [each for each in latest(found) if each.outcome is ConfirmationOutcome.CONFIRMED and each.direction == "worse"]
     return sorted(open_ones, key=lambda each: (each.metric != "verdict", -(each.time.value if each.time else 0.0), each.case.id))
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from fpxbench.builds.timeline import Timeline
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store
-from fpxbench.regressions.confirmation import Confirmation, Outcome
-from fpxbench.regressions.detector import Change, detect
+from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, Suspect, share
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
+from fpxbench.regressions.detector import LevelChange, detect
 from fpxbench.regressions.events import change_facts, events, series_of
 from fpxbench.regressions.series import Panel, panels
-from fpxbench.regressions.suspect import Direction, Event, Finding, MachineMove, Suspect, share
 
 METRIC = "median_us"
 """What the rule is applied to; the baseline of the same run is its control, and the speedup thereby looked at too."""
@@ -25,7 +25,7 @@ Z95 = 1.96
 
 
 @dataclass
-class Findings:
+class ResultChanges:
     """What changed, each list worst first."""
 
     suspects: list[Suspect] = field(default_factory=list)
@@ -35,25 +35,25 @@ class Findings:
     newest: list[Build] = field(default_factory=list)
     """The newest build of each series of builds."""
 
-    def of_newest(self) -> Findings:
+    def of_newest_builds(self) -> ResultChanges:
         """Only what is open: suspects that are not over, and what the newest builds brought."""
         keys = {build.key for build in self.newest}
-        return Findings(
+        return ResultChanges(
             [suspect for suspect in self.suspects if suspect.stands], [event for event in self.events if event.first_bad.key in keys],
             [move for move in self.machine if move.first.key in keys], self.troubles, self.newest,
         )
 
 
-def find(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> Findings:
+def find_changes(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> ResultChanges:
     """Read the records under `results` and apply the rule to all of them.
 
     What has been looked at again carries its outcome; the series of a refuted suspect goes on as if nothing had been said. Raises
     ValueError for a machine that has no records.
     """
-    found = Findings()
+    found = ResultChanges()
     confirmations, broken = Store(results, Confirmation).read_all()
     found.troubles += [str(line) for line in broken]
-    for of_machine, troubles in examine(results, by_suspect(confirmations), timeline, machine):
+    for of_machine, troubles in changes_by_machine(results, by_suspect(confirmations), timeline, machine):
         found.troubles += troubles
         for one in of_machine:
             found.newest.append(one.panel.builds[-1])
@@ -67,7 +67,7 @@ def find(results: Path, timeline: Timeline | None = None, machine: str | None = 
 
 
 @dataclass(frozen=True)
-class Examined:
+class PanelChanges:
     """The series of one panel, and what changed in them, each list in the order of the builds."""
 
     panel: Panel
@@ -76,41 +76,41 @@ class Examined:
     moves: list[MachineMove]
 
 
-def examine(results: Path, looks: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
-            ) -> Iterator[tuple[list[Examined], list[str]]]:
-    """Every machine in turn, and what is to be known of its records; `find` is the sum. One machine's series are held at a time."""
+def changes_by_machine(results: Path, confirmations: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
+            ) -> Iterator[tuple[list[PanelChanges], list[str]]]:
+    """Every machine in turn, and what is to be known of its records; `find_changes` is the sum. One machine's series are held at a time."""
     for of_machine, troubles in panels(results, timeline, machine):
-        yield [_examined(panel, looks) for panel in of_machine], troubles
+        yield [_changes_of(panel, confirmations) for panel in of_machine], troubles
 
 
-def _examined(panel: Panel, looks: dict[str, Confirmation]) -> Examined:
-    suspects, moves = performance(panel, looks)
-    return Examined(panel, suspects, [_with_outcome(event, looks) for event in events(panel)], moves)
+def _changes_of(panel: Panel, confirmations: dict[str, Confirmation]) -> PanelChanges:
+    suspects, moves = performance(panel, confirmations)
+    return PanelChanges(panel, suspects, [_with_outcome(event, confirmations) for event in events(panel)], moves)
 
 
 def by_suspect(confirmations: Iterable[Confirmation]) -> dict[str, Confirmation]:
     """The last confirmation of each finding, by its id."""
-    return {look.suspect: look for look in confirmations if look.suspect}
+    return {confirmation.suspect: confirmation for confirmation in confirmations if confirmation.suspect}
 
 
-F = TypeVar("F", bound=Finding)
+F = TypeVar("F", bound=ChangeReport)
 
 
-def _with_outcome(finding: F, looks: dict[str, Confirmation]) -> F:
-    look = looks.get(finding.id)
-    return finding if look is None else finding.model_copy(update={"outcome": look.outcome, "said": look.headline})
+def _with_outcome(finding: F, confirmations: dict[str, Confirmation]) -> F:
+    confirmation = confirmations.get(finding.id)
+    return finding if confirmation is None else finding.model_copy(update={"outcome": confirmation.outcome, "message": confirmation.headline})
 
 
-def performance(panel: Panel, looks: dict[str, Confirmation] | None = None) -> tuple[list[Suspect], list[MachineMove]]:
+def performance(panel: Panel, confirmations: dict[str, Confirmation] | None = None) -> tuple[list[Suspect], list[MachineMove]]:
     """The suspects of one panel in the order in which they were raised, and what was the machine."""
-    looks = looks or {}
+    confirmations = confirmations or {}
     suspects: list[Suspect] = []
 
-    def believe(change: Change) -> bool:
-        suspects.append(_with_outcome(suspect_of(panel, change), looks))
-        return suspects[-1].outcome is not Outcome.REFUTED
+    def believe(change: LevelChange) -> bool:
+        suspects.append(_with_outcome(suspect_of(panel, change), confirmations))
+        return suspects[-1].outcome is not ConfirmationOutcome.REFUTED
 
-    changes = detect(panel.figures[METRIC], panel.figures["baseline_us"], believe)
+    changes = detect(panel.metrics[METRIC], panel.metrics["baseline_us"], believe)
     return _with_ends(suspects), _machine_moves(panel, [change for change in changes if change.machine])
 
 
@@ -122,13 +122,13 @@ def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
         following = later.get(case)
         if following is not None and following.direction is not suspect.direction:
             suspect = suspect.model_copy(update={"ended_at": following.first_bad})
-        if suspect.outcome is not Outcome.REFUTED:
+        if suspect.outcome is not ConfirmationOutcome.REFUTED:
             later[case] = suspect
         ended.append(suspect)
     return ended[::-1]
 
 
-def suspect_of(panel: Panel, change: Change) -> Suspect:
+def suspect_of(panel: Panel, change: LevelChange) -> Suspect:
     return Suspect(
         series=series_of(panel, change.row, METRIC), direction=Direction.WORSE if change.z > 0 else Direction.BETTER,
         **change_facts(panel, change.row, change.last_before, change.first), surely_good=panel.builds[change.surely_before],
@@ -139,9 +139,9 @@ def suspect_of(panel: Panel, change: Change) -> Suspect:
     )
 
 
-def _machine_moves(panel: Panel, changes: list[Change]) -> list[MachineMove]:
+def _machine_moves(panel: Panel, changes: list[LevelChange]) -> list[MachineMove]:
     """One for each build with which cases moved in one direction; what was found a build apart is one move too."""
-    by_build: dict[tuple[int, bool], list[Change]] = defaultdict(list)
+    by_build: dict[tuple[int, bool], list[LevelChange]] = defaultdict(list)
     for change in changes:
         by_build[change.first, change.z > 0].append(change)
     return [

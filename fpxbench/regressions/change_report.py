@@ -13,9 +13,9 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from fpxbench.records.fields import Finite, Positive
+from fpxbench.records.fields import Finite, Positive, Text
 from fpxbench.records.record import Build
-from fpxbench.regressions.confirmation import Outcome
+from fpxbench.regressions.confirmation import ConfirmationOutcome
 
 
 class Direction(StrEnum):
@@ -40,7 +40,7 @@ class State(StrEnum):
 class Series(BaseModel):
     """Which figure of which case, where."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     machine: str
     device: str
@@ -52,10 +52,10 @@ class Series(BaseModel):
     """A field of the record (``median_us``, ``packed_bytes``), or ``verdict``."""
 
 
-class Finding(BaseModel):
+class ChangeReport(BaseModel):
     """A change between two builds of one series."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     series: Series
     direction: Direction
@@ -67,9 +67,9 @@ class Finding(BaseModel):
     first_bad_tag: str
     implementation_changed: bool = False
     """The implementation's own source is another one in these two builds, so that it may be that and not PyTorch."""
-    outcome: Outcome | None = None
+    outcome: ConfirmationOutcome | None = None
     """Of the last confirmation that was about it; None before there is one."""
-    said: str = ""
+    message: Text = Field(default="", alias="said")
     """That confirmation in words: ``confirmed +6.1% [5.2, 7.0]``."""
     ended_at: Build | None = None
     """The first build on which it is over. Of a suspect: of its next change in the other direction; of an event: on which the figure is
@@ -84,7 +84,7 @@ class Finding(BaseModel):
 
     @property
     def state(self) -> State:
-        if self.outcome is Outcome.REFUTED:
+        if self.outcome is ConfirmationOutcome.REFUTED:
             return State.REFUTED
         if self.ended_at is not None:
             return State.FIXED
@@ -96,7 +96,7 @@ class Finding(BaseModel):
         return self.state not in (State.REFUTED, State.FIXED)
 
 
-class Suspect(Finding):
+class Suspect(ChangeReport):
     """A change of the time that the rule finds: to be confirmed before anybody is told (`fpxbench confirm`)."""
 
     surely_good: Build
@@ -126,11 +126,11 @@ class Suspect(Finding):
         return cls.model_validate_json(text)
 
     def to_json(self) -> str:
-        """One line."""
-        return self.model_dump_json()
+        """Return the suspect as one line."""
+        return self.model_dump_json(by_alias=True)
 
 
-class Event(Finding):
+class Event(ChangeReport):
     """A change that needs no statistics: another verdict, other words, another exact figure."""
 
     before: str
@@ -145,7 +145,7 @@ class Event(Finding):
 class MachineMove(BaseModel):
     """The dense baseline moved with the cases: the machine, or PyTorch's dense product, and one finding for all of them."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     machine: str
     device: str
