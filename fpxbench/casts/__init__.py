@@ -1,1 +1,1 @@
-"""Conformance of others: what the casts that people really use make of every input, against the oracle."""
+"""Do the casts of PyTorch and Triton conform to the formats' definitions, for every input?"""

@@ -1,4 +1,4 @@
-"""What became different from one build to the next: statuses, behaviours, and how many inputs differ."""
+"""What changed from one build to the next: statuses, behaviours, and how many inputs differ."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fpxbench.casts.cast_findings import engines_of, operations_of
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import Conversion
 
-_UNTOLD = "untold"
+_UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class CastSnapshot:
-    """What is kept of a record to compare it with later ones."""
+    """The part of a record that later builds are compared with."""
 
     conversion: Conversion
     inputs: str
     aspects: Mapping[str, str]
-    """Status, behaviour and the number of differing inputs, in words by name."""
+    """Status, behaviour and the number of differing inputs, as text by name."""
 
     @classmethod
     def of(cls, record: CastRecord) -> CastSnapshot:
@@ -33,7 +33,7 @@ class CastSnapshot:
 
 @dataclass(frozen=True)
 class CastChange:
-    """One aspect that went from one value to another, in all the conversions that show it."""
+    """An aspect that went from one value to another, and all conversions that show it."""
 
     aspect: str
     before: str
@@ -43,29 +43,32 @@ class CastChange:
     @property
     def message(self) -> str:
         """``cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate``."""
-        return f"{operations_of(self.conversions)} in {', '.join(engines_of(self.conversions))}: {self.aspect.replace('_', ' ')} {self.before} → {self.after}"
+        where = f"{operations_of(self.conversions)} in {', '.join(engines_of(self.conversions))}"
+        return f"{where}: {self.aspect.replace('_', ' ')} {self.before} → {self.after}"
 
 
 def changes(before: Iterable[CastSnapshot], after: Iterable[CastSnapshot]) -> list[CastChange]:
-    """What differs between two builds in the conversions that both have, given the same inputs; the most widespread first.
+    """Return what differs between two builds in the conversions of both that had the same inputs, the most widespread
+    first.
 
-    The number of differing inputs is named only where nothing else tells that something changed. NaN codes that an earlier build did not
-    give are a change too.
+    The number of differing inputs is reported only where no other aspect changed.
     """
     earlier = {snapshot.conversion.id: snapshot for snapshot in before}
     grouped: dict[tuple[str, str, str], list[Conversion]] = defaultdict(list)
     for snapshot in after:
         old = earlier.get(snapshot.conversion.id)
-        if old is None or (old.inputs != snapshot.inputs and "status" in old.aspects and old.aspects["status"] == snapshot.aspects["status"]):
+        if old is None or (old.inputs != snapshot.inputs and old.aspects["status"] == snapshot.aspects["status"]):
             continue
+        pairs = {name: (old.aspects.get(name, _UNKNOWN), snapshot.aspects.get(name, _UNKNOWN))
+                 for name in dict.fromkeys((*old.aspects, *snapshot.aspects))}
         different = {
-            name: (old.aspects.get(name, _UNTOLD), snapshot.aspects.get(name, _UNTOLD))
-            for name in dict.fromkeys((*old.aspects, *snapshot.aspects)) if old.aspects.get(name) != snapshot.aspects.get(name)
+            name: pair
+            for name, pair in pairs.items()
+            if pair[0] != pair[1] and (name == "status" or _UNKNOWN not in pair)
         }
-        told = {name: pair for name, pair in different.items() if name == "status" or _UNTOLD not in pair}
-        if len(told) > 1:
-            told.pop("differing inputs", None)
-        for name, (was, now) in told.items():
+        if len(different) > 1:
+            different.pop("differing inputs", None)
+        for name, (was, now) in different.items():
             grouped[name, was, now].append(snapshot.conversion)
     found = [CastChange(name, was, now, tuple(conversions)) for (name, was, now), conversions in grouped.items()]
     return sorted(found, key=lambda change: (change.aspect != "status", -len(change.conversions), change.message))

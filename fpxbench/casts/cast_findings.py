@@ -1,4 +1,4 @@
-"""What a set of records comes to: one finding for each mistake or refusal, over all the dtypes and engines that show it."""
+"""Findings from a set of records: one for each fault or refusal, over all the dtypes and engines that show it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from functools import partial
 
 from fpxbench.casts.cast_record import EXACT_PRODUCT, CastRecord, DifferingInputs, Example, InputKind
 from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
-from fpxbench.casts.grid import grid
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status
 
 MISTAKE = "mistake"
-"""The evidence that says what a wrong conversion does, apart from its figures."""
+"""The key of the evidence that says what a wrong conversion does, without counts."""
 
 WHAT: dict[Operation, str] = {
-    Operation.CAST: "cast", Operation.CAST_RTZ: "cast toward zero", Operation.SCALE_THEN_CAST: "scale, then cast", Operation.FINFO: "torch.finfo",
-    Operation.SHIFT_LEFT: "<< tensor", Operation.SHIFT_RIGHT: ">> tensor", Operation.AND: "& tensor", Operation.OR: "| tensor",
-    Operation.XOR: "^ tensor", Operation.NOT: "~", Operation.SHIFT_LEFT_SCALAR: "<< int", Operation.SHIFT_RIGHT_SCALAR: ">> int",
+    Operation.CAST: "cast",
+    Operation.CAST_RTZ: "cast toward zero",
+    Operation.SCALE_THEN_CAST: "scale, then cast",
+    Operation.FINFO: "torch.finfo",
+    Operation.SHIFT_LEFT: "<< tensor",
+    Operation.SHIFT_RIGHT: ">> tensor",
+    Operation.AND: "& tensor",
+    Operation.OR: "| tensor",
+    Operation.XOR: "^ tensor",
+    Operation.NOT: "~",
+    Operation.SHIFT_LEFT_SCALAR: "<< int",
+    Operation.SHIFT_RIGHT_SCALAR: ">> int",
     Operation.AND_SCALAR: "& int",
 }
-"""Operations as people write them."""
+"""Operations as messages name them."""
 
 LOSES_INFINITY_AND_NAN = "turns infinity and NaN into finite numbers"
 _NOT_FINITE = ("nan", "inf", "-inf")
@@ -31,7 +39,7 @@ _ORDER = {name: place for place, name in enumerate(DTYPES)}
 
 @dataclass(frozen=True)
 class CastFinding:
-    """One mistake or refusal.
+    """One fault or refusal.
 
     cause : what happens, without the counts
     records : all that show it, the one with the most differing inputs first
@@ -57,14 +65,14 @@ class CastFinding:
 
     @property
     def only_interpreted(self) -> bool:
-        """Whether only Triton's interpreter shows it, which nobody's results come from."""
+        """Whether only Triton's interpreter shows it, which is for tests."""
         return all(record.conversion.engine is Engine.TRITON_INTERPRETER for record in self.records)
 
     @property
     def counts(self) -> str:
-        """``252 of 391,560 inputs``: of the worst."""
+        """``252 of 391,560 inputs``: of the record with the most."""
         worst = self.records[0]
-        wrong = sum(difference.count for difference in worst.differences if not difference.permitted)
+        wrong = sum(difference.count for difference in worst.wrong)
         if not wrong:
             return ""
         noun = "constants" if worst.conversion.operation is Operation.FINFO else "inputs"
@@ -74,42 +82,45 @@ class CastFinding:
     def example(self) -> str:
         """``fp64 0x3f50000000000001 (0.0009765625000000002) gives 0x00 (0), not 0x01 (0.001953125)``."""
         worst = self.records[0]
-        wrong = [difference for difference in worst.differences if not difference.permitted]
-        if not wrong:
+        if not worst.wrong:
             return ""
-        shown = clearest_example(wrong, worst.conversion.target)
+        shown = clearest_example(worst.wrong, worst.conversion.target)
         if worst.conversion.operation is Operation.FINFO:
             return f"{shown.input_value} is {shown.got_value}, not {shown.expected_value}"
-        return (f"{worst.conversion.source} {shown.input} ({shown.input_value}) gives {worst.conversion.target} {shown.got} ({shown.got_value}), "
-                f"not {shown.expected} ({shown.expected_value})")
+        return (
+            f"{worst.conversion.source} {shown.input} ({shown.input_value}) gives {worst.conversion.target} "
+            f"{shown.got} ({shown.got_value}), not {shown.expected} ({shown.expected_value})"
+        )
 
 
 def loses_infinity_and_nan(wrong: Iterable[DifferingInputs]) -> bool:
-    """Whether what is wrong is that infinity becomes a finite number, and NaN a number."""
+    """Return whether the whole fault is that infinity becomes a finite number, and NaN a number."""
     by_kind = {one.kind: one for one in wrong}
     return by_kind.keys() == {InputKind.INFINITY, InputKind.NAN} and all(
         example.got_value not in _NOT_FINITE for example in by_kind[InputKind.INFINITY].examples)
 
 
 def clearest_example(wrong: Iterable[DifferingInputs], target: str) -> Example:
-    """Of inputs that became what is not permitted, one where no rule would permit it: a NaN past the maximum may be right by itself, and
-    wrong only beside others that saturate. An infinity that was lost comes before all else."""
+    """Return an example of wrong inputs that no rule permits, infinities first.
+
+    A NaN past the maximum may be permitted by itself, and wrong only beside others that saturate.
+    """
     past = (InputKind.OVERFLOW, InputKind.INFINITY)
     candidates = [(one.kind, example) for one in wrong for example in one.examples]
     open_to = ()
     if any(kind in past for kind, _ in candidates):
-        open_to = ("inf", "-inf") if grid(DTYPES[target]).has_infinity else ("nan",)
+        open_to = ("inf", "-inf") if DTYPES[target].format.has_infinity else ("nan",)
     never = [(kind, example) for kind, example in candidates if kind not in past or example.got_value not in open_to]
     return next((example for kind, example in never if kind is InputKind.INFINITY), (never or candidates)[0][1])
 
 
 def engines_of(conversions: Iterable[Conversion]) -> list[str]:
-    """What carries them out: ``eager/cpu``, …"""
+    """Return engines and devices, each once: ``eager/cpu``, …"""
     return list(dict.fromkeys(conversion.runs_on for conversion in conversions))
 
 
 def operations_of(conversions: Iterable[Conversion]) -> str:
-    """Operations and dtypes, each once: ``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``, ``~ uint16, uint32``."""
+    """Return operations and dtypes, each once: ``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``, ``~ uint16, uint32``."""
     by_operation: dict[Operation, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for conversion in conversions:
         by_operation[conversion.operation][conversion.source].add(conversion.target)
@@ -125,13 +136,15 @@ def operations_of(conversions: Iterable[Conversion]) -> str:
 
 
 def find(records: Iterable[CastRecord]) -> list[CastFinding]:
-    """Everything that is not `ok`, worst first, one finding a cause."""
+    """Return a finding for each cause of a status other than `ok`, worst first."""
     groups: dict[tuple, list[CastRecord]] = defaultdict(list)
     for record in records:
         if record.verdict.status is not Status.OK:
             conversion = record.conversion
             operation = "bits" if conversion.operation.on_bits else conversion.operation
-            groups[record.verdict.status, record.verdict.kind, _cause(record), operation, conversion.what].append(record)
+            groups[record.verdict.status, record.verdict.kind, _cause(record), operation, conversion.what].append(
+                record
+            )
     # Causes that the same engines show are one finding.
     together: dict[tuple, list[CastRecord]] = defaultdict(list)
     for (status, kind, cause, operation, _), group in groups.items():
@@ -140,16 +153,19 @@ def find(records: Iterable[CastRecord]) -> list[CastFinding]:
         CastFinding(status, cause, tuple(sorted(group, key=lambda record: -_wrong_share(record))))
         for (status, _, cause, _, _), group in together.items()
     ]
-    return sorted(found, key=lambda finding: (SEVERITY[finding.status], finding.only_interpreted, -len(finding.records)))
+    return sorted(
+        found, key=lambda finding: (SEVERITY[finding.status], finding.only_interpreted, -len(finding.records))
+    )
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Engines that do differently what the target's format leaves open, so that each of them is right.
+    """Engines that differ in what the target's format leaves open, so that each of them conforms.
 
-    ways : what values past the maximum become (``nan``, ``saturate, but infinity: nan``), or how a product is rounded, and where
-    about : what they disagree on
-    note : what else there is to know
+    ways : engines by what values past the maximum become (``nan``, ``saturate, but infinity: nan``), or by how a
+        product is rounded
+    about : the aspect
+    note : what else a user should know
     """
 
     ways: dict[str, tuple[str, ...]]
@@ -159,13 +175,14 @@ class Disagreement:
 
     @property
     def message(self) -> str:
-        """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda (all round alike)``."""
+        """``cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu, eager/cuda; saturate in compiled/cuda (all
+        round alike)``."""
         ways = "; ".join(f"{how} in {', '.join(where)}" for how, where in self.ways.items())
         return f"{operations_of(self.conversions)}: {self.about} {ways} ({self.note})"
 
 
 def overflows(records: Iterable[CastRecord]) -> dict[str, dict[str, list[str]]]:
-    """What values past the maximum become, by target: how (``saturate, infinity nan``), and who does so."""
+    """Return what values past the maximum become: engines by outcome (``saturate, but infinity: nan``) by target."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         how, conversion = _overflow(record), record.conversion
@@ -175,11 +192,16 @@ def overflows(records: Iterable[CastRecord]) -> dict[str, dict[str, list[str]]]:
 
 
 def disagreements(records: Iterable[CastRecord]) -> list[Disagreement]:
-    """Casts that mean another number in another engine, the most widespread first. Triton's interpreter, which nobody's results come from,
-    is left out."""
+    """Return casts whose results differ between engines, the most widespread first. Triton's interpreter, for tests, is
+    left out."""
     records = list(records)
-    return _by_ways(records, _overflow, Disagreement) + _by_ways(records, _product_kept, partial(Disagreement, about="the product is", note=(
-        "nearer to the exact value where it is not rounded; torch._inductor.config.emulate_precision_casts = True rounds it")))
+    of_products = partial(
+        Disagreement,
+        about="the product is",
+        note="nearer to the exact value where it is not rounded; torch._inductor.config.emulate_precision_casts = True"
+        " rounds it",
+    )
+    return _by_ways(records, _overflow, Disagreement) + _by_ways(records, _product_kept, of_products)
 
 
 def _by_ways(records: list[CastRecord], way_of: Callable[[CastRecord], str | None],
@@ -200,15 +222,17 @@ def _by_ways(records: list[CastRecord], way_of: Callable[[CastRecord], str | Non
 
 
 def _overflow(record: CastRecord) -> str | None:
-    """What a plain cast makes of values past the maximum, in words; None where it is no plain cast or does not always do the same."""
-    behaviour = record.behaviour
-    if record.conversion.operation is not Operation.CAST or not behaviour.overflow or behaviour.overflow.startswith("mixture"):
+    """What a plain cast makes of values past the maximum; None for other operations, and where it is not always the
+    same."""
+    overflow, infinity = record.behaviour.overflow, record.behaviour.infinity
+    if record.conversion.operation is not Operation.CAST or not overflow or overflow.startswith("mixture"):
         return None
-    return behaviour.overflow if behaviour.infinity in (None, behaviour.overflow) else f"{behaviour.overflow}, but infinity: {behaviour.infinity}"
+    return overflow if infinity in (None, overflow) else f"{overflow}, but infinity: {infinity}"
 
 
 def _product_kept(record: CastRecord) -> str | None:
-    """How the product of a scale and a number is rounded before it is cast, in words; None where there is none, or its cast is wrong."""
+    """How the product of a scale and a number is rounded before it is cast; None without a product, and where its cast
+    is wrong."""
     if record.conversion.operation is not Operation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
         return None
     return "not rounded before the cast" if record.behaviour.taken_as == EXACT_PRODUCT else "rounded to its dtype first"
@@ -217,12 +241,11 @@ def _product_kept(record: CastRecord) -> str | None:
 def _cause(record: CastRecord) -> str:
     """What happens, without what differs from dtype to dtype."""
     verdict = record.verdict
-    if loses_infinity_and_nan(difference for difference in record.differences if not difference.permitted):
+    if loses_infinity_and_nan(record.wrong):
         return LOSES_INFINITY_AND_NAN
-    words = str(verdict.evidence.get(MISTAKE, verdict.summary if verdict.status is not Status.WRONG else ""))
-    return re.sub(r"'UInt\d+'", "'UInt*'", re.sub(r" on [\d.]+%", "", words))
+    message = str(verdict.evidence.get(MISTAKE, verdict.summary if verdict.status is not Status.WRONG else ""))
+    return re.sub(r"'UInt\d+'", "'UInt*'", re.sub(r" on [\d.]+%", "", message))
 
 
 def _wrong_share(record: CastRecord) -> float:
-    wrong = sum(difference.count for difference in record.differences if not difference.permitted)
-    return wrong / record.inputs if record.inputs else 0.0
+    return sum(difference.count for difference in record.wrong) / record.inputs if record.inputs else 0.0

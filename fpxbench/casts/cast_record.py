@@ -13,7 +13,8 @@ from fpxbench.records.record import Build, Machine, RecordPart, StoredRecord, no
 from fpxbench.records.verdict import Status, Verdict
 
 RULES = 3
-"""Raised when inputs are added or the rules by which they are judged change: records of other rules are not resumed from."""
+"""Incremented when inputs are added or the rules of conformance change: a run does not resume from records of other
+rules."""
 EXAMPLES = 3
 """How many examples a difference carries at most."""
 EXACT_PRODUCT = "exact product"
@@ -21,7 +22,7 @@ EXACT_PRODUCT = "exact product"
 
 
 class InputKind(StrEnum):
-    """What is special about the inputs that differ: the first that fits."""
+    """What is special about inputs that differ: the first that fits."""
 
     NAN = "nan"                             # NaN in, no NaN out
     NAN_PAYLOAD = "nan_payload"             # NaN in, another of the target's NaN codes out
@@ -29,17 +30,17 @@ class InputKind(StrEnum):
     OVERFLOW = "overflow"                   # finite, rounds past the largest finite number
     NEGATIVE_ZERO = "negative_zero"         # zero is due, with the other sign
     UNROUNDED_PRODUCT = "unrounded_product"     # right for the exact product, which the source dtype would have rounded
-    DOUBLE_ROUNDING = "double_rounding"     # right had it been rounded to a dtype between first
+    DOUBLE_ROUNDING = "double_rounding"     # what rounding to an intermediate dtype first gives
     TIE = "tie"                             # midway between two codes
-    SUBNORMAL = "subnormal"                 # below the target's smallest normal number, and no neighbour came out
-    ROUNDING = "rounding"                   # no tie, and the neighbour on the wrong side came out
+    SUBNORMAL = "subnormal"                 # below the target's smallest normal number, and the result is no neighbour
+    ROUNDING = "rounding"                   # no tie, and the result is the neighbour on the wrong side
     NO_SUCH_NUMBER = "no_such_number"       # zero or negative, and the target has neither
     CONSTANT = "constant"                   # of torch.finfo
     OTHER = "other"
 
 
 class Example(RecordPart):
-    """One input whose result differs: bits in hexadecimal, and what they stand for."""
+    """One input whose result differs: bits in hexadecimal, and the number that they stand for."""
 
     input: Annotated[str, Field(max_length=80)]
     input_value: Annotated[str, Field(max_length=80)]
@@ -60,38 +61,38 @@ class DifferingInputs(RecordPart):
 
 
 class Behaviour(RecordPart):
-    """What a conversion was found to do, recovered from its outputs. None: no input could tell."""
+    """The behaviour of a conversion, recovered from its outputs. None: no input shows it."""
 
     rounding: Label | None = None
     """``nearest_even``, ``nearest_away``, ``toward_zero``, ``nearest_even via fp32``, …, or ``mixture``."""
     overflow: Label | None = None
     """Of finite values past the maximum: ``saturate``, ``infinity``, ``nan``, or ``mixture``."""
     infinity: Label | None = None
-    """Of ±infinity: the same words."""
+    """Of ±infinity: the same values."""
     nan: Label | None = None
     """``nan``, or what comes instead."""
     nan_codes: Annotated[list[Label], Field(max_length=16)] = Field(default_factory=list)
-    """The NaN codes that come out, in hexadecimal; eight at most."""
+    """The NaN codes among the results, in hexadecimal; eight at most."""
     negative_zero: Label | None = None
     """``kept``, ``positive`` (the sign is dropped) or ``nan``."""
     subnormals: Label | None = None
     """``kept`` or ``flushed``."""
     taken_as: Label | None = None
-    """What the inputs were taken for, where that explains every result: ``exact product`` (not rounded to its dtype before the
-    cast), ``e4m3fn`` (for another format)."""
+    """Another reading of the inputs that explains every result: ``exact product`` (not rounded to its dtype before the
+    cast), ``e4m3fn`` (read as another format)."""
 
     def aspects(self) -> dict[str, str]:
-        """What is known, as words by aspect."""
-        words = self.model_dump(exclude={"nan_codes"}, exclude_none=True)
-        if self.nan_codes:
-            words["nan_codes"] = " ".join(self.nan_codes)
-        return words
+        """Return what is known, as text by aspect."""
+        known = self.model_dump(exclude={"nan_codes"}, exclude_none=True)
+        return known | ({"nan_codes": " ".join(self.nan_codes)} if self.nan_codes else {})
 
 
 def unrounded_summary(inputs: int, differences: list[DifferingInputs]) -> str:
-    """``all 196,608 inputs; for 390 of them, of the product before it is rounded to its dtype``."""
+    """Return ``all 196,608 inputs; for 390 of them, of the product before it is rounded to its dtype``."""
     count = sum(one.count for one in differences if one.kind is InputKind.UNROUNDED_PRODUCT)
-    return f"all {inputs:,} inputs" + (f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else "")
+    return f"all {inputs:,} inputs" + (
+        f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else ""
+    )
 
 
 class CastResult(RecordPart):
@@ -109,8 +110,8 @@ class CastResult(RecordPart):
 class CastRecord(StoredRecord):
     """One conversion on one build and one machine.
 
-    The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for), saturated, NaN to NaN.
-    """
+    The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for),
+    saturated, NaN to NaN."""
 
     FOLDER: ClassVar[str] = "numerics"
 
@@ -126,7 +127,8 @@ class CastRecord(StoredRecord):
     inputs_digest: Label = ""
     """SHA-256 of their bits, shortened; for all 2**32 of fp32, ``every fp32``."""
     differing: Count | None = None
-    """Inputs whose result is not the fixed reference's, permitted ones included; two NaN codes do not differ. None: no result."""
+    """Inputs whose result is not the fixed reference's, permitted ones included; two NaN codes do not differ. None: no
+    result."""
     behaviour: Behaviour = Behaviour()
     differences: Annotated[list[DifferingInputs], Field(max_length=100)] = Field(default_factory=list)
 
@@ -134,16 +136,23 @@ class CastRecord(StoredRecord):
     def id(self) -> str:
         return self.conversion.id
 
+    @property
+    def wrong(self) -> list[DifferingInputs]:
+        """The differences that the target's standard does not permit."""
+        return [difference for difference in self.differences if not difference.permitted]
+
     @model_validator(mode="before")
     @classmethod
     def _a_product_that_was_not_rounded_is_permitted(cls, data: Any) -> Any:
-        """By the rules before 3 it was wrong. Inputs and outputs are the same, so such a record is read as today's rules judge it."""
+        """Read a record of the rules before 3, by which it was wrong, as the current rules have it: inputs and outputs
+        are the same."""
         if not isinstance(data, dict) or not isinstance(data.get("rules"), int) or data["rules"] >= 3:
             return data
         differences = [DifferingInputs.model_validate(one) for one in data.get("differences", ())]
         if not any(one.kind is InputKind.UNROUNDED_PRODUCT and not one.permitted for one in differences):
             return data
-        differences = [one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one for one in differences]
+        differences = [one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one
+                       for one in differences]
         read = data | {"differences": differences}
         if all(one.permitted for one in differences):
             read["verdict"] = Verdict(status=Status.OK, summary=unrounded_summary(data["inputs"], differences))
@@ -151,9 +160,8 @@ class CastRecord(StoredRecord):
 
     @model_validator(mode="after")
     def _verdict_follows_from_differences(self) -> Self:
-        wrong = any(not difference.permitted for difference in self.differences)
-        if self.verdict.status is Status.OK and (wrong or self.differing is None):
+        if self.verdict.status is Status.OK and (self.wrong or self.differing is None):
             raise ValueError("a conversion with differences that are not permitted, or without a result, is not ok")
-        if self.verdict.status is Status.WRONG and not wrong:
+        if self.verdict.status is Status.WRONG and not self.wrong:
             raise ValueError("a wrong conversion shows the differences that make it so")
         return self

@@ -1,4 +1,5 @@
-"""Many conversions on one build and machine: in isolation, in batches, each a record as soon as its batch ends. Imports no torch."""
+"""Run many conversions on one build and machine, isolated and in batches; each becomes a record when its batch ends.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _FAULT = re.compile(r"(CUDA|HIP) (driver )?error|illegal memory access|device-si
 
 @dataclass
 class CastRun:
-    """What it came to: one record for each conversion chosen, those of earlier runs included."""
+    """One record for each chosen conversion, those of earlier runs included."""
 
     build: Build
     machine: Machine
@@ -36,13 +37,12 @@ class CastRun:
 
 def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[str] = (), *, exhaustive: bool = False,
                  progress: Progress | None = None) -> CastRun:
-    """Carry out and judge every chosen conversion that has no record yet (or every one, with `fresh`).
+    """Run and check every chosen conversion that has no record yet (with `fresh`, every one).
 
-    Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are filed under the one machine.
-    `exhaustive` gives casts from fp32 to FP8 all 2**32 inputs: minutes each. Ctrl-C ends
-    it early with what was judged (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
-    """
-    conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # a mistake is told at once
+    Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are stored under one
+    machine. `exhaustive` gives casts from fp32 to FP8 all 2**32 inputs: minutes each. Ctrl-C ends the run early and
+    keeps what is done (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing."""
+    conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # raises early
     build, store = installed_build(), Store(settings.results, CastRecord)
     with Isolation(settings.memory_limit) as isolation:
         machine = _machine(isolation, settings)
@@ -50,15 +50,16 @@ def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[s
         devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
         chosen = conversions(devices, engines, globs)
         run = CastRun(build, machine)
-        done = {} if settings.fresh else _already_judged(store, machine, build)
+        done = {} if settings.fresh else _already_checked(store, machine, build)
         if exhaustive:
-            done = {name: record for name, record in done.items() if record.inputs == EVERY_FP32 or not can_be_exhaustive(record.conversion)}
+            done = {name: record for name, record in done.items()
+                    if record.inputs == EVERY_FP32 or not can_be_exhaustive(record.conversion)}
         run.records = [done[conversion.id] for conversion in chosen if conversion.id in done]
         run.resumed = len(run.records)
         todo = [conversion for conversion in chosen if conversion.id not in done]
         with progress or Progress(len(todo), announce=False) as shown:
             if run.resumed:
-                shown.say(f"{run.resumed} conversions were judged before and are kept (--fresh judges them again)")
+                shown.say(f"{run.resumed} conversions were checked before and are kept (--fresh checks them again)")
             try:
                 for record in _records(isolation, todo, settings, build, machine, shown, exhaustive):
                     store.append(record)
@@ -66,7 +67,8 @@ def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[s
                     shown.finished(record)
             except KeyboardInterrupt:
                 run.interrupted = True
-                shown.say(f"interrupted; {len(run.records) - run.resumed} records are kept in {store.file(machine.name, build)}")
+                kept = len(run.records) - run.resumed
+                shown.say(f"interrupted; {kept} records are kept in {store.file(machine.name, build)}")
     order = {conversion.id: number for number, conversion in enumerate(chosen)}
     run.records.sort(key=lambda record: order[record.id])
     return run
@@ -76,42 +78,56 @@ def _records(isolation: Isolation, todo: list[Conversion], settings: Settings, b
              shown: Progress, exhaustive: bool) -> Iterator[CastRecord]:
     engine: Engine | None = None
     whole = [conversion for conversion in todo if exhaustive and can_be_exhaustive(conversion)]
-    for batch in [*batches(conversion for conversion in todo if conversion not in whole), *([conversion] for conversion in whole)]:
+    for batch in [
+        *batches(conversion for conversion in todo if conversion not in whole),
+        *([conversion] for conversion in whole),
+    ]:
         shown.starting(batch[0].id)
         if engine is not None and batch[0].engine is not engine:
-            isolation.recycle()     # Triton is interpreted or not from its import on
+            isolation.recycle()     # whether Triton interprets is decided when it is imported
         engine = batch[0].engine
         started = time.monotonic()
         if batch[0] in whole:
             results = [_on_every_input(isolation, batch[0], settings.timeout_s, shown)]
         else:
-            results = _carried_out(isolation, batch, settings.timeout_s)
+            results = _run_batch(isolation, batch, settings.timeout_s)
         elapsed = (time.monotonic() - started) / len(batch)
         for result in results:
-            yield CastRecord(build=build, machine=machine, elapsed_s=elapsed, **{name: getattr(result, name) for name in CastResult.model_fields})
+            of_result = {name: getattr(result, name) for name in CastResult.model_fields}
+            yield CastRecord(build=build, machine=machine, elapsed_s=elapsed, **of_result)
 
 
-def _carried_out(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[CastResult]:
-    """A batch in one call; if that dies, hangs, or may have damaged a GPU's context, each by itself."""
+def _run_batch(isolation: Isolation, batch: list[Conversion], timeout_s: float) -> list[CastResult]:
+    """Run a batch in one call; if that dies, hangs, or may have damaged a GPU's context, run each by itself."""
     outcome = isolation.call("fpxbench.casts.cast_trial:run_conversions", batch, timeout_s=timeout_s)
     if outcome.value is not None:
         results = outcome.read(list[CastResult])
-        damaged = any(result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results)
+        damaged = any(
+            result.verdict.status is Status.ERROR and _FAULT.search(result.verdict.summary) for result in results
+        )
         if damaged:
-            isolation.recycle()     # a GPU's fault is sticky: what came after it in this child says nothing
+            isolation.recycle()     # a GPU's fault is sticky: results after it in this child mean nothing
         if len(batch) == 1:
-            told = with_log(results[0].verdict, outcome.log_tail) if results[0].verdict.status is Status.ERROR else results[0].verdict
-            return [results[0].model_copy(update={"verdict": told})]
-        if not damaged:     # what raised is asked again alone, so that the log is its own
-            return [again for result in results for again in (
-                _carried_out(isolation, [result.conversion], timeout_s) if result.verdict.status is Status.ERROR else [result])]
+            verdict = results[0].verdict
+            verdict = with_log(verdict, outcome.log_tail) if verdict.status is Status.ERROR else verdict
+            return [results[0].model_copy(update={"verdict": verdict})]
+        if not damaged:     # what raised is run again alone, so that the log is its own
+            return [
+                again
+                for result in results
+                for again in (
+                    _run_batch(isolation, [result.conversion], timeout_s)
+                    if result.verdict.status is Status.ERROR
+                    else [result]
+                )
+            ]
     elif len(batch) == 1:
         return [CastResult(conversion=batch[0], verdict=outcome.verdict)]
-    return [result for conversion in batch for result in _carried_out(isolation, [conversion], timeout_s)]
+    return [result for conversion in batch for result in _run_batch(isolation, [conversion], timeout_s)]
 
 
 def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: float, shown: Progress) -> CastResult:
-    """All parts, one call each, so that what is done shows and a hang is noticed."""
+    """Run all parts, one call each, so that progress shows and a hang is noticed."""
     for part in range(PARTS):
         shown.starting(f"{conversion.id}, {part / PARTS:.0%} of 2**32 inputs")
         outcome = isolation.call("fpxbench.casts.exhaustive:run_part", conversion, part, timeout_s=timeout_s)
@@ -123,7 +139,9 @@ def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: flo
 
 
 def _machine(isolation: Isolation, settings: Settings) -> Machine:
-    outcome = isolation.call("fpxbench.checking.machine:described", settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    outcome = isolation.call(
+        "fpxbench.checking.machine:described", settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S
+    )
     if outcome.mistake:
         raise ValueError(outcome.mistake)
     if outcome.value is None:
@@ -131,8 +149,8 @@ def _machine(isolation: Isolation, settings: Settings) -> Machine:
     return outcome.read(Machine)
 
 
-def _already_judged(store: Store[CastRecord], machine: Machine, build: Build) -> dict[str, CastRecord]:
-    """Records that still hold: of this very build, by today's rules."""
+def _already_checked(store: Store[CastRecord], machine: Machine, build: Build) -> dict[str, CastRecord]:
+    """Records of this build by the current rules."""
     path = store.file(machine.name, build)
     if not path.exists():
         return {}

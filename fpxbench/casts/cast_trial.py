@@ -1,4 +1,4 @@
-"""Conversions that share a child: carried out together where that saves a compilation, each judged by itself."""
+"""Run conversions in a child process: together where that saves a compilation, each checked by itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fpxbench.records.compiler_messages import without_source
 from fpxbench.records.verdict import classify_exception
 
 _PADDING = 64
-"""More than any vector is long, so that lengths which differ by one stay apart."""
+"""Longer than any vector, so that inputs of different conversions differ in length by more than one vector."""
 
 
 def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
@@ -39,7 +39,8 @@ def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
     if chosen[0].engine is Engine.COMPILED and len(chosen) > 1:
         compiled = _compiled_together(chosen)
         if compiled is not None:
-            return [_result(conversion, inputs_of(conversion), lambda bits=bits: bits) for conversion, bits in zip(chosen, compiled, strict=True)]
+            return [_result(conversion, inputs_of(conversion), lambda bits=bits: bits)
+                    for conversion, bits in zip(chosen, compiled, strict=True)]
     return [_alone(conversion) for conversion in chosen]
 
 
@@ -51,7 +52,7 @@ def _alone(conversion: Conversion) -> CastResult:
 
 
 def convert(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Bits of the target for bits of the operands, by the conversion's own engine."""
+    """Return bits of the target for bits of the operands, by the conversion's engine."""
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
     if conversion.engine in (Engine.TRITON, Engine.TRITON_INTERPRETER):
         if conversion.engine is Engine.TRITON_INTERPRETER:
@@ -63,7 +64,7 @@ def convert(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndar
     return to_bits(function(*(to_tensor(bits, source, conversion.device) for bits in operands)), target)
 
 
-@lru_cache(maxsize=1)       # all inputs of one come in many pieces, and are to be compiled once
+@lru_cache(maxsize=1)       # all inputs come in many pieces, which share one compilation
 def _function(conversion: Conversion) -> Callable[..., torch.Tensor]:
     function = torch_function(conversion)
     if conversion.engine is not Engine.COMPILED:
@@ -73,11 +74,11 @@ def _function(conversion: Conversion) -> Callable[..., torch.Tensor]:
 
 
 def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
-    """All of them from one compilation, or None if it failed: one that is refused must not take the others down.
+    """The results of all from one compilation, or None if it failed: then each is compiled by itself, and fails by
+    itself.
 
-    Each gets inputs of a length of its own, so that Inductor does not fuse them into one loop: a loop is vectorised only if all in it
-    can be, and what people run is each by itself.
-    """
+    Each has inputs of another length, so that Inductor does not fuse them into one loop: a loop is vectorised only if
+    all in it can be, and users run each by itself."""
     functions, arguments, counts = [], [], []
     for number, conversion in enumerate(chosen):
         operands, dtype = inputs_of(conversion).operands, DTYPES[conversion.source]
@@ -94,7 +95,7 @@ def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
         results = torch.compile(together, fullgraph=True, dynamic=False)(arguments)
         return [to_bits(result, DTYPES[conversion.target])[:count]
                 for result, conversion, count in zip(results, chosen, counts, strict=True)]
-    except Exception:   # whose it is shows when each is compiled by itself
+    except Exception:   # compiling each by itself shows which one
         traceback.print_exc()
         return None
 
@@ -102,60 +103,69 @@ def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
 def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[], np.ndarray] | None) -> CastResult:
     try:
         if inputs is None:
-            judgement = check_finfo(conversion.target)
+            conformance = check_finfo(conversion.target)
         elif conversion.operation.on_bits:
-            judgement = _judge_bits(conversion, inputs, produce())
+            conformance = _check_bits(conversion, inputs, produce())
         else:
-            judgement = _judge_cast(conversion, inputs, produce())
-    except Exception as error:  # a refusal, in its own words
+            conformance = _check_cast(conversion, inputs, produce())
+    except Exception as error:  # a refusal
         result = refusal(conversion, error)
         return result.model_copy(update={"inputs": inputs.count, "inputs_digest": inputs.digest}) if inputs else result
-    return judged(conversion, judgement, inputs.digest if inputs else "")
+    return checked(conversion, conformance, inputs.digest if inputs else "")
 
 
-def judged(conversion: Conversion, judgement: Conformance, digest: str) -> CastResult:
-    """The result that a judgement amounts to."""
+def checked(conversion: Conversion, conformance: Conformance, digest: str) -> CastResult:
+    """Return the result of a conversion that ran."""
     return CastResult(
-        conversion=conversion, verdict=verdict_on(conversion, judgement), inputs=judgement.inputs, differing=judgement.differing,
-        inputs_digest=digest, behaviour=judgement.behaviour, differences=judgement.differences)
+        conversion=conversion,
+        verdict=verdict_on(conversion, conformance),
+        inputs=conformance.inputs,
+        differing=conformance.differing,
+        inputs_digest=digest,
+        behaviour=conformance.behaviour,
+        differences=conformance.differences,
+    )
 
 
 def refusal(conversion: Conversion, error: Exception) -> CastResult:
-    """The result of a conversion that raised `error`."""
+    """Return the result of a conversion that raised `error`."""
     traceback.print_exception(error)
     message = without_source(str(error))
-    if not message and error.__cause__ is not None:     # Triton says where, and leaves the reason to what it was raised from
+    if not message and error.__cause__ is not None:     # Triton gives the place, and its cause the reason
         message = f"{type(error.__cause__).__name__}: {error.__cause__}"
     return CastResult(conversion=conversion, verdict=classify_exception(type(error).__name__, message, ""))
 
 
 def rounding_of(conversion: Conversion) -> Rounding:
-    """The rounding that a conversion asks for."""
+    """Return the rounding that a conversion asks for."""
     return Rounding.TOWARD_ZERO if conversion.operation is Operation.CAST_RTZ else Rounding.NEAREST_EVEN
 
 
-def _judge_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
+def _check_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
-    judge = ConformanceCheck(source, target, rounding_of(conversion))
+    check = ConformanceCheck(source, target, rounding_of(conversion))
     x = values(inputs.operands[0], source)
     if conversion.operation is not Operation.SCALE_THEN_CAST:
         bits = inputs.operands[0]
-        misread = {name: values(bits, DTYPES[name]) for name in sibling_of(source)}
-        judge.add(x, got, lambda index: (_hex(bits[index]), number_text(x[index])), misread)
-        return judge.result()
+        sibling = sibling_of(source)
+        misread = {sibling.name: values(bits, sibling)} if sibling else {}
+        check.add(x, got, lambda index: (_hex(bits[index]), number_text(x[index])), misread)
+        return check.result()
     scales = values(inputs.operands[1], source)
     with np.errstate(invalid="ignore"):
         exact = x * scales      # two 16-bit numbers: exact in float64
     rounded = values(expected_codes(exact, source).astype(np.uint16), source)
 
     def describe(index: int) -> tuple[str, str]:
-        return " x ".join(_hex(bits[index]) for bits in inputs.operands), f"{number_text(x[index])} x {number_text(scales[index])}"
+        return " x ".join(
+            _hex(bits[index]) for bits in inputs.operands
+        ), f"{number_text(x[index])} x {number_text(scales[index])}"
 
-    judge.add(rounded, got, describe, {EXACT_PRODUCT: exact})
-    return judge.result()
+    check.add(rounded, got, describe, {EXACT_PRODUCT: exact})
+    return check.result()
 
 
-def _judge_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
+def _check_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
     right = right_bits(conversion, inputs.operands)
     if got.shape != right.shape:
         raise ValueError(f"{inputs.count} inputs gave a result of shape {list(got.shape)}")
@@ -163,8 +173,14 @@ def _judge_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conf
     if not differing.size:
         return Conformance(inputs.count, 0, Behaviour(), [])
     examples = [
-        Example(input=" , ".join(_hex(bits[index]) for bits in inputs.operands), input_value=" , ".join(str(bits[index]) for bits in inputs.operands),
-                got=_hex(got[index]), got_value=str(got[index]), expected=_hex(right[index]), expected_value=str(right[index]))
+        Example(
+            input=" , ".join(_hex(bits[index]) for bits in inputs.operands),
+            input_value=" , ".join(str(bits[index]) for bits in inputs.operands),
+            got=_hex(got[index]),
+            got_value=str(got[index]),
+            expected=_hex(right[index]),
+            expected_value=str(right[index]),
+        )
         for index in differing[np.linspace(0, differing.size - 1, min(EXAMPLES, differing.size)).astype(int)]
     ]
     difference = DifferingInputs(kind=InputKind.OTHER, count=int(differing.size), permitted=False, examples=examples)

@@ -1,4 +1,4 @@
-"""How fast the codec and the packing are, beside others in one run: the rows of the table, and what each came to.
+"""How fast the codec and the packing are, beside other libraries in the same run: the rows of the speed table.
 
 Imports no torch: the measure_rows themselves (`fpxbench.casts.codec_timing`) are held in the watched child.
 """
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 OWN = "fpxbench"
 COPY = "copy"
-"""The contender that only copies: as many bytes read and written in all, into fresh memory as everybody's are."""
+"""The entry that only copies: as many bytes read and written in all, into fresh memory like the others."""
 
 K = 4096
 ROWS_AT_LEAST = 64
-"""Codes are [N, 4096], N a multiple of this, which every layout takes."""
+"""Codes are [N, 4096] with N a multiple of this, which every layout supports."""
 
 ELEMENTS = 1 << 22
 BUDGET_S = 0.5
@@ -38,16 +38,16 @@ class SpeedRatio(NamedTuple):
 
 
 class CallTimes(BaseModel):
-    """One contender's calls."""
+    """The calls of one entry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     elements: int = Field(gt=0)
-    """That a call works on; a slow contender gets fewer."""
+    """Elements a call; a slow library gets fewer."""
     nbytes: int = Field(gt=0)
-    """That a call has to read and to write, results included, at the least."""
+    """Bytes that a call reads and writes at least, results included."""
     seconds: list[float] = Field(min_length=1)
-    """Of each call, in the order of the rounds."""
+    """Seconds of each call, in the order of the rounds."""
 
     @property
     def per_element_s(self) -> float:
@@ -69,22 +69,23 @@ class CallTimes(BaseModel):
 
 
 class SpeedRow(BaseModel):
-    """One row of the table: everybody's calls took turns in the same process."""
+    """One row of the table: interleaved calls in one process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     row: str
-    """``encode/FORMAT/fp32``, ``encode/FORMAT/bf16``, ``decode/FORMAT``, ``pack/LAYOUT/BITS`` or ``unpack/LAYOUT/BITS``"""
+    """``encode/FORMAT/fp32``, ``encode/FORMAT/bf16``, ``decode/FORMAT``, ``pack/LAYOUT/BITS`` or ``unpack/LAYOUT/BITS``
+    """
     threads: int = 0
-    """PyTorch's; ml_dtypes, gfloat and the copy use one."""
+    """PyTorch's threads; ml_dtypes, gfloat and the copy use one."""
     timed: dict[str, CallTimes] = {}
     missing: dict[str, str] = {}
-    """Contenders that are not installed or do not do this, and why."""
+    """Why an entry is missing: not installed, or without this function."""
     died: str = ""
-    """What ended the child, if it ended; nothing is timed then."""
+    """Why the child process died, if it did; nothing is timed then."""
 
     def ratio(self, other: str) -> SpeedRatio | None:
-        """How many times as fast as `other` this codec is, element for element, each round by itself; None without it."""
+        """Return how many times as fast as `other` this codec is, per element and round by round; None without it."""
         if OWN not in self.timed or other not in self.timed:
             return None
         own, theirs = self.timed[OWN], self.timed[other]
@@ -96,14 +97,16 @@ class SpeedRow(BaseModel):
 
 
 def rows(only: Sequence[str], isolation: Isolation) -> list[str]:
-    """The rows that match a glob of `only`, all without one. Raises ValueError for a glob that matches none."""
+    """Return the rows that match a glob of `only`, or all. Raise ValueError for a glob that matches none."""
     outcome = isolation.call("fpxbench.casts.codec_timing:every_row", timeout_s=_TIMEOUT_S)
     if outcome.value is None:
         raise RuntimeError(f"the codec could not be loaded: {outcome.verdict.summary}\n{outcome.log_tail}".rstrip())
     known = outcome.read(list[str])
     for glob in only:
         if not any(fnmatchcase(row, glob) for row in known):
-            raise ValueError(f"no row of the codec's speed table matches {glob!r}: they are like {known[0]} and {known[-1]}")
+            raise ValueError(
+                f"no row of the codec's speed table matches {glob!r}: they are like {known[0]} and {known[-1]}"
+            )
     return [row for row in known if not only or any(fnmatchcase(row, glob) for glob in only)]
 
 
@@ -111,7 +114,8 @@ def measure_rows(
     asked: Sequence[str], isolation: Isolation, elements: int = ELEMENTS, budget_s: float = BUDGET_S,
     starting: Callable[[str], None] = lambda row: None,
 ) -> Iterator[SpeedRow]:
-    """Hold the contest of each row, about `budget_s` seconds long, on about that many elements. `starting` hears of each first."""
+    """Yield each row, timed for about `budget_s` seconds on about `elements` elements. `starting` is called with each
+    name first."""
     for row in asked:
         starting(row)
         outcome = isolation.call(MEASURE_ROW, row, elements, budget_s, timeout_s=_TIMEOUT_S)

@@ -1,6 +1,7 @@
-"""Who encodes, decodes and packs at what speed: the contenders of each row of the table, their calls timed in turn.
+"""Time the codec, other libraries, and a copy on the same data, interleaved: the entries of each row of the speed
+table.
 
-ml_dtypes and gfloat are compared with where they are installed; the suite does not need them.
+ml_dtypes and gfloat are timed where they are installed; the suite does not need them. Runs in a child process.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from fpxbench.numbers.formats import FORMATS, Format
 SOURCES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 SLOW_ROWS = 16
-"""For gfloat: at 7 million elements a second a call on as much as the others get would take most of a second."""
+"""For gfloat: at 7 million elements a second, a call on the others' data would take most of a second."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 200
 
 
 class NotCompared(Exception):
-    """A contender that does not take part, and why."""
+    """Why an entry is missing from a row."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TimedCall:
 
 
 def every_row() -> list[str]:
-    """The rows of the table, as `SpeedRow.row` spells them."""
+    """Return the rows of the table, as `SpeedRow.row` spells them."""
     packed = [f"{layout.name}/{bits}" for layout in packing.LAYOUTS.values() for bits in layout.widths]
     return [
         *(f"encode/{name}/{source}" for source in SOURCES for name in FORMATS),
@@ -53,27 +54,28 @@ def every_row() -> list[str]:
 
 
 def measure_row(row: str, elements: int, budget_s: float) -> SpeedRow:
-    """The contest of one row, about `budget_s` seconds long, on `elements` rounded to whole [64, 4096]."""
+    """Return one row, timed for about `budget_s` seconds on `elements` rounded to whole [64, 4096]."""
     what, *of = row.split("/")
     n = max(1, round(elements / (ROWS_AT_LEAST * K))) * ROWS_AT_LEAST
     setup = {"encode": _encoders, "decode": _decoders, "pack": _packers, "unpack": _unpackers}[what]
-    taking_part, missing = {}, {}
+    entries, missing = {}, {}
     for name, enter in setup(n, *of).items():
         try:
-            taking_part[name] = enter()
+            entries[name] = enter()
         except NotCompared as why:
             missing[name] = str(why)
     with device_lock("cpu", row):
-        seconds = time_interleaved({name: contender.call for name, contender in taking_part.items()}, budget_s)
+        seconds = time_interleaved({name: entry.call for name, entry in entries.items()}, budget_s)
     timed = {
-        name: CallTimes(elements=contender.elements, nbytes=contender.nbytes, seconds=seconds[name])
-        for name, contender in taking_part.items()
+        name: CallTimes(elements=entry.elements, nbytes=entry.nbytes, seconds=seconds[name])
+        for name, entry in entries.items()
     }
     return SpeedRow(row=row, threads=torch.get_num_threads(), timed=timed, missing=missing)
 
 
 def time_interleaved(calls: dict[str, Callable[[], object]], budget_s: float) -> dict[str, list[float]]:
-    """Seconds of each call: A B C A B C …, for `budget_s` and at least five rounds, after one round that is not counted."""
+    """Return seconds of each call: A B C A B C …, for `budget_s` and at least five rounds, after one round that is not
+    counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()      # makes its tables
@@ -88,7 +90,7 @@ def time_interleaved(calls: dict[str, Callable[[], object]], budget_s: float) ->
     return seconds
 
 
-# What each sets up is a function, so that one that cannot take part says so by itself.
+# Each entry is made by a function of its own, which raises NotCompared where there is nothing to compare.
 Entries = dict[str, Callable[[], TimedCall]]
 
 
@@ -96,50 +98,50 @@ def _encoders(n: int, name: str, source: str) -> Entries:
     fmt, dtype = FORMATS[name], SOURCES[source]
     x = _numbers(n, name).to(dtype)
 
-    def contender(call: Callable[[], object], rows: int = n) -> TimedCall:
+    def entry(call: Callable[[], object], rows: int = n) -> TimedCall:
         return TimedCall(call, rows * K, rows * K * (dtype.itemsize + 1))
 
     def ml_dtypes() -> TimedCall:
         library, target = _ml_dtype(name)
-        held = x.numpy() if source == "fp32" else x.view(torch.int16).numpy().view(library.bfloat16)
-        return contender(lambda: held.astype(target))
+        data = x.numpy() if source == "fp32" else x.view(torch.int16).numpy().view(library.bfloat16)
+        return entry(lambda: data.astype(target))
 
     def gfloat() -> TimedCall:
         library, theirs = _gfloat_format(fmt)
         if source == "bf16":
             raise NotCompared("does not read bf16")
-        held = x[:SLOW_ROWS].numpy()
-        return contender(lambda: library.encode_ndarray(theirs, library.round_ndarray(theirs, held, sat=True)), SLOW_ROWS)
+        data = x[:SLOW_ROWS].numpy()
+        return entry(lambda: library.encode_ndarray(theirs, library.round_ndarray(theirs, data, sat=True)), SLOW_ROWS)
 
     def native() -> TimedCall:
         target = _torch_dtype(name)
-        return contender(lambda: x.to(target))
+        return entry(lambda: x.to(target))
 
-    return {OWN: lambda: contender(lambda: codec.encode(x, fmt)), "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
+    return {OWN: lambda: entry(lambda: codec.encode(x, fmt)), "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
 
 
 def _decoders(n: int, name: str) -> Entries:
     fmt = FORMATS[name]
     codes = _codes(n, fmt.bits)
 
-    def contender(call: Callable[[], object], rows: int = n) -> TimedCall:
+    def entry(call: Callable[[], object], rows: int = n) -> TimedCall:
         return TimedCall(call, rows * K, rows * K * 5)
 
     def ml_dtypes() -> TimedCall:
         library, target = _ml_dtype(name)
-        held = codes.numpy().view(target)
-        return contender(lambda: held.astype("float32"))
+        data = codes.numpy().view(target)
+        return entry(lambda: data.astype("float32"))
 
     def gfloat() -> TimedCall:
         library, theirs = _gfloat_format(fmt)
-        held = codes[:SLOW_ROWS].numpy()
-        return contender(lambda: library.decode_ndarray(theirs, held), SLOW_ROWS)
+        data = codes[:SLOW_ROWS].numpy()
+        return entry(lambda: library.decode_ndarray(theirs, data), SLOW_ROWS)
 
     def native() -> TimedCall:
-        held = codes.view(_torch_dtype(name))
-        return contender(lambda: held.float())
+        data = codes.view(_torch_dtype(name))
+        return entry(lambda: data.float())
 
-    return {OWN: lambda: contender(lambda: codec.decode(codes, fmt)), COPY: lambda: contender(_copying(n * K * 5)),
+    return {OWN: lambda: entry(lambda: codec.decode(codes, fmt)), COPY: lambda: entry(_copying(n * K * 5)),
             "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
 
 
@@ -161,14 +163,14 @@ def _movers(codes: Tensor, layout: str, bits: int, call: Callable[[], object]) -
 
 
 def _copying(nbytes: int) -> Callable[[], object]:
-    """A copy, on one thread, that reads and writes `nbytes` in all. PyTorch's own would wait for its threads."""
+    """A copy, on one thread, that reads and writes `nbytes` in all. PyTorch's own copy waits for its threads."""
     source = torch.ones(nbytes // 2, dtype=torch.uint8).numpy()
     return source.copy
 
 
 @lru_cache(maxsize=1)
 def _numbers(n: int, name: str) -> Tensor:
-    """fp32 [n, K] as a scaled weight is: normal, the largest of a few thousand near the format's maximum."""
+    """fp32 [n, K] like a scaled weight: normal, the largest of a few thousand near the format's maximum."""
     fmt = FORMATS[name]
     numbers = torch.randn(n, K, generator=torch.Generator().manual_seed(0))
     return numbers.mul_(fmt.max / 4) if fmt.signed else numbers.abs_()
@@ -190,7 +192,7 @@ def _ml_dtype(name: str) -> tuple[ModuleType, type]:
 def _gfloat_format(fmt: Format) -> tuple[ModuleType, object]:
     library = _library("gfloat")
     if fmt.is_integer or not fmt.signed:
-        raise NotCompared("is compared with on signed floats only")
+        raise NotCompared("is compared on signed floats only")
     return library, library.FormatInfo(
         fmt.name, fmt.bits, fmt.mantissa_bits + 1, bias=fmt.bias, is_signed=True,
         domain=library.Domain.Extended if fmt.has_infinity else library.Domain.Finite, has_nz=fmt.specials != "fnuz",

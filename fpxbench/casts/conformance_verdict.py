@@ -1,4 +1,4 @@
-"""From a judgement to a verdict: which mistake of the closed list it is, and one sentence for people."""
+"""The verdict on a conversion: a kind from the closed list, and a message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from fpxbench.casts.cast_findings import LOSES_INFINITY_AND_NAN, MISTAKE, clearest_example, loses_infinity_and_nan
 from fpxbench.casts.cast_record import EXACT_PRODUCT, Behaviour, DifferingInputs, InputKind, unrounded_summary
 from fpxbench.casts.conformance import Conformance
-from fpxbench.casts.conversion import Conversion, Operation
+from fpxbench.casts.conversion import DTYPES, Conversion, Operation
 from fpxbench.casts.expected import FLUSHED, MISREAD
-from fpxbench.records.kinds import Kind
+from fpxbench.records.kinds import Kind, sibling_kind
 from fpxbench.records.verdict import Status, Verdict
 
 INPUTS: dict[InputKind, tuple[str, str]] = {
@@ -27,53 +27,68 @@ INPUTS: dict[InputKind, tuple[str, str]] = {
     InputKind.CONSTANT: ("constant", "constants"),
     InputKind.OTHER: ("other input", "other inputs"),
 }
-"""One and many of them, as sentences say it."""
+"""Singular and plural, as messages use them."""
 
 _OF_INPUTS = {
-    InputKind.NAN: Kind.NAN_CODE_LOST, InputKind.NEGATIVE_ZERO: Kind.NEGATIVE_ZERO, InputKind.DOUBLE_ROUNDING: Kind.DOUBLE_ROUNDING,
-    InputKind.SUBNORMAL: Kind.SUBNORMAL_WRONG, InputKind.ROUNDING: Kind.INACCURATE, InputKind.TIE: Kind.INACCURATE,
+    InputKind.NAN: Kind.NAN_CODE_LOST,
+    InputKind.NEGATIVE_ZERO: Kind.NEGATIVE_ZERO,
+    InputKind.DOUBLE_ROUNDING: Kind.DOUBLE_ROUNDING,
+    InputKind.SUBNORMAL: Kind.SUBNORMAL_WRONG,
+    InputKind.ROUNDING: Kind.INACCURATE,
+    InputKind.TIE: Kind.INACCURATE,
     InputKind.OTHER: Kind.INACCURATE,
 }
 _OF_OVERFLOW = {"nan": Kind.OVERFLOW_NAN, "infinity": Kind.OVERFLOW_INF, "saturate": Kind.SATURATED}
 _OUTCOMES = {"nan": "NaN", "saturate": "the maximum"}
 _LEADS_OF_INPUTS = {
-    InputKind.NAN: "turns NaN into a number", InputKind.NEGATIVE_ZERO: "gives zeros of the wrong sign", InputKind.SUBNORMAL: "gets subnormals wrong",
+    InputKind.NAN: "turns NaN into a number",
+    InputKind.NEGATIVE_ZERO: "gives zeros of the wrong sign",
+    InputKind.SUBNORMAL: "gets subnormals wrong",
 }
 _LEADS = {
     "nearest_away": (Kind.TIES_AWAY, "rounds ties away from zero"),
     "toward_zero": (Kind.TRUNCATED, "truncates"),
 }
 GIBBERISH_BELOW_PERCENT = 50.0
-"""Where the best way to round explains fewer of the results than this, they have little to do with the inputs."""
+"""If the closest rounding mode explains fewer results than this, they have little to do with the inputs."""
 
 
-def verdict_on(conversion: Conversion, judgement: Conformance) -> Verdict:
-    """`wrong` if anything differs that the target's standard does not leave open."""
-    wrong = [difference for difference in judgement.differences if not difference.permitted]
+def verdict_on(conversion: Conversion, conformance: Conformance) -> Verdict:
+    """Return ``wrong`` if any difference is not permitted by the target's standard, else ``ok``."""
+    wrong = [difference for difference in conformance.differences if not difference.permitted]
     if not wrong:
-        return Verdict(status=Status.OK, summary=_conforms(judgement))
-    kind, lead = _mistake(conversion, judgement.behaviour, wrong)
+        return Verdict(status=Status.OK, summary=_conforms(conformance))
+    kind, lead = _fault(conversion, conformance.behaviour, wrong)
     count = sum(difference.count for difference in wrong)
     what = "constants" if conversion.operation is Operation.FINFO else "inputs"
-    seen = ", ".join(INPUTS[difference.kind][difference.count > 1] if len(wrong) == 1 else f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}"
-                     for difference in wrong)
+    seen = INPUTS[wrong[0].kind][wrong[0].count > 1] if len(wrong) == 1 else ", ".join(map(_counted, wrong))
     example = clearest_example(wrong, conversion.target)
     if conversion.operation is Operation.FINFO:
         shown = f"{example.input} is {example.got_value}, not {example.expected_value}"
     else:
-        shown = f"{example.input} ({example.input_value}) gives {example.got} ({example.got_value}), not {example.expected} ({example.expected_value})"
-    return Verdict(status=Status.WRONG, kind=kind, evidence={MISTAKE: lead} if lead else {},
-                   summary=(f"{lead}: " if lead else "") + f"{count:,} of {judgement.inputs:,} {what} ({seen}); {shown}")
+        shown = (f"{example.input} ({example.input_value}) gives {example.got} ({example.got_value}), "
+                 f"not {example.expected} ({example.expected_value})")
+    return Verdict(
+        status=Status.WRONG,
+        kind=kind,
+        evidence={MISTAKE: lead} if lead else {},
+        summary=(f"{lead}: " if lead else "") + f"{count:,} of {conformance.inputs:,} {what} ({seen}); {shown}",
+    )
 
 
-def _conforms(judgement: Conformance) -> str:
-    permitted = [f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}" for difference in judgement.differences
+def _conforms(conformance: Conformance) -> str:
+    permitted = [_counted(difference) for difference in conformance.differences
                  if difference.kind not in (InputKind.NAN_PAYLOAD, InputKind.UNROUNDED_PRODUCT)]
-    return unrounded_summary(judgement.inputs, judgement.differences) + (f"; as the format allows: {', '.join(permitted)}" if permitted else "")
+    allowed = f"; as the format allows: {', '.join(permitted)}" if permitted else ""
+    return unrounded_summary(conformance.inputs, conformance.differences) + allowed
 
 
-def _mistake(conversion: Conversion, behaviour: Behaviour, wrong: list[DifferingInputs]) -> tuple[Kind | None, str]:
-    """The kind, and how a sentence about it begins."""
+def _counted(difference: DifferingInputs) -> str:
+    return f"{difference.count:,} {INPUTS[difference.kind][difference.count > 1]}"
+
+
+def _fault(conversion: Conversion, behaviour: Behaviour, wrong: list[DifferingInputs]) -> tuple[Kind | None, str]:
+    """The kind, and how its message begins."""
     main = wrong[0].kind
     rounding = behaviour.rounding or ""
     if loses_infinity_and_nan(wrong):
@@ -82,32 +97,38 @@ def _mistake(conversion: Conversion, behaviour: Behaviour, wrong: list[Differing
         of_target = rounding.startswith(MISREAD)
         misread = conversion.target if of_target else conversion.source
         other = rounding.removeprefix(MISREAD) if of_target else behaviour.taken_as
-        return Kind.FNUZ_AS_FN if misread.endswith("fnuz") else Kind.FN_AS_FNUZ, f"takes {misread} for {other}"
+        return sibling_kind(DTYPES[misread].format.specials), f"reads {misread} as {other}"
     if main in (InputKind.OVERFLOW, InputKind.INFINITY):
         outcomes = {"overflow": behaviour.overflow, "infinity": behaviour.infinity}
         kind = _OF_OVERFLOW.get(outcomes["overflow" if main is InputKind.OVERFLOW else "infinity"] or "")
-        return kind, ", and ".join(f"{what} becomes {_in_words(outcome)}" for what, outcome in outcomes.items() if outcome)
+        return kind, ", and ".join(
+            f"{what} becomes {_outcome_text(outcome)}" for what, outcome in outcomes.items() if outcome
+        )
     if main in (InputKind.TIE, InputKind.ROUNDING, InputKind.DOUBLE_ROUNDING, InputKind.SUBNORMAL, InputKind.OTHER):
-        return _rounding_mistake(main, rounding)
+        return _rounding_fault(main, rounding)
     return _OF_INPUTS.get(main), _LEADS_OF_INPUTS.get(main, "")
 
 
-def _rounding_mistake(main: InputKind, rounding: str) -> tuple[Kind | None, str]:
+def _rounding_fault(main: InputKind, rounding: str) -> tuple[Kind | None, str]:
     if rounding.startswith("mixture"):
         share = float(rounding.rpartition(" on ")[2].rstrip("%"))
         gibberish = main is InputKind.OTHER and share < GIBBERISH_BELOW_PERCENT
-        return Kind.GIBBERISH if gibberish else _OF_INPUTS[main], f"no one way to round fits, the best is {rounding.removeprefix('mixture: ').replace('_', ' ')}"
+        return Kind.GIBBERISH if gibberish else _OF_INPUTS[main], (
+            f"no single rounding mode matches; the closest is {rounding.removeprefix('mixture: ').replace('_', ' ')}")
     if rounding.endswith(FLUSHED):
         return Kind.SUBNORMAL_FLUSHED, "flushes subnormals to zero"
     if " via " in rounding:
         first, _, between = rounding.partition(" via ")
-        return Kind.DOUBLE_ROUNDING, f"rounds twice, through {between.replace('_', ' ')}, then {first.replace('_', ' ')}"
+        return (
+            Kind.DOUBLE_ROUNDING,
+            f"rounds twice, through {between.replace('_', ' ')}, then {first.replace('_', ' ')}",
+        )
     if rounding in _LEADS:
         return _LEADS[rounding]
     return _OF_INPUTS[main], f"rounds {rounding.replace('_', ' ')}" if rounding else _LEADS_OF_INPUTS.get(main, "")
 
 
-def _in_words(outcome: str) -> str:
+def _outcome_text(outcome: str) -> str:
     """``NaN``, or of a mixture ``NaN or the maximum``."""
-    words = [re.sub(r" \d+$", "", part) for part in outcome.removeprefix("mixture: ").split(", ")]
-    return " or ".join(_OUTCOMES.get(word, word) for word in words)
+    parts = [re.sub(r" \d+$", "", part) for part in outcome.removeprefix("mixture: ").split(", ")]
+    return " or ".join(_OUTCOMES.get(part, part) for part in parts)

@@ -1,4 +1,4 @@
-"""A conversion: an operation from one dtype to another, as one engine carries it out on one device. Imports no torch."""
+"""A conversion: an operation from one dtype to another, by one engine on one device. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from fpxbench.numbers.formats import FORMATS, Format
+from fpxbench.numbers.dtypes import DTYPE_NAMES, format_of
+from fpxbench.numbers.formats import Format
 
 
 class Engine(StrEnum):
-    """What carries a conversion out."""
+    """What carries out a conversion."""
 
     EAGER = "eager"
     COMPILED = "compiled"                       # torch.compile with Inductor
@@ -21,7 +22,7 @@ class Engine(StrEnum):
 
 
 class Operation(StrEnum):
-    """What is done to the source."""
+    """What is computed from the source."""
 
     CAST = "cast"                           # x.to(target), rounding as it does by default
     CAST_RTZ = "cast_rtz"                   # Triton's x.to(target, fp_downcast_rounding="rtz")
@@ -48,51 +49,37 @@ _ON_BITS = frozenset(Operation) - {Operation.CAST, Operation.CAST_RTZ, Operation
 
 @dataclass(frozen=True)
 class DType:
-    """A number type as the frameworks have it.
-
-    torch, triton : its names there; None where it has none
-    exponent_bits, mantissa_bits : of a float wider than a `Format`; an unsigned integer has neither
-    """
+    """A number type that the frameworks convert: a float with its `format`, or an unsigned integer of `bits`, without
+    one."""
 
     name: str
     bits: int
-    torch: str | None
-    triton: str | None = None
     format: Format | None = None
-    exponent_bits: int = 0
-    mantissa_bits: int = 0
+
+    @property
+    def torch(self) -> str | None:
+        """Its name in torch; None where torch has no such dtype."""
+        return self.name if self.is_integer else DTYPE_NAMES[self.name].torch
+
+    @property
+    def triton(self) -> str | None:
+        """Its name in triton.language; None where Triton has no such dtype, and for integers."""
+        return None if self.is_integer else DTYPE_NAMES[self.name].triton
 
     @property
     def is_float8(self) -> bool:
-        return self.format is not None
+        return self.format is not None and self.bits == 8
 
     @property
     def is_integer(self) -> bool:
-        return self.format is None and self.exponent_bits == 0
+        return self.format is None
 
 
-def _float8(name: str, torch: str | None, triton: str | None, fmt: Format | None = None) -> DType:
-    return DType(name, 8, torch, triton, fmt or FORMATS[name])
-
+_FLOATS = ("fp64", "fp32", "bf16", "fp16", "e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0", "e4m3b15")
 
 DTYPES: dict[str, DType] = {
-    dtype.name: dtype
-    for dtype in (
-        DType("fp64", 64, "float64", "float64", exponent_bits=11, mantissa_bits=52),
-        DType("fp32", 32, "float32", "float32", exponent_bits=8, mantissa_bits=23),
-        DType("bf16", 16, "bfloat16", "bfloat16", exponent_bits=8, mantissa_bits=7),
-        DType("fp16", 16, "float16", "float16", exponent_bits=5, mantissa_bits=10),
-        _float8("e4m3fn", "float8_e4m3fn", "float8e4nv"),
-        _float8("e5m2", "float8_e5m2", "float8e5"),
-        _float8("e4m3fnuz", "float8_e4m3fnuz", "float8e4b8"),
-        _float8("e5m2fnuz", "float8_e5m2fnuz", "float8e5b16"),
-        _float8("e8m0", "float8_e8m0fnu", None),
-        # Triton's own, for GPUs before FP8: every code a number, the largest 1.875.
-        _float8("e4m3b15", None, "float8e4b15", Format("e4m3b15", 4, 3, 15)),
-        DType("uint16", 16, "uint16"),
-        DType("uint32", 32, "uint32"),
-        DType("uint64", 64, "uint64"),
-    )
+    **{fmt.name: DType(fmt.name, fmt.bits, fmt) for fmt in map(format_of, _FLOATS)},
+    **{f"uint{bits}": DType(f"uint{bits}", bits) for bits in (16, 32, 64)},
 }
 
 
@@ -128,10 +115,10 @@ class Conversion(BaseModel):
 
     @property
     def what(self) -> str:
-        """The conversion without who carries it out: ``cast/fp32/e4m3fn``."""
+        """The conversion without engine and device: ``cast/fp32/e4m3fn``."""
         return f"{self.operation}/{self.source}/{self.target}"
 
     @property
     def runs_on(self) -> str:
-        """Who carries it out: ``eager/cpu``."""
+        """Engine and device: ``eager/cpu``."""
         return f"{self.engine}/{self.device}"

@@ -1,4 +1,4 @@
-"""What each operation does to torch tensors, and what its inputs are."""
+"""The operations on torch tensors, and the inputs of each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from fpxbench.casts import probe_values as inputs
 from fpxbench.casts.conversion import DTYPES, Conversion, DType, Operation
 
 SCALARS = {Operation.SHIFT_LEFT_SCALAR: 4, Operation.SHIFT_RIGHT_SCALAR: 4, Operation.AND_SCALAR: 15}
-"""The Python int on the right: what unpacking nibbles uses."""
+"""The Python int on the right, as unpacking nibbles uses it."""
 
 _BINARY: dict[Operation, Callable] = {
     Operation.SHIFT_LEFT: operator.lshift, Operation.SHIFT_RIGHT: operator.rshift,
     Operation.AND: operator.and_, Operation.OR: operator.or_, Operation.XOR: operator.xor,
-    Operation.SHIFT_LEFT_SCALAR: operator.lshift, Operation.SHIFT_RIGHT_SCALAR: operator.rshift, Operation.AND_SCALAR: operator.and_,
+    Operation.SHIFT_LEFT_SCALAR: operator.lshift, Operation.SHIFT_RIGHT_SCALAR: operator.rshift,
+    Operation.AND_SCALAR: operator.and_,
 }
-_SIGNED = {8: np.uint8, 16: np.int16, 32: np.int32, 64: np.int64}      # torch takes these from numpy in every version
+_SIGNED = {8: np.uint8, 16: np.int16, 32: np.int32, 64: np.int64}      # every version of torch takes these from numpy
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,23 @@ class Inputs:
 
 
 def inputs_of(conversion: Conversion) -> Inputs:
-    """What a conversion is tried on."""
+    """Return the inputs of a conversion."""
     source, target, operation = DTYPES[conversion.source], DTYPES[conversion.target], conversion.operation
     if operation is Operation.SCALE_THEN_CAST:
         operands = inputs.product_inputs(source)
     elif operation.on_bits:
         first, second, counts = inputs.bit_inputs(source)
         shifts = operation in (Operation.SHIFT_LEFT, Operation.SHIFT_RIGHT)
-        operands = (first,) if operation is Operation.NOT or operation in SCALARS else (first, counts if shifts else second)
+        operands = (
+            (first,) if operation is Operation.NOT or operation in SCALARS else (first, counts if shifts else second)
+        )
     else:
         operands = (inputs.cast_inputs(source, target),)
     return Inputs(operands, inputs.digest(*operands))
 
 
 def torch_function(conversion: Conversion) -> Callable[..., Tensor]:
-    """The operation on torch tensors."""
+    """Return the operation as a function of torch tensors."""
     operation = conversion.operation
     target = getattr(torch, DTYPES[conversion.target].torch)
     if operation is Operation.CAST:
@@ -71,7 +74,7 @@ def torch_function(conversion: Conversion) -> Callable[..., Tensor]:
 
 
 def right_bits(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndarray:
-    """What a bit operation should give, as numpy does it."""
+    """Return the right result of a bit operation, by numpy."""
     operation, first = conversion.operation, operands[0]
     if operation is Operation.NOT:
         return ~first
@@ -80,13 +83,14 @@ def right_bits(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.n
 
 
 def to_tensor(bits: np.ndarray, dtype: DType, device: str) -> Tensor:
-    """`bits` as a torch tensor of `dtype` (uint8 where torch has no such dtype), reinterpreted, not converted."""
+    """Return `bits` as a torch tensor of `dtype` (uint8 where torch has no such dtype), reinterpreted, not converted.
+    """
     signed = torch.from_numpy(np.array(bits.view(_SIGNED[dtype.bits])))
     return signed.view(_torch_dtype(dtype)).to(device)
 
 
 def to_bits(result: Tensor, dtype: DType) -> np.ndarray:
-    """The codes of a result. Raises TypeError if it is not of `dtype`."""
+    """Return the codes of a result. Raise TypeError if it is not of `dtype`."""
     if result.dtype is not _torch_dtype(dtype):
         raise TypeError(f"the result is {result.dtype}, not {_torch_dtype(dtype)}")
     integer = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}[dtype.bits]

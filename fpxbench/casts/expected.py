@@ -1,4 +1,4 @@
-"""What a conversion should give, and what well-known mistakes would give instead."""
+"""The codes that a conversion should give, and those that well-known faults would give instead."""
 
 from __future__ import annotations
 
@@ -8,49 +8,51 @@ import numpy as np
 import torch
 
 from fpxbench.casts.conversion import DTYPES, DType
-from fpxbench.casts.grid import ABOVE, EXACT, TIE, Fp32Grid, Grid, grid
+from fpxbench.casts.grid import ABOVE, EXACT, TIE, ExactGrid, Grid, grid
 from fpxbench.numbers import codec
 from fpxbench.numbers.rounding import Rounding
 
 FLUSHED = ", subnormals flushed"
 MISREAD = "nearest_even as "
-_SIBLINGS = {"e4m3fn": "e4m3fnuz", "e4m3fnuz": "e4m3fn", "e5m2": "e5m2fnuz", "e5m2fnuz": "e5m2"}
 Codes = np.ndarray
+Predict = Callable[[np.ndarray, np.ndarray], Codes]
+"""Codes of magnitudes, from the magnitudes (float64) and whether each number is negative."""
 
 
 def expected_codes(x: np.ndarray, target: DType, rounding: Rounding = Rounding.NEAREST_EVEN) -> Codes:
-    """The fixed reference: codes of float64 `x` in `target`, rounded once, NaN to NaN.
+    """Return the fixed reference: codes of float64 `x` in `target`, rounded once, NaN to NaN.
 
-    FP8 saturates, which is what a weight wants; IEEE's fp16, bf16 and fp32 overflow as IEEE 754-2019 §7.4 has it. Where the target has
-    no NaN, NaN is taken for zero.
-    """
-    numbers = grid(target)
-    if not numbers.has_nan:
+    FP8 saturates, as a weight should; fp16, bf16 and fp32 overflow as in IEEE 754-2019 §7.4. Where the target has no
+    NaN, NaN counts as zero."""
+    fmt = target.format
+    if not fmt.has_nan:
         x = np.where(np.isnan(x), 0.0, x)
     if target.is_float8:
-        return codec.encode(torch.from_numpy(np.ascontiguousarray(x)), target.format, rounding).numpy()
+        return codec.encode(torch.from_numpy(np.ascontiguousarray(x)), fmt, rounding).numpy()
     magnitude = np.abs(x)
     nan = np.isnan(magnitude)
-    codes = round_magnitudes(np.where(nan, 0.0, magnitude), numbers, rounding.value)
-    infinity = numbers.max_code + 1
-    codes = np.where(np.isinf(magnitude), infinity, np.minimum(codes, numbers.max_code if rounding is Rounding.TOWARD_ZERO else infinity))
-    codes = np.where(nan, infinity | (1 << (target.mantissa_bits - 1)), codes)
-    return codes | np.where(np.signbit(x) & ~nan, numbers.sign, 0)
+    codes = round_magnitudes(np.where(nan, 0.0, magnitude), grid(target), rounding.value)
+    most = fmt.max_code if rounding is Rounding.TOWARD_ZERO else fmt.infinity_code
+    codes = np.where(np.isinf(magnitude), fmt.infinity_code, np.minimum(codes, most))
+    codes = np.where(nan, fmt.infinity_code | (1 << (fmt.mantissa_bits - 1)), codes)
+    return codes | np.where(np.signbit(x) & ~nan, fmt.sign_bit, 0)
 
 
-def overflow_begins(numbers: Grid | Fp32Grid, rounding: Rounding) -> tuple[float, bool]:
-    """The magnitude beyond which a finite value rounds past the maximum, and whether it does so itself."""
-    if isinstance(numbers, Fp32Grid):
-        return numbers.maximum, False
+def overflow_begins(numbers: Grid | ExactGrid, rounding: Rounding) -> tuple[float, bool]:
+    """Return the magnitude beyond which a finite value rounds past the maximum, and whether the magnitude itself does.
+    """
+    fmt = numbers.format
+    if isinstance(numbers, ExactGrid):
+        return fmt.max, False
     following = float(numbers.positive[-1])
     if rounding is Rounding.TOWARD_ZERO:
         return following, True
-    middle = (numbers.maximum + following) / 2
-    return middle, rounding is Rounding.NEAREST_AWAY or numbers.max_code % 2 == 1
+    return (fmt.max + following) / 2, rounding is Rounding.NEAREST_AWAY or fmt.max_code % 2 == 1
 
 
-def round_magnitudes(magnitude: np.ndarray, numbers: Grid | Fp32Grid, rounding: str) -> Codes:
-    """Codes of non-negative magnitudes, past the maximum one more than its code."""
+def round_magnitudes(magnitude: np.ndarray, numbers: Grid | ExactGrid, rounding: str) -> Codes:
+    """Return codes of non-negative magnitudes; past the maximum, one more than its code. Raise ValueError for an
+    unknown rounding."""
     lower, where = numbers.place(magnitude)
     match rounding:
         case "nearest_even":
@@ -64,25 +66,31 @@ def round_magnitudes(magnitude: np.ndarray, numbers: Grid | Fp32Grid, rounding: 
     raise ValueError(f"no rounding {rounding!r}")
 
 
-def hypotheses(source: DType, target: DType) -> Iterator[tuple[str, Callable[[np.ndarray, np.ndarray], Codes]]]:
-    """Ways to round that occur, by name, the simplest first: each takes magnitudes and signs and gives codes of magnitudes."""
+def hypotheses(source: DType, target: DType) -> Iterator[tuple[str, Predict]]:
+    """Yield the ways to round that occur in practice, by name, the simplest first."""
     numbers = grid(target)
 
-    def plain(rounding: str) -> Callable[[np.ndarray, np.ndarray], Codes]:
+    def plain(rounding: str) -> Predict:
         return lambda magnitude, negative: round_magnitudes(magnitude, numbers, rounding)
 
-    def directed(up: bool) -> Callable[[np.ndarray, np.ndarray], Codes]:
+    def directed(up: bool) -> Predict:
+        away, toward = plain("away_from_zero"), plain("toward_zero")
         return lambda magnitude, negative: np.where(
-            negative != up, round_magnitudes(magnitude, numbers, "away_from_zero"), round_magnitudes(magnitude, numbers, "toward_zero"))
+            negative != up, away(magnitude, negative), toward(magnitude, negative)
+        )
 
-    def via(between: DType, first: str, then: str) -> Callable[[np.ndarray, np.ndarray], Codes]:
+    def via(between: DType, first: str, then: str) -> Predict:
         return lambda magnitude, negative: round_magnitudes(_through(magnitude, between, first), numbers, then)
 
-    def flushed(rounding: str) -> Callable[[np.ndarray, np.ndarray], Codes]:
-        return lambda magnitude, negative: np.where(magnitude < numbers.min_normal, 0, round_magnitudes(magnitude, numbers, rounding))
+    def flushed(rounding: str) -> Predict:
+        min_normal = target.format.min_normal
+        return lambda magnitude, negative: np.where(
+            magnitude < min_normal, 0, round_magnitudes(magnitude, numbers, rounding)
+        )
 
-    def as_sibling(taken_for: Grid) -> Callable[[np.ndarray, np.ndarray], Codes]:
-        return lambda magnitude, negative: np.minimum(round_magnitudes(magnitude, taken_for, "nearest_even"), taken_for.max_code)
+    def as_sibling(sibling: DType) -> Predict:
+        return lambda magnitude, negative: np.minimum(
+            round_magnitudes(magnitude, grid(sibling), "nearest_even"), sibling.format.max_code)
 
     names = ("nearest_even", "nearest_away", "toward_zero")
     for name in (*names, "away_from_zero"):
@@ -91,7 +99,7 @@ def hypotheses(source: DType, target: DType) -> Iterator[tuple[str, Callable[[np
     yield "down", directed(up=False)
     for name in ("fp32", "fp16", "bf16"):
         between = DTYPES[name]
-        if between is target or between.mantissa_bits >= source.mantissa_bits:
+        if between is target or between.format.mantissa_bits >= source.format.mantissa_bits:
             continue
         yield f"nearest_even via {name}", via(between, "nearest_even", "nearest_even")
         yield f"nearest_even via {name} toward_zero", via(between, "toward_zero", "nearest_even")
@@ -99,23 +107,24 @@ def hypotheses(source: DType, target: DType) -> Iterator[tuple[str, Callable[[np
         yield f"nearest_away via {name}", via(between, "nearest_even", "nearest_away")
     for name in names:
         yield name + FLUSHED, flushed(name)
-    for name in sibling_of(target):
-        yield MISREAD + name, as_sibling(grid(DTYPES[name]))
+    if (other := sibling_of(target)) is not None:
+        yield MISREAD + other.name, as_sibling(other)
 
 
-def sibling_of(dtype: DType) -> list[str]:
-    """The format that this one is taken for by mistake: FNUZ without its bias, or the other way round."""
-    return [_SIBLINGS[dtype.name]] if dtype.name in _SIBLINGS else []
+def sibling_of(dtype: DType) -> DType | None:
+    """Return the dtype that this one is mistaken for: FN for FNUZ, or the other way round. None if there is none."""
+    other = dtype.format.sibling
+    return DTYPES.get(other.name) if other else None
 
 
 def _through(magnitude: np.ndarray, between: DType, rounding: str) -> np.ndarray:
+    """Magnitudes rounded to `between` first."""
     if between.name != "fp32":
         numbers = grid(between)
-        return numbers.positive[np.minimum(round_magnitudes(magnitude, numbers, rounding), numbers.max_code + 1)]
+        return numbers.positive[np.minimum(round_magnitudes(magnitude, numbers, rounding), numbers.format.max_code + 1)]
     with np.errstate(over="ignore"):
         narrow = magnitude.astype(np.float32)
     wide = narrow.astype(np.float64)
     if rounding == "toward_zero":
         wide = np.where(wide > magnitude, np.nextafter(narrow, np.float32(0)).astype(np.float64), wide)
     return wide
-

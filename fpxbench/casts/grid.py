@@ -1,4 +1,5 @@
-"""The numbers of a dtype in order, and where a value lies among them: by search in a table, with no rounding of its own."""
+"""The numbers of a float dtype in order, and where a value lies among them: by search, without any rounding of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +9,43 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from fpxbench.casts.conversion import DType
+from fpxbench.numbers.formats import Format
 
 EXACT, BELOW, TIE, ABOVE = -2, -1, 0, 1
-"""Where a value lies between two neighbours: on the lower, or below, at, above the midpoint."""
+"""Where a value lies between two neighbours: on the lower one, or below, at or above their midpoint."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A dtype of at most 16 bits.
+    """The numbers of a format of at most 16 bits, by its definition."""
 
-    values : what each code stands for, float64 ``[2**bits]``
-    max_code : of the largest finite number; codes below it are in the order of their magnitudes
-    sign : the sign bit; 0 if there is none
-    """
+    format: Format
 
-    values: np.ndarray
-    max_code: int
-    sign: int
-    min_normal: float
-    has_negative_zero: bool
+    @cached_property
+    def values(self) -> np.ndarray:
+        """What each code stands for, float64 ``[2**bits]``."""
+        return np.array([self.format.value(code) for code in range(1 << self.format.bits)])
 
     @cached_property
     def positive(self) -> np.ndarray:
-        """Finite magnitudes in order, and one more: where the next would be, if the format went on."""
-        finite = self.values[:self.max_code + 1]
-        return np.append(finite, 2 * finite[-1] - finite[-2] if self.sign else 2 * finite[-1])
-
-    @property
-    def maximum(self) -> float:
-        return float(self.values[self.max_code])
-
-    @property
-    def has_nan(self) -> bool:
-        return bool(np.isnan(self.values).any())
-
-    @property
-    def has_infinity(self) -> bool:
-        return bool(np.isinf(self.values).any())
+        """Finite magnitudes in order, and where the next would be, if the format went on: float64 ``[max_code + 2]``.
+        """
+        finite = self.values[:self.format.max_code + 1]
+        return np.append(finite, 2 * finite[-1] - finite[-2] if self.format.signed else 2 * finite[-1])
 
     def value(self, codes: np.ndarray) -> np.ndarray:
+        """Return the numbers of `codes`, float64."""
         return self.values[codes]
 
     def place(self, magnitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Code of the number at or below each non-negative magnitude, and where between it and the next the magnitude lies.
+        """Return the code of the number at or below each non-negative magnitude, and where the magnitude lies between
+        that number and the next: `EXACT`, `BELOW`, `TIE` or `ABOVE`.
 
-        Exact: neighbours of at most 16 bits have a midpoint in float64. Beyond the virtual next number nothing changes.
-        """
-        positive = self.positive
-        lower = np.clip(np.searchsorted(positive, magnitude, side="right") - 1, 0, self.max_code + 1)
-        upper = np.minimum(lower + 1, self.max_code + 1)
-        middle = (positive[lower] + positive[upper]) / 2
+        Exact, as neighbours of at most 16 bits have a midpoint in float64. From `positive`'s last number on nothing
+        changes."""
+        positive, last = self.positive, self.format.max_code + 1
+        lower = np.clip(np.searchsorted(positive, magnitude, side="right") - 1, 0, last)
+        middle = (positive[lower] + positive[np.minimum(lower + 1, last)]) / 2
         where = np.where(magnitude < middle, BELOW, np.where(magnitude == middle, TIE, ABOVE)).astype(np.int8)
         # Below the smallest number of a format without zero the smallest is the nearest.
         where[magnitude < positive[0]] = BELOW
@@ -65,41 +53,32 @@ class Grid:
         return lower, where
 
 
-class Fp32Grid:
-    """fp32, which is only converted to exactly, from FP8."""
+@dataclass(frozen=True)
+class ExactGrid:
+    """fp32: only exact conversions to it are checked, from narrower formats."""
 
-    has_nan = has_infinity = has_negative_zero = True
-    max_code, sign = 0x7F7FFFFF, 1 << 31
-    maximum, min_normal = float(np.finfo(np.float32).max), 2.0**-126
+    format: Format
 
     @staticmethod
     def value(codes: np.ndarray) -> np.ndarray:
+        """Return the numbers of `codes`, float64."""
         with np.errstate(invalid="ignore"):     # a signalling NaN becomes a quiet one
             return codes.astype(np.uint32).view(np.float32).astype(np.float64)
 
     @staticmethod
     def place(magnitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `Grid.place` does. Raise ValueError for a magnitude that fp32 does not hold."""
         narrow = magnitude.astype(np.float32)
         if not (narrow == magnitude).all():
-            raise ValueError("conversions to fp32 are judged only where they are exact")
+            raise ValueError(
+                f"{magnitude[narrow != magnitude][0]!r} is no fp32 number: only exact conversions to fp32 are checked"
+            )
         return narrow.view(np.uint32).astype(np.int64), np.full(magnitude.shape, EXACT, dtype=np.int8)
 
 
 @lru_cache
-def grid(dtype: DType) -> Grid | Fp32Grid:
-    """The grid of a float dtype."""
-    if dtype.format is not None:
-        fmt = dtype.format
-        values = np.array([fmt.value(code) for code in range(1 << fmt.bits)])
-        return Grid(values, fmt.max_code, 1 << (fmt.bits - 1) if fmt.signed else 0, fmt.min_normal,
-                    has_negative_zero=fmt.signed and fmt.specials != "fnuz")
-    if dtype.name == "fp32":
-        return Fp32Grid()
-    if dtype.bits != 16 or dtype.is_integer:
-        raise ValueError(f"no grid of {dtype.name}: float dtypes of at most 16 bits, and fp32, have one")
-    every = np.arange(1 << 16, dtype=np.uint32)
-    with np.errstate(invalid="ignore"):
-        values = (every << 16).view(np.float32) if dtype.name == "bf16" else every.astype(np.uint16).view(np.float16)
-        values = values.astype(np.float64)
-    max_code = (((1 << dtype.exponent_bits) - 1) << dtype.mantissa_bits) - 1
-    return Grid(values, max_code, 1 << 15, 2.0 ** (2 - (1 << (dtype.exponent_bits - 1))), has_negative_zero=True)
+def grid(dtype: DType) -> Grid | ExactGrid:
+    """Return the grid of a float dtype. Raise ValueError for one that has none."""
+    if dtype.format is None or dtype.bits not in (8, 16, 32):
+        raise ValueError(f"no grid of {dtype.name}: floats of 8 and 16 bits, and fp32, have one")
+    return ExactGrid(dtype.format) if dtype.bits == 32 else Grid(dtype.format)

@@ -1,4 +1,4 @@
-"""The conversion as a Triton kernel. Whether it is compiled or interpreted is settled by TRITON_INTERPRET when this is imported."""
+"""The conversion as a Triton kernel, compiled or interpreted as TRITON_INTERPRET says when this is imported."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ def convert_kernel(source, target, count, ROUNDING: tl.constexpr, BLOCK: tl.cons
 
 
 def convert(conversion: Conversion, bits: np.ndarray) -> np.ndarray:
-    """Codes of the target for `bits` of the source."""
+    """Return codes of the target for `bits` of the source."""
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
     x = to_tensor(bits, source, conversion.device)
     y = to_tensor(np.zeros(bits.size, dtype=f"u{target.bits // 8}"), target, conversion.device)
     block = _INTERPRETED_BLOCK if conversion.engine is Engine.TRITON_INTERPRETER else _BLOCK
     rounding = "rtz" if conversion.operation is Operation.CAST_RTZ else None
-    convert_kernel[(triton.cdiv(bits.size, block),)](_as_triton_has_it(x, source), _as_triton_has_it(y, target), bits.size, rounding, block)
+    grid = (triton.cdiv(bits.size, block),)
+    convert_kernel[grid](_of_triton_dtype(x, source), _of_triton_dtype(y, target), bits.size, rounding, block)
     return to_bits(y, target)
 
 
-def _as_triton_has_it(tensor: torch.Tensor, dtype: DType) -> object:
+def _of_triton_dtype(tensor: torch.Tensor, dtype: DType) -> object:
     return tensor if dtype.torch is not None else triton.reinterpret(tensor, getattr(tl, dtype.triton))

@@ -41,8 +41,8 @@ def with_overflow(x, target, overflow):
 def signed(codes, x, target):
     """Codes of magnitudes with the signs of `x`, as `target` has them."""
     numbers = grid(DTYPES[target])
-    negative = np.signbit(x) & (numbers.has_negative_zero | (codes != 0))
-    return codes | np.where(negative, numbers.sign, 0)
+    negative = np.signbit(x) & (numbers.format.has_negative_zero | (codes != 0))
+    return codes | np.where(negative, numbers.format.sign_bit, 0)
 
 
 # ---- the reference --------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def test_search_in_the_table_of_numbers_rounds_every_16_bit_input_as_the_codec_d
     _, x = telling(source, target)
     numbers = grid(DTYPES[target])
     positive = x[np.isfinite(x) & (x >= numbers.positive[0]) & ~np.signbit(x)]
-    found = np.minimum(round_magnitudes(positive, numbers, rounding.value), numbers.max_code)
+    found = np.minimum(round_magnitudes(positive, numbers, rounding.value), numbers.format.max_code)
     assert np.array_equal(found, codec.encode(torch.from_numpy(positive), DTYPES[target].format, rounding).numpy())
 
 
@@ -117,7 +117,7 @@ def test_a_wrong_way_to_round_is_named_and_every_wrong_input_counted(way, target
     _, x = telling("fp32", target)
     numbers, right = grid(DTYPES[target]), expected_codes(x, DTYPES[target])
     plain = dict(hypotheses(DTYPES["fp32"], DTYPES[target]))[way]
-    inside = np.abs(x) <= numbers.maximum
+    inside = np.abs(x) <= numbers.format.max
     got = right.copy()
     got[inside] = signed(plain(np.abs(x[inside]), np.signbit(x[inside])), x[inside], target)
     verdict, judgement = judged("fp32", target, got, x)
@@ -260,7 +260,7 @@ def test_what_the_telling_inputs_did_not_tell_shows_when_all_are_given():
     judge = ConformanceCheck(DTYPES["bf16"], DTYPES["e4m3fn"])
     judge.add(x, expected_codes(x, DTYPES["e4m3fn"]), lambda index: ("", ""))
     every = judge.restarted()
-    every.conforming(999)
+    every.add_conforming(999)
     every.add(np.array([1.1]), np.array([0x39 + 1]), lambda index: ("0x3f8ccccd", "1.1"))
     judgement = every.result()
     assert (judgement.inputs, judgement.differing) == (1000, 1) and judgement.behaviour.rounding == "mixture: nearest_even on 99.9%"

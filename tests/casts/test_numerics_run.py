@@ -217,7 +217,7 @@ class Isolated:
 def test_a_crash_in_a_batch_is_pinned_on_the_one_that_crashes():
     batch = [conversion(f"cast/fp32/{target}") for target in ("e4m3fn", "e5m2", "e8m0")]
     isolated = Isolated("e5m2")
-    results = runs._carried_out(isolated, batch, 1.0)
+    results = runs._run_batch(isolated, batch, 1.0)
     assert [result.verdict.status for result in results] == ["ok", "crash", "ok"]
     assert isolated.calls == [["e4m3fn", "e5m2", "e8m0"], ["e4m3fn"], ["e5m2"], ["e8m0"]]
     assert results[1].verdict.signal == "SIGSEGV" and results[1].differing is None
@@ -235,7 +235,7 @@ def test_after_a_fault_on_a_gpu_each_is_tried_again_in_a_new_child():
             return returned(results)
 
     isolated = Faulty()
-    results = runs._carried_out(isolated, [conversion(f"cast/fp32/{target}", device="cuda") for target in ("e4m3fn", "e5m2")], 1.0)
+    results = runs._run_batch(isolated, [conversion(f"cast/fp32/{target}", device="cuda") for target in ("e4m3fn", "e5m2")], 1.0)
     assert [result.verdict.status for result in results] == ["ok", "ok"] and isolated.recycled == 1
 
 
@@ -250,7 +250,7 @@ def test_an_error_keeps_what_native_code_printed_of_that_conversion_alone():
             log = "LLVM ERROR: no fptrunc from f64 to f8" if [one.conversion.target for one in results] == ["e5m2"] else "of all of them"
             return returned(results, log)
 
-    right, wrong = runs._carried_out(Failing(), [conversion(f"cast/fp64/{target}") for target in ("e4m3fn", "e5m2")], 1.0)
+    right, wrong = runs._run_batch(Failing(), [conversion(f"cast/fp64/{target}") for target in ("e4m3fn", "e5m2")], 1.0)
     assert (right.verdict.status, right.verdict.log_tail) == (Status.OK, "")
     assert wrong.verdict.log_tail == "LLVM ERROR: no fptrunc from f64 to f8"
     assert wrong.verdict.summary == "raised, after saying: LLVM ERROR: no fptrunc from f64 to f8"
@@ -272,7 +272,7 @@ def test_the_command_finds_what_is_wrong_resumes_and_fails_on_demand(tmp_path):
     assert "torch.finfo(torch.float8_e5m2fnuz).eps is 0.125, not 0.25" in done.stdout
     assert "refused" in done.stdout or torch.__version__ >= "2.14"
     again = cli("-c", "finfo", "-e", "eager", "--results", tmp_path)
-    assert again.returncode == 0 and "9 conversions were judged before" in again.stderr
+    assert again.returncode == 0 and "9 conversions were checked before" in again.stderr
 
 
 def test_mistakes_in_the_command_are_one_sentence(tmp_path):
