@@ -197,6 +197,13 @@ def summary(cls: type[Implementation]) -> str:
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
+def listed(paths: list[Path]) -> list[dict[str, str]]:
+    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded."""
+    known, failures = discover(paths)
+    rows = [{"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)} for name, cls in sorted(known.items())]
+    return rows + [{"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"} for failure in failures]
+
+
 def source_digest(name: str) -> str:
     """Twelve hex digits over the implementation's file and the private files beside it; empty for entry points.
 

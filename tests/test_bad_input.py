@@ -136,7 +136,7 @@ RUN = ("run", "--device", "cpu", "--implementation", "dense", "--scheme", "bf16"
     ((*RUN, "--results", "/proc/absent"), "/proc/absent: cannot be made a folder of records: No such file or directory"),
     (("numerics", "-c", "finfo/*", "--results", "a-file"), "a-file: cannot be made a folder of records: a file is there"),
     (("targets", "diff", "3.8.0", "3.9.0", "--matrix", "/absent"), "/absent: No such file or directory"),
-    (("list", "kernels"), "there is no list of 'kernels'"),
+    (("list", "kernels"), "cannot list 'kernels'"),
 ])
 def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(tmp_path, monkeypatch, capsys, arguments, says):
     (tmp_path / "a-file").touch()

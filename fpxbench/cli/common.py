@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
 
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.settings import Profile
@@ -24,6 +25,23 @@ WorkloadOption = Annotated[list[str] | None, typer.Option("--workload", "-w", he
 ProfileOption = Annotated[Profile, typer.Option("--profile", help="smoke: a minute. quick: minutes. full: everything.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+_WIDEST = 1000
+
+
+def print_table(table: Table) -> None:
+    """Print a table: within the terminal's width on a terminal, as wide as it is elsewhere, where a cut or folded id is of no use."""
+    if out.is_terminal:
+        out.print(table)
+    else:
+        print_wide(table)
+
+
+def print_wide(table: Table) -> None:
+    """Print a table as wide as it is."""
+    wide = Console(highlight=False, width=_WIDEST)
+    wide.print(table, width=table.__rich_measure__(wide, wide.options).maximum)
 
 
 class UsageError(Exception):

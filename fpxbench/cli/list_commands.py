@@ -1,9 +1,10 @@
-"""What there is: `fpxbench list`, and what this machine can do with it: `fpxbench doctor`."""
+"""`fpxbench list`: what there is to run, and `fpxbench doctor`: what this machine can run."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -20,10 +21,16 @@ from fpxbench.cli.common import (
     WorkloadOption,
     new_app,
     out,
+    print_table,
 )
-from fpxbench.sweep.settings import Settings
+from fpxbench.sweep.settings import Settings, default_memory_limit
+
+if TYPE_CHECKING:
+    from fpxbench.sweep.doctor import SetupCheck
+    from fpxbench.sweep.isolation import Outcome
 
 app = new_app()
+_TIMEOUT_S = 300.0
 
 
 @app.command(name="list")
@@ -37,10 +44,10 @@ def list_(
     impls: ImplsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what there is: implementations, schemes, workloads, or the cases that a profile would run."""
+    """List implementations, schemes, workloads, or the cases of a profile."""
     listings = {"implementations": _implementations, "schemes": _schemes, "workloads": _workloads, "cases": _cases}
     if what not in listings:
-        raise UsageError(f"there is no list of {what!r}: one of {', '.join(listings)}")
+        raise UsageError(f"cannot list {what!r}: choose one of {', '.join(listings)}")
     settings = Settings(profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
                          workload=tuple(workload or ()), device=device, impls=tuple(impls or ()))
     rows = listings[what](settings)
@@ -52,7 +59,7 @@ def list_(
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
-    out.print(table)
+    print_table(table)
 
 
 @app.command()
@@ -60,25 +67,35 @@ def doctor(
     impls: ImplsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what this machine can and cannot do, and what to install."""
-    from fpxbench.sweep.doctor import examine
+    """Check this machine's setup and say what to install.
 
-    findings = examine(tuple(impls or ()))
+    Looks at Python, PyTorch, Triton, the devices, the C++ compiler, memory, disk, and every implementation.
+    """
+    checks = _setup_checks(impls or [])
     if as_json:
-        print(json.dumps([finding._asdict() for finding in findings]))
+        print(json.dumps([check._asdict() for check in checks]))
         return
     marks = {"yes": "[green]✓[/]", "no": "[red]✗[/]", "note": "[yellow]·[/]"}
-    for finding in findings:
-        line = f"{marks[finding.state]} [bold]{escape(finding.what)}[/]: {escape(finding.said)}"
-        out.print(line + (f"  [dim]→ {escape(finding.advice)}[/]" if finding.advice else ""))
+    for check in checks:
+        line = f"{marks[check.state]} [bold]{escape(check.what)}[/]: {escape(check.message)}"
+        out.print(line + (f"  [dim]→ {escape(check.advice)}[/]" if check.advice else ""))
+
+
+def _setup_checks(impls: list[Path]) -> list[SetupCheck]:
+    from fpxbench.sweep.doctor import SetupCheck
+
+    outcome = _in_child("fpxbench.sweep.doctor:examine", impls)
+    if outcome.value is not None:
+        return outcome.read(list[SetupCheck])
+    advice = outcome.log_tail.strip().splitlines()[-1:] or ["reinstall it"]
+    return [SetupCheck("no", "PyTorch", f"cannot be used: {outcome.verdict.summary}", advice[0])]
 
 
 def _implementations(settings: Settings) -> list[dict[str, str]]:
-    from fpxbench.implementation import discover, summary
-
-    known, failures = discover(settings.impls)
-    rows = [{"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)} for name, cls in sorted(known.items())]
-    return rows + [{"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"} for failure in failures]
+    outcome = _in_child("fpxbench.implementation:listed", settings.impls)
+    if outcome.value is None:
+        raise UsageError(f"the implementations could not be imported: {outcome.verdict.summary}")
+    return outcome.read(list[dict[str, str]])
 
 
 def _schemes(settings: Settings) -> list[dict[str, str]]:
@@ -113,6 +130,20 @@ def _workloads(settings: Settings) -> list[dict[str, str]]:
 
 
 def _cases(settings: Settings) -> list[dict[str, str]]:
-    from fpxbench.sweep.selection import make_plan
+    from fpxbench.sweep.plan import Plan
 
-    return [{"case": planned.case.id, "refused": planned.refused} for planned in make_plan(settings).cases]
+    outcome = _in_child("fpxbench.sweep.selection:make_plan", settings)
+    if outcome.value is None:
+        raise UsageError(f"the cases could not be planned: {outcome.verdict.summary}")
+    return [{"case": planned.case.id, "refused": planned.refused} for planned in outcome.read(Plan).cases]
+
+
+def _in_child(target: str, *arguments: object) -> Outcome:
+    """Call a function that imports PyTorch. Raise UsageError for the user's mistake that it reports."""
+    from fpxbench.sweep.isolation import Isolation
+
+    with Isolation(default_memory_limit()) as isolation:
+        outcome = isolation.call(target, *arguments, timeout_s=_TIMEOUT_S)
+    if outcome.mistake:
+        raise UsageError(outcome.mistake)
+    return outcome

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out
+from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out, print_wide
 from fpxbench.records.verdict import Status
 from fpxbench.targets.triton_builds import INSTALLED, normal_name
 
@@ -39,7 +38,6 @@ FreshOption = Annotated[bool, typer.Option("--fresh", help="Compile again what w
 
 _COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim", Status.WRONG: "bold red"}
 _MOST_CAUSES = 12
-_WIDEST = 1000
 
 
 @group.callback(invoke_without_command=True)
@@ -242,8 +240,7 @@ def _print(matrix: Matrix) -> None:
         table.add_row("" if operation == last else operation, fmt, *cells)
         last = operation
     # As wide as it is: a terminal that is narrower wraps lines, which loses less than cutting names off.
-    wide = Console(highlight=False, width=_WIDEST)
-    wide.print(table, width=table.__rich_measure__(wide, wide.options).maximum)
+    print_wide(table)
     signs = {sign: status for status, sign in SIGNS.items()}
     legend = [*reversed(signs.items()), (SOME, "ok for some of the options"), (UNCHECKED, "some only compiled, not executed")]
     out.print("   ".join(f"{sign} {status}" for sign, status in legend)

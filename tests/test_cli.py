@@ -1,0 +1,118 @@
+"""The command line as a whole: what it lists, what it imports, what its defaults are."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from sample_records import record
+from typer.main import get_command
+
+from fpxbench import cli
+from fpxbench.cli import COMMANDS
+from fpxbench.records.store import Store
+
+NO_TORCH = """
+    import sys
+
+    class NoTorch:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torch":
+                raise AssertionError("the parent process imports torch")
+
+    sys.meta_path.insert(0, NoTorch())
+"""
+RUN = NO_TORCH + """
+    import io, json, traceback
+    from contextlib import redirect_stdout
+    from fpxbench import cli
+
+    for arguments in json.loads(sys.stdin.read()):
+        sys.argv = ["fpxbench", *arguments]
+        printed = io.StringIO()
+        try:
+            with redirect_stdout(printed):
+                cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            print(traceback.format_exc(), file=sys.stderr)
+            code = "raised"
+        print(json.dumps([arguments, code, "torch" in sys.modules]), file=sys.__stdout__)
+"""
+
+
+def names(command, path=()):
+    """Every command and command of a group, as the words that are typed."""
+    yield path
+    for name in getattr(command, "commands", {}):
+        yield from names(cli.load(name) if not path else command.commands[name], (*path, name))
+
+
+EVERY = [path for path in names(get_command(cli.app)) if path]
+
+
+def run_each(invocations, folder):
+    """Run them in one process, in which importing torch raises; exit codes by words."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(RUN)], input=json.dumps(invocations), cwd=folder, text=True, capture_output=True,
+                          env=os.environ | {"COLUMNS": "100"}, check=False)
+    assert done.returncode == 0, done.stderr
+    ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    assert not [arguments for arguments, _, torch in ended if torch], done.stderr
+    assert not [arguments for arguments, code, _ in ended if code == "raised"], done.stderr
+    assert len(ended) == len(invocations), done.stderr
+    return {tuple(arguments): code for arguments, code, _ in ended}
+
+
+def test_every_command_is_found():
+    assert {path[0] for path in EVERY} == set(COMMANDS)
+    assert {("timeline", "sync"), ("environments", "remove"), ("targets", "diff")} <= set(EVERY)
+
+
+def test_no_help_imports_torch(tmp_path):
+    helps = [[*path, "--help"] for path in [(), *EVERY]]
+    assert set(run_each(helps, tmp_path).values()) == {0}
+
+
+def test_no_command_imports_torch_in_its_own_process(tmp_path):
+    store = Store(tmp_path / "results")
+    store.append(record())
+    case = record().case.id
+    small = ["--workload", "canary.seed", "--device", "cpu"]
+    invocations = [
+        ["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results", "fresh"],
+        ["inspect", "eager_upcast", "e4m3fn-row", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu"],
+        ["list"], ["list", "schemes"], ["list", "workloads"], ["list", "cases", "--scheme", "e4m3fn-row", *small],
+        ["doctor"], ["report"], ["records"], ["show", case], ["repro", case], ["regressions"], ["confirm"],
+        ["bisect", case, "2.11.0", "2.12.0"], ["compare", "2.11.0", "2.12.0"], ["issues"],
+        ["timeline", "list"], ["timeline", "show", "2.13.0"], ["timeline", "here"], ["timeline", "sync", "--index", "absent"],
+        ["environments", "list"], ["environments", "remove", "--all", "--environments", "none"],
+        ["detector", "--series", "10", "--only", "rule", "--jobs", "1"],
+        ["numerics", "--conversion", "finfo", "--engine", "eager", "--device", "cpu", "--results", "fresh"],
+        ["targets", "--operation", "decode/e4m3fn/*", "--arch", "sm_90"], ["targets", "diff", "3.0.0", "3.1.0"],
+        ["targets", "repro", "encode/e5m2fnuz/fp16-rtne", "sm_90"], ["codec", "--elements", "1", "--only", "decode/e4m3fn"],
+    ]
+    group = {path[0] for path in EVERY if len(path) > 1}
+    asked = {tuple(words[:2] if words[0] in group and len(words) > 1 and not words[1].startswith("-") else words[:1]) for words in invocations}
+    assert asked >= {path for path in EVERY if path not in {(name,) for name in group}}, "a command is not run here"
+    codes = run_each(invocations, tmp_path)
+    assert {words: code for words, code in codes.items() if code not in (0, 1, 2)} == {}
+    assert codes["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results", "fresh"] == 0
+    for words in (["list"], ["list", "schemes"], ["doctor"], ["report"], ["records"], ["show", case], ["repro", case], ["regressions"]):
+        assert codes[tuple(words)] == 0, words
+
+
+def test_the_check_for_torch_can_fail(tmp_path):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(NO_TORCH) + "import fpxbench.sweep.trial"], text=True, capture_output=True, cwd=tmp_path)
+    assert "the parent process imports torch" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_help_says(name):
+    """The list is written apart from the commands, which it does not import."""
+    first = re.sub(r"\s+", " ", (cli.load(name).help or "").split("\n\n")[0]).strip()
+    assert first.rstrip(".") == COMMANDS[name].summary.rstrip(".")
