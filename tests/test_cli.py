@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 import pytest
-from sample_records import record
+from sample_records import case, record
 from typer.main import get_command
 
 from fpxbench import cli
@@ -16,17 +16,29 @@ from fpxbench.cli import COMMANDS
 from fpxbench.records.store import Store
 
 NO_TORCH = """
-    import sys
+    import sys, traceback
+
+    imported = []
+
+    class Refuse:
+        def create_module(self, spec):
+            imported.append("".join(traceback.format_stack(limit=40)))
+            raise AssertionError("the parent process imports torch")
+
+        exec_module = create_module
 
     class NoTorch:
         def find_spec(self, name, path=None, target=None):
-            if name == "torch":
-                raise AssertionError("the parent process imports torch")
+            if name != "torch":
+                return None     # looking for it is allowed
+            found = next(filter(None, (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)))
+            found.loader = Refuse()
+            return found
 
     sys.meta_path.insert(0, NoTorch())
 """
 RUN = NO_TORCH + """
-    import io, json, traceback
+    import io, json
     from contextlib import redirect_stdout
     from fpxbench import cli
 
@@ -42,7 +54,8 @@ RUN = NO_TORCH + """
         except BaseException:
             print(traceback.format_exc(), file=sys.stderr)
             code = "raised"
-        print(json.dumps([arguments, code, "torch" in sys.modules]), file=sys.__stdout__)
+        print(json.dumps([arguments, code, imported]), file=sys.__stdout__)
+        imported.clear()
 """
 
 
@@ -62,7 +75,7 @@ def run_each(invocations, folder):
                           env=os.environ | {"COLUMNS": "100"}, check=False)
     assert done.returncode == 0, done.stderr
     ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
-    assert not [arguments for arguments, _, torch in ended if torch], done.stderr
+    assert {" ".join(arguments): stack for arguments, _, stack in ended if stack} == {}
     assert not [arguments for arguments, code, _ in ended if code == "raised"], done.stderr
     assert len(ended) == len(invocations), done.stderr
     return {tuple(arguments): code for arguments, code, _ in ended}
@@ -80,15 +93,15 @@ def test_no_help_imports_torch(tmp_path):
 
 def test_no_command_imports_torch_in_its_own_process(tmp_path):
     store = Store(tmp_path / "results")
-    store.append(record())
-    case = record().case.id
+    store.append(record(case()))
+    case_id = case().id
     small = ["--workload", "canary.seed", "--device", "cpu"]
     invocations = [
         ["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results", "fresh"],
         ["inspect", "eager_upcast", "e4m3fn-row", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu"],
         ["list"], ["list", "schemes"], ["list", "workloads"], ["list", "cases", "--scheme", "e4m3fn-row", *small],
-        ["doctor"], ["report"], ["records"], ["show", case], ["repro", case], ["regressions"], ["confirm"],
-        ["bisect", case, "2.11.0", "2.12.0"], ["compare", "2.11.0", "2.12.0"], ["issues"],
+        ["doctor"], ["report"], ["records"], ["show", case_id], ["repro", case_id], ["regressions"], ["confirm"],
+        ["bisect", case_id, "2.11.0", "2.12.0"], ["compare", "2.11.0", "2.12.0"], ["issues"],
         ["timeline", "list"], ["timeline", "show", "2.13.0"], ["timeline", "here"], ["timeline", "sync", "--index", "absent"],
         ["environments", "list"], ["environments", "remove", "--all", "--environments", "none"],
         ["detector", "--series", "10", "--only", "rule", "--jobs", "1"],
@@ -102,7 +115,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
     codes = run_each(invocations, tmp_path)
     assert {words: code for words, code in codes.items() if code not in (0, 1, 2)} == {}
     assert codes["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results", "fresh"] == 0
-    for words in (["list"], ["list", "schemes"], ["doctor"], ["report"], ["records"], ["show", case], ["repro", case], ["regressions"]):
+    for words in (["list"], ["list", "schemes"], ["doctor"], ["report"], ["records"], ["show", case_id], ["repro", case_id], ["regressions"]):
         assert codes[tuple(words)] == 0, words
 
 

@@ -39,8 +39,8 @@ COMMANDS = {
     "confirm": Command(
         "confirm_commands", "Rerun two builds, interleaved, to confirm or refute a suspected regression.", _HISTORY),
     "bisect": Command("confirm_commands", "Find the first bad build between two builds, and its upstream commits.", _HISTORY),
-    "compare": Command("confirm_commands", "Compare two builds from their records.", _HISTORY),
-    "issues": Command("confirm_commands", "Print the text of an issue for each confirmed regression.", _HISTORY),
+    "compare": Command("compare_commands", "Compare two builds from their records.", _HISTORY),
+    "issues": Command("compare_commands", "Print the text of an issue for each confirmed regression.", _HISTORY),
     "timeline": Command("timeline_commands", "Keep the PyTorch builds in order: sync, list, show, here.", _HISTORY),
     "environments": Command("environment_commands", "List and remove the virtual environments of the builds.", _HISTORY),
     "detector": Command(

@@ -1,4 +1,4 @@
-"""`fpxbench numerics`: what the casts that people really use make of every input."""
+"""`fpxbench numerics`: whether the casts of PyTorch and Triton conform to the formats."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ app = new_app()
 
 @app.command()
 def numerics(
-    engine: Annotated[list[Engine] | None, typer.Option("--engine", "-e", help="Only what this carries out. Repeatable.")] = None,
+    engine: Annotated[list[Engine] | None, typer.Option("--engine", "-e", help="Only conversions of this engine. Repeatable.")] = None,
     conversion: Annotated[list[str] | None, typer.Option(
-        "--conversion", "-c", help="Glob over conversions: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: both, where there is a GPU[/]")] = None,
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="All 2**32 inputs for casts from fp32 to FP8: minutes each.")] = False,
+        "--conversion", "-c", help="Conversions, by glob: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda (also for ROCm).  [dim]default: both, if there is a GPU[/]")] = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Try all 2**32 inputs for casts from fp32 to FP8, which takes minutes each.")] = False,
     results: ResultsOption = Path("results"),
-    machine: Annotated[str | None, typer.Option("--machine", help="File the records under this name.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Judge again what is judged, or go on where an earlier run stopped.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that conversions which share a compilation may take.", min=0.1)] = 180.0,
+    machine: Annotated[str | None, typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Check every conversion again, or only those without a record.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1)] = 180.0,
     as_json: JsonOption = False,
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 if a conversion has one of these statuses: wrong,crash,…")] = "",
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with status 1 if a conversion has one of these statuses: wrong,crash,…")] = "",
 ) -> None:
-    """Put every cast of PyTorch and Triton through every telling input, and say what they do.
+    """Check the casts of PyTorch and Triton against the definition of each format.
 
-    Casts between FP8 and wider dtypes in eager PyTorch, under torch.compile and in Triton, the constants of torch.finfo, and bit
-    operations on uint16, uint32 and uint64: all 65,536 inputs of a 16-bit dtype, and of a wider one every value, midpoint and neighbour
-    that tells. One record a conversion; docs/numerics.md has the rules.
+    Covers casts between FP8 and wider dtypes in eager PyTorch, under torch.compile and in Triton, the constants of torch.finfo, and bit
+    operations on uint16, uint32 and uint64. A 16-bit source is tried on all 65,536 inputs, a wider one on every value, every midpoint
+    and their neighbours. docs/numerics.md has the rules.
 
-    Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command; 130 after Ctrl-C.
+    Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C.
     """
     from fpxbench.casts.cast_run import run_casts
     from fpxbench.sweep.run import CannotStart

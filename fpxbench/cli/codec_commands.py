@@ -1,4 +1,4 @@
-"""How fast encoding, decoding and packing are, beside others: `fpxbench codec`."""
+"""`fpxbench codec`: the speed of encoding, decoding and packing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ _PEERS = ("ml_dtypes", "gfloat", "torch")
 
 @app.command()
 def codec(
-    only: Annotated[list[str] | None, typer.Option("--only", help="Glob over rows: encode/e4m3fn/*, unpack/planar/6. Repeatable.")] = None,
-    elements: Annotated[int, typer.Option("--elements", min=1, help="Numbers or codes a call; rounded to whole [64, 4096].")] = ELEMENTS,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Rows, by glob: encode/e4m3fn/*, unpack/planar/6. Repeatable.")] = None,
+    elements: Annotated[int, typer.Option("--elements", min=1, help="Elements per call, rounded to a multiple of 64 x 4096.")] = ELEMENTS,
     as_json: JsonOption = False,
 ) -> None:
-    """Time encoding, decoding and packing on this machine's CPU, in turn with ml_dtypes, gfloat, torch's casts and a plain copy."""
+    """Benchmark encoding, decoding and packing against other libraries.
+
+    Runs on the CPU, interleaved with ml_dtypes, gfloat, PyTorch's casts and a plain copy.
+    """
     from fpxbench.sweep.isolation import Isolation
 
     with Isolation(default_memory_limit()) as isolation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -11,18 +11,24 @@ from rich.console import Console
 from rich.table import Table
 
 from fpxbench.records.verdict import Status
-from fpxbench.sweep.settings import Profile
+from fpxbench.sweep.settings import Profile, default_memory_limit
+
+if TYPE_CHECKING:
+    from fpxbench.sweep.isolation import Outcome
+    from fpxbench.workloads import Workload
+
+CHILD_TIMEOUT_S = 300.0
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.", show_default=True)]
-ImplsOption = Annotated[list[Path] | None, typer.Option("--impls", help="A file or folder of further implementations. Repeatable.")]
-ImplementationOption = Annotated[list[str] | None, typer.Option("--implementation", "-i", help="Glob over implementations. Repeatable.")]
+ImplsOption = Annotated[list[Path] | None, typer.Option("--impls", help="File or folder with more implementations. Repeatable.")]
+ImplementationOption = Annotated[list[str] | None, typer.Option("--implementation", "-i", help="Implementations, by glob. Repeatable.")]
 SchemeOption = Annotated[list[str] | None, typer.Option(
-    "--scheme", "-s", help="Glob over schemes, or one by its parts (e2m2-row, e3m4b5-g64). Repeatable.")]
-WorkloadOption = Annotated[list[str] | None, typer.Option("--workload", "-w", help="Glob over workloads: llama2-7b.*, canary.ragged/m3. Repeatable.")]
-ProfileOption = Annotated[Profile, typer.Option("--profile", help="smoke: a minute. quick: minutes. full: everything.")]
+    "--scheme", "-s", help="Schemes, by glob or by parts (e2m2-row, e3m4b5-g64). Repeatable.")]
+WorkloadOption = Annotated[list[str] | None, typer.Option("--workload", "-w", help="Workloads, by glob: llama2-7b.*, canary.ragged/m3. Repeatable.")]
+ProfileOption = Annotated[Profile, typer.Option("--profile", help="smoke takes a minute, quick several; full runs everything.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -65,18 +71,39 @@ def user_message(error: Exception) -> str | None:
 
 
 def results_folder(results: Path) -> Path:
-    """`results`. Raises UsageError where it is no folder."""
+    """Return `results`. Raise UsageError if it is not a folder."""
     if not results.exists():
-        raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` makes it")
+        raise UsageError(f"--results {results}: no such folder; `fpxbench run --results {results}` creates it")
     if not results.is_dir():
-        raise UsageError(f"--results {results}: a file; give the folder that `fpxbench run --results` wrote to")
+        raise UsageError(f"--results {results}: this is a file; give the folder that `fpxbench run --results` wrote to")
     return results
 
 
 def statuses(text: str) -> frozenset[Status]:
-    """The statuses of ``--fail-on wrong,crash``. Raises UsageError for a word that is none."""
+    """Return the statuses in ``--fail-on wrong,crash``. Raise UsageError for a name that is not a status."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in list(Status):
             raise UsageError(f"--fail-on {name!r}: a status is one of {', '.join(Status)}")
     return frozenset(map(Status, names))
+
+
+def call_in_child(target: str, *arguments: object) -> Outcome:
+    """Call ``module:function``, which imports PyTorch, in a child. Raise UsageError for a mistake that it reports."""
+    from fpxbench.sweep.isolation import Isolation
+
+    with Isolation(default_memory_limit()) as isolation:
+        outcome = isolation.call(target, *arguments, timeout_s=CHILD_TIMEOUT_S)
+    if outcome.mistake:
+        raise UsageError(outcome.mistake)
+    return outcome
+
+
+def known_workloads() -> dict[str, Workload]:
+    """Return the workloads by name. transformers, which has their shapes, imports PyTorch."""
+    from fpxbench.workloads import Workload
+
+    outcome = call_in_child("fpxbench.workloads:workloads")
+    if outcome.value is None:
+        raise UsageError(f"the workloads could not be read: {outcome.verdict.summary}")
+    return outcome.read(dict[str, Workload])

@@ -1,4 +1,4 @@
-"""`fpxbench environments list` and `remove`: what the builds' environments take, and how to be rid of them."""
+"""`fpxbench environments`: list and remove the virtual environments of the builds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, new_app, out
+from fpxbench.cli.common import JsonOption, UsageError, new_app, out, print_table
 from fpxbench.cli.confirm_commands import EnvironmentsOption
 
 app = new_app()
 
-environments_app = typer.Typer(no_args_is_help=True, help="The builds' environments, made when a build is first measured: what there is, what it takes.")
+environments_app = typer.Typer(no_args_is_help=True, help="List and remove the virtual environments of the builds.\n\nOne is created when a build is first measured.")
 app.add_typer(environments_app, name="environments")
 
 
 @environments_app.command(name="list")
 def list_(environments: EnvironmentsOption = None, as_json: JsonOption = False) -> None:
-    """List the environments with their sizes and when they were last used, and the builds that could not be installed."""
+    """List the environments with size and last use, and the builds that failed to install."""
     from fpxbench.builds.environments import Environments
 
     folder = Environments(environments)
@@ -38,22 +38,22 @@ def list_(environments: EnvironmentsOption = None, as_json: JsonOption = False) 
         facts = _facts(name, environment)
         total += facts["bytes"]
         table.add_row(*map(escape, (name, _size(facts["bytes"]), (facts["last_used"] or "")[:10], facts["why"] or facts["status"])))
-    out.print(table)
+    print_table(table)
     out.print(f"{len(found)} in {folder.root}, {_size(total)}", markup=False, style="dim")
 
 
 @environments_app.command()
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="As `fpxbench environments list` prints them.")] = None,
-    unused_for: Annotated[float | None, typer.Option("--unused-for", help="Those that nobody has used for so many days.", min=0.0)] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Names as printed by `fpxbench environments list`.")] = None,
+    unused_for: Annotated[float | None, typer.Option("--unused-for", help="Remove environments unused for this many days.", min=0.0)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all environments.")] = False,
     environments: EnvironmentsOption = None,
 ) -> None:
-    """Remove environments; the next measurement of a build makes its own again. One that is in use is left where it is."""
+    """Remove environments. They are created again when needed; one that is in use is left alone."""
     from fpxbench.builds.environments import Environments, InUse
 
     if not (names or everything or unused_for is not None):
-        raise UsageError("which? NAME…, --unused-for DAYS, or --all")
+        raise UsageError("nothing to remove: give NAME…, --unused-for DAYS, or --all")
     folder = Environments(environments)
     chosen = list(names or [])
     for name, environment in folder.all():

@@ -26,27 +26,28 @@ _HEADINGS = {"table": ("code", "definition", "effective"), "scales": ("scale sto
 @app.command()
 def inspect(
     subject: Annotated[str, typer.Argument(
-        metavar="IMPLEMENTATION", help="An implementation, or package.module:factory, which makes a module of a torch.nn.Linear.")],
+        metavar="IMPLEMENTATION", help="An implementation, or package.module:factory, which turns a torch.nn.Linear into a module.")],
     scheme: Annotated[str, typer.Argument(metavar="SCHEME", help="mxfp4, e4m3fn-row, e3m2-g128, …")],
     workload: Annotated[str | None, typer.Option("--workload", "-w", help="A workload's shape: llama2-7b.o, canary.ragged.")] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help=f"Output features.  [dim]default: {SHAPE[1]}[/]")] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help=f"Input features.  [dim]default: {SHAPE[2]}[/]")] = None,
     m: Annotated[int | None, typer.Option(
-        "--m", min=1, help=f"Rows of the activation: so many columns are read at once.  [dim]default: {SHAPE[0]}[/]")] = None,
+        "--m", min=1, help=f"Rows of the activation, which is the number of columns read at once.  [dim]default: {SHAPE[0]}[/]")] = None,
     activation: Annotated[str, typer.Option("--activation", help="bf16 or fp16.")] = "bf16",
     device: DeviceOption = None,
     impls: ImplsOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of weights and activations.  [dim]default: a new one, which is printed[/]")] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = 600.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of weights and activations.  [dim]default: a new one, which is printed[/]")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=0.1)] = 600.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Recover by experiment which maps an implementation applies: its decode table, its scales, the order in which it reads codes.
+    """Recover by experiment what an implementation computes: decode table, scales, code order.
 
-    Nothing of it is read but what it multiplies. What differs from the definition is printed, and the fault named. Exit
-    status: 0 if all is right, 1 if not, 2 for a mistake in the command.
+    Only its products are looked at, not its code. Differences from the definition are printed, and the fault is named.
+
+    Exit status: 0 if everything is right; 1 if not; 2 for a usage error.
     """
     if activation not in ("bf16", "fp16"):
-        raise UsageError(f"--activation {activation!r}: bf16 or fp16")
+        raise UsageError(f"--activation {activation!r}: choose bf16 or fp16")
     if workload is not None and (n is not None or k is not None):
         raise UsageError("--workload brings its own N and K: leave out --n and --k")
     request = InspectRequest(

@@ -19,23 +19,23 @@ from fpxbench.cli.common import (
     SchemeOption,
     UsageError,
     WorkloadOption,
+    call_in_child,
+    known_workloads,
     new_app,
     out,
     print_table,
 )
-from fpxbench.sweep.settings import Settings, default_memory_limit
+from fpxbench.sweep.settings import Settings
 
 if TYPE_CHECKING:
     from fpxbench.sweep.doctor import SetupCheck
-    from fpxbench.sweep.isolation import Outcome
 
 app = new_app()
-_TIMEOUT_S = 300.0
 
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="implementations, schemes, workloads or cases.")] = "implementations",
+    what: Annotated[str, typer.Argument(help="implementations, schemes, workloads or cases")] = "implementations",
     profile: ProfileOption = "quick",
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
@@ -84,7 +84,7 @@ def doctor(
 def _setup_checks(impls: list[Path]) -> list[SetupCheck]:
     from fpxbench.sweep.doctor import SetupCheck
 
-    outcome = _in_child("fpxbench.sweep.doctor:examine", impls)
+    outcome = call_in_child("fpxbench.sweep.doctor:examine", impls)
     if outcome.value is not None:
         return outcome.read(list[SetupCheck])
     advice = outcome.log_tail.strip().splitlines()[-1:] or ["reinstall it"]
@@ -92,7 +92,7 @@ def _setup_checks(impls: list[Path]) -> list[SetupCheck]:
 
 
 def _implementations(settings: Settings) -> list[dict[str, str]]:
-    outcome = _in_child("fpxbench.implementation:listed", settings.impls)
+    outcome = call_in_child("fpxbench.implementation:listed", settings.impls)
     if outcome.value is None:
         raise UsageError(f"the implementations could not be imported: {outcome.verdict.summary}")
     return outcome.read(list[dict[str, str]])
@@ -121,29 +121,16 @@ def _schemes(settings: Settings) -> list[dict[str, str]]:
 
 
 def _workloads(settings: Settings) -> list[dict[str, str]]:
-    from fpxbench.workloads import workloads
-
     return [
         {"workload": w.name, "N": str(w.n), "K": str(w.k), "M": " ".join(map(str, w.m)), "about": w.about}
-        for w in workloads().values()
+        for w in known_workloads().values()
     ]
 
 
 def _cases(settings: Settings) -> list[dict[str, str]]:
     from fpxbench.sweep.plan import Plan
 
-    outcome = _in_child("fpxbench.sweep.selection:make_plan", settings)
+    outcome = call_in_child("fpxbench.sweep.selection:make_plan", settings)
     if outcome.value is None:
         raise UsageError(f"the cases could not be planned: {outcome.verdict.summary}")
     return [{"case": planned.case.id, "refused": planned.refused} for planned in outcome.read(Plan).cases]
-
-
-def _in_child(target: str, *arguments: object) -> Outcome:
-    """Call a function that imports PyTorch. Raise UsageError for the user's mistake that it reports."""
-    from fpxbench.sweep.isolation import Isolation
-
-    with Isolation(default_memory_limit()) as isolation:
-        outcome = isolation.call(target, *arguments, timeout_s=_TIMEOUT_S)
-    if outcome.mistake:
-        raise UsageError(outcome.mistake)
-    return outcome

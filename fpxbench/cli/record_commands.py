@@ -1,4 +1,4 @@
-"""What can be done with records: `fpxbench report`, `records`, `show`, `repro`."""
+"""`fpxbench report`, `records`, `show` and `repro`: read what was recorded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ app = new_app()
 @app.command()
 def report(
     results: ResultsOption = Path("results"),
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the site to.")] = Path("report"),
-    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, for the builds' dates.")] = Path(".timeline"),
-    builds: Annotated[int, typer.Option("--builds", min=1, help="So many newest builds of each machine get a page for every case.")] = 10,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the report to.")] = Path("report"),
+    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")] = Path(".timeline"),
+    builds: Annotated[int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn records into a static site that opens from file://, and print the worst things in it."""
+    """Build a static HTML report from the records and print the worst findings.
+
+    The report opens from file://, without a server.
+    """
     from fpxbench.builds.timeline import Timeline, TimelineError
     from fpxbench.reports.site import build_site
 
@@ -54,18 +57,21 @@ def report(
     for number, problem in enumerate(summary.problems[:3], 1):
         out.print(f"{number}. {problem.message}", markup=False)
     if summary.empty:
-        out.print(f"no records in {results}: `fpxbench run --results {results}` makes some", markup=False)
+        out.print(f"no records in {results}: run `fpxbench run --results {results}` first", markup=False)
     elif not summary.problems:
-        out.print("nothing wrong was found")
+        out.print("no problems found")
     out.print(f"report: {summary.index.resolve().as_uri()}", markup=False, style="bold")
 
 
 @app.command()
 def records(
     results: ResultsOption = Path("results"),
-    newest: Annotated[bool, typer.Option("--latest", help="Only the last record of each case, build and machine.")] = False,
+    newest: Annotated[bool, typer.Option("--latest", help="Only the latest record of each case, build and machine.")] = False,
 ) -> None:
-    """Print every record, one JSON object a line. Lines that are none are named on stderr."""
+    """Print the records, one JSON object per line.
+
+    Lines that cannot be read are reported on stderr.
+    """
     store = Store(results_folder(results))
     for path in store.files():
         read, broken = store.read(path)
@@ -77,11 +83,14 @@ def records(
 
 @app.command()
 def show(
-    case: Annotated[str, typer.Argument(help="A case id, as `fpxbench list cases` prints.")],
+    case: Annotated[str, typer.Argument(help="Case id, as printed by `fpxbench list cases`.")],
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is known of one case: verdict, evidence, accuracy, timing, log."""
+    """Show everything that is recorded about one case.
+
+    Verdict, evidence, accuracy, timing, traffic and log, for each build and machine.
+    """
     found = _records_of(case, results)
     for record in found:
         if as_json:
@@ -92,10 +101,13 @@ def show(
 
 @app.command()
 def repro(
-    case: Annotated[str, typer.Argument(help="A case id, as `fpxbench list cases` prints.")],
+    case: Annotated[str, typer.Argument(help="Case id, as printed by `fpxbench list cases`.")],
     results: ResultsOption = Path("results"),
 ) -> None:
-    """Print a script that reproduces a case by itself: fpxbench repro CASE > repro.py && python repro.py"""
+    """Print a standalone script that reproduces one case.
+
+    fpxbench repro CASE > repro.py && python repro.py
+    """
     from fpxbench.sweep.repro_script import repro_script
 
     print(repro_script(_records_of(case, results)[-1]))
@@ -109,7 +121,7 @@ def _records_of(case: str, results: Path) -> list[Record]:
     found = [record for record in latest(read) if record.case.id == case]
     if not found:
         near = difflib.get_close_matches(case, {record.case.id for record in read}, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; nothing like it is in {results}"
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; {results} has none like it"
         raise UsageError(f"no record of {case!r}{hint}")
     return found
 
@@ -135,17 +147,17 @@ def _print_record(record: Record) -> None:
     row("build", f"torch {record.build.torch}, triton {record.build.triton or 'none'}")
     accuracy, timing, traffic = record.accuracy, record.timing, record.traffic
     if accuracy.relative_error is not None:
-        row("relative error", f"{accuracy.relative_error:.3g}, at most {accuracy.bound:.3g} is right; worst {accuracy.worst_ulp:.3g} ulp")
+        row("relative error", f"{accuracy.relative_error:.3g} (bound {accuracy.bound:.3g}); worst {accuracy.worst_ulp:.3g} ulp")
     row("SQNR", f"{accuracy.sqnr_db:.2f} dB" if accuracy.sqnr_db is not None else None)
     if timing is not None:
         low, high = timing.ci95_us
         row("time", f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: {timing.speedup:.2f}×")
     row("no timing", record.no_timing)
     if traffic.gb_per_s is not None:
-        share = f", {traffic.roofline_fraction:.0%} of what this machine reads" if traffic.roofline_fraction is not None else ""
+        share = f", {traffic.roofline_fraction:.0%} of this machine's read bandwidth" if traffic.roofline_fraction is not None else ""
         row("bandwidth", f"{traffic.gb_per_s:.1f} GB/s{share}")
     row("kernels", traffic.kernels_launched)
-    row("what holds it back", traffic.bottleneck)
+    row("bottleneck", traffic.bottleneck)
     row("flags", ", ".join(record.flags))
     row("seed", record.seed)
     out.print(table)

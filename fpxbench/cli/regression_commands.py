@@ -1,4 +1,4 @@
-"""What changed from build to build, and how good the rule is that says so: `fpxbench regressions`, `fpxbench detector`."""
+"""`fpxbench regressions` and `detector`: what changed from build to build, and how reliable the rule is that finds it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 40
 
 
 class Fail(StrEnum):
-    """What `--fail-on` can name; of each only what is worse than before counts."""
+    """Values of `--fail-on`. Only changes for the worse count."""
 
     SUSPECT = "suspect"
     CONFIRMED = "confirmed"
@@ -32,15 +32,17 @@ class Fail(StrEnum):
 @app.command()
 def regressions(
     results: ResultsOption = Path("results"),
-    machine: Annotated[str | None, typer.Option("--machine", help="Only this machine's series.")] = None,
-    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, for the builds' dates.")] = Path(".timeline"),
-    everything: Annotated[bool, typer.Option("--all", help="Also what older builds changed, what is over, and what was refuted.")] = False,
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 if there is one: suspect,confirmed,verdict,figure")] = "",
+    machine: Annotated[str | None, typer.Option("--machine", help="Only series of this machine.")] = None,
+    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")] = Path(".timeline"),
+    everything: Annotated[bool, typer.Option("--all", help="Include changes of older builds, and those that are over or refuted.")] = False,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with status 1 if there is one of these: suspect,confirmed,verdict,figure")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List what changed, worst first: suspected regressions that stand, and what the newest builds brought.
+    """List what changed from build to build, worst first.
 
-    Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command. docs/decision-rule.md is the rule.
+    Shows the suspected regressions that are open and what changed with the newest builds. docs/decision-rule.md defines the rule.
+
+    Exit status: 0; 1 if --fail-on applies; 2 for a usage error.
     """
     from fpxbench.builds.timeline import Timeline, TimelineError
     from fpxbench.regressions.result_changes import find_changes
@@ -68,7 +70,7 @@ def _fail_on(text: str) -> frozenset[Fail]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in list(Fail):
-            raise UsageError(f"--fail-on {name!r}: it is one of {', '.join(Fail)}")
+            raise UsageError(f"--fail-on {name!r}: choose from {', '.join(Fail)}")
     return frozenset(map(Fail, names))
 
 
@@ -105,9 +107,9 @@ def _print(found, everything: bool) -> None:
                   f"dense product, since {move.first_tag}", markup=False, style="yellow")
     hidden = sum(max(0, len(found_of) - _SHOWN) for found_of in (found.suspects, found.events, found.machine))
     if hidden:
-        out.print(f"… and {hidden} more: --json has all of them", style="dim")
+        out.print(f"… and {hidden} more: --json prints all of them", style="dim")
     if not (found.suspects or found.events or found.machine):
-        out.print("nothing changed" if everything else "nothing changed with the newest builds, and no suspected regression stands")
+        out.print("nothing changed" if everything else "nothing changed with the newest builds, and no suspected regression is open")
 
 
 def _where(series) -> str:
@@ -126,13 +128,16 @@ def _next(finding) -> str:
 
 @app.command()
 def detector(
-    series: Annotated[int, typer.Option("--series", min=10, help="Made-up series of each kind. 1000 take minutes.")] = 200,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the series.  [dim]default: that of the table in docs/decision-rule.md[/]")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="rule, rule + confirmation, asv, Otava. Repeatable.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes.  [dim]default: one a core[/]")] = None,
+    series: Annotated[int, typer.Option("--series", min=10, help="Number of synthetic series of each kind. 1000 take minutes.")] = 200,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the series.  [dim]default: the one used for docs/decision-rule.md[/]")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Detectors to evaluate: rule, rule + confirmation, asv, Otava. Repeatable.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Number of processes.  [dim]default: one per core[/]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the rule that finds regressions, on made-up and recorded series, beside asv's own and Apache Otava's."""
+    """Evaluate the regression detector on synthetic and recorded series.
+
+    Compares it with asv's own step detection and, if installed, with Apache Otava.
+    """
     from fpxbench.regressions.evaluation import SEED, available, evaluation_runs, result_as_json
 
     here = available()

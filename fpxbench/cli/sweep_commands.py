@@ -22,6 +22,7 @@ from fpxbench.cli.common import (
     WorkloadOption,
     new_app,
     out,
+    print_table,
     statuses,
 )
 from fpxbench.records.record import Record
@@ -39,22 +40,24 @@ def run(
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
     cases: Annotated[Path | None, typer.Option(
-        "--cases", help="Run the cases of this file, one JSON object a line as in a record, whatever the profile says.")] = None,
+        "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile.")] = None,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
-    machine: Annotated[str | None, typer.Option("--machine", help="File the records under this name.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Measure again what is measured, or go on where a sweep stopped.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that one case may take.", min=0.1)] = 180.0,
+    machine: Annotated[str | None, typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Measure every case again, or only those without a record.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
     memory_limit: Annotated[str | None, typer.Option(
-        "--memory-limit", help="Memory that one case may hold: 8GiB, 500MB.  [dim]default: 3/4 of the machine's[/]")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Inputs of every case.  [dim]default: new ones each time, kept on the record[/]")] = None,
-    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time what is right, or only check.")] = True,
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with 1 if a case has one of these statuses: wrong,crash,…")] = "",
+        "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]")] = None,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")] = True,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")] = "",
 ) -> None:
-    """Check and time cases, one record each. Ctrl-C keeps what was measured.
+    """Check and time cases. Write one record for each.
 
-    Exit status: 0; 1 where --fail-on says so; 2 for a mistake in the command; 130 after Ctrl-C.
+    A case that is wrong is not timed. A sweep that was interrupted resumes where it stopped.
+
+    Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C, with everything measured so far kept.
     """
     from fpxbench.sweep.run import CannotStart, main_sweep
 
@@ -69,8 +72,8 @@ def run(
     except CannotStart as error:
         raise UsageError(str(error)) from None
     _print_matrix(sweep.records)
-    for sentence in _worst(sweep.records, 3):
-        out.print(sentence)
+    for line in _worst(sweep.records, 3):
+        out.print(line)
     if cases is not None and (missing := _missing(sweep.records)):
         out.print(missing, markup=False, style="yellow")
     out.print(f"records: {Store(results).file(sweep.machine.name, sweep.build)}   next: fpxbench report --results {results}", markup=False, style="dim")
@@ -97,16 +100,16 @@ def _worst(records: list[Record], count: int) -> list[str]:
 
 
 def _missing(records: list[Record]) -> str:
-    """A list of cases is shared by machines, and not each has what every case needs: that is a record, and is said."""
+    """Return a line for each dependency that cases of a shared list lack on this machine."""
     reasons = Counter(record.verdict.summary for record in records if record.verdict.status is Status.MISSING)
     return "".join(f"{SIGNS[Status.MISSING]} not run: {count} case{'s' * (count > 1)}: {why}\n" for why, count in reasons.items()).rstrip()
 
 
 def _print_matrix(records: list[Record]) -> None:
-    """Implementations × schemes: the worst verdict of each, and the speedup over dense where it was timed."""
+    """Print implementations × schemes: the worst verdict of each, and its range of speedups over dense."""
     implementations = list(dict.fromkeys(record.case.implementation for record in records))
     schemes = list(dict.fromkeys(record.case.scheme for record in records))
-    table = Table(title="worst verdict, and speedup over the dense 16-bit product", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="worst verdict, and speedup over the dense 16-bit matmul", title_justify="left", box=None, pad_edge=False)
     table.add_column("scheme")
     for name in implementations:
         table.add_column(name, justify="right")
@@ -116,7 +119,7 @@ def _print_matrix(records: list[Record]) -> None:
             cell = [r for r in records if r.case.scheme == scheme and r.case.implementation == name]
             row.append(_cell(cell))
         table.add_row(*row)
-    out.print(table)
+    print_table(table)
 
 
 def _cell(records: list[Record]) -> str:

@@ -1,4 +1,4 @@
-"""`fpxbench targets`: which GPU takes what, since when."""
+"""`fpxbench targets`: which low-bit operations Triton compiles for which GPU, and since which version."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ app = new_app()
 group = typer.Typer(no_args_is_help=False)
 app.add_typer(group, name="targets")
 
-ArchOption = Annotated[list[str] | None, typer.Option("--arch", "-a", help="Glob over architectures: sm_90, gfx9*. Repeatable.")]
+ArchOption = Annotated[list[str] | None, typer.Option("--arch", "-a", help="Architectures, by glob: sm_90, gfx9*. Repeatable.")]
 OperationOption = Annotated[list[str] | None, typer.Option(
-    "--operation", "-o", help="Glob over probes: decode, encode/e5m2fnuz, */e4m3fn/*. Repeatable.")]
+    "--operation", "-o", help="Probes, by glob: decode, encode/e5m2fnuz, */e4m3fn/*. Repeatable.")]
 TritonOption = Annotated[list[str] | None, typer.Option(
-    "--triton", "-t", help="A release (fetched once and kept), a folder with a Triton in it, or a Python that has one. Repeatable.  "
-    "[dim]default: the installed one[/]")]
-JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Compilations at a time.  [dim]default: one a core[/]")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that one compilation may take.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Compile again what was compiled before.")]
+    "--triton", "-t", help="A release (downloaded once), a folder that contains a Triton, or a Python that has one. Repeatable.  "
+    "[dim]default: the installed Triton[/]")]
+JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Number of parallel compilations.  [dim]default: one per core[/]")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Time limit for one compilation, in seconds.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Compile everything again.")]
 
 _COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim", Status.WRONG: "bold red"}
 _MOST_CAUSES = 12
@@ -45,18 +45,18 @@ def targets(
     context: typer.Context, triton: TritonOption = None, arch: ArchOption = None, operation: OperationOption = None,
     jobs: JobsOption = None, timeout: TimeoutOption = 120.0, fresh: FreshOption = False,
     json: JsonOption = False,
-    export: Annotated[Path | None, typer.Option("--export", help="Write the matrix here (docs/targets.md has the schema).")] = None,
+    export: Annotated[Path | None, typer.Option("--export", help="Write the matrix to this file (docs/targets.md has the schema).")] = None,
 ) -> None:
-    """Compile conversions and fused kernels for GPUs that need not be there, and say what takes what.
+    """Compile low-bit kernels for GPUs that need not be present, and show what each supports.
 
-    Every cell is compiled in a process of its own; what was compiled before is not compiled again. Ctrl-C keeps what was answered.
+    Every cell is compiled in its own process. Results are cached: Ctrl-C keeps what is done, and nothing is compiled twice.
 
-    Exit status: 0; 1 where no build could be asked; 2 for a mistake in the command; 130 after Ctrl-C.
+    Exit status: 0; 1 if no Triton build is usable; 2 for a usage error; 130 after Ctrl-C.
     """
     if context.invoked_subcommand is not None:
         return
     if export is not None and not export.absolute().parent.is_dir():
-        raise UsageError(f"--export {export}: there is no folder {export.parent}")
+        raise UsageError(f"--export {export}: the folder {export.parent} does not exist")
     matrix = _asked(triton or [INSTALLED], operation, arch, jobs, timeout, fresh)
     if export is not None:
         matrix.write(export)
@@ -72,18 +72,18 @@ def targets(
 
 @group.command()
 def diff(
-    before: Annotated[str, typer.Argument(help="A build: a version, `installed`, a folder; or a targets.json, whose newest build is meant.")],
-    after: Annotated[str, typer.Argument(help="Another.")],
+    before: Annotated[str, typer.Argument(help="A build: a version, `installed`, a folder, or a targets.json (its newest build).")],
+    after: Annotated[str, typer.Argument(help="The build to compare with it.")],
     arch: ArchOption = None, operation: OperationOption = None, jobs: JobsOption = None, timeout: TimeoutOption = 120.0,
     fresh: FreshOption = False, json: JsonOption = False,
-    matrix: Annotated[Path | None, typer.Option("--matrix", help="Look versions up in this targets.json, and ask no build.")] = None,
-    ask: Annotated[bool, typer.Option("--ask", help="Ask both builds here, though the matrix that comes with fpxbench has them.")] = False,
+    matrix: Annotated[Path | None, typer.Option("--matrix", help="Look both versions up in this targets.json instead of compiling.")] = None,
+    ask: Annotated[bool, typer.Option("--ask", help="Compile with both builds even if the matrix that ships with fpxbench has them.")] = False,
 ) -> None:
-    """What a Triton build gained and lost against another.
+    """List what one Triton build supports and another does not.
 
-    Two releases that the matrix which comes with fpxbench has both are looked up there. Others are fetched, and asked here.
+    Releases in the matrix that ships with fpxbench are looked up there. Others are downloaded and compiled with.
 
-    Exit status: 0; 1 if something that was ok is not any more; 2 for a mistake in the command; 130 after Ctrl-C.
+    Exit status: 0; 1 if something that was ok no longer is; 2 for a usage error; 130 after Ctrl-C.
     """
     from fpxbench.reports.targets.support_table import SHIPPED
     from fpxbench.targets.build_diff import changes
@@ -92,7 +92,7 @@ def diff(
     held = read_matrix(matrix) if matrix is not None else None
     if held is None and not (ask or fresh) and _has(shipped := read_matrix(SHIPPED), (before, after), operation, arch):
         held = shipped
-        err.print("by the matrix that comes with fpxbench; --ask fetches and asks both builds here", style="dim")
+        err.print("from the matrix that ships with fpxbench; --ask compiles with both builds here", style="dim")
     (old, at), (new, there) = (_build(name, held, operation, arch, jobs, timeout, fresh) for name in (before, after))
     found = [change for change in changes(old, at, new, there) if _wanted(change, operation, arch)]
     if json:
@@ -116,13 +116,13 @@ def diff(
 
 @group.command()
 def repro(
-    probe: Annotated[str, typer.Argument(help="As in targets.json: encode/e5m2fnuz/fp16-rtne.")],
-    architecture: Annotated[str, typer.Argument(help="sm_90, gfx942.")],
-    triton: Annotated[str, typer.Option("--triton", "-t", help="The version that the script says to install.")] = "",
+    probe: Annotated[str, typer.Argument(help="A probe as in targets.json: encode/e5m2fnuz/fp16-rtne.")],
+    architecture: Annotated[str, typer.Argument(help="For example sm_90 or gfx942.")],
+    triton: Annotated[str, typer.Option("--triton", "-t", help="The Triton version that the script installs.")] = "",
 ) -> None:
-    """Print a script that compiles one cell and needs nothing but a Triton: for a bug report.
+    """Print a script for a bug report that compiles one cell and needs only Triton.
 
-    What the matrix that comes with fpxbench has on the cell stands at its top: the verdict and, of what is silently wrong, the codes.
+    It begins with the verdict in the matrix that ships with fpxbench and, for a miscompiled cell, the wrong codes.
     """
     from fpxbench.reports.targets.support_table import SHIPPED
     from fpxbench.targets.matrix import read_matrix
@@ -154,7 +154,7 @@ def _questions(operation: list[str] | None) -> list[ProbeSpec]:
     except ModuleNotFoundError as error:    # of what this suite's own kernels are compiled for
         if error.name not in ("torch", "triton"):
             raise
-        raise UsageError(f"the probes of triton_fused need {error.name}, which is not installed: leave them out with --operation") from None
+        raise UsageError(f"the probes of triton_fused need {error.name}, which is not installed: exclude them with --operation") from None
 
 
 def _architectures(arch: list[str] | None) -> list:
@@ -166,14 +166,14 @@ def _architectures(arch: list[str] | None) -> list:
 def _build(
     name: str, held: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool
 ) -> tuple[Matrix, int]:
-    """A matrix, `held` if there is one, and the position of the build that is meant in it."""
+    """Return a matrix (`held`, if given) and the position of the named build in it."""
     from fpxbench.targets.matrix import read_matrix
 
     if name.endswith(".json"):
         matrix = read_matrix(Path(name))
         position = max((at for at, build in enumerate(matrix.builds) if not build.unusable), default=None)
         if position is None:
-            raise UsageError(f"{name} has no build that could be asked")
+            raise UsageError(f"{name} has no usable build")
         return matrix, position
     if held is not None:
         versions = [build.triton for build in held.builds]
@@ -187,7 +187,7 @@ def _build(
 
 
 def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, arch: list[str] | None) -> bool:
-    """Whether a matrix has both builds, and everything that is asked of them."""
+    """Return whether a matrix has both builds with every selected probe and architecture."""
     architectures, probes = {architecture.name for architecture in matrix.architectures}, {probe.id for probe in matrix.probes}
     return ({normal_name(name) for name in names} <= {build.triton for build in matrix.builds if not build.unusable}
             and {architecture.name for architecture in _architectures(arch)} <= architectures
@@ -195,7 +195,7 @@ def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, ar
 
 
 def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool:
-    """Whether a change in a matrix that holds more than was asked for was asked for."""
+    """Return whether a change is among the selected probes and architectures."""
     probes = {question.id for question in _questions(operation)} if operation else None
     names = {architecture.name for architecture in _architectures(arch)}
     return any((probes is None or probe in probes) and architecture in names for probe, architecture in change.cells)
@@ -203,7 +203,7 @@ def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool
 
 @contextmanager
 def _progress() -> Iterator:
-    """A bar a build on a terminal, a line now and then elsewhere."""
+    """Show a bar per build on a terminal, and a line every ten seconds elsewhere."""
     import time
 
     bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
@@ -261,4 +261,4 @@ def _print(matrix: Matrix) -> None:
             names = ", ".join(name for name, _ in where.most_common(2)) + (" …" if len(where) > 2 else "")
             out.print(f"  {SIGNS[outcome.status]} {count:4d}  {outcome.status}{kind}{by}: {outcome.cause}  [{names}]", markup=False)
         if len(matrix.builds) == 1 and len(reasons) > _MOST_CAUSES:
-            out.print(f"  … and {len(reasons) - _MOST_CAUSES} more causes: --json has them all", style="dim")
+            out.print(f"  … and {len(reasons) - _MOST_CAUSES} more causes: --json prints all of them", style="dim")

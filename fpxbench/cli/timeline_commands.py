@@ -1,4 +1,4 @@
-"""The builds in time: `fpxbench timeline sync`, `list`, `show`, `here`."""
+"""`fpxbench timeline`: the PyTorch builds in order."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from rich.table import Table
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, TimelineError, commit_hash
 from fpxbench.builds.timeline.measured import measured
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, print_table
 
 app = new_app()
 
-timeline_app = typer.Typer(no_args_is_help=True, help="The PyTorch builds in order: fill the timeline, look at it, find a build on it.")
+timeline_app = typer.Typer(no_args_is_help=True, help="Keep the PyTorch builds in order: sync, list, show, here.")
 app.add_typer(timeline_app, name="timeline")
 
-TimelineOption = Annotated[Path, typer.Option("--timeline", help="Folder of the timeline: asv's `repo`.", show_default=True)]
-SinceOption = Annotated[str | None, typer.Option("--since", help="No builds older than this: 2026-01-01, or a version, 2.9.")]
+TimelineOption = Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which asv uses as its repository.", show_default=True)]
+SinceOption = Annotated[str | None, typer.Option("--since", help="Only builds from this date (2026-01-01) or version (2.9) on.")]
 
 
 def _command(function: Callable) -> Callable:
-    """A command of the group, whose TimelineError is the user's to read."""
+    """Register a command of the group. Its TimelineError is a usage error."""
 
     @wraps(function)
     def command(*args, **kwargs):
@@ -46,19 +46,20 @@ def sync(
     channel: Annotated[str | None, typer.Option(
         "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]")] = None,
     variant: Annotated[list[str] | None, typer.Option(
-        "--variant", help="PyTorch's own index of cu130, cpu, rocm7.2, …: of nightlies or, with --channel release, of releases. Repeatable.")] = None,
+        "--variant", help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. Repeatable.")] = None,
     index: Annotated[list[str] | None, typer.Option(
-        "--index", help="A package index or a folder of wheels, in place of those. Repeatable.")] = None,
+        "--index", help="Use this package index or folder of wheels instead. Repeatable.")] = None,
     since: SinceOption = None,
-    keep: Annotated[int | None, typer.Option("--keep", help="Only the newest so many of each channel; what is held already stays.", min=1)] = None,
-    git: Annotated[bool, typer.Option("--git", help="Read each build's upstream commit too: 1.5 MB of its wheel, once.")] = False,
+    keep: Annotated[int | None, typer.Option("--keep", help="Add only this many newest builds of each channel.", min=1)] = None,
+    git: Annotated[bool, typer.Option("--git", help="Read the upstream commit of each build, which downloads 1.5 MB of its wheel once.")] = False,
     timeline: TimelineOption = Path(".timeline"),
     as_json: JsonOption = False,
 ) -> None:
-    """Look for builds on package indexes, and hold them: the installed one, releases from the index that pip is configured with,
-    nightlies from PyTorch's index of a variant.
+    """Add the builds of package indexes to the timeline.
 
-    Exit status: 0; 1 if an index could not be read (what could is held, and the next sync goes on); 2 for a mistake in the command.
+    Adds the installed build, releases from pip's configured index, and nightlies from PyTorch's index for a variant.
+
+    Exit status: 0; 1 if an index could not be read (the others are added, and the next sync continues); 2 for a usage error.
     """
     from fpxbench.builds.index.fetch import Fetcher, Unreachable
     from fpxbench.builds.index.pip_settings import NoPip, PipSettings, pip_settings
@@ -93,7 +94,7 @@ def sync(
             outcome = sync_timeline(held, places, fetcher, wanted,
                                     lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True))
     except KeyboardInterrupt:
-        err.print("fpxbench: interrupted. What was learnt is kept; the next sync goes on from there")
+        err.print("fpxbench: interrupted; what was read is kept, and the next sync continues from there")
         raise typer.Exit(130) from None
     outcome.added = [*added_here, *outcome.added]
     if as_json:
@@ -108,7 +109,7 @@ def sync(
 
 def _channels(channel: str | None, variant: bool, index: bool) -> frozenset[str]:
     if channel not in (None, "release", "nightly"):
-        raise UsageError(f"--channel {channel!r}: what an index has is of the channel release or nightly")
+        raise UsageError(f"--channel {channel!r}: choose release or nightly")
     if channel:
         return frozenset({channel})
     return frozenset({"release", "nightly"} if index else {"nightly"} if variant else {"release"})
@@ -118,16 +119,16 @@ def _places(settings, channels: frozenset[str], variants: list[str], indexes: li
     from fpxbench.builds.index.listing import NIGHTLY_INDEX, RELEASE_INDEX, extra_location, pip_locations
 
     if indexes and variants:
-        raise UsageError("--index and --variant both say where to look: give one of them")
+        raise UsageError("--index and --variant exclude each other: give one of them")
     if indexes:
         return [extra_location(url) for url in indexes]
     for name in variants:
         if not name.replace(".", "").isalnum():
-            raise UsageError(f"--variant {name!r}: a variant is called as in cpu, cu130, rocm7.2")
+            raise UsageError(f"--variant {name!r}: a variant has a name such as cpu, cu130 or rocm7.2")
     if "release" in channels:
         return [*pip_locations(settings), *(extra_location(RELEASE_INDEX.format(variant=name)) for name in variants)]
     if not variants:
-        raise UsageError("which nightlies? --variant cpu, cu130, rocm7.2, …, or --index URL")
+        raise UsageError("nightlies need --variant (cpu, cu130, rocm7.2, …) or --index URL")
     return [extra_location(NIGHTLY_INDEX.format(variant=name)) for name in variants]
 
 
@@ -136,11 +137,11 @@ def _print_outcome(outcome, held: Timeline) -> None:
         out.print(f"{address}: {count} builds", markup=False, style="dim")
     for sentence in outcome.remarks:
         out.print(sentence, markup=False, style="yellow")
-    for what, tags in (("new", outcome.added), ("back on the index", outcome.returned), ("gone from the index, and kept here", outcome.vanished)):
+    for what, tags in (("new", outcome.added), ("back on the index", outcome.returned), ("no longer on the index, kept here", outcome.vanished)):
         if tags:
             out.print(f"{len(tags)} {what}: {', '.join(tags[:-6:-1])}{', …' if len(tags) > 5 else ''}", markup=False)
     if outcome.read and not (outcome.added or outcome.returned or outcome.vanished):
-        out.print("nothing new")
+        out.print("no new builds")
     out.print(f"{len(held.entries())} builds on the timeline   next: fpxbench timeline list", style="dim")
 
 
@@ -152,38 +153,38 @@ def list_(
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """List the builds, newest first: when they came out, their Triton, how many records each machine has of them."""
+    """List the builds, newest first, with date, Triton version and number of records per machine."""
     from fpxbench.builds.timeline.sync import is_recent, parse_since
 
     if channel not in (None, *CHANNELS):
-        raise UsageError(f"--channel {channel!r}: one of {', '.join(CHANNELS)}")
+        raise UsageError(f"--channel {channel!r}: choose from {', '.join(CHANNELS)}")
     earliest = parse_since(since) if since else None
     entries = [entry for entry in reversed(Timeline(timeline).entries()) if channel in (None, entry.channel) and is_recent(entry, earliest)]
     if not entries and not as_json:
-        raise UsageError(f"no such build is on the timeline {timeline}: `fpxbench timeline sync` fills it")
+        raise UsageError(f"the timeline {timeline} has no such build: `fpxbench timeline sync` adds builds")
     counts, here = _counts(results), _installed_key()
     if as_json:
-        print(json.dumps([_facts(entry, counts.get(entry.key, {}), here) for entry in entries]))
+        print(json.dumps([_metadata(entry, counts.get(entry.key, {}), here) for entry in entries]))
         return
     table = Table(box=None, pad_edge=False)
     for column in ("build", "date", "Triton", "variants", "measured", ""):
         table.add_column(column, overflow="fold")
     for entry in entries:
         table.add_row(*map(escape, (
-            entry.tag, _day(entry), entry.own_triton or "", " ".join(entry.variants), _measured_words(counts.get(entry.key, {})),
+            entry.tag, _day(entry), entry.own_triton or "", " ".join(entry.variants), _measured_text(counts.get(entry.key, {})),
             "; ".join([*(["installed here"] if entry.key == here else []), *entry.marks]),
         )))
-    out.print(table)
+    print_table(table)
 
 
 @_command
 def show(
-    build: Annotated[str, typer.Argument(help="A tag, a version, a channel (its newest build) or the beginning of a commit's hash.")],
+    build: Annotated[str, typer.Argument(help="A tag, a version, a channel (its newest build) or a prefix of a commit hash.")],
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is known of one build: dates, commits, pins of each variant, wheels, where it was measured, what asv calls it."""
+    """Show one build: dates, commits, requirements of each variant, wheels, records, and its name in asv."""
     entry = Timeline(timeline).find(build)
     _show(entry, _counts(results).get(entry.key, {}), as_json, {"wheels": [wheel.model_dump() for wheel in entry.wheels]})
 
@@ -191,13 +192,14 @@ def show(
 @_command
 def here(
     python: Annotated[str | None, typer.Option(
-        "--python", help="Of another interpreter: a path or a command.  [dim]default: the one that runs fpxbench[/]")] = None,
+        "--python", help="Look in this interpreter, a path or a command.  [dim]default: the one that runs fpxbench[/]")] = None,
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """Find the place of an installed PyTorch on the timeline, and hold it: a known release or nightly is that commit, and any other
-    build gets one of its own.
+    """Show the installed PyTorch on the timeline, and add it if it is not there.
+
+    A known release or nightly is found by its version; any other build gets a commit of its own.
     """
     build = installed_build(python)
     held = Timeline(timeline)
@@ -209,10 +211,10 @@ def here(
                   "as that build was: its results would be taken for the other's", markup=False, style="yellow")
 
 
-# Words.
+# Output.
 
 
-def _facts(entry: Entry, counts: dict[str, int], here: str | None) -> dict:
+def _metadata(entry: Entry, counts: dict[str, int], here: str | None) -> dict:
     return {
         "build": entry.tag, "key": entry.key, "channel": entry.channel, "torch": entry.torch, "triton": entry.own_triton, "git": entry.git,
         "date": entry.date, "seen": entry.seen, "variants": {name: vars(pins) for name, pins in entry.variants.items()}, "measured": counts,
@@ -223,7 +225,7 @@ def _facts(entry: Entry, counts: dict[str, int], here: str | None) -> dict:
 
 def _show(entry: Entry, counts: dict[str, int], as_json: bool, more: dict) -> None:
     if as_json:
-        print(json.dumps(_facts(entry, counts, _installed_key()) | more))
+        print(json.dumps(_metadata(entry, counts, _installed_key()) | more))
         return
     table = Table(box=None, show_header=False, pad_edge=False, title=escape(f"{entry.tag}: PyTorch {entry.torch}"), title_justify="left")
     table.add_column(style="bold")
@@ -245,7 +247,7 @@ def _show(entry: Entry, counts: dict[str, int], as_json: bool, more: dict) -> No
         fitting = sum(wheel.fits for wheel in source.wheels)
         gone = f", until {source.vanished}" if source.vanished else ""
         row("wheels", f"{len(source.wheels)} for Linux, {fitting} of them for this Python, on {address}{gone}")
-    row("measured", _measured_words(counts))
+    row("measured", _measured_text(counts))
     row("remarks", "; ".join(entry.marks))
     out.print(table)
     for name, failure in entry.failures.items():
@@ -257,12 +259,12 @@ def _day(entry: Entry) -> str:
     return entry.day if entry.dated else f"by {entry.day}"
 
 
-def _measured_words(counts: dict[str, int]) -> str:
+def _measured_text(counts: dict[str, int]) -> str:
     return ", ".join(f"{machine}: {count}" for machine, count in sorted(counts.items()))
 
 
 def _counts(results: Path) -> dict[str, dict[str, int]]:
-    """Records by build's commit and machine."""
+    """Return the number of records by commit of the build and by machine."""
     found: dict[str, Counter[str]] = {}
     for one in measured(results):
         found.setdefault(commit_hash(one.build), Counter())[one.machine] += one.records

@@ -292,7 +292,7 @@ def test_the_commands_show_sizes_and_make_room(index, environments):
     os.utime(environments.root / f"{name}.lock", (0, 0))     # as if it had been used last in 1970
     assert "0.0 MB freed" not in ask("remove", "--unused-for", "1", "--environments", str(environments.root))
     assert environments.all() == []
-    with pytest.raises(UsageError, match="which"):
+    with pytest.raises(UsageError, match="nothing to remove"):
         ask("remove")
 
 

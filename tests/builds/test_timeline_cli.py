@@ -52,7 +52,7 @@ def test_sync_says_what_is_new_and_what_next(synced):
     fpxbench, index, stdout = synced
     assert f"{index.url}: 3 builds\n4 new: " in stdout and "next: fpxbench timeline list" in stdout
     status, stdout, _ = fpxbench("sync", "--index", index.url)
-    assert status == 0 and "nothing new" in stdout
+    assert status == 0 and "no new builds" in stdout
 
 
 def test_list_is_newest_first_with_triton_what_was_measured_where_and_what_is_odd(synced):
@@ -158,13 +158,13 @@ def test_nightlies_come_from_the_index_of_their_variant(fpxbench, monkeypatch):
 
 @pytest.mark.parametrize(("args", "words"), [
     (("show", "2.99"), "no build '2.99' is on the timeline"),
-    (("list",), "`fpxbench timeline sync` fills it"),
-    (("list", "--channel", "weekly"), "--channel 'weekly': one of release, nightly, source"),
-    (("sync", "--channel", "source"), "--channel 'source': what an index has is of the channel release or nightly"),
+    (("list",), "`fpxbench timeline sync` adds builds"),
+    (("list", "--channel", "weekly"), "--channel 'weekly': choose from release, nightly, source"),
+    (("sync", "--channel", "source"), "--channel 'source': choose release or nightly"),
     (("sync", "--since", "yesterday"), "--since 'yesterday': a day as in 2026-01-01, or a version as in 2.9"),
     (("sync", "--since", "2026-02-30"), "--since '2026-02-30'"),
-    (("sync", "--variant", "../cu130"), "--variant '../cu130': a variant is called as in cpu, cu130, rocm7.2"),
-    (("sync", "--index", "wheels", "--variant", "cu130"), "--index and --variant both say where to look"),
+    (("sync", "--variant", "../cu130"), "--variant '../cu130': a variant has a name such as cpu, cu130 or rocm7.2"),
+    (("sync", "--index", "wheels", "--variant", "cu130"), "--index and --variant exclude each other"),
     (("sync", "--index", "s3://bucket"), "'s3://bucket' is not a package index"),
     (("here", "--python", "no-such-python"), "'no-such-python' is not an interpreter"),
 ])

@@ -113,7 +113,7 @@ def test_json_is_every_row_and_one_machine_can_be_asked_for(folder):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (("2.13.0", "2.99"), "'2.99'.*there are some of 2.13.0, 2.14.1"), (("2.13.0", "2.14.1", "--machine", "nowhere"), "machine 'nowhere'"),
+    (("2.13.0", "2.99"), "'2.99'.*it has records of 2.13.0, 2.14.1"), (("2.13.0", "2.14.1", "--machine", "nowhere"), "machine 'nowhere'"),
 ])
 def test_what_was_never_measured_is_a_mistake_that_names_what_was(folder, arguments, said):
     with pytest.raises(UsageError, match=said):
@@ -129,6 +129,6 @@ def test_builds_that_no_machine_has_both_of_are_said_to_be_that(tmp_path):
     store = Store(tmp_path / "results")
     store.append(record(BEFORE, machine="here", us=50.0))
     store.append(record(AFTER, machine="there", us=50.0))
-    assert "no machine has sweeps of both" in ask(tmp_path, "2.13.0", "2.14.1")
+    assert "no machine has records of both" in ask(tmp_path, "2.13.0", "2.14.1")
     store.append(record(AFTER, machine="here", us=50.0))
-    assert "no machine has sweeps of both" not in ask(tmp_path, "2.13.0", "2.14.1")
+    assert "no machine has records of both" not in ask(tmp_path, "2.13.0", "2.14.1")

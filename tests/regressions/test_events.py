@@ -265,7 +265,7 @@ def test_mistakes_are_a_sentence(tmp_path):
     assert "no such folder" in str(run(tmp_path / "nowhere").exception)
     nights(tmp_path, 1, (FUSED,))
     assert "there are nvidia-h100" in str(run(tmp_path, "--machine", "h100").exception)
-    assert "--fail-on 'slow': it is one of suspect, confirmed, verdict, figure" in str(run(tmp_path, "--fail-on", "slow").exception)
+    assert "--fail-on 'slow': choose from suspect, confirmed, verdict, figure" in str(run(tmp_path, "--fail-on", "slow").exception)
 
 
 def test_a_broken_line_is_named_beside_the_findings(slowed):

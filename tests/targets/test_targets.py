@@ -431,7 +431,7 @@ def _diff(monkeypatch, *arguments):
 
 def test_releases_that_the_shipped_matrix_has_are_looked_up_and_not_asked(monkeypatch):
     found = _diff(monkeypatch, "3.8", "3.9.0", "-o", "encode/e4m3fn")
-    assert found.exit_code == 0 and "by the matrix that comes with fpxbench" in found.output
+    assert found.exit_code == 0 and "from the matrix that ships with fpxbench" in found.output
     assert "gained: 1 cells" in found.output
 
 
