@@ -143,18 +143,18 @@ def detector(
     here = available()
     for name in only or ():
         if name not in here:
-            raise UsageError(f"--only {name!r}: there are {', '.join(here)}" + (
-                "; `pip install --no-deps apache-otava` brings Otava" if name == "Otava" else ""))
+            raise UsageError(f"--only {name!r}: choose from {', '.join(here)}" + (
+                "; `pip install --no-deps apache-otava` adds Otava" if name == "Otava" else ""))
     asked = evaluation_runs(series, list(only or here), SEED if seed is None else seed)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     results = {}
     with (Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar,
           ProcessPoolExecutor(jobs or os.cpu_count()) as pool):
         task = bar.add_task("runs", total=len(asked))
-        held = {pool.submit(one.hold): one for one in asked}
+        futures = {pool.submit(one.run): one for one in asked}
         try:
-            for future in as_completed(held):
-                results[held[future]] = future.result()
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
                 bar.advance(task)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
@@ -164,12 +164,12 @@ def detector(
         for result in ordered:
             print(json.dumps(result_as_json(result)))
         return
-    _print_contest(ordered, series)
+    _print_evaluation(ordered, series)
     if "Otava" not in here:
         out.print("Otava is not installed: `pip install --no-deps apache-otava` adds its rows", style="dim")
 
 
-def _print_contest(results, series: int) -> None:
+def _print_evaluation(results, series: int) -> None:
     from fpxbench.regressions import recorded_series as recorded
     from fpxbench.regressions.evaluation import Detection
 
