@@ -14,13 +14,14 @@ BIN := $(VENV)/bin
 INSTALL = $(PYTHON) tools/venv.py $(VENV) $(OWN) --constraints constraints.txt
 INSTALLED_BY := pyproject.toml constraints.txt tools/venv.py
 
-.PHONY: bench test report clean help
+.PHONY: bench test report docs clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make bench    install into a virtual environment, run the sweep through asv, build the report"
 	@echo "make test     install, and run the tests"
 	@echo "make report   build the report anew from the records in results/"
+	@echo "make docs     build the documentation into build/site; any warning fails"
 	@echo "make clean    remove the environments and everything built; records in results/ stay"
 	@echo
 	@echo "PYTHON=/path/to/python   use this Python; a PyTorch that it has is used and left as it is"
@@ -36,6 +37,10 @@ test: $(VENV)/.for-test
 report: $(VENV)/.for-bench
 	@$(BIN)/fpxbench report
 
+docs: $(VENV)/.for-docs
+	@PATH="$(CURDIR)/$(BIN):$$PATH" zensical build --clean --strict
+	@echo "docs: file://$(CURDIR)/build/site/index.html"
+
 clean:
 	rm -rf .venv .venv-* .asv .timeline report build *.egg-info
 	@if [ -d results ]; then echo "results/ is kept: what was measured cannot be made again"; fi
@@ -49,4 +54,9 @@ $(VENV)/.for-bench: $(INSTALLED_BY)
 $(VENV)/.for-test: $(INSTALLED_BY)
 	@command -v $(PYTHON) >/dev/null || { echo "There is no Python called $(PYTHON) here: make test PYTHON=/path/to/python"; exit 1; }
 	@$(INSTALL) --extra test
+	@touch $@
+
+$(VENV)/.for-docs: $(INSTALLED_BY)
+	@command -v $(PYTHON) >/dev/null || { echo "There is no Python called $(PYTHON) here: make docs PYTHON=/path/to/python"; exit 1; }
+	@$(INSTALL) --extra docs
 	@touch $@

@@ -1,1 +1,4 @@
-"""What ``asv run`` runs. Imports no PyTorch: the sweep does, in processes of its own."""
+"""What does asv run?
+
+Imports no PyTorch: the sweep does, in processes of its own.
+"""

@@ -1,1 +1,1 @@
-"""Which PyTorch builds are there: installed, on an index, on the timeline, in an environment?"""
+"""Which PyTorch builds are there, and how are they installed?"""

@@ -1,1 +1,1 @@
-"""Do the casts of PyTorch and Triton conform to the formats' definitions, for every input?"""
+"""Do PyTorch's and Triton's casts conform to the formats?"""

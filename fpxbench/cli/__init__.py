@@ -1,4 +1,4 @@
-"""The command line: `fpxbench COMMAND`.
+"""What can be done from the command line?
 
 A command's module is imported when the command runs, so that ``fpxbench --help`` takes a fraction of a second.
 """

@@ -1,1 +1,1 @@
-"""Which fault explains a wrong product, or wrong stored codes and scales? (docs/diagnosis.md)"""
+"""Which fault explains a wrong result?"""

@@ -1,1 +1,1 @@
-"""How do other tools (asv, pytest, GitHub) use fpxbench?"""
+"""How do other tools use fpxbench?"""

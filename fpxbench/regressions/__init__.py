@@ -1,5 +1,5 @@
-"""What changed from build to build, and how sure that is (docs/decision-rule.md).
+"""What changed from build to build, and how sure is that?
 
-`digest` keeps the few figures of each record that series need; `series` lays them out by case and build; `events` are changes that
-need no statistics, `detector` finds those that do; `findings` is both, worst first.
+`series_index` keeps the few metrics of each record that series need; `series` lays them out by case and build; `events` are
+changes that need no statistics, `detector` finds those that do (docs/decision-rule.md); `examination` returns both.
 """

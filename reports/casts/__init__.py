@@ -1,1 +1,1 @@
-"""The chapter on PyTorch's casts."""
+"""What do the casts of a build do?"""

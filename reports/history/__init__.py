@@ -1,1 +1,1 @@
-"""The chapter on builds over time."""
+"""What did each build change?"""

@@ -1,1 +1,1 @@
-"""The chapter on one build on one machine."""
+"""What did one build do on one machine?"""

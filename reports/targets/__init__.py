@@ -1,1 +1,1 @@
-"""The chapter on GPU targets: which architecture compiles what, since which Triton."""
+"""Which GPU supports what, since which Triton?"""

@@ -1,1 +1,1 @@
-"""Which wheels of PyTorch do the package indexes list?"""
+"""Which builds do the package indexes list?"""

@@ -1,5 +1,6 @@
-"""The builds in order, as a git repository that asv walks: one commit a build (docs/timeline.md).
+"""In which order did the builds come out?
 
+The timeline is a git repository that asv walks, one commit a build (docs/timeline.md).
 `fpxbench.builds.timeline.sync` fills it from package indexes; it is imported separately, since asv and the benchmarks
 read no index.
 """

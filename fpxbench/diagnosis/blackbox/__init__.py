@@ -1,1 +1,1 @@
-"""`fpxbench inspect`: recover by experiment which maps an implementation applies, and compare them with the definition."""
+"""Which maps does an implementation effectively apply?"""

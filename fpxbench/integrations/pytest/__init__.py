@@ -1,1 +1,1 @@
-"""The pytest plugin: `pytest --benchmark`."""
+"""How does `pytest --benchmark` check and time a kernel?"""

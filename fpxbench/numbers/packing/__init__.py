@@ -1,6 +1,7 @@
-"""Codes to bytes and back, in the layouts of this suite and of others. docs/layouts.md says each of them bit by bit.
+"""Where do the codes lie in the bytes?
 
-A layout is one `Layout`; a new one is added to `LAYOUTS`, and the tests, the speed table and `QuantizedWeight` find it there.
+Layouts of this suite and of other libraries; docs/layouts.md describes each bit by bit. A layout is one `Layout`; a new one is
+added to `LAYOUTS`, and the tests, the speed table and `QuantizedWeight` find it there.
 """
 
 from __future__ import annotations

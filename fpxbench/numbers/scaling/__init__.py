@@ -1,4 +1,4 @@
-"""Scalings by name: which weights share a scale, how it is chosen and how it is stored. Importing this loads no torch.
+"""Which weights share a scale, and how is it chosen and stored?
 
 Each family is one file with a subclass of `Scaling`, and one entry of `FAMILIES`.
 """

@@ -1,0 +1,86 @@
+"""The documentation agrees with the code: its commands exist, its links lead somewhere, its map is the packages' own."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from places import CHECKOUT
+
+from fpxbench.cli import app
+
+PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
+PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "benchmarks") for path in (CHECKOUT / top).rglob("__init__.py")
+                  if path.parent.name != "child" and not path.parent.is_symlink() and not any(parent.is_symlink() for parent in path.parents))
+
+
+def question(package: Path) -> str:
+    """The first line of a package's docstring."""
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def test_every_folder_answers_a_question_and_the_map_has_it_word_for_word() -> None:
+    folders = [package for package in PACKAGES if package != CHECKOUT / "fpxbench"]
+    shown = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE))
+    rows = {str(folder.relative_to(CHECKOUT)).removeprefix("fpxbench/"): question(folder) for folder in folders}
+    assert all(row.endswith("?") for row in rows.values()), "the first line of a package's docstring is the question that the folder answers"
+    assert shown == rows, "docs/architecture.md has a row `| `folder/` | question |` for each package"
+
+
+def fenced(language: str, page: Path) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every fpxbench command line that the documentation prints, with its page."""
+    found = []
+    for page in PAGES:
+        lines = [line for block in fenced("sh", page) for line in block.replace("\\\n", " ").splitlines()]
+        lines += [line[2:] for block in fenced("console", page) for line in block.splitlines() if line.startswith("$ ")]
+        for line in lines:
+            for part in re.split(r"&&|\|| > |;", line.partition(" #")[0]):
+                if part.strip().startswith("fpxbench ") and "$(" not in part:
+                    found.append((str(page.relative_to(CHECKOUT)), part.strip()))
+    return found
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) > 30
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_in_the_documentation_exists_with_its_options(page: str, line: str) -> None:
+    command, name, context = typer.main.get_command(app), "fpxbench", None
+    arguments = shlex.split(line)[1:]
+    while arguments:
+        context = command.make_context(name, arguments, parent=context)     # raises for an option that is none
+        arguments = [*getattr(context, "_protected_args", []), *context.args] if hasattr(command, "resolve_command") else []
+        if arguments:
+            name, command, arguments = command.resolve_command(context, arguments)
+            assert command is not None, f"{line}: there is no command {name!r}"
+
+
+def test_every_make_target_in_the_documentation_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    named = {name for page in PAGES for block in fenced("sh", page) for name in re.findall(r"\bmake ([a-z]+)", block)}
+    assert {"bench", "test"} <= named <= targets
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    def files(entries: list) -> list[str]:
+        return [file for entry in entries for value in entry.values() for file in (files(value) if isinstance(value, list) else [value])]
+
+    site = tomllib.loads((CHECKOUT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    assert sorted(files(site["nav"])) == sorted(str(page.relative_to(CHECKOUT / "docs")) for page in PAGES if page.parent != CHECKOUT)
+
+
+def test_every_relative_link_leads_to_a_file() -> None:
+    dead = [f"{page.name}: {target}" for page in PAGES for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+            if "://" not in target and not (page.parent / target).exists()]
+    assert dead == []
