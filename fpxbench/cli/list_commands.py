@@ -28,7 +28,7 @@ from fpxbench.cli.common import (
 from fpxbench.sweep.settings import Settings
 
 if TYPE_CHECKING:
-    from fpxbench.sweep.doctor import SetupCheck
+    from fpxbench.sweep.messages import SetupCheck
 
 app = new_app()
 
@@ -82,7 +82,7 @@ def doctor(
 
 
 def _setup_checks(impls: list[Path]) -> list[SetupCheck]:
-    from fpxbench.sweep.doctor import SetupCheck
+    from fpxbench.sweep.messages import SetupCheck
 
     outcome = call_in_child("fpxbench.sweep.doctor:examine", impls)
     if outcome.value is not None:

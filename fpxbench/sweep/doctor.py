@@ -6,20 +6,11 @@ import importlib.util
 import platform
 import shutil
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import psutil
 
 from fpxbench.builds.installed import NoPyTorch, installed_build
-
-
-class SetupCheck(NamedTuple):
-    """The result of one check."""
-
-    state: Literal["yes", "no", "note"]
-    what: str
-    message: str
-    advice: str = ""
+from fpxbench.sweep.messages import SetupCheck
 
 
 def examine(impls: list[Path]) -> list[SetupCheck]:

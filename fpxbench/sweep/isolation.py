@@ -67,6 +67,8 @@ class Outcome:
     log_tail: str
     mistake: str = ""
     """The message of an error that the user has to correct (`worker.MISTAKES`)."""
+    missing_module: str = ""
+    """The top-level module whose import failed, if that ended the call."""
     elapsed_s: float = 0.0
     """From call to end."""
     waited_s: float = 0.0
@@ -152,6 +154,7 @@ class Isolation:
             base.with_suffix(suffix).unlink(missing_ok=True)
         return Outcome(
             reply.value if reply else None, verdict, tail, mistake=reply.message if reply and reply.mistake else "",
+            missing_module=reply.missing_module if reply else "",
             elapsed_s=watch.elapsed_s, waited_s=watch.waited_s,
         )
 

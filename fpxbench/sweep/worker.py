@@ -47,6 +47,7 @@ class Reply(BaseModel):
     raised: str = ""
     """The exception's type."""
     message: str = ""
+    missing_module: str = ""
     mistake: bool = False
     """The exception is one of `MISTAKES`."""
 
@@ -78,7 +79,8 @@ def _reply(request: bytes) -> Reply:
         mistake = isinstance(error, MISTAKES)
         if not mistake:
             traceback.print_exc()
-        return Reply(raised=type(error).__name__, message=str(error), mistake=mistake)
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        return Reply(raised=type(error).__name__, message=str(error), missing_module=missing, mistake=mistake)
 
 
 def _function(target: str) -> Callable[..., Any]:

@@ -6,7 +6,6 @@ conversion instruction where that is all there is, a product by the instructions
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from functools import lru_cache
@@ -14,6 +13,8 @@ from functools import lru_cache
 from fpxbench.numbers.formats import BF16, FORMATS, FP16, FP32, Format, format_named
 from fpxbench.records.kinds import Kind, sibling_kind
 from fpxbench.records.verdict import Status
+from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.settings import default_memory_limit
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.causes import excerpt, failure, native_errors
 from fpxbench.targets.encode_check import mistake
@@ -106,23 +107,27 @@ def _same(read: tuple[float, ...], right: tuple[float, ...]) -> bool:
 
 
 def _mistake(fmt: Format, read: tuple[float, ...]) -> tuple[Kind | None, str]:
-    """The known mistake that gives exactly this table."""
-    try:
-        import torch
-    except ModuleNotFoundError:     # an environment that holds a Triton alone
-        return None, "decodes by another table than the format's; it takes PyTorch to say which mistake that is"
-
-    from fpxbench.diagnosis.decode_faults import table_faults
-    from fpxbench.numbers.codec import decode_table
-
-    right, read_table = decode_table(fmt), torch.tensor(read)
-    for fault in table_faults(fmt):
-        if torch.equal(torch.nan_to_num(fault.apply(right), nan=math.pi), torch.nan_to_num(read_table, nan=math.pi)):
-            return fault.kind, fault.message
+    """Return the kind and message of the known fault that gives exactly this table."""
+    fault = _table_fault(fmt.name, read)
+    if fault is not None:
+        return fault
+    right = tuple(fmt.value(code) for code in range(len(read)))
     for factor in (2.0, 0.5):
-        if _same(read, tuple(float(number) * factor for number in right)):
+        if _same(read, tuple(number * factor for number in right)):
             return Kind.SCALED, f"every code decodes to {factor:g} times its value, NaN and -0 as they are: a bias that is off by one, or a product by {factor:g}"
     return Kind.GIBBERISH, "decodes by a table that is no known format's"
+
+
+@lru_cache(maxsize=256)
+def _table_fault(format_name: str, read: tuple[float, ...]) -> tuple[Kind | None, str] | None:
+    """Ask a child, since the catalogue of faults takes PyTorch, which this process does not import."""
+    with Isolation(default_memory_limit()) as isolation:
+        outcome = isolation.call("fpxbench.diagnosis.decode_faults:table_fault_named", format_name, [repr(number) for number in read], timeout_s=300)
+    if outcome.missing_module:      # an environment that holds a Triton alone
+        return None, "decodes by another table than the format's; naming the fault takes PyTorch"
+    if outcome.value is None:
+        raise RuntimeError(f"the fault could not be named: {outcome.verdict.summary}\n{outcome.log_tail}")
+    return outcome.read(tuple[Kind, str] | None)
 
 
 def _instructions(ptx: str) -> str:
@@ -134,8 +139,6 @@ def _instructions(ptx: str) -> str:
 
 
 def _by_inputs(question: ProbeSpec, ptx: str) -> CellOutcome:
-    if importlib.util.find_spec("torch") is None:       # an environment that holds a Triton alone
-        return CellOutcome(status=Status.OK, cause="compiles; not run, as the codec that it is compared with takes PyTorch")
     try:
         found = _encode_mistake(_body(ptx), question.format, question.options["source"], question.options["rounding"])
     except Unmodelled as unknown:
