@@ -1,24 +1,25 @@
 """Workloads: the N and K of real models' linear layers, named after them (``llama2-7b.qkv``).
 
-Shapes are derived from transformers' config classes, with the hyperparameters that each model was published with, so
-that nothing is fetched. ``canary`` workloads are small shapes on which known mistakes show.
+Shapes come from transformers' config classes with the hyperparameters that each model was published with; nothing is
+downloaded. ``canary`` workloads are small shapes on which known faults show.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from fpxbench.did_you_mean import did_you_mean
+
 TOKENS = (1, 4, 16, 64, 512, 4096)
-"""M: how many tokens are multiplied at once."""
+"""M: the number of tokens multiplied at once."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A linear layer ``[M, K] @ [N, K].T``; `m` lists the token counts it is run with."""
+    """A linear layer ``[M, K] @ [N, K].T``, with the token counts `m` to run."""
 
     name: str
     n: int
@@ -70,15 +71,15 @@ def _layers(model: str) -> list[Workload]:
 
 @cache
 def workloads() -> dict[str, Workload]:
-    """All workloads by name, canaries first. Imports transformers (seconds)."""
+    """Return all workloads by name, canaries first. Imports transformers, which takes seconds."""
     found = [*CANARIES, *(layer for model in _MODELS for layer in _layers(model))]
     return {workload.name: workload for workload in found}
 
 
 def workload_named(name: str) -> Workload:
-    """The workload of that name. Raises ValueError naming the nearest ones."""
+    """Return the workload of that name. Raise ValueError naming the nearest ones."""
     known = workloads()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    raise ValueError(f"no workload {name!r}; did you mean {' or '.join(near) if near else ' or '.join(list(known)[:4])}?")
+    hint = did_you_mean(name, known, f"`fpxbench list workloads` shows the {len(known)} there are", cutoff=0.4)
+    raise ValueError(f"no workload {name!r}; {hint}")

@@ -106,7 +106,7 @@ def test_two_files_cannot_take_one_name(shipped, tmp_path):
     rival = write(tmp_path / "theirs", "rival", MINE.replace("NAME", "taken"))
     known, failures = discover([rival])
     assert known["taken"].__module__ == "fpxbench.impls.taken"
-    assert len(failures) == 1 and "two implementations are called 'taken'" in failures[0].error and "rename one" in failures[0].error
+    assert len(failures) == 1 and "two implementations are named 'taken'" in failures[0].error and "rename one" in failures[0].error
 
 
 @pytest.mark.parametrize("name", ["a-b", "a/b", "", "1st", "<b>"])
@@ -185,17 +185,17 @@ def test_the_summary_is_the_docstrings_first_paragraph_on_one_line(shipped):
 
 
 def test_a_refusal_needs_its_reason():
-    with pytest.raises(ValueError, match="needs the reason"):
+    with pytest.raises(ValueError, match="needs a reason"):
         Support.no("")
 
 
-def test_what_a_class_leaves_out_is_said_by_name():
+def test_a_missing_method_is_named():
     class Unfinished(Implementation):
         pass
 
-    with pytest.raises(NotImplementedError, match="Unfinished does not say what it supports"):
+    with pytest.raises(NotImplementedError, match="Unfinished needs a method supports"):
         Unfinished().supports(scheme_named("bf16"), "cpu")
-    with pytest.raises(NotImplementedError, match="Unfinished does not multiply"):
+    with pytest.raises(NotImplementedError, match="Unfinished needs a method matmul"):
         Unfinished().matmul(None, None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, results_folder
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.case import split_id
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store, latest
@@ -120,9 +120,8 @@ def _records_of(case: str, results: Path) -> list[Record]:
         err.print(str(line), markup=False, style="yellow")
     found = [record for record in latest(read) if record.case.id == case]
     if not found:
-        near = difflib.get_close_matches(case, {record.case.id for record in read}, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; {results} has none like it"
-        raise UsageError(f"no record of {case!r}{hint}")
+        hint = did_you_mean(case, {record.case.id for record in read}, f"nothing like it is in {results}")
+        raise UsageError(f"no record of {case!r}; {hint}")
     return found
 
 

@@ -1,1 +1,2 @@
-"""What does a stored code mean?"""
+"""What a code means: formats, rounding, the codec, scalings, schemes, packed weights, and every framework's names for
+them."""

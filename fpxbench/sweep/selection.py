@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpxbench.checking.machine import default_device
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.implementation import (
     Implementation,
     LoadFailure,
@@ -207,8 +207,8 @@ def _select_schemes(globs: Iterable[str]) -> list[str]:
 
 def _unknown(what: str, glob: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(glob, known, n=3, cutoff=0.6)
-    return f"no {what} {glob!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}")
+    hint = did_you_mean(glob, known, f"there are {', '.join(known[:20])}")
+    return f"no {what} {glob!r}; {hint}"
 
 
 def _main() -> int:

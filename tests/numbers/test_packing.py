@@ -292,18 +292,18 @@ def test_a_wrong_dtype_shape_width_or_layout_is_refused():
         pack(codes.int(), 4)
     with pytest.raises(TypeError, match=r"\[80\]"):
         pack(codes.reshape(-1), 4)
-    with pytest.raises(ValueError, match="'planar' takes codes of 1, 2, 3, 4, 5, 6, 7, 8 bits, not 9"):
+    with pytest.raises(ValueError, match="'planar' supports codes of 1, 2, 3, 4, 5, 6, 7, 8 bits, not 9"):
         pack(codes, 9)
     with pytest.raises(ValueError, match="no layout 'blocked': one of planar, bytes, "):
         pack(codes, 4, "blocked")
 
 
 @pytest.mark.parametrize(("layout", "bits", "shape", "sentence"), [
-    ("nibbles_low_first", 6, (2, 40), "'nibbles_low_first' takes codes of 4 bits, not 6"),
-    ("torchao_fp6", 4, (2, 40), "'torchao_fp6' takes codes of 6 bits, not 4"),
-    ("fp6_llm", 8, (64, 64), "'fp6_llm' takes codes of 1, 2, 3, 4, 5, 6, 7 bits, not 8"),
-    ("fp6_llm", 6, (64, 96), r"'fp6_llm' takes N and K in multiples of 64, not \[64, 96\]"),
-    ("fp6_llm", 6, (77, 128), r"'fp6_llm' takes N and K in multiples of 64, not \[77, 128\]"),
+    ("nibbles_low_first", 6, (2, 40), "'nibbles_low_first' supports codes of 4 bits, not 6"),
+    ("torchao_fp6", 4, (2, 40), "'torchao_fp6' supports codes of 6 bits, not 4"),
+    ("fp6_llm", 8, (64, 64), "'fp6_llm' supports codes of 1, 2, 3, 4, 5, 6, 7 bits, not 8"),
+    ("fp6_llm", 6, (64, 96), r"'fp6_llm' supports N and K in multiples of 64, not \[64, 96\]"),
+    ("fp6_llm", 6, (77, 128), r"'fp6_llm' supports N and K in multiples of 64, not \[77, 128\]"),
 ])
 def test_a_layout_refuses_what_it_cannot_hold_by_name(layout, bits, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
