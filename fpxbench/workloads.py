@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,15 @@ from fpxbench.did_you_mean import did_you_mean
 
 TOKENS = (1, 4, 16, 64, 512, 4096)
 """M: the number of tokens multiplied at once."""
+
+
+class WeightContents(StrEnum):
+    """What the weight of a workload holds."""
+
+    NORMAL = "normal"
+    """N(0, 1)."""
+    CODES = "codes"
+    """The values on which encoders and decoders differ: every code, every midpoint of two, under scales of 1."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +36,11 @@ class Workload:
     k: int
     m: tuple[int, ...] = TOKENS
     about: str = ""
+    contents: WeightContents = WeightContents.NORMAL
 
     @property
     def is_canary(self) -> bool:
-        return self.name.startswith("canary.")
+        return is_canary(self.name)
 
 
 # model: (config class, hyperparameters as published with the weights)
@@ -48,9 +59,21 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 CANARIES = (
     Workload("canary.seed", 32, 32, (1,), "the shape of pytorch/ao issue #228's reproduction"),
-    Workload("canary.codes", 32, 512, (1,), "every code of every format, at M = 1"),
+    Workload("canary.codes", 32, 512, (1,), "every code of every format, at M = 1", WeightContents.CODES),
     Workload("canary.ragged", 77, 203, (3, 33), "M, N and K that no block size divides"),
 )
+
+_CONTENTS = {canary.name: canary.contents for canary in CANARIES}
+
+
+def is_canary(workload: str) -> bool:
+    """Return whether a workload of that name is a small shape that is checked and not timed."""
+    return workload.startswith("canary.")
+
+
+def contents_of(workload: str) -> WeightContents:
+    """Return what the weight of a workload holds, by the workload's name; any that is no canary holds N(0, 1)."""
+    return _CONTENTS.get(workload, WeightContents.NORMAL)
 
 
 def _layers(model: str) -> list[Workload]:

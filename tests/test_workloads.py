@@ -1,9 +1,11 @@
 """Workloads are the layers that the models were published with."""
 
 import pytest
+import torch
 
+from fpxbench.checking.inputs import make_weight
 from fpxbench.records.case import Case
-from fpxbench.workloads import TOKENS, workload_named, workloads
+from fpxbench.workloads import TOKENS, WeightContents, contents_of, workload_named, workloads
 
 # From each model's published config.json: (N, K).
 PUBLISHED = {
@@ -51,3 +53,13 @@ def test_every_workload_makes_a_case():
 def test_an_unknown_workload_names_the_nearest():
     with pytest.raises(ValueError, match="no workload 'llama2-7b.kqv'; did you mean .*llama2-7b.qkv"):
         workload_named("llama2-7b.kqv")
+
+
+def test_what_a_weight_holds_goes_by_its_workload_and_may_be_asked_for() -> None:
+    case = Case(implementation="x", scheme="e2m1-row", workload="llama2-7b.o", m=1, n=16, k=64)
+    canary = case.model_copy(update={"workload": "canary.codes"})
+    assert contents_of("canary.codes") is WeightContents.CODES
+    assert contents_of("canary.seed") is contents_of("somebody.s") is WeightContents.NORMAL
+    assert torch.equal(make_weight(case, 1, contents=WeightContents.CODES), make_weight(canary, 1))
+    assert not torch.equal(make_weight(case, 1), make_weight(canary, 1))
+    assert torch.equal(make_weight(canary, 1, contents=WeightContents.NORMAL), make_weight(case, 1))

@@ -21,6 +21,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Accuracy, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep.messages import TrialRequest, TrialResult
+from fpxbench.workloads import is_canary
 
 CALLS_AFTER_TIMING = 1
 PEER_SQNR_SLACK_DB = 1.0
@@ -155,7 +156,7 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
 
 
 def _no_timing(implementation: Implementation, request: TrialRequest) -> str | None:
-    if request.case.workload.startswith("canary."):
+    if is_canary(request.case.workload):
         return "a canary: its shape is there to be right on, and too small to time"
     if request.case.m == 0:
         return "no tokens: there is nothing to time"

@@ -24,6 +24,7 @@ from fpxbench.records.record import Build, Flag, Machine, Record
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.words import at_least_something, unquoted
+from fpxbench.workloads import is_canary
 
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 
@@ -79,7 +80,7 @@ class CaseRow:
 
     @property
     def is_canary(self) -> bool:
-        return self.case.workload.startswith("canary.")
+        return is_canary(self.case.workload)
 
     @property
     def quantized(self) -> bool:

@@ -26,6 +26,7 @@ from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
+from fpxbench.workloads import is_canary
 
 T = TypeVar("T")
 
@@ -277,7 +278,7 @@ def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
 
 
 def _reason_not_to_time(case: Case, benchmark) -> str | None:
-    if case.workload.startswith("canary.") or case.m == 0:
+    if is_canary(case.workload) or case.m == 0:
         return "a shape that is there to be right on, and too small to time"
     return "pytest-benchmark is disabled" if benchmark.disabled else None
 
