@@ -19,15 +19,20 @@ ALIKE = 0.98
 
 def compare(layer: QuantizedLayer, report: LayerReport, weight: QuantizedWeight, original: Checkpoint) -> None:
     """Fill in `report` what `layer`'s weight [N, K] lost against the original's. Raises CheckpointError without one."""
-    entry = next((original.tensors[name] for name in (f"{layer.name}.weight", layer.name) if name in original.tensors), None)
+    entry = next(
+        (original.tensors[name] for name in (f"{layer.name}.weight", layer.name) if name in original.tensors), None
+    )
     if entry is None:
         raise CheckpointError(f"{layer.name}: the original has no {layer.name}.weight")
     values = read_plain(entry)
     if values.shape != torch.Size(weight.shape):
-        raise CheckpointError(f"{layer.name}: the original's weight is {list(values.shape)}, and this one {list(weight.shape)}")
+        raise CheckpointError(
+            f"{layer.name}: the original's weight is {list(values.shape)}, and this one {list(weight.shape)}"
+        )
     error = (values - weight.dequantize()).double()
     signal, noise = values.double().square().sum(), error[error.isfinite()].square().sum()
     report.sqnr_db = round((10 * torch.log10(signal / noise)).item(), 3) if noise > 0 and signal > 0 else None
+    report.exact = bool((error == 0).all())
     lost = int((~error.isfinite()).sum())
     if lost:
         report.problems.append(f"{layer.name}: {lost} weights are not finite where the original's are")
@@ -35,10 +40,16 @@ def compare(layer: QuantizedLayer, report: LayerReport, weight: QuantizedWeight,
 
 
 def explanation(values: torch.Tensor, weight: QuantizedWeight) -> str:
-    """Return the quantizer that gives most of `weight`'s codes and scales from `values`, with the shares; "" if none does."""
+    """Return the quantizer that gives most of `weight`'s codes and scales from `values`, with the shares; "" if none
+    does.
+    """
     scaling = weight.scheme.scaling
     base = weight.scheme.name.split(".")[0]
-    names = [base + modifier for modifier in _MODIFIERS.get(scaling.kind, ("",))] if scaling.kind in _MODIFIERS else [weight.scheme.name]
+    names = (
+        [base + modifier for modifier in _MODIFIERS.get(scaling.kind, ("",))]
+        if scaling.kind in _MODIFIERS
+        else [weight.scheme.name]
+    )
     best, share_of_codes, share_of_scales = "", 0.0, 0.0
     for name in names:
         scheme = scheme_named(name)

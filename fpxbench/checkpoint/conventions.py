@@ -1,7 +1,7 @@
 """Tell by the numbers which convention a layer follows, where metadata is missing or wrong.
 
-Each test compares the dialect's reading with the others that bytes of this shape allow, and says how sure it is. None of
-them proves anything: a sureness is the posterior of two readings that were equally likely before.
+Each test compares the dialect's reading with the others that bytes of this shape allow, and says how sure it is. None
+of them proves anything: a sureness is the posterior of two readings that were equally likely before.
 """
 
 from __future__ import annotations
@@ -98,19 +98,23 @@ def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
     sibling = getattr(fmt, "sibling", None)
     if sibling is None or fmt.exponent_bits + fmt.mantissa_bits != 7:
         return
-    counts = torch.bincount(weight.codes().reshape(-1).int(), minlength=256).tolist()
+    codes, (n, k) = weight.codes(), weight.shape
+    scaling = weight.scheme.scaling
+    blocks = torch.zeros(scaling.grid_shape(n, k), dtype=torch.int64).reshape(-1)
+    blocks.scatter_reduce_(0, scaling.block_index(n, k).reshape(-1), (codes & 0x7f).reshape(-1).long(), "amax")
     fn, fnuz = (sibling, fmt) if fmt.specials == "fnuz" else (fmt, sibling)
-    # A quantizer writes no NaN, and of its format's largest number at least one a scale.
-    impossible = {found.name: sum(counts[code] for code in range(256) if not math.isfinite(found.value(code))) for found in (fn, fnuz)}
-    largest = {found.name: sum(counts[code] for code in (found.max_code, found.max_code | 0x80)) for found in (fn, fnuz)}
-    other = sibling.name
-    log_ratio = 0.0
-    for name, sign in ((fmt.name, -1), (other, 1)):
-        log_ratio += sign * min(impossible[name], 10)
-        log_ratio -= sign * (2.0 if largest[name] and not impossible[name] else 0.0)
-    better = other if log_ratio < -1 else ""
-    parts = [f"as {name}, {impossible[name]} codes are NaN or infinity and {largest[name]} the largest number" for name in (fmt.name, other)]
-    yield Evidence(convention="the format", read_as=fmt.name, fits_better=better, sureness=_sureness(log_ratio), message="; ".join(parts))
+    # A quantizer makes each block's largest weight its format's largest number. FN's are one code below FNUZ's.
+    of_fn, of_fnuz = ((blocks == found.max_code).sum().item() for found in (fn, fnuz))
+    # Small weights become 0 of either sign in FN, and 0 alone in FNUZ, where 0x80 is NaN.
+    zeros, negative_zeros = (codes == 0).sum().item(), (codes == 0x80).sum().item()
+    for_fn = max(-50.0, min(50.0, of_fn - of_fnuz + (negative_zeros if negative_zeros else -zeros * math.log(2))))
+    log_ratio = for_fn if fmt is fn else -for_fn
+    message = (
+        f"the largest code is {fn.max_code:#04x} in {of_fn} of {len(blocks)} blocks, {fnuz.max_code:#04x} in {of_fnuz};"
+        f" {zeros} codes are 0x00 and {negative_zeros} 0x80 (-0 in {fn.name}, NaN in {fnuz.name})"
+    )
+    yield Evidence(convention="the format", read_as=fmt.name, fits_better=sibling.name if log_ratio < -2 else "",
+                   sureness=_sureness(log_ratio), message=message)
 
 
 # Which nibble comes first?
@@ -126,7 +130,9 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
         yield Evidence(convention="the nibble order", read_as=weight.layout, sureness=0.5,
                        message="no unquantized layer reads the same inputs: the order cannot be told from the numbers")
         return
-    profile = torch.stack([_channels(read_plain(checkpoint.tensors[name])[:MOST_PLAIN_ROWS]) for name in names[:8]]).mean(0)
+    profile = torch.stack(
+        [_channels(read_plain(checkpoint.tensors[name])[:MOST_PLAIN_ROWS]) for name in names[:8]]
+    ).mean(0)
     channels = _channels(weight.dequantize())
     # Of neighbours, the difference: all that the order within a byte changes.
     seen, expected = (values[0::2] - values[1::2] for values in (channels, profile))
@@ -135,10 +141,17 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
     strength = math.atanh(max(-0.999999, min(0.999999, correlation))) * math.sqrt(max(1, k // 2 - 3))
     # The sign under one order is the opposite of that under the other: a normal test on both sides.
     log_ratio = 2 * strength
-    other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(weight.layout, "another")
-    yield Evidence(convention="the nibble order", read_as=weight.layout, fits_better=other if log_ratio < -2 else "",
-                   sureness=_sureness(log_ratio), message=f"channel sizes agree with {len(names[:8])} unquantized layers' to r = "
-                   f"{correlation:+.3f} within pairs; the other order gives the opposite sign")
+    other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(
+        weight.layout, "another"
+    )
+    yield Evidence(
+        convention="the nibble order",
+        read_as=weight.layout,
+        fits_better=other if log_ratio < -2 else "",
+        sureness=_sureness(log_ratio),
+        message=f"channel sizes agree with {len(names[:8])} unquantized layers' to r = "
+        f"{correlation:+.3f} within pairs; the other order gives the opposite sign",
+    )
 
 
 def _channels(values: Tensor) -> Tensor:
@@ -168,9 +181,14 @@ def _swizzle(weight: QuantizedWeight) -> Iterator[Evidence]:
     unexplained = {"linear": _unexplained(logs), "128 x 4 tiles": _unexplained(logs.reshape(-1)[tiled_order(n, g)])}
     # Blocks of a row are not independent: the rows count.
     log_ratio = n / 2 * math.log(max(unexplained["128 x 4 tiles"], 1e-12) / max(unexplained["linear"], 1e-12))
-    yield Evidence(convention="the order of the scales", read_as="linear", fits_better="128 x 4 tiles" if log_ratio < -4 else "",
-                   sureness=_sureness(log_ratio), message="rows and columns explain "
-                   + ", ".join(f"{1 - value:.0%} of the scales' variance read as {name}" for name, value in unexplained.items()))
+    yield Evidence(
+        convention="the order of the scales",
+        read_as="linear",
+        fits_better="128 x 4 tiles" if log_ratio < -4 else "",
+        sureness=_sureness(log_ratio),
+        message="rows and columns explain "
+        + ", ".join(f"{1 - value:.0%} of the scales' variance read as {name}" for name, value in unexplained.items()),
+    )
 
 
 def _unexplained(field: Tensor) -> float:
@@ -198,24 +216,27 @@ def _scale_rounding(weight: QuantizedWeight) -> Iterator[Evidence]:
     if not counts.sum():
         return
     fits = {name: (counts * _largest_codes(name, fmt).log()).sum().item() for name in names}
-    read_as = replace_modifiers(scaling.name)
-    best = max(fits, key=fits.__getitem__)
+    best, second = sorted(fits, key=fits.__getitem__, reverse=True)[:2]
     # Blocks of a layer are alike: a tenth of them count as independent.
-    log_ratio = (fits[read_as] - max(value for name, value in fits.items() if name != read_as)) / 10
-    shares = ", ".join(f"{fmt.value(code):g} in {counts[code] / counts.sum():.0%}" for code in counts.argsort(descending=True)[:3].tolist())
-    yield Evidence(convention="the scales' rounding", read_as=read_as, fits_better=best if best != read_as and log_ratio < -1 else "",
-                   sureness=_sureness(log_ratio), message=f"the largest number of a block is {shares}; "
-                   f"of {', '.join(names)} this is likeliest under {best}")
-
-
-def replace_modifiers(name: str) -> str:
-    """Return a scaling's name without the modifiers that do not round: ``nv.div`` is rounded as ``nv``."""
-    return ".".join(part for part in name.split(".") if part != "div")
+    log_ratio = (fits[best] - fits[second]) / 10
+    shares = ", ".join(
+        f"{fmt.value(code):g} in {counts[code] / counts.sum():.0%}"
+        for code in counts.argsort(descending=True)[:3].tolist()
+    )
+    # No fault either way: what is stored decodes alike. It tells which quantizer wrote the file.
+    yield Evidence(
+        convention="the scales' rounding",
+        read_as=best,
+        sureness=_sureness(log_ratio),
+        message=f"the largest number of a block is {shares}; {second} is the next likely of {', '.join(names)}",
+    )
 
 
 @cache
 def _largest_codes(name: str, fmt) -> Tensor:
-    """The probability of each code to be a block's largest, if the block's amax may have any significand (log-uniform)."""
+    """The probability of each code to be a block's largest, if the block's amax may have any significand
+    (log-uniform).
+    """
     scaling = scaling_named(name)
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randn(4096, scaling.block, generator=generator)

@@ -75,6 +75,8 @@ class LayerReport(BaseModel):
     scales: ScaleStatistics | None = None
     evidence: list[Evidence] = []
     sqnr_db: float | None = None
+    exact: bool = False
+    """The layer decodes to the original, bit for bit."""
     explained_by: str = ""
     """The scheme whose quantizer gives most of these codes from the original, with the share."""
 
@@ -99,7 +101,9 @@ def examine(request: Request) -> CheckpointReport:
     """Open, list and check a checkpoint. Raises CheckpointError where there is nothing to list."""
     checkpoint = open_checkpoint(request.path)
     layers = quantized_layers(checkpoint)
-    chosen = [layer for layer in layers if not request.layers or any(fnmatchcase(layer.name, glob) for glob in request.layers)]
+    chosen = [
+        layer for layer in layers if not request.layers or any(fnmatchcase(layer.name, glob) for glob in request.layers)
+    ]
     if request.layers and not chosen:
         raise CheckpointError(f"{request.path}: no quantized layer matches {', '.join(request.layers)}")
     original = open_checkpoint(request.against) if request.against else None
@@ -123,8 +127,17 @@ def examine(request: Request) -> CheckpointReport:
 
 
 def _listed(layer: QuantizedLayer) -> LayerReport:
-    return LayerReport(name=layer.name, dialect=layer.dialect.name, others=list(layer.others), scheme=layer.scheme, n=layer.n,
-                       k=layer.k, experts=layer.experts, nbytes=layer.nbytes, problems=list(layer.problems))
+    return LayerReport(
+        name=layer.name,
+        dialect=layer.dialect.name,
+        others=list(layer.others),
+        scheme=layer.scheme,
+        n=layer.n,
+        k=layer.k,
+        experts=layer.experts,
+        nbytes=layer.nbytes,
+        problems=list(layer.problems),
+    )
 
 
 def _sample(layers: list[QuantizedLayer]) -> list[QuantizedLayer]:
@@ -133,10 +146,14 @@ def _sample(layers: list[QuantizedLayer]) -> list[QuantizedLayer]:
     for layer in layers:
         kinds.setdefault(layer.scheme, []).append(layer)
     each = max(1, MOST_SAMPLED // max(1, len(kinds)))
-    return [alike[at * len(alike) // each] for alike in kinds.values() for at in range(min(each, len(alike)))][:MOST_SAMPLED]
+    return [alike[at * len(alike) // each] for alike in kinds.values() for at in range(min(each, len(alike)))][
+        :MOST_SAMPLED
+    ]
 
 
-def _read(layer: QuantizedLayer, report: LayerReport, checkpoint: Checkpoint, original: Checkpoint | None, whole: bool) -> None:
+def _read(
+    layer: QuantizedLayer, report: LayerReport, checkpoint: Checkpoint, original: Checkpoint | None, whole: bool
+) -> None:
     # Here, so that listing a checkpoint loads no torch.
     from fpxbench.checkpoint import comparison, conventions, statistics
     from fpxbench.checkpoint.weights import read_weight, rows_of
@@ -177,7 +194,9 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
         problems.append("no quant_method is declared in config.json or hf_quant_config.json")
     for layer in layers:
         if declared and layer.dialect.methods and not layer.dialect.methods & declared:
-            problems.append(f"{layer.name} is stored as {layer.dialect.name}, and the config declares {', '.join(sorted(declared))}")
+            problems.append(
+                f"{layer.name} is stored as {layer.dialect.name}, and the config declares {', '.join(sorted(declared))}"
+            )
     return _shortened([*problems, *disagreements(layers)])
 
 
@@ -186,7 +205,9 @@ def _shortened(problems: list[str], most: int = 20) -> list[str]:
 
 
 def plain_matrices(checkpoint: Checkpoint, k: int) -> list[str]:
-    """Names of unquantized matrices [*, k], other than embeddings and heads, which read the same inputs as a layer does."""
+    """Names of unquantized matrices [*, k], other than embeddings and heads, which read the same inputs as a layer
+    does.
+    """
     return [name for name, tensor in checkpoint.tensors.items()
             if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] == k and name.endswith(".weight")
             and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))]

@@ -26,7 +26,9 @@ def disagreements(layers: list[QuantizedLayer]) -> list[str]:
         for what in ("global_scale", "activation_scale"):
             values = [_number(getattr(part, what)) for part in parts]
             if len(parts) > 1 and None not in values and len(set(values)) > 1:
-                names = ", ".join(f"{part.name.rpartition('.')[2]} {value:.4g}" for part, value in zip(parts, values, strict=True))
+                names = ", ".join(
+                    f"{part.name.rpartition('.')[2]} {value:.4g}" for part, value in zip(parts, values, strict=True)
+                )
                 problems.append(f"{prefix}: {what.replace('_', ' ')}s of layers that are fused differ: {names}")
     return problems
 

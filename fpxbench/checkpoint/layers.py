@@ -151,7 +151,7 @@ def _with_suffix(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, Ten
 def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEntry) -> QuantizedLayer | None:
     """The layer `name` read in `dialect`, or None if its tensors are not of it."""
     element = dialect.elements.get(codes.dtype)
-    if element is None or len(codes.shape) < (4 if dialect.grouped else 2):
+    if element is None or len(codes.shape) < (3 if dialect.grouped else 2):
         return None
     if dialect.interleaved:
         *experts, n, k = codes.shape

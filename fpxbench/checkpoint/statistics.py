@@ -28,7 +28,9 @@ def code_problems(name: str, weight: QuantizedWeight, counts: list[int]) -> list
     largest = max((value for value in values.abs().tolist() if value < float("inf")), default=0.0)
     at_most = sum(counts[code] for code in range(len(counts)) if abs(values[code].item()) == largest)
     if fmt.bits == 8 and at_most > 0.02 * total:
-        problems.append(f"{name}: {at_most / total:.1%} of the codes are {fmt.name}'s largest, {largest:g}: weights saturated")
+        problems.append(
+            f"{name}: {at_most / total:.1%} of the codes are {fmt.name}'s largest, {largest:g}: weights saturated"
+        )
     return problems
 
 
@@ -39,18 +41,28 @@ def scale_statistics(name: str, weight: QuantizedWeight) -> tuple[ScaleStatistic
     finite = numbers[numbers.isfinite()]
     fmt = scaling.scale_format.format
     found = ScaleStatistics(
-        count=numbers.numel(), nan=int((~numbers.isfinite()).sum()), zero=int((numbers == 0).sum()), negative=int((numbers < 0).sum()),
-        subnormal=int(((numbers > 0) & (numbers < fmt.min_normal)).sum()), largest=int((numbers == fmt.max).sum()),
-        min=float(finite.min()) if finite.numel() else 0.0, max=float(finite.max()) if finite.numel() else 0.0)
+        count=numbers.numel(),
+        nan=int((~numbers.isfinite()).sum()),
+        zero=int((numbers == 0).sum()),
+        negative=int((numbers < 0).sum()),
+        subnormal=int(((numbers > 0) & (numbers < fmt.min_normal)).sum()),
+        largest=int((numbers == fmt.max).sum()),
+        min=float(finite.min()) if finite.numel() else 0.0,
+        max=float(finite.max()) if finite.numel() else 0.0,
+    )
     problems = []
     for count, what in ((found.nan, "NaN or infinite"), (found.negative, "negative")):
         if count:
             problems.append(f"{name}: {count} of {found.count} scales are {what}")
     codes_of_zero_blocks = weight.codes()[_weights_under(weight, numbers == 0)] if found.zero else torch.empty(0)
-    if codes_of_zero_blocks.numel() and bool((decode_table(weight.scheme.format)[codes_of_zero_blocks.int()] != 0).any()):
+    if codes_of_zero_blocks.numel() and bool(
+        (decode_table(weight.scheme.format)[codes_of_zero_blocks.int()] != 0).any()
+    ):
         problems.append(f"{name}: {found.zero} of {found.count} scales are zero over weights that are not")
     if fmt.bits == 8 and found.count >= 64 and found.largest > 0.25 * found.count:
-        problems.append(f"{name}: {found.largest / found.count:.0%} of the scales are {fmt.name}'s largest, {fmt.max:g}")
+        problems.append(
+            f"{name}: {found.largest / found.count:.0%} of the scales are {fmt.name}'s largest, {fmt.max:g}"
+        )
     return found, problems
 
 

@@ -56,7 +56,7 @@ def read_plain(entry: TensorEntry) -> Tensor:
     """Return an unquantized tensor as fp32. Raises CheckpointError where it holds no numbers."""
     if entry.dtype not in ("F64", "F32", "F16", "BF16"):
         raise CheckpointError(f"{entry.name} holds {entry.dtype}, and no floating-point numbers")
-    return torch.from_numpy(np.ascontiguousarray(entry.numbers(), dtype=np.float32))
+    return torch.from_numpy(np.array(entry.numbers(), dtype=np.float32))
 
 
 def _tensor(entry: TensorEntry, first: int, count: int) -> Tensor:
@@ -81,7 +81,9 @@ def _global_scale(layer: QuantizedLayer, scheme: Scheme, expert: int) -> Tensor 
         return torch.ones(1)
     numbers = read_plain(layer.global_scale).reshape(-1)
     if numbers.numel() not in (1, layer.experts):
-        raise CheckpointError(f"{layer.global_scale.name} holds {numbers.numel()} numbers, and 1 for each weight is due")
+        raise CheckpointError(
+            f"{layer.global_scale.name} holds {numbers.numel()} numbers, and 1 for each weight is due"
+        )
     return numbers[[min(expert, numbers.numel() - 1)]]
 
 

@@ -29,6 +29,8 @@ COMMANDS = {
     "run": Command("sweep_commands", "Check and time cases. Write one record for each.", _MEASURE),
     "inspect": Command(
         "inspect_commands", "Recover by experiment what an implementation computes: decode table, scales, code order.", _MEASURE),
+    "checkpoint": Command(
+        "checkpoint_commands", "Say what a checkpoint of quantized weights holds, and whether it is what it says.", _MEASURE),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
     "report": Command("record_commands", "Build a static HTML report from the records and print the worst findings.", _READ),

@@ -50,8 +50,11 @@ def test_a_compressed_tensors_global_scale_divides(tmp_path):
     blocks = WEIGHT.reshape(64, -1, 16)
     scales, _ = helpers.calculate_qparams(blocks.amin(2), blocks.amax(2), arguments, global_scale=divisor)
     codes = torch.randint(0, 256, (64, 128), dtype=torch.uint8)
-    layer = layer_of(tmp_path, {"l.weight_packed": codes, "l.weight_scale": scales.to(torch.float8_e4m3fn),
-                                "l.weight_global_scale": divisor}, {"quantization_config": {"quant_method": "compressed-tensors"}})
+    layer = layer_of(
+        tmp_path,
+        {"l.weight_packed": codes, "l.weight_scale": scales.to(torch.float8_e4m3fn), "l.weight_global_scale": divisor},
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+    )
     weight = read_weight(layer)
     e2m1 = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
     values = e2m1[torch.stack([codes & 15, codes >> 4], dim=2).reshape(64, 256).long()]
@@ -72,7 +75,10 @@ def test_deepseeks_blocks_multiply_and_experts_are_read_one_by_one(tmp_path):
 
 
 def test_gpt_oss_experts_are_mxfp4(tmp_path):
-    blocks, scales = torch.randint(0, 256, (3, 8, 2, 16), dtype=torch.uint8), torch.randint(118, 128, (3, 8, 2), dtype=torch.uint8)
+    blocks, scales = (
+        torch.randint(0, 256, (3, 8, 2, 16), dtype=torch.uint8),
+        torch.randint(118, 128, (3, 8, 2), dtype=torch.uint8),
+    )
     layer = layer_of(tmp_path, {"mlp.gate_up_proj_blocks": blocks, "mlp.gate_up_proj_scales": scales})
     e2m1 = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
     for expert in range(3):
