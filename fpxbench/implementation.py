@@ -34,7 +34,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from fpxbench.did_you_mean import did_you_mean
-from fpxbench.numbers.scheme import Scheme, checked_weight
+from fpxbench.numbers.quantize import quantize
+from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "fpxbench.implementations"
@@ -79,11 +80,7 @@ class Implementation:
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         """Return `weight` [N, K] as stored: by default, the oracle's codes and scales in this class's layout."""
-        if not scheme.quantized:
-            dense = checked_weight(weight).to(scheme.dense_dtype).contiguous()
-            return QuantizedWeight(scheme, tuple(weight.shape), "dense", dense)
-        codes, scales = scheme.quantize(weight)
-        return QuantizedWeight.from_codes(codes, scales, scheme, self.layout)
+        return quantize(weight, scheme, self.layout)
 
     def dequantize(self, weight: QuantizedWeight) -> Tensor:
         """Return the stored weight's numbers, fp32 [N, K]. Override it only if the codes are in no known layout."""
@@ -255,3 +252,13 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
         for name in set(_registry) - before:
             del _registry[name]
         failures.append(LoadFailure(str(file), f"{type(error).__name__}: {error}"))
+
+
+class _CallableModule(ModuleType):
+    """This module, which can also be used as the decorator: once it is imported, Python binds it to ``fpxbench.implementation``."""
+
+    def __call__(self, name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
+        return implementation(name, baseline=baseline)
+
+
+sys.modules[__name__].__class__ = _CallableModule
