@@ -201,10 +201,17 @@ def summary(cls: type[Implementation]) -> str:
 
 
 def listed(paths: list[Path]) -> list[dict[str, str]]:
-    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded."""
+    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded.
+    """
     known, failures = discover(paths)
-    rows = [{"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)} for name, cls in sorted(known.items())]
-    return rows + [{"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"} for failure in failures]
+    rows = [
+        {"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)}
+        for name, cls in sorted(known.items())
+    ]
+    return rows + [
+        {"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"}
+        for failure in failures
+    ]
 
 
 def source_digest(name: str) -> str:

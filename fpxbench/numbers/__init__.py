@@ -1,2 +1,1 @@
-"""What a code means: formats, rounding, the codec, scalings, schemes, packed weights, and every framework's names for
-them."""
+"""What does a stored code mean?"""
