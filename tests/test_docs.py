@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: its commands exist, its links lead somewhere, its map is the packages' own."""
+"""The documentation agrees with the code: its commands exist, its links lead somewhere, its map is right."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from places import CHECKOUT
 from fpxbench.cli import app
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
-PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "benchmarks") for path in (CHECKOUT / top).rglob("__init__.py")
-                  if path.parent.name != "child" and not path.parent.is_symlink() and not any(parent.is_symlink() for parent in path.parents))
+PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "benchmarks")
+                  for path in (CHECKOUT / top).rglob("__init__.py")
+                  if path.parent.name != "child" and not path.parent.is_symlink()
+                  and not any(parent.is_symlink() for parent in path.parents))
 
 
 def question(package: Path) -> str:
@@ -27,9 +29,10 @@ def question(package: Path) -> str:
 
 def test_every_folder_answers_a_question_and_the_map_has_it_word_for_word() -> None:
     folders = [package for package in PACKAGES if package != CHECKOUT / "fpxbench"]
-    shown = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$",
+                            (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE))
     rows = {str(folder.relative_to(CHECKOUT)).removeprefix("fpxbench/"): question(folder) for folder in folders}
-    assert all(row.endswith("?") for row in rows.values()), "the first line of a package's docstring is the question that the folder answers"
+    assert all(row.endswith("?") for row in rows.values()), "a package's docstring begins with its folder's question"
     assert shown == rows, "docs/architecture.md has a row `| `folder/` | question |` for each package"
 
 
@@ -60,7 +63,8 @@ def test_every_command_in_the_documentation_exists_with_its_options(page: str, l
     arguments = shlex.split(line)[1:]
     while arguments:
         context = command.make_context(name, arguments, parent=context)     # raises for an option that is none
-        arguments = [*getattr(context, "_protected_args", []), *context.args] if hasattr(command, "resolve_command") else []
+        arguments = [*getattr(context, "_protected_args", []),
+                     *context.args] if hasattr(command, "resolve_command") else []
         if arguments:
             name, command, arguments = command.resolve_command(context, arguments)
             assert command is not None, f"{line}: there is no command {name!r}"
@@ -74,13 +78,16 @@ def test_every_make_target_in_the_documentation_exists() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     def files(entries: list) -> list[str]:
-        return [file for entry in entries for value in entry.values() for file in (files(value) if isinstance(value, list) else [value])]
+        return [file for entry in entries for value in entry.values()
+                for file in (files(value) if isinstance(value, list) else [value])]
 
     site = tomllib.loads((CHECKOUT / "zensical.toml").read_text(encoding="utf-8"))["project"]
-    assert sorted(files(site["nav"])) == sorted(str(page.relative_to(CHECKOUT / "docs")) for page in PAGES if page.parent != CHECKOUT)
+    assert sorted(files(site["nav"])) == sorted(str(page.relative_to(CHECKOUT / "docs"))
+                                                for page in PAGES if page.parent != CHECKOUT)
 
 
 def test_every_relative_link_leads_to_a_file() -> None:
-    dead = [f"{page.name}: {target}" for page in PAGES for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    dead = [f"{page.name}: {target}" for page in PAGES
+            for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
             if "://" not in target and not (page.parent / target).exists()]
     assert dead == []
