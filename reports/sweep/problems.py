@@ -136,7 +136,8 @@ def headline(problems: Iterable[ReportProblem], swept: bool) -> str:
     """Return ``2 faults in matmul results, 11 slow or suspicious, 10 faulty casts``; `swept` is whether any matmul was
     measured."""
     count = Counter(problem.section for problem in problems)
-    parts = [f"{_count(count[Section.WRONG], 'fault') if count[Section.WRONG] else 'No faults'} in matmul results"] if swept else []
+    wrong = _count(count[Section.WRONG], "fault") if count[Section.WRONG] else "No faults"
+    parts = [f"{wrong} in matmul results"] if swept else []
     if count[Section.REGRESSED]:
         parts.append(_count(count[Section.REGRESSED], "confirmed regression"))
     if count[Section.SLOW]:

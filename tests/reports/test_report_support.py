@@ -351,8 +351,8 @@ def rendered(url: str, profile: Path) -> str:
 
 
 def rows_shown(dom: str) -> list[str]:
-    return [html.unescape(name)
-            for attributes, name in re.findall(r'<tr ([^>]*)><th scope="row"><a [^>]*>([^<]*)', dom) if "hidden" not in attributes]
+    rows = re.findall(r'<tr ([^>]*)><th scope="row"><a [^>]*>([^<]*)', dom)
+    return [html.unescape(name) for attributes, name in rows if "hidden" not in attributes]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
