@@ -139,7 +139,11 @@ def _attention(config: Any) -> dict[str, tuple[int, int, Split]]:
         }
     head = getattr(config, "head_dim", None) or hidden // heads
     key = config.num_key_value_heads * head
-    return {"k": (key, hidden, Split.N), "qkv": (heads * head + 2 * key, hidden, Split.N), "o": (hidden, heads * head, Split.K)}
+    return {
+        "k": (key, hidden, Split.N),
+        "qkv": (heads * head + 2 * key, hidden, Split.N),
+        "o": (hidden, heads * head, Split.K),
+    }
 
 
 def _feed_forward(config: Any) -> dict[str, tuple[int, int, Split]]:
@@ -166,7 +170,11 @@ def workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
     ranks : sizes of tensor parallelism; each adds a model's layers as one rank holds them (``llama3-70b.down.tp8``)
     """
     layers = [layer for model in _MODELS for layer in _layers(model)]
-    found = [*CANARIES, *layers, *(layer.of_rank(size) for size in ranks for layer in layers if layer.split is not Split.NONE)]
+    found = [
+        *CANARIES,
+        *layers,
+        *(layer.of_rank(size) for size in ranks for layer in layers if layer.split is not Split.NONE),
+    ]
     return {workload.name: workload for workload in found}
 
 

@@ -9,25 +9,58 @@ from fpxbench.workloads import TOKENS, WeightContents, contents_of, workload_nam
 
 # From each model's published config.json: (N, K).
 PUBLISHED = {
-    "llama2-7b.qkv": (12288, 4096), "llama2-7b.o": (4096, 4096), "llama2-7b.gate_up": (22016, 4096), "llama2-7b.down": (4096, 11008),
-    "llama3-8b.k": (1024, 4096), "llama3-8b.qkv": (6144, 4096), "llama3-8b.gate_up": (28672, 4096), "llama3-8b.down": (4096, 14336),
-    "llama3-70b.k": (1024, 8192), "llama3-70b.qkv": (10240, 8192), "llama3-70b.o": (8192, 8192), "llama3-70b.gate_up": (57344, 8192),
+    "llama2-7b.qkv": (12288, 4096),
+    "llama2-7b.o": (4096, 4096),
+    "llama2-7b.gate_up": (22016, 4096),
+    "llama2-7b.down": (4096, 11008),
+    "llama3-8b.k": (1024, 4096),
+    "llama3-8b.qkv": (6144, 4096),
+    "llama3-8b.gate_up": (28672, 4096),
+    "llama3-8b.down": (4096, 14336),
+    "llama3-70b.k": (1024, 8192),
+    "llama3-70b.qkv": (10240, 8192),
+    "llama3-70b.o": (8192, 8192),
+    "llama3-70b.gate_up": (57344, 8192),
     "llama3-70b.down": (8192, 28672),
-    "qwen2.5-7b.qkv": (4608, 3584), "qwen2.5-7b.o": (3584, 3584), "qwen2.5-7b.gate_up": (37888, 3584), "qwen2.5-7b.down": (3584, 18944),
-    "mixtral-8x7b.expert_gate_up": (28672, 4096), "mixtral-8x7b.expert_down": (4096, 14336),
-    "qwen3-8b.qkv": (6144, 4096), "qwen3-8b.down": (4096, 12288),
-    "qwen3-32b.qkv": (10240, 5120), "qwen3-32b.o": (5120, 8192), "qwen3-32b.gate_up": (51200, 5120),
-    "qwen3-30b-a3b.expert_gate_up": (1536, 2048), "qwen3-30b-a3b.o": (2048, 4096),
-    "qwen3-235b-a22b.expert_down": (4096, 1536), "qwen3-235b-a22b.qkv": (9216, 4096),
-    "llama4-scout.expert_gate_up": (16384, 5120), "llama4-scout.down": (5120, 16384), "llama4-scout.qkv": (7168, 5120),
-    "mistral-small-24b.qkv": (6144, 5120), "mistral-small-24b.o": (5120, 4096), "mistral-small-24b.gate_up": (65536, 5120),
-    "gemma3-12b.qkv": (8192, 3840), "gemma3-12b.o": (3840, 4096), "gemma3-12b.down": (3840, 15360),
-    "phi-4.qkv": (7680, 5120), "phi-4.gate_up": (35840, 5120), "phi-4.down": (5120, 17920),
-    "gpt-oss-20b.qkv": (5120, 2880), "gpt-oss-20b.o": (2880, 4096), "gpt-oss-20b.expert_gate_up": (5760, 2880),
+    "qwen2.5-7b.qkv": (4608, 3584),
+    "qwen2.5-7b.o": (3584, 3584),
+    "qwen2.5-7b.gate_up": (37888, 3584),
+    "qwen2.5-7b.down": (3584, 18944),
+    "mixtral-8x7b.expert_gate_up": (28672, 4096),
+    "mixtral-8x7b.expert_down": (4096, 14336),
+    "qwen3-8b.qkv": (6144, 4096),
+    "qwen3-8b.down": (4096, 12288),
+    "qwen3-32b.qkv": (10240, 5120),
+    "qwen3-32b.o": (5120, 8192),
+    "qwen3-32b.gate_up": (51200, 5120),
+    "qwen3-30b-a3b.expert_gate_up": (1536, 2048),
+    "qwen3-30b-a3b.o": (2048, 4096),
+    "qwen3-235b-a22b.expert_down": (4096, 1536),
+    "qwen3-235b-a22b.qkv": (9216, 4096),
+    "llama4-scout.expert_gate_up": (16384, 5120),
+    "llama4-scout.down": (5120, 16384),
+    "llama4-scout.qkv": (7168, 5120),
+    "mistral-small-24b.qkv": (6144, 5120),
+    "mistral-small-24b.o": (5120, 4096),
+    "mistral-small-24b.gate_up": (65536, 5120),
+    "gemma3-12b.qkv": (8192, 3840),
+    "gemma3-12b.o": (3840, 4096),
+    "gemma3-12b.down": (3840, 15360),
+    "phi-4.qkv": (7680, 5120),
+    "phi-4.gate_up": (35840, 5120),
+    "phi-4.down": (5120, 17920),
+    "gpt-oss-20b.qkv": (5120, 2880),
+    "gpt-oss-20b.o": (2880, 4096),
+    "gpt-oss-20b.expert_gate_up": (5760, 2880),
     "gpt-oss-120b.expert_down": (2880, 2880),
-    "deepseek-v3.qkv_a": (2112, 7168), "deepseek-v3.q_b": (24576, 1536), "deepseek-v3.kv_b": (32768, 512),
-    "deepseek-v3.o": (7168, 16384), "deepseek-v3.expert_gate_up": (4096, 7168), "deepseek-v3.expert_down": (7168, 2048),
-    "deepseek-v3.gate_up": (36864, 7168), "deepseek-v3.down": (7168, 18432),
+    "deepseek-v3.qkv_a": (2112, 7168),
+    "deepseek-v3.q_b": (24576, 1536),
+    "deepseek-v3.kv_b": (32768, 512),
+    "deepseek-v3.o": (7168, 16384),
+    "deepseek-v3.expert_gate_up": (4096, 7168),
+    "deepseek-v3.expert_down": (7168, 2048),
+    "deepseek-v3.gate_up": (36864, 7168),
+    "deepseek-v3.down": (7168, 18432),
 }
 
 
@@ -40,7 +73,15 @@ def test_a_layer_has_the_shape_it_was_published_with(name):
 
 def test_only_the_models_with_experts_have_expert_layers():
     models = {name.rpartition(".")[0] for name in workloads() if ".expert_" in name}
-    assert models == {"mixtral-8x7b", "qwen3-30b-a3b", "qwen3-235b-a22b", "llama4-scout", "gpt-oss-20b", "gpt-oss-120b", "deepseek-v3"}
+    assert models == {
+        "mixtral-8x7b",
+        "qwen3-30b-a3b",
+        "qwen3-235b-a22b",
+        "llama4-scout",
+        "gpt-oss-20b",
+        "gpt-oss-120b",
+        "deepseek-v3",
+    }
 
 
 @pytest.mark.parametrize(("name", "shape"), [
@@ -73,7 +114,9 @@ def test_the_codes_canary_has_room_for_every_number_midpoint_and_neighbour_of_an
 
 def test_every_workload_makes_a_case():
     for workload in workloads().values():
-        case = Case(implementation="dense", scheme="bf16", workload=workload.name, m=workload.m[0], n=workload.n, k=workload.k)
+        case = Case(
+            implementation="dense", scheme="bf16", workload=workload.name, m=workload.m[0], n=workload.n, k=workload.k
+        )
         assert case.id.split("/")[2] == workload.name
 
 

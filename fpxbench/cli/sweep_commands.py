@@ -39,6 +39,8 @@ def run(
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
+    tp: Annotated[str, typer.Option(
+        "--tp", help="Sizes of tensor parallelism: 2,4,8 adds each layer as one rank holds it (llama3-70b.down.tp8).")] = "",
     cases: Annotated[Path | None, typer.Option(
         "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile.")] = None,
     device: DeviceOption = None,
@@ -64,7 +66,7 @@ def run(
     failing = statuses(fail_on)
     settings = Settings(
         profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()), workload=tuple(workload or ()),
-        cases=cases, device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh, timeout_s=timeout, seed=seed,
+        tp=_ranks(tp), cases=cases, device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh, timeout_s=timeout, seed=seed,
         memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(), **({} if timing else {"timing_budget_s": 0.0}),
     )
     try:
@@ -81,6 +83,15 @@ def run(
         raise typer.Exit(130)
     if any(record.verdict.status in failing for record in sweep.records):
         raise typer.Exit(1)
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    """Return the sizes of ``--tp 2,4,8``. Raise UsageError for a part that is no size."""
+    sizes = [part.strip() for part in text.split(",") if part.strip()]
+    for size in sizes:
+        if not (size.isdecimal() and 2 <= int(size) <= 1024):
+            raise UsageError(f"--tp {size!r}: a size of tensor parallelism is a number from 2 to 1024")
+    return tuple(map(int, sizes))
 
 
 def _bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -112,7 +113,9 @@ def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> 
 
 def _selected(settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]) -> dict[str, Planned]:
     """The cases of the profile and the globs, by id."""
-    layers = {f"{w.name}/m{m}": (w, m) for w in workloads().values() for m in w.m}
+    in_globs = (int(size) for glob in settings.workload for size in re.findall(r"\.tp([1-9]\d{0,3})", glob))
+    ranks = tuple(sorted({*settings.tp, *in_globs}))
+    layers = {f"{w.name}/m{m}": (w, m) for w in workloads(ranks).values() for m in w.m}
 
     planned: dict[str, Planned] = {}
     for block in _blocks(settings, device, list(layers)):

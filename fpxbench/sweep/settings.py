@@ -40,6 +40,8 @@ class Settings(BaseModel):
     scheme: tuple[str, ...] = ()
     workload: tuple[str, ...] = ()
     """Globs; empty: what the profile says."""
+    tp: tuple[int, ...] = ()
+    """Sizes of tensor parallelism: layers as one rank holds them are workloads too (``llama3-70b.down.tp8``)."""
     cases: Path | None = None
     """A file of cases, one JSON object a line, to run instead of what profile and globs select."""
     fresh: bool = False
