@@ -28,14 +28,14 @@ def setup_cache() -> dict[str, dict[str, int]]:
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    questions = []
+    probes = []
     for name in ASKED:
         try:
-            questions += probes_like([name])
+            probes += probes_like([name])
         except ModuleNotFoundError as error:    # an environment with Triton alone has no PyTorch, which triton_fused takes
             print(f"{name} is left out: no {error.name}", file=sys.stderr)
     try:
-        judged, = evaluate_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), notify=lambda text: print(text, file=sys.stderr))
+        judged, = evaluate_builds([INSTALLED], probes, architectures_like(ARCHITECTURES), notify=lambda text: print(text, file=sys.stderr))
     except KeyboardInterrupt:
         sys.exit("interrupted")
     return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")]) for name in ASKED}

@@ -126,27 +126,27 @@ def repro(
     """
     from fpxbench.reports.targets.support_table import SHIPPED
     from fpxbench.targets.matrix import read_matrix
-    from fpxbench.targets.reproduction import script, seen
+    from fpxbench.targets.reproduction import newest_failure, script
 
     arch, = _architectures([architecture]) if architecture else []
-    questions = _questions([probe])
-    if len(questions) != 1:
-        raise UsageError(f"{probe!r} is {len(questions)} probes; name one, as in {questions[0].id}")
-    version, found = seen(read_matrix(SHIPPED), questions[0].id, arch.name, normal_name(triton) if triton else "")
-    print(script(questions[0], arch, triton or version, found), end="")
+    probes = _probes([probe])
+    if len(probes) != 1:
+        raise UsageError(f"{probe!r} is {len(probes)} probes; name one, as in {probes[0].id}")
+    version, found = newest_failure(read_matrix(SHIPPED), probes[0].id, arch.name, normal_name(triton) if triton else "")
+    print(script(probes[0], arch, triton or version, found), end="")
 
 
 def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool) -> Matrix:
     from fpxbench.targets.collection import assemble, evaluate_builds
 
-    questions, architectures = _questions(operation), _architectures(arch)
+    probes, architectures = _probes(operation), _architectures(arch)
     with _progress() as progress:
-        results: list[BuildOutcomes] = evaluate_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
+        results: list[BuildOutcomes] = evaluate_builds(list(dict.fromkeys(map(normal_name, builds))), probes, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
                                            notify=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
-    return assemble(results, questions, architectures)
+    return assemble(results, probes, architectures)
 
 
-def _questions(operation: list[str] | None) -> list[ProbeSpec]:
+def _probes(operation: list[str] | None) -> list[ProbeSpec]:
     from fpxbench.targets.operations import probes_like
 
     try:
@@ -191,12 +191,12 @@ def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, ar
     architectures, probes = {architecture.name for architecture in matrix.architectures}, {probe.id for probe in matrix.probes}
     return ({normal_name(name) for name in names} <= {build.triton for build in matrix.builds if not build.unusable}
             and {architecture.name for architecture in _architectures(arch)} <= architectures
-            and (not operation or {question.id for question in _questions(operation)} <= probes))
+            and (not operation or {spec.id for spec in _probes(operation)} <= probes))
 
 
 def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool:
     """Return whether a change is among the selected probes and architectures."""
-    probes = {question.id for question in _questions(operation)} if operation else None
+    probes = {spec.id for spec in _probes(operation)} if operation else None
     names = {architecture.name for architecture in _architectures(arch)}
     return any((probes is None or probe in probes) and architecture in names for probe, architecture in change.cells)
 

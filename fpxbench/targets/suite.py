@@ -1,4 +1,4 @@
-"""The suite's own `triton_fused` kernels as probes: every scheme, the matrix-vector kernel and the one on matrix instructions."""
+"""Probes of the suite's own `triton_fused` kernels: every scheme, matrix-vector and matrix-instruction kernel."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from fpxbench.targets.operations import ProbeSpec, Request
 _TIMEOUT_S = 300.0
 
 
-def questions() -> Iterator[ProbeSpec]:
-    """Yield both kernels for every scheme with codes; the activation's dtype alternates. Raise ModuleNotFoundError without PyTorch."""
+def probes() -> Iterator[ProbeSpec]:
+    """Yield both kernels for every scheme with codes; the activation's dtype alternates.
+
+    Raises ModuleNotFoundError without PyTorch.
+    """
     _requests()
     yield from _probes()
 
 
-def request(question: ProbeSpec, architecture: Architecture) -> Request:
+def request(spec: ProbeSpec, architecture: Architecture) -> Request:
     """Return the request for K = 4096, M = 1 or 16, and one of the configurations that are tried on a GPU."""
-    return dict(_requests()[question.id][architecture.name])
+    return dict(_requests()[spec.id][architecture.name])
 
 
 def _probes() -> Iterator[ProbeSpec]:
@@ -35,11 +38,15 @@ def _probes() -> Iterator[ProbeSpec]:
 
 @cache
 def _requests() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return all requests, from a child: the kernels' module imports PyTorch and Triton, which this process does not."""
+    """Return all requests, from a child: the kernels' module imports PyTorch and Triton, which this process does
+    not.
+    """
     with Isolation(default_memory_limit()) as isolation:
-        outcome = isolation.call("fpxbench.targets.suite_requests:requests", list(_probes()), list(ARCHITECTURES.values()), timeout_s=_TIMEOUT_S)
+        outcome = isolation.call("fpxbench.targets.suite_requests:requests", list(_probes()),
+                                 list(ARCHITECTURES.values()), timeout_s=_TIMEOUT_S)
     if outcome.value is not None:
         return outcome.read(dict[str, dict[str, dict[str, Any]]])
     if outcome.missing_module:
         raise ModuleNotFoundError(f"no module named {outcome.missing_module!r}", name=outcome.missing_module)
-    raise RuntimeError(f"the kernels of triton_fused could not be prepared: {outcome.verdict.summary}\n{outcome.log_tail}")
+    raise RuntimeError(f"the kernels of triton_fused could not be prepared: {outcome.verdict.summary}\n"
+                       f"{outcome.log_tail}")

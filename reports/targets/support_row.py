@@ -14,7 +14,7 @@ from fpxbench.reports.targets.support_table import SupportMatrix, SupportRow, de
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import CellOutcome, KernelMetrics, Probe
 from fpxbench.targets.operations import OPERATIONS, ProbeSpec
-from fpxbench.targets.reproduction import script, told
+from fpxbench.targets.reproduction import failure_summary, script
 
 CHECKS = {
     "table": "checked: every code was run through the compiled assembly",
@@ -102,7 +102,7 @@ def row_detail(support: SupportMatrix, row: SupportRow) -> tuple[list[Architectu
     it."""
     matrix, scripts = support.matrix, Scripts()
     operation = OPERATIONS.get(row.operation.name) if row.operation.name != _NEEDS_TORCH else None
-    questions = {question.id: question for question in operation.questions()} if operation else {}
+    questions = {question.id: question for question in operation.probes()} if operation else {}
     found = []
     for architecture in matrix.architectures:
         if cell := row.cells.get(architecture.name):
@@ -133,7 +133,7 @@ def _script(question: ProbeSpec | None, architecture: str, first: str, last: str
     if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(
         r"[\w.+]+", last):
         return ""
-    return script(question, ARCHITECTURES[architecture], last, told(outcome, first, last))
+    return script(question, ARCHITECTURES[architecture], last, failure_summary(outcome, first, last))
 
 
 def _metrics(support: SupportMatrix, row: SupportRow,

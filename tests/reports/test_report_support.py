@@ -23,7 +23,7 @@ from fpxbench.reports.targets.support_table import SHIPPED, Gpu, SupportMatrix, 
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import CellOutcome, Machine, Matrix, OperationSummary, Probe, Run, TritonBuild, read_matrix
 from fpxbench.targets.operations import probes_like
-from fpxbench.targets.reproduction import script, seen
+from fpxbench.targets.reproduction import newest_failure, script
 
 OK = CellOutcome(status=Status.OK, check="table")
 COMPILES = CellOutcome(status=Status.OK, cause="compiles")
@@ -239,7 +239,7 @@ def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> Non
                for entry in on.entries if entry.outcome.status is Status.WRONG]
     assert entry.builds == "3.0.0 to 3.1.0" and entry.every
     [question] = probes_like([entry.probes[0].id])
-    version, told = seen(shipped, question.id, "sm_90", "3.1.0")
+    version, told = newest_failure(shipped, question.id, "sm_90", "3.1.0")
     assert version == "3.1.0" and told.startswith(
         f"with 3.1.0, and from 3.0.0 on: wrong (fnuz_as_fn): {entry.outcome.cause}\n")
     assert scripts.text(entry.script) == script(question, ARCHITECTURES["sm_90"], version, told)
@@ -247,12 +247,12 @@ def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> Non
 
 
 def test_a_script_for_what_is_silently_wrong_begins_with_the_codes_and_what_they_should_be(shipped) -> None:
-    version, told = seen(shipped, "decode/e5m2/bf16", "sm_90")
+    version, told = newest_failure(shipped, "decode/e5m2/bf16", "sm_90")
     [question] = probes_like(["decode/e5m2/bf16"])
     head, _, _ = script(question, ARCHITECTURES["sm_90"], version, told).partition("import")
     assert f'pip install "triton=={shipped.builds[-1].triton}"' in head and "wrong (nan_code_lost)" in head
     assert "0x7c 0.11111.00 to 65536 instead of inf" in head
-    assert seen(shipped, "decode/e5m2/fp16", "sm_90") == ("", ""), "of what is right there is nothing to tell"
+    assert newest_failure(shipped, "decode/e5m2/fp16", "sm_90") == ("", ""), "of what is right there is nothing to tell"
 
 
 def test_whatever_is_refused_or_broken_can_be_shown_again(shipped) -> None:
