@@ -280,8 +280,8 @@ OPERATIONS: dict[str, Operation] = {
         Operation("encode", "encode",
                   "a float to an fp8 dtype of Triton's, rounded to nearest even (rtne) or towards zero (rtz)", _encodes,
                   _encode),
-        Operation("quantize_store", "quantize + store twice", "scale, clamp and fp8 cast, stored as is and transposed, in "
-                  "every tile of torch.compile's Inductor", _quantize_stores, _quantize_store),
+        Operation("quantize_store", "quantize + store twice", "scale, clamp and fp8 cast, stored as is and transposed, "
+                  "in every tile of torch.compile's Inductor", _quantize_stores, _quantize_store),
         Operation("integer_decode", "decode by integers",
                   "FP6 and FP4 codes, a byte each, by integer operations and a power of two",
                   _integer_decodes, _integer_decode),

@@ -25,7 +25,7 @@ from fpxbench.targets.triton_builds import find_triton
 from fpxbench.targets.version_spans import causes
 
 sys.path.append(str(CHILD))
-import inductor  # noqa: E402  (the child's own module, which imports no PyTorch yet)
+import inductor  # the child's own module, which imports no PyTorch yet
 
 sys.path.remove(str(CHILD))
 
@@ -167,7 +167,7 @@ def test_an_unknown_form_of_module_is_not_observable(module, words):
 HIDING = """
 import json, sys
 sys.path.insert(0, {child!r})
-import inductor  # noqa: E402  (the child's own module, which imports no PyTorch yet)
+import inductor  # the child's own module, which imports no PyTorch yet
 inductor.prepare({request})
 said = {{}}
 for name in {names}:

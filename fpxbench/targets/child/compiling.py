@@ -28,7 +28,7 @@ _modules = {}
 def warmed_up():
     """Return this Triton's identity, after doing once what each fork would otherwise repeat."""
     key = _triton_key()
-    import triton.compiler.code_generator  # noqa: F401  (imported by the first compilation)
+    import triton.compiler.code_generator  # the first compilation imports it
 
     for target in (GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
         with contextlib.suppress(Exception):    # each compilation for such a target reports the same
