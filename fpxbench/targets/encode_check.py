@@ -45,7 +45,8 @@ def encode_fault(ptx: str, format_name: str, source_name: str, rounding: str, el
     kind, cause = _named(codes, fmt, source_name, asked)
     some = wrong[0]
     message = (f"{len(wrong)} of {len(inputs)} inputs at numbers, midpoints and neighbours: "
-               f"{source.value(inputs[some])!r} to {fmt.describe_code(codes[some])} instead of {fmt.describe_code(right[some])}")
+               f"{source.value(inputs[some])!r} to {fmt.describe_code(codes[some])} "
+               f"instead of {fmt.describe_code(right[some])}")
     return kind, cause, message
 
 
