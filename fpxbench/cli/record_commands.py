@@ -20,6 +20,9 @@ from fpxbench.records.verdict import SIGNS
 app = new_app()
 
 
+WORST_PRINTED = 3
+
+
 @app.command()
 def report(
     results: ResultsOption = Path("results"),
@@ -34,6 +37,7 @@ def report(
     """
     from fpxbench.builds.timeline import Timeline, TimelineError
     from fpxbench.reports.site import build_site
+    from fpxbench.reports.sweep.problems import Section
 
     try:
         with err.status("conversions") as shown:
@@ -52,10 +56,11 @@ def report(
         return
     for line in (*summary.broken_lines, *summary.troubles):
         err.print(str(line), markup=False, style="yellow")
-    for choice in summary.choices:
-        out.print(choice, markup=False)
-    for number, problem in enumerate(summary.problems[:3], 1):
-        out.print(f"{number}. {problem.message}", markup=False)
+    shown = summary.problems[:WORST_PRINTED]
+    wrong = sum(problem.section is Section.WRONG for problem in shown)
+    messages = [f"{number}. {problem.message}" for number, problem in enumerate(shown, 1)]
+    for message in (*messages[:wrong], *summary.choices, *messages[wrong:]):    # as on the first page
+        out.print(message, markup=False)
     if summary.empty:
         out.print(f"no records in {results}: run `fpxbench run --results {results}` first", markup=False)
     elif not summary.problems:
@@ -126,6 +131,8 @@ def _records_of(case: str, results: Path) -> list[Record]:
 
 
 def _print_record(record: Record) -> None:
+    from fpxbench.reports.formatting import pretty
+
     verdict = record.verdict
     table = Table(box=None, show_header=False, pad_edge=False, title=escape(record.case.id), title_justify="left")
     table.add_column(style="bold")
@@ -140,7 +147,7 @@ def _print_record(record: Record) -> None:
     row("signal", verdict.signal)
     row("exit code", verdict.exit_code)
     for name, value in verdict.evidence.items():
-        row(f"  {name}", value)
+        row(f"  {name}", pretty(value))
     row("shape", f"M = {record.case.m}, N = {record.case.n}, K = {record.case.k}")
     row("machine", f"{record.machine.name} ({record.machine.device}, {record.machine.arch})")
     row("build", f"torch {record.build.torch}, triton {record.build.triton or 'none'}")

@@ -345,7 +345,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 def rendered(url: str, profile: Path) -> str:
     """The page as the browser has it once its scripts have run."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-               "--no-first-run",
+               "--no-first-run", "--window-size=1400,1000",
                f"--user-data-dir={profile}", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
@@ -379,3 +379,16 @@ def test_a_script_appears_whole_when_it_is_opened(site: Path, shipped, tmp_path:
                                                                        '<script defer src="click.js"></script></head>'))
     dom = rendered((copy / row.page).as_uri(), tmp_path / "profile")
     assert html.unescape(re.search(r'<pre id="script-0">(.*?)</pre>', dom, re.DOTALL)[1]) == scripts.text(0)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("filters", ["", "#arch=nvidia"])
+def test_all_architectures_fit_beside_each_other_at_1400_pixels(site: Path, tmp_path: Path, filters: str) -> None:
+    page = shutil.copytree(site, tmp_path / "site") / "support" / "index.html"
+    (page.parent / "measure.js").write_text(
+        'const box = document.getElementById("support").parentElement; '
+        "document.title = `${document.documentElement.clientWidth} ${box.scrollWidth} ${box.clientWidth}`;")
+    page.write_text(page.read_text().replace("</head>", '<script defer src="measure.js"></script></head>'))
+    dom = rendered(page.as_uri() + filters, tmp_path / "profile")
+    window, content, box = map(int, re.search(r"<title>(\d+) (\d+) (\d+)", dom).groups())
+    assert window <= 1400 and content <= box
