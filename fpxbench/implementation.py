@@ -262,7 +262,8 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
 
 
 class _CallableModule(ModuleType):
-    """This module, which can also be used as the decorator: once it is imported, Python binds it to ``fpxbench.implementation``."""
+    """This module, which can also be used as the decorator: once it is imported, Python binds it to
+    ``fpxbench.implementation``."""
 
     def __call__(self, name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
         return implementation(name, baseline=baseline)

@@ -45,11 +45,7 @@ def explanation(values: torch.Tensor, weight: QuantizedWeight) -> str:
     """
     scaling = weight.scheme.scaling
     base = weight.scheme.name.split(".")[0]
-    names = (
-        [base + modifier for modifier in _MODIFIERS.get(scaling.kind, ("",))]
-        if scaling.kind in _MODIFIERS
-        else [weight.scheme.name]
-    )
+    names = [base + modifier for modifier in _MODIFIERS.get(scaling.kind, ())] or [weight.scheme.name]
     best, share_of_codes, share_of_scales = "", 0.0, 0.0
     for name in names:
         scheme = scheme_named(name)

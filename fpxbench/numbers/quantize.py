@@ -13,8 +13,8 @@ def quantize(weight: Tensor, scheme: Scheme | str, layout: str = "planar") -> Qu
 
     Codes are rounded to nearest even and saturate. A dense scheme (``bf16``, ``fp16``) keeps the weight in 16 bits.
 
-    Raise ValueError for a scheme or layout that does not exist and for a weight that is not a finite matrix, and TypeError for one that
-    is not floating-point.
+    Raise ValueError for a scheme or layout that does not exist and for a weight that is not a finite matrix, and
+    TypeError for one that is not floating-point.
     """
     scheme = scheme_named(scheme) if isinstance(scheme, str) else scheme
     if not scheme.quantized:
