@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from places import DOCS, HELPERS
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def python(script, *arguments):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_importing_and_listing_loads_neither_torch_nor_pydantic():
@@ -61,9 +64,11 @@ def test_the_decorator_and_its_module_share_a_name():
 
 
 def test_type_checkers_and_the_interpreter_see_the_same_names():
-    source = open(fpxbench.__file__, encoding="utf-8").read()
+    source = Path(fpxbench.__file__).read_text(encoding="utf-8")
     block = source.partition("if TYPE_CHECKING:")[2].partition("\n\n")[0]
-    stubs = {(module, name) for module, names in re.findall(r"from (\S+) import (.+)", block) for name in names.split(", ")}
+    stubs = {
+        (module, name) for module, names in re.findall(r"from (\S+) import (.+)", block) for name in names.split(", ")
+    }
     assert stubs == {(module, name) for name, module in fpxbench._MODULE_OF.items()}
     assert {name for _, name in stubs} == set(fpxbench.__all__)
 

@@ -27,8 +27,12 @@ WORST_PRINTED = 3
 def report(
     results: ResultsOption = Path("results"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the report to.")] = Path("report"),
-    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")] = Path(".timeline"),
-    builds: Annotated[int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")] = 10,
+    timeline: Annotated[
+        Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")
+    ] = Path(".timeline"),
+    builds: Annotated[
+        int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")
+    ] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Build a static HTML report from the records and print the worst findings.
@@ -41,7 +45,9 @@ def report(
 
     try:
         with err.status("conversions") as shown:
-            summary = build_site(results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line)))
+            summary = build_site(
+                results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line))
+            )
     except TimelineError as error:
         raise UsageError(str(error)) from error
     if as_json:
@@ -71,7 +77,9 @@ def report(
 @app.command()
 def records(
     results: ResultsOption = Path("results"),
-    newest: Annotated[bool, typer.Option("--latest", help="Only the latest record of each case, build and machine.")] = False,
+    newest: Annotated[
+        bool, typer.Option("--latest", help="Only the latest record of each case, build and machine.")
+    ] = False,
 ) -> None:
     """Print the records, one JSON object per line.
 
@@ -153,14 +161,25 @@ def _print_record(record: Record) -> None:
     row("build", f"torch {record.build.torch}, triton {record.build.triton or 'none'}")
     accuracy, timing, traffic = record.accuracy, record.timing, record.traffic
     if accuracy.relative_error is not None:
-        row("relative error", f"{accuracy.relative_error:.3g} (bound {accuracy.bound:.3g}); worst {accuracy.worst_ulp:.3g} ulp")
+        row(
+            "relative error",
+            f"{accuracy.relative_error:.3g} (bound {accuracy.bound:.3g}); worst {accuracy.worst_ulp:.3g} ulp",
+        )
     row("SQNR", f"{accuracy.sqnr_db:.2f} dB" if accuracy.sqnr_db is not None else None)
     if timing is not None:
         low, high = timing.ci95_us
-        row("time", f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: {timing.speedup:.2f}×")
+        row(
+            "time",
+            f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: "
+            f"{timing.speedup:.2f}×",
+        )
     row("no timing", record.no_timing)
     if traffic.gb_per_s is not None:
-        share = f", {traffic.roofline_fraction:.0%} of this machine's read bandwidth" if traffic.roofline_fraction is not None else ""
+        share = (
+            f", {traffic.roofline_fraction:.0%} of this machine's read bandwidth"
+            if traffic.roofline_fraction is not None
+            else ""
+        )
         row("bandwidth", f"{traffic.gb_per_s:.1f} GB/s{share}")
     row("kernels", traffic.kernels_launched)
     row("bottleneck", traffic.bottleneck)

@@ -36,13 +36,23 @@ def run(
     results : folder that the records are appended to; cases that have a record there are not run again, unless `fresh`
     timing : False only checks
 
-    Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing, RuntimeError if
-    the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.
+    Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing,
+    RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.
     """
     settings = Settings(
-        profile=profile, implementation=_several(implementation), scheme=_several(scheme), workload=_several(workload),
-        impls=_several(impls, Path), device=device, results=Path(results), machine=machine, fresh=fresh, timeout_s=timeout_s, seed=seed,
-        memory_limit=memory_limit or default_memory_limit(), **({} if timing else {"timing_budget_s": 0.0}),
+        profile=profile,
+        implementation=_several(implementation),
+        scheme=_several(scheme),
+        workload=_several(workload),
+        impls=_several(impls, Path),
+        device=device,
+        results=Path(results),
+        machine=machine,
+        fresh=fresh,
+        timeout_s=timeout_s,
+        seed=seed,
+        memory_limit=memory_limit or default_memory_limit(),
+        **({} if timing else {"timing_budget_s": 0.0}),
     )
     sweep = main_sweep(settings)
     if sweep.interrupted:

@@ -63,5 +63,7 @@ class Settings(BaseModel):
         for name, field in cls.model_fields.items():
             text = os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
             if text:
-                values[name] = tuple(part for part in text.split(",") if part) if isinstance(field.default, tuple) else text
+                values[name] = (
+                    tuple(part for part in text.split(",") if part) if isinstance(field.default, tuple) else text
+                )
         return cls.model_validate(values)

@@ -1,4 +1,5 @@
-"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe one)."""
+"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe
+one)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import traceback
 
 import torch
 
-from fpxbench import implementation as implementations
+import fpxbench.implementation as implementations
 from fpxbench.checking import correctness, effects, inputs, reference, timing, traffic
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
@@ -63,7 +64,8 @@ def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Ve
 
 
 def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
-    """Quantize the case's weight. Raises ContractViolation if that changed the weight it was given or gave another's shape."""
+    """Quantize the case's weight. Raises ContractViolation if that changed the weight it was given or gave another's
+    shape."""
     case, scheme = request.case, scheme_named(request.case.scheme)
     original = inputs.make_weight(case, request.seed, request.device)
     before = original.clone()
@@ -85,14 +87,20 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         result.verdict = Verdict(status=status, summary=support.reason)
         return
     operands = prepare(implementation, request)
-    result.accuracy = Accuracy(sqnr_db=reference.sqnr_db(operands.original, operands.decoded) if operands.decoded.isfinite().all() else None)
+    result.accuracy = Accuracy(
+        sqnr_db=reference.sqnr_db(operands.original, operands.decoded) if operands.decoded.isfinite().all() else None
+    )
     result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
 
     verdict = check_quantization(implementation, operands)
     if verdict is None:
         comparison, verdict = correctness.check_calls(implementation, operands)
         result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
-    verdict = verdict or correctness.check_one_hot(implementation, operands) or correctness.check_configs(implementation, operands)
+    verdict = (
+        verdict
+        or correctness.check_one_hot(implementation, operands)
+        or correctness.check_configs(implementation, operands)
+    )
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
         return
@@ -102,7 +110,9 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         return
     x = operands.activation(0)
     seen = effects.observe(lambda: implementation.matmul(x, operands.weight), device)
-    samples = timing.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
+    samples = timing.time_case(
+        implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s
+    )
     # Timing called it many times more; what is right must still be right.
     comparison, verdict = correctness.check_calls(implementation, operands, timed=True, calls=CALLS_AFTER_TIMING)
     if verdict is not None:
@@ -130,19 +140,27 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.message, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None
-    expected = reference.sqnr_db(operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original)))
+    expected = reference.sqnr_db(
+        operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original))
+    )
     reached = reference.sqnr_db(operands.original, operands.decoded)
     if expected is None or reached is None or reached >= expected - PEER_SQNR_SLACK_DB:
         return None
-    return Verdict(status=Status.WRONG, kind=Kind.INACCURATE, evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
-                   summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB")
+    return Verdict(
+        status=Status.WRONG,
+        kind=Kind.INACCURATE,
+        evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
+        summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB",
+    )
 
 
 def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:
     if verdict.kind is not None:
         return verdict
     try:
-        diagnosis = diagnose_product(implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else [])
+        diagnosis = diagnose_product(
+            implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else []
+        )
     except ContractViolation as violation:
         return violation.verdict
     except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
@@ -169,7 +187,11 @@ def _accuracy(comparison: reference.Comparison) -> dict[str, float | None]:
     def finite(value: float) -> float | None:
         return value if abs(value) < float("inf") else None
 
-    return {"relative_error": finite(comparison.relative_error), "bound": finite(comparison.bound), "worst_ulp": finite(comparison.worst_ulp)}
+    return {
+        "relative_error": finite(comparison.relative_error),
+        "bound": finite(comparison.bound),
+        "worst_ulp": finite(comparison.worst_ulp),
+    }
 
 
 def _forget() -> None:

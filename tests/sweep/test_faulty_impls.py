@@ -117,7 +117,14 @@ PLANTS = (
     Plant("segfault_when_stored", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
     Plant("llvm_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "LLVM ERROR: Cannot select"),
     Plant("struct_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "expected 4 but got 8"),
-    Plant("rounding_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.UNSUPPORTED_ROUNDING, "f8E5M2FNUZ with rounding mode rtne"),
+    Plant(
+        "rounding_abort",
+        "e4m3fn-row",
+        SEED,
+        Status.CRASH,
+        Kind.UNSUPPORTED_ROUNDING,
+        "f8E5M2FNUZ with rounding mode rtne",
+    ),
     Plant("rounding_refused", "e4m3fn-row", SEED, Status.UNSUPPORTED, Kind.UNSUPPORTED_ROUNDING, "rounding mode rtne"),
     Plant("hang", "e4m3fn-row", SEED, Status.TIMEOUT, None),
     Plant("endless_allocation", "e4m3fn-row", SEED, Status.OOM, None, "limit of 1.00 GiB"),
@@ -201,8 +208,15 @@ def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
 
 def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
     settings = Settings(
-        device="cpu", results=tmp_path, impls=(FAULTY,), implementation=("faulty_segfault", "faulty_ragged_k", "faulty_os_exit"),
-        scheme=("e4m3fn-row",), workload=(CODES, SEED), timeout_s=30, seed=7, timing_budget_s=0,
+        device="cpu",
+        results=tmp_path,
+        impls=(FAULTY,),
+        implementation=("faulty_segfault", "faulty_ragged_k", "faulty_os_exit"),
+        scheme=("e4m3fn-row",),
+        workload=(CODES, SEED),
+        timeout_s=30,
+        seed=7,
+        timing_budget_s=0,
     )
     records = {(r.case.implementation, r.case.workload): r.verdict.status for r in main_sweep(settings).records}
     assert [status for (name, _), status in records.items() if name == "faulty_ragged_k"] == [Status.OK, Status.OK]
@@ -217,7 +231,14 @@ def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> 
         if plant.layer == SEED:     # these end their process
             continue
         workload, m = layers[plant.layer]
-        case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload.name, m=m, n=workload.n, k=workload.k)
+        case = Case(
+            implementation=f"faulty_{plant.name}",
+            scheme=plant.scheme,
+            workload=workload.name,
+            m=m,
+            n=workload.n,
+            k=workload.k,
+        )
         verdict = run_trial(TrialRequest(case=case, seed=11, impls=[str(FAULTY)], timing_budget_s=0)).verdict
         if (verdict.status, verdict.kind) != (plant.status, plant.kind):
             unlike.append((plant.name, verdict.headline, verdict.summary))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module
 
-from fpxbench import implementation as implementations
+import fpxbench.implementation as implementations
 from fpxbench.checking import contract, correctness, inputs, machine, reference
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands

@@ -54,7 +54,9 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
     return result
 
 
-def _time(benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult) -> None:
+def _time(
+    benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult
+) -> None:
     operands = prepare(implementation, request)
     _, verdict = correctness.check_calls(implementation, operands, calls=1)    # compiles and tunes on the way
     if verdict is not None:
@@ -78,7 +80,8 @@ def _time(benchmark, implementation: Implementation, request: TrialRequest, base
 
 
 def _run_rounds(benchmark, implementation: Implementation, operands: Operands, cache_bytes: int) -> int:
-    """As many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least. Returns the weight copies."""
+    """As many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least. Returns the weight
+    copies."""
     weight, x = operands.weight, operands.activation("timing")
     copies = [weight.clone() for _ in range(timing.rotation(weight.nbytes, cache_bytes))]
     calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
