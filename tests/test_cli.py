@@ -103,6 +103,8 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
     store = Store(tmp_path / "results")
     store.append(record(case()))
     case_id = case().id
+    header = json.dumps({"layer.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     small = ["--workload", "canary.seed", "--device", "cpu"]
     invocations = [
         [
@@ -122,6 +124,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
         ["list", "workloads"],
         ["list", "cases", "--scheme", "e4m3fn-row", *small],
         ["doctor"],
+        ["checkpoint", "model.safetensors"],
         ["report"],
         ["records"],
         ["show", case_id],

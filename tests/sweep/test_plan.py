@@ -215,6 +215,9 @@ def test_layers_of_a_tensor_parallel_rank_are_planned_by_option_or_by_name():
     from fpxbench.sweep.selection import make_plan
     common = {"implementation": ("dense",), "scheme": ("bf16",), "device": "cpu"}
     planned = make_plan(Settings(tp=(4,), workload=("llama2-7b.down*/m1",), **common)).cases
-    assert [(case.case.workload, case.case.k) for case in planned] == [("llama2-7b.down", 11008), ("llama2-7b.down.tp4", 2752)]
+    assert [(case.case.workload, case.case.k) for case in planned] == [
+        ("llama2-7b.down", 11008),
+        ("llama2-7b.down.tp4", 2752),
+    ]
     planned = make_plan(Settings(workload=("llama3-70b.qkv.tp8/m16",), **common)).cases
     assert [(case.case.id, case.case.n) for case in planned] == [("dense/bf16/llama3-70b.qkv.tp8/m16/bf16", 1280)]
