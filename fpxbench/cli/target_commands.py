@@ -30,9 +30,15 @@ ArchOption = Annotated[list[str] | None,
                        typer.Option("--arch", "-a", help="Architectures, by glob: sm_90, gfx9*. Repeatable.")]
 OperationOption = Annotated[list[str] | None, typer.Option(
     "--operation", "-o", help="Probes, by glob: decode, encode/e5m2fnuz, */e4m3fn/*. Repeatable.")]
-TritonOption = Annotated[list[str] | None, typer.Option(
-    "--triton", "-t", help="A release (downloaded once), a folder that contains a Triton, or a Python that has one. Repeatable.  "
-    "[dim]default: the installed Triton[/]")]
+TritonOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--triton",
+        "-t",
+        help="A release (downloaded once), a folder that contains a Triton, or a Python that has one. Repeatable.  "
+        "[dim]default: the installed Triton[/]",
+    ),
+]
 JobsOption = Annotated[int | None,
     typer.Option("--jobs", "-j", min=1, help="Number of parallel compilations.  [dim]default: one per core[/]")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Time limit for one compilation, in seconds.")]
