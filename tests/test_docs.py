@@ -12,6 +12,7 @@ import pytest
 import typer
 from places import CHECKOUT
 
+import fpxbench
 from fpxbench.cli import app
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
@@ -34,6 +35,20 @@ def test_every_folder_answers_a_question_and_the_map_has_it_word_for_word() -> N
     rows = {str(folder.relative_to(CHECKOUT)).removeprefix("fpxbench/"): question(folder) for folder in folders}
     assert all(row.endswith("?") for row in rows.values()), "a package's docstring begins with its folder's question"
     assert shown == rows, "docs/architecture.md has a row `| `folder/` | question |` for each package"
+
+
+def test_the_map_has_the_folders_in_the_order_of_the_layers() -> None:
+    tools = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    [layers] = [one["layers"] for one in tools["importlinter"]["contracts"] if one["name"] == "layers"]
+    place = {name.strip(" ()"): -at for at, layer in enumerate(layers) for name in layer.split("|")}
+    text = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
+    assert shown == sorted(shown, key=place.__getitem__), "the lowest layer of pyproject.toml's contract comes first"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (CHECKOUT / "docs/reference").iterdir())
+    assert sorted(re.findall(r"^::: fpxbench\.(\w+)$", pages, re.MULTILINE)) == sorted(fpxbench.__all__)
 
 
 def fenced(language: str, page: Path) -> list[str]:
