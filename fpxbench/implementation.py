@@ -1,4 +1,4 @@
-"""The interface of every implementation in `impls/`, and how implementations are found.
+"""The interface that every implementation in `impls/` stands behind, and how they are found.
 
 A new implementation is one file::
 
@@ -6,20 +6,21 @@ A new implementation is one file::
 
     @implementation("my_kernel")
     class MyKernel(Implementation):
-        \"\"\"One sentence: how it multiplies.\"\"\"
+        \"\"\"One sentence that says how it multiplies.\"\"\"
 
         def supports(self, scheme, device):
-            return Support.yes() if scheme.name == "e4m3fn-row" else Support.no("supports e4m3fn-row only")
+            return Support.yes() if scheme.name == "e4m3fn-row" else Support.no("takes e4m3fn-row only")
 
         def matmul(self, x, weight):
             return my_kernel(x, weight.packed, weight.scales)
 
-A file in `impls/` is found, and so are one given by ``--impls PATH`` and a module named by an entry point of the group
-``fpxbench.implementations``.
+It is found by lying in `impls/`, by ``--impls PATH``, or by an entry point in the group ``fpxbench.implementations``
+that names a module.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -33,9 +34,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from fpxbench.did_you_mean import did_you_mean
-from fpxbench.numbers.quantize import quantize
-from fpxbench.numbers.scheme import Scheme
+from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.scheme import Scheme, checked_weight
 from fpxbench.numbers.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "fpxbench.implementations"
@@ -43,12 +43,12 @@ ENTRY_POINT_GROUP = "fpxbench.implementations"
 
 @dataclass(frozen=True)
 class Support:
-    """Whether an implementation supports a scheme on a device, and if not, why, in one sentence."""
+    """Whether an implementation takes a scheme on a device, and if not, why, in one sentence."""
 
     supported: bool
     reason: str = ""
     missing: bool = False
-    """The reason is a missing dependency or device, which the user could install."""
+    """The reason is a dependency or a device that is not there, which someone could install."""
 
     @classmethod
     def yes(cls) -> Self:
@@ -57,59 +57,88 @@ class Support:
     @classmethod
     def no(cls, reason: str, *, missing: bool = False) -> Self:
         if not reason:
-            raise ValueError("Support.no needs a reason, in one sentence")
+            raise ValueError("Support.no needs the reason, in one sentence")
         return cls(False, reason, missing)
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """What products are summed in: `bits` of significand, for at most `block` products before a sum in fp32 (None: all)."""
+
+    bits: int = 24
+    block: int | None = None
+
+    @property
+    def unit(self) -> float:
+        """The relative error of one truncated addition: matrix units do not round their sums to nearest."""
+        return 2.0 ** (1 - self.bits)
+
+    def length(self, k: int) -> int:
+        """Return how many additions of K products are made in it."""
+        return k if self.block is None else min(k, self.block)
+
+
+FP32 = Accumulator()
 
 
 class Implementation:
     """One way to store a quantized weight and to multiply by it.
 
-    An instance serves one case: what it compiles or caches ends with the case.
+    One instance serves one case: what it compiles or caches on itself is gone with the case.
     """
 
     name: ClassVar[str]
     baseline: ClassVar[bool] = False
     layout: ClassVar[str] = "planar"
-    """The layout, of `fpxbench.numbers.packing`, in which the default `quantize` stores the oracle's codes."""
+    """What the default `quantize` stores the oracle's codes in: a layout of `fpxbench.numbers.packing`."""
     activation_format: ClassVar[str | None] = None
-    """The format that `matmul` rounds the activation to, if it does. The tolerance allows for that rounding."""
+    """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules: one
+    for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation itself."""
+    activation_rule: ClassVar[ActivationRule | None] = None
+    """The same in full: format, granularity, rounding, and the scale if it is fixed. Results are judged by it."""
+    accumulator: ClassVar[Accumulator] = FP32
+    """What sums are kept in, if that is narrower than fp32. Results are judged by it."""
+    supports_bias: ClassVar[bool] = False
+    """Whether `matmul` takes a third argument, a bias [N] in x's dtype that is added to each row."""
 
     def supports(self, scheme: Scheme, device: str) -> Support:
-        """Return whether weights of `scheme` are supported on `device`: ``cpu``, or ``cuda``, which includes ROCm."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method supports(scheme, device)")
+        """Whether weights of `scheme` are taken on `device` (``cpu``, ``cuda``). ROCm devices are ``cuda`` too."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it supports")
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-        """Return `weight` [N, K] as stored: by default, the oracle's codes and scales in this class's layout."""
-        return quantize(weight, scheme, self.layout)
+        """Store a float `weight` [N, K]. By default the oracle's codes and scales, in this class's layout."""
+        if not scheme.quantized:
+            dense = checked_weight(weight).to(scheme.dense_dtype).contiguous()
+            return QuantizedWeight(scheme, tuple(weight.shape), "dense", dense)
+        codes, scales = scheme.quantize(weight)
+        return QuantizedWeight.from_codes(codes, scales, scheme, self.layout)
 
     def dequantize(self, weight: QuantizedWeight) -> Tensor:
-        """Return the stored weight's numbers, fp32 [N, K]. Override it only if the codes are in no known layout."""
+        """fp32 [N, K] that the stored weight stands for. Overridden only where codes are not in a known layout."""
         return weight.dequantize()
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        """Return ``x @ weight.T``: ``[..., N]`` in x's dtype, from x ``[..., K]`` in bf16 or fp16."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method matmul(x, weight)")
+        """``x @ weight.T``: x ``[..., K]`` bf16 or fp16 -> ``[..., N]`` in x's dtype."""
+        raise NotImplementedError(f"{type(self).__name__} does not multiply")
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Any]:
-        """Return every configuration that `matmul` may pick for such operands (autotuning). Each is checked."""
+        """Every configuration that `matmul` may pick for such operands (autotuning). Each is checked."""
         return ()
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Any) -> Tensor:
-        """Return `matmul` by that configuration, whatever the autotuner would pick."""
-        raise NotImplementedError(
-            f"{type(self).__name__} lists configs, so it needs a method matmul_with(x, weight, config)"
-        )
+        """`matmul` by that configuration, whatever the autotuner would pick."""
+        raise NotImplementedError(f"{type(self).__name__} lists configs but cannot run one")
 
     def no_timing(self, device: str) -> str | None:
-        """Return why a time on `device` is meaningless (an interpreter, say), in one sentence; None if it is not."""
+        """Why a time on `device` would mean nothing (an interpreter, say), in one sentence; None if it means something."""
         return None
 
     def max_elements(self, device: str) -> int | None:
-        """Return the most multiply-adds (M*N*K) of a case on `device`, for interpreters; None for no limit."""
+        """The most multiply-adds (M*N*K) a case on `device` should have; None for any. For interpreters."""
         return None
 
     def slow(self, device: str) -> bool:
-        """Return whether there is such a limit, so that checks make fewer calls."""
+        """Whether it names such a limit: fewer calls will do."""
         return self.max_elements(device) is not None
 
 
@@ -119,14 +148,12 @@ _sources: dict[str, str] = {}
 
 
 def implementation(name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
-    """Register a class under `name`, which users type. Raise ValueError if another file has registered the name."""
+    """Register a class under `name`, which is what users type. Raises ValueError if another file took the name."""
 
     def register(cls: type[Implementation]) -> type[Implementation]:
         known = _registry.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
-                f"two implementations are named {name!r}: {known.__module__} and {cls.__module__}; rename one"
-            )
+            raise ValueError(f"two implementations are called {name!r}: {known.__module__} and {cls.__module__}; rename one")
         if not name.isidentifier():
             raise ValueError(f"implementation name {name!r} must be letters, digits and underscores")
         cls.name, cls.baseline = name, baseline
@@ -153,11 +180,10 @@ def shipped_folder() -> Path:
 
 
 def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implementation]], list[LoadFailure]]:
-    """Return all implementations by name: the shipped ones, those of entry points, and those in `paths` (files or
-    folders).
+    """All implementations by name: the shipped ones, those of entry points, and those in `paths` (files or folders).
 
     A file that fails to import is a `LoadFailure`, not an exception: the others still run. Files whose name begins
-    with an underscore are skipped. Raises FileNotFoundError for a missing path and for one without a Python file.
+    with an underscore are skipped. Raises FileNotFoundError for a path that is not there or holds no Python file.
     """
     failures: list[LoadFailure] = []
     for file in _python_files(shipped_folder()):
@@ -165,7 +191,7 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()
-        except (Exception, SystemExit) as error:  # a third party's import can fail in any way
+        except (Exception, SystemExit) as error:  # a third party's import can fail in any way; it is reported, not fatal
             failures.append(LoadFailure(f"entry point {entry.name}", f"{type(error).__name__}: {error}"))
     for path in map(Path, paths):
         if not path.exists():
@@ -179,46 +205,37 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     return dict(_registry), failures
 
 
-def find(
-    name: str, known: dict[str, type[Implementation]], failures: Iterable[LoadFailure] = ()
-) -> type[Implementation]:
-    """Return the implementation of that name. Raise ValueError, see `no_implementation`."""
+def find(name: str, known: dict[str, type[Implementation]], failures: Iterable[LoadFailure] = ()) -> type[Implementation]:
+    """The implementation of that name. Raises ValueError, see `no_implementation`."""
     if name in known:
         return known[name]
     raise no_implementation(name, known, failures)
 
 
 def no_implementation(name: str, known: Iterable[str], failures: Iterable[LoadFailure] = ()) -> ValueError:
-    """Return the error for an unknown name, with the nearest ones and the files that failed to load."""
-    hint = did_you_mean(name, known, f"there are {', '.join(sorted(known))}")
-    why = "; ".join(map(str, failures)) or "--impls PATH adds others"
+    """That there is none of that name: the nearest ones, and what could not be loaded, which may have brought it."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
+    why = "; ".join(map(str, failures)) or "--impls PATH brings others"
     return ValueError(f"no implementation {name!r}; {hint} ({why})")
 
 
 def summary(cls: type[Implementation]) -> str:
-    """Return the first paragraph of the class's docstring on one line, for reports."""
+    """The first paragraph of the class's docstring, on one line: what reports show of it."""
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def listed(paths: list[Path]) -> list[dict[str, str]]:
-    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded.
-    """
+    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded."""
     known, failures = discover(paths)
-    rows = [
-        {"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)}
-        for name, cls in sorted(known.items())
-    ]
-    return rows + [
-        {"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"}
-        for failure in failures
-    ]
+    rows = [{"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)} for name, cls in sorted(known.items())]
+    return rows + [{"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"} for failure in failures]
 
 
 def source_digest(name: str) -> str:
-    """Return twelve hex digits of a hash over the implementation's file and the private files beside it; "" for entry
-    points.
+    """Twelve hex digits over the implementation's file and the private files beside it; empty for entry points.
 
-    A record carries it, so that an edited kernel is measured again.
+    A record carries it, so that an edited kernel is measured again and not taken as done.
     """
     return _sources.get(name, "")
 
@@ -241,7 +258,7 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
     if resolved in _loaded_paths:
         return
     parent = module_name.rpartition(".")[0]
-    if parent not in sys.modules:   # lets a file import the private ones (_name.py) beside it
+    if parent not in sys.modules:   # lets a file import the private ones (_name.py) beside it, wherever the folder lies
         package = ModuleType(parent)
         package.__path__ = [str(resolved.parent)]
         sys.modules[parent] = package
@@ -254,19 +271,8 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
         _loaded_paths.add(resolved)
         digest = _folder_digest(resolved)
         _sources.update({name: digest for name in set(_registry) - before})
-    except (Exception, SystemExit) as error:  # a broken file, or a script that exits, must not stop the others
+    except (Exception, SystemExit) as error:  # a broken file, or a script that exits, must not keep the others from running
         del sys.modules[module_name]
         for name in set(_registry) - before:
             del _registry[name]
         failures.append(LoadFailure(str(file), f"{type(error).__name__}: {error}"))
-
-
-class _CallableModule(ModuleType):
-    """This module, which can also be used as the decorator: once it is imported, Python binds it to
-    ``fpxbench.implementation``."""
-
-    def __call__(self, name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
-        return implementation(name, baseline=baseline)
-
-
-sys.modules[__name__].__class__ = _CallableModule

@@ -1,4 +1,4 @@
-"""Call an implementation and check its contract: the output's shape and dtype, unchanged inputs, poisoned memory first."""
+"""Call an implementation and check its contract: a plain tensor of the right shape and dtype, inputs unchanged."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpxbench.checking import inputs
+from fpxbench.checking import inputs, poison
 from fpxbench.checking.operands import Operands
-from fpxbench.checking.poison import poisoned_memory
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
@@ -29,18 +29,43 @@ class ContractViolation(Exception):
         self.verdict = Verdict(status=status, kind=kind, summary=summary)
 
 
+@dataclass(frozen=True)
+class Output:
+    """What one call returned.
+
+    seen : a copy made on the current stream as soon as the call returned, before anything was waited for
+    returned : the tensor itself
+    """
+
+    seen: Tensor
+    returned: Tensor
+
+    def check_unchanged(self) -> None:
+        """Raise ContractViolation if the returned tensor no longer holds what it held when the call returned."""
+        if not same_bits(self.seen, self.returned):
+            raise ContractViolation(
+                Kind.OUTPUT_CHANGED, "the output changed after matmul had returned: it was computed later (another stream,"
+                " another thread), or its memory is used again")
+
+
 def checked_matmul(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
-                   matmul: Matmul | None = None) -> Tensor:
-    """Return one product [..., N] of x [..., K], checked as `poisoned_matmul` does and for changes to its inputs.
+                   matmul: Matmul | None = None, pattern: int = poison.NAN) -> Tensor:
+    """Return one product [..., N] of x [..., K], checked as `call` does and for changes to its inputs.
 
     `matmul` replaces ``implementation.matmul`` (one configuration of it, say). Raises ContractViolation.
     """
+    return watched_matmul(implementation, x, weight, device, matmul, pattern).seen
+
+
+def watched_matmul(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
+                   matmul: Matmul | None = None, pattern: int = poison.NAN) -> Output:
+    """Do as `checked_matmul`; return the output as it was seen and as it was returned."""
     x_before = x.clone()
     with weight_unchanged(weight):
-        y = poisoned_matmul(implementation, x, weight, device, matmul)
+        output = call(matmul or implementation.matmul, x, weight, device, pattern)
         if not same_bits(x, x_before):
             raise ContractViolation(Kind.INPUT_MODIFIED, "matmul changed its activation in place")
-    return y
+    return output
 
 
 @contextmanager
@@ -53,24 +78,37 @@ def weight_unchanged(weight: QuantizedWeight) -> Iterator[None]:
             raise ContractViolation(Kind.INPUT_MODIFIED, f"matmul changed the stored weight ({name}) in place")
 
 
-def poisoned_matmul(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
-                    matmul: Matmul | None = None) -> Tensor:
-    """Return one product [..., N] of x [..., K], computed in poisoned memory.
+def call(matmul: Matmul, x: Tensor, weight: QuantizedWeight, device: str, pattern: int = poison.NAN) -> Output:
+    """Return one product [..., N] of x [..., K], computed in memory that holds `pattern`.
 
-    Raises ContractViolation for an output of another shape or dtype.
+    On a GPU, other kernels overwrite the free memory before the output is looked at again. Raises ContractViolation for
+    an output that is no plain tensor, or of another shape, dtype or device.
     """
     shape = (*x.shape[:-1], weight.shape[0])
-    with poisoned_memory(device, shape, x.dtype), torch.no_grad():
-        y = (matmul or implementation.matmul)(x, weight)
+    nbytes = math.prod(shape) * x.dtype.itemsize
+    with poison.poisoned_memory(device, nbytes, pattern), torch.no_grad():
+        y = matmul(x, weight)
+        _check_output(y, x, weight, shape)
+        output = Output(y.clone(), y)
         if device != "cpu":
+            poison.fill_free_blocks(device, nbytes, pattern)
             torch.cuda.synchronize()
+            output.check_unchanged()
+    return output
+
+
+def _check_output(y: object, x: Tensor, weight: QuantizedWeight, shape: tuple[int, ...]) -> None:
     if not isinstance(y, Tensor) or tuple(y.shape) != shape:
         got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ContractViolation(Kind.WRONG_SHAPE,
                                 f"x {list(x.shape)} times a weight {list(weight.shape)} gave {got}, not {list(shape)}")
+    if type(y) is not Tensor:
+        raise ContractViolation(Kind.LAZY_OUTPUT, f"gave a {type(y).__name__}, not a plain torch.Tensor: what it computes"
+                                                  " when it is read is not timed")
     if y.dtype != x.dtype:
         raise ContractViolation(Kind.WRONG_DTYPE, f"an activation in {x.dtype} gave an output in {y.dtype}")
-    return y
+    if y.device != x.device:
+        raise ContractViolation(Kind.WRONG_DTYPE, f"an activation on {x.device} gave an output on {y.device}")
 
 
 def one_hot_columns(implementation: Implementation, operands: Operands, columns: Sequence[int], *,
@@ -90,12 +128,11 @@ def one_hot_columns(implementation: Implementation, operands: Operands, columns:
                 break
             batch = list(columns[first:first + case.m])
             x = inputs.one_hot(batch, case.m, case.k, dtype, operands.device)
-            yield batch, poisoned_matmul(implementation, x, weight, operands.device)[:len(batch)].T
+            yield batch, call(implementation.matmul, x, weight, operands.device).seen[:len(batch)].T
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have the same dtype, shape and bits (NaN equals the same NaN, 0 differs from -0)."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    as_bytes = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)]
-    return torch.equal(*as_bytes)
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)))

@@ -1,61 +1,77 @@
 """Check one implementation on one case: results, side effects, repeatability, every autotuning configuration.
 
-One right output proves little. Each call gets a fresh activation and poisoned memory; its output is compared with its
-own reference and with that of the call before; inputs must stay unchanged.
+One right output proves little. Each call gets a fresh activation and poisoned memory, whose pattern alternates; its
+output is compared with its own reference and with that of the call before; inputs must stay unchanged, and so must
+outputs once they are returned.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from functools import partial
+from time import perf_counter
 
-from fpxbench.checking import contract, inputs
+import torch
+
+from fpxbench.checking import contract, inputs, poison
+from fpxbench.checking.examination import Examination
 from fpxbench.checking.operands import Operands
-from fpxbench.checking.poison import unwritten_elements
 from fpxbench.checking.reference import Comparison, Reference, compare, one_hot_tolerance
+from fpxbench.checking.wrong_output import judge
 from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 CALLS, CALLS_SLOW = 3, 2
 ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_FEW = 16, 4
-"""One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose columns
-are long, and of an interpreter, which takes seconds for each."""
+"""One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose
+columns are long, and of an interpreter, which takes seconds for each."""
 LARGE = 1 << 21
 EVERY_WEIGHT_SECONDS = 0.03
-"""Beyond those columns, all others are read too, as far as this takes us: every weight of a small case."""
+"""Beyond those columns, all others are read too, as many as this allows: every weight of a small case."""
 
 
-def check_calls(implementation: Implementation, operands: Operands, *, timed: bool = False, calls: int | None = None
-                ) -> tuple[Comparison, Verdict | None]:
+def check_calls(implementation: Implementation, operands: Operands, *, timed: bool = False, calls: int | None = None,
+                examination: Examination | None = None) -> tuple[Comparison, Verdict | None]:
     """Compare `calls` products of fresh activations with their references; `timed`: again, after the case was timed.
 
-    Return the worst comparison, and a verdict if an output was wrong; its kind may be open.
+    Return the worst comparison, and a verdict if an output was wrong; its kind may be open. Outputs that are right are
+    counted in the examination's statistic. Raises ContractViolation.
     """
     calls = calls or (CALLS_SLOW if implementation.slow(operands.device) else CALLS)
     worst: Comparison | None = None
     previous: Reference | None = None
+    outputs: list[contract.Output] = []
     for number in range(calls):
         x = operands.activation(("after timing", number) if timed else number)
+        pattern = poison.PATTERNS[number % len(poison.PATTERNS)]
+        again = partial(contract.watched_matmul, implementation, x, operands.weight, operands.device, None)
+        started = perf_counter()
+        output = again(pattern)
+        if examination is not None and number == 0:
+            examination.first_call_s = perf_counter() - started
         expected = operands.reference(x, implementation)
-        y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
-        comparison = compare(y, expected)
+        comparison = compare(output.seen, expected)
         if worst is None or comparison.relative_error > worst.relative_error:
             worst = comparison
         if not comparison.within:
-            verdict = _judge(y, comparison, previous)
+            verdict = judge(again, output, comparison, expected, pattern=pattern, previous=previous)
             if (number or timed) and verdict.kind is None:
                 verdict.kind = Kind.NOT_REPEATABLE
                 before = f"for the first {number} calls" if number else "until it was timed"
                 verdict.summary = f"right {before}, then wrong: {comparison.message()}"
             verdict.evidence["call"] = number
             return comparison, verdict
+        if examination is not None:
+            examination.statistic.add(output.seen, expected)
+        outputs.append(output)
         previous = expected
+    for output in outputs:      # a later call may not write where an earlier one's output lies
+        output.check_unchanged()
     return worst, None
 
 
 def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Single weights, read out one by one: a code that is read wrongly cannot hide in a sum."""
+    """Read single weights by one-hot activations: a code that is read wrongly cannot hide in a sum."""
     case = operands.case
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
@@ -68,7 +84,8 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     if not implementation.slow(operands.device):
         columns = list(dict.fromkeys([*columns, *range(case.k)]))
     read, seen = [], []
-    for batch, weights in contract.one_hot_columns(implementation, operands, columns, at_least=most, seconds=EVERY_WEIGHT_SECONDS):
+    for batch, weights in contract.one_hot_columns(implementation, operands, columns, at_least=most,
+                                                   seconds=EVERY_WEIGHT_SECONDS):
         read += batch
         seen.append(weights)
     decoded = operands.decoded[:, torch.tensor(read, device=operands.decoded.device)].double()
@@ -78,6 +95,12 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
         return None
     n, at = comparison.worst_at
     k = read[at]
+    once_more = next(weights for _, weights in contract.one_hot_columns(implementation, operands, [k]))
+    if compare(once_more, Reference(decoded[:, at:at + 1], tolerance[:, at:at + 1])).within:
+        return Verdict(
+            status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence={"row": n, "column": k},
+            summary=f"column {k} of the weight was read wrongly once ({comparison.worst_value:.6g} in row {n}, stored is"
+                    f" {comparison.worst_expected:.6g}), and is right when asked again")
     evidence = {"row": n, "column": k, "value": repr(comparison.worst_value), "expected": repr(comparison.worst_expected)}
     if weight.has_codes:
         evidence["code"] = weight.scheme.format.describe_code(int(weight.codes()[n, k]))
@@ -89,44 +112,24 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
 
 
 def check_configs(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Every configuration that autotuning may pick, on the same input."""
+    """Check every configuration that autotuning may pick, on the same input."""
     x = operands.activation("configurations")
     configs = list(implementation.configs(x, operands.weight))
     if len(configs) < 2:
         return None     # matmul used it
     expected = operands.reference(x, implementation)
     for config in configs:
-        y = contract.checked_matmul(implementation, x, operands.weight, operands.device,
-                                    lambda x, weight, config=config: implementation.matmul_with(x, weight, config))
-        comparison = compare(y, expected)
+        again = partial(contract.watched_matmul, implementation, x, operands.weight, operands.device,
+                        lambda x, weight, config=config: implementation.matmul_with(x, weight, config))
+        output = again(poison.NAN)
+        comparison = compare(output.seen, expected)
         if not comparison.within:
-            verdict = _judge(y, comparison, None)
+            verdict = judge(again, output, comparison, expected, pattern=poison.NAN)
+            if verdict.kind is Kind.NOT_REPEATABLE:
+                return verdict
             verdict.kind = Kind.CONFIG_DEPENDENT
             verdict.evidence |= {"config": str(config), "configs": len(configs)}
-            verdict.summary = f"wrong with the configuration {config}, one of {len(configs)} that autotuning may pick: {comparison.message()}"
+            verdict.summary = (f"wrong with the configuration {config}, one of {len(configs)} that autotuning may pick:"
+                               f" {comparison.message()}")
             return verdict
     return None
-
-
-def _judge(y: Tensor, comparison: Comparison, previous: Reference | None) -> Verdict:
-    """The verdict on an output outside its tolerance, as far as the output itself tells the kind."""
-    evidence = {
-        "relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside,
-        "worst_at": list(comparison.worst_at), "worst_value": repr(comparison.worst_value),
-        "worst_expected": repr(comparison.worst_expected),
-    }
-    unwritten = unwritten_elements(y)
-    if unwritten:
-        return Verdict(status=Status.WRONG, kind=Kind.UNWRITTEN_OUTPUT, evidence=evidence,
-                       summary=f"{unwritten} of {y.numel()} output elements were never written")
-    if previous is not None and compare(y, previous).within:
-        return Verdict(status=Status.WRONG, kind=Kind.STALE_OUTPUT, evidence=evidence,
-                       summary="gave the output of the call before")
-    if not comparison.finite:
-        bad = ~torch.isfinite(y)
-        row, column = bad.nonzero()[0].tolist()
-        evidence["nonfinite"] = int(bad.sum())
-        return Verdict(status=Status.NONFINITE, evidence=evidence,
-                       summary=f"{int(bad.sum())} of {y.numel()} outputs are not finite,"
-                               f" the first at [{row}, {column}]: {y[row, column].item()}")
-    return Verdict(status=Status.WRONG, evidence=evidence, summary=comparison.message())

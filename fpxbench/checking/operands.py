@@ -9,6 +9,7 @@ from torch import Tensor
 from fpxbench.checking import inputs
 from fpxbench.checking.reference import Reference, matmul_reference
 from fpxbench.implementation import Implementation
+from fpxbench.numbers.activation_rule import ActivationRule
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
@@ -21,6 +22,7 @@ class Operands:
     original : the weight that was quantized, fp32 [N, K]
     weight : what the implementation stores
     decoded : what its codes and scales stand for, fp32 [N, K]
+    rule : how the implementation quantizes its activation, as declared or found; None if it does not
     """
 
     case: Case
@@ -29,14 +31,19 @@ class Operands:
     original: Tensor
     weight: QuantizedWeight
     decoded: Tensor
+    rule: ActivationRule | None = None
 
-    def activation(self, purpose: object) -> Tensor:
-        """Return the activation [M, K] of one purpose: the number of a checked call, or another use's name."""
-        return inputs.make_activation(self.case, self.seed, purpose, self.device)
+    def activation(self, purpose: object, m: int | None = None) -> Tensor:
+        """Return the activation [M, K] of one purpose: the number of a checked call, or another use's name.
 
-    def reference(self, x: Tensor, implementation: Implementation) -> Reference:
+        `m` replaces the case's own number of tokens.
+        """
+        case = self.case if m is None else self.case.model_copy(update={"m": m})
+        return inputs.make_activation(case, self.seed, purpose, self.device)
+
+    def reference(self, x: Tensor, implementation: Implementation, bias: Tensor | None = None) -> Reference:
         """Return the exact product of x [M, K] with the decoded weight, and its tolerance."""
         return matmul_reference(
             x, self.decoded, quantized=scheme_named(self.case.scheme).quantized,
-            activation_format=implementation.activation_format,
+            rule=self.rule or implementation.activation_rule, accumulator=implementation.accumulator, bias=bias,
         )

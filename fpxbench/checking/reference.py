@@ -5,8 +5,8 @@ stores*, in float64. What an implementation may add to it (docs/tolerance.md der
 
 - it may round the output to its dtype twice (the product, and the product times a scale);
 - it may round each scaled weight to the activation's dtype once;
-- it may accumulate K products in fp32, in any order, on units that truncate;
-- where it declares `activation_format`, it rounds the activation to that format.
+- it may accumulate K products in fp32, or in the accumulator that it declares, in any order, on units that truncate;
+- where it declares that it quantizes the activation, codes within fp32's rounding of a boundary may go either way.
 
 Anything beyond that is a mistake, or an inaccuracy worth a name.
 """
@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.formats import format_named
+from fpxbench.implementation import FP32, Accumulator
+from fpxbench.numbers.activation_rule import ActivationRule
 
 OUTPUT_ROUNDINGS = 2
-FP32_ACCUMULATION_UNIT = 2.0**-23
-"""Truncation to fp32: tensor cores do not round their sums to nearest."""
 HOEFFDING = 8.0
 """Rounding errors of weights meet activations of random sign, so their sum stays below 8·u·sqrt(Σ(a·w)²) but for one
 element in 2/exp(-8²/2) = 4e13 (Hoeffding's inequality); the worst case, u·Σ|a·w|, would be blind by a factor sqrt(K)."""
@@ -33,58 +32,88 @@ _REFERENCE_ELEMENTS = 1 << 23
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Largest relative error of rounding to `dtype`: 2**-8 for bf16, 2**-11 for fp16."""
+    """Return the largest relative error of rounding to `dtype`: 2**-8 for bf16, 2**-11 for fp16."""
     return torch.finfo(dtype).eps / 2
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The exact product and how far a right output may lie from it; float64 [M, N] each."""
+    """The exact product, how far a right output may lie from it, and how far it lies on average; float64 [M, N] each.
+
+    variance : the largest mean square error of a right output; None where the activation's signs are not random
+    """
 
     product: Tensor
     tolerance: Tensor
+    variance: Tensor | None = None
 
     @property
     def bound(self) -> float:
         """The tolerance as one relative figure, Frobenius norms."""
         return _ratio(self.tolerance.norm(), self.product.norm())
 
+    def rows(self, count: int) -> Reference:
+        """Return the reference of the first `count` rows."""
+        return Reference(self.product[:count], self.tolerance[:count],
+                         None if self.variance is None else self.variance[:count])
 
-def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, activation_format: str | None = None) -> Reference:
-    """Exact x @ decoded.T for x [M, K] and fp32 decoded [N, K], with the tolerance of the output in x's dtype."""
-    a = x.double()
-    k = x.shape[1]
-    chunk = max(1, _REFERENCE_ELEMENTS // k)
-    product, squares, magnitudes = [], [], []
+
+def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, rule: ActivationRule | None = None,
+                     accumulator: Accumulator = FP32, bias: Tensor | None = None) -> Reference:
+    """Return the exact x @ decoded.T + bias for x [M, K] and fp32 decoded [N, K], with the tolerance in x's dtype.
+
+    `quantized`: the implementation may round the scaled weight to x's dtype. `rule`: it quantizes x by this rule first.
+    """
+    values, slack = (x.double(), None) if rule is None else rule.quantized(x)
+    if slack is not None and not bool(slack.any()):
+        slack = None
+    chunk = max(1, _REFERENCE_ELEMENTS // max(1, x.shape[1]))
+    product, squares, magnitudes, either_way = [], [], [], []
     for rows in decoded.split(chunk):
         w = rows.double().T
-        product.append(a @ w)
-        squares.append(a.square() @ w.square())
-        magnitudes.append(a.abs() @ w.abs())
+        product.append(values @ w)
+        squares.append(values.square() @ w.square())
+        magnitudes.append(values.abs() @ w.abs())
+        if slack is not None:
+            either_way.append(slack @ w.abs())
     product, squares, magnitudes = (torch.cat(parts, dim=1) for parts in (product, squares, magnitudes))
-    unit = unit_roundoff(x.dtype)
-    tolerance = ((1 + unit) ** OUTPUT_ROUNDINGS - 1) * product.abs() + k * FP32_ACCUMULATION_UNIT * magnitudes
-    random_units = unit if quantized else 0.0
-    if activation_format is not None:
-        random_units += 2.0 ** -(format_named(activation_format).mantissa_bits + 1)
-    tolerance += HOEFFDING * random_units * squares.sqrt()
-    return Reference(product, tolerance + torch.finfo(x.dtype).smallest_normal)
+    if bias is not None:
+        product = product + bias.double()
+    beside = torch.cat(either_way, dim=1) if slack is not None else torch.zeros_like(product)
+    unit, length = unit_roundoff(x.dtype), accumulator.length(x.shape[1])
+    tolerance = ((1 + unit) ** OUTPUT_ROUNDINGS - 1) * product.abs() + length * accumulator.unit * magnitudes + beside
+    if quantized:
+        tolerance += HOEFFDING * unit * squares.sqrt()
+    variance = (
+        ulp(product, x.dtype).square() / 12 + (unit * product).square() / 3     # the output, rounded twice
+        + (length * accumulator.unit) ** 2 / 2 * squares                        # partial sums, truncated
+        + (unit**2 * squares if quantized else 0.0) + beside.square()           # the weight; codes beside a boundary
+    )
+    return Reference(product, tolerance + torch.finfo(x.dtype).smallest_normal, variance)
 
 
-def one_hot_reference(x: Tensor, decoded: Tensor, activation_format: str | None = None) -> Reference:
-    """The same for one-hot x (one 1.0 a row)."""
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return one unit in the last place of `dtype` at float64 `values`."""
+    info = torch.finfo(dtype)
+    finite = values.abs().nan_to_num(0.0, posinf=info.max).clamp(min=info.smallest_normal, max=info.max)
+    return torch.ldexp(torch.full_like(finite, info.eps), torch.frexp(finite).exponent - 1)
+
+
+def one_hot_reference(x: Tensor, decoded: Tensor) -> Reference:
+    """Return the reference of one-hot x (one 1.0 a row): nothing accumulates."""
     columns = x.float().argmax(dim=1)
     product = decoded[:, columns].T.double()
-    return Reference(product, one_hot_tolerance(product, x.dtype, activation_format))
+    return Reference(product, one_hot_tolerance(product, x.dtype))
 
 
 def one_hot_tolerance(product: Tensor, dtype: torch.dtype, activation_format: str | None = None) -> Tensor:
-    """How far the product [...] of a one-hot activation may lie from the float64 one: nothing accumulates, so each output
-    is one weight, rounded at most thrice."""
-    relative = (1 + unit_roundoff(dtype)) ** (OUTPUT_ROUNDINGS + 1) - 1
-    if activation_format is not None:
-        relative += 2.0 ** -(format_named(activation_format).mantissa_bits + 1)
-    return relative * product.abs() + torch.finfo(dtype).smallest_normal
+    """Return how far the product [...] of a one-hot activation may lie from the float64 one.
+
+    Nothing accumulates: each output is one weight, rounded at most three times. A quantized activation keeps its 1.0 in
+    every rule whose scale is the largest magnitude's, but for the rounding of that scale.
+    """
+    roundings = OUTPUT_ROUNDINGS + 1 + (activation_format is not None)
+    return ((1 + unit_roundoff(dtype)) ** roundings - 1) * product.abs() + torch.finfo(dtype).smallest_normal
 
 
 @dataclass(frozen=True)
@@ -111,36 +140,36 @@ class Comparison:
 
 
 def compare(y: Tensor, expected: Reference) -> Comparison:
-    """How output y [M, N] stands to its reference. An empty output is right, and so is infinity where y's dtype ends."""
+    """Compare output y [M, N] with its reference.
+
+    An empty output is right, and so is infinity past the end of y's dtype, and what is not finite where the reference
+    is the same.
+    """
     if y.numel() == 0:
         return Comparison(True, True, 0.0, 0.0, 0.0, 0, (0, 0), 0.0, 0.0)
-    out = y.double()
-    limit = torch.finfo(y.dtype).max
-    past = (expected.product.abs() + expected.tolerance > limit) & (out == expected.product.sign() * math.inf)
-    out = torch.where(past, expected.product, out)
-    finite = bool(torch.isfinite(out).all())
-    error = (out - expected.product).abs()
-    error = torch.where(torch.isfinite(error), error, math.inf)
-    excess = error / expected.tolerance
+    out, product = y.double(), expected.product
+    past = (product.abs() + expected.tolerance > torch.finfo(y.dtype).max) & (out == product.sign() * math.inf)
+    same = (out == product) | (out.isnan() & product.isnan())
+    settled = past | (same & ~product.isfinite())
+    error = torch.where(settled, 0.0, (out - product).abs()).nan_to_num(nan=math.inf)
+    excess = torch.where(settled, 0.0, error / expected.tolerance).nan_to_num(nan=math.inf)
     worst = int(excess.argmax())
     row, column = divmod(worst, y.shape[1])
-    exponent = torch.frexp(expected.product.abs().clamp(min=torch.finfo(y.dtype).smallest_normal)).exponent - 1
-    ulp = torch.ldexp(torch.full_like(error, torch.finfo(y.dtype).eps), exponent)
     return Comparison(
         within=bool((excess <= 1).all()),
-        finite=finite,
-        relative_error=_ratio(error.norm(), expected.product.norm()),
-        bound=expected.bound,
-        worst_ulp=float((error / ulp).max()),
+        finite=bool((out.isfinite() | settled).all()),
+        relative_error=_ratio(error.norm(), product.nan_to_num(0.0, 0.0, 0.0).norm()),
+        bound=expected.bound if bool(product.isfinite().all()) else math.inf,
+        worst_ulp=float((error / ulp(product, y.dtype)).max()),
         outside=int((excess > 1).sum()),
         worst_at=(row, column),
         worst_value=float(out.reshape(-1)[worst]),
-        worst_expected=float(expected.product.reshape(-1)[worst]),
+        worst_expected=float(product.reshape(-1)[worst]),
     )
 
 
 def sqnr_db(original: Tensor, decoded: Tensor) -> float | None:
-    """Signal to quantization noise of a stored weight, in dB; None where it is exact."""
+    """Return the signal to quantization noise ratio of a stored weight in dB; None where it is exact."""
     original = original.double()
     noise = (original - decoded.double()).square().sum()
     if float(noise) == 0:

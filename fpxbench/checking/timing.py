@@ -1,23 +1,32 @@
-"""Time a case that is right, interleaved with the dense 16-bit product of the same shape."""
+"""Time a case that is right, interleaved with the dense 16-bit product of the same shape.
+
+What is timed is what is checked: the very calls, or the very captured graph, are run again with another activation in
+the same buffer, and their outputs compared with its reference.
+"""
 
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import perf_counter  # by name: an implementation may replace time.perf_counter
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fpxbench.checking import inputs
+from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.operands import Operands
+from fpxbench.checking.reference import Reference, compare
 from fpxbench.implementation import Implementation
+from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Timing
 from fpxbench.stats import median_interval, median_ratio_interval
 
-Call = Callable[[], object]
+Call = Callable[[], Tensor]
 
 MIN_SAMPLES, MAX_SAMPLES = 6, 60
 """Six is the least from which order statistics give a 95% interval of the median (2 / 2**6 = 3% outside)."""
@@ -28,46 +37,134 @@ MAX_COPIES, MAX_COPY_BYTES = 64, 1 << 30
 CACHE_MULTIPLE = 2
 """Weight copies are rotated until they exceed this many times the last-level cache."""
 
+UNSEEN_SHARE, UNSEEN_SECONDS = 0.25, 1e-4
+"""Work that ends this much later than the timed stream, by share of a sample and at least, was not timed."""
+REMEMBERED_FACTOR = 3.0
+"""A call on an activation already seen may not be so many times faster than on a new one."""
+_REMEMBERED_CALLS = 5
+_REMEMBERED_SLOWEST_S = 0.5
+
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one call, sample by sample, for the implementation and, in turn with it, for the dense baseline."""
+    """Seconds of one call, sample by sample, for the implementation and, interleaved with it, for the dense baseline."""
 
     call: list[float]
     baseline: list[float]
     beyond_cache: bool
     """The rotated copies exceed the cache, so memory was really read."""
+    unseen: list[float] = field(default_factory=list)
+    """Seconds that the device worked on after the timed stream had ended, sample by sample."""
 
 
 def rotation(nbytes: int, cache_bytes: int) -> int:
-    """How many copies of a weight of `nbytes` are to be used in turn, so that each call finds its own outside the cache."""
+    """Return how many copies of a weight of `nbytes` to rotate, so that each call finds its own outside the cache."""
     wanted = CACHE_MULTIPLE * cache_bytes // nbytes + 2
     return int(max(1, min(wanted, MAX_COPIES, MAX_COPY_BYTES // nbytes)))
 
 
+class TimedCase:
+    """The calls of one case that are timed: one activation, in one buffer, over rotating copies of the weight."""
+
+    def __init__(self, implementation: Implementation, operands: Operands, cache_bytes: int) -> None:
+        self.implementation, self.operands = implementation, operands
+        weight = operands.weight
+        self.x = operands.activation("timing")
+        self.copies = [weight.clone() for _ in range(rotation(weight.nbytes, cache_bytes))]
+        self.calls: list[Call] = [lambda w=w: implementation.matmul(self.x, w) for w in self.copies]
+        self.beyond_cache = len(self.copies) * weight.nbytes > cache_bytes
+        self.launched: Launched | None = None
+
+    def samples(self, cache_bytes: int, budget_s: float) -> Samples:
+        """Time one call against ``F.linear`` on a 16-bit weight of the same shape, interleaved."""
+        dense = self.operands.original.to(inputs.ACTIVATION_DTYPES[self.operands.case.activation])
+        dense_copies = [dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes))]
+        baseline_calls: list[Call] = [lambda w=w: F.linear(self.x, w) for w in dense_copies]
+        times, baseline_times, unseen = [], [], []
+        with torch.no_grad():
+            if self.operands.device == "cpu":
+                sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(baseline_calls)
+            else:
+                self.launched = captured(self.calls)
+                sample = _launch_sampler(self.launched, unseen)
+                sample_baseline = _launch_sampler(captured(baseline_calls), [])
+            deadline = perf_counter() + budget_s
+            while len(times) < MIN_SAMPLES or (perf_counter() < deadline and len(times) < MAX_SAMPLES):
+                times.append(sample())
+                baseline_times.append(sample_baseline())
+        return Samples(times, baseline_times, self.beyond_cache, unseen)
+
+    def check(self, samples: Samples) -> None:
+        """Check that what was timed is the product, and all of it. Raises ContractViolation.
+
+        The timed calls are run again with another activation in the same buffer; a call on an activation that was seen
+        before may not be much faster than on a new one; nothing may go on after the timed stream has ended.
+        """
+        late = sorted(samples.unseen)[len(samples.unseen) // 2] if samples.unseen else 0.0
+        if late > max(UNSEEN_SECONDS, UNSEEN_SHARE * median_interval(samples.call)[0]):
+            raise ContractViolation(Kind.HIDDEN_WORK, f"the device works on for {late * 1e6:.0f} us a call after the stream"
+                                                      " that is timed has ended: on another stream")
+        before = self.operands.reference(self.x, self.implementation)
+        self.x.copy_(self.operands.activation("timing, again"))
+        expected = self.operands.reference(self.x, self.implementation)
+        with torch.no_grad():
+            if self.launched is not None:
+                self.launched.launch()
+                torch.cuda.synchronize()
+                outputs = list(self.launched.outputs[:2])
+            else:
+                outputs = [call() for call in self.calls[:2]]
+        for y in outputs:
+            self._check_timed_output(y, expected, before)
+        self._check_repeated_activation()
+
+    def _check_timed_output(self, y: Tensor, expected: Reference, before: Reference) -> None:
+        comparison = compare(y, expected)
+        if comparison.within:
+            return
+        if compare(y, before).within:
+            raise ContractViolation(Kind.FROZEN_INPUT, "what was timed gives the product of the activation that its buffer held"
+                                                       " when it was captured or first called, not of the one that it holds now")
+        raise ContractViolation(Kind.NOT_REPEATABLE, f"right when checked, wrong as it is timed: {comparison.message()}")
+
+    def _check_repeated_activation(self) -> None:
+        """Raise ContractViolation if a second call on the same activation takes far less time than the first."""
+        fresh, repeated = [], []
+        for number in range(_REMEMBERED_CALLS):
+            self.x.copy_(self.operands.activation(("remembered", number)))
+            fresh.append(self._seconds())
+            repeated.append(self._seconds())
+            if fresh[-1] > _REMEMBERED_SLOWEST_S and number >= 1:
+                break
+        if min(fresh) > REMEMBERED_FACTOR * max(repeated) and min(fresh) > UNSEEN_SECONDS:
+            raise ContractViolation(
+                Kind.RESULT_REMEMBERED, f"takes {min(fresh) * 1e6:.0f} us for an activation that it has not seen and"
+                f" {max(repeated) * 1e6:.0f} us for one that it has: results are remembered, so a time would mean nothing")
+
+    def _seconds(self) -> float:
+        with torch.no_grad():
+            if self.operands.device == "cpu":
+                start = perf_counter()
+                self.calls[0]()
+                return perf_counter() - start
+            torch.cuda.synchronize()
+            start = perf_counter()
+            self.calls[0]()
+            torch.cuda.synchronize()
+            return perf_counter() - start
+
+
 def time_case(implementation: Implementation, operands: Operands, *, cache_bytes: int, budget_s: float) -> Samples:
-    """Time one call against ``F.linear`` on a 16-bit weight of the same shape, in turn, over rotating weight copies."""
-    case, device, weight = operands.case, operands.device, operands.weight
-    copies = [weight.clone() for _ in range(rotation(weight.nbytes, cache_bytes))]
-    dense = operands.original.to(inputs.ACTIVATION_DTYPES[case.activation])
-    dense_copies = [dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes))]
-    x = operands.activation("timing")
-    calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
-    baseline_calls = [lambda w=w: F.linear(x, w) for w in dense_copies]
-    with torch.no_grad(), device_lock(device, case.id):
-        sample = _graph_sampler(calls) if device != "cpu" else _cpu_sampler(calls)
-        sample_baseline = _graph_sampler(baseline_calls) if device != "cpu" else _cpu_sampler(baseline_calls)
-        times, baseline_times = [], []
-        deadline = time.perf_counter() + budget_s
-        while len(times) < MIN_SAMPLES or (time.perf_counter() < deadline and len(times) < MAX_SAMPLES):
-            times.append(sample())
-            baseline_times.append(sample_baseline())
-    beyond = len(copies) * weight.nbytes > cache_bytes
-    return Samples(times, baseline_times, beyond)
+    """Time a case, and check that what was timed is its product. Raises ContractViolation."""
+    timed = TimedCase(implementation, operands, cache_bytes)
+    with device_lock(operands.device, operands.case.id):
+        samples = timed.samples(cache_bytes, budget_s)
+        timed.check(samples)
+    return samples
 
 
 def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
-    """One sample = the mean of enough calls to last `SAMPLE_SECONDS_CPU`; threads as the process has them."""
+    """Return a sampler: the mean of enough calls to last `SAMPLE_SECONDS_CPU`; threads as the process has them."""
     # Not at the top: its import asks CUDA for devices, after which no child forked from that process can use them.
     from torch.utils.benchmark import Timer
 
@@ -80,18 +177,29 @@ def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
         return lambda: timer.timeit(number).median
 
     def single() -> float:
-        # Timer.timeit would run the statement twice more to warm up, each time; a call this long is warm from the one before.
-        start = time.perf_counter()
+        # Timer.timeit would run the statement twice more to warm up; a call this long is warm from the one before.
+        start = perf_counter()
         next(turn)()
-        return time.perf_counter() - start
+        return perf_counter() - start
 
     return single
 
 
-def captured(calls: list[Call]) -> tuple[Call, int]:
-    """A captured graph that runs every call once (and again until it lasts), as one launch; and how many calls it makes.
+class Launched(NamedTuple):
+    """Calls that are launched at once.
 
-    What cannot be captured (it synchronises, or allocates outside the pool) is launched call by call.
+    launch : run all of them; count : how many they are; outputs : what each returns, refilled by each launch
+    """
+
+    launch: Callable[[], None]
+    count: int
+    outputs: list[Tensor]
+
+
+def captured(calls: list[Call]) -> Launched:
+    """Capture a graph that runs every call once, and again until it lasts.
+
+    What cannot be captured (it synchronizes, or allocates outside the pool) is launched call by call.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -100,36 +208,37 @@ def captured(calls: list[Call]) -> tuple[Call, int]:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    repeats = max(1, 16 // len(calls))
-    sequence = calls * repeats
+    sequence = calls * max(1, 16 // len(calls))
+    outputs: list[Tensor] = []
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for call in sequence:
-                call()
+                outputs.append(call())
         launch = graph.replay
     except RuntimeError:
         torch.cuda.synchronize()
 
         def launch() -> None:
-            for call in sequence:
-                call()
+            outputs[:] = [call() for call in sequence]
     launch()
     torch.cuda.synchronize()
-    return launch, len(sequence)
+    return Launched(launch, len(sequence), outputs)
 
 
-def _graph_sampler(calls: list[Call]) -> Callable[[], float]:
-    """One sample = the mean of `captured` calls, by events."""
-    launch, count = captured(calls)
+def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], float]:
+    """Return a sampler: the mean of launched calls, by events. What goes on after the last event is added to `unseen`."""
 
     def sample() -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        launch()
+        launched.launch()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / count
+        ended = perf_counter()
+        torch.cuda.synchronize()
+        unseen.append((perf_counter() - ended) / launched.count)
+        return start.elapsed_time(end) / 1e3 / launched.count
 
     return sample
 
@@ -140,5 +249,6 @@ def summarized(samples: Samples, seed: int) -> Timing:
     baseline, _, _ = median_interval(samples.baseline)
     return Timing(
         samples_us=[round(s * 1e6, 4) for s in samples.call], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6),
-        baseline_us=baseline * 1e6, speedup=baseline / median, speedup_ci95=median_ratio_interval(samples.baseline, samples.call, seed=seed),
+        baseline_us=baseline * 1e6, speedup=baseline / median,
+        speedup_ci95=median_ratio_interval(samples.baseline, samples.call, seed=seed),
     )

@@ -13,8 +13,9 @@ UNFUSED_BYTES = 0.25
 """Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
 
 
-def traffic_of(operands: Operands, effects: Effects, median_s: float | None, read_gb_per_s: float | None) -> Traffic:
-    """Bytes and kernels of a case, and the useful bandwidth if it was timed."""
+def traffic_of(operands: Operands, effects: Effects, median_s: float | None, read_gb_per_s: float | None,
+               kept_bytes: int | None = None) -> Traffic:
+    """Return the bytes and kernels of a case, and the useful bandwidth if it was timed."""
     case = operands.case
     element = 2
     bytes_min = operands.weight.nbytes + (case.m * case.k + case.m * case.n) * element
@@ -23,26 +24,35 @@ def traffic_of(operands: Operands, effects: Effects, median_s: float | None, rea
         packed_bytes=operands.weight.nbytes, bytes_min=bytes_min, gb_per_s=gb_per_s,
         roofline_fraction=gb_per_s / read_gb_per_s if gb_per_s and read_gb_per_s else None,
         kernels_launched=len(effects.kernels), heavy_kernels=effects.heavy_kernels,
-        kernels=[kernel.name[:200] for kernel in effects.kernels[:40]], peak_bytes=effects.peak_bytes,
+        kernels=[kernel.name[:200] for kernel in effects.kernels[:40]],
+        peak_bytes=effects.peak_bytes, kept_bytes=kept_bytes,
     )
 
 
 def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
-    """Whether one call held a good part of the weight in decoded form, beyond its output."""
+    """Return whether one call held a good part of the weight in decoded form, beyond its output."""
     case = operands.case
     return peak_bytes - 2 * case.m * case.n > UNFUSED_BYTES * 2 * case.n * case.k
 
 
 def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool) -> list[Flag]:
+    """Return what is notable about a right and timed case."""
     found = []
-    if operands.weight.scheme.quantized and (moved.heavy_kernels > 1 or wrote_decoded_weight(operands, moved.peak_bytes)):
+    quantized = operands.weight.scheme.quantized
+    if quantized and (moved.heavy_kernels > 1 or wrote_decoded_weight(operands, moved.peak_bytes)):
         found.append(Flag.UNFUSED)
-    if beyond_cache and moved.roofline_fraction and moved.roofline_fraction > OVER_ROOFLINE:
+    if beyond_cache and _over_roofline(moved):
         found.append(Flag.OVER_ROOFLINE)
     low, high = times.ci95_us
     if (high - low) / 2 > NOISY_HALF_WIDTH * times.median_us:
         found.append(Flag.NOISY)
+    if quantized and moved.kept_bytes:
+        found.append(Flag.KEEPS_DECODED_COPY)
     return found
+
+
+def _over_roofline(moved: Traffic) -> bool:
+    return moved.roofline_fraction is not None and moved.roofline_fraction > OVER_ROOFLINE
 
 
 def _percent(share: float) -> str:
@@ -50,23 +60,34 @@ def _percent(share: float) -> str:
 
 
 def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: float | None) -> str:
-    """What holds a case back, in one sentence, from what was measured of it."""
-    case = operands.case
+    """Return what limits a case, in one sentence, from what was measured of it."""
     parts = []
+    if operands.weight.scheme.quantized and moved.kept_bytes:
+        parts.append(f"keeps a decoded copy of the weight: {moved.kept_bytes / 1e6:.1f} MB held between calls, beside"
+                     f" {moved.packed_bytes / 1e6:.1f} MB stored")
     if wrote_decoded_weight(operands, moved.peak_bytes):
-        parts.append(f"writes the decoded weight to memory and reads it back ({moved.peak_bytes / 1e6:.0f} MB of scratch)")
+        parts.append("writes the decoded weight to memory and reads it back"
+                     f" ({moved.peak_bytes / 1e6:.0f} MB of scratch)")
     if operands.weight.scheme.quantized and moved.heavy_kernels > 1:
         parts.append(f"spends its time in {moved.heavy_kernels} kernels where one would do")
-    floor_us = moved.bytes_min / (read_gb_per_s * 1e3) if read_gb_per_s else None
-    if floor_us and not parts:
-        share = floor_us / times.median_us
-        if share > 0.7:
-            parts.append(f"memory: it moves {moved.gb_per_s:.0f} GB/s of the {read_gb_per_s:.0f} GB/s that this machine reads")
-        elif case.m > 64:
-            flops = 2 * case.m * case.n * case.k / times.median_us / 1e6
-            parts.append(f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time")
+    if read_gb_per_s and _over_roofline(moved):
+        parts.append(f"less time than reading its bytes from memory takes, {moved.roofline_fraction:.1f} times over: they"
+                     " come from a cache, or not all of them are read")
+    elif read_gb_per_s:
+        share = moved.bytes_min / (read_gb_per_s * 1e3) / times.median_us
+        if parts:
+            parts.append(f"reading the packed bytes once would take {_percent(share)} of the time")
         else:
-            parts.append(f"not memory: reading its bytes would take {_percent(share)} of the time; decoding and launching take the rest")
-    elif floor_us:
-        parts.append(f"reading the packed bytes once would take {_percent(floor_us / times.median_us)} of the time")
+            parts.append(_limit(operands, times, moved, read_gb_per_s, share))
     return "; ".join(parts)
+
+
+def _limit(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: float, share: float) -> str:
+    case = operands.case
+    if share > 0.7:
+        return f"memory: it moves {moved.gb_per_s:.0f} GB/s of the {read_gb_per_s:.0f} GB/s that this machine reads"
+    if case.m > 64:
+        flops = 2 * case.m * case.n * case.k / times.median_us / 1e6
+        return f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time"
+    return (f"not memory: reading its bytes would take {_percent(share)} of the time; decoding and launching take the"
+            " rest")

@@ -102,12 +102,12 @@ class Kind(StrEnum):
         "included.",
     )
     TIES_AWAY = (
-        "ties_away", Group.ROUNDING, Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "ties_away", Group.ROUNDING, Stage.CONTRACT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
         "rounds ties away from zero",
         "Halfway values go to the larger neighbour, not to the even one.",
     )
     TRUNCATED = (
-        "truncated", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
+        "truncated", Group.ROUNDING, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
         "truncates",
         "Values are rounded toward zero or down, or low mantissa bits of a code are not read.",
     )
@@ -172,6 +172,11 @@ class Kind(StrEnum):
 
     # ---- what happens to the activation
 
+    STALE_ACTIVATION_SCALE = (
+        "stale_activation_scale", Group.ACTIVATIONS, Stage.CONTRACT,
+        "scales activations by an earlier one's scale",
+        "The activation is quantized under the scale of the first call, or of the one that was captured.",
+    )
 
     # ---- how far the result is off
 
@@ -222,6 +227,74 @@ class Kind(StrEnum):
         "config_dependent", Group.CALL, Stage.CONTRACT,
         "is wrong with some autotuning configurations",
         "Every configuration that the autotuner may pick is checked, and some are wrong.",
+    )
+
+    M_DEPENDENT = (
+        "m_dependent", Group.CALL, Stage.CONTRACT,
+        "is wrong for some token counts",
+        "The same weight is multiplied by other numbers of tokens (M), and some products are wrong.",
+    )
+    SHAPE_DEPENDENT = (
+        "shape_dependent", Group.CALL, Stage.CONTRACT,
+        "is wrong for some shapes",
+        "Weights of other N and K (odd, shorter than a block, 32 more than a multiple of 256) are multiplied in the same"
+        " process, and some products are wrong.",
+    )
+    ACTIVATION_LAYOUT = (
+        "activation_layout", Group.CALL, Stage.CONTRACT,
+        "is wrong for batched or strided activations",
+        "Right for a contiguous [M, K]; wrong for [B, M, K], a slice, a transpose, or an offset that is not aligned.",
+    )
+    WEIGHT_DEPENDENT = (
+        "weight_dependent", Group.CALL, Stage.CONTRACT,
+        "is wrong once there are several weights",
+        "One process multiplies by several weights, and a product is wrong that was right when there was one.",
+    )
+    BIAS_WRONG = (
+        "bias_wrong", Group.CALL, Stage.CONTRACT,
+        "gets the bias wrong",
+        "Right without a bias, wrong with one.",
+    )
+    STREAM_UNSAFE = (
+        "stream_unsafe", Group.CALL, Stage.CONTRACT,
+        "is wrong on two CUDA streams at once",
+        "Two calls run at once on two streams, and a product is wrong that is right alone.",
+    )
+    READS_UNWRITTEN = (
+        "reads_unwritten", Group.CALL, Stage.CONTRACT,
+        "reads memory that nobody wrote",
+        "Right where new memory holds zeros, wrong where it holds NaN or large numbers: padding is multiplied, say.",
+    )
+    OUTPUT_CHANGED = (
+        "output_changed", Group.CALL, Stage.CONTRACT,
+        "returns an output that changes afterwards",
+        "The output is computed on another stream or thread that nothing waits for, or its memory is used again.",
+    )
+    LAZY_OUTPUT = (
+        "lazy_output", Group.CALL, Stage.CONTRACT,
+        "returns something that is computed when it is read",
+        "The output is no plain tensor but a subclass, whose work a clock does not see.",
+    )
+    FROZEN_INPUT = (
+        "frozen_input", Group.CALL, Stage.CONTRACT,
+        "answers for an earlier activation in the same buffer",
+        "The timed calls, or the captured graph, are run again with another activation in the same memory, and give the"
+        " product of the first.",
+    )
+    RESULT_REMEMBERED = (
+        "result_remembered", Group.CALL, Stage.CONTRACT,
+        "remembers results",
+        "An activation that was seen before takes a fraction of the time of a new one.",
+    )
+    HIDDEN_WORK = (
+        "hidden_work", Group.CALL, Stage.CONTRACT,
+        "works where the clock does not see it",
+        "The device works on after the timed stream has ended.",
+    )
+    ENVIRONMENT_PATCHED = (
+        "environment_patched", Group.CALL, Stage.CONTRACT,
+        "replaces functions of torch or the clock",
+        "Functions that every other implementation is measured with are not the original ones after a call.",
     )
 
     # ---- what the compiler or the framework refuses or fails at

@@ -27,6 +27,7 @@ from fpxbench.records.fields import (
     Revision,
     Seconds,
     Text,
+    Tokens,
     Tree,
 )
 from fpxbench.records.verdict import Status, Verdict
@@ -38,6 +39,7 @@ class Flag(StrEnum):
     UNFUSED = "unfused"                # more bytes moved, or more kernels, than one pass over the packed weight needs
     OVER_ROOFLINE = "over_roofline"    # a number that cannot be true
     NOISY = "noisy"                    # the time's interval is wide
+    KEEPS_DECODED_COPY = "keeps_decoded_copy"  # holds memory between calls, as large as a decoded weight
 
 
 class RecordPart(BaseModel):
@@ -176,10 +178,42 @@ class Traffic(RecordPart):
     heavy_kernels: Count | None = None
     """Those of them that take 5% of the call or more."""
     kernels: Annotated[list[Label], Field(max_length=10_000)] = Field(default_factory=list)
+    kept_bytes: Count | None = None
+    """Memory held between calls beyond the stored weight, where it is as large as a copy of it; 0: none was."""
     peak_bytes: Count | None = None
     """The most memory that one call held beyond its operands."""
     bottleneck: Text = ""
     """What holds it back, in one sentence, from the figures above."""
+
+
+class Properties(RecordPart):
+    """Measured facts about a right case that are no mistakes: users choose by them. None: not measured."""
+
+    repeatable: bool | None = None
+    """The same call gives the same bits each time, over `repeats` calls."""
+    repeats: Count | None = None
+    batch_invariant: bool | None = None
+    """A token's output has the same bits whatever other tokens are multiplied with it, over `tokens_checked`."""
+    tokens_checked: Annotated[list[Tokens], Field(max_length=10_000)] | None = None
+    """Token counts (M) whose products were checked."""
+    accumulator_bits: Count | None = None
+    """Significand bits of the narrowest sum that products go through: 24 for fp32."""
+    accumulator_overflows: bool | None = None
+    """Sums of 2**17 overflow, as in fp16."""
+    sum_order: Label | None = None
+    """The order of additions in words: ``in blocks of 32``."""
+    sum_block: Count | None = None
+    """How many neighbouring products are summed before they meet others."""
+    error_factor: Rate | None = None
+    """Root mean square error over the largest that the declared roundings allow; above `error_threshold` it is wrong."""
+    error_threshold: Rate | None = None
+
+
+class Coverage(RecordPart):
+    """What was asked of a case beyond its own calls, by check, and what was not asked, with the reason."""
+
+    covered: dict[Label, Text] = Field(default_factory=dict)
+    not_asked: dict[Label, Text] = Field(default_factory=dict)
 
 
 class Record(StoredRecord):
@@ -197,6 +231,8 @@ class Record(StoredRecord):
     machine: Machine
     verdict: Verdict
     accuracy: Accuracy = Accuracy()
+    properties: Properties = Properties()
+    coverage: Coverage = Coverage()
     timing: Timing | None = None
     traffic: Traffic = Traffic()
     flags: Annotated[list[Flag], Field(max_length=100)] = Field(default_factory=list)

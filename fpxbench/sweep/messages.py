@@ -1,13 +1,11 @@
-"""What travels between a watched child and its watcher. Imports no torch."""
+"""The request for one case and its result, as they travel to a watched child and back. Imports no torch."""
 
 from __future__ import annotations
-
-from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
 from fpxbench.records.case import Case
-from fpxbench.records.record import Accuracy, Flag, Timing, Traffic
+from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Timing, Traffic
 from fpxbench.records.verdict import Verdict
 
 
@@ -22,6 +20,8 @@ class TrialRequest(BaseModel):
     cache_bytes: int = 32 << 20
     timing_budget_s: float = 0.5
     """0: no timing."""
+    check_budget_s: float = 0.1
+    """For checks beyond the case's own calls: other token counts, shapes and layouts, repeats, the accumulator."""
 
 
 class TrialResult(BaseModel):
@@ -29,18 +29,11 @@ class TrialResult(BaseModel):
 
     verdict: Verdict
     accuracy: Accuracy = Accuracy()
+    properties: Properties = Properties()
+    coverage: Coverage = Coverage()
     timing: Timing | None = None
     traffic: Traffic = Traffic()
     flags: list[Flag] = []
     no_timing: str | None = None
     work_s: float = 0.0
     """Seconds from request to result in the process that ran it."""
-
-
-class SetupCheck(NamedTuple):
-    """The result of one check of the machine's setup."""
-
-    state: Literal["yes", "no", "note"]
-    what: str
-    message: str
-    advice: str = ""

@@ -16,6 +16,8 @@ from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.settings import Settings
 
 PREPARATION_TIMEOUT_S = 300.0
+CHECK_BUDGET_S = {"smoke": 0.1, "quick": 0.5, "full": 3.0}
+"""For each case: checks of other token counts, shapes and layouts, repeats, and the accumulator."""
 
 _DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
 """Statuses after which a GPU child is replaced: its context may be past use (a fault is sticky)."""
@@ -25,9 +27,7 @@ class CannotStart(RuntimeError):
     """The sweep could not begin; the message says why, and ends with what the child wrote."""
 
     def __init__(self, what: str, outcome: Outcome) -> None:
-        super().__init__(
-            f"{what}: {outcome.verdict.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip()
-        )
+        super().__init__(f"{what}: {outcome.verdict.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip())
 
 
 @dataclass
@@ -76,16 +76,11 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
                     shown.finished(record)
             except KeyboardInterrupt:
                 sweep.interrupted = True
-                shown.say(
-                    f"interrupted; {len(sweep.records) - sweep.resumed} records are kept in "
-                    f"{store.file(machine.name, build)}"
-                )
+                shown.say(f"interrupted; {len(sweep.records) - sweep.resumed} records are kept in {store.file(machine.name, build)}")
     return sweep
 
 
-def _one(
-    isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]
-) -> Record:
+def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]) -> Record:
     seed = settings.seed if settings.seed is not None else secrets.randbelow(1 << 31)
     common = {"case": planned.case, "build": build, "machine": machine, "seed": seed, **about}
     if planned.refused:
@@ -94,6 +89,7 @@ def _one(
     request = TrialRequest(
         case=planned.case, device=machine.kind, seed=seed, impls=[str(path.resolve()) for path in settings.impls],
         read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes, timing_budget_s=settings.timing_budget_s,
+        check_budget_s=CHECK_BUDGET_S[settings.profile],
     )
     outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=settings.timeout_s)
     elapsed = outcome.elapsed_s - outcome.waited_s      # another sweep's timing is no part of the case
@@ -118,12 +114,9 @@ def _plan(isolation: Isolation, settings: Settings) -> Plan:
 
 
 def _machine(isolation: Isolation, device: str, settings: Settings) -> Machine:
-    """Return the machine, with its read bandwidth if anything is to be timed: measuring that waits for other sweeps'
-    timing."""
+    """Return the machine, with its read bandwidth if anything is to be timed: measuring that waits for other sweeps' timing."""
     described = "measured" if settings.timing_budget_s else "described"
-    outcome = isolation.call(
-        f"fpxbench.checking.machine:{described}", device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S
-    )
+    outcome = isolation.call(f"fpxbench.checking.machine:{described}", device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
     if outcome.mistake:
         raise ValueError(outcome.mistake)
     if outcome.value is None:

@@ -1,5 +1,4 @@
-"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe
-one)."""
+"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe one)."""
 
 from __future__ import annotations
 
@@ -7,22 +6,38 @@ import gc
 import sys
 import time
 import traceback
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-import fpxbench.implementation as implementations
-from fpxbench.checking import correctness, effects, inputs, reference, timing, traffic
+from fpxbench import implementation as implementations
+from fpxbench.checking import (
+    activation_rules,
+    correctness,
+    effects,
+    inputs,
+    kept_memory,
+    serving_calls,
+    tampering,
+    timing,
+    traffic,
+)
+from fpxbench.checking.accumulator import measure_accumulator
 from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
+from fpxbench.checking.examination import Examination
 from fpxbench.checking.operands import Operands
+from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Accuracy, Traffic
+from fpxbench.records.record import Accuracy, Coverage, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep.messages import TrialRequest, TrialResult
-from fpxbench.workloads import is_canary
 
 CALLS_AFTER_TIMING = 1
 PEER_SQNR_SLACK_DB = 1.0
@@ -46,6 +61,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
         traceback.print_exc()
         result.verdict = classify_exception(type(error).__name__, str(error), "")
     finally:
+        tampering.restore()
         _forget()
     if result.verdict.status is not Status.OK:
         result.timing, result.flags, result.no_timing = None, [], None
@@ -54,7 +70,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
 
 
 def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Verdict:
-    """The verdict on an implementation at hand. What it raises is raised."""
+    """Return the verdict on an instance. What it raises is raised."""
     result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
         _run(implementation, request, result)
@@ -64,62 +80,106 @@ def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Ve
 
 
 def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
-    """Quantize the case's weight. Raises ContractViolation if that changed the weight it was given or gave another's
-    shape."""
-    case, scheme = request.case, scheme_named(request.case.scheme)
-    original = inputs.make_weight(case, request.seed, request.device)
+    """Quantize the case's weight. Raise ContractViolation if that changed the weight or gave another's shape."""
+    original = inputs.make_weight(request.case, request.seed, request.device)
+    return quantized(implementation, request.case, request.device, request.seed, original)
+
+
+def quantized(implementation: Implementation, case: Case, device: str, seed: int, original: Tensor) -> Operands:
+    """Quantize a weight fp32 [N, K] as `case` says. Raise ContractViolation as `prepare` does."""
     before = original.clone()
-    weight = implementation.quantize(original, scheme)
+    weight = implementation.quantize(original, scheme_named(case.scheme))
     if not torch.equal(original, before):
         raise ContractViolation(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
     # Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
     decoded = weight.dequantize() if weight.has_codes else implementation.dequantize(weight)
-    if tuple(decoded.shape) != (case.n, case.k):
-        raise ContractViolation(Kind.WRONG_SHAPE, f"a weight [{case.n}, {case.k}] reads back as {list(decoded.shape)}")
-    return Operands(case, request.device, request.seed, original, weight, decoded.float())
+    if tuple(decoded.shape) != tuple(original.shape):
+        raise ContractViolation(Kind.WRONG_SHAPE, f"a weight {list(original.shape)} reads back as {list(decoded.shape)}")
+    return Operands(case, device, seed, original, weight, decoded.float())
 
 
 def _run(implementation: Implementation, request: TrialRequest, result: TrialResult) -> None:
-    case, device = request.case, request.device
-    support = implementation.supports(scheme_named(case.scheme), device)
+    support = implementation.supports(scheme_named(request.case.scheme), request.device)
     if not support.supported:
         status = Status.MISSING if support.missing else Status.UNSUPPORTED
         result.verdict = Verdict(status=status, summary=support.reason)
         return
+    result.no_timing = _no_timing(implementation, request)
+    storages_before = kept_memory.live_storages() if not result.no_timing else {}
     operands = prepare(implementation, request)
-    result.accuracy = Accuracy(
-        sqnr_db=reference.sqnr_db(operands.original, operands.decoded) if operands.decoded.isfinite().all() else None
-    )
+    result.accuracy = Accuracy(sqnr_db=_sqnr_db(operands))
     result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
-
-    verdict = check_quantization(implementation, operands)
-    if verdict is None:
-        comparison, verdict = correctness.check_calls(implementation, operands)
-        result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
-    verdict = (
-        verdict
-        or correctness.check_one_hot(implementation, operands)
-        or correctness.check_configs(implementation, operands)
-    )
+    examination = Examination(implementation, operands, request.check_budget_s,
+                              statistic=ErrorStatistic(likeness_of_rows(operands.decoded)),
+                              diagnose=lambda verdict, operands: _diagnosed(verdict, implementation, operands))
+    try:
+        with tampering.settings_kept() as changed:
+            verdict = _checked(examination, result)
+        tampering.check_untampered()
+        if changed:
+            examination.covered["settings"] = f"changed and put back: {', '.join(changed)}"
+    finally:
+        result.properties = Properties(**examination.properties)
+        result.coverage = Coverage(covered=examination.covered, not_asked=examination.not_asked)
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
-        return
+    elif not result.no_timing:
+        _time(implementation, operands, request, result, storages_before)
 
-    result.no_timing = _no_timing(implementation, request)
-    if result.no_timing:
-        return
+
+def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
+    """Run every check; return the first verdict on a mistake."""
+    implementation, operands = examination.implementation, examination.operands
+    verdict = check_quantization(implementation, operands) or activation_rules.find_rule(implementation, operands)
+    if verdict is None:
+        comparison, verdict = correctness.check_calls(implementation, operands, examination=examination)
+        result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
+        if verdict is not None and verdict.kind in (None, Kind.NOT_REPEATABLE):
+            verdict = activation_rules.stale_scale(implementation, operands, verdict.evidence["call"]) or verdict
+    if verdict is None:
+        verdict = (correctness.check_one_hot(implementation, operands) or correctness.check_configs(implementation, operands)
+                   or _serving_calls(examination))
+    if verdict is None:
+        statistic = examination.statistic
+        examination.properties |= {"error_factor": statistic.factor, "error_threshold": _finite(statistic.threshold)}
+        verdict = statistic.verdict()
+    return verdict
+
+
+def _serving_calls(examination: Examination) -> Verdict | None:
+    operands = examination.operands
+
+    def another(n: int, k: int, purpose: object) -> Operands:
+        like, original = serving_calls.prepared_like(operands, n, k, purpose)
+        made = quantized(examination.implementation, like.case, like.device, like.seed, original)
+        return replace(made, rule=operands.rule)
+
+    def same_case(like: Operands, original: Tensor) -> Operands:
+        return quantized(examination.implementation, like.case, like.device, like.seed, original)
+
+    verdict = (serving_calls.check_tokens(examination) or serving_calls.check_layouts(examination)
+               or serving_calls.check_shapes(examination, another) or serving_calls.check_bias(examination)
+               or serving_calls.check_streams(examination, another) or serving_calls.check_repeats(examination))
+    if verdict is None:
+        examination.ask("accumulator", lambda: measure_accumulator(examination, same_case))
+    return verdict
+
+
+def _time(implementation: Implementation, operands: Operands, request: TrialRequest, result: TrialResult,
+          storages_before: dict[int, int]) -> None:
+    kept = kept_memory.kept_bytes(implementation, operands, storages_before)
     x = operands.activation(0)
-    seen = effects.observe(lambda: implementation.matmul(x, operands.weight), device)
-    samples = timing.time_case(
-        implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s
-    )
-    # Timing called it many times more; what is right must still be right.
-    comparison, verdict = correctness.check_calls(implementation, operands, timed=True, calls=CALLS_AFTER_TIMING)
+    seen = effects.observe(lambda: implementation.matmul(x, operands.weight), request.device)
+    with tampering.settings_kept():
+        samples = timing.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
+        # Timing called it many times more; what is right must still be right.
+        _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=CALLS_AFTER_TIMING)
+    tampering.check_untampered()
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
         return
     result.timing = timing.summarized(samples, request.seed)
-    result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s)
+    result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s, kept)
     result.flags = traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache)
     result.traffic = result.traffic.model_copy(
         update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
@@ -140,27 +200,19 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.message, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None
-    expected = reference.sqnr_db(
-        operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original))
-    )
-    reached = reference.sqnr_db(operands.original, operands.decoded)
+    expected = sqnr_db(operands.original, weight.scheme.dequantize(*weight.scheme.quantize(operands.original)))
+    reached = sqnr_db(operands.original, operands.decoded)
     if expected is None or reached is None or reached >= expected - PEER_SQNR_SLACK_DB:
         return None
-    return Verdict(
-        status=Status.WRONG,
-        kind=Kind.INACCURATE,
-        evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
-        summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB",
-    )
+    return Verdict(status=Status.WRONG, kind=Kind.INACCURATE, evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
+                   summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB")
 
 
 def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:
     if verdict.kind is not None:
         return verdict
     try:
-        diagnosis = diagnose_product(
-            implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else []
-        )
+        diagnosis = diagnose_product(implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else [])
     except ContractViolation as violation:
         return violation.verdict
     except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
@@ -174,7 +226,7 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
 
 
 def _no_timing(implementation: Implementation, request: TrialRequest) -> str | None:
-    if is_canary(request.case.workload):
+    if request.case.workload.startswith("canary."):
         return "a canary: its shape is there to be right on, and too small to time"
     if request.case.m == 0:
         return "no tokens: there is nothing to time"
@@ -183,15 +235,16 @@ def _no_timing(implementation: Implementation, request: TrialRequest) -> str | N
     return implementation.no_timing(request.device)
 
 
-def _accuracy(comparison: reference.Comparison) -> dict[str, float | None]:
-    def finite(value: float) -> float | None:
-        return value if abs(value) < float("inf") else None
+def _accuracy(comparison: Comparison) -> dict[str, float | None]:
+    return {name: _finite(getattr(comparison, name)) for name in ("relative_error", "bound", "worst_ulp")}
 
-    return {
-        "relative_error": finite(comparison.relative_error),
-        "bound": finite(comparison.bound),
-        "worst_ulp": finite(comparison.worst_ulp),
-    }
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _sqnr_db(operands: Operands) -> float | None:
+    return sqnr_db(operands.original, operands.decoded) if bool(operands.decoded.isfinite().all()) else None
 
 
 def _forget() -> None:

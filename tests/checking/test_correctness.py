@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
 
-from fpxbench.checking import correctness, inputs
+from fpxbench.checking import correctness, inputs, poison
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
-from fpxbench.checking.poison import poisoned_memory, unwritten_elements
 from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
@@ -144,10 +144,19 @@ def test_an_element_that_is_never_written_shows(dtype, element) -> None:
 
 
 def test_new_memory_is_poisoned_only_while_it_is_watched() -> None:
-    with poisoned_memory("cpu", (64, 512), torch.bfloat16):
-        assert unwritten_elements(torch.empty(64, 512, dtype=torch.bfloat16)) > 0
-    fresh = torch.zeros(64, 512, dtype=torch.bfloat16)
-    assert unwritten_elements(fresh) == 0
+    for pattern in (*poison.PATTERNS, poison.ZERO):
+        with poison.poisoned_memory("cpu", 0, pattern):
+            assert bool(poison.holds_pattern(torch.empty(64, 512, dtype=torch.bfloat16), pattern).all())
+    assert not bool(poison.holds_pattern(torch.ones(64, 512, dtype=torch.bfloat16), poison.NAN).any())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_one_pattern_is_nan_in_every_dtype_and_the_other_is_large_and_finite(dtype) -> None:
+    def number(pattern: int) -> float:
+        return float(torch.full((8,), pattern, dtype=torch.uint8).view(dtype)[0].double())
+
+    assert math.isnan(number(poison.NAN))
+    assert math.isfinite(number(poison.LARGE)) and number(poison.LARGE) > 100
 
 
 def test_a_call_may_not_touch_what_it_is_given() -> None:

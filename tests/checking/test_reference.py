@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fpxbench.checking import inputs, reference
 from fpxbench.implementation import Implementation
+from fpxbench.numbers.activation_rule import ActivationRule
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
@@ -101,7 +102,7 @@ def test_an_activation_that_is_declared_rounded_is_allowed_that_rounding_and_no_
     rounded = decode_table(FORMATS["e4m3fn"])[scheme_named("e4m3fn-row").quantize(x.float())[0].int()]
     scale = x.float().abs().amax(dim=1, keepdim=True) / 448
     y = F.linear(rounded * scale, decoded).to(x.dtype)
-    assert reference.compare(y, reference.matmul_reference(x, decoded, quantized=True, activation_format="e4m3fn")).within
+    assert reference.compare(y, reference.matmul_reference(x, decoded, quantized=True, rule=ActivationRule("e4m3fn-row"))).within
     assert not reference.compare(y, reference.matmul_reference(x, decoded, quantized=True)).within
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from fault_injection import Faulty, nearest, numbers, read, store
+from fault_injection import Faulty, nearest, numbers, over_rows, read, store
 from places import FAULTY_IMPLS as FAULTY
 from torch import nn
 from typer.testing import CliRunner
@@ -115,7 +115,7 @@ def _false_alarms(count: int) -> list[str]:
 
             def matmul(self, x, weight, order=order):
                 if order != "scaled after" or weight.scheme.scaling.block is not None:
-                    return ORDERS.get(order, ORDERS["in one"])(x, weight.dequantize())
+                    return over_rows(ORDERS.get(order, ORDERS["in one"]))(x, weight.dequantize())
                 values = torch.from_numpy(numbers(weight.scheme.format))[weight.codes().int()].float()
                 y = x.float() @ values.T
                 return ((y.to(x.dtype) if x.dtype == torch.bfloat16 else y) * weight.scale_grid().T).to(x.dtype)

@@ -1,4 +1,4 @@
-"""A right implementation in four small steps, so that a injection is one step done wrongly."""
+"""A right implementation in four small steps, so that an injected fault is one step done wrongly."""
 
 import torch
 
@@ -7,20 +7,19 @@ from fpxbench.numbers import codec
 from fpxbench.numbers.packing import padded_k
 from fpxbench.numbers.weight import QuantizedWeight
 
-# in the child that loads this: small loops lose ten times their time to barriers on a busy machine
-torch.set_num_threads(1)
+torch.set_num_threads(1)    # in the child that loads this: small loops lose ten times their time to barriers on a busy machine
 
 
 class Right(Implementation):
     """Decode, scale, multiply in fp32."""
 
     schemes = ("e4m3fn-row",)
-    """Those on which the injection makes a difference."""
+    """Those on which the fault makes a difference."""
 
     def supports(self, scheme, device):
-        if scheme.name in self.schemes and device == "cpu":
+        if scheme.name in self.schemes:
             return Support.yes()
-        return Support.no(f"is injected in {', '.join(self.schemes)} on a CPU")
+        return Support.no(f"is injected in {', '.join(self.schemes)}")
 
     def codes(self, weight):
         return weight.codes()
@@ -32,7 +31,7 @@ class Right(Implementation):
         return weight.scheme.scaling.spread(weight.scale_grid(), *weight.shape)
 
     def decoded(self, weight):
-        return self.table(weight.scheme.format)[self.codes(weight).int()] * self.factors(weight)
+        return self.table(weight.scheme.format).to(weight.device)[self.codes(weight).int()] * self.factors(weight)
 
     def product(self, x, w):
         return x.float() @ w.T
@@ -42,7 +41,7 @@ class Right(Implementation):
 
 
 class RightEncoder(Right):
-    """The same with the encoder spelled out: a injection is a wrong scale or a wrong code."""
+    """The same with the encoder spelled out: a fault is a wrong scale or a wrong code."""
 
     def scales(self, weight, scheme):
         return scheme.scaling.choose(weight, scheme.format)

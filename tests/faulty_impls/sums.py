@@ -31,7 +31,7 @@ class AccumulatesInBf16(Right):
     """Adds up in bf16, one product at a time, and truncates."""
 
     def product(self, x, w):
-        y = torch.zeros(x.shape[0], w.shape[0])
+        y = torch.zeros(x.shape[0], w.shape[0], device=x.device)
         for column, weights in zip(x.float().T, w.T, strict=True):
             y = ((y + column[:, None] * weights).view(torch.int32) & ~0xFFFF).view(torch.float32)
         return y
@@ -45,7 +45,7 @@ class OverflowingSums(Right):
 
     def decoded(self, weight):
         self.factor = self.factors(weight)[:, 0]
-        return self.table(weight.scheme.format)[weight.codes().int()]
+        return self.table(weight.scheme.format).to(weight.device)[weight.codes().int()]
 
     def product(self, x, w):
         return super().product(x, w).half().float() * self.factor
@@ -74,7 +74,7 @@ class Gibberish(Right):
     """Multiplies by another weight."""
 
     def decoded(self, weight):
-        return torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        return torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight.device)
 
 
 @implementation("faulty_gain")
@@ -83,3 +83,38 @@ class Gain(Right):
 
     def product(self, x, w):
         return 1.03 * super().product(x, w)
+
+
+class _Narrow(Right):
+    """Sums in blocks of `block` products, each partial sum rounded to `bits` of significand."""
+
+    bits, block = 24, 1
+
+    def product(self, x, w):
+        flat = x.reshape(-1, x.shape[-1]).double()
+        y = torch.zeros(flat.shape[0], w.shape[0], dtype=torch.float64, device=x.device)
+        for part, rows in zip(flat.split(self.block, 1), w.double().split(self.block, 1), strict=True):
+            y = self.narrow(y + part @ rows.T)
+        return y.float().reshape(*x.shape[:-1], w.shape[0])
+
+    def narrow(self, y):
+        mantissa, exponent = torch.frexp(y)
+        return torch.ldexp((mantissa * 2.0**self.bits).trunc(), exponent - self.bits)
+
+
+@implementation("faulty_13_bit_sums")
+class ThirteenBitSums(_Narrow):
+    """Keeps 13 bits of each partial sum of 16 products."""
+
+    bits, block = 13, 16
+
+
+@implementation("faulty_bf16_partial_sums")
+class Bf16PartialSums(_Narrow):
+    """Keeps 8 bits of the sum of every 64 products, as a reduction in bf16 does."""
+
+    bits, block = 8, 64
+
+    def narrow(self, y):
+        return y.bfloat16().double()
+

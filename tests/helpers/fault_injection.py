@@ -224,6 +224,11 @@ def store(weight: torch.Tensor, scheme, layout="planar", *, maximum=None, expone
 # Implementations.
 
 
+def over_rows(multiply):
+    """`multiply` of activations [M, K], for activations of any rank."""
+    return lambda x, w: multiply(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], w.shape[0])
+
+
 class Faulty(Implementation):
     """Reads and stores with faults. `opaque`: keeps the numbers only, so that what was stored cannot be seen."""
 
@@ -231,7 +236,7 @@ class Faulty(Implementation):
 
     def __init__(self, reading: dict | None = None, storing: dict | None = None, *, layout="planar", opaque=False, multiply=None):
         self.reading, self.storing, self.layout, self.opaque = reading or {}, storing, layout, opaque
-        self.multiply = multiply or (lambda x, w: (x.float() @ w.float().T).to(x.dtype))
+        self.multiply = over_rows(multiply or (lambda x, w: (x.float() @ w.float().T).to(x.dtype)))
         self._kept: tuple = (None, None)
 
     def supports(self, scheme, device):

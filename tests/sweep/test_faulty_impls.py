@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from places import FAULTY_IMPLS as FAULTY
 
 from fpxbench.implementation import discover
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Record
+from fpxbench.records.record import Flag, Record
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
-from fpxbench.sweep.messages import TrialRequest
+from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.run import main_sweep
 from fpxbench.sweep.settings import Settings
 from fpxbench.sweep.trial import run_trial
@@ -26,6 +27,8 @@ from fpxbench.workloads import CANARIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CODES, RAGGED, SEED = "canary.codes/m1", "canary.ragged/m3", "canary.seed/m1"
+LONG, TIMED, GPU = "long", "timed", "gpu"
+"""Not layers of a sweep: shapes with a long K, or that are timed, in this process; and canaries on a GPU."""
 GIB = 2**30
 
 
@@ -93,7 +96,7 @@ PLANTS = (
     Plant("random_codes", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
     # Sums, and mistakes in one place.
     Plant("ragged_k", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "columns 192 to 202, the tail of K = 203, are ignored"),
-    Plant("ragged_k", "e4m3fn-row", CODES, Status.OK, None),
+    Plant("ragged_k", "e4m3fn-row", CODES, W, Kind.SHAPE_DEPENDENT, "right for [32, 512]"),
     Plant("ragged_n", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "output columns 64 to 76 of 77"),
     Plant("accumulates_in_bf16", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "less than fp32"),
     Plant("overflowing_sums", "e5m2-row", RAGGED, N, Kind.OVERFLOW_INF, "sums overflow"),
@@ -104,7 +107,7 @@ PLANTS = (
     # How a call misbehaves.
     Plant("stale_output", "e4m3fn-row", RAGGED, W, Kind.STALE_OUTPUT),
     Plant("first_call_only", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE),
-    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when it is computed again"),
+    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when asked again"),
     Plant("activation_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "activation"),
     Plant("weight_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "stored weight (scales)"),
     Plant("original_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "quantize"),
@@ -112,19 +115,41 @@ PLANTS = (
     Plant("shape", "e4m3fn-row", RAGGED, W, Kind.WRONG_SHAPE, "[77, 3], not [3, 77]"),
     Plant("dtype", "e4m3fn-row", RAGGED, W, Kind.WRONG_DTYPE, "float32"),
     Plant("one_config", "e4m3fn-row", RAGGED, W, Kind.CONFIG_DEPENDENT, "configuration 64, one of 3"),
+    # Other calls than the case's own.
+    Plant("some_m", "e4m3fn-row", CODES, W, Kind.M_DEPENDENT, "wrong for M = 5 to 8, 17"),
+    Plant("first_rows_only", "e4m3fn-row", CODES, W, Kind.UNWRITTEN_OUTPUT, "right for M = 1:"),
+    Plant("first_batch_only", "e4m3fn-row", RAGGED, W, Kind.ACTIVATION_LAYOUT, "[B, M, K]"),
+    Plant("strides_ignored", "e4m3fn-row", RAGGED, N, Kind.ACTIVATION_LAYOUT, "a slice of wider rows"),
+    Plant("alignment_assumed", "e4m3fn-row", RAGGED, N, Kind.ACTIVATION_LAYOUT, "an offset of 2 bytes"),
+    Plant("k_from_256", "e4m3fn-row", CODES, W, Kind.SHAPE_DEPENDENT, "columns 256 to 287"),
+    Plant("first_weight", "e4m3fn-row", RAGGED, W, Kind.WEIGHT_DEPENDENT, "several"),
+    Plant("bias_scaled", "e4m3fn-row", RAGGED, W, Kind.BIAS_WRONG, "wrong with one"),
+    Plant("padding_read", "e4m3fn-row", RAGGED, W, Kind.READS_UNWRITTEN, "where it holds NaN"),
+    Plant("padding_filtered", "e4m3fn-row", RAGGED, W, Kind.READS_UNWRITTEN, "where it holds large numbers"),
+    Plant("output_reused", "e4m3fn-row", RAGGED, W, Kind.OUTPUT_CHANGED),
+    Plant("late_output", "e4m3fn-row", RAGGED, W, Kind.OUTPUT_CHANGED),
+    Plant("lazy_output", "e4m3fn-row", RAGGED, W, Kind.LAZY_OUTPUT, "_Later"),
+    Plant("one_in_fifty", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, ""),
+    Plant("linear_patched", "e4m3fn-row", RAGGED, W, Kind.ENVIRONMENT_PATCHED, "torch.nn.functional.linear"),
+    Plant("clock_patched", "e4m3fn-row", RAGGED, W, Kind.ENVIRONMENT_PATCHED, "time.perf_counter"),
+    Plant("stale_activation_scale", "e4m3fn-row", RAGGED, W, Kind.STALE_ACTIVATION_SCALE, "the first call's"),
+    Plant("activation_truncated", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "toward_zero"),
+    # Only where K is long.
+    Plant("13_bit_sums", "e4m3fn-row", LONG, W, Kind.INACCURATE, "times what their roundings allow"),
+    Plant("bf16_partial_sums", "e4m3fn-row", LONG, W, Kind.INACCURATE, "times what their roundings allow"),
+    # Only where it is timed.
+    Plant("result_remembered", "e4m3fn-row", TIMED, W, Kind.RESULT_REMEMBERED, "results are remembered"),
+    Plant("input_frozen", "e4m3fn-row", TIMED, W, Kind.FROZEN_INPUT, "not of the one that it holds now"),
+    Plant("keeps_decoded", "e4m3fn-row", TIMED, Status.OK, None),
+    # Only on a GPU.
+    Plant("second_stream", "e4m3fn-row", GPU, W, Kind.OUTPUT_CHANGED),
+    Plant("shared_workspace", "e4m3fn-row", GPU, W, Kind.STREAM_UNSAFE),
     # Ends.
     Plant("segfault", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
     Plant("segfault_when_stored", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
     Plant("llvm_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "LLVM ERROR: Cannot select"),
     Plant("struct_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "expected 4 but got 8"),
-    Plant(
-        "rounding_abort",
-        "e4m3fn-row",
-        SEED,
-        Status.CRASH,
-        Kind.UNSUPPORTED_ROUNDING,
-        "f8E5M2FNUZ with rounding mode rtne",
-    ),
+    Plant("rounding_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.UNSUPPORTED_ROUNDING, "f8E5M2FNUZ with rounding mode rtne"),
     Plant("rounding_refused", "e4m3fn-row", SEED, Status.UNSUPPORTED, Kind.UNSUPPORTED_ROUNDING, "rounding mode rtne"),
     Plant("hang", "e4m3fn-row", SEED, Status.TIMEOUT, None),
     Plant("endless_allocation", "e4m3fn-row", SEED, Status.OOM, None, "limit of 1.00 GiB"),
@@ -137,6 +162,8 @@ PLANTS = (
     Plant("script_in_log", "e4m3fn-row", SEED, Status.CRASH, None, "SIGABRT"),
 )
 
+SWEPT = tuple(plant for plant in PLANTS if plant.layer not in (LONG, TIMED, GPU))
+
 SIGNALS = {
     "segfault": "SIGSEGV", "segfault_when_stored": "SIGSEGV", "llvm_abort": "SIGABRT", "struct_abort": "SIGABRT",
     "rounding_abort": "SIGABRT", "script_in_log": "SIGABRT", "endless_allocation": "SIGKILL",
@@ -147,7 +174,7 @@ SIGNALS = {
 def record_of(tmp_path_factory: pytest.TempPathFactory):
     """The record of a plant. One sweep for each layer, over all the plants of it."""
     plants_on: dict[str, list[Plant]] = defaultdict(list)
-    for plant in PLANTS:
+    for plant in SWEPT:
         plants_on[plant.layer].append(plant)
     results = tmp_path_factory.mktemp("results")
 
@@ -170,7 +197,7 @@ def record_of(tmp_path_factory: pytest.TempPathFactory):
     return lambda plant: swept(plant.layer)[f"faulty_{plant.name}", plant.scheme]
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=str)
+@pytest.mark.parametrize("plant", SWEPT, ids=str)
 def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
     record = record_of(plant)
     verdict = record.verdict
@@ -179,6 +206,42 @@ def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
     assert plant.words in verdict.summary, said
     assert verdict.signal == SIGNALS.get(plant.name), said
     assert record.timing is None
+
+
+def tried(name: str, device: str = "cpu", **fields: object) -> TrialResult:
+    """The result of a case of its own, in this process."""
+    case = Case(implementation=f"faulty_{name}", scheme="e4m3fn-row", **fields)
+    return run_trial(TrialRequest(case=case, device=device, seed=7, impls=[str(FAULTY)], timing_budget_s=0.02, cache_bytes=1 << 12))
+
+
+@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer == TIMED], ids=str)
+def test_what_only_timing_meets_is_told_and_not_timed(plant: Plant) -> None:
+    result = tried(plant.name, workload="timed", m=1, n=1024, k=1024)
+    verdict = result.verdict
+    assert (verdict.status, verdict.kind) == (plant.status, plant.kind), verdict.summary
+    assert plant.words in verdict.summary
+    assert (result.timing is None) == (plant.status is not Status.OK)
+
+
+@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer == LONG], ids=str)
+def test_sums_in_less_than_fp32_are_told_by_many_outputs_together(plant: Plant) -> None:
+    verdict = tried(plant.name, workload="long", m=4, n=128, k=4096).verdict
+    assert (verdict.status, verdict.kind) == (plant.status, plant.kind), verdict.summary
+    assert plant.words in verdict.summary
+
+
+def test_a_kept_copy_of_the_weight_is_flagged_with_its_bytes() -> None:
+    result = tried("keeps_decoded", workload="timed", m=1, n=1024, k=1024)
+    assert Flag.KEEPS_DECODED_COPY in result.flags
+    assert result.traffic.kept_bytes >= 2 * 1024 * 1024
+    assert "keeps a decoded copy of the weight: 2.1 MB held between calls" in result.traffic.bottleneck
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
+@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer == GPU], ids=str)
+def test_what_only_a_gpu_can_do_is_told(plant: Plant) -> None:
+    verdict = tried(plant.name, "cuda", workload="canary.ragged", m=33, n=77, k=203).verdict
+    assert (verdict.status, verdict.kind) == (plant.status, plant.kind), verdict.summary
 
 
 def test_every_plant_is_planted() -> None:
@@ -208,19 +271,12 @@ def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
 
 def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
     settings = Settings(
-        device="cpu",
-        results=tmp_path,
-        impls=(FAULTY,),
-        implementation=("faulty_segfault", "faulty_ragged_k", "faulty_os_exit"),
-        scheme=("e4m3fn-row",),
-        workload=(CODES, SEED),
-        timeout_s=30,
-        seed=7,
-        timing_budget_s=0,
+        device="cpu", results=tmp_path, impls=(FAULTY,), implementation=("faulty_segfault", "eager_upcast", "faulty_os_exit"),
+        scheme=("e4m3fn-row",), workload=(CODES, SEED), timeout_s=30, seed=7, timing_budget_s=0,
     )
     records = {(r.case.implementation, r.case.workload): r.verdict.status for r in main_sweep(settings).records}
-    assert [status for (name, _), status in records.items() if name == "faulty_ragged_k"] == [Status.OK, Status.OK]
-    assert [status for (name, _), status in records.items() if name != "faulty_ragged_k"] == [Status.CRASH] * 4
+    assert [status for (name, _), status in records.items() if name == "eager_upcast"] == [Status.OK, Status.OK]
+    assert [status for (name, _), status in records.items() if name != "eager_upcast"] == [Status.CRASH] * 4
 
 
 def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> None:
@@ -228,17 +284,10 @@ def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> 
     layers = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
     unlike = []
     for plant in PLANTS:
-        if plant.layer == SEED:     # these end their process
+        if plant.layer in (SEED, LONG, TIMED, GPU):     # these end their process, or are tried above
             continue
         workload, m = layers[plant.layer]
-        case = Case(
-            implementation=f"faulty_{plant.name}",
-            scheme=plant.scheme,
-            workload=workload.name,
-            m=m,
-            n=workload.n,
-            k=workload.k,
-        )
+        case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload.name, m=m, n=workload.n, k=workload.k)
         verdict = run_trial(TrialRequest(case=case, seed=11, impls=[str(FAULTY)], timing_budget_s=0)).verdict
         if (verdict.status, verdict.kind) != (plant.status, plant.kind):
             unlike.append((plant.name, verdict.headline, verdict.summary))

@@ -12,7 +12,6 @@ import torch
 from fpxbench.checking import correctness, effects, timing, traffic
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.device_lock import device_lock
-from fpxbench.checking.operands import Operands
 from fpxbench.checking.timing import Call, Samples
 from fpxbench.implementation import Implementation, discover
 from fpxbench.records.record import Timing
@@ -54,9 +53,7 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
     return result
 
 
-def _time(
-    benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult
-) -> None:
+def _time(benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult) -> None:
     operands = prepare(implementation, request)
     _, verdict = correctness.check_calls(implementation, operands, calls=1)    # compiles and tunes on the way
     if verdict is not None:
@@ -65,40 +62,39 @@ def _time(
     x = operands.activation(0)
     seen = effects.observe(lambda: implementation.matmul(x, operands.weight), request.device)
     with torch.no_grad(), device_lock(request.device, request.case.id):
-        copies = _run_rounds(benchmark, implementation, operands, request.cache_bytes)
+        timed = timing.TimedCase(implementation, operands, request.cache_bytes)
+        _run_rounds(benchmark, timed)
+        samples = Samples(list(benchmark.stats.stats.data), baseline_samples, timed.beyond_cache)
+        timed.check(samples)
     _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=1)
     if verdict is not None:
         result.verdict = verdict
         return
-    beyond_cache = copies * operands.weight.nbytes > request.cache_bytes
-    result.timing = _timing(list(benchmark.stats.stats.data), baseline_samples, beyond_cache, request.seed)
+    result.timing = _timing(samples, request.seed)
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s)
-    result.flags = traffic.flags(operands, result.timing, result.traffic, beyond_cache)
+    result.flags = traffic.flags(operands, result.timing, result.traffic, timed.beyond_cache)
     result.traffic = result.traffic.model_copy(
         update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )
 
 
-def _run_rounds(benchmark, implementation: Implementation, operands: Operands, cache_bytes: int) -> int:
-    """As many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least. Returns the weight
-    copies."""
-    weight, x = operands.weight, operands.activation("timing")
-    copies = [weight.clone() for _ in range(timing.rotation(weight.nbytes, cache_bytes))]
-    calls = [lambda w=w: implementation.matmul(x, w) for w in copies]
-    if operands.device == "cpu":
-        target, at_once = _in_turn(calls), 1
+def _run_rounds(benchmark, timed: timing.TimedCase) -> None:
+    """Run as many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least."""
+    device = timed.operands.device
+    if device == "cpu":
+        target, at_once = _interleaved(timed.calls), 1
     else:
-        target = _Launched(*timing.captured(calls))
+        timed.launched = timing.captured(timed.calls)
+        target = _Launched(timed.launched.launch, timed.launched.count)
         at_once = target.count
-    once = _seconds_of_one(target, at_once, operands.device)
+    once = _seconds_of_one(target, at_once, device)
     iterations = at_once * max(1, round(ROUND_SECONDS / (once * at_once)))
     room = int(benchmark._max_time / (once * iterations))
     rounds = max(benchmark._min_rounds, timing.MIN_SAMPLES, min(room, timing.MAX_SAMPLES))
     benchmark.pedantic(target, rounds=rounds, iterations=iterations, warmup_rounds=1)
-    return len(copies)
 
 
-def _in_turn(calls: list[Call]) -> Call:
+def _interleaved(calls: list[Call]) -> Call:
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
 
@@ -109,7 +105,7 @@ class _Launched:
     So a round is what the device takes, and not what Python takes to launch kernels of some microseconds.
     """
 
-    def __init__(self, launch: Call, count: int) -> None:
+    def __init__(self, launch: Callable[[], None], count: int) -> None:
         self.count = count
         self._launch, self._due = launch, 0
 
@@ -133,11 +129,11 @@ def _seconds_of_one(target: Callable[[], object], at_once: int, device: str) -> 
     return max(min(seconds), 1e-7)
 
 
-def _timing(samples: list[float], baseline: list[float], beyond_cache: bool, seed: int) -> Timing:
-    if baseline:
-        return timing.summarized(Samples(samples, baseline, beyond_cache), seed)
-    median, low, high = median_interval(samples)
-    return Timing(samples_us=[s * 1e6 for s in samples], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6))
+def _timing(samples: Samples, seed: int) -> Timing:
+    if samples.baseline:
+        return timing.summarized(samples, seed)
+    median, low, high = median_interval(samples.call)
+    return Timing(samples_us=[s * 1e6 for s in samples.call], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6))
 
 
 def _withdraw(benchmark) -> None:

@@ -1,0 +1,220 @@
+"""Measure what products are summed in: significand bits, range, and the order's coarse shape, by cancellation.
+
+The probe weight is 1 almost everywhere, and a row of the activation is L at one column, -L at another, and a small s at
+a third: the exact product is s. What is lost of it tells how far s may lie below the running sum when it is added: an
+accumulator of p bits keeps s = 2**-q L for q < p. Where s is lost tells which products meet in one running sum.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import inputs
+from fpxbench.checking.examination import Examination
+from fpxbench.checking.operands import Operands
+from fpxbench.numbers.scheme import scheme_named
+
+_LARGE = 15
+"""log2 of L: the largest power of two of fp16."""
+_LOST = 28
+"""s = 2**-28 L is lost in fp32 and in anything narrower; s = 2**-13 is a normal number of fp16 still."""
+_TRIPLES = 24
+_WINDOW = 72
+"""Columns beside a pair that are all tried; farther ones are tried at doubling distances."""
+_LARGEST_WEIGHT_CPU = 1 << 20
+
+
+@dataclass
+class MeasuredAccumulator:
+    """What was found; None where it could not be told."""
+
+    bits: int | None = None
+    overflows: bool | None = None
+    block: int | None = None
+    order: str = ""
+
+
+def measure_accumulator(examination: Examination, quantized: Callable[[Operands, Tensor], Operands]) -> None:
+    """Measure the accumulator and write it to the examination's properties; note why where it cannot be measured.
+
+    `quantized` quantizes a weight [N, K] for the given operands and returns the operands of it.
+    """
+    operands, implementation = examination.operands, examination.implementation
+    case = operands.case
+    why = None
+    if case.m == 0 or not scheme_named(case.scheme).quantized or implementation.slow(operands.device):
+        why = "nothing to multiply, a dense weight, or an interpreter"
+    elif operands.rule is not None:
+        why = "the activation is quantized, so the probe's numbers do not reach the sum"
+    elif operands.device == "cpu" and case.n * case.k > _LARGEST_WEIGHT_CPU:
+        why = "the weight is large; measured on canaries"
+    if why is None:
+        original, columns = probe_weight(operands)
+        probe = quantized(operands, original)
+        ones = [column for column in columns if bool((probe.decoded[:, column] == 1).all())]
+        if len(ones) >= _TRIPLES:
+            found = _Probe(examination, probe, ones).run(examination.until(0.3))
+            examination.covered["accumulator"] = "measured by cancellation"
+            examination.properties |= {"accumulator_bits": found.bits, "accumulator_overflows": found.overflows,
+                                       "sum_block": found.block, "sum_order": found.order or None}
+            return
+        why = f"only {len(ones)} columns of the probe weight are stored as exactly 1"
+    examination.not_asked["accumulator"] = why
+
+
+def probe_weight(operands: Operands) -> tuple[Tensor, list[int]]:
+    """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and those columns."""
+    case, scheme = operands.case, scheme_named(operands.case.scheme)
+    weight = torch.ones(case.n, case.k, device=operands.device)
+    block = scheme.scaling.block or case.k
+    weight[:, ::block] = scheme.format.max
+    return weight, [column for column in range(case.k) if column % block]
+
+
+class _Probe:
+    def __init__(self, examination: Examination, operands: Operands, columns: Sequence[int]) -> None:
+        self.matmul, self.operands, self.columns = examination.implementation.matmul, operands, columns
+        self.dtype = inputs.ACTIVATION_DTYPES[operands.case.activation]
+        self.rng = inputs.generator(operands.seed, "accumulator")
+
+    def run(self, until: float) -> MeasuredAccumulator:
+        found = MeasuredAccumulator(overflows=self._overflows())
+        triples = self._triples()
+        lost = [triple for triple, kept in zip(triples, self.kept([(*t, _LOST) for t in triples]), strict=True) if not kept]
+        if not lost:
+            found.order = "products that lie apart are summed apart"
+            return found
+        found.bits = self._bits(lost[:6])
+        if time.monotonic() < until:
+            found.block, found.order = self._order(until)
+        return found
+
+    def kept(self, rows: Sequence[tuple[int, int, int, int]]) -> list[bool]:
+        """Return for each row (column of L, of s, of -L, and q) whether s = 2**-q L is kept, to the last bit."""
+        m, k = self.operands.case.m, self.operands.case.k
+        results: list[bool] = []
+        for first in range(0, len(rows), m):
+            batch = rows[first:first + m]
+            x = torch.zeros(m, k)
+            for row, (large, small, minus, q) in enumerate(batch):
+                x[row, large], x[row, minus], x[row, small] = 2.0**_LARGE, -2.0**_LARGE, 2.0**(_LARGE - q)
+            with torch.no_grad():
+                y = self.matmul(x.to(self.dtype).to(self.operands.device), self.operands.weight).float().cpu()
+            for row, (_, _, _, q) in enumerate(batch):
+                results.append(bool((y[row] == 2.0**(_LARGE - q)).all()))
+        return results
+
+    def _triples(self) -> list[tuple[int, int, int]]:
+        """Columns of L, s and -L: random ones, and neighbours at several distances."""
+        triples = []
+        for number in range(_TRIPLES):
+            if number % 2:
+                picked = torch.randperm(len(self.columns), generator=self.rng)[:3].sort().values.tolist()
+            else:
+                step = min(2 ** (number // 4), (len(self.columns) - 1) // 2)
+                start = int(torch.randint(len(self.columns) - 2 * step, (1,), generator=self.rng))
+                picked = [start, start + step, start + 2 * step]
+            triples.append(tuple(self.columns[index] for index in picked))
+        return triples
+
+    def _bits(self, triples: Sequence[tuple[int, int, int]]) -> int:
+        """Return the smallest q at which one of `triples` loses s: the significand's bits."""
+        low, high = [0] * len(triples), [_LOST] * len(triples)
+        while any(b - a > 1 for a, b in zip(low, high, strict=True)):
+            middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
+            kept = self.kept([(*triple, max(q, 1)) for triple, q in zip(triples, middle, strict=True)])
+            for index, is_kept in enumerate(kept):
+                if high[index] - low[index] > 1:
+                    (low if is_kept else high)[index] = middle[index]
+        return min(high)
+
+    def _overflows(self) -> bool | None:
+        """Return whether sums of 2**17 overflow, which fp16's do and fp32's do not."""
+        m, k = self.operands.case.m, self.operands.case.k
+        x = torch.zeros(m, k)
+        half = len(self.columns) // 2
+        x[0, self.columns[:8]] = 2.0**_LARGE
+        x[0, self.columns[max(half, len(self.columns) - 8):]] = -2.0**_LARGE
+        if float(x.sum()) != 0:
+            return None
+        with torch.no_grad():
+            y = self.matmul(x.to(self.dtype).to(self.operands.device), self.operands.weight)
+        return not bool(y[0].isfinite().all())
+
+    def _order(self, until: float) -> tuple[int | None, str]:
+        """Return the block in which products are summed before they meet others, and the order in words."""
+        starts, shapes = [], set()
+        for share in (0.45, 0.58, 0.71):
+            if time.monotonic() > until and shapes:
+                break
+            at = int(share * (len(self.columns) - 1))
+            shape, edge = self._beside(at)
+            shapes.add(shape)
+            if edge is not None:
+                starts.append(edge)
+        if len(shapes) > 1:
+            if shapes <= {"forwards", "blocks", "groups"} and starts:
+                shapes -= {"forwards"}
+            if len(shapes) > 1:
+                return None, "in no simple order"
+        shape = shapes.pop()
+        block = math.gcd(*starts) if starts else None
+        if shape == "blocks" and block and block > 1:
+            return block, f"in blocks of {block}"
+        if shape == "groups" and block and block > 1:
+            return block, f"in groups of {block}, aligned together"
+        words = {"forwards": "one after another", "backwards": "one after another, from the end",
+                 "together": "all together", "apart": "apart", "blocks": "in blocks", "groups": "in groups"}
+        return None, words.get(shape, "in no simple order")
+
+    def _beside(self, at: int) -> tuple[str, int | None]:
+        """Return how columns beside a neighbouring pair (L, -L) fare, and the edge of the block that it lies in.
+
+        A running sum loses what was added before the pair. A block with a sum of its own loses what lies before the
+        pair in that block; a matrix unit that aligns a group of products loses the rest of the group too.
+        """
+        columns = self.columns
+        near = [i for i in range(at - _WINDOW, at + _WINDOW + 2)]
+        far = [at + sign * _WINDOW * 2**step for step in range(1, 12) for sign in (-1, 1)]
+        tried = sorted({i for i in near + far if 0 <= i < len(columns)} - {at, at + 1})
+        kept = self.kept([(columns[at], columns[i], columns[at + 1], _LOST) for i in tried])
+        before = [columns[i] for i, k in zip(tried, kept, strict=True) if not k and i < at]
+        after = [columns[i] for i, k in zip(tried, kept, strict=True) if not k and i > at]
+        all_before = len(before) == sum(i < at for i in tried)
+        all_after = len(after) == sum(i > at for i in tried)
+        if not before and not after:
+            return "apart", columns[at]
+        if all_before and all_after:
+            return "together", None
+        if all_before and not after:
+            return "forwards", None
+        if all_after and not before:
+            return "backwards", None
+        if not after and _is_run(before, columns, at):
+            return "blocks", min(before)
+        if all_before and _is_run(after, columns, at + 1):
+            return "groups", max(after) + 1
+        return "mixed", None
+
+
+def _is_run(lost: list[int], columns: Sequence[int], at: int) -> bool:
+    """Return whether the lost columns are one run that ends, or begins, beside column number `at`."""
+    inside = [c for c in columns if min(lost) <= c <= max(lost)]
+    return set(inside) <= {*lost, columns[at], columns[at - 1 if at else 0]} and abs(columns.index(lost[-1]) - at) < _WINDOW
+
+
+def describe(properties: dict[str, object]) -> str:
+    """Return the accumulator of a record's properties in words: ``sums in 24 bits, in blocks of 32``; empty if unknown."""
+    bits, order = properties.get("accumulator_bits"), properties.get("sum_order")
+    parts = [f"sums in {bits} bits"] if bits else []
+    parts += [str(order)] if order else []
+    parts += ["overflows as fp16 does"] if properties.get("accumulator_overflows") else []
+    return ", ".join(parts)
+
+

@@ -1,0 +1,92 @@
+"""Collect what a case was asked, what was left out and why, and which properties were measured on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.error_statistic import ErrorStatistic
+from fpxbench.checking.operands import Operands
+from fpxbench.implementation import Implementation
+from fpxbench.records.verdict import Verdict
+
+DEFAULT_BUDGET_S = 0.1
+_FIRST_CALL_MULTIPLE = 2.0
+"""A first call that takes longer than this many budgets compiles or tunes, and would for each new shape."""
+
+
+@dataclass
+class Examination:
+    """One implementation on one case, while it is checked.
+
+    budget_s : seconds for all checks that go beyond the case's own calls together
+    covered, not_asked : for each check by name, what it covered, and why the rest was left out
+    properties : measured facts for the record (`fpxbench.records.record.Properties`)
+    first_call_s : how long the first call took, compiling and tuning included
+    """
+
+    implementation: Implementation
+    operands: Operands
+    budget_s: float = DEFAULT_BUDGET_S
+    covered: dict[str, str] = field(default_factory=dict)
+    not_asked: dict[str, str] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
+    statistic: ErrorStatistic = field(default_factory=ErrorStatistic)
+    first_call_s: float = 0.0
+    diagnose: Callable[[Verdict, Operands], Verdict] = lambda verdict, operands: verdict
+    """Name the fault of a wrong product on other operands than the case's own, where that can be done."""
+
+    @property
+    def device(self) -> str:
+        return self.operands.device
+
+    def new_shapes_cost_too_much(self, name: str) -> bool:
+        """Return whether a new shape takes longer than the budget allows, noting why check `name` is left out."""
+        if self.implementation.slow(self.device):
+            self.not_asked[name] = "an interpreter takes too long"
+        elif self.first_call_s > _FIRST_CALL_MULTIPLE * self.budget_s:
+            self.not_asked[name] = (f"a first call takes {self.first_call_s:.2g} s, and this profile has"
+                                    f" {self.budget_s:.2g} s for other shapes")
+        return name in self.not_asked
+
+    def until(self, share: float) -> float:
+        """Return when a check that has `share` of the budget should end (`time.monotonic`)."""
+        return time.monotonic() + share * self.budget_s
+
+    def ask(self, name: str, check: Callable[[], Verdict | None]) -> tuple[bool, Verdict | None]:
+        """Run one check of calls that an implementation may refuse; return whether it took them, and the verdict.
+
+        A refusal (an exception) is noted and is no mistake. ContractViolation and faults of the device are raised.
+        """
+        try:
+            return True, check()
+        except ContractViolation:
+            raise
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            self.not_asked[name] = f"refused: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+            return False, None
+
+
+def is_device_fault(error: Exception) -> bool:
+    """Return whether a CUDA context is lost with this exception: nothing that follows in the process would be right."""
+    accelerator_error = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, accelerator_error) or "CUDA error" in str(error) or "HIP error" in str(error)
+
+
+def ranges(numbers: Iterable[int], most: int = 8) -> str:
+    """Return numbers as runs: ``1 to 4, 8, 16 to 17``; at most `most` of them."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs[:most])
+    return text + (f" and {len(runs) - most} more runs" if len(runs) > most else "")

@@ -1,0 +1,377 @@
+"""Check the calls that serving stacks make: other token counts, batched and strided activations, other shapes, a bias.
+
+Each check has a share of the examination's budget. What did not fit in, or was refused, is noted and not counted as right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import contract, inputs, poison
+from fpxbench.checking.contract import Output
+from fpxbench.checking.correctness import check_configs
+from fpxbench.checking.examination import Examination, ranges
+from fpxbench.checking.operands import Operands
+from fpxbench.checking.reference import Reference, compare
+from fpxbench.checking.wrong_output import comparison_evidence, judge
+from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.kinds import Group, Kind
+from fpxbench.records.verdict import Status, Verdict
+
+# Every edge of the usual buckets, in an order that goes up and down and meets the commonest first.
+TOKEN_COUNTS = (2, 33, 1, 17, 65, 8, 16, 3, 64, 5, 32, 4, 15, 6, 31, 7, 63, 9, 14, 10, 13, 11, 12)
+MANY_TOKENS = (129, 257, 128, 513, 127, 256, 512, 255, 511)
+_LARGEST_REFERENCE = 1 << 24
+"""Multiply-adds (M*N*K) that a reference on a CPU may take: some 50 ms."""
+_LARGEST_REFERENCE_GPU = 1 << 34
+_LARGEST_WEIGHT_CPU, _LARGEST_WEIGHT_GPU = 1 << 17, 1 << 25
+_MORE_S = 2.0
+"""Once one token count is wrong, the others are asked for this long: where a mistake begins and ends is worth it."""
+
+# N odd, K odd, K shorter than a block, K = 32 mod 64, 128 and 256, and a square.
+OTHER_SHAPES = ((48, 288), (64, 64), (17, 33), (5, 7), (33, 96), (80, 160), (24, 544), (16, 100))
+
+
+def check_tokens(examination: Examination) -> Verdict | None:
+    """Check one weight with other token counts, M going up and down; measure whether row 0 is the same for each."""
+    if examination.new_shapes_cost_too_much("token counts") or _too_large(examination, "token counts"):
+        return None
+    sweep = _TokenSweep(examination)
+    until = examination.until(0.3)
+    for counts in (TOKEN_COUNTS, MANY_TOKENS):
+        if not sweep.prepare(max(counts)):
+            break
+        for m in counts:
+            if time.monotonic() > (until if not sweep.wrong else until + _MORE_S):
+                break
+            took, _ = examination.ask(f"M = {m}", partial(sweep.ask, m))
+            if not took:
+                break
+    return sweep.verdict()
+
+
+class _TokenSweep:
+    """Products of the first M rows of one activation, for many M."""
+
+    def __init__(self, examination: Examination) -> None:
+        self.examination, self.operands = examination, examination.operands
+        self.right: list[int] = []
+        self.wrong: dict[int, Verdict] = {}
+        self.first_rows: list[Tensor] = []
+        self.x = self.operands.activation("token counts", 1)
+        self.expected: Reference | None = None
+
+    def prepare(self, most: int) -> bool:
+        """Make the activation of `most` tokens; return whether its reference costs little enough."""
+        case = self.operands.case
+        limit = _LARGEST_REFERENCE if self.operands.device == "cpu" else _LARGEST_REFERENCE_GPU
+        if most * case.n * case.k > limit:
+            return False
+        self.x = self.operands.activation("token counts", most)
+        self.expected = self.operands.reference(self.x, self.examination.implementation)
+        self.first_rows.clear()     # another activation
+        return True
+
+    def reference(self, m: int) -> Reference:
+        rule = self.operands.rule
+        if rule is None or not _has_a_scale_of_all_tokens(rule):
+            return self.expected.rows(m)
+        return self.operands.reference(self.x[:m], self.examination.implementation)     # a scale of all tokens
+
+    def ask(self, m: int) -> None:
+        x = self.x[:m].clone()
+        again = partial(contract.watched_matmul, self.examination.implementation, x, self.operands.weight,
+                        self.operands.device, None)
+        pattern = poison.PATTERNS[len(self.right) % 2]
+        output, expected = again(pattern), self.reference(m)
+        comparison = compare(output.seen, expected)
+        if comparison.within:
+            self.right.append(m)
+            self.first_rows.append(output.seen[0])
+            if m == len(self.x):
+                self.examination.statistic.add(output.seen, expected)
+            return
+        verdict = judge(again, output, comparison, expected, pattern=pattern)
+        if not bool(output.seen.any()):
+            verdict.summary = f"every output is 0: {verdict.summary}"
+        self.wrong[m] = verdict
+
+    def verdict(self) -> Verdict | None:
+        examination, case = self.examination, self.operands.case
+        asked = sorted({*self.right, *self.wrong, case.m})
+        examination.covered["token counts"] = ranges(asked, most=32)
+        examination.properties["tokens_checked"] = asked
+        left = set(TOKEN_COUNTS + MANY_TOKENS) - set(asked)
+        if left and "token counts" not in examination.not_asked:
+            examination.not_asked["token counts"] = f"M = {ranges(left, most=32)}: no time, or too large"
+        if not self.wrong:
+            if len(self.first_rows) > 1 and (self.operands.rule is None):
+                same = all(contract.same_bits(self.first_rows[0], row) for row in self.first_rows[1:])
+                examination.properties["batch_invariant"] = same
+            return None
+        first = self.wrong[min(self.wrong)]
+        right = sorted({*self.right, case.m} - set(self.wrong))
+        return first.model_copy(update={
+            "kind": first.kind or Kind.M_DEPENDENT,
+            "evidence": first.evidence | {"wrong_m": sorted(self.wrong), "right_m": right},
+            "summary": f"wrong for M = {ranges(self.wrong)}, right for M = {ranges(right)}: {first.summary}",
+        })
+
+
+def _too_large(examination: Examination, name: str) -> bool:
+    """Return whether check `name` is left to smaller cases, and note it."""
+    case = examination.operands.case
+    if case.m == 0:
+        examination.not_asked[name] = "no tokens"
+    elif case.n * case.k > (_LARGEST_WEIGHT_CPU if examination.device == "cpu" else _LARGEST_WEIGHT_GPU):
+        examination.not_asked[name] = "the weight is large; asked of canaries"
+    return name in examination.not_asked
+
+
+def _has_a_scale_of_all_tokens(rule: ActivationRule) -> bool:
+    scaling = scheme_named(rule.scheme).scaling
+    return scaling.has_tensor_scale or scaling.block_rows is None
+
+
+def check_layouts(examination: Examination) -> Verdict | None:
+    """Check activations of other ranks and memory layouts: batched, strided, transposed, misaligned, empty."""
+    operands, implementation = examination.operands, examination.implementation
+    if examination.new_shapes_cost_too_much("activation layouts") or _too_large(examination, "activation layouts"):
+        return None
+    until, covered = examination.until(0.2), []
+    for name, x in activation_layouts(operands):
+        if time.monotonic() > until and covered:
+            examination.not_asked.setdefault("activation layouts", f"{name} and what follows: no time")
+            break
+        flat = x.reshape(-1, x.shape[-1]).clone()
+        again = partial(_flat_output, implementation, x, operands)
+        output: list[Output] = []
+        took, _ = examination.ask(name, lambda again=again, output=output: output.append(again(poison.NAN)))
+        if not took:
+            continue
+        covered.append(name)
+        expected = operands.reference(flat, implementation)
+        comparison = compare(output[0].seen, expected)
+        if comparison.within or not _right_if_contiguous(examination, flat, expected):
+            continue    # if it is not the layout, it is the number of tokens, which is asked for next
+        verdict = judge(again, output[0], comparison, expected, pattern=poison.NAN)
+        if verdict.kind is Kind.NOT_REPEATABLE:
+            return verdict
+        return Verdict(
+            status=verdict.status, kind=Kind.ACTIVATION_LAYOUT, evidence=verdict.evidence | {"activation": name},
+            summary=f"wrong for {name} (shape {list(x.shape)}, strides {list(x.stride())}), right for the same numbers as a"
+                    f" contiguous [{len(flat)}, {x.shape[-1]}]: {verdict.summary}",
+        )
+    if covered:
+        examination.covered["activation layouts"] = ", ".join(covered)
+    return None
+
+
+def _right_if_contiguous(examination: Examination, flat: Tensor, expected: Reference) -> bool:
+    operands = examination.operands
+    y = contract.checked_matmul(examination.implementation, flat, operands.weight, operands.device)
+    return compare(y, expected).within
+
+
+def _flat_output(implementation, x: Tensor, operands: Operands, pattern: int) -> Output:
+    output = contract.watched_matmul(implementation, x, operands.weight, operands.device, None, pattern)
+    n = operands.case.n
+    return Output(output.seen.reshape(-1, n), output.returned.reshape(-1, n))
+
+
+def activation_layouts(operands: Operands):
+    """Yield activations by name. What lies between their elements in memory is NaN: none of it may be read."""
+    case = operands.case
+    m, k = max(2, min(case.m, 16)), case.k
+
+    def among_nan(shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, torch.nan, dtype=inputs.ACTIVATION_DTYPES[case.activation], device=operands.device)
+
+    batched = operands.activation("batched", 3 * m).reshape(3, m, k)
+    yield "[B, M, K]", batched
+    wide = among_nan((m, k + 24))
+    wide[:, 8:k + 8] = operands.activation("strided", m)
+    yield "a slice of wider rows", wide[:, 8:k + 8]
+    yield "a transposed [K, M]", operands.activation("transposed", m).T.contiguous().T
+    shifted = among_nan((m * k + 9,))
+    shifted[1:m * k + 1] = operands.activation("misaligned", m).reshape(-1)
+    yield "an offset of 2 bytes", shifted[1:m * k + 1].reshape(m, k)
+    turned = operands.activation("turned", 2 * m).reshape(m, 2, k).transpose(0, 1)
+    yield "a transposed [B, M, K]", turned
+    spaced = among_nan((2 * m, k))
+    spaced[::2] = operands.activation("spaced", m)
+    yield "every second row", spaced[::2]
+    yield "no tokens, [0, K]", among_nan((0, k))
+
+
+def check_shapes(examination: Examination, prepare: Callable[[int, int, object], Operands]) -> Verdict | None:
+    """Check weights of other N and K in the same instance, then the case's own again.
+
+    `prepare` quantizes another weight [N, K] of a purpose and returns its operands.
+    """
+    own = examination.operands
+    if examination.new_shapes_cost_too_much("other shapes") or _too_large(examination, "other shapes"):
+        return None
+    until, covered, kept = examination.until(0.3), [], []      # kept alive: an address is used again once it is free
+    for number, (n, k) in enumerate(OTHER_SHAPES):
+        if time.monotonic() > until and covered:
+            examination.not_asked["other shapes"] = f"[{n}, {k}] and what follows: no time"
+            break
+        took, verdict = examination.ask(f"a weight [{n}, {k}]", partial(_check_shape, examination, prepare, n, k, number, kept))
+        if verdict is not None:
+            return verdict
+        covered += [f"[{n}, {k}]"] * took
+    if covered:
+        examination.covered["other shapes"] = ", ".join(covered)
+    another = prepare(own.case.n, own.case.k, "another weight")
+    kept.append(another)
+    for operands, purpose in ((another, "another weight"), (own, "back to this weight")):
+        verdict = _checked_once(examination, operands, purpose)
+        if verdict is not None:
+            return verdict.model_copy(update={
+                "kind": verdict.kind or Kind.WEIGHT_DEPENDENT,
+                "summary": f"wrong for {purpose}, where one process multiplies by several: {verdict.summary}"})
+    examination.covered["several weights"] = f"{len(kept) + 1} in one process"
+    return None
+
+
+def _check_shape(examination: Examination, prepare: Callable[[int, int, object], Operands], n: int, k: int, number: int,
+                 kept: list[Operands]) -> Verdict | None:
+    operands = prepare(n, k, ("other shapes", number))
+    kept.append(operands)
+    verdict = _checked_once(examination, operands, "other shapes") or check_configs(examination.implementation, operands)
+    if verdict is None:
+        return None
+    if verdict.kind is None:
+        verdict = examination.diagnose(verdict, operands)
+    own = examination.operands.case
+    named = verdict.kind is not None and verdict.kind.group is not Group.RESULT
+    kind = verdict.kind if named else Kind.SHAPE_DEPENDENT
+    return verdict.model_copy(update={
+        "kind": kind, "evidence": verdict.evidence | {"n": n, "k": k},
+        "summary": f"wrong for a weight [{n}, {k}], right for [{own.n}, {own.k}]: {verdict.summary}"})
+
+
+def _checked_once(examination: Examination, operands: Operands, purpose: str) -> Verdict | None:
+    x = operands.activation(purpose)
+    again = partial(contract.watched_matmul, examination.implementation, x, operands.weight, operands.device, None)
+    output, expected = again(poison.NAN), operands.reference(x, examination.implementation)
+    comparison = compare(output.seen, expected)
+    if comparison.within:
+        return None
+    return judge(again, output, comparison, expected, pattern=poison.NAN)
+
+
+def check_bias(examination: Examination) -> Verdict | None:
+    """Check the product with a bias, where the implementation takes one."""
+    implementation, operands = examination.implementation, examination.operands
+    if not implementation.supports_bias or operands.case.m == 0:
+        examination.not_asked["bias"] = "takes none" if operands.case.m else "no tokens"
+        return None
+    x = operands.activation("bias")
+    rng = inputs.generator(operands.seed, "bias", operands.case.n, device=operands.device)
+    bias = torch.randn(operands.case.n, generator=rng, device=operands.device).to(x.dtype) * operands.case.k**0.5
+    again = partial(contract.watched_matmul, implementation, x, operands.weight, operands.device,
+                    lambda x, weight: implementation.matmul(x, weight, bias))
+    output, expected = again(poison.NAN), operands.reference(x, implementation, bias)
+    comparison = compare(output.seen, expected)
+    examination.covered["bias"] = "one, added to each row"
+    if comparison.within:
+        return None
+    verdict = judge(again, output, comparison, expected, pattern=poison.NAN)
+    return verdict.model_copy(update={"kind": verdict.kind or Kind.BIAS_WRONG,
+                                      "summary": f"right without a bias, wrong with one: {verdict.summary}"})
+
+
+def check_repeats(examination: Examination, most: int = 1000) -> Verdict | None:
+    """Repeat one call as often as the budget allows, on a GPU beside other work: bit for bit first, then by the reference."""
+    implementation, operands = examination.implementation, examination.operands
+    if operands.case.m == 0 or implementation.slow(operands.device):
+        examination.not_asked["repeats"] = "an interpreter takes too long" if operands.case.m else "no tokens"
+        return None
+    x = operands.activation("repeats")
+    first: Tensor | None = None
+    until, count, differing, wrong = examination.until(0.2), 0, 0, []
+    busy = _Busy(operands.device)
+    with contract.weight_unchanged(operands.weight):
+        while count < 2 or (count < most and time.monotonic() < until):
+            with busy:
+                y = contract.call(implementation.matmul, x, operands.weight, operands.device,
+                                  poison.PATTERNS[count % 2]).seen
+            first = y if first is None else first
+            if not contract.same_bits(first, y):
+                differing += count > 0
+                comparison = compare(y, operands.reference(x, implementation))
+                if not comparison.within:
+                    wrong.append(comparison)
+            count += 1
+    examination.covered["repeats"] = f"{count} calls with the same operands"
+    examination.properties |= {"repeats": count, "repeatable": differing == 0}
+    if not wrong:
+        return None
+    return Verdict(
+        status=Status.WRONG if wrong[0].finite else Status.NONFINITE, kind=Kind.NOT_REPEATABLE,
+        evidence=comparison_evidence(wrong[0]) | {"repeats": count, "repeats_wrong": len(wrong)},
+        summary=f"wrong in {len(wrong)} of {count} calls with the same operands: {wrong[0].message()}",
+    )
+
+
+class _Busy:
+    """Keep a GPU busy on another stream while this is open; nothing on a CPU."""
+
+    def __init__(self, device: str) -> None:
+        self.stream = torch.cuda.Stream() if device != "cpu" else None
+        self.matrix = torch.randn(1024, 1024, device=device) if device != "cpu" else None
+
+    def __enter__(self) -> None:
+        if self.stream is not None:
+            with torch.cuda.stream(self.stream):
+                torch.mm(self.matrix, self.matrix)
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def check_streams(examination: Examination, prepare: Callable[[int, int, object], Operands]) -> Verdict | None:
+    """Check two calls at once on two CUDA streams, with a weight and an activation each."""
+    implementation, own = examination.implementation, examination.operands
+    if own.device == "cpu" or own.case.m == 0 or examination.new_shapes_cost_too_much("streams"):
+        examination.not_asked.setdefault("streams", "a CPU has none" if own.device == "cpu" else "no tokens")
+        return None
+    pairs = [own, prepare(own.case.n, own.case.k, "second stream")]
+    xs = [each.activation(("stream", number)) for number, each in enumerate(pairs)]
+    expected = [each.reference(x, implementation) for each, x in zip(pairs, xs, strict=True)]
+    streams = [torch.cuda.Stream() for _ in pairs]
+    torch.cuda.synchronize()
+    until, rounds = examination.until(0.1), 0
+    while rounds < 3 or (time.monotonic() < until and rounds < 100):
+        outputs = []
+        for _ in range(4):      # several in flight on each
+            for each, x, stream in zip(pairs, xs, streams, strict=True):
+                with torch.cuda.stream(stream), torch.no_grad():
+                    outputs.append(implementation.matmul(x, each.weight))
+        torch.cuda.synchronize()
+        rounds += 1
+        for number, y in enumerate(outputs):
+            comparison = compare(y, expected[number % 2])
+            if not comparison.within:
+                return Verdict(status=Status.WRONG if comparison.finite else Status.NONFINITE, kind=Kind.STREAM_UNSAFE,
+                               evidence=comparison_evidence(comparison) | {"rounds": rounds},
+                               summary=f"wrong when two CUDA streams multiply at once: {comparison.message()}")
+    examination.covered["streams"] = f"two at once, {8 * rounds} calls"
+    return None
+
+
+def prepared_like(operands: Operands, n: int, k: int, purpose: object) -> tuple[Operands, Tensor]:
+    """Return operands of another weight [N, K], not quantized yet, and that weight."""
+    case = operands.case.model_copy(update={"n": n, "k": k, "workload": "other"})
+    rng = inputs.generator(operands.seed, "weight", purpose, n, k, device=operands.device)
+    original = torch.randn(n, k, generator=rng, device=operands.device)
+    return replace(operands, case=case, original=original), original

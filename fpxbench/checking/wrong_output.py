@@ -1,0 +1,84 @@
+"""Judge an output that is outside its tolerance, as far as further calls on the same operands tell why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fpxbench.checking import poison
+from fpxbench.checking.contract import Output
+from fpxbench.checking.reference import Comparison, Reference, compare
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
+
+_LATE_S = 0.02
+"""An output that is computed on another thread or stream is waited for this long before it is called wrong."""
+
+Again = Callable[[int], Output]
+"""Repeat the call in memory that holds the given pattern."""
+
+
+def judge(again: Again, output: Output, comparison: Comparison, expected: Reference, *, pattern: int,
+          previous: Reference | None = None) -> Verdict:
+    """Return the verdict on a wrong `output` [M, N]; its kind is None where the output alone does not tell it.
+
+    `previous` is the reference of the call before. Raises ContractViolation if the output changes after its return.
+    """
+    y = output.seen
+    evidence = comparison_evidence(comparison)
+    time.sleep(_LATE_S)
+    output.check_unchanged()
+    if previous is not None and previous.product.shape == y.shape and compare(y, previous).within:
+        return Verdict(status=Status.WRONG, kind=Kind.STALE_OUTPUT, evidence=evidence,
+                       summary="gave the output of the call before")
+    memory = _depends_on_memory(again, output, expected, pattern, evidence)
+    if memory is not None:
+        return memory
+    if not comparison.finite:
+        bad = ~torch.isfinite(y)
+        row, column = bad.nonzero()[0].tolist()
+        evidence["nonfinite"] = int(bad.sum())
+        return Verdict(status=Status.NONFINITE, evidence=evidence,
+                       summary=f"{int(bad.sum())} of {y.numel()} outputs are not finite,"
+                               f" the first at [{row}, {column}]: {y[row, column].item()}")
+    return Verdict(status=Status.WRONG, evidence=evidence, summary=comparison.message())
+
+
+def _depends_on_memory(again: Again, output: Output, expected: Reference, pattern: int, evidence: dict[str, Any]) -> Verdict | None:
+    """Tell outputs that were never written, and results that depend on what fresh memory held, by other patterns."""
+    y = output.seen
+    other = next(each for each in poison.PATTERNS if each != pattern)
+    held = poison.holds_pattern(y, pattern)
+    if bool(held.any()):
+        held &= poison.holds_pattern(again(other).seen, other)
+        if unwritten := int(held.sum()):
+            return Verdict(status=Status.WRONG, kind=Kind.UNWRITTEN_OUTPUT, evidence=evidence | {"unwritten": unwritten},
+                           summary=f"{unwritten} of {y.numel()} output elements were never written")
+    if not compare(again(poison.ZERO).seen, expected).within:
+        return None
+    if compare(again(pattern).seen, expected).within:
+        return Verdict(status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence=evidence,
+                       summary=f"wrong once, and right when asked again with the same operands: {_extent(output, expected)}")
+    return Verdict(
+        status=Status.WRONG, kind=Kind.READS_UNWRITTEN, evidence=evidence | {"pattern": poison.pattern_name(pattern)},
+        summary=f"reads memory that nobody wrote (padding, say): right where new memory holds zeros, wrong where it holds"
+                f" {poison.pattern_name(pattern)}: {_extent(output, expected)}")
+
+
+def _extent(output: Output, expected: Reference) -> str:
+    comparison = compare(output.seen, expected)
+    if comparison.finite:
+        return comparison.message()
+    return f"{int((~output.seen.isfinite()).sum())} of {output.seen.numel()} outputs are not finite"
+
+
+def comparison_evidence(comparison: Comparison) -> dict[str, Any]:
+    """Return what a verdict keeps of a comparison."""
+    return {
+        "relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside,
+        "worst_at": list(comparison.worst_at), "worst_value": repr(comparison.worst_value),
+        "worst_expected": repr(comparison.worst_expected),
+    }

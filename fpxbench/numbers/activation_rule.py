@@ -1,0 +1,64 @@
+"""ActivationRule: how an implementation quantizes its activation before it multiplies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.codec import decode, encode
+from fpxbench.numbers.rounding import Rounding
+from fpxbench.numbers.scaling import Scales, scaling_named
+from fpxbench.numbers.scheme import Scheme, scheme_named
+
+NUDGE = 2.0**-20
+"""x / s, x * (1 / s) and amax / max in fp32 differ by less than this: nearer to a boundary, a code may go either way."""
+
+
+@dataclass(frozen=True)
+class ActivationRule:
+    """A quantization of the activation [M, K], by rows as a weight's.
+
+    scheme : format and granularity: ``e4m3fn-row`` (a scale a token), ``e4m3fn-tensor``, ``nvfp4``, ``int8-g128``, …
+    rounding : how a scaled value becomes a code
+    scale : a fixed scale for the whole tensor (static quantization); None: from the activation itself (dynamic)
+    """
+
+    scheme: str
+    rounding: Rounding = Rounding.NEAREST_EVEN
+    scale: float | None = None
+
+    def __str__(self) -> str:
+        static = "" if self.scale is None else f", fixed scale {self.scale:.6g}"
+        rounding = "" if self.rounding is Rounding.NEAREST_EVEN else f", {self.rounding.value}"
+        return f"{self.scheme}{rounding}{static}"
+
+    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values [M, K] that `x` [M, K] is rounded to, and how far each may lie beside it (float64).
+
+        The second is 0 but for values within fp32's own rounding of a boundary between two codes.
+        """
+        if x.numel() == 0:
+            return x.double(), x.double()
+        scheme = scheme_named(self.scheme)
+        middle = self._values(x, scheme, 1.0, 1.0)
+        slack = torch.zeros_like(middle)
+        for scale_nudge in (1 - NUDGE, 1 + NUDGE):
+            for nudge in (1 - NUDGE, 1 + NUDGE):
+                other = (self._values(x, scheme, scale_nudge, nudge) - middle).abs()
+                # The scale's own nudge moves every value by NUDGE: no code went the other way.
+                slack = torch.maximum(slack, torch.where(other > 4 * NUDGE * middle.abs(), other, 0.0))
+        return middle, slack
+
+    def _values(self, x: Tensor, scheme: Scheme, scale_nudge: float, nudge: float) -> Tensor:
+        given = x.float()
+        if self.scale is not None:
+            scales = Scales(torch.full((1, 1), self.scale, device=x.device))
+        else:
+            scales = scheme.scaling.choose(given * scale_nudge, scheme.format)
+        scaling = scheme.scaling if self.scale is None else scaling_named("tensor")
+        codes = encode(scaling.divide(given, scales) * nudge, scheme.format, self.rounding)
+        if self.scale is not None:
+            return decode(codes, scheme.format).double() * self.scale
+        return scheme.dequantize(codes, scales).double()
