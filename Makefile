@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 INSTALL = $(PYTHON) tools/venv.py $(VENV) $(OWN) --constraints constraints.txt
 INSTALLED_BY := pyproject.toml constraints.txt tools/venv.py
 
-.PHONY: bench test report docs clean help
+.PHONY: bench test lint report docs clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make bench    install into a virtual environment, run the sweep through asv, build the report"
 	@echo "make test     install, and run the tests"
+	@echo "make lint     install the checkers, and run them: ruff, mypy, import-linter"
 	@echo "make report   build the report anew from the records in results/"
 	@echo "make docs     build the documentation into build/site; any warning fails"
 	@echo "make clean    remove the environments and everything built; records in results/ stay"
@@ -33,6 +34,11 @@ bench: $(VENV)/.for-bench
 
 test: $(VENV)/.for-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.for-lint
+	$(BIN)/ruff check fpxbench impls reports benchmarks tests tools
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 report: $(VENV)/.for-bench
 	@$(BIN)/fpxbench report
@@ -54,6 +60,11 @@ $(VENV)/.for-bench: $(INSTALLED_BY)
 $(VENV)/.for-test: $(INSTALLED_BY)
 	@command -v $(PYTHON) >/dev/null || { echo "There is no Python called $(PYTHON) here: make test PYTHON=/path/to/python"; exit 1; }
 	@$(INSTALL) --extra test
+	@touch $@
+
+$(VENV)/.for-lint: $(INSTALLED_BY)
+	@command -v $(PYTHON) >/dev/null || { echo "There is no Python called $(PYTHON) here: make lint PYTHON=/path/to/python"; exit 1; }
+	@$(INSTALL) --extra test --extra lint
 	@touch $@
 
 $(VENV)/.for-docs: $(INSTALLED_BY)

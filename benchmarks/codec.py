@@ -1,6 +1,8 @@
-"""How fast codes are made, read and packed, for asv: one round of measure_rows in `setup_cache`, and then a look-up for each figure.
+"""How fast codes are made, read and packed, for asv: one round of measure_rows in `setup_cache`, and then a look-up for
+each figure.
 
-asv takes more for worse, so speeds are times here: `fpxbench codec` prints the same as speeds, of every format and layout.
+asv takes more for worse, so speeds are times here: `fpxbench codec` prints the same as speeds, of every format and
+layout.
 """
 
 import math
@@ -15,8 +17,14 @@ from .tracking import tracked
 
 SETTINGS = Settings.from_environment()
 SMOKE = SETTINGS.profile == "smoke"
-FORMATS = ("e4m3fn", "e2m1") if SMOKE else ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e3m4", "e3m2", "e2m3", "e2m1", "e8m0")
-PACKED = ("planar/6",) if SMOKE else ("planar/4", "planar/6", "nibbles_low_first/4", "bitstream/6", "torchao_fp6/6", "fp6_llm/6")
+FORMATS = (
+    ("e4m3fn", "e2m1") if SMOKE else ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e3m4", "e3m2", "e2m3", "e2m1", "e8m0")
+)
+PACKED = (
+    ("planar/6",)
+    if SMOKE
+    else ("planar/4", "planar/6", "nibbles_low_first/4", "bitstream/6", "torchao_fp6/6", "fp6_llm/6")
+)
 
 ENCODED = [f"encode/{name}/fp32" for name in FORMATS]
 DECODED = [f"decode/{name}" for name in FORMATS]
@@ -41,7 +49,8 @@ def setup_cache() -> dict[str, dict]:
     return {row.row: figures(row) for row in measured}
 
 
-# asv's limit is on silence; each row has a limit of its own, and waits before it while others measure on the same device.
+# asv's limit is on silence; each row has a limit of its own, and waits before it while others measure on the same
+# device.
 setup_cache.timeout = 24 * 3600
 
 

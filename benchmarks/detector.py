@@ -1,7 +1,8 @@
-"""How good the rule is that finds regressions, for asv: some runs of `fpxbench detector` in `setup_cache`, and then look-ups.
+"""How good the rule is that finds regressions, for asv: some runs of `fpxbench detector` in `setup_cache`, and then
+look-ups.
 
-asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are those of the table in
-docs/decision-rule.md, so that a figure moves only when the rule does.
+asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are
+those of the table in docs/decision-rule.md, so that a figure moves only when the rule does.
 """
 
 from fpxbench.regressions import synthetic
@@ -11,7 +12,10 @@ from .tracking import tracked
 
 SERIES = 100
 DETECTORS = ["rule", "rule + confirmation"]
-STEPS = {f"{step:.0%} at {noise:.0%} noise": (step, noise) for step, noise in ((0.03, 0.01), (0.05, 0.01), (0.05, 0.02), (0.05, 0.03), (0.10, 0.03))}
+STEPS = {
+    f"{step:.0%} at {noise:.0%} noise": (step, noise)
+    for step, noise in ((0.03, 0.01), (0.05, 0.01), (0.05, 0.02), (0.05, 0.03), (0.10, 0.03))
+}
 BUILDS = 365
 
 
@@ -20,9 +24,13 @@ def setup_cache() -> dict[str, float]:
     figures = {}
     for detector in DETECTORS:
         for name, (step, noise) in STEPS.items():
-            figures[f"{detector}/{name}"] = 1 - EvaluationRun(detector, SERIES, SEED, step=step, noise=noise).run().within[-1]
+            figures[f"{detector}/{name}"] = (
+                1 - EvaluationRun(detector, SERIES, SEED, step=step, noise=noise).run().within[-1]
+            )
         for kind in synthetic.FLAT:
-            figures[f"{detector}/{kind}"] = EvaluationRun(detector, SERIES, SEED, kind=kind, builds=BUILDS).run().per_1000
+            figures[f"{detector}/{kind}"] = (
+                EvaluationRun(detector, SERIES, SEED, kind=kind, builds=BUILDS).run().per_1000
+            )
     return figures
 
 

@@ -1,7 +1,8 @@
 """Low-bit matmul, case by case, for asv: one sweep in `setup_cache`, and then a look-up for each figure.
 
-A figure that a case does not have (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv takes for
-"skipped": not a failure of the benchmark, and no point on its graph. What went wrong is `track_status`, and in the report.
+A figure that a case does not have (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv
+takes for "skipped": not a failure of the benchmark, and no point on its graph. What went wrong is `track_status`, and
+in the report.
 """
 
 import math

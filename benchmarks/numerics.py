@@ -1,7 +1,7 @@
 """What casts do, conversion by conversion, for asv: one run in `setup_cache`, and then a look-up for each figure.
 
-A build that changes a cast (E4M3FN's overflow from NaN to 448, in 2.12) is a step in the number of inputs that differ from a fixed
-reference. The profiles `smoke` and `quick` have what eager PyTorch does; `full` has every conversion.
+A build that changes a cast (E4M3FN's overflow from NaN to 448, in 2.12) is a step in the number of inputs that differ
+from a fixed reference. The profiles `smoke` and `quick` have what eager PyTorch does; `full` has every conversion.
 """
 
 import math
@@ -19,10 +19,12 @@ SETTINGS = Settings.from_environment()
 ENGINES = () if SETTINGS.profile == "full" else (Engine.EAGER,)
 GLOBS = {
     "smoke": ("cast/fp32", "finfo"),
-    "quick": ("cast/fp*", "cast/bf16", "cast/e*/fp*", "cast/e*/bf16", "scale_then_cast", "finfo", "*/uint*"),   # FP8 to FP8 is left out
+    # FP8 to FP8 is left out
+    "quick": ("cast/fp*", "cast/bf16", "cast/e*/fp*", "cast/e*/bf16", "scale_then_cast", "finfo", "*/uint*"),
     "full": (),
 }[SETTINGS.profile]
-# Which devices there are is not known before PyTorch is imported: those of a GPU that is not there stay without figures.
+# Which devices there are is not known before PyTorch is imported: those of a GPU that is not there stay without
+# figures.
 try:
     DEVICES = [SETTINGS.device] if SETTINGS.device else ["cpu"] + ["cuda"] * (installed_build().variant != "cpu")
     CONVERSIONS = [conversion.id for conversion in conversions(DEVICES, ENGINES, GLOBS)]
@@ -40,7 +42,10 @@ def setup_cache() -> dict[str, dict]:
     if run.interrupted:
         sys.exit("interrupted")
     return {
-        record.id: {"differing": math.nan if record.differing is None else record.differing, "status": STATUS_NUMBER[record.verdict.status]}
+        record.id: {
+            "differing": math.nan if record.differing is None else record.differing,
+            "status": STATUS_NUMBER[record.verdict.status],
+        }
         for record in run.records
     }
 

@@ -1,7 +1,8 @@
-"""Which GPU takes what, for asv: the build's Triton compiles for GPUs that need not be there, in `setup_cache`; then a look-up each.
+"""Which GPU takes what, for asv: the build's Triton compiles for GPUs that need not be there, in `setup_cache`; then a
+look-up each.
 
-asv takes more for worse, so what is counted is what does not work. `fpxbench targets` says which, and in whose words. The profile
-`smoke` asks for decodes on one architecture, `quick` for decodes on all, `full` for everything.
+asv takes more for worse, so what is counted is what does not work. `fpxbench targets` says which, and in whose words.
+The profile `smoke` asks for decodes on one architecture, `quick` for decodes on all, `full` for everything.
 """
 
 import math
@@ -28,17 +29,20 @@ def setup_cache() -> dict[str, dict[str, int]]:
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    questions = []
+    probes = []
     for name in ASKED:
         try:
-            questions += probes_like([name])
-        except ModuleNotFoundError as error:    # an environment with Triton alone has no PyTorch, which triton_fused takes
+            probes += probes_like([name])
+        # an environment with Triton alone has no PyTorch, which triton_fused takes
+        except ModuleNotFoundError as error:
             print(f"{name} is left out: no {error.name}", file=sys.stderr)
     try:
-        judged, = evaluate_builds([INSTALLED], questions, architectures_like(ARCHITECTURES), notify=lambda text: print(text, file=sys.stderr))
+        judged, = evaluate_builds([INSTALLED], probes, architectures_like(ARCHITECTURES),
+                                  notify=lambda text: print(text, file=sys.stderr))
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")]) for name in ASKED}
+    return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")])
+            for name in ASKED}
 
 
 # asv's limit is on silence, and a matrix takes minutes: it has limits of its own, on each compilation's duration.

@@ -10,8 +10,8 @@ STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERI
 
 
 def tracked(unit: str, name: str, values: list[str], version: str = "1") -> Callable:
-    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is the figure's definition: raise it only when old
-    results no longer compare."""
+    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is the figure's definition: raise it
+    only when old results no longer compare."""
 
     def mark(function):
         function.params = [values]

@@ -1,4 +1,4 @@
-"""The interface that every implementation in `impls/` stands behind, and how they are found.
+"""The interface of every implementation in `impls/`, and how implementations are found.
 
 A new implementation is one file::
 
@@ -6,21 +6,20 @@ A new implementation is one file::
 
     @implementation("my_kernel")
     class MyKernel(Implementation):
-        \"\"\"One sentence that says how it multiplies.\"\"\"
+        \"\"\"One sentence: how it multiplies.\"\"\"
 
         def supports(self, scheme, device):
-            return Support.yes() if scheme.name == "e4m3fn-row" else Support.no("takes e4m3fn-row only")
+            return Support.yes() if scheme.name == "e4m3fn-row" else Support.no("supports e4m3fn-row only")
 
         def matmul(self, x, weight):
             return my_kernel(x, weight.packed, weight.scales)
 
-It is found by lying in `impls/`, by ``--impls PATH``, or by an entry point in the group ``fpxbench.implementations``
-that names a module.
+A file in `impls/` is found, and so are one given by ``--impls PATH`` and a module named by an entry point of the group
+``fpxbench.implementations``.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -34,8 +33,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.scheme import Scheme, checked_weight
+from fpxbench.numbers.quantize import quantize
+from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "fpxbench.implementations"
@@ -43,12 +44,12 @@ ENTRY_POINT_GROUP = "fpxbench.implementations"
 
 @dataclass(frozen=True)
 class Support:
-    """Whether an implementation takes a scheme on a device, and if not, why, in one sentence."""
+    """Whether an implementation supports a scheme on a device, and if not, why, in one sentence."""
 
     supported: bool
     reason: str = ""
     missing: bool = False
-    """The reason is a dependency or a device that is not there, which someone could install."""
+    """The reason is a missing dependency or device, which the user could install."""
 
     @classmethod
     def yes(cls) -> Self:
@@ -57,7 +58,7 @@ class Support:
     @classmethod
     def no(cls, reason: str, *, missing: bool = False) -> Self:
         if not reason:
-            raise ValueError("Support.no needs the reason, in one sentence")
+            raise ValueError("Support.no needs a reason, in one sentence")
         return cls(False, reason, missing)
 
 
@@ -84,13 +85,13 @@ FP32 = Accumulator()
 class Implementation:
     """One way to store a quantized weight and to multiply by it.
 
-    One instance serves one case: what it compiles or caches on itself is gone with the case.
+    An instance serves one case: what it compiles or caches ends with the case.
     """
 
     name: ClassVar[str]
     baseline: ClassVar[bool] = False
     layout: ClassVar[str] = "planar"
-    """What the default `quantize` stores the oracle's codes in: a layout of `fpxbench.numbers.packing`."""
+    """The layout, of `fpxbench.numbers.packing`, in which the default `quantize` stores the oracle's codes."""
     activation_format: ClassVar[str | None] = None
     """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules: one
     for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation itself."""
@@ -102,43 +103,41 @@ class Implementation:
     """Whether `matmul` takes a third argument, a bias [N] in x's dtype that is added to each row."""
 
     def supports(self, scheme: Scheme, device: str) -> Support:
-        """Whether weights of `scheme` are taken on `device` (``cpu``, ``cuda``). ROCm devices are ``cuda`` too."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it supports")
+        """Return whether weights of `scheme` are supported on `device`: ``cpu``, or ``cuda``, which includes ROCm."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method supports(scheme, device)")
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-        """Store a float `weight` [N, K]. By default the oracle's codes and scales, in this class's layout."""
-        if not scheme.quantized:
-            dense = checked_weight(weight).to(scheme.dense_dtype).contiguous()
-            return QuantizedWeight(scheme, tuple(weight.shape), "dense", dense)
-        codes, scales = scheme.quantize(weight)
-        return QuantizedWeight.from_codes(codes, scales, scheme, self.layout)
+        """Return `weight` [N, K] as stored: by default, the oracle's codes and scales in this class's layout."""
+        return quantize(weight, scheme, self.layout)
 
     def dequantize(self, weight: QuantizedWeight) -> Tensor:
-        """fp32 [N, K] that the stored weight stands for. Overridden only where codes are not in a known layout."""
+        """Return the stored weight's numbers, fp32 [N, K]. Override it only if the codes are in no known layout."""
         return weight.dequantize()
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        """``x @ weight.T``: x ``[..., K]`` bf16 or fp16 -> ``[..., N]`` in x's dtype."""
-        raise NotImplementedError(f"{type(self).__name__} does not multiply")
+        """Return ``x @ weight.T``: ``[..., N]`` in x's dtype, from x ``[..., K]`` in bf16 or fp16."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method matmul(x, weight)")
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Any]:
-        """Every configuration that `matmul` may pick for such operands (autotuning). Each is checked."""
+        """Return every configuration that `matmul` may pick for such operands (autotuning). Each is checked."""
         return ()
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Any) -> Tensor:
-        """`matmul` by that configuration, whatever the autotuner would pick."""
-        raise NotImplementedError(f"{type(self).__name__} lists configs but cannot run one")
+        """Return `matmul` by that configuration, whatever the autotuner would pick."""
+        raise NotImplementedError(
+            f"{type(self).__name__} lists configs, so it needs a method matmul_with(x, weight, config)"
+        )
 
     def no_timing(self, device: str) -> str | None:
-        """Why a time on `device` would mean nothing (an interpreter, say), in one sentence; None if it means something."""
+        """Return why a time on `device` is meaningless (an interpreter, say), in one sentence; None if it is not."""
         return None
 
     def max_elements(self, device: str) -> int | None:
-        """The most multiply-adds (M*N*K) a case on `device` should have; None for any. For interpreters."""
+        """Return the most multiply-adds (M*N*K) of a case on `device`, for interpreters; None for no limit."""
         return None
 
     def slow(self, device: str) -> bool:
-        """Whether it names such a limit: fewer calls will do."""
+        """Return whether there is such a limit, so that checks make fewer calls."""
         return self.max_elements(device) is not None
 
 
@@ -148,12 +147,14 @@ _sources: dict[str, str] = {}
 
 
 def implementation(name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
-    """Register a class under `name`, which is what users type. Raises ValueError if another file took the name."""
+    """Register a class under `name`, which users type. Raise ValueError if another file has registered the name."""
 
     def register(cls: type[Implementation]) -> type[Implementation]:
         known = _registry.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"two implementations are called {name!r}: {known.__module__} and {cls.__module__}; rename one")
+            raise ValueError(
+                f"two implementations are named {name!r}: {known.__module__} and {cls.__module__}; rename one"
+            )
         if not name.isidentifier():
             raise ValueError(f"implementation name {name!r} must be letters, digits and underscores")
         cls.name, cls.baseline = name, baseline
@@ -180,10 +181,11 @@ def shipped_folder() -> Path:
 
 
 def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implementation]], list[LoadFailure]]:
-    """All implementations by name: the shipped ones, those of entry points, and those in `paths` (files or folders).
+    """Return all implementations by name: the shipped ones, those of entry points, and those in `paths` (files or
+    folders).
 
     A file that fails to import is a `LoadFailure`, not an exception: the others still run. Files whose name begins
-    with an underscore are skipped. Raises FileNotFoundError for a path that is not there or holds no Python file.
+    with an underscore are skipped. Raises FileNotFoundError for a missing path and for one without a Python file.
     """
     failures: list[LoadFailure] = []
     for file in _python_files(shipped_folder()):
@@ -191,7 +193,7 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()
-        except (Exception, SystemExit) as error:  # a third party's import can fail in any way; it is reported, not fatal
+        except (Exception, SystemExit) as error:  # a third party's import can fail in any way
             failures.append(LoadFailure(f"entry point {entry.name}", f"{type(error).__name__}: {error}"))
     for path in map(Path, paths):
         if not path.exists():
@@ -205,37 +207,46 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     return dict(_registry), failures
 
 
-def find(name: str, known: dict[str, type[Implementation]], failures: Iterable[LoadFailure] = ()) -> type[Implementation]:
-    """The implementation of that name. Raises ValueError, see `no_implementation`."""
+def find(
+    name: str, known: dict[str, type[Implementation]], failures: Iterable[LoadFailure] = ()
+) -> type[Implementation]:
+    """Return the implementation of that name. Raise ValueError, see `no_implementation`."""
     if name in known:
         return known[name]
     raise no_implementation(name, known, failures)
 
 
 def no_implementation(name: str, known: Iterable[str], failures: Iterable[LoadFailure] = ()) -> ValueError:
-    """That there is none of that name: the nearest ones, and what could not be loaded, which may have brought it."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(known))}"
-    why = "; ".join(map(str, failures)) or "--impls PATH brings others"
+    """Return the error for an unknown name, with the nearest ones and the files that failed to load."""
+    hint = did_you_mean(name, known, f"there are {', '.join(sorted(known))}")
+    why = "; ".join(map(str, failures)) or "--impls PATH adds others"
     return ValueError(f"no implementation {name!r}; {hint} ({why})")
 
 
 def summary(cls: type[Implementation]) -> str:
-    """The first paragraph of the class's docstring, on one line: what reports show of it."""
+    """Return the first paragraph of the class's docstring on one line, for reports."""
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
 
 
 def listed(paths: list[Path]) -> list[dict[str, str]]:
-    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded."""
+    """Return a row of text for each implementation that `discover` finds, and for each file that could not be loaded.
+    """
     known, failures = discover(paths)
-    rows = [{"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)} for name, cls in sorted(known.items())]
-    return rows + [{"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"} for failure in failures]
+    rows = [
+        {"implementation": name, "baseline": "yes" if cls.baseline else "", "about": summary(cls)}
+        for name, cls in sorted(known.items())
+    ]
+    return rows + [
+        {"implementation": failure.path, "baseline": "", "about": f"not loaded: {failure.error}"}
+        for failure in failures
+    ]
 
 
 def source_digest(name: str) -> str:
-    """Twelve hex digits over the implementation's file and the private files beside it; empty for entry points.
+    """Return twelve hex digits of a hash over the implementation's file and the private files beside it; "" for entry
+    points.
 
-    A record carries it, so that an edited kernel is measured again and not taken as done.
+    A record carries it, so that an edited kernel is measured again.
     """
     return _sources.get(name, "")
 
@@ -258,7 +269,7 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
     if resolved in _loaded_paths:
         return
     parent = module_name.rpartition(".")[0]
-    if parent not in sys.modules:   # lets a file import the private ones (_name.py) beside it, wherever the folder lies
+    if parent not in sys.modules:   # lets a file import the private ones (_name.py) beside it
         package = ModuleType(parent)
         package.__path__ = [str(resolved.parent)]
         sys.modules[parent] = package
@@ -271,8 +282,19 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
         _loaded_paths.add(resolved)
         digest = _folder_digest(resolved)
         _sources.update({name: digest for name in set(_registry) - before})
-    except (Exception, SystemExit) as error:  # a broken file, or a script that exits, must not keep the others from running
+    except (Exception, SystemExit) as error:  # a broken file, or a script that exits, must not stop the others
         del sys.modules[module_name]
         for name in set(_registry) - before:
             del _registry[name]
         failures.append(LoadFailure(str(file), f"{type(error).__name__}: {error}"))
+
+
+class _CallableModule(ModuleType):
+    """This module, which can also be used as the decorator: once it is imported, Python binds it to
+    ``fpxbench.implementation``."""
+
+    def __call__(self, name: str, *, baseline: bool = False) -> Callable[[type[Implementation]], type[Implementation]]:
+        return implementation(name, baseline=baseline)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,34 +1,65 @@
 """Workloads: the N and K of real models' linear layers, named after them (``llama2-7b.qkv``).
 
-Shapes are derived from transformers' config classes, with the hyperparameters that each model was published with, so
-that nothing is fetched. ``canary`` workloads are small shapes on which known mistakes show.
+Shapes come from transformers' config classes with the hyperparameters that each model was published with; nothing is
+downloaded. ``canary`` workloads are small shapes on which known faults show.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
+from fpxbench.did_you_mean import did_you_mean
+
 TOKENS = (1, 4, 16, 64, 512, 4096)
-"""M: how many tokens are multiplied at once."""
+"""M: the number of tokens multiplied at once."""
+
+
+class WeightContents(StrEnum):
+    """What the weight of a workload holds."""
+
+    NORMAL = "normal"
+    """N(0, 1)."""
+    CODES = "codes"
+    """The values on which encoders and decoders differ: every code, every midpoint of two, under scales of 1."""
+
+
+class Split(StrEnum):
+    """Which dimension of a layer tensor parallelism divides among its ranks."""
+
+    N = "n"
+    """Output features: column-parallel (qkv, gate and up)."""
+    K = "k"
+    """Input features: row-parallel (o, down)."""
+    NONE = ""
+    """The layer is small, and every rank holds all of it."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A linear layer ``[M, K] @ [N, K].T``; `m` lists the token counts it is run with."""
+    """A linear layer ``[M, K] @ [N, K].T``, with the token counts `m` to run."""
 
     name: str
     n: int
     k: int
     m: tuple[int, ...] = TOKENS
     about: str = ""
+    contents: WeightContents = WeightContents.NORMAL
+    split: Split = Split.NONE
 
     @property
     def is_canary(self) -> bool:
-        return self.name.startswith("canary.")
+        return is_canary(self.name)
+
+    def of_rank(self, size: int) -> Workload:
+        """Return what the first of `size` ranks of tensor parallelism holds: N or K over `size`, rounded up."""
+        if self.split is Split.N:
+            return replace(self, name=f"{self.name}.tp{size}", n=-(-self.n // size))
+        return replace(self, name=f"{self.name}.tp{size}", k=-(-self.k // size))
 
 
 # model: (config class, hyperparameters as published with the weights)
@@ -39,46 +70,119 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                                       num_key_value_heads=8, vocab_size=128256)),
     "llama3-70b": ("LlamaConfig", dict(hidden_size=8192, intermediate_size=28672, num_attention_heads=64,
                                        num_key_value_heads=8, vocab_size=128256)),
+    "llama4-scout": ("Llama4TextConfig", dict(hidden_size=5120, intermediate_size=8192, intermediate_size_mlp=16384,
+                                              num_attention_heads=40, num_key_value_heads=8, head_dim=128,
+                                              num_local_experts=16)),
     "qwen2.5-7b": ("Qwen2Config", dict(hidden_size=3584, intermediate_size=18944, num_attention_heads=28,
                                        num_key_value_heads=4, vocab_size=152064)),
+    "qwen3-8b": ("Qwen3Config", dict(hidden_size=4096, intermediate_size=12288, num_attention_heads=32,
+                                     num_key_value_heads=8, head_dim=128)),
+    "qwen3-32b": ("Qwen3Config", dict(hidden_size=5120, intermediate_size=25600, num_attention_heads=64,
+                                      num_key_value_heads=8, head_dim=128)),
+    "qwen3-30b-a3b": ("Qwen3MoeConfig", dict(hidden_size=2048, moe_intermediate_size=768, num_attention_heads=32,
+                                             num_key_value_heads=4, head_dim=128, num_experts=128)),
+    "qwen3-235b-a22b": ("Qwen3MoeConfig", dict(hidden_size=4096, moe_intermediate_size=1536, num_attention_heads=64,
+                                               num_key_value_heads=4, head_dim=128, num_experts=128)),
     "mixtral-8x7b": ("MixtralConfig", dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
                                            num_key_value_heads=8, vocab_size=32000)),
+    "mistral-small-24b": ("MistralConfig", dict(hidden_size=5120, intermediate_size=32768, num_attention_heads=32,
+                                                num_key_value_heads=8, head_dim=128)),
+    "gemma3-12b": ("Gemma3TextConfig", dict(hidden_size=3840, intermediate_size=15360, num_attention_heads=16,
+                                            num_key_value_heads=8, head_dim=256)),
+    "phi-4": ("Phi3Config", dict(hidden_size=5120, intermediate_size=17920, num_attention_heads=40,
+                                 num_key_value_heads=10)),
+    "gpt-oss-20b": ("GptOssConfig", dict(hidden_size=2880, intermediate_size=2880, num_attention_heads=64,
+                                         num_key_value_heads=8, head_dim=64, num_local_experts=32)),
+    "gpt-oss-120b": ("GptOssConfig", dict(hidden_size=2880, intermediate_size=2880, num_attention_heads=64,
+                                          num_key_value_heads=8, head_dim=64, num_local_experts=128)),
+    "deepseek-v3": ("DeepseekV3Config", dict(hidden_size=7168, intermediate_size=18432, moe_intermediate_size=2048,
+                                             num_attention_heads=128, q_lora_rank=1536, kv_lora_rank=512,
+                                             qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)),
 }
 
 CANARIES = (
     Workload("canary.seed", 32, 32, (1,), "the shape of pytorch/ao issue #228's reproduction"),
-    Workload("canary.codes", 32, 512, (1,), "every code of every format, at M = 1"),
+    Workload("canary.codes", 32, 512, (1,), "every code of every format, at M = 1", WeightContents.CODES),
     Workload("canary.ragged", 77, 203, (3, 33), "M, N and K that no block size divides"),
 )
+
+_CONTENTS = {canary.name: canary.contents for canary in CANARIES}
+
+
+def is_canary(workload: str) -> bool:
+    """Return whether a workload of that name is a small shape that is checked and not timed."""
+    return workload.startswith("canary.")
+
+
+def contents_of(workload: str) -> WeightContents:
+    """Return what the weight of a workload holds, by the workload's name; any that is no canary holds N(0, 1)."""
+    return _CONTENTS.get(workload, WeightContents.NORMAL)
 
 
 def _layers(model: str) -> list[Workload]:
     class_name, published = _MODELS[model]
     config = getattr(importlib.import_module("transformers"), class_name)(**published)
-    head = config.hidden_size // config.num_attention_heads
-    attention = config.num_attention_heads * head
-    expert = "expert_" if hasattr(config, "num_local_experts") else ""
-    shapes = {
-        "k": (config.num_key_value_heads * head, config.hidden_size),
-        "qkv": (attention + 2 * config.num_key_value_heads * head, config.hidden_size),
-        "o": (config.hidden_size, attention),
-        f"{expert}gate_up": (2 * config.intermediate_size, config.hidden_size),
-        f"{expert}down": (config.hidden_size, config.intermediate_size),
+    shapes = {**_attention(config), **_feed_forward(config)}
+    return [Workload(f"{model}.{layer}", n, k, about=f"{model}, {class_name}", split=split)
+            for layer, (n, k, split) in shapes.items()]
+
+
+def _attention(config: Any) -> dict[str, tuple[int, int, Split]]:
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    if hasattr(config, "kv_lora_rank"):     # multi-head latent attention: queries and keys through a low rank
+        query = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim)
+        return {
+            "qkv_a": (config.q_lora_rank + config.kv_lora_rank + config.qk_rope_head_dim, hidden, Split.NONE),
+            "q_b": (query, config.q_lora_rank, Split.N),
+            "kv_b": (heads * (config.qk_nope_head_dim + config.v_head_dim), config.kv_lora_rank, Split.N),
+            "o": (hidden, heads * config.v_head_dim, Split.K),
+        }
+    head = getattr(config, "head_dim", None) or hidden // heads
+    key = config.num_key_value_heads * head
+    return {
+        "k": (key, hidden, Split.N),
+        "qkv": (heads * head + 2 * key, hidden, Split.N),
+        "o": (hidden, heads * head, Split.K),
     }
-    return [Workload(f"{model}.{layer}", n, k, about=f"{model}, {class_name}") for layer, (n, k) in shapes.items()]
+
+
+def _feed_forward(config: Any) -> dict[str, tuple[int, int, Split]]:
+    hidden = config.hidden_size
+    expert = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    sizes = {}
+    if any(hasattr(config, field) for field in ("num_local_experts", "num_experts", "n_routed_experts")):
+        sizes["expert_"] = expert
+        dense = getattr(config, "intermediate_size_mlp", None)
+        if hasattr(config, "n_routed_experts"):     # the first layers of DeepSeek-V3 have no experts
+            dense = config.intermediate_size
+        if dense:
+            sizes[""] = dense
+    else:
+        sizes[""] = config.intermediate_size
+    return {f"{prefix}{layer}": shape for prefix, size in sizes.items() for layer, shape in (
+        ("gate_up", (2 * size, hidden, Split.N)), ("down", (hidden, size, Split.K)))}
 
 
 @cache
-def workloads() -> dict[str, Workload]:
-    """All workloads by name, canaries first. Imports transformers (seconds)."""
-    found = [*CANARIES, *(layer for model in _MODELS for layer in _layers(model))]
+def workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
+    """Return all workloads by name, canaries first. Imports transformers, which takes seconds.
+
+    ranks : sizes of tensor parallelism; each adds a model's layers as one rank holds them (``llama3-70b.down.tp8``)
+    """
+    layers = [layer for model in _MODELS for layer in _layers(model)]
+    found = [
+        *CANARIES,
+        *layers,
+        *(layer.of_rank(size) for size in ranks for layer in layers if layer.split is not Split.NONE),
+    ]
     return {workload.name: workload for workload in found}
 
 
 def workload_named(name: str) -> Workload:
-    """The workload of that name. Raises ValueError naming the nearest ones."""
-    known = workloads()
+    """Return the workload of that name. Raise ValueError naming the nearest ones."""
+    size = re.search(r"\.tp([1-9]\d{0,3})$", name)
+    known = workloads((int(size[1]),) if size else ())
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    raise ValueError(f"no workload {name!r}; did you mean {' or '.join(near) if near else ' or '.join(list(known)[:4])}?")
+    hint = did_you_mean(name, known, f"`fpxbench list workloads` shows the {len(known)} there are", cutoff=0.4)
+    raise ValueError(f"no workload {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""Upcast, matmul and scale, left to torch.compile to fuse: the function of pytorch/ao issue #228."""
+"""Upcast, matmul and scale, for torch.compile to fuse: the function of pytorch/ao issue #228."""
 
 import torch
 
@@ -14,7 +14,7 @@ def mixed_mm(a, b, scale):
 
 
 def mixed_mm_fp16(a, b, scale):
-    """The same, scaled before the product: float8 codes go up to 57344, and fp16 ends at 65504."""
+    """The same, scaled before the product: float8 values reach 57344, which would overflow fp16 (65504)."""
     return torch.mm(a, (b.float() * scale).to(a.dtype))
 
 
@@ -22,8 +22,8 @@ def mixed_mm_fp16(a, b, scale):
 class CompiledMixedMM(Implementation):
     """`torch.mm(a, b.to(a.dtype)) * scale` under `torch.compile`, with max-autotune on GPUs.
 
-    It is fast only where Inductor fuses the upcast into the matmul's loads, which it does by a Triton template on
-    GPUs. On CPU the upcast stays a pass of its own and costs far more than the product: see `cpu_fused`.
+    It is fast only where Inductor fuses the upcast into the matmul's loads, as its Triton template on GPUs does. On CPU
+    the upcast is a separate pass that costs far more than the product: see `cpu_fused`.
     """
 
     layout = "bytes"
@@ -33,9 +33,13 @@ class CompiledMixedMM(Implementation):
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in (*TORCH_FLOAT8, "int8"):
-            return Support.no(f"takes weights that torch has an 8-bit dtype for, and {scheme.name} is none of them")
+            return Support.no(
+                f"supports weights in torch's 8-bit dtypes ({', '.join(TORCH_FLOAT8)}, int8), not {scheme.name}"
+            )
         if scheme.scaling.block is not None:
-            return Support.no(f"takes a scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
+            return Support.no(
+                f"supports one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}"
+            )
         return Support.yes()
 
     def matmul(self, x, weight):
@@ -43,7 +47,7 @@ class CompiledMixedMM(Implementation):
         a, b = x.reshape(-1, x.shape[-1]).contiguous(), weight.packed.view(dtype).t()
         key = (a.shape, a.dtype, b.shape)
         if key not in self._compiled:
-            # Without CUDA graphs: those would hand the same output buffer to every call.
+            # Without CUDA graphs, which would return the same output buffer from every call.
             mode = "max-autotune-no-cudagraphs" if a.is_cuda else None
             self._compiled[key] = compiled(mixed_mm_fp16 if a.dtype == torch.float16 else mixed_mm, mode=mode)
         return self._compiled[key](a, b, weight.scale_grid().reshape(-1)).reshape(*x.shape[:-1], weight.shape[0])

@@ -1,7 +1,7 @@
 """Decode, product and scale in one vectorised pass over the packed weight, on CPU, by Inductor alone.
 
-What moves: each packed byte once, plus the scales; at one token that is all. What a weight costs: about ten integer
-and float instructions on a vector of 16 weights.
+Memory traffic: each packed byte once, plus the scales; at one token nothing else. Cost: about ten integer and float
+instructions for a vector of 16 weights.
 """
 
 import torch
@@ -15,7 +15,7 @@ from ._compiling import compiled
 
 
 def values(code, fmt):
-    """fp32 numbers of int32 codes: exact, by operations that Inductor vectorises, and with no subnormal operand."""
+    """Return fp32 numbers of int32 codes, exact, by operations that Inductor vectorises, without subnormal operands."""
     if fmt.twos_complement:
         signed = (code << (32 - fmt.bits)) >> (32 - fmt.bits)
         return signed.to(torch.float32) * 2.0 ** (1 - fmt.bias - fmt.mantissa_bits)
@@ -36,10 +36,10 @@ def values(code, fmt):
 
 
 def code_words(words, bits):
-    """The int32 codes in planar rows, read as int32 words [N, row_bytes / 4]: [N, S] for each plane and byte.
+    """Yield the int32 codes of planar rows, given as int32 words [N, row_bytes / 4]: [N, S] for each plane and byte.
 
-    Tensor ``t = 4 * plane + byte`` holds at i the weight ``k = 4 * (S * plane + i) + byte``: `activation_words`
-    puts the activation in the same order.
+    Tensor ``t = 4 * plane + byte`` has at i the weight ``k = 4 * (S * plane + i) + byte``. `activation_words` puts the
+    activation in the same order.
     """
     planes = 8 // pieces(bits)[-1][1]
     s = words.shape[1] * 32 // (bits * 4 * planes)
@@ -47,7 +47,7 @@ def code_words(words, bits):
         for byte in range(4):
             code, start = 0, 0
             for offset, width in pieces(bits):
-                slices = planes * width // 8      # how many of the planes share this piece's shift
+                slices = planes * width // 8      # planes that share this piece's shift
                 first = start + plane % slices * s
                 field = words[:, first:first + s] >> (8 * byte + plane // slices * width)
                 code = code | ((field & ((1 << width) - 1)) << offset)
@@ -56,15 +56,15 @@ def code_words(words, bits):
 
 
 def activation_words(x, bits, k_pad):
-    """fp32 [M, T, S] of x [M, K], zeros past K, in the order of `code_words`."""
+    """Return x [M, K] as fp32 [M, T, S], zeros past K, in the order of `code_words`."""
     planes = 8 // pieces(bits)[-1][1]
     words = F.pad(x.float(), (0, k_pad - x.shape[1])).unflatten(1, (planes, -1, 4))
-    # Contiguous, not a view: over a strided one Inductor vectorises across rows instead, and is three times slower.
+    # Contiguous: over a strided view Inductor vectorises across rows, which is three times slower.
     return words.transpose(2, 3).contiguous().flatten(1, 2)
 
 
 def decoded(words, grid, fmt, block):
-    """The scaled weight, fp32, one [N, S] tensor after the other in the order of `code_words`."""
+    """Yield the scaled weight, fp32, as [N, S] tensors in the order of `code_words`."""
     for t, code in enumerate(code_words(words, fmt.bits)):
         plane, byte = divmod(t, 4)
         if block is None:
@@ -72,34 +72,37 @@ def decoded(words, grid, fmt, block):
         else:
             k = 4 * (code.shape[1] * plane + torch.arange(code.shape[1]))
             if block % 4:
-                k = k + byte        # else a word's bytes share a scale, and Inductor gathers it once
-            scale = grid[:, (k // block).clamp(max=grid.shape[1] - 1)]      # past K are zeros, under any scale
+                k = k + byte        # otherwise a word's bytes share a scale, which Inductor gathers once
+            scale = grid[:, (k // block).clamp(max=grid.shape[1] - 1)]      # zeros past K: any scale will do
         yield values(code, fmt) * scale
 
 
 def matvec(x, words, grid, fmt, block):
-    """One token, one pass: x fp32 [T, S], words int32 [N, row_bytes / 4], grid fp32 [N or 1, G] -> fp32 [N]."""
+    """Multiply one token in one pass: x fp32 [T, S], words int32 [N, row_bytes / 4], grid fp32 [N or 1, G] -> fp32 [N].
+    """
     return sum(w * x[t] for t, w in enumerate(decoded(words, grid, fmt, block))).sum(dim=1)
 
 
 def decode_rows(words, grid, fmt, block):
-    """The scaled weight, fp32 [N, K_pad], columns in the order of `code_words`."""
+    """Return the scaled weight, fp32 [N, K_pad], columns in the order of `code_words`."""
     return torch.cat(list(decoded(words, grid, fmt, block)), dim=1)
 
 
-MATVEC_TOKENS = 4       # up to here one pass a token is faster than storing the decoded weight
-BLOCK_ROWS = 512        # decoded at a time beyond that: 8 MB of fp32 at K = 4096, which a last-level cache holds
+MATVEC_TOKENS = 4
+"""Up to so many tokens, a pass a token is faster than storing the decoded weight."""
+BLOCK_ROWS = 512
+"""Rows decoded at a time for more tokens: 8 MB of fp32 at K = 4096, which fits a last-level cache."""
 
 
 @implementation("cpu_fused")
 class CpuFused(Implementation):
     """Decode, product and scale as one loop over int32 words of the packed weight, which Inductor vectorises on CPU.
 
-    What holds `torch.compile` of upcast + matmul + scale back on CPU: matmul is a library call there, so the upcast
-    weight goes to memory and comes back; and Inductor's C++ backend stores a 16-bit result of integer decoding, and
-    reads the FNUZ dtypes, one weight at a time. Written as a product and a sum over 32-bit words, one token costs
-    about what reading the weight in bf16 does: the bytes saved are spent on decoding. Up to four tokens pay that pass
-    each; beyond, rows are decoded into the cache a block at a time for the 16-bit matmul, which decoding outweighs.
+    `torch.compile` of upcast + matmul + scale is slow on CPU: matmul is a library call there, so the upcast weight goes
+    to memory and back; and Inductor's C++ backend stores a 16-bit result of integer decoding, and reads the FNUZ
+    dtypes, one weight at a time. As a product and a sum over 32-bit words, one token costs about what reading the
+    weight in bf16 does: decoding takes the time that the smaller weight saves. Up to four tokens cost one such pass
+    each; for more, rows are decoded into the cache a block at a time for a 16-bit matmul, and decoding dominates.
     """
 
     def __init__(self):
@@ -107,7 +110,7 @@ class CpuFused(Implementation):
 
     def supports(self, scheme, device):
         if device != "cpu":
-            return Support.no(f"is written for CPUs; triton_fused does the same on {device}")
+            return Support.no(f"runs on CPUs only; triton_fused does the same on {device}")
         if not scheme.quantized:
             return Support.no(f"{scheme.name} is not quantized, so there is nothing to decode")
         if isinstance(scheme.format, Codebook):

@@ -1,4 +1,4 @@
-"""The 16-bit layer that every quantized one is measured against."""
+"""The 16-bit layer that every quantized one is compared with."""
 
 import torch.nn.functional as F
 
@@ -7,14 +7,14 @@ from fpxbench.implementation import Implementation, Support, implementation
 
 @implementation("dense", baseline=True)
 class Dense(Implementation):
-    """`F.linear` with the weight kept in 16 bits: two bytes of memory traffic a weight, no decode.
+    """`F.linear` with the weight in 16 bits: two bytes of memory traffic a weight, no decode.
 
-    At few tokens a layer is bound by reading its weight, so a weight of b bits has 16/b to win, no more.
+    With few tokens a layer is bound by reading its weight, so a weight of b bits can be at most 16/b times as fast.
     """
 
     def supports(self, scheme, device):
         if scheme.quantized:
-            return Support.no(f"keeps the weight in bf16 or fp16, and {scheme.name} is quantized")
+            return Support.no(f"stores the weight in bf16 or fp16, and {scheme.name} is quantized")
         return Support.yes()
 
     def matmul(self, x, weight):

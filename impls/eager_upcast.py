@@ -1,4 +1,4 @@
-"""Any scheme, decoded anew on every call by ordinary torch ops, then multiplied in 16 bits."""
+"""Any scheme, decoded on every call by ordinary torch ops, then multiplied in 16 bits."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from fpxbench.numbers.packing import padded_k, pieces
 
 
 def decode_table(fmt, device):
-    """fp32 ``[2**bits]``: the number of each code, from the format's fields by shifts and one multiplication."""
+    """Return the number of each code, fp32 ``[2**bits]``, from the format's fields by shifts and one multiplication."""
     if isinstance(fmt, Codebook):
         return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], device=device)
     code = torch.arange(1 << fmt.bits, dtype=torch.int32, device=device)
@@ -33,7 +33,7 @@ def decode_table(fmt, device):
 
 
 def unpack_planar(packed, bits, k):
-    """uint8 codes ``[N, K]`` of planar bytes: each plane of each piece is one shift and one mask."""
+    """Return uint8 codes ``[N, K]`` of planar bytes: a shift and a mask for each plane of each piece."""
     codes, start = 0, 0
     for offset, width in pieces(bits):
         size = padded_k(k) * width // 8
@@ -45,10 +45,10 @@ def unpack_planar(packed, bits, k):
 
 @implementation("eager_upcast")
 class EagerUpcast(Implementation):
-    """Shifts, a table look-up, a multiplication by the scales and `F.linear`, each a pass of its own over memory.
+    """Shifts, a table look-up, a multiplication by the scales and `F.linear`, each a separate pass over memory.
 
-    It takes every scheme and is slow on every device: some thirty bytes are moved for each weight where one or less is
-    stored. It shows what storing fewer bits costs without a kernel.
+    It supports every scheme and is slow on every device: it moves some thirty bytes for each weight of one byte or
+    less. It shows what fewer bits cost without a kernel.
     """
 
     def supports(self, scheme, device):

@@ -1,4 +1,4 @@
-"""int8 weights, one scale a row: the layer that people run today, and the one float8 has to beat."""
+"""int8 weights with one scale a row: the layer in use today, and the one that float8 has to beat."""
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ def int8_linear(x, w, scale):
 class Int8WeightOnly(Implementation):
     """`F.linear(x, w.to(x.dtype)) * scale`: compiled on GPUs, ATen's own int8 kernel on CPU.
 
-    Those are what users get: gpt-fast and torchao write this expression, and on CPU Inductor's weight-only pattern
-    replaces it by `torch._weight_int8pack_mm`, which reads each weight's byte once and decodes it in registers.
+    Users get these: gpt-fast and torchao write this expression, and on CPU Inductor's weight-only pattern replaces it
+    by `torch._weight_int8pack_mm`, which reads each weight's byte once and decodes it in registers.
     """
 
     # The CPU kernel reads 16 weights at a time, past the end of a ragged row (torch 2.13: wrong numbers or a segfault).
@@ -30,7 +30,7 @@ class Int8WeightOnly(Implementation):
 
     def supports(self, scheme, device):
         if scheme.name != "int8-row":
-            return Support.no(f"takes int8-row only, not {scheme.name}")
+            return Support.no(f"supports int8-row only, not {scheme.name}")
         return Support.yes()
 
     def matmul(self, x, weight):
@@ -42,7 +42,8 @@ class Int8WeightOnly(Implementation):
                 self._compiled[key] = compiled(int8_linear, mode="max-autotune-no-cudagraphs")
             out = self._compiled[key](flat, w, scale)
         else:
-            # The kernel takes scales in x's dtype; given ones, the true fp32 scale is applied without rounding it.
+            # The kernel takes scales in x's dtype. Given ones, the fp32 scale is applied afterwards, without rounding
+            # it.
             product = torch._weight_int8pack_mm(flat, w, torch.ones(w.shape[0], dtype=x.dtype))
             out = (product * scale).to(x.dtype)
         return out.reshape(*x.shape[:-1], weight.shape[0])

@@ -11,22 +11,26 @@ from fpxbench.numbers.dtypes import TORCH_FLOAT8
 class NativeFloat8(Implementation):
     """`F.linear(x, w.to(x.dtype)) * scale` with w in a `torch.float8_*` dtype: float8 weight-only in eager mode.
 
-    The upcast weight is written to memory and read back, so every call moves five bytes a weight where the stored byte
-    would do; eager PyTorch has no kernel that multiplies by float8 directly with 16-bit activations.
+    The upcast weight is written to memory and read back, so every call moves five bytes for each stored one. Eager
+    PyTorch has no kernel that multiplies float8 weights with 16-bit activations directly.
     """
 
     layout = "bytes"
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8:
-            return Support.no(f"takes weights in a torch.float8 dtype ({', '.join(TORCH_FLOAT8)}), not {scheme.name}")
+            return Support.no(
+                f"supports weights in a torch.float8 dtype ({', '.join(TORCH_FLOAT8)}), not {scheme.name}"
+            )
         if scheme.scaling.block is not None:
-            return Support.no(f"takes a scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}")
+            return Support.no(
+                f"supports one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}"
+            )
         return Support.yes()
 
     def matmul(self, x, weight):
         w = weight.packed.view(getattr(torch, TORCH_FLOAT8[weight.scheme.format.name]))
         scale = weight.scale_grid().reshape(-1)   # [N] or [1]
-        if x.dtype == torch.float16:        # codes go up to 57344: unscaled, the product would overflow fp16
+        if x.dtype == torch.float16:        # values reach 57344: unscaled, the product would overflow fp16
             return F.linear(x, (w.float() * scale[:, None]).to(x.dtype))
         return (F.linear(x, w.to(x.dtype)) * scale).to(x.dtype)

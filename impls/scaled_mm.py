@@ -10,7 +10,7 @@ OCP, FNUZ = ("e4m3fn", "e5m2"), ("e4m3fnuz", "e5m2fnuz")
 
 
 def float8_rows(x, dtype):
-    """x [M, K] as float8 codes under one fp32 scale a row [M, 1]."""
+    """Return x [M, K] as float8 codes, and one fp32 scale a row, [M, 1]."""
     largest = torch.finfo(dtype).max
     amax = x.abs().amax(dim=1, keepdim=True).float()
     scale = torch.where(amax > 0, amax / largest, 1.0)
@@ -18,7 +18,7 @@ def float8_rows(x, dtype):
 
 
 def float8_formats(device):
-    """The formats that `torch._scaled_mm` takes on `device`, and the device's name."""
+    """Return the formats that `torch._scaled_mm` supports on `device`, and the device's name."""
     if device == "cpu":
         return OCP + FNUZ, "a CPU"
     if torch.version.hip:
@@ -32,8 +32,8 @@ def float8_formats(device):
 class ScaledMM(Implementation):
     """`torch._scaled_mm`: the activation is rounded to float8, row by row, and both operands stay in a byte.
 
-    The only eager road without an upcast, at the price of the activation's precision. On CPU it is a reference loop:
-    right, and some fifty times slower than bf16.
+    The only eager way without an upcast, at the cost of the activation's precision. On CPU it is a reference loop, some
+    fifty times slower than bf16.
     """
 
     layout = "bytes"
@@ -41,11 +41,11 @@ class ScaledMM(Implementation):
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8 or scheme.scaling.block is not None:
-            return Support.no(f"takes float8 weights with one scale a row or a tensor, not {scheme.name}")
+            return Support.no(f"supports float8 weights with one scale a row or a tensor, not {scheme.name}")
         formats, name = float8_formats(device)
         if scheme.format.name not in formats:
             known = " and ".join(formats) or "no float8 format"
-            return Support.no(f"torch._scaled_mm takes {known} on {name}, not {scheme.format.name}")
+            return Support.no(f"torch._scaled_mm supports {known} on {name}, not {scheme.format.name}")
         return Support.yes()
 
     def max_elements(self, device):
@@ -56,7 +56,7 @@ class ScaledMM(Implementation):
         flat = x.reshape(-1, k)
         if flat.shape[0] == 0:      # _scaled_mm refuses M = 0
             return x.new_empty(*x.shape[:-1], n)
-        # The CUDA kernels want N and K in multiples of 16; a byte of 0 is 0.0 in every format.
+        # The CUDA kernels need N and K in multiples of 16; a byte of 0 is 0.0 in every format.
         packed = F.pad(weight.packed, (0, -k % 16, 0, -n % 16))
         scale = F.pad(weight.scale_grid().reshape(-1).expand(n), (0, -n % 16)).reshape(1, -1)
         activation_dtype = torch.float8_e4m3fnuz if name in FNUZ else torch.float8_e4m3fn

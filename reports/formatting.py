@@ -12,7 +12,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 CUT_LOG_BYTES = 3500
-"""A log of this size may have lost its beginning: `fpxbench.sweep.isolation` keeps 4 kB, of which paths may since have been shortened."""
+"""A log of this size may have lost its beginning: `fpxbench.sweep.isolation` keeps 4 kB, of which paths may since have
+been shortened."""
 LONGEST_CUT_LINE = 400
 """Characters that are dropped at most for a log to begin with a whole line."""
 EVIDENCE_DIGITS = 5
@@ -91,7 +92,8 @@ def printable(text: str) -> str:
     text = _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n")
     if text.translate(_KEPT).isprintable():     # as most are, and long ones often repeated
         return text
-    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd" for c in text)
+    return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
+                   for c in text)
 
 
 def whole_lines(log: str) -> str:
@@ -118,7 +120,8 @@ def commits(url: str) -> Markup:
 
 
 def pretty(value: Any) -> str:
-    """Return a value of a verdict's evidence or of a machine's metadata: text unchanged, the rest as JSON with short numbers."""
+    """Return a value of a verdict's evidence or of a machine's metadata: text unchanged, the rest as JSON with short
+    numbers."""
     if isinstance(value, str):
         return value
     return json.dumps(_shortened(value), indent=1 if isinstance(value, dict) else None, ensure_ascii=False)
@@ -139,4 +142,5 @@ def code_names(message: str, names: Sequence[str]) -> Markup:
         return escape(message)
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     parts = re.split(rf"(?<![\w-])({pattern})(?![\w-])", message)
-    return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+                           for index, part in enumerate(parts))

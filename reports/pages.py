@@ -1,8 +1,7 @@
 """Pages of the site: one method for each, from a view to HTML.
 
-Records may come from other machines. Autoescape is on for every template, JSON goes through ``tojson``, URLs are quoted,
-and a policy in each page forbids scripts that are not files of the site.
-"""
+Records may come from other machines. Autoescape is on for every template, JSON goes through ``tojson``, URLs are
+quoted, and a policy in each page forbids scripts that are not files of the site."""
 
 from __future__ import annotations
 
@@ -62,22 +61,24 @@ class Pages:
         )
         self._templates.filters.update(
             us=formatting.microseconds, nbytes=formatting.nbytes, capacity=formatting.capacity, times=formatting.times,
-            number=formatting.number, share=formatting.share, code_names=formatting.code_names, log=formatting.whole_lines,
+            number=formatting.number, share=formatting.share, code_names=formatting.code_names,
+            log=formatting.whole_lines,
             pretty=formatting.pretty, when=formatting.when, clipped=formatting.clipped, commits=formatting.commits,
             cell_text=cell_text, unquoted=words.unquoted,
         )
         self._templates.globals.update(
-            words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY, flag_sign=words.FLAG_SIGN,
-            MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State, Direction=Direction,
+            words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY,
+            flag_sign=words.FLAG_SIGN,
+            MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State,
+            Direction=Direction,
             MISCOMPILES_IN_SHORT=MISCOMPILES_IN_SHORT, PROBLEMS_IN_FULL=PROBLEMS_IN_FULL,
         )
 
     def write(self, path: str, render: Callable[..., str], *views: Any) -> None:
         """Write ``render(*views)`` to `path` below the site's folder.
 
-        One odd record must not end everybody's report: a page that cannot be rendered becomes a page that gives the reason,
-        and is listed in `failures`.
-        """
+        One odd record must not end everybody's report: a page that cannot be rendered becomes a page that gives the
+        reason, and is listed in `failures`."""
         try:
             page = render(*views)
         except Exception as error:
@@ -88,32 +89,39 @@ class Pages:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
 
-    def overview(self, sweeps: Sequence[Sweep], problems: Sequence[ReportProblem], broken_lines: Sequence[BrokenLine], older: int,
+    def overview(self, sweeps: Sequence[Sweep], problems: Sequence[ReportProblem], broken_lines: Sequence[BrokenLine],
+                 older: int,
                  casts: Sequence[CastSweep], support: SupportMatrix) -> str:
-        """The first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest of each machine,
-        `older` counts the other sweeps."""
-        sections = {section: found for section in Section if (found := [problem for problem in problems if problem.section is section])}
+        """The first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest of each
+        machine, `older` counts the other sweeps."""
+        sections = {section: found for section in Section
+                    if (found := [problem for problem in problems if problem.section is section])}
         return self._render(
-            "overview.html", root="", sweeps=sweeps, shown=sweeps[:SWEEPS_IN_FULL], sections=sections, older=older, casts=casts, support=support,
+            "overview.html", root="", sweeps=sweeps, shown=sweeps[:SWEEPS_IN_FULL], sections=sections, older=older,
+            casts=casts, support=support,
             headline=headline(problems, swept=bool(sweeps)),
             charts=_with_page(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
 
-    def sweep(self, sweep: Sweep, problems: Sequence[ReportProblem], casts: CastSweep | None = None, tag: str = "") -> str:
-        """One machine and build: the matrix with filters, charts and every case. `casts` are this build's, which have a page of their
-        own; `tag` is its build's, which has one too if it has a place on the timeline."""
+    def sweep(self, sweep: Sweep, problems: Sequence[ReportProblem], casts: CastSweep | None = None,
+              tag: str = "") -> str:
+        """One machine and build: the matrix with filters, charts and every case. `casts` are this build's, which have a
+        page of their own; `tag` is its build's, which has one too if it has a place on the timeline."""
         return self._render(
-            "sweep.html", root="../../../", sweep=sweep, problems=problems, casts=casts, tag=tag, charts=_with_page(charts_of(sweep), ""))
+            "sweep.html", root="../../../", sweep=sweep, problems=problems, casts=casts, tag=tag,
+            charts=_with_page(charts_of(sweep), ""))
 
-    def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (), older: int = 0) -> str:
+    def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
+                older: int = 0) -> str:
         """One machine and the builds measured on it, newest first; `older` counts those without a page."""
         newest = sweeps[0] if sweeps else casts[0][0]
         return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older)
 
     def numerics(self, casts: CastSweep, changes: CastChanges | None, matrix: ConversionMatrix, has_sweep: bool) -> str:
         """The casts of one machine and build: conversions by engine."""
-        return self._render("numerics.html", root="../../../", casts=casts, changes=changes, matrix=matrix, has_sweep=has_sweep)
+        return self._render("numerics.html", root="../../../", casts=casts, changes=changes, matrix=matrix,
+                            has_sweep=has_sweep)
 
     def conversion(self, casts: CastSweep, row: ConversionRow) -> str:
         """One conversion, its engines side by side."""
@@ -123,9 +131,11 @@ class Pages:
         """The support matrix of GPU architectures, with filters, and what miscompiles."""
         return self._render("support.html", root="../", support=support, build_diffs=diffs)
 
-    def support_row(self, support: SupportMatrix, row: SupportRow, found: Sequence[ArchitectureDetail], scripts: Scripts) -> str:
+    def support_row(self, support: SupportMatrix, row: SupportRow, found: Sequence[ArchitectureDetail],
+                    scripts: Scripts) -> str:
         """One operation with one format on every architecture, build by build."""
-        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts, checks=CHECKS, detail=detail,
+        return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts,
+                            checks=CHECKS, detail=detail,
                             needs_torch=row.operation.name in OPERATIONS and OPERATIONS[row.operation.name].needs_torch)
 
     def support_build(self, support: SupportMatrix, diff: BuildDiff) -> str:
@@ -135,16 +145,19 @@ class Pages:
 
     def case(self, sweep: Sweep, row: CaseRow, record: Record) -> str:
         """One case in full."""
-        rivals = [other for other in sweep.rows if other.case.scheme == row.case.scheme and other.case.layer == row.case.layer]
+        rivals = [other for other in sweep.rows if other.case.scheme == row.case.scheme
+                  and other.case.layer == row.case.layer]
         return self._render(
-            "case.html", root="../../../", sweep=sweep, row=row, record=record, verdict=record.verdict, dot_plot=dot_plot_of(record),
+            "case.html", root="../../../", sweep=sweep, row=row, record=record, verdict=record.verdict,
+            dot_plot=dot_plot_of(record),
             floor_us=floor_of(record), script=repro_script(record), rivals=sorted(rivals, key=_fastest_first),
             record_json=json.dumps(json.loads(record.to_json()), indent=1, ensure_ascii=False),
         )
 
     def regressions(self, summary: RegressionSummary, troubles: Sequence[str]) -> str:
-        """Changes from build to build, by state; `troubles` is what a reader should know about the records behind them."""
-        return self._render("regressions.html", root="", summary=summary, troubles=troubles[:MOST_BROKEN_LINES], trouble_count=len(troubles))
+        """Changes from build to build, by state; `troubles` are messages about the records behind them."""
+        return self._render("regressions.html", root="", summary=summary, troubles=troubles[:MOST_BROKEN_LINES],
+                            trouble_count=len(troubles))
 
     def series(self, series: SeriesPage) -> str:
         """One case on one machine from build to build."""
@@ -168,7 +181,8 @@ class Pages:
 
 def static_files() -> dict[str, bytes]:
     """Return the site's style sheets and scripts, by name."""
-    return {entry.name: entry.read_bytes() for entry in files("fpxbench.reports").joinpath("static").iterdir() if entry.is_file()}
+    return {entry.name: entry.read_bytes() for entry in files("fpxbench.reports").joinpath("static").iterdir()
+            if entry.is_file()}
 
 
 def _fastest_first(row: CaseRow) -> tuple:

@@ -1,9 +1,8 @@
 """Turn a results folder into a static site that opens from ``file://``.
 
-One records file is read, rendered and dropped before the next, so that memory holds one machine and build at a time; of each
-only its small rows are kept, and only of the newest build of each machine. No record of older builds is read: what changed
-since comes from the series index (`fpxbench.reports.history.chapter`).
-"""
+One records file is read, rendered and dropped before the next, so that memory holds one machine and build at a time; of
+each only its small rows are kept, and only of the newest build of each machine. No record of older builds is read: what
+changed since comes from the series index (`fpxbench.reports.history.chapter`)."""
 
 from __future__ import annotations
 
@@ -73,16 +72,17 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
                say: Callable[[str], None] = lambda line: None) -> SiteSummary:
     """Write the site of the records under `results` to the folder `output`.
 
-    Without `timeline` builds are ordered by the dates in their records. The newest `builds` of each machine, channel and variant
-    have a page for every case; older ones show only what they changed. Pages of an earlier report are replaced, and the same
-    records give the same bytes. Without any record the first page says how to make some. `say` receives progress messages.
-    Raises NotADirectoryError if `output` is a file, and TimelineError if `timeline` cannot be read.
-    """
+    Without `timeline` builds are ordered by the dates in their records. The newest `builds` of each machine, channel
+    and variant have a page for every case; older ones show only what they changed. Pages of an earlier report are
+    replaced, and the same records give the same bytes. Without any record the first page says how to make some. `say`
+    receives progress messages. Raises NotADirectoryError if `output` is a file, and TimelineError if `timeline` cannot
+    be read."""
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder for the report")
     store, pages = Store(results), Pages(output)
-    chapter = HistoryChapter(results, timeline, pages, builds, say)   # reads the timeline before an earlier report is removed
+    chapter = HistoryChapter(results, timeline, pages, builds,
+                             say)   # reads the timeline before an earlier report is removed
     _clear(output)
     _write_assets(output / "assets")
     numerics = Store(results, CastRecord)
@@ -113,8 +113,10 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     support, unreadable = _write_support(results, output, pages, [*shown, *(sweep for sweep, _ in newest_casts)])
     broken_lines += unreadable
     pages.write("about.html", pages.about)
-    pages.write("index.html", pages.overview, shown, problems, broken_lines, older, [sweep for sweep, _ in newest_casts], support)
-    return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)], problems, broken_lines,
+    pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
+                [sweep for sweep, _ in newest_casts], support)
+    return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
+                       problems, broken_lines,
                        troubles + pages.failures, empty=not (shown or newest_casts))
 
 
@@ -140,7 +142,8 @@ def _newest_casts(casts: _Casts) -> list[tuple[CastSweep, CastChanges | None]]:
 
 
 def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[BrokenLine]]:
-    """Return, in brief, the cast sweeps of every build that gets pages. Of the others one machine's at a time are in memory."""
+    """Return, in brief, the cast sweeps of every build that gets pages. Of the others one machine's at a time are in
+    memory."""
     casts: _Casts = {}
     broken_lines: list[BrokenLine] = []
     for _, paths in groupby(store.files(), lambda path: path.parent.parent):
@@ -157,8 +160,8 @@ def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[Bro
 
 
 def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: set[tuple[str, str]]) -> _Casts:
-    """Write the pages of the conversions of each build in `brief`, and return it in full. Their records are read once more, and only
-    those of mistakes are kept."""
+    """Write the pages of the conversions of each build in `brief`, and return it in full. Their records are read once
+    more, and only those of mistakes are kept."""
     full: _Casts = {}
     for path in store.files():
         if _folder(path) not in brief:
@@ -174,7 +177,8 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
 
 
 def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:
-    """Return the newest record of each case or conversion in a file, whatever machine and build they name, and its broken lines."""
+    """Return the newest record of each case or conversion in a file, whatever machine and build they name, and its
+    broken lines."""
     records, broken = store.read(path)
     return list({record.id: record for record in latest(records)}.values()), broken
 
@@ -193,17 +197,22 @@ def _write_sweep(store: Store, path: Path, pages: Pages, casts: CastSweep | None
     return sweep, broken
 
 
-def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int], pages: Pages) -> None:
+def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
+                    pages: Pages) -> None:
     for machine in {folder[0] for folder in casts} | set(by_machine):
         sweeps = sorted(by_machine.get(machine, ()), key=_newest_first, reverse=True)
-        of_machine = sorted((pair for folder, pair in casts.items() if folder[0] == machine), key=lambda pair: _newest_first(pair[0]), reverse=True)
+        of_machine = sorted((pair for folder, pair in casts.items() if folder[0] == machine),
+                            key=lambda pair: _newest_first(pair[0]), reverse=True)
         pages.write(f"machines/{machine}/index.html", pages.machine, sweeps, of_machine, older[machine])
 
 
-def _write_support(results: Path, output: Path, pages: Pages, headings: list[SweepHeading]) -> tuple[SupportMatrix, list[BrokenLine]]:
-    """Write the pages of the newest support matrix; return the results folder's own file as a broken line if it cannot be read."""
+def _write_support(results: Path, output: Path, pages: Pages,
+                   headings: list[SweepHeading]) -> tuple[SupportMatrix, list[BrokenLine]]:
+    """Write the pages of the newest support matrix; return the results folder's own file as a broken line if it cannot
+    be read."""
     matrix, file, unreadable = chosen_matrix(results)
-    of_gpus = sorted((heading for heading in headings if heading.machine.kind != "cpu"), key=lambda heading: heading.age)
+    of_gpus = sorted((heading for heading in headings if heading.machine.kind != "cpu"),
+                     key=lambda heading: heading.age)
     gpus = {heading.machine.arch: Gpu(heading.machine.device, heading.build.triton or "") for heading in of_gpus}
     support = SupportMatrix(matrix, file.parent != results, gpus)
     diffs, folder = build_diffs(support), SUPPORT.rpartition("/")[0]

@@ -25,7 +25,9 @@ BLOCKED = ("e3m2-g128", "e2m1-g32", "mxfp8_e4m3fn", "mxfp4", "nvfp4")
 
 
 def trial(implementation, scheme, *, m=3, n=24, k=96, activation="bf16"):
-    case = Case(implementation=implementation, scheme=scheme, workload="canary.ragged", m=m, n=n, k=k, activation=activation)
+    case = Case(
+        implementation=implementation, scheme=scheme, workload="canary.ragged", m=m, n=n, k=k, activation=activation
+    )
     return run_trial(TrialRequest(case=case, seed=0))
 
 
@@ -49,7 +51,9 @@ def test_no_tokens_is_a_product_like_any_other(implementation, scheme):
 def test_a_single_weight_works_or_is_refused_with_a_reason(implementation):
     for scheme in ("bf16", "int8-row", "e4m3fn-row", "mxfp4"):
         verdict = trial(implementation, scheme, m=1, n=1, k=1).verdict
-        assert verdict.status is Status.OK or (verdict.status is Status.UNSUPPORTED and verdict.summary), verdict.summary
+        assert verdict.status is Status.OK or (verdict.status is Status.UNSUPPORTED and verdict.summary), (
+            verdict.summary
+        )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -74,7 +78,9 @@ def test_a_weight_that_is_not_contiguous_is_stored_as_its_elements_say(scheme):
 def test_a_weight_of_another_float_dtype_works(dtype):
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     stored = Implementation().quantize(weight, scheme_named("e4m3fn-row"))
-    assert torch.equal(stored.dequantize(), Implementation().quantize(weight.float(), scheme_named("e4m3fn-row")).dequantize())
+    assert torch.equal(
+        stored.dequantize(), Implementation().quantize(weight.float(), scheme_named("e4m3fn-row")).dequantize()
+    )
 
 
 @pytest.mark.parametrize("scheme", ["bf16", "e4m3fn-row"])
@@ -94,7 +100,15 @@ def test_what_is_no_weight_is_refused_by_its_dtype_or_shape(scheme, weight, erro
 
 @pytest.mark.parametrize(("field", "value"), [("activation", "fp32"), ("m", -1), ("n", 0), ("k", 0), ("m", 1.5)])
 def test_a_case_that_cannot_be_is_refused_by_its_field(field, value):
-    fields = {"implementation": "dense", "scheme": "bf16", "workload": "w", "m": 1, "n": 8, "k": 8, "activation": "bf16"}
+    fields = {
+        "implementation": "dense",
+        "scheme": "bf16",
+        "workload": "w",
+        "m": 1,
+        "n": 8,
+        "k": 8,
+        "activation": "bf16",
+    }
     with pytest.raises(ValidationError, match=field):
         Case.model_validate({**fields, field: value})
 
@@ -107,38 +121,52 @@ def test_an_implementation_that_is_not_there_is_missing_and_named():
 RUN = ("run", "--device", "cpu", "--implementation", "dense", "--scheme", "bf16", "--workload", "canary.seed")
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    ((*RUN, "--scheme", "e4m3fn-rov"), "no scheme 'e4m3fn-rov'"),
-    ((*RUN, "--implementation", "dens"), "no implementation 'dens'; did you mean dense?"),
-    ((*RUN, "--implementation", "my_kernel"), "no implementation 'my_kernel'; there are"),
-    (("run", "--impls", "broken.py", "-i", "mine"), "broken.py could not be loaded: SyntaxError"),
-    (("inspect", "mine", "mxfp4", "--impls", "broken.py"), "broken.py could not be loaded: SyntaxError"),
-    (("run", "--cases", "garbage.jsonl"), "garbage.jsonl:1: no case as `fpxbench records | jq -c .case` prints them: Invalid JSON"),
-    (("run", "--cases", "."), "--cases .: Is a directory"),
-    (("run", "--cases", "/absent"), "--cases /absent: No such file or directory"),
-    (("inspect", "eager_upcast", "mxfp4", "--device", "tpu"), "no device 'tpu': cpu or cuda"),
-    ((*RUN, "--device", "tpu"), "no device 'tpu': cpu or cuda"),
-    ((*RUN, "--workload", "llama2-7b.kqv"), "llama2-7b.qkv"),
-    ((*RUN, "--impls", "/absent"), "--impls /absent: no such file or folder"),
-    ((*RUN, "--device", "gpu"), "gpu"),
-    ((*RUN, "--memory-limit", "lots"), "--memory-limit 'lots'"),
-    ((*RUN, "--fail-on", "wrogn"), "--fail-on 'wrogn'"),
-    ((*RUN, "--machine", "../up"), "../up"),
-    (("records", "--results", "/absent"), "--results /absent: no such folder"),
-    (("report", "--results", "/absent"), "--results /absent: no such folder"),
-    (("show", "not-an-id"), "'not-an-id' is not a case id"),
-    (("show", "dense/bf16/canary.seed/m1/bf16"), "--results results: no such folder"),
-    (("show", "dense/bf16/canary.seed/m1/bf16", "--results", "."), "no record of 'dense/bf16/canary.seed/m1/bf16'"),
-    (("report", "--results", "a-file"), "--results a-file: this is a file; give the folder"),
-    (("records", "--results", "a-file"), "--results a-file: this is a file; give the folder"),
-    (("report", "--results", ".", "--output", "a-file"), "a-file is a file; give a folder"),
-    ((*RUN, "--results", "a-file"), "a-file: cannot be made a folder of records: a file is there"),
-    ((*RUN, "--results", "/proc/absent"), "/proc/absent: cannot be made a folder of records: No such file or directory"),
-    (("numerics", "-c", "finfo/*", "--results", "a-file"), "a-file: cannot be made a folder of records: a file is there"),
-    (("targets", "diff", "3.8.0", "3.9.0", "--matrix", "/absent"), "/absent: No such file or directory"),
-    (("list", "kernels"), "cannot list 'kernels'"),
-])
-def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(tmp_path, monkeypatch, capsys, arguments, says):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*RUN, "--scheme", "e4m3fn-rov"), "no scheme 'e4m3fn-rov'"),
+        ((*RUN, "--implementation", "dens"), "no implementation 'dens'; did you mean dense?"),
+        ((*RUN, "--implementation", "my_kernel"), "no implementation 'my_kernel'; there are"),
+        (("run", "--impls", "broken.py", "-i", "mine"), "broken.py could not be loaded: SyntaxError"),
+        (("inspect", "mine", "mxfp4", "--impls", "broken.py"), "broken.py could not be loaded: SyntaxError"),
+        (
+            ("run", "--cases", "garbage.jsonl"),
+            "garbage.jsonl:1: no case as `fpxbench records | jq -c .case` prints them: Invalid JSON",
+        ),
+        (("run", "--cases", "."), "--cases .: Is a directory"),
+        (("run", "--cases", "/absent"), "--cases /absent: No such file or directory"),
+        (("inspect", "eager_upcast", "mxfp4", "--device", "tpu"), "no device 'tpu': cpu or cuda"),
+        ((*RUN, "--device", "tpu"), "no device 'tpu': cpu or cuda"),
+        ((*RUN, "--workload", "llama2-7b.kqv"), "llama2-7b.qkv"),
+        ((*RUN, "--impls", "/absent"), "--impls /absent: no such file or folder"),
+        ((*RUN, "--device", "gpu"), "gpu"),
+        ((*RUN, "--memory-limit", "lots"), "--memory-limit 'lots'"),
+        ((*RUN, "--fail-on", "wrogn"), "--fail-on 'wrogn'"),
+        ((*RUN, "--machine", "../up"), "../up"),
+        (("records", "--results", "/absent"), "--results /absent: no such folder"),
+        (("report", "--results", "/absent"), "--results /absent: no such folder"),
+        (("show", "not-an-id"), "'not-an-id' is not a case id"),
+        (("show", "dense/bf16/canary.seed/m1/bf16"), "--results results: no such folder"),
+        (("show", "dense/bf16/canary.seed/m1/bf16", "--results", "."), "no record of 'dense/bf16/canary.seed/m1/bf16'"),
+        (("report", "--results", "a-file"), "--results a-file: this is a file; give the folder"),
+        (("records", "--results", "a-file"), "--results a-file: this is a file; give the folder"),
+        (("report", "--results", ".", "--output", "a-file"), "a-file is a file; give a folder"),
+        ((*RUN, "--results", "a-file"), "a-file: cannot be made a folder of records: a file is there"),
+        (
+            (*RUN, "--results", "/proc/absent"),
+            "/proc/absent: cannot be made a folder of records: No such file or directory",
+        ),
+        (
+            ("numerics", "-c", "finfo/*", "--results", "a-file"),
+            "a-file: cannot be made a folder of records: a file is there",
+        ),
+        (("targets", "diff", "3.8.0", "3.9.0", "--matrix", "/absent"), "/absent: No such file or directory"),
+        (("list", "kernels"), "cannot list 'kernels'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence_and_exit_status_2(
+    tmp_path, monkeypatch, capsys, arguments, says
+):
     (tmp_path / "a-file").touch()
     (tmp_path / "broken.py").write_text("def (:\n")
     (tmp_path / "garbage.jsonl").write_text("garbage\n")

@@ -31,7 +31,8 @@ NO_TORCH = """
         def find_spec(self, name, path=None, target=None):
             if name != "torch":
                 return None     # looking for it is allowed
-            found = next(filter(None, (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)))
+            others = (finder for finder in sys.meta_path if finder is not self)
+            found = next(filter(None, (finder.find_spec(name, path, target) for finder in others)))
             found.loader = Refuse()
             return found
 
@@ -71,8 +72,15 @@ EVERY = [path for path in names(get_command(cli.app)) if path]
 
 def run_each(invocations, folder):
     """Run them in one process, in which importing torch raises; exit codes by words."""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(RUN)], input=json.dumps(invocations), cwd=folder, text=True, capture_output=True,
-                          env=os.environ | {"COLUMNS": "100"}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RUN)],
+        input=json.dumps(invocations),
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"COLUMNS": "100"},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
     assert {" ".join(arguments): stack for arguments, _, stack in ended if stack} == {}
@@ -95,32 +103,92 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
     store = Store(tmp_path / "results")
     store.append(record(case()))
     case_id = case().id
+    header = json.dumps({"layer.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     small = ["--workload", "canary.seed", "--device", "cpu"]
     invocations = [
-        ["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results", "fresh"],
+        [
+            "run",
+            "--implementation",
+            "eager_upcast",
+            "--scheme",
+            "e4m3fn-row",
+            *small,
+            "--no-timing",
+            "--results",
+            "fresh",
+        ],
         ["inspect", "eager_upcast", "e4m3fn-row", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu"],
-        ["list"], ["list", "schemes"], ["list", "workloads"], ["list", "cases", "--scheme", "e4m3fn-row", *small],
-        ["doctor"], ["report"], ["records"], ["show", case_id], ["repro", case_id], ["regressions"], ["confirm"],
-        ["bisect", case_id, "2.11.0", "2.12.0"], ["compare", "2.11.0", "2.12.0"], ["issues"],
-        ["timeline", "list"], ["timeline", "show", "2.13.0"], ["timeline", "here"], ["timeline", "sync", "--index", "absent"],
-        ["environments", "list"], ["environments", "remove", "--all", "--environments", "none"],
+        ["list"],
+        ["list", "schemes"],
+        ["list", "workloads"],
+        ["list", "cases", "--scheme", "e4m3fn-row", *small],
+        ["doctor"],
+        ["checkpoint", "model.safetensors"],
+        ["report"],
+        ["records"],
+        ["show", case_id],
+        ["repro", case_id],
+        ["regressions"],
+        ["confirm"],
+        ["bisect", case_id, "2.11.0", "2.12.0"],
+        ["compare", "2.11.0", "2.12.0"],
+        ["issues"],
+        ["timeline", "list"],
+        ["timeline", "show", "2.13.0"],
+        ["timeline", "here"],
+        ["timeline", "sync", "--index", "absent"],
+        ["environments", "list"],
+        ["environments", "remove", "--all", "--environments", "none"],
         ["detector", "--series", "10", "--only", "rule", "--jobs", "1"],
         ["numerics", "--conversion", "finfo", "--engine", "eager", "--device", "cpu", "--results", "fresh"],
-        ["targets", "--operation", "decode/e4m3fn/*", "--arch", "sm_90"], ["targets", "diff", "3.0.0", "3.1.0"],
-        ["targets", "repro", "encode/e5m2fnuz/fp16-rtne", "sm_90"], ["codec", "--elements", "1", "--only", "decode/e4m3fn"],
+        ["targets", "--operation", "decode/e4m3fn/*", "--operation", "triton_fused/mxfp4/*", "--arch", "sm_90"],
+        ["targets", "diff", "3.0.0", "3.1.0"],
+        ["targets", "repro", "encode/e5m2fnuz/fp16-rtne", "sm_90"],
+        ["codec", "--elements", "1", "--only", "decode/e4m3fn"],
     ]
     group = {path[0] for path in EVERY if len(path) > 1}
-    asked = {tuple(words[:2] if words[0] in group and len(words) > 1 and not words[1].startswith("-") else words[:1]) for words in invocations}
+    asked = {
+        tuple(words[:2] if words[0] in group and len(words) > 1 and not words[1].startswith("-") else words[:1])
+        for words in invocations
+    }
     assert asked >= {path for path in EVERY if path not in {(name,) for name in group}}, "a command is not run here"
     codes = run_each(invocations, tmp_path)
     assert {words: code for words, code in codes.items() if code not in (0, 1, 2)} == {}
-    assert codes["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results", "fresh"] == 0
-    for words in (["list"], ["list", "schemes"], ["doctor"], ["report"], ["records"], ["show", case_id], ["repro", case_id], ["regressions"]):
+    assert (
+        codes[
+            "run",
+            "--implementation",
+            "eager_upcast",
+            "--scheme",
+            "e4m3fn-row",
+            *small,
+            "--no-timing",
+            "--results",
+            "fresh",
+        ]
+        == 0
+    )
+    for words in (
+        ["list"],
+        ["list", "schemes"],
+        ["doctor"],
+        ["report"],
+        ["records"],
+        ["show", case_id],
+        ["repro", case_id],
+        ["regressions"],
+    ):
         assert codes[tuple(words)] == 0, words
 
 
 def test_the_check_for_torch_can_fail(tmp_path):
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(NO_TORCH) + "import fpxbench.sweep.trial"], text=True, capture_output=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(NO_TORCH) + "import fpxbench.sweep.trial"],
+        text=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
     assert "the parent process imports torch" in done.stderr
 
 

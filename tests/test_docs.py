@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: its commands exist, its links lead somewhere, its map is the packages' own."""
+"""The documentation agrees with the code: its commands exist, its links lead somewhere, its map is right."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import pytest
 import typer
 from places import CHECKOUT
 
+import fpxbench
 from fpxbench.cli import app
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
-PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "benchmarks") for path in (CHECKOUT / top).rglob("__init__.py")
-                  if path.parent.name != "child" and not path.parent.is_symlink() and not any(parent.is_symlink() for parent in path.parents))
+PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "benchmarks")
+                  for path in (CHECKOUT / top).rglob("__init__.py")
+                  if path.parent.name != "child" and not path.parent.is_symlink()
+                  and not any(parent.is_symlink() for parent in path.parents))
 
 
 def question(package: Path) -> str:
@@ -27,10 +30,25 @@ def question(package: Path) -> str:
 
 def test_every_folder_answers_a_question_and_the_map_has_it_word_for_word() -> None:
     folders = [package for package in PACKAGES if package != CHECKOUT / "fpxbench"]
-    shown = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$", (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = dict(re.findall(r"^\| `([\w/]+)/` \| (.+) \|$",
+                            (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8"), re.MULTILINE))
     rows = {str(folder.relative_to(CHECKOUT)).removeprefix("fpxbench/"): question(folder) for folder in folders}
-    assert all(row.endswith("?") for row in rows.values()), "the first line of a package's docstring is the question that the folder answers"
+    assert all(row.endswith("?") for row in rows.values()), "a package's docstring begins with its folder's question"
     assert shown == rows, "docs/architecture.md has a row `| `folder/` | question |` for each package"
+
+
+def test_the_map_has_the_folders_in_the_order_of_the_layers() -> None:
+    tools = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    [layers] = [one["layers"] for one in tools["importlinter"]["contracts"] if one["name"] == "layers"]
+    place = {name.strip(" ()"): -at for at, layer in enumerate(layers) for name in layer.split("|")}
+    text = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
+    assert shown == sorted(shown, key=place.__getitem__), "the lowest layer of pyproject.toml's contract comes first"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (CHECKOUT / "docs/reference").iterdir())
+    assert sorted(re.findall(r"^::: fpxbench\.(\w+)$", pages, re.MULTILINE)) == sorted(fpxbench.__all__)
 
 
 def fenced(language: str, page: Path) -> list[str]:
@@ -60,7 +78,8 @@ def test_every_command_in_the_documentation_exists_with_its_options(page: str, l
     arguments = shlex.split(line)[1:]
     while arguments:
         context = command.make_context(name, arguments, parent=context)     # raises for an option that is none
-        arguments = [*getattr(context, "_protected_args", []), *context.args] if hasattr(command, "resolve_command") else []
+        arguments = [*getattr(context, "_protected_args", []),
+                     *context.args] if hasattr(command, "resolve_command") else []
         if arguments:
             name, command, arguments = command.resolve_command(context, arguments)
             assert command is not None, f"{line}: there is no command {name!r}"
@@ -74,13 +93,16 @@ def test_every_make_target_in_the_documentation_exists() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     def files(entries: list) -> list[str]:
-        return [file for entry in entries for value in entry.values() for file in (files(value) if isinstance(value, list) else [value])]
+        return [file for entry in entries for value in entry.values()
+                for file in (files(value) if isinstance(value, list) else [value])]
 
     site = tomllib.loads((CHECKOUT / "zensical.toml").read_text(encoding="utf-8"))["project"]
-    assert sorted(files(site["nav"])) == sorted(str(page.relative_to(CHECKOUT / "docs")) for page in PAGES if page.parent != CHECKOUT)
+    assert sorted(files(site["nav"])) == sorted(str(page.relative_to(CHECKOUT / "docs"))
+                                                for page in PAGES if page.parent != CHECKOUT)
 
 
 def test_every_relative_link_leads_to_a_file() -> None:
-    dead = [f"{page.name}: {target}" for page in PAGES for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    dead = [f"{page.name}: {target}" for page in PAGES
+            for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
             if "://" not in target and not (page.parent / target).exists()]
     assert dead == []

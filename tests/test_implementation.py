@@ -1,4 +1,5 @@
-"""The interface, and how implementations are found: beside the others, by path, by entry point; the broken ones reported."""
+"""The interface, and how implementations are found: beside the others, by path, by entry point; the broken ones
+reported."""
 
 import sys
 import textwrap
@@ -96,17 +97,21 @@ def test_a_broken_file_is_reported_with_its_reason_and_the_others_are_found(ship
     assert [failure.path for failure in failures] == [str(broken)] and says in failures[0].error
 
 
-def test_what_a_broken_file_registered_before_it_broke_is_taken_back(shipped):
+def test_what_a_broken_file_registered_before_it_broke_is_removed(shipped):
     write(shipped, "half", MINE.replace("NAME", "half") + "\nraise RuntimeError('later')\n")
     assert discover()[0] == {}
 
 
-def test_two_files_cannot_take_one_name(shipped, tmp_path):
+def test_two_files_cannot_register_one_name(shipped, tmp_path):
     write(shipped, "taken")
     rival = write(tmp_path / "theirs", "rival", MINE.replace("NAME", "taken"))
     known, failures = discover([rival])
     assert known["taken"].__module__ == "fpxbench.impls.taken"
-    assert len(failures) == 1 and "two implementations are called 'taken'" in failures[0].error and "rename one" in failures[0].error
+    assert (
+        len(failures) == 1
+        and "two implementations are named 'taken'" in failures[0].error
+        and "rename one" in failures[0].error
+    )
 
 
 @pytest.mark.parametrize("name", ["a-b", "a/b", "", "1st", "<b>"])
@@ -131,7 +136,9 @@ def test_a_file_loaded_twice_is_loaded_once(shipped, tmp_path):
     assert known["mine"] is first and not failures
 
 
-@pytest.mark.parametrize("make", [lambda p: p / "absent.py", lambda p: p, lambda p: (p / "notes.md").write_text("x") and p / "notes.md"])
+@pytest.mark.parametrize(
+    "make", [lambda p: p / "absent.py", lambda p: p, lambda p: (p / "notes.md").write_text("x") and p / "notes.md"]
+)
 def test_a_path_that_leads_to_no_python_file_is_named(shipped, tmp_path, make):
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -185,22 +192,24 @@ def test_the_summary_is_the_docstrings_first_paragraph_on_one_line(shipped):
 
 
 def test_a_refusal_needs_its_reason():
-    with pytest.raises(ValueError, match="needs the reason"):
+    with pytest.raises(ValueError, match="needs a reason"):
         Support.no("")
 
 
-def test_what_a_class_leaves_out_is_said_by_name():
+def test_a_missing_method_is_named():
     class Unfinished(Implementation):
         pass
 
-    with pytest.raises(NotImplementedError, match="Unfinished does not say what it supports"):
+    with pytest.raises(NotImplementedError, match="Unfinished needs a method supports"):
         Unfinished().supports(scheme_named("bf16"), "cpu")
-    with pytest.raises(NotImplementedError, match="Unfinished does not multiply"):
+    with pytest.raises(NotImplementedError, match="Unfinished needs a method matmul"):
         Unfinished().matmul(None, None)
 
 
 def test_the_shipped_implementations_all_load():
     known, failures = discover()
     assert not failures
-    assert {"dense", "int8_weight_only", "eager_upcast", "native_float8", "compiled_mixed_mm", "triton_fused"} <= set(known)
+    assert {"dense", "int8_weight_only", "eager_upcast", "native_float8", "compiled_mixed_mm", "triton_fused"} <= set(
+        known
+    )
     assert [name for name, cls in known.items() if cls.baseline and cls.__module__.startswith("fpxbench.")] == ["dense"]

@@ -3,7 +3,8 @@
     for i in $(seq 60); do fpxbench run --cases CASES --fresh --results noise; done
     python tools/record_noise.py noise "two idle cores of an AMD EPYC" >> fpxbench/regressions/recorded.jsonl
 
-Each of these runs is a process of its own, as a night's is. Cases without a time in every run are left out, and said to be.
+Each of these runs is a process of its own, as a night's is. Cases without a time in every run are left out, and said to
+be.
 """
 
 import json
@@ -17,8 +18,11 @@ from fpxbench.records.store import Store
 
 def main() -> None:
     if len(sys.argv) != 3 or not Path(sys.argv[1]).is_dir():
-        sys.exit(f"usage: python {sys.argv[0]} RESULTS WHERE: a folder that `fpxbench run --fresh --results RESULTS` has written to many "
-                 "times; the machine, and what else ran on it, in words")
+        sys.exit(
+            f"usage: python {sys.argv[0]} RESULTS WHERE: a folder that `fpxbench run --fresh --results RESULTS` has "
+            f"written to many "
+            "times; the machine, and what else ran on it, in words"
+        )
     by_case: dict[tuple[str, str], list[Record]] = defaultdict(list)
     store = Store(Path(sys.argv[1]))
     for path in store.files():

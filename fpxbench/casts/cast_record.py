@@ -111,7 +111,8 @@ class CastRecord(StoredRecord):
     """One conversion on one build and one machine.
 
     The fixed reference is the exact value rounded to nearest even once (toward zero where that is asked for),
-    saturated, NaN to NaN."""
+    saturated, NaN to NaN.
+    """
 
     FOLDER: ClassVar[str] = "numerics"
 

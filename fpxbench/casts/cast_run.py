@@ -41,7 +41,8 @@ def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[s
 
     Without a device in `settings`, those of the CPU and, where there is one, of the GPU; all are stored under one
     machine. `exhaustive` gives casts from fp32 to FP8 all 2**32 inputs: minutes each. Ctrl-C ends the run early and
-    keeps what is done (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing."""
+    keeps what is done (`interrupted`). Raises CannotStart, and ValueError for a selection that matches nothing.
+    """
     conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # raises early
     build, store = installed_build(), Store(settings.results, CastRecord)
     with Isolation(settings.memory_limit) as isolation:

@@ -78,7 +78,8 @@ def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
     itself.
 
     Each has inputs of another length, so that Inductor does not fuse them into one loop: a loop is vectorised only if
-    all in it can be, and users run each by itself."""
+    all in it can be, and users run each by itself.
+    """
     functions, arguments, counts = [], [], []
     for number, conversion in enumerate(chosen):
         operands, dtype = inputs_of(conversion).operands, DTYPES[conversion.source]

@@ -68,7 +68,8 @@ class ConformanceCheck:
         """Add results `got` of inputs whose exact values are `x` (float64).
 
         alternatives : other readings of the same inputs, by name; one that explains every result is recorded as
-        `taken_as`"""
+        `taken_as`
+        """
         got = got.astype(np.int64)
         expected = expected_codes(x, self.target, self.rounding).astype(np.int64)
         nan, got_nan = np.isnan(x), np.isnan(self._grid.value(got))

@@ -23,7 +23,8 @@ def expected_codes(x: np.ndarray, target: DType, rounding: Rounding = Rounding.N
     """Return the fixed reference: codes of float64 `x` in `target`, rounded once, NaN to NaN.
 
     FP8 saturates, as a weight should; fp16, bf16 and fp32 overflow as in IEEE 754-2019 §7.4. Where the target has no
-    NaN, NaN counts as zero."""
+    NaN, NaN counts as zero.
+    """
     fmt = target.format
     if not fmt.has_nan:
         x = np.where(np.isnan(x), 0.0, x)

@@ -40,7 +40,8 @@ def defined_constants(dtype: DType) -> dict[str, float]:
     """Return what torch.finfo's documentation says its constants are, from the definition of a float dtype.
 
     eps : distance from 1 to the next number; resolution : ``10**-digits``, the decimal digits that are kept; tiny :
-    smallest_normal"""
+    smallest_normal
+    """
     fmt = dtype.format
     digits = math.floor(fmt.mantissa_bits * math.log10(2))
     return {

@@ -42,7 +42,8 @@ class Grid:
         that number and the next: `EXACT`, `BELOW`, `TIE` or `ABOVE`.
 
         Exact, as neighbours of at most 16 bits have a midpoint in float64. From `positive`'s last number on nothing
-        changes."""
+        changes.
+        """
         positive, last = self.positive, self.format.max_code + 1
         lower = np.clip(np.searchsorted(positive, magnitude, side="right") - 1, 0, last)
         middle = (positive[lower] + positive[np.minimum(lower + 1, last)]) / 2

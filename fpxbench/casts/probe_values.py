@@ -1,7 +1,8 @@
 """The inputs of a conversion: all of them where they are few, and otherwise those on which faults are known to differ.
 
 Inputs are bits, not numbers: numpy arrays of unsigned integers as wide as the source dtype. No cast of torch's takes
-part."""
+part.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def cast_inputs(source: DType, target: DType) -> np.ndarray:
     All of them up to 16 bits. For fp32 and fp64: every value of every 16-bit dtype; every number of every FP8 format
     and of a 16-bit target, every midpoint to the next one, and the neighbours of both one ulp away (for fp64, one ulp
     of fp32 away too, which is where double rounding shows); NaN of every kind; random bits, and random mantissas within
-    the range of FP8."""
+    the range of FP8.
+    """
     if source.bits <= 16:
         return np.arange(1 << source.bits, dtype=np.uint64).astype(_UINT[source.bits])
     float_type, integer, fmt = _FLOAT[source.name], _UINT[source.bits], source.format

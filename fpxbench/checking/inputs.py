@@ -12,6 +12,7 @@ from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
+from fpxbench.workloads import WeightContents, contents_of
 
 ACTIVATION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,16 +23,18 @@ def generator(seed: int, *purpose: object, device: str = "cpu") -> torch.Generat
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def make_weight(case: Case, seed: int, device: str = "cpu") -> Tensor:
-    """Return the weight of a case, fp32 [N, K]: N(0, 1), the same for every implementation and scheme.
+def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightContents | None = None) -> Tensor:
+    """Return the weight of a case, fp32 [N, K], the same for every implementation.
 
-    `canary.codes` instead holds the values on which encoders and decoders differ, under scales that are 1: every finite
-    number of its format, every midpoint between two of them, what lies just beside the midpoints, and under MX, whose
-    rule lets it happen, numbers past the maximum.
+    `contents` None is what the case's workload holds. `CODES` are the values on which encoders and decoders differ,
+    under scales that are 1: every finite number of the scheme's format, every midpoint between two of them, what lies
+    just beside the midpoints, and under MX, whose rule lets it happen, numbers past the maximum. A scheme that is not
+    quantized gets N(0, 1) instead.
     """
     rng = generator(seed, "weight", case.n, case.k, device=device)
     scheme = scheme_named(case.scheme)
-    if case.workload != "canary.codes" or not scheme.quantized:
+    contents = contents or contents_of(case.workload)
+    if contents is WeightContents.NORMAL or not scheme.quantized:
         return torch.randn(case.n, case.k, generator=rng, device=device)
     fmt, block = scheme.format, scheme.scaling.block or case.k
     numbers, beside = _discriminating_values(fmt, device, reach=scheme.scaling.reach(fmt))

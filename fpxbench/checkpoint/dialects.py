@@ -48,6 +48,7 @@ class Dialect:
     activation_scale : suffix of the activation's static scale
     methods : values of ``quant_method`` (config.json) or ``quant_algo`` (hf_quant_config.json) that mean this dialect
     grouped : codes and scales have one more dimension, that of the blocks: ``[..., N, G, bytes]`` and ``[..., N, G]``
+    interleaved : scales and codes stand in one tensor, block by block (GGUF)
     """
 
     name: str
@@ -63,6 +64,7 @@ class Dialect:
     activation_scale: str = ""
     methods: frozenset[str] = field(default_factory=frozenset)
     grouped: bool = False
+    interleaved: bool = False
 
 
 _VALUES = frozenset({"F32", "BF16", "F16"})
@@ -101,4 +103,10 @@ DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (
     Dialect("torchao", "torchao 0.14 and later", "torchao/prototype/safetensors (pytorch/ao)", "._weight_qdata",
             "._weight_scale", {**FP8, **FP4}, _VALUES | _E8M0 | _E4M3, global_scale="._weight_per_tensor_scale",
             global_optional=True, methods=frozenset({"torchao"})),
+    Dialect("gguf", "llama.cpp", "ggml-org/ggml, ggml-common.h", ".weight", "", {
+        "Q8_0": Element("int8", "gguf"), "Q4_0": Element("int4", "gguf"), "MXFP4": Element("e2m1", "gguf"),
+        "NVFP4": Element("e2m1", "gguf")}, frozenset(), interleaved=True),
 )}
+
+GGUF_SCHEMES = {"Q8_0": "int8-g32.fp16", "Q4_0": "int4-g32.fp16", "MXFP4": "mxfp4", "NVFP4": "nvfp4"}
+"""The scheme of a GGUF block type. Types with an offset or two levels of integer scales have none."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
-from fpxbench.checkpoint.dialects import DIALECTS, SCALE_FORMATS, Dialect, Element
+from fpxbench.checkpoint.dialects import DIALECTS, GGUF_SCHEMES, SCALE_FORMATS, Dialect, Element
 from fpxbench.checkpoint.folder import Checkpoint
 from fpxbench.checkpoint.tensor_entry import TensorEntry
 
@@ -63,7 +63,12 @@ class QuantizedLayer:
     @property
     def scheme(self) -> str | None:
         """The scheme's name by its parts (``e4m3fn-b128x128``, ``mxfp4``), or None where a part is not known."""
-        return scheme_name(self.element.format, self.grid, self.scale_format) if self.grid else None
+        if self.dialect.interleaved:
+            return GGUF_SCHEMES[self.codes.dtype]
+        if self.grid is None:
+            return None
+        name = scheme_name(self.element.format, self.grid, self.scale_format)
+        return f"{name}.div" if name == "nvfp4" and self.dialect.global_divides else name
 
     @property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -146,9 +151,12 @@ def _with_suffix(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, Ten
 def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEntry) -> QuantizedLayer | None:
     """The layer `name` read in `dialect`, or None if its tensors are not of it."""
     element = dialect.elements.get(codes.dtype)
-    scales = checkpoint.tensors.get(name + dialect.scales)
-    if element is None or len(codes.shape) < (4 if dialect.grouped else 2):
+    if element is None or len(codes.shape) < (3 if dialect.grouped else 2):
         return None
+    if dialect.interleaved:
+        *experts, n, k = codes.shape
+        return QuantizedLayer(name, dialect, element, n, k, codes, None, prod(experts))
+    scales = checkpoint.tensors.get(name + dialect.scales)
     if scales is None or scales.dtype not in dialect.scale_dtypes:
         return None
 

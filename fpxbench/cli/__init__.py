@@ -28,26 +28,47 @@ _MEASURE, _READ, _HISTORY, _COMPILERS = "Measure", "Read results", "Compare buil
 COMMANDS = {
     "run": Command("sweep_commands", "Check and time cases. Write one record for each.", _MEASURE),
     "inspect": Command(
-        "inspect_commands", "Recover by experiment what an implementation computes: decode table, scales, code order.", _MEASURE),
+        "inspect_commands",
+        "Recover by experiment what an implementation computes: decode table, scales, code order.",
+        _MEASURE,
+    ),
+    "checkpoint": Command(
+        "checkpoint_commands",
+        "Say what a checkpoint of quantized weights holds, and whether it is what it says.",
+        _MEASURE,
+    ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
-    "report": Command("record_commands", "Build a static HTML report from the records and print the worst findings.", _READ),
+    "report": Command(
+        "record_commands", "Build a static HTML report from the records and print the worst findings.", _READ
+    ),
     "records": Command("record_commands", "Print the records, one JSON object per line.", _READ),
     "show": Command("record_commands", "Show everything that is recorded about one case.", _READ),
     "repro": Command("record_commands", "Print a standalone script that reproduces one case.", _READ),
     "regressions": Command("regression_commands", "List what changed from build to build, worst first.", _HISTORY),
     "confirm": Command(
-        "confirm_commands", "Rerun two builds, interleaved, to confirm or refute a suspected regression.", _HISTORY),
-    "bisect": Command("confirm_commands", "Find the first bad build between two builds, and its upstream commits.", _HISTORY),
+        "confirm_commands", "Rerun two builds, interleaved, to confirm or refute a suspected regression.", _HISTORY
+    ),
+    "bisect": Command(
+        "confirm_commands", "Find the first bad build between two builds, and its upstream commits.", _HISTORY
+    ),
     "compare": Command("compare_commands", "Compare two builds from their records.", _HISTORY),
     "issues": Command("compare_commands", "Print the text of an issue for each confirmed regression.", _HISTORY),
     "timeline": Command("timeline_commands", "Keep the PyTorch builds in order: sync, list, show, here.", _HISTORY),
-    "environments": Command("environment_commands", "List and remove the virtual environments of the builds.", _HISTORY),
+    "environments": Command(
+        "environment_commands", "List and remove the virtual environments of the builds.", _HISTORY
+    ),
     "detector": Command(
-        "regression_commands", "Evaluate the regression detector on synthetic and recorded series.", _HISTORY),
-    "numerics": Command("cast_commands", "Check the casts of PyTorch and Triton against the definition of each format.", _COMPILERS),
+        "regression_commands", "Evaluate the regression detector on synthetic and recorded series.", _HISTORY
+    ),
+    "numerics": Command(
+        "cast_commands", "Check the casts of PyTorch and Triton against the definition of each format.", _COMPILERS
+    ),
     "targets": Command(
-        "target_commands", "Compile low-bit kernels for GPUs that need not be present, and show what each supports.", _COMPILERS),
+        "target_commands",
+        "Compile low-bit kernels for GPUs that need not be present, and show what each supports.",
+        _COMPILERS,
+    ),
     "codec": Command("codec_commands", "Benchmark encoding, decoding and packing against other libraries.", _COMPILERS),
 }
 
@@ -91,15 +112,19 @@ app = typer.Typer(
     help="""Is low-bit floating-point matmul still [bold]right[/], and still [bold]fast[/]?
 
     """
-    "fpxbench checks and times weight-only quantized matmul (FP8, FP6, FP4, MX, NVFP4, and any float format of up to 8 bits) for "
-    "every implementation and scheme, on this machine and with the installed PyTorch. A case that is wrong gets a verdict and no "
+    "fpxbench checks and times weight-only quantized matmul (FP8, FP6, FP4, MX, NVFP4, and any float format of up to 8 "
+    "bits) for "
+    "every implementation and scheme, on this machine and with the installed PyTorch. A case that is wrong gets a "
+    "verdict and no "
     """timing.
 
     [bold]Start with[/]   fpxbench run --profile smoke && fpxbench report
 
     """
-    "[bold]Terms[/]   A [italic]scheme[/] is a number format with its scales (e4m3fn-row, mxfp4). An [italic]implementation[/] is one "
-    "way to store and multiply such a weight. A [italic]workload[/] is the shape of a real layer with a number of tokens. A "
+    "[bold]Terms[/]   A [italic]scheme[/] is a number format with its scales (e4m3fn-row, mxfp4). An "
+    "[italic]implementation[/] is one "
+    "way to store and multiply such a weight. A [italic]workload[/] is the shape of a real layer with a number of "
+    "tokens. A "
     "[italic]case[/] combines the three: eager_upcast/e4m3fn-row/llama2-7b.o/m1/bf16.",
 )
 

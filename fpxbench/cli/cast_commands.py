@@ -24,23 +24,44 @@ app = new_app()
 
 @app.command()
 def numerics(
-    engine: Annotated[list[Engine] | None, typer.Option("--engine", "-e", help="Only conversions of this engine. Repeatable.")] = None,
-    conversion: Annotated[list[str] | None, typer.Option(
-        "--conversion", "-c", help="Conversions, by glob: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu or cuda (also for ROCm).  [dim]default: both, if there is a GPU[/]")] = None,
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Try all 2**32 inputs for casts from fp32 to FP8, which takes minutes each.")] = False,
+    engine: Annotated[
+        list[Engine] | None, typer.Option("--engine", "-e", help="Only conversions of this engine. Repeatable.")
+    ] = None,
+    conversion: Annotated[
+        list[str] | None,
+        typer.Option("--conversion", "-c", help="Conversions, by glob: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable."),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu or cuda (also for ROCm).  [dim]default: both, if there is a GPU[/]"),
+    ] = None,
+    exhaustive: Annotated[
+        bool,
+        typer.Option("--exhaustive", help="Try all 2**32 inputs for casts from fp32 to FP8, which takes minutes each."),
+    ] = False,
     results: ResultsOption = Path("results"),
-    machine: Annotated[str | None, typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Check every conversion again, or only those without a record.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1)] = 180.0,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Check every conversion again, or only those without a record.")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1),
+    ] = 180.0,
     as_json: JsonOption = False,
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with status 1 if a conversion has one of these statuses: wrong,crash,…")] = "",
+    fail_on: Annotated[
+        str,
+        typer.Option("--fail-on", help="Exit with status 1 if a conversion has one of these statuses: wrong,crash,…"),
+    ] = "",
 ) -> None:
     """Check the casts of PyTorch and Triton against the definition of each format.
 
-    Covers casts between FP8 and wider dtypes in eager PyTorch, under torch.compile and in Triton, the constants of torch.finfo, and bit
-    operations on uint16, uint32 and uint64. A 16-bit source is tried on all 65,536 inputs, a wider one on every value, every midpoint
-    and their neighbours. docs/numerics.md has the rules.
+    Covers casts between FP8 and wider dtypes in eager PyTorch, under torch.compile and in Triton, the constants of
+    torch.finfo, and bit operations on uint16, uint32 and uint64. A 16-bit source is tried on all 65,536 inputs, a wider
+    one on every value, every midpoint and their neighbours. docs/numerics.md has the rules.
 
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C.
     """
@@ -57,8 +78,12 @@ def numerics(
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
     else:
         _print_findings(run.records)
-        out.print(f"records: {Store(results, CastRecord).file(run.machine.name, run.build)}   next: fpxbench report --results {results}",
-                  markup=False, style="dim")
+        out.print(
+            f"records: {Store(results, CastRecord).file(run.machine.name, run.build)}   next: fpxbench report "
+            f"--results {results}",
+            markup=False,
+            style="dim",
+        )
     if run.interrupted:
         raise typer.Exit(130)
     if any(record.verdict.status in failing for record in run.records):
@@ -76,7 +101,10 @@ def _print_findings(records: list[CastRecord]) -> None:
 
 def _print_finding(finding: CastFinding) -> None:
     colour = "red" if finding.status in BROKEN else "dim"
-    out.print(f"[{colour}]{escape(finding.headline)}[/]  [bold]{escape(finding.what)}[/]  [dim]{', '.join(finding.runs_on)}[/]")
+    out.print(
+        f"[{colour}]{escape(finding.headline)}[/]  [bold]{escape(finding.what)}[/]  "
+        f"[dim]{', '.join(finding.runs_on)}[/]"
+    )
     said = ": ".join(part for part in (finding.cause, finding.counts) if part)
     for line in (said, finding.example):
         if line:

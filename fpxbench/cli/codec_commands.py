@@ -20,8 +20,12 @@ _PEERS = ("ml_dtypes", "gfloat", "torch")
 
 @app.command()
 def codec(
-    only: Annotated[list[str] | None, typer.Option("--only", help="Rows, by glob: encode/e4m3fn/*, unpack/planar/6. Repeatable.")] = None,
-    elements: Annotated[int, typer.Option("--elements", min=1, help="Elements per call, rounded to a multiple of 64 x 4096.")] = ELEMENTS,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Rows, by glob: encode/e4m3fn/*, unpack/planar/6. Repeatable.")
+    ] = None,
+    elements: Annotated[
+        int, typer.Option("--elements", min=1, help="Elements per call, rounded to a multiple of 64 x 4096.")
+    ] = ELEMENTS,
     as_json: JsonOption = False,
 ) -> None:
     """Benchmark encoding, decoding and packing against other libraries.
@@ -36,7 +40,9 @@ def codec(
         with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
             task = bar.add_task("starting", total=len(asked))
             measured = []
-            for row in measure_rows(asked, isolation, elements, starting=lambda name: bar.update(task, description=name)):
+            for row in measure_rows(
+                asked, isolation, elements, starting=lambda name: bar.update(task, description=name)
+            ):
                 measured.append(row)
                 bar.advance(task)
     if as_json:
@@ -107,9 +113,11 @@ def _notes(measured: Sequence[SpeedRow]) -> list[str]:
     if timed:
         own = timed[0].timed[OWN]
         lines += [
-            f"{own.elements:,} numbers or codes a call, on {timed[0].threads} threads (ml_dtypes, gfloat and the copy use one). M/s: millions of them"
+            f"{own.elements:,} numbers or codes a call, on {timed[0].threads} threads (ml_dtypes, gfloat and the copy "
+            f"use one). M/s: millions of them"
             " a second; GB/s: bytes read and written.",
-            "x: how many times as fast as the other, whose calls took turns with these; the copy moves as many bytes. All are medians over"
+            "x: how many times as fast as the other, whose calls took turns with these; the copy moves as many bytes. "
+            "All are medians over"
             " the rounds, ± half the distance of the quartiles.",
         ]
     absent = {peer for row in timed for peer, why in row.missing.items() if why == "is not installed"}

@@ -23,13 +23,24 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.", show_default=True)]
-ImplsOption = Annotated[list[Path] | None, typer.Option("--impls", help="File or folder with more implementations. Repeatable.")]
-ImplementationOption = Annotated[list[str] | None, typer.Option("--implementation", "-i", help="Implementations, by glob. Repeatable.")]
+ImplsOption = Annotated[
+    list[Path] | None, typer.Option("--impls", help="File or folder with more implementations. Repeatable.")
+]
+ImplementationOption = Annotated[
+    list[str] | None, typer.Option("--implementation", "-i", help="Implementations, by glob. Repeatable.")
+]
 SchemeOption = Annotated[list[str] | None, typer.Option(
     "--scheme", "-s", help="Schemes, by glob or by parts (e2m2-row, e3m4b5-g64). Repeatable.")]
-WorkloadOption = Annotated[list[str] | None, typer.Option("--workload", "-w", help="Workloads, by glob: llama2-7b.*, canary.ragged/m3. Repeatable.")]
-ProfileOption = Annotated[Profile, typer.Option("--profile", help="smoke takes a minute, quick several; full runs everything.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
+WorkloadOption = Annotated[
+    list[str] | None,
+    typer.Option("--workload", "-w", help="Workloads, by glob: llama2-7b.*, canary.ragged/m3. Repeatable."),
+]
+ProfileOption = Annotated[
+    Profile, typer.Option("--profile", help="smoke takes a minute, quick several; full runs everything.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -37,7 +48,8 @@ _WIDEST = 1000
 
 
 def print_table(table: Table) -> None:
-    """Print a table: within the terminal's width on a terminal, as wide as it is elsewhere, where a cut or folded id is of no use."""
+    """Print a table: within the terminal's width on a terminal, as wide as it is elsewhere, where a cut or folded id is
+    of no use."""
     if out.is_terminal:
         out.print(table)
     else:
@@ -64,7 +76,9 @@ def user_message(error: Exception) -> str | None:
     from fpxbench.builds.installed import NoPyTorch
 
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False))
+        return "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False)
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) if isinstance(error, (UsageError, NoPyTorch, OSError, ValueError)) else None

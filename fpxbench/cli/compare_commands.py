@@ -19,7 +19,9 @@ app = new_app()
 
 @app.command()
 def compare(
-    before: Annotated[str, typer.Argument(metavar="A", help="The earlier build: a tag, a version, or a prefix of its hash.")],
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="The earlier build: a tag, a version, or a prefix of its hash.")
+    ],
     after: Annotated[str, typer.Argument(metavar="B", help="The later build.")],
     machine: Annotated[str | None, typer.Option("--machine", help="Only records of this machine.")] = None,
     results: ResultsOption = Path("results"),
@@ -29,8 +31,8 @@ def compare(
 ) -> None:
     """Compare two builds from their records.
 
-    Verdicts come first, then times, worst first. docs/decision-rule.md, “Comparison of two builds”, defines when a time counts as
-    changed. To rerun both builds, use `fpxbench confirm`.
+    Verdicts come first, then times, worst first. docs/decision-rule.md, “Comparison of two builds”, defines when a time
+    counts as changed. To rerun both builds, use `fpxbench confirm`.
     """
     from fpxbench.regressions.compare import compare as rows_of
 
@@ -48,7 +50,9 @@ def compare(
 @app.command()
 def issues(
     results: ResultsOption = Path("results"),
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write ID.md and ID.title for each issue to this folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write ID.md and ID.title for each issue to this folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the text of an issue for each confirmed regression.
@@ -93,7 +97,10 @@ def _records_of_build(name: str, held: Timeline, results: Path, machine: str | N
             found += [record for record in read if key in (None, record.build.key)]
     if not found:
         where = f" of machine {machine!r}" if machine else ""
-        raise UsageError(f"no records{where} of build {name!r} in {results}: it has records of {', '.join(sorted(labels)) or 'no build'}")
+        raise UsageError(
+            f"no records{where} of build {name!r} in {results}: it has records of "
+            f"{', '.join(sorted(labels)) or 'no build'}"
+        )
     return latest(found)
 
 
@@ -102,10 +109,15 @@ def _print_rows(rows, names: list[str], everything: bool) -> None:
 
     folded = [row for row in rows if row.change in (ChangeClass.UNCHANGED, ChangeClass.ONLY_ONE, ChangeClass.MACHINE)]
     shown = rows if everything else [row for row in rows if row not in folded]
-    widths = [max((len(text) for text in column), default=0) for column in zip(*((row.change, row.case, row.machine) for row in shown), strict=True)]
+    widths = [
+        max((len(text) for text in column), default=0)
+        for column in zip(*((row.change, row.case, row.machine) for row in shown), strict=True)
+    ]
     out.print(f"{names[0]} → {names[1]}", markup=False, style="bold")
     for row in shown:
-        place = "  ".join(f"{text:{width}}" for text, width in zip((row.change, row.case, row.machine), widths, strict=True))
+        place = "  ".join(
+            f"{text:{width}}" for text, width in zip((row.change, row.case, row.machine), widths, strict=True)
+        )
         out.print(f"{place}  {_described(row)}", markup=False, style=_STYLES.get(row.change))
     counts = {change: sum(row.change is change for row in rows) for change in ChangeClass}
     out.print("; ".join(f"{count} {change}" for change, count in counts.items() if count), markup=False, style="bold")

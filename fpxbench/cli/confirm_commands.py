@@ -39,19 +39,34 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-VariantOption = Annotated[str | None, typer.Option(
-    "--variant", help="Variant of the builds: cpu, cu130, …  [dim]default: FPX_VARIANT, or that of the installed PyTorch[/]")]
-MachineOption = Annotated[str | None, typer.Option("--machine", help="Name of this machine.  [dim]default: FPX_MACHINE, or its device's name[/]")]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="Variant of the builds: cpu, cu130, …  [dim]default: FPX_VARIANT, or that of the installed PyTorch[/]",
+    ),
+]
+MachineOption = Annotated[
+    str | None,
+    typer.Option("--machine", help="Name of this machine.  [dim]default: FPX_MACHINE, or its device's name[/]"),
+]
 EnvironmentsOption = Annotated[Path | None, typer.Option(
     "--environments", help="Folder of the environments.  [dim]default: FPX_ENVIRONMENTS, or .asv/env[/]")]
 RetryOption = Annotated[bool, typer.Option("--retry", help="Retry installations that failed within the last day.")]
-BudgetOption = Annotated[float, typer.Option("--budget", help="Time limit for one case in minutes, without installation.", min=0.0)]
+BudgetOption = Annotated[
+    float, typer.Option("--budget", help="Time limit for one case in minutes, without installation.", min=0.0)
+]
 
 
 @app.command()
 def confirm(
-    what: Annotated[list[str] | None, typer.Argument(
-        metavar="[SUSPECT…|CASE GOOD BAD]", help="Ids of suspects, as printed by `fpxbench regressions`; or a case and two builds.")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUSPECT…|CASE GOOD BAD]",
+            help="Ids of suspects, as printed by `fpxbench regressions`; or a case and two builds.",
+        ),
+    ] = None,
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
     variant: VariantOption = None,
@@ -59,17 +74,24 @@ def confirm(
     machine: MachineOption = None,
     impls: ImplsOption = None,
     environments: EnvironmentsOption = None,
-    level: Annotated[float, typer.Option("--level", help="Confidence level of the interval that must exclude “no change”.", min=0.5, max=0.99999)] = LEVEL,
+    level: Annotated[
+        float,
+        typer.Option(
+            "--level", help="Confidence level of the interval that must exclude “no change”.", min=0.5, max=0.99999
+        ),
+    ] = LEVEL,
     budget: BudgetOption = BUDGET_S / 60,
     retry: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Rerun two builds, interleaved, to confirm or refute a suspected regression.
 
-    Every run is a process of its own. Without arguments, confirms every open suspect and every verdict that the newest builds changed
-    on this machine. Each answer is stored with the records. docs/decision-rule.md, “Confirmation”, defines the rule.
+    Every run is a process of its own. Without arguments, confirms every open suspect and every verdict that the newest
+    builds changed on this machine. Each answer is stored with the records. docs/decision-rule.md, “Confirmation”,
+    defines the rule.
 
-    Exit status: 0; 1 if a regression was confirmed; 2 for a usage error; 130 after Ctrl-C, with all answers so far kept.
+    Exit status: 0; 1 if a regression was confirmed; 2 for a usage error; 130 after Ctrl-C, with all answers so far
+    kept.
     """
     from fpxbench.builds.environments import REFUSED
     from fpxbench.regressions.confirm import confirm as confirm_question
@@ -83,7 +105,9 @@ def confirm(
     found: list[Confirmation] = []
     with bench.opened() as opened:
         for number, (question, good, bad) in enumerate(asked, 1):
-            err.print(f"[{number}/{len(asked)}] {question.case.id}: {good.tag} against {bad.tag}", markup=False, style="bold")
+            err.print(
+                f"[{number}/{len(asked)}] {question.case.id}: {good.tag} against {bad.tag}", markup=False, style="bold"
+            )
             entries = {"good": good, "bad": bad}
 
             def measure(side, seed, entries=entries, question=question):
@@ -110,7 +134,14 @@ def bisect(
     case: Annotated[str, typer.Argument(help="Case id, as printed by `fpxbench list cases`.")],
     good: Annotated[str, typer.Argument(help="A good build: a tag, a version, or a prefix of its hash.")],
     bad: Annotated[str, typer.Argument(help="A later, bad build.")],
-    by: Annotated[str | None, typer.Option("--by", help="What to compare: time or verdict.  [dim]default: verdict if the two builds differ in it, else time[/]")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            help="What to compare: time or verdict.  [dim]default: verdict if the two builds differ in it, else "
+                 "time[/]",
+        ),
+    ] = None,
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
     variant: VariantOption = None,
@@ -123,7 +154,8 @@ def bisect(
 ) -> None:
     """Find the first bad build between two builds, and its upstream commits.
 
-    Builds that do not install are skipped. Flaky verdicts are repeated until the chance of a missed failure is below 1%.
+    Builds that do not install are skipped. Flaky verdicts are repeated until the chance of a missed failure is below
+    1%.
     """
     from fpxbench.builds.environments import REFUSED
     from fpxbench.regressions.bisect import Skipped, bisect as search
@@ -134,8 +166,12 @@ def bisect(
     bench = _Bench(results, timeline, variant, device, machine, impls, environments, retry)
     entries = _between(bench.find(good), bench.find(bad), bench.timeline.entries())
     wanted = _case(case, results)
-    err.print(f"{len(entries) - 2} builds between {entries[0].tag} and {entries[-1].tag}: at most "
-              f"{math.ceil(math.log2(len(entries)))} of them are run, unless some are skipped", markup=False, style="dim")
+    err.print(
+        f"{len(entries) - 2} builds between {entries[0].tag} and {entries[-1].tag}: at most "
+        f"{math.ceil(math.log2(len(entries)))} of them are run, unless some are skipped",
+        markup=False,
+        style="dim",
+    )
     with bench.opened() as opened:
 
         def measure(number: int, seed: int) -> Record:
@@ -145,19 +181,28 @@ def bisect(
                 raise Skipped(str(refusal)) from None
 
         try:
-            found = search(wanted, [bench.build(entry) for entry in entries], [entry.tag for entry in entries], by, measure, _say)
+            found = search(
+                wanted, [bench.build(entry) for entry in entries], [entry.tag for entry in entries], by, measure, _say
+            )
         except Skipped as refusal:
             raise UsageError(f"one of the two ends cannot be measured: {refusal}") from None
     if as_json:
         print(found.model_dump_json(by_alias=True))
         return
-    out.print(f"first bad build by {found.by}: [bold]{escape(found.first_bad_tag)}[/]; {escape(found.last_good_tag)} is good")
+    out.print(
+        f"first bad build by {found.by}: [bold]{escape(found.first_bad_tag)}[/]; {escape(found.last_good_tag)} is good"
+    )
     if found.maybe:
-        out.print(f"skipped between them, and possibly the first bad build: {', '.join(found.maybe)}", markup=False, style="yellow")
+        out.print(
+            f"skipped between them, and possibly the first bad build: {', '.join(found.maybe)}",
+            markup=False,
+            style="yellow",
+        )
     out.print(f"upstream commits: {found.upstream or 'unknown: the builds do not name their commits'}", markup=False)
 
 
-# -- what the commands share ------------------------------------------------------------------------------------------------
+# -- what the commands share
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -183,14 +228,24 @@ class _Bench:
 
     @contextmanager
     def opened(self) -> Iterator[Bench]:
-        """Open the bench. Raise UsageError for failures that say nothing about a build: no network, no disk space, no installer."""
+        """Open the bench. Raise UsageError for failures that say nothing about a build: no network, no disk space, no
+        installer."""
         from fpxbench.builds.environments import UNAVAILABLE, Builds, Environments
         from fpxbench.regressions.rerun import Bench, Conditions
 
-        builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant, machine=self.machine,
-                        device=self.device, retry=self.retry)
+        builds = Builds(
+            self.timeline,
+            Environments(self.environments, _say),
+            self.results,
+            self.variant,
+            machine=self.machine,
+            device=self.device,
+            retry=self.retry,
+        )
         try:
-            with Bench(builds, Conditions(device=self.device, machine=self.machine, impls=tuple(self.impls or ()))) as bench:
+            with Bench(
+                builds, Conditions(device=self.device, machine=self.machine, impls=tuple(self.impls or ()))
+            ) as bench:
                 yield bench
         except UNAVAILABLE as error:
             raise UsageError(str(error)) from None
@@ -208,8 +263,15 @@ class _Bench:
 
     def build(self, entry: Entry) -> Build:
         """Return the build as the timeline describes it."""
-        return Build(torch=entry.torch, triton=entry.own_triton, git=entry.git, channel=entry.channel, date=entry.date, key=entry.key,
-                     variant=self.variant or DEFAULT_VARIANT)
+        return Build(
+            torch=entry.torch,
+            triton=entry.own_triton,
+            git=entry.git,
+            channel=entry.channel,
+            date=entry.date,
+            key=entry.key,
+            variant=self.variant or DEFAULT_VARIANT,
+        )
 
 
 def _say(line: str) -> None:
@@ -224,13 +286,19 @@ def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, En
         good, bad = bench.find(what[1]), bench.find(what[2])
         return [(Question(_case(what[0], bench.results), "time"), good, bad)]
     if any("/" in word for word in what):
-        raise UsageError("fpxbench confirm CASE GOOD BAD: a case and the two builds; or ids of suspects, as `fpxbench regressions` prints")
+        raise UsageError(
+            "fpxbench confirm CASE GOOD BAD: a case and the two builds; or ids of suspects, as `fpxbench regressions` "
+            "prints"
+        )
     from fpxbench.regressions.result_changes import find_changes
 
     found = find_changes(bench.results, bench.timeline)
     if not what:
         found = found.of_newest_builds()
-    known = {each.id: each for each in (*found.suspects, *(event for event in found.events if event.series.metric == "verdict"))}
+    known = {
+        each.id: each
+        for each in (*found.suspects, *(event for event in found.events if event.series.metric == "verdict"))
+    }
     for word in what:
         if word not in known:
             raise UsageError(f"no suspect {word!r}: `fpxbench regressions --results {bench.results}` lists them")
@@ -239,13 +307,19 @@ def _questions(what: list[str], bench: _Bench) -> list[tuple[Question, Entry, En
 
 
 def _is_due(finding, bench: _Bench) -> bool:
-    """Return whether a finding is for the worse, unanswered, and of this machine and variant as far as those were given."""
-    return (finding.direction == "worse" and finding.outcome in (None, ConfirmationOutcome.UNDECIDED)
-            and bench.machine in (None, finding.series.machine) and bench.variant in (None, DEFAULT_VARIANT, finding.series.variant))
+    """Return whether a finding is for the worse, unanswered, and of this machine and variant as far as those were
+    given."""
+    return (
+        finding.direction == "worse"
+        and finding.outcome in (None, ConfirmationOutcome.UNDECIDED)
+        and bench.machine in (None, finding.series.machine)
+        and bench.variant in (None, DEFAULT_VARIANT, finding.series.variant)
+    )
 
 
 def _question(finding, bench: _Bench) -> tuple[Question, Entry, Entry]:
-    """Return the question for a finding, with the builds to run. The change behind a suspect may lie some builds before it was raised."""
+    """Return the question for a finding, with the builds to run. The change behind a suspect may lie some builds before
+    it was raised."""
     from fpxbench.regressions.change_report import Suspect
     from fpxbench.regressions.confirm import Question
 
@@ -264,10 +338,15 @@ class _Elsewhere(Exception):
 
 def _same_place(record: Record, question: Question) -> None:
     if question.machine not in (None, record.machine.name):
-        raise _Elsewhere(f"it was seen on {question.machine}, and this machine is {record.machine.name}. If they are the same, pass "
-                         f"--machine {question.machine}")
+        raise _Elsewhere(
+            f"it was seen on {question.machine}, and this machine is {record.machine.name}. If they are the same, pass "
+            f"--machine {question.machine}"
+        )
     if question.variant not in (None, record.build.variant):
-        raise _Elsewhere(f"it was seen on builds for {question.variant}, and these are for {record.build.variant}: --variant {question.variant}")
+        raise _Elsewhere(
+            f"it was seen on builds for {question.variant}, and these are for {record.build.variant}: --variant "
+            f"{question.variant}"
+        )
 
 
 def _case(case_id: str, results: Path) -> Case:
@@ -281,7 +360,10 @@ def _case(case_id: str, results: Path) -> Case:
                     return record.case
     known = known_workloads()
     if parts["workload"] not in known:
-        raise UsageError(f"no record of {case_id!r} in {results}, and no workload {parts['workload']!r}: `fpxbench list workloads` prints them")
+        raise UsageError(
+            f"no record of {case_id!r} in {results}, and no workload {parts['workload']!r}: `fpxbench list workloads` "
+            f"prints them"
+        )
     shape = known[parts["workload"]]
     return Case(**parts | {"m": int(parts["m"])}, n=shape.n, k=shape.k)
 
@@ -290,7 +372,12 @@ def _between(good: Entry, bad: Entry, entries: list[Entry]) -> list[Entry]:
     """Return `good`, `bad` and the builds between them that belong to the channel of `bad`."""
     order = {entry.key: place for place, entry in enumerate(entries)}
     if order[good.key] >= order[bad.key]:
-        raise UsageError(f"{good.tag} is not older than {bad.tag}: fpxbench bisect CASE GOOD BAD looks for the first bad build after a good one")
-    return [good, *(entry for entry in entries[order[good.key] + 1:order[bad.key]] if entry.channel == bad.channel), bad]
-
-
+        raise UsageError(
+            f"{good.tag} is not older than {bad.tag}: fpxbench bisect CASE GOOD BAD looks for the first bad build "
+            f"after a good one"
+        )
+    return [
+        good,
+        *(entry for entry in entries[order[good.key] + 1 : order[bad.key]] if entry.channel == bad.channel),
+        bad,
+    ]

@@ -16,7 +16,10 @@ from fpxbench.cli.confirm_commands import EnvironmentsOption
 
 app = new_app()
 
-environments_app = typer.Typer(no_args_is_help=True, help="List and remove the virtual environments of the builds.\n\nOne is created when a build is first measured.")
+environments_app = typer.Typer(
+    no_args_is_help=True,
+    help="List and remove the virtual environments of the builds.\n\nOne is created when a build is first measured.",
+)
 app.add_typer(environments_app, name="environments")
 
 
@@ -37,15 +40,23 @@ def list_(environments: EnvironmentsOption = None, as_json: JsonOption = False) 
     for name, environment in found:
         facts = _facts(name, environment)
         total += facts["bytes"]
-        table.add_row(*map(escape, (name, _size(facts["bytes"]), (facts["last_used"] or "")[:10], facts["why"] or facts["status"])))
+        table.add_row(
+            *map(
+                escape, (name, _size(facts["bytes"]), (facts["last_used"] or "")[:10], facts["why"] or facts["status"])
+            )
+        )
     print_table(table)
     out.print(f"{len(found)} in {folder.root}, {_size(total)}", markup=False, style="dim")
 
 
 @environments_app.command()
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Names as printed by `fpxbench environments list`.")] = None,
-    unused_for: Annotated[float | None, typer.Option("--unused-for", help="Remove environments unused for this many days.", min=0.0)] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME…]", help="Names as printed by `fpxbench environments list`.")
+    ] = None,
+    unused_for: Annotated[
+        float | None, typer.Option("--unused-for", help="Remove environments unused for this many days.", min=0.0)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all environments.")] = False,
     environments: EnvironmentsOption = None,
 ) -> None:
@@ -77,7 +88,11 @@ def _facts(name: str, environment) -> dict[str, object]:
         return {"name": name, "status": "unfinished", "bytes": 0, "last_used": None, "why": "", "python": None}
     state = environment.state
     return {
-        "name": name, "status": state.status, "bytes": environment.size, "why": state.why, "python": str(environment.python),
+        "name": name,
+        "status": state.status,
+        "bytes": environment.size,
+        "why": state.why,
+        "python": str(environment.python),
         "last_used": datetime.fromtimestamp(environment.used, UTC).isoformat(timespec="seconds"),
     }
 

@@ -25,18 +25,34 @@ _HEADINGS = {"table": ("code", "definition", "effective"), "scales": ("scale sto
 
 @app.command()
 def inspect(
-    subject: Annotated[str, typer.Argument(
-        metavar="IMPLEMENTATION", help="An implementation, or package.module:factory, which turns a torch.nn.Linear into a module.")],
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMPLEMENTATION",
+            help="An implementation, or package.module:factory, which turns a torch.nn.Linear into a module.",
+        ),
+    ],
     scheme: Annotated[str, typer.Argument(metavar="SCHEME", help="mxfp4, e4m3fn-row, e3m2-g128, …")],
-    workload: Annotated[str | None, typer.Option("--workload", "-w", help="A workload's shape: llama2-7b.o, canary.ragged.")] = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", "-w", help="A workload's shape: llama2-7b.o, canary.ragged.")
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help=f"Output features.  [dim]default: {SHAPE[1]}[/]")] = None,
     k: Annotated[int | None, typer.Option("--k", min=1, help=f"Input features.  [dim]default: {SHAPE[2]}[/]")] = None,
-    m: Annotated[int | None, typer.Option(
-        "--m", min=1, help=f"Rows of the activation, which is the number of columns read at once.  [dim]default: {SHAPE[0]}[/]")] = None,
+    m: Annotated[
+        int | None,
+        typer.Option(
+            "--m",
+            min=1,
+            help=f"Rows of the activation, which is the number of columns read at once.  [dim]default: {SHAPE[0]}[/]",
+        ),
+    ] = None,
     activation: Annotated[str, typer.Option("--activation", help="bf16 or fp16.")] = "bf16",
     device: DeviceOption = None,
     impls: ImplsOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of weights and activations.  [dim]default: a new one, which is printed[/]")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Seed of weights and activations.  [dim]default: a new one, which is printed[/]"),
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=0.1)] = 600.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,9 +67,18 @@ def inspect(
     if workload is not None and (n is not None or k is not None):
         raise UsageError("--workload brings its own N and K: leave out --n and --k")
     request = InspectRequest(
-        subject=subject, scheme=scheme, workload=workload, n=n or SHAPE[1], k=k or SHAPE[2], m=m or SHAPE[0], given=bool(workload or n or k or m),
-        activation=activation, device=device, seed=secrets.randbelow(1 << 31) if seed is None else seed,
-        impls=[str(path.resolve()) for path in impls or ()])
+        subject=subject,
+        scheme=scheme,
+        workload=workload,
+        n=n or SHAPE[1],
+        k=k or SHAPE[2],
+        m=m or SHAPE[0],
+        given=bool(workload or n or k or m),
+        activation=activation,
+        device=device,
+        seed=secrets.randbelow(1 << 31) if seed is None else seed,
+        impls=[str(path.resolve()) for path in impls or ()],
+    )
     inspection = _inspected(request, timeout)
     for line in inspection.not_loaded:
         err.print(line, markup=False, style="yellow")
@@ -68,12 +93,19 @@ def inspect(
 def _inspected(request: InspectRequest, timeout: float) -> Inspection:
     from fpxbench.sweep.isolation import Isolation
 
-    with Isolation(default_memory_limit()) as isolation, err.status(f"inspecting {request.subject} on {request.scheme} …"):
+    with (
+        Isolation(default_memory_limit()) as isolation,
+        err.status(f"inspecting {request.subject} on {request.scheme} …"),
+    ):
         outcome = isolation.call("fpxbench.diagnosis.blackbox.inspector:inspect", request, timeout_s=timeout)
     if outcome.mistake:
         raise UsageError(outcome.mistake)
     if outcome.value is None:
-        return Inspection(**request.model_dump(exclude={"device", "workload", "given", "impls"}), device=request.device or "", verdict=outcome.verdict)
+        return Inspection(
+            **request.model_dump(exclude={"device", "workload", "given", "impls"}),
+            device=request.device or "",
+            verdict=outcome.verdict,
+        )
     inspection = outcome.read(Inspection)
     if not inspection.right:
         inspection.verdict = with_log(inspection.verdict, outcome.log_tail)
@@ -91,12 +123,21 @@ def _print(inspection: Inspection) -> None:
             _print_differences(experiment)
     if inspection.weights_read:
         wrong = f"{inspection.weights_wrong:,} of " if inspection.weights_wrong else "all "
-        out.print(f"  [bold]weight[/]: N(0, 1), [{inspection.n}, {inspection.k}], {inspection.activation} in rows of {inspection.m}:"
-                  f" {wrong}{inspection.weights_read:,} weights read {'wrongly' if inspection.weights_wrong else 'as defined'}", style="dim")
+        out.print(
+            f"  [bold]weight[/]: N(0, 1), [{inspection.n}, {inspection.k}], {inspection.activation} in rows of "
+            f"{inspection.m}:"
+            f" {wrong}{inspection.weights_read:,} weights read "
+            f"{'wrongly' if inspection.weights_wrong else 'as defined'}",
+            style="dim",
+        )
     if verdict.log_tail and not inspection.right:
         out.print(verdict.log_tail.rstrip(), markup=False, style="dim")
-    out.print(f"{inspection.subject} {inspection.scheme} on {inspection.device or 'the device'}: {inspection.seconds:.1f} s, --seed {inspection.seed}",
-              markup=False, style="dim")
+    out.print(
+        f"{inspection.subject} {inspection.scheme} on {inspection.device or 'the device'}: {inspection.seconds:.1f} s, "
+        f"--seed {inspection.seed}",
+        markup=False,
+        style="dim",
+    )
 
 
 def _print_differences(experiment: Experiment) -> None:

@@ -28,7 +28,7 @@ from fpxbench.cli.common import (
 from fpxbench.sweep.settings import Settings
 
 if TYPE_CHECKING:
-    from fpxbench.sweep.doctor import SetupCheck
+    from fpxbench.sweep.messages import SetupCheck
 
 app = new_app()
 
@@ -82,7 +82,7 @@ def doctor(
 
 
 def _setup_checks(impls: list[Path]) -> list[SetupCheck]:
-    from fpxbench.sweep.doctor import SetupCheck
+    from fpxbench.sweep.messages import SetupCheck
 
     outcome = call_in_child("fpxbench.sweep.doctor:examine", impls)
     if outcome.value is not None:
@@ -107,16 +107,24 @@ def _schemes(settings: Settings) -> list[dict[str, str]]:
         scheme = scheme_named(name)
         fmt, scaling = scheme.format, scheme.scaling
         exponent = isinstance(fmt, Format) and not fmt.is_integer
-        rows.append({
-            "scheme": scheme.name,
-            "format": f"E{fmt.exponent_bits}M{fmt.mantissa_bits} bias {fmt.bias}" if exponent else fmt.name if fmt else "16 bits",
-            "scales": scaling.name if scaling else "",
-            "scale format": scaling.scale_format.format.name + ", fp32" * scaling.has_tensor_scale if scaling else "",
-            "activations": scheme.activation.name if scheme.activation else "16 bits",
-            "bits a weight": f"{scheme.bits_per_weight(4096, 4096):.3f}",
-            "used by": USED_BY.get(scheme.name, ""),
-            **({"source": scaling.source if scaling else ""} if settings.profile == "full" else {}),
-        })
+        rows.append(
+            {
+                "scheme": scheme.name,
+                "format": f"E{fmt.exponent_bits}M{fmt.mantissa_bits} bias {fmt.bias}"
+                if exponent
+                else fmt.name
+                if fmt
+                else "16 bits",
+                "scales": scaling.name if scaling else "",
+                "scale format": scaling.scale_format.format.name + ", fp32" * scaling.has_tensor_scale
+                if scaling
+                else "",
+                "activations": scheme.activation.name if scheme.activation else "16 bits",
+                "bits a weight": f"{scheme.bits_per_weight(4096, 4096):.3f}",
+                "used by": USED_BY.get(scheme.name, ""),
+                **({"source": scaling.source if scaling else ""} if settings.profile == "full" else {}),
+            }
+        )
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, results_folder
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.case import split_id
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store, latest
@@ -20,12 +20,19 @@ from fpxbench.records.verdict import SIGNS
 app = new_app()
 
 
+WORST_PRINTED = 3
+
+
 @app.command()
 def report(
     results: ResultsOption = Path("results"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the report to.")] = Path("report"),
-    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")] = Path(".timeline"),
-    builds: Annotated[int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")] = 10,
+    timeline: Annotated[
+        Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")
+    ] = Path(".timeline"),
+    builds: Annotated[
+        int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")
+    ] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Build a static HTML report from the records and print the worst findings.
@@ -34,10 +41,13 @@ def report(
     """
     from fpxbench.builds.timeline import Timeline, TimelineError
     from fpxbench.reports.site import build_site
+    from fpxbench.reports.sweep.problems import Section
 
     try:
         with err.status("conversions") as shown:
-            summary = build_site(results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line)))
+            summary = build_site(
+                results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line))
+            )
     except TimelineError as error:
         raise UsageError(str(error)) from error
     if as_json:
@@ -52,10 +62,11 @@ def report(
         return
     for line in (*summary.broken_lines, *summary.troubles):
         err.print(str(line), markup=False, style="yellow")
-    for choice in summary.choices:
-        out.print(choice, markup=False)
-    for number, problem in enumerate(summary.problems[:3], 1):
-        out.print(f"{number}. {problem.message}", markup=False)
+    shown = summary.problems[:WORST_PRINTED]
+    wrong = sum(problem.section is Section.WRONG for problem in shown)
+    messages = [f"{number}. {problem.message}" for number, problem in enumerate(shown, 1)]
+    for message in (*messages[:wrong], *summary.choices, *messages[wrong:]):    # as on the first page
+        out.print(message, markup=False)
     if summary.empty:
         out.print(f"no records in {results}: run `fpxbench run --results {results}` first", markup=False)
     elif not summary.problems:
@@ -66,7 +77,9 @@ def report(
 @app.command()
 def records(
     results: ResultsOption = Path("results"),
-    newest: Annotated[bool, typer.Option("--latest", help="Only the latest record of each case, build and machine.")] = False,
+    newest: Annotated[
+        bool, typer.Option("--latest", help="Only the latest record of each case, build and machine.")
+    ] = False,
 ) -> None:
     """Print the records, one JSON object per line.
 
@@ -120,13 +133,14 @@ def _records_of(case: str, results: Path) -> list[Record]:
         err.print(str(line), markup=False, style="yellow")
     found = [record for record in latest(read) if record.case.id == case]
     if not found:
-        near = difflib.get_close_matches(case, {record.case.id for record in read}, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; {results} has none like it"
-        raise UsageError(f"no record of {case!r}{hint}")
+        hint = did_you_mean(case, {record.case.id for record in read}, f"nothing like it is in {results}")
+        raise UsageError(f"no record of {case!r}; {hint}")
     return found
 
 
 def _print_record(record: Record) -> None:
+    from fpxbench.reports.formatting import pretty
+
     verdict = record.verdict
     table = Table(box=None, show_header=False, pad_edge=False, title=escape(record.case.id), title_justify="left")
     table.add_column(style="bold")
@@ -141,20 +155,31 @@ def _print_record(record: Record) -> None:
     row("signal", verdict.signal)
     row("exit code", verdict.exit_code)
     for name, value in verdict.evidence.items():
-        row(f"  {name}", value)
+        row(f"  {name}", pretty(value))
     row("shape", f"M = {record.case.m}, N = {record.case.n}, K = {record.case.k}")
     row("machine", f"{record.machine.name} ({record.machine.device}, {record.machine.arch})")
     row("build", f"torch {record.build.torch}, triton {record.build.triton or 'none'}")
     accuracy, timing, traffic = record.accuracy, record.timing, record.traffic
     if accuracy.relative_error is not None:
-        row("relative error", f"{accuracy.relative_error:.3g} (bound {accuracy.bound:.3g}); worst {accuracy.worst_ulp:.3g} ulp")
+        row(
+            "relative error",
+            f"{accuracy.relative_error:.3g} (bound {accuracy.bound:.3g}); worst {accuracy.worst_ulp:.3g} ulp",
+        )
     row("SQNR", f"{accuracy.sqnr_db:.2f} dB" if accuracy.sqnr_db is not None else None)
     if timing is not None:
         low, high = timing.ci95_us
-        row("time", f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: {timing.speedup:.2f}×")
+        row(
+            "time",
+            f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: "
+            f"{timing.speedup:.2f}×",
+        )
     row("no timing", record.no_timing)
     if traffic.gb_per_s is not None:
-        share = f", {traffic.roofline_fraction:.0%} of this machine's read bandwidth" if traffic.roofline_fraction is not None else ""
+        share = (
+            f", {traffic.roofline_fraction:.0%} of this machine's read bandwidth"
+            if traffic.roofline_fraction is not None
+            else ""
+        )
         row("bandwidth", f"{traffic.gb_per_s:.1f} GB/s{share}")
     row("kernels", traffic.kernels_launched)
     row("bottleneck", traffic.bottleneck)

@@ -1,4 +1,5 @@
-"""`fpxbench regressions` and `detector`: what changed from build to build, and how reliable the rule is that finds it."""
+"""`fpxbench regressions` and `detector`: what changed from build to build, and how reliable the rule is that finds
+it."""
 
 from __future__ import annotations
 
@@ -33,14 +34,22 @@ class Fail(StrEnum):
 def regressions(
     results: ResultsOption = Path("results"),
     machine: Annotated[str | None, typer.Option("--machine", help="Only series of this machine.")] = None,
-    timeline: Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")] = Path(".timeline"),
-    everything: Annotated[bool, typer.Option("--all", help="Include changes of older builds, and those that are over or refuted.")] = False,
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with status 1 if there is one of these: suspect,confirmed,verdict,figure")] = "",
+    timeline: Annotated[
+        Path, typer.Option("--timeline", help="Folder of the timeline, which has the dates of the builds.")
+    ] = Path(".timeline"),
+    everything: Annotated[
+        bool, typer.Option("--all", help="Include changes of older builds, and those that are over or refuted.")
+    ] = False,
+    fail_on: Annotated[
+        str,
+        typer.Option("--fail-on", help="Exit with status 1 if there is one of these: suspect,confirmed,verdict,figure"),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """List what changed from build to build, worst first.
 
-    Shows the suspected regressions that are open and what changed with the newest builds. docs/decision-rule.md defines the rule.
+    Shows the suspected regressions that are open and what changed with the newest builds. docs/decision-rule.md defines
+    the rule.
 
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error.
     """
@@ -56,10 +65,17 @@ def regressions(
     for trouble in found.troubles:
         err.print(trouble, markup=False, style="yellow")
     if as_json:
-        print(json.dumps({
-            **{name: [one.model_dump(mode="json", by_alias=True) for one in getattr(shown, name)] for name in ("suspects", "events", "machine")},
-            "troubles": found.troubles,
-        }))
+        print(
+            json.dumps(
+                {
+                    **{
+                        name: [one.model_dump(mode="json", by_alias=True) for one in getattr(shown, name)]
+                        for name in ("suspects", "events", "machine")
+                    },
+                    "troubles": found.troubles,
+                }
+            )
+        )
     else:
         _print(shown, everything)
     if failing & _failures(found.of_newest_builds()):
@@ -90,26 +106,50 @@ def _print(found, everything: bool) -> None:
         low, high = (f"{100 * end:+.1f}" for end in suspect.interval)
         series = suspect.series
         control = "" if suspect.control is None else f", dense {suspect.control:+.1%}"
-        out.print(f"{suspect.change:+.1%} [{low}, {high}] time  {series.case}", markup=False, style="red" if suspect.change > 0 else "green")
-        out.print(f"    {_where(series)}, since {suspect.first_bad_tag} (before it: {suspect.last_good_tag}), seen in {suspect.builds_after} "
-                  f"builds; {abs(suspect.z):.1f} standard errors{control}{_source(suspect)}", markup=False)
+        out.print(
+            f"{suspect.change:+.1%} [{low}, {high}] time  {series.case}",
+            markup=False,
+            style="red" if suspect.change > 0 else "green",
+        )
+        out.print(
+            f"    {_where(series)}, since {suspect.first_bad_tag} (before it: {suspect.last_good_tag}), seen in "
+            f"{suspect.builds_after} "
+            f"builds; {abs(suspect.z):.1f} standard errors{control}{_source(suspect)}",
+            markup=False,
+        )
         out.print(f"    {_next(suspect)}", markup=False, style="dim")
     for event in found.events[:_SHOWN]:
         again = f"; it changed {event.changes_before} times in the builds before" if event.changes_before else ""
         words = event.series.metric.replace("_", " ")
-        out.print(f"{words}  {event.series.case}", markup=False, style={"worse": "red", "better": "green"}.get(event.direction, "yellow"))
+        out.print(
+            f"{words}  {event.series.case}",
+            markup=False,
+            style={"worse": "red", "better": "green"}.get(event.direction, "yellow"),
+        )
         out.print(f"    {event.before}  ->  {event.after}", markup=False)
-        out.print(f"    {_where(event.series)}, since {event.first_bad_tag} (before it: {event.last_good_tag}){again}{_source(event)}",
-                  markup=False)
+        out.print(
+            f"    {_where(event.series)}, since {event.first_bad_tag} (before it: "
+            f"{event.last_good_tag}){again}{_source(event)}",
+            markup=False,
+        )
         out.print(f"    {_next(event)}", markup=False, style="dim")
     for move in found.machine[:_SHOWN]:
-        out.print(f"{move.change:+.1%} in {move.cases} cases, and dense {move.control:+.1%} in the same runs: {move.machine}, or PyTorch's "
-                  f"dense product, since {move.first_tag}", markup=False, style="yellow")
+        out.print(
+            f"{move.change:+.1%} in {move.cases} cases, and dense {move.control:+.1%} in the same runs: "
+            f"{move.machine}, or PyTorch's "
+            f"dense product, since {move.first_tag}",
+            markup=False,
+            style="yellow",
+        )
     hidden = sum(max(0, len(found_of) - _SHOWN) for found_of in (found.suspects, found.events, found.machine))
     if hidden:
         out.print(f"… and {hidden} more: --json prints all of them", style="dim")
     if not (found.suspects or found.events or found.machine):
-        out.print("nothing changed" if everything else "nothing changed with the newest builds, and no suspected regression is open")
+        out.print(
+            "nothing changed"
+            if everything
+            else "nothing changed with the newest builds, and no suspected regression is open"
+        )
 
 
 def _where(series) -> str:
@@ -128,10 +168,20 @@ def _next(finding) -> str:
 
 @app.command()
 def detector(
-    series: Annotated[int, typer.Option("--series", min=10, help="Number of synthetic series of each kind. 1000 take minutes.")] = 200,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the series.  [dim]default: the one used for docs/decision-rule.md[/]")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Detectors to evaluate: rule, rule + confirmation, asv, Otava. Repeatable.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Number of processes.  [dim]default: one per core[/]")] = None,
+    series: Annotated[
+        int, typer.Option("--series", min=10, help="Number of synthetic series of each kind. 1000 take minutes.")
+    ] = 200,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Seed of the series.  [dim]default: the one used for docs/decision-rule.md[/]"),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Detectors to evaluate: rule, rule + confirmation, asv, Otava. Repeatable."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Number of processes.  [dim]default: one per core[/]")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate the regression detector on synthetic and recorded series.
@@ -178,8 +228,12 @@ def _print_evaluation(results, series: int) -> None:
     _print_found(found, f"Steps found, of {series} series with 30 builds before")
     alarmed = [result for result in results if not isinstance(result, Detection) and result.kind not in real]
     lengths = sorted({result.builds for result in alarmed})
-    table = Table(title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each", title_justify="left", box=None,
-                  pad_edge=False)
+    table = Table(
+        title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for name in ("series", "detector", *(f"{length} builds" for length in lengths)):
         table.add_column(name, justify="right" if "builds" in name else "left", no_wrap=True)
     cells = {(result.kind, result.detector, result.builds): result.per_1000 for result in alarmed}
@@ -192,8 +246,15 @@ def _print_evaluation(results, series: int) -> None:
     for where in real:
         found = [result for result in results if isinstance(result, Detection) and result.kind == where]
         _print_found(found, f"Steps found, of {found[0].series} windows with 30 runs before, recorded on {where}")
-        alarms = {result.detector: result.per_1000 for result in results if not isinstance(result, Detection) and result.kind == where}
-        out.print("Alarms in 1,000 such windows without a step: " + "; ".join(f"{name} {_count(alarms[name])}" for name in alarms))
+        alarms = {
+            result.detector: result.per_1000
+            for result in results
+            if not isinstance(result, Detection) and result.kind == where
+        }
+        out.print(
+            "Alarms in 1,000 such windows without a step: "
+            + "; ".join(f"{name} {_count(alarms[name])}" for name in alarms)
+        )
         out.print()
 
 
@@ -204,8 +265,16 @@ def _print_found(found, title: str) -> None:
     last = None
     for result in found:
         here = (result.step, result.noise)
-        table.add_row(*((f"{result.step:.0%}", f"{result.noise:.0%}" if result.noise > 0.1 else f"{100 * result.noise:.2g}%") if here != last else ("", "")),
-                      result.detector, *(f"{share:.1%}" for share in result.within), f"{result.placed:.0%}" if result.within[-1] else "")
+        table.add_row(
+            *(
+                (f"{result.step:.0%}", f"{result.noise:.0%}" if result.noise > 0.1 else f"{100 * result.noise:.2g}%")
+                if here != last
+                else ("", "")
+            ),
+            result.detector,
+            *(f"{share:.1%}" for share in result.within),
+            f"{result.placed:.0%}" if result.within[-1] else "",
+        )
         last = here
     out.print(table)
     out.print()

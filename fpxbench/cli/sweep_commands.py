@@ -39,19 +39,49 @@ def run(
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
-    cases: Annotated[Path | None, typer.Option(
-        "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile.")] = None,
+    tp: Annotated[
+        str,
+        typer.Option(
+            "--tp",
+            help="Sizes of tensor parallelism: 2,4,8 adds each layer as one rank holds it (llama3-70b.down.tp8).",
+        ),
+    ] = "",
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile."
+        ),
+    ] = None,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
-    machine: Annotated[str | None, typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh/--resume", help="Measure every case again, or only those without a record.")] = False,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Measure every case again, or only those without a record.")
+    ] = False,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
-    memory_limit: Annotated[str | None, typer.Option(
-        "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]")] = None,
-    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")] = True,
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")] = "",
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-limit",
+            help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]"
+        ),
+    ] = None,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")
+    ] = True,
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")
+    ] = "",
 ) -> None:
     """Check and time cases. Write one record for each.
 
@@ -63,9 +93,21 @@ def run(
 
     failing = statuses(fail_on)
     settings = Settings(
-        profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()), workload=tuple(workload or ()),
-        cases=cases, device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh, timeout_s=timeout, seed=seed,
-        memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(), **({} if timing else {"timing_budget_s": 0.0}),
+        profile=profile,
+        implementation=tuple(implementation or ()),
+        scheme=tuple(scheme or ()),
+        workload=tuple(workload or ()),
+        tp=_ranks(tp),
+        cases=cases,
+        device=device,
+        impls=tuple(impls or ()),
+        results=results,
+        machine=machine,
+        fresh=fresh,
+        timeout_s=timeout,
+        seed=seed,
+        memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
+        **({} if timing else {"timing_budget_s": 0.0}),
     )
     try:
         sweep = main_sweep(settings)
@@ -76,11 +118,24 @@ def run(
         out.print(line)
     if cases is not None and (missing := _missing(sweep.records)):
         out.print(missing, markup=False, style="yellow")
-    out.print(f"records: {Store(results).file(sweep.machine.name, sweep.build)}   next: fpxbench report --results {results}", markup=False, style="dim")
+    out.print(
+        f"records: {Store(results).file(sweep.machine.name, sweep.build)}   next: fpxbench report --results {results}",
+        markup=False,
+        style="dim",
+    )
     if sweep.interrupted:
         raise typer.Exit(130)
     if any(record.verdict.status in failing for record in sweep.records):
         raise typer.Exit(1)
+
+
+def _ranks(text: str) -> tuple[int, ...]:
+    """Return the sizes of ``--tp 2,4,8``. Raise UsageError for a part that is no size."""
+    sizes = [part.strip() for part in text.split(",") if part.strip()]
+    for size in sizes:
+        if not (size.isdecimal() and 2 <= int(size) <= 1024):
+            raise UsageError(f"--tp {size!r}: a size of tensor parallelism is a number from 2 to 1024")
+    return tuple(map(int, sizes))
 
 
 def _bytes(text: str) -> int:
@@ -93,7 +148,11 @@ def _bytes(text: str) -> int:
 
 def _worst(records: list[Record], count: int) -> list[str]:
     broken = sorted((r for r in records if r.verdict.status in BROKEN), key=lambda r: SEVERITY[r.verdict.status])
-    lines = [f"[red]{SIGNS[r.verdict.status]} {escape(r.case.id)}[/]: {escape(r.verdict.headline)}: {escape(r.verdict.summary)}" for r in broken[:count]]
+    lines = [
+        f"[red]{SIGNS[r.verdict.status]} {escape(r.case.id)}[/]: {escape(r.verdict.headline)}: "
+        f"{escape(r.verdict.summary)}"
+        for r in broken[:count]
+    ]
     if len(broken) > count:
         lines.append(f"[red]… and {len(broken) - count} more[/]")
     return lines
@@ -102,14 +161,18 @@ def _worst(records: list[Record], count: int) -> list[str]:
 def _missing(records: list[Record]) -> str:
     """Return a line for each dependency that cases of a shared list lack on this machine."""
     reasons = Counter(record.verdict.summary for record in records if record.verdict.status is Status.MISSING)
-    return "".join(f"{SIGNS[Status.MISSING]} not run: {count} case{'s' * (count > 1)}: {why}\n" for why, count in reasons.items()).rstrip()
+    return "".join(
+        f"{SIGNS[Status.MISSING]} not run: {count} case{'s' * (count > 1)}: {why}\n" for why, count in reasons.items()
+    ).rstrip()
 
 
 def _print_matrix(records: list[Record]) -> None:
     """Print implementations × schemes: the worst verdict of each, and its range of speedups over dense."""
     implementations = list(dict.fromkeys(record.case.implementation for record in records))
     schemes = list(dict.fromkeys(record.case.scheme for record in records))
-    table = Table(title="worst verdict, and speedup over the dense 16-bit matmul", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="worst verdict, and speedup over the dense 16-bit matmul", title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("scheme")
     for name in implementations:
         table.add_column(name, justify="right")
@@ -131,4 +194,6 @@ def _cell(records: list[Record]) -> str:
     if worst is not Status.OK:
         return f"[dim]{SIGNS[worst]}[/]"
     speedups = sorted(r.timing.speedup for r in records if r.timing and r.timing.speedup)
-    return f"[green]{SIGNS[worst]}[/]" + (f" {speedups[0]:.2f}–{speedups[-1]:.2f}×" if len(speedups) > 1 else f" {speedups[0]:.2f}×" if speedups else "")
+    return f"[green]{SIGNS[worst]}[/]" + (
+        f" {speedups[0]:.2f}–{speedups[-1]:.2f}×" if len(speedups) > 1 else f" {speedups[0]:.2f}×" if speedups else ""
+    )

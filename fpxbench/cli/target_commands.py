@@ -26,13 +26,21 @@ app = new_app()
 group = typer.Typer(no_args_is_help=False)
 app.add_typer(group, name="targets")
 
-ArchOption = Annotated[list[str] | None, typer.Option("--arch", "-a", help="Architectures, by glob: sm_90, gfx9*. Repeatable.")]
+ArchOption = Annotated[list[str] | None,
+                       typer.Option("--arch", "-a", help="Architectures, by glob: sm_90, gfx9*. Repeatable.")]
 OperationOption = Annotated[list[str] | None, typer.Option(
     "--operation", "-o", help="Probes, by glob: decode, encode/e5m2fnuz, */e4m3fn/*. Repeatable.")]
-TritonOption = Annotated[list[str] | None, typer.Option(
-    "--triton", "-t", help="A release (downloaded once), a folder that contains a Triton, or a Python that has one. Repeatable.  "
-    "[dim]default: the installed Triton[/]")]
-JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Number of parallel compilations.  [dim]default: one per core[/]")]
+TritonOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--triton",
+        "-t",
+        help="A release (downloaded once), a folder that contains a Triton, or a Python that has one. Repeatable.  "
+        "[dim]default: the installed Triton[/]",
+    ),
+]
+JobsOption = Annotated[int | None,
+    typer.Option("--jobs", "-j", min=1, help="Number of parallel compilations.  [dim]default: one per core[/]")]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Time limit for one compilation, in seconds.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Compile everything again.")]
 
@@ -45,11 +53,13 @@ def targets(
     context: typer.Context, triton: TritonOption = None, arch: ArchOption = None, operation: OperationOption = None,
     jobs: JobsOption = None, timeout: TimeoutOption = 120.0, fresh: FreshOption = False,
     json: JsonOption = False,
-    export: Annotated[Path | None, typer.Option("--export", help="Write the matrix to this file (docs/targets.md has the schema).")] = None,
+    export: Annotated[Path | None,
+        typer.Option("--export", help="Write the matrix to this file (docs/targets.md has the schema).")] = None,
 ) -> None:
     """Compile low-bit kernels for GPUs that need not be present, and show what each supports.
 
-    Every cell is compiled in its own process. Results are cached: Ctrl-C keeps what is done, and nothing is compiled twice.
+    Every cell is compiled in its own process. Results are cached: Ctrl-C keeps what is done, and nothing is compiled
+    twice.
 
     Exit status: 0; 1 if no Triton build is usable; 2 for a usage error; 130 after Ctrl-C.
     """
@@ -72,12 +82,15 @@ def targets(
 
 @group.command()
 def diff(
-    before: Annotated[str, typer.Argument(help="A build: a version, `installed`, a folder, or a targets.json (its newest build).")],
+    before: Annotated[str,
+        typer.Argument(help="A build: a version, `installed`, a folder, or a targets.json (its newest build).")],
     after: Annotated[str, typer.Argument(help="The build to compare with it.")],
     arch: ArchOption = None, operation: OperationOption = None, jobs: JobsOption = None, timeout: TimeoutOption = 120.0,
     fresh: FreshOption = False, json: JsonOption = False,
-    matrix: Annotated[Path | None, typer.Option("--matrix", help="Look both versions up in this targets.json instead of compiling.")] = None,
-    ask: Annotated[bool, typer.Option("--ask", help="Compile with both builds even if the matrix that ships with fpxbench has them.")] = False,
+    matrix: Annotated[Path | None,
+        typer.Option("--matrix", help="Look both versions up in this targets.json instead of compiling.")] = None,
+    ask: Annotated[bool, typer.Option("--ask",
+        help="Compile with both builds even if the matrix that ships with fpxbench has them.")] = False,
 ) -> None:
     """List what one Triton build supports and another does not.
 
@@ -126,27 +139,31 @@ def repro(
     """
     from fpxbench.reports.targets.support_table import SHIPPED
     from fpxbench.targets.matrix import read_matrix
-    from fpxbench.targets.reproduction import script, seen
+    from fpxbench.targets.reproduction import newest_failure, script
 
     arch, = _architectures([architecture]) if architecture else []
-    questions = _questions([probe])
-    if len(questions) != 1:
-        raise UsageError(f"{probe!r} is {len(questions)} probes; name one, as in {questions[0].id}")
-    version, found = seen(read_matrix(SHIPPED), questions[0].id, arch.name, normal_name(triton) if triton else "")
-    print(script(questions[0], arch, triton or version, found), end="")
+    probes = _probes([probe])
+    if len(probes) != 1:
+        raise UsageError(f"{probe!r} is {len(probes)} probes; name one, as in {probes[0].id}")
+    version, found = newest_failure(read_matrix(SHIPPED), probes[0].id, arch.name,
+                                    normal_name(triton) if triton else "")
+    print(script(probes[0], arch, triton or version, found), end="")
 
 
-def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool) -> Matrix:
+def _asked(builds: list[str], operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float,
+           fresh: bool) -> Matrix:
     from fpxbench.targets.collection import assemble, evaluate_builds
 
-    questions, architectures = _questions(operation), _architectures(arch)
+    probes, architectures = _probes(operation), _architectures(arch)
     with _progress() as progress:
-        results: list[BuildOutcomes] = evaluate_builds(list(dict.fromkeys(map(normal_name, builds))), questions, architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
-                                           notify=lambda text: err.print(f"fpxbench: {text}", markup=False), progress=progress)
-    return assemble(results, questions, architectures)
+        results: list[BuildOutcomes] = evaluate_builds(list(dict.fromkeys(map(normal_name, builds))), probes,
+                                                       architectures, jobs=jobs, timeout_s=timeout, fresh=fresh,
+                                           notify=lambda text: err.print(f"fpxbench: {text}", markup=False),
+                                           progress=progress)
+    return assemble(results, probes, architectures)
 
 
-def _questions(operation: list[str] | None) -> list[ProbeSpec]:
+def _probes(operation: list[str] | None) -> list[ProbeSpec]:
     from fpxbench.targets.operations import probes_like
 
     try:
@@ -154,7 +171,8 @@ def _questions(operation: list[str] | None) -> list[ProbeSpec]:
     except ModuleNotFoundError as error:    # of what this suite's own kernels are compiled for
         if error.name not in ("torch", "triton"):
             raise
-        raise UsageError(f"the probes of triton_fused need {error.name}, which is not installed: exclude them with --operation") from None
+        raise UsageError(f"the probes of triton_fused need {error.name}, which is not installed: exclude them with "
+                         "--operation") from None
 
 
 def _architectures(arch: list[str] | None) -> list:
@@ -164,7 +182,8 @@ def _architectures(arch: list[str] | None) -> list:
 
 
 def _build(
-    name: str, held: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None, timeout: float, fresh: bool
+    name: str, held: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None,
+    timeout: float, fresh: bool
 ) -> tuple[Matrix, int]:
     """Return a matrix (`held`, if given) and the position of the named build in it."""
     from fpxbench.targets.matrix import read_matrix
@@ -188,15 +207,16 @@ def _build(
 
 def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, arch: list[str] | None) -> bool:
     """Return whether a matrix has both builds with every selected probe and architecture."""
-    architectures, probes = {architecture.name for architecture in matrix.architectures}, {probe.id for probe in matrix.probes}
+    architectures, probes = {architecture.name for architecture in matrix.architectures}, {probe.id
+                                                                                           for probe in matrix.probes}
     return ({normal_name(name) for name in names} <= {build.triton for build in matrix.builds if not build.unusable}
             and {architecture.name for architecture in _architectures(arch)} <= architectures
-            and (not operation or {question.id for question in _questions(operation)} <= probes))
+            and (not operation or {spec.id for spec in _probes(operation)} <= probes))
 
 
 def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool:
     """Return whether a change is among the selected probes and architectures."""
-    probes = {question.id for question in _questions(operation)} if operation else None
+    probes = {spec.id for spec in _probes(operation)} if operation else None
     names = {architecture.name for architecture in _architectures(arch)}
     return any((probes is None or probe in probes) and architecture in names for probe, architecture in change.cells)
 
@@ -206,7 +226,8 @@ def _progress() -> Iterator:
     """Show a bar per build on a terminal, and a line every ten seconds elsewhere."""
     import time
 
-    bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+    bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                   TimeElapsedColumn(), TextColumn("left"),
                    TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True)
     tasks: dict[str, int] = {}
     said = {"next": time.monotonic() + 10}
@@ -242,7 +263,8 @@ def _print(matrix: Matrix) -> None:
     # As wide as it is: a terminal that is narrower wraps lines, which loses less than cutting names off.
     print_wide(table)
     signs = {sign: status for status, sign in SIGNS.items()}
-    legend = [*reversed(signs.items()), (SOME, "ok for some of the options"), (UNCHECKED, "some only compiled, not executed")]
+    legend = [*reversed(signs.items()), (SOME, "ok for some of the options"),
+              (UNCHECKED, "some only compiled, not executed")]
     out.print("   ".join(f"{sign} {status}" for sign, status in legend)
               + ("   a version: since" if len(matrix.builds) > 1 else ""), style="dim", markup=False)
     for position, build in enumerate(matrix.builds):
@@ -250,7 +272,8 @@ def _print(matrix: Matrix) -> None:
             out.print(f"Triton {build.triton}: {build.unusable}", style="red", markup=False)
             continue
         linker = f"; AMD's objects linked by a stand-in, {build.linker}" if build.linker not in ("", "built in") else ""
-        out.print(f"Triton {build.triton}: {build.cells} cells, {build.seconds:.0f} s of processor time{linker}", style="bold", markup=False)
+        out.print(f"Triton {build.triton}: {build.cells} cells, {build.seconds:.0f} s of processor time{linker}",
+                  style="bold", markup=False)
         checked, compiled = checked_cells(matrix, position)
         out.print(f"  of {compiled} cells that compile, {checked} were executed or compared by instruction; "
                   f"{compiled - checked} only compiled ({UNCHECKED})", markup=False)
@@ -259,6 +282,7 @@ def _print(matrix: Matrix) -> None:
             kind = f" ({outcome.kind})" if outcome.kind else ""
             by = f", {outcome.signal}" if outcome.signal else ""
             names = ", ".join(name for name, _ in where.most_common(2)) + (" …" if len(where) > 2 else "")
-            out.print(f"  {SIGNS[outcome.status]} {count:4d}  {outcome.status}{kind}{by}: {outcome.cause}  [{names}]", markup=False)
+            out.print(f"  {SIGNS[outcome.status]} {count:4d}  {outcome.status}{kind}{by}: {outcome.cause}  [{names}]",
+                      markup=False)
         if len(matrix.builds) == 1 and len(reasons) > _MOST_CAUSES:
             out.print(f"  … and {len(reasons) - _MOST_CAUSES} more causes: --json prints all of them", style="dim")

@@ -24,8 +24,13 @@ app = new_app()
 timeline_app = typer.Typer(no_args_is_help=True, help="Keep the PyTorch builds in order: sync, list, show, here.")
 app.add_typer(timeline_app, name="timeline")
 
-TimelineOption = Annotated[Path, typer.Option("--timeline", help="Folder of the timeline, which asv uses as its repository.", show_default=True)]
-SinceOption = Annotated[str | None, typer.Option("--since", help="Only builds from this date (2026-01-01) or version (2.9) on.")]
+TimelineOption = Annotated[
+    Path,
+    typer.Option("--timeline", help="Folder of the timeline, which asv uses as its repository.", show_default=True),
+]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", help="Only builds from this date (2026-01-01) or version (2.9) on.")
+]
 
 
 def _command(function: Callable) -> Callable:
@@ -43,15 +48,32 @@ def _command(function: Callable) -> Callable:
 
 @_command
 def sync(
-    channel: Annotated[str | None, typer.Option(
-        "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]")] = None,
-    variant: Annotated[list[str] | None, typer.Option(
-        "--variant", help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. Repeatable.")] = None,
-    index: Annotated[list[str] | None, typer.Option(
-        "--index", help="Use this package index or folder of wheels instead. Repeatable.")] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]"
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. "
+                 "Repeatable.",
+        ),
+    ] = None,
+    index: Annotated[
+        list[str] | None,
+        typer.Option("--index", help="Use this package index or folder of wheels instead. Repeatable."),
+    ] = None,
     since: SinceOption = None,
-    keep: Annotated[int | None, typer.Option("--keep", help="Add only this many newest builds of each channel.", min=1)] = None,
-    git: Annotated[bool, typer.Option("--git", help="Read the upstream commit of each build, which downloads 1.5 MB of its wheel once.")] = False,
+    keep: Annotated[
+        int | None, typer.Option("--keep", help="Add only this many newest builds of each channel.", min=1)
+    ] = None,
+    git: Annotated[
+        bool,
+        typer.Option("--git", help="Read the upstream commit of each build, which downloads 1.5 MB of its wheel once."),
+    ] = False,
     timeline: TimelineOption = Path(".timeline"),
     as_json: JsonOption = False,
 ) -> None:
@@ -59,7 +81,8 @@ def sync(
 
     Adds the installed build, releases from pip's configured index, and nightlies from PyTorch's index for a variant.
 
-    Exit status: 0; 1 if an index could not be read (the others are added, and the next sync continues); 2 for a usage error.
+    Exit status: 0; 1 if an index could not be read (the others are added, and the next sync continues); 2 for a usage
+    error.
     """
     from fpxbench.builds.index.fetch import Fetcher, Unreachable
     from fpxbench.builds.index.pip_settings import NoPip, PipSettings, pip_settings
@@ -86,13 +109,24 @@ def sync(
     if channels == {"nightly"} and not variant and not index and installed:
         variant = [installed[0].variant]
     places = _places(settings, channels, variant or [], index or [])
-    bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(), console=err, transient=True,
-                   disable=not err.is_terminal)
+    bar = Progress(
+        TextColumn("asking {task.description} for its Triton"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
     task = bar.add_task("", visible=False)
     try:
         with bar:
-            outcome = sync_timeline(held, places, fetcher, wanted,
-                                    lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True))
+            outcome = sync_timeline(
+                held,
+                places,
+                fetcher,
+                wanted,
+                lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True),
+            )
     except KeyboardInterrupt:
         err.print("fpxbench: interrupted; what was read is kept, and the next sync continues from there")
         raise typer.Exit(130) from None
@@ -137,7 +171,11 @@ def _print_outcome(outcome, held: Timeline) -> None:
         out.print(f"{address}: {count} builds", markup=False, style="dim")
     for sentence in outcome.remarks:
         out.print(sentence, markup=False, style="yellow")
-    for what, tags in (("new", outcome.added), ("back on the index", outcome.returned), ("no longer on the index, kept here", outcome.vanished)):
+    for what, tags in (
+        ("new", outcome.added),
+        ("back on the index", outcome.returned),
+        ("no longer on the index, kept here", outcome.vanished),
+    ):
         if tags:
             out.print(f"{len(tags)} {what}: {', '.join(tags[:-6:-1])}{', …' if len(tags) > 5 else ''}", markup=False)
     if outcome.read and not (outcome.added or outcome.returned or outcome.vanished):
@@ -147,7 +185,9 @@ def _print_outcome(outcome, held: Timeline) -> None:
 
 @_command
 def list_(
-    channel: Annotated[str | None, typer.Option("--channel", help="release, nightly or source.  [dim]default: all[/]")] = None,
+    channel: Annotated[
+        str | None, typer.Option("--channel", help="release, nightly or source.  [dim]default: all[/]")
+    ] = None,
     since: SinceOption = None,
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
@@ -159,7 +199,11 @@ def list_(
     if channel not in (None, *CHANNELS):
         raise UsageError(f"--channel {channel!r}: choose from {', '.join(CHANNELS)}")
     earliest = parse_since(since) if since else None
-    entries = [entry for entry in reversed(Timeline(timeline).entries()) if channel in (None, entry.channel) and is_recent(entry, earliest)]
+    entries = [
+        entry
+        for entry in reversed(Timeline(timeline).entries())
+        if channel in (None, entry.channel) and is_recent(entry, earliest)
+    ]
     if not entries and not as_json:
         raise UsageError(f"the timeline {timeline} has no such build: `fpxbench timeline sync` adds builds")
     counts, here = _counts(results), _installed_key()
@@ -170,29 +214,47 @@ def list_(
     for column in ("build", "date", "Triton", "variants", "measured", ""):
         table.add_column(column, overflow="fold")
     for entry in entries:
-        table.add_row(*map(escape, (
-            entry.tag, _day(entry), entry.own_triton or "", " ".join(entry.variants), _measured_text(counts.get(entry.key, {})),
-            "; ".join([*(["installed here"] if entry.key == here else []), *entry.marks]),
-        )))
+        table.add_row(
+            *map(
+                escape,
+                (
+                    entry.tag,
+                    _day(entry),
+                    entry.own_triton or "",
+                    " ".join(entry.variants),
+                    _measured_text(counts.get(entry.key, {})),
+                    "; ".join([*(["installed here"] if entry.key == here else []), *entry.marks]),
+                ),
+            )
+        )
     print_table(table)
 
 
 @_command
 def show(
-    build: Annotated[str, typer.Argument(help="A tag, a version, a channel (its newest build) or a prefix of a commit hash.")],
+    build: Annotated[
+        str, typer.Argument(help="A tag, a version, a channel (its newest build) or a prefix of a commit hash.")
+    ],
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
     """Show one build: dates, commits, requirements of each variant, wheels, records, and its name in asv."""
     entry = Timeline(timeline).find(build)
-    _show(entry, _counts(results).get(entry.key, {}), as_json, {"wheels": [wheel.model_dump() for wheel in entry.wheels]})
+    _show(
+        entry, _counts(results).get(entry.key, {}), as_json, {"wheels": [wheel.model_dump() for wheel in entry.wheels]}
+    )
 
 
 @_command
 def here(
-    python: Annotated[str | None, typer.Option(
-        "--python", help="Look in this interpreter, a path or a command.  [dim]default: the one that runs fpxbench[/]")] = None,
+    python: Annotated[
+        str | None,
+        typer.Option(
+            "--python",
+            help="Look in this interpreter, a path or a command.  [dim]default: the one that runs fpxbench[/]",
+        ),
+    ] = None,
     timeline: TimelineOption = Path(".timeline"),
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
@@ -207,8 +269,13 @@ def here(
     entry = held.find(build.key)
     _show(entry, _counts(results).get(entry.key, {}), as_json, {"installed": build.model_dump(), "new": new})
     if entry.git and build.git and not entry.git.startswith(build.git) and not build.git.startswith(entry.git):
-        err.print(f"fpxbench: this PyTorch calls itself {build.torch} and was built from {build.git[:12]}, not from {entry.git[:12]} "
-                  "as that build was: its results would be taken for the other's", markup=False, style="yellow")
+        err.print(
+            f"fpxbench: this PyTorch calls itself {build.torch} and was built from {build.git[:12]}, not from "
+            f"{entry.git[:12]} "
+            "as that build was: its results would be taken for the other's",
+            markup=False,
+            style="yellow",
+        )
 
 
 # Output.
@@ -216,10 +283,21 @@ def here(
 
 def _metadata(entry: Entry, counts: dict[str, int], here: str | None) -> dict:
     return {
-        "build": entry.tag, "key": entry.key, "channel": entry.channel, "torch": entry.torch, "triton": entry.own_triton, "git": entry.git,
-        "date": entry.date, "seen": entry.seen, "variants": {name: vars(pins) for name, pins in entry.variants.items()}, "measured": counts,
-        "vanished": entry.vanished, "yanked": entry.yanked, "failures": {name: failure.model_dump() for name, failure in entry.failures.items()},
-        "marks": entry.marks, "installed_here": entry.key == here,
+        "build": entry.tag,
+        "key": entry.key,
+        "channel": entry.channel,
+        "torch": entry.torch,
+        "triton": entry.own_triton,
+        "git": entry.git,
+        "date": entry.date,
+        "seen": entry.seen,
+        "variants": {name: vars(pins) for name, pins in entry.variants.items()},
+        "measured": counts,
+        "vanished": entry.vanished,
+        "yanked": entry.yanked,
+        "failures": {name: failure.model_dump() for name, failure in entry.failures.items()},
+        "marks": entry.marks,
+        "installed_here": entry.key == here,
     }
 
 
@@ -227,7 +305,13 @@ def _show(entry: Entry, counts: dict[str, int], as_json: bool, more: dict) -> No
     if as_json:
         print(json.dumps(_metadata(entry, counts, _installed_key()) | more))
         return
-    table = Table(box=None, show_header=False, pad_edge=False, title=escape(f"{entry.tag}: PyTorch {entry.torch}"), title_justify="left")
+    table = Table(
+        box=None,
+        show_header=False,
+        pad_edge=False,
+        title=escape(f"{entry.tag}: PyTorch {entry.torch}"),
+        title_justify="left",
+    )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fpxbench.diagnosis.code_order import code_order_faults
 from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.numbers.codec import decode_table
-from fpxbench.numbers.formats import Format
+from fpxbench.numbers.formats import Format, format_named
 from fpxbench.numbers.scaling import Scaling
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind, sibling_kind
@@ -36,6 +36,16 @@ def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
 
 
 # What it decodes to.
+
+
+def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | None:
+    """Return kind and message of the fault of `table_faults` that decodes the format's codes to exactly the numbers `read`, or None."""
+    fmt = format_named(format_name)
+    right, table = decode_table(fmt), torch.tensor([float(number) for number in read])
+    for fault in table_faults(fmt):
+        if torch.equal(torch.nan_to_num(fault.apply(right), nan=torch.pi), torch.nan_to_num(table, nan=torch.pi)):
+            return fault.kind, fault.message
+    return None
 
 
 def table_faults(fmt: Format) -> Iterator[DecodeFault]:

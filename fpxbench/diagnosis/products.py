@@ -26,6 +26,7 @@ from fpxbench.numbers import packing
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
+from fpxbench.workloads import WeightContents
 
 CORRELATED = 0.9
 """Above this correlation with the right answer a fault is an inaccuracy, below it is gibberish."""
@@ -96,7 +97,7 @@ def probe_operands(implementation: Implementation, operands: Operands) -> Operan
     NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
     weight, case = operands.weight, operands.case
     if weight.extra:
-        original = inputs.make_weight(case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
+        original = inputs.make_weight(case, operands.seed, operands.device, WeightContents.CODES)
         probe = implementation.quantize(original, weight.scheme)
         return replace(operands, original=original, weight=probe, decoded=probe.dequantize())
     fmt = weight.scheme.format

@@ -22,6 +22,7 @@ from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
+from fpxbench.workloads import WeightContents
 
 SCALE_SLACK = 2.0**-21
 """amax / max, amax * (1 / max) and 1 / (max / amax) differ by this much at most in fp32: all of them are right."""
@@ -74,7 +75,7 @@ def probe_quantization(implementation: Implementation, operands: Operands) -> Op
         weight = implementation.quantize(original.clone(), scheme)
         return replace(operands, original=original, weight=weight, decoded=weight.dequantize())
 
-    original = inputs.make_weight(operands.case.model_copy(update={"workload": "canary.codes"}), operands.seed, operands.device)
+    original = inputs.make_weight(operands.case, operands.seed, operands.device, WeightContents.CODES)
     probe = quantized(original)
     right = scheme.scaling.factors(scheme.quantize(original)[1])
     held = probe.weight.scale_grid()

@@ -68,8 +68,8 @@ def setup() -> None:
 def _open_progress() -> None:
     """Let the sweep report to asv's own standard error, for asv keeps to itself what a benchmark prints.
 
-    A terminal is handed on as it is, so that a progress bar can be drawn. Anything else goes through a pipe: a file that is
-    opened twice would be overwritten, not appended to.
+    A terminal is handed on as it is, so that a progress bar can be drawn. Anything else goes through a pipe: a file
+    that is opened twice would be overwritten, not appended to.
     """
     if "FPX_PROGRESS" in os.environ:
         return
@@ -89,7 +89,8 @@ def _open_progress() -> None:
 def _share_plan() -> None:
     """Have every build of this run asked for the same cases.
 
-    asv names a case to a benchmark by its place in the list that it was given first, and two builds may support different ones.
+    asv names a case to a benchmark by its place in the list that it was given first, and two builds may support
+    different ones.
     """
     folder = tempfile.mkdtemp(prefix="fpxbench-plan-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -99,7 +100,8 @@ def _share_plan() -> None:
 def _introduce_machine() -> None:
     """Describe this machine to asv, unless somebody has, with nothing that an update of the system would change.
 
-    Every field is part of the path of a graph: a kernel's version or the last megabyte of memory would start a new series.
+    Every field is part of the path of a graph: a kernel's version or the last megabyte of memory would start a new
+    series.
     """
     Machine.hardcoded_machine_name = os.environ.get("FPX_MACHINE")
     name = Machine.get_unique_machine_name()
@@ -113,7 +115,8 @@ def _introduce_machine() -> None:
 
 
 class TimelineRepo(Git):
-    """The timeline as asv's repository (``"dvcs": "timeline"``). It holds the installed build, and those of all records."""
+    """The timeline as asv's repository (``"dvcs": "timeline"``). It holds the installed build, and those of all
+    records."""
 
     dvcs = "timeline"
 
@@ -135,7 +138,8 @@ class TimelineRepo(Git):
         super().__init__(url, mirror_path)
 
     def get_hash_from_name(self, name: str | None) -> str:
-        """A channel that has no build yet stands for the installed build, for asv insists on every branch it is told of."""
+        """A channel that has no build yet stands for the installed build, for asv insists on every branch it is told
+        of."""
         return super().get_hash_from_name("HEAD" if name in CHANNELS and name not in self._branches else name)
 
     def get_branch_commits(self, branch: str | None) -> list[str]:
@@ -153,10 +157,11 @@ class TimelineRepo(Git):
 class PyTorchEnvironment(Environment):
     """A build of the timeline: in the interpreter that runs asv where that has it, else in an environment made for it.
 
-    Its name holds the Python, the variant and what else was asked for, and no path, so that a series goes on in another folder or on
-    a new disk, whichever interpreter a build was measured in.
+    Its name holds the Python, the variant and what else was asked for, and no path, so that a series goes on in another
+    folder or on a new disk, whichever interpreter a build was measured in.
 
-    A build that cannot be installed fails all its benchmarks, as a build that fails to import does, and asv goes on to the next.
+    A build that cannot be installed fails all its benchmarks, as a build that fails to import does, and asv goes on to
+    the next.
     """
 
     tool_name = "pytorch"
@@ -173,12 +178,20 @@ class PyTorchEnvironment(Environment):
             raise util.UserError(str(error)) from None
         at_hand = current_build()
         if at_hand is None and "FPX_VARIANT" not in asked:
-            raise EnvironmentUnavailable("no PyTorch is installed for this Python, so that the variant is to be named: FPX_VARIANT=cpu, cu130, …")
-        self._channel = of_matrix.get("FPX_CHANNEL")   # of the process it says what is walked: a build that is named is measured
+            raise EnvironmentUnavailable(
+                "no PyTorch is installed for this Python, so that the variant is to be named: FPX_VARIANT=cpu, cu130, …"
+            )
+        # of the process it says what is walked: a build that is named is measured
+        self._channel = of_matrix.get("FPX_CHANNEL")
         self._builds = Builds(
-            timeline=Timeline(conf.repo), environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
-            results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts, machine=os.environ.get("FPX_MACHINE") or None,
-            device=asked.get("FPX_DEVICE"), here=at_hand,
+            timeline=Timeline(conf.repo),
+            environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
+            results=Path(os.environ["FPX_RESULTS"]),
+            variant=asked.get("FPX_VARIANT"),
+            parts=parts,
+            machine=os.environ.get("FPX_MACHINE") or None,
+            device=asked.get("FPX_DEVICE"),
+            here=at_hand,
         )
         self._open = ExitStack()
         self._python_path: Path | None = Path(sys.executable) if at_hand else None
@@ -190,7 +203,9 @@ class PyTorchEnvironment(Environment):
             variables["nobuild", "FPX_DEVICE"] = asked["FPX_DEVICE"]
         _open_progress()
         self._requirements = requirements  # asv names the environment by these while it sets them
-        self._installed = at_hand.key if at_hand and self._builds.variant in (None, at_hand.variant) and parts == PARTS else None
+        self._installed = (
+            at_hand.key if at_hand and self._builds.variant in (None, at_hand.variant) and parts == PARTS else None
+        )
         super().__init__(conf, here, requirements, variables)
 
     @classmethod
@@ -208,16 +223,21 @@ class PyTorchEnvironment(Environment):
         """Nothing to do: the interpreter at hand is there, and others are made when their build's turn comes."""
 
     def install_project(self, conf, repo, commit_hash: str) -> None:
-        """Make ready for the build of `commit_hash`. One that is refused leaves this environment without an interpreter.
+        """Make ready for the build of `commit_hash`. One that is refused leaves this environment without an
+        interpreter.
 
-        Raises asv's UserError where nothing is known of the build (no network, no room): the run ends, and the next goes on.
+        Raises asv's UserError where nothing is known of the build (no network, no room): the run ends, and the next
+        goes on.
         """
         self._open.close()
         self._installed, self._python_path, self._refusal = None, None, ""
         try:
             entry = self._builds.timeline.find(commit_hash)
             if self._channel and entry.channel != self._channel:
-                raise NotOffered(f"{entry.tag} is of the channel {entry.channel}, and this environment of the matrix is for {self._channel}")
+                raise NotOffered(
+                    f"{entry.tag} is of the channel {entry.channel}, and this environment of the matrix is for "
+                    f"{self._channel}"
+                )
             self._python_path = self._open.enter_context(self._builds.interpreter(entry)).python
         except REFUSED as refusal:
             self._refusal = str(refusal)
@@ -243,8 +263,8 @@ class PyTorchEnvironment(Environment):
     def _run_refused(self, args: list[str], **kwargs):
         """As a build would answer whose benchmarks all fail: asv has no other word for one that is not there.
 
-        asv looks for benchmarks in another build then. Its fork server is given a folder without benchmarks, so that nothing is
-        measured in another build's place, and the sweep, which they all wait for, ends with the reason.
+        asv looks for benchmarks in another build then. Its fork server is given a folder without benchmarks, so that
+        nothing is measured in another build's place, and the sweep, which they all wait for, ends with the reason.
         """
         action = args[1] if len(args) > 1 else ""
         if action == "setup_cache":

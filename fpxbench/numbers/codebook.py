@@ -89,17 +89,39 @@ class Codebook:
 
 _FP4_MAGNITUDES = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 
-CODEBOOKS: dict[str, Codebook] = {codebook.name: codebook for codebook in (
-    Codebook(
-        "nf4",
-        (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-        "Dettmers et al., QLoRA, arXiv:2305.14314, appendix E"),
-    Codebook(
-        "bnbfp4", (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES)),
-        "bitsandbytes, csrc/kernels.cu: dDequantizeFP4Tree", ties="toward_zero"),
-)}
+CODEBOOKS: dict[str, Codebook] = {
+    codebook.name: codebook
+    for codebook in (
+        Codebook(
+            "nf4",
+            (
+                -1.0,
+                -0.6961928009986877,
+                -0.5250730514526367,
+                -0.39491748809814453,
+                -0.28444138169288635,
+                -0.18477343022823334,
+                -0.09105003625154495,
+                0.0,
+                0.07958029955625534,
+                0.16093020141124725,
+                0.24611230194568634,
+                0.33791524171829224,
+                0.44070982933044434,
+                0.5626170039176941,
+                0.7229568362236023,
+                1.0,
+            ),
+            "Dettmers et al., QLoRA, arXiv:2305.14314, appendix E",
+        ),
+        Codebook(
+            "bnbfp4",
+            (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES)),
+            "bitsandbytes, csrc/kernels.cu: dDequantizeFP4Tree",
+            ties="toward_zero",
+        ),
+    )
+}
 
 
 @lru_cache(maxsize=64)

@@ -1,10 +1,10 @@
-"""Encode and decode for any `Format` or `Codebook`, fast: the oracle.
+"""Encode and decode tensors for any `Format` of up to 8 bits, and for codebooks: the oracle, made fast by tables.
 
-Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a lowest bit that says whether any
-was left behind, round as the whole number does, and there are few enough of them for a table made from the definition
-(`fpxbench.numbers.codec_definition`). The whole of it is integer arithmetic: see there for why.
+Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a sticky bit for all below them,
+round as the whole number does, and they are few enough for a table made from `fpxbench.numbers.codec_definition`. All
+of it is integer arithmetic; see there for why.
 
-Source of the shortening: rounding to odd, with two bits more than the target has, then rounds as if once (Boldo and
+Source of the sticky bit: rounding to odd, with two bits more than the target has, then rounds as if once (Boldo and
 Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57(4), 2008).
 """
 
@@ -24,11 +24,12 @@ from fpxbench.numbers.rounding import Overflow, Rounding
 
 __all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
 
-# Elements worked on at a time on a CPU: each pass then runs out of the second-level cache, and below torch's grain for
-# threads, whose barriers cost more than they bring as soon as anything else runs on the machine.
+# Elements a pass on a CPU: the data stays in the second-level cache, and the pass below torch's grain for threads,
+# whose
+# barriers cost more than they save as soon as anything else runs on the machine.
 _CPU_CHUNK = 1 << 15
 
-# In entries. Formats whose numbers are subnormal in the source need longer ones, and do without.
+# Entries. Formats whose numbers are subnormal in the source would need longer tables, and go without.
 _LARGEST_TABLE = 1 << 21
 
 
@@ -41,7 +42,7 @@ def encode(
     random_bits: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """uint8 codes of `x`, same shape, rounded once from x's own precision (fp64, fp32, bf16 or fp16).
+    """Return uint8 codes of `x`, same shape, rounded once from x's own precision (fp64, fp32, bf16 or fp16).
 
     Infinity counts as past the maximum. A format without a sign has 0 as its lowest number, or where it has no zero
     (e8m0) the smallest power of two; saturation ends there. Stochastic rounding takes the number of `random_bits`,
@@ -62,7 +63,9 @@ def encode(
 def _encode_nearest(x: Tensor, codebook: Codebook, rounding: Rounding, overflow: Overflow) -> Tensor:
     """Return uint8 codes of the nearest values of a `codebook`, same shape as `x`."""
     if rounding is not Rounding.NEAREST_EVEN or overflow is not Overflow.SATURATE:
-        raise ValueError(f"{codebook.name} is a list of values: a number becomes the nearest, not by {rounding}, {overflow}")
+        raise ValueError(
+            f"{codebook.name} is a list of values: a number becomes the nearest, not by {rounding}, {overflow}"
+        )
     if not torch.compiler.is_compiling() and holds_nan(x.reshape(-1)):
         raise ValueError(f"{codebook.name} has no NaN, and the input holds one")
     thresholds, upper, codes = _codebook_tables(codebook, str(x.device))
@@ -81,7 +84,7 @@ def _codebook_tables(codebook: Codebook, device: str) -> tuple[Tensor, Tensor, T
 
 
 def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None) -> None:
-    """Raise what `encode` raises for a request that cannot be met, whatever the numbers in `x`."""
+    """Raise what `encode` raises whatever the numbers in `x` are."""
     if x.dtype not in SOURCES:
         raise TypeError(f"encode takes float64, float32, bfloat16 or float16, not {x.dtype}")
     if fmt.bits > WEIGHT_BITS:
@@ -95,17 +98,22 @@ def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow
 
 
 def holds_nan(flat: Tensor) -> bool:
-    """Whether any element is NaN: one pass, as the maximum of what holds a NaN is NaN."""
+    """Return whether any element is NaN, in one pass: the maximum of a tensor with a NaN is NaN."""
     return flat.numel() > 0 and math.isnan(flat.max())
 
 
 def encode_checked(
-    flat: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None, generator: torch.Generator | None
+    flat: Tensor,
+    fmt: Format,
+    rounding: Rounding,
+    overflow: Overflow,
+    random_bits: int | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """`encode` of a request and numbers that have been looked at; `flat` is one-dimensional."""
+    """Return the codes of one-dimensional `flat`, without the checks of `encode`."""
     if torch.compiler.is_compiling():
         return _encode_by_definition(flat, fmt, rounding, overflow, random_bits, generator)
-    # A table longer than the input would take longer to make than to do without.
+    # Making a table longer than the input costs more than it saves.
     if rounding is not Rounding.STOCHASTIC and 1 << _index_bits(fmt, flat.dtype) <= min(flat.numel(), _LARGEST_TABLE):
         return encode_by_table(flat, fmt, rounding, overflow)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
@@ -115,7 +123,12 @@ def encode_checked(
 
 
 def _encode_by_definition(
-    part: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None, generator: torch.Generator | None
+    part: Tensor,
+    fmt: Format,
+    rounding: Rounding,
+    overflow: Overflow,
+    random_bits: int | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
     if rounding is not Rounding.STOCHASTIC:
         return rounded_codes(part, fmt, rounding, overflow)
@@ -124,14 +137,17 @@ def _encode_by_definition(
 
 
 def encode_by_table(flat: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow) -> Tensor:
-    """uint8 codes of one-dimensional `flat` under a rounding that draws nothing: five passes over integers, one look-up."""
+    """Return uint8 codes of one-dimensional `flat`, by five passes over integers and one look-up. Not for stochastic
+    rounding."""
     integer = SOURCES[flat.dtype][0]
     bits = _index_bits(fmt, flat.dtype)
     table = _encode_table(fmt, rounding, overflow, flat.dtype, str(flat.device))
     shift = 8 * integer.itemsize - bits
     left_behind = (1 << shift) - 1
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
-    scratch = torch.empty(_chunk_size(flat), dtype=torch.int64 if integer is torch.int64 else torch.int32, device=flat.device)
+    scratch = torch.empty(
+        _chunk_size(flat), dtype=torch.int64 if integer is torch.int64 else torch.int32, device=flat.device
+    )
     for part, out in _chunks(flat.contiguous().view(integer), codes):
         index = scratch[:len(part)]
         if shift:       # the sum carries into bit `shift`, which is the index's lowest, if any bit below it is set
@@ -144,10 +160,12 @@ def encode_by_table(flat: Tensor, fmt: Format, rounding: Rounding, overflow: Ove
 
 
 def _index_bits(fmt: Format, source: torch.dtype) -> int:
-    """How many upper bits of a `source` number, the lowest of them sticky, tell its code under any rounding."""
+    """The number of upper bits of a `source` number, the lowest of them sticky, that decide its code under any
+    rounding."""
     integer, mantissa_bits, bias = SOURCES[source]
-    # Half a step of the format must lie above the sticky bit: among normals its own mantissa and the half; among the
-    # source's subnormals, whose leading bit moves, whatever the format's smallest step takes.
+    # Half a step of the format must lie above the sticky bit: for normals, the format's mantissa and one bit more; for
+    # the
+    # source's subnormals, whose leading bit moves, as many bits as the format's smallest step needs.
     half_step = math.frexp(fmt.min_subnormal)[1] - 2
     kept = max(fmt.mantissa_bits + 2, 2 - bias - half_step)
     return 8 * integer.itemsize - mantissa_bits + min(kept, mantissa_bits)
@@ -155,7 +173,7 @@ def _index_bits(fmt: Format, source: torch.dtype) -> int:
 
 @lru_cache(maxsize=32)
 def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> Tensor:
-    """uint8 code of every upper part of a `source` number."""
+    """The uint8 code of every upper part of a `source` number."""
     integer = SOURCES[source][0]
     bits = _index_bits(fmt, source)
     numbers = torch.arange(1 << bits, device=device) << (8 * integer.itemsize - bits)
@@ -168,14 +186,16 @@ def _decode_table(fmt: Format | Codebook, device: str) -> Tensor:
 
 
 def decode_table(fmt: Format | Codebook, device: str | torch.device = "cpu") -> Tensor:
-    """What every code stands for: fp32 `[2**bits]`, exact."""
+    """Return the number of every code: fp32 ``[2**bits]``, exact."""
     return _decode_table(fmt, str(device)).clone()
 
 
 def decode(codes: Tensor, fmt: Format | Codebook) -> Tensor:
-    """fp32 values of uint8 `codes`, same shape, exact."""
+    """Return fp32 values of uint8 `codes`, same shape, exact."""
     if torch.compiler.is_compiling():
-        return _decode_table(fmt, str(codes.device))[codes.int()] if isinstance(fmt, Codebook) else values_of(codes, fmt)
+        return (
+            _decode_table(fmt, str(codes.device))[codes.int()] if isinstance(fmt, Codebook) else values_of(codes, fmt)
+        )
     flat = codes.reshape(-1).contiguous()
     if flat.device.type == "cpu" and flat.storage_offset() % 2 == 0 and not flat.numel() % 2:
         return _decode_in_pairs(flat, fmt).reshape(codes.shape)
@@ -185,7 +205,8 @@ def decode(codes: Tensor, fmt: Format | Codebook) -> Tensor:
 
 
 def _decode_in_pairs(flat: Tensor, fmt: Format | Codebook) -> Tensor:
-    """Two codes by one look-up: a CPU gathers 8 bytes as fast as 4. The table of all pairs fits its second-level cache."""
+    """Look up two codes at once: a CPU gathers 8 bytes as fast as 4, and the table of all pairs fits the second-level
+    cache."""
     size = 1 << fmt.bits
     if fmt.bits < 8 and flat.numel() and (largest := int(flat.max())) >= size:
         raise IndexError(f"{largest} is no code of {fmt.name}, which has {size}")
@@ -202,7 +223,7 @@ def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
 
 @lru_cache(maxsize=16)
 def _pair_table(fmt: Format | Codebook) -> Tensor:
-    """The fp32 values of every two codes, by the bits of both: `[65536]` of 8 bytes each. Its numbers are moved, never computed with."""
+    """The fp32 values of every two codes, by the bits of both: ``[65536]`` of 8 bytes, which are only moved."""
     values = torch.zeros(256)
     values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")
     codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8)

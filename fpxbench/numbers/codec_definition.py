@@ -1,8 +1,8 @@
-"""How a number becomes a code and a code a number: the definition, on tensors, by integer arithmetic on their bits.
+"""The definition of encode and decode on tensors, by integer arithmetic on the bits of the numbers.
 
-No cast of the PyTorch under test takes part but widening ones, which are exact: its roundings differ between versions
-and between eager, compiled and device. `fpxbench.numbers.codec` makes its tables from this and is tested against it; a compiled
-graph has this itself.
+Of PyTorch's casts only widening ones are used, which are exact: the roundings of the others differ between versions,
+and between eager, compiled and device. `fpxbench.numbers.codec` makes its tables from this; a compiled graph uses it
+directly. `Format.value` and `Format.round` state the same for one number, and the tests compare the two.
 
 Sources: IEEE 754-2019 §4.3 (rounding directions) and §7.4 (overflow); IEEE P3109 (formats without mantissa bits,
 stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/codec.md has the choices they leave open.
@@ -22,21 +22,27 @@ SOURCES = {
     torch.bfloat16: (torch.int16, 7, 127),
     torch.float16: (torch.int16, 10, 15),
 }
-"""What is encoded from: dtype -> (integer of its width, mantissa bits, exponent bias)."""
+"""Source dtypes: dtype -> (integer of its width, mantissa bits, exponent bias)."""
 
 MAX_RANDOM_BITS = 32
 
 
 def rounded_codes(
-    x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, *, random_bits: int = 0, random: Tensor | None = None
+    x: Tensor,
+    fmt: Format,
+    rounding: Rounding,
+    overflow: Overflow,
+    *,
+    random_bits: int = 0,
+    random: Tensor | None = None,
 ) -> Tensor:
     """uint8 codes of `x`, same shape, each rounded once; integers of the source's width for a format over 8 bits.
 
     Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
-    NaN; where there is none the caller must not ask.
+    NaN; for a format without one the input must hold none.
     """
     if rounding is Rounding.STOCHASTIC or fmt.min_subnormal < 2.0**-126:
-        x = x.double()      # room for the random bits; and what is subnormal in fp32 has a leading bit to count from
+        x = x.double()      # room for the random bits; and fp32's subnormals get a leading bit
     elif x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     integer, mantissa_bits, source_bias = SOURCES[x.dtype]
@@ -51,22 +57,23 @@ def rounded_codes(
     exponent = exponent_field.clamp(min=1)
     significand = (magnitude & ((1 << mantissa_bits) - 1)) | ((exponent_field > 0).to(integer) << mantissa_bits)
 
-    # A format without a zero is one with it, less its first code: that of zero, and the powers of two after it.
+    # A format without zero has the codes of one with it, less the first, which would be zero's.
     bias = fmt.bias if fmt.has_zero else fmt.bias + 1
-    # How far the target's unit in the last place lies above the source's: fixed for normals, growing below them.
+    # Exponent of the target's unit in the last place over the source's: fixed for normals, growing below them.
     shift = (1 - bias - fmt.mantissa_bits) + source_bias + mantissa_bits - exponent
     if fmt.is_integer:
         binade = torch.zeros_like(exponent)
-        shift = shift.clamp(min=mantissa_bits - 8)      # past here any number is far beyond the maximum
+        shift = shift.clamp(min=mantissa_bits - 8)      # beyond it every number is far past the maximum
     else:
         binade = (exponent - source_bias + bias - 1).clamp(min=0)
         shift = shift.clamp(min=mantissa_bits - fmt.mantissa_bits)
 
-    # Stochastic rounding keeps `random_bits` more, to nearest even, and drops them again below.
-    shift = (shift - random_bits).clamp(max=mantissa_bits + 2)      # past here everything is shifted out
+    # Stochastic rounding keeps `random_bits` more, rounded to nearest even, and drops them below.
+    shift = (shift - random_bits).clamp(max=mantissa_bits + 2)      # beyond it every bit is shifted out
     kept = significand >> shift
     remainder = significand - (kept << shift)
-    # In the code the exponent stands above the mantissa, so that a carry out of one goes into the other, as it should.
+    # The code holds the exponent above the mantissa, so a carry out of the mantissa goes into the exponent, as it
+    # should.
     # With no mantissa bits, ties go to the even code (P3109).
     code = kept + (binade << (fmt.mantissa_bits + random_bits))
     if not fmt.has_zero:
@@ -134,7 +141,7 @@ def values_of(codes: Tensor, fmt: Format) -> Tensor:
     lowest = 1 if fmt.has_zero else 0       # the exponent of the first binade that has a leading bit
     significand = significand | ((exponent >= lowest).int() << fmt.mantissa_bits)
     power = exponent.clamp(min=lowest) - (fmt.bias + fmt.mantissa_bits)
-    # By two factors, each of them a normal number of fp32, where 2**power need not be.
+    # Two factors, each a normal number of fp32, which 2**power need not be.
     values = significand.float() * _power_of_two(power >> 1) * _power_of_two(power - (power >> 1))
     if fmt.has_infinity:
         values = torch.where(magnitude >= fmt.infinity_code, torch.inf, values)

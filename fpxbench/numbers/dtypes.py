@@ -66,6 +66,7 @@ TORCH_FLOAT8: dict[str, str] = {
 
 
 def format_of(name: str) -> Format:
-    """Return the format of a name in `DTYPE_NAMES`, wide ones included. Raise ValueError for what `format_named` refuses."""
+    """Return the format of a name in `DTYPE_NAMES`, wide ones included. Raise ValueError for what `format_named`
+    refuses."""
     wide = {fmt.name: fmt for fmt in (FP64, FP32, BF16, FP16)}
     return wide[name] if name in wide else format_named(name)

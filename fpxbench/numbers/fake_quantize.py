@@ -1,7 +1,7 @@
-"""Fake quantization: numbers rounded to a format, kept in their own dtype, as quantization-aware training wants them.
+"""Fake quantization for quantization-aware training: numbers rounded to a format, kept in their own dtype.
 
-It is encoding followed by decoding, so every rounding and overflow of `fpxbench.numbers.codec` is had here too. It compiles
-whole (``torch.compile(fullgraph=True)``); a compiler is given the definition to fuse instead of a table.
+Encodes and decodes, with every rounding and overflow of `fpxbench.numbers.codec`. Compiles as one graph
+(``torch.compile(fullgraph=True)``), which fuses the definition instead of looking up a table.
 
 The straight-through estimator: Bengio, Léonard and Courville, "Estimating or propagating gradients through stochastic
 neurons for conditional computation", arXiv:1308.3432; clipped as in Courbariaux et al., arXiv:1602.02830 §2.3.
@@ -30,20 +30,24 @@ def fake_quantize(
     random_bits: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """`x` rounded once to the numbers of `fmt`; same shape and dtype (fp64, fp32, bf16 or fp16). NaN stays NaN.
+    """Return `x` rounded once to the numbers of `fmt`; same shape and dtype (fp64, fp32, bf16 or fp16). NaN stays NaN.
 
-    The derivative is what it is, zero, and the result does not require a gradient; with `straight_through` rounding
-    counts as the identity, so that gradients pass unchanged where |x| is within the format's range, and are zero past
-    it, where x has no influence. `clip_gradient=False` lets them pass there too.
+    The derivative of rounding is zero, so the result requires no gradient. With `straight_through` rounding counts as
+    the identity: gradients pass unchanged where |x| is within the format's range, and are zero past it, where x has no
+    influence. `clip_gradient=False` lets them pass there too.
 
-    Raises what `fpxbench.numbers.codec.encode` raises, TypeError for what is no `Format`, and ValueError for a dtype that cannot hold every
-    number of the format.
+    Raises what `fpxbench.numbers.codec.encode` raises, TypeError for what is no `Format`, and ValueError for a dtype
+    that does not hold every number of the format.
     """
     if not isinstance(fmt, Format):
-        raise TypeError(f"fake_quantize takes a Format, not {fmt!r}: fpxbench.numbers.formats.format_named(\"e4m3fn\") gives one")
+        raise TypeError(
+            f'fake_quantize takes a Format, not {fmt!r}: fpxbench.numbers.formats.format_named("e4m3fn") gives one'
+        )
     check_request(x, fmt, rounding, overflow, random_bits)
     if not _holds(x.dtype, fmt):
-        raise ValueError(f"{x.dtype} does not hold every number of {fmt.name}, {fmt.min_subnormal:g} to {fmt.max:g}: use float32")
+        raise ValueError(
+            f"{x.dtype} does not hold every number of {fmt.name}, {fmt.min_subnormal:g} to {fmt.max:g}: use float32"
+        )
     flat = x.detach().reshape(-1)
     values = decode(encode_checked(flat, fmt, rounding, overflow, random_bits, generator), fmt).to(x.dtype)
     if not fmt.has_nan:
@@ -57,29 +61,33 @@ def fake_quantize(
 
 
 def fake_quantize_weight(weight: Tensor, scheme: Scheme, *, straight_through: bool = False) -> Tensor:
-    """Float `weight` [N, K] as a layer stored under `scheme` sees it; same dtype.
+    """Return float `weight` [N, K] as a layer stored under `scheme` sees it; same dtype.
 
-    Codes and scales are those of `Scheme.quantize`; their fp32 product is rounded once more if the weight is of 16 bits.
-    With `straight_through` the gradient of every weight passes unchanged, the largest of an mx or nv block included,
-    which may saturate: the scale follows it, so that it is not without influence.
+    Codes and scales are those of `Scheme.quantize`; their fp32 product is rounded once more for a weight of 16 bits.
+    With `straight_through` the gradient of every weight passes unchanged. That includes the largest of a block, even
+    where it saturates (mx, nv): the scale follows it, so it has an influence.
 
-    Raises what `Scheme.quantize` raises, and TypeError for what is no `Scheme`. A compiled graph cannot look at numbers, and
-    refuses none: there, what is not finite spoils its block.
+    Raises what `Scheme.quantize` raises, and TypeError for what is no `Scheme`. A compiled graph cannot branch on
+    numbers and refuses none: a weight that is not finite makes its whole block not finite.
     """
     if not isinstance(scheme, Scheme):
-        raise TypeError(f"fake_quantize_weight takes a Scheme, not {scheme!r}: fpxbench.numbers.scheme.scheme_named(\"mxfp4\") gives one")
+        raise TypeError(
+            f"fake_quantize_weight takes a Scheme, not {scheme!r}:"
+            ' fpxbench.numbers.scheme.scheme_named("mxfp4") gives one'
+        )
     values = scheme.dequantize(*scheme.quantize(weight.detach())).to(weight.dtype)
     return _StraightThrough.apply(weight, values, None) if straight_through else values
 
 
 def _holds(dtype: torch.dtype, fmt: Format) -> bool:
-    """By range alone: no format of 8 bits has more significant digits than bf16."""
+    """Whether `dtype` has the range of `fmt`. Its precision is enough: no format of 8 bits has more than bf16's."""
     _, mantissa_bits, bias = SOURCES[dtype]
     return fmt.emax <= bias and fmt.min_subnormal >= 2.0 ** (1 - bias - mantissa_bits)
 
 
 class _StraightThrough(torch.autograd.Function):
-    """`values` forward, and the gradient backward as though they were `x`, where `passes` (everywhere if None)."""
+    """Forward `values`; backward the gradient as if they were `x`, where `passes` is true (everywhere if it is None).
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, values: Tensor, passes: Tensor | None) -> Tensor:

@@ -54,19 +54,25 @@ class Format:
         if not 1 <= self.bits <= 64:
             raise ValueError(f"format {self.name!r} has {self.bits} bits; a format has 1 to 64")
         if self.specials not in SPECIALS:
-            raise ValueError(f"format {self.name!r}: specials must be one of {', '.join(SPECIALS)}, not {self.specials!r}")
+            raise ValueError(
+                f"format {self.name!r}: specials must be one of {', '.join(SPECIALS)}, not {self.specials!r}"
+            )
         if self.specials == "ieee" and (self.exponent_bits == 0 or self.mantissa_bits == 0):
             raise ValueError(f"format {self.name!r}: IEEE specials need exponent and mantissa bits")
         if self.specials == "fnuz" and not self.signed:
             raise ValueError(f"format {self.name!r}: FNUZ puts NaN at the code of -0, so it needs a sign")
         if self.twos_complement and (self.exponent_bits or self.specials != "none" or not self.signed):
-            raise ValueError(f"format {self.name!r}: two's complement is for signed integers: no exponent bits, no specials")
+            raise ValueError(
+                f"format {self.name!r}: two's complement is for signed integers: no exponent bits, no specials"
+            )
         if self.magnitude_mask == 0 and self.specials == "fn":
             raise ValueError(f"format {self.name!r} has no number: its only magnitude is NaN")
         lowest, end, held_by = (-149, 128, "fp32") if self.bits <= WEIGHT_BITS else (-1074, 1024, "float64")
         if not lowest <= self._lowest_exponent < end or self._exact(self.max_code) >= 2**end or self.mantissa_bits > 52:
-            raise ValueError(f"format {self.name!r}: with bias {self.bias} its numbers lie past the range of {held_by}, "
-                             "which codes are decoded to")
+            raise ValueError(
+                f"format {self.name!r}: with bias {self.bias} its numbers lie past the range of {held_by}, "
+                "which codes are decoded to"
+            )
 
     @property
     def bits(self) -> int:
@@ -172,7 +178,9 @@ class Format:
             code = _rounded(self._position(abs(Fraction(number))), rounding, negative, random_bits, random)
         if code > self.max_code:
             code = self.max_code if inward else self._past_max(overflow)
-        return self._with_sign(code, negative) if self.signed else self._unsigned(code, number, negative, inward, overflow)
+        return (
+            self._with_sign(code, negative) if self.signed else self._unsigned(code, number, negative, inward, overflow)
+        )
 
     def check_overflow(self, overflow: Overflow) -> None:
         """Raise ValueError for an overflow that the format cannot express."""
@@ -183,7 +191,8 @@ class Format:
             raise ValueError(f"{self.name} has no NaN to overflow to: use saturate")
 
     def _position(self, magnitude: Fraction) -> Fraction:
-        """Where a magnitude lies among the codes: that of the number below it, and how far it is on the way to the next."""
+        """Where a magnitude lies among the codes: that of the number below it, and how far it is on the way to the
+        next."""
         if magnitude == 0:
             return Fraction(0 if self.has_zero else -1)
         bias = self.bias if self.has_zero else self.bias + 1
@@ -193,7 +202,9 @@ class Format:
         return steps + (binade << self.mantissa_bits) - (not self.has_zero)
 
     def _past_max(self, overflow: Overflow) -> int:
-        return {Overflow.SATURATE: self.max_code, Overflow.INFINITY: self.infinity_code, Overflow.NAN: self.nan_code}[overflow]
+        return {Overflow.SATURATE: self.max_code, Overflow.INFINITY: self.infinity_code, Overflow.NAN: self.nan_code}[
+            overflow
+        ]
 
     def _with_sign(self, code: int, negative: bool) -> int:
         if not negative:
@@ -205,7 +216,8 @@ class Format:
         return code | self.sign_bit
 
     def _unsigned(self, code: int, number: float | Fraction, negative: bool, inward: bool, overflow: Overflow) -> int:
-        """The lower end of a format without a sign. Nothing stands for -infinity there: what is not saturated is NaN."""
+        """The lower end of a format without a sign. Nothing stands for -infinity there: what is not saturated is NaN.
+        """
         below = negative and code != 0 if self.has_zero else number <= 0
         if not below:
             return max(code, 0)
@@ -236,7 +248,8 @@ class Format:
 
     @property
     def min_subnormal(self) -> float:
-        """The smallest positive number, and the distance of its neighbours; without mantissa bits it is `min_normal`."""
+        """The smallest positive number, and the distance of its neighbours; without mantissa bits it is `min_normal`.
+        """
         return 2.0**self._lowest_exponent
 
     @property
@@ -329,7 +342,8 @@ _BY_PARTS = re.compile(r"(?P<u>u)?e(?P<e>[1-8])m(?P<m>[0-7])(?:b(?P<b>-?\d+))?(?
 
 
 def format_named(name: str) -> Format:
-    """Return the format of that name, or one made from its parts: ``e2m2``, ``e3m4b5``, ``e5m1fnuz``, ``ue5m3`` (no sign).
+    """Return the format of that name, or one made from its parts: ``e2m2``, ``e3m4b5``, ``e5m1fnuz``, ``ue5m3`` (no
+    sign).
 
     Parts default to bias ``2**(E-1) - 1`` (one more for FNUZ) and to numbers only, as in OCP MX's FP6 and FP4.
     Raises ValueError naming the part that is wrong.
@@ -338,7 +352,9 @@ def format_named(name: str) -> Format:
         return FORMATS[name]
     match = _BY_PARTS.fullmatch(name)
     if match is None:
-        raise ValueError(f"no format {name!r}: one of {', '.join(FORMATS)}, or by its parts as in e2m2, e3m4b5, e4m3fnuz")
+        raise ValueError(
+            f"no format {name!r}: one of {', '.join(FORMATS)}, or by its parts as in e2m2, e3m4b5, e4m3fnuz"
+        )
     exponent_bits, specials = int(match["e"]), match["specials"] or "none"
     bias = int(match["b"]) if match["b"] else (1 << (exponent_bits - 1)) - (specials != "fnuz")
     mantissa_bits, signed = int(match["m"]), match["u"] is None
@@ -346,6 +362,8 @@ def format_named(name: str) -> Format:
         raise ValueError(f"format {name!r} has {bits} bits; a weight's has 1 to {WEIGHT_BITS}")
     fmt = Format(name, exponent_bits, mantissa_bits, bias, specials, signed)
     if not (fmt.min_subnormal >= 2.0**-126 and fmt.max < 2.0**127):
-        raise ValueError(f"format {name!r} runs from {fmt.min_subnormal:g} to {fmt.max:g}, past the normal range of fp32, "
-                         "which weights are decoded to")
+        raise ValueError(
+            f"format {name!r} runs from {fmt.min_subnormal:g} to {fmt.max:g}, past the normal range of fp32, "
+            "which weights are decoded to"
+        )
     return fmt

@@ -1,15 +1,14 @@
-"""Scheme = format + scaling, of the weight and where they are quantized too of the activations: what users choose, by
-name.
-"""
+"""A scheme is a format and a scaling, of the weight and, where they are quantized too, of the activations."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.numbers.codebook import CODEBOOKS, Codebook, table_named
+from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.numbers.scaling import Scales, Scaling, scaling_named
 
@@ -23,9 +22,8 @@ class Scheme:
     """How a weight is stored, and how the activations that it multiplies are rounded first.
 
     format, scaling : None for the dense schemes ``bf16`` and ``fp16``
-    activation : how activations [M, K] are quantized, by the same words: ``row`` is a scale a token, ``g128`` one for
-    128
-        neighbours along K, ``tensor`` one for all. None: they stay as they are (weight-only).
+    activation : how activations [M, K] are quantized: ``row`` is a scale a token, ``g128`` one for 128 neighbours along
+        K, ``tensor`` one for all. None: not at all (weight-only)
     """
 
     name: str
@@ -42,7 +40,7 @@ class Scheme:
         """The stored dtype of a dense scheme; None for a quantized one."""
         import torch
 
-        return getattr(torch, _DENSE[self.name]) if self.name in _DENSE else None
+        return getattr(torch, DTYPE_NAMES[self.name].torch) if self.name in _DENSE else None
 
     def bits_per_weight(self, n: int, k: int) -> float:
         """Return the bits that a weight of an [n, k] takes: its code, and its share of the scales."""
@@ -102,7 +100,7 @@ def checked_weight(weight: Tensor) -> Tensor:
     return weight
 
 
-_DENSE = {"bf16": "bfloat16", "fp16": "float16"}
+_DENSE = ("bf16", "fp16")
 
 # Names of standards. Each also goes by its parts (mxfp4 = e2m1-mx), and the standard's name is the one that is kept.
 _STANDARD = {
@@ -196,8 +194,7 @@ def scheme_named(name: str) -> Scheme:
             raise ValueError("a scheme is FORMAT-SCALING")
         scheme = Scheme(name, _element_named(fmt), scaling_named(scaling))
     except ValueError as error:
-        near = difflib.get_close_matches(name, SCHEMES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known by name: {', '.join(SCHEMES)}"
+        hint = did_you_mean(name, SCHEMES, f"known by name: {', '.join(SCHEMES)}", cutoff=0.5)
         raise ValueError(f"no scheme {name!r} ({error}); {hint}") from None
     if not scheme.format.signed:
         raise ValueError(f"no scheme {name!r}: {scheme.format.name} holds scales, not weights: it has no sign")

@@ -1,4 +1,4 @@
-"""QuantizedWeight: packed codes + scales + scheme, as an implementation stores them."""
+"""A weight as an implementation stores it: packed codes, scales, and the scheme by which they are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fpxbench.numbers.scheme import Scheme
 class QuantizedWeight:
     """A weight ``[N, K]`` as stored.
 
-    scheme : how its codes and scales are to be read
+    scheme : how codes and scales are read
     shape : ``(N, K)``
     layout : a layout of `fpxbench.numbers.packing`, or ``dense``
     packed : uint8 ``[N, row_bytes]``; for a dense scheme the 16-bit ``[N, K]`` itself
@@ -36,24 +36,25 @@ class QuantizedWeight:
 
     @classmethod
     def from_codes(cls, codes: Tensor, scales: Scales, scheme: Scheme, layout: str = "planar") -> Self:
-        """Pack uint8 `codes` [N, K]."""
+        """Return a weight of uint8 `codes` [N, K], packed in `layout`."""
         packed = packing.pack(codes, scheme.format.bits, layout)
         return cls(scheme, tuple(codes.shape), layout, packed, scales.stored, scales.tensor_scale)
 
     def codes(self) -> Tensor:
-        """uint8 ``[N, K]``, unpacked. Raises ValueError for a dense scheme, which has none."""
+        """Return the codes, uint8 ``[N, K]``. Raise ValueError for a dense scheme, which has none."""
         if not self.scheme.quantized:
             raise ValueError(f"a {self.scheme.name} weight has no codes")
         return packing.unpack(self.packed, self.scheme.format.bits, self.shape[1], self.layout)
 
     def relayout(self, layout: str) -> Self:
-        """The same codes and scales in another layout. Raises ValueError for a dense weight, and for a width or a shape that
-        the layout does not take."""
+        """Return the same codes and scales in another layout. Raise ValueError for a dense weight, and for a width or a
+        shape that the layout does not support."""
         return replace(self, layout=layout, packed=packing.pack(self.codes(), self.scheme.format.bits, layout))
 
     @property
     def has_codes(self) -> bool:
-        """Whether `codes` and `scale_grid` can be read: not for dense weights, nor for a layout of an implementation's own."""
+        """Whether `codes` and `scale_grid` can be read: not of dense weights, nor of a layout that is an
+        implementation's own."""
         return self.scheme.quantized and self.layout in packing.LAYOUTS
 
     @property
@@ -61,22 +62,23 @@ class QuantizedWeight:
         return Scales(self.scales, self.tensor_scale)
 
     def scale_grid(self) -> Tensor:
-        """The factor of each block, fp32 ``[N or 1, G]``; nv's tensor scale is folded in."""
+        """Return the factor of each block, fp32 ``[R, G]``; a tensor scale is included."""
         return self.scheme.scaling.factors(self.stored_scales)
 
     def row_scales(self) -> Tensor:
-        """Return what each row's blocks along K are multiplied by, fp32 ``[N or 1, G]``: blocks of several rows repeated."""
+        """Return what each row's blocks along K are multiplied by, fp32 ``[N or 1, G]``: blocks of several rows
+        repeated."""
         grid, rows = self.scale_grid(), self.scheme.scaling.block_rows
         return grid if rows in (1, None) else grid.repeat_interleave(rows, dim=0)[:self.shape[0]]
 
     def dequantize(self) -> Tensor:
-        """fp32 ``[N, K]`` by the oracle: the very codes and scales stored here, decoded by definition."""
+        """Return the stored codes and scales decoded by the oracle, fp32 ``[N, K]``."""
         if not self.scheme.quantized:
             return self.packed.float()
         return self.scheme.dequantize(self.codes(), self.stored_scales)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every stored tensor, by name."""
+        """Return every stored tensor, by name."""
         named = {"packed": self.packed, "scales": self.scales, "tensor_scale": self.tensor_scale, **self.extra}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -90,11 +92,6 @@ class QuantizedWeight:
         return self.packed.device
 
     def clone(self) -> Self:
-        """A copy that shares no memory with this one."""
-        def copy(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.clone()
-
-        return replace(
-            self, packed=self.packed.clone(), scales=copy(self.scales), tensor_scale=copy(self.tensor_scale),
-            extra={name: tensor.clone() for name, tensor in self.extra.items()},
-        )
+        """Return a copy that shares no memory with this one."""
+        copies = {name: tensor.clone() for name, tensor in self.tensors().items() if name not in self.extra}
+        return replace(self, **copies, extra={name: tensor.clone() for name, tensor in self.extra.items()})

@@ -6,37 +6,37 @@ import importlib.util
 import platform
 import shutil
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import psutil
 
 from fpxbench.builds.installed import NoPyTorch, installed_build
-
-
-class SetupCheck(NamedTuple):
-    """The result of one check."""
-
-    state: Literal["yes", "no", "note"]
-    what: str
-    message: str
-    advice: str = ""
+from fpxbench.sweep.messages import SetupCheck
 
 
 def examine(impls: list[Path]) -> list[SetupCheck]:
-    """Check the interpreter, PyTorch, Triton, the devices, the compiler, memory, disk, and every implementation. Imports PyTorch."""
+    """Check the interpreter, PyTorch, Triton, the devices, the compiler, memory, disk, and every implementation.
+    Imports PyTorch."""
     checks = [SetupCheck("yes", "Python", f"{platform.python_version()} on {platform.platform()}")]
     try:
         build = installed_build()
     except NoPyTorch as error:
         return [*checks, SetupCheck("no", "PyTorch", str(error), "pip install torch")]
-    checks.append(SetupCheck("yes", "PyTorch", f"{build.torch} ({build.channel}, {build.variant}), upstream commit {build.git or 'unknown'}"))
+    checks.append(
+        SetupCheck(
+            "yes",
+            "PyTorch",
+            f"{build.torch} ({build.channel}, {build.variant}), upstream commit {build.git or 'unknown'}",
+        )
+    )
     checks += [_triton(build.triton), *_devices(), _compiler(), *_memory_and_disk()]
     return checks + _implementations(impls)
 
 
 def _triton(version: str | None) -> SetupCheck:
     if version is None:
-        return SetupCheck("no", "Triton", "not installed: cases of triton_fused will be `missing`", "pip install 'fpxbench[triton]'")
+        return SetupCheck(
+            "no", "Triton", "not installed: cases of triton_fused will be `missing`", "pip install 'fpxbench[triton]'"
+        )
     return SetupCheck("yes", "Triton", version)
 
 
@@ -46,19 +46,46 @@ def _devices() -> list[SetupCheck]:
     from fpxbench.checking import machine
 
     cpu = machine.describe("cpu")
-    checks = [SetupCheck("yes", "CPU", f"{cpu.device}, {cpu.arch}, {cpu.facts['cores']} cores, cache {cpu.cache_bytes / 2**20:.0f} MiB")]
+    checks = [
+        SetupCheck(
+            "yes",
+            "CPU",
+            f"{cpu.device}, {cpu.arch}, {cpu.facts['cores']} cores, cache {cpu.cache_bytes / 2**20:.0f} MiB",
+        )
+    ]
     if torch.cuda.is_available():
         gpu = machine.describe("cuda")
         checks.append(SetupCheck("yes", "GPU", f"{gpu.device}, {gpu.arch}, {gpu.memory_bytes / 2**30:.0f} GiB"))
         if importlib.util.find_spec("pynvml") is None and not torch.version.hip:
-            checks.append(SetupCheck("note", "GPU telemetry", "driver and clocks are not recorded", "pip install 'fpxbench[nvidia]'"))
+            checks.append(
+                SetupCheck(
+                    "note", "GPU telemetry", "driver and clocks are not recorded", "pip install 'fpxbench[nvidia]'"
+                )
+            )
     elif torch.version.cuda or torch.version.hip:
-        checks.append(SetupCheck("no", "GPU", f"this PyTorch is built for {torch.version.cuda or torch.version.hip}, and sees no GPU",
-                                "check the driver (nvidia-smi, rocminfo) and CUDA_VISIBLE_DEVICES"))
+        checks.append(
+            SetupCheck(
+                "no",
+                "GPU",
+                f"this PyTorch is built for {torch.version.cuda or torch.version.hip}, and sees no GPU",
+                "check the driver (nvidia-smi, rocminfo) and CUDA_VISIBLE_DEVICES",
+            )
+        )
     else:
         present = Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
-        message = "there is a GPU, but this PyTorch is built for CPUs only" if present else "none: GPU kernels run in Triton's interpreter, untimed"
-        checks.append(SetupCheck("no" if present else "note", "GPU", message, "install a CUDA or ROCm build of PyTorch" if present else ""))
+        message = (
+            "there is a GPU, but this PyTorch is built for CPUs only"
+            if present
+            else "none: GPU kernels run in Triton's interpreter, untimed"
+        )
+        checks.append(
+            SetupCheck(
+                "no" if present else "note",
+                "GPU",
+                message,
+                "install a CUDA or ROCm build of PyTorch" if present else "",
+            )
+        )
     return checks
 
 
@@ -71,10 +98,20 @@ def _compiler() -> SetupCheck:
 
 def _memory_and_disk() -> list[SetupCheck]:
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
-    return [SetupCheck("yes" if memory.available > 4 << 30 else "no", "memory", f"{memory.available / 2**30:.1f} GiB available",
-                    "" if memory.available > 4 << 30 else "the quick profile needs 4 GiB"),
-            SetupCheck("yes" if disk.free > 1 << 30 else "no", "disk", f"{disk.free / 2**30:.1f} GiB free here",
-                    "" if disk.free > 1 << 30 else "records and compiled kernels need 1 GiB")]
+    return [
+        SetupCheck(
+            "yes" if memory.available > 4 << 30 else "no",
+            "memory",
+            f"{memory.available / 2**30:.1f} GiB available",
+            "" if memory.available > 4 << 30 else "the quick profile needs 4 GiB",
+        ),
+        SetupCheck(
+            "yes" if disk.free > 1 << 30 else "no",
+            "disk",
+            f"{disk.free / 2**30:.1f} GiB free here",
+            "" if disk.free > 1 << 30 else "records and compiled kernels need 1 GiB",
+        ),
+    ]
 
 
 def _implementations(impls: list[Path]) -> list[SetupCheck]:
@@ -84,7 +121,10 @@ def _implementations(impls: list[Path]) -> list[SetupCheck]:
 
     known, failures = discover(impls)
     device = default_device()
-    checks = [SetupCheck("no", failure.path, f"not loaded: {failure.error}", "fix the file; the others still run") for failure in failures]
+    checks = [
+        SetupCheck("no", failure.path, f"not loaded: {failure.error}", "fix the file; the others still run")
+        for failure in failures
+    ]
     for name, cls in sorted(known.items()):
         answers = {scheme: cls().supports(scheme_named(scheme), device) for scheme in SCHEMES}
         taken = [scheme for scheme, support in answers.items() if support.supported]
@@ -92,7 +132,9 @@ def _implementations(impls: list[Path]) -> list[SetupCheck]:
         if taken:
             untimed = cls().no_timing(device)
             message = f"{len(taken)} of {len(SCHEMES)} schemes on {device}: {', '.join(taken)}"
-            checks.append(SetupCheck("note" if untimed else "yes", name, message + (f"; no timing: {untimed}" if untimed else "")))
+            checks.append(
+                SetupCheck("note" if untimed else "yes", name, message + (f"; no timing: {untimed}" if untimed else ""))
+            )
         else:
             reason = missing or next(support.reason for support in answers.values())
             checks.append(SetupCheck("no" if missing else "note", name, f"nothing on {device}: {reason}"))

@@ -5,16 +5,18 @@
     with Isolation(memory_limit) as isolation:
         outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=180)
 
-The child is forked from a server that has PyTorch loaded, so that a new one after a crash costs milliseconds. It serves one call
-after the other. The watcher bounds a call's duration and memory; whatever ends the child becomes a verdict with the signal, the exit
-code, and the end of what was written. This process never imports PyTorch.
+The child is forked from a server that has PyTorch loaded, so that a new one after a crash costs milliseconds. It serves
+one call after the other. The watcher bounds a call's duration and memory; whatever ends the child becomes a verdict
+with the signal, the exit code, and the end of what was written. This process never imports PyTorch.
 
 Other places start processes of their own, each for a reason that this one cannot serve:
 
-- `fpxbench.targets.child` runs inside *another* Triton, which need not have fpxbench, PyTorch or pydantic beside it, and forks a child
+- `fpxbench.targets.child` runs inside *another* Triton, which need not have fpxbench, PyTorch or pydantic beside it,
+  and forks a child
   per compilation, thousands of them, several at a time;
 - `fpxbench.regressions.rerun` runs a whole ``fpxbench run`` on another build's interpreter, as a user would;
-- `fpxbench.sweep.plan` asks a plain subprocess, since it is called where asv imports its benchmarks: in a server that asv forks, which
+- `fpxbench.sweep.plan` asks a plain subprocess, since it is called where asv imports its benchmarks: in a server that
+  asv forks, which
   must not own a fork server of its own;
 - `fpxbench.builds` asks other interpreters what is installed in them.
 """
@@ -67,6 +69,8 @@ class Outcome:
     log_tail: str
     mistake: str = ""
     """The message of an error that the user has to correct (`worker.MISTAKES`)."""
+    missing_module: str = ""
+    """The top-level module whose import failed, if that ended the call."""
     elapsed_s: float = 0.0
     """From call to end."""
     waited_s: float = 0.0
@@ -98,7 +102,9 @@ class Isolation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -119,8 +125,8 @@ class Isolation:
     def call(self, target: str, *arguments: Any, timeout_s: float) -> Outcome:
         """Call ``module:function`` with `arguments` in the child, and return how that ended.
 
-        Arguments and value travel as JSON and are validated by the function's type hints. `timeout_s` bounds the call, without the
-        time that it waits for a device lock. KeyboardInterrupt kills the child and is raised.
+        Arguments and value travel as JSON and are validated by the function's type hints. `timeout_s` bounds the call,
+        without the time that it waits for a device lock. KeyboardInterrupt kills the child and is raised.
         """
         self._calls += 1
         base = Path(self._folder.name) / str(self._calls)
@@ -152,6 +158,7 @@ class Isolation:
             base.with_suffix(suffix).unlink(missing_ok=True)
         return Outcome(
             reply.value if reply else None, verdict, tail, mistake=reply.message if reply and reply.mistake else "",
+            missing_module=reply.missing_module if reply else "",
             elapsed_s=watch.elapsed_s, waited_s=watch.waited_s,
         )
 
@@ -162,13 +169,18 @@ class Isolation:
             return Verdict(status=Status.TIMEOUT, summary=f"was still running after {seconds:.0f} s and was ended")
         if how == "memory":
             return Verdict(
-                status=Status.OOM, exit_code=-signal.SIGKILL, signal="SIGKILL",
-                summary=f"held {watch.memory / 2**30:.2f} GiB, more than the limit of {self.memory_limit / 2**30:.2f} GiB, and was ended",
+                status=Status.OOM,
+                exit_code=-signal.SIGKILL,
+                signal="SIGKILL",
+                summary=f"held {watch.memory / 2**30:.2f} GiB, more than the limit of {self.memory_limit / 2**30:.2f} "
+                        f"GiB, and was ended",
             )
         child.kill()                # no more than its group, if it ended by itself
         code = child.process.exitcode or 0
         if code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills:
-            return Verdict(status=Status.OOM, exit_code=code, signal="SIGKILL", summary="the kernel ran out of memory and ended it")
+            return Verdict(
+                status=Status.OOM, exit_code=code, signal="SIGKILL", summary="the kernel ran out of memory and ended it"
+            )
         return classify_death(code, tail)
 
     def _ready_child(self) -> _Child:
@@ -299,8 +311,8 @@ def _kernel_oom_kills() -> int:
 
 
 def _tail(log: Path) -> str:
-    """Return the last 4 kB of a log, without Python's list of loaded extension modules on a crash: it alone is as long, and would
-    leave none of what the compiler wrote last."""
+    """Return the last 4 kB of a log, without Python's list of loaded extension modules on a crash: it alone is as long,
+    and would leave none of what the compiler wrote last."""
     with open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES - _MOST_MODULES_BYTES))

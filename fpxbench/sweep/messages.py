@@ -1,6 +1,8 @@
-"""The request for one case and its result, as they travel to a watched child and back. Imports no torch."""
+"""What travels between a watched child and its watcher. Imports no torch."""
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -37,3 +39,12 @@ class TrialResult(BaseModel):
     no_timing: str | None = None
     work_s: float = 0.0
     """Seconds from request to result in the process that ran it."""
+
+
+class SetupCheck(NamedTuple):
+    """The result of one check of the machine's setup."""
+
+    state: Literal["yes", "no", "note"]
+    what: str
+    message: str
+    advice: str = ""

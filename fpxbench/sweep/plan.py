@@ -1,4 +1,5 @@
-"""A sweep's plan: its cases in order, and those that will be refused. Imports no torch; `fpxbench.sweep.selection` makes plans."""
+"""A sweep's plan: its cases in order, and those that will be refused. Imports no torch; `fpxbench.sweep.selection`
+makes plans."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Plan(BaseModel):
 
 
 SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"
-"""Names a file. The first process to plan writes its cases there, and those after it, whatever their PyTorch, take them from it."""
+"""Names a file. The first process to plan writes its cases there, and those after it, whatever their PyTorch, take them
+from it."""
 
 
 def planned_cases(settings: Settings) -> list[str]:
@@ -65,7 +67,9 @@ def _own_plan(settings: Settings) -> list[str]:
     command = [sys.executable, "-m", "fpxbench.sweep.selection"]
     done = subprocess.run(command, input=settings.model_dump_json(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})")
+        raise RuntimeError(
+            done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})"
+        )
     ids = json.loads(done.stdout.splitlines()[-1])
     cache.parent.mkdir(mode=0o700, exist_ok=True)
     _write(cache, ids)

@@ -35,7 +35,8 @@ _COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim"
 
 
 class Progress:
-    """A bar on a terminal, occasional lines elsewhere; unless not to `announce`, every failure is a line of its own in both."""
+    """A bar on a terminal, occasional lines elsewhere; unless not to `announce`, every failure is a line of its own in
+    both."""
 
     def __init__(self, total: int, stream: TextIO | None = None, announce: bool = True) -> None:
         self._announce = announce
@@ -56,7 +57,9 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
         if self._own_stream is not None:
             self._own_stream.close()
@@ -77,12 +80,19 @@ class Progress:
         self._done += 1
         self._bar.update(self._task, advance=1, tally=self.tally())
         if status in BROKEN and self._announce:
-            self.console.print(f"  {SIGNS[status]} {record.id}: {record.verdict.headline}: {record.verdict.summary}", markup=False,
-                               style="red", soft_wrap=True)
+            self.console.print(
+                f"  {SIGNS[status]} {record.id}: {record.verdict.headline}: {record.verdict.summary}",
+                markup=False,
+                style="red",
+                soft_wrap=True,
+            )
 
     def tally(self) -> str:
         """``41 ok, 2 wrong, 1 crash``."""
-        return ", ".join(f"{self.counts[status]} {status}" for status in reversed(Status) if self.counts[status]) or "nothing done yet"
+        return (
+            ", ".join(f"{self.counts[status]} {status}" for status in reversed(Status) if self.counts[status])
+            or "nothing done yet"
+        )
 
 
 def _named_stream() -> TextIO | None:

@@ -48,13 +48,15 @@ right = True
 for number in range(correctness.CALLS):
     x = operands.activation(number)                         # [M, K], fresh for each call
     y = implementation.matmul(x, stored)                    # [M, N]
-    exact = operands.reference(x, implementation)           # x @ decoded.T in float64, and how far a right y may lie from it
+    # x @ decoded.T in float64, and how far a right y may lie from it
+    exact = operands.reference(x, implementation)
     found = compare(y, exact)
     right &= found.within
     print(f"call {{number}}: relative error {{found.relative_error:.4g}}, at most {{found.bound:.4g}} is right;"
           f" {{found.outside}} of {{y.numel()}} elements outside")
 
-# What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single configurations.
+# What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single
+# configurations.
 try:
     verdict = (
         trial.check_quantization(implementation, operands)
@@ -69,16 +71,18 @@ if verdict is not None:
     print(f"{{verdict.headline}}: {{verdict.summary}}")
 '''
 
-_TIMING = '''
+_TIMING = """
 # Recorded: {median_us:.4g} us, dense {baseline}. Weights are not rotated here, so a small one is read from cache.
 from torch.utils.benchmark import Timer
 
 dense = weight.to(x.dtype)
 with torch.inference_mode():
-    took = Timer("implementation.matmul(x, stored)", globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
-    dense_took = Timer("torch.nn.functional.linear(x, dense)", globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
+    took, dense_took = (
+        Timer(product, globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
+        for product in ("implementation.matmul(x, stored)", "torch.nn.functional.linear(x, dense)")
+    )
 print(f"{{took * 1e6:.4g}} us; dense {{dense_took * 1e6:.4g}} us; speedup {{dense_took / took:.3g}}")
-'''
+"""
 
 _END = '''
 print("right" if right else "wrong")
@@ -89,17 +93,25 @@ sys.exit(0 if right else 1)
 def repro_script(record: Record) -> str:
     """Python source that quantizes the record's weight, multiplies by it and compares with the float64 reference.
 
-    It needs fpxbench installed, and nothing of its sweep: no child process, no records. A record's free text (a summary,
-    a device's name) comes from another machine; it appears in comments only, and cannot leave them.
+    It needs fpxbench installed, and nothing of its sweep: no child process, no records. A record's free text (a
+    summary, a device's name) comes from another machine; it appears in comments only, and cannot leave them.
     """
     case, timing = record.case, record.timing
     names, shape = ("implementation", "scheme", "workload"), ("m", "n", "k", "activation")
     fields = ",\n    ".join(", ".join(f"{name}={getattr(case, name)!r}" for name in line) for line in (names, shape))
     script = _HEAD.format(
-        case_id=case.id, headline=record.verdict.headline, torch=record.build.torch, triton=_one_line(record.build.triton or "none"),
-        device=_one_line(record.machine.device), arch=_one_line(record.machine.arch), started_at=_one_line(record.started_at),
-        summary=_one_line(record.verdict.summary or record.verdict.headline), fields=fields,
-        kind=record.machine.kind, seed=record.seed or 0, seed_note="" if record.seed is not None else "   # none is on the record",
+        case_id=case.id,
+        headline=record.verdict.headline,
+        torch=record.build.torch,
+        triton=_one_line(record.build.triton or "none"),
+        device=_one_line(record.machine.device),
+        arch=_one_line(record.machine.arch),
+        started_at=_one_line(record.started_at),
+        summary=_one_line(record.verdict.summary or record.verdict.headline),
+        fields=fields,
+        kind=record.machine.kind,
+        seed=record.seed or 0,
+        seed_note="" if record.seed is not None else "   # none is on the record",
     )
     if record.verdict.status is Status.OK and timing is not None:
         baseline = f"{timing.baseline_us:.4g} us" if timing.baseline_us is not None else "not recorded"

@@ -27,7 +27,9 @@ class CannotStart(RuntimeError):
     """The sweep could not begin; the message says why, and ends with what the child wrote."""
 
     def __init__(self, what: str, outcome: Outcome) -> None:
-        super().__init__(f"{what}: {outcome.verdict.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip())
+        super().__init__(
+            f"{what}: {outcome.verdict.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip()
+        )
 
 
 @dataclass
@@ -76,11 +78,16 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
                     shown.finished(record)
             except KeyboardInterrupt:
                 sweep.interrupted = True
-                shown.say(f"interrupted; {len(sweep.records) - sweep.resumed} records are kept in {store.file(machine.name, build)}")
+                shown.say(
+                    f"interrupted; {len(sweep.records) - sweep.resumed} records are kept in "
+                    f"{store.file(machine.name, build)}"
+                )
     return sweep
 
 
-def _one(isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]) -> Record:
+def _one(
+    isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]
+) -> Record:
     seed = settings.seed if settings.seed is not None else secrets.randbelow(1 << 31)
     common = {"case": planned.case, "build": build, "machine": machine, "seed": seed, **about}
     if planned.refused:
@@ -114,9 +121,12 @@ def _plan(isolation: Isolation, settings: Settings) -> Plan:
 
 
 def _machine(isolation: Isolation, device: str, settings: Settings) -> Machine:
-    """Return the machine, with its read bandwidth if anything is to be timed: measuring that waits for other sweeps' timing."""
+    """Return the machine, with its read bandwidth if anything is to be timed: measuring that waits for other sweeps'
+    timing."""
     described = "measured" if settings.timing_budget_s else "described"
-    outcome = isolation.call(f"fpxbench.checking.machine:{described}", device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S)
+    outcome = isolation.call(
+        f"fpxbench.checking.machine:{described}", device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S
+    )
     if outcome.mistake:
         raise ValueError(outcome.mistake)
     if outcome.value is None:

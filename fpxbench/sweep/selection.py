@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpxbench.checking.machine import default_device
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.implementation import (
     Implementation,
     LoadFailure,
@@ -45,7 +46,8 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("smoke", "cpu"): (_Block(("e4m3fn-row", "e4m3fnuz-row", "mxfp4"), ("canary.codes/m1",)),
                        _Block(("bf16", "int8-row", "e4m3fn-row"), ("llama3-8b.k/m1",))),
     ("smoke", "cuda"): (_Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),),
-    # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared the rest.
+    # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared the
+    # rest.
     ("quick", "cpu"): (
         _Block(("e5m2-row", "e4m3fnuz-row"), ("canary.seed/m1",)),
         _Block(_ALL, ("canary.codes/m1",)),
@@ -94,7 +96,10 @@ def _cases_in(path: Path) -> list[Case]:
         try:
             cases.append(Case.model_validate_json(line))
         except ValueError as error:
-            raise ValueError(f"--cases {path}:{number}: no case as `fpxbench records | jq -c .case` prints them: {first_mistake(error)}") from None
+            raise ValueError(
+                f"--cases {path}:{number}: no case as `fpxbench records | jq -c .case` prints them: "
+                f"{first_mistake(error)}"
+            ) from None
     if not cases:
         raise ValueError(f"--cases {path}: there is no case in it")
     return cases
@@ -110,9 +115,13 @@ def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> 
     return Planned(case=case, refused=support.reason, missing=support.missing)
 
 
-def _selected(settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]) -> dict[str, Planned]:
+def _selected(
+    settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]
+) -> dict[str, Planned]:
     """The cases of the profile and the globs, by id."""
-    layers = {f"{w.name}/m{m}": (w, m) for w in workloads().values() for m in w.m}
+    in_globs = (int(size) for glob in settings.workload for size in re.findall(r"\.tp([1-9]\d{0,3})", glob))
+    ranks = tuple(sorted({*settings.tp, *in_globs}))
+    layers = {f"{w.name}/m{m}": (w, m) for w in workloads(ranks).values() for m in w.m}
 
     planned: dict[str, Planned] = {}
     for block in _blocks(settings, device, list(layers)):
@@ -172,8 +181,8 @@ def _select(globs: Iterable[str], known: Iterable[str], what: str) -> list[str]:
 
 
 def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
-    """The profile's blocks; where schemes or workloads were asked for, one block of those and, for the other, all that the
-    profile has."""
+    """The profile's blocks; where schemes or workloads were asked for, one block of those and, for the other, all that
+    the profile has."""
     profile = PROFILES[settings.profile, "cpu" if device == "cpu" else "cuda"]
     if not settings.scheme and not settings.workload:
         return list(profile)
@@ -191,7 +200,13 @@ def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
         names = set(_select((glob,), dict.fromkeys(layer.split("/")[0] for layer in layers), "workload"))
         matching = [layer for layer in layers if layer.split("/")[0] in names]
         asked += [layer for layer in matching if layer in profile_layers] or matching
-    return [_Block(tuple(dict.fromkeys(schemes)), tuple(dict.fromkeys(asked or profile_layers)), tuple(dict.fromkeys(activations)))]
+    return [
+        _Block(
+            tuple(dict.fromkeys(schemes)),
+            tuple(dict.fromkeys(asked or profile_layers)),
+            tuple(dict.fromkeys(activations)),
+        )
+    ]
 
 
 def _select_schemes(globs: Iterable[str]) -> list[str]:
@@ -207,8 +222,8 @@ def _select_schemes(globs: Iterable[str]) -> list[str]:
 
 def _unknown(what: str, glob: str, known: Iterable[str]) -> str:
     known = list(known)
-    near = difflib.get_close_matches(glob, known, n=3, cutoff=0.6)
-    return f"no {what} {glob!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:20])}")
+    hint = did_you_mean(glob, known, f"there are {', '.join(known[:20])}")
+    return f"no {what} {glob!r}; {hint}"
 
 
 def _main() -> int:

@@ -40,6 +40,8 @@ class Settings(BaseModel):
     scheme: tuple[str, ...] = ()
     workload: tuple[str, ...] = ()
     """Globs; empty: what the profile says."""
+    tp: tuple[int, ...] = ()
+    """Sizes of tensor parallelism: layers as one rank holds them are workloads too (``llama3-70b.down.tp8``)."""
     cases: Path | None = None
     """A file of cases, one JSON object a line, to run instead of what profile and globs select."""
     fresh: bool = False
@@ -61,5 +63,7 @@ class Settings(BaseModel):
         for name, field in cls.model_fields.items():
             text = os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
             if text:
-                values[name] = tuple(part for part in text.split(",") if part) if isinstance(field.default, tuple) else text
+                values[name] = (
+                    tuple(part for part in text.split(",") if part) if isinstance(field.default, tuple) else text
+                )
         return cls.model_validate(values)

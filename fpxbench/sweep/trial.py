@@ -1,4 +1,5 @@
-"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe one)."""
+"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe
+one)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fpxbench import implementation as implementations
+import fpxbench.implementation as implementations
 from fpxbench.checking import (
     activation_rules,
     correctness,
@@ -38,6 +39,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Accuracy, Coverage, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep.messages import TrialRequest, TrialResult
+from fpxbench.workloads import is_canary
 
 CALLS_AFTER_TIMING = 1
 PEER_SQNR_SLACK_DB = 1.0
@@ -204,15 +206,21 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
     reached = sqnr_db(operands.original, operands.decoded)
     if expected is None or reached is None or reached >= expected - PEER_SQNR_SLACK_DB:
         return None
-    return Verdict(status=Status.WRONG, kind=Kind.INACCURATE, evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
-                   summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB")
+    return Verdict(
+        status=Status.WRONG,
+        kind=Kind.INACCURATE,
+        evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
+        summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB",
+    )
 
 
 def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:
     if verdict.kind is not None:
         return verdict
     try:
-        diagnosis = diagnose_product(implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else [])
+        diagnosis = diagnose_product(
+            implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else []
+        )
     except ContractViolation as violation:
         return violation.verdict
     except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
@@ -226,7 +234,7 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
 
 
 def _no_timing(implementation: Implementation, request: TrialRequest) -> str | None:
-    if request.case.workload.startswith("canary."):
+    if is_canary(request.case.workload):
         return "a canary: its shape is there to be right on, and too small to time"
     if request.case.m == 0:
         return "no tokens: there is nothing to time"

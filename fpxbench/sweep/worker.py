@@ -1,7 +1,8 @@
 """The watched child: call the function that it is asked for, and leave a reply. It knows none of its callers.
 
-A call and its reply are files in a folder shared with the watcher (`fpxbench.sweep.isolation`): ``N.request``, ``N.reply`` and ``N.log``.
-The pipe between the two carries only short messages, so that nothing blocks on a child that died while it wrote.
+A call and its reply are files in a folder shared with the watcher (`fpxbench.sweep.isolation`): ``N.request``,
+``N.reply`` and ``N.log``. The pipe between the two carries only short messages, so that nothing blocks on a child that
+died while it wrote.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Reply(BaseModel):
     raised: str = ""
     """The exception's type."""
     message: str = ""
+    missing_module: str = ""
     mistake: bool = False
     """The exception is one of `MISTAKES`."""
 
@@ -71,14 +73,17 @@ def _reply(request: bytes) -> Reply:
         function = _function(call.target)
         hints = get_type_hints(function)
         names = list(inspect.signature(function).parameters)
-        arguments = [TypeAdapter(hints[name]).validate_python(value) for name, value in zip(names, call.arguments, strict=True)]
+        arguments = [
+            TypeAdapter(hints[name]).validate_python(value) for name, value in zip(names, call.arguments, strict=True)
+        ]
         value = function(*arguments)
         return Reply(value=TypeAdapter(hints["return"]).dump_json(value).decode())
     except BaseException as error:      # SystemExit and KeyboardInterrupt are the function's own, not this process's
         mistake = isinstance(error, MISTAKES)
         if not mistake:
             traceback.print_exc()
-        return Reply(raised=type(error).__name__, message=str(error), mistake=mistake)
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        return Reply(raised=type(error).__name__, message=str(error), missing_module=missing, mistake=mistake)
 
 
 def _function(target: str) -> Callable[..., Any]:
@@ -87,8 +92,8 @@ def _function(target: str) -> Callable[..., Any]:
 
 
 def _settle_in() -> None:
-    """Give this child a process group of its own, make it the kernel's first choice when memory runs out, write no core files, and
-    end it with its watcher."""
+    """Give this child a process group of its own, make it the kernel's first choice when memory runs out, write no core
+    files, and end it with its watcher."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the watcher's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -103,9 +108,9 @@ def _settle_in() -> None:
 def _end_with(sentinel: int) -> None:
     """Have the kernel kill this process group once the other end of the pipe `sentinel` is closed.
 
-    The parent of this process is the fork server, which lives as long as any of its children, so the signal on the parent's death does
-    not tell that the watcher is gone. A thread that waits for it would need the interpreter's lock, which native code that hangs may
-    hold.
+    The parent of this process is the fork server, which lives as long as any of its children, so the signal on the
+    parent's death does not tell that the watcher is gone. A thread that waits for it would need the interpreter's lock,
+    which native code that hangs may hold.
     """
     fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)

@@ -59,7 +59,8 @@ def _goodness(outcome: CellOutcome) -> int:
     return (1 if outcome.flags else 2) if outcome.status is Status.OK else 0
 
 
-def _both(old: Matrix, before: int, new: Matrix, after: int) -> Iterator[tuple[tuple[str, str], str, str, CellOutcome, CellOutcome]]:
+def _both(old: Matrix, before: int, new: Matrix,
+          after: int) -> Iterator[tuple[tuple[str, str], str, str, CellOutcome, CellOutcome]]:
     earlier = {probe.id: probe for probe in old.probes}
     for probe in new.probes:
         if probe.id not in earlier:

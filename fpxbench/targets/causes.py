@@ -24,7 +24,8 @@ def failure(answer: dict) -> CellOutcome:
     """Return the outcome of a cell that did not compile: its process was killed or died, or it raised."""
     log = answer.get("log", "")
     if "timeout" in answer:
-        return CellOutcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s", message=excerpt(log))
+        return CellOutcome(status=Status.TIMEOUT, cause=f"was still compiling after {answer['timeout']:.0f} s",
+                           message=excerpt(log))
     if "raised" in answer:
         type_, message = answer["raised"]
         verdict = classify_exception(type_, message, log)
@@ -37,7 +38,8 @@ def failure(answer: dict) -> CellOutcome:
     if message.rstrip().endswith("^"):      # only the place in the source
         cause = f"{type_} without a reason"
     return CellOutcome(status=_status(verdict, kind, cause), kind=kind, cause=_scrubbed(cause), signal=verdict.signal,
-                   message=excerpt(f"{log}\n{message}".strip() if not message or found and found[0] in log else message))
+                   message=excerpt(f"{log}\n{message}".strip() if not message or found
+                                   and found[0] in log else message))
 
 
 def native_errors(log: str) -> tuple[str, Kind] | None:

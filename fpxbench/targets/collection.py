@@ -39,31 +39,34 @@ class BuildOutcomes:
 
 
 def evaluate_build(
-    build: TritonInstall, cells: Sequence[engine.Cell], jobs: int | None = None, timeout_s: float = engine.TIMEOUT_S, fresh: bool = False,
+    build: TritonInstall, cells: Sequence[engine.Cell], jobs: int | None = None, timeout_s: float = engine.TIMEOUT_S,
+    fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildOutcomes:
     """Compile and evaluate every cell with one build. Raises engine.UnusableTriton if it cannot be run."""
-    answers = engine.ask(build, cells, jobs, timeout_s, fresh, progress)
+    answers = engine.compile_cells(build, cells, jobs, timeout_s, fresh, progress)
     outcomes: dict[tuple[str, str], CellOutcome] = {}
     metrics: dict[tuple[str, str], KernelMetrics] = {}
-    for question, architecture in cells:
-        key = (question.id, architecture.name)
+    for spec, architecture in cells:
+        key = (spec.id, architecture.name)
         if architecture.name in answers.unknown:
             outcomes[key] = cell_outcomes.unknown_architecture(answers.unknown[architecture.name])
             continue
-        outcomes[key], found = cell_outcomes.judged(question, architecture, answers.by_cell[key])
+        outcomes[key], found = cell_outcomes.evaluate(spec, architecture, answers.by_cell[key])
         if found is not None:
             metrics[key] = found
     cell_outcomes.follow_decodes(outcomes, metrics)
     seconds = sum(answer["seconds"] for answer in answers.by_cell.values())
-    torch = answers.torch if any(OPERATIONS[question.operation].needs_torch for question, _ in cells) else ""
-    about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, torch=torch, linker=Path(answers.linker).name, cells=len(cells),
+    torch = answers.torch if any(OPERATIONS[spec.operation].needs_torch for spec, _ in cells) else ""
+    about = TritonBuild(triton=answers.triton, key=answers.key, python=answers.python, torch=torch,
+                        linker=Path(answers.linker).name, cells=len(cells),
                         seconds=round(seconds, 1))
     return BuildOutcomes(about, outcomes, metrics)
 
 
 def evaluate_builds(
-    requested: Sequence[str], questions: Sequence[ProbeSpec], architectures: Sequence[Architecture], *, jobs: int | None = None,
+    requested: Sequence[str], probes: Sequence[ProbeSpec], architectures: Sequence[Architecture], *,
+    jobs: int | None = None,
     timeout_s: float = engine.TIMEOUT_S, fresh: bool = False, notify: Callable[[str], None] = lambda message: None,
     progress: Callable[[str, int, int], None] = lambda build, done, total: None,
 ) -> list[BuildOutcomes]:
@@ -73,7 +76,8 @@ def evaluate_builds(
         try:
             build = find_triton(name, notify)
             # A Triton from a folder has no PyTorch beside it: operations that need one are left out.
-            cells = [(question, architecture) for question in questions if not (build.folder and OPERATIONS[question.operation].needs_torch)
+            cells = [(spec, architecture)
+                     for spec in probes if not (build.folder and OPERATIONS[spec.operation].needs_torch)
                      for architecture in architectures]
             results.append(evaluate_build(build, cells, jobs, timeout_s, fresh,
                                      lambda done, total, name=name: progress(name, done, total)))
@@ -83,9 +87,11 @@ def evaluate_builds(
     return results
 
 
-def assemble(results: Sequence[BuildOutcomes], questions: Sequence[ProbeSpec], architectures: Sequence[Architecture]) -> Matrix:
+def assemble(results: Sequence[BuildOutcomes], probes: Sequence[ProbeSpec],
+             architectures: Sequence[Architecture]) -> Matrix:
     """Return one matrix of them, in order of version. Of two with the same version the later in `results` counts."""
-    builds = sorted({result.build.triton: result for result in results}.values(), key=lambda result: _order(result.build.triton))
+    builds = sorted({result.build.triton: result for result in results}.values(),
+                    key=lambda result: _order(result.build.triton))
     outcomes: dict[tuple, int] = {}
     shared: list[CellOutcome] = []
 
@@ -111,16 +117,18 @@ def assemble(results: Sequence[BuildOutcomes], questions: Sequence[ProbeSpec], a
         return runs
 
     probes = [
-        Probe(id=question.id, operation=question.operation, format=question.format,
-              cells={architecture.name: runs for architecture in architectures if (runs := history(question.id, architecture.name))})
-        for question in questions
+        Probe(id=spec.id, operation=spec.operation, format=spec.format,
+              cells={architecture.name: runs
+                     for architecture in architectures if (runs := history(spec.id, architecture.name))})
+        for spec in probes
     ]
     probes = [probe for probe in probes if probe.cells]
     asked = list(dict.fromkeys(probe.operation for probe in probes))
     return Matrix(
         generator=f"fpxbench {__version__}", generated=datetime.now(UTC).replace(microsecond=0), machine=this_machine(),
         builds=[result.build for result in builds], architectures=list(architectures),
-        operations=[OperationSummary(name=name, title=OPERATIONS[name].title, about=OPERATIONS[name].about) for name in asked],
+        operations=[OperationSummary(name=name, title=OPERATIONS[name].title, about=OPERATIONS[name].about)
+                    for name in asked],
         outcomes=shared, probes=probes,
     )
 
@@ -130,7 +138,8 @@ def this_machine() -> Machine:
     processor = platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            processor = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor)
+            processor = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")),
+                             processor)
     except OSError:
         pass        # only Linux has this file; the architecture remains
     return Machine(system=f"{platform.system()} {platform.machine()}", processor=processor, cores=os.cpu_count() or 1)

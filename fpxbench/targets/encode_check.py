@@ -1,7 +1,7 @@
-"""Whether an encode rounds as it was asked to: its PTX is run on the numbers where roundings differ, and compared with the codec.
+"""Check that an encode rounds as requested: execute its PTX on inputs where roundings differ, and compare the codes.
 
-Those are every number of the format, every midpoint between neighbours, and the source's own neighbours of all of these, up to the format's maximum:
-past it, and for NaN, formats leave the choice to whoever encodes.
+The inputs are every number of the format, every midpoint between neighbours, and the source's neighbours of all these,
+up to the format's maximum: beyond it, and for NaN, the result is the encoder's choice.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from fpxbench.numbers.formats import BF16, FP16, FP32, Format, format_named
 from fpxbench.numbers.rounding import Overflow, Rounding
 from fpxbench.records.kinds import Kind, sibling_kind
 from fpxbench.targets.floats import nearest
-from fpxbench.targets.ptx import converted
+from fpxbench.targets.ptx_execution import converted
 
 SOURCES = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 
 
 @lru_cache(maxsize=64)
 def discriminating_inputs(fmt: Format, source: Format) -> tuple[int, ...]:
-    """Bits of `source` numbers."""
+    """Return the bits of `source` numbers on which roundings to `fmt` differ."""
     magnitudes = [fmt.value(code) for code in range(fmt.max_code + 1)]
     points = {*magnitudes, *((a + b) / 2 for a, b in itertools.pairwise(magnitudes))}
     bits = {nearest(source, point) + step for point in points for step in (-1, 0, 1)}
@@ -28,10 +28,11 @@ def discriminating_inputs(fmt: Format, source: Format) -> tuple[int, ...]:
     return (*kept, *(b | source.sign_bit for b in kept))
 
 
-def mistake(ptx: str, format_name: str, source_name: str, rounding: str, elements_a_thread: int) -> tuple[Kind, str, str] | None:
-    """What is wrong with an encode: kind, cause, and an example; None if it gives the code that was asked for every time.
+def encode_fault(ptx: str, format_name: str, source_name: str, rounding: str, elements_a_thread: int) -> tuple[Kind,
+        str, str] | None:
+    """Return kind, cause and an example of an encode's fault; None if every code is as requested.
 
-    Raises Unmodelled where that cannot be told.
+    Raises Unmodelled, and Miscompiled.
     """
     fmt, source = format_named(format_name), SOURCES[source_name]
     inputs = discriminating_inputs(fmt, source)
@@ -43,15 +44,18 @@ def mistake(ptx: str, format_name: str, source_name: str, rounding: str, element
         return None
     kind, cause = _named(codes, fmt, source_name, asked)
     some = wrong[0]
-    words = (f"{len(wrong)} of {len(inputs)} inputs at and about numbers and midpoints: {source.value(inputs[some])!r} to "
-             f"{fmt.describe_code(codes[some])} instead of {fmt.describe_code(right[some])}")
-    return kind, cause, words
+    message = (f"{len(wrong)} of {len(inputs)} inputs at numbers, midpoints and neighbours: "
+               f"{source.value(inputs[some])!r} to {fmt.describe_code(codes[some])} "
+               f"instead of {fmt.describe_code(right[some])}")
+    return kind, cause, message
 
 
 @lru_cache(maxsize=256)
-def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "", first: Rounding = Rounding.NEAREST_EVEN, by: Format | None = None) -> tuple[int, ...]:
-    """The codec's codes of the inputs that tell for `fmt`; by way of fp16 or bf16 if so asked, rounded there by `first`; or those of
-    another format."""
+def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
+           first: Rounding = Rounding.NEAREST_EVEN, by: Format | None = None) -> tuple[int, ...]:
+    """Return the codec's codes of the discriminating inputs, optionally through fp16 or bf16 (rounded by `first`), or
+    of another format.
+    """
     source = SOURCES[source_name]
     numbers = [source.value(bits) for bits in discriminating_inputs(fmt, source)]
     if through:
@@ -61,27 +65,30 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
 
 
 def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
-    """The known mistake that gives exactly these codes."""
-    asked_as = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
+    """Return the known encode fault with exactly these codes, and its cause."""
+    requested = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)
-    for rounding, kind, said in (
-        (Rounding.TOWARD_ZERO, Kind.TRUNCATED, "rounds towards zero"), (Rounding.NEAREST_AWAY, Kind.TIES_AWAY, "rounds ties away from zero"),
+    for rounding, kind, does in (
+        (Rounding.TOWARD_ZERO, Kind.TRUNCATED, "rounds towards zero"),
+        (Rounding.NEAREST_AWAY, Kind.TIES_AWAY, "rounds ties away from zero"),
         (Rounding.NEAREST_EVEN, Kind.INACCURATE, "rounds to nearest even"),
     ):
         if found == _codes(fmt, source_name, rounding):
-            return kind, f"{said}, and was asked to round {asked_as}"
+            return kind, f"{does}, and was asked to round {requested}"
         for through, first in itertools.product(("fp16", "bf16"), (Rounding.NEAREST_EVEN, Rounding.TOWARD_ZERO)):
             if through != source_name and found == _codes(fmt, source_name, rounding, through, first):
                 before = "to nearest even" if first is Rounding.NEAREST_EVEN else "towards zero"
-                return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {said.removeprefix('rounds ')}"
+                then = does.removeprefix("rounds ")
+                return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {then}"
     other = fmt.sibling
     if other is not None and found == _codes(fmt, source_name, asked, by=other):
         return sibling_kind(fmt.specials), f"gives {other.name}'s codes"
-    if all(code == due or _is_subnormal(due, fmt) for code, due in zip(codes, _codes(fmt, source_name, asked), strict=True)):
+    if all(code == due or _is_subnormal(due, fmt) for code,
+           due in zip(codes, _codes(fmt, source_name, asked), strict=True)):
         return Kind.SUBNORMAL_WRONG, "gives subnormal numbers another code"
-    return Kind.INACCURATE, f"gives another code than rounding {asked_as} does"
+    return Kind.INACCURATE, f"gives another code than rounding {requested} does"
 
 
 def _is_subnormal(code: int, fmt: Format) -> bool:
-    """Or zero, or the least normal number, which subnormal ones round up to."""
+    """Return whether a code is subnormal, zero, or the least normal number, to which subnormal ones round up."""
     return code & fmt.magnitude_mask <= 1 << fmt.mantissa_bits

@@ -1,6 +1,6 @@
-"""A Triton build asked about many probes on many architectures: one warm process of it, and a forked child for each cell.
+"""Compile many probes for many architectures with one Triton build: a warm process of it, and a fork for each cell.
 
-What was answered before is not asked again: answers are kept by (Triton build, source, signature, target, options).
+Answers are cached by (Triton build, source, signature, target, options).
 """
 
 from __future__ import annotations
@@ -26,45 +26,47 @@ from fpxbench.targets.triton_builds import TritonInstall, cache_root
 CHILD = Path(__file__).with_name("child")
 TIMEOUT_S = 120.0
 LINKERS = ("/opt/rocm/llvm/bin/ld.lld", "ld.lld", *(f"ld.lld-{version}" for version in range(22, 15, -1)))
-"""Where AMD's objects get linked by a program of their own (Triton before 3.5): ROCm's, else a stand-in."""
+"""Linkers for AMD's objects, which Triton before 3.5 needs: ROCm's, else a substitute."""
 
 Answer = dict[str, Any]
 Cell = tuple[ProbeSpec, Architecture]
 
 
 class UnusableTriton(RuntimeError):
-    """A Triton that cannot be run, and why."""
+    """A Triton that cannot be run; the message says why."""
 
 
 @dataclass
 class Answers:
-    """What a build answered."""
+    """The answers of one build."""
 
     triton: str
     key: str
     python: str
     torch: str
-    """Beside it; empty for none."""
+    """The PyTorch beside it; empty for none."""
     linker: str
     unknown: dict[str, str]
-    """Architectures that the build does not know, and its words."""
+    """Architectures that the build does not know, with its message."""
     by_cell: dict[tuple[str, str], Answer] = field(default_factory=dict)
-    """By probe and architecture; none for an architecture that is unknown."""
+    """By probe and architecture; none for an unknown architecture."""
     asked: int = 0
-    """Cells that were compiled now; the others were known."""
+    """Cells that were compiled now; the others were cached."""
 
 
-def ask(
-    build: TritonInstall, cells: Sequence[Cell], jobs: int | None = None, timeout_s: float = TIMEOUT_S, fresh: bool = False,
+def compile_cells(
+    build: TritonInstall, cells: Sequence[Cell], jobs: int | None = None, timeout_s: float = TIMEOUT_S,
+    fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
-    """Compile each cell with that build. Ctrl-C ends everything that it started, and keeps what was answered.
+    """Compile each cell with one build. Ctrl-C ends everything that this started, and keeps the answers so far.
 
     Raises UnusableTriton for a build that cannot be imported.
     """
     with _Child(build, jobs or os.cpu_count() or 1, timeout_s) as child:
         about = child.about
-        answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"], about["torch"],
+        answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"],
+                          about["torch"],
                           "built in" if about["links_in_process"] else child.linker, {})
         known = _AnswerCache(answers.key, answers.linker, answers.torch)
         if fresh:
@@ -72,8 +74,8 @@ def ask(
         asked = {architecture.name: architecture for _, architecture in cells}
         copies = {name: _copy(architecture) for name, architecture in asked.items()}
         for name, answer in _answered(copies, child, known, answers, lambda: None):
-            if (words := _not_known(answer)) is not None:
-                answers.unknown[name] = words
+            if (message := _not_known(answer)) is not None:
+                answers.unknown[name] = message
         requests = {(q.id, a.name): q.request(a) for q, a in cells if a.name not in answers.unknown}
         done = 0
 
@@ -90,7 +92,7 @@ def ask(
 def _answered(
     requests: dict[Any, Request], child: _Child, known: _AnswerCache, answers: Answers, one_more: Callable[[], None]
 ) -> Iterator[tuple[Any, Answer]]:
-    """Answers by the requests' keys: those that are known first, then the others as they come."""
+    """Yield answers by the requests' keys: cached ones first, then the others as they arrive."""
     names = {key: known.name(request) for key, request in requests.items()}
     for key, name in names.items():
         if name in known.answers:
@@ -105,13 +107,14 @@ def _answered(
 
 
 def _copy(architecture: Architecture) -> Request:
-    """A kernel that copies fp32 numbers: whoever knows an architecture at all compiles it."""
-    return {"file": str(KERNELS), "kernel": "convert", "signature": {"source": "*fp32", "out": "*fp32"}, "divisible": ["out", "source"],
+    """Return the request of a kernel that copies fp32 numbers: it compiles for every known architecture."""
+    return {"file": str(KERNELS), "kernel": "convert", "signature": {"source": "*fp32", "out": "*fp32"},
+            "divisible": ["out", "source"],
             "constants": {"BLOCK": 128}, "options": {"num_warps": 1}, **architecture.target}
 
 
 def _not_known(copied: Answer) -> str | None:
-    """Why a build does not know an architecture, told by what became of the plain copy; None if it does."""
+    """Return why a build does not know an architecture, from its answer to the plain copy; None if it does."""
     log = copied.get("log", "")
     for line in log.splitlines():
         if "is not a recognized processor" in line:
@@ -122,7 +125,7 @@ def _not_known(copied: Answer) -> str | None:
 
 
 class _Child:
-    """The warm process of a build; a context, which ends it."""
+    """The warm process of a build, as a context that ends it."""
 
     def __init__(self, build: TritonInstall, jobs: int, timeout_s: float) -> None:
         self._build = build
@@ -135,21 +138,22 @@ class _Child:
         if self.linker:
             environment["TRITON_HIP_LLD_PATH"] = self.linker
         # A session of its own: Ctrl-C reaches this process, which ends that one and its children in order.
-        self._process = subprocess.Popen(self._build.command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+        self._process = subprocess.Popen(self._build.command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=self._errors,
                                          env=environment, text=True, start_new_session=True)
         try:
             self._send([self._settings])
-            said = self._receive()
-            if "unusable" in said:
-                raise UnusableTriton(f"Triton {self._build.requested} cannot be imported: {said['unusable']}")
+            first = self._receive()
+            if "unusable" in first:
+                raise UnusableTriton(f"Triton {self._build.requested} cannot be imported: {first['unusable']}")
         except BaseException:
             self.__exit__()
             raise
-        self.about = said["build"]
+        self.about = first["build"]
         return self
 
     def batch(self, requests: list[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answers as they come, each with its request's position."""
+        """Yield answers as they arrive, each with its request's position."""
         if requests:
             self._send([request | {"id": position} for position, request in enumerate(requests)])
             self._process.stdin.write("\n")
@@ -159,7 +163,7 @@ class _Child:
             yield answer.pop("id"), answer
 
     def _send(self, messages: list[dict]) -> None:
-        with contextlib.suppress(BrokenPipeError):      # it is gone; reading will tell
+        with contextlib.suppress(BrokenPipeError):      # it has ended; reading reports that
             self._process.stdin.writelines(json.dumps(message) + "\n" for message in messages)
             self._process.stdin.flush()
 
@@ -169,8 +173,9 @@ class _Child:
             return json.loads(line)
         self._process.wait()
         self._errors.seek(0)
-        last = [text for text in self._errors.read().decode(errors="replace").splitlines() if text.strip()][-1:] or ["it said nothing"]
-        raise UnusableTriton(f"Triton {self._build.requested} ended its process with {self._process.returncode}: {last[0]}")
+        last = [text for text in self._errors.read().decode(errors="replace").splitlines() if text.strip()][-1:]
+        raise UnusableTriton(f"Triton {self._build.requested} ended its process with {self._process.returncode}: "
+                             f"{''.join(last) or 'no output'}")
 
     def __exit__(self, *error: object) -> None:
         for stream in (self._process.stdin, self._process.stdout):
@@ -186,7 +191,7 @@ class _Child:
 
 
 class _AnswerCache:
-    """Answers of one build from before, one JSON line each; a line that a killed run left half written costs only itself."""
+    """The cached answers of one build, one JSON line each; a line that a killed run left unfinished is skipped."""
 
     def __init__(self, key: str, linker: str, torch: str) -> None:
         self._path = cache_root() / "targets" / f"{key[:32]}.jsonl"
@@ -203,7 +208,9 @@ class _AnswerCache:
         self._path.unlink(missing_ok=True)
 
     def name(self, request: Request) -> str:
-        """What an answer depends on, besides the build: the request, its source, the child's own code, for AMD the linker, for Inductor PyTorch."""
+        """Return the cache key of a request: besides the build an answer depends on its source and the child's code,
+        for AMD on the linker, for Inductor on PyTorch.
+        """
         source = _digest(Path(request["file"]))
         others = [self._linker] if request["backend"] == "hip" else [""]
         if "inductor" in request:
@@ -212,7 +219,7 @@ class _AnswerCache:
         return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
     def keep(self, name: str, answer: Answer) -> None:
-        if "timeout" in answer:     # the machine may have been busy
+        if "timeout" in answer:     # the machine may have been overloaded
             return
         self.answers[name] = answer
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,6 +242,6 @@ def _digest(path: Path) -> str:
 
 
 def _linker() -> str:
-    """A linker for AMD's objects: what TRITON_HIP_LLD_PATH says, ROCm's, or a stand-in; empty if there is none."""
+    """Return a linker for AMD's objects: TRITON_HIP_LLD_PATH, ROCm's, or a substitute; empty if there is none."""
     named = os.environ.get("TRITON_HIP_LLD_PATH")
     return named or next((path for path in map(shutil.which, LINKERS) if path), "")

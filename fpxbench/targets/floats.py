@@ -1,5 +1,5 @@
-"""Arithmetic of IEEE 754 floats, given as bits of a `Format`, in exact arithmetic: what the standard says, not what this
-machine's libraries do."""
+"""Arithmetic of IEEE 754 floats, given as bits of a `Format`, in exact arithmetic: what the standard says, not what
+this machine's libraries do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `torch.compile` makes of ``(x @ w.to(x.dtype)) * s``, as probes: are upcast, product and scale one kernel?"""
+"""Probes of `torch.compile`: are upcast, product and scale of ``(x @ w.to(x.dtype)) * s`` one kernel?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.operations import ProbeSpec, Request
 
 UNFUSED = "unfused"
-"""Flag of an outcome: it takes more than one kernel. The word is the records'."""
+"""Flag of an outcome: it takes more than one kernel. Records have the same flag."""
 
 N = K = 4096
 WEIGHTS = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "int8")
@@ -18,39 +18,41 @@ WAYS = (
     ("default", "nk", 16, "bf16"), ("max-autotune", "nk", 1, "bf16"), ("max-autotune", "nk", 16, "fp16"),
     ("max-autotune", "kn", 1, "bf16"), ("max-autotune", "kn", 16, "bf16"),
 )
-"""torch.compile's mode, the weight's layout, M, and the activation. By default a product is a library's, whatever M and layout are;
-``kn`` at M = 1 is pytorch/ao#228's own case, ``nk`` that of a linear layer."""
+"""torch.compile's mode, the weight's layout, M, and the activation. In mode ``default`` a product is always a
+library's; ``kn`` at M = 1 is the case of pytorch/ao#228, ``nk`` that of a linear layer.
+"""
 ASKED_ALL = ("e4m3fn", "int8")
 FEW_WAYS = tuple(way for way in WAYS if way[0] == "default" or way[1:3] in (("nk", 1), ("kn", 16)))
-"""For what is decoded otherwise and fused alike: a launch of its own, a reduction, a template."""
+"""For formats that differ in decoding only: a separate launch, a reduction, a template."""
 
 _CHILD = Path(__file__).with_name("child") / "inductor.py"
 
 
-def questions() -> Iterator[ProbeSpec]:
+def probes() -> Iterator[ProbeSpec]:
     for weight in WEIGHTS:
         for mode, layout, m, x in WAYS if weight in ASKED_ALL else FEW_WAYS:
-            yield ProbeSpec("inductor", weight, f"{mode}-{layout}-m{m}-{x}", {"mode": mode, "layout": layout, "m": m, "x": x})
+            yield ProbeSpec("inductor", weight, f"{mode}-{layout}-m{m}-{x}",
+                            {"mode": mode, "layout": layout, "m": m, "x": x})
 
 
-def request(question: ProbeSpec, architecture: Architecture) -> Request:
-    return {"file": str(_CHILD), "inductor": {"weight": question.format, "n": N, "k": K} | question.options}
+def request(spec: ProbeSpec, architecture: Architecture) -> Request:
+    return {"file": str(_CHILD), "inductor": {"weight": spec.format, "n": N, "k": K} | spec.options}
 
 
-def told(launches: Sequence[dict[str, Any]]) -> str:
-    """One sentence about what is launched: the same for all that come to the same."""
+def launch_summary(launches: Sequence[dict[str, Any]]) -> str:
+    """Return one sentence about the launches, the same for equal ones."""
     if len(launches) == 1:
         return "upcast, product and scale are one kernel"
-    return f"{len(launches)} launches: {', then '.join(map(_said, launches))}{_written(launches)}"
+    return f"{len(launches)} launches: {', then '.join(map(_launch_text, launches))}{_copy_text(launches)}"
 
 
-def _said(launch: dict[str, Any]) -> str:
+def _launch_text(launch: dict[str, Any]) -> str:
     by = "a kernel" if launch["by"] == "triton" else launch["by"]
     return f"{' and '.join(launch['does']) or 'more'} by {by}"
 
 
-def _written(launches: Sequence[dict[str, Any]]) -> str:
-    """What an upcast of its own costs."""
+def _copy_text(launches: Sequence[dict[str, Any]]) -> str:
+    """Return the memory traffic of a separate upcast, as text."""
     if "product" in next(launch["does"] for launch in launches if "upcast" in launch["does"]):
         return ""
     return f"; a 16-bit copy of the weight, {2 * N * K >> 20} MiB for {N * K >> 20} MiB of codes, goes through memory"

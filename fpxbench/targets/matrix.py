@@ -26,8 +26,8 @@ class _Model(BaseModel):
 
 
 Check = Literal["table", "inputs", "instruction", "none"]
-"""How the object was checked: ``table``, a decode executed on all codes; ``inputs``, a kernel executed on chosen inputs;
-``instruction``, its conversion instruction compared; ``none``, only compiled.
+"""How the object was checked: ``table``, a decode executed on all codes; ``inputs``, a kernel executed on chosen
+inputs; ``instruction``, its conversion instruction compared; ``none``, only compiled.
 """
 
 
@@ -155,8 +155,10 @@ class Matrix(_Model):
                     raise ValueError(f"probe {probe.id} has a cell on {name}, which is not among the architectures")
                 last = -1
                 for run in runs:
-                    if not (last < run.builds[0] <= run.builds[1] < len(self.builds) and 0 <= run.outcome < len(self.outcomes)):
-                        raise ValueError(f"probe {probe.id} on {name}: run {run.builds} with outcome {run.outcome} is out of order or range")
+                    if not (last < run.builds[0] <= run.builds[1] < len(self.builds)
+                            and 0 <= run.outcome < len(self.outcomes)):
+                        raise ValueError(f"probe {probe.id} on {name}: run {run.builds} with outcome {run.outcome} is "
+                                         "out of order or range")
                     last = run.builds[1]
         return self
 
@@ -171,12 +173,14 @@ class Matrix(_Model):
         """Return the number of broken cells on the build at that position."""
         return sum(
             self.outcomes[run.outcome].status in BROKEN
-            for probe in self.probes for runs in probe.cells.values() for run in runs if run.builds[0] <= build <= run.builds[1]
+            for probe in self.probes for runs in probe.cells.values()
+            for run in runs if run.builds[0] <= build <= run.builds[1]
         )
 
     def write(self, path: Path) -> None:
         """Write one probe a line, so that a diff shows what a new build changed."""
-        whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"probes", "outcomes"}) | {"schema": self.schema_}
+        whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True,
+                                exclude={"probes", "outcomes"}) | {"schema": self.schema_}
         lines = [json.dumps(whole, ensure_ascii=False)[:-1]]
         for field in ("outcomes", "probes"):
             items = (item.model_dump_json(by_alias=True, exclude_defaults=True) for item in getattr(self, field))

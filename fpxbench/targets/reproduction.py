@@ -1,4 +1,4 @@
-"""A script that compiles one cell again, with nothing but a Triton installed: for a bug report."""
+"""Write a script that compiles one cell again with nothing but a Triton installed, for a bug report."""
 
 from __future__ import annotations
 
@@ -56,42 +56,47 @@ for name, source in kernels_of(wrapper).items():
 '''
 
 
-def script(question: ProbeSpec, architecture: Architecture, triton: str = "", found: str = "") -> str:
-    """Source of a script for that cell: the kernel, the call, and what differs between versions of Triton in it.
+def script(spec: ProbeSpec, architecture: Architecture, triton: str = "", found: str = "") -> str:
+    """Return the source of a script for that cell: the kernel, the call, and code for all versions of Triton.
 
-    `triton` is the version to install; `found` what was seen with it.
+    `triton` is the version to install; `found` describes what happened with it.
     """
-    request = question.request(architecture)
+    request = spec.request(architecture)
     if "inductor" in request:
-        return _of_inductor(question, architecture, request, found)
+        return _of_inductor(spec, architecture, request, found)
     amd = request["backend"] == "hip"
     head = _HEAD.format(
-        probe=question.id, architecture=architecture.name, version=f"=={triton}" if triton else "",
+        probe=spec.id, architecture=architecture.name, version=f"=={triton}" if triton else "",
         found="".join(f"\n#   {line}" for line in f": {found}".lstrip(": ").splitlines()) if found else "",
         linker=" Triton before 3.5 links with the program that TRITON_HIP_LLD_PATH names (ld.lld)." if amd else "",
     )
     compiling = CHILD / "compiling.py"
     body = [
-        _taken(compiling, "VERSION"), _kernel_source(Path(request["file"]), request["kernel"]),
-        f"CONSTANTS = {pformat(request['constants'], width=120)}", _taken(compiling, "_constant", "_source"),
-        _TAIL.format(kernel=request["kernel"], signature=request["signature"], divisible=request["divisible"], backend=request["backend"],
+        _definitions(compiling, "VERSION"), _kernel_source(Path(request["file"]), request["kernel"]),
+        f"CONSTANTS = {pformat(request['constants'], width=120)}", _definitions(compiling, "_constant", "_source"),
+        _TAIL.format(kernel=request["kernel"], signature=request["signature"], divisible=request["divisible"],
+                     backend=request["backend"],
                      arch=request["arch"], warp_size=request["warp_size"], options=request["options"],
                      text="amdgcn" if amd else "ptx", object="hsaco" if amd else "cubin"),
     ]
     return "\n\n".join(part.strip("\n") for part in [head, _imports(compiling, body), *body]) + "\n"
 
 
-def told(outcome: CellOutcome, first: str, last: str) -> str:
-    """What a script's head says was seen from Triton `first` to `last`; of what compiles and is wrong the codes too, with what they should be."""
+def failure_summary(outcome: CellOutcome, first: str, last: str) -> str:
+    """Return the text at a script's head: the outcome from Triton `first` to `last`, with the evidence if it is
+    wrong.
+    """
     kind = f" ({outcome.kind})" if outcome.kind else ""
     since = "" if first == last else f", and from {first} on"
-    said = f"with {last}{since}: {outcome.status}{kind}: {outcome.cause}"
-    return f"{said}\n{outcome.message}" if outcome.status is Status.WRONG and outcome.message else said
+    text = f"with {last}{since}: {outcome.status}{kind}: {outcome.cause}"
+    return f"{text}\n{outcome.message}" if outcome.status is Status.WRONG and outcome.message else text
 
 
-def seen(matrix: Matrix, probe: str, architecture: str, triton: str = "") -> tuple[str, str]:
-    """A version of Triton on which that cell is not ok, and what is `told` of it: of `triton`, or of the newest that was asked; empty if
-    there is nothing to tell."""
+def newest_failure(matrix: Matrix, probe: str, architecture: str, triton: str = "") -> tuple[str, str]:
+    """Return the newest version of Triton (or `triton`) on which that cell is not ok, and its `failure_summary`.
+
+    Both are empty if there is none.
+    """
     versions = [build.triton for build in matrix.builds]
     runs = [run for one in matrix.probes if one.id == probe for run in one.cells.get(architecture, ())]
     if triton:
@@ -99,21 +104,22 @@ def seen(matrix: Matrix, probe: str, architecture: str, triton: str = "") -> tup
     if not runs or matrix.outcomes[runs[-1].outcome].status in (Status.OK, Status.MISSING):
         return "", ""
     first, last = (versions[at] for at in runs[-1].builds)
-    return triton or last, told(matrix.outcomes[runs[-1].outcome], first, last)
+    return triton or last, failure_summary(matrix.outcomes[runs[-1].outcome], first, last)
 
 
-def _of_inductor(question: ProbeSpec, architecture: Architecture, request: dict, found: str) -> str:
-    """The module that asks Inductor, whole, and the questions that it is asked."""
+def _of_inductor(spec: ProbeSpec, architecture: Architecture, request: dict, found: str) -> str:
+    """Return a script with the whole module that calls Inductor, and the request."""
     source = (CHILD / "inductor.py").read_text(encoding="utf-8").split('"""', 2)[2].strip("\n")
-    asked = {name: value for name, value in request.items() if name != "file"}
-    return _INDUCTOR.format(probe=question.id, architecture=architecture.name, found="".join(f"\n#   {line}" for line in found.splitlines()),
-                            source=source, request=pformat(asked, width=120))
+    request_ = {name: value for name, value in request.items() if name != "file"}
+    return _INDUCTOR.format(probe=spec.id, architecture=architecture.name,
+                            found="".join(f"\n#   {line}" for line in found.splitlines()),
+                            source=source, request=pformat(request_, width=120))
 
 
 # A report has hundreds of scripts, made of the same few parts.
 
 def _imports(file: Path, body: list[str]) -> str:
-    """What `file` imports and `body` uses; and what has to be there before Triton can be imported at all."""
+    """Return the imports of `file` that `body` uses, and those that Triton needs."""
     lines = _import_lines(file)
     used = set().union(*map(_names, body), *(_names(line) for line, names in lines if not names))
     return "\n".join(line for line, names in lines if not names or names & used)
@@ -121,9 +127,12 @@ def _imports(file: Path, body: list[str]) -> str:
 
 @cache
 def _import_lines(file: Path) -> list[tuple[str, frozenset[str]]]:
-    """The imports of a file, as code, with the names that they bind; none for one that is tried, which is always wanted."""
+    """Return the imports of a file as code, with the names that they bind; none for an import in a ``try``, always
+    kept.
+    """
     return [
-        (ast.unparse(node), frozenset() if isinstance(node, ast.Try) else frozenset(name.asname or name.name for name in node.names))
+        (ast.unparse(node), frozenset() if isinstance(node, ast.Try) else frozenset(name.asname or name.name
+                                                                                    for name in node.names))
         for node in _parsed(file)[1].body if isinstance(node, (ast.Import, ast.ImportFrom, ast.Try))
     ]
 
@@ -140,18 +149,19 @@ def _names(code: str) -> frozenset[str]:
 
 
 @cache
-def _taken(file: Path, *names: str) -> str:
-    """The definitions of those names, as written."""
+def _definitions(file: Path, *names: str) -> str:
+    """Return the definitions of those names, as written."""
     source, module = _parsed(file)
-    taken = [
+    found = [
         ast.get_source_segment(source, node) for node in module.body
-        if getattr(node, "name", None) in names or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in names)
+        if getattr(node, "name", None) in names
+        or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in names)
     ]
-    return "\n\n\n".join(taken)
+    return "\n\n\n".join(found)
 
 
 def _kernel_source(file: Path, kernel: str) -> str:
-    """The kernel; with all that stands beside it unless it is one of the small ones, which stand alone."""
+    """Return the kernel; of another file than kernels.py the whole module, as its kernels call each other."""
     source, module = _parsed(file)
     if file != KERNELS:
         return source.split('"""', 2)[2]

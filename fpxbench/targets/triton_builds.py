@@ -38,7 +38,8 @@ class TritonInstall:
     @property
     def environment(self) -> dict[str, str]:
         path = {"PYTHONPATH": str(self.folder)} if self.folder else {}
-        return {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTHONPATH"))} | path
+        return {name: value for name,
+                value in os.environ.items() if not name.startswith(("TRITON_", "PYTHONPATH"))} | path
 
 
 def cache_root() -> Path:
@@ -109,7 +110,9 @@ def _fetched(version: str, notify: Callable[[str], None]) -> Path:
 
 
 def _install(version: str, partial: Path) -> None:
-    """Install into ``packages`` of `partial`, without dependencies: the compiler needs none. Raises TritonUnavailable."""
+    """Install into ``packages`` of `partial`, without dependencies: the compiler needs none. Raises
+    TritonUnavailable.
+    """
     log = partial / "install.log"
     try:
         options = ("--no-deps", "--only-binary", ":all:", "--target", str(partial / "packages"))

@@ -37,7 +37,8 @@ class GroupState:
     @property
     def label(self) -> str:
         """``ok``, ``3 of 16 ok``, ``crash``."""
-        return f"{self.ok} of {self.asked} ok" if self.status is Status.OK and self.ok < self.asked else str(self.status)
+        some = self.status is Status.OK and self.ok < self.asked
+        return f"{self.ok} of {self.asked} ok" if some else str(self.status)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def rows(matrix: Matrix) -> Iterator[tuple[str, str, list[Probe]]]:
 def states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[GroupState | None]:
     """Return the state of a group on an architecture for each build; None for one that was not tried."""
     every = range(len(matrix.builds))
-    return [state_of([found for probe in probes if (found := matrix.outcome_of(probe, architecture, at)) is not None]) for at in every]
+    return [state_of([found for probe in probes if (found := matrix.outcome_of(probe, architecture, at)) is not None])
+            for at in every]
 
 
 def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Span]:
@@ -108,15 +110,17 @@ def history_text(history: Sequence[Span]) -> str:
         return "not tried"
     if len(history) == 1:
         state = history[0].state
-        return "ok on every build" if state.status is Status.OK and state.ok == state.asked else f"{state.label} on every build"
+        return f"{state.label} on every build"
     *before, last = history
-    parts = [f"{span.state.label} {span.first if span.first == span.last else f'{span.first}–{span.last}'}" for span in before]
+    parts = [f"{span.state.label} {span.first if span.first == span.last else f'{span.first}–{span.last}'}"
+             for span in before]
     return ", ".join([*parts, f"{last.state.label} since {last.first}"])
 
 
 def checked_cells(matrix: Matrix, position: int) -> tuple[int, int]:
     """Return, for the build at that position, how many cells were checked beyond compiling, and how many compile."""
-    outcomes = [matrix.outcome_of(probe, architecture, position) for probe in matrix.probes for architecture in probe.cells]
+    outcomes = [matrix.outcome_of(probe, architecture, position) for probe in matrix.probes
+                for architecture in probe.cells]
     compiled = [outcome for outcome in outcomes if outcome and outcome.status in (Status.OK, Status.WRONG)]
     return sum(outcome.check != "none" for outcome in compiled), len(compiled)
 

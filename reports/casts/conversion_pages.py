@@ -20,7 +20,8 @@ MOST_CHANGES_IN_A_MESSAGE = 3
 _RARE_DTYPES = frozenset({"fp64", "e4m3b15", "e8m0"})
 _RARE_OPERATIONS = frozenset({Operation.CAST_RTZ, Operation.FINFO})
 _WRONG_FOR_ORDINARY_VALUES = frozenset({
-    InputKind.DOUBLE_ROUNDING, InputKind.TIE, InputKind.ROUNDING, InputKind.UNROUNDED_PRODUCT, InputKind.SUBNORMAL, InputKind.OTHER})
+    InputKind.DOUBLE_ROUNDING, InputKind.TIE, InputKind.ROUNDING, InputKind.UNROUNDED_PRODUCT, InputKind.SUBNORMAL,
+    InputKind.OTHER})
 """Kinds of inputs that are finite and in range."""
 _OF_PYTORCH = frozenset({Engine.EAGER, Engine.COMPILED})
 
@@ -45,7 +46,8 @@ class CastSweep(SweepHeading):
 
     @property
     def reported(self) -> list[CastFinding]:
-        """Mistakes for the first page: those that only Triton's interpreter makes are left out, since no results come from it."""
+        """Mistakes for the first page: those that only Triton's interpreter makes are left out, since no results come
+        from it."""
         return [mistake for mistake in self.mistakes if mistake.status in BROKEN and not mistake.only_interpreted]
 
 
@@ -76,9 +78,11 @@ def cast_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> Cas
     """Return the cast sweep of one file's records: the newest of each conversion, at least one."""
     counted = Counter(record.verdict.status for record in records)
     return CastSweep(
-        folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
+        folder=folder, machine=records[-1].machine, build=records[-1].build,
+        as_of=max(record.started_at for record in records),
         counts={status: counted[status] for status in SEVERITY if counted[status]},
-        snapshots=tuple(map(CastSnapshot.of, records)), mistakes=tuple(find(records)), disagreements=tuple(disagreements(records)))
+        snapshots=tuple(map(CastSnapshot.of, records)), mistakes=tuple(find(records)),
+        disagreements=tuple(disagreements(records)))
 
 
 def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChanges]:
@@ -89,7 +93,8 @@ def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChang
     found = {}
     in_order = sorted(sweeps, key=lambda one: (one.age, one.folder))
     for number, one in enumerate(in_order):
-        earlier = [other for other in in_order[:number] if other.build.channel == one.build.channel and other.build.label != one.build.label]
+        earlier = [other for other in in_order[:number] if other.build.channel == one.build.channel
+                   and other.build.label != one.build.label]
         of_variant = [other for other in earlier if other.build.variant == one.build.variant]
         if earlier:
             before = (of_variant or earlier)[-1]
@@ -97,8 +102,10 @@ def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChang
     return found
 
 
-def builds_with_pages(sweeps: Sequence[CastSweep], changed: dict[tuple[str, str], CastChanges], builds: int) -> set[tuple[str, str]]:
-    """Return the folders of one machine's builds that get pages: the newest `builds` of each channel, and all that changed something."""
+def builds_with_pages(sweeps: Sequence[CastSweep], changed: dict[tuple[str, str], CastChanges],
+                      builds: int) -> set[tuple[str, str]]:
+    """Return the folders of one machine's builds that get pages: the newest `builds` of each channel, and all that
+    changed something."""
     newest = sorted(sweeps, key=lambda one: (one.age, one.folder), reverse=True)
     by_channel: dict[str, list[CastSweep]] = defaultdict(list)
     for one in newest:
@@ -131,7 +138,8 @@ def conversion_matrix(records: Iterable[CastRecord]) -> ConversionMatrix:
         columns[conversion.runs_on] = None
     sections: dict[str, list[ConversionRow]] = defaultdict(list)
     for name, conversion in conversions.items():
-        sections[_section(conversion)].append(ConversionRow(name, operations_of([conversion]).removeprefix("cast "), cells[name]))
+        sections[_section(conversion)].append(ConversionRow(name, operations_of([conversion]).removeprefix("cast "),
+                                                            cells[name]))
     return ConversionMatrix(list(columns), dict(sections))
 
 
@@ -143,7 +151,8 @@ def _section(conversion: Conversion) -> str:
         if source.is_float8:
             return "From FP8 to FP8" if target.is_float8 else "From FP8"
         return "To FP8" if target.is_float8 else "To 16 bits"
-    return {Operation.CAST_RTZ: "Toward zero", Operation.SCALE_THEN_CAST: "Scaled, then cast", Operation.FINFO: "Constants"}[operation]
+    return {Operation.CAST_RTZ: "Toward zero", Operation.SCALE_THEN_CAST: "Scaled, then cast",
+            Operation.FINFO: "Constants"}[operation]
 
 
 def cell_text(record: CastRecord) -> str:
@@ -155,15 +164,18 @@ def cell_text(record: CastRecord) -> str:
 
 
 def cast_problems(casts: Sequence[tuple[CastSweep, CastChanges | None]]) -> list[ReportProblem]:
-    """Return one problem a mistake on the newest build of each machine, and what changed since the build before, in the order of `_rarity`."""
+    """Return one problem a mistake on the newest build of each machine, and what changed since the build before, in the
+    order of `_rarity`."""
     by_mistake: dict[tuple[Status, str], list[tuple[CastFinding, CastSweep]]] = defaultdict(list)
     for sweep, _ in casts:
         for mistake in sweep.reported:
             by_mistake[mistake.status, mistake.cause].append((mistake, sweep))
-    problems = [_wrong(shown) for shown in sorted(by_mistake.values(), key=lambda shown: min(_rarity(mistake) for mistake, _ in shown))]
+    problems = [_wrong(shown) for shown in sorted(by_mistake.values(),
+                                                  key=lambda shown: min(_rarity(mistake) for mistake, _ in shown))]
     for sweep, since in casts:
         problems += [
-            ReportProblem(Section.DISAGREEING, DISAGREES, f"{one.message}. PyTorch {sweep.build.label} on {sweep.machine.device}.",
+            ReportProblem(Section.DISAGREEING, DISAGREES,
+                          f"{one.message}. PyTorch {sweep.build.label} on {sweep.machine.device}.",
                           sweep.page + "#disagreements", (), more="Results by engine")
             for one in sweep.disagreements
         ]
@@ -171,23 +183,27 @@ def cast_problems(casts: Sequence[tuple[CastSweep, CastChanges | None]]) -> list
             shown = "; ".join(change.message for change in since.changes[:MOST_CHANGES_IN_A_MESSAGE])
             rest = len(since.changes) - MOST_CHANGES_IN_A_MESSAGE
             problems.append(ReportProblem(
-                Section.CHANGED, CHANGED, f"PyTorch {since.earlier.build.label} → {sweep.build.label} on {sweep.machine.device}: {shown}"
+                Section.CHANGED, CHANGED,
+                f"PyTorch {since.earlier.build.label} → {sweep.build.label} on {sweep.machine.device}: {shown}"
                 + (f"; and {rest} more" if rest > 0 else "") + ".", sweep.page + "#changes", (), more="Every change"))
     return problems
 
 
 def _is_corner_case(mistake: CastFinding) -> bool:
-    """Whether only values or dtypes that few programs convert show it: no finite value within the range of an ordinary dtype is wrong."""
+    """Whether only values or dtypes that few programs convert show it: no finite value within the range of an ordinary
+    dtype is wrong."""
     return all(_is_rare(record.conversion) or _WRONG_FOR_ORDINARY_VALUES.isdisjoint(
         difference.kind for difference in record.differences if not difference.permitted) for record in mistake.records)
 
 
 def _is_rare(conversion: Conversion) -> bool:
-    return conversion.operation in _RARE_OPERATIONS or not _RARE_DTYPES.isdisjoint((conversion.source, conversion.target))
+    return conversion.operation in _RARE_OPERATIONS or not _RARE_DTYPES.isdisjoint(
+        (conversion.source, conversion.target))
 
 
 def _rarity(mistake: CastFinding) -> tuple:
-    """Sort mistakes: ordinary dtypes before rare ones, PyTorch's casts before hand-written kernels', then the most widespread."""
+    """Sort mistakes: ordinary dtypes before rare ones, PyTorch's casts before hand-written kernels', then the most
+    widespread."""
     conversions = [record.conversion for record in mistake.records]
     of_pytorch = any(one.engine in _OF_PYTORCH for one in conversions)
     return all(map(_is_rare, conversions)), not of_pytorch, -len({one.what for one in conversions})
@@ -202,6 +218,8 @@ def _wrong(shown: list[tuple[CastFinding, CastSweep]]) -> ReportProblem:
     builds = dict.fromkeys(f"PyTorch {its.build.label} on {its.machine.device}" for _, its in shown if its is not sweep)
     likewise = [f"{others} other {'conversion' if others == 1 else 'conversions'} there"] * bool(others) + list(builds)
     return ReportProblem(
-        Section.CORNER_CASES if all(_is_corner_case(mistake) for mistake, _ in shown) else Section.CASTS, str(mistake.status),
+        Section.CORNER_CASES if all(_is_corner_case(mistake) for mistake, _ in shown) else Section.CASTS,
+        str(mistake.status),
         f"{mistake.what} in {', '.join(mistake.runs_on)} on PyTorch {sweep.build.label}: {what_happens}{example}."
-        + (f" Likewise {'; '.join(likewise)}." if likewise else ""), sweep.page, (), more="Every conversion, with examples in bits")
+        + (f" Likewise {'; '.join(likewise)}." if likewise else ""), sweep.page, (),
+        more="Every conversion, with examples in bits")

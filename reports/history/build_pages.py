@@ -91,7 +91,8 @@ class BuildPage:
         variants = sorted({failed.variant for failed in self.failed_installations})
         notes = [f"did not install for {', '.join(variants)}"] if variants else []
         casts = "casts changed" if self.conversions else "no sweep, casts only"
-        return notes + [casts] * bool(self.conversions or self.has_casts and not self.measured) + ["the machine, or dense, changed"] * bool(self.moves)
+        return notes + [casts] * bool(self.conversions or self.has_casts
+                                      and not self.measured) + ["the machine, or dense, changed"] * bool(self.moves)
 
     def count(self, direction: Direction) -> int:
         """Return the number of changes in that direction."""
@@ -132,7 +133,8 @@ class BuildPages:
                 counts[BY_SEVERITY[place]] = int((places == place).sum())
             page = f"machines/{quote(panel.machine)}/{quote(build.stem)}/index.html" if build.stem in sweeps else ""
             known = self._page(build)
-            known.measured.append(BuildMeasurement(panel.machine, panel.device, panel.variant, build.triton, counts, page))
+            known.measured.append(BuildMeasurement(panel.machine, panel.device, panel.variant, build.triton, counts,
+                                                   page))
             known.compared |= column > 0
         for group in groups:
             self._pages[group.first.since_key].groups.append(group)
@@ -155,7 +157,8 @@ class BuildPages:
             if page is not None:
                 known.add((page.entry.key, one.build.variant))
                 if one.status == "failed":
-                    page.failed_installations.append(FailedInstallation(f"{one.machine.name}, {one.id}", one.build.variant, one.at, one.why, one.log_tail))
+                    page.failed_installations.append(FailedInstallation(
+                        f"{one.machine.name}, {one.id}", one.build.variant, one.at, one.why, one.log_tail))
         for entry in list(self._entries.values()):
             for variant, failure in entry.failures.items():
                 if (entry.key, variant) not in known:

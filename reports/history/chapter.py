@@ -34,13 +34,15 @@ from fpxbench.reports.sweep.problems import ReportProblem
 from fpxbench.reports.sweep.table import page_of_id
 
 BUILDS_IN_FULL = 10
-"""Builds of each machine, channel and variant with a page for every case: for every night, years of nightlies would make millions."""
+"""Builds of each machine, channel and variant with a page for every case: for every night, years of nightlies would
+make millions."""
 
 
 class HistoryChapter:
     """Collects changes machine after machine, one in memory at a time, and writes their pages."""
 
-    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, in_full: int, say: Callable[[str], None]) -> None:
+    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, in_full: int,
+                 say: Callable[[str], None]) -> None:
         self._say = say
         self._results, self._timeline, self._pages, self._in_full = results, timeline, pages, in_full
         self._builds = BuildPages(timeline.entries() if timeline else ())
@@ -52,7 +54,8 @@ class HistoryChapter:
         """Sweeps without a page of their own, by machine."""
 
     def machines(self, files: Iterable[Path]) -> Iterator[tuple[list[Path], StatusHistories]]:
-        """Yield for each machine the records files that get pages, and the status histories of their cases. Write the pages of its series."""
+        """Yield for each machine the records files that get pages, and the status histories of their cases. Write the
+        pages of its series."""
         confirmations = by_suspect(self._confirmations)
         paths: dict[str, list[Path]] = {}
         for path in files:
@@ -69,7 +72,8 @@ class HistoryChapter:
             for one in of_machine:
                 panel = one.panel
                 of_panel = self._of_panel(one, confirmations, full)
-                links |= {(panel.device, panel.variant, panel.channel, case): quote(page) for case, page in of_panel.items()}
+                links |= {(panel.device, panel.variant, panel.channel, case): quote(page)
+                          for case, page in of_panel.items()}
             yield shown, StatusHistories((one.panel for one in of_machine), links)
 
     def _of_panel(self, one: PanelChanges, confirmations: dict[str, Confirmation], full: set[str]) -> dict[str, str]:
@@ -78,7 +82,8 @@ class HistoryChapter:
         groups = with_sparklines(one.panel, group_lines(lines))
 
         def page_of(build: Build, case: str) -> str:
-            return f"machines/{quote(one.panel.machine)}/{quote(build.stem)}/{quote(page_of_id(case))}" if build.stem in full else ""
+            page = f"machines/{quote(one.panel.machine)}/{quote(build.stem)}/{quote(page_of_id(case))}"
+            return page if build.stem in full else ""
 
         for series in series_pages(one, lines, confirmations, pages, page_of):
             self._pages.write(series.page, self._pages.series, series)
@@ -92,8 +97,8 @@ class HistoryChapter:
         return regression_problems(self._groups, broken)
 
     def write_rest(self, casts: Iterable[tuple[CastSweep, CastChanges | None]], known: set[str]) -> list[str]:
-        """Write the page of regressions and those of the builds, after every machine. Return messages about the records, without those
-        in `known`."""
+        """Write the page of regressions and those of the builds, after every machine. Return messages about the
+        records, without those in `known`."""
         for sweep, changes in casts:
             self._builds.add_casts(sweep, changes)
         installations, broken = Store(self._results, Installation).read_all()
@@ -115,7 +120,9 @@ class HistoryChapter:
         try:
             [group] = group_lines([requested_line(confirmation)])
         except ValueError:
-            self._troubles.append(f"a confirmation on {confirmation.machine.name} is about PyTorch {confirmation.good.torch} and {confirmation.build.torch}, one of which "
+            self._troubles.append(
+                f"a confirmation on {confirmation.machine.name} is about PyTorch {confirmation.good.torch} and "
+                f"{confirmation.build.torch}, one of which "
                                   "has no place on the timeline: left out")
             return
         self._builds.add_requested(confirmation.build, group)

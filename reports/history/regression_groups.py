@@ -25,16 +25,21 @@ from fpxbench.reports.sweep.problems import REGRESSED, SUSPECTED, ReportProblem,
 RECENT_BUILDS = 30
 """What has ended, or is no regression, has a page of its series for so many builds."""
 MOST_SERIES = 200
-"""Pages of series for each machine, channel and variant, the worst first: what nobody has examined for years must not fill a disk."""
+"""Pages of series for each machine, channel and variant, the worst first: what nobody has examined for years must not
+fill a disk."""
 
 STATES: dict[State, str] = {
-    State.CONFIRMED: "Both builds were run again, interleaved, and differ (Confirmation). The newest build still shows it.",
-    State.OPEN: "Seen in the records, not yet confirmed. A verdict or an exact metric is as recorded (§8); a time is only suspected, and about "
+    State.CONFIRMED: "Both builds were run again, interleaved, and differ (Confirmation). The newest build still "
+                     "shows it.",
+    State.OPEN: "Seen in the records, not yet confirmed. A verdict or an exact metric is as recorded (§8); a time is "
+                "only suspected, and about "
                 "one a year in each case is noise (§3).",
     State.UNDECIDED: "Both builds were run again, with no clear result within the time allowed (Confirmation).",
-    State.FIXED: "A later build changed back: the time stepped the other way (§6), the verdict is no worse than before, or the metric is "
+    State.FIXED: "A later build changed back: the time stepped the other way (§6), the verdict is no worse than "
+                 "before, or the metric is "
                  "nearer to its earlier value (§8).",
-    State.REFUTED: "Both builds were run again, and do not differ (Confirmation). The series continues without a step (§6).",
+    State.REFUTED: "Both builds were run again, and do not differ (Confirmation). The series continues without a step "
+                   "(§6).",
 }
 """What each state means, in the order of the page."""
 
@@ -119,13 +124,18 @@ def _line(panel: Panel, finding: Suspect | Event) -> RegressionLine:
         evidence.append("the implementation's own source changed too, and may be the cause (§7)")
     implementation = series.case.partition("/")[0]
     machine = panel.machine
-    between = (panel.tag_of(finding.surely_good), panel.tag_of(finding.raised_at)) if isinstance(finding, Suspect) else ()
+    between = (panel.tag_of(finding.surely_good),
+               panel.tag_of(finding.raised_at)) if isinstance(finding, Suspect) else ()
     return RegressionLine(
-        id=finding.id, state=finding.state, direction=finding.direction, machine=machine, device=series.device, channel=series.channel,
+        id=finding.id, state=finding.state, direction=finding.direction, machine=machine, device=series.device,
+        channel=series.channel,
         variant=series.variant, case=series.case, metric=series.metric, what=what, since=finding.first_bad_tag,
-        since_key=finding.first_bad.key, before=finding.last_good_tag, last_seen=panel.tag_of(finding.ended_at) if finding.ended_at else "",
-        evidence=tuple(evidence), confirmation=finding.message, between=between, upstream=upstream_range(finding.last_good, finding.first_bad) or "",
-        cause=(implementation, machine, series.device, series.channel, series.variant, finding.first_bad.key, series.metric,
+        since_key=finding.first_bad.key, before=finding.last_good_tag,
+        last_seen=panel.tag_of(finding.ended_at) if finding.ended_at else "",
+        evidence=tuple(evidence), confirmation=finding.message, between=between,
+        upstream=upstream_range(finding.last_good, finding.first_bad) or "",
+        cause=(implementation, machine, series.device, series.channel, series.variant, finding.first_bad.key,
+               series.metric,
                str(finding.state), str(finding.direction), *cause),
         size=size,
     )
@@ -144,7 +154,8 @@ def _of_event(event: Event) -> tuple[str, list[str], tuple[str, ...], float]:
     words = "" if event.series.metric == "verdict" else f"{METRIC_RULES[event.series.metric].words} "
     times = "once" if event.changes_before == 1 else f"{event.changes_before} times"
     evidence = [f"it changed {times} in the {RECENT} builds before (§8)"] if event.changes_before else []
-    cause = tuple(re.sub(r"\d+", "#", text.partition(":")[0]) for text in (event.before, event.after)) if not words else ()
+    cause = tuple(re.sub(r"\d+", "#", text.partition(":")[0])
+                  for text in (event.before, event.after)) if not words else ()
     return f"{words}{event.before} → {event.after}", evidence, cause, -float(event.severity)
 
 
@@ -153,20 +164,26 @@ def group_lines(lines: Iterable[RegressionLine]) -> list[RegressionGroup]:
     groups: dict[tuple[str, ...], list[RegressionLine]] = defaultdict(list)
     for line in lines:
         groups[line.cause].append(line)
-    found = [RegressionGroup(tuple(sorted(group, key=lambda line: (not line.page, line.rank)))) for group in groups.values()]
+    found = [RegressionGroup(tuple(sorted(group, key=lambda line: (not line.page, line.rank))))
+             for group in groups.values()]
     return sorted(found, key=lambda group: group.rank)
 
 
 def requested_line(confirmation: Confirmation) -> RegressionLine:
-    """Return the line of a confirmation that was requested by hand, without a finding. Raises ValueError if a build can have no place on
-    the timeline."""
+    """Return the line of a confirmation that was requested by hand, without a finding. Raises ValueError if a build can
+    have no place on the timeline."""
     good, bad = (Entry.of(build, UNKNOWN_DAY) for build in (confirmation.good, confirmation.build))
     return RegressionLine(
-        id=hashlib.sha256(confirmation.id.encode()).hexdigest()[:10], state=State(confirmation.outcome), direction=Direction(confirmation.direction),
-        machine=confirmation.machine.name, device=f"{confirmation.machine.device} ({confirmation.machine.arch})", channel=confirmation.build.channel,
-        variant=confirmation.build.variant, case=confirmation.case.id, metric="verdict" if confirmation.metric == "verdict" else "median_us", what=confirmation.message,
-        since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("requested by hand",), confirmation=confirmation.headline,
-        between=(), upstream=confirmation.upstream or "", cause=("by hand", confirmation.id), size=confirmation.time.value if confirmation.time else 0.0,
+        id=hashlib.sha256(confirmation.id.encode()).hexdigest()[:10], state=State(confirmation.outcome),
+        direction=Direction(confirmation.direction),
+        machine=confirmation.machine.name, device=f"{confirmation.machine.device} ({confirmation.machine.arch})",
+        channel=confirmation.build.channel,
+        variant=confirmation.build.variant, case=confirmation.case.id,
+        metric="verdict" if confirmation.metric == "verdict" else "median_us", what=confirmation.message,
+        since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("requested by hand",),
+        confirmation=confirmation.headline,
+        between=(), upstream=confirmation.upstream or "", cause=("by hand", confirmation.id),
+        size=confirmation.time.value if confirmation.time else 0.0,
     )
 
 
@@ -178,7 +195,8 @@ def with_pages(panel: Panel, lines: Sequence[RegressionLine]) -> tuple[list[Regr
     Series with a page: regressions that stand or were run again, and every change of the newest builds.
     """
     recent = {build.key for build in panel.builds[-RECENT_BUILDS:]}
-    listed = [line for line in lines if line.since_key in recent or line.confirmation or line.stands and line.direction is Direction.WORSE]
+    listed = [line for line in lines if line.since_key in recent or line.confirmation or line.stands
+              and line.direction is Direction.WORSE]
     listed.sort(key=lambda line: (line.direction is not Direction.WORSE, line.rank))
     cases = list(dict.fromkeys(line.case for line in listed))[:MOST_SERIES]
     pages = {case: f"machines/{panel.machine}/history/{_page_name(panel, case)}" for case in cases}
@@ -201,9 +219,11 @@ def with_sparklines(panel: Panel, groups: Sequence[RegressionGroup]) -> list[Reg
 
     def spark(line: RegressionLine) -> Sparkline:
         change = panel.column[line.since_key]
-        return sparkline_of(panel, panel.row[line.case], line.metric, change, max((step for step in steps[line.case] if step < change), default=0))
+        return sparkline_of(panel, panel.row[line.case], line.metric, change,
+                            max((step for step in steps[line.case] if step < change), default=0))
 
-    return [RegressionGroup((replace(group.first, spark=spark(group.first)), *group.lines[1:])) if group.first.page else group for group in groups]
+    return [RegressionGroup((replace(group.first, spark=spark(group.first)), *group.lines[1:])) if group.first.page
+            else group for group in groups]
 
 
 # ---- the first page --------------------------------------------------------------------------------------------------
@@ -211,20 +231,23 @@ def with_sparklines(panel: Panel, groups: Sequence[RegressionGroup]) -> list[Reg
 def regression_problems(groups: Sequence[RegressionGroup], broken: Container[tuple[str, str]]) -> list[ReportProblem]:
     """Return a problem for each confirmed regression that stands, and one for those that wait for confirmation.
 
-    Verdicts of `broken` cases, by machine and id, are left out: they are problems of the sweep already, with their first bad build.
-    """
+    Verdicts of `broken` cases, by machine and id, are left out: they are problems of the sweep already, with their
+    first bad build."""
     worse = [group for group in groups if group.first.direction is Direction.WORSE]
-    found = [ReportProblem(Section.REGRESSED, REGRESSED, _message(group), group.first.page or "regressions.html#confirmed", (),
+    found = [ReportProblem(Section.REGRESSED, REGRESSED, _message(group),
+                           group.first.page or "regressions.html#confirmed", (),
                            more="Its series and its confirmation")
              for group in worse if group.first.state is State.CONFIRMED
              and (group.first.metric != "verdict" or (group.first.machine, group.first.case) not in broken)]
-    waiting = [line for group in worse for line in group.lines if group.first.state is State.OPEN and line.metric == "median_us"]
+    waiting = [line for group in worse for line in group.lines if group.first.state is State.OPEN
+               and line.metric == "median_us"]
     if waiting:
         most = max(waiting, key=lambda line: line.size)
         number = "One case looks" if len(waiting) == 1 else f"{len(waiting)} cases confirmation"
         found.append(ReportProblem(
             Section.SLOW, SUSPECTED, f"{number} slower than on earlier builds, not yet confirmed"
-            f"{':' if len(waiting) == 1 else '; the worst:'} {most.case}, {most.what}, since {most.since} on {most.device}.",
+            f"{':' if len(waiting) == 1 else '; the worst:'} {most.case}, {most.what}, since {most.since} on "
+            f"{most.device}.",
             "regressions.html#open", (), more="Every suspected change, with its series"))
     return found
 
@@ -233,10 +256,12 @@ def _message(group: RegressionGroup) -> str:
     line = group.first
     parts = split_id(line.case)
     layer = f"{parts['workload']}/m{parts['m']}/{parts['activation']}"
-    more = f", and {len(group.lines) - 1} more {'case' if len(group.lines) == 2 else 'cases'}" if len(group.lines) > 1 else ""
+    others = len(group.lines) - 1
+    more = f", and {others} more {'case' if others == 1 else 'cases'}" if others else ""
     result = line.confirmation.partition(" ")[2]
     verb = f"is slower, {result}," if line.metric == "median_us" else f"changed, {result},"
-    return f"{line.implementation} on {parts['scheme']}, {layer}{more}: {verb} since {line.since} on {line.device}; confirmed by running both builds again."
+    return (f"{line.implementation} on {parts['scheme']}, {layer}{more}: {verb} since {line.since} on {line.device}; "
+            "confirmed by running both builds again.")
 
 
 @dataclass(frozen=True)
@@ -258,11 +283,13 @@ class RegressionSummary:
         return {state: sum(len(group.lines) for group in groups) for state, groups in self.sections.items()}
 
 
-def summarize(groups: Sequence[RegressionGroup], moves: Sequence[MachineMove], builds: int, compared: int) -> RegressionSummary:
+def summarize(groups: Sequence[RegressionGroup], moves: Sequence[MachineMove], builds: int,
+              compared: int) -> RegressionSummary:
     """Return the contents of the page of regressions."""
     worse = [group for group in groups if group.first.direction is Direction.WORSE]
     by_state = {state: [group for group in worse if group.first.state is state] for state in STATES}
     rest = {direction: [group for group in groups if group.first.direction is direction and group.first.page]
             for direction in (Direction.BETTER, Direction.OTHER)}
-    return RegressionSummary({state: found for state, found in by_state.items() if found}, rest[Direction.BETTER], rest[Direction.OTHER],
+    return RegressionSummary({state: found for state, found in by_state.items() if found}, rest[Direction.BETTER],
+                             rest[Direction.OTHER],
                    sorted(moves, key=lambda move: -abs(move.change)), builds, compared)

@@ -31,7 +31,8 @@ MOST_POINTS = 60
 
 _TIME, _DENSE, _CHANGE, _CONFIRMATION = "#0072B2", "#8A8A8A", "#D55E00", "#CC79A7"
 _STATUS_COLOURS = {
-    Status.OK: "#009E73", Status.WRONG: "#D55E00", Status.NONFINITE: "#E69F00", Status.CRASH: "#8E1B5A", Status.TIMEOUT: "#6A51C7",
+    Status.OK: "#009E73", Status.WRONG: "#D55E00", Status.NONFINITE: "#E69F00", Status.CRASH: "#8E1B5A",
+    Status.TIMEOUT: "#6A51C7",
     Status.OOM: "#CC79A7", Status.ERROR: "#C8102E", Status.UNSUPPORTED: "#8A8A8A", Status.MISSING: "#B0B0B0",
 }
 """Each is legible on a light page and on a dark one."""
@@ -70,9 +71,11 @@ class SeriesPage:
     builds: int
 
 
-def series_pages(one: PanelChanges, lines: Iterable[RegressionLine], confirmations: Mapping[str, Confirmation], pages: Mapping[str, str],
+def series_pages(one: PanelChanges, lines: Iterable[RegressionLine], confirmations: Mapping[str, Confirmation],
+                 pages: Mapping[str, str],
               page_of: Callable[[Build, str], str]) -> Iterable[SeriesPage]:
-    """Yield the page of each series in `pages` (paths by case). `page_of` gives the URL of a case on a build, or nothing."""
+    """Yield the page of each series in `pages` (paths by case). `page_of` gives the URL of a case on a build, or
+    nothing."""
     by_case: dict[str, list[RegressionLine]] = {case: [] for case in pages}
     for line in lines:
         if line.case in by_case:
@@ -86,17 +89,21 @@ def series_pages(one: PanelChanges, lines: Iterable[RegressionLine], confirmatio
         yield _series_page(one.panel, one.panel.row[case], page, listed, suspects[case], confirmations, page_of)
 
 
-def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine], suspects: list[Suspect], confirmations: Mapping[str, Confirmation],
+def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine], suspects: list[Suspect],
+                 confirmations: Mapping[str, Confirmation],
              page_of: Callable[[Build, str], str]) -> SeriesPage:
     points = list(_points(panel, row, page_of))
     answered = [confirmations[line.id] for line in lines if line.id in confirmations]
-    charts = [time_chart(panel, row, suspects, confirmations, [ROOT + point.page if point.page else "" for point in points])]
+    charts = [time_chart(panel, row, suspects, confirmations,
+                         [ROOT + point.page if point.page else "" for point in points])]
     charts += [figure_chart(panel, row, metric, [line for line in lines if line.metric == metric])
                for metric in METRIC_RULES if any(line.metric == metric for line in lines)]
     measured = [point for point in points if point.tag]
     return SeriesPage(
-        page=page, case=panel.cases[row], machine=panel.machine, device=panel.device, channel=panel.channel, variant=panel.variant,
-        lines=tuple(lines), confirmations=tuple(answered), charts=tuple(charts), points=tuple(measured[::-1][:MOST_POINTS]), builds=len(measured))
+        page=page, case=panel.cases[row], machine=panel.machine, device=panel.device, channel=panel.channel,
+        variant=panel.variant,
+        lines=tuple(lines), confirmations=tuple(answered), charts=tuple(charts),
+        points=tuple(measured[::-1][:MOST_POINTS]), builds=len(measured))
 
 
 def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Iterable[SeriesPoint]:
@@ -112,8 +119,10 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
 
-def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmations: Mapping[str, Confirmation], links: list[str]) -> Chart:
-    """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense product of the same runs."""
+def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmations: Mapping[str, Confirmation],
+               links: list[str]) -> Chart:
+    """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense
+    product of the same runs."""
     figure = blank_figure(height=470)
     times = panel.metrics["median_us"][row]
     timed = bool(np.isfinite(times).any())
@@ -122,32 +131,41 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         steps = sorted({0, *(panel.column[suspect.first_bad.key] for suspect in believed)})
         for begin, end in zip(steps, [*steps[1:], len(panel.builds)], strict=True):
             _add_band(figure, panel, row, begin, end, show=begin == 0)
-        levels = {suspect.id: level_before(panel, row, panel.column[suspect.first_bad.key], steps) for suspect in suspects}
+        levels = {suspect.id: level_before(panel, row, panel.column[suspect.first_bad.key], steps)
+                  for suspect in suspects}
         for number, suspect in enumerate(believed):
             _add_change(figure, panel, suspect, levels[suspect.id], show=number == 0)
         _add_points(figure, "time", panel, times, links, _TIME, "y", "circle")
         _add_points(figure, "dense, same run", panel, panel.metrics["baseline_us"][row], links, _DENSE, "y2", "square")
-        confirmed = [(suspect, confirmations[suspect.id]) for suspect in suspects if suspect.id in confirmations and confirmations[suspect.id].time]
+        confirmed = [(suspect, confirmations[suspect.id]) for suspect in suspects if suspect.id in confirmations
+                     and confirmations[suspect.id].time]
         _add_confirmations(figure, panel, confirmed, levels)
     _add_verdicts(figure, panel, row, links)
     for begin, end, status in not_ok(panel, row, 0, len(panel.builds)):
-        figure.add_shape(type="rect", xref="x", yref="paper", x0=begin - 0.5, x1=end - 0.5, y0=0, y1=1, line=dict(width=0), layer="below",
+        figure.add_shape(type="rect", xref="x", yref="paper", x0=begin - 0.5, x1=end - 0.5, y0=0, y1=1,
+                         line=dict(width=0), layer="below",
                          fillcolor=_STATUS_COLOURS[status], opacity=0.16)
     _dress(figure, panel)
     if timed:
         figure.update_layout(
-            yaxis=dict(domain=[0.4, 1], title_text="time, µs"), yaxis2=dict(domain=[0.13, 0.34], title_text="dense, µs", automargin=True, zeroline=False),
+            yaxis=dict(domain=[0.4, 1], title_text="time, µs"),
+            yaxis2=dict(domain=[0.13, 0.34], title_text="dense, µs", automargin=True, zeroline=False),
             yaxis3=dict(domain=[0, 0.07]))
     else:
         figure.update_layout(height=190, yaxis3=dict(domain=[0, 1]))
-    figure.update_layout(yaxis3=dict(showticklabels=False, showgrid=False, zeroline=False, range=[-1, 1], fixedrange=True))
+    figure.update_layout(yaxis3=dict(showticklabels=False, showgrid=False, zeroline=False, range=[-1, 1],
+                                     fixedrange=True))
     return Chart(
         "time", "Time and verdict, build by build" if timed else "Verdict, build by build",
-        f"Blue: the median time on each build, and the level ± {SIGMAS:g} σ of the builds around it (§2). Orange: a change, with the 95% interval "
-        "of the new level when the change was found (§3, §7). Purple: the confirmation, both builds run again. Grey: the dense product in the "
-        "same runs; where it moves too, the machine changed (§5). The row below has a mark for each build; a coloured background means that "
+        f"Blue: the median time on each build, and the level ± {SIGMAS:g} σ of the builds around it (§2). Orange: a "
+        f"change, with the 95% interval "
+        "of the new level when the change was found (§3, §7). Purple: the confirmation, both builds run again. Grey: "
+        "the dense product in the "
+        "same runs; where it moves too, the machine changed (§5). The row below has a mark for each build; a coloured "
+        "background means that "
         "the case was not ok. Click a mark to open the case on that build, if it has a page.",
-        f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.", json.loads(figure.to_json()))
+        f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.",
+        json.loads(figure.to_json()))
 
 
 def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[RegressionLine]) -> Chart:
@@ -169,12 +187,14 @@ def _add_band(figure: go.Figure, panel: Panel, row: int, begin: int, end: int, s
         return
     low, high = (round(math.exp(value), 4) for value in level)
     figure.add_trace(go.Scatter(
-        name=f"level ± {SIGMAS:g} σ", legendgroup="level", showlegend=show, x=[begin - 0.5, end - 0.5, end - 0.5, begin - 0.5], y=[low, low, high, high],
+        name=f"level ± {SIGMAS:g} σ", legendgroup="level", showlegend=show,
+        x=[begin - 0.5, end - 0.5, end - 0.5, begin - 0.5], y=[low, low, high, high],
         fill="toself", fillcolor="rgba(0,114,178,0.16)", line=dict(width=0), mode="lines", hoverinfo="skip"))
 
 
 def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> float | None:
-    """Return the level before column `change`, in µs: of at most `BEFORE` builds, since the last of the `steps` before it (§2, §6)."""
+    """Return the level before column `change`, in µs: of at most `BEFORE` builds, since the last of the `steps` before
+    it (§2, §6)."""
     level = band(panel, row, max(change - BEFORE, max((step for step in steps if step < change), default=0)), change)
     return math.exp((level[0] + level[1]) / 2) if level else None
 
@@ -187,24 +207,31 @@ def _add_change(figure: go.Figure, panel: Panel, suspect: Suspect, before_us: fl
         return
     low, high = (round(before_us * (1 + end), 4) for end in suspect.interval)
     figure.add_trace(go.Scatter(
-        name="95% interval of the change", legendgroup="change", showlegend=show, x=[first - 0.5, raised + 0.5, raised + 0.5, first - 0.5],
-        y=[low, low, high, high], fill="toself", fillcolor="rgba(213,94,0,0.30)", line=dict(width=0), mode="lines", hoverinfo="skip"))
+        name="95% interval of the change", legendgroup="change", showlegend=show,
+        x=[first - 0.5, raised + 0.5, raised + 0.5, first - 0.5],
+        y=[low, low, high, high], fill="toself", fillcolor="rgba(213,94,0,0.30)", line=dict(width=0), mode="lines",
+        hoverinfo="skip"))
 
 
 def _add_confirmations(figure: go.Figure, panel: Panel, confirmed: Sequence[tuple[Suspect, Confirmation]],
                       levels: Mapping[str, float | None]) -> None:
-    known = [(suspect, confirmation, levels[suspect.id]) for suspect, confirmation in confirmed if levels[suspect.id] is not None]
+    known = [(suspect, confirmation, levels[suspect.id])
+             for suspect, confirmation in confirmed if levels[suspect.id] is not None]
     for number, (suspect, confirmation, before_us) in enumerate(known):
-        value, low, high = (before_us * ratio if ratio else None for ratio in (confirmation.time.value, confirmation.time.low, confirmation.time.high))
+        value, low, high = (before_us * ratio if ratio else None
+                            for ratio in (confirmation.time.value, confirmation.time.low, confirmation.time.high))
         figure.add_trace(go.Scatter(
-            name="both builds again", legendgroup="again", showlegend=number == 0, x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
+            name="both builds again", legendgroup="again", showlegend=number == 0,
+            x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
             mode="markers", marker=dict(symbol="diamond", size=12, color=_CONFIRMATION),
-            error_y=dict(type="data", symmetric=False, array=[high - value if high else 0], arrayminus=[value - low if low else 0], thickness=2, width=6,
+            error_y=dict(type="data", symmetric=False, array=[high - value if high else 0],
+                         arrayminus=[value - low if low else 0], thickness=2, width=6,
                          color=_CONFIRMATION),
             text=[escape(confirmation.headline)], hovertemplate="%{text}<extra></extra>"))
 
 
-def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, links: list[str], colour: str, axis: str, symbol: str) -> None:
+def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, links: list[str], colour: str,
+                axis: str, symbol: str) -> None:
     # A missing value breaks the line.
     shown = [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
     figure.add_trace(go.Scatter(
@@ -220,20 +247,24 @@ def _add_verdicts(figure: go.Figure, panel: Panel, row: int, links: list[str]) -
     statuses = [BY_SEVERITY[places[column]] for column in shown]
     figure.add_trace(go.Scatter(
         name="verdict", x=shown, y=[0] * len(shown), yaxis="y3", mode="markers", showlegend=False,
-        marker=dict(size=8, symbol=["square" if status is Status.OK else "x" for status in statuses], color=[_STATUS_COLOURS[status] for status in statuses]),
-        text=[f"{_label(panel, column)}<br>{panel.verdicts[int(panel.verdict[row, column])].headline}" for column in shown],
+        marker=dict(size=8, symbol=["square" if status is Status.OK else "x" for status in statuses],
+                    color=[_STATUS_COLOURS[status] for status in statuses]),
+        text=[f"{_label(panel, column)}<br>{panel.verdicts[int(panel.verdict[row, column])].headline}"
+              for column in shown],
         customdata=[links[column] for column in shown], hovertemplate="%{text}<extra></extra>"))
 
 
 def _label(panel: Panel, column: int) -> str:
     date = panel.builds[column].date
-    return panel.tags[column] if not date or date.replace("-", "") in panel.tags[column] else f"{panel.tags[column]}, {date}"
+    return panel.tags[column] if not date or date.replace("-",
+                                                          "") in panel.tags[column] else f"{panel.tags[column]}, {date}"
 
 
 def _dress(figure: go.Figure, panel: Panel) -> None:
     """Label the builds along the bottom, evenly spaced: only their order counts (§1)."""
     count = len(panel.builds)
     ticks = sorted({round(number * (count - 1) / max(1, min(TICKS, count) - 1)) for number in range(min(TICKS, count))})
-    figure.update_xaxes(tickmode="array", tickvals=ticks, ticktext=[panel.tags[column].removeprefix("nightly-") for column in ticks],
+    figure.update_xaxes(tickmode="array", tickvals=ticks,
+                        ticktext=[panel.tags[column].removeprefix("nightly-") for column in ticks],
                         range=[-1, count], anchor="free", position=0)
     figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))

@@ -62,13 +62,16 @@ def sparkline_of(panel: Panel, row: int, metric: str, change: int, level_since: 
         left = x(max(start, level_since, change - BEFORE) - 0.5)
         around = left, y(level[1]), round(x(change - 0.5) - left, 1), round(y(level[0]) - y(level[1]), 1)
     return Sparkline(
-        dots=[(x(start + index), y(value)) for index, value in enumerate(values.tolist()) if np.isfinite(value)], band=around, change=x(change - 0.5),
-        verdicts=[(x(begin - 0.5), round((end - begin) * step, 1), status) for begin, end, status in not_ok(panel, row, start, stop)],
+        dots=[(x(start + index), y(value)) for index, value in enumerate(values.tolist()) if np.isfinite(value)],
+        band=around, change=x(change - 0.5),
+        verdicts=[(x(begin - 0.5), round((end - begin) * step, 1), status) for begin, end,
+                  status in not_ok(panel, row, start, stop)],
         first=panel.tags[start], last=panel.tags[stop - 1])
 
 
 def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] | None:
-    """Return level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2), as logarithms of µs; None for fewer than two times."""
+    """Return level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2), as logarithms of µs; None for fewer than
+    two times."""
     window = np.log(panel.metrics["median_us"][row, start:stop])
     if np.isfinite(window).sum() < 2:
         return None
@@ -77,8 +80,8 @@ def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] |
 
 
 def not_ok(panel: Panel, row: int, start: int, stop: int) -> list[tuple[int, int, Status]]:
-    """Return runs of builds with one status that is not ok: (first column, column after the last, status). Builds without a
-    measurement end no run."""
+    """Return runs of builds with one status that is not ok: (first column, column after the last, status). Builds
+    without a measurement end no run."""
     runs: list[tuple[int, int, Status]] = []
     in_run = False
     for column, place in enumerate(panel.severity[row, start:stop].tolist(), start):

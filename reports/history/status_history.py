@@ -1,7 +1,7 @@
 """Since which build a case has had its status.
 
-Comes from the series of all builds (`fpxbench.regressions.series`), so that the page of one build reads no other's records.
-"""
+Comes from the series of all builds (`fpxbench.regressions.series`), so that the page of one build reads no other's
+records."""
 
 from __future__ import annotations
 

@@ -51,8 +51,10 @@ def speedup_chart(sweep: Sweep) -> Chart | None:
     figure.add_vline(x=1, line_dash="dash", line_width=1.5)
     return Chart(
         "speedup", f"Speedup over dense at M = {m}",
-        "Each mark is the median over the layers timed, the line through it their range. Right of the dashed line is faster than 16-bit.",
-        f"Speedup over dense by scheme and implementation, {len(rows)} cases; the table of cases below holds the figures.",
+        "Each mark is the median over the layers timed, the line through it their range. Right of the dashed line is "
+        "faster than 16-bit.",
+        f"Speedup over dense by scheme and implementation, {len(rows)} cases; the table of cases below holds the "
+        f"figures.",
         json.loads(figure.to_json()))
 
 
@@ -62,19 +64,23 @@ def roofline_chart(sweep: Sweep) -> Chart | None:
     if not rows:
         return None
     figure = _by_scheme(sweep, rows, lambda row: row.roofline_fraction, "%{x:.0%} of the roofline")
-    figure.update_xaxes(title_text="useful bandwidth over the machine's read bandwidth", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title_text="useful bandwidth over the machine's read bandwidth", tickformat=".0%",
+                        rangemode="tozero")
     figure.add_vline(x=1, line_dash="dash", line_width=1.5)
     return Chart(
         "roofline", f"Share of the roofline at M = {rows[0].case.m}",
-        "Bytes that a call must move over the time it takes, over the measured read bandwidth. Nothing right can lie far right of the "
+        "Bytes that a call must move over the time it takes, over the measured read bandwidth. Nothing right can lie "
+        "far right of the "
         "dashed line, unless its weight stays in the cache.",
-        f"Roofline fraction by scheme and implementation, {len(rows)} cases; the table of cases below holds the figures.",
+        f"Roofline fraction by scheme and implementation, {len(rows)} cases; the table of cases below holds the "
+        f"figures.",
         json.loads(figure.to_json()))
 
 
 def accuracy_chart(sweep: Sweep) -> Chart | None:
     """SQNR against bits per weight, one mark for each scheme."""
-    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None and not choice.of_canaries]
+    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None
+              and not choice.of_canaries]
     if not points:
         return None
     # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.
@@ -84,8 +90,10 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
     places = list(together)
     figure = blank_figure(height=460)
     figure.add_trace(go.Scatter(
-        x=[bits for bits, _ in places], y=[noise for _, noise in places], text=[", ".join(together[place]) for place in places],
-        mode="markers+text", textposition=_label_sides(places), cliponaxis=False, showlegend=False, marker=dict(size=11, color=_COLOURS[0]),
+        x=[bits for bits, _ in places], y=[noise for _, noise in places],
+        text=[", ".join(together[place]) for place in places],
+        mode="markers+text", textposition=_label_sides(places), cliponaxis=False, showlegend=False,
+        marker=dict(size=11, color=_COLOURS[0]),
         customdata=[sweep.filtered(scheme=together[place][0]).rpartition("#")[2] for place in places],
         hovertemplate="%{text}<br>%{x:.2f} bits per weight<br>%{y:.1f} dB<extra></extra>",
     ))
@@ -95,7 +103,8 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
     figure.update_yaxes(title_text="SQNR of the stored weight, dB")
     return Chart(
         "accuracy", "What a bit buys",
-        "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, scales included. "
+        "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, "
+        "scales included. "
         "Up and left is better.",
         f"SQNR against bits per weight for {len(points)} schemes; the table of schemes holds the figures.",
         json.loads(figure.to_json()))
@@ -103,7 +112,8 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
 
 def _timed(sweep: Sweep) -> list[CaseRow]:
     """Right, timed, quantized cases at the fewest tokens, impossible figures left out."""
-    rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0 and row.quantized
+    rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0
+            and row.quantized
             and Flag.OVER_ROOFLINE not in row.flags]
     fewest = min((row.case.m for row in rows), default=0)
     return [row for row in rows if row.case.m == fewest]
@@ -124,17 +134,21 @@ def _by_scheme(sweep: Sweep, rows: list[CaseRow], value: Callable[[CaseRow], flo
         # Implementations of one scheme sit a little above each other, in the legend's order.
         offset = (index - (len(names) - 1) / 2) * min(0.7 / len(names), 0.14)
         figure.add_trace(go.Scatter(
-            name=name, x=[round(middle, 5) for middle in middles], y=[schemes.index(scheme) + offset for scheme in own], mode="markers",
+            name=name, x=[round(middle, 5) for middle in middles],
+            y=[schemes.index(scheme) + offset for scheme in own], mode="markers",
             marker=dict(size=10, color=_COLOURS[index % len(_COLOURS)], symbol=_SYMBOLS[index % len(_SYMBOLS)]),
             error_x=dict(
                 type="data", symmetric=False, thickness=1.5, width=0, color=_COLOURS[index % len(_COLOURS)],
                 array=[round(max(grouped[scheme]) - middle, 5) for scheme, middle in zip(own, middles, strict=True)],
-                arrayminus=[round(middle - min(grouped[scheme]), 5) for scheme, middle in zip(own, middles, strict=True)],
+                arrayminus=[round(middle - min(grouped[scheme]), 5)
+                            for scheme, middle in zip(own, middles, strict=True)],
             ),
-            text=own, customdata=[sweep.filtered(implementation=name, scheme=scheme).rpartition("#")[2] for scheme in own],
+            text=own, customdata=[sweep.filtered(implementation=name, scheme=scheme).rpartition("#")[2]
+                                  for scheme in own],
             hovertemplate=f"{name}, %{{text}}<br>{says}<extra></extra>",
         ))
-    figure.update_yaxes(tickmode="array", tickvals=list(range(len(schemes))), ticktext=schemes, range=[len(schemes) - 0.4, -0.6], zeroline=False)
+    figure.update_yaxes(tickmode="array", tickvals=list(range(len(schemes))), ticktext=schemes,
+                        range=[len(schemes) - 0.4, -0.6], zeroline=False)
     figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
     return figure
 
@@ -144,19 +158,22 @@ def _label_sides(points: list[tuple[float, float]]) -> list[str]:
     sides = []
     for point in points:
         bits, noise = point
-        near = [other for other in points if other != point and abs(other[0] - bits) < 1.2 and abs(other[1] - noise) < 2.5]
+        near = [other for other in points if other != point and abs(other[0] - bits) < 1.2
+                and abs(other[1] - noise) < 2.5]
         left, right = any(other[0] < bits for other in near), any(other[0] > bits for other in near)
         if left and right:
             sides.append("top center" if all(other[1] <= noise for other in near) else "bottom center")
         else:
-            sides.append("middle left" if right or (not near and bits > 7) else "middle right" if left else "top center")
+            sides.append("middle left" if right
+                         or (not near and bits > 7) else "middle right" if left else "top center")
     return sides
 
 
 def blank_figure(height: int) -> go.Figure:
     """One that takes the page's colours."""
     figure = go.Figure()
-    figure.update_layout(template="none", height=height, margin=dict(l=8, r=24, t=16, b=48), hovermode="closest", dragmode=False,
+    figure.update_layout(template="none", height=height, margin=dict(l=8, r=24, t=16, b=48), hovermode="closest",
+                         dragmode=False,
                          paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     figure.update_xaxes(automargin=True, zeroline=False)
     figure.update_yaxes(automargin=True, zeroline=False)

@@ -33,7 +33,8 @@ def dot_plot_of(record: Record) -> DotPlot | None:
     if timing is None or timing.median_us <= 0:
         return None
     floor_us = floor_of(record)
-    shown = [value for value in (*timing.samples_us, *timing.ci95_us, timing.median_us, timing.baseline_us, floor_us) if value and value > 0]
+    shown = [value for value in (*timing.samples_us, *timing.ci95_us, timing.median_us, timing.baseline_us, floor_us)
+             if value and value > 0]
     low, high = math.log10(min(shown) / 1.15), math.log10(max(shown) * 1.15)
 
     def place(us: float) -> float:
@@ -59,5 +60,6 @@ def _ticks(low: float, high: float) -> list[float]:
     """Return round values between 10**low and 10**high; more steps in a small range."""
     steps = (1, 2, 5) if high - low > 0.6 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     decades = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in steps if low <= math.log10(step * 10.0**decade) <= high]
+    ticks = [step * 10.0**decade for decade in decades
+             for step in steps if low <= math.log10(step * 10.0**decade) <= high]
     return ticks[:: max(1, math.ceil(len(ticks) / 8))]

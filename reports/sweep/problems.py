@@ -1,8 +1,7 @@
 """What is wrong, one message a cause: those that concern the most people first.
 
-A wrong product concerns everybody who uses that implementation with that scheme; a slow scheme everybody who has to choose
-one; a cast of a rare value almost nobody. `Section` is that order, on the first page as in the terminal.
-"""
+A wrong product concerns everybody who uses that implementation with that scheme; a slow scheme everybody who has to
+choose one; a cast of a rare value almost nobody. `Section` is that order, on the first page as in the terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +20,14 @@ from fpxbench.reports.words import VERBS
 SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
 SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
-        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.UNFUSED), str(Flag.NOISY), CHANGED))
+        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.UNFUSED),
+        str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
 FEW_TOKENS = 16
-"""Up to this M a call is bound by memory, beyond it by arithmetic: slowness at few tokens and at many has different causes."""
+"""Up to this M a call is bound by memory, beyond it by arithmetic: slowness at few tokens and at many has different
+causes."""
 COMMON_SCHEME = re.compile(r"(e4m3fn|e5m2|int8)-.+|(mx|nv)fp\d.*")
 """Schemes that checkpoints are published in: a mistake in one of them comes before a mistake in any other."""
 LONGEST_MESSAGE = 420
@@ -60,9 +61,11 @@ _SECTIONS = {
     Section.WRONG: ("Wrong results and failures", "These implementations cannot be used with these schemes."),
     Section.REGRESSED: ("Confirmed regressions", ""),
     Section.CASTS: ("Casts that round ordinary values wrongly", ""),
-    Section.SLOW: ("Slow or suspicious", "Right, but slower than the dense 16-bit product, or with a number that needs a look."),
+    Section.SLOW: ("Slow or suspicious",
+                   "Right, but slower than the dense 16-bit product, or with a number that needs a look."),
     Section.DISAGREEING: ("Casts that differ between engines",
-                          "The formats allow each of these results, but the same line of a model gives different numbers in different engines."),
+                          "The formats allow each of these results, but the same line of a model gives different "
+                          "numbers in different engines."),
     Section.CORNER_CASES: ("Casts: rare corner cases", "Wrong only for values or dtypes that few programs convert."),
     Section.CHANGED: ("Casts that changed since the previous build", ""),
 }
@@ -85,7 +88,8 @@ class ReportProblem:
     """One problem with one cause.
 
     section : whom it concerns
-    severity : a status, or ``regressed``, ``over_roofline``, ``disagrees``, ``suspected``, ``slow``, ``unfused``, ``noisy``, ``changed``
+    severity : a status, or ``regressed``, ``over_roofline``, ``disagrees``, ``suspected``, ``slow``, ``unfused``,
+        ``noisy``, ``changed``
     message : one or two sentences, plain text
     link : relative to the site's root: the case if there is one, else the matrix with the filters set
     cases : all that show it, the clearest first; empty if it is about casts
@@ -109,11 +113,13 @@ class ReportProblem:
     @property
     def names(self) -> list[str]:
         """Implementations and schemes that the message may name."""
-        return sorted({case.row.case.implementation for case in self.cases} | {case.row.case.scheme for case in self.cases})
+        return sorted({case.row.case.implementation for case in self.cases}
+                      | {case.row.case.scheme for case in self.cases})
 
 
 def find_problems(sweeps: Sequence[Sweep]) -> list[ReportProblem]:
-    """Return everything that is wrong or suspicious in these sweeps, worst first; one cause on several machines is one problem."""
+    """Return everything that is wrong or suspicious in these sweeps, worst first; one cause on several machines is one
+    problem."""
     all_cases = [SweepCase(sweep, row) for sweep in sweeps for row in sweep.rows]
     problems = [
         *(_broken(group, all_cases) for group in _grouped(all_cases, _cause)),
@@ -127,9 +133,11 @@ def find_problems(sweeps: Sequence[Sweep]) -> list[ReportProblem]:
 
 
 def headline(problems: Iterable[ReportProblem], swept: bool) -> str:
-    """Return ``2 faults in matmul results, 11 slow or suspicious, 10 faulty casts``; `swept` is whether any matmul was measured."""
+    """Return ``2 faults in matmul results, 11 slow or suspicious, 10 faulty casts``; `swept` is whether any matmul was
+    measured."""
     count = Counter(problem.section for problem in problems)
-    parts = [f"{count[Section.WRONG] or 'No'} {'fault' if count[Section.WRONG] == 1 else 'faults'} in matmul results"] if swept else []
+    wrong = _count(count[Section.WRONG], "fault") if count[Section.WRONG] else "No faults"
+    parts = [f"{wrong} in matmul results"] if swept else []
     if count[Section.REGRESSED]:
         parts.append(_count(count[Section.REGRESSED], "confirmed regression"))
     if count[Section.SLOW]:
@@ -137,7 +145,9 @@ def headline(problems: Iterable[ReportProblem], swept: bool) -> str:
     if casts := count[Section.CASTS] + count[Section.CORNER_CASES]:
         parts.append(_count(casts, "faulty cast"))
     if count[Section.DISAGREEING]:
-        parts.append(f"{_count(count[Section.DISAGREEING], 'cast')} {'differs' if count[Section.DISAGREEING] == 1 else 'differ'} between engines")
+        parts.append(
+            f"{_count(count[Section.DISAGREEING], 'cast')} "
+            f"{'differs' if count[Section.DISAGREEING] == 1 else 'differ'} between engines")
     return ", ".join(parts) or "No faults in casts"
 
 
@@ -186,7 +196,8 @@ def _broken(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem
     since = {case.row.since for case in group}
     extent += f", {since.pop()}" if len(since) == 1 and "" not in since else ""
     return ReportProblem(
-        Section.WRONG, str(first.status), _message(f"{subject} on {where} {predicate}{extent}{_on_machines(group)}{example}"),
+        Section.WRONG, str(first.status),
+        _message(f"{subject} on {where} {predicate}{extent}{_on_machines(group)}{example}"),
         _link(group, status=str(first.status), mark=str(first.kind or "")), tuple(group),
         minor=not any(COMMON_SCHEME.fullmatch(scheme) for scheme in schemes))
 
@@ -205,26 +216,32 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
     more = f", and {len(group) - 1} more such numbers" if len(group) > 1 else ""
     return ReportProblem(
         Section.SLOW, str(Flag.OVER_ROOFLINE),
-        _message(f"{row.case.implementation} on {row.case.scheme}, {row.case.layer}, shows {rate} on a machine {ceiling}{more}: "
+        _message(
+            f"{row.case.implementation} on {row.case.scheme}, {row.case.layer}, shows {rate} on a machine "
+            f"{ceiling}{more}: "
                  f"a number above the roofline is a bug in the number"),
         _link(group, mark=str(Flag.OVER_ROOFLINE)), (worst, *(case for case in group if case is not worst)))
 
 
 def _schemes_slower_than_dense(sweep: Sweep) -> list[ReportProblem]:
-    """Return at most one problem: the schemes that no right implementation runs as fast as dense. Whoever chooses one loses time."""
+    """Return at most one problem: the schemes that no right implementation runs as fast as dense. Whoever chooses one
+    loses time."""
     parts, cases = [], []
     for m in sweep.tokens:
         timed = [choice.fastest[m] for choice in sweep.choices if m in choice.fastest]
         slow = sorted((row for row in timed if row.slower), key=lambda row: -row.speedup)
         if slow:
-            quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[0].case.scheme in sweep.sqnr_db else ""
-            parts.append(f"{len(slow)} of {_count(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
+            quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[
+                0].case.scheme in sweep.sqnr_db else ""
+            parts.append(
+                f"{len(slow)} of {_count(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
                          f"{slow[0].case.scheme}, {slow[0].speedup:.2f}×{quality})")
             cases += [SweepCase(sweep, row) for row in slow]
     if len({case.row.case.implementation for case in cases}) < 2:     # that implementation has its own message
         return []
     return [ReportProblem(
-        Section.SLOW, SLOW, _message(f"On {sweep.machine.device} dense {cases[0].row.case.activation} is faster than every right implementation "
+        Section.SLOW, SLOW, _message(
+            f"On {sweep.machine.device} dense {cases[0].row.case.activation} is faster than every right implementation "
                                      f"of {_listed(parts)}"),
         cases[0].link if len(cases) == 1 else sweep.filtered(mark=SLOW), tuple(cases))]
 
@@ -238,7 +255,8 @@ def _slow(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
     group = sorted(group, key=lambda case: case.row.speedup)
     row, sweep = group[0].row, group[0].sweep
     few = row.case.m <= FEW_TOKENS
-    peers = [case for case in all_cases if case.sweep is sweep and case.row.case.implementation == row.case.implementation
+    peers = [case for case in all_cases if case.sweep is sweep
+             and case.row.case.implementation == row.case.implementation
              and case.row.quantized and case.row.speedup is not None and (case.row.case.m <= FEW_TOKENS) == few]
     why = f": {row.bottleneck}" if row.bottleneck else ""
     unfused = " and is not fused" if Flag.UNFUSED in row.flags else ""
@@ -246,7 +264,9 @@ def _slow(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
     times = 1 / row.speedup if row.speedup > 0 else math.inf
     return ReportProblem(
         Section.SLOW, SLOW,
-        _message(f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than dense {row.case.activation}"
+        _message(
+            f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than "
+            f"dense {row.case.activation}"
                  f" at M={row.case.m} ({row.case.workload}) on {sweep.machine.device}{unfused}{why}{more}"),
         _link(group, mark=SLOW), tuple(group), minor=True)
 
@@ -261,7 +281,8 @@ def _unfused(group: list[SweepCase]) -> ReportProblem:
     why = f": {row.bottleneck}" if row.bottleneck else ""
     return ReportProblem(
         Section.SLOW, str(Flag.UNFUSED),
-        _message(f"{row.case.implementation} is no slower than dense but not fused on {_listed(_schemes(group), most=4)}, "
+        _message(
+            f"{row.case.implementation} is no slower than dense but not fused on {_listed(_schemes(group), most=4)}, "
                  f"in {_count(len(group), 'case')}{why}"),
         _link(group, mark=str(Flag.UNFUSED)), tuple(group), minor=True)
 
@@ -274,7 +295,9 @@ def _noisy(group: list[SweepCase]) -> ReportProblem:
     timed = sum(row.speedup is not None for row in group[0].sweep.rows)
     return ReportProblem(
         Section.SLOW, str(Flag.NOISY),
-        _message(f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} {'is' if len(group) == 1 else 'are'} "
+        _message(
+            f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} "
+            f"{'is' if len(group) == 1 else 'are'} "
                  f"noisy: the 95% interval of the median is wider than ±5%"),
         _link(group, mark=str(Flag.NOISY)), tuple(group), minor=True)
 

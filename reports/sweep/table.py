@@ -24,6 +24,7 @@ from fpxbench.records.record import Build, Flag, Machine, Record
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.words import at_least_something, unquoted
+from fpxbench.workloads import is_canary
 
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 
@@ -68,18 +69,21 @@ class CaseRow:
     def of(cls, record: Record, status_history: StatusHistory | None = None) -> CaseRow:
         timing, traffic, verdict = record.timing, record.traffic, record.verdict
         return cls(
-            case=record.case, page=page_name(record.case), status=verdict.status, kind=verdict.kind, signal=verdict.signal,
-            summary=unquoted(" ".join(verdict.summary.split())[:600]), flags=tuple(record.flags), no_timing=record.no_timing,
+            case=record.case, page=page_name(record.case), status=verdict.status, kind=verdict.kind,
+            signal=verdict.signal,
+            summary=unquoted(" ".join(verdict.summary.split())[:600]), flags=tuple(record.flags),
+            no_timing=record.no_timing,
             median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us,
             speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
             packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
-            roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck), sqnr_db=record.accuracy.sqnr_db,
+            roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck),
+            sqnr_db=record.accuracy.sqnr_db,
             about=record.about, status_history=status_history,
         )
 
     @property
     def is_canary(self) -> bool:
-        return self.case.workload.startswith("canary.")
+        return is_canary(self.case.workload)
 
     @property
     def quantized(self) -> bool:
@@ -106,7 +110,8 @@ class CaseRow:
 
     @property
     def refusal(self) -> str:
-        """Why it was not run, without the scheme's name: "takes int8-row only, not mxfp4" is one reason for all schemes."""
+        """Why it was not run, without the scheme's name: "takes int8-row only, not mxfp4" is one reason for all
+        schemes."""
         reason = re.sub(rf"(?<![\w-]){re.escape(self.case.scheme)}(?![\w-])", "this scheme", self.summary)
         return reason or str(self.kind or self.status)
 
@@ -168,22 +173,25 @@ class MatrixCell:
     @cached_property
     def since(self) -> str:
         """``since 2.12.0 (3 builds)`` for the case that has had the worst verdict longest; empty if none is broken."""
-        histories = [row.status_history for row in self.rows if row.status is self.worst and row.broken and row.status_history]
+        histories = [row.status_history for row in self.rows if row.status is self.worst and row.broken
+                     and row.status_history]
         return max(histories, key=lambda history: history.builds).summary if histories else ""
 
     @cached_property
     def recent(self) -> list[tuple[Status | None, int]]:
-        """Runs of the worst status of its cases, oldest build first: (status, builds), with None where none was measured. Empty if the
-        status never changed."""
+        """Runs of the worst status of its cases, oldest build first: (status, builds), with None where none was
+        measured. Empty if the status never changed."""
         recents = [row.status_history.recent for row in self.rows if row.status_history]
-        worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None) for column in zip(*recents, strict=True)]
+        worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None)
+                 for column in zip(*recents, strict=True)]
         runs = [(status, len(list(run))) for status, run in groupby(worst)]
         return runs if any(status not in (None, self.worst) for status, _ in runs) else []
 
     @property
     def slow(self) -> bool:
         """Whether it is right, and slower than dense in the median."""
-        return self.worst is Status.OK and self.speedup is not None and self.speedup < SLOW_BELOW and self.rows[0].quantized
+        return self.worst is Status.OK and self.speedup is not None and self.speedup < SLOW_BELOW and self.rows[
+            0].quantized
 
     @cached_property
     def over_roofline(self) -> bool:
@@ -331,7 +339,8 @@ class Sweep(SweepHeading):
         real = [row for row in rows if not row.is_canary]
         fastest: dict[int, CaseRow] = {}
         for m in self.tokens:
-            timed = [row for row in real if row.case.m == m and row.speedup is not None and Flag.OVER_ROOFLINE not in row.flags]
+            timed = [row for row in real if row.case.m == m and row.speedup is not None
+                     and Flag.OVER_ROOFLINE not in row.flags]
             if timed:
                 fastest[m] = max(timed, key=lambda row: (row.speedup, row.case.id))
         of_canaries = not any(row.bits_per_weight for row in real)
@@ -350,14 +359,16 @@ class Sweep(SweepHeading):
         return {choice.scheme: choice.sqnr_db for choice in self.choices if choice.sqnr_db is not None}
 
     def best_choices(self, m: int) -> list[CaseRow]:
-        """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both speed and SQNR, the fastest first.
+        """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both speed and SQNR,
+        the fastest first.
 
         Dense is the most accurate, so that a scheme no faster than dense is none of them.
         """
         timed = [choice.fastest[m] for choice in self.choices if m in choice.fastest and choice.sqnr_db is not None]
         best: list[CaseRow] = []
         for row in sorted(timed, key=lambda row: (-row.speedup, -self.sqnr_db[row.case.scheme])):
-            if row.speedup > 1 and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme] + LEAST_GAIN_DB):
+            if row.speedup > 1 and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
+                                    + LEAST_GAIN_DB):
                 best.append(row)
         return best
 
@@ -370,7 +381,9 @@ class Sweep(SweepHeading):
         rows = self.best_choices(m)
         if not rows:
             return f"{self.machine.device}, M={m}: no right implementation of any scheme is faster than dense"
-        named = [f"{row.case.scheme} ({row.case.implementation}) {row.speedup:.2f}× at {self.sqnr_db[row.case.scheme]:.1f} dB SQNR" for row in rows]
+        named = [
+            f"{row.case.scheme} ({row.case.implementation}) {row.speedup:.2f}× at {self.sqnr_db[row.case.scheme]:.1f} "
+            f"dB SQNR" for row in rows]
         return f"{self.machine.device}, M={m}, speed over dense: {'; '.join(named)}"
 
     @cached_property
@@ -393,14 +406,19 @@ class Sweep(SweepHeading):
 
     def filtered(self, **filters: str) -> str:
         """Return the URL, relative to the site's root, of its page with these filters set."""
-        return f"{self.path}index.html#{urlencode({name: value for name, value in filters.items() if value}, quote_via=quote)}"
+        chosen = {name: value for name, value in filters.items() if value}
+        return f"{self.path}index.html#{urlencode(chosen, quote_via=quote)}"
 
 
-def sweep_of(folder: tuple[str, str], records: Iterable[Record], status_history: Callable[[Record], StatusHistory | None] = lambda record: None) -> Sweep:
-    """Return the sweep of these records, at least one, oldest first. `status_history` gives since when a case has its status."""
+def sweep_of(folder: tuple[str, str], records: Iterable[Record],
+             status_history: Callable[[Record], StatusHistory | None] = lambda record: None) -> Sweep:
+    """Return the sweep of these records, at least one, oldest first. `status_history` gives since when a case has its
+    status."""
     records = list(records)
     counted = Counter(record.verdict.status for record in records)
     return Sweep(
-        folder=folder, machine=records[-1].machine, build=records[-1].build, as_of=max(record.started_at for record in records),
-        counts={status: counted[status] for status in SEVERITY if counted[status]}, rows=tuple(CaseRow.of(record, status_history(record)) for record in records),
+        folder=folder, machine=records[-1].machine, build=records[-1].build,
+        as_of=max(record.started_at for record in records),
+        counts={status: counted[status] for status in SEVERITY if counted[status]},
+        rows=tuple(CaseRow.of(record, status_history(record)) for record in records),
     )

@@ -38,6 +38,7 @@ def build_diffs(support: SupportMatrix) -> list[BuildDiff]:
             found.append(BuildDiff(build, "", (), ""))
         else:
             different = changes(support.matrix, before, support.matrix, at)
-            found.append(BuildDiff(build, support.matrix.builds[before].triton, tuple(different), f"{file_name(f'triton-{build.triton}', used)}.html"))
+            found.append(BuildDiff(build, support.matrix.builds[before].triton, tuple(different),
+                                   f"{file_name(f'triton-{build.triton}', used)}.html"))
         before = before if build.unusable else at
     return found

@@ -1,4 +1,5 @@
-"""A cell of the support matrix: the state of an operation with a format on an architecture, since which build, and how it was checked."""
+"""A cell of the support matrix: the state of an operation with a format on an architecture, since which build, and how
+it was checked."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class SupportCell:
     history: tuple[Span, ...]
     """Not empty."""
     changed: tuple[str, ...]
-    """Builds on which the status or a flag of any probe changed. The first build that knows the architecture is not a change."""
+    """Builds on which the status or a flag of any probe changed. The first build that knows the architecture is not a
+    change."""
     wrong: bool
     """Whether any build miscompiles it."""
     newest: BuildState
@@ -120,14 +122,16 @@ def _range(span: Span) -> str:
 def build_states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[BuildState | None]:
     """Return the state on each build; None for one that was not tested."""
     return [
-        state and _build_state(state, [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
+        state and _build_state(state, [outcome
+                                       for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
         for at, state in enumerate(states(matrix, probes, architecture))
     ]
 
 
 def _build_state(state: GroupState, outcomes: Sequence[CellOutcome]) -> BuildState:
     fine = [outcome for outcome in outcomes if outcome.status is Status.OK]
-    return BuildState(state, sum(outcome.check != "none" for outcome in fine), tuple(flag for outcome in fine for flag in outcome.flags),
+    return BuildState(state, sum(outcome.check != "none" for outcome in fine),
+                      tuple(flag for outcome in fine for flag in outcome.flags),
                   sum(outcome.status is Status.WRONG for outcome in outcomes))
 
 
@@ -140,7 +144,8 @@ def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Suppo
     later = any(not build.unusable for build in matrix.builds[newest + 1:])
     runs = [matrix.outcomes[run.outcome] for probe in probes for run in probe.cells.get(architecture, ())]
     return SupportCell(tuple(spans(matrix, probes, architecture)), _changed(matrix, probes, architecture),
-                any(outcome.status is Status.WRONG for outcome in runs), tested[newest], matrix.builds[newest].triton if later else "")
+                any(outcome.status is Status.WRONG for outcome in runs), tested[newest],
+                matrix.builds[newest].triton if later else "")
 
 
 def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tuple[str, ...]:
@@ -149,7 +154,8 @@ def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tupl
         before = None
         for run in probe.cells.get(architecture, ()):
             outcome = matrix.outcomes[run.outcome]
-            if before and before.status is not Status.MISSING and (before.status, before.flags) != (outcome.status, outcome.flags):
+            if before and before.status is not Status.MISSING and (before.status,
+                                                                   before.flags) != (outcome.status, outcome.flags):
                 positions.add(run.builds[0])
             before = outcome
     return tuple(matrix.builds[at].triton for at in sorted(positions))

@@ -1,4 +1,5 @@
-"""A row of the support matrix in full: the builds of every architecture, failures with their messages, and scripts to reproduce them."""
+"""A row of the support matrix in full: the builds of every architecture, failures with their messages, and scripts to
+reproduce them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from fpxbench.reports.targets.support_table import SupportMatrix, SupportRow, de
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import CellOutcome, KernelMetrics, Probe
 from fpxbench.targets.operations import OPERATIONS, ProbeSpec
-from fpxbench.targets.reproduction import script, told
+from fpxbench.targets.reproduction import failure_summary, script
 
 CHECKS = {
     "table": "checked: every code was run through the compiled assembly",
@@ -97,21 +98,23 @@ def _shows_something(outcome: CellOutcome) -> bool:
 def row_detail(support: SupportMatrix, row: SupportRow) -> tuple[list[ArchitectureDetail], Scripts]:
     """Return the row on each architecture where it was tested, and scripts for what is not ok there.
 
-    The suite's own kernels have no script here, since only PyTorch can compile them: `fpxbench targets repro` prints it.
-    """
+    The suite's own kernels have no script here, since only PyTorch can compile them: `fpxbench targets repro` prints
+    it."""
     matrix, scripts = support.matrix, Scripts()
     operation = OPERATIONS.get(row.operation.name) if row.operation.name != _NEEDS_TORCH else None
-    questions = {question.id: question for question in operation.questions()} if operation else {}
+    questions = {question.id: question for question in operation.probes()} if operation else {}
     found = []
     for architecture in matrix.architectures:
         if cell := row.cells.get(architecture.name):
             entries = list(_entries(support, row, architecture, questions, scripts))
             timeline = build_states(matrix, row.probes, architecture.name)
-            found.append(ArchitectureDetail(architecture, cell, timeline, entries, _metrics(support, row, architecture.name)))
+            found.append(ArchitectureDetail(architecture, cell, timeline, entries,
+                                            _metrics(support, row, architecture.name)))
     return found, scripts
 
 
-def _entries(support: SupportMatrix, row: SupportRow, architecture: Architecture, questions: dict[str, ProbeSpec], scripts: Scripts) -> Iterator[OutcomeSpan]:
+def _entries(support: SupportMatrix, row: SupportRow, architecture: Architecture, questions: dict[str, ProbeSpec],
+             scripts: Scripts) -> Iterator[OutcomeSpan]:
     groups: dict[tuple[int, int, int], list[Probe]] = defaultdict(list)
     for probe in row.probes:
         for run in probe.cells.get(architecture.name, ()):
@@ -125,14 +128,17 @@ def _entries(support: SupportMatrix, row: SupportRow, architecture: Architecture
 
 
 def _script(question: ProbeSpec | None, architecture: str, first: str, last: str, outcome: CellOutcome) -> str:
-    """Return a script for the newest build that shows it, or nothing. The version becomes part of a program that people run, so that it
-    must look like one."""
-    if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(r"[\w.+]+", last):
+    """Return a script for the newest build that shows it, or nothing. The version becomes part of a program that people
+    run, so that it must look like one."""
+    if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(
+        r"[\w.+]+", last):
         return ""
-    return script(question, ARCHITECTURES[architecture], last, told(outcome, first, last))
+    return script(question, ARCHITECTURES[architecture], last, failure_summary(outcome, first, last))
 
 
-def _metrics(support: SupportMatrix, row: SupportRow, architecture: str) -> list[tuple[Probe, CellOutcome, KernelMetrics]]:
+def _metrics(support: SupportMatrix, row: SupportRow,
+             architecture: str) -> list[tuple[Probe, CellOutcome, KernelMetrics]]:
     runs = [(probe, of[-1]) for probe in row.probes if (of := probe.cells.get(architecture))]
     newest = max(run.builds[1] for _, run in runs)
-    return [(probe, support.matrix.outcomes[run.outcome], run.metrics) for probe, run in runs if run.builds[1] == newest and run.metrics]
+    return [(probe, support.matrix.outcomes[run.outcome], run.metrics)
+            for probe, run in runs if run.builds[1] == newest and run.metrics]

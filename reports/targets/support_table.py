@@ -27,7 +27,8 @@ _FORMAT_CONFUSED = frozenset({Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ, Kind.GIBBERISH})
 
 
 def chosen_matrix(results: Path) -> tuple[Matrix, Path, list[BrokenLine]]:
-    """Return the newer of the package's matrix and the results folder's, and its file. A file that holds no matrix is a broken line."""
+    """Return the newer of the package's matrix and the results folder's, and its file. A file that holds no matrix is a
+    broken line."""
     shipped, own = read_matrix(SHIPPED), results / FILE
     if not own.is_file():
         return shipped, SHIPPED, []
@@ -128,7 +129,8 @@ def detail(probe: Probe) -> str:
 def _some_of(row: SupportRow, kernels: list[str]) -> str:
     if len(kernels) == len(row.probes):
         return row.operation.title
-    return f"{row.operation.title} ({', '.join(kernels) if len(kernels) <= MOST_KERNELS_NAMED else f'{len(kernels)} of {len(row.probes)} kernels'})"
+    named = ", ".join(kernels) if len(kernels) <= MOST_KERNELS_NAMED else f"{len(kernels)} of {len(row.probes)} kernels"
+    return f"{row.operation.title} ({named})"
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,11 @@ class SupportMatrix:
         summaries = {operation.name: operation for operation in self.matrix.operations}
         found, used = [], {"index"}
         for operation, fmt, probes in rows(self.matrix):
-            cells = {name: cell for architecture in self.matrix.architectures if (cell := cell_of(self.matrix, probes, name := architecture.name))}
+            cells = {name: cell for architecture in self.matrix.architectures
+                     if (cell := cell_of(self.matrix, probes, name := architecture.name))}
             summary = summaries.get(operation) or OperationSummary(name=operation, title=operation, about="")
-            found.append(SupportRow(summary, fmt, tuple(probes), cells, f"{file_name(f'{operation}-{fmt}', used)}.html"))
+            found.append(SupportRow(summary, fmt, tuple(probes), cells,
+                                    f"{file_name(f'{operation}-{fmt}', used)}.html"))
         return found
 
     @property
@@ -178,7 +182,7 @@ class SupportMatrix:
 
     @cached_property
     def miscompiles(self) -> list[Miscompile]:
-        """Confused formats first, then what the newest build still shows, then what most builds and architectures show."""
+        """Confused formats first, then what the newest build still shows, then the most widespread."""
         groups: dict[tuple, list[_MiscompiledCell]] = defaultdict(list)
         for row in self.rows:
             for probe in row.probes:
@@ -186,9 +190,11 @@ class SupportMatrix:
                     for run in runs:
                         if (outcome := self.matrix.outcomes[run.outcome]).status is Status.WRONG:
                             at = range(run.builds[0], run.builds[1] + 1)
-                            groups[row.format, outcome.kind, outcome.cause].append(_MiscompiledCell(row, probe, architecture, at, outcome.message))
+                            groups[row.format, outcome.kind, outcome.cause].append(
+                                _MiscompiledCell(row, probe, architecture, at, outcome.message))
         found = [self._miscompile(*key, seen) for key, seen in groups.items()]
-        return sorted(found, key=lambda one: (one.kind not in _FORMAT_CONFUSED, not one.lasts, -sum(map(len, one.builds.values()))))
+        return sorted(found, key=lambda one: (one.kind not in _FORMAT_CONFUSED, not one.lasts,
+                                              -sum(map(len, one.builds.values()))))
 
     def _miscompile(self, fmt: str, kind: Kind | None, cause: str, seen: Sequence[_MiscompiledCell]) -> Miscompile:
         builds: dict[str, set[int]] = defaultdict(set)
@@ -199,7 +205,8 @@ class SupportMatrix:
             kernels[one.row.page][detail(one.probe)] = None
         ordered = {a.name: frozenset(builds[a.name]) for a in self.matrix.architectures if a.name in builds}
         what = tuple(_some_of(rows[page], list(some)) for page, some in kernels.items())
-        return Miscompile(fmt, kind, cause, seen[0].message, what, ordered, tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
+        return Miscompile(fmt, kind, cause, seen[0].message, what, ordered,
+                          tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
 
     def miscompiles_on(self, architecture: str) -> list[Miscompile]:
         """Return those on `architecture`, those of the Triton in the report's records first."""

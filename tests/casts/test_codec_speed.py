@@ -1,4 +1,5 @@
-"""The codec's speed table: every row there is, contenders that take turns, ratios of one run. How fast is not tested here."""
+"""The codec's speed table: every row there is, contenders that take turns, ratios of one run. How fast is not tested
+here."""
 
 import json
 import math
@@ -42,7 +43,9 @@ def timed(*seconds, elements=10):
 def test_every_format_source_layout_and_width_has_its_row():
     known = every_row()
     assert len(set(known)) == len(known)
-    assert {row for row in known if row.startswith("encode/")} == {f"encode/{name}/{of}" for name in FORMATS for of in ("fp32", "bf16")}
+    assert {row for row in known if row.startswith("encode/")} == {
+        f"encode/{name}/{of}" for name in FORMATS for of in ("fp32", "bf16")
+    }
     assert {row for row in known if row.startswith("decode/")} == {f"decode/{name}" for name in FORMATS}
     moved = {f"{layout.name}/{bits}" for layout in LAYOUTS.values() for bits in layout.widths}
     assert {row for row in known if "pack/" in row} == {f"{way}/{name}" for name in moved for way in ("pack", "unpack")}
@@ -57,7 +60,7 @@ def test_rows_are_chosen_by_globs_and_one_that_matches_none_is_named(isolation):
 # A contest.
 
 
-def test_contenders_take_turns():
+def test_calls_are_interleaved():
     called = []
     seconds = time_interleaved({name: lambda name=name: called.append(name) for name in "abc"}, budget_s=0)
     rounds = len(called) // 3
@@ -65,13 +68,15 @@ def test_contenders_take_turns():
     assert all(len(of) == rounds - 1 >= 5 for of in seconds.values()), "the first round is not counted"
 
 
-def test_a_contest_goes_on_for_its_budget():
+def test_a_row_is_timed_for_its_budget():
     seconds = time_interleaved({"sleeper": lambda: time.sleep(0.002)}, budget_s=0.05)
     assert sum(seconds["sleeper"]) >= 0.045 and len(seconds["sleeper"]) > 5
 
 
-@pytest.mark.parametrize("row", ["encode/e4m3fn/fp32", "encode/e2m1/bf16", "decode/e5m2", "pack/planar/6", "unpack/fp6_llm/6"])
-def test_all_contenders_of_a_row_are_called_equally_often(row):
+@pytest.mark.parametrize(
+    "row", ["encode/e4m3fn/fp32", "encode/e2m1/bf16", "decode/e5m2", "pack/planar/6", "unpack/fp6_llm/6"]
+)
+def test_all_entries_of_a_row_are_called_equally_often(row):
     contest = measure_row(row, FEW, budget_s=0)
     assert contest.row == row and contest.threads == 1 and OWN in contest.timed
     assert len({len(of.seconds) for of in contest.timed.values()}) == 1
@@ -87,7 +92,7 @@ def test_all_contenders_of_a_row_are_called_equally_often(row):
     ("decode/e2m1", {"ml_dtypes", "gfloat", COPY}),
     ("unpack/bitstream/3", {COPY}),
 ])
-def test_each_row_is_held_against_whoever_does_the_same_and_says_why_the_others_are_not_there(row, others):
+def test_each_row_has_the_libraries_that_do_the_same_and_why_others_are_missing(row, others):
     contest = measure_row(row, FEW, budget_s=0)
     assert set(contest.timed) == {OWN, *others}
     assert set(contest.missing) == ({"ml_dtypes", "gfloat", "torch"} - others if "pack/" not in row else set())
@@ -96,7 +101,7 @@ def test_each_row_is_held_against_whoever_does_the_same_and_says_why_the_others_
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"int8", "int4"}))
-def test_the_others_are_asked_for_the_same_numbers(name, monkeypatch):
+def test_other_libraries_convert_the_same_numbers(name, monkeypatch):
     """What they decode to is what this codec decodes to: the formats are matched rightly, and the bytes handed over."""
     kept = {}
     monkeypatch.setattr(codec_contest, "time_interleaved", lambda calls, budget_s: {
@@ -140,7 +145,7 @@ def test_a_speed_is_the_medians_with_its_spread():
     assert own.spread == pytest.approx((4 - 2) / 2 / 3)
 
 
-def test_a_contest_whose_child_dies_says_so_and_the_next_is_held(isolation, monkeypatch):
+def test_a_row_whose_child_dies_has_the_reason_and_the_next_is_timed(isolation, monkeypatch):
     monkeypatch.setattr("fpxbench.casts.codec_speed.MEASURE_ROW", "harmful:segfault_on_e5m2")
     died, held = measure_rows(["decode/e5m2", "decode/e4m3fn"], isolation, FEW, 0)
     assert "SIGSEGV" in died.died and not died.timed and died.ratio("torch") is None
@@ -151,18 +156,24 @@ def test_a_contest_whose_child_dies_says_so_and_the_next_is_held(isolation, monk
 
 
 def test_the_command_prints_one_json_object_a_row():
-    done = CliRunner().invoke(app, ["codec", "--json", "--elements", "1", "--only", "decode/e4m3fn", "--only", "pack/planar/6"])
+    done = CliRunner().invoke(
+        app, ["codec", "--json", "--elements", "1", "--only", "decode/e4m3fn", "--only", "pack/planar/6"]
+    )
     assert done.exit_code == 0, done.output
     held = [SpeedRow.model_validate_json(line) for line in done.stdout.splitlines()]
     assert [contest.row for contest in held] == ["decode/e4m3fn", "pack/planar/6"]
     assert all(contest.timed[OWN].elements == FEW for contest in held)
 
 
-def test_the_command_prints_speeds_ratios_and_how_they_were_taken():
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["codec", "--elements", "1", "--only", "*/e4m3fn*", "--only", "*/fp6_llm/6"])
+def test_the_command_prints_speeds_ratios_and_how_they_were_measured():
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, ["codec", "--elements", "1", "--only", "*/e4m3fn*", "--only", "*/fp6_llm/6"]
+    )
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["e4m3fn", "fp32"] in [line[:2] for line in lines] and ["fp6_llm", "6", "unpack"] in [line[:3] for line in lines]
+    assert ["e4m3fn", "fp32"] in [line[:2] for line in lines] and ["fp6_llm", "6", "unpack"] in [
+        line[:3] for line in lines
+    ]
     assert "262,144 numbers or codes a call" in done.stdout and "threads" in done.stdout
 
 
@@ -188,7 +199,7 @@ def test_what_the_benchmark_tracks_is_worse_when_it_is_more():
     assert all(figures(slow)[name] > figure for name, figure in figures(quick).items())
 
 
-def test_what_a_contest_lacks_is_skipped_by_asv():
+def test_what_a_row_lacks_is_skipped_by_asv():
     from benchmarks.codec import figures
 
     assert all(map(math.isnan, figures(SpeedRow(row="x", died="was ended")).values()))

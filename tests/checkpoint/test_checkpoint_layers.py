@@ -31,7 +31,7 @@ CASES = {
                "compressed-tensors", "e4m3fn-row.bf16"),
     "ct-nvfp4": ({f"{L}.weight_packed": ("U8", (64, 128)), f"{L}.weight_scale": ("F8_E4M3", (64, 16)),
                   f"{L}.weight_global_scale": ("F32", (1,)), f"{L}.input_global_scale": ("F32", (1,))},
-                 "compressed-tensors", "nvfp4"),
+                 "compressed-tensors", "nvfp4.div"),
     "ct-mxfp4": ({f"{L}.weight_packed": ("U8", (64, 128)), f"{L}.weight_scale": ("U8", (64, 8))},
                  "compressed-tensors", "mxfp4"),
     "ct-mxfp8": ({f"{L}.weight": ("F8_E4M3", (64, 256)), f"{L}.weight_scale": ("U8", (64, 8))},
@@ -54,7 +54,7 @@ CASES = {
 
 
 def test_every_dialect_has_a_case():
-    assert set(CASES) == set(DIALECTS)
+    assert set(CASES) == set(DIALECTS) - {"gguf"}      # a format of its own, in test_checkpoint_weights
 
 
 @pytest.mark.parametrize("dialect", CASES)

@@ -23,7 +23,7 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
-from fpxbench.targets.cell_outcomes import _mistake as named_table
+from fpxbench.targets.cell_outcomes import named_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,8 @@ from fpxbench.numbers import codec
 from fpxbench.numbers.packing import padded_k
 from fpxbench.numbers.weight import QuantizedWeight
 
-torch.set_num_threads(1)    # in the child that loads this: small loops lose ten times their time to barriers on a busy machine
+# in the child that loads this: small loops lose ten times their time to barriers on a busy machine
+torch.set_num_threads(1)
 
 
 class Right(Implementation):

@@ -51,7 +51,9 @@ def search_codes(x: np.ndarray, fmt: Format, rounding: Rounding, overflow: Overf
         }[rounding]
     code = np.where(low < 0, 0, low + (goes_up & (low <= fmt.max_code)))
 
-    inward = {Rounding.TOWARD_ZERO: True, Rounding.TO_ODD: True, Rounding.UP: negative, Rounding.DOWN: ~negative}.get(rounding, False)
+    inward = {Rounding.TOWARD_ZERO: True, Rounding.TO_ODD: True, Rounding.UP: negative, Rounding.DOWN: ~negative}.get(
+        rounding, False
+    )
     stays = inward & np.isfinite(x)
     past = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
     code = np.where(code > fmt.max_code, np.where(stays, fmt.max_code, past), code)
@@ -68,7 +70,7 @@ def search_codes(x: np.ndarray, fmt: Format, rounding: Rounding, overflow: Overf
     return np.where(np.isnan(x), fmt.nan_code if fmt.has_nan else code, code).astype(np.uint8)
 
 
-def telling_numbers(fmt: Format, dtype: type[np.floating]) -> np.ndarray:
+def discriminating_numbers(fmt: Format, dtype: type[np.floating]) -> np.ndarray:
     """Every number of the format and every middle of two, the neighbours of each in `dtype`, one unit in the last place
     away; what lies past the maximum; the ends of `dtype`, and NaN."""
     numbers = magnitudes(fmt)

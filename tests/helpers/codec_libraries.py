@@ -1,4 +1,4 @@
-"""What other libraries make of a number, and the table in docs/codec.md of where this codec differs by design."""
+"""The codes of other libraries, and the table in docs/codec.md of the differences by design."""
 
 from dataclasses import dataclass
 
@@ -22,9 +22,17 @@ GFLOAT_MODES = {
     Rounding.DOWN: RoundMode.TowardNegative,
 }
 ML_OVERFLOW = {
-    "e4m3fn": Overflow.NAN, "e4m3fnuz": Overflow.NAN, "e5m2fnuz": Overflow.NAN, "e4m3b11fnuz": Overflow.NAN, "e8m0": Overflow.NAN,
-    "e5m2": Overflow.INFINITY, "e3m4": Overflow.INFINITY, "e4m3ieee": Overflow.INFINITY,
-    "e3m2": Overflow.SATURATE, "e2m3": Overflow.SATURATE, "e2m1": Overflow.SATURATE,
+    "e4m3fn": Overflow.NAN,
+    "e4m3fnuz": Overflow.NAN,
+    "e5m2fnuz": Overflow.NAN,
+    "e4m3b11fnuz": Overflow.NAN,
+    "e8m0": Overflow.NAN,
+    "e5m2": Overflow.INFINITY,
+    "e3m4": Overflow.INFINITY,
+    "e4m3ieee": Overflow.INFINITY,
+    "e3m2": Overflow.SATURATE,
+    "e2m3": Overflow.SATURATE,
+    "e2m1": Overflow.SATURATE,
 }
 """What ml_dtypes does past the maximum, format by format: its choice, and not the same in all of them."""
 
@@ -33,8 +41,16 @@ def gfloat_info(fmt: Format) -> gfloat.FormatInfo:
     """`fmt` in gfloat's terms; integers and e8m0 too."""
     if fmt.twos_complement:
         return gfloat.FormatInfo(
-            fmt.name, fmt.bits, fmt.bits, bias=fmt.bias, is_signed=True, domain=Domain.Finite, has_nz=False, num_high_nans=0,
-            has_subnormals=True, is_twos_complement=True,
+            fmt.name,
+            fmt.bits,
+            fmt.bits,
+            bias=fmt.bias,
+            is_signed=True,
+            domain=Domain.Finite,
+            has_nz=False,
+            num_high_nans=0,
+            has_subnormals=True,
+            is_twos_complement=True,
         )
     return format_info_ocp_e8m0 if fmt.name == "e8m0" else gfloat_format(fmt)
 
@@ -56,7 +72,8 @@ def ml_dtypes_codes(x: np.ndarray, fmt: Format) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row of the table: of all numbers of a kind, such as `number`, `library` makes another code than this codec does."""
+    """A row of the table: of all numbers of a kind, such as `number`, `library` makes another code than this codec
+    does."""
 
     library: str
     fmt: Format
@@ -71,9 +88,16 @@ class Difference:
 def listed_differences() -> list[Difference]:
     """The rows of "Differences by design" in docs/codec.md."""
     section = (DOCS / "codec.md").read_text().split("## Differences by design")[1].split("\n## ")[0]
-    rows = [[cell.strip(" `") for cell in line.strip("|\n").split("|")] for line in section.splitlines() if line.startswith("| ")]    # not the rule under the header
+    # not the rule under the header
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|\n").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| ")
+    ]
     return [
-        Difference(library, format_named(fmt), kind, _number(number), source, Rounding(rounding), _code(theirs), _code(here))
+        Difference(
+            library, format_named(fmt), kind, _number(number), source, Rounding(rounding), _code(theirs), _code(here)
+        )
         for library, fmt, kind, number, source, rounding, theirs, here in rows[1:]
     ]
 
@@ -104,8 +128,12 @@ def numbers_of_kind(kind: str, x: np.ndarray, fmt: Format, rounding: Rounding) -
         case "subnormal in fp32":
             return (x > fmt.min_normal) & (x < 1.5 * fmt.min_normal)
         case "below the smallest":
-            half = fmt.min_normal / 2       # a power of two that the format does not have
-            return (x > 0) & {Rounding.UP: x <= half, Rounding.TOWARD_ZERO: x < 2 * half, Rounding.DOWN: x < 2 * half}.get(rounding, x < 1.5 * half)
+            half = fmt.min_normal / 2  # a power of two that the format does not have
+            return (x > 0) & {
+                Rounding.UP: x <= half,
+                Rounding.TOWARD_ZERO: x < 2 * half,
+                Rounding.DOWN: x < 2 * half,
+            }.get(rounding, x < 1.5 * half)
         case "past the symmetric range":
             return {
                 Rounding.UP: x <= -fmt.max - 1, Rounding.TOWARD_ZERO: x <= -fmt.max - 1, Rounding.DOWN: x < -fmt.max,

@@ -1,4 +1,4 @@
-"""Claims about every shipped implementation; triton_fused, which needs an interpreter, has claims of its own."""
+"""Claims about every shipped implementation except triton_fused, which needs an interpreter and has its own file."""
 
 import copy
 
@@ -74,7 +74,7 @@ def test_the_baseline_is_the_dense_layer_alone():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_refused_is_refused_in_one_sentence_that_names_the_scheme(name):
+def test_a_refusal_is_one_sentence_that_names_the_scheme(name):
     for scheme in ALL_SCHEMES:
         support = KNOWN[name]().supports(scheme_named(scheme), "cpu")
         if not support.supported:
@@ -82,7 +82,7 @@ def test_what_is_refused_is_refused_in_one_sentence_that_names_the_scheme(name):
             assert "\n" not in support.reason
 
 
-def test_every_quantized_scheme_has_an_implementation_that_takes_it():
+def test_every_quantized_scheme_has_an_implementation_that_supports_it():
     quantized = [scheme for scheme in ALL_SCHEMES if scheme_named(scheme).quantized]
     assert supported("eager_upcast") == supported("cpu_fused") == quantized
 
@@ -95,7 +95,7 @@ def test_a_ragged_layer_lies_within_the_derived_tolerance(name, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["e2m2-row", "e2m1-g32", "nvfp4"])
-def test_one_token_meets_codes_of_any_width_and_blocks_of_any_size(scheme):
+def test_one_token_is_multiplied_by_codes_of_any_width_and_blocks_of_any_size(scheme):
     implementation, weight = stored("cpu_fused", scheme)
     assert_right(implementation, activation(1, 75), weight)
 
@@ -161,7 +161,7 @@ class TestShapes:
         implementation, weight = stored(name, scheme, n=1, k=1)
         assert_right(implementation, activation(2, 1), weight)
 
-    def test_operands_are_left_alone_and_outputs_are_not_reused(self, name, scheme):
+    def test_operands_are_unchanged_and_outputs_are_not_reused(self, name, scheme):
         implementation, weight = stored(name, scheme)
         first, second = activation(3, 75, seed=2), activation(3, 75, seed=3)
         kept, before = copy.deepcopy(weight.tensors()), first.clone()
@@ -202,8 +202,19 @@ def test_cpu_fused_is_refused_off_the_cpu():
     assert not support.supported and "cuda" in support.reason
 
 
-VARIANTS = ["e4m3fn-b128x128", "e4m3fn-b32x48.e8m0", "e3m2-g32.bf16", "mxfp4.rceil", "nvfp4.div", "nvfp4.4over6", "e2m1-nv16x16",
-            "nf4-g64", "bnbfp4-g64", "e4m3fn-row.fp16", "int4-g32.bf16"]
+VARIANTS = [
+    "e4m3fn-b128x128",
+    "e4m3fn-b32x48.e8m0",
+    "e3m2-g32.bf16",
+    "mxfp4.rceil",
+    "nvfp4.div",
+    "nvfp4.4over6",
+    "e2m1-nv16x16",
+    "nf4-g64",
+    "bnbfp4-g64",
+    "e4m3fn-row.fp16",
+    "int4-g32.bf16",
+]
 
 
 @pytest.mark.parametrize("scheme", VARIANTS)
@@ -221,5 +232,7 @@ def test_scales_and_values_of_other_libraries_are_multiplied_right_or_refused(na
 
 
 def test_every_variant_has_an_implementation():
-    taken = {scheme for scheme in VARIANTS for cls in KNOWN.values() if cls().supports(scheme_named(scheme), "cpu").supported}
+    taken = {
+        scheme for scheme in VARIANTS for cls in KNOWN.values() if cls().supports(scheme_named(scheme), "cpu").supported
+    }
     assert taken == set(VARIANTS)

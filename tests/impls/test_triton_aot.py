@@ -78,7 +78,9 @@ def compiled(tmp_path_factory):
 
 
 def only(compiled, kind, target=""):
-    return {job: facts for job, facts in compiled.items() if isinstance(job.config, kind) and job.target.startswith(target)}
+    return {
+        job: facts for job, facts in compiled.items() if isinstance(job.config, kind) and job.target.startswith(target)
+    }
 
 
 def test_every_kernel_becomes_an_object_on_every_target(compiled):
@@ -97,13 +99,21 @@ def test_the_matvec_reads_16_bytes_a_load_and_changes_no_layout(compiled):
 
 
 def test_the_dot_path_uses_each_targets_matrix_instructions(compiled):
-    expected = {"sm_80": ["mma.sync"], "sm_89": ["mma.sync"], "sm_90": ["wgmma.mma_async"], "sm_100": ["tcgen05.mma"], "gfx942": ["v_mfma"]}
+    expected = {
+        "sm_80": ["mma.sync"],
+        "sm_89": ["mma.sync"],
+        "sm_90": ["wgmma.mma_async"],
+        "sm_100": ["tcgen05.mma"],
+        "gfx942": ["v_mfma"],
+    }
     for job, facts in only(compiled, Dot).items():
         assert facts["matrix"] == expected[job.target], job
 
 
 def test_nothing_is_spilled(compiled):
-    assert not {job: facts["stack_bytes"] for job, facts in only(compiled, Matvec, "sm_").items() if facts["stack_bytes"]}
+    assert not {
+        job: facts["stack_bytes"] for job, facts in only(compiled, Matvec, "sm_").items() if facts["stack_bytes"]
+    }
 
 
 def test_tiles_fit_the_shared_memory_of_their_target(compiled):

@@ -1,4 +1,5 @@
-"""triton_fused decodes exactly, scales rightly and takes any shape: on a GPU if there is one, else in the interpreter."""
+"""triton_fused decodes exactly, scales rightly and takes any shape: on a GPU if there is one, else in the interpreter.
+"""
 
 import math
 
@@ -47,7 +48,9 @@ def assert_right(x, weight, config=None):
     y = product(x, weight, config)
     assert y.dtype == x.dtype and y.shape == (*x.shape[:-1], weight.shape[0])
     error = (y.reshape(expected.product.shape).double() - expected.product).abs()
-    assert bool((error <= expected.tolerance).all()), f"{config}: off by {(error / expected.tolerance).max():.3g} tolerances"
+    assert bool((error <= expected.tolerance).all()), (
+        f"{config}: off by {(error / expected.tolerance).max():.3g} tolerances"
+    )
 
 
 def same(y, expected):
@@ -96,7 +99,9 @@ def test_every_e4m3fn_block_scale_of_nvfp4_decodes_to_its_definition(config):
     scales = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
     codes = torch.zeros(16, 256, dtype=torch.uint8)
     codes[:, ::16] = 2
-    weight = QuantizedWeight.from_codes(codes.to(DEVICE), Scales(scales.to(DEVICE), torch.full((1,), 0.5, device=DEVICE)), scheme)
+    weight = QuantizedWeight.from_codes(
+        codes.to(DEVICE), Scales(scales.to(DEVICE), torch.full((1,), 0.5, device=DEVICE)), scheme
+    )
     x = torch.zeros(16, 256, dtype=torch.float16)
     x[torch.arange(16), torch.arange(16) * 16] = 1
     y = product(x, weight, config)
@@ -105,12 +110,25 @@ def test_every_e4m3fn_block_scale_of_nvfp4_decodes_to_its_definition(config):
 
 
 SCHEMES = [
-    "e4m3fn-row", "e4m3fn-tensor", "e4m3fnuz-g128", "e5m2fnuz-row", "int8-row", "e3m2-g128", "mxfp6_e2m3", "mxfp4", "nvfp4",
-    "e2m2-g32", "e3m3-g24", "e1m1-g10", "e3m4-g100",
+    "e4m3fn-row",
+    "e4m3fn-tensor",
+    "e4m3fnuz-g128",
+    "e5m2fnuz-row",
+    "int8-row",
+    "e3m2-g128",
+    "mxfp6_e2m3",
+    "mxfp4",
+    "nvfp4",
+    "e2m2-g32",
+    "e3m3-g24",
+    "e1m1-g10",
+    "e3m4-g100",
 ]
 
 
-@pytest.mark.parametrize(("m", "n", "k", "dtype"), [(1, 5, 168, torch.bfloat16), (2, 9, 97, torch.float16), (18, 18, 200, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "dtype"), [(1, 5, 168, torch.bfloat16), (2, 9, 97, torch.float16), (18, 18, 200, torch.bfloat16)]
+)
 @pytest.mark.parametrize("name", SCHEMES)
 def test_products_of_ragged_shapes_stay_within_the_derived_tolerance(name, m, n, k, dtype):
     torch.manual_seed(0)

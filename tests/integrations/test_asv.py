@@ -118,7 +118,13 @@ def environment(folder, **variables):
 
 
 def asv(folder, *args, **variables):
-    return subprocess.run([sys.executable, "-m", "asv", *args], cwd=folder, env=environment(folder, **variables), capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "asv", *args],
+        cwd=folder,
+        env=environment(folder, **variables),
+        capture_output=True,
+        text=True,
+    )
 
 
 def results(folder, machine="here"):
@@ -143,7 +149,13 @@ def test_the_benchmarks_import_no_pytorch(folder):
         assert not heavy, heavy
         assert benchmarks.matmul.CASES
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment(folder), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -229,8 +241,12 @@ def two_builds(folder):
     (there / "machine.json").write_text(json.dumps(machine | {"machine": "elsewhere"}))
     store_for_earlier_build(folder, "elsewhere")
     record = Store(folder / "results").read_all()[0][0]
-    Store(folder / "results").append(Record.model_validate(
-        record.model_dump(by_alias=True) | {"build": EARLIER, "machine": record.machine.model_copy(update={"name": "elsewhere"})}))
+    Store(folder / "results").append(
+        Record.model_validate(
+            record.model_dump(by_alias=True)
+            | {"build": EARLIER, "machine": record.machine.model_copy(update={"name": "elsewhere"})}
+        )
+    )
     return folder
 
 
@@ -253,16 +269,19 @@ def test_publish_writes_every_build_and_the_report(two_builds):
     assert (html / "fpxbench/index.html").is_file()
 
 
-# -- builds that are not at hand --------------------------------------------------------------------------------------------
+# -- builds that are not at hand
+# --------------------------------------------------------------------------------------------
 
 NIGHTLIES = [f"2.15.0.dev2026110{day}" for day in (1, 2, 3, 4)]
-GOOD_KEY, REFUSED_KEY, GOOD_TOO_KEY, CRASHING_KEY = (commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu")) for version in NIGHTLIES)
+GOOD_KEY, REFUSED_KEY, GOOD_TOO_KEY, CRASHING_KEY = (
+    commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu")) for version in NIGHTLIES
+)
 
 
 @pytest.fixture(scope="module")
 def nightlies(tmp_path_factory):
-    """A timeline of four nightlies beside the build at hand: two are right, one does not install, and on the last the case crashes.
-    `asv run ALL` has walked the channel."""
+    """A timeline of four nightlies beside the build at hand: two are right, one does not install, and on the last the
+    case crashes. `asv run ALL` has walked the channel."""
     folder = tmp_path_factory.mktemp("nightlies")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
     (folder / "benchmarks").mkdir()
@@ -270,10 +289,20 @@ def nightlies(tmp_path_factory):
         shutil.copy(CHECKOUT / "benchmarks" / name, folder / "benchmarks")
     (folder / "implementations.py").write_text(IMPLEMENTATIONS)
     (folder / "home").mkdir()
-    for version, planted, requires in zip(NIGHTLIES, ("", "", "", "crash"), ((), ("nothing-is-called-this==99",), (), ()), strict=True):
-        write_torch(folder / "index", f"{version}+cpu", "abcd"[NIGHTLIES.index(version)] * 40, planted, requires=requires)
-    done = subprocess.run([sys.executable, "-m", "fpxbench", "timeline", "sync", "--index", str(folder / "index")], cwd=folder,
-                          env=environment(folder), capture_output=True, text=True, timeout=120)
+    for version, planted, requires in zip(
+        NIGHTLIES, ("", "", "", "crash"), ((), ("nothing-is-called-this==99",), (), ()), strict=True
+    ):
+        write_torch(
+            folder / "index", f"{version}+cpu", "abcd"[NIGHTLIES.index(version)] * 40, planted, requires=requires
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "fpxbench", "timeline", "sync", "--index", str(folder / "index")],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     done = asv(folder, "run", "ALL", "--skip-existing-successful", "--bench", "track_status", FPX_CHANNEL="nightly",
                **offline(folder))
@@ -283,8 +312,15 @@ def nightlies(tmp_path_factory):
 
 
 def offline(folder):
-    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "index"), "PIP_CONFIG_FILE": os.devnull, "FPX_INSTALLER": "pip",
-            "FPX_IMPLEMENTATION": "planted", "FPX_SCHEME": "e4m3fn-row", "FPX_WORKLOAD": "canary.codes/m1"}
+    return {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder / "index"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "FPX_INSTALLER": "pip",
+        "FPX_IMPLEMENTATION": "planted",
+        "FPX_SCHEME": "e4m3fn-row",
+        "FPX_WORKLOAD": "canary.codes/m1",
+    }
 
 
 def status_of(folder, key):
@@ -316,7 +352,15 @@ def test_a_build_that_does_not_install_fails_its_benchmarks_and_the_run_goes_on(
 
 def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for(nightlies):
     before = len(Store(nightlies / "results").read_all()[0])
-    done = asv(nightlies, "run", "nightly-20261101^!", "--skip-existing-successful", "--bench", "track_status", **offline(nightlies))
+    done = asv(
+        nightlies,
+        "run",
+        "nightly-20261101^!",
+        "--skip-existing-successful",
+        "--bench",
+        "track_status",
+        **offline(nightlies),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(Store(nightlies / "results").read_all()[0]) == before
 
@@ -330,12 +374,16 @@ def test_find_names_the_build_with_which_it_became_worse(nightlies):
 
 @pytest.mark.slow
 def test_continuous_compares_a_build_with_one_before(nightlies):
-    done = asv(nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status", **offline(nightlies))
+    done = asv(
+        nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status", **offline(nightlies)
+    )
     assert "PERFORMANCE DECREASED" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_channel_can_be_left_out(nightlies):
-    assert not list((nightlies / "results" / "here").glob(f"{HERE.key[:8]}-*.json")), "a release, and nightlies were asked for"
+    assert not list((nightlies / "results" / "here").glob(f"{HERE.key[:8]}-*.json")), (
+        "a release, and nightlies were asked for"
+    )
     done = asv(nightlies, "run", "NEW", "--dry-run", FPX_CHANNEL="weekly", **offline(nightlies))
     assert done.returncode == 1 and "FPX_CHANNEL='weekly'" in done.stdout + done.stderr
     done = asv(nightlies, "run", "NEW", "--bench", "track_status", FPX_CHANNEL="nightly", **offline(nightlies))
@@ -352,7 +400,12 @@ def test_variant_parts_and_channel_may_stand_in_the_matrix(tmp_path, monkeypatch
 
     import fpxbench.integrations.asv  # noqa: F401  (asv finds the environment once it is imported)
 
-    settings = {"project": "x", "repo": str(tmp_path / "timeline"), "environment_type": "pytorch", "env_dir": str(tmp_path / "env")}
+    settings = {
+        "project": "x",
+        "repo": str(tmp_path / "timeline"),
+        "environment_type": "pytorch",
+        "env_dir": str(tmp_path / "env"),
+    }
     matrix = {"env_nobuild": {"FPX_VARIANT": ["cpu", "cu130"], "FPX_PARTS": ["triton"], "FPX_CHANNEL": ["nightly"]}}
     names = [each.name for each in get_environments(Config.from_json(settings | {"matrix": matrix}), None)]
     here = f"pytorch-py{sys.version_info[0]}.{sys.version_info[1]}"
@@ -365,7 +418,13 @@ def test_variant_parts_and_channel_may_stand_in_the_matrix(tmp_path, monkeypatch
 def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(folder, tmp_path):
     master, slave = pty.openpty()
     variables = environment(
-        folder, FPX_IMPLEMENTATION="dense,slow", FPX_WORKLOAD="canary.codes/m1", FPX_RESULTS=str(tmp_path), TERM="xterm", COLUMNS="200")
+        folder,
+        FPX_IMPLEMENTATION="dense,slow",
+        FPX_WORKLOAD="canary.codes/m1",
+        FPX_RESULTS=str(tmp_path),
+        TERM="xterm",
+        COLUMNS="200",
+    )
     process = subprocess.Popen([sys.executable, "-m", "asv", "run", "HEAD"], cwd=folder, env=variables,
                                stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)

@@ -24,7 +24,12 @@ from fpxbench.records.verdict import Status, Verdict
 BUILDS, SINCE = 30, 22
 QUICKER, CRASHING = case("native_float8"), case("compiled_mixed_mm", "e5m2-row")
 CASES = (FUSED, EAGER, QUICKER, CRASHING)
-TRACKED = {"track_latency": "latency", "track_speedup": "speedup", "track_kernels_launched": "kernels_launched", "track_status": "status"}
+TRACKED = {
+    "track_latency": "latency",
+    "track_speedup": "speedup",
+    "track_kernels_launched": "kernels_launched",
+    "track_status": "status",
+}
 MACHINE = {"machine": GPU.name, "os": "Linux", "arch": "x86_64", "cpu": "", "num_cpu": "", "ram": ""}
 
 
@@ -42,13 +47,26 @@ def planted(night: int, one: Record) -> Record:
 def stored(build: Build, records: dict[str, Record]) -> dict:
     """What asv stores of one build."""
     figures = [matmul.figures(records[of.id]) for of in CASES]
-    values = {name: [figure[0] if isinstance(figure, list) else figure for figure in (_plain(one[key]) for one in figures)] for name, key in TRACKED.items()}
+    values = {
+        name: [figure[0] if isinstance(figure, list) else figure for figure in (_plain(one[key]) for one in figures)]
+        for name, key in TRACKED.items()
+    }
     asked = {"FPX_VARIANT": build.variant}
     return {
-        "version": 2, "commit_hash": commit_hash(build), "env_name": f"pytorch-py3.11-FPX_VARIANT{build.variant}", "python": "3.11",
-        "date": int(datetime.fromisoformat(build.date).replace(tzinfo=UTC).timestamp() * 1000), "params": MACHINE | {"python": "3.11"} | asked,
-        "requirements": {}, "env_vars": asked, "durations": {}, "result_columns": ["result", "params", "version", "started_at", "duration"],
-        "results": {f"matmul.{name}": [row, [[repr(of.id) for of in CASES]], "1", 1_790_000_000_000, 1.0] for name, row in values.items()},
+        "version": 2,
+        "commit_hash": commit_hash(build),
+        "env_name": f"pytorch-py3.11-FPX_VARIANT{build.variant}",
+        "python": "3.11",
+        "date": int(datetime.fromisoformat(build.date).replace(tzinfo=UTC).timestamp() * 1000),
+        "params": MACHINE | {"python": "3.11"} | asked,
+        "requirements": {},
+        "env_vars": asked,
+        "durations": {},
+        "result_columns": ["result", "params", "version", "started_at", "duration"],
+        "results": {
+            f"matmul.{name}": [row, [[repr(of.id) for of in CASES]], "1", 1_790_000_000_000, 1.0]
+            for name, row in values.items()
+        },
     }
 
 
@@ -73,12 +91,32 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = stored(build, records)
         (results / GPU.name / f"{text['commit_hash'][:8]}-{text['env_name']}.json").write_text(json.dumps(text))
     (results / GPU.name / "machine.json").write_text(json.dumps(MACHINE | {"version": 1}))
-    (results / "benchmarks.json").write_text(json.dumps({"version": 2} | {
-        f"matmul.{name}": {"name": f"matmul.{name}", "params": [[repr(of.id) for of in CASES]], "param_names": ["case"], "type": "track", "code": "",
-                           "unit": getattr(matmul, name).unit, "version": "1"} for name in TRACKED}))
+    (results / "benchmarks.json").write_text(
+        json.dumps(
+            {"version": 2}
+            | {
+                f"matmul.{name}": {
+                    "name": f"matmul.{name}",
+                    "params": [[repr(of.id) for of in CASES]],
+                    "param_names": ["case"],
+                    "type": "track",
+                    "code": "",
+                    "unit": getattr(matmul, name).unit,
+                    "version": "1",
+                }
+                for name in TRACKED
+            }
+        )
+    )
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}
-    done = subprocess.run([sys.executable, "-m", "asv", "publish"], cwd=folder, capture_output=True, text=True, timeout=300,
-                          env=own | {"HOME": str(folder), "FPX_MACHINE": GPU.name})
+    done = subprocess.run(
+        [sys.executable, "-m", "asv", "publish"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=own | {"HOME": str(folder), "FPX_MACHINE": GPU.name},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / ".asv/html"
 
@@ -90,7 +128,11 @@ def found(published: Path) -> dict[str, list]:
 
 
 def test_asv_finds_what_got_worse_and_nothing_else(found) -> None:
-    assert set(found) == {f"matmul.track_latency('{FUSED.id}')", f"matmul.track_kernels_launched('{EAGER.id}')", f"matmul.track_status('{CRASHING.id}')"}
+    assert set(found) == {
+        f"matmul.track_latency('{FUSED.id}')",
+        f"matmul.track_kernels_launched('{EAGER.id}')",
+        f"matmul.track_status('{CRASHING.id}')",
+    }
 
 
 def test_asv_places_each_on_the_one_build_that_changed_it(found, published: Path) -> None:
@@ -110,4 +152,6 @@ def test_asv_shows_by_how_much(found) -> None:
 def test_the_report_beside_it_tells_of_the_same_cases(published: Path) -> None:
     text = (published / "fpxbench/regressions.html").read_text()
     assert all(of.id in text for of in (FUSED, EAGER, CRASHING))
-    assert text.count(f"builds/nightly-{nightly(SINCE).date.replace('-', '')}.html") >= 2, "the crash and the kernels; a time may be placed some builds off"
+    assert text.count(f"builds/nightly-{nightly(SINCE).date.replace('-', '')}.html") >= 2, (
+        "the crash and the kernels; a time may be placed some builds off"
+    )

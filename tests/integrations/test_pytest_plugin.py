@@ -83,15 +83,29 @@ TESTS = """
         benchmark(sum, [1, 2])
 """
 
-SELECTION = ("--fpx-scheme", "e4m3fn-row", "--fpx-scheme", "mxfp4", "--fpx-workload", "llama3-8b.k/m1", "--fpx-device", "cpu")
+SELECTION = (
+    "--fpx-scheme",
+    "e4m3fn-row",
+    "--fpx-scheme",
+    "mxfp4",
+    "--fpx-workload",
+    "llama3-8b.k/m1",
+    "--fpx-device",
+    "cpu",
+)
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest by itself in `folder`, as a user of some project would start it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "FPX_"))}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments], cwd=folder, env=environment,
-        capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 
@@ -114,7 +128,18 @@ def project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def session(project) -> subprocess.CompletedProcess[str]:
     """One run over all of them, saved to be compared with."""
-    return run_pytest(project, "--benchmark", "--impls", "mine", "-k", "mine", *SELECTION, "--benchmark-json", "out.json", "--benchmark-autosave")
+    return run_pytest(
+        project,
+        "--benchmark",
+        "--impls",
+        "mine",
+        "-k",
+        "mine",
+        *SELECTION,
+        "--benchmark-json",
+        "out.json",
+        "--benchmark-autosave",
+    )
 
 
 def test_without_the_flag_no_benchmark_of_ours_runs_and_the_projects_tests_do(project):
@@ -125,8 +150,11 @@ def test_without_the_flag_no_benchmark_of_ours_runs_and_the_projects_tests_do(pr
 
 
 def test_without_the_flag_the_plugin_loads_nothing_heavy():
-    code = "import sys, fpxbench.integrations.pytest.plugin; print([name for name in ('torch', 'pydantic', 'numpy', 'psutil') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = ("import sys, fpxbench.integrations.pytest.plugin; print([name for name in ('torch', 'pydantic', 'numpy', "
+            "'psutil') if name in sys.modules])")
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_with_the_flag_only_benchmarks_run(session):
@@ -138,7 +166,9 @@ def test_with_the_flag_only_benchmarks_run(session):
 def test_what_is_right_stands_beside_the_dense_baseline_in_a_group_of_its_scheme_and_workload(session):
     assert "benchmark 'e4m3fn-row | llama3-8b.k m1 bf16': 2 tests" in session.stdout, session.stdout
     table = session.stdout.split("benchmark 'e4m3fn-row")[1].split("Legend:")[0]
-    assert re.search(r"^mine_right\s+[\d,.]+", table, re.MULTILINE) and re.search(r"^dense\s+[\d,.]+", table, re.MULTILINE)
+    assert re.search(r"^mine_right\s+[\d,.]+", table, re.MULTILINE) and re.search(
+        r"^dense\s+[\d,.]+", table, re.MULTILINE
+    )
     assert not re.search(r"mine_(wrong|crashing|tiring|raising)", table), "a time was given to what is not right"
 
 
@@ -168,7 +198,9 @@ def test_a_file_that_cannot_be_imported_fails_under_its_name(session):
 
 def test_each_case_has_a_line_with_its_speedup_its_roofline_and_what_holds_it_back(session):
     section = session.stdout.split("= fpxbench =")[1]
-    assert re.search(r"mine_right\s+[\d.]+x dense\s+[\d.]+% of roofline\s+31\.\d dB .*unfused.*writes the decoded weight", section), section
+    assert re.search(
+        r"mine_right\s+[\d.]+x dense\s+[\d.]+% of roofline\s+31\.\d dB .*unfused.*writes the decoded weight", section
+    ), section
     assert re.search(r"mine_wrong\s+wrong \(sign_lost\): \S+", section), section
     assert re.search(r"refused, not run: mine_right: mxfp4: takes e4m3fn-row only", section), section
     assert "native_float8" not in section, "what -k left out is not spoken of"

@@ -1,4 +1,4 @@
-"""How the codec behaves as a piece of software: what it refuses, which shapes and dtypes it takes, what it hands out."""
+"""The codec as software: what it refuses, which shapes and dtypes it supports, what it returns."""
 
 import numpy as np
 import pytest
@@ -33,11 +33,20 @@ def test_what_rounds_down_to_the_maximum_is_no_overflow(name):
         assert encode(torch.tensor([fmt.max + 0.49 * step]), fmt, overflow=overflow).item() == fmt.max_code
 
 
-@pytest.mark.parametrize(("rounding", "positive", "negative"), [
-    (Rounding.NEAREST_EVEN, torch.inf, -torch.inf), (Rounding.NEAREST_AWAY, torch.inf, -torch.inf), (Rounding.TOWARD_ZERO, 57344, -57344),
-    (Rounding.TO_ODD, 57344, -57344), (Rounding.UP, torch.inf, -57344), (Rounding.DOWN, 57344, -torch.inf),
-])
-def test_a_finite_number_that_is_rounded_inward_does_not_overflow_and_an_infinite_one_always_does(rounding, positive, negative):
+@pytest.mark.parametrize(
+    ("rounding", "positive", "negative"),
+    [
+        (Rounding.NEAREST_EVEN, torch.inf, -torch.inf),
+        (Rounding.NEAREST_AWAY, torch.inf, -torch.inf),
+        (Rounding.TOWARD_ZERO, 57344, -57344),
+        (Rounding.TO_ODD, 57344, -57344),
+        (Rounding.UP, torch.inf, -57344),
+        (Rounding.DOWN, 57344, -torch.inf),
+    ],
+)
+def test_a_finite_number_that_is_rounded_inward_does_not_overflow_and_an_infinite_one_always_does(
+    rounding, positive, negative
+):
     assert decoded([1e9, -1e9], FORMATS["e5m2"], rounding, Overflow.INFINITY) == [positive, negative]
     assert decoded([torch.inf, -torch.inf], FORMATS["e5m2"], rounding, Overflow.INFINITY) == [torch.inf, -torch.inf]
 
@@ -74,7 +83,8 @@ def test_one_rounding_to_odd_and_then_one_to_nearest_are_one_rounding_to_nearest
     x = randn(100_000) * 8
     twice = encode(decode(encode(x, wider, Rounding.TO_ODD), wider), fmt)
     assert torch.equal(twice, encode(x, fmt))
-    assert not torch.equal(encode(decode(encode(x, wider), wider), fmt), encode(x, fmt))    # rounded twice to nearest, it is not
+    # rounded twice to nearest, it is not
+    assert not torch.equal(encode(decode(encode(x, wider), wider), fmt), encode(x, fmt))
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "e2m2", "e1m1", "ue5m3"])

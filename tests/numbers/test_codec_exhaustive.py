@@ -1,10 +1,10 @@
-"""Every 16-bit number there is, and on request every fp32, against two libraries that know nothing of this codec."""
+"""Every 16-bit number, and on request every fp32, against two independent libraries."""
 
 import gfloat
 import numpy as np
 import pytest
 import torch
-from codec_by_search import telling_numbers
+from codec_by_search import discriminating_numbers
 from codec_libraries import (
     GFLOAT_MODES,
     ML_OVERFLOW,
@@ -42,28 +42,37 @@ def differing(ours, theirs, fmt):
 
 
 def expected_to_differ(library, x, fmt, rounding):
-    listed = [numbers_of_kind(row.kind, x, fmt, rounding) for row in DIFFERENCES if (row.library, row.fmt.name) == (library, fmt.name)]
+    listed = [
+        numbers_of_kind(row.kind, x, fmt, rounding)
+        for row in DIFFERENCES
+        if (row.library, row.fmt.name) == (library, fmt.name)
+    ]
     return np.any(listed, axis=0) if listed else np.zeros(len(x), bool)
 
 
 def assert_differs_as_listed(ours, theirs, x, fmt, listed):
     wrong = np.flatnonzero(differing(ours, theirs, fmt) != listed)
     assert not len(wrong), [
-        f"{float(x[i]).hex()}: {ours[i]:#x} here, {theirs[i]:#x} there, {'' if listed[i] else 'not '}listed as different" for i in wrong[:5]
+        f"{float(x[i]).hex()}: {ours[i]:#x} here, {theirs[i]:#x} there; {'listed' if listed[i] else 'not listed'}"
+        for i in wrong[:5]
     ]
 
 
 @pytest.mark.parametrize("row", DIFFERENCES, ids=lambda row: f"{row.library}-{row.fmt.name}-{row.kind}")
-def test_a_difference_in_the_table_of_the_docs_is_one(row):
+def test_every_difference_in_the_docs_table_exists(row):
     x = np.array([row.number], dtype=row.source)
-    theirs = ml_dtypes_codes(x, row.fmt) if row.library == "ml_dtypes" else gfloat_codes(x.astype(np.float64), row.fmt, row.rounding)
+    theirs = (
+        ml_dtypes_codes(x, row.fmt)
+        if row.library == "ml_dtypes"
+        else gfloat_codes(x.astype(np.float64), row.fmt, row.rounding)
+    )
     assert theirs.tolist() == [row.theirs]
     assert encode(torch.from_numpy(x), row.fmt, row.rounding).tolist() == [row.here]
 
 
 @pytest.mark.parametrize("source", SIXTEEN_BITS, ids=str)
 @pytest.mark.parametrize("name", GFLOAT_FORMATS)
-def test_all_65536_numbers_encode_as_gfloat_encodes_them_but_for_what_is_listed(name, source):
+def test_all_65536_numbers_encode_as_gfloat_encodes_them_except_as_listed(name, source):
     fmt = format_named(name)
     numbers = every_number(source, fmt)
     x = numbers.double().numpy()
@@ -87,23 +96,29 @@ def test_all_65536_numbers_round_to_odd_by_the_exact_ones_and_the_odd_neighbour(
     inward = gfloat_codes(x, fmt, Rounding.TOWARD_ZERO)
     outward = np.where(x > 0, gfloat_codes(x, fmt, Rounding.UP), gfloat_codes(x, fmt, Rounding.DOWN))
     assert_differs_as_listed(
-        encode(numbers, fmt, Rounding.TO_ODD).numpy(), np.where((inward == outward) | (inward % 2 == 1), inward, outward), x, fmt, np.zeros(len(x), bool)
+        encode(numbers, fmt, Rounding.TO_ODD).numpy(),
+        np.where((inward == outward) | (inward % 2 == 1), inward, outward),
+        x,
+        fmt,
+        np.zeros(len(x), bool),
     )
 
 
 @pytest.mark.parametrize("source", SIXTEEN_BITS, ids=str)
 @pytest.mark.parametrize("name", ML_OVERFLOW)
-def test_all_65536_numbers_encode_as_ml_dtypes_encodes_them_but_for_what_is_listed(name, source):
+def test_all_65536_numbers_encode_as_ml_dtypes_encodes_them_except_as_listed(name, source):
     fmt = format_named(name)
     numbers = every_number(source, fmt)
     x = numbers.double().numpy()
     theirs = ml_dtypes_codes(numbers.float().numpy(), fmt)
-    assert_differs_as_listed(encode(numbers, fmt).numpy(), theirs, x, fmt, expected_to_differ("ml_dtypes", x, fmt, Rounding.NEAREST_EVEN))
+    assert_differs_as_listed(
+        encode(numbers, fmt).numpy(), theirs, x, fmt, expected_to_differ("ml_dtypes", x, fmt, Rounding.NEAREST_EVEN)
+    )
 
 
 @pytest.mark.parametrize("source", SIXTEEN_BITS, ids=str)
 @pytest.mark.parametrize("name", [name for name in ML_OVERFLOW if name != "e8m0"])
-def test_asked_to_overflow_as_ml_dtypes_does_every_code_is_its(name, source):
+def test_with_the_overflow_of_ml_dtypes_every_code_is_the_same(name, source):
     fmt = format_named(name)
     numbers = every_number(source, fmt)
     theirs = ml_dtypes_codes(numbers.float().numpy(), fmt)
@@ -115,8 +130,9 @@ def test_asked_to_overflow_as_ml_dtypes_does_every_code_is_its(name, source):
 @pytest.mark.parametrize("name", [*PUBLISHED, *BY_PARTS])
 def test_every_tie_and_its_neighbours_round_as_gfloat_rounds_them(name, dtype):
     fmt = format_named(name)
-    numbers = telling_numbers(fmt, dtype)
-    numbers = numbers[(np.abs(numbers) > 1e-300) | (numbers == 0) | (np.isnan(numbers) & fmt.has_nan)]    # see the docs on fp64's subnormals
+    numbers = discriminating_numbers(fmt, dtype)
+    # see the docs on fp64's subnormals
+    numbers = numbers[(np.abs(numbers) > 1e-300) | (numbers == 0) | (np.isnan(numbers) & fmt.has_nan)]
     x = numbers.astype(np.float64)
     for rounding in GFLOAT_MODES:
         ours = encode(torch.from_numpy(numbers), fmt, rounding).numpy()
@@ -130,7 +146,8 @@ def test_gfloat_loses_what_is_subnormal_in_fp64_and_this_codec_does_not():
 
 
 def test_ml_dtypes_rounds_fp64_twice_and_this_codec_once():
-    fmt, x = format_named("e4m3fn"), np.array([1.0625 + 2.0**-40])     # a hair above the tie of 1 and 1.125, which is what fp32 makes of it
+    # a hair above the tie of 1 and 1.125, which is what fp32 makes of it
+    fmt, x = format_named("e4m3fn"), np.array([1.0625 + 2.0**-40])
     assert fmt.value(int(ml_dtypes_codes(x, fmt)[0])) == 1.0
     assert fmt.value(encode(torch.from_numpy(x), fmt).item()) == 1.125
 
@@ -145,7 +162,7 @@ def test_all_4294967296_fp32_numbers_encode_as_ml_dtypes_encodes_them(name):
         numbers = (first + start).view(torch.float32)
         ours = encode(numbers, fmt, overflow=ML_OVERFLOW[name]).numpy()
         theirs = ml_dtypes_codes(numbers.numpy(), fmt)
-        if not np.array_equal(ours, theirs):        # a negative NaN, or a mistake
+        if not np.array_equal(ours, theirs):        # a negative NaN, or an error
             assert_differs_as_listed(ours, theirs, numbers.numpy(), fmt, np.zeros(chunk, bool))
         compared += chunk
     assert compared == 1 << 32

@@ -1,10 +1,10 @@
-"""Stochastic rounding: gfloat's bit for bit, the exact distribution, the right mean."""
+"""Stochastic rounding: bit for bit as gfloat, with the exact distribution and the right mean."""
 
 import gfloat
 import numpy as np
 import pytest
 import torch
-from codec_by_search import telling_numbers
+from codec_by_search import discriminating_numbers
 from gfloat.types import RoundMode
 from test_formats import gfloat_format
 
@@ -30,10 +30,18 @@ def stochastic(x, fmt, random_bits, seed=0, **how):
 def test_the_same_random_integers_round_as_gfloat_rounds_by_them(name, random_bits):
     fmt = format_named(name)
     spread = torch.randn(40_000, dtype=torch.float64, generator=seeded(1))
-    numbers = torch.cat([torch.from_numpy(telling_numbers(fmt, np.float32)).double(), spread * fmt.max / 2, spread * fmt.min_subnormal])
+    numbers = torch.cat(
+        [
+            torch.from_numpy(discriminating_numbers(fmt, np.float32)).double(),
+            spread * fmt.max / 2,
+            spread * fmt.min_subnormal,
+        ]
+    )
     numbers = numbers[numbers.isfinite()]
     integers = torch.randint(1 << random_bits, numbers.shape, generator=seeded())
-    theirs = gfloat.round_ndarray(gfloat_format(fmt), numbers.numpy(), RoundMode.Stochastic, True, integers.numpy(), random_bits)
+    theirs = gfloat.round_ndarray(
+        gfloat_format(fmt), numbers.numpy(), RoundMode.Stochastic, True, integers.numpy(), random_bits
+    )
     ours = decode(stochastic(numbers, fmt, random_bits), fmt)
     np.testing.assert_array_equal(ours.double().numpy(), theirs)
 
@@ -46,7 +54,14 @@ def test_of_all_random_integers_the_share_that_rounds_up_is_the_distance_from_th
     x = numbers[:-1, None] + numbers.diff()[:, None] * sixtyfourths     # [codes, 64], exact
     random = torch.arange(64).expand(len(x), 64, 64)                    # [codes, 64, every random integer]
     for sign in (1, -1):
-        codes = rounded_codes(sign * x[:, :, None].expand_as(random), fmt, Rounding.STOCHASTIC, Overflow.SATURATE, random_bits=random_bits, random=random)
+        codes = rounded_codes(
+            sign * x[:, :, None].expand_as(random),
+            fmt,
+            Rounding.STOCHASTIC,
+            Overflow.SATURATE,
+            random_bits=random_bits,
+            random=random,
+        )
         low = torch.arange(len(x))[:, None, None]
         up = (decode(codes, fmt).abs() > numbers[low]).sum(dim=2)
         assert torch.equal(up, torch.arange(64).expand_as(up))

@@ -1,11 +1,11 @@
-"""Every format there is up to 8 bits: all splits of exponent and mantissa, all specials, with and without a sign."""
+"""Every format of up to 8 bits: all splits of exponent and mantissa, all specials, with and without a sign."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from codec_by_search import DETERMINISTIC, overflows, search_codes, telling_numbers
+from codec_by_search import DETERMINISTIC, discriminating_numbers, overflows, search_codes
 from hypothesis import given, strategies as st
 
 from fpxbench.numbers.codec import Overflow, Rounding, decode, encode, encode_by_table
@@ -35,7 +35,8 @@ def formats_of(exponent_bits, mantissa_bits):
 
 def test_the_set_is_every_format_but_those_that_have_no_meaning():
     names = {fmt.name for split in SPLITS for fmt in formats_of(*split)}
-    signed, unsigned, integers = 36 + 21 + 35 + 36, 43 + 28 + 44, 7      # none, ieee, fn, fnuz; none, ieee, fn; int2 to int8
+    # none, ieee, fn, fnuz; none, ieee, fn; int2 to int8
+    signed, unsigned, integers = 36 + 21 + 35 + 36, 43 + 28 + 44, 7
     assert len(names) == signed + unsigned + integers == 250
     assert {"ue8m0fn", "e4m3fn", "e5m2ieee", "e2m1none", "e5m2fnuz", "ue0m8none"} <= names
     assert not {"e8m0none", "e5m0ieee", "ue4m3fnuz", "ue8m0none"} & names
@@ -49,7 +50,9 @@ def test_every_code_of_every_format_decodes_to_its_definition(split):
         for decoded in (decode(codes, fmt), values_of(codes, fmt)):
             assert decoded.dtype == torch.float32
             np.testing.assert_array_equal(decoded.double().numpy(), definition, err_msg=fmt.name)
-            np.testing.assert_array_equal(np.signbit(decoded.numpy())[~np.isnan(definition)], np.signbit(definition)[~np.isnan(definition)])
+            np.testing.assert_array_equal(
+                np.signbit(decoded.numpy())[~np.isnan(definition)], np.signbit(definition)[~np.isnan(definition)]
+            )
 
 
 @pytest.mark.parametrize("split", SPLITS, ids="e{0[0]}m{0[1]}".format)
@@ -66,21 +69,23 @@ def test_every_number_of_every_format_encodes_to_its_own_code_under_every_roundi
 @pytest.mark.parametrize("split", SPLITS, ids="e{0[0]}m{0[1]}".format)
 def test_every_tie_and_its_neighbours_round_to_the_code_that_a_search_finds(split, dtype):
     for fmt in formats_of(*split):
-        numbers = telling_numbers(fmt, dtype)
+        numbers = discriminating_numbers(fmt, dtype)
         numbers = numbers[~np.isnan(numbers) | fmt.has_nan]
         for rounding in DETERMINISTIC:
             for overflow in overflows(fmt):
                 found = search_codes(numbers.astype(np.float64), fmt, rounding, overflow)
                 codes = encode(torch.from_numpy(numbers), fmt, rounding, overflow).numpy()
                 wrong = np.flatnonzero(codes != found)
-                assert not len(wrong), [(fmt.name, rounding, overflow, float(numbers[i]).hex(), codes[i], found[i]) for i in wrong[:4]]
+                assert not len(wrong), [
+                    (fmt.name, rounding, overflow, float(numbers[i]).hex(), codes[i], found[i]) for i in wrong[:4]
+                ]
 
 
 @pytest.mark.parametrize("split", SPLITS, ids="e{0[0]}m{0[1]}".format)
 def test_the_table_gives_the_code_that_the_definition_gives(split):
     bits = torch.randint(-(1 << 31), 1 << 31, (4096,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     for fmt in formats_of(*split):
-        numbers = torch.cat([torch.from_numpy(telling_numbers(fmt, np.float32)), bits.view(torch.float32)])
+        numbers = torch.cat([torch.from_numpy(discriminating_numbers(fmt, np.float32)), bits.view(torch.float32)])
         numbers = numbers if fmt.has_nan else numbers[~numbers.isnan()]
         for rounding in (Rounding.NEAREST_EVEN, Rounding.DOWN):
             by_table = encode_by_table(numbers, fmt, rounding, Overflow.SATURATE)
@@ -116,7 +121,9 @@ def test_any_number_in_any_format_under_any_bias_rounds_to_the_code_that_a_searc
 @given(st.sampled_from(sorted(FORMATS)), st.floats(width=32, allow_nan=False))
 def test_no_other_number_of_the_format_is_nearer(name, number):
     fmt = FORMATS[name]
-    numbers = [value for value in map(fmt.value, range(1 << fmt.bits)) if math.isfinite(value) and abs(value) <= fmt.max]
+    numbers = [
+        value for value in map(fmt.value, range(1 << fmt.bits)) if math.isfinite(value) and abs(value) <= fmt.max
+    ]
     got = decode(encode(torch.tensor([number]), fmt), fmt).item()
     inside = min(max(number, min(numbers)), max(numbers))
     assert abs(got - inside) == min(abs(value - inside) for value in numbers)

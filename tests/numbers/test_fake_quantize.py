@@ -1,4 +1,4 @@
-"""Fake quantization: the codec's own numbers in the dtype that they came in, with gradients, eager and compiled."""
+"""Fake quantization: the codec's numbers in the input's dtype, with gradients, eager and compiled."""
 
 import re
 
@@ -34,12 +34,14 @@ def test_it_is_encoding_and_decoding_in_the_dtype_of_the_input(name, source):
         for overflow in overflows(fmt):
             how = {"random_bits": random_bits(rounding)}
             values = fake_quantize(x, fmt, rounding, overflow, generator=torch.Generator().manual_seed(1), **how)
-            expected = decode(encode(x, fmt, rounding, overflow, generator=torch.Generator().manual_seed(1), **how), fmt)
+            expected = decode(
+                encode(x, fmt, rounding, overflow, generator=torch.Generator().manual_seed(1), **how), fmt
+            )
             assert values.dtype == source and values.shape == x.shape
             torch.testing.assert_close(values.double(), expected.double(), rtol=0, atol=0, equal_nan=True)
 
 
-def test_done_twice_it_changes_nothing():
+def test_it_is_idempotent():
     for name, source in HELD:
         once = fake_quantize((randn(500) * FORMATS[name].max / 2).to(source), FORMATS[name])
         assert torch.equal(fake_quantize(once, FORMATS[name]), once)
@@ -64,7 +66,7 @@ def test_a_dtype_that_cannot_hold_every_number_of_the_format_is_refused():
                     fake_quantize(torch.ones(1, dtype=source), fmt)
 
 
-def test_its_derivative_is_zero_unless_one_goes_straight_through():
+def test_its_derivative_is_zero_unless_straight_through():
     x = randn(10).requires_grad_()
     assert not fake_quantize(x, FORMATS["e2m1"]).requires_grad
     assert fake_quantize(x, FORMATS["e2m1"], straight_through=True).requires_grad
@@ -93,12 +95,19 @@ def test_straight_through_gives_the_same_bits_as_without():
     assert torch.equal(plain.view(torch.int32), through.detach().view(torch.int32))
 
 
-@pytest.mark.parametrize(("name", "backend"), [
-    ("e4m3fn", "inductor"), ("e2m1", "inductor"), *((name, "aot_eager") for name in ("e5m2fnuz", "e3m4", "int8", "e8m0")),
-])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("e4m3fn", "inductor"),
+        ("e2m1", "inductor"),
+        *((name, "aot_eager") for name in ("e5m2fnuz", "e3m4", "int8", "e8m0")),
+    ],
+)
 def test_compiled_whole_it_gives_the_same_bits_and_gradients(name, backend):
     fmt = FORMATS[name]
-    numbers = torch.cat([randn(997) * fmt.max / 2, randn(997) * fmt.min_subnormal * 3, torch.tensor([-0.0, torch.inf, torch.nan])])
+    numbers = torch.cat(
+        [randn(997) * fmt.max / 2, randn(997) * fmt.min_subnormal * 3, torch.tensor([-0.0, torch.inf, torch.nan])]
+    )
 
     def both(x):
         return fake_quantize(x, fmt, straight_through=True), fake_quantize(x, fmt, Rounding.UP)
@@ -121,8 +130,10 @@ def test_one_compiled_function_takes_one_format_after_another():
 
 
 def test_compiled_stochastic_rounding_ends_on_the_two_neighbours_about_as_often_as_it_should():
-    fmt, x = FORMATS["e4m3fn"], torch.full((1 << 16,), 1.03125)      # a quarter of the way from 1 to 1.125
-    rounded = torch.compile(lambda x: fake_quantize(x, fmt, Rounding.STOCHASTIC, random_bits=8), fullgraph=True, backend="aot_eager")(x)
+    fmt, x = FORMATS["e4m3fn"], torch.full((1 << 16,), 1.03125)  # a quarter of the way from 1 to 1.125
+    rounded = torch.compile(
+        lambda x: fake_quantize(x, fmt, Rounding.STOCHASTIC, random_bits=8), fullgraph=True, backend="aot_eager"
+    )(x)
     assert set(rounded.tolist()) == {1.0, 1.125}
     assert (rounded > 1).double().mean() == pytest.approx(0.25, abs=0.01)
 
@@ -139,7 +150,10 @@ def test_a_weight_is_what_its_codes_and_scales_stand_for_and_its_gradient_passes
     assert not fake_quantize_weight(weight, scheme).requires_grad
 
 
-@pytest.mark.parametrize(("name", "backend"), [("e2m1-g32", "inductor"), ("mxfp4", "aot_eager"), ("nvfp4", "aot_eager"), ("int8-row", "aot_eager")])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("e2m1-g32", "inductor"), ("mxfp4", "aot_eager"), ("nvfp4", "aot_eager"), ("int8-row", "aot_eager")],
+)
 def test_a_weight_compiled_whole_is_the_same_where_the_last_block_is_short(name, backend):
     scheme, weight = scheme_named(name), randn(8, 100)
     compiled = torch.compile(lambda weight: fake_quantize_weight(weight, scheme), fullgraph=True, backend=backend)

@@ -1,4 +1,4 @@
-"""Codes to bytes: no bit lost, none wasted, each where its layout's text (docs/layouts.md) says."""
+"""Codes to bytes: no bit lost, none wasted, each at its place in the layout's definition (docs/layouts.md)."""
 
 import hashlib
 import re
@@ -43,7 +43,8 @@ def shapes(draw, layout):
     return draw(st.integers(1, 4)), draw(st.integers(1, 100))
 
 
-# The layouts' definitions, one bit at a time: where does bit t of the code at row n, column k lie? Byte of all bytes, bit of it.
+# The layouts' definitions, one bit at a time: where does bit t of the code at row n, column k lie? Byte of all bytes,
+# bit of it.
 
 
 def planar(shape, bits, n, k, t):
@@ -85,17 +86,51 @@ def torchao_fp6(shape, bits, n, k, t):
     return start + 2, t + 2 * {0: 3, 1: 2, 3: 1, 2: 0}[which]
 
 
-# FP6-LLM's "pre-defined order for bit-interleaving": which field of a word is its first, second, … from the top, counted from one.
+# FP6-LLM's "pre-defined order for bit-interleaving": which field of a word is its first, second, … from the top,
+# counted from one.
 FP6_LLM_ORDER = {
-    1: [2, 6, 10, 14, 18, 22, 26, 30, 4, 8, 12, 16, 20, 24, 28, 32, 1, 5, 9, 13, 17, 21, 25, 29, 3, 7, 11, 15, 19, 23, 27, 31],
+    1: [
+        2,
+        6,
+        10,
+        14,
+        18,
+        22,
+        26,
+        30,
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+        28,
+        32,
+        1,
+        5,
+        9,
+        13,
+        17,
+        21,
+        25,
+        29,
+        3,
+        7,
+        11,
+        15,
+        19,
+        23,
+        27,
+        31,
+    ],
     2: [2, 6, 10, 14, 4, 8, 12, 16, 1, 5, 9, 13, 3, 7, 11, 15],
     4: [2, 6, 4, 8, 1, 5, 3, 7],
 }
 
 
 def fp6_llm(shape, bits, n, k, t):
-    """As the authors' prepacking goes about it: segments cut from the top bit down, dealt out to the 32 threads tile by tile,
-    four bytes of each thread in turn, and the fields of each word put in another order."""
+    """As the authors' prepacking goes about it: segments cut from the top bit down, dealt out to the 32 threads tile by
+    tile, four bytes of each thread in turn, and the fields of each word put in another order."""
     rows, columns = shape
     tile = n // 64 * (columns // 16) + k // 16
     thread = n % 8 * 4 + k % 8 // 2
@@ -113,13 +148,22 @@ def fp6_llm(shape, bits, n, k, t):
     raise AssertionError("a code has more bits than its segments")
 
 
-DEFINED = {"planar": planar, "bytes": bytes_, "nibbles_low_first": nibbles_low_first, "nibbles_high_first": nibbles_high_first,
-           "bitstream": bitstream, "torchao_fp6": torchao_fp6, "fp6_llm": fp6_llm}
+DEFINED = {
+    "planar": planar,
+    "bytes": bytes_,
+    "nibbles_low_first": nibbles_low_first,
+    "nibbles_high_first": nibbles_high_first,
+    "bitstream": bitstream,
+    "torchao_fp6": torchao_fp6,
+    "fp6_llm": fp6_llm,
+}
 
 
 def places(layout, bits, shape):
     """(byte, bit) of every bit of every code, int64 [N, K, bits] each."""
-    where = [DEFINED[layout](shape, bits, n, k, t) for n in range(shape[0]) for k in range(shape[1]) for t in range(bits)]
+    where = [
+        DEFINED[layout](shape, bits, n, k, t) for n in range(shape[0]) for k in range(shape[1]) for t in range(bits)
+    ]
     byte, bit = torch.tensor(where).T
     return byte.reshape(*shape, bits), bit.reshape(*shape, bits)
 
@@ -146,7 +190,7 @@ def test_every_layout_has_its_definition_here_and_in_the_docs():
 @pytest.mark.parametrize(("layout", "bits"), EVERY)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
-def test_the_bytes_are_what_the_layout_says_padding_included(layout, bits, data):
+def test_the_bytes_are_those_of_the_layouts_definition_padding_included(layout, bits, data):
     shape = data.draw(shapes(layout))
     codes = random_codes(*shape, bits, data.draw(st.integers(0, 99)))
     assert torch.equal(pack(codes, bits, layout), written_by_definition(layout, bits, codes))
@@ -155,7 +199,7 @@ def test_the_bytes_are_what_the_layout_says_padding_included(layout, bits, data)
 @pytest.mark.parametrize(("layout", "bits"), EVERY)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
-def test_bytes_that_another_wrote_are_read_as_the_layout_says_whatever_its_padding_holds(layout, bits, data):
+def test_bytes_are_read_by_the_layouts_definition_whatever_the_padding(layout, bits, data):
     n, k = data.draw(shapes(layout))
     foreign = random_codes(n, row_bytes(k, bits, layout), 8, data.draw(st.integers(0, 99)))
     if layout == "bytes":
@@ -166,7 +210,7 @@ def test_bytes_that_another_wrote_are_read_as_the_layout_says_whatever_its_paddi
 @pytest.mark.parametrize(("layout", "bits"), EVERY)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_what_is_packed_is_unpacked(layout, bits, data):
+def test_unpacking_inverts_packing(layout, bits, data):
     n, k = data.draw(shapes(layout))
     codes = random_codes(n, k, bits, data.draw(st.integers(0, 99)))
     packed = pack(codes, bits, layout)
@@ -208,12 +252,12 @@ def test_packing_neither_changes_nor_keeps_what_it_is_given(layout, bits):
 
 @pytest.mark.parametrize(("layout", "bits"), EVERY)
 @pytest.mark.parametrize("shape", [(0, 64), (64, 0)])
-def test_a_weight_without_rows_or_columns_takes_no_bytes(layout, bits, shape):
+def test_a_weight_without_rows_or_columns_occupies_no_bytes(layout, bits, shape):
     packed = pack(random_codes(*shape, bits), bits, layout)
     assert packed.nbytes == 0 and unpack(packed, bits, shape[1], layout).shape == shape
 
 
-def test_parts_are_all_there_is_and_no_larger_than_asked_for():
+def test_parts_cover_everything_and_are_no_larger_than_asked():
     assert parts(10, 4, torch.device("cpu")) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert parts(2, 0, torch.device("cpu")) == [slice(0, 1), slice(1, 2)]
     assert parts(10, 4, torch.device("meta")) == [slice(0, 10)]
@@ -260,7 +304,7 @@ def test_a_row_is_what_torchao_packs(layout, bits, codes, packed):
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_a_code_takes_its_bits_and_no_more(bits):
+def test_a_code_occupies_its_bits_and_no_more(bits):
     assert pack(random_codes(3, 4096, bits), bits).nbytes == 3 * 4096 * bits // 8
 
 
@@ -292,24 +336,29 @@ def test_a_wrong_dtype_shape_width_or_layout_is_refused():
         pack(codes.int(), 4)
     with pytest.raises(TypeError, match=r"\[80\]"):
         pack(codes.reshape(-1), 4)
-    with pytest.raises(ValueError, match="'planar' takes codes of 1, 2, 3, 4, 5, 6, 7, 8 bits, not 9"):
+    with pytest.raises(ValueError, match="'planar' supports codes of 1, 2, 3, 4, 5, 6, 7, 8 bits, not 9"):
         pack(codes, 9)
     with pytest.raises(ValueError, match="no layout 'blocked': one of planar, bytes, "):
         pack(codes, 4, "blocked")
 
 
 @pytest.mark.parametrize(("layout", "bits", "shape", "sentence"), [
-    ("nibbles_low_first", 6, (2, 40), "'nibbles_low_first' takes codes of 4 bits, not 6"),
-    ("torchao_fp6", 4, (2, 40), "'torchao_fp6' takes codes of 6 bits, not 4"),
-    ("fp6_llm", 8, (64, 64), "'fp6_llm' takes codes of 1, 2, 3, 4, 5, 6, 7 bits, not 8"),
-    ("fp6_llm", 6, (64, 96), r"'fp6_llm' takes N and K in multiples of 64, not \[64, 96\]"),
-    ("fp6_llm", 6, (77, 128), r"'fp6_llm' takes N and K in multiples of 64, not \[77, 128\]"),
+    ("nibbles_low_first", 6, (2, 40), "'nibbles_low_first' supports codes of 4 bits, not 6"),
+    ("torchao_fp6", 4, (2, 40), "'torchao_fp6' supports codes of 6 bits, not 4"),
+    ("fp6_llm", 8, (64, 64), "'fp6_llm' supports codes of 1, 2, 3, 4, 5, 6, 7 bits, not 8"),
+    ("fp6_llm", 6, (64, 96), r"'fp6_llm' supports N and K in multiples of 64, not \[64, 96\]"),
+    ("fp6_llm", 6, (77, 128), r"'fp6_llm' supports N and K in multiples of 64, not \[77, 128\]"),
 ])
 def test_a_layout_refuses_what_it_cannot_hold_by_name(layout, bits, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
         pack(random_codes(*shape, 4), bits, layout)
     with pytest.raises(ValueError, match=sentence):
-        unpack(torch.zeros(shape[0], layout_named(layout).row_bytes(shape[1], bits), dtype=torch.uint8), bits, shape[1], layout)
+        unpack(
+            torch.zeros(shape[0], layout_named(layout).row_bytes(shape[1], bits), dtype=torch.uint8),
+            bits,
+            shape[1],
+            layout,
+        )
 
 
 def test_bytes_of_another_shape_are_not_unpacked():
@@ -321,12 +370,21 @@ def test_bytes_of_another_shape_are_not_unpacked():
 # Weights in one layout and another.
 
 
-@pytest.mark.parametrize(("scheme", "layout"), [
-    ("mxfp4", "nibbles_low_first"), ("nvfp4", "nibbles_high_first"), ("e3m2-row", "torchao_fp6"), ("e2m3-g32", "fp6_llm"),
-    ("e2m2-row", "bitstream"), ("e4m3fn-row", "bytes"),
-])
+@pytest.mark.parametrize(
+    ("scheme", "layout"),
+    [
+        ("mxfp4", "nibbles_low_first"),
+        ("nvfp4", "nibbles_high_first"),
+        ("e3m2-row", "torchao_fp6"),
+        ("e2m3-g32", "fp6_llm"),
+        ("e2m2-row", "bitstream"),
+        ("e4m3fn-row", "bytes"),
+    ],
+)
 def test_a_weight_means_the_same_in_any_layout(scheme, layout):
-    weight = Implementation().quantize(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), scheme_named(scheme))
+    weight = Implementation().quantize(
+        torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), scheme_named(scheme)
+    )
     exchanged = weight.relayout(layout)
     bits = weight.scheme.format.bits
     assert exchanged.has_codes and torch.equal(exchanged.packed, pack(weight.codes(), bits, layout))
@@ -338,7 +396,9 @@ def test_a_weight_that_another_library_stored_is_read_from_its_bytes():
     """Codes low nibble first under E8M0 block scales: 1.0 and -6.0, then zeros, times 2."""
     packed = torch.zeros(1, 16, dtype=torch.uint8)
     packed[0, 0] = 0xF2
-    weight = QuantizedWeight(scheme_named("mxfp4"), (1, 32), "nibbles_low_first", packed, torch.tensor([[128]], dtype=torch.uint8))
+    weight = QuantizedWeight(
+        scheme_named("mxfp4"), (1, 32), "nibbles_low_first", packed, torch.tensor([[128]], dtype=torch.uint8)
+    )
     assert weight.dequantize()[0, :3].tolist() == [2.0, -12.0, 0.0]
 
 
@@ -355,7 +415,9 @@ class ReadsAnotherLayout(Implementation):
         self.layout, self.read_as = layout, read_as
 
     def matmul(self, x, weight):
-        misread = QuantizedWeight(weight.scheme, weight.shape, self.read_as, weight.packed, weight.scales, weight.tensor_scale)
+        misread = QuantizedWeight(
+            weight.scheme, weight.shape, self.read_as, weight.packed, weight.scales, weight.tensor_scale
+        )
         return (x.float() @ misread.dequantize().T).to(x.dtype)
 
 

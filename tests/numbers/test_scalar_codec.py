@@ -1,4 +1,4 @@
-"""The exact scalar codec: it is what the tensor codec gives, what numpy's floats are, and rounds what no float holds."""
+"""The exact scalar codec agrees with the tensor codec and with numpy, and rounds fractions that no float holds."""
 
 import math
 from fractions import Fraction
@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from codec_by_search import DETERMINISTIC, overflows, telling_numbers
+from codec_by_search import DETERMINISTIC, discriminating_numbers, overflows
 from hypothesis import given, strategies as st
 from test_codec_systematic import any_format
 
@@ -25,7 +25,7 @@ WIDE = (FP16, BF16, FP32, FP64)
 @pytest.mark.parametrize("rounding", DETERMINISTIC)
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda fmt: fmt.name)
 def test_every_tie_and_its_neighbours_round_as_the_tensor_codec_rounds_them(fmt, rounding):
-    numbers = telling_numbers(fmt, np.float64)
+    numbers = discriminating_numbers(fmt, np.float64)
     numbers = numbers[~np.isnan(numbers) | fmt.has_nan][::3]
     for overflow in overflows(fmt):
         codes = encode(torch.from_numpy(numbers), fmt, rounding, overflow).tolist()
@@ -37,7 +37,10 @@ def test_any_number_in_any_format_rounds_as_the_tensor_codec_rounds_it(fmt, data
     near = st.floats(-1.2, 1.2).map(lambda part: part * fmt.max)
     number = data.draw(st.one_of(st.floats(allow_nan=fmt.has_nan), near))
     rounding, overflow = data.draw(st.sampled_from(DETERMINISTIC)), data.draw(st.sampled_from(overflows(fmt)))
-    assert fmt.round(number, rounding, overflow) == encode(torch.tensor([number], dtype=torch.float64), fmt, rounding, overflow).item()
+    assert (
+        fmt.round(number, rounding, overflow)
+        == encode(torch.tensor([number], dtype=torch.float64), fmt, rounding, overflow).item()
+    )
 
 
 @given(st.sampled_from(sorted(FORMATS)), st.floats(-500, 500), st.integers(1, 32), st.data())
@@ -91,9 +94,14 @@ def test_the_tensor_codec_takes_no_wide_format():
         encode(torch.ones(1), FP16)
 
 
-@pytest.mark.parametrize(("fields", "says"), [
-    ((12, 52, 2047, "ieee"), "65 bits"), ((8, 7, 1200, "ieee"), "past the range of float64"), ((11, 52, 1023, "none"), "past the range of float64"),
-])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ((12, 52, 2047, "ieee"), "65 bits"),
+        ((8, 7, 1200, "ieee"), "past the range of float64"),
+        ((11, 52, 1023, "none"), "past the range of float64"),
+    ],
+)
 def test_a_wide_format_that_cannot_be_is_refused_by_name(fields, says):
     with pytest.raises(ValueError, match=says):
         Format("wide", *fields)

@@ -7,13 +7,14 @@ import pytest
 import torch
 from compressed_tensors import quantization
 from compressed_tensors.quantization.utils import helpers
+from places import DOCS
 from torchao.prototype.mx_formats import constants, mx_tensor as mx
 
 from fpxbench.numbers.codebook import CODEBOOKS, Codebook
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import BF16, FORMATS, FP16
 from fpxbench.numbers.scaling import scaling_named
-from fpxbench.numbers.scheme import USED_BY, scheme_named
+from fpxbench.numbers.scheme import SCHEMES, USED_BY, scheme_named
 
 NAMES = ("tensor", "tensor.static", "row", "row.bf16", "row.fp16", "g128", "g128.bf16", "g64.e8m0", "b128x128",
          "b128x128.e8m0", "b2x65536", "mx", "mx.ceil", "mx.even", "mx.rceil", "nv", "nv.up", "nv.4over6", "nv.div",
@@ -227,3 +228,15 @@ def test_a_scheme_that_is_in_use_is_made_from_its_name_and_quantizes(name):
     codes, scales = scheme.quantize(weight)
     assert codes.shape == weight.shape and scales.stored.shape == scheme.scaling.grid_shape(48, 160)
     assert (weight - scheme.dequantize(codes, scales)).square().sum() < 0.05 * weight.square().sum()
+
+
+def test_the_documented_table_is_what_the_command_lists():
+    rows = (DOCS / "schemes.md").read_text().split("<!-- schemes -->")[1].split("<!-- /schemes -->")[0].strip().split("\n")[2:]
+    listed = [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[0] for row in listed] == list(dict.fromkeys((*SCHEMES, *USED_BY)))
+    for name, bits, scaling, stored, activations, used_by in listed:
+        scheme = scheme_named(name)
+        assert bits == f"{scheme.bits_per_weight(4096, 4096):.3f}" and used_by == USED_BY.get(name, "")
+        assert activations == (scheme.activation.name if scheme.activation else "16 bits")
+        if scheme.quantized:
+            assert (scaling, stored.split(",")[0]) == (scheme.scaling.name, scheme.scaling.scale_format.format.name)

@@ -52,10 +52,13 @@ def through(scheme, weight):
     return scheme.dequantize(*scheme.quantize(weight))
 
 
-@pytest.mark.parametrize(("name", "expected_db"), [(f"{fmt}-{s}", db) for fmt, row in SQNR.items() for s, db in row.items()])
+@pytest.mark.parametrize(
+    ("name", "expected_db"), [(f"{fmt}-{s}", db) for fmt, row in SQNR.items() for s, db in row.items()]
+)
 def test_signal_to_noise_of_a_normal_weight_is_the_measured_one(normal_weight, name, expected_db):
     scheme = scheme_named(name)
-    rows = len(normal_weight) if scheme.scaling.has_tensor_scale else 256       # nv's tensor scale is of the whole weight
+    # nv's tensor scale is of the whole weight
+    rows = len(normal_weight) if scheme.scaling.has_tensor_scale else 256
     db, gain = sqnr_and_gain(normal_weight, lambda part: through(scheme, part), rows)
     assert db == pytest.approx(expected_db, abs=0.05)
     assert gain == pytest.approx(1, abs=10 ** (-expected_db / 20))
@@ -66,9 +69,11 @@ def test_one_exponent_bit_stores_a_weight_as_an_integer_does(normal_weight):
     assert torch.equal(through(scheme_named("e1m2-g32"), weight), through(scheme_named("int4-g32"), weight))
 
 
-def test_signal_to_noise_is_what_the_checks_call_so(normal_weight):
+def test_signal_to_noise_is_computed_as_in_the_checks(normal_weight):
     scheme, weight = scheme_named("e3m2-row"), normal_weight[:64]
-    assert sqnr_and_gain(weight, lambda part: through(scheme, part))[0] == pytest.approx(sqnr_db(weight, through(scheme, weight)), rel=1e-9)
+    assert sqnr_and_gain(weight, lambda part: through(scheme, part))[0] == pytest.approx(
+        sqnr_db(weight, through(scheme, weight)), rel=1e-9
+    )
 
 
 def sign_dropped(codes, scales, scheme):
@@ -92,16 +97,18 @@ def subnormals_flushed(codes, scales, scheme):
     return torch.where(values.abs() < scheme.format.min_normal, 0.0, values) * scales.stored
 
 
-@pytest.mark.parametrize(("name", "mistake", "expected_db", "expected_gain"), [
+@pytest.mark.parametrize(("name", "fault", "expected_db", "expected_gain"), [
     ("e4m3fn-row", sign_dropped, -3.0, 0.0),
     ("e2m1-row", nibbles_swapped, -3.0, 0.0),
     ("mxfp4", scale_bias_off_by_one, 5.80, 0.490),
     ("e4m3fn-row", decoded_as_fnuz, 6.01, 0.4997),
     ("e4m3fn-row", subnormals_flushed, 31.54, 0.999),
 ], ids=lambda part: getattr(part, "__name__", None))
-def test_a_mistake_costs_what_was_measured_and_flushed_subnormals_nothing(normal_weight, name, mistake, expected_db, expected_gain):
+def test_a_fault_costs_the_measured_decibels_and_flushed_subnormals_none(
+    normal_weight, name, fault, expected_db, expected_gain
+):
     scheme = scheme_named(name)
-    db, gain = sqnr_and_gain(normal_weight[:512], lambda part: mistake(*scheme.quantize(part), scheme))
+    db, gain = sqnr_and_gain(normal_weight[:512], lambda part: fault(*scheme.quantize(part), scheme))
     assert (db, gain) == (pytest.approx(expected_db, abs=0.05), pytest.approx(expected_gain, abs=0.002))
 
 
@@ -110,20 +117,28 @@ def test_truncation_costs_six_decibels_and_shrinks_the_weight(normal_weight):
 
     def truncated(part):
         scales = scheme.scaling.choose(part, scheme.format)
-        return scheme.dequantize(encode(scheme.scaling.divide(part, scales), scheme.format, Rounding.TOWARD_ZERO), scales)
+        return scheme.dequantize(
+            encode(scheme.scaling.divide(part, scales), scheme.format, Rounding.TOWARD_ZERO), scales
+        )
 
-    assert sqnr_and_gain(normal_weight[:512], truncated) == (pytest.approx(25.8, abs=0.05), pytest.approx(0.956, abs=0.002))
+    assert sqnr_and_gain(normal_weight[:512], truncated) == (
+        pytest.approx(25.8, abs=0.05),
+        pytest.approx(0.956, abs=0.002),
+    )
 
 
 def test_without_its_tensor_scale_an_nvfp4_weight_is_too_large_by_it(normal_weight):
     scheme, weight = scheme_named("nvfp4"), normal_weight[:512]
     codes, scales = scheme.quantize(weight)
-    right, wrong = (scheme.dequantize(codes, Scales(scales.stored, tensor_scale)) for tensor_scale in (scales.tensor_scale, torch.ones(1)))
+    right, wrong = (
+        scheme.dequantize(codes, Scales(scales.stored, tensor_scale))
+        for tensor_scale in (scales.tensor_scale, torch.ones(1))
+    )
     torch.testing.assert_close(wrong * (weight.abs().max() / 2688), right)
     assert sqnr_and_gain(weight, lambda part: wrong, rows=512)[1] > 400
 
 
-def test_every_scheme_that_is_listed_can_be_had_and_keeps_its_name():
+def test_every_listed_scheme_exists_under_its_name():
     assert [scheme_named(name).name for name in SCHEMES] == list(SCHEMES)
 
 
@@ -147,7 +162,10 @@ def test_a_scheme_is_a_format_and_a_scaling(name, fmt, scaling):
 
 
 def test_dense_schemes_are_not_quantized():
-    assert [(s.quantized, s.dense_dtype) for s in map(scheme_named, ("bf16", "fp16"))] == [(False, torch.bfloat16), (False, torch.float16)]
+    assert [(s.quantized, s.dense_dtype) for s in map(scheme_named, ("bf16", "fp16"))] == [
+        (False, torch.bfloat16),
+        (False, torch.float16),
+    ]
     with pytest.raises(ValueError, match="'bf16' stores the weight as it is"):
         scheme_named("bf16").quantize(torch.ones(2, 2))
 
@@ -170,9 +188,17 @@ def test_an_unknown_scheme_names_the_value_and_the_way_out(name, says):
     assert says in str(refusal.value) and repr(name) in str(refusal.value)
 
 
-@pytest.mark.parametrize(("name", "bits"), [
-    ("bf16", 16), ("e4m3fn-row", 8 + 32 / 4096), ("e3m2-g128", 6.25), ("mxfp4", 4.25), ("nvfp4", 4.5 + 32 / 4096**2), ("e2m1-tensor", 4 + 32 / 4096**2),
-])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("bf16", 16),
+        ("e4m3fn-row", 8 + 32 / 4096),
+        ("e3m2-g128", 6.25),
+        ("mxfp4", 4.25),
+        ("nvfp4", 4.5 + 32 / 4096**2),
+        ("e2m1-tensor", 4 + 32 / 4096**2),
+    ],
+)
 def test_bits_per_weight_count_the_code_and_its_share_of_the_scales(name, bits):
     assert scheme_named(name).bits_per_weight(4096, 4096) == pytest.approx(bits, rel=1e-12)
 
@@ -252,7 +278,13 @@ def test_a_short_last_block_is_scaled_by_what_it_holds(name):
 
 def test_scales_are_applied_in_the_shape_in_which_they_are_stored():
     weight = torch.randn(6, 80, generator=torch.Generator().manual_seed(6))
-    for name, shape in {"e4m3fn-tensor": (1, 1), "e4m3fn-row": (6, 1), "e4m3fn-g32": (6, 3), "mxfp4": (6, 3), "nvfp4": (6, 5)}.items():
+    for name, shape in {
+        "e4m3fn-tensor": (1, 1),
+        "e4m3fn-row": (6, 1),
+        "e4m3fn-g32": (6, 3),
+        "mxfp4": (6, 3),
+        "nvfp4": (6, 5),
+    }.items():
         scheme = scheme_named(name)
         codes, scales = scheme.quantize(weight)
         factors = scheme.scaling.factors(scales)

@@ -1,4 +1,4 @@
-"""A stored weight: what it takes, what it reads back as."""
+"""A stored weight: its bytes, and what it reads back as."""
 
 import pytest
 import torch
@@ -18,17 +18,29 @@ def stored(name, n=16, k=256, layout="planar", seed=0):
 QUANTIZED = [name for name in SCHEMES if scheme_named(name).quantized]
 
 
-@pytest.mark.parametrize(("name", "bytes_per_weight"), [
-    ("e4m3fn-row", 1.0), ("e3m2-row", 0.75), ("e2m3-row", 0.75), ("e2m1-g32", 0.5), ("mxfp4", 0.5), ("nvfp4", 0.5), ("e2m2-row", 0.625),
-    ("e1m1-row", 0.375), ("int8-row", 1.0),
-])
+@pytest.mark.parametrize(
+    ("name", "bytes_per_weight"),
+    [
+        ("e4m3fn-row", 1.0),
+        ("e3m2-row", 0.75),
+        ("e2m3-row", 0.75),
+        ("e2m1-g32", 0.5),
+        ("mxfp4", 0.5),
+        ("nvfp4", 0.5),
+        ("e2m2-row", 0.625),
+        ("e1m1-row", 0.375),
+        ("int8-row", 1.0),
+    ],
+)
 def test_the_stored_tensor_takes_the_formats_bits(name, bytes_per_weight):
     assert stored(name).packed.nbytes == bytes_per_weight * 16 * 256
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_all_that_is_stored_is_what_the_scheme_says_it_needs(name):
-    assert stored(name, 64, 512).nbytes * 8 == pytest.approx(64 * 512 * scheme_named(name).bits_per_weight(64, 512), rel=1e-12)
+def test_the_stored_bytes_are_the_schemes_bits_per_weight(name):
+    assert stored(name, 64, 512).nbytes * 8 == pytest.approx(
+        64 * 512 * scheme_named(name).bits_per_weight(64, 512), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("layout", ["planar", "bytes"])
@@ -46,7 +58,9 @@ def test_what_is_stored_reads_back_as_the_oracle_quantized_it(name, layout):
 
 def test_the_scale_grid_of_nvfp4_holds_its_tensor_scale():
     weight = stored("nvfp4")
-    decoded_codes = QuantizedWeight(weight.scheme, weight.shape, weight.layout, weight.packed, torch.full_like(weight.scales, 0x38), torch.ones(1))
+    decoded_codes = QuantizedWeight(
+        weight.scheme, weight.shape, weight.layout, weight.packed, torch.full_like(weight.scales, 0x38), torch.ones(1)
+    )
     expected = decoded_codes.dequantize() * weight.scale_grid().repeat_interleave(16, dim=1)
     assert torch.equal(weight.dequantize(), expected)
 
@@ -62,7 +76,9 @@ def test_a_dense_weight_reads_back_as_itself_and_has_no_codes():
 
 def test_extra_tensors_count_as_stored_bytes():
     weight = stored("e4m3fn-row", 4, 32)
-    more = QuantizedWeight(weight.scheme, weight.shape, weight.layout, weight.packed, weight.scales, extra={"lut": torch.zeros(256)})
+    more = QuantizedWeight(
+        weight.scheme, weight.shape, weight.layout, weight.packed, weight.scales, extra={"lut": torch.zeros(256)}
+    )
     assert more.nbytes == weight.nbytes + 1024
 
 

@@ -54,7 +54,8 @@ def test_one_cause_in_many_cases_is_one_sentence_with_a_count(site) -> None:
 def test_findings_come_worst_first(site) -> None:
     ranks = [problem.rank for problem in site[1].problems]
     assert ranks == sorted(ranks)
-    assert [problem.severity for problem in site[1].problems[:3]] == ["nonfinite", "crash", "wrong"], "a common scheme first, then FNUZ ones"
+    assert [problem.severity for problem in site[1].problems[:3]] == ["nonfinite", "crash",
+                                                                      "wrong"], "a common scheme first, then FNUZ ones"
     assert set(problems.SEVERITIES) >= {str(status) for status in SEVERITY} | {str(flag) for flag in Flag}
 
 
@@ -63,29 +64,36 @@ def test_a_mistake_in_a_common_scheme_comes_before_a_crash_in_a_rare_one_and_bot
                sample.record(sample.case("b", "mxfp4"), Verdict(status=Status.WRONG, kind=Kind.NIBBLE_SWAP)),
                sample.record(sample.case("c", "e4m3fn-row"), speedup=0.1)]
     found = problems.find_problems([sweep(records)])
-    assert [(problem.section, problem.severity) for problem in found] == [("wrong", "wrong"), ("wrong", "crash"), ("slow", "slow")]
+    assert [(problem.section, problem.severity) for problem in found] == [("wrong", "wrong"), ("wrong", "crash"),
+                                                                          ("slow", "slow")]
 
 
 def test_schemes_that_nothing_right_runs_as_fast_as_dense_are_one_problem_with_the_closest_and_its_quality() -> None:
     records = [sample.record(sample.case(name, scheme), speedup=speedup)
-               for name, scheme, speedup in (("a", "mxfp4", 0.2), ("b", "mxfp4", 0.5), ("b", "e4m3fn-row", 0.8), ("a", "e5m2-row", 0.3), ("a", "int8-row", 2.0))]
+               for name, scheme, speedup in (("a", "mxfp4", 0.2), ("b", "mxfp4", 0.5), ("b", "e4m3fn-row", 0.8),
+                                             ("a", "e5m2-row", 0.3), ("a", "int8-row", 2.0))]
     found = sentences(records)
     [quality] = {record.accuracy.sqnr_db for record in records if record.case.scheme == "e4m3fn-row"}
-    assert found[0] == (f"On {sample.CPU.device} dense bf16 is faster than every right implementation of 3 of 4 schemes at M=1 "
+    assert found[0] == (
+        f"On {sample.CPU.device} dense bf16 is faster than every right implementation of 3 of 4 schemes at M=1 "
                         f"(closest: b on e4m3fn-row, 0.80× at {quality:.1f} dB SQNR).")
 
 
 def test_a_decode_mistake_is_named() -> None:
     verdict = Verdict(status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="half of every value")
     assert sentences([sample.record(sample.case("x", "e4m3fn-row"), verdict)]) == [
-        "x on e4m3fn-row, llama2-7b.o/m1/bf16, takes FN codes for FNUZ codes, off by a factor of 2: half of every value."
+        "x on e4m3fn-row, llama2-7b.o/m1/bf16, takes FN codes for FNUZ codes, off by a factor of 2: half of every "
+        "value."
     ]
 
 
 def test_causes_with_the_same_words_are_one_whichever_implementation_met_them() -> None:
-    verdicts = [Verdict(status=Status.ERROR, summary=f"raised RuntimeError: no kernel at 0x{address:x}") for address in (4096, 81920)]
-    found = sentences([sample.record(sample.case(name), verdict) for name, verdict in zip(("a", "b"), verdicts, strict=True)])
-    assert found == ["each of a and b on e4m3fn-row raises an error, in 2 of 2 cases: raised RuntimeError: no kernel at 0x1000."]
+    verdicts = [Verdict(status=Status.ERROR, summary=f"raised RuntimeError: no kernel at 0x{address:x}")
+                for address in (4096, 81920)]
+    found = sentences([sample.record(sample.case(name), verdict)
+                       for name, verdict in zip(("a", "b"), verdicts, strict=True)])
+    assert found == [
+        "each of a and b on e4m3fn-row raises an error, in 2 of 2 cases: raised RuntimeError: no kernel at 0x1000."]
 
 
 def test_different_mistakes_of_one_implementation_are_different_sentences() -> None:
@@ -117,7 +125,9 @@ def test_a_number_above_the_roofline_is_called_a_bug_in_the_number() -> None:
     card = sample.GPU.model_copy(update={"read_gb_per_s": 672.0})
     impossible = sample.record(sample.case("x", "e4m3fn-row"), speedup=3.12, machine=card, flags=(Flag.OVER_ROOFLINE,))
     [said] = sentences([impossible])
-    assert re.search(r"shows 10\d\d GB/s on a machine whose memory reads 672 GB/s: a number above the roofline is a bug in the number", said)
+    assert re.search(
+        r"shows 10\d\d GB/s on a machine whose memory reads 672 GB/s: a number above the roofline is a bug in the "
+        r"number", said)
 
 
 def test_an_impossible_figure_never_leads_a_ranking() -> None:
@@ -128,8 +138,10 @@ def test_an_impossible_figure_never_leads_a_ranking() -> None:
 
 
 def test_an_implementation_that_is_wrong_anywhere_is_no_choice_for_the_scheme() -> None:
-    wrong_elsewhere = sample.record(sample.case("x", workload="canary.codes", n=64, k=256), Verdict(status=Status.WRONG))
-    records = [sample.record(sample.case("x"), speedup=9.0), wrong_elsewhere, sample.record(sample.case("y"), speedup=1.5)]
+    wrong_elsewhere = sample.record(sample.case("x", workload="canary.codes", n=64, k=256),
+                                    Verdict(status=Status.WRONG))
+    records = [sample.record(sample.case("x"), speedup=9.0), wrong_elsewhere,
+               sample.record(sample.case("y"), speedup=1.5)]
     [choice] = sweep(records).choices
     assert choice.fastest[1].case.implementation == "y" and choice.broken == ("x",)
 
@@ -140,12 +152,16 @@ def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_
         return one.model_copy(update={"accuracy": one.accuracy.model_copy(update={"sqnr_db": sqnr_db}),
                                       "timing": one.timing.model_copy(update={"speedup": speedup})})
 
-    swept = sweep([timed("mxfp4", 3.0, 18.8), timed("nvfp4", 2.5, 20.4), timed("e2m1-row", 2.4, 18.5), timed("e4m3fn-row", 1.5, 31.5),
+    swept = sweep([timed("mxfp4", 3.0, 18.8), timed("nvfp4", 2.5, 20.4), timed("e2m1-row", 2.4, 18.5),
+                   timed("e4m3fn-row", 1.5, 31.5),
                    timed("e4m3fn-g128", 1.4, 31.9), timed("int8-row", 0.9, 41.2)])
     assert [row.case.scheme for row in swept.best_choices(1)] == ["mxfp4", "nvfp4", "e4m3fn-row"]
-    assert swept.choice_message == (f"{sample.CPU.device}, M=1, speed over dense: mxfp4 (x) 3.00× at 18.8 dB SQNR; nvfp4 (x) 2.50× at 20.4 dB SQNR; "
+    assert swept.choice_message == (
+        f"{sample.CPU.device}, M=1, speed over dense: mxfp4 (x) 3.00× at 18.8 dB SQNR; nvfp4 (x) 2.50× at 20.4 dB "
+        f"SQNR; "
                                     "e4m3fn-row (x) 1.50× at 31.5 dB SQNR")
-    assert "no right implementation of any scheme is faster than dense" in sweep([timed("mxfp4", 0.9, 18.8)]).choice_message
+    assert "no right implementation of any scheme is faster than dense" in sweep(
+        [timed("mxfp4", 0.9, 18.8)]).choice_message
     assert sweep([sample.record(sample.case("x"), Verdict(status=Status.WRONG))]).choice_message == ""
 
 
@@ -158,7 +174,8 @@ def test_schemes_stand_in_one_order_whatever_was_measured_of_them() -> None:
 
 def test_what_only_canaries_showed_of_a_scheme_is_said_to_be_theirs_and_dense_is_no_choice() -> None:
     canary = sample.record(sample.case("x", "mxfp4", workload="canary.seed", n=32, k=32))
-    of_canary, timed = sweep([sample.record(sample.case("x"), speedup=1.5), canary, sample.record(sample.case("d", "bf16"), speedup=1.0)]).choices[::-1]
+    of_canary, timed = sweep([sample.record(sample.case("x"), speedup=1.5), canary,
+                              sample.record(sample.case("d", "bf16"), speedup=1.0)]).choices[::-1]
     assert of_canary.scheme == "mxfp4" and of_canary.of_canaries and of_canary.bits_per_weight and of_canary.sqnr_db
     assert timed.scheme == "e4m3fn-row" and not timed.of_canaries
 
@@ -185,7 +202,8 @@ def test_the_overview_says_how_much_is_right_before_what_is_wrong(site) -> None:
 
 
 def test_of_many_findings_of_a_kind_the_first_are_in_full_and_the_rest_is_folded_away(tmp_path: Path) -> None:
-    many = [sample.record(sample.case(f"impl_{letter}"), Verdict(status=Status.WRONG, summary=f"mistake {letter}")) for letter in "abcdefg"]
+    many = [sample.record(sample.case(f"impl_{letter}"), Verdict(status=Status.WRONG, summary=f"mistake {letter}"))
+            for letter in "abcdefg"]
     sample.write(tmp_path / "results", many)
     summary = build_site(tmp_path / "results", tmp_path / "site")
     shown, _, folded = summary.index.read_text().partition('<details class="rest"><summary>2 more</summary>')
@@ -195,14 +213,16 @@ def test_of_many_findings_of_a_kind_the_first_are_in_full_and_the_rest_is_folded
 
 
 def test_canaries_are_counted_over_those_that_ran(site) -> None:
-    ran = [r for r in sample.varied() if r.case.workload == "canary.codes" and r.verdict.status is not Status.UNSUPPORTED]
+    ran = [r for r in sample.varied() if r.case.workload == "canary.codes"
+           and r.verdict.status is not Status.UNSUPPORTED]
     right = sum(r.verdict.status is Status.OK for r in ran)
     assert f"{right} of {len(ran)} right." in Page(site[1].index.read_text()).text
     assert 0 < right < len(ran)
 
 
 def test_one_refusal_of_many_schemes_is_one_row() -> None:
-    refused = [sample.record(sample.case("x", scheme), Verdict(status=Status.UNSUPPORTED, summary=f"takes int8-row only, not {scheme}"))
+    refused = [sample.record(sample.case("x", scheme),
+                             Verdict(status=Status.UNSUPPORTED, summary=f"takes int8-row only, not {scheme}"))
                for scheme in ("mxfp4", "e4m3fn-row", "nvfp4")]
     [gap] = sweep(refused).not_measured
     assert (gap.reason, gap.schemes) == ("takes int8-row only, not this scheme", ["e4m3fn-row", "mxfp4", "nvfp4"])
@@ -264,7 +284,8 @@ def test_the_same_records_give_the_same_bytes(site, tmp_path: Path) -> None:
 
 
 def test_the_newest_record_of_a_case_counts(tmp_path: Path) -> None:
-    sample.write(tmp_path, [sample.record(sample.case("x"), Verdict(status=Status.WRONG)), sample.record(sample.case("x"), speedup=2.0)])
+    sample.write(tmp_path, [sample.record(sample.case("x"), Verdict(status=Status.WRONG)),
+                            sample.record(sample.case("x"), speedup=2.0)])
     assert build_site(tmp_path, tmp_path / "site").problems == []
 
 
@@ -299,7 +320,8 @@ def test_one_cause_on_several_machines_is_one_sentence(tmp_path: Path) -> None:
     for machine in (sample.CPU, sample.GPU):
         sample.write(tmp_path, [sample.record(sample.case("x"), wrong, machine=machine)])
     assert [problem.message for problem in build_site(tmp_path, tmp_path / "site").problems] == [
-        "x on e4m3fn-row loses the sign, in 2 of 2 cases, on AMD EPYC 7B13 and NVIDIA H100 80GB HBM3: every negative weight is positive."
+        "x on e4m3fn-row loses the sign, in 2 of 2 cases, on AMD EPYC 7B13 and NVIDIA H100 80GB HBM3: every negative "
+        "weight is positive."
     ]
 
 
@@ -309,8 +331,10 @@ PAYLOAD = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" ' {{
 
 
 def test_nothing_in_a_record_becomes_markup(tmp_path: Path) -> None:
-    machine = sample.CPU.model_copy(update={"device": PAYLOAD, "arch": PAYLOAD, "host": PAYLOAD, "facts": {PAYLOAD: PAYLOAD}})
-    verdict = Verdict(status=Status.WRONG, summary=PAYLOAD, evidence={PAYLOAD: [PAYLOAD]}, signal=PAYLOAD, log_tail=PAYLOAD)
+    machine = sample.CPU.model_copy(update={"device": PAYLOAD, "arch": PAYLOAD, "host": PAYLOAD,
+                                            "facts": {PAYLOAD: PAYLOAD}})
+    verdict = Verdict(status=Status.WRONG, summary=PAYLOAD, evidence={PAYLOAD: [PAYLOAD]}, signal=PAYLOAD,
+                      log_tail=PAYLOAD)
     refused = Verdict(status=Status.UNSUPPORTED, summary=PAYLOAD)
     timed = sample.record(sample.case("z"), speedup=0.5, machine=machine, flags=(Flag.UNFUSED,))
     traffic = timed.traffic.model_copy(update={"bottleneck": PAYLOAD, "kernels": [PAYLOAD]})
@@ -327,7 +351,8 @@ def test_nothing_in_a_record_becomes_markup(tmp_path: Path) -> None:
     assert scripts_of_their_own(tmp_path / "site") == []
     for path, page in pages_of(tmp_path / "site").items():
         assert "alert(1)" not in "".join(page.loads), path
-    assert "<script>alert(1)</script>" in Page((tmp_path / "site" / SWEEP / page_name(sample.case("x"))).read_text()).text
+    assert "<script>alert(1)</script>" in Page(
+        (tmp_path / "site" / SWEEP / page_name(sample.case("x"))).read_text()).text
 
 
 def test_a_script_in_a_log_shows_as_text(site) -> None:
@@ -346,7 +371,8 @@ def test_names_that_are_too_long_or_alike_get_pages_of_their_own() -> None:
 
 def test_times_that_make_no_sense_are_a_broken_line_and_do_not_stop_the_report(tmp_path: Path) -> None:
     timed = sample.record(sample.case("x"), speedup=2.0)
-    strange = timed.timing.model_copy(update={"samples_us": [], "median_us": 0.0, "ci95_us": (0.0, 0.0), "speedup": 0.0, "speedup_ci95": None})
+    strange = timed.timing.model_copy(update={"samples_us": [], "median_us": 0.0, "ci95_us": (0.0, 0.0),
+                                              "speedup": 0.0, "speedup_ci95": None})
     sample.write(tmp_path, [timed.model_copy(update={"timing": strange})])
     summary = build_site(tmp_path, tmp_path / "site")
     (broken,) = summary.broken_lines
@@ -382,7 +408,8 @@ def test_broken_lines_alone_still_make_a_report(tmp_path: Path) -> None:
     assert "There are no records yet" in text and "1 line could not be read" in text
 
 
-def test_a_page_that_cannot_be_made_gives_the_reason_and_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_cannot_be_made_gives_the_reason_and_ends_no_other(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(record):
         if record.case.implementation == "y":
             raise OverflowError("Numerical result <out> of range")
@@ -394,7 +421,8 @@ def test_a_page_that_cannot_be_made_gives_the_reason_and_ends_no_other(tmp_path:
     pages = {name: (tmp_path / "site" / SWEEP / page_name(sample.case(name))).read_text() for name in "xyz"}
     assert ["could not be made" in pages[name] for name in "xyz"] == [False, True, False]
     assert "OverflowError: Numerical result &lt;out&gt; of range" in pages["y"]
-    assert summary.troubles == [f"{SWEEP}/{page_name(sample.case('y'))} could not be made: OverflowError: Numerical result <out> of range"]
+    assert summary.troubles == [
+        f"{SWEEP}/{page_name(sample.case('y'))} could not be made: OverflowError: Numerical result <out> of range"]
     assert dead_links(tmp_path / "site") == []
 
 
@@ -407,13 +435,15 @@ def test_a_file_in_the_reports_place_is_named(tmp_path: Path) -> None:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 def test_figures_keep_three_digits_and_their_unit() -> None:
-    assert [microseconds(us) for us in (0.4567, 812.4, 1238.0, 2.5e6, None)] == ["0.457 µs", "812 µs", "1.24 ms", "2.50 s", "–"]
+    assert [microseconds(us) for us in (0.4567, 812.4, 1238.0, 2.5e6,
+                                        None)] == ["0.457 µs", "812 µs", "1.24 ms", "2.50 s", "–"]
     assert [number(value) for value in (0, 12345, 0.00001234, 99.96)] == ["0", "12,300", "1.23e-05", "100.0"]
 
 
 def test_evidence_has_short_numbers_and_keeps_its_text_and_its_integers() -> None:
     assert pretty(0.040959700261617535) == "0.04096" and pretty("0.040959700261617535") == "0.040959700261617535"
-    assert pretty({"gain": [0.49970000001, 1e-30], "codes": 16777217}) == '{\n "gain": [\n  0.4997,\n  1e-30\n ],\n "codes": 16777217\n}'
+    assert pretty({"gain": [0.49970000001, 1e-30],
+                   "codes": 16777217}) == '{\n "gain": [\n  0.4997,\n  1e-30\n ],\n "codes": 16777217\n}'
     assert pretty([1.5, [2.000000001, "x"]]) == '[1.5, [2.0, "x"]]'
 
 
@@ -423,10 +453,12 @@ def test_names_in_a_sentence_are_set_as_code_and_the_rest_is_escaped() -> None:
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "https://github.com/pytorch/pytorch/compare/a<b>...c",
-                                 "https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb/../../evil", "https://evil.example/compare/aaaaaaa...bbbbbbb"])
+                                 "https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb/../../evil",
+                                 "https://evil.example/compare/aaaaaaa...bbbbbbb"])
 def test_what_is_no_range_of_pytorchs_commits_is_no_link(url: str) -> None:
     assert "<a " not in commits(url) and "<b>" not in commits(url)
-    assert commits("https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb").startswith('<a href="https://github.com/pytorch/pytorch/compare/')
+    assert commits("https://github.com/pytorch/pytorch/compare/aaaaaaa...bbbbbbb").startswith(
+        '<a href="https://github.com/pytorch/pytorch/compare/')
 
 
 def test_a_log_loses_its_colours_and_shows_its_control_characters() -> None:
@@ -445,7 +477,8 @@ def test_words_lose_a_quote_that_was_opened_before_them_and_keep_their_own() -> 
 
 
 def test_a_machines_facts_are_shown_in_words_with_units(tmp_path: Path) -> None:
-    machine = sample.CPU.model_copy(update={"facts": {"power_limit_w": 700.0, "memory_bus_bits": 5120, "of_its_own": "<b>x"}})
+    machine = sample.CPU.model_copy(update={"facts": {"power_limit_w": 700.0, "memory_bus_bits": 5120,
+                                                      "of_its_own": "<b>x"}})
     sample.write(tmp_path / "results", [sample.record(sample.case("x"), machine=machine)])
     build_site(tmp_path / "results", tmp_path / "site")
     page = (tmp_path / "site" / "machines" / machine.name / "index.html").read_text()
@@ -472,7 +505,8 @@ def test_every_text_stands_out_from_its_ground(site, mode: str) -> None:
     style = (site[0] / "assets" / "style.css").read_text()
     light, dark = re.findall(r":root \{(.*?)\n\s*\}", style, re.DOTALL)[:2]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-fA-F]{6});", light if mode == "light" else dark))
-    pairs = [(name, f"{name}-bg") for name in (*map(str, Status), "flag")] + [(ink, "page") for ink in ("ink", "quiet", "link")] + [("quiet", "soft")]
+    pairs = [(name, f"{name}-bg") for name in (*map(str, Status), "flag")] + [
+        (ink, "page") for ink in ("ink", "quiet", "link")] + [("quiet", "soft")]
     for ink, ground in pairs:
         brighter, darker = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
         assert (brighter + 0.05) / (darker + 0.05) >= 4.5, f"{ink} on {ground}, {mode}"

@@ -1,4 +1,4 @@
-"""The report through time: what changed, in which state that is, with which build, and since when a case is what it is."""
+"""The report through time: changes and their states, builds, and since when a case has its status."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ WRONG = Verdict(status=Status.WRONG, kind=Kind.NIBBLE_SWAP, summary="neighbours 
 
 
 def history(night, one):
-    """What becomes of the cases: slower ones, of which one is for two nights only; one that moves with the clock; a crash; a mistake that is
-    mended; one that was always there."""
+    """What becomes of the cases: slower ones, of which one is for two nights only; one that moves with the clock; a
+    crash; a mistake that is mended; one that was always there."""
     of = one.case
     if of in CRASHING and night >= CRASHING_SINCE:
         return record(of, CRASH, machine=one.machine, build=one.build)
@@ -51,10 +51,13 @@ def history(night, one):
 
 
 def confirmation(suspect, outcome: ConfirmationOutcome, ratio: float, said: str) -> Confirmation:
-    runs = [ConfirmationRun(side=side, status=Status.OK, median_us=100 * (ratio if side == "bad" else 1), baseline_us=250) for side in ("good", "bad", "bad", "good")]
+    runs = [ConfirmationRun(side=side, status=Status.OK, median_us=100 * (ratio if side == "bad" else 1),
+                            baseline_us=250) for side in ("good", "bad", "bad", "good")]
     return Confirmation(
-        suspect=suspect.id, case=next(one for one in CASES if one.id == suspect.series.case), metric="time", machine=GPU, good=suspect.surely_good,
-        build=suspect.raised_at, outcome=outcome, said=said, time=Interval(value=ratio, low=ratio - 0.01, high=ratio + 0.01, level=0.9999, pairs=15),
+        suspect=suspect.id, case=next(one for one in CASES if one.id == suspect.series.case), metric="time",
+        machine=GPU, good=suspect.surely_good,
+        build=suspect.raised_at, outcome=outcome, said=said,
+        time=Interval(value=ratio, low=ratio - 0.01, high=ratio + 0.01, level=0.9999, pairs=15),
         control=Interval(value=1.001, low=0.99, high=1.01, level=0.9999, pairs=15), runs=runs)
 
 
@@ -64,18 +67,23 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("time") / "results"
     nights(folder, BUILDS, CASES, noise=0.01, edit=history)
     nights(folder, 4, (FUSED,), machine=CPU, first=BUILDS - 4)
-    worse = {suspect.series.case: suspect for suspect in find_changes(folder).suspects if suspect.direction is Direction.WORSE and suspect.change > 0.07}
+    worse = {suspect.series.case: suspect for suspect in find_changes(folder).suspects
+             if suspect.direction is Direction.WORSE and suspect.change > 0.07}
     store = Store(folder, Confirmation)
     store.append(confirmation(worse[FUSED.id], ConfirmationOutcome.CONFIRMED, 1.097, "+9.7% [8.7, 10.7]"))
     store.append(confirmation(worse[REFUTED.id], ConfirmationOutcome.REFUTED, 1.001, f"+0.1% [-0.9, 1.1] {PAYLOAD}"))
-    store.append(Confirmation(case=MENDED, metric="time", machine=GPU, good=nightly(2), build=nightly(9), outcome=ConfirmationOutcome.UNDECIDED, said="+1.0%"))
+    store.append(Confirmation(case=MENDED, metric="time", machine=GPU, good=nightly(2), build=nightly(9),
+                              outcome=ConfirmationOutcome.UNDECIDED, said="+1.0%"))
     Store(folder, Installation).append(Installation(
-        at="2026-07-20", machine=GPU, build=nightly(BUILDS), parts=("torch", "triton"), python="3.11", installer="pip", status="failed",
+        at="2026-07-20", machine=GPU, build=nightly(BUILDS), parts=("torch", "triton"), python="3.11", installer="pip",
+        status="failed",
         why="no such wheel", log_tail=f"ERROR: {PAYLOAD}"))
     casts = Store(folder, CastRecord)
     for night, overflow in ((BUILDS - 2, "nan"), (BUILDS - 1, "saturate")):
-        casts.append(CastRecord(conversion=Conversion(operation="cast", source="fp32", target="e4m3fn", engine="eager", device="cuda"),
-                                    build=nightly(night), machine=GPU, verdict=Verdict(status=Status.OK), behaviour=Behaviour(overflow=overflow),
+        casts.append(CastRecord(conversion=Conversion(operation="cast", source="fp32", target="e4m3fn", engine="eager",
+                                                      device="cuda"),
+                                    build=nightly(night), machine=GPU, verdict=Verdict(status=Status.OK),
+                                    behaviour=Behaviour(overflow=overflow),
                                     inputs=3, inputs_digest="abc", differing=0))
     return folder
 
@@ -136,7 +144,8 @@ def test_a_cause_that_hits_several_cases_is_told_once(site: Path) -> None:
 
 
 def test_an_open_finding_comes_with_the_command_that_looks_again(site: Path, results: Path) -> None:
-    suspect = max((one for one in find_changes(results).suspects if one.series.case == EAGER.id), key=lambda suspect: suspect.change)
+    suspect = max((one for one in find_changes(results).suspects if one.series.case == EAGER.id),
+                  key=lambda suspect: suspect.change)
     assert f"fpxbench confirm {suspect.id}" in section(page(site, "regressions.html"), "open")
     good, bad = (f"nightly-{build.date.replace('-', '')}" for build in (suspect.surely_good, suspect.raised_at))
     assert f"fpxbench bisect {EAGER.id} {good} {bad}" in Page(series_page(site, EAGER)).text
@@ -145,7 +154,8 @@ def test_an_open_finding_comes_with_the_command_that_looks_again(site: Path, res
 def test_the_first_page_has_what_is_confirmed_and_counts_what_is_suspected(site: Path) -> None:
     text = Page(page(site, "index.html")).text
     confirmed = text.index("triton_fused on e4m3fn-row, llama2-7b.o/m1/bf16: is slower, +9.7% [8.7, 10.7],")
-    assert text.index("aborts inside the compiler") < confirmed < text.index("slower than on earlier builds, not yet confirmed")
+    assert text.index("aborts inside the compiler") < confirmed < text.index(
+        "slower than on earlier builds, not yet confirmed")
     assert "1 confirmed regression" in text and "+0.1%" not in text
 
 
@@ -154,7 +164,8 @@ def test_a_confirmed_crash_is_told_once_on_the_first_page(tmp_path: Path) -> Non
     [event] = find_changes(tmp_path / "results").events
     Store(tmp_path / "results", Confirmation).append(Confirmation(
         suspect=event.id, case=CRASHING[0], metric="verdict", machine=GPU, good=event.last_good, build=event.first_bad,
-        outcome=ConfirmationOutcome.CONFIRMED, said="crash in 5 of 5 runs", good_counts={"ok": 5}, bad_counts={"crash": 5}))
+        outcome=ConfirmationOutcome.CONFIRMED, said="crash in 5 of 5 runs", good_counts={"ok": 5},
+        bad_counts={"crash": 5}))
     summary = build_site(tmp_path / "results", tmp_path / "site")
     assert [problem.severity for problem in summary.problems] == ["crash"]
     assert "crash in 5 of 5 runs" in section(page(tmp_path / "site", "regressions.html"), "confirmed")
@@ -218,7 +229,8 @@ def test_a_build_tells_what_it_changed_and_what_it_is(site: Path) -> None:
 
 
 def test_a_build_that_mended_something_says_so(site: Path) -> None:
-    assert "wrong (nibble_swap): neighbours change places → ok" in section(page(site, f"builds/{tag(RIGHT_SINCE)}.html"), "better")
+    assert "wrong (nibble_swap): neighbours change places → ok" in section(
+        page(site, f"builds/{tag(RIGHT_SINCE)}.html"), "better")
 
 
 def test_a_build_that_did_not_install_has_the_installers_last_words(site: Path) -> None:
@@ -236,7 +248,8 @@ def test_casts_that_a_build_changed_are_on_its_page(site: Path) -> None:
 
 def test_a_broken_case_says_since_when(site: Path) -> None:
     crashing = Page(case_page(site, CRASHING[0], BUILDS - 1)).text
-    assert f"crash since {tag(CRASHING_SINCE)} ({BUILDS - CRASHING_SINCE} builds)" in crashing and "before that" in crashing
+    assert f"crash since {tag(CRASHING_SINCE)} ({BUILDS - CRASHING_SINCE} builds)" in crashing
+    assert "before that" in crashing
     assert f"wrong since the first build measured ({BUILDS} builds)" in Page(case_page(site, UNRIGHT, BUILDS - 1)).text
 
 
@@ -250,7 +263,8 @@ def test_the_matrix_says_since_when_and_shows_the_builds_before(site: Path) -> N
     assert f"compiled_mixed_mm, e5m2-row: 1 of 1 crash since {tag(CRASHING_SINCE)} (3 builds)" in html
     cell = re.search(r'title="compiled_mixed_mm, e5m2-row:.*?</td>', html, re.DOTALL)[0]
     assert re.findall(r'class="(s-\w+)" style="flex-grow:(\d+)"', cell) == [("s-ok", "9"), ("s-crash", "3")]
-    assert 'class="recent"' not in re.search(r'title="triton_fused, nvfp4:.*?</td>', html, re.DOTALL)[0], "it was never another one"
+    assert 'class="recent"' not in re.search(r'title="triton_fused, nvfp4:.*?</td>', html,
+                                             re.DOTALL)[0], "it was never another one"
 
 
 def test_builds_on_which_a_case_was_not_measured_interrupt_nothing(tmp_path: Path) -> None:
@@ -290,13 +304,15 @@ def test_old_builds_have_no_pages_of_cases_and_are_counted(site: Path) -> None:
     folders = {path.name for path in (site / "machines" / GPU.name).iterdir() if path.is_dir()} - {"history"}
     assert folders == {f"{nightly(night).label}-cu130" for night in range(BUILDS - IN_FULL, BUILDS)}
     assert f"{BUILDS} builds measured" in Page(page(site, f"machines/{GPU.name}/index.html")).text
-    assert f"{BUILDS - IN_FULL} older builds have no pages of cases" in Page(page(site, f"machines/{GPU.name}/index.html")).text
+    assert f"{BUILDS - IN_FULL} older builds have no pages of cases" in Page(
+        page(site, f"machines/{GPU.name}/index.html")).text
 
 
 def test_nothing_from_elsewhere_becomes_markup(site: Path) -> None:
     assert scripts_of_their_own(site) == []
     assert "<script>alert(1)</script>" in Page(series_page(site, CRASHING[0])).text
-    assert "<script>alert(1)" not in series_page(site, CRASHING[0]) + page(site, "regressions.html") + page(site, f"builds/{tag(BUILDS)}.html")
+    assert "<script>alert(1)" not in series_page(site, CRASHING[0]) + page(site, "regressions.html") + page(
+        site, f"builds/{tag(BUILDS)}.html")
 
 
 def test_the_same_records_give_the_same_pages_again(site: Path, results: Path, tmp_path: Path) -> None:
@@ -311,7 +327,8 @@ def test_the_timeline_dates_builds_that_do_not_know_their_own_date(tmp_path: Pat
         return nightly(0).model_copy(update={"torch": f"{version}+cu130", "channel": "release", "date": date})
 
     for version in ("2.9.1", "2.10.0"):
-        Store(tmp_path / "results").append(record(FUSED, WRONG if version == "2.9.1" else None, machine=GPU, build=at(version)))
+        Store(tmp_path / "results").append(record(FUSED, WRONG if version == "2.9.1" else None, machine=GPU,
+                                                  build=at(version)))
     build_site(tmp_path / "results", tmp_path / "without")
     assert "→ ok" in section(page(tmp_path / "without", "builds/2.10.0.html"), "better")
     timeline = Timeline(tmp_path / "timeline")
@@ -322,7 +339,8 @@ def test_the_timeline_dates_builds_that_do_not_know_their_own_date(tmp_path: Pat
 
 def test_a_record_without_a_place_in_time_still_has_its_page(tmp_path: Path) -> None:
     nights(tmp_path / "results", 2, (FUSED,))
-    Store(tmp_path / "results").append(record(FUSED, machine=GPU, build=nightly(5).model_copy(update={"torch": "master"})))
+    Store(tmp_path / "results").append(record(FUSED, machine=GPU,
+                                              build=nightly(5).model_copy(update={"torch": "master"})))
     summary = build_site(tmp_path / "results", tmp_path / "site")
     assert "'master' is no version" in summary.troubles[0]
     assert list((tmp_path / "site").glob("machines/*/master-*/*.html"))

@@ -1,4 +1,5 @@
-"""The support page says what each GPU takes since which Triton, tells what was checked from what only compiled, and lets nothing in a matrix act."""
+"""The support page says what each GPU takes since which Triton, tells what was checked from what only compiled, and
+lets nothing in a matrix act."""
 
 from __future__ import annotations
 
@@ -22,19 +23,22 @@ from fpxbench.reports.targets.support_table import SHIPPED, Gpu, SupportMatrix, 
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
 from fpxbench.targets.matrix import CellOutcome, Machine, Matrix, OperationSummary, Probe, Run, TritonBuild, read_matrix
 from fpxbench.targets.operations import probes_like
-from fpxbench.targets.reproduction import script, seen
+from fpxbench.targets.reproduction import newest_failure, script
 
 OK = CellOutcome(status=Status.OK, check="table")
 COMPILES = CellOutcome(status=Status.OK, cause="compiles")
-WRONG = CellOutcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN, cause="every normal code decodes to twice its value", check="table", message="by cvt.rn.f16x2.e4m3x2")
-REFUSED = CellOutcome(status=Status.UNSUPPORTED, kind=Kind.UNSUPPORTED_DTYPE, cause="type fp8e4b8 not supported in this architecture")
+WRONG = CellOutcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN, cause="every normal code decodes to twice its value",
+                    check="table", message="by cvt.rn.f16x2.e4m3x2")
+REFUSED = CellOutcome(status=Status.UNSUPPORTED, kind=Kind.UNSUPPORTED_DTYPE,
+                      cause="type fp8e4b8 not supported in this architecture")
 CRASH = CellOutcome(status=Status.CRASH, kind=Kind.COMPILER_ABORT, cause="LLVM ERROR", signal="SIGABRT")
 UNKNOWN = CellOutcome(status=Status.MISSING, cause="not known to this build")
 
 NEWER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
-def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = ("3.0.0", "3.1.0", "3.2.0", "3.3.1"), **more) -> Matrix:
+def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = ("3.0.0", "3.1.0", "3.2.0", "3.3.1"),
+              **more) -> Matrix:
     """decode/e4m3fnuz on sm_90, a probe for each history, of which each has an outcome a build."""
     outcomes, details = [], ("bf16", "fp16", "fp32")
     probes = []
@@ -44,11 +48,13 @@ def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = 
             if outcome is not None:
                 outcomes.append(outcome)
                 runs.append(Run(builds=(at, at), outcome=len(outcomes) - 1))
-        probes.append(Probe(id=f"decode/e4m3fnuz/{detail}", operation="decode", format="e4m3fnuz", cells={"sm_90": runs}))
+        probes.append(Probe(id=f"decode/e4m3fnuz/{detail}", operation="decode", format="e4m3fnuz",
+                            cells={"sm_90": runs}))
     fields = {
         "generator": "fpxbench", "generated": NEWER, "machine": Machine(system="Linux", processor="one", cores=2),
         "builds": [TritonBuild(triton=version) for version in versions], "architectures": [ARCHITECTURES["sm_90"]],
-        "operations": [OperationSummary(name="decode", title="decode", about="an fp8 dtype to a float")], "outcomes": outcomes, "probes": probes,
+        "operations": [OperationSummary(name="decode", title="decode", about="an fp8 dtype to a float")],
+        "outcomes": outcomes, "probes": probes,
     }
     return Matrix.model_validate(fields | more)
 
@@ -76,7 +82,8 @@ def shipped() -> Matrix:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report on a GPU."""
     folder = tmp_path_factory.mktemp("support")
-    sample.write(folder / "results", [sample.record(sample.case("x"), speedup=2.0, machine=sample.GPU, build=sample.GPU_BUILD)])
+    sample.write(folder / "results", [sample.record(sample.case("x"), speedup=2.0, machine=sample.GPU,
+                                                    build=sample.GPU_BUILD)])
     assert build_site(folder / "results", folder / "site").troubles == []
     return folder / "site"
 
@@ -119,7 +126,8 @@ def test_what_some_of_the_options_do_is_not_called_all_of_it() -> None:
 
 
 def test_a_build_that_was_not_asked_is_not_spoken_for() -> None:
-    assert cell_of([OK, OK, None, None]).tested_to == "3.1.0" and "builds after 3.1.0 were not tested" in cell_of([OK, OK, None, None]).title
+    assert cell_of([OK, OK, None, None]).tested_to == "3.1.0" and "builds after 3.1.0 were not tested" in cell_of(
+        [OK, OK, None, None]).title
     assert cell_of([None, None, OK, OK]).tested_to == ""
     builds = [TritonBuild(triton="3.0.0"), TritonBuild(triton="3.1.0", unusable="no wheel")]
     [row] = support_of(matrix_of([OK, None], builds=builds)).rows
@@ -142,17 +150,22 @@ def test_that_a_build_learns_of_an_architecture_is_no_change_of_what_it_does() -
 
 def test_the_gibberish_that_this_suite_began_with_is_a_sentence(shipped) -> None:
     assert any(miscompile.message() == (
-        "decode and fused dequantize + dot (8 of 10 kernels) of e4m3fnuz: every normal code decodes to twice its value: read with bias 7, "
-        "the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.") for miscompile in support_of(shipped).miscompiles)
+        "decode and fused dequantize + dot (8 of 10 kernels) of e4m3fnuz: every normal code decodes to twice its "
+        "value: read with bias 7, "
+        "the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.")
+        for miscompile in support_of(shipped).miscompiles)
 
 
 def test_a_mistake_that_came_back_is_said_with_both_ranges_and_one_that_lasts_as_lasting() -> None:
-    assert support_of(matrix_of([WRONG, REFUSED, WRONG, REFUSED])).miscompiles[0].message().endswith(": sm_90 with Triton 3.0.0 and 3.2.0.")
-    assert support_of(matrix_of([REFUSED, WRONG, WRONG, WRONG])).miscompiles[0].message().endswith(": sm_90 with Triton 3.1.0 and later.")
+    assert support_of(matrix_of([WRONG, REFUSED, WRONG,
+                                 REFUSED])).miscompiles[0].message().endswith(": sm_90 with Triton 3.0.0 and 3.2.0.")
+    assert support_of(matrix_of([REFUSED, WRONG, WRONG,
+                                 WRONG])).miscompiles[0].message().endswith(": sm_90 with Triton 3.1.0 and later.")
 
 
 def test_a_mistake_of_one_kernel_is_not_told_of_the_others() -> None:
-    assert support_of(matrix_of([WRONG] * 4, [OK] * 4)).miscompiles[0].message().startswith("decode (bf16) of e4m3fnuz: ")
+    assert support_of(matrix_of([WRONG] * 4, [OK] * 4)).miscompiles[0].message().startswith(
+        "decode (bf16) of e4m3fnuz: ")
     assert support_of(matrix_of([WRONG] * 4, [WRONG] * 4)).miscompiles[0].message().startswith("decode of e4m3fnuz: ")
 
 
@@ -198,7 +211,8 @@ def test_the_newer_of_the_two_matrices_is_shown(tmp_path: Path, generated: datet
 @pytest.mark.parametrize(("content", "says"), [
     ("{", "is not a matrix of targets"), ('{"schema": 99}', "newer fpxbench"), (None, "has no usable build"),
 ])
-def test_a_file_that_is_no_matrix_is_said_and_the_packages_is_shown(tmp_path: Path, content: str | None, says: str) -> None:
+def test_a_file_that_is_no_matrix_is_said_and_the_packages_is_shown(tmp_path: Path, content: str | None,
+                                                                    says: str) -> None:
     file = tmp_path / "targets.json"
     if content is None:
         matrix_of([OK], versions=("3.0.0",), builds=[TritonBuild(triton="3.0.0", unusable="no wheel")]).write(file)
@@ -221,22 +235,24 @@ def test_a_script_on_the_page_is_the_one_that_the_command_prints(shipped) -> Non
     support = support_of(shipped)
     row = next(row for row in support.rows if row.page == "decode-e4m3fnuz.html")
     found, scripts = row_detail(support, row)
-    [entry] = [entry for on in found if on.architecture.name == "sm_90" for entry in on.entries if entry.outcome.status is Status.WRONG]
+    [entry] = [entry for on in found if on.architecture.name == "sm_90"
+               for entry in on.entries if entry.outcome.status is Status.WRONG]
     assert entry.builds == "3.0.0 to 3.1.0" and entry.every
     [question] = probes_like([entry.probes[0].id])
-    version, told = seen(shipped, question.id, "sm_90", "3.1.0")
-    assert version == "3.1.0" and told.startswith(f"with 3.1.0, and from 3.0.0 on: wrong (fnuz_as_fn): {entry.outcome.cause}\n")
+    version, told = newest_failure(shipped, question.id, "sm_90", "3.1.0")
+    assert version == "3.1.0" and told.startswith(
+        f"with 3.1.0, and from 3.0.0 on: wrong (fnuz_as_fn): {entry.outcome.cause}\n")
     assert scripts.text(entry.script) == script(question, ARCHITECTURES["sm_90"], version, told)
     assert '#   pip install "triton==3.1.0"' in scripts.text(entry.script)
 
 
 def test_a_script_for_what_is_silently_wrong_begins_with_the_codes_and_what_they_should_be(shipped) -> None:
-    version, told = seen(shipped, "decode/e5m2/bf16", "sm_90")
+    version, told = newest_failure(shipped, "decode/e5m2/bf16", "sm_90")
     [question] = probes_like(["decode/e5m2/bf16"])
     head, _, _ = script(question, ARCHITECTURES["sm_90"], version, told).partition("import")
     assert f'pip install "triton=={shipped.builds[-1].triton}"' in head and "wrong (nan_code_lost)" in head
     assert "0x7c 0.11111.00 to 65536 instead of inf" in head
-    assert seen(shipped, "decode/e5m2/fp16", "sm_90") == ("", ""), "of what is right there is nothing to tell"
+    assert newest_failure(shipped, "decode/e5m2/fp16", "sm_90") == ("", ""), "of what is right there is nothing to tell"
 
 
 def test_whatever_is_refused_or_broken_can_be_shown_again(shipped) -> None:
@@ -244,7 +260,8 @@ def test_whatever_is_refused_or_broken_can_be_shown_again(shipped) -> None:
     for row in support.rows:
         found, scripts = row_detail(support, row)
         for entry in (entry for on in found for entry in on.entries):
-            assert (entry.script is not None) == (entry.shows_something and row.operation.name != "triton_fused"), (row.page, entry)
+            assert (entry.script is not None) == (entry.shows_something
+                                                  and row.operation.name != "triton_fused"), (row.page, entry)
         for number in range(len(scripts.scripts)):
             compile(scripts.text(number), row.page, "exec")
 
@@ -275,9 +292,11 @@ def test_a_cause_from_elsewhere_stays_a_comment_of_the_script() -> None:
 # ---- builds ---------------------------------------------------------------------------------------------------------
 
 def test_each_build_is_held_against_the_one_before_that_could_be_asked() -> None:
-    builds = [TritonBuild(triton="3.0.0"), TritonBuild(triton="3.1.0", unusable="no wheel"), TritonBuild(triton="3.2.0"), TritonBuild(triton="3.3.1")]
+    builds = [TritonBuild(triton="3.0.0"), TritonBuild(triton="3.1.0", unusable="no wheel"),
+              TritonBuild(triton="3.2.0"), TritonBuild(triton="3.3.1")]
     found = build_diffs(support_of(matrix_of([OK, None, CRASH, OK], builds=builds)))
-    assert [(step.before, step.cells("lost"), step.cells("gained")) for step in found] == [("", 0, 0), ("", 0, 0), ("3.0.0", 1, 0), ("3.2.0", 0, 1)]
+    assert [(step.before, step.cells("lost"), step.cells("gained"))
+            for step in found] == [("", 0, 0), ("", 0, 0), ("3.0.0", 1, 0), ("3.2.0", 0, 1)]
 
 
 # ---- pages ----------------------------------------------------------------------------------------------------------
@@ -289,7 +308,8 @@ def test_pages_stay_small_enough_to_open_at_once(site: Path) -> None:
 
 
 def test_rows_whose_names_make_the_same_file_get_pages_of_their_own() -> None:
-    probes = [Probe(id=f"decode/{name}/x", operation="decode", format=name, cells={"sm_90": [Run(builds=(0, 0), outcome=0)]})
+    probes = [Probe(id=f"decode/{name}/x", operation="decode", format=name,
+                    cells={"sm_90": [Run(builds=(0, 0), outcome=0)]})
               for name in ("a×b", "a/b", "A B", "../../x", "")]
     pages = [row.page for row in support_of(matrix_of(probes=probes, outcomes=[OK])).rows]
     assert len(set(pages)) == len(pages) and not any("/" in page for page in pages)
@@ -311,7 +331,8 @@ def test_nothing_in_a_matrix_becomes_markup(tmp_path: Path) -> None:
     assert len(list((tmp_path / "site" / "support").glob("*.html"))) == 3
     for path in pages:
         page = Page(path.read_text())
-        assert not page.handlers and all(script.get("src") or script.get("type") == "application/json" for script in page.scripts), path
+        assert not page.handlers and all(script.get("src") or script.get("type") == "application/json"
+                                         for script in page.scripts), path
         assert "alert(1)" not in "".join(page.loads), path
     assert "<script>alert(1)</script>" in Page((tmp_path / "site" / "support" / "index.html").read_text()).text
 
@@ -323,13 +344,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 def rendered(url: str, profile: Path) -> str:
     """The page as the browser has it once its scripts have run."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               "--no-first-run", "--window-size=1400,1000",
                f"--user-data-dir={profile}", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def rows_shown(dom: str) -> list[str]:
-    return [html.unescape(name) for attributes, name in re.findall(r'<tr ([^>]*)><th scope="row"><a [^>]*>([^<]*)', dom) if "hidden" not in attributes]
+    rows = re.findall(r'<tr ([^>]*)><th scope="row"><a [^>]*>([^<]*)', dom)
+    return [html.unescape(name) for attributes, name in rows if "hidden" not in attributes]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -340,7 +363,8 @@ def test_the_address_filters_the_table(site: Path, shipped, tmp_path: Path) -> N
     changed = [row.format for row in support.rows if any("3.8.0" in cell.changed for cell in row.cells.values())]
     dom = rendered(f"{page}#arch=sm_90&wrong=1", tmp_path)
     assert rows_shown(dom) == wrong and f"{len(wrong)} of {len(support.rows)} rows" in dom
-    assert re.search(r'<th [^>]*data-arch="sm_89"[^>]*hidden', dom) and not re.search(r'<th [^>]*data-arch="sm_90"[^>]*hidden', dom)
+    assert re.search(r'<th [^>]*data-arch="sm_89"[^>]*hidden',
+                     dom) and not re.search(r'<th [^>]*data-arch="sm_90"[^>]*hidden', dom)
     assert rows_shown(rendered(f"{page}#changed=3.8.0", tmp_path)) == changed
     assert 0 < len(wrong) < len(support.rows) and 0 < len(changed) < len(support.rows)
 
@@ -351,6 +375,20 @@ def test_a_script_appears_whole_when_it_is_opened(site: Path, shipped, tmp_path:
     _, scripts = row_detail(support_of(shipped), row)
     copy = shutil.copytree(site, tmp_path / "site") / "support"
     (copy / "click.js").write_text('document.querySelector("[data-script] summary").click();')
-    (copy / row.page).write_text((copy / row.page).read_text().replace("</head>", '<script defer src="click.js"></script></head>'))
+    (copy / row.page).write_text((copy / row.page).read_text().replace("</head>",
+                                                                       '<script defer src="click.js"></script></head>'))
     dom = rendered((copy / row.page).as_uri(), tmp_path / "profile")
     assert html.unescape(re.search(r'<pre id="script-0">(.*?)</pre>', dom, re.DOTALL)[1]) == scripts.text(0)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("filters", ["", "#arch=nvidia"])
+def test_all_architectures_fit_beside_each_other_at_1400_pixels(site: Path, tmp_path: Path, filters: str) -> None:
+    page = shutil.copytree(site, tmp_path / "site") / "support" / "index.html"
+    (page.parent / "measure.js").write_text(
+        'const box = document.getElementById("support").parentElement; '
+        "document.title = `${document.documentElement.clientWidth} ${box.scrollWidth} ${box.clientWidth}`;")
+    page.write_text(page.read_text().replace("</head>", '<script defer src="measure.js"></script></head>'))
+    dom = rendered(page.as_uri() + filters, tmp_path / "profile")
+    window, content, box = map(int, re.search(r"<title>(\d+) (\d+) (\d+)", dom).groups())
+    assert window <= 1400 and content <= box

@@ -149,7 +149,14 @@ PLANTS = (
     Plant("segfault_when_stored", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
     Plant("llvm_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "LLVM ERROR: Cannot select"),
     Plant("struct_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.COMPILER_ABORT, "expected 4 but got 8"),
-    Plant("rounding_abort", "e4m3fn-row", SEED, Status.CRASH, Kind.UNSUPPORTED_ROUNDING, "f8E5M2FNUZ with rounding mode rtne"),
+    Plant(
+        "rounding_abort",
+        "e4m3fn-row",
+        SEED,
+        Status.CRASH,
+        Kind.UNSUPPORTED_ROUNDING,
+        "f8E5M2FNUZ with rounding mode rtne",
+    ),
     Plant("rounding_refused", "e4m3fn-row", SEED, Status.UNSUPPORTED, Kind.UNSUPPORTED_ROUNDING, "rounding mode rtne"),
     Plant("hang", "e4m3fn-row", SEED, Status.TIMEOUT, None),
     Plant("endless_allocation", "e4m3fn-row", SEED, Status.OOM, None, "limit of 1.00 GiB"),
@@ -287,7 +294,14 @@ def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> 
         if plant.layer in (SEED, LONG, TIMED, GPU):     # these end their process, or are tried above
             continue
         workload, m = layers[plant.layer]
-        case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload.name, m=m, n=workload.n, k=workload.k)
+        case = Case(
+            implementation=f"faulty_{plant.name}",
+            scheme=plant.scheme,
+            workload=workload.name,
+            m=m,
+            n=workload.n,
+            k=workload.k,
+        )
         verdict = run_trial(TrialRequest(case=case, seed=11, impls=[str(FAULTY)], timing_budget_s=0)).verdict
         if (verdict.status, verdict.kind) != (plant.status, plant.kind):
             unlike.append((plant.name, verdict.headline, verdict.summary))

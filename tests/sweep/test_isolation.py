@@ -67,9 +67,14 @@ def test_an_exit_is_noticed_although_a_child_of_the_process_holds_its_pipes_open
     assert still_works(isolation)
 
 
-@pytest.mark.parametrize(("function", "says"), [
-    ("harmful:raise_error", "LookupError: no such kernel"), ("harmful:system_exit", "SystemExit: 4"), ("harmful:pretend_ctrl_c", "KeyboardInterrupt"),
-])
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("harmful:raise_error", "LookupError: no such kernel"),
+        ("harmful:system_exit", "SystemExit: 4"),
+        ("harmful:pretend_ctrl_c", "KeyboardInterrupt"),
+    ],
+)
 def test_whatever_is_raised_in_the_child_is_an_error_and_not_the_end(isolation, function, says):
     verdict = isolation.call(function, timeout_s=60).verdict
     assert verdict.status is Status.ERROR and says in verdict.summary
@@ -162,7 +167,9 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path):
     (tmp_path / "main.py").write_text(textwrap.dedent(INTERRUPTED))
     pid_file = tmp_path / "pid"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *sys.path])}
-    with subprocess.Popen([sys.executable, tmp_path / "main.py", pid_file], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "main.py", pid_file], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         child = int(process.stdout.readline())
         process.kill()
     assert gone(child, 10)

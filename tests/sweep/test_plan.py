@@ -42,25 +42,44 @@ def ids(made):
 
 
 def test_globs_pick_implementations_schemes_and_workloads(stub):
-    made = plan(stub, implementation=("plan_*", "dense"), scheme=("e[45]m?fn-row", "bf16"), workload=("canary.r*", "llama3-8b.k/m4"))
+    made = plan(
+        stub,
+        implementation=("plan_*", "dense"),
+        scheme=("e[45]m?fn-row", "bf16"),
+        workload=("canary.r*", "llama3-8b.k/m4"),
+    )
     assert ids(made) == [
-        "plan_stub/e4m3fn-row/canary.ragged/m3/bf16", "plan_stub/bf16/canary.ragged/m3/bf16", "dense/bf16/canary.ragged/m3/bf16",
-        "plan_stub/e4m3fn-row/canary.ragged/m33/bf16", "plan_stub/bf16/canary.ragged/m33/bf16", "dense/bf16/canary.ragged/m33/bf16",
-        "plan_stub/e4m3fn-row/llama3-8b.k/m4/bf16", "plan_stub/bf16/llama3-8b.k/m4/bf16", "dense/bf16/llama3-8b.k/m4/bf16",
+        "plan_stub/e4m3fn-row/canary.ragged/m3/bf16",
+        "plan_stub/bf16/canary.ragged/m3/bf16",
+        "dense/bf16/canary.ragged/m3/bf16",
+        "plan_stub/e4m3fn-row/canary.ragged/m33/bf16",
+        "plan_stub/bf16/canary.ragged/m33/bf16",
+        "dense/bf16/canary.ragged/m33/bf16",
+        "plan_stub/e4m3fn-row/llama3-8b.k/m4/bf16",
+        "plan_stub/bf16/llama3-8b.k/m4/bf16",
+        "dense/bf16/llama3-8b.k/m4/bf16",
     ]
 
 
 def test_a_scheme_that_is_not_listed_is_made_from_its_parts(stub):
-    assert ids(plan(stub, scheme=("e3m4b5-g64",), workload=("canary.seed",))) == ["plan_stub/e3m4b5-g64/canary.seed/m1/bf16"]
+    assert ids(plan(stub, scheme=("e3m4b5-g64",), workload=("canary.seed",))) == [
+        "plan_stub/e3m4b5-g64/canary.seed/m1/bf16"
+    ]
 
 
 def test_a_standard_scheme_asked_for_by_its_parts_is_filed_under_its_name(stub):
-    assert ids(plan(stub, scheme=("e3m2-mx", "mxfp6_e3m2"), workload=("canary.seed",))) == ["plan_stub/mxfp6_e3m2/canary.seed/m1/bf16"]
+    assert ids(plan(stub, scheme=("e3m2-mx", "mxfp6_e3m2"), workload=("canary.seed",))) == [
+        "plan_stub/mxfp6_e3m2/canary.seed/m1/bf16"
+    ]
 
 
 def test_a_refusal_is_a_case_with_its_reason_and_a_gap_is_told_from_it(stub):
     made = plan(stub, scheme=("mxfp4", "nvfp4", "e2m1-g32"), workload=("canary.seed",))
-    assert [(p.refused, p.missing) for p in made.cases] == [("takes no FP4", False), ("wants a library", True), ("", False)]
+    assert [(p.refused, p.missing) for p in made.cases] == [
+        ("takes no FP4", False),
+        ("wants a library", True),
+        ("", False),
+    ]
 
 
 def test_that_the_dense_baseline_takes_no_quantized_weight_is_no_case(stub):
@@ -102,7 +121,9 @@ def test_every_profile_selects_cases_of_its_own_device_and_no_case_twice(stub, p
 
 def test_each_profile_holds_the_one_before_it(stub):
     for device in ("cpu", "cuda"):
-        smoke, quick, full = (set(ids(plan(stub, profile=profile, device=device))) for profile in ("smoke", "quick", "full"))
+        smoke, quick, full = (
+            set(ids(plan(stub, profile=profile, device=device))) for profile in ("smoke", "quick", "full")
+        )
         assert quick < full and {c.split("/")[1] for c in smoke} < {c.split("/")[1] for c in quick}
 
 
@@ -116,7 +137,13 @@ def test_a_plan_says_what_could_not_be_loaded_and_what_each_implementation_is(st
 
 def test_another_process_plans_the_same_cases_less_those_refused(stub, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    settings = Settings(device="cpu", impls=(stub,), implementation=("plan_stub",), scheme=("int8-row", "mxfp4"), workload=("canary.seed",))
+    settings = Settings(
+        device="cpu",
+        impls=(stub,),
+        implementation=("plan_stub",),
+        scheme=("int8-row", "mxfp4"),
+        workload=("canary.seed",),
+    )
     first = planned_cases(settings)
     assert first == ["plan_stub/int8-row/canary.seed/m1/bf16"]
     assert planned_cases(settings) == first     # from what it remembered
@@ -125,13 +152,28 @@ def test_another_process_plans_the_same_cases_less_those_refused(stub, tmp_path,
 
 
 def test_settings_come_from_the_environment_by_the_same_names(monkeypatch, tmp_path):
-    for name, value in {"PROFILE": "smoke", "SCHEME": "mxfp4,nvfp4", "RESULTS": str(tmp_path), "TIMEOUT_S": "3.5", "FRESH": "1"}.items():
+    for name, value in {
+        "PROFILE": "smoke",
+        "SCHEME": "mxfp4,nvfp4",
+        "RESULTS": str(tmp_path),
+        "TIMEOUT_S": "3.5",
+        "FRESH": "1",
+    }.items():
         monkeypatch.setenv(f"FPX_{name}", value)
     read = Settings.from_environment()
-    assert (read.profile, read.scheme, read.results, read.timeout_s, read.fresh) == ("smoke", ("mxfp4", "nvfp4"), tmp_path, 3.5, True)
+    assert (read.profile, read.scheme, read.results, read.timeout_s, read.fresh) == (
+        "smoke",
+        ("mxfp4", "nvfp4"),
+        tmp_path,
+        3.5,
+        True,
+    )
 
 
-@pytest.mark.parametrize(("field", "value"), [("profile", "slow"), ("timeout_s", 0), ("memory_limit", -1), ("timing_budget_s", -1), ("colour", "red")])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("profile", "slow"), ("timeout_s", 0), ("memory_limit", -1), ("timing_budget_s", -1), ("colour", "red")],
+)
 def test_a_setting_that_is_none_is_refused_by_name(field, value):
     with pytest.raises(ValidationError, match=field):
         Settings(**{field: value})
@@ -140,21 +182,42 @@ def test_a_setting_that_is_none_is_refused_by_name(field, value):
 def test_a_file_of_cases_is_run_as_it_stands(stub, tmp_path):
     file = tmp_path / "cases.jsonl"
     shape = {"workload": "unheard.of", "m": 7, "n": 96, "k": 128, "activation": "fp16"}
-    wanted = [{"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape}, {"implementation": "plan_stub", "scheme": "mxfp4", **shape},
-              {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape, "n": 1 << 20},
-              {"implementation": "of_another_day", "scheme": "e4m3fn-row", **shape}]
+    wanted = [
+        {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape},
+        {"implementation": "plan_stub", "scheme": "mxfp4", **shape},
+        {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape, "n": 1 << 20},
+        {"implementation": "of_another_day", "scheme": "e4m3fn-row", **shape},
+    ]
     for count in (2, 4):
         file.write_text("".join(json.dumps(case) + "\n" for case in wanted[:count]))
         made = plan(stub, cases=file, profile="smoke", implementation=())
         # An id says nothing of N and K, so the last of two cases of one id is the one.
-        assert ids(made) == [f"{name}/{scheme}/unheard.of/m7/fp16" for name, scheme in
-                             [("plan_stub", "e4m3fn-row"), ("plan_stub", "mxfp4"), ("of_another_day", "e4m3fn-row")][:2 + (count == 4)]]
+        assert ids(made) == [
+            f"{name}/{scheme}/unheard.of/m7/fp16"
+            for name, scheme in [("plan_stub", "e4m3fn-row"), ("plan_stub", "mxfp4"), ("of_another_day", "e4m3fn-row")][
+                : 2 + (count == 4)
+            ]
+        ]
     assert [each.refused for each in made.cases] == ["plan_stub takes no case of this size on cpu", "takes no FP4", ""]
 
 
-@pytest.mark.parametrize("text, said", [("", "no case in it"), ('{"implementation": "../x"}', "cases.jsonl:1: no case")])
+@pytest.mark.parametrize(
+    "text, said", [("", "no case in it"), ('{"implementation": "../x"}', "cases.jsonl:1: no case")]
+)
 def test_a_file_that_holds_no_cases_is_a_mistake_that_names_it(stub, tmp_path, text, said):
     file = tmp_path / "cases.jsonl"
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
         plan(stub, cases=file)
+
+
+def test_layers_of_a_tensor_parallel_rank_are_planned_by_option_or_by_name():
+    from fpxbench.sweep.selection import make_plan
+    common = {"implementation": ("dense",), "scheme": ("bf16",), "device": "cpu"}
+    planned = make_plan(Settings(tp=(4,), workload=("llama2-7b.down*/m1",), **common)).cases
+    assert [(case.case.workload, case.case.k) for case in planned] == [
+        ("llama2-7b.down", 11008),
+        ("llama2-7b.down.tp4", 2752),
+    ]
+    planned = make_plan(Settings(workload=("llama3-70b.qkv.tp8/m16",), **common)).cases
+    assert [(case.case.id, case.case.n) for case in planned] == [("dense/bf16/llama3-70b.qkv.tp8/m16/bf16", 1280)]

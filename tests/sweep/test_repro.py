@@ -69,7 +69,9 @@ def faulty(tmp_path: Path) -> Path:
 def run(of: Record, faulty: Path) -> subprocess.CompletedProcess[str]:
     script = faulty.with_name("repro.py")
     script.write_text(repro_script(of))
-    return subprocess.run([sys.executable, str(script), str(faulty)], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, str(script), str(faulty)], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_the_script_of_a_right_case_finds_it_right(faulty: Path) -> None:
@@ -85,14 +87,18 @@ def test_the_script_of_a_timed_case_times_it_against_dense(faulty: Path) -> None
 
 
 def test_the_script_of_a_wrong_case_shows_its_error(faulty: Path) -> None:
-    done = run(record(case("halves", **SMALL), Verdict(status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="half")), faulty)
+    done = run(
+        record(case("halves", **SMALL), Verdict(status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="half")), faulty
+    )
     assert done.returncode == 1, done.stderr
     assert "relative error 0.5" in done.stdout
     assert done.stdout.splitlines()[-1] == "wrong"
 
 
 def test_the_script_finds_a_single_code_read_wrongly(faulty: Path) -> None:
-    done = run(record(case("drops_smallest", **SMALL), Verdict(status=Status.WRONG, summary="reads a code as 0")), faulty)
+    done = run(
+        record(case("drops_smallest", **SMALL), Verdict(status=Status.WRONG, summary="reads a code as 0")), faulty
+    )
     assert done.returncode == 1, done.stderr
     assert "reads the weight at row" in done.stdout
 

@@ -44,10 +44,20 @@ def write(folder, name, prologue="pass"):
 
 
 def settings(results, impls, **more):
-    return Settings(**{
-        "results": results, "impls": (impls,), "implementation": ("swept_*",), "scheme": SCHEMES, "workload": ("canary.seed",), "device": "cpu",
-        "machine": "here", "seed": 1, "timing_budget_s": 0.0, **more,
-    })
+    return Settings(
+        **{
+            "results": results,
+            "impls": (impls,),
+            "implementation": ("swept_*",),
+            "scheme": SCHEMES,
+            "workload": ("canary.seed",),
+            "device": "cpu",
+            "machine": "here",
+            "seed": 1,
+            "timing_budget_s": 0.0,
+            **more,
+        }
+    )
 
 
 def sweep(results, impls, **more):
@@ -81,7 +91,9 @@ def test_a_sweep_records_resumes_and_measures_an_edited_implementation_again(tmp
     write(impls, "swept_a", "x = x.clone()")
     write(impls, "swept_b")
     edited, _ = sweep(results, impls)
-    assert edited.resumed == 0 and set(lines(results)[3:]) == {f"swept_{ab}/{scheme}/canary.seed/m1/bf16" for ab in "ab" for scheme in SCHEMES}
+    assert edited.resumed == 0 and set(lines(results)[3:]) == {
+        f"swept_{ab}/{scheme}/canary.seed/m1/bf16" for ab in "ab" for scheme in SCHEMES
+    }
 
     fresh, _ = sweep(results, impls, fresh=True, implementation=("swept_b",))
     assert fresh.resumed == 0 and len(lines(results)) == 12
@@ -126,8 +138,13 @@ print(len(done.records), done.resumed, done.interrupted)
 
 
 def start(chosen, **environment):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, chosen.model_dump_json()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, chosen.model_dump_json()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 def test_a_sweep_waits_for_another_only_to_time(tmp_path, tmp_path_factory, monkeypatch):
@@ -139,8 +156,10 @@ def test_a_sweep_waits_for_another_only_to_time(tmp_path, tmp_path_factory, monk
         assert out == "3 0 False\n" and "waiting" not in said
         timing = start(settings(tmp_path / "timed", impls, timing_budget_s=0.1), TMPDIR=folder)
         assert timing.stderr.readline() == (
-            f"fpxbench: waiting to time on cpu, which is in use by process {os.getpid()} ({shlex.join(sys.argv)[:200]}), "
-            "timing a case of another sweep\n")
+            f"fpxbench: waiting to time on cpu, which is in use by process {os.getpid()} "
+            f"({shlex.join(sys.argv)[:200]}), "
+            "timing a case of another sweep\n"
+        )
     assert timing.communicate(timeout=200)[0] == "3 0 False\n"
 
 
@@ -156,7 +175,9 @@ def test_two_sweeps_into_one_folder_at_once_lose_nothing(tmp_path):
     assert [out for out, _ in said] == ["3 0 False\n"] * 2, said
     records, broken = Store(tmp_path / "results").read_all()
     assert not broken
-    assert sorted(record.case.id for record in records) == sorted(f"{name}/{s}/canary.seed/m1/bf16" for name in ("swept_a", "swept_b") for s in SCHEMES)
+    assert sorted(record.case.id for record in records) == sorted(
+        f"{name}/{s}/canary.seed/m1/bf16" for name in ("swept_a", "swept_b") for s in SCHEMES
+    )
 
 
 def start_and_hang(tmp_path):

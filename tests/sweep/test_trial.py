@@ -32,7 +32,8 @@ def request(n: int = 64, k: int = 104, **fields: object) -> TrialRequest:
 
 
 def test_no_two_checked_calls_share_an_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result remembered for the timed activation must not pass as an answer to a checked one, nor to the diagnosis."""
+    """A result remembered for the timed activation must not pass as an answer to a checked one, nor to the
+    diagnosis."""
 
     class WrongOnceTimed(Right):
         calls = 0

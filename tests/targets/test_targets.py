@@ -22,7 +22,7 @@ from fpxbench.records.verdict import Status
 from fpxbench.targets import engine, triton_builds as builds, version_spans as history
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
 from fpxbench.targets.build_diff import changes
-from fpxbench.targets.cell_outcomes import judged
+from fpxbench.targets.cell_outcomes import evaluate
 from fpxbench.targets.collection import assemble, evaluate_build, evaluate_builds
 from fpxbench.targets.engine import UnusableTriton
 from fpxbench.targets.matrix import Matrix, read_matrix
@@ -56,7 +56,8 @@ def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
     result = evaluate_build(fake, cells(ARCHITECTURES.values()), timeout_s=3)
     seen = {architecture: outcome for (_, architecture), outcome in result.outcomes.items()}
     assert set(seen) == set(ARCHITECTURES)
-    assert (seen["sm_86"].status, seen["sm_86"].kind, seen["sm_86"].signal) == (Status.CRASH, Kind.COMPILER_ABORT, "SIGABRT")
+    assert (seen["sm_86"].status, seen["sm_86"].kind, seen["sm_86"].signal) == (Status.CRASH, Kind.COMPILER_ABORT,
+                                                                                "SIGABRT")
     assert seen["sm_86"].cause == "LLVM ERROR: the planted abort"
     assert (seen["sm_89"].status, seen["sm_89"].kind) == (Status.UNSUPPORTED, Kind.UNSUPPORTED_DTYPE)
     assert seen["sm_89"].cause == "type fp8e4b8 not supported in this architecture"
@@ -67,7 +68,8 @@ def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
 
 def test_an_object_that_is_empty_or_no_elf_file_is_a_failure(fake):
     result = evaluate_build(fake, cells(architectures_like(["sm_100", "gfx950"])))
-    assert {(outcome.status, outcome.kind) for outcome in result.outcomes.values()} == {(Status.ERROR, Kind.EMPTY_OBJECT)}
+    assert {(outcome.status, outcome.kind) for outcome in result.outcomes.values()} == {(Status.ERROR,
+                                                                                         Kind.EMPTY_OBJECT)}
 
 
 def test_an_instruction_that_the_target_does_not_have_is_a_failure_though_an_object_came_out(fake):
@@ -90,28 +92,32 @@ def _words_of(process):
 
 def test_a_hanging_compilation_is_asked_again_and_nothing_else_is(fake):
     asked = architectures_like(["sm_8?", "sm_90"])
-    assert engine.ask(fake, cells(asked), timeout_s=3).asked == 2 * len(asked)         # a plain copy for each, to see if it is known
-    assert engine.ask(fake, cells(asked), timeout_s=3).asked == 1
-    assert engine.ask(fake, cells(asked), timeout_s=3, fresh=True).asked == 2 * len(asked)
+    # a plain copy for each, to see if it is known
+    assert engine.compile_cells(fake, cells(asked), timeout_s=3).asked == 2 * len(asked)
+    assert engine.compile_cells(fake, cells(asked), timeout_s=3).asked == 1
+    assert engine.compile_cells(fake, cells(asked), timeout_s=3, fresh=True).asked == 2 * len(asked)
 
 
 def test_half_a_line_in_the_cache_costs_that_line_only(fake):
     asked = cells(architectures_like(["sm_80", "sm_86"]))
-    engine.ask(fake, asked)
+    engine.compile_cells(fake, asked)
     kept = max((builds.cache_root() / "targets").glob("*.jsonl"), key=os.path.getmtime)
     kept.write_bytes(kept.read_bytes()[:-20])
-    assert engine.ask(fake, asked).asked == 1
-    assert engine.ask(fake, asked).asked == 0
+    assert engine.compile_cells(fake, asked).asked == 1
+    assert engine.compile_cells(fake, asked).asked == 0
 
 
 # Builds.
 
 
 def test_a_triton_that_cannot_be_imported_is_reported_and_the_others_go_on(tmp_path, fake):
-    broken = fake_triton.write(tmp_path / "broken", __init____py="raise OSError('libtriton.so: the planted undefined symbol')")
-    dying = fake_triton.write(tmp_path / "dying", __init____py="import os; os.write(2, b'planted last words\\n'); os._exit(7)")
+    broken = fake_triton.write(tmp_path / "broken",
+                               __init____py="raise OSError('libtriton.so: the planted undefined symbol')")
+    dying = fake_triton.write(tmp_path / "dying",
+                              __init____py="import os; os.write(2, b'planted last words\\n'); os._exit(7)")
     messages = []
-    results = evaluate_builds([str(broken), str(dying), fake.requested], decode(), architectures_like(["sm_80"]), notify=messages.append)
+    results = evaluate_builds([str(broken), str(dying), fake.requested], decode(), architectures_like(["sm_80"]),
+                              notify=messages.append)
     assert "cannot be imported: OSError: libtriton.so: the planted undefined symbol" in results[0].build.unusable
     assert "ended its process with 7: planted last words" in results[1].build.unusable
     assert messages == [results[0].build.unusable, results[1].build.unusable]
@@ -122,8 +128,10 @@ def test_a_triton_that_cannot_be_imported_is_reported_and_the_others_go_on(tmp_p
 
 
 @pytest.mark.parametrize(("output", "sentence"), [
-    ("ERROR: No matching distribution found for triton==9.9.9", r"Triton 9\.9\.9 has no wheel for Python 3\.\d+ on this machine"),
-    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "no space left for Triton 9.9.9"),
+    ("ERROR: No matching distribution found for triton==9.9.9",
+     r"Triton 9\.9\.9 has no wheel for Python 3\.\d+ on this machine"),
+    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+     "no space left for Triton 9.9.9"),
     ("WARNING: Retrying (Retry(total=0)) after connection broken", "the package index did not answer"),
     ("Looking\nERROR: the index is on fire", "could not be installed: ERROR: the index is on fire"),
 ])
@@ -159,7 +167,8 @@ def test_an_unknown_build_is_refused_by_name(name):
 def test_the_sample_of_tiles_meets_every_option_and_every_block_k_in_both_layouts():
     for option, values in TILE_OPTIONS.items():
         assert {tile[option] for tile in TILES} == set(values)
-    assert {(tile["block_k"], tile["layout"]) for tile in TILES} == {(k, layout) for k in TILE_OPTIONS["block_k"] for layout in ("nk", "kn")}
+    assert {(tile["block_k"], tile["layout"]) for tile in TILES} == {(k, layout) for k in TILE_OPTIONS["block_k"]
+                                                                     for layout in ("nk", "kn")}
     assert len(TILES) <= 20
 
 
@@ -185,7 +194,8 @@ def test_a_glob_that_matches_no_probe_is_a_mistake(glob):
 
 
 def compiled(ptx, **facts):
-    return {"compiled": {"object_bytes": 5000, "shared_bytes": 0, "matrix": {}, "matrix_types": [], "conversions": {"cvt.rn.f16x2.e4m3x2": 2},
+    return {"compiled": {"object_bytes": 5000, "shared_bytes": 0, "matrix": {}, "matrix_types": [],
+                         "conversions": {"cvt.rn.f16x2.e4m3x2": 2},
                          "load_bits": 32, "registers": 12, "stack_bytes": 0, "assembly": ptx} | facts}
 
 
@@ -196,13 +206,16 @@ HALVED = "mul.f16x2 %r2, %r2, 0x38003800; mul.f16x2 %r3, %r3, 0x38003800;"
     ("e4m3fn", "", Status.OK, None, "decodes every code as defined"),
     ("e4m3fnuz", "", Status.WRONG, Kind.FNUZ_AS_FN, "twice its value"),
     ("e4m3fnuz", HALVED, Status.WRONG, None, ""),                                   # the bias is put right, 0x80 is not
-    ("e4m3fn", HALVED, Status.WRONG, Kind.SCALED, "0.5 times its value"),             # 0x80 and NaN are right: FNUZ would read them otherwise
+    # 0x80 and NaN are right: FNUZ would read them otherwise
+    ("e4m3fn", HALVED, Status.WRONG, Kind.SCALED, "0.5 times its value"),
     ("e4m3fn", "and.b32 %r2, %r2, 0x7FFF7FFF; and.b32 %r3, %r3, 0x7FFF7FFF;", Status.WRONG, Kind.SIGN_LOST, "positive"),
-    ("e4m3fn", "and.b32 %r2, %r2, 0xFFFFFDFF; and.b32 %r3, %r3, 0xFFFFFDFF;", Status.WRONG, Kind.GIBBERISH, "no known format"),
+    ("e4m3fn", "and.b32 %r2, %r2, 0xFFFFFDFF; and.b32 %r3, %r3, 0xFFFFFDFF;", Status.WRONG, Kind.GIBBERISH,
+     "no known format"),
     ("e4m3fn", "bra $L1;", Status.OK, None, "not run"),
 ])
 def test_an_injected_decode_fault_is_recognised_by_its_table(fmt, correction, status, kind, cause):
-    outcome, metrics = judged(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"], compiled(DECODE.format(instruction="e4m3x2", correction=correction)))
+    outcome, metrics = evaluate(decode(fmt, "fp16")[0], ARCHITECTURES["sm_90"],
+                                compiled(DECODE.format(instruction="e4m3x2", correction=correction)))
     assert outcome.status is status and cause in outcome.cause
     assert outcome.check == ("none" if "bra" in correction else "table")
     if kind is not None:
@@ -219,10 +232,10 @@ def test_an_injected_decode_fault_is_recognised_by_its_table(fmt, correction, st
 def test_on_amd_the_instruction_tells_if_nothing_stands_beside_it(architecture, fmt, status, kind):
     text = "v_lshl_add_u64 v[2:3], s[2:3], 0, v[0:1]\nv_cvt_pk_f32_fp8_e32 v[0:1], v2\ns_endpgm"
     facts = {"conversions": {"v_cvt_pk_f32_fp8_e32": 1}, "assembly": text}
-    outcome, _ = judged(decode(fmt, "fp32")[0], ARCHITECTURES[architecture], compiled("", **facts))
+    outcome, _ = evaluate(decode(fmt, "fp32")[0], ARCHITECTURES[architecture], compiled("", **facts))
     assert (outcome.status, outcome.kind, outcome.check) == (status, kind, "instruction")
     corrected = facts | {"assembly": text.replace("s_endpgm", "v_mul_f32_e32 v0, 2.0, v0\ns_endpgm")}
-    outcome, _ = judged(decode(fmt, "fp32")[0], ARCHITECTURES[architecture], compiled("", **corrected))
+    outcome, _ = evaluate(decode(fmt, "fp32")[0], ARCHITECTURES[architecture], compiled("", **corrected))
     assert (outcome.status, outcome.check) == (Status.OK, "none"), "what a multiplication does to it is not known"
 
 
@@ -232,7 +245,7 @@ def test_on_amd_the_instruction_tells_if_nothing_stands_beside_it(architecture, 
 ])
 def test_a_product_is_vouched_for_only_by_instructions_of_its_own_formats(architecture, fmt, types, check):
     question = ProbeSpec("fp8_dot", fmt, "k32", {})
-    outcome, _ = judged(question, ARCHITECTURES[architecture], compiled("", conversions={}, matrix_types=[types]))
+    outcome, _ = evaluate(question, ARCHITECTURES[architecture], compiled("", conversions={}, matrix_types=[types]))
     assert (outcome.status, outcome.check) == (Status.OK, check)
 
 
@@ -242,7 +255,8 @@ def test_a_product_is_vouched_for_only_by_instructions_of_its_own_formats(archit
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     pytest.importorskip("triton")
-    questions, architectures = probes_like(["decode/e4m3fn", "integer_decode/*/bf16"]), architectures_like(["sm_80", "sm_90"])
+    questions, architectures = probes_like(["decode/e4m3fn", "integer_decode/*/bf16"]), architectures_like(["sm_80",
+                                                                                                            "sm_90"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return evaluate_build(find_triton("installed"), cells(architectures, questions)), questions, architectures
@@ -279,7 +293,8 @@ def test_a_matrix_is_read_as_it_was_written_and_a_damaged_one_is_refused(install
     matrix.write(file)
     assert read_matrix(file) == matrix
     whole = json.loads(file.read_text())
-    for damage, message in (({"schema": 99}, "newer fpxbench"), ({"builds": []}, "out of order or range"), ({"outcomes": 5}, "outcomes")):
+    for damage, message in (({"schema": 99}, "newer fpxbench"), ({"builds": []}, "out of order or range"),
+                            ({"outcomes": 5}, "outcomes")):
         file.write_text(json.dumps(whole | damage))
         with pytest.raises(ValueError, match=message):
             read_matrix(file)
@@ -307,7 +322,8 @@ def test_asv_counts_by_operation_and_does_without_pytorch(tmp_path):
     pytest.importorskip("triton")
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('planted', name='torch')")
     program = "from benchmarks import targets; import json; print(json.dumps(targets.setup_cache()))"
-    environment = os.environ | {"FPX_PROFILE": "smoke", "PYTHONPATH": f"{tmp_path}:{CHECKOUT}", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {"FPX_PROFILE": "smoke", "PYTHONPATH": f"{tmp_path}:{CHECKOUT}",
+                                "XDG_CACHE_HOME": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     counts = json.loads(run.stdout.splitlines()[-1])["decode"]
@@ -322,11 +338,13 @@ def matrix_of(*builds_, probe="decode/e4m3fn/bf16"):
     outcomes = [{"status": status, "cause": status} for status in dict.fromkeys(status for _, status in builds_)]
     number = {outcome["status"]: at for at, outcome in enumerate(outcomes)}
     return Matrix.model_validate({
-        "generator": "test", "generated": "2026-01-01T00:00:00Z", "machine": {"system": "x", "processor": "y", "cores": 1},
+        "generator": "test", "generated": "2026-01-01T00:00:00Z",
+        "machine": {"system": "x", "processor": "y", "cores": 1},
         "builds": [{"triton": version} for version, _ in builds_], "operations": [], "outcomes": outcomes,
         "architectures": [ARCHITECTURES["sm_90"].model_dump()],
         "probes": [{"id": probe, "operation": "decode", "format": "e4m3fn",
-                    "cells": {"sm_90": [{"builds": (at, at), "outcome": number[status]} for at, (_, status) in enumerate(builds_)]}}],
+                    "cells": {"sm_90": [{"builds": (at, at), "outcome": number[status]} for at,
+                                        (_, status) in enumerate(builds_)]}}],
     })
 
 
@@ -335,7 +353,8 @@ def test_a_history_is_given_as_text_and_as_signs():
     spans = history.spans(matrix, matrix.probes, "sm_90")
     assert history.history_text(spans) == "wrong 3.0.0–3.1.0, unsupported 3.2.0, ok since 3.5.1"
     assert history.history_signs(spans) == "✗3.0 –3.2 ✓°3.5.1"
-    assert [list(where) for _, _, where in history.causes(matrix, 0)] == [[matrix.probes[0].id]], "which of its row is wrong"
+    assert [list(where) for _, _,
+            where in history.causes(matrix, 0)] == [[matrix.probes[0].id]], "which of its row is wrong"
     assert [list(where) for _, _, where in history.causes(matrix, 2)] == [["decode/e4m3fn"]]
     always = matrix_of(("3.0.0", "ok"), ("3.1.0", "ok"))
     spans = history.spans(always, always.probes, "sm_90")
@@ -360,18 +379,21 @@ def test_a_diff_lists_losses_and_gains_and_sets_the_exit_status(tmp_path):
     assert changes(matrix, 0, matrix, 2) == []
     file = tmp_path / "targets.json"
     matrix.write(file)
-    for names, status, word in ((("3.0.0", "3.1.0"), 1, "lost: 1 cells"), (("3.1.0", "3.2.0"), 0, "gained: 1 cells"), (("3.0.0", "9"), 2, "no Triton 9")):
+    for names, status, word in ((("3.0.0", "3.1.0"), 1, "lost: 1 cells"), (("3.1.0", "3.2.0"), 0, "gained: 1 cells"),
+                                (("3.0.0", "9"), 2, "no Triton 9")):
         run = command("diff", *names, "--matrix", file)
         assert (run.returncode, word in run.stdout + run.stderr) == (status, True), run
 
 
 def command(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "fpxbench", "targets", *map(str, arguments)], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run([sys.executable, "-m", "fpxbench", "targets", *map(str, arguments)], capture_output=True,
+                          text=True, timeout=120, **options)
 
 
 def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tmp_path):
     file = tmp_path / "out.json"
-    run = command("--triton", fake.requested, "--operation", "decode/e4m3fnuz/bf16", "--arch", "sm_8*", "--export", file)
+    run = command("--triton", fake.requested, "--operation", "decode/e4m3fnuz/bf16", "--arch", "sm_8*", "--export",
+                  file)
     assert run.returncode == 0, run.stderr
     assert "sm_86" in run.stdout and "☠" in run.stdout and "LLVM ERROR: the planted abort" in run.stdout
     assert read_matrix(file).builds[0].triton == "3.9.9"
@@ -380,7 +402,8 @@ def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tm
 
 
 def test_ctrl_c_ends_it_and_all_that_it_started(fake):
-    process = subprocess.Popen([sys.executable, "-m", "fpxbench", "targets", "-t", fake.requested, "-o", "decode/e4m3fnuz", "-a", "sm_90", "--jobs", "1"],
+    process = subprocess.Popen([sys.executable, "-m", "fpxbench", "targets", "-t", fake.requested, "-o",
+                                "decode/e4m3fnuz", "-a", "sm_90", "--jobs", "1"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = []
     deadline = time.monotonic() + 60
@@ -403,7 +426,8 @@ def descendants(pid):
 
 
 @pytest.mark.parametrize(("requested", "release"), [
-    ("3.0", "3.0.0"), ("3", "3.0.0"), ("v3.1.0", "3.1.0"), ("3.9.0", "3.9.0"), ("3.9.0.post1", "3.9.0.post1"), ("3.9rc1", "3.9.0rc1"),
+    ("3.0", "3.0.0"), ("3", "3.0.0"), ("v3.1.0", "3.1.0"), ("3.9.0", "3.9.0"), ("3.9.0.post1", "3.9.0.post1"),
+    ("3.9rc1", "3.9.0rc1"),
     ("installed", "installed"), ("./3.0", "./3.0"),
 ])
 def test_a_release_has_one_name_however_it_is_written(requested, release, tmp_path, monkeypatch):
@@ -435,7 +459,8 @@ def test_releases_that_the_shipped_matrix_has_are_looked_up_and_not_asked(monkey
     assert "gained: 1 cells" in found.output
 
 
-@pytest.mark.parametrize("arguments", [("3.8.0", "3.9.0", "--ask"), ("3.8.0", "3.9.0", "--fresh"), ("3.8.0", "3.99.0"), ("installed", "3.9.0")])
+@pytest.mark.parametrize("arguments", [("3.8.0", "3.9.0", "--ask"), ("3.8.0", "3.9.0", "--fresh"), ("3.8.0", "3.99.0"),
+                                       ("installed", "3.9.0")])
 def test_what_the_shipped_matrix_cannot_answer_is_asked(monkeypatch, arguments):
     found = _diff(monkeypatch, *arguments, "-o", "decode/e4m3fn")
     assert isinstance(found.exception, _Asked) and found.exception.args == ([arguments[0]],)

@@ -15,7 +15,7 @@ from fpxbench.records.verdict import Status
 from fpxbench.targets import engine
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
 from fpxbench.targets.build_diff import changes
-from fpxbench.targets.cell_outcomes import follow_decodes, judged
+from fpxbench.targets.cell_outcomes import evaluate, follow_decodes
 from fpxbench.targets.collection import assemble, evaluate_build, evaluate_builds
 from fpxbench.targets.engine import CHILD
 from fpxbench.targets.matrix import CellOutcome, KernelMetrics, Matrix, read_matrix
@@ -25,7 +25,7 @@ from fpxbench.targets.triton_builds import find_triton
 from fpxbench.targets.version_spans import causes
 
 sys.path.append(str(CHILD))
-import inductor  # noqa: E402  (the child's own module, which imports no PyTorch before it is asked)
+import inductor  # the child's own module, which imports no PyTorch yet
 
 sys.path.remove(str(CHILD))
 
@@ -41,8 +41,10 @@ def question(probe):
 # The installed PyTorch.
 
 ASKED = [
-    ("e4m3fn/default-nk-m16-bf16", "sm_90"), ("e4m3fn/default-nk-m16-bf16", "sm_80"), ("e4m3fnuz/default-nk-m16-bf16", "sm_90"),
-    ("e4m3fn/max-autotune-nk-m1-bf16", "sm_90"), ("e4m3fn/max-autotune-kn-m16-bf16", "sm_90"), ("e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942"),
+    ("e4m3fn/default-nk-m16-bf16", "sm_90"), ("e4m3fn/default-nk-m16-bf16", "sm_80"),
+    ("e4m3fnuz/default-nk-m16-bf16", "sm_90"),
+    ("e4m3fn/max-autotune-nk-m1-bf16", "sm_90"), ("e4m3fn/max-autotune-kn-m16-bf16", "sm_90"),
+    ("e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942"),
 ]
 
 
@@ -52,7 +54,8 @@ def installed(tmp_path_factory):
     pytest.importorskip("torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return evaluate_build(find_triton("installed"), [(question(probe), ARCHITECTURES[name]) for probe, name in ASKED])
+        return evaluate_build(find_triton("installed"),
+                              [(question(probe), ARCHITECTURES[name]) for probe, name in ASKED])
 
 
 def outcome(installed, probe, architecture):
@@ -75,14 +78,16 @@ def test_tuned_one_row_is_one_kernel_and_so_are_more_if_the_weight_is_stored_as_
     for probe, multiplies in (("e4m3fn/max-autotune-nk-m1-bf16", False), ("e4m3fn/max-autotune-kn-m16-bf16", True)):
         found = outcome(installed, probe, "sm_90")
         assert (found.status, found.flags, found.cause) == (Status.OK, (), "upcast, product and scale are one kernel")
-        assert bool(installed.metrics[f"inductor/{probe}", "sm_90"].matrix) == multiplies, "only several rows are worth matrix instructions"
+        assert bool(installed.metrics[f"inductor/{probe}",
+                                      "sm_90"].matrix) == multiplies, "only several rows are worth matrix instructions"
 
 
 @pytest.mark.parametrize(("fmt", "architecture"), [("e4m3fn", "sm_80"), ("e4m3fnuz", "sm_90")])
 def test_what_triton_has_no_dtype_for_on_a_gpu_is_upcast_by_pytorch_itself(installed, fmt, architecture):
     found = outcome(installed, f"{fmt}/default-nk-m16-bf16", architecture)
     assert found.status is Status.OK and found.flags == ("unfused",)
-    assert found.cause.startswith("3 launches: upcast by torch.ops.prims.convert_element_type.default, then product by extern_kernels.mm")
+    assert found.cause.startswith("3 launches: upcast by torch.ops.prims.convert_element_type.default, then product by "
+                                  "extern_kernels.mm")
     assert (f"inductor/{fmt}/default-nk-m16-bf16", architecture) not in installed.metrics
 
 
@@ -129,9 +134,12 @@ class Runner:
 
 @pytest.mark.parametrize(("body", "launches"), [
     ("fused_1.run(x_1, s_1, w_1, buf2, stream=stream0)", [("triton", ["upcast", "product", "scale"])]),
-    ("upcast_0.run(w_1, buf0, stream=stream0)\n            extern_kernels.mm(x_1, reinterpret_tensor(buf0, (1, 2)), out=buf1)\n"
-     "            fused_1.run(buf1, s_1)", [("triton", ["upcast"]), ("extern_kernels.mm", ["product"]), ("triton", ["scale"])]),
-    ("buf0 = torch.ops.prims.convert_element_type.default(reinterpret_tensor(w_1, (1, 2)), torch.bfloat16)\n            fused_1.run(x_1, buf0, s_1)",
+    ("upcast_0.run(w_1, buf0, stream=stream0)\n"
+     "            extern_kernels.mm(x_1, reinterpret_tensor(buf0, (1, 2)), out=buf1)\n"
+     "            fused_1.run(buf1, s_1)",
+     [("triton", ["upcast"]), ("extern_kernels.mm", ["product"]), ("triton", ["scale"])]),
+    ("buf0 = torch.ops.prims.convert_element_type.default(reinterpret_tensor(w_1, (1, 2)), torch.bfloat16)\n           "
+     " fused_1.run(x_1, buf0, s_1)",
      [("torch.ops.prims.convert_element_type.default", ["upcast"]), ("triton", ["product", "scale"])]),
     ("fused_1.run(x_1, w_1, buf1)\n            fused_1.run(buf1, buf2)\n            fused_1.run(s_1, buf2)",
      [("triton", ["upcast", "product"]), ("triton", []), ("triton", ["scale"])]),
@@ -143,7 +151,8 @@ def test_a_launchs_arguments_decide_what_it_does(body, launches):
 
 
 @pytest.mark.parametrize(("module", "words"), [
-    (MODULE.format(body="            novel.launcher(x_1, w_1, s_1)"), "no known launch does the upcast and product and scale"),
+    (MODULE.format(body="            novel.launcher(x_1, w_1, s_1)"),
+     "no known launch does the upcast and product and scale"),
     (MODULE.format(body="            fused_1.run(x_1, w_1)"), "no known launch does the scale"),
     ("def call(arguments):\n    pass\n", "writes no function `call"),
     ("", "writes no function `call"),
@@ -158,7 +167,7 @@ def test_an_unknown_form_of_module_is_not_observable(module, words):
 HIDING = """
 import json, sys
 sys.path.insert(0, {child!r})
-import inductor
+import inductor  # the child's own module, which imports no PyTorch yet
 inductor.prepare({request})
 said = {{}}
 for name in {names}:
@@ -184,7 +193,8 @@ def test_a_missing_private_name_is_named(tmp_path):
     """About 10 s: PyTorch is imported."""
     pytest.importorskip("triton")
     torch = pytest.importorskip("torch")
-    names = ["torch._inductor.select_algorithm.add_preprocessing_fn", "torch._inductor.graph.GraphLowering.compile_to_module"]
+    names = ["torch._inductor.select_algorithm.add_preprocessing_fn",
+             "torch._inductor.graph.GraphLowering.compile_to_module"]
     request = question("e4m3fn/default-nk-m16-bf16").request(ARCHITECTURES["sm_90"])
     program = HIDING.format(child=str(CHILD), request=request, names=names)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
@@ -193,7 +203,8 @@ def test_a_missing_private_name_is_named(tmp_path):
     for name in names:
         assert said[name] == f"not observable on this build: PyTorch {torch.__version__} has no {name}"
     assert "TypeError: " in said["takes something else"]
-    outcome, metrics = judged(question("e4m3fn/default-nk-m16-bf16"), ARCHITECTURES["sm_90"], {"raised": ["NotObservable", said[names[0]]]})
+    outcome, metrics = evaluate(question("e4m3fn/default-nk-m16-bf16"), ARCHITECTURES["sm_90"],
+                                {"raised": ["NotObservable", said[names[0]]]})
     assert (outcome.status, outcome.cause, metrics) == (Status.MISSING, said[names[0]], None)
 
 
@@ -203,14 +214,17 @@ def test_without_pytorch_it_is_missing_and_a_triton_from_a_folder_is_not_asked(t
     alone = tmp_path / "python"
     alone.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} -S "$@"\n')
     alone.chmod(0o755)
-    questions, architectures = probes_like(["inductor/int8/default-nk-m16-bf16", "decode/e4m3fn/bf16"]), architectures_like(["sm_80"])
+    questions, architectures = probes_like(["inductor/int8/default-nk-m16-bf16",
+                                            "decode/e4m3fn/bf16"]), architectures_like(["sm_80"])
     by_python, by_folder = evaluate_builds([str(alone), str(folder)], questions, architectures)
     missing = by_python.outcomes["inductor/int8/default-nk-m16-bf16", "sm_80"]
-    assert (missing.status, missing.cause) == (Status.MISSING, "not observable on this build: no PyTorch beside its Triton")
+    assert (missing.status, missing.cause) == (Status.MISSING,
+                                               "not observable on this build: no PyTorch beside its Triton")
     assert by_python.build.torch == ""
     assert list(by_folder.outcomes) == [("decode/e4m3fn/bf16", "sm_80")]
     matrix = assemble([by_folder], questions, architectures)
-    assert [probe.operation for probe in matrix.probes] == [operation.name for operation in matrix.operations] == ["decode"]
+    assert [probe.operation for probe in matrix.probes] == [operation.name
+                                                            for operation in matrix.operations] == ["decode"]
 
 
 def test_answers_are_kept_by_pytorch_where_it_has_a_part_in_them(tmp_path, monkeypatch):
@@ -224,47 +238,55 @@ def test_answers_are_kept_by_pytorch_where_it_has_a_part_in_them(tmp_path, monke
 # What it amounts to.
 
 
-def facts(ptx="", **more):
-    return {"object_bytes": 5000, "shared_bytes": 0, "matrix": {}, "matrix_types": [], "conversions": {"cvt.rn.f16x2.e4m3x2": 2}, "load_bits": 32,
+def metadata(ptx="", **more):
+    return {"object_bytes": 5000, "shared_bytes": 0, "matrix": {}, "matrix_types": [],
+            "conversions": {"cvt.rn.f16x2.e4m3x2": 2}, "load_bits": 32,
             "assembly": ptx} | more
 
 
 def launched(upcast, **last):
     return {"compiled": {"launches": [
-        {"by": "triton", "kernel": "a", "does": ["upcast"], "facts": upcast, "block": {"threads": 32, "XBLOCK": 128}},
-        {"by": "triton", "kernel": "b", "does": ["product", "scale"], "facts": facts(**last), "block": {"threads": 128}},
+        {"by": "triton", "kernel": "a", "does": ["upcast"], "metadata": upcast,
+         "block": {"threads": 32, "XBLOCK": 128}},
+        {"by": "triton", "kernel": "b", "does": ["product", "scale"], "metadata": metadata(**last),
+         "block": {"threads": 128}},
     ]}}
 
 
 def test_an_upcast_that_decodes_another_format_is_wrong_however_it_is_launched():
     ptx = DECODE.format(instruction="e4m3x2", correction="")
-    right, _ = judged(question("e4m3fn/max-autotune-nk-m16-fp16"), ARCHITECTURES["sm_90"], launched(facts(ptx)))
+    right, _ = evaluate(question("e4m3fn/max-autotune-nk-m16-fp16"), ARCHITECTURES["sm_90"], launched(metadata(ptx)))
     assert (right.status, right.check, right.flags) == (Status.OK, "table", ("unfused",))
     probe = question("e4m3fnuz/max-autotune-kn-m16-bf16")
     halves = type(probe)(probe.operation, probe.format, probe.detail, probe.options | {"x": "fp16"})
-    wrong, _ = judged(halves, ARCHITECTURES["sm_90"], launched(facts(ptx)))
+    wrong, _ = evaluate(halves, ARCHITECTURES["sm_90"], launched(metadata(ptx)))
     assert (wrong.status, wrong.kind, wrong.check) == (Status.WRONG, Kind.FNUZ_AS_FN, "table")
 
 
 def test_a_kernel_that_decodes_by_an_instruction_known_to_be_wrong_is_wrong():
     decode, product = ("decode/e4m3fnuz/bf16", "sm_90"), ("inductor/e4m3fnuz/max-autotune-nk-m1-bf16", "sm_90")
     by_librarys = ("inductor/e4m3fnuz/default-nk-m16-bf16", "sm_90")
-    outcomes = {decode: CellOutcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN), product: CellOutcome(status=Status.OK), by_librarys: CellOutcome(status=Status.OK)}
+    outcomes = {decode: CellOutcome(status=Status.WRONG, kind=Kind.FNUZ_AS_FN), product: CellOutcome(status=Status.OK),
+                by_librarys: CellOutcome(status=Status.OK)}
     follow_decodes(outcomes, {key: KernelMetrics(conversions=["cvt.rn.f16x2.e4m3x2"]) for key in (decode, product)})
     assert outcomes[product].kind is Kind.FNUZ_AS_FN and outcomes[by_librarys].status is Status.OK
 
 
 def test_one_empty_object_among_several_is_a_failure():
-    outcome, _ = judged(question("int8/max-autotune-nk-m16-fp16"), ARCHITECTURES["sm_90"], launched(facts(), object_bytes=0))
+    outcome, _ = evaluate(question("int8/max-autotune-nk-m16-fp16"), ARCHITECTURES["sm_90"],
+                          launched(metadata(), object_bytes=0))
     assert (outcome.status, outcome.kind) == (Status.ERROR, Kind.EMPTY_OBJECT)
 
 
 def matrix_of(flags):
     return Matrix.model_validate({
-        "generator": "test", "generated": "2026-01-01T00:00:00Z", "machine": {"system": "x", "processor": "y", "cores": 1},
-        "builds": [{"triton": "3.7.1", "torch": "2.13.0"}], "operations": [], "architectures": [ARCHITECTURES["sm_90"].model_dump()],
+        "generator": "test", "generated": "2026-01-01T00:00:00Z",
+        "machine": {"system": "x", "processor": "y", "cores": 1},
+        "builds": [{"triton": "3.7.1", "torch": "2.13.0"}], "operations": [],
+        "architectures": [ARCHITECTURES["sm_90"].model_dump()],
         "outcomes": [{"status": "ok", "cause": "2 launches" if flags else "one kernel", "flags": flags}],
-        "probes": [{"id": "inductor/int8/x", "operation": "inductor", "format": "int8", "cells": {"sm_90": [{"builds": (0, 0), "outcome": 0}]}}],
+        "probes": [{"id": "inductor/int8/x", "operation": "inductor", "format": "int8",
+                    "cells": {"sm_90": [{"builds": (0, 0), "outcome": 0}]}}],
     })
 
 

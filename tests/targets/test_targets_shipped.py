@@ -1,4 +1,6 @@
-"""The matrix that the repository carries says what the published Tritons do, the failures that this suite began with among it."""
+"""The matrix that the repository carries says what the published Tritons do, the failures that this suite began with
+among it.
+"""
 
 import itertools
 import random
@@ -38,7 +40,8 @@ def test_it_has_every_minor_release_from_3_0_on_and_every_architecture(matrix):
     minors = {build.triton.rsplit(".", 1)[0] for build in matrix.builds if not build.unusable}
     assert {f"3.{minor}" for minor in range(10)} <= minors
     assert [architecture.name for architecture in matrix.architectures] == list(ARCHITECTURES)
-    assert {question.id for question in probes_like(["decode", "encode", "dequantized_dot"])} <= {probe.id for probe in matrix.probes}
+    assert {question.id for question in probes_like(["decode", "encode", "dequantized_dot"])} <= {probe.id
+        for probe in matrix.probes}
     assert FILE.stat().st_size < 2 << 20
 
 
@@ -47,14 +50,18 @@ def test_storing_e5m2fnuz_aborted_in_3_0_and_3_1_and_is_refused_since(matrix, ar
     found = outcomes(matrix, "encode/e5m2fnuz/fp16-rtne", architecture)
     aborted = versions(found, lambda o: o.status is Status.CRASH)
     assert aborted == ["3.0.0", "3.1.0"]
-    assert found["3.0.0"].cause == "Unsupported conversion from f16 to f8E5M2FNUZ with rounding mode rtne" and found["3.0.0"].signal == "SIGABRT"
+    first = found["3.0.0"]
+    assert first.cause == "Unsupported conversion from f16 to f8E5M2FNUZ with rounding mode rtne"
+    assert first.signal == "SIGABRT"
     assert all(o.kind is Kind.UNSUPPORTED_DTYPE for version, o in found.items() if version not in aborted)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90"])
 def test_packing_elements_dumped_core_until_3_2(matrix, architecture):
-    cells = [outcomes(matrix, probe.id, architecture) for probe in matrix.probes if probe.id.startswith("dequantized_dot/e5m2/")]
-    broken = {version for found in cells for version in versions(found, lambda o: o.cause.startswith("size mismatch when packing elements"))}
+    cells = [outcomes(matrix, probe.id, architecture)
+             for probe in matrix.probes if probe.id.startswith("dequantized_dot/e5m2/")]
+    broken = {version for found in cells
+              for version in versions(found, lambda o: o.cause.startswith("size mismatch when packing elements"))}
     assert broken == {"3.0.0", "3.1.0", "3.2.0"}
 
 
@@ -85,12 +92,15 @@ def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path,
     # triton_fused belongs to this checkout, inductor to PyTorch: a change of theirs is no change of Triton's.
     questions = [q for q in probes_like([]) if q.operation not in ("triton_fused", "inductor")]
     written = {probe.id: probe for probe in matrix.probes}
-    cells = random.Random(seed).sample([(q, a) for q in questions if q.id in written for a in ARCHITECTURES.values()], SAMPLE)
+    cells = random.Random(seed).sample([(q, a) for q in questions if q.id in written for a in ARCHITECTURES.values()],
+                                       SAMPLE)
     # By a decode that is wrong a product is told to be.
     decodes = [(q, a) for q, a in itertools.product(questions, ARCHITECTURES.values()) if q.operation == "decode"
-               and any((q.format, a) == (other.format, there) for other, there in cells if other.operation == "dequantized_dot")]
+               and any((q.format, a) == (other.format, there) for other,
+                       there in cells if other.operation == "dequantized_dot")]
     result = evaluate_build(find_triton("installed"), [*cells, *(cell for cell in decodes if cell not in cells)])
     for question, architecture in cells:
         then = matrix.outcome_of(written[question.id], architecture.name, position)
         now = result.outcomes[question.id, architecture.name]
-        assert (now.status, now.kind, now.cause) == (then.status, then.kind, then.cause), f"{question.id} on {architecture.name}, seed {seed}"
+        assert (now.status, now.kind, now.cause) == (then.status, then.kind,
+                                                     then.cause), f"{question.id} on {architecture.name}, seed {seed}"

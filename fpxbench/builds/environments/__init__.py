@@ -1,8 +1,9 @@
 """Which Python runs a build?
 
 Each build has an environment, made once and kept (docs/asv.md, "Environments"), so that two builds can be measured
-interleaved and differ in nothing else: fpxbench and the libraries that it uses are shared with the Python that makes the environment (`shared_packages`); only PyTorch, Triton and their own
-requirements are installed (`fpxbench.builds.installer`). Commands and asv get a build's Python from `Builds`.
+interleaved and differ in nothing else: fpxbench and the libraries that it uses are shared with the Python that makes
+the environment (`shared_packages`); only PyTorch, Triton and their own requirements are installed
+(`fpxbench.builds.installer`). Commands and asv get a build's Python from `Builds`.
 """
 
 from fpxbench.builds.environments.folder import (

@@ -7,7 +7,6 @@ show under the same hash. It is local, and rewritten when more becomes known.
 
 from __future__ import annotations
 
-import difflib
 import fcntl
 import hashlib
 import io
@@ -27,6 +26,7 @@ from pydantic import ValidationError
 
 from fpxbench.builds.timeline.commit import CHANNELS, GitObject, Identified, commit_hash, commit_objects, root_objects
 from fpxbench.builds.timeline.entry import Entry, Failure, in_order
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.record import Build
 
 _LOCK = "fpxbench.lock"
@@ -112,9 +112,8 @@ class Timeline:
             if found:
                 candidates = ', '.join(entry.tag for entry in found[:5])
                 raise TimelineError(f"{name!r} could be {candidates}: name one of them")
-        near = difflib.get_close_matches(name, [entry.tag for entry in entries], n=3)
-        hint = (f"did you mean {' or '.join(near)}?" if near else
-                "`fpxbench timeline list` shows the known ones; `timeline sync` looks for more")
+        hint = did_you_mean(name, [entry.tag for entry in entries],
+                            "`fpxbench timeline list` shows the known ones; `timeline sync` looks for more")
         raise TimelineError(f"no build {name!r} is on the timeline: {hint}")
 
     def entries(self) -> list[Entry]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module
 
-from fpxbench import implementation as implementations
+import fpxbench.implementation as implementations
 from fpxbench.checking import contract, correctness, inputs, machine, reference
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
@@ -40,7 +40,7 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict, classify_exception
-from fpxbench.workloads import workload_named
+from fpxbench.workloads import WeightContents, workload_named
 
 MOST_WEIGHTS = 1 << 17
 """Designed experiments are made on a shape of at most so many weights, where the case's own is larger."""
@@ -259,7 +259,7 @@ class _Inspector:
         small = self._smaller()
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
         plain = bench.quantized(bench.weight(small))
-        readouts = [bench.readout(bench.quantized(bench.weight(small.model_copy(update={"workload": "canary.codes"}))))]
+        readouts = [bench.readout(bench.quantized(bench.weight(small, WeightContents.CODES)))]
         if bench.sets_codes:
             readouts.append(bench.readout(probe_operands(self.implementation, plain)))
         return readouts

@@ -19,6 +19,7 @@ from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
+from fpxbench.workloads import WeightContents
 
 
 class Bench:
@@ -39,9 +40,9 @@ class Bench:
         self.template = self.quantized(self.weight(case)).weight
         self.sets_codes = self.template.has_codes and not self.template.extra
 
-    def weight(self, case: Case) -> Tensor:
+    def weight(self, case: Case, contents: WeightContents | None = None) -> Tensor:
         """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
-        weight = inputs.make_weight(case, self.seed, self.device)
+        weight = inputs.make_weight(case, self.seed, self.device, contents)
         return weight.to(self.dtype).float() if isinstance(self.implementation, Wrapped) else weight
 
     def quantized(self, original: Tensor) -> Operands:

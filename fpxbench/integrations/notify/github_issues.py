@@ -1,4 +1,5 @@
-"""Confirmed regressions as texts of issues: one for each implementation that a build made worse in one way, whatever the cases."""
+"""Confirmed regressions as texts of issues: one for each implementation that a build made worse in one way, whatever
+the cases."""
 
 from __future__ import annotations
 
@@ -31,8 +32,12 @@ class Issue:
 def confirmed(results: Path) -> list[Confirmation]:
     """The confirmations under `results` that say "worse", the last of each question, worst first."""
     found, _ = Store(results, Confirmation).read_all()
-    open_ones = [each for each in latest(found) if each.outcome is ConfirmationOutcome.CONFIRMED and each.direction == "worse"]
-    return sorted(open_ones, key=lambda each: (each.metric != "verdict", -(each.time.value if each.time else 0.0), each.case.id))
+    open_ones = [
+        each for each in latest(found) if each.outcome is ConfirmationOutcome.CONFIRMED and each.direction == "worse"
+    ]
+    return sorted(
+        open_ones, key=lambda each: (each.metric != "verdict", -(each.time.value if each.time else 0.0), each.case.id)
+    )
 
 
 def issues(confirmations: Iterable[Confirmation]) -> list[Issue]:
@@ -49,7 +54,9 @@ def _issue(key: tuple[str, ...], group: list[Confirmation]) -> Issue:
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
     title = f"{worst.case.id}{more}: {_what(worst)} since {worst.build.label} [fpx-{identity}]"
     text = importlib.resources.files("fpxbench.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)   # noqa: S701 (Markdown)
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     environment.filters |= {"code": _code, "block": _block, "log": _log}
     body = environment.from_string(text).render(id=identity, worst=worst, confirmations=group, what=_what(worst))
     return Issue(identity, title, body)

@@ -1,7 +1,7 @@
 """The benchmarks that ``pytest --benchmark`` collects: what is compared stands in a group, each implementation a test.
 
-Right before fast: a case is first checked in a watched child (`fpxbench.sweep.isolation`), so that one that crashes or hangs
-fails like any other; only what is right is timed, here, by pytest-benchmark.
+Right before fast: a case is first checked in a watched child (`fpxbench.sweep.isolation`), so that one that crashes or
+hangs fails like any other; only what is right is timed, here, by pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
+from fpxbench.workloads import is_canary
 
 T = TypeVar("T")
 
@@ -43,8 +44,12 @@ class Benchmarks:
         seed = secrets.randbelow(1 << 31) if option.fpx_seed is None else option.fpx_seed
         try:
             self.settings = Settings(
-                profile=option.fpx_profile, device=option.fpx_device, impls=tuple(Path(path).resolve() for path in option.fpx_impls),
-                scheme=tuple(option.fpx_scheme), workload=tuple(option.fpx_workload), seed=seed,
+                profile=option.fpx_profile,
+                device=option.fpx_device,
+                impls=tuple(Path(path).resolve() for path in option.fpx_impls),
+                scheme=tuple(option.fpx_scheme),
+                workload=tuple(option.fpx_workload),
+                seed=seed,
             )
         except ValidationError as error:
             raise pytest.UsageError(f"--benchmark: {error}") from None
@@ -79,7 +84,13 @@ class Benchmarks:
     def machine(self) -> Machine:
         """The device, its read bandwidth measured when the first case is about to be timed."""
         if self._machine is None:
-            self._machine = self._prepared(Machine, "the device could not be measured", "fpxbench.checking.machine:measured", self.plan.device, None)
+            self._machine = self._prepared(
+                Machine,
+                "the device could not be measured",
+                "fpxbench.checking.machine:measured",
+                self.plan.device,
+                None,
+            )
         return self._machine
 
     def _prepared(self, kind: type[T], failed: str, target: str, *arguments: object) -> T:
@@ -92,7 +103,9 @@ class Benchmarks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
-        self.plan = self._prepared(Plan, "the cases could not be planned", "fpxbench.sweep.selection:make_plan", self.settings)
+        self.plan = self._prepared(
+            Plan, "the cases could not be planned", "fpxbench.sweep.selection:make_plan", self.settings
+        )
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
         if file_path != CASES:
@@ -101,9 +114,15 @@ class Benchmarks:
         return CaseFile.from_parent(parent, path=file_path, nodeid=ROOT, benchmarks=self)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Generator[None, object, object]:
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> Generator[None, object, object]:
         """Only benchmarks are run; and where -k or an id picked some of a group, its baseline runs with them."""
-        others = [item for item in items if not isinstance(item, Unloaded) and "benchmark" not in getattr(item, "fixturenames", ())]
+        others = [
+            item
+            for item in items
+            if not isinstance(item, Unloaded) and "benchmark" not in getattr(item, "fixturenames", ())
+        ]
         if others:
             config.hook.pytest_deselected(items=others)
             items[:] = [item for item in items if item not in others]
@@ -121,7 +140,9 @@ class Benchmarks:
         items[:] = wanted
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if restored and reporter is not None:
-            reporter.stats["deselected"] = [item for item in reporter.stats.get("deselected", []) if item not in restored]
+            reporter.stats["deselected"] = [
+                item for item in reporter.stats.get("deselected", []) if item not in restored
+            ]
         return result
 
     def pytest_report_header(self) -> str:
@@ -205,7 +226,8 @@ class Group(pytest.Collector):
             item = CaseItem.from_parent(self, name=case.implementation, callobj=_check_then_time, case=case)
             # No time is asked of a canary, and pytest-benchmark would warn that none was taken.
             item.add_marker(pytest.mark.filterwarnings("ignore:Benchmark fixture was not used"))
-            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"))     # PyTorch's own, of itself
+            # PyTorch's own, of itself
+            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"))
             clock = {} if self.benchmarks.plan.device == "cpu" else {"timer": device_clock}
             item.add_marker(pytest.mark.benchmark(group=self.title, **clock))
             items.append(item)
@@ -277,7 +299,7 @@ def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
 
 
 def _reason_not_to_time(case: Case, benchmark) -> str | None:
-    if case.workload.startswith("canary.") or case.m == 0:
+    if is_canary(case.workload) or case.m == 0:
         return "a shape that is there to be right on, and too small to time"
     return "pytest-benchmark is disabled" if benchmark.disabled else None
 
@@ -306,7 +328,11 @@ def _again(item: CaseItem) -> list[str]:
     settings = group.benchmarks.settings
     impls = [f"--impls={path}" for path in settings.impls]
     device = [f"--fpx-device={settings.device}"] if settings.device else []
-    layer = [f"--fpx-profile={settings.profile}", f"--fpx-scheme={group.scheme}", f"--fpx-workload={case.workload}/m{case.m}"]
+    layer = [
+        f"--fpx-profile={settings.profile}",
+        f"--fpx-scheme={group.scheme}",
+        f"--fpx-workload={case.workload}/m{case.m}",
+    ]
     return ["pytest", "--benchmark", *impls, *device, *layer, f"--fpx-seed={settings.seed}", item.nodeid]
 
 
@@ -323,7 +349,8 @@ def _line(name: str, result: TrialResult) -> str:
 
 
 def _telling_lines(log: str) -> list[str]:
-    """The end of a log; of a fatal signal what stood before it and the innermost frames, not the modules that were loaded."""
+    """The end of a log; of a fatal signal what stood before it and the innermost frames, not the modules that were
+    loaded."""
     lines = log.partition("\nExtension modules:")[0].strip().splitlines()
     fatal = next((number for number, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
     return lines[-LOG_LINES:] if fatal is None else lines[max(0, fatal - LOG_LINES // 2):fatal + LOG_LINES // 2]
@@ -331,12 +358,22 @@ def _telling_lines(log: str) -> list[str]:
 
 def _printable(line: str) -> str:
     """A log may hold anything, a terminal's own commands too."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line.expandtabs())
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line.expandtabs()
+    )
 
 
 def _figures(case: Case, result: TrialResult) -> dict[str, object]:
     """What goes into pytest-benchmark's JSON beside its own statistics."""
     figures: dict[str, object] = {**case.model_dump(), **result.accuracy.model_dump(), **result.traffic.model_dump()}
     if result.timing is not None:
-        figures |= {"speedup": result.timing.speedup, "speedup_ci95": result.timing.speedup_ci95, "flags": [str(flag) for flag in result.flags]}
-    return {name: value for name, value in figures.items() if value is not None and not (isinstance(value, float) and math.isnan(value))}
+        figures |= {
+            "speedup": result.timing.speedup,
+            "speedup_ci95": result.timing.speedup_ci95,
+            "flags": [str(flag) for flag in result.flags],
+        }
+    return {
+        name: value
+        for name, value in figures.items()
+        if value is not None and not (isinstance(value, float) and math.isnan(value))
+    }

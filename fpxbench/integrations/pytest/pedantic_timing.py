@@ -53,7 +53,9 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
     return result
 
 
-def _time(benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult) -> None:
+def _time(
+    benchmark, implementation: Implementation, request: TrialRequest, baseline_samples: list[float], result: TrialResult
+) -> None:
     operands = prepare(implementation, request)
     _, verdict = correctness.check_calls(implementation, operands, calls=1)    # compiles and tunes on the way
     if verdict is not None:

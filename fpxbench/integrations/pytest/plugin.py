@@ -29,13 +29,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fpx-profile", default="smoke", choices=("smoke", "quick", "full"),
         help="how many cases: smoke (default) takes a minute or two, quick several, full hours",
     )
-    group.addoption("--fpx-device", choices=("cpu", "cuda"), help="default: a GPU (NVIDIA or AMD: cuda) if PyTorch sees one, else cpu")
-    group.addoption("--fpx-scheme", action="append", default=[], metavar="GLOB", help="these schemes instead of the profile's")
+    group.addoption(
+        "--fpx-device",
+        choices=("cpu", "cuda"),
+        help="default: a GPU (NVIDIA or AMD: cuda) if PyTorch sees one, else cpu",
+    )
+    group.addoption(
+        "--fpx-scheme", action="append", default=[], metavar="GLOB", help="these schemes instead of the profile's"
+    )
     group.addoption(
         "--fpx-workload", action="append", default=[], metavar="GLOB",
         help="these workloads instead of the profile's: llama2-7b.o, or llama2-7b.o/m16 for one number of tokens",
     )
-    group.addoption("--fpx-seed", type=int, metavar="N", help="of the random weights and activations; default: a new one each run")
+    group.addoption(
+        "--fpx-seed", type=int, metavar="N", help="of the random weights and activations; default: a new one each run"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _arguments(config: pytest.Config) -> list[str]:
-    """What is to be collected: the benchmarks instead of ``testpaths`` or the folder at hand, and beside paths that were named.
+    """What is to be collected: the benchmarks instead of ``testpaths`` or the folder at hand, and beside paths that
+    were named.
 
     An id (``fpxbench::e4m3fn-row/llama2-7b.o/m1/bf16::triton_fused``) picks one.
     """

@@ -1,7 +1,7 @@
 """Where do the codes lie in the bytes?
 
-Layouts of this suite and of other libraries; docs/layouts.md describes each bit by bit. A layout is one `Layout`; a new one is
-added to `LAYOUTS`, and the tests, the speed table and `QuantizedWeight` find it there.
+Layouts of this suite and of other libraries; docs/layouts.md specifies each bit by bit. A layout is one `Layout`; a new
+one is an entry of `LAYOUTS`, from which the tests, the speed table and `QuantizedWeight` use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["K_MULTIPLE", "LAYOUTS", "Layout", "layout_named", "pack", "padded_k"
 
 BYTES = Layout(
     "bytes",
-    "one code a byte, nothing padded: what torch's float8 dtypes are viewed from",
+    "one code a byte, without padding: torch's float8 dtypes are views of it",
     widths=tuple(range(1, 9)),
     row_bytes=lambda k, bits: k,
     write=lambda codes, bits, packed: packed.copy_(codes),
@@ -32,21 +32,21 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def layout_named(name: str) -> Layout:
-    """Raises ValueError, with the names that there are, for one that is none."""
+    """Return the layout of that name. Raise ValueError, listing the names, for an unknown one."""
     if name not in LAYOUTS:
         raise ValueError(f"no layout {name!r}: one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 
 def row_bytes(k: int, bits: int, layout: str) -> int:
-    """Bytes that a row of `k` codes takes, padding included."""
+    """Return the bytes of a row of `k` codes, padding included."""
     return layout_named(layout).row_bytes(k, bits)
 
 
 def pack(codes: Tensor, bits: int, layout: str = "planar") -> Tensor:
-    """uint8 ``[N, row_bytes]`` from uint8 codes ``[N, K]``.
+    """Return uint8 ``[N, row_bytes]`` from uint8 codes ``[N, K]``.
 
-    Raises ValueError for a code wider than `bits`, and for a width or a shape that the layout does not take.
+    Raises ValueError for a code wider than `bits`, and for a width or a shape that the layout does not support.
     """
     if codes.dtype != torch.uint8 or codes.dim() != 2:
         raise TypeError(f"pack takes uint8 codes [N, K], not {codes.dtype} {list(codes.shape)}")
@@ -65,15 +65,17 @@ def pack(codes: Tensor, bits: int, layout: str = "planar") -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, k: int, layout: str = "planar") -> Tensor:
-    """uint8 codes ``[N, K]`` from what `pack`, or another writer of the layout, made.
+    """Return uint8 codes ``[N, K]`` from bytes that `pack`, or another writer of the layout, made.
 
-    Raises ValueError where the bytes are not rows of k codes, and for a width or a shape that the layout does not take.
+    Raises ValueError for bytes that are not rows of k codes, and for a width or a shape that the layout does not
+    support.
     """
     chosen = layout_named(layout)
     size = chosen.row_bytes(k, bits)
     if packed.dtype != torch.uint8 or packed.dim() != 2 or packed.shape[1] != size:
         raise ValueError(
-            f"{k} codes of {bits} bits take uint8 [N, {size}] in layout {layout!r}, not {packed.dtype} {list(packed.shape)}"
+            f"{k} codes of {bits} bits take uint8 [N, {size}] in layout {layout!r},"
+            f" not {packed.dtype} {list(packed.shape)}"
         )
     chosen.check(bits, packed.shape[0], k)
     codes = packed.new_empty(packed.shape[0], k)
@@ -83,6 +85,6 @@ def unpack(packed: Tensor, bits: int, k: int, layout: str = "planar") -> Tensor:
 
 
 def _readable_as_words(codes: Tensor) -> Tensor:
-    """The same bytes, contiguous from a whole word of 8 bytes on."""
+    """The same bytes, contiguous and aligned to words of 8 bytes."""
     codes = codes.contiguous()
     return codes.clone() if codes.storage_offset() % 8 else codes

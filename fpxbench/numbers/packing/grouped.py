@@ -1,4 +1,4 @@
-"""Layouts that put each few neighbours along K into a few bytes, as data: which bits of which code go where."""
+"""Layouts that pack a few neighbours along K into a few bytes, as data: which bits of which code go where."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Field:
-    """`width` bits of the group's code number `code`, from the code's bit `offset` up. They lie at bit `at` of the group's
-    bytes, taken for one little-endian number."""
+    """`width` bits of the group's code number `code`, from the code's bit `offset` up, at bit `at` of the group's bytes
+    as one little-endian number."""
 
     code: int
     offset: int
@@ -27,7 +27,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Group:
-    """How `codes` neighbours (1, 2, 4 or 8) lie in `size` bytes."""
+    """The places of `codes` neighbours (1, 2, 4 or 8) in `size` bytes."""
 
     codes: int
     size: int
@@ -35,7 +35,7 @@ class Group:
 
 
 def stream(bits: int) -> Group:
-    """Code after code, each from its low bit up."""
+    """Return the group of codes one after the other, each from its low bit up."""
     codes = next(codes for codes in (1, 2, 4, 8) if codes * bits % 8 == 0)
     return Group(codes, codes * bits // 8, tuple(Field(i, 0, bits, i * bits) for i in range(codes)))
 
@@ -48,8 +48,9 @@ _TORCHAO_FP6 = Group(4, 3, (
 ))
 
 
-# A group's codes are worked on as one integer, a code in each of its bytes. That byte order is a little-endian machine's, as
-# are all that PyTorch has wheels for. No code of less than 8 bits reaches the sign.
+# A group's codes are processed as one integer, a code in each of its bytes. This needs a little-endian machine, as are
+# all
+# that PyTorch has wheels for. No code of less than 8 bits reaches the sign.
 
 
 def _write(codes: Tensor, group: Group, packed: Tensor) -> None:
@@ -90,7 +91,7 @@ def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Call
         return -(-k // group.codes) * group.size
 
     def codes_at_once(bits: int) -> int:
-        """A pass takes the bytes of the groups, one by one, or fewer words."""
+        """A pass processes the bytes of the groups, one by one, or fewer words."""
         group = group_of(bits)
         return layout.CPU_GRAIN * group.codes // group.size
 

@@ -13,7 +13,7 @@ K_MULTIPLE = 32
 
 
 def pieces(bits: int) -> list[tuple[int, int]]:
-    """``(offset, width)`` of the pieces a code is cut into: 6 bits -> ``[(0, 4), (4, 2)]``."""
+    """Return ``(offset, width)`` of the pieces of a code: 6 bits -> ``[(0, 4), (4, 2)]``."""
     if not 1 <= bits <= 8:
         raise ValueError(f"codes have 1 to 8 bits, not {bits}")
     cut, offset = [], 0
@@ -25,11 +25,11 @@ def pieces(bits: int) -> list[tuple[int, int]]:
 
 
 def padded_k(k: int) -> int:
-    """K as planar rows hold it: up to the next multiple of 32."""
+    """Return K rounded up to the next multiple of 32, as planar rows store it."""
     return -(-k // K_MULTIPLE) * K_MULTIPLE
 
 
-# Four bytes are worked on at once, as an int32.
+# Four bytes are processed at once, as an int32.
 
 
 def _write(codes: Tensor, bits: int, packed: Tensor) -> None:
@@ -51,7 +51,10 @@ def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
         size = words.shape[1] * width // 8
         piece = packed[:, start:start + size]
         for plane in range(8 // width):
-            field, target = moved(piece, plane * width, offset, width, every=8), words[:, plane * size:(plane + 1) * size]
+            field, target = (
+                moved(piece, plane * width, offset, width, every=8),
+                words[:, plane * size : (plane + 1) * size],
+            )
             if offset == 0:
                 target.copy_(field)
             else:
@@ -62,13 +65,13 @@ def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
 
 
 def _codes_at_once(bits: int) -> int:
-    """A pass takes a plane of the widest piece, in words."""
+    """A pass processes a plane of the widest piece, in words."""
     return layout.CPU_GRAIN * 4 * 8 // pieces(bits)[0][1]
 
 
 PLANAR = Layout(
     "planar",
-    "each code cut into pieces of 8, 4, 2 or 1 bits, low bits first; of a piece, byte i holds the weights i, i + size, i + 2 size, …",
+    "each code cut into pieces of 8, 4, 2 or 1 bits, low bits first; of a piece, byte i has the weights i, i + size, …",
     widths=tuple(range(1, 9)),
     row_bytes=lambda k, bits: padded_k(k) * bits // 8,
     write=by_rows(_write, _codes_at_once),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.formats import BF16, FORMATS, FP16, FP32, WEIGHT_BITS, Format
 from fpxbench.numbers.rounding import Overflow, Rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TORCH = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ScaleFormat:
         if self.format == FP32:
             return numbers
         codes = rounded_codes(numbers, self.format, self.rounding, Overflow.SATURATE)
-        return codes.to(torch.int16).view(getattr(torch, _TORCH[self.format.name]))
+        return codes.to(torch.int16).view(getattr(torch, DTYPE_NAMES[self.format.name].torch))
 
     def decode(self, stored: Tensor) -> Tensor:
         """Return the fp32 numbers of stored scales, same shape, exact."""

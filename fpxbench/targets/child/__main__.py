@@ -1,18 +1,18 @@
-"""Compiles Triton kernels for GPUs that need not be there, each in a forked child of this one warm process.
+"""Compile Triton kernels for GPUs that need not be present, each in a fork of this warm process.
 
     PYTHONPATH=<folder with a Triton in it> python -S <this folder> < requests
 
-Needs nothing but the standard library and a Triton from 3.0 on, and PyTorch for requests with ``inductor``. Standard input is JSON
-lines: first ``{jobs, timeout_s}``, then one request a line (``compiling.compiled`` and ``inductor.compiled`` say what is in it) with
-an ``id``; an empty line asks for the answers to what came so far. Standard output is JSON lines: first ``{"build": ...}``, then one
-``{"id", "seconds", ...}`` (of the processor) for each request, as it ends, with one of
+Needs the standard library and a Triton from 3.0 on, and PyTorch for requests with ``inductor``. Standard input is JSON
+lines: first ``{jobs, timeout_s}``, then one request a line with an ``id`` (``compiling.compiled`` and
+``inductor.compiled`` document it); an empty line starts the compilation of the requests so far. Standard output is JSON
+lines: first ``{"build": ...}``, then ``{"id", "seconds", ...}`` (processor time) as each request ends, with one of
 
-- ``compiled``: facts of the object (and its assembly, if asked for), or of each of the ``launches``;
+- ``compiled``: metadata of the object (and its assembly, if requested), or of each of the ``launches``;
 - ``raised``: ``[type, message]``;
 - ``signal`` or ``exit``: how the process ended;
 - ``timeout``: after how many seconds
 
-and ``log``, what it wrote first and last, native code included.
+and ``log``, the first and last part of its output, native code's included.
 """
 
 import json
@@ -30,22 +30,22 @@ def main():
     try:
         import compiling
         import inductor
-    except BaseException as error:      # whatever a broken Triton does as it is imported
-        say(out, {"unusable": "%s: %s" % (type(error).__name__, error)})
+    except BaseException as error:      # anything that the import of a broken Triton raises
+        send(out, {"unusable": f"{type(error).__name__}: {error}"})
         return
-    say(out, {"build": compiling.warmed_up()})
+    send(out, {"build": compiling.warmed_up()})
     for batch in batches():
-        # PyTorch last: a fork of a process that holds it costs more.
+        # PyTorch last: its import makes each later fork slower.
         for by in (compiling, inductor):
             requests = [request for request in batch if ("inductor" in request) == (by is inductor)]
             for request in requests:
                 by.prepare(request)
             for answer in run_each(requests, by.compiled, settings["jobs"], settings["timeout_s"]):
-                say(out, answer)
+                send(out, answer)
 
 
 def batches():
-    """The requests, as many at a time as come before an empty line or the end."""
+    """Yield the requests up to each empty line or the end."""
     batch = []
     for line in sys.stdin:
         if line.strip():
@@ -57,13 +57,13 @@ def batches():
 
 
 def answers():
-    """The stream to answer on; whatever else is printed, by native code too, goes to standard error."""
+    """Return the stream for answers; everything else that is printed, by native code too, goes to standard error."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return stream
 
 
-def say(out, message):
+def send(out, message):
     out.write(json.dumps(message) + "\n")
     out.flush()
 

@@ -1,5 +1,6 @@
-"""One kernel through the Triton that is at hand, from 3.0 on: the differences between its versions end here."""
+"""Compile one kernel with the current Triton, from 3.0 on. The differences between its versions are confined here."""
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -10,7 +11,7 @@ import types
 try:
     import setuptools  # noqa: F401
 except ImportError:
-    # Triton up to 3.2 imports it for building its launcher in C, which nothing here ever needs.
+    # Triton up to 3.2 imports it to build its launcher in C, which is not needed here.
     sys.modules["setuptools"] = types.ModuleType("setuptools")
 
 import kernel_metadata
@@ -25,21 +26,20 @@ _modules = {}
 
 
 def warmed_up():
-    """Which Triton this is; and everything is done once that each compilation would do again, as a fork starts with it done."""
+    """Return this Triton's identity, after doing once what each fork would otherwise repeat."""
     key = _triton_key()
-    import triton.compiler.code_generator  # noqa: F401  (imported by the first compilation)
+    import triton.compiler.code_generator  # the first compilation imports it
 
     for target in (GPUTarget("cuda", 90, 32), GPUTarget("hip", "gfx942", 64)):
-        try:
+        with contextlib.suppress(Exception):    # each compilation for such a target reports the same
             make_backend(target).hash()     # runs the assembler or linker for its version
-        except Exception:
-            pass        # each compilation for such a target will say so in its own words
-    return {"triton": triton.__version__, "key": key, "python": ".".join(map(str, sys.version_info[:3])), "torch": _torch_version(),
+    return {"triton": triton.__version__, "key": key, "python": ".".join(map(str, sys.version_info[:3])),
+            "torch": _torch_version(),
             "links_in_process": not _wants_linker()}
 
 
 def _torch_version():
-    """Of the PyTorch beside this Triton, without importing it; empty if there is none."""
+    """Return the version of the PyTorch beside this Triton, without importing it; empty if there is none."""
     try:
         return importlib.metadata.version("torch") if importlib.util.find_spec("torch") else ""
     except importlib.metadata.PackageNotFoundError:     # a checkout on the path
@@ -55,37 +55,35 @@ def _triton_key():
 
 
 def _wants_linker():
-    """Whether objects for AMD GPUs are linked by a program that has to be found (up to 3.4)."""
+    """Return whether a separate program links objects for AMD GPUs (up to 3.4)."""
     from triton.backends.amd.compiler import HIPBackend
 
     return hasattr(HIPBackend, "path_to_rocm_lld")
 
 
 def prepare(request):
-    """Load the request's source file, and have Triton read its kernel; why that failed, if it did, is left for `compiled` to raise."""
+    """Load the request's source file, and let Triton read its kernel; `compiled` raises any error."""
     path = request["file"]
     if path not in _modules:
-        spec = importlib.util.spec_from_file_location("kernels_%d" % len(_modules), path)
+        spec = importlib.util.spec_from_file_location(f"kernels_{len(_modules)}", path)
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
             _modules[path] = module
         except Exception as error:
             _modules[path] = error
-    try:
-        getattr(_modules[path], request["kernel"]).cache_key
-    except Exception:
-        pass        # the compilation will meet the same
+    with contextlib.suppress(Exception):    # the compilation raises the same
+        _ = getattr(_modules[path], request["kernel"]).cache_key
 
 
 def compiled(request):
-    """Facts of the object that a request becomes.
+    """Return metadata of the object that a request is compiled to.
 
-    A request: ``file`` and ``kernel`` name the function; ``backend`` (cuda, hip), ``arch`` (90, "gfx942") and ``warp_size``
-    the GPU; ``signature`` gives the type of each argument that is no constant, by name and in any order; ``constants`` the
-    others, where ``{"dtype": "bfloat16"}`` is one of Triton's dtypes and a list a tuple; ``divisible`` the arguments that
-    are multiples of 16; ``options`` are the compiler's; ``needs`` names what the kernel takes from ``triton.language``;
-    ``assembly`` and ``sass`` ask for more facts.
+    A request: ``file`` and ``kernel`` name the function; ``backend`` (cuda, hip), ``arch`` (90, "gfx942") and
+    ``warp_size`` the GPU; ``signature`` has the type of each argument that is not constant, by name and in any order;
+    ``constants`` the others, where ``{"dtype": "bfloat16"}`` is a Triton dtype and a list a tuple; ``divisible`` the
+    arguments that are multiples of 16; ``options`` are the compiler's; ``needs`` names what the kernel uses of
+    ``triton.language``; ``assembly`` and ``sass`` request more metadata.
     """
     module = _modules[request["file"]]
     if isinstance(module, Exception):
@@ -98,7 +96,8 @@ def compiled(request):
     source = _source(function, request["signature"], constants, set(request["divisible"]))
     target = GPUTarget(request["backend"], request["arch"], request["warp_size"])
     kernel = triton.compile(source, target=target, options=dict(request["options"]))
-    return kernel_metadata.of(kernel, request["backend"], bool(request.get("assembly")), _disassembler() if request.get("sass") else None)
+    return kernel_metadata.of(kernel, request["backend"], bool(request.get("assembly")),
+                              _disassembler() if request.get("sass") else None)
 
 
 def _constant(value):
@@ -121,13 +120,15 @@ def _source(function, types_, constants, divisible):
         return ASTSource(function, signature, constants=constants, attrs=attrs)
     from triton.compiler.compiler import AttrsDescriptor
 
-    attrs = AttrsDescriptor(divisible_by_16={at for at, name in enumerate(names) if name in divisible}, equal_to_1=set())
+    attrs = AttrsDescriptor(divisible_by_16={at for at, name in enumerate(names) if name in divisible},
+                            equal_to_1=set())
     signature = {at: types_[name] for at, name in enumerate(names) if name not in constants}
-    return ASTSource(function, signature, constants={names.index(name): value for name, value in constants.items()}, attrs=attrs)
+    return ASTSource(function, signature, constants={names.index(name): value for name, value in constants.items()},
+                     attrs=attrs)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _disassembler():
-    """Where NVIDIA's disassembler lies in this Triton, or None."""
+    """Return the path of NVIDIA's disassembler in this Triton, or None."""
     path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "nvdisasm")
     return path if os.access(path, os.X_OK) else None

@@ -1,8 +1,9 @@
-"""A function called on each of many requests, each call in a forked child of its own, some at a time.
+"""Call a function on each of many requests, each in a forked child, several at a time.
 
-The children of one warm process cost milliseconds; what ends one (a signal, a hang, native code's exit) ends only that one.
+A fork of a warm process takes milliseconds; a signal, a hang or an exit in native code ends only one child.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ _MODULES = re.compile(rb"\n+Extension modules: [^\n]*")
 
 
 class _Call:
-    """One request on its way: its child, the pipe of its answer, the folder of its files."""
+    """A running request: its child, the pipe for its answer, the folder of its files."""
 
     def __init__(self, request, function, scratch):
         self.request = request
@@ -34,57 +35,57 @@ class _Call:
         self.pipe = reading
 
     def ended(self, status, usage, timeout_s):
-        """The answer of a child that has ended, with its log; its files are gone then. `status` is None if it was ended."""
+        """Return the answer of an ended child, with its log, and remove its files. `status` is None if it was
+        killed.
+        """
         with open(self.log, "rb") as file:
             log = _both_ends(_MODULES.sub(b"", file.read())).decode(errors="replace")
-        # What it had started (ptxas, a linker) belongs to its process group and goes with it.
-        try:
+        # What it started (ptxas, a linker) is in its process group, and is killed with it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
         os.close(self.pipe)
         shutil.rmtree(self.folder, ignore_errors=True)
-        # Of the processor, the assembler's included: what it took, however busy the machine was.
-        said = {"id": self.request["id"], "seconds": round(usage.ru_utime + usage.ru_stime, 3)}
+        # Processor time, the assembler's included: independent of the machine's load.
+        answer = {"id": self.request["id"], "seconds": round(usage.ru_utime + usage.ru_stime, 3)}
         if status is None:
-            said["timeout"] = timeout_s
+            answer["timeout"] = timeout_s
         elif os.WIFSIGNALED(status):
-            said["signal"] = os.WTERMSIG(status)
+            answer["signal"] = os.WTERMSIG(status)
         elif os.WEXITSTATUS(status) or not self.answer:
-            said["exit"] = os.WEXITSTATUS(status)
+            answer["exit"] = os.WEXITSTATUS(status)
         else:
-            said.update(json.loads(self.answer))
+            answer.update(json.loads(self.answer))
         if log.strip():
-            said["log"] = log
-        return said
+            answer["log"] = log
+        return answer
 
 
 def _child(request, function, folder, log, writing):
-    """The forked child: never returns."""
+    """Run in the forked child; never returns."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "cache")
     tempfile.tempdir = folder
     try:
         answer = {"compiled": function(request)}
     except Exception as error:
-        answer = {"raised": _words(error)}
+        answer = {"raised": _type_and_message(error)}
     with os.fdopen(writing, "w") as pipe:
         pipe.write(json.dumps(answer))
     os._exit(0)
 
 
 def _both_ends(log):
-    """What was said first and last: MLIR says why, then prints all of the module, then that it failed."""
+    """Return the beginning and the end: MLIR prints the reason, then the whole module, then that it failed."""
     half = LOG_BYTES // 2
     return log if len(log) <= LOG_BYTES else log[:half] + b"\n[...]\n" + log[-half:]
 
 
-def _words(error):
-    """Type and message; of an error that only wraps another (a CompilationError), the cause's words as well."""
+def _type_and_message(error):
+    """Return type and message; for an error that wraps another (a CompilationError) the cause's message too."""
     message = str(error)
     if error.__cause__ is not None and str(error.__cause__) not in message:
         message += "\n" + str(error.__cause__)
@@ -92,7 +93,7 @@ def _words(error):
 
 
 def run_each(requests, function, jobs, timeout_s):
-    """Answers, as they come: see `_Call.ended`. Whatever ends this generator ends its children."""
+    """Yield answers as they arrive (`_Call.ended`). The end of this generator kills its children."""
     scratch = tempfile.mkdtemp(prefix="fpxbench-targets-")
     waiting = list(reversed(requests))
     running = {}
@@ -107,7 +108,7 @@ def run_each(requests, function, jobs, timeout_s):
                 call = running[pipe]
                 part = os.read(pipe, 1 << 16)
                 call.answer += part
-                if not part:        # the child closed it, by ending or just before
+                if not part:        # the child has closed it, or ended
                     del running[pipe]
                     yield call.ended(*_waited_for(call, timeout_s), timeout_s)
             for call in [call for call in running.values() if time.monotonic() - call.started >= timeout_s]:
@@ -120,7 +121,7 @@ def run_each(requests, function, jobs, timeout_s):
 
 
 def _waited_for(call, timeout_s):
-    """Status and resource usage of a child whose pipe is closed; the status is None if it hung on its way out."""
+    """Return status and resource usage of a child whose pipe is closed; the status is None if its exit hangs."""
     while time.monotonic() - call.started < timeout_s:
         pid, status, usage = os.wait4(call.pid, os.WNOHANG)
         if pid:
@@ -132,6 +133,6 @@ def _waited_for(call, timeout_s):
 def _killed(call):
     try:
         os.killpg(call.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):   # it had no time to found its group
+    except (ProcessLookupError, PermissionError):   # it has not made its group yet
         os.kill(call.pid, signal.SIGKILL)
     return os.wait4(call.pid, 0)[2]

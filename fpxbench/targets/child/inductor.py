@@ -1,8 +1,8 @@
-"""What `torch.compile` emits for a weight-only product on a GPU that need not be there, and the kernels of that through Triton.
+"""Let `torch.compile` write the code of a weight-only product for a GPU that need not be present, and compile it.
 
-Inductor is told of a GPU by stand-ins for what it asks of one: this works in a process of its own only. The names that it takes
-are private to PyTorch; where one has moved, that is said (`NotObservable`), and nothing is guessed. What would be timed on a GPU
-is not: of the ways to multiply the first Triton template is taken, and what may be fused with it is.
+Substitutes answer Inductor's queries of the GPU, so that this needs a process of its own. It uses private names of
+PyTorch; a missing one raises `NotObservable`. Nothing is timed: of the ways to multiply the first Triton template is
+taken, and everything is fused that Inductor may fuse.
 """
 
 import ast
@@ -16,35 +16,40 @@ import tempfile
 import types
 
 DTYPES = {
-    "bf16": "bfloat16", "fp16": "float16", "e4m3fn": "float8_e4m3fn", "e4m3fnuz": "float8_e4m3fnuz", "e5m2": "float8_e5m2",
+    "bf16": "bfloat16", "fp16": "float16", "e4m3fn": "float8_e4m3fn", "e4m3fnuz": "float8_e4m3fnuz",
+    "e5m2": "float8_e5m2",
     "e5m2fnuz": "float8_e5m2fnuz", "int8": "int8",
 }
 PRIVATE = (
-    "torch._inductor.compile_fx.compile_fx_inner", "torch._inductor.config.patch", "torch._inductor.decomposition.select_decomp_table",
+    "torch._inductor.compile_fx.compile_fx_inner", "torch._inductor.config.patch",
+    "torch._inductor.decomposition.select_decomp_table",
     "torch._inductor.graph.GraphLowering.codegen", "torch._inductor.graph.GraphLowering.compile_to_module",
     "torch._inductor.list_mode_options", "torch._inductor.runtime.triton_helpers.set_driver_to_gpu",
-    "torch._inductor.runtime.triton_heuristics.CachingAutotuner", "torch._inductor.select_algorithm.add_preprocessing_fn",
+    "torch._inductor.runtime.triton_heuristics.CachingAutotuner",
+    "torch._inductor.select_algorithm.add_preprocessing_fn",
     "torch._dynamo.device_interface.CudaInterface.Worker", "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.fx.experimental.proxy_tensor.make_fx", "triton.runtime.driver.set_active",
 )
-"""What is taken of PyTorch and Triton without their promising it."""
+"""Private names of PyTorch and Triton that are used here."""
 
 ROLES = {"w": "upcast", "x": "product", "s": "scale"}
-"""What a launch that takes an argument of the function does, in the order in which it is done."""
+"""What a launch with that argument of the function does, in order."""
 _PROCESSORS = 108
-"""Multiprocessors of the stand-in, an A100's on every architecture: few enough that the choice between kernels is the architecture's."""
+"""Multiprocessors of the substitute, an A100's for every architecture, so that only the architecture selects
+kernels.
+"""
 
 
 class NotObservable(Exception):
-    """This PyTorch does not let itself be asked, and why."""
+    """This PyTorch's code cannot be observed; the message says why."""
 
     def __init__(self, why):
         super().__init__("not observable on this build: " + why)
 
 
 def prepare(request):
-    """Import what takes seconds, the first time; why that failed, if it did, is left for `compiled` to raise."""
-    # A GPU that is there would be asked in place of the stand-in.
+    """Import what takes seconds, once; `compiled` raises any error."""
+    # A GPU that is present would be queried instead of the substitute.
     os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="", TORCHINDUCTOR_COMPILE_THREADS="1")
     with contextlib.suppress(Exception):
         for name in PRIVATE:
@@ -52,14 +57,15 @@ def prepare(request):
         for name in ("lowering", "codegen.triton", "kernel.mm", "fx_passes.post_grad", "fx_passes.joint_graph"):
             importlib.import_module("torch._inductor." + name)
         sys.modules["torch._inductor.codegen.common"].init_backend_registration()
-    gc.freeze()     # else every fork's collector walks, and so copies, all that was imported here
+    gc.freeze()     # else every fork's collector visits, and thereby copies, all imported objects
 
 
 def compiled(request):
-    """The launches that the request's product becomes, with facts of those kernels that Inductor wrote itself.
+    """Return the launches of the request's product, with metadata of the kernels that Inductor wrote.
 
-    ``inductor`` of a request: ``weight`` (its dtype's name here), ``x`` (the activation's), ``layout`` (``nk``: a weight [N, K] that
-    is multiplied transposed; ``kn``: [K, N]), ``m``, ``n``, ``k``, ``mode`` (torch.compile's). ``backend``, ``arch`` and ``warp_size`` are the GPU.
+    ``inductor`` of a request: ``weight`` (its dtype), ``x`` (the activation's), ``layout`` (``nk``: a weight [N, K]
+    that is multiplied transposed; ``kn``: [K, N]), ``m``, ``n``, ``k``, ``mode`` (torch.compile's). ``backend``,
+    ``arch`` and ``warp_size`` are the GPU.
     """
     import kernel_metadata
 
@@ -68,13 +74,13 @@ def compiled(request):
     for launch in launches:
         if launch["by"] == "triton":
             kernel, config = built(launch["kernel"], kernels_of(wrapper)[launch["kernel"]], request)
-            launch["facts"] = kernel_metadata.of(kernel, request["backend"], launch["does"] == ["upcast"], None)
+            launch["metadata"] = kernel_metadata.of(kernel, request["backend"], launch["does"] == ["upcast"], None)
             launch["block"] = {"threads": config.num_warps * request["warp_size"], **config.kwargs}
     return {"launches": launches}
 
 
 def generated(request):
-    """Source of the module that Inductor writes for the request. Raises NotObservable, or what Inductor raises."""
+    """Return the source of Inductor's module for the request. Raises NotObservable, or what Inductor raises."""
     _torch()
     try:
         found = {name: _found(name) for name in PRIVATE}
@@ -83,19 +89,23 @@ def generated(request):
     except Exception as error:
         why = _own_fault(error)
         if why:
-            raise NotObservable("%s (%s)" % (_version(), why)) from error
+            raise NotObservable(f"{_version()} ({why})") from error
         raise
 
 
 def launches_of(wrapper):
-    """What the module launches, in order: ``by`` whom (``triton``, or the function's name), which ``kernel``, what it ``does``."""
-    call = next((node for node in ast.walk(ast.parse(wrapper)) if isinstance(node, ast.FunctionDef) and node.name == "call"), None)
-    unpacked = next((node for node in ast.walk(call or ast.Module([], [])) if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple)
+    """Return the module's launches in order: ``by`` (``triton``, or a function's name), ``kernel``, and what it
+    ``does``.
+    """
+    call = next((node for node in ast.walk(ast.parse(wrapper)) if isinstance(node, ast.FunctionDef)
+                 and node.name == "call"), None)
+    unpacked = next((node for node in ast.walk(call or ast.Module([], [])) if isinstance(node, ast.Assign)
+                     and isinstance(node.targets[0], ast.Tuple)
                      and isinstance(node.value, ast.Name) and node.value.id == "args"), None)
     if unpacked is None:
         raise NotObservable(_version() + " writes no function `call(args)`")
     kernels = kernels_of(wrapper)
-    does = {name.id: ROLES[argument] for name, argument in zip(unpacked.targets[0].elts, "xws")}
+    does = {name.id: ROLES[argument] for name, argument in zip(unpacked.targets[0].elts, "xws")}  # noqa: B905
     launches = []
     calls = [node for node in ast.walk(call) if isinstance(node, ast.Call)]
     for node in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
@@ -103,20 +113,23 @@ def launches_of(wrapper):
         kernel = by[:-len(".run")]
         if not (by.startswith(("extern_kernels.", "torch.ops.", "aten.")) or by.endswith(".run") and kernel in kernels):
             continue
-        names = {name.id for argument in [*node.args, *(word.value for word in node.keywords)] for name in ast.walk(argument) if isinstance(name, ast.Name)}
+        names = {name.id for argument in [*node.args, *(word.value for word in node.keywords)]
+                 for name in ast.walk(argument) if isinstance(name, ast.Name)}
         launch = {"by": "triton", "kernel": kernel} if kernel in kernels else {"by": by}
-        launches.append({**launch, "does": [role for role in ROLES.values() if role in {does.get(name) for name in names}]})
+        launches.append({**launch,
+                         "does": [role for role in ROLES.values() if role in {does.get(name) for name in names}]})
     left = [role for role in ROLES.values() if not any(role in launch["does"] for launch in launches)]
     if left:
-        raise NotObservable("in what %s writes, no known launch does the %s" % (_version(), " and ".join(left)))
+        raise NotObservable(f"in the module of {_version()}, no known launch does the {' and '.join(left)}")
     return launches
 
 
 def kernels_of(wrapper):
-    """Sources of the module's Triton kernels by name."""
+    """Return the sources of the module's Triton kernels by name."""
     return {
         node.targets[0].id: node.value.args[1].value for node in ast.walk(ast.parse(wrapper))
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "async_compile.triton"
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func) == "async_compile.triton"
     }
 
 
@@ -126,11 +139,11 @@ def _torch():
 
 
 def _version():
-    return "PyTorch %s" % getattr(sys.modules.get("torch"), "__version__", "that is there")
+    return "PyTorch " + getattr(sys.modules.get("torch"), "__version__", "of an unknown version")
 
 
 def _found(name):
-    """The object of that dotted name."""
+    """Return the object of that dotted name."""
     parts = name.split(".")
     owner = importlib.import_module(parts[0])
     for at, part in enumerate(parts[1:], 2):
@@ -138,13 +151,14 @@ def _found(name):
             with contextlib.suppress(ImportError):
                 importlib.import_module(".".join(parts[:at]))
         if not hasattr(owner, part):
-            raise NotObservable("%s has no %s" % (_version(), name) if parts[0] == "torch" else "its Triton has no %s" % name)
+            whose = _version() if parts[0] == "torch" else "its Triton"
+            raise NotObservable(f"{whose} has no {name}")
         owner = getattr(owner, part)
     return owner
 
 
 def _stand_in(request):
-    """Have this process believe in the request's GPU, as far as Inductor asks."""
+    """Answer Inductor's queries of the GPU for the request's architecture."""
     import torch
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.runtime import triton_helpers
@@ -155,35 +169,41 @@ def _stand_in(request):
     hip, arch = request["backend"] == "hip", request["arch"]
     major, minor = (int(arch[3:-2]), int(arch[-2], 16)) if hip else divmod(arch, 10)
     properties = types.SimpleNamespace(
-        name=str(arch), major=major, minor=minor, gcnArchName=str(arch), warp_size=request["warp_size"], multi_processor_count=_PROCESSORS,
-        regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024, total_memory=80 << 30,
+        name=str(arch), major=major, minor=minor, gcnArchName=str(arch), warp_size=request["warp_size"],
+        multi_processor_count=_PROCESSORS,
+        regs_per_multiprocessor=65536, max_threads_per_multi_processor=2048, max_threads_per_block=1024,
+        total_memory=80 << 30,
         shared_memory_per_block=48 << 10, shared_memory_per_block_optin=64 << 10 if hip else 99 << 10,
     )
-    # PyTorch for NVIDIA and for AMD are two builds, told apart by these.
+    # PyTorch for NVIDIA and for AMD are two builds, distinguished by these.
     torch.version.hip, torch.version.cuda = ("7.0", None) if hip else (None, "13.0")
-    asked = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "get_device_properties": lambda device=None: properties,
+    queries = {
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+        "get_device_properties": lambda device=None: properties,
         "get_device_capability": lambda device=None: (major, minor), "device": lambda device: contextlib.nullcontext(),
-        "synchronize": lambda device=None: None, "get_rng_state": lambda device=None: torch.empty(0), "set_rng_state": lambda state, device=None: None,
+        "synchronize": lambda device=None: None, "get_rng_state": lambda device=None: torch.empty(0),
+        "set_rng_state": lambda state, device=None: None,
     }
-    for name, answer in asked.items():
+    for name, answer in queries.items():
         setattr(torch.cuda, name, answer)
         for owner in (CudaInterface, CudaInterface.Worker):
             if hasattr(owner, name):
                 setattr(owner, name, staticmethod(answer))
     target = GPUTarget(request["backend"], arch, request["warp_size"])
     driver.set_active(types.SimpleNamespace(
-        get_current_target=lambda: target, get_current_device=lambda: 0, get_device_interface=lambda: torch.cuda, is_active=lambda: True,
-        utils=types.SimpleNamespace(get_device_properties=lambda device: {"max_shared_mem": properties.shared_memory_per_block_optin,
+        get_current_target=lambda: target, get_current_device=lambda: 0, get_device_interface=lambda: torch.cuda,
+        is_active=lambda: True,
+        utils=types.SimpleNamespace(get_device_properties=lambda device: {
+            "max_shared_mem": properties.shared_memory_per_block_optin,
                                                                          "multiprocessor_count": _PROCESSORS}),
     ))
-    # The first fake tensor would start the GPU, and each kernel's source begins with a search for one.
+    # The first fake tensor would initialise the GPU, and each kernel's source begins with a search for one.
     fake_tensor.init_gpu_context = lambda device: None
     triton_helpers.set_driver_to_gpu = lambda: None
 
 
 class _Generated(BaseException):
-    """The module is written: what would compile and run it is left."""
+    """The module is written: leave before it is compiled and run."""
 
 
 def _lowered(asked, found):
@@ -207,11 +227,13 @@ def _lowered(asked, found):
     with found["torch._subclasses.fake_tensor.FakeTensorMode"]():
         arguments = [
             torch.empty(asked["m"], asked["k"], dtype=x, device="cuda:0"),
-            torch.empty((asked["n"], asked["k"]) if transposed else (asked["k"], asked["n"]), dtype=weight, device="cuda:0"),
+            torch.empty((asked["n"], asked["k"]) if transposed else (asked["k"], asked["n"]), dtype=weight,
+                        device="cuda:0"),
             torch.empty(asked["n"], dtype=x, device="cuda:0"),
         ]
     # Graphs of launches would move what is launched out of `call`.
-    options = dict(torch._inductor.list_mode_options(asked["mode"])) | {"fx_graph_cache": False, "triton.cudagraphs": False}
+    options = dict(torch._inductor.list_mode_options(asked["mode"])) | {"fx_graph_cache": False,
+                                                                        "triton.cudagraphs": False}
     if hasattr(getattr(config, "test_configs", None), "max_mm_configs"):
         options["test_configs.max_mm_configs"] = 1      # only the first is taken anyway: half the time
     with config.patch(options), torch.no_grad():
@@ -225,22 +247,24 @@ def _lowered(asked, found):
 
 
 def _first_template(choices):
-    """Of the ways to multiply that a GPU would time against each other, the first that is a Triton template; else the first."""
+    """Return the first Triton template of the ways to multiply that a GPU would time against each other, else the
+    first.
+    """
     return ([choice for choice in choices if choice.name.startswith("triton")] or choices)[:1]
 
 
 def _own_fault(error):
-    """What a stand-in did not answer, or a private function took otherwise, if that is behind `error`; else empty."""
+    """Return the error of a substitute or of a private function's call that caused `error`; empty if there is none."""
     while error is not None:
-        words = str(error).splitlines()[0] if str(error) else ""
-        if isinstance(error, (AttributeError, TypeError, ImportError)) or "CUDA" in words:     # which is not there to say anything
-            return "%s: %s" % (type(error).__name__, words)
+        message = str(error).splitlines()[0] if str(error) else ""
+        if isinstance(error, (AttributeError, TypeError, ImportError)) or "CUDA" in message:
+            return f"{type(error).__name__}: {message}"
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
     return ""
 
 
 def built(name, source, request):
-    """One of the module's kernels, compiled for the request's GPU in the first of its configurations; and that. Raises what the compiler raises."""
+    """Compile one of the module's kernels in its first configuration; return both. Raises what the compiler raises."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -254,10 +278,13 @@ def built(name, source, request):
     try:
         tuner = getattr(module, name)
         config = tuner.configs[0]
-        names, signature, constants = tuner.fn.arg_names, tuner.triton_meta["signature"], tuner.triton_meta["constants"] | config.kwargs
+        names, signature = tuner.fn.arg_names, tuner.triton_meta["signature"]
+        constants = tuner.triton_meta["constants"] | config.kwargs
         attrs, = tuner.triton_meta["configs"]
     except (AttributeError, KeyError, ValueError) as error:
-        raise NotObservable("%s keeps what a kernel is compiled with elsewhere (%s: %s)" % (_version(), type(error).__name__, error)) from error
-    source = ASTSource(tuner.fn, {name: "constexpr" if name in constants else signature[name] for name in names}, constexprs=constants, attrs=attrs)
+        raise NotObservable(f"{_version()} has another form of kernel ({type(error).__name__}: {error})") from error
+    source = ASTSource(tuner.fn, {name: "constexpr" if name in constants else signature[name] for name in names},
+                       constexprs=constants, attrs=attrs)
     target = GPUTarget(request["backend"], request["arch"], request["warp_size"])
-    return triton.compile(source, target=target, options={"num_warps": config.num_warps, "num_stages": config.num_stages}), config
+    return triton.compile(source, target=target,
+                          options={"num_warps": config.num_warps, "num_stages": config.num_stages}), config

@@ -1,23 +1,26 @@
-"""What a compiled kernel is, read from its object and its assembly."""
+"""Read metadata of a compiled kernel from its object and its assembly."""
 
 import re
 import struct
 import subprocess
 import tempfile
 
-# Names of matrix instructions, as people search for them; in full where they multiply by block scales themselves.
-_MATRIX = r"wgmma\.mma_async|tcgen05\.mma(?:[\w.:]*kind::mx\w+)?|mma\.sync(?:[\w.:]*block_scale)?|v_mfma_scale|v_s?mfmac?|v_s?wmmac?"
-# Which small types they multiply, in the instruction's own name.
+# Names of matrix instructions, in full if they multiply by block scales.
+_MATRIX = (r"wgmma\.mma_async|tcgen05\.mma(?:[\w.:]*kind::mx\w+)?|mma\.sync(?:[\w.:]*block_scale)?"
+           r"|v_mfma_scale|v_s?mfmac?|v_s?wmmac?")
+# Their small operand types, which are in the instruction's name.
 _SMALL = r"(?:e4m3|e5m2|e2m1|e3m2|e2m3)"
-_MATRIX_TYPES = r"mma[\w.:]*\.(" + _SMALL + r"\." + _SMALL + r")\b|(?:v_s?mfmac?|v_s?wmmac?)_\w*?([fb][pf]8(?:_[fb][pf]8)?)\b"
+_MATRIX_TYPES = (r"mma[\w.:]*\.(" + _SMALL + r"\." + _SMALL + r")\b"
+                 r"|(?:v_s?mfmac?|v_s?wmmac?)_\w*?([fb][pf]8(?:_[fb][pf]8)?)\b")
 _CONVERSIONS = r"\bcvt(?:\.\w+)*\.(?:e4m3|e5m2|e2m1|e3m2|e2m3|ue8m0)\w*(?:\.\w+)*|\bv_cvt_\w*(?:fp8|bf8|fp4|fp6|bf6)\w*"
 _LOADS = r"ld\.global[.\w:]*|(?:global|buffer|flat)_load_\w+"
 
 
 def of(kernel, backend, assembly, disassembler):
-    """Numbers and names about `kernel`; its ``assembly`` too if asked for, and what its ``sass`` is made of if there is a `disassembler`.
+    """Return metadata of `kernel`, with its ``assembly`` if requested, and its ``sass`` opcodes if there is a
+    `disassembler`.
 
-    ``object_bytes`` is 0 where the object is not an ELF file, whatever else it may be.
+    ``object_bytes`` is 0 if the object is not an ELF file.
     """
     text = kernel.asm["ptx" if backend == "cuda" else "amdgcn"]
     binary = kernel.asm["cubin" if backend == "cuda" else "hsaco"]
@@ -45,7 +48,7 @@ def _counted(pattern, text):
 
 
 def _load_bits(text):
-    """The widest load from global memory, in bits a thread; None where none is recognised."""
+    """Return the widest load from global memory, in bits per thread; None if none is recognised."""
     return max((_width(load) for load in re.findall(_LOADS, text)), default=None)
 
 
@@ -61,7 +64,7 @@ def _width(load):
 
 
 def _of_amdgcn(text):
-    """From the comments that LLVM writes under a kernel."""
+    """Return numbers from the metadata that LLVM writes below a kernel."""
     numbers = {}
     for name, pattern in (("registers", r"^\s*\.vgpr_count:\s*(\d+)"), ("spills", r"^\s*\.vgpr_spill_count:\s*(\d+)"),
                           ("stack_bytes", r"^\s*\.private_segment_fixed_size:\s*(\d+)")):
@@ -72,9 +75,9 @@ def _of_amdgcn(text):
 
 
 def _of_cubin(binary):
-    """Registers and stack from the ``.nv.info`` section: attributes 0x2f (register count) and 0x11 (frame size).
+    """Return registers and stack from the ``.nv.info`` section: attributes 0x2f (register count) and 0x11 (frame size).
 
-    A frame is what a thread keeps in local memory: what was spilled, or is indexed at run time.
+    A frame is a thread's local memory: spills, and arrays that are indexed at run time.
     """
     if binary[:4] != b"\x7fELF":
         return {}
@@ -95,7 +98,7 @@ def _of_cubin(binary):
 
 
 def _sections(binary):
-    """Name and content of each section of a 64-bit little-endian ELF file."""
+    """Yield name and content of each section of a 64-bit little-endian ELF file."""
     (offset,) = struct.unpack_from("<Q", binary, 0x28)
     size, count, names = struct.unpack_from("<HHH", binary, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", binary, offset + i * size) for i in range(count)]
@@ -106,22 +109,25 @@ def _sections(binary):
 
 
 def _instructions_only(text, backend):
-    """The kernel's own lines, without comments, debugging sections and metadata."""
+    """Return the kernel's own lines, without comments, debugging sections and metadata."""
     if backend == "cuda":
         text = text.split(".section", 1)[0]
         text = re.sub(r"//[^\n]*", "", text)
-        return "\n".join(line.strip() for line in text.splitlines() if line.strip() and not re.match(r"\s*\.(loc|file)\b", line))
+        return "\n".join(line.strip() for line in text.splitlines() if line.strip()
+                         and not re.match(r"\s*\.(loc|file)\b", line))
     body = re.search(r"^\w+:\s*; @\w+.*?(?=^\s*\.section)", text, re.DOTALL | re.MULTILINE)
     lines = (line.split(";")[0].strip() for line in (body[0] if body else text).splitlines())
-    return "\n".join(line for line in lines if line and not re.match(r"\.(loc|file|cfi_\w+|p2align|type|globl|protected)\b", line))
+    return "\n".join(line
+        for line in lines if line and not re.match(r"\.(loc|file|cfi_\w+|p2align|type|globl|protected)\b", line))
 
 
 def _sass_opcodes(cubin, disassembler):
-    """How often each machine instruction occurs, by name; None where the disassembler does not take the object."""
+    """Return how often each machine instruction occurs; None if the disassembler rejects the object."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        run = subprocess.run([disassembler, "-c", file.name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+        run = subprocess.run([disassembler, "-c", file.name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             timeout=60)
     if run.returncode:
         return None
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", run.stdout.decode(errors="replace"))

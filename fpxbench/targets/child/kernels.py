@@ -1,7 +1,7 @@
-"""Small Triton kernels, one for each operation whose way onto a GPU is asked about.
+"""Small Triton kernels, one for each operation.
 
-Written for every Triton from 3.0 on, so in the words that all of them know. One program each, and no loop beyond what an
-operation is about: what is asked is whether it compiles, and into what.
+They use only what every Triton from 3.0 on has, and no more control flow than the operation needs: the question is
+whether they compile, and to what.
 """
 
 import triton
@@ -17,18 +17,46 @@ def convert(source, out, BLOCK: tl.constexpr):
 
 @triton.jit
 def encode(source, out, ROUNDING: tl.constexpr, BLOCK: tl.constexpr):
-    """out = source, in out's fp8, rounded as asked."""
+    """out = source, in out's fp8, rounded by ROUNDING."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + at, tl.load(source + at).to(out.dtype.element_ty, fp_downcast_rounding=ROUNDING))
 
 
 @triton.jit
-def decode_by_integers(
-    source, out, BLOCK: tl.constexpr, BITS: tl.constexpr, MANTISSA_SHIFT: tl.constexpr, HALF: tl.constexpr, FACTOR: tl.constexpr,
+def quantize_store(
+    source, scale, out, transposed, ynumel, xnumel, YBLOCK: tl.constexpr, XBLOCK: tl.constexpr, HIGH: tl.constexpr,
+    TRANS: tl.constexpr,
 ):
-    """out = the float of BITS bits that each byte of source holds: its bits moved to a float's, times a power of two.
+    """out [Y, X] = source [Y, X] * scale [Y, 1] clamped to ±HIGH, in out's fp8; the same values to transposed [X, Y].
 
-    By way of fp16 if HALF, else of bf16 widened to fp32.
+    Tiled, masked and clamped (NaN stays NaN) as Inductor writes a pointwise kernel. TRANS: the second store is of a
+    transposed tile; else the same tile goes to transposed addresses, as Inductor does it.
+    """
+    y = tl.program_id(1) * YBLOCK + tl.arange(0, YBLOCK)
+    x = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)
+    yindex, xindex = y[:, None], x[None, :]
+    mask = (yindex < ynumel) & (xindex < xnumel)
+    number = tl.load(source + (xindex + xnumel * yindex), mask, other=0.0).to(tl.float32)
+    number = number * tl.load(scale + yindex, yindex < ynumel, other=0.0)
+    number = tl.maximum(number, -HIGH, propagate_nan=tl.PropagateNan.ALL)
+    number = tl.minimum(number, HIGH, propagate_nan=tl.PropagateNan.ALL)
+    quantized = number.to(out.dtype.element_ty)
+    tl.store(out + (xindex + xnumel * yindex), quantized, mask)
+    if TRANS:
+        tl.store(transposed + (y[None, :] + ynumel * x[:, None]), tl.trans(quantized),
+                 (x[:, None] < xnumel) & (y[None, :] < ynumel))
+    else:
+        tl.store(transposed + (yindex + ynumel * xindex), quantized, mask)
+
+
+@triton.jit
+def decode_by_integers(
+    source, out, BLOCK: tl.constexpr, BITS: tl.constexpr, MANTISSA_SHIFT: tl.constexpr, HALF: tl.constexpr,
+    FACTOR: tl.constexpr,
+):
+    """out = the float of BITS bits in each byte of source: its bits moved to a float's, times a power of two.
+
+    Through fp16 if HALF, else through bf16 widened to fp32.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     code = tl.load(source + at).to(tl.uint16)
@@ -49,16 +77,16 @@ def dequantized_dot(
 ):
     """out [M, N] = x [M, K] @ (weight * scale), the weight upcast to x's dtype between its load and the product.
 
-    K_FIRST: the weight is stored [N, K], so that a row's neighbours are K's; else [K, N]. BITS 0: the weight is of one
-    of Triton's fp8 types; else its bytes hold floats of so many bits, which are moved to x's by integer operations and
-    whose power of two is the scale's.
+    K_FIRST: the weight is stored [N, K], with K contiguous; else [K, N]. BITS 0: the weight has one of Triton's fp8
+    types; else its bytes are floats of so many bits, which integer operations move to x's bits, the power of two being
+    part of the scale.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     N = tl.num_programs(1) * BLOCK_N
     a_pointers = x + m[:, None] * K + k[None, :]
-    if K_FIRST:
+    if K_FIRST:  # noqa: SIM108  (Triton 3.0 has no conditional expression of pointers)
         b_pointers = weight + n[None, :] * K + k[:, None]
     else:
         b_pointers = weight + k[:, None] * N + n[None, :]

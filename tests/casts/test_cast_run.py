@@ -1,4 +1,4 @@
-"""Conversions are run where they can do no harm, become records, and the report says what they do and what changed."""
+"""Conversions run in isolation and become records; the report shows their behaviour and what changed."""
 
 import json
 import subprocess
@@ -23,7 +23,9 @@ from fpxbench.records.verdict import Status, Verdict
 from fpxbench.reports.site import build_site
 from fpxbench.sweep.isolation import Outcome
 
-EXAMPLE = Example(input="0x43e90000", input_value="466", got="0x7f", got_value="nan", expected="0x7e", expected_value="448")
+EXAMPLE = Example(
+    input="0x43e90000", input_value="466", got="0x7f", got_value="nan", expected="0x7e", expected_value="448"
+)
 
 
 def conversion(what="cast/fp32/e4m3fn", engine="eager", device="cpu"):
@@ -32,9 +34,26 @@ def conversion(what="cast/fp32/e4m3fn", engine="eager", device="cpu"):
 
 
 def record(of=None, status=Status.OK, *, build=BUILD, **more):
-    wrong = [DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE])] if status is Status.WRONG else []
-    told = {"differing": 7 if wrong else 0, "inputs": 65536, "inputs_digest": "abc", "differences": wrong} if status in (Status.OK, Status.WRONG) else {}
-    return CastRecord(**{"conversion": of or conversion(), "build": build, "machine": CPU, "verdict": Verdict(status=status), **told, **more})
+    wrong = (
+        [DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE])]
+        if status is Status.WRONG
+        else []
+    )
+    told = (
+        {"differing": 7 if wrong else 0, "inputs": 65536, "inputs_digest": "abc", "differences": wrong}
+        if status in (Status.OK, Status.WRONG)
+        else {}
+    )
+    return CastRecord(
+        **{
+            "conversion": of or conversion(),
+            "build": build,
+            "machine": CPU,
+            "verdict": Verdict(status=status),
+            **told,
+            **more,
+        }
+    )
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
@@ -59,12 +78,17 @@ def overflowing(overflow, engine="eager", what="cast/fp32/e4m3fn", infinity=None
     return record(conversion(what, engine), behaviour=Behaviour(overflow=overflow, infinity=infinity or overflow))
 
 
-def test_engines_that_overflow_differently_are_told_in_one_sentence_over_all_the_sources_that_show_it():
+def test_engines_that_overflow_differently_are_one_message_over_all_the_sources_that_show_it():
     records = [overflowing(how, engine, f"cast/{source}/e4m3fn")
                for source in ("fp32", "bf16") for how, engine in (("nan", "eager"), ("saturate", "compiled"))]
-    (one,) = disagreements([*records, overflowing("nan", what="cast/fp32/e5m2"), overflowing("nan", "compiled", "cast/fp32/e5m2")])
+    (one,) = disagreements(
+        [*records, overflowing("nan", what="cast/fp32/e5m2"), overflowing("nan", "compiled", "cast/fp32/e5m2")]
+    )
     assert one.ways == {"nan": ("eager/cpu",), "saturate": ("compiled/cpu",)}
-    assert one.message == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu (all round alike)"
+    assert (
+        one.message
+        == "cast fp32, bf16 → e4m3fn: past the maximum nan in eager/cpu; saturate in compiled/cpu (all round alike)"
+    )
 
 
 def test_infinity_alone_may_be_what_engines_disagree_on():
@@ -75,27 +99,44 @@ def test_infinity_alone_may_be_what_engines_disagree_on():
 def scaled(engine, rules, **more):
     kept = DifferingInputs(kind=InputKind.UNROUNDED_PRODUCT, count=390, permitted=rules >= 3, examples=[EXAMPLE])
     told = {"taken_as": "exact product"} if engine == "compiled" else {}
-    return record(conversion("scale_then_cast/bf16/e4m3fn", engine), **{
-        "rules": rules, "behaviour": Behaviour(**told), "differences": [kept] if told else [], "differing": 390 if told else 0, **more})
+    return record(
+        conversion("scale_then_cast/bf16/e4m3fn", engine),
+        **{
+            "rules": rules,
+            "behaviour": Behaviour(**told),
+            "differences": [kept] if told else [],
+            "differing": 390 if told else 0,
+            **more,
+        },
+    )
 
 
-def test_a_product_that_is_rounded_in_one_engine_only_is_a_disagreement_and_no_mistake():
+def test_a_product_that_is_rounded_in_one_engine_only_is_a_disagreement_and_no_fault():
     records = [scaled("eager", 3), scaled("compiled", 3)]
     (one,) = disagreements(records)
-    assert one.message.startswith("scale, then cast bf16 → e4m3fn: the product is rounded to its dtype first in eager/cpu; not rounded before"
-                                   " the cast in compiled/cpu")
+    assert one.message.startswith(
+        "scale, then cast bf16 → e4m3fn: the product is rounded to its dtype first in eager/cpu; not rounded before"
+        " the cast in compiled/cpu"
+    )
     assert "emulate_precision_casts" in one.message
     assert find(records) == []
     assert disagreements([scaled("eager", 3)]) == []
 
 
-def test_a_record_of_the_rules_by_which_an_unrounded_product_was_wrong_is_read_by_todays():
-    before = scaled("compiled", 3).model_dump(mode="json", by_alias=True) | {"rules": 2, "verdict": {"status": "wrong", "summary": "keeps the product"}}
+def test_a_record_of_rules_by_which_an_unrounded_product_was_wrong_is_read_by_the_current_rules():
+    before = scaled("compiled", 3).model_dump(mode="json", by_alias=True) | {
+        "rules": 2,
+        "verdict": {"status": "wrong", "summary": "keeps the product"},
+    }
     before["differences"][0]["permitted"] = False
     read = CastRecord.model_validate(before)
     assert read.verdict.status is Status.OK and read.differences[0].permitted and read.rules == 2
-    assert read.verdict.summary == "all 65,536 inputs; for 390 of them, of the product before it is rounded to its dtype"
-    before["differences"].append(DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE]).model_dump(mode="json"))
+    assert (
+        read.verdict.summary == "all 65,536 inputs; for 390 of them, of the product before it is rounded to its dtype"
+    )
+    before["differences"].append(
+        DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE]).model_dump(mode="json")
+    )
     assert CastRecord.model_validate(before).verdict.summary == "keeps the product"      # a tie is wrong by any rules
     with pytest.raises(ValueError, match="is not ok"):
         CastRecord.model_validate(before | {"rules": 3, "verdict": {"status": "ok"}})
@@ -126,7 +167,7 @@ def test_a_disagreement_is_on_the_page_and_among_the_findings(tmp_path):
 
 # ---- records --------------------------------------------------------------------------------------------------------
 
-def test_a_verdict_that_its_differences_contradict_cannot_be_written_down():
+def test_a_verdict_that_its_differences_contradict_is_refused_by_the_schema():
     wrong = [DifferingInputs(kind=InputKind.TIE, count=1, permitted=False, examples=[EXAMPLE])]
     with pytest.raises(ValueError, match="not permitted"):
         record(differences=wrong)
@@ -168,7 +209,7 @@ def test_a_wrong_bit_operation_is_counted(monkeypatch):
     assert result.differences[0].examples[0].got != result.differences[0].examples[0].expected
 
 
-def test_one_that_does_not_compile_takes_no_other_down(monkeypatch):
+def test_a_conversion_that_does_not_compile_fails_alone(monkeypatch):
     real = trial.torch_function
 
     def refusing(of):
@@ -185,9 +226,24 @@ def test_one_that_does_not_compile_takes_no_other_down(monkeypatch):
 
 def test_triton_is_interpreted_in_a_child_of_its_own(tmp_path):
     pytest.importorskip("triton")
-    done = cli("-c", "cast/e4m3fn/fp32", "-c", "cast/e5m2/e4m3fn", "-e", "eager", "-e", "triton_interpreter", "--json", "--results", tmp_path)
+    done = cli(
+        "-c",
+        "cast/e4m3fn/fp32",
+        "-c",
+        "cast/e5m2/e4m3fn",
+        "-e",
+        "eager",
+        "-e",
+        "triton_interpreter",
+        "--json",
+        "--results",
+        tmp_path,
+    )
     by_id = {one["conversion"]["engine"]: one for one in json.loads(done.stdout)}
-    assert by_id["triton_interpreter"]["verdict"]["status"] in ("ok", "wrong") and by_id["triton_interpreter"]["inputs"] == 256
+    assert (
+        by_id["triton_interpreter"]["verdict"]["status"] in ("ok", "wrong")
+        and by_id["triton_interpreter"]["inputs"] == 256
+    )
     assert by_id["eager"]["verdict"]["status"] == "ok"
 
 
@@ -224,7 +280,9 @@ def test_a_crash_in_a_batch_is_pinned_on_the_one_that_crashes():
 
 
 def test_after_a_fault_on_a_gpu_each_is_tried_again_in_a_new_child():
-    fault = Verdict(status=Status.ERROR, summary="raised AcceleratorError: CUDA error: an illegal memory access was encountered")
+    fault = Verdict(
+        status=Status.ERROR, summary="raised AcceleratorError: CUDA error: an illegal memory access was encountered"
+    )
 
     class Faulty(Isolated):
         def call(self, function, asked, timeout_s):
@@ -235,7 +293,9 @@ def test_after_a_fault_on_a_gpu_each_is_tried_again_in_a_new_child():
             return returned(results)
 
     isolated = Faulty()
-    results = runs._run_batch(isolated, [conversion(f"cast/fp32/{target}", device="cuda") for target in ("e4m3fn", "e5m2")], 1.0)
+    results = runs._run_batch(
+        isolated, [conversion(f"cast/fp32/{target}", device="cuda") for target in ("e4m3fn", "e5m2")], 1.0
+    )
     assert [result.verdict.status for result in results] == ["ok", "ok"] and isolated.recycled == 1
 
 
@@ -246,8 +306,17 @@ def test_an_error_keeps_what_native_code_printed_of_that_conversion_alone():
     class Failing(Isolated):
         def call(self, function, asked, timeout_s):
             results = super().call(function, asked, timeout_s).read(list[CastResult])
-            results = [one.model_copy(update={"verdict": failed, "differing": None}) if one.conversion.target == "e5m2" else one for one in results]
-            log = "LLVM ERROR: no fptrunc from f64 to f8" if [one.conversion.target for one in results] == ["e5m2"] else "of all of them"
+            results = [
+                one.model_copy(update={"verdict": failed, "differing": None})
+                if one.conversion.target == "e5m2"
+                else one
+                for one in results
+            ]
+            log = (
+                "LLVM ERROR: no fptrunc from f64 to f8"
+                if [one.conversion.target for one in results] == ["e5m2"]
+                else "of all of them"
+            )
             return returned(results, log)
 
     right, wrong = runs._run_batch(Failing(), [conversion(f"cast/fp64/{target}") for target in ("e4m3fn", "e5m2")], 1.0)
@@ -256,14 +325,22 @@ def test_an_error_keeps_what_native_code_printed_of_that_conversion_alone():
     assert wrong.verdict.summary == "raised, after saying: LLVM ERROR: no fptrunc from f64 to f8"
 
 
-def test_a_reason_that_triton_leaves_to_the_cause_is_told():
+def test_a_reason_in_the_cause_of_tritons_error_is_reported():
     error = RuntimeError("at 4:26:\n    x = tl.load(p)\n    y = x.to(tl.float8e4b15)\n                          ^")
     error.__cause__ = AssertionError("float64 has no way to float8e4b15")
-    assert trial.refusal(conversion("cast/fp64/e4m3b15", "triton"), error).verdict.summary == "raised RuntimeError: AssertionError: float64 has no way to float8e4b15"
+    assert (
+        trial.refusal(conversion("cast/fp64/e4m3b15", "triton"), error).verdict.summary
+        == "raised RuntimeError: AssertionError: float64 has no way to float8e4b15"
+    )
 
 
 def cli(*arguments):
-    return subprocess.run([sys.executable, "-m", "fpxbench", "numerics", *map(str, arguments)], capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        [sys.executable, "-m", "fpxbench", "numerics", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
 
 
 def test_the_command_finds_what_is_wrong_resumes_and_fails_on_demand(tmp_path):
@@ -275,16 +352,36 @@ def test_the_command_finds_what_is_wrong_resumes_and_fails_on_demand(tmp_path):
     assert again.returncode == 0 and "9 conversions were checked before" in again.stderr
 
 
-def test_mistakes_in_the_command_are_one_sentence(tmp_path):
-    for arguments, said in ((("-c", "nothing"), "no conversion matches conversion nothing"), (("--fail-on", "bad"), "a status is one of")):
+def test_errors_in_the_command_are_one_line(tmp_path):
+    for arguments, said in (
+        (("-c", "nothing"), "no conversion matches conversion nothing"),
+        (("--fail-on", "bad"), "a status is one of"),
+    ):
         done = cli(*arguments, "--results", tmp_path)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow   # two minutes on two cores
 def test_every_fp32_input_is_cast_to_e4m3fn_as_the_oracle_says(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "fpxbench", "numerics", "--exhaustive", "-c", "cast/fp32/e4m3fn", "-e", "eager", "--json",
-                           "--results", str(tmp_path)], capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fpxbench",
+            "numerics",
+            "--exhaustive",
+            "-c",
+            "cast/fp32/e4m3fn",
+            "-e",
+            "eager",
+            "--json",
+            "--results",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     (one,) = json.loads(done.stdout)
     assert one["inputs"] == 1 << 32 and one["inputs_digest"] == "every fp32"
     assert [d["kind"] for d in one["differences"] if not d["permitted"]] == []
@@ -292,7 +389,7 @@ def test_every_fp32_input_is_cast_to_e4m3fn_as_the_oracle_says(tmp_path):
 
 # ---- findings, changes, pages ---------------------------------------------------------------------------------------
 
-def test_one_mistake_in_many_conversions_is_one_finding_and_the_interpreter_comes_last():
+def test_one_fault_in_many_conversions_is_one_finding_and_the_interpreter_comes_last():
     wrong = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": "rounds twice"})
     records = [record(conversion("cast/fp32/e5m2", "triton_interpreter"), Status.WRONG)] + [
         record(conversion(f"cast/fp64/{target}", engine), Status.WRONG, verdict=wrong)
@@ -307,12 +404,15 @@ EARLIER = BUILD.model_copy(update={"torch": "2.11.0+cpu", "date": "2026-03-01", 
 
 def before_and_after():
     cast = [conversion("cast/fp32/e4m3fn"), conversion("cast/bf16/e4m3fn")]
-    old = [record(one, build=EARLIER, behaviour=Behaviour(overflow="nan", rounding="nearest_even"), differing=500) for one in cast]
+    old = [
+        record(one, build=EARLIER, behaviour=Behaviour(overflow="nan", rounding="nearest_even"), differing=500)
+        for one in cast
+    ]
     new = [record(one, behaviour=Behaviour(overflow="saturate", rounding="nearest_even"), differing=0) for one in cast]
     return old, new
 
 
-def test_a_changed_overflow_is_one_event_and_its_figures_are_not_another():
+def test_a_changed_overflow_is_one_event_and_its_count_is_not_another():
     old, new = before_and_after()
     assert [one.message for one in changes(map(CastSnapshot.of, old), map(CastSnapshot.of, new))] == [
         "cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate"]
@@ -329,12 +429,23 @@ def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
     old, new = before_and_after()
     store = Store(tmp_path / "results", CastRecord)
     markup = Verdict(status=Status.UNSUPPORTED, summary="refused: <script>alert(1)</script>", log_tail="<img src=x>")
-    for one in (*old, *new, record(conversion("cast/fp32/e5m2"), Status.WRONG, verdict=Verdict(status=Status.WRONG, summary="ties", kind=Kind.TIES_AWAY)),
-                record(conversion("not/uint16/uint16"), Status.UNSUPPORTED, verdict=markup)):
+    for one in (
+        *old,
+        *new,
+        record(
+            conversion("cast/fp32/e5m2"),
+            Status.WRONG,
+            verdict=Verdict(status=Status.WRONG, summary="ties", kind=Kind.TIES_AWAY),
+        ),
+        record(conversion("not/uint16/uint16"), Status.UNSUPPORTED, verdict=markup),
+    ):
         store.append(one)
     summary = build_site(tmp_path / "results", tmp_path / "site")
     sentences = [problem.message for problem in summary.problems]
-    assert sentences[-1] == "PyTorch 2.11.0 → 2.13.0 on AMD EPYC 7B13: cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate."
+    assert (
+        sentences[-1]
+        == "PyTorch 2.11.0 → 2.13.0 on AMD EPYC 7B13: cast fp32, bf16 → e4m3fn in eager/cpu: overflow nan → saturate."
+    )
     assert sentences[0].startswith("cast fp32 → e5m2 in eager/cpu on PyTorch 2.13.0: 7 of 65,536 inputs")
     folder = tmp_path / "site" / "machines" / CPU.name
     page = (folder / "2.13.0-cpu" / "numerics.html").read_text()
@@ -351,7 +462,7 @@ def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
             assert (page.parent / link).resolve().is_file(), (page, link)
 
 
-def test_one_mistake_on_two_machines_is_one_sentence_on_the_first_page(tmp_path):
+def test_one_fault_on_two_machines_is_one_message_on_the_first_page(tmp_path):
     twice = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": "rounds twice"})
     other = CPU.model_copy(update={"name": "another", "device": "Another CPU"})
     store = Store(tmp_path / "results", CastRecord)
@@ -365,7 +476,7 @@ def test_one_mistake_on_two_machines_is_one_sentence_on_the_first_page(tmp_path)
     assert {CPU.device, other.device} & {part.partition(" on ")[2].rstrip(".") for part in likewise.split("; ")}
 
 
-def test_a_mistake_that_ordinary_programs_meet_stands_above_one_that_few_do(tmp_path):
+def test_a_fault_that_ordinary_programs_meet_stands_above_one_that_few_do(tmp_path):
     store = Store(tmp_path / "results", CastRecord)
     for id, mistake in (("cast/fp64/e5m2", "rounds twice"), ("scale_then_cast/bf16/e5m2", "keeps more precision")):
         verdict = Verdict(status=Status.WRONG, kind=Kind.DOUBLE_ROUNDING, evidence={"mistake": mistake})
@@ -377,7 +488,14 @@ def test_a_mistake_that_ordinary_programs_meet_stands_above_one_that_few_do(tmp_
 def test_of_many_builds_the_newest_have_pages_and_those_that_changed_a_cast(tmp_path):
     store = Store(tmp_path / "results", CastRecord)
     for day in range(1, 10):
-        build = BUILD.model_copy(update={"torch": f"2.15.0.dev202611{day:02}+cpu", "channel": "nightly", "date": f"2026-11-{day:02}", "key": str(day) * 40})
+        build = BUILD.model_copy(
+            update={
+                "torch": f"2.15.0.dev202611{day:02}+cpu",
+                "channel": "nightly",
+                "date": f"2026-11-{day:02}",
+                "key": str(day) * 40,
+            }
+        )
         store.append(record(build=build, behaviour=Behaviour(overflow="nan" if day < 4 else "saturate")))
     site = build_site(tmp_path / "results", tmp_path / "site", builds=2)
     pages = sorted((tmp_path / "site" / "machines" / CPU.name).glob("*/numerics.html"))
@@ -386,12 +504,19 @@ def test_of_many_builds_the_newest_have_pages_and_those_that_changed_a_cast(tmp_
 
 
 def _links(html: str) -> list[str]:
-    return [part.split('"')[0].split("#")[0] for part in html.split('href="')[1:] if part.split('"')[0].split("#")[0].endswith(".html")]
+    return [
+        part.split('"')[0].split("#")[0]
+        for part in html.split('href="')[1:]
+        if part.split('"')[0].split("#")[0].endswith(".html")
+    ]
 
 
-def test_asv_looks_figures_up_without_importing_torch():
-    code = ("import sys; from fpxbench.benchmarks import numerics as n; assert 'torch' not in sys.modules; cache = {n.CONVERSIONS[0]: {'differing': 3, 'status': 8}};"
-            "print(len(n.CONVERSIONS), n.track_differing(cache, n.CONVERSIONS[0]), n.track_status(cache, n.CONVERSIONS[1]))")
+def test_asv_looks_results_up_without_importing_torch():
+    code = (
+        "import sys; from fpxbench.benchmarks import numerics as n; assert 'torch' not in sys.modules;"
+        "cache = {n.CONVERSIONS[0]: {'differing': 3, 'status': 8}};"
+        "print(len(n.CONVERSIONS), n.track_differing(cache, n.CONVERSIONS[0]), n.track_status(cache, n.CONVERSIONS[1]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT,
                           env={"PATH": "/usr/bin:/bin", "FPX_PROFILE": "smoke", "FPX_DEVICE": "cpu"})
     assert done.stdout.split() == ["16", "3", "nan"], done.stderr

@@ -1,0 +1,117 @@
+"""Write a layer in another dialect: exactly, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fpxbench.checkpoint.dialects import DIALECTS, SCALE_FORMATS, Dialect, Element
+from fpxbench.checkpoint.layers import QuantizedLayer
+from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.checkpoint.weights import read_weight
+from fpxbench.numbers.packing import pack
+from fpxbench.numbers.weight import QuantizedWeight
+
+_TORCH = {"F8_E4M3": "float8_e4m3fn", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2": "float8_e5m2",
+          "F8_E5M2FNUZ": "float8_e5m2fnuz", "U8": "uint8", "I8": "int8", "F8_E8M0": "float8_e8m0fnu", "F4": "uint8"}
+
+
+def in_dialect(name: str, weight: QuantizedWeight, dialect: Dialect, *, nearest: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a layer called `name` as `dialect` stores them: the same numbers, bit for bit.
+
+    With `nearest` the reciprocal of a global scale may be rounded: factors then differ by one unit in the last place.
+
+    Raises CheckpointError, with what stands in the way, where the dialect cannot hold this weight exactly.
+    """
+    if dialect.interleaved:
+        raise CheckpointError(f"{name}: {dialect.name} is read and not written here")
+    fmt, scaling = weight.scheme.format, weight.scheme.scaling
+    dtype, element = _element(name, fmt.name, dialect)
+    k = weight.shape[1]
+    codes = pack(weight.codes(), fmt.bits, element.layout)
+    scales = _scales(name, weight, dialect)
+    if dialect.grouped:
+        if scaling.block is None or k % scaling.block:
+            raise CheckpointError(
+                f"{name}: {dialect.name} holds whole blocks, and K = {k} ends inside one of {scaling.name}"
+            )
+        codes = codes.unflatten(1, (k // scaling.block, -1))
+    tensors = {name + dialect.codes: codes.view(getattr(torch, _TORCH[dtype])), name + dialect.scales: scales}
+    if scaling.has_tensor_scale:
+        tensors[name + dialect.global_scale] = _global_scale(name, weight, dialect, nearest)
+    return tensors
+
+
+def convert(
+    layers: Iterable[QuantizedLayer], dialect_name: str, output: Path, *, nearest: bool = False
+) -> tuple[int, list[str]]:
+    """Write every layer that can be to a safetensors file in `dialect_name`; return how many, and why others could not.
+
+    Raises CheckpointError for a name that is no dialect's.
+    """
+    if dialect_name not in DIALECTS:
+        raise CheckpointError(f"no dialect {dialect_name!r}: one of {', '.join(DIALECTS)}")
+    tensors: dict[str, Tensor] = {}
+    converted, refusals = 0, []
+    for layer in layers:
+        try:
+            parts = [in_dialect(layer.name, read_weight(layer, expert), DIALECTS[dialect_name], nearest=nearest)
+                     for expert in range(layer.experts)]
+        except CheckpointError as error:
+            refusals.append(str(error))
+            continue
+        converted += 1
+        tensors |= (
+            parts[0] if layer.experts == 1 else {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        )
+    if tensors:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
+    return converted, refusals
+
+
+def _element(name: str, fmt: str, dialect: Dialect) -> tuple[str, Element]:
+    for dtype, element in dialect.elements.items():
+        if element.format == fmt:
+            return dtype, element
+    known = ", ".join(dict.fromkeys(element.format for element in dialect.elements.values()))
+    raise CheckpointError(f"{name}: {dialect.name} holds {known}, and these codes are {fmt}")
+
+
+def _scales(name: str, weight: QuantizedWeight, dialect: Dialect) -> Tensor:
+    scale_format = weight.scheme.scaling.scale_format
+    dtype = next(
+        (dtype for dtype in sorted(dialect.scale_dtypes) if SCALE_FORMATS[dtype] == scale_format.format.name), None
+    )
+    if dtype is None:
+        known = ", ".join(sorted({SCALE_FORMATS[dtype] for dtype in dialect.scale_dtypes}))
+        raise CheckpointError(
+            f"{name}: {dialect.name} holds scales in {known}, and these are {scale_format.format.name}"
+        )
+    scales = weight.scales.view(getattr(torch, _TORCH[dtype])) if scale_format.coded else weight.scales
+    return scales.reshape(()) if weight.scales.numel() == 1 else scales
+
+
+def _global_scale(name: str, weight: QuantizedWeight, dialect: Dialect, nearest: bool) -> Tensor:
+    """The second-level scale as the dialect stores it. A reciprocal is taken only where every block keeps its
+    factor.
+    """
+    if not dialect.global_scale:
+        raise CheckpointError(f"{name}: {dialect.name} has no second-level scale, and {weight.scheme.name} needs one")
+    scale, scaling = weight.tensor_scale, weight.scheme.scaling
+    divides = bool(getattr(scaling, "divides", False))
+    if divides != dialect.global_divides:
+        block, reciprocal = scaling.scale_format.decode(weight.scales), 1 / scale
+        same = torch.equal(
+            block * scale if not divides else block / scale, block / reciprocal if not divides else block * reciprocal
+        )
+        if not (same or nearest):
+            raise CheckpointError(
+                f"{name}: {dialect.name} stores the reciprocal of the global scale, and that of {scale.item():.8g} "
+                "is no fp32 number under which every block keeps its factor (--nearest takes the nearest)"
+            )
+        scale = reciprocal
+    return scale.reshape(1) if dialect.global_divides else scale.reshape(())

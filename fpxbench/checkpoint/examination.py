@@ -1,0 +1,214 @@
+"""Examine a checkpoint: what its headers say, and for sampled layers what their codes, scales and neighbours show.
+
+`examine` runs in a watched child (`fpxbench.sweep.isolation`): the file comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from fnmatch import fnmatchcase
+
+from pydantic import BaseModel
+
+from fpxbench.checkpoint.folder import Checkpoint, open_checkpoint
+from fpxbench.checkpoint.layers import QuantizedLayer, declared_methods, quantized_layers
+from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError
+
+MOST_SAMPLED = 4
+MOST_ROWS = 512
+"""Rows of a layer that are decoded: what a statement about conventions needs, whatever the layer's size."""
+_QUANTIZED_DTYPES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
+
+
+class Request(BaseModel):
+    """What to examine."""
+
+    path: str
+    layers: list[str] = []
+    """Globs over layers' names; none: all."""
+    against: str | None = None
+    """An unquantized original of the same model."""
+    deep: bool = False
+    """Read every selected layer whole, and not a sample of them."""
+
+
+class Evidence(BaseModel):
+    """What the numbers say about one convention."""
+
+    convention: str
+    read_as: str
+    fits_better: str = ""
+    """The other reading that the numbers favour; empty if they favour the one that the dialect says, or none."""
+    sureness: float = 0.0
+    """Probability of the favoured reading against the other one, from 0.5 (no telling) to 1."""
+    message: str
+
+
+class ScaleStatistics(BaseModel):
+    """Of block scales: how many there are, and how many are no ordinary positive number."""
+
+    count: int = 0
+    nan: int = 0
+    zero: int = 0
+    negative: int = 0
+    subnormal: int = 0
+    largest: int = 0
+    """Scales that are the largest number of their format."""
+    min: float = 0.0
+    max: float = 0.0
+
+
+class LayerReport(BaseModel):
+    """One quantized layer."""
+
+    name: str
+    dialect: str
+    others: list[str] = []
+    scheme: str | None
+    n: int
+    k: int
+    experts: int
+    nbytes: int
+    problems: list[str] = []
+    histogram: list[int] = []
+    """How often each code occurs; empty if the layer was not read."""
+    scales: ScaleStatistics | None = None
+    evidence: list[Evidence] = []
+    sqnr_db: float | None = None
+    exact: bool = False
+    """The layer decodes to the original, bit for bit."""
+    explained_by: str = ""
+    """The scheme whose quantizer gives most of these codes from the original, with the share."""
+
+
+class CheckpointReport(BaseModel):
+    """A checkpoint, examined."""
+
+    path: str
+    files: int
+    tensors: int
+    nbytes: int
+    declared: list[str]
+    layers: list[LayerReport]
+    plain: dict[str, int]
+    """dtype -> bytes of tensors that belong to no quantized layer."""
+    problems: list[str]
+    read: int = 0
+    """Layers whose codes were read."""
+
+
+def examine(request: Request) -> CheckpointReport:
+    """Open, list and check a checkpoint. Raises CheckpointError where there is nothing to list."""
+    checkpoint = open_checkpoint(request.path)
+    layers = quantized_layers(checkpoint)
+    chosen = [
+        layer for layer in layers if not request.layers or any(fnmatchcase(layer.name, glob) for glob in request.layers)
+    ]
+    if request.layers and not chosen:
+        raise CheckpointError(f"{request.path}: no quantized layer matches {', '.join(request.layers)}")
+    original = open_checkpoint(request.against) if request.against else None
+    reports = {layer.name: _listed(layer) for layer in chosen}
+    to_read = [layer for layer in chosen if layer.scheme and not layer.problems]
+    for layer in to_read if request.deep or original else _sample(to_read):
+        _read(layer, reports[layer.name], checkpoint, original, whole=request.deep)
+    used = {tensor.name for layer in layers for tensor in layer.tensors.values()}
+    plain: Counter[str] = Counter()
+    for name, tensor in checkpoint.tensors.items():
+        if name not in used:
+            plain[tensor.dtype] += tensor.nbytes
+    reported = list(reports.values())
+    if original:
+        reported.sort(key=lambda report: (report.sqnr_db is None, report.sqnr_db or 0.0))
+    return CheckpointReport(
+        path=request.path, files=len(checkpoint.files), tensors=len(checkpoint.tensors), nbytes=checkpoint.nbytes,
+        declared=sorted(declared_methods(checkpoint)), layers=reported, plain=dict(plain),
+        problems=[*checkpoint.problems, *_of_the_whole(checkpoint, layers, used)],
+        read=sum(bool(report.histogram) for report in reported))
+
+
+def _listed(layer: QuantizedLayer) -> LayerReport:
+    return LayerReport(
+        name=layer.name,
+        dialect=layer.dialect.name,
+        others=list(layer.others),
+        scheme=layer.scheme,
+        n=layer.n,
+        k=layer.k,
+        experts=layer.experts,
+        nbytes=layer.nbytes,
+        problems=list(layer.problems),
+    )
+
+
+def _sample(layers: list[QuantizedLayer]) -> list[QuantizedLayer]:
+    """A few layers, spread over the checkpoint, of different schemes where there are several."""
+    kinds: dict[str | None, list[QuantizedLayer]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.scheme, []).append(layer)
+    each = max(1, MOST_SAMPLED // max(1, len(kinds)))
+    return [alike[at * len(alike) // each] for alike in kinds.values() for at in range(min(each, len(alike)))][
+        :MOST_SAMPLED
+    ]
+
+
+def _read(
+    layer: QuantizedLayer, report: LayerReport, checkpoint: Checkpoint, original: Checkpoint | None, whole: bool
+) -> None:
+    # Here, so that listing a checkpoint loads no torch.
+    from fpxbench.checkpoint import comparison, conventions, statistics
+    from fpxbench.checkpoint.weights import read_weight, rows_of
+
+    try:
+        weight = read_weight(layer)
+        sample = weight
+        if not whole and layer.n > MOST_ROWS:
+            sample = rows_of(weight, slice(0, MOST_ROWS))
+        report.histogram = statistics.histogram(sample)
+        report.scales, problems = statistics.scale_statistics(layer.name, sample)
+        report.problems += problems + statistics.code_problems(layer.name, sample, report.histogram)
+        report.evidence = conventions.evidence(layer, sample, checkpoint)
+        if original is not None:
+            comparison.compare(layer, report, weight, original)
+    except CheckpointError as error:
+        report.problems.append(str(error))
+
+
+def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: set[str]) -> list[str]:
+    """Problems that no single layer has: tensors that belong to nothing, parts of a fused layer that disagree."""
+    from fpxbench.checkpoint.fused import disagreements
+
+    problems = []
+    for name, tensor in checkpoint.tensors.items():
+        if name in used or len(tensor.shape) < 2:
+            continue
+        if tensor.dtype in _QUANTIZED_DTYPES:
+            problems.append(f"{name} holds {tensor.dtype} and no scale belongs to it")
+    scales = [name for name in checkpoint.tensors
+              if name not in used and name.endswith((".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales",
+                                                     ".weight_global_scale", "._weight_scale"))]
+    problems += [f"{name} is a scale and no codes belong to it" for name in scales]
+    declared = declared_methods(checkpoint)
+    if declared and not layers:
+        problems.append(f"the config declares {', '.join(sorted(declared))}, and no layer is quantized")
+    if not declared and layers and not layers[0].dialect.interleaved:
+        problems.append("no quant_method is declared in config.json or hf_quant_config.json")
+    for layer in layers:
+        if declared and layer.dialect.methods and not layer.dialect.methods & declared:
+            problems.append(
+                f"{layer.name} is stored as {layer.dialect.name}, and the config declares {', '.join(sorted(declared))}"
+            )
+    return _shortened([*problems, *disagreements(layers)])
+
+
+def _shortened(problems: list[str], most: int = 20) -> list[str]:
+    return problems if len(problems) <= most else [*problems[:most], f"{len(problems) - most} more like these"]
+
+
+def plain_matrices(checkpoint: Checkpoint, k: int) -> list[str]:
+    """Names of unquantized matrices [*, k], other than embeddings and heads, which read the same inputs as a layer
+    does.
+    """
+    return [name for name, tensor in checkpoint.tensors.items()
+            if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] == k and name.endswith(".weight")
+            and not any(word in name for word in ("embed", "lm_head", "wte", "wpe"))]
+

@@ -1,0 +1,197 @@
+"""`fpxbench checkpoint`: what is in a file of quantized weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out
+
+app = new_app()
+
+TIMEOUT_S = 3600.0
+SHOWN = 20
+
+
+@app.command()
+def checkpoint(
+    path: Annotated[Path, typer.Argument(help="A safetensors or GGUF file, or a folder of them with its config.json.")],
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Glob over layers: '*.down_proj'. Repeatable.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="The unquantized original: the loss of each layer.")
+    ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every chosen layer whole, not a sample.")] = False,
+    convert: Annotated[
+        str | None, typer.Option("--convert", metavar="DIALECT", help="Write the layers in another dialect.")
+    ] = None,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Write the layers as fp32.")] = False,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="With --convert: where a reciprocal is no fp32 number, write the nearest.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The safetensors file that is written.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a checkpoint of quantized weights holds, and whether it is what it says.
+
+    Headers are read first, so that a large checkpoint takes seconds. Of a few layers the codes and scales are read as
+    well: what no quantizer writes is a problem, and the numbers tell which conventions they follow. Exit status: 0, or
+    1 where there is a problem.
+    """
+    if convert and dequantize:
+        raise UsageError("--convert and --dequantize write one file each: give one of them")
+    if (convert or dequantize) and output is None:
+        raise UsageError("--output FILE.safetensors: where to write to")
+    if convert or dequantize:
+        _write(path, layer or [], convert, nearest, output, timeout)
+        return
+    report = _called(
+        "fpxbench.checkpoint.examination:examine",
+        {
+            "path": str(path.absolute()),
+            "layers": layer or [],
+            "against": str(against.absolute()) if against else None,
+            "deep": deep,
+        },
+        timeout,
+    )
+    if as_json:
+        import json
+
+        print(json.dumps(report))
+    else:
+        _print(report, against is not None)
+    if report["problems"] or any(
+        each["problems"] or any(found["fits_better"] for found in each["evidence"]) for each in report["layers"]
+    ):
+        raise typer.Exit(1)
+
+
+def _called(function: str, request: dict[str, Any], timeout: float) -> Any:
+    import json
+
+    from fpxbench.sweep.isolation import Isolation
+    from fpxbench.sweep.settings import default_memory_limit
+
+    with Isolation(default_memory_limit()) as isolation, err.status(f"reading {request['path']} …"):
+        outcome = isolation.call(function, request, timeout_s=timeout)
+    if outcome.mistake:
+        raise UsageError(outcome.mistake)
+    if outcome.value is None:
+        raise UsageError(f"{request['path']}: {outcome.verdict.summary}\n{outcome.log_tail[-800:]}".rstrip())
+    return json.loads(outcome.value)
+
+
+def _write(path: Path, layers: list[str], convert: str | None, nearest: bool, output: Path, timeout: float) -> None:
+    done = _called("fpxbench.checkpoint.writing:write", {
+        "path": str(path.absolute()), "layers": layers, "dialect": convert, "nearest": nearest,
+        "output": str(output.absolute())}, timeout)
+    for refusal in done["refusals"][:SHOWN]:
+        err.print(f"not written: {refusal}", markup=False, style="yellow")
+    out.print(
+        f"{done['written']} layers written to {output}" if done["written"] else "no layer was written", markup=False
+    )
+    if done["refusals"] or not done["written"]:
+        raise typer.Exit(1)
+
+
+def _print(report: dict[str, Any], compared: bool) -> None:
+    declared = f"; the config declares {', '.join(report['declared'])}" if report["declared"] else ""
+    files = "1 file" if report["files"] == 1 else f"{report['files']} files"
+    out.print(
+        f"{report['path']}: {files}, {report['tensors']} tensors, {_size(report['nbytes'])}{declared}", markup=False
+    )
+    table = Table(box=None, pad_edge=False)
+    for column in ("dialect", "scheme", "layers", "shapes", "bytes", "bits a weight"):
+        table.add_column(column)
+    for (dialect, scheme), layers in _grouped(report["layers"]).items():
+        weights = sum(each["n"] * each["k"] * each["experts"] for each in layers)
+        nbytes = sum(each["nbytes"] for each in layers)
+        table.add_row(
+            escape(dialect),
+            escape(scheme),
+            str(len(layers)),
+            escape(_shapes(layers)),
+            _size(nbytes),
+            f"{8 * nbytes / weights:.2f}",
+        )
+    for dtype, nbytes in report["plain"].items():
+        table.add_row("", f"not quantized: {escape(dtype)}", "", "", _size(nbytes), "")
+    out.print(table)
+    several = {other for each in report["layers"] for other in each["others"]}
+    if several:
+        out.print(
+            f"The tensors fit {', '.join(sorted(several))} as well: these dialects differ by the config alone.",
+            markup=False,
+        )
+    if compared:
+        _print_losses(report["layers"])
+    problems = [*report["problems"], *(problem for each in report["layers"] for problem in each["problems"])]
+    for problem in problems[:SHOWN]:
+        out.print(f"[red]✗[/] {escape(problem)}")
+    if len(problems) > SHOWN:
+        out.print(f"[red]✗[/] {len(problems) - SHOWN} more (--json has all)")
+    _print_evidence(report)
+
+
+def _print_evidence(report: dict[str, Any]) -> None:
+    read = [each for each in report["layers"] if each["histogram"]]
+    if not read:
+        out.print("No codes were read: nothing is said about their conventions.")
+        return
+    found: dict[tuple[str, str, str], list[tuple[str, dict[str, Any]]]] = {}
+    for each in read:
+        for evidence in each["evidence"]:
+            found.setdefault((evidence["convention"], evidence["read_as"], evidence["fits_better"]), []).append(
+                (each["name"], evidence)
+            )
+    for (convention, read_as, better), cases in found.items():
+        name, evidence = min(cases, key=lambda case: case[1]["sureness"])
+        sure = evidence["sureness"] >= 0.75
+        sureness = f"probability {evidence['sureness']:.3f}" if sure else "cannot be told"
+        sign = "[red]✗[/]" if better else "[green]✓[/]" if sure else "·"
+        reading = f"{better}, not {read_as}" if better else read_as
+        out.print(f"{sign} {escape(convention)}: {escape(reading)} ({sureness} in {escape(name)}, the least sure of"
+                  f" {len(cases)}): {escape(evidence['message'])}")
+    out.print(f"Codes of {len(read)} of {len(report['layers'])} layers were read; the others by their headers alone.")
+
+
+def _print_losses(layers: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "SQNR, dB", "quantizer that explains the codes"):
+        table.add_column(column)
+    for each in layers[:SHOWN]:
+        loss = "exact" if each["exact"] else f"{each['sqnr_db']:.2f}" if each["sqnr_db"] is not None else "–"
+        table.add_row(escape(each["name"]), loss, escape(each["explained_by"] or "none of ours"))
+    out.print(table)
+
+
+def _grouped(layers: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in layers:
+        groups.setdefault((each["dialect"], each["scheme"] or "not known"), []).append(each)
+    return groups
+
+
+def _shapes(layers: list[dict[str, Any]]) -> str:
+    counts = Counter((each["experts"], each["n"], each["k"]) for each in layers)
+    shapes = [
+        f"{count} × [{f'{experts}, ' if experts > 1 else ''}{n}, {k}]"
+        for (experts, n, k), count in counts.most_common(3)
+    ]
+    return ", ".join(shapes) + (", …" if len(counts) > 3 else "")
+
+
+def _size(nbytes: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.4g} {unit}"
+        nbytes /= 1000
+    return ""

@@ -1,0 +1,64 @@
+"""A sweep from Python: `fpxbench.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fpxbench.records.table import Records
+from fpxbench.sweep.run import main_sweep
+from fpxbench.sweep.settings import Profile, Settings, default_memory_limit
+
+Globs = str | Iterable[str]
+
+
+def run(
+    *,
+    profile: Profile = "quick",
+    implementation: Globs = (),
+    scheme: Globs = (),
+    workload: Globs = (),
+    impls: str | Path | Iterable[str | Path] = (),
+    device: str | None = None,
+    results: str | Path = "results",
+    machine: str | None = None,
+    fresh: bool = False,
+    timing: bool = True,
+    timeout_s: float = 180.0,
+    memory_limit: int | None = None,
+    seed: int | None = None,
+) -> Records:
+    """Check and time cases as ``fpxbench run`` does, and return their records.
+
+    implementation, scheme, workload : globs; empty for all of the profile
+    impls : files or folders of more implementations
+    results : folder that the records are appended to; cases that have a record there are not run again, unless `fresh`
+    timing : False only checks
+
+    Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing,
+    RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.
+    """
+    settings = Settings(
+        profile=profile,
+        implementation=_several(implementation),
+        scheme=_several(scheme),
+        workload=_several(workload),
+        impls=_several(impls, Path),
+        device=device,
+        results=Path(results),
+        machine=machine,
+        fresh=fresh,
+        timeout_s=timeout_s,
+        seed=seed,
+        memory_limit=memory_limit or default_memory_limit(),
+        **({} if timing else {"timing_budget_s": 0.0}),
+    )
+    sweep = main_sweep(settings)
+    if sweep.interrupted:
+        raise KeyboardInterrupt
+    return Records(sweep.records)
+
+
+def _several(values: str | Path | Iterable[str | Path], kind: Callable[[str | Path], Any] = str) -> tuple[Any, ...]:
+    return tuple(kind(value) for value in ([values] if isinstance(values, str | Path) else values))

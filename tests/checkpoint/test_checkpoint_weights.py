@@ -1,0 +1,113 @@
+"""A layer's weight is what its writer meant: the reference readers of each library decode the same numbers."""
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.utils import helpers
+from safetensors.torch import save_file
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
+from fpxbench.checkpoint.folder import open_checkpoint
+from fpxbench.checkpoint.layers import quantized_layers
+from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.checkpoint.weights import read_weight, rows_of
+
+WEIGHT = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+
+
+def layer_of(tmp_path, tensors, config=None, metadata=None):
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "model.safetensors", metadata)
+    (tmp_path / "config.json").write_text(json.dumps(config or {}))
+    layer, = quantized_layers(open_checkpoint(tmp_path))
+    return layer
+
+
+def test_torchaos_float8_and_nvfp4_tensors_read_as_torchao_dequantizes_them(tmp_path):
+    linear = torch.nn.Sequential(torch.nn.Linear(256, 64, bias=False, dtype=torch.bfloat16))
+    quantize_(linear, Float8WeightOnlyConfig())
+    tensors, metadata = flatten_tensor_state_dict(linear.state_dict())
+    weight = read_weight(layer_of(tmp_path, tensors, metadata=metadata))
+    assert weight.scheme.name == "e4m3fn-row"
+    torch.testing.assert_close(weight.dequantize().bfloat16(), linear[0].weight.dequantize())
+    for scale in (None, WEIGHT.abs().max() / 2688):
+        stored = NVFP4Tensor.to_nvfp4(WEIGHT.bfloat16(), per_tensor_scale=scale)
+        tensors, metadata = flatten_tensor_state_dict({"l.weight": stored})
+        weight = read_weight(layer_of(tmp_path, tensors, metadata=metadata))
+        assert weight.scheme.name == "nvfp4"
+        torch.testing.assert_close(weight.dequantize().bfloat16(), stored.dequantize(torch.bfloat16))
+
+
+def test_a_compressed_tensors_global_scale_divides(tmp_path):
+    arguments = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16,
+                                 scale_dtype=torch.float8_e4m3fn)
+    divisor = helpers.generate_gparam(WEIGHT.amin(), WEIGHT.amax())
+    blocks = WEIGHT.reshape(64, -1, 16)
+    scales, _ = helpers.calculate_qparams(blocks.amin(2), blocks.amax(2), arguments, global_scale=divisor)
+    codes = torch.randint(0, 256, (64, 128), dtype=torch.uint8)
+    layer = layer_of(
+        tmp_path,
+        {"l.weight_packed": codes, "l.weight_scale": scales.to(torch.float8_e4m3fn), "l.weight_global_scale": divisor},
+        {"quantization_config": {"quant_method": "compressed-tensors"}},
+    )
+    weight = read_weight(layer)
+    e2m1 = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
+    values = e2m1[torch.stack([codes & 15, codes >> 4], dim=2).reshape(64, 256).long()]
+    expected = values * (scales.to(torch.float8_e4m3fn).float() / divisor).repeat_interleave(16, dim=1)
+    assert weight.scheme.name == "nvfp4.div" and torch.equal(weight.dequantize(), expected)
+
+
+def test_deepseeks_blocks_multiply_and_experts_are_read_one_by_one(tmp_path):
+    scale = torch.rand(2, 2) + 0.5
+    codes = torch.randint(0, 126, (200, 256), dtype=torch.uint8)
+    layer = layer_of(tmp_path, {"l.weight": codes.view(torch.float8_e4m3fn), "l.weight_scale_inv": scale})
+    expected = codes.view(torch.float8_e4m3fn).float() * scale.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)
+    assert torch.equal(read_weight(layer).dequantize(), expected)
+    part = rows_of(read_weight(layer), slice(128, 200))
+    assert torch.equal(part.dequantize(), expected[128:])
+    with pytest.raises(CheckpointError, match="row 100 lies inside a block of 128 rows"):
+        rows_of(read_weight(layer), slice(100, 200))
+
+
+def test_gpt_oss_experts_are_mxfp4(tmp_path):
+    blocks, scales = (
+        torch.randint(0, 256, (3, 8, 2, 16), dtype=torch.uint8),
+        torch.randint(118, 128, (3, 8, 2), dtype=torch.uint8),
+    )
+    layer = layer_of(tmp_path, {"mlp.gate_up_proj_blocks": blocks, "mlp.gate_up_proj_scales": scales})
+    e2m1 = torch.tensor([0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6])
+    for expert in range(3):
+        values = e2m1[torch.stack([blocks[expert] & 15, blocks[expert] >> 4], dim=-1).flatten(1).long()]
+        expected = values * torch.exp2(scales[expert].float() - 127).repeat_interleave(32, dim=1)
+        assert torch.equal(read_weight(layer, expert).dequantize(), expected)
+    with pytest.raises(CheckpointError, match="has 3 experts; 3 is none of them"):
+        read_weight(layer, 3)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "MXFP4", "NVFP4"])
+def test_a_gguf_block_type_is_decoded_as_the_gguf_library_does(tmp_path, kind):
+    quantization = gguf.GGMLQuantizationType[kind]
+    elements, nbytes = gguf.GGML_QUANT_SIZES[quantization]
+    generator = np.random.default_rng(0)
+    packed = generator.integers(0, 256, (16, 256 // elements * nbytes), dtype=np.uint8)
+    blocks = packed.reshape(16, -1, nbytes)
+    if kind in ("Q8_0", "Q4_0"):
+        blocks[..., :2] = generator.random((16, 256 // elements, 1)).astype(np.float16).view(np.uint8)
+    elif kind == "MXFP4":
+        blocks[..., 0] = generator.integers(100, 140, blocks.shape[:2])
+    else:
+        blocks[..., :4] = generator.integers(0, 0x7f, (*blocks.shape[:2], 4))
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", packed, raw_dtype=quantization)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    layer, = quantized_layers(open_checkpoint(tmp_path / "model.gguf"))
+    expected = torch.from_numpy(gguf.quants.dequantize(packed, quantization).astype(np.float32))
+    torch.testing.assert_close(read_weight(layer).dequantize(), expected, rtol=1e-6, atol=0)
