@@ -36,7 +36,7 @@ def rounded_codes(
     random_bits: int = 0,
     random: Tensor | None = None,
 ) -> Tensor:
-    """uint8 codes of `x`, same shape, each rounded once; integers of the source's width for a format over 8 bits.
+    """Return uint8 codes of `x`, same shape, each rounded once; integers of the source's width above 8 bits.
 
     Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
     NaN; for a format without one the input must hold none.
@@ -47,16 +47,34 @@ def rounded_codes(
         x = x.float()
     integer, mantissa_bits, source_bias = SOURCES[x.dtype]
     raw = x.contiguous().view(integer)
-    negative = raw < 0
-    magnitude = raw & torch.iinfo(integer).max
+    negative, magnitude = raw < 0, raw & torch.iinfo(integer).max
     infinity = ((1 << (integer.itemsize * 8 - 1 - mantissa_bits)) - 1) << mantissa_bits
-    is_zero, is_infinite, is_nan = magnitude == 0, magnitude == infinity, magnitude > infinity
 
     # |x| = significand * 2**(exponent - source_bias - mantissa_bits)
     exponent_field = magnitude >> mantissa_bits
-    exponent = exponent_field.clamp(min=1)
     significand = (magnitude & ((1 << mantissa_bits) - 1)) | ((exponent_field > 0).to(integer) << mantissa_bits)
+    kept, remainder, half = _cut(significand, exponent_field.clamp(min=1), mantissa_bits, source_bias, fmt, random_bits)
+    code = kept + _rounded_up(kept, remainder, half, negative, rounding)
+    if rounding is Rounding.STOCHASTIC:
+        code = (code + random) >> random_bits
 
+    inward = _rounds_inward(negative, rounding) & (magnitude != infinity)
+    past = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
+    code = torch.where(code > fmt.max_code, torch.where(inward, fmt.max_code, past), code)
+    if fmt.signed:
+        code = _with_sign(code, negative, fmt)
+    else:
+        code = _unsigned(code, negative, magnitude == 0, inward, fmt, overflow)
+    if fmt.has_nan:
+        code = torch.where(magnitude > infinity, fmt.nan_code, code)
+    return code.to(torch.uint8) if fmt.bits <= 8 else code
+
+
+def _cut(
+    significand: Tensor, exponent: Tensor, mantissa_bits: int, source_bias: int, fmt: Format, random_bits: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The code at or below each magnitude, with `random_bits` more below it; what is left of the magnitude; and half of
+    the distance to the next code, in the same unit."""
     # A format without zero has the codes of one with it, less the first, which would be zero's.
     bias = fmt.bias if fmt.has_zero else fmt.bias + 1
     # Exponent of the target's unit in the last place over the source's: fixed for normals, growing below them.
@@ -67,56 +85,54 @@ def rounded_codes(
     else:
         binade = (exponent - source_bias + bias - 1).clamp(min=0)
         shift = shift.clamp(min=mantissa_bits - fmt.mantissa_bits)
-
-    # Stochastic rounding keeps `random_bits` more, rounded to nearest even, and drops them below.
     shift = (shift - random_bits).clamp(max=mantissa_bits + 2)      # beyond it every bit is shifted out
     kept = significand >> shift
     remainder = significand - (kept << shift)
-    # The code holds the exponent above the mantissa, so a carry out of the mantissa goes into the exponent, as it
-    # should.
-    # With no mantissa bits, ties go to the even code (P3109).
+    # The code holds the exponent above the mantissa, so a carry out of the mantissa goes into the exponent.
     code = kept + (binade << (fmt.mantissa_bits + random_bits))
     if not fmt.has_zero:
         code = code - (1 << random_bits)
-    half = 1 << (shift - 1)
+    return code, remainder, 1 << (shift - 1)
+
+
+def _rounded_up(code: Tensor, remainder: Tensor, half: Tensor, negative: Tensor, rounding: Rounding) -> Tensor | int:
+    """What to add to each code, 0 or 1. Ties to even are decided by the code, also without mantissa bits (P3109)."""
     match rounding:
         case Rounding.NEAREST_EVEN | Rounding.STOCHASTIC:
-            code = code + (remainder + (code & 1) > half)
+            return remainder + (code & 1) > half
         case Rounding.NEAREST_AWAY:
-            code = code + (remainder >= half)
+            return remainder >= half
         case Rounding.UP:
-            code = code + ((remainder > 0) & ~negative)
+            return (remainder > 0) & ~negative
         case Rounding.DOWN:
-            code = code + ((remainder > 0) & negative)
+            return (remainder > 0) & negative
         case Rounding.TO_ODD:
-            code = code | (remainder > 0)
-    if rounding is Rounding.STOCHASTIC:
-        code = (code + random) >> random_bits
+            return (remainder > 0) & (code & 1 == 0)
+    return 0
 
-    # IEEE 754 §7.4: a finite number that is rounded inward does not overflow.
+
+def _rounds_inward(negative: Tensor, rounding: Rounding) -> Tensor:
+    """Where a number is rounded toward zero: a finite one does not overflow then (IEEE 754 §7.4)."""
     match rounding:
         case Rounding.TOWARD_ZERO | Rounding.TO_ODD:
-            inward = ~is_infinite
+            return torch.ones_like(negative)
         case Rounding.UP:
-            inward = ~is_infinite & negative
+            return negative
         case Rounding.DOWN:
-            inward = ~is_infinite & ~negative
-        case _:
-            inward = torch.zeros_like(is_infinite)
-    past = {Overflow.SATURATE: fmt.max_code, Overflow.INFINITY: fmt.infinity_code, Overflow.NAN: fmt.nan_code}[overflow]
-    code = torch.where(code > fmt.max_code, torch.where(inward, fmt.max_code, past), code)
+            return ~negative
+    return torch.zeros_like(negative)
 
-    if fmt.signed:
-        code = _with_sign(code, negative, fmt)
-    else:
-        # The other end: 0, or where zero has no code the smallest power of two. Nothing stands for -infinity.
-        below = negative & (code != 0) if fmt.has_zero else is_zero | negative
-        code = torch.where(below, 0, code).clamp(min=0)
-        if overflow is not Overflow.SATURATE:
-            code = torch.where(below & ~inward if fmt.has_zero else below, fmt.nan_code, code)
-    if fmt.has_nan:
-        code = torch.where(is_nan, fmt.nan_code, code)
-    return code.to(torch.uint8) if fmt.bits <= 8 else code
+
+def _unsigned(
+    code: Tensor, negative: Tensor, is_zero: Tensor, inward: Tensor, fmt: Format, overflow: Overflow
+) -> Tensor:
+    """Codes of a format without a sign, whose lower end is 0, or where zero has no code the smallest power of two.
+    Nothing stands for -infinity."""
+    below = negative & (code != 0) if fmt.has_zero else is_zero | negative
+    code = torch.where(below, 0, code).clamp(min=0)
+    if overflow is not Overflow.SATURATE:
+        code = torch.where(below & ~inward if fmt.has_zero else below, fmt.nan_code, code)
+    return code
 
 
 def _with_sign(code: Tensor, negative: Tensor, fmt: Format) -> Tensor:
@@ -129,7 +145,7 @@ def _with_sign(code: Tensor, negative: Tensor, fmt: Format) -> Tensor:
 
 
 def values_of(codes: Tensor, fmt: Format) -> Tensor:
-    """fp32 values of uint8 `codes`, same shape, exact: `Format.value`, for a tensor."""
+    """Return fp32 values of uint8 `codes`, same shape, exact: `Format.value` for a tensor."""
     code = codes.int()
     if fmt.twos_complement:
         unused = 32 - fmt.bits
