@@ -243,7 +243,7 @@ def regression_problems(groups: Sequence[RegressionGroup], broken: Container[tup
                and line.metric == "median_us"]
     if waiting:
         most = max(waiting, key=lambda line: line.size)
-        number = "One case looks" if len(waiting) == 1 else f"{len(waiting)} cases confirmation"
+        number = "One case looks" if len(waiting) == 1 else f"{len(waiting)} cases look"
         found.append(ReportProblem(
             Section.SLOW, SUSPECTED, f"{number} slower than on earlier builds, not yet confirmed"
             f"{':' if len(waiting) == 1 else '; the worst:'} {most.case}, {most.what}, since {most.since} on "
