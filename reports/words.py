@@ -1,11 +1,8 @@
-"""The report's vocabulary: definitions of words, statuses, kinds and flags."""
+"""The report's vocabulary: definitions of words. Statuses, kinds and flags define themselves (fpxbench/records)."""
 
 from __future__ import annotations
 
 import re
-
-from fpxbench.records.record import Flag
-from fpxbench.records.verdict import Status
 
 FLAG_SIGN = "⚑"
 
@@ -65,38 +62,3 @@ METADATA: dict[str, tuple[str, str]] = {
     "os": ("operating system", ""), "cores": ("processor cores", ""), "threads": ("PyTorch's threads", ""),
 }
 """A machine's metadata by name: label and unit. Other entries are shown by their name."""
-
-STATUSES: dict[Status, str] = {
-    Status.OK: "Within the bound on every check. Only such a case has a time.",
-    Status.WRONG: "Finite, but outside the bound.",
-    Status.NONFINITE: "NaN or infinity where the exact product is finite.",
-    Status.CRASH: "The process was killed by a signal or aborted inside a compiler.",
-    Status.TIMEOUT: "Still running at the time limit.",
-    Status.OOM: "Used more memory than the device has, or than the limit.",
-    Status.ERROR: "Raised an exception.",
-    Status.MISSING: "A dependency or a device is not available.",
-    Status.UNSUPPORTED: "Refused with a reason.",
-}
-
-VERBS: dict[Status, str] = {
-    Status.CRASH: "crashes",
-    Status.WRONG: "gives wrong results",
-    Status.NONFINITE: "gives NaN or infinity",
-    Status.TIMEOUT: "exceeds the time limit",
-    Status.OOM: "runs out of memory",
-    Status.ERROR: "raises an error",
-    Status.MISSING: "is missing something",
-    Status.UNSUPPORTED: "refuses",
-    Status.OK: "is right",
-}
-
-
-FLAGS: dict[Flag, str] = {
-    Flag.UNFUSED: "It moves more bytes or launches more kernels than one pass over the packed weight needs: decode, "
-                  "product and scale did "
-                  "not become one kernel. Determined from the kernels launched and the memory allocated, not from a "
-                  "setting.",
-    Flag.OVER_ROOFLINE: "The number is above what the machine's memory can do: it is a bug in the number, not a fast "
-                        "kernel.",
-    Flag.NOISY: "The 95% interval of the median is wider than ±5%: small differences mean nothing.",
-}

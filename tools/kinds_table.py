@@ -1,4 +1,4 @@
-"""Write the table of kinds (fpxbench/records/kinds.py) into docs/verdicts.md; with ``--check``, fail if it is stale."""
+"""Write the tables of statuses, kinds and flags into docs/verdicts.md; with ``--check``, fail if they are stale."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ import sys
 from pathlib import Path
 
 from fpxbench.records.kinds import Group, Kind, describe_stages
+from fpxbench.records.record import Flag
+from fpxbench.records.verdict import Status
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "verdicts.md"
-BEGIN, END = "<!-- kinds: written by tools/kinds_table.py -->", "<!-- end of kinds -->"
+BEGIN, END = "<!-- {}: written by tools/kinds_table.py -->", "<!-- end of {} -->"
 
 
-def table() -> str:
+def statuses() -> str:
+    """Return the statuses as a table in Markdown."""
+    rows = [f"| `{status}` | {status.sign} | {status.meaning} |" for status in Status]
+    return "\n".join(["| status | sign | means |", "|---|---|---|", *rows])
+
+
+def flags() -> str:
+    """Return the flags as a table in Markdown."""
+    return "\n".join(["| flag | means |", "|---|---|", *(f"| `{flag}` | {flag.seen} |" for flag in Flag)])
+
+
+def kinds() -> str:
     """Return the kinds as Markdown, a table for each group that has any."""
     sections = []
     for group in Group:
@@ -25,11 +38,14 @@ def table() -> str:
 
 
 def rewritten(page: str) -> str:
-    """Return `page` with the table between its two marks. Raises ValueError if it lacks them."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{PAGE} needs the lines {BEGIN!r} and {END!r}: the table goes between them")
-    between = f"(?<={re.escape(BEGIN)}).*(?={re.escape(END)})"
-    return re.sub(between, lambda _: f"\n\n{table()}\n\n", page, flags=re.DOTALL)
+    """Return `page` with each table between its two marks. Raise ValueError if it lacks them."""
+    for name, table in (("statuses", statuses()), ("kinds", kinds()), ("flags", flags())):
+        begin, end = BEGIN.format(name), END.format(name)
+        if begin not in page or end not in page:
+            raise ValueError(f"{PAGE} needs the lines {begin!r} and {end!r}: the table goes between them")
+        between = f"(?<={re.escape(begin)}).*(?={re.escape(end)})"
+        page = re.sub(between, lambda _, table=table: f"\n\n{table}\n\n", page, flags=re.DOTALL)
+    return page
 
 
 def main() -> int:

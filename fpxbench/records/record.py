@@ -34,12 +34,31 @@ from fpxbench.records.verdict import Status, Verdict
 
 
 class Flag(StrEnum):
-    """What is notable about a case that is right."""
+    """What is notable about a case that is right: its name in records, and what is seen."""
 
-    UNFUSED = "unfused"                # more bytes moved, or more kernels, than one pass over the packed weight needs
-    OVER_ROOFLINE = "over_roofline"    # a number that cannot be true
-    NOISY = "noisy"                    # the time's interval is wide
-    KEEPS_DECODED_COPY = "keeps_decoded_copy"  # holds memory between calls, as large as a decoded weight
+    seen: str
+
+    def __new__(cls, name: str, seen: str) -> Flag:
+        flag = str.__new__(cls, name)
+        flag._value_ = name
+        flag.seen = seen
+        return flag
+
+    UNFUSED = (
+        "unfused",
+        "Two or more kernels take 5% of the call each, or more than a quarter of the 16-bit weight's size is allocated:"
+        " the decoded weight goes to memory. Determined from kernels and allocations, not from a setting.",
+    )
+    OVER_ROOFLINE = (
+        "over_roofline",
+        "More useful bytes per second than 1.1 times the machine's measured read bandwidth, with weights rotated out of"
+        " the cache: a bug in the number, not a fast kernel.",
+    )
+    NOISY = ("noisy", "The 95% interval of the median is wider than ±5%: small differences mean nothing.")
+    KEEPS_DECODED_COPY = (
+        "keeps_decoded_copy",
+        "Memory as large as a decoded weight is allocated between calls, beyond what was stored.",
+    )
 
 
 class RecordPart(BaseModel):

@@ -1,4 +1,4 @@
-"""What a case turned out to be: statuses, the closed list of mistakes, and how a failure's own words are classified."""
+"""The verdict on a case: status, kind, evidence; and the verdict that a failure's message or exit code gives."""
 
 from __future__ import annotations
 
@@ -14,30 +14,41 @@ from fpxbench.records.kinds import Kind
 
 
 class Status(StrEnum):
-    """Worst first: the order in which reports speak of them."""
+    """What happened, worst first: the order of reports.
 
-    CRASH = "crash"              # a signal or an abort
-    WRONG = "wrong"              # finite, outside the bound
-    NONFINITE = "nonfinite"      # NaN or infinity where the reference is finite
-    TIMEOUT = "timeout"
-    OOM = "oom"
-    ERROR = "error"              # raised
-    MISSING = "missing"          # a dependency or a device is not there
-    UNSUPPORTED = "unsupported"  # refused, with a reason
-    OK = "ok"
+    An entry gives its name in records, its sign, a predicate that follows an implementation's name in a sentence, and
+    its meaning.
+    """
+
+    sign: str
+    """So that no status is told by colour alone."""
+    predicate: str
+    meaning: str
+
+    def __new__(cls, name: str, sign: str, predicate: str, meaning: str) -> Status:
+        status = str.__new__(cls, name)
+        status._value_ = name
+        status.sign, status.predicate, status.meaning = sign, predicate, meaning
+        return status
+
+    CRASH = ("crash", "☠", "crashes", "The process ended: by a signal, an exit, or an abort in LLVM.")
+    WRONG = ("wrong", "✗", "gives wrong results", "Finite, but outside the tolerance.")
+    NONFINITE = ("nonfinite", "∞", "gives NaN or infinity", "NaN or infinity where the exact product is finite.")
+    TIMEOUT = ("timeout", "◔", "exceeds the time limit", "Still running at the time limit, however much it printed.")
+    OOM = ("oom", "▲", "runs out of memory", "Used more memory than the limit, or an allocation failed.")
+    ERROR = ("error", "!", "raises an error", "Raised an exception.")
+    MISSING = ("missing", "?", "is missing something", "A dependency or a device is not available.")
+    UNSUPPORTED = ("unsupported", "–", "refuses", "Refused with a reason, by `supports` or by the compiler.")
+    OK = ("ok", "✓", "is right", "Within the tolerance on every check. Only such a case has a time.")
 
 
 BY_SEVERITY = tuple(Status)
 SEVERITY = {status: place for place, status in enumerate(BY_SEVERITY)}
 
 BROKEN = frozenset({Status.CRASH, Status.WRONG, Status.NONFINITE, Status.TIMEOUT, Status.OOM, Status.ERROR})
-"""Statuses that say something is wrong, as against refused or not there."""
+"""Statuses of a failure, as against refused or not available."""
 
-SIGNS = {
-    Status.OK: "✓", Status.WRONG: "✗", Status.NONFINITE: "∞", Status.CRASH: "☠", Status.TIMEOUT: "◔",
-    Status.OOM: "▲", Status.ERROR: "!", Status.UNSUPPORTED: "–", Status.MISSING: "?",
-}
-"""A sign for each status, so that no verdict is told by colour alone."""
+SIGNS = {status: status.sign for status in Status}
 
 
 class Verdict(BaseModel):

@@ -15,7 +15,6 @@ from enum import StrEnum
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.reports.sweep.table import CaseRow, Sweep
-from fpxbench.reports.words import VERBS
 
 SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
 SEVERITIES: dict[str, int] = {
@@ -181,7 +180,7 @@ def _broken(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem
     first = group[0].row
     names, schemes = _implementations(group), _schemes(group)
     subject = _listed(names) if len(names) == 1 else f"each of {_listed(names)}"
-    predicate = first.kind.predicate if first.kind else VERBS[first.status]
+    predicate = first.kind.predicate if first.kind else first.status.predicate
     if first.signal and first.status is Status.CRASH:
         predicate += f" ({first.signal})"
     if len(group) == 1:
