@@ -65,7 +65,7 @@ class Kind(StrEnum):
         "Every normal value is off by a factor of 2 (bias 7 against 8), and 0x80 is NaN where FN has -0.",
     )
     NAN_CODE_LOST = (
-        "nan_code_lost", Group.CODES, Stage.PRODUCT | Stage.CASTS,
+        "nan_code_lost", Group.CODES, Stage.PRODUCT | Stage.CASTS | Stage.TARGETS,
         "turns NaN into a number",
         "A NaN code reads as a number, infinity as a finite one; or a cast of NaN gives a number.",
     )
@@ -237,7 +237,7 @@ class Kind(StrEnum):
     SHAPE_DEPENDENT = (
         "shape_dependent", Group.CALL, Stage.CONTRACT,
         "is wrong for some shapes",
-        "Weights of other N and K (odd, shorter than a block, 32 more than a multiple of 256) are multiplied in the same"
+        "Weights of other N and K (odd, shorter than a block, 32 more than a multiple of 256) are multiplied in one"
         " process, and some products are wrong.",
     )
     ACTIVATION_LAYOUT = (

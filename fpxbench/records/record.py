@@ -224,15 +224,15 @@ class Properties(RecordPart):
     sum_block: Count | None = None
     """How many neighbouring products are summed before they meet others."""
     error_factor: Rate | None = None
-    """Root mean square error over the largest that the declared roundings allow; above `error_threshold` it is wrong."""
+    """Root mean square error over the largest that the declared roundings allow; wrong above `error_threshold`."""
     error_threshold: Rate | None = None
 
 
 class Coverage(RecordPart):
     """What was asked of a case beyond its own calls, by check, and what was not asked, with the reason."""
 
-    covered: dict[Label, Text] = Field(default_factory=dict)
-    not_asked: dict[Label, Text] = Field(default_factory=dict)
+    covered: Annotated[dict[Label, Text], Field(max_length=1000)] = Field(default_factory=dict)
+    not_asked: Annotated[dict[Label, Text], Field(max_length=1000)] = Field(default_factory=dict)
 
 
 class Record(StoredRecord):

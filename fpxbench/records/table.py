@@ -25,7 +25,7 @@ class Records(list[Record]):
         self.broken_lines = list(broken_lines)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict per record: ``case.scheme``, ``verdict.status``, ``timing.median_us``, … Lists stay lists."""
+        """Return one flat dict per record: ``case.scheme``, ``verdict.status``, ``timing.median_us``, … Lists stay."""
         return [_flat(record.model_dump(mode="json")) for record in self]
 
     def to_pandas(self) -> pandas.DataFrame:
