@@ -32,8 +32,9 @@ help:
 bench: $(VENV)/.for-bench
 	@PATH="$(CURDIR)/$(BIN):$$PATH" FPX_PROFILE=$(PROFILE) bash tools/bench.sh
 
+# All tests run in parallel, a file's on one core; those that are named run one after the other.
 test: $(VENV)/.for-test
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(TESTS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(or $(TESTS),-n logical --dist loadfile)
 
 lint: $(VENV)/.for-lint
 	$(BIN)/ruff check fpxbench impls reports benchmarks tests tools

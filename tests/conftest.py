@@ -1,9 +1,16 @@
 """Fixtures that several files share."""
 
+import os
 import signal
 
 import pytest
-import torch
+
+# Tests run in parallel (`make test`): each process gets one core, and so do the children of its tests. Set before
+# PyTorch is loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 
 @pytest.fixture(scope="module")

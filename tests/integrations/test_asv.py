@@ -365,6 +365,7 @@ def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for
     assert len(Store(nightlies / "results").read_all()[0]) == before
 
 
+@pytest.mark.slow_core
 @pytest.mark.slow   # half a minute each on two idle cores
 def test_find_names_the_build_with_which_it_became_worse(nightlies):
     done = asv(nightlies, "find", "nightly", "matmul.track_status", **offline(nightlies))

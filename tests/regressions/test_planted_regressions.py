@@ -136,6 +136,14 @@ def fpxbench(folder, *arguments, python=sys.executable):
     return subprocess.run([python, "-m", "fpxbench", *arguments], cwd=folder, env=own | offline(folder), capture_output=True, text=True)
 
 
+@pytest.mark.slow_core
+def test_a_record_is_of_the_build_whose_interpreter_ran_it(folder):
+    """And not of the PyTorch of whoever asked for it."""
+    records = measured(folder, CRASHING_SINCE)
+    assert {record.build.torch for record in records} == {f"2.15.0.dev{CRASHING_SINCE}+cpu"}
+    assert {record.case.implementation: record.verdict.status for record in records} == {"slowed": "ok", "crashing": "crash"}
+
+
 def test_the_crash_is_found_confirmed_and_bisected(recorded):
     found = json.loads(fpxbench(recorded, "regressions", "--all", "--json").stdout)
     (event,) = [event for event in found["events"] if event["series"]["metric"] == "verdict"]
