@@ -197,3 +197,21 @@ def test_the_list_of_commands_says_what_each_help_says(name):
     """The list is written apart from the commands, which it does not import."""
     first = re.sub(r"\s+", " ", (cli.load(name).help or "").split("\n\n")[0]).strip()
     assert first.rstrip(".") == COMMANDS[name].summary.rstrip(".")
+
+
+def defaults(name):
+    return {parameter.name: parameter.default for parameter in cli.load(name).params}
+
+
+def test_defaults_are_the_constants_of_the_rules_and_settings():
+    from fpxbench.casts.codec_speed import ELEMENTS
+    from fpxbench.regressions.confirm import BUDGET_S, LEVEL
+    from fpxbench.sweep.settings import Settings
+
+    assert (defaults("confirm")["level"], defaults("confirm")["budget"]) == (LEVEL, BUDGET_S / 60)
+    assert defaults("codec")["elements"] == ELEMENTS
+    assert defaults("run")["timeout"] == defaults("numerics")["timeout"] == Settings().timeout_s
+    assert defaults("run")["profile"] == defaults("list")["profile"] == Settings().profile
+    assert {str(defaults(name)["results"]) for name in ("run", "numerics", "report", "records", "confirm")} == {
+        str(Settings().results)
+    }
