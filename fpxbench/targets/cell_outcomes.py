@@ -26,7 +26,7 @@ from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Pr
 from fpxbench.targets.ptx_execution import decoded_table
 from fpxbench.targets.ptx_instructions import Miscompiled
 from fpxbench.targets.ptx_parser import Unmodelled
-from fpxbench.targets.store_check import store_fault
+from fpxbench.targets.store_check import Store, own_store, store_fault
 
 _FLOATS = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 _CHANGES_A_NUMBER = re.compile(r"\bv_(?:pk_|dual_)?(?:mul|fma|fmac|add|sub|ldexp|cmp|cndmask|max|min)_\w*")
@@ -51,11 +51,15 @@ def evaluate(spec: ProbeSpec, architecture: Architecture, answer: dict) -> tuple
     objects = [compiled]
     if "launches" in compiled:
         objects = [launch["metadata"] for launch in compiled["launches"] if "metadata" in launch]
+    if "store" in compiled:
+        objects = [config["metadata"] for config in compiled["store"]["configs"] if "metadata" in config]
     if not all(metadata["object_bytes"] for metadata in objects):
         return CellOutcome(status=Status.ERROR, kind=Kind.EMPTY_OBJECT, message=excerpt(log),
                        cause="compiled without an error into an empty object, or one that is no ELF file"), None
     if error := native_errors(log):
         return CellOutcome(status=Status.ERROR, kind=error[1], cause=error[0], message=excerpt(log)), None
+    if "store" in compiled:
+        return _of_store(spec, architecture, compiled["store"])
     if "launches" in compiled:
         return _of_launches(spec, architecture, compiled["launches"])
     metrics = _metrics(spec, compiled)
@@ -179,8 +183,11 @@ def _encode_fault(ptx: str, format_name: str, source: str, rounding: str) -> tup
 
 def _by_stores(spec: ProbeSpec, ptx: str) -> CellOutcome:
     options = spec.options
+    # A tail is masked; divisibility by 16 holds where the kernel assumes it.
+    rows, columns = (block - 16 if block > 16 else block for block in (options["yblock"], options["xblock"]))
     try:
-        fault = store_fault(_body(ptx), spec.format, options["yblock"], options["xblock"], 32 * options["num_warps"])
+        fault = store_fault(_body(ptx), spec.format, own_store(rows, columns), options["yblock"], options["xblock"],
+                            32 * options["num_warps"])
     except Unmodelled as unknown:
         return _not_run(unknown)
     except Miscompiled as found:
@@ -189,6 +196,59 @@ def _by_stores(spec: ProbeSpec, ptx: str) -> CellOutcome:
         return CellOutcome(status=Status.OK, check="inputs", cause="stores every value right in both places")
     kind, cause, message = fault
     return CellOutcome(status=Status.WRONG, kind=kind, check="inputs", cause=cause, message=message)
+
+
+def _of_store(spec: ProbeSpec, architecture: Architecture, store: dict) -> tuple[CellOutcome, KernelMetrics | None]:
+    """Return the outcome of all configurations of a kernel of Inductor's, and the metrics of the first that
+    compiles.
+    """
+    configs = store["configs"]
+    if not configs:
+        return CellOutcome(status=Status.OK, cause="is not one kernel: PyTorch's own cast, or several kernels",
+                           flags=(UNFUSED,)), None
+    compiled = [config for config in configs if "metadata" in config]
+    if not compiled:
+        return failure({"raised": configs[0]["raised"]}), None
+    metrics = _metrics(spec, compiled[0]["metadata"])
+    notes = [f"{_config(config)}: {' '.join(config['raised'][1].split())[:80]}"
+             for config in configs if "raised" in config]
+    executed, faults, unmodelled = 0, [], []
+    for config in compiled if architecture.vendor == "nvidia" else ():
+        try:
+            fault = _store_fault(spec, store["arguments"], config)
+        except Unmodelled as unknown:
+            unmodelled.append(f"{_config(config)}: {unknown}")
+        else:
+            executed += 1
+            faults += [(config, *fault)] if fault else []
+    if faults:
+        _, kind, cause, _ = faults[0]
+        return CellOutcome(status=Status.WRONG, kind=kind, check="inputs", cause=cause, message=(
+            f"{len(faults)} of {executed} configurations that were executed: "
+            + "; ".join(f"{_config(config)}: {evidence}" for config, _, _, evidence in faults[:3]))), metrics
+    message = "; ".join([*unmodelled[:1], *notes[:1]])
+    if executed < len(compiled):
+        cause = f"compiles; {executed} of {len(compiled)} configurations were executed, and are right"
+        return CellOutcome(status=Status.OK, cause=cause, message=message), metrics
+    cause = "stores every value right in both places, in every configuration"
+    return CellOutcome(status=Status.OK, check="inputs", cause=cause, message=message), metrics
+
+
+def _config(config: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.items() if name not in ("metadata", "raised"))
+
+
+def _store_fault(spec: ProbeSpec, arguments: list, config: dict) -> tuple[Kind | None, str, str] | None:
+    strides = {name: at[0] for argument in arguments if isinstance(argument, dict) for name, at in argument.items()}
+    names = tuple(next(iter(argument)) if isinstance(argument, dict) else argument for argument in arguments)
+    if set(strides) != {"out", "transposed"}:
+        raise Unmodelled(f"a kernel that stores {', '.join(strides) or 'nothing'}")
+    store = Store(spec.options["rows"], spec.options["columns"], names, strides["out"], strides["transposed"])
+    try:
+        return store_fault(_body(config["metadata"]["assembly"]), spec.format, store, config.get("YBLOCK", 1),
+                           config["XBLOCK"], 32 * config["num_warps"])
+    except Miscompiled as fault:
+        return None, "is wrong for every input", str(fault)
 
 
 # A decode, by its instruction.

@@ -39,6 +39,21 @@ def request(spec: ProbeSpec, architecture: Architecture) -> Request:
     return {"file": str(_CHILD), "inductor": {"weight": spec.format, "n": N, "k": K} | spec.options}
 
 
+STORED = ("e4m3fn", "e5m2")
+ROWS, COLUMNS = 4080, 4112
+"""Of a quantized matrix: divisible by 16, and by no block, so that tails are masked."""
+
+
+def store_probes() -> Iterator[ProbeSpec]:
+    """Yield one probe a format; it compiles every configuration that Inductor tries under ``max-autotune``."""
+    for fmt in STORED:
+        yield ProbeSpec("inductor_store", fmt, "max-autotune-rows", {"rows": ROWS, "columns": COLUMNS})
+
+
+def store_request(spec: ProbeSpec, architecture: Architecture) -> Request:
+    return {"file": str(_CHILD), "inductor": {"stored": spec.format, "mode": "max-autotune", **spec.options}}
+
+
 def launch_summary(launches: Sequence[dict[str, Any]]) -> str:
     """Return one sentence about the launches, the same for equal ones."""
     if len(launches) == 1:

@@ -273,6 +273,18 @@ def _inductor_request(spec: ProbeSpec, architecture: Architecture) -> Request:
     return request(spec, architecture)
 
 
+def _inductor_stores() -> Iterator[ProbeSpec]:
+    from fpxbench.targets.inductor_probes import store_probes
+
+    return store_probes()
+
+
+def _inductor_store(spec: ProbeSpec, architecture: Architecture) -> Request:
+    from fpxbench.targets.inductor_probes import store_request
+
+    return store_request(spec, architecture)
+
+
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in (
@@ -296,6 +308,8 @@ OPERATIONS: dict[str, Operation] = {
         Operation("inductor", "torch.compile",
                   "(x @ w.to(x.dtype)) * s as torch.compile's Inductor writes it, 16-bit x and scales",
                   _inductor_probes, _inductor_request, needs_torch=True),
+        Operation("inductor_store", "torch.compile, quantize", "fp8 codes and a transposed copy of them, as Inductor "
+                  "writes it, in all its configurations", _inductor_stores, _inductor_store, needs_torch=True),
     )
 }
 

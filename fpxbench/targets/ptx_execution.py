@@ -6,7 +6,7 @@ What is not modelled raises `Unmodelled`, and is never guessed. Source of the se
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product as combinations
+from dataclasses import replace
 
 from fpxbench.numbers.formats import Format
 from fpxbench.targets.ptx_instructions import (
@@ -26,31 +26,33 @@ MAX_STEPS = 200_000
 _LOCAL, _LOCAL_SIZE = 1 << 20, 1 << 12
 
 
-def run(
-    kernel: Kernel, arguments: Sequence[int], memory: Memory, threads: int, grid: tuple[int, int, int] = (1, 1, 1),
-) -> None:
-    """Run every block of `grid` on global `memory`; parameters beyond `arguments` are 0.
+Block = tuple[int, int, int]
+FIRST_BLOCK: tuple[Block, ...] = ((0, 0, 0),)
 
-    Raises Unmodelled, and Miscompiled for a race in shared memory and for a result that depends on an undefined
-    register.
+
+def run(
+    kernel: Kernel, arguments: Sequence[int], memory: Memory, threads: int, blocks: Sequence[Block] = FIRST_BLOCK,
+) -> None:
+    """Run those blocks of a grid on global `memory`; parameters beyond `arguments` are 0.
+
+    Raises Unmodelled, and Miscompiled for a race in shared memory and for a result that depends on an undefined value.
     """
-    before = Memory(dict(memory.bytes_))
-    if _run_grid(kernel, arguments, memory, threads, grid, 0):
-        _run_grid(kernel, arguments, before, threads, grid, -1)
+    before = replace(memory, bytes_=dict(memory.bytes_))
+    if _run_blocks(kernel, arguments, memory, threads, blocks, 0):
+        _run_blocks(kernel, arguments, before, threads, blocks, -1)
         if before.bytes_ != memory.bytes_:
             raise Miscompiled("a result depends on a register or on shared memory that was never written")
 
 
-def _run_grid(
-    kernel: Kernel, arguments: Sequence[int], memory: Memory, threads: int, grid: tuple[int, int, int], undefined: int,
+def _run_blocks(
+    kernel: Kernel, arguments: Sequence[int], memory: Memory, threads: int, blocks: Sequence[Block], undefined: int,
 ) -> bool:
     """Run every block; return whether an undefined value was read."""
-    blocks = combinations(*(range(count) for count in reversed(grid)))
-    return any([_run_block(kernel, arguments, memory, threads, (x, y, z), undefined) for z, y, x in blocks])
+    return any([_run_block(kernel, arguments, memory, threads, block, undefined) for block in blocks])
 
 
 def _run_block(
-    kernel: Kernel, arguments: Sequence[int], memory: Memory, threads: int, block: tuple[int, int, int], undefined: int,
+    kernel: Kernel, arguments: Sequence[int], memory: Memory, threads: int, block: Block, undefined: int,
 ) -> bool:
     parameters = dict.fromkeys(kernel.parameters, 0) | dict(zip(kernel.parameters, arguments, strict=False))
     symbols = {name: _LOCAL + at * _LOCAL_SIZE for at, name in enumerate(kernel.local_arrays)}
@@ -194,7 +196,7 @@ def converted(
     memory = Memory()
     for at in range(blocks * in_a_block):
         memory.write(source + at * source_bytes, numbers[at] if at < len(numbers) else 0, source_bytes)
-    run(parse(ptx), (source, out), memory, threads, (blocks, 1, 1))
+    run(parse(ptx), (source, out), memory, threads, [(block, 0, 0) for block in range(blocks)])
     return [memory.read(out + at * out_bytes, out_bytes) for at in range(len(numbers))]
 
 

@@ -160,13 +160,16 @@ def _mov(state: ThreadState, i: Instruction) -> None:
         state.write(to, value, bits)
 
 
+_CACHE_HINTS = "L1 L2 evict_first evict_last no_allocate cache_hint"
+
+
 def _ld(state: ThreadState, i: Instruction) -> None:
     bits = _width(i.modifiers[-1])
-    to, address = i.operands
+    to, address, *_ = i.operands       # a third one is a cache policy
     if i.modifiers[0] == "param":
         state.write(to, state.parameters[address.strip("[] ")], bits)
         return
-    _only(i, "global local shared v2 v4")
+    _only(i, f"global local shared v2 v4 {_CACHE_HINTS}")
     start = state.address(address)
     for at, name in enumerate(to if isinstance(to, tuple) else (to,)):
         value = state.load(start + at * bits // 8, bits // 8)
@@ -384,7 +387,8 @@ def _between_floats(state: ThreadState, i: Instruction, options: set[str]) -> No
 
 
 INSTRUCTIONS: dict[str, Callable[[ThreadState, Instruction], None]] = {
-    "mov": _mov, "ld": _ld, "st": _st, "cvt": _cvt, "cvta": lambda state,
+    "createpolicy": lambda state, i: state.write(i.operands[0], 0, 64), "mov": _mov, "ld": _ld, "st": _st, "cvt": _cvt,
+    "cvta": lambda state,
     i: state.write(i.operands[0], state.read(i.operands[1], 64), 64),
     "and": _bitwise(lambda a, b: a & b), "or": _bitwise(lambda a, b: a | b), "xor": _bitwise(lambda a, b: a ^ b),
     "not": _bitwise(lambda a: ~a),

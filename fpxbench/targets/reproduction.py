@@ -48,8 +48,7 @@ REQUEST = {request}
 prepare(REQUEST)
 wrapper = generated(REQUEST)
 print(wrapper)
-for launch in launches_of(wrapper):
-    print(launch)
+print({launches}(wrapper))
 for name, source in kernels_of(wrapper).items():
     kernel, config = built(name, source, REQUEST)
     print(name, config, "compiles")
@@ -113,7 +112,8 @@ def _of_inductor(spec: ProbeSpec, architecture: Architecture, request: dict, fou
     request_ = {name: value for name, value in request.items() if name != "file"}
     return _INDUCTOR.format(probe=spec.id, architecture=architecture.name,
                             found="".join(f"\n#   {line}" for line in found.splitlines()),
-                            source=source, request=pformat(request_, width=120))
+                            source=source, launches="store_of" if "stored" in request["inductor"] else "launches_of",
+                            request=pformat(request_, width=120))
 
 
 # A report has hundreds of scripts, made of the same few parts.

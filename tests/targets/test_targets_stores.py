@@ -1,6 +1,7 @@
 """Every block of a kernel is executed: shared memory, barriers, shuffles, and a quantizer that stores a value twice."""
 
 import re
+import sys
 
 import pytest
 
@@ -14,8 +15,13 @@ from fpxbench.targets.operations import STORE_TILES, STORE_WARPS, probes_like
 from fpxbench.targets.ptx_execution import run
 from fpxbench.targets.ptx_instructions import GLOBAL, Memory, Miscompiled
 from fpxbench.targets.ptx_parser import Unmodelled, parse
-from fpxbench.targets.store_check import tile_codes, tile_shape
+from fpxbench.targets.store_check import code_at
 from fpxbench.targets.triton_builds import find_triton
+
+sys.path.append(str(engine.CHILD))
+import inductor  # the child's own module, which imports no PyTorch yet
+
+sys.path.remove(str(engine.CHILD))
 
 
 def outputs(body, threads=64, blocks=1):
@@ -40,7 +46,7 @@ ret;
 }}
 """)
     memory = Memory()
-    run(kernel, (GLOBAL,), memory, threads, (blocks, 1, 1))
+    run(kernel, (GLOBAL,), memory, threads, [(block, 0, 0) for block in range(blocks)])
     return [memory.read(GLOBAL + 4 * at, 4) for at in range(threads * blocks)]
 
 
@@ -158,12 +164,81 @@ def test_what_cannot_be_executed_is_only_compiled(compiled):
     assert (amd.status, amd.check) == (Status.OK, "none")
 
 
+# The kernel that torch.compile writes.
+
+MODULE = """
+triton_poi_fused_0 = async_compile.triton('triton_poi_fused_0', '''source''', device_str='cuda')
+triton_poi_fused_1 = async_compile.triton('triton_poi_fused_1', '''source''', device_str='cuda')
+
+def call(args):
+    x_1, s_1 = args
+    buf0 = empty_strided_cuda((4080, 4112), (4224, 1), torch.float8_e4m3fn)
+    buf1 = empty_strided_cuda((4112, 4080), (4096, 1), torch.float8_e4m3fn)
+    {body}
+    return (buf0, buf1, )
+"""
+
+
+@pytest.mark.parametrize(("body", "found"), [
+    ("triton_poi_fused_0.run(x_1, s_1, buf0, buf1, 4112, 4080, stream=raw_stream0)",
+     ("triton_poi_fused_0", ["x", "s", {"out": [4224, 1]}, {"transposed": [4096, 1]}, 4112, 4080])),
+    ("triton_poi_fused_0.run(x_1, s_1, buf0, 9); triton_poi_fused_1.run(buf0, buf1, 4112, 4080)", None),
+    ("buf2 = torch.ops.prims.convert_element_type.default(x_1); triton_poi_fused_0.run(buf2, buf1, 4112, 4080)", None),
+])
+def test_one_launch_that_stores_twice_is_recognised_by_its_arguments(body, found):
+    assert inductor.store_of(MODULE.format(body=body)) == found
+
+
+@pytest.fixture(scope="module")
+def by_inductor(tmp_path_factory):
+    """The answer for E5M2 on sm_90 with three of its configurations: 10 s, as PyTorch is imported."""
+    pytest.importorskip("triton")
+    pytest.importorskip("torch")
+    spec, = probes_like(["inductor_store/e5m2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        answers = engine.compile_cells(find_triton("installed"), [(spec, ARCHITECTURES["sm_90"])])
+    answer = answers.by_cell[spec.id, "sm_90"]
+    if "raised" in answer and answer["raised"][0] == "NotObservable":
+        pytest.skip(answer["raised"][1])
+    store = answer["compiled"]["store"]
+    assert {(config["YBLOCK"], config["XBLOCK"]) for config in store["configs"]} >= {(32, 32), (64, 64), (16, 256)}
+    return spec, {"compiled": {"store": store | {"configs": [store["configs"][at] for at in (0, 1, -1)]}}}
+
+
+def test_inductors_quantizer_is_right_in_every_configuration(by_inductor):
+    spec, answer = by_inductor
+    outcome, metrics = evaluate(spec, ARCHITECTURES["sm_90"], answer)
+    assert (outcome.status, outcome.check) == (Status.OK, "inputs"), outcome
+    assert "every configuration" in outcome.cause and metrics.conversions
+
+
+def test_one_wrong_configuration_of_several_is_wrong_and_named(by_inductor):
+    spec, answer = by_inductor
+    configs = [config | {"metadata": dict(config["metadata"])} for config in answer["compiled"]["store"]["configs"]]
+    metadata = configs[1]["metadata"]
+    metadata["assembly"], changed = re.subn(r"bar\.sync\s+0;", "", metadata["assembly"])
+    assert changed
+    outcome, _ = evaluate(spec, ARCHITECTURES["sm_90"],
+                          {"compiled": {"store": answer["compiled"]["store"] | {"configs": configs}}})
+    assert outcome.status is Status.WRONG and "1 of 3 configurations" in outcome.message
+    assert f"num_warps {configs[1]['num_warps']}" in outcome.message
+
+
+def test_configurations_that_cannot_be_executed_leave_the_cell_only_compiled(by_inductor):
+    spec, answer = by_inductor
+    amd, _ = evaluate(spec, ARCHITECTURES["gfx942"], answer)
+    assert (amd.status, amd.check) == (Status.OK, "none") and "0 of 3 configurations were executed" in amd.cause
+    several, _ = evaluate(spec, ARCHITECTURES["sm_90"], {"compiled": {"store": {"arguments": [], "configs": []}}})
+    assert (several.status, several.check, several.flags) == (Status.OK, "none", ("unfused",))
+
+
 def test_every_tile_is_a_probe_and_its_codes_are_exact_in_the_source():
     ids = {spec.id for spec in probes_like(["quantize_store/e5m2"])}
     for y, x in STORE_TILES:
         assert any(f"quantize_store/e5m2/addresses-y{y}-x{x}-w{warps}" in ids for warps in STORE_WARPS)
     for name in ("e4m3fn", "e5m2"):
         fmt = format_named(name)
-        codes = tile_codes(fmt, tile_shape(64), tile_shape(64))
+        codes = [code_at(fmt, row, column, 64) for row in range(64) for column in range(64)]
         assert len(set(codes)) > 1.8 * fmt.max_code, "most codes of both signs occur"
         assert all(BF16.value(BF16.round(fmt.value(code))) == fmt.value(code) for code in set(codes) - {fmt.nan_code})

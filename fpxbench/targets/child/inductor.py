@@ -65,11 +65,15 @@ def compiled(request):
 
     ``inductor`` of a request: ``weight`` (its dtype), ``x`` (the activation's), ``layout`` (``nk``: a weight [N, K]
     that is multiplied transposed; ``kn``: [K, N]), ``m``, ``n``, ``k``, ``mode`` (torch.compile's). ``backend``,
-    ``arch`` and ``warp_size`` are the GPU.
+    ``arch`` and ``warp_size`` are the GPU. With ``stored`` (an fp8 dtype), ``rows`` and ``columns`` instead of
+    ``weight`` and so on, the function is a quantizer that stores twice, and every configuration of its kernel is
+    compiled.
     """
     import kernel_metadata
 
     wrapper = generated(request)
+    if "stored" in request["inductor"]:
+        return {"store": _compiled_store(wrapper, request)}
     launches = launches_of(wrapper)
     for launch in launches:
         if launch["by"] == "triton":
@@ -97,15 +101,9 @@ def launches_of(wrapper):
     """Return the module's launches in order: ``by`` (``triton``, or a function's name), ``kernel``, and what it
     ``does``.
     """
-    call = next((node for node in ast.walk(ast.parse(wrapper)) if isinstance(node, ast.FunctionDef)
-                 and node.name == "call"), None)
-    unpacked = next((node for node in ast.walk(call or ast.Module([], [])) if isinstance(node, ast.Assign)
-                     and isinstance(node.targets[0], ast.Tuple)
-                     and isinstance(node.value, ast.Name) and node.value.id == "args"), None)
-    if unpacked is None:
-        raise NotObservable(_version() + " writes no function `call(args)`")
+    call = _call_of(wrapper)
     kernels = kernels_of(wrapper)
-    does = {name.id: ROLES[argument] for name, argument in zip(unpacked.targets[0].elts, "xws")}  # noqa: B905
+    does = {name.id: ROLES[argument] for name, argument in zip(_unpacked(call).targets[0].elts, "xws")}  # noqa: B905
     launches = []
     calls = [node for node in ast.walk(call) if isinstance(node, ast.Call)]
     for node in sorted(calls, key=lambda node: (node.lineno, node.col_offset)):
@@ -122,6 +120,80 @@ def launches_of(wrapper):
     if left:
         raise NotObservable(f"in the module of {_version()}, no known launch does the {' and '.join(left)}")
     return launches
+
+
+def _call_of(wrapper):
+    """Return the module's function ``call(args)``. Raises NotObservable."""
+    calls = [node for node in ast.walk(ast.parse(wrapper)) if isinstance(node, ast.FunctionDef) and node.name == "call"]
+    if not calls or _unpacked(calls[0]) is None:
+        raise NotObservable(_version() + " writes no function `call(args)`")
+    return calls[0]
+
+
+def _unpacked(call):
+    """Return the assignment of ``args`` to the arguments' names, or None."""
+    return next((node for node in ast.walk(call) if isinstance(node, ast.Assign)
+                 and isinstance(node.targets[0], ast.Tuple)
+                 and isinstance(node.value, ast.Name) and node.value.id == "args"), None)
+
+
+def store_of(wrapper):
+    """Return name and arguments of the kernel, if the module launches only one; else None.
+
+    An argument is ``x`` or ``s``, an integer, or the strides of an output (of ``out`` or ``transposed``).
+    """
+    call = _call_of(wrapper)
+    kernels = kernels_of(wrapper)
+    runs = [node for node in ast.walk(call) if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in {name + ".run" for name in kernels}]
+    if len(runs) != 1:
+        return None
+    buffers = {node.targets[0].id: ast.literal_eval(node.value.args[1]) for node in ast.walk(call)
+               if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+               and ast.unparse(node.value.func).startswith("empty_strided")}
+    returned = next(node.value for node in ast.walk(call) if isinstance(node, ast.Return))
+    outputs = dict(zip([ast.unparse(name) for name in returned.elts], ("out", "transposed")))  # noqa: B905
+    inputs = dict(zip([name.id for name in _unpacked(call).targets[0].elts], "xs"))  # noqa: B905
+    arguments = []
+    for node in runs[0].args:
+        text = ast.unparse(node)
+        if isinstance(node, ast.Constant):
+            arguments.append(node.value)
+        elif text in inputs:
+            arguments.append(inputs[text])
+        elif text in outputs and text in buffers:
+            arguments.append({outputs[text]: list(buffers[text])})
+        else:       # the result of PyTorch's own cast
+            return None
+    return ast.unparse(runs[0].func)[:-len(".run")], arguments
+
+
+def _compiled_store(wrapper, request):
+    """Return the arguments, and the metadata of each configuration that Inductor or its coordinate descent may
+    choose.
+    """
+    import kernel_metadata
+
+    found = store_of(wrapper)
+    if found is None:
+        return {"arguments": [], "configs": []}
+    name, arguments = found
+    tuner = _tuner(name, kernels_of(wrapper)[name])
+    configs = {}
+    for config in tuner.configs:
+        for warps in (config.num_warps // 2, config.num_warps, config.num_warps * 2):
+            if 1 <= warps <= 16:
+                configs.setdefault((*sorted(config.kwargs.items()), warps), (config, warps))
+    found = []
+    for config, warps in configs.values():
+        about = {"num_warps": warps, **config.kwargs}
+        try:
+            kernel = _compiled_kernel(tuner, request, config.kwargs, warps, config.num_stages)
+            about["metadata"] = kernel_metadata.of(kernel, request["backend"], True, None)
+        except Exception as error:
+            about["raised"] = [type(error).__name__, str(error)[-2000:]]
+        found.append(about)
+    return {"arguments": arguments, "configs": found}
 
 
 def kernels_of(wrapper):
@@ -212,12 +284,7 @@ def _lowered(asked, found):
     from torch._inductor.graph import GraphLowering
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.gettempdir()
-    x, weight = getattr(torch, DTYPES[asked["x"]]), getattr(torch, DTYPES[asked["weight"]])
-    transposed = asked["layout"] == "nk"
-
-    def product(x, w, s):
-        w = w.to(x.dtype)
-        return (torch.mm(x, w.t() if transposed else w) * s,)
+    function, sizes = _quantizer(asked) if "stored" in asked else _product(asked)
 
     def written(graph):
         raise _Generated(graph.codegen()[0].value)
@@ -225,12 +292,7 @@ def _lowered(asked, found):
     GraphLowering.compile_to_module = written
     found["torch._inductor.select_algorithm.add_preprocessing_fn"](_first_template)
     with found["torch._subclasses.fake_tensor.FakeTensorMode"]():
-        arguments = [
-            torch.empty(asked["m"], asked["k"], dtype=x, device="cuda:0"),
-            torch.empty((asked["n"], asked["k"]) if transposed else (asked["k"], asked["n"]), dtype=weight,
-                        device="cuda:0"),
-            torch.empty(asked["n"], dtype=x, device="cuda:0"),
-        ]
+        arguments = [torch.empty(size, dtype=dtype, device="cuda:0") for size, dtype in sizes]
     # Graphs of launches would move what is launched out of `call`.
     options = dict(torch._inductor.list_mode_options(asked["mode"])) | {"fx_graph_cache": False,
                                                                         "triton.cudagraphs": False}
@@ -238,12 +300,41 @@ def _lowered(asked, found):
         options["test_configs.max_mm_configs"] = 1      # only the first is taken anyway: half the time
     with config.patch(options), torch.no_grad():
         graph = found["torch.fx.experimental.proxy_tensor.make_fx"](
-            product, decomposition_table=found["torch._inductor.decomposition.select_decomp_table"]())(*arguments)
+            function, decomposition_table=found["torch._inductor.decomposition.select_decomp_table"]())(*arguments)
         try:
             found["torch._inductor.compile_fx.compile_fx_inner"](graph, arguments)
         except _Generated as generated:
             return generated.args[0]
     raise NotObservable(_version() + " compiles a graph without GraphLowering.compile_to_module")
+
+
+def _product(asked):
+    """Return a weight-only product, and the sizes and dtypes of its arguments."""
+    import torch
+
+    x, weight = getattr(torch, DTYPES[asked["x"]]), getattr(torch, DTYPES[asked["weight"]])
+    transposed = asked["layout"] == "nk"
+
+    def product(x, w, s):
+        w = w.to(x.dtype)
+        return (torch.mm(x, w.t() if transposed else w) * s,)
+
+    shape = (asked["n"], asked["k"]) if transposed else (asked["k"], asked["n"])
+    return product, [((asked["m"], asked["k"]), x), (shape, weight), ((asked["n"],), x)]
+
+
+def _quantizer(asked):
+    """Return a function that scales rows, clamps and casts, and returns the codes and a transposed copy of them."""
+    import torch
+
+    stored = getattr(torch, DTYPES[asked["stored"]])
+    high = torch.finfo(stored).max
+
+    def quantizer(x, s):
+        codes = (x.float() * s).clamp(-high, high).to(stored)
+        return codes, torch.clone(codes.t(), memory_format=torch.contiguous_format)
+
+    return quantizer, [((asked["rows"], asked["columns"]), torch.bfloat16), ((asked["rows"], 1), torch.float32)]
 
 
 def _first_template(choices):
@@ -265,26 +356,34 @@ def _own_fault(error):
 
 def built(name, source, request):
     """Compile one of the module's kernels in its first configuration; return both. Raises what the compiler raises."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    tuner = _tuner(name, source)
+    config = tuner.configs[0]
+    return _compiled_kernel(tuner, request, config.kwargs, config.num_warps, config.num_stages), config
 
+
+def _tuner(name, source):
+    """Load a kernel's source, and return its ``CachingAutotuner``."""
     path = os.path.join(tempfile.gettempdir(), name + ".py")      # Triton reads a kernel from its file
     with open(path, "w", encoding="utf-8") as file:
         file.write(source)
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _compiled_kernel(tuner, request, blocks, num_warps, num_stages):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     try:
-        tuner = getattr(module, name)
-        config = tuner.configs[0]
         names, signature = tuner.fn.arg_names, tuner.triton_meta["signature"]
-        constants = tuner.triton_meta["constants"] | config.kwargs
+        constants = tuner.triton_meta["constants"] | blocks
         attrs, = tuner.triton_meta["configs"]
     except (AttributeError, KeyError, ValueError) as error:
         raise NotObservable(f"{_version()} has another form of kernel ({type(error).__name__}: {error})") from error
     source = ASTSource(tuner.fn, {name: "constexpr" if name in constants else signature[name] for name in names},
                        constexprs=constants, attrs=attrs)
     target = GPUTarget(request["backend"], request["arch"], request["warp_size"])
-    return triton.compile(source, target=target,
-                          options={"num_warps": config.num_warps, "num_stages": config.num_stages}), config
+    return triton.compile(source, target=target, options={"num_warps": num_warps, "num_stages": num_stages})
