@@ -1,5 +1,6 @@
 """What changed from build to build, and how sure is that?
 
-`series_index` keeps the few metrics of each record that series need; `series` lays them out by case and build; `events` are
-changes that need no statistics, `detector` finds those that do (docs/decision-rule.md); `examination` returns both.
+`series_index` stores the metrics of each record that series need; `series` arranges them by case and build; `events`
+finds changes that need no statistics, `detector` those that do (docs/decision-rule.md); `result_changes` returns both.
+`confirm` and `bisect` run builds again, `compare` reads two; `evaluation` measures how good the rule is.
 """

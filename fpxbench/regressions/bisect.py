@@ -1,4 +1,4 @@
-"""The first bad build between a good one and a bad one, by time or by verdict.
+"""Find the first bad build between a good one and a bad one, by time or by verdict.
 
 As `git bisect`, over builds: each build that is tried rules out half of the rest. A build that does not install, or
 whose verdict is neither the good build's nor the bad one's, is skipped; if the first bad one may be among the skipped
@@ -20,18 +20,18 @@ from fpxbench.regressions.confirmation import upstream_range
 from fpxbench.stats import Ratio, fewest_pairs, percent, ratio_of_pairs
 
 LEVEL = 0.95
-"""Of the interval by which a build's time is told to be a good one's or a bad one's."""
+"""Of the interval that decides whether a build's time is a good one's or a bad one's."""
 MOST_PAIRS = 24
 PAIRS_BETWEEN_LOOKS = 2
 RUNS_AT_THE_ENDS = 3
 """Of the good and of the bad build, to learn how often the bad one fails."""
 MISSED = 0.01
-"""A bad build may pass for a good one with this probability, and no more, when it fails as often as the bad one did."""
+"""Largest probability that a build that fails as often as the bad one did is called good."""
 MOST_RUNS = 30
 
 By = Literal["time", "verdict"]
 Measure = Callable[[int, int], Record]
-"""One run on the build of that number, in a process of its own, with a seed. Raises Skipped for one that cannot be run."""
+"""One run on the build of that number, in a new process, with a seed. Raises Skipped for a build that cannot be run."""
 Say = Callable[[str], None]
 
 
@@ -40,11 +40,11 @@ class Skipped(Exception):
 
 
 class NoDifference(ValueError):
-    """Good and bad build do not differ, so that there is nothing to look for."""
+    """Good and bad build do not differ: there is nothing to bisect by."""
 
 
 class Call(StrEnum):
-    """What a build is."""
+    """What a build was judged to be."""
 
     GOOD = "good"
     BAD = "bad"
@@ -62,7 +62,7 @@ class BisectStep(BaseModel):
 
 
 class Bisection(BaseModel):
-    """Where it began."""
+    """The first bad build and how it was found."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -81,13 +81,15 @@ class Bisection(BaseModel):
         return upstream_range(self.last_good, self.first_bad)
 
 
-def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | None, measure: Measure, say: Say = lambda line: None) -> Bisection:
-    """`builds` are in order; the first is good and the last bad. `by` None: by verdict where these two differ in that, else by time.
+def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | None, measure: Measure,
+           say: Say = lambda line: None) -> Bisection:
+    """Return the first bad build. `builds` are in order; the first is good and the last bad.
 
-    Raises NoDifference, and Skipped where one of the two cannot be run.
+    `by` None: by verdict if these two differ in it, else by time. Raise NoDifference if they differ in neither, and
+    Skipped if one of the two cannot be run.
     """
     last = len(builds) - 1
-    seen: dict[int, Build] = {}     # an installed build knows its upstream commit, when the timeline may not
+    seen: dict[int, Build] = {}     # an installed build knows its upstream commit; the timeline may not
 
     def remembered(number: int, seed: int) -> Record:
         record = measure(number, seed)
@@ -116,7 +118,7 @@ def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | No
 
 
 def first_bad(last: int, ask: Callable[[int], Call]) -> tuple[int, int, list[int]]:
-    """The last number that is good, the first that is bad, and what was skipped between, where 0 is good and `last` is bad."""
+    """Return the last good number, the first bad one and those skipped between, where 0 is good and `last` bad."""
     good, bad = 0, last
     skipped: set[int] = set()
     while left := [number for number in range(good + 1, bad) if number not in skipped]:
@@ -136,14 +138,14 @@ Judge = Callable[[int], tuple[Call, str]]
 
 
 def _by_verdict(good: list[Record], bad: list[Record], measure: Measure) -> Judge:
-    """Bad is what fails as the bad build did, once; good is what does not, in as many runs as it takes to be believed."""
+    """Judge by verdict: one failure like the bad build's is bad; good takes enough runs for `MISSED`."""
     right = _headlines(good)
     wrong = _headlines(bad) - right
     if not wrong:
-        raise NoDifference(f"the good build and the bad one both come to {' or '.join(sorted(right))}, in {len(bad)} runs each: "
-                           "there is no verdict to bisect by")
+        raise NoDifference(f"the good build and the bad one are both {' or '.join(sorted(right))}, in {len(bad)} runs "
+                           "each: there is no verdict to bisect by")
     often = sum(record.verdict.headline in wrong for record in bad)
-    # Of a build that failed in 3 of 3 runs nobody knows that it always does: Laplace's rule of succession.
+    # Three failures in three runs do not prove that it always fails: Laplace's rule of succession.
     rate = (often + 1) / (len(bad) + 2)
     runs = min(MOST_RUNS, math.ceil(math.log(MISSED) / math.log(1 - rate)))
 
@@ -153,37 +155,39 @@ def _by_verdict(good: list[Record], bad: list[Record], measure: Measure) -> Judg
             if headline in wrong:
                 return Call.BAD, f"{headline} in run {run}"
             if headline not in right:
-                return Call.SKIPPED, f"{headline}, which is neither what the good build comes to nor what the bad one does"
+                return Call.SKIPPED, f"{headline}, which is neither the good build's verdict nor the bad one's"
         return Call.GOOD, f"{headline} in all of {runs} runs"
 
     return judge
 
 
 def _by_time(measure: Measure, last: int) -> Judge:
-    """Bad is what takes longer than half way from the good build to the bad one, in turns with the good one."""
-    whole = _in_turns(measure, last, lambda low, high: not low <= 1 <= high)
+    """Judge by time: bad is past half way from the good build to the bad one, interleaved with the good one."""
+    whole = _interleaved(measure, last, lambda low, high: not low <= 1 <= high)
     if whole.low <= 1 <= whole.high:
-        raise NoDifference(f"the time changes by {whole} from the good build to the bad one: there is no change to bisect by")
+        raise NoDifference(f"the time changes by {whole} from the good build to the bad one: "
+                           "there is no change to bisect by")
     middle = math.sqrt(whole.value)
 
     def judge(number: int) -> tuple[Call, str]:
-        found = _in_turns(measure, number, lambda low, high: not low <= middle <= high)
+        found = _interleaved(measure, number, lambda low, high: not low <= middle <= high)
         bad = (found.value > middle) == (whole.value > 1)
-        sure = "" if not found.low <= middle <= found.high else ", which leaves it open whether it is one or the other"
+        sure = "" if not found.low <= middle <= found.high else ", so it may be either"
         return Call.BAD if bad else Call.GOOD, f"{found} against the good build, half way is {percent(middle)}{sure}"
 
     return judge
 
 
-def _in_turns(measure: Measure, number: int, clear: Callable[[float, float], bool]) -> Ratio:
-    """The time of a build over the good one's, from pairs until the interval is clear."""
+def _interleaved(measure: Measure, number: int, clear: Callable[[float, float], bool]) -> Ratio:
+    """Return the time of a build over the good one's, from pairs until the interval is clear."""
     times: dict[int, list[float]] = {0: [], number: []}
     look = fewest_pairs(LEVEL)
     for pair in range(MOST_PAIRS):
         for build in (0, number) if pair % 2 == 0 else (number, 0):
             record = measure(build, RUNS_AT_THE_ENDS + MOST_RUNS + pair)
             if record.timing is None:
-                raise Skipped(f"it has no time: {record.verdict.headline}: {record.verdict.summary or record.no_timing}")
+                why = record.verdict.summary or record.no_timing
+                raise Skipped(f"it has no time: {record.verdict.headline}: {why}")
             times[build].append(record.timing.median_us)
         if pair + 1 >= look:
             found = ratio_of_pairs(times[number], times[0], LEVEL)

@@ -1,6 +1,6 @@
-"""What the rule says of a series, as stored and handed on: JSON in and out, with an id that stays.
+"""Changes of a series as stored and passed on: JSON in and out, with a stable id.
 
-`fpxbench confirm` takes a `Suspect`; docs/decision-rule.md says what its figures mean.
+`fpxbench confirm` takes a `Suspect`; docs/decision-rule.md says what its fields mean.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class Direction(StrEnum):
 
 
 class State(StrEnum):
-    """Where a finding stands."""
+    """State of a reported change."""
 
-    OPEN = "open"               # nobody has looked again
+    OPEN = "open"               # not run again
     CONFIRMED = "confirmed"
-    UNDECIDED = "undecided"     # looked at again, and not clear
+    UNDECIDED = "undecided"     # run again, and not clear
     REFUTED = "refuted"
     FIXED = "fixed"             # a later build changed back
 
 
 class Series(BaseModel):
-    """Which figure of which case, where."""
+    """One metric of one case on one machine."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -70,15 +70,16 @@ class ChangeReport(BaseModel):
     outcome: ConfirmationOutcome | None = None
     """Of the last confirmation that was about it; None before there is one."""
     message: Text = Field(default="", alias="said")
-    """That confirmation in words: ``confirmed +6.1% [5.2, 7.0]``."""
+    """Its headline: ``confirmed +6.1% [5.2, 7.0]``."""
     ended_at: Build | None = None
-    """The first build on which it is over. Of a suspect: of its next change in the other direction; of an event: on which the figure is
-    nearer to what it was before than to what it became, or the verdict no worse than before. An event that is not for the worse has none."""
+    """The first build on which it is over. Of a suspect: that of its next change in the other direction. Of an event:
+    the one whose metric is nearer to the value before than to the value after, or whose verdict is no worse than
+    before; an event that is not for the worse has none."""
 
     @computed_field
     @property
     def id(self) -> str:
-        """Ten hex digits of what was found and where: the same on every machine and in every run."""
+        """Ten hex digits, the same on every machine and in every run."""
         known = [*self.series.model_dump().values(), self.last_good.key, self.first_bad.key, str(self.direction)]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:10]
 
@@ -92,18 +93,18 @@ class ChangeReport(BaseModel):
 
     @property
     def stands(self) -> bool:
-        """It has not been refuted, and is not over."""
+        """Whether it is neither refuted nor over."""
         return self.state not in (State.REFUTED, State.FIXED)
 
 
 class Suspect(ChangeReport):
-    """A change of the time that the rule finds: to be confirmed before anybody is told (`fpxbench confirm`)."""
+    """A change of the time that the rule finds: confirm it (`fpxbench confirm`) before reporting it."""
 
     surely_good: Build
-    """A build a few before `last_good`: the rule may place a change some builds late or early. `surely_good` and `raised_at` are the
-    two to run again; which build between them it was is for `fpxbench bisect`."""
+    """A build a few before `last_good`: the rule may place a change some builds late or early. Run `surely_good` and
+    `raised_at` again; `fpxbench bisect` finds the build between them."""
     raised_at: Build
-    """The build with which it became clear, surely at the new level."""
+    """The build at which it became clear, surely at the new level."""
     change: Finite
     """As a share: 0.061 is 6.1% more time, -0.06 is 6% less."""
     interval: tuple[Finite, Finite]
@@ -131,11 +132,11 @@ class Suspect(ChangeReport):
 
 
 class Event(ChangeReport):
-    """A change that needs no statistics: another verdict, other words, another exact figure."""
+    """A change that needs no statistics: another verdict, message or exact metric."""
 
     before: str
     after: str
-    """In words: ``ok``, ``crash (compiler_abort): died by SIGABRT: …``, ``3``."""
+    """As shown: ``ok``, ``crash (compiler_abort): died by SIGABRT: …``, ``3``."""
     severity: int
     """Lower is worse; orders events."""
     changes_before: int = 0
@@ -143,7 +144,7 @@ class Event(ChangeReport):
 
 
 class MachineMove(BaseModel):
-    """The dense baseline moved with the cases: the machine, or PyTorch's dense product, and one finding for all of them."""
+    """The dense baseline moved with the cases: the machine, or PyTorch's dense product. One report for all of them."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -162,5 +163,5 @@ class MachineMove(BaseModel):
 
 
 def share(log_ratio: float) -> float:
-    """A logarithm of a ratio as a share: 0.06 is 6% more."""
+    """Return a logarithm of a ratio as a share: 0.06 is 6% more."""
     return math.expm1(log_ratio)

@@ -1,4 +1,4 @@
-"""What differs between two builds, from the records that there are. docs/decision-rule.md, "Comparison of two builds"."""
+"""Compare two builds by their records: docs/decision-rule.md, "Comparison of two builds"."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.stats import median_ratio_interval
 
 NOISE = 0.02
-"""Two sweeps of one build differ by so much, as a logarithm, for reasons that the samples of neither know of (another process,
-another place in memory): an interval is widened by it on both sides."""
+"""How far two sweeps of one build differ, as a logarithm, for reasons that their samples do not show (another process,
+another place in memory): intervals are widened by it on both sides."""
 LEVEL = 0.95
 
 
@@ -27,7 +27,7 @@ class ChangeClass(StrEnum):
     VERDICT_OTHER = "verdict other"
     """Another kind of the same status."""
     MACHINE = "machine"
-    """The time changed, and so did the dense product's, by as much or more: their ratio does not speak for a change of the case."""
+    """The time changed, and the dense product's by as much or more: their ratio shows no change of the case."""
     FASTER = "faster"
     VERDICT_BETTER = "verdict better"
     UNCHANGED = "unchanged"
@@ -56,7 +56,7 @@ class ComparisonRow(BaseModel):
 
 
 def compare(before: Iterable[Record], after: Iterable[Record]) -> list[ComparisonRow]:
-    """A row for each case and machine, worst first. Each side holds one record of a case, a machine and a variant at most.
+    """Return a row for each case and machine, worst first. Each side holds one record of a case, machine and variant.
 
     Where a machine has measured the builds in different variants only, these are compared, and the row says so.
     """
@@ -91,7 +91,8 @@ def _row(place: tuple[str, str], old: Record | None, new: Record | None) -> Comp
         return ComparisonRow(**common, change=ChangeClass.UNCHANGED)
     time = _ratio(new.timing.samples_us, old.timing.samples_us)
     speedup = _speedup_ratio(old.timing, new.timing)
-    return ComparisonRow(**common, change=_time_change(time, speedup), before_us=old.timing.median_us, after_us=new.timing.median_us, time=time, speedup=speedup)
+    return ComparisonRow(**common, change=_time_change(time, speedup), before_us=old.timing.median_us,
+                         after_us=new.timing.median_us, time=time, speedup=speedup)
 
 
 def _verdict_change(old: Record, new: Record) -> ChangeClass:
@@ -113,14 +114,14 @@ def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, 
 
 
 def _ratio(numerators: list[float], denominators: list[float]) -> tuple[float, float, float]:
-    """Ratio of medians with its interval: bootstrap over the samples, widened by what sweeps differ by."""
+    """Return the ratio of medians with its interval, widened by `NOISE`."""
     low, high = median_ratio_interval(numerators, denominators, level=LEVEL)
     value = float(np.median(numerators) / np.median(denominators))
     return value, low * math.exp(-NOISE), high * math.exp(NOISE)
 
 
 def _speedup_ratio(old: Timing, new: Timing) -> tuple[float, float, float] | None:
-    """From the stored speedups and their intervals, as if the two were independent, which two sweeps are."""
+    """Return the ratio of the stored speedups with its interval. The two sweeps are independent."""
     if not (old.speedup and new.speedup and old.speedup_ci95 and new.speedup_ci95):
         return None
     value = math.log(new.speedup / old.speedup)

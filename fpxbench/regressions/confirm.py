@@ -1,6 +1,6 @@
-"""A second look at a suspected change: both builds, run in turn, in processes of their own, on one machine.
+"""Confirm a suspected change: run both builds, interleaved, in new processes, on one machine.
 
-docs/decision-rule.md, "Confirmation", is this rule in words. Who calls it brings `measure`: one run on one of the two builds.
+docs/decision-rule.md, "Confirmation", describes the rule. The caller gives `measure`: one run on one of the two builds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome,
 from fpxbench.stats import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
 
 LEVEL = 0.9999
-"""Of an interval. It is looked at several times, and a case is suspected without cause about once a year: at 0.999 two of 1,000 such
-cases would be confirmed by chance, at this level 0.3 (docs/decision-rule.md)."""
+"""Of the interval. It is tested several times, and a case is suspected without cause about once a year: at 0.999 two of
+1,000 such cases would be confirmed by chance, at this level 0.3 (docs/decision-rule.md)."""
 LEAST_CHANGE = 0.01
 """The smallest change of a time that is a change, as a logarithm."""
 PAIRS_BETWEEN_LOOKS = 3
@@ -31,7 +31,7 @@ CHANCE_OF_COUNTS = 0.01
 BUDGET_S = 1800.0
 
 Measure = Callable[[Side, int], Record]
-"""One run of the case on that side's build, in a process of its own, with a seed."""
+"""One run of the case on that side's build, in a new process, with a seed."""
 Say = Callable[[str], None]
 
 
@@ -41,17 +41,17 @@ class Question:
 
     case: Case
     metric: Metric
-    """A case without a time is asked for its verdict, whatever was suspected."""
+    """For a case without a time the verdict is tested, whatever was suspected."""
     suspect: str | None = None
     size: float | None = None
-    """The suspected change of the time, as a logarithm; its sign is the direction. None: any change, in either direction."""
+    """The suspected change of the time, as a logarithm; its sign is the direction. None: any, in either direction."""
     machine: str | None = None
     variant: str | None = None
     """Where it was seen, and on builds for what."""
 
     @property
     def least(self) -> float:
-        """A change smaller than half of what was suspected is not what was suspected."""
+        """The smallest change to confirm: half of the suspected one, but at least `LEAST_CHANGE`."""
         return max(LEAST_CHANGE, abs(self.size or 0.0) / 2)
 
 
@@ -64,7 +64,7 @@ class _Runs:
     records: list[tuple[Side, Record]] = field(default_factory=list)
 
     def pair(self, number: int) -> None:
-        """The two of a pair have the same inputs; which goes first alternates (A B B A …), so that a drift cancels."""
+        """Run both builds on the same inputs; which goes first alternates (A B B A …), so that a drift cancels."""
         sides: tuple[Side, Side] = ("good", "bad") if number % 2 == 0 else ("bad", "good")
         for side in sides:
             self.records.append((side, self.measure(side, _SEED + number)))
@@ -74,7 +74,7 @@ class _Runs:
 
     @property
     def out_of_time(self) -> bool:
-        """There is no time for another pair that takes as long as those before took."""
+        """Whether the budget is spent."""
         return time.monotonic() >= self.deadline
 
 
@@ -82,11 +82,12 @@ _SEED = 1_000_000
 """Inputs are the same for every confirmation, and no sweep's."""
 
 
-def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budget_s: float = BUDGET_S, say: Say = lambda line: None) -> Confirmation:
-    """Run both builds in turn until the answer is clear or the budget is spent.
+def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budget_s: float = BUDGET_S,
+            say: Say = lambda line: None) -> Confirmation:
+    """Run both builds, interleaved, until the answer is clear or the budget is spent.
 
-    A suspected time on a case that turns out to fail on a build is a matter of verdicts, and is answered as one. What `measure`
-    raises goes on to the caller.
+    If a case suspected for its time fails on a build, the question becomes one of verdicts. What `measure` raises is
+    passed on.
     """
     started = time.monotonic()
     runs = _Runs(measure, started + budget_s)
@@ -96,17 +97,19 @@ def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budge
     bad = runs.of("bad")
     failing = next((record.verdict for record in reversed(bad) if record.verdict.status is not Status.OK), None)
     return Confirmation(
-        suspect=question.suspect, case=question.case, machine=bad[-1].machine, good=runs.of("good")[-1].build, build=bad[-1].build,
+        suspect=question.suspect, case=question.case, machine=bad[-1].machine, good=runs.of("good")[-1].build,
+        build=bad[-1].build,
         evidence=failing, good_counts=_counts(runs.of("good")), bad_counts=_counts(bad),
-        runs=[_run(side, record) for side, record in runs.records], elapsed_s=round(time.monotonic() - started, 1), **answer,
+        runs=[_run(side, record) for side, record in runs.records], elapsed_s=round(time.monotonic() - started, 1),
+        **answer,
     )
 
 
-# -- times ------------------------------------------------------------------------------------------------------------------
+# ---- times
 
 
 def _times(question: Question, runs: _Runs, level: float, say: Say) -> dict[str, object] | None:
-    """What the times say; None as soon as a run has none."""
+    """Return the answer by times; None as soon as a run has none."""
     number, next_look = 0, fewest_pairs(level)
     ratio = control = None
     while number < MOST_PAIRS and not (number and runs.out_of_time):
@@ -154,43 +157,47 @@ def _ratios(runs: _Runs, level: float) -> tuple[Ratio, Ratio | None]:
 
 def _answer(outcome: ConfirmationOutcome, ratio: Ratio, control: Ratio | None, question: Question) -> dict[str, object]:
     message = str(ratio)
-    if outcome is ConfirmationOutcome.CONFIRMED and control is not None and (decided(control, question) is ConfirmationOutcome.CONFIRMED):
+    confirmed = ConfirmationOutcome.CONFIRMED
+    if outcome is confirmed and control is not None and decided(control, question) is confirmed:
         message += f"; the dense product changed too, {control}: it is not this implementation alone"
     return {"metric": "time", "outcome": outcome, "message": message, "time": Interval.of(ratio),
             "control": Interval.of(control) if control else None, "least": question.least}
 
 
-# -- verdicts ---------------------------------------------------------------------------------------------------------------
+# ---- verdicts
 
 
 def _verdicts(question: Question, runs: _Runs, say: Say) -> dict[str, object]:
-    """Both sides some times; more often where a build does not always come to the same verdict."""
+    """Return the answer by verdicts: some runs of each side, more where one side's verdicts differ."""
     number = len(runs.records) // 2
     enough = RUNS_OF_A_VERDICT
     while number < enough and not (number and runs.out_of_time):
         runs.pair(number)
         number += 1
         good, bad = (_counts(runs.of(side)) for side in ("good", "bad"))
-        say(f"run {number} of each: {_in_words(good)} before, {_in_words(bad)} since")
+        say(f"run {number} of each: {_described(good)} before, {_described(bad)} since")
         if len(good) > 1 or len(bad) > 1:
-            # Looked at after each run, so that it must be ten times as unlikely to end early.
+            # Tested after each run, so the threshold for ending early is ten times stricter.
             enough = number if _told_apart(good, bad, number)[2] <= CHANCE_OF_COUNTS / 10 else MOST_RUNS_OF_A_VERDICT
     good, bad = (_counts(runs.of(side)) for side in ("good", "bad"))
     failed, outcome, chance = _told_apart(good, bad, number)
-    if outcome is ConfirmationOutcome.REFUTED and (good.keys() == {Status.MISSING} or question.metric == "time" and good.keys() != {Status.OK}):
-        outcome = ConfirmationOutcome.UNDECIDED     # what cannot be run here, or has no times, was not answered
+    not_answered = good.keys() == {Status.MISSING} or question.metric == "time" and good.keys() != {Status.OK}
+    if outcome is ConfirmationOutcome.REFUTED and not_answered:     # it cannot be run here, or has no times
+        outcome = ConfirmationOutcome.UNDECIDED
     flaky = len(good) > 1 or len(bad) > 1
-    message = f"{_in_words(bad)} on the later build, {_in_words(good)} on the earlier"
+    message = f"{_described(bad)} on the later build, {_described(good)} on the earlier"
     if flaky:
-        message += f"; flaky: {failed} in {bad.get(failed, 0)} of {number} and in {good.get(failed, 0)} of {number} runs"
+        message += f"; flaky: {failed} in {bad.get(failed, 0)} of {number}"
+        message += f" and in {good.get(failed, 0)} of {number} runs"
     if good == bad:
-        message = f"{_in_words(bad)} on both"
+        message = f"{_described(bad)} on both"
     return {"metric": "verdict", "outcome": outcome, "message": message, "chance": chance, "flaky": flaky}
 
 
 def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[str, ConfirmationOutcome, float]:
-    """The verdict that tells the builds apart best, the outcome, and how likely such counts are if nothing tells them apart."""
-    # Sorted, so that of two that tell as much (ok on one side, crash on the other) the failure is named.
+    """Return the verdict that differs most between the builds, the outcome, and the chance of such counts if both are
+    alike."""
+    # Sorted, so that of two with the same chance (ok on one side, crash on the other) the failure is named.
     names = sorted(good.keys() | bad.keys(), key=lambda name: name == "ok")
     chances = {name: min(chance_of_counts(good.get(name, 0), runs, bad.get(name, 0), runs),
                          chance_of_counts(bad.get(name, 0), runs, good.get(name, 0), runs)) for name in names}
@@ -202,11 +209,11 @@ def _told_apart(good: dict[str, int], bad: dict[str, int], runs: int) -> tuple[s
 
 
 def _counts(records: list[Record]) -> dict[str, int]:
-    """Runs by verdict, ``crash (compiler_abort)``, most frequent first."""
+    """Return runs by verdict, ``crash (compiler_abort)``, most frequent first."""
     return dict(Counter(record.verdict.headline for record in records).most_common())
 
 
-def _in_words(counts: dict[str, int]) -> str:
+def _described(counts: dict[str, int]) -> str:
     runs = sum(counts.values())
     return ", ".join(f"{name} in {count} of {runs} runs" for name, count in counts.items())
 

@@ -1,4 +1,4 @@
-"""What came of a second look at two builds, as stored: one JSON line under ``RESULTS/<machine>/confirmations/``."""
+"""The stored result of a confirmation: one JSON line under ``RESULTS/<machine>/confirmations/``."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ class Interval(RecordPart):
 
     def __str__(self) -> str:
         known = self.low is not None and self.high is not None
-        return str(Ratio(self.value, self.low if known else 0.0, self.high if known else float("inf"), self.level, self.pairs))
+        low, high = (self.low, self.high) if known else (0.0, float("inf"))
+        return str(Ratio(self.value, low, high, self.level, self.pairs))
 
 
 class Confirmation(StoredRecord):
-    """Two builds, run in turn on one machine, and what that says of a suspected change."""
+    """Result of running two builds, interleaved, on one machine, for a suspected change."""
 
     FOLDER: ClassVar[str] = "confirmations"
 
@@ -76,18 +77,18 @@ class Confirmation(StoredRecord):
     message: Text = Field(alias="said")
     """``+6.1% [5.2, 7.0]``, or ``crash in 5 of 5 runs, ok in 5 of 5 before``."""
     time: Interval | None = None
-    """How much longer the bad build takes."""
+    """Time of the bad build over the good one's."""
     control: Interval | None = None
-    """The same of the dense product in the same processes."""
+    """The same for the dense product in the same processes."""
     least: Finite | None = None
-    """The smallest change, as a logarithm, that was asked about."""
+    """The smallest change, as a logarithm, that would have been confirmed."""
     good_counts: Counts = Field(default_factory=dict)
     bad_counts: Counts = Field(default_factory=dict)
     """Runs by status and kind."""
     chance: Finite | None = None
     """Of verdicts: how likely such counts are if both builds fail alike (Fisher's exact test)."""
     flaky: bool = False
-    """One and the same build came to different verdicts."""
+    """Whether one build gave different verdicts."""
     evidence: Verdict | None = None
     """The bad build's verdict, where it is one of failure."""
     runs: Annotated[list[ConfirmationRun], Field(max_length=10_000)] = Field(default_factory=list)
@@ -95,7 +96,7 @@ class Confirmation(StoredRecord):
 
     @property
     def id(self) -> str:
-        """A second look at the same question replaces the first."""
+        """A later confirmation of the same question replaces the earlier one."""
         return self.suspect or f"{self.case.id} {self.metric} since {self.good.label}"
 
     @property
@@ -105,7 +106,7 @@ class Confirmation(StoredRecord):
 
     @property
     def direction(self) -> Literal["worse", "better"]:
-        """Slower or failing, or else faster or mended."""
+        """``worse``: slower or failing. ``better``: faster or fixed."""
         if self.time is not None:
             return "worse" if self.time.value > 1 else "better"
         return "better" if self.bad_counts.get("ok") and not self.good_counts.get("ok") else "worse"
@@ -121,7 +122,7 @@ class Confirmation(StoredRecord):
 
 
 def upstream_range(good: Build, bad: Build) -> str | None:
-    """Where PyTorch's commits from one build to the other can be read; None where a build does not say which it is of."""
+    """Return the page of PyTorch's commits between two builds; None if a build's commit is unknown."""
     if not good.git or not bad.git or good.git == bad.git:
         return None
     return f"https://github.com/pytorch/pytorch/compare/{good.git}...{bad.git}"

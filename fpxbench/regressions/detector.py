@@ -1,10 +1,9 @@
-"""The decision rule: which builds changed how long a case takes.
+"""The decision rule: find the builds that changed how long a case takes.
 
-docs/decision-rule.md is the rule in words; § marks its sections here. The rule reads a series build by build, as a nightly job
-would, and never takes back what it said: the same history gives the same changes, whatever is measured later.
+docs/decision-rule.md describes the rule; § marks its sections here. The rule reads a series build by build, as a
+nightly job would, and never retracts: the same history gives the same changes, whatever is measured later.
 
-All series are read at once, as arrays `[series, builds]`. Inside everything is a logarithm, so that a change is a ratio and 5% is 5%
-of any time.
+All series are read at once, as arrays `[series, builds]`, and as logarithms, so that a change is a ratio.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ LEAST_BEFORE = 5
 LEAST_FREEDOM = 24
 """Degrees of freedom (builds, less one for each window) below which the noise is not known."""
 CLIP = 2.5
-"""A point further than this many σ from its level counts as if it were there: one build, however slow, has a bounded say."""
+"""A point further than this many σ from its level is moved to that distance: no build has unbounded weight."""
 NOISE_WINDOWS = 3
 """σ is pooled over so many successive windows of `BEFORE` builds."""
 LEAST_NOISE = 0.001
-"""Clocks tick: a series that repeats itself exactly is not known better than to 0.1%."""
+"""Clocks tick: even a series that repeats itself exactly is known to 0.1% only."""
 
 # §3 The change
 AFTER = (2, 3, 4, 5, 10)
@@ -45,7 +44,7 @@ LEAST_CHANGE = 0.01
 SURELY = 4
 """Builds by which a change may be misplaced."""
 PERSISTENT = 0.5
-"""Share of the mean change that the median build after it must show: a mean that one build makes is no change of level."""
+"""Share of the mean change that the median build after it must show, so that one build alone makes no change."""
 
 # §4 The series' own history
 HISTORY = 100
@@ -91,7 +90,7 @@ class LevelChange:
 
 
 Belief = Callable[[LevelChange], bool]
-"""Whether a change is to be believed, as far as is known: a refuted one leaves the level where it was (§6)."""
+"""Whether to believe a change: a refuted one leaves the level where it was (§6)."""
 
 
 def believe_all(change: LevelChange) -> bool:
@@ -99,9 +98,10 @@ def believe_all(change: LevelChange) -> bool:
 
 
 def detect(values: Array, control: Array | None = None, believe: Belief = believe_all) -> list[LevelChange]:
-    """The changes in `values` [series, builds], in the order in which a reader of one build a day would have found them.
+    """Return the changes in `values` [series, builds], in the order in which a nightly job would have found them.
 
-    `control` [series, builds] is the baseline's time in the same runs. NaN is a build without a time. Values must be positive.
+    `control` [series, builds] is the baseline's time in the same runs. NaN is a build without a time. Values must be
+    positive.
     """
     y, column, length = _packed(np.log(values))
     c = np.full_like(y, np.nan) if control is None else np.take_along_axis(np.log(control), column, axis=1)
@@ -113,13 +113,13 @@ def detect(values: Array, control: Array | None = None, believe: Belief = believ
 
 
 def _packed(y: Array) -> tuple[Array, Indices, Indices]:
-    """Each series without its gaps, filled up with NaN at the end; the column each value came from; how many there are."""
+    """Return each series without gaps, padded with NaN at the end; each value's column; how many values there are."""
     column = np.argsort(np.isnan(y), axis=1, kind="stable")
     return np.take_along_axis(y, column, axis=1), column, np.isfinite(y).sum(axis=1)
 
 
 def _middle(ordered: Array, count: Indices) -> Array:
-    """Medians of rows that are sorted with their `count` numbers first."""
+    """Return the medians of rows that are sorted with their `count` numbers first."""
     rows = np.arange(len(ordered))
     last = ordered.shape[1] - 1
     low, high = np.clip((count - 1) // 2, 0, last), np.clip(count // 2, 0, last)
@@ -127,10 +127,10 @@ def _middle(ordered: Array, count: Indices) -> Array:
 
 
 def level_and_noise(window: Array) -> tuple[Array, Array, Indices]:
-    """§2: mean and standard deviation of each row with its outliers pulled in, and how many numbers it has.
+    """Return mean and standard deviation of each row with its outliers clipped, and how many numbers it has (§2).
 
-    The median, and σ from the median absolute deviation, say what is an outlier; mean and deviation of the clipped numbers
-    are then nearly as sharp as those of clean ones.
+    The median, and σ from the median absolute deviation, decide what is an outlier; mean and deviation of the clipped
+    numbers are then nearly as efficient as those of clean ones.
     """
     count = np.isfinite(window).sum(axis=1)
     middle = _middle(np.sort(window, axis=1), count)[:, None]
@@ -145,7 +145,7 @@ def level_and_noise(window: Array) -> tuple[Array, Array, Indices]:
 
 
 class _Reader:
-    """What is known of all series up to now. A *split* is a place where a change may lie: the number of builds before it."""
+    """State of all series up to now. A *split* is a place where a change may lie: the number of builds before it."""
 
     def __init__(self, y: Array, c: Array, column: Indices, length: Indices) -> None:
         self.y, self.c, self.column, self.length = y, c, column, length
@@ -159,7 +159,7 @@ class _Reader:
         """The last split at which a faster [0] or a slower [1] level is not looked for again."""
 
     def step(self, now: int, believe: Belief) -> list[LevelChange]:
-        """Read build number `now` of every series; the changes that it makes clear."""
+        """Read build number `now` of every series and return the changes that it makes clear."""
         self._open(now + 1 - AFTER[0])
         excess = np.zeros(len(self.y))
         z_found = np.zeros(len(self.y))
@@ -181,13 +181,13 @@ class _Reader:
         return found
 
     def _window(self, values: Array, split: int, rows: slice = slice(None)) -> Array:
-        """The builds before `split` that belong to the present level; NaN for those that do not."""
+        """Return the builds before `split` that belong to the present level; NaN for the others."""
         start = max(0, split - BEFORE)
         inside = np.arange(start, split) >= self.begin[rows, None]
         return np.where(inside, values[rows, start:split], np.nan)
 
     def _open(self, split: int) -> None:
-        """Level and noise before a new split."""
+        """Compute level and noise before a new split."""
         level, own, count = level_and_noise(self._window(self.y, split))
         enough = count >= LEAST_BEFORE
         self.level[:, split] = np.where(enough, level, np.nan)
@@ -203,34 +203,33 @@ class _Reader:
         self.noise[:, split] = np.maximum(np.sqrt(squares / np.maximum(weights, 1)), LEAST_NOISE)
 
     def _z(self, split: int, k: int) -> Array:
-        """§3: the move across `split`, clipped, in standard errors."""
+        """Return the move across `split`, clipped, in standard errors (§3)."""
         reach = CLIP * self.noise[:, split, None]
         move = np.clip(self.y[:, split:split + k] - self.level[:, split, None], -reach, reach).mean(axis=1)
         self.moves[k][:, split] = move
         return np.nan_to_num(move / (self.noise[:, split] * _error(k, self.count[:, split])))
 
     def _judge(self, row: int, now: int, z: float) -> LevelChange | None:
-        """§3 to §5 for one series whose z is beyond the threshold."""
+        """Apply §3 to §5 to one series whose z is beyond the threshold."""
         k = self._locate(row, now, np.sign(z))
         split = now + 1 - k
         after = np.sort(np.sign(z) * (self.y[row, split:now + 1] - self.level[row, split]))
         if after[(k - 1) // 2] < max(LEAST_CHANGE, PERSISTENT * after.mean()) or self._usual(row, split, k):
             return None
         size = float(np.sign(z) * np.median(after))
-        noise, count, freedom = float(self.noise[row, split]), int(self.count[row, split]), int(self.freedom[row, split])
+        noise, count = float(self.noise[row, split]), int(self.count[row, split])
+        chance = float(2 * stats.t.sf(abs(z), int(self.freedom[row, split])))
         control, machine = self._control(row, split, now, np.sign(z))
         return LevelChange(
             row=row, first=int(self.column[row, split]), last_before=int(self.column[row, split - 1]),
-            surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]), raised=int(self.column[row, now]),
-            size=size, error=noise * float(_error(k, count)), z=z, chance=float(2 * stats.t.sf(abs(z), freedom)), noise=noise,
+            surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]),
+            raised=int(self.column[row, now]), size=size, error=noise * float(_error(k, count)), z=z, chance=chance,
+            noise=noise,
             builds_before=count, builds_after=k, control=control, machine=machine,
         )
 
     def _locate(self, row: int, now: int, sign: float) -> int:
-        """Over how many builds the change stands out most, nothing clipped.
-
-        What clipping does to find a change would blur where it is.
-        """
+        """Return over how many builds the change is clearest, without clipping, which would blur its place."""
         clear = {}
         for k in AFTER:
             split = now + 1 - k
@@ -240,17 +239,18 @@ class _Reader:
         return max(clear, key=clear.__getitem__)
 
     def _usual(self, row: int, split: int, k: int) -> bool:
-        """§4: whether this series has moved as far before, without a change."""
+        """Return whether this series has moved as far before, without a change (§4)."""
         past = self.moves[k][row, max(0, split - HISTORY - k):split - k]
         past = past[np.isfinite(past)]
         return len(past) >= LEAST_HISTORY and abs(self.moves[k][row, split]) <= outlier_fence(past)
 
     def _control(self, row: int, split: int, now: int, sign: float) -> tuple[float | None, bool]:
-        """§5: what the baseline did, and whether that leaves nothing for the case itself."""
+        """Return the baseline's move, and whether it explains the change (§5)."""
         k = now + 1 - split
         sizes, significant = [], []
         for series in (self.c, self.y - self.c):
-            level, noise, count = (one.item() for one in level_and_noise(self._window(series, split, slice(row, row + 1))))
+            window = self._window(series, split, slice(row, row + 1))
+            level, noise, count = (one.item() for one in level_and_noise(window))
             sizes.append(float(np.median(series[row, split:now + 1]) - level))
             significant.append(sign * sizes[-1] >= CONTROL * max(noise, LEAST_NOISE) * _error(k, count))
         if not np.isfinite(sizes).all():
@@ -258,7 +258,7 @@ class _Reader:
         return sizes[0], bool(significant[0] and not significant[1])
 
     def _take_in(self, change: LevelChange, now: int, believe: Belief) -> None:
-        """§6: a change that is believed begins a new level, and so does one that is refuted for the second time in a while."""
+        """Begin a new level after a change that is believed, or refuted for the second time in a while (§6)."""
         row, slower = change.row, int(change.z > 0)
         believed = change.machine or believe(change)
         if believed or 0 <= now - self.refuted_until[slower, row] <= BEFORE:
@@ -269,5 +269,5 @@ class _Reader:
 
 
 def _error(after: int, before: Array | int) -> Array | float:
-    """Standard error of a difference between the means of so many builds, in σ of one."""
+    """Return the standard error of a difference between the means of so many builds, in σ of one."""
     return (1 / after + 1 / np.maximum(before, 1)) ** 0.5

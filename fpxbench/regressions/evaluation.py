@@ -1,6 +1,6 @@
-"""How good is the rule? Measured on made-up and recorded series, beside asv's own detector and Apache Otava's, in one run.
+"""Measure how good the rule is, on synthetic and recorded series, beside asv's and Apache Otava's detectors.
 
-docs/decision-rule.md §9 says how each is asked and has the table. The rule was tuned on other seeds than the table's.
+docs/decision-rule.md §9 has the method and the table. The rule was tuned on other seeds than the table's.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FLAT_NOISE = 0.02
 NEAR = 4
 """Builds from the true change within which a detector must place it."""
 
-# What asv and Otava are asked with.
+# Settings of asv and Otava.
 ASV_THRESHOLD = 0.05
 """asv's default: a rise of less is no regression unless needed to explain one."""
 OTAVA_CHANCE, OTAVA_LEAST = 0.001, 0.03
 OTAVA_WINDOW = 50
 """Its own defaults, and 3% as the least magnitude."""
 
-# A rerun is about some case; which one does not matter to it.
+# A confirmation is about some case; which one does not matter.
 _CASE = Case(implementation="made_up", scheme="e4m3fn-row", workload="made_up", m=1, n=1, k=1)
 
 
@@ -54,7 +54,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """What a detector says of series in which no case changed."""
+    """Alarms of a detector on series in which no case changed."""
 
     detector: str
     kind: str
@@ -83,7 +83,7 @@ def _rule(times: synthetic.Times, rng: np.random.Generator, noise: float, step: 
 
 
 def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
-    """The rule, and each suspect measured again: only what that confirms is an alarm, and what it refutes is forgotten."""
+    """The rule with confirmation: only a confirmed suspect is an alarm."""
     confirmed: list[LevelChange] = []
 
     def believe(change: LevelChange) -> bool:
@@ -97,12 +97,12 @@ def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, s
 
 
 def _true_change(change: LevelChange, step: float) -> float:
-    """What really lies between the two builds that are run again: the step, or nothing."""
+    """Return the true change between the two builds that are run again: the step, or nothing."""
     return np.log1p(step) if change.surely_before < synthetic.BEFORE <= change.raised else 0.0
 
 
 def rerun(true_change: float, suspected: float, noise: float, rng: np.random.Generator) -> bool:
-    """`fpxbench confirm` with runs that are made up, each as noisy as a nightly one: whether it confirms."""
+    """Return whether `fpxbench confirm` would confirm, on synthetic runs, each as noisy as a nightly one."""
     question = confirm.Question(case=_CASE, metric="time", size=suspected)
     good, bad = np.exp(rng.normal(0, noise, (2, confirm.MOST_PAIRS)))
     bad *= np.exp(true_change)
@@ -118,14 +118,14 @@ def _alarm(change: LevelChange) -> Alarm:
 
 
 def _each_night(look: Callable[[list[float]], Iterator[tuple[int, bool]]]) -> Detector:
-    """A detector that looks at a whole series at once, asked after each build that follows a step; once, where there is none."""
+    """Run a detector of whole series after each build that follows a step; once where there is none."""
 
     def detector(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
         case, _ = times
         last = case.shape[1] - 1
         nights = range(synthetic.BEFORE, last + 1) if step else [last]
-        return [Alarm(row, first, night, slower)
-                for row, values in enumerate(case.tolist()) for night in nights for first, slower in look(values[:night + 1])]
+        return [Alarm(row, first, night, slower) for row, values in enumerate(case.tolist()) for night in nights
+                for first, slower in look(values[:night + 1])]
 
     return detector
 
@@ -140,7 +140,8 @@ def _asv(values: list[float]) -> Iterator[tuple[int, bool]]:
 def _otava(values: list[float]) -> Iterator[tuple[int, bool]]:
     from otava.analysis import compute_change_points
 
-    points, _ = compute_change_points(values, window_len=OTAVA_WINDOW, max_pvalue=OTAVA_CHANCE, min_magnitude=OTAVA_LEAST)
+    points, _ = compute_change_points(values, window_len=OTAVA_WINDOW, max_pvalue=OTAVA_CHANCE,
+                                      min_magnitude=OTAVA_LEAST)
     for point in points:
         yield point.index, point.stats.mean_2 > point.stats.mean_1
 
@@ -151,13 +152,13 @@ DETECTORS: dict[str, Detector] = {
 
 
 def available() -> list[str]:
-    """The detectors that can run here: Otava is not installed with fpxbench (docs/decision-rule.md §10)."""
+    """Return the detectors that can run here: Otava is not installed with fpxbench (docs/decision-rule.md §10)."""
     return [name for name in DETECTORS if name != "Otava" or importlib.util.find_spec("otava")]
 
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One kind of series, to be put to one detector. Of recorded ones there are as many as there are windows, as noisy as they are."""
+    """One kind of series for one detector. Recorded series have their own number and noise."""
 
     detector: str
     series: int
@@ -191,19 +192,21 @@ class EvaluationRun:
         first: dict[int, Alarm] = {}
         for alarm in sorted(right, key=lambda alarm: alarm.raised):
             first.setdefault(alarm.row, alarm)
-        nights: NDArray[np.intp] = np.array([alarm.raised - synthetic.BEFORE + 1 for alarm in first.values()], dtype=np.intp)
+        raised = [alarm.raised - synthetic.BEFORE + 1 for alarm in first.values()]
+        nights: NDArray[np.intp] = np.array(raised, dtype=np.intp)
         within = tuple(float((nights <= k).sum() / series) for k in range(1, synthetic.AFTER + 1))
         placed = sum(alarm.first == synthetic.BEFORE for alarm in first.values()) / len(first) if first else 0.0
         return Detection(self.detector, self.kind, self.step, noise, within, placed, series)
 
 
 def evaluation_runs(series: int, detectors: list[str], seed: int = SEED) -> list[EvaluationRun]:
-    """The whole table."""
+    """Return the runs of the whole table."""
     steps = [EvaluationRun(name, series, seed, step=step, noise=noise)
              for step, noise, name in product(synthetic.STEPS, synthetic.NOISES, detectors)]
     flats = [EvaluationRun(name, series, seed, kind=kind, builds=builds)
              for kind, builds, name in product(synthetic.FLAT, synthetic.LENGTHS, detectors)]
-    real = [EvaluationRun(name, 0, seed, step=step, kind=where) for where, step, name in product(recorded.places(), (0.0, *synthetic.STEPS), detectors)]
+    real = [EvaluationRun(name, 0, seed, step=step, kind=where)
+            for where, step, name in product(recorded.places(), (0.0, *synthetic.STEPS), detectors)]
     return steps + flats + real
 
 

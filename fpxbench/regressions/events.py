@@ -1,6 +1,6 @@
-"""Changes that need no statistics: verdicts, failures' words, and figures that ought to be the same in every run.
+"""Changes that need no statistics: verdicts, failures' messages, and metrics that should be the same in every run.
 
-docs/decision-rule.md §8 has the rule. What is compared is always a case on one build with the same case on the build before on
+docs/decision-rule.md §8 has the rule. A case on one build is compared with the same case on the last build before it on
 which it was measured; a failure is a point like any other.
 """
 
@@ -25,15 +25,15 @@ LEAST_HISTORY = 10
 SQNR_DB = 0.01
 """What may move the SQNR of one and the same weight: the order of a sum."""
 SAMPLING_SIGMAS = 4.0
-"""How far chance may move a figure between two random weights, or two random activations."""
+"""How far chance may move a metric between two random weights, or two random activations."""
 RELATIVE_ERROR = 0.10
 PEAK_BYTES = 0.01
 
 
 class MetricRule(NamedTuple):
-    """How a figure is compared."""
+    """How a metric is compared."""
 
-    words: str
+    label: str
     unit: str
     worse: int
     """+1: worse when it rises; -1: when it falls."""
@@ -50,7 +50,7 @@ METRIC_RULES = {
 
 
 def events(panel: Panel) -> list[Event]:
-    """Every event of a panel, oldest first."""
+    """Return every event of a panel, oldest first."""
     order = {build.key: index for index, build in enumerate(panel.builds)}
     found = [*_verdict_events(panel), *_metric_events(panel)]
     return sorted(found, key=lambda event: (order[event.first_bad.key], event.severity, event.series.case))
@@ -80,12 +80,13 @@ def _verdict_events(panel: Panel) -> Iterator[Event]:
     for step in _steps(present, changed, column):
         before, after = (panel.verdicts[int(panel.verdict[step.case, at])] for at in (step.before, step.after))
         no_worse = panel.severity[step.case] >= SEVERITY[Status(before.status)]
-        yield _event(panel, step, "verdict", _direction(before, after), _said(before), _said(after), SEVERITY[Status(worst(before, after))],
+        severity = SEVERITY[Status(worst(before, after))]
+        yield _event(panel, step, "verdict", _direction(before, after), _message(before), _message(after), severity,
                      changed[step.case, max(0, step.number - RECENT):step.number].sum(), no_worse)
 
 
 def worst(before: Verdicts, after: Verdicts) -> str:
-    """The worse status of the two: what began or ended."""
+    """Return the worse status of the two: what began or ended."""
     return min(before.status, after.status, key=lambda status: SEVERITY[Status(status)])
 
 
@@ -95,7 +96,7 @@ def _direction(before: Verdicts, after: Verdicts) -> Direction:
     return Direction.WORSE if SEVERITY[Status(after.status)] < SEVERITY[Status(before.status)] else Direction.BETTER
 
 
-def _said(verdict: Verdicts) -> str:
+def _message(verdict: Verdicts) -> str:
     return verdict.headline + (f": {verdict.summary}" if verdict.summary else "")
 
 
@@ -114,7 +115,8 @@ def _metric_events(panel: Panel) -> Iterator[Event]:
                 before, after = (_number(values[step.case, at], rule.unit) for at in (step.before, step.after))
                 series, was, now = values[step.case], values[step.case, step.before], values[step.case, step.after]
                 yield _event(panel, step, name, direction, before, after, len(Status) + place,
-                             beyond[step.case, max(0, step.number - RECENT):step.number].sum(), np.abs(series - was) < np.abs(series - now))
+                             beyond[step.case, max(0, step.number - RECENT):step.number].sum(),
+                             np.abs(series - was) < np.abs(series - now))
 
 
 EXACT = ("packed_bytes", "kernels_launched")
@@ -122,7 +124,7 @@ EXACT = ("packed_bytes", "kernels_launched")
 
 
 def _moves(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From build to build: dB as they are, everything else as the logarithm of a ratio."""
+    """Return the moves from build to build: of dB the difference, of all else the logarithm of a ratio."""
     if name == "sqnr_db":
         return np.diff(values, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):   # from 0 to something is infinitely more, from 0 to 0 nothing
@@ -130,10 +132,11 @@ def _moves(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _allowed(name: str, panel: Panel, seeds: NDArray[np.float64]) -> NDArray[np.float64] | float:
-    """What may move a figure by chance alone, or by too little to speak of.
+    """Return how far a metric may move by chance, or too little to report.
 
-    Of two random weights of N·K numbers the SQNR differs by chance: signal and noise are means of so many squares, whose relative
-    variances are about 2/NK and 4/NK. The relative error is the norm of M·N errors, to which the same applies.
+    Of two random weights of N·K numbers the SQNR differs by chance: signal and noise are means of so many squares,
+    whose relative variances are about 2/NK and 4/NK. The relative error is the norm of M·N errors, to which the same
+    applies.
     """
     if name in EXACT:
         return 0.0
@@ -147,7 +150,7 @@ def _allowed(name: str, panel: Panel, seeds: NDArray[np.float64]) -> NDArray[np.
 
 
 def _usual(past: NDArray[np.float64], move: float) -> bool:
-    """Whether the series has moved as far from build to build before."""
+    """Return whether the series has moved as far from build to build before."""
     past = past[np.isfinite(past)]
     return len(past) >= LEAST_HISTORY and abs(move) <= outlier_fence(past)
 
@@ -157,24 +160,27 @@ def _number(value: float, unit: str) -> str:
     return f"{text} {unit}".rstrip()
 
 
-def _event(panel: Panel, step: Transition, metric: str, direction: Direction, before: str, after: str, severity: int, changes: int,
-           undone: NDArray[np.bool_]) -> Event:
-    """`undone` [builds]: the builds that are as before, whenever that is."""
+def _event(panel: Panel, step: Transition, metric: str, direction: Direction, before: str, after: str, severity: int,
+           changes: int, undone: NDArray[np.bool_]) -> Event:
+    """Return the event of a transition; `undone` [builds] marks the builds that are as before it."""
     later = np.flatnonzero(undone[step.after + 1:]) if direction is Direction.WORSE else ()
     return Event(
-        series=series_of(panel, step.case, metric), direction=direction, **change_facts(panel, step.case, step.before, step.after),
+        series=series_of(panel, step.case, metric), direction=direction,
+        **build_fields(panel, step.case, step.before, step.after),
         before=before, after=after, severity=severity, changes_before=int(changes),
         ended_at=panel.builds[step.after + 1 + int(later[0])] if len(later) else None,
     )
 
 
 def series_of(panel: Panel, case: int, metric: str) -> Series:
-    return Series(machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel, case=panel.cases[case], metric=metric)
+    return Series(machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel,
+                  case=panel.cases[case], metric=metric)
 
 
-def change_facts(panel: Panel, case: int, before: int, after: int) -> dict[str, object]:
-    """What every finding says of the two builds between which it lies."""
+def build_fields(panel: Panel, case: int, before: int, after: int) -> dict[str, object]:
+    """Return the fields of a change report about the two builds between which the change lies."""
     return {
         "last_good": panel.builds[before], "first_bad": panel.builds[after], "last_good_tag": panel.tags[before],
-        "first_bad_tag": panel.tags[after], "implementation_changed": bool(panel.source[case, before] != panel.source[case, after]),
+        "first_bad_tag": panel.tags[after],
+        "implementation_changed": bool(panel.source[case, before] != panel.source[case, after]),
     }

@@ -1,7 +1,7 @@
-"""Recorded series, to measure the rule on: one build, measured again and again, so that all that a detector says of it is false.
+"""Recorded series, to measure the rule on: one build, measured again and again, so that every alarm is false.
 
-`recorded.jsonl` holds what `tools/record_noise.py` made of real runs: noise as it is, with a baseline that shares more with the case than
-a made-up one does.
+`recorded.jsonl` was written by `tools/record_noise.py` from real runs: real noise, and a baseline that shares more
+with the case than a synthetic one does.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ class Recording:
 
 @cache
 def recordings() -> tuple[Recording, ...]:
-    """Those that come with fpxbench."""
+    """Return the recordings that come with fpxbench."""
     lines = files("fpxbench.regressions").joinpath("recorded.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(Recording(**{name: np.array(value) if isinstance(value, list) else value for name, value in json.loads(line).items()})
-            for line in lines)
+    return tuple(Recording(**{name: np.array(value) if isinstance(value, list) else value
+                              for name, value in json.loads(line).items()}) for line in lines)
 
 
 def places() -> list[str]:
-    """Where was recorded."""
+    """Return the places of the recordings."""
     return list(dict.fromkeys(one.where for one in recordings()))
 
 
 def windows(where: str, step: float, builds: int = BEFORE + AFTER) -> Times:
-    """Every `builds` measurements in a row of every recording there, each divided by its own median; a case takes `step` more time
-    from the 31st on. Windows overlap: they say how often, and not how surely."""
+    """Return every window of `builds` measurements of the recordings there, each divided by its median.
+
+    A case takes `step` more time from the 31st on. Windows overlap: they are not independent samples.
+    """
     times = [(one.times_us[at:at + builds], one.baseline_us[at:at + builds])
              for one in recordings() if one.where == where for at in range(len(one.times_us) - builds + 1)]
     case, baseline = (np.array([values / np.median(values) for values in side]) for side in zip(*times, strict=True))
@@ -54,5 +56,5 @@ def windows(where: str, step: float, builds: int = BEFORE + AFTER) -> Times:
 
 
 def noise(where: str) -> float:
-    """The middle one of the recordings' σ there, of the logarithm of a time."""
+    """Return the median of the recordings' σ there, of the logarithm of a time."""
     return float(np.median([np.log(one.times_us).std(ddof=1) for one in recordings() if one.where == where]))

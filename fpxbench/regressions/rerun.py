@@ -1,4 +1,4 @@
-"""One case again, on a build of the timeline, in a process that is started for it and ends with it."""
+"""Run one case on a build of the timeline, in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STARTING_S = 600.0
 
 
 class CannotRun(RuntimeError):
-    """The process ended without a record."""
+    """The process left no record; the message is why."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Conditions:
 
 
 class Bench(AbstractContextManager):
-    """Builds that are come back to: the environment of each is made when it is first asked for, and kept until the end."""
+    """Runs cases on several builds. Each environment is made when it is first needed and kept until the end."""
 
     def __init__(self, builds: Builds, conditions: Conditions) -> None:
         self._builds, self._conditions = builds, conditions
@@ -55,39 +55,42 @@ class Bench(AbstractContextManager):
 
 
 def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Conditions) -> Record:
-    """The record of one run. Its results folder is its own, so that no sweep's records are touched.
+    """Return the record of one run, from a results folder of its own: no sweep's records are touched.
 
-    Raises CannotRun with the last words of a process that left no record; Ctrl-C ends it with what it started.
+    Raise CannotRun with the last output of a process that left no record. Ctrl-C ends it and what it started.
     """
     with tempfile.TemporaryDirectory(prefix="fpxbench-rerun-") as name:
         folder = Path(name)
         (folder / "cases").write_text(case.model_dump_json())
-        command = [str(interpreter.python), "-m", "fpxbench", "run", "--cases", str(folder / "cases"), "--results", str(folder / "results"),
+        command = [str(interpreter.python), "-m", "fpxbench", "run", "--cases", str(folder / "cases"),
+                   "--results", str(folder / "results"),
                    "--fresh", "--seed", str(seed), "--timeout", str(conditions.timeout_s)]
         command += ["--device", conditions.device] if conditions.device else []
         command += ["--machine", conditions.machine] if conditions.machine else []
         for path in conditions.impls:
             command += ["--impls", str(path.resolve())]
-        said = _run(command, conditions.timeout_s + STARTING_S)
+        last_lines = _run(command, conditions.timeout_s + STARTING_S)
         records, _ = Store(folder / "results").read_all()
     if not records:
-        raise CannotRun(f"{case.id} could not be run on PyTorch {interpreter.build.torch} ({interpreter.python}): {said}")
+        raise CannotRun(f"{case.id} could not be run on PyTorch {interpreter.build.torch} ({interpreter.python}): "
+                        f"{last_lines}")
     return records[-1]
 
 
 def _run(command: list[str], timeout_s: float) -> str:
-    """The last lines that the command wrote."""
-    environment = {name: value for name, value in isolated_environment().items() if not name.startswith(("FPX_", "ASV"))}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               errors="replace", env=environment, start_new_session=True)
+    """Return the last lines of the command's output."""
+    environment = {name: value for name, value in isolated_environment().items()
+                   if not name.startswith(("FPX_", "ASV"))}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors="replace", env=environment, start_new_session=True)
     try:
-        said, _ = process.communicate(timeout=timeout_s)
+        output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
+        output, _ = process.communicate()
         return f"it was still running after {timeout_s:.0f} s and was ended"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-    return "\n".join(said.strip().splitlines()[-3:]) or f"it ended with {process.returncode} and said nothing"
+    return "\n".join(output.strip().splitlines()[-3:]) or f"it ended with {process.returncode} without output"

@@ -1,4 +1,4 @@
-"""Everything that changed under a results folder, worst first: events, suspects, and what was the machine."""
+"""Find everything that changed under a results folder, worst first: events, suspects and moves of the machine."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fpxbench.records.store import Store
 from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, Suspect, share
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 from fpxbench.regressions.detector import LevelChange, detect
-from fpxbench.regressions.events import change_facts, events, series_of
+from fpxbench.regressions.events import build_fields, events, series_of
 from fpxbench.regressions.series import Panel, panels
 
 METRIC = "median_us"
-"""What the rule is applied to; the baseline of the same run is its control, and the speedup thereby looked at too."""
+"""The rule is applied to this; the baseline of the same run is its control."""
 Z95 = 1.96
 
 
@@ -36,19 +36,20 @@ class ResultChanges:
     """The newest build of each series of builds."""
 
     def of_newest_builds(self) -> ResultChanges:
-        """Only what is open: suspects that are not over, and what the newest builds brought."""
+        """Return what is open: suspects that stand, and what the newest builds changed."""
         keys = {build.key for build in self.newest}
         return ResultChanges(
-            [suspect for suspect in self.suspects if suspect.stands], [event for event in self.events if event.first_bad.key in keys],
+            [suspect for suspect in self.suspects if suspect.stands],
+            [event for event in self.events if event.first_bad.key in keys],
             [move for move in self.machine if move.first.key in keys], self.troubles, self.newest,
         )
 
 
 def find_changes(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> ResultChanges:
-    """Read the records under `results` and apply the rule to all of them.
+    """Apply the rule to all records under `results`.
 
-    What has been looked at again carries its outcome; the series of a refuted suspect goes on as if nothing had been said. Raises
-    ValueError for a machine that has no records.
+    A change that was run again carries its outcome. After a refuted suspect the series goes on as if there had been
+    none. Raise ValueError for a machine that has no records.
     """
     found = ResultChanges()
     confirmations, broken = Store(results, Confirmation).read_all()
@@ -60,8 +61,9 @@ def find_changes(results: Path, timeline: Timeline | None = None, machine: str |
             found.suspects += one.suspects
             found.events += one.events
             found.machine += one.moves
-    found.suspects.sort(key=lambda suspect: (not suspect.stands, suspect.direction is not Direction.WORSE, -abs(suspect.change)))
-    found.events.sort(key=lambda event: (event.direction is not Direction.WORSE, event.severity, event.changes_before, event.series.case))
+    found.suspects.sort(key=lambda one: (not one.stands, one.direction is not Direction.WORSE, -abs(one.change)))
+    found.events.sort(key=lambda one: (one.direction is not Direction.WORSE, one.severity, one.changes_before,
+                                          one.series.case))
     found.machine.sort(key=lambda move: -abs(move.change))
     return found
 
@@ -76,9 +78,10 @@ class PanelChanges:
     moves: list[MachineMove]
 
 
-def changes_by_machine(results: Path, confirmations: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
-            ) -> Iterator[tuple[list[PanelChanges], list[str]]]:
-    """Every machine in turn, and what is to be known of its records; `find_changes` is the sum. One machine's series are held at a time."""
+def changes_by_machine(
+    results: Path, confirmations: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
+) -> Iterator[tuple[list[PanelChanges], list[str]]]:
+    """Yield the changes of each machine and messages about its records, with one machine's series in memory."""
     for of_machine, troubles in panels(results, timeline, machine):
         yield [_changes_of(panel, confirmations) for panel in of_machine], troubles
 
@@ -89,7 +92,7 @@ def _changes_of(panel: Panel, confirmations: dict[str, Confirmation]) -> PanelCh
 
 
 def by_suspect(confirmations: Iterable[Confirmation]) -> dict[str, Confirmation]:
-    """The last confirmation of each finding, by its id."""
+    """Return the last confirmation of each change, by the change's id."""
     return {confirmation.suspect: confirmation for confirmation in confirmations if confirmation.suspect}
 
 
@@ -98,11 +101,15 @@ F = TypeVar("F", bound=ChangeReport)
 
 def _with_outcome(finding: F, confirmations: dict[str, Confirmation]) -> F:
     confirmation = confirmations.get(finding.id)
-    return finding if confirmation is None else finding.model_copy(update={"outcome": confirmation.outcome, "message": confirmation.headline})
+    if confirmation is None:
+        return finding
+    return finding.model_copy(update={"outcome": confirmation.outcome, "message": confirmation.headline})
 
 
-def performance(panel: Panel, confirmations: dict[str, Confirmation] | None = None) -> tuple[list[Suspect], list[MachineMove]]:
-    """The suspects of one panel in the order in which they were raised, and what was the machine."""
+def performance(
+    panel: Panel, confirmations: dict[str, Confirmation] | None = None,
+) -> tuple[list[Suspect], list[MachineMove]]:
+    """Return the suspects of one panel in the order in which they were raised, and the moves of the machine."""
     confirmations = confirmations or {}
     suspects: list[Suspect] = []
 
@@ -115,7 +122,7 @@ def performance(panel: Panel, confirmations: dict[str, Confirmation] | None = No
 
 
 def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
-    """Each with the build at which a later one in the other direction began."""
+    """Return them with the build at which the next one in the other direction began."""
     ended, later = [], {}
     for suspect in reversed(suspects):
         case = suspect.series.case
@@ -131,23 +138,25 @@ def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
 def suspect_of(panel: Panel, change: LevelChange) -> Suspect:
     return Suspect(
         series=series_of(panel, change.row, METRIC), direction=Direction.WORSE if change.z > 0 else Direction.BETTER,
-        **change_facts(panel, change.row, change.last_before, change.first), surely_good=panel.builds[change.surely_before],
-        raised_at=panel.builds[change.raised],
-        change=share(change.size), interval=(share(change.size - Z95 * change.error), share(change.size + Z95 * change.error)),
+        **build_fields(panel, change.row, change.last_before, change.first),
+        surely_good=panel.builds[change.surely_before], raised_at=panel.builds[change.raised],
+        change=share(change.size),
+        interval=(share(change.size - Z95 * change.error), share(change.size + Z95 * change.error)),
         z=change.z, chance=change.chance, noise=share(change.noise), builds_before=change.builds_before,
         builds_after=change.builds_after, control=None if change.control is None else share(change.control),
     )
 
 
 def _machine_moves(panel: Panel, changes: list[LevelChange]) -> list[MachineMove]:
-    """One for each build with which cases moved in one direction; what was found a build apart is one move too."""
+    """Return one move for each build at which cases moved in one direction."""
     by_build: dict[tuple[int, bool], list[LevelChange]] = defaultdict(list)
     for change in changes:
         by_build[change.first, change.z > 0].append(change)
     return [
         MachineMove(
-            machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel, first=panel.builds[first],
-            first_tag=panel.tags[first], cases=len(moved), change=share(float(np.median([change.size for change in moved]))),
+            machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel,
+            first=panel.builds[first], first_tag=panel.tags[first], cases=len(moved),
+            change=share(float(np.median([change.size for change in moved]))),
             control=share(float(np.median([change.control for change in moved if change.control is not None]))),
         )
         for (first, _), moved in sorted(by_build.items())

@@ -1,8 +1,8 @@
-"""The few figures of each record that series are made of, kept beside the records: a night's run reads the new build, not history.
+"""The series index: the metrics of each record that series need, so that a night's run reads the new build only.
 
-``RESULTS/<machine>/.series.sqlite`` holds nothing that the records do not: it may be deleted, and is made anew where it is damaged. A
-file of records is read again only if its size or its time of change is another. Where it cannot be written (somebody else's results,
-a full disk), it is made in memory.
+``RESULTS/<machine>/.series.sqlite`` holds nothing that the records do not: it may be deleted, and is made anew if it is
+damaged. A file of records is read again only if its size or time of change differs. Where the index cannot be written
+(a read-only folder, a full disk), it is made in memory.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store
 
 NAME = ".series.sqlite"
-VERSION = 1
-"""Raise it when a table or a figure's definition changes."""
+VERSION = 2
+"""Raise it when a table or a metric's definition changes."""
 
-METRICS = ("median_us", "baseline_us", "speedup", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched", "peak_bytes")
+METRICS = ("median_us", "baseline_us", "speedup", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched",
+           "peak_bytes")
 
 _TABLES = f"""
 CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, broken TEXT) WITHOUT ROWID;
-CREATE TABLE builds (id INTEGER PRIMARY KEY, key TEXT, variant TEXT, facts TEXT, UNIQUE (key, variant));
+CREATE TABLE builds (id INTEGER PRIMARY KEY, key TEXT, variant TEXT, build TEXT, UNIQUE (key, variant));
 CREATE TABLE devices (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
 CREATE TABLE cases (id INTEGER PRIMARY KEY, name TEXT UNIQUE, outputs INTEGER, weights INTEGER);
 CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
-CREATE TABLE verdicts (id INTEGER PRIMARY KEY, status TEXT, kind TEXT, words TEXT, summary TEXT, UNIQUE (status, kind, words));
-CREATE TABLE points (device INTEGER, build INTEGER, "case" INTEGER, file TEXT, verdict INTEGER, source INTEGER, seed INTEGER,
-                     {", ".join(f"{name} REAL" for name in METRICS)}, PRIMARY KEY (device, build, "case")) WITHOUT ROWID;
+CREATE TABLE verdicts (id INTEGER PRIMARY KEY, status TEXT, kind TEXT, message TEXT, summary TEXT,
+                       UNIQUE (status, kind, message));
+CREATE TABLE points (device INTEGER, build INTEGER, "case" INTEGER, file TEXT, verdict INTEGER, source INTEGER,
+                     seed INTEGER, {", ".join(f"{name} REAL" for name in METRICS)},
+                     PRIMARY KEY (device, build, "case")) WITHOUT ROWID;
 CREATE INDEX points_of_file ON points (file);
 """
 
 
-# What differs from run to run in a failure that is the same: addresses, process and line numbers, temporary files, hashes.
+# What differs between runs of one failure: addresses, process and line numbers, temporary files, hashes.
 _VARYING = (
     (re.compile(r"0x[0-9a-fA-F]+"), "0x…"),
     (re.compile(r"(?:/[\w.+~@-]+)+/(?=[\w.+~@-])"), ""),
@@ -53,7 +56,7 @@ _VARYING = (
 
 
 def normalized(text: str) -> str:
-    """A failure's words without what varies from run to run."""
+    """Return a failure's message without what varies from run to run."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text.strip()
@@ -61,9 +64,9 @@ def normalized(text: str) -> str:
 
 @contextmanager
 def open_index(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
-    """The digest of one machine's records, brought up to date, and a sentence for each thing that could not be read.
+    """Open the index of one machine's records, brought up to date, with a message for each thing that is unreadable.
 
-    Raises sqlite3.DatabaseError, here or while it is read, if the file is damaged: `discard_index` it then.
+    Raise sqlite3.DatabaseError, here or while it is read, if the file is damaged: `discard_index` it then.
     """
     store = Store(results)
     paths = [path for path in store.files() if path.parent.parent.name == machine]
@@ -82,17 +85,17 @@ def open_index(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection
 
 
 def discard_index(results: Path, machine: str) -> None:
-    """Throw the digest away: it is made anew when it is next asked for."""
+    """Delete the index: it is made anew when it is next opened."""
     (results / machine / NAME).unlink(missing_ok=True)
 
 
 def machines(results: Path) -> list[str]:
-    """Those that have records, sorted."""
+    """Return the machines that have records, sorted."""
     return sorted({path.parent.parent.name for path in Store(results).files()})
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """With its tables, empty if they were of another version."""
+    """Return the connection with its tables, empty if they were of another version."""
     connection = sqlite3.connect(path, timeout=60, isolation_level=None)
     try:
         with _writing(connection):
@@ -141,12 +144,14 @@ def _forget(connection: sqlite3.Connection, name: str) -> None:
 def _take(connection: sqlite3.Connection, store: Store, path: Path, size: int, mtime_ns: int) -> None:
     records, broken = store.read(path)
     _forget(connection, path.name)
-    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?)", (path.name, size, mtime_ns, json.dumps([str(line) for line in broken])))
+    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?)",
+                       (path.name, size, mtime_ns, json.dumps([str(line) for line in broken])))
     ids = _Ids(connection)
     columns = 7 + len(METRICS)
     # A case that was measured again counts as it was last.
     connection.executemany(
-        f"INSERT OR REPLACE INTO points VALUES ({', '.join('?' * columns)})", (_point(ids, path.name, record) for record in records))
+        f"INSERT OR REPLACE INTO points VALUES ({', '.join('?' * columns)})",
+        (_point(ids, path.name, record) for record in records))
 
 
 def _point(ids: _Ids, file: str, record: Record) -> tuple:
@@ -162,7 +167,7 @@ def _point(ids: _Ids, file: str, record: Record) -> tuple:
 
 
 class _Ids:
-    """Numbers for what would else be written out in every point."""
+    """Numbers that stand for builds, cases, devices and verdicts in a point."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -177,8 +182,9 @@ class _Ids:
         return self._number("builds", ("key", "variant"), (key, build.variant),
                             (key, build.variant, build.model_copy(update={"key": key}).model_dump_json()))
 
-    def verdict(self, status: str, kind: str, words: str, summary: str) -> int:
-        return self._number("verdicts", ("status", "kind", "words"), (status, kind, words), (status, kind, words, summary))
+    def verdict(self, status: str, kind: str, message: str, summary: str) -> int:
+        identity = status, kind, message
+        return self._number("verdicts", ("status", "kind", "message"), identity, (*identity, summary))
 
     def _number(self, table: str, names: tuple[str, ...], identity: tuple, row: tuple) -> int:
         known = (table, *identity)

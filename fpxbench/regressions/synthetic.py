@@ -1,7 +1,7 @@
-"""Made-up series, to measure the rule on: times of a case and of the baseline in the same runs, as arrays `[series, builds]`.
+"""Synthetic series, to measure the rule on: times of a case and of the baseline in the same runs, `[series, builds]`.
 
-Every run's noise is normal in the logarithm and independent, the baseline's too: the control then has nothing to tell but what the
-machine did, which is the hardest it can be.
+Every run's noise is normal in the logarithm and independent, the baseline's too: the control then shows only what the
+machine did, which is the hardest case.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _of_suspect(suspect: Suspect) -> tuple[str, list[str], tuple[str, ...], floa
 
 
 def _of_event(event: Event) -> tuple[str, list[str], tuple[str, ...], float]:
-    words = "" if event.series.metric == "verdict" else f"{METRIC_RULES[event.series.metric].words} "
+    words = "" if event.series.metric == "verdict" else f"{METRIC_RULES[event.series.metric].label} "
     times = "once" if event.changes_before == 1 else f"{event.changes_before} times"
     evidence = [f"it changed {times} in the {RECENT} builds before (§8)"] if event.changes_before else []
     cause = tuple(re.sub(r"\d+", "#", text.partition(":")[0])

@@ -244,6 +244,6 @@ def test_a_log_cannot_write_markup_into_an_issue(tmp_path):
     found = confirm(VERDICTS, failing(0.0, 1.0))
     verdict = Verdict(status=Status.CRASH, summary="`<script>` @everybody", log_tail="```\n</details><script>alert(1)</script>\n````")
     (issue,) = kept(tmp_path, found.model_copy(update={"evidence": verdict}))
-    block = issue.body.split("its last words</summary>")[1]
+    block = issue.body.split("log</summary>")[1]
     assert "`````\n```\n</details><script>" in block, "the fence is longer than any in the log"
     assert "`<script> @everybody`" in issue.body.replace("  ", " ")
