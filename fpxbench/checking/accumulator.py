@@ -25,8 +25,8 @@ _LARGE = 15
 _LOST = 28
 """s = 2**-28 L is lost in fp32 and in anything narrower; s = 2**-13 is a normal number of fp16 still."""
 _TRIPLES = 24
-_WINDOW = 72
-"""Columns beside a pair that are all tried; farther ones are tried at doubling distances."""
+_WINDOW = 48
+"""Columns on either side of an edge that are all tried."""
 _LARGEST_WEIGHT_CPU = 1 << 20
 
 
@@ -148,65 +148,55 @@ class _Probe:
         return not bool(y[0].isfinite().all())
 
     def _order(self, until: float) -> tuple[int | None, str]:
-        """Return the block in which products are summed before they meet others, and the order in words."""
-        starts, shapes = [], set()
-        for share in (0.45, 0.58, 0.71):
-            if time.monotonic() > until and shapes:
-                break
-            at = int(share * (len(self.columns) - 1))
-            shape, edge = self._beside(at)
-            shapes.add(shape)
-            if edge is not None:
-                starts.append(edge)
-        if len(shapes) > 1:
-            if shapes <= {"forwards", "blocks", "groups"} and starts:
-                shapes -= {"forwards"}
-            if len(shapes) > 1:
-                return None, "in no simple order"
-        shape = shapes.pop()
-        block = math.gcd(*starts) if starts else None
-        if shape == "blocks" and block and block > 1:
-            return block, f"in blocks of {block}"
-        if shape == "groups" and block and block > 1:
-            return block, f"in groups of {block}, aligned together"
-        words = {"forwards": "one after another", "backwards": "one after another, from the end",
-                 "together": "all together", "apart": "apart", "blocks": "in blocks", "groups": "in groups"}
-        return None, words.get(shape, "in no simple order")
+        """Return the block in which products are summed before they meet others, and the order in words.
 
-    def _beside(self, at: int) -> tuple[str, int | None]:
-        """Return how columns beside a neighbouring pair (L, -L) fare, and the edge of the block that it lies in.
-
-        A running sum loses what was added before the pair. A block with a sum of its own loses what lies before the
-        pair in that block; a matrix unit that aligns a group of products loses the rest of the group too.
+        L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where blocks
+        are summed first, the losses end where a block does: before k if a block's sum is wider, else after it.
         """
-        columns = self.columns
-        near = [i for i in range(at - _WINDOW, at + _WINDOW + 2)]
-        far = [at + sign * _WINDOW * 2**step for step in range(1, 12) for sign in (-1, 1)]
-        tried = sorted({i for i in near + far if 0 <= i < len(columns)} - {at, at + 1})
-        kept = self.kept([(columns[at], columns[i], columns[at + 1], _LOST) for i in tried])
-        before = [columns[i] for i, k in zip(tried, kept, strict=True) if not k and i < at]
-        after = [columns[i] for i, k in zip(tried, kept, strict=True) if not k and i > at]
-        all_before = len(before) == sum(i < at for i in tried)
-        all_after = len(after) == sum(i > at for i in tried)
-        if not before and not after:
-            return "apart", columns[at]
-        if all_before and all_after:
-            return "together", None
-        if all_before and not after:
-            return "forwards", None
-        if all_after and not before:
-            return "backwards", None
-        if not after and _is_run(before, columns, at):
-            return "blocks", min(before)
-        if all_before and _is_run(after, columns, at + 1):
-            return "groups", max(after) + 1
-        return "mixed", None
+        last = len(self.columns) - 1
+        edges: list[int] = []
+        for share in (0.23, 0.41, 0.52, 0.67, 0.83):
+            if time.monotonic() > until and len(edges) > 1:
+                break
+            at = int(share * last)
+            edge = self._end_of_losses(at)
+            if edge is None:
+                return None, "in no simple order"
+            edges.append(edge)
+        if all(edge == self.columns[int(share * last)] for share, edge in zip((0.23, 0.41, 0.52, 0.67, 0.83), edges, strict=False)):
+            return None, "one after another"
+        if min(edges) > self.columns[last]:
+            return None, "all together"
+        k = self.operands.case.k
+        block = math.gcd(*(edge for edge in edges if edge <= self.columns[last])) or k
+        return (block, f"in blocks of {block}") if block > 1 else (None, "in no simple order")
 
+    def _end_of_losses(self, at: int) -> int | None:
+        """Return the column at which s is kept again after -L at column number `at`; None if losses are no single run."""
+        columns, last = self.columns, len(self.columns) - 1
 
-def _is_run(lost: list[int], columns: Sequence[int], at: int) -> bool:
-    """Return whether the lost columns are one run that ends, or begins, beside column number `at`."""
-    inside = [c for c in columns if min(lost) <= c <= max(lost)]
-    return set(inside) <= {*lost, columns[at], columns[at - 1 if at else 0]} and abs(columns.index(lost[-1]) - at) < _WINDOW
+        def lost(numbers: Sequence[int]) -> list[bool]:
+            return [not kept for kept in self.kept([(columns[0], columns[i], columns[at], _LOST) for i in numbers])]
+
+        candidates = [i for i in range(1, last + 1) if i != at]
+        low, high = -1, len(candidates)         # lost up to `low`, kept from `high` on
+        while high - low > 1:
+            middle = sorted({low + max(1, (high - low) * part // 8) for part in range(1, 8)})
+            states = lost([candidates[i] for i in middle])
+            if states != sorted(states, reverse=True):
+                return None
+            low = max([low, *(i for i, is_lost in zip(middle, states, strict=True) if is_lost)])
+            high = min([high, *(i for i, is_lost in zip(middle, states, strict=True) if not is_lost)])
+        beside = range(max(0, high - _WINDOW), min(len(candidates), high + _WINDOW))
+        tried = [*beside, *range(0, len(candidates), max(1, len(candidates) // 32))]
+        if lost([candidates[i] for i in tried]) != [i < high for i in tried]:
+            return None
+        if high == 0:
+            return 0    # both lie in the first block
+        edge = candidates[high] if high < len(candidates) else last + 1
+        if edge in (at, at + 1):
+            return columns[at]
+        return columns[edge] if edge <= last else columns[last] + 1
 
 
 def describe(properties: dict[str, object]) -> str:
