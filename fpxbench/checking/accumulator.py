@@ -198,13 +198,3 @@ class _Probe:
             return columns[at]
         return columns[edge] if edge <= last else columns[last] + 1
 
-
-def describe(properties: dict[str, object]) -> str:
-    """Return the accumulator of a record's properties in words: ``sums in 24 bits, in blocks of 32``; empty if unknown."""
-    bits, order = properties.get("accumulator_bits"), properties.get("sum_order")
-    parts = [f"sums in {bits} bits"] if bits else []
-    parts += [str(order)] if order else []
-    parts += ["overflows as fp16 does"] if properties.get("accumulator_overflows") else []
-    return ", ".join(parts)
-
-

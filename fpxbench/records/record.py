@@ -59,6 +59,10 @@ class Flag(StrEnum):
         "keeps_decoded_copy",
         "Memory as large as a decoded weight is allocated between calls, beyond what was stored.",
     )
+    NARROW_ACCUMULATOR = (
+        "narrow_accumulator",
+        "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by cancellation.",
+    )
 
 
 class RecordPart(BaseModel):
@@ -226,6 +230,24 @@ class Properties(RecordPart):
     error_factor: Rate | None = None
     """Root mean square error over the largest that the declared roundings allow; wrong above `error_threshold`."""
     error_threshold: Rate | None = None
+
+    def messages(self) -> dict[str, str]:
+        """Return what was measured in words, by property: ``{"sums": "in 24 bits, in blocks of 32"}``."""
+        found: dict[str, str] = {}
+        if self.repeatable is not None:
+            found["repeats"] = (f"{'the same bits' if self.repeatable else 'different bits, all within the tolerance,'}"
+                                f" in {self.repeats} calls with the same operands")
+        if self.batch_invariant is not None:
+            found["other tokens"] = ("a token's output has the same bits whatever tokens are multiplied with it"
+                                     if self.batch_invariant else "a token's output depends on how many are multiplied with it")
+        sums = [f"in {self.accumulator_bits} bits"] if self.accumulator_bits else []
+        sums += [self.sum_order] if self.sum_order else []
+        sums += ["overflowing as fp16 does"] if self.accumulator_overflows else []
+        if sums:
+            found["sums"] = ", ".join(sums)
+        if self.error_factor is not None:
+            found["errors"] = f"{self.error_factor:.2g} times the largest mean that the roundings allow"
+        return found
 
 
 class Coverage(RecordPart):

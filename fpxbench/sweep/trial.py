@@ -36,7 +36,7 @@ from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Accuracy, Coverage, Properties, Traffic
+from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.workloads import is_canary
@@ -122,6 +122,9 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
             examination.covered["settings"] = f"changed and put back: {', '.join(changed)}"
     finally:
         result.properties = Properties(**examination.properties)
+        bits = result.properties.accumulator_bits
+        if bits is not None and bits < implementation.accumulator.bits:
+            result.flags = [Flag.NARROW_ACCUMULATOR]
         result.coverage = Coverage(covered=examination.covered, not_asked=examination.not_asked)
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
@@ -182,7 +185,7 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
         return
     result.timing = timing.summarized(samples, request.seed)
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s, kept)
-    result.flags = traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache)
+    result.flags += traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache)
     result.traffic = result.traffic.model_copy(
         update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )
