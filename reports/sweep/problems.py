@@ -19,8 +19,8 @@ from fpxbench.reports.sweep.table import CaseRow, Sweep
 SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
 SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
-        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.UNFUSED),
-        str(Flag.NOISY), CHANGED))
+        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.KEEPS_DECODED_COPY),
+        str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
@@ -126,6 +126,8 @@ def find_problems(sweeps: Sequence[Sweep]) -> list[ReportProblem]:
         *(problem for sweep in sweeps for problem in _schemes_slower_than_dense(sweep)),
         *(_slow(group, all_cases) for group in _grouped(all_cases, _slowness)),
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),
+        *(_keeping_copies(group) for group in _grouped(all_cases, _flagged(Flag.KEEPS_DECODED_COPY))),
+        *(_summing_narrowly(group) for group in _grouped(all_cases, _flagged(Flag.NARROW_ACCUMULATOR))),
         *(_noisy(group) for group in _grouped(all_cases, _noise)),
     ]
     return sorted(problems, key=lambda problem: (problem.rank, -len(problem.cases), problem.message))
@@ -284,6 +286,23 @@ def _unfused(group: list[SweepCase]) -> ReportProblem:
             f"{row.case.implementation} is no slower than dense but not fused on {_listed(_schemes(group), most=4)}, "
                  f"in {_count(len(group), 'case')}{why}"),
         _link(group, mark=str(Flag.UNFUSED)), tuple(group), minor=True)
+
+
+def _keeping_copies(group: list[SweepCase]) -> ReportProblem:
+    row = group[0].row
+    return ReportProblem(
+        Section.SLOW, str(Flag.KEEPS_DECODED_COPY),
+        _message(f"{row.case.implementation} keeps a decoded copy of the weight on {_listed(_schemes(group), most=4)}, in"
+                 f" {_count(len(group), 'case')}{f': {row.bottleneck}' if row.bottleneck else ''}"),
+        _link(group, mark=str(Flag.KEEPS_DECODED_COPY)), tuple(group), minor=True)
+
+
+def _summing_narrowly(group: list[SweepCase]) -> ReportProblem:
+    return ReportProblem(
+        Section.SLOW, str(Flag.NARROW_ACCUMULATOR),
+        _message(f"{group[0].row.case.implementation} sums products in fewer bits than it declares on"
+                 f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; results are within the tolerance"),
+        _link(group, mark=str(Flag.NARROW_ACCUMULATOR)), tuple(group), minor=True)
 
 
 def _noise(case: SweepCase) -> Hashable | None:
