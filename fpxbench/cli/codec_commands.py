@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -87,7 +87,7 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _rows(measured: Sequence[SpeedRow], what: str) -> list[tuple[SpeedRow, ...]]:
+def _rows(measured: Sequence[SpeedRow], what: str) -> list[tuple[Any, ...]]:
     return [(row, *row.row.split("/")[1:]) for row in measured if row.row.startswith(f"{what}/")]
 
 

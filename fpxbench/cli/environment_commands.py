@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -83,7 +83,7 @@ def remove(
         raise typer.Exit(1)
 
 
-def _facts(name: str, environment) -> dict[str, object]:
+def _facts(name: str, environment) -> dict[str, Any]:
     if environment is None:
         return {"name": name, "status": "unfinished", "bytes": 0, "last_used": None, "why": "", "python": None}
     state = environment.state

@@ -107,7 +107,7 @@ def run(
         timeout_s=timeout,
         seed=seed,
         memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
-        **({} if timing else {"timing_budget_s": 0.0}),
+        timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
     )
     try:
         sweep = main_sweep(settings)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out, print_wide
@@ -229,7 +237,7 @@ def _progress() -> Iterator:
     bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
                    TimeElapsedColumn(), TextColumn("left"),
                    TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True)
-    tasks: dict[str, int] = {}
+    tasks: dict[str, TaskID] = {}
     said = {"next": time.monotonic() + 10}
 
     def update(build: str, done: int, total: int) -> None:

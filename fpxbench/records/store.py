@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic
 
 from pydantic import ValidationError
+from typing_extensions import TypeVar
 
 from fpxbench.records.record import Build, Record, StoredRecord
 
@@ -35,13 +36,13 @@ class BrokenLine:
         return f"{self.path}:{self.number}: {self.reason}; skipped"
 
 
-R = TypeVar("R", bound=StoredRecord)
+R = TypeVar("R", bound=StoredRecord, default=Record)
 
 
 class Store(Generic[R]):
     """The records of one kind under one results folder."""
 
-    def __init__(self, root: str | Path, of: type[R] = Record) -> None:
+    def __init__(self, root: str | Path, of: type[R] = Record) -> None:  # type: ignore[assignment]
         self.root = Path(root)
         self.of = of
 

@@ -52,7 +52,7 @@ def run(
         timeout_s=timeout_s,
         seed=seed,
         memory_limit=memory_limit or default_memory_limit(),
-        **({} if timing else {"timing_budget_s": 0.0}),
+        timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
     )
     sweep = main_sweep(settings)
     if sweep.interrupted:

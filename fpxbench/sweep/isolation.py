@@ -269,7 +269,7 @@ def _print_message(message: str) -> None:
 
 class _Process(ForkServerProcess):
     @staticmethod
-    def _Popen(process: BaseProcess) -> object:
+    def _Popen(process: BaseProcess) -> Any:
         # multiprocessing runs the caller's main module again in each child. Ours needs nothing of it, and a script
         # without a ``__main__`` guard would start a sweep within the sweep.
         main = sys.modules["__main__"]

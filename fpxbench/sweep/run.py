@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 from fpxbench.builds.installed import installed_build
 from fpxbench.records.record import Build, Machine, Record
@@ -89,7 +90,7 @@ def _one(
     isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]
 ) -> Record:
     seed = settings.seed if settings.seed is not None else secrets.randbelow(1 << 31)
-    common = {"case": planned.case, "build": build, "machine": machine, "seed": seed, **about}
+    common: dict[str, Any] = {"case": planned.case, "build": build, "machine": machine, "seed": seed, **about}
     if planned.refused:
         status = Status.MISSING if planned.missing else Status.UNSUPPORTED
         return Record(**common, verdict=Verdict(status=status, summary=planned.refused))

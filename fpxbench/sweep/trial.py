@@ -96,7 +96,9 @@ def quantized(implementation: Implementation, case: Case, device: str, seed: int
     # Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
     decoded = weight.dequantize() if weight.has_codes else implementation.dequantize(weight)
     if tuple(decoded.shape) != tuple(original.shape):
-        raise ContractViolation(Kind.WRONG_SHAPE, f"a weight {list(original.shape)} reads back as {list(decoded.shape)}")
+        raise ContractViolation(
+            Kind.WRONG_SHAPE, f"a weight {list(original.shape)} reads back as {list(decoded.shape)}"
+        )
     return Operands(case, device, seed, original, weight, decoded.float())
 
 
@@ -142,8 +144,11 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
         if verdict is not None and verdict.kind in (None, Kind.NOT_REPEATABLE):
             verdict = activation_rules.stale_scale(implementation, operands, verdict.evidence["call"]) or verdict
     if verdict is None:
-        verdict = (correctness.check_one_hot(implementation, operands) or correctness.check_configs(implementation, operands)
-                   or _serving_calls(examination))
+        verdict = (
+            correctness.check_one_hot(implementation, operands)
+            or correctness.check_configs(implementation, operands)
+            or _serving_calls(examination)
+        )
     if verdict is None:
         statistic = examination.statistic
         examination.properties |= {"error_factor": statistic.factor, "error_threshold": _finite(statistic.threshold)}
@@ -176,7 +181,9 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
     x = operands.activation(0)
     seen = effects.observe(lambda: implementation.matmul(x, operands.weight), request.device)
     with tampering.settings_kept():
-        samples = timing.time_case(implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s)
+        samples = timing.time_case(
+            implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s
+        )
         # Timing called it many times more; what is right must still be right.
         _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=CALLS_AFTER_TIMING)
     tampering.check_untampered()

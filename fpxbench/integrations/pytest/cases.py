@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from pydantic import ValidationError
@@ -76,7 +76,7 @@ class Benchmarks:
             self._checked[case.id] = result
         return self._checked[case.id]
 
-    def request(self, case: Case, **more: object) -> TrialRequest:
+    def request(self, case: Case, **more: Any) -> TrialRequest:
         impls = [str(path) for path in self.settings.impls]
         return TrialRequest(case=case, device=self.plan.device, seed=self.settings.seed, impls=impls, **more)
 
@@ -187,7 +187,7 @@ class Benchmarks:
 class CaseFile(pytest.File):
     """Stands for this file in pytest's tree, and holds the groups."""
 
-    def __init__(self, *, benchmarks: Benchmarks, **node: object) -> None:
+    def __init__(self, *, benchmarks: Benchmarks, **node: Any) -> None:
         super().__init__(**node)
         self.benchmarks = benchmarks
 
@@ -208,7 +208,7 @@ class CaseFile(pytest.File):
 class Group(pytest.Collector):
     """What is compared: the implementations of one scheme on one layer, behind the dense baseline."""
 
-    def __init__(self, *, benchmarks: Benchmarks, cases: list[Case], **node: object) -> None:
+    def __init__(self, *, benchmarks: Benchmarks, cases: list[Case], **node: Any) -> None:
         super().__init__(**node)
         self.benchmarks = benchmarks
         first = cases[0]
@@ -238,7 +238,7 @@ class Group(pytest.Collector):
 class CaseItem(pytest.Function):
     """One implementation in a group."""
 
-    def __init__(self, *, case: Case, **node: object) -> None:
+    def __init__(self, *, case: Case, **node: Any) -> None:
         super().__init__(**node)
         self.case = case
 
@@ -249,7 +249,7 @@ class CaseItem(pytest.Function):
 class Unloaded(pytest.Item):
     """A file of implementations that cannot be imported: a failure under its name, and no hindrance to the others."""
 
-    def __init__(self, *, error: str, **node: object) -> None:
+    def __init__(self, *, error: str, **node: Any) -> None:
         super().__init__(**node)
         self.error = error
 
