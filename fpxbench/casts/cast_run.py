@@ -1,5 +1,4 @@
-"""Run many conversions on one build and machine, isolated and in batches; each becomes a record when its batch ends.
-Imports no torch."""
+"""Run many conversions on one build and machine, isolated and in batches. Imports no torch."""
 
 from __future__ import annotations
 

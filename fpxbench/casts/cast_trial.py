@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
     if chosen[0].engine is Engine.COMPILED and len(chosen) > 1:
         compiled = _compiled_together(chosen)
         if compiled is not None:
-            return [_result(conversion, inputs_of(conversion), lambda bits=bits: bits)
+            return [_result(conversion, inputs_of(conversion), partial(np.asarray, bits))
                     for conversion, bits in zip(chosen, compiled, strict=True)]
     return [_alone(conversion) for conversion in chosen]
 

@@ -1,6 +1,6 @@
 """How fast the codec and the packing are, beside other libraries in the same run: the rows of the speed table.
 
-Imports no torch: the measure_rows themselves (`fpxbench.casts.codec_timing`) are held in the watched child.
+Imports no torch: a child process times the rows (`fpxbench.casts.codec_timing`).
 """
 
 from __future__ import annotations

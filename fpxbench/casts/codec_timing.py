@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,9 +58,11 @@ def measure_row(row: str, elements: int, budget_s: float) -> SpeedRow:
     """Return one row, timed for about `budget_s` seconds on `elements` rounded to whole [64, 4096]."""
     what, *of = row.split("/")
     n = max(1, round(elements / (ROWS_AT_LEAST * K))) * ROWS_AT_LEAST
-    setup = {"encode": _encoders, "decode": _decoders, "pack": _packers, "unpack": _unpackers}[what]
+    setups: dict[str, Callable[..., Entries]] = {
+        "encode": _encoders, "decode": _decoders, "pack": _packers, "unpack": _unpackers,
+    }
     entries, missing = {}, {}
-    for name, enter in setup(n, *of).items():
+    for name, enter in setups[what](n, *of).items():
         try:
             entries[name] = enter()
         except NotCompared as why:
@@ -129,7 +132,7 @@ def _decoders(n: int, name: str) -> Entries:
 
     def ml_dtypes() -> TimedCall:
         library, target = _ml_dtype(name)
-        data = codes.numpy().view(target)
+        data: Any = codes.numpy().view(target)
         return entry(lambda: data.astype("float32"))
 
     def gfloat() -> TimedCall:

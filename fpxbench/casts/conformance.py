@@ -1,5 +1,4 @@
-"""Compare the results of a conversion with the fixed reference: which inputs differ, in what way, and which behaviour
-explains it."""
+"""Compare the results of a conversion with the reference: which inputs differ, how, and which behaviour explains it."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ class Inputs:
 def inputs_of(conversion: Conversion) -> Inputs:
     """Return the inputs of a conversion."""
     source, target, operation = DTYPES[conversion.source], DTYPES[conversion.target], conversion.operation
+    operands: tuple[np.ndarray, ...]
     if operation is Operation.SCALE_THEN_CAST:
         operands = inputs.product_inputs(source)
     elif operation.on_bits:

@@ -39,7 +39,7 @@ def expected_codes(x: np.ndarray, target: DType, rounding: Rounding = Rounding.N
     return codes | np.where(np.signbit(x) & ~nan, fmt.sign_bit, 0)
 
 
-def overflow_begins(numbers: Grid | ExactGrid, rounding: Rounding) -> tuple[float, bool]:
+def overflow_begins(numbers: Grid, rounding: Rounding) -> tuple[float, bool]:
     """Return the magnitude beyond which a finite value rounds past the maximum, and whether the magnitude itself does.
     """
     fmt = numbers.format
@@ -51,7 +51,7 @@ def overflow_begins(numbers: Grid | ExactGrid, rounding: Rounding) -> tuple[floa
     return (fmt.max + following) / 2, rounding is Rounding.NEAREST_AWAY or fmt.max_code % 2 == 1
 
 
-def round_magnitudes(magnitude: np.ndarray, numbers: Grid | ExactGrid, rounding: str) -> Codes:
+def round_magnitudes(magnitude: np.ndarray, numbers: Grid, rounding: str) -> Codes:
     """Return codes of non-negative magnitudes; past the maximum, one more than its code. Raise ValueError for an
     unknown rounding."""
     lower, where = numbers.place(magnitude)

@@ -1,5 +1,4 @@
-"""The numbers of a float dtype in order, and where a value lies among them: by search, without any rounding of its own.
-"""
+"""The numbers of a float dtype in order, and the place of a value among them, found by search."""
 
 from __future__ import annotations
 
@@ -54,31 +53,25 @@ class Grid:
         return lower, where
 
 
-@dataclass(frozen=True)
-class ExactGrid:
-    """fp32: only exact conversions to it are checked, from narrower formats."""
+class ExactGrid(Grid):
+    """fp32: only exact conversions to it are checked, from narrower formats, so that no table is needed."""
 
-    format: Format
-
-    @staticmethod
-    def value(codes: np.ndarray) -> np.ndarray:
+    def value(self, codes: np.ndarray) -> np.ndarray:
         """Return the numbers of `codes`, float64."""
         with np.errstate(invalid="ignore"):     # a signalling NaN becomes a quiet one
             return codes.astype(np.uint32).view(np.float32).astype(np.float64)
 
-    @staticmethod
-    def place(magnitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, magnitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return what `Grid.place` does. Raise ValueError for a magnitude that fp32 does not hold."""
         narrow = magnitude.astype(np.float32)
         if not (narrow == magnitude).all():
-            raise ValueError(
-                f"{magnitude[narrow != magnitude][0]!r} is no fp32 number: only exact conversions to fp32 are checked"
-            )
+            inexact = magnitude[narrow != magnitude][0]
+            raise ValueError(f"{inexact!r} is no fp32 number: only exact conversions to fp32 are checked")
         return narrow.view(np.uint32).astype(np.int64), np.full(magnitude.shape, EXACT, dtype=np.int8)
 
 
 @lru_cache
-def grid(dtype: DType) -> Grid | ExactGrid:
+def grid(dtype: DType) -> Grid:
     """Return the grid of a float dtype. Raise ValueError for one that has none."""
     if dtype.format is None or dtype.bits not in (8, 16, 32):
         raise ValueError(f"no grid of {dtype.name}: floats of 8 and 16 bits, and fp32, have one")

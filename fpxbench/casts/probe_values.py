@@ -19,7 +19,7 @@ RANDOM = 1 << 16
 SCALES_PER_VALUE = 3
 
 _UINT = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-_FLOAT = {"fp32": np.float32, "fp64": np.float64}
+_FLOAT: dict[str, type[np.floating]] = {"fp32": np.float32, "fp64": np.float64}
 
 
 def values(bits: np.ndarray, dtype: DType) -> np.ndarray:

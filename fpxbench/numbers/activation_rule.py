@@ -13,7 +13,8 @@ from fpxbench.numbers.scaling import Scales, scaling_named
 from fpxbench.numbers.scheme import Scheme, scheme_named
 
 NUDGE = 2.0**-20
-"""x / s, x * (1 / s) and amax / max in fp32 differ by less than this: nearer to a boundary, a code may go either way."""
+"""x / s, x * (1 / s) and amax / max in fp32 differ by less than this: nearer to a boundary, a code may go either way.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ActivationRule:
         if self.scale is not None:
             scales = Scales(torch.full((1, 1), self.scale, device=x.device))
         else:
-            scales = scheme.scaling.choose(given * scale_nudge, scheme.format)
+            scales = scheme.scaling.choose(given * scale_nudge, scheme.format)  # type: ignore[arg-type]
         scaling = scheme.scaling if self.scale is None else scaling_named("tensor")
         codes = encode(scaling.divide(given, scales) * nudge, scheme.format, self.rounding)
         if self.scale is not None:

@@ -58,7 +58,8 @@ class Scheme:
         if not self.quantized:
             raise ValueError(f"scheme {self.name!r} stores the weight as it is; there is nothing to quantize")
         weight = checked_weight(weight).float()
-        scales = self.scaling.choose(weight, self.format)
+        # Scalings ask of a codebook only what a Format has too.
+        scales = self.scaling.choose(weight, self.format)  # type: ignore[arg-type]
         return encode(self.scaling.divide(weight, scales), self.format), scales
 
     def rounded_activation(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class QuantizedWeight:
     def from_codes(cls, codes: Tensor, scales: Scales, scheme: Scheme, layout: str = "planar") -> Self:
         """Return a weight of uint8 `codes` [N, K], packed in `layout`."""
         packed = packing.pack(codes, scheme.format.bits, layout)
-        return cls(scheme, tuple(codes.shape), layout, packed, scales.stored, scales.tensor_scale)
+        return cls(scheme, (codes.shape[0], codes.shape[1]), layout, packed, scales.stored, scales.tensor_scale)
 
     def codes(self) -> Tensor:
         """Return the codes, uint8 ``[N, K]``. Raise ValueError for a dense scheme, which has none."""
@@ -93,5 +93,7 @@ class QuantizedWeight:
 
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""
-        copies = {name: tensor.clone() for name, tensor in self.tensors().items() if name not in self.extra}
+        copies: dict[str, Any] = {
+            name: tensor.clone() for name, tensor in self.tensors().items() if name not in self.extra
+        }
         return replace(self, **copies, extra={name: tensor.clone() for name, tensor in self.extra.items()})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fpxbench.implementation import discover
+from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.operations import ProbeSpec, Request
@@ -49,5 +50,5 @@ def request(spec: ProbeSpec, architecture: Architecture) -> Request:
 def _plain(value: object) -> object:
     """Return a constant as JSON carries it: a Triton dtype by its name in ``triton.language``."""
     if type(value).__name__ == "dtype":
-        return {"dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[str(value)]}
+        return {"dtype": DTYPE_NAMES[str(value)].triton}
     return value

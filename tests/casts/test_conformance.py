@@ -1,5 +1,4 @@
-"""The behaviour of casts is recovered from their results: injected faults are named and counted, and a difference that
-a standard permits is no fault."""
+"""Behaviour is recovered from results: injected faults are named and counted, permitted differences are no faults."""
 
 import ml_dtypes
 import numpy as np

@@ -34,8 +34,8 @@ class Layout:
     description: str
     widths: tuple[int, ...]
     row_bytes: Callable[[int, int], int]
-    write: Callable[[Tensor, int, Tensor], None]
-    read: Callable[[Tensor, int, Tensor], None]
+    write: Callable[[Tensor, int, Tensor], object]
+    read: Callable[[Tensor, int, Tensor], object]
     tile: int = 1
 
     def check(self, bits: int, n: int, k: int) -> None:
