@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, err, new_app, out
-from fpxbench.diagnosis.blackbox.inspection import Experiment, Inspection, InspectRequest
+from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
+from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.records.verdict import SIGNS, Status, with_log
 from fpxbench.sweep.settings import default_memory_limit
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from fpxbench.records.kinds import Kind
 
@@ -28,3 +30,10 @@ class DecodeFault:
     apply: Callable
     replaces: bool = False
     """Ignores its input (another format's table), so it comes first in its step."""
+    claim: Callable | None = None
+    """(table) -> bool: whether the message is true of the table [2**bits] that results, other faults of this step included."""
+
+
+def table_claims_hold(faults: Iterable[object], table: Tensor) -> bool:
+    """Return whether the message of every decode fault among `faults` is true of `table` [2**bits]."""
+    return all(fault.claim(table) for fault in faults if isinstance(fault, DecodeFault) and fault.claim is not None)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fpxbench.diagnosis.code_order import code_order_faults
 from fpxbench.diagnosis.decode_fault import DecodeFault
+from fpxbench.diagnosis.scale_places import block_size_faults, scale_places
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format, format_named
 from fpxbench.numbers.scaling import Scaling
@@ -51,8 +52,9 @@ def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | N
 def table_faults(fmt: Format) -> Iterator[DecodeFault]:
     """Codes decoded by another definition than the format's."""
 
-    def table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False) -> DecodeFault:
-        return DecodeFault("table", kind, message, apply, replaces)
+    def table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False,
+              claim: Callable[[Tensor], bool] | None = None) -> DecodeFault:
+        return DecodeFault("table", kind, message, apply, replaces, claim)
 
     def read_as(other: Format) -> Callable[[Tensor], Tensor]:
         return lambda right: decode_table(other, right.device)
@@ -63,6 +65,12 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
         message = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
                     f" the format's is {fmt.bias}")
         yield table(sibling_kind(fmt.specials), f"{message} (as {other.name})", read_as(other), True)
+        now_nan = decode_table(other).isnan() & decode_table(fmt).isfinite()
+        if bool(now_nan.any()):
+            code = other.describe_code(int(now_nan.nonzero()[0]))
+            yield table(sibling_kind(fmt.specials), f"{message} (as {other.name}, whose NaN {code} is read as 0)",
+                        lambda right: decode_table(other, right.device).nan_to_num(0.0, torch.inf, -torch.inf), True,
+                        lambda table: bool((table[now_nan.to(table.device)] == 0).all()))
 
     codes = torch.arange(1 << fmt.bits)
     if fmt.twos_complement:
@@ -75,11 +83,16 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
         yield table(Kind.NEGATIVE_ZERO, f"-0, the code {fmt.describe_code(minus_zero)}, is read as NaN",
                     lambda right: right.masked_fill((codes == minus_zero).to(right.device), torch.nan))
     if fmt.has_nan:
+        of_nan = decode_table(fmt).isnan()
+
+        def nan_is(test: Callable[[Tensor], Tensor]) -> Callable[[Tensor], bool]:
+            return lambda table: bool(test(table[of_nan.to(table.device)]).all())
+
         infinity = f"infinity, {fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))}, and " if fmt.has_infinity else ""
         yield table(Kind.NAN_CODE_LOST, f"{infinity}NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as {'finite ' if infinity else ''}numbers",
-                    read_as(replace(fmt, specials="none")), True)
+                    read_as(replace(fmt, specials="none")), True, nan_is(torch.isfinite))
         yield table(Kind.NAN_CODE_LOST, f"NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as zero",
-                    lambda right: right.masked_fill(right.isnan(), 0.0))
+                    lambda right: right.masked_fill(right.isnan(), 0.0), False, nan_is(lambda read: read == 0))
     if not fmt.is_integer and fmt.mantissa_bits:
         yield from _subnormals(fmt, codes, table)
         for dropped in range(1, fmt.mantissa_bits + 1):
@@ -93,7 +106,7 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
 
 
 def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -> Iterator[DecodeFault]:
-    """Said in terms of the table that they are applied to, which another fault may have changed already."""
+    """Yield faults relative to the table that they are applied to, which another fault may have changed already."""
     subnormal = is_subnormal(fmt)
     zero = codes & fmt.magnitude_mask == 0
     with_one = 1 + (codes & ((1 << fmt.mantissa_bits) - 1)) / 2**fmt.mantissa_bits
@@ -103,7 +116,8 @@ def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -
         return lambda right: torch.where(changed.to(right.device) & right.isfinite(),
                                          instead(right, right[1 << fmt.mantissa_bits]).float().copysign(right), right)
 
-    yield table(Kind.SUBNORMAL_FLUSHED, "subnormal codes are read as zero", where(subnormal, lambda right, least: right * 0))
+    yield table(Kind.SUBNORMAL_FLUSHED, "subnormal codes are read as zero", where(subnormal, lambda right, least: right * 0), False,
+                lambda table: bool((table[subnormal.to(table.device)] == 0).all()))
     yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read with an implicit one",
                 where(subnormal, lambda right, least: with_one.to(right.device) * least))
     yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as normal ones with exponent field 0",
@@ -120,6 +134,17 @@ def is_subnormal(fmt: Format) -> Tensor:
     if fmt.is_integer:
         return torch.zeros(1 << fmt.bits, dtype=torch.bool)
     return (magnitude > 0) & (magnitude >> fmt.mantissa_bits == 0)
+
+
+def only_scales_finite_codes(fault: DecodeFault, fmt: Format) -> bool:
+    """Return whether a fault of the table differs from one factor on everything only in codes that are not finite, which no
+    quantizer stores."""
+    if fault.step != "table":
+        return False
+    right = decode_table(fmt)
+    finite = right.isfinite() & (right != 0)
+    ratio = fault.apply(right)[finite] / right[finite]
+    return bool((ratio == ratio[0]).all()) and bool(ratio[0] != 1) and bool((fault.apply(right)[right == 0] == 0).all())
 
 
 def _a_nan(fmt: Format) -> int:
@@ -142,10 +167,15 @@ def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
     yield scales(Kind.SCALE_MISSING, "the scale is not applied",
                  lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
     if scaling.has_tensor_scale:
-        yield scales(Kind.SCALE_MISSING, "the tensor scale is not applied", lambda block, tensor: (block, torch.ones_like(tensor)))
+        yield scales(Kind.GLOBAL_SCALE_MISSING, "the tensor scale is not applied", lambda block, tensor: (block, torch.ones_like(tensor)))
+        yield scales(Kind.GLOBAL_SCALE_INVERTED, "weights are divided by the tensor scale, not multiplied", lambda block, tensor: (block, 1 / tensor))
+        yield scales(Kind.GLOBAL_SCALE_MISREAD, "the tensor scale is applied twice", lambda block, tensor: (block, tensor.square()))
         yield scales(Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor))
         yield scales(Kind.FN_AS_FNUZ, "block scales are read as half their value: by e4m3fnuz's bias 8, theirs is 7",
                      lambda block, tensor: (block / 2, tensor))
+    level = "block scale" if scaling.has_tensor_scale else "scale"
+    yield scales(Kind.SCALE_SQUARED, f"the {level} is applied twice: each factor is its square", lambda block, tensor: (block.square(), tensor))
+    yield scales(Kind.SCALE_INVERTED, f"weights are divided by the {level}, not multiplied", lambda block, tensor: (1 / block, tensor))
     for factor in (2.0, 0.5):
         yield scales(Kind.SCALED, scaled_by(factor, scaling, fmt), lambda block, tensor, factor=factor: (block * factor, tensor))
     if fmt.max in E4M3_MAXIMA:
@@ -167,45 +197,29 @@ def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
 
 
 def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[DecodeFault]:
-    def places(kind: Kind, message: str, apply: Callable[[Tensor], Tensor]) -> DecodeFault:
-        return DecodeFault("places", kind, message, apply)
-
-    def at(row: Callable[[Tensor], Tensor], block: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Map row and block number to those whose scale is used; numbers past an end run on into the next row, as memory does."""
-        def moved(grid: Tensor) -> Tensor:
-            rows, blocks = (torch.arange(size) for size in grid.shape)
-            flat = (row(rows)[:, None] * grid.shape[1] + block(blocks)[None, :]) % grid.numel()
-            return grid.reshape(-1)[flat.to(grid.device)]
-        return moved
-
-    if scaling.block_rows is None:      # one scale for all
-        return
-    if scaling.block is None:
+    if scaling.block is None and scaling.block_rows == 1:
         yield DecodeFault("blocks", Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
-                         lambda grid, columns, rows: grid.reshape(1, -1)[:, columns % grid.shape[0]])
-        for step, which in ((1, "next"), (-1, "previous")):
-            message = f"each row is multiplied by the scale of the {which} row"
-            yield places(Kind.BLOCK_OFF_BY_ONE, message, at(lambda r, step=step: r + step, lambda g: g))
-            yield places(Kind.BLOCK_OFF_BY_ONE, message, at(lambda r, step=step: (r + step).clamp(0, n - 1), lambda g: g))
+                          lambda grid, columns, rows: grid.reshape(1, -1)[:, columns % grid.shape[0]])
+    for place in scale_places(scaling, n, k):
+        yield DecodeFault("places", place.kind, place.message, place.apply)
+    if scaling.block is None:
         return
-    blocks = scaling.blocks(k)
-    yield places(Kind.SCALE_TRANSPOSED, f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
-                 lambda grid: grid.reshape(grid.shape[1], grid.shape[0]).T)
-    for step, which in ((1, "next"), (-1, "previous")):
-        message = f"each block is multiplied by the scale of the {which} block"
-        ends = {"": lambda g, step=step: g + step,
-                " of its row, the last by its own": lambda g, step=step: (g + step).clamp(0, blocks - 1),
-                " of its row, round and round": lambda g, step=step: (g + step) % blocks}
-        for end, block in ends.items():
-            yield places(Kind.BLOCK_OFF_BY_ONE, message + end, at(lambda r: r, block))
+    for step, side, which in ((1, "early", "next"), (-1, "late", "previous")):
         yield DecodeFault(
             "blocks", Kind.BLOCK_OFF_BY_ONE,
-            f"blocks begin one column {'early' if step > 0 else 'late'}: a weight beside each boundary meets the {which} block's scale",
-            lambda grid, columns, rows, step=step: grid[rows][:, block_of((columns + step).clamp(0, k - 1), scaling)])
-        yield places(Kind.BLOCK_OFF_BY_ONE, f"each row's blocks meet the scales of the {which} row",
-                     lambda grid, step=step: grid.roll(-step, dims=0))
+            f"blocks begin one column {side}: a weight beside each boundary meets the {which} block's scale",
+            lambda grid, columns, rows, step=step:
+                grid[block_row_of(rows, scaling)][:, block_of((columns + step).clamp(0, k - 1), scaling)])
+    for message, positions in block_size_faults(scaling, n, k):
+        yield DecodeFault("blocks", Kind.BLOCK_SIZE_MISTAKEN, message,
+                          lambda grid, columns, rows, positions=positions: grid.reshape(-1)[positions(columns, rows)])
 
 
 def block_of(columns: Tensor, scaling: Scaling) -> Tensor:
-    """The number of the block that each column lies in."""
+    """Return the number of the block that each column lies in."""
     return torch.zeros_like(columns) if scaling.block is None else columns // scaling.block
+
+
+def block_row_of(rows: Tensor, scaling: Scaling) -> Tensor:
+    """Return the row of the grid of scales that each row of the weight has."""
+    return torch.zeros_like(rows) if scaling.block_rows is None else rows // scaling.block_rows

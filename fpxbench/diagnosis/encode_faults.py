@@ -127,8 +127,8 @@ def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
             yield EncodeFault(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
                               scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
     if scaling.scale_format.powers_of_two:
-        for step, side in ((1, "high"), (-1, "low")):
-            yield EncodeFault(Kind.WRONG_MAX, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+        for step, side, kind in ((1, "high", Kind.SCALE_ONE_STEP_HIGH), (-1, "low", Kind.SCALE_ONE_STEP_LOW)):
+            yield EncodeFault(kind, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
                               scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)))
     if numbers:
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):

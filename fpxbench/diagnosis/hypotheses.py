@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault
-from fpxbench.diagnosis.decode_faults import block_of
+from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault, table_claims_hold
+from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import QUOTIENT_SLACK, EncodeFault, encoded
 from fpxbench.numbers import packing
@@ -79,6 +79,9 @@ class Predictor:
         return torch.cat([wrong[:: max(1, len(wrong) // FEW_ROWS)][:FEW_ROWS], spread[:: max(1, len(spread) // 4)]]), spread
 
     def explains(self, faults: Faults) -> bool:
+        """Return whether `faults` predict every weight read, and their messages are true of the table that they give."""
+        if not table_claims_hold(faults, table_under(faults, self.table)):
+            return False
         chunk = max(1, _AT_ONCE // max(1, len(self.readout.columns)))
         return all(self.readout.fits(self._predictions(faults, rows), rows)
                    for rows in (*self.screens, *self.all_rows.split(chunk)))
@@ -95,9 +98,7 @@ class Predictor:
         """More than one where the readout is of a weight that was encoded unseen: a quotient beside a midpoint may have been
         rounded to either side."""
         columns = self.readout.columns
-        table = self.table
-        for fault in _of_step(faults, "table"):
-            table = fault.apply(table)
+        table = table_under(faults, self.table)
         of_scales = tuple(one for one in faults if (one.scales if isinstance(one, EncodeFault) else one.step in ("scales", "places")))
         if of_scales not in self._grids:
             self._grids[of_scales] = grid_under(of_scales, self.weight)
@@ -125,11 +126,18 @@ class Predictor:
 
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
-        scales = Scales(weight.scales[rows] if weight.scales.shape[0] > 1 else weight.scales, weight.tensor_scale)
-        for nudge in quotient_nudges(scales, scaling):
-            codes = encoded(self.readout.original[rows], lambda w, nudge=nudge: scaling.divide(w, scales) * (1 + nudge),
+        factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[rows]
+        for nudge in quotient_nudges(weight.stored_scales, scaling):
+            codes = encoded(self.readout.original[rows], lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),
                             weight.scheme.format, storing)
             yield pad(codes, (0, packing.padded_k(self.k) - self.k))
+
+
+def table_under(faults: Faults, table: Tensor) -> Tensor:
+    """Return the decode table [2**bits] as it is read."""
+    for fault in _of_step(faults, "table"):
+        table = fault.apply(table)
+    return table
 
 
 def grid_under(faults: Faults, weight: QuantizedWeight) -> Tensor:
@@ -146,10 +154,10 @@ def grid_under(faults: Faults, weight: QuantizedWeight) -> Tensor:
 
 def factors_in(grid: Tensor, faults: Faults, scaling: Scaling, columns: Tensor, rows: Tensor | None = None) -> Tensor:
     """What the codes in `columns` of `rows` (all) are multiplied by, fp32 [rows or 1, C]."""
-    rows = torch.arange(grid.shape[0], device=grid.device) if rows is None or grid.shape[0] == 1 else rows
+    rows = torch.arange(grid.shape[0] * (scaling.block_rows or 1), device=grid.device) if rows is None else rows
     for fault in _of_step(faults, "blocks"):
         return fault.apply(grid, columns, rows)
-    return grid[rows][:, block_of(columns, scaling)]
+    return grid[block_row_of(rows, scaling)][:, block_of(columns, scaling)]
 
 
 def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:

@@ -13,10 +13,10 @@ from torch import Tensor
 from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.decode_faults import scale_faults
+from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import correlation
 from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, encoded, same_number
 from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
-from fpxbench.diagnosis.products import Diagnosis, nearness
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.scaling import Scales
@@ -225,8 +225,8 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
     if not stored.codes_fit(stored.own_scales) and stored.codes_fit(stored.oracle_scales):
         return Diagnosis(Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence)
     if scaling.scale_format.powers_of_two and ratio in (0.5, 2.0):
-        return Diagnosis(Kind.WRONG_MAX,
-                         f"every block's exponent is stored one too {'high' if ratio > 1 else 'low'}: MX asks for floor(log2(amax)) - {fmt.emax}", evidence)
+        kind, side = (Kind.SCALE_ONE_STEP_HIGH, "high") if ratio > 1 else (Kind.SCALE_ONE_STEP_LOW, "low")
+        return Diagnosis(kind, f"every block's exponent is stored one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}", evidence)
     other = fmt.max / ratio
     return Diagnosis(Kind.WRONG_MAX, f"scales are taken from the maximum {other:.6g}; {fmt.name} reaches {fmt.max:g}", evidence)
 

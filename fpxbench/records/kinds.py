@@ -140,6 +140,17 @@ class Kind(StrEnum):
         "Codes, or parts of their bits, are taken from another plane of the packed bytes.",
     )
 
+    WEIGHT_TRANSPOSED = (
+        "weight_transposed", Group.LAYOUT, Stage.PRODUCT,
+        "transposes the weight",
+        "The weight at row n, column k is the one stored at row k, column n; only a square weight lets it happen unseen.",
+    )
+    CODE_PERMUTED = (
+        "code_permuted", Group.LAYOUT, Stage.PRODUCT,
+        "reads codes from other places",
+        "Whole codes are read from other positions, by a rule that no known layout has; the rule is given.",
+    )
+
     # ---- which scale a code meets
 
     SCALE_MISSING = (
@@ -168,6 +179,92 @@ class Kind(StrEnum):
         "block_off_by_one", Group.SCALES, Stage.PRODUCT,
         "takes the neighbouring block's scale",
         "Each block meets the scale of the one beside it (a row, of the next row), or blocks begin one column off.",
+    )
+
+    SCALE_SQUARED = (
+        "scale_squared", Group.SCALES, Stage.PRODUCT,
+        "applies the scale twice",
+        "Each weight is multiplied by the square of its block scale.",
+    )
+    SCALE_INVERTED = (
+        "scale_inverted", Group.SCALES, Stage.PRODUCT,
+        "divides by the scale",
+        "Each weight is divided by its block scale.",
+    )
+    SCALE_BITS_AS_VALUE = (
+        "scale_bits_as_value", Group.SCALES, Stage.PRODUCT,
+        "takes the bits of a scale for its value",
+        "A stored scale's code, or its exponent field, is multiplied by as an integer.",
+    )
+    SCALE_NARROWED = (
+        "scale_narrowed", Group.SCALES, Stage.PRODUCT,
+        "passes scales through a narrower type",
+        "Scales are right within a range, and 0, infinite or clamped outside it, as when they pass through fp16.",
+    )
+    SCALE_ENDS_LOST = (
+        "scale_ends_lost", Group.SCALES, Stage.PRODUCT,
+        "misreads the first or last scale codes",
+        "Zero, subnormal or NaN codes of the scale format read as another number: E8M0's 0 as zero, 255 as infinity.",
+    )
+    SCALE_MISREAD = (
+        "scale_misread", Group.SCALES, Stage.PRODUCT,
+        "reads scale codes as other numbers",
+        "Each scale code multiplies by one number, not its own: another format's, without mantissa, or none known.",
+    )
+    GLOBAL_SCALE_MISSING = (
+        "global_scale_missing", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "leaves the second-level scale out",
+        "The scale of the whole tensor is not applied.",
+    )
+    GLOBAL_SCALE_INVERTED = (
+        "global_scale_inverted", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "inverts the second-level scale",
+        "Weights are divided by the scale of the whole tensor, or its reciprocal is stored and not divided by.",
+    )
+    GLOBAL_SCALE_MISREAD = (
+        "global_scale_misread", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "applies another second-level scale",
+        "The factor of the whole tensor depends on its scale in another way: squared, a root, or a constant of its own.",
+    )
+    SCALE_SWIZZLED = (
+        "scale_swizzled", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "reads scales in the tiled order of tensor cores",
+        "Block scales stored row by row are read in the order of 128 x 4 tiles, or the reverse.",
+    )
+    SCALE_SHARED = (
+        "scale_shared", Group.SCALES, Stage.PRODUCT,
+        "gives several blocks one scale",
+        "Neighbouring blocks or rows meet the same scale, that of one of them.",
+    )
+    SCALE_PERMUTED = (
+        "scale_permuted", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "reads scales from other blocks",
+        "Each block meets the scale of another one, by a rule that is given, or by none that is known.",
+    )
+    BLOCK_SIZE_MISTAKEN = (
+        "block_size_mistaken", Group.SCALES, Stage.PRODUCT,
+        "takes blocks for longer or shorter ones",
+        "Scales change along K after another number of weights than the scheme's block.",
+    )
+    SCALE_PADDING_READ = (
+        "scale_padding_read", Group.SCALES, Stage.PRODUCT,
+        "multiplies by what is no scale",
+        "Some blocks meet a factor that no stored scale has: padding of the scale tensor, or memory beside it.",
+    )
+    SCALE_ONE_STEP_HIGH = (
+        "scale_one_step_high", Group.SCALES, Stage.STORED,
+        "stores E8M0 scales one step too high",
+        "Every stored exponent is one above the rule's, also where no rounding rule asks for it.",
+    )
+    SCALE_ONE_STEP_LOW = (
+        "scale_one_step_low", Group.SCALES, Stage.STORED,
+        "stores E8M0 scales one step too low",
+        "Every stored exponent is one below the rule's.",
+    )
+    ZERO_BLOCK = (
+        "zero_block", Group.SCALES, Stage.STORED,
+        "fails on blocks of zeros",
+        "A row or block of zeros is stored with a scale or codes that are not finite: 0 / 0.",
     )
 
     # ---- what happens to the activation

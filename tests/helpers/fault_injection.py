@@ -72,7 +72,8 @@ def bits_of_planar(k, bits):
     return byte, bit
 
 
-def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=False, pairs=False, code_nibbles=False, pieces=False):
+def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=False, pairs=False, code_nibbles=False, pieces=False,
+             column_map=None, code_row_map=None, weight_transposed=False):
     """uint8 codes [N, K] from bytes."""
     bits = fmt.bits
     if layout == "bytes":
@@ -105,42 +106,84 @@ def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=
         codes = padded.reshape(len(packed), -1, 2)[:, :, ::-1].reshape(len(packed), -1)[:, :k]
     if code_nibbles:
         codes = (codes & 0xF) << 4 | codes >> 4
+    if column_map is not None:
+        codes = codes[:, column_map]
+    if code_row_map is not None:
+        codes = codes[code_row_map]
+    if weight_transposed and codes.shape[0] == codes.shape[1]:
+        codes = codes.T
     return codes
 
 
 # Scales.
 
 
-def factors_of(weight, *, no_scale=False, no_tensor_scale=False, no_block_scale=False, exponent=0, ratio=1.0, e4m3_bias=0,
-               transposed=False, next_block=0, late=0, along_k=False):
+def scale_numbers(weight, *, exponent=0, ratio=1.0, e4m3_bias=0, e4m3_flush=False, as_integer=False, by_shift=False, scale_dtype=None,
+                  power=1.0, clamp_scale=None, function=None):
+    """What each stored block scale stands for, float64 [N or 1, G], the second level left out."""
+    from fpxbench.numbers.formats import FORMATS
+    scaling, stored = weight.scheme.scaling, weight.scales.numpy()
+    if scaling.scale_format.powers_of_two:
+        table = np.array([2.0 ** (code - 127) for code in range(255)] + [np.inf if by_shift else np.nan])
+        if by_shift:
+            table[0] = 0
+        values = (np.arange(256.0) if as_integer else table)[stored] * 2.0**exponent
+    elif scaling.has_tensor_scale:
+        table = np.arange(256.0) if as_integer else numbers(FORMATS["e4m3fn"], bias=e4m3_bias, flush=e4m3_flush)
+        values = table[stored]
+    else:
+        values = stored.astype(np.float64) * ratio
+    if function is not None:        # any map of the stored bits, or of fp32 scales
+        values = function(stored)
+    if scale_dtype is not None:
+        values = torch.from_numpy(values).float().to(scale_dtype).double().numpy()
+    if clamp_scale is not None:
+        values = np.clip(values, *clamp_scale)
+    with np.errstate(all="ignore"):
+        return values**power
+
+
+def tiled(row, block, blocks):
+    """Position of a block scale in the 128 x 4 tiles of tensor cores."""
+    return (row // 128 * -(-blocks // 4) + block // 4) * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4
+
+
+def factors_of(weight, *, no_scale=False, no_tensor_scale=False, no_block_scale=False, tensor_power=1.0, transposed=False, next_block=0, late=0,
+               along_k=False, swizzled=False, shared_blocks=1, shared_rows=1, block_size=None, row_map=None, block_map=None, **how):
     """What each weight is multiplied by, [N, K], by strides in memory as a kernel would."""
     (n, k), scaling = weight.shape, weight.scheme.scaling
     if no_scale:
         return np.ones((n, k))
-    held = weight.scales.numpy()
-    if scaling.scale_format.powers_of_two:
-        values = 2.0 ** (held.astype(np.float64) - 127 + exponent)
-    elif scaling.has_tensor_scale:
-        from fpxbench.numbers.formats import FORMATS
-        block = np.ones(held.shape) if no_block_scale else numbers(FORMATS["e4m3fn"], bias=e4m3_bias)[held]
-        values = block * (1.0 if no_tensor_scale else float(weight.tensor_scale))
-    else:
-        values = held.astype(np.float64) * ratio
+    values = scale_numbers(weight, **how)
+    if no_block_scale:
+        values = np.ones(values.shape)
+    if scaling.has_tensor_scale and not no_tensor_scale:
+        values = values * float(weight.tensor_scale) ** tensor_power
     memory, blocks = values.reshape(-1), values.shape[1]
     row = np.arange(n)[:, None] if values.shape[0] > 1 else np.zeros((n, 1), int)
     column = np.clip(np.arange(k)[None, :] - late, 0, None)
-    group = column // scaling.block if scaling.block else np.zeros((1, k), int)
-    if along_k:
+    block = block_size or scaling.block
+    group = np.minimum(column // block, blocks - 1) if block else np.zeros((1, k), int)
+    group = group // shared_blocks * shared_blocks
+    row = row // shared_rows * shared_rows
+    if row_map is not None:
+        row = row_map[row]
+    if block_map is not None:
+        group = block_map[group]
+    if swizzled:
+        memory = np.concatenate([memory, np.zeros(-(-n // 128) * 128 * (-(-blocks // 4) * 4))])
+        at = tiled(row, group, blocks)
+    elif along_k:
         at = np.broadcast_to(np.arange(k)[None, :], (n, k)) % len(memory)
     elif transposed:
         at = group * n + row
     else:
-        at = row * blocks + group + next_block
-    return memory[at % len(memory)]
+        at = (row * blocks + group + next_block) % memory.size
+    return np.broadcast_to(memory[at % len(memory)], (n, k))
 
 
 _TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped")
-_CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces")
+_CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces", "column_map", "code_row_map", "weight_transposed")
 
 
 def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
@@ -206,7 +249,7 @@ def store(weight: torch.Tensor, scheme, layout="planar", *, maximum=None, expone
     narrow = {"": lambda x: x, "bf16": lambda x: x.bfloat16().float(), "fp16": lambda x: x.half().float()}
     given = narrow[once](weight.float())
     held = QuantizedWeight(scheme, tuple(weight.shape), "bytes", torch.empty(0), scales.stored, scales.tensor_scale)
-    factor = torch.from_numpy(factors_of(held)).float()
+    factor = torch.from_numpy(factors_of(held).copy()).float()
     values = narrow[twice](torch.where(factor > 0, given / torch.where(factor > 0, factor, 1.0), 0.0)).double().numpy()
     if positive:
         values = np.abs(values)
@@ -321,13 +364,26 @@ def injections(scheme, layout="planar") -> list[Injection]:
         reading(Kind.NIBBLE_SWAP, "code's nibbles exchanged", code_nibbles=True)
     reading(Kind.SCALE_MISSING, "no scale", no_scale=True)
     if scaling.has_tensor_scale:
-        reading(Kind.SCALE_MISSING, "no tensor scale", no_tensor_scale=True)
+        reading(Kind.GLOBAL_SCALE_MISSING, "no tensor scale", no_tensor_scale=True)
         reading(Kind.SCALE_MISSING, "no block scale", no_block_scale=True)
         reading(Kind.FN_AS_FNUZ, "block scales as FNUZ", e4m3_bias=1)
+        reading(Kind.GLOBAL_SCALE_INVERTED, "divided by the tensor scale", tensor_power=-1.0)
+        reading(Kind.GLOBAL_SCALE_MISREAD, "tensor scale squared", tensor_power=2.0)
+        reading(Kind.SCALE_ENDS_LOST, "subnormal scales read as zero", e4m3_flush=True)
     if scales.powers_of_two:
         reading(Kind.SCALED, "exponent one too high", exponent=1)
         reading(Kind.SCALED, "exponent one too low", exponent=-1)
-        storing(Kind.WRONG_MAX, "exponent stored one too high", exponent_up=1)
+        reading(Kind.SCALE_ENDS_LOST, "E8M0 by a shift", by_shift=True)
+        reading(Kind.SCALE_NARROWED, "scales through fp16", scale_dtype=torch.float16)
+        storing(Kind.SCALE_ONE_STEP_HIGH, "exponent stored one too high", exponent_up=1)
+        storing(Kind.SCALE_ONE_STEP_LOW, "exponent stored one too low", exponent_up=-1)
+    if scales.coded:
+        reading(Kind.SCALE_BITS_AS_VALUE, "scale bits as an integer", as_integer=True)
+    reading(Kind.SCALE_SQUARED, "scale squared", power=2.0)
+    reading(Kind.SCALE_INVERTED, "divided by the scale", power=-1.0)
+    if not scales.coded:
+        reading(Kind.SCALE_NARROWED, "scales through fp16", scale_dtype=torch.float16)
+        reading(Kind.SCALE_NARROWED, "scales clamped", clamp_scale=(2.0**-10, 2.0**10))
     if not scales.coded and fmt.name in ("e4m3fn", "e4m3fnuz"):
         other = 240 if fmt.name == "e4m3fn" else 448
         reading(Kind.WRONG_MAX, "scale of another maximum", ratio=fmt.max / other)
@@ -340,6 +396,10 @@ def injections(scheme, layout="planar") -> list[Injection]:
     if scaling.block:
         reading(Kind.SCALE_TRANSPOSED, "grid transposed", transposed=True)
         reading(Kind.BLOCK_OFF_BY_ONE, "a column late", late=1)
+        reading(Kind.SCALE_SWIZZLED, "scales read in tiles", swizzled=True)
+        reading(Kind.SCALE_SHARED, "two blocks share a scale", shared_blocks=2)
+        reading(Kind.SCALE_SHARED, "four rows share scales", shared_rows=4)
+        reading(Kind.BLOCK_SIZE_MISTAKEN, "blocks twice as long", block_size=2 * scaling.block)
     if scaling.name != "tensor":
         reading(Kind.BLOCK_OFF_BY_ONE, "the next scale", next_block=1)
     storing(Kind.TRUNCATED, "toward zero", rounding="zero")

@@ -72,7 +72,7 @@ PLANTS = (
     Plant("row_scale_along_k", "e4m3fn-row", SEED, W, Kind.SCALE_TRANSPOSED, "along K"),
     Plant("scale_missing", "e4m3fn-row", RAGGED, W, Kind.SCALE_MISSING),
     Plant("scale_missing", "mxfp4", RAGGED, W, Kind.SCALE_MISSING),
-    Plant("tensor_scale_missing", "nvfp4", RAGGED, W, Kind.SCALE_MISSING, "the tensor scale"),
+    Plant("tensor_scale_missing", "nvfp4", RAGGED, W, Kind.GLOBAL_SCALE_MISSING, "the tensor scale"),
     Plant("block_off_by_one", "mxfp4", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "next block"),
     Plant("boundary_off_by_one", "e4m3fn-g32", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "one column late"),
     Plant("scale_exponent", "mxfp4", RAGGED, W, Kind.SCALED, "one too high"),
@@ -92,7 +92,7 @@ PLANTS = (
     Plant("wrong_max", "e4m3fn-row", RAGGED, W, Kind.WRONG_MAX, "maximum 240; e4m3fn reaches 448"),
     Plant("wrong_max_overflowing", "e4m3fnuz-row", RAGGED, W, Kind.WRONG_MAX, "two faults at once"),
     Plant("scale_transposed_when_stored", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED),
-    Plant("scale_exponent_when_stored", "mxfp4", RAGGED, W, Kind.WRONG_MAX),
+    Plant("scale_exponent_when_stored", "mxfp4", RAGGED, W, Kind.SCALE_ONE_STEP_HIGH),
     Plant("random_codes", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
     # Sums, and mistakes in one place.
     Plant("ragged_k", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "columns 192 to 202, the tail of K = 203, are ignored"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.records.case import Activation
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
@@ -27,30 +28,6 @@ class InspectRequest(BaseModel):
     device: str | None = None
     seed: int
     impls: list[str] = []
-
-
-class Difference(BaseModel):
-    """One entry of a recovered map that differs from the definition."""
-
-    entry: str
-    definition: str
-    effective: str
-
-
-class Experiment(BaseModel):
-    """What one experiment recovered: the decode table, the scale factors, the block map, or the order of codes.
-
-    `right` is None where the experiment could not be made or showed nothing; the message then says why.
-    """
-
-    name: str
-    right: bool | None
-    message: str
-    tried: int = 0
-    """How many codes, scales or weights."""
-    kinds: list[Kind] = []
-    """The known faults that this experiment alone shows."""
-    differences: list[Difference] = []
 
 
 class Inspection(BaseModel):

@@ -8,31 +8,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.modules import module
 
 import fpxbench.implementation as implementations
 from fpxbench.checking import contract, correctness, inputs, machine, reference
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.blackbox.inspection import Experiment, Inspection, InspectRequest
+from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
-from fpxbench.diagnosis.blackbox.probing import Bench
-from fpxbench.diagnosis.blackbox.recovered_places import recover_blocks, recover_order
-from fpxbench.diagnosis.blackbox.recovered_values import gives_table, recover_scales, recover_table
-from fpxbench.diagnosis.decode_faults import decode_faults
+from fpxbench.diagnosis.decode_faults import decode_faults, only_scales_finite_codes
+from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import Readout
 from fpxbench.diagnosis.encode_faults import encode_faults, scale_choice_faults
-from fpxbench.diagnosis.hypotheses import Faults, Predictor, explanations
-from fpxbench.diagnosis.products import (
-    Diagnosis,
-    diagnose_product,
-    named,
-    nearness,
-    off_by_one_factor,
-    probe_operands,
-    single_weights,
-)
+from fpxbench.diagnosis.experiment import Experiment
+from fpxbench.diagnosis.hypotheses import Predictor
+from fpxbench.diagnosis.naming import name_reading, single_weights
+from fpxbench.diagnosis.probe_weight import probe_operands
+from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.recovery.bench import Bench, small_case
+from fpxbench.diagnosis.recovery.maps import RecoveredMaps
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import encode
@@ -42,9 +36,6 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.workloads import WeightContents, workload_named
 
-MOST_WEIGHTS = 1 << 17
-"""Designed experiments are made on a shape of at most so many weights, where the case's own is larger."""
-SMALLER = 256, 512
 WITHIN_LIMIT = 64, 64, 128
 """M, N and K for an implementation that names a limit (an interpreter), unless a shape was asked for."""
 
@@ -141,8 +132,6 @@ class _Inspector:
     inspection: Inspection
     probes: list[Readout] = field(default_factory=list)
     """Readouts of weights on which faults differ."""
-    table: Tensor | None = None
-    """The decode table that was recovered, if it was."""
 
     def run(self) -> None:
         self.bench = Bench(self.implementation, self.case, self.device, self.inspection.seed)
@@ -165,7 +154,9 @@ class _Inspector:
             self.inspection.experiments = [added]
             self.inspection.verdict = Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message)
             return
-        self.inspection.experiments = experiments = self._experiments()
+        small = small_case(self.case)
+        self.maps = RecoveredMaps(self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed))
+        self.inspection.experiments = experiments = self.maps.experiments
         if weights_right and stored is None and sums is None and all(experiment.right is not False for experiment in experiments):
             self.inspection.verdict = self._right(readout)
             return
@@ -201,26 +192,10 @@ class _Inspector:
         differ."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
-        small = replace(operands, case=self._smaller())
+        small = replace(operands, case=small_case(self.case))
         return diagnose_quantization(operands.original, operands, probe_quantization(self.implementation, small))
 
-    # Experiments.
-
-    def _smaller(self) -> Case:
-        n, k = self.case.n, self.case.k
-        if n * k <= MOST_WEIGHTS:
-            return self.case
-        return self.case.model_copy(update={"n": min(n, SMALLER[0]), "k": min(k, SMALLER[1])})
-
-    def _experiments(self) -> list[Experiment]:
-        small = self._smaller()
-        bench = self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed)
-        table, decode = recover_table(bench)
-        self.table = table if decode.right is not None else None
-        experiments = [decode, recover_scales(bench, table), recover_blocks(bench, table)]
-        return experiments if self.implementation.slow(self.device) else [*experiments, recover_order(bench, table)]
-
-    # Names.
+    # Experiments and names.
 
     def _diagnosed(self, operands: Operands, readout: Readout) -> Diagnosis:
         probes = self.probes or self._probe_readouts()
@@ -232,61 +207,25 @@ class _Inspector:
             as_if = replace(readout.weight, layout="planar" if fmt.bits < 8 else "bytes")
             reached = probes[0].seen[probes[0].seen.isfinite()].abs()
             largest = int(encode(reached.amax(), fmt)) if reached.numel() else 0
-            known = [*decode_faults(as_if), *encode_faults(fmt, "bytes", self.bench.k, largest), *scale_choice_faults(fmt, scaling)]
+            known = [*(fault for fault in decode_faults(as_if) if not only_scales_finite_codes(fault, fmt)), *encode_faults(fmt, "bytes", self.bench.k, largest), *scale_choice_faults(fmt, scaling)]
             if all(bool((one.seen - one.original).abs().le(reference.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
                 return Diagnosis(Kind.INACCURATE, "the effective weight is the original: nothing was quantized", {})
-        numbers_read = any(bool(one.seen.isfinite().any()) for one in readouts)
-        fitting = explanations(readouts, known)
-        if fitting and not numbers_read:
-            return Diagnosis(None, "not one output is finite, which several faults would explain", {})
-        agreeing = [faults for faults in fitting if not self._contradicted(faults)]
-        if agreeing:
-            return named(agreeing, readout)
-        if not fitting and (factor := off_by_one_factor(readouts)) is not None:
-            return factor
-        by_experiments = self._by_experiments()
-        if fitting and by_experiments is None:
-            return Diagnosis(nearness(readout.correlation()), "cannot tell: what explains every weight read out is at odds with the experiments"
-                             f" ({self._facts()})", {})
-        return (by_experiments or self._unnamed(readout) or single_weights(readout) or diagnose_product(self.implementation, operands))
-
-    def _unnamed(self, readout: Readout) -> Diagnosis | None:
-        facts = self._facts()
-        return Diagnosis(nearness(readout.correlation()), f"no known fault fits; {facts}", {}) if facts else None
+        named = name_reading(readouts, known, self.maps)
+        if named is not None:
+            return named
+        if (messages := self.maps.messages()):
+            return Diagnosis(nearness(readout.correlation()), f"no known fault fits; {messages}", {})
+        return single_weights(readout) or diagnose_product(self.implementation, operands)
 
     def _probe_readouts(self) -> list[Readout]:
         """Readouts of weights on which faults differ, on the smaller shape."""
-        small = self._smaller()
+        small = small_case(self.case)
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
         plain = bench.quantized(bench.weight(small))
         readouts = [bench.readout(bench.quantized(bench.weight(small, WeightContents.CODES)))]
         if bench.sets_codes:
             readouts.append(bench.readout(probe_operands(self.implementation, plain)))
         return readouts
-
-    def _contradicted(self, faults: Faults) -> bool:
-        """Whether an experiment found a step right that one of `faults` is made in."""
-        right = {experiment.name: experiment.right for experiment in self.inspection.experiments}
-        steps = {getattr(one, "step", "stored") for one in faults}
-        numbers_right = right.get("table") is True and right.get("scales") is True
-        # Bits that are exchanged within each code look like another table.
-        return bool("codes" in steps and right.get("order") is True and right.get("table") is True
-                    or steps & {"places", "blocks"} and right.get("blocks") is True
-                    or steps & {"table", "scales"} and numbers_right
-                    or self.table is not None and not gives_table(self.bench, faults, self.table))
-
-    def _by_experiments(self) -> Diagnosis | None:
-        """Each step's fault by the name that its own experiment gives it, if every wrong one has a name."""
-        wrong = [experiment for experiment in self.inspection.experiments if experiment.right is False]
-        if not wrong or any(not experiment.kinds for experiment in wrong):
-            return None
-        kinds = list(dict.fromkeys(kind for experiment in wrong for kind in experiment.kinds))
-        what = "; and ".join(experiment.message for experiment in wrong)
-        count = {1: "", 2: "two faults at once: ", 3: "three faults at once: "}.get(len(kinds), f"{len(kinds)} faults at once: ")
-        return Diagnosis(kinds[0], count + what, {"kinds": sorted(map(str, kinds))})
-
-    def _facts(self) -> str:
-        return "; ".join(f"{experiment.name}: {experiment.message}" for experiment in self.inspection.experiments if experiment.right is False)
 
     def _verdict(self, readout: Readout, stored: Diagnosis | None, reading: Diagnosis | None) -> Verdict:
         found = [one for one in (stored, reading) if one is not None]

@@ -30,6 +30,8 @@ class Wrapped(Implementation):
     """A module made by a factory from a `torch.nn.Linear` without bias, whose weight has the activation's dtype."""
 
     name = "module"
+    casts_weight = True
+    """A module is given its weight in the activation's dtype."""
 
     def __init__(self, factory: Factory, dtype: torch.dtype) -> None:
         self.factory, self.dtype = factory, dtype

@@ -1,7 +1,4 @@
-"""Two experiments on numbers alone: the effective decode table, and the factor that each scale multiplies by.
-
-Every code of a row, or every scale of a weight, is the same in them, so that nothing depends on the order in which they are read.
-"""
+"""Recover the effective decode table. Every code of a row is the same, so that nothing depends on the order of codes."""
 
 from __future__ import annotations
 
@@ -12,12 +9,13 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs, reference
-from fpxbench.diagnosis.blackbox.inspection import Difference, Experiment
-from fpxbench.diagnosis.blackbox.probing import Bench
 from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.decode_fault import table_claims_hold
 from fpxbench.diagnosis.decode_faults import is_subnormal, scale_faults, scaled_by, table_faults
 from fpxbench.diagnosis.encode_faults import EncodeFault
-from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly
+from fpxbench.diagnosis.experiment import Difference, Experiment
+from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly, table_under
+from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
@@ -27,8 +25,6 @@ COLUMNS = 8
 """Columns in which each code is read, spread over K."""
 ARRANGEMENTS = 5
 """Rows to which each code is given."""
-FEW_SCALES = 12
-"""Scales that are tried where a call takes long."""
 
 
 def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
@@ -69,12 +65,16 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     tried[codes] = True
     unclear = tried & ((odd & sound).any(dim=(1, 2)) | ~sound.any(dim=2).any(dim=1))
     table[~tried | unclear] = torch.nan
+    if bool(unclear.any()) and not bench.implementation.slow(bench.device):
+        uniform = _uniform_table(bench, codes)
+        if uniform is not None:
+            table, unclear = uniform, torch.zeros_like(unclear)
     if bool(unclear.any()):
         return table, Experiment(name="table", right=None, tried=len(codes),
                               message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there")
     right = bench.table
     wrong = tried & ~bench.near(table, right)
-    differences = [Difference(entry=bench.fmt.describe_code(code), definition=_number(right[code]), effective=_number(table[code]))
+    differences = [Difference(entry=bench.fmt.describe_code(code), definition=number_text(right[code]), effective=number_text(table[code]))
                    for code in sorted(wrong.nonzero().reshape(-1).tolist(), key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()))]
     count = len(codes)      # what makes an output NaN or infinite stands first
     if not differences:
@@ -88,12 +88,26 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
                           message=f"{len(differences)} of {count} codes decode to another number: {what}")
 
 
+def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
+    """Return the table [2**bits] from weights of one code everywhere, which no order of rows or columns changes; None where even they
+    are read as several numbers."""
+    table = torch.full((1 << bench.fmt.bits,), torch.nan, dtype=torch.float64, device=bench.device)
+    one = bench.scales(torch.ones(1, 1))
+    row, column = bench.free.nonzero()[len(bench.free.nonzero()) // 2].tolist()
+    for code in codes.tolist():
+        read = bench.read(bench.hold(torch.full((1, 1), code), one), torch.tensor([column], device=bench.device))[:, 0]
+        table[code] = read[row]
+        if not bool(bench.near(read, table[code].expand_as(read))[bench.free[:, column]].all()):
+            return None
+    return table
+
+
 def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     """The known faults that give `table` exactly, alone or two or three at once; or the format that it is of."""
     right = decode_table(bench.fmt, bench.device)
 
     def gives(faults: Faults) -> bool:
-        return bool(bench.near(table, _table_under(bench, faults))[tried].all())
+        return bool(bench.near(table, _table_under(bench, faults))[tried].all()) and table_claims_hold(faults, table_under(faults, right))
 
     # Bits that are exchanged within each code look like another table too.
     within = [one for one in code_order_faults(bench.fmt, bench.template.layout, bench.k)
@@ -156,74 +170,6 @@ def _of_the_same_width(fmt: Format) -> list[Format]:
     return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
 
 
-def recover_scales(bench: Bench, table: Tensor) -> Experiment:
-    """Recover the factor that each of many scales multiplies by, from a code whose number is known from `table`."""
-    code, number = known_code(bench, table)
-    if code is None:
-        return Experiment(name="scales", right=None, message="no code is read as a number that scales could be seen by")
-    plain = plain_weights(bench, code, number).nonzero()
-    if len(plain) == 0:
-        return Experiment(name="scales", right=None, message="no weight is read as the one code that all of them hold")
-    row, column = int(plain[-1, 0]), plain[-1, 1:]
-    wanted = _scale_numbers(bench)
-    seen = torch.stack([bench.read(bench.hold(torch.full((1, 1), code), bench.scales(value.reshape(1, 1))), column)[row, 0]
-                        for value in wanted]) / number
-    wrong = ~bench.near(seen * number, wanted.double() * number)
-    differences = [Difference(entry=_number(value), definition=_number(value), effective=_number(factor))
-                   for value, factor in zip(wanted[wrong], seen[wrong], strict=True)]
-    tensor = _tensor_scale(bench, code, number, row, column) if bench.scaling.has_tensor_scale else None
-    if tensor:
-        differences.append(tensor)
-    factor = common_factor(bench, table, ~table.isnan())
-    if not differences and factor is not None:      # codes were seen by their product with a scale
-        return Experiment(name="scales", right=None, tried=len(wanted),
-                       message=f"each of {len(wanted)} scales multiplies by its own value, or by {factor:.3g} times that, and codes decode rightly")
-    if not differences:
-        return Experiment(name="scales", right=True, tried=len(wanted), message=f"each of {len(wanted)} scales multiplies by its own value")
-    experiment = Experiment(name="scales", right=False, tried=len(wanted), differences=differences, message="")
-    if bool(bench.near(seen, torch.ones_like(seen)).all()):
-        experiment.message = "whatever the scale is, weights are multiplied by 1"
-    elif bool(wrong.any()) and bool(((seen / wanted) / (seen / wanted).median() - 1).abs().lt(0.02).all()):
-        experiment.message = f"each scale multiplies by {float((seen / wanted).median()):.4g} times its value"
-    else:
-        experiment.message = f"{len(differences)} of {len(wanted)} scales multiply by another number than their own"
-    values = [one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k) if one.step == "scales"]
-    block, one = wanted.double(), torch.ones(1, dtype=torch.float64, device=bench.device)
-    fitting = [faults for faults in singly(values)
-               if bool(bench.near(seen * number, _product(faults[0].apply(block, one)) * number).all())
-               and (not bench.scaling.has_tensor_scale or _product(faults[0].apply(one, 2 * one)).item() / _product(faults[0].apply(one, one)).item()
-                    == (1.0 if tensor else 2.0))]
-    if len(kinds_of(fitting)) == 1:
-        experiment.kinds, experiment.message = [fitting[0][0].kind], f"{experiment.message}: {fitting[0][0].message}"
-    return experiment
-
-
-def _tensor_scale(bench: Bench, code: int, number: float, row: int, column: Tensor) -> Difference | None:
-    scales = bench.scales(torch.ones(1, 1))
-    scales.tensor_scale.mul_(2)
-    seen = bench.read(bench.hold(torch.full((1, 1), code), scales), column)[row, 0] / number
-    return None if abs(float(seen) - 2) < 0.05 else Difference(entry="tensor scale 2", definition="2", effective=_number(seen))
-
-
-def _scale_numbers(bench: Bench) -> Tensor:
-    """Scales under which a code near 1 is seen in 16 bits: powers of two, and between them where the scheme has such.
-
-    Each costs a call, so an interpreter is tried on `FEW_SCALES` of them, the first and the last among them.
-    """
-    powers = torch.ldexp(torch.ones(17), torch.arange(-8, 9)).to(bench.device)
-    scales = bench.scaling.scale_format
-    if scales.powers_of_two:
-        numbers = powers
-    elif scales.coded:
-        numbers = decode_table(scales.format, bench.device)[: scales.format.max_code + 1]
-        numbers = numbers[numbers >= scales.format.min_normal]
-    else:
-        numbers = torch.cat([powers, powers[:-1] * 1.25, powers[:-1] * 1.75])
-    if bench.implementation.slow(bench.device):
-        numbers = numbers[torch.linspace(0, len(numbers) - 1, min(len(numbers), FEW_SCALES)).round().long().to(numbers.device)]
-    return numbers
-
-
 def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
     """The code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
     usable = table.isfinite() & (table.abs() >= 2.0**-8) & (table.abs() <= 2.0**8)
@@ -244,5 +190,5 @@ def _product(parts: tuple[Tensor, Tensor]) -> Tensor:
     return parts[0] * parts[1]
 
 
-def _number(value: Tensor | float) -> str:
+def number_text(value: Tensor | float) -> str:
     return f"{float(value):.6g}"

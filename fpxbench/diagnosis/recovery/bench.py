@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fpxbench.checking import contract, inputs, reference
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode_table
@@ -20,6 +19,18 @@ from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.workloads import WeightContents
+
+MOST_WEIGHTS = 1 << 17
+"""Designed experiments are made on a shape of at most so many weights, where the case's own is larger."""
+SMALLER = 256, 512
+
+
+def small_case(case: Case) -> Case:
+    """Return the case, or one of a smaller weight to make experiments on: square where the case's is."""
+    if case.n * case.k <= MOST_WEIGHTS:
+        return case
+    n, k = (SMALLER[0], SMALLER[0]) if case.n == case.k else (min(case.n, SMALLER[0]), min(case.k, SMALLER[1]))
+    return case.model_copy(update={"n": n, "k": k})
 
 
 class Bench:
@@ -37,19 +48,25 @@ class Bench:
         self.scaling: Scaling = self.scheme.scaling
         self.n, self.k = case.n, case.k
         self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
-        self.template = self.quantized(self.weight(case)).weight
+        self.original = self.weight(case)
+        self.template = self.quantized(self.original).weight
         self.sets_codes = self.template.has_codes and not self.template.extra
 
     def weight(self, case: Case, contents: WeightContents | None = None) -> Tensor:
         """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
         weight = inputs.make_weight(case, self.seed, self.device, contents)
-        return weight.to(self.dtype).float() if isinstance(self.implementation, Wrapped) else weight
+        return weight.to(self.dtype).float() if getattr(self.implementation, "casts_weight", False) else weight
 
     def quantized(self, original: Tensor) -> Operands:
         """`original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of it."""
         weight = self.implementation.quantize(original.clone(), self.scheme)
         decoded = weight.dequantize() if weight.has_codes else self.scheme.dequantize(*self.scheme.quantize(original))
         return Operands(self.case, self.device, self.seed, original, weight, decoded)
+
+    @property
+    def divides_by_global_scale(self) -> bool:
+        """Whether the scheme stores the second-level scale as a divisor."""
+        return bool(getattr(self.scaling, "divides", False))
 
     # Scales: [1, 1], [N, 1] or [N, G], chosen by their numbers.
 
@@ -60,6 +77,11 @@ class Bench:
     def scales(self, numbers: Tensor) -> Scales:
         """Return scales of these numbers, [grid_shape] or broadcast to it: numbers that the scaling's format holds."""
         return self.scaling.scales_from(numbers.float().to(self.device).expand(self.grid_shape).contiguous())
+
+    def scales_of_codes(self, codes: Tensor) -> Scales:
+        """Return scales of these stored codes, uint8 [grid_shape] or broadcast to it, under a tensor scale of 1."""
+        grid = codes.to(torch.uint8).to(self.device).expand(self.grid_shape).contiguous()
+        return Scales(grid, torch.ones(1, device=self.device) if self.scaling.has_tensor_scale else None)
 
     @cached_property
     def forced(self) -> Tensor:
@@ -103,6 +125,11 @@ class Bench:
         wanted = list(range(self.k)) if columns is None else columns.tolist()
         return torch.cat([weights for _, weights in contract.one_hot_columns(self.implementation, operands, wanted)], dim=1).double()
 
+    def row_sums(self, operands: Operands) -> Tensor:
+        """Return the sums of the effective weight's rows, float64 [N]: there, infinity is not multiplied by 0."""
+        x = torch.ones(self.case.m, self.k, dtype=self.dtype, device=self.device)
+        return contract.poisoned_matmul(self.implementation, x, operands.weight, self.device)[0].double()
+
     def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
         """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not stored as such."""
         unseen = not operands.weight.has_codes if unseen is None else unseen
@@ -115,11 +142,11 @@ class Bench:
 
     # What a number looks like once it was read.
 
-    def near(self, seen: Tensor, wanted: Tensor) -> Tensor:
-        """Where numbers that were read are those wanted, which 16 bits hold exactly, but for one rounding; NaN is NaN, and
-        infinity infinity."""
+    def near(self, seen: Tensor, wanted: Tensor, roundings: float = 1) -> Tensor:
+        """Return where numbers that were read are those wanted, which 16 bits hold exactly, but for so many roundings; NaN is NaN,
+        and infinity infinity."""
         finfo = torch.finfo(self.dtype)
-        tolerance = reference.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
+        tolerance = roundings * reference.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
         past = wanted.abs() > finfo.max
         return ((seen - wanted).abs() <= tolerance) | (seen.isnan() & wanted.isnan()) | (seen == wanted) | (past & ~seen.isfinite())
 

@@ -1,0 +1,125 @@
+"""Recover every map that an implementation applies, and name the fault in each from its own experiment."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from fpxbench.diagnosis.decode_fault import DecodeFault
+from fpxbench.diagnosis.decode_faults import block_of, block_row_of
+from fpxbench.diagnosis.diagnosis import Diagnosis
+from fpxbench.diagnosis.experiment import Experiment
+from fpxbench.diagnosis.hypotheses import Faults, table_under
+from fpxbench.diagnosis.recovery.bench import Bench
+from fpxbench.diagnosis.recovery.code_order import recover_order
+from fpxbench.diagnosis.recovery.decode_table import gives_table, recover_table
+from fpxbench.diagnosis.recovery.scale_blocks import BlockMap, recover_blocks
+from fpxbench.diagnosis.recovery.scale_factors import Factors, gives_factors, recover_scales
+from fpxbench.numbers.codec import decode_table
+
+NUMERALS = {2: "two", 3: "three", 4: "four"}
+
+
+class RecoveredMaps:
+    """The maps of an implementation on one shape: code -> number, block -> scale, scale -> factor, weight -> code.
+
+    seconds : no further experiment begins after this long; `complete` then is false
+    """
+
+    def __init__(self, bench: Bench, seconds: float = float("inf")) -> None:
+        self.bench = bench
+        self.table: Tensor | None = None
+        self.factors: Factors | None = None
+        self.blocks: BlockMap | None = None
+        self.experiments: list[Experiment] = []
+        self.complete = False
+        deadline = time.monotonic() + seconds
+        table, decoded = recover_table(bench)
+        self.table = table if decoded.right is not None else None
+        self.experiments.append(decoded)
+        if time.monotonic() > deadline:
+            return
+        blocks, self.blocks = recover_blocks(bench, table)
+        if time.monotonic() > deadline:
+            self.experiments.append(blocks)
+            return
+        scales, self.factors = recover_scales(bench, table, blocks.right is True)
+        if self.factors is not None and self.factors.holds_common_factor(table):
+            self.experiments[0] = Experiment(name="table", right=True, tried=decoded.tried,
+                                             message=f"all {decoded.tried} codes decode to their definition, times one factor of the scale")
+            self.table = None
+        self.experiments += [scales, blocks]
+        if bench.implementation.slow(bench.device):
+            return
+        if time.monotonic() < deadline:
+            self.experiments.append(recover_order(bench, table))
+            self.complete = True
+
+    @property
+    def wrong(self) -> list[Experiment]:
+        return [experiment for experiment in self.experiments if experiment.right is False]
+
+    @property
+    def all_right(self) -> bool:
+        """Whether every map was recovered, and is the definition's."""
+        return self.complete and all(experiment.right for experiment in self.experiments)
+
+    def contradict(self, faults: Faults, shape: tuple[int, int]) -> bool:
+        """Return whether a recovered map is not the one that `faults`, of a weight of this shape, give."""
+        right = {experiment.name: experiment.right for experiment in self.experiments}
+        steps = {getattr(one, "step", "stored") for one in faults}
+        numbers_right = right.get("table") is True and right.get("scales") is True
+        # Bits that are exchanged within each code look like another table.
+        return bool("codes" in steps and right.get("order") is True and right.get("table") is True
+                    or steps & {"places", "blocks"} and right.get("blocks") is True
+                    or steps & {"table", "scales"} and numbers_right
+                    or self.table is not None and not gives_table(self.bench, faults, self.table)
+                    or not self._gives_factors(faults)
+                    or tuple(shape) == (self.bench.n, self.bench.k) and not self._gives_places(faults))
+
+    def _gives_factors(self, faults: Faults) -> bool:
+        if self.factors is None or any(not isinstance(one, DecodeFault) for one in faults) or any(one.step == "codes" for one in faults):
+            return True
+        block, tensor = self.factors.values, torch.ones(1, dtype=torch.float64)
+        for one in faults:
+            if one.step == "scales":
+                block, tensor = one.apply(block, tensor)
+        table = table_under(faults, decode_table(self.bench.fmt, self.bench.device))
+        return gives_factors(self.bench, table, block * tensor, self.factors)
+
+    def _gives_places(self, faults: Faults) -> bool:
+        places = [one for one in faults if isinstance(one, DecodeFault) and one.step in ("places", "blocks")]
+        if self.blocks is None or any(not isinstance(one, DecodeFault) for one in faults):
+            return True
+        bench, columns = self.bench, torch.arange(self.bench.k)
+        rows, blocks = bench.grid_shape
+        grid = torch.arange(1, rows * blocks + 1, dtype=torch.float64).reshape(rows, blocks)
+        met = None
+        for one in sorted(places, key=lambda one: one.step == "blocks"):
+            if one.step == "places":
+                grid = one.apply(grid)
+            else:
+                met = one.apply(grid, columns, torch.arange(bench.n))
+        if met is None:
+            met = grid[block_row_of(torch.arange(bench.n), bench.scaling)][:, block_of(columns, bench.scaling)]
+        wanted = met.expand(bench.n, bench.k).long() - 1
+        return bool((wanted == self.blocks.place)[self.blocks.free].all())
+
+    def diagnosis(self) -> Diagnosis | None:
+        """Return each wrong map's fault by the name that its own experiment gives it; None unless every wrong one has a name."""
+        wrong = self.wrong
+        if not wrong or any(not experiment.kinds for experiment in wrong):
+            return None
+        kinds = list(dict.fromkeys(kind for experiment in wrong for kind in experiment.kinds))
+        message = "; and ".join(experiment.message for experiment in wrong)
+        count = "" if len(kinds) == 1 else f"{NUMERALS.get(len(kinds), len(kinds))} faults at once: "
+        return Diagnosis(kinds[0], count + message, {"kinds": sorted(map(str, kinds)), "experiments": self.evidence()})
+
+    def messages(self) -> str:
+        """Return what the wrong maps are, as one clause each."""
+        return "; ".join(f"{experiment.name}: {experiment.message}" for experiment in self.wrong)
+
+    def evidence(self) -> dict[str, str]:
+        return {experiment.name: experiment.message for experiment in self.experiments}

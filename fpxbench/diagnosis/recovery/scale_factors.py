@@ -1,0 +1,259 @@
+"""Recover what each scale multiplies by: every code of a stored scale format, fp32 scales over their range, the second level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import inputs
+from fpxbench.checking.operands import Operands
+from fpxbench.diagnosis.experiment import Difference, Experiment
+from fpxbench.diagnosis.recovery.bench import Bench
+from fpxbench.diagnosis.recovery.decode_table import common_factor, known_code, number_text, plain_weights
+from fpxbench.diagnosis.scale_functions import describe_factors, matching_functions, stored_format, within_fp32
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.scaling import Scales
+from fpxbench.records.kinds import Kind
+
+FEW_SCALES = 12
+"""Scales that are tried one by one where a call takes long."""
+GLOBAL_SCALES = (2.0**-30, 2.0**-10, 0.375, 1.5, 8.0, 2.0**20)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What scales multiply by: float64 [S] each. `codes` are the stored bits, int64 [S]; None for fp32 scales."""
+
+    codes: Tensor | None
+    values: Tensor
+    seen: Tensor
+    probe: Tensor
+    """The code by which each factor was seen, int64 [S]."""
+    number: Tensor
+    """The number that this code is read as, or its definition's where a factor on all codes is the scales'."""
+
+    def holds_common_factor(self, table: Tensor) -> bool:
+        """Whether what all codes are off by in `table` is part of the factors."""
+        return bool((self.number != table.cpu()[self.probe]).any())
+
+
+def recover_scales(bench: Bench, table: Tensor, blocks_right: bool) -> tuple[Experiment, Factors | None]:
+    """Return the factor of every scale that can be seen by codes whose numbers are known from `table`."""
+    code, number = known_code(bench, table)
+    if code is None:
+        return Experiment(name="scales", right=None, message="no code is read as a number that scales could be seen by"), None
+    plain = plain_weights(bench, code, number)
+    if not bool(plain.any()):
+        return Experiment(name="scales", right=None, message="no weight is read as the one code that all of them hold"), None
+    codes, values, skipped = _scales_to_try(bench)
+    rowwise = blocks_right and bench.grid_shape[0] > 1
+    if not rowwise and bench.implementation.slow(bench.device):     # each costs a call
+        few = torch.linspace(0, len(values) - 1, min(len(values), FEW_SCALES)).round().long()
+        codes, values = (None if codes is None else codes[few]), values[few]
+        skipped.append("all others: not tried, each takes a call")
+    probe, usable = _probe_codes(bench, table, values)
+    skipped += _not_visible(bench, codes, values, usable)
+    if not bool(usable.any()):
+        return Experiment(name="scales", right=None, message=f"no scale could be seen ({'; '.join(skipped)})"), None
+    codes, values, probe = (None if codes is None else codes[usable]), values[usable], probe[usable]
+    seen = _read_factors(bench, table, plain, codes, values, probe, rowwise=rowwise)
+    number, constant = table[probe].cpu(), common_factor(bench, table, ~table.isnan())
+    if constant is not None and not bool(bench.near(seen, number * values, 3.0).all()):
+        # One factor on all codes beside other faults in scales: it is that of the scale under which codes were read.
+        number = bench.table.cpu()[probe]
+    factors = Factors(codes, values, seen / number, probe, number)
+    return _judge_factors(bench, table, factors, skipped), factors
+
+
+def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
+    """Return codes (None for fp32 scales), values, and what is left out and why."""
+    fmt = stored_format(bench.scaling)
+    if fmt is None:
+        exponents = torch.arange(-140, 128) if not bench.implementation.slow(bench.device) else torch.arange(-120, 121, 8)
+        near_one = torch.arange(-8, 9)
+        values = torch.cat([torch.ldexp(torch.ones(len(exponents), dtype=torch.float64), exponents),
+                            1.25 * torch.exp2(near_one.double()), 1.75 * torch.exp2(near_one.double())]).sort().values
+        stored = bench.scaling.scale_format
+        values = values[stored.decode(stored.encode(values.float())).double() == values]
+        return None, (values if bench.sets_codes else values[_reachable(bench, values)]), []
+    table = decode_table(fmt).double()
+    codes = torch.arange(128 if fmt.signed else 256)
+    skipped = [f"negative scale codes, 0x80 to 0x{(1 << fmt.bits) - 1:02x}, which no quantizer stores: not tried"] if fmt.signed else []
+    if not bench.sets_codes:    # a weight decides its scales: none is NaN, and zero blocks may have any
+        reachable = _reachable(bench, table[codes])
+        codes = codes[reachable]
+        skipped.append("scales that no finite weight is stored under: not tried")
+    return codes, table[codes], skipped
+
+
+def _reachable(bench: Bench, values: Tensor) -> Tensor:
+    """Return which scales a weight can be given for, in fp32 or the dtype that it is cast to: every number of the format under them
+    must be a normal number."""
+    finfo = torch.finfo(bench.dtype if getattr(bench.implementation, "casts_weight", False) else torch.float32)
+    return values.isfinite() & (values * bench.fmt.max <= finfo.max / 4) & (values * bench.fmt.min_subnormal >= finfo.tiny)
+
+
+def _probe_codes(bench: Bench, table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for each scale, the code whose product with it is nearest 1 in 16 bits, and whether that product is a normal number."""
+    finfo = torch.finfo(bench.dtype)
+    numbers = table.cpu()
+    exact = bench.table.cpu().abs()
+    usable = numbers.isfinite() & (numbers.abs() > 0) & exact.isfinite() & (exact <= bench.fmt.max)
+    product = numbers.abs()[None, :] * torch.where(values.isfinite() & (values > 0), values, 1.0)[:, None]
+    defined = exact[None, :] * torch.where(values.isfinite() & (values > 0), values, 1.0)[:, None]
+    visible = usable[None, :] & (product >= finfo.tiny) & (product <= finfo.max) & (defined >= finfo.tiny) & (defined <= finfo.max)
+    distance = torch.where(visible, product.log2().abs() + 0.01 * numbers.abs().log2().abs()[None, :], torch.inf)
+    best = distance.argmin(dim=1)
+    return best, visible.any(dim=1)
+
+
+def _not_visible(bench: Bench, codes: Tensor | None, values: Tensor, usable: Tensor) -> list[str]:
+    if bool(usable.all()):
+        return []
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[bench.dtype]
+    if not bool(usable.any()):
+        return [f"with {name} weights, none can be tried"]
+    low, high = values[usable].nan_to_num(1.0).min(), values[usable].nan_to_num(1.0).max()
+    texts = []
+    for mask, why in ((~usable & (values < low), "below"), (~usable & (values > high), "above")):
+        if bool(mask.any()):
+            if codes is None:
+                texts.append(f"scales {why} {float(low if why == 'below' else high):.3g}")
+            else:
+                texts.append(f"codes {int(codes[mask].min())} to {int(codes[mask].max())}")
+    return [f"{' and '.join(texts)} leave the normal range of {name} weights: not tried"] if texts else []
+
+
+def _read_factors(bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | None, values: Tensor, probe: Tensor, *, rowwise: bool) -> Tensor:
+    """Return the output of each scale with its probe code, float64 [S]."""
+    row, *column = plain.nonzero()[-1].tolist()
+    at = torch.tensor(column, device=bench.device)
+
+    def sums_of_nonfinite(operands: Operands, read: Tensor, where: Tensor, rows: Tensor) -> Tensor:
+        """Replace what is read of scales that are not finite by a sum along K: one-hot activations make NaN of infinity."""
+        if not bool(where.any()):
+            return read
+        sums = bench.row_sums(operands).cpu()[rows]
+        return torch.where(where, torch.where(sums.isfinite(), sums / bench.k, sums), read)
+
+    def scales_of(indices: Tensor) -> Scales:
+        shape = (-1, 1)
+        return bench.scales_of_codes(codes[indices].reshape(shape)) if codes is not None else bench.scales(values[indices].reshape(shape))
+
+    if not rowwise:
+        seen = []
+        for one in range(len(values)):
+            operands = bench.hold(probe[one].reshape(1, 1), scales_of(torch.tensor([one])))
+            read = bench.read(operands, at)[row, :1].cpu()
+            seen.append(sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row])))
+        return torch.cat(seen)
+    # Rows of one scale each. A row of which another scale is read stands out by what all other rows of that arrangement show.
+    rng = inputs.generator(bench.seed, "scale codes")
+    rows = plain.any(dim=1).nonzero().reshape(-1).cpu()
+    columns = plain.double().argmax(dim=1)[rows].cpu()
+    seen = torch.zeros(len(values), dtype=torch.float64)
+    order = torch.randperm(len(values), generator=rng)
+    for part in order.split(len(rows)):
+        index = part[torch.arange(bench.n) % len(part)]
+        index[rows[:len(part)]] = part
+        operands = bench.hold(probe[index].reshape(-1, 1), scales_of(index))
+        wanted = columns[:len(part)].unique()
+        read = bench.read(operands, wanted.to(bench.device)).cpu()
+        of_part = read[rows[:len(part)], torch.searchsorted(wanted, columns[:len(part)])]
+        seen[part] = sums_of_nonfinite(operands, of_part, ~values[part].isfinite(), rows[:len(part)])
+    return seen
+
+
+def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[str]) -> Experiment:
+    values, seen, number = factors.values, factors.seen, factors.number
+    rest = f" ({'; '.join(skipped)})" if skipped else ""
+
+    # A number that is not the definition's was itself rounded when it was read.
+    roundings = torch.where(number == table.cpu()[factors.probe], torch.where(number == bench.table.cpu()[factors.probe], 1.0, 3.0), 1.0)
+
+    def agree(seen: Tensor, wanted: Tensor) -> Tensor:
+        scale, several = (number, roundings) if seen.shape == number.shape else (torch.ones_like(seen), 1.0)
+        return bench.near(seen * scale, wanted * scale, several)
+
+    wrong = ~agree(seen, values)
+    what = f"each of {len(values)} scale{' codes' if factors.codes is not None else 's'}"
+    differences = [Difference(entry=_name(factors, index), definition=number_text(values[index]), effective=number_text(seen[index]))
+                   for index in wrong.nonzero().reshape(-1).tolist()]
+    global_kind, global_message, global_differences = _recover_global(bench, table) if bench.scaling.has_tensor_scale and bench.sets_codes else (None, "", [])
+    factor = common_factor(bench, table, ~table.isnan()) if bool((number != bench.table.cpu()[factors.probe]).any()) else None
+    if not differences and not global_differences:
+        if factor is not None:      # codes were seen by their product with a scale
+            return Experiment(name="scales", right=None, tried=len(values),
+                              message=f"{what} multiplies by its own value, or by {factor:.3g} times that, and codes decode as defined")
+        return Experiment(name="scales", right=True, tried=len(values), message=f"{what} multiplies by its own value{rest}")
+    kinds, messages = [], []
+    if differences:
+        fitting = matching_functions(bench.scaling, factors.codes, values, seen, agree)
+        ratio = seen / values
+        usable = ratio.isfinite() & (values > 0) & (ratio != 0)
+        constant = float(ratio[usable].median()) if bool(usable.any()) else 0.0
+        if fitting and len({one.kind for one in fitting}) == 1:
+            kinds, message = [fitting[0].kind], fitting[0].message
+        elif fitting:
+            message = f"as under {' or '.join(sorted({str(one.kind) for one in fitting}))}, which cannot be distinguished"
+        elif constant and bool(agree(seen, constant * values).all()):
+            kinds, message = [Kind.SCALED], f"each scale multiplies by {constant:.4g} times its value"
+        else:
+            order = values.nan_to_num(torch.inf).argsort()
+            names = [_name(factors, index) for index in order.tolist()]
+            kinds, message = [Kind.SCALE_MISREAD], describe_factors(names, values[order], seen[order], lambda a, b: bench.near(a, b, 3.0))
+        messages.append(f"{len(differences)} of {len(values)} scales multiply by another number than their own: {message}")
+    if global_differences:
+        kinds += [global_kind]
+        messages.append(global_message)
+    return Experiment(name="scales", right=False, tried=len(values), kinds=kinds, differences=differences + global_differences,
+                      message="; and ".join(messages) + rest)
+
+
+def _name(factors: Factors, index: int) -> str:
+    return number_text(factors.values[index]) if factors.codes is None else f"0x{int(factors.codes[index]):02x}"
+
+
+def gives_factors(bench: Bench, table: Tensor, block: Tensor, factors: Factors) -> bool:
+    """Return whether a decode table and factors `block` of ``factors.values``, as a hypothesis makes them, give what was seen."""
+    block = block.double().cpu()
+    predicted = table.double().cpu()[factors.probe] * block
+    return bool((bench.near(factors.seen * factors.number, predicted, 2.0) | ~within_fp32(block, factors.values)).all())
+
+
+def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list[Difference]]:
+    """Return the fault in the second-level scale: its factor as a power of it, or as it was seen."""
+    code, number = known_code(bench, table)
+    row, *column = plain_weights(bench, code, number).nonzero()[-1].tolist()
+    at = torch.tensor(column, device=bench.device)
+    seen = []
+    for value in GLOBAL_SCALES:
+        scales = replace(bench.scales(torch.ones(1, 1)), tensor_scale=torch.full((1,), value, device=bench.device))
+        seen.append(float(bench.read(bench.hold(torch.full((1, 1), code), scales), at)[row, 0]) / number)
+    power = -1 if bench.divides_by_global_scale else 1
+    given, factors = torch.tensor(GLOBAL_SCALES, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64)
+
+    def is_power(exponent: float) -> bool:
+        wanted = given**exponent
+        inside = (wanted > torch.finfo(bench.dtype).tiny) & (wanted < torch.finfo(bench.dtype).max)
+        return bool(((factors - wanted).abs() <= 0.02 * wanted)[inside].all()) and int(inside.sum()) >= 3
+
+    if is_power(power):
+        return None, "", []
+    differences = [Difference(entry=f"global scale {number_text(value)}", definition=number_text(value**power), effective=number_text(factor))
+                   for value, factor in zip(given, factors, strict=True) if abs(float(factor) - float(value**power)) > 0.02 * float(value**power)]
+    if is_power(0):
+        return Kind.GLOBAL_SCALE_MISSING, "the global scale is not applied: whatever it is, weights are multiplied by 1", differences
+    if is_power(-power):
+        return Kind.GLOBAL_SCALE_INVERTED, "the global scale is inverted: weights are " + ("divided by it" if power > 0 else "multiplied by it"), differences
+    for exponent, what in ((2, "squared"), (0.5, "replaced by its square root"), (-2, "inverted and squared"), (3, "cubed")):
+        if is_power(power * exponent):
+            return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is {what}", differences
+    ratio = factors / given**power
+    if bool(((ratio / ratio.median() - 1).abs() < 0.02).all()):
+        return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is applied {float(ratio.median()):.4g} times too large", differences
+    if bool(((factors / factors.median() - 1).abs() < 0.02).all()):
+        return Kind.GLOBAL_SCALE_MISREAD, f"whatever the global scale is, weights are multiplied by {float(factors.median()):.4g}", differences
+    return Kind.GLOBAL_SCALE_MISREAD, f"the global scale {number_text(given[0])} multiplies by {number_text(factors[0])}", differences
