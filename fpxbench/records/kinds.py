@@ -212,22 +212,22 @@ class Kind(StrEnum):
         "Each scale code multiplies by one number, not its own: another format's, without mantissa, or none known.",
     )
     GLOBAL_SCALE_MISSING = (
-        "global_scale_missing", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "global_scale_missing", Group.SCALES, Stage.PRODUCT,
         "leaves the second-level scale out",
         "The scale of the whole tensor is not applied.",
     )
     GLOBAL_SCALE_INVERTED = (
-        "global_scale_inverted", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "global_scale_inverted", Group.SCALES, Stage.PRODUCT,
         "inverts the second-level scale",
         "Weights are divided by the scale of the whole tensor, or its reciprocal is stored and not divided by.",
     )
     GLOBAL_SCALE_MISREAD = (
-        "global_scale_misread", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "global_scale_misread", Group.SCALES, Stage.PRODUCT,
         "applies another second-level scale",
         "The factor of the whole tensor depends on its scale in another way: squared, a root, or a constant of its own.",
     )
     SCALE_SWIZZLED = (
-        "scale_swizzled", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "scale_swizzled", Group.SCALES, Stage.PRODUCT,
         "reads scales in the tiled order of tensor cores",
         "Block scales stored row by row are read in the order of 128 x 4 tiles, or the reverse.",
     )
@@ -237,7 +237,7 @@ class Kind(StrEnum):
         "Neighbouring blocks or rows meet the same scale, that of one of them.",
     )
     SCALE_PERMUTED = (
-        "scale_permuted", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "scale_permuted", Group.SCALES, Stage.PRODUCT,
         "reads scales from other blocks",
         "Each block meets the scale of another one, by a rule that is given, or by none that is known.",
     )

@@ -34,6 +34,9 @@ NAMED, UNCERTAIN, PART, UNSEEN, WRONG = "named", "cannot tell", "named as one", 
 """What became of a injection. As one: both act as a single fault of a kind that was named. No difference: it acts as the
 definition says on every weight that it was tried on."""
 
+GENERAL = {"scale_misread", "scale_permuted", "scale_shared", "block_size_mistaken", "code_permuted"}
+"""Kinds that state the structure of a whole map, in which two faults of that map are one."""
+
 
 class Outcome(NamedTuple):
     """One or two faults, injected, and what was said."""
@@ -75,6 +78,8 @@ def outcome_of(scheme: str, injected: tuple[Injection, ...], *, layout: str = "p
         outcome = UNCERTAIN
     elif named == kinds:
         outcome = NAMED
+    elif named <= GENERAL and len(injected) > 1:
+        outcome = PART
     elif named < kinds:
         outcome = PART if _acts_as_one(scheme, injected, named, layout) else WRONG
     else:

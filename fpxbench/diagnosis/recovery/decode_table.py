@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpxbench.checking import inputs, reference
 from fpxbench.diagnosis.code_order import code_order_faults
-from fpxbench.diagnosis.decode_fault import table_claims_hold
+from fpxbench.diagnosis.decode_fault import DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import is_subnormal, scale_faults, scaled_by, table_faults
 from fpxbench.diagnosis.encode_faults import EncodeFault
 from fpxbench.diagnosis.experiment import Difference, Experiment
@@ -151,18 +151,21 @@ def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
     return bool(bench.near(table, _table_under(bench, faults))[said].all())
 
 
-def _table_under(bench: Bench, faults: Faults) -> Tensor:
-    """What rows of one code are read as under a scale of 1 by a reader that makes `faults`: float64 [2**bits]."""
-    made = decode_table(bench.fmt, bench.device)
-    for fault in (one for one in faults if one.step == "table"):
-        made = fault.apply(made)
+def effective_table(bench: Bench, faults: Faults) -> Tensor:
+    """Return what rows of one code are read as by a reader that makes `faults`, its scales left out: float64 [2**bits]."""
+    made = table_under(faults, decode_table(bench.fmt, bench.device))
     codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
-    for fault in (one for one in faults if one.step == "codes"):
+    for fault in (one for one in faults if isinstance(one, DecodeFault) and one.step == "codes"):
         codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
+    return made[codes[:, bench.k // 2].int()].double()
+
+
+def _table_under(bench: Bench, faults: Faults) -> Tensor:
+    """Return the same under a scale of 1 as it is read."""
     factor = torch.ones(1, device=bench.device), torch.ones(1, device=bench.device)
     for fault in (one for one in faults if one.step == "scales"):
         factor = fault.apply(*factor)
-    return made[codes[:, bench.k // 2].int()].double() * float(_product(factor))
+    return effective_table(bench, faults) * float(_product(factor))
 
 
 def _of_the_same_width(fmt: Format) -> list[Format]:

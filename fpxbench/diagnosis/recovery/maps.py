@@ -11,13 +11,12 @@ from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.experiment import Experiment
-from fpxbench.diagnosis.hypotheses import Faults, table_under
+from fpxbench.diagnosis.hypotheses import Faults
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.recovery.code_order import recover_order
-from fpxbench.diagnosis.recovery.decode_table import gives_table, recover_table
+from fpxbench.diagnosis.recovery.decode_table import effective_table, gives_table, recover_table
 from fpxbench.diagnosis.recovery.scale_blocks import BlockMap, recover_blocks
 from fpxbench.diagnosis.recovery.scale_factors import Factors, gives_factors, recover_scales
-from fpxbench.numbers.codec import decode_table
 
 NUMERALS = {2: "two", 3: "three", 4: "four"}
 
@@ -80,14 +79,13 @@ class RecoveredMaps:
                     or tuple(shape) == (self.bench.n, self.bench.k) and not self._gives_places(faults))
 
     def _gives_factors(self, faults: Faults) -> bool:
-        if self.factors is None or any(not isinstance(one, DecodeFault) for one in faults) or any(one.step == "codes" for one in faults):
+        if self.factors is None or any(not isinstance(one, DecodeFault) for one in faults):
             return True
         block, tensor = self.factors.values, torch.ones(1, dtype=torch.float64)
         for one in faults:
             if one.step == "scales":
                 block, tensor = one.apply(block, tensor)
-        table = table_under(faults, decode_table(self.bench.fmt, self.bench.device))
-        return gives_factors(self.bench, table, block * tensor, self.factors)
+        return gives_factors(self.bench, effective_table(self.bench, faults), block * tensor, self.factors)
 
     def _gives_places(self, faults: Faults) -> bool:
         places = [one for one in faults if isinstance(one, DecodeFault) and one.step in ("places", "blocks")]

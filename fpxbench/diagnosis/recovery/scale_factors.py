@@ -132,11 +132,12 @@ def _read_factors(bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | No
     at = torch.tensor(column, device=bench.device)
 
     def sums_of_nonfinite(operands: Operands, read: Tensor, where: Tensor, rows: Tensor) -> Tensor:
-        """Replace what is read of scales that are not finite by a sum along K: one-hot activations make NaN of infinity."""
+        """Replace NaN that is read of scales that are not finite by a sum along K: one-hot activations make NaN of infinity."""
+        where = where & ~read.isfinite()
         if not bool(where.any()):
             return read
         sums = bench.row_sums(operands).cpu()[rows]
-        return torch.where(where, torch.where(sums.isfinite(), sums / bench.k, sums), read)
+        return torch.where(where & ~sums.isfinite(), sums, read)
 
     def scales_of(indices: Tensor) -> Scales:
         shape = (-1, 1)
