@@ -192,7 +192,12 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
     evidence = {"scales": held.numel(), "scales_wrong": int(wrong.sum()),
                 "scale_example": f"row {row}, block {block}: {float(held[row, block]):.9g}, not {float(right[row, block]):.9g}"}
     share = f"{int(wrong.sum())} of {held.numel()} scales are wrong"
-    if not bool((held.isfinite() & (held >= 0)).all()):
+    odd = ~(held.isfinite() & (held >= 0))
+    if bool(odd.any()):
+        empty = scaling.block_amax(stored.original) == 0
+        if bool(empty[odd].all()):
+            return Diagnosis(Kind.ZERO_BLOCK, f"{int(odd.sum())} of {int(empty.sum())} blocks of zeros are stored with a scale of"
+                             f" {float(held[odd][0]):g}", evidence)
         return Diagnosis(None, f"{share}: some are negative or not finite", evidence)
     positive = (right > 0) & (held > 0)
     ratios = (held / right)[positive].double()

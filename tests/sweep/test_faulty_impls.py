@@ -107,7 +107,7 @@ PLANTS = (
     # How a call misbehaves.
     Plant("stale_output", "e4m3fn-row", RAGGED, W, Kind.STALE_OUTPUT),
     Plant("first_call_only", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE),
-    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when asked again"),
+    Plant("first_call_wrong", "e4m3fn-row", RAGGED, W, Kind.NOT_REPEATABLE, "right when it is computed again"),
     Plant("activation_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "activation"),
     Plant("weight_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "stored weight (scales)"),
     Plant("original_modified", "e4m3fn-row", RAGGED, W, Kind.INPUT_MODIFIED, "quantize"),

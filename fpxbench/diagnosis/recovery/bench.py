@@ -128,7 +128,7 @@ class Bench:
     def row_sums(self, operands: Operands) -> Tensor:
         """Return the sums of the effective weight's rows, float64 [N]: there, infinity is not multiplied by 0."""
         x = torch.ones(self.case.m, self.k, dtype=self.dtype, device=self.device)
-        return contract.poisoned_matmul(self.implementation, x, operands.weight, self.device)[0].double()
+        return contract.call(self.implementation.matmul, x, operands.weight, self.device).seen[0].double()
 
     def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
         """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not stored as such."""
