@@ -102,7 +102,7 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
     figure.update_xaxes(title_text="bits per weight, as stored", range=[min(widths) - 0.7, max(widths) + 1.1])
     figure.update_yaxes(title_text="SQNR of the stored weight, dB")
     return Chart(
-        "accuracy", "What a bit buys",
+        "accuracy", "Accuracy by size",
         "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, "
         "scales included. "
         "Up and left is better.",

@@ -108,7 +108,8 @@ def test_records_with_several_odd_fields_logs_and_garbage_end_no_report(
         tmp_path_factory: pytest.TempPathFactory, seed: int, log: str, garbage: list[bytes]) -> None:
     results = results_of(tmp_path_factory.mktemp("fuzz"))
     rng = random.Random(seed)
-    crash = sample.record(FUSED, Verdict(status=Status.CRASH, log_tail=log, summary=log[:500]), machine=GPU, build=nightly(7))
+    verdict = Verdict(status=Status.CRASH, log_tail=log, summary=log[:500])
+    crash = sample.record(FUSED, verdict, machine=GPU, build=nightly(7))
     for of, whole in ((Record, crash), (CastRecord, CAST), (Confirmation, CONFIRMATION)):
         lines = []
         for _ in range(40):
