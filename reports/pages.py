@@ -27,7 +27,7 @@ from fpxbench.reports.history.series_pages import ROOT, SeriesPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
-from fpxbench.reports.sweep.table import CaseRow, Sweep, SweepHeading
+from fpxbench.reports.sweep.table import CaseRow, SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import BuildDiff
 from fpxbench.reports.targets.support_row import CHECKS, ArchitectureDetail, Scripts
 from fpxbench.reports.targets.support_table import SupportMatrix, SupportRow, detail
@@ -89,9 +89,9 @@ class Pages:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
 
-    def overview(self, sweeps: Sequence[Sweep], problems: Sequence[ReportProblem], broken_lines: Sequence[BrokenLine],
-                 older: int,
-                 casts: Sequence[CastSweep], support: SupportMatrix) -> str:
+    def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
+                 broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],
+                 support: SupportMatrix) -> str:
         """The first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest of each
         machine, `older` counts the other sweeps."""
         sections = {section: found for section in Section
@@ -104,7 +104,7 @@ class Pages:
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
 
-    def sweep(self, sweep: Sweep, problems: Sequence[ReportProblem], casts: CastSweep | None = None,
+    def sweep(self, sweep: SweepTable, problems: Sequence[ReportProblem], casts: CastSweep | None = None,
               tag: str = "") -> str:
         """One machine and build: the matrix with filters, charts and every case. `casts` are this build's, which have a
         page of their own; `tag` is its build's, which has one too if it has a place on the timeline."""
@@ -143,7 +143,7 @@ class Pages:
         pages = {(row.operation.name, row.format): row.page for row in support.rows}
         return self._render("support_build.html", root="../", diff=diff, pages=pages)
 
-    def case(self, sweep: Sweep, row: CaseRow, record: Record) -> str:
+    def case(self, sweep: SweepTable, row: CaseRow, record: Record) -> str:
         """One case in full."""
         rivals = [other for other in sweep.rows if other.case.scheme == row.case.scheme
                   and other.case.layer == row.case.layer]

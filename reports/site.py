@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
+from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine, Store, latest
 from fpxbench.reports.casts.conversion_pages import (
     CastChanges,
@@ -31,7 +32,7 @@ from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.status_history import StatusHistories
 from fpxbench.reports.pages import Pages, static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
-from fpxbench.reports.sweep.table import Sweep, SweepHeading, sweep_of
+from fpxbench.reports.sweep.table import SweepHeading, SweepTable, sweep_of
 from fpxbench.reports.targets.support_build import build_diffs
 from fpxbench.reports.targets.support_row import row_detail
 from fpxbench.reports.targets.support_table import (
@@ -80,14 +81,15 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder for the report")
-    store, pages = Store(results), Pages(output)
+    store: Store[Record] = Store(results)
+    pages = Pages(output)
     chapter = HistoryChapter(results, timeline, pages, builds,
                              say)   # reads the timeline before an earlier report is removed
     _clear(output)
     _write_assets(output / "assets")
     numerics = Store(results, CastRecord)
     brief, broken_lines = _read_casts(numerics, builds)
-    newest: dict[tuple[str, str, str], Sweep] = {}
+    newest: dict[tuple[str, str, str], SweepTable] = {}
     by_machine: dict[str, list[SweepHeading]] = defaultdict(list)
     for paths, histories in chapter.machines(store.files()):
         for path in paths:
@@ -184,7 +186,7 @@ def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:
 
 
 def _write_sweep(store: Store, path: Path, pages: Pages, casts: CastSweep | None, histories: StatusHistories,
-                 ) -> tuple[Sweep | None, list[BrokenLine]]:
+                 ) -> tuple[SweepTable | None, list[BrokenLine]]:
     """Write the pages of one records file; return no sweep if it holds no record."""
     newest, broken = _newest_records(store, path)
     if not newest:

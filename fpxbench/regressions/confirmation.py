@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Machine, RecordPart, StoredRecord, now
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.stats import Ratio
+
+if TYPE_CHECKING:
+    from fpxbench.builds.timeline import Entry
 
 Metric = Literal["time", "verdict"]
 Side = Literal["good", "bad"]
@@ -121,7 +124,7 @@ class Confirmation(StoredRecord):
         return self.evidence or Verdict(status=Status.OK, summary=self.headline)
 
 
-def upstream_range(good: Build, bad: Build) -> str | None:
+def upstream_range(good: Build | Entry, bad: Build | Entry) -> str | None:
     """Return the page of PyTorch's commits between two builds; None if a build's commit is unknown."""
     if not good.git or not bad.git or good.git == bad.git:
         return None

@@ -114,7 +114,8 @@ class RegressionGroup:
 
 def regression_lines(one: PanelChanges) -> list[RegressionLine]:
     """Return a line for every change of a panel, in the order of the builds."""
-    return [_line(one.panel, finding) for finding in (*one.suspects, *one.events)]
+    findings: list[Suspect | Event] = [*one.suspects, *one.events]
+    return [_line(one.panel, finding) for finding in findings]
 
 
 def _line(panel: Panel, finding: Suspect | Event) -> RegressionLine:

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
-from fpxbench.reports.sweep.table import CaseRow, Sweep
+from fpxbench.reports.sweep.table import CaseRow, SweepTable
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
@@ -33,13 +33,13 @@ class Chart:
     figure: dict[str, Any]
 
 
-def charts_of(sweep: Sweep) -> list[Chart]:
+def charts_of(sweep: SweepTable) -> list[Chart]:
     """The charts that this sweep has figures for."""
     drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep))
     return [chart for chart in drawn if chart is not None]
 
 
-def speedup_chart(sweep: Sweep) -> Chart | None:
+def speedup_chart(sweep: SweepTable) -> Chart | None:
     """Speedup over dense for each scheme, implementations side by side, at the fewest tokens timed."""
     rows = _timed(sweep)
     if not rows:
@@ -58,7 +58,7 @@ def speedup_chart(sweep: Sweep) -> Chart | None:
         json.loads(figure.to_json()))
 
 
-def roofline_chart(sweep: Sweep) -> Chart | None:
+def roofline_chart(sweep: SweepTable) -> Chart | None:
     """Useful bandwidth as a share of what the machine reads."""
     rows = [row for row in _timed(sweep) if row.roofline_fraction is not None]
     if not rows:
@@ -77,7 +77,7 @@ def roofline_chart(sweep: Sweep) -> Chart | None:
         json.loads(figure.to_json()))
 
 
-def accuracy_chart(sweep: Sweep) -> Chart | None:
+def accuracy_chart(sweep: SweepTable) -> Chart | None:
     """SQNR against bits per weight, one mark for each scheme."""
     points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None
               and not choice.of_canaries]
@@ -110,7 +110,7 @@ def accuracy_chart(sweep: Sweep) -> Chart | None:
         json.loads(figure.to_json()))
 
 
-def _timed(sweep: Sweep) -> list[CaseRow]:
+def _timed(sweep: SweepTable) -> list[CaseRow]:
     """Right, timed, quantized cases at the fewest tokens, impossible figures left out."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0
             and row.quantized
@@ -119,7 +119,7 @@ def _timed(sweep: Sweep) -> list[CaseRow]:
     return [row for row in rows if row.case.m == fewest]
 
 
-def _by_scheme(sweep: Sweep, rows: list[CaseRow], value: Callable[[CaseRow], float], says: str) -> go.Figure:
+def _by_scheme(sweep: SweepTable, rows: list[CaseRow], value: Callable[[CaseRow], float], says: str) -> go.Figure:
     """A dot plot: schemes down, one mark for each implementation."""
     schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
     names = sorted({row.case.implementation for row in rows})
@@ -154,7 +154,7 @@ def _by_scheme(sweep: Sweep, rows: list[CaseRow], value: Callable[[CaseRow], flo
     return figure
 
 
-def _with_quality(sweep: Sweep, scheme: str) -> str:
+def _with_quality(sweep: SweepTable, scheme: str) -> str:
     """Return a scheme with its SQNR: speed never stands alone."""
     return f"{scheme}  {sweep.sqnr_db[scheme]:.1f} dB" if scheme in sweep.sqnr_db else scheme
 

@@ -14,13 +14,13 @@ from enum import StrEnum
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, Status
-from fpxbench.reports.sweep.table import CaseRow, Sweep
+from fpxbench.reports.sweep.table import CaseRow, SweepTable
 
 SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
 SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
-        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW, str(Flag.KEEPS_DECODED_COPY),
-        str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.NOISY), CHANGED))
+        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW,
+        str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
@@ -47,7 +47,7 @@ class Section(StrEnum):
     CHANGED = "changed"
 
     @property
-    def title(self) -> str:
+    def heading(self) -> str:
         return _SECTIONS[self][0]
 
     @property
@@ -74,7 +74,7 @@ _SECTIONS = {
 class SweepCase:
     """A case and the sweep it belongs to."""
 
-    sweep: Sweep
+    sweep: SweepTable
     row: CaseRow
 
     @property
@@ -116,7 +116,7 @@ class ReportProblem:
                       | {case.row.case.scheme for case in self.cases})
 
 
-def find_problems(sweeps: Sequence[Sweep]) -> list[ReportProblem]:
+def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
     """Return everything that is wrong or suspicious in these sweeps, worst first; one cause on several machines is one
     problem."""
     all_cases = [SweepCase(sweep, row) for sweep in sweeps for row in sweep.rows]
@@ -224,7 +224,7 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
         _link(group, mark=str(Flag.OVER_ROOFLINE)), (worst, *(case for case in group if case is not worst)))
 
 
-def _schemes_slower_than_dense(sweep: Sweep) -> list[ReportProblem]:
+def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
     """Return at most one problem: the schemes that no right implementation runs as fast as dense. Whoever chooses one
     loses time."""
     parts, cases = [], []

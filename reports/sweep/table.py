@@ -73,8 +73,8 @@ class CaseRow:
             signal=verdict.signal,
             summary=unquoted(" ".join(verdict.summary.split())[:600]), flags=tuple(record.flags),
             no_timing=record.no_timing,
-            median_us=timing and timing.median_us, baseline_us=timing and timing.baseline_us,
-            speedup=timing and timing.speedup, speedup_ci95=timing and timing.speedup_ci95,
+            median_us=timing.median_us if timing else None, baseline_us=timing.baseline_us if timing else None,
+            speedup=timing.speedup if timing else None, speedup_ci95=timing.speedup_ci95 if timing else None,
             packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
             roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck),
             sqnr_db=record.accuracy.sqnr_db,
@@ -286,7 +286,7 @@ class SweepHeading:
 
 
 @dataclass(frozen=True)
-class Sweep(SweepHeading):
+class SweepTable(SweepHeading):
     """The newest record of each case of one records file."""
 
     rows: tuple[CaseRow, ...]
@@ -411,12 +411,12 @@ class Sweep(SweepHeading):
 
 
 def sweep_of(folder: tuple[str, str], records: Iterable[Record],
-             status_history: Callable[[Record], StatusHistory | None] = lambda record: None) -> Sweep:
+             status_history: Callable[[Record], StatusHistory | None] = lambda record: None) -> SweepTable:
     """Return the sweep of these records, at least one, oldest first. `status_history` gives since when a case has its
     status."""
     records = list(records)
     counted = Counter(record.verdict.status for record in records)
-    return Sweep(
+    return SweepTable(
         folder=folder, machine=records[-1].machine, build=records[-1].build,
         as_of=max(record.started_at for record in records),
         counts={status: counted[status] for status in SEVERITY if counted[status]},

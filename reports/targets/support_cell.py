@@ -122,9 +122,8 @@ def _range(span: Span) -> str:
 def build_states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[BuildState | None]:
     """Return the state on each build; None for one that was not tested."""
     return [
-        state and _build_state(state, [outcome
-                                       for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
-        for at, state in enumerate(states(matrix, probes, architecture))
+        _build_state(state, [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
+        if state else None for at, state in enumerate(states(matrix, probes, architecture))
     ]
 
 

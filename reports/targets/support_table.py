@@ -183,7 +183,7 @@ class SupportMatrix:
     @cached_property
     def miscompiles(self) -> list[Miscompile]:
         """Confused formats first, then what the newest build still shows, then the most widespread."""
-        groups: dict[tuple, list[_MiscompiledCell]] = defaultdict(list)
+        groups: dict[tuple[str, Kind | None, str], list[_MiscompiledCell]] = defaultdict(list)
         for row in self.rows:
             for probe in row.probes:
                 for architecture, runs in probe.cells.items():
@@ -192,7 +192,7 @@ class SupportMatrix:
                             at = range(run.builds[0], run.builds[1] + 1)
                             groups[row.format, outcome.kind, outcome.cause].append(
                                 _MiscompiledCell(row, probe, architecture, at, outcome.message))
-        found = [self._miscompile(*key, seen) for key, seen in groups.items()]
+        found = [self._miscompile(fmt, kind, cause, seen) for (fmt, kind, cause), seen in groups.items()]
         return sorted(found, key=lambda one: (one.kind not in _FORMAT_CONFUSED, not one.lasts,
                                               -sum(map(len, one.builds.values()))))
 
