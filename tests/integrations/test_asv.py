@@ -183,8 +183,15 @@ def test_a_right_case_has_a_time_with_an_interval_in_seconds(folder):
 
 @pytest.mark.parametrize("case", [CRASHING, NAN_GIVING])
 def test_a_case_that_is_not_right_has_no_time_and_no_speedup(folder, case):
-    assert math.isnan(figures(folder, "track_latency")[0][case])
-    assert math.isnan(figures(folder, "track_speedup")[0][case])
+    assert math.isnan(figures(folder, "track_latency")[0].get(case, math.nan))
+    assert math.isnan(figures(folder, "track_speedup")[0].get(case, math.nan))
+
+
+def test_a_canary_is_no_parameter_of_what_is_timed_nor_a_dense_scheme_of_sqnr(folder):
+    assert DENSE in figures(folder, "track_latency")[0]
+    for name in ("track_latency", "track_speedup", "track_kernels_launched"):
+        assert not [case for case in figures(folder, name)[0] if "/canary." in case]
+    assert DENSE not in figures(folder, "track_sqnr")[0]
 
 
 def test_status_is_a_number_and_worse_is_more(folder):
