@@ -292,8 +292,8 @@ def _keeping_copies(group: list[SweepCase]) -> ReportProblem:
     row = group[0].row
     return ReportProblem(
         Section.SLOW, str(Flag.KEEPS_DECODED_COPY),
-        _message(f"{row.case.implementation} keeps a decoded copy of the weight on {_listed(_schemes(group), most=4)}, in"
-                 f" {_count(len(group), 'case')}{f': {row.bottleneck}' if row.bottleneck else ''}"),
+        _message(f"{row.case.implementation} keeps a decoded copy of the weight on {_listed(_schemes(group), most=4)}, "
+                 f"in {_count(len(group), 'case')}{f': {row.bottleneck}' if row.bottleneck else ''}"),
         _link(group, mark=str(Flag.KEEPS_DECODED_COPY)), tuple(group), minor=True)
 
 
@@ -301,7 +301,8 @@ def _summing_narrowly(group: list[SweepCase]) -> ReportProblem:
     return ReportProblem(
         Section.SLOW, str(Flag.NARROW_ACCUMULATOR),
         _message(f"{group[0].row.case.implementation} sums products in fewer bits than it declares on"
-                 f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; results are within the tolerance"),
+                 f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; results are within the "
+                 "tolerance"),
         _link(group, mark=str(Flag.NARROW_ACCUMULATOR)), tuple(group), minor=True)
 
 
