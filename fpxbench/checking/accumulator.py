@@ -153,8 +153,8 @@ class _Probe:
         L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where blocks
         are summed first, the losses end where a block does: before k if a block's sum is wider, else after it.
         """
-        last = len(self.columns) - 1
-        edges: list[int] = []
+        last, k = len(self.columns) - 1, self.operands.case.k
+        edges: list[tuple[int, int]] = []
         for share in (0.23, 0.41, 0.52, 0.67, 0.83):
             if time.monotonic() > until and len(edges) > 1:
                 break
@@ -162,18 +162,17 @@ class _Probe:
             edge = self._end_of_losses(at)
             if edge is None:
                 return None, "in no simple order"
-            edges.append(edge)
-        if all(edge == self.columns[int(share * last)] for share, edge in zip((0.23, 0.41, 0.52, 0.67, 0.83), edges, strict=False)):
+            edges.append((self.columns[at], edge))
+        if all(edge == column for column, edge in edges):
             return None, "one after another"
-        if min(edges) > self.columns[last]:
-            return None, "all together"
-        k = self.operands.case.k
-        block = math.gcd(*(edge for edge in edges if edge <= self.columns[last])) or k
-        return (block, f"in blocks of {block}") if block > 1 else (None, "in no simple order")
+        block = math.gcd(*(edge for _, edge in edges if edge < k)) or k
+        if block < 2 or not all(edge in (column // block * block, min(k, (column // block + 1) * block)) for column, edge in edges):
+            return None, "in no simple order"       # a tree, say
+        return block, f"in blocks of {block}"
 
     def _end_of_losses(self, at: int) -> int | None:
         """Return the column at which s is kept again after -L at column number `at`; None if losses are no single run."""
-        columns, last = self.columns, len(self.columns) - 1
+        columns, last, k = self.columns, len(self.columns) - 1, self.operands.case.k
 
         def lost(numbers: Sequence[int]) -> list[bool]:
             return [not kept for kept in self.kept([(columns[0], columns[i], columns[at], _LOST) for i in numbers])]
@@ -193,8 +192,8 @@ class _Probe:
             return None
         if high == 0:
             return 0    # both lie in the first block
-        edge = candidates[high] if high < len(candidates) else last + 1
-        if edge in (at, at + 1):
+        lost_last, kept_first = columns[candidates[high - 1]], columns[candidates[high]] if high < len(candidates) else k
+        if lost_last < columns[at] <= kept_first and at in (candidates[high - 1] + 1, candidates[high] if high < len(candidates) else -1):
             return columns[at]
-        return columns[edge] if edge <= last else columns[last] + 1
-
+        # Columns that are not probed (a block's first, say) may lie on the edge itself.
+        return max(range(lost_last + 1, kept_first + 1), key=lambda edge: edge & -edge)
