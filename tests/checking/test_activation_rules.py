@@ -1,0 +1,121 @@
+"""Quantized activations are judged by the computation that is declared, not by a wider bound."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fpxbench.checking import activation_rules
+from fpxbench.checking.correctness import check_calls
+from fpxbench.checking.reference import compare
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.rounding import Rounding
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
+from fpxbench.records.kinds import Kind
+from fpxbench.sweep.messages import TrialRequest
+from fpxbench.sweep.trial import prepare
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Quantizing(Implementation):
+    """Quantizes its activation by `rule`, times `factor`; declares what it is told to."""
+
+    def __init__(self, rule: str, declared_format: str | None = None, declared: ActivationRule | None = None, *,
+                 rounding: Rounding = Rounding.NEAREST_EVEN, factor: float = 1.0, scale: float | None = None) -> None:
+        self.rule, self.factor = ActivationRule(rule, rounding, scale), factor
+        self.activation_format, self.activation_rule = declared_format, declared
+
+    def matmul(self, x, weight):
+        values = self.rule.quantized(x)[0].float() * self.factor
+        return (values @ weight.dequantize().T).to(x.dtype)
+
+
+def operands_for(implementation: Implementation, scheme: str, m: int = 16):
+    case = Case(implementation="i", scheme=scheme, workload="x", m=m, n=48, k=256)
+    return prepare(implementation, TrialRequest(case=case, seed=2))
+
+
+RULES = ("e4m3fn-row", "e4m3fn-tensor", "e4m3fn-g128", "mxfp8_e4m3fn", "e5m2-row", "nvfp4", "mxfp4", "int8-row")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "nvfp4"])
+def test_a_usual_rule_is_found_from_its_format_alone(rule: str, scheme: str) -> None:
+    implementation = Quantizing(rule, declared_format=scheme_named(rule).format.name)
+    operands = operands_for(implementation, scheme)
+    assert activation_rules.find_rule(implementation, operands) is None
+    assert operands.rule == ActivationRule(rule)
+    assert check_calls(implementation, operands)[1] is None
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_factor_of_0_8_does_not_hide_in_the_rounding(rule: str) -> None:
+    implementation = Quantizing(rule, declared_format=scheme_named(rule).format.name, factor=0.8)
+    operands = operands_for(implementation, "e4m3fn-row")
+    assert activation_rules.find_rule(implementation, operands) is not None
+
+
+@pytest.mark.parametrize("rounding", [Rounding.TOWARD_ZERO, Rounding.DOWN])
+@pytest.mark.parametrize("rule", ["e4m3fn-row", "nvfp4"])
+def test_truncation_is_named_unless_it_is_declared(rule: str, rounding: Rounding) -> None:
+    undeclared = Quantizing(rule, declared_format=scheme_named(rule).format.name, rounding=rounding)
+    verdict = activation_rules.find_rule(undeclared, operands_for(undeclared, "e4m3fn-row"))
+    assert verdict.kind is Kind.TRUNCATED and verdict.evidence["activation_rule"] == f"{rule}, {rounding.value}"
+    declared = Quantizing(rule, declared=ActivationRule(rule, rounding), rounding=rounding)
+    operands = operands_for(declared, "e4m3fn-row")
+    assert activation_rules.find_rule(declared, operands) is None and check_calls(declared, operands)[1] is None
+
+
+def test_a_fixed_scale_is_right_where_it_is_declared_and_stale_where_it_is_not() -> None:
+    class Frozen(Implementation):
+        activation_format, scale = "e4m3fn", None
+
+        def matmul(self, x, weight):
+            self.scale = self.scale or float(x.abs().amax()) / 448
+            values = ActivationRule("e4m3fn-tensor", scale=self.scale).quantized(x)[0].float()
+            return (values @ weight.dequantize().T).to(x.dtype)
+
+    frozen = Frozen()
+    operands = operands_for(frozen, "e4m3fn-row")
+    assert activation_rules.find_rule(frozen, operands) is None       # the first call's scale is its own
+    _, verdict = check_calls(frozen, operands)
+    named = activation_rules.stale_scale(frozen, operands, verdict.evidence["call"])
+    assert named.kind is Kind.STALE_ACTIVATION_SCALE
+    declared = Quantizing("e4m3fn-tensor", declared=ActivationRule("e4m3fn-tensor", scale=0.02), scale=0.02)
+    operands = operands_for(declared, "e4m3fn-row")
+    assert activation_rules.find_rule(declared, operands) is None and check_calls(declared, operands)[1] is None
+
+
+def test_only_codes_beside_a_boundary_may_go_either_way() -> None:
+    rule = ActivationRule("e4m3fn-row")
+    x = torch.tensor([[448.0, 17.0, 17.0 + 2**-3, 16.0, 3.0, -9.5]])       # 17 and -9.5 are midpoints under the scale 1
+    values, slack = rule.quantized(x)
+    assert slack[0].gt(0).tolist() == [False, True, False, False, False, True]
+    assert slack[0, 1] == pytest.approx(2, rel=1e-5) and float(values[0, 1]) in (16, 18)
+
+
+def test_the_scheme_may_declare_the_rule() -> None:
+    implementation = Quantizing("mxfp8_e4m3fn")
+    operands = operands_for(implementation, "mxfp4+mxfp8_e4m3fn")
+    assert activation_rules.find_rule(implementation, operands) is None
+    assert operands.rule == ActivationRule("mxfp8_e4m3fn") and check_calls(implementation, operands)[1] is None
+    other = Quantizing("e4m3fn-tensor")
+    operands = operands_for(other, "mxfp4+mxfp8_e4m3fn")
+    activation_rules.find_rule(other, operands)
+    assert check_calls(other, operands)[1] is not None
+
+
+def test_the_bound_of_a_declared_rule_is_no_wider_than_without_one() -> None:
+    implementation = Quantizing("nvfp4", declared=ActivationRule("nvfp4"))
+    operands = operands_for(implementation, "nvfp4")
+    activation_rules.find_rule(implementation, operands)
+    x = operands.activation(0)
+    declared = operands.reference(x, implementation)
+    operands.rule, implementation.activation_rule = None, None
+    plain = operands.reference(x, implementation)
+    assert declared.bound < 1.2 * plain.bound
+    assert not compare(Implementation().quantize(x.float(), scheme_named("nvfp4")).dequantize().to(x.dtype) @ operands.decoded.T.to(x.dtype) * 0.9,
+                       declared).within
