@@ -81,7 +81,7 @@ def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_
     assert row.variants is None and row.change is ChangeClass.UNCHANGED
 
 
-# -- fpxbench compare -------------------------------------------------------------------------------------------------------
+# ---- fpxbench compare
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A second look confirms what is there, refutes what is not, and says so when it cannot tell."""
+"""A confirmation confirms what is there, refutes what is not, and is undecided where it cannot tell."""
 
 import math
 import random
@@ -52,7 +52,7 @@ def failing(good, bad, seed=0):
     return lambda side, number: record(side, status=Status.CRASH if rng.random() < (good if side == "good" else bad) else Status.OK)
 
 
-# -- times ------------------------------------------------------------------------------------------------------------------
+# ---- times
 
 
 def test_a_slowdown_is_confirmed_with_its_size():
@@ -141,7 +141,7 @@ def test_looking_again_and_again_confirms_next_to_nothing_that_is_not_there():
     assert wrong <= 2
 
 
-# -- verdicts ---------------------------------------------------------------------------------------------------------------
+# ---- verdicts
 
 
 def test_a_crash_on_one_side_only_is_confirmed_with_counts_and_its_words():
@@ -194,7 +194,7 @@ def test_kinds_tell_failures_apart():
     assert found.outcome is ConfirmationOutcome.CONFIRMED and found.bad_counts == {"wrong (nibble_swap)": 5}
 
 
-# -- what is kept, and told -------------------------------------------------------------------------------------------------
+# ---- what is kept, and told
 
 
 def test_confirmations_are_kept_with_the_records_and_read_back(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fpxbench.regressions import evaluation as contest, recorded_series as recorded, synthetic
+from fpxbench.regressions import evaluation, recorded_series as recorded, synthetic
 from fpxbench.regressions.detector import LEAST_CHANGE, detect, level_and_noise
 
 
@@ -22,7 +22,7 @@ def suspects(values, control=None, **more):
     return [change for change in detect(values, control, **more) if not change.machine]
 
 
-# -- what is found ----------------------------------------------------------------------------------------------------------
+# ---- what is found
 
 
 @pytest.mark.parametrize("at", [30, 41, 50])
@@ -35,7 +35,7 @@ def test_a_tenth_more_time_is_found_at_its_build_within_four(at):
 
 
 def test_a_twentieth_at_2_percent_noise_is_found_within_5_builds_in_95_of_100_series():
-    found = contest.EvaluationRun("rule + confirmation", 1000, seed=8, step=0.05, noise=0.02).run()
+    found = evaluation.EvaluationRun("rule + confirmation", 1000, seed=8, step=0.05, noise=0.02).run()
     assert found.within[-1] > 0.94      # 0.96 is measured, with a standard error of 0.007
     assert found.placed > 0.6
 
@@ -68,7 +68,7 @@ def test_each_series_is_read_by_itself():
     assert [len(found) for found in alone] == [1, 1, 0, 1, 0]
 
 
-# -- what is not ------------------------------------------------------------------------------------------------------------
+# ---- what is not
 
 
 def unquiet(builds=60):
@@ -143,7 +143,7 @@ def test_level_and_noise_are_mean_and_deviation_and_a_spike_hardly_moves_them():
     assert all(np.allclose(one, other) for one, other in zip(level_and_noise(gaps), (level, noise, count), strict=True))
 
 
-# -- it stands by what it said ----------------------------------------------------------------------------------------------
+# ---- it stands by what it said
 
 
 def test_what_was_found_does_not_depend_on_what_is_measured_later():
@@ -167,49 +167,49 @@ def test_what_is_refuted_twice_is_how_it_is_measured_there_now_and_is_not_found_
     assert [change.first for change in found[:1]] == [40] and len(found) == 2
 
 
-# -- the contest ------------------------------------------------------------------------------------------------------------
+# ---- the evaluation
 
 
 @pytest.mark.parametrize("kind", list(synthetic.FLAT))
 def test_nothing_is_confirmed_where_nothing_changed(kind):
-    flat = contest.EvaluationRun("rule + confirmation", 60, seed=9, kind=kind, builds=365).run()
+    flat = evaluation.EvaluationRun("rule + confirmation", 60, seed=9, kind=kind, builds=365).run()
     assert flat.per_1000 == 0
-    assert contest.EvaluationRun("rule", 60, seed=9, kind=kind, builds=365).run().per_1000 < 1500
+    assert evaluation.EvaluationRun("rule", 60, seed=9, kind=kind, builds=365).run().per_1000 < 1500
 
 
 def test_a_confirmation_finds_what_is_there_and_refutes_what_is_not():
     rng = np.random.default_rng(2)
-    assert sum(contest.rerun(np.log(1.05), 0.05, 0.02, rng) for _ in range(100)) >= 98
-    assert sum(contest.rerun(0.0, 0.05, 0.02, rng) for _ in range(300)) == 0
+    assert sum(evaluation.rerun(np.log(1.05), 0.05, 0.02, rng) for _ in range(100)) >= 98
+    assert sum(evaluation.rerun(0.0, 0.05, 0.02, rng) for _ in range(300)) == 0
 
 
 def test_asv_finds_large_steps_and_few_small_ones():
-    large = contest.EvaluationRun("asv", 20, seed=9, step=0.10, noise=0.01).run()
-    small = contest.EvaluationRun("asv", 20, seed=9, step=0.05, noise=0.02).run()
+    large = evaluation.EvaluationRun("asv", 20, seed=9, step=0.10, noise=0.01).run()
+    small = evaluation.EvaluationRun("asv", 20, seed=9, step=0.05, noise=0.02).run()
     assert large.within[-1] > 0.8 and small.within[-1] < 0.3
 
 
 def test_otava_is_asked_in_the_same_way():
     pytest.importorskip("otava")
-    assert contest.EvaluationRun("Otava", 20, seed=9, step=0.10, noise=0.01).run().within[-1] > 0.9
+    assert evaluation.EvaluationRun("Otava", 20, seed=9, step=0.10, noise=0.01).run().within[-1] > 0.9
 
 
 def test_every_detector_is_put_to_the_same_series(monkeypatch):
     seen = []
     for name in ("one", "another"):
-        monkeypatch.setitem(contest.DETECTORS, name, lambda times, *_: seen.append(times) or [])
-        contest.EvaluationRun(name, 10, seed=3, kind="slow drift", builds=35).run()
+        monkeypatch.setitem(evaluation.DETECTORS, name, lambda times, *_: seen.append(times) or [])
+        evaluation.EvaluationRun(name, 10, seed=3, kind="slow drift", builds=35).run()
     assert np.array_equal(seen[0], seen[1])
 
 
 def test_a_step_claimed_too_early_too_far_off_or_as_an_improvement_is_not_found(monkeypatch):
-    claims = [contest.Alarm(0, 30, 31, True), contest.Alarm(1, 30, 31, False), contest.Alarm(2, 20, 31, True), contest.Alarm(3, 28, 29, True)]
-    monkeypatch.setitem(contest.DETECTORS, "claimant", lambda *_: claims)
-    found = contest.EvaluationRun("claimant", 4, seed=1, step=0.05).run()
+    claims = [evaluation.Alarm(0, 30, 31, True), evaluation.Alarm(1, 30, 31, False), evaluation.Alarm(2, 20, 31, True), evaluation.Alarm(3, 28, 29, True)]
+    monkeypatch.setitem(evaluation.DETECTORS, "claimant", lambda *_: claims)
+    found = evaluation.EvaluationRun("claimant", 4, seed=1, step=0.05).run()
     assert found.within == (0, 0.25, 0.25, 0.25, 0.25) and found.placed == 1
 
 
-# -- recorded series --------------------------------------------------------------------------------------------------------
+# ---- recorded series
 
 
 def test_recorded_series_are_times_of_one_build_each_with_its_baseline():
@@ -235,7 +235,7 @@ def test_a_window_is_what_was_recorded_and_takes_the_step_from_the_31st_run_on(w
 
 @pytest.mark.parametrize("where", recorded.places())
 def test_the_rule_is_put_to_recorded_series_as_to_made_up_ones(where):
-    real = [one for one in contest.evaluation_runs(10, ["rule"]) if one.kind == where]
+    real = [one for one in evaluation.evaluation_runs(10, ["rule"]) if one.kind == where]
     assert [one.step for one in real] == [0.0, *synthetic.STEPS]
     quiet, large = real[0].run(), real[-1].run()
     assert quiet.series == large.series == len(recorded.windows(where, 0.0)[0])

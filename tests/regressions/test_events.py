@@ -50,7 +50,7 @@ def told(found):
     return [(event.series.metric, event.first_bad.label[-2:], event.direction, event.before, event.after) for event in found]
 
 
-# -- verdicts ---------------------------------------------------------------------------------------------------------------
+# ---- verdicts
 
 
 def test_a_verdict_that_changes_is_an_event_at_once_with_kind_and_words(tmp_path):
@@ -100,7 +100,7 @@ def test_an_implementation_that_was_edited_in_between_is_told(tmp_path):
     assert found.implementation_changed
 
 
-# -- figures ----------------------------------------------------------------------------------------------------------------
+# ---- figures
 
 
 @pytest.mark.parametrize(("name", "values", "direction", "before", "after"), [
@@ -136,7 +136,7 @@ def test_a_figure_that_always_moves_as_far_has_nothing_to_tell(tmp_path):
     assert {event.first_bad_tag[-2:] for event in found} == {f"{night:02}" for night in (*range(2, 12), 21)}
 
 
-# -- times ------------------------------------------------------------------------------------------------------------------
+# ---- times
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_what_was_refuted_is_kept_and_stands_no_more(slowed):
     assert suspect.id not in {other.id for other in found.of_newest_builds().suspects}
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------
+# ---- the command
 
 
 def run(results, *args):

@@ -14,7 +14,7 @@ from fpxbench.builds.timeline import Timeline, commit_hash
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
-from fpxbench.regressions import series_index as digests
+from fpxbench.regressions import series_index
 from fpxbench.regressions.series import panels
 from fpxbench.regressions.series_index import NAME, normalized
 
@@ -34,7 +34,7 @@ def release(version, variant="cpu", date=None, **more):
     return Build(torch=f"{version}+{variant}", channel="release", variant=variant, date=date, **more)
 
 
-# -- what is in a series ----------------------------------------------------------------------------------------------------
+# ---- what is in a series
 
 
 def test_every_case_has_a_point_for_every_build_that_it_was_measured_on(tmp_path):
@@ -73,7 +73,7 @@ def test_of_a_case_that_was_measured_twice_the_last_counts(tmp_path):
     assert read(tmp_path)[0][0].metrics["median_us"].item() == last.timing.median_us
 
 
-# -- the order --------------------------------------------------------------------------------------------------------------
+# ---- the order
 
 
 def test_builds_are_in_the_order_in_which_they_came_out_not_in_that_of_their_measurement(tmp_path):
@@ -116,7 +116,7 @@ def test_source_builds_of_one_version_are_told_apart_by_commit(tmp_path):
     assert all(build.key == commit_hash(build) for build in panel.builds)
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------------
+# ---- bad input
 
 
 def test_two_machines_of_one_name_are_two_series_and_it_is_said(tmp_path):
@@ -166,7 +166,7 @@ def test_a_machine_without_records_is_a_mistake_that_names_those_that_have_some(
         read(tmp_path, machine="h100")
 
 
-# -- history is not read every night ----------------------------------------------------------------------------------------
+# ---- history is not read every night
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ MIDDLE = b"everything but the first page"
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, MIDDLE, None])
-def test_a_digest_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, damage):
+def test_an_index_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, damage):
     nights(tmp_path, 2)
     expected = read(tmp_path)[0][0].metrics["median_us"]
     path = tmp_path / "nvidia-h100" / NAME
@@ -236,7 +236,7 @@ def test_a_reading_that_is_cut_off_leaves_the_digest_as_it_was(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during:
-        during.setattr(digests, "_point", cut_off)
+        during.setattr(series_index, "_point", cut_off)
         with pytest.raises(KeyboardInterrupt):
             read(tmp_path)
     assert len(read(tmp_path)[0][0].builds) == 3
@@ -268,7 +268,7 @@ def test_a_machine_is_read_at_a_time(tmp_path, files_read):
     assert len(files_read) == 3
 
 
-# -- what varies in a failure's words ---------------------------------------------------------------------------------------
+# ---- what varies in a failure's words
 
 
 @pytest.mark.parametrize(("one", "another"), [
