@@ -46,7 +46,9 @@ class Kind(StrEnum):
     predicate: str
     seen: str
 
-    def __new__(cls, name: str, group: Group, emitted_by: Stage, predicate: str, seen: str) -> Kind:
+    # With defaults, because type checkers take `Kind("scaled")` for a call of this.
+    def __new__(cls, name: str, group: Group = Group.RESULT, emitted_by: Stage = Stage(0), predicate: str = "",     # noqa: B008
+                seen: str = "") -> Kind:
         kind = str.__new__(cls, name)
         kind._value_ = name
         kind.group, kind.emitted_by, kind.predicate, kind.seen = group, emitted_by, predicate, seen

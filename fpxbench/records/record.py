@@ -38,7 +38,7 @@ class Flag(StrEnum):
 
     seen: str
 
-    def __new__(cls, name: str, seen: str) -> Flag:
+    def __new__(cls, name: str, seen: str = "") -> Flag:
         flag = str.__new__(cls, name)
         flag._value_ = name
         flag.seen = seen
@@ -61,7 +61,8 @@ class Flag(StrEnum):
     )
     NARROW_ACCUMULATOR = (
         "narrow_accumulator",
-        "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by cancellation.",
+        "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by"
+        " cancellation.",
     )
 
 
@@ -238,8 +239,9 @@ class Properties(RecordPart):
             found["repeats"] = (f"{'the same bits' if self.repeatable else 'different bits, all within the tolerance,'}"
                                 f" in {self.repeats} calls with the same operands")
         if self.batch_invariant is not None:
-            found["other tokens"] = ("a token's output has the same bits whatever tokens are multiplied with it"
-                                     if self.batch_invariant else "a token's output depends on how many are multiplied with it")
+            found["other tokens"] = (
+                "a token's output has the same bits whatever tokens are multiplied with it" if self.batch_invariant
+                else "a token's output depends on how many are multiplied with it")
         sums = [f"in {self.accumulator_bits} bits"] if self.accumulator_bits else []
         sums += [self.sum_order] if self.sum_order else []
         sums += ["overflowing as fp16 does"] if self.accumulator_overflows else []

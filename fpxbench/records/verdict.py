@@ -25,7 +25,8 @@ class Status(StrEnum):
     predicate: str
     meaning: str
 
-    def __new__(cls, name: str, sign: str, predicate: str, meaning: str) -> Status:
+    # With defaults, because type checkers take `Status("ok")` for a call of this.
+    def __new__(cls, name: str, sign: str = "", predicate: str = "", meaning: str = "") -> Status:
         status = str.__new__(cls, name)
         status._value_ = name
         status.sign, status.predicate, status.meaning = sign, predicate, meaning

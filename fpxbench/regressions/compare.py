@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -80,7 +81,7 @@ def _by_case(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, Recor
 def _row(place: tuple[str, str], old: Record | None, new: Record | None) -> ComparisonRow:
     machine, case = place
     headlines = [record.verdict.headline if record else None for record in (old, new)]
-    common = {"case": case, "machine": machine, "before": headlines[0], "after": headlines[1]}
+    common: dict[str, Any] = {"case": case, "machine": machine, "before": headlines[0], "after": headlines[1]}
     if old is None or new is None:
         return ComparisonRow(**common, change=ChangeClass.ONLY_ONE)
     if old.build.variant != new.build.variant:

@@ -268,6 +268,6 @@ class _Reader:
             self.refuted_until[slower, row] = now
 
 
-def _error(after: int, before: Array | int) -> Array | float:
+def _error(after: int, before: Array | Indices | float) -> Array | float:
     """Return the standard error of a difference between the means of so many builds, in σ of one."""
     return (1 / after + 1 / np.maximum(before, 1)) ** 0.5

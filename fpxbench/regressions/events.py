@@ -75,7 +75,7 @@ def _steps(measured: NDArray[np.bool_], changed: NDArray[np.bool_], column: NDAr
 def _verdict_events(panel: Panel) -> Iterator[Event]:
     measured = panel.verdict >= 0
     column = np.argsort(~measured, axis=1, kind="stable")
-    verdicts, present = (np.take_along_axis(values, column, axis=1) for values in (panel.verdict, measured))
+    verdicts, present = np.take_along_axis(panel.verdict, column, axis=1), np.take_along_axis(measured, column, axis=1)
     changed = verdicts[:, 1:] != verdicts[:, :-1]
     for step in _steps(present, changed, column):
         before, after = (panel.verdicts[int(panel.verdict[step.case, at])] for at in (step.before, step.after))

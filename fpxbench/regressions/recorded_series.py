@@ -34,8 +34,10 @@ class Recording:
 def recordings() -> tuple[Recording, ...]:
     """Return the recordings that come with fpxbench."""
     lines = files("fpxbench.regressions").joinpath("recorded.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(Recording(**{name: np.array(value) if isinstance(value, list) else value
-                              for name, value in json.loads(line).items()}) for line in lines)
+    return tuple(
+        Recording(one["where"], one["build"], one["case"], np.array(one["times_us"]), np.array(one["baseline_us"]))
+        for one in map(json.loads, lines)
+    )
 
 
 def places() -> list[str]:

@@ -123,7 +123,8 @@ def performance(
 
 def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
     """Return them with the build at which the next one in the other direction began."""
-    ended, later = [], {}
+    ended: list[Suspect] = []
+    later: dict[str, Suspect] = {}
     for suspect in reversed(suspects):
         case = suspect.series.case
         following = later.get(case)
