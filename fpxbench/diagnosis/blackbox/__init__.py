@@ -1,1 +1,1 @@
-"""Which maps does an implementation effectively apply?"""
+"""Does an implementation or a module apply the maps that its scheme defines?"""

@@ -1,1 +1,4 @@
-"""Which maps does an implementation apply? Experiments that recover its decode table, scale factors, block map and code order."""
+"""Which maps does an implementation apply to codes, scales and positions?
+
+Experiments that recover its decode table, scale factors, block map and code order.
+"""
