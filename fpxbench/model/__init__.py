@@ -1,0 +1,1 @@
+"""Is a quantized weight right, and how fast, inside a real model?"""

@@ -1,0 +1,108 @@
+"""The product of a FloatTensor, as one operator that compilers keep whole: ``torch.ops.fpxbench.linear``."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fpxbench.implementation import Implementation, discover, find
+from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+
+AUTO = "auto"
+PREFERENCE = {"cuda": ("triton_fused", "compiled_mixed_mm", "eager_upcast"), "cpu": ("cpu_fused", "eager_upcast")}
+"""What ``auto`` takes where no record says which is fastest."""
+RESULTS_VARIABLE = "FPX_RESULTS"
+
+
+@cache
+def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implementation]]:
+    """Return the implementation that multiplies `scheme` on `device`: the one named, or for ``auto`` the fastest right one.
+
+    Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, the first of `PREFERENCE` that takes
+    the scheme. Raises ValueError for one that is not there, or refuses the scheme, with its reason.
+    """
+    known, _ = discover()
+    names = [name] if name != AUTO else [*_fastest(scheme.name, device), *PREFERENCE.get(device, PREFERENCE["cpu"])]
+    reasons = []
+    for candidate in names:
+        if candidate not in known:
+            reasons.append(f"{candidate} is not there")
+            continue
+        cls = find(candidate, known)
+        support = cls().supports(scheme, device)
+        if support.supported and cls.dequantize is Implementation.dequantize and not cls.baseline:
+            return candidate, cls
+        reasons.append(f"{candidate}: {support.reason or 'keeps weights in a form of its own'}")
+    raise ValueError(f"no implementation multiplies {scheme.name} on {device}: {'; '.join(reasons)}")
+
+
+def _fastest(scheme: str, device: str) -> list[str]:
+    """Implementations that were right and timed on this kind of device, fastest first by their median speedup."""
+    from statistics import median
+
+    from fpxbench.records.store import Store, latest
+    from fpxbench.records.verdict import Status
+
+    folder = Path(os.environ.get(RESULTS_VARIABLE) or "results")
+    if not folder.is_dir():
+        return []
+    speedups: dict[str, list[float]] = {}
+    wrong = set()
+    records, _ = Store(folder).read_all()
+    for record in latest(records):
+        if record.case.scheme != scheme or record.machine.kind != device:
+            continue
+        if record.verdict.status is Status.OK and record.timing and record.timing.speedup:
+            speedups.setdefault(record.case.implementation, []).append(record.timing.speedup)
+        elif record.verdict.status not in (Status.OK, Status.UNSUPPORTED, Status.MISSING):
+            wrong.add(record.case.implementation)
+    return sorted(speedups.keys() - wrong, key=lambda name: -median(speedups[name]))
+
+
+@cache
+def _instance(name: str, scheme: str, device: str, n: int, k: int) -> Implementation:
+    return resolve(name, scheme_named(scheme), device)[1]()
+
+
+@torch.library.custom_op("fpxbench::linear", mutates_args=())
+def linear(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, bias: Tensor | None, scheme: str, layout: str,
+           implementation: str, n: int, k: int) -> Tensor:
+    """Return ``x @ weight.T + bias``, [..., N] in x's dtype, by the implementation of that name."""
+    instance = _instance(implementation, scheme, x.device.type, n, k)
+    weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
+    if layout != type(instance).layout:
+        weight = weight.relayout(type(instance).layout)
+    if x.numel() == 0:
+        return x.new_empty(*x.shape[:-1], n)
+    out = instance.matmul(x, weight)
+    return out if bias is None else out + bias
+
+
+@linear.register_fake
+def _(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, bias: Tensor | None, scheme: str, layout: str,
+      implementation: str, n: int, k: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], n)
+
+
+def _keep_for_backward(ctx, inputs, output) -> None:
+    _, packed, scales, tensor_scale, bias, scheme, layout, _, n, k = inputs
+    ctx.save_for_backward(packed, scales, tensor_scale)
+    ctx.weight, ctx.has_bias = (scheme, layout, n, k), bias is not None
+
+
+def _backward(ctx, gradient: Tensor):
+    """The gradient of the activation and the bias: codes have none."""
+    (packed, scales, tensor_scale), (scheme, layout, n, k) = ctx.saved_tensors, ctx.weight
+    weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale).dequantize()
+    of_bias = gradient.reshape(-1, n).sum(dim=0) if ctx.has_bias else None
+    return gradient @ weight.to(gradient.dtype), None, None, None, of_bias, None, None, None, None, None
+
+
+linear.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
