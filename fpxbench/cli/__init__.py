@@ -37,6 +37,9 @@ COMMANDS = {
         "Say what a checkpoint of quantized weights holds, and whether it is what it says.",
         _MEASURE,
     ),
+    "tensor-check": Command(
+        "tensor_commands", "Check what a quantized tensor class can do, operation by operation.", _MEASURE
+    ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
     "report": Command(

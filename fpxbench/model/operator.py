@@ -21,10 +21,11 @@ RESULTS_VARIABLE = "FPX_RESULTS"
 
 @cache
 def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implementation]]:
-    """Return the implementation that multiplies `scheme` on `device`: the one named, or for ``auto`` the fastest right one.
+    """Return the implementation that multiplies `scheme` on `device`: the one named, or for ``auto`` the fastest right
+    one.
 
-    Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, the first of `PREFERENCE` that takes
-    the scheme. Raises ValueError for one that is not there, or refuses the scheme, with its reason.
+    Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, the first of `PREFERENCE` that
+    takes the scheme. Raises ValueError for one that is not there, or refuses the scheme, with its reason.
     """
     known, _ = discover()
     names = [name] if name != AUTO else [*_fastest(scheme.name, device), *PREFERENCE.get(device, PREFERENCE["cpu"])]
@@ -70,8 +71,18 @@ def _instance(name: str, scheme: str, device: str, n: int, k: int) -> Implementa
 
 
 @torch.library.custom_op("fpxbench::linear", mutates_args=())
-def linear(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, bias: Tensor | None, scheme: str, layout: str,
-           implementation: str, n: int, k: int) -> Tensor:
+def linear(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    bias: Tensor | None,
+    scheme: str,
+    layout: str,
+    implementation: str,
+    n: int,
+    k: int,
+) -> Tensor:
     """Return ``x @ weight.T + bias``, [..., N] in x's dtype, by the implementation of that name."""
     instance = _instance(implementation, scheme, x.device.type, n, k)
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
@@ -84,8 +95,18 @@ def linear(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | Non
 
 
 @linear.register_fake
-def _(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, bias: Tensor | None, scheme: str, layout: str,
-      implementation: str, n: int, k: int) -> Tensor:
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    bias: Tensor | None,
+    scheme: str,
+    layout: str,
+    implementation: str,
+    n: int,
+    k: int,
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], n)
 
 

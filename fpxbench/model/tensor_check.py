@@ -1,0 +1,180 @@
+"""Check a quantized tensor class, operation by operation: `fpxbench tensor-check`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from fpxbench.model.tensor_operations import OPERATIONS, K, N
+
+
+class Outcome(StrEnum):
+    """How an operation ended."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    """It gave other numbers than the same operation on the dequantized tensor."""
+    PLAIN = "plain"
+    """It gave the right numbers as a plain tensor: the quantization is gone."""
+    REFUSED = "refused"
+    """It raised, and said what it cannot do."""
+    ERROR = "error"
+    """It raised something else."""
+    CRASH = "crash"
+    MISSING = "missing"
+    """The class's library is not installed."""
+
+
+class OperationResult(BaseModel):
+    """One operation on one class."""
+
+    tensor: str
+    operation: str
+    needed_by: str = ""
+    outcome: Outcome
+    message: str = ""
+
+
+class Request(BaseModel):
+    """Which operation, on which class: a name of `CLASSES`, or ``package.module:factory``."""
+
+    tensor: str
+    operation: str
+
+
+def _float_tensor(scheme: str) -> Callable[[Tensor], Tensor]:
+    def make(values: Tensor) -> Tensor:
+        from fpxbench.model.float_tensor import FloatTensor
+
+        return FloatTensor.from_float(values, scheme)
+    return make
+
+
+def _torchao(module: str, config: str, **fields: Any) -> Callable[[Tensor], Tensor]:
+    def make(values: Tensor) -> Tensor:
+        from torchao.quantization import quantize_
+
+        made = getattr(importlib.import_module(module), config)(**fields)
+        linear = torch.nn.Linear(K, N, bias=False, dtype=values.dtype)
+        linear.weight = torch.nn.Parameter(values, requires_grad=False)
+        quantize_(linear, made)
+        return linear.weight.data
+    return make
+
+
+def _torchao_mx(values: Tensor) -> Tensor:
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    return MXTensor.to_mx(values, torch.float8_e4m3fn, 32)
+
+
+def _bitsandbytes(kind: str) -> Callable[[Tensor], Tensor]:
+    def make(values: Tensor) -> Tensor:
+        from bitsandbytes.nn import Params4bit
+
+        return Params4bit(values, requires_grad=False, quant_type=kind)._quantize("cpu")
+    return make
+
+
+CLASSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "FloatTensor e4m3fn-row": _float_tensor("e4m3fn-row"),
+    "FloatTensor e3m2-g128": _float_tensor("e3m2-g128"),
+    "FloatTensor mxfp4": _float_tensor("mxfp4"),
+    "FloatTensor nvfp4": _float_tensor("nvfp4"),
+    "torchao Float8Tensor": _torchao("torchao.quantization", "Float8WeightOnlyConfig"),
+    "torchao Int8Tensor": _torchao("torchao.quantization", "Int8WeightOnlyConfig"),
+    "torchao NVFP4Tensor": _torchao("torchao.prototype.mx_formats", "NVFP4WeightOnlyConfig"),
+    "torchao MXTensor": _torchao_mx,
+    "bitsandbytes Params4bit nf4": _bitsandbytes("nf4"),
+    "bitsandbytes Params4bit fp4": _bitsandbytes("fp4"),
+}
+"""Classes by name, each with a function that makes a tensor of bf16 values [N, K]."""
+
+
+def factory_of(tensor: str) -> Callable[[Tensor], Tensor]:
+    """Return what makes the tensor. Raises ValueError for a name that is neither a class's nor ``module:factory``."""
+    if tensor in CLASSES:
+        return CLASSES[tensor]
+    module, colon, name = tensor.partition(":")
+    if not colon:
+        raise ValueError(f"no tensor class {tensor!r}: one of {', '.join(CLASSES)}, or package.module:factory")
+    made = getattr(importlib.import_module(module), name, None)
+    if not callable(made):
+        raise ValueError(f"{module} has no {name} that can be called")
+    return made
+
+
+def plain_of(tensor: Tensor) -> Tensor:
+    """Return the numbers that a quantized tensor stands for, fp32; a plain tensor's own."""
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return tensor.detach().float()
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(tensor.data, state).float()
+    return tensor.dequantize().float()
+
+
+def check(request: Request) -> OperationResult:
+    """Run one operation. Raises ValueError for a class or an operation that is not there."""
+    if request.operation not in OPERATIONS:
+        raise ValueError(f"no operation {request.operation!r}: one of {', '.join(OPERATIONS)}")
+    chosen = OPERATIONS[request.operation]
+    common = {"tensor": request.tensor, "operation": chosen.name, "needed_by": chosen.needed_by}
+    make = factory_of(request.tensor)
+    try:
+        # Magnitudes of different size in each row and column: a part in the wrong place shows.
+        generator = torch.Generator().manual_seed(0)
+        sizes = torch.exp(torch.randn(N, 1, generator=generator)) * torch.exp(
+            0.3 * torch.randn(1, K, generator=generator)
+        )
+        tensor = make((torch.randn(N, K, generator=generator) * sizes).to(torch.bfloat16))
+        plain = plain_of(tensor)
+    except ImportError as error:
+        return OperationResult(**common, outcome=Outcome.MISSING, message=str(error)[:300])
+    if tuple(tensor.shape) != (N, K):
+        # Users of such a class must go through its own module, so none of the operations is open to them.
+        return OperationResult(**common, outcome=Outcome.REFUSED,
+                               message=f"a weight [{N}, {K}] has the shape of its bytes, {list(tensor.shape)}")
+    try:
+        got, expected = chosen.run(tensor, plain.to(torch.bfloat16))
+    except Exception as error:
+        refused = (
+            isinstance(error, NotImplementedError)
+            or "not implemented" in str(error).lower()
+            or "not supported" in str(error).lower()
+        )
+        message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return OperationResult(**common, outcome=Outcome.REFUSED if refused else Outcome.ERROR, message=message[:400])
+    difference = _difference(got, expected)
+    if difference:
+        return OperationResult(**common, outcome=Outcome.WRONG, message=difference)
+    lost = chosen.stays_quantized and type(got) in (Tensor, torch.nn.Parameter) and type(tensor) is not Tensor
+    return OperationResult(**common, outcome=Outcome.PLAIN if lost else Outcome.OK)
+
+
+def _difference(got: Any, expected: Any) -> str:
+    """Return in what `got` differs from `expected`; "" if it is the same up to bf16 products."""
+    if isinstance(expected, (list, tuple)) and expected and isinstance(expected[0], Tensor):
+        return next((text for text in map(_difference, got, expected) if text), "")
+    if not isinstance(expected, Tensor):
+        return "" if got == expected else f"gave {got!r}, not {expected!r}"
+    numbers, due = plain_of(got), plain_of(expected)
+    if numbers.shape != due.shape:
+        return f"has shape {list(numbers.shape)}, not {list(due.shape)}"
+    # Two roundings to bf16 and sums in another order.
+    tolerance = 2.0**-6 * due.abs().amax().clamp(min=1e-30)
+    worst = (numbers - due).abs().amax()
+    return "" if worst <= tolerance else f"differs by up to {worst:.3g}, where numbers go up to {due.abs().amax():.3g}"
+
+
+def names() -> tuple[list[str], list[str]]:
+    """Return the names of the classes and of the operations."""
+    return list(CLASSES), list(OPERATIONS)

@@ -1,0 +1,170 @@
+"""A quantized weight travels: every operation that users need keeps its codes, or refuses and names the way out."""
+
+import json
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import nn
+from typer.testing import CliRunner
+
+from fpxbench.cli import app
+from fpxbench.model.float_tensor import FloatTensor, sliced
+from fpxbench.model.operator import resolve
+from fpxbench.model.tensor_check import CLASSES, Outcome, Request, check
+from fpxbench.model.tensor_operations import OPERATIONS
+from fpxbench.numbers.scheme import scheme_named
+
+VALUES = torch.randn(128, 256, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+OURS = [name for name in CLASSES if name.startswith("FloatTensor")]
+ALONG_K = {"slice columns", "cat along K", "narrow columns and copy_"}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("tensor", OURS)
+def test_every_operation_is_right_or_refused_with_the_way_out(tensor):
+    for operation in OPERATIONS:
+        result = check(Request(tensor=tensor, operation=operation))
+        expected = Outcome.REFUSED if operation in ALONG_K else Outcome.OK
+        assert result.outcome is expected, (operation, result)
+        assert expected is Outcome.OK or "cut" in result.message
+
+
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "e3m2-g128", "e4m3fn-b128x128", "mxfp4.rceil", "nvfp4.div", "nf4-g64", "int8-row"])
+def test_linear_multiplies_by_the_very_codes(scheme):
+    tensor = FloatTensor.from_float(VALUES, scheme)
+    codes, scales = scheme_named(scheme).quantize(VALUES)
+    assert torch.equal(tensor.weight.codes(), codes)
+    x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    expected = x.double() @ scheme_named(scheme).dequantize(codes, scales).double().T
+    torch.testing.assert_close(
+        F.linear(x, tensor).double(), expected, rtol=2**-7, atol=2**-8 * expected.abs().max().item()
+    )
+    assert tensor.nbytes_stored < tensor.numel() * 2
+
+
+def test_columns_are_cut_where_the_layout_keeps_them_apart():
+    for scheme, layout in (("e4m3fn-row", "bytes"), ("mxfp4", "nibbles_low_first")):
+        weight = FloatTensor.from_float(VALUES, scheme).weight.relayout(layout)
+        tensor = FloatTensor.from_weight(weight)
+        assert torch.equal(tensor[:, 64:128].dequantize(), tensor.dequantize()[:, 64:128])
+        target = tensor.clone()
+        target.narrow(1, 0, 64).copy_(tensor.narrow(1, 64, 64))
+        assert torch.equal(target.dequantize()[:, :64], tensor.dequantize()[:, 64:128])
+        assert torch.equal(target.dequantize()[:, 64:], tensor.dequantize()[:, 64:])
+
+
+@pytest.mark.parametrize(("scheme", "act", "says"), [
+    ("mxfp4", lambda t: t[:, 8:40], "goes through blocks of 32"),
+    ("e4m3fn-b128x128", lambda t: t[64:], "goes through blocks of 128"),
+    ("e4m3fn-row", lambda t: t.view(64, 512), "cannot be viewed as [64, 512]"),
+    ("e4m3fn-row", lambda t: t[::2], "without steps"),
+    ("e4m3fn-row", lambda t: t + 1, "does not implement aten.add"),
+    ("e4m3fn-row", lambda t: torch.cat([t, t.dequantize()]), "joined with each other"),
+    ("nvfp4", lambda t: torch.cat([t, FloatTensor.from_float(2 * VALUES, "nvfp4")]), "different tensor scales"),
+    ("e4m3fn-tensor", lambda t: torch.cat([t, FloatTensor.from_float(2 * VALUES, "e4m3fn-tensor")]), "different scales"),
+])
+def test_what_it_cannot_do_is_refused(scheme, act, says):
+    with pytest.raises(NotImplementedError) as refusal:
+        act(FloatTensor.from_float(VALUES, scheme))
+    assert says in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_tensor_of_another_scheme_or_shape_is_not_copied_into_it():
+    tensor = FloatTensor.from_float(VALUES, "mxfp4")
+    with pytest.raises(RuntimeError, match="a mxfp4 tensor cannot hold the codes of a nvfp4 one"):
+        tensor.copy_(FloatTensor.from_float(VALUES, "nvfp4"))
+    with pytest.raises(RuntimeError, match=r"\[128, 256\] cannot be filled from \[64, 256\]"):
+        tensor.copy_(VALUES[:64])
+    with pytest.raises(RuntimeError, match="its last dimension is not 256"):
+        F.linear(torch.zeros(3, 128, dtype=torch.bfloat16), tensor)
+
+
+def test_experts_are_indexed_and_cut_one_by_one():
+    experts = torch.stack([VALUES, 2 * VALUES, -VALUES])
+    tensor = FloatTensor.from_float(experts, "nvfp4")
+    assert tuple(tensor.shape) == (3, 128, 256)
+    assert torch.equal(tensor[1].dequantize(), FloatTensor.from_float(2 * VALUES, "nvfp4").dequantize())
+    assert torch.equal(tensor[1:].dequantize(), tensor.dequantize()[1:])
+    x = torch.randn(4, 256).to(torch.bfloat16)
+    torch.testing.assert_close(F.linear(x, tensor[2]), F.linear(x, tensor.dequantize()[2]), rtol=2**-6, atol=0.5)
+
+
+def test_an_implementation_that_does_not_take_the_scheme_is_named_with_its_reason():
+    with pytest.raises(
+        ValueError, match="no implementation multiplies nf4-g64 on cpu: cpu_fused: decodes by arithmetic"
+    ):
+        FloatTensor.from_float(VALUES, "nf4-g64", "cpu_fused")
+    with pytest.raises(ValueError, match="nobody is not there"):
+        resolve("nobody", scheme_named("mxfp4"), "cpu")
+
+
+def _rank(rank, store, results):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    tensor = FloatTensor.from_float(VALUES, "mxfp4")
+    shard = distribute_tensor(tensor, mesh, [Shard(0)]).to_local()
+    linear = nn.Linear(256, 128, bias=False, dtype=torch.bfloat16)
+    linear.weight = nn.Parameter(tensor, requires_grad=False)
+    module = fully_shard(linear, mesh=mesh)
+    held = module.weight.to_local().nbytes_stored
+    x = torch.ones(3, 256, dtype=torch.bfloat16)
+    with torch.no_grad():
+        same = all(torch.equal(module(x), F.linear(x, tensor)) for _ in range(2))
+    results[rank] = (torch.equal(shard.dequantize(), tensor.dequantize()[64 * rank:64 * rank + 64]), held, same)
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(240)
+def test_two_ranks_hold_half_each_and_gather_codes(tmp_path):
+    results = mp.get_context("spawn").Manager().dict()
+    mp.start_processes(_rank, (str(tmp_path / "store"), results), nprocs=2, start_method="spawn")
+    half = FloatTensor.from_float(VALUES, "mxfp4").nbytes_stored // 2
+    assert dict(results) == {0: (True, half, True), 1: (True, half, True)}
+
+
+# The conformance suite can fail.
+
+
+class Forgetful(FloatTensor):
+    """Loses what is copied into a part of it."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.slice.Tensor:
+            return sliced(*args).clone()
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def forgetful(values):
+    whole = FloatTensor.from_float(values, "e4m3fn-row")
+    return Forgetful(whole.packed, whole.scales, whole.tensor_scale, *whole._context())
+
+
+def test_a_class_that_loses_what_is_copied_into_a_part_of_it_is_wrong():
+    assert (
+        check(Request(tensor="test_float_tensor:forgetful", operation="narrow rows and copy_")).outcome is Outcome.WRONG
+    )
+    assert check(Request(tensor="FloatTensor mxfp4", operation="narrow rows and copy_")).outcome is Outcome.OK
+
+
+def test_torchaos_mx_tensor_loses_columns_that_are_copied_into_it():
+    result = check(Request(tensor="torchao MXTensor", operation="narrow columns and copy_"))
+    assert result.outcome is Outcome.WRONG and "differs by up to" in result.message
+
+
+def test_the_command_shows_a_table_and_a_crash_ends_no_other_operation(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "deadly.py").write_text("import os\n\ndef make(values):\n    os.kill(os.getpid(), 11)\n")
+    arguments = ["tensor-check", "FloatTensor mxfp4", "deadly:make", "-o", "clone", "-o", "t"]
+    run = CliRunner().invoke(app, [*arguments, "--json"])
+    assert run.exit_code == 1, run.output
+    outcomes = [(result["tensor"], result["outcome"]) for result in json.loads(run.stdout)]
+    assert outcomes == [("FloatTensor mxfp4", "ok")] * 2 + [("deadly:make", "crash")] * 2
+    assert CliRunner().invoke(app, ["tensor-check", "FloatTensor mxfp5"]).exit_code != 0
