@@ -113,10 +113,11 @@ def _print(results: list[dict[str, Any]], classes: list[str], operations: list[s
         out.print(f"{number}  {escape(tensor)}: {done} of {len(operations)}")
     out.print(table)
     out.print(
-        "✓ right   ✗ other numbers   ≈ right, but no longer quantized   – refused   ! raised   ☠ crashed   ? not installed"
+        "✓ right   ✗ other numbers   ≈ right, but plain numbers   – refused   ! raised   ☠ crashed   ? not installed"
     )
     for result in results:
         if result["outcome"] in ("wrong", "crash", "error", "plain"):
             out.print(
-                f"{SIGNS[result['outcome']]} {escape(result['tensor'])}, {escape(result['operation'])}: {escape(result['message'])}"
+                f"{SIGNS[result['outcome']]} {escape(result['tensor'])}, {escape(result['operation'])}:"
+                f" {escape(result['message'])}"
             )
