@@ -9,26 +9,26 @@ from dataclasses import dataclass
 from functools import partial
 
 from fpxbench.casts.cast_record import EXACT_PRODUCT, CastRecord, DifferingInputs, Example, InputKind
-from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status
 
 MISTAKE = "mistake"
 """The key of the evidence that says what a wrong conversion does, without counts."""
 
-WHAT: dict[Operation, str] = {
-    Operation.CAST: "cast",
-    Operation.CAST_RTZ: "cast toward zero",
-    Operation.SCALE_THEN_CAST: "scale, then cast",
-    Operation.FINFO: "torch.finfo",
-    Operation.SHIFT_LEFT: "<< tensor",
-    Operation.SHIFT_RIGHT: ">> tensor",
-    Operation.AND: "& tensor",
-    Operation.OR: "| tensor",
-    Operation.XOR: "^ tensor",
-    Operation.NOT: "~",
-    Operation.SHIFT_LEFT_SCALAR: "<< int",
-    Operation.SHIFT_RIGHT_SCALAR: ">> int",
-    Operation.AND_SCALAR: "& int",
+WHAT: dict[CastOperation, str] = {
+    CastOperation.CAST: "cast",
+    CastOperation.CAST_RTZ: "cast toward zero",
+    CastOperation.SCALE_THEN_CAST: "scale, then cast",
+    CastOperation.FINFO: "torch.finfo",
+    CastOperation.SHIFT_LEFT: "<< tensor",
+    CastOperation.SHIFT_RIGHT: ">> tensor",
+    CastOperation.AND: "& tensor",
+    CastOperation.OR: "| tensor",
+    CastOperation.XOR: "^ tensor",
+    CastOperation.NOT: "~",
+    CastOperation.SHIFT_LEFT_SCALAR: "<< int",
+    CastOperation.SHIFT_RIGHT_SCALAR: ">> int",
+    CastOperation.AND_SCALAR: "& int",
 }
 """Operations as messages name them."""
 
@@ -75,7 +75,7 @@ class CastFinding:
         wrong = sum(difference.count for difference in worst.wrong)
         if not wrong:
             return ""
-        noun = "constants" if worst.conversion.operation is Operation.FINFO else "inputs"
+        noun = "constants" if worst.conversion.operation is CastOperation.FINFO else "inputs"
         return f"{'up to ' if len(self.records) > 1 else ''}{wrong:,} of {worst.inputs:,} {noun}"
 
     @property
@@ -85,7 +85,7 @@ class CastFinding:
         if not worst.wrong:
             return ""
         shown = clearest_example(worst.wrong, worst.conversion.target)
-        if worst.conversion.operation is Operation.FINFO:
+        if worst.conversion.operation is CastOperation.FINFO:
             return f"{shown.input_value} is {shown.got_value}, not {shown.expected_value}"
         return (
             f"{worst.conversion.source} {shown.input} ({shown.input_value}) gives {worst.conversion.target} "
@@ -121,7 +121,7 @@ def engines_of(conversions: Iterable[Conversion]) -> list[str]:
 
 def operations_of(conversions: Iterable[Conversion]) -> str:
     """Return operations and dtypes, each once: ``cast fp64 → e4m3fn, e5m2; fp32 → e8m0``, ``~ uint16, uint32``."""
-    by_operation: dict[Operation, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    by_operation: dict[CastOperation, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for conversion in conversions:
         by_operation[conversion.operation][conversion.source].add(conversion.target)
     parts = []
@@ -225,7 +225,7 @@ def _overflow(record: CastRecord) -> str | None:
     """What a plain cast makes of values past the maximum; None for other operations, and where it is not always the
     same."""
     overflow, infinity = record.behaviour.overflow, record.behaviour.infinity
-    if record.conversion.operation is not Operation.CAST or not overflow or overflow.startswith("mixture"):
+    if record.conversion.operation is not CastOperation.CAST or not overflow or overflow.startswith("mixture"):
         return None
     return overflow if infinity in (None, overflow) else f"{overflow}, but infinity: {infinity}"
 
@@ -233,7 +233,7 @@ def _overflow(record: CastRecord) -> str | None:
 def _product_kept(record: CastRecord) -> str | None:
     """How the product of a scale and a number is rounded before it is cast; None without a product, and where its cast
     is wrong."""
-    if record.conversion.operation is not Operation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
+    if record.conversion.operation is not CastOperation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
         return None
     return "not rounded before the cast" if record.behaviour.taken_as == EXACT_PRODUCT else "rounded to its dtype first"
 

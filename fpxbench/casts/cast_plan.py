@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from itertools import groupby, product
 
-from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
 
 WIDE = ("fp64", "fp32", "bf16", "fp16")
 _TORCH_FLOAT8 = tuple(dtype.name for dtype in DTYPES.values() if dtype.is_float8 and dtype.torch)
@@ -43,7 +43,7 @@ def conversions(devices: Iterable[str], engines: Sequence[str] = (), globs: Sequ
 def can_be_exhaustive(conversion: Conversion) -> bool:
     """Return whether all inputs take minutes, not hours: fp32 to FP8, except in Triton's interpreter (a million a
     second)."""
-    return (conversion.operation in (Operation.CAST, Operation.CAST_RTZ) and conversion.source == "fp32"
+    return (conversion.operation in (CastOperation.CAST, CastOperation.CAST_RTZ) and conversion.source == "fp32"
             and DTYPES[conversion.target].is_float8 and conversion.engine is not Engine.TRITON_INTERPRETER)
 
 
@@ -61,7 +61,7 @@ def _matches(conversion: Conversion, glob: str) -> bool:
 
 
 def _of(engine: Engine, device: str) -> list[Conversion]:
-    def make(operation: Operation, pairs: Iterable[tuple[str, str]]) -> list[Conversion]:
+    def make(operation: CastOperation, pairs: Iterable[tuple[str, str]]) -> list[Conversion]:
         return [
             Conversion(operation=operation, source=source, target=target, engine=engine, device=device)
             for source, target in pairs
@@ -70,20 +70,20 @@ def _of(engine: Engine, device: str) -> list[Conversion]:
     if engine in (Engine.TRITON, Engine.TRITON_INTERPRETER):
         narrowing = sorted([*product(WIDE, _TRITON_FLOAT8), *_NARROWINGS], key=lambda pair: WIDE.index(pair[0]))
         return [
-            *make(Operation.CAST, [*narrowing, *product(_TRITON_FLOAT8, WIDE[1:])]),
-            *make(Operation.CAST_RTZ, narrowing),
+            *make(CastOperation.CAST, [*narrowing, *product(_TRITON_FLOAT8, WIDE[1:])]),
+            *make(CastOperation.CAST_RTZ, narrowing),
         ]
     narrowing = sorted([*product(WIDE, _TORCH_FLOAT8), *_NARROWINGS], key=lambda pair: WIDE.index(pair[0]))
     from_float8 = [
         (source, target) for source in _TORCH_FLOAT8 for target in (*WIDE[1:], *_TORCH_FLOAT8) if target != source
     ]
     made = [
-        *make(Operation.CAST, [*narrowing, *from_float8]),
-        *make(Operation.SCALE_THEN_CAST, product(("bf16", "fp16"), _TORCH_FLOAT8)),
+        *make(CastOperation.CAST, [*narrowing, *from_float8]),
+        *make(CastOperation.SCALE_THEN_CAST, product(("bf16", "fp16"), _TORCH_FLOAT8)),
     ]
     for dtype in UNSIGNED:
-        made += [one for operation in Operation if operation.on_bits for one in make(operation, [(dtype, dtype)])]
+        made += [one for operation in CastOperation if operation.on_bits for one in make(operation, [(dtype, dtype)])]
     # the constants are the same on every device and under the compiler
     if engine is Engine.EAGER and device == "cpu":
-        made += make(Operation.FINFO, [(name, name) for name in (*WIDE, *_TORCH_FLOAT8)])
+        made += make(CastOperation.FINFO, [(name, name) for name in (*WIDE, *_TORCH_FLOAT8)])
     return made

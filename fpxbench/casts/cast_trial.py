@@ -21,7 +21,7 @@ from fpxbench.casts.cast_record import (
 )
 from fpxbench.casts.conformance import Conformance, ConformanceCheck, number_text
 from fpxbench.casts.conformance_verdict import verdict_on
-from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
 from fpxbench.casts.engines import Inputs, inputs_of, right_bits, to_bits, to_tensor, torch_function
 from fpxbench.casts.expected import expected_codes, sibling_of
 from fpxbench.casts.finfo import check_finfo
@@ -45,7 +45,7 @@ def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
 
 
 def _alone(conversion: Conversion) -> CastResult:
-    if conversion.operation is Operation.FINFO:
+    if conversion.operation is CastOperation.FINFO:
         return _result(conversion, None, None)
     inputs = inputs_of(conversion)
     return _result(conversion, inputs, lambda: convert(conversion, inputs.operands))
@@ -139,14 +139,14 @@ def refusal(conversion: Conversion, error: Exception) -> CastResult:
 
 def rounding_of(conversion: Conversion) -> Rounding:
     """Return the rounding that a conversion asks for."""
-    return Rounding.TOWARD_ZERO if conversion.operation is Operation.CAST_RTZ else Rounding.NEAREST_EVEN
+    return Rounding.TOWARD_ZERO if conversion.operation is CastOperation.CAST_RTZ else Rounding.NEAREST_EVEN
 
 
 def _check_cast(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conformance:
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
     check = ConformanceCheck(source, target, rounding_of(conversion))
     x = values(inputs.operands[0], source)
-    if conversion.operation is not Operation.SCALE_THEN_CAST:
+    if conversion.operation is not CastOperation.SCALE_THEN_CAST:
         bits = inputs.operands[0]
         sibling = sibling_of(source)
         misread = {sibling.name: values(bits, sibling)} if sibling else {}

@@ -12,7 +12,7 @@ import numpy as np
 from fpxbench.casts.cast_record import EXACT_PRODUCT, EXAMPLES, Behaviour, DifferingInputs, Example, InputKind
 from fpxbench.casts.conversion import DType
 from fpxbench.casts.expected import FLUSHED, Codes, Predict, expected_codes, hypotheses, overflow_begins
-from fpxbench.casts.grid import ABOVE, EXACT, TIE, grid
+from fpxbench.casts.number_grid import ABOVE, EXACT, TIE, grid
 from fpxbench.numbers.rounding import Rounding
 
 NAN_CODES = 8

@@ -7,7 +7,7 @@ import re
 from fpxbench.casts.cast_findings import LOSES_INFINITY_AND_NAN, MISTAKE, clearest_example, loses_infinity_and_nan
 from fpxbench.casts.cast_record import EXACT_PRODUCT, Behaviour, DifferingInputs, InputKind, unrounded_summary
 from fpxbench.casts.conformance import Conformance
-from fpxbench.casts.conversion import DTYPES, Conversion, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion
 from fpxbench.casts.expected import FLUSHED, MISREAD
 from fpxbench.records.kinds import Kind, sibling_kind
 from fpxbench.records.verdict import Status, Verdict
@@ -60,10 +60,10 @@ def verdict_on(conversion: Conversion, conformance: Conformance) -> Verdict:
         return Verdict(status=Status.OK, summary=_conforms(conformance))
     kind, lead = _fault(conversion, conformance.behaviour, wrong)
     count = sum(difference.count for difference in wrong)
-    what = "constants" if conversion.operation is Operation.FINFO else "inputs"
+    what = "constants" if conversion.operation is CastOperation.FINFO else "inputs"
     seen = INPUTS[wrong[0].kind][wrong[0].count > 1] if len(wrong) == 1 else ", ".join(map(_counted, wrong))
     example = clearest_example(wrong, conversion.target)
-    if conversion.operation is Operation.FINFO:
+    if conversion.operation is CastOperation.FINFO:
         shown = f"{example.input} is {example.got_value}, not {example.expected_value}"
     else:
         shown = (f"{example.input} ({example.input_value}) gives {example.got} ({example.got_value}), "

@@ -21,7 +21,7 @@ class Engine(StrEnum):
     TRITON_INTERPRETER = "triton_interpreter"   # the same kernel under TRITON_INTERPRET=1, on a CPU
 
 
-class Operation(StrEnum):
+class CastOperation(StrEnum):
     """What is computed from the source."""
 
     CAST = "cast"                           # x.to(target), rounding as it does by default
@@ -44,7 +44,12 @@ class Operation(StrEnum):
         return self in _ON_BITS
 
 
-_ON_BITS = frozenset(Operation) - {Operation.CAST, Operation.CAST_RTZ, Operation.SCALE_THEN_CAST, Operation.FINFO}
+_ON_BITS = frozenset(CastOperation) - {
+    CastOperation.CAST,
+    CastOperation.CAST_RTZ,
+    CastOperation.SCALE_THEN_CAST,
+    CastOperation.FINFO,
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Conversion(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    operation: Operation
+    operation: CastOperation
     source: str
     target: str
     engine: Engine

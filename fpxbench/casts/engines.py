@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fpxbench.casts import probe_values as inputs
-from fpxbench.casts.conversion import DTYPES, Conversion, DType, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, DType
 
-SCALARS = {Operation.SHIFT_LEFT_SCALAR: 4, Operation.SHIFT_RIGHT_SCALAR: 4, Operation.AND_SCALAR: 15}
+SCALARS = {CastOperation.SHIFT_LEFT_SCALAR: 4, CastOperation.SHIFT_RIGHT_SCALAR: 4, CastOperation.AND_SCALAR: 15}
 """The Python int on the right, as unpacking nibbles uses it."""
 
-_BINARY: dict[Operation, Callable] = {
-    Operation.SHIFT_LEFT: operator.lshift, Operation.SHIFT_RIGHT: operator.rshift,
-    Operation.AND: operator.and_, Operation.OR: operator.or_, Operation.XOR: operator.xor,
-    Operation.SHIFT_LEFT_SCALAR: operator.lshift, Operation.SHIFT_RIGHT_SCALAR: operator.rshift,
-    Operation.AND_SCALAR: operator.and_,
+_BINARY: dict[CastOperation, Callable] = {
+    CastOperation.SHIFT_LEFT: operator.lshift, CastOperation.SHIFT_RIGHT: operator.rshift,
+    CastOperation.AND: operator.and_, CastOperation.OR: operator.or_, CastOperation.XOR: operator.xor,
+    CastOperation.SHIFT_LEFT_SCALAR: operator.lshift, CastOperation.SHIFT_RIGHT_SCALAR: operator.rshift,
+    CastOperation.AND_SCALAR: operator.and_,
 }
 _SIGNED = {8: np.uint8, 16: np.int16, 32: np.int32, 64: np.int64}      # every version of torch takes these from numpy
 
@@ -44,13 +44,15 @@ def inputs_of(conversion: Conversion) -> Inputs:
     """Return the inputs of a conversion."""
     source, target, operation = DTYPES[conversion.source], DTYPES[conversion.target], conversion.operation
     operands: tuple[np.ndarray, ...]
-    if operation is Operation.SCALE_THEN_CAST:
+    if operation is CastOperation.SCALE_THEN_CAST:
         operands = inputs.product_inputs(source)
     elif operation.on_bits:
         first, second, counts = inputs.bit_inputs(source)
-        shifts = operation in (Operation.SHIFT_LEFT, Operation.SHIFT_RIGHT)
+        shifts = operation in (CastOperation.SHIFT_LEFT, CastOperation.SHIFT_RIGHT)
         operands = (
-            (first,) if operation is Operation.NOT or operation in SCALARS else (first, counts if shifts else second)
+            (first,)
+            if operation is CastOperation.NOT or operation in SCALARS
+            else (first, counts if shifts else second)
         )
     else:
         operands = (inputs.cast_inputs(source, target),)
@@ -61,11 +63,11 @@ def torch_function(conversion: Conversion) -> Callable[..., Tensor]:
     """Return the operation as a function of torch tensors."""
     operation = conversion.operation
     target = getattr(torch, DTYPES[conversion.target].torch)
-    if operation is Operation.CAST:
+    if operation is CastOperation.CAST:
         return lambda x: x.to(target)
-    if operation is Operation.SCALE_THEN_CAST:
+    if operation is CastOperation.SCALE_THEN_CAST:
         return lambda x, scale: (x * scale).to(target)
-    if operation is Operation.NOT:
+    if operation is CastOperation.NOT:
         return lambda x: ~x
     apply = _BINARY[operation]
     if operation in SCALARS:
@@ -77,7 +79,7 @@ def torch_function(conversion: Conversion) -> Callable[..., Tensor]:
 def right_bits(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndarray:
     """Return the right result of a bit operation, by numpy."""
     operation, first = conversion.operation, operands[0]
-    if operation is Operation.NOT:
+    if operation is CastOperation.NOT:
         return ~first
     second = first.dtype.type(SCALARS[operation]) if operation in SCALARS else operands[1]
     return _BINARY[operation](first, second)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fpxbench.casts.conversion import DTYPES, DType
-from fpxbench.casts.grid import ABOVE, EXACT, TIE, ExactGrid, Grid, grid
+from fpxbench.casts.number_grid import ABOVE, EXACT, TIE, ExactNumberGrid, NumberGrid, grid
 from fpxbench.numbers import codec
 from fpxbench.numbers.rounding import Rounding
 
@@ -39,11 +39,11 @@ def expected_codes(x: np.ndarray, target: DType, rounding: Rounding = Rounding.N
     return codes | np.where(np.signbit(x) & ~nan, fmt.sign_bit, 0)
 
 
-def overflow_begins(numbers: Grid, rounding: Rounding) -> tuple[float, bool]:
+def overflow_begins(numbers: NumberGrid, rounding: Rounding) -> tuple[float, bool]:
     """Return the magnitude beyond which a finite value rounds past the maximum, and whether the magnitude itself does.
     """
     fmt = numbers.format
-    if isinstance(numbers, ExactGrid):
+    if isinstance(numbers, ExactNumberGrid):
         return fmt.max, False
     following = float(numbers.positive[-1])
     if rounding is Rounding.TOWARD_ZERO:
@@ -51,7 +51,7 @@ def overflow_begins(numbers: Grid, rounding: Rounding) -> tuple[float, bool]:
     return (fmt.max + following) / 2, rounding is Rounding.NEAREST_AWAY or fmt.max_code % 2 == 1
 
 
-def round_magnitudes(magnitude: np.ndarray, numbers: Grid, rounding: str) -> Codes:
+def round_magnitudes(magnitude: np.ndarray, numbers: NumberGrid, rounding: str) -> Codes:
     """Return codes of non-negative magnitudes; past the maximum, one more than its code. Raise ValueError for an
     unknown rounding."""
     lower, where = numbers.place(magnitude)

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from fpxbench.casts.conversion import DTYPES, DType
-from fpxbench.casts.grid import grid
+from fpxbench.casts.number_grid import grid
 
 SEED = 20260
 RANDOM = 1 << 16

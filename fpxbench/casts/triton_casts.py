@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fpxbench.casts.conversion import DTYPES, Conversion, DType, Engine, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, DType, Engine
 from fpxbench.casts.engines import to_bits, to_tensor
 
 _BLOCK, _INTERPRETED_BLOCK = 1024, 1 << 15
@@ -26,7 +26,7 @@ def convert(conversion: Conversion, bits: np.ndarray) -> np.ndarray:
     x = to_tensor(bits, source, conversion.device)
     y = to_tensor(np.zeros(bits.size, dtype=f"u{target.bits // 8}"), target, conversion.device)
     block = _INTERPRETED_BLOCK if conversion.engine is Engine.TRITON_INTERPRETER else _BLOCK
-    rounding = "rtz" if conversion.operation is Operation.CAST_RTZ else None
+    rounding = "rtz" if conversion.operation is CastOperation.CAST_RTZ else None
     grid = (triton.cdiv(bits.size, block),)
     convert_kernel[grid](_of_triton_dtype(x, source), _of_triton_dtype(y, target), bits.size, rounding, block)
     return to_bits(y, target)

@@ -10,7 +10,7 @@ from functools import cached_property
 from fpxbench.casts.cast_changes import CastChange, CastSnapshot, changes
 from fpxbench.casts.cast_findings import CastFinding, Disagreement, disagreements, find, operations_of
 from fpxbench.casts.cast_record import CastRecord, InputKind
-from fpxbench.casts.conversion import DTYPES, Conversion, Engine, Operation
+from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, ReportProblem, Section
 from fpxbench.reports.sweep.table import SweepHeading
@@ -18,7 +18,7 @@ from fpxbench.reports.sweep.table import SweepHeading
 MOST_CHANGES_IN_A_MESSAGE = 3
 
 _RARE_DTYPES = frozenset({"fp64", "e4m3b15", "e8m0"})
-_RARE_OPERATIONS = frozenset({Operation.CAST_RTZ, Operation.FINFO})
+_RARE_OPERATIONS = frozenset({CastOperation.CAST_RTZ, CastOperation.FINFO})
 _WRONG_FOR_ORDINARY_VALUES = frozenset({
     InputKind.DOUBLE_ROUNDING, InputKind.TIE, InputKind.ROUNDING, InputKind.UNROUNDED_PRODUCT, InputKind.SUBNORMAL,
     InputKind.OTHER})
@@ -147,12 +147,12 @@ def _section(conversion: Conversion) -> str:
     operation, source, target = conversion.operation, DTYPES[conversion.source], DTYPES[conversion.target]
     if operation.on_bits:
         return "Bit operations on unsigned integers"
-    if operation is Operation.CAST:
+    if operation is CastOperation.CAST:
         if source.is_float8:
             return "From FP8 to FP8" if target.is_float8 else "From FP8"
         return "To FP8" if target.is_float8 else "To 16 bits"
-    return {Operation.CAST_RTZ: "Toward zero", Operation.SCALE_THEN_CAST: "Scaled, then cast",
-            Operation.FINFO: "Constants"}[operation]
+    return {CastOperation.CAST_RTZ: "Toward zero", CastOperation.SCALE_THEN_CAST: "Scaled, then cast",
+            CastOperation.FINFO: "Constants"}[operation]
 
 
 def cell_text(record: CastRecord) -> str:

@@ -11,7 +11,7 @@ from fpxbench.casts.conformance_verdict import verdict_on
 from fpxbench.casts.conversion import DTYPES, Conversion
 from fpxbench.casts.expected import expected_codes, hypotheses, round_magnitudes
 from fpxbench.casts.finfo import defined_constants
-from fpxbench.casts.grid import grid
+from fpxbench.casts.number_grid import grid
 from fpxbench.casts.probe_values import cast_inputs, digest, product_inputs, values
 from fpxbench.numbers import codec
 from fpxbench.numbers.codec import Overflow, Rounding

@@ -26,7 +26,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Group:
+class BitGroup:
     """The places of `codes` neighbours (1, 2, 4 or 8) in `size` bytes."""
 
     codes: int
@@ -34,15 +34,15 @@ class Group:
     fields: tuple[Field, ...]
 
 
-def stream(bits: int) -> Group:
+def stream(bits: int) -> BitGroup:
     """Return the group of codes one after the other, each from its low bit up."""
     codes = next(codes for codes in (1, 2, 4, 8) if codes * bits % 8 == 0)
-    return Group(codes, codes * bits // 8, tuple(Field(i, 0, bits, i * bits) for i in range(codes)))
+    return BitGroup(codes, codes * bits // 8, tuple(Field(i, 0, bits, i * bits) for i in range(codes)))
 
 
-_HIGH_NIBBLE_FIRST = Group(2, 1, (Field(0, 0, 4, 4), Field(1, 0, 4, 0)))
+_HIGH_NIBBLE_FIRST = BitGroup(2, 1, (Field(0, 0, 4, 4), Field(1, 0, 4, 0)))
 
-_TORCHAO_FP6 = Group(4, 3, (
+_TORCHAO_FP6 = BitGroup(4, 3, (
     Field(1, 2, 4, 0), Field(0, 2, 4, 4), Field(2, 2, 4, 8), Field(3, 2, 4, 12),
     Field(2, 0, 2, 16), Field(3, 0, 2, 18), Field(1, 0, 2, 20), Field(0, 0, 2, 22),
 ))
@@ -53,7 +53,7 @@ _TORCHAO_FP6 = Group(4, 3, (
 # that PyTorch has wheels for. No code of less than 8 bits reaches the sign.
 
 
-def _write(codes: Tensor, group: Group, packed: Tensor) -> None:
+def _write(codes: Tensor, group: BitGroup, packed: Tensor) -> None:
     count = packed.shape[1] // group.size
     words = padded(codes, count * group.codes).view(_WORDS[group.codes])
     number = torch.zeros_like(words)
@@ -66,7 +66,7 @@ def _write(codes: Tensor, group: Group, packed: Tensor) -> None:
         packed.view(-1, count, group.size).copy_(grouped[:, :, :group.size])
 
 
-def _read(packed: Tensor, group: Group, codes: Tensor) -> None:
+def _read(packed: Tensor, group: BitGroup, codes: Tensor) -> None:
     count = packed.shape[1] // group.size
     whole = with_padding(codes, count * group.codes)
     words = whole.view(_WORDS[group.codes])
@@ -83,7 +83,7 @@ def _read(packed: Tensor, group: Group, codes: Tensor) -> None:
         codes.copy_(whole[:, :codes.shape[1]])
 
 
-def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Callable[[int], Group]) -> Layout:
+def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Callable[[int], BitGroup]) -> Layout:
     """K is padded with zero codes to whole groups."""
 
     def row_bytes(k: int, bits: int) -> int:

@@ -15,7 +15,7 @@ EXACT, BELOW, TIE, ABOVE = -2, -1, 0, 1
 
 
 @dataclass(frozen=True)
-class Grid:
+class NumberGrid:
     """The numbers of a format of at most 16 bits, by its definition."""
 
     format: Format
@@ -53,7 +53,7 @@ class Grid:
         return lower, where
 
 
-class ExactGrid(Grid):
+class ExactNumberGrid(NumberGrid):
     """fp32: only exact conversions to it are checked, from narrower formats, so that no table is needed."""
 
     def value(self, codes: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class ExactGrid(Grid):
             return codes.astype(np.uint32).view(np.float32).astype(np.float64)
 
     def place(self, magnitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `Grid.place` does. Raise ValueError for a magnitude that fp32 does not hold."""
+        """Return what `NumberGrid.place` does. Raise ValueError for a magnitude that fp32 does not hold."""
         narrow = magnitude.astype(np.float32)
         if not (narrow == magnitude).all():
             inexact = magnitude[narrow != magnitude][0]
@@ -71,8 +71,8 @@ class ExactGrid(Grid):
 
 
 @lru_cache
-def grid(dtype: DType) -> Grid:
+def grid(dtype: DType) -> NumberGrid:
     """Return the grid of a float dtype. Raise ValueError for one that has none."""
     if dtype.format is None or dtype.bits not in (8, 16, 32):
         raise ValueError(f"no grid of {dtype.name}: floats of 8 and 16 bits, and fp32, have one")
-    return ExactGrid(dtype.format) if dtype.bits == 32 else Grid(dtype.format)
+    return ExactNumberGrid(dtype.format) if dtype.bits == 32 else NumberGrid(dtype.format)
