@@ -125,6 +125,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
         ["list", "cases", "--scheme", "e4m3fn-row", *small],
         ["doctor"],
         ["checkpoint", "model.safetensors"],
+        ["tensor-check", "FloatTensor mxfp4", "-o", "clone"],
         ["report"],
         ["records"],
         ["show", case_id],
