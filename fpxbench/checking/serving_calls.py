@@ -342,8 +342,10 @@ class _Busy:
 def check_streams(examination: Examination, prepare: Callable[[int, int, object], Operands]) -> Verdict | None:
     """Check two calls at once on two CUDA streams, with a weight and an activation each."""
     implementation, own = examination.implementation, examination.operands
-    if own.device == "cpu" or own.case.m == 0 or examination.new_shapes_cost_too_much("streams"):
-        examination.not_asked.setdefault("streams", "a CPU has none" if own.device == "cpu" else "no tokens")
+    if own.device == "cpu":
+        examination.not_asked["streams"] = "a CPU has none"
+        return None
+    if examination.new_shapes_cost_too_much("streams") or _too_large(examination, "streams"):
         return None
     pairs = [own, prepare(own.case.n, own.case.k, "second stream")]
     xs = [each.activation(("stream", number)) for number, each in enumerate(pairs)]

@@ -244,10 +244,19 @@ def test_a_kept_copy_of_the_weight_is_flagged_with_its_bytes() -> None:
     assert "keeps a decoded copy of the weight: 2.1 MB held between calls" in result.traffic.bottleneck
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
-@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer == GPU], ids=str)
-def test_what_only_a_gpu_can_do_is_told(plant: Plant) -> None:
-    verdict = tried(plant.name, "cuda", workload="canary.ragged", m=33, n=77, k=203).verdict
+ON_A_GPU = {
+    CODES: ("canary.codes", 1, 32, 512), RAGGED: ("canary.ragged", 3, 77, 203), GPU: ("canary.ragged", 33, 77, 203),
+    LONG: ("long", 4, 128, 4096), TIMED: ("timed", 1, 1024, 1024),
+}
+"""Workload, M, N and K of each layer."""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer != SEED], ids=str)
+def test_a_gpu_tells_the_same(plant: Plant) -> None:
+    workload, m, n, k = ON_A_GPU[plant.layer]
+    case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload, m=m, n=n, k=k)
+    verdict = run_trial(TrialRequest(case=case, device="cuda", seed=7, impls=[str(FAULTY)], timing_budget_s=0.02)).verdict
     assert (verdict.status, verdict.kind) == (plant.status, plant.kind), verdict.summary
 
 
