@@ -64,7 +64,8 @@ class Support:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What products are summed in: `bits` of significand, for at most `block` products before a sum in fp32 (None: all)."""
+    """What products are summed in: `bits` of significand, for at most `block` products before a sum in fp32 (None:
+    all)."""
 
     bits: int = 24
     block: int | None = None
@@ -93,8 +94,9 @@ class Implementation:
     layout: ClassVar[str] = "planar"
     """The layout, of `fpxbench.numbers.packing`, in which the default `quantize` stores the oracle's codes."""
     activation_format: ClassVar[str | None] = None
-    """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules: one
-    for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation itself."""
+    """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules:
+    one for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation
+    itself."""
     activation_rule: ClassVar[ActivationRule | None] = None
     """The same in full: format, granularity, rounding, and the scale if it is fixed. Results are judged by it."""
     accumulator: ClassVar[Accumulator] = FP32

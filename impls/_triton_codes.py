@@ -79,7 +79,8 @@ def dot_operand(fmt: Format, activation: str, interpreted: bool) -> str:
 
 
 def moves_of(fmt: Format) -> tuple[tuple[int, int, int, int, int, int], ...]:
-    """Each run of bits that moves as one: ``(word, stretches, piece width, bit of the piece, run width, bit of the lane)``.
+    """Each run of bits that moves as one: ``(word, stretches, piece width, bit of the piece, run width, bit of the
+    lane)``.
 
     A step along K decodes as many planes as the narrowest piece has. Those planes fall into `stretches` stretches of a
     piece; the words (or bytes) that a step loads are numbered piece by piece, and `word` is the piece's first.

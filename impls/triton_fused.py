@@ -136,14 +136,19 @@ class TritonFused(Implementation):
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
         m, (_, k), target = x.numel() // x.shape[-1], weight.shape, target_of(x.device)
-        return interpreted_configs(m, weight.scheme, k) if target.interpreted else worth_trying(m, weight.scheme, k, target)
+        return (
+            interpreted_configs(m, weight.scheme, k)
+            if target.interpreted
+            else worth_trying(m, weight.scheme, k, target)
+        )
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
         """Raises ValueError for operands that do not fit together or are not what the kernels take."""
         n, k = weight.shape
         if x.dtype not in ACTIVATIONS or x.shape[-1] != k or x.device != weight.device:
             raise ValueError(
-                f"x must be bfloat16 or float16 [..., {k}] on {weight.device}, not {x.dtype} {list(x.shape)} on {x.device}"
+                f"x must be bfloat16 or float16 [..., {k}] on {weight.device}, not {x.dtype} {list(x.shape)} on "
+                f"{x.device}"
             )
         rows = x.reshape(-1, k)
         if k % 32:      # pad copies even where there is nothing to add, which would be a second kernel
@@ -214,7 +219,8 @@ def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
 
 
 def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Scheme, k: int, target: Target) -> Dot:
-    """That tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is room."""
+    """That tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is
+    room."""
     block_k = min(block_k, longest_tile(scheme, k))
     column = 2 * block_m * codes.planes_of(scheme.format) + block_n * len(codes.loads_of(scheme.format, k))
     while block_k > 16 and 2 * column * block_k > target.shared_bytes:
@@ -283,7 +289,11 @@ def unread(scheme: Scheme) -> str | None:
     if isinstance(scheme.format, Codebook):
         return f"decodes by arithmetic, and {scheme.format.name} is a list of values"
     base = scaling_named(scaling.base_name)
-    if scaling.block_rows not in (1, None) or scaling.scale_format.format != base.scale_format.format or getattr(scaling, "divides", False):
+    if (
+        scaling.block_rows not in (1, None)
+        or scaling.scale_format.format != base.scale_format.format
+        or getattr(scaling, "divides", False)
+    ):
         return f"has no kernel for scales stored as {scaling.name}'s"
     return None
 

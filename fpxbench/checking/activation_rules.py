@@ -55,9 +55,12 @@ def find_rule(implementation: Implementation, operands: Operands) -> Verdict | N
     verdict = _by_another_rounding(implementation, operands, x, y)
     return verdict or Verdict(
         status=Status.WRONG if best.finite else Status.NONFINITE,
-        evidence={"activation_rules_tried": [str(rule) for _, rule in tried], "relative_error": repr(best.relative_error)},
+        evidence={
+            "activation_rules_tried": [str(rule) for _, rule in tried],
+            "relative_error": repr(best.relative_error),
+        },
         summary=f"quantizes the activation to {implementation.activation_format} by none of the usual rules; nearest"
-                f" is {operands.rule}: {best.message()}. If another one is meant, declare it (`activation_rule`)",
+        f" is {operands.rule}: {best.message()}. If another one is meant, declare it (`activation_rule`)",
     )
 
 
@@ -74,10 +77,12 @@ def _by_another_rounding(implementation: Implementation, operands: Operands, x: 
     if not best.within:
         return None
     return Verdict(
-        status=Status.WRONG, kind=Kind.TIES_AWAY if rule.rounding is Rounding.NEAREST_AWAY else Kind.TRUNCATED,
+        status=Status.WRONG,
+        kind=Kind.TIES_AWAY if rule.rounding is Rounding.NEAREST_AWAY else Kind.TRUNCATED,
         evidence={"activation_rule": str(rule)},
-        summary=f"the activation is quantized to {rule.scheme} with rounding {rule.rounding.value}, not to the nearest. If"
-                " that is meant, declare it (`activation_rule`)",
+        summary=f"the activation is quantized to {rule.scheme} with rounding {rule.rounding.value}, not to the "
+                f"nearest. If"
+        " that is meant, declare it (`activation_rule`)",
     )
 
 
@@ -99,8 +104,13 @@ def stale_scale(implementation: Implementation, operands: Operands, purpose: obj
     if not stale.within or stale.relative_error > fresh.relative_error / 2:
         return None
     return Verdict(
-        status=Status.WRONG, kind=Kind.STALE_ACTIVATION_SCALE,
-        evidence={"scale": repr(scale), "scale_of_this_activation": repr(float(x.float().abs().amax()) / scheme.format.max)},
-        summary=f"the activation is scaled by {scale:.6g}, the scale of the first call's: each call's own activation decides"
-                " its scale, unless a fixed one is declared (`activation_rule`)",
+        status=Status.WRONG,
+        kind=Kind.STALE_ACTIVATION_SCALE,
+        evidence={
+            "scale": repr(scale),
+            "scale_of_this_activation": repr(float(x.float().abs().amax()) / scheme.format.max),
+        },
+        summary=f"the activation is scaled by {scale:.6g}, the scale of the first call's: each call's own activation "
+                f"decides"
+        " its scale, unless a fixed one is declared (`activation_rule`)",
     )

@@ -44,8 +44,10 @@ class Output:
         """Raise ContractViolation if the returned tensor no longer holds what it held when the call returned."""
         if not same_bits(self.seen, self.returned):
             raise ContractViolation(
-                Kind.OUTPUT_CHANGED, "the output changed after matmul had returned: it was computed later (another stream,"
-                " another thread), or its memory is used again")
+                Kind.OUTPUT_CHANGED,
+                "the output changed after matmul had returned: it was computed later (another stream,"
+                " another thread), or its memory is used again",
+            )
 
 
 def checked_matmul(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
@@ -103,8 +105,10 @@ def _check_output(y: object, x: Tensor, weight: QuantizedWeight, shape: tuple[in
         raise ContractViolation(Kind.WRONG_SHAPE,
                                 f"x {list(x.shape)} times a weight {list(weight.shape)} gave {got}, not {list(shape)}")
     if type(y) is not Tensor:
-        raise ContractViolation(Kind.LAZY_OUTPUT, f"gave a {type(y).__name__}, not a plain torch.Tensor: what it computes"
-                                                  " when it is read is not timed")
+        raise ContractViolation(
+            Kind.LAZY_OUTPUT,
+            f"gave a {type(y).__name__}, not a plain torch.Tensor: what it computes when it is read is not timed",
+        )
     if y.dtype != x.dtype:
         raise ContractViolation(Kind.WRONG_DTYPE, f"an activation in {x.dtype} gave an output in {y.dtype}")
     if y.device != x.device:

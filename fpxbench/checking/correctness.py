@@ -98,16 +98,26 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     once_more = next(weights for _, weights in contract.one_hot_columns(implementation, operands, [k]))
     if compare(once_more, Reference(decoded[:, at:at + 1], tolerance[:, at:at + 1])).within:
         return Verdict(
-            status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence={"row": n, "column": k},
-            summary=f"column {k} of the weight was read wrongly once ({comparison.worst_value:.6g} in row {n}, stored is"
-                    f" {comparison.worst_expected:.6g}), and is right when asked again")
-    evidence = {"row": n, "column": k, "value": repr(comparison.worst_value), "expected": repr(comparison.worst_expected)}
+            status=Status.WRONG,
+            kind=Kind.NOT_REPEATABLE,
+            evidence={"row": n, "column": k},
+            summary=f"column {k} of the weight was read wrongly once ({comparison.worst_value:.6g} in row {n}, stored "
+                    f"is"
+            f" {comparison.worst_expected:.6g}), and is right when asked again",
+        )
+    evidence = {
+        "row": n,
+        "column": k,
+        "value": repr(comparison.worst_value),
+        "expected": repr(comparison.worst_expected),
+    }
     if weight.has_codes:
         evidence["code"] = weight.scheme.format.describe_code(int(weight.codes()[n, k]))
     return Verdict(
-        status=Status.WRONG if comparison.finite else Status.NONFINITE, evidence=evidence,
+        status=Status.WRONG if comparison.finite else Status.NONFINITE,
+        evidence=evidence,
         summary=f"reads the weight at row {n}, column {k} as {comparison.worst_value:.6g};"
-                f" stored is {comparison.worst_expected:.6g} ({comparison.outside} such weights in {len(read)} columns)",
+        f" stored is {comparison.worst_expected:.6g} ({comparison.outside} such weights in {len(read)} columns)",
     )
 
 

@@ -44,22 +44,25 @@ _IS_KERNEL = re.compile(r"\w+::|graph_\d+_cpp_")
 
 
 # Operators that make views or bare memory, or only ask: they move nothing.
-_NO_KERNEL = frozenset("aten::" + name for name in (
-    "empty empty_strided empty_like new_empty view view_as reshape _reshape_alias t as_strided transpose expand expand_as permute "
-    "select slice narrow squeeze unsqueeze detach alias _unsafe_view resize_ result_type lift_fresh numpy_T broadcast_to split chunk "
-    "unbind movedim unfold to set_ is_nonzero item _local_scalar_dense resolve_conj resolve_neg flatten unflatten"
-).split())
+_NO_KERNEL = frozenset("aten::" + name for name in """
+    empty empty_strided empty_like new_empty view view_as reshape _reshape_alias t as_strided transpose expand
+    expand_as permute  select slice narrow squeeze unsqueeze detach alias _unsafe_view resize_ result_type
+    lift_fresh numpy_T broadcast_to split chunk  unbind movedim unfold to set_ is_nonzero item
+    _local_scalar_dense resolve_conj resolve_neg flatten unflatten
+""".split())  # noqa: SIM905
 
 
 @functools.cache
 def _does_work_itself(name: str) -> bool:
-    """Whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts first)."""
+    """Whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts
+    first)."""
     packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None) if name.startswith("aten::") else None
     if packet is None:
         return False
     schemas = (getattr(packet, overload)._schema for overload in packet.overloads())
     qualified = (f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas)
-    registered = (full for full in qualified if torch._C._dispatch_has_kernel(full))    # TorchScript's own overloads are not
+    # TorchScript's own overloads are not
+    registered = (full for full in qualified if torch._C._dispatch_has_kernel(full))
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CPU") for full in registered)
 
 
@@ -81,7 +84,9 @@ def observe(call: Callable[[], object], device: str) -> Effects:
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     if device != "cpu":
-        kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"])
+        kernels = sorted(
+            (e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"]
+        )
         return Effects([Kernel(e["name"], e["dur"]) for e in kernels], torch.cuda.max_memory_allocated() - held_before)
     return Effects(_cpu_kernels(events), _cpu_peak(events))
 

@@ -53,7 +53,8 @@ class ErrorStatistic:
 
     @property
     def threshold(self) -> float:
-        """What `factor` stays below in a right implementation, but for one in 1e10 tests (Laurent and Massart, 2000)."""
+        """What `factor` stays below in a right implementation, but for one in 1e10 tests (Laurent and Massart,
+        2000)."""
         if not self.allowed:
             return math.inf
         spread = math.sqrt(LOG_FALSE_ALARM * self.alike * self.allowed_squares)
@@ -65,11 +66,16 @@ class ErrorStatistic:
         if self.factor <= self.threshold:
             return None
         return Verdict(
-            status=Status.WRONG, kind=Kind.INACCURATE,
-            evidence={"error_factor": repr(self.factor), "error_threshold": repr(self.threshold), "outputs": self.outputs},
+            status=Status.WRONG,
+            kind=Kind.INACCURATE,
+            evidence={
+                "error_factor": repr(self.factor),
+                "error_threshold": repr(self.threshold),
+                "outputs": self.outputs,
+            },
             summary=f"each of {self.outputs} outputs is within its worst-case bound, but together their errors are"
-                    f" {self.factor:.3g} times what their roundings allow (at most {self.threshold:.3g} is right): as when sums"
-                    " are kept in less than fp32, or weights are truncated",
+            f" {self.factor:.3g} times what their roundings allow (at most {self.threshold:.3g} is right): as when sums"
+            " are kept in less than fp32, or weights are truncated",
         )
 
 

@@ -38,7 +38,11 @@ def live_storages() -> dict[int, int]:
     """Return the bytes of every storage that a tensor of this process refers to, by address."""
     found: dict[int, int] = {}
     for item in gc.get_objects():
-        if type(item) in (torch.Tensor, torch.nn.Parameter) and item.layout is torch.strided and item.device.type != "meta":
+        if (
+            type(item) in (torch.Tensor, torch.nn.Parameter)
+            and item.layout is torch.strided
+            and item.device.type != "meta"
+        ):
             storage = item.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return found

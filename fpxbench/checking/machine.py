@@ -38,17 +38,36 @@ def describe(device: str, name: str | None = None) -> Machine:
     if device == "cpu":
         model, arch = cpu_model(), f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         return Machine(
-            name=name or slug(f"cpu-{model}-{len(os.sched_getaffinity(0))}c"), device=model, arch=arch, host=host, kind="cpu",
-            memory_bytes=psutil.virtual_memory().total, cache_bytes=cpu_cache_bytes(),
-            facts={"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "os": platform.platform()},
+            name=name or slug(f"cpu-{model}-{len(os.sched_getaffinity(0))}c"),
+            device=model,
+            arch=arch,
+            host=host,
+            kind="cpu",
+            memory_bytes=psutil.virtual_memory().total,
+            cache_bytes=cpu_cache_bytes(),
+            facts={
+                "cores": len(os.sched_getaffinity(0)),
+                "threads": torch.get_num_threads(),
+                "os": platform.platform(),
+            },
         )
     if device.partition(":")[0] != "cuda":
         raise NoDevice(f"no device {device!r}: cpu or cuda (ROCm too)")
     if not torch.cuda.is_available():
-        raise NoDevice(f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
+        raise NoDevice(
+            f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why"
+        )
     properties = torch.cuda.get_device_properties(0)
-    arch = getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{properties.major}{properties.minor}"
-    facts: dict[str, Any] = {"multiprocessors": properties.multi_processor_count, "os": platform.platform(), **_driver_facts()}
+    arch = (
+        getattr(properties, "gcnArchName", "").split(":")[0]
+        if torch.version.hip
+        else f"sm_{properties.major}{properties.minor}"
+    )
+    facts: dict[str, Any] = {
+        "multiprocessors": properties.multi_processor_count,
+        "os": platform.platform(),
+        **_driver_facts(),
+    }
     return Machine(
         name=name or slug(properties.name), device=properties.name, arch=arch, host=host, kind="cuda",
         memory_bytes=properties.total_memory, cache_bytes=properties.L2_cache_size, facts=facts,
@@ -146,7 +165,10 @@ def _driver_facts() -> dict[str, Any]:
         return {}
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        width, clock = pynvml.nvmlDeviceGetMemoryBusWidth(handle), pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
+        width, clock = (
+            pynvml.nvmlDeviceGetMemoryBusWidth(handle),
+            pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        )
         return {
             "driver": pynvml.nvmlSystemGetDriverVersion(),
             "power_limit_w": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,

@@ -51,7 +51,8 @@ def poisoned_memory(device: str, nbytes: int, pattern: int) -> Iterator[None]:
 
 
 def fill_free_blocks(device: str, nbytes: int, pattern: int) -> None:
-    """Fill the blocks that a CUDA device's caching allocator hands out next: one of `nbytes`, and of each power of two."""
+    """Fill the blocks that a CUDA device's caching allocator hands out next: one of `nbytes`, and of each power of
+    two."""
     sizes = [max(nbytes, 1)]
     size = _SMALLEST_BLOCK
     while size <= _LARGEST_BLOCK:

@@ -25,7 +25,8 @@ from fpxbench.numbers.activation_rule import ActivationRule
 OUTPUT_ROUNDINGS = 2
 HOEFFDING = 8.0
 """Rounding errors of weights meet activations of random sign, so their sum stays below 8·u·sqrt(Σ(a·w)²) but for one
-element in 2/exp(-8²/2) = 4e13 (Hoeffding's inequality); the worst case, u·Σ|a·w|, would be blind by a factor sqrt(K)."""
+element in 2/exp(-8²/2) = 4e13 (Hoeffding's inequality); the worst case, u·Σ|a·w|, would be blind by a factor
+sqrt(K)."""
 
 # Rows of a float64 reference worked on at a time: bounds memory at about 64 MB an operand.
 _REFERENCE_ELEMENTS = 1 << 23

@@ -49,7 +49,8 @@ _REMEMBERED_SLOWEST_S = 0.5
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one call, sample by sample, for the implementation and, interleaved with it, for the dense baseline."""
+    """Seconds of one call, sample by sample, for the implementation and, interleaved with it, for the dense
+    baseline."""
 
     call: list[float]
     baseline: list[float]
@@ -104,8 +105,11 @@ class TimedCase:
         """
         late = sorted(samples.unseen)[len(samples.unseen) // 2] if samples.unseen else 0.0
         if late > max(UNSEEN_SECONDS, UNSEEN_SHARE * median_interval(samples.call)[0]):
-            raise ContractViolation(Kind.HIDDEN_WORK, f"the device works on for {late * 1e6:.0f} us a call after the stream"
-                                                      " that is timed has ended: on another stream")
+            raise ContractViolation(
+                Kind.HIDDEN_WORK,
+                f"the device works on for {late * 1e6:.0f} us a call after the stream"
+                " that is timed has ended: on another stream",
+            )
         before = self.operands.reference(self.x, self.implementation)
         self.x.copy_(self.operands.activation("timing, again"))
         expected = self.operands.reference(self.x, self.implementation)
@@ -125,9 +129,14 @@ class TimedCase:
         if comparison.within:
             return
         if compare(y, before).within:
-            raise ContractViolation(Kind.FROZEN_INPUT, "what was timed gives the product of the activation that its buffer held"
-                                                       " when it was captured or first called, not of the one that it holds now")
-        raise ContractViolation(Kind.NOT_REPEATABLE, f"right when checked, wrong as it is timed: {comparison.message()}")
+            raise ContractViolation(
+                Kind.FROZEN_INPUT,
+                "what was timed gives the product of the activation that its buffer held"
+                " when it was captured or first called, not of the one that it holds now",
+            )
+        raise ContractViolation(
+            Kind.NOT_REPEATABLE, f"right when checked, wrong as it is timed: {comparison.message()}"
+        )
 
     def _check_repeated_activation(self) -> None:
         """Raise ContractViolation if a second call on the same activation takes far less time than the first."""
@@ -140,8 +149,11 @@ class TimedCase:
                 break
         if min(fresh) > REMEMBERED_FACTOR * max(repeated) and min(fresh) > UNSEEN_SECONDS:
             raise ContractViolation(
-                Kind.RESULT_REMEMBERED, f"takes {min(fresh) * 1e6:.0f} us for an activation that it has not seen and"
-                f" {max(repeated) * 1e6:.0f} us for one that it has: results are remembered, so a time would mean nothing")
+                Kind.RESULT_REMEMBERED,
+                f"takes {min(fresh) * 1e6:.0f} us for an activation that it has not seen and"
+                f" {max(repeated) * 1e6:.0f} us for one that it has: results are remembered, so a time would mean "
+                f"nothing",
+            )
 
     def _seconds(self) -> float:
         with torch.no_grad():
@@ -232,7 +244,8 @@ def captured(calls: list[Call]) -> Launched:
 
 
 def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], float]:
-    """Return a sampler: the mean of launched calls, by events. What goes on after the last event is added to `unseen`."""
+    """Return a sampler: the mean of launched calls, by events. What goes on after the last event is added to
+    `unseen`."""
 
     def sample() -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -71,8 +71,10 @@ def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s:
     if operands.weight.scheme.quantized and moved.heavy_kernels > 1:
         parts.append(f"spends its time in {moved.heavy_kernels} kernels where one would do")
     if read_gb_per_s and _over_roofline(moved):
-        parts.append(f"less time than reading its bytes from memory takes, {moved.roofline_fraction:.1f} times over: they"
-                     " come from a cache, or not all of them are read")
+        parts.append(
+            f"less time than reading its bytes from memory takes, {moved.roofline_fraction:.1f} times over: they"
+            " come from a cache, or not all of them are read"
+        )
     elif read_gb_per_s:
         share = moved.bytes_min / (read_gb_per_s * 1e3) / times.median_us
         if parts:

@@ -47,7 +47,9 @@ def judge(again: Again, output: Output, comparison: Comparison, expected: Refere
     return Verdict(status=Status.WRONG, evidence=evidence, summary=comparison.message())
 
 
-def _depends_on_memory(again: Again, output: Output, expected: Reference, pattern: int, evidence: dict[str, Any]) -> Verdict | None:
+def _depends_on_memory(
+    again: Again, output: Output, expected: Reference, pattern: int, evidence: dict[str, Any]
+) -> Verdict | None:
     """Tell outputs that were never written, and results that depend on what fresh memory held, by other patterns."""
     y = output.seen
     other = next(each for each in poison.PATTERNS if each != pattern)
@@ -55,17 +57,29 @@ def _depends_on_memory(again: Again, output: Output, expected: Reference, patter
     if bool(held.any()):
         held &= poison.holds_pattern(again(other).seen, other)
         if unwritten := int(held.sum()):
-            return Verdict(status=Status.WRONG, kind=Kind.UNWRITTEN_OUTPUT, evidence=evidence | {"unwritten": unwritten},
-                           summary=f"{unwritten} of {y.numel()} output elements were never written")
+            return Verdict(
+                status=Status.WRONG,
+                kind=Kind.UNWRITTEN_OUTPUT,
+                evidence=evidence | {"unwritten": unwritten},
+                summary=f"{unwritten} of {y.numel()} output elements were never written",
+            )
     if not compare(again(poison.ZERO).seen, expected).within:
         return None
     if compare(again(pattern).seen, expected).within:
-        return Verdict(status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence=evidence,
-                       summary=f"wrong once, and right when asked again with the same operands: {_extent(output, expected)}")
+        return Verdict(
+            status=Status.WRONG,
+            kind=Kind.NOT_REPEATABLE,
+            evidence=evidence,
+            summary=f"wrong once, and right when asked again with the same operands: {_extent(output, expected)}",
+        )
     return Verdict(
-        status=Status.WRONG, kind=Kind.READS_UNWRITTEN, evidence=evidence | {"pattern": poison.pattern_name(pattern)},
-        summary=f"reads memory that nobody wrote (padding, say): right where new memory holds zeros, wrong where it holds"
-                f" {poison.pattern_name(pattern)}: {_extent(output, expected)}")
+        status=Status.WRONG,
+        kind=Kind.READS_UNWRITTEN,
+        evidence=evidence | {"pattern": poison.pattern_name(pattern)},
+        summary=f"reads memory that nobody wrote (padding, say): right where new memory holds zeros, wrong where it "
+                f"holds"
+        f" {poison.pattern_name(pattern)}: {_extent(output, expected)}",
+    )
 
 
 def _extent(output: Output, expected: Reference) -> str:
@@ -78,7 +92,10 @@ def _extent(output: Output, expected: Reference) -> str:
 def comparison_evidence(comparison: Comparison) -> dict[str, Any]:
     """Return what a verdict keeps of a comparison."""
     return {
-        "relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside,
-        "worst_at": list(comparison.worst_at), "worst_value": repr(comparison.worst_value),
+        "relative_error": repr(comparison.relative_error),
+        "bound": repr(comparison.bound),
+        "outside": comparison.outside,
+        "worst_at": list(comparison.worst_at),
+        "worst_value": repr(comparison.worst_value),
         "worst_expected": repr(comparison.worst_expected),
     }

@@ -35,23 +35,34 @@ def code_order_faults(fmt: Format, layout: str, k: int) -> Iterator[DecodeFault]
                     message = f"the two nibbles of each byte are exchanged: weight k reads the code of k ± {k_pad // 2}"
                     yield moved(Kind.NIBBLE_SWAP, message, **{f"p{offset}": source})
                 else:
-                    message = (f"the planes of the {width}-bit piece are read in the order {', '.join(map(str, order))},"
-                                f" not 0 to {planes - 1}")
+                    message = (
+                        f"the planes of the {width}-bit piece are read in the order {', '.join(map(str, order))},"
+                        f" not 0 to {planes - 1}"
+                    )
                     yield moved(Kind.PLANE_SWAP, message, **{f"p{offset}": source})
         for backwards in (False, True):
             sources = {f"p{offset}": _as_neighbours(column, k_pad, 8 // width, backwards)
                        for offset, width in cut if width < 8}
             if sources:
-                yield moved(Kind.PLANE_SWAP,
-                            "the planes are read as neighbours: the fields of one byte are taken for weights next to each"
-                            f" other{', the high field first' if backwards else ''}", **sources)
+                yield moved(
+                    Kind.PLANE_SWAP,
+                    "the planes are read as neighbours: the fields of one byte are taken for weights next to each"
+                    f" other{', the high field first' if backwards else ''}",
+                    **sources,
+                )
         if len(cut) > 1:
-            yield DecodeFault("codes", Kind.PLANE_SWAP,
-                             f"the pieces of {' and '.join(str(width) for _, width in cut)} bits are put together in the wrong order",
-                             lambda codes, columns: _pieces_reversed(codes[:, columns.to(codes.device)], fmt.bits))
+            yield DecodeFault(
+                "codes",
+                Kind.PLANE_SWAP,
+                f"the pieces of {' and '.join(str(width) for _, width in cut)} bits are put together in the wrong "
+                f"order",
+                lambda codes, columns: _pieces_reversed(codes[:, columns.to(codes.device)], fmt.bits),
+            )
     for other in packing.LAYOUTS.values():
         if other.name != layout and fmt.bits < 8 and _could_hold(other, layout, fmt.bits, k):
-            kind = Kind.NIBBLE_SWAP if fmt.bits == 4 and {layout, other.name} <= _NEIGHBOURS_IN_A_BYTE else Kind.PLANE_SWAP
+            kind = (
+                Kind.NIBBLE_SWAP if fmt.bits == 4 and {layout, other.name} <= _NEIGHBOURS_IN_A_BYTE else Kind.PLANE_SWAP
+            )
             yield DecodeFault("codes", kind, f"the bytes are read in the layout {other.name}, theirs is {layout}",
                              _read_as(other.name, layout, fmt.bits, k))
     neighbours = Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP
@@ -78,7 +89,8 @@ def _read_as(other: str, layout: str, bits: int, k: int) -> Callable[[Tensor, Te
 
 
 def _plane_orders(planes: int) -> list[tuple[int, ...]]:
-    """Orders of planes to try, the right one left out: all of 2 or 4; of 8 the reversed, the rotated and the pairwise."""
+    """Orders of planes to try, the right one left out: all of 2 or 4; of 8 the reversed, the rotated and the
+    pairwise."""
     right = tuple(range(planes))
     if planes <= 4:
         return [order for order in permutations(right) if order != right]

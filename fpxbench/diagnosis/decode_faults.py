@@ -1,7 +1,7 @@
 """Known faults in reading a stored weight, as data: which code is read, what it decodes to, which scale multiplies it.
 
-A weight is read in three steps, and a known fault is another choice in one of them. The weight that results from a fault is
-predicted from this data; `fpxbench.diagnosis.products` compares predictions with the effective weight.
+A weight is read in three steps, and a known fault is another choice in one of them. The weight that results from a
+fault is predicted from this data; `fpxbench.diagnosis.products` compares predictions with the effective weight.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
 
 
 def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | None:
-    """Return kind and message of the fault of `table_faults` that decodes the format's codes to exactly the numbers `read`, or None."""
+    """Return kind and message of the fault of `table_faults` that decodes the format's codes to exactly the numbers
+    `read`, or None."""
     fmt = format_named(format_name)
     right, table = decode_table(fmt), torch.tensor([float(number) for number in read])
     for fault in table_faults(fmt):
@@ -75,7 +76,12 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
     codes = torch.arange(1 << fmt.bits)
     if fmt.twos_complement:
         step = fmt.min_subnormal
-        yield table(Kind.SIGN_LOST, "two's complement codes are read as unsigned", lambda right: (codes * step).float().to(right.device), True)
+        yield table(
+            Kind.SIGN_LOST,
+            "two's complement codes are read as unsigned",
+            lambda right: (codes * step).float().to(right.device),
+            True,
+        )
     if fmt.signed:
         yield table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
     if fmt.signed and not fmt.twos_complement and fmt.specials != "fnuz":
@@ -88,9 +94,19 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
         def nan_is(test: Callable[[Tensor], Tensor]) -> Callable[[Tensor], bool]:
             return lambda table: bool(test(table[of_nan.to(table.device)]).all())
 
-        infinity = f"infinity, {fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))}, and " if fmt.has_infinity else ""
-        yield table(Kind.NAN_CODE_LOST, f"{infinity}NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as {'finite ' if infinity else ''}numbers",
-                    read_as(replace(fmt, specials="none")), True, nan_is(torch.isfinite))
+        infinity = (
+            f"infinity, {fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))}, and "
+            if fmt.has_infinity
+            else ""
+        )
+        yield table(
+            Kind.NAN_CODE_LOST,
+            f"{infinity}NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as "
+            f"{'finite ' if infinity else ''}numbers",
+            read_as(replace(fmt, specials="none")),
+            True,
+            nan_is(torch.isfinite),
+        )
         yield table(Kind.NAN_CODE_LOST, f"NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as zero",
                     lambda right: right.masked_fill(right.isnan(), 0.0), False, nan_is(lambda read: read == 0))
     if not fmt.is_integer and fmt.mantissa_bits:
@@ -99,10 +115,17 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
             low = (1 << dropped) - 1
             keep = codes & fmt.magnitude_mask & ~low
             lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
-            yield table(Kind.TRUNCATED, f"{lost} not read",
-                        lambda right, keep=keep: torch.where(right.isfinite(), right[keep.to(right.device)].copysign(right), right))
-            if fmt.has_nan:     # or it is not there before NaN is looked for
-                yield table(Kind.TRUNCATED, f"{lost} not read", lambda right, low=low: right[(codes & ~low).to(right.device)])
+            yield table(
+                Kind.TRUNCATED,
+                f"{lost} not read",
+                lambda right, keep=keep: torch.where(
+                    right.isfinite(), right[keep.to(right.device)].copysign(right), right
+                ),
+            )
+            if fmt.has_nan:  # or it is not there before NaN is looked for
+                yield table(
+                    Kind.TRUNCATED, f"{lost} not read", lambda right, low=low: right[(codes & ~low).to(right.device)]
+                )
 
 
 def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -> Iterator[DecodeFault]:
@@ -116,16 +139,29 @@ def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -
         return lambda right: torch.where(changed.to(right.device) & right.isfinite(),
                                          instead(right, right[1 << fmt.mantissa_bits]).float().copysign(right), right)
 
-    yield table(Kind.SUBNORMAL_FLUSHED, "subnormal codes are read as zero", where(subnormal, lambda right, least: right * 0), False,
-                lambda table: bool((table[subnormal.to(table.device)] == 0).all()))
+    yield table(
+        Kind.SUBNORMAL_FLUSHED,
+        "subnormal codes are read as zero",
+        where(subnormal, lambda right, least: right * 0),
+        False,
+        lambda table: bool((table[subnormal.to(table.device)] == 0).all()),
+    )
     yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read with an implicit one",
                 where(subnormal, lambda right, least: with_one.to(right.device) * least))
     yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as normal ones with exponent field 0",
                 where(subnormal, lambda right, least: with_one.to(right.device) * least / 2))
     yield table(Kind.SUBNORMAL_WRONG, "subnormal codes and zero are read as normal ones with exponent field 0",
                 where(subnormal | zero, lambda right, least: with_one.to(right.device) * least / 2))
-    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as half their value", where(subnormal, lambda right, least: right / 2))
-    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as twice their value", where(subnormal, lambda right, least: right * 2))
+    yield table(
+        Kind.SUBNORMAL_WRONG,
+        "subnormal codes are read as half their value",
+        where(subnormal, lambda right, least: right / 2),
+    )
+    yield table(
+        Kind.SUBNORMAL_WRONG,
+        "subnormal codes are read as twice their value",
+        where(subnormal, lambda right, least: right * 2),
+    )
 
 
 def is_subnormal(fmt: Format) -> Tensor:
@@ -137,8 +173,8 @@ def is_subnormal(fmt: Format) -> Tensor:
 
 
 def only_scales_finite_codes(fault: DecodeFault, fmt: Format) -> bool:
-    """Return whether a fault of the table differs from one factor on everything only in codes that are not finite, which no
-    quantizer stores."""
+    """Return whether a fault of the table differs from one factor on everything only in codes that are not finite,
+    which no quantizer stores."""
     if fault.step != "table":
         return False
     right = decode_table(fmt)
@@ -161,39 +197,75 @@ def scale_faults(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator[Deco
 
 
 def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
-    def scales(kind: Kind, message: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False) -> DecodeFault:
+    def scales(
+        kind: Kind, message: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False
+    ) -> DecodeFault:
         return DecodeFault("scales", kind, message, apply, replaces)
 
     yield scales(Kind.SCALE_MISSING, "the scale is not applied",
                  lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
     if scaling.has_tensor_scale:
-        yield scales(Kind.GLOBAL_SCALE_MISSING, "the tensor scale is not applied", lambda block, tensor: (block, torch.ones_like(tensor)))
-        yield scales(Kind.GLOBAL_SCALE_INVERTED, "weights are divided by the tensor scale, not multiplied", lambda block, tensor: (block, 1 / tensor))
-        yield scales(Kind.GLOBAL_SCALE_MISREAD, "the tensor scale is applied twice", lambda block, tensor: (block, tensor.square()))
-        yield scales(Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor))
+        yield scales(
+            Kind.GLOBAL_SCALE_MISSING,
+            "the tensor scale is not applied",
+            lambda block, tensor: (block, torch.ones_like(tensor)),
+        )
+        yield scales(
+            Kind.GLOBAL_SCALE_INVERTED,
+            "weights are divided by the tensor scale, not multiplied",
+            lambda block, tensor: (block, 1 / tensor),
+        )
+        yield scales(
+            Kind.GLOBAL_SCALE_MISREAD,
+            "the tensor scale is applied twice",
+            lambda block, tensor: (block, tensor.square()),
+        )
+        yield scales(
+            Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor)
+        )
         yield scales(Kind.FN_AS_FNUZ, "block scales are read as half their value: by e4m3fnuz's bias 8, theirs is 7",
                      lambda block, tensor: (block / 2, tensor))
     level = "block scale" if scaling.has_tensor_scale else "scale"
-    yield scales(Kind.SCALE_SQUARED, f"the {level} is applied twice: each factor is its square", lambda block, tensor: (block.square(), tensor))
-    yield scales(Kind.SCALE_INVERTED, f"weights are divided by the {level}, not multiplied", lambda block, tensor: (1 / block, tensor))
+    yield scales(
+        Kind.SCALE_SQUARED,
+        f"the {level} is applied twice: each factor is its square",
+        lambda block, tensor: (block.square(), tensor),
+    )
+    yield scales(
+        Kind.SCALE_INVERTED,
+        f"weights are divided by the {level}, not multiplied",
+        lambda block, tensor: (1 / block, tensor),
+    )
     for factor in (2.0, 0.5):
-        yield scales(Kind.SCALED, scaled_by(factor, scaling, fmt), lambda block, tensor, factor=factor: (block * factor, tensor))
+        yield scales(
+            Kind.SCALED, scaled_by(factor, scaling, fmt), lambda block, tensor, factor=factor: (block * factor, tensor)
+        )
     if fmt.max in E4M3_MAXIMA:
         for other in E4M3_MAXIMA:
-            if other != fmt.max and fmt.max / other not in (2.0, 0.5):      # a factor of 2 is a bias's before it is a maximum's
-                yield scales(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
-                             lambda block, tensor, ratio=fmt.max / other: (block * ratio, tensor))
+            # a factor of 2 is a bias's before it is a maximum's
+            if other != fmt.max and fmt.max / other not in (2.0, 0.5):
+                yield scales(
+                    Kind.WRONG_MAX,
+                    f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+                    lambda block, tensor, ratio=fmt.max / other: (block * ratio, tensor),
+                )
 
 
 def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
-    """The message where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has leaves no
-    trace."""
+    """The message where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has
+    leaves no trace."""
     if factor not in (2.0, 0.5):
         return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
     side = "low" if factor < 1 else "high"
     exponent = f", an E8M0 exponent that is read one too {side}" if scaling.scale_format.powers_of_two else ""
-    bias = f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}" if not fmt.is_integer else ""
-    return f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
+    bias = (
+        f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}"
+        if not fmt.is_integer
+        else ""
+    )
+    return (
+        f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
+    )
 
 
 def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[DecodeFault]:

@@ -46,7 +46,8 @@ class Readout:
     original: Tensor | None = None
 
     def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
-        """Return whether every weight read is one of those predicted, within rounding, and at least one number was read."""
+        """Return whether every weight read is one of those predicted, within rounding, and at least one number was
+        read."""
         seen = self.seen if rows is None else self.seen[rows]
         limit = torch.finfo(self.dtype).max
         nonfinite = ~seen.isfinite()
@@ -85,9 +86,16 @@ class Readout:
         return correlation(self.seen, self.definition.weight)
 
 
-def read_out(implementation: Implementation, operands: Operands, columns: Iterable[int] = (), *, seconds: float = PROBE_SECONDS,
-             every: bool = False) -> Readout | None:
-    """Return columns of the effective weight: `columns` and as many more as its speed allows, or `every` one; None for M = 0."""
+def read_out(
+    implementation: Implementation,
+    operands: Operands,
+    columns: Iterable[int] = (),
+    *,
+    seconds: float = PROBE_SECONDS,
+    every: bool = False,
+) -> Readout | None:
+    """Return columns of the effective weight: `columns` and as many more as its speed allows, or `every` one; None for
+    M = 0."""
     case, weight = operands.case, operands.weight
     if case.m == 0:
         return None
@@ -97,12 +105,19 @@ def read_out(implementation: Implementation, operands: Operands, columns: Iterab
     read_columns = torch.tensor(wanted[:read.shape[1]], device=read.device)
     decoded = operands.decoded
     definition = Prediction(decoded[:, read_columns].double(), ~decoded.isfinite().all(dim=1))
-    return Readout(weight, read_columns, read, definition, inputs.ACTIVATION_DTYPES[case.activation], implementation.activation_format)
+    return Readout(
+        weight,
+        read_columns,
+        read,
+        definition,
+        inputs.ACTIVATION_DTYPES[case.activation],
+        implementation.activation_format,
+    )
 
 
 def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]) -> list[int]:
-    """Return all columns if they are few; else `first`, those that hold the rare codes, both sides of the places where layouts and
-    blocks change, and an even spread."""
+    """Return all columns if they are few; else `first`, those that hold the rare codes, both sides of the places where
+    layouts and blocks change, and an even spread."""
     k = weight.shape[1]
     most = MOST_COLUMNS * min(m, 4)
     if k <= most:

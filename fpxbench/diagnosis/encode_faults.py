@@ -1,6 +1,7 @@
 """Known faults in storing a weight, as data: how a value becomes a code, and how a block gets its scale.
 
-`fpxbench.diagnosis.products` compares the codes and scales that an implementation stored with what each of these would store.
+`fpxbench.diagnosis.products` compares the codes and scales that an implementation stored with what each of these would
+store.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class EncodeFault:
     """One fault in turning a weight into codes: what it changes of the steps that lead there.
 
     `before` changes the weight [N, K], `values` the same over its scales; `target`, `rounding` and `overflow` are what
-    they are encoded to and how; `codes` takes the codes and the values that they were made from, and gives those stored.
+    they are encoded to and how; `codes` takes the codes and the values that they were made from, and gives those
+    stored.
     """
 
     kind: Kind
@@ -86,34 +88,63 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
         def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
             return x.to(dtype).float()
 
-        yield EncodeFault(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} after the scale, then to {fmt.name}", values=narrowed)
-        yield EncodeFault(Kind.DOUBLE_ROUNDING, f"values are rounded twice: to {name} before the scale, then to {fmt.name}", before=narrowed)
+        yield EncodeFault(
+            Kind.DOUBLE_ROUNDING,
+            f"values are rounded twice: to {name} after the scale, then to {fmt.name}",
+            values=narrowed,
+        )
+        yield EncodeFault(
+            Kind.DOUBLE_ROUNDING,
+            f"values are rounded twice: to {name} before the scale, then to {fmt.name}",
+            before=narrowed,
+        )
     if fmt.has_nan:
-        yield EncodeFault(Kind.OVERFLOW_NAN, f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}", overflow=Overflow.NAN)
+        yield EncodeFault(
+            Kind.OVERFLOW_NAN,
+            f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}",
+            overflow=Overflow.NAN,
+        )
     if fmt.has_infinity:
-        yield EncodeFault(Kind.OVERFLOW_INF, f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}", overflow=Overflow.INFINITY)
+        yield EncodeFault(
+            Kind.OVERFLOW_INF,
+            f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}",
+            overflow=Overflow.INFINITY,
+        )
     if 0 < largest_stored < fmt.max_code:
         top = fmt.value(largest_stored)
-        yield EncodeFault(Kind.SATURATED, f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
-                          values=lambda values: values.clamp(-top, top))
+        yield EncodeFault(
+            Kind.SATURATED,
+            f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
+            values=lambda values: values.clamp(-top, top),
+        )
     other = fmt.sibling
     if other is not None:
         kind = sibling_kind(other.specials)
-        yield EncodeFault(kind, f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
-                                f" (bias {fmt.bias})", target=other)
+        yield EncodeFault(
+            kind,
+            f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
+            f" (bias {fmt.bias})",
+            target=other,
+        )
     if fmt.specials == "fnuz":
         minus_zero = 1 << (fmt.bits - 1)
-        yield EncodeFault(Kind.NEGATIVE_ZERO, f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
-                                              " which is NaN: FNUZ has no -0",
-                          codes=lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero))
+        yield EncodeFault(
+            Kind.NEGATIVE_ZERO,
+            f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
+            " which is NaN: FNUZ has no -0",
+            codes=lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero),
+        )
     if fmt.signed:
         yield EncodeFault(Kind.SIGN_LOST, "negative weights are stored as positive", before=torch.abs)
     if not fmt.is_integer and fmt.mantissa_bits:
         subnormal = is_subnormal(fmt)
         yield EncodeFault(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
                           codes=lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
-        yield EncodeFault(Kind.SUBNORMAL_FLUSHED, f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
-                          codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0))
+        yield EncodeFault(
+            Kind.SUBNORMAL_FLUSHED,
+            f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
+            codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0),
+        )
     for moved in code_order_faults(fmt, layout, k):
         yield EncodeFault(moved.kind, f"the right codes lie in the wrong places, as though {moved.message}",
                           codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
@@ -124,12 +155,18 @@ def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
     numbers = not scaling.scale_format.coded        # stored as they are, not as codes
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
-            yield EncodeFault(Kind.WRONG_MAX, f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
-                              scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
+            yield EncodeFault(
+                Kind.WRONG_MAX,
+                f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+                scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other),
+            )
     if scaling.scale_format.powers_of_two:
         for step, side, kind in ((1, "high", Kind.SCALE_ONE_STEP_HIGH), (-1, "low", Kind.SCALE_ONE_STEP_LOW)):
-            yield EncodeFault(kind, f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
-                              scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)))
+            yield EncodeFault(
+                kind,
+                f"every block's exponent is chosen one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+                scales=lambda scales, step=step: Scales((scales.stored.int() + step).clamp(0, 254).to(torch.uint8)),
+            )
     if numbers:
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
             yield EncodeFault(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
@@ -143,7 +180,8 @@ def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 
 
 def same_number(codes: Tensor, fmt: Format) -> Tensor:
-    """Codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored makes no difference."""
+    """Codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored makes
+    no difference."""
     if fmt.has_nan:
         codes = torch.where(decode_table(fmt, codes.device).isnan()[codes.int()], fmt.nan_code, codes).to(torch.uint8)
     if not fmt.signed or fmt.twos_complement or fmt.specials == "fnuz":

@@ -28,9 +28,11 @@ FEW_ROWS, SOME_ROWS = 12, 128
 _AT_ONCE = 1 << 22
 
 
-def explanations(readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], most: int = 2) -> list[Faults]:
-    """The sets of known faults, as small as can be, that explain every readout; none where more than `most` at once would be
-    needed, or one that is not known."""
+def explanations(
+    readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], most: int = 2
+) -> list[Faults]:
+    """The sets of known faults, as small as can be, that explain every readout; none where more than `most` at once
+    would be needed, or one that is not known."""
     predictors = [Predictor(readout) for readout in readouts]
     for tried in (singly(known), in_pairs(known))[:most]:
         fitting = [faults for faults in tried if all(predictor.explains(faults) for predictor in predictors)]
@@ -76,10 +78,13 @@ class Predictor:
         n = len(self.all_rows)
         spread = torch.linspace(0, n - 1, min(n, SOME_ROWS), device=self.device).round().long().unique()
         wrong = self.readout.wrong().any(dim=1).nonzero().reshape(-1)
-        return torch.cat([wrong[:: max(1, len(wrong) // FEW_ROWS)][:FEW_ROWS], spread[:: max(1, len(spread) // 4)]]), spread
+        return torch.cat(
+            [wrong[:: max(1, len(wrong) // FEW_ROWS)][:FEW_ROWS], spread[:: max(1, len(spread) // 4)]]
+        ), spread
 
     def explains(self, faults: Faults) -> bool:
-        """Return whether `faults` predict every weight read, and their messages are true of the table that they give."""
+        """Return whether `faults` predict every weight read, and their messages are true of the table that they
+        give."""
         if not table_claims_hold(faults, table_under(faults, self.table)):
             return False
         chunk = max(1, _AT_ONCE // max(1, len(self.readout.columns)))
@@ -95,11 +100,13 @@ class Predictor:
         return pad(self.weight.codes(), (0, packing.padded_k(self.k) - self.k))
 
     def _predictions(self, faults: Faults, rows: Tensor) -> list[Prediction]:
-        """More than one where the readout is of a weight that was encoded unseen: a quotient beside a midpoint may have been
-        rounded to either side."""
+        """More than one where the readout is of a weight that was encoded unseen: a quotient beside a midpoint may have
+        been rounded to either side."""
         columns = self.readout.columns
         table = table_under(faults, self.table)
-        of_scales = tuple(one for one in faults if (one.scales if isinstance(one, EncodeFault) else one.step in ("scales", "places")))
+        of_scales = tuple(
+            one for one in faults if (one.scales if isinstance(one, EncodeFault) else one.step in ("scales", "places"))
+        )
         if of_scales not in self._grids:
             self._grids[of_scales] = grid_under(of_scales, self.weight)
         factors = factors_in(self._grids[of_scales], faults, self.weight.scheme.scaling, columns, rows)
@@ -128,8 +135,12 @@ class Predictor:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[rows]
         for nudge in quotient_nudges(weight.stored_scales, scaling):
-            codes = encoded(self.readout.original[rows], lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),
-                            weight.scheme.format, storing)
+            codes = encoded(
+                self.readout.original[rows],
+                lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),
+                weight.scheme.format,
+                storing,
+            )
             yield pad(codes, (0, packing.padded_k(self.k) - self.k))
 
 
@@ -170,8 +181,8 @@ def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
 
 
 def quotient_nudges(scales: Scales, scaling: Scaling) -> tuple[float, ...]:
-    """How far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two: there, division
-    is exact, and a tie is a tie."""
+    """How far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two: there,
+    division is exact, and a tie is a tie."""
     exact = bool((torch.frexp(scaling.factors(scales)).mantissa == 0.5).all())
     return (0.0,) if exact else (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK)
 

@@ -33,7 +33,12 @@ class IndexMap:
     def from_flat(cls, flat: Tensor, source_columns: int, row_name: str, column_name: str) -> IndexMap:
         """Return the map of flat sources [R, C], ``row * source_columns + column``; -1 where unknown."""
         known = flat >= 0
-        return cls(torch.where(known, flat // source_columns, -1), torch.where(known, flat % source_columns, -1), row_name, column_name)
+        return cls(
+            torch.where(known, flat // source_columns, -1),
+            torch.where(known, flat % source_columns, -1),
+            row_name,
+            column_name,
+        )
 
     @property
     def known(self) -> Tensor:
@@ -68,10 +73,13 @@ class IndexMap:
 
     def _own(self) -> tuple[Tensor, Tensor]:
         size_r, size_c = self.rows.shape
-        return torch.arange(size_r)[:, None].expand(size_r, size_c), torch.arange(size_c)[None, :].expand(size_r, size_c)
+        return torch.arange(size_r)[:, None].expand(size_r, size_c), torch.arange(size_c)[None, :].expand(
+            size_r, size_c
+        )
 
     def _describe_axes(self) -> str | None:
-        """Return the rules of a map whose source row depends on the row alone, and its source column on the column alone."""
+        """Return the rules of a map whose source row depends on the row alone, and its source column on the column
+        alone."""
         of_rows, of_columns = _one_axis(self.rows, self.known), _one_axis(self.columns.T, self.known.T)
         if of_rows is None or of_columns is None:
             return None
@@ -102,7 +110,8 @@ class IndexMap:
 
 
 def axis_rule(source: Tensor) -> str | None:
-    """Return the rule of a map along one axis, int64 [L] with -1 where unknown, with ``{i}`` for the position; None if none fits."""
+    """Return the rule of a map along one axis, int64 [L] with -1 where unknown, with ``{i}`` for the position; None if
+    none fits."""
     known = source >= 0
     if not bool(known.any()):
         return None
@@ -177,14 +186,21 @@ def _within_tile(tile: int) -> Iterator[Rule]:
     for stride in range(2, tile):
         if tile % stride == 0:
             groups = tile // stride
-            yield (f"{groups} * ({{i}} mod {stride}) + ({{i}} mod {tile}) div {stride}{of_its}" if tile > stride * 1 else "",
-                   lambda i, stride=stride, groups=groups: i // tile * tile + groups * (i % tile % stride) + i % tile // stride)
+            yield (
+                f"{groups} * ({{i}} mod {stride}) + ({{i}} mod {tile}) div {stride}{of_its}"
+                if tile > stride * 1
+                else "",
+                lambda i, stride=stride, groups=groups: (
+                    i // tile * tile + groups * (i % tile % stride) + i % tile // stride
+                ),
+            )
     for step in range(1, tile):
         yield f"({{i}} + {step}) mod {tile}{of_its}", lambda i, step=step: i // tile * tile + (i + step) % tile
 
 
 def bit_rule(source: Tensor) -> str | None:
-    """Return which bits of a position give the bits of its source, where they are a permutation or flips of them; None otherwise.
+    """Return which bits of a position give the bits of its source, where they are a permutation or flips of them; None
+    otherwise.
 
     `source` is int64 [2**b], -1 where unknown.
     """
@@ -214,7 +230,8 @@ def bit_rule(source: Tensor) -> str | None:
 
 
 def _one_axis(source: Tensor, known: Tensor) -> Tensor | None:
-    """Return the source of each row, int64 [R], if all known columns of a row have the same one; -1 for a row without any."""
+    """Return the source of each row, int64 [R], if all known columns of a row have the same one; -1 for a row without
+    any."""
     low = torch.where(known, source, torch.iinfo(torch.int64).max).amin(dim=1)
     high = source.amax(dim=1)
     if not bool((low == high)[known.any(dim=1)].all()):

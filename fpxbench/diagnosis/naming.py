@@ -21,9 +21,11 @@ FEW_WEIGHTS = 16
 """Up to this many wrong weights are listed one by one."""
 
 
-def name_reading(readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], maps: RecoveredMaps | None) -> Diagnosis | None:
-    """Return the fault in reading: a known one, or two, that explains every readout and contradicts no recovered map; else what the
-    maps show. None where neither names one."""
+def name_reading(
+    readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], maps: RecoveredMaps | None
+) -> Diagnosis | None:
+    """Return the fault in reading: a known one, or two, that explains every readout and contradicts no recovered map;
+    else what the maps show. None where neither names one."""
     first = readouts[0]
     by_maps = maps.diagnosis() if maps is not None else None
     if by_maps is not None and all(Predictor(readout).explains(()) for readout in readouts):
@@ -31,7 +33,9 @@ def name_reading(readouts: Sequence[Readout], known: Sequence[DecodeFault | Enco
     numbers_read = any(bool(one.seen.isfinite().any()) for one in readouts)
     fitting = explanations(readouts, known)
     if fitting and not numbers_read:
-        return Diagnosis(None, "not one output is finite, which several faults would explain", {"fitting": names_of(fitting)})
+        return Diagnosis(
+            None, "not one output is finite, which several faults would explain", {"fitting": names_of(fitting)}
+        )
     agreeing = [faults for faults in fitting if maps is None or not maps.contradict(faults, first.weight.shape)]
     if agreeing:
         return named(agreeing, first)
@@ -40,13 +44,18 @@ def name_reading(readouts: Sequence[Readout], known: Sequence[DecodeFault | Enco
     if by_maps is not None:
         return by_maps
     if fitting:
-        return Diagnosis(nearness(first.correlation()), "cannot tell: what explains every weight read out is at odds with the experiments"
-                         f" ({maps.messages() if maps is not None else ''})", {"fitting": names_of(fitting)})
+        return Diagnosis(
+            nearness(first.correlation()),
+            "cannot tell: what explains every weight read out is at odds with the experiments"
+            f" ({maps.messages() if maps is not None else ''})",
+            {"fitting": names_of(fitting)},
+        )
     return None
 
 
 def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
-    """Return the diagnosis where each of `fitting` explains all readouts: one or two kinds by name, or that they cannot be distinguished."""
+    """Return the diagnosis where each of `fitting` explains all readouts: one or two kinds by name, or that they cannot
+    be distinguished."""
     evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns)}
     if bool(readout.wrong().any()):
         evidence["example"] = readout.example()
@@ -59,8 +68,12 @@ def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
         return Diagnosis(first[0].kind, message, evidence)
     certain = frozenset.intersection(*kinds)
     kind = next(iter(certain)) if len(certain) == 1 else nearness(readout.correlation())
-    return Diagnosis(kind, f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}: this weight looks the"
-                           f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {message}", evidence | {"fitting": names})
+    return Diagnosis(
+        kind,
+        f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}: this weight looks the"
+        f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {message}",
+        evidence | {"fitting": names},
+    )
 
 
 def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
@@ -94,7 +107,9 @@ def another_table(readout: Readout) -> Diagnosis | None:
     read = readout.seen / factors
     size = 1 << fmt.bits
     flat = codes.reshape(-1)
-    high = torch.full((size,), -torch.inf, dtype=torch.float64, device=read.device).scatter_reduce(0, flat, read.reshape(-1), "amax")
+    high = torch.full((size,), -torch.inf, dtype=torch.float64, device=read.device).scatter_reduce(
+        0, flat, read.reshape(-1), "amax"
+    )
     low = torch.full_like(high, torch.inf).scatter_reduce(0, flat, read.reshape(-1), "amin")
     counts = torch.bincount(flat, minlength=size)
     slack = 4 * reference.unit_roundoff(readout.dtype) * torch.maximum(high.abs(), low.abs())
@@ -108,12 +123,23 @@ def another_table(readout: Readout) -> Diagnosis | None:
     if not bool(wrong.any()) or int(counts.cpu()[wrong].max()) < 2:    # seen once, it may be the place that is misread
         return None
     numbers = wrong.nonzero().reshape(-1).tolist()
-    listed = [f"{fmt.describe_code(code)} as {float(middle[code]):.6g} instead of {float(right[code]):.6g}" for code in numbers[:8]]
-    evidence = {"codes_misread": len(numbers), "codes_seen": int(present.sum()), "misread": listed, "example": readout.example()}
+    listed = [
+        f"{fmt.describe_code(code)} as {float(middle[code]):.6g} instead of {float(right[code]):.6g}"
+        for code in numbers[:8]
+    ]
+    evidence = {
+        "codes_misread": len(numbers),
+        "codes_seen": int(present.sum()),
+        "misread": listed,
+        "example": readout.example(),
+    }
     if not bool((wrong & ~is_subnormal(fmt)).any()):
         return Diagnosis(Kind.SUBNORMAL_WRONG, f"{len(numbers)} subnormal codes are misread: {listed[0]}", evidence)
-    return Diagnosis(nearness(readout.correlation()),
-                     f"{len(numbers)} of {int(present.sum())} codes decode to another number, the same one everywhere: {listed[0]}", evidence)
+    return Diagnosis(
+        nearness(readout.correlation()),
+        f"{len(numbers)} of {int(present.sum())} codes decode to another number, the same one everywhere: {listed[0]}",
+        evidence,
+    )
 
 
 def single_weights(readout: Readout) -> Diagnosis | None:
@@ -125,7 +151,12 @@ def single_weights(readout: Readout) -> Diagnosis | None:
     listed = [readout.described(row, i) for row, i in found.tolist()]
     first = listed[0]
     code = f", the code {first['code']}," if "code" in first else ""
-    message = (f"{len(found)} of {wrong.numel():,} weights read out {'is' if len(found) == 1 else 'are'} misread: row {first['row']}, column"
-                f" {first['column']}{code} reads as {float(first['read_as']):.6g}; stored is {float(first['stored']):.6g}")
+    message = (
+        f"{len(found)} of {wrong.numel():,} weights read out {'is' if len(found) == 1 else 'are'} misread: row "
+        f"{first['row']}, column"
+        f" {first['column']}{code} reads as {float(first['read_as']):.6g}; stored is {float(first['stored']):.6g}"
+    )
     kind = Kind.INACCURATE if bool(readout.seen[wrong].isfinite().all()) else None
-    return Diagnosis(kind, message, {"weights_read": wrong.numel(), "weights_wrong": len(found), "misread": listed, "example": first})
+    return Diagnosis(
+        kind, message, {"weights_read": wrong.numel(), "weights_wrong": len(found), "misread": listed, "example": first}
+    )

@@ -19,10 +19,10 @@ from fpxbench.workloads import WeightContents
 
 
 def probe_operands(implementation: Implementation, operands: Operands) -> Operands:
-    """Return the same case with a probe weight, on which faults differ: any finite code anywhere, under scales that all differ from their
-    neighbours'. An implementation that keeps tensors of its own beside the codes is given a weight to quantize instead, of
-    all the numbers of the format. Codes that a known fault reads as NaN or infinity stay in every eighth row, and those that are
-    NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
+    """Return the same case with a probe weight, on which faults differ: any finite code anywhere, under scales that all
+    differ from their neighbours'. An implementation that keeps tensors of its own beside the codes is given a weight to
+    quantize instead, of all the numbers of the format. Codes that a known fault reads as NaN or infinity stay in every
+    eighth row, and those that are NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
     weight, case = operands.weight, operands.case
     if weight.extra:
         original = inputs.make_weight(case, operands.seed, operands.device, WeightContents.CODES)

@@ -1,8 +1,9 @@
 """Name the fault of a wrong product from what the implementation computes, without reading its source.
 
-Products with one-hot activations are columns of the effective weight. Each known fault (`fpxbench.diagnosis.decode_faults`)
-predicts that weight. A fault is named if its prediction matches every weight read where the definition does not; if several
-match, or none, the diagnosis says so. `fpxbench.diagnosis.stored` does the same for stored codes and scales.
+Products with one-hot activations are columns of the effective weight. Each known fault
+(`fpxbench.diagnosis.decode_faults`) predicts that weight. A fault is named if its prediction matches every weight read
+where the definition does not; if several match, or none, the diagnosis says so. `fpxbench.diagnosis.stored` does the
+same for stored codes and scales.
 """
 
 from __future__ import annotations
@@ -50,8 +51,13 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
         if readout.fits(readout.definition):
             return diagnose_sums(implementation, operands, x, y, expected, readout)
         maps = _recovered(implementation, operands)
-        found = (_named(readout, implementation, operands, maps) or off_by_one_factor([readout]) or another_table(readout)
-                 or single_weights(readout) or _part_of_the_output(implementation, operands, y, expected, readout))
+        found = (
+            _named(readout, implementation, operands, maps)
+            or off_by_one_factor([readout])
+            or another_table(readout)
+            or single_weights(readout)
+            or _part_of_the_output(implementation, operands, y, expected, readout)
+        )
         return _with_maps(found, maps, operands)
     except ContractViolation as violation:
         return Diagnosis(violation.verdict.kind, violation.verdict.summary)
@@ -61,8 +67,8 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
 
 
 def _recovered(implementation: Implementation, operands: Operands) -> RecoveredMaps | None:
-    """Return the maps of an implementation whose product is wrong, on the case's shape or a smaller one; None where a call takes
-    long, or a weight of other codes or scales makes it raise."""
+    """Return the maps of an implementation whose product is wrong, on the case's shape or a smaller one; None where a
+    call takes long, or a weight of other codes or scales makes it raise."""
     if implementation.slow(operands.device):
         return None
     case = small_case(operands.case)
@@ -77,9 +83,11 @@ def _recovered(implementation: Implementation, operands: Operands) -> RecoveredM
         return None
 
 
-def _named(readout: Readout, implementation: Implementation, operands: Operands, maps: RecoveredMaps | None) -> Diagnosis | None:
-    """Return the fault that explains the readouts of this weight and of a probe weight, and agrees with the recovered maps; where
-    several do, a diagnosis that lists them; None where none does."""
+def _named(
+    readout: Readout, implementation: Implementation, operands: Operands, maps: RecoveredMaps | None
+) -> Diagnosis | None:
+    """Return the fault that explains the readouts of this weight and of a probe weight, and agrees with the recovered
+    maps; where several do, a diagnosis that lists them; None where none does."""
     if not readout.weight.has_codes:
         return maps.diagnosis() if maps is not None else None
     known = decode_faults(readout.weight)
@@ -90,9 +98,13 @@ def _named(readout: Readout, implementation: Implementation, operands: Operands,
     fitting = explanations([readout], known, most=1)
     if not fitting:
         return None
-    return Diagnosis(nearness(readout.correlation()),
-                     f"cannot tell: {' or '.join(names_of(fitting))} would explain this weight, but not what becomes of another one put"
-                     " in its place", {"fitting": names_of(fitting), "example": readout.example()})
+    return Diagnosis(
+        nearness(readout.correlation()),
+        f"cannot tell: {' or '.join(names_of(fitting))} would explain this weight, but not what becomes of another one "
+        f"put"
+        " in its place",
+        {"fitting": names_of(fitting), "example": readout.example()},
+    )
 
 
 def _with_maps(found: Diagnosis, maps: RecoveredMaps | None, operands: Operands) -> Diagnosis:
@@ -104,7 +116,11 @@ def _with_maps(found: Diagnosis, maps: RecoveredMaps | None, operands: Operands)
     if maps.wrong:
         return replace(found, message=f"{found.message}; {maps.messages()}", evidence=evidence)
     if maps.all_right and tried.m != operands.case.m and (tried.n, tried.k) == (operands.case.n, operands.case.k):
-        return replace(found, message=f"{found.message}; with M = {tried.m} every map is right, so it depends on M", evidence=evidence)
+        return replace(
+            found,
+            message=f"{found.message}; with M = {tried.m} every map is right, so it depends on M",
+            evidence=evidence,
+        )
     more = "" if maps.complete else "; `fpxbench inspect` makes experiments that a sweep has no time for"
     return replace(found, message=found.message + more, evidence=evidence)
 
@@ -116,15 +132,27 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
                         readout: Readout) -> Diagnosis:
     """Locate weights that are wrong in a way that no known fault explains."""
     wrong = readout.wrong()
-    evidence: dict[str, Any] = {"weights_read": wrong.numel(), "weights_wrong": int(wrong.sum()), "example": readout.example()}
+    evidence: dict[str, Any] = {
+        "weights_read": wrong.numel(),
+        "weights_wrong": int(wrong.sum()),
+        "example": readout.example(),
+    }
     bad = ~readout.seen.isfinite()
     if bool(bad.any()):
         rows = bad.any(dim=1).nonzero().reshape(-1).tolist()
         elsewhere = bool((wrong & ~bad).any())
         if len(rows) == operands.case.n:
-            return Diagnosis(None, f"{int(bad.sum())} of {bad.numel()} weights, in every output column, read as NaN or infinity", evidence)
-        return Diagnosis(None, f"{counted('output column', rows, operands.case.n)} {'is' if len(rows) == 1 else 'are'} not finite;"
-                               f" {'others are wrong too' if elsewhere else 'all others are right'}", evidence | {"output_columns": rows[:32]})
+            return Diagnosis(
+                None,
+                f"{int(bad.sum())} of {bad.numel()} weights, in every output column, read as NaN or infinity",
+                evidence,
+            )
+        return Diagnosis(
+            None,
+            f"{counted('output column', rows, operands.case.n)} {'is' if len(rows) == 1 else 'are'} not finite;"
+            f" {'others are wrong too' if elsewhere else 'all others are right'}",
+            evidence | {"output_columns": rows[:32]},
+        )
     run = wrong_run_of_columns(implementation, operands)
     if run is not None:
         message, found = run
@@ -136,4 +164,6 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     if part:
         return Diagnosis(kind, f"wrong only in {part}", evidence)
     seen = "near the right weights, but not them" if kind is Kind.INACCURATE else "unlike the right weights"
-    return Diagnosis(kind, f"the effective weights are {seen} (correlation {likeness:.2g}), and no known fault fits", evidence)
+    return Diagnosis(
+        kind, f"the effective weights are {seen} (correlation {likeness:.2g}), and no known fault fits", evidence
+    )

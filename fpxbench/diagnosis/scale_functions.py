@@ -40,12 +40,28 @@ def stored_format(scaling: Scaling) -> Format | None:
 def scale_functions(scaling: Scaling) -> Iterator[ScaleFunction]:
     """Yield every known fault in reading the block scales of `scaling`, the simplest first."""
     fmt = stored_format(scaling)
-    yield ScaleFunction(Kind.SCALE_MISSING, "the scale is not applied: every factor is 1", lambda codes, values: torch.ones_like(values))
-    yield ScaleFunction(Kind.SCALE_SQUARED, "the scale is applied twice: each factor is the square of the scale", lambda codes, values: values.square())
-    yield ScaleFunction(Kind.SCALE_INVERTED, "weights are divided by the scale: each factor is its reciprocal", lambda codes, values: 1 / values)
-    yield ScaleFunction(Kind.SCALE_MISREAD, "each factor is the square root of the scale", lambda codes, values: values.sqrt())
-    yield ScaleFunction(Kind.SCALE_MISREAD, "each factor is 1 over the square of the scale", lambda codes, values: 1 / values.square())
-    yield ScaleFunction(Kind.SCALE_MISREAD, "the scale is applied three times: each factor is its cube", lambda codes, values: values**3)
+    yield ScaleFunction(
+        Kind.SCALE_MISSING, "the scale is not applied: every factor is 1", lambda codes, values: torch.ones_like(values)
+    )
+    yield ScaleFunction(
+        Kind.SCALE_SQUARED,
+        "the scale is applied twice: each factor is the square of the scale",
+        lambda codes, values: values.square(),
+    )
+    yield ScaleFunction(
+        Kind.SCALE_INVERTED,
+        "weights are divided by the scale: each factor is its reciprocal",
+        lambda codes, values: 1 / values,
+    )
+    yield ScaleFunction(
+        Kind.SCALE_MISREAD, "each factor is the square root of the scale", lambda codes, values: values.sqrt()
+    )
+    yield ScaleFunction(
+        Kind.SCALE_MISREAD, "each factor is 1 over the square of the scale", lambda codes, values: 1 / values.square()
+    )
+    yield ScaleFunction(
+        Kind.SCALE_MISREAD, "the scale is applied three times: each factor is its cube", lambda codes, values: values**3
+    )
     if fmt is not None:
         yield from _of_codes(fmt)
     for dtype, name in ((torch.float16, "fp16"), (torch.bfloat16, "bf16")):
@@ -55,20 +71,44 @@ def scale_functions(scaling: Scaling) -> Iterator[ScaleFunction]:
 
 
 def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
-    yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE, "the bits of the scale are taken for its value: code c multiplies by c",
-                        lambda codes, values: codes.double())
-    yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE, "the bits of the scale are taken for its value: code c, a signed byte, multiplies by c",
-                        lambda codes, values: _signed(codes))
+    yield ScaleFunction(
+        Kind.SCALE_BITS_AS_VALUE,
+        "the bits of the scale are taken for its value: code c multiplies by c",
+        lambda codes, values: codes.double(),
+    )
+    yield ScaleFunction(
+        Kind.SCALE_BITS_AS_VALUE,
+        "the bits of the scale are taken for its value: code c, a signed byte, multiplies by c",
+        lambda codes, values: _signed(codes),
+    )
     if not fmt.mantissa_bits:
-        yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE, f"the exponent is taken for the scale: code c multiplies by c - {fmt.bias}",
-                            lambda codes, values: (codes - fmt.bias).double())
-        yield ScaleFunction(Kind.SCALE_MISREAD, "the exponent is read as a signed byte: code c multiplies by 2^c, c from -128 to 127",
-                            lambda codes, values: torch.exp2(_signed(codes)))
+        yield ScaleFunction(
+            Kind.SCALE_BITS_AS_VALUE,
+            f"the exponent is taken for the scale: code c multiplies by c - {fmt.bias}",
+            lambda codes, values: (codes - fmt.bias).double(),
+        )
+        yield ScaleFunction(
+            Kind.SCALE_MISREAD,
+            "the exponent is read as a signed byte: code c multiplies by 2^c, c from -128 to 127",
+            lambda codes, values: torch.exp2(_signed(codes)),
+        )
         shifted = values_by_shift
-        yield ScaleFunction(Kind.SCALE_ENDS_LOST, "E8M0 is decoded by a shift into fp32's exponent: code 0 multiplies by 0 and code 255 by infinity,"
-                            " not by 2^-127 and NaN", lambda codes, values: shifted(codes, values, zero=True, top=True))
-        yield ScaleFunction(Kind.SCALE_ENDS_LOST, "code 0 multiplies by 0, not by 2^-127", lambda codes, values: shifted(codes, values, zero=True))
-        yield ScaleFunction(Kind.SCALE_ENDS_LOST, "code 255 multiplies by infinity, not by NaN", lambda codes, values: shifted(codes, values, top=True))
+        yield ScaleFunction(
+            Kind.SCALE_ENDS_LOST,
+            "E8M0 is decoded by a shift into fp32's exponent: code 0 multiplies by 0 and code 255 by infinity,"
+            " not by 2^-127 and NaN",
+            lambda codes, values: shifted(codes, values, zero=True, top=True),
+        )
+        yield ScaleFunction(
+            Kind.SCALE_ENDS_LOST,
+            "code 0 multiplies by 0, not by 2^-127",
+            lambda codes, values: shifted(codes, values, zero=True),
+        )
+        yield ScaleFunction(
+            Kind.SCALE_ENDS_LOST,
+            "code 255 multiplies by infinity, not by NaN",
+            lambda codes, values: shifted(codes, values, top=True),
+        )
     else:
         yield from _subnormal_codes(fmt)
     if fmt.nan_code is not None:
@@ -78,9 +118,18 @@ def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
             yield ScaleFunction(Kind.SCALE_ENDS_LOST, f"the NaN code 0x{fmt.nan_code:02x} multiplies by {text}",
                                 lambda codes, values, past=past: torch.where(values.isnan(), past, values))
     for other in _other_formats(fmt):
-        kind = Kind.FN_AS_FNUZ if fmt.specials == "fn" and other.specials == "fnuz" and other.bias == fmt.bias + 1 else Kind.SCALE_MISREAD
-        yield ScaleFunction(kind, f"scale codes are read as {other.name}; they are {fmt.name}",
-                            lambda codes, values, other=other: decode_table(other, codes.device).double()[codes & ((1 << other.bits) - 1)])
+        kind = (
+            Kind.FN_AS_FNUZ
+            if fmt.specials == "fn" and other.specials == "fnuz" and other.bias == fmt.bias + 1
+            else Kind.SCALE_MISREAD
+        )
+        yield ScaleFunction(
+            kind,
+            f"scale codes are read as {other.name}; they are {fmt.name}",
+            lambda codes, values, other=other: decode_table(other, codes.device).double()[
+                codes & ((1 << other.bits) - 1)
+            ],
+        )
 
 
 def values_by_shift(codes: Tensor, values: Tensor, *, zero: bool = False, top: bool = False) -> Tensor:
@@ -109,15 +158,33 @@ def _subnormal_codes(fmt: Format) -> Iterator[ScaleFunction]:
 
     yield ScaleFunction(Kind.SCALE_ENDS_LOST, "subnormal scales multiply by 0",
                         lambda codes, values: torch.where(subnormal(codes), 0.0, values))
-    yield ScaleFunction(Kind.SCALE_ENDS_LOST, "subnormal scales are read with an implicit one",
-                        lambda codes, values: torch.where(subnormal(codes), (1 + (codes % unit) / unit) * least, values))
-    yield ScaleFunction(Kind.SCALE_ENDS_LOST, "subnormal scales and 0 are read as normal numbers of exponent field 0",
-                        lambda codes, values: torch.where(codes & fmt.magnitude_mask < unit, (1 + (codes % unit) / unit) * least / 2, values))
-    yield ScaleFunction(Kind.SCALE_MISREAD, "only the exponent of the scale is read, its mantissa is lost",
-                        lambda codes, values: torch.where(codes % unit == codes, torch.where(codes % unit > 0, least / 2, 0.0),
-                                                          decode_table(fmt, codes.device).double()[codes - codes % unit]))
+    yield ScaleFunction(
+        Kind.SCALE_ENDS_LOST,
+        "subnormal scales are read with an implicit one",
+        lambda codes, values: torch.where(subnormal(codes), (1 + (codes % unit) / unit) * least, values),
+    )
+    yield ScaleFunction(
+        Kind.SCALE_ENDS_LOST,
+        "subnormal scales and 0 are read as normal numbers of exponent field 0",
+        lambda codes, values: torch.where(
+            codes & fmt.magnitude_mask < unit, (1 + (codes % unit) / unit) * least / 2, values
+        ),
+    )
+    yield ScaleFunction(
+        Kind.SCALE_MISREAD,
+        "only the exponent of the scale is read, its mantissa is lost",
+        lambda codes, values: torch.where(
+            codes % unit == codes,
+            torch.where(codes % unit > 0, least / 2, 0.0),
+            decode_table(fmt, codes.device).double()[codes - codes % unit],
+        ),
+    )
     for dropped in range(1, fmt.mantissa_bits + 1):
-        lost = "the lowest mantissa bit of the scale is" if dropped == 1 else f"the lowest {dropped} mantissa bits of the scale are"
+        lost = (
+            "the lowest mantissa bit of the scale is"
+            if dropped == 1
+            else f"the lowest {dropped} mantissa bits of the scale are"
+        )
         yield ScaleFunction(Kind.SCALE_MISREAD, f"{lost} not read", lambda codes, values, dropped=dropped:
                             decode_table(fmt, codes.device).double()[codes >> dropped << dropped])
 
@@ -137,10 +204,18 @@ def _other_formats(fmt: Format) -> Iterator[Format]:
         return
     for exponent_bits in range(2, 8):
         mantissa_bits = 8 - exponent_bits
-        yield Format(f"ue{exponent_bits}m{mantissa_bits}", exponent_bits, mantissa_bits, (1 << (exponent_bits - 1)) - 1, signed=False)
+        yield Format(
+            f"ue{exponent_bits}m{mantissa_bits}",
+            exponent_bits,
+            mantissa_bits,
+            (1 << (exponent_bits - 1)) - 1,
+            signed=False,
+        )
 
 
-def matching_functions(scaling: Scaling, codes: Tensor | None, values: Tensor, seen: Tensor, agree: Agree) -> list[ScaleFunction]:
+def matching_functions(
+    scaling: Scaling, codes: Tensor | None, values: Tensor, seen: Tensor, agree: Agree
+) -> list[ScaleFunction]:
     """Return the simplest known faults that give every factor `seen` for the scales `values` (float64, NaN included).
 
     A fault alone is tried before one whose factors are all off by a constant as well.
@@ -165,14 +240,19 @@ def matching_functions(scaling: Scaling, codes: Tensor | None, values: Tensor, s
             continue
         constant = float((seen[usable] / predicted[usable]).median())
         if gives(constant * predicted):
-            found.append(ScaleFunction(one.kind, f"{one.message}, times {constant:.4g}",
-                                       lambda codes, values, one=one, constant=constant: constant * one.factor(codes, values)))
+            found.append(
+                ScaleFunction(
+                    one.kind,
+                    f"{one.message}, times {constant:.4g}",
+                    lambda codes, values, one=one, constant=constant: constant * one.factor(codes, values),
+                )
+            )
     return found
 
 
 def within_fp32(predicted: Tensor, values: Tensor) -> Tensor:
-    """Return where a prediction can be compared, bool [S]: not where another factor than the scale's own leaves fp32's normal range,
-    since it then depends on the order of multiplications."""
+    """Return where a prediction can be compared, bool [S]: not where another factor than the scale's own leaves fp32's
+    normal range, since it then depends on the order of multiplications."""
     magnitude = predicted.abs()
     normal = (magnitude >= 2.0**-100) & (magnitude <= 2.0**100)
     return normal | (predicted == values) | (predicted == 0) | ~predicted.isfinite()
@@ -192,14 +272,21 @@ def _clamped(values: Tensor, seen: Tensor, agree: Agree) -> ScaleFunction | None
             return values.clamp(*bounds)
 
         if bool(agree(seen, clamped(None, values)).all()):
-            ends = " and ".join(text for text in (f"those below {bounds[0]:.4g} multiply by it" if bounds[0] is not None else "",
-                                                  f"those above {bounds[1]:.4g} multiply by it" if bounds[1] is not None else "") if text)
+            ends = " and ".join(
+                text
+                for text in (
+                    f"those below {bounds[0]:.4g} multiply by it" if bounds[0] is not None else "",
+                    f"those above {bounds[1]:.4g} multiply by it" if bounds[1] is not None else "",
+                )
+                if text
+            )
             return ScaleFunction(Kind.SCALE_NARROWED, f"scales are clamped: {ends}", clamped)
     return None
 
 
 def describe_factors(names: list[str], values: Tensor, seen: Tensor, agree: Agree) -> str:
-    """Return the structure of a map that no known fault gives: runs of scales, in order, with the same ratio to their values.
+    """Return the structure of a map that no known fault gives: runs of scales, in order, with the same ratio to their
+    values.
 
     `names` are those of the scales, ascending by value.
     """

@@ -1,4 +1,5 @@
-"""Known faults in which scale a block meets, as data: maps from a block's place to the place of the scale that is read."""
+"""Known faults in which scale a block meets, as data: maps from a block's place to the place of the scale that is
+read."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class ScalePlace:
 
 
 def tiled_position(row: Tensor, block: Tensor, blocks: int) -> Tensor:
-    """Return the position of scale [row, block] in tiles of 128 x 4, each stored as 32 x 4 x 4: the layout of tensor cores.
+    """Return the position of scale [row, block] in tiles of 128 x 4, each stored as 32 x 4 x 4: the layout of tensor
+    cores.
 
     Source: cuBLAS documentation, "1D block scaling factors layout".
     """
@@ -54,14 +56,26 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
         return ScalePlace(kind, message, (rows * blocks + columns) % count)
 
     if scaling.block is not None:
-        yield ScalePlace(Kind.SCALE_TRANSPOSED, f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
-                         torch.arange(count).reshape(blocks, n).T)
+        yield ScalePlace(
+            Kind.SCALE_TRANSPOSED,
+            f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
+            torch.arange(count).reshape(blocks, n).T,
+        )
     for step, which in ((1, "next"), (-1, "previous")):
-        of_row = f"each row's blocks meet the scales of the {which} row" if scaling.block else f"each row is multiplied by the scale of the {which} row"
+        of_row = (
+            f"each row's blocks meet the scales of the {which} row"
+            if scaling.block
+            else f"each row is multiplied by the scale of the {which} row"
+        )
         if scaling.block:
             message = f"each block is multiplied by the scale of the {which} block"
             yield flat(Kind.BLOCK_OFF_BY_ONE, message, row, block + step)
-            yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, the last by its own", row, (block + step).clamp(0, blocks - 1))
+            yield flat(
+                Kind.BLOCK_OFF_BY_ONE,
+                f"{message} of its row, the last by its own",
+                row,
+                (block + step).clamp(0, blocks - 1),
+            )
             yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, cyclically", row, (block + step) % blocks)
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, row + step, block)
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, (row + step).clamp(0, n - 1), block)
@@ -79,7 +93,8 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
 
 
 def _swizzled(row: Tensor, block: Tensor, n: int, blocks: int) -> Iterator[ScalePlace]:
-    """Yield both directions of confusing scales row by row with scales in tiles of 128 x 4, the tensor padded to tiles or not."""
+    """Yield both directions of confusing scales row by row with scales in tiles of 128 x 4, the tensor padded to tiles
+    or not."""
     tiled = tiled_position(row, block, blocks)
     padded_rows, padded_blocks = -(-n // 128) * 128, -(-blocks // 4) * 4
     own = row * blocks + block
@@ -89,16 +104,23 @@ def _swizzled(row: Tensor, block: Tensor, n: int, blocks: int) -> Iterator[Scale
         suffix = ", after both dimensions are padded to tiles" if padded else ""
         source_row, source_block = tiled // width, tiled % width
         outside = (source_row >= n) | (source_block >= blocks)
-        yield ScalePlace(Kind.SCALE_SWIZZLED, "block scales are stored row by row and read in the 128 x 4 tiled order of tensor cores" + suffix,
-                         torch.where(outside, -1, source_row * blocks + source_block))
+        yield ScalePlace(
+            Kind.SCALE_SWIZZLED,
+            "block scales are stored row by row and read in the 128 x 4 tiled order of tensor cores" + suffix,
+            torch.where(outside, -1, source_row * blocks + source_block),
+        )
         at = torch.full((padded_rows * padded_blocks,), -1)
         at[tiled] = own
-        yield ScalePlace(Kind.SCALE_SWIZZLED, "block scales are stored in the 128 x 4 tiled order of tensor cores and read row by row" + suffix,
-                         at[row * width + block])
+        yield ScalePlace(
+            Kind.SCALE_SWIZZLED,
+            "block scales are stored in the 128 x 4 tiled order of tensor cores and read row by row" + suffix,
+            at[row * width + block],
+        )
 
 
 def block_size_faults(scaling: Scaling, n: int, k: int) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
-    """Yield faults in the size of a block: a message, and (columns [C], rows [R]) -> flat positions [R, C] of the scales that are met."""
+    """Yield faults in the size of a block: a message, and (columns [C], rows [R]) -> flat positions [R, C] of the
+    scales that are met."""
     if scaling.block is None:
         return
     grid_rows, blocks = scaling.grid_shape(n, k)
@@ -107,7 +129,16 @@ def block_size_faults(scaling: Scaling, n: int, k: int) -> Iterator[tuple[str, C
         if size == scaling.block or size > 2 * k:
             continue
         message = f"blocks are taken to be {size} weights long, they are {scaling.block}"
-        yield message, lambda columns, rows, size=size: (rows // height)[:, None] * blocks + (columns // size).clamp(max=blocks - 1)[None, :]
+        yield (
+            message,
+            lambda columns, rows, size=size: (
+                (rows // height)[:, None] * blocks + (columns // size).clamp(max=blocks - 1)[None, :]
+            ),
+        )
         width = -(-k // size)
-        yield (f"{message}; the scales are read as [{grid_rows}, {width}]",
-               lambda columns, rows, size=size, width=width: ((rows // height)[:, None] * width + columns[None, :] // size) % (grid_rows * blocks))
+        yield (
+            f"{message}; the scales are read as [{grid_rows}, {width}]",
+            lambda columns, rows, size=size, width=width: (
+                ((rows // height)[:, None] * width + columns[None, :] // size) % (grid_rows * blocks)
+            ),
+        )

@@ -48,8 +48,10 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
         _, oracle_scales = weight.scheme.quantize(given)
         if weight.scales is None or weight.scales.shape != oracle_scales.stored.shape:
             stored = "no scales" if weight.scales is None else f"scales of the shape {list(weight.scales.shape)}"
-            return Diagnosis(Kind.WRONG_SHAPE,
-                             f"{stored} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight")
+            return Diagnosis(
+                Kind.WRONG_SHAPE,
+                f"{stored} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight",
+            )
         several.append(_Stored(given.float(), weight, oracle_scales))
     of_scales = next((found for stored in several if (found := _scale_fault(stored)) is not None), None)
     of_codes = None
@@ -65,9 +67,9 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
 
 
 def probe_quantization(implementation: Implementation, operands: Operands) -> Operands:
-    """The case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the format's numbers,
-    midpoints and their neighbours under scales of 1. If it chooses scales that are off by one factor, under the scales that
-    it chooses."""
+    """The case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the
+    format's numbers, midpoints and their neighbours under scales of 1. If it chooses scales that are off by one factor,
+    under the scales that it chooses."""
     scheme, fmt = operands.weight.scheme, operands.weight.scheme.format
     block = scheme.scaling.block or operands.case.k
 
@@ -84,7 +86,8 @@ def probe_quantization(implementation: Implementation, operands: Operands) -> Op
     ratio = float((held / right).median())
     if abs(ratio - 1) <= SCALE_SLACK or not 2.0**-8 < ratio < 2.0**8:
         return probe
-    if scheme.scaling.scale_format.powers_of_two:     # the block's largest number decides a power of two, and the others lie under it
+    # the block's largest number decides a power of two, and the others lie under it
+    if scheme.scaling.scale_format.powers_of_two:
         return quantized((original * ratio).clamp(-fmt.max, fmt.max))
     top = float(f"{fmt.max / ratio:.6g}")      # the maximum that the scales were taken from, without fp32's last bit
     original = original.clamp(-top, top)
@@ -116,8 +119,8 @@ class _Stored:
         return ~self.made_by((), scales)
 
     def made_by(self, faults: tuple[EncodeFault, ...], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Where the stored codes are what an encoder stores that makes `faults`, a quotient rounded the other way allowed
-        for: bool."""
+        """Where the stored codes are what an encoder stores that makes `faults`, a quotient rounded the other way
+        allowed for: bool."""
         fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
         here = Scales(scales.stored[rows] if scales.stored.shape[0] > 1 else scales.stored, scales.tensor_scale)
         held, original = same_number(self.codes[rows], fmt), self.original[rows]
@@ -138,7 +141,8 @@ class _Stored:
 
 
 def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | None:
-    """The fault that explains every code, or two at once, under the stored scales or, where those are wrong, the right ones."""
+    """The fault that explains every code, or two at once, under the stored scales or, where those are wrong, the right
+    ones."""
     stored = next((one for one in several if not one.codes_fit(one.own_scales)), None)
     if stored is None:
         return None
@@ -156,10 +160,17 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
         if len(kinds := kinds_of(fitting)) == 1:
             first, both = fitting[0], len(fitting[0]) > 1
             message = ("two faults at once: " if both else "") + "; and ".join(one.message for one in first)
-            return Diagnosis(first[0].kind, f"{message}: {share}", evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}))
+            return Diagnosis(
+                first[0].kind,
+                f"{message}: {share}",
+                evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}),
+            )
         if kinds:
-            return Diagnosis(nearness(_likeness(stored)), f"{share}; cannot tell between {', '.join(names_of(fitting))}: on this weight they"
-                             " store the same", evidence | {"fitting": names_of(fitting)})
+            return Diagnosis(
+                nearness(_likeness(stored)),
+                f"{share}; cannot tell between {', '.join(names_of(fitting))}: on this weight they store the same",
+                evidence | {"fitting": names_of(fitting)},
+            )
     likeness = _likeness(stored)
     return Diagnosis(nearness(likeness), f"{share}, and no known fault explains them; e.g. {evidence['examples'][0]}",
                      evidence | {"correlation": repr(likeness)})
@@ -170,7 +181,8 @@ def _wrong_codes_evidence(stored: _Stored, wrong: Tensor) -> dict[str, Any]:
     values = stored.weight.scheme.scaling.divide(stored.original, stored.own_scales)
     right = encode(values, fmt)
     examples = [
-        f"{float(values[row, column]):.9g} at row {row}, column {column} is stored as {fmt.describe_code(int(stored.codes[row, column]))},"
+        f"{float(values[row, column]):.9g} at row {row}, column {column} is stored as "
+        f"{fmt.describe_code(int(stored.codes[row, column]))},"
         f" not as {fmt.describe_code(int(right[row, column]))}"
         for row, column in wrong.nonzero()[:3].tolist()
     ]
@@ -189,15 +201,22 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
     if not bool(wrong.any()):
         return None
     row, block = wrong.nonzero()[0].tolist()
-    evidence = {"scales": held.numel(), "scales_wrong": int(wrong.sum()),
-                "scale_example": f"row {row}, block {block}: {float(held[row, block]):.9g}, not {float(right[row, block]):.9g}"}
+    evidence = {
+        "scales": held.numel(),
+        "scales_wrong": int(wrong.sum()),
+        "scale_example": f"row {row}, block {block}: {float(held[row, block]):.9g}, not {float(right[row, block]):.9g}",
+    }
     share = f"{int(wrong.sum())} of {held.numel()} scales are wrong"
     odd = ~(held.isfinite() & (held >= 0))
     if bool(odd.any()):
         empty = scaling.block_amax(stored.original) == 0
         if bool(empty[odd].all()):
-            return Diagnosis(Kind.ZERO_BLOCK, f"{int(odd.sum())} of {int(empty.sum())} blocks of zeros are stored with a scale of"
-                             f" {float(held[odd][0]):g}", evidence)
+            return Diagnosis(
+                Kind.ZERO_BLOCK,
+                f"{int(odd.sum())} of {int(empty.sum())} blocks of zeros are stored with a scale of"
+                f" {float(held[odd][0]):g}",
+                evidence,
+            )
         return Diagnosis(None, f"{share}: some are negative or not finite", evidence)
     positive = (right > 0) & (held > 0)
     ratios = (held / right)[positive].double()
@@ -215,25 +234,44 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
             return Diagnosis(fault.kind, f"{share}, as though {fault.message}", evidence)
     if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):
         n, blocks = right.shape
-        return Diagnosis(Kind.SCALE_TRANSPOSED, f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]", evidence)
+        return Diagnosis(
+            Kind.SCALE_TRANSPOSED,
+            f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]",
+            evidence,
+        )
     if scaling.scale_format.powers_of_two:
         steps = torch.log2(ratios)
-        return Diagnosis(nearness(_likeness(stored)), f"{share}: their exponents lie {int(steps.min()):+d} to {int(steps.max()):+d}"
-                         " from floor(log2(amax)) - emax", evidence)
-    return Diagnosis(nearness(_likeness(stored)),
-                     f"{share}: they are {float(ratios.min()):.4g} to {float(ratios.max()):.4g} times amax / {fmt.max:g}", evidence)
+        return Diagnosis(
+            nearness(_likeness(stored)),
+            f"{share}: their exponents lie {int(steps.min()):+d} to {int(steps.max()):+d}"
+            " from floor(log2(amax)) - emax",
+            evidence,
+        )
+    return Diagnosis(
+        nearness(_likeness(stored)),
+        f"{share}: they are {float(ratios.min()):.4g} to {float(ratios.max()):.4g} times amax / {fmt.max:g}",
+        evidence,
+    )
 
 
 def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> Diagnosis:
     fmt, scaling = stored.weight.scheme.format, stored.weight.scheme.scaling
     evidence = evidence | {"ratio": repr(ratio)}
     if not stored.codes_fit(stored.own_scales) and stored.codes_fit(stored.oracle_scales):
-        return Diagnosis(Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence)
+        return Diagnosis(
+            Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence
+        )
     if scaling.scale_format.powers_of_two and ratio in (0.5, 2.0):
         kind, side = (Kind.SCALE_ONE_STEP_HIGH, "high") if ratio > 1 else (Kind.SCALE_ONE_STEP_LOW, "low")
-        return Diagnosis(kind, f"every block's exponent is stored one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}", evidence)
+        return Diagnosis(
+            kind,
+            f"every block's exponent is stored one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+            evidence,
+        )
     other = fmt.max / ratio
-    return Diagnosis(Kind.WRONG_MAX, f"scales are taken from the maximum {other:.6g}; {fmt.name} reaches {fmt.max:g}", evidence)
+    return Diagnosis(
+        Kind.WRONG_MAX, f"scales are taken from the maximum {other:.6g}; {fmt.name} reaches {fmt.max:g}", evidence
+    )
 
 
 def _scales_agree(stored: _Stored, held: Tensor, right: Tensor) -> Tensor:

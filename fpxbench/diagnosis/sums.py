@@ -15,24 +15,43 @@ from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 
 
-def diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor, expected: reference.Reference,
-                   readout: Readout | None = None) -> Diagnosis:
+def diagnose_sums(
+    implementation: Implementation,
+    operands: Operands,
+    x: Tensor,
+    y: Tensor,
+    expected: reference.Reference,
+    readout: Readout | None = None,
+) -> Diagnosis:
     """Each weight that was read out is right: what goes wrong in their sums?"""
     comparison = reference.compare(y, expected)
     weights = "" if readout is None else f"each of {readout.seen.numel()} weights read out alone is right, "
-    evidence = {"relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound), "outside": comparison.outside}
+    evidence = {
+        "relative_error": repr(comparison.relative_error),
+        "bound": repr(comparison.bound),
+        "outside": comparison.outside,
+    }
     if comparison.within:
-        return Diagnosis(Kind.NOT_REPEATABLE, f"{weights}and the product is right when it is computed again: it was not before", evidence)
+        return Diagnosis(
+            Kind.NOT_REPEATABLE,
+            f"{weights}and the product is right when it is computed again: it was not before",
+            evidence,
+        )
     out = y.double()
     if not comparison.finite:
         small = x * 2.0**-8
         again = contract.checked_matmul(implementation, small, operands.weight, operands.device)
         if bool(again.isfinite().all()) and bool(expected.product.isfinite().all()):
             nan = bool(y.isnan().any())
-            return Diagnosis(Kind.OVERFLOW_NAN if nan else Kind.OVERFLOW_INF,
-                             f"{weights}sums overflow to {'NaN' if nan else 'infinity'}: they are finite for an activation 256 times"
-                             " smaller, so something narrower than fp32 holds them before they are scaled", evidence)
-        return Diagnosis(None, f"{weights}but {int((~y.isfinite()).sum())} of {y.numel()} sums are not finite", evidence)
+            return Diagnosis(
+                Kind.OVERFLOW_NAN if nan else Kind.OVERFLOW_INF,
+                f"{weights}sums overflow to {'NaN' if nan else 'infinity'}: they are finite for an activation 256 times"
+                " smaller, so something narrower than fp32 holds them before they are scaled",
+                evidence,
+            )
+        return Diagnosis(
+            None, f"{weights}but {int((~y.isfinite()).sum())} of {y.numel()} sums are not finite", evidence
+        )
     wrong = (out - expected.product).abs() > expected.tolerance
     top = out.abs().max()
     stopped = out.abs() == top
@@ -49,8 +68,13 @@ def diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor,
     part = wrong_part(y, expected)
     if part:
         return Diagnosis(kind, f"{weights}but sums are wrong in {part}", evidence)
-    return Diagnosis(kind, f"{weights}but their sums are off by {comparison.relative_error:.2g} where at most {comparison.bound:.2g} is right,"
-                           " as when they are accumulated in less than fp32", evidence)
+    return Diagnosis(
+        kind,
+        f"{weights}but their sums are off by {comparison.relative_error:.2g} where at most {comparison.bound:.2g} is "
+        f"right,"
+        " as when they are accumulated in less than fp32",
+        evidence,
+    )
 
 
 def wrong_run_of_columns(implementation: Implementation, operands: Operands) -> tuple[str, dict[str, Any]] | None:
@@ -64,7 +88,9 @@ def wrong_run_of_columns(implementation: Implementation, operands: Operands) -> 
     def answer(first: int, last: int) -> tuple[Tensor, reference.Reference]:
         x = torch.zeros_like(fresh)
         x[:, first:last] = fresh[:, first:last]
-        return contract.checked_matmul(implementation, x, operands.weight, operands.device), operands.reference(x, implementation)
+        return contract.checked_matmul(implementation, x, operands.weight, operands.device), operands.reference(
+            x, implementation
+        )
 
     def right(first: int, last: int) -> bool:
         return first >= last or reference.compare(*answer(first, last)).within

@@ -1,4 +1,5 @@
-"""No injected fault is taken for another, alone or two at once: a sample of `python -m tests.confusion`, whose tables docs/diagnosis.md holds."""
+"""No injected fault is taken for another, alone or two at once: a sample of `python -m tests.confusion`, whose tables
+docs/diagnosis.md holds."""
 
 from __future__ import annotations
 
@@ -12,9 +13,15 @@ from fpxbench.records.kinds import Group, Kind, Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SINGLES = [(scheme, injected) for number, (scheme, injected) in enumerate(
-    (scheme, injected) for scheme in ("e4m3fn-row", "e5m2-g32", "mxfp6_e3m2", "mxfp4", "nvfp4", "int8-row") for injected in singles(scheme))
-    if number % 4 == 0]
+SINGLES = [
+    (scheme, injected)
+    for number, (scheme, injected) in enumerate(
+        (scheme, injected)
+        for scheme in ("e4m3fn-row", "e5m2-g32", "mxfp6_e3m2", "mxfp4", "nvfp4", "int8-row")
+        for injected in singles(scheme)
+    )
+    if number % 4 == 0
+]
 PAIRS = [(scheme, injected) for scheme, every in (("e4m3fn-row", 37), ("mxfp6_e2m3", 41), ("nvfp4", 37))
          for number, injected in enumerate(pairs(scheme)) if number % every == 7]
 
@@ -64,9 +71,22 @@ def test_one_of_two_is_enough_where_the_other_leaves_no_trace() -> None:
 
 
 def test_every_kind_that_a_weight_can_show_is_injected() -> None:
-    injected = {fault.kind for scheme in ("e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e5m2", "mxfp8_e4m3fn", "mxfp6_e3m2", "nvfp4", "int8-row")
-                for fault in injections(scheme_named(scheme))}
-    by_random_maps = {Kind.CODE_PERMUTED, Kind.SCALE_PERMUTED, Kind.SCALE_MISREAD, Kind.WEIGHT_TRANSPOSED}     # test_random_maps.py
+    injected = {
+        fault.kind
+        for scheme in (
+            "e4m3fn-row",
+            "e4m3fnuz-row",
+            "e5m2-row",
+            "mxfp8_e5m2",
+            "mxfp8_e4m3fn",
+            "mxfp6_e3m2",
+            "nvfp4",
+            "int8-row",
+        )
+        for fault in injections(scheme_named(scheme))
+    }
+    # test_random_maps.py
+    by_random_maps = {Kind.CODE_PERMUTED, Kind.SCALE_PERMUTED, Kind.SCALE_MISREAD, Kind.WEIGHT_TRANSPOSED}
     by_cases = {Kind.SCALE_PADDING_READ, Kind.ZERO_BLOCK}       # tests/cases
     of_weights = {kind for kind in Kind if kind.emitted_by & (Stage.PRODUCT | Stage.STORED)
                   and kind.group not in (Group.RESULT, Group.CALL, Group.ACTIVATIONS)}

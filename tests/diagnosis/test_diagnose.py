@@ -49,7 +49,9 @@ class Storing(Implementation):
         return QuantizedWeight.from_codes(codes, scales, scheme, self.layout)
 
 
-def operands_for(implementation: Implementation, scheme: str, *, m=16, n=48, k=96, workload="canary.ragged", layout="planar", seed=3) -> Operands:
+def operands_for(
+    implementation: Implementation, scheme: str, *, m=16, n=48, k=96, workload="canary.ragged", layout="planar", seed=3
+) -> Operands:
     case = Case(implementation="x", scheme=scheme, workload=workload, m=m, n=n, k=k)
     implementation.layout = layout
     original = inputs.make_weight(case, seed)
@@ -73,11 +75,22 @@ def stored_wrongly(store, scheme: str, **how):
 @pytest.mark.parametrize("workload", ["canary.codes", "canary.ragged"])
 @pytest.mark.parametrize(
     ("scheme", "layout"),
-    [("e4m3fn-row", "bytes"), ("e4m3fnuz-row", "planar"), ("e5m2-row", "planar"), ("mxfp8_e4m3fn", "planar"), ("mxfp6_e3m2", "planar"),
-     ("e3m2-g32", "planar"), ("mxfp4", "planar"), ("nvfp4", "planar"), ("e2m2-row", "planar"), ("int8-row", "bytes")],
+    [
+        ("e4m3fn-row", "bytes"),
+        ("e4m3fnuz-row", "planar"),
+        ("e5m2-row", "planar"),
+        ("mxfp8_e4m3fn", "planar"),
+        ("mxfp6_e3m2", "planar"),
+        ("e3m2-g32", "planar"),
+        ("mxfp4", "planar"),
+        ("nvfp4", "planar"),
+        ("e2m2-row", "planar"),
+        ("int8-row", "bytes"),
+    ],
 )
 def test_each_known_decode_fault_is_named_or_counted_among_those_that_fit(scheme, layout, workload) -> None:
-    """An implementation has the effective weight that one fault gives; the diagnosis names that fault, or a tie with it in."""
+    """An implementation has the effective weight that one fault gives; the diagnosis names that fault, or a tie with it
+    in."""
     operands = operands_for(Effective(), scheme, workload=workload, layout=layout)
     named = 0
     known = decode_faults(operands.weight)
@@ -116,7 +129,9 @@ def test_the_bias_is_told_with_both_numbers() -> None:
     assert found.kind is Kind.FN_AS_FNUZ
     assert found.message.startswith("every normal code decodes to half its value: read with bias 8, the format's is 7")
     assert found.evidence["weights_read"] == 48 * 96
-    assert float(found.evidence["example"]["read_as"]) == pytest.approx(float(found.evidence["example"]["stored"]) / 2, rel=0.01)
+    assert float(found.evidence["example"]["read_as"]) == pytest.approx(
+        float(found.evidence["example"]["stored"]) / 2, rel=0.01
+    )
 
 
 def test_a_nan_code_read_as_a_number_is_named_though_no_encoder_writes_one() -> None:
@@ -132,8 +147,8 @@ def test_a_nan_code_read_as_a_number_is_named_though_no_encoder_writes_one() -> 
 
 
 def test_what_looks_the_same_is_not_decided() -> None:
-    """The weight is remembered from the first call, so a probe weight shows nothing: half of everything is FNUZ's bias or
-    a factor on it all."""
+    """The weight is remembered from the first call, so a probe weight shows nothing: half of everything is FNUZ's bias
+    or a factor on it all."""
     class Remembers(Effective):
         kept = None
 
@@ -172,8 +187,12 @@ def test_a_table_that_no_known_fault_gives_is_read_out_code_by_code() -> None:
 
 @pytest.mark.parametrize(
     ("first", "last", "factor", "what"),
-    [(90, 96, 0, "columns 90 to 95, the tail of K = 96, are ignored"), (32, 40, 0, "columns 32 to 39 of K = 96, are ignored"),
-     (0, 16, 2, "columns 0 to 15 of K = 96, are counted twice"), (64, 65, -1, "columns 64 to 64 of K = 96, are misread")],
+    [
+        (90, 96, 0, "columns 90 to 95, the tail of K = 96, are ignored"),
+        (32, 40, 0, "columns 32 to 39 of K = 96, are ignored"),
+        (0, 16, 2, "columns 0 to 15 of K = 96, are counted twice"),
+        (64, 65, -1, "columns 64 to 64 of K = 96, are misread"),
+    ],
 )
 def test_a_run_of_columns_that_alone_is_wrong_is_found(first, last, factor, what) -> None:
     def effective(weight):
@@ -237,7 +256,9 @@ def test_a_readout_of_nothing_but_nan_fits_no_number() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", ["e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e4m3fn", "mxfp8_e5m2", "e3m2-g32", "mxfp4", "nvfp4", "int8-row"])
+    "scheme",
+    ["e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e4m3fn", "mxfp8_e5m2", "e3m2-g32", "mxfp4", "nvfp4", "int8-row"],
+)
 def test_each_known_encode_fault_is_named_or_counted_among_those_that_fit(scheme) -> None:
     """Each fault is made on probe values; unless it changes no code there, it is found."""
     operands = operands_for(Effective(), scheme, workload="canary.codes", n=64, k=256)
@@ -252,7 +273,10 @@ def test_each_known_encode_fault_is_named_or_counted_among_those_that_fit(scheme
             assert found is None
             continue
         assert found is not None, fault.message
-        assert found.kind is fault.kind or str(fault.kind) in found.evidence.get("fitting", []), (fault.message, found.message)
+        assert found.kind is fault.kind or str(fault.kind) in found.evidence.get("fitting", []), (
+            fault.message,
+            found.message,
+        )
         named += found.kind is fault.kind
     assert named >= 4
 
@@ -278,7 +302,9 @@ def test_another_right_way_to_quantize_is_not_a_fault(scheme) -> None:
 def test_a_halfway_value_is_no_matter_of_taste_where_the_scale_is_exact() -> None:
     def ties_away(weight, scheme):
         _, scales = scheme.quantize(weight)
-        return codec.encode(scheme.scaling.divide(weight, scales), scheme.format, rounding=codec.Rounding.NEAREST_AWAY), scales
+        return codec.encode(
+            scheme.scaling.divide(weight, scales), scheme.format, rounding=codec.Rounding.NEAREST_AWAY
+        ), scales
 
     for scheme in ("mxfp4", "mxfp8_e4m3fn", "e4m3fn-row"):
         assert stored_wrongly(ties_away, scheme, workload="canary.codes", n=64, k=256).kind is Kind.TIES_AWAY
@@ -306,7 +332,9 @@ def test_scales_rounded_to_bf16_are_inaccurate_and_their_codes_right() -> None:
     assert "codes_wrong" not in found.evidence
 
 
-@pytest.mark.parametrize(("other", "of"), [(240, "e4m3fn-row"), (224, "e4m3fn-row"), (448, "e4m3fnuz-row"), (128, "int8-row")])
+@pytest.mark.parametrize(
+    ("other", "of"), [(240, "e4m3fn-row"), (224, "e4m3fn-row"), (448, "e4m3fnuz-row"), (128, "int8-row")]
+)
 def test_the_maximum_that_scales_were_taken_from_is_told(other, of) -> None:
     def store(weight, scheme):
         scales = Scales(weight.abs().amax(dim=1, keepdim=True) / other)

@@ -1,4 +1,5 @@
-"""`fpxbench inspect` recovers the maps that an implementation applies, and never names a fault that was not injected."""
+"""`fpxbench inspect` recovers the maps that an implementation applies, and never names a fault that was not
+injected."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inspected(implementation, scheme, *, m=33, n=40, k=104, seed=3, activation="bf16"):
-    request = InspectRequest(subject="here", scheme=scheme, n=n, k=k, m=m, device="cpu", seed=seed, activation=activation)
+    request = InspectRequest(
+        subject="here", scheme=scheme, n=n, k=k, m=m, device="cpu", seed=seed, activation=activation
+    )
     return inspect_implementation(implementation, request)
 
 
@@ -42,7 +45,10 @@ def experiment(inspection, name):
 # The injections themselves.
 
 
-@pytest.mark.parametrize("scheme", ["e4m3fn-row", "e4m3fnuz-tensor", "e5m2-g32", "e3m4-row", "mxfp6_e2m3", "mxfp4", "nvfp4", "int8-row", "e2m2-row"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["e4m3fn-row", "e4m3fnuz-tensor", "e5m2-g32", "e3m4-row", "mxfp6_e2m3", "mxfp4", "nvfp4", "int8-row", "e2m2-row"],
+)
 def test_the_injecting_reader_and_encoder_are_right_when_no_fault_is_injected(scheme) -> None:
     """They share no code with the oracle, and agree with it on every code and weight."""
     scheme = scheme_named(scheme)
@@ -59,13 +65,26 @@ def test_the_injecting_reader_and_encoder_are_right_when_no_fault_is_injected(sc
 # What is right.
 
 
-@pytest.mark.parametrize(("scheme", "layout", "activation"), [
-    ("e4m3fn-row", "bytes", "bf16"), ("e4m3fnuz-tensor", "planar", "fp16"), ("e5m2-g32", "planar", "fp16"), ("e3m4-row", "planar", "bf16"),
-    ("mxfp8_e5m2", "planar", "bf16"), ("mxfp6_e2m3", "bitstream", "bf16"), ("mxfp4", "nibbles_high_first", "bf16"), ("nvfp4", "planar", "fp16"),
-    ("int8-row", "planar", "bf16"), ("e2m2-row", "planar", "fp16"), ("mxfp6_e3m2", "torchao_fp6", "bf16"),
-])
+@pytest.mark.parametrize(
+    ("scheme", "layout", "activation"),
+    [
+        ("e4m3fn-row", "bytes", "bf16"),
+        ("e4m3fnuz-tensor", "planar", "fp16"),
+        ("e5m2-g32", "planar", "fp16"),
+        ("e3m4-row", "planar", "bf16"),
+        ("mxfp8_e5m2", "planar", "bf16"),
+        ("mxfp6_e2m3", "bitstream", "bf16"),
+        ("mxfp4", "nibbles_high_first", "bf16"),
+        ("nvfp4", "planar", "fp16"),
+        ("int8-row", "planar", "bf16"),
+        ("e2m2-row", "planar", "fp16"),
+        ("mxfp6_e3m2", "torchao_fp6", "bf16"),
+    ],
+)
 @pytest.mark.parametrize("opaque", [False, True])
-def test_what_is_right_is_said_to_be_in_every_layout_and_where_codes_cannot_be_seen(scheme, layout, activation, opaque) -> None:
+def test_what_is_right_is_said_to_be_in_every_layout_and_where_codes_cannot_be_seen(
+    scheme, layout, activation, opaque
+) -> None:
     right = Faulty(opaque=True) if opaque else Decoding(layout=layout)
     found = inspected(right, scheme, activation=activation)
     assert found.verdict.status is Status.OK, found.verdict.summary
@@ -87,8 +106,9 @@ ORDERS = {
     "in one": lambda x, w: (x.float() @ w.T).to(x.dtype),
     "in fp64": lambda x, w: (x.double() @ w.double().T).to(x.dtype),
     "decoded to 16 bits first": lambda x, w: x @ w.T.to(x.dtype),
-    "split along K": lambda x, w: sum((x[:, part].float() @ w[:, part].T for part in (slice(0, 17), slice(17, 40), slice(40, None))),
-                                      torch.zeros(())).to(x.dtype),
+    "split along K": lambda x, w: sum(
+        (x[:, part].float() @ w[:, part].T for part in (slice(0, 17), slice(17, 40), slice(40, None))), torch.zeros(())
+    ).to(x.dtype),
     "from the end": lambda x, w: (x.flip(1).float() @ w.flip(1).T).to(x.dtype),
     "one by one": lambda x, w: (x.float()[:, None, :] * w[None]).cumsum(dim=2)[:, :, -1].to(x.dtype),
     "in pairs": lambda x, w: ((x.float()[:, 0::2] @ w[:, 0::2].T) + (x.float()[:, 1::2] @ w[:, 1::2].T)).to(x.dtype),
@@ -104,11 +124,30 @@ def _false_alarms(count: int) -> list[str]:
 
     found = []
     for number in range(count):
-        scheme = pick("e4m3fn-row", "e4m3fnuz-row", "e5m2-g32", "e3m4-tensor", "e3m2-g32", "mxfp8_e4m3fn", "mxfp6_e2m3", "mxfp4", "nvfp4",
-                      "int8-row", "e2m2-row", "e2m3-g128")
+        scheme = pick(
+            "e4m3fn-row",
+            "e4m3fnuz-row",
+            "e5m2-g32",
+            "e3m4-tensor",
+            "e3m2-g32",
+            "mxfp8_e4m3fn",
+            "mxfp6_e2m3",
+            "mxfp4",
+            "nvfp4",
+            "int8-row",
+            "e2m2-row",
+            "e2m3-g128",
+        )
         order = pick(*ORDERS, "scaled after")
-        case = Case(implementation="injected", scheme=scheme, workload="random", m=pick(1, 2, 7, 16, 33), n=pick(1, 5, 32, 77), k=pick(32, 50, 96, 203),
-                    activation=pick("bf16", "fp16"))
+        case = Case(
+            implementation="injected",
+            scheme=scheme,
+            workload="random",
+            m=pick(1, 2, 7, 16, 33),
+            n=pick(1, 5, 32, 77),
+            k=pick(32, 50, 96, 203),
+            activation=pick("bf16", "fp16"),
+        )
 
         class Right(Decoding):
             """Adds up in one of the orders; scales the sum where there is one scale a row."""
@@ -148,7 +187,9 @@ def test_the_decode_table_is_recovered_code_by_code() -> None:
     found = inspected(Faulty({"bias": 1, "specials": "fnuz"}), "e4m3fn-row")
     table = experiment(found, "table")
     assert found.verdict.kind is Kind.FN_AS_FNUZ
-    assert found.verdict.summary.startswith("every normal code decodes to half its value: read with bias 8, the format's is 7")
+    assert found.verdict.summary.startswith(
+        "every normal code decodes to half its value: read with bias 8, the format's is 7"
+    )
     entries = {one.entry[:4]: (one.definition, one.effective) for one in table.differences}
     assert entries["0x38"] == ("1", "0.5")
     assert entries["0x7f"] == ("nan", "240")
@@ -162,16 +203,24 @@ def test_one_factor_on_every_weight_is_neither_a_bias_nor_another_blocks_scale(s
     """Reading by FNUZ's bias would make NaN of 0x80 and a number of 0x7f."""
     found = inspected(Decoding(multiply=lambda x, w: (x.float() @ (w.float() * factor).T).to(x.dtype)), scheme)
     assert (found.verdict.kind, found.kinds) == (Kind.SCALED, [Kind.SCALED])
-    assert found.verdict.summary.startswith(f"every weight is {factor:g} times its value: a product or a scale that is off by that factor")
+    assert found.verdict.summary.startswith(
+        f"every weight is {factor:g} times its value: a product or a scale that is off by that factor"
+    )
     assert experiment(found, "table").right is False
     assert experiment(found, "scales").right is None       # a code and its scale are only ever seen multiplied
     assert experiment(found, "blocks").right is True
 
 
-@pytest.mark.parametrize(("added", "said"), [
-    (lambda y: torch.full_like(y, 0.0625), "the output is 0.0625 for x = 0: something is added"),
-    (lambda y: torch.linspace(-1, 1, y.shape[1]).to(y.dtype).expand_as(y), "the output is -1 to 1 for x = 0: something is added"),
-])
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        (lambda y: torch.full_like(y, 0.0625), "the output is 0.0625 for x = 0: something is added"),
+        (
+            lambda y: torch.linspace(-1, 1, y.shape[1]).to(y.dtype).expand_as(y),
+            "the output is -1 to 1 for x = 0: something is added",
+        ),
+    ],
+)
 def test_what_is_added_to_the_product_is_seen_where_the_product_is_zero(added, said) -> None:
     """Read out weight by weight it would look like another table and other scales."""
     def multiply(x, w):
@@ -217,8 +266,11 @@ def test_what_makes_an_output_nonfinite_stands_first_in_the_table() -> None:
 
 def test_weights_that_hold_a_fixed_maximum_are_reported_as_not_recoverable() -> None:
     order = experiment(inspected(Faulty({"pairs": True}, opaque=True), "mxfp4", k=128), "order")
-    assert order.message == ("120 of 128 weights of a row are made of other codes' bits (8 more hold, or are read from, the fixed maximum"
-                              " of a block, and cannot be recovered): each two neighbours along K are exchanged: weight k reads the code of k ^ 1")
+    assert order.message == (
+        "120 of 128 weights of a row are made of other codes' bits (8 more hold, or are read from, the fixed maximum"
+        " of a block, and cannot be recovered): each two neighbours along K are exchanged: weight k reads the code of "
+        "k ^ 1"
+    )
 
 
 def test_a_table_that_is_another_formats_is_named() -> None:
@@ -269,7 +321,13 @@ def test_three_faults_at_once_are_told_from_each_other_or_left_open() -> None:
 
 def test_a_triple_in_one_step_is_named_by_its_table() -> None:
     found = inspected(Faulty({"flush": True, "bias": 1, "specials": "fnuz", "sign_lost": True}), "e4m3fn-row")
-    assert set(found.kinds) <= {Kind.FN_AS_FNUZ, Kind.SUBNORMAL_FLUSHED, Kind.SIGN_LOST, Kind.INACCURATE, Kind.GIBBERISH}
+    assert set(found.kinds) <= {
+        Kind.FN_AS_FNUZ,
+        Kind.SUBNORMAL_FLUSHED,
+        Kind.SIGN_LOST,
+        Kind.INACCURATE,
+        Kind.GIBBERISH,
+    }
 
 
 # One in a million.
@@ -347,10 +405,17 @@ class Fp8Linear(nn.Module):
         return nn.functional.linear(x, self.weight)
 
 
-@pytest.mark.parametrize(("how", "kind"), [
-    ({}, None), ({"rounding": "away"}, Kind.TIES_AWAY), ({"rounding": "zero"}, Kind.TRUNCATED), ({"maximum": 240}, Kind.WRONG_MAX),
-    ({"flushed": True}, Kind.SUBNORMAL_FLUSHED), ({"positive": True}, Kind.SIGN_LOST),
-])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ({}, None),
+        ({"rounding": "away"}, Kind.TIES_AWAY),
+        ({"rounding": "zero"}, Kind.TRUNCATED),
+        ({"maximum": 240}, Kind.WRONG_MAX),
+        ({"flushed": True}, Kind.SUBNORMAL_FLUSHED),
+        ({"positive": True}, Kind.SIGN_LOST),
+    ],
+)
 def test_a_module_is_diagnosed_through_forward_alone(how, kind) -> None:
     found = inspected(Wrapped(lambda linear: Fp8Linear(linear, **how), torch.bfloat16), "e4m3fn-row")
     assert found.verdict.kind is kind, found.verdict.summary
@@ -366,8 +431,26 @@ def test_a_module_that_quantizes_nothing_is_told() -> None:
 
 
 def test_the_command_prints_what_differs_and_exits_with_1() -> None:
-    result = CliRunner().invoke(app, ["inspect", "faulty_fn_as_fnuz", "e4m3fn-row", "--impls", str(FAULTY), "--n", "32", "--k", "64", "--m", "16",
-                                      "--device", "cpu", "--seed", "1"])
+    result = CliRunner().invoke(
+        app,
+        [
+            "inspect",
+            "faulty_fn_as_fnuz",
+            "e4m3fn-row",
+            "--impls",
+            str(FAULTY),
+            "--n",
+            "32",
+            "--k",
+            "64",
+            "--m",
+            "16",
+            "--device",
+            "cpu",
+            "--seed",
+            "1",
+        ],
+    )
     assert result.exit_code == 1
     assert "fn_as_fnuz" in result.stdout
     assert "0x38 0.0111.000" not in result.stdout       # beyond the first rows
@@ -375,26 +458,52 @@ def test_the_command_prints_what_differs_and_exits_with_1() -> None:
 
 
 def test_the_command_gives_json_and_exits_with_0_for_what_is_right() -> None:
-    result = CliRunner().invoke(app, ["inspect", "eager_upcast", "mxfp4", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu", "--json"])
+    result = CliRunner().invoke(
+        app, ["inspect", "eager_upcast", "mxfp4", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu", "--json"]
+    )
     assert result.exit_code == 0
     assert json.loads(result.stdout)["weights_read"] == 32 * 64
 
 
 def test_a_crash_is_a_result_with_its_log() -> None:
-    result = CliRunner().invoke(app, ["inspect", "faulty_segfault", "e4m3fn-row", "--impls", str(FAULTY), "--n", "32", "--k", "64",
-                                      "--device", "cpu", "--json"])
+    result = CliRunner().invoke(
+        app,
+        [
+            "inspect",
+            "faulty_segfault",
+            "e4m3fn-row",
+            "--impls",
+            str(FAULTY),
+            "--n",
+            "32",
+            "--k",
+            "64",
+            "--device",
+            "cpu",
+            "--json",
+        ],
+    )
     assert result.exit_code == 1
     verdict = json.loads(result.stdout)["verdict"]
     assert (verdict["status"], verdict["signal"]) == ("crash", "SIGSEGV")
     assert "Segmentation fault" in verdict["log_tail"]
 
 
-@pytest.mark.parametrize(("subject", "scheme", "words"), [
-    ("eager_upcas", "mxfp4", "did you mean eager_upcast"), ("eager_upcast", "mxfp5", "did you mean mxfp4"),
-    ("eager_upcast", "bf16", "stores weights as they are"), ("no.such.module:f", "mxfp4", "there is no module 'no'"),
-    ("json:no_such", "mxfp4", "json has no function 'no_such'"),
-    ("shutil:copy", "mxfp4", "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'"),
-])
+@pytest.mark.parametrize(
+    ("subject", "scheme", "words"),
+    [
+        ("eager_upcas", "mxfp4", "did you mean eager_upcast"),
+        ("eager_upcast", "mxfp5", "did you mean mxfp4"),
+        ("eager_upcast", "bf16", "stores weights as they are"),
+        ("no.such.module:f", "mxfp4", "there is no module 'no'"),
+        ("json:no_such", "mxfp4", "json has no function 'no_such'"),
+        (
+            "shutil:copy",
+            "mxfp4",
+            "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'",
+        ),
+    ],
+)
 def test_a_mistake_in_what_is_asked_for_is_one_sentence(subject, scheme, words) -> None:
     with pytest.raises(CannotInspect, match=words):
         inspect(InspectRequest(subject=subject, scheme=scheme, n=8, k=32, m=1, device="cpu", seed=1))
@@ -435,7 +544,9 @@ def authors(tmp_path, monkeypatch):
 
     def of(subject):
         impls = [] if ":" in subject else ["authors.py"]
-        return inspect(InspectRequest(subject=subject, scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1, impls=impls)).verdict
+        return inspect(
+            InspectRequest(subject=subject, scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1, impls=impls)
+        ).verdict
 
     return of
 
@@ -447,7 +558,10 @@ def test_what_an_author_raises_is_shown_from_the_authors_file_on(authors, capsys
     assert len(frames) == 1 and "authors.py" in frames[0]
 
 
-@pytest.mark.parametrize(("subject", "words"), [("of_no_layout", "no layout 'nybbles'"), ("authors:five", "the factory returned int, not a torch.nn.Module")])
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [("of_no_layout", "no layout 'nybbles'"), ("authors:five", "the factory returned int, not a torch.nn.Module")],
+)
 def test_what_this_package_refuses_of_an_author_is_one_sentence_without_a_traceback(authors, capsys, subject, words):
     assert words in authors(subject).summary
     assert capsys.readouterr().err == ""
@@ -455,15 +569,25 @@ def test_what_this_package_refuses_of_an_author_is_one_sentence_without_a_traceb
 
 def test_a_file_that_could_not_be_loaded_is_named_whatever_is_inspected(tmp_path) -> None:
     (tmp_path / "broken.py").write_text("def (:\n")
-    found = inspect(InspectRequest(subject="eager_upcast", scheme="mxfp4", n=8, k=32, m=16, device="cpu", seed=1, impls=[str(tmp_path)]))
-    assert found.right and len(found.not_loaded) == 1 and "broken.py could not be loaded: SyntaxError" in found.not_loaded[0]
+    found = inspect(
+        InspectRequest(
+            subject="eager_upcast", scheme="mxfp4", n=8, k=32, m=16, device="cpu", seed=1, impls=[str(tmp_path)]
+        )
+    )
+    assert (
+        found.right
+        and len(found.not_loaded) == 1
+        and "broken.py could not be loaded: SyntaxError" in found.not_loaded[0]
+    )
 
 
 def test_a_factory_is_found_in_the_current_folder(tmp_path, monkeypatch) -> None:
     (tmp_path / "my_modules.py").write_text("def same(linear):\n    return linear\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    found = inspect(InspectRequest(subject="my_modules:same", scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1))
+    found = inspect(
+        InspectRequest(subject="my_modules:same", scheme="e4m3fn-row", n=8, k=32, m=16, device="cpu", seed=1)
+    )
     assert found.verdict.status is Status.WRONG
 
 

@@ -1,4 +1,5 @@
-"""Injection every known fault and count what it is taken for: ``python -m tests.confusion [--pairs] [--sweep] [SCHEME ...]``.
+"""Injection every known fault and count what it is taken for: ``python -m tests.confusion [--pairs] [--sweep] [SCHEME
+...]``.
 
 Prints the confusion matrix, injected kind × named kind, as Markdown (docs/diagnosis.md holds the last one).
 """
@@ -26,13 +27,26 @@ from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import diagnosed_trial
 
 SCHEMES = (
-    "e4m3fn-tensor", "e4m3fn-row", "e4m3fn-g32", "mxfp8_e4m3fn", "mxfp8_e5m2", "e4m3fnuz-row", "e5m2-row", "e5m2fnuz-row", "e3m4-row",
-    "mxfp6_e3m2", "e2m3-g128", "e2m2-row", "mxfp4", "nvfp4", "int8-row",
+    "e4m3fn-tensor",
+    "e4m3fn-row",
+    "e4m3fn-g32",
+    "mxfp8_e4m3fn",
+    "mxfp8_e5m2",
+    "e4m3fnuz-row",
+    "e5m2-row",
+    "e5m2fnuz-row",
+    "e3m4-row",
+    "mxfp6_e3m2",
+    "e2m3-g128",
+    "e2m2-row",
+    "mxfp4",
+    "nvfp4",
+    "int8-row",
 )
 SHAPE = 33, 77, 203
 NAMED, UNCERTAIN, PART, UNSEEN, WRONG = "named", "cannot tell", "named as one", "no difference", "WRONG NAME"
-"""What became of a injection. As one: both act as a single fault of a kind that was named. No difference: it acts as the
-definition says on every weight that it was tried on."""
+"""What became of a injection. As one: both act as a single fault of a kind that was named. No difference: it acts as
+the definition says on every weight that it was tried on."""
 
 GENERAL = {"scale_misread", "scale_permuted", "scale_shared", "block_size_mistaken", "code_permuted"}
 """Kinds that state the structure of a whole map, in which two faults of that map are one."""
@@ -50,8 +64,17 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def outcome_of(scheme: str, injected: tuple[Injection, ...], *, layout: str = "planar", opaque: bool = False, activation: str = "bf16",
-               shape: tuple[int, int, int] = SHAPE, seed: int = 1, sweep: bool = False) -> Outcome:
+def outcome_of(
+    scheme: str,
+    injected: tuple[Injection, ...],
+    *,
+    layout: str = "planar",
+    opaque: bool = False,
+    activation: str = "bf16",
+    shape: tuple[int, int, int] = SHAPE,
+    seed: int = 1,
+    sweep: bool = False,
+) -> Outcome:
     """Injection and inspect; with `sweep` what a sweep says, which has the case's own weight to go by."""
     reading = {key: value for injection in injected if not injection.storing for key, value in injection.how.items()}
     storing = {key: value for injection in injected if injection.storing for key, value in injection.how.items()}
@@ -89,10 +112,12 @@ def outcome_of(scheme: str, injected: tuple[Injection, ...], *, layout: str = "p
 
 
 def _acts_as_one(scheme: str, injected: tuple[Injection, ...], named: set[str], layout: str) -> bool:
-    """Whether one fault of a kind that was named gives the same weights as both: the other leaves no trace, or both make up
-    another known one."""
-    weights = [inputs.make_weight(Case(implementation="injected", scheme=scheme, workload=workload, m=1, n=64, k=256), seed=5)
-               for workload in ("injected", "canary.codes")]
+    """Whether one fault of a kind that was named gives the same weights as both: the other leaves no trace, or both
+    make up another known one."""
+    weights = [
+        inputs.make_weight(Case(implementation="injected", scheme=scheme, workload=workload, m=1, n=64, k=256), seed=5)
+        for workload in ("injected", "canary.codes")
+    ]
 
     def effective(made: tuple[Injection, ...]) -> list[torch.Tensor]:
         how = {key: value for injection in made for key, value in injection.how.items()}
@@ -100,7 +125,11 @@ def _acts_as_one(scheme: str, injected: tuple[Injection, ...], named: set[str], 
         return [read(one, **({} if made[0].storing else how)).nan_to_num(7e30) for one in stored]
 
     both = effective(injected)
-    candidates = [injection for injection in injections(scheme_named(scheme), layout) if str(injection.kind) in named and injection.storing == injected[0].storing]
+    candidates = [
+        injection
+        for injection in injections(scheme_named(scheme), layout)
+        if str(injection.kind) in named and injection.storing == injected[0].storing
+    ]
     return any(all(map(torch.equal, both, effective((injection,)))) for injection in candidates)
 
 
@@ -114,7 +143,9 @@ def pairs(scheme: str, layout: str = "planar") -> Iterator[tuple[Injection, ...]
 
 def matrix(outcomes: list[Outcome]) -> str:
     """Markdown: a row a injected kind, a column what was said."""
-    counts = Counter((" + ".join(sorted({str(injection.kind) for injection in one.injected})), one.said) for one in outcomes)
+    counts = Counter(
+        (" + ".join(sorted({str(injection.kind) for injection in one.injected})), one.said) for one in outcomes
+    )
     rows = sorted({row for row, _ in counts})
     last = [UNCERTAIN, UNSEEN]
     columns = sorted({column for _, column in counts} - set(last)) + last
@@ -156,11 +187,21 @@ def main() -> None:
             one = outcome_of(scheme, injected, sweep=asked.sweep, opaque=asked.opaque, activation=asked.activation)
             outcomes.append(one)
             if one.outcome in (WRONG, UNSEEN, UNCERTAIN):
-                about = " + ".join(f"{injection.kind}{' stored' if injection.storing else ''} ({injection.about})" for injection in injected)
+                about = " + ".join(
+                    f"{injection.kind}{' stored' if injection.storing else ''} ({injection.about})"
+                    for injection in injected
+                )
                 print(f"{one.outcome}: {scheme}: {about}: {one.said}: {one.message[:300]}", file=sys.stderr, flush=True)
-        print(f"{scheme}: {len(outcomes)} so far, {sum(one.seconds for one in outcomes):.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{scheme}: {len(outcomes)} so far, {sum(one.seconds for one in outcomes):.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     print(pair_table(outcomes) if asked.pairs else matrix(outcomes))
-    print(f"\n{len(outcomes)} injected, {sum(one.outcome == WRONG for one in outcomes)} wrong names, {sum(one.seconds for one in outcomes):.0f} s")
+    print(
+        f"\n{len(outcomes)} injected, {sum(one.outcome == WRONG for one in outcomes)} wrong names, "
+        f"{sum(one.seconds for one in outcomes):.0f} s"
+    )
 
 
 if __name__ == "__main__":

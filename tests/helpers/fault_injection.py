@@ -19,8 +19,19 @@ from fpxbench.records.kinds import Kind
 # Numbers.
 
 
-def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halved=False, unsigned=False, minus_zero_nan=False,
-            nan_zero=False, dropped=0):
+def numbers(
+    fmt,
+    *,
+    bias=0,
+    specials=None,
+    flush=False,
+    implicit_one=False,
+    halved=False,
+    unsigned=False,
+    minus_zero_nan=False,
+    nan_zero=False,
+    dropped=0,
+):
     """What each code means, float64 [2**bits]; `bias` is added to the format's."""
     specials = specials or fmt.specials
     out = np.zeros(1 << fmt.bits)
@@ -41,7 +52,10 @@ def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halv
             number = (1 + fraction) * 2.0 ** (1 - e0)
         else:
             number = fraction * 2.0 ** (1 - e0) / (2 if halved else 1)
-        top, ones = exponent == (1 << fmt.exponent_bits) - 1, bits & ((1 << (fmt.bits - 1)) - 1) == (1 << (fmt.bits - 1)) - 1
+        top, ones = (
+            exponent == (1 << fmt.exponent_bits) - 1,
+            bits & ((1 << (fmt.bits - 1)) - 1) == (1 << (fmt.bits - 1)) - 1,
+        )
         if specials == "ieee" and top:
             number = np.nan if fraction else np.inf
         if (specials == "fn" and ones) or (specials == "fnuz" and sign_bit and not exponent and not fraction) \
@@ -72,8 +86,22 @@ def bits_of_planar(k, bits):
     return byte, bit
 
 
-def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=False, pairs=False, code_nibbles=False, pieces=False,
-             column_map=None, code_row_map=None, weight_transposed=False):
+def codes_in(
+    packed,
+    fmt,
+    layout,
+    k,
+    *,
+    nibbles=False,
+    planes=False,
+    neighbours=False,
+    pairs=False,
+    code_nibbles=False,
+    pieces=False,
+    column_map=None,
+    code_row_map=None,
+    weight_transposed=False,
+):
     """uint8 codes [N, K] from bytes."""
     bits = fmt.bits
     if layout == "bytes":
@@ -118,8 +146,20 @@ def codes_in(packed, fmt, layout, k, *, nibbles=False, planes=False, neighbours=
 # Scales.
 
 
-def scale_numbers(weight, *, exponent=0, ratio=1.0, e4m3_bias=0, e4m3_flush=False, as_integer=False, by_shift=False, scale_dtype=None,
-                  power=1.0, clamp_scale=None, function=None):
+def scale_numbers(
+    weight,
+    *,
+    exponent=0,
+    ratio=1.0,
+    e4m3_bias=0,
+    e4m3_flush=False,
+    as_integer=False,
+    by_shift=False,
+    scale_dtype=None,
+    power=1.0,
+    clamp_scale=None,
+    function=None,
+):
     """What each stored block scale stands for, float64 [N or 1, G], the second level left out."""
     from fpxbench.numbers.formats import FORMATS
     scaling, stored = weight.scheme.scaling, weight.scales.numpy()
@@ -148,8 +188,25 @@ def tiled(row, block, blocks):
     return (row // 128 * -(-blocks // 4) + block // 4) * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4
 
 
-def factors_of(weight, *, no_scale=False, no_tensor_scale=False, no_block_scale=False, tensor_power=1.0, transposed=False, next_block=0, late=0,
-               along_k=False, swizzled=False, shared_blocks=1, shared_rows=1, block_size=None, row_map=None, block_map=None, **how):
+def factors_of(
+    weight,
+    *,
+    no_scale=False,
+    no_tensor_scale=False,
+    no_block_scale=False,
+    tensor_power=1.0,
+    transposed=False,
+    next_block=0,
+    late=0,
+    along_k=False,
+    swizzled=False,
+    shared_blocks=1,
+    shared_rows=1,
+    block_size=None,
+    row_map=None,
+    block_map=None,
+    **how,
+):
     """What each weight is multiplied by, [N, K], by strides in memory as a kernel would."""
     (n, k), scaling = weight.shape, weight.scheme.scaling
     if no_scale:
@@ -183,14 +240,30 @@ def factors_of(weight, *, no_scale=False, no_tensor_scale=False, no_block_scale=
 
 
 _TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped")
-_CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces", "column_map", "code_row_map", "weight_transposed")
+_CODES = (
+    "nibbles",
+    "planes",
+    "neighbours",
+    "pairs",
+    "code_nibbles",
+    "pieces",
+    "column_map",
+    "code_row_map",
+    "weight_transposed",
+)
 
 
 def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
     """float64 [N, K]: the stored weight as a reader sees it that makes `faults`."""
     fmt = weight.scheme.format
     table = numbers(fmt, **{key: faults.pop(key) for key in _TABLE if key in faults})
-    codes = codes_in(weight.packed.numpy(), fmt, weight.layout, weight.shape[1], **{key: faults.pop(key) for key in _CODES if key in faults})
+    codes = codes_in(
+        weight.packed.numpy(),
+        fmt,
+        weight.layout,
+        weight.shape[1],
+        **{key: faults.pop(key) for key in _CODES if key in faults},
+    )
     absolute = faults.pop("sign_lost", False)
     values = np.abs(table) if absolute else table
     return torch.from_numpy(values[codes] * factors_of(weight, **faults))
@@ -202,7 +275,13 @@ def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
 def nearest(values, fmt, *, rounding="even", overflow="saturate", table=None):
     """uint8 codes by looking for the neighbours of each float64 value among the format's numbers, ordered."""
     table = numbers(fmt) if table is None else table
-    codes = np.array([code for code in range(len(table)) if np.isfinite(table[code]) and not (table[code] == 0 and np.signbit(table[code]))])
+    codes = np.array(
+        [
+            code
+            for code in range(len(table))
+            if np.isfinite(table[code]) and not (table[code] == 0 and np.signbit(table[code]))
+        ]
+    )
     codes = codes[np.argsort(table[codes], kind="stable")]
     grid = table[codes]
     top = grid[-1]
@@ -236,8 +315,23 @@ def nearest(values, fmt, *, rounding="even", overflow="saturate", table=None):
     return chosen.astype(np.uint8)
 
 
-def store(weight: torch.Tensor, scheme, layout="planar", *, maximum=None, exponent_up=0, once="", twice="", rounding="even",
-          overflow="saturate", clamp=None, positive=False, flushed=False, target=None, minus_zero=False) -> QuantizedWeight:
+def store(
+    weight: torch.Tensor,
+    scheme,
+    layout="planar",
+    *,
+    maximum=None,
+    exponent_up=0,
+    once="",
+    twice="",
+    rounding="even",
+    overflow="saturate",
+    clamp=None,
+    positive=False,
+    flushed=False,
+    target=None,
+    minus_zero=False,
+) -> QuantizedWeight:
     """A float [N, K] as stored by an encoder that makes these faults; fp32 quotients."""
     from fpxbench.numbers.formats import FORMATS
     fmt = scheme.format
@@ -277,7 +371,9 @@ class Faulty(Implementation):
 
     name = "injected"
 
-    def __init__(self, reading: dict | None = None, storing: dict | None = None, *, layout="planar", opaque=False, multiply=None):
+    def __init__(
+        self, reading: dict | None = None, storing: dict | None = None, *, layout="planar", opaque=False, multiply=None
+    ):
         self.reading, self.storing, self.layout, self.opaque = reading or {}, storing, layout, opaque
         self.multiply = over_rows(multiply or (lambda x, w: (x.float() @ w.float().T).to(x.dtype)))
         self._kept: tuple = (None, None)
@@ -286,7 +382,11 @@ class Faulty(Implementation):
         return Support.yes()
 
     def quantize(self, weight, scheme):
-        stored = super().quantize(weight, scheme) if self.storing is None else store(weight, scheme, self.layout, **self.storing)
+        stored = (
+            super().quantize(weight, scheme)
+            if self.storing is None
+            else store(weight, scheme, self.layout, **self.storing)
+        )
         if not self.opaque:
             return stored
         return QuantizedWeight(scheme, stored.shape, "own", read(stored, **self.reading).float())
@@ -327,7 +427,12 @@ def injections(scheme, layout="planar") -> list[Injection]:
     def storing(kind, about, **how):
         found.append(Injection(kind, about, how, storing=True))
 
-    siblings = {"e4m3fn": ("e4m3fnuz", "fnuz"), "e5m2": ("e5m2fnuz", "fnuz"), "e4m3fnuz": ("e4m3fn", "fn"), "e5m2fnuz": ("e5m2", "ieee")}
+    siblings = {
+        "e4m3fn": ("e4m3fnuz", "fnuz"),
+        "e5m2": ("e5m2fnuz", "fnuz"),
+        "e4m3fnuz": ("e4m3fn", "fn"),
+        "e5m2fnuz": ("e5m2", "ieee"),
+    }
     if fmt.name in siblings:
         other, specials = siblings[fmt.name]
         step = 1 if specials == "fnuz" else -1

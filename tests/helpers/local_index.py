@@ -1,4 +1,5 @@
-"""A package index on this machine, of tiny wheels made on the spot: as JSON, as HTML, as a folder; whole, or with what goes wrong."""
+"""A package index on this machine, of tiny wheels made on the spot: as JSON, as HTML, as a folder; whole, or with what
+goes wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ GIT = "cf30153c4c131c8164ee7798e5022d810682e2cb"
 
 
 def wheel(version: str, triton: str | None = None, git: str = GIT, padding: int = 0) -> bytes:
-    """A wheel of PyTorch with nothing in it but what says which one it is; `padding` bytes of anything else stand before that."""
+    """A wheel of PyTorch with nothing in it but what says which one it is; `padding` bytes of anything else stand
+    before that."""
     marker = "" if triton and ";" in triton else '; platform_system == "Linux"'
     requires = f"Requires-Dist: {triton}{marker}\n" if triton else ""
     data = io.BytesIO()
@@ -30,7 +32,10 @@ def wheel(version: str, triton: str | None = None, git: str = GIT, padding: int 
         file.writestr("torch/lib/libtorch.so", b"\0" * padding)
         file.writestr("torch/version.py", f"__version__ = {version!r}\ngit_version = {git!r}\n")
         file.writestr(f"torch-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n")
-        file.writestr(f"torch-{version}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n{requires}\n")
+        file.writestr(
+            f"torch-{version}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n{requires}\n",
+        )
     return data.getvalue()
 
 
@@ -42,20 +47,37 @@ def metadata_of(data: bytes) -> bytes:
 class Listed:
     """One wheel, and how the index's page lists it."""
 
-    def __init__(self, version: str, tag: str = HERE, *, triton: str | None = "triton==3.7.1", day: str | None = None, yanked: bool = False,
-                 sha256: bool = True, metadata: bool | None = True, padding: int = 0, name: str | None = None) -> None:
+    def __init__(
+        self,
+        version: str,
+        tag: str = HERE,
+        *,
+        triton: str | None = "triton==3.7.1",
+        day: str | None = None,
+        yanked: bool = False,
+        sha256: bool = True,
+        metadata: bool | None = True,
+        padding: int = 0,
+        name: str | None = None,
+    ) -> None:
         self.name = name or f"torch-{version}-{tag}.whl"
         self.data = wheel(version, triton, padding=padding)
         self.day, self.yanked, self.metadata = day, yanked, metadata
         self.sha256 = hashlib.sha256(self.data).hexdigest() if sha256 else ""
 
     def as_json(self) -> dict:
-        listed = {"filename": self.name, "url": f"../../files/{quote(self.name)}", "hashes": {"sha256": self.sha256} if self.sha256 else {},
-                  "yanked": self.yanked}
+        listed = {
+            "filename": self.name,
+            "url": f"../../files/{quote(self.name)}",
+            "hashes": {"sha256": self.sha256} if self.sha256 else {},
+            "yanked": self.yanked,
+        }
         if self.day:
             listed["upload-time"] = f"{self.day}T12:00:00Z"
         if self.metadata is not None:
-            listed["core-metadata"] = {"sha256": hashlib.sha256(metadata_of(self.data)).hexdigest()} if self.metadata else False
+            listed["core-metadata"] = (
+                {"sha256": hashlib.sha256(metadata_of(self.data)).hexdigest()} if self.metadata else False
+            )
         return listed
 
     def as_html(self) -> str:
@@ -65,7 +87,9 @@ class Listed:
 
 
 def json_page(wheels: list[Listed]) -> bytes:
-    return json.dumps({"meta": {"api-version": "1.1"}, "name": "torch", "versions": [], "files": [one.as_json() for one in wheels]}).encode()
+    return json.dumps(
+        {"meta": {"api-version": "1.1"}, "name": "torch", "versions": [], "files": [one.as_json() for one in wheels]}
+    ).encode()
 
 
 def html_page(wheels: list[Listed]) -> bytes:
@@ -75,8 +99,8 @@ def html_page(wheels: list[Listed]) -> bytes:
 class LocalIndex:
     """``http://127.0.0.1:…/simple``, for as long as the context lasts.
 
-    `asked` is what was asked of it: ``GET /simple/torch/``, ``GET /files/torch-…whl bytes=-65536``. A function in `faults` answers
-    in the index's stead where the path matches its pattern.
+    `asked` is what was asked of it: ``GET /simple/torch/``, ``GET /files/torch-…whl bytes=-65536``. A function in
+    `faults` answers in the index's stead where the path matches its pattern.
     """
 
     def __init__(self, *wheels: Listed, form: str = "json", ranges: bool = True) -> None:
@@ -126,7 +150,12 @@ class LocalIndex:
                 return
         if path == "/simple/torch/":
             page = json_page(self.wheels) if self.form == "json" else html_page(self.wheels)
-            send(request, 200, page, "application/vnd.pypi.simple.v1+json" if self.form == "json" else "text/html; charset=utf-8")
+            send(
+                request,
+                200,
+                page,
+                "application/vnd.pypi.simple.v1+json" if self.form == "json" else "text/html; charset=utf-8",
+            )
             return
         for one in self.wheels:
             if path == f"/files/{one.name}.metadata" and one.metadata:
@@ -142,11 +171,19 @@ class LocalIndex:
             send(request, 200, data)
             return
         first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", which).groups()
-        start, end = (int(first), min(int(last), len(data) - 1)) if first else (max(0, len(data) - int(last)), len(data) - 1)
+        start, end = (
+            (int(first), min(int(last), len(data) - 1)) if first else (max(0, len(data) - int(last)), len(data) - 1)
+        )
         send(request, 206, data[start:end + 1], **{"Content-Range": f"bytes {start}-{end}/{len(data)}"})
 
 
-def send(request: BaseHTTPRequestHandler, status: int, body: bytes, content_type: str = "application/octet-stream", **headers: str) -> None:
+def send(
+    request: BaseHTTPRequestHandler,
+    status: int,
+    body: bytes,
+    content_type: str = "application/octet-stream",
+    **headers: str,
+) -> None:
     request.send_response(status)
     for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), **headers}.items():
         request.send_header(name, value)

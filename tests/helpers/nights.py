@@ -22,18 +22,39 @@ Edit = Callable[[int, Record], Record | None]
 def nightly(number: int, variant: str = "cu130") -> Build:
     """The build of a day, counted from 0."""
     day = date(2026, 6, 1) + timedelta(days=number)
-    return Build(torch=f"2.15.0.dev{day:%Y%m%d}+{variant}", triton="3.9.0", channel="nightly", variant=variant, date=day.isoformat())
+    return Build(
+        torch=f"2.15.0.dev{day:%Y%m%d}+{variant}",
+        triton="3.9.0",
+        channel="nightly",
+        variant=variant,
+        date=day.isoformat(),
+    )
 
 
 def timed(of: Record, us: float, dense_us: float) -> Record:
     """`of` with other times."""
-    return of.model_copy(update={"timing": Timing(samples_us=[us], median_us=us, ci95_us=(us, us), baseline_us=dense_us, speedup=dense_us / us)})
+    return of.model_copy(
+        update={
+            "timing": Timing(
+                samples_us=[us], median_us=us, ci95_us=(us, us), baseline_us=dense_us, speedup=dense_us / us
+            )
+        }
+    )
 
 
-def nights(results: Path, builds: int, cases: tuple[Case, ...] = (FUSED, EAGER), *, noise: float = 0.02, edit: Edit = lambda night, one: one,
-           machine: Machine = GPU, seed: int = 1, first: int = 0) -> None:
-    """Records of each case on each of `builds` nightlies: 100 µs beside 250 µs of the dense product, both noisy. `edit` changes a
-    record, or leaves it out by returning None."""
+def nights(
+    results: Path,
+    builds: int,
+    cases: tuple[Case, ...] = (FUSED, EAGER),
+    *,
+    noise: float = 0.02,
+    edit: Edit = lambda night, one: one,
+    machine: Machine = GPU,
+    seed: int = 1,
+    first: int = 0,
+) -> None:
+    """Records of each case on each of `builds` nightlies: 100 µs beside 250 µs of the dense product, both noisy. `edit`
+    changes a record, or leaves it out by returning None."""
     rng = random.Random(seed)
     store = Store(results)
     for night in range(first, first + builds):
@@ -45,7 +66,8 @@ def nights(results: Path, builds: int, cases: tuple[Case, ...] = (FUSED, EAGER),
 
 
 def slower(factor: float, since: int, of: Case = FUSED, dense: float = 1.0) -> Edit:
-    """An edit: from build `since` on the case takes `factor` times as long, and the dense product beside it `dense` times."""
+    """An edit: from build `since` on the case takes `factor` times as long, and the dense product beside it `dense`
+    times."""
     def edit(night: int, one: Record) -> Record:
         if night < since or one.case.id != of.id:
             return one

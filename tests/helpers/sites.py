@@ -62,5 +62,9 @@ def dead_links(folder: Path) -> list[str]:
 
 def scripts_of_their_own(folder: Path) -> list[str]:
     """Pages in which text from a record could run: a script in the page itself, or a handler of an event."""
-    return [str(path) for path, page in pages_of(folder).items()
-            if page.handlers or not all(script.get("src") or script.get("type") == "application/json" for script in page.scripts)]
+    return [
+        str(path)
+        for path, page in pages_of(folder).items()
+        if page.handlers
+        or not all(script.get("src") or script.get("type") == "application/json" for script in page.scripts)
+    ]

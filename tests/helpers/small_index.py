@@ -1,7 +1,8 @@
 """A package index in a folder: wheels of a few kB that stand for PyTorch builds.
 
-Such a "PyTorch" has a version, an upstream commit and a Triton of its own, as pip and fpxbench read them, and when it is imported
-it becomes the real one that runs the tests. So what is installed, found and filed is the small build, and what multiplies is real.
+Such a "PyTorch" has a version, an upstream commit and a Triton of its own, as pip and fpxbench read them, and when it
+is imported it becomes the real one that runs the tests. So what is installed, found and filed is the small build, and
+what multiplies is real.
 """
 
 from __future__ import annotations
@@ -30,21 +31,39 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str], re
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(f"Requires-Dist: {one}\n" for one in requires)
-    files = files | {f"{info}/METADATA": metadata, f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}
-    digests = {file: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode() for file, text in files.items()}
-    record = "".join(f"{file},sha256={digest},{len(files[file])}\n" for file, digest in digests.items()) + f"{info}/RECORD,,\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(
+        f"Requires-Dist: {one}\n" for one in requires
+    )
+    files = files | {
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    digests = {
+        file: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+        for file, text in files.items()
+    }
+    record = (
+        "".join(f"{file},sha256={digest},{len(files[file])}\n" for file, digest in digests.items())
+        + f"{info}/RECORD,,\n"
+    )
     with zipfile.ZipFile(path, "w") as wheel:
         for file, text in (files | {f"{info}/RECORD": record}).items():
             wheel.writestr(file, text)
     return path
 
 
-def write_torch(folder: Path, version: str, git: str, planted: str = "", triton: str | None = None, requires: tuple[str, ...] = ()) -> Path:
+def write_torch(
+    folder: Path, version: str, git: str, planted: str = "", triton: str | None = None, requires: tuple[str, ...] = ()
+) -> Path:
     """A PyTorch build; implementations find `planted` as ``torch.planted``."""
     about = f'__version__ = "{version}"\ngit_version = "{git}"\ncuda = None\n'
     become = _BECOME.format(name="torch", origin=str(TORCH / "__init__.py"), folder=str(TORCH), planted=planted)
-    return write_wheel(folder, "torch", version, {"torch/version.py": about, "torch/__init__.py": become, "what_the_real_one_needs.pth": f"{TORCH.parent}\n"},
-                       requires=((f"triton=={triton}",) if triton else ()) + requires)
+    return write_wheel(
+        folder,
+        "torch",
+        version,
+        {"torch/version.py": about, "torch/__init__.py": become, "what_the_real_one_needs.pth": f"{TORCH.parent}\n"},
+        requires=((f"triton=={triton}",) if triton else ()) + requires,
+    )
 
 

@@ -3,8 +3,8 @@
     python triton_aot_child.py < jobs
 
 One job is a JSON line ``{target, scheme, activation, m, config}`` with target ``sm_90`` or ``gfx942``, and config the
-fields of a Matvec or a Dot. Each is announced before it is compiled and answered after, so that the parent knows which one
-was the process's end.
+fields of a Matvec or a Dot. Each is announced before it is compiled and answered after, so that the parent knows which
+one was the process's end.
 """
 
 import json
@@ -49,7 +49,8 @@ def compiled(target, scheme, activation, m, config):
     signature = {name: "constexpr" if name in constants else arguments[name] for name in kernel.arg_names}
     attrs = {
         (position,): [["tt.divisibility", 16]]
-        for position, name in enumerate(kernel.arg_names) if name in ("x", "packed", "scales", "tensor_scale", "out", "N")
+        for position, name in enumerate(kernel.arg_names)
+        if name in ("x", "packed", "scales", "tensor_scale", "out", "N")
     }
     return triton.compile(ASTSource(kernel, signature, constexprs=constants, attrs=attrs), target=gpu, options=options)
 

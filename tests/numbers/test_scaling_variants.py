@@ -231,7 +231,14 @@ def test_a_scheme_that_is_in_use_is_made_from_its_name_and_quantizes(name):
 
 
 def test_the_documented_table_is_what_the_command_lists():
-    rows = (DOCS / "schemes.md").read_text().split("<!-- schemes -->")[1].split("<!-- /schemes -->")[0].strip().split("\n")[2:]
+    rows = (
+        (DOCS / "schemes.md")
+        .read_text()
+        .split("<!-- schemes -->")[1]
+        .split("<!-- /schemes -->")[0]
+        .strip()
+        .split("\n")[2:]
+    )
     listed = [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
     assert [row[0] for row in listed] == list(dict.fromkeys((*SCHEMES, *USED_BY)))
     for name, bits, scaling, stored, activations, used_by in listed:

@@ -15,7 +15,15 @@ SCHEMA = Record.SCHEMA
 TIMING = Timing(samples_us=[1.0, 2.0, 3.0], median_us=2.0, ci95_us=(1.0, 3.0))
 MINIMAL = {
     "schema": 1,
-    "case": {"implementation": "a", "scheme": "e4m3fn-row", "workload": "canary.seed", "m": 1, "n": 32, "k": 32, "activation": "bf16"},
+    "case": {
+        "implementation": "a",
+        "scheme": "e4m3fn-row",
+        "workload": "canary.seed",
+        "m": 1,
+        "n": 32,
+        "k": 32,
+        "activation": "bf16",
+    },
     "build": {"torch": "2.9.0+cpu", "channel": "release", "variant": "cpu"},
     "machine": {"name": "m", "device": "d", "arch": "x"},
     "verdict": {"status": "unsupported"},
@@ -39,7 +47,12 @@ def test_nor_is_one_read_back_from_a_file(status):
 def test_a_right_case_without_a_timing_says_why():
     with pytest.raises(ValidationError, match="must say why"):
         Record(case=case(), build=BUILD, machine=CPU, verdict=Verdict(status=Status.OK))
-    assert Record(case=case(), build=BUILD, machine=CPU, verdict=Verdict(status=Status.OK), no_timing="an interpreter").timing is None
+    assert (
+        Record(
+            case=case(), build=BUILD, machine=CPU, verdict=Verdict(status=Status.OK), no_timing="an interpreter"
+        ).timing
+        is None
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -52,7 +65,10 @@ def test_numbers_that_json_lacks_cannot_be_stored(value):
 
 def test_a_record_is_one_line_of_strict_json_that_reads_back_equal():
     log = 'first\nsecond\r\n\u2028 "quoted" <script>\x00\x1b[31m'
-    one = record(case(), Verdict(status=Status.CRASH, signal="SIGSEGV", log_tail=log, evidence={"worst_at": [0, 1], "bound": math.inf}))
+    one = record(
+        case(),
+        Verdict(status=Status.CRASH, signal="SIGSEGV", log_tail=log, evidence={"worst_at": [0, 1], "bound": math.inf}),
+    )
     line = one.to_json()
     assert "\n" not in line and "\r" not in line
     parsed = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
@@ -78,7 +94,20 @@ def test_fields_that_are_not_known_are_left_aside():
     assert "colour" not in read.to_json() and "fans" not in read.to_json()
 
 
-SMUGGLED = ("../../etc/passwd", "a/b", "<script>", "a b", "", "-rf", ".hidden", "a\n", "a\x00", 'x"onclick=', "é", "x" * 200)
+SMUGGLED = (
+    "../../etc/passwd",
+    "a/b",
+    "<script>",
+    "a b",
+    "",
+    "-rf",
+    ".hidden",
+    "a\n",
+    "a\x00",
+    'x"onclick=',
+    "é",
+    "x" * 200,
+)
 
 
 @pytest.mark.parametrize("name", SMUGGLED)
@@ -106,7 +135,13 @@ def test_a_stored_id_that_belies_its_parts_is_not_believed():
 def test_a_case_id_comes_apart_into_what_it_was_made_of():
     one = case("triton_fused", "mxfp4", "llama2-7b.qkv", 16, 12288)
     assert one.id == "triton_fused/mxfp4/llama2-7b.qkv/m16/bf16"
-    assert split_id(one.id) == {"implementation": "triton_fused", "scheme": "mxfp4", "workload": "llama2-7b.qkv", "m": "16", "activation": "bf16"}
+    assert split_id(one.id) == {
+        "implementation": "triton_fused",
+        "scheme": "mxfp4",
+        "workload": "llama2-7b.qkv",
+        "m": "16",
+        "activation": "bf16",
+    }
     assert one.slug == one.id.replace("/", "__")
 
 

@@ -26,22 +26,37 @@ def test_no_time_without_a_right_answer_and_no_bandwidth_above_the_machines():
 
 
 def test_the_fused_kernel_is_one_kernel_on_a_gpu():
-    fused = [r for r in SAMPLES.read_all()[0] if r.timing and r.machine.kind == "cuda" and r.case.implementation == "triton_fused"]
+    fused = [
+        r
+        for r in SAMPLES.read_all()[0]
+        if r.timing and r.machine.kind == "cuda" and r.case.implementation == "triton_fused"
+    ]
     assert fused and {record.traffic.kernels_launched for record in fused} == {1}
 
 
 def test_what_changed_in_pytorchs_casts_from_2_11_to_2_15_shows_in_the_samples():
     store = Store(FOLDER, CastRecord)
-    files = {path.stem.partition("-")[0]: path for path in store.files() if path.parent.parent.name == "cpu-amd-epyc-2c"}
+    files = {
+        path.stem.partition("-")[0]: path for path in store.files() if path.parent.parent.name == "cpu-amd-epyc-2c"
+    }
     builds = {}
     for version, path in files.items():
         records, broken = store.read(path)
         assert not broken
-        builds[version] = [CastSnapshot.of(record) for record in records if record.conversion.engine.value in ("eager", "compiled")]
+        builds[version] = [
+            CastSnapshot.of(record) for record in records if record.conversion.engine.value in ("eager", "compiled")
+        ]
 
     def changed(before, after):
-        return {(change.aspect, change.before, change.after, change.conversions[0].target) for change in changes(builds[before], builds[after])}
+        return {
+            (change.aspect, change.before, change.after, change.conversions[0].target)
+            for change in changes(builds[before], builds[after])
+        }
 
-    assert changed("2.11.0", "2.13.0") == {("overflow", "nan", "saturate", "e4m3fn"), ("infinity", "nan", "saturate", "e4m3fn")}
+    assert changed("2.11.0", "2.13.0") == {
+        ("overflow", "nan", "saturate", "e4m3fn"),
+        ("infinity", "nan", "saturate", "e4m3fn"),
+    }
     assert changed("2.13.0", "2.14.1") == set()
-    assert changed("2.14.1", "2.15.0") == {("status", "wrong", "ok", "e5m2fnuz")}      # torch.finfo(float8_e5m2fnuz).eps
+    # torch.finfo(float8_e5m2fnuz).eps
+    assert changed("2.14.1", "2.15.0") == {("status", "wrong", "ok", "e5m2fnuz")}

@@ -82,7 +82,9 @@ for m in range(int(sys.argv[3])):
 def test_processes_that_append_at_once_lose_nothing(tmp_path):
     writers, each = "abc", 150
     here = HELPERS
-    running = [subprocess.Popen([sys.executable, "-c", APPENDER, tmp_path, name, str(each)], cwd=here) for name in writers]
+    running = [
+        subprocess.Popen([sys.executable, "-c", APPENDER, tmp_path, name, str(each)], cwd=here) for name in writers
+    ]
     assert [process.wait(60) for process in running] == [0] * len(writers)
     records, broken = Store(tmp_path).read_all()
     assert not broken

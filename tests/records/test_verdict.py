@@ -18,28 +18,43 @@ from fpxbench.records.verdict import (
 )
 
 # As LLVM, ptxas, Triton and PyTorch print them, with what stands around them.
-FNUZ_ABORT = "LLVM ERROR: Unsupported conversion from f16 to f8E5M2FNUZ with rounding mode rtne\n\nFatal Python error: Aborted\n"
+FNUZ_ABORT = (
+    "LLVM ERROR: Unsupported conversion from f16 to f8E5M2FNUZ with rounding mode rtne\n\nFatal Python error: Aborted\n"
+)
 CORE_DUMP = (
     'loc("/tmp/kernel.py":76:21): error:  size mismatch when packing elements for LLVM struct expected 4 but got 8\n'
-    "python: /llvm/include/llvm/ADT/ArrayRef.h:257: const T& llvm::ArrayRef<T>::operator[](size_t) const [with T = mlir::Type]: "
-    "Assertion `Index < Length && \"Invalid index!\"' failed.\n"
+    "python: /llvm/include/llvm/ADT/ArrayRef.h:257: const T& llvm::ArrayRef<T>::operator[](size_t) const [with T = "
+    "mlir::Type]: "
+    'Assertion `Index < Length && "Invalid index!"\' failed.\n'
 )
 
 
-@pytest.mark.parametrize(("text", "kind"), [
-    (FNUZ_ABORT, Kind.UNSUPPORTED_ROUNDING),
-    (CORE_DUMP, Kind.COMPILER_ABORT),
-    ("type fp8e4b8 not supported in this architecture. The supported fp8 dtypes are ('fp8e4nv', 'fp8e5')", Kind.UNSUPPORTED_DTYPE),
-    ("\"addmm_impl_cpu_\" not implemented for 'Float8_e4m3fn'", Kind.UNSUPPORTED_DTYPE),
-    ("ptxas /tmp/k.ptx, line 47; error   : Modifier '.e4m3x2' requires .target sm_89 or higher", Kind.UNSUPPORTED_ARCH),
-    ("torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0 or 8.9, or ROCm MI300+", Kind.UNSUPPORTED_ARCH),
-    ("CUDA error: no kernel image is available for execution on the device", Kind.UNSUPPORTED_ARCH),
-    ("ptxas fatal   : Value 'sm_100' is not defined for option 'gpu-name'", Kind.ASSEMBLER_ERROR),
-    ("Internal Triton PTX codegen error\n`ptxas` failed with error code 255", Kind.ASSEMBLER_ERROR),
-    ("RuntimeError: PassManager::run failed", Kind.PASS_FAILED),
-    ("LLVM ERROR: Cannot select: intrinsic %llvm.amdgcn.mfma", Kind.COMPILER_ABORT),
-    ("opt: Foo.cpp:12: void f(): Assertion `x > 0' failed.", Kind.COMPILER_ABORT),
-])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (FNUZ_ABORT, Kind.UNSUPPORTED_ROUNDING),
+        (CORE_DUMP, Kind.COMPILER_ABORT),
+        (
+            "type fp8e4b8 not supported in this architecture. The supported fp8 dtypes are ('fp8e4nv', 'fp8e5')",
+            Kind.UNSUPPORTED_DTYPE,
+        ),
+        ("\"addmm_impl_cpu_\" not implemented for 'Float8_e4m3fn'", Kind.UNSUPPORTED_DTYPE),
+        (
+            "ptxas /tmp/k.ptx, line 47; error   : Modifier '.e4m3x2' requires .target sm_89 or higher",
+            Kind.UNSUPPORTED_ARCH,
+        ),
+        (
+            "torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0 or 8.9, or ROCm MI300+",
+            Kind.UNSUPPORTED_ARCH,
+        ),
+        ("CUDA error: no kernel image is available for execution on the device", Kind.UNSUPPORTED_ARCH),
+        ("ptxas fatal   : Value 'sm_100' is not defined for option 'gpu-name'", Kind.ASSEMBLER_ERROR),
+        ("Internal Triton PTX codegen error\n`ptxas` failed with error code 255", Kind.ASSEMBLER_ERROR),
+        ("RuntimeError: PassManager::run failed", Kind.PASS_FAILED),
+        ("LLVM ERROR: Cannot select: intrinsic %llvm.amdgcn.mfma", Kind.COMPILER_ABORT),
+        ("opt: Foo.cpp:12: void f(): Assertion `x > 0' failed.", Kind.COMPILER_ABORT),
+    ],
+)
 def test_the_compilers_own_words_tell_the_kind(text, kind):
     found = find_message(text)
     assert found.kind is kind
@@ -70,12 +85,19 @@ def test_a_death_is_a_crash_with_its_signal_or_exit_code(exit_code, name, says):
     assert name is None or verdict.signal == name
 
 
-@pytest.mark.parametrize(("type_name", "message"), [
-    ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB."),
-    ("RuntimeError", "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
-    ("MemoryError", ""),
-    ("OSError", "[Errno 12] Cannot allocate memory"),
-])
+@pytest.mark.parametrize(
+    ("type_name", "message"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB."),
+        (
+            "RuntimeError",
+            "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 1 bytes.",
+        ),
+        ("MemoryError", ""),
+        ("OSError", "[Errno 12] Cannot allocate memory"),
+    ],
+)
 def test_running_out_of_memory_is_oom_however_it_is_said(type_name, message):
     assert classify_exception(type_name, message, "").status is Status.OOM
 
@@ -85,13 +107,21 @@ def test_native_code_that_aborts_for_want_of_memory_is_oom():
     assert classify_death(-signal.SIGABRT, log).status is Status.OOM
 
 
-@pytest.mark.parametrize(("type_name", "message", "status", "kind"), [
-    ("ValueError", "type fp8e4nv not supported in this architecture. The supported fp8 dtypes are ('fp8e5',)", Status.UNSUPPORTED, Kind.UNSUPPORTED_DTYPE),
-    ("NotImplementedError", "no such path", Status.UNSUPPORTED, None),
-    ("ModuleNotFoundError", "No module named 'gemlite'", Status.MISSING, None),
-    ("RuntimeError", "PassManager::run failed", Status.ERROR, Kind.PASS_FAILED),
-    ("ZeroDivisionError", "division by zero", Status.ERROR, None),
-])
+@pytest.mark.parametrize(
+    ("type_name", "message", "status", "kind"),
+    [
+        (
+            "ValueError",
+            "type fp8e4nv not supported in this architecture. The supported fp8 dtypes are ('fp8e5',)",
+            Status.UNSUPPORTED,
+            Kind.UNSUPPORTED_DTYPE,
+        ),
+        ("NotImplementedError", "no such path", Status.UNSUPPORTED, None),
+        ("ModuleNotFoundError", "No module named 'gemlite'", Status.MISSING, None),
+        ("RuntimeError", "PassManager::run failed", Status.ERROR, Kind.PASS_FAILED),
+        ("ZeroDivisionError", "division by zero", Status.ERROR, None),
+    ],
+)
 def test_an_exception_is_a_refusal_a_gap_or_an_error_by_what_it_says(type_name, message, status, kind):
     verdict = classify_exception(type_name, message, "")
     assert (verdict.status, verdict.kind) == (status, kind)
@@ -117,18 +147,30 @@ def test_the_headline_says_the_kind_where_there_is_one():
 
 def test_of_tritons_message_the_reason_is_told_and_not_the_place_in_the_source():
     place = "at 4:26:\ndef kernel(p):\n    y = x.to(tl.float8e4b15)\n                          ^\n"
-    assert classify_exception("CompilationError", place + "cannot convert float64\n", "").summary == "raised CompilationError: cannot convert float64"
+    assert (
+        classify_exception("CompilationError", place + "cannot convert float64\n", "").summary
+        == "raised CompilationError: cannot convert float64"
+    )
     assert classify_exception("CompilationError", place, "").summary == "raised CompilationError:"
-    assert classify_exception("ValueError", "at 4:26: is no place of Triton's", "").summary == "raised ValueError: at 4:26: is no place of Triton's"
+    assert (
+        classify_exception("ValueError", "at 4:26: is no place of Triton's", "").summary
+        == "raised ValueError: at 4:26: is no place of Triton's"
+    )
 
 
 def test_what_ptxas_rejects_is_named_without_its_temporary_file():
-    found = find_message("ptxas /tmp/tmpx1y2.ptx, line 47; error   : Modifier '.e4m3x2' requires .target sm_89 or higher\nptxas fatal   : Ptx")
+    found = find_message(
+        "ptxas /tmp/tmpx1y2.ptx, line 47; error   : Modifier '.e4m3x2' requires .target sm_89 or higher\n"
+        "ptxas fatal   : Ptx"
+    )
     assert found.kind is Kind.UNSUPPORTED_ARCH and found.by_assembler
     assert found.text == "ptxas: Modifier '.e4m3x2' requires .target sm_89 or higher"
 
 
 def test_the_most_specific_of_several_messages_counts():
-    log = "LLVM ERROR: Unsupported rounding mode for conversion.\nUnsupported conversion from f8E5M2FNUZ to bf16\nPassManager::run failed\n"
+    log = (
+        "LLVM ERROR: Unsupported rounding mode for conversion.\nUnsupported conversion from f8E5M2FNUZ to bf16\n"
+        "PassManager::run failed\n"
+    )
     assert find_message(log).kind is Kind.UNSUPPORTED_CONVERSION
     assert find_message("PassManager::run failed\n" + CORE_DUMP).kind is Kind.COMPILER_ABORT

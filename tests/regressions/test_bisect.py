@@ -13,8 +13,16 @@ from fpxbench.regressions.bisect import Call, NoDifference, Skipped, bisect, fir
 CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)
 MACHINE = Machine(name="here", device="Some GPU", arch="sm_90")
 TAGS = [f"nightly-202611{day:02}" for day in range(1, 31)]
-BUILDS = [Build(torch=f"2.15.0.dev202611{day:02}+cu130", channel="nightly", variant="cu130", git=f"{day:040x}", key=f"{day:040x}")
-          for day in range(1, 31)]
+BUILDS = [
+    Build(
+        torch=f"2.15.0.dev202611{day:02}+cu130",
+        channel="nightly",
+        variant="cu130",
+        git=f"{day:040x}",
+        key=f"{day:040x}",
+    )
+    for day in range(1, 31)
+]
 
 
 def record(number, us=None, status=Status.OK):
@@ -27,7 +35,14 @@ class Runs:
     """Runs of builds that are bad from `first` on, counted."""
 
     def __init__(self, first, skipped=(), odd=(), rate=1.0, change=None, sigma=0.01, seed=0):
-        self.first, self.skipped, self.odd, self.rate, self.change, self.sigma = first, set(skipped), set(odd), rate, change, sigma
+        self.first, self.skipped, self.odd, self.rate, self.change, self.sigma = (
+            first,
+            set(skipped),
+            set(odd),
+            rate,
+            change,
+            sigma,
+        )
         self.rng, self.asked = random.Random(seed), []
 
     def __call__(self, number, seed):
@@ -48,7 +63,12 @@ class Runs:
 @pytest.mark.parametrize("first", range(1, 30))
 def test_every_first_bad_build_is_found_in_as_many_steps_as_halving_takes(first):
     found = Runs(first).search()
-    assert (found.by, found.first_bad_tag, found.last_good_tag, found.maybe) == ("verdict", TAGS[first], TAGS[first - 1], [])
+    assert (found.by, found.first_bad_tag, found.last_good_tag, found.maybe) == (
+        "verdict",
+        TAGS[first],
+        TAGS[first - 1],
+        [],
+    )
     assert len(found.steps) <= 5
 
 
@@ -71,7 +91,11 @@ def test_builds_that_do_not_install_are_skipped_and_do_not_hide_the_first_bad_on
 
 def test_where_the_first_bad_one_may_be_among_the_skipped_it_is_said():
     found = Runs(17, skipped=(16, 17, 18)).search()
-    assert (found.last_good_tag, found.first_bad_tag, found.maybe) == (TAGS[15], TAGS[19], [TAGS[16], TAGS[17], TAGS[18]])
+    assert (found.last_good_tag, found.first_bad_tag, found.maybe) == (
+        TAGS[15],
+        TAGS[19],
+        [TAGS[16], TAGS[17], TAGS[18]],
+    )
 
 
 def test_another_failure_than_the_one_that_is_looked_for_is_skipped():
@@ -93,7 +117,8 @@ def test_a_flaky_failure_is_found_by_running_it_often_enough():
 
 
 def _fails_at_the_end(seed):
-    """Whether the bad end fails in at least one of its first runs: else there is nothing to look for, and that is said."""
+    """Whether the bad end fails in at least one of its first runs: else there is nothing to look for, and that is
+    said."""
     try:
         Runs(17, rate=0.5, seed=seed).search("verdict")
     except NoDifference:

@@ -218,7 +218,9 @@ def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
 def tried(name: str, device: str = "cpu", **fields: object) -> TrialResult:
     """The result of a case of its own, in this process."""
     case = Case(implementation=f"faulty_{name}", scheme="e4m3fn-row", **fields)
-    return run_trial(TrialRequest(case=case, device=device, seed=7, impls=[str(FAULTY)], timing_budget_s=0.02, cache_bytes=1 << 12))
+    return run_trial(
+        TrialRequest(case=case, device=device, seed=7, impls=[str(FAULTY)], timing_budget_s=0.02, cache_bytes=1 << 12)
+    )
 
 
 @pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer == TIMED], ids=str)
@@ -287,8 +289,15 @@ def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
 
 def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
     settings = Settings(
-        device="cpu", results=tmp_path, impls=(FAULTY,), implementation=("faulty_segfault", "eager_upcast", "faulty_os_exit"),
-        scheme=("e4m3fn-row",), workload=(CODES, SEED), timeout_s=30, seed=7, timing_budget_s=0,
+        device="cpu",
+        results=tmp_path,
+        impls=(FAULTY,),
+        implementation=("faulty_segfault", "eager_upcast", "faulty_os_exit"),
+        scheme=("e4m3fn-row",),
+        workload=(CODES, SEED),
+        timeout_s=30,
+        seed=7,
+        timing_budget_s=0,
     )
     records = {(r.case.implementation, r.case.workload): r.verdict.status for r in main_sweep(settings).records}
     assert [status for (name, _), status in records.items() if name == "eager_upcast"] == [Status.OK, Status.OK]

@@ -1,4 +1,5 @@
-"""Inspect one implementation on one scheme, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe one)."""
+"""Inspect one implementation on one scheme, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a
+safe one)."""
 
 from __future__ import annotations
 
@@ -71,10 +72,26 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
     limit = implementation.max_elements(device)
     if not request.given and limit is not None and m * n * k > limit:
         m, n, k = WITHIN_LIMIT
-    case = Case(implementation=implementation.name, scheme=request.scheme, workload=request.workload or f"inspect.{n}x{k}", m=m, n=n, k=k,
-                activation=request.activation)
-    inspection = Inspection(subject=request.subject, scheme=request.scheme, n=n, k=k, m=m, activation=request.activation, device=device,
-                            seed=request.seed, verdict=Verdict(status=Status.OK))
+    case = Case(
+        implementation=implementation.name,
+        scheme=request.scheme,
+        workload=request.workload or f"inspect.{n}x{k}",
+        m=m,
+        n=n,
+        k=k,
+        activation=request.activation,
+    )
+    inspection = Inspection(
+        subject=request.subject,
+        scheme=request.scheme,
+        n=n,
+        k=k,
+        m=m,
+        activation=request.activation,
+        device=device,
+        seed=request.seed,
+        verdict=Verdict(status=Status.OK),
+    )
     try:
         support = implementation.supports(scheme, device)
         if support.supported:
@@ -104,7 +121,8 @@ def _print_from_its_own_file(error: BaseException) -> None:
 
 
 def _calls_it(file: Path) -> bool:
-    """Whether a file is of the road to an implementation: this package's, but for its implementations, or `torch.nn.Module`'s call."""
+    """Whether a file is of the road to an implementation: this package's, but for its implementations, or
+    `torch.nn.Module`'s call."""
     package = Path(implementations.__file__).parent
     ours = file.is_relative_to(package) and not file.is_relative_to(implementations.shipped_folder())
     return ours or file == Path(module.__file__)
@@ -150,14 +168,24 @@ class _Inspector:
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
             self.inspection.verdict = sums
             return
-        if (added := self._added(operands)) is not None:     # to every weight read out as well: the experiments would show that, over and over
+        # to every weight read out as well: the experiments would show that, over and over
+        if (added := self._added(operands)) is not None:
             self.inspection.experiments = [added]
-            self.inspection.verdict = Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message)
+            self.inspection.verdict = Verdict(
+                status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message
+            )
             return
         small = small_case(self.case)
-        self.maps = RecoveredMaps(self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed))
+        self.maps = RecoveredMaps(
+            self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed)
+        )
         self.inspection.experiments = experiments = self.maps.experiments
-        if weights_right and stored is None and sums is None and all(experiment.right is not False for experiment in experiments):
+        if (
+            weights_right
+            and stored is None
+            and sums is None
+            and all(experiment.right is not False for experiment in experiments)
+        ):
             self.inspection.verdict = self._right(readout)
             return
         reading = None
@@ -177,8 +205,12 @@ class _Inspector:
             return None
         low, high = float(y.min()), float(y.max())
         much = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        return Experiment(name="zero", right=False, tried=y.numel(),
-                       message=f"the output is {much} for x = 0: something is added to the product, a bias or a zero point")
+        return Experiment(
+            name="zero",
+            right=False,
+            tried=y.numel(),
+            message=f"the output is {much} for x = 0: something is added to the product, a bias or a zero point",
+        )
 
     def _right(self, readout: Readout) -> Verdict:
         doubtful = [experiment for experiment in self.inspection.experiments if experiment.right is None]
@@ -188,8 +220,8 @@ class _Inspector:
         return Verdict(status=Status.OK, summary=summary)
 
     def _stored(self, operands: Operands) -> Diagnosis | None:
-        """The fault in what is stored, where that can be seen: of this weight, and of one that holds the values on which encoders
-        differ."""
+        """The fault in what is stored, where that can be seen: of this weight, and of one that holds the values on
+        which encoders differ."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
         small = replace(operands, case=small_case(self.case))
@@ -207,8 +239,20 @@ class _Inspector:
             as_if = replace(readout.weight, layout="planar" if fmt.bits < 8 else "bytes")
             reached = probes[0].seen[probes[0].seen.isfinite()].abs()
             largest = int(encode(reached.amax(), fmt)) if reached.numel() else 0
-            known = [*(fault for fault in decode_faults(as_if) if not only_scales_finite_codes(fault, fmt)), *encode_faults(fmt, "bytes", self.bench.k, largest), *scale_choice_faults(fmt, scaling)]
-            if all(bool((one.seen - one.original).abs().le(reference.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
+            known = [
+                *(fault for fault in decode_faults(as_if) if not only_scales_finite_codes(fault, fmt)),
+                *encode_faults(fmt, "bytes", self.bench.k, largest),
+                *scale_choice_faults(fmt, scaling),
+            ]
+            if all(
+                bool(
+                    (one.seen - one.original)
+                    .abs()
+                    .le(reference.one_hot_tolerance(one.original.double(), one.dtype))
+                    .all()
+                )
+                for one in readouts
+            ):
                 return Diagnosis(Kind.INACCURATE, "the effective weight is the original: nothing was quantized", {})
         named = name_reading(readouts, known, self.maps)
         if named is not None:
@@ -231,7 +275,11 @@ class _Inspector:
         found = [one for one in (stored, reading) if one is not None]
         kinds = [one.evidence.get("kinds") or ([one.kind] if one.kind else []) for one in found]
         self.inspection.kinds = [Kind(kind) for kind in dict.fromkeys(kind for each in kinds for kind in each)]
-        message = found[0].message if len(found) == 1 else f"stored wrongly: {found[0].message}; and read wrongly: {found[1].message}"
+        message = (
+            found[0].message
+            if len(found) == 1
+            else f"stored wrongly: {found[0].message}; and read wrongly: {found[1].message}"
+        )
         finite = bool(readout.seen.isfinite().all() or not readout.definition.weight.isfinite().all())
         status = Status.WRONG if finite else Status.NONFINITE
         evidence = {key: value for one in found for key, value in one.evidence.items()}

@@ -1,4 +1,5 @@
-"""A module that takes the place of a `torch.nn.Linear`, as an implementation whose weight is seen only through `forward`."""
+"""A module that takes the place of a `torch.nn.Linear`, as an implementation whose weight is seen only through
+`forward`."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Wrapped(Implementation):
 
 
 def factory_named(name: str) -> Factory:
-    """``package.module:factory``, looked for from the current folder too. Raises ValueError saying what is not there."""
+    """``package.module:factory``, looked for from the current folder too. Raises ValueError saying what is not
+    there."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -64,11 +66,15 @@ def factory_named(name: str) -> Factory:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ValueError(f"{name!r}: there is no module {error.name!r} here or among the installed packages") from None
+            raise ValueError(
+                f"{name!r}: there is no module {error.name!r} here or among the installed packages"
+            ) from None
         raise
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        raise ValueError(f"{name!r}: {module_name} has no function {attribute!r} that takes a torch.nn.Linear and returns a module")
+        raise ValueError(
+            f"{name!r}: {module_name} has no function {attribute!r} that takes a torch.nn.Linear and returns a module"
+        )
     _check_takes_a_linear(name, factory)
     return factory
 
@@ -82,4 +88,6 @@ def _check_takes_a_linear(name: str, factory: Factory) -> None:
     try:
         signature.bind(nn.Linear)
     except TypeError as error:
-        raise ValueError(f"{name!r} is called with a torch.nn.Linear and nothing else, and takes {signature}: {error}") from None
+        raise ValueError(
+            f"{name!r} is called with a torch.nn.Linear and nothing else, and takes {signature}: {error}"
+        ) from None

@@ -85,8 +85,8 @@ class Bench:
 
     @cached_property
     def forced(self) -> Tensor:
-        """Where a code cannot be chosen, bool [N, K]: a block's middle, which holds the largest number. Its ends are free: there,
-        a neighbour's scale may be met."""
+        """Where a code cannot be chosen, bool [N, K]: a block's middle, which holds the largest number. Its ends are
+        free: there, a neighbour's scale may be met."""
         forced = torch.zeros(self.n, self.k, dtype=torch.bool, device=self.device)
         if not self.sets_codes:
             rows, block = self.scaling.block_shape(self.n, self.k)
@@ -104,7 +104,8 @@ class Bench:
 
     @property
     def _scale_is_forced(self) -> bool:
-        """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the largest there is."""
+        """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the
+        largest there is."""
         return self.scaling.has_tensor_scale and not self.sets_codes
 
     def hold(self, codes: Tensor, scales: Scales) -> Operands:
@@ -123,7 +124,9 @@ class Bench:
     def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
         """Return the effective weight, float64 [N, C]: every column, or `columns`."""
         wanted = list(range(self.k)) if columns is None else columns.tolist()
-        return torch.cat([weights for _, weights in contract.one_hot_columns(self.implementation, operands, wanted)], dim=1).double()
+        return torch.cat(
+            [weights for _, weights in contract.one_hot_columns(self.implementation, operands, wanted)], dim=1
+        ).double()
 
     def row_sums(self, operands: Operands) -> Tensor:
         """Return the sums of the effective weight's rows, float64 [N]: there, infinity is not multiplied by 0."""
@@ -131,7 +134,8 @@ class Bench:
         return contract.call(self.implementation.matmul, x, operands.weight, self.device).seen[0].double()
 
     def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
-        """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not stored as such."""
+        """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not
+        stored as such."""
         unseen = not operands.weight.has_codes if unseen is None else unseen
         weight = operands.weight
         if unseen:
@@ -143,12 +147,17 @@ class Bench:
     # What a number looks like once it was read.
 
     def near(self, seen: Tensor, wanted: Tensor, roundings: float = 1) -> Tensor:
-        """Return where numbers that were read are those wanted, which 16 bits hold exactly, but for so many roundings; NaN is NaN,
-        and infinity infinity."""
+        """Return where numbers that were read are those wanted, which 16 bits hold exactly, but for so many roundings;
+        NaN is NaN, and infinity infinity."""
         finfo = torch.finfo(self.dtype)
         tolerance = roundings * reference.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
         past = wanted.abs() > finfo.max
-        return ((seen - wanted).abs() <= tolerance) | (seen.isnan() & wanted.isnan()) | (seen == wanted) | (past & ~seen.isfinite())
+        return (
+            ((seen - wanted).abs() <= tolerance)
+            | (seen.isnan() & wanted.isnan())
+            | (seen == wanted)
+            | (past & ~seen.isfinite())
+        )
 
     @property
     def table(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Recover which stored code each weight is read from, and which of its bits.
 
-Every place gets a sequence of codes that no other place has, over several weights, and each sequence that is read is looked up.
+Every place gets a sequence of codes that no other place has, over several weights, and each sequence that is read is
+looked up.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
     """Recover the code of each weight from codes that are random, one weight after another."""
     alphabet = _distinct_codes(bench, table)
     if len(alphabet) < 2:
-        return Experiment(name="order", right=None, message="codes cannot be distinguished by the numbers that they are read as")
+        return Experiment(
+            name="order", right=None, message="codes cannot be distinguished by the numbers that they are read as"
+        )
     rng = inputs.generator(bench.seed, "order")
     one = bench.scales(torch.ones(1, 1))
     stored, read = [], []
@@ -45,7 +48,12 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
 
     add_weights(WEIGHTS[0])
     if all(bool(bench.near(seen, table[codes])[bench.free].all()) for codes, seen in zip(stored, read, strict=True)):
-        return Experiment(name="order", right=True, tried=bench.n * bench.k, message=f"all {bench.n * bench.k} codes are read in their own places")
+        return Experiment(
+            name="order",
+            right=True,
+            tried=bench.n * bench.k,
+            message=f"all {bench.n * bench.k} codes are read in their own places",
+        )
     known = _known_order(bench, table, stored, read)
     if known is None:
         add_weights(max(WEIGHTS[0], min(WEIGHTS[1], math.ceil(60 / math.log2(len(alphabet))))))
@@ -58,29 +66,45 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
                        torch.stack([_read_bits(bench, table, seen[rows]) for seen in read], dim=-1))
     if known is not None and sources.right is False:
         kind, message = known
-        return sources.model_copy(update={"kinds": [kind], "message": sources.message.split(": ", 1)[0] + f": {message}"})
+        return sources.model_copy(
+            update={"kinds": [kind], "message": sources.message.split(": ", 1)[0] + f": {message}"}
+        )
     return sources
 
 
 def _known_order(bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]) -> tuple[Kind, str] | None:
-    """Return the known fault in the order of codes that gives every weight read; None if there is none, or faults of two kinds."""
+    """Return the known fault in the order of codes that gives every weight read; None if there is none, or faults of
+    two kinds."""
     columns = torch.arange(bench.k, device=bench.device)
     layout = bench.template.layout if bench.sets_codes else ("planar" if bench.fmt.bits < 8 else "bytes")
-    padded = [torch.nn.functional.pad(codes.to(torch.uint8), (0, packing.padded_k(bench.k) - bench.k)) for codes in stored]
-    found = [fault for fault in code_order_faults(bench.fmt, layout, bench.k)
-             if all(bool(bench.near(seen, table[fault.apply(codes, columns).long()])[bench.free].all()) for codes, seen in zip(padded, read, strict=True))]
+    padded = [
+        torch.nn.functional.pad(codes.to(torch.uint8), (0, packing.padded_k(bench.k) - bench.k)) for codes in stored
+    ]
+    found = [
+        fault
+        for fault in code_order_faults(bench.fmt, layout, bench.k)
+        if all(
+            bool(bench.near(seen, table[fault.apply(codes, columns).long()])[bench.free].all())
+            for codes, seen in zip(padded, read, strict=True)
+        )
+    ]
     return (found[0].kind, found[0].message) if len({fault.kind for fault in found}) == 1 else None
 
 
 def _whole_codes(bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]) -> Experiment | None:
-    """Return the map of whole codes, anywhere in the weight, that gives what was read; None where it gives too little of it."""
+    """Return the map of whole codes, anywhere in the weight, that gives what was read; None where it gives too little
+    of it."""
     numbers = table[table.isfinite()].unique()
 
     def keys(values: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Hash each place's sequence of numbers; false where one of them is no code's."""
         key = torch.zeros(bench.n, bench.k, dtype=torch.int64)
         sure = torch.ones(bench.n, bench.k, dtype=torch.bool)
-        for weight, each in zip(torch.randint(1 << 62, (len(values),), generator=torch.Generator().manual_seed(1)).tolist(), values, strict=True):
+        for weight, each in zip(
+            torch.randint(1 << 62, (len(values),), generator=torch.Generator().manual_seed(1)).tolist(),
+            values,
+            strict=True,
+        ):
             at = torch.bucketize(each.nan_to_num(torch.inf), (numbers[1:] + numbers[:-1]) / 2)
             sure &= bench.near(each, numbers[at]).cpu()
             key += at.cpu() * weight | 1
@@ -91,7 +115,9 @@ def _whole_codes(bench: Bench, table: Tensor, stored: list[Tensor], read: list[T
     free = bench.free.cpu()
     ordered, order = torch.where(source_sure, source_key, torch.iinfo(torch.int64).max).reshape(-1).sort()
     at = torch.searchsorted(ordered, seen_key.reshape(-1)).clamp(max=len(ordered) - 1)
-    place = torch.where((ordered[at] == seen_key.reshape(-1)) & sure.reshape(-1), order[at], -1).reshape(bench.n, bench.k)
+    place = torch.where((ordered[at] == seen_key.reshape(-1)) & sure.reshape(-1), order[at], -1).reshape(
+        bench.n, bench.k
+    )
     place = torch.where(free, place, -1)
     if int((place >= 0).sum()) < 0.5 * int(free.sum()):
         return None
@@ -99,18 +125,35 @@ def _whole_codes(bench: Bench, table: Tensor, stored: list[Tensor], read: list[T
     moved = found.moved
     if not bool(moved.any()):
         return None
-    differences = [Difference(entry=f"row {n}, weight {k}", definition="its own code", effective=f"code of row {int(found.rows[n, k])}, weight {int(found.columns[n, k])}")
-                   for n, k in moved.nonzero()[:SHOWN].tolist()]
+    differences = [
+        Difference(
+            entry=f"row {n}, weight {k}",
+            definition="its own code",
+            effective=f"code of row {int(found.rows[n, k])}, weight {int(found.columns[n, k])}",
+        )
+        for n, k in moved.nonzero()[:SHOWN].tolist()
+    ]
     lost = int((free & (place < 0)).sum())
     rest = f" ({lost} read no stored code)" if lost else ""
     if found.transposed:
-        kind, rule = Kind.WEIGHT_TRANSPOSED, "the weight is transposed: row n, weight k reads the code of row k, weight n"
+        kind, rule = (
+            Kind.WEIGHT_TRANSPOSED,
+            "the weight is transposed: row n, weight k reads the code of row k, weight n",
+        )
     else:
         described = found.describe()
         kind = Kind.CODE_PERMUTED
-        rule = f"the code of {described}" if described else f"{differences[0].entry} reads the {differences[0].effective}"
-    return Experiment(name="order", right=False, tried=bench.n * bench.k, kinds=[kind], differences=differences,
-                      message=f"{int(moved.sum())} of {int(free.sum())} weights read another place's code{rest}: {rule}")
+        rule = (
+            f"the code of {described}" if described else f"{differences[0].entry} reads the {differences[0].effective}"
+        )
+    return Experiment(
+        name="order",
+        right=False,
+        tried=bench.n * bench.k,
+        kinds=[kind],
+        differences=differences,
+        message=f"{int(moved.sum())} of {int(free.sum())} weights read another place's code{rest}: {rule}",
+    )
 
 
 def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
@@ -123,26 +166,49 @@ def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
         agree = (wanted @ source.T) == counted[:, None]
         # A bit that never changes has no place; a place that is not found in one row may be in another.
         found = torch.where((counted >= SURE) & (agree.sum(dim=1) == 1), agree.float().argmax(dim=1), -1)
-        agreed = found if agreed is None else torch.where((found >= 0) & (agreed >= 0) & (found != agreed), -2, torch.maximum(found, agreed))
+        agreed = (
+            found
+            if agreed is None
+            else torch.where((found >= 0) & (agreed >= 0) & (found != agreed), -2, torch.maximum(found, agreed))
+        )
     source = agreed.cpu().reshape(k, bits)
     own = torch.arange(k * bits).reshape(k, bits)
     free = bench.free.any(dim=0).cpu()[:, None].expand(k, bits)
     wrong = (source != own) & (source >= 0) & free
     if not bool(wrong.any()):
         lost = int(((source < 0) & free).sum())
-        return Experiment(name="order", right=None, tried=k,
-                       message=f"{lost} of {k * bits} bits of a row could not be followed; the others are read in their own places" if lost
-                       else "every bit that could be followed is read in its own place")
+        return Experiment(
+            name="order",
+            right=None,
+            tried=k,
+            message=f"{lost} of {k * bits} bits of a row could not be followed; the others are read in their own places"
+            if lost
+            else "every bit that could be followed is read in its own place",
+        )
     differences = []
     for column in wrong.any(dim=1).nonzero().reshape(-1).tolist()[:SHOWN]:
-        differences.append(Difference(entry=f"weight {column}", definition=f"code of {column}", effective=_made_of(source[column], bits)))
+        differences.append(
+            Difference(
+                entry=f"weight {column}", definition=f"code of {column}", effective=_made_of(source[column], bits)
+            )
+        )
     moved = wrong.any(dim=1)
     count, unknown = int(moved.sum()), int(((source != own).any(dim=1) & ~moved).sum())
     rule = _rule(source, free, bits)
-    why = "could not be followed" if bench.sets_codes else "hold, or are read from, the fixed maximum of a block, and cannot be recovered"
+    why = (
+        "could not be followed"
+        if bench.sets_codes
+        else "hold, or are read from, the fixed maximum of a block, and cannot be recovered"
+    )
     rest = f" ({unknown} more {why})" if unknown else ""
-    return Experiment(name="order", right=False, tried=k, differences=differences,
-                   message=f"{count} of {k} weights of a row are made of other codes' bits{rest}: {rule or f'weight {differences[0].entry[7:]} is {differences[0].effective}'}")
+    return Experiment(
+        name="order",
+        right=False,
+        tried=k,
+        differences=differences,
+        message=f"{count} of {k} weights of a row are made of other codes' bits{rest}: "
+                f"{rule or f'weight {differences[0].entry[7:]} is {differences[0].effective}'}",
+    )
 
 
 def _made_of(sources: Tensor, bits: int) -> str:
@@ -150,16 +216,19 @@ def _made_of(sources: Tensor, bits: int) -> str:
     runs: list[list[int]] = []     # bit, source column, source bit, length
     for bit, source in enumerate(sources.tolist()):
         column, at = divmod(source, bits) if source >= 0 else (-1, -1)
-        if runs and column >= 0 and runs[-1][1] == column and runs[-1][2] + runs[-1][3] == at:
-            runs[-1][3] += 1
-        elif runs and column < 0 and runs[-1][1] < 0:
+        continues = runs and column >= 0 and runs[-1][1] == column and runs[-1][2] + runs[-1][3] == at
+        if continues or (runs and column < 0 and runs[-1][1] < 0):
             runs[-1][3] += 1
         else:
             runs.append([bit, column, at, 1])
     if len(runs) == 1 and runs[0][1] >= 0:
         return f"code of {runs[0][1]}"
-    return ", ".join("?" if column < 0 else f"bit{'s' if length > 1 else ''} {at}{f'-{at + length - 1}' if length > 1 else ''} of {column}"
-                     for _, column, at, length in runs)
+    return ", ".join(
+        "?"
+        if column < 0
+        else f"bit{'s' if length > 1 else ''} {at}{f'-{at + length - 1}' if length > 1 else ''} of {column}"
+        for _, column, at, length in runs
+    )
 
 
 def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
@@ -169,8 +238,12 @@ def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
     from_column, from_bit = source // bits, source % bits
     if not bool((from_bit == torch.arange(bits))[known].all()):
         if bool((from_column == column[:, None])[known].all()):
-            order = [int(from_bit[:, bit][known[:, bit]].mode().values) if bool(known[:, bit].any()) else None for bit in range(bits)]
-            return f"bits 0 to {bits - 1} of each code are its bits {', '.join('?' if bit is None else str(bit) for bit in order)}"
+            order = [
+                int(from_bit[:, bit][known[:, bit]].mode().values) if bool(known[:, bit].any()) else None
+                for bit in range(bits)
+            ]
+            return (f"bits 0 to {bits - 1} of each code are its bits "
+                    f"{', '.join('?' if bit is None else str(bit) for bit in order)}")
         return None
     for distance in (1, 2, 3, 4, 7, 8, 15, 16):
         if bool(((from_column == column[:, None] ^ distance) | ~known).all()):
@@ -187,8 +260,8 @@ def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
 
 
 def _distinct_codes(bench: Bench, table: Tensor) -> Tensor:
-    """Codes that are read as a finite number each. Of 8 bits those in which no nibble is all or none but for its upper bit: mixed
-    in any way they make no NaN, which would hide the rest of its row."""
+    """Codes that are read as a finite number each. Of 8 bits those in which no nibble is all or none but for its upper
+    bit: mixed in any way they make no NaN, which would hide the rest of its row."""
     codes = torch.arange(len(table), device=table.device)
     usable = table.isfinite() & bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)
     if bench.fmt.bits == 8:
@@ -204,7 +277,8 @@ def _bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def _read_bits(bench: Bench, table: Tensor, read: Tensor) -> Tensor:
-    """The bits of the code that each number stands for; 0 where it stands for none, or for codes that differ in that bit."""
+    """The bits of the code that each number stands for; 0 where it stands for none, or for codes that differ in that
+    bit."""
     numbers = table.unique()
     numbers = numbers[numbers.isfinite()]
     all_bits = _bits(torch.arange(len(table), device=table.device), bench.fmt.bits)

@@ -1,4 +1,5 @@
-"""Recover the effective decode table. Every code of a row is the same, so that nothing depends on the order of codes."""
+"""Recover the effective decode table. Every code of a row is the same, so that nothing depends on the order of
+codes."""
 
 from __future__ import annotations
 
@@ -30,16 +31,18 @@ ARRANGEMENTS = 5
 def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     """What each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
 
-    A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in several
-    columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something else is wrong.
-    A code that is then not the same number everywhere has NaN for its entry.
+    A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in
+    several columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something
+    else is wrong. A code that is then not the same number everywhere has NaN for its entry.
     """
     size = 1 << bench.fmt.bits
     codes = torch.arange(size, device=bench.device)
     if not bench.sets_codes:
         codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
     free = bench.free.all(dim=0).nonzero().reshape(-1)
-    columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
+    columns = free[
+        torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()
+    ]
     one, rng = bench.scales(torch.ones(1, 1)), inputs.generator(bench.seed, "table")
     seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
     row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
@@ -70,15 +73,28 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
         if uniform is not None:
             table, unclear = uniform, torch.zeros_like(unclear)
     if bool(unclear.any()):
-        return table, Experiment(name="table", right=None, tried=len(codes),
-                              message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there")
+        return table, Experiment(
+            name="table",
+            right=None,
+            tried=len(codes),
+            message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there",
+        )
     right = bench.table
     wrong = tried & ~bench.near(table, right)
-    differences = [Difference(entry=bench.fmt.describe_code(code), definition=number_text(right[code]), effective=number_text(table[code]))
-                   for code in sorted(wrong.nonzero().reshape(-1).tolist(), key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()))]
+    differences = [
+        Difference(
+            entry=bench.fmt.describe_code(code), definition=number_text(right[code]), effective=number_text(table[code])
+        )
+        for code in sorted(
+            wrong.nonzero().reshape(-1).tolist(),
+            key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()),
+        )
+    ]
     count = len(codes)      # what makes an output NaN or infinite stands first
     if not differences:
-        return table, Experiment(name="table", right=True, tried=count, message=f"all {count} codes decode to their definition")
+        return table, Experiment(
+            name="table", right=True, tried=count, message=f"all {count} codes decode to their definition"
+        )
     kinds, what = _name_table(bench, table, tried)
     if not what:
         kinds = [] if bool((wrong & ~is_subnormal(bench.fmt).to(wrong.device)).any()) else [Kind.SUBNORMAL_WRONG]
@@ -89,8 +105,8 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
 
 
 def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
-    """Return the table [2**bits] from weights of one code everywhere, which no order of rows or columns changes; None where even they
-    are read as several numbers."""
+    """Return the table [2**bits] from weights of one code everywhere, which no order of rows or columns changes; None
+    where even they are read as several numbers."""
     table = torch.full((1 << bench.fmt.bits,), torch.nan, dtype=torch.float64, device=bench.device)
     one = bench.scales(torch.ones(1, 1))
     row, column = bench.free.nonzero()[len(bench.free.nonzero()) // 2].tolist()
@@ -107,7 +123,9 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     right = decode_table(bench.fmt, bench.device)
 
     def gives(faults: Faults) -> bool:
-        return bool(bench.near(table, _table_under(bench, faults))[tried].all()) and table_claims_hold(faults, table_under(faults, right))
+        return bool(bench.near(table, _table_under(bench, faults))[tried].all()) and table_claims_hold(
+            faults, table_under(faults, right)
+        )
 
     # Bits that are exchanged within each code look like another table too.
     within = [one for one in code_order_faults(bench.fmt, bench.template.layout, bench.k)
@@ -125,13 +143,18 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     if factor is not None:
         return [Kind.SCALED], scaled_by(factor, bench.scaling, bench.fmt)
     for other in chain(FORMATS.values(), _of_the_same_width(bench.fmt)):
-        if other.bits == bench.fmt.bits and other.signed and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all()):
+        if (
+            other.bits == bench.fmt.bits
+            and other.signed
+            and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all())
+        ):
             return [], f"the table is {other.name}'s"
     return [], ""
 
 
 def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
-    """What every code is read as times its value, NaN and infinity as they are; None if there is no such factor, or it is 1."""
+    """What every code is read as times its value, NaN and infinity as they are; None if there is no such factor, or it
+    is 1."""
     finite = bench.table.isfinite() & tried & (bench.table != 0)
     right, read = bench.table[finite], table[finite]
     factor = float((read * right).sum() / right.square().sum())
@@ -139,12 +162,14 @@ def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
         return None
     wanted = bench.table * factor
     near = bench.near(table, wanted)
-    near |= (table - wanted).abs() <= 2 * reference.unit_roundoff(bench.dtype) * wanted.abs()     # the factor is as coarse as what it was seen by
+    # the factor is as coarse as what it was seen by
+    near |= (table - wanted).abs() <= 2 * reference.unit_roundoff(bench.dtype) * wanted.abs()
     return factor if bool(near[tried].all()) else None
 
 
 def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
-    """Whether reading with `faults` gives `table`, as far as both say. Those of an encoder may show in it in ways of their own."""
+    """Whether reading with `faults` gives `table`, as far as both say. Those of an encoder may show in it in ways of
+    their own."""
     if any(isinstance(one, EncodeFault) for one in faults):
         return True
     said = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
@@ -152,9 +177,12 @@ def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
 
 
 def effective_table(bench: Bench, faults: Faults) -> Tensor:
-    """Return what rows of one code are read as by a reader that makes `faults`, its scales left out: float64 [2**bits]."""
+    """Return what rows of one code are read as by a reader that makes `faults`, its scales left out: float64
+    [2**bits]."""
     made = table_under(faults, decode_table(bench.fmt, bench.device))
-    codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(1, padded_k(bench.k))
+    codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(
+        1, padded_k(bench.k)
+    )
     for fault in (one for one in faults if isinstance(one, DecodeFault) and one.step == "codes"):
         codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
     return made[codes[:, bench.k // 2].int()].double()
@@ -184,7 +212,8 @@ def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
 
 
 def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
-    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor where padding is read."""
+    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor where
+    padding is read."""
     seen = bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ones(1, 1))))
     return bench.near(seen, torch.full_like(seen, number)) & bench.free
 

@@ -46,8 +46,12 @@ class RecoveredMaps:
             return
         scales, self.factors = recover_scales(bench, table, blocks.right is True)
         if self.factors is not None and self.factors.holds_common_factor(table):
-            self.experiments[0] = Experiment(name="table", right=True, tried=decoded.tried,
-                                             message=f"all {decoded.tried} codes decode to their definition, times one factor of the scale")
+            self.experiments[0] = Experiment(
+                name="table",
+                right=True,
+                tried=decoded.tried,
+                message=f"all {decoded.tried} codes decode to their definition, times one factor of the scale",
+            )
             self.table = None
         self.experiments += [scales, blocks]
         if bench.implementation.slow(bench.device):
@@ -106,7 +110,8 @@ class RecoveredMaps:
         return bool((wanted == self.blocks.place)[self.blocks.free].all())
 
     def diagnosis(self) -> Diagnosis | None:
-        """Return each wrong map's fault by the name that its own experiment gives it; None unless every wrong one has a name."""
+        """Return each wrong map's fault by the name that its own experiment gives it; None unless every wrong one has a
+        name."""
         wrong = self.wrong
         if not wrong or any(not experiment.kinds for experiment in wrong):
             return None

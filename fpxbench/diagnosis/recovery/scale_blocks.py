@@ -1,7 +1,8 @@
 """Recover which scale each weight meets, whatever number that scale stands for.
 
-Every block gets a scale from a few levels, over several weights, so that the sequence of levels names the block. What each
-level multiplies by is measured first, under one scale everywhere: a fault in the numbers of scales does not hide their places.
+Every block gets a scale from a few levels, over several weights, so that the sequence of levels names the block. What
+each level multiplies by is measured first, under one scale everywhere: a fault in the numbers of scales does not hide
+their places.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ SHOWN = 64
 
 @dataclass(frozen=True)
 class BlockMap:
-    """The scale that each weight meets: flat positions [N, K] in the grid of scales, -1 where it is none; `free`: where it can be seen."""
+    """The scale that each weight meets: flat positions [N, K] in the grid of scales, -1 where it is none; `free`: where
+    it can be seen."""
 
     place: Tensor
     free: Tensor
@@ -42,35 +44,57 @@ class BlockMap:
 
 
 def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | None]:
-    """Return the scale that multiplies each weight, as the row and block that it is stored for; None where that cannot be seen."""
+    """Return the scale that multiplies each weight, as the row and block that it is stored for; None where that cannot
+    be seen."""
     if bench.scaling.block_rows is None:
         return Experiment(name="blocks", right=True, tried=1, message="there is one scale for all"), None
     code, number = known_code(bench, table)
     if code is None:
-        return Experiment(name="blocks", right=None, message="no code is read as a number that scales could be seen by"), None
+        return Experiment(
+            name="blocks", right=None, message="no code is read as a number that scales could be seen by"
+        ), None
     free = plain_weights(bench, code, number).cpu()
     if not bool(free.any()):
-        return Experiment(name="blocks", right=None, message="no weight is read as the one code that all of them hold"), None
+        return Experiment(
+            name="blocks", right=None, message="no weight is read as the one code that all of them hold"
+        ), None
     levels, factors = _levels(bench, code, number, free)
     rows, blocks = bench.grid_shape
     count = rows * blocks
     if len(levels) < 2 and count > 1:
-        return Experiment(name="blocks", right=None, tried=count, message="no scale makes a difference, so where they are read from cannot be seen"), None
-    place = _recover_places(bench, code, number, levels, factors) if count > 1 else torch.zeros(bench.n, bench.k, dtype=torch.long)
+        return Experiment(
+            name="blocks",
+            right=None,
+            tried=count,
+            message="no scale makes a difference, so where they are read from cannot be seen",
+        ), None
+    place = (
+        _recover_places(bench, code, number, levels, factors)
+        if count > 1
+        else torch.zeros(bench.n, bench.k, dtype=torch.long)
+    )
     own = bench.scaling.block_index(bench.n, bench.k)
     wrong = free & (place >= 0) & (place != own)
     unknown = free & (place < 0)
     found = BlockMap(torch.where(free, place, -1), free)
     if not bool((wrong | unknown).any()):
-        return Experiment(name="blocks", right=True, tried=count, message=f"each of {count} scales meets its own block"), found
+        return Experiment(
+            name="blocks", right=True, tried=count, message=f"each of {count} scales meets its own block"
+        ), found
     kinds, message = name_places(bench, found)
     if not bool(wrong.any()) and not kinds:
-        return Experiment(name="blocks", right=None, tried=count,
-                          message=f"{int(unknown.sum())} of {int(free.sum())} weights are multiplied by what is no block's scale"), None
+        return Experiment(
+            name="blocks",
+            right=None,
+            tried=count,
+            message=f"{int(unknown.sum())} of {int(free.sum())} weights are multiplied by what is no block's scale",
+        ), None
     differences = _differences(bench, found, own)
     share = f"{int(wrong.sum())} of {int(free.sum())} weights meet another block's scale: " if bool(wrong.any()) else ""
     lost = f" ({int(unknown.sum())} weights meet what is no block's scale)" if bool(unknown.any()) else ""
-    return Experiment(name="blocks", right=False, tried=count, kinds=kinds, differences=differences, message=share + message + lost), found
+    return Experiment(
+        name="blocks", right=False, tried=count, kinds=kinds, differences=differences, message=share + message + lost
+    ), found
 
 
 def _levels(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,8 +102,17 @@ def _levels(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Tenso
     row, column = free.nonzero()[-1].tolist()
     at = torch.tensor([column], device=bench.device)
     exponents = torch.arange(LOWEST, LOWEST + LEVELS)
-    seen = torch.stack([bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ldexp(torch.ones(1, 1), exponent))), at)[row, 0]
-                        for exponent in exponents]).cpu() / number
+    seen = (
+        torch.stack(
+            [
+                bench.read(
+                    bench.hold(torch.full((1, 1), code), bench.scales(torch.ldexp(torch.ones(1, 1), exponent))), at
+                )[row, 0]
+                for exponent in exponents
+            ]
+        ).cpu()
+        / number
+    )
     kept: list[int] = []
     for level in range(LEVELS):
         apart = all(abs(float(seen[level] - seen[other])) > 0.1 * abs(float(seen[other])) for other in kept)
@@ -89,12 +122,14 @@ def _levels(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Tenso
 
 
 def _recover_places(bench: Bench, code: int, number: float, levels: Tensor, factors: Tensor) -> Tensor:
-    """Return the flat position of the scale that each weight meets, int64 [N, K]; -1 where no block's sequence of scales was seen."""
+    """Return the flat position of the scale that each weight meets, int64 [N, K]; -1 where no block's sequence of
+    scales was seen."""
     rows, blocks = bench.grid_shape
     count, base = rows * blocks, len(levels)
     digits = max(1, math.ceil(math.log(count, base) - 1e-9))
     rng = inputs.generator(bench.seed, "blocks")
-    shuffled = torch.randperm(base**digits, generator=rng)[:count]      # neighbours then differ in every digit, not only the last
+    # neighbours then differ in every digit, not only the last
+    shuffled = torch.randperm(base**digits, generator=rng)[:count]
     place_of = torch.full((base**digits,), -1)
     place_of[shuffled] = torch.arange(count)
     read = torch.zeros(bench.n, bench.k, dtype=torch.long)
@@ -124,7 +159,9 @@ def _differences(bench: Bench, found: BlockMap, own: Tensor) -> list[Difference]
         if (here, place) not in seen:
             seen.add((here, place))
             effective = _block(bench, *divmod(place, blocks)) if place >= 0 else "no block's scale"
-            differences.append(Difference(entry=f"row {n}, column {k}", definition=_block(bench, *here), effective=effective))
+            differences.append(
+                Difference(entry=f"row {n}, column {k}", definition=_block(bench, *here), effective=effective)
+            )
         if len(differences) == SHOWN:
             break
     return differences
@@ -149,7 +186,9 @@ def name_places(bench: Bench, found: BlockMap) -> tuple[list[Kind], str]:
     for step, side, which in ((1, "early", "next"), (-1, "late", "previous")):
         moved = grid_row[:, None] * blocks + block_of((columns + step).clamp(0, k - 1), scaling)[None, :]
         if scaling.block and bool((moved == found.place)[found.free].all()):
-            return [Kind.BLOCK_OFF_BY_ONE], f"blocks begin one column {side}: a weight beside each boundary meets the {which} block's scale"
+            return [
+                Kind.BLOCK_OFF_BY_ONE
+            ], f"blocks begin one column {side}: a weight beside each boundary meets the {which} block's scale"
     for message, positions in block_size_faults(scaling, n, k):
         if bool((positions(columns, torch.arange(n)) == found.place)[found.free].all()):
             return [Kind.BLOCK_SIZE_MISTAKEN], message
@@ -157,7 +196,8 @@ def name_places(bench: Bench, found: BlockMap) -> tuple[list[Kind], str]:
 
 
 def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -> tuple[list[Kind], str]:
-    """Return what a map that no known fault gives is: a permutation, a map that shares scales, or one that meets no scales."""
+    """Return what a map that no known fault gives is: a permutation, a map that shares scales, or one that meets no
+    scales."""
     rows, blocks = bench.grid_shape
     if not bool((found.place >= 0)[found.free].any()):
         return [Kind.SCALE_PADDING_READ], "no weight meets a block's scale"
@@ -167,18 +207,33 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
     high = torch.full((rows * blocks,), -2).scatter_reduce(0, own, places, "amax")
     low = torch.full((rows * blocks,), torch.iinfo(torch.int64).max).scatter_reduce(0, own, places, "amin")
     if not bool((low >= high).all()):
-        change = int(((found.place[:, 1:] != found.place[:, :-1]) & found.free[:, 1:] & found.free[:, :-1]).any(dim=0).nonzero()[0]) + 1
-        return [Kind.BLOCK_SIZE_MISTAKEN], f"scales change within blocks of {bench.scaling.block}: first after {change} weights"
+        change = (
+            int(
+                ((found.place[:, 1:] != found.place[:, :-1]) & found.free[:, 1:] & found.free[:, :-1])
+                .any(dim=0)
+                .nonzero()[0]
+            )
+            + 1
+        )
+        return [
+            Kind.BLOCK_SIZE_MISTAKEN
+        ], f"scales change within blocks of {bench.scaling.block}: first after {change} weights"
     grid = high.clamp(min=-1).reshape(rows, blocks)
     mapped = IndexMap.from_flat(grid, blocks, "row", "block")
     rule = mapped.describe()
     n_known, n_moved = int(mapped.known.sum()), int(mapped.moved.sum())
     if n_moved == 0:
-        return [Kind.SCALE_PADDING_READ], f"{int((~mapped.known).sum())} of {mapped.known.numel()} blocks meet what is no block's scale"
+        return [
+            Kind.SCALE_PADDING_READ
+        ], f"{int((~mapped.known).sum())} of {mapped.known.numel()} blocks meet what is no block's scale"
     kind = Kind.SCALE_PERMUTED if mapped.injective else Kind.SCALE_SHARED
     if rule is not None:
         return [kind], f"the scale of {rule}"
     r, c = mapped.moved.nonzero()[0].tolist()
     example = f"{_block(bench, r, c)} meets that of {_block(bench, int(mapped.rows[r, c]), int(mapped.columns[r, c]))}"
-    how = "a permutation without a simple rule" if mapped.injective else "several blocks share one scale, without a simple rule"
+    how = (
+        "a permutation without a simple rule"
+        if mapped.injective
+        else "several blocks share one scale, without a simple rule"
+    )
     return [kind], f"{how} moves {n_moved} of {n_known} scales: {example}"

@@ -1,4 +1,5 @@
-"""Recover what each scale multiplies by: every code of a stored scale format, fp32 scales over their range, the second level."""
+"""Recover what each scale multiplies by: every code of a stored scale format, fp32 scales over their range, the second
+level."""
 
 from __future__ import annotations
 
@@ -43,10 +44,14 @@ def recover_scales(bench: Bench, table: Tensor, blocks_right: bool) -> tuple[Exp
     """Return the factor of every scale that can be seen by codes whose numbers are known from `table`."""
     code, number = known_code(bench, table)
     if code is None:
-        return Experiment(name="scales", right=None, message="no code is read as a number that scales could be seen by"), None
+        return Experiment(
+            name="scales", right=None, message="no code is read as a number that scales could be seen by"
+        ), None
     plain = plain_weights(bench, code, number)
     if not bool(plain.any()):
-        return Experiment(name="scales", right=None, message="no weight is read as the one code that all of them hold"), None
+        return Experiment(
+            name="scales", right=None, message="no weight is read as the one code that all of them hold"
+        ), None
     codes, values, skipped = _scales_to_try(bench)
     rowwise = blocks_right and bench.grid_shape[0] == bench.n > 1
     if not rowwise and bench.implementation.slow(bench.device):     # each costs a call
@@ -71,7 +76,9 @@ def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
     """Return codes (None for fp32 scales), values, and what is left out and why."""
     fmt = stored_format(bench.scaling)
     if fmt is None:
-        exponents = torch.arange(-140, 128) if not bench.implementation.slow(bench.device) else torch.arange(-120, 121, 8)
+        exponents = (
+            torch.arange(-140, 128) if not bench.implementation.slow(bench.device) else torch.arange(-120, 121, 8)
+        )
         near_one = torch.arange(-8, 9)
         values = torch.cat([torch.ldexp(torch.ones(len(exponents), dtype=torch.float64), exponents),
                             1.25 * torch.exp2(near_one.double()), 1.75 * torch.exp2(near_one.double())]).sort().values
@@ -80,7 +87,11 @@ def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
         return None, (values if bench.sets_codes else values[_reachable(bench, values)]), []
     table = decode_table(fmt).double()
     codes = torch.arange(128 if fmt.signed else 256)
-    skipped = [f"negative scale codes, 0x80 to 0x{(1 << fmt.bits) - 1:02x}, which no quantizer stores: not tried"] if fmt.signed else []
+    skipped = (
+        [f"negative scale codes, 0x80 to 0x{(1 << fmt.bits) - 1:02x}, which no quantizer stores: not tried"]
+        if fmt.signed
+        else []
+    )
     if not bench.sets_codes:    # a weight decides its scales: none is NaN, and zero blocks may have any
         reachable = _reachable(bench, table[codes])
         codes = codes[reachable]
@@ -89,21 +100,30 @@ def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
 
 
 def _reachable(bench: Bench, values: Tensor) -> Tensor:
-    """Return which scales a weight can be given for, in fp32 or the dtype that it is cast to: every number of the format under them
-    must be a normal number."""
+    """Return which scales a weight can be given for, in fp32 or the dtype that it is cast to: every number of the
+    format under them must be a normal number."""
     finfo = torch.finfo(bench.dtype if getattr(bench.implementation, "casts_weight", False) else torch.float32)
-    return values.isfinite() & (values * bench.fmt.max <= finfo.max / 4) & (values * bench.fmt.min_subnormal >= finfo.tiny)
+    return (
+        values.isfinite() & (values * bench.fmt.max <= finfo.max / 4) & (values * bench.fmt.min_subnormal >= finfo.tiny)
+    )
 
 
 def _probe_codes(bench: Bench, table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for each scale, the code whose product with it is nearest 1 in 16 bits, and whether that product is a normal number."""
+    """Return, for each scale, the code whose product with it is nearest 1 in 16 bits, and whether that product is a
+    normal number."""
     finfo = torch.finfo(bench.dtype)
     numbers = table.cpu()
     exact = bench.table.cpu().abs()
     usable = numbers.isfinite() & (numbers.abs() > 0) & exact.isfinite() & (exact <= bench.fmt.max)
     product = numbers.abs()[None, :] * torch.where(values.isfinite() & (values > 0), values, 1.0)[:, None]
     defined = exact[None, :] * torch.where(values.isfinite() & (values > 0), values, 1.0)[:, None]
-    visible = usable[None, :] & (product >= finfo.tiny) & (product <= finfo.max) & (defined >= finfo.tiny) & (defined <= finfo.max)
+    visible = (
+        usable[None, :]
+        & (product >= finfo.tiny)
+        & (product <= finfo.max)
+        & (defined >= finfo.tiny)
+        & (defined <= finfo.max)
+    )
     distance = torch.where(visible, product.log2().abs() + 0.01 * numbers.abs().log2().abs()[None, :], torch.inf)
     best = distance.argmin(dim=1)
     return best, visible.any(dim=1)
@@ -126,13 +146,16 @@ def _not_visible(bench: Bench, codes: Tensor | None, values: Tensor, usable: Ten
     return [f"{' and '.join(texts)} leave the normal range of {name} weights: not tried"] if texts else []
 
 
-def _read_factors(bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | None, values: Tensor, probe: Tensor, *, rowwise: bool) -> Tensor:
+def _read_factors(
+    bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | None, values: Tensor, probe: Tensor, *, rowwise: bool
+) -> Tensor:
     """Return the output of each scale with its probe code, float64 [S]."""
     row, *column = plain.nonzero()[-1].tolist()
     at = torch.tensor(column, device=bench.device)
 
     def sums_of_nonfinite(operands: Operands, read: Tensor, where: Tensor, rows: Tensor) -> Tensor:
-        """Replace NaN that is read of scales that are not finite by a sum along K: one-hot activations make NaN of infinity."""
+        """Replace NaN that is read of scales that are not finite by a sum along K: one-hot activations make NaN of
+        infinity."""
         where = where & ~read.isfinite()
         if not bool(where.any()):
             return read
@@ -141,7 +164,11 @@ def _read_factors(bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | No
 
     def scales_of(indices: Tensor) -> Scales:
         shape = (-1, 1)
-        return bench.scales_of_codes(codes[indices].reshape(shape)) if codes is not None else bench.scales(values[indices].reshape(shape))
+        return (
+            bench.scales_of_codes(codes[indices].reshape(shape))
+            if codes is not None
+            else bench.scales(values[indices].reshape(shape))
+        )
 
     if not rowwise:
         seen = []
@@ -150,7 +177,8 @@ def _read_factors(bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | No
             read = bench.read(operands, at)[row, :1].cpu()
             seen.append(sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row])))
         return torch.cat(seen)
-    # Rows of one scale each. A row of which another scale is read stands out by what all other rows of that arrangement show.
+    # Rows of one scale each. A row of which another scale is read stands out by what all other rows of that arrangement
+    # show.
     rng = inputs.generator(bench.seed, "scale codes")
     rows = plain.any(dim=1).nonzero().reshape(-1).cpu()
     columns = plain.double().argmax(dim=1)[rows].cpu()
@@ -172,7 +200,9 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
     rest = f" ({'; '.join(skipped)})" if skipped else ""
 
     # A number that is not the definition's was itself rounded when it was read.
-    roundings = torch.where(number == table.cpu()[factors.probe], torch.where(number == bench.table.cpu()[factors.probe], 1.0, 3.0), 1.0)
+    roundings = torch.where(
+        number == table.cpu()[factors.probe], torch.where(number == bench.table.cpu()[factors.probe], 1.0, 3.0), 1.0
+    )
 
     def agree(seen: Tensor, wanted: Tensor) -> Tensor:
         scale, several = (number, roundings) if seen.shape == number.shape else (torch.ones_like(seen), 1.0)
@@ -180,15 +210,32 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
 
     wrong = ~agree(seen, values)
     what = f"each of {len(values)} scale{' codes' if factors.codes is not None else 's'}"
-    differences = [Difference(entry=_name(factors, index), definition=number_text(values[index]), effective=number_text(seen[index]))
-                   for index in wrong.nonzero().reshape(-1).tolist()]
-    global_kind, global_message, global_differences = _recover_global(bench, table) if bench.scaling.has_tensor_scale and bench.sets_codes else (None, "", [])
-    factor = common_factor(bench, table, ~table.isnan()) if bool((number != bench.table.cpu()[factors.probe]).any()) else None
+    differences = [
+        Difference(
+            entry=_name(factors, index), definition=number_text(values[index]), effective=number_text(seen[index])
+        )
+        for index in wrong.nonzero().reshape(-1).tolist()
+    ]
+    global_kind, global_message, global_differences = (
+        _recover_global(bench, table) if bench.scaling.has_tensor_scale and bench.sets_codes else (None, "", [])
+    )
+    factor = (
+        common_factor(bench, table, ~table.isnan())
+        if bool((number != bench.table.cpu()[factors.probe]).any())
+        else None
+    )
     if not differences and not global_differences:
         if factor is not None:      # codes were seen by their product with a scale
-            return Experiment(name="scales", right=None, tried=len(values),
-                              message=f"{what} multiplies by its own value, or by {factor:.3g} times that, and codes decode as defined")
-        return Experiment(name="scales", right=True, tried=len(values), message=f"{what} multiplies by its own value{rest}")
+            return Experiment(
+                name="scales",
+                right=None,
+                tried=len(values),
+                message=f"{what} multiplies by its own value, or by {factor:.3g} times that, and codes decode as "
+                        f"defined",
+            )
+        return Experiment(
+            name="scales", right=True, tried=len(values), message=f"{what} multiplies by its own value{rest}"
+        )
     kinds, messages = [], []
     if differences:
         fitting = matching_functions(bench.scaling, factors.codes, values, seen, agree)
@@ -198,19 +245,32 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
         if fitting and len({one.kind for one in fitting}) == 1:
             kinds, message = [fitting[0].kind], fitting[0].message
         elif fitting:
-            message = f"as under {' or '.join(sorted({str(one.kind) for one in fitting}))}, which cannot be distinguished"
+            message = (
+                f"as under {' or '.join(sorted({str(one.kind) for one in fitting}))}, which cannot be distinguished"
+            )
         elif constant and bool(agree(seen, constant * values).all()):
             kinds, message = [Kind.SCALED], f"each scale multiplies by {constant:.4g} times its value"
         else:
             order = values.nan_to_num(torch.inf).argsort()
             names = [_name(factors, index) for index in order.tolist()]
-            kinds, message = [Kind.SCALE_MISREAD], describe_factors(names, values[order], seen[order], lambda a, b: bench.near(a, b, 3.0))
-        messages.append(f"{len(differences)} of {len(values)} scales multiply by another number than their own: {message}")
+            kinds, message = (
+                [Kind.SCALE_MISREAD],
+                describe_factors(names, values[order], seen[order], lambda a, b: bench.near(a, b, 3.0)),
+            )
+        messages.append(
+            f"{len(differences)} of {len(values)} scales multiply by another number than their own: {message}"
+        )
     if global_differences:
         kinds += [global_kind]
         messages.append(global_message)
-    return Experiment(name="scales", right=False, tried=len(values), kinds=kinds, differences=differences + global_differences,
-                      message="; and ".join(messages) + rest)
+    return Experiment(
+        name="scales",
+        right=False,
+        tried=len(values),
+        kinds=kinds,
+        differences=differences + global_differences,
+        message="; and ".join(messages) + rest,
+    )
 
 
 def _name(factors: Factors, index: int) -> str:
@@ -218,7 +278,8 @@ def _name(factors: Factors, index: int) -> str:
 
 
 def gives_factors(bench: Bench, table: Tensor, block: Tensor, factors: Factors) -> bool:
-    """Return whether a decode table and factors `block` of ``factors.values``, as a hypothesis makes them, give what was seen."""
+    """Return whether a decode table and factors `block` of ``factors.values``, as a hypothesis makes them, give what
+    was seen."""
     block = block.double().cpu()
     predicted = table.double().cpu()[factors.probe] * block
     return bool((bench.near(factors.seen * factors.number, predicted, 2.0) | ~within_fp32(block, factors.values)).all())
@@ -243,18 +304,50 @@ def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list
 
     if is_power(power):
         return None, "", []
-    differences = [Difference(entry=f"global scale {number_text(value)}", definition=number_text(value**power), effective=number_text(factor))
-                   for value, factor in zip(given, factors, strict=True) if abs(float(factor) - float(value**power)) > 0.02 * float(value**power)]
+    differences = [
+        Difference(
+            entry=f"global scale {number_text(value)}",
+            definition=number_text(value**power),
+            effective=number_text(factor),
+        )
+        for value, factor in zip(given, factors, strict=True)
+        if abs(float(factor) - float(value**power)) > 0.02 * float(value**power)
+    ]
     if is_power(0):
-        return Kind.GLOBAL_SCALE_MISSING, "the global scale is not applied: whatever it is, weights are multiplied by 1", differences
+        return (
+            Kind.GLOBAL_SCALE_MISSING,
+            "the global scale is not applied: whatever it is, weights are multiplied by 1",
+            differences,
+        )
     if is_power(-power):
-        return Kind.GLOBAL_SCALE_INVERTED, "the global scale is inverted: weights are " + ("divided by it" if power > 0 else "multiplied by it"), differences
-    for exponent, what in ((2, "squared"), (0.5, "replaced by its square root"), (-2, "inverted and squared"), (3, "cubed")):
+        return (
+            Kind.GLOBAL_SCALE_INVERTED,
+            "the global scale is inverted: weights are " + ("divided by it" if power > 0 else "multiplied by it"),
+            differences,
+        )
+    for exponent, what in (
+        (2, "squared"),
+        (0.5, "replaced by its square root"),
+        (-2, "inverted and squared"),
+        (3, "cubed"),
+    ):
         if is_power(power * exponent):
             return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is {what}", differences
     ratio = factors / given**power
     if bool(((ratio / ratio.median() - 1).abs() < 0.02).all()):
-        return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is applied {float(ratio.median()):.4g} times too large", differences
+        return (
+            Kind.GLOBAL_SCALE_MISREAD,
+            f"the global scale is applied {float(ratio.median()):.4g} times too large",
+            differences,
+        )
     if bool(((factors / factors.median() - 1).abs() < 0.02).all()):
-        return Kind.GLOBAL_SCALE_MISREAD, f"whatever the global scale is, weights are multiplied by {float(factors.median()):.4g}", differences
-    return Kind.GLOBAL_SCALE_MISREAD, f"the global scale {number_text(given[0])} multiplies by {number_text(factors[0])}", differences
+        return (
+            Kind.GLOBAL_SCALE_MISREAD,
+            f"whatever the global scale is, weights are multiplied by {float(factors.median()):.4g}",
+            differences,
+        )
+    return (
+        Kind.GLOBAL_SCALE_MISREAD,
+        f"the global scale {number_text(given[0])} multiplies by {number_text(factors[0])}",
+        differences,
+    )
