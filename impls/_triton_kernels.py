@@ -1,7 +1,7 @@
 """Two Triton kernels that multiply by packed weights: decode, product and scale in one launch each.
 
-Both read planar rows (`fpxbench.numbers.packing`): the weights k = j * K_PAD / PLANES + i of all PLANES planes j come out of the
-same few bytes, so a tile of bytes meets PLANES contiguous slices of the activation, and nothing is shuffled.
+Both read planar rows (`fpxbench.numbers.packing`): the weights k = j * K_PAD / PLANES + i of all PLANES planes j come
+out of the same few bytes, so a tile of bytes meets PLANES contiguous slices of the activation, and nothing is shuffled.
 How the bits become numbers, and why that is exact, is in `_triton_codes`, where the constants are made.
 
 Only Triton builtins and helpers of this file are called: the interpreter runs a second copy of this module, in
@@ -217,8 +217,8 @@ def matvec_kernel(
                         weight = weight * SUM_FACTOR * scale
                     new_products = ()
                     for m in tl.static_range(M):
-                        # Activation `byte` of the four in each int64. No function of its own: Triton's interpreter takes a
-                        # millisecond for a call, and there are thousands here.
+                        # Activation `byte` of the four in each int64. No function of its own: Triton's interpreter
+                        # takes a millisecond for a call, and there are thousands here.
                         half = (quads[m] >> (16 * byte)).to(tl.uint16)
                         if BF16:
                             activation = (half.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
@@ -271,8 +271,8 @@ def dot_kernel(
     take from registers, where it is decoded. Codes are exact in OPERAND, so the tile's products are too; block scales
     multiply the fp32 sums of a tile, and no weight is rounded anywhere.
 
-    x is 16-bit [M, K_PAD], packed uint8 [N, ROW_BYTES]. BLOCK is 0 where a row has one scale. ALIGNED: no tile straddles
-    blocks; otherwise a tile is multiplied once for each block that it touches, with the others masked.
+    x is 16-bit [M, K_PAD], packed uint8 [N, ROW_BYTES]. BLOCK is 0 where a row has one scale. ALIGNED: no tile
+    straddles blocks; otherwise a tile is multiplied once for each block that it touches, with the others masked.
     """
     STEPS: tl.constexpr = K_PAD // PLANES
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -69,7 +69,8 @@ def measure_accumulator(examination: Examination, quantized: Callable[[Operands,
 
 
 def probe_weight(operands: Operands) -> tuple[Tensor, list[int]]:
-    """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and those columns."""
+    """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and those
+    columns."""
     case, scheme = operands.case, scheme_named(operands.case.scheme)
     weight = torch.ones(case.n, case.k, device=operands.device)
     block = scheme.scaling.block or case.k
@@ -86,7 +87,9 @@ class _Probe:
     def run(self, until: float) -> MeasuredAccumulator:
         found = MeasuredAccumulator(overflows=self._overflows())
         triples = self._triples()
-        lost = [triple for triple, kept in zip(triples, self.kept([(*t, _LOST) for t in triples]), strict=True) if not kept]
+        lost = [
+            triple for triple, kept in zip(triples, self.kept([(*t, _LOST) for t in triples]), strict=True) if not kept
+        ]
         if not lost:
             found.order = "products that lie apart are summed apart"
             return found
@@ -150,8 +153,8 @@ class _Probe:
     def _order(self, until: float) -> tuple[int | None, str]:
         """Return the block in which products are summed before they meet others, and the order in words.
 
-        L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where blocks
-        are summed first, the losses end where a block does: before k if a block's sum is wider, else after it.
+        L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where
+        blocks are summed first, the losses end where a block does: before k if a block's sum is wider, else after it.
         """
         last, k = len(self.columns) - 1, self.operands.case.k
         edges: list[tuple[int, int]] = []
@@ -166,12 +169,15 @@ class _Probe:
         if all(edge == column for column, edge in edges):
             return None, "one after another"
         block = math.gcd(*(edge for _, edge in edges if edge < k)) or k
-        if block < 2 or not all(edge in (column // block * block, min(k, (column // block + 1) * block)) for column, edge in edges):
+        if block < 2 or not all(
+            edge in (column // block * block, min(k, (column // block + 1) * block)) for column, edge in edges
+        ):
             return None, "in no simple order"       # a tree, say
         return block, f"in blocks of {block}"
 
     def _end_of_losses(self, at: int) -> int | None:
-        """Return the column at which s is kept again after -L at column number `at`; None if losses are no single run."""
+        """Return the column at which s is kept again after -L at column number `at`; None if losses are no single
+        run."""
         columns, last, k = self.columns, len(self.columns) - 1, self.operands.case.k
 
         def lost(numbers: Sequence[int]) -> list[bool]:
@@ -191,9 +197,15 @@ class _Probe:
         if lost([candidates[i] for i in tried]) != [i < high for i in tried]:
             return None
         if high == 0:
-            return 0    # both lie in the first block
-        lost_last, kept_first = columns[candidates[high - 1]], columns[candidates[high]] if high < len(candidates) else k
-        if lost_last < columns[at] <= kept_first and at in (candidates[high - 1] + 1, candidates[high] if high < len(candidates) else -1):
+            return 0  # both lie in the first block
+        lost_last, kept_first = (
+            columns[candidates[high - 1]],
+            columns[candidates[high]] if high < len(candidates) else k,
+        )
+        if lost_last < columns[at] <= kept_first and at in (
+            candidates[high - 1] + 1,
+            candidates[high] if high < len(candidates) else -1,
+        ):
             return columns[at]
         # Columns that are not probed (a block's first, say) may lie on the edge itself.
         return max(range(lost_last + 1, kept_first + 1), key=lambda edge: edge & -edge)

@@ -1,6 +1,7 @@
 """Check the calls that serving stacks make: other token counts, batched and strided activations, other shapes, a bias.
 
-Each check has a share of the examination's budget. What did not fit in, or was refused, is noted and not counted as right.
+Each check has a share of the examination's budget. What did not fit in, or was refused, is noted and not counted as
+right.
 """
 
 from __future__ import annotations
@@ -165,9 +166,12 @@ def check_layouts(examination: Examination) -> Verdict | None:
         if verdict.kind is Kind.NOT_REPEATABLE:
             return verdict
         return Verdict(
-            status=verdict.status, kind=Kind.ACTIVATION_LAYOUT, evidence=verdict.evidence | {"activation": name},
-            summary=f"wrong for {name} (shape {list(x.shape)}, strides {list(x.stride())}), right for the same numbers as a"
-                    f" contiguous [{len(flat)}, {x.shape[-1]}]: {verdict.summary}",
+            status=verdict.status,
+            kind=Kind.ACTIVATION_LAYOUT,
+            evidence=verdict.evidence | {"activation": name},
+            summary=f"wrong for {name} (shape {list(x.shape)}, strides {list(x.stride())}), right for the same numbers "
+                    f"as a"
+            f" contiguous [{len(flat)}, {x.shape[-1]}]: {verdict.summary}",
         )
     if covered:
         examination.covered["activation layouts"] = ", ".join(covered)
@@ -224,7 +228,9 @@ def check_shapes(examination: Examination, prepare: Callable[[int, int, object],
         if time.monotonic() > until and covered:
             examination.not_asked["other shapes"] = f"[{n}, {k}] and what follows: no time"
             break
-        took, verdict = examination.ask(f"a weight [{n}, {k}]", partial(_check_shape, examination, prepare, n, k, number, kept))
+        took, verdict = examination.ask(
+            f"a weight [{n}, {k}]", partial(_check_shape, examination, prepare, n, k, number, kept)
+        )
         if verdict is not None:
             return verdict
         covered += [f"[{n}, {k}]"] * took
@@ -246,7 +252,9 @@ def _check_shape(examination: Examination, prepare: Callable[[int, int, object],
                  kept: list[Operands]) -> Verdict | None:
     operands = prepare(n, k, ("other shapes", number))
     kept.append(operands)
-    verdict = _checked_once(examination, operands, "other shapes") or check_configs(examination.implementation, operands)
+    verdict = _checked_once(examination, operands, "other shapes") or check_configs(
+        examination.implementation, operands
+    )
     if verdict is None:
         return None
     if verdict.kind is None:
@@ -291,7 +299,8 @@ def check_bias(examination: Examination) -> Verdict | None:
 
 
 def check_repeats(examination: Examination, most: int = 1000) -> Verdict | None:
-    """Repeat one call as often as the budget allows, on a GPU beside other work: bit for bit first, then by the reference."""
+    """Repeat one call as often as the budget allows, on a GPU beside other work: bit for bit first, then by the
+    reference."""
     implementation, operands = examination.implementation, examination.operands
     if operands.case.m == 0 or implementation.slow(operands.device):
         examination.not_asked["repeats"] = "an interpreter takes too long" if operands.case.m else "no tokens"

@@ -38,7 +38,9 @@ COMMANDS = {
         _MEASURE,
     ),
     "tensor-check": Command(
-        "tensor_commands", "Check quantized tensor classes, operation by operation, against the same on plain numbers.", _MEASURE
+        "tensor_commands",
+        "Check quantized tensor classes, operation by operation, against the same on plain numbers.",
+        _MEASURE,
     ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),

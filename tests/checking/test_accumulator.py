@@ -30,7 +30,9 @@ class Sums(Implementation):
 
     def matmul(self, x, weight):
         total = torch.zeros(len(x), weight.shape[0], dtype=torch.float64)
-        parts = list(zip(x.double().split(self.block, 1), weight.dequantize().double().split(self.block, 1), strict=True))
+        parts = list(
+            zip(x.double().split(self.block, 1), weight.dequantize().double().split(self.block, 1), strict=True)
+        )
         for a, b in reversed(parts) if self.backwards else parts:
             total = self.rounded(total + a @ b.T)
         return total.to(x.dtype)
@@ -48,11 +50,15 @@ class Pairwise(Sums):
         return products[..., 0].to(x.dtype)
 
 
-def measured(implementation: Implementation, scheme: str = "e4m3fn-row", m: int = 16, k: int = 512, activation: str = "bf16") -> Examination:
+def measured(
+    implementation: Implementation, scheme: str = "e4m3fn-row", m: int = 16, k: int = 512, activation: str = "bf16"
+) -> Examination:
     case = Case(implementation="i", scheme=scheme, workload="canary.x", m=m, n=32, k=k, activation=activation)
     operands = prepare(implementation, TrialRequest(case=case, seed=3))
     examination = Examination(implementation, operands, budget_s=30.0)
-    measure_accumulator(examination, lambda like, original: quantized(implementation, like.case, "cpu", like.seed, original))
+    measure_accumulator(
+        examination, lambda like, original: quantized(implementation, like.case, "cpu", like.seed, original)
+    )
     return examination
 
 

@@ -117,5 +117,9 @@ def test_the_bound_of_a_declared_rule_is_no_wider_than_without_one() -> None:
     operands.rule, implementation.activation_rule = None, None
     plain = operands.reference(x, implementation)
     assert declared.bound < 1.2 * plain.bound
-    assert not compare(Implementation().quantize(x.float(), scheme_named("nvfp4")).dequantize().to(x.dtype) @ operands.decoded.T.to(x.dtype) * 0.9,
-                       declared).within
+    assert not compare(
+        Implementation().quantize(x.float(), scheme_named("nvfp4")).dequantize().to(x.dtype)
+        @ operands.decoded.T.to(x.dtype)
+        * 0.9,
+        declared,
+    ).within

@@ -84,8 +84,17 @@ class TruncatedSums(Right):
 RIGHT = (Right, Float64, RoundedWeight, Backwards, ScaledAfter, TruncatedSums)
 
 
-def operands_for(implementation: Implementation, scheme: str = "e4m3fn-row", *, m: int = 3, n: int = 24, k: int = 96, activation: str = "bf16",
-                 workload: str = "canary.ragged", seed: int = 1) -> Operands:
+def operands_for(
+    implementation: Implementation,
+    scheme: str = "e4m3fn-row",
+    *,
+    m: int = 3,
+    n: int = 24,
+    k: int = 96,
+    activation: str = "bf16",
+    workload: str = "canary.ragged",
+    seed: int = 1,
+) -> Operands:
     case = Case(implementation="x", scheme=scheme, workload=workload, m=m, n=n, k=k, activation=activation)
     original = inputs.make_weight(case, seed)
     weight = implementation.quantize(original, scheme_named(scheme))
@@ -95,7 +104,11 @@ def operands_for(implementation: Implementation, scheme: str = "e4m3fn-row", *, 
 def checked(implementation: Implementation, operands: Operands):
     """The verdict of all checks, None if there is nothing to object to."""
     _, verdict = correctness.check_calls(implementation, operands)
-    return verdict or correctness.check_one_hot(implementation, operands) or correctness.check_configs(implementation, operands)
+    return (
+        verdict
+        or correctness.check_one_hot(implementation, operands)
+        or correctness.check_configs(implementation, operands)
+    )
 
 
 def kind_of(implementation: Implementation, operands: Operands) -> Kind:
@@ -150,7 +163,9 @@ def test_new_memory_is_poisoned_only_while_it_is_watched() -> None:
     assert not bool(poison.holds_pattern(torch.ones(64, 512, dtype=torch.bfloat16), poison.NAN).any())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_one_pattern_is_nan_in_every_dtype_and_the_other_is_large_and_finite(dtype) -> None:
     def number(pattern: int) -> float:
         return float(torch.full((8,), pattern, dtype=torch.uint8).view(dtype)[0].double())
@@ -276,7 +291,9 @@ def test_a_single_weight_misread_cannot_hide_in_a_sum() -> None:
     assert verdict.evidence["code"].endswith("0000.001")
 
 
-@pytest.mark.parametrize("scheme", [*(name for name in SCHEMES if scheme_named(name).quantized), "e4m3fn-g2", "e3m4-mx", "e4m3fnuz-g3"])
+@pytest.mark.parametrize(
+    "scheme", [*(name for name in SCHEMES if scheme_named(name).quantized), "e4m3fn-g2", "e3m4-mx", "e4m3fnuz-g3"]
+)
 def test_the_probes_of_the_code_canary_read_every_finite_code(scheme) -> None:
     """No code of any scheme can be misread without a probe that sees it, whatever the seed."""
     canary = next(workload for workload in CANARIES if workload.name == "canary.codes")
@@ -290,7 +307,8 @@ def test_the_probes_of_the_code_canary_read_every_finite_code(scheme) -> None:
 
 
 def test_infinity_is_right_only_where_the_dtype_ends() -> None:
-    """E5M2 holds 57344, so an fp16 product of such weights overflows rightly; one element that could be held may not."""
+    """E5M2 holds 57344, so an fp16 product of such weights overflows rightly; one element that could be held may
+    not."""
     class Infinite(Right):
         def matmul(self, x, weight):
             y = super().matmul(x, weight)

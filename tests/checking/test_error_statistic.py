@@ -87,7 +87,9 @@ def test_none_of_1000_right_kernels_is_called_inaccurate() -> None:
 
 @pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4", "nvfp4"])
 @pytest.mark.parametrize("activation", ["bf16", "fp16"])
-def test_an_error_of_half_a_percent_is_told_from_the_third_of_a_percent_of_right_kernels(scheme: str, activation: str) -> None:
+def test_an_error_of_half_a_percent_is_told_from_the_third_of_a_percent_of_right_kernels(
+    scheme: str, activation: str
+) -> None:
     """Relative to the unit roundoff: 0.5% for bf16 is 1.3 of it."""
     def off_by(share: float):
         def kernel(x, w):

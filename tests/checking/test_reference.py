@@ -48,20 +48,30 @@ RIGHT = {
     "fp32 throughout": lambda x, w: F.linear(x.float(), w).to(x.dtype),
     "one product after another, truncating": lambda x, w: in_turn(x.float(), w).to(x.dtype),
     "backwards": lambda x, w: F.linear(x.float().flip(1), w.flip(1)).to(x.dtype),
-    "split over K": lambda x, w: sum(F.linear(a.float(), b) for a, b in zip(x.split(37, 1), w.split(37, 1), strict=True)).to(x.dtype),
-    "largest first": lambda x, w: in_turn(x[:, (i := w.abs().amax(0).argsort(descending=True))].float(), w[:, i]).to(x.dtype),
+    "split over K": lambda x, w: sum(
+        F.linear(a.float(), b) for a, b in zip(x.split(37, 1), w.split(37, 1), strict=True)
+    ).to(x.dtype),
+    "largest first": lambda x, w: in_turn(x[:, (i := w.abs().amax(0).argsort(descending=True))].float(), w[:, i]).to(
+        x.dtype
+    ),
 }
 
 
 @pytest.mark.parametrize("way", RIGHT)
 @pytest.mark.parametrize("activation", DTYPES)
 def test_a_right_product_is_inside_whatever_the_order_of_its_sums(way, activation):
-    shapes = [(1, 32, 32), (3, 77, 203), (4, 16, 4096)] if "truncating" not in way and "first" not in way else [(1, 32, 32), (3, 77, 203)]
+    shapes = (
+        [(1, 32, 32), (3, 77, 203), (4, 16, 4096)]
+        if "truncating" not in way and "first" not in way
+        else [(1, 32, 32), (3, 77, 203)]
+    )
     for scheme in QUANTIZED:
         for seed, (m, n, k) in enumerate(shapes):
             x, weight = operands(make(scheme, m, n, k, activation), seed)
             decoded = weight.dequantize()
-            comparison = reference.compare(RIGHT[way](x, decoded), reference.matmul_reference(x, decoded, quantized=True))
+            comparison = reference.compare(
+                RIGHT[way](x, decoded), reference.matmul_reference(x, decoded, quantized=True)
+            )
             assert comparison.within, f"{scheme} {m}x{n}x{k}: {comparison.message()}"
 
 
@@ -71,7 +81,9 @@ def test_scaling_the_rounded_product_is_right_too(name):
         x, weight = operands(make(name), seed)
         unscaled = decode_table(weight.scheme.format)[weight.codes().int()]
         y = F.linear(x, unscaled.to(x.dtype)) * weight.scales.reshape(1, -1)
-        comparison = reference.compare(y.to(x.dtype), reference.matmul_reference(x, weight.dequantize(), quantized=True))
+        comparison = reference.compare(
+            y.to(x.dtype), reference.matmul_reference(x, weight.dequantize(), quantized=True)
+        )
         assert comparison.within, comparison.message()
 
 
@@ -80,7 +92,9 @@ def test_the_dense_product_needs_no_allowance_for_a_quantized_weight(activation)
     for seed in range(20):
         x, weight = operands(make(activation, 4, 64, 1024, activation), seed)
         decoded = weight.dequantize()
-        assert reference.compare(F.linear(x, weight.packed), reference.matmul_reference(x, decoded, quantized=False)).within
+        assert reference.compare(
+            F.linear(x, weight.packed), reference.matmul_reference(x, decoded, quantized=False)
+        ).within
     dense, quantized = (reference.matmul_reference(x, decoded, quantized=flag).tolerance for flag in (False, True))
     assert bool((dense < quantized).all())
 
@@ -88,7 +102,8 @@ def test_the_dense_product_needs_no_allowance_for_a_quantized_weight(activation)
 @pytest.mark.parametrize("dtype", DTYPES.values())
 @pytest.mark.parametrize("k", [1, 64, 4096])
 def test_the_tolerance_is_derived_from_k_and_the_unit_roundoff(k, dtype):
-    """Σ of k ones: two output roundings of k, an fp32 truncation for each of k sums, and 8 standard deviations of the weights'."""
+    """Σ of k ones: two output roundings of k, an fp32 truncation for each of k sums, and 8 standard deviations of the
+    weights'."""
     unit = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
     expected = reference.matmul_reference(torch.ones(1, k, dtype=dtype), torch.ones(1, k), quantized=True)
     derived = (2 * unit + unit**2) * k + k * 2.0**-23 * k + 8 * unit * math.sqrt(k) + torch.finfo(dtype).smallest_normal
@@ -102,7 +117,9 @@ def test_an_activation_that_is_declared_rounded_is_allowed_that_rounding_and_no_
     rounded = decode_table(FORMATS["e4m3fn"])[scheme_named("e4m3fn-row").quantize(x.float())[0].int()]
     scale = x.float().abs().amax(dim=1, keepdim=True) / 448
     y = F.linear(rounded * scale, decoded).to(x.dtype)
-    assert reference.compare(y, reference.matmul_reference(x, decoded, quantized=True, rule=ActivationRule("e4m3fn-row"))).within
+    assert reference.compare(
+        y, reference.matmul_reference(x, decoded, quantized=True, rule=ActivationRule("e4m3fn-row"))
+    ).within
     assert not reference.compare(y, reference.matmul_reference(x, decoded, quantized=True)).within
 
 
@@ -134,10 +151,16 @@ def test_what_is_wrong_is_outside():
     assert inside == []
 
 
-@pytest.mark.parametrize(("name", "dtype"), [
-    *((name, torch.bfloat16) for name in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e3m4", "e3m2", "e2m3", "e2m1", "e2m2", "int4")),
-    *((name, torch.float16) for name in ("e4m3fn", "e3m4", "e2m5", "int8")),
-])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *(
+            (name, torch.bfloat16)
+            for name in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e3m4", "e3m2", "e2m3", "e2m1", "e2m2", "int4")
+        ),
+        *((name, torch.float16) for name in ("e4m3fn", "e3m4", "e2m5", "int8")),
+    ],
+)
 def test_one_hot_activations_tell_every_code_from_its_neighbour(name, dtype):
     fmt = format_named(name)
     numbers = decode_table(fmt)
@@ -193,7 +216,9 @@ def test_a_long_reference_is_the_same_in_pieces(monkeypatch):
     whole = reference.matmul_reference(x, weight.dequantize(), quantized=True)
     monkeypatch.setattr(reference, "_REFERENCE_ELEMENTS", 5 * 256)
     pieces = reference.matmul_reference(x, weight.dequantize(), quantized=True)
-    assert torch.allclose(pieces.product, whole.product, rtol=1e-13) and torch.allclose(pieces.tolerance, whole.tolerance, rtol=1e-13)
+    assert torch.allclose(pieces.product, whole.product, rtol=1e-13) and torch.allclose(
+        pieces.tolerance, whole.tolerance, rtol=1e-13
+    )
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -202,7 +227,9 @@ def test_the_codes_canary_holds_every_number_of_its_format(name):
     weight = Implementation().quantize(inputs.make_weight(case, seed=3), scheme_named(name))
     table = decode_table(weight.scheme.format)
     stored = set(weight.codes().unique().tolist())
-    wanted = {code for code, value in enumerate(table.tolist()) if math.isfinite(value) and value >= -weight.scheme.format.max}
+    wanted = {
+        code for code, value in enumerate(table.tolist()) if math.isfinite(value) and value >= -weight.scheme.format.max
+    }
     # -0 is what small negatives round to.
     assert stored >= {code for code in wanted if table[code] != 0 or not table[code].signbit()}
     columns = inputs.columns_covering_codes(weight, most=256)

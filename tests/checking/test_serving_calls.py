@@ -90,7 +90,10 @@ def test_a_refusal_is_no_mistake_and_no_success() -> None:
     result = result_of(TwoDimensional(), request())
     assert result.verdict.status is Status.OK
     assert "ValueError: takes [M, K]" in result.coverage.not_asked["[B, M, K]"]
-    assert "[17, 33]" not in result.coverage.covered["other shapes"] and "[48, 288]" in result.coverage.covered["other shapes"]
+    assert (
+        "[17, 33]" not in result.coverage.covered["other shapes"]
+        and "[48, 288]" in result.coverage.covered["other shapes"]
+    )
 
 
 def test_a_mistake_for_some_m_is_said_with_where_it_begins_and_ends() -> None:

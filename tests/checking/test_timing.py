@@ -153,10 +153,15 @@ def test_the_speedup_is_over_the_dense_product_of_the_same_run():
     assert times.speedup_ci95[0] <= times.speedup <= times.speedup_ci95[1]
 
 
-@pytest.mark.parametrize(("us", "what", "says"), [
-    (30, {}, "memory: it moves"), (1000, {}, "not memory"), (1000, {"peak_bytes": 2 * 512 * 1024}, "writes the decoded weight"),
-    (1000, {"kernels": 3}, "3 kernels"),
-])
+@pytest.mark.parametrize(
+    ("us", "what", "says"),
+    [
+        (30, {}, "memory: it moves"),
+        (1000, {}, "not memory"),
+        (1000, {"peak_bytes": 2 * 512 * 1024}, "writes the decoded weight"),
+        (1000, {"kernels": 3}, "3 kernels"),
+    ],
+)
 def test_what_holds_a_case_back_is_said_from_its_figures(us, what, says):
     held = operands()
     times, moved, _ = figures(held, us, **what)
@@ -175,5 +180,7 @@ def test_timing_takes_the_case_and_its_baseline_in_turn():
     samples = timing.time_case(Counting(), held, cache_bytes=16 * 4096, budget_s=0)
     assert len(samples.call) == len(samples.baseline) == timing.MIN_SAMPLES
     assert all(seconds > 0 for seconds in samples.call + samples.baseline)
-    assert len(set(calls)) == timing.rotation(held.weight.nbytes, 16 * 4096) and held.weight.packed.data_ptr() not in calls
+    assert (
+        len(set(calls)) == timing.rotation(held.weight.nbytes, 16 * 4096) and held.weight.packed.data_ptr() not in calls
+    )
     assert samples.beyond_cache

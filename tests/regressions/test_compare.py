@@ -24,10 +24,22 @@ def record(build, name="some", us=None, dense_us=100.0, status=Status.OK, machin
     if us:
         samples = [float(one) for one in us * np.exp(np.random.default_rng(seed).normal(0, 0.01, 30))]
         speedup = dense_us / us
-        timing = Timing(samples_us=samples, median_us=float(np.median(samples)), ci95_us=(min(samples), max(samples)), baseline_us=dense_us,
-                        speedup=speedup, speedup_ci95=(speedup * 0.99, speedup * 1.01))
-    return Record(case=case, build=build, machine=Machine(name=machine, device="x", arch="y"), timing=timing,
-                  verdict=Verdict(status=status, **more), no_timing=None if us or status is not Status.OK else "a canary")
+        timing = Timing(
+            samples_us=samples,
+            median_us=float(np.median(samples)),
+            ci95_us=(min(samples), max(samples)),
+            baseline_us=dense_us,
+            speedup=speedup,
+            speedup_ci95=(speedup * 0.99, speedup * 1.01),
+        )
+    return Record(
+        case=case,
+        build=build,
+        machine=Machine(name=machine, device="x", arch="y"),
+        timing=timing,
+        verdict=Verdict(status=status, **more),
+        no_timing=None if us or status is not Status.OK else "a canary",
+    )
 
 
 def changes(*pairs):
@@ -35,20 +47,27 @@ def changes(*pairs):
     return {row.case.split("/")[0]: row.change for row in rows}
 
 
-@pytest.mark.parametrize("old, new, change", [
-    (dict(us=100), dict(us=110, seed=1), ChangeClass.SLOWER),
-    (dict(us=100), dict(us=90, seed=1), ChangeClass.FASTER),
-    (dict(us=100), dict(us=101, seed=1), ChangeClass.UNCHANGED),
-    (dict(us=100), dict(us=110, dense_us=110, seed=1), ChangeClass.MACHINE),
-    (dict(us=100), dict(us=115, dense_us=130, seed=1), ChangeClass.MACHINE),     # slower, and faster beside dense
-    (dict(us=100), dict(us=85, dense_us=70, seed=1), ChangeClass.MACHINE),
-    (dict(us=100), dict(us=115, dense_us=80, seed=1), ChangeClass.SLOWER),
-    (dict(us=100), dict(status=Status.CRASH), ChangeClass.VERDICT_WORSE),
-    (dict(status=Status.WRONG), dict(us=100), ChangeClass.VERDICT_BETTER),
-    (dict(status=Status.WRONG, kind="sign_lost"), dict(status=Status.WRONG, kind="nibble_swap"), ChangeClass.VERDICT_OTHER),
-    (dict(status=Status.UNSUPPORTED), dict(status=Status.UNSUPPORTED), ChangeClass.UNCHANGED),
-    (dict(), dict(), ChangeClass.UNCHANGED),
-])
+@pytest.mark.parametrize(
+    "old, new, change",
+    [
+        (dict(us=100), dict(us=110, seed=1), ChangeClass.SLOWER),
+        (dict(us=100), dict(us=90, seed=1), ChangeClass.FASTER),
+        (dict(us=100), dict(us=101, seed=1), ChangeClass.UNCHANGED),
+        (dict(us=100), dict(us=110, dense_us=110, seed=1), ChangeClass.MACHINE),
+        (dict(us=100), dict(us=115, dense_us=130, seed=1), ChangeClass.MACHINE),  # slower, and faster beside dense
+        (dict(us=100), dict(us=85, dense_us=70, seed=1), ChangeClass.MACHINE),
+        (dict(us=100), dict(us=115, dense_us=80, seed=1), ChangeClass.SLOWER),
+        (dict(us=100), dict(status=Status.CRASH), ChangeClass.VERDICT_WORSE),
+        (dict(status=Status.WRONG), dict(us=100), ChangeClass.VERDICT_BETTER),
+        (
+            dict(status=Status.WRONG, kind="sign_lost"),
+            dict(status=Status.WRONG, kind="nibble_swap"),
+            ChangeClass.VERDICT_OTHER,
+        ),
+        (dict(status=Status.UNSUPPORTED), dict(status=Status.UNSUPPORTED), ChangeClass.UNCHANGED),
+        (dict(), dict(), ChangeClass.UNCHANGED),
+    ],
+)
 def test_what_changed_is_named(old, new, change):
     assert changes((record(BEFORE, **old), record(AFTER, **new))) == {"some": change}
 
@@ -60,9 +79,15 @@ def test_the_same_samples_give_the_same_answer_twice():
 
 def test_verdicts_come_first_and_the_worst_of_each_kind_before_the_others():
     rows = compare(
-        [record(BEFORE, name, us=100) for name in ("same", "slow", "slower", "crashing", "erring")] + [record(BEFORE, "gone")],
-        [record(AFTER, "same", us=100), record(AFTER, "slow", us=120), record(AFTER, "slower", us=150),
-         record(AFTER, "erring", status=Status.ERROR), record(AFTER, "crashing", status=Status.CRASH)],
+        [record(BEFORE, name, us=100) for name in ("same", "slow", "slower", "crashing", "erring")]
+        + [record(BEFORE, "gone")],
+        [
+            record(AFTER, "same", us=100),
+            record(AFTER, "slow", us=120),
+            record(AFTER, "slower", us=150),
+            record(AFTER, "erring", status=Status.ERROR),
+            record(AFTER, "crashing", status=Status.CRASH),
+        ],
     )
     assert [row.case.split("/")[0] for row in rows] == ["crashing", "erring", "slower", "slow", "same", "gone"]
 
@@ -86,15 +111,23 @@ def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_
 
 @pytest.fixture
 def folder(tmp_path):
-    for each in (record(BEFORE, "slow", us=100), record(BEFORE, "same", us=100), record(BEFORE, "crashing", us=100),
-                 record(AFTER, "slow", us=150), record(AFTER, "same", us=100), record(AFTER, "crashing", status=Status.CRASH),
-                 record(AFTER, "slow", us=100, machine="elsewhere")):
+    for each in (
+        record(BEFORE, "slow", us=100),
+        record(BEFORE, "same", us=100),
+        record(BEFORE, "crashing", us=100),
+        record(AFTER, "slow", us=150),
+        record(AFTER, "same", us=100),
+        record(AFTER, "crashing", status=Status.CRASH),
+        record(AFTER, "slow", us=100, machine="elsewhere"),
+    ):
         Store(tmp_path / "results").append(each)
     return tmp_path
 
 
 def ask(folder, *arguments):
-    done = CliRunner().invoke(app, ["compare", *arguments, "--results", str(folder / "results"), "--timeline", str(folder / "timeline")])
+    done = CliRunner().invoke(
+        app, ["compare", *arguments, "--results", str(folder / "results"), "--timeline", str(folder / "timeline")]
+    )
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
@@ -112,9 +145,13 @@ def test_json_is_every_row_and_one_machine_can_be_asked_for(folder):
     assert [row["change"] for row in rows] == ["verdict worse", "slower", "unchanged"]
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (("2.13.0", "2.99"), "'2.99'.*it has records of 2.13.0, 2.14.1"), (("2.13.0", "2.14.1", "--machine", "nowhere"), "machine 'nowhere'"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("2.13.0", "2.99"), "'2.99'.*it has records of 2.13.0, 2.14.1"),
+        (("2.13.0", "2.14.1", "--machine", "nowhere"), "machine 'nowhere'"),
+    ],
+)
 def test_what_was_never_measured_is_a_mistake_that_names_what_was(folder, arguments, said):
     with pytest.raises(UsageError, match=said):
         ask(folder, *arguments)

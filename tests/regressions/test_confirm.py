@@ -17,8 +17,12 @@ from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome,
 from fpxbench.stats import Ratio, fewest_pairs, ratio_of_pairs
 
 CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)
-GOOD = Build(torch="2.15.0.dev20261101+cu130", channel="nightly", variant="cu130", date="2026-11-01", git="a" * 40, key="1" * 40)
-BAD = Build(torch="2.15.0.dev20261102+cu130", channel="nightly", variant="cu130", date="2026-11-02", git="b" * 40, key="2" * 40)
+GOOD = Build(
+    torch="2.15.0.dev20261101+cu130", channel="nightly", variant="cu130", date="2026-11-01", git="a" * 40, key="1" * 40
+)
+BAD = Build(
+    torch="2.15.0.dev20261102+cu130", channel="nightly", variant="cu130", date="2026-11-02", git="b" * 40, key="2" * 40
+)
 MACHINE = Machine(name="here", device="Some GPU", arch="sm_90")
 TIMES = Question(CASE, "time")
 VERDICTS = Question(CASE, "verdict")
@@ -26,13 +30,19 @@ VERDICTS = Question(CASE, "verdict")
 
 def record(side, us=None, baseline_us=100.0, status=Status.OK, kind=None):
     timing = Timing(samples_us=[us], median_us=us, ci95_us=(us, us), baseline_us=baseline_us) if us else None
-    return Record(case=CASE, build=GOOD if side == "good" else BAD, machine=MACHINE, timing=timing,
-                  verdict=Verdict(status=status, kind=kind, log_tail="its last words" if status is not Status.OK else ""),
-                  no_timing=None if us else "a canary")
+    return Record(
+        case=CASE,
+        build=GOOD if side == "good" else BAD,
+        machine=MACHINE,
+        timing=timing,
+        verdict=Verdict(status=status, kind=kind, log_tail="its last words" if status is not Status.OK else ""),
+        no_timing=None if us else "a canary",
+    )
 
 
 def noisy(change, sigma=0.01, baseline_change=0.0, seed=0, drift=0.0):
-    """Runs of builds of which the later is slower by `change`; each process is off by `sigma`, and the machine drifts."""
+    """Runs of builds of which the later is slower by `change`; each process is off by `sigma`, and the machine
+    drifts."""
     rng, calls = random.Random(seed), []
 
     def measure(side, number):
@@ -49,7 +59,9 @@ def noisy(change, sigma=0.01, baseline_change=0.0, seed=0, drift=0.0):
 def failing(good, bad, seed=0):
     """Runs that end in a crash with these probabilities."""
     rng = random.Random(seed)
-    return lambda side, number: record(side, status=Status.CRASH if rng.random() < (good if side == "good" else bad) else Status.OK)
+    return lambda side, number: record(
+        side, status=Status.CRASH if rng.random() < (good if side == "good" else bad) else Status.OK
+    )
 
 
 # ---- times
@@ -190,7 +202,12 @@ def test_a_suspected_time_of_a_case_that_fails_on_both_builds_is_not_refuted():
 
 
 def test_kinds_tell_failures_apart():
-    found = confirm(VERDICTS, lambda side, number: record(side, status=Status.WRONG, kind=Kind.NIBBLE_SWAP if side == "bad" else Kind.SIGN_LOST))
+    found = confirm(
+        VERDICTS,
+        lambda side, number: record(
+            side, status=Status.WRONG, kind=Kind.NIBBLE_SWAP if side == "bad" else Kind.SIGN_LOST
+        ),
+    )
     assert found.outcome is ConfirmationOutcome.CONFIRMED and found.bad_counts == {"wrong (nibble_swap)": 5}
 
 
@@ -220,11 +237,23 @@ def kept(tmp_path, *confirmations):
 def test_an_issue_says_what_since_when_how_sure_how_to_reproduce_and_which_commits(tmp_path):
     (issue,) = kept(tmp_path, confirm(VERDICTS, failing(0.0, 1.0)))
     assert issue.title == f"some/e4m3fn-row/llama3-8b.k/m1/bf16: crash since 2.15.0.dev20261102 [fpx-{issue.id}]"
-    for text in ("`crash`", "2.15.0.dev20261101+cu130", "Fisher", "fpxbench confirm some/e4m3fn-row/llama3-8b.k/m1/bf16 2.15.0.dev20261101",
-                 "fpxbench bisect", f"compare/{'a' * 40}...{'b' * 40}", "its last words", issue.id):
+    for text in (
+        "`crash`",
+        "2.15.0.dev20261101+cu130",
+        "Fisher",
+        "fpxbench confirm some/e4m3fn-row/llama3-8b.k/m1/bf16 2.15.0.dev20261101",
+        "fpxbench bisect",
+        f"compare/{'a' * 40}...{'b' * 40}",
+        "its last words",
+        issue.id,
+    ):
         assert text in issue.body, text
     (slower,) = kept(tmp_path / "times", confirm(TIMES, noisy(0.06)))
-    assert "slower since" in slower.title and "99.99% interval" in slower.body and "The dense 16-bit product" in slower.body
+    assert (
+        "slower since" in slower.title
+        and "99.99% interval" in slower.body
+        and "The dense 16-bit product" in slower.body
+    )
 
 
 def test_cases_of_one_cause_are_one_issue_whose_id_stays(tmp_path):
@@ -242,7 +271,9 @@ def test_what_was_refuted_since_or_got_better_is_no_issue(tmp_path):
 
 def test_a_log_cannot_write_markup_into_an_issue(tmp_path):
     found = confirm(VERDICTS, failing(0.0, 1.0))
-    verdict = Verdict(status=Status.CRASH, summary="`<script>` @everybody", log_tail="```\n</details><script>alert(1)</script>\n````")
+    verdict = Verdict(
+        status=Status.CRASH, summary="`<script>` @everybody", log_tail="```\n</details><script>alert(1)</script>\n````"
+    )
     (issue,) = kept(tmp_path, found.model_copy(update={"evidence": verdict}))
     block = issue.body.split("log</summary>")[1]
     assert "`````\n```\n</details><script>" in block, "the fence is longer than any in the log"

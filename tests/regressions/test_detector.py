@@ -1,4 +1,5 @@
-"""The decision rule (docs/decision-rule.md), on made-up series: what it finds, what it does not, and that it stands by what it said."""
+"""The decision rule (docs/decision-rule.md), on made-up series: what it finds, what it does not, and that it stands by
+what it said."""
 
 import numpy as np
 import pytest
@@ -203,7 +204,12 @@ def test_every_detector_is_put_to_the_same_series(monkeypatch):
 
 
 def test_a_step_claimed_too_early_too_far_off_or_as_an_improvement_is_not_found(monkeypatch):
-    claims = [evaluation.Alarm(0, 30, 31, True), evaluation.Alarm(1, 30, 31, False), evaluation.Alarm(2, 20, 31, True), evaluation.Alarm(3, 28, 29, True)]
+    claims = [
+        evaluation.Alarm(0, 30, 31, True),
+        evaluation.Alarm(1, 30, 31, False),
+        evaluation.Alarm(2, 20, 31, True),
+        evaluation.Alarm(3, 28, 29, True),
+    ]
     monkeypatch.setitem(evaluation.DETECTORS, "claimant", lambda *_: claims)
     found = evaluation.EvaluationRun("claimant", 4, seed=1, step=0.05).run()
     assert found.within == (0, 0.25, 0.25, 0.25, 0.25) and found.placed == 1

@@ -36,7 +36,11 @@ def with_traffic(**by_night):
     """An edit: figures of traffic or accuracy, by night."""
     def edit(night, one):
         part = "traffic" if set(by_night) & set(type(one.traffic).model_fields) else "accuracy"
-        return one.model_copy(update={part: getattr(one, part).model_copy(update={name: values[night] for name, values in by_night.items()})})
+        return one.model_copy(
+            update={
+                part: getattr(one, part).model_copy(update={name: values[night] for name, values in by_night.items()})
+            }
+        )
 
     return edit
 
@@ -47,7 +51,9 @@ def events(results, builds, edit, **more):
 
 
 def told(found):
-    return [(event.series.metric, event.first_bad.label[-2:], event.direction, event.before, event.after) for event in found]
+    return [
+        (event.series.metric, event.first_bad.label[-2:], event.direction, event.before, event.after) for event in found
+    ]
 
 
 # ---- verdicts
@@ -67,7 +73,9 @@ def test_what_works_again_is_an_event_too(tmp_path):
 
 
 def test_the_same_failure_at_another_address_is_none(tmp_path):
-    assert not events(tmp_path, 2, verdicts(CRASH, CRASH.model_copy(update={"summary": "died by SIGABRT: size mismatch at 0x1234"})))
+    assert not events(
+        tmp_path, 2, verdicts(CRASH, CRASH.model_copy(update={"summary": "died by SIGABRT: size mismatch at 0x1234"}))
+    )
 
 
 @pytest.mark.parametrize("change", [{"kind": None}, {"summary": "died by SIGABRT: LLVM ERROR: unknown intrinsic"}])
@@ -83,7 +91,13 @@ def test_a_build_on_which_the_case_was_not_measured_is_passed_over(tmp_path):
 
 def test_what_comes_and_goes_says_how_often_it_did(tmp_path):
     found = events(tmp_path, 6, verdicts(OK, CRASH, OK, CRASH, OK, HANG))
-    assert {event.first_bad.label[-2:]: event.changes_before for event in found} == {"02": 0, "03": 1, "04": 2, "05": 3, "06": 4}
+    assert {event.first_bad.label[-2:]: event.changes_before for event in found} == {
+        "02": 0,
+        "03": 1,
+        "04": 2,
+        "05": 3,
+        "06": 4,
+    }
 
 
 def test_a_crash_comes_before_a_refusal_and_what_is_worse_before_what_is_better(tmp_path):
@@ -96,7 +110,9 @@ def test_a_crash_comes_before_a_refusal_and_what_is_worse_before_what_is_better(
 
 
 def test_an_implementation_that_was_edited_in_between_is_told(tmp_path):
-    found, = events(tmp_path, 2, lambda night, one: verdicts(OK, CRASH)(night, one).model_copy(update={"source": f"{night:012}"}))
+    (found,) = events(
+        tmp_path, 2, lambda night, one: verdicts(OK, CRASH)(night, one).model_copy(update={"source": f"{night:012}"})
+    )
     assert found.implementation_changed
 
 
@@ -157,22 +173,37 @@ def test_a_planted_slowdown_is_one_suspect_at_its_build(slowed):
 
 
 def test_where_the_baseline_moved_too_it_is_the_machine_and_one_finding_for_all_cases(tmp_path):
-    nights(tmp_path, 40, edit=lambda night, one: one if night < 34 else timed(one, one.timing.median_us * 1.1, one.timing.baseline_us * 1.1),
-           noise=0.01)
+    nights(
+        tmp_path,
+        40,
+        edit=lambda night, one: (
+            one if night < 34 else timed(one, one.timing.median_us * 1.1, one.timing.baseline_us * 1.1)
+        ),
+        noise=0.01,
+    )
     found = find_changes(tmp_path)
     assert not found.suspects
     assert sum(move.cases for move in found.machine) == 2
-    assert all(move.change == pytest.approx(0.1, abs=0.04) and move.control == pytest.approx(0.1, abs=0.04) for move in found.machine)
+    assert all(
+        move.change == pytest.approx(0.1, abs=0.04) and move.control == pytest.approx(0.1, abs=0.04)
+        for move in found.machine
+    )
 
 
 def test_one_slow_night_is_no_suspect(tmp_path):
-    nights(tmp_path, 45, edit=lambda night, one: timed(one, one.timing.median_us * 1.3, one.timing.baseline_us) if night == 36 else one)
+    nights(
+        tmp_path,
+        45,
+        edit=lambda night, one: timed(one, one.timing.median_us * 1.3, one.timing.baseline_us) if night == 36 else one,
+    )
     assert not find_changes(tmp_path).suspects
 
 
 def test_a_case_that_crashes_in_between_goes_on_where_it_was(tmp_path):
     def edit(night, one):
-        return record(one.case, CRASH, machine=GPU, build=one.build) if 20 <= night < 25 else slower(1.08, 34)(night, one)
+        return (
+            record(one.case, CRASH, machine=GPU, build=one.build) if 20 <= night < 25 else slower(1.08, 34)(night, one)
+        )
 
     nights(tmp_path, 40, (FUSED,), edit=edit, noise=0.015)
     assert [suspect.first_bad_tag for suspect in find_changes(tmp_path).suspects] == ["nightly-20260705"]
@@ -198,8 +229,16 @@ def test_a_suspect_has_the_same_id_on_every_night_and_comes_back_from_json(slowe
 
 
 def confirmed(suspect, outcome):
-    return Confirmation(suspect=suspect.id, case=FUSED, metric="time", machine=GPU, good=suspect.surely_good, build=suspect.raised_at,
-                        outcome=outcome, said="+8.1% [7.0, 9.2]")
+    return Confirmation(
+        suspect=suspect.id,
+        case=FUSED,
+        metric="time",
+        machine=GPU,
+        good=suspect.surely_good,
+        build=suspect.raised_at,
+        outcome=outcome,
+        said="+8.1% [7.0, 9.2]",
+    )
 
 
 def test_what_was_looked_at_again_carries_its_outcome(slowed):
@@ -223,16 +262,27 @@ def test_what_was_refuted_is_kept_and_stands_no_more(slowed):
 
 
 def run(results, *args):
-    return CliRunner().invoke(app, ["regressions", "--results", str(results), "--timeline", str(results / "none"), *args])
+    return CliRunner().invoke(
+        app, ["regressions", "--results", str(results), "--timeline", str(results / "none"), *args]
+    )
 
 
 def test_the_command_says_what_changed_worst_first_and_how_to_go_on(slowed):
     Store(slowed).append(record(EAGER, CRASH, machine=GPU, build=nightly(39)))
     said = run(slowed)
     assert said.exit_code == 0
-    suspect, event = (find_changes(slowed).of_newest_builds().suspects[0], find_changes(slowed).of_newest_builds().events[0])
-    for words in (FUSED.id, "since nightly-20260705", f"fpxbench confirm {suspect.id}", EAGER.id, "crash (compiler_abort)",
-                  f"fpxbench confirm {event.id}"):
+    suspect, event = (
+        find_changes(slowed).of_newest_builds().suspects[0],
+        find_changes(slowed).of_newest_builds().events[0],
+    )
+    for words in (
+        FUSED.id,
+        "since nightly-20260705",
+        f"fpxbench confirm {suspect.id}",
+        EAGER.id,
+        "crash (compiler_abort)",
+        f"fpxbench confirm {event.id}",
+    ):
         assert words in said.stdout
     assert said.stdout.index(FUSED.id) < said.stdout.index(EAGER.id)
 
@@ -265,7 +315,9 @@ def test_mistakes_are_a_sentence(tmp_path):
     assert "no such folder" in str(run(tmp_path / "nowhere").exception)
     nights(tmp_path, 1, (FUSED,))
     assert "there are nvidia-h100" in str(run(tmp_path, "--machine", "h100").exception)
-    assert "--fail-on 'slow': choose from suspect, confirmed, verdict, figure" in str(run(tmp_path, "--fail-on", "slow").exception)
+    assert "--fail-on 'slow': choose from suspect, confirmed, verdict, figure" in str(
+        run(tmp_path, "--fail-on", "slow").exception
+    )
 
 
 def test_a_broken_line_is_named_beside_the_findings(slowed):
@@ -275,7 +327,8 @@ def test_a_broken_line_is_named_beside_the_findings(slowed):
     assert "skipped" in said.stderr and FUSED.id in said.stdout
 
 
-# ---- over, or not yet ------------------------------------------------------------------------------------------------------
+# ---- over, or not yet
+# ------------------------------------------------------------------------------------------------------
 
 WRONG = Verdict(status=Status.WRONG, summary="half of every value")
 

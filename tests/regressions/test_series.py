@@ -1,4 +1,5 @@
-"""Series over builds: put together from records of many builds, machines and ages, without reading history every night."""
+"""Series over builds: put together from records of many builds, machines and ages, without reading history every
+night."""
 
 import json
 import shutil
@@ -48,7 +49,12 @@ def test_every_case_has_a_point_for_every_build_that_it_was_measured_on(tmp_path
 
 
 def test_a_failure_is_a_point_and_not_missing_data(tmp_path):
-    nights(tmp_path, 3, (FUSED,), edit=lambda night, one: record(FUSED, CRASH, machine=GPU, build=one.build) if night == 1 else one)
+    nights(
+        tmp_path,
+        3,
+        (FUSED,),
+        edit=lambda night, one: record(FUSED, CRASH, machine=GPU, build=one.build) if night == 1 else one,
+    )
     panel, = read(tmp_path)[0]
     assert [panel.verdicts[number].status for number in panel.verdict[0]] == ["ok", "crash", "ok"]
     assert np.isnan(panel.metrics["median_us"][0, 1])
@@ -58,10 +64,16 @@ def test_the_figures_are_those_of_the_records(tmp_path):
     nights(tmp_path, 1, (FUSED,))
     stored, = Store(tmp_path).read_all()[0]
     panel, = read(tmp_path)[0]
-    expected = {"median_us": stored.timing.median_us, "baseline_us": stored.timing.baseline_us, "speedup": stored.timing.speedup,
-                "relative_error": stored.accuracy.relative_error, "sqnr_db": stored.accuracy.sqnr_db,
-                "packed_bytes": stored.traffic.packed_bytes, "kernels_launched": stored.traffic.kernels_launched,
-                "peak_bytes": stored.traffic.peak_bytes}
+    expected = {
+        "median_us": stored.timing.median_us,
+        "baseline_us": stored.timing.baseline_us,
+        "speedup": stored.timing.speedup,
+        "relative_error": stored.accuracy.relative_error,
+        "sqnr_db": stored.accuracy.sqnr_db,
+        "packed_bytes": stored.traffic.packed_bytes,
+        "kernels_launched": stored.traffic.kernels_launched,
+        "peak_bytes": stored.traffic.peak_bytes,
+    }
     assert {name: values.item() for name, values in panel.metrics.items()} == expected
     assert (panel.outputs.item(), panel.weights.item()) == (4096, 4096 * 4096)
 
@@ -110,7 +122,9 @@ def test_releases_nightlies_and_variants_are_histories_of_their_own(tmp_path):
 
 def test_source_builds_of_one_version_are_told_apart_by_commit(tmp_path):
     for git in ("a" * 40, "b" * 40):
-        Store(tmp_path).append(record(FUSED, CRASH, build=Build(torch="2.15.0a0", git=git, channel="source", variant="cpu")))
+        Store(tmp_path).append(
+            record(FUSED, CRASH, build=Build(torch="2.15.0a0", git=git, channel="source", variant="cpu"))
+        )
     panel, = read(tmp_path)[0]
     assert [build.git for build in panel.builds] in (["a" * 40, "b" * 40], ["b" * 40, "a" * 40])
     assert all(build.key == commit_hash(build) for build in panel.builds)
@@ -123,15 +137,23 @@ def test_two_machines_of_one_name_are_two_series_and_it_is_said(tmp_path):
     nights(tmp_path, 2, (FUSED,))
     nights(tmp_path, 2, (FUSED,), machine=GPU.model_copy(update={"device": "NVIDIA H200"}), first=2)
     found, said = read(tmp_path)
-    assert [(panel.device, len(panel.builds)) for panel in found] == [("NVIDIA H100 80GB HBM3 (sm_90)", 2), ("NVIDIA H200 (sm_90)", 2)]
-    assert said == ["nvidia-h100 is the name of 2 machines: NVIDIA H100 80GB HBM3 (sm_90), NVIDIA H200 (sm_90); each has its own series. FPX_MACHINE or --machine gives one another name"]
+    assert [(panel.device, len(panel.builds)) for panel in found] == [
+        ("NVIDIA H100 80GB HBM3 (sm_90)", 2),
+        ("NVIDIA H200 (sm_90)", 2),
+    ]
+    assert said == [
+        "nvidia-h100 is the name of 2 machines: NVIDIA H100 80GB HBM3 (sm_90), NVIDIA H200 (sm_90); each has its own "
+        "series. FPX_MACHINE or --machine gives one another name"
+    ]
 
 
 def test_lines_that_are_no_records_are_named_and_cost_only_themselves(tmp_path):
     nights(tmp_path, 2, (FUSED,))
     path, _ = Store(tmp_path).files()
     stored = json.loads(path.read_text())
-    path.write_text("{half\n" + json.dumps(stored | {"schema": 99}) + "\n" + json.dumps(stored) + "\n" + json.dumps(stored)[:200])
+    path.write_text(
+        "{half\n" + json.dumps(stored | {"schema": 99}) + "\n" + json.dumps(stored) + "\n" + json.dumps(stored)[:200]
+    )
     panel, = read(tmp_path)[0]
     said = read(tmp_path)[1]
     assert len(panel.builds) == 2
@@ -154,7 +176,9 @@ def test_a_record_of_an_older_fpxbench_has_the_fields_that_it_has(tmp_path):
 
 def test_a_build_whose_version_is_none_is_left_out_and_named(tmp_path):
     nights(tmp_path, 1, (FUSED,))
-    Store(tmp_path).append(record(FUSED, CRASH, machine=GPU, build=Build(torch="somebodys", channel="source", variant="cu130")))
+    Store(tmp_path).append(
+        record(FUSED, CRASH, machine=GPU, build=Build(torch="somebodys", channel="source", variant="cu130"))
+    )
     found, said = read(tmp_path)
     assert [panel.channel for panel in found] == ["nightly"]
     assert said == ["'somebodys' is no version, so its records have no place in time: left out"]
@@ -271,16 +295,22 @@ def test_a_machine_is_read_at_a_time(tmp_path, files_read):
 # ---- what varies in a failure's words
 
 
-@pytest.mark.parametrize(("one", "another"), [
-    ("segfault at 0x7ffd1200 in kernel", "segfault at 0x55aa in kernel"),
-    ("raised RuntimeError: /tmp/a1/x.py:12: bad", "raised RuntimeError: /home/me/x.py:99: bad"),
-    ("raised E: cannot read /tmp/tmpab12cd34/cache", "raised E: cannot read /tmp/tmpzz99yy88/cache"),
-    ("took 12.5 s of 10 s", "took 13.1 s of 10 s"),
-    ("12 of 4096 outputs are not finite, the first at [0, 77]: nan", "3 of 4096 outputs are not finite, the first at [0, 9]: inf"),
-    ("died in pid 1234", "died in pid 99"),
-    ("relative error 0.0213", "relative error 3.1e-05"),
-    ("tried to allocate 2.00 GiB", "tried to allocate 3.50 GiB"),
-])
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        ("segfault at 0x7ffd1200 in kernel", "segfault at 0x55aa in kernel"),
+        ("raised RuntimeError: /tmp/a1/x.py:12: bad", "raised RuntimeError: /home/me/x.py:99: bad"),
+        ("raised E: cannot read /tmp/tmpab12cd34/cache", "raised E: cannot read /tmp/tmpzz99yy88/cache"),
+        ("took 12.5 s of 10 s", "took 13.1 s of 10 s"),
+        (
+            "12 of 4096 outputs are not finite, the first at [0, 77]: nan",
+            "3 of 4096 outputs are not finite, the first at [0, 9]: inf",
+        ),
+        ("died in pid 1234", "died in pid 99"),
+        ("relative error 0.0213", "relative error 3.1e-05"),
+        ("tried to allocate 2.00 GiB", "tried to allocate 3.50 GiB"),
+    ],
+)
 def test_what_varies_from_run_to_run_does_not_make_another_failure(one, another):
     assert normalized(one) == normalized(another)
 
@@ -299,5 +329,8 @@ def test_case_names_alone_take_no_place_in_the_digest_twice(tmp_path):
     nights(tmp_path, 20, (FUSED, EAGER, case("dense", "bf16")))
     read(tmp_path)
     with sqlite3.connect(tmp_path / "nvidia-h100" / NAME) as connection:
-        counts = {table: connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in ("points", "cases", "builds", "verdicts")}
+        counts = {
+            table: connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
+            for table in ("points", "cases", "builds", "verdicts")
+        }
     assert counts == {"points": 60, "cases": 3, "builds": 20, "verdicts": 1}

@@ -258,7 +258,9 @@ ON_A_GPU = {
 def test_a_gpu_tells_the_same(plant: Plant) -> None:
     workload, m, n, k = ON_A_GPU[plant.layer]
     case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload, m=m, n=n, k=k)
-    verdict = run_trial(TrialRequest(case=case, device="cuda", seed=7, impls=[str(FAULTY)], timing_budget_s=0.02)).verdict
+    verdict = run_trial(
+        TrialRequest(case=case, device="cuda", seed=7, impls=[str(FAULTY)], timing_budget_s=0.02)
+    ).verdict
     assert (verdict.status, verdict.kind) == (plant.status, plant.kind), verdict.summary
 
 
