@@ -277,12 +277,12 @@ def _compared(format_name: str, used: dict[str, str | None]) -> CellOutcome | No
     """Return the outcome if an instruction of another format converts the codes and nothing corrects that; else
     None.
     """
-    asked = FORMATS.get(format_name)
+    requested = FORMATS.get(format_name)
     for name, hardware in used.items():
-        if asked is not None and hardware is not None and hardware != format_name and hardware in FORMATS:
+        if requested is not None and hardware is not None and hardware != format_name and hardware in FORMATS:
             read = FORMATS[hardware]
-            siblings = (read.exponent_bits, read.mantissa_bits) == (asked.exponent_bits, asked.mantissa_bits)
-            kind = sibling_kind(asked.specials) if siblings else Kind.GIBBERISH
+            siblings = (read.exponent_bits, read.mantissa_bits) == (requested.exponent_bits, requested.mantissa_bits)
+            kind = sibling_kind(requested.specials) if siblings else Kind.GIBBERISH
             return CellOutcome(status=Status.WRONG, kind=kind, check="instruction", message=f"{name} takes {hardware}",
                            cause=f"{format_name} goes through an instruction for {hardware}, and nothing makes up for "
                                  "it")

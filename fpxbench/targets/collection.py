@@ -123,12 +123,12 @@ def assemble(results: Sequence[BuildOutcomes], probes: Sequence[ProbeSpec],
         for spec in probes
     ]
     probes = [probe for probe in probes if probe.cells]
-    asked = list(dict.fromkeys(probe.operation for probe in probes))
+    operations = list(dict.fromkeys(probe.operation for probe in probes))
     return Matrix(
         generator=f"fpxbench {__version__}", generated=datetime.now(UTC).replace(microsecond=0), machine=this_machine(),
         builds=[result.build for result in builds], architectures=list(architectures),
         operations=[OperationSummary(name=name, title=OPERATIONS[name].title, about=OPERATIONS[name].about)
-                    for name in asked],
+                    for name in operations],
         outcomes=shared, probes=probes,
     )
 

@@ -37,12 +37,12 @@ def encode_fault(ptx: str, format_name: str, source_name: str, rounding: str, el
     fmt, source = format_named(format_name), SOURCES[source_name]
     inputs = discriminating_inputs(fmt, source)
     codes = converted(ptx, inputs, source.bits // 8, 1, elements_a_thread)
-    asked = Rounding.NEAREST_EVEN if rounding == "rtne" else Rounding.TOWARD_ZERO
-    right = _codes(fmt, source_name, asked)
+    expected = Rounding.NEAREST_EVEN if rounding == "rtne" else Rounding.TOWARD_ZERO
+    right = _codes(fmt, source_name, expected)
     wrong = [at for at, (code, due) in enumerate(zip(codes, right, strict=True)) if code != due]
     if not wrong:
         return None
-    kind, cause = _named(codes, fmt, source_name, asked)
+    kind, cause = _named(codes, fmt, source_name, expected)
     some = wrong[0]
     message = (f"{len(wrong)} of {len(inputs)} inputs at numbers, midpoints and neighbours: "
                f"{source.value(inputs[some])!r} to {fmt.describe_code(codes[some])} "
@@ -64,9 +64,9 @@ def _codes(fmt: Format, source_name: str, rounding: Rounding, through: str = "",
     return tuple((by or fmt).round(number, rounding) for number in numbers)
 
 
-def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> tuple[Kind, str]:
+def _named(codes: list[int], fmt: Format, source_name: str, expected: Rounding) -> tuple[Kind, str]:
     """Return the known encode fault with exactly these codes, and its cause."""
-    requested = "to nearest even" if asked is Rounding.NEAREST_EVEN else "towards zero"
+    requested = "to nearest even" if expected is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)
     for rounding, kind, does in (
         (Rounding.TOWARD_ZERO, Kind.TRUNCATED, "rounds towards zero"),
@@ -81,10 +81,10 @@ def _named(codes: list[int], fmt: Format, source_name: str, asked: Rounding) -> 
                 then = does.removeprefix("rounds ")
                 return Kind.DOUBLE_ROUNDING, f"rounds {before} to {through} first, and then {then}"
     other = fmt.sibling
-    if other is not None and found == _codes(fmt, source_name, asked, by=other):
+    if other is not None and found == _codes(fmt, source_name, expected, by=other):
         return sibling_kind(fmt.specials), f"gives {other.name}'s codes"
     if all(code == due or _is_subnormal(due, fmt) for code,
-           due in zip(codes, _codes(fmt, source_name, asked), strict=True)):
+           due in zip(codes, _codes(fmt, source_name, expected), strict=True)):
         return Kind.SUBNORMAL_WRONG, "gives subnormal numbers another code"
     return Kind.INACCURATE, f"gives another code than rounding {requested} does"
 

@@ -71,8 +71,8 @@ def compile_cells(
         known = _AnswerCache(answers.key, answers.linker, answers.torch)
         if fresh:
             known.forget()
-        asked = {architecture.name: architecture for _, architecture in cells}
-        copies = {name: _copy(architecture) for name, architecture in asked.items()}
+        architectures = {architecture.name: architecture for _, architecture in cells}
+        copies = {name: _copy(architecture) for name, architecture in architectures.items()}
         for name, answer in _answered(copies, child, known, answers, lambda: None):
             if (message := _not_known(answer)) is not None:
                 answers.unknown[name] = message

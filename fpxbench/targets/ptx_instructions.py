@@ -283,7 +283,7 @@ def _set(state: ThreadState, i: Instruction) -> None:
     a, b = (state.read(name, 32) for name in i.operands[1:])
     holds = (_COMPARISONS[comparison](FP16.value(a >> shift & 0xFFFF), FP16.value(b >> shift & 0xFFFF))
              for shift in (0, 16))
-    low, high = (nearest(FP16, float(held)) for held in holds)
+    low, high = (nearest(FP16, float(true)) for true in holds)
     state.write(i.operands[0], low | high << 16, 32)
 
 

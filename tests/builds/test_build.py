@@ -1,4 +1,4 @@
-"""The installed PyTorch is told from its files: which build, which channel, what it was made for."""
+"""The installed PyTorch is identified from its files: build, channel and variant."""
 
 import subprocess
 import sys
@@ -102,7 +102,7 @@ def install(python, version, requires="", triton=None):
     """What tells a PyTorch, in the site-packages of `python`."""
     (site_packages,) = python.parent.parent.glob("lib/python*/site-packages")
     (site_packages / "torch").mkdir()
-    (site_packages / "torch/__init__.py").write_text("raise ImportError('nobody needs to import this')\n")
+    (site_packages / "torch/__init__.py").write_text("raise ImportError('no test imports this')\n")
     version_file(site_packages / "torch", version, cuda="13.0")
     for name, number, more in (("torch", version, requires), ("triton", triton, "")):
         if number:

@@ -1,4 +1,4 @@
-"""A build's environment is made once, complete or not at all, and holds that build and nothing of the build at hand."""
+"""A build's environment is made once, complete or not at all, and has that build and nothing of the current one."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def nightly(day, triton=None, **more):
 
 
 def small(day=1, triton="9.1"):
-    """The Triton of a build, which is a few bytes here: what is asked of environments in general needs no more."""
+    """The Triton of a build, which is a few bytes here: most tests of environments need no more."""
     return environment_spec(nightly(day, triton), parts=TRITON_ONLY)
 
 
@@ -354,7 +354,7 @@ def builds(tmp_path, environments):
 
 def test_a_build_that_does_not_install_is_a_finding_on_the_timeline_and_in_the_results_until_it_does(index, builds):
     write_small(index, requires=("nothing-is-called-this==99",))
-    for _ in range(2):      # the second time it is known, and said once all the same
+    for _ in range(2):      # the second time it is known, and recorded only once
         with pytest.raises(CannotInstall), builds.interpreter(builds.timeline.find("nightly-20261101")):
             pass
     entry = builds.timeline.find("nightly-20261101")

@@ -1,6 +1,4 @@
-"""The timeline is filled from package indexes: what they list is held, what they say is learnt, and what goes wrong
-loses nothing.
-"""
+"""The timeline is filled from package indexes: builds are added, their metadata is read, no failure loses anything."""
 
 import re
 import resource
@@ -37,15 +35,15 @@ def timeline(tmp_path):
     return Timeline(tmp_path / "timeline")
 
 
-def run(timeline, *indexes, wanted=ALL_BUILDS, settings=SETTINGS, places=None):
-    return sync(timeline, places or [index_location(index.url) for index in indexes], Fetcher(settings), wanted)
+def run(timeline, *indexes, which=ALL_BUILDS, settings=SETTINGS, places=None):
+    return sync(timeline, places or [index_location(index.url) for index in indexes], Fetcher(settings), which)
 
 
 def tags(timeline):
     return [entry.tag for entry in timeline.entries()]
 
 
-# -- what is held and learnt
+# What is added, and its metadata.
 # ------------------------------------------------------------------------------------------------
 
 
@@ -150,22 +148,22 @@ def test_upstream_commits_are_read_where_they_are_asked_for(timeline):
     with LocalIndex(*RELEASES) as index:
         run(timeline, index)
         assert {entry.git for entry in timeline.entries()} == {None}
-        run(timeline, index, wanted=SyncFilter(git=True))
+        run(timeline, index, which=SyncFilter(git=True))
         assert {entry.git for entry in timeline.entries()} == {GIT}
-        assert run(timeline, index, wanted=SyncFilter(git=True)).asked == 0
+        assert run(timeline, index, which=SyncFilter(git=True)).asked == 0
 
 
-@pytest.mark.parametrize(("wanted", "held"), [
+@pytest.mark.parametrize(("which", "added"), [
     (SyncFilter(since=parse_since("2026-11-19")), ["nightly-20261119", "nightly-20261120"]),
     (SyncFilter(since=parse_since("2.14")), ["2.14.1", "nightly-20261118", "nightly-20261119", "nightly-20261120"]),
     (SyncFilter(keep=1), ["2.14.1", "nightly-20261120"]),
     (SyncFilter(channels=frozenset({"release"})), ["2.13.0", "2.14.1"]),
     (SyncFilter(channels=frozenset({"nightly"}), keep=2), ["nightly-20261119", "nightly-20261120"]),
 ])
-def test_only_builds_that_pass_the_filter_are_added(timeline, wanted, held):
+def test_only_builds_that_pass_the_filter_are_added(timeline, which, added):
     with LocalIndex(*RELEASES, *NIGHTLIES) as index:
-        run(timeline, index, wanted=wanted)
-    assert tags(timeline) == held
+        run(timeline, index, which=which)
+    assert tags(timeline) == added
 
 
 def test_the_newest_are_asked_first(timeline):
@@ -183,7 +181,7 @@ def test_a_sync_of_nothing_new_reads_the_page_and_nothing_else(timeline):
     assert (result.added, result.vanished, result.returned, result.asked) == ([], [], [], 0)
 
 
-# -- builds that come and go
+# Builds that come and go.
 # ------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +256,7 @@ def test_invalid_wheel_names_are_skipped_and_reported(timeline):
     assert "\x1b" not in "".join(result.remarks)
 
 
-# -- what goes wrong
+# Failures.
 # --------------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +309,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_index_in_trouble_is_one_sentence_loses_nothing_and_the_next_sync_goes_on(timeline, fault):
-    answer, words = FAULTS[fault]
+    answer, message = FAULTS[fault]
     with LocalIndex(RELEASES[0]) as index, LocalIndex(*NIGHTLIES) as other:
         run(timeline, index)
         before = timeline.entries()
@@ -321,7 +319,7 @@ def test_an_index_in_trouble_is_one_sentence_loses_nothing_and_the_next_sync_goe
         fetcher._total_s = 1.0
         result = sync(timeline, [index_location(index.url), index_location(other.url)], fetcher)
         (problem,) = result.problems
-        assert words in problem and index.url in problem and "\n" not in problem
+        assert message in problem and index.url in problem and "\n" not in problem
         assert result.added == ["nightly-20261118", "nightly-20261119",
                                 "nightly-20261120"], "the other index is read all the same"
         assert [entry for entry in timeline.entries() if entry.channel == "release"] == before
@@ -406,7 +404,7 @@ def test_a_sync_that_is_interrupted_keeps_what_it_learnt(timeline):
 def test_a_disk_that_takes_no_more_is_one_sentence_and_loses_nothing(timeline):
     """No file may grow beyond 1 kB: git's pack cannot be written."""
     with LocalIndex(*RELEASES) as index:
-        run(timeline, index, wanted=SyncFilter(keep=1))
+        run(timeline, index, which=SyncFilter(keep=1))
         before = timeline.entries()
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -426,7 +424,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_loses_nothing(timeline):
 
 def test_a_git_that_was_killed_in_the_middle_does_not_stop_the_next_sync(timeline):
     with LocalIndex(*RELEASES) as index:
-        run(timeline, index, wanted=SyncFilter(keep=1))
+        run(timeline, index, which=SyncFilter(keep=1))
         for name in ("HEAD.lock", "packed-refs.lock", "refs/tags/2.13.0.lock"):
             (timeline.path / name).parent.mkdir(parents=True, exist_ok=True)
             (timeline.path / name).touch()

@@ -81,7 +81,7 @@ def test_the_environment_goes_before_the_file_and_an_empty_value_is_none(configu
 def test_a_pip_without_configuration_looks_where_pip_looks(configured):
     found = configured()
     assert found.index_url == PYPI_SIMPLE_ENDPOINT
-    assert [one.arguments for one in pip_locations(found)] == [()], "pip needs not be told of a place that it knows"
+    assert [one.arguments for one in pip_locations(found)] == [()], "pip needs no option for a place that it knows"
 
 
 def test_no_index_leaves_the_folders(configured, tmp_path):
@@ -229,7 +229,7 @@ def test_the_proxy_is_used(tmp_path):
 
 @pytest.fixture
 def https(tmp_path):
-    """An index of one release behind a certificate that nobody signed."""
+    """An index of one release behind a self-signed certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate, and is not installed")
     made = subprocess.run(

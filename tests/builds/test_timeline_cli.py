@@ -88,11 +88,11 @@ def test_show_gives_dates_pins_wheels_and_what_asv_calls_it(synced):
     fpxbench, index, _ = synced
     for name in ("nightly-20991120", "2.99.0.dev20991120+cu130", "nightly"):
         status, stdout, _ = fpxbench("show", name)
-        words = " ".join(stdout.split())
+        text = " ".join(stdout.split())
         assert status == 0
-        assert f"--extra-index-url {index.url} torch==2.99.0.dev20991120+cu130 triton==3.9.0+git1a2b3c4d" in words
-        assert "asv run nightly-20991120^!" in words and "2099-11-20" in words
-        assert f"1 for Linux, 1 of them for this Python, on {index.url}" in words
+        assert f"--extra-index-url {index.url} torch==2.99.0.dev20991120+cu130 triton==3.9.0+git1a2b3c4d" in text
+        assert "asv run nightly-20991120^!" in text and "2099-11-20" in text
+        assert f"1 for Linux, 1 of them for this Python, on {index.url}" in text
     (wheel,) = json.loads(fpxbench("show", "2.98.1", "--json")[1])["wheels"]
     assert wheel["filename"] == WHEELS[1].name and wheel["sha256"] == WHEELS[1].sha256
 
@@ -109,8 +109,8 @@ def test_here_holds_the_installed_build_and_says_its_place(fpxbench):
     status, stdout, stderr = fpxbench("here")
     assert (status, stderr) == (0, "") and HERE.key in stdout
     assert json.loads(fpxbench("here", "--json")[1])["new"] is False
-    told = json.loads(fpxbench("here", "--json", "--python", sys.executable)[1])
-    assert told["installed"]["torch"] == HERE.torch and told["key"] == HERE.key
+    printed = json.loads(fpxbench("here", "--json", "--python", sys.executable)[1])
+    assert printed["installed"]["torch"] == HERE.torch and printed["key"] == HERE.key
 
 
 def test_a_pytorch_that_claims_another_builds_version_is_reported(fpxbench):
@@ -125,9 +125,9 @@ def test_what_is_learnt_before_an_index_fails_is_kept_and_the_exit_status_is_1(f
         status, stdout, stderr = fpxbench("sync", "--index", good.url, "--index", bad.url)
         assert status == 1 and "4 new" in stdout
         assert stderr == f"fpxbench: {bad.url}/torch/ answers HTTP 500\n"
-        told = json.loads(fpxbench("sync", "--index", good.url, "--index", bad.url, "--json")[1])
-    assert told["problems"] == [f"{bad.url}/torch/ answers HTTP 500"]
-    assert told["added"] == [] and told["read"] == {good.url: 3}
+        printed = json.loads(fpxbench("sync", "--index", good.url, "--index", bad.url, "--json")[1])
+    assert printed["problems"] == [f"{bad.url}/torch/ answers HTTP 500"]
+    assert printed["added"] == [] and printed["read"] == {good.url: 3}
 
 
 def test_offline_the_installed_build_is_added(fpxbench, monkeypatch):
@@ -156,7 +156,7 @@ def test_nightlies_come_from_the_index_of_their_variant(fpxbench, monkeypatch):
     assert {entry.tag for entry in Timeline(".timeline").entries()} == {HERE.label, "nightly-20991120"}
 
 
-@pytest.mark.parametrize(("args", "words"), [
+@pytest.mark.parametrize(("args", "text"), [
     (("show", "2.99"), "no build '2.99' is on the timeline"),
     (("list",), "`fpxbench timeline sync` adds builds"),
     (("list", "--channel", "weekly"), "--channel 'weekly': choose from release, nightly, source"),
@@ -168,10 +168,10 @@ def test_nightlies_come_from_the_index_of_their_variant(fpxbench, monkeypatch):
     (("sync", "--index", "s3://bucket"), "'s3://bucket' is not a package index"),
     (("here", "--python", "no-such-python"), "'no-such-python' is not an interpreter"),
 ])
-def test_a_mistake_is_one_sentence_that_names_the_value(fpxbench, args, words):
+def test_a_mistake_is_one_sentence_that_names_the_value(fpxbench, args, text):
     status, stdout, stderr = fpxbench(*args)
     assert status == 2 and not stdout
-    assert stderr.startswith("fpxbench: ") and words in stderr and len(stderr.splitlines()) == 1
+    assert stderr.startswith("fpxbench: ") and text in stderr and len(stderr.splitlines()) == 1
 
 
 def test_a_folder_that_is_no_timeline_is_one_sentence(fpxbench, tmp_path):

@@ -1,4 +1,4 @@
-"""A Triton that compiles nothing: what becomes of a kernel is told by the architecture that it is compiled for."""
+"""A Triton that compiles nothing: the architecture decides what happens to a kernel."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ _FILES = {
             if "*fp32" == source.signature["source"] or arch == 80:
                 pass
             elif arch == 86:
-                os.write(2, b"LLVM ERROR: the planted abort\\n")
+                os.write(2, b"LLVM ERROR: the injected abort\\n")
                 os.abort()
             elif arch == 89:
                 raise CompilationError("at 1:0:\\ndef convert(\\n^\\nValueError(\\"type fp8e4b8 not supported in this architecture. The ...\\")")

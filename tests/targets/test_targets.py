@@ -1,4 +1,4 @@
-"""What a Triton makes of every GPU is found out with no GPU, by no compiler's grace, and said in few words."""
+"""What a Triton compiles for every GPU is found out without a GPU, whatever the compiler does, and shown briefly."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ def cells(architectures, questions=None):
     return [(question, architecture) for question in questions or decode() for architecture in architectures]
 
 
-# Failures, each in its own words.
+# Failures, each with its own cause.
 
 
 def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
@@ -58,7 +58,7 @@ def test_whatever_ends_a_compilation_is_an_outcome_and_the_others_go_on(fake):
     assert set(seen) == set(ARCHITECTURES)
     assert (seen["sm_86"].status, seen["sm_86"].kind, seen["sm_86"].signal) == (Status.CRASH, Kind.COMPILER_ABORT,
                                                                                 "SIGABRT")
-    assert seen["sm_86"].cause == "LLVM ERROR: the planted abort"
+    assert seen["sm_86"].cause == "LLVM ERROR: the injected abort"
     assert (seen["sm_89"].status, seen["sm_89"].kind) == (Status.UNSUPPORTED, Kind.UNSUPPORTED_DTYPE)
     assert seen["sm_89"].cause == "type fp8e4b8 not supported in this architecture"
     assert seen["sm_90"].status is Status.TIMEOUT and "3 s" in seen["sm_90"].cause
@@ -80,10 +80,10 @@ def test_an_instruction_that_the_target_does_not_have_is_a_failure_though_an_obj
 
 def test_what_a_hanging_compiler_had_started_is_gone_with_it(fake):
     evaluate_build(fake, cells(architectures_like(["sm_90"])), timeout_s=3)
-    assert not [process for process in psutil.process_iter() if _words_of(process) == "sleep 600.25"]
+    assert not [process for process in psutil.process_iter() if _command_of(process) == "sleep 600.25"]
 
 
-def _words_of(process):
+def _command_of(process):
     try:
         return " ".join(process.cmdline())
     except psutil.Error:        # it has just ended
@@ -91,20 +91,20 @@ def _words_of(process):
 
 
 def test_a_hanging_compilation_is_asked_again_and_nothing_else_is(fake):
-    asked = architectures_like(["sm_8?", "sm_90"])
+    chosen = architectures_like(["sm_8?", "sm_90"])
     # a plain copy for each, to see if it is known
-    assert engine.compile_cells(fake, cells(asked), timeout_s=3).asked == 2 * len(asked)
-    assert engine.compile_cells(fake, cells(asked), timeout_s=3).asked == 1
-    assert engine.compile_cells(fake, cells(asked), timeout_s=3, fresh=True).asked == 2 * len(asked)
+    assert engine.compile_cells(fake, cells(chosen), timeout_s=3).asked == 2 * len(chosen)
+    assert engine.compile_cells(fake, cells(chosen), timeout_s=3).asked == 1
+    assert engine.compile_cells(fake, cells(chosen), timeout_s=3, fresh=True).asked == 2 * len(chosen)
 
 
 def test_half_a_line_in_the_cache_costs_that_line_only(fake):
-    asked = cells(architectures_like(["sm_80", "sm_86"]))
-    engine.compile_cells(fake, asked)
+    chosen = cells(architectures_like(["sm_80", "sm_86"]))
+    engine.compile_cells(fake, chosen)
     kept = max((builds.cache_root() / "targets").glob("*.jsonl"), key=os.path.getmtime)
     kept.write_bytes(kept.read_bytes()[:-20])
-    assert engine.compile_cells(fake, asked).asked == 1
-    assert engine.compile_cells(fake, asked).asked == 0
+    assert engine.compile_cells(fake, chosen).asked == 1
+    assert engine.compile_cells(fake, chosen).asked == 0
 
 
 # Builds.
@@ -112,14 +112,14 @@ def test_half_a_line_in_the_cache_costs_that_line_only(fake):
 
 def test_a_triton_that_cannot_be_imported_is_reported_and_the_others_go_on(tmp_path, fake):
     broken = fake_triton.write(tmp_path / "broken",
-                               __init____py="raise OSError('libtriton.so: the planted undefined symbol')")
+                               __init____py="raise OSError('libtriton.so: the injected undefined symbol')")
     dying = fake_triton.write(tmp_path / "dying",
-                              __init____py="import os; os.write(2, b'planted last words\\n'); os._exit(7)")
+                              __init____py="import os; os.write(2, b'injected last line\\n'); os._exit(7)")
     messages = []
     results = evaluate_builds([str(broken), str(dying), fake.requested], decode(), architectures_like(["sm_80"]),
                               notify=messages.append)
-    assert "cannot be imported: OSError: libtriton.so: the planted undefined symbol" in results[0].build.unusable
-    assert "ended its process with 7: planted last words" in results[1].build.unusable
+    assert "cannot be imported: OSError: libtriton.so: the injected undefined symbol" in results[0].build.unusable
+    assert "ended its process with 7: injected last line" in results[1].build.unusable
     assert messages == [results[0].build.unusable, results[1].build.unusable]
     matrix = assemble(results, decode(), architectures_like(["sm_80"]))
     assert [build.unusable == "" for build in matrix.builds] == [True, False, False]
@@ -320,7 +320,7 @@ def test_a_script_does_a_cell_again_with_nothing_but_triton(installed, tmp_path)
 def test_asv_counts_by_operation_and_does_without_pytorch(tmp_path):
     """In an environment that holds a Triton alone; what is wrong is counted there too, though not by name."""
     pytest.importorskip("triton")
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('planted', name='torch')")
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('injected', name='torch')")
     program = "from benchmarks import targets; import json; print(json.dumps(targets.setup_cache()))"
     environment = os.environ | {"FPX_PROFILE": "smoke", "PYTHONPATH": f"{tmp_path}:{CHECKOUT}",
                                 "XDG_CACHE_HOME": str(tmp_path)}
@@ -395,7 +395,7 @@ def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tm
     run = command("--triton", fake.requested, "--operation", "decode/e4m3fnuz/bf16", "--arch", "sm_8*", "--export",
                   file)
     assert run.returncode == 0, run.stderr
-    assert "sm_86" in run.stdout and "☠" in run.stdout and "LLVM ERROR: the planted abort" in run.stdout
+    assert "sm_86" in run.stdout and "☠" in run.stdout and "LLVM ERROR: the injected abort" in run.stdout
     assert read_matrix(file).builds[0].triton == "3.9.9"
     run = command("--triton", "/nonexistent", "--operation", "decode", "--json")
     assert run.returncode == 1 and "/nonexistent" in run.stderr and json.loads(run.stdout)["builds"][0]["unusable"]
@@ -407,10 +407,10 @@ def test_ctrl_c_ends_it_and_all_that_it_started(fake):
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = []
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not any("sleep" in words for _, words in children):
+    while time.monotonic() < deadline and not any("sleep" in command for _, command in children):
         time.sleep(0.2)
         children = descendants(process.pid)
-    assert any("sleep" in words for _, words in children), "it never got to compiling"
+    assert any("sleep" in command for _, command in children), "it never got to compiling"
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
@@ -418,11 +418,11 @@ def test_ctrl_c_ends_it_and_all_that_it_started(fake):
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid, _ in children):
         time.sleep(0.1)
-    assert not [words for pid, words in children if Path(f"/proc/{pid}").exists()]
+    assert not [command for pid, command in children if Path(f"/proc/{pid}").exists()]
 
 
 def descendants(pid):
-    return [(child.pid, _words_of(child)) for child in psutil.Process(pid).children(recursive=True)]
+    return [(child.pid, _command_of(child)) for child in psutil.Process(pid).children(recursive=True)]
 
 
 @pytest.mark.parametrize(("requested", "release"), [
@@ -441,13 +441,13 @@ def test_a_folder_that_is_called_like_a_release_is_a_folder(tmp_path, monkeypatc
     assert normal_name("3.0") == "3.0"
 
 
-class _Asked(Exception):
-    """Builds would have been fetched and asked."""
+class _Compiled(Exception):
+    """Builds would have been fetched and compiled with."""
 
 
 def _diff(monkeypatch, *arguments):
     def ask(builds, *others, **options):
-        raise _Asked(builds)
+        raise _Compiled(builds)
 
     monkeypatch.setattr("fpxbench.targets.collection.evaluate_builds", ask)
     return CliRunner().invoke(app, ["targets", "diff", *arguments])
@@ -463,4 +463,4 @@ def test_releases_that_the_shipped_matrix_has_are_looked_up_and_not_asked(monkey
                                        ("installed", "3.9.0")])
 def test_what_the_shipped_matrix_cannot_answer_is_asked(monkeypatch, arguments):
     found = _diff(monkeypatch, *arguments, "-o", "decode/e4m3fn")
-    assert isinstance(found.exception, _Asked) and found.exception.args == ([arguments[0]],)
+    assert isinstance(found.exception, _Compiled) and found.exception.args == ([arguments[0]],)

@@ -1,4 +1,4 @@
-"""Compilers' words, as they were printed, come down to one cause each, and to the right status."""
+"""Messages of compilers, as printed, are reduced to one cause each, with the right status."""
 
 import pytest
 

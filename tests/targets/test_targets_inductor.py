@@ -1,4 +1,4 @@
-"""What torch.compile makes of a weight-only product is told by what it launches, for GPUs that are not there."""
+"""What torch.compile writes for a weight-only product is read from its launches, for GPUs that are not present."""
 
 import json
 import subprocess
@@ -150,26 +150,26 @@ def test_a_launchs_arguments_decide_what_it_does(body, launches):
     assert inductor.kernels_of(module) == {"upcast_0": "source of upcast_0", "fused_1": "source of fused_1"}
 
 
-@pytest.mark.parametrize(("module", "words"), [
+@pytest.mark.parametrize(("module", "message"), [
     (MODULE.format(body="            novel.launcher(x_1, w_1, s_1)"),
      "no known launch does the upcast and product and scale"),
     (MODULE.format(body="            fused_1.run(x_1, w_1)"), "no known launch does the scale"),
     ("def call(arguments):\n    pass\n", "writes no function `call"),
     ("", "writes no function `call"),
 ])
-def test_an_unknown_form_of_module_is_not_observable(module, words):
-    with pytest.raises(inductor.NotObservable, match=words):
+def test_an_unknown_form_of_module_is_not_observable(module, message):
+    with pytest.raises(inductor.NotObservable, match=message):
         inductor.launches_of(module)
 
 
-# Where it cannot be asked.
+# Where it cannot be observed.
 
 HIDING = """
 import json, sys
 sys.path.insert(0, {child!r})
 import inductor  # the child's own module, which imports no PyTorch yet
 inductor.prepare({request})
-said = {{}}
+messages = {{}}
 for name in {names}:
     owner, attribute = inductor._found(name.rpartition(".")[0]), name.rpartition(".")[2]
     kept = owner.__dict__[attribute]
@@ -177,15 +177,15 @@ for name in {names}:
     try:
         inductor.generated({request})
     except inductor.NotObservable as error:
-        said[name] = str(error)
+        messages[name] = str(error)
     setattr(owner, attribute, kept)
 from torch._inductor import compile_fx
 compile_fx.compile_fx_inner = lambda graph: None
 try:
     inductor.generated({request})
 except inductor.NotObservable as error:
-    said["takes something else"] = str(error)
-print(json.dumps(said))
+    messages["takes something else"] = str(error)
+print(json.dumps(messages))
 """
 
 
@@ -199,13 +199,13 @@ def test_a_missing_private_name_is_named(tmp_path):
     program = HIDING.format(child=str(CHILD), request=request, names=names)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert run.returncode == 0, run.stderr
-    said = json.loads(run.stdout.splitlines()[-1])
+    messages = json.loads(run.stdout.splitlines()[-1])
     for name in names:
-        assert said[name] == f"not observable on this build: PyTorch {torch.__version__} has no {name}"
-    assert "TypeError: " in said["takes something else"]
+        assert messages[name] == f"not observable on this build: PyTorch {torch.__version__} has no {name}"
+    assert "TypeError: " in messages["takes something else"]
     outcome, metrics = evaluate(question("e4m3fn/default-nk-m16-bf16"), ARCHITECTURES["sm_90"],
-                                {"raised": ["NotObservable", said[names[0]]]})
-    assert (outcome.status, outcome.cause, metrics) == (Status.MISSING, said[names[0]], None)
+                                {"raised": ["NotObservable", messages[names[0]]]})
+    assert (outcome.status, outcome.cause, metrics) == (Status.MISSING, messages[names[0]], None)
 
 
 def test_without_pytorch_it_is_missing_and_a_triton_from_a_folder_is_not_asked(tmp_path, monkeypatch):

@@ -32,8 +32,8 @@ def outcomes(matrix, probe, architecture):
     return {build.triton: matrix.outcome_of(found, architecture, at) for at, build in enumerate(matrix.builds)}
 
 
-def versions(found, wanted):
-    return [version for version, outcome in found.items() if wanted(outcome)]
+def versions(found, condition):
+    return [version for version, outcome in found.items() if condition(outcome)]
 
 
 def test_it_has_every_minor_release_from_3_0_on_and_every_architecture(matrix):
@@ -77,8 +77,8 @@ def test_e4m3fnuz_was_decoded_by_e4m3fns_instruction_in_3_0_and_3_1(matrix, arch
 def test_every_row_has_a_history_as_text(matrix):
     for operation, fmt, probes in history.rows(matrix):
         for architecture in matrix.architectures:
-            said = history.history_text(history.spans(matrix, probes, architecture.name))
-            assert said and said != "not tried", (operation, fmt, architecture.name)
+            text = history.history_text(history.spans(matrix, probes, architecture.name))
+            assert text and text != "not tried", (operation, fmt, architecture.name)
 
 
 def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path,
     written = {probe.id: probe for probe in matrix.probes}
     cells = random.Random(seed).sample([(q, a) for q in questions if q.id in written for a in ARCHITECTURES.values()],
                                        SAMPLE)
-    # By a decode that is wrong a product is told to be.
+    # A wrong decode makes products wrong that use the same instruction.
     decodes = [(q, a) for q, a in itertools.product(questions, ARCHITECTURES.values()) if q.operation == "decode"
                and any((q.format, a) == (other.format, there) for other,
                        there in cells if other.operation == "dequantized_dot")]

@@ -1,7 +1,7 @@
 """The folder of environments: each is made once, under a lock, and is complete or absent.
 
 ``ROOT/NAME/`` holds ``environment.json`` (written last), ``install.log``, ``venv/`` and ``shared/``. Users of an
-environment lock ``ROOT/NAME.lock`` shared; whoever makes or removes it locks it exclusively. A process that is killed
+environment lock ``ROOT/NAME.lock`` shared; making or removing it takes an exclusive lock. A process that is killed
 while it makes one leaves no ``environment.json``, and the next user starts over.
 """
 
@@ -103,7 +103,7 @@ class Environments:
 
     @contextmanager
     def lease(self, spec: EnvironmentSpec, retry: bool = False) -> Iterator[Environment]:
-        """Yield the environment, made if necessary; nobody can remove it until the context ends.
+        """Yield the environment, made if necessary; it cannot be removed until the context ends.
 
         Raises CannotInstall (`retry` repeats an attempt that failed less than a day ago), IndexUnreachable, DiskFull,
         and NoInstaller or NotInstalled where this Python lacks a prerequisite.

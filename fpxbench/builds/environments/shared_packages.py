@@ -65,10 +65,10 @@ def distributions() -> list[Distribution]:
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
-        asked = (name, frozenset(requirement.extras))
-        if name in OF_THE_BUILD or asked in seen or name not in known:     # optional ones may be missing
+        key = (name, frozenset(requirement.extras))
+        if name in OF_THE_BUILD or key in seen or name not in known:     # optional ones may be missing
             continue
-        seen.add(asked)
+        seen.add(key)
         found[name] = known[name]
         todo += _requirements(found[name], requirement.extras)
     return [found[name] for name in sorted(found)]

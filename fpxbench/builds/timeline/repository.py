@@ -128,8 +128,8 @@ class Timeline:
         if not (self.path / "objects/pack").exists():
             return {}
         keys = self._git("for-each-ref", "--format=%(objectname)", "refs/tags").split()
-        asked = "".join(f"{key}:build.json\n" for key in keys).encode()
-        shown = io.BytesIO(self._git_bytes("cat-file", "--batch=%(objecttype) %(objectsize)", stdin=asked))
+        names = "".join(f"{key}:build.json\n" for key in keys).encode()
+        shown = io.BytesIO(self._git_bytes("cat-file", "--batch=%(objecttype) %(objectsize)", stdin=names))
         entries = {}
         for key in keys:
             header = shown.readline()

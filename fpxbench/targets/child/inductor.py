@@ -278,13 +278,13 @@ class _Generated(BaseException):
     """The module is written: leave before it is compiled and run."""
 
 
-def _lowered(asked, found):
+def _lowered(options, found):
     import torch
     from torch._inductor import config
     from torch._inductor.graph import GraphLowering
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.gettempdir()
-    function, sizes = _quantizer(asked) if "stored" in asked else _product(asked)
+    function, sizes = _quantizer(options) if "stored" in options else _product(options)
 
     def written(graph):
         raise _Generated(graph.codegen()[0].value)
@@ -294,11 +294,11 @@ def _lowered(asked, found):
     with found["torch._subclasses.fake_tensor.FakeTensorMode"]():
         arguments = [torch.empty(size, dtype=dtype, device="cuda:0") for size, dtype in sizes]
     # Graphs of launches would move what is launched out of `call`.
-    options = dict(torch._inductor.list_mode_options(asked["mode"])) | {"fx_graph_cache": False,
+    settings = dict(torch._inductor.list_mode_options(options["mode"])) | {"fx_graph_cache": False,
                                                                         "triton.cudagraphs": False}
     if hasattr(getattr(config, "test_configs", None), "max_mm_configs"):
-        options["test_configs.max_mm_configs"] = 1      # only the first is taken anyway: half the time
-    with config.patch(options), torch.no_grad():
+        settings["test_configs.max_mm_configs"] = 1      # only the first is taken anyway: half the time
+    with config.patch(settings), torch.no_grad():
         graph = found["torch.fx.experimental.proxy_tensor.make_fx"](
             function, decomposition_table=found["torch._inductor.decomposition.select_decomp_table"]())(*arguments)
         try:
@@ -308,33 +308,33 @@ def _lowered(asked, found):
     raise NotObservable(_version() + " compiles a graph without GraphLowering.compile_to_module")
 
 
-def _product(asked):
+def _product(options):
     """Return a weight-only product, and the sizes and dtypes of its arguments."""
     import torch
 
-    x, weight = getattr(torch, DTYPES[asked["x"]]), getattr(torch, DTYPES[asked["weight"]])
-    transposed = asked["layout"] == "nk"
+    x, weight = getattr(torch, DTYPES[options["x"]]), getattr(torch, DTYPES[options["weight"]])
+    transposed = options["layout"] == "nk"
 
     def product(x, w, s):
         w = w.to(x.dtype)
         return (torch.mm(x, w.t() if transposed else w) * s,)
 
-    shape = (asked["n"], asked["k"]) if transposed else (asked["k"], asked["n"])
-    return product, [((asked["m"], asked["k"]), x), (shape, weight), ((asked["n"],), x)]
+    shape = (options["n"], options["k"]) if transposed else (options["k"], options["n"])
+    return product, [((options["m"], options["k"]), x), (shape, weight), ((options["n"],), x)]
 
 
-def _quantizer(asked):
+def _quantizer(options):
     """Return a function that scales rows, clamps and casts, and returns the codes and a transposed copy of them."""
     import torch
 
-    stored = getattr(torch, DTYPES[asked["stored"]])
+    stored = getattr(torch, DTYPES[options["stored"]])
     high = torch.finfo(stored).max
 
     def quantizer(x, s):
         codes = (x.float() * s).clamp(-high, high).to(stored)
         return codes, torch.clone(codes.t(), memory_format=torch.contiguous_format)
 
-    return quantizer, [((asked["rows"], asked["columns"]), torch.bfloat16), ((asked["rows"], 1), torch.float32)]
+    return quantizer, [((options["rows"], options["columns"]), torch.bfloat16), ((options["rows"], 1), torch.float32)]
 
 
 def _first_template(choices):
