@@ -8,6 +8,7 @@ It looks like a 16-bit tensor [N, K], or [E, N, K] of experts, and stores packed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any, Self
 
@@ -302,6 +303,25 @@ def _addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             "addmm takes a bias, x and weight.t() without factors; dequantize() gives a plain tensor"
         )
     return _linear(x, weight.t(), bias)
+
+
+@_operation(_aten._grouped_mm.default)
+def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Multiply rows ``[T, K]``, in runs that end at `offs`, by one expert each: [E, K, N] as a transposed
+    FloatTensor.
+    """
+    x, weight, *more = args
+    offsets = more[0] if more else kwargs.get("offs")
+    if not (isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 3 and x.dim() == 2):
+        raise NotImplementedError(
+            "grouped_mm takes rows [T, K] and experts [E, N, K].transpose(1, 2); dequantize() gives a plain tensor"
+        )
+    ends = [0, *offsets.tolist()]
+    out = x.new_empty(len(x), weight.stored_shape[1])
+    for expert, (first, last) in enumerate(pairwise(ends)):
+        if last > first:
+            out[first:last] = _linear(x[first:last], weight._expert(expert).t())
+    return out
 
 
 # Copies and views of all of it.

@@ -1,0 +1,166 @@
+"""Quantize a model's weights in place, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from fpxbench.model.float_tensor import FloatTensor
+from fpxbench.model.operator import AUTO
+from fpxbench.numbers.scheme import scheme_named
+
+LEFT = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "*router*", "*gate", "*gate.weight")
+"""Names that are left alone unless they are selected: embeddings, heads, and the routers of experts."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """One weight that was quantized."""
+
+    name: str
+    scheme: str
+    implementation: str
+    shape: tuple[int, ...]
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass
+class Quantization:
+    """What became of a model's weights.
+
+    replaced : the weights that are quantized now
+    left : names of the others with two dimensions or more, each with the reason
+    """
+
+    replaced: list[Replaced] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(each.bytes_before for each in self.replaced)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(each.bytes_after for each in self.replaced)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.replaced)} weights quantized, {self.bytes_before / 1e6:.4g} MB before and {self.bytes_after / 1e6:.4g} MB after; "
+            f"{len(self.left)} left"
+        )
+
+
+def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation: str = AUTO,
+              select: Callable[[str, nn.Module], bool] | None = None) -> Quantization:
+    """Replace the weights of `model` by `FloatTensor`s, and return what was replaced and what was left.
+
+    Taken are `nn.Linear`, transformers' `Conv1D`, and parameters of experts ``[E, N, K]``. Each layer is quantized and
+    its 16-bit weight freed before the next one, so that memory never holds two copies of the model.
+
+    Parameters
+    ----------
+    scheme : one for all, or globs over names -> schemes (the first that fits; a weight that none fits is left)
+    implementation : which multiplies; ``auto`` takes the fastest right one, see `fpxbench.model.operator`
+    select : which modules to take, by name and module; None: all but embeddings, heads and routers
+
+    Raises ValueError for a scheme that is none, or a model in which nothing fits.
+    """
+    schemes = {"*": scheme} if isinstance(scheme, str) else dict(scheme)
+    for name in schemes.values():
+        scheme_named(name)
+    done = Quantization()
+    shared = _shared_parameters(model)
+    for name, module, attribute in list(_weights(model)):
+        parameter = getattr(module, attribute)
+        full = f"{name}.{attribute}" if name else attribute
+        chosen = next(
+            (value for glob, value in schemes.items() if fnmatchcase(name, glob) or fnmatchcase(full, glob)), None
+        )
+        reason = _reason_to_leave(name, module, parameter, chosen, select, shared)
+        if reason:
+            done.left[full] = reason
+            continue
+        before = parameter.nbytes
+        # Conv1D and some experts hold the weight as [K, N].
+        transposed = _is_transposed(module)
+        values = parameter.detach().transpose(-1, -2) if transposed else parameter.detach()
+        quantized = FloatTensor.from_float(values, chosen, implementation)
+        done.replaced.append(
+            Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored)
+        )
+        setattr(
+            module,
+            attribute,
+            nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False),
+        )
+        del parameter, values
+    if not done.replaced:
+        raise ValueError(
+            f"no weight of {type(model).__name__} was quantized: "
+            + (
+                "; ".join(f"{name}: {reason}" for name, reason in list(done.left.items())[:5])
+                or "it has no linear layer"
+            )
+        )
+    return done
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Every module that holds a weight, with the parameter's name."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            yield name, module, "weight"
+        else:
+            for attribute, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 3 and attribute.endswith("proj"):
+                    yield name, module, attribute
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a module holds its weight as [K, N]: `Conv1D`, and experts that say so (gpt-oss)."""
+    return type(module).__name__ == "Conv1D" or bool(
+        getattr(module, "is_transposed", type(module).__name__ == "GptOssExperts")
+    )
+
+
+def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: str | None,
+                     select: Callable[[str, nn.Module], bool] | None, shared: dict[int, list[str]]) -> str:
+    """Why a weight stays as it is; "" if it does not."""
+    if scheme is None:
+        return "no glob of the schemes fits its name"
+    if isinstance(parameter.data, FloatTensor):
+        return "quantized already"
+    if not parameter.is_floating_point() or parameter.element_size() < 2:
+        return f"holds {parameter.dtype}"
+    if select is not None:
+        if not select(name, module):
+            return "not selected"
+    elif any(fnmatchcase(name, glob) for glob in LEFT):
+        return "an embedding, a head or a router; select it to take it"
+    tied = [other for other in shared.get(id(parameter), []) if not other.startswith(f"{name}.")]
+    if tied:
+        return f"tied to {tied[0]}, which would keep the 16-bit weight"
+    return ""
+
+
+def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """id of a parameter -> the names under which the model has it."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters as stored, each counted once: what a token's forward pass reads at least."""
+    seen: dict[int, int] = {}
+    for parameter in model.parameters():
+        data = parameter.data
+        seen[id(parameter)] = data.nbytes_stored if isinstance(data, FloatTensor) else data.nbytes
+    return sum(seen.values())
+
+

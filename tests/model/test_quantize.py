@@ -1,0 +1,106 @@
+"""A model is quantized in place: which weights, by which scheme, and what is left with its reason."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
+
+from fpxbench.model.float_tensor import FloatTensor
+from fpxbench.model.quantize import quantize_, weight_bytes
+
+SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             vocab_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+EXPERTS = dict(num_local_experts=4, num_experts_per_tok=2)
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "mistral": MistralConfig(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "phi3": Phi3Config(**SMALL),
+    "gemma3": Gemma3TextConfig(**SMALL, head_dim=16),
+    "gpt2": GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=128, n_positions=64),
+    "mixtral": MixtralConfig(**SMALL, **EXPERTS),
+    "qwen3-moe": Qwen3MoeConfig(**SMALL, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, head_dim=16),
+    "gpt-oss": GptOssConfig(**SMALL, **EXPERTS, head_dim=16),
+}
+
+
+def model_of(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.bfloat16, attn_implementation="eager")
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_quantized_model_computes_what_its_dequantized_weights_compute(name):
+    model, plain = model_of(name), model_of(name)
+    done = quantize_(model, "e4m3fn-row")
+    assert not any("embed" in each.name or "lm_head" in each.name for each in done.replaced)
+    assert done.bytes_after < 0.6 * done.bytes_before
+    parameters = dict(plain.named_parameters())
+    for parameter, quantized in model.named_parameters():
+        if isinstance(quantized.data, FloatTensor):
+            parameters[parameter].copy_(quantized.data.dequantize())
+    tokens = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        got, expected = model(tokens).logits.float(), plain(tokens).logits.float()
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "gpt-oss"])
+def test_experts_are_quantized_and_routers_are_left(name):
+    done = quantize_(model_of(name), "mxfp4")
+    experts = [each for each in done.replaced if "experts" in each.name]
+    assert experts and all(each.shape[0] == 4 for each in experts)
+    assert not any("router" in each.name or each.name.endswith("gate.weight") for each in done.replaced)
+
+
+def test_schemes_go_by_glob_and_what_none_fits_is_left():
+    model = model_of("llama")
+    done = quantize_(model, {"*.self_attn.*": "e4m3fn-row", "*.down_proj": "mxfp4"})
+    assert {each.name.rpartition(".weight")[0].rpartition(".")[2]: each.scheme for each in done.replaced} == {
+        "q_proj": "e4m3fn-row",
+        "k_proj": "e4m3fn-row",
+        "v_proj": "e4m3fn-row",
+        "o_proj": "e4m3fn-row",
+        "down_proj": "mxfp4",
+    }
+    assert done.left["model.layers.0.mlp.up_proj.weight"] == "no glob of the schemes fits its name"
+    assert (
+        "quantized" in str(done)
+        and quantize_(model, "e4m3fn-row").left["model.layers.0.mlp.down_proj.weight"] == "quantized already"
+    )
+
+
+def test_tied_weights_are_left_unless_nothing_else_holds_them():
+    config = LlamaConfig(**SMALL, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    done = quantize_(model, "e4m3fn-row", select=lambda name, module: True)
+    assert "tied to model.embed_tokens.weight" in done.left["lm_head.weight"]
+
+
+def test_bytes_are_those_stored():
+    model = nn.Sequential(nn.Linear(256, 128, bias=False, dtype=torch.bfloat16))
+    assert weight_bytes(model) == 2 * 256 * 128
+    quantize_(model, "mxfp4")
+    assert weight_bytes(model) == 256 * 128 // 2 + 256 * 128 // 32
+
+
+@pytest.mark.parametrize(("model", "scheme", "says"), [
+    (nn.Sequential(nn.ReLU()), "mxfp4", "no weight of Sequential was quantized: it has no linear layer"),
+    (nn.Sequential(nn.Linear(8, 8)), "mxfp5", "no scheme 'mxfp5'"),
+    (nn.Sequential(nn.Linear(8, 8)), {"other": "mxfp4"}, "0.weight: no glob of the schemes fits its name"),
+])
+def test_a_model_without_anything_to_quantize_says_so(model, scheme, says):
+    with pytest.raises(ValueError, match=says):
+        quantize_(model, scheme)
