@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import tomllib
@@ -106,3 +107,21 @@ def test_every_relative_link_leads_to_a_file() -> None:
             for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
             if "://" not in target and not (page.parent / target).exists()]
     assert dead == []
+
+
+def test_the_kernel_of_the_guide_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    fpxbench.discover()     # the shipped ones stay registered; this one does not
+    for name, empty in (("_registry", {}), ("_sources", {}), ("_loaded_paths", set())):
+        monkeypatch.setattr(importlib.import_module("fpxbench.implementation"), name, empty)
+    [code] = fenced("python", CHECKOUT / "docs/guide/write-a-kernel.md")
+    (tmp_path / "my_kernel.py").write_text(code)
+    known, _ = fpxbench.discover([tmp_path / "my_kernel.py"])
+    kernel = known["my_kernel"]()
+    scheme, weight = fpxbench.scheme_named("e4m3fn-row"), torch.randn(64, 128)
+    assert kernel.supports(scheme, torch.device("cpu")).supported and not kernel.supports(
+        fpxbench.scheme_named("mxfp4"), torch.device("cpu")).supported
+    stored, x = kernel.quantize(weight, scheme), torch.randn(3, 128, dtype=torch.bfloat16)
+    exact = x.double() @ stored.dequantize().double().T
+    assert torch.linalg.norm(kernel.matmul(x, stored).double() - exact) < 0.01 * torch.linalg.norm(exact)
