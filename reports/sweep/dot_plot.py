@@ -60,6 +60,6 @@ def _ticks(low: float, high: float) -> list[float]:
     """Return round values between 10**low and 10**high; more steps in a small range."""
     steps = (1, 2, 5) if high - low > 0.6 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     decades = range(math.floor(low), math.ceil(high) + 1)
-    ticks = [step * 10.0**decade for decade in decades
-             for step in steps if low <= math.log10(step * 10.0**decade) <= high]
+    ticks = [step * 10.0**decade for decade in decades for step in steps if low <= math.log10(step) + decade <= high]
+    ticks = [tick for tick in ticks if tick > 0]    # 10.0**-324 is 0
     return ticks[:: max(1, math.ceil(len(ticks) / 8))]

@@ -380,6 +380,13 @@ def test_times_that_make_no_sense_are_a_broken_line_and_do_not_stop_the_report(t
     assert "could not be read" in Page(summary.index.read_text()).text
 
 
+def test_a_roofline_that_is_next_to_nothing_is_drawn_and_has_no_tick_at_zero() -> None:
+    one = sample.record(sample.case("x"), speedup=2.0)
+    machine = one.machine.model_copy(update={"read_gb_per_s": 1e300})
+    one = one.model_copy(update={"machine": machine, "traffic": one.traffic.model_copy(update={"bytes_min": 1e-20})})
+    assert 0 < min(us for _, us in dot_plot_of(one).ticks) < 1e-250
+
+
 # ---- little or nothing ----------------------------------------------------------------------------------------------
 
 def test_without_records_the_report_says_what_to_do(tmp_path: Path) -> None:
