@@ -26,6 +26,10 @@ class WeightContents(StrEnum):
     """N(0, 1)."""
     CODES = "codes"
     """The values on which encoders and decoders differ: every code, every midpoint of two, under scales of 1."""
+    VALUES = "values"
+    """Rows as models have them: zeros, constants, heavy tails, outlier channels, tiny and huge; activations likewise."""
+    SCALES = "scales"
+    """Every scale code of the scheme's scale format that a finite weight meets."""
 
 
 class Split(StrEnum):
@@ -103,6 +107,9 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 CANARIES = (
     Workload("canary.seed", 32, 32, (1,), "the shape of pytorch/ao issue #228's reproduction"),
     Workload("canary.codes", 32, 512, (1,), "every code of every format, at M = 1", WeightContents.CODES),
+    Workload("canary.values", 32, 128, (6,), "weights and activations as models have them, zeros and outliers included",
+             WeightContents.VALUES),
+    Workload("canary.scales", 128, 64, (1,), "every scale code of every scale format", WeightContents.SCALES),
     Workload("canary.ragged", 77, 203, (3, 33), "M, N and K that no block size divides"),
 )
 

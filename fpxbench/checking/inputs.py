@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from fpxbench.checking import model_values
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scheme import scheme_named
@@ -34,6 +35,10 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
     rng = generator(seed, "weight", case.n, case.k, device=device)
     scheme = scheme_named(case.scheme)
     contents = contents or contents_of(case.workload)
+    if contents is WeightContents.VALUES:
+        return model_values.model_weight(case, rng, device)
+    if contents is WeightContents.SCALES and scheme.quantized:
+        return model_values.every_scale(case, rng, device)
     if contents is WeightContents.NORMAL or not scheme.quantized:
         return torch.randn(case.n, case.k, generator=rng, device=device)
     fmt, block = scheme.format, scheme.scaling.block or case.k
@@ -67,12 +72,17 @@ def _discriminating_values(fmt: Format, device: str, *, reach: float) -> tuple[T
 
 
 def make_activation(case: Case, seed: int, purpose: object, device: str = "cpu") -> Tensor:
-    """Return the activation [M, K] of one purpose, N(0, 1) in the case's dtype.
+    """Return the activation [M, K] of one purpose in the case's dtype: N(0, 1), or as the workload's contents ask.
 
     `purpose` is the number of a checked call, or whatever names another use ("timing"): two uses never share numbers.
     """
     rng = generator(seed, "activation", purpose, case.m, case.k, device=device)
     x = torch.randn(case.m, case.k, generator=rng, device=device)
+    contents = contents_of(case.workload)
+    if contents is WeightContents.VALUES:
+        x = model_values.model_activation(x)
+    elif contents is WeightContents.SCALES:
+        x = model_values.quiet(x)
     return x.to(ACTIVATION_DTYPES[case.activation])
 
 

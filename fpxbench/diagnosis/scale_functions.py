@@ -224,7 +224,11 @@ def matching_functions(
 
     def gives(predicted: Tensor) -> bool:
         certain = within_fp32(predicted, values)
-        return int(certain.sum()) > len(values) // 8 and bool((agree(seen, predicted) | ~certain).all())
+        of_nan = values.isnan()
+        # Infinity in the place of NaN is no other fault than one that makes it finite or NaN where infinity was seen.
+        nan_fits = torch.where(seen.isinf(), ~predicted.isfinite(), torch.where(seen.isnan(), predicted.isnan(), agree(seen, predicted)))
+        fits = torch.where(of_nan, nan_fits, agree(seen, predicted) | ~certain)
+        return int(certain.sum()) > len(values) // 8 and bool(fits.all())
 
     alone = [one for one in known if gives(one.factor(codes, values))]
     if alone:

@@ -53,6 +53,9 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
                 f"{stored} are stored; {weight.scheme.name} has {list(oracle_scales.stored.shape)} on this weight",
             )
         several.append(_Stored(given.float(), weight, oracle_scales))
+    of_zeros = next((found for stored in several if (found := _zero_block_fault(stored)) is not None), None)
+    if of_zeros is not None:
+        return of_zeros
     of_scales = next((found for stored in several if (found := _scale_fault(stored)) is not None), None)
     of_codes = None
     if of_scales is None or not all(stored.codes_fit(stored.oracle_scales) for stored in several):
@@ -193,6 +196,22 @@ def _likeness(stored: _Stored) -> float:
     return correlation(stored.weight.dequantize().double(), stored.original.double())
 
 
+def _zero_block_fault(stored: _Stored) -> Diagnosis | None:
+    """Return the fault of blocks of zeros that read back as something else; None if there is none."""
+    weight, scaling = stored.weight, stored.weight.scheme.scaling
+    decoded = weight.dequantize()
+    empty = scaling.spread((scaling.block_amax(stored.original) == 0).float(), *weight.shape).bool()
+    odd = empty & (decoded != 0)
+    if not bool(odd.any()):
+        return None
+    row, column = odd.nonzero()[0].tolist()
+    scale = float(scaling.spread(weight.scale_grid(), *weight.shape)[row, column])
+    code = weight.scheme.format.describe_code(int(stored.codes[row, column]))
+    return Diagnosis(Kind.ZERO_BLOCK, f"{int(odd.sum())} of {int(empty.sum())} weights in blocks of zeros read back as {float(decoded[row, column]):g}:"
+                     f" the scale is stored as {scale:g}, the code at row {row}, column {column} as {code}",
+                     {"row": row, "column": column, "scale": repr(scale)})
+
+
 def _scale_fault(stored: _Stored) -> Diagnosis | None:
     scheme, weight = stored.weight.scheme, stored.weight
     fmt, scaling = scheme.format, scheme.scaling
@@ -207,16 +226,7 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
         "scale_example": f"row {row}, block {block}: {float(held[row, block]):.9g}, not {float(right[row, block]):.9g}",
     }
     share = f"{int(wrong.sum())} of {held.numel()} scales are wrong"
-    odd = ~(held.isfinite() & (held >= 0))
-    if bool(odd.any()):
-        empty = scaling.block_amax(stored.original) == 0
-        if bool(empty[odd].all()):
-            return Diagnosis(
-                Kind.ZERO_BLOCK,
-                f"{int(odd.sum())} of {int(empty.sum())} blocks of zeros are stored with a scale of"
-                f" {float(held[odd][0]):g}",
-                evidence,
-            )
+    if not bool((held.isfinite() & (held >= 0)).all()):
         return Diagnosis(None, f"{share}: some are negative or not finite", evidence)
     positive = (right > 0) & (held > 0)
     ratios = (held / right)[positive].double()
@@ -277,6 +287,7 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
 def _scales_agree(stored: _Stored, held: Tensor, right: Tensor) -> Tensor:
     """Where stored scales are right within fp32's rounding: bool [N or 1, G]."""
     agree = (held - right).abs() <= SCALE_SLACK * right
+    agree |= stored.weight.scheme.scaling.block_amax(stored.original) == 0      # any scale will do for zeros
     weight, scaling = stored.weight, stored.weight.scheme.scaling
     if not scaling.has_tensor_scale or weight.tensor_scale is None or bool(agree.all()):
         return agree

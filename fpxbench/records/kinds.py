@@ -277,6 +277,12 @@ class Kind(StrEnum):
         "The activation is quantized under the scale of the first call, or of the one that was captured.",
     )
 
+    NONFINITE_SPREADS = (
+        "nonfinite_spreads", Group.ACTIVATIONS, Stage.CONTRACT,
+        "lets NaN of one token reach others",
+        "NaN or infinity in one row of the activation changes other rows of the output.",
+    )
+
     # ---- how far the result is off
 
     GIBBERISH = (

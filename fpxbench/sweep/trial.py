@@ -19,6 +19,7 @@ from fpxbench.checking import (
     effects,
     inputs,
     kept_memory,
+    nonfinite_rows,
     serving_calls,
     tampering,
     timing,
@@ -39,7 +40,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep.messages import TrialRequest, TrialResult
-from fpxbench.workloads import is_canary
+from fpxbench.workloads import WeightContents, contents_of, is_canary
 
 CALLS_AFTER_TIMING = 1
 PEER_SQNR_SLACK_DB = 1.0

@@ -39,10 +39,9 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     codes = torch.arange(size, device=bench.device)
     if not bench.sets_codes:
         codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
-    free = bench.free.all(dim=0).nonzero().reshape(-1)
-    columns = free[
-        torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()
-    ]
+    ordinary = ordinary_places(bench)
+    free = (bench.free.all(dim=0) & ordinary.any(dim=0)).nonzero().reshape(-1)
+    columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
     one, rng = bench.scales(torch.ones(1, 1)), inputs.generator(bench.seed, "table")
     seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
     row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
@@ -53,7 +52,7 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
             held[rows, 0] = part.to(torch.uint8)
             seen[part, arrangement] = bench.read(bench.hold(held, one), columns)[rows]
             row_of[part, arrangement] = rows
-    sound = torch.ones_like(seen, dtype=torch.bool)
+    sound = ordinary[:, columns][row_of]
     for _ in range(2):
         # Of the numbers that a code was read as, the one that most others are near to.
         flat = seen.reshape(size, -1)
@@ -63,7 +62,7 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
         held_by = torch.nn.functional.one_hot(row_of[codes].reshape(-1), bench.n).double()
         row_is_odd = held_by.T @ odd[codes].double().mean(dim=2).reshape(-1) > 0.5 * held_by.sum(dim=0)
         column_is_odd = odd[codes].double().mean(dim=(0, 1)) > 0.5
-        sound = ~(row_is_odd[row_of][:, :, None] | column_is_odd)
+        sound = ordinary[:, columns][row_of] & ~(row_is_odd[row_of][:, :, None] | column_is_odd)
     tried = torch.zeros(size, dtype=torch.bool, device=bench.device)
     tried[codes] = True
     unclear = tried & ((odd & sound).any(dim=(1, 2)) | ~sound.any(dim=2).any(dim=1))
@@ -104,16 +103,29 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
                           message=f"{len(differences)} of {count} codes decode to another number: {what}")
 
 
+def ordinary_places(bench: Bench) -> Tensor:
+    """Return where a weight of one code everywhere is read as the number that most of it is, bool [N, K]: not where K's tail is
+    left out, or a scale is padding. Everywhere, if nothing is read as a number."""
+    seen = bench.read(bench.hold(torch.full((1, 1), bench.fmt.max_code), bench.scales(torch.ones(1, 1))))
+    usable = seen.isfinite() & (seen.abs() > 2.0**-60)
+    if not bool((usable & bench.free).any()):
+        return torch.ones_like(usable)
+    mode = seen[usable & bench.free].mode().values
+    return usable & bench.near(seen, mode.expand_as(seen))
+
+
 def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
     """Return the table [2**bits] from weights of one code everywhere, which no order of rows or columns changes; None
     where even they are read as several numbers."""
     table = torch.full((1 << bench.fmt.bits,), torch.nan, dtype=torch.float64, device=bench.device)
     one = bench.scales(torch.ones(1, 1))
-    row, column = bench.free.nonzero()[len(bench.free.nonzero()) // 2].tolist()
+    places = (bench.free & ordinary_places(bench)).nonzero()
+    row, column = places[len(places) // 2].tolist()
+    rows = bench.free[:, column] & ordinary_places(bench)[:, column]
     for code in codes.tolist():
         read = bench.read(bench.hold(torch.full((1, 1), code), one), torch.tensor([column], device=bench.device))[:, 0]
         table[code] = read[row]
-        if not bool(bench.near(read, table[code].expand_as(read))[bench.free[:, column]].all()):
+        if not bool(bench.near(read, table[code].expand_as(read))[rows].all()):
             return None
     return table
 

@@ -208,7 +208,11 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
         scale, several = (number, roundings) if seen.shape == number.shape else (torch.ones_like(seen), 1.0)
         return bench.near(seen * scale, wanted * scale, several)
 
-    wrong = ~agree(seen, values)
+    of_nan = values.isnan()
+    wrong = torch.where(of_nan, seen.isfinite(), ~agree(seen, values))
+    if bool((of_nan & seen.isinf()).any()):     # not finite either: no product of such a scale is taken for a number
+        skipped = [*skipped, f"the NaN code {_name(factors, int((of_nan & seen.isinf()).nonzero()[0]))} multiplies by infinity"]
+        rest = f" ({'; '.join(skipped)})"
     what = f"each of {len(values)} scale{' codes' if factors.codes is not None else 's'}"
     differences = [
         Difference(

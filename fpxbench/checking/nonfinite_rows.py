@@ -1,0 +1,44 @@
+"""Check that NaN and infinity in one row of the activation stay in that row of the output."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fpxbench.checking import contract
+from fpxbench.checking.operands import Operands
+from fpxbench.checking.reference import Reference, compare
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
+
+TOKENS = 4
+_ROW = 1
+
+
+def check_nonfinite_rows(implementation: Implementation, operands: Operands) -> Verdict | None:
+    """Return the verdict if NaN or infinity of one token changes the output of another; None if it does not.
+
+    Not asked where one scale for all tokens is taken from the activation, which then is NaN for all.
+    """
+    if not bool(operands.decoded.isfinite().all()):
+        return None
+    rule = operands.rule
+    if rule is not None and scheme_named(rule.scheme).scaling.block_rows is None:
+        return None
+    for value in (math.nan, math.inf):
+        x = operands.activation(f"a row with {value}", TOKENS)
+        clean = x.clone()
+        clean[_ROW] = 0
+        expected = operands.reference(clean, implementation)
+        x[_ROW, x.shape[1] // 3] = value
+        y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
+        others = torch.arange(TOKENS, device=y.device) != _ROW
+        comparison = compare(y[others], Reference(expected.product[others], expected.tolerance[others]))
+        if not comparison.within:
+            return Verdict(status=Status.WRONG if comparison.finite else Status.NONFINITE, kind=Kind.NONFINITE_SPREADS,
+                           evidence={"row": _ROW, "value": repr(value), "outside": comparison.outside},
+                           summary=f"{value} in row {_ROW} of the activation changes other rows of the output: {comparison.message()}")
+    return None
