@@ -139,4 +139,5 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have the same dtype, shape and bits (NaN equals the same NaN, 0 differs from -0)."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)))
+    # A tensor of one element is contiguous whatever its stride, and then no view of its bytes.
+    return torch.equal(*(tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8) for tensor in (a, b)))

@@ -44,13 +44,17 @@ _FEW = ("bf16", "int8-row", "e4m3fn-row", "e4m3fnuz-row", "e3m2-row", "mxfp4")
 
 PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("smoke", "cpu"): (_Block(("e4m3fn-row", "e4m3fnuz-row", "mxfp4"), ("canary.codes/m1",)),
+                       _Block(("mxfp4", "nvfp4"), ("canary.scales/m1",)),
+                       _Block(("mxfp4", "nvfp4"), ("canary.values/m6",)),
                        _Block(("bf16", "int8-row", "e4m3fn-row"), ("llama3-8b.k/m1",))),
-    ("smoke", "cuda"): (_Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),),
+    ("smoke", "cuda"): (_Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),
+                        _Block((*_FEW[1:], "nvfp4"), ("canary.values/m6", "canary.scales/m1"))),
     # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared the
     # rest.
     ("quick", "cpu"): (
         _Block(("e5m2-row", "e4m3fnuz-row"), ("canary.seed/m1",)),
         _Block(_ALL, ("canary.codes/m1",)),
+        _Block((*_EACH_KIND, "mxfp4"), ("canary.values/m6", "canary.scales/m1")),
         _Block(_EACH_KIND, ("canary.ragged/m33",)),
         _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
         _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama2-7b.o/m1",)),
