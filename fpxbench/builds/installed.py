@@ -95,10 +95,8 @@ def string_constants(source: str) -> dict[str, str | None]:
     """Return the constants that a module's source assigns, ``name = "constant"``, annotated or not."""
     found: dict[str, str | None] = {}
     for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node,
-                                                                                                ast.AnnAssign) else []
-        if isinstance(getattr(node, "value", None), ast.Constant):
-            for target in targets:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name) and isinstance(node.value.value, str | None):
                     found[target.id] = node.value.value
     return found

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import Distribution
 from pathlib import Path
+from typing import cast
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -82,7 +83,7 @@ def fingerprint() -> str:
 
 
 def _requirements(distribution: Distribution, extras: Iterable[str]) -> list[Requirement]:
-    environments = [default_environment() | {"extra": extra} for extra in ("", *extras)]
+    environments = [{**cast(dict[str, str], default_environment()), "extra": extra} for extra in ("", *extras)]
     requirements = [Requirement(line) for line in distribution.requires or ()]
     return [each for each in requirements if each.marker is None
             or any(each.marker.evaluate(one) for one in environments)]
@@ -94,7 +95,7 @@ def _link(distribution: Distribution, folder: Path) -> bool:
     if not files:
         return False
     names = {file.parts[0] for file in files} - {"..", "/", "__pycache__"}
-    targets = {name: Path(distribution.locate_file(name)).absolute() for name in names}
+    targets = {name: Path(str(distribution.locate_file(name))).absolute() for name in names}
     conflicts = [name for name in names if (folder / name).is_symlink() and (folder / name).readlink() != targets[name]]
     if conflicts:
         return False

@@ -174,7 +174,9 @@ class _Adapter(HTTPAdapter):
         super().__init__(**options)
 
     def init_poolmanager(self, *args, **options) -> None:
-        super().init_poolmanager(*args, **options, **({"ssl_context": self._context} if self._context else {}))
+        if self._context:
+            options["ssl_context"] = self._context
+        super().init_poolmanager(*args, **options)
 
     def cert_verify(self, connection, url, verify, cert) -> None:
         super().cert_verify(connection, url, verify if self._context else False, cert)

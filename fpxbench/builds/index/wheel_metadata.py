@@ -7,6 +7,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
+from typing import cast
 
 from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement, Requirement
@@ -98,8 +99,8 @@ def required_triton(metadata: bytes, filename: str) -> str:
 def _environment(filename: str) -> dict[str, str]:
     """Return the environment to evaluate markers in: the wheel's, not this machine's, so that every machine agrees."""
     tag = min(parse_wheel_filename(filename)[3], key=str)
-    environment = default_environment() | {"platform_system": "Linux", "sys_platform": "linux", "os_name": "posix",
-                                           "extra": ""}
+    environment = {**cast(dict[str, str], default_environment()), "platform_system": "Linux", "sys_platform": "linux",
+                                   "os_name": "posix", "extra": ""}
     if match := re.fullmatch(r"cp(\d)(\d+)", tag.interpreter):
         environment |= {"python_version": f"{match[1]}.{match[2]}", "python_full_version": f"{match[1]}.{match[2]}.0"}
     if match := re.search(r"x86_64|aarch64|ppc64le|s390x", tag.platform):

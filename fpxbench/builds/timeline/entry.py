@@ -231,7 +231,7 @@ class Entry(_Part):
             return self.variants.get(variant)
         return next(iter(self.variants.values()), None)
 
-    def merge(self, other: Entry) -> Self:
+    def merge(self, other: Entry) -> Entry:
         """Return this entry merged with `other`, of the same build. An index's newer listing replaces its older one."""
         sources = dict(self.sources)
         for address, new in other.sources.items():
