@@ -8,7 +8,6 @@ accumulator of p bits keeps s = 2**-q L for q < p. Where s is lost tells which p
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs
-from fpxbench.checking.examination import Examination
+from fpxbench.checking.examination import Deadline, Examination
 from fpxbench.checking.operands import Operands
 from fpxbench.numbers.scheme import scheme_named
 
@@ -27,6 +26,8 @@ _LOST = 28
 _TRIPLES = 24
 _WINDOW = 48
 """Columns on either side of an edge that are all tried."""
+_PAIRS = (0.17, 0.23, 0.41, 0.52, 0.61, 0.74, 0.83)
+"""Where -L is put, as a share of the columns: the block is the greatest common divisor of the edges found."""
 _LARGEST_WEIGHT_CPU = 1 << 20
 
 
@@ -59,7 +60,7 @@ def measure_accumulator(examination: Examination, quantized: Callable[[Operands,
         probe = quantized(operands, original)
         ones = [column for column in columns if bool((probe.decoded[:, column] == 1).all())]
         if len(ones) >= _TRIPLES:
-            found = _Probe(examination, probe, ones).run(examination.until(0.3))
+            found = _Probe(examination, probe, ones).run(examination.deadline(0.3))
             examination.covered["accumulator"] = "measured by cancellation"
             examination.properties |= {"accumulator_bits": found.bits, "accumulator_overflows": found.overflows,
                                        "sum_block": found.block, "sum_order": found.order or None}
@@ -84,7 +85,7 @@ class _Probe:
         self.dtype = inputs.ACTIVATION_DTYPES[operands.case.activation]
         self.rng = inputs.generator(operands.seed, "accumulator")
 
-    def run(self, until: float) -> MeasuredAccumulator:
+    def run(self, deadline: Deadline) -> MeasuredAccumulator:
         found = MeasuredAccumulator(overflows=self._overflows())
         triples = self._triples()
         lost = [
@@ -94,8 +95,8 @@ class _Probe:
             found.order = "products that lie apart are summed apart"
             return found
         found.bits = self._bits(lost[:6])
-        if time.monotonic() < until:
-            found.block, found.order = self._order(until)
+        if not deadline.passed():
+            found.block, found.order = self._order(deadline)
         return found
 
     def kept(self, rows: Sequence[tuple[int, int, int, int]]) -> list[bool]:
@@ -150,7 +151,7 @@ class _Probe:
             y = self.matmul(x.to(self.dtype).to(self.operands.device), self.operands.weight)
         return not bool(y[0].isfinite().all())
 
-    def _order(self, until: float) -> tuple[int | None, str]:
+    def _order(self, deadline: Deadline) -> tuple[int | None, str]:
         """Return the block in which products are summed before they meet others, and the order in words.
 
         L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where
@@ -158,9 +159,9 @@ class _Probe:
         """
         last, k = len(self.columns) - 1, self.operands.case.k
         edges: list[tuple[int, int]] = []
-        for share in (0.23, 0.41, 0.52, 0.67, 0.83):
-            if time.monotonic() > until and len(edges) > 1:
-                break
+        for share in _PAIRS:
+            if deadline.passed():
+                return None, ""     # of too few edges the block would be a guess
             at = int(share * last)
             edge = self._end_of_losses(at)
             if edge is None:

@@ -16,8 +16,22 @@ from fpxbench.implementation import Implementation
 from fpxbench.records.verdict import Verdict
 
 DEFAULT_BUDGET_S = 0.1
+_WALL_MULTIPLE = 10.0
+"""A deadline in processor time passes after so many times as long by the clock on the wall: what waits is not free."""
 _FIRST_CALL_MULTIPLE = 2.0
 """A first call that takes longer than this many budgets compiles or tunes, and would for each new shape."""
+
+
+class Deadline:
+    """An end in time: on a CPU in this thread's own processor time, so that a busy machine asks no less than an idle one."""
+
+    def __init__(self, seconds: float, device: str) -> None:
+        self._clock = time.thread_time if device == "cpu" else time.monotonic
+        self._end, self._wall_end = self._clock() + seconds, time.monotonic() + _WALL_MULTIPLE * seconds
+
+    def passed(self, more: float = 0.0) -> bool:
+        """Return whether it has passed, by `more` seconds."""
+        return self._clock() > self._end + more or time.monotonic() > self._wall_end + _WALL_MULTIPLE * more
 
 
 @dataclass
@@ -54,9 +68,9 @@ class Examination:
                                     f" {self.budget_s:.2g} s for other shapes")
         return name in self.not_asked
 
-    def until(self, share: float) -> float:
-        """Return when a check that has `share` of the budget should end (`time.monotonic`)."""
-        return time.monotonic() + share * self.budget_s
+    def deadline(self, share: float) -> Deadline:
+        """Return the end of a check that has `share` of the budget."""
+        return Deadline(share * self.budget_s, self.device)
 
     def ask(self, name: str, check: Callable[[], Verdict | None]) -> tuple[bool, Verdict | None]:
         """Run one check of calls that an implementation may refuse; return whether it took them, and the verdict.

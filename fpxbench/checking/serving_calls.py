@@ -6,7 +6,6 @@ right.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -45,12 +44,12 @@ def check_tokens(examination: Examination) -> Verdict | None:
     if examination.new_shapes_cost_too_much("token counts") or _too_large(examination, "token counts"):
         return None
     sweep = _TokenSweep(examination)
-    until = examination.until(0.3)
+    deadline = examination.deadline(0.3)
     for counts in (TOKEN_COUNTS, MANY_TOKENS):
         if not sweep.prepare(max(counts)):
             break
         for m in counts:
-            if time.monotonic() > (until if not sweep.wrong else until + _MORE_S):
+            if deadline.passed(_MORE_S if sweep.wrong else 0.0):
                 break
             took, _ = examination.ask(f"M = {m}", partial(sweep.ask, m))
             if not took:
@@ -146,9 +145,9 @@ def check_layouts(examination: Examination) -> Verdict | None:
     operands, implementation = examination.operands, examination.implementation
     if examination.new_shapes_cost_too_much("activation layouts") or _too_large(examination, "activation layouts"):
         return None
-    until, covered = examination.until(0.2), []
+    deadline, covered = examination.deadline(0.2), []
     for name, x in activation_layouts(operands):
-        if time.monotonic() > until and covered:
+        if deadline.passed() and covered:
             examination.not_asked.setdefault("activation layouts", f"{name} and what follows: no time")
             break
         flat = x.reshape(-1, x.shape[-1]).clone()
@@ -223,9 +222,9 @@ def check_shapes(examination: Examination, prepare: Callable[[int, int, object],
     own = examination.operands
     if examination.new_shapes_cost_too_much("other shapes") or _too_large(examination, "other shapes"):
         return None
-    until, covered, kept = examination.until(0.3), [], []      # kept alive: an address is used again once it is free
+    deadline, covered, kept = examination.deadline(0.3), [], []      # kept alive: an address is used again once it is free
     for number, (n, k) in enumerate(OTHER_SHAPES):
-        if time.monotonic() > until and covered:
+        if deadline.passed() and covered:
             examination.not_asked["other shapes"] = f"[{n}, {k}] and what follows: no time"
             break
         took, verdict = examination.ask(
@@ -307,10 +306,10 @@ def check_repeats(examination: Examination, most: int = 1000) -> Verdict | None:
         return None
     x = operands.activation("repeats")
     first: Tensor | None = None
-    until, count, differing, wrong = examination.until(0.2), 0, 0, []
+    deadline, count, differing, wrong = examination.deadline(0.2), 0, 0, []
     busy = _Busy(operands.device)
     with contract.weight_unchanged(operands.weight):
-        while count < 2 or (count < most and time.monotonic() < until):
+        while count < 2 or (count < most and not deadline.passed()):
             with busy:
                 y = contract.call(implementation.matmul, x, operands.weight, operands.device,
                                   poison.PATTERNS[count % 2]).seen
@@ -361,8 +360,8 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
     expected = [each.reference(x, implementation) for each, x in zip(pairs, xs, strict=True)]
     streams = [torch.cuda.Stream() for _ in pairs]
     torch.cuda.synchronize()
-    until, rounds = examination.until(0.1), 0
-    while rounds < 3 or (time.monotonic() < until and rounds < 100):
+    deadline, rounds = examination.deadline(0.1), 0
+    while rounds < 3 or (not deadline.passed() and rounds < 100):
         outputs = []
         for _ in range(4):      # several in flight on each
             for each, x, stream in zip(pairs, xs, streams, strict=True):

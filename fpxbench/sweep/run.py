@@ -17,7 +17,7 @@ from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.settings import Settings
 
 PREPARATION_TIMEOUT_S = 300.0
-CHECK_BUDGET_S = {"smoke": 0.1, "quick": 0.5, "full": 3.0}
+CHECK_BUDGET_S = {"smoke": 0.07, "quick": 0.5, "full": 3.0}
 """For each case: checks of other token counts, shapes and layouts, repeats, and the accumulator."""
 
 _DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
