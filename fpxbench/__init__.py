@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fpxbench import _moved
 
 if TYPE_CHECKING:
+    from fpxbench.checkpoint.loading import load_checkpoint
     from fpxbench.implementation import Implementation, Support, discover, implementation
     from fpxbench.numbers.codec import decode, encode
     from fpxbench.numbers.fake_quantize import fake_quantize
@@ -39,6 +40,7 @@ __all__ = [
     "fake_quantize",
     "format_named",
     "implementation",
+    "load_checkpoint",
     "load_records",
     "quantize",
     "run",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "fpxbench.checkpoint.loading": ("load_checkpoint",),
     "fpxbench.implementation": ("Implementation", "Support", "discover", "implementation"),
     "fpxbench.numbers.codec": ("decode", "encode"),
     "fpxbench.numbers.fake_quantize": ("fake_quantize",),

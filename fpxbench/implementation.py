@@ -99,6 +99,9 @@ class Implementation:
     itself."""
     activation_rule: ClassVar[ActivationRule | None] = None
     """The same in full: format, granularity, rounding, and the scale if it is fixed. Results are judged by it."""
+    quantizes_activations: ClassVar[bool] = False
+    """Whether `matmul` quantizes its activation as a scheme with a ``+`` says (``e4m3fn-row+e4m3fn-row``). Schemes with
+    one are refused for every other implementation."""
     accumulator: ClassVar[Accumulator] = FP32
     """What sums are kept in, if that is narrower than fp32. Results are judged by it."""
     supports_bias: ClassVar[bool] = False
@@ -107,6 +110,14 @@ class Implementation:
     def supports(self, scheme: Scheme, device: str) -> Support:
         """Return whether weights of `scheme` are supported on `device`: ``cpu``, or ``cuda``, which includes ROCm."""
         raise NotImplementedError(f"{type(self).__name__} needs a method supports(scheme, device)")
+
+    def support(self, scheme: Scheme, device: str) -> Support:
+        """Return `supports`' answer, or the refusal of a scheme that quantizes activations where `matmul` does not."""
+        if scheme.activation is not None and not self.quantizes_activations:
+            weight_only = scheme.name.partition("+")[0]
+            return Support.no(f"multiplies 16-bit activations: of {scheme.name} it supports the weight's half alone, "
+                              f"{weight_only}")
+        return self.supports(scheme, device)
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         """Return `weight` [N, K] as stored: by default, the oracle's codes and scales in this class's layout."""

@@ -19,6 +19,15 @@ TOKENS = (1, 4, 16, 64, 512, 4096)
 """M: the number of tokens multiplied at once."""
 
 
+FROM_CHECKPOINT, FROM_FILE = "checkpoint.", "own."
+"""What names of workloads begin with whose weights a file holds: quantized ones, and those to be quantized."""
+
+
+def is_from_file(workload: str) -> bool:
+    """Return whether the weight of a workload of that name is a file's, and not made from a seed."""
+    return workload.startswith((FROM_CHECKPOINT, FROM_FILE))
+
+
 class WeightContents(StrEnum):
     """What the weight of a workload holds."""
 

@@ -86,6 +86,17 @@ def make_activation(case: Case, seed: int, purpose: object, device: str = "cpu")
     return x.to(ACTIVATION_DTYPES[case.activation])
 
 
+def drawn_activation(case: Case, seed: int, purpose: object, rows: Tensor) -> Tensor:
+    """Return the activation [M, K] of one purpose, in the case's dtype: rows drawn from `rows` [R, K].
+
+    Two purposes share rows where R is small. Each drawn row is negated at random, so that they still differ.
+    """
+    rng = generator(seed, "activation", purpose, case.m, case.k, device=str(rows.device))
+    picked = torch.randint(len(rows), (case.m,), generator=rng, device=rows.device)
+    sign = torch.randint(2, (case.m, 1), generator=rng, device=rows.device) * 2 - 1
+    return (rows[picked] * sign).to(ACTIVATION_DTYPES[case.activation])
+
+
 def one_hot(columns: list[int], m: int, k: int, dtype: torch.dtype, device: str) -> Tensor:
     """Return the activation [m, k] whose row i is 1 at ``columns[i % len(columns)]`` and 0 elsewhere."""
     x = torch.zeros(m, k, dtype=dtype, device=device)

@@ -32,6 +32,8 @@ class Operands:
     weight: QuantizedWeight
     decoded: Tensor
     rule: ActivationRule | None = None
+    activations: Tensor | None = None
+    """Rows fp32 [R, K] from which activations are drawn; None: they are N(0, 1)."""
 
     def activation(self, purpose: object, m: int | None = None) -> Tensor:
         """Return the activation [M, K] of one purpose: the number of a checked call, or another use's name.
@@ -39,6 +41,8 @@ class Operands:
         `m` replaces the case's own number of tokens.
         """
         case = self.case if m is None else self.case.model_copy(update={"m": m})
+        if self.activations is not None and case.k == self.activations.shape[1]:
+            return inputs.drawn_activation(case, self.seed, purpose, self.activations)
         return inputs.make_activation(case, self.seed, purpose, self.device)
 
     def reference(self, x: Tensor, implementation: Implementation, bias: Tensor | None = None) -> Reference:

@@ -52,6 +52,27 @@ def run(
             "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile."
         ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            help="Measure the layers of this checkpoint, safetensors or GGUF, with its own codes and scales.",
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer", help="Layers of --checkpoint, by glob. Repeatable.  [dim]default: one of each scheme and shape[/]"
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE[:NAME]", help="Quantize and measure these weights, [N, K] each."),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option("--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K]."),
+    ] = None,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
@@ -99,6 +120,10 @@ def run(
         workload=tuple(workload or ()),
         tp=_ranks(tp),
         cases=cases,
+        checkpoint=checkpoint,
+        layer=tuple(layer or ()),
+        weights=weights,
+        activations=activations,
         device=device,
         impls=tuple(impls or ()),
         results=results,

@@ -35,7 +35,7 @@ def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implement
             reasons.append(f"{candidate} is not there")
             continue
         cls = find(candidate, known)
-        support = cls().supports(scheme, device)
+        support = cls().support(scheme, device)
         if support.supported and cls.dequantize is Implementation.dequantize and not cls.baseline:
             return candidate, cls
         reasons.append(f"{candidate}: {support.reason or 'keeps weights in a form of its own'}")

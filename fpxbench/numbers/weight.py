@@ -91,6 +91,13 @@ class QuantizedWeight:
     def device(self) -> torch.device:
         return self.packed.device
 
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same weight with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            name: tensor.to(device) for name, tensor in self.tensors().items() if name not in self.extra
+        }
+        return replace(self, **moved, extra={name: tensor.to(device) for name, tensor in self.extra.items()})
+
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""
         copies: dict[str, Any] = {

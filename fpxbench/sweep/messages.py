@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.records.case import Case
 from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Timing, Traffic
 from fpxbench.records.verdict import Verdict
@@ -15,6 +16,10 @@ class TrialRequest(BaseModel):
     """Everything that one case needs."""
 
     case: Case
+    weight: WeightSource | None = None
+    """A file's layer; None: a weight made from the seed."""
+    activations: TensorSource | None = None
+    """A file's activations; None: made from the seed."""
     device: str = "cpu"
     seed: int
     impls: list[str] = []

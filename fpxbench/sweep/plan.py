@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from fpxbench.builds.installed import installed_build
+from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.records.case import Case
 from fpxbench.sweep.settings import Settings
 
@@ -24,6 +25,8 @@ class Planned(BaseModel):
     case: Case
     refused: str = ""
     missing: bool = False
+    weight: WeightSource | None = None
+    activations: TensorSource | None = None
 
 
 class Plan(BaseModel):
@@ -76,6 +79,13 @@ def _own_plan(settings: Settings) -> list[str]:
     return ids
 
 
+def _dates(path: Path) -> str:
+    """Sizes and dates of a file, or of a folder's: it may be too large to be read here. A ``:NAME`` is left out."""
+    path = path if path.exists() else Path(str(path).rpartition(":")[0])
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+
+
 def _write(path: Path, ids: list[str]) -> None:
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(ids))
@@ -86,6 +96,8 @@ def _plan_digest(settings: Settings) -> str:
     package = Path(__file__).parents[1]
     digest = hashlib.sha256(settings.model_dump_json().encode())
     digest.update(f"{sys.executable} {installed_build().torch}".encode())
+    for file in filter(None, [settings.checkpoint, settings.weights, settings.activations]):
+        digest.update(_dates(Path(file)).encode())
     for place in [package, package / "impls", *settings.impls, *filter(None, [settings.cases])]:
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []:
             digest.update(str(file).encode() + file.read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fpxbench.records.record import Record
 from fpxbench.records.verdict import Status
+from fpxbench.workloads import FROM_CHECKPOINT, is_from_file
 
 _HEAD = '''\
 # {case_id}
@@ -35,7 +36,7 @@ implementation = find(case.implementation, known)()
 scheme = scheme_named(case.scheme)
 print(f"{{case.id}} on {{device}}, torch {{torch.__version__}}")
 
-support = implementation.supports(scheme, device)
+support = implementation.support(scheme, device)
 if not support.supported:
     sys.exit(f"{{case.implementation}} refuses {{case.scheme}} on {{device}}: {{support.reason}}")
 
@@ -90,8 +91,20 @@ sys.exit(0 if right else 1)
 '''
 
 
+_OF_A_FILE = '''\
+# {case_id}
+# was found {headline} with torch {torch}: {summary}
+import sys
+
+sys.exit(
+    "the weight of this case is a file's, which the record does not hold; measure it again by: "
+    "fpxbench run --fresh --seed {seed} {option} -i {implementation} -w '{workload}/m{m}'"
+)
+'''
+
+
 def repro_script(record: Record) -> str:
-    """Python source that quantizes the record's weight, multiplies by it and compares with the float64 reference.
+    """Return Python source that quantizes the record's weight, multiplies by it and compares with the reference.
 
     It needs fpxbench installed, and nothing of its sweep: no child process, no records. A record's free text (a
     summary, a device's name) comes from another machine; it appears in comments only, and cannot leave them.
@@ -99,6 +112,13 @@ def repro_script(record: Record) -> str:
     case, timing = record.case, record.timing
     names, shape = ("implementation", "scheme", "workload"), ("m", "n", "k", "activation")
     fields = ",\n    ".join(", ".join(f"{name}={getattr(case, name)!r}" for name in line) for line in (names, shape))
+    if is_from_file(case.workload):
+        option = "--checkpoint PATH --layer '*'" if case.workload.startswith(FROM_CHECKPOINT) else "--weights FILE"
+        return _OF_A_FILE.format(
+            case_id=case.id, headline=record.verdict.headline, torch=record.build.torch, option=option,
+            summary=_one_line(record.verdict.summary or record.verdict.headline), seed=record.seed or 0,
+            implementation=case.implementation, workload=case.workload, m=case.m,
+        )
     script = _HEAD.format(
         case_id=case.id,
         headline=record.verdict.headline,

@@ -95,7 +95,8 @@ def _one(
         status = Status.MISSING if planned.missing else Status.UNSUPPORTED
         return Record(**common, verdict=Verdict(status=status, summary=planned.refused))
     request = TrialRequest(
-        case=planned.case, device=machine.kind, seed=seed, impls=[str(path.resolve()) for path in settings.impls],
+        case=planned.case, weight=planned.weight, activations=planned.activations, device=machine.kind, seed=seed,
+        impls=[str(path.resolve()) for path in settings.impls],
         read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes, timing_budget_s=settings.timing_budget_s,
         check_budget_s=CHECK_BUDGET_S[settings.profile],
     )

@@ -24,9 +24,10 @@ from fpxbench.implementation import (
 from fpxbench.numbers.scheme import SCHEMES, Scheme, scheme_named
 from fpxbench.records.case import Case
 from fpxbench.records.store import first_mistake
+from fpxbench.sweep.file_cases import cases_of_files, with_activations
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
-from fpxbench.workloads import workloads
+from fpxbench.workloads import is_from_file, workloads
 
 
 class _Block(NamedTuple):
@@ -82,7 +83,15 @@ def make_plan(settings: Settings) -> Plan:
         names = [name for name in known if any(each.case.implementation == name for each in planned.values())]
     else:
         names = _select_implementations(settings.implementation or _ALL, known, failures)
-        planned = _selected(settings, device, known, names)
+        if settings.checkpoint is not None or settings.weights is not None:
+            schemes = _select_schemes(settings.scheme)
+            planned = cases_of_files(settings, device, [known[name] for name in names], schemes)
+        elif settings.layer:
+            raise ValueError("--layer chooses layers of a checkpoint: give --checkpoint PATH too")
+        else:
+            planned = _selected(settings, device, known, names)
+    if settings.activations is not None:
+        planned = with_activations(planned, settings.activations)
     return Plan(
         device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
         sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
@@ -113,6 +122,9 @@ def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> 
     """A case that was asked for by name: one too large for its implementation is said to be, not left out."""
     if case.implementation not in known:    # the trial says what could not be loaded
         return Planned(case=case)
+    if is_from_file(case.workload):
+        return Planned(case=case, refused=f"the weight of {case.workload} is a file's, which a list of cases does not "
+                                          "hold: --checkpoint or --weights gives it")
     support = _asked(known[case.implementation], scheme_named(case.scheme), device, case.m * case.n * case.k)
     if support is None:
         return Planned(case=case, refused=f"{case.implementation} takes no case of this size on {device}")
@@ -161,7 +173,7 @@ def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int
     try:
         instance = cls()
         limit = instance.max_elements(device)
-        return None if limit is not None and elements > limit else instance.supports(scheme, device)
+        return None if limit is not None and elements > limit else instance.support(scheme, device)
     except Exception:
         return Support.yes()
 

@@ -44,6 +44,14 @@ class Settings(BaseModel):
     """Sizes of tensor parallelism: layers as one rank holds them are workloads too (``llama3-70b.down.tp8``)."""
     cases: Path | None = None
     """A file of cases, one JSON object a line, to run instead of what profile and globs select."""
+    checkpoint: Path | None = None
+    """A file or folder of quantized weights: its layers are measured with their own codes, instead of a profile."""
+    layer: tuple[str, ...] = ()
+    """Globs over `checkpoint`'s layers; empty: one of each scheme and shape."""
+    weights: str | None = None
+    """``FILE[:NAME]``: unquantized weights to quantize, instead of random ones of the profile's workloads."""
+    activations: str | None = None
+    """``FILE[:NAME]``: a tensor ``[..., K]`` whose rows are multiplied, instead of random ones."""
     fresh: bool = False
     """Measure again what is already in `results`."""
     timeout_s: float = Field(default=180.0, gt=0)

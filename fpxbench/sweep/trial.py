@@ -31,6 +31,7 @@ from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
 from fpxbench.checking.examination import Examination
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Comparison, sqnr_db
+from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
@@ -39,6 +40,7 @@ from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
+from fpxbench.sweep import file_operands
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.workloads import WeightContents, contents_of, is_canary
 
@@ -83,9 +85,20 @@ def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Ve
 
 
 def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
-    """Quantize the case's weight. Raise ContractViolation if that changed the weight or gave another's shape."""
-    original = inputs.make_weight(request.case, request.seed, request.device)
-    return quantized(implementation, request.case, request.device, request.seed, original)
+    """Quantize the case's weight, or take it from a file. Raise ContractViolation if quantizing changed the weight or
+    gave another's shape."""
+    case, device, seed = request.case, request.device, request.seed
+    if request.weight is not None and request.weight.quantized:
+        weight = file_operands.stored_weight(request.weight, implementation.layout, device)
+        decoded = weight.dequantize()
+        operands = Operands(case, device, seed, decoded, weight, decoded)
+    elif request.weight is not None:
+        operands = quantized(implementation, case, device, seed, file_operands.weight(request.weight, device))
+    else:
+        operands = quantized(implementation, case, device, seed, inputs.make_weight(case, seed, device))
+    if request.activations is not None:
+        operands.activations = file_operands.activations(request.activations, device)
+    return operands
 
 
 def quantized(implementation: Implementation, case: Case, device: str, seed: int, original: Tensor) -> Operands:
@@ -104,14 +117,18 @@ def quantized(implementation: Implementation, case: Case, device: str, seed: int
 
 
 def _run(implementation: Implementation, request: TrialRequest, result: TrialResult) -> None:
-    support = implementation.supports(scheme_named(request.case.scheme), request.device)
+    support = implementation.support(scheme_named(request.case.scheme), request.device)
     if not support.supported:
         status = Status.MISSING if support.missing else Status.UNSUPPORTED
         result.verdict = Verdict(status=status, summary=support.reason)
         return
     result.no_timing = _no_timing(implementation, request)
     storages_before = kept_memory.live_storages() if not result.no_timing else {}
-    operands = prepare(implementation, request)
+    try:
+        operands = prepare(implementation, request)
+    except CheckpointError as error:    # a fault of the file, and none of the implementation's
+        result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
+        return
     result.accuracy = Accuracy(sqnr_db=_sqnr_db(operands))
     result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
     examination = Examination(implementation, operands, request.check_budget_s,

@@ -93,7 +93,7 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
         verdict=Verdict(status=Status.OK),
     )
     try:
-        support = implementation.supports(scheme, device)
+        support = implementation.support(scheme, device)
         if support.supported:
             _Inspector(implementation, case, device, inspection).run()
         else:

@@ -1,0 +1,112 @@
+"""Cases on the layers of a file: a checkpoint's own codes, or unquantized weights of one's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from fpxbench.checkpoint.measurable import MeasurableLayer, checkpoint_layers, file_activations, file_weights
+from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.implementation import Implementation, Support
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.case import Case
+from fpxbench.sweep.plan import Planned
+from fpxbench.sweep.settings import Settings
+from fpxbench.workloads import TOKENS
+
+M = (1, 16)
+"""Token counts where --workload names none."""
+OWN_WEIGHTS_SCHEMES = ("int8-row", "e4m3fn-row", "e4m3fn-b128x128", "mxfp4", "nvfp4")
+
+
+def cases_of_files(settings: Settings, device: str, classes: Iterable[type[Implementation]],
+                   schemes: list[str]) -> dict[str, Planned]:
+    """Return a case for each implementation, layer and token count, by id.
+
+    schemes : those that were asked for, by name; a checkpoint's layers have their own
+
+    Raises CheckpointError (a ValueError) for settings that exclude each other, and for layers that are not there.
+    """
+    if settings.checkpoint is not None and settings.weights is not None:
+        raise CheckpointError("--checkpoint and --weights are one file each: give one of them")
+    if settings.checkpoint is not None and schemes:
+        raise CheckpointError(f"--scheme {schemes[0]}: the layers of a checkpoint are measured in their own schemes; "
+                              "leave it out, or give unquantized weights by --weights")
+    if settings.weights is not None:
+        layers = file_weights(settings.weights)
+    else:
+        assert settings.checkpoint is not None
+        layers = checkpoint_layers(settings.checkpoint, settings.layer)
+    classes = list(classes)
+    planned: dict[str, Planned] = {}
+    for layer, m in _with_tokens(layers, settings.workload):
+        for scheme in [layer.scheme] if layer.scheme else schemes or OWN_WEIGHTS_SCHEMES:
+            for cls in classes:
+                case = Case(implementation=cls.name, scheme=scheme, workload=layer.workload, m=m, n=layer.n, k=layer.k)
+                support = _support(cls, case, device, layer.scheme is not None)
+                if support is not None:
+                    planned[case.id] = Planned(case=case, refused=support.reason, missing=support.missing,
+                                               weight=layer.source)
+    if not planned:
+        raise CheckpointError(f"{settings.weights or settings.checkpoint}: no implementation takes layers of this size")
+    return planned
+
+
+def with_activations(planned: dict[str, Planned], given: str) -> dict[str, Planned]:
+    """Return the same cases on the activations of ``FILE[:NAME]``. One of another K is refused.
+
+    Raises CheckpointError if that is every case.
+    """
+    source, k = file_activations(given)
+    if all(each.case.k != k for each in planned.values()):
+        sizes = ", ".join(map(str, sorted({each.case.k for each in planned.values()})))
+        raise CheckpointError(f"--activations {given}: {source.name} has K = {k}, and the chosen layers have {sizes}")
+    return {
+        name: each.model_copy(
+            update={"activations": source} if each.case.k == k else
+            {"refused": each.refused or f"the activations of {given} have K = {k}, and this layer {each.case.k}"}
+        )
+        for name, each in planned.items()
+    }
+
+
+def takes_codes(cls: type[Implementation]) -> bool:
+    """Return whether an implementation multiplies the codes that it is given, and none of its own."""
+    return cls.quantize is Implementation.quantize and cls.dequantize is Implementation.dequantize
+
+
+def _support(cls: type[Implementation], case: Case, device: str, quantized: bool) -> Support | None:
+    """None where a case is larger than the implementation takes, and for the dense product, which every time stands
+    beside anyway."""
+    try:
+        instance = cls()
+        limit = instance.max_elements(device)
+        if cls.baseline or (limit is not None and case.m * case.n * case.k > limit):
+            return None
+        support = instance.support(scheme_named(case.scheme), device)
+    except Exception:
+        support = Support.yes()     # the trial asks again, and records what it raised
+    if support.supported and quantized and not takes_codes(cls):
+        return Support.no(f"{cls.name} quantizes weights its own way, so it cannot multiply a checkpoint's codes; "
+                          "--weights gives it the unquantized ones")
+    return support
+
+
+def _with_tokens(layers: list[MeasurableLayer], globs: tuple[str, ...]) -> list[tuple[MeasurableLayer, int]]:
+    """Each layer with the token counts that globs over ``workload/mM`` ask for.
+
+    Raises CheckpointError for a glob that selects none.
+    """
+    if not globs:
+        return [(layer, m) for layer in layers for m in M]
+    named = {int(count) for glob in globs for count in re.findall(r"/m(\d{1,6})$", glob)}
+    counts = sorted({*TOKENS, *M, *named})
+    found: dict[tuple[str, int], tuple[MeasurableLayer, int]] = {}
+    for glob in globs:
+        matching = [(layer, m) for layer in layers for m in (counts if "/" in glob else M)
+                    if fnmatchcase(f"{layer.workload}/m{m}" if "/" in glob else layer.workload, glob)]
+        if not matching:
+            raise CheckpointError(f"no workload {glob!r} in this file; the first is {layers[0].workload}/m1")
+        found |= {(layer.workload, m): (layer, m) for layer, m in matching}
+    return list(found.values())
