@@ -70,7 +70,8 @@ def file_weights(given: str) -> list[MeasurableLayer]:
     if not glob and len(chosen) > _MOST_UNNAMED:
         raise CheckpointError(f"{path} holds {len(chosen)} matrices: name one, or several by glob, as in "
                               f"{path}:{chosen[0].name}")
-    return [MeasurableLayer(_workload(FROM_FILE, entry.name.removesuffix(".weight"), [entry]), *entry.shape, None,
+    return [MeasurableLayer(_workload(FROM_FILE, entry.name.removesuffix(".weight"), [entry]), entry.shape[0],
+                            entry.shape[1], None,
                             WeightSource(path=str(path.absolute()), name=entry.name, quantized=False))
             for entry in chosen]
 

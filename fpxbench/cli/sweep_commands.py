@@ -62,7 +62,7 @@ def run(
     layer: Annotated[
         list[str] | None,
         typer.Option(
-            "--layer", help="Layers of --checkpoint, by glob. Repeatable.  [dim]default: one of each scheme and shape[/]"
+            "--layer", help="Layers of --checkpoint, by glob.  [dim]default: one of each scheme and shape[/]"
         ),
     ] = None,
     weights: Annotated[

@@ -19,6 +19,10 @@ def run(
     implementation: Globs = (),
     scheme: Globs = (),
     workload: Globs = (),
+    checkpoint: str | Path | None = None,
+    layer: Globs = (),
+    weights: str | None = None,
+    activations: str | None = None,
     impls: str | Path | Iterable[str | Path] = (),
     device: str | None = None,
     results: str | Path = "results",
@@ -32,6 +36,8 @@ def run(
     """Check and time cases as ``fpxbench run`` does, and return their records.
 
     implementation, scheme, workload : globs; empty for all of the profile
+    checkpoint, layer : measure this checkpoint's layers (globs) with their own codes and scales
+    weights, activations : ``FILE[:NAME]`` of weights to quantize, and of a tensor [..., K] to multiply
     impls : files or folders of more implementations
     results : folder that the records are appended to; cases that have a record there are not run again, unless `fresh`
     timing : False only checks
@@ -44,6 +50,10 @@ def run(
         implementation=_several(implementation),
         scheme=_several(scheme),
         workload=_several(workload),
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        layer=_several(layer),
+        weights=weights,
+        activations=activations,
         impls=_several(impls, Path),
         device=device,
         results=Path(results),

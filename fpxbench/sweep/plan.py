@@ -96,8 +96,9 @@ def _plan_digest(settings: Settings) -> str:
     package = Path(__file__).parents[1]
     digest = hashlib.sha256(settings.model_dump_json().encode())
     digest.update(f"{sys.executable} {installed_build().torch}".encode())
-    for file in filter(None, [settings.checkpoint, settings.weights, settings.activations]):
-        digest.update(_dates(Path(file)).encode())
+    for file in (settings.checkpoint, settings.weights, settings.activations):
+        if file is not None:
+            digest.update(_dates(Path(file)).encode())
     for place in [package, package / "impls", *settings.impls, *filter(None, [settings.cases])]:
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []:
             digest.update(str(file).encode() + file.read_bytes())
