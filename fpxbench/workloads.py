@@ -36,7 +36,7 @@ class WeightContents(StrEnum):
     CODES = "codes"
     """The values on which encoders and decoders differ: every code, every midpoint of two, under scales of 1."""
     VALUES = "values"
-    """Rows as models have them: zeros, constants, heavy tails, outlier channels, tiny and huge; activations likewise."""
+    """Rows and activations as models have them: zeros, constants, heavy tails, outlier channels, tiny and huge."""
     SCALES = "scales"
     """Every scale code of the scheme's scale format that a finite weight meets."""
 

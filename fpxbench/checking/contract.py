@@ -140,4 +140,5 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     # A tensor of one element is contiguous whatever its stride, and then no view of its bytes.
-    return torch.equal(*(tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8) for tensor in (a, b)))
+    flat = (tensor.contiguous().as_strided((tensor.numel(),), (1,)) for tensor in (a, b))
+    return torch.equal(*(tensor.view(torch.uint8) for tensor in flat))

@@ -58,7 +58,7 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
 
 
 def _discriminating_values(fmt: Format, device: str, *, reach: float) -> tuple[Tensor, Tensor]:
-    """Return every finite number of a format; and each midpoint of two, with neighbours that bf16 and fp16 round onto it."""
+    """Return every finite number of a format, and each midpoint of two with neighbours that 16 bits round onto it."""
     numbers = decode_table(fmt, device)
     numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
     ascending = numbers.unique()

@@ -1,4 +1,4 @@
-"""Weights and activations as models have them, and weights that meet every scale code: where faults hide from N(0, 1)."""
+"""Weights and activations as models have them, and weights that meet every scale code: faults that N(0, 1) misses."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _OFFSET = 64.0
 
 
 def model_weight(case: Case, rng: torch.Generator, device: str) -> Tensor:
-    """Return a weight, fp32 [N, K], whose rows r % 8 are: N(0, 1), zeros, constant, heavy-tailed, with zero blocks, tiny, huge,
-    half zeros of both signs; two columns are 50 times louder.
+    """Return a weight, fp32 [N, K], whose rows r % 8 are: N(0, 1), zeros, constant, heavy-tailed, with zero blocks,
+    tiny, huge, half zeros of both signs; two columns are 50 times louder.
 
     Tiny and huge rows differ by 2**120 where each row has scales of its own that hold such numbers, else by 2**12.
     """
@@ -47,8 +47,8 @@ def _span(case: Case) -> int:
 
 
 def model_activation(x: Tensor) -> Tensor:
-    """Return activations [M, K] whose rows m % 6 are: as given, with two loud channels, zeros of both signs, with a common
-    offset, small, large."""
+    """Return activations [M, K] whose rows m % 6 are: as given, with two loud channels, zeros of both signs, with a
+    common offset, small, large."""
     m, k = x.shape
     kind = torch.arange(m, device=x.device)[:, None] % 6
     loud = torch.zeros(1, k, dtype=torch.bool, device=x.device)
@@ -61,7 +61,7 @@ def model_activation(x: Tensor) -> Tensor:
 
 
 def every_scale(case: Case, rng: torch.Generator, device: str) -> Tensor:
-    """Return a weight, fp32 [N, K], whose blocks meet every scale that a finite weight has in the scheme's scale format.
+    """Return a weight, fp32 [N, K], whose blocks meet every scale that finite weights have in the scheme's format.
 
     Left out are NaN, codes above what fp32 weights reach, and with fp16 what fp16 cannot show.
     """
@@ -70,18 +70,19 @@ def every_scale(case: Case, rng: torch.Generator, device: str) -> Tensor:
     scales = scale_values(scheme, case.activation)
     order = torch.arange(shape[0] * shape[1]) % len(scales)
     # Neighbours along K are far apart, so that a neighbour's scale shows.
-    grid = scales[(order.reshape(shape[1], shape[0]).T + torch.arange(shape[1])[None, :] * (len(scales) // 2)) % len(scales)].to(device)
+    shift = torch.arange(shape[1])[None, :] * (len(scales) // 2)
+    grid = scales[(order.reshape(shape[1], shape[0]).T + shift) % len(scales)].to(device)
     table = decode_table(scheme.format, device)
     finite = (table.isfinite() & (table.abs() <= scheme.format.max)).nonzero().reshape(-1)
     codes = finite[torch.randint(len(finite), (case.n, case.k), generator=rng, device=device)]
     rows, columns = scheme.scaling.block_shape(case.n, case.k)
-    codes[::rows, ::columns] = scheme.format.max_code       # the largest once in each block: the scale is the one wanted
+    codes[::rows, ::columns] = scheme.format.max_code       # the largest once a block: the scale is the one wanted
     factors = scheme.scaling.spread(grid, case.n, case.k)
     return (table[codes.int()] * factors).float().contiguous()
 
 
 def scale_values(scheme: Scheme, activation: str) -> Tensor:
-    """Return the scales to meet, fp32 [S], ascending: every number of a coded format, powers of two and others in fp32."""
+    """Return the scales to meet, fp32 [S], ascending: all of a coded format; powers of two and others in fp32."""
     fmt, stored = scheme.format, scheme.scaling.scale_format
     low, high = (2.0**-14, 2.0**15) if activation == "fp16" else (2.0**-126, 2.0**126)
     if stored.coded:

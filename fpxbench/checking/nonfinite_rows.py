@@ -40,5 +40,6 @@ def check_nonfinite_rows(implementation: Implementation, operands: Operands) -> 
         if not comparison.within:
             return Verdict(status=Status.WRONG if comparison.finite else Status.NONFINITE, kind=Kind.NONFINITE_SPREADS,
                            evidence={"row": _ROW, "value": repr(value), "outside": comparison.outside},
-                           summary=f"{value} in row {_ROW} of the activation changes other rows of the output: {comparison.message()}")
+                           summary=f"{value} in row {_ROW} of the activation changes other rows of the output: "
+                                   f"{comparison.message()}")
     return None

@@ -28,7 +28,8 @@ def name_reading(
     else what the maps show. None where neither names one."""
     first = readouts[0]
     if all(bool((one.seen == 0).all()) for one in readouts):
-        return Diagnosis(nearness(first.correlation()), "every weight reads as zero", {"gain": "0.0", "weights_read": first.seen.numel()})
+        return Diagnosis(nearness(first.correlation()), "every weight reads as zero",
+                         {"gain": "0.0", "weights_read": first.seen.numel()})
     by_maps = maps.diagnosis() if maps is not None else None
     if by_maps is not None and all(Predictor(readout).explains(()) for readout in readouts):
         return by_maps      # these weights show nothing, and any fault without a trace in them would fit

@@ -226,8 +226,10 @@ def matching_functions(
         certain = within_fp32(predicted, values)
         of_nan = values.isnan()
         # Infinity in the place of NaN is no other fault than one that makes it finite or NaN where infinity was seen.
-        nan_fits = torch.where(seen.isinf(), ~predicted.isfinite(), torch.where(seen.isnan(), predicted.isnan(), agree(seen, predicted)))
-        fits = torch.where(of_nan, nan_fits, agree(seen, predicted) | ~certain)
+        agrees = agree(seen, predicted)
+        nan_fits = torch.where(seen.isnan(), predicted.isnan(), agrees)
+        nan_fits = torch.where(seen.isinf(), ~predicted.isfinite(), nan_fits)
+        fits = torch.where(of_nan, nan_fits, agrees | ~certain)
         return int(certain.sum()) > len(values) // 8 and bool(fits.all())
 
     alone = [one for one in known if gives(one.factor(codes, values))]

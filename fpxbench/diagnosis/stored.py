@@ -207,8 +207,10 @@ def _zero_block_fault(stored: _Stored) -> Diagnosis | None:
     row, column = odd.nonzero()[0].tolist()
     scale = float(scaling.spread(weight.scale_grid(), *weight.shape)[row, column])
     code = weight.scheme.format.describe_code(int(stored.codes[row, column]))
-    return Diagnosis(Kind.ZERO_BLOCK, f"{int(odd.sum())} of {int(empty.sum())} weights in blocks of zeros read back as {float(decoded[row, column]):g}:"
-                     f" the scale is stored as {scale:g}, the code at row {row}, column {column} as {code}",
+    return Diagnosis(Kind.ZERO_BLOCK,
+                     f"{int(odd.sum())} of {int(empty.sum())} weights in blocks of zeros read back as "
+                     f"{float(decoded[row, column]):g}: the scale is stored as {scale:g}, "
+                     f"the code at row {row}, column {column} as {code}",
                      {"row": row, "column": column, "scale": repr(scale)})
 
 

@@ -49,7 +49,8 @@ class Quantization:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.replaced)} weights quantized, {self.bytes_before / 1e6:.4g} MB before and {self.bytes_after / 1e6:.4g} MB after; "
+            f"{len(self.replaced)} weights quantized, {self.bytes_before / 1e6:.4g} MB before and "
+            f"{self.bytes_after / 1e6:.4g} MB after; "
             f"{len(self.left)} left"
         )
 

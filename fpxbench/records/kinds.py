@@ -145,7 +145,7 @@ class Kind(StrEnum):
     WEIGHT_TRANSPOSED = (
         "weight_transposed", Group.LAYOUT, Stage.PRODUCT,
         "transposes the weight",
-        "The weight at row n, column k is the one stored at row k, column n; only a square weight lets it happen unseen.",
+        "The weight at row n, column k is the one stored at row k, column n; only a square weight hides it.",
     )
     CODE_PERMUTED = (
         "code_permuted", Group.LAYOUT, Stage.PRODUCT,
@@ -226,7 +226,7 @@ class Kind(StrEnum):
     GLOBAL_SCALE_MISREAD = (
         "global_scale_misread", Group.SCALES, Stage.PRODUCT,
         "applies another second-level scale",
-        "The factor of the whole tensor depends on its scale in another way: squared, a root, or a constant of its own.",
+        "The factor of the whole tensor depends otherwise on its scale: squared, a root, or a constant of its own.",
     )
     SCALE_SWIZZLED = (
         "scale_swizzled", Group.SCALES, Stage.PRODUCT,

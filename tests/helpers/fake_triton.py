@@ -7,7 +7,8 @@ _FILES = {
         __version__ = "3.9.9"
         class jit:
             def __init__(self, function):
-                self.arg_names, self.cache_key = function.__code__.co_varnames[:function.__code__.co_argcount], function.__name__
+                code = function.__code__
+                self.arg_names, self.cache_key = code.co_varnames[:code.co_argcount], function.__name__
         from .fate import compile
     """,
     "language.py": "constexpr = float32 = None",
@@ -40,7 +41,8 @@ _FILES = {
 
         def compile(source, target, options):
             # An ELF header, and one section without content.
-            elf = b"\\x7fELF".ljust(0x28, b"\\0") + struct.pack("<Q", 64) + struct.pack("<10xHHH", 64, 1, 0) + struct.pack("<II", 0, 8) + bytes(56)
+            elf = b"\\x7fELF".ljust(0x28, b"\\0") + struct.pack("<Q", 64) + struct.pack("<10xHHH", 64, 1, 0)
+            elf += struct.pack("<II", 0, 8) + bytes(56)
             arch = target.arch
             if arch == 120:
                 print("'sm_120' is not a recognized processor for this target (ignoring processor)", file=sys.stderr)
@@ -50,7 +52,8 @@ _FILES = {
                 os.write(2, b"LLVM ERROR: the injected abort\\n")
                 os.abort()
             elif arch == 89:
-                raise CompilationError("at 1:0:\\ndef convert(\\n^\\nValueError(\\"type fp8e4b8 not supported in this architecture. The ...\\")")
+                refusal = "type fp8e4b8 not supported in this architecture. The ..."
+                raise CompilationError(f"at 1:0:\\ndef convert(\\n^\\nValueError(\\"{refusal}\\")")
             elif arch == 90:
                 subprocess.run(["sleep", "600.25"])
             elif arch == 100:

@@ -41,7 +41,8 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
         codes = codes[bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)]
     ordinary = ordinary_places(bench)
     free = (bench.free.all(dim=0) & ordinary.any(dim=0)).nonzero().reshape(-1)
-    columns = free[torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device).round().long().unique()]
+    evenly = torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device)
+    columns = free[evenly.round().long().unique()]
     one, rng = bench.scales(torch.ones(1, 1)), inputs.generator(bench.seed, "table")
     seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
     row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
@@ -104,8 +105,10 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
 
 
 def ordinary_places(bench: Bench) -> Tensor:
-    """Return where a weight of one code everywhere is read as the number that most of it is, bool [N, K]: not where K's tail is
-    left out, or a scale is padding. Everywhere, if nothing is read as a number."""
+    """Return where a weight of one code everywhere is read as the number that most of it is, bool [N, K].
+
+    That is not where K's tail is left out, or a scale is padding; and everywhere if nothing is read as a number.
+    """
     seen = bench.read(bench.hold(torch.full((1, 1), bench.fmt.max_code), bench.scales(torch.ones(1, 1))))
     usable = seen.isfinite() & (seen.abs() > 2.0**-60)
     if not bool((usable & bench.free).any()):
