@@ -76,7 +76,7 @@ class Workload:
 
 
 # model: (config class, hyperparameters as published with the weights)
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2-7b": ("LlamaConfig", dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32,
                                       num_key_value_heads=32, vocab_size=32000)),
     "llama3-8b": ("LlamaConfig", dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
@@ -135,11 +135,16 @@ def contents_of(workload: str) -> WeightContents:
     return _CONTENTS.get(workload, WeightContents.NORMAL)
 
 
+def model_config(model: str, **further: Any) -> Any:
+    """Return the transformers config of a model of `MODELS`, with further fields than those that workloads need."""
+    class_name, published = MODELS[model]
+    return getattr(importlib.import_module("transformers"), class_name)(**published, **further)
+
+
 def _layers(model: str) -> list[Workload]:
-    class_name, published = _MODELS[model]
-    config = getattr(importlib.import_module("transformers"), class_name)(**published)
+    config = model_config(model)
     shapes = {**_attention(config), **_feed_forward(config)}
-    return [Workload(f"{model}.{layer}", n, k, about=f"{model}, {class_name}", split=split)
+    return [Workload(f"{model}.{layer}", n, k, about=f"{model}, {type(config).__name__}", split=split)
             for layer, (n, k, split) in shapes.items()]
 
 
@@ -185,7 +190,7 @@ def workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
 
     ranks : sizes of tensor parallelism; each adds a model's layers as one rank holds them (``llama3-70b.down.tp8``)
     """
-    layers = [layer for model in _MODELS for layer in _layers(model)]
+    layers = [layer for model in MODELS for layer in _layers(model)]
     found = [
         *CANARIES,
         *layers,

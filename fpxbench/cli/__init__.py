@@ -42,6 +42,11 @@ COMMANDS = {
         "Check quantized tensor classes, operation by operation, against the same on plain numbers.",
         _MEASURE,
     ),
+    "generate": Command(
+        "model_commands",
+        "Measure a language model under each scheme: tokens per second, bandwidth, and quality by statistics.",
+        _MEASURE,
+    ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
     "report": Command(

