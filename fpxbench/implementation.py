@@ -256,8 +256,8 @@ def listed(paths: list[Path]) -> list[dict[str, str]]:
 
 
 def source_digest(name: str) -> str:
-    """Return twelve hex digits of a hash over the implementation's file and the private files beside it; "" for entry
-    points.
+    """Return twelve hex digits of a hash over the implementation's file and the private files (``_*``) beside it; ""
+    for entry points.
 
     A record carries it, so that an edited kernel is measured again.
     """
@@ -266,7 +266,7 @@ def source_digest(name: str) -> str:
 
 def _folder_digest(file: Path) -> str:
     digest = hashlib.sha256(file.read_bytes())
-    for private in sorted(file.parent.glob("_*.py")):
+    for private in sorted(file.parent.glob("_*.*")):     # tables of data among them
         digest.update(private.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.packing import padded_k, pieces, row_bytes
+from fpxbench.numbers.scaling import Scaling
 from fpxbench.numbers.scheme import Scheme
 
 FP16_MAX, FP16_MIN = 65504.0, 2.0**-24
@@ -130,6 +131,14 @@ def raw_special(fmt: Format) -> float:
     return struct.unpack("<e", struct.pack("<H", lane))[0]
 
 
+def scales_kind(scaling: Scaling) -> str:
+    """Return how the kernels read scales: ``mx`` and ``nv`` as codes; as fp32 one for all (``tensor``), one a ``row``,
+    or one for each row and block (``group``)."""
+    if scaling.block is None:
+        return "tensor" if scaling.block_rows is None else "row"
+    return scaling.kind if scaling.block_rows == 1 and scaling.kind in ("mx", "nv") else "group"
+
+
 def constants(scheme: Scheme, k: int, native: bool) -> dict[str, Any]:
     """The constants by which both kernels read rows of `k` planar codes and their scales.
 
@@ -152,7 +161,7 @@ def constants(scheme: Scheme, k: int, native: bool) -> dict[str, Any]:
         "WEIGHT_FACTOR": factor if per_weight else 1.0,
         "SUM_FACTOR": 1.0 if per_weight else factor,
         "NATIVE": native,
-        "SCALES": scaling.kind,
+        "SCALES": scales_kind(scaling),
         "BLOCK": scaling.block or 0,
         "GROUPS": scaling.blocks(k),
     }

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM108 (both branches of a conditional expression are compiled)
 """Two Triton kernels that multiply by packed weights: decode, product and scale in one launch each.
 
 Both read planar rows (`fpxbench.numbers.packing`): the weights k = j * K_PAD / PLANES + i of all PLANES planes j come

@@ -1,128 +1,58 @@
-"""Decode, product and scale in one Triton kernel, for any scheme up to 8 bits, from planar packed codes.
+"""Decode, product and scale in one Triton kernel, for any scheme of up to 8 bits.
 
-Up to 16 rows of x go through a matrix-vector kernel, which is bound by reading the packed weight; from 2 rows on a
-kernel on matrix instructions is tried as well, and above 16 it is the only one. The kernels are in `_triton_kernels`,
-what makes their decode exact in `_triton_codes`. Against float64 their result differs by fp32 accumulation and the
-rounding of the output: no weight is rounded to 16 bits anywhere.
+Weights are stored as fragments (`fpxbench.numbers.packing.fragment`) and multiplied by `_fragment_kernel`, on sm_90 and
+from 17 rows of x on by `_wide_kernel`. What fragments cannot hold (N or K no multiple of 8, blocks of 16 with fp32
+scales, formats whose products bfloat16 does not hold), and every weight on AMD GPUs, is stored in planar rows
+(`_planar`). The result differs from float64 by fp32 accumulation and the rounding of the output: no weight is rounded.
 
-Without a GPU the same kernels run in Triton's interpreter, for correctness only.
+Without a GPU the same kernels run in Triton's interpreter, for correctness only. Nothing is tuned at the first call;
+with FPX_TUNE=1 the configs of planar rows are timed, and the fastest is used.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import ModuleType
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.impls import _triton_codes as codes
+from fpxbench.impls import _fragment, _fragment_weight, _planar, _triton_codes
+from fpxbench.impls._fragment import Device, Tile, WideTile
 from fpxbench.numbers.codebook import Codebook
-from fpxbench.numbers.formats import Format
-from fpxbench.numbers.scaling import scaling_named
+from fpxbench.numbers.packing.fragment import fragment_named
+from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
-MATVEC_MAX_M = 16
-ACTIVATIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class Matvec:
-    """`rows` rows of the weight a program, `words` 32-bit words of each at a time."""
-
-    rows: int
-    words: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A tile of `block_n` rows of the weight and `block_m` of x a program, `block_k` bytes of a row at a time."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-Config = Matvec | Dot
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the kernels are compiled for: ``cuda`` and its capability (90 for sm_90), ``hip``, or ``interpreter``."""
-
-    backend: str
-    capability: int = 0
-
-    @property
-    def interpreted(self) -> bool:
-        return self.backend == "interpreter"
-
-    @property
-    def warp_size(self) -> int:
-        return 64 if self.backend == "hip" else 32      # CDNA; on RDNA's 32 the loads are split in two
-
-    @property
-    def shared_bytes(self) -> int:
-        """What tiles waiting for the matrix instructions may take; the compiler wants some for itself."""
-        return {"cuda": 80, "hip": 48, "interpreter": 80}[self.backend] * 1024    # of 99 KiB on sm_89, 64 on gfx942
-
-    def decodes(self, fmt: Format) -> bool:
-        """Whether one instruction decodes `fmt` to fp16: E4M3FN from sm_89 on."""
-        return self.backend == "cuda" and self.capability >= 89 and fmt.name == "e4m3fn"
-
-
-@cache
-def target_of(device: torch.device) -> Target:
-    if device.type == "cpu":
-        return Target("interpreter")
-    if torch.version.hip is not None:
-        return Target("hip")
-    major, minor = torch.cuda.get_device_capability(device)
-    return Target("cuda", 10 * major + minor)
-
-
-@cache
-def kernels(interpreted: bool) -> ModuleType:
-    """The kernels' module: compiled, or a second copy of it whose functions Triton's interpreter runs.
-
-    Triton decides at the decorator, and a process that interprets everything could not run torch.compile's kernels:
-    so the choice is made around this one import.
-    """
-    from triton import knobs
-
-    name = "_triton_kernels_interpreted" if interpreted else "_triton_kernels"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("_triton_kernels.py"))
-    module = importlib.util.module_from_spec(spec)
-    with knobs.runtime.scope():
-        knobs.runtime.interpret = interpreted
-        spec.loader.exec_module(module)
-    return module
+Config = Tile | WideTile | _planar.Config
+LEAST_ARCH = 80
+"""The first with bfloat16 in ``mma.sync`` and ``fma.bf16x2``."""
+Derived = TypeVar("Derived")
 
 
 @implementation("triton_fused")
 class TritonFused(Implementation):
-    """One Triton kernel decodes, multiplies and scales; matrix-vector for few tokens, matrix instructions for many."""
+    """One Triton kernel decodes, multiplies and scales, on matrix instructions from one token on."""
 
     def __init__(self) -> None:
-        self._fastest: dict[tuple, Config] = {}
+        self._derived = WeakIdKeyDictionary()
+        self._fastest: dict[tuple, _planar.Config] = {}
 
     def supports(self, scheme: Scheme, device: str) -> Support:
         if importlib.util.find_spec("triton") is None:
             return Support.no("needs Triton: pip install triton", missing=True)
         if not scheme.quantized:
             return Support.no(f"{scheme.name} has no codes to decode")
-        why_not = unread(scheme) or codes.why_not(scheme.format)
+        if scheme.activation is not None:
+            return Support.no(f"multiplies 16-bit activations; {scheme.name} rounds them to {scheme.activation.name}")
+        if isinstance(scheme.format, Codebook):
+            return Support.no(f"decodes by arithmetic, and {scheme.format.name} is a list of values")
+        why_not = _triton_codes.why_not(scheme.format)
         return Support.no(why_not) if why_not else Support.yes()
 
     def no_timing(self, device: str) -> str | None:
@@ -131,180 +61,122 @@ class TritonFused(Implementation):
     def max_elements(self, device: str) -> int | None:
         return 1 << 20 if device == "cpu" else None
 
+    def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
+        """Return the oracle's codes and scales, as fragments if the kernels can multiply those, else in planar rows."""
+        layout = _fragment_weight.layout_of(scheme, *weight.shape) if device_of(weight.device) else None
+        if layout is not None:
+            stored = quantize(weight, scheme, layout)
+            if self._operands(stored) is not None:
+                return stored
+        return quantize(weight, scheme, "planar")
+
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        return self.matmul_with(x, weight, self._pick(x, weight))
+        return self._multiplied(x, weight, self._pick(x, weight))
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
-        m, (_, k), target = x.numel() // x.shape[-1], weight.shape, target_of(x.device)
-        return (
-            interpreted_configs(m, weight.scheme, k)
-            if target.interpreted
-            else worth_trying(m, weight.scheme, k, target)
-        )
+        """Return what `matmul` may pick: one tile, or with FPX_TUNE=1 every config for planar rows."""
+        if self._fragments(x, weight) is not None:
+            return [self._tile(x, weight)]
+        m, target = tokens(x), _planar.target_of(x.device)
+        if tuning() and not target.interpreted:
+            return _planar.worth_trying(m, weight.scheme, weight.shape[1], target)
+        return [_planar.default_config(m, weight.scheme, weight.shape[1], target)]
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
-        """Raises ValueError for operands that do not fit together or are not what the kernels take."""
+        """Return ``x @ weight.T`` by a tile, for fragments, or a config of planar rows."""
+        return self._multiplied(x, weight, config)
+
+    def _multiplied(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
         n, k = weight.shape
-        if x.dtype not in ACTIVATIONS or x.shape[-1] != k or x.device != weight.device:
-            raise ValueError(
-                f"x must be bfloat16 or float16 [..., {k}] on {weight.device}, not {x.dtype} {list(x.shape)} on "
-                f"{x.device}"
-            )
+        checked(x, weight)
         rows = x.reshape(-1, k)
-        if k % 32:      # pad copies even where there is nothing to add, which would be a second kernel
-            rows = torch.nn.functional.pad(rows, (0, -k % 32))
-        rows = aligned(rows)
+        rows = rows if rows.stride(1) == 1 else rows.contiguous()
         # The interpreter cuts bf16 results off instead of rounding them.
         out = x.new_empty(rows.shape[0], n, dtype=torch.float32 if x.device.type == "cpu" else x.dtype)
         if rows.shape[0]:
-            launch = launch_matvec if isinstance(config, Matvec) else launch_dot
             with torch.cuda.device_of(x):
-                launch(rows, weight, out, config)
+                if isinstance(config, Tile | WideTile):
+                    _fragment.matmul(rows, self._operands(weight), config, out, device_of(x.device))
+                else:
+                    planar = self._planar(weight)
+                    scales = self._once(planar, "scales", _planar.scale_tensors)
+                    _planar.matmul(rows, planar, scales, config, out)
         return out.to(x.dtype).reshape(*x.shape[:-1], n)
 
     def _pick(self, x: Tensor, weight: QuantizedWeight) -> Config:
-        """The fastest config on this device for such operands, timed with a cold L2 at the first call."""
+        checked(x, weight)
         candidates = self.configs(x, weight)
-        if x.numel() == 0 or x.device.type == "cpu" or torch.cuda.is_current_stream_capturing():
+        if len(candidates) == 1 or x.numel() == 0 or torch.cuda.is_current_stream_capturing():
             return candidates[0]
-        key = (weight.scheme, weight.shape, x.numel(), x.dtype, x.device)
+        key = (weight.scheme, weight.shape, tokens(x), x.dtype, x.device)
         if key not in self._fastest:
             from triton.testing import do_bench
 
             def milliseconds(config: Config) -> float:
-                return do_bench(lambda: self.matmul_with(x, weight, config), warmup=3, rep=15, return_mode="median")
+                return do_bench(lambda: self._multiplied(x, weight, config), warmup=3, rep=15, return_mode="median")
 
             self._fastest[key] = min(candidates, key=milliseconds)
         return self._fastest[key]
 
+    def _tile(self, x: Tensor, weight: QuantizedWeight) -> Tile | WideTile:
+        kind = _fragment_weight.scaling_kind(weight.scheme.scaling)
+        return _fragment.pick(tokens(x), weight.shape[0], weight.scheme.format.bits, kind, device_of(x.device))
 
-def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
-    """Tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread.
+    def _fragments(self, x: Tensor, weight: QuantizedWeight) -> _fragment_weight.Operands | None:
+        """Return what the fragment kernels read of the weight, or None if they cannot multiply it exactly by `x`."""
+        if device_of(x.device) is None:
+            return None
+        made = self._operands(weight)
+        inexact = made is None or _fragment_weight.why_not_activation(made, x.dtype == torch.bfloat16)
+        return None if inexact else made
 
-    On an H100 each was the fastest somewhere; more words or rows never were.
-    """
-    words_of_warp = 4 * target.warp_size
-    widest = max(words_of_warp, 1 << (steps - 1).bit_length())
-    return [
-        Matvec(rows, warps * words_of_warp, warps)
-        for warps in (1, 2, 4) if warps * words_of_warp <= widest
-        for rows in (1, 2, 4) if rows * m <= 16
-    ]
+    def _operands(self, weight: QuantizedWeight) -> _fragment_weight.Operands | None:
+        if fragment_named(weight.layout) is None or weight.layout != _fragment_weight.layout_of(
+                weight.scheme, *weight.shape):
+            return None
+        return self._once(weight, "operands", _fragment_weight.operands)
 
+    def _planar(self, weight: QuantizedWeight) -> QuantizedWeight:
+        """Return the weight in planar rows: itself, or a copy that is made once."""
+        return weight if weight.layout == "planar" else self._once(weight, "planar", lambda w: w.relayout("planar"))
 
-def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]:
-    """What the autotuner chooses from, for `m` rows of x."""
-    chosen: list[Config] = []
-    if m <= MATVEC_MAX_M:
-        chosen += matvec_configs(m, codes.bytes_of_plane(scheme.format, k) // 4, target)
-    if m > 1:
-        chosen += dot_configs(m, scheme, k, target)
-    return chosen
-
-
-def interpreted_configs(m: int, scheme: Scheme, k: int) -> list[Config]:
-    """One tile a path, as large as these shapes get: the interpreter's time goes by operations, not by elements."""
-    dot = fitted(64, 128, 256, 4, scheme, k, Target("interpreter"))
-    return [Matvec(64, 128, 1), dot][m > MATVEC_MAX_M:1 + (m > 1)]
-
-
-def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
-    """Tiles worth trying for `m` rows of x: on an H100 each was the fastest somewhere."""
-    if m <= 32:
-        block_m = 16 if m <= 16 else 32
-        tiles = [(block_m, 64, 128, 4), (block_m, 64, 64, 4), (block_m, 32, 128, 4)]
-    else:
-        tiles = [(64, 64, 128, 4), (64, 64, 64, 4), (128, 64, 64, 4), (128, 128, 64, 8)]
-    return list(dict.fromkeys(fitted(*tile, scheme, k, target) for tile in tiles))    # short blocks make some alike
+    def _once(self, weight: QuantizedWeight, what: str, make: Callable[[QuantizedWeight], Derived]) -> Derived:
+        """Return ``make(weight)``, kept for as long as the weight's tensors are alive and unchanged."""
+        stored = [tensor for tensor in (weight.packed, weight.scales, weight.tensor_scale) if tensor is not None]
+        state = (what, *((id(tensor), version(tensor)) for tensor in stored))
+        kept = self._derived.setdefault(weight.packed, {})
+        if what not in kept or kept[what][0] != state:
+            # The scales are kept as well, so that no other tensor can have their id.
+            kept[what] = (state, stored[1:], make(weight))
+        return kept[what][2]
 
 
-def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Scheme, k: int, target: Target) -> Dot:
-    """That tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is
-    room."""
-    block_k = min(block_k, longest_tile(scheme, k))
-    column = 2 * block_m * codes.planes_of(scheme.format) + block_n * len(codes.loads_of(scheme.format, k))
-    while block_k > 16 and 2 * column * block_k > target.shared_bytes:
-        block_k //= 2
-    num_stages = min(4, 1 + max(1, target.shared_bytes // (column * block_k)))
-    return Dot(block_m, block_n, block_k, num_warps, num_stages)
+def device_of(device: torch.device) -> Device | None:
+    """Return the device as the fragment kernels know it; None for one that they do not run on."""
+    target = _planar.target_of(device)
+    if target.interpreted:
+        return Device(0)
+    if target.backend != "cuda" or target.capability < LEAST_ARCH:
+        return None
+    return Device(target.capability, _fragment.has_wide(target.capability))
 
 
-def longest_tile(scheme: Scheme, k: int) -> int:
-    """The longest tile along K, a power of two from 16 to 256, that straddles no blocks of scales if that can be."""
-    if scheme.scaling.block is None:
-        return 256
-    common = math.gcd(scheme.scaling.block, codes.bytes_of_plane(scheme.format, k))
-    return min(max(common & -common, 16), 256)
+def checked(x: Tensor, weight: QuantizedWeight) -> None:
+    """Raise ValueError for operands that do not fit together or are not what the kernels take."""
+    k = weight.shape[1]
+    if x.dtype not in _planar.ACTIVATIONS or x.shape[-1] != k or x.device != weight.device:
+        raise ValueError(f"x must be bfloat16 or float16 [..., {k}] on {weight.device},"
+                         f" not {x.dtype} {list(x.shape)} on {x.device}")
 
 
-def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Target, config: Matvec) -> dict[str, Any]:
-    """Everything that `matvec_kernel` is compiled for."""
-    block = scheme.scaling.block
-    # Four words of a thread, 16 weights of a plane, then share their scale.
-    sharing = 4 if block and block % 16 == 0 and codes.bytes_of_plane(scheme.format, k) % 16 == 0 else 1
-    return codes.constants(scheme, k, target.decodes(scheme.format)) | {
-        "PTX": target.backend == "cuda", "SHARING": sharing, "BF16": activation == "bf16",
-        "M": m, "ROWS": config.rows, "WORDS": config.words,
-    }
+def tokens(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
 
 
-def dot_constants(scheme: Scheme, k: int, activation: str, target: Target, config: Dot) -> dict[str, Any]:
-    """Everything that `dot_kernel` is compiled for."""
-    import triton.language as tl
-
-    plane = codes.bytes_of_plane(scheme.format, k)
-    planes_apart = plane % config.block_k == 0 or plane == codes.padded_k(k)
-    operand = codes.dot_operand(scheme.format, activation, target.interpreted)
-    return codes.constants(scheme, k, target.decodes(scheme.format)) | {
-        "ALIGNED": scheme.scaling.block is None or (scheme.scaling.block % config.block_k == 0 and planes_apart),
-        "OPERAND": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[operand],
-        "PRECISION": "tf32" if target.backend == "cuda" else "ieee",     # only looked at where OPERAND is fp32
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
-    }
+def tuning() -> bool:
+    return os.environ.get("FPX_TUNE", "") not in ("", "0")
 
 
-def launch_matvec(x: Tensor, weight: QuantizedWeight, out: Tensor, config: Matvec) -> None:
-    """`x` [M, K_pad] @ weight.T into `out` [M, N]."""
-    (n, k), target = weight.shape, target_of(x.device)
-    constants = matvec_constants(weight.scheme, k, x.shape[0], ACTIVATIONS[x.dtype], target, config)
-    kernels(target.interpreted).matvec_kernel[(-(-n // config.rows),)](
-        x.view(torch.int64), aligned(weight.packed).view(torch.int32), *scale_tensors(weight), out, n,
-        **constants, num_warps=config.num_warps,
-    )
-
-
-def launch_dot(x: Tensor, weight: QuantizedWeight, out: Tensor, config: Dot) -> None:
-    """`x` [M, K_pad] @ weight.T into `out` [M, N]."""
-    (n, k), m, target = weight.shape, x.shape[0], target_of(x.device)
-    constants = dot_constants(weight.scheme, k, ACTIVATIONS[x.dtype], target, config)
-    kernels(target.interpreted).dot_kernel[(-(-n // config.block_n), -(-m // config.block_m))](
-        x, aligned(weight.packed), *scale_tensors(weight), out, m, n,
-        **constants, num_warps=config.num_warps, num_stages=config.num_stages,
-    )
-
-
-def unread(scheme: Scheme) -> str | None:
-    """Why the kernels cannot read what `scheme` stores; None if they can."""
-    scaling = scheme.scaling
-    if isinstance(scheme.format, Codebook):
-        return f"decodes by arithmetic, and {scheme.format.name} is a list of values"
-    base = scaling_named(scaling.base_name)
-    if (
-        scaling.block_rows not in (1, None)
-        or scaling.scale_format.format != base.scale_format.format
-        or getattr(scaling, "divides", False)
-    ):
-        return f"has no kernel for scales stored as {scaling.name}'s"
-    return None
-
-
-def aligned(tensor: Tensor) -> Tensor:
-    """`tensor`, or a contiguous copy that 16-byte loads may read; views into other tensors can begin anywhere."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
-def scale_tensors(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
-    """Stored scales and nv's second level; in its place, where there is none, a tensor that the kernels do not read."""
-    scales = weight.scales.contiguous()
-    return scales, scales if weight.tensor_scale is None else weight.tensor_scale
+def version(tensor: Tensor) -> Any:
+    """Return what changes when PyTorch writes to the tensor. Tensors of inference mode have no such count: None."""
+    return None if tensor.is_inference() else tensor._version

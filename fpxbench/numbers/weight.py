@@ -55,7 +55,7 @@ class QuantizedWeight:
     def has_codes(self) -> bool:
         """Whether `codes` and `scale_grid` can be read: not of dense weights, nor of a layout that is an
         implementation's own."""
-        return self.scheme.quantized and self.layout in packing.LAYOUTS
+        return self.scheme.quantized and packing.is_layout(self.layout)
 
     @property
     def stored_scales(self) -> Scales:

@@ -2,9 +2,9 @@
 
     python triton_aot_child.py < jobs
 
-One job is a JSON line ``{target, scheme, activation, m, config}`` with target ``sm_90`` or ``gfx942``, and config the
-fields of a Matvec or a Dot. Each is announced before it is compiled and answered after, so that the parent knows which
-one was the process's end.
+One job is a JSON line ``{target, scheme, activation, m, kernel, config}`` with target ``sm_90`` or ``gfx942``, kernel
+``matvec``, ``dot``, ``fragment`` or ``wide``, and config the fields of a Matvec, a Dot, a Tile or a WideTile. Each is
+announced before it is compiled and answered after, so that the parent knows which one was the process's end.
 """
 
 import json
@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,63 +23,111 @@ from fpxbench.implementation import discover
 from fpxbench.numbers.scheme import scheme_named
 
 discover()
-from fpxbench.impls import triton_fused  # noqa: E402  (discover makes the package of implementations)
+from fpxbench.impls import _fragment, _fragment_weight, _planar  # noqa: E402  (discover makes the package)
+from fpxbench.impls._triton_modules import kernels  # noqa: E402
 
 K = 4096
-POINTEES = {"float32": "*fp32", "uint8": "*u8"}
+ALIGNED = {"x", "packed", "scales", "tensor_scale", "row_scale", "out", "N", "X_STRIDE"}
 
 
-def compiled(target, scheme, activation, m, config):
-    """The compiled kernel, for M = `m`, K = 4096 and pointers and N that are multiples of 16."""
-    scheme = scheme_named(scheme)
-    if target.startswith("sm_"):
-        gpu, kind = GPUTarget("cuda", int(target[3:]), 32), triton_fused.Target("cuda", int(target[3:]))
-    else:
-        gpu, kind = GPUTarget("hip", target, 64), triton_fused.Target("hip")
+def planar_job(target, scheme, activation, m, kernel, config):
+    kind = _planar.Target("cuda", int(target[3:])) if target.startswith("sm_") else _planar.Target("hip")
     scales = "*u8" if scheme.scaling.scale_format.coded else "*fp32"
-    arguments = {"scales": scales, "tensor_scale": "*fp32", "out": f"*{activation}", "M": "i32", "N": "i32"}
+    arguments = {"scales": scales, "tensor_scale": "*fp32", "out": f"*{activation}"}
     options = {"num_warps": config["num_warps"]}
-    if "words" in config:
-        kernel = triton_fused.kernels(False).matvec_kernel
-        constants = triton_fused.matvec_constants(scheme, K, m, activation, kind, triton_fused.Matvec(**config))
+    if kernel == "matvec":
+        constants = _planar.matvec_constants(scheme, K, m, activation, kind, _planar.Matvec(**config))
         arguments |= {"x": "*i64", "packed": "*i32"}
     else:
-        kernel = triton_fused.kernels(False).dot_kernel
-        constants = triton_fused.dot_constants(scheme, K, activation, kind, triton_fused.Dot(**config))
+        constants = _planar.dot_constants(scheme, K, activation, kind, _planar.Dot(**config))
         arguments |= {"x": f"*{activation}", "packed": "*u8"}
         options["num_stages"] = config["num_stages"]
-    signature = {name: "constexpr" if name in constants else arguments[name] for name in kernel.arg_names}
-    attrs = {
-        (position,): [["tt.divisibility", 16]]
-        for position, name in enumerate(kernel.arg_names)
-        if name in ("x", "packed", "scales", "tensor_scale", "out", "N")
-    }
-    return triton.compile(ASTSource(kernel, signature, constexprs=constants, attrs=attrs), target=gpu, options=options)
+    return getattr(kernels("_triton_kernels", False), f"{kernel}_kernel"), arguments, constants, options
 
 
-def facts(kernel):
+def fragment_job(scheme, activation, kernel, config):
+    scaling = _fragment_weight.scaling_kind(scheme.scaling)
+    block = scheme.scaling.block if scaling == "fp32" else 0
+    constants = _fragment_weight.constants(scheme.format, scaling, block, activation == "bf16")
+    arguments = {"x": f"*{activation}", "packed": "*i32", "scales": "*fp32" if scaling == "fp32" else "*i32",
+                 "row_scale": "*fp32", "out": f"*{activation}"}
+    if kernel == "fragment":
+        tile = _fragment.Tile(**config)
+        constants |= _fragment.tile_constants(tile) | {"PTX": True}
+        return kernels("_fragment_kernel", False).fragment_kernel, arguments, constants, {
+            "num_warps": tile.warps_n * tile.warps_k, "num_stages": 1}
+    tile = _fragment.WideTile(**config)
+    constants |= _fragment.wide_constants(tile, tile.split)
+    if tile.split > 1:
+        arguments["out"] = "*fp32"
+    return kernels("_wide_kernel", False).wide_kernel, arguments, constants, {"num_warps": tile.warps}
+
+
+def compiled(target, scheme, activation, m, kernel, config):
+    """The compiled kernel, for M = `m`, K = 4096 and pointers and N that are multiples of 16."""
+    scheme = scheme_named(scheme)
+    gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+    if kernel in ("matvec", "dot"):
+        function, arguments, constants, options = planar_job(target, scheme, activation, m, kernel, config)
+    else:
+        function, arguments, constants, options = fragment_job(scheme, activation, kernel, config)
+    signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
+    attrs = {(position,): [["tt.divisibility", 16]]
+             for position, name in enumerate(function.arg_names) if name in ALIGNED}
+    source = ASTSource
+    if kernel == "wide":
+        from triton.experimental.gluon._runtime import GluonASTSource as source
+    return triton.compile(source(function, signature, constexprs=constants, attrs=attrs), target=gpu, options=options)
+
+
+def facts(compiled_kernel):
     """What the compiled kernel is, as numbers that a test can judge."""
-    assembly = kernel.asm.get("ptx") or kernel.asm["amdgcn"]
-    binary = kernel.asm.get("cubin") or kernel.asm["hsaco"]
-    return {
+    assembly = compiled_kernel.asm.get("ptx") or compiled_kernel.asm["amdgcn"]
+    binary = compiled_kernel.asm.get("cubin") or compiled_kernel.asm["hsaco"]
+    found = {
         "object_bytes": len(binary) if binary[:4] == b"\x7fELF" else 0,
-        "shared_bytes": kernel.metadata.shared,
+        "shared_bytes": compiled_kernel.metadata.shared,
         "wide_loads": len(re.findall(r"ld\.global\S*\.v4\.b32|global_load_dwordx4|buffer_load_dwordx4", assembly)),
         "matrix": sorted(set(re.findall(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma|v_mfma", assembly))),
         "native_decodes": assembly.count("cvt.rn.f16x2.e4m3x2"),
         "barriers": len(re.findall(r"bar\.sync|s_barrier", assembly)),
-        "stack_bytes": stack_bytes(binary) if "cubin" in kernel.asm else None,
+        "stack_bytes": None,
+    }
+    if "cubin" not in compiled_kernel.asm:
+        return found
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
+        loop = Counter(main_loop(tool("nvdisasm", "-c", file.name)))
+    return found | {
+        "stack_bytes": sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "loop_instructions": sum(loop.values()),
+        "loop_shared": sum(count for name, count in loop.items() if name in ("STS", "LDS", "LDSM", "STSM")),
+        "loop_barriers": loop["BAR"],
     }
 
 
-def stack_bytes(cubin):
-    """Local memory that a thread takes: what was spilled, or indexed at run time."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+def tool(name, *arguments):
+    path = Path(triton.knobs.nvidia.cuobjdump.path).with_name(name)
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main_loop(sass):
+    """The instructions' names in the longest stretch that a branch jumps back over."""
+    names, labels, longest = [], {}, (0, 0)
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(names)
+        if "@!PT" in line:      # never executed: the assembler's padding around asynchronous copies
+            continue
+        if code := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);", line):
+            target = re.search(r"`\((\.L\w+)\)", code[2])
+            if code[1].startswith("BRA") and target and target[1] in labels:
+                longest = max(longest, (labels[target[1]], len(names) + 1), key=lambda part: part[1] - part[0])
+            names.append(code[1].partition(".")[0])
+    return names[longest[0]:longest[1]]
 
 
 def main():

@@ -15,12 +15,18 @@ from fpxbench.implementation import discover
 pytest.importorskip("triton")
 
 discover()
-from fpxbench.impls.triton_fused import Dot, Matvec, Target, fitted  # noqa: E402  (discover makes that package)
+from fpxbench.impls import _fragment  # noqa: E402  (discover makes that package)
+from fpxbench.impls._fragment import Device, Tile, WideTile, pick  # noqa: E402
+from fpxbench.impls._planar import Dot, Matvec, Target, fitted  # noqa: E402
 from fpxbench.numbers.scheme import scheme_named  # noqa: E402
 
-TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942"]
+TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "gfx950"]
+FRAGMENT_TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"]
 SCHEMES = ["e4m3fn-row", "e5m2-row", "e4m3fnuz-row", "e3m2-g128", "mxfp4", "nvfp4", "int8-row"]
+MAIN = {"e4m3fn-row": 8, "e3m2-row": 6, "mxfp4": 4, "nvfp4": 4}     # and their code widths
 K = 4096
+KERNELS = {Matvec: "matvec", Dot: "dot", Tile: "fragment", WideTile: "wide"}
+SHARED_KIB = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64, "gfx950": 160}
 
 
 @dataclass(frozen=True)
@@ -29,17 +35,18 @@ class Job:
     scheme: str
     activation: str
     m: int
-    config: Matvec | Dot
+    config: Matvec | Dot | Tile | WideTile
 
     def line(self) -> str:
-        return json.dumps(vars(self) | {"config": asdict(self.config)})
+        return json.dumps(vars(self) | {"config": asdict(self.config), "kernel": KERNELS[type(self.config)]})
 
 
-def jobs():
-    """Every target with every scheme, on both paths and, in turn, with both activations and two configs of each."""
+def planar_jobs():
+    """Every target with schemes on both paths and, in turn, with both activations and two configs of each. AMD's, where
+    planar rows are all there is, with every scheme."""
     for t, target in enumerate(TARGETS):
         kind = Target("cuda", int(target[3:])) if target.startswith("sm_") else Target("hip")
-        for s, scheme in enumerate(SCHEMES):
+        for s, scheme in enumerate(SCHEMES if target.startswith("gfx") else SCHEMES[t % 2::3]):
             odd = (t + s) % 2
             matvec = Matvec(rows=2 - odd, words=4 * kind.warp_size * (1 + odd), num_warps=1 + odd)
             tile = (64, 64, 64, 4) if odd else (16, 64, 64, 4)
@@ -50,6 +57,20 @@ def jobs():
     yield Job("sm_90", "e4m3fn-row", "bf16", 4, Matvec(4, 128, 1))
 
 
+def fragment_jobs():
+    """On sm_90 the tiles that the main schemes have for a wide layer; on every target those that have no wide
+    kernel."""
+    for scheme, bits in MAIN.items():
+        for m in (1, 16, 64, 512)[:3 if scheme == "nvfp4" else 4]:
+            yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, bits, "none", Device(90, wide=True)))
+    yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 8, "none", Device(90, wide=True)))
+    for t, target in enumerate(FRAGMENT_TARGETS):
+        for s, scheme in enumerate((("int8-row", "e3m2-row", "nvfp4", "e5m2-row", "e4m3fn-row")[t], "e2m1-g32")):
+            m, kind = (1, 16, 64)[(t + s) % 3], "fp32" if scheme == "e2m1-g32" else "none"
+            yield Job(target, scheme, ["bf16", "fp16"][(t + s) % 2], m,
+                      pick(m, 28672, scheme_named(scheme).format.bits, kind, Device(int(target[3:]))))
+
+
 def compile_all(part, cache):
     """Facts by job, from one child process; a child that dies leaves out the rest, and its last words are the error."""
     child = HELPERS / "triton_aot_child.py"
@@ -57,7 +78,7 @@ def compile_all(part, cache):
     environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1"}    # 3.10 changes the default
     run = subprocess.run(
         [sys.executable, child], input="\n".join(job.line() for job in part), env=environment,
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=290,
     )
     answers = [json.loads(line) for line in run.stdout.splitlines()]
     done = [answer["facts"] for answer in answers if "facts" in answer]
@@ -68,7 +89,7 @@ def compile_all(part, cache):
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     cache = tmp_path_factory.mktemp("triton-cache")
-    every = list(jobs())
+    every = list(dict.fromkeys([*planar_jobs(), *fragment_jobs()]))
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(lambda part: compile_all(part, cache), [every[::2], every[1::2]]))
     facts = {job: result for part, _ in parts for job, result in part.items()}
@@ -84,7 +105,7 @@ def only(compiled, kind, target=""):
 
 
 def test_every_kernel_becomes_an_object_on_every_target(compiled):
-    assert {job.target for job in compiled} == set(TARGETS)
+    assert {job.target for job in compiled} == {*TARGETS, *FRAGMENT_TARGETS}
     assert not [job for job, facts in compiled.items() if facts["object_bytes"] < 1000]
 
 
@@ -105,21 +126,59 @@ def test_the_dot_path_uses_each_targets_matrix_instructions(compiled):
         "sm_90": ["wgmma.mma_async"],
         "sm_100": ["tcgen05.mma"],
         "gfx942": ["v_mfma"],
+        "gfx950": ["v_mfma"],
     }
     for job, facts in only(compiled, Dot).items():
         assert facts["matrix"] == expected[job.target], job
 
 
+def test_fragments_meet_matrix_instructions_without_passing_between_threads(compiled):
+    """From memory to registers to the instruction: no shared memory and no barrier in the loop along K."""
+    for job, facts in only(compiled, Tile).items():
+        assert facts["matrix"] == ["mma.sync"], job
+        assert facts["loop_shared"] == 0 and facts["loop_barriers"] == 0, (job, facts)
+        assert facts["shared_bytes"] <= job.config.shared_bytes, job
+
+
+def test_the_wide_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled):
+    """Shared memory holds x alone, which the instructions read: threads neither store to it nor load from it in the
+    loop."""
+    for job, facts in only(compiled, WideTile).items():
+        assert facts["matrix"] == ["wgmma.mma_async"], job
+        assert facts["loop_shared"] == 0 and facts["loop_barriers"] <= 3, (job, facts)
+
+
 def test_nothing_is_spilled(compiled):
     assert not {
-        job: facts["stack_bytes"] for job, facts in only(compiled, Matvec, "sm_").items() if facts["stack_bytes"]
+        job: facts["stack_bytes"] for kind in (Matvec, Tile, WideTile)
+        for job, facts in only(compiled, kind, "sm_").items() if facts["stack_bytes"]
     }
 
 
+def test_a_weight_costs_at_most_four_and_a_half_instructions_on_sm_90(compiled):
+    """All of the loop along K, loads and matrix instructions included. About 8 (FP8) and 4 (FP4) are what memory
+    leaves time for at 4.2 TB/s."""
+    costs = {}
+    for job, facts in only(compiled, (Tile, WideTile), "sm_90").items():
+        if job.scheme in MAIN:
+            tile = job.config
+            weights = 32 * tile.groups * tile.depth if isinstance(tile, Tile) else 4 * tile.block_n // tile.warps
+            costs[job] = facts["loop_instructions"] / weights
+    print("\n".join(f"{job.scheme} M={job.m}: {cost:.2f} a weight, {compiled[job]['registers']} registers"
+                    for job, cost in costs.items()))
+    assert len(costs) >= 15 and max(costs.values()) < 4.5, max(costs.items(), key=lambda item: item[1])
+
+
 def test_tiles_fit_the_shared_memory_of_their_target(compiled):
-    limits = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-    for job, facts in only(compiled, Dot).items():
-        assert facts["shared_bytes"] <= limits[job.target] * 1024, job
+    for job, facts in only(compiled, (Dot, Tile, WideTile)).items():
+        assert facts["shared_bytes"] <= SHARED_KIB[job.target] * 1024, job
+
+
+def test_every_shipped_tile_for_any_gpu_fits_the_smallest_shared_memory():
+    tiles = [Tile(**entry["tile"]) for entry in _fragment.table() if "tile" in entry]
+    tiles += [*_fragment.GROUP_TILES.values(), *_fragment.NARROW_GROUP_TILES.values()]
+    tiles += [pick(m, n, 4, "none", Device(89)) for m in (1, 17, 64, 5000) for n in (512, 30000)]
+    assert max(tile.shared_bytes for tile in tiles) <= 99 * 1024
 
 
 def test_e4m3fn_is_decoded_by_an_instruction_where_there_is_one(compiled):

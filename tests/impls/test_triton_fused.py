@@ -1,5 +1,4 @@
-"""triton_fused decodes exactly, scales rightly and takes any shape: on a GPU if there is one, else in the interpreter.
-"""
+"""triton_fused decodes planar rows exactly, scales rightly and takes any shape: on a GPU, else in the interpreter."""
 
 import math
 
@@ -21,8 +20,8 @@ pytestmark = [
 ]
 
 TritonFused = discover()[0]["triton_fused"]
-from fpxbench.impls import triton_fused  # noqa: E402  (discover makes the package of implementations)
-from fpxbench.impls.triton_fused import Dot, Matvec  # noqa: E402
+from fpxbench.impls import _planar, _triton_modules  # noqa: E402  (discover makes the package of implementations)
+from fpxbench.impls._planar import Dot, Matvec  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MATVEC, DOT = Matvec(rows=2, words=128, num_warps=1), Dot(block_m=32, block_n=16, block_k=32, num_warps=4, num_stages=2)
@@ -123,6 +122,8 @@ SCHEMES = [
     "e3m3-g24",
     "e1m1-g10",
     "e3m4-g100",
+    "e4m3fn-b16x24.bf16",
+    "e2m1-nv16x16",
 ]
 
 
@@ -133,8 +134,9 @@ SCHEMES = [
 def test_products_of_ragged_shapes_stay_within_the_derived_tolerance(name, m, n, k, dtype):
     torch.manual_seed(0)
     weight = TritonFused().quantize(torch.randn(n, k).to(DEVICE), scheme_named(name))
+    weight = weight.relayout("planar")
     assert_right(torch.randn(m, k).to(dtype), weight)
-    if 1 < m <= triton_fused.MATVEC_MAX_M:
+    if 1 < m <= _planar.MATVEC_MAX_M:
         assert_right(torch.randn(m, k).to(dtype), weight, DOT)
 
 
@@ -145,9 +147,9 @@ def test_every_config_multiplies_rightly(name, m):
     weight = TritonFused().quantize(torch.randn(5, 1056).to(DEVICE), scheme_named(name))
     x = torch.randn(m, 1056).bfloat16()
     # On a GPU, all that autotuning may pick; the interpreter is given those of one, which its own choice is not among.
-    target = triton_fused.target_of(weight.device)
-    target = triton_fused.Target("cuda", 90) if target.interpreted else target
-    configs = triton_fused.worth_trying(m, weight.scheme, 1056, target)
+    target = _planar.target_of(weight.device)
+    target = _planar.Target("cuda", 90) if target.interpreted else target
+    configs = _planar.worth_trying(m, weight.scheme, 1056, target)
     assert len(configs) > 1
     for config in configs:
         assert_right(x, weight, config)
@@ -217,6 +219,8 @@ def test_it_says_what_it_does_not_take():
     assert "no codes" in fused.supports(scheme_named("bf16"), DEVICE).reason
     factor = fused.supports(scheme_named("e2m1b-120-row"), DEVICE)
     assert not factor.supported and "2**135" in factor.reason
+    assert "list of values" in fused.supports(scheme_named("nf4-g64"), DEVICE).reason
+    assert "16-bit activations" in fused.supports(scheme_named("e4m3fn-row+e4m3fn-row"), DEVICE).reason
     assert "interpreter" in fused.no_timing("cpu") and fused.no_timing("cuda") is None
 
 
@@ -225,9 +229,9 @@ def test_interpreted_and_compiled_kernels_live_side_by_side():
     from triton import JITFunction, jit, knobs
     from triton.runtime.interpreter import InterpretedFunction
 
-    assert isinstance(triton_fused.kernels(True).matvec_kernel, InterpretedFunction)
+    assert isinstance(_triton_modules.kernels("_triton_kernels", True).matvec_kernel, InterpretedFunction)
     if not knobs.runtime.interpret:
-        assert isinstance(triton_fused.kernels(False).matvec_kernel, JITFunction)
+        assert isinstance(_triton_modules.kernels("_triton_kernels", False).matvec_kernel, JITFunction)
         assert isinstance(jit(test_it_says_what_it_does_not_take), JITFunction)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,17 @@ from fpxbench.checking.inputs import make_weight
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.packing import K_MULTIPLE, LAYOUTS, layout_named, pack, padded_k, pieces, row_bytes, unpack
+from fpxbench.numbers.packing import (
+    K_MULTIPLE,
+    LAYOUTS,
+    is_layout,
+    layout_named,
+    pack,
+    padded_k,
+    pieces,
+    row_bytes,
+    unpack,
+)
 from fpxbench.numbers.packing.layout import parts
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
@@ -148,6 +159,45 @@ def fp6_llm(shape, bits, n, k, t):
     raise AssertionError("a code has more bits than its segments")
 
 
+# A fragment's 16 pairs, number 4 j + w: of each of its pieces, the lowest bit of the code, how many, the word, and the
+# bit of the word's half.
+FRAGMENT_PAIRS = {
+    ("fragment_m3", 8): (
+        *([(0, 7, word, 4), (7, 1, word, 15)] for word in range(8)),
+        *([(0, 4, word, 0), (7, 1, word, 11), (4, 3, word + 1, 11)] for word in (0, 2, 4, 6)),
+        *([(0, 4, word + 1, 0), (7, 1, word + 1, 14), (4, 3, word, 12)] for word in (0, 2, 4, 6)),
+    ),
+    ("fragment_m2", 6): (
+        *([(0, 5, word, 5 - shift), (5, 1, word, 15 - shift)] for word in range(6) for shift in (0, 5)),
+        *([(1, 4, word, 11), (5, 1, word + 1, 14), (0, 1, word + 1, 11)] for word in (0, 2, 4)),
+        [(3, 2, 1, 12), (1, 2, 3, 12), (5, 1, 5, 13), (0, 1, 5, 12)],
+    ),
+    ("fragment_m1", 4): (
+        *([(0, 3, word, 6 - shift), (3, 1, word, 15 - shift)] for word in range(4) for shift in (0, 3, 6)),
+        [(1, 2, 0, 10), (3, 1, 0, 14), (0, 1, 1, 10)],
+        [(1, 2, 2, 10), (3, 1, 1, 14), (0, 1, 3, 10)],
+        [(0, 1, 1, 11), (2, 1, 1, 13), (3, 1, 2, 14), (1, 1, 3, 11)],
+        [(1, 2, 3, 13), (3, 1, 0, 13), (0, 1, 2, 13)],
+    ),
+    ("fragment_int", 8): tuple([(0, 8, pair // 2, 0 if pair % 2 else 8)] for pair in range(16)),
+}
+FRAGMENTS = list(FRAGMENT_PAIRS)
+
+
+def fragment(layout, shape, bits, n, k, t):
+    """Tiles of 8 rows by 128 columns; lane 4 (n % 8) + k % 32 // 8 has 32 codes of a row in `bits` words, which lie by
+    planes of 4, 2 and 1 words a lane."""
+    tile, lane = n // 8 * ((shape[1] + 127) // 128) + k // 128, n % 8 * 4 + k % 32 // 8
+    pair, half = k % 128 // 32 * 4 + k % 8 // 2, k % 2
+    word, bit = next((word, bit + t - low) for low, count, word, bit in FRAGMENT_PAIRS[layout, bits][pair]
+                     if low <= t < low + count)
+    planes = {8: (4, 4), 6: (4, 2), 4: (4,)}[bits]
+    before = 0 if word < planes[0] else planes[0]
+    width = planes[0] if word < planes[0] else planes[1]
+    number = tile * 32 * bits + before * 32 + lane * width + word - before
+    return number * 4 + 2 * half + bit // 8, bit % 8
+
+
 DEFINED = {
     "planar": planar,
     "bytes": bytes_,
@@ -161,8 +211,9 @@ DEFINED = {
 
 def places(layout, bits, shape):
     """(byte, bit) of every bit of every code, int64 [N, K, bits] each."""
+    definition = DEFINED.get(layout) or partial(fragment, layout)
     where = [
-        DEFINED[layout](shape, bits, n, k, t) for n in range(shape[0]) for k in range(shape[1]) for t in range(bits)
+        definition(shape, bits, n, k, t) for n in range(shape[0]) for k in range(shape[1]) for t in range(bits)
     ]
     byte, bit = torch.tensor(where).T
     return byte.reshape(*shape, bits), bit.reshape(*shape, bits)
@@ -184,7 +235,37 @@ def read_by_definition(layout, bits, packed, k):
 def test_every_layout_has_its_definition_here_and_in_the_docs():
     text = (DOCS / "layouts.md").read_text()
     assert set(DEFINED) == set(LAYOUTS)
-    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == set(LAYOUTS)
+    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == {*LAYOUTS, "fragment_m3"}
+
+
+@pytest.mark.parametrize(("layout", "bits"), FRAGMENTS)
+@pytest.mark.parametrize("shape", [(8, 136), (24, 40)])
+def test_the_bytes_of_fragments_are_those_of_the_definition_padding_included(layout, bits, shape):
+    codes = random_codes(*shape, bits)
+    packed = pack(codes, bits, layout)
+    assert torch.equal(packed, written_by_definition(layout, bits, codes))
+    foreign = random_codes(*packed.shape, 8)
+    assert torch.equal(unpack(foreign, bits, shape[1], layout), read_by_definition(layout, bits, foreign, shape[1]))
+
+
+@pytest.mark.parametrize("name", ["fragment_int", *(f"fragment_m{bits}" for bits in range(7))])
+def test_unpacking_inverts_packing_for_fragments_of_every_width(name, monkeypatch):
+    for bits in layout_named(name).widths:
+        codes = random_codes(48, 328, bits)
+        packed = pack(codes, bits, name)
+        assert packed.shape == (48, row_bytes(328, bits, name)) == (48, 384 * bits // 8)
+        assert torch.equal(unpack(packed, bits, 328, name), codes)
+        with monkeypatch.context() as patch:
+            patch.setattr("fpxbench.numbers.packing.layout.CPU_GRAIN", 1)     # in parts of one row of tiles
+            assert torch.equal(pack(codes, bits, name), packed) and torch.equal(unpack(packed, bits, 328, name), codes)
+
+
+def test_fragments_are_layouts_by_name_and_hold_rows_and_columns_in_multiples_of_8():
+    assert is_layout("fragment_m6") and not is_layout("fragment_m7") and not is_layout("fragment")
+    with pytest.raises(ValueError, match=r"'fragment_m3' supports N and K in multiples of 8, not \[9, 64\]"):
+        pack(random_codes(9, 64, 8), 8, "fragment_m3")
+    with pytest.raises(ValueError, match="'fragment_m3' supports codes of 4, 5, 6, 7, 8 bits, not 3"):
+        pack(random_codes(8, 64, 3), 3, "fragment_m3")
 
 
 @pytest.mark.parametrize(("layout", "bits"), EVERY)
@@ -379,6 +460,7 @@ def test_bytes_of_another_shape_are_not_unpacked():
         ("e2m3-g32", "fp6_llm"),
         ("e2m2-row", "bitstream"),
         ("e4m3fn-row", "bytes"),
+        ("e3m2-row", "fragment_m2"),
     ],
 )
 def test_a_weight_means_the_same_in_any_layout(scheme, layout):

@@ -1,7 +1,8 @@
 """Where do the codes lie in the bytes?
 
 Layouts of this suite and of other libraries; docs/layouts.md specifies each bit by bit. A layout is one `Layout`; a new
-one is an entry of `LAYOUTS`, from which the tests, the speed table and `QuantizedWeight` use it.
+one is an entry of `LAYOUTS`, from which the tests, the speed table and `QuantizedWeight` use it. Fragments, which
+differ by the codes' mantissa bits, are a family of layouts: `layout_named` makes each from its name.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from fpxbench.numbers.packing.fp6_llm import FP6_LLM
+from fpxbench.numbers.packing.fragment import fragment_named
 from fpxbench.numbers.packing.grouped import BITSTREAM, NIBBLES_HIGH_FIRST, NIBBLES_LOW_FIRST, TORCHAO_FP6
 from fpxbench.numbers.packing.layout import CPU_GRAIN, Layout, parts
 from fpxbench.numbers.packing.planar import K_MULTIPLE, PLANAR, padded_k, pieces
 
-__all__ = ["K_MULTIPLE", "LAYOUTS", "Layout", "layout_named", "pack", "padded_k", "pieces", "row_bytes", "unpack"]
+__all__ = [
+    "K_MULTIPLE", "LAYOUTS", "Layout", "is_layout", "layout_named", "pack", "padded_k", "pieces", "row_bytes", "unpack"]
 
 BYTES = Layout(
     "bytes",
@@ -33,9 +36,15 @@ LAYOUTS: dict[str, Layout] = {
 
 def layout_named(name: str) -> Layout:
     """Return the layout of that name. Raise ValueError, listing the names, for an unknown one."""
-    if name not in LAYOUTS:
-        raise ValueError(f"no layout {name!r}: one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
+    found = LAYOUTS.get(name) or fragment_named(name)
+    if found is None:
+        raise ValueError(f"no layout {name!r}: one of {', '.join(LAYOUTS)}, fragment_int, fragment_m0 to fragment_m6")
+    return found
+
+
+def is_layout(name: str) -> bool:
+    """Return whether there is a layout of that name."""
+    return name in LAYOUTS or fragment_named(name) is not None
 
 
 def row_bytes(k: int, bits: int, layout: str) -> int:

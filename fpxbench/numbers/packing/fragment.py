@@ -1,0 +1,209 @@
+"""Fragments: codes in the order in which the threads of a matrix instruction take a weight, for every width.
+
+A tile is 8 rows of the weight by 128 columns, in 32 lanes, those of a warp. Lane ``4 * r + q`` has, of row r, the
+columns ``32 * j + 8 * q + i`` for j in 0..3 and i in 0..7: 32 codes, in as many 32-bit words as a code has bits. Two
+neighbours (i = 2 w, 2 w + 1) are a *pair*, number ``4 * j + w``, one in each half of a word, since one 32-bit operation
+decodes both. Within a half the bits lie where few shifts bring them to their place in a bfloat16: where that is depends
+on the mantissa bits, so there is a layout for each number of them, and one for integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.packing import layout
+from fpxbench.numbers.packing.layout import Layout, parts
+
+TILE_N, TILE_K, LANES, PAIRS = 8, 128, 32, 16
+BF16_MANTISSA = 7
+SIGN = 15
+"""The sign's place in a half."""
+INTEGERS = "fragment_int"
+
+
+@dataclass(frozen=True)
+class Move:
+    """Bits `mask` of a decoded half, which lie `shift` bits lower in a half of word `word` (higher where negative)."""
+
+    word: int
+    shift: int
+    mask: int
+
+
+def name_for(mantissa_bits: int, integer: bool) -> str:
+    """Return the name of the layout for sign-magnitude codes of that many mantissa bits, or for integers."""
+    return INTEGERS if integer else f"fragment_m{mantissa_bits}"
+
+
+@cache
+def fragment_named(name: str) -> Layout | None:
+    """Return the layout ``fragment_int`` or ``fragment_m0`` to ``fragment_m6``; None for another name."""
+    known = {INTEGERS: None, **{f"fragment_m{bits}": bits for bits in range(BF16_MANTISSA)}}
+    if name not in known:
+        return None
+    mantissa_bits = known[name]
+    lowest = 1 if mantissa_bits is None else mantissa_bits + 1
+    return Layout(
+        name,
+        "32 codes of a row to a lane, in the order of a matrix instruction's threads, two to a word for one decode",
+        widths=tuple(range(lowest, 9)),
+        row_bytes=lambda k, bits: -(-k // TILE_K) * TILE_K * bits // 8,
+        write=lambda codes, bits, packed: _write(codes, placed_bits(bits, mantissa_bits), packed),
+        read=lambda packed, bits, codes: _read(packed, placed_bits(bits, mantissa_bits), codes),
+        tile=TILE_N,
+    )
+
+
+def placed_bits(bits: int, mantissa_bits: int | None, float_mantissa: int = BF16_MANTISSA) -> tuple[int, ...]:
+    """Return where each bit of a code, from the lowest up, lies in a decoded half: a 16-bit float's places, the sign
+    on top; or the lowest bits, for integers (`mantissa_bits` None)."""
+    if mantissa_bits is None:
+        return tuple(range(bits))
+    shift = float_mantissa - mantissa_bits
+    return (*(bit + shift for bit in range(bits - 1)), SIGN)
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """Return how many words of a lane lie together, plane by plane, so that a lane loads 16, 8 or 4 bytes at once:
+    6 -> (4, 2)."""
+    cut, left = [], bits
+    for width in (4, 4, 2, 1):
+        if left >= width:
+            cut.append(width)
+            left -= width
+    return tuple(cut)
+
+
+@cache
+def moves(placed: tuple[int, ...]) -> tuple[tuple[Move, ...], ...]:
+    """Return how each of the 16 pairs is put together from the words, for codes whose bits go to `placed`.
+
+    As many as fit are whole: one shift and one mask. The others are pieced together from the bits that are left.
+    """
+    free = [set(range(16)) for _ in placed]
+    pairs: list[tuple[Move, ...]] = []
+    mask = sum(1 << bit for bit in placed)
+    for word in range(len(placed)):
+        for shift in _whole(placed):
+            if len(pairs) < PAIRS:
+                pairs.append((Move(word, shift, mask),))
+                free[word] -= {bit - shift for bit in placed}
+    while len(pairs) < PAIRS:
+        pairs.append(_pieced(placed, free))
+    return tuple(pairs)
+
+
+def moves_for(placed: tuple[int, ...], stored: tuple[int, ...]) -> tuple[tuple[Move, ...], ...]:
+    """Return how pairs that were laid out for the places `stored` are brought to others (fp16's instead of bf16's)."""
+    if placed == stored:
+        return moves(placed)
+    pairs = []
+    for pair in moves(stored):
+        pieces: dict[tuple[int, int], int] = {}
+        for move in pair:
+            for bit, place in enumerate(stored):
+                if move.mask >> place & 1:
+                    key = (move.word, placed[bit] - (place - move.shift))
+                    pieces[key] = pieces.get(key, 0) | 1 << placed[bit]
+        pairs.append(tuple(Move(word, shift, mask) for (word, shift), mask in pieces.items()))
+    return tuple(pairs)
+
+
+def _whole(placed: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the most shifts by which copies of `placed` lie in 16 bits without touching; 0 among them."""
+    fitting = [shift for shift in range(-15, 16) if all(0 <= bit - shift < 16 for bit in placed)]
+    for count in range(16 // len(placed), 0, -1):
+        for chosen in combinations(fitting, count):
+            places = {bit - shift for shift in chosen for bit in placed}
+            if 0 in chosen and len(places) == count * len(placed):
+                return chosen
+    return ()
+
+
+def _pieced(placed: tuple[int, ...], free: list[set[int]]) -> tuple[Move, ...]:
+    """Return one pair from the bits that are left, the longest piece first, and take them out of `free`."""
+    wanted, pieces = set(placed), []
+    while wanted:
+        covered, word, shift = max(
+            ((frozenset(bit for bit in wanted if bit - shift in free[word]), word, shift)
+             for word in range(len(free)) for shift in range(-15, 16)),
+            key=lambda piece: (len(piece[0]), piece[2] == 0, -abs(piece[2]), -piece[1]),
+        )
+        pieces.append(Move(word, shift, sum(1 << bit for bit in covered)))
+        free[word] -= {bit - shift for bit in covered}
+        wanted -= covered
+    return tuple(pieces)
+
+
+def _write(codes: Tensor, placed: tuple[int, ...], packed: Tensor) -> None:
+    for pairs, words in _parts(codes, placed, packed):
+        lane_words = [torch.zeros(pairs.shape[2:], dtype=torch.int32, device=codes.device) for _ in placed]
+        for number, pair in enumerate(moves(placed)):
+            # An even column's code in the lower half, its neighbour's in the upper one.
+            lanes = _spread(pairs[number // 4, number % 4], placed)
+            for move in pair:
+                stored = move.mask >> move.shift if move.shift >= 0 else move.mask << -move.shift
+                lane_words[move.word] |= _shifted(lanes & _both(move.mask), -move.shift) & _both(stored)
+        for word, filled in zip(words, lane_words, strict=True):
+            word.copy_(filled)
+
+
+def _read(packed: Tensor, placed: tuple[int, ...], codes: Tensor) -> None:
+    for pairs, words in _parts(codes, placed, packed, read=True):
+        for number, pair in enumerate(moves(placed)):
+            lanes = torch.zeros(pairs.shape[2:], dtype=torch.int32, device=codes.device)
+            for move in pair:
+                lanes |= _shifted(words[move.word], move.shift) & _both(move.mask)
+            gathered = torch.zeros_like(lanes)
+            for bit, place in enumerate(placed):
+                gathered |= ((lanes >> place) & 0x10001) << bit
+            pairs[number // 4, number % 4] = (gathered | (gathered >> 8)).to(torch.int16)
+
+
+def _parts(codes: Tensor, placed: tuple[int, ...], packed: Tensor, read: bool = False
+           ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield a few rows of tiles at a time: their codes, two neighbours to an int16 [4 j, 4 w, N/8, K/128, 8, 4], and
+    the words of the lanes, int32 [N/8, K/128, 8, 4] each. With `read`, the codes are then taken out of what was
+    filled."""
+    n, k = codes.shape
+    k_tiles = -(-k // TILE_K)
+    flat = packed.view(torch.int32).view(n // TILE_N, k_tiles, LANES * len(placed))
+    for rows in parts(n // TILE_N, layout.CPU_GRAIN // (k_tiles * TILE_N * TILE_K), codes.device):
+        own = slice(rows.start * TILE_N, rows.stop * TILE_N)
+        whole = torch.nn.functional.pad(codes[own], (0, k_tiles * TILE_K - k)).contiguous()
+        pairs = whole.view(torch.int16).view(-1, TILE_N, k_tiles, 4, 4, 4).permute(3, 5, 0, 2, 1, 4)
+        words, start = [], 0
+        for count in planes(len(placed)):
+            plane = flat[rows, :, LANES * start:LANES * (start + count)].unflatten(2, (TILE_N, 4, count))
+            words += plane.unbind(-1)
+            start += count
+        yield pairs, words
+        if read:
+            codes[own] = whole[:, :k]
+
+
+def _both(mask: int) -> int:
+    """Return a mask of both halves, as int32 has it."""
+    both = mask * 0x10001
+    return both - (1 << 32) if both >> 31 else both
+
+
+def _shifted(words: Tensor, shift: int) -> Tensor:
+    """Return int32 words shifted up; down where negative, with the sign's copies, which the caller masks."""
+    return words << shift if shift >= 0 else words >> -shift
+
+
+def _spread(pairs: Tensor, placed: tuple[int, ...]) -> Tensor:
+    """Return int32 lanes with the bits of both codes of int16 `pairs` at `placed`."""
+    both = pairs.to(torch.int32) & 0xFFFF
+    both = (both | (both << 8)) & 0xFF00FF
+    lanes = torch.zeros_like(both)
+    for bit, place in enumerate(placed):
+        lanes |= ((both >> bit) & 0x10001) << place
+    return lanes
