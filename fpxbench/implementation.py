@@ -149,6 +149,11 @@ class Implementation:
         """Return the most multiply-adds (M*N*K) of a case on `device`, for interpreters; None for no limit."""
         return None
 
+    def library(self) -> str | None:
+        """Return the library that multiplies and its version, ``torchao 0.18.0``, for the record; None for code of this
+        file's."""
+        return None
+
     def slow(self, device: str) -> bool:
         """Return whether there is such a limit, so that checks make fewer calls."""
         return self.max_elements(device) is not None
@@ -203,6 +208,8 @@ def discover(paths: Iterable[str | Path] = ()) -> tuple[dict[str, type[Implement
     failures: list[LoadFailure] = []
     for file in _python_files(shipped_folder()):
         _load(file, f"fpxbench.impls.{file.stem}", failures)
+    for file in _python_files(shipped_folder() / "peers"):
+        _load(file, f"fpxbench.impls.peers.{file.stem}", failures)
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()

@@ -213,6 +213,8 @@ class Traffic(RecordPart):
 class Properties(RecordPart):
     """Measured facts about a right case that are no mistakes: users choose by them. None: not measured."""
 
+    library: str | None = Field(default=None, max_length=200)
+    """The library whose kernel it is, and its version: ``torchao 0.18.0``. None: the implementation's own."""
     repeatable: bool | None = None
     """The same call gives the same bits each time, over `repeats` calls."""
     repeats: Count | None = None

@@ -134,6 +134,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     examination = Examination(implementation, operands, request.check_budget_s,
                               statistic=ErrorStatistic(likeness_of_rows(operands.decoded)),
                               diagnose=lambda verdict, operands: _diagnosed(verdict, implementation, operands))
+    examination.properties["library"] = implementation.library()
     try:
         with tampering.settings_kept() as changed:
             verdict = _checked(examination, result)
