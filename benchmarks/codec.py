@@ -13,7 +13,7 @@ from fpxbench.casts.codec_speed import COPY, OWN, SpeedRow, measure_rows
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.settings import Settings
 
-from .tracking import tracked
+from .tracking import silent_for, tracked
 
 SETTINGS = Settings.from_environment()
 SMOKE = SETTINGS.profile == "smoke"
@@ -34,8 +34,11 @@ ELEMENTS = 1 << 20
 BUDGET_S = 0.05
 
 
+# asv's limit is on silence; each row has a limit of its own, and waits before it while others measure on the same
+# device.
+@silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
-    """Hold the measure_rows; figures by row."""
+    """Measure the rows; return their figures by row."""
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the child.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -47,11 +50,6 @@ def setup_cache() -> dict[str, dict]:
         if row.died:
             print(f"{row.row}: {row.died}", file=sys.stderr)
     return {row.row: figures(row) for row in measured}
-
-
-# asv's limit is on silence; each row has a limit of its own, and waits before it while others measure on the same
-# device.
-setup_cache.timeout = 24 * 3600
 
 
 def figures(row: SpeedRow) -> dict[str, float]:

@@ -8,7 +8,7 @@ those of the table in docs/decision-rule.md, so that a figure moves only when th
 from fpxbench.regressions import synthetic
 from fpxbench.regressions.evaluation import SEED, EvaluationRun
 
-from .tracking import tracked
+from .tracking import silent_for, tracked
 
 SERIES = 100
 DETECTORS = ["rule", "rule + confirmation"]
@@ -19,22 +19,20 @@ STEPS = {
 BUILDS = 365
 
 
+@silent_for(1800)
 def setup_cache() -> dict[str, float]:
-    """Run the evaluations; metrics by detector and series."""
+    """Run the evaluations; return their metrics by detector and series."""
     figures = {}
     for detector in DETECTORS:
         for name, (step, noise) in STEPS.items():
             figures[f"{detector}/{name}"] = (
-                1 - EvaluationRun(detector, SERIES, SEED, step=step, noise=noise).run().within[-1]
+                1 - EvaluationRun(detector, SERIES, SEED, step=step, noise=noise).detection().within[-1]
             )
         for kind in synthetic.FLAT:
             figures[f"{detector}/{kind}"] = (
-                EvaluationRun(detector, SERIES, SEED, kind=kind, builds=BUILDS).run().per_1000
+                EvaluationRun(detector, SERIES, SEED, kind=kind, builds=BUILDS).false_alarms().per_1000
             )
     return figures
-
-
-setup_cache.timeout = 1800
 
 
 @tracked("1", "step", list(STEPS))

@@ -15,7 +15,7 @@ from fpxbench.records.verdict import Status
 from fpxbench.sweep.plan import planned_cases
 from fpxbench.sweep.settings import Settings
 
-from .tracking import STATUS_NUMBER, tracked
+from .tracking import STATUS_NUMBER, silent_for, tracked
 
 SETTINGS = Settings.from_environment()
 try:
@@ -28,8 +28,10 @@ TIMED = [case for case in CASES if "/canary." not in case and "/m0/" not in case
 QUANTIZED = [case for case in CASES if case.split("/")[1] not in ("bf16", "fp16")] or CASES
 
 
+# asv's limit is on silence, and the sweep reports elsewhere: it has limits of its own, on each case's duration.
+@silent_for(7 * 24 * 3600)
 def setup_cache() -> dict[str, dict]:
-    """Run the sweep; figures by case id."""
+    """Run the sweep; return its figures by case id."""
     from fpxbench.sweep.run import main_sweep
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
@@ -40,16 +42,12 @@ def setup_cache() -> dict[str, dict]:
     return {record.case.id: figures(record) for record in sweep.records}
 
 
-# asv's limit is on silence, and the sweep reports elsewhere: it has limits of its own, on each case's duration.
-setup_cache.timeout = 7 * 24 * 3600
-
-
 def figures(record: Record) -> dict[str, object]:
     """What the benchmarks look up, as asv can store it: finite numbers, NaN, or samples with their number."""
     timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
     return {
         "latency": {"samples": [us * 1e-6 for us in timing.samples_us], "number": 1} if timing else math.nan,
-        "speedup": _number(timing and timing.speedup),
+        "speedup": _number(timing.speedup if timing else None),
         "relative_error": _number(accuracy.relative_error),
         "sqnr": _number(accuracy.sqnr_db),
         "packed_bytes": _number(traffic.packed_bytes),

@@ -13,7 +13,7 @@ from fpxbench.casts.cast_plan import conversions
 from fpxbench.casts.conversion import Engine
 from fpxbench.sweep.settings import Settings
 
-from .tracking import STATUS_NUMBER, tracked
+from .tracking import STATUS_NUMBER, silent_for, tracked
 
 SETTINGS = Settings.from_environment()
 ENGINES = () if SETTINGS.profile == "full" else (Engine.EAGER,)
@@ -32,8 +32,10 @@ except NoPyTorch:   # an environment that holds Triton alone: other benchmarks c
     CONVERSIONS = []
 
 
+# asv's limit is on silence, and the run reports elsewhere: it has limits of its own, on each batch's duration.
+@silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
-    """Judge the conversions; figures by conversion id."""
+    """Check the conversions; return their figures by conversion id."""
     from fpxbench.casts.cast_run import run_casts
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
@@ -48,10 +50,6 @@ def setup_cache() -> dict[str, dict]:
         }
         for record in run.records
     }
-
-
-# asv's limit is on silence, and the run reports elsewhere: it has limits of its own, on each batch's duration.
-setup_cache.timeout = 24 * 3600
 
 
 @tracked("inputs", "conversion", CONVERSIONS)

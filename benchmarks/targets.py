@@ -14,13 +14,15 @@ from fpxbench.sweep.settings import Settings
 from fpxbench.targets.architectures import architectures_like
 from fpxbench.targets.operations import OPERATIONS
 
-from .tracking import tracked
+from .tracking import silent_for, tracked
 
 SETTINGS = Settings.from_environment()
 ASKED = list(OPERATIONS) if SETTINGS.profile == "full" else ["decode"]
 ARCHITECTURES = ("sm_90",) if SETTINGS.profile == "smoke" else ()
 
 
+# asv's limit is on silence, and a matrix takes minutes: it has limits of its own, on each compilation's duration.
+@silent_for(3600)
 def setup_cache() -> dict[str, dict[str, int]]:
     """Ask the Triton that is installed; numbers of cells by operation."""
     from fpxbench.targets.collection import evaluate_builds
@@ -43,10 +45,6 @@ def setup_cache() -> dict[str, dict[str, int]]:
         sys.exit("interrupted")
     return {name: _counts([outcome for (probe, _), outcome in judged.outcomes.items() if probe.startswith(f"{name}/")])
             for name in ASKED}
-
-
-# asv's limit is on silence, and a matrix takes minutes: it has limits of its own, on each compilation's duration.
-setup_cache.timeout = 3600
 
 
 def _counts(outcomes: list) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a look-up becomes one of asv's, and a status a number."""
+"""Shared by the benchmarks: make a look-up an asv benchmark, and a status a number."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,16 @@ from fpxbench.records.verdict import SEVERITY
 # asv takes more for worse, and cannot give a ratio to 0: so 1 is `ok`, and the worst has the highest number.
 STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERITY.items()}
 """ok 1, unsupported 2, missing 3, error 4, oom 5, timeout 6, nonfinite 7, wrong 8, crash 9."""
+
+
+def silent_for(seconds: float) -> Callable:
+    """Let a `setup_cache` write nothing for that long before asv ends it."""
+
+    def mark(function):
+        function.timeout = seconds
+        return function
+
+    return mark
 
 
 def tracked(unit: str, name: str, values: list[str], version: str = "1") -> Callable:

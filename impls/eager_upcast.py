@@ -34,12 +34,13 @@ def decode_table(fmt, device):
 
 def unpack_planar(packed, bits, k):
     """Return uint8 codes ``[N, K]`` of planar bytes: a shift and a mask for each plane of each piece."""
-    codes, start = 0, 0
+    codes, start = None, 0
     for offset, width in pieces(bits):
         size = padded_k(k) * width // 8
         piece = packed[:, start:start + size]
         planes = [((piece >> shift) & ((1 << width) - 1)) << offset for shift in range(0, 8, width)]
-        codes, start = codes | torch.cat(planes, dim=1), start + size
+        part = torch.cat(planes, dim=1)
+        codes, start = part if codes is None else codes | part, start + size
     return codes[:, :k]
 
 

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.records.record import Record
-from fpxbench.records.store import BrokenLine, Store, latest
+from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.casts.conversion_pages import (
     CastChanges,
     CastSweep,
@@ -178,7 +178,7 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
     return full
 
 
-def _newest_records(store: Store, path: Path) -> tuple[list, list[BrokenLine]]:
+def _newest_records(store: Store[R], path: Path) -> tuple[list[R], list[BrokenLine]]:
     """Return the newest record of each case or conversion in a file, whatever machine and build they name, and its
     broken lines."""
     records, broken = store.read(path)

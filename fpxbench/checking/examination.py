@@ -23,7 +23,7 @@ _FIRST_CALL_MULTIPLE = 2.0
 
 
 class Deadline:
-    """An end in time: on a CPU in this thread's own processor time, so that a busy machine asks no less than an idle one."""
+    """An end in time: on a CPU in this thread's own processor time, so that a busy machine asks no less."""
 
     def __init__(self, seconds: float, device: str) -> None:
         self._clock = time.thread_time if device == "cpu" else time.monotonic

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import model_values
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.codec import decode_table
-from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
@@ -57,7 +57,7 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
     return weight.contiguous()
 
 
-def _discriminating_values(fmt: Format, device: str, *, reach: float) -> tuple[Tensor, Tensor]:
+def _discriminating_values(fmt: NumberFormat, device: str, *, reach: float) -> tuple[Tensor, Tensor]:
     """Return every finite number of a format, and each midpoint of two with neighbours that 16 bits round onto it."""
     numbers = decode_table(fmt, device)
     numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range

@@ -120,15 +120,15 @@ def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
         buffer = torch.ones(max(4 * cache_bytes, 256 << 20) // 4, dtype=torch.int32)
         best = 0.0
         for _ in range(8):
-            start = time.perf_counter()
+            began = time.perf_counter()
             buffer.sum(dtype=torch.int32)
-            best = max(best, buffer.nbytes / (time.perf_counter() - start) / 1e9)
+            best = max(best, buffer.nbytes / (time.perf_counter() - began) / 1e9)
         wide = buffer.view(torch.float32).view(-1, 4096)
         vector = torch.ones(4096)
         for _ in range(8):
-            start = time.perf_counter()
+            began = time.perf_counter()
             torch.mv(wide, vector)
-            best = max(best, wide.nbytes / (time.perf_counter() - start) / 1e9)
+            best = max(best, wide.nbytes / (time.perf_counter() - began) / 1e9)
         return best
     elements = max(8 * cache_bytes, 1 << 30) // 4
     buffer = torch.ones(elements, dtype=torch.float32, device=device)

@@ -69,18 +69,15 @@ def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, rule: Activ
     if slack is not None and not bool(slack.any()):
         slack = None
     chunk = max(1, _REFERENCE_ELEMENTS // max(1, x.shape[1]))
-    product, squares, magnitudes, either_way = [], [], [], []
+    columns: list[tuple[Tensor, ...]] = []
     for rows in decoded.split(chunk):
         w = rows.double().T
-        product.append(values @ w)
-        squares.append(values.square() @ w.square())
-        magnitudes.append(values.abs() @ w.abs())
-        if slack is not None:
-            either_way.append(slack @ w.abs())
-    product, squares, magnitudes = (torch.cat(parts, dim=1) for parts in (product, squares, magnitudes))
+        columns.append((values @ w, values.square() @ w.square(), values.abs() @ w.abs(),
+                        torch.zeros(()) if slack is None else slack @ w.abs()))
+    product, squares, magnitudes = (torch.cat(parts, dim=1) for parts in list(zip(*columns, strict=True))[:3])
     if bias is not None:
         product = product + bias.double()
-    beside = torch.cat(either_way, dim=1) if slack is not None else torch.zeros_like(product)
+    beside = torch.zeros_like(product) if slack is None else torch.cat([parts[3] for parts in columns], dim=1)
     unit, length = unit_roundoff(x.dtype), accumulator.length(x.shape[1])
     tolerance = ((1 + unit) ** OUTPUT_ROUNDINGS - 1) * product.abs() + length * accumulator.unit * magnitudes + beside
     if quantized:

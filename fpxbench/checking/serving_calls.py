@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fpxbench.checking.reference import Reference, compare
 from fpxbench.checking.wrong_output import comparison_evidence, judge
 from fpxbench.numbers.activation_rule import ActivationRule
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Group, Kind
 from fpxbench.records.verdict import Status, Verdict
 
@@ -145,7 +147,8 @@ def check_layouts(examination: Examination) -> Verdict | None:
     operands, implementation = examination.operands, examination.implementation
     if examination.new_shapes_cost_too_much("activation layouts") or _too_large(examination, "activation layouts"):
         return None
-    deadline, covered = examination.deadline(0.2), []
+    deadline = examination.deadline(0.2)
+    covered: list[str] = []
     for name, x in activation_layouts(operands):
         if deadline.passed() and covered:
             examination.not_asked.setdefault("activation layouts", f"{name} and what follows: no time")
@@ -222,7 +225,9 @@ def check_shapes(examination: Examination, prepare: Callable[[int, int, object],
     own = examination.operands
     if examination.new_shapes_cost_too_much("other shapes") or _too_large(examination, "other shapes"):
         return None
-    deadline, covered, kept = examination.deadline(0.3), [], []      # kept alive: an address is used again once it is free
+    deadline = examination.deadline(0.3)
+    covered: list[str] = []
+    kept: list[Operands] = []       # kept alive: an address is used again once it is free
     for number, (n, k) in enumerate(OTHER_SHAPES):
         if deadline.passed() and covered:
             examination.not_asked["other shapes"] = f"[{n}, {k}] and what follows: no time"
@@ -276,6 +281,11 @@ def _checked_once(examination: Examination, operands: Operands, purpose: str) ->
     return judge(again, output, comparison, expected, pattern=poison.NAN)
 
 
+def _with_bias(implementation: Any, bias: Tensor, x: Tensor, weight: QuantizedWeight) -> Tensor:
+    """Call a `matmul` that takes a bias, which the base class does not."""
+    return implementation.matmul(x, weight, bias)
+
+
 def check_bias(examination: Examination) -> Verdict | None:
     """Check the product with a bias, where the implementation takes one."""
     implementation, operands = examination.implementation, examination.operands
@@ -286,7 +296,7 @@ def check_bias(examination: Examination) -> Verdict | None:
     rng = inputs.generator(operands.seed, "bias", operands.case.n, device=operands.device)
     bias = torch.randn(operands.case.n, generator=rng, device=operands.device).to(x.dtype) * operands.case.k**0.5
     again = partial(contract.watched_matmul, implementation, x, operands.weight, operands.device,
-                    lambda x, weight: implementation.matmul(x, weight, bias))
+                    partial(_with_bias, implementation, bias))
     output, expected = again(poison.NAN), operands.reference(x, implementation, bias)
     comparison = compare(output.seen, expected)
     examination.covered["bias"] = "one, added to each row"

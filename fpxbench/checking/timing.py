@@ -83,7 +83,9 @@ class TimedCase:
         dense = self.operands.original.to(inputs.ACTIVATION_DTYPES[self.operands.case.activation])
         dense_copies = [dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes))]
         baseline_calls: list[Call] = [lambda w=w: F.linear(self.x, w) for w in dense_copies]
-        times, baseline_times, unseen = [], [], []
+        times: list[float] = []
+        baseline_times: list[float] = []
+        unseen: list[float] = []
         with torch.no_grad():
             if self.operands.device == "cpu":
                 sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(baseline_calls)
@@ -202,11 +204,11 @@ def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
 class Launched(NamedTuple):
     """Calls that are launched at once.
 
-    launch : run all of them; count : how many they are; outputs : what the first ones return, refilled by each launch
+    launch : run all of them; calls : how many they are; outputs : what the first ones return, refilled by each launch
     """
 
     launch: Callable[[], None]
-    count: int
+    calls: int
     outputs: list[Tensor]
 
 
@@ -255,8 +257,8 @@ def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], flo
         end.synchronize()
         ended = perf_counter()
         torch.cuda.synchronize()
-        unseen.append((perf_counter() - ended) / launched.count)
-        return start.elapsed_time(end) / 1e3 / launched.count
+        unseen.append((perf_counter() - ended) / launched.calls)
+        return start.elapsed_time(end) / 1e3 / launched.calls
 
     return sample
 

@@ -19,6 +19,7 @@ from fpxbench.checkpoint.layers import QuantizedLayer
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_plain
 from fpxbench.numbers.codec import decode, encode
+from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales, scaling_named
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -95,9 +96,9 @@ def _typical_rms(layer: QuantizedLayer, checkpoint: Checkpoint) -> tuple[float, 
 
 def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
     fmt = weight.scheme.format
-    sibling = getattr(fmt, "sibling", None)
-    if sibling is None or fmt.exponent_bits + fmt.mantissa_bits != 7:
+    if not isinstance(fmt, Format) or fmt.sibling is None or fmt.exponent_bits + fmt.mantissa_bits != 7:
         return
+    sibling = fmt.sibling
     codes, (n, k) = weight.codes(), weight.shape
     scaling = weight.scheme.scaling
     blocks = torch.zeros(scaling.grid_shape(n, k), dtype=torch.int64).reshape(-1)

@@ -154,8 +154,8 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
     if element is None or len(codes.shape) < (3 if dialect.grouped else 2):
         return None
     if dialect.interleaved:
-        *experts, n, k = codes.shape
-        return QuantizedLayer(name, dialect, element, n, k, codes, None, prod(experts))
+        n, k = codes.shape[-2:]
+        return QuantizedLayer(name, dialect, element, n, k, codes, None, prod(codes.shape[:-2]))
     scales = checkpoint.tensors.get(name + dialect.scales)
     if scales is None or scales.dtype not in dialect.scale_dtypes:
         return None

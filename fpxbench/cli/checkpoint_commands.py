@@ -189,7 +189,7 @@ def _shapes(layers: list[dict[str, Any]]) -> str:
     return ", ".join(shapes) + (", …" if len(counts) > 3 else "")
 
 
-def _size(nbytes: int) -> str:
+def _size(nbytes: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if nbytes < 1000 or unit == "GB":
             return f"{nbytes:.4g} {unit}"

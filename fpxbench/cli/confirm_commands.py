@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -31,7 +31,7 @@ from fpxbench.records.case import Case, split_id
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store
 from fpxbench.regressions.confirm import BUDGET_S, LEVEL
-from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
+from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, Metric
 
 if TYPE_CHECKING:
     from fpxbench.regressions.confirm import Question
@@ -182,7 +182,8 @@ def bisect(
 
         try:
             found = search(
-                wanted, [bench.build(entry) for entry in entries], [entry.tag for entry in entries], by, measure, _say
+                wanted, [bench.build(entry) for entry in entries], [entry.tag for entry in entries],
+                cast("Metric | None", by), measure, _say
             )
         except Skipped as refusal:
             raise UsageError(f"one of the two ends cannot be measured: {refusal}") from None
@@ -324,6 +325,7 @@ def _question(finding, bench: _Bench) -> tuple[Question, Entry, Entry]:
     from fpxbench.regressions.confirm import Question
 
     case = _case(finding.series.case, bench.results)
+    metric: Metric
     if isinstance(finding, Suspect):
         ends, metric, size = (finding.surely_good, finding.raised_at), "time", math.log1p(finding.change)
     else:

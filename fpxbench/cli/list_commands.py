@@ -106,12 +106,11 @@ def _schemes(settings: Settings) -> list[dict[str, str]]:
     for name in settings.scheme or dict.fromkeys((*SCHEMES, *USED_BY)):
         scheme = scheme_named(name)
         fmt, scaling = scheme.format, scheme.scaling
-        exponent = isinstance(fmt, Format) and not fmt.is_integer
         rows.append(
             {
                 "scheme": scheme.name,
                 "format": f"E{fmt.exponent_bits}M{fmt.mantissa_bits} bias {fmt.bias}"
-                if exponent
+                if isinstance(fmt, Format) and not fmt.is_integer
                 else fmt.name
                 if fmt
                 else "16 bits",

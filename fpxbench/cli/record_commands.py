@@ -44,9 +44,9 @@ def report(
     from fpxbench.reports.sweep.problems import Section
 
     try:
-        with err.status("conversions") as shown:
+        with err.status("conversions") as progress:
             summary = build_site(
-                results_folder(results), output, Timeline(timeline), builds, lambda line: shown.update(escape(line))
+                results_folder(results), output, Timeline(timeline), builds, lambda line: progress.update(escape(line))
             )
     except TimelineError as error:
         raise UsageError(str(error)) from error

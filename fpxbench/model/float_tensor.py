@@ -111,16 +111,12 @@ class FloatTensor(Tensor):
         first = experts[0]
         if any(expert._context() != first._context() for expert in experts):
             raise ValueError("experts that are stacked have one scheme, shape, layout and dtype")
-        parts = [None if getattr(first, part) is None else torch.stack([getattr(expert, part) for expert in experts])
-                 for part in _PARTS]
-        return cls(
-            *parts,
-            first.scheme,
-            first.code_layout,
-            (len(experts), *first.stored_shape),
-            first.dtype,
-            first.implementation,
+        packed, scales, tensor_scale = (
+            None if getattr(first, part) is None else torch.stack([getattr(expert, part) for expert in experts])
+            for part in _PARTS
         )
+        return cls(packed, scales, tensor_scale, first.scheme, first.code_layout,
+                   (len(experts), *first.stored_shape), first.dtype, first.implementation)
 
     @property
     def weight(self) -> QuantizedWeight:
@@ -154,9 +150,11 @@ class FloatTensor(Tensor):
 
     def _with(self, change: Callable[[Tensor], Tensor], **context: Any) -> Self:
         """Return a tensor whose parts are changed, and of whose context what is named."""
-        known = dict(zip(_CONTEXT, self._context(), strict=True))
-        parts = [None if getattr(self, part) is None else change(getattr(self, part)) for part in _PARTS]
-        return type(self)(*parts, **(known | context))
+        known: dict[str, Any] = dict(zip(_CONTEXT, self._context(), strict=True))
+        packed, scales, tensor_scale = (
+            None if getattr(self, part) is None else change(getattr(self, part)) for part in _PARTS
+        )
+        return type(self)(packed, scales, tensor_scale, **(known | context))
 
     def _expert(self, index: int) -> Self:
         return self._with(lambda part: part[index], shape=self.stored_shape[1:])
@@ -175,7 +173,7 @@ class FloatTensor(Tensor):
         memo[id(self)] = copy
         return copy
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return (f"FloatTensor({list(self.shape)}, {self.scheme}, {self.dtype}, device='{self.device}', "
                 f"implementation='{self.implementation}', {self.nbytes_stored} bytes)")
 
@@ -196,7 +194,7 @@ class FloatTensor(Tensor):
         return (rows,), (self._context(), self.tensor_scale, self.packed.shape[1], self.scales.dtype)
 
     def fsdp_post_all_gather(self, gathered: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *,
-                             out: Tensor | None = None) -> Any:
+                             out: Self | None = None) -> Any:
         """Return the whole tensor and what of it is freed after use; fill `out` instead, if there is one."""
         (rows,), (context, tensor_scale, row_bytes, dtype) = gathered, metadata
         packed, scales = rows[:, :row_bytes].contiguous(), rows[:, row_bytes:].contiguous().view(dtype)
@@ -221,7 +219,7 @@ class FloatTensor(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         handler = _OPERATIONS.get(func)

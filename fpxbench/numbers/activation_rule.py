@@ -57,7 +57,7 @@ class ActivationRule:
         if self.scale is not None:
             scales = Scales(torch.full((1, 1), self.scale, device=x.device))
         else:
-            scales = scheme.scaling.choose(given * scale_nudge, scheme.format)  # type: ignore[arg-type]
+            scales = scheme.scaling.choose(given * scale_nudge, scheme.format)
         scaling = scheme.scaling if self.scale is None else scaling_named("tensor")
         codes = encode(scaling.divide(given, scales) * nudge, scheme.format, self.rounding)
         if self.scale is not None:

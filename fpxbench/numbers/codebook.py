@@ -13,6 +13,8 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
+from fpxbench.numbers.formats import Format
+
 TABLES_VARIABLE = "FPX_TABLES"
 """Environment variable: the folder in which ``table.NAME`` is looked for; the current one if it is not set."""
 _MOST_BYTES = 1 << 16
@@ -86,6 +88,9 @@ class Codebook:
     def describe_code(self, code: int) -> str:
         return f"{code:#04x} ({self.value(code):g})"
 
+
+NumberFormat = Format | Codebook
+"""What a weight's codes are in."""
 
 _FP4_MAGNITUDES = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 

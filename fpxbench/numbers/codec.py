@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codebook import Codebook
+from fpxbench.numbers.codebook import Codebook, NumberFormat
 from fpxbench.numbers.codec_definition import MAX_RANDOM_BITS, SOURCES, rounded_codes, values_of
 from fpxbench.numbers.formats import WEIGHT_BITS, Format
 from fpxbench.numbers.rounding import Overflow, Rounding
@@ -35,7 +35,7 @@ _LARGEST_TABLE = 1 << 21
 
 def encode(
     x: Tensor,
-    fmt: Format | Codebook,
+    fmt: NumberFormat,
     rounding: Rounding = Rounding.NEAREST_EVEN,
     overflow: Overflow = Overflow.SATURATE,
     *,
@@ -181,16 +181,16 @@ def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: t
 
 
 @lru_cache(maxsize=64)
-def _decode_table(fmt: Format | Codebook, device: str) -> Tensor:
+def _decode_table(fmt: NumberFormat, device: str) -> Tensor:
     return torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)], dtype=torch.float32, device=device)
 
 
-def decode_table(fmt: Format | Codebook, device: str | torch.device = "cpu") -> Tensor:
+def decode_table(fmt: NumberFormat, device: str | torch.device = "cpu") -> Tensor:
     """Return the number of every code: fp32 ``[2**bits]``, exact."""
     return _decode_table(fmt, str(device)).clone()
 
 
-def decode(codes: Tensor, fmt: Format | Codebook) -> Tensor:
+def decode(codes: Tensor, fmt: NumberFormat) -> Tensor:
     """Return fp32 values of uint8 `codes`, same shape, exact."""
     if torch.compiler.is_compiling():
         return (
@@ -204,7 +204,7 @@ def decode(codes: Tensor, fmt: Format | Codebook) -> Tensor:
     return values.reshape(codes.shape)
 
 
-def _decode_in_pairs(flat: Tensor, fmt: Format | Codebook) -> Tensor:
+def _decode_in_pairs(flat: Tensor, fmt: NumberFormat) -> Tensor:
     """Look up two codes at once: a CPU gathers 8 bytes as fast as 4, and the table of all pairs fits the second-level
     cache."""
     size = 1 << fmt.bits
@@ -222,7 +222,7 @@ def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
 
 
 @lru_cache(maxsize=16)
-def _pair_table(fmt: Format | Codebook) -> Tensor:
+def _pair_table(fmt: NumberFormat) -> Tensor:
     """The fp32 values of every two codes, by the bits of both: ``[65536]`` of 8 bytes, which are only moved."""
     values = torch.zeros(256)
     values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")

@@ -7,9 +7,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from fpxbench.did_you_mean import did_you_mean
-from fpxbench.numbers.codebook import CODEBOOKS, Codebook, table_named
+from fpxbench.numbers.codebook import CODEBOOKS, NumberFormat, table_named
 from fpxbench.numbers.dtypes import DTYPE_NAMES
-from fpxbench.numbers.formats import FORMATS, Format, format_named
+from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.scaling import Scales, Scaling, scaling_named
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Scheme:
     """
 
     name: str
-    format: Format | Codebook | None
+    format: NumberFormat | None
     scaling: Scaling | None
     activation: Scheme | None = None
 
@@ -58,8 +58,7 @@ class Scheme:
         if not self.quantized:
             raise ValueError(f"scheme {self.name!r} stores the weight as it is; there is nothing to quantize")
         weight = checked_weight(weight).float()
-        # Scalings ask of a codebook only what a Format has too.
-        scales = self.scaling.choose(weight, self.format)  # type: ignore[arg-type]
+        scales = self.scaling.choose(weight, self.format)
         return encode(self.scaling.divide(weight, scales), self.format), scales
 
     def rounded_activation(self, x: Tensor) -> Tensor:
@@ -194,6 +193,7 @@ def scheme_named(name: str) -> Scheme:
         if not dash:
             raise ValueError("a scheme is FORMAT-SCALING")
         scheme = Scheme(name, _element_named(fmt), scaling_named(scaling))
+        scheme.scaling.reach(scheme.format)     # raises ValueError where the two do not go together
     except ValueError as error:
         hint = did_you_mean(name, SCHEMES, f"known by name: {', '.join(SCHEMES)}", cutoff=0.5)
         raise ValueError(f"no scheme {name!r} ({error}); {hint}") from None
@@ -202,7 +202,7 @@ def scheme_named(name: str) -> Scheme:
     return scheme
 
 
-def _element_named(name: str) -> Format | Codebook:
+def _element_named(name: str) -> NumberFormat:
     if name in CODEBOOKS:
         return CODEBOOKS[name]
     return table_named(name.replace(":", ".", 1)) if name.startswith(("table.", "table:")) else format_named(name)

@@ -168,16 +168,27 @@ class EvaluationRun:
     kind: str = "noise only"
     builds: int = 0
 
+    def detection(self) -> Detection:
+        """Return how often the step is found."""
+        times, noise, alarms = self._alarms()
+        return self._found(alarms, noise, times[0].shape[0])
+
+    def false_alarms(self) -> FalseAlarms:
+        """Return how many alarms there are on series without a step."""
+        times, _, alarms = self._alarms()
+        series, builds = times[0].shape
+        return FalseAlarms(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
+
     def run(self) -> Detection | FalseAlarms:
+        """Return what there is to know about the series: with a step, or without."""
+        return self.detection() if self.step else self.false_alarms()
+
+    def _alarms(self) -> tuple[synthetic.Times, float, list[Alarm]]:
         # Every detector sees the same series; the seed does not depend on it.
         rng = np.random.default_rng([self.seed, round(self.step * 100), round(self.noise * 100), self.builds,
                                      [*synthetic.FLAT, *recorded.places()].index(self.kind)])
         times, noise = self._times(rng)
-        alarms = DETECTORS[self.detector](times, rng, noise, self.step)
-        series, builds = times[0].shape
-        if not self.step:
-            return FalseAlarms(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
-        return self._found(alarms, noise, series)
+        return times, noise, DETECTORS[self.detector](times, rng, noise, self.step)
 
     def _times(self, rng: np.random.Generator) -> tuple[synthetic.Times, float]:
         if self.kind in recorded.places():

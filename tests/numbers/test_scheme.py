@@ -305,3 +305,9 @@ def test_codes_of_a_scheme_are_the_codecs_under_a_scale_of_one():
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(8)).clamp(-5, 5)
     weight[:, 0] = 6.0
     assert torch.equal(scheme_named("e2m1-row").quantize(weight)[0], encode(weight, FORMATS["e2m1"]))
+
+
+def test_a_list_of_values_has_no_mx_scales_but_under_rceil():
+    with pytest.raises(ValueError, match=r"no scheme 'nf4-mx'.*nf4 is a list of values: use nf4-mx.rceil"):
+        scheme_named("nf4-mx")
+    assert scheme_named("nf4-mx.rceil").quantized

@@ -36,7 +36,7 @@ def test_a_tenth_more_time_is_found_at_its_build_within_four(at):
 
 
 def test_a_twentieth_at_2_percent_noise_is_found_within_5_builds_in_95_of_100_series():
-    found = evaluation.EvaluationRun("rule + confirmation", 1000, seed=8, step=0.05, noise=0.02).run()
+    found = evaluation.EvaluationRun("rule + confirmation", 1000, seed=8, step=0.05, noise=0.02).detection()
     assert found.within[-1] > 0.94      # 0.96 is measured, with a standard error of 0.007
     assert found.placed > 0.6
 
@@ -173,9 +173,9 @@ def test_what_is_refuted_twice_is_how_it_is_measured_there_now_and_is_not_found_
 
 @pytest.mark.parametrize("kind", list(synthetic.FLAT))
 def test_nothing_is_confirmed_where_nothing_changed(kind):
-    flat = evaluation.EvaluationRun("rule + confirmation", 60, seed=9, kind=kind, builds=365).run()
+    flat = evaluation.EvaluationRun("rule + confirmation", 60, seed=9, kind=kind, builds=365).false_alarms()
     assert flat.per_1000 == 0
-    assert evaluation.EvaluationRun("rule", 60, seed=9, kind=kind, builds=365).run().per_1000 < 1500
+    assert evaluation.EvaluationRun("rule", 60, seed=9, kind=kind, builds=365).false_alarms().per_1000 < 1500
 
 
 def test_a_confirmation_finds_what_is_there_and_refutes_what_is_not():
@@ -185,21 +185,21 @@ def test_a_confirmation_finds_what_is_there_and_refutes_what_is_not():
 
 
 def test_asv_finds_large_steps_and_few_small_ones():
-    large = evaluation.EvaluationRun("asv", 20, seed=9, step=0.10, noise=0.01).run()
-    small = evaluation.EvaluationRun("asv", 20, seed=9, step=0.05, noise=0.02).run()
+    large = evaluation.EvaluationRun("asv", 20, seed=9, step=0.10, noise=0.01).detection()
+    small = evaluation.EvaluationRun("asv", 20, seed=9, step=0.05, noise=0.02).detection()
     assert large.within[-1] > 0.8 and small.within[-1] < 0.3
 
 
 def test_otava_is_asked_in_the_same_way():
     pytest.importorskip("otava")
-    assert evaluation.EvaluationRun("Otava", 20, seed=9, step=0.10, noise=0.01).run().within[-1] > 0.9
+    assert evaluation.EvaluationRun("Otava", 20, seed=9, step=0.10, noise=0.01).detection().within[-1] > 0.9
 
 
 def test_every_detector_is_put_to_the_same_series(monkeypatch):
     seen = []
     for name in ("one", "another"):
         monkeypatch.setitem(evaluation.DETECTORS, name, lambda times, *_: seen.append(times) or [])
-        evaluation.EvaluationRun(name, 10, seed=3, kind="slow drift", builds=35).run()
+        evaluation.EvaluationRun(name, 10, seed=3, kind="slow drift", builds=35).false_alarms()
     assert np.array_equal(seen[0], seen[1])
 
 
@@ -211,7 +211,7 @@ def test_a_step_claimed_too_early_too_far_off_or_as_an_improvement_is_not_found(
         evaluation.Alarm(3, 28, 29, True),
     ]
     monkeypatch.setitem(evaluation.DETECTORS, "claimant", lambda *_: claims)
-    found = evaluation.EvaluationRun("claimant", 4, seed=1, step=0.05).run()
+    found = evaluation.EvaluationRun("claimant", 4, seed=1, step=0.05).detection()
     assert found.within == (0, 0.25, 0.25, 0.25, 0.25) and found.placed == 1
 
 

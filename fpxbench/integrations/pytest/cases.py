@@ -238,6 +238,8 @@ class Group(pytest.Collector):
 class CaseItem(pytest.Function):
     """One implementation in a group."""
 
+    parent: Group
+
     def __init__(self, *, case: Case, **node: Any) -> None:
         super().__init__(**node)
         self.case = case

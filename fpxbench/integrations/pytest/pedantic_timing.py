@@ -87,7 +87,7 @@ def _run_rounds(benchmark, timed: timing.TimedCase) -> None:
         target, at_once = _interleaved(timed.calls), 1
     else:
         timed.launched = timing.captured(timed.calls)
-        target = _Launched(timed.launched.launch, timed.launched.count)
+        target = _Launched(timed.launched.launch, timed.launched.calls)
         at_once = target.count
     once = _seconds_of_one(target, at_once, device)
     iterations = at_once * max(1, round(ROUND_SECONDS / (once * at_once)))

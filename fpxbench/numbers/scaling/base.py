@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from fpxbench.numbers.formats import Format
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.scaling.scale_format import FP32_SCALE, STORED_AS, ScaleFormat
 
 if TYPE_CHECKING:
@@ -133,18 +133,18 @@ class Scaling:
 
     # Scales.
 
-    def choose(self, weight: Tensor, fmt: Format) -> Scales:
+    def choose(self, weight: Tensor, fmt: NumberFormat) -> Scales:
         """Return the scales under which float `weight` [N, K] is stored in `fmt`."""
         return self.scales_of(self.block_amax(weight), fmt)
 
-    def scales_of(self, amax: Tensor, fmt: Format) -> Scales:
+    def scales_of(self, amax: Tensor, fmt: NumberFormat) -> Scales:
         """Return the scales of blocks whose largest magnitudes are fp32 `amax` ``[R, G]``; 1 for a block of zeros."""
         import torch
 
         scale = amax / fmt.max
         return Scales(self.scale_format.encode(torch.where(scale > 0, scale, 1.0)))
 
-    def reach(self, fmt: Format) -> float:
+    def reach(self, fmt: NumberFormat) -> float:
         """Return how large a weight may be in a block whose scale is 1. Past ``fmt.max`` it saturates."""
         return fmt.max
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling.base import Scales, Scaling
@@ -38,22 +39,30 @@ class MXScaling(Scaling):
     def modifiers(cls) -> dict[str, dict[str, Any]]:
         return {mode: {"mode": mode} for mode in ("ceil", "even", "rceil")}
 
-    def scales_of(self, amax: Tensor, fmt: Format) -> Scales:
+    def scales_of(self, amax: Tensor, fmt: NumberFormat) -> Scales:
         """Return each block's power of two as an E8M0 code, rounded as `mode` says."""
         import torch
 
         if self.mode == "rceil":
             scale = amax / fmt.max
             return Scales(ScaleFormat(E8M0, Rounding.UP).encode(torch.where(scale > 0, scale, 1.0)))
-        return Scales(power_of_two(amax, -fmt.emax, round_up_from=self._round_up_from(fmt)))
+        return Scales(power_of_two(amax, -self._with_exponent(fmt).emax, round_up_from=self._round_up_from(fmt)))
 
-    def reach(self, fmt: Format) -> float:
+    def reach(self, fmt: NumberFormat) -> float:
         """Return the largest magnitude that gives the scale 1: under ``floor`` the power of two that no longer does."""
-        return fmt.max if self.mode == "rceil" else 2.0**fmt.emax * self._round_up_from(fmt)
+        return fmt.max if self.mode == "rceil" else 2.0**self._with_exponent(fmt).emax * self._round_up_from(fmt)
 
-    def _round_up_from(self, fmt: Format) -> float:
+    def _round_up_from(self, fmt: NumberFormat) -> float:
         """The significand, in [1, 2], from which amax counts as the next power of two."""
-        return {"floor": 2.0, "ceil": 1.0, "even": 2.0 - 2.0 ** -(fmt.mantissa_bits + 1)}[self.mode]
+        mantissa_bits = self._with_exponent(fmt).mantissa_bits
+        return {"floor": 2.0, "ceil": 1.0, "even": 2.0 - 2.0 ** -(mantissa_bits + 1)}[self.mode]
+
+    def _with_exponent(self, fmt: NumberFormat) -> Format:
+        """Return `fmt` itself. Raise ValueError for a codebook, whose largest number has no exponent to go by."""
+        if isinstance(fmt, Format):
+            return fmt
+        raise ValueError(f"{self.name} scales go by the exponent of the format's largest number, and {fmt.name} is a "
+                         f"list of values: use {fmt.name}-mx.rceil")
 
 
 def power_of_two(x: Tensor, exponent_offset: int = 0, *, round_up_from: float = 2.0) -> Tensor:

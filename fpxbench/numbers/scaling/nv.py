@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from fpxbench.numbers.formats import Format
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling.base import Scales, Scaling
 from fpxbench.numbers.scaling.scale_format import E4M3_SCALE, ScaleFormat
@@ -54,7 +54,7 @@ class NVScaling(Scaling):
         return {"up": {"scale_format": ScaleFormat(E4M3_SCALE.format, Rounding.UP)}, "4over6": {"four_over_six": True},
                 "div": {"divides": True}}
 
-    def choose(self, weight: Tensor, fmt: Format, *, shared_amax: Tensor | None = None) -> Scales:
+    def choose(self, weight: Tensor, fmt: NumberFormat, *, shared_amax: Tensor | None = None) -> Scales:
         """Return the scales under which float `weight` [N, K] is stored in `fmt`.
 
         shared_amax : the largest magnitude of all weights that share a tensor scale (the parts of a fused layer)
@@ -69,7 +69,7 @@ class NVScaling(Scaling):
         errors = [self._squared_error(weight, fmt, candidate) for candidate in (scales, larger)]
         return Scales(torch.where(errors[1] < errors[0], larger.stored, scales.stored), scales.tensor_scale)
 
-    def scales_of(self, amax: Tensor, fmt: Format, *, shared_amax: Tensor | None = None) -> Scales:
+    def scales_of(self, amax: Tensor, fmt: NumberFormat, *, shared_amax: Tensor | None = None) -> Scales:
         """Return block scales ``amax / max`` over the tensor scale, under which the largest block scale is E4M3's
         maximum.
 
@@ -97,7 +97,7 @@ class NVScaling(Scaling):
         block = self.scale_format.decode(scales.stored)
         return block / scales.tensor_scale if self.divides else block * scales.tensor_scale
 
-    def _squared_error(self, weight: Tensor, fmt: Format, scales: Scales) -> Tensor:
+    def _squared_error(self, weight: Tensor, fmt: NumberFormat, scales: Scales) -> Tensor:
         """Return the squared error of each block under `scales`, ``[R, G]``."""
         import torch
 

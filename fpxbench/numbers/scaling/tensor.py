@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fpxbench.numbers.formats import Format
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.scaling.base import Scales, Scaling
 
 if TYPE_CHECKING:
@@ -30,6 +30,6 @@ class TensorScaling(Scaling):
     def modifiers(cls) -> dict[str, dict[str, Any]]:
         return {**super().modifiers(), "static": {"static": True}}
 
-    def scales_of(self, amax: Tensor, fmt: Format) -> Scales:
+    def scales_of(self, amax: Tensor, fmt: NumberFormat) -> Scales:
         """Return ``amax / max``, or under ``static`` the calibrated scale; 1 for a tensor of zeros."""
         return super().scales_of(amax.new_full(amax.shape, CALIBRATED_AMAX) if self.static else amax, fmt)
