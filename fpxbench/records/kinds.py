@@ -387,17 +387,17 @@ class Kind(StrEnum):
         " product of the first.",
     )
     RESULT_REMEMBERED = (
-        "result_remembered", Group.CALL, Stage.CONTRACT,
+        "result_remembered", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
         "remembers results",
         "An activation that was seen before takes a fraction of the time of a new one.",
     )
     HIDDEN_WORK = (
-        "hidden_work", Group.CALL, Stage.CONTRACT,
+        "hidden_work", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
         "works where the clock does not see it",
         "The device works on after the timed stream has ended.",
     )
     ENVIRONMENT_PATCHED = (
-        "environment_patched", Group.CALL, Stage.CONTRACT,
+        "environment_patched", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
         "replaces functions of torch or the clock",
         "Functions that every other implementation is measured with are not the original ones after a call.",
     )

@@ -59,6 +59,10 @@ class Flag(StrEnum):
         "keeps_decoded_copy",
         "Memory as large as a decoded weight is allocated between calls, beyond what was stored.",
     )
+    UNDECLARED_RULE = (
+        "undeclared_rule",
+        "Scales are chosen by another right rule than the scheme's, and the implementation does not declare it (`scale_rule`).",
+    )
     NARROW_ACCUMULATOR = (
         "narrow_accumulator",
         "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by"

@@ -33,6 +33,7 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.scale_rules import ScaleRule, find_scale_rule, follows_rule, judged_scheme
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
@@ -108,7 +109,8 @@ def quantized(implementation: Implementation, case: Case, device: str, seed: int
     if not torch.equal(original, before):
         raise ContractViolation(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
     # Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
-    decoded = weight.dequantize() if weight.has_codes else implementation.dequantize(weight)
+    judged = replace(weight, scheme=judged_scheme(weight.scheme, implementation.scale_rule))
+    decoded = judged.dequantize() if weight.has_codes else implementation.dequantize(weight)
     if tuple(decoded.shape) != tuple(original.shape):
         raise ContractViolation(
             Kind.WRONG_SHAPE, f"a weight {list(original.shape)} reads back as {list(decoded.shape)}"
@@ -129,6 +131,12 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     except CheckpointError as error:    # a fault of the file, and none of the implementation's
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
         return
+    rule = undeclared_rule(implementation, operands)
+    if rule is not None:    # the instance serves this case only, and is judged by its rule from here on
+        implementation.scale_rule = rule.name
+        operands = prepare(implementation, request)
+        result.flags.append(Flag.UNDECLARED_RULE)
+        result.verdict = Verdict(status=Status.OK, summary=rule.message())
     result.accuracy = Accuracy(sqnr_db=_sqnr_db(operands))
     result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
     examination = Examination(implementation, operands, request.check_budget_s,
@@ -145,7 +153,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         result.properties = Properties(**examination.properties)
         bits = result.properties.accumulator_bits
         if bits is not None and bits < implementation.accumulator.bits:
-            result.flags = [Flag.NARROW_ACCUMULATOR]
+            result.flags.append(Flag.NARROW_ACCUMULATOR)
         result.coverage = Coverage(covered=examination.covered, not_asked=examination.not_asked)
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
@@ -219,17 +227,30 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
     )
 
 
+def undeclared_rule(implementation: Implementation, operands: Operands) -> ScaleRule | None:
+    """Return the rule by which scales were chosen, if it is a right one that is neither the scheme's nor declared."""
+    if implementation.scale_rule is not None or not operands.weight.has_codes \
+            or type(implementation).quantize is Implementation.quantize \
+            or diagnose_quantization(operands.original, operands) is None:
+        return None
+    return find_scale_rule(operands.original, operands.weight)
+
+
 def check_quantization(implementation: Implementation, operands: Operands) -> Verdict | None:
     """Whether the stored codes and scales are what the scheme says. None if they are."""
     cls, weight = type(implementation), operands.weight
     if cls.quantize is Implementation.quantize and cls.dequantize is Implementation.dequantize:
         return None     # the oracle's own
     if weight.has_codes:
-        diagnosis = diagnose_quantization(operands.original, operands)
+        rule = implementation.scale_rule
+        if rule is not None and follows_rule(operands.original, weight, rule):
+            return None
+        judged = replace(operands, weight=replace(weight, scheme=judged_scheme(weight.scheme, rule)))
+        diagnosis = diagnose_quantization(operands.original, judged)
         if diagnosis is None:
             return None
         # What looks like one mistake may be two, and another weight tell.
-        diagnosis = diagnose_quantization(operands.original, operands, probe_quantization(implementation, operands))
+        diagnosis = diagnose_quantization(operands.original, judged, probe_quantization(implementation, judged))
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.message, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None

@@ -43,6 +43,8 @@ class Inspection(BaseModel):
     seed: int
     verdict: Verdict
     """`ok`; or `wrong` or `nonfinite` with the fault; or how it ended before that could be seen."""
+    undeclared_rule: str | None = None
+    """The rule, another right one than the scheme's, by which scales are chosen, and that is not declared."""
     kinds: list[Kind] = []
     """All kinds, where more than one fault was made."""
     weights_read: int = 0

@@ -12,8 +12,9 @@ import torch
 from torch.nn.modules import module
 
 import fpxbench.implementation as implementations
-from fpxbench.checking import contract, correctness, inputs, machine, reference
+from fpxbench.checking import activation_rules, contract, correctness, inputs, machine, reference, serving_calls
 from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking.examination import Examination
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
@@ -28,6 +29,7 @@ from fpxbench.diagnosis.probe_weight import probe_operands
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.recovery.bench import Bench, small_case
 from fpxbench.diagnosis.recovery.maps import RecoveredMaps
+from fpxbench.diagnosis.scale_rules import find_scale_rule, follows_rule, other_rules
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import encode
@@ -37,6 +39,8 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.workloads import WeightContents, workload_named
 
+CALLS_BUDGET_S = 5.0
+"""Seconds for calls with other token counts, layouts and shapes."""
 WITHIN_LIMIT = 64, 64, 128
 """M, N and K for an implementation that names a limit (an interpreter), unless a shape was asked for."""
 
@@ -152,48 +156,129 @@ class _Inspector:
     """Readouts of weights on which faults differ."""
 
     def run(self) -> None:
+        self._find_rule()
         self.bench = Bench(self.implementation, self.case, self.device, self.inspection.seed)
         operands = self.bench.quantized(self.bench.weight(self.case))
+        self.inspection.verdict = self._inspected(operands)
+        if self.inspection.undeclared_rule:
+            rule, found = self.inspection.undeclared_rule, self.inspection.verdict.summary
+            summary = f"{rule}; {found}" if self.inspection.right else f"{found}; besides, {rule}"
+            self.inspection.verdict = self.inspection.verdict.model_copy(update={"summary": summary})
+
+    def _find_rule(self) -> None:
+        """Judge by the rule that scales are chosen by, if it is a right one that is not declared."""
+        implementation = self.implementation
+        if implementation.scale_rule is not None or type(implementation).quantize is Implementation.quantize:
+            return
+        small = small_case(self.case)
+        bench = Bench(implementation, small, self.device, self.inspection.seed)
+        operands = bench.quantized(bench.weight(small))
+        if operands.weight.has_codes:
+            if diagnose_quantization(operands.original, operands) is None:
+                return
+            rule = find_scale_rule(operands.original, operands.weight)
+            if rule is not None:
+                implementation.scale_rule, self.inspection.undeclared_rule = rule.name, rule.message()
+            return
+        if Predictor(bench.readout(operands)).explains(()):
+            return
+        for rule in other_rules(bench.scheme):      # the weight shows by which one it was stored
+            implementation.scale_rule = rule.name
+            bench = Bench(implementation, small, self.device, self.inspection.seed)
+            if Predictor(bench.readout(bench.quantized(bench.weight(small)))).explains(()):
+                self.inspection.undeclared_rule = rule.message()
+                return
+        implementation.scale_rule = None
+
+    def _inspected(self, operands: Operands) -> Verdict:
+        activation = activation_rules.find_rule(self.implementation, operands)
+        if activation is not None:
+            return activation
         readout = self.bench.readout(operands)
         weights_right = Predictor(readout).explains(())
         self.inspection.weights_read = readout.seen.numel()
         self.inspection.weights_wrong = 0 if weights_right else int(readout.wrong().sum())
-        if readout.original is not None:
-            if weights_right:   # which way a quotient beside a midpoint was rounded is told by the weights only
-                operands = replace(operands, decoded=readout.seen.float())
+        if readout.original is not None and weights_right:
+            # which way a quotient beside a midpoint was rounded is told by the weights only
+            operands = replace(operands, decoded=readout.seen.float())
+        if not self.implementation.slow(self.device):
             self.probes = self._probe_readouts()
             weights_right &= all(Predictor(one).explains(()) for one in self.probes)
         stored = self._stored(operands)
         _, sums = correctness.check_calls(self.implementation, operands)
+        if sums is not None and sums.kind in (None, Kind.NOT_REPEATABLE):
+            sums = activation_rules.stale_scale(self.implementation, operands, sums.evidence["call"]) or sums
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
-            self.inspection.verdict = sums
-            return
+            return sums
         # to every weight read out as well: the experiments would show that, over and over
         if (added := self._added(operands)) is not None:
             self.inspection.experiments = [added]
-            self.inspection.verdict = Verdict(
-                status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message
-            )
-            return
+            return Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message)
         small = small_case(self.case)
         self.maps = RecoveredMaps(
             self.bench if small == self.case else Bench(self.implementation, small, self.device, self.inspection.seed)
         )
         self.inspection.experiments = experiments = self.maps.experiments
-        if (
-            weights_right
-            and stored is None
-            and sums is None
-            and all(experiment.right is not False for experiment in experiments)
-        ):
-            self.inspection.verdict = self._right(readout)
-            return
+        wrong = any(experiment.right is False for experiment in experiments)
+        if weights_right and stored is None and sums is None and not wrong:
+            return self._square(small) or self._calls(operands) or self._right(readout)
         reading = None
-        if not weights_right or any(experiment.right is False for experiment in experiments):
-            reading = self._diagnosed(operands, readout)
+        if not weights_right or wrong:
+            reading = self._remembered(readout) or self._diagnosed(operands, readout)
         elif sums is not None and bool(operands.decoded.isfinite().all()):
             reading = diagnose_product(self.implementation, operands)
-        self.inspection.verdict = self._verdict(readout, stored, reading)
+        return self._verdict(readout, stored, reading)
+
+    def _remembered(self, readout: Readout) -> Diagnosis | None:
+        """Return the fault of products that are those of the first weight, whichever weight they are asked of."""
+        same = [probe for probe in self.probes if probe.seen.shape == readout.seen.shape and probe.original is None]
+        if not same or readout.original is not None or not bool(torch.isfinite(readout.seen).all()):
+            return None
+        if not all(torch.equal(probe.seen, readout.seen) for probe in same):
+            return None
+        return Diagnosis(Kind.RESULT_REMEMBERED, "the products of another weight are those of the first one: results are"
+                         " remembered by their activation, or the first weight is kept", {})
+
+    def _square(self, small: Case) -> Verdict | None:
+        """Return the verdict on a square weight, whose rows and columns can be mistaken for each other."""
+        if small.n == small.k or self.implementation.slow(self.device):
+            return None
+        side = min(small.n, small.k)
+        try:
+            bench = Bench(self.implementation, small.model_copy(update={"n": side, "k": side}), self.device, self.inspection.seed)
+            readout = bench.readout(bench.quantized(bench.weight(bench.case)))
+        except ContractViolation:
+            raise
+        except Exception:       # it refuses this shape
+            traceback.print_exc()
+            return None
+        if Predictor(readout).explains(()):
+            return None
+        maps = RecoveredMaps(bench)
+        self.inspection.experiments += [
+            one.model_copy(update={"message": f"of a square weight [{side}, {side}]: {one.message}"}) for one in maps.wrong]
+        found = maps.diagnosis() or Diagnosis(nearness(readout.correlation()), maps.messages() or "its weights are read wrongly")
+        self.inspection.kinds = [found.kind] if found.kind else []
+        return Verdict(status=Status.WRONG, kind=found.kind, evidence=found.evidence,
+                       summary=f"wrong for a square weight [{side}, {side}] only: {found.message}")
+
+    def _calls(self, operands: Operands) -> Verdict | None:
+        """Return the verdict on calls with other token counts, memory layouts and shapes."""
+        small = small_case(self.case)
+        if small != self.case:
+            bench = Bench(self.implementation, small, self.device, self.inspection.seed)
+            operands = replace(bench.quantized(bench.weight(small)), rule=operands.rule)
+        examination = Examination(self.implementation, operands, CALLS_BUDGET_S)
+
+        def another(n: int, k: int, purpose: object) -> Operands:
+            like, original = serving_calls.prepared_like(operands, n, k, purpose)
+            return replace(Bench(self.implementation, like.case, self.device, like.seed).quantized(original), rule=operands.rule)
+
+        found = (serving_calls.check_tokens(examination) or serving_calls.check_layouts(examination)
+                 or serving_calls.check_shapes(examination, another))
+        if found is not None and found.kind is not None:
+            self.inspection.kinds = [found.kind]
+        return found
 
     def _added(self, operands: Operands) -> Experiment | None:
         """What comes out for x = 0, if it is a number other than 0."""
@@ -224,8 +309,19 @@ class _Inspector:
         which encoders differ."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
-        small = replace(operands, case=small_case(self.case))
-        return diagnose_quantization(operands.original, operands, probe_quantization(self.implementation, small))
+        judged = replace(operands, weight=replace(operands.weight, scheme=self.bench.judged))
+        rule = self.implementation.scale_rule
+        if rule is None or not follows_rule(operands.original, operands.weight, rule):
+            small = replace(judged, case=small_case(self.case))
+            found = diagnose_quantization(operands.original, judged, probe_quantization(self.implementation, small))
+            if found is not None:
+                return found
+        # Zeros and outliers, which N(0, 1) does not have.
+        bench = Bench(self.implementation, small_case(self.case), self.device, self.inspection.seed)
+        values = bench.quantized(bench.weight(bench.case, WeightContents.VALUES))
+        if rule is not None and follows_rule(values.original, values.weight, rule):
+            return None
+        return diagnose_quantization(values.original, replace(values, weight=replace(values.weight, scheme=bench.judged)))
 
     # Experiments and names.
 

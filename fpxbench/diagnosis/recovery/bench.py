@@ -11,6 +11,7 @@ from torch import Tensor
 from fpxbench.checking import contract, inputs, reference
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
+from fpxbench.diagnosis.scale_rules import judged_scheme
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format
@@ -44,10 +45,15 @@ class Bench:
     def __init__(self, implementation: Implementation, case: Case, device: str, seed: int) -> None:
         self.implementation, self.case, self.device, self.seed = implementation, case, device, seed
         self.scheme: Scheme = scheme_named(case.scheme)
+        self.judged: Scheme = judged_scheme(self.scheme, implementation.scale_rule)
         self.fmt: Format = self.scheme.format
-        self.scaling: Scaling = self.scheme.scaling
+        self.scaling: Scaling = self.judged.scaling
         self.n, self.k = case.n, case.k
         self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
+        self._alive: list[QuantizedWeight] = []
+        """Every weight that was stored: an implementation may know a weight by its address, which must not be used again."""
+        self.rows_mixed = False
+        """Set once codes are seen to be read from other rows: experiments then keep to one code everywhere."""
         self.original = self.weight(case)
         self.template = self.quantized(self.original).weight
         self.sets_codes = self.template.has_codes and not self.template.extra
@@ -60,8 +66,12 @@ class Bench:
     def quantized(self, original: Tensor) -> Operands:
         """`original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of it."""
         weight = self.implementation.quantize(original.clone(), self.scheme)
-        decoded = weight.dequantize() if weight.has_codes else self.scheme.dequantize(*self.scheme.quantize(original))
+        self._alive.append(weight)
+        decoded = self._as_judged(weight).dequantize() if weight.has_codes else self.judged.dequantize(*self.judged.quantize(original))
         return Operands(self.case, self.device, self.seed, original, weight, decoded)
+
+    def _as_judged(self, weight: QuantizedWeight) -> QuantizedWeight:
+        return replace(weight, scheme=self.judged)
 
     @property
     def divides_by_global_scale(self) -> bool:
@@ -119,6 +129,7 @@ class Bench:
         if not self.sets_codes:
             return replace(self.quantized(wanted.dequantize()), decoded=wanted.dequantize())
         stored = QuantizedWeight.from_codes(codes, scales, self.scheme, self.template.layout)
+        self._alive.append(stored)
         return Operands(self.case, self.device, self.seed, wanted.dequantize(), stored, stored.dequantize())
 
     def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
@@ -137,9 +148,9 @@ class Bench:
         """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not
         stored as such."""
         unseen = not operands.weight.has_codes if unseen is None else unseen
-        weight = operands.weight
+        weight = self._as_judged(operands.weight)
         if unseen:
-            weight = QuantizedWeight.from_codes(*self.scheme.quantize(operands.original), self.scheme, "bytes")
+            weight = QuantizedWeight.from_codes(*self.judged.quantize(operands.original), self.judged, "bytes")
         definition = Prediction(weight.dequantize().double(), ~weight.dequantize().isfinite().all(dim=1))
         return Readout(weight, torch.arange(self.k, device=self.device), self.read(operands), definition, self.dtype,
                        self.implementation.activation_format, operands.original if unseen else None)

@@ -71,6 +71,7 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     if bool(unclear.any()) and not bench.implementation.slow(bench.device):
         uniform = _uniform_table(bench, codes)
         if uniform is not None:
+            bench.rows_mixed = True
             table, unclear = uniform, torch.zeros_like(unclear)
     if bool(unclear.any()):
         return table, Experiment(

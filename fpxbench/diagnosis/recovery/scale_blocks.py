@@ -202,22 +202,14 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
     if not bool((found.place >= 0)[found.free].any()):
         return [Kind.SCALE_PADDING_READ], "no weight meets a block's scale"
     # The scale of each block of the grid, if all its weights meet the same one.
-    own = (grid_row[:, None] * blocks + block[None, :])[found.free]
+    own_of = grid_row[:, None] * blocks + block[None, :]
+    own = own_of[found.free]
     places = found.place[found.free]
     high = torch.full((rows * blocks,), -2).scatter_reduce(0, own, places, "amax")
     low = torch.full((rows * blocks,), torch.iinfo(torch.int64).max).scatter_reduce(0, own, places, "amin")
     if not bool((low >= high).all()):
-        change = (
-            int(
-                ((found.place[:, 1:] != found.place[:, :-1]) & found.free[:, 1:] & found.free[:, :-1])
-                .any(dim=0)
-                .nonzero()[0]
-            )
-            + 1
-        )
-        return [
-            Kind.BLOCK_SIZE_MISTAKEN
-        ], f"scales change within blocks of {bench.scaling.block}: first after {change} weights"
+        change, name = _first_change(found, own_of)
+        return [Kind.BLOCK_SIZE_MISTAKEN], f"scales change within the scheme's blocks: first after {change} {name}"
     grid = high.clamp(min=-1).reshape(rows, blocks)
     mapped = IndexMap.from_flat(grid, blocks, "row", "block")
     rule = mapped.describe()
@@ -237,3 +229,14 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
         else "several blocks share one scale, without a simple rule"
     )
     return [kind], f"{how} moves {n_moved} of {n_known} scales: {example}"
+
+
+def _first_change(found: BlockMap, own: Tensor) -> tuple[int, str]:
+    """Return how many weights along K, or rows, the scale stays the same within blocks `own` [N, K] that meet several."""
+    for dim, name in ((1, "weights along K"), (0, "rows")):
+        size = own.shape[dim] - 1
+        place, free, block = ([tensor.narrow(dim, start, size) for start in (0, 1)] for tensor in (found.place, found.free, own))
+        differs = (place[0] != place[1]) & free[0] & free[1] & (block[0] == block[1])
+        if bool(differs.any()):
+            return int(differs.any(dim=1 - dim).nonzero()[0]) + 1, name
+    return 0, "weights"

@@ -53,7 +53,7 @@ def recover_scales(bench: Bench, table: Tensor, blocks_right: bool) -> tuple[Exp
             name="scales", right=None, message="no weight is read as the one code that all of them hold"
         ), None
     codes, values, skipped = _scales_to_try(bench)
-    rowwise = blocks_right and bench.grid_shape[0] == bench.n > 1
+    rowwise = blocks_right and not bench.rows_mixed and bench.grid_shape[0] == bench.n > 1
     if not rowwise and bench.implementation.slow(bench.device):     # each costs a call
         few = torch.linspace(0, len(values) - 1, min(len(values), FEW_SCALES)).round().long()
         codes, values = (None if codes is None else codes[few]), values[few]
