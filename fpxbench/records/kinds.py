@@ -392,12 +392,12 @@ class Kind(StrEnum):
         "An activation that was seen before takes a fraction of the time of a new one.",
     )
     HIDDEN_WORK = (
-        "hidden_work", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
+        "hidden_work", Group.CALL, Stage.CONTRACT,
         "works where the clock does not see it",
         "The device works on after the timed stream has ended.",
     )
     ENVIRONMENT_PATCHED = (
-        "environment_patched", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
+        "environment_patched", Group.CALL, Stage.CONTRACT,
         "replaces functions of torch or the clock",
         "Functions that every other implementation is measured with are not the original ones after a call.",
     )

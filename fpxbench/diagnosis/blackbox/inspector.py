@@ -268,11 +268,19 @@ class _Inspector:
         if small != self.case:
             bench = Bench(self.implementation, small, self.device, self.inspection.seed)
             operands = replace(bench.quantized(bench.weight(small)), rule=operands.rule)
+            if not operands.weight.has_codes:
+                operands = replace(operands, decoded=bench.readout(operands).seen.float())
         examination = Examination(self.implementation, operands, CALLS_BUDGET_S)
 
         def another(n: int, k: int, purpose: object) -> Operands:
             like, original = serving_calls.prepared_like(operands, n, k, purpose)
-            return replace(Bench(self.implementation, like.case, self.device, like.seed).quantized(original), rule=operands.rule)
+            bench = Bench(self.implementation, like.case, self.device, like.seed)
+            made = replace(bench.quantized(original), rule=operands.rule)
+            if not made.weight.has_codes:       # which way a quotient beside a midpoint was rounded is told by the weights only
+                readout = bench.readout(made)
+                if Predictor(readout).explains(()):
+                    made = replace(made, decoded=readout.seen.float())
+            return made
 
         found = (serving_calls.check_tokens(examination) or serving_calls.check_layouts(examination)
                  or serving_calls.check_shapes(examination, another))
