@@ -24,6 +24,8 @@ from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, Conv
 from fpxbench.reports.history.build_pages import BuildPage
 from fpxbench.reports.history.regression_groups import STATES, RegressionSummary
 from fpxbench.reports.history.series_pages import ROOT, SeriesPage
+from fpxbench.reports.model import generation_charts
+from fpxbench.reports.model.generation_table import ModelPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
@@ -91,15 +93,15 @@ class Pages:
 
     def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
                  broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],
-                 support: SupportMatrix) -> str:
+                 support: SupportMatrix, models: Sequence[ModelPage] = ()) -> str:
         """The first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest of each
         machine, `older` counts the other sweeps."""
         sections = {section: found for section in Section
                     if (found := [problem for problem in problems if problem.section is section])}
         return self._render(
             "overview.html", root="", sweeps=sweeps, shown=sweeps[:SWEEPS_IN_FULL], sections=sections, older=older,
-            casts=casts, support=support,
-            headline=headline(problems, swept=bool(sweeps)),
+            casts=casts, support=support, models=models,
+            headline=_with_models(headline(problems, swept=bool(sweeps)) if sweeps or casts else "", models),
             charts=_with_page(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
@@ -122,6 +124,12 @@ class Pages:
         """The casts of one machine and build: conversions by engine."""
         return self._render("numerics.html", root="../../../", casts=casts, changes=changes, matrix=matrix,
                             has_sweep=has_sweep)
+
+    def models(self, page: ModelPage, has_machine: bool) -> str:
+        """The tables of models of one machine and build; `has_machine`: whether the machine has a page."""
+        tables = [(table, _with_page(generation_charts.charts_of(table, number), ""))
+                  for number, table in enumerate(page.tables)]
+        return self._render("models.html", root="../../../", page=page, tables=tables, has_machine=has_machine)
 
     def conversion(self, casts: CastSweep, row: ConversionRow) -> str:
         """One conversion, its engines side by side."""
@@ -183,6 +191,13 @@ def static_files() -> dict[str, bytes]:
     """Return the site's style sheets and scripts, by name."""
     return {entry.name: entry.read_bytes() for entry in files("fpxbench.reports").joinpath("static").iterdir()
             if entry.is_file()}
+
+
+def _with_models(title: str, models: Sequence[ModelPage]) -> str:
+    """Return the first page's title with how many rows of models' tables are faulty, where there are such tables."""
+    faulty = sum(page.ran - page.right for page in models)
+    of_models = f"{faulty or 'no'} faulty {'row' if faulty == 1 else 'rows'} in models' tables"
+    return title if not models else f"{title}, {of_models}" if title else of_models.capitalize()
 
 
 def _fastest_first(row: CaseRow) -> tuple:

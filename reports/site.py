@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
+from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.casts.conversion_pages import (
@@ -30,6 +31,7 @@ from fpxbench.reports.casts.conversion_pages import (
 )
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.status_history import StatusHistories
+from fpxbench.reports.model.generation_table import ModelPage, model_page
 from fpxbench.reports.pages import Pages, static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
 from fpxbench.reports.sweep.table import SweepHeading, SweepTable, sweep_of
@@ -105,6 +107,10 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     casts = _write_casts(numerics, brief, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     _write_machines(by_machine, casts, chapter.older, pages)
 
+    with_page = set(by_machine) | {name for name, _ in casts}
+    models, broken = _write_models(Store(results, GenerationRecord), pages, with_page)
+    broken_lines += broken
+
     shown = sorted(newest.values(), key=_gpu_first)
     newest_casts = _newest_casts(casts)
     troubles = chapter.write_rest(casts.values(), set(map(str, broken_lines)))
@@ -116,10 +122,10 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     broken_lines += unreadable
     pages.write("about.html", pages.about)
     pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
-                [sweep for sweep, _ in newest_casts], support)
+                [sweep for sweep, _ in newest_casts], support, models)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
                        problems, broken_lines,
-                       troubles + pages.failures, empty=not (shown or newest_casts))
+                       troubles + pages.failures, empty=not (shown or newest_casts or models))
 
 
 def _folder(path: Path) -> tuple[str, str]:
@@ -176,6 +182,20 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
         for row in matrix.rows:
             pages.write(folder + row.page, pages.conversion, sweep, row)
     return full
+
+
+def _write_models(store: Store[GenerationRecord], pages: Pages, machines: set[str],
+                  ) -> tuple[list[ModelPage], list[BrokenLine]]:
+    """Write the page of models of each machine and build; return the pages, and the lines that are no records."""
+    found: list[ModelPage] = []
+    broken_lines: list[BrokenLine] = []
+    for path in store.files():
+        newest, broken = _newest_records(store, path)
+        broken_lines += broken
+        if newest:
+            found.append(model_page(_folder(path), newest))
+            pages.write(found[-1].path, pages.models, found[-1], path.parent.parent.name in machines)
+    return found, broken_lines
 
 
 def _newest_records(store: Store[R], path: Path) -> tuple[list[R], list[BrokenLine]]:

@@ -274,6 +274,9 @@ def _check_decode(row: _Row, result: RowResult) -> None:
 
     A kernel may be right for many tokens and wrong for one.
     """
+    compiled = row.request.row.compiled
+    if not row.quantized and not compiled:
+        return
     name, tokens = next(iter(row.stored["texts"].items()))
     tokens = tokens[:min(4 * DECODE_CHECKED, len(tokens))][None]
     due = torch.zeros(DECODE_CHECKED, dtype=torch.long)
@@ -283,9 +286,6 @@ def _check_decode(row: _Row, result: RowResult) -> None:
         oracle = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED)
         with quality.reordered(row.model):
             other = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED)
-    compiled = row.request.row.compiled
-    if not row.quantized and not compiled:
-        return
     decode = decode_speed.step_of(row.model, compiled=compiled)
     seen = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED, decode)
     bad = quality.first_nonfinite(seen)

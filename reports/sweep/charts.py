@@ -92,7 +92,7 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
     figure.add_trace(go.Scatter(
         x=[bits for bits, _ in places], y=[noise for _, noise in places],
         text=[", ".join(together[place]) for place in places],
-        mode="markers+text", textposition=_label_sides(places), cliponaxis=False, showlegend=False,
+        mode="markers+text", textposition=label_sides(places), cliponaxis=False, showlegend=False,
         marker=dict(size=11, color=_COLOURS[0]),
         customdata=[sweep.filtered(scheme=together[place][0]).rpartition("#")[2] for place in places],
         hovertemplate="%{text}<br>%{x:.2f} bits per weight<br>%{y:.1f} dB<extra></extra>",
@@ -159,7 +159,7 @@ def _with_quality(sweep: SweepTable, scheme: str) -> str:
     return f"{scheme}  {sweep.sqnr_db[scheme]:.1f} dB" if scheme in sweep.sqnr_db else scheme
 
 
-def _label_sides(points: list[tuple[float, float]]) -> list[str]:
+def label_sides(points: list[tuple[float, float]]) -> list[str]:
     """Which side of its mark each label goes, so that neighbours' labels do not meet."""
     sides = []
     for point in points:

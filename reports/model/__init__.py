@@ -1,0 +1,1 @@
+"""How is a model's table of schemes shown?"""

@@ -1,0 +1,118 @@
+"""The charts of a model's table, as plotly figures in JSON."""
+
+from __future__ import annotations
+
+import json
+
+import plotly.graph_objects as go
+
+from fpxbench.reports.model.generation_table import ModelRow, ModelTable
+from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides
+
+_BAR, _LINE, _WRONG = "#0072B2", "#8A8A8A", "#D55E00"
+_LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
+_LEAST_KL = 1e-7
+
+
+def charts_of(table: ModelTable, number: int) -> list[Chart]:
+    """Return the charts that a table has figures for; `number` makes their names unique on a page."""
+    drawn = (_quality_chart(table, number), _speed_chart(table, number), _depth_chart(table, number))
+    return [chart for chart in drawn if chart is not None]
+
+
+def _quality_chart(table: ModelTable, number: int) -> Chart | None:
+    """KL against bytes of a step: the trade that a format makes."""
+    rows = [row for row in table.rows if row.quality and row.quality.kl and row.record.traffic]
+    if not rows:
+        return None
+    points = [(row.record.traffic.step_bytes / 1e6, max(row.quality.kl.mean.value, _LEAST_KL)) for row in rows]
+    front = _front(points)
+    figure = blank_figure(height=440)
+    figure.add_trace(go.Scatter(
+        x=[points[at][0] for at in front], y=[points[at][1] for at in front], mode="lines", name="Pareto front",
+        line=dict(color=_LINE, dash="dot", shape="hv"), hoverinfo="skip"))
+    figure.add_trace(go.Scatter(
+        x=[x for x, _ in points], y=[y for _, y in points], text=[row.record.scheme for row in rows],
+        mode="markers+text", textposition=label_sides(points), cliponaxis=False, name="scheme",
+        marker=dict(size=10, color=_BAR), customdata=[row.tokens_per_s or 0.0 for row in rows],
+        hovertemplate="%{text}<br>%{x:.4g} MB a step<br>KL %{y:.3g}<br>%{customdata:.3g} tokens/s<extra></extra>"))
+    figure.update_xaxes(title_text="weights read per step, MB", rangemode="tozero")
+    figure.update_yaxes(title_text="mean KL divergence from the unquantized model, nats (log scale)", type="log")
+    figure.update_layout(showlegend=False)
+    return Chart(f"quality-{number}", "Quality against bytes",
+                 "Each mark is a row that is right. On the dotted line no other row has fewer bytes and a smaller KL"
+                 " divergence. Down and left is better.",
+                 f"KL divergence against bytes for {len(rows)} rows; the table holds the figures.",
+                 json.loads(figure.to_json()))
+
+
+def _front(points: list[tuple[float, float]]) -> list[int]:
+    """Return the points that none beats in both coordinates, from the fewest bytes on."""
+    best, found = float("inf"), []
+    for at in sorted(range(len(points)), key=lambda at: points[at]):
+        if points[at][1] < best:
+            best = points[at][1]
+            found.append(at)
+    return found
+
+
+def _speed_chart(table: ModelTable, number: int) -> Chart | None:
+    """Tokens per second, with what bf16 gives and what the memory allows."""
+    rows = [row for row in table.rows if row.possible]
+    if not rows:
+        return None
+    labels = [_with_quality(row) for row in rows]
+    figure = blank_figure(height=120 + 30 * len(rows))
+    figure.add_trace(go.Bar(
+        y=labels, x=[row.tokens_per_s for row in rows], orientation="h", name="tokens/s", marker_color=_BAR,
+        error_x=dict(type="data", symmetric=False, thickness=1.5, width=3,
+                     array=[row.record.speed.tokens_per_s_ci95[1] - row.tokens_per_s for row in rows],
+                     arrayminus=[row.tokens_per_s - row.record.speed.tokens_per_s_ci95[0] for row in rows]),
+        hovertemplate="%{y}<br>%{x:.3g} tokens/s<extra></extra>"))
+    limits = [(label, row.roofline_tokens_per_s) for label, row in zip(labels, rows, strict=True)
+              if row.roofline_tokens_per_s]
+    figure.add_trace(go.Scatter(
+        y=[label for label, _ in limits], x=[limit for _, limit in limits], mode="markers", name="roofline",
+        marker=dict(symbol="line-ns-open", size=18, color=_WRONG, line=dict(width=2)),
+        hovertemplate="the memory allows %{x:.3g} tokens/s<extra></extra>"))
+    if table.plain is not None and table.plain.speed is not None:
+        figure.add_vline(x=table.plain.speed.tokens_per_s, line_dash="dash", line_width=1.5)
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text="tokens per second", rangemode="tozero")
+    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    return Chart(f"speed-{number}", "Speed against bf16 and the roofline",
+                 "Median with its 95% interval, each with its KL divergence. The dashed line is bf16 in the same run;"
+                 " the upright marks are what the memory's read bandwidth allows.",
+                 f"Tokens per second of {len(rows)} rows; the table holds the figures.", json.loads(figure.to_json()))
+
+
+def _with_quality(row: ModelRow) -> str:
+    """Return a row's name with its KL: speed never stands alone."""
+    quality = row.quality
+    return f"{row.name}  KL {quality.kl.mean.value:.2g}" if quality and quality.kl else row.name
+
+
+def _depth_chart(table: ModelTable, number: int) -> Chart | None:
+    """How far each layer's output is from the exactly decoded model's, over depth."""
+    rows = [row for row in table.rows if row.record.layers]
+    if not rows:
+        return None
+    figure = blank_figure(height=420)
+    for index, row in enumerate(rows):
+        layers = row.record.layers
+        figure.add_trace(go.Scatter(
+            x=list(range(len(layers))), y=[layer.relative or None for layer in layers], name=row.name, mode="lines",
+            text=[layer.layer for layer in layers], line=dict(color=_LINES[index % len(_LINES)]),
+            hovertemplate="%{text}<br>%{y:.2%}<extra></extra>"))
+    widest = max(rows, key=lambda row: len(row.record.layers)).record.layers
+    figure.add_trace(go.Scatter(
+        x=list(range(len(widest))), y=[layer.noise or None for layer in widest], name="sums in another order",
+        mode="lines", line=dict(color=_LINE, dash="dash"), hovertemplate="noise %{y:.2%}<extra></extra>"))
+    figure.update_xaxes(title_text="quantized layer, in the order of depth")
+    figure.update_yaxes(title_text="relative difference (log scale)", type="log", tickformat=".0e")
+    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    return Chart(f"depth-{number}", "Layer by layer",
+                 "Each layer's output against that of the same codes decoded exactly. A right kernel stays near the"
+                 " dashed line, which is what sums in another order give.",
+                 f"Relative differences of the outputs of {len(widest)} layers; hovering names the layer.",
+                 json.loads(figure.to_json()))

@@ -1,0 +1,151 @@
+"""The tables of models measured on one machine and build: scheme × implementation, with speed and quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from fpxbench.model.generate_record import GenerationRecord, TextQuality
+from fpxbench.records.record import Build, Flag, Machine
+from fpxbench.records.verdict import Status
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One row as a page shows it."""
+
+    record: GenerationRecord
+    plain: GenerationRecord | None
+    """The unquantized model's row of the same table."""
+
+    @property
+    def name(self) -> str:
+        """``e4m3fn-row, triton_fused compiled``."""
+        record = self.record
+        return f"{record.scheme}, {record.implementation}{' compiled' if record.compiled else ''}"
+
+    @property
+    def quality(self) -> TextQuality | None:
+        return self.record.quality[0] if self.record.quality else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        return self.record.speed.tokens_per_s if self.record.speed else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Over the unquantized model's eager row, measured in the same run."""
+        speed, plain = self.record.speed, self.plain.speed if self.plain else None
+        if speed is None or plain is None or self.record is self.plain:
+            return None
+        return speed.tokens_per_s / plain.tokens_per_s
+
+    @property
+    def possible(self) -> bool:
+        """Whether its speed is one that the memory allows."""
+        return self.record.speed is not None and Flag.OVER_ROOFLINE not in self.record.flags
+
+    @property
+    def roofline_tokens_per_s(self) -> float | None:
+        """What the memory allows: its read bandwidth over the bytes of a step."""
+        traffic, bandwidth = self.record.traffic, self.record.machine.read_gb_per_s
+        if traffic is None or not bandwidth or not traffic.step_bytes:
+            return None
+        return self.record.batch * bandwidth * 1e9 / traffic.step_bytes
+
+    @property
+    def step_ms(self) -> float | None:
+        return 1e3 * median(self.record.speed.step_s) if self.record.speed else None
+
+    @property
+    def remark(self) -> str:
+        """What is wrong, in a few words; "" if nothing is."""
+        record = self.record
+        kind = record.diagnosis.kind if record.diagnosis else None
+        if record.verdict.status is Status.OK:
+            return ""
+        return record.verdict.headline + (f", {kind}" if kind and kind != record.verdict.kind else "")
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """One model at one batch size."""
+
+    rows: list[ModelRow]
+
+    @property
+    def first(self) -> GenerationRecord:
+        return self.rows[0].record
+
+    @property
+    def title(self) -> str:
+        model = self.first.model
+        return f"{model.name}, {model.layers} layers, batch {self.first.batch}"
+
+    @cached_property
+    def plain(self) -> GenerationRecord | None:
+        return self.rows[0].plain
+
+    @property
+    def samples(self) -> list[ModelRow]:
+        return [row for row in self.rows if row.record.sample]
+
+    @property
+    def texts(self) -> list[str]:
+        """The names of texts beyond the first."""
+        return list(dict.fromkeys(block.text for row in self.rows for block in row.record.quality[1:]))
+
+
+@dataclass(frozen=True)
+class ModelPage:
+    """Every table of one machine and build."""
+
+    folder: tuple[str, str]
+    machine: Machine
+    build: Build
+    as_of: str
+    tables: list[ModelTable]
+
+    @property
+    def path(self) -> str:
+        return f"machines/{self.folder[0]}/{self.folder[1]}/models.html"
+
+    @property
+    def right(self) -> int:
+        """How many rows are right."""
+        return sum(row.record.verdict.status is Status.OK for table in self.tables for row in table.rows)
+
+    @property
+    def ran(self) -> int:
+        """How many rows there are, without those that were refused."""
+        return sum(row.record.verdict.status not in (Status.UNSUPPORTED, Status.MISSING)
+                   for table in self.tables for row in table.rows)
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(table.first.model.name for table in self.tables))
+
+
+def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord]) -> ModelPage:
+    """Return the page of the newest records of one machine and build, of which there is at least one."""
+    groups: dict[tuple, list[GenerationRecord]] = {}
+    for record in records:
+        groups.setdefault((record.model.name, record.model.layers, record.batch), []).append(record)
+    newest = max(records, key=lambda record: record.started_at)
+    return ModelPage(folder, newest.machine, newest.build, newest.started_at,
+                     [_table(group) for group in groups.values()])
+
+
+def _table(records: list[GenerationRecord]) -> ModelTable:
+    plain = next((record for record in records if record.scheme == "bf16" and not record.compiled), None)
+    rows = [ModelRow(record, plain) for record in records]
+    return ModelTable(sorted(rows, key=_order))
+
+
+def _order(row: ModelRow) -> tuple:
+    """Baselines first, then right rows from the most faithful on, then the rest."""
+    record, quality = row.record, row.quality
+    kl = quality.kl.mean.value if quality and quality.kl else 0.0
+    return not record.is_baseline, record.verdict.status is not Status.OK, kl, record.id

@@ -1,0 +1,103 @@
+"""The table of a model as the report shows it."""
+
+import pytest
+from sample_records import BUILD, CPU
+
+from fpxbench.model.generate_record import (
+    Divergence,
+    Estimate,
+    GenerationRecord,
+    LayerDiagnosis,
+    LayerDifference,
+    ModelDescription,
+    Speed,
+    TextQuality,
+    traffic_of,
+)
+from fpxbench.records.kinds import Kind
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status, Verdict
+from fpxbench.reports.model.generation_charts import charts_of
+from fpxbench.reports.model.generation_table import model_page
+from fpxbench.reports.site import build_site
+
+MODEL = ModelDescription(name="tiny", kind="folder", architecture="LlamaForCausalLM", layers=2, parameters=1_000_000,
+                         bytes=2_000_000, note="A model of a test.")
+HOSTILE = "<script>alert(1)</script>"
+
+
+def estimate(value):
+    return Estimate(value=value, low=value * 0.9, high=value * 1.1)
+
+
+def divergence(mean):
+    return Divergence(mean=estimate(mean), median=estimate(mean / 2), p99=estimate(mean * 9), maximum=mean * 20)
+
+
+def quality(kl):
+    return TextQuality(text="water.txt", tokens=255, perplexity=estimate(20 + kl), kl=divergence(kl),
+                       kl_format=divergence(kl), kl_kernel=divergence(1e-4), noise=divergence(1e-4), threshold=1e-3,
+                       same_top=estimate(0.9), right_token_change=estimate(-0.01))
+
+
+def row(scheme, mb, step_s, kl, implementation="cpu_fused", **changes):
+    traffic, flags = traffic_of(int(mb * 1e6), int(mb * 1e6), step_s, CPU)
+    speed = Speed(step_s=[step_s] * 6, tokens_per_s=1 / step_s, tokens_per_s_ci95=(0.9 / step_s, 1.1 / step_s),
+                  first_token_s=estimate(0.1), prefill_tokens_per_s=100.0)
+    return GenerationRecord(**dict(
+        model=MODEL, scheme=scheme, implementation=implementation, build=BUILD, machine=CPU, prompt="Water is",
+        verdict=Verdict(status=Status.OK), quality=[quality(kl)], speed=speed, traffic=traffic, flags=flags,
+        layers=[LayerDifference(layer=f"layers.{n}", relative=1e-3, noise=1e-3, leaves=False) for n in range(4)],
+        sample="wet") | changes)
+
+
+def wrong(scheme="e4m3fn-row", implementation="fn_as_fnuz", **changes):
+    verdict = Verdict(status=Status.WRONG, kind=Kind.GIBBERISH, summary="KL divergence 9 from the same codes")
+    return row(scheme, 100, 0.02, 9.0, implementation, **(dict(
+        verdict=verdict, speed=None, traffic=None, sample=HOSTILE,
+        diagnosis=LayerDiagnosis(layer="layers.0", kind=Kind.FN_AS_FNUZ, message="reads FN as FNUZ")) | changes))
+
+
+def records():
+    return [wrong(), row("mxfp4", 80, 0.01, 0.5), row("e4m3fn-row", 150, 0.0125, 0.01),
+            row("bf16", 270, 0.02, 0.0, "plain"), row("int8-row", 150, 0.015, 0.001)]
+
+
+def test_baselines_come_first_then_the_most_faithful_then_the_wrong():
+    table = model_page(("cpu", "2.13.0-cpu"), records()).tables[0]
+    assert [r.record.scheme for r in table.rows] == ["bf16", "int8-row", "e4m3fn-row", "mxfp4", "e4m3fn-row"]
+    assert [r.speedup for r in table.rows] == [None, pytest.approx(4 / 3), pytest.approx(1.6), pytest.approx(2), None]
+    assert table.rows[-1].remark == "wrong (gibberish), fn_as_fnuz"
+
+
+def test_the_front_has_no_row_that_another_beats_in_bytes_and_quality():
+    rows = [*records(), row("e5m2-row", 160, 0.01, 0.2)]
+    chart = next(c for c in charts_of(model_page(("cpu", "b"), rows).tables[0], 0) if c.name == "quality-0")
+    front, marks = chart.figure["data"]
+    assert len(marks["x"]) == 5, "wrong rows, without bytes, are not among the choices"
+    assert front["x"] == [80, 150, 270]
+
+
+def test_impossible_speeds_are_no_bars_and_every_bar_has_its_quality():
+    fast = row("nvfp4", 80, 80e6 / (2 * CPU.read_gb_per_s * 1e9), 0.6)
+    assert fast.flags
+    chart = next(c for c in charts_of(model_page(("cpu", "b"), [*records(), fast]).tables[0], 0)
+                 if c.name == "speed-0")
+    labels = chart.figure["data"][0]["y"]
+    assert not any("nvfp4" in label for label in labels)
+    assert all("KL" in label for label in labels)
+
+
+def test_the_site_has_the_page_escaped_and_the_overview_counts_its_rows(tmp_path):
+    store = Store(tmp_path / "results", GenerationRecord)
+    for record in records():
+        store.append(record)
+    summary = build_site(tmp_path / "results", tmp_path / "site")
+    assert not summary.troubles and not summary.empty
+    page = (tmp_path / "site" / "machines" / CPU.name / BUILD.stem / "models.html").read_text()
+    assert HOSTILE not in page and "&lt;script&gt;alert" in page
+    for text in ("wrong (gibberish), fn_as_fnuz", "A model of a test.", "over bf16", "cpu_fused"):
+        assert text in page
+    overview = (tmp_path / "site" / "index.html").read_text()
+    assert "models.html" in overview and "4 of 5 rows right" in overview
+    assert "<h1>1 faulty row in models&#39; tables</h1>" in overview, "casts were not checked, and are not called right"
