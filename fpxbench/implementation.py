@@ -114,6 +114,10 @@ class Implementation:
         """Return whether weights of `scheme` are supported on `device`: ``cpu``, or ``cuda``, which includes ROCm."""
         raise NotImplementedError(f"{type(self).__name__} needs a method supports(scheme, device)")
 
+    def activation_format_under(self, scheme: Scheme) -> str | None:
+        """Return the name of the format that activations are rounded to: the scheme's, or this class's own."""
+        return scheme.activation.format.name if scheme.activation is not None else self.activation_format
+
     def support(self, scheme: Scheme, device: str) -> Support:
         """Return `supports`' answer, or the refusal of a scheme that quantizes activations where `matmul` does not."""
         if scheme.activation is not None and not self.quantizes_activations:

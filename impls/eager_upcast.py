@@ -48,9 +48,12 @@ def unpack_planar(packed, bits, k):
 class EagerUpcast(Implementation):
     """Shifts, a table look-up, a multiplication by the scales and `F.linear`, each a separate pass over memory.
 
-    It supports every scheme and is slow on every device: it moves some thirty bytes for each weight of one byte or
+    It supports every scheme, also those that quantize activations: these are rounded by the reference codec, and
+    multiplied in fp32. It is slow on every device: it moves some thirty bytes for each weight of one byte or
     less. It shows what fewer bits cost without a kernel.
     """
+
+    quantizes_activations = True
 
     def supports(self, scheme, device):
         if not scheme.quantized:
@@ -61,4 +64,7 @@ class EagerUpcast(Implementation):
         fmt, scaling = weight.scheme.format, weight.scheme.scaling
         codes = unpack_planar(weight.packed, fmt.bits, weight.shape[1])
         w = decode_table(fmt, x.device)[codes.int()]
-        return F.linear(x, (w * scaling.spread(weight.scale_grid(), *weight.shape)).to(x.dtype))
+        w = w * scaling.spread(weight.scale_grid(), *weight.shape)
+        if weight.scheme.activation is not None:
+            return F.linear(weight.scheme.rounded_activation(x), w).to(x.dtype)
+        return F.linear(x, w.to(x.dtype))

@@ -1,4 +1,4 @@
-"""float8 times float8 by the device's own matrix instructions."""
+"""Quantized activation times quantized weight by the device's own matrix instructions."""
 
 import torch
 import torch.nn.functional as F
@@ -6,63 +6,187 @@ import torch.nn.functional as F
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.numbers.dtypes import TORCH_FLOAT8
 
-OCP, FNUZ = ("e4m3fn", "e5m2"), ("e4m3fnuz", "e5m2fnuz")
+from ._scaled_operands import FNUZ, float8_formats, float8_rows, tiled
 
 
-def float8_rows(x, dtype):
-    """Return x [M, K] as float8 codes, and one fp32 scale a row, [M, 1]."""
-    largest = torch.finfo(dtype).max
-    amax = x.abs().amax(dim=1, keepdim=True).float()
-    scale = torch.where(amax > 0, amax / largest, 1.0)
-    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+def activation_kind(scheme):
+    """Return how `scheme` scales activations: ``row``, ``tensor``, ``g128``, ``mx``, ``nv``; ``row`` if weight-only."""
+    return scheme.activation.scaling.base_name if scheme.activation is not None else "row"
 
 
-def float8_formats(device):
-    """Return the formats that `torch._scaled_mm` supports on `device`, and the device's name."""
-    if device == "cpu":
-        return OCP + FNUZ, "a CPU"
-    if torch.version.hip:
-        arch = torch.cuda.get_device_properties().gcnArchName.partition(":")[0]
-        return {"gfx942": FNUZ, "gfx950": OCP}.get(arch, ()), arch
-    major, minor = torch.cuda.get_device_capability()
-    return OCP if (major, minor) >= (8, 9) else (), f"sm_{major}{minor}"
+def compute_capability(device):
+    """Return NVIDIA's compute capability, as in (9, 0); (0, 0) for any other device."""
+    return (0, 0) if device == "cpu" or torch.version.hip else torch.cuda.get_device_capability()
+
+
+def shapes_refused(scheme, known):
+    """Return the refusal of a scheme whose scales are none of those in `known`; None if they are."""
+    pair = f"{scheme.scaling.base_name}+{activation_kind(scheme)}"
+    if pair in known:
+        return None
+    return Support.no(f"multiplies scales of the kinds {', '.join(known)} (weight+activation), not {pair}")
 
 
 @implementation("scaled_mm")
 class ScaledMM(Implementation):
     """`torch._scaled_mm`: the activation is rounded to float8, row by row, and both operands stay in a byte.
 
-    The only eager way without an upcast, at the cost of the activation's precision. On CPU it is a reference loop, some
-    fifty times slower than bf16.
+    The only eager way without an upcast, at the cost of the activation's precision. Of a scheme that quantizes
+    activations it follows the rule: a scale a token or a tensor, on sm_90 blocks of 128 by 128 and of 128, on sm_100
+    MXFP8. On CPU it is a reference loop, some fifty times slower than bf16. Blocks of an activation are quantized by
+    the reference codec, outside the product.
     """
 
     layout = "bytes"
     activation_format = "e4m3fn"    # on gfx942 e4m3fnuz, which has the same precision
+    quantizes_activations = True
 
     def supports(self, scheme, device):
-        if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8 or scheme.scaling.block is not None:
-            return Support.no(f"supports float8 weights with one scale a row or a tensor, not {scheme.name}")
+        if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8:
+            return Support.no(f"supports weights in float8, not {scheme.name}")
+        refusal = shapes_refused(scheme, ("row+row", "row+tensor", "tensor+row", "tensor+tensor", "b128x128+g128",
+                                          "mx+mx"))
+        if refusal is not None:
+            return refusal
+        if scheme.activation is not None and scheme.activation.format.name not in TORCH_FLOAT8:
+            return Support.no(f"multiplies activations in float8, not {scheme.activation.format.name}")
         formats, name = float8_formats(device)
-        if scheme.format.name not in formats:
+        used = [scheme.format.name] + ([scheme.activation.format.name] if scheme.activation is not None else [])
+        if not set(used) <= set(formats) or used == ["e5m2", "e5m2"]:
             known = " and ".join(formats) or "no float8 format"
-            return Support.no(f"torch._scaled_mm supports {known} on {name}, not {scheme.format.name}")
+            return Support.no(f"torch._scaled_mm supports {known} on {name}, not {' times '.join(used)}")
+        if scheme.scaling.base_name == "b128x128" and compute_capability(device) != (9, 0):
+            return Support.no(f"torch._scaled_mm multiplies scales of 128 by 128 blocks on sm_90, and this is {name}")
+        if scheme.scaling.base_name == "mx" and compute_capability(device) < (10, 0):
+            return Support.no(f"torch._scaled_mm multiplies MX scales from sm_100 on, and this is {name}")
         return Support.yes()
 
     def max_elements(self, device):
         return 1 << 24 if device == "cpu" else None
 
     def matmul(self, x, weight):
-        (n, k), name = weight.shape, weight.scheme.format.name
+        (n, k), scheme = weight.shape, weight.scheme
         flat = x.reshape(-1, k)
         if flat.shape[0] == 0:      # _scaled_mm refuses M = 0
             return x.new_empty(*x.shape[:-1], n)
-        # The CUDA kernels need N and K in multiples of 16; a byte of 0 is 0.0 in every format.
-        packed = F.pad(weight.packed, (0, -k % 16, 0, -n % 16))
-        scale = F.pad(weight.scale_grid().reshape(-1).expand(n), (0, -n % 16)).reshape(1, -1)
-        activation_dtype = torch.float8_e4m3fnuz if name in FNUZ else torch.float8_e4m3fn
-        codes, row_scale = float8_rows(F.pad(flat, (0, -k % 16)), activation_dtype)
+        # The CUDA kernels need N and K in multiples of 16; a byte of 0 is 0.0 in every format. Under blocks of 128 by
+        # 128, M in multiples of 4, and K in multiples of 512: the check in PyTorch wants the weight's scales without
+        # gaps, and cuBLAS reads them in rows of a multiple of four. Otherwise the product is wrong, without an error
+        # (torch 2.11, CUDA 13.0, H200: relative error 0.3 at K = 896).
+        of_n, of_k, of_m = {"b128x128": (128, 512, 4), "mx": (128, 128, 1)}.get(scheme.scaling.base_name, (16, 16, 1))
+        m = flat.shape[0]
+        flat, packed = F.pad(flat, (0, -k % of_k, 0, -m % of_m)), F.pad(weight.packed, (0, -k % of_k, 0, -n % of_n))
+        w = packed.view(getattr(torch, TORCH_FLOAT8[scheme.format.name])).t()
+        operands = {"b128x128": self._blocks, "mx": self._mx}.get(scheme.scaling.base_name, self._rows)
+        codes, scale_a, scale_b = operands(flat, weight, packed.shape[0])
         # Row-wise scaled kernels write bf16 on CUDA.
         out_dtype = torch.bfloat16 if x.is_cuda else x.dtype
-        w = packed.view(getattr(torch, TORCH_FLOAT8[name])).t()
-        out = torch._scaled_mm(codes, w, scale_a=row_scale, scale_b=scale.contiguous(), out_dtype=out_dtype)
-        return out[:, :n].to(x.dtype).reshape(*x.shape[:-1], n)
+        out = torch._scaled_mm(codes, w, scale_a=scale_a, scale_b=scale_b, out_dtype=out_dtype)
+        return out[:m, :n].to(x.dtype).reshape(*x.shape[:-1], n)
+
+    def _rows(self, flat, weight, rows):
+        """Codes float8 [M, K], scales fp32 [M, 1] and [1, rows]."""
+        scheme = weight.scheme
+        n = weight.shape[0]
+        scale = F.pad(weight.scale_grid().reshape(-1).expand(n), (0, rows - n)).reshape(1, -1).contiguous()
+        if scheme.activation is None or scheme.activation.scaling.name == "row":
+            name = "e4m3fnuz" if scheme.format.name in FNUZ else "e4m3fn"
+            if scheme.activation is not None:
+                name = scheme.activation.format.name
+            return *float8_rows(flat, getattr(torch, TORCH_FLOAT8[name])), scale
+        codes, scales = scheme.quantized_activation(flat)
+        factors = scheme.activation.scaling.factors(scales)     # [M, 1] or [1, 1]
+        return self._viewed(codes, scheme), factors.expand(len(flat), 1).contiguous(), scale
+
+    def _blocks(self, flat, weight, rows):
+        """Scales fp32 [M, K / 128], column by column, and [K / 128, rows / 128]."""
+        codes, scales = weight.scheme.quantized_activation(flat)
+        factors, grid = weight.scheme.activation.scaling.factors(scales), weight.scale_grid()
+        grid = F.pad(grid, (0, factors.shape[1] - grid.shape[1]), value=1.0)
+        return self._viewed(codes, weight.scheme), factors.t().contiguous().t(), grid.contiguous().t()
+
+    def _mx(self, flat, weight, rows):
+        """Scales E8M0 in tiles."""
+        codes, scales = weight.scheme.quantized_activation(flat)
+        scale_a, scale_b = (tiled(stored).view(torch.float8_e8m0fnu) for stored in (
+            scales.stored, F.pad(weight.scales, (0, scales.stored.shape[1] - weight.scales.shape[1]))))
+        return self._viewed(codes, weight.scheme), scale_a, scale_b
+
+    @staticmethod
+    def _viewed(codes, scheme):
+        return codes.view(getattr(torch, TORCH_FLOAT8[scheme.activation.format.name]))
+
+
+@implementation("scaled_mm_fp4")
+class ScaledMMFP4(Implementation):
+    """`torch._scaled_mm` on NVFP4 weights and activations, on sm_100 and later.
+
+    The tensor scales multiply the product, which is rounded to bf16 first. The activation is quantized by the reference
+    codec, outside the product.
+    """
+
+    layout = "nibbles_low_first"
+    quantizes_activations = True
+
+    def supports(self, scheme, device):
+        parts = (scheme, scheme.activation)
+        if not all(part is not None and part.quantized and part.format.name == "e2m1" and part.scaling.base_name == "nv"
+                   for part in parts):
+            return Support.no(f"multiplies NVFP4 activations by NVFP4 weights (nvfp4+nvfp4), not {scheme.name}")
+        if compute_capability(device) < (10, 0):
+            name = float8_formats(device)[1]
+            return Support.no(f"torch._scaled_mm multiplies NVFP4 from sm_100 on, and this is {name}")
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        (n, k), scheme = weight.shape, weight.scheme
+        flat = F.pad(x.reshape(-1, k), (0, -k % 64))
+        if flat.shape[0] == 0:
+            return x.new_empty(*x.shape[:-1], n)
+        codes, scales = scheme.quantized_activation(flat)
+        a = (codes[:, 0::2] | codes[:, 1::2] << 4).view(torch.float4_e2m1fn_x2)
+        b = F.pad(weight.packed, (0, a.shape[1] - weight.packed.shape[1], 0, -n % 16)).view(torch.float4_e2m1fn_x2).t()
+        blocks = scales.stored.shape[1] - weight.scales.shape[1]
+        scale_a, scale_b = (tiled(stored).view(torch.float8_e4m3fn) for stored in (
+            scales.stored, F.pad(weight.scales, (0, blocks, 0, -n % 16))))
+        out = torch._scaled_mm(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16)
+        factor = tensor_factor(scheme.scaling, weight.tensor_scale) * tensor_factor(
+            scheme.activation.scaling, scales.tensor_scale)
+        return (out[:, :n] * factor).to(x.dtype).reshape(*x.shape[:-1], n)
+
+
+def tensor_factor(scaling, stored):
+    """Return what a stored tensor scale multiplies by: itself, or its reciprocal under ``.div``."""
+    return 1 / stored if scaling.divides else stored
+
+
+@implementation("int_mm")
+class IntMM(Implementation):
+    """`torch._int_mm`: int8 activations times int8 weights, summed in int32, then both scales.
+
+    A scale a token and a channel. Nothing is rounded between the codes and the output.
+    """
+
+    layout = "bytes"
+    quantizes_activations = True
+
+    def supports(self, scheme, device):
+        if scheme.name not in ("int8-row+int8-row", "int8-tensor+int8-row"):
+            return Support.no(f"multiplies int8 by int8 with a scale a token and a channel, not {scheme.name}")
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        n, k = weight.shape
+        flat = x.reshape(-1, k)
+        m = flat.shape[0]
+        if m == 0:
+            return x.new_empty(*x.shape[:-1], n)
+        amax = flat.abs().amax(dim=1, keepdim=True).float()
+        scale = torch.where(amax == 0, 1.0, amax / 127)     # NaN in a token makes its scale NaN, and so its output
+        codes = (flat.float() / scale).nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8)
+        # On CUDA more than 16 tokens, and N and K in multiples of 8.
+        rows = max(0, 17 - m) if x.is_cuda else 0
+        a = F.pad(codes, (0, -k % 8, 0, rows))
+        b = F.pad(weight.packed, (0, -k % 8, 0, -n % 8)).view(torch.int8)
+        out = torch._int_mm(a, b.t())[:m, :n].float() * scale * weight.scale_grid().reshape(1, -1)
+        return out.to(x.dtype).reshape(*x.shape[:-1], n)

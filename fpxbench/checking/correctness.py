@@ -89,7 +89,7 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
         read += batch
         seen.append(weights)
     decoded = operands.decoded[:, torch.tensor(read, device=operands.decoded.device)].double()
-    tolerance = one_hot_tolerance(decoded, seen[0].dtype, implementation.activation_format)
+    tolerance = one_hot_tolerance(decoded, seen[0].dtype, implementation.activation_format_under(weight.scheme))
     comparison = compare(torch.cat(seen, dim=1), Reference(decoded, tolerance))
     if comparison.within:
         return None

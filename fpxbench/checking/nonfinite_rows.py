@@ -26,7 +26,8 @@ def check_nonfinite_rows(implementation: Implementation, operands: Operands) -> 
     if not bool(operands.decoded.isfinite().all()):
         return None
     rule = operands.rule
-    if rule is not None and scheme_named(rule.scheme).scaling.block_rows is None:
+    scaling = None if rule is None else scheme_named(rule.scheme).scaling
+    if scaling is not None and (scaling.block_rows is None or scaling.has_tensor_scale):
         return None
     for value in (math.nan, math.inf):
         x = operands.activation(f"a row with {value}", TOKENS)

@@ -111,7 +111,7 @@ def read_out(
         read,
         definition,
         inputs.ACTIVATION_DTYPES[case.activation],
-        implementation.activation_format,
+        implementation.activation_format_under(weight.scheme),
     )
 
 

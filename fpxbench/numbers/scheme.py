@@ -66,7 +66,18 @@ class Scheme:
         if self.activation is None or x.numel() == 0:
             return x.float()
         flat = x.reshape(-1, x.shape[-1])
-        return self.activation.dequantize(*self.activation.quantize(flat)).reshape(x.shape)
+        return self.activation.dequantize(*self.quantized_activation(flat)).reshape(x.shape)
+
+    def quantized_activation(self, x: Tensor) -> tuple[Tensor, Scales]:
+        """Return codes uint8 [M, K] and scales of activations `x` [M, K], by the rule of `activation`.
+
+        NaN or infinity makes the scale of its block NaN or infinite, and so the block's numbers NaN; no other block's.
+        """
+        from fpxbench.numbers.codec import encode
+
+        rule, x = self.activation, x.float()
+        scales = rule.scaling.choose(x, rule.format)  # type: ignore[arg-type]
+        return encode(rule.scaling.divide(x, scales).nan_to_num(0.0), rule.format), scales
 
     def dequantize(self, codes: Tensor, scales: Scales) -> Tensor:
         """Return fp32 [N, K] from uint8 `codes` [N, K] and their scales: decode exactly, multiply once."""

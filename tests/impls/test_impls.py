@@ -15,7 +15,8 @@ from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
 KNOWN, FAILURES = discover()
-NAMES = sorted(set(KNOWN) - {"triton_fused"})
+# Those that multiply quantized activations alone have test_quantized_activations.py.
+NAMES = sorted(set(KNOWN) - {"triton_fused", "int_mm", "scaled_mm_fp4"})
 COMPILED = {"compiled_mixed_mm", "cpu_fused"}
 BY_PARTS = ("e2m2-row", "e1m1-g32", "e3m3-mx", "e4m1b9-row", "int4-g48")
 ALL_SCHEMES = (*SCHEMES, *BY_PARTS)

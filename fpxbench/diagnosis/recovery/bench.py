@@ -153,7 +153,7 @@ class Bench:
             weight = QuantizedWeight.from_codes(*self.judged.quantize(operands.original), self.judged, "bytes")
         definition = Prediction(weight.dequantize().double(), ~weight.dequantize().isfinite().all(dim=1))
         return Readout(weight, torch.arange(self.k, device=self.device), self.read(operands), definition, self.dtype,
-                       self.implementation.activation_format, operands.original if unseen else None)
+                       self.implementation.activation_format_under(self.scheme), operands.original if unseen else None)
 
     # What a number looks like once it was read.
 
