@@ -17,6 +17,11 @@ def float8_formats(device):
     return OCP if (major, minor) >= (8, 9) else (), f"sm_{major}{minor}"
 
 
+def compute_capability(device):
+    """Return NVIDIA's compute capability, as in (9, 0); (0, 0) for any other device."""
+    return (0, 0) if device == "cpu" or torch.version.hip else torch.cuda.get_device_capability()
+
+
 def float8_rows(x, dtype):
     """Return x [M, K] as float8 codes, and one fp32 scale a row, [M, 1]."""
     largest = torch.finfo(dtype).max

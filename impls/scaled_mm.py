@@ -6,17 +6,12 @@ import torch.nn.functional as F
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.numbers.dtypes import TORCH_FLOAT8
 
-from ._scaled_operands import FNUZ, float8_formats, float8_rows, tiled
+from ._scaled_operands import FNUZ, compute_capability, float8_formats, float8_rows, tiled
 
 
 def activation_kind(scheme):
     """Return how `scheme` scales activations: ``row``, ``tensor``, ``g128``, ``mx``, ``nv``; ``row`` if weight-only."""
     return scheme.activation.scaling.base_name if scheme.activation is not None else "row"
-
-
-def compute_capability(device):
-    """Return NVIDIA's compute capability, as in (9, 0); (0, 0) for any other device."""
-    return (0, 0) if device == "cpu" or torch.version.hip else torch.cuda.get_device_capability()
 
 
 def shapes_refused(scheme, known):
@@ -115,78 +110,3 @@ class ScaledMM(Implementation):
     @staticmethod
     def _viewed(codes, scheme):
         return codes.view(getattr(torch, TORCH_FLOAT8[scheme.activation.format.name]))
-
-
-@implementation("scaled_mm_fp4")
-class ScaledMMFP4(Implementation):
-    """`torch._scaled_mm` on NVFP4 weights and activations, on sm_100 and later.
-
-    The tensor scales multiply the product, which is rounded to bf16 first. The activation is quantized by the reference
-    codec, outside the product.
-    """
-
-    layout = "nibbles_low_first"
-    quantizes_activations = True
-
-    def supports(self, scheme, device):
-        parts = (scheme, scheme.activation)
-        if not all(part is not None and part.quantized and part.format.name == "e2m1" and part.scaling.base_name == "nv"
-                   for part in parts):
-            return Support.no(f"multiplies NVFP4 activations by NVFP4 weights (nvfp4+nvfp4), not {scheme.name}")
-        if compute_capability(device) < (10, 0):
-            name = float8_formats(device)[1]
-            return Support.no(f"torch._scaled_mm multiplies NVFP4 from sm_100 on, and this is {name}")
-        return Support.yes()
-
-    def matmul(self, x, weight):
-        (n, k), scheme = weight.shape, weight.scheme
-        flat = F.pad(x.reshape(-1, k), (0, -k % 64))
-        if flat.shape[0] == 0:
-            return x.new_empty(*x.shape[:-1], n)
-        codes, scales = scheme.quantized_activation(flat)
-        a = (codes[:, 0::2] | codes[:, 1::2] << 4).view(torch.float4_e2m1fn_x2)
-        b = F.pad(weight.packed, (0, a.shape[1] - weight.packed.shape[1], 0, -n % 16)).view(torch.float4_e2m1fn_x2).t()
-        blocks = scales.stored.shape[1] - weight.scales.shape[1]
-        scale_a, scale_b = (tiled(stored).view(torch.float8_e4m3fn) for stored in (
-            scales.stored, F.pad(weight.scales, (0, blocks, 0, -n % 16))))
-        out = torch._scaled_mm(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16)
-        factor = tensor_factor(scheme.scaling, weight.tensor_scale) * tensor_factor(
-            scheme.activation.scaling, scales.tensor_scale)
-        return (out[:, :n] * factor).to(x.dtype).reshape(*x.shape[:-1], n)
-
-
-def tensor_factor(scaling, stored):
-    """Return what a stored tensor scale multiplies by: itself, or its reciprocal under ``.div``."""
-    return 1 / stored if scaling.divides else stored
-
-
-@implementation("int_mm")
-class IntMM(Implementation):
-    """`torch._int_mm`: int8 activations times int8 weights, summed in int32, then both scales.
-
-    A scale a token and a channel. Nothing is rounded between the codes and the output.
-    """
-
-    layout = "bytes"
-    quantizes_activations = True
-
-    def supports(self, scheme, device):
-        if scheme.name not in ("int8-row+int8-row", "int8-tensor+int8-row"):
-            return Support.no(f"multiplies int8 by int8 with a scale a token and a channel, not {scheme.name}")
-        return Support.yes()
-
-    def matmul(self, x, weight):
-        n, k = weight.shape
-        flat = x.reshape(-1, k)
-        m = flat.shape[0]
-        if m == 0:
-            return x.new_empty(*x.shape[:-1], n)
-        amax = flat.abs().amax(dim=1, keepdim=True).float()
-        scale = torch.where(amax == 0, 1.0, amax / 127)     # NaN in a token makes its scale NaN, and so its output
-        codes = (flat.float() / scale).nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8)
-        # On CUDA more than 16 tokens, and N and K in multiples of 8.
-        rows = max(0, 17 - m) if x.is_cuda else 0
-        a = F.pad(codes, (0, -k % 8, 0, rows))
-        b = F.pad(weight.packed, (0, -k % 8, 0, -n % 8)).view(torch.int8)
-        out = torch._int_mm(a, b.t())[:m, :n].float() * scale * weight.scale_grid().reshape(1, -1)
-        return out.to(x.dtype).reshape(*x.shape[:-1], n)
