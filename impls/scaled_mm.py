@@ -19,7 +19,7 @@ def shapes_refused(scheme, known):
     pair = f"{scheme.scaling.base_name}+{activation_kind(scheme)}"
     if pair in known:
         return None
-    return Support.no(f"multiplies scales of the kinds {', '.join(known)} (weight+activation), not {pair}")
+    return Support.no(f"supports scales of the weight and the activation of {', '.join(known)}, not {scheme.name}")
 
 
 @implementation("scaled_mm")

@@ -41,6 +41,8 @@ class _Block(NamedTuple):
 
 _ALL = ("*",)
 _EACH_KIND = ("int8-row", "e4m3fn-row", "e3m2-g128", "nvfp4")
+_VARIANTS = ("e4m3fn-b128x128", "mxfp4.rceil", "nf4-g64", "e4m3fn-row+e4m3fn-row")
+"""Blocks in two dimensions, another rounding of scales, a list of values, quantized activations."""
 _FEW = ("bf16", "int8-row", "e4m3fn-row", "e4m3fnuz-row", "e3m2-row", "mxfp4")
 
 PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
@@ -58,16 +60,19 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
         _Block((*_EACH_KIND, "mxfp4"), ("canary.values/m6", "canary.scales/m1")),
         _Block(_EACH_KIND, ("canary.ragged/m33",)),
         _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
+        _Block(_VARIANTS, ("canary.codes/m1",)),
+        _Block(("e4m3fn-b128x128", "e4m3fn-row+e4m3fn-row"), ("canary.ragged/m3",)),
         _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama2-7b.o/m1",)),
         _Block(("bf16", "int8-row", "e4m3fn-row", "mxfp4"), ("llama3-8b.k/m16",)),
     ),
     ("quick", "cuda"): (
         _Block(_ALL, ("canary.*", "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
+        _Block(_VARIANTS, ("canary.*", "llama2-7b.o/m16")),
         _Block((*_FEW, "nvfp4"), ("llama2-7b.gate_up/m1", "llama2-7b.o/m512")),
         _Block(_FEW[1:], ("canary.codes/m1", "llama2-7b.o/m1"), ("fp16",)),
     ),
-    ("full", "cpu"): (_Block(_ALL, _ALL, ("bf16", "fp16")),),
-    ("full", "cuda"): (_Block(_ALL, _ALL, ("bf16", "fp16")),),
+    ("full", "cpu"): (_Block((*_ALL, *_VARIANTS), _ALL, ("bf16", "fp16")),),
+    ("full", "cuda"): (_Block((*_ALL, *_VARIANTS), _ALL, ("bf16", "fp16")),),
 }
 
 
@@ -152,6 +157,8 @@ def _selected(
                         continue
                     if not support.supported and (known[name].baseline or not scheme.quantized):
                         continue    # that a dense product takes no quantized weight, and the reverse, is no finding
+                    if scheme.activation is not None and not known[name].quantizes_activations:
+                        continue    # nor that a weight-only product quantizes no activation
                     # A dense scheme is the activation's own dtype.
                     for activation in block.activations if scheme.quantized else {scheme_name} & set(block.activations):
                         case = Case(implementation=name, scheme=scheme_name, workload=workload.name, m=m, n=workload.n,
