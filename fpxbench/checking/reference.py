@@ -69,15 +69,17 @@ def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, rule: Activ
     if slack is not None and not bool(slack.any()):
         slack = None
     chunk = max(1, _REFERENCE_ELEMENTS // max(1, x.shape[1]))
+    smallest, lost = torch.finfo(x.dtype).smallest_normal, _lost_of_a_subnormal(x.dtype)
     columns: list[tuple[Tensor, ...]] = []
     for rows in decoded.split(chunk):
         w = rows.double().T
+        flushed = lost * (values.abs() @ ((w.abs() < smallest) & (w != 0)).double())
         columns.append((values @ w, values.square() @ w.square(), values.abs() @ w.abs(),
-                        torch.zeros(()) if slack is None else slack @ w.abs()))
-    product, squares, magnitudes = (torch.cat(parts, dim=1) for parts in list(zip(*columns, strict=True))[:3])
+                        flushed if slack is None else flushed + slack @ w.abs()))
+    product, squares, magnitudes, beside = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
     if bias is not None:
         product = product + bias.double()
-    beside = torch.zeros_like(product) if slack is None else torch.cat([parts[3] for parts in columns], dim=1)
+    beside += 2 * x.shape[1] * torch.finfo(torch.float32).smallest_normal   # products and partial sums may be flushed
     unit, length = unit_roundoff(x.dtype), accumulator.length(x.shape[1])
     tolerance = ((1 + unit) ** OUTPUT_ROUNDINGS - 1) * product.abs() + length * accumulator.unit * magnitudes + beside
     if quantized:
@@ -88,6 +90,15 @@ def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, rule: Activ
         + (unit**2 * squares if quantized else 0.0) + beside.square()           # the weight; codes beside a boundary
     )
     return Reference(product, tolerance + torch.finfo(x.dtype).smallest_normal, variance)
+
+
+def _lost_of_a_subnormal(dtype: torch.dtype) -> float:
+    """Return what a weight below the smallest normal number may lose when it is rounded to `dtype`.
+
+    In bf16 all of it, since its subnormals are fp32's, which matrix units take for 0; in fp16 half a subnormal step.
+    """
+    info = torch.finfo(dtype)
+    return info.smallest_normal if dtype == torch.bfloat16 else info.smallest_normal * info.eps / 2
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
