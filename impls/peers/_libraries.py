@@ -1,11 +1,18 @@
-"""What the peers share: is the library there, and which version of it."""
+"""What the peers share: is the library there, which version of it, and which weight it was given."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
 from fpxbench.implementation import Support
+from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.weight import QuantizedWeight
 
 
 def missing(module: str, package: str, device: str, needs_gpu: bool) -> Support | None:
@@ -23,3 +30,21 @@ def library(package: str) -> str | None:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+class Given:
+    """Codes and scales as a library was given them, for one whose own bytes nobody else reads.
+
+    They are kept in host memory, outside PyTorch, so that they do not count as a copy of the weight on the device.
+    """
+
+    def __init__(self) -> None:
+        self._given: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def keep(self, weight: QuantizedWeight, codes: Tensor, scales: Scales) -> None:
+        self._given[weight.packed] = codes.cpu().numpy(), scales
+
+    def decoded(self, weight: QuantizedWeight) -> Tensor:
+        """Return the weight that was given, fp32 [N, K]. Raise KeyError for another than the one that was stored."""
+        codes, scales = self._given[weight.packed]
+        return weight.scheme.dequantize(torch.from_numpy(np.asarray(codes)).to(weight.device), scales)

@@ -12,8 +12,8 @@ BLOCK = 64
 class BitsAndBytes(Implementation):
     """`bitsandbytes.matmul_4bit`: a kernel of its own for one token, decode and a dense product for more.
 
-    It quantizes its own way, over blocks of 64 of the flattened weight; where K is a multiple of 64 those are blocks of a
-    row, and the codes and scales are read back by the oracle.
+    It quantizes its own way, over blocks of 64 of the flattened weight; where K is a multiple of 64 those are blocks of
+    a row, and the codes and scales are read back by the oracle.
     """
 
     def supports(self, scheme, device):

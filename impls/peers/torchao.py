@@ -14,8 +14,8 @@ LAYOUTS = {"e4m3fn-row": "bytes", "e5m2-row": "bytes", "nvfp4": "nibbles_low_fir
 class TorchAO(Implementation):
     """torchao's `Float8Tensor` and `NVFP4Tensor`, weight-only: `F.linear` decodes the weight and multiplies.
 
-    It quantizes its own way. Its codes and scales are stored as it lays them out, and read back by the oracle. MX is left
-    out: `MXTensor` multiplies quantized activations only (torchao 0.18).
+    It quantizes its own way. Its codes and scales are stored as it lays them out, and read back by the oracle. MX is
+    left out: `MXTensor` multiplies quantized activations only (torchao 0.18).
     """
 
     def supports(self, scheme, device):
