@@ -275,6 +275,8 @@ class _Inspector:
         def another(n: int, k: int, purpose: object) -> Operands:
             like, original = serving_calls.prepared_like(operands, n, k, purpose)
             bench = Bench(self.implementation, like.case, self.device, like.seed)
+            if getattr(self.implementation, "casts_weight", False):
+                original = original.to(bench.dtype).float()
             made = replace(bench.quantized(original), rule=operands.rule)
             if not made.weight.has_codes:       # which way a quotient beside a midpoint was rounded is told by the weights only
                 readout = bench.readout(made)
