@@ -16,6 +16,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 _GRANULARITIES = ("row", "tensor", "mx", "nv", "g128", "g64", "g32", "g16")
+_UNDECLARED_FORMATS = ("e4m3fn", "e4m3fnuz", "e5m2", "int8", "e2m1")
 _FIRST = "activation rule"      # the purpose of the first activation that a case multiplies
 _OTHER_ROUNDINGS = (Rounding.TOWARD_ZERO, Rounding.DOWN, Rounding.NEAREST_AWAY)
 
@@ -83,6 +84,34 @@ def _by_another_rounding(implementation: Implementation, operands: Operands, x: 
         summary=f"the activation is quantized to {rule.scheme} with rounding {rule.rounding.value}, not to the "
                 f"nearest. If"
         " that is meant, declare it (`activation_rule`)",
+    )
+
+
+def undeclared_rule(implementation: Implementation, operands: Operands, purpose: object) -> Verdict | None:
+    """Return the verdict if a wrong product is right for an activation that was quantized, which nothing declares.
+
+    `purpose` names the activation whose product was wrong.
+    """
+    if operands.rule is not None:
+        return None
+    x = operands.activation(purpose)
+    y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
+    tried: list[tuple[Comparison, ActivationRule]] = []
+    for fmt in _UNDECLARED_FORMATS:
+        for granularity in _GRANULARITIES:
+            operands.rule = ActivationRule(scheme_named(f"{fmt}-{granularity}").name)
+            tried.append((compare(y, operands.reference(x, implementation)), operands.rule))
+    operands.rule = None
+    unrounded = compare(y, operands.reference(x, implementation))
+    best, rule = min(tried, key=lambda pair: pair[0].relative_error)
+    if not best.within or best.relative_error > unrounded.relative_error / 2:
+        return None
+    return Verdict(
+        status=Status.WRONG,
+        kind=Kind.ACTIVATION_QUANTIZED,
+        evidence={"activation_rule": str(rule), "relative_error": repr(unrounded.relative_error)},
+        summary=f"the activation is quantized to {rule}, where {operands.case.scheme} multiplies 16-bit activations: "
+                f"declare it (`activation_rule`), or take the scheme {operands.case.scheme}+{rule.scheme}",
     )
 
 

@@ -277,6 +277,13 @@ class Kind(StrEnum):
         "The activation is quantized under the scale of the first call, or of the one that was captured.",
     )
 
+    ACTIVATION_QUANTIZED = (
+        "activation_quantized", Group.ACTIVATIONS, Stage.CONTRACT,
+        "quantizes activations without saying so",
+        "The product is that of an activation rounded to a few bits, which neither the scheme nor the implementation "
+        "declares.",
+    )
+
     NONFINITE_SPREADS = (
         "nonfinite_spreads", Group.ACTIVATIONS, Stage.CONTRACT,
         "lets NaN of one token reach others",

@@ -169,7 +169,9 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
         comparison, verdict = correctness.check_calls(implementation, operands, examination=examination)
         result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
         if verdict is not None and verdict.kind in (None, Kind.NOT_REPEATABLE):
-            verdict = activation_rules.stale_scale(implementation, operands, verdict.evidence["call"]) or verdict
+            call = verdict.evidence["call"]
+            verdict = (activation_rules.stale_scale(implementation, operands, call)
+                       or activation_rules.undeclared_rule(implementation, operands, call) or verdict)
     if verdict is None and contents_of(operands.case.workload) is WeightContents.VALUES:
         verdict = nonfinite_rows.check_nonfinite_rows(implementation, operands)
     if verdict is None:

@@ -123,3 +123,21 @@ def test_the_bound_of_a_declared_rule_is_no_wider_than_without_one() -> None:
         * 0.9,
         declared,
     ).within
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "e5m2-row"])
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4"])
+def test_a_weight_only_product_of_a_quantized_activation_is_named(rule: str, scheme: str) -> None:
+    implementation = Quantizing(rule)
+    verdict = activation_rules.undeclared_rule(implementation, operands_for(implementation, scheme), 0)
+    assert verdict.kind is Kind.ACTIVATION_QUANTIZED and verdict.evidence["activation_rule"] == rule
+    assert f"take the scheme {scheme}+{rule}" in verdict.summary
+
+
+def test_a_product_that_is_wrong_otherwise_is_not_taken_for_a_quantized_activation() -> None:
+    class Scaled(Quantizing):
+        def matmul(self, x, weight):
+            return (x.float() @ weight.dequantize().T * 1.06).to(x.dtype)
+
+    implementation = Scaled("e4m3fn-row")
+    assert activation_rules.undeclared_rule(implementation, operands_for(implementation, "e4m3fn-row"), 0) is None
