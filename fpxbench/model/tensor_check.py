@@ -14,7 +14,7 @@ from torch import Tensor
 from fpxbench.model.tensor_operations import OPERATIONS, K, N
 
 
-class Outcome(StrEnum):
+class OperationOutcome(StrEnum):
     """How an operation ended."""
 
     OK = "ok"
@@ -37,11 +37,11 @@ class OperationResult(BaseModel):
     tensor: str
     operation: str
     needed_by: str = ""
-    outcome: Outcome
+    outcome: OperationOutcome
     message: str = ""
 
 
-class Request(BaseModel):
+class OperationRequest(BaseModel):
     """Which operation, on which class: a name of `CLASSES`, or ``package.module:factory``."""
 
     tensor: str
@@ -122,7 +122,7 @@ def plain_of(tensor: Tensor) -> Tensor:
     return tensor.dequantize().float()
 
 
-def check(request: Request) -> OperationResult:
+def check(request: OperationRequest) -> OperationResult:
     """Run one operation. Raises ValueError for a class or an operation that is not there."""
     if request.operation not in OPERATIONS:
         raise ValueError(f"no operation {request.operation!r}: one of {', '.join(OPERATIONS)}")
@@ -138,10 +138,10 @@ def check(request: Request) -> OperationResult:
         tensor = make((torch.randn(N, K, generator=generator) * sizes).to(torch.bfloat16))
         plain = plain_of(tensor)
     except ImportError as error:
-        return OperationResult(**common, outcome=Outcome.MISSING, message=str(error)[:300])
+        return OperationResult(**common, outcome=OperationOutcome.MISSING, message=str(error)[:300])
     if tuple(tensor.shape) != (N, K):
         # Users of such a class must go through its own module, so none of the operations is open to them.
-        return OperationResult(**common, outcome=Outcome.REFUSED,
+        return OperationResult(**common, outcome=OperationOutcome.REFUSED,
                                message=f"a weight [{N}, {K}] has the shape of its bytes, {list(tensor.shape)}")
     try:
         got, expected = chosen.run(tensor, plain.to(torch.bfloat16))
@@ -152,12 +152,13 @@ def check(request: Request) -> OperationResult:
             or "not supported" in str(error).lower()
         )
         message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        return OperationResult(**common, outcome=Outcome.REFUSED if refused else Outcome.ERROR, message=message[:400])
+        outcome = OperationOutcome.REFUSED if refused else OperationOutcome.ERROR
+        return OperationResult(**common, outcome=outcome, message=message[:400])
     difference = _difference(got, expected)
     if difference:
-        return OperationResult(**common, outcome=Outcome.WRONG, message=difference)
+        return OperationResult(**common, outcome=OperationOutcome.WRONG, message=difference)
     lost = chosen.stays_quantized and type(got) in (Tensor, torch.nn.Parameter) and type(tensor) is not Tensor
-    return OperationResult(**common, outcome=Outcome.PLAIN if lost else Outcome.OK)
+    return OperationResult(**common, outcome=OperationOutcome.PLAIN if lost else OperationOutcome.OK)
 
 
 def _difference(got: Any, expected: Any) -> str:

@@ -28,7 +28,7 @@ Results = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
-class Operation:
+class TensorOperation:
     """One thing that users do: its name, who needs it, and how it is done."""
 
     name: str
@@ -38,7 +38,7 @@ class Operation:
     """The result is to be a tensor of the class, and not of plain numbers."""
 
 
-OPERATIONS: dict[str, Operation] = {}
+OPERATIONS: dict[str, TensorOperation] = {}
 
 
 Run = Callable[[Tensor, Tensor], Results]
@@ -47,7 +47,7 @@ Run = Callable[[Tensor, Tensor], Results]
 def operation(name: str, needed_by: str, *, stays_quantized: bool = False) -> Callable[[Run], Run]:
     """Register a function as an operation."""
     def register(run: Run) -> Run:
-        OPERATIONS[name] = Operation(name, needed_by, run, stays_quantized)
+        OPERATIONS[name] = TensorOperation(name, needed_by, run, stays_quantized)
         return run
     return register
 

@@ -36,7 +36,7 @@ class Conditions:
     timeout_s: float = 180.0
 
 
-class Bench(AbstractContextManager):
+class CaseRunner(AbstractContextManager):
     """Runs cases on several builds. Each environment is made when it is first needed and kept until the end."""
 
     def __init__(self, builds: Builds, conditions: Conditions) -> None:

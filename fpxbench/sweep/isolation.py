@@ -130,7 +130,7 @@ class Isolation:
         """
         self._calls += 1
         base = Path(self._folder.name) / str(self._calls)
-        request = worker.Request(target=target, arguments=to_jsonable_python(list(arguments)))
+        request = worker.CallRequest(target=target, arguments=to_jsonable_python(list(arguments)))
         base.with_suffix(".request").write_text(request.model_dump_json(), encoding="utf-8")
         log = base.with_suffix(".log")
         log.touch(mode=0o600)

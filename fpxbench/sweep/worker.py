@@ -34,7 +34,7 @@ MISTAKES = (ValueError, FileNotFoundError)
 """What a function raises for a request that its user has to correct."""
 
 
-class Request(BaseModel):
+class CallRequest(BaseModel):
     """A call: ``module:function`` and its positional arguments."""
 
     target: str
@@ -69,7 +69,7 @@ def serve(connection: Connection, folder: str) -> None:
 
 def _reply(request: bytes) -> Reply:
     try:
-        call = Request.model_validate_json(request)
+        call = CallRequest.model_validate_json(request)
         function = _function(call.target)
         hints = get_type_hints(function)
         names = list(inspect.signature(function).parameters)

@@ -26,7 +26,7 @@ from fpxbench.targets.operations import CONVERTED_BY_A_THREAD, TRITON_DTYPES, Pr
 from fpxbench.targets.ptx_execution import decoded_table
 from fpxbench.targets.ptx_instructions import Miscompiled
 from fpxbench.targets.ptx_parser import Unmodelled
-from fpxbench.targets.store_check import Store, own_store, store_fault
+from fpxbench.targets.store_check import QuantizeStore, own_store, store_fault
 
 _FLOATS = {"bf16": BF16, "fp16": FP16, "fp32": FP32}
 _CHANGES_A_NUMBER = re.compile(r"\bv_(?:pk_|dual_)?(?:mul|fma|fmac|add|sub|ldexp|cmp|cndmask|max|min)_\w*")
@@ -243,7 +243,7 @@ def _store_fault(spec: ProbeSpec, arguments: list, config: dict) -> tuple[Kind |
     names = tuple(next(iter(argument)) if isinstance(argument, dict) else argument for argument in arguments)
     if set(strides) != {"out", "transposed"}:
         raise Unmodelled(f"a kernel that stores {', '.join(strides) or 'nothing'}")
-    store = Store(spec.options["rows"], spec.options["columns"], names, strides["out"], strides["transposed"])
+    store = QuantizeStore(spec.options["rows"], spec.options["columns"], names, strides["out"], strides["transposed"])
     try:
         return store_fault(_body(config["metadata"]["assembly"]), spec.format, store, config.get("YBLOCK", 1),
                            config["XBLOCK"], 32 * config["num_warps"])

@@ -17,8 +17,8 @@ from fpxbench.targets import cell_outcomes, engine
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.matrix import (
     CellOutcome,
+    CompilingMachine,
     KernelMetrics,
-    Machine,
     Matrix,
     OperationSummary,
     Probe,
@@ -133,7 +133,7 @@ def assemble(results: Sequence[BuildOutcomes], probes: Sequence[ProbeSpec],
     )
 
 
-def this_machine() -> Machine:
+def this_machine() -> CompilingMachine:
     """Return the machine that compiles, without its name."""
     processor = platform.machine()
     try:
@@ -142,7 +142,9 @@ def this_machine() -> Machine:
                              processor)
     except OSError:
         pass        # only Linux has this file; the architecture remains
-    return Machine(system=f"{platform.system()} {platform.machine()}", processor=processor, cores=os.cpu_count() or 1)
+    return CompilingMachine(
+        system=f"{platform.system()} {platform.machine()}", processor=processor, cores=os.cpu_count() or 1
+    )
 
 
 def _order(triton: str) -> tuple[int, Version | str]:

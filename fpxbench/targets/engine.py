@@ -63,7 +63,7 @@ def compile_cells(
 
     Raises UnusableTriton for a build that cannot be imported.
     """
-    with _Child(build, jobs or os.cpu_count() or 1, timeout_s) as child:
+    with _Compiler(build, jobs or os.cpu_count() or 1, timeout_s) as child:
         about = child.about
         answers = Answers(about["triton"], hashlib.sha256(about["key"].encode()).hexdigest(), about["python"],
                           about["torch"],
@@ -90,7 +90,7 @@ def compile_cells(
 
 
 def _answered(
-    requests: dict[Any, Request], child: _Child, known: _AnswerCache, answers: Answers, one_more: Callable[[], None]
+    requests: dict[Any, Request], child: _Compiler, known: _AnswerCache, answers: Answers, one_more: Callable[[], None]
 ) -> Iterator[tuple[Any, Answer]]:
     """Yield answers by the requests' keys: cached ones first, then the others as they arrive."""
     names = {key: known.name(request) for key, request in requests.items()}
@@ -124,7 +124,7 @@ def _not_known(copied: Answer) -> str | None:
     return (copied.get("raised") or ["", log])[1].strip()[-400:] or "a plain copy does not compile"
 
 
-class _Child:
+class _Compiler:
     """The warm process of a build, as a context that ends it."""
 
     def __init__(self, build: TritonInstall, jobs: int, timeout_s: float) -> None:
@@ -132,7 +132,7 @@ class _Child:
         self._settings = {"jobs": jobs, "timeout_s": timeout_s}
         self.linker = _linker()
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> _Compiler:
         self._errors = tempfile.TemporaryFile()
         environment = self._build.environment | {"TRITON_DEFAULT_FP_FUSION": "1"}    # 3.10 changes the default
         if self.linker:

@@ -112,7 +112,7 @@ class TritonBuild(_Model):
     """Why there are no outcomes of this build; empty if there are."""
 
 
-class Machine(_Model):
+class CompilingMachine(_Model):
     """The machine that compiled; it needs no GPU."""
 
     system: str
@@ -139,7 +139,7 @@ class Matrix(_Model):
     generator: str
     """``fpxbench 0.1.0``."""
     generated: datetime
-    machine: Machine
+    machine: CompilingMachine
     builds: list[TritonBuild]
     architectures: list[Architecture]
     operations: list[OperationSummary]

@@ -24,7 +24,7 @@ _STARTS = {"x": GLOBAL, "s": 2 * GLOBAL, "out": 3 * GLOBAL, "transposed": 4 * GL
 
 
 @dataclass(frozen=True)
-class Store:
+class QuantizeStore:
     """How a kernel ``codes[row, column] = x[row, column] * s[row]`` is called."""
 
     rows: int
@@ -52,9 +52,9 @@ class Store:
                 yield (y, x) if ynumel == self.rows else (x, y)
 
 
-def own_store(rows: int, columns: int) -> Store:
+def own_store(rows: int, columns: int) -> QuantizeStore:
     """Return how the kernel of ``child/kernels.py`` is called."""
-    return Store(rows, columns, ("x", "s", "out", "transposed", rows, columns), columns, rows)
+    return QuantizeStore(rows, columns, ("x", "s", "out", "transposed", rows, columns), columns, rows)
 
 
 def code_at(fmt: Format, row: int, column: int, columns: int) -> int:
@@ -82,7 +82,7 @@ class _Tensors(Memory):
         return super().read(address, size)
 
 
-def _inputs(fmt: Format, store: Store) -> _Tensors:
+def _inputs(fmt: Format, store: QuantizeStore) -> _Tensors:
     def scale(row: int) -> float:
         return 2.0 ** (row % 3 - 1)
 
@@ -99,7 +99,9 @@ def _inputs(fmt: Format, store: Store) -> _Tensors:
 
 
 @lru_cache(maxsize=1024)
-def store_fault(ptx: str, format_name: str, store: Store, yblock: int, xblock: int, threads: int) -> Fault | None:
+def store_fault(
+    ptx: str, format_name: str, store: QuantizeStore, yblock: int, xblock: int, threads: int
+) -> Fault | None:
     """Return what is wrong with the codes of the first and the last tile, or None. Raises Unmodelled, and
     Miscompiled.
     """
@@ -116,7 +118,7 @@ def store_fault(ptx: str, format_name: str, store: Store, yblock: int, xblock: i
     return None
 
 
-def _fault(fmt: Format, store: Store, memory: Memory, elements: list[tuple[int, int]]) -> Fault | None:
+def _fault(fmt: Format, store: QuantizeStore, memory: Memory, elements: list[tuple[int, int]]) -> Fault | None:
     written = {address: code for address, code in memory.bytes_.items() if address >= _STARTS["out"]}
     right = [code_at(fmt, row, column, store.columns) for row, column in elements]
     places = {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
 from fpxbench.checking import effects, timing, traffic
-from fpxbench.checking.effects import Effects, Kernel
+from fpxbench.checking.effects import Effects, KernelLaunch
 from fpxbench.checking.inputs import make_weight
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.timing import Samples
@@ -100,7 +100,7 @@ def figures(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0
     """Times, traffic and flags of a case that took `us`."""
     samples = Samples([us * (1 + spread * (i % 3 - 1)) / 1e6 for i in range(12)], [100e-6] * 12, beyond_cache)
     times = timing.summarized(samples, seed=0)
-    seen = Effects([Kernel("aten::mm", us / kernels)] * kernels, peak_bytes)
+    seen = Effects([KernelLaunch("aten::mm", us / kernels)] * kernels, peak_bytes)
     moved = traffic.traffic_of(held, seen, times.median_us / 1e6, read_gb_per_s)
     return times, moved, traffic.flags(held, times, moved, beyond_cache)
 
@@ -138,7 +138,7 @@ def test_a_dense_product_is_never_unfused():
 
 
 def test_a_kernel_too_short_to_matter_is_not_held_against_a_case():
-    seen = Effects([Kernel("aten::mm", 100.0), Kernel("aten::copy_", 1.0)], 0)
+    seen = Effects([KernelLaunch("aten::mm", 100.0), KernelLaunch("aten::copy_", 1.0)], 0)
     assert seen.heavy_kernels == 1
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fpxbench.checkpoint.conventions import tiled_order
 from fpxbench.checkpoint.conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
-from fpxbench.checkpoint.examination import Request, examine
+from fpxbench.checkpoint.examination import CheckpointRequest, examine
 from fpxbench.checkpoint.folder import open_checkpoint
 from fpxbench.checkpoint.layers import quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
@@ -89,7 +89,7 @@ def wrong(report):
 
 @pytest.mark.parametrize("dialect", SCHEMES)
 def test_a_right_checkpoint_has_no_problem_in_any_dialect(tmp_path, dialect):
-    report = examine(Request(path=str(written(tmp_path, model(dialect), method_of(dialect))), deep=True))
+    report = examine(CheckpointRequest(path=str(written(tmp_path, model(dialect), method_of(dialect))), deep=True))
     assert wrong(report) == []
     assert {layer.scheme for layer in report.layers} == {SCHEMES[dialect].removesuffix(".rceil")}
     assert len(report.layers) == report.read == LAYERS and report.plain == {"BF16": 2 * N * K}
@@ -151,7 +151,7 @@ def test_a_fault_is_found_and_named(tmp_path, fault):
     dialect, suffix, change, says = FAULTS[fault]
     tensors = model(dialect)
     tensors |= each({name: tensor for name, tensor in tensors.items() if "up_proj" in name}, suffix, change)
-    found = wrong(examine(Request(path=str(written(tmp_path, tensors, method_of(dialect))), deep=True)))
+    found = wrong(examine(CheckpointRequest(path=str(written(tmp_path, tensors, method_of(dialect))), deep=True)))
     assert any(says in problem for problem in found), found
     # A file of NaN codes is both: what they are, and what they would be in the other format.
     assert len(
@@ -163,7 +163,7 @@ def test_a_fault_is_found_and_named(tmp_path, fault):
 
 @pytest.mark.parametrize("rounding", ["mxfp4", "mxfp4.ceil", "mxfp4.even", "mxfp4.rceil"])
 def test_the_quantizers_rounding_of_scales_is_told_from_the_codes(tmp_path, rounding):
-    report = examine(Request(path=str(written(tmp_path, model("gpt-oss", rounding), "mxfp4")), deep=True))
+    report = examine(CheckpointRequest(path=str(written(tmp_path, model("gpt-oss", rounding), "mxfp4")), deep=True))
     assert wrong(report) == []
     said = {
         found.read_as
@@ -178,7 +178,7 @@ def test_a_missing_and_a_stray_scale_are_problems(tmp_path):
     tensors = model("quark-fp8")
     del tensors["model.layers.1.mlp.up_proj.weight_scale"]
     tensors["model.layers.9.mlp.up_proj.weight_scale"] = torch.ones(4)
-    report = examine(Request(path=str(written(tmp_path, tensors, "quark"))))
+    report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "quark"))))
     assert "model.layers.1.mlp.up_proj.weight holds F8_E4M3 and no scale belongs to it" in report.problems
     assert "model.layers.9.mlp.up_proj.weight_scale is a scale and no codes belong to it" in report.problems
     assert len(report.layers) == LAYERS - 1
@@ -192,7 +192,7 @@ def test_fused_layers_with_different_global_scales_are_a_problem(tmp_path):
         if "layers.0.mlp" in name
     }
     tensors["model.layers.0.mlp.gate_proj.weight_scale_2"] = tensors["model.layers.0.mlp.up_proj.weight_scale_2"] * 1.5
-    report = examine(Request(path=str(written(tmp_path, tensors, "modelopt"))))
+    report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "modelopt"))))
     assert any(
         "model.layers.0.mlp: global scales of layers that are fused differ" in problem for problem in report.problems
     )
@@ -206,7 +206,8 @@ def test_against_the_original_the_worst_layers_come_first_with_the_quantizer_tha
     tensors = model("modelopt-mxfp4")
     spoilt = "model.layers.2.mlp.up_proj.weight"
     tensors[spoilt] = tensors[spoilt].flip(0)
-    report = examine(Request(path=str(written(tmp_path, tensors, "quark")), against=str(tmp_path / "original")))
+    path = str(written(tmp_path, tensors, "quark"))
+    report = examine(CheckpointRequest(path=path, against=str(tmp_path / "original")))
     assert report.layers[0].name == "model.layers.2.mlp.up_proj" and report.layers[0].sqnr_db < 0
     assert report.layers[0].explained_by == ""
     for layer in report.layers[1:]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fpxbench.cli import app
 from fpxbench.model.float_tensor import FloatTensor, sliced
 from fpxbench.model.operator import resolve
-from fpxbench.model.tensor_check import CLASSES, Outcome, Request, check
+from fpxbench.model.tensor_check import CLASSES, OperationOutcome, OperationRequest, check
 from fpxbench.model.tensor_operations import OPERATIONS
 from fpxbench.numbers.scheme import scheme_named
 
@@ -25,10 +25,10 @@ ALONG_K = {"slice columns", "cat along K", "narrow columns and copy_"}
 @pytest.mark.parametrize("tensor", OURS)
 def test_every_operation_is_right_or_refused_with_the_way_out(tensor):
     for operation in OPERATIONS:
-        result = check(Request(tensor=tensor, operation=operation))
-        expected = Outcome.REFUSED if operation in ALONG_K else Outcome.OK
+        result = check(OperationRequest(tensor=tensor, operation=operation))
+        expected = OperationOutcome.REFUSED if operation in ALONG_K else OperationOutcome.OK
         assert result.outcome is expected, (operation, result)
-        assert expected is Outcome.OK or "cut" in result.message
+        assert expected is OperationOutcome.OK or "cut" in result.message
 
 
 @pytest.mark.parametrize("scheme", [
@@ -151,14 +151,16 @@ def forgetful(values):
 
 def test_a_class_that_loses_what_is_copied_into_a_part_of_it_is_wrong():
     assert (
-        check(Request(tensor="test_float_tensor:forgetful", operation="narrow rows and copy_")).outcome is Outcome.WRONG
+        check(OperationRequest(tensor="test_float_tensor:forgetful", operation="narrow rows and copy_")).outcome
+        is OperationOutcome.WRONG
     )
-    assert check(Request(tensor="FloatTensor mxfp4", operation="narrow rows and copy_")).outcome is Outcome.OK
+    right = check(OperationRequest(tensor="FloatTensor mxfp4", operation="narrow rows and copy_"))
+    assert right.outcome is OperationOutcome.OK
 
 
 def test_torchaos_mx_tensor_loses_columns_that_are_copied_into_it():
-    result = check(Request(tensor="torchao MXTensor", operation="narrow columns and copy_"))
-    assert result.outcome is Outcome.WRONG and "differs by up to" in result.message
+    result = check(OperationRequest(tensor="torchao MXTensor", operation="narrow columns and copy_"))
+    assert result.outcome is OperationOutcome.WRONG and "differs by up to" in result.message
 
 
 def test_the_command_shows_a_table_and_a_crash_ends_no_other_operation(monkeypatch, tmp_path):

@@ -54,7 +54,7 @@ class Benchmarks:
         except ValidationError as error:
             raise pytest.UsageError(f"--benchmark: {error}") from None
         self.plan = Plan(device="", cases=[])
-        self.ended: dict[Group, list[tuple[str, TrialResult]]] = defaultdict(list)
+        self.ended: dict[BenchmarkGroup, list[tuple[str, TrialResult]]] = defaultdict(list)
         """By group, what was timed and what is broken: the implementation, and what became of it."""
         self.untimed: dict[tuple[str, str], int] = defaultdict(int)
         """Right cases without a time, by implementation and reason."""
@@ -202,10 +202,10 @@ class CaseFile(pytest.File):
         for name, cases in groups.items():
             if [case.implementation for case in cases] == [BASELINE]:
                 continue    # alone it is compared with nothing, and it stands in every other group
-            yield Group.from_parent(self, name=name, benchmarks=self.benchmarks, cases=cases)
+            yield BenchmarkGroup.from_parent(self, name=name, benchmarks=self.benchmarks, cases=cases)
 
 
-class Group(pytest.Collector):
+class BenchmarkGroup(pytest.Collector):
     """What is compared: the implementations of one scheme on one layer, behind the dense baseline."""
 
     def __init__(self, *, benchmarks: Benchmarks, cases: list[Case], **node: Any) -> None:
@@ -238,7 +238,7 @@ class Group(pytest.Collector):
 class CaseItem(pytest.Function):
     """One implementation in a group."""
 
-    parent: Group
+    parent: BenchmarkGroup
 
     def __init__(self, *, case: Case, **node: Any) -> None:
         super().__init__(**node)
@@ -276,7 +276,7 @@ def device_clock() -> float:
 
 def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
     item: CaseItem = request.node
-    group: Group = item.parent
+    group: BenchmarkGroup = item.parent
     case, benchmarks = item.case, group.benchmarks
     result = benchmarks.check(case)
     _require_ok(item, result)
