@@ -21,7 +21,16 @@ from fpxbench.reports.targets.support_build import build_diffs
 from fpxbench.reports.targets.support_row import Scripts, row_detail
 from fpxbench.reports.targets.support_table import SHIPPED, Gpu, SupportMatrix, chosen_matrix
 from fpxbench.targets.architectures import ARCHITECTURES, Architecture
-from fpxbench.targets.matrix import CellOutcome, Machine, Matrix, OperationSummary, Probe, Run, TritonBuild, read_matrix
+from fpxbench.targets.matrix import (
+    CellOutcome,
+    CompilingMachine,
+    Matrix,
+    OperationSummary,
+    Probe,
+    Run,
+    TritonBuild,
+    read_matrix,
+)
 from fpxbench.targets.operations import probes_like
 from fpxbench.targets.reproduction import newest_failure, script
 
@@ -51,7 +60,7 @@ def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = 
         probes.append(Probe(id=f"decode/e4m3fnuz/{detail}", operation="decode", format="e4m3fnuz",
                             cells={"sm_90": runs}))
     fields = {
-        "generator": "fpxbench", "generated": NEWER, "machine": Machine(system="Linux", processor="one", cores=2),
+        "generator": "fpxbench", "generated": NEWER, "machine": CompilingMachine(system="Linux", processor="one", cores=2),
         "builds": [TritonBuild(triton=version) for version in versions], "architectures": [ARCHITECTURES["sm_90"]],
         "operations": [OperationSummary(name="decode", title="decode", about="an fp8 dtype to a float")],
         "outcomes": outcomes, "probes": probes,
@@ -318,7 +327,7 @@ def test_rows_whose_names_make_the_same_file_get_pages_of_their_own() -> None:
 def test_nothing_in_a_matrix_becomes_markup(tmp_path: Path) -> None:
     hostile = CellOutcome(status=Status.WRONG, cause=PAYLOAD, message=PAYLOAD, signal=PAYLOAD, check="table")
     matrix = matrix_of(
-        machine=Machine(system=PAYLOAD, processor=PAYLOAD, cores=1), versions=("3.0.0", PAYLOAD),
+        machine=CompilingMachine(system=PAYLOAD, processor=PAYLOAD, cores=1), versions=("3.0.0", PAYLOAD),
         builds=[TritonBuild(triton=name, linker=PAYLOAD, python=PAYLOAD) for name in ("3.0.0", PAYLOAD)],
         architectures=[Architecture(name=PAYLOAD, generation=PAYLOAD, cards=PAYLOAD)],
         operations=[OperationSummary(name=PAYLOAD, title=PAYLOAD, about=PAYLOAD)], outcomes=[hostile, OK],
