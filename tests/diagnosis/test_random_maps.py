@@ -1,0 +1,112 @@
+"""Maps that no hypothesis was written for: random functions of scales, random orders of scales and codes.
+
+A diagnosis states the kind of map and its structure, or that it cannot tell; it never names another fault.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fault_injection import Faulty
+
+from fpxbench.diagnosis.blackbox.inspection import InspectRequest
+from fpxbench.diagnosis.blackbox.inspector import inspect_implementation
+from fpxbench.diagnosis.index_map import IndexMap, axis_rule, bit_rule
+from fpxbench.records.kinds import Kind
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FUNCTIONS = {Kind.SCALE_MISREAD, Kind.SCALE_NARROWED, Kind.SCALE_ENDS_LOST, Kind.SCALE_BITS_AS_VALUE, Kind.SCALED}
+PLACES = {Kind.SCALE_PERMUTED, Kind.SCALE_SHARED, Kind.BLOCK_OFF_BY_ONE, Kind.SCALE_SWIZZLED, Kind.SCALE_TRANSPOSED}
+ORDERS = {Kind.CODE_PERMUTED, Kind.PLANE_SWAP, Kind.NIBBLE_SWAP}
+
+
+def inspected(scheme: str, *, n: int = 32, k: int = 128, **reading):
+    request = InspectRequest(subject="random", scheme=scheme, n=n, k=k, m=32, device="cpu", seed=1)
+    return inspect_implementation(Faulty(reading), request)
+
+
+def random_function(rng: np.random.Generator):
+    """A table of 256 factors, right in places: shuffled, scaled in runs, or of random powers of two."""
+    table = np.array([2.0 ** (code - 127) for code in range(255)] + [np.nan])
+    choice = rng.integers(3)
+    if choice == 0:
+        some = rng.choice(255, 40, replace=False)
+        table[some] = table[rng.permutation(some)]
+    elif choice == 1:
+        first = int(rng.integers(20, 120))
+        table[first:first + 60] *= 2.0 ** float(rng.integers(1, 4))
+    else:
+        table[:255] = 2.0 ** rng.integers(-20, 20, 255).astype(float)
+    return lambda stored: table[stored]
+
+
+def check(found, allowed: set[Kind]) -> bool:
+    """Return whether the map was named; fail for another fault's name."""
+    kinds = set(found.kinds)
+    assert not found.right
+    assert kinds <= allowed | {Kind.INACCURATE, Kind.GIBBERISH}, (kinds, found.verdict.summary)
+    return bool(kinds & allowed)
+
+
+def counted(count: int, seed: int) -> tuple[int, int]:
+    """Return how many of so many random maps are named, and how many there were."""
+    rng = np.random.default_rng(seed)
+    named = tried = 0
+    for number in range(count):
+        scheme, blocks = (("mxfp4", 4), ("nvfp4", 8), ("e4m3fn-g32", 4))[number % 3]
+        if number % 4 == 0:
+            found, allowed = inspected("mxfp4", function=random_function(rng)), FUNCTIONS
+        elif number % 4 == 1:
+            found, allowed = inspected(scheme, row_map=rng.permutation(32)), PLACES
+        elif number % 4 == 2:
+            order = np.roll(np.arange(blocks), int(rng.integers(1, blocks))) if rng.integers(2) else rng.permutation(blocks)
+            if (order == np.arange(blocks)).all():
+                continue
+            found, allowed = inspected(scheme, block_map=order), PLACES
+        else:
+            found, allowed = inspected(scheme, column_map=rng.permutation(128)), ORDERS
+        tried += 1
+        named += check(found, allowed)
+    return named, tried
+
+
+def test_random_maps_are_named_by_their_kind_and_never_by_another_fault() -> None:
+    named, tried = counted(12, seed=3)
+    assert named == tried
+
+
+@pytest.mark.slow       # 5 minutes
+def test_of_200_random_maps_at_least_198_are_named_and_none_by_another_fault() -> None:
+    named, tried = counted(200, seed=4)
+    assert named >= 0.99 * tried
+
+
+def test_the_structure_of_a_permutation_within_a_tile_is_stated() -> None:
+    row = np.arange(32)
+    found = inspected("mxfp4", row_map=8 * (row % 2) + row % 16 // 2 + row // 16 * 16)
+    assert found.kinds == [Kind.SCALE_PERMUTED]
+    assert "row r is that of row 8 * (r mod 2) + (r mod 16) div 2 of its 16" in found.verdict.summary
+
+
+@pytest.mark.parametrize("rule", [
+    lambda i: i ^ 3, lambda i: (i + 5) % 32, lambda i: 31 - i, lambda i: i // 4 * 4, lambda i: i // 2, lambda i: (i + 2).clamp(max=31),
+    lambda i: i // 8 * 8 + 2 * (i % 4) + i % 8 // 4,
+])
+def test_a_rule_along_one_axis_is_true_of_every_position(rule) -> None:
+    position = torch.arange(32)
+    text = axis_rule(rule(position))
+    assert text is not None
+    expression = text.format(i="i").split(" of its")[0].replace(" div ", " // ").replace(" mod ", " % ").replace(" xor ", " ^ ")
+    if expression.startswith("(") and "[" in expression or "at most" in expression:
+        return      # a listed table, or a bound in words
+    base = position // 8 * 8 if "of its 8" in text else 0
+    assert torch.equal(eval(expression, {"i": position}) + base, rule(position))    # noqa: S307
+
+
+def test_no_rule_is_stated_of_a_random_permutation() -> None:
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    assert axis_rule(order) is None and bit_rule(order) is None
+    grid = torch.stack([order[:32], order[32:]])
+    assert IndexMap.from_flat(grid, 32, "row", "block").describe() is None
