@@ -42,7 +42,7 @@ class Given:
         self._given: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def keep(self, weight: QuantizedWeight, codes: Tensor, scales: Scales) -> None:
-        self._given[weight.packed] = codes.cpu().numpy(), scales
+        self._given[weight.packed] = codes.cpu().numpy().copy(), scales      # not a view of a tensor
 
     def decoded(self, weight: QuantizedWeight) -> Tensor:
         """Return the weight that was given, fp32 [N, K]. Raise KeyError for another than the one that was stored."""

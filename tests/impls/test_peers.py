@@ -91,6 +91,7 @@ def test_humming_is_given_the_oracles_codes_and_what_it_was_given_is_read_back(n
     assert not weight.has_codes
     oracle = scheme.dequantize(*scheme.quantize(original))
     assert (peer.dequantize(weight) - oracle).abs().max() <= 2**-8 * oracle.abs().max()      # bfloat16 scales of rows
+    assert peer._given._given[weight.packed][0].base is None, "host memory that PyTorch does not know of"
     copy = weight.clone()
     y = peer.matmul(torch.ones(2, 3, 128, dtype=torch.bfloat16), copy)
     assert y.shape == (2, 3, 64) and seen["weight"] is copy.packed and seen["scale"] is copy.scales

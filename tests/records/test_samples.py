@@ -5,6 +5,7 @@ from places import CHECKOUT
 
 from fpxbench.casts.cast_changes import CastSnapshot, changes
 from fpxbench.casts.cast_record import CastRecord
+from fpxbench.records.record import Flag
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
 
@@ -25,13 +26,16 @@ def test_no_time_without_a_right_answer_and_no_bandwidth_above_the_machines():
     assert max(record.traffic.roofline_fraction for record in timed) < 1.1
 
 
-def test_the_fused_kernel_is_one_kernel_on_a_gpu():
+def test_the_fused_kernel_is_one_kernel_on_a_gpu_up_to_8_tokens_and_never_unfused():
+    """From 9 tokens on, the activation is first put in order, by a kernel of its own; with split K sums are added up."""
     fused = [
         r
         for r in SAMPLES.read_all()[0]
         if r.timing and r.machine.kind == "cuda" and r.case.implementation == "triton_fused"
     ]
-    assert fused and {record.traffic.kernels_launched for record in fused} == {1}
+    assert {record.traffic.kernels_launched for record in fused if record.case.m <= 8} == {1}
+    assert {record.traffic.kernels_launched for record in fused if record.case.m > 8} <= {1, 2, 3}
+    assert not [record.case.id for record in fused if Flag.UNFUSED in record.flags]
 
 
 def test_what_changed_in_pytorchs_casts_from_2_11_to_2_15_shows_in_the_samples():
