@@ -1,5 +1,5 @@
 """How fast codes are made, read and packed, for asv: one round of measure_rows in `setup_cache`, and then a look-up for
-each figure.
+each metric.
 
 asv takes more for worse, so speeds are times here: `fpxbench codec` prints the same as speeds, of every format and
 layout.
@@ -38,7 +38,7 @@ BUDGET_S = 0.05
 # device.
 @silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
-    """Measure the rows; return their figures by row."""
+    """Measure the rows; return their metrics by row."""
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the child.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -49,11 +49,11 @@ def setup_cache() -> dict[str, dict]:
     for row in measured:
         if row.died:
             print(f"{row.row}: {row.died}", file=sys.stderr)
-    return {row.row: figures(row) for row in measured}
+    return {row.row: metrics_of(row) for row in measured}
 
 
-def figures(row: SpeedRow) -> dict[str, float]:
-    """What the benchmarks look up; NaN, which asv takes for skipped, where there is none."""
+def metrics_of(row: SpeedRow) -> dict[str, float]:
+    """Return what the benchmarks look up; NaN, which asv takes for skipped, where there is none."""
     own = row.timed.get(OWN)
     return {
         "time": own.per_element_s * 1e9 if own else math.nan,
@@ -75,11 +75,11 @@ def track_time(cache, row):
 
 @tracked("x", "row", [*ENCODED, *DECODED])
 def track_time_against_ml_dtypes(cache, row):
-    """Time over ml_dtypes', measured in turn with it: below 1 is faster."""
+    """Time over ml_dtypes', interleaved with it: below 1 is faster."""
     return cache[row]["against_ml_dtypes"]
 
 
 @tracked("x", "row", [*DECODED, *MOVED])
 def track_time_against_copy(cache, row):
-    """Time over that of a plain copy of as many bytes, measured in turn with it."""
+    """Time over that of a plain copy of as many bytes, interleaved with it."""
     return cache[row]["against_copy"]

@@ -2,7 +2,7 @@
 look-ups.
 
 asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are
-those of the table in docs/decision-rule.md, so that a figure moves only when the rule does.
+those of the table in docs/decision-rule.md, so that a metric moves only when the rule does.
 """
 
 from fpxbench.regressions import synthetic
@@ -22,17 +22,17 @@ BUILDS = 365
 @silent_for(1800)
 def setup_cache() -> dict[str, float]:
     """Run the evaluations; return their metrics by detector and series."""
-    figures = {}
+    metrics = {}
     for detector in DETECTORS:
         for name, (step, noise) in STEPS.items():
-            figures[f"{detector}/{name}"] = (
+            metrics[f"{detector}/{name}"] = (
                 1 - EvaluationRun(detector, SERIES, SEED, step=step, noise=noise).detection().within[-1]
             )
         for kind in synthetic.FLAT:
-            figures[f"{detector}/{kind}"] = (
+            metrics[f"{detector}/{kind}"] = (
                 EvaluationRun(detector, SERIES, SEED, kind=kind, builds=BUILDS).false_alarms().per_1000
             )
-    return figures
+    return metrics
 
 
 @tracked("1", "step", list(STEPS))

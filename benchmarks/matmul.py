@@ -1,6 +1,6 @@
-"""Low-bit matmul, case by case, for asv: one sweep in `setup_cache`, and then a look-up for each figure.
+"""Low-bit matmul, case by case, for asv: one sweep in `setup_cache`, and then a look-up for each metric.
 
-A figure that a case does not have (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv
+A metric that a case does not have (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv
 takes for "skipped": not a failure of the benchmark, and no point on its graph. What went wrong is `track_status`, and
 in the report.
 """
@@ -31,7 +31,7 @@ QUANTIZED = [case for case in CASES if case.split("/")[1] not in ("bf16", "fp16"
 # asv's limit is on silence, and the sweep reports elsewhere: it has limits of its own, on each case's duration.
 @silent_for(7 * 24 * 3600)
 def setup_cache() -> dict[str, dict]:
-    """Run the sweep; return its figures by case id."""
+    """Run the sweep; return its metrics by case id."""
     from fpxbench.sweep.run import main_sweep
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.
@@ -39,11 +39,11 @@ def setup_cache() -> dict[str, dict]:
     sweep = main_sweep(SETTINGS)
     if sweep.interrupted:
         sys.exit("interrupted")
-    return {record.case.id: figures(record) for record in sweep.records}
+    return {record.case.id: metrics_of(record) for record in sweep.records}
 
 
-def figures(record: Record) -> dict[str, object]:
-    """What the benchmarks look up, as asv can store it: finite numbers, NaN, or samples with their number."""
+def metrics_of(record: Record) -> dict[str, object]:
+    """Return what the benchmarks look up, as asv can store it: finite numbers, NaN, or samples with their number."""
     timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
     return {
         "latency": {"samples": [us * 1e-6 for us in timing.samples_us], "number": 1} if timing else math.nan,
@@ -60,8 +60,8 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _look_up(cache: dict[str, dict], case: str, figure: str):
-    return cache[case][figure] if case in cache else math.nan
+def _look_up(cache: dict[str, dict], case: str, metric: str):
+    return cache[case][metric] if case in cache else math.nan
 
 
 @tracked("seconds", "case", TIMED)
@@ -72,7 +72,7 @@ def track_latency(cache, case):
 
 @tracked("x", "case", TIMED)
 def track_speedup(cache, case):
-    """Speedup over the dense 16-bit product, measured in turn with it."""
+    """Speedup over the dense 16-bit product, interleaved with it."""
     return _look_up(cache, case, "speedup")
 
 

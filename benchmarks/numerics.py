@@ -1,4 +1,4 @@
-"""What casts do, conversion by conversion, for asv: one run in `setup_cache`, and then a look-up for each figure.
+"""What casts do, conversion by conversion, for asv: one run in `setup_cache`, and then a look-up for each metric.
 
 A build that changes a cast (E4M3FN's overflow from NaN to 448, in 2.12) is a step in the number of inputs that differ
 from a fixed reference. The profiles `smoke` and `quick` have what eager PyTorch does; `full` has every conversion.
@@ -35,7 +35,7 @@ except NoPyTorch:   # an environment that holds Triton alone: other benchmarks c
 # asv's limit is on silence, and the run reports elsewhere: it has limits of its own, on each batch's duration.
 @silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
-    """Check the conversions; return their figures by conversion id."""
+    """Check the conversions; return their metrics by conversion id."""
     from fpxbench.casts.cast_run import run_casts
 
     # asv passes Ctrl-C on as SIGTERM, and a second later as SIGKILL: time enough to end the children.

@@ -20,7 +20,7 @@ def silent_for(seconds: float) -> Callable:
 
 
 def tracked(unit: str, name: str, values: list[str], version: str = "1") -> Callable:
-    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is the figure's definition: raise it
+    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is the metric's definition: raise it
     only when old results no longer compare."""
 
     def mark(function):

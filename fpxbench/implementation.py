@@ -103,8 +103,8 @@ class Implementation:
     """Whether `matmul` quantizes its activation as a scheme with a ``+`` says (``e4m3fn-row+e4m3fn-row``). Schemes with
     one are refused for every other implementation."""
     scale_rule: ClassVar[str | None] = None
-    """The rule by which `quantize` chooses scales, if it is not the scheme's: a modifier of its scaling (``rceil``, ``div``,
-    ``bf16``), or ``shared`` for a tensor scale of several weights. Stored weights are judged by it."""
+    """The rule by which `quantize` chooses scales, if it is not the scheme's: a modifier of its scaling (``rceil``,
+    ``div``, ``bf16``), or ``shared`` for a tensor scale of several weights. Stored weights are judged by it."""
     accumulator: ClassVar[Accumulator] = FP32
     """What sums are kept in, if that is narrower than fp32. Results are judged by it."""
     supports_bias: ClassVar[bool] = False

@@ -94,8 +94,8 @@ class Pages:
     def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
                  broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],
                  support: SupportMatrix, models: Sequence[ModelPage] = ()) -> str:
-        """The first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest of each
-        machine, `older` counts the other sweeps."""
+        """Render the first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest
+        of each machine, `older` counts the other sweeps."""
         sections = {section: found for section in Section
                     if (found := [problem for problem in problems if problem.section is section])}
         return self._render(
@@ -108,20 +108,20 @@ class Pages:
 
     def sweep(self, sweep: SweepTable, problems: Sequence[ReportProblem], casts: CastSweep | None = None,
               tag: str = "") -> str:
-        """One machine and build: the matrix with filters, charts and every case. `casts` are this build's, which have a
-        page of their own; `tag` is its build's, which has one too if it has a place on the timeline."""
+        """Render one machine and build: the matrix with filters, charts and every case. `casts` are this build's, which
+        have a page of their own; `tag` is its build's, which has one too if it has a place on the timeline."""
         return self._render(
             "sweep.html", root="../../../", sweep=sweep, problems=problems, casts=casts, tag=tag,
             charts=_with_page(charts_of(sweep), ""))
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
                 older: int = 0) -> str:
-        """One machine and the builds measured on it, newest first; `older` counts those without a page."""
+        """Render one machine and the builds measured on it, newest first; `older` counts those without a page."""
         newest = sweeps[0] if sweeps else casts[0][0]
         return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older)
 
     def numerics(self, casts: CastSweep, changes: CastChanges | None, matrix: ConversionMatrix, has_sweep: bool) -> str:
-        """The casts of one machine and build: conversions by engine."""
+        """Render the casts of one machine and build: conversions by engine."""
         return self._render("numerics.html", root="../../../", casts=casts, changes=changes, matrix=matrix,
                             has_sweep=has_sweep)
 
@@ -132,27 +132,27 @@ class Pages:
         return self._render("models.html", root="../../../", page=page, tables=tables, has_machine=has_machine)
 
     def conversion(self, casts: CastSweep, row: ConversionRow) -> str:
-        """One conversion, its engines side by side."""
+        """Render one conversion, its engines side by side."""
         return self._render("conversion.html", root="../../../../", casts=casts, row=row)
 
     def support(self, support: SupportMatrix, diffs: Sequence[BuildDiff]) -> str:
-        """The support matrix of GPU architectures, with filters, and what miscompiles."""
+        """Render the support matrix of GPU architectures, with filters, and what miscompiles."""
         return self._render("support.html", root="../", support=support, build_diffs=diffs)
 
     def support_row(self, support: SupportMatrix, row: SupportRow, found: Sequence[ArchitectureDetail],
                     scripts: Scripts) -> str:
-        """One operation with one format on every architecture, build by build."""
+        """Render one operation with one format on every architecture, build by build."""
         return self._render("support_row.html", root="../", support=support, row=row, found=found, scripts=scripts,
                             checks=CHECKS, detail=detail,
                             needs_torch=row.operation.name in OPERATIONS and OPERATIONS[row.operation.name].needs_torch)
 
     def support_build(self, support: SupportMatrix, diff: BuildDiff) -> str:
-        """What one Triton build gained and lost."""
+        """Render what one Triton build gained and lost."""
         pages = {(row.operation.name, row.format): row.page for row in support.rows}
         return self._render("support_build.html", root="../", diff=diff, pages=pages)
 
     def case(self, sweep: SweepTable, row: CaseRow, record: Record) -> str:
-        """One case in full."""
+        """Render one case in full."""
         rivals = [other for other in sweep.rows if other.case.scheme == row.case.scheme
                   and other.case.layer == row.case.layer]
         return self._render(
@@ -163,24 +163,24 @@ class Pages:
         )
 
     def regressions(self, summary: RegressionSummary, troubles: Sequence[str]) -> str:
-        """Changes from build to build, by state; `troubles` are messages about the records behind them."""
+        """Render changes from build to build, by state; `troubles` are messages about the records behind them."""
         return self._render("regressions.html", root="", summary=summary, troubles=troubles[:MOST_BROKEN_LINES],
                             trouble_count=len(troubles))
 
     def series(self, series: SeriesPage) -> str:
-        """One case on one machine from build to build."""
+        """Render one case on one machine from build to build."""
         return self._render("history.html", root=ROOT, series=series, charts=_with_page(series.charts, None))
 
     def builds(self, builds: Sequence[BuildPage]) -> str:
-        """Every build, newest first, with counts of what it changed."""
+        """Render every build, newest first, with counts of what it changed."""
         return self._render("builds.html", root="", builds=builds[::-1])
 
     def build(self, build: BuildPage) -> str:
-        """What one build changed, on all machines."""
+        """Render what one build changed, on all machines."""
         return self._render("build.html", root="../", build=build)
 
     def about(self) -> str:
-        """The glossary."""
+        """Render the glossary."""
         return self._render("about.html", root="", schema=Record.SCHEMA)
 
     def _render(self, template: str, **values: Any) -> str:

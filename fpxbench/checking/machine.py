@@ -24,12 +24,12 @@ class NoDevice(ValueError):
 
 
 def slug(text: str) -> str:
-    """`text` as a name for files and links: ``nvidia-h100-80gb-hbm3``."""
+    """Return `text` as a name for files and links: ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unknown"
 
 
 def describe(device: str, name: str | None = None) -> Machine:
-    """The machine behind torch's `device` (``cpu`` or ``cuda``), bandwidth not yet measured.
+    """Return the machine behind torch's `device` (``cpu`` or ``cuda``), bandwidth not yet measured.
 
     `name` is what its records are filed under; by default the device's own name, so that give machines with the same
     device different names if they are to be told apart. Raises NoDevice where there is no such device.
@@ -75,12 +75,12 @@ def describe(device: str, name: str | None = None) -> Machine:
 
 
 def default_device() -> str:
-    """``cuda`` where PyTorch sees a GPU (NVIDIA's or AMD's), else ``cpu``."""
+    """Return ``cuda`` where PyTorch sees a GPU (NVIDIA's or AMD's), else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cpu_model() -> str:
-    """The processor as it calls itself, or its architecture."""
+    """Return the processor as it calls itself, or its architecture."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -89,7 +89,7 @@ def cpu_model() -> str:
 
 
 def cpu_cache_bytes() -> int:
-    """Size of the largest cache that the kernel lists for the first core."""
+    """Return the size of the largest cache that the kernel lists for the first core."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         match = re.fullmatch(r"(\d+)([KM])", file.read_text().strip())
@@ -114,7 +114,7 @@ def measured(device: str | None, name: str | None) -> Machine:
 def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
     """Read bandwidth in 1e9 bytes per second: the best of several ways to read a buffer far larger than the cache.
 
-    The best, because this is the ceiling that other figures are held against.
+    The best, because this is the ceiling that other bandwidths are compared with.
     """
     if device == "cpu":
         buffer = torch.ones(max(4 * cache_bytes, 256 << 20) // 4, dtype=torch.int32)

@@ -33,7 +33,7 @@ def pattern_name(pattern: int) -> str:
 
 @contextmanager
 def poisoned_memory(device: str, nbytes: int, pattern: int) -> Iterator[None]:
-    """Have new memory hold `pattern` while this is open: all of it on a CPU, an output of `nbytes` first on a GPU."""
+    """Make new memory hold `pattern` while this is open: all of it on a CPU, an output of `nbytes` first on a GPU."""
     if device != "cpu":
         fill_free_blocks(device, nbytes, pattern)
         yield

@@ -50,7 +50,7 @@ class Reference:
 
     @property
     def bound(self) -> float:
-        """The tolerance as one relative figure, Frobenius norms."""
+        """The tolerance as one relative number, in Frobenius norms."""
         return _ratio(self.tolerance.norm(), self.product.norm())
 
     def rows(self, count: int) -> Reference:

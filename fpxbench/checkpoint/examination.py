@@ -40,7 +40,7 @@ class Evidence(BaseModel):
     fits_better: str = ""
     """The other reading that the numbers favour; empty if they favour the one that the dialect says, or none."""
     sureness: float = 0.0
-    """Probability of the favoured reading against the other one, from 0.5 (no telling) to 1."""
+    """Probability of the favoured reading against the other one, from 0.5 (undecided) to 1."""
     message: str
 
 
@@ -205,8 +205,8 @@ def _shortened(problems: list[str], most: int = 20) -> list[str]:
 
 
 def plain_matrices(checkpoint: Checkpoint, k: int) -> list[str]:
-    """Names of unquantized matrices [*, k], other than embeddings and heads, which read the same inputs as a layer
-    does.
+    """Return the names of unquantized matrices [*, k], other than embeddings and heads, which read the same inputs as a
+    layer does.
     """
     return [name for name, tensor in checkpoint.tensors.items()
             if tensor.dtype in FLOATS and len(tensor.shape) == 2 and tensor.shape[1] == k and name.endswith(".weight")

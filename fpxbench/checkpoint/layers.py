@@ -108,7 +108,7 @@ def quantized_layers(checkpoint: Checkpoint) -> list[QuantizedLayer]:
 
 
 def declared_methods(checkpoint: Checkpoint) -> frozenset[str]:
-    """What config.json and hf_quant_config.json call the quantization."""
+    """Return what config.json and hf_quant_config.json call the quantization."""
     places = [checkpoint.config.get("quantization_config"), checkpoint.config.get("hf_quant_config")]
     if isinstance(places[1], dict):
         places.append(places[1].get("quantization"))

@@ -127,7 +127,8 @@ def block_size_faults(scaling: Scaling, n: int, k: int) -> Iterator[tuple[str, C
     height = scaling.block_shape(n, k)[0]
     for rows_each in dict.fromkeys((n // grid_rows, *BLOCK_SIZES)) if 1 < height < n else ():
         if rows_each != height and rows_each:
-            yield (f"blocks are taken to be {rows_each} rows high, they are {height}", lambda columns, rows, rows_each=rows_each:
+            yield (f"blocks are taken to be {rows_each} rows high, they are {height}",
+                   lambda columns, rows, rows_each=rows_each:
                    (rows // rows_each).clamp(max=grid_rows - 1)[:, None] * blocks + (columns // scaling.block)[None, :])
     for size in BLOCK_SIZES:
         if size == scaling.block or size > 2 * k:

@@ -1,8 +1,9 @@
 """Find the rule by which a quantizer chose its scales, where it is another right one than the scheme's.
 
-The rules are the modifiers of the scheme's scaling (`Scaling.modifiers`): E8M0 rounded up, NVFP4's divisor, 16-bit scales.
-A quantizer declares its rule (`Implementation.scale_rule`) and is judged by it. Undeclared, a rule that explains every scale
-and every code is named and flagged; it is no fault.
+The rules are the modifiers of the scheme's scaling (`Scaling.modifiers`): E8M0 rounded up, NVFP4's divisor, 16-bit
+scales.
+A quantizer declares its rule (`Implementation.scale_rule`) and is judged by it. Undeclared, a rule that explains every
+scale and every code is named and flagged; it is no fault.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fpxbench.numbers.codec import decode, encode
+from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.scaling.nv import NVScaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -50,14 +53,16 @@ class ScaleRule:
 
 
 def judged_scheme(scheme: Scheme, rule: str | None) -> Scheme:
-    """Return the scheme that a weight of a quantizer with this declared rule is judged by. Raise ValueError for an unknown rule."""
+    """Return the scheme that a weight of a quantizer with this declared rule is judged by. Raise ValueError for an
+    unknown rule."""
     if rule is None or rule == SHARED or not scheme.quantized:
         return scheme
     return scheme_named(f"{scheme.format.name}-{scheme.scaling.base_name}.{rule}")
 
 
 def follows_rule(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
-    """Return whether every stored scale and code of `original` [N, K] is what the quantizer's declared rule makes of it."""
+    """Return whether every stored scale and code of `original` [N, K] is what the quantizer's declared rule makes of
+    it."""
     if rule == SHARED:
         found = find_scale_rule(original, weight)
         return found is not None and found.name == SHARED
@@ -68,19 +73,21 @@ def follows_rule(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
 def other_rules(scheme: Scheme) -> list[ScaleRule]:
     """Return the rules of a scheme's scaling that are not its own."""
     scaling = scheme.scaling
-    return [ScaleRule(name, replace(scheme, scaling=replace(scaling, **fields))) for name, fields in scaling.modifiers().items()
+    return [ScaleRule(name, replace(scheme, scaling=replace(scaling, **fields)))
+            for name, fields in scaling.modifiers().items()
             if any(getattr(scaling, field) != value for field, value in fields.items())]
 
 
 def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | None:
-    """Return the rule, other than the scheme's, that explains every stored scale and code of `original` [N, K]; None if none does."""
+    """Return the rule, other than the scheme's, that explains every stored scale and code of `original` [N, K]; None if
+    none does."""
     if not weight.has_codes or weight.scales is None:
         return None
     scheme, scaling = weight.scheme, weight.scheme.scaling
     for rule in other_rules(scheme):
         if _explains(original, weight, rule.scheme, rule.scheme.scaling.choose(original.float(), scheme.format)):
             return rule
-    if scaling.has_tensor_scale and weight.tensor_scale is not None:
+    if isinstance(scaling, NVScaling) and weight.tensor_scale is not None:
         own = scaling.choose(original.float(), scheme.format)
         if bool((weight.tensor_scale > own.tensor_scale * (1 + _SLACK)).all()):
             largest = weight.tensor_scale * scheme.format.max * scaling.scale_format.format.max
@@ -102,7 +109,8 @@ def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen:
     empty = scaling.block_amax(original.float()) == 0
     slack = 0.0 if scaling.scale_format.coded else (2.0**-7 if scaling.scale_format.bits == 16 else _SLACK)
     same = ((block - wanted).abs() <= slack * wanted) | empty
-    if scaling.scale_format.bits == 16:     # fp32's last bit may move a scale to its 16-bit neighbour, but it is one of them
+    # fp32's last bit may move a scale to its 16-bit neighbour, but it is one of them.
+    if scaling.scale_format.bits == 16:
         same &= (scaling.scale_format.decode(scaling.scale_format.encode(block)) == block) | empty
         if float(((block - wanted).abs() > _SLACK * wanted).float().mean()) > 0.01:
             return False
@@ -115,7 +123,8 @@ def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen:
     factors = scaling.spread(scaling.factors(Scales(block, stored.tensor_scale)) if not scaling.scale_format.coded
                              else scaling.factors(stored), *weight.shape)
     quotient = torch.where(factors > 0, original.float() / factors, 0.0)
+    smallest = fmt.min_subnormal if isinstance(fmt, Format) else min(abs(value) for value in fmt.values if value)
     codes, right = weight.codes(), torch.zeros(weight.shape, dtype=torch.bool, device=quotient.device)
     for nudge in (0.0, -2.0**-22, 2.0**-22):
         right |= encode(quotient * (1 + nudge), fmt) == codes
-    return bool((right | (decode(codes, fmt) == 0) & (quotient.abs() <= fmt.min_subnormal / 2)).all())
+    return bool((right | (decode(codes, fmt) == 0) & (quotient.abs() <= smallest / 2)).all())

@@ -49,7 +49,7 @@ _NAV_LINK = '<li id="nav-li-fpxbench"><a href="fpxbench/index.html">fpxbench rep
 
 
 def setup() -> None:
-    """Called by asv, once, as it loads this plugin."""
+    """Set up this plugin; asv calls it once, on loading."""
     # Benchmarks run in a temporary folder, so that paths must be whole before they get there.
     os.environ["FPX_RESULTS"] = os.path.abspath(os.environ.get("FPX_RESULTS", "results"))
     if implementations := os.environ.get("FPX_IMPLS"):
@@ -138,15 +138,15 @@ class TimelineRepo(Git):
         super().__init__(url, mirror_path)
 
     def get_hash_from_name(self, name: str | None) -> str:
-        """A channel that has no build yet stands for the installed build, for asv insists on every branch it is told
-        of."""
+        """Return the commit of a name; a channel that has no build yet stands for the installed build, for asv insists
+        on every branch it is told of."""
         return super().get_hash_from_name("HEAD" if name in CHANNELS and name not in self._branches else name)
 
     def get_branch_commits(self, branch: str | None) -> list[str]:
         return [] if branch in CHANNELS and branch not in self._branches else super().get_branch_commits(branch)
 
     def get_new_branch_commits(self, branches: list[str], existing: list[str]) -> set[str]:
-        """What `asv run NEW` and `ALL` mean: builds of one channel only, where FPX_CHANNEL names one."""
+        """Return what `asv run NEW` and `ALL` mean: builds of one channel only, where FPX_CHANNEL names one."""
         if channel := os.environ.get("FPX_CHANNEL"):
             if channel not in CHANNELS:
                 raise util.UserError(f"FPX_CHANNEL={channel!r}: one of {', '.join(CHANNELS)}")
@@ -220,7 +220,7 @@ class PyTorchEnvironment(Environment):
         return True
 
     def create(self) -> None:
-        """Nothing to do: the interpreter at hand is there, and others are made when their build's turn comes."""
+        """Do nothing: the current interpreter exists, and others are made when their build is run."""
 
     def install_project(self, conf, repo, commit_hash: str) -> None:
         """Make ready for the build of `commit_hash`. One that is refused leaves this environment without an

@@ -76,7 +76,7 @@ class Scheme:
         from fpxbench.numbers.codec import encode
 
         rule, x = self.activation, x.float()
-        scales = rule.scaling.choose(x, rule.format)  # type: ignore[arg-type]
+        scales = rule.scaling.choose(x, rule.format)
         return encode(rule.scaling.divide(x, scales).nan_to_num(0.0), rule.format), scales
 
     def dequantize(self, codes: Tensor, scales: Scales) -> Tensor:

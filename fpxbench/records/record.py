@@ -61,7 +61,8 @@ class Flag(StrEnum):
     )
     UNDECLARED_RULE = (
         "undeclared_rule",
-        "Scales are chosen by another right rule than the scheme's, and the implementation does not declare it (`scale_rule`).",
+        "Scales are chosen by another right rule than the scheme's, and the implementation does not declare it "
+        "(`scale_rule`).",
     )
     NARROW_ACCUMULATOR = (
         "narrow_accumulator",
@@ -211,7 +212,7 @@ class Traffic(RecordPart):
     peak_bytes: Count | None = None
     """The most memory that one call held beyond its operands."""
     bottleneck: Text = ""
-    """What holds it back, in one sentence, from the figures above."""
+    """What limits it, in one sentence, from the fields above."""
 
 
 class Properties(RecordPart):

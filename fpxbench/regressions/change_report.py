@@ -123,7 +123,7 @@ class Suspect(ChangeReport):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Raises pydantic's ValidationError."""
+        """Read one from JSON. Raise pydantic's ValidationError."""
         return cls.model_validate_json(text)
 
     def to_json(self) -> str:

@@ -79,7 +79,7 @@ class Panel:
         return {build.key: number for number, build in enumerate(self.builds)}
 
     def tag_of(self, build: Build) -> str:
-        """That of one of its builds."""
+        """Return the tag of one of its builds."""
         return self.tags[self.column[build.key]]
 
     @cached_property

@@ -28,34 +28,34 @@ DRIFT = 0.10
 
 
 def step(series: int, size: float, noise: float, rng: np.random.Generator) -> Times:
-    """30 builds, and then 5 that take `size` more time; the baseline stays."""
+    """Return 30 builds, and then 5 that take `size` more time; the baseline stays."""
     case, baseline = rng.normal(0, noise, (2, series, BEFORE + AFTER))
     case[:, BEFORE:] += np.log1p(size)
     return np.exp(case), np.exp(baseline)
 
 
 def flat(series: int, builds: int, noise: float, rng: np.random.Generator) -> Times:
-    """Nothing but noise."""
+    """Return nothing but noise."""
     case, baseline = rng.normal(0, noise, (2, series, builds))
     return np.exp(case), np.exp(baseline)
 
 
 def spiking(series: int, builds: int, noise: float, rng: np.random.Generator) -> Times:
-    """Now and then a run takes much longer, in the case and in the baseline apart."""
+    """Return series in which a run sometimes takes much longer, in case and baseline independently."""
     times = flat(series, builds, noise, rng)
     case, baseline = (one * np.where(rng.random(one.shape) < SPIKES, 1 + SPIKE, 1) for one in times)
     return case, baseline
 
 
 def two_levels(series: int, builds: int, noise: float, rng: np.random.Generator) -> Times:
-    """The machine's clock steps between two levels, and everything on it with it."""
+    """Return series in which the machine's clock, and every time on it, steps between two levels."""
     case, baseline = flat(series, builds, noise, rng)
     clock = np.where(np.cumsum(rng.random(case.shape) < SWITCHES, axis=1) % 2, 1 + LEVEL, 1)
     return case * clock, baseline * clock
 
 
 def drifting(series: int, builds: int, noise: float, rng: np.random.Generator) -> Times:
-    """The machine, and everything on it, gets slower bit by bit."""
+    """Return series in which everything on the machine gets slower bit by bit."""
     case, baseline = flat(series, builds, noise, rng)
     clock = np.exp(np.log1p(DRIFT) * np.arange(builds) / 365)
     return case * clock, baseline * clock

@@ -47,8 +47,8 @@ from it."""
 
 
 def planned_cases(settings: Settings) -> list[str]:
-    """Ids of the cases that will be run, without importing torch here: asked of a child process, and remembered for as
-    long as settings, implementations and PyTorch stay the same.
+    """Return the ids of the cases that will be run, without importing torch here: asked of a child process, and
+    remembered for as long as settings, implementations and PyTorch stay the same.
 
     Raises RuntimeError with the child's words if it fails.
     """

@@ -65,7 +65,7 @@ class Progress:
             self._own_stream.close()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(escape(text))
 
     def starting(self, case_id: str) -> None:
@@ -88,7 +88,7 @@ class Progress:
             )
 
     def tally(self) -> str:
-        """``41 ok, 2 wrong, 1 crash``."""
+        """Return ``41 ok, 2 wrong, 1 crash``."""
         return (
             ", ".join(f"{self.counts[status]} {status}" for status in reversed(Status) if self.counts[status])
             or "nothing done yet"

@@ -77,7 +77,7 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
 
 
 def make_plan(settings: Settings) -> Plan:
-    """The cases that `settings` select. Imports torch and every implementation.
+    """Return the cases that `settings` select. Imports torch and every implementation.
 
     Raises ValueError for a glob or name that selects nothing, naming the nearest ones.
     """

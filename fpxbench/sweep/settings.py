@@ -20,7 +20,7 @@ ENVIRONMENT_PREFIX = "FPX_"
 
 
 def default_memory_limit() -> int:
-    """Bytes that a case may take: three quarters of the machine's memory."""
+    """Return how many bytes a case may take: three quarters of the machine's memory."""
     return psutil.virtual_memory().total * 3 // 4
 
 
@@ -63,7 +63,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Fields from FPX_PROFILE, FPX_DEVICE, FPX_RESULTS, …; lists are separated by commas.
+        """Read the fields from FPX_PROFILE, FPX_DEVICE, FPX_RESULTS, …; lists are separated by commas.
 
         Raises pydantic's ValidationError for a value that is none.
         """

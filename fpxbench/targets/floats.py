@@ -26,12 +26,12 @@ def flushed(fmt: Format, bits: int) -> int:
 
 
 def product(a: float, b: float) -> float:
-    """Exact for numbers of up to 24 significant bits."""
+    """Return a product, exact for numbers of up to 24 significant bits."""
     return math.nan if (math.isinf(a) and b == 0) or (math.isinf(b) and a == 0) else a * b
 
 
 def total(a: float, b: float) -> float | Fraction:
-    """Exact; zero with IEEE's sign."""
+    """Return an exact sum; zero with IEEE's sign."""
     if not (math.isfinite(a) and math.isfinite(b)):
         return a + b
     exact = Fraction(a) + Fraction(b)
@@ -39,12 +39,12 @@ def total(a: float, b: float) -> float | Fraction:
 
 
 def least(a: float, b: float) -> float:
-    """The smaller, where a NaN gives way to a number and -0 is below 0, as PTX has it."""
+    """Return the smaller, where a NaN gives way to a number and -0 is below 0, as PTX has it."""
     if math.isnan(a) or math.isnan(b):
         return b if math.isnan(a) else a
     return min(a, b, key=lambda x: (x, math.copysign(1.0, x)))
 
 
 def greatest(a: float, b: float) -> float:
-    """The larger, likewise."""
+    """Return the larger, likewise."""
     return -least(-a, -b)

@@ -105,7 +105,7 @@ def history_signs(history: Sequence[Span]) -> str:
 
 
 def history_text(history: Sequence[Span]) -> str:
-    """``ok since 3.3.1``, ``never ok``, ``wrong 3.0.0–3.1.0, unsupported since 3.2.0``."""
+    """Return ``ok since 3.3.1``, ``never ok``, ``wrong 3.0.0–3.1.0, unsupported since 3.2.0``."""
     if not history:
         return "not tried"
     if len(history) == 1:

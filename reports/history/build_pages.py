@@ -166,7 +166,7 @@ class BuildPages:
                     page.failed_installations.append(FailedInstallation("", variant, failure.day, "", failure.log_tail))
 
     def in_order(self) -> list[BuildPage]:
-        """Oldest first."""
+        """Return them oldest first."""
         last: dict[str, BuildPage] = {}
         found = []
         for entry in in_order(self._entries.values()):

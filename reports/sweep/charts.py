@@ -34,13 +34,13 @@ class Chart:
 
 
 def charts_of(sweep: SweepTable) -> list[Chart]:
-    """The charts that this sweep has figures for."""
+    """Return the charts that this sweep has numbers for."""
     drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep))
     return [chart for chart in drawn if chart is not None]
 
 
 def speedup_chart(sweep: SweepTable) -> Chart | None:
-    """Speedup over dense for each scheme, implementations side by side, at the fewest tokens timed."""
+    """Draw the speedup over dense for each scheme, implementations side by side, at the fewest tokens timed."""
     rows = _timed(sweep)
     if not rows:
         return None
@@ -59,7 +59,7 @@ def speedup_chart(sweep: SweepTable) -> Chart | None:
 
 
 def roofline_chart(sweep: SweepTable) -> Chart | None:
-    """Useful bandwidth as a share of what the machine reads."""
+    """Draw useful bandwidth as a share of what the machine reads."""
     rows = [row for row in _timed(sweep) if row.roofline_fraction is not None]
     if not rows:
         return None
@@ -78,7 +78,7 @@ def roofline_chart(sweep: SweepTable) -> Chart | None:
 
 
 def accuracy_chart(sweep: SweepTable) -> Chart | None:
-    """SQNR against bits per weight, one mark for each scheme."""
+    """Draw SQNR against bits per weight, one mark for each scheme."""
     points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None
               and not choice.of_canaries]
     if not points:
@@ -176,7 +176,7 @@ def label_sides(points: list[tuple[float, float]]) -> list[str]:
 
 
 def blank_figure(height: int) -> go.Figure:
-    """One that takes the page's colours."""
+    """Return a figure in the page's colours."""
     figure = go.Figure()
     figure.update_layout(template="none", height=height, margin=dict(l=8, r=24, t=16, b=48), hovermode="closest",
                          dragmode=False,

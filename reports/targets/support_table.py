@@ -82,7 +82,7 @@ class Miscompile:
         return any(len(self.versions) - 1 in at for at in self.builds.values())
 
     def made_by(self, triton: str, architecture: str) -> bool:
-        """Whether that version of Triton shows it there."""
+        """Return whether that version of Triton shows it there."""
         return any(self.versions[at] == triton for at in self.builds.get(architecture, ()))
 
     def message(self, architecture: str = "") -> str:

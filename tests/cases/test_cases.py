@@ -1,4 +1,5 @@
-"""Faults from public bug reports are found and named, by a sweep and by an inspection; what is right by another rule is not called wrong."""
+"""Faults from public bug reports are found and named, by a sweep and by an inspection; what is right by another rule is
+not called wrong."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ NAMED = [
 ]
 
 
-@pytest.mark.parametrize(("implementation", "scheme", "workload", "kind", "words"), NAMED, ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(("implementation", "scheme", "workload", "kind", "words"), NAMED,
+                         ids=lambda value: getattr(value, "__name__", str(value)))
 def test_a_sweep_and_an_inspection_give_a_fault_the_same_name(implementation, scheme, workload, kind, words) -> None:
     of_sweep = trial(implementation(), scheme, workload).verdict
     assert (of_sweep.kind, of_sweep.status) in ((kind, Status.WRONG), (kind, Status.NONFINITE)), of_sweep.summary
@@ -62,8 +64,10 @@ def test_a_sweep_and_an_inspection_give_a_fault_the_same_name(implementation, sc
 
 
 @pytest.mark.parametrize(("implementation", "scheme", "kind"), [
-    (world.NanAsZero, "e4m3fnuz-row", Kind.NAN_CODE_LOST), (world.SquareTransposed, "e4m3fn-row", Kind.WEIGHT_TRANSPOSED),
-    (world.Remembers, "e4m3fn-row", Kind.RESULT_REMEMBERED), (world.RowsByShare, "e4m3fn-b128x128", Kind.BLOCK_SIZE_MISTAKEN),
+    (world.NanAsZero, "e4m3fnuz-row", Kind.NAN_CODE_LOST),
+    (world.SquareTransposed, "e4m3fn-row", Kind.WEIGHT_TRANSPOSED),
+    (world.Remembers, "e4m3fn-row", Kind.RESULT_REMEMBERED),
+    (world.RowsByShare, "e4m3fn-b128x128", Kind.BLOCK_SIZE_MISTAKEN),
 ])
 def test_an_inspection_names_what_no_stored_weight_of_its_shape_shows(implementation, scheme, kind) -> None:
     found = inspected(implementation(), scheme)
@@ -84,7 +88,8 @@ def ruled(rule: str, declared: bool):
     return type("Ruled", (world.ByRule,), {"rule": rule, "scale_rule": rule if declared else None})()
 
 
-RULES = [("mxfp4", "rceil"), ("mxfp4", "ceil"), ("mxfp8_e4m3fn", "even"), ("e4m3fn-row", "bf16"), ("e3m2-g32", "bf16"), ("nvfp4", "up"),
+RULES = [("mxfp4", "rceil"), ("mxfp4", "ceil"), ("mxfp8_e4m3fn", "even"), ("e4m3fn-row", "bf16"),
+         ("e3m2-g32", "bf16"), ("nvfp4", "up"),
          ("nvfp4", "4over6")]
 
 

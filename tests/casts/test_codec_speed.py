@@ -196,15 +196,15 @@ def test_the_benchmark_imports_no_pytorch_and_asks_for_rows_that_there_are():
 
 
 def test_what_the_benchmark_tracks_is_worse_when_it_is_more():
-    from benchmarks.codec import figures
+    from benchmarks.codec import metrics_of
 
     quick = SpeedRow(row="x", timed={OWN: timed(1), "ml_dtypes": timed(2), COPY: timed(0.5)})
     slow = SpeedRow(row="x", timed={OWN: timed(3), "ml_dtypes": timed(2), COPY: timed(0.5)})
-    assert figures(quick) == {"time": pytest.approx(1e8), "against_ml_dtypes": 0.5, "against_copy": 2}
-    assert all(figures(slow)[name] > figure for name, figure in figures(quick).items())
+    assert metrics_of(quick) == {"time": pytest.approx(1e8), "against_ml_dtypes": 0.5, "against_copy": 2}
+    assert all(metrics_of(slow)[name] > value for name, value in metrics_of(quick).items())
 
 
 def test_what_a_row_lacks_is_skipped_by_asv():
-    from benchmarks.codec import figures
+    from benchmarks.codec import metrics_of
 
-    assert all(map(math.isnan, figures(SpeedRow(row="x", died="was ended")).values()))
+    assert all(map(math.isnan, metrics_of(SpeedRow(row="x", died="was ended")).values()))

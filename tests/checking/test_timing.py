@@ -1,4 +1,4 @@
-"""Times, kernels and bytes: what the figures are, and that the impossible ones are called so."""
+"""Times, kernels and bytes: what the metrics are, and that impossible ones are flagged."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_a_loop_that_inductor_fused_is_seen_as_one_kernel():
     torch._dynamo.reset()
 
 
-def figures(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0, beyond_cache=True):
+def metrics_of(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0, beyond_cache=True):
     """Times, traffic and flags of a case that took `us`."""
     samples = Samples([us * (1 + spread * (i % 3 - 1)) / 1e6 for i in range(12)], [100e-6] * 12, beyond_cache)
     times = timing.summarized(samples, seed=0)
@@ -107,7 +107,7 @@ def figures(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0
 
 def test_bytes_are_those_of_the_packed_weight_and_not_of_sixteen_bit_ones():
     held = operands("e3m2-row")
-    _, moved, _ = figures(held, 100)
+    _, moved, _ = metrics_of(held, 100)
     assert moved.packed_bytes == 512 * 1024 * 6 // 8 + 512 * 4
     assert moved.bytes_min == moved.packed_bytes + 2 * (1024 + 512)
     assert moved.gb_per_s == pytest.approx(moved.bytes_min / 100e-6 / 1e9)
@@ -116,25 +116,25 @@ def test_bytes_are_those_of_the_packed_weight_and_not_of_sixteen_bit_ones():
 
 def test_a_figure_above_the_roofline_is_called_impossible():
     held = operands()
-    least_us = figures(held, 100)[1].bytes_min / 20e3     # at exactly the bandwidth that the machine has
-    assert Flag.OVER_ROOFLINE in figures(held, least_us / 1.5)[2]
-    assert Flag.OVER_ROOFLINE not in figures(held, least_us * 1.01)[2]
+    least_us = metrics_of(held, 100)[1].bytes_min / 20e3     # at exactly the bandwidth that the machine has
+    assert Flag.OVER_ROOFLINE in metrics_of(held, least_us / 1.5)[2]
+    assert Flag.OVER_ROOFLINE not in metrics_of(held, least_us * 1.01)[2]
 
 
 def test_what_fits_the_cache_may_be_faster_than_memory():
     held = operands()
-    assert Flag.OVER_ROOFLINE not in figures(held, 1, beyond_cache=False)[2]
+    assert Flag.OVER_ROOFLINE not in metrics_of(held, 1, beyond_cache=False)[2]
 
 
 @pytest.mark.parametrize(("what", "unfused"), [
     ({}, False), ({"kernels": 3}, True), ({"peak_bytes": 2 * 512 * 1024}, True), ({"peak_bytes": 2 * 512}, False),
 ])
 def test_unfused_is_told_by_kernels_and_bytes(what, unfused):
-    assert (Flag.UNFUSED in figures(operands(), 100, **what)[2]) == unfused
+    assert (Flag.UNFUSED in metrics_of(operands(), 100, **what)[2]) == unfused
 
 
 def test_a_dense_product_is_never_unfused():
-    assert Flag.UNFUSED not in figures(operands("bf16"), 100, kernels=3)[2]
+    assert Flag.UNFUSED not in metrics_of(operands("bf16"), 100, kernels=3)[2]
 
 
 def test_a_kernel_too_short_to_matter_is_not_held_against_a_case():
@@ -144,11 +144,11 @@ def test_a_kernel_too_short_to_matter_is_not_held_against_a_case():
 
 @pytest.mark.parametrize(("spread", "noisy"), [(0.0, False), (0.01, False), (0.2, True)])
 def test_a_wide_interval_is_noisy(spread, noisy):
-    assert (Flag.NOISY in figures(operands(), 100, spread=spread)[2]) == noisy
+    assert (Flag.NOISY in metrics_of(operands(), 100, spread=spread)[2]) == noisy
 
 
 def test_the_speedup_is_over_the_dense_product_of_the_same_run():
-    times, _, _ = figures(operands(), 50)
+    times, _, _ = metrics_of(operands(), 50)
     assert times.baseline_us == pytest.approx(100) and times.speedup == pytest.approx(2)
     assert times.speedup_ci95[0] <= times.speedup <= times.speedup_ci95[1]
 
@@ -162,9 +162,9 @@ def test_the_speedup_is_over_the_dense_product_of_the_same_run():
         (1000, {"kernels": 3}, "3 kernels"),
     ],
 )
-def test_what_holds_a_case_back_is_said_from_its_figures(us, what, says):
+def test_what_limits_a_case_follows_from_its_metrics(us, what, says):
     held = operands()
-    times, moved, _ = figures(held, us, **what)
+    times, moved, _ = metrics_of(held, us, **what)
     assert says in traffic.bottleneck(held, times, moved, 20.0)
 
 

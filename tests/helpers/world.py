@@ -1,4 +1,5 @@
-"""Small implementations, each the essence of a fault that public bug reports of low-bit kernels describe, and right ones that look odd."""
+"""Small implementations, each the essence of a fault that public bug reports of low-bit kernels describe, and right
+ones that look odd."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class World(Implementation):
         return 1.0 if weight.tensor_scale is None else weight.tensor_scale
 
     def decoded(self, weight):
-        return self.values(weight) * weight.scheme.scaling.spread(self.block_scales(weight) * self.global_scale(weight), *weight.shape)
+        scales = self.block_scales(weight) * self.global_scale(weight)
+        return self.values(weight) * weight.scheme.scaling.spread(scales, *weight.shape)
 
     def matmul(self, x, weight):
         return (x.float() @ self.decoded(weight).T).to(x.dtype)
@@ -194,7 +196,8 @@ class ZerosDividedByZero(World):
 
     def quantize(self, weight, scheme):
         scale = weight.abs().amax(dim=1, keepdim=True) / 448
-        return QuantizedWeight.from_codes(encode(weight / scale, scheme.format), replace_scales(scheme, weight, scale), scheme, self.layout)
+        codes = encode(weight / scale, scheme.format)
+        return QuantizedWeight.from_codes(codes, replace_scales(scheme, weight, scale), scheme, self.layout)
 
 
 def replace_scales(scheme, weight, stored):

@@ -276,7 +276,7 @@ def test_publish_writes_every_build_and_the_report(two_builds):
     assert (html / "fpxbench/index.html").is_file()
 
 
-# -- builds that are not at hand
+# -- builds that are not installed
 # --------------------------------------------------------------------------------------------
 
 NIGHTLIES = [f"2.15.0.dev2026110{day}" for day in (1, 2, 3, 4)]
@@ -287,7 +287,7 @@ GOOD_KEY, REFUSED_KEY, GOOD_TOO_KEY, CRASHING_KEY = (
 
 @pytest.fixture(scope="module")
 def nightlies(tmp_path_factory):
-    """A timeline of four nightlies beside the build at hand: two are right, one does not install, and on the last the
+    """A timeline of four nightlies beside the installed build: two are right, one does not install, and on the last the
     case crashes. `asv run ALL` has walked the channel."""
     folder = tmp_path_factory.mktemp("nightlies")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)

@@ -46,7 +46,7 @@ def planted(night: int, one: Record) -> Record:
 
 def stored(build: Build, records: dict[str, Record]) -> dict:
     """What asv stores of one build."""
-    figures = [matmul.figures(records[of.id]) for of in CASES]
+    figures = [matmul.metrics_of(records[of.id]) for of in CASES]
     values = {
         name: [figure[0] if isinstance(figure, list) else figure for figure in (_plain(one[key]) for one in figures)]
         for name, key in TRACKED.items()

@@ -188,7 +188,7 @@ def fpxbench(folder, *arguments, python=sys.executable):
 
 @pytest.mark.slow_core
 def test_a_record_is_of_the_build_whose_interpreter_ran_it(folder):
-    """And not of the PyTorch of whoever asked for it."""
+    """The build recorded is not that of the process that asked."""
     records = measured(folder, CRASHING_SINCE)
     assert {record.build.torch for record in records} == {f"2.15.0.dev{CRASHING_SINCE}+cpu"}
     assert {record.case.implementation: record.verdict.status for record in records} == {

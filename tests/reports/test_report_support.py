@@ -60,7 +60,8 @@ def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = 
         probes.append(Probe(id=f"decode/e4m3fnuz/{detail}", operation="decode", format="e4m3fnuz",
                             cells={"sm_90": runs}))
     fields = {
-        "generator": "fpxbench", "generated": NEWER, "machine": CompilingMachine(system="Linux", processor="one", cores=2),
+        "generator": "fpxbench", "generated": NEWER,
+        "machine": CompilingMachine(system="Linux", processor="one", cores=2),
         "builds": [TritonBuild(triton=version) for version in versions], "architectures": [ARCHITECTURES["sm_90"]],
         "operations": [OperationSummary(name="decode", title="decode", about="an fp8 dtype to a float")],
         "outcomes": outcomes, "probes": probes,

@@ -236,8 +236,8 @@ class _Inspector:
             return None
         if not all(torch.equal(probe.seen, readout.seen) for probe in same):
             return None
-        return Diagnosis(Kind.RESULT_REMEMBERED, "the products of another weight are those of the first one: results are"
-                         " remembered by their activation, or the first weight is kept", {})
+        return Diagnosis(Kind.RESULT_REMEMBERED, "the products of another weight are those of the first one: results "
+                         "are remembered by their activation, or the first weight is kept", {})
 
     def _square(self, small: Case) -> Verdict | None:
         """Return the verdict on a square weight, whose rows and columns can be mistaken for each other."""
@@ -245,7 +245,8 @@ class _Inspector:
             return None
         side = min(small.n, small.k)
         try:
-            bench = Bench(self.implementation, small.model_copy(update={"n": side, "k": side}), self.device, self.inspection.seed)
+            square = small.model_copy(update={"n": side, "k": side})
+            bench = Bench(self.implementation, square, self.device, self.inspection.seed)
             readout = bench.readout(bench.quantized(bench.weight(bench.case)))
         except ContractViolation:
             raise
@@ -256,8 +257,10 @@ class _Inspector:
             return None
         maps = RecoveredMaps(bench)
         self.inspection.experiments += [
-            one.model_copy(update={"message": f"of a square weight [{side}, {side}]: {one.message}"}) for one in maps.wrong]
-        found = maps.diagnosis() or Diagnosis(nearness(readout.correlation()), maps.messages() or "its weights are read wrongly")
+            one.model_copy(update={"message": f"of a square weight [{side}, {side}]: {one.message}"})
+            for one in maps.wrong]
+        message = maps.messages() or "its weights are read wrongly"
+        found = maps.diagnosis() or Diagnosis(nearness(readout.correlation()), message)
         self.inspection.kinds = [found.kind] if found.kind else []
         return Verdict(status=Status.WRONG, kind=found.kind, evidence=found.evidence,
                        summary=f"wrong for a square weight [{side}, {side}] only: {found.message}")
@@ -278,7 +281,8 @@ class _Inspector:
             if getattr(self.implementation, "casts_weight", False):
                 original = original.to(bench.dtype).float()
             made = replace(bench.quantized(original), rule=operands.rule)
-            if not made.weight.has_codes:       # which way a quotient beside a midpoint was rounded is told by the weights only
+            # Which way a quotient beside a midpoint was rounded is seen in the weights only.
+            if not made.weight.has_codes:
                 readout = bench.readout(made)
                 if Predictor(readout).explains(()):
                     made = replace(made, decoded=readout.seen.float())
@@ -331,7 +335,8 @@ class _Inspector:
         values = bench.quantized(bench.weight(bench.case, WeightContents.VALUES))
         if rule is not None and follows_rule(values.original, values.weight, rule):
             return None
-        return diagnose_quantization(values.original, replace(values, weight=replace(values.weight, scheme=bench.judged)))
+        judged = replace(values, weight=replace(values.weight, scheme=bench.judged))
+        return diagnose_quantization(values.original, judged)
 
     # Experiments and names.
 

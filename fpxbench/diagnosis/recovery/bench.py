@@ -51,7 +51,8 @@ class Bench:
         self.n, self.k = case.n, case.k
         self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
         self._alive: list[QuantizedWeight] = []
-        """Every weight that was stored: an implementation may know a weight by its address, which must not be used again."""
+        """Every weight that was stored: an implementation may know a weight by its address, which must not be used
+        again."""
         self.rows_mixed = False
         """Set once codes are seen to be read from other rows: experiments then keep to one code everywhere."""
         self.original = self.weight(case)
@@ -67,7 +68,8 @@ class Bench:
         """`original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of it."""
         weight = self.implementation.quantize(original.clone(), self.scheme)
         self._alive.append(weight)
-        decoded = self._as_judged(weight).dequantize() if weight.has_codes else self.judged.dequantize(*self.judged.quantize(original))
+        decoded = (self._as_judged(weight).dequantize() if weight.has_codes
+                   else self.judged.dequantize(*self.judged.quantize(original)))
         return Operands(self.case, self.device, self.seed, original, weight, decoded)
 
     def _as_judged(self, weight: QuantizedWeight) -> QuantizedWeight:

@@ -232,10 +232,12 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
 
 
 def _first_change(found: BlockMap, own: Tensor) -> tuple[int, str]:
-    """Return how many weights along K, or rows, the scale stays the same within blocks `own` [N, K] that meet several."""
+    """Return how many weights along K, or rows, the scale stays the same within blocks `own` [N, K] that meet
+    several."""
     for dim, name in ((1, "weights along K"), (0, "rows")):
         size = own.shape[dim] - 1
-        place, free, block = ([tensor.narrow(dim, start, size) for start in (0, 1)] for tensor in (found.place, found.free, own))
+        place, free, block = ([tensor.narrow(dim, start, size) for start in (0, 1)]
+                              for tensor in (found.place, found.free, own))
         differs = (place[0] != place[1]) & free[0] & free[1] & (block[0] == block[1])
         if bool(differs.any()):
             return int(differs.any(dim=1 - dim).nonzero()[0]) + 1, name

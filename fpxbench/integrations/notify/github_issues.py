@@ -30,7 +30,7 @@ class Issue:
 
 
 def confirmed(results: Path) -> list[Confirmation]:
-    """The confirmations under `results` that say "worse", the last of each question, worst first."""
+    """Return the confirmations under `results` that say "worse", the last of each question, worst first."""
     found, _ = Store(results, Confirmation).read_all()
     open_ones = [
         each for each in latest(found) if each.outcome is ConfirmationOutcome.CONFIRMED and each.direction == "worse"
@@ -41,7 +41,7 @@ def confirmed(results: Path) -> list[Confirmation]:
 
 
 def issues(confirmations: Iterable[Confirmation]) -> list[Issue]:
-    """A text for each group of confirmations that share builds, implementation and what became of it."""
+    """Return a text for each group of confirmations that share builds, implementation and outcome."""
     groups: dict[tuple[str, ...], list[Confirmation]] = {}
     for each in confirmations:
         groups.setdefault((each.good.key, each.build.key, each.case.implementation, _what(each)), []).append(each)

@@ -37,7 +37,7 @@ LOG_LINES, EVIDENCE_WIDTH = 16, 300
 
 
 class Benchmarks:
-    """The session's benchmarks: what there is to run, the child in which it is checked, and what came of it."""
+    """The session's benchmarks: the plan, the child process that checks it, and the results."""
 
     def __init__(self, config: pytest.Config) -> None:
         option = config.option
@@ -55,7 +55,7 @@ class Benchmarks:
             raise pytest.UsageError(f"--benchmark: {error}") from None
         self.plan = Plan(device="", cases=[])
         self.ended: dict[BenchmarkGroup, list[tuple[str, TrialResult]]] = defaultdict(list)
-        """By group, what was timed and what is broken: the implementation, and what became of it."""
+        """By group, what was timed and what is broken: the implementation and its result."""
         self.untimed: dict[tuple[str, str], int] = defaultdict(int)
         """Right cases without a time, by implementation and reason."""
         self.deselected: set[str] = set()
@@ -65,7 +65,7 @@ class Benchmarks:
         self._machine: Machine | None = None
 
     def check(self, case: Case) -> TrialResult:
-        """What the case is, without timing it; once a session. An ended child is a verdict like any other."""
+        """Check a case without timing it, once a session. An ended child is a verdict like any other."""
         if case.id not in self._checked:
             request = self.request(case, timing_budget_s=0)
             outcome = self._isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=self.settings.timeout_s)
@@ -117,7 +117,7 @@ class Benchmarks:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> Generator[None, object, object]:
-        """Only benchmarks are run; and where -k or an id picked some of a group, its baseline runs with them."""
+        """Deselect everything but benchmarks; where -k or an id picked some of a group, its baseline runs with them."""
         others = [
             item
             for item in items
@@ -185,7 +185,7 @@ class Benchmarks:
 
 
 class CaseFile(pytest.File):
-    """Stands for this file in pytest's tree, and holds the groups."""
+    """The root of pytest's tree of groups."""
 
     def __init__(self, *, benchmarks: Benchmarks, **node: Any) -> None:
         super().__init__(**node)
@@ -267,7 +267,7 @@ def _implementations(items: list[pytest.Item]) -> set[str]:
 
 
 def device_clock() -> float:
-    """Seconds, read when the GPU has done all that it was given."""
+    """Return the time in seconds, once the GPU has finished its work."""
     import torch
 
     torch.cuda.synchronize()
@@ -280,7 +280,7 @@ def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
     case, benchmarks = item.case, group.benchmarks
     result = benchmarks.check(case)
     _require_ok(item, result)
-    benchmark.extra_info.update(_figures(case, result), seed=benchmarks.settings.seed)
+    benchmark.extra_info.update(_metrics(case, result), seed=benchmarks.settings.seed)
     why_not = _reason_not_to_time(case, benchmark)
     if why_not is None:
         from fpxbench.integrations.pytest.pedantic_timing import time_case
@@ -296,7 +296,7 @@ def _check_then_time(request: pytest.FixtureRequest, benchmark) -> None:
     timed.accuracy = result.accuracy
     if item is group.baseline:
         group.baseline_samples = list(benchmark.stats.stats.data)
-    benchmark.extra_info.update(_figures(case, timed))
+    benchmark.extra_info.update(_metrics(case, timed))
     benchmarks.ended[group].append((case.implementation, timed))
 
 
@@ -311,13 +311,13 @@ def _require_ok(item: CaseItem, result: TrialResult) -> None:
     verdict = result.verdict
     if verdict.status is Status.OK:
         return
-    sentence = f"{verdict.headline}: {verdict.summary}"
+    message = f"{verdict.headline}: {verdict.summary}"
     if verdict.status not in BROKEN:
-        pytest.skip(sentence)
+        pytest.skip(message)
     benchmarks = item.parent.benchmarks
     benchmarks.ended[item.parent].append((item.name, result))
-    lines = [sentence, *(f"  {name}: {str(value)[:EVIDENCE_WIDTH]}" for name, value in verdict.evidence.items())]
-    log = _telling_lines(verdict.log_tail)
+    lines = [message, *(f"  {name}: {str(value)[:EVIDENCE_WIDTH]}" for name, value in verdict.evidence.items())]
+    log = _informative_lines(verdict.log_tail)
     if log:
         lines += ["  it wrote:", *("    " + line for line in log)]
     lines.append("  again: " + shlex.join(_again(item)))
@@ -325,7 +325,7 @@ def _require_ok(item: CaseItem, result: TrialResult) -> None:
 
 
 def _again(item: CaseItem) -> list[str]:
-    """The command that runs just this case, on the same numbers."""
+    """Return the command that runs just this case, on the same numbers."""
     group, case = item.parent, item.case
     settings = group.benchmarks.settings
     impls = [f"--impls={path}" for path in settings.impls]
@@ -339,7 +339,7 @@ def _again(item: CaseItem) -> list[str]:
 
 
 def _line(name: str, result: TrialResult) -> str:
-    """What became of a case, in one line: its verdict, or how fast it is and what holds it back."""
+    """Return one line on a case: its verdict, or its speed and what limits it."""
     if result.verdict.status is not Status.OK:
         return f"{result.verdict.headline}: {result.verdict.summary}"
     timing, traffic = result.timing, result.traffic
@@ -350,7 +350,7 @@ def _line(name: str, result: TrialResult) -> str:
     return f"{beside:>12}  {roofline:>18}  {sqnr:>7}  {said}"
 
 
-def _telling_lines(log: str) -> list[str]:
+def _informative_lines(log: str) -> list[str]:
     """The end of a log; of a fatal signal what stood before it and the innermost frames, not the modules that were
     loaded."""
     lines = log.partition("\nExtension modules:")[0].strip().splitlines()
@@ -365,17 +365,17 @@ def _printable(line: str) -> str:
     )
 
 
-def _figures(case: Case, result: TrialResult) -> dict[str, object]:
+def _metrics(case: Case, result: TrialResult) -> dict[str, object]:
     """What goes into pytest-benchmark's JSON beside its own statistics."""
-    figures: dict[str, object] = {**case.model_dump(), **result.accuracy.model_dump(), **result.traffic.model_dump()}
+    metrics: dict[str, object] = {**case.model_dump(), **result.accuracy.model_dump(), **result.traffic.model_dump()}
     if result.timing is not None:
-        figures |= {
+        metrics |= {
             "speedup": result.timing.speedup,
             "speedup_ci95": result.timing.speedup_ci95,
             "flags": [str(flag) for flag in result.flags],
         }
     return {
         name: value
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if value is not None and not (isinstance(value, float) and math.isnan(value))
     }
