@@ -32,6 +32,8 @@ class TorchAO(Implementation):
         if scheme.name == "nvfp4":
             from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
+            if weight.shape[1] % 16:
+                raise NotImplementedError(f"NVFP4Tensor needs K in multiples of 16, not {weight.shape[1]}")
             made = NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=per_tensor_amax_to_scale(weight.abs().amax()))
             scales, tensor_scale = made.scale.view(torch.uint8), made.per_tensor_scale.reshape(1)
         else:

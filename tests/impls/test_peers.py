@@ -38,6 +38,13 @@ def test_a_weight_that_a_library_quantized_is_read_back_by_the_oracle_and_is_its
             assert y.dtype == dtype and (y.double() - expected).norm() < 4e-3 * expected.norm()
 
 
+def test_shapes_that_a_library_does_not_store_are_refused_by_name():
+    with pytest.raises(NotImplementedError, match="not 75"):
+        installed("torchao").quantize(torch.randn(8, 75), scheme_named("nvfp4"))
+    with pytest.raises(NotImplementedError, match="K = 96"):
+        installed("bitsandbytes").quantize(torch.randn(8, 96), scheme_named("nf4-g64"))
+
+
 def test_a_library_that_is_not_installed_is_missing_with_the_command(monkeypatch):
     monkeypatch.setattr(_libraries.importlib.util, "find_spec", lambda name: None)
     for name in ("torchao", "bitsandbytes", "humming", "gemlite"):
