@@ -47,6 +47,11 @@ COMMANDS = {
         "Measure a language model under each scheme: tokens per second, bandwidth, and quality by statistics.",
         _MEASURE,
     ),
+    "recommend": Command(
+        "model_commands",
+        "Recommend schemes for a model on this machine: quality against bytes against speed, and mixed precision.",
+        _MEASURE,
+    ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
     "report": Command(

@@ -1,4 +1,4 @@
-"""`fpxbench generate`: a model's table of schemes, with speed and quality."""
+"""`fpxbench generate` and `recommend`: a model's table of schemes, and which to choose."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from fpxbench.records.verdict import BROKEN, SIGNS, Status
 
 if TYPE_CHECKING:
     from fpxbench.model.generate_record import GenerationRecord
+    from fpxbench.model.recommendation import Mixed
 
 app = new_app()
 
@@ -95,6 +96,78 @@ def generate(
         raise typer.Exit(130)
     if any(record.verdict.status in BROKEN for record in run.records):
         raise typer.Exit(1)
+
+
+@app.command()
+def recommend(
+    model: ModelArgument,
+    scheme: SchemeOption = None,
+    bits: Annotated[float, typer.Option(
+        "--bits", help="Budget of mixed precision: bits per quantized weight, scales included.", min=1)] = 6.0,
+    tokens: Annotated[int, typer.Option(
+        "--tokens", help="Tokens on which each layer's loss is measured.", min=16)] = 64,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate and time.", min=2)] = 32,
+    layers: LayersOption = None,
+    text_tokens: TokensOption = 512,
+    device: DeviceOption = None,
+    results: ResultsOption = Path("results"),
+    machine: MachineOption = None,
+    timeout: TimeoutOption = 600.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend schemes for a model on this machine: quality against bytes against speed, and mixed precision.
+
+    The schemes that no other beats in all three are listed, each with its quality. Mixed precision gives each layer a
+    scheme, greedily by measured KL divergence per bit, and is shown against the best uniform scheme of as many bits.
+    """
+    from fpxbench.model.generate_messages import GenerateSettings
+    from fpxbench.model.generate_run import checked, run_table
+    from fpxbench.model.recommendation import Mixed, pareto_front
+    from fpxbench.sweep.isolation import Isolation
+    from fpxbench.sweep.run import CannotStart
+    from fpxbench.sweep.settings import default_memory_limit
+
+    settings = GenerateSettings(model=model, device=chosen_device(device), schemes=scheme or [],
+                                new_tokens=new_tokens, layers=layers, text_tokens=text_tokens)
+    try:
+        run = run_table(settings, results, machine, timeout_s=timeout)
+        if run.interrupted:
+            raise typer.Exit(130)
+        with Isolation(default_memory_limit()) as isolation:
+            outcome = isolation.call("fpxbench.model.mixed_precision:measure_mixed", settings, bits, tokens,
+                                     timeout_s=timeout)
+        found = checked(outcome, "mixed precision could not be measured").read(Mixed)
+    except CannotStart as error:
+        raise UsageError(str(error)) from None
+    front = pareto_front(run.records)
+    if as_json:
+        print(json.dumps({"front": [record.id for record in front], "mixed": found.model_dump(),
+                          "records": [json.loads(record.to_json()) for record in run.records]}))
+        return
+    print_rows(run.records)
+    out.print("No other row is better than these in quality, bytes and speed at once, the most faithful first:")
+    for record in front:
+        quality = record.quality[0].kl if record.quality else None
+        kl = f"KL {quality.mean.value:.2g}" if quality else "unquantized"
+        out.print(f"  {record.scheme} ({record.implementation}): {kl}, {record.traffic.step_bytes / 1e6:.4g} MB a step,"
+                  f" {record.speed.tokens_per_s:.3g} tokens/s", markup=False)
+    print_mixed(found)
+
+
+def print_mixed(found: Mixed) -> None:
+    """Print which scheme each layer gets, and what that gains over a uniform one."""
+    from collections import Counter
+
+    counts = Counter(found.schemes.values())
+    out.print(f"Mixed precision of {found.bits:.3g} bits per weight: KL {found.kl.value:.2g}"
+              f" [{found.kl.low:.2g}, {found.kl.high:.2g}] over {found.tokens} tokens; "
+              + ", ".join(f"{count} layers {scheme}" for scheme, count in counts.most_common()), markup=False)
+    rival = found.rival
+    out.print(f"  the best uniform scheme within {found.budget_bits:.3g} bits is {rival.scheme}, {rival.bits:.3g} bits:"
+              f" KL {rival.kl.value:.2g} [{rival.kl.low:.2g}, {rival.kl.high:.2g}]" if rival else
+              f"  no uniform scheme is within {found.budget_bits:.3g} bits", markup=False)
+    for layer, scheme in found.schemes.items():
+        out.print(f"  {layer}: {scheme}", markup=False, style="dim")
 
 
 def chosen_device(device: str | None) -> str:

@@ -56,7 +56,7 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
     sources.check_memory(described, settings.device)
     tokenizer = sources.load_tokenizer(source)
     model = sources.load_model(source, config, settings.device, settings.seed)
-    texts = _texts(settings, tokenizer, config)
+    texts = texts_of(settings, tokenizer, config)
     prompt = _prompt(settings, tokenizer, config)
     folder = Path()
     if source.gguf:
@@ -87,7 +87,7 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
 
     Raises ValueError for a scheme or an implementation that is none.
     """
-    chosen_schemes = _schemes(settings.schemes)
+    chosen_schemes = schemes_of(settings.schemes)
     rows = []
     for name in dict.fromkeys([*BASELINES, *chosen_schemes]):
         scheme = scheme_named(name)
@@ -114,7 +114,7 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
     return rows
 
 
-def _schemes(asked: list[str]) -> list[str]:
+def schemes_of(asked: list[str]) -> list[str]:
     """Return the schemes that names and globs stand for; all that profiles sweep, if none is given."""
     known = [name for name in SCHEMES if scheme_named(name).quantized]
     found = []
@@ -123,7 +123,7 @@ def _schemes(asked: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _texts(settings: GenerateSettings, tokenizer: Any, config: Any) -> dict[str, Tensor]:
+def texts_of(settings: GenerateSettings, tokenizer: Any, config: Any) -> dict[str, Tensor]:
     if tokenizer is None:
         if settings.text is not None:
             raise ValueError(f"--text {settings.text}: {settings.model} has random weights and no tokenizer")

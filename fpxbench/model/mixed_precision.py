@@ -1,0 +1,69 @@
+"""Measure mixed precision by layer under a budget of bits, against uniform schemes. Called in a watched child."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from fpxbench.model import generate, quality, quality_statistics, sources
+from fpxbench.model.generate_messages import GenerateSettings
+from fpxbench.model.generate_record import Estimate
+from fpxbench.model.quantize import LEFT
+from fpxbench.model.recommendation import Mixed, Uniform, allocate
+from fpxbench.numbers.scheme import scheme_named
+
+
+def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -> Mixed:
+    """Return the mixed precision of `budget_bits` per quantized weight, by weights decoded exactly.
+
+    The format alone is compared: no kernel takes part, so a wrong one cannot choose. Each layer's KL divergence is
+    measured with all others left in 16 bits. Raises ValueError for a budget that no scheme meets.
+    """
+    source = sources.find_source(settings.model)
+    config = sources.load_config(source, settings.layers)
+    sources.check_memory(sources.describe(source, config), settings.device)
+    model = sources.load_model(source, config, settings.device, settings.seed)
+    text = next(iter(generate.texts_of(settings, sources.load_tokenizer(source), config).values()))[:tokens]
+    return mixed(model, text, generate.schemes_of(settings.schemes), budget_bits)
+
+
+def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float) -> Mixed:
+    """Return the same for a model in memory and token ids [T]; the model is as before afterwards."""
+    layers = {name: module.weight for name, module in model.named_modules()
+              if isinstance(module, nn.Linear) and not any(fnmatchcase(name, glob) for glob in LEFT)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear to choose a scheme for")
+    plain, due = quality.logits(model, text), quality.targets(model, text)
+
+    def kl_of(chosen: dict[str, str]) -> Tensor:
+        kept = {name: layers[name].data for name in chosen}
+        try:
+            for name, scheme in chosen.items():
+                layers[name].data = _rounded(kept[name], scheme)
+            return quality.compare(plain, quality.logits(model, text), due).kl
+        finally:
+            for name, values in kept.items():
+                layers[name].data = values
+
+    weights = sum(weight.numel() for weight in layers.values())
+    bits = {name: {scheme: scheme_named(scheme).bits_per_weight(*weight.shape) * weight.numel() for scheme in schemes}
+            for name, weight in layers.items()}
+    alone = {name: {scheme: float(kl_of({name: scheme}).mean()) for scheme in schemes} for name in layers}
+    chosen = allocate(alone, bits, budget_bits * weights)
+    uniform = [Uniform(scheme=scheme, kl=_mean(kl_of(dict.fromkeys(layers, scheme))),
+                       bits=sum(options[scheme] for options in bits.values()) / weights) for scheme in schemes]
+    return Mixed(budget_bits=budget_bits, kl=_mean(kl_of(chosen)), schemes=chosen, uniform=uniform, tokens=len(due),
+                 bits=sum(bits[name][scheme] for name, scheme in chosen.items()) / weights)
+
+
+def _rounded(values: Tensor, scheme: str) -> Tensor:
+    """Return what `values` [N, K] become under a scheme, in their own dtype."""
+    chosen = scheme_named(scheme)
+    with torch.no_grad():
+        return chosen.dequantize(*chosen.quantize(values)).to(values.dtype)
+
+
+def _mean(kl: Tensor) -> Estimate:
+    return quality_statistics.divergence(kl.numpy()).mean

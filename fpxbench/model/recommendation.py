@@ -1,0 +1,86 @@
+"""Choose a scheme for each layer: the Pareto front, and mixed precision under a budget of bits. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel
+
+from fpxbench.model.generate_record import Estimate, GenerationRecord
+from fpxbench.records.record import Flag
+from fpxbench.records.verdict import Status
+
+
+class Uniform(BaseModel):
+    """A model whose quantized weights all have one scheme."""
+
+    scheme: str
+    bits: float
+    """Per quantized weight, scales included, as stored."""
+    kl: Estimate
+
+
+class Mixed(BaseModel):
+    """Mixed precision by layer, measured, beside uniform schemes on the same tokens."""
+
+    budget_bits: float
+    bits: float
+    kl: Estimate
+    schemes: dict[str, str]
+    """Layer -> scheme."""
+    uniform: list[Uniform]
+    tokens: int
+
+    @property
+    def rival(self) -> Uniform | None:
+        """The uniform scheme of the smallest KL divergence within the budget; None if none is within it."""
+        return min((one for one in self.uniform if one.bits <= self.budget_bits), key=lambda one: one.kl.value,
+                   default=None)
+
+
+def pareto_front(records: Sequence[GenerationRecord]) -> list[GenerationRecord]:
+    """Return the right rows that no other beats in all three of KL divergence, bytes of a step and tokens per second.
+
+    Most faithful first. A speed that is above the roofline counts as none.
+    """
+    right = [record for record in records if record.verdict.status is Status.OK and record.traffic is not None]
+    costs = {record.id: _cost(record) for record in right}
+    front = [record for record in right if not any(
+        costs[other.id] != costs[record.id]
+        and all(theirs <= own for theirs, own in zip(costs[other.id], costs[record.id], strict=True))
+        for other in right)]
+    return sorted(front, key=lambda record: costs[record.id])
+
+
+def _cost(record: GenerationRecord) -> tuple[float, float, float]:
+    """KL divergence (0 of the unquantized model), bytes, seconds a token: less is better in each."""
+    quality = record.quality[0] if record.quality else None
+    kl = quality.kl.mean.value if quality and quality.kl else 0.0
+    timed = record.speed is not None and Flag.OVER_ROOFLINE not in record.flags
+    return kl, record.traffic.step_bytes, 1 / record.speed.tokens_per_s if timed else float("inf")
+
+
+def allocate(kl: Mapping[str, Mapping[str, float]], bits: Mapping[str, Mapping[str, float]], budget: float,
+             ) -> dict[str, str]:
+    """Return a scheme for each layer within `budget` bits in all, greedily: each step gives up the least KL per bit.
+
+    kl : layer -> scheme -> the KL divergence when this layer alone is quantized so
+    bits : layer -> scheme -> the bits that it then takes
+
+    Every layer begins with its scheme of the smallest KL divergence. Raises ValueError for a budget below the fewest
+    bits that there can be.
+    """
+    fewest = sum(min(options.values()) for options in bits.values())
+    if budget < fewest:
+        raise ValueError(f"a budget of {budget:.4g} bits is below the {fewest:.4g} that the smallest schemes take")
+    chosen = {layer: min(options, key=lambda scheme: (options[scheme], bits[layer][scheme]))
+              for layer, options in kl.items()}
+    total = sum(bits[layer][scheme] for layer, scheme in chosen.items())
+    while total > budget:
+        steps = [
+            ((kl[layer][scheme] - kl[layer][now]) / (bits[layer][now] - bits[layer][scheme]), layer, scheme)
+            for layer, now in chosen.items() for scheme in kl[layer] if bits[layer][scheme] < bits[layer][now]]
+        _, layer, scheme = min(steps)
+        total += bits[layer][scheme] - bits[layer][chosen[layer]]
+        chosen[layer] = scheme
+    return chosen
