@@ -245,7 +245,7 @@ def check_shapes(examination: Examination, prepare: Callable[[int, int, object],
     for operands, purpose in ((another, "another weight"), (own, "back to this weight")):
         verdict = _checked_once(examination, operands, purpose)
         if verdict is not None and operands is another and verdict.kind is None:
-            named = examination.diagnose(verdict, operands)     # it may be wrong by itself, by codes that the own weight has not
+            named = examination.diagnose(verdict, operands)     # codes that the own weight lacks may be wrong
             if named.kind is not None and named.kind.group not in (Group.RESULT, Group.CALL):
                 return named
         if verdict is not None:
