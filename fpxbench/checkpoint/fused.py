@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 
 import numpy as np
@@ -40,9 +39,3 @@ def _number(entry: TensorEntry | None) -> float | None:
         return float(np.asarray(entry.numbers(), np.float64).reshape(-1)[0])
     except CheckpointError:
         return None
-
-
-def layer_number(name: str) -> int | None:
-    """Return the number in a layer's name (``model.layers.12.mlp``), which is its depth; None without one."""
-    match = re.search(r"\.(\d+)\.", f".{name}.")
-    return int(match[1]) if match else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
 
 from fpxbench.model.generate_record import GenerationRecord, TextQuality
 from fpxbench.records.record import Build, Flag, Machine
@@ -54,10 +53,6 @@ class ModelRow:
         if traffic is None or not bandwidth or not traffic.step_bytes:
             return None
         return self.record.batch * bandwidth * 1e9 / traffic.step_bytes
-
-    @property
-    def step_ms(self) -> float | None:
-        return 1e3 * median(self.record.speed.step_s) if self.record.speed else None
 
     @property
     def remark(self) -> str:

@@ -224,7 +224,7 @@ def test_progress_reaches_asvs_own_stderr(folder):
     assert CRASHING in shown and "SIGSEGV" in shown, shown
 
 
-def test_show_prints_the_figures_of_the_build(folder):
+def test_show_prints_the_metrics_of_the_build(folder):
     done = asv(folder, "show", HERE.label)
     assert done.returncode == 0, done.stderr
     assert DENSE in done.stdout

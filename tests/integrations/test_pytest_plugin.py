@@ -206,7 +206,7 @@ def test_each_case_has_a_line_with_its_speedup_its_roofline_and_what_holds_it_ba
     assert "native_float8" not in section, "what -k left out is not spoken of"
 
 
-def test_the_json_carries_the_figures_of_what_is_right_and_of_nothing_else(session, project):
+def test_the_json_carries_metrics_of_right_cases_only(session, project):
     entries = benchmarked(project / "out.json")
     assert set(entries) == {"dense", "mine_right"}
     mine, dense = entries["mine_right"], entries["dense"]

@@ -60,7 +60,7 @@ def test_a_failure_is_a_point_and_not_missing_data(tmp_path):
     assert np.isnan(panel.metrics["median_us"][0, 1])
 
 
-def test_the_figures_are_those_of_the_records(tmp_path):
+def test_the_metrics_are_those_of_the_records(tmp_path):
     nights(tmp_path, 1, (FUSED,))
     stored, = Store(tmp_path).read_all()[0]
     panel, = read(tmp_path)[0]

@@ -441,7 +441,7 @@ def test_a_file_in_the_reports_place_is_named(tmp_path: Path) -> None:
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
-def test_figures_keep_three_digits_and_their_unit() -> None:
+def test_numbers_keep_three_digits_and_their_unit() -> None:
     assert [microseconds(us) for us in (0.4567, 812.4, 1238.0, 2.5e6,
                                         None)] == ["0.457 µs", "812 µs", "1.24 ms", "2.50 s", "–"]
     assert [number(value) for value in (0, 12345, 0.00001234, 99.96)] == ["0", "12,300", "1.23e-05", "100.0"]

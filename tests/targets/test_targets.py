@@ -279,7 +279,7 @@ def test_codes_of_6_and_4_bits_are_decoded_exactly_by_integers(installed):
             assert (outcome.status, outcome.check) == (Status.OK, "table"), outcome.message
 
 
-def test_figures_say_what_the_object_is_made_of(installed):
+def test_metrics_describe_the_object(installed):
     result, _, _ = installed
     metrics = result.metrics["decode/e4m3fn/fp16", "sm_90"]
     assert metrics.conversions == ["cvt.rn.f16x2.e4m3x2"] and metrics.load_bits == 32

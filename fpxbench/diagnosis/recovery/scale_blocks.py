@@ -37,11 +37,6 @@ class BlockMap:
     free: Tensor
     message: str = ""
 
-    @property
-    def rows_kept(self) -> bool:
-        """Whether every weight meets a scale of its own row, which rows of one scale each then show."""
-        return bool(self.place.numel())
-
 
 def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | None]:
     """Return the scale that multiplies each weight, as the row and block that it is stored for; None where that cannot
