@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.diagnosis.hypotheses import quotient_nudges
+from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales
@@ -96,6 +97,13 @@ def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | No
             if _explains(original, weight, scheme, shared):
                 return ScaleRule(SHARED, scheme)
     return None
+
+
+def holds_on_powers_of_two(implementation: Implementation, original: Tensor, rule: ScaleRule, scheme: Scheme) -> bool:
+    """Return whether the rule also explains a weight of powers of two, on which rounding up differs from one step too high."""
+    magnitude = torch.where(original == 0, 1.0, original.abs().float())
+    probe = torch.copysign(torch.exp2(magnitude.log2().round().clamp(-60, 60)), original.float())
+    return follows_rule(probe, implementation.quantize(probe.clone(), scheme), rule.name)
 
 
 def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen: Scales) -> bool:

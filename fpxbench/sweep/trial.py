@@ -33,7 +33,13 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.diagnosis.products import diagnose_product
-from fpxbench.diagnosis.scale_rules import ScaleRule, find_scale_rule, follows_rule, judged_scheme
+from fpxbench.diagnosis.scale_rules import (
+    ScaleRule,
+    find_scale_rule,
+    follows_rule,
+    holds_on_powers_of_two,
+    judged_scheme,
+)
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
@@ -239,7 +245,9 @@ def undeclared_rule(implementation: Implementation, operands: Operands) -> Scale
             or type(implementation).quantize is Implementation.quantize \
             or diagnose_quantization(operands.original, operands) is None:
         return None
-    return find_scale_rule(operands.original, operands.weight)
+    rule = find_scale_rule(operands.original, operands.weight)
+    kept = rule is not None and holds_on_powers_of_two(implementation, operands.original, rule, operands.weight.scheme)
+    return rule if kept else None
 
 
 def check_quantization(implementation: Implementation, operands: Operands) -> Verdict | None:

@@ -29,7 +29,7 @@ from fpxbench.diagnosis.probe_weight import probe_operands
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.recovery.bench import Bench, small_case
 from fpxbench.diagnosis.recovery.maps import RecoveredMaps
-from fpxbench.diagnosis.scale_rules import find_scale_rule, follows_rule, other_rules
+from fpxbench.diagnosis.scale_rules import find_scale_rule, follows_rule, holds_on_powers_of_two, other_rules
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import encode
@@ -177,7 +177,7 @@ class _Inspector:
             if diagnose_quantization(operands.original, operands) is None:
                 return
             rule = find_scale_rule(operands.original, operands.weight)
-            if rule is not None:
+            if rule is not None and holds_on_powers_of_two(implementation, operands.original, rule, bench.scheme):
                 implementation.scale_rule, self.inspection.undeclared_rule = rule.name, rule.message()
             return
         if Predictor(bench.readout(operands)).explains(()):
