@@ -61,7 +61,8 @@ def counted(count: int, seed: int) -> tuple[int, int]:
         elif number % 4 == 1:
             found, allowed = inspected(scheme, row_map=rng.permutation(32)), PLACES
         elif number % 4 == 2:
-            order = np.roll(np.arange(blocks), int(rng.integers(1, blocks))) if rng.integers(2) else rng.permutation(blocks)
+            rolled = bool(rng.integers(2))
+            order = np.roll(np.arange(blocks), int(rng.integers(1, blocks))) if rolled else rng.permutation(blocks)
             if (order == np.arange(blocks)).all():
                 continue
             found, allowed = inspected(scheme, block_map=order), PLACES
@@ -91,14 +92,17 @@ def test_the_structure_of_a_permutation_within_a_tile_is_stated() -> None:
 
 
 @pytest.mark.parametrize("rule", [
-    lambda i: i ^ 3, lambda i: (i + 5) % 32, lambda i: 31 - i, lambda i: i // 4 * 4, lambda i: i // 2, lambda i: (i + 2).clamp(max=31),
+    lambda i: i ^ 3, lambda i: (i + 5) % 32, lambda i: 31 - i, lambda i: i // 4 * 4, lambda i: i // 2,
+    lambda i: (i + 2).clamp(max=31),
     lambda i: i // 8 * 8 + 2 * (i % 4) + i % 8 // 4,
 ])
 def test_a_rule_along_one_axis_is_true_of_every_position(rule) -> None:
     position = torch.arange(32)
     text = axis_rule(rule(position))
     assert text is not None
-    expression = text.format(i="i").split(" of its")[0].replace(" div ", " // ").replace(" mod ", " % ").replace(" xor ", " ^ ")
+    expression = text.format(i="i").split(" of its")[0]
+    for word, operator in (("div", "//"), ("mod", "%"), ("xor", "^")):
+        expression = expression.replace(f" {word} ", f" {operator} ")
     if expression.startswith("(") and "[" in expression or "at most" in expression:
         return      # a listed table, or a bound in words
     base = position // 8 * 8 if "of its 8" in text else 0

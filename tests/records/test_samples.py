@@ -27,7 +27,8 @@ def test_no_time_without_a_right_answer_and_no_bandwidth_above_the_machines():
 
 
 def test_the_fused_kernel_is_one_kernel_on_a_gpu_up_to_8_tokens_and_never_unfused():
-    """From 9 tokens on, the activation is first put in order, by a kernel of its own; with split K sums are added up."""
+    """From 9 tokens on, the activation is first put in order, by a kernel of its own; with split K sums are added
+    up."""
     fused = [
         r
         for r in SAMPLES.read_all()[0]
