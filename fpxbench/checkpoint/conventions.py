@@ -32,7 +32,12 @@ _ROUNDINGS = {"mx": ("mx", "mx.ceil", "mx.even", "mx.rceil"), "nv": ("nv", "nv.u
 
 
 def evidence(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint) -> list[Evidence]:
-    """Return what the numbers of `weight`, a sample of `layer`, say about each convention that they bear on."""
+    """Return what the numbers of `weight`, a sample of `layer`, say about each convention that they bear on.
+
+    A weight that is all zeros says nothing.
+    """
+    if not bool((decode(weight.codes(), weight.scheme.format) != 0).any()):
+        return []
     tests = (_magnitude(layer, weight, checkpoint), _fnuz(weight), _nibble_order(weight, checkpoint), _swizzle(weight),
              _scale_rounding(weight))
     return [found for test in tests for found in test]

@@ -174,6 +174,13 @@ def test_the_quantizers_rounding_of_scales_is_told_from_the_codes(tmp_path, roun
     assert said == {rounding.replace("mxfp4", "mx")}
 
 
+def test_a_layer_of_zeros_is_a_problem_and_no_evidence_of_a_convention(tmp_path):
+    tensors = each(model("quark-fp8"), "up_proj.weight", lambda codes: torch.zeros_like(codes.view(torch.uint8)).view(
+        codes.dtype))
+    report = examine(Request(path=str(written(tmp_path, tensors, "quark")), deep=True))
+    assert wrong(report) == [f"model.layers.{number}.mlp.up_proj: every code is zero" for number in range(LAYERS)]
+
+
 def test_a_missing_and_a_stray_scale_are_problems(tmp_path):
     tensors = model("quark-fp8")
     del tensors["model.layers.1.mlp.up_proj.weight_scale"]
