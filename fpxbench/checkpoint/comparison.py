@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fpxbench.checkpoint.examination import LayerReport
+from fpxbench.checkpoint.checkpoint_report import LayerReport
 from fpxbench.checkpoint.folder import Checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer
 from fpxbench.checkpoint.tensor_entry import CheckpointError

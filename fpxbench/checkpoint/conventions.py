@@ -13,7 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fpxbench.checkpoint.examination import Evidence, plain_matrices
+from fpxbench.checkpoint.checkpoint_report import Evidence
+from fpxbench.checkpoint.examination import plain_matrices
 from fpxbench.checkpoint.folder import Checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer
 from fpxbench.checkpoint.tensor_entry import CheckpointError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fpxbench.checkpoint.examination import ScaleStatistics
+from fpxbench.checkpoint.checkpoint_report import ScaleStatistics
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 

@@ -36,6 +36,9 @@ def checkpoint(
         bool, typer.Option("--nearest", help="With --convert: where a reciprocal is no fp32 number, write the nearest.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The safetensors file that is written.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="DIR", help="Write a page to this folder: layers, findings, codes.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,6 +65,12 @@ def checkpoint(
         },
         timeout,
     )
+    if html is not None:
+        from fpxbench.checkpoint.checkpoint_report import CheckpointReport
+        from fpxbench.reports.checkpoint.checkpoint_page import write_checkpoint_page
+
+        page = write_checkpoint_page(CheckpointReport.model_validate(report), html)
+        err.print(f"page: {page}", markup=False)
     if as_json:
         import json
 

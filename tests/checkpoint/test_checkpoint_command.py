@@ -1,6 +1,7 @@
 """`fpxbench checkpoint` says what a file holds, which convention it follows, and what is wrong with it."""
 
 import json
+import re
 from functools import cache
 
 import pytest
@@ -177,7 +178,7 @@ def test_the_quantizers_rounding_of_scales_is_told_from_the_codes(tmp_path, roun
 def test_a_layer_of_zeros_is_a_problem_and_no_evidence_of_a_convention(tmp_path):
     tensors = each(model("quark-fp8"), "up_proj.weight", lambda codes: torch.zeros_like(codes.view(torch.uint8)).view(
         codes.dtype))
-    report = examine(Request(path=str(written(tmp_path, tensors, "quark")), deep=True))
+    report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "quark")), deep=True))
     assert wrong(report) == [f"model.layers.{number}.mlp.up_proj: every code is zero" for number in range(LAYERS)]
 
 
@@ -266,3 +267,22 @@ def test_the_command_prints_a_table_the_evidence_and_what_was_not_read(tmp_path)
         app, ["checkpoint", str(tmp_path), "--layer", "*.2.*", "--dequantize", "-o", str(tmp_path / "out.safetensors")]
     )
     assert run.exit_code == 0 and set(load_file(tmp_path / "out.safetensors")) == {"model.layers.2.mlp.up_proj.weight"}
+
+
+def test_the_page_has_findings_first_a_bar_for_each_code_and_only_escaped_names(tmp_path):
+    hostile = "<script>alert(1)</script>"
+    tensors = {name.replace("layers.3", hostile): tensor for name, tensor in model("quark-fp8").items()}
+    broken = "model.layers.1.mlp.up_proj.weight"
+    tensors[broken] = first_element(0x7F)(tensors[broken])
+    folder = written(tmp_path, tensors, "quark")
+    run = CliRunner().invoke(app, ["checkpoint", str(folder), "--deep", "--html", str(tmp_path / "page")])
+    assert run.exit_code == 1, run.output
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "page" / "assets" / "style.css").exists()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+    layers = re.findall(r"<tr>\n<td>(model\S+)</td>", page)
+    assert layers[0] == "model.layers.1.mlp.up_proj" and len(layers) == LAYERS
+    report = examine(CheckpointRequest(path=str(folder), deep=True))
+    codes = sum(count > 0 for layer in report.layers for count in layer.histogram)
+    assert page.count("<rect") == codes
+    assert page.count('fill="#c22"') == 1 and "0x7f = nan: 1" in page

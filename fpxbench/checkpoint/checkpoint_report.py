@@ -1,0 +1,82 @@
+"""Request and result of an examination, as JSON. Imports no torch: the parent process never does."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class CheckpointRequest(BaseModel):
+    """What to examine."""
+
+    path: str
+    layers: list[str] = []
+    """Globs over layers' names; none: all."""
+    against: str | None = None
+    """An unquantized original of the same model."""
+    deep: bool = False
+    """Read every selected layer whole, and not a sample of them."""
+
+
+class Evidence(BaseModel):
+    """What the numbers say about one convention."""
+
+    convention: str
+    read_as: str
+    fits_better: str = ""
+    """The other reading that the numbers favour; empty if they favour the one that the dialect says, or none."""
+    sureness: float = 0.0
+    """Probability of the favoured reading against the other one, from 0.5 (undecided) to 1."""
+    message: str
+
+
+class ScaleStatistics(BaseModel):
+    """Of block scales: how many there are, and how many are no ordinary positive number."""
+
+    count: int = 0
+    nan: int = 0
+    zero: int = 0
+    negative: int = 0
+    subnormal: int = 0
+    largest: int = 0
+    """Scales that are the largest number of their format."""
+    min: float = 0.0
+    max: float = 0.0
+
+
+class LayerReport(BaseModel):
+    """One quantized layer."""
+
+    name: str
+    dialect: str
+    others: list[str] = []
+    scheme: str | None
+    n: int
+    k: int
+    experts: int
+    nbytes: int
+    problems: list[str] = []
+    histogram: list[int] = []
+    """How often each code occurs; empty if the layer was not read."""
+    scales: ScaleStatistics | None = None
+    evidence: list[Evidence] = []
+    sqnr_db: float | None = None
+    exact: bool = False
+    """The layer decodes to the original, bit for bit."""
+    explained_by: str = ""
+    """The scheme whose quantizer gives most of these codes from the original, with the share."""
+
+
+class CheckpointReport(BaseModel):
+    """A checkpoint, examined."""
+
+    path: str
+    files: int
+    tensors: int
+    nbytes: int
+    declared: list[str]
+    layers: list[LayerReport]
+    plain: dict[str, int]
+    """dtype -> bytes of tensors that belong to no quantized layer."""
+    problems: list[str]
+    read: int = 0
+    """Layers whose codes were read."""

@@ -1,0 +1,1 @@
+"""What does a checkpoint hold, and what is wrong with it?"""
