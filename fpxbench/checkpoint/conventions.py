@@ -29,6 +29,8 @@ TYPICAL_RMS = 0.03
 DECADES = 0.5
 """Standard deviation of log10(rms) between layers of one model."""
 MOST_PLAIN_ROWS = 4096
+_CONTRADICTS = 10.0
+"""Odds, as a logarithm, from which the other reading is a finding: chance gives such odds to one layer of 20,000."""
 _ROUNDINGS = {"mx": ("mx", "mx.ceil", "mx.even", "mx.rceil"), "nv": ("nv", "nv.up", "nv.4over6")}
 
 
@@ -73,7 +75,7 @@ def _magnitude(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Check
                  for name, rms in readings.items()}
     other = next(name for name in readings if name != read_as)
     log_ratio = distances[other] - distances[read_as]
-    better = other if log_ratio < -1 else ""
+    better = other if log_ratio < -_CONTRADICTS else ""
     message = (f"if {what} {read_as}, as {layer.dialect.name} has it, weights have an rms of {readings[read_as]:.3g}; "
                f"if it {other}, of {readings[other]:.3g}; {source} have {typical:.3g}")
     yield Evidence(convention=what, read_as=read_as, fits_better=better, sureness=_sureness(log_ratio), message=message)
@@ -120,7 +122,7 @@ def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
         f"the largest code is {fn.max_code:#04x} in {of_fn} of {len(blocks)} blocks, {fnuz.max_code:#04x} in {of_fnuz};"
         f" {zeros} codes are 0x00 and {negative_zeros} 0x80 (-0 in {fn.name}, NaN in {fnuz.name})"
     )
-    yield Evidence(convention="the format", read_as=fmt.name, fits_better=sibling.name if log_ratio < -2 else "",
+    yield Evidence(convention="the format", read_as=fmt.name, fits_better=sibling.name if log_ratio < -_CONTRADICTS else "",
                    sureness=_sureness(log_ratio), message=message)
 
 
@@ -146,15 +148,17 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
     seen, expected = seen - seen.mean(), expected - expected.mean()
     correlation = (seen @ expected / (seen.norm() * expected.norm()).clamp(min=1e-30)).item()
     strength = math.atanh(max(-0.999999, min(0.999999, correlation))) * math.sqrt(max(1, k // 2 - 3))
-    # The sign under one order is the opposite of that under the other: a normal test on both sides.
-    log_ratio = 2 * strength
+    strength = max(-30.0, min(30.0, strength))
+    # The sign under one order is the opposite of that under the other. How large the correlation is in this model is not
+    # known, and between layers of different kinds it is none: the odds are those of a sign test.
+    log_ratio = math.log(math.erfc(-strength / math.sqrt(2))) - math.log(math.erfc(strength / math.sqrt(2)))
     other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(
         weight.layout, "another"
     )
     yield Evidence(
         convention="the nibble order",
         read_as=weight.layout,
-        fits_better=other if log_ratio < -2 else "",
+        fits_better=other if log_ratio < -_CONTRADICTS else "",
         sureness=_sureness(log_ratio),
         message=f"channel sizes agree with {len(names[:8])} unquantized layers' to r = "
         f"{correlation:+.3f} within pairs; the other order gives the opposite sign",
@@ -191,7 +195,7 @@ def _swizzle(weight: QuantizedWeight) -> Iterator[Evidence]:
     yield Evidence(
         convention="the order of the scales",
         read_as="linear",
-        fits_better="128 x 4 tiles" if log_ratio < -4 else "",
+        fits_better="128 x 4 tiles" if log_ratio < -_CONTRADICTS else "",
         sureness=_sureness(log_ratio),
         message="rows and columns explain "
         + ", ".join(f"{1 - value:.0%} of the scales' variance read as {name}" for name, value in unexplained.items()),

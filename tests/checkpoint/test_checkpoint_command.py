@@ -175,6 +175,22 @@ def test_the_quantizers_rounding_of_scales_is_told_from_the_codes(tmp_path, roun
     assert said == {rounding.replace("mxfp4", "mx")}
 
 
+def test_layers_without_a_common_structure_give_no_alarm_about_the_nibble_order(tmp_path):
+    """As in MiniLM, where a layer of another kind reads as many inputs, but not the same ones."""
+    generator = torch.Generator().manual_seed(1)
+    scheme = scheme_named("mxfp4")
+    tensors = {f"plain.{number}.weight": 0.02 * torch.randn(64, 256, generator=generator) for number in range(3)}
+    for number in range(64):
+        codes, scales = scheme.quantize(0.02 * torch.randn(64, 256, generator=generator))
+        tensors |= in_dialect(f"model.layers.{number}.mlp.up_proj", QuantizedWeight.from_codes(codes, scales, scheme),
+                              DIALECTS["modelopt-mxfp4"])
+    report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "quark")), deep=True))
+    assert wrong(report) == []
+    told = [found.sureness for layer in report.layers for found in layer.evidence
+            if found.convention == "the nibble order"]
+    assert len(told) == 64 and 0.2 < sum(sureness < 0.75 for sureness in told) / 64 < 0.8
+
+
 def test_a_layer_of_zeros_is_a_problem_and_no_evidence_of_a_convention(tmp_path):
     tensors = each(model("quark-fp8"), "up_proj.weight", lambda codes: torch.zeros_like(codes.view(torch.uint8)).view(
         codes.dtype))
