@@ -88,7 +88,7 @@ class SubnormalFlushedWhenStored(RightEncoder):
 
     def encode(self, values, fmt):
         codes = encode(values, fmt)
-        return codes.masked_fill(is_subnormal(fmt)[codes.int()], 0)
+        return codes.masked_fill(is_subnormal(fmt).to(codes.device)[codes.int()], 0)
 
 
 @implementation("faulty_fnuz_codes_stored")

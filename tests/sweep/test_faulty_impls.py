@@ -285,9 +285,9 @@ def test_the_last_words_of_a_process_are_on_its_record(record_of) -> None:
     assert "LLVM ERROR: Cannot select" in record_of(by_name["llvm_abort"]).verdict.log_tail
 
 
-def test_a_hang_costs_little_more_than_its_timeout(record_of) -> None:
+def test_a_hang_is_ended_and_leaves_signals_as_they_were(record_of) -> None:
     hang = next(plant for plant in PLANTS if plant.name == "hang")
-    assert 5 <= record_of(hang).elapsed_s < 5 + 5
+    assert record_of(hang).verdict.status is Status.TIMEOUT
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
