@@ -99,8 +99,10 @@ def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | No
     return None
 
 
-def holds_on_powers_of_two(implementation: Implementation, original: Tensor, rule: ScaleRule, scheme: Scheme) -> bool:
-    """Return whether the rule also explains a weight of powers of two, on which rounding up differs from one step too high."""
+def holds_on_powers_of_two(
+    implementation: Implementation, original: Tensor, rule: ScaleRule, scheme: Scheme
+) -> bool:
+    """Return whether the rule also explains a weight of powers of two, where rounding up is not one step too high."""
     magnitude = torch.where(original == 0, 1.0, original.abs().float())
     probe = torch.copysign(torch.exp2(magnitude.log2().round().clamp(-60, 60)), original.float())
     return follows_rule(probe, implementation.quantize(probe.clone(), scheme), rule.name)

@@ -92,9 +92,7 @@ PLANTS = (
     Plant("wrong_max", "e4m3fn-row", RAGGED, W, Kind.WRONG_MAX, "maximum 240; e4m3fn reaches 448"),
     Plant("wrong_max_overflowing", "e4m3fnuz-row", RAGGED, W, Kind.WRONG_MAX, "two faults at once"),
     Plant("scale_transposed_when_stored", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED),
-    # One too high for all but powers of two, which none of these weights is the largest of a block by: another right
-    # rule.
-    Plant("scale_exponent_when_stored", "mxfp4", RAGGED, Status.OK, None, "torchao's CEIL"),
+    Plant("scale_exponent_when_stored", "mxfp4", RAGGED, W, Kind.SCALE_ONE_STEP_HIGH),
     Plant("random_codes", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
     # Sums, and mistakes in one place.
     Plant("ragged_k", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "columns 192 to 202, the tail of K = 203, are ignored"),
