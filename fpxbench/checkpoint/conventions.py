@@ -122,8 +122,8 @@ def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
         f"the largest code is {fn.max_code:#04x} in {of_fn} of {len(blocks)} blocks, {fnuz.max_code:#04x} in {of_fnuz};"
         f" {zeros} codes are 0x00 and {negative_zeros} 0x80 (-0 in {fn.name}, NaN in {fnuz.name})"
     )
-    yield Evidence(convention="the format", read_as=fmt.name, fits_better=sibling.name if log_ratio < -_CONTRADICTS else "",
-                   sureness=_sureness(log_ratio), message=message)
+    yield Evidence(convention="the format", read_as=fmt.name,
+                   fits_better=sibling.name if log_ratio < -_CONTRADICTS else "", sureness=_sureness(log_ratio), message=message)
 
 
 # Which nibble comes first?
@@ -149,8 +149,8 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
     correlation = (seen @ expected / (seen.norm() * expected.norm()).clamp(min=1e-30)).item()
     strength = math.atanh(max(-0.999999, min(0.999999, correlation))) * math.sqrt(max(1, k // 2 - 3))
     strength = max(-30.0, min(30.0, strength))
-    # The sign under one order is the opposite of that under the other. How large the correlation is in this model is not
-    # known, and between layers of different kinds it is none: the odds are those of a sign test.
+    # The sign under one order is the opposite of that under the other. How large the correlation is in this model is
+    # not known, and between layers of different kinds it is none: the odds are those of a sign test.
     log_ratio = math.log(math.erfc(-strength / math.sqrt(2))) - math.log(math.erfc(strength / math.sqrt(2)))
     other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(
         weight.layout, "another"

@@ -17,6 +17,8 @@ MOST_SAMPLED = 4
 MOST_ROWS = 512
 """Rows of a layer that are decoded: what a statement about conventions needs, whatever the layer's size."""
 _QUANTIZED_DTYPES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
+_PACKED = (".weight", ".weight_packed", "_blocks", "._weight_qdata")
+"""What names of packed codes end with. bitsandbytes' have an ``absmax`` and are of no dialect that is read."""
 
 
 def examine(request: CheckpointRequest) -> CheckpointReport:
@@ -103,7 +105,8 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
     for name, tensor in checkpoint.tensors.items():
         if name in used or len(tensor.shape) < 2:
             continue
-        if tensor.dtype in _QUANTIZED_DTYPES:
+        packed = tensor.dtype in ("U8", "I8") and name.endswith(_PACKED) and f"{name}.absmax" not in checkpoint.tensors
+        if tensor.dtype in _QUANTIZED_DTYPES or packed:
             problems.append(f"{name} holds {tensor.dtype} and no scale belongs to it")
     scales = [name for name in checkpoint.tensors
               if name not in used and name.endswith((".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales",

@@ -208,6 +208,15 @@ def test_a_missing_and_a_stray_scale_are_problems(tmp_path):
     assert len(report.layers) == LAYERS - 1
 
 
+@pytest.mark.parametrize("dialect", ["ct-mxfp4", "modelopt-mxfp4", "gpt-oss", "deepseek-v4"])
+def test_packed_codes_without_their_scale_are_a_problem(tmp_path, dialect):
+    tensors, layer = model(dialect), "model.layers.1.mlp.up_proj"
+    del tensors[layer + DIALECTS[dialect].scales]
+    report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, method_of(dialect)))))
+    assert [problem for problem in report.problems if problem.startswith(layer + DIALECTS[dialect].codes)
+            and problem.endswith("no scale belongs to it")]
+
+
 def test_fused_layers_with_different_global_scales_are_a_problem(tmp_path):
     tensors = model("modelopt-nvfp4")
     tensors |= {
