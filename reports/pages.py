@@ -25,7 +25,7 @@ from fpxbench.reports.history.build_pages import BuildPage
 from fpxbench.reports.history.regression_groups import STATES, RegressionSummary
 from fpxbench.reports.history.series_pages import ROOT, SeriesPage
 from fpxbench.reports.model import generation_charts
-from fpxbench.reports.model.generation_table import ModelPage
+from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
@@ -96,12 +96,13 @@ class Pages:
                  support: SupportMatrix, models: Sequence[ModelPage] = ()) -> str:
         """Render the first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest
         of each machine, `older` counts the other sweeps."""
+        of_cases = [one for one in problems if not one.link.endswith(MODELS)]
         sections = {section: found for section in Section
                     if (found := [problem for problem in problems if problem.section is section])}
         return self._render(
             "overview.html", root="", sweeps=sweeps, shown=sweeps[:SWEEPS_IN_FULL], sections=sections, older=older,
             casts=casts, support=support, models=models,
-            headline=_with_models(headline(problems, swept=bool(sweeps)) if sweeps or casts else "", models),
+            headline=_with_models(headline(of_cases, swept=bool(sweeps)) if sweeps or casts else "", models),
             charts=_with_page(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )

@@ -31,7 +31,7 @@ from fpxbench.reports.casts.conversion_pages import (
 )
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.status_history import StatusHistories
-from fpxbench.reports.model.generation_table import ModelPage, model_page
+from fpxbench.reports.model.generation_table import ModelPage, model_page, model_problems
 from fpxbench.reports.pages import Pages, static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
 from fpxbench.reports.sweep.table import SweepHeading, SweepTable, sweep_of
@@ -115,7 +115,8 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     newest_casts = _newest_casts(casts)
     troubles = chapter.write_rest(casts.values(), set(map(str, broken_lines)))
     broken_cases = {(sweep.folder[0], row.case.id) for sweep in shown for row in sweep.rows if row.broken}
-    problems = [*find_problems(shown), *chapter.problems(broken_cases), *cast_problems(newest_casts)]
+    problems = [*find_problems(shown), *chapter.problems(broken_cases), *cast_problems(newest_casts),
+                *model_problems(models)]
     problems.sort(key=lambda problem: problem.rank)
     older = sum(map(len, by_machine.values())) + chapter.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(sweep for sweep, _ in newest_casts)])

@@ -8,7 +8,10 @@ from functools import cached_property
 
 from fpxbench.model.generate_record import GenerationRecord, TextQuality
 from fpxbench.records.record import Build, Flag, Machine
-from fpxbench.records.verdict import Status
+from fpxbench.records.verdict import BROKEN, Status
+from fpxbench.reports.sweep.problems import ReportProblem, Section
+
+FILE = "models.html"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class ModelPage:
 
     @property
     def path(self) -> str:
-        return f"machines/{self.folder[0]}/{self.folder[1]}/models.html"
+        return f"machines/{self.folder[0]}/{self.folder[1]}/{FILE}"
 
     @property
     def right(self) -> int:
@@ -131,6 +134,26 @@ def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord]) -> 
     newest = max(records, key=lambda record: record.started_at)
     return ModelPage(folder, newest.machine, newest.build, newest.started_at,
                      [_table(group) for group in groups.values()])
+
+
+def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:
+    """Return the faulty rows, and those whose speed is impossible, each as a problem of the report."""
+    problems = []
+    for page in pages:
+        for table in page.tables:
+            for row in table.rows:
+                record, where = row.record, f"{table.title}, {row.name}, PyTorch {page.build.label}"
+                if record.verdict.status in BROKEN:
+                    problems.append(ReportProblem(
+                        Section.WRONG, str(record.verdict.status),
+                        f"{where}: {record.verdict.headline}: {record.verdict.summary}.", page.path, (),
+                        more="The model's table"))
+                elif Flag.OVER_ROOFLINE in record.flags:
+                    problems.append(ReportProblem(
+                        Section.SLOW, str(Flag.OVER_ROOFLINE),
+                        f"{where}: {record.traffic.gb_per_s:.0f} GB/s is more than the memory gives: a bug in the"
+                        " number.", page.path, (), more="The model's table"))
+    return problems
 
 
 def _table(records: list[GenerationRecord]) -> ModelTable:

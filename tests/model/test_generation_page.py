@@ -94,6 +94,7 @@ def test_the_site_has_the_page_escaped_and_the_overview_counts_its_rows(tmp_path
         store.append(record)
     summary = build_site(tmp_path / "results", tmp_path / "site")
     assert not summary.troubles and not summary.empty
+    assert ["wrong (gibberish)" in problem.message for problem in summary.problems] == [True]
     page = (tmp_path / "site" / "machines" / CPU.name / BUILD.stem / "models.html").read_text()
     assert HOSTILE not in page and "&lt;script&gt;alert" in page
     for text in ("wrong (gibberish), fn_as_fnuz", "A model of a test.", "over bf16", "cpu_fused"):
