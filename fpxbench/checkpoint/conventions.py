@@ -123,7 +123,8 @@ def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
         f" {zeros} codes are 0x00 and {negative_zeros} 0x80 (-0 in {fn.name}, NaN in {fnuz.name})"
     )
     yield Evidence(convention="the format", read_as=fmt.name,
-                   fits_better=sibling.name if log_ratio < -_CONTRADICTS else "", sureness=_sureness(log_ratio), message=message)
+                   fits_better=sibling.name if log_ratio < -_CONTRADICTS else "",
+                   sureness=_sureness(log_ratio), message=message)
 
 
 # Which nibble comes first?
