@@ -1,1 +1,4 @@
-"""Other libraries' kernels, one file each, checked like everything else: ``pip install 'fpxbench[peers]'``."""
+"""How do other libraries multiply?
+
+One file each, checked like everything else. ``pip install 'fpxbench[peers]'`` brings the libraries.
+"""
