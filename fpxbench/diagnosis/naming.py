@@ -44,6 +44,14 @@ def name_reading(
         return named(agreeing, first)
     if not fitting and (factor := off_by_one_factor(readouts)) is not None:
         return factor
+    if by_maps is not None and by_maps.kind is Kind.SCALED:
+        # Experiments read each code at one place. One factor there need not be that of every weight, and is not here.
+        return Diagnosis(
+            nearness(first.correlation()),
+            "no one factor explains every weight: the place at which experiments read shows one, and other weights show"
+            " others",
+            {"example": first.example(), "weights_read": first.seen.numel()},
+        )
     if by_maps is not None:
         return by_maps
     if fitting:

@@ -20,7 +20,8 @@ SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed",
 SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
         *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW,
-        str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.NOISY), CHANGED))
+        str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.UNDECLARED_RULE),
+        str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
@@ -128,6 +129,7 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),
         *(_keeping_copies(group) for group in _grouped(all_cases, _flagged(Flag.KEEPS_DECODED_COPY))),
         *(_summing_narrowly(group) for group in _grouped(all_cases, _flagged(Flag.NARROW_ACCUMULATOR))),
+        *(_another_rule(group) for group in _grouped(all_cases, _flagged(Flag.UNDECLARED_RULE))),
         *(_noisy(group) for group in _grouped(all_cases, _noise)),
     ]
     return sorted(problems, key=lambda problem: (problem.rank, -len(problem.cases), problem.message))
@@ -304,6 +306,15 @@ def _summing_narrowly(group: list[SweepCase]) -> ReportProblem:
                  f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; results are within the "
                  "tolerance"),
         _link(group, mark=str(Flag.NARROW_ACCUMULATOR)), tuple(group), minor=True)
+
+
+def _another_rule(group: list[SweepCase]) -> ReportProblem:
+    return ReportProblem(
+        Section.SLOW, str(Flag.UNDECLARED_RULE),
+        _message(f"{group[0].row.case.implementation} quantizes by another rule than it declares on"
+                 f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; it is consistent, and results"
+                 " are right by it"),
+        _link(group, mark=str(Flag.UNDECLARED_RULE)), tuple(group), minor=True)
 
 
 def _noise(case: SweepCase) -> Hashable | None:
