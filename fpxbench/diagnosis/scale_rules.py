@@ -111,9 +111,17 @@ def holds_on_powers_of_two(
 def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen: Scales) -> bool:
     """Return whether stored scales are `chosen`, within fp32's rounding, and codes those of nearest-even under them."""
     scaling, fmt = scheme.scaling, scheme.format
-    stored = Scales(weight.scales, weight.tensor_scale)
     if weight.scales.shape != chosen.stored.shape:
         return False
+    if scaling.scale_format.coded != (weight.scales.dtype == torch.uint8):
+        # Numbers of the scale's format may be kept in fp32; codes are no numbers of a 16-bit format.
+        if not scaling.scale_format.coded:
+            return False
+        codes = scaling.scale_format.encode(weight.scales.float())
+        if not torch.equal(scaling.scale_format.decode(codes), weight.scales.float()):
+            return False
+        weight = replace(weight, scales=codes)
+    stored = Scales(weight.scales, weight.tensor_scale)
     # A 16-bit scale may be kept in fp32.
     block = weight.scales.float() if not scaling.scale_format.coded else scaling.scale_format.decode(weight.scales)
     wanted = scaling.scale_format.decode(chosen.stored)
