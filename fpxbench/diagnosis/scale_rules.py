@@ -31,6 +31,7 @@ _MESSAGES = {
     "even": "scales are rounded to even, as torchao's EVEN",
     "up": "block scales are rounded up, so that no weight saturates",
     "4over6": "each block's largest weight becomes 6 or 4, whichever errs less (Four Over Six)",
+    "normal": "block scales are at least E4M3's smallest normal number, 2^-6 (torchao NVFP4Tensor)",
     "div": "the tensor scale is stored as its reciprocal and divided by, as compressed-tensors' weight_global_scale",
     "bf16": "scales are rounded to bf16 before weights are divided by them",
     "fp16": "scales are rounded to fp16 before weights are divided by them",

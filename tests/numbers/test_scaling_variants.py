@@ -18,7 +18,7 @@ from fpxbench.numbers.scheme import SCHEMES, USED_BY, scheme_named
 
 NAMES = ("tensor", "tensor.static", "row", "row.bf16", "row.fp16", "g128", "g128.bf16", "g64.e8m0", "b128x128",
          "b128x128.e8m0", "b2x65536", "mx", "mx.ceil", "mx.even", "mx.rceil", "nv", "nv.up", "nv.4over6", "nv.div",
-         "nv.up.div", "nv16x16", "nv16x16.4over6")
+         "nv.up.div", "nv.normal", "nv16x16", "nv16x16.4over6")
 
 
 def weights(n=64, k=512):

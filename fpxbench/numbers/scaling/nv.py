@@ -4,6 +4,7 @@
 - ``.up``: the block scale is rounded up, so that no weight saturates.
 - ``.4over6``: a block's largest weight becomes 6 or 4, whichever errs less. arXiv:2512.02010.
 - ``.div``: the stored tensor scale is the reciprocal, and divides. compressed-tensors weight_global_scale.
+- ``.normal``: block scales are at least E4M3's smallest normal number, 2^-6. torchao NVFP4Tensor.
 - ``nv16x16``: 16 rows by 16 columns a block, for training. arXiv:2509.25149 §4.3.
 """
 
@@ -34,6 +35,7 @@ class NVScaling(Scaling):
     scale_format: ScaleFormat = E4M3_SCALE
     four_over_six: bool = False
     divides: bool = False
+    normal: bool = False
 
     kind = "nv"
     description = "an E4M3 scale for 16 neighbours along K (nv16x16: 16 x 16), under one fp32 scale for the weight"
@@ -52,7 +54,8 @@ class NVScaling(Scaling):
     @classmethod
     def modifiers(cls) -> dict[str, dict[str, Any]]:
         return {"up": {"scale_format": ScaleFormat(E4M3_SCALE.format, Rounding.UP)}, "4over6": {"four_over_six": True},
-                "div": {"divides": True}}
+                "div": {"divides": True},
+            "normal": {"normal": True}}
 
     def choose(self, weight: Tensor, fmt: NumberFormat, *, shared_amax: Tensor | None = None) -> Scales:
         """Return the scales under which float `weight` [N, K] is stored in `fmt`.
@@ -82,10 +85,14 @@ class NVScaling(Scaling):
         if self.divides:
             tensor_scale = fmt.max * largest / amax_of_all
             tensor_scale = torch.where(tensor_scale.isfinite(), tensor_scale, 1.0)
-            return Scales(self.scale_format.encode(amax / fmt.max * tensor_scale), tensor_scale)
+            return Scales(self._block_scales(amax / fmt.max * tensor_scale), tensor_scale)
         tensor_scale = amax_of_all / (fmt.max * largest)
         tensor_scale = torch.where(tensor_scale > 0, tensor_scale, 1.0)
-        return Scales(self.scale_format.encode(amax / fmt.max / tensor_scale), tensor_scale)
+        return Scales(self._block_scales(amax / fmt.max / tensor_scale), tensor_scale)
+
+    def _block_scales(self, numbers: Tensor) -> Tensor:
+        """Return block scales fp32 ``[R, G]`` as stored."""
+        return self.scale_format.encode(numbers.clamp(min=self.scale_format.format.min_normal) if self.normal else numbers)
 
     def levels(self, scales: Scales) -> tuple[Tensor, Tensor]:
         """Return the block scales, fp32 ``[R, G]``, and what they are multiplied by, fp32 ``[1]``."""
