@@ -92,7 +92,9 @@ class NVScaling(Scaling):
 
     def _block_scales(self, numbers: Tensor) -> Tensor:
         """Return block scales fp32 ``[R, G]`` as stored."""
-        return self.scale_format.encode(numbers.clamp(min=self.scale_format.format.min_normal) if self.normal else numbers)
+        if self.normal:
+            numbers = numbers.clamp(min=self.scale_format.format.min_normal)
+        return self.scale_format.encode(numbers)
 
     def levels(self, scales: Scales) -> tuple[Tensor, Tensor]:
         """Return the block scales, fp32 ``[R, G]``, and what they are multiplied by, fp32 ``[1]``."""
