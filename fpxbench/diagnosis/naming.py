@@ -44,8 +44,8 @@ def name_reading(
         return named(agreeing, first)
     if not fitting and (factor := off_by_one_factor(readouts)) is not None:
         return factor
-    if by_maps is not None and by_maps.kind is Kind.SCALED:
-        # Experiments read each code at one place. One factor there need not be that of every weight, and is not here.
+    if by_maps is not None and by_maps.kind is Kind.SCALED and not _few_factors(first):
+        # The table is read at one place. One factor there need not be that of every weight, and is not here.
         return Diagnosis(
             nearness(first.correlation()),
             "no one factor explains every weight: the place at which experiments read shows one, and other weights show"
@@ -85,6 +85,14 @@ def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
         f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {message}",
         evidence | {"fitting": names},
     )
+
+
+def _few_factors(readout: Readout) -> bool:
+    """Whether weights are off by a handful of factors, and not each by its own."""
+    right, seen = readout.definition.weight, readout.seen
+    countable = right.isfinite() & seen.isfinite() & (right != 0) & (seen != 0)
+    octaves = (seen[countable] / right[countable]).abs().log2()
+    return (octaves * 16).round().unique().numel() <= 8
 
 
 def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
