@@ -84,12 +84,12 @@ def linear(
     k: int,
 ) -> Tensor:
     """Return ``x @ weight.T + bias``, [..., N] in x's dtype, by the implementation of that name."""
+    if x.numel() == 0:      # before the weight is laid out anew, which costs a pass over it
+        return x.new_empty(*x.shape[:-1], n)
     instance = _instance(implementation, scheme, x.device.type, n, k)
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
     if layout != type(instance).layout:
         weight = weight.relayout(type(instance).layout)
-    if x.numel() == 0:
-        return x.new_empty(*x.shape[:-1], n)
     out = instance.matmul(x, weight)
     return out if bias is None else out + bias
 
