@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def _load_four(pointers):
-    """Four words from each address, past the L1 cache, which is left to x."""
+    """Load four words from each address, past the L1 cache, which is left to x."""
     return tl.inline_asm_elementwise(
         "ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l",
         [pointers.to(tl.int64)], dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=True, pack=1)
@@ -39,7 +39,7 @@ def _load_one(pointers):
 
 @triton.jit
 def _load_words(pointers, COUNT: tl.constexpr, PTX: tl.constexpr):
-    """A tuple of COUNT (1, 2 or 4) uint32, of neighbours from `pointers` up, each in the shape of `pointers`."""
+    """Return a tuple of COUNT (1, 2 or 4) uint32, of neighbours from `pointers` up, each in the shape of `pointers`."""
     if not PTX:
         words = ()
         for word in tl.static_range(COUNT):
@@ -55,7 +55,7 @@ def _load_words(pointers, COUNT: tl.constexpr, PTX: tl.constexpr):
 
 @triton.jit
 def _load_x(pointers, PTX: tl.constexpr):
-    """Eight 16-bit numbers from each address, as four words; kept in the L1 cache."""
+    """Load eight 16-bit numbers from each address, as four words; kept in the L1 cache."""
     if PTX:
         return tl.inline_asm_elementwise(
             "ld.global.nc.L1::evict_last.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [pointers.to(tl.int64)],
@@ -67,7 +67,7 @@ def _load_x(pointers, PTX: tl.constexpr):
 @triton.jit
 def _load_tiles(packed, scales, tiles, BITS: tl.constexpr, SCALED: tl.constexpr, HALVES: tl.constexpr,
                 PTX: tl.constexpr):
-    """The words of tiles [1, W, G], a tuple of BITS uint32 [32, W, G]; and one of scale codes if SCALED."""
+    """Return the words of tiles [1, W, G], a tuple of BITS uint32 [32, W, G]; and one of scale codes if SCALED."""
     lane = tl.arange(0, 32)[:, None, None]
     words = packed + tiles * (BITS * 32)
     loaded = ()
@@ -99,7 +99,7 @@ def _moved(words, MOVES: tl.constexpr, MOVE: tl.constexpr):
 
 @triton.jit
 def _fma_lanes(a, b, c, BF16: tl.constexpr):
-    """a * b + c in both 16-bit halves; exact here, subnormal numbers included."""
+    """Return a * b + c in both 16-bit halves; exact here, subnormal numbers included."""
     if BF16:
         return tl.inline_asm_elementwise(
             "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=tl.uint32, is_pure=True, pack=1)
@@ -110,7 +110,7 @@ def _fma_lanes(a, b, c, BF16: tl.constexpr):
 
 @triton.jit
 def _half(lanes, HALF: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
-    """The number in one half of uint32 `lanes`: of its own 16 bits, or fp32 without PTX."""
+    """Return the number in one half of uint32 `lanes`: of its own 16 bits, or fp32 without PTX."""
     if not PTX and BF16:    # by a shift: the interpreter flushes subnormal bf16
         if HALF:
             return (lanes & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -128,7 +128,7 @@ def _half(lanes, HALF: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
 @triton.jit
 def _pair(words, factor, PAIR: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.constexpr, INT: tl.constexpr,
           SCALED: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
-    """One pair of weights: with PTX (lanes, lanes), two 16-bit floats in a uint32; without, two fp32."""
+    """Return one pair of weights: with PTX (lanes, lanes), two 16-bit floats in a uint32; without, two fp32."""
     START: tl.constexpr = FIRST[PAIR]
     END: tl.constexpr = FIRST[PAIR + 1]
     lanes = _moved(words, MOVES, START)
@@ -160,7 +160,7 @@ def _pair(words, factor, PAIR: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.cons
 
 @triton.jit
 def _by_four(p0, p1, p2, p3, G: tl.constexpr, W: tl.constexpr):
-    """[32, W, G] each -> [8 rows, 4 lanes, W, G, 2 (w's low bit), 2 (its high bit)]."""
+    """Return words [32, W, G] each as [8 rows, 4 lanes, W, G, 2 (w's low bit), 2 (its high bit)]."""
     joined = tl.join(tl.join(p0, p1), tl.join(p2, p3))
     return tl.reshape(joined, [8, 4, W, G, 2, 2])
 
@@ -168,7 +168,7 @@ def _by_four(p0, p1, p2, p3, G: tl.constexpr, W: tl.constexpr):
 @triton.jit
 def _weights(words, factor, J: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.constexpr, INT: tl.constexpr,
              SCALED: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, G: tl.constexpr, W: tl.constexpr):
-    """Columns 32 J to 32 J + 31 of the tiles, in the instruction's order: [W, 32, 8 G]."""
+    """Return columns 32 J to 32 J + 31 of the tiles, in the instruction's order: [W, 32, 8 G]."""
     a0, b0 = _pair(words, factor, 4 * J, MOVES, FIRST, INT, SCALED, BF16, PTX)
     a1, b1 = _pair(words, factor, 4 * J + 1, MOVES, FIRST, INT, SCALED, BF16, PTX)
     a2, b2 = _pair(words, factor, 4 * J + 2, MOVES, FIRST, INT, SCALED, BF16, PTX)
@@ -184,14 +184,14 @@ def _weights(words, factor, J: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.cons
 
 @triton.jit
 def _eight(w0, w1, w2, w3, BF16: tl.constexpr, PTX: tl.constexpr):
-    """The numbers of four words in three more dimensions: the word's low bit, its high bit, the half."""
+    """Return the numbers of four words in three more dimensions: the word's low bit, its high bit, the half."""
     lanes = tl.join(tl.join(w0, w1), tl.join(w2, w3))
     return tl.join(_half(lanes, 0, BF16, PTX), _half(lanes, 1, BF16, PTX))
 
 
 @triton.jit
 def _activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
-    """The same columns of x, in the same order: [W, BLOCK_M or 16, 32]. Pointers [4, 8, W, BLOCK_M / 8]."""
+    """Return the same columns of x, in the same order: [W, BLOCK_M or 16, 32]. Pointers [4, 8, W, BLOCK_M / 8]."""
     if BLOCK_M == 8:
         # Rows 8 to 15 come to nothing, so their registers may hold anything: for the first instruction the words
         # that lie there already, for the second nothing at all. That saves two moves in three.
@@ -214,7 +214,7 @@ def _activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.cons
 
 @triton.jit
 def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
-    """The same from x as `order_kernel` left it: pointers [4, 8, W, BLOCK_M / 16, 2]."""
+    """Return the same from x as `order_kernel` left it: pointers [4, 8, W, BLOCK_M / 16, 2]."""
     w0, w1, w2, w3 = _load_x(pointers, PTX)
     # W, block of 16, row's high bit, row, w high, lane, w low, half
     activation = tl.permute(_eight(w0, w1, w2, w3, BF16, PTX), [2, 3, 5, 1, 6, 0, 4, 7])
@@ -223,9 +223,8 @@ def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16:
 
 @triton.jit(do_not_specialize=["M", "M_BLOCKS"])
 def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS):
-    """x [M, K] as the instruction's threads take it: ordered [K / 128, 4, M_BLOCKS, 2, 32 lanes, 8], zero past the
-    ends. A program orders 16 rows by 128 columns.
-    """
+    """Reorder x [M, K] as the instruction's threads take it: ordered [K / 128, 4, M_BLOCKS, 2, 32 lanes, 8], zero past
+    the ends. A program orders 16 rows by 128 columns."""
     index = tl.arange(0, 2048)
     half, row_high, w_high, lane, w_low, j = (
         index & 1, (index >> 1) & 1, (index >> 2) & 1, (index >> 3) & 31, (index >> 8) & 1, index >> 9)
@@ -246,7 +245,7 @@ def _load_single_pair(pointers):
 @triton.jit
 def _group_scales(scales, n_tile, group, GROUPS, ROWS: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
                   PTX: tl.constexpr):
-    """fp32 scales of group [1, 1, W, 1] as the sums lie: [W, ROWS, 8 G]. n_tile [1, 1, W, G]."""
+    """Return fp32 scales of group [1, 1, W, 1] as the sums lie: [W, ROWS, 8 G]. n_tile [1, 1, W, G]."""
     inner = tl.arange(0, 4)[:, None, None, None] * 2 + tl.arange(0, 8)[None, :, None, None] * 0
     pointers = scales + ((n_tile * GROUPS + group) * 8 + inner)
     if PTX:
@@ -266,8 +265,8 @@ def fragment_kernel(
     BLOCK: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, BLOCK_M: tl.constexpr, G: tl.constexpr,
     WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr,
 ):
-    """out [M, N]; a program makes BLOCK_M x 8 G WN of it. Of its num_warps = WN WK warps, each makes 8 G columns from
-    every WK-th tile of K.
+    """Compute out [M, N]; a program makes BLOCK_M x 8 G WN of it. Of its num_warps = WN WK warps, each makes 8 G
+    columns from every WK-th tile of K.
 
     x is [M, K] with rows of K = 128 WK DEPTH columns or a multiple, X_STRIDE apart, on addresses of 16 bytes; or, if
     ORDERED, what `order_kernel` left, zero up to such a K, with X_STRIDE blocks of 16 rows. packed int32 [N_TILES,

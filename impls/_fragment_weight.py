@@ -193,7 +193,8 @@ def _scaled(scales: Tensor, power_of_two: float) -> Tensor:
 
 
 def _mx_operands(weight: QuantizedWeight, packed: Tensor) -> Operands | None:
-    """Bytes are relative to the largest scale of each row, which multiplies the row's sum: so all of E8M0 fits."""
+    """Return MX scales as bytes relative to the largest of each row, which multiplies the row's sum: so all of E8M0
+    fits."""
     fmt, (_, k), base = weight.scheme.format, weight.shape, base_field(weight.scheme.format, True)
     exponents = weight.scales.to(torch.int32)
     largest = exponents.amax(dim=1, keepdim=True)
@@ -206,7 +207,8 @@ def _mx_operands(weight: QuantizedWeight, packed: Tensor) -> Operands | None:
 
 
 def _nv_scales(scales: Tensor, codes: Tensor, fmt: Format, k: int) -> Tensor | None:
-    """E4M3 scales with an exponent of 5 bits in the sign's place and no subnormals: int32 [N / 8, K / 128, 8, 2]."""
+    """Return E4M3 scales with an exponent of 5 bits in the sign's place and no subnormals: int32 [N / 8, K / 128, 8,
+    2]."""
     code = scales.to(torch.int32)
     if bool(((code & 0x7F) == 0x7F).any()) or bool((code > 0x80).any()):
         return None
@@ -224,7 +226,8 @@ def _nv_scales(scales: Tensor, codes: Tensor, fmt: Format, k: int) -> Tensor | N
 
 
 def _by_tile(values: Tensor, k: int, halves: int, fill: int) -> Tensor:
-    """Bytes [N, blocks] as int32 [N / 8, K / 128, 8, halves]: a byte for each 32 columns; `fill` in the padding."""
+    """Return bytes [N, blocks] as int32 [N / 8, K / 128, 8, halves]: a byte for each 32 columns; `fill` in the
+    padding."""
     n, blocks = values.shape
     k_tiles = -(-k // TILE_K)
     values = torch.nn.functional.pad(values, (0, k_tiles * 4 * halves - blocks), value=fill)

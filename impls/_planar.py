@@ -70,7 +70,7 @@ class Target:
         return {"cuda": 80, "hip": 48, "interpreter": 80}[self.backend] * 1024    # of 99 KiB on sm_89, 64 on gfx942
 
     def decodes(self, fmt: Format) -> bool:
-        """Whether one instruction decodes `fmt` to fp16: E4M3FN from sm_89 on."""
+        """Return whether one instruction decodes `fmt` to fp16: E4M3FN from sm_89 on."""
         return self.backend == "cuda" and self.capability >= 89 and fmt.name == "e4m3fn"
 
 
@@ -85,7 +85,7 @@ def target_of(device: torch.device) -> Target:
 
 
 def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
-    """Tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread.
+    """Return tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread.
 
     On an H100 each was the fastest somewhere; more words or rows never were.
     """
@@ -99,7 +99,7 @@ def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
 
 
 def default_config(m: int, scheme: Scheme, k: int, target: Target) -> Config:
-    """The config that is taken without tuning: one that was never far from the fastest on an H100."""
+    """Return the config that is taken without tuning: one that was never far from the fastest on an H100."""
     if target.interpreted:
         return interpreted_configs(m, scheme, k)[0 if m <= 4 else -1]
     if m > 4:
@@ -109,7 +109,7 @@ def default_config(m: int, scheme: Scheme, k: int, target: Target) -> Config:
 
 
 def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]:
-    """What the autotuner chooses from, for `m` rows of x."""
+    """Return what the autotuner chooses from, for `m` rows of x."""
     chosen: list[Config] = []
     if m <= MATVEC_MAX_M:
         chosen += matvec_configs(m, codes.bytes_of_plane(scheme.format, k) // 4, target)
@@ -119,13 +119,14 @@ def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]
 
 
 def interpreted_configs(m: int, scheme: Scheme, k: int) -> list[Config]:
-    """One tile a path, as large as these shapes get: the interpreter's time goes by operations, not by elements."""
+    """Return one tile a path, as large as these shapes get: the interpreter's time goes by operations, not by
+    elements."""
     dot = fitted(64, 128, 256, 4, scheme, k, Target("interpreter"))
     return [Matvec(64, 128, 1), dot][m > MATVEC_MAX_M:1 + (m > 1)]
 
 
 def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
-    """Tiles worth trying for `m` rows of x: on an H100 each was the fastest somewhere."""
+    """Return tiles worth trying for `m` rows of x: on an H100 each was the fastest somewhere."""
     if m <= 32:
         block_m = 16 if m <= 16 else 32
         tiles = [(block_m, 64, 128, 4), (block_m, 64, 64, 4), (block_m, 32, 128, 4)]
@@ -135,8 +136,8 @@ def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
 
 
 def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Scheme, k: int, target: Target) -> Dot:
-    """That tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is room.
-    """
+    """Return that tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is
+    room."""
     block_k = min(block_k, longest_tile(scheme, k))
     column = 2 * block_m * codes.planes_of(scheme.format) + block_n * len(codes.loads_of(scheme.format, k))
     while block_k > 16 and 2 * column * block_k > target.shared_bytes:
@@ -146,7 +147,8 @@ def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Sch
 
 
 def longest_tile(scheme: Scheme, k: int) -> int:
-    """The longest tile along K, a power of two from 16 to 256, that straddles no blocks of scales if that can be."""
+    """Return the longest tile along K, a power of two from 16 to 256, that straddles no blocks of scales if that can
+    be."""
     if scheme.scaling.block is None:
         return 256
     common = math.gcd(scheme.scaling.block, codes.bytes_of_plane(scheme.format, k))
@@ -154,7 +156,7 @@ def longest_tile(scheme: Scheme, k: int) -> int:
 
 
 def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Target, config: Matvec) -> dict[str, Any]:
-    """Everything that `matvec_kernel` is compiled for."""
+    """Return everything that `matvec_kernel` is compiled for."""
     block = scheme.scaling.block
     # Four words of a thread, 16 weights of a plane, then share their scale.
     sharing = 4 if block and block % 16 == 0 and codes.bytes_of_plane(scheme.format, k) % 16 == 0 else 1
@@ -165,7 +167,7 @@ def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Ta
 
 
 def dot_constants(scheme: Scheme, k: int, activation: str, target: Target, config: Dot) -> dict[str, Any]:
-    """Everything that `dot_kernel` is compiled for."""
+    """Return everything that `dot_kernel` is compiled for."""
     import triton.language as tl
 
     plane = codes.bytes_of_plane(scheme.format, k)
@@ -190,7 +192,7 @@ def matmul(x: Tensor, weight: QuantizedWeight, scales: tuple[Tensor, Tensor], co
 def launch_matvec(
     x: Tensor, weight: QuantizedWeight, scales: tuple[Tensor, Tensor], out: Tensor, config: Matvec
 ) -> None:
-    """`x` [M, K_pad] @ weight.T into `out` [M, N]."""
+    """Compute `x` [M, K_pad] @ weight.T into `out` [M, N]."""
     (n, k), target = weight.shape, target_of(x.device)
     constants = matvec_constants(weight.scheme, k, x.shape[0], ACTIVATIONS[x.dtype], target, config)
     kernels("_triton_kernels", target.interpreted).matvec_kernel[(-(-n // config.rows),)](
@@ -200,7 +202,7 @@ def launch_matvec(
 
 
 def launch_dot(x: Tensor, weight: QuantizedWeight, scales: tuple[Tensor, Tensor], out: Tensor, config: Dot) -> None:
-    """`x` [M, K_pad] @ weight.T into `out` [M, N]."""
+    """Compute `x` [M, K_pad] @ weight.T into `out` [M, N]."""
     (n, k), m, target = weight.shape, x.shape[0], target_of(x.device)
     constants = dot_constants(weight.scheme, k, ACTIVATIONS[x.dtype], target, config)
     kernels("_triton_kernels", target.interpreted).dot_kernel[(-(-n // config.block_n), -(-m // config.block_m))](
@@ -210,7 +212,8 @@ def launch_dot(x: Tensor, weight: QuantizedWeight, scales: tuple[Tensor, Tensor]
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """`tensor`, or a contiguous copy that 16-byte loads may read; views into other tensors can begin anywhere."""
+    """Return `tensor`, or a contiguous copy that 16-byte loads may read; views into other tensors can begin
+    anywhere."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 

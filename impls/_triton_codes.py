@@ -54,7 +54,7 @@ def lanes_of(fmt: Format) -> Lanes:
 
 
 def why_not(fmt: Format) -> str | None:
-    """Why the kernels cannot decode `fmt`, in one sentence; None if they can."""
+    """Return why the kernels cannot decode `fmt`, in one sentence; None if they can."""
     if not fmt.signed:
         return f"{fmt.name} has no sign bit, which the decode moves into place"
     exponent = lanes_of(fmt).exponent
@@ -64,12 +64,13 @@ def why_not(fmt: Format) -> str | None:
 
 
 def fits_fp16(fmt: Format) -> bool:
-    """Whether every number of `fmt` is an fp16 (its mantissa always is narrow enough)."""
+    """Return whether every number of `fmt` is an fp16 (its mantissa always is narrow enough)."""
     return fmt.max <= FP16_MAX and fmt.min_subnormal >= FP16_MIN
 
 
 def dot_operand(fmt: Format, activation: str, interpreted: bool) -> str:
-    """The dtype in which ``tl.dot`` multiplies ``bf16`` or ``fp16`` activations by decoded weights, both exact in it.
+    """Return the dtype in which ``tl.dot`` multiplies ``bf16`` or ``fp16`` activations by decoded weights, both exact
+    in it.
 
     fp32 stands for TF32 on NVIDIA GPUs, which holds fp16 activations (11 significant bits) and codes (8 at most)
     exactly, over fp32's range.
@@ -80,8 +81,8 @@ def dot_operand(fmt: Format, activation: str, interpreted: bool) -> str:
 
 
 def moves_of(fmt: Format) -> tuple[tuple[int, int, int, int, int, int], ...]:
-    """Each run of bits that moves as one: ``(word, stretches, piece width, bit of the piece, run width, bit of the
-    lane)``.
+    """Return each run of bits that moves as one: ``(word, stretches, piece width, bit of the piece, run width, bit of
+    the lane)``.
 
     A step along K decodes as many planes as the narrowest piece has. Those planes fall into `stretches` stretches of a
     piece; the words (or bytes) that a step loads are numbered piece by piece, and `word` is the piece's first.
@@ -101,12 +102,12 @@ def moves_of(fmt: Format) -> tuple[tuple[int, int, int, int, int, int], ...]:
 
 
 def planes_of(fmt: Format) -> int:
-    """Planes of the narrowest piece: the weights that one step along K decodes from each byte column."""
+    """Return the planes of the narrowest piece: the weights that one step along K decodes from each byte column."""
     return 8 // pieces(fmt.bits)[-1][1]
 
 
 def loads_of(fmt: Format, k: int) -> tuple[int, ...]:
-    """Where in a row each word of a step's begins, in bytes, for the step at the row's start."""
+    """Return where in a row each word of a step's begins, in bytes, for the step at the row's start."""
     k_pad = padded_k(k)
     offsets, start = [], 0
     for _, width in pieces(fmt.bits):
@@ -117,12 +118,13 @@ def loads_of(fmt: Format, k: int) -> tuple[int, ...]:
 
 
 def bytes_of_plane(fmt: Format, k: int) -> int:
-    """How many bytes a step along K goes through until it has met all of a row of `k` codes."""
+    """Return how many bytes a step along K goes through until it has met all of a row of `k` codes."""
     return padded_k(k) // planes_of(fmt)
 
 
 def raw_special(fmt: Format) -> float:
-    """The magnitude that the bit move gives the code of infinity (ieee) or of NaN (fn); 0 where none is looked for."""
+    """Return the magnitude that the bit move gives the code of infinity (ieee) or of NaN (fn); 0 where none is looked
+    for."""
     lanes = lanes_of(fmt)
     code = {"ieee": fmt.infinity_code, "fn": fmt.nan_code}.get(lanes.specials, 0)
     lane = code << lanes.mantissa_shift
@@ -140,7 +142,7 @@ def scales_kind(scaling: Scaling) -> str:
 
 
 def constants(scheme: Scheme, k: int, native: bool) -> dict[str, Any]:
-    """The constants by which both kernels read rows of `k` planar codes and their scales.
+    """Return the constants by which both kernels read rows of `k` planar codes and their scales.
 
     `native`: the codes are decoded by an instruction of the device's.
     """

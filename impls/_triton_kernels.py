@@ -17,7 +17,8 @@ import triton.language as tl
 def _moved(
     words, FIRST: tl.constexpr, PLANE: tl.constexpr, BYTE: tl.constexpr, MOVES: tl.constexpr, MOVE: tl.constexpr
 ):
-    """One run of bits of plane PLANE, from bytes BYTE and BYTE + 2 of uint32 words to its place in both lanes."""
+    """Return one run of bits of plane PLANE, from bytes BYTE and BYTE + 2 of uint32 words to its place in both
+    lanes."""
     WORD: tl.constexpr = FIRST + MOVES[MOVE][0] + PLANE % MOVES[MOVE][1]
     SOURCE: tl.constexpr = 8 * BYTE + (PLANE // MOVES[MOVE][1]) * MOVES[MOVE][2] + MOVES[MOVE][3]
     TARGET: tl.constexpr = MOVES[MOVE][5]
@@ -32,7 +33,7 @@ def _moved(
 def _lanes(
     words, FIRST: tl.constexpr, PLANE: tl.constexpr, BYTE: tl.constexpr, MOVES: tl.constexpr, FLIP: tl.constexpr
 ):
-    """The codes of plane PLANE in bytes BYTE and BYTE + 2 of uint32 words, as the two lanes of one uint32.
+    """Return the codes of plane PLANE in bytes BYTE and BYTE + 2 of uint32 words, as the two lanes of one uint32.
 
     `words` is a tuple; those of the row in question begin at FIRST, in the order of the format's LOADS.
     """
@@ -46,7 +47,8 @@ def _lanes(
 
 @triton.jit
 def _halves(lanes):
-    """Both fp16 lanes of each uint32 as fp32, in one conversion each (PTX; left to LLVM, they are shuffled first)."""
+    """Return both fp16 lanes of each uint32 as fp32, in one conversion each (PTX; left to LLVM, they are shuffled
+    first)."""
     return tl.inline_asm_elementwise(
         """
         {
@@ -65,7 +67,7 @@ def _value(
     lanes, HALF: tl.constexpr, WIDEN: tl.constexpr, PTX: tl.constexpr,
     LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr,
 ):
-    """The raw number in lane HALF of uint32 `lanes`, with NaN and infinity in their codes' place.
+    """Return the raw number in lane HALF of uint32 `lanes`, with NaN and infinity in their codes' place.
 
     fp32 if WIDEN or if that is what the format's lanes give, else fp16.
     """
@@ -98,7 +100,7 @@ def _value(
 
 @triton.jit
 def _scale(pointers, mask, SCALES: tl.constexpr):
-    """fp32 block scales: stored as such, as E8M0 codes (mx) or as E4M3FN codes (nv)."""
+    """Return fp32 block scales: stored as such, as E8M0 codes (mx) or as E4M3FN codes (nv)."""
     if SCALES == "group":
         return tl.load(pointers, mask=mask, other=0.0)
     code = tl.load(pointers, mask=mask, other=0).to(tl.uint32)
@@ -111,7 +113,7 @@ def _scale(pointers, mask, SCALES: tl.constexpr):
 
 @triton.jit
 def _row_scale(scales, tensor_scale, n, SCALES: tl.constexpr):
-    """What is left to multiply a whole sum by: the scale of row `n` (or of the tensor), or nv's second level."""
+    """Return what is left to multiply a whole sum by: the scale of row `n` (or of the tensor), or nv's second level."""
     if SCALES == "row":
         return tl.load(scales + n)
     elif SCALES == "tensor":
@@ -129,7 +131,8 @@ def _sum(values, AXIS: tl.constexpr):
 
 @triton.jit
 def _native_e4m3fn(words):
-    """The four E4M3FN bytes of each uint32 as fp16 lanes: bytes 0 and 1, bytes 2 and 3 (PTX of sm_89 and later)."""
+    """Return the four E4M3FN bytes of each uint32 as fp16 lanes: bytes 0 and 1, bytes 2 and 3 (PTX of sm_89 and
+    later)."""
     return tl.inline_asm_elementwise(
         """
         {
@@ -149,7 +152,8 @@ def _weight_of_byte(
     MOVES: tl.constexpr, LANES: tl.constexpr, FLIP: tl.constexpr, SPECIALS: tl.constexpr, SPECIAL: tl.constexpr,
     WEIGHT_FACTOR: tl.constexpr,
 ):
-    """fp32 weights of plane PLANE in byte BYTE of the words. The two bytes that share lanes share their decode."""
+    """Return fp32 weights of plane PLANE in byte BYTE of the words. The two bytes that share lanes share their
+    decode."""
     if NATIVE:
         return _halves(_native_e4m3fn(words[FIRST])[BYTE // 2])[BYTE % 2]
     else:
@@ -169,7 +173,7 @@ def matvec_kernel(
     SCALES: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARING: tl.constexpr,
     BF16: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):
-    """out [M, N] = x [M, K] @ weight.T for small M: ROWS rows of the weight a program, over all of K.
+    """Compute out [M, N] = x [M, K] @ weight.T for small M: ROWS rows of the weight a program, over all of K.
 
     Moves the packed weight once, 16 bytes a load and thread, and x through the cache. Everything is a vector of WORDS
     words, so no layout ever changes. On sm_90 a weight
@@ -266,7 +270,8 @@ def dot_kernel(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """out [M, N] = x [M, K] @ weight.T by matrix instructions: a tile [BLOCK_N, BLOCK_M] of the transpose a program.
+    """Compute out [M, N] = x [M, K] @ weight.T by matrix instructions: a tile [BLOCK_N, BLOCK_M] of the transpose a
+    program.
 
     Moves the packed weight once for each BLOCK_M rows of x. The weight is the left operand, which matrix instructions
     take from registers, where it is decoded. Codes are exact in OPERAND, so the tile's products are too; block scales

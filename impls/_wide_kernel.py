@@ -20,7 +20,7 @@ _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier   
 
 @triton.jit(do_not_specialize=["M", "K", "X_STRIDE"])
 def permute_kernel(x, ordered, M, K, X_STRIDE, K_PAD, BLOCK_M: tl.constexpr):
-    """x [M, K] with each 32 columns in the instruction's order, zero past the ends: ordered [M_PAD, K_PAD].
+    """Reorder x [M, K] with each 32 columns in the instruction's order, zero past the ends: ordered [M_PAD, K_PAD].
 
     Position 16 a + 8 b + 2 q + h of the 32 holds column 8 q + 4 a + 2 b + h.
     """
@@ -56,7 +56,7 @@ def _load_one(pointers):
 
 @gluon.jit
 def _load_tiles(packed, scales, tiles, lane, BITS: gl.constexpr, SCALED: gl.constexpr, HALVES: gl.constexpr):
-    """Words of tiles [1, T], a tuple of BITS uint32 [32, T]; and one of scale codes if SCALED."""
+    """Return words of tiles [1, T], a tuple of BITS uint32 [32, T]; and one of scale codes if SCALED."""
     loaded = ()
     if BITS == 8:
         loaded = _load_four(packed + (tiles * 256 + lane * 4)) + _load_four(packed + (tiles * 256 + 128 + lane * 4))
@@ -143,7 +143,8 @@ def wide_kernel(
     BF16: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
     SPLIT: gl.constexpr, CHUNK: gl.constexpr,
 ):
-    """out [M, N]; a program makes BLOCK_M x BLOCK_N of it. x [M_PAD, K_TILES * 128] as `permute_kernel` left it.
+    """Compute out [M, N]; a program makes BLOCK_M x BLOCK_N of it. x [M_PAD, K_TILES * 128] as `permute_kernel` left
+    it.
 
     SPLIT programs divide K among them; if there are several, each writes its fp32 sums to out [SPLIT, M, N], which
     `reduce_kernel` adds up. CHUNK times 32 columns are decoded, then multiplied, at once.
@@ -233,7 +234,7 @@ def wide_kernel(
 
 @triton.jit(do_not_specialize=["M", "ROW_SCALES"])
 def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, SPLIT: tl.constexpr, BLOCK: tl.constexpr):
-    """out [M, N] = the sum of parts [SPLIT, M, N], in order, times row_scale."""
+    """Compute out [M, N] = the sum of parts [SPLIT, M, N], in order, times row_scale."""
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     m = tl.program_id(1).to(tl.int64)
     total = tl.load(parts + m * N + n, mask=n < N, other=0.0)

@@ -9,12 +9,12 @@ from ._compiling import compiled
 
 
 def mixed_mm(a, b, scale):
-    """``a @ b * scale``: a [M, K] 16-bit, b [K, N] float8 or int8, scale fp32 [N] or [1]."""
+    """Return ``a @ b * scale``: a [M, K] 16-bit, b [K, N] float8 or int8, scale fp32 [N] or [1]."""
     return (torch.mm(a, b.to(a.dtype)) * scale).to(a.dtype)
 
 
 def mixed_mm_fp16(a, b, scale):
-    """The same, scaled before the product: float8 values reach 57344, which would overflow fp16 (65504)."""
+    """Return the same, scaled before the product: float8 values reach 57344, which would overflow fp16 (65504)."""
     return torch.mm(a, (b.float() * scale).to(a.dtype))
 
 

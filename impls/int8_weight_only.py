@@ -9,7 +9,7 @@ from ._compiling import compiled
 
 
 def int8_linear(x, w, scale):
-    """x [M, K] 16-bit, w int8 [N, K], scale fp32 [N] -> [M, N]."""
+    """Return x @ (w * scale).T: x [M, K] 16-bit, w int8 [N, K], scale fp32 [N] -> [M, N]."""
     return (F.linear(x, w.to(x.dtype)) * scale).to(x.dtype)
 
 

@@ -80,7 +80,7 @@ class ScaledMM(Implementation):
         return out[:m, :n].to(x.dtype).reshape(*x.shape[:-1], n)
 
     def _rows(self, flat, weight, rows):
-        """Codes float8 [M, K], scales fp32 [M, 1] and [1, rows]."""
+        """Return codes float8 [M, K], scales fp32 [M, 1] and [1, rows]."""
         scheme = weight.scheme
         n = weight.shape[0]
         scale = F.pad(weight.scale_grid().reshape(-1).expand(n), (0, rows - n)).reshape(1, -1).contiguous()
@@ -94,14 +94,14 @@ class ScaledMM(Implementation):
         return self._viewed(codes, scheme), factors.expand(len(flat), 1).contiguous(), scale
 
     def _blocks(self, flat, weight, rows):
-        """Scales fp32 [M, K / 128], column by column, and [K / 128, rows / 128]."""
+        """Return scales fp32 [M, K / 128], column by column, and [K / 128, rows / 128]."""
         codes, scales = weight.scheme.quantized_activation(flat)
         factors, grid = weight.scheme.activation.scaling.factors(scales), weight.scale_grid()
         grid = F.pad(grid, (0, factors.shape[1] - grid.shape[1]), value=1.0)
         return self._viewed(codes, weight.scheme), factors.t().contiguous().t(), grid.contiguous().t()
 
     def _mx(self, flat, weight, rows):
-        """Scales E8M0 in tiles."""
+        """Return scales E8M0 in tiles."""
         codes, scales = weight.scheme.quantized_activation(flat)
         scale_a, scale_b = (tiled(stored).view(torch.float8_e8m0fnu) for stored in (
             scales.stored, F.pad(weight.scales, (0, scales.stored.shape[1] - weight.scales.shape[1]))))

@@ -127,7 +127,7 @@ class Pages:
                             has_sweep=has_sweep)
 
     def models(self, page: ModelPage, has_machine: bool) -> str:
-        """The tables of models of one machine and build; `has_machine`: whether the machine has a page."""
+        """Return the tables of models of one machine and build; `has_machine`: whether the machine has a page."""
         tables = [(table, _with_page(generation_charts.charts_of(table, number), ""))
                   for number, table in enumerate(page.tables)]
         return self._render("models.html", root="../../../", page=page, tables=tables, has_machine=has_machine)

@@ -15,8 +15,8 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """PyTorch in this process on one thread: on a machine that does something else as well, the barriers at the end of
-    thousands of small parallel loops cost ten times what the loops save."""
+    """Keep PyTorch in this process on one thread: on a machine that does something else as well, the barriers at the
+    end of thousands of small parallel loops cost ten times what the loops save."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -61,7 +61,7 @@ RUN = NO_TORCH + """
 
 
 def names(command, path=()):
-    """Every command and command of a group, as the words that are typed."""
+    """Yield every command and command of a group, as the words that are typed."""
     yield path
     for name in getattr(command, "commands", {}):
         yield from names(cli.load(name) if not path else command.commands[name], (*path, name))

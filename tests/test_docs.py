@@ -24,7 +24,7 @@ PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "bench
 
 
 def question(package: Path) -> str:
-    """The first line of a package's docstring."""
+    """Return the first line of a package's docstring."""
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 
@@ -57,7 +57,7 @@ def fenced(language: str, page: Path) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every fpxbench command line that the documentation prints, with its page."""
+    """Return every fpxbench command line that the documentation prints, with its page."""
     found = []
     for page in PAGES:
         lines = [line for block in fenced("sh", page) for line in block.replace("\\\n", " ").splitlines()]

@@ -35,7 +35,7 @@ class Mine(Implementation):
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    """A folder in the place of `impls/`, and nothing registered yet."""
+    """Return a folder in the place of `impls/`, and nothing registered yet."""
     folder = tmp_path / "shipped"
     folder.mkdir()
     monkeypatch.setattr(implementations, "shipped_folder", lambda: folder)

@@ -222,8 +222,8 @@ def _by_ways(records: list[CastRecord], way_of: Callable[[CastRecord], str | Non
 
 
 def _overflow(record: CastRecord) -> str | None:
-    """What a plain cast makes of values past the maximum; None for other operations, and where it is not always the
-    same."""
+    """Return what a plain cast makes of values past the maximum; None for other operations, and where it is not always
+    the same."""
     overflow, infinity = record.behaviour.overflow, record.behaviour.infinity
     if record.conversion.operation is not CastOperation.CAST or not overflow or overflow.startswith("mixture"):
         return None
@@ -231,15 +231,15 @@ def _overflow(record: CastRecord) -> str | None:
 
 
 def _product_kept(record: CastRecord) -> str | None:
-    """How the product of a scale and a number is rounded before it is cast; None without a product, and where its cast
-    is wrong."""
+    """Return how the product of a scale and a number is rounded before it is cast; None without a product, and where
+    its cast is wrong."""
     if record.conversion.operation is not CastOperation.SCALE_THEN_CAST or record.verdict.status is not Status.OK:
         return None
     return "not rounded before the cast" if record.behaviour.taken_as == EXACT_PRODUCT else "rounded to its dtype first"
 
 
 def _cause(record: CastRecord) -> str:
-    """What happens, without what differs from dtype to dtype."""
+    """Return what happens, without what differs from dtype to dtype."""
     verdict = record.verdict
     if loses_infinity_and_nan(record.wrong):
         return LOSES_INFINITY_AND_NAN

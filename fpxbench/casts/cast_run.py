@@ -150,7 +150,7 @@ def _machine(isolation: Isolation, settings: Settings) -> Machine:
 
 
 def _already_checked(store: Store[CastRecord], machine: Machine, build: Build) -> dict[str, CastRecord]:
-    """Records of this build by the current rules."""
+    """Return records of this build by the current rules."""
     path = store.file(machine.name, build)
     if not path.exists():
         return {}

@@ -74,8 +74,8 @@ def _function(conversion: Conversion) -> Callable[..., torch.Tensor]:
 
 
 def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
-    """The results of all from one compilation, or None if it failed: then each is compiled by itself, and fails by
-    itself.
+    """Return the results of all from one compilation, or None if it failed: then each is compiled by itself, and fails
+    by itself.
 
     Each has inputs of another length, so that Inductor does not fuse them into one loop: a loop is vectorised only if
     all in it can be, and users run each by itself.

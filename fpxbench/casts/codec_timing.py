@@ -166,14 +166,15 @@ def _movers(codes: Tensor, layout: str, bits: int, call: Callable[[], object]) -
 
 
 def _copying(nbytes: int) -> Callable[[], object]:
-    """A copy, on one thread, that reads and writes `nbytes` in all. PyTorch's own copy waits for its threads."""
+    """Return a function that copies on one thread and reads and writes `nbytes` in all. PyTorch's own copy waits for
+    its threads."""
     source = torch.ones(nbytes // 2, dtype=torch.uint8).numpy()
     return source.copy
 
 
 @lru_cache(maxsize=1)
 def _numbers(n: int, name: str) -> Tensor:
-    """fp32 [n, K] like a scaled weight: normal, the largest of a few thousand near the format's maximum."""
+    """Return fp32 [n, K] like a scaled weight: normal, the largest of a few thousand near the format's maximum."""
     fmt = FORMATS[name]
     numbers = torch.randn(n, K, generator=torch.Generator().manual_seed(0))
     return numbers.mul_(fmt.max / 4) if fmt.signed else numbers.abs_()

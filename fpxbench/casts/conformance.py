@@ -145,7 +145,7 @@ class ConformanceCheck:
             self._outcomes["subnormals"].update({"flushed": flushed, "kept": int(small.sum()) - flushed})
 
     def _past_max(self, x: np.ndarray, got: Codes) -> list[str]:
-        """What values past the maximum became."""
+        """Return what values past the maximum became."""
         value = self._grid.value(got)
         right_sign = (np.signbit(value) == np.signbit(x)) | (not self._format.signed)
         return np.select(
@@ -158,8 +158,8 @@ class ConformanceCheck:
         return (magnitude >= beginning) if itself else (magnitude > beginning)
 
     def _recover_rounding(self, x: np.ndarray, got: Codes) -> str | None:
-        """The way of rounding that explains every result, or how far the closest one does. None if nothing had to be
-        rounded."""
+        """Return the way of rounding that explains every result, or how far the closest one does. None if nothing had
+        to be rounded."""
         inside = np.abs(x) <= self._format.max
         if not self._format.signed:
             inside &= x >= self._format.value(0)
@@ -178,7 +178,7 @@ class ConformanceCheck:
         return f"mixture: {closest} on {100 * most / x.size:.4g}%"
 
     def _rounds_twice(self) -> Predict | None:
-        """The hypothesis of two roundings, if that is what was found."""
+        """Return the hypothesis of two roundings, if that is what was found."""
         found = self._rounding_found or ""
         return (
             dict(hypotheses(self.source, self.target))[found]
@@ -203,7 +203,7 @@ class ConformanceCheck:
             self._tally(kind, indices[of_kind], got, expected, describe)
 
     def _kinds(self, x: np.ndarray, got: Codes, expected: Codes) -> np.ndarray:
-        """The `InputKind` of each differing input, as text."""
+        """Return the `InputKind` of each differing input, as text."""
         fmt, found = self._format, self._rounding_found or ""
         magnitude = np.where(np.isfinite(x), np.abs(x), 0.0)
         lower, where = self._grid.place(magnitude)
@@ -297,7 +297,7 @@ def number_text(value: float) -> str:
 
 
 def _summary(counts: Counter[str]) -> str | None:
-    """The one outcome, or ``mixture: nan 3, saturate 1``; None where there is none."""
+    """Return the one outcome, or ``mixture: nan 3, saturate 1``; None where there is none."""
     present = {outcome: count for outcome, count in counts.items() if count}
     if len(present) <= 1:
         return next(iter(present), None)

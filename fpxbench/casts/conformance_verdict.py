@@ -88,7 +88,7 @@ def _counted(difference: DifferingInputs) -> str:
 
 
 def _fault(conversion: Conversion, behaviour: Behaviour, wrong: list[DifferingInputs]) -> tuple[Kind | None, str]:
-    """The kind, and how its message begins."""
+    """Return the kind, and how its message begins."""
     main = wrong[0].kind
     rounding = behaviour.rounding or ""
     if loses_infinity_and_nan(wrong):
@@ -129,6 +129,6 @@ def _rounding_fault(main: InputKind, rounding: str) -> tuple[Kind | None, str]:
 
 
 def _outcome_text(outcome: str) -> str:
-    """``NaN``, or of a mixture ``NaN or the maximum``."""
+    """Return ``NaN``, or of a mixture ``NaN or the maximum``."""
     parts = [re.sub(r" \d+$", "", part) for part in outcome.removeprefix("mixture: ").split(", ")]
     return " or ".join(_OUTCOMES.get(part, part) for part in parts)

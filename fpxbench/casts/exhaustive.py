@@ -36,7 +36,7 @@ def run_part(conversion: Conversion, part: int) -> list[CastResult]:
 
 @lru_cache(maxsize=1)
 def _check(conversion: Conversion) -> ConformanceCheck:
-    """A check without inputs that knows the conversion's behaviour from the discriminating ones."""
+    """Return a check without inputs that knows the conversion's behaviour from the discriminating ones."""
     bits = inputs_of(conversion).operands[0]
     source, target = DTYPES[conversion.source], DTYPES[conversion.target]
     check = ConformanceCheck(source, target, rounding_of(conversion))

@@ -119,7 +119,7 @@ def sibling_of(dtype: DType) -> DType | None:
 
 
 def _through(magnitude: np.ndarray, between: DType, rounding: str) -> np.ndarray:
-    """Magnitudes rounded to `between` first."""
+    """Return magnitudes rounded to `between` first."""
     if between.name != "fp32":
         numbers = grid(between)
         return numbers.positive[np.minimum(round_magnitudes(magnitude, numbers, rounding), numbers.format.max_code + 1)]

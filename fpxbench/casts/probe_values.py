@@ -74,8 +74,8 @@ def cast_inputs(source: DType, target: DType) -> np.ndarray:
 
 
 def _special_bits(source: DType, rng: np.random.Generator) -> np.ndarray:
-    """NaN with each single payload bit, with all, and with random ones; the ends of the subnormals, of the normals,
-    infinity."""
+    """Return NaN with each single payload bit, with all, and with random ones; the ends of the subnormals, of the
+    normals, infinity."""
     fmt = source.format
     one_binade, infinity = 1 << fmt.mantissa_bits, fmt.infinity_code
     payloads = [1 << bit for bit in range(fmt.mantissa_bits)] + [one_binade - 1]

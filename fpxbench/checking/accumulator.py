@@ -115,7 +115,7 @@ class _Probe:
         return results
 
     def _triples(self) -> list[tuple[int, int, int]]:
-        """Columns of L, s and -L: random ones, and neighbours at several distances."""
+        """Return columns of L, s and -L: random ones, and neighbours at several distances."""
         triples = []
         for number in range(_TRIPLES):
             if number % 2:

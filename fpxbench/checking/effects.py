@@ -54,7 +54,7 @@ _NO_KERNEL = frozenset("aten::" + name for name in """
 
 @functools.cache
 def _does_work_itself(name: str) -> bool:
-    """Whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts
+    """Return whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts
     first)."""
     packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None) if name.startswith("aten::") else None
     if packet is None:
@@ -93,7 +93,8 @@ def observe(call: Callable[[], object], device: str) -> Effects:
 
 
 def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
-    """Operators that do work, in order: those with a CPU kernel of their own, and the innermost of the others."""
+    """Return the operators that do work, in order: those with a CPU kernel of their own, and the innermost of the
+    others."""
     operators = sorted(
         (e for e in events if e.get("cat") == "cpu_op" and e["name"] not in _NO_KERNEL and _IS_KERNEL.match(e["name"])),
         key=lambda e: (e["tid"], e["ts"], -e["dur"]),

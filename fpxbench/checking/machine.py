@@ -154,7 +154,7 @@ def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
 
 
 def _driver_facts() -> dict[str, Any]:
-    """What NVML says and torch does not, where its bindings are installed."""
+    """Return what NVML reports and torch does not, where its bindings are installed."""
     try:
         import pynvml
     except ImportError:

@@ -47,7 +47,7 @@ def evidence(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpo
 
 
 def _sureness(log_ratio: float) -> float:
-    """The probability of the favoured of two readings, from the logarithm of their likelihoods' ratio."""
+    """Return the probability of the favoured of two readings, from the logarithm of their likelihoods' ratio."""
     return 1 / (1 + math.exp(-min(abs(log_ratio), 700.0)))
 
 
@@ -167,7 +167,7 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
 
 
 def _channels(values: Tensor) -> Tensor:
-    """log rms of each column, fp64 ``[K]``."""
+    """Return log rms of each column, fp64 ``[K]``."""
     return values.double().square().mean(dim=0).clamp(min=1e-30).log() / 2
 
 
@@ -204,7 +204,7 @@ def _swizzle(weight: QuantizedWeight) -> Iterator[Evidence]:
 
 
 def _unexplained(field: Tensor) -> float:
-    """The share of a field's variance that is left after row and column means."""
+    """Return the share of a field's variance that is left after row and column means."""
     centred = field - field.mean()
     total = centred.square().sum()
     rest = centred - centred.mean(dim=1, keepdim=True) - centred.mean(dim=0, keepdim=True)
@@ -246,9 +246,8 @@ def _scale_rounding(weight: QuantizedWeight) -> Iterator[Evidence]:
 
 @cache
 def _largest_codes(name: str, fmt) -> Tensor:
-    """The probability of each code to be a block's largest, if the block's amax may have any significand
-    (log-uniform).
-    """
+    """Return the probability of each code to be a block's largest, if the block's amax may have any significand
+    (log-uniform)."""
     scaling = scaling_named(name)
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randn(4096, scaling.block, generator=generator)

@@ -96,9 +96,8 @@ def _scales(name: str, weight: QuantizedWeight, dialect: Dialect) -> Tensor:
 
 
 def _global_scale(name: str, weight: QuantizedWeight, dialect: Dialect, nearest: bool) -> Tensor:
-    """The second-level scale as the dialect stores it. A reciprocal is taken only where every block keeps its
-    factor.
-    """
+    """Return the second-level scale as the dialect stores it. A reciprocal is taken only where every block keeps its
+    factor."""
     if not dialect.global_scale:
         raise CheckpointError(f"{name}: {dialect.name} has no second-level scale, and {weight.scheme.name} needs one")
     scale, scaling = weight.tensor_scale, weight.scheme.scaling

@@ -65,7 +65,7 @@ def _listed(layer: QuantizedLayer) -> LayerReport:
 
 
 def _sample(layers: list[QuantizedLayer]) -> list[QuantizedLayer]:
-    """A few layers, spread over the checkpoint, of different schemes where there are several."""
+    """Return a few layers, spread over the checkpoint, of different schemes where there are several."""
     kinds: dict[str | None, list[QuantizedLayer]] = {}
     for layer in layers:
         kinds.setdefault(layer.scheme, []).append(layer)
@@ -98,7 +98,8 @@ def _read(
 
 
 def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: set[str]) -> list[str]:
-    """Problems that no single layer has: tensors that belong to nothing, parts of a fused layer that disagree."""
+    """Return problems that no single layer has: tensors that belong to nothing, parts of a fused layer that
+    disagree."""
     from fpxbench.checkpoint.fused import disagreements
 
     problems = []

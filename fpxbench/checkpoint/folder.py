@@ -105,7 +105,8 @@ def _read_folder(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _inside(file: Path, folder: Path, problems: list[str]) -> bool:
-    """Whether a file lies in the folder, links followed. A hub cache's links into its own ``blobs`` count as inside."""
+    """Return whether a file lies in the folder, links followed. A hub cache's links into its own ``blobs`` count as
+    inside."""
     target, home = file.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if target.is_relative_to(home) or target.is_relative_to(blobs):

@@ -149,7 +149,7 @@ def _with_suffix(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, Ten
 
 
 def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEntry) -> QuantizedLayer | None:
-    """The layer `name` read in `dialect`, or None if its tensors are not of it."""
+    """Return the layer `name` read in `dialect`, or None if its tensors are not of it."""
     element = dialect.elements.get(codes.dtype)
     if element is None or len(codes.shape) < (3 if dialect.grouped else 2):
         return None
@@ -180,7 +180,7 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
 
 
 def _declared_block(checkpoint: Checkpoint) -> int | None:
-    """The block size that the config speaks of, if it does."""
+    """Return the block size that the config speaks of, if it does."""
     declared = checkpoint.config.get("quantization_config")
     sizes: list[object] = []
     if isinstance(declared, dict):
@@ -194,7 +194,8 @@ def _declared_block(checkpoint: Checkpoint) -> int | None:
 
 
 def _best(found: list[QuantizedLayer], declared: frozenset[str]) -> QuantizedLayer:
-    """The layer as the config says; else as fits with the fewest problems, and with the most of its tensors used."""
+    """Return the layer as the config says; else as fits with the fewest problems, and with the most of its tensors
+    used."""
     def rank(layer: QuantizedLayer) -> tuple[bool, int, int]:
         return not layer.dialect.methods & declared, len(layer.problems), -len(layer.tensors)
 

@@ -107,7 +107,8 @@ def _of_layer(path: Path, layer: QuantizedLayer) -> MeasurableLayer:
 
 
 def _workload(prefix: str, name: str, entries: Iterable[TensorEntry]) -> str:
-    """A workload's name that is safe in ids, and no other weight's: it ends with a digest of shapes and contents."""
+    """Return a workload's name that is safe in ids, and no other weight's: it ends with a digest of shapes and
+    contents."""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
     if len(safe) > _LONGEST_NAME:
         safe = "-" + safe[1 - _LONGEST_NAME:]
@@ -118,8 +119,8 @@ def _workload(prefix: str, name: str, entries: Iterable[TensorEntry]) -> str:
 
 
 def _sampled(entries: Iterable[TensorEntry]) -> Iterator[bytes]:
-    """Shape, dtype, and the first and the last bytes of each tensor: enough to tell two weights apart, however large.
-    """
+    """Yield shape, dtype, and the first and the last bytes of each tensor: enough to tell two weights apart, however
+    large."""
     for entry in entries:
         yield f"{entry.dtype} {entry.shape}".encode()
         count = min(entry.nbytes, _SAMPLED_BYTES)

@@ -92,7 +92,7 @@ def _without_overlaps(entries: list[TensorEntry]) -> tuple[list[TensorEntry], li
 
 
 def _summarized(file: Path, problems: list[str]) -> list[str]:
-    """At most `_SHOWN` messages and a count: a hostile header can hold a million."""
+    """Return at most `_SHOWN` messages and a count: a hostile header can hold a million."""
     if len(problems) <= _SHOWN:
         return problems
     return [*problems[:_SHOWN], f"{file.name}: {len(problems) - _SHOWN} more tensors like these"]

@@ -112,7 +112,7 @@ def _print_finding(finding: CastFinding) -> None:
 
 
 def _print_conforming(records: list[CastRecord]) -> None:
-    """How many conversions of each engine there are, by status."""
+    """Print how many conversions of each engine there are, by status."""
     by_engine: dict[str, Counter[Status]] = {}
     for record in records:
         by_engine.setdefault(record.conversion.runs_on, Counter())[record.verdict.status] += 1

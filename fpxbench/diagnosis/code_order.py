@@ -18,7 +18,7 @@ _NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}
 
 
 def code_order_faults(fmt: Format, layout: str, k: int) -> Iterator[DecodeFault]:
-    """Bits taken from the wrong place of a row of `k` codes stored in `layout`."""
+    """Yield the faults by which bits are taken from the wrong place of a row of `k` codes stored in `layout`."""
     k_pad = packing.padded_k(k)
     column = torch.arange(k_pad)
 
@@ -74,7 +74,7 @@ def code_order_faults(fmt: Format, layout: str, k: int) -> Iterator[DecodeFault]
 
 
 def _could_hold(other: packing.Layout, layout: str, bits: int, k: int) -> bool:
-    """Whether rows of `layout` have as many bytes as rows of `other`, which must not mix rows."""
+    """Return whether rows of `layout` have as many bytes as rows of `other`, which must not mix rows."""
     if bits not in other.widths or max(other.tile, packing.layout_named(layout).tile) > 1:
         return False
     return other.row_bytes(k, bits) == packing.row_bytes(k, bits, layout)
@@ -89,7 +89,7 @@ def _read_as(other: str, layout: str, bits: int, k: int) -> Callable[[Tensor, Te
 
 
 def _plane_orders(planes: int) -> list[tuple[int, ...]]:
-    """Orders of planes to try, the right one left out: all of 2 or 4; of 8 the reversed, the rotated and the
+    """Return orders of planes to try, the right one left out: all of 2 or 4; of 8 the reversed, the rotated and the
     pairwise."""
     right = tuple(range(planes))
     if planes <= 4:
@@ -127,5 +127,5 @@ def _pieces_reversed(codes: Tensor, bits: int) -> Tensor:
 
 
 def nibbles_exchanged(codes: Tensor) -> Tensor:
-    """8-bit codes with their upper and lower four bits exchanged."""
+    """Return 8-bit codes with their upper and lower four bits exchanged."""
     return ((codes & 0xF) << 4) | (codes >> 4)

@@ -51,7 +51,7 @@ def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | N
 
 
 def table_faults(fmt: Format) -> Iterator[DecodeFault]:
-    """Codes decoded by another definition than the format's."""
+    """Yield the faults of codes decoded by another definition than the format's."""
 
     def table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False,
               claim: Callable[[Tensor], bool] | None = None) -> DecodeFault:
@@ -135,7 +135,7 @@ def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -
     with_one = 1 + (codes & ((1 << fmt.mantissa_bits) - 1)) / 2**fmt.mantissa_bits
 
     def where(changed: Tensor, instead: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """`instead` takes the table and its smallest normal number."""
+        """Return a table reader; `instead` takes the table and its smallest normal number."""
         return lambda right: torch.where(changed.to(right.device) & right.isfinite(),
                                          instead(right, right[1 << fmt.mantissa_bits]).float().copysign(right), right)
 
@@ -165,7 +165,7 @@ def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -
 
 
 def is_subnormal(fmt: Format) -> Tensor:
-    """Which codes are subnormal: bool [2**bits]; zero is not. None of an integer format's."""
+    """Return which codes are subnormal: bool [2**bits]; zero is not. None of an integer format's."""
     magnitude = torch.arange(1 << fmt.bits) & fmt.magnitude_mask
     if fmt.is_integer:
         return torch.zeros(1 << fmt.bits, dtype=torch.bool)
@@ -191,7 +191,7 @@ def _a_nan(fmt: Format) -> int:
 
 
 def scale_faults(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator[DecodeFault]:
-    """Scales left out, read by another definition, or taken from the wrong place."""
+    """Yield the faults of scales left out, read by another definition, or taken from the wrong place."""
     yield from _scale_values(scaling, fmt)
     yield from _scale_places(scaling, n, k)
 
@@ -252,8 +252,8 @@ def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
 
 
 def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
-    """The message where every weight, NaN and -0 included, is `factor` times its value: which of several causes it has
-    leaves no trace."""
+    """Return the message where every weight, NaN and -0 included, is `factor` times its value: which of several causes
+    it has leaves no trace."""
     if factor not in (2.0, 0.5):
         return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
     side = "low" if factor < 1 else "high"

@@ -48,14 +48,14 @@ class EncodeFault:
     codes: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def can_be_made_with(self, other: EncodeFault) -> bool:
-        """Whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
+        """Return whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
         exclusive = (("scales", "scales"), ("rounding", "rounding"), ("target", "target"), ("overflow", "overflow"),
                      ("target", "overflow"), ("overflow", "target"))    # a target has an overflow of its own
         return all(getattr(self, mine) is None or getattr(other, its) is None for mine, its in exclusive)
 
 
 def encoded(weight: Tensor, divide: Divide, fmt: Format, faults: Iterable[EncodeFault] = ()) -> Tensor:
-    """The uint8 codes [N, K] that an encoder to `fmt` stores that makes `faults`."""
+    """Return the uint8 codes [N, K] that an encoder to `fmt` with `faults` stores."""
     faults = tuple(faults)
     for change in [one.before for one in faults if one.before]:
         weight = change(weight)
@@ -80,7 +80,8 @@ _ROUNDINGS = {
 
 
 def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iterator[EncodeFault]:
-    """Every known fault of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did store."""
+    """Yield every known fault of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did
+    store."""
     for rounding in Rounding:
         if rounding.value in _ROUNDINGS:
             yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
@@ -151,7 +152,7 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
 
 
 def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
-    """Known faults in choosing a scale, for codes that are made and read under it."""
+    """Yield the known faults in choosing a scale, for codes that are made and read under it."""
     numbers = not scaling.scale_format.coded        # stored as they are, not as codes
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
@@ -180,8 +181,8 @@ def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 
 
 def same_number(codes: Tensor, fmt: Format) -> Tensor:
-    """Codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored makes
-    no difference."""
+    """Return codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored
+    makes no difference."""
     if fmt.has_nan:
         codes = torch.where(decode_table(fmt, codes.device).isnan()[codes.int()], fmt.nan_code, codes).to(torch.uint8)
     if not fmt.signed or fmt.twos_complement or fmt.specials == "fnuz":

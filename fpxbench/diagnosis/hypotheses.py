@@ -31,8 +31,8 @@ _AT_ONCE = 1 << 22
 def explanations(
     readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], most: int = 2
 ) -> list[Faults]:
-    """The sets of known faults, as small as can be, that explain every readout; none where more than `most` at once
-    would be needed, or one that is not known."""
+    """Return the sets of known faults, as small as can be, that explain every readout; none where more than `most` at
+    once would be needed, or one that is not known."""
     predictors = [Predictor(readout) for readout in readouts]
     for tried in (singly(known), in_pairs(known))[:most]:
         fitting = [faults for faults in tried if all(predictor.explains(faults) for predictor in predictors)]
@@ -46,7 +46,7 @@ def singly(known: Sequence[DecodeFault | EncodeFault]) -> Iterator[Faults]:
 
 
 def in_pairs(known: Sequence[DecodeFault | EncodeFault]) -> Iterator[Faults]:
-    """Two at once. Of the same step, one is made on what the other leaves, in either order."""
+    """Yield faults two at once. Of the same step, one is made on what the other leaves, in either order."""
     for a, b in combinations(known, 2):
         if isinstance(a, EncodeFault) and isinstance(b, EncodeFault):
             if a.can_be_made_with(b):
@@ -92,7 +92,7 @@ class Predictor:
                    for rows in (*self.screens, *self.all_rows.split(chunk)))
 
     def predict(self, faults: Faults, rows: Tensor | None = None) -> Prediction:
-        """The weight read on `rows` (all), every quotient rounded as the definition rounds it."""
+        """Return the weight read on `rows` (all), every quotient rounded as the definition rounds it."""
         return self._predictions(faults, self.all_rows if rows is None else rows)[0]
 
     @cached_property
@@ -100,8 +100,8 @@ class Predictor:
         return pad(self.weight.codes(), (0, packing.padded_k(self.k) - self.k))
 
     def _predictions(self, faults: Faults, rows: Tensor) -> list[Prediction]:
-        """More than one where the readout is of a weight that was encoded unseen: a quotient beside a midpoint may have
-        been rounded to either side."""
+        """Return the predictions under `faults`; more than one where the readout is of a weight that was encoded
+        unseen: a quotient beside a midpoint may have been rounded to either side."""
         columns = self.readout.columns
         table = table_under(faults, self.table)
         of_scales = tuple(
@@ -121,7 +121,7 @@ class Predictor:
         return predictions
 
     def _codes(self, faults: Faults, rows: Tensor) -> list[Tensor]:
-        """uint8 [rows, K_pad] that lie in store."""
+        """Return the stored codes, uint8 [rows, K_pad]."""
         if self.readout.original is None:
             return [self._stored_codes[rows]]
         storing = tuple(one for one in faults if isinstance(one, EncodeFault))
@@ -152,7 +152,7 @@ def table_under(faults: Faults, table: Tensor) -> Tensor:
 
 
 def grid_under(faults: Faults, weight: QuantizedWeight) -> Tensor:
-    """The scale of each block as it is read, fp32 [N or 1, G]."""
+    """Return the scale of each block as it is read, fp32 [N or 1, G]."""
     weight = scaled_under(faults, weight)
     block, tensor = weight.scheme.scaling.levels(weight.stored_scales)
     for fault in _of_step(faults, "scales"):
@@ -164,7 +164,7 @@ def grid_under(faults: Faults, weight: QuantizedWeight) -> Tensor:
 
 
 def factors_in(grid: Tensor, faults: Faults, scaling: Scaling, columns: Tensor, rows: Tensor | None = None) -> Tensor:
-    """What the codes in `columns` of `rows` (all) are multiplied by, fp32 [rows or 1, C]."""
+    """Return what the codes in `columns` of `rows` (all) are multiplied by, fp32 [rows or 1, C]."""
     rows = torch.arange(grid.shape[0] * (scaling.block_rows or 1), device=grid.device) if rows is None else rows
     for fault in _of_step(faults, "blocks"):
         return fault.apply(grid, columns, rows)
@@ -172,7 +172,7 @@ def factors_in(grid: Tensor, faults: Faults, scaling: Scaling, columns: Tensor, 
 
 
 def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
-    """`weight` with the scales that an encoder would have chosen that makes these faults."""
+    """Return `weight` with the scales that an encoder with these faults chooses."""
     for fault in faults:
         if isinstance(fault, EncodeFault) and fault.scales is not None:
             chosen = fault.scales(Scales(weight.scales, weight.tensor_scale))
@@ -181,8 +181,8 @@ def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
 
 
 def quotient_nudges(scales: Scales, scaling: Scaling) -> tuple[float, ...]:
-    """How far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two: there,
-    division is exact, and a tie is a tie."""
+    """Return how far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two:
+    there, division is exact, and a tie is a tie."""
     exact = bool((torch.frexp(scaling.factors(scales)).mantissa == 0.5).all())
     return (0.0,) if exact else (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK)
 

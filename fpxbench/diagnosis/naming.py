@@ -88,7 +88,7 @@ def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
 
 
 def _few_factors(readout: Readout) -> bool:
-    """Whether weights are off by a handful of factors, and not each by its own."""
+    """Return whether weights are off by a handful of factors, and not each by its own."""
     right, seen = readout.definition.weight, readout.seen
     countable = right.isfinite() & seen.isfinite() & (right != 0) & (seen != 0)
     octaves = (seen[countable] / right[countable]).abs().log2()
@@ -96,7 +96,7 @@ def _few_factors(readout: Readout) -> bool:
 
 
 def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
-    """All weights, of every readout, off by the same factor."""
+    """Return the diagnosis if all weights of every readout are off by the same factor."""
     gains = []
     for readout in readouts:
         right, seen = readout.definition.weight, readout.seen
@@ -113,7 +113,8 @@ def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
 
 
 def another_table(readout: Readout) -> Diagnosis | None:
-    """Each code read as one number wherever it stands, but not as its own: a decode table that no known fault gives."""
+    """Return the diagnosis of a decode table that no known fault gives: each code is read as one number, but not its
+    own."""
     weight = readout.weight
     if not weight.has_codes:
         return None
@@ -162,7 +163,7 @@ def another_table(readout: Readout) -> Diagnosis | None:
 
 
 def single_weights(readout: Readout) -> Diagnosis | None:
-    """A few weights among many, wherever they stand."""
+    """Return a few weights among many, wherever they stand."""
     wrong = readout.wrong()
     found = wrong.nonzero()
     if not 0 < len(found) <= FEW_WEIGHTS or len(found) * 1000 > wrong.numel():

@@ -48,7 +48,7 @@ def probe_operands(implementation: Implementation, operands: Operands) -> Operan
 
 
 def _probe_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
-    """Other scales in place of `weight`'s, near 1/16 and random: each is unlike those beside it."""
+    """Return other scales in place of `weight`'s, near 1/16 and random: each is unlike those beside it."""
     shape = weight.scales.shape
     exponent = torch.randint(-7, 0, shape, generator=rng)
     scales = torch.ldexp(torch.randint(8, 16, shape, generator=rng) / 8, exponent)

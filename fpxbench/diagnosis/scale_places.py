@@ -52,7 +52,7 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
     count = n * blocks
 
     def flat(kind: Kind, message: str, rows: Tensor, columns: Tensor) -> ScalePlace:
-        """Positions past an end run on into the next row, as memory does."""
+        """Return the flat index of places. Positions past an end run on into the next row, as memory does."""
         return ScalePlace(kind, message, (rows * blocks + columns) % count)
 
     if scaling.block is not None:

@@ -70,9 +70,9 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
 
 
 def probe_quantization(implementation: Implementation, operands: Operands) -> Operands:
-    """The case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the
-    format's numbers, midpoints and their neighbours under scales of 1. If it chooses scales that are off by one factor,
-    under the scales that it chooses."""
+    """Return the case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the
+    format's numbers, midpoints and their neighbours under scales of 1. If it chooses scales that are off by one
+    factor, under the scales that it chooses."""
     scheme, fmt = operands.weight.scheme, operands.weight.scheme.format
     block = scheme.scaling.block or operands.case.k
 
@@ -118,12 +118,14 @@ class _Stored:
         return not bool(self.wrong_codes(scales).any())
 
     def wrong_codes(self, scales: Scales) -> Tensor:
-        """Where the stored codes are not those of nearest-even under `scales`: bool [N, K]."""
+        """Return where the stored codes are not those of nearest-even under `scales`: bool [N, K]."""
         return ~self.made_by((), scales)
 
     def made_by(self, faults: tuple[EncodeFault, ...], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Where the stored codes are what an encoder stores that makes `faults`, a quotient rounded the other way
-        allowed for: bool."""
+        """Return where the stored codes are those of an encoder with `faults`: bool [rows, K].
+
+        A quotient beside a midpoint may have been rounded to either side.
+        """
         fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
         here = Scales(scales.stored[rows] if scales.stored.shape[0] > 1 else scales.stored, scales.tensor_scale)
         held, original = same_number(self.codes[rows], fmt), self.original[rows]
@@ -134,7 +136,7 @@ class _Stored:
         return same
 
     def stored_by(self, faults: tuple[EncodeFault, ...], scales: Scales) -> bool:
-        """Whether every code is: tried on a few rows first."""
+        """Return whether `faults` explain every stored code. A few rows are tried first."""
         return all(bool(self.made_by(faults, scales, rows).all()) for rows in (*self._screens, slice(None)))
 
     @cached_property
@@ -144,8 +146,8 @@ class _Stored:
 
 
 def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | None:
-    """The fault that explains every code, or two at once, under the stored scales or, where those are wrong, the right
-    ones."""
+    """Return the fault that explains every code, or two at once, under the stored scales or, where those are wrong, the
+    right ones."""
     stored = next((one for one in several if not one.codes_fit(one.own_scales)), None)
     if stored is None:
         return None
@@ -287,7 +289,7 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
 
 
 def _scales_agree(stored: _Stored, held: Tensor, right: Tensor) -> Tensor:
-    """Where stored scales are right within fp32's rounding: bool [N or 1, G]."""
+    """Return where stored scales are right within fp32's rounding: bool [N or 1, G]."""
     agree = (held - right).abs() <= SCALE_SLACK * right
     agree |= stored.weight.scheme.scaling.block_amax(stored.original) == 0      # any scale will do for zeros
     weight, scaling = stored.weight, stored.weight.scheme.scaling

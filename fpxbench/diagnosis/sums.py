@@ -23,7 +23,7 @@ def diagnose_sums(
     expected: reference.Reference,
     readout: Readout | None = None,
 ) -> Diagnosis:
-    """Each weight that was read out is right: what goes wrong in their sums?"""
+    """Return the fault in the sums, where each weight that was read out is right."""
     comparison = reference.compare(y, expected)
     weights = "" if readout is None else f"each of {readout.seen.numel()} weights read out alone is right, "
     evidence = {
@@ -78,7 +78,8 @@ def diagnose_sums(
 
 
 def wrong_run_of_columns(implementation: Implementation, operands: Operands) -> tuple[str, dict[str, Any]] | None:
-    """The one run of weight columns outside which all is right, found by activations that are zero beside a range.
+    """Return the one run of weight columns outside which all is right, found by activations that are zero beside a
+    range.
 
     None where there is no such run, or where it is more than half of K.
     """
@@ -116,7 +117,8 @@ def wrong_run_of_columns(implementation: Implementation, operands: Operands) -> 
 
 
 def _last_true(low: int, high: int, holds: Any) -> int:
-    """The largest number in [low, high] for which `holds`, which is true up to some number and false after it."""
+    """Return the largest number in [low, high] for which `holds`, which is true up to some number and false after
+    it."""
     while low < high:
         middle = (low + high + 1) // 2
         if holds(middle):
@@ -127,7 +129,7 @@ def _last_true(low: int, high: int, holds: Any) -> int:
 
 
 def wrong_part(y: Tensor, expected: reference.Reference) -> str | None:
-    """The output rows or columns that everything wrong lies in, if they are fewer than half."""
+    """Return the output rows or columns that everything wrong lies in, if they are fewer than half."""
     wrong = ~((y.double() - expected.product).abs() <= expected.tolerance)
     for axis, name in ((1, "output row"), (0, "output column")):
         touched = wrong.any(dim=axis).nonzero().reshape(-1).tolist()
@@ -142,7 +144,7 @@ def counted(name: str, numbers: list[int], size: int) -> str:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """``3, 7 to 12``; the first four runs."""
+    """Return numbers as text, runs joined: ``3, 7 to 12``; the first four runs."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

@@ -261,7 +261,7 @@ class PyTorchEnvironment(Environment):
             raise util.UserError(_INTERRUPTED) from None
 
     def _run_refused(self, args: list[str], **kwargs):
-        """As a build would answer whose benchmarks all fail: asv has no other word for one that is not there.
+        """Answer as a build whose benchmarks all fail: asv has no other answer for a build that is not installed.
 
         asv looks for benchmarks in another build then. Its fork server is given a folder without benchmarks, so that
         nothing is measured in another build's place, and the sweep, which they all wait for, ends with the reason.

@@ -540,7 +540,7 @@ def _equal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 @_operation(_aten.empty_like.default, _aten.zeros_like.default, _aten.new_empty.default, _aten.new_zeros.default)
 def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
-    """What FSDP2 and checkpoint loaders fill afterwards. Codes and scales of zero are zeros."""
+    """Return what FSDP2 and checkpoint loaders fill afterwards. Codes and scales of zero are zeros."""
     tensor = args[0]
     shape = tuple(args[1]) if len(args) > 1 else tensor.stored_shape
     if len(shape) != len(tensor.stored_shape) or shape[-1] != tensor.stored_shape[-1]:
@@ -565,7 +565,7 @@ def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floa
 
 @_operation(_aten.as_strided.default)
 def _as_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
-    """FSDP2 sees its flat shard in the parameter's shape again."""
+    """Return the view by which FSDP2 restores the parameter's shape of its flat shard."""
     tensor, size, stride = args[:3]
     if tuple(size) != tensor.stored_shape or list(stride) != [tensor.stored_shape[-1], 1]:
         raise NotImplementedError(

@@ -43,7 +43,8 @@ def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implement
 
 
 def _fastest(scheme: str, device: str) -> list[str]:
-    """Implementations that were right and timed on this kind of device, fastest first by their median speedup."""
+    """Return implementations that were right and timed on this kind of device, fastest first by their median
+    speedup."""
     from statistics import median
 
     from fpxbench.records.store import Store, latest
@@ -117,7 +118,7 @@ def _keep_for_backward(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, gradient: Tensor):
-    """The gradient of the activation and the bias: codes have none."""
+    """Return the gradient of the activation and the bias: codes have none."""
     (packed, scales, tensor_scale), (scheme, layout, n, k) = ctx.saved_tensors, ctx.weight
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale).dequantize()
     of_bias = gradient.reshape(-1, n).sum(dim=0) if ctx.has_bias else None

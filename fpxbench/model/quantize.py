@@ -111,7 +111,7 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Every module that holds a weight, with the parameter's name."""
+    """Yield every module that holds a weight, with the parameter's name."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
             yield name, module, "weight"
@@ -122,7 +122,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def _is_transposed(module: nn.Module) -> bool:
-    """Whether a module holds its weight as [K, N]: `Conv1D`, and experts that say so (gpt-oss)."""
+    """Return whether a module holds its weight as [K, N]: `Conv1D`, and experts that say so (gpt-oss)."""
     return type(module).__name__ == "Conv1D" or bool(
         getattr(module, "is_transposed", type(module).__name__ == "GptOssExperts")
     )
@@ -130,7 +130,7 @@ def _is_transposed(module: nn.Module) -> bool:
 
 def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: str | None,
                      select: Callable[[str, nn.Module], bool] | None, shared: dict[int, list[str]]) -> str:
-    """Why a weight stays as it is; "" if it does not."""
+    """Return why a weight stays as it is; "" if it does not."""
     if scheme is None:
         return "no glob of the schemes fits its name"
     if isinstance(parameter.data, FloatTensor):
@@ -149,7 +149,7 @@ def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: st
 
 
 def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
-    """id of a parameter -> the names under which the model has it."""
+    """Return id of a parameter -> the names under which the model has it."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

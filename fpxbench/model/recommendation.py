@@ -53,7 +53,7 @@ def pareto_front(records: Sequence[GenerationRecord]) -> list[GenerationRecord]:
 
 
 def _cost(record: GenerationRecord) -> tuple[float, float, float]:
-    """KL divergence (0 of the unquantized model), bytes, seconds a token: less is better in each."""
+    """Return (KL divergence, bytes, seconds per token), less being better in each; KL of the unquantized model is 0."""
     quality = record.quality[0] if record.quality else None
     kl = quality.kl.mean.value if quality and quality.kl else 0.0
     timed = record.speed is not None and Flag.OVER_ROOFLINE not in record.flags

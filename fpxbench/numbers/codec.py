@@ -77,7 +77,8 @@ def _encode_nearest(x: Tensor, codebook: Codebook, rounding: Rounding, overflow:
 
 @lru_cache(maxsize=16)
 def _codebook_tables(codebook: Codebook, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Thresholds between neighbouring values, fp64; whether a number at one goes up; the codes in the values' order."""
+    """Return thresholds between neighbouring values, fp64; whether a number at one goes up; the codes in the values'
+    order."""
     midpoints, upper = zip(*codebook.thresholds(), strict=True)
     return (torch.tensor(midpoints, dtype=torch.float64, device=device), torch.tensor(upper, device=device),
             torch.tensor([code for _, code in codebook.ascending()], dtype=torch.uint8, device=device))
@@ -160,7 +161,7 @@ def encode_by_table(flat: Tensor, fmt: Format, rounding: Rounding, overflow: Ove
 
 
 def _index_bits(fmt: Format, source: torch.dtype) -> int:
-    """The number of upper bits of a `source` number, the lowest of them sticky, that decide its code under any
+    """Return the number of upper bits of a `source` number, the lowest of them sticky, that decide its code under any
     rounding."""
     integer, mantissa_bits, bias = SOURCES[source]
     # Half a step of the format must lie above the sticky bit: for normals, the format's mantissa and one bit more; for
@@ -173,7 +174,7 @@ def _index_bits(fmt: Format, source: torch.dtype) -> int:
 
 @lru_cache(maxsize=32)
 def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> Tensor:
-    """The uint8 code of every upper part of a `source` number."""
+    """Return the uint8 code of every upper part of a `source` number."""
     integer = SOURCES[source][0]
     bits = _index_bits(fmt, source)
     numbers = torch.arange(1 << bits, device=device) << (8 * integer.itemsize - bits)
@@ -223,7 +224,7 @@ def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
 
 @lru_cache(maxsize=16)
 def _pair_table(fmt: NumberFormat) -> Tensor:
-    """The fp32 values of every two codes, by the bits of both: ``[65536]`` of 8 bytes, which are only moved."""
+    """Return the fp32 values of every two codes, by the bits of both: ``[65536]`` of 8 bytes, which are only moved."""
     values = torch.zeros(256)
     values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")
     codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8)

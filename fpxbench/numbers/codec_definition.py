@@ -73,8 +73,8 @@ def rounded_codes(
 def _cut(
     significand: Tensor, exponent: Tensor, mantissa_bits: int, source_bias: int, fmt: Format, random_bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The code at or below each magnitude, with `random_bits` more below it; what is left of the magnitude; and half of
-    the distance to the next code, in the same unit."""
+    """Return the code at or below each magnitude, with `random_bits` more below it; what is left of the magnitude; and
+    half of the distance to the next code, in the same unit."""
     # A format without zero has the codes of one with it, less the first, which would be zero's.
     bias = fmt.bias if fmt.has_zero else fmt.bias + 1
     # Exponent of the target's unit in the last place over the source's: fixed for normals, growing below them.
@@ -96,7 +96,8 @@ def _cut(
 
 
 def _rounded_up(code: Tensor, remainder: Tensor, half: Tensor, negative: Tensor, rounding: Rounding) -> Tensor | int:
-    """What to add to each code, 0 or 1. Ties to even are decided by the code, also without mantissa bits (P3109)."""
+    """Return what to add to each code, 0 or 1. Ties to even are decided by the code, also without mantissa bits
+    (P3109)."""
     match rounding:
         case Rounding.NEAREST_EVEN | Rounding.STOCHASTIC:
             return remainder + (code & 1) > half
@@ -112,7 +113,7 @@ def _rounded_up(code: Tensor, remainder: Tensor, half: Tensor, negative: Tensor,
 
 
 def _rounds_inward(negative: Tensor, rounding: Rounding) -> Tensor:
-    """Where a number is rounded toward zero: a finite one does not overflow then (IEEE 754 §7.4)."""
+    """Return where a number is rounded toward zero: a finite one does not overflow then (IEEE 754 §7.4)."""
     match rounding:
         case Rounding.TOWARD_ZERO | Rounding.TO_ODD:
             return torch.ones_like(negative)
@@ -126,8 +127,8 @@ def _rounds_inward(negative: Tensor, rounding: Rounding) -> Tensor:
 def _unsigned(
     code: Tensor, negative: Tensor, is_zero: Tensor, inward: Tensor, fmt: Format, overflow: Overflow
 ) -> Tensor:
-    """Codes of a format without a sign, whose lower end is 0, or where zero has no code the smallest power of two.
-    Nothing stands for -infinity."""
+    """Return codes of a format without a sign, whose lower end is 0, or where zero has no code the smallest power of
+    two. Nothing stands for -infinity."""
     below = negative & (code != 0) if fmt.has_zero else is_zero | negative
     code = torch.where(below, 0, code).clamp(min=0)
     if overflow is not Overflow.SATURATE:
@@ -136,7 +137,7 @@ def _unsigned(
 
 
 def _with_sign(code: Tensor, negative: Tensor, fmt: Format) -> Tensor:
-    """Codes of signed numbers from those of their magnitudes."""
+    """Return codes of signed numbers from those of their magnitudes."""
     if fmt.twos_complement:
         return torch.where(negative, -code, code) & ((1 << fmt.bits) - 1)
     if fmt.specials == "fnuz":
@@ -171,5 +172,5 @@ def values_of(codes: Tensor, fmt: Format) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """fp32 ``2**exponent`` of int32 in [-126, 127], by its bits."""
+    """Return fp32 ``2**exponent`` of int32 in [-126, 127], by its bits."""
     return ((exponent + 127) << 23).view(torch.float32)

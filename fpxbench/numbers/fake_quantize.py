@@ -80,7 +80,8 @@ def fake_quantize_weight(weight: Tensor, scheme: Scheme, *, straight_through: bo
 
 
 def _holds(dtype: torch.dtype, fmt: Format) -> bool:
-    """Whether `dtype` has the range of `fmt`. Its precision is enough: no format of 8 bits has more than bf16's."""
+    """Return whether `dtype` has the range of `fmt`. Its precision is enough: no format of 8 bits has more than
+    bf16's."""
     _, mantissa_bits, bias = SOURCES[dtype]
     return fmt.emax <= bias and fmt.min_subnormal >= 2.0 ** (1 - bias - mantissa_bits)
 

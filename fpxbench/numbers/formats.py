@@ -135,7 +135,7 @@ class Format:
         return False
 
     def _exact(self, magnitude: int) -> Fraction:
-        """The number of a code without sign, as though every code were one."""
+        """Return the number of a code without sign, as though every code were one."""
         exponent, mantissa = magnitude >> self.mantissa_bits, magnitude & ((1 << self.mantissa_bits) - 1)
         if self.is_integer:
             exponent, mantissa = 0, magnitude
@@ -191,8 +191,8 @@ class Format:
             raise ValueError(f"{self.name} has no NaN to overflow to: use saturate")
 
     def _position(self, magnitude: Fraction) -> Fraction:
-        """Where a magnitude lies among the codes: that of the number below it, and how far it is on the way to the
-        next."""
+        """Return where a magnitude lies among the codes: that of the number below it, and how far it is on the way to
+        the next."""
         if magnitude == 0:
             return Fraction(0 if self.has_zero else -1)
         bias = self.bias if self.has_zero else self.bias + 1
@@ -216,8 +216,8 @@ class Format:
         return code | self.sign_bit
 
     def _unsigned(self, code: int, number: float | Fraction, negative: bool, inward: bool, overflow: Overflow) -> int:
-        """The lower end of a format without a sign. Nothing stands for -infinity there: what is not saturated is NaN.
-        """
+        """Return the code at the lower end of a format without a sign. It has no -infinity: what is not saturated is
+        NaN."""
         below = negative and code != 0 if self.has_zero else number <= 0
         if not below:
             return max(code, 0)
@@ -289,7 +289,7 @@ class Format:
 
 
 def _rounded(position: Fraction, rounding: Rounding, negative: bool, random_bits: int, random: int) -> int:
-    """One of the two codes beside `position`."""
+    """Return one of the two codes beside `position`."""
     if rounding is Rounding.STOCHASTIC:     # keeps `random_bits` more, to nearest even, and drops them again
         return (round(position * (1 << random_bits)) + random) >> random_bits
     code = math.floor(position)
@@ -309,7 +309,7 @@ def _rounded(position: Fraction, rounding: Rounding, negative: bool, random_bits
 
 
 def _floor_log2(number: Fraction) -> int:
-    """The exponent of the largest power of two that is not above `number` > 0."""
+    """Return the exponent of the largest power of two that is not above `number` > 0."""
     exponent = number.numerator.bit_length() - number.denominator.bit_length()
     return exponent if Fraction(2) ** exponent <= number else exponent - 1
 

@@ -83,7 +83,7 @@ def _rule(times: synthetic.Times, rng: np.random.Generator, noise: float, step: 
 
 
 def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
-    """The rule with confirmation: only a confirmed suspect is an alarm."""
+    """Apply the rule with confirmation: only a confirmed suspect is an alarm."""
     confirmed: list[LevelChange] = []
 
     def believe(change: LevelChange) -> bool:
@@ -131,7 +131,7 @@ def _each_night(look: Callable[[list[float]], Iterator[tuple[int, bool]]]) -> De
 
 
 def _asv(values: list[float]) -> Iterator[tuple[int, bool]]:
-    """asv finds regressions only."""
+    """Yield asv's regressions; it finds no other changes."""
     _, _, jumps = step_detect.detect_regressions(step_detect.detect_steps(values), threshold=ASV_THRESHOLD)
     for before, after, *_ in jumps or ():
         yield before + 1 if after is None else after, True

@@ -113,7 +113,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, one writer at a time."""
+    """Run the block as one transaction: all or nothing, one writer at a time."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -77,8 +77,8 @@ def takes_codes(cls: type[Implementation]) -> bool:
 
 
 def _support(cls: type[Implementation], case: Case, device: str, quantized: bool) -> Support | None:
-    """None where a case is larger than the implementation takes, and for the dense product, which every time stands
-    beside anyway."""
+    """Return whether an implementation supports a case. None where the case is larger than it takes, and for the dense
+    product, which is timed beside every case anyway."""
     try:
         instance = cls()
         limit = instance.max_elements(device)
@@ -94,7 +94,7 @@ def _support(cls: type[Implementation], case: Case, device: str, quantized: bool
 
 
 def _with_tokens(layers: list[MeasurableLayer], globs: tuple[str, ...]) -> list[tuple[MeasurableLayer, int]]:
-    """Each layer with the token counts that globs over ``workload/mM`` ask for.
+    """Return each layer with the token counts that globs over ``workload/mM`` ask for.
 
     Raises CheckpointError for a glob that selects none.
     """

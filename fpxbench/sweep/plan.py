@@ -80,7 +80,8 @@ def _own_plan(settings: Settings) -> list[str]:
 
 
 def _dates(path: Path) -> str:
-    """Sizes and dates of a file, or of a folder's: it may be too large to be read here. A ``:NAME`` is left out."""
+    """Return sizes and dates of a file, or of a folder's: it may be too large to be read here. A ``:NAME`` is left
+    out."""
     path = path if path.exists() else Path(str(path).rpartition(":")[0])
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)

@@ -140,6 +140,6 @@ def repro_script(record: Record) -> str:
 
 
 def _one_line(text: str) -> str:
-    """`text` for a comment: one line, and no character that an editor would not show."""
+    """Return `text` for a comment: one line, and no character that an editor would not show."""
     line = " ".join(text.split())
     return "".join(character if character.isprintable() else " " for character in line)[:300]

@@ -137,7 +137,7 @@ def _machine(isolation: Isolation, device: str, settings: Settings) -> Machine:
 
 
 def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) -> dict[str, Record]:
-    """Records that still hold: of this very build, and of implementations that were not edited since."""
+    """Return records that still hold: of this very build, and of implementations that were not edited since."""
     path = store.file(machine.name, build)
     if not path.exists():
         return {}

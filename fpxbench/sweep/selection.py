@@ -104,7 +104,10 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def _cases_in(path: Path) -> list[Case]:
-    """Raises ValueError that names the line for one that is no case, and for a file that cannot be read or has none."""
+    """Return the cases in a file, a JSON object a line.
+
+    Raise ValueError for a line that is no case, with its number, and for a file that cannot be read or has no case.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -124,7 +127,8 @@ def _cases_in(path: Path) -> list[Case]:
 
 
 def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> Planned:
-    """A case that was asked for by name: one too large for its implementation is said to be, not left out."""
+    """Return the plan of a case that was asked for by name: one too large for its implementation is refused, not left
+    out."""
     if case.implementation not in known:    # the trial says what could not be loaded
         return Planned(case=case)
     if is_from_file(case.workload):
@@ -139,7 +143,7 @@ def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> 
 def _selected(
     settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]
 ) -> dict[str, Planned]:
-    """The cases of the profile and the globs, by id."""
+    """Return the cases of the profile and the globs, by id."""
     in_globs = (int(size) for glob in settings.workload for size in re.findall(r"\.tp([1-9]\d{0,3})", glob))
     ranks = tuple(sorted({*settings.tp, *in_globs}))
     layers = {f"{w.name}/m{m}": (w, m) for w in workloads(ranks).values() for m in w.m}
@@ -173,7 +177,7 @@ def _selected(
 
 
 def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:
-    """What an implementation says of a scheme; None where the case is larger than it takes.
+    """Return what an implementation says of a scheme; None where the case is larger than it takes.
 
     One that raises instead of answering is taken to support it: the trial asks again, and records what it raised.
     """
@@ -204,8 +208,8 @@ def _select(globs: Iterable[str], known: Iterable[str], what: str) -> list[str]:
 
 
 def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
-    """The profile's blocks; where schemes or workloads were asked for, one block of those and, for the other, all that
-    the profile has."""
+    """Return the profile's blocks; where schemes or workloads were asked for, one block of those and, for the other,
+    all that the profile has."""
     profile = PROFILES[settings.profile, "cpu" if device == "cpu" else "cuda"]
     if not settings.scheme and not settings.workload:
         return list(profile)
@@ -233,7 +237,7 @@ def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
 
 
 def _select_schemes(globs: Iterable[str]) -> list[str]:
-    """As `_select` over the named schemes; a name that is none of them may be a scheme by its parts."""
+    """Return the named schemes that match, as `_select` does; any other name is read as a scheme by its parts."""
     picked: dict[str, None] = {}
     for glob in globs:
         if any(wildcard in glob for wildcard in "*?["):

@@ -251,7 +251,7 @@ def undeclared_rule(implementation: Implementation, operands: Operands) -> Scale
 
 
 def check_quantization(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Whether the stored codes and scales are what the scheme says. None if they are."""
+    """Return the verdict on stored codes and scales that are not what the scheme defines. None if they are."""
     cls, weight = type(implementation), operands.weight
     if cls.quantize is Implementation.quantize and cls.dequantize is Implementation.dequantize:
         return None     # the oracle's own

@@ -104,11 +104,11 @@ def _is_barrier(instruction: Instruction) -> bool:
 
 
 def _warp_barrier(i: Instruction, lanes: list[ThreadState]) -> None:
-    """Nothing: the lanes have met."""
+    """Do nothing: all lanes are executed in step."""
 
 
 def _shuffle(i: Instruction, lanes: list[ThreadState]) -> None:
-    """``shfl.sync.bfly`` or ``.idx`` over a whole warp: each lane receives another lane's value."""
+    """Execute ``shfl.sync.bfly`` or ``.idx`` over a whole warp: each lane receives another lane's value."""
     to, source, by, clamp, _ = i.operands
     modes = {"bfly": lambda lane, by: lane ^ by, "idx": lambda lane, by: by}
     if len(i.modifiers) != 3 or i.modifiers[1] not in modes or isinstance(to, tuple) or len(lanes) != WARP:
@@ -121,7 +121,8 @@ def _shuffle(i: Instruction, lanes: list[ThreadState]) -> None:
 
 
 def _matrices(i: Instruction, lanes: list[ThreadState]) -> None:
-    """``ldmatrix`` and ``stmatrix``: 8 × 8 matrices of 16-bit elements between shared memory and a warp's registers.
+    """Execute ``ldmatrix`` and ``stmatrix``: move 8 × 8 matrices of 16-bit elements between shared memory and a warp's
+    registers.
 
     Lane 8 j + r has the address of row r of matrix j. Of each matrix lane l has elements 2 (l mod 4) and the next of
     row l div 4; with ``.trans`` row and column change places.

@@ -276,7 +276,7 @@ def _setp(state: ThreadState, i: Instruction) -> None:
 
 
 def _set(state: ThreadState, i: Instruction) -> None:
-    """1.0 or 0.0 in each lane."""
+    """Execute ``set``: write 1.0 or 0.0 in each lane."""
     comparison, to_type, from_type = i.modifiers
     if (to_type, from_type) != ("f16x2", "f16x2"):
         raise Unmodelled(i.text)

@@ -190,8 +190,8 @@ def cast_problems(casts: Sequence[tuple[CastSweep, CastChanges | None]]) -> list
 
 
 def _is_corner_case(mistake: CastFinding) -> bool:
-    """Whether only values or dtypes that few programs convert show it: no finite value within the range of an ordinary
-    dtype is wrong."""
+    """Return whether only values or dtypes that few programs convert show it: no finite value within the range of an
+    ordinary dtype is wrong."""
     return all(_is_rare(record.conversion) or _WRONG_FOR_ORDINARY_VALUES.isdisjoint(
         difference.kind for difference in record.differences if not difference.permitted) for record in mistake.records)
 

@@ -70,7 +70,7 @@ def _row(layer: LayerReport) -> LayerRow:
 
 
 def _bars(layer: LayerReport) -> list[Bar]:
-    """A bar for each code, by ascending value; codes that are no numbers stand last."""
+    """Return a bar for each code, by ascending value; codes that are no numbers come last."""
     if not layer.histogram or layer.scheme is None or not any(layer.histogram):
         return []
     fmt = scheme_named(layer.scheme).format
@@ -87,7 +87,7 @@ def _bars(layer: LayerReport) -> list[Bar]:
 
 
 def _groups(layers: list[LayerReport]) -> list[tuple[str, str, int, int, float]]:
-    """Dialect, scheme, layers, bytes and bits a weight."""
+    """Return dialect, scheme, layers, bytes and bits a weight."""
     groups: dict[tuple[str, str], list[LayerReport]] = {}
     for each in layers:
         groups.setdefault((each.dialect, each.scheme or "not known"), []).append(each)

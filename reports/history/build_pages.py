@@ -106,7 +106,7 @@ class BuildPages:
     """Collects what is known of each build, machine after machine."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
-        """`entries` are the timeline's."""
+        """Group records by build; `entries` are the timeline's."""
         self._entries = {entry.key: entry for entry in entries}
         self._pages: dict[str, BuildPage] = {}
 

@@ -48,7 +48,7 @@ class StatusHistories:
     """The status history of every case of one machine on every build."""
 
     def __init__(self, panels: Iterable[Panel], histories: Mapping[tuple[str, str, str, str], str]) -> None:
-        """`histories`: pages by device, variant, channel and case."""
+        """Take `histories`: pages by device, variant, channel and case."""
         self._panels = {(panel.device, panel.variant, panel.channel): _StatusRuns(panel) for panel in panels}
         self._histories = histories
         self._keys: dict[Build, str] = {}

@@ -21,7 +21,7 @@ def charts_of(table: ModelTable, number: int) -> list[Chart]:
 
 
 def _quality_chart(table: ModelTable, number: int) -> Chart | None:
-    """KL against bytes of a step: the trade that a format makes."""
+    """Draw KL against bytes of a step: the trade that a format makes."""
     rows = [row for row in table.rows if row.quality and row.quality.kl and row.record.traffic]
     if not rows:
         return None
@@ -57,7 +57,7 @@ def _front(points: list[tuple[float, float]]) -> list[int]:
 
 
 def _speed_chart(table: ModelTable, number: int) -> Chart | None:
-    """Tokens per second, with what bf16 gives and what the memory allows."""
+    """Draw tokens per second, with what bf16 gives and what the memory allows."""
     rows = [row for row in table.rows if row.possible]
     if not rows:
         return None
@@ -93,7 +93,7 @@ def _with_quality(row: ModelRow) -> str:
 
 
 def _depth_chart(table: ModelTable, number: int) -> Chart | None:
-    """How far each layer's output is from the exactly decoded model's, over depth."""
+    """Draw how far each layer's output is from the exactly decoded model's, over depth."""
     rows = [row for row in table.rows if row.record.layers]
     if not rows:
         return None

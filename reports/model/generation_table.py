@@ -163,7 +163,7 @@ def _table(records: list[GenerationRecord]) -> ModelTable:
 
 
 def _order(row: ModelRow) -> tuple:
-    """Baselines first, then right rows from the most faithful on, then the rest."""
+    """Return a row's sort key: baselines first, then right rows from the most faithful on, then the rest."""
     record, quality = row.record, row.quality
     kl = quality.kl.mean.value if quality and quality.kl else 0.0
     return not record.is_baseline, record.verdict.status is not Status.OK, kl, record.id

@@ -111,7 +111,7 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
 
 
 def _timed(sweep: SweepTable) -> list[CaseRow]:
-    """Right, timed, quantized cases at the fewest tokens, impossible figures left out."""
+    """Return the right, timed, quantized cases at the fewest tokens, impossible figures left out."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0
             and row.quantized
             and Flag.OVER_ROOFLINE not in row.flags]
@@ -120,7 +120,7 @@ def _timed(sweep: SweepTable) -> list[CaseRow]:
 
 
 def _by_scheme(sweep: SweepTable, rows: list[CaseRow], value: Callable[[CaseRow], float], says: str) -> go.Figure:
-    """A dot plot: schemes down, one mark for each implementation."""
+    """Draw a dot plot: schemes down, one mark for each implementation."""
     schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
     names = sorted({row.case.implementation for row in rows})
     figure = blank_figure(height=110 + 30 * len(schemes))
@@ -160,7 +160,7 @@ def _with_quality(sweep: SweepTable, scheme: str) -> str:
 
 
 def label_sides(points: list[tuple[float, float]]) -> list[str]:
-    """Which side of its mark each label goes, so that neighbours' labels do not meet."""
+    """Return which side of its mark each label goes, so that neighbours' labels do not meet."""
     sides = []
     for point in points:
         bits, noise = point

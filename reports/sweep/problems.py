@@ -227,8 +227,7 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
 
 
 def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
-    """Return at most one problem: the schemes that no right implementation runs as fast as dense. Whoever chooses one
-    loses time."""
+    """Return at most one problem: the schemes that every right implementation runs slower than dense."""
     parts, cases = [], []
     for m in sweep.tokens:
         timed = [choice.fastest[m] for choice in sweep.choices if m in choice.fastest]
@@ -250,7 +249,7 @@ def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
 
 
 def _slowness(case: SweepCase) -> Hashable | None:
-    """One message for each implementation on each machine, few tokens apart from many."""
+    """Return one message for each implementation on each machine, few tokens apart from many."""
     return (case.row.case.implementation, case.sweep.folder, case.row.case.m <= FEW_TOKENS) if case.row.slower else None
 
 

@@ -91,7 +91,7 @@ class Scripts:
 
 
 def _shows_something(outcome: CellOutcome) -> bool:
-    """Whether a script that reproduces it shows something."""
+    """Return whether a script that reproduces it shows something."""
     return bool(outcome.flags) or outcome.status not in (Status.OK, Status.MISSING)
 
 

@@ -13,7 +13,7 @@ GIT = "cf30153c4c131c8164ee7798e5022d810682e2cb"
 
 
 def version_file(folder, version, **facts):
-    """A version.py as PyTorch's build writes it, annotations included."""
+    """Return a version.py as PyTorch's build writes it, annotations included."""
     lines = [f"__version__ = {version!r}", "debug = False", f"git_version = {facts.pop('git', GIT)!r}"]
     lines += [f"{name}: Optional[str] = {facts.get(name)!r}" for name in ("cuda", "hip", "rocm", "xpu")]
     path = folder / "version.py"
@@ -93,13 +93,13 @@ def test_the_installed_build_is_what_pytorch_says_of_itself_and_is_found_without
 
 @pytest.fixture
 def other_python(tmp_path):
-    """An interpreter with nothing installed, fpxbench included."""
+    """Return an interpreter with nothing installed, fpxbench included."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     return tmp_path / "venv/bin/python"
 
 
 def install(python, version, requires="", triton=None):
-    """What tells a PyTorch, in the site-packages of `python`."""
+    """Write what identifies a PyTorch, in the site-packages of `python`."""
     (site_packages,) = python.parent.parent.glob("lib/python*/site-packages")
     (site_packages / "torch").mkdir()
     (site_packages / "torch/__init__.py").write_text("raise ImportError('no test imports this')\n")

@@ -42,7 +42,7 @@ GIT = "c" * 40
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder of wheels that is all that pip knows of."""
+    """Return a folder of wheels that is all that pip knows of."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_", "FPX_"))]:
@@ -64,7 +64,7 @@ def nightly(day, triton=None, **more):
 
 
 def small(day=1, triton="9.1"):
-    """The Triton of a build, which is a few bytes here: most tests of environments need no more."""
+    """Return the Triton of a build, which is a few bytes here: most tests of environments need no more."""
     return environment_spec(nightly(day, triton), parts=TRITON_ONLY)
 
 
@@ -79,12 +79,12 @@ def python(environment, code):
 
 
 def installations(environments, request):
-    """How often the installer was started for it."""
+    """Return how often the installer was started for it."""
     return (environments.root / request.name / "install.log").read_text().count("$ " + sys.executable + " -m pip")
 
 
 def fake_uv(tmp_path, monkeypatch, script):
-    """A uv that does what `script` says."""
+    """Write a uv that does what `script` says."""
     tool = tmp_path / "bin" / "uv"
     tool.parent.mkdir()
     tool.write_text(f"#!/bin/sh\n{script}\n")

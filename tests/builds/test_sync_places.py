@@ -26,9 +26,8 @@ R13, R14 = Listed("2.13.0", triton="triton==3.7.1"), Listed("2.14.1", triton="tr
 
 @pytest.fixture
 def configured(tmp_path, monkeypatch):
-    """What pip says with `text` in a file that goes before all others, or with no file read at all, and `variables` in
-    the environment.
-    """
+    """Return what pip says with `text` in a file that goes before all others, or with no file read at all, and
+    `variables` in the environment."""
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
@@ -119,7 +118,7 @@ def test_a_python_without_pip_asks_the_one_on_the_path_and_without_any_the_way_o
 
 @pytest.fixture
 def folder(tmp_path):
-    """Wheels in a folder, other projects' among them."""
+    """Return wheels in a folder, other projects' among them."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     for one in (R13, R14):
@@ -132,7 +131,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def file_index(tmp_path, folder):
-    """An index as a folder: ``simple/torch/index.html``, whose links lead to the wheels."""
+    """Return an index as a folder: ``simple/torch/index.html``, whose links lead to the wheels."""
     page = tmp_path / "simple" / "torch" / "index.html"
     page.parent.mkdir(parents=True)
     page.write_bytes(html_page([R13, R14]).replace(b"../../files/", b"../../wheels/"))
@@ -229,7 +228,7 @@ def test_the_proxy_is_used(tmp_path):
 
 @pytest.fixture
 def https(tmp_path):
-    """An index of one release behind a self-signed certificate."""
+    """Return an index of one release behind a self-signed certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate, and is not installed")
     made = subprocess.run(

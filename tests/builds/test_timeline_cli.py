@@ -22,7 +22,7 @@ WHEELS = (Listed("2.9.0", ELSEWHERE, day="2025-10-15", triton="triton==3.5.0"),
 
 @pytest.fixture
 def fpxbench(tmp_path, monkeypatch, capsys):
-    """Runs a command in a folder of its own: (exit status, standard output, standard error)."""
+    """Run a command in a folder of its own: (exit status, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     for name in [name for name in os.environ if name.startswith("PIP_")]:

@@ -41,7 +41,7 @@ def with_overflow(x, target, overflow):
 
 
 def signed(codes, x, target):
-    """Codes of magnitudes with the signs of `x`, as `target` has them."""
+    """Return codes of magnitudes with the signs of `x`, as `target` has them."""
     numbers = grid(DTYPES[target])
     negative = np.signbit(x) & (numbers.format.has_negative_zero | (codes != 0))
     return codes | np.where(negative, numbers.format.sign_bit, 0)

@@ -102,7 +102,7 @@ def operands_for(
 
 
 def checked(implementation: Implementation, operands: Operands):
-    """The verdict of all checks, None if there is nothing to object to."""
+    """Return the verdict of all checks, None if there is nothing to object to."""
     _, verdict = correctness.check_calls(implementation, operands)
     return (
         verdict

@@ -22,13 +22,13 @@ QUANTIZED = [name for name in SCHEMES if scheme_named(name).quantized]
 
 
 def narrowed(y: torch.Tensor, bits: int) -> torch.Tensor:
-    """float64 `y` cut to `bits` of significand, toward zero."""
+    """Return float64 `y` cut to `bits` of significand, toward zero."""
     mantissa, exponent = torch.frexp(y)
     return torch.ldexp((mantissa * 2.0**bits).trunc(), exponent - bits)
 
 
 def in_blocks(x: torch.Tensor, w: torch.Tensor, block: int, bits: int) -> torch.Tensor:
-    """Sums of blocks of products, each partial sum truncated to `bits`."""
+    """Return sums of blocks of products, each partial sum truncated to `bits`."""
     total = torch.zeros(len(x), len(w), dtype=torch.float64)
     for a, b in zip(x.double().split(block, 1), w.double().split(block, 1), strict=True):
         total = narrowed(total + a @ b.T, bits)

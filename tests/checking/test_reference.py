@@ -31,7 +31,7 @@ def operands(case, seed=0):
 
 
 def truncated(x):
-    """fp32 with its last bit cut off: what a unit that does not round to nearest leaves."""
+    """Return fp32 with its last bit cut off: what a unit that does not round to nearest leaves."""
     return (x.view(torch.int32) & ~1).view(torch.float32)
 
 

@@ -97,7 +97,7 @@ def test_a_loop_that_inductor_fused_is_seen_as_one_kernel():
 
 
 def metrics_of(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=0.0, beyond_cache=True):
-    """Times, traffic and flags of a case that took `us`."""
+    """Return times, traffic and flags of a case that took `us`."""
     samples = Samples([us * (1 + spread * (i % 3 - 1)) / 1e6 for i in range(12)], [100e-6] * 12, beyond_cache)
     times = timing.summarized(samples, seed=0)
     seen = Effects([KernelLaunch("aten::mm", us / kernels)] * kernels, peak_bytes)

@@ -43,7 +43,7 @@ SCHEMES = {
 
 @cache
 def originals():
-    """Weights as a model has them: input channels of different size, the same for all layers that read them."""
+    """Return weights as a model has them: input channels of different size, the same for all layers that read them."""
     generator = torch.Generator().manual_seed(0)
     channels = torch.exp(0.5 * torch.randn(K, generator=generator))
     rows = [torch.exp(0.3 * torch.randn(N, 1, generator=generator)) for _ in range(LAYERS + 1)]
@@ -51,7 +51,7 @@ def originals():
 
 
 def model(dialect, scheme=None):
-    """The tensors of a small checkpoint in a dialect, with one unquantized layer."""
+    """Return the tensors of a small checkpoint in a dialect, with one unquantized layer."""
     *weights, plain = originals()
     tensors = {"model.layers.0.self_attn.q_proj.weight": plain.bfloat16()}
     for number, weight in enumerate(weights):
@@ -75,7 +75,7 @@ def method_of(dialect):
 
 
 def wrong(report):
-    """What a report finds wrong: problems, and conventions that the numbers contradict."""
+    """Return what a report finds wrong: problems, and conventions that the numbers contradict."""
     return [
         *report.problems,
         *(problem for layer in report.layers for problem in layer.problems),
@@ -113,7 +113,7 @@ def swizzled(tensor):
 
 
 def as_fnuz(tensor):
-    """The codes that an FNUZ quantizer writes, whose largest number is 240, under FN's dtype."""
+    """Return the codes that an FNUZ quantizer writes, whose largest number is 240, under FN's dtype."""
     values = decode(tensor.view(torch.uint8), FORMATS["e4m3fn"]) * (240 / 448)
     return encode(values, FORMATS["e4m3fnuz"]).view(torch.float8_e4m3fn)
 

@@ -13,7 +13,7 @@ SIZES = {"F8_E4M3": 1, "F8_E8M0": 1, "U8": 1, "I8": 1, "F32": 4, "BF16": 2}
 
 
 def write(folder, tensors, config=None):
-    """A safetensors file of zeros with these dtypes and shapes."""
+    """Return a safetensors file of zeros with these dtypes and shapes."""
     header, place = {}, 0
     for name, (dtype, shape) in tensors.items():
         size = int(np.prod(shape)) * SIZES[dtype]

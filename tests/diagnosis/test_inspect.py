@@ -116,7 +116,7 @@ ORDERS = {
 
 
 def _false_alarms(count: int) -> list[str]:
-    """Correct implementations that add up in other orders, on random cases: those that are found fault with."""
+    """Return the false alarms among correct implementations that add up in other orders, on random cases."""
     rng = torch.Generator().manual_seed(2)
 
     def pick(*choices):
@@ -536,7 +536,7 @@ def raising(linear):
 
 @pytest.fixture
 def authors(tmp_path, monkeypatch):
-    """What inspecting something in the file of an author's comes to, and prints."""
+    """Return the result of inspecting something in an author's file, and what it prints."""
     (tmp_path / "authors.py").write_text(AUTHORS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

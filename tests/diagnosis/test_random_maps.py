@@ -28,7 +28,7 @@ def inspected(scheme: str, *, n: int = 32, k: int = 128, **reading):
 
 
 def random_function(rng: np.random.Generator):
-    """A table of 256 factors, right in places: shuffled, scaled in runs, or of random powers of two."""
+    """Return a table of 256 factors, right in places: shuffled, scaled in runs, or of random powers of two."""
     table = np.array([2.0 ** (code - 127) for code in range(255)] + [np.nan])
     choice = rng.integers(3)
     if choice == 0:

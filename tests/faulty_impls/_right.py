@@ -60,7 +60,7 @@ class RightEncoder(Right):
 
 
 def swapped(codes, order):
-    """Codes [N, K] of which the len(order) planes, equal parts of the padded K, are taken in another order."""
+    """Return codes [N, K] of which the len(order) planes, equal parts of the padded K, are taken in another order."""
     k = codes.shape[1]
     planes = torch.nn.functional.pad(codes, (0, padded_k(k) - k)).chunk(len(order), dim=1)
     return torch.cat([planes[plane] for plane in order], dim=1)[:, :k]

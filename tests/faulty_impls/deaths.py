@@ -12,7 +12,7 @@ from ._right import Right
 
 
 def write_natively(text):
-    """To file descriptor 2 past Python, as LLVM does."""
+    """Write to file descriptor 2 past Python, as LLVM does."""
     os.write(2, text.encode() + b"\n")
 
 

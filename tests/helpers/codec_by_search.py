@@ -14,13 +14,13 @@ DETERMINISTIC = tuple(rounding for rounding in Rounding if rounding is not Round
 
 
 def overflows(fmt: Format) -> list[Overflow]:
-    """What the format can overflow to."""
+    """Return what the format can overflow to."""
     can = {Overflow.SATURATE: True, Overflow.INFINITY: fmt.has_infinity, Overflow.NAN: fmt.has_nan}
     return [overflow for overflow in Overflow if can[overflow]]
 
 
 def magnitudes(fmt: Format) -> np.ndarray:
-    """The finite numbers of codes 0, 1, ... without a sign, and the one that would come next."""
+    """Return the finite numbers of codes 0, 1, ... without a sign, and the one that would come next."""
     numbers = [fmt.value(code) for code in range(fmt.max_code + 1)]
     if fmt.max == 0:
         beyond = fmt.min_subnormal
@@ -34,7 +34,7 @@ def magnitudes(fmt: Format) -> np.ndarray:
 
 
 def search_codes(x: np.ndarray, fmt: Format, rounding: Rounding, overflow: Overflow) -> np.ndarray:
-    """Codes of fp64 `x`, one-dimensional. NaN only where the format has one."""
+    """Return codes of fp64 `x`, one-dimensional. NaN only where the format has one."""
     numbers = magnitudes(fmt)
     size, negative = np.abs(x), np.signbit(x)
     low = np.searchsorted(numbers, size, side="right") - 1      # -1: below the smallest, where there is no zero
@@ -71,8 +71,8 @@ def search_codes(x: np.ndarray, fmt: Format, rounding: Rounding, overflow: Overf
 
 
 def discriminating_numbers(fmt: Format, dtype: type[np.floating]) -> np.ndarray:
-    """Every number of the format and every middle of two, the neighbours of each in `dtype`, one unit in the last place
-    away; what lies past the maximum; the ends of `dtype`, and NaN."""
+    """Return every number of the format and every middle of two, the neighbours of each in `dtype`, one unit in the
+    last place away; what lies past the maximum; the ends of `dtype`, and NaN."""
     numbers = magnitudes(fmt)
     top = numbers[-1]
     values = np.concatenate([numbers, (numbers[1:] + numbers[:-1]) / 2, top * np.array([1.25, 1.5, 2, 1000])])

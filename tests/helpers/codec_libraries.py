@@ -38,7 +38,7 @@ ML_OVERFLOW = {
 
 
 def gfloat_info(fmt: Format) -> gfloat.FormatInfo:
-    """`fmt` in gfloat's terms; integers and e8m0 too."""
+    """Return `fmt` in gfloat's terms; integers and e8m0 too."""
     if fmt.twos_complement:
         return gfloat.FormatInfo(
             fmt.name,
@@ -56,7 +56,7 @@ def gfloat_info(fmt: Format) -> gfloat.FormatInfo:
 
 
 def gfloat_codes(x: np.ndarray, fmt: Format, rounding: Rounding, saturates: bool = True) -> np.ndarray:
-    """Codes by gfloat of fp64 `x`; `NO_CODE` where it ends at a number that the format does not have."""
+    """Return codes by gfloat of fp64 `x`; `NO_CODE` where it ends at a number that the format does not have."""
     info = gfloat_info(fmt)
     with np.errstate(all="ignore"):
         rounded = gfloat.round_ndarray(info, x, GFLOAT_MODES[rounding], sat=saturates)
@@ -65,7 +65,7 @@ def gfloat_codes(x: np.ndarray, fmt: Format, rounding: Rounding, saturates: bool
 
 
 def ml_dtypes_codes(x: np.ndarray, fmt: Format) -> np.ndarray:
-    """Codes by ml_dtypes of fp32 or fp64 `x`."""
+    """Return codes by ml_dtypes of fp32 or fp64 `x`."""
     with np.errstate(all="ignore"):
         return x.astype(ML_DTYPES[fmt.name]).view(np.uint8)
 
@@ -86,7 +86,7 @@ class Difference:
 
 
 def listed_differences() -> list[Difference]:
-    """The rows of "Differences by design" in docs/codec.md."""
+    """Return the rows of "Differences by design" in docs/codec.md."""
     section = (DOCS / "codec.md").read_text().split("## Differences by design")[1].split("\n## ")[0]
     # not the rule under the header
     rows = [
@@ -111,7 +111,7 @@ def _code(text: str) -> int:
 
 
 def numbers_of_kind(kind: str, x: np.ndarray, fmt: Format, rounding: Rounding) -> np.ndarray:
-    """Which of fp64 `x` a row with this `kind` is about."""
+    """Return which of fp64 `x` a row with this `kind` is about."""
     def found(how: Rounding, to_what: Overflow) -> np.ndarray:
         return search_codes(x, fmt, how, to_what)
 

@@ -75,7 +75,8 @@ def outcome_of(
     seed: int = 1,
     sweep: bool = False,
 ) -> Outcome:
-    """Injection and inspect; with `sweep` what a sweep says, which has the case's own weight to go by."""
+    """Return what `inspect` reports of an injected fault; with `sweep`, what a sweep reports from the case's own
+    weight."""
     reading = {key: value for injection in injected if not injection.storing for key, value in injection.how.items()}
     storing = {key: value for injection in injected if injection.storing for key, value in injection.how.items()}
     implementation = Faulty(reading, storing or None, layout=layout, opaque=opaque)
@@ -112,8 +113,8 @@ def outcome_of(
 
 
 def _acts_as_one(scheme: str, injected: tuple[Injection, ...], named: set[str], layout: str) -> bool:
-    """Whether one fault of a kind that was named gives the same weights as both: the other leaves no trace, or both
-    make up another known one."""
+    """Return whether one fault of a kind that was named gives the same weights as both: the other leaves no trace, or
+    both make up another known one."""
     weights = [
         inputs.make_weight(Case(implementation="injected", scheme=scheme, workload=workload, m=1, n=64, k=256), seed=5)
         for workload in ("injected", "canary.codes")
@@ -142,7 +143,7 @@ def pairs(scheme: str, layout: str = "planar") -> Iterator[tuple[Injection, ...]
 
 
 def matrix(outcomes: list[Outcome]) -> str:
-    """Markdown: a row a injected kind, a column what was said."""
+    """Return Markdown: a row a injected kind, a column what was said."""
     counts = Counter(
         (" + ".join(sorted({str(injection.kind) for injection in one.injected})), one.said) for one in outcomes
     )
@@ -159,7 +160,7 @@ def matrix(outcomes: list[Outcome]) -> str:
 
 
 def pair_table(outcomes: list[Outcome]) -> str:
-    """Markdown: a row a scheme, what became of its pairs."""
+    """Return Markdown: a row a scheme, what became of its pairs."""
     columns = (NAMED, PART, UNCERTAIN, UNSEEN, WRONG)
     counts = Counter((one.scheme, one.outcome) for one in outcomes)
     lines = ["| scheme | pairs | " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) + 1)]

@@ -71,7 +71,7 @@ _FILES = {
 
 
 def write(folder, **changed):
-    """The package in `folder`, with the content of some files (by ``name__py``) replaced."""
+    """Return the package in `folder`, with the content of some files (by ``name__py``) replaced."""
     from textwrap import dedent
 
     for name, content in _FILES.items():

@@ -32,7 +32,7 @@ def numbers(
     nan_zero=False,
     dropped=0,
 ):
-    """What each code means, float64 [2**bits]; `bias` is added to the format's."""
+    """Return what each code means, float64 [2**bits]; `bias` is added to the format's."""
     specials = specials or fmt.specials
     out = np.zeros(1 << fmt.bits)
     for code in range(1 << fmt.bits):
@@ -71,7 +71,7 @@ def numbers(
 
 
 def bits_of_planar(k, bits):
-    """Byte and bit, [K, bits] each, of every bit of a row of planar codes."""
+    """Return byte and bit, [K, bits] each, of every bit of a row of planar codes."""
     k_pad = -(-k // 32) * 32
     byte, bit = np.zeros((k, bits), int), np.zeros((k, bits), int)
     at, start = 0, 0
@@ -102,7 +102,7 @@ def codes_in(
     code_row_map=None,
     weight_transposed=False,
 ):
-    """uint8 codes [N, K] from bytes."""
+    """Return uint8 codes [N, K] from bytes."""
     bits = fmt.bits
     if layout == "bytes":
         codes = packed[:, :k].astype(np.int64)
@@ -160,7 +160,7 @@ def scale_numbers(
     clamp_scale=None,
     function=None,
 ):
-    """What each stored block scale stands for, float64 [N or 1, G], the second level left out."""
+    """Return what each stored block scale stands for, float64 [N or 1, G], the second level left out."""
     from fpxbench.numbers.formats import FORMATS
     scaling, stored = weight.scheme.scaling, weight.scales.numpy()
     if scaling.scale_format.powers_of_two:
@@ -184,7 +184,7 @@ def scale_numbers(
 
 
 def tiled(row, block, blocks):
-    """Position of a block scale in the 128 x 4 tiles of tensor cores."""
+    """Return the position of a block scale in the 128 x 4 tiles of tensor cores."""
     return (row // 128 * -(-blocks // 4) + block // 4) * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4
 
 
@@ -207,7 +207,7 @@ def factors_of(
     block_map=None,
     **how,
 ):
-    """What each weight is multiplied by, [N, K], by strides in memory as a kernel would."""
+    """Return what each weight is multiplied by, [N, K], by strides in memory as a kernel would."""
     (n, k), scaling = weight.shape, weight.scheme.scaling
     if no_scale:
         return np.ones((n, k))
@@ -254,7 +254,7 @@ _CODES = (
 
 
 def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
-    """float64 [N, K]: the stored weight as a reader sees it that makes `faults`."""
+    """Return float64 [N, K]: the stored weight as a reader sees it that makes `faults`."""
     fmt = weight.scheme.format
     table = numbers(fmt, **{key: faults.pop(key) for key in _TABLE if key in faults})
     codes = codes_in(
@@ -273,7 +273,7 @@ def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
 
 
 def nearest(values, fmt, *, rounding="even", overflow="saturate", table=None):
-    """uint8 codes by looking for the neighbours of each float64 value among the format's numbers, ordered."""
+    """Return uint8 codes by looking for the neighbours of each float64 value among the format's numbers, ordered."""
     table = numbers(fmt) if table is None else table
     codes = np.array(
         [
@@ -332,7 +332,7 @@ def store(
     target=None,
     minus_zero=False,
 ) -> QuantizedWeight:
-    """A float [N, K] as stored by an encoder that makes these faults; fp32 quotients."""
+    """Return a float [N, K] as stored by an encoder that makes these faults; fp32 quotients."""
     from fpxbench.numbers.formats import FORMATS
     fmt = scheme.format
     scales = scheme.quantize(weight)[1]
@@ -362,7 +362,7 @@ def store(
 
 
 def over_rows(multiply):
-    """`multiply` of activations [M, K], for activations of any rank."""
+    """Return `multiply` of activations [M, K], for activations of any rank."""
     return lambda x, w: multiply(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], w.shape[0])
 
 
@@ -417,7 +417,7 @@ class Injection:
 
 
 def injections(scheme, layout="planar") -> list[Injection]:
-    """Every fault that can be injected in reading or storing a weight of `scheme`."""
+    """Return every fault that can be injected in reading or storing a weight of `scheme`."""
     fmt, scaling, scales = scheme.format, scheme.scaling, scheme.scaling.scale_format
     found: list[Injection] = []
 

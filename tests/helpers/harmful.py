@@ -53,7 +53,7 @@ def raise_error() -> str:
 
 
 def hang_deaf(pid_file: str) -> str:
-    """Does not listen to SIGTERM, and has a child of its own that would outlive it."""
+    """Ignore SIGTERM, and start a child of its own that would outlive it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(pid_file).write_text(str(child.pid))

@@ -23,8 +23,8 @@ GIT = "cf30153c4c131c8164ee7798e5022d810682e2cb"
 
 
 def wheel(version: str, triton: str | None = None, git: str = GIT, padding: int = 0) -> bytes:
-    """A wheel of PyTorch with nothing in it but what says which one it is; `padding` bytes of anything else stand
-    before that."""
+    """Return a wheel of PyTorch with nothing in it but what says which one it is; `padding` bytes of anything else
+    stand before that."""
     marker = "" if triton and ";" in triton else '; platform_system == "Linux"'
     requires = f"Requires-Dist: {triton}{marker}\n" if triton else ""
     data = io.BytesIO()
@@ -127,7 +127,7 @@ class LocalIndex:
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, request, client_address):
-                """A client that gives up on a fault is what the tests are about."""
+                """Print nothing: a client that gives up on a fault is what the tests are about."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

@@ -20,7 +20,7 @@ Edit = Callable[[int, Record], Record | None]
 
 
 def nightly(number: int, variant: str = "cu130") -> Build:
-    """The build of a day, counted from 0."""
+    """Return the build of a day, counted from 0."""
     day = date(2026, 6, 1) + timedelta(days=number)
     return Build(
         torch=f"2.15.0.dev{day:%Y%m%d}+{variant}",
@@ -32,7 +32,7 @@ def nightly(number: int, variant: str = "cu130") -> Build:
 
 
 def timed(of: Record, us: float, dense_us: float) -> Record:
-    """`of` with other times."""
+    """Return `of` with other times."""
     return of.model_copy(
         update={
             "timing": Timing(
@@ -53,8 +53,8 @@ def nights(
     seed: int = 1,
     first: int = 0,
 ) -> None:
-    """Records of each case on each of `builds` nightlies: 100 µs beside 250 µs of the dense product, both noisy. `edit`
-    changes a record, or leaves it out by returning None."""
+    """Write records of each case on each of `builds` nightlies: 100 µs beside 250 µs of the dense product, both noisy.
+    `edit` changes a record, or leaves it out by returning None."""
     rng = random.Random(seed)
     store = Store(results)
     for night in range(first, first + builds):
@@ -66,8 +66,8 @@ def nights(
 
 
 def slower(factor: float, since: int, of: Case = FUSED, dense: float = 1.0) -> Edit:
-    """An edit: from build `since` on the case takes `factor` times as long, and the dense product beside it `dense`
-    times."""
+    """Return an edit: from build `since` on the case takes `factor` times as long, and the dense product beside it
+    `dense` times."""
     def edit(night: int, one: Record) -> Record:
         if night < since or one.case.id != of.id:
             return one

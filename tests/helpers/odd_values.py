@@ -16,7 +16,7 @@ ODD: tuple[Any, ...] = (
 
 
 def paths(document: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The path of every field of a JSON document, and of every first element of a list."""
+    """Yield the path of every field of a JSON document, and of every first element of a list."""
     if at:
         yield at
     if isinstance(document, dict):
@@ -27,7 +27,7 @@ def paths(document: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
 
 
 def with_value(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
-    """A copy of `document` with another value at `path`."""
+    """Return a copy of `document` with another value at `path`."""
     changed = copy.deepcopy(document)
     parent = changed
     for step in path[:-1]:
@@ -37,7 +37,7 @@ def with_value(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
 
 
 def without(document: Any, path: tuple[str | int, ...]) -> Any:
-    """A copy of `document` without what is at `path`."""
+    """Return a copy of `document` without what is at `path`."""
     changed = copy.deepcopy(document)
     parent = changed
     for step in path[:-1]:
@@ -47,7 +47,7 @@ def without(document: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def odd_ones(line: str) -> Iterator[str]:
-    """`line`, a JSON object, with each field in turn left out, and with each odd value."""
+    """Yield `line`, a JSON object, with each field in turn left out, and with each odd value."""
     document = json.loads(line)
     for path in paths(document):
         yield json.dumps(without(document, path))

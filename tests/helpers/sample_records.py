@@ -96,7 +96,7 @@ def record(
     seed: int = 0,
     **more,
 ) -> Record:
-    """One record; timed if `speedup` is given, else right without a time unless `verdict` says otherwise."""
+    """Return one record; timed if `speedup` is given, else right without a time unless `verdict` says otherwise."""
     verdict = verdict or Verdict(status=Status.OK)
     bits, noise = SCHEMES.get(of.scheme, (8, 30.0))
     packed = int(of.n * of.k * bits / 8)
@@ -156,7 +156,7 @@ def record(
 
 
 def verdict_of(implementation: str, scheme: str, workload: str) -> Verdict:
-    """The planted findings."""
+    """Return the verdict that this sample has for a case."""
     if implementation == "native_float8":
         if scheme == "e4m3fnuz-row":
             return Verdict(
@@ -192,7 +192,7 @@ def verdict_of(implementation: str, scheme: str, workload: str) -> Verdict:
 
 
 def varied(machine: Machine = CPU, build: Build = BUILD) -> list[Record]:
-    """A sweep of every implementation × scheme × layer above."""
+    """Return a sweep of every implementation × scheme × layer above."""
     records = []
     for workload, (n, k, tokens) in LAYERS.items():
         for m in tokens:

@@ -46,7 +46,8 @@ def pages_of(folder: Path) -> dict[Path, Page]:
 
 
 def dead_links(folder: Path) -> list[str]:
-    """Links and loads that lead nowhere: no file, or no such place in it. Filters (``#scheme=mxfp4``) are no places."""
+    """Return links and loads that lead nowhere: no file, or no such place in it. Filters (``#scheme=mxfp4``) are no
+    places."""
     pages, dead = pages_of(folder), []
     for path, page in pages.items():
         for link in page.links + page.loads:
@@ -61,7 +62,7 @@ def dead_links(folder: Path) -> list[str]:
 
 
 def scripts_of_their_own(folder: Path) -> list[str]:
-    """Pages in which text from a record could run: a script in the page itself, or a handler of an event."""
+    """Return the pages in which text from a record could run: a script in the page itself, or a handler of an event."""
     return [
         str(path)
         for path, page in pages_of(folder).items()

@@ -27,7 +27,7 @@ _module.planted = {planted!r}
 
 
 def write_wheel(folder: Path, name: str, version: str, files: dict[str, str], requires: tuple[str, ...] = ()) -> Path:
-    """A wheel that any Python installs."""
+    """Return a wheel that any Python installs."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
@@ -55,7 +55,7 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str], re
 def write_torch(
     folder: Path, version: str, git: str, planted: str = "", triton: str | None = None, requires: tuple[str, ...] = ()
 ) -> Path:
-    """A PyTorch build; implementations find `planted` as ``torch.planted``."""
+    """Return a PyTorch build; implementations find `planted` as ``torch.planted``."""
     about = f'__version__ = "{version}"\ngit_version = "{git}"\ncuda = None\n'
     become = _BECOME.format(name="torch", origin=str(TORCH / "__init__.py"), folder=str(TORCH), planted=planted)
     return write_wheel(

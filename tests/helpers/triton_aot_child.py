@@ -64,7 +64,7 @@ def fragment_job(scheme, activation, kernel, config):
 
 
 def compiled(target, scheme, activation, m, kernel, config):
-    """The compiled kernel, for M = `m`, K = 4096 and pointers and N that are multiples of 16."""
+    """Return the compiled kernel, for M = `m`, K = 4096 and pointers and N that are multiples of 16."""
     scheme = scheme_named(scheme)
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     if kernel in ("matvec", "dot"):
@@ -81,7 +81,7 @@ def compiled(target, scheme, activation, m, kernel, config):
 
 
 def facts(compiled_kernel):
-    """What the compiled kernel is, as numbers that a test can judge."""
+    """Return what the compiled kernel is, as numbers that a test can judge."""
     assembly = compiled_kernel.asm.get("ptx") or compiled_kernel.asm["amdgcn"]
     binary = compiled_kernel.asm.get("cubin") or compiled_kernel.asm["hsaco"]
     found = {
@@ -115,7 +115,7 @@ def tool(name, *arguments):
 
 
 def main_loop(sass):
-    """The instructions' names in the longest stretch that a branch jumps back over."""
+    """Return the instructions' names in the longest stretch that a branch jumps back over."""
     names, labels, longest = [], {}, (0, 0)
     for line in sass.splitlines():
         if label := re.match(r"(\.L\w+):", line):

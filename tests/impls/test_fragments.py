@@ -34,7 +34,7 @@ def fragments(codes, scales, scheme, tensor_scale=None):
 
 
 def product(x, weight, tile=None):
-    """What the fragment kernel makes of it, on the CPU. Fails if it is not the one that would be used."""
+    """Return what the fragment kernel computes on the CPU. Fail if it is not the one that would be used."""
     fused, x = TritonFused(), x.to(DEVICE)
     assert isinstance(fused.configs(x, weight)[0], Tile | WideTile), "not multiplied from fragments"
     return (fused.matmul(x, weight) if tile is None else fused.matmul_with(x, weight, tile)).cpu()
@@ -48,7 +48,7 @@ def assert_right(x, weight, tile=None):
 
 
 def spread_over_rows(values, k=32):
-    """[N, k] with N a multiple of 8; the padding is zero."""
+    """Return codes [N, k] with N a multiple of 8; the padding is zero."""
     return torch.nn.functional.pad(values, (0, -len(values) % (8 * k))).reshape(-1, k)
 
 

@@ -49,7 +49,7 @@ def activation(*shape, dtype=torch.bfloat16, seed=1):
 
 
 def activation_rule(implementation, weight):
-    """What `torch._scaled_mm` is given: float8 of the weight's own convention, a scale a row."""
+    """Return what `torch._scaled_mm` is given: float8 of the weight's own convention, a scale a row."""
     if implementation.activation_format is None:
         return None
     return ActivationRule("e4m3fnuz-row" if weight.scheme.format.specials == "fnuz" else "e4m3fn-row")

@@ -42,8 +42,8 @@ class Job:
 
 
 def planar_jobs():
-    """Every target with schemes on both paths and, in turn, with both activations and two configs of each. AMD's, where
-    planar rows are all there is, with every scheme."""
+    """Yield every target with schemes on both paths and, in turn, with both activations and two configs of each. AMD's,
+    where planar rows are all there is, with every scheme."""
     for t, target in enumerate(TARGETS):
         kind = Target("cuda", int(target[3:])) if target.startswith("sm_") else Target("hip")
         for s, scheme in enumerate(SCHEMES if target.startswith("gfx") else SCHEMES[t % 2::3]):
@@ -58,8 +58,8 @@ def planar_jobs():
 
 
 def fragment_jobs():
-    """On sm_90 the tiles that the main schemes have for a wide layer; on every target those that have no wide
-    kernel."""
+    """Yield the tiles: on sm_90 those that the main schemes have for a wide layer; on every target those
+    that have no wide kernel."""
     for scheme, bits in MAIN.items():
         for m in (1, 16, 64, 512)[:3 if scheme == "nvfp4" else 4]:
             yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, bits, "none", Device(90, wide=True)))
@@ -72,7 +72,8 @@ def fragment_jobs():
 
 
 def compile_all(part, cache):
-    """Facts by job, from one child process; a child that dies leaves out the rest, and its last words are the error."""
+    """Return metadata by job, from one child process. A child that dies leaves out the rest; the end of its log is the
+    error."""
     child = HELPERS / "triton_aot_child.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1"}    # 3.10 changes the default

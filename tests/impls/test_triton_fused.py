@@ -36,7 +36,7 @@ def weight_of(codes, scales, scheme):
 
 
 def product(x, weight, config=None):
-    """What triton_fused makes of it, on the CPU."""
+    """Return what triton_fused computes on the CPU."""
     fused = TritonFused()
     x = x.to(DEVICE)
     return (fused.matmul(x, weight) if config is None else fused.matmul_with(x, weight, config)).cpu()

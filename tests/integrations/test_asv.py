@@ -98,7 +98,7 @@ class Slow(Reference):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what a checkout has for asv, where asv has been run once."""
+    """Return a folder with what a checkout has for asv, where asv has been run once."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
     shutil.copytree(CHECKOUT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
@@ -133,7 +133,7 @@ def results(folder, machine="here"):
 
 
 def figures(folder, benchmark, module="matmul"):
-    """What asv stored, by case; asv's "skipped" is NaN."""
+    """Return what asv stored, by case; asv's "skipped" is NaN."""
     stored = results(folder)
     row = dict(zip(stored["result_columns"], stored["results"][f"{module}.{benchmark}"], strict=False))
     ids = [case.strip("'") for case in row["params"][0]]
@@ -231,7 +231,7 @@ def test_show_prints_the_metrics_of_the_build(folder):
 
 
 def store_for_earlier_build(folder, machine):
-    """What asv would have stored, had this run been on EARLIER."""
+    """Return what asv would have stored, had this run been on EARLIER."""
     stored = results(folder) | {"commit_hash": commit_hash(EARLIER), "env_name": "pytorch-py3.11-FPX_VARIANTcu128"}
     stored["params"] = stored["params"] | {"machine": machine}
     path = folder / "results" / machine / f"{stored['commit_hash'][:8]}-{stored['env_name']}.json"
@@ -241,7 +241,7 @@ def store_for_earlier_build(folder, machine):
 
 @pytest.fixture(scope="module")
 def two_builds(folder):
-    """Results of an earlier build come in from another machine: its records, and what asv stored there."""
+    """Return results of an earlier build come in from another machine: its records, and what asv stored there."""
     there = folder / "results" / "elsewhere"
     there.mkdir()
     machine = json.loads((folder / "results/here/machine.json").read_text())
@@ -287,8 +287,8 @@ GOOD_KEY, REFUSED_KEY, GOOD_TOO_KEY, CRASHING_KEY = (
 
 @pytest.fixture(scope="module")
 def nightlies(tmp_path_factory):
-    """A timeline of four nightlies beside the installed build: two are right, one does not install, and on the last the
-    case crashes. `asv run ALL` has walked the channel."""
+    """Return a timeline of four nightlies beside the installed build: two are right, one does not install, and on the
+    last the case crashes. `asv run ALL` has walked the channel."""
     folder = tmp_path_factory.mktemp("nightlies")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
     (folder / "benchmarks").mkdir()

@@ -34,7 +34,8 @@ MACHINE = {"machine": GPU.name, "os": "Linux", "arch": "x86_64", "cpu": "", "num
 
 
 def planted(night: int, one: Record) -> Record:
-    """From one build on a case is slower, one faster, one launches more kernels, and one crashes."""
+    """Return records in which from one build on a case is slower, one faster, one launches more kernels, and one
+    crashes."""
     if night < SINCE:
         return one
     if one.case == CRASHING:
@@ -45,7 +46,7 @@ def planted(night: int, one: Record) -> Record:
 
 
 def stored(build: Build, records: dict[str, Record]) -> dict:
-    """What asv stores of one build."""
+    """Return what asv stores of one build."""
     figures = [matmul.metrics_of(records[of.id]) for of in CASES]
     values = {
         name: [figure[0] if isinstance(figure, list) else figure for figure in (_plain(one[key]) for one in figures)]
@@ -71,13 +72,13 @@ def stored(build: Build, records: dict[str, Record]) -> dict:
 
 
 def _plain(figure):
-    """As asv stores a benchmark's answer: of samples, their median."""
+    """Return a benchmark's answer as asv stores it: of samples, their median."""
     return sorted(figure["samples"])[len(figure["samples"]) // 2] if isinstance(figure, dict) else figure
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with the results of 30 nightlies, published."""
+    """Return a checkout with the results of 30 nightlies, published."""
     folder = tmp_path_factory.mktemp("asv")
     results = folder / "results"
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
@@ -123,7 +124,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(published: Path) -> dict[str, list]:
-    """asv's regressions by benchmark and case: last value, best value, and where it jumped."""
+    """Return asv's regressions by benchmark and case: last value, best value, and where it jumped."""
     return {row[0]: row[4:] for row in json.loads((published / "regressions.json").read_text())["regressions"]}
 
 

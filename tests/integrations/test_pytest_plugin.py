@@ -96,7 +96,7 @@ SELECTION = (
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """pytest by itself in `folder`, as a user of some project would start it."""
+    """Run pytest by itself in `folder`, as a user of some project would start it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "FPX_"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
@@ -110,13 +110,14 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def benchmarked(path: Path) -> dict[str, dict]:
-    """What pytest-benchmark's JSON holds, by name."""
+    """Return what pytest-benchmark's JSON holds, by name."""
     return {entry["name"]: entry for entry in json.loads(path.read_text())["benchmarks"]}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """A project with tests of its own, implementations of which one is right, and one that cannot be imported."""
+    """Return a project with tests of its own, implementations of which one is right, and one that cannot be
+    imported."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "test_project.py").write_text(textwrap.dedent(TESTS))
     (folder / "mine").mkdir()
@@ -127,7 +128,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(project) -> subprocess.CompletedProcess[str]:
-    """One run over all of them, saved to be compared with."""
+    """Return one run over all of them, saved to be compared with."""
     return run_pytest(
         project,
         "--benchmark",

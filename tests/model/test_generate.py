@@ -31,7 +31,7 @@ def settings_of(folder, **changes):
 
 @pytest.fixture(scope="module")
 def prepared(folder, tmp_path_factory):
-    """The settings, what was prepared, and its folder."""
+    """Return the settings, what was prepared, and its folder."""
     work, settings = tmp_path_factory.mktemp("work"), settings_of(folder)
     return settings, generate.prepare(settings, work), work
 
@@ -44,7 +44,7 @@ def measured(prepared, scheme, name, **changes):
 
 @functools.cache
 def faulty(scheme, number):
-    """The name of an implementation that makes one of the faults that can be injected in reading `scheme`."""
+    """Return the name of an implementation that makes one of the faults that can be injected in reading `scheme`."""
     fault = injections(scheme_named(scheme))[number]
     name = f"faulty_{scheme.replace('-', '_').replace('.', '_')}_{number}"
 

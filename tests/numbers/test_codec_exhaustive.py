@@ -28,13 +28,13 @@ DIFFERENCES = listed_differences()
 
 
 def every_number(dtype, fmt):
-    """All 65,536, less NaN where the format has none and refuses it."""
+    """Return all 65,536 numbers, without NaN where the format has none and refuses it."""
     numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
     return numbers if fmt.has_nan else numbers[~numbers.isnan()]
 
 
 def differing(ours, theirs, fmt):
-    """Where codes differ; any NaN is as good as another."""
+    """Return where codes differ; any NaN is as good as another."""
     ours, theirs = np.asarray(ours).astype(np.int16), np.asarray(theirs).astype(np.int16)
     nan = np.append(np.isnan(decode_table(fmt).numpy()), False)     # the last for NO_CODE
     assert NO_CODE == -1

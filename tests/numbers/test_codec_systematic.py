@@ -18,7 +18,7 @@ SPLITS = [(exponent_bits, mantissa_bits) for exponent_bits in range(9) for manti
 
 
 def formats_of(exponent_bits, mantissa_bits):
-    """Those that can be: `Format` refuses the others by name."""
+    """Yield the formats that can be: `Format` refuses the others by name."""
     for signed in (True, False):
         for specials in SPECIALS:
             bias = (1 << (exponent_bits - 1)) - (specials != "fnuz") if exponent_bits else 1 - mantissa_bits
@@ -94,7 +94,7 @@ def test_the_table_gives_the_code_that_the_definition_gives(split):
 
 @st.composite
 def any_format(draw):
-    """Any split, specials, sign and bias that `Format` takes."""
+    """Return any split, specials, sign and bias that `Format` takes."""
     exponent_bits = draw(st.integers(0, 8))
     mantissa_bits = draw(st.integers(0, 8 - exponent_bits))
     signed = draw(st.booleans()) and exponent_bits + mantissa_bits < WEIGHT_BITS

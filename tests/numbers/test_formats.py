@@ -49,7 +49,7 @@ BY_PARTS = (
 
 
 def gfloat_format(fmt: Format) -> gfloat.FormatInfo:
-    """The same format in gfloat's terms."""
+    """Return the same format in gfloat's terms."""
     return gfloat.FormatInfo(
         fmt.name, fmt.bits, fmt.mantissa_bits + 1, bias=fmt.bias, is_signed=fmt.signed,
         domain=Domain.Extended if fmt.has_infinity else Domain.Finite, has_nz=fmt.specials != "fnuz",
@@ -59,7 +59,7 @@ def gfloat_format(fmt: Format) -> gfloat.FormatInfo:
 
 
 def same_number(a: float, b: float) -> bool:
-    """Equal, the sign of zero included; NaN equals NaN."""
+    """Return whether numbers are equal, the sign of zero included; NaN equals NaN."""
     return (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
 
 

@@ -40,14 +40,14 @@ def random_codes(n, k, bits, seed=0):
 
 
 def numbered_codes(n, k, bits):
-    """Codes that anybody can make again: 37 i + 11 row."""
+    """Return codes that anybody can make again: 37 i + 11 row."""
     i = torch.arange(n * k)
     return ((i * 37 + i // k * 11) % (1 << bits)).to(torch.uint8).reshape(n, k)
 
 
 @st.composite
 def shapes(draw, layout):
-    """N and K that the layout takes: any, or multiples of its tile."""
+    """Return N and K that the layout takes: any, or multiples of its tile."""
     tile = LAYOUTS[layout].tile
     if tile > 1:
         return tile * draw(st.integers(1, 2)), tile * draw(st.integers(1, 2))
@@ -140,8 +140,8 @@ FP6_LLM_ORDER = {
 
 
 def fp6_llm(shape, bits, n, k, t):
-    """As the authors' prepacking goes about it: segments cut from the top bit down, dealt out to the 32 threads tile by
-    tile, four bytes of each thread in turn, and the fields of each word put in another order."""
+    """Return (byte, bit) as the authors' prepacking places it: segments cut from the top bit down, dealt out to the 32
+    threads tile by tile, four bytes of each thread in turn, and the fields of each word put in another order."""
     rows, columns = shape
     tile = n // 64 * (columns // 16) + k // 16
     thread = n % 8 * 4 + k % 8 // 2
@@ -185,8 +185,8 @@ FRAGMENTS = list(FRAGMENT_PAIRS)
 
 
 def fragment(layout, shape, bits, n, k, t):
-    """Tiles of 8 rows by 128 columns; lane 4 (n % 8) + k % 32 // 8 has 32 codes of a row in `bits` words, which lie by
-    planes of 4, 2 and 1 words a lane."""
+    """Return tiles of 8 rows by 128 columns; lane 4 (n % 8) + k % 32 // 8 has 32 codes of a row in `bits` words, which
+    lie by planes of 4, 2 and 1 words a lane."""
     tile, lane = n // 8 * ((shape[1] + 127) // 128) + k // 128, n % 8 * 4 + k % 32 // 8
     pair, half = k % 128 // 32 * 4 + k % 8 // 2, k % 2
     word, bit = next((word, bit + t - low) for low, count, word, bit in FRAGMENT_PAIRS[layout, bits][pair]
@@ -210,7 +210,7 @@ DEFINED = {
 
 
 def places(layout, bits, shape):
-    """(byte, bit) of every bit of every code, int64 [N, K, bits] each."""
+    """Return (byte, bit) of every bit of every code, int64 [N, K, bits] each."""
     definition = DEFINED.get(layout) or partial(fragment, layout)
     where = [
         definition(shape, bits, n, k, t) for n in range(shape[0]) for k in range(shape[1]) for t in range(bits)

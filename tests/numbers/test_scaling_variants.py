@@ -22,7 +22,7 @@ NAMES = ("tensor", "tensor.static", "row", "row.bf16", "row.fp16", "g128", "g128
 
 
 def weights(n=64, k=512):
-    """Weights of many magnitudes, with powers of two, values just beside them, and rows of one value."""
+    """Return weights of many magnitudes, with powers of two, values just beside them, and rows of one value."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(n, k, generator=generator) * 2.0 ** torch.randint(-20, 20, (n, 1), generator=generator)
     exact = 2.0 ** torch.arange(-8, 8).repeat_interleave(32).float()

@@ -38,7 +38,8 @@ def normal_weight():
 
 
 def sqnr_and_gain(weight, decoded, rows=256):
-    """dB, and the slope of `decoded` of a few rows over those rows: a few at a time, which is what fits a cache."""
+    """Return SQNR in dB, and the slope of `decoded` of a few rows over those rows: a few at a time, which is what fits
+    a cache."""
     signal, noise, product = 0.0, 0.0, 0.0
     for part in weight.split(rows):
         exact, stored = part.double(), decoded(part).double()

@@ -51,14 +51,14 @@ def stages_of(file: str) -> Stage | None:
 
 
 def named_in(source: str) -> set[str]:
-    """The members of `Kind` that a source names."""
+    """Return the members of `Kind` that a source names."""
     names = {node.attr for node in ast.walk(ast.parse(source))
              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Kind"}
     return names | ({"FNUZ_AS_FN", "FN_AS_FNUZ"} if "sibling_kind(" in source else set())
 
 
 def contradictions(sources: dict[str, str]) -> list[str]:
-    """Where `sources` (by path in the package) name a kind that their stage must not emit, or no stage."""
+    """Return where `sources` (by path in the package) name a kind that their stage must not emit, or no stage."""
     found = []
     for file, source in sources.items():
         names, stages = named_in(source), stages_of(file)

@@ -117,8 +117,8 @@ def test_a_flaky_failure_is_found_by_running_it_often_enough():
 
 
 def _fails_at_the_end(seed):
-    """Whether the bad end fails in at least one of its first runs: else there is nothing to look for, and that is
-    said."""
+    """Return whether the bad end fails in at least one of its first runs: else there is nothing to look for, and that
+    is said."""
     try:
         Runs(17, rate=0.5, seed=seed).search("verdict")
     except NoDifference:

@@ -41,7 +41,7 @@ def record(side, us=None, baseline_us=100.0, status=Status.OK, kind=None):
 
 
 def noisy(change, sigma=0.01, baseline_change=0.0, seed=0, drift=0.0):
-    """Runs of builds of which the later is slower by `change`; each process is off by `sigma`, and the machine
+    """Return runs of builds of which the later is slower by `change`; each process is off by `sigma`, and the machine
     drifts."""
     rng, calls = random.Random(seed), []
 
@@ -57,7 +57,7 @@ def noisy(change, sigma=0.01, baseline_change=0.0, seed=0, drift=0.0):
 
 
 def failing(good, bad, seed=0):
-    """Runs that end in a crash with these probabilities."""
+    """Return runs that end in a crash with these probabilities."""
     rng = random.Random(seed)
     return lambda side, number: record(
         side, status=Status.CRASH if rng.random() < (good if side == "good" else bad) else Status.OK

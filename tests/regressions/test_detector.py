@@ -9,7 +9,7 @@ from fpxbench.regressions.detector import LEAST_CHANGE, detect, level_and_noise
 
 
 def series(builds=60, noise=0.02, seed=1, rows=1):
-    """Noise. One draw in ten raises a suspect by itself, as it should; that of this seed does not."""
+    """Return noise. One draw in ten raises a suspect by itself, as it should; that of this seed does not."""
     return np.exp(np.random.default_rng(seed).normal(0, noise, (rows, builds)))
 
 
@@ -73,7 +73,7 @@ def test_each_series_is_read_by_itself():
 
 
 def unquiet(builds=60):
-    """±2% by turns: noise in which nothing stands out."""
+    """Return ±2% by turns: noise in which nothing stands out."""
     return np.exp(0.02 * (-1.0) ** np.arange(builds))[None, :]
 
 

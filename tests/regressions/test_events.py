@@ -22,7 +22,7 @@ HANG = Verdict(status=Status.TIMEOUT, summary="still running after 180 s")
 
 
 def verdicts(*by_night):
-    """An edit: the verdict of each night; None leaves the case out."""
+    """Return an edit: the verdict of each night; None leaves the case out."""
     def edit(night, one):
         verdict = by_night[night]
         if verdict is None:
@@ -33,7 +33,7 @@ def verdicts(*by_night):
 
 
 def with_traffic(**by_night):
-    """An edit: figures of traffic or accuracy, by night."""
+    """Return an edit: metrics of traffic or accuracy, by night."""
     def edit(night, one):
         part = "traffic" if set(by_night) & set(type(one.traffic).model_fields) else "accuracy"
         return one.model_copy(
@@ -157,7 +157,7 @@ def test_a_figure_that_always_moves_as_far_has_nothing_to_tell(tmp_path):
 
 @pytest.fixture
 def slowed(tmp_path):
-    """Since the build of 5 July, the 35th, one case takes 8% more time."""
+    """Return records in which since the build of 5 July, the 35th, one case takes 8% more time."""
     nights(tmp_path, 40, edit=slower(1.08, 34), noise=0.015)
     return tmp_path
 
@@ -334,7 +334,7 @@ WRONG = Verdict(status=Status.WRONG, summary="half of every value")
 
 
 def worse(folder, nights_measured, edit):
-    """The first event for the worse in so many nights of one case."""
+    """Return the first event for the worse in so many nights of one case."""
     nights(folder, nights_measured, (FUSED,), edit=edit)
     return [event for event in find_changes(folder).events if event.direction is Direction.WORSE][0]
 

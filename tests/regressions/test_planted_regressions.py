@@ -83,7 +83,7 @@ def git(day):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a timeline of 37 nightlies, of which one does not install."""
+    """Return a folder with a timeline of 37 nightlies, of which one does not install."""
     folder = tmp_path_factory.mktemp("planted")
     for day in DAYS:
         planted = " ".join(
@@ -105,9 +105,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recorded(folder):
-    """Records of all those nights: a real one for each of the two states that each implementation is in, repeated with
-    the noise of 1% that a night brings. Two measurements of one state may differ by more, on a busy machine: each is
-    made once."""
+    """Return records of all those nights: a real one for each of the two states that each implementation is in,
+    repeated with the noise of 1% that a night brings. Two measurements of one state may differ by more, on a busy
+    machine: each is made once."""
     real = {
         day: {record.case: record for record in measured(folder, day)}
         for day in ("20261101", SLOW_SINCE, CRASHING_SINCE)
@@ -138,7 +138,7 @@ def recorded(folder):
 
 
 def measured(folder, day):
-    """The records of a build, by its own environment's Python."""
+    """Return the records of a build, by its own environment's Python."""
     builds = Builds(
         Timeline(folder / ".timeline"),
         Environments(folder / ".asv/env"),

@@ -23,7 +23,7 @@ CRASH = Verdict(status=Status.CRASH, summary="died by SIGSEGV")
 
 
 def read(results, **more):
-    """All panels and what was said about them."""
+    """Return all panels, and the messages about them."""
     found, said = [], []
     for of_machine, troubles in panels(results, **more):
         found += of_machine

@@ -44,7 +44,8 @@ CONFIRMATION = Confirmation(
 
 
 def results_of(folder: Path) -> Path:
-    """Four nights of two cases, of which one crashes in the end; some cases of a CPU; a cast; a confirmation."""
+    """Write the results of four nights of two cases, of which one crashes in the end; some cases of a CPU; a cast; a
+    confirmation."""
     results = folder / "results"
     crash = Verdict(status=Status.CRASH, signal="SIGABRT", exit_code=-6, summary="died", log_tail="LLVM ERROR",
                     evidence={"table": {"0x38": [1.0, 0.5]}})
@@ -79,7 +80,7 @@ def asked(*arguments: str) -> Result:
 
 
 def assert_told(results: Path, site: Path, *kinds: type[StoredRecord]) -> None:
-    """Both commands exit with 0 and name every broken line they read; the report has its first page."""
+    """Assert that both commands exit with 0 and name every broken line they read; the report has its first page."""
     told = json.loads(asked("report", "--results", str(results), "--output", str(site), "--json").stdout)
     named = set(told["broken_lines"] + told["troubles"])
     assert {str(line) for of in kinds for line in Store(results, of).read_all()[1]} <= named
@@ -146,7 +147,7 @@ def test_an_odd_matrix_of_targets_ends_no_report(tmp_path_factory: pytest.TempPa
 
 
 def small_matrix() -> dict:
-    """The package's matrix with few of its probes."""
+    """Return the package's matrix with few of its probes."""
     document = json.loads(SHIPPED.read_text(encoding="utf-8"))
     document["probes"] = document["probes"][::60]
     return document

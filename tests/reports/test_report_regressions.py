@@ -36,8 +36,8 @@ WRONG = Verdict(status=Status.WRONG, kind=Kind.NIBBLE_SWAP, summary="neighbours 
 
 
 def history(night, one):
-    """What becomes of the cases: slower ones, of which one is for two nights only; one that moves with the clock; a
-    crash; a mistake that is mended; one that was always there."""
+    """Return what becomes of the cases: slower ones, of which one is for two nights only; one that moves with the
+    clock; a crash; a mistake that is mended; one that was always there."""
     of = one.case
     if of in CRASHING and night >= CRASHING_SINCE:
         return record(of, CRASH, machine=one.machine, build=one.build)
@@ -63,7 +63,8 @@ def confirmation(suspect, outcome: ConfirmationOutcome, ratio: float, said: str)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPU on which all of that happened, a CPU that measured some of the builds, and a build that did not install."""
+    """Return a GPU on which all of that happened, a CPU that measured some of the builds, and a build that did not
+    install."""
     folder = tmp_path_factory.mktemp("time") / "results"
     nights(folder, BUILDS, CASES, noise=0.01, edit=history)
     nights(folder, 4, (FUSED,), machine=CPU, first=BUILDS - 4)
@@ -109,7 +110,7 @@ def series_page(site: Path, of, machine=GPU) -> str:
 
 
 def section(html: str, name: str) -> str:
-    """The text of the section whose heading has this id; empty without one."""
+    """Return the text of the section whose heading has this id; empty without one."""
     found = re.search(rf'<section[^>]*aria-labelledby="{name}">(.*?)</section>', html, re.DOTALL)
     return Page(found[1]).text if found else ""
 

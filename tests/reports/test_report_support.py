@@ -48,7 +48,7 @@ NEWER = datetime(2100, 1, 1, tzinfo=UTC)
 
 def matrix_of(*histories: list[CellOutcome | None], versions: tuple[str, ...] = ("3.0.0", "3.1.0", "3.2.0", "3.3.1"),
               **more) -> Matrix:
-    """decode/e4m3fnuz on sm_90, a probe for each history, of which each has an outcome a build."""
+    """Return a matrix of decode/e4m3fnuz on sm_90, a probe for each history, of which each has an outcome a build."""
     outcomes, details = [], ("bf16", "fp16", "fp32")
     probes = []
     for history, detail in zip(histories, details, strict=False):
@@ -90,7 +90,7 @@ def shipped() -> Matrix:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on a GPU."""
+    """Return a report on a GPU."""
     folder = tmp_path_factory.mktemp("support")
     sample.write(folder / "results", [sample.record(sample.case("x"), speedup=2.0, machine=sample.GPU,
                                                     build=sample.GPU_BUILD)])
@@ -353,7 +353,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def rendered(url: str, profile: Path) -> str:
-    """The page as the browser has it once its scripts have run."""
+    """Return the page as the browser has it once its scripts have run."""
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
                "--no-first-run", "--window-size=1400,1000",
                f"--user-data-dir={profile}", "--dump-dom", url]

@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def device():
-    """A device of this test's own."""
+    """Return a device of this test's own."""
     name = f"test-{os.getpid()}"
     yield name
     lock_file(name).unlink(missing_ok=True)
@@ -30,7 +30,7 @@ def hold(device, released, taken):
 
 @pytest.fixture
 def holder(device):
-    """Another process that holds the device's lock until the event is set."""
+    """Return another process that holds the device's lock until the event is set."""
     context = multiprocessing.get_context("fork")
     released, taken = context.Event(), context.Event()
     process = context.Process(target=hold, args=(device, released, taken))

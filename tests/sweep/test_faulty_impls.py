@@ -179,7 +179,7 @@ SIGNALS = {
 
 @pytest.fixture(scope="module")
 def record_of(tmp_path_factory: pytest.TempPathFactory):
-    """The record of a plant. One sweep for each layer, over all the plants of it."""
+    """Return the record of a plant. One sweep for each layer, over all the plants of it."""
     plants_on: dict[str, list[Plant]] = defaultdict(list)
     for plant in SWEPT:
         plants_on[plant.layer].append(plant)
@@ -216,7 +216,7 @@ def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
 
 
 def tried(name: str, device: str = "cpu", **fields: object) -> TrialResult:
-    """The result of a case of its own, in this process."""
+    """Return the result of a case of its own, in this process."""
     case = Case(implementation=f"faulty_{name}", scheme="e4m3fn-row", **fields)
     return run_trial(
         TrialRequest(case=case, device=device, seed=7, impls=[str(FAULTY)], timing_budget_s=0.02, cache_bytes=1 << 12)

@@ -72,7 +72,7 @@ def impls(tmp_path_factory):
 
 @pytest.fixture
 def model(tmp_path):
-    """Two layers of FP8 and one of NVFP4, and their weights."""
+    """Return two layers of FP8 and one of NVFP4, and their weights."""
     weights = {f"model.layers.{number}.mlp.down_proj": torch.randn(N, K) * 0.02 for number in range(3)}
     tensors = {}
     for (name, weight), (dialect, scheme) in zip(

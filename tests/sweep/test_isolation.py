@@ -100,7 +100,7 @@ def test_a_hang_that_ignores_sigterm_is_killed_with_all_that_it_started(isolatio
 
 
 def gone(pid, within_s=3.0):
-    """Whether a process is dead, or dead within a moment."""
+    """Return whether a process is dead, or dead within a moment."""
     try:
         psutil.Process(pid).wait(within_s)
     except psutil.NoSuchProcess:

@@ -181,7 +181,7 @@ def test_two_sweeps_into_one_folder_at_once_lose_nothing(tmp_path):
 
 
 def start_and_hang(tmp_path):
-    """A sweep whose second case hangs, and the process that hangs."""
+    """Return a sweep whose second case hangs, and the process that hangs."""
     hanging = tmp_path / "hanging"
     impls = write(tmp_path / "impls", "swept_a")
     write(impls, "swept_b", f"open({str(hanging)!r}, 'w').write(str(os.getpid())); time.sleep(600)")

@@ -32,7 +32,7 @@ from fpxbench.targets.triton_builds import TritonUnavailable, find_triton, norma
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """No test reads or leaves answers in the user's cache, or in another test's."""
+    """Give each test a cache of its own: no test reads or leaves answers in the user's cache, or in another test's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -334,7 +334,7 @@ def test_asv_counts_by_operation_and_does_without_pytorch(tmp_path):
 
 
 def matrix_of(*builds_, probe="decode/e4m3fn/bf16"):
-    """A matrix of one cell on sm_90: its status on each build, by version."""
+    """Return a matrix of one cell on sm_90: its status on each build, by version."""
     outcomes = [{"status": status, "cause": status} for status in dict.fromkeys(status for _, status in builds_)]
     number = {outcome["status"]: at for at, outcome in enumerate(outcomes)}
     return Matrix.model_validate({

@@ -16,7 +16,7 @@ from fpxbench.targets.ptx_parser import Unmodelled, parse
 
 
 def run(body, source=0, size=4):
-    """What a kernel stores that loads 32 bits into %r1, does `body`, and stores %r2 (and %r3 if `size` is 8)."""
+    """Return what a kernel stores that loads 32 bits into %r1, does `body`, and stores %r2 (and %r3 if `size` is 8)."""
     stored = "{ %r2, %r3 }" if size == 8 else "%r2"
     kernel = parse(f"""
 .visible .entry kernel(

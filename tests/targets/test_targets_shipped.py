@@ -27,7 +27,7 @@ def matrix():
 
 
 def outcomes(matrix, probe, architecture):
-    """The outcome of a cell by version of Triton."""
+    """Return the outcome of a cell by version of Triton."""
     found, = (candidate for candidate in matrix.probes if candidate.id == probe)
     return {build.triton: matrix.outcome_of(found, architecture, at) for at, build in enumerate(matrix.builds)}
 

@@ -115,7 +115,7 @@ def test_an_undefined_register_matters_only_if_a_result_depends_on_it():
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Answers of the installed Triton for sm_90, by probe."""
+    """Return answers of the installed Triton for sm_90, by probe."""
     pytest.importorskip("triton")
     specs = probes_like(["quantize_store/e4m3fn/*-y32-x32-w2", "quantize_store/e5m2/addresses-y32-x32-w2"])
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +125,7 @@ def compiled(tmp_path_factory):
 
 
 def altered(answer, pattern, replacement, count=1):
-    """The answer with some of its assembly replaced."""
+    """Return the answer with some of its assembly replaced."""
     assembly, changed = re.subn(pattern, replacement, answer["compiled"]["assembly"], count=count)
     assert changed, f"no {pattern} in the kernel"
     return answer | {"compiled": answer["compiled"] | {"assembly": assembly}}
@@ -191,7 +191,7 @@ def test_one_launch_that_stores_twice_is_recognised_by_its_arguments(body, found
 
 @pytest.fixture(scope="module")
 def by_inductor(tmp_path_factory):
-    """The answer for E5M2 on sm_90 with three of its configurations: 10 s, as PyTorch is imported."""
+    """Return the answer for E5M2 on sm_90 with three of its configurations: 10 s, as PyTorch is imported."""
     pytest.importorskip("triton")
     pytest.importorskip("torch")
     spec, = probes_like(["inductor_store/e5m2"])

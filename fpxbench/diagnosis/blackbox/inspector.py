@@ -113,7 +113,8 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
 
 
 def _print_from_its_own_file(error: BaseException) -> None:
-    """The traceback of what an implementation raised, from its own file on: how it was called is nothing to its author.
+    """Print the traceback of what an implementation raised, from its own file on: its author has no use for how it was
+    called.
 
     A ValueError without a frame of the author's is a check of this package's, whose message says everything.
     """
@@ -125,15 +126,15 @@ def _print_from_its_own_file(error: BaseException) -> None:
 
 
 def _calls_it(file: Path) -> bool:
-    """Whether a file is of the road to an implementation: this package's, but for its implementations, or
-    `torch.nn.Module`'s call."""
+    """Return whether a file belongs to the call path of an implementation: this package, but not its
+    implementations, or `torch.nn.Module`."""
     package = Path(implementations.__file__).parent
     ours = file.is_relative_to(package) and not file.is_relative_to(implementations.shipped_folder())
     return ours or file == Path(module.__file__)
 
 
 def _subject(request: InspectRequest) -> tuple[Implementation, list[str]]:
-    """The implementation, and a message for each file that could not be loaded on the way to it."""
+    """Return the implementation, and a message for each file that could not be loaded on the way to it."""
     if ":" in request.subject:
         try:
             return Wrapped(factory_named(request.subject), inputs.ACTIVATION_DTYPES[request.activation]), []
@@ -295,7 +296,7 @@ class _Inspector:
         return found
 
     def _added(self, operands: Operands) -> Experiment | None:
-        """What comes out for x = 0, if it is a number other than 0."""
+        """Return what comes out for x = 0, if it is a number other than 0."""
         if not bool(operands.decoded.isfinite().all()):
             return None
         x = torch.zeros(self.case.m, self.case.k, dtype=self.bench.dtype, device=self.device)
@@ -319,8 +320,8 @@ class _Inspector:
         return Verdict(status=Status.OK, summary=summary)
 
     def _stored(self, operands: Operands) -> Diagnosis | None:
-        """The fault in what is stored, where that can be seen: of this weight, and of one that holds the values on
-        which encoders differ."""
+        """Return the fault in what is stored, where that can be seen: of this weight, and of one that holds the values
+        on which encoders differ."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
         judged = replace(operands, weight=replace(operands.weight, scheme=self.bench.judged))
@@ -373,7 +374,7 @@ class _Inspector:
         return single_weights(readout) or diagnose_product(self.implementation, operands)
 
     def _probe_readouts(self) -> list[Readout]:
-        """Readouts of weights on which faults differ, on the smaller shape."""
+        """Return readouts of weights on which faults differ, on the smaller shape."""
         small = small_case(self.case)
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
         plain = bench.quantized(bench.weight(small))

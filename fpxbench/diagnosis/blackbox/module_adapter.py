@@ -57,8 +57,8 @@ class Wrapped(Implementation):
 
 
 def factory_named(name: str) -> Factory:
-    """``package.module:factory``, looked for from the current folder too. Raises ValueError saying what is not
-    there."""
+    """Return the factory that ``package.module:factory`` names, searched from the current folder too. Raise ValueError
+    that names what is missing."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -80,7 +80,7 @@ def factory_named(name: str) -> Factory:
 
 
 def _check_takes_a_linear(name: str, factory: Factory) -> None:
-    """Raises ValueError for a factory that cannot be called with one module, where its signature can be seen."""
+    """Raise ValueError for a factory that cannot be called with one module, where its signature can be seen."""
     try:
         signature = inspect.signature(factory)
     except ValueError:      # some built-in functions have none

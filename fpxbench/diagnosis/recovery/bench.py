@@ -60,12 +60,13 @@ class Bench:
         self.sets_codes = self.template.has_codes and not self.template.extra
 
     def weight(self, case: Case, contents: WeightContents | None = None) -> Tensor:
-        """The weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
+        """Return the weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
         weight = inputs.make_weight(case, self.seed, self.device, contents)
         return weight.to(self.dtype).float() if getattr(self.implementation, "casts_weight", False) else weight
 
     def quantized(self, original: Tensor) -> Operands:
-        """`original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of it."""
+        """Return `original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of
+        it."""
         weight = self.implementation.quantize(original.clone(), self.scheme)
         self._alive.append(weight)
         decoded = (self._as_judged(weight).dequantize() if weight.has_codes
@@ -121,7 +122,7 @@ class Bench:
         return self.scaling.has_tensor_scale and not self.sets_codes
 
     def hold(self, codes: Tensor, scales: Scales) -> Operands:
-        """The implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
+        """Return the implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
         codes = codes.to(torch.uint8).to(self.device).expand(self.n, self.k)
         codes = torch.where(self.forced, self.fmt.max_code, codes).contiguous()
         if self._scale_is_forced:
@@ -147,8 +148,8 @@ class Bench:
         return contract.call(self.implementation.matmul, x, operands.weight, self.device).seen[0].double()
 
     def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
-        """Every weight read out. What became of `operands.original` is taken for `unseen` where its codes are not
-        stored as such."""
+        """Return every weight read out. What became of `operands.original` is taken for `unseen` where its codes are
+        not stored as such."""
         unseen = not operands.weight.has_codes if unseen is None else unseen
         weight = self._as_judged(operands.weight)
         if unseen:

@@ -212,7 +212,8 @@ def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
 
 
 def _made_of(sources: Tensor, bits: int) -> str:
-    """``code of 5``, or ``bits 0-3 of 5, bits 0-1 of 9``, low bits first; `sources` are numbers k * bits + bit."""
+    """Return ``code of 5``, or ``bits 0-3 of 5, bits 0-1 of 9``, low bits first; `sources` are numbers k * bits +
+    bit."""
     runs: list[list[int]] = []     # bit, source column, source bit, length
     for bit, source in enumerate(sources.tolist()):
         column, at = divmod(source, bits) if source >= 0 else (-1, -1)
@@ -232,7 +233,7 @@ def _made_of(sources: Tensor, bits: int) -> str:
 
 
 def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
-    """Where whole codes are moved by one rule, the rule."""
+    """Return the rule by which whole codes are moved; None if no one rule does."""
     column = torch.arange(len(source))
     known = (source >= 0) & free
     from_column, from_bit = source // bits, source % bits
@@ -260,8 +261,8 @@ def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
 
 
 def _distinct_codes(bench: Bench, table: Tensor) -> Tensor:
-    """Codes that are read as a finite number each. Of 8 bits those in which no nibble is all or none but for its upper
-    bit: mixed in any way they make no NaN, which would hide the rest of its row."""
+    """Return codes that are read as a finite number each. Of 8 bits those in which no nibble is all or none but for its
+    upper bit: mixed in any way they make no NaN, which would hide the rest of its row."""
     codes = torch.arange(len(table), device=table.device)
     usable = table.isfinite() & bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)
     if bench.fmt.bits == 8:
@@ -272,13 +273,13 @@ def _distinct_codes(bench: Bench, table: Tensor) -> Tensor:
 
 
 def _bits(codes: Tensor, bits: int) -> Tensor:
-    """+1 or -1, float [..., bits], low bits first."""
+    """Return +1 or -1, float [..., bits], low bits first."""
     return ((codes[..., None] >> torch.arange(bits, device=codes.device)) & 1).float() * 2 - 1
 
 
 def _read_bits(bench: Bench, table: Tensor, read: Tensor) -> Tensor:
-    """The bits of the code that each number stands for; 0 where it stands for none, or for codes that differ in that
-    bit."""
+    """Return the bits of the code that each number stands for; 0 where it stands for none, or for codes that differ in
+    that bit."""
     numbers = table.unique()
     numbers = numbers[numbers.isfinite()]
     all_bits = _bits(torch.arange(len(table), device=table.device), bench.fmt.bits)

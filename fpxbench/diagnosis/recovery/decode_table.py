@@ -29,7 +29,7 @@ ARRANGEMENTS = 5
 
 
 def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
-    """What each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
+    """Return what each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
 
     A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in
     several columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something
@@ -135,7 +135,7 @@ def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
 
 
 def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
-    """The known faults that give `table` exactly, alone or two or three at once; or the format that it is of."""
+    """Return the known faults that give `table` exactly, alone or two or three at once; or the format that it is of."""
     right = decode_table(bench.fmt, bench.device)
 
     def gives(faults: Faults) -> bool:
@@ -169,8 +169,8 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
 
 
 def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
-    """What every code is read as times its value, NaN and infinity as they are; None if there is no such factor, or it
-    is 1."""
+    """Return what every code is read as times its value, NaN and infinity as they are; None if there is no such factor,
+    or it is 1."""
     finite = bench.table.isfinite() & tried & (bench.table != 0)
     right, read = bench.table[finite], table[finite]
     factor = float((read * right).sum() / right.square().sum())
@@ -184,8 +184,8 @@ def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
 
 
 def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
-    """Whether reading with `faults` gives `table`, as far as both say. Those of an encoder may show in it in ways of
-    their own."""
+    """Return whether reading with `faults` gives `table`, as far as both say. Those of an encoder may show in it in
+    ways of their own."""
     if any(isinstance(one, EncodeFault) for one in faults):
         return True
     said = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
@@ -213,12 +213,12 @@ def _table_under(bench: Bench, faults: Faults) -> Tensor:
 
 
 def _of_the_same_width(fmt: Format) -> list[Format]:
-    """Signed floats of as many bits that are numbers only, with the usual bias."""
+    """Return signed floats of as many bits that are numbers only, with the usual bias."""
     return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
 
 
 def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
-    """The code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
+    """Return the code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
     usable = table.isfinite() & (table.abs() >= 2.0**-8) & (table.abs() <= 2.0**8)
     if not bool(usable.any()):
         return None, 0.0
@@ -228,8 +228,8 @@ def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
 
 
 def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
-    """Where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor where
-    padding is read."""
+    """Return where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor
+    where padding is read."""
     seen = bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ones(1, 1))))
     return bench.near(seen, torch.full_like(seen, number)) & bench.free
 

@@ -36,7 +36,7 @@ class Factors:
     """The number that this code is read as, or its definition's where a factor on all codes is the scales'."""
 
     def holds_common_factor(self, table: Tensor) -> bool:
-        """Whether what all codes are off by in `table` is part of the factors."""
+        """Return whether what all codes are off by in `table` is part of the factors."""
         return bool((self.number != table.cpu()[self.probe]).any())
 
 

@@ -63,20 +63,21 @@ def _issue(key: tuple[str, ...], group: list[Confirmation]) -> Issue:
 
 
 def _what(confirmation: Confirmation) -> str:
-    """``slower``, ``crash (compiler_abort)``."""
+    """Return ``slower``, ``crash (compiler_abort)``."""
     if confirmation.time is not None:
         return "slower"
     return next((name for name in confirmation.bad_counts if name != "ok"), "another verdict")
 
 
 def _code(text: object) -> str:
-    """As Markdown's inline code. What a log or another machine says must not become markup, a mention or a link."""
+    """Return `text` as Markdown's inline code. Text of a log or of another machine must not become markup, a mention or
+    a link."""
     plain = re.sub(r"[`\s|]+", " ", str(text)).strip()
     return f"`{plain}`" if plain else ""
 
 
 def _block(text: str) -> str:
-    """As a block of code, fenced by more backticks than any line of it has."""
+    """Return `text` as a block of code, fenced by more backticks than any line of it has."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text.rstrip()}\n{fence}"
 

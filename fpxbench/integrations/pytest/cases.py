@@ -174,7 +174,7 @@ class Benchmarks:
             yield f"right, not timed: {', '.join(names)}: {reason}"
 
     def _refused_lines(self) -> Iterator[str]:
-        """One line for each implementation that takes not all of the schemes, unless it was not asked for."""
+        """Yield one line for each implementation that takes not all of the schemes, unless it was not asked for."""
         refused: dict[tuple[bool, str], list[Planned]] = defaultdict(list)
         for planned in self.plan.cases:
             if planned.refused and planned.case.implementation not in self.deselected:
@@ -351,22 +351,22 @@ def _line(name: str, result: TrialResult) -> str:
 
 
 def _informative_lines(log: str) -> list[str]:
-    """The end of a log; of a fatal signal what stood before it and the innermost frames, not the modules that were
-    loaded."""
+    """Return the end of a log; of a fatal signal what stood before it and the innermost frames, not the modules that
+    were loaded."""
     lines = log.partition("\nExtension modules:")[0].strip().splitlines()
     fatal = next((number for number, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
     return lines[-LOG_LINES:] if fatal is None else lines[max(0, fatal - LOG_LINES // 2):fatal + LOG_LINES // 2]
 
 
 def _printable(line: str) -> str:
-    """A log may hold anything, a terminal's own commands too."""
+    """Replace what cannot be printed: a log may hold anything, a terminal's own commands too."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line.expandtabs()
     )
 
 
 def _metrics(case: Case, result: TrialResult) -> dict[str, object]:
-    """What goes into pytest-benchmark's JSON beside its own statistics."""
+    """Return what goes into pytest-benchmark's JSON beside its own statistics."""
     metrics: dict[str, object] = {**case.model_dump(), **result.accuracy.model_dump(), **result.traffic.model_dump()}
     if result.timing is not None:
         metrics |= {

@@ -119,7 +119,7 @@ class _Launched:
 
 
 def _seconds_of_one(target: Callable[[], object], at_once: int, device: str) -> float:
-    """A first estimate, the faster of two: the first call may still warm something."""
+    """Return a first estimate, the faster of two: the first call may still warm something."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

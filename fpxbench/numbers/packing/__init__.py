@@ -94,6 +94,6 @@ def unpack(packed: Tensor, bits: int, k: int, layout: str = "planar") -> Tensor:
 
 
 def _readable_as_words(codes: Tensor) -> Tensor:
-    """The same bytes, contiguous and aligned to words of 8 bytes."""
+    """Return the same bytes, contiguous and aligned to words of 8 bytes."""
     codes = codes.contiguous()
     return codes.clone() if codes.storage_offset() % 8 else codes

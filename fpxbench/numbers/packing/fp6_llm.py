@@ -68,15 +68,15 @@ def _parts(codes: Tensor, bits: int, packed: Tensor) -> Iterator[tuple[Tensor, l
 
 
 def _by_thread(codes: Tensor) -> Tensor:
-    """Codes [N, K], eight neighbours to an int64, as [2 halves of 16 rows, 2 of 16 columns, N/64, K/16, 4 blocks of 16
-    rows, 8 rows]."""
+    """Return codes [N, K], eight neighbours to an int64, as [2 halves of 16 rows, 2 of 16 columns, N/64, K/16, 4 blocks
+    of 16 rows, 8 rows]."""
     n, k = codes.shape
     return codes.view(torch.int64).view(n // TILE, 4, 2, 8, k // 16, 2).permute(2, 5, 0, 4, 1, 3)
 
 
 def _lowest_bit(b: int, h: int, c: int, width: int) -> int:
-    """The lowest bit, in its word, of an even column's field in block `b`, row half `h` and column half `c`. The odd
-    column's field is 16 bits higher."""
+    """Return the lowest bit, in its word, of an even column's field in block `b`, row half `h` and column half `c`. The
+    odd column's field is 16 bits higher."""
     quarter = 8 // width        # of the 32 / width fields of a word
     return width * ((1 - h) * quarter + quarter - 1 - (2 * b + c))
 

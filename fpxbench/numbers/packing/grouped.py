@@ -84,14 +84,14 @@ def _read(packed: Tensor, group: BitGroup, codes: Tensor) -> None:
 
 
 def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Callable[[int], BitGroup]) -> Layout:
-    """K is padded with zero codes to whole groups."""
+    """Return a layout whose rows are padded with zero codes to whole groups."""
 
     def row_bytes(k: int, bits: int) -> int:
         group = group_of(bits)
         return -(-k // group.codes) * group.size
 
     def codes_at_once(bits: int) -> int:
-        """A pass processes the bytes of the groups, one by one, or fewer words."""
+        """Return how many codes a pass processes: the bytes of the groups, one by one, or fewer words."""
         group = group_of(bits)
         return layout.CPU_GRAIN * group.codes // group.size
 

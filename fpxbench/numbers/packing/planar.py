@@ -65,7 +65,7 @@ def _read(packed: Tensor, bits: int, codes: Tensor) -> None:
 
 
 def _codes_at_once(bits: int) -> int:
-    """A pass processes a plane of the widest piece, in words."""
+    """Return how many codes a pass processes: a plane of the widest piece, in words."""
     return layout.CPU_GRAIN * 4 * 8 // pieces(bits)[0][1]
 
 

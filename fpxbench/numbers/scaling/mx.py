@@ -53,7 +53,7 @@ class MXScaling(Scaling):
         return fmt.max if self.mode == "rceil" else 2.0**self._with_exponent(fmt).emax * self._round_up_from(fmt)
 
     def _round_up_from(self, fmt: NumberFormat) -> float:
-        """The significand, in [1, 2], from which amax counts as the next power of two."""
+        """Return the significand, in [1, 2], from which amax counts as the next power of two."""
         mantissa_bits = self._with_exponent(fmt).mantissa_bits
         return {"floor": 2.0, "ceil": 1.0, "even": 2.0 - 2.0 ** -(mantissa_bits + 1)}[self.mode]
 
