@@ -85,7 +85,7 @@ def layout_of(scheme: Scheme, n: int, k: int) -> str | None:
     """Return the layout in which a weight [n, k] of the scheme is multiplied by the kernels; None if it cannot be."""
     if why_not(scheme) or n % TILE_N or k % TILE_N:
         return None
-    fmt = scheme.format
+    fmt = scheme.element_format
     name = name_for(fmt.mantissa_bits, fmt.twos_complement)
     words = n * layout_named(name).row_bytes(k, fmt.bits) // 4
     return name if words < INT32 else None      # the kernels' offsets are 32 bits
@@ -98,7 +98,7 @@ def operands(weight: QuantizedWeight) -> Operands | None:
     other codes than zero, and E8M0 scales of a row that lie too far apart.
     """
     scheme, (n, k) = weight.scheme, weight.shape
-    fmt, kind = scheme.format, scaling_kind(scheme.scaling)
+    fmt, kind = scheme.element_format, scaling_kind(scheme.scaling)
     special = torch.tensor(_specials(fmt), dtype=torch.uint8, device=weight.device)
     codes = weight.codes() if kind == "nv" or len(special) else None
     if len(special) and bool(torch.isin(codes, special).any()):
@@ -195,7 +195,8 @@ def _scaled(scales: Tensor, power_of_two: float) -> Tensor:
 def _mx_operands(weight: QuantizedWeight, packed: Tensor) -> Operands | None:
     """Return MX scales as bytes relative to the largest of each row, which multiplies the row's sum: so all of E8M0
     fits."""
-    fmt, (_, k), base = weight.scheme.format, weight.shape, base_field(weight.scheme.format, True)
+    fmt, (_, k) = weight.scheme.element_format, weight.shape
+    base = base_field(fmt, True)
     exponents = weight.scales.to(torch.int32)
     largest = exponents.amax(dim=1, keepdim=True)
     span = int((largest - exponents).amax())

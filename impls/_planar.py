@@ -104,7 +104,7 @@ def default_config(m: int, scheme: Scheme, k: int, target: Target) -> Config:
         return interpreted_configs(m, scheme, k)[0 if m <= 4 else -1]
     if m > 4:
         return dot_configs(m, scheme, k, target)[0]
-    known = matvec_configs(m, codes.bytes_of_plane(scheme.format, k) // 4, target)
+    known = matvec_configs(m, codes.bytes_of_plane(scheme.element_format, k) // 4, target)
     return next((config for config in known if (config.rows, config.num_warps) == (2, 2)), known[-1])
 
 
@@ -112,7 +112,7 @@ def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]
     """Return what the autotuner chooses from, for `m` rows of x."""
     chosen: list[Config] = []
     if m <= MATVEC_MAX_M:
-        chosen += matvec_configs(m, codes.bytes_of_plane(scheme.format, k) // 4, target)
+        chosen += matvec_configs(m, codes.bytes_of_plane(scheme.element_format, k) // 4, target)
     if m > 1:
         chosen += dot_configs(m, scheme, k, target)
     return chosen
@@ -122,7 +122,8 @@ def interpreted_configs(m: int, scheme: Scheme, k: int) -> list[Config]:
     """Return one tile a path, as large as these shapes get: the interpreter's time goes by operations, not by
     elements."""
     dot = fitted(64, 128, 256, 4, scheme, k, Target("interpreter"))
-    return [Matvec(64, 128, 1), dot][m > MATVEC_MAX_M:1 + (m > 1)]
+    both: list[Config] = [Matvec(64, 128, 1), dot]
+    return both[m > MATVEC_MAX_M:1 + (m > 1)]
 
 
 def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
@@ -139,7 +140,8 @@ def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Sch
     """Return that tile, along K no longer than `longest_tile` and than leaves room for two; staged as deep as there is
     room."""
     block_k = min(block_k, longest_tile(scheme, k))
-    column = 2 * block_m * codes.planes_of(scheme.format) + block_n * len(codes.loads_of(scheme.format, k))
+    fmt = scheme.element_format
+    column = 2 * block_m * codes.planes_of(fmt) + block_n * len(codes.loads_of(fmt, k))
     while block_k > 16 and 2 * column * block_k > target.shared_bytes:
         block_k //= 2
     num_stages = min(4, 1 + max(1, target.shared_bytes // (column * block_k)))
@@ -151,7 +153,7 @@ def longest_tile(scheme: Scheme, k: int) -> int:
     be."""
     if scheme.scaling.block is None:
         return 256
-    common = math.gcd(scheme.scaling.block, codes.bytes_of_plane(scheme.format, k))
+    common = math.gcd(scheme.scaling.block, codes.bytes_of_plane(scheme.element_format, k))
     return min(max(common & -common, 16), 256)
 
 
@@ -159,8 +161,8 @@ def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Ta
     """Return everything that `matvec_kernel` is compiled for."""
     block = scheme.scaling.block
     # Four words of a thread, 16 weights of a plane, then share their scale.
-    sharing = 4 if block and block % 16 == 0 and codes.bytes_of_plane(scheme.format, k) % 16 == 0 else 1
-    return codes.constants(scheme, k, target.decodes(scheme.format)) | {
+    sharing = 4 if block and block % 16 == 0 and codes.bytes_of_plane(scheme.element_format, k) % 16 == 0 else 1
+    return codes.constants(scheme, k, target.decodes(scheme.element_format)) | {
         "PTX": target.backend == "cuda", "SHARING": sharing, "BF16": activation == "bf16",
         "M": m, "ROWS": config.rows, "WORDS": config.words,
     }
@@ -170,10 +172,10 @@ def dot_constants(scheme: Scheme, k: int, activation: str, target: Target, confi
     """Return everything that `dot_kernel` is compiled for."""
     import triton.language as tl
 
-    plane = codes.bytes_of_plane(scheme.format, k)
+    plane = codes.bytes_of_plane(scheme.element_format, k)
     planes_apart = plane % config.block_k == 0 or plane == codes.padded_k(k)
-    operand = codes.dot_operand(scheme.format, activation, target.interpreted)
-    return codes.constants(scheme, k, target.decodes(scheme.format)) | {
+    operand = codes.dot_operand(scheme.element_format, activation, target.interpreted)
+    return codes.constants(scheme, k, target.decodes(scheme.element_format)) | {
         "ALIGNED": scheme.scaling.block is None or (scheme.scaling.block % config.block_k == 0 and planes_apart),
         "OPERAND": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[operand],
         "PRECISION": "tf32" if target.backend == "cuda" else "ieee",     # only looked at where OPERAND is fp32
@@ -185,8 +187,10 @@ def matmul(x: Tensor, weight: QuantizedWeight, scales: tuple[Tensor, Tensor], co
     """Write x [M, K] @ weight.T to `out` [M, N], with the weight's `scale_tensors`."""
     if x.shape[1] % 32:     # pad copies even where there is nothing to add, which would be a second kernel
         x = torch.nn.functional.pad(x, (0, -x.shape[1] % 32))
-    launch = launch_matvec if isinstance(config, Matvec) else launch_dot
-    launch(aligned(x), weight, scales, out, config)
+    if isinstance(config, Matvec):
+        launch_matvec(aligned(x), weight, scales, out, config)
+    else:
+        launch_dot(aligned(x), weight, scales, out, config)
 
 
 def launch_matvec(

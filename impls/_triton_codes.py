@@ -146,7 +146,7 @@ def constants(scheme: Scheme, k: int, native: bool) -> dict[str, Any]:
 
     `native`: the codes are decoded by an instruction of the device's.
     """
-    fmt, scaling = scheme.format, scheme.scaling
+    fmt, scaling = scheme.element_format, scheme.scaling
     lanes = lanes_of(fmt)
     factor = 1.0 if native else 2.0**lanes.exponent
     per_weight = lanes.kind == "bf16"

@@ -41,7 +41,7 @@ class TritonFused(Implementation):
 
     def __init__(self) -> None:
         self._derived = WeakIdKeyDictionary()
-        self._fastest: dict[tuple, _planar.Config] = {}
+        self._fastest: dict[tuple, Config] = {}
 
     def supports(self, scheme: Scheme, device: str) -> Support:
         if importlib.util.find_spec("triton") is None:

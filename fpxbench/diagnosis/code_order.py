@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.numbers import packing
-from fpxbench.numbers.formats import Format
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.records.kinds import Kind
 
 # Of 4-bit codes: a bitstream of them is nibbles, low first.
 _NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}
 
 
-def code_order_faults(fmt: Format, layout: str, k: int) -> Iterator[DecodeFault]:
+def code_order_faults(fmt: NumberFormat, layout: str, k: int) -> Iterator[DecodeFault]:
     """Yield the faults by which bits are taken from the wrong place of a row of `k` codes stored in `layout`."""
     k_pad = packing.padded_k(k)
     column = torch.arange(k_pad)

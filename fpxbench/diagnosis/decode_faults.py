@@ -15,6 +15,7 @@ from torch import Tensor
 from fpxbench.diagnosis.code_order import code_order_faults
 from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.scale_places import block_size_faults, scale_places
+from fpxbench.numbers.codebook import Codebook, NumberFormat
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format, format_named
 from fpxbench.numbers.scaling import Scaling
@@ -50,7 +51,7 @@ def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | N
     return None
 
 
-def table_faults(fmt: Format) -> Iterator[DecodeFault]:
+def table_faults(fmt: NumberFormat) -> Iterator[DecodeFault]:
     """Yield the faults of codes decoded by another definition than the format's."""
 
     def table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False,
@@ -60,6 +61,9 @@ def table_faults(fmt: Format) -> Iterator[DecodeFault]:
     def read_as(other: Format) -> Callable[[Tensor], Tensor]:
         return lambda right: decode_table(other, right.device)
 
+    if isinstance(fmt, Codebook):       # no field of it is read by another definition
+        yield table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
+        return
     other = fmt.sibling
     if other is not None:
         half = other.bias > fmt.bias
@@ -164,15 +168,15 @@ def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -
     )
 
 
-def is_subnormal(fmt: Format) -> Tensor:
-    """Return which codes are subnormal: bool [2**bits]; zero is not. None of an integer format's."""
-    magnitude = torch.arange(1 << fmt.bits) & fmt.magnitude_mask
-    if fmt.is_integer:
+def is_subnormal(fmt: NumberFormat) -> Tensor:
+    """Return which codes are subnormal: bool [2**bits]; zero is not. None of an integer format's or a codebook's."""
+    if isinstance(fmt, Codebook) or fmt.is_integer:
         return torch.zeros(1 << fmt.bits, dtype=torch.bool)
+    magnitude = torch.arange(1 << fmt.bits) & fmt.magnitude_mask
     return (magnitude > 0) & (magnitude >> fmt.mantissa_bits == 0)
 
 
-def only_scales_finite_codes(fault: DecodeFault, fmt: Format) -> bool:
+def only_scales_finite_codes(fault: DecodeFault, fmt: NumberFormat) -> bool:
     """Return whether a fault of the table differs from one factor on everything only in codes that are not finite,
     which no quantizer stores."""
     if fault.step != "table":
@@ -190,13 +194,13 @@ def _a_nan(fmt: Format) -> int:
 # Which scale it meets.
 
 
-def scale_faults(scaling: Scaling, fmt: Format, n: int, k: int) -> Iterator[DecodeFault]:
+def scale_faults(scaling: Scaling, fmt: NumberFormat, n: int, k: int) -> Iterator[DecodeFault]:
     """Yield the faults of scales left out, read by another definition, or taken from the wrong place."""
     yield from _scale_values(scaling, fmt)
     yield from _scale_places(scaling, n, k)
 
 
-def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
+def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
     def scales(
         kind: Kind, message: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False
     ) -> DecodeFault:
@@ -251,7 +255,7 @@ def _scale_values(scaling: Scaling, fmt: Format) -> Iterator[DecodeFault]:
                 )
 
 
-def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
+def scaled_by(factor: float, scaling: Scaling, fmt: NumberFormat) -> str:
     """Return the message where every weight, NaN and -0 included, is `factor` times its value: which of several causes
     it has leaves no trace."""
     if factor not in (2.0, 0.5):
@@ -260,7 +264,7 @@ def scaled_by(factor: float, scaling: Scaling, fmt: Format) -> str:
     exponent = f", an E8M0 exponent that is read one too {side}" if scaling.scale_format.powers_of_two else ""
     bias = (
         f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}"
-        if not fmt.is_integer
+        if isinstance(fmt, Format) and not fmt.is_integer
         else ""
     )
     return (

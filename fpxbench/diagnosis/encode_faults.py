@@ -15,6 +15,7 @@ from torch import Tensor
 from fpxbench.diagnosis.code_order import code_order_faults
 from fpxbench.diagnosis.decode_faults import E4M3_MAXIMA, is_subnormal
 from fpxbench.numbers import packing
+from fpxbench.numbers.codebook import Codebook, NumberFormat
 from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales, Scaling
@@ -54,18 +55,18 @@ class EncodeFault:
         return all(getattr(self, mine) is None or getattr(other, its) is None for mine, its in exclusive)
 
 
-def encoded(weight: Tensor, divide: Divide, fmt: Format, faults: Iterable[EncodeFault] = ()) -> Tensor:
+def encoded(weight: Tensor, divide: Divide, fmt: NumberFormat, faults: Iterable[EncodeFault] = ()) -> Tensor:
     """Return the uint8 codes [N, K] that an encoder to `fmt` with `faults` stores."""
     faults = tuple(faults)
     for change in [one.before for one in faults if one.before]:
         weight = change(weight)
     values = divide(weight)
-    for change in [one.values for one in faults if one.values]:
-        values = change(values)
+    for of_values in [one.values for one in faults if one.values]:
+        values = of_values(values)
     how = {name: getattr(one, name) for one in faults for name in ("rounding", "overflow") if getattr(one, name)}
     codes = encode(values, next((one.target for one in faults if one.target), fmt), **how)
-    for change in [one.codes for one in faults if one.codes]:
-        codes = change(codes, values)
+    for of_codes in [one.codes for one in faults if one.codes]:
+        codes = of_codes(codes, values)
     return codes
 
 
@@ -79,11 +80,11 @@ _ROUNDINGS = {
 """The message for each rounding that is not the scheme's. Stochastic rounding stores other codes each time."""
 
 
-def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iterator[EncodeFault]:
+def encode_faults(fmt: NumberFormat, layout: str, k: int, largest_stored: int) -> Iterator[EncodeFault]:
     """Yield every known fault of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did
     store."""
     for rounding in Rounding:
-        if rounding.value in _ROUNDINGS:
+        if rounding.value in _ROUNDINGS and isinstance(fmt, Format):
             yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
@@ -118,8 +119,7 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
             f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
             values=lambda values: values.clamp(-top, top),
         )
-    other = fmt.sibling
-    if other is not None:
+    if isinstance(fmt, Format) and (other := fmt.sibling) is not None:
         kind = sibling_kind(other.specials)
         yield EncodeFault(
             kind,
@@ -137,7 +137,7 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
         )
     if fmt.signed:
         yield EncodeFault(Kind.SIGN_LOST, "negative weights are stored as positive", before=torch.abs)
-    if not fmt.is_integer and fmt.mantissa_bits:
+    if isinstance(fmt, Format) and not fmt.is_integer and fmt.mantissa_bits:
         subnormal = is_subnormal(fmt)
         yield EncodeFault(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
                           codes=lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
@@ -151,7 +151,7 @@ def encode_faults(fmt: Format, layout: str, k: int, largest_stored: int) -> Iter
                           codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
 
 
-def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
+def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeFault]:
     """Yield the known faults in choosing a scale, for codes that are made and read under it."""
     numbers = not scaling.scale_format.coded        # stored as they are, not as codes
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
@@ -161,7 +161,7 @@ def scale_choice_faults(fmt: Format, scaling: Scaling) -> Iterator[EncodeFault]:
                 f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
                 scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other),
             )
-    if scaling.scale_format.powers_of_two:
+    if scaling.scale_format.powers_of_two and isinstance(fmt, Format):
         for step, side, kind in ((1, "high", Kind.SCALE_ONE_STEP_HIGH), (-1, "low", Kind.SCALE_ONE_STEP_LOW)):
             yield EncodeFault(
                 kind,
@@ -180,9 +180,13 @@ def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     return apply(padded, torch.arange(k, device=codes.device))
 
 
-def same_number(codes: Tensor, fmt: Format) -> Tensor:
+def same_number(codes: Tensor, fmt: NumberFormat) -> Tensor:
     """Return codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored
-    makes no difference."""
+    makes no difference. A codebook's values have one code each, the first."""
+    if isinstance(fmt, Codebook):
+        first = dict(fmt.ascending())
+        same = [first.get(fmt.value(code), code) for code in range(1 << fmt.bits)]
+        return torch.tensor(same, dtype=torch.uint8, device=codes.device)[codes.int()]
     if fmt.has_nan:
         codes = torch.where(decode_table(fmt, codes.device).isnan()[codes.int()], fmt.nan_code, codes).to(torch.uint8)
     if not fmt.signed or fmt.twos_complement or fmt.specials == "fnuz":

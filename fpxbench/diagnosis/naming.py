@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def name_reading(
 def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
     """Return the diagnosis where each of `fitting` explains all readouts: one or two kinds by name, or that they cannot
     be distinguished."""
-    evidence = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns)}
+    evidence: dict[str, Any] = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns)}
     if bool(readout.wrong().any()):
         evidence["example"] = readout.example()
     first = fitting[0]

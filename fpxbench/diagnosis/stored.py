@@ -60,13 +60,13 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
     of_codes = None
     if of_scales is None or not all(stored.codes_fit(stored.oracle_scales) for stored in several):
         of_codes = _code_fault(several, of_scales is not None)
-    found = [one for one in (of_scales, of_codes) if one is not None]
-    if len(found) < 2:
-        return found[0] if found else None
+    if of_scales is None or of_codes is None:
+        return of_scales or of_codes
     # Codes of the sibling format bring its maximum with them; else the scale is wrong first, and codes overflow by it.
     leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
+    kinds = sorted({str(of_scales.kind), str(of_codes.kind)})
     return Diagnosis(leading.kind, f"two faults at once: {of_scales.message}; and {of_codes.message}",
-                     of_scales.evidence | of_codes.evidence | {"kinds": sorted({str(one.kind) for one in found})})
+                     of_scales.evidence | of_codes.evidence | {"kinds": kinds})
 
 
 def probe_quantization(implementation: Implementation, operands: Operands) -> Operands:
@@ -269,7 +269,8 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
 
 
 def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> Diagnosis:
-    fmt, scaling = stored.weight.scheme.format, stored.weight.scheme.scaling
+    scheme = stored.weight.scheme
+    fmt, scaling = scheme.format, scheme.scaling
     evidence = evidence | {"ratio": repr(ratio)}
     if not stored.codes_fit(stored.own_scales) and stored.codes_fit(stored.oracle_scales):
         return Diagnosis(
@@ -279,7 +280,8 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
         kind, side = (Kind.SCALE_ONE_STEP_HIGH, "high") if ratio > 1 else (Kind.SCALE_ONE_STEP_LOW, "low")
         return Diagnosis(
             kind,
-            f"every block's exponent is stored one too {side}: MX asks for floor(log2(amax)) - {fmt.emax}",
+            f"every block's exponent is stored one too {side}: MX asks for floor(log2(amax)) - "
+            f"{scheme.element_format.emax}",
             evidence,
         )
     other = fmt.max / ratio

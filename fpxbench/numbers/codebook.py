@@ -46,7 +46,7 @@ class Codebook:
             raise ValueError(f"codebook {self.name!r} holds nothing but zeros")
 
     signed = True
-    twos_complement = has_nan = has_infinity = False
+    twos_complement = has_nan = has_infinity = is_integer = False
     nan_code = infinity_code = sibling = None
     specials = "none"
 

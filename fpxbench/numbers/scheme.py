@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.numbers.codebook import CODEBOOKS, NumberFormat, table_named
 from fpxbench.numbers.dtypes import DTYPE_NAMES
-from fpxbench.numbers.formats import FORMATS, format_named
+from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.numbers.scaling import Scales, Scaling, scaling_named
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ class Scheme:
     @property
     def quantized(self) -> bool:
         return self.format is not None
+
+    @property
+    def element_format(self) -> Format:
+        """The format, where the bits of a code are its fields. Raises ValueError for a codebook and a dense scheme."""
+        if not isinstance(self.format, Format):
+            raise ValueError(f"the codes of {self.name} have no exponent and mantissa")
+        return self.format
 
     @property
     def dense_dtype(self) -> torch.dtype | None:

@@ -150,7 +150,7 @@ def _table_fault(format_name: str, read: tuple[float, ...]) -> tuple[Kind | None
         return None, "decodes by another table than the format's; naming the fault takes PyTorch"
     if outcome.value is None:
         raise RuntimeError(f"the fault could not be named: {outcome.verdict.summary}\n{outcome.log_tail}")
-    return outcome.read(tuple[Kind, str] | None)
+    return None if outcome.value == "null" else outcome.read(tuple[Kind, str])
 
 
 def _instructions(ptx: str) -> str:

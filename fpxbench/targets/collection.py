@@ -116,20 +116,20 @@ def assemble(results: Sequence[BuildOutcomes], probes: Sequence[ProbeSpec],
             runs.append(Run(builds=(first, at), outcome=number, metrics=metrics))
         return runs
 
-    probes = [
+    found = [
         Probe(id=spec.id, operation=spec.operation, format=spec.format,
               cells={architecture.name: runs
                      for architecture in architectures if (runs := history(spec.id, architecture.name))})
         for spec in probes
     ]
-    probes = [probe for probe in probes if probe.cells]
-    operations = list(dict.fromkeys(probe.operation for probe in probes))
+    found = [probe for probe in found if probe.cells]
+    operations = list(dict.fromkeys(probe.operation for probe in found))
     return Matrix(
         generator=f"fpxbench {__version__}", generated=datetime.now(UTC).replace(microsecond=0), machine=this_machine(),
         builds=[result.build for result in builds], architectures=list(architectures),
         operations=[OperationSummary(name=name, title=OPERATIONS[name].title, about=OPERATIONS[name].about)
                     for name in operations],
-        outcomes=shared, probes=probes,
+        outcomes=shared, probes=found,
     )
 
 

@@ -109,9 +109,9 @@ def _warp_barrier(i: Instruction, lanes: list[ThreadState]) -> None:
 
 def _shuffle(i: Instruction, lanes: list[ThreadState]) -> None:
     """Execute ``shfl.sync.bfly`` or ``.idx`` over a whole warp: each lane receives another lane's value."""
-    to, source, by, clamp, _ = i.operands
+    to, source, by, clamp, _ = i.names
     modes = {"bfly": lambda lane, by: lane ^ by, "idx": lambda lane, by: by}
-    if len(i.modifiers) != 3 or i.modifiers[1] not in modes or isinstance(to, tuple) or len(lanes) != WARP:
+    if len(i.modifiers) != 3 or i.modifiers[1] not in modes or len(lanes) != WARP:
         raise Unmodelled(i.text)
     values = [state.read(source, 32) for state in lanes]
     for lane, state in enumerate(lanes):
@@ -132,7 +132,8 @@ def _matrices(i: Instruction, lanes: list[ThreadState]) -> None:
     loads = i.name == "ldmatrix"
     registers, address = i.operands if loads else reversed(i.operands)
     registers = registers if isinstance(registers, tuple) else (registers,)
-    if shape != ("sync", "aligned", "m8n8", "shared", "b16") or len(lanes) != WARP or len(registers) != count:
+    if shape != ("sync", "aligned", "m8n8", "shared", "b16") or len(lanes) != WARP or len(registers) != count \
+            or isinstance(address, tuple):
         raise Unmodelled(i.text)
     addresses = [state.address(address) for state in lanes]     # a loaded register may be the address's own
     for number, register in enumerate(registers):
@@ -166,7 +167,7 @@ def _steps(kernel: Kernel, state: ThreadState) -> Iterator[Instruction]:
             if i.name in ("ret", "exit"):
                 return
             if i.name == "bra":
-                position = kernel.labels[i.operands[-1]]
+                position = kernel.labels[i.names[-1]]
             elif i.name in _WARP_INSTRUCTIONS or _is_barrier(i):
                 if i.name in ("bar", "barrier") and ("sync" not in i.modifiers or i.modifiers[0] != "warp"
                                                      and i.operands != ("0",)):

@@ -139,25 +139,24 @@ def _only(instruction: Instruction, allowed: str, last: int = 1) -> None:
             raise Unmodelled(instruction.text)
 
 
+def _parts(operand: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a vector, or the one name."""
+    return operand if isinstance(operand, tuple) else (operand,)
+
+
 # Moves and memory.
 
 
 def _mov(state: ThreadState, i: Instruction) -> None:
     bits = _width(i.modifiers[-1])
-    to, source = i.operands
-    if isinstance(source, tuple):
-        part = bits // len(source)
-        value = sum(state.read(name, part) << (part * at) for at, name in enumerate(source))
-    elif source in state.parameters:
+    to, source = map(_parts, i.operands)
+    if state.parameters.keys() & {*source}:
         raise Unmodelled(i.text)
-    else:
-        value = state.read(source, bits)
-    if isinstance(to, tuple):
-        part = bits // len(to)
-        for at, name in enumerate(to):
-            state.write(name, value >> (part * at), part)
-    else:
-        state.write(to, value, bits)
+    part = bits // len(source)
+    value = sum(state.read(name, part) << (part * at) for at, name in enumerate(source))
+    part = bits // len(to)
+    for at, name in enumerate(to):
+        state.write(name, value >> (part * at), part)
 
 
 _CACHE_HINTS = "L1 L2 evict_first evict_last no_allocate cache_hint"
@@ -165,13 +164,13 @@ _CACHE_HINTS = "L1 L2 evict_first evict_last no_allocate cache_hint"
 
 def _ld(state: ThreadState, i: Instruction) -> None:
     bits = _width(i.modifiers[-1])
-    to, address, *_ = i.operands       # a third one is a cache policy
+    to, address, *_ = map(_parts, i.operands)       # a third one is a cache policy
     if i.modifiers[0] == "param":
-        state.write(to, state.parameters[address.strip("[] ")], bits)
+        state.write(to[0], state.parameters[address[0].strip("[] ")], bits)
         return
     _only(i, f"global local shared v2 v4 {_CACHE_HINTS}")
-    start = state.address(address)
-    for at, name in enumerate(to if isinstance(to, tuple) else (to,)):
+    start = state.address(*address)
+    for at, name in enumerate(to):
         value = state.load(start + at * bits // 8, bits // 8)
         state.write(name, _signed(value, bits) if i.modifiers[-1][0] == "s" else value, 64)
 
@@ -179,9 +178,9 @@ def _ld(state: ThreadState, i: Instruction) -> None:
 def _st(state: ThreadState, i: Instruction) -> None:
     _only(i, "global local shared v2 v4")
     bits = _width(i.modifiers[-1])
-    address, source = i.operands
-    start = state.address(address)
-    for at, name in enumerate(source if isinstance(source, tuple) else (source,)):
+    address, source = map(_parts, i.operands)
+    start = state.address(*address)
+    for at, name in enumerate(source):
         state.store(start + at * bits // 8, state.read(name, bits), bits // 8)
 
 
@@ -191,31 +190,31 @@ def _st(state: ThreadState, i: Instruction) -> None:
 def _bitwise(operation: Callable[..., int]) -> Callable[[ThreadState, Instruction], None]:
     def handler(state: ThreadState, i: Instruction) -> None:
         bits = _width(i.modifiers[-1])
-        state.write(i.operands[0], operation(*(state.read(name, bits) for name in i.operands[1:])), bits)
+        state.write(i.names[0], operation(*(state.read(name, bits) for name in i.names[1:])), bits)
     return handler
 
 
 def _shift(state: ThreadState, i: Instruction) -> None:
     bits = _width(i.modifiers[-1])
-    value, by = state.read(i.operands[1], bits), min(state.read(i.operands[2], 32), bits)
+    value, by = state.read(i.names[1], bits), min(state.read(i.names[2], 32), bits)
     if i.name == "shl":
         value <<= by
     else:
         value = (_signed(value, bits) if i.modifiers[-1][0] == "s" else value) >> by
-    state.write(i.operands[0], value, bits)
+    state.write(i.names[0], value, bits)
 
 
 def _lop3(state: ThreadState, i: Instruction) -> None:
-    to, *sources, table = i.operands
+    to, *sources, immediate = i.names
     a, b, c = (state.read(name, 32) for name in sources)
-    table = state.read(table, 8)
+    table = state.read(immediate, 8)
     state.write(to, sum((table >> ((a >> at & 1) << 2 | (b >> at & 1) << 1 | (c >> at & 1)) & 1) << at
                         for at in range(32)), 32)
 
 
 def _prmt(state: ThreadState, i: Instruction) -> None:
     _only(i, "")
-    to, low, high, selector = i.operands
+    to, low, high, selector = i.names
     eight = state.read(low, 32) | state.read(high, 32) << 32
     chosen, value = state.read(selector, 32), 0
     for at in range(4):
@@ -229,50 +228,47 @@ def _bfe(state: ThreadState, i: Instruction) -> None:
     """Extract a bit field; of a signed one the top bit is repeated."""
     if i.modifiers not in (("u32",), ("s32",)):
         raise Unmodelled(i.text)
-    value, start, length = (state.read(name, 32) for name in i.operands[1:])
+    value, start, length = (state.read(name, 32) for name in i.names[1:])
     start, length = start & 0xFF, length & 0xFF
     if i.modifiers == ("s32",):
         if not 0 < length <= 32 - start:
             raise Unmodelled(i.text)
-        state.write(i.operands[0], _signed(value >> start & ((1 << length) - 1), length), 32)
+        state.write(i.names[0], _signed(value >> start & ((1 << length) - 1), length), 32)
     else:
-        state.write(i.operands[0], value >> start & ((1 << length) - 1), 32)
+        state.write(i.names[0], value >> start & ((1 << length) - 1), 32)
 
 
 def _bfi(state: ThreadState, i: Instruction) -> None:
     """Insert a bit field."""
     if i.modifiers != ("b32",):
         raise Unmodelled(i.text)
-    field_, into, start, length = (state.read(name, 32) for name in i.operands[1:])
+    field_, into, start, length = (state.read(name, 32) for name in i.names[1:])
     mask = ((1 << (length & 0xFF)) - 1) << (start & 0xFF) & 0xFFFFFFFF
-    state.write(i.operands[0], into & ~mask | field_ << (start & 0xFF) & mask, 32)
+    state.write(i.names[0], into & ~mask | field_ << (start & 0xFF) & mask, 32)
 
 
 def _selp(state: ThreadState, i: Instruction) -> None:
-    to, yes, no, predicate = i.operands
+    to, yes, no, predicate = i.names
     type_ = i.modifiers[-1]
     bits = _width(type_) if type_ not in _FLOATS else _FLOATS[type_].bits
     state.write(to, state.read(yes if state.read(predicate, 1) else no, bits), bits)
 
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b and not (math.isnan(a) or math.isnan(b)), "lt": lambda a,
-    b: a < b,
-    "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b and not (math.isnan(a) or math.isnan(b)),
+    "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
     "neu": lambda a, b: a != b, "equ": lambda a, b: not (a < b or a > b), "ltu": lambda a, b: not a >= b,
-    "leu": lambda a, b: not a > b,
-    "gtu": lambda a, b: not a <= b, "geu": lambda a, b: not a < b, "num": lambda a,
-    b: not (math.isnan(a) or math.isnan(b)),
-    "nan": lambda a, b: math.isnan(a) or math.isnan(b),
+    "leu": lambda a, b: not a > b, "gtu": lambda a, b: not a <= b, "geu": lambda a, b: not a < b,
+    "num": lambda a, b: not (math.isnan(a) or math.isnan(b)), "nan": lambda a, b: math.isnan(a) or math.isnan(b),
 }
 
 
 def _setp(state: ThreadState, i: Instruction) -> None:
     comparison, type_ = i.modifiers[0], i.modifiers[-1]
-    if len(i.modifiers) != 2 or "|" in i.operands[0]:
+    if len(i.modifiers) != 2 or "|" in i.names[0]:
         raise Unmodelled(i.text)
-    a, b = (_number(state, name, type_) for name in i.operands[1:])
-    state.write(i.operands[0], _COMPARISONS[comparison](a, b), 1)
+    a, b = (_number(state, name, type_) for name in i.names[1:])
+    state.write(i.names[0], _COMPARISONS[comparison](a, b), 1)
 
 
 def _set(state: ThreadState, i: Instruction) -> None:
@@ -280,11 +276,11 @@ def _set(state: ThreadState, i: Instruction) -> None:
     comparison, to_type, from_type = i.modifiers
     if (to_type, from_type) != ("f16x2", "f16x2"):
         raise Unmodelled(i.text)
-    a, b = (state.read(name, 32) for name in i.operands[1:])
+    a, b = (state.read(name, 32) for name in i.names[1:])
     holds = (_COMPARISONS[comparison](FP16.value(a >> shift & 0xFFFF), FP16.value(b >> shift & 0xFFFF))
              for shift in (0, 16))
     low, high = (nearest(FP16, float(true)) for true in holds)
-    state.write(i.operands[0], low | high << 16, 32)
+    state.write(i.names[0], low | high << 16, 32)
 
 
 def _number(state: ThreadState, name: str, type_: str) -> float:
@@ -306,7 +302,7 @@ def _arithmetic(state: ThreadState, i: Instruction) -> None:
     propagates = "NaN" in i.modifiers and i.name in ("min", "max")
     _only(i, "rn ftz NaN" if propagates else "rn ftz")
     kind, ftz = _FLOATS[base], "ftz" in i.modifiers
-    to, *sources = i.operands
+    to, *sources = i.names
     result = 0
     for lane in range(lanes):
         numbers = []
@@ -325,6 +321,11 @@ _FLOAT_OPERATIONS: dict[str, Callable] = {
 }
 
 
+_INTEGER_OPERATIONS: dict[str, Callable] = {
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "min": min, "max": max, "neg": lambda a: -a, "abs": abs,
+}
+
+
 def _integer(state: ThreadState, i: Instruction) -> None:
     type_ = i.modifiers[-1]
     bits = _width(type_)
@@ -332,21 +333,20 @@ def _integer(state: ThreadState, i: Instruction) -> None:
     wide = "wide" in i.modifiers
     if i.name in ("mul", "mad") and "lo" not in i.modifiers and not wide:
         raise Unmodelled(i.text)
-    to, *sources = i.operands
+    to, *sources = i.names
     numbers = [_number(state, name, type_) for name in sources[:2]]
     if i.name in ("mul", "mad"):
         value = numbers[0] * numbers[1]
         if i.name == "mad":
             value += state.read(sources[2], 2 * bits if wide else bits)
     else:
-        value = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "min": min, "max": max, "neg": lambda a: -a,
-                 "abs": abs}[i.name](*numbers)
+        value = _INTEGER_OPERATIONS[i.name](*numbers)
     state.write(to, int(value), 2 * bits if wide else bits)
 
 
 def _cvt(state: ThreadState, i: Instruction) -> None:
     to_type, from_type = i.modifiers[-2:]
-    to, *sources = i.operands
+    to, *sources = i.names
     options = set(i.modifiers[:-2])
     if from_type in _CODED and to_type in ("f16x2", "bf16x2") and options == {"rn"}:
         kind, codes = _FLOATS[to_type[:-2]], state.read(sources[0], 16)
@@ -359,11 +359,11 @@ def _cvt(state: ThreadState, i: Instruction) -> None:
         state.write(to, low | high << 16, 32)
     elif to_type in _CODED and options == {"rn", "satfinite"}:
         if from_type == "f32":
-            high, low = (FP32.value(state.read(name, 32)) for name in sources)
+            upper, lower = (FP32.value(state.read(name, 32)) for name in sources)
         else:
             kind, lanes = _FLOATS[from_type.removesuffix("x2")], state.read(sources[0], 32)
-            low, high = kind.value(lanes & 0xFFFF), kind.value(lanes >> 16)
-        state.write(to, _CODED[to_type].round(low) | _CODED[to_type].round(high) << 8, 16)
+            lower, upper = kind.value(lanes & 0xFFFF), kind.value(lanes >> 16)
+        state.write(to, _CODED[to_type].round(lower) | _CODED[to_type].round(upper) << 8, 16)
     elif to_type in _FLOATS and from_type in _FLOATS:
         _between_floats(state, i, options)
     elif to_type in _FLOATS and options <= {"rn"}:
@@ -378,18 +378,17 @@ def _between_floats(state: ThreadState, i: Instruction, options: set[str]) -> No
     if not (options <= {"rn", "ftz"} or options == {"rz"}):
         raise Unmodelled(i.text)
     target, source = (_FLOATS[type_] for type_ in i.modifiers[-2:])
-    bits = state.read(i.operands[1], source.bits)
+    bits = state.read(i.names[1], source.bits)
     number = source.value(flushed(source, bits) if "ftz" in options and source is FP32 else bits)
     result = (toward_zero if "rz" in options else nearest)(target, number)
     if not options & {"rn", "rz"} and not math.isnan(number) and target.value(result) != number:
         raise Unmodelled(f"{i.text}: {number} has to be rounded, and the instruction does not say how")
-    state.write(i.operands[0], result, target.bits)
+    state.write(i.names[0], result, target.bits)
 
 
 INSTRUCTIONS: dict[str, Callable[[ThreadState, Instruction], None]] = {
-    "createpolicy": lambda state, i: state.write(i.operands[0], 0, 64), "mov": _mov, "ld": _ld, "st": _st, "cvt": _cvt,
-    "cvta": lambda state,
-    i: state.write(i.operands[0], state.read(i.operands[1], 64), 64),
+    "createpolicy": lambda state, i: state.write(i.names[0], 0, 64), "mov": _mov, "ld": _ld, "st": _st, "cvt": _cvt,
+    "cvta": lambda state, i: state.write(i.names[0], state.read(i.names[1], 64), 64),
     "and": _bitwise(lambda a, b: a & b), "or": _bitwise(lambda a, b: a | b), "xor": _bitwise(lambda a, b: a ^ b),
     "not": _bitwise(lambda a: ~a),
     "shl": _shift, "shr": _shift, "lop3": _lop3, "prmt": _prmt, "bfe": _bfe, "bfi": _bfi, "selp": _selp, "setp": _setp,

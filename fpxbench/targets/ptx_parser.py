@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 
 class Unmodelled(ValueError):
@@ -23,6 +23,14 @@ class Instruction:
     """Registers and constants by name; a vector is a tuple; ``[a + 4]`` is an address."""
     predicate: str = ""
     """``%p1`` or ``!%p1``."""
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The operands of an instruction that takes no vector. Raises Unmodelled for one with a vector."""
+        names = tuple(operand for operand in self.operands if isinstance(operand, str))
+        if len(names) != len(self.operands):
+            raise Unmodelled(self.text)
+        return names
 
 
 @dataclass(frozen=True)

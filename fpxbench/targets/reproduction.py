@@ -165,5 +165,5 @@ def _kernel_source(file: Path, kernel: str) -> str:
     source, module = _parsed(file)
     if file != KERNELS:
         return source.split('"""', 2)[2]
-    node = next(node for node in module.body if getattr(node, "name", None) == kernel)
+    node = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == kernel)
     return "\n".join(source.splitlines()[node.decorator_list[0].lineno - 1:node.end_lineno])

@@ -108,7 +108,10 @@ def store_fault(
     fmt = format_named(format_name)
     ynumel, xnumel = store.numels
     last = (-(-xnumel // xblock) - 1, -(-ynumel // yblock) - 1)
-    arguments = [_STARTS.get(argument, argument) for argument in store.arguments]
+    unknown = {argument for argument in store.arguments if isinstance(argument, str)} - _STARTS.keys()
+    if unknown:
+        raise Unmodelled(f"a kernel with arguments {', '.join(sorted(unknown))}")
+    arguments = [_STARTS[argument] if isinstance(argument, str) else argument for argument in store.arguments]
     for block in dict.fromkeys(((0, 0), last)):
         memory = _inputs(fmt, store)
         run(parse(ptx), arguments, memory, threads, [(*block, 0)])

@@ -86,6 +86,7 @@ def stored_wrongly(store, scheme: str, **how):
         ("nvfp4", "planar"),
         ("e2m2-row", "planar"),
         ("int8-row", "bytes"),
+        ("nf4-g64", "planar"),
     ],
 )
 def test_each_known_decode_fault_is_named_or_counted_among_those_that_fit(scheme, layout, workload) -> None:
@@ -257,7 +258,8 @@ def test_a_readout_of_nothing_but_nan_fits_no_number() -> None:
 
 @pytest.mark.parametrize(
     "scheme",
-    ["e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e4m3fn", "mxfp8_e5m2", "e3m2-g32", "mxfp4", "nvfp4", "int8-row"],
+    ["e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e4m3fn", "mxfp8_e5m2", "e3m2-g32", "mxfp4", "nvfp4", "int8-row",
+     "nf4-g64"],
 )
 def test_each_known_encode_fault_is_named_or_counted_among_those_that_fit(scheme) -> None:
     """Each fault is made on probe values; unless it changes no code there, it is found."""

@@ -18,10 +18,11 @@ from fpxbench.checking.examination import Examination
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
+from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.decode_faults import decode_faults, only_scales_finite_codes
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import Readout
-from fpxbench.diagnosis.encode_faults import encode_faults, scale_choice_faults
+from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, scale_choice_faults
 from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.diagnosis.hypotheses import Predictor
 from fpxbench.diagnosis.naming import name_reading, single_weights
@@ -345,7 +346,7 @@ class _Inspector:
         probes = self.probes or self._probe_readouts()
         readouts = [readout, *probes]
         if readout.original is None:
-            known = list(decode_faults(readout.weight))
+            known: list[DecodeFault | EncodeFault] = [*decode_faults(readout.weight)]
         else:       # its layout cannot be seen either, but codes of less than a byte are packed somehow
             fmt, scaling = self.bench.fmt, self.bench.scaling
             as_if = replace(readout.weight, layout="planar" if fmt.bits < 8 else "bytes")

@@ -52,7 +52,8 @@ class Wrapped(Implementation):
             raise ValueError(f"the factory returned {type(module).__name__}, not a torch.nn.Module")
         return ModuleWeight(scheme, (n, k), "module", torch.empty(0, dtype=torch.uint8), module=module)
 
-    def matmul(self, x: Tensor, weight: ModuleWeight) -> Tensor:
+    def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
+        assert isinstance(weight, ModuleWeight)
         return weight.module(x)
 
 

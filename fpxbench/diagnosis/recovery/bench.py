@@ -13,8 +13,8 @@ from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.scale_rules import judged_scheme
 from fpxbench.implementation import Implementation
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.codec import decode_table
-from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
@@ -46,7 +46,7 @@ class Bench:
         self.implementation, self.case, self.device, self.seed = implementation, case, device, seed
         self.scheme: Scheme = scheme_named(case.scheme)
         self.judged: Scheme = judged_scheme(self.scheme, implementation.scale_rule)
-        self.fmt: Format = self.scheme.format
+        self.fmt: NumberFormat = self.scheme.format
         self.scaling: Scaling = self.judged.scaling
         self.n, self.k = case.n, case.k
         self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
@@ -160,7 +160,7 @@ class Bench:
 
     # What a number looks like once it was read.
 
-    def near(self, seen: Tensor, wanted: Tensor, roundings: float = 1) -> Tensor:
+    def near(self, seen: Tensor, wanted: Tensor, roundings: float | Tensor = 1) -> Tensor:
         """Return where numbers that were read are those wanted, which 16 bits hold exactly, but for so many roundings;
         NaN is NaN, and infinity infinity."""
         finfo = torch.finfo(self.dtype)

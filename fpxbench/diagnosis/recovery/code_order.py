@@ -37,7 +37,8 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
         )
     rng = inputs.generator(bench.seed, "order")
     one = bench.scales(torch.ones(1, 1))
-    stored, read = [], []
+    stored: list[Tensor] = []
+    read: list[Tensor] = []
 
     def add_weights(count: int) -> None:
         while len(stored) < count:

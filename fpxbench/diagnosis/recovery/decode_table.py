@@ -17,6 +17,7 @@ from fpxbench.diagnosis.encode_faults import EncodeFault
 from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly, table_under
 from fpxbench.diagnosis.recovery.bench import Bench
+from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
@@ -207,12 +208,12 @@ def effective_table(bench: Bench, faults: Faults) -> Tensor:
 def _table_under(bench: Bench, faults: Faults) -> Tensor:
     """Return the same under a scale of 1 as it is read."""
     factor = torch.ones(1, device=bench.device), torch.ones(1, device=bench.device)
-    for fault in (one for one in faults if one.step == "scales"):
+    for fault in (one for one in faults if isinstance(one, DecodeFault) and one.step == "scales"):
         factor = fault.apply(*factor)
     return effective_table(bench, faults) * float(_product(factor))
 
 
-def _of_the_same_width(fmt: Format) -> list[Format]:
+def _of_the_same_width(fmt: NumberFormat) -> list[Format]:
     """Return signed floats of as many bits that are numbers only, with the usual bias."""
     return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
 

@@ -87,7 +87,7 @@ class RecoveredMaps:
             return True
         block, tensor = self.factors.values, torch.ones(1, dtype=torch.float64)
         for one in faults:
-            if one.step == "scales":
+            if isinstance(one, DecodeFault) and one.step == "scales":
                 block, tensor = one.apply(block, tensor)
         return gives_factors(self.bench, effective_table(self.bench, faults), block * tensor, self.factors)
 

@@ -42,12 +42,12 @@ class Factors:
 
 def recover_scales(bench: Bench, table: Tensor, blocks_right: bool) -> tuple[Experiment, Factors | None]:
     """Return the factor of every scale that can be seen by codes whose numbers are known from `table`."""
-    code, number = known_code(bench, table)
+    code, read = known_code(bench, table)
     if code is None:
         return Experiment(
             name="scales", right=None, message="no code is read as a number that scales could be seen by"
         ), None
-    plain = plain_weights(bench, code, number)
+    plain = plain_weights(bench, code, read)
     if not bool(plain.any()):
         return Experiment(
             name="scales", right=None, message="no weight is read as the one code that all of them hold"
@@ -103,9 +103,9 @@ def _reachable(bench: Bench, values: Tensor) -> Tensor:
     """Return which scales a weight can be given for, in fp32 or the dtype that it is cast to: every number of the
     format under them must be a normal number."""
     finfo = torch.finfo(bench.dtype if getattr(bench.implementation, "casts_weight", False) else torch.float32)
-    return (
-        values.isfinite() & (values * bench.fmt.max <= finfo.max / 4) & (values * bench.fmt.min_subnormal >= finfo.tiny)
-    )
+    magnitudes = bench.table.abs()
+    least = float(magnitudes[magnitudes > 0].amin())
+    return values.isfinite() & (values * bench.fmt.max <= finfo.max / 4) & (values * least >= finfo.tiny)
 
 
 def _probe_codes(bench: Bench, table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,12 +171,12 @@ def _read_factors(
         )
 
     if not rowwise:
-        seen = []
+        singly = []
         for one in range(len(values)):
             operands = bench.hold(probe[one].reshape(1, 1), scales_of(torch.tensor([one])))
             read = bench.read(operands, at)[row, :1].cpu()
-            seen.append(sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row])))
-        return torch.cat(seen)
+            singly.append(sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row])))
+        return torch.cat(singly)
     # Rows of one scale each. A row of which another scale is read stands out by what all other rows of that arrangement
     # show.
     rng = inputs.generator(bench.seed, "scale codes")
