@@ -1,0 +1,222 @@
+"""Products, copies and views of a FloatTensor, and what distributed training and checkpoint loaders call."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fpxbench.model.float_tensor.tensor import FloatTensor, function, operation
+from fpxbench.numbers.scheme import scheme_named
+
+_aten = torch.ops.aten
+
+# Products.
+
+
+@function(torch.nn.functional.linear)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not isinstance(weight, FloatTensor):
+        raise NotImplementedError("a FloatTensor is a weight; as an activation, use its dequantize()")
+    if weight.transposed or len(weight.stored_shape) != 2:
+        raise NotImplementedError(
+            f"linear takes a weight [N, K], not {list(weight.shape)}; dequantize() gives a plain tensor"
+        )
+    n, k = weight.stored_shape
+    if x.shape[-1] != k:
+        raise RuntimeError(
+            f"an activation {list(x.shape)} does not multiply a weight [{n}, {k}]: its last dimension is not {k}"
+        )
+    return torch.ops.fpxbench.linear(x, weight.packed, weight.scales, weight.tensor_scale, bias, weight.scheme,
+                                     weight.code_layout, weight.implementation, n, k)
+
+
+@function(torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
+def _matmul(x: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 2:
+        return _linear(x, weight.t())
+    raise NotImplementedError("a FloatTensor [N, K] is multiplied as x @ weight.t(); dequantize() gives a plain tensor")
+
+
+@operation(_aten.mm.default)
+def _mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return _matmul(*args)
+
+
+@operation(_aten.addmm.default)
+def _addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    bias, x, weight = args
+    if kwargs or not (isinstance(weight, FloatTensor) and weight.transposed):
+        raise NotImplementedError(
+            "addmm takes a bias, x and weight.t() without factors; dequantize() gives a plain tensor"
+        )
+    return _linear(x, weight.t(), bias)
+
+
+@operation(_aten._grouped_mm.default)
+def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Multiply rows ``[T, K]``, in runs that end at `offs`, by one expert each: [E, K, N] as a transposed
+    FloatTensor.
+    """
+    x, weight, *more = args
+    offsets = more[0] if more else kwargs.get("offs")
+    if not (isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 3 and x.dim() == 2):
+        raise NotImplementedError(
+            "grouped_mm takes rows [T, K] and experts [E, N, K].transpose(1, 2); dequantize() gives a plain tensor"
+        )
+    ends = [0, *offsets.tolist()]
+    out = x.new_empty(len(x), weight.stored_shape[1])
+    for expert, (first, last) in enumerate(pairwise(ends)):
+        if last > first:
+            out[first:last] = _linear(x[first:last], weight._expert(expert).t())
+    return out
+
+
+# Copies and views of all of it.
+
+
+@operation(_aten.detach.default, _aten.alias.default)
+def _alias(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    return return_and_correct_aliasing(func, args, kwargs, args[0]._with(func))
+
+
+@operation(_aten.clone.default)
+def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    return args[0]._with(torch.clone)
+
+
+@operation(_aten._to_copy.default)
+def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    tensor, dtype, device = args[0], kwargs.get("dtype") or args[0].dtype, kwargs.get("device")
+    if dtype not in (torch.bfloat16, torch.float16):
+        # fp32 and wider: what holds the numbers themselves.
+        return tensor.dequantize(dtype).to(device)
+    return tensor._with(
+        lambda part: part.to(device, copy=True, non_blocking=kwargs.get("non_blocking", False)), dtype=dtype
+    )
+
+
+@operation(_aten.copy_.default)
+def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    target, source = args[:2]
+    if not isinstance(target, FloatTensor):
+        return target.copy_(source.dequantize(target.dtype))
+    if target.shape != source.shape:
+        raise RuntimeError(f"a FloatTensor {list(target.shape)} cannot be filled from {list(source.shape)}")
+    if not isinstance(source, FloatTensor):
+        values = source.transpose(-1, -2) if target.transposed else source
+        source = FloatTensor.from_float(values.to(target.device), target.scheme, target.implementation)
+    if source.scheme != target.scheme:
+        raise RuntimeError(
+            f"a {target.scheme} tensor cannot hold the codes of a {source.scheme} one; copy its dequantize()"
+        )
+    if source.code_layout != target.code_layout:
+        source = FloatTensor.from_weight(
+            source.weight.relayout(target.code_layout), source.dtype, source.implementation
+        )
+    for part, values in source._parts().items():
+        getattr(target, part).copy_(values)
+    return target
+
+
+@operation(_aten.t.default, _aten.transpose.int)
+def _transpose(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    tensor, *dimensions = args
+    count = tensor.dim()
+    chosen = {dimension % count for dimension in dimensions} or {0, 1}
+    if chosen != {count - 1, count - 2}:
+        raise NotImplementedError(
+            f"transpose swaps the last two of {count} dimensions, not {dimensions}; dequantize() gives a plain tensor"
+        )
+    return return_and_correct_aliasing(
+        func, args, kwargs, tensor._with(lambda part: part, transposed=not tensor.transposed)
+    )
+
+
+@operation(_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
+def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    tensor, shape = args
+    if list(shape) == [-1] or list(shape) == [tensor.numel()]:
+        return return_and_correct_aliasing(func, args, kwargs, tensor._with(lambda part: part, flat=True))
+    if tensor.flat:
+        tensor = tensor._with(lambda part: part, flat=False)
+    known = [tensor.numel() // max(1, -prod(shape)) if size == -1 else size for size in shape]
+    if known != list(tensor.shape):
+        raise NotImplementedError(
+            f"a FloatTensor {list(tensor.shape)} cannot be viewed as {list(shape)}: its codes are packed by rows; "
+            "dequantize() gives a plain tensor"
+        )
+    return return_and_correct_aliasing(func, args, kwargs, tensor._with(lambda part: part))
+
+
+# The rest.
+
+
+@operation(_aten.equal.default)
+def _equal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    one, other = args
+    if not (isinstance(one, FloatTensor) and isinstance(other, FloatTensor)):
+        plain = [tensor.dequantize() if isinstance(tensor, FloatTensor) else tensor for tensor in args]
+        return torch.equal(*plain)
+    if one._context()[:3] != other._context()[:3] or one.transposed != other.transposed:
+        return False
+    return all(torch.equal(part, getattr(other, name)) for name, part in one._parts().items())
+
+
+@operation(_aten.empty_like.default, _aten.zeros_like.default, _aten.new_empty.default, _aten.new_zeros.default)
+def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    """Return what FSDP2 and checkpoint loaders fill afterwards. Codes and scales of zero are zeros."""
+    tensor = args[0]
+    shape = tuple(args[1]) if len(args) > 1 else tensor.stored_shape
+    if len(shape) != len(tensor.stored_shape) or shape[-1] != tensor.stored_shape[-1]:
+        raise NotImplementedError(f"a FloatTensor like {list(tensor.shape)} has its K; asked for {list(shape)}")
+    rows, columns = scheme_named(tensor.scheme).scaling.grid_shape(*shape[-2:])
+    lead = shape[:-2]
+    device = kwargs.get("device") or tensor.device
+    packed = torch.zeros(*lead, shape[-2], tensor.packed.shape[-1], dtype=torch.uint8, device=device)
+    scales = torch.zeros(*lead, rows, columns, dtype=tensor.scales.dtype, device=device)
+    tensor_scale = None if tensor.tensor_scale is None else torch.zeros(*lead, 1, device=device)
+    return tensor._holding(packed, scales, tensor_scale, shape=shape, dtype=kwargs.get("dtype") or tensor.dtype,
+                           transposed=False, flat=False)
+
+
+@operation(_aten.as_strided.default)
+def _as_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    """Return the view by which FSDP2 restores the parameter's shape of its flat shard."""
+    tensor, size, stride = args[:3]
+    if tuple(size) != tensor.stored_shape or list(stride) != [tensor.stored_shape[-1], 1]:
+        raise NotImplementedError(
+            f"as_strided gives a FloatTensor {list(tensor.stored_shape)} back in its own shape, not "
+            f"{list(size)}; dequantize() gives a plain tensor"
+        )
+    return return_and_correct_aliasing(func, args, kwargs, tensor._with(lambda part: part, flat=False))
+
+
+@operation(torch.ops.c10d.broadcast_.default, torch.ops.c10d.scatter_.default)
+def _communicate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Send the parts one after the other: what DTensor does when it distributes a tensor from rank 0."""
+    first = next(tensor for tensor in tree_leaves(args) if isinstance(tensor, FloatTensor))
+    result = None
+    for part in first._parts():
+        result = func(
+            *tree_map(lambda each, part=part: getattr(each, part) if isinstance(each, FloatTensor) else each, args),
+            **kwargs,
+        )
+        result[-1].wait()
+    return args[0], result[-1]
+
+
+@operation(_aten.is_pinned.default)
+def _is_pinned(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return args[0].packed.is_pinned()
+
+
+@operation(_aten._pin_memory.default)
+def _pin_memory(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
+    return args[0]._with(lambda part: part.pin_memory())

@@ -1,0 +1,236 @@
+"""The class: parts, context, conversion, sharding. Its operations are registered by the modules beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fpxbench.model.operator import AUTO, resolve
+from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+
+_PARTS = ("packed", "scales", "tensor_scale")
+_CONTEXT = ("scheme", "layout", "shape", "dtype", "implementation", "transposed", "flat")
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+"""What replaces a function of Python, as `F.linear`, by function."""
+OPERATIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
+"""What replaces an operation of the dispatcher, by operation: called with it, its arguments and keyword arguments."""
+
+
+class FloatTensor(Tensor):
+    """A quantized weight as a tensor.
+
+    Parameters
+    ----------
+    packed : uint8 codes, ``[..., N, row_bytes]``
+    scales : as `QuantizedWeight.scales`, ``[..., R, G]``
+    tensor_scale : the second-level scale, fp32 ``[..., 1]``; None for schemes without one
+    scheme, layout : names, as `QuantizedWeight` has them; attributes ``scheme`` and ``code_layout``
+    shape : ``(N, K)`` or ``(E, N, K)``
+    dtype : of the tensor that it stands for, and of `dequantize`
+    implementation : which multiplies; ``auto`` is resolved for each scheme and device by `fpxbench.model.operator`
+    transposed : whether the last two dimensions are swapped, as after ``.t()``
+    flat : whether it is seen as one dimension, as FSDP2 keeps its shards
+    """
+
+    __module__ = "fpxbench.model.float_tensor"      # the name in saved files
+
+    packed: Tensor
+    scales: Tensor
+    tensor_scale: Tensor | None
+
+    @staticmethod
+    def __new__(cls, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
+                shape: Sequence[int], dtype: torch.dtype = torch.bfloat16, implementation: str = AUTO,
+                transposed: bool = False, flat: bool = False) -> Self:
+        outer = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
+        outer = (prod(shape),) if flat else outer
+        return Tensor._make_wrapper_subclass(cls, outer, dtype=dtype, device=packed.device, requires_grad=False)
+
+    def __init__(self, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
+                 shape: Sequence[int], dtype: torch.dtype = torch.bfloat16, implementation: str = AUTO,
+                 transposed: bool = False, flat: bool = False) -> None:
+        self.packed, self.scales, self.tensor_scale = packed, scales, tensor_scale
+        self.scheme, self.code_layout, self.stored_shape = scheme, layout, tuple(shape)
+        self.implementation, self.transposed, self.flat = implementation, transposed, flat
+
+    # Making and unmaking.
+
+    @classmethod
+    def from_weight(
+        cls, weight: QuantizedWeight, dtype: torch.dtype = torch.bfloat16, implementation: str = AUTO
+    ) -> Self:
+        """Return a tensor that holds the codes and scales of `weight`.
+
+        Raises ValueError for a dense weight, and for one whose layout is an implementation's own.
+        """
+        if not weight.has_codes or weight.extra:
+            raise ValueError(
+                f"a FloatTensor holds codes in a known layout; this {weight.scheme.name} weight is in {weight.layout!r}"
+            )
+        return cls(weight.packed, weight.scales, weight.tensor_scale, weight.scheme.name, weight.layout, weight.shape,
+                   dtype, implementation)
+
+    @classmethod
+    def from_float(cls, values: Tensor, scheme: str | Scheme, implementation: str = AUTO) -> Self:
+        """Quantize `values` [N, K] or [E, N, K], in the layout that `implementation` reads.
+
+        Raises ValueError for values that no scale can hold, and for an implementation that does not take the scheme.
+        """
+        chosen = scheme_named(scheme) if isinstance(scheme, str) else scheme
+        name, cls_of = resolve(implementation, chosen, values.device.type)
+        with torch.no_grad():
+            if values.dim() == 3:
+                return cls.stack([cls.from_float(expert, chosen, name) for expert in values])
+            codes, scales = chosen.quantize(values.detach())
+        weight = QuantizedWeight.from_codes(codes, scales, chosen, cls_of.layout)
+        return cls.from_weight(
+            weight, values.dtype if values.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16, name
+        )
+
+    @classmethod
+    def stack(cls, experts: Sequence[Self]) -> Self:
+        """Return one tensor [E, N, K] of experts [N, K] that are alike. Raises ValueError if they are not."""
+        first = experts[0]
+        if any(expert._context() != first._context() for expert in experts):
+            raise ValueError("experts that are stacked have one scheme, shape, layout and dtype")
+        packed, scales, tensor_scale = (
+            None if getattr(first, part) is None else torch.stack([getattr(expert, part) for expert in experts])
+            for part in _PARTS
+        )
+        return first._holding(packed, scales, tensor_scale, shape=(len(experts), *first.stored_shape))
+
+    @property
+    def weight(self) -> QuantizedWeight:
+        """The codes and scales of a [N, K] tensor. Raises ValueError for experts; take one of them first."""
+        if len(self.stored_shape) != 2:
+            raise ValueError(f"a FloatTensor {list(self.shape)} holds several weights; index it first")
+        return QuantizedWeight(
+            scheme_named(self.scheme), self.stored_shape, self.code_layout, self.packed, self.scales, self.tensor_scale
+        )
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the numbers that the codes stand for, a plain tensor in `dtype` (this tensor's own if None)."""
+        if len(self.stored_shape) == 3:
+            values = torch.stack([self._expert(index).weight.dequantize() for index in range(self.stored_shape[0])])
+        else:
+            values = self.weight.dequantize()
+        values = values.transpose(-1, -2) if self.transposed else values
+        return (values.reshape(-1) if self.flat else values).to(dtype or self.dtype)
+
+    @property
+    def nbytes_stored(self) -> int:
+        """Bytes of codes and scales, where `nbytes` is of the tensor that it stands for."""
+        return sum(part.nbytes for part in self._parts().values())
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {part: getattr(self, part) for part in _PARTS if getattr(self, part) is not None}
+
+    def _context(self) -> tuple[Any, ...]:
+        return (self.scheme, self.code_layout, self.stored_shape, self.dtype, self.implementation, self.transposed,
+                self.flat)
+
+    def _holding(self, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, **context: Any) -> Self:
+        """Return a tensor of other parts, and with this one's context but for what is named."""
+        known: dict[str, Any] = dict(zip(_CONTEXT, self._context(), strict=True))
+        return type(self)(packed, scales, tensor_scale, **(known | context))
+
+    def _with(self, change: Callable[[Tensor], Tensor], **context: Any) -> Self:
+        """Return a tensor whose parts are changed, and of whose context what is named."""
+        packed, scales, tensor_scale = (
+            None if getattr(self, part) is None else change(getattr(self, part)) for part in _PARTS
+        )
+        return self._holding(packed, scales, tensor_scale, **context)
+
+    def _expert(self, index: int) -> Self:
+        return self._with(lambda part: part[index], shape=self.stored_shape[1:])
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
+        return list(self._parts()), self._context()
+
+    @classmethod
+    def __tensor_unflatten__(
+        cls, parts: dict[str, Tensor], context: tuple[Any, ...], outer_size: Any, outer_stride: Any
+    ) -> Self:
+        return cls(parts["packed"], parts["scales"], parts.get("tensor_scale"), *context)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copy = self._with(torch.clone)
+        memo[id(self)] = copy
+        return copy
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return (f"FloatTensor({list(self.shape)}, {self.scheme}, {self.dtype}, device='{self.device}', "
+                f"implementation='{self.implementation}', {self.nbytes_stored} bytes)")
+
+    # FSDP2: shards along dimension 0 are gathered part by part.
+
+    def fsdp_pre_all_gather(
+        self, mesh: Any, outer_size: Any, outer_stride: Any, module: Any, mp_policy: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """Return what ranks gather, each row's codes and scales as bytes, and what `fsdp_post_all_gather` needs
+        besides.
+        """
+        scaling = scheme_named(self.scheme).scaling
+        if scaling.block_rows != 1:
+            raise NotImplementedError(f"{self.scheme} has scales over several rows, which shards along N would cut; "
+                                      "FSDP2 takes schemes with scales of their own for each row")
+        # One tensor: with a single rank, PyTorch 2.13 hands back the first alone.
+        rows = torch.cat([self.packed, self.scales.contiguous().view(torch.uint8)], dim=1)
+        return (rows,), (self._context(), self.tensor_scale, self.packed.shape[1], self.scales.dtype)
+
+    def fsdp_post_all_gather(self, gathered: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *,
+                             out: Self | None = None) -> Any:
+        """Return the whole tensor and what of it is freed after use; fill `out` instead, if there is one."""
+        (rows,), (context, tensor_scale, row_bytes, dtype) = gathered, metadata
+        packed, scales = rows[:, :row_bytes].contiguous(), rows[:, row_bytes:].contiguous().view(dtype)
+        if out is not None:
+            out.packed.copy_(packed)
+            out.scales.copy_(scales)
+            return None
+        known = dict(zip(_CONTEXT, context, strict=True))
+        known |= {"shape": (packed.shape[0], known["shape"][-1]), "flat": False, "transposed": False}
+        return FloatTensor(packed, scales, tensor_scale, **known), (packed, scales)
+
+    # Operations.
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        handler = FUNCTIONS.get(func)
+        if handler is not None:
+            return handler(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        handler = OPERATIONS.get(func)
+        if handler is None:
+            raise NotImplementedError(
+                f"FloatTensor does not implement {func}; dequantize() gives a plain tensor that does"
+            )
+        return handler(func, args, kwargs or {})
+
+
+def _registering(table: dict[Any, Callable[..., Any]]) -> Callable[..., Any]:
+    def of(*replaced: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+            table.update(dict.fromkeys(replaced, handler))
+            return handler
+        return register
+    return of
+
+
+function, operation = _registering(FUNCTIONS), _registering(OPERATIONS)
+"""Decorators: register a handler for functions, or for operations."""
+
+torch.serialization.add_safe_globals([FloatTensor])
