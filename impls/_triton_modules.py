@@ -6,6 +6,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 @cache
@@ -23,4 +24,23 @@ def kernels(name: str, interpreted: bool) -> ModuleType:
     with knobs.runtime.scope():
         knobs.runtime.interpret = interpreted
         spec.loader.exec_module(module)
+    if interpreted:
+        _call_directly(module)
     return module
+
+
+def _call_directly(module: ModuleType) -> None:
+    """Let the interpreted kernels of `module` call its device functions without preparing Triton's language anew.
+
+    `InterpretedFunction.__call__` replaces every function of `triton.language` at each call, as the launch of the
+    kernel has done already: more than half of the interpreter's time.
+    """
+    from triton.runtime.interpreter import InterpretedFunction
+
+    class DeviceFunction(InterpretedFunction):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return self.rewrite()(*args, **kwargs)
+
+    for value in vars(module).values():
+        if type(value) is InterpretedFunction:
+            value.__class__ = DeviceFunction
