@@ -1,7 +1,10 @@
 """Fixtures that several files share."""
 
+import gc
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -11,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
+from fpxbench.checking.device_lock import FOLDER_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +31,15 @@ def one_thread():
 def pytest_configure(config):
     # A runner that was started in the background ignores SIGINT, and so would every process that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests wait neither for a sweep outside that holds a device lock, nor for those of another process of theirs.
+    os.environ[FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="fpxbench-test-locks-")
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(os.environ.pop(FOLDER_VARIABLE))
+
+
+def pytest_collection_finish(session):
+    # Every garbage collection, of which each trial makes one, would visit the million objects of PyTorch and of the
+    # tests.
+    gc.freeze()

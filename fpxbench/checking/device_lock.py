@@ -1,6 +1,6 @@
 """One timing at a time on each device of this machine.
 
-The lock is a file in the folder for temporary files. Only code that measures time or bandwidth takes it: what is merely
+The lock is a file in the folder for temporary files, or in the one that $FPXBENCH_LOCK_FOLDER names. Only code that measures time or bandwidth takes it: what is merely
 checked for correctness runs beside it, so that a case that hangs delays nobody. The file names its holder for those who
 wait.
 """
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 ANNOUNCE_AFTER_S = 1.0
+FOLDER_VARIABLE = "FPXBENCH_LOCK_FOLDER"
+"""Of a machine, and so without the prefix FPX_ of a sweep's settings, which reruns do not inherit."""
 _POLL_S = 0.05
 
 Event = Literal["begin", "announce", "end"]
@@ -37,7 +39,7 @@ listener: Callable[[Event, str], None] = _print_message
 
 def lock_file(device: str) -> Path:
     """Return the path of the lock for `device` (``cpu``, ``cuda``)."""
-    return Path(tempfile.gettempdir()) / f"fpxbench-{device}-{os.getuid()}.lock"
+    return Path(os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir()) / f"fpxbench-{device}-{os.getuid()}.lock"
 
 
 @contextlib.contextmanager

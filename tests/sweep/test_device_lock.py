@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,11 @@ def test_the_lock_is_free_after_its_holder_was_killed(device):
         assert isolation.call("harmful:use_the_device", device, 600.0, timeout_s=1.0).verdict.status is Status.TIMEOUT
         assert isolation.call("harmful:use_the_device", device, 0.0, timeout_s=60.0).waited_s == 0
     assert lock_file(device).read_text() == ""
+
+
+def test_a_child_uses_the_folder_of_locks_that_is_named_to_its_parent():
+    """The tests name one of their own: no sweep on the same machine makes them wait."""
+    with Isolation(4 * GIB) as isolation:
+        used = isolation.call("fpxbench.checking.device_lock:lock_file", "cpu", timeout_s=60).read(Path)
+    assert used == lock_file("cpu") and used.parent == Path(os.environ[locks.FOLDER_VARIABLE])
+    assert used.parent != Path(tempfile.gettempdir())

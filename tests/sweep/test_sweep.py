@@ -147,14 +147,12 @@ def start(chosen, **environment):
     )
 
 
-def test_a_sweep_waits_for_another_only_to_time(tmp_path, tmp_path_factory, monkeypatch):
-    folder = str(tmp_path_factory.mktemp("t"))      # short: a socket's path in it may have 108 characters
-    monkeypatch.setattr("tempfile.tempdir", folder)
+def test_a_sweep_waits_for_another_only_to_time(tmp_path):
     impls = write(tmp_path / "impls", "swept_a")
     with device_lock("cpu", "a case of another sweep"):
-        out, said = start(settings(tmp_path / "results", impls), TMPDIR=folder).communicate(timeout=200)
+        out, said = start(settings(tmp_path / "results", impls)).communicate(timeout=200)
         assert out == "3 0 False\n" and "waiting" not in said
-        timing = start(settings(tmp_path / "timed", impls, timing_budget_s=0.1), TMPDIR=folder)
+        timing = start(settings(tmp_path / "timed", impls, timing_budget_s=0.1))
         assert timing.stderr.readline() == (
             f"fpxbench: waiting to time on cpu, which is in use by process {os.getpid()} "
             f"({shlex.join(sys.argv)[:200]}), "
