@@ -323,9 +323,9 @@ def _sqnr_db(operands: Operands) -> float | None:
 
 def _forget() -> None:
     """Leave nothing of this case to the next one in the same process."""
-    gc.collect()
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:
         dynamo.reset()
+    gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

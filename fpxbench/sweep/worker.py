@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
+import gc
 import importlib
 import inspect
 import json
@@ -57,6 +58,7 @@ def serve(connection: Connection, folder: str) -> None:
     """Answer calls until the watcher closes its end of `connection`."""
     _settle_in()
     device_lock.listener = lambda event, message: connection.send_bytes(json.dumps([event, message]).encode())
+    modules = len(sys.modules)
     with contextlib.suppress(EOFError):
         while True:
             number = connection.recv_bytes().decode()
@@ -65,6 +67,10 @@ def serve(connection: Connection, folder: str) -> None:
                 reply = _reply(base.with_suffix(".request").read_bytes())
             base.with_suffix(".reply").write_text(reply.model_dump_json(), encoding="utf-8")
             connection.send_bytes(b'["done", ""]')
+            if len(sys.modules) > modules:      # modules (PyTorch's compiler) stay: later collections pass them over
+                modules = len(sys.modules)
+                gc.collect()
+                gc.freeze()
 
 
 def _reply(request: bytes) -> Reply:

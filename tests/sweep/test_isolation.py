@@ -188,3 +188,20 @@ print("asked", asked)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "asked []"
+
+
+def test_the_compiler_is_loaded_by_what_compiles_and_shows_its_loops_in_the_profiler():
+    """Importing it takes as long as the rest of PyTorch."""
+    script = """
+import sys
+from fpxbench.sweep.preload import preload
+preload()
+before = "torch._dynamo" in sys.modules, "torch._inductor" in sys.modules
+import torch._inductor.config as options
+print(*before, options.cpp.enable_kernel_profile)
+options.cpp.enable_kernel_profile = False
+preload()
+print(options.cpp.enable_kernel_profile)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False False True", "True"]
