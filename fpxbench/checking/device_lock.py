@@ -1,8 +1,8 @@
 """One timing at a time on each device of this machine.
 
-The lock is a file in the folder for temporary files, or in the one that $FPXBENCH_LOCK_FOLDER names. Only code that measures time or bandwidth takes it: what is merely
-checked for correctness runs beside it, so that a case that hangs delays nobody. The file names its holder for those who
-wait.
+The lock is a file in the folder for temporary files, or in the one that $FPXBENCH_LOCK_FOLDER names. Only code that
+measures time or bandwidth takes it: what is merely checked for correctness runs beside it, so that a case that hangs
+delays nobody. The file names its holder for those who wait.
 """
 
 from __future__ import annotations
