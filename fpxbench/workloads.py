@@ -1,17 +1,26 @@
 """Workloads: the N and K of real models' linear layers, named after them (``llama2-7b.qkv``).
 
 Shapes come from transformers' config classes with the hyperparameters that each model was published with; nothing is
-downloaded. ``canary`` workloads are small shapes on which known faults show.
+downloaded. They are kept in the folder for temporary files, since importing transformers takes longer than importing
+PyTorch. ``canary`` workloads are small shapes on which known faults show.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
+import importlib.metadata
+import os
 import re
+import tempfile
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from fpxbench.did_you_mean import did_you_mean
 
@@ -141,6 +150,23 @@ def model_config(model: str, **further: Any) -> Any:
     return getattr(importlib.import_module("transformers"), class_name)(**published, **further)
 
 
+def _kept_layers() -> list[Workload]:
+    """Return the layers of all models, from a file that an earlier process left for this transformers."""
+    kept = TypeAdapter(list[Workload])
+    digest = hashlib.sha256(Path(__file__).read_bytes() + importlib.metadata.version("transformers").encode())
+    file = Path(tempfile.gettempdir()) / f"fpxbench-workloads-{os.getuid()}" / f"{digest.hexdigest()[:24]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        if file.stat().st_uid == os.getuid():
+            return kept.validate_json(file.read_bytes())
+    layers = [layer for model in MODELS for layer in _layers(model)]
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(kept.dump_json(layers))
+        partial.replace(file)
+    return layers
+
+
 def _layers(model: str) -> list[Workload]:
     config = model_config(model)
     shapes = {**_attention(config), **_feed_forward(config)}
@@ -186,11 +212,11 @@ def _feed_forward(config: Any) -> dict[str, tuple[int, int, Split]]:
 
 @cache
 def workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
-    """Return all workloads by name, canaries first. Imports transformers, which takes seconds.
+    """Return all workloads by name, canaries first.
 
     ranks : sizes of tensor parallelism; each adds a model's layers as one rank holds them (``llama3-70b.down.tp8``)
     """
-    layers = [layer for model in MODELS for layer in _layers(model)]
+    layers = _kept_layers()
     found = [
         *CANARIES,
         *layers,

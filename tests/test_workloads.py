@@ -1,5 +1,8 @@
 """Workloads are the layers that the models were published with."""
 
+import sys
+import tempfile
+
 import pytest
 import torch
 
@@ -133,3 +136,14 @@ def test_what_a_weight_holds_goes_by_its_workload_and_may_be_asked_for() -> None
     assert torch.equal(make_weight(case, 1, contents=WeightContents.CODES), make_weight(canary, 1))
     assert not torch.equal(make_weight(case, 1), make_weight(canary, 1))
     assert torch.equal(make_weight(canary, 1, contents=WeightContents.NORMAL), make_weight(case, 1))
+
+
+def test_shapes_are_read_from_an_earlier_file_and_made_anew_if_it_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = workloads.__wrapped__()
+    (file,) = tmp_path.glob("*/*.json")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert workloads.__wrapped__((2,)) == made | workloads((2,))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ImportError, match="transformers"):
+        workloads.__wrapped__()
