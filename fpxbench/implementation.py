@@ -35,6 +35,7 @@ from torch import Tensor
 
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.experts import QuantizedExperts, rows_of_experts
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
@@ -107,6 +108,8 @@ class Implementation:
     ``div``, ``bf16``), or ``shared`` for a tensor scale of several weights. Stored weights are judged by it."""
     accumulator: ClassVar[Accumulator] = FP32
     """What sums are kept in, if that is narrower than fp32. Results are judged by it."""
+    experts_only: ClassVar[bool] = False
+    """Whether only `grouped_matmul` is offered: other cases than those of experts are not planned."""
     supports_bias: ClassVar[bool] = False
     """Whether `matmul` takes a third argument, a bias [N] in x's dtype that is added to each row."""
 
@@ -137,6 +140,20 @@ class Implementation:
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         """Return ``x @ weight.T``: ``[..., N]`` in x's dtype, from x ``[..., K]`` in bf16 or fp16."""
         raise NotImplementedError(f"{type(self).__name__} needs a method matmul(x, weight)")
+
+    def grouped_matmul(self, x: Tensor, weight: QuantizedExperts, offsets: Tensor) -> Tensor:
+        """Return each row of x ``[T, K]`` times its expert's weight: ``[T, N]`` in x's dtype.
+
+        Rows are sorted by expert. Those of expert e end before row ``offsets[e]`` and begin where those of the expert
+        before it end, expert 0's at row 0, as in `torch.nn.functional.grouped_mm`. `offsets` is int32 ``[E]`` on x's
+        device, never decreasing, and its last element is T. An expert may have no rows.
+
+        By default `matmul` is called for each expert that has rows. To know them, it waits for the device.
+        """
+        out = x.new_empty(x.shape[0], weight.shape[0])
+        for expert, first, last in rows_of_experts(offsets):
+            out[first:last] = self.matmul(x[first:last], weight.experts[expert])
+        return out
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Any]:
         """Return every configuration that `matmul` may pick for such operands (autotuning). Each is checked."""

@@ -18,14 +18,18 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from fpxbench.did_you_mean import did_you_mean
+from fpxbench.records.case import Case, Routing
 
 TOKENS = (1, 4, 16, 64, 512, 4096)
 """M: the number of tokens multiplied at once."""
+TOKENS_OF_EXPERTS = (1, 16, 64, 512)
+ROUTINGS_OF_MODELS = (Routing.UNIFORM, Routing.SKEWED)
+"""Those in which models' experts are measured. Canaries have the others too."""
 
 
 FROM_CHECKPOINT, FROM_FILE = "checkpoint.", "own."
@@ -63,7 +67,11 @@ class Split(StrEnum):
 
 @dataclass(frozen=True)
 class Workload:
-    """A linear layer ``[M, K] @ [N, K].T``, with the token counts `m` to run."""
+    """A linear layer ``[M, K] @ [N, K].T``, with the token counts `m` to run.
+
+    With `experts`, the weight is [E, N, K], and each token is multiplied by `experts_per_token` of them, which
+    `routing` spreads.
+    """
 
     name: str
     n: int
@@ -72,6 +80,15 @@ class Workload:
     about: str = ""
     contents: WeightContents = WeightContents.NORMAL
     split: Split = Split.NONE
+    experts: int | None = None
+    experts_per_token: int | None = None
+    routing: Routing | None = None
+
+    def case(self, implementation: str, scheme: str, m: int, activation: Literal["bf16", "fp16"] = "bf16") -> Case:
+        """Return the case of an implementation and a scheme with M tokens."""
+        return Case(implementation=implementation, scheme=scheme, workload=self.name, m=m, n=self.n, k=self.k,
+                    activation=activation, experts=self.experts, experts_per_token=self.experts_per_token,
+                    routing=self.routing)
 
     @property
     def is_canary(self) -> bool:
@@ -129,6 +146,14 @@ CANARIES = (
              WeightContents.VALUES),
     Workload("canary.scales", 128, 64, (1,), "every scale code of every scale format", WeightContents.SCALES),
     Workload("canary.ragged", 77, 203, (3, 33), "M, N and K that no block size divides"),
+    Workload("canary.experts.uniform", 40, 160, (9,), "6 experts, 2 a token", experts=6, experts_per_token=2,
+             routing=Routing.UNIFORM),
+    Workload("canary.experts.skewed", 37, 75, (9,), "5 experts, 3 a token, N and K that no block size divides",
+             experts=5, experts_per_token=3, routing=Routing.SKEWED),
+    Workload("canary.experts.empty", 40, 160, (9,), "experts without tokens: the first, one amid others, the last",
+             experts=6, experts_per_token=2, routing=Routing.EMPTY),
+    Workload("canary.experts.one", 40, 160, (9,), "one of 6 experts has all tokens", experts=6, experts_per_token=2,
+             routing=Routing.ONE),
 )
 
 _CONTENTS = {canary.name: canary.contents for canary in CANARIES}
@@ -170,8 +195,19 @@ def _kept_layers() -> list[Workload]:
 def _layers(model: str) -> list[Workload]:
     config = model_config(model)
     shapes = {**_attention(config), **_feed_forward(config)}
-    return [Workload(f"{model}.{layer}", n, k, about=f"{model}, {type(config).__name__}", split=split)
-            for layer, (n, k, split) in shapes.items()]
+    layers = [Workload(f"{model}.{layer}", n, k, about=f"{model}, {type(config).__name__}", split=split)
+              for layer, (n, k, split) in shapes.items()]
+    return layers + [experts for layer in layers if ".expert_" in layer.name for experts in _experts(layer, config)]
+
+
+def _experts(expert: Workload, config: Any) -> list[Workload]:
+    """Return the layer of all experts, from that of one, in each routing: ``gpt-oss-20b.experts_down.uniform``."""
+    count = next(getattr(config, field) for field in _EXPERT_COUNTS if hasattr(config, field))
+    per_token = config.num_experts_per_tok
+    name = expert.name.replace(".expert_", ".experts_")
+    return [replace(expert, name=f"{name}.{routing}", m=TOKENS_OF_EXPERTS, experts=count, experts_per_token=per_token,
+                    routing=routing, about=f"{expert.about}: {count} experts, {per_token} a token")
+            for routing in ROUTINGS_OF_MODELS]
 
 
 def _attention(config: Any) -> dict[str, tuple[int, int, Split]]:
@@ -193,11 +229,15 @@ def _attention(config: Any) -> dict[str, tuple[int, int, Split]]:
     }
 
 
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Fields of configs that say how many experts a layer has."""
+
+
 def _feed_forward(config: Any) -> dict[str, tuple[int, int, Split]]:
     hidden = config.hidden_size
     expert = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     sizes = {}
-    if any(hasattr(config, field) for field in ("num_local_experts", "num_experts", "n_routed_experts")):
+    if any(hasattr(config, field) for field in _EXPERT_COUNTS):
         sizes["expert_"] = expert
         dense = getattr(config, "intermediate_size_mlp", None)
         if hasattr(config, "n_routed_experts"):     # the first layers of DeepSeek-V3 have no experts

@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 
+from fpxbench.checking.grouped_product import grouped_product
 from fpxbench.implementation import Implementation, Support, implementation
 
 
@@ -21,3 +22,6 @@ class Dense(Implementation):
         if x.dtype != weight.packed.dtype:      # converting the weight would measure the conversion, and round it
             raise TypeError(f"a {weight.scheme.name} weight multiplies activations of its own dtype, not {x.dtype}")
         return F.linear(x, weight.packed)
+
+    def grouped_matmul(self, x, weight, offsets):
+        return grouped_product(x, weight.packed, offsets)

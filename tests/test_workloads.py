@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fpxbench.checking.inputs import make_weight
-from fpxbench.records.case import Case
-from fpxbench.workloads import TOKENS, WeightContents, contents_of, workload_named, workloads
+from fpxbench.checking.routing import empty_experts, rows_per_expert
+from fpxbench.records.case import Case, Routing
+from fpxbench.workloads import TOKENS, Split, WeightContents, contents_of, workload_named, workloads
 
 # From each model's published config.json: (N, K).
 PUBLISHED = {
@@ -76,6 +77,8 @@ def test_a_layer_has_the_shape_it_was_published_with(name):
 
 def test_only_the_models_with_experts_have_expert_layers():
     models = {name.rpartition(".")[0] for name in workloads() if ".expert_" in name}
+    assert models == {each.name.split(".experts_")[0] for each in workloads().values()
+                      if each.experts and not each.is_canary}
     assert models == {
         "mixtral-8x7b",
         "qwen3-30b-a3b",
@@ -85,6 +88,80 @@ def test_only_the_models_with_experts_have_expert_layers():
         "gpt-oss-120b",
         "deepseek-v3",
     }
+
+
+# From the same files: experts and experts per token.
+EXPERTS = {
+    "mixtral-8x7b": (8, 2),
+    "qwen3-30b-a3b": (128, 8),
+    "qwen3-235b-a22b": (128, 8),
+    "llama4-scout": (16, 1),
+    "gpt-oss-20b": (32, 4),
+    "gpt-oss-120b": (128, 4),
+    "deepseek-v3": (256, 8),
+}
+
+
+@pytest.mark.parametrize("model", EXPERTS)
+def test_all_experts_of_a_layer_are_a_workload_in_two_routings(model):
+    layers = {name: each for name, each in workloads().items() if name.startswith(f"{model}.experts_")}
+    assert set(layers) == {f"{model}.experts_{layer}.{routing}" for layer in ("gate_up", "down")
+                           for routing in ("uniform", "skewed")}
+    for name, layer in layers.items():
+        assert (layer.experts, layer.experts_per_token) == EXPERTS[model]
+        assert layer.routing == name.rpartition(".")[2] and 1 in layer.m
+        one = workload_named(name.rpartition(".")[0].replace("experts_", "expert_"))
+        assert (layer.n, layer.k, one.experts) == (one.n, one.k, None)
+
+
+def test_every_divided_layer_has_a_share_for_each_size_ragged_ones_included():
+    alone, shared = workloads(), workloads((2, 4, 8))
+    divided = [each for each in alone.values() if each.split is not Split.NONE]
+    assert len(shared) == len(alone) + 3 * len(divided)
+    ragged = set()
+    for layer in divided:
+        for size in (2, 4, 8):
+            part = shared[f"{layer.name}.tp{size}"]
+            assert part.n * size >= layer.n and part.k * size >= layer.k
+            assert (part.n, part.k) == (-(-layer.n // size), layer.k) or (part.n, part.k) == (layer.n, -(-layer.k // size))
+            assert (part.experts, part.experts_per_token, part.routing, part.m) == (
+                layer.experts, layer.experts_per_token, layer.routing, layer.m)
+            ragged |= {part.name} if part.n % 128 or part.k % 128 else set()
+    assert {"gpt-oss-20b.expert_down.tp8", "llama2-7b.down.tp8", "gpt-oss-120b.experts_down.skewed.tp8"} <= ragged
+
+
+@pytest.mark.parametrize("routing", Routing)
+@pytest.mark.parametrize("m", [0, 1, 9, 64])
+def test_a_routing_gives_every_row_to_an_expert_as_it_says(routing, m):
+    case = Case(implementation="x", scheme="mxfp4", workload="w", m=m, n=8, k=32, experts=6, experts_per_token=2,
+                routing=routing)
+    draws = [rows_per_expert(case, 1, purpose) for purpose in range(200)]
+    assert all(draw.shape == (6,) and int(draw.sum()) == case.rows == 2 * m for draw in draws)
+    assert torch.equal(rows_per_expert(case, 1, 5), draws[5]) and (m == 0 or len({tuple(d.tolist()) for d in draws}) > 5)
+    mean = torch.stack(draws).double().mean(0) / max(case.rows, 1)
+    if routing is Routing.ONE:
+        assert all(int((draw > 0).sum()) == (m > 0) for draw in draws)
+    else:
+        assert all(int(draw.max()) <= m for draw in draws)       # a token's experts differ
+    if routing is Routing.EMPTY:
+        assert empty_experts(case) == [0, 5, 3] and all(draw[[0, 3, 5]].sum() == 0 for draw in draws)
+    elif m:
+        assert bool((mean > 0.1).all())
+    if routing is Routing.SKEWED and m == 64:
+        assert all(int(draw.max()) > 2 * int(draw.min()) for draw in draws)
+
+
+def test_a_case_of_experts_has_fields_that_others_do_not_have():
+    plain = workload_named("llama2-7b.o").case("x", "mxfp4", 4)
+    assert set(plain.model_dump()) == {"implementation", "scheme", "workload", "m", "n", "k", "activation", "id"}
+    experts = workload_named("gpt-oss-20b.experts_down.skewed").case("x", "mxfp4", 4)
+    assert experts.id == "x/mxfp4/gpt-oss-20b.experts_down.skewed/m4/bf16"
+    assert Case.model_validate_json(experts.model_dump_json()) == experts
+    assert (experts.rows, experts.weights, plain.rows) == (16, 32 * 2880 * 2880, 4)
+    assert experts.of_one_expert.model_dump().keys() == plain.model_dump().keys()
+    for wrong in ({"routing": None}, {"experts": 3}, {"experts": None, "experts_per_token": None}):
+        with pytest.raises(ValueError, match="experts"):
+            Case.model_validate(experts.model_dump() | wrong)
 
 
 @pytest.mark.parametrize(("name", "shape"), [
@@ -117,9 +194,7 @@ def test_the_codes_canary_has_room_for_every_number_midpoint_and_neighbour_of_an
 
 def test_every_workload_makes_a_case():
     for workload in workloads().values():
-        case = Case(
-            implementation="dense", scheme="bf16", workload=workload.name, m=workload.m[0], n=workload.n, k=workload.k
-        )
+        case = workload.case("dense", "bf16", workload.m[0])
         assert case.id.split("/")[2] == workload.name
 
 

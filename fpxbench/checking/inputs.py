@@ -20,8 +20,13 @@ ACTIVATION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def generator(seed: int, *purpose: object, device: str = "cpu") -> torch.Generator:
     """Return a generator for one purpose of one case: the same seed and purpose give the same numbers."""
+    return torch.Generator(device).manual_seed(derived_seed(seed, *purpose))
+
+
+def derived_seed(seed: int, *purpose: object) -> int:
+    """Return the seed of one purpose, of 56 bits."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+    return int.from_bytes(digest[:7], "little")
 
 
 def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightContents | None = None) -> Tensor:

@@ -60,7 +60,7 @@ def kept_bytes(implementation: Implementation, operands: Operands, before: dict[
         return 0
     ours = [operands.original, operands.decoded, *operands.weight.tensors().values()]
     known = before.keys() | {tensor.untyped_storage().data_ptr() for tensor in ours}
-    enough = max(_SMALLEST, KEPT_SHARE * 2 * case.n * case.k)
+    enough = max(_SMALLEST, KEPT_SHARE * 2 * operands.weights_read)
     gc.collect()
     alive = sum(nbytes for address, nbytes in live_storages().items() if address not in known)
     for_a_copy = _kept_for_a_copy(implementation, operands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fpxbench.checking import inputs
@@ -51,3 +52,31 @@ class Operands:
             x, self.decoded, quantized=scheme_named(self.case.scheme).quantized,
             rule=self.rule or implementation.activation_rule, accumulator=implementation.accumulator, bias=bias,
         )
+
+    def dense(self) -> Tensor:
+        """Return the weight before it was quantized, [N, K] in the activation's dtype."""
+        return self.original.to(inputs.ACTIVATION_DTYPES[self.case.activation])
+
+    def dense_product(self, x: Tensor, dense: Tensor) -> Tensor:
+        """Return the 16-bit product that a time is compared with."""
+        return F.linear(x, dense)
+
+    @property
+    def weights_read(self) -> int:
+        """How many weights one call has to read."""
+        return self.case.n * self.case.k
+
+    @property
+    def bytes_read(self) -> int:
+        """How many stored bytes one call has to read."""
+        return self.weight.nbytes
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the outputs that one call holds, that of a part included where it is made by parts."""
+        return 2 * self.case.rows * self.case.n
+
+    @property
+    def products(self) -> int:
+        """How many products one call consists of, each a kernel if nothing goes to memory in between."""
+        return 1

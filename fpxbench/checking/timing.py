@@ -13,10 +13,8 @@ from time import perf_counter  # by name: an implementation may replace time.per
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fpxbench.checking import inputs
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.operands import Operands
@@ -79,10 +77,10 @@ class TimedCase:
         self.launched: Launched | None = None
 
     def samples(self, cache_bytes: int, budget_s: float) -> Samples:
-        """Time one call against ``F.linear`` on a 16-bit weight of the same shape, interleaved."""
-        dense = self.operands.original.to(inputs.ACTIVATION_DTYPES[self.operands.case.activation])
-        dense_copies = [dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes))]
-        baseline_calls: list[Call] = [lambda w=w: F.linear(self.x, w) for w in dense_copies]
+        """Time one call against the product with a 16-bit weight of the same shape, interleaved."""
+        dense = self.operands.dense()
+        dense_copies = [dense, *(dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes) - 1))]
+        baseline_calls: list[Call] = [lambda w=w: self.operands.dense_product(self.x, w) for w in dense_copies]
         times: list[float] = []
         baseline_times: list[float] = []
         unseen: list[float] = []

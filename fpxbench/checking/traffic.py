@@ -18,7 +18,7 @@ def traffic_of(operands: Operands, effects: Effects, median_s: float | None, rea
     """Return the bytes and kernels of a case, and the useful bandwidth if it was timed."""
     case = operands.case
     element = 2
-    bytes_min = operands.weight.nbytes + (case.m * case.k + case.m * case.n) * element
+    bytes_min = operands.bytes_read + case.rows * (case.k + case.n) * element
     gb_per_s = bytes_min / median_s / 1e9 if median_s else None
     return Traffic(
         packed_bytes=operands.weight.nbytes, bytes_min=bytes_min, gb_per_s=gb_per_s,
@@ -31,15 +31,14 @@ def traffic_of(operands: Operands, effects: Effects, median_s: float | None, rea
 
 def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
     """Return whether one call held a good part of the weight in decoded form, beyond its output."""
-    case = operands.case
-    return peak_bytes - 2 * case.m * case.n > UNFUSED_BYTES * 2 * case.n * case.k
+    return peak_bytes - operands.output_bytes > UNFUSED_BYTES * 2 * operands.case.n * operands.case.k
 
 
 def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool) -> list[Flag]:
     """Return what is notable about a right and timed case."""
     found = []
     quantized = operands.weight.scheme.quantized
-    if quantized and (moved.heavy_kernels > 1 or wrote_decoded_weight(operands, moved.peak_bytes)):
+    if quantized and (moved.heavy_kernels > operands.products or wrote_decoded_weight(operands, moved.peak_bytes)):
         found.append(Flag.UNFUSED)
     if beyond_cache and _over_roofline(moved):
         found.append(Flag.OVER_ROOFLINE)
@@ -68,8 +67,9 @@ def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s:
     if wrote_decoded_weight(operands, moved.peak_bytes):
         parts.append("writes the decoded weight to memory and reads it back"
                      f" ({moved.peak_bytes / 1e6:.0f} MB of scratch)")
-    if operands.weight.scheme.quantized and moved.heavy_kernels > 1:
-        parts.append(f"spends its time in {moved.heavy_kernels} kernels where one would do")
+    if operands.weight.scheme.quantized and moved.heavy_kernels > operands.products:
+        parts.append(f"spends its time in {moved.heavy_kernels} kernels where"
+                     f" {'one' if operands.products == 1 else operands.products} would do")
     if read_gb_per_s and _over_roofline(moved):
         parts.append(
             f"less time than reading its bytes from memory takes, {moved.roofline_fraction:.1f} times over: they"
@@ -88,8 +88,8 @@ def _limit(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: flo
     case = operands.case
     if share > 0.7:
         return f"memory: it moves {moved.gb_per_s:.0f} GB/s of the {read_gb_per_s:.0f} GB/s that this machine reads"
-    if case.m > 64:
-        flops = 2 * case.m * case.n * case.k / times.median_us / 1e6
+    if case.rows > 64:
+        flops = 2 * case.rows * case.n * case.k / times.median_us / 1e6
         return f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time"
     return (f"not memory: reading its bytes would take {_percent(share)} of the time; decoding and launching take the"
             " rest")

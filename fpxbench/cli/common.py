@@ -35,6 +35,12 @@ WorkloadOption = Annotated[
     list[str] | None,
     typer.Option("--workload", "-w", help="Workloads, by glob: llama2-7b.*, canary.ragged/m3. Repeatable."),
 ]
+TpOption = Annotated[
+    str,
+    typer.Option(
+        "--tp", help="Sizes of tensor parallelism: 2,4,8 adds each layer as one rank holds it (llama3-70b.down.tp8)."
+    ),
+]
 ProfileOption = Annotated[
     Profile, typer.Option("--profile", help="smoke takes a minute, quick several; full runs everything.")
 ]
@@ -102,6 +108,15 @@ def statuses(text: str) -> frozenset[Status]:
     return frozenset(map(Status, names))
 
 
+def ranks(text: str) -> tuple[int, ...]:
+    """Return the sizes of ``--tp 2,4,8``. Raise UsageError for a part that is no size."""
+    sizes = [part.strip() for part in text.split(",") if part.strip()]
+    for size in sizes:
+        if not (size.isdecimal() and 2 <= int(size) <= 1024):
+            raise UsageError(f"--tp {size!r}: a size of tensor parallelism is a number from 2 to 1024")
+    return tuple(map(int, sizes))
+
+
 def call_in_child(target: str, *arguments: object) -> Outcome:
     """Call ``module:function``, which imports PyTorch, in a child. Raise UsageError for a mistake that it reports."""
     from fpxbench.sweep.isolation import Isolation
@@ -113,11 +128,11 @@ def call_in_child(target: str, *arguments: object) -> Outcome:
     return outcome
 
 
-def known_workloads() -> dict[str, Workload]:
-    """Return the workloads by name. transformers, which has their shapes, imports PyTorch."""
+def known_workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
+    """Return the workloads by name, with those of `ranks`. transformers, which has their shapes, imports PyTorch."""
     from fpxbench.workloads import Workload
 
-    outcome = call_in_child("fpxbench.workloads:workloads")
+    outcome = call_in_child("fpxbench.workloads:workloads", ranks)
     if outcome.value is None:
         raise UsageError(f"the workloads could not be read: {outcome.verdict.summary}")
     return outcome.read(dict[str, Workload])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from fpxbench.cli.common import (
     JsonOption,
     ProfileOption,
     SchemeOption,
+    TpOption,
     UsageError,
     WorkloadOption,
     call_in_child,
@@ -24,6 +26,7 @@ from fpxbench.cli.common import (
     new_app,
     out,
     print_table,
+    ranks,
 )
 from fpxbench.sweep.settings import Settings
 
@@ -40,16 +43,20 @@ def list_(
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
+    tp: TpOption = "",
     device: DeviceOption = None,
     impls: ImplsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List implementations, schemes, workloads, or the cases of a profile."""
+    """List implementations, schemes, workloads, or the cases of a profile.
+
+    Workloads are listed with the layers of ranks, and cases are planned with them, where --tp asks for that.
+    """
     listings = {"implementations": _implementations, "schemes": _schemes, "workloads": _workloads, "cases": _cases}
     if what not in listings:
         raise UsageError(f"cannot list {what!r}: choose one of {', '.join(listings)}")
     settings = Settings(profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
-                         workload=tuple(workload or ()), device=device, impls=tuple(impls or ()))
+                         workload=tuple(workload or ()), tp=ranks(tp), device=device, impls=tuple(impls or ()))
     rows = listings[what](settings)
     if as_json:
         print(json.dumps(rows))
@@ -130,7 +137,8 @@ def _schemes(settings: Settings) -> list[dict[str, str]]:
 def _workloads(settings: Settings) -> list[dict[str, str]]:
     return [
         {"workload": w.name, "N": str(w.n), "K": str(w.k), "M": " ".join(map(str, w.m)), "about": w.about}
-        for w in known_workloads().values()
+        for w in known_workloads(settings.tp).values()
+        if not settings.workload or any(fnmatchcase(w.name, glob) for glob in settings.workload)
     ]
 
 

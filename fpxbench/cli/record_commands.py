@@ -156,7 +156,7 @@ def _print_record(record: Record) -> None:
     row("exit code", verdict.exit_code)
     for name, value in verdict.evidence.items():
         row(f"  {name}", pretty(value))
-    row("shape", f"M = {record.case.m}, N = {record.case.n}, K = {record.case.k}")
+    row("shape", record.case.shape)
     row("machine", f"{record.machine.name} ({record.machine.device}, {record.machine.arch})")
     row("build", f"torch {record.build.torch}, triton {record.build.triton or 'none'}")
     accuracy, timing, traffic = record.accuracy, record.timing, record.traffic

@@ -18,11 +18,13 @@ from fpxbench.cli.common import (
     ProfileOption,
     ResultsOption,
     SchemeOption,
+    TpOption,
     UsageError,
     WorkloadOption,
     new_app,
     out,
     print_table,
+    ranks,
     statuses,
 )
 from fpxbench.records.record import Record
@@ -39,13 +41,7 @@ def run(
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
-    tp: Annotated[
-        str,
-        typer.Option(
-            "--tp",
-            help="Sizes of tensor parallelism: 2,4,8 adds each layer as one rank holds it (llama3-70b.down.tp8).",
-        ),
-    ] = "",
+    tp: TpOption = "",
     cases: Annotated[
         Path | None,
         typer.Option(
@@ -118,7 +114,7 @@ def run(
         implementation=tuple(implementation or ()),
         scheme=tuple(scheme or ()),
         workload=tuple(workload or ()),
-        tp=_ranks(tp),
+        tp=ranks(tp),
         cases=cases,
         checkpoint=checkpoint,
         layer=tuple(layer or ()),
@@ -152,15 +148,6 @@ def run(
         raise typer.Exit(130)
     if any(record.verdict.status in failing for record in sweep.records):
         raise typer.Exit(1)
-
-
-def _ranks(text: str) -> tuple[int, ...]:
-    """Return the sizes of ``--tp 2,4,8``. Raise UsageError for a part that is no size."""
-    sizes = [part.strip() for part in text.split(",") if part.strip()]
-    for size in sizes:
-        if not (size.isdecimal() and 2 <= int(size) <= 1024):
-            raise UsageError(f"--tp {size!r}: a size of tensor parallelism is a number from 2 to 1024")
-    return tuple(map(int, sizes))
 
 
 def _bytes(text: str) -> int:

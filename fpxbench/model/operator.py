@@ -1,4 +1,5 @@
-"""The product of a FloatTensor, as one operator that compilers keep whole: ``torch.ops.fpxbench.linear``."""
+"""The products of a FloatTensor, as operators that compilers keep whole: ``torch.ops.fpxbench.linear`` and
+``grouped_linear``."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.implementation import Implementation, discover, find
+from fpxbench.numbers.experts import QuantizedExperts, rows_of_experts
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -111,6 +113,48 @@ def _(
     return x.new_empty(*x.shape[:-1], n)
 
 
+@torch.library.custom_op("fpxbench::grouped_linear", mutates_args=())
+def grouped_linear(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    offsets: Tensor,
+    scheme: str,
+    layout: str,
+    implementation: str,
+    n: int,
+    k: int,
+) -> Tensor:
+    """Return each row of x [T, K] times its expert's weight, [T, N] in x's dtype, by the implementation of that name.
+
+    Rows of expert e end before row ``offsets[e]``: see `Implementation.grouped_matmul`.
+    """
+    if x.numel() == 0:
+        return x.new_empty(len(x), n)
+    instance = _instance(implementation, scheme, x.device.type, n, k)
+    experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
+    if layout != type(instance).layout:
+        experts = experts.relayout(type(instance).layout)
+    return instance.grouped_matmul(x, experts, offsets)
+
+
+@grouped_linear.register_fake
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    offsets: Tensor,
+    scheme: str,
+    layout: str,
+    implementation: str,
+    n: int,
+    k: int,
+) -> Tensor:
+    return x.new_empty(len(x), n)
+
+
 def _keep_for_backward(ctx, inputs, output) -> None:
     _, packed, scales, tensor_scale, bias, scheme, layout, _, n, k = inputs
     ctx.save_for_backward(packed, scales, tensor_scale)
@@ -128,3 +172,22 @@ def _backward(ctx, gradient: Tensor):
 linear.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
+
+
+def _keep_grouped_for_backward(ctx, inputs, output) -> None:
+    _, packed, scales, tensor_scale, offsets, scheme, layout, _, n, k = inputs
+    ctx.save_for_backward(packed, scales, tensor_scale, offsets)
+    ctx.weight = scheme, layout, n, k
+
+
+def _grouped_backward(ctx, gradient: Tensor):
+    """The gradient of the activation, as `_backward`."""
+    (packed, scales, tensor_scale, offsets), (scheme, layout, n, k) = ctx.saved_tensors, ctx.weight
+    experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
+    of_x = gradient.new_empty(len(gradient), k)
+    for expert, first, last in rows_of_experts(offsets):
+        of_x[first:last] = gradient[first:last] @ experts.experts[expert].dequantize().to(gradient.dtype)
+    return of_x, *([None] * 9)
+
+
+grouped_linear.register_autograd(_grouped_backward, setup_context=_keep_grouped_for_backward)

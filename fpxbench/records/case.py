@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 
 from fpxbench.records.fields import Dimension, Tokens
 
@@ -17,8 +26,28 @@ SchemePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max
 """Like `Part`; a + joins the weight's and the activations'."""
 
 
+class Routing(StrEnum):
+    """How tokens are spread over experts. `fpxbench.checking.routing` draws one from a seed."""
+
+    UNIFORM = "uniform"
+    """Each token to different experts, all equally likely."""
+    SKEWED = "skewed"
+    """Each token to different experts, the expert of rank r with a likelihood of 1/r."""
+    EMPTY = "empty"
+    """Uniform, but the first, the last and the middle expert get no token."""
+    ONE = "one"
+    """Every row to one expert."""
+
+
+_OF_EXPERTS = ("experts", "experts_per_token", "routing")
+
+
 class Case(BaseModel):
-    """One thing to check and time. Serialises as JSON; self-contained (N and K are its own, not looked up)."""
+    """One thing to check and time. Serialises as JSON; self-contained (N and K are its own, not looked up).
+
+    Where `experts` is given, the weight is [E, N, K], and each of M tokens is multiplied by `experts_per_token` of
+    them: M times so many rows, sorted by expert. Other cases do not have these fields in JSON.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -29,6 +58,44 @@ class Case(BaseModel):
     n: Dimension
     k: Dimension
     activation: Activation = "bf16"
+    experts: Dimension | None = None
+    experts_per_token: Dimension | None = None
+    routing: Routing | None = None
+
+    @model_validator(mode="after")
+    def _experts_are_complete(self) -> Self:
+        given = [getattr(self, name) is not None for name in _OF_EXPERTS]
+        if any(given) and not all(given):
+            raise ValueError("a case of experts has experts, experts_per_token and routing, all three")
+        if self.experts is not None and self.experts_per_token > self.experts:
+            raise ValueError(f"{self.experts_per_token} experts a token, of {self.experts}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_experts(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = handler(self)
+        return {name: value for name, value in fields.items() if value is not None or name not in _OF_EXPERTS}
+
+    @property
+    def shape(self) -> str:
+        """The sizes for people: ``M = 16, N = 5760, K = 2880, 32 experts, 4 a token, uniform``."""
+        experts = f", {self.experts} experts, {self.experts_per_token} a token, {self.routing}" if self.experts else ""
+        return f"M = {self.m}, N = {self.n}, K = {self.k}{experts}"
+
+    @property
+    def rows(self) -> int:
+        """How many rows are multiplied: M, or of experts each token once for each of its experts."""
+        return self.m * (self.experts_per_token or 1)
+
+    @property
+    def weights(self) -> int:
+        """How many weights are stored: N times K, times the experts."""
+        return self.n * self.k * (self.experts or 1)
+
+    @property
+    def of_one_expert(self) -> Case:
+        """The same case with the weight of one expert, [N, K], and without a routing."""
+        return self.model_copy(update=dict.fromkeys(_OF_EXPERTS))
 
     @computed_field
     @property

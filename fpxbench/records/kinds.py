@@ -29,6 +29,7 @@ class Group(StrEnum):
     LAYOUT = "where a code lies"
     SCALES = "which scale a code meets"
     ACTIVATIONS = "what happens to the activation"
+    EXPERTS = "which expert a token meets"
     RESULT = "how far the result is off"
     CALL = "how a call behaves, whatever its numbers"
     COMPILER = "what the compiler or the framework refuses or fails at"
@@ -290,6 +291,24 @@ class Kind(StrEnum):
         "NaN or infinity in one row of the activation changes other rows of the output.",
     )
 
+    # ---- which expert a token meets
+
+    EXPERT_MISTAKEN = (
+        "expert_mistaken", Group.EXPERTS, Stage.PRODUCT,
+        "multiplies tokens by another expert's weight",
+        "All rows of an expert meet the weight of another one, or rows meet others' weights by no rule.",
+    )
+    EXPERT_BOUNDARY = (
+        "expert_boundary", Group.EXPERTS, Stage.PRODUCT,
+        "takes the rows of an expert from the wrong place",
+        "Rows at the boundary of two experts meet the neighbour's weight: offsets are read some rows off.",
+    )
+    EMPTY_EXPERT = (
+        "empty_expert", Group.EXPERTS, Stage.PRODUCT | Stage.CONTRACT,
+        "fails where an expert has no tokens",
+        "Rows meet wrong weights, are garbage, or the call fails, if some expert has no rows, and are right if all do.",
+    )
+
     # ---- how far the result is off
 
     GIBBERISH = (
@@ -388,7 +407,7 @@ class Kind(StrEnum):
         "The output is no plain tensor but a subclass, whose work a clock does not see.",
     )
     FROZEN_INPUT = (
-        "frozen_input", Group.CALL, Stage.CONTRACT,
+        "frozen_input", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
         "answers for an earlier activation in the same buffer",
         "The timed calls, or the captured graph, are run again with another activation in the same memory, and give the"
         " product of the first.",

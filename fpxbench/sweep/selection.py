@@ -27,7 +27,7 @@ from fpxbench.records.store import first_mistake
 from fpxbench.sweep.file_cases import cases_of_files, with_activations
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
-from fpxbench.workloads import is_from_file, workloads
+from fpxbench.workloads import CANARIES, is_from_file, workloads
 
 
 class _Block(NamedTuple):
@@ -44,13 +44,15 @@ _EACH_KIND = ("int8-row", "e4m3fn-row", "e3m2-g128", "nvfp4")
 _VARIANTS = ("e4m3fn-b128x128", "mxfp4.rceil", "nf4-g64", "e4m3fn-row+e4m3fn-row")
 """Blocks in two dimensions, another rounding of scales, a list of values, quantized activations."""
 _FEW = ("bf16", "int8-row", "e4m3fn-row", "e4m3fnuz-row", "e3m2-row", "mxfp4")
+_CANARIES = tuple(f"{canary.name}/*" for canary in CANARIES if canary.experts is None)
 
 PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("smoke", "cpu"): (_Block(("e4m3fn-row", "e4m3fnuz-row", "mxfp4"), ("canary.codes/m1",)),
                        _Block(("mxfp4", "nvfp4"), ("canary.scales/m1",)),
                        _Block(("mxfp4", "nvfp4"), ("canary.values/m6",)),
                        _Block(("bf16", "int8-row", "e4m3fn-row"), ("llama3-8b.k/m1",))),
-    ("smoke", "cuda"): (_Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),
+    ("smoke", "cuda"): (_Block(("e4m3fn-row", "mxfp4"), ("canary.experts.empty/m9",)),
+                        _Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),
                         _Block((*_FEW[1:], "nvfp4"), ("canary.values/m6", "canary.scales/m1"))),
     # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared the
     # rest.
@@ -62,12 +64,15 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
         _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
         _Block(_VARIANTS, ("canary.codes/m1",)),
         _Block(("e4m3fn-b128x128", "e4m3fn-row+e4m3fn-row"), ("canary.ragged/m3",)),
+        _Block(("e4m3fn-row", "mxfp4"), ("canary.experts.*",)),
         _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama2-7b.o/m1",)),
         _Block(("bf16", "int8-row", "e4m3fn-row", "mxfp4"), ("llama3-8b.k/m16",)),
     ),
     ("quick", "cuda"): (
-        _Block(_ALL, ("canary.*", "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
-        _Block(_VARIANTS, ("canary.*", "llama2-7b.o/m16")),
+        _Block(_ALL, (*_CANARIES, "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
+        _Block(_VARIANTS, (*_CANARIES, "llama2-7b.o/m16")),
+        _Block(("e4m3fn-row", "mxfp4", "nvfp4"), ("canary.experts.*",)),
+        _Block(("mxfp4",), ("gpt-oss-20b.experts_gate_up.*/m1", "gpt-oss-20b.experts_gate_up.*/m64")),
         _Block((*_FEW, "nvfp4"), ("llama2-7b.gate_up/m1", "llama2-7b.o/m512")),
         _Block(_FEW[1:], ("canary.codes/m1", "llama2-7b.o/m1"), ("fp16",)),
     ),
@@ -134,7 +139,7 @@ def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> 
     if is_from_file(case.workload):
         return Planned(case=case, refused=f"the weight of {case.workload} is a file's, which a list of cases does not "
                                           "hold: --checkpoint or --weights gives it")
-    support = _asked(known[case.implementation], scheme_named(case.scheme), device, case.m * case.n * case.k)
+    support = _asked(known[case.implementation], scheme_named(case.scheme), device, case.rows * case.n * case.k)
     if support is None:
         return Planned(case=case, refused=f"{case.implementation} takes no case of this size on {device}")
     return Planned(case=case, refused=support.reason, missing=support.missing)
@@ -156,17 +161,19 @@ def _selected(
             for scheme_name in _select_schemes(block.schemes):
                 scheme = scheme_named(scheme_name)
                 for name in names:
-                    support = _asked(known[name], scheme, device, m * workload.n * workload.k)
+                    case = workload.case(name, scheme_name, m)
+                    support = _asked(known[name], scheme, device, case.rows * workload.n * workload.k)
                     if support is None:
                         continue
+                    if known[name].experts_only and case.experts is None:
+                        continue    # nor that a grouped product takes no single weight
                     if not support.supported and (known[name].baseline or not scheme.quantized):
                         continue    # that a dense product takes no quantized weight, and the reverse, is no finding
                     if scheme.activation is not None and not known[name].quantizes_activations:
                         continue    # nor that a weight-only product quantizes no activation
                     # A dense scheme is the activation's own dtype.
                     for activation in block.activations if scheme.quantized else {scheme_name} & set(block.activations):
-                        case = Case(implementation=name, scheme=scheme_name, workload=workload.name, m=m, n=workload.n,
-                                    k=workload.k, activation=activation)
+                        case = workload.case(name, scheme_name, m, activation)
                         planned.setdefault(case.id, Planned(case=case, refused=support.reason, missing=support.missing))
     if not planned:
         raise ValueError(

@@ -7,6 +7,7 @@ import gc
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,7 @@ from fpxbench.checking import (
     activation_rules,
     correctness,
     effects,
+    expert_calls,
     inputs,
     kept_memory,
     nonfinite_rows,
@@ -29,9 +31,12 @@ from fpxbench.checking.accumulator import measure_accumulator
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
 from fpxbench.checking.examination import Examination
+from fpxbench.checking.expert_operands import ExpertOperands, GroupedProduct, OneOfExperts, expert_weight
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.diagnosis.diagnosis import Diagnosis
+from fpxbench.diagnosis.expert_products import diagnose_experts
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.scale_rules import (
     ScaleRule,
@@ -42,9 +47,11 @@ from fpxbench.diagnosis.scale_rules import (
 )
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
+from fpxbench.numbers.experts import QuantizedExperts
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
-from fpxbench.records.kinds import Kind
+from fpxbench.records.kinds import Group, Kind
 from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep import file_operands
@@ -95,6 +102,8 @@ def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
     """Quantize the case's weight, or take it from a file. Raise ContractViolation if quantizing changed the weight or
     gave another's shape."""
     case, device, seed = request.case, request.device, request.seed
+    if case.experts is not None:
+        return prepare_experts(implementation, case, device, seed)
     if request.weight is not None and request.weight.quantized:
         weight = file_operands.stored_weight(request.weight, implementation.layout, device)
         decoded = weight.dequantize()
@@ -114,14 +123,43 @@ def quantized(implementation: Implementation, case: Case, device: str, seed: int
     weight = implementation.quantize(original, scheme_named(case.scheme))
     if not torch.equal(original, before):
         raise ContractViolation(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
-    # Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
-    judged = replace(weight, scheme=judged_scheme(weight.scheme, implementation.scale_rule))
-    decoded = judged.dequantize() if weight.has_codes else implementation.dequantize(weight)
+    decoded = decoded_weight(implementation, weight)
     if tuple(decoded.shape) != tuple(original.shape):
         raise ContractViolation(
             Kind.WRONG_SHAPE, f"a weight {list(original.shape)} reads back as {list(decoded.shape)}"
         )
     return Operands(case, device, seed, original, weight, decoded.float())
+
+
+def decoded_weight(implementation: Implementation, weight: QuantizedWeight) -> Tensor:
+    """Return what a stored weight stands for, [N, K].
+
+    Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
+    """
+    if not weight.has_codes:
+        return implementation.dequantize(weight)
+    return replace(weight, scheme=judged_scheme(weight.scheme, implementation.scale_rule)).dequantize()
+
+
+def prepare_experts(implementation: Implementation, case: Case, device: str, seed: int) -> ExpertOperands:
+    """Quantize the weight of each expert. Raise ContractViolation as `prepare` does."""
+    def one(expert: int) -> Operands:
+        return quantized(implementation, case.of_one_expert, device, seed, expert_weight(case, seed, expert, device))
+
+    first = one(0)
+    stored = [first.weight, *(one(expert).weight for expert in range(1, case.experts))]
+    operands = ExpertOperands(case, device, seed, first.original, QuantizedExperts.stack(stored), first.decoded,
+                              decode=lambda weight: decoded_weight(implementation, weight))
+    operands.activation("preparation")
+    return operands
+
+
+def expert_alone(implementation: Implementation, operands: ExpertOperands, expert: int) -> Operands:
+    """Return the operands of one expert's weight as it is stored among the others."""
+    case, weight = operands.case.of_one_expert, operands.weight.experts[expert]
+    original = expert_weight(operands.case, operands.seed, expert, operands.device)
+    decoded = decoded_weight(implementation, weight).float()
+    return Operands(case, operands.device, operands.seed, original, weight, decoded, operands.rule)
 
 
 def _run(implementation: Implementation, request: TrialRequest, result: TrialResult) -> None:
@@ -130,6 +168,9 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         status = Status.MISSING if support.missing else Status.UNSUPPORTED
         result.verdict = Verdict(status=status, summary=support.reason)
         return
+    if implementation.experts_only and request.case.experts is None:
+        result.verdict = Verdict(status=Status.UNSUPPORTED, summary=f"{implementation.name} multiplies by experts only")
+        return
     result.no_timing = _no_timing(implementation, request)
     storages_before = kept_memory.live_storages() if not result.no_timing else {}
     try:
@@ -137,7 +178,8 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     except CheckpointError as error:    # a fault of the file, and none of the implementation's
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
         return
-    rule = undeclared_rule(implementation, operands)
+    alone = expert_alone(implementation, operands, 0) if isinstance(operands, ExpertOperands) else operands
+    rule = undeclared_rule(implementation, alone)
     if rule is not None:    # the instance serves this case only, and is judged by its rule from here on
         implementation.scale_rule = rule.name
         operands = prepare(implementation, request)
@@ -145,13 +187,17 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         result.verdict = Verdict(status=Status.OK, summary=rule.message())
     result.accuracy = Accuracy(sqnr_db=_sqnr_db(operands))
     result.traffic = Traffic(packed_bytes=operands.weight.nbytes)
-    examination = Examination(implementation, operands, request.check_budget_s,
+    product = GroupedProduct(implementation, operands) if isinstance(operands, ExpertOperands) else implementation
+    examination = Examination(product, operands, request.check_budget_s,
                               statistic=ErrorStatistic(likeness_of_rows(operands.decoded)),
                               diagnose=lambda verdict, operands: _diagnosed(verdict, implementation, operands))
     examination.properties["library"] = implementation.library()
     try:
         with tampering.settings_kept() as changed:
-            verdict = _checked(examination, result)
+            if isinstance(operands, ExpertOperands):
+                verdict = _checked_experts(implementation, examination, result)
+            else:
+                verdict = _checked(examination, result)
         tampering.check_untampered()
         if changed:
             examination.covered["settings"] = f"changed and put back: {', '.join(changed)}"
@@ -164,7 +210,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
     elif not result.no_timing:
-        _time(implementation, operands, request, result, storages_before)
+        _time(product, operands, request, result, storages_before)
 
 
 def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
@@ -195,6 +241,41 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
         examination.properties |= {"error_factor": statistic.factor, "error_threshold": _finite(statistic.threshold)}
         verdict = statistic.verdict()
     return verdict
+
+
+def _checked_experts(implementation: Implementation, examination: Examination, result: TrialResult) -> Verdict | None:
+    """Run every check of experts; return the first verdict on a mistake, its kind diagnosed."""
+    operands = examination.operands
+    assert isinstance(operands, ExpertOperands)
+    first = expert_alone(implementation, operands, 0)
+    last = expert_alone(implementation, operands, operands.case.experts - 1)
+    verdict = check_quantization(implementation, first) or check_quantization(implementation, last)
+    if verdict is None:
+        verdict = activation_rules.find_rule(OneOfExperts(implementation, operands.case.experts, 0), first)
+        operands.rule = first.rule
+    if verdict is not None:
+        return verdict
+    try:
+        comparison, verdict = expert_calls.check_experts(examination)
+    except ContractViolation:
+        raise
+    except Exception as error:
+        verdict = expert_calls.fails_for_empty_experts_alone(examination, error)
+        if verdict is None:
+            raise
+        traceback.print_exc()
+        return verdict
+    result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
+    if verdict is None or verdict.kind not in (None, Kind.NOT_REPEATABLE):
+        return verdict
+    # Each call is routed otherwise: right once and wrong then may be the routing.
+    named = _named(verdict, lambda: diagnose_experts(
+        examination, implementation,
+        lambda alone, expert: quantized(alone, operands.case.of_one_expert, operands.device, operands.seed,
+                                        expert_weight(operands.case, operands.seed, expert, operands.device)),
+        verdict.evidence.get("expert"), [verdict.evidence["column"]] if "column" in verdict.evidence else []))
+    vague = named.kind is None or named.kind.group in (Group.RESULT, Group.CALL)
+    return verdict if verdict.kind is not None and vague and named.kind is not Kind.FROZEN_INPUT else named
 
 
 def _serving_calls(examination: Examination) -> Verdict | None:
@@ -281,12 +362,16 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
 
 
 def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:
-    if verdict.kind is not None:
+    if verdict.kind is not None or isinstance(operands, ExpertOperands):
         return verdict
+    columns = [verdict.evidence["column"]] if "column" in verdict.evidence else []
+    return _named(verdict, lambda: diagnose_product(implementation, operands, columns))
+
+
+def _named(verdict: Verdict, diagnose: Callable[[], Diagnosis]) -> Verdict:
+    """Return the verdict with the kind and the message of a diagnosis, where that can be made."""
     try:
-        diagnosis = diagnose_product(
-            implementation, operands, [verdict.evidence["column"]] if "column" in verdict.evidence else []
-        )
+        diagnosis = diagnose()
     except ContractViolation as violation:
         return violation.verdict
     except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds

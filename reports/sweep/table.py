@@ -101,7 +101,7 @@ class CaseRow:
     @property
     def bits_per_weight(self) -> float | None:
         """Stored bits over weights, as measured."""
-        return 8 * self.packed_bytes / (self.case.n * self.case.k) if self.packed_bytes else None
+        return 8 * self.packed_bytes / self.case.weights if self.packed_bytes else None
 
     @property
     def marks(self) -> list[str]:

@@ -93,6 +93,31 @@ def test_experts_are_indexed_and_cut_one_by_one():
     torch.testing.assert_close(F.linear(x, tensor[2]), F.linear(x, tensor.dequantize()[2]), rtol=2**-6, atol=0.5)
 
 
+@pytest.mark.parametrize("grouped_mm", {torch._grouped_mm, getattr(F, "grouped_mm", torch._grouped_mm)})
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_of_experts_are_multiplied_and_differentiated_by_the_implementations_grouped_product(grouped_mm, compiled):
+    tensor = FloatTensor.from_float(torch.stack([VALUES, 2 * VALUES, -VALUES]), "nvfp4", "eager_upcast")
+    offsets = torch.tensor([3, 3, 7], dtype=torch.int32)     # the expert in the middle has no rows
+    rows = torch.randn(7, 256).to(torch.bfloat16)
+
+    def product(x, weight):
+        return grouped_mm(x, weight.transpose(1, 2), offs=offsets)
+
+    def each(x):
+        weights = tensor.dequantize()
+        return torch.cat([F.linear(x[:3], weights[0]), F.linear(x[3:], weights[2])])
+
+    ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    y = (torch.compile(product, backend="aot_eager") if compiled else product)(ours, tensor)
+    expected = each(theirs)
+    torch.testing.assert_close(y, expected, rtol=2**-6, atol=0.5)
+    y.float().sum().backward()
+    expected.float().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=2**-6, atol=0.5)
+    with pytest.raises(NotImplementedError, match="and offs; dequantize"):
+        grouped_mm(rows, tensor[0].t(), offs=offsets)
+
+
 def test_an_implementation_that_does_not_take_the_scheme_is_named_with_its_reason():
     with pytest.raises(
         ValueError, match="no implementation multiplies nf4-g64 on cpu: cpu_fused: decodes by arithmetic"

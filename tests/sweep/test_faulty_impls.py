@@ -27,6 +27,7 @@ from fpxbench.workloads import CANARIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CODES, RAGGED, SEED = "canary.codes/m1", "canary.ragged/m3", "canary.seed/m1"
+EXPERTS, EMPTY, ONE = (f"canary.experts.{routing}/m9" for routing in ("uniform", "empty", "one"))
 LONG, TIMED, GPU = "long", "timed", "gpu"
 """Not layers of a sweep: shapes with a long K, or that are timed, in this process; and canaries on a GPU."""
 GIB = 2**30
@@ -134,6 +135,23 @@ PLANTS = (
     Plant("clock_patched", "e4m3fn-row", RAGGED, W, Kind.ENVIRONMENT_PATCHED, "time.perf_counter"),
     Plant("stale_activation_scale", "e4m3fn-row", RAGGED, W, Kind.STALE_ACTIVATION_SCALE, "the first call's"),
     Plant("activation_truncated", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "toward_zero"),
+    # Experts.
+    Plant("expert_boundary", "mxfp4", EXPERTS, W, Kind.EXPERT_BOUNDARY, "1 row late"),
+    Plant("expert_boundary", "mxfp4", EMPTY, W, Kind.EXPERT_BOUNDARY, "1 row late"),
+    Plant("experts_exchanged", "mxfp4", EXPERTS, W, Kind.EXPERT_MISTAKEN, "the rows of expert 2 meet the weight of"),
+    Plant("experts_exchanged", "e4m3fn-row", ONE, W, Kind.EXPERT_MISTAKEN, "the rows of expert 1 meet the weight of"),
+    Plant("next_expert", "mxfp4", EMPTY, W, Kind.EXPERT_MISTAKEN, "expert e + 1"),
+    Plant("next_expert", "mxfp4", ONE, W, Kind.EXPERT_MISTAKEN, "expert e + 1"),
+    Plant("empty_experts_skipped", "mxfp4", EMPTY, W, Kind.EMPTY_EXPERT, "not counted"),
+    Plant("empty_experts_skipped", "mxfp4", EXPERTS, W, Kind.EMPTY_EXPERT, "not counted"),
+    Plant("empty_expert_raises", "mxfp4", EMPTY, Status.ERROR, Kind.EMPTY_EXPERT, "raises RuntimeError where 3 of 6"),
+    Plant("empty_expert_garbage", "mxfp4", EMPTY, W, Kind.EMPTY_EXPERT, "every row is right where all have some"),
+    Plant("last_expert_unwritten", "mxfp4", EXPERTS, W, Kind.UNWRITTEN_OUTPUT),
+    Plant("last_expert_unwritten", "mxfp4", EMPTY, W, Kind.UNWRITTEN_OUTPUT),
+    Plant("offsets_frozen", "mxfp4", EXPERTS, W, Kind.FROZEN_INPUT, "as in an earlier call"),
+    Plant("offsets_modified", "mxfp4", EXPERTS, W, Kind.INPUT_MODIFIED, "offsets"),
+    Plant("grouped_nibble_swap", "mxfp4", EXPERTS, W, Kind.NIBBLE_SWAP, "with all rows at expert"),
+    Plant("empty_expert_crash", "mxfp4", EMPTY, Status.CRASH, None, "SIGSEGV"),
     # Only where K is long.
     Plant("13_bit_sums", "e4m3fn-row", LONG, W, Kind.INACCURATE, "times what their roundings allow"),
     Plant("bf16_partial_sums", "e4m3fn-row", LONG, W, Kind.INACCURATE, "times what their roundings allow"),
@@ -172,6 +190,7 @@ PLANTS = (
 SWEPT = tuple(plant for plant in PLANTS if plant.layer not in (LONG, TIMED, GPU))
 
 SIGNALS = {
+    "empty_expert_crash": "SIGSEGV",
     "segfault": "SIGSEGV", "segfault_when_stored": "SIGSEGV", "llvm_abort": "SIGABRT", "struct_abort": "SIGABRT",
     "rounding_abort": "SIGABRT", "script_in_log": "SIGABRT", "endless_allocation": "SIGKILL",
 }
@@ -246,6 +265,7 @@ def test_a_kept_copy_of_the_weight_is_flagged_with_its_bytes() -> None:
     assert "keeps a decoded copy of the weight: 2.1 MB held between calls" in result.traffic.bottleneck
 
 
+LAYERS = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
 ON_A_GPU = {
     CODES: ("canary.codes", 1, 32, 512), RAGGED: ("canary.ragged", 3, 77, 203), GPU: ("canary.ragged", 33, 77, 203),
     LONG: ("long", 4, 128, 4096), TIMED: ("timed", 1, 1024, 1024),
@@ -254,10 +274,14 @@ ON_A_GPU = {
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant.layer != SEED], ids=str)
+@pytest.mark.parametrize(
+    "plant", [plant for plant in PLANTS if plant.layer != SEED and plant.status is not Status.CRASH], ids=str)
 def test_a_gpu_tells_the_same(plant: Plant) -> None:
-    workload, m, n, k = ON_A_GPU[plant.layer]
-    case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload, m=m, n=n, k=k)
+    if plant.layer in ON_A_GPU:
+        workload, m, n, k = ON_A_GPU[plant.layer]
+        case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload, m=m, n=n, k=k)
+    else:
+        case = LAYERS[plant.layer][0].case(f"faulty_{plant.name}", plant.scheme, LAYERS[plant.layer][1])
     verdict = run_trial(
         TrialRequest(case=case, device="cuda", seed=7, impls=[str(FAULTY)], timing_budget_s=0.02)
     ).verdict
@@ -308,20 +332,13 @@ def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
 
 def test_what_is_wrong_does_not_depend_on_the_random_numbers(tmp_path: Path) -> None:
     """Another seed, the same kinds; in this process, where it takes a fraction of a second each."""
-    layers = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
     unlike = []
     for plant in PLANTS:
-        if plant.layer in (SEED, LONG, TIMED, GPU):     # these end their process, or are tried above
+        # these end their process, or are tried above
+        if plant.layer in (SEED, LONG, TIMED, GPU) or plant.status is Status.CRASH:
             continue
-        workload, m = layers[plant.layer]
-        case = Case(
-            implementation=f"faulty_{plant.name}",
-            scheme=plant.scheme,
-            workload=workload.name,
-            m=m,
-            n=workload.n,
-            k=workload.k,
-        )
+        workload, m = LAYERS[plant.layer]
+        case = workload.case(f"faulty_{plant.name}", plant.scheme, m)
         verdict = run_trial(TrialRequest(case=case, seed=11, impls=[str(FAULTY)], timing_budget_s=0)).verdict
         if (verdict.status, verdict.kind) != (plant.status, plant.kind):
             unlike.append((plant.name, verdict.headline, verdict.summary))

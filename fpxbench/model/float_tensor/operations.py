@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -59,23 +58,28 @@ def _addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return _linear(x, weight.t(), bias)
 
 
-@operation(_aten._grouped_mm.default)
-def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+@function(*{getattr(torch.nn.functional, "grouped_mm", torch._grouped_mm), torch._grouped_mm})
+def _grouped(x: Tensor, weight: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None,
+             out_dtype: torch.dtype | None = None) -> Tensor:
     """Multiply rows ``[T, K]``, in runs that end at `offs`, by one expert each: [E, K, N] as a transposed
     FloatTensor.
     """
-    x, weight, *more = args
-    offsets = more[0] if more else kwargs.get("offs")
-    if not (isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 3 and x.dim() == 2):
+    if (not (isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 3 and x.dim() == 2)
+            or offs is None or bias is not None or out_dtype not in (None, x.dtype)):
         raise NotImplementedError(
-            "grouped_mm takes rows [T, K] and experts [E, N, K].transpose(1, 2); dequantize() gives a plain tensor"
+            "grouped_mm takes rows [T, K], experts [E, N, K].transpose(1, 2), and offs;"
+            " dequantize() gives a plain tensor"
         )
-    ends = [0, *offsets.tolist()]
-    out = x.new_empty(len(x), weight.stored_shape[1])
-    for expert, (first, last) in enumerate(pairwise(ends)):
-        if last > first:
-            out[first:last] = _linear(x[first:last], weight._expert(expert).t())
-    return out
+    _, n, k = weight.stored_shape
+    return torch.ops.fpxbench.grouped_linear(
+        x, weight.packed, weight.scales, weight.tensor_scale, offs, weight.scheme, weight.code_layout,
+        weight.implementation, n, k)
+
+
+@operation(_aten._grouped_mm.default)
+def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    named = dict(zip(("offs", "bias", "out_dtype"), args[2:], strict=False))
+    return _grouped(*args[:2], **named, **kwargs)
 
 
 # Copies and views of all of it.

@@ -1,0 +1,36 @@
+"""PyTorch's grouped product, on experts that are decoded to 16 bits on every call."""
+
+import torch
+import torch.nn.functional as F
+
+from fpxbench.checking import grouped_product
+from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.impls._upcast import upcast
+from fpxbench.numbers.experts import rows_of_experts
+
+
+@implementation("grouped_mm")
+class GroupedMM(Implementation):
+    """`torch.nn.functional.grouped_mm` (`torch._grouped_mm` before 2.10) with the experts in 16 bits.
+
+    Experts that have tokens are decoded by ordinary torch ops, in passes over memory; then one kernel multiplies them
+    all. It reads the offsets on the host, to leave the other experts alone.
+    """
+
+    experts_only = True
+
+    def supports(self, scheme, device):
+        if not scheme.quantized or scheme.activation is not None:
+            return Support.no(f"upcasts quantized weights, and multiplies 16-bit activations: not {scheme.name}")
+        refusal = grouped_product.why_not(device, torch.bfloat16)
+        return Support.no(refusal, missing="has no" in refusal) if refusal else Support.yes()
+
+    def grouped_matmul(self, x, weight, offsets):
+        groups = rows_of_experts(offsets)
+        if not groups:
+            return x.new_empty(0, weight.shape[0])
+        # Rows of K are made whole 16 bytes, as the kernel demands, by zeros.
+        padding = -weight.shape[1] % grouped_product.ALIGNMENT
+        dense = torch.stack([F.pad(upcast(weight.experts[expert]).to(x.dtype), (0, padding)) for expert, *_ in groups])
+        ends = torch.tensor([last for _, _, last in groups], dtype=torch.int32, device=x.device)
+        return grouped_product.grouped_product(F.pad(x, (0, padding)), dense, ends)
