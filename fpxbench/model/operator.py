@@ -174,6 +174,44 @@ linear.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 
+@torch.library.custom_op("fpxbench::grouped_linear_gradient", mutates_args=())
+def grouped_linear_gradient(
+    gradient: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    offsets: Tensor,
+    scheme: str,
+    layout: str,
+    n: int,
+    k: int,
+) -> Tensor:
+    """Return the gradient of `grouped_linear`'s activation, [T, K], from that of its output, [T, N].
+
+    An operator of its own, as it reads the offsets, which a compiler cannot trace.
+    """
+    experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
+    of_x = gradient.new_empty(len(gradient), k)
+    for expert, first, last in rows_of_experts(offsets):
+        of_x[first:last] = gradient[first:last] @ experts.experts[expert].dequantize().to(gradient.dtype)
+    return of_x
+
+
+@grouped_linear_gradient.register_fake
+def _(
+    gradient: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    tensor_scale: Tensor | None,
+    offsets: Tensor,
+    scheme: str,
+    layout: str,
+    n: int,
+    k: int,
+) -> Tensor:
+    return gradient.new_empty(len(gradient), k)
+
+
 def _keep_grouped_for_backward(ctx, inputs, output) -> None:
     _, packed, scales, tensor_scale, offsets, scheme, layout, _, n, k = inputs
     ctx.save_for_backward(packed, scales, tensor_scale, offsets)
@@ -182,12 +220,7 @@ def _keep_grouped_for_backward(ctx, inputs, output) -> None:
 
 def _grouped_backward(ctx, gradient: Tensor):
     """The gradient of the activation, as `_backward`."""
-    (packed, scales, tensor_scale, offsets), (scheme, layout, n, k) = ctx.saved_tensors, ctx.weight
-    experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
-    of_x = gradient.new_empty(len(gradient), k)
-    for expert, first, last in rows_of_experts(offsets):
-        of_x[first:last] = gradient[first:last] @ experts.experts[expert].dequantize().to(gradient.dtype)
-    return of_x, *([None] * 9)
+    return grouped_linear_gradient(gradient, *ctx.saved_tensors, *ctx.weight), *([None] * 9)
 
 
 grouped_linear.register_autograd(_grouped_backward, setup_context=_keep_grouped_for_backward)

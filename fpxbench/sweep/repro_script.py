@@ -39,48 +39,72 @@ print(f"{{case.id}} on {{device}}, torch {{torch.__version__}}")
 support = implementation.support(scheme, device)
 if not support.supported:
     sys.exit(f"{{case.implementation}} refuses {{case.scheme}} on {{device}}: {{support.reason}}")
+'''
 
+_ONE_WEIGHT = '''
 weight = inputs.make_weight(case, seed, device)              # fp32 [N, K]
 stored = implementation.quantize(weight, scheme)
 decoded = implementation.dequantize(stored).float()         # what the stored codes and scales stand for
 operands = Operands(case, device, seed, weight, stored, decoded)
+product = implementation
 
-right = True
-for number in range(correctness.CALLS):
-    x = operands.activation(number)                         # [M, K], fresh for each call
-    y = implementation.matmul(x, stored)                    # [M, N]
-    # x @ decoded.T in float64, and how far a right y may lie from it
-    exact = operands.reference(x, implementation)
-    found = compare(y, exact)
-    right &= found.within
-    print(f"call {{number}}: relative error {{found.relative_error:.4g}}, at most {{found.bound:.4g}} is right;"
-          f" {{found.outside}} of {{y.numel()}} elements outside")
 
-# What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single
-# configurations.
-try:
-    verdict = (
+def verdict_of_more_calls():
+    return (
         trial.check_quantization(implementation, operands)
         or correctness.check_calls(implementation, operands)[1]
         or correctness.check_one_hot(implementation, operands)
         or correctness.check_configs(implementation, operands)
     )
+'''
+
+_EXPERTS = '''
+from fpxbench.checking import expert_calls
+from fpxbench.checking.examination import Examination
+from fpxbench.checking.expert_operands import GroupedProduct
+
+operands = trial.prepare_experts(implementation, case, device, seed)
+stored = operands.weight                                    # of all experts
+# x [T, K] -> implementation.grouped_matmul(x, stored, operands.offsets), with the offsets that were drawn with x
+product = GroupedProduct(implementation, operands)
+
+
+def verdict_of_more_calls():
+    return expert_calls.check_experts(Examination(product, operands, budget_s=5.0))[1]
+'''
+
+_CALLS = '''
+right = True
+for number in range(correctness.CALLS):
+    x = operands.activation(number)                         # [M, K], fresh for each call
+    y = product.matmul(x, stored)                           # [M, N]
+    # x @ decoded.T in float64, and how far a right y may lie from it
+    exact = operands.reference(x, implementation)
+    found = compare(y, exact)
+    right &= found.within
+    print(f"call {number}: relative error {found.relative_error:.4g}, at most {found.bound:.4g} is right;"
+          f" {found.outside} of {y.numel()} elements outside")
+
+# What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single
+# configurations.
+try:
+    verdict = verdict_of_more_calls()
 except ContractViolation as violation:
     verdict = violation.verdict
 if verdict is not None:
     right = False
-    print(f"{{verdict.headline}}: {{verdict.summary}}")
+    print(f"{verdict.headline}: {verdict.summary}")
 '''
 
 _TIMING = """
 # Recorded: {median_us:.4g} us, dense {baseline}. Weights are not rotated here, so a small one is read from cache.
 from torch.utils.benchmark import Timer
 
-dense = weight.to(x.dtype)
+dense = operands.dense()
 with torch.inference_mode():
     took, dense_took = (
-        Timer(product, globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
-        for product in ("implementation.matmul(x, stored)", "torch.nn.functional.linear(x, dense)")
+        Timer(call, globals=globals(), num_threads=torch.get_num_threads()).blocked_autorange().median
+        for call in ("product.matmul(x, stored)", "operands.dense_product(x, dense)")
     )
 print(f"{{took * 1e6:.4g}} us; dense {{dense_took * 1e6:.4g}} us; speedup {{dense_took / took:.3g}}")
 """
@@ -111,7 +135,10 @@ def repro_script(record: Record) -> str:
     """
     case, timing = record.case, record.timing
     names, shape = ("implementation", "scheme", "workload"), ("m", "n", "k", "activation")
-    fields = ",\n    ".join(", ".join(f"{name}={getattr(case, name)!r}" for name in line) for line in (names, shape))
+    if case.experts is not None:
+        shape = (*shape, "experts", "experts_per_token", "routing")
+    fields = ",\n    ".join(", ".join(f"{name}={_literal(getattr(case, name))}" for name in line)
+                            for line in (names, shape))
     if is_from_file(case.workload):
         option = "--checkpoint PATH --layer '*'" if case.workload.startswith(FROM_CHECKPOINT) else "--weights FILE"
         return _OF_A_FILE.format(
@@ -133,10 +160,15 @@ def repro_script(record: Record) -> str:
         seed=record.seed or 0,
         seed_note="" if record.seed is not None else "   # none is on the record",
     )
+    script += (_ONE_WEIGHT if case.experts is None else _EXPERTS) + _CALLS
     if record.verdict.status is Status.OK and timing is not None:
         baseline = f"{timing.baseline_us:.4g} us" if timing.baseline_us is not None else "not recorded"
         script += _TIMING.format(median_us=timing.median_us, baseline=baseline)
     return script + _END
+
+
+def _literal(value: object) -> str:
+    return repr(str(value)) if isinstance(value, str) else repr(value)      # an enumeration's value, not its name
 
 
 def _one_line(text: str) -> str:

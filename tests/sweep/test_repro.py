@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sample_records import case, record
 
+from fpxbench.records.case import Routing
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Record
 from fpxbench.records.verdict import Status, Verdict
@@ -125,3 +126,14 @@ def test_text_of_a_record_cannot_leave_its_comment() -> None:
     tree = ast.parse(repro_script(planted))
     assert {ast.dump(node) for node in tree.body if isinstance(node, ast.Import)} == plain
     assert "\u202e" not in repro_script(planted)
+
+
+def test_the_script_of_experts_multiplies_them_all(tmp_path: Path) -> None:
+    of_experts = case("grouped_mm", "mxfp4", workload="canary.experts.empty", m=9, n=40, k=160).model_copy(
+        update={"experts": 6, "experts_per_token": 2, "routing": Routing.EMPTY})
+    script = repro_script(record(of_experts))
+    ast.parse(script)
+    path = tmp_path / "repro.py"
+    path.write_text(script)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and done.stdout.strip().endswith("right"), done.stdout + done.stderr
