@@ -219,7 +219,7 @@ def _keep_grouped_for_backward(ctx, inputs, output) -> None:
 
 
 def _grouped_backward(ctx, gradient: Tensor):
-    """The gradient of the activation, as `_backward`."""
+    """Return the gradient of the activation, as `_backward` does."""
     return grouped_linear_gradient(gradient, *ctx.saved_tensors, *ctx.weight), *([None] * 9)
 
 
