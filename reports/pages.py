@@ -130,7 +130,9 @@ class Pages:
         """Return the tables of models of one machine and build; `has_machine`: whether the machine has a page."""
         tables = [(table, _with_page(generation_charts.charts_of(table, number), ""))
                   for number, table in enumerate(page.tables)]
-        return self._render("models.html", root="../../../", page=page, tables=tables, has_machine=has_machine)
+        rankings = [(table, _with_page([table.chart(number)], "")) for number, table in enumerate(page.rankings)]
+        return self._render("models.html", root="../../../", page=page, tables=tables, rankings=rankings,
+                            has_machine=has_machine)
 
     def conversion(self, casts: CastSweep, row: ConversionRow) -> str:
         """Render one conversion, its engines side by side."""
@@ -196,6 +198,7 @@ def static_files() -> dict[str, bytes]:
 
 def _with_models(title: str, models: Sequence[ModelPage]) -> str:
     """Return the first page's title with how many rows of models' tables are faulty, where there are such tables."""
+    models = [page for page in models if page.tables]
     faulty = sum(page.ran - page.right for page in models)
     of_models = f"{faulty or 'no'} faulty {'row' if faulty == 1 else 'rows'} in models' tables"
     return title if not models else f"{title}, {of_models}" if title else of_models.capitalize()

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.model.generate_record import GenerationRecord
+from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.casts.conversion_pages import (
@@ -108,7 +109,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     _write_machines(by_machine, casts, chapter.older, pages)
 
     with_page = set(by_machine) | {name for name, _ in casts}
-    models, broken = _write_models(Store(results, GenerationRecord), pages, with_page)
+    models, broken = _write_models(results, pages, with_page)
     broken_lines += broken
 
     shown = sorted(newest.values(), key=_gpu_first)
@@ -185,17 +186,23 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
     return full
 
 
-def _write_models(store: Store[GenerationRecord], pages: Pages, machines: set[str],
-                  ) -> tuple[list[ModelPage], list[BrokenLine]]:
+def _write_models(results: Path, pages: Pages, machines: set[str]) -> tuple[list[ModelPage], list[BrokenLine]]:
     """Write the page of models of each machine and build; return the pages, and the lines that are no records."""
+    tables, rankings = Store(results, GenerationRecord), Store(results, RankingRecord)
     found: list[ModelPage] = []
     broken_lines: list[BrokenLine] = []
-    for path in store.files():
-        newest, broken = _newest_records(store, path)
-        broken_lines += broken
-        if newest:
-            found.append(model_page(_folder(path), newest))
-            pages.write(found[-1].path, pages.models, found[-1], path.parent.parent.name in machines)
+    for folder, paths in groupby(sorted([*tables.files(), *rankings.files()], key=_folder), _folder):
+        rows: list[GenerationRecord] = []
+        ranked: list[RankingRecord] = []
+        for path in paths:
+            if path.parent.name == RankingRecord.FOLDER:
+                ranked, broken = _newest_records(rankings, path)
+            else:
+                rows, broken = _newest_records(tables, path)
+            broken_lines += broken
+        if rows or ranked:
+            found.append(model_page(folder, rows, ranked))
+            pages.write(found[-1].path, pages.models, found[-1], folder[0] in machines)
     return found, broken_lines
 
 

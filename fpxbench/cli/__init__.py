@@ -52,6 +52,9 @@ COMMANDS = {
         "Recommend schemes for a model on this machine: quality against bytes against speed, and mixed precision.",
         _MEASURE,
     ),
+    "rank": Command(
+        "ranking_commands", "Rank schemes by what they do to a sentence encoder's embeddings.", _MEASURE
+    ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
     "report": Command(

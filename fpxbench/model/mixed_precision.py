@@ -41,7 +41,7 @@ def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float
         kept = {name: layers[name].data for name in chosen}
         try:
             for name, scheme in chosen.items():
-                layers[name].data = _rounded(kept[name], scheme)
+                layers[name].data = rounded(kept[name], scheme)
             return quality.compare(plain, quality.logits(model, text), due).kl
         finally:
             for name, values in kept.items():
@@ -58,7 +58,7 @@ def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float
                  bits=sum(bits[name][scheme] for name, scheme in chosen.items()) / weights)
 
 
-def _rounded(values: Tensor, scheme: str) -> Tensor:
+def rounded(values: Tensor, scheme: str) -> Tensor:
     """Return what `values` [N, K] become under a scheme, in their own dtype."""
     chosen = scheme_named(scheme)
     with torch.no_grad():

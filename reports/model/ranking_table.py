@@ -1,0 +1,58 @@
+"""An encoder's ranking of schemes, as a table and a chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from fpxbench.model.ranking_record import RankingRecord
+from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides
+
+_LEAST = 1e-8
+
+
+@dataclass(frozen=True)
+class RankingTable:
+    """One encoder on one set of sentences, the nearest scheme first."""
+
+    rows: list[RankingRecord]
+
+    @property
+    def first(self) -> RankingRecord:
+        return self.rows[0]
+
+    @property
+    def title(self) -> str:
+        return f"{self.first.model.name}, {self.first.sentences} sentences of {self.first.text}"
+
+    def chart(self, number: int) -> Chart:
+        """Return the distance of embeddings against the bits of a weight."""
+        ranks = [row.rank for row in self.rows]
+        points = [(each.bits_per_weight, max(each.distance.value, _LEAST)) for each in ranks]
+        figure = blank_figure(height=460)
+        figure.add_trace(go.Scatter(
+            x=[x for x, _ in points], y=[y for _, y in points], text=[each.scheme for each in ranks],
+            mode="markers+text", textposition=label_sides(points), cliponaxis=False,
+            marker=dict(size=9, color="#0072B2"),
+            error_y=dict(type="data", symmetric=False, thickness=1.5, width=3,
+                         array=[each.distance.high - each.distance.value for each in ranks],
+                         arrayminus=[each.distance.value - each.distance.low for each in ranks]),
+            hovertemplate="%{text}<br>%{x:.3g} bits a weight<br>1 - cosine %{y:.3g}<extra></extra>"))
+        figure.update_xaxes(title_text="bits per weight, scales included")
+        figure.update_yaxes(title_text="mean distance of embeddings, 1 - cosine (log scale)", type="log")
+        figure.update_layout(showlegend=False)
+        return Chart(f"ranking-{number}", "Embeddings against bits",
+                     "Each mark is a scheme, its weights decoded exactly. Down and left is better.",
+                     f"Mean distance of embeddings against bits per weight for {len(ranks)} schemes; the table holds"
+                     " the numbers.", json.loads(figure.to_json()))
+
+
+def ranking_tables(records: Sequence[RankingRecord]) -> list[RankingTable]:
+    """Return the rankings among the newest records of one machine and build."""
+    groups: dict[tuple[str, str, int], list[RankingRecord]] = {}
+    for record in records:
+        groups.setdefault((record.model.name, record.text, record.sentences), []).append(record)
+    return [RankingTable(sorted(group, key=lambda record: record.rank.distance.value)) for group in groups.values()]
