@@ -50,6 +50,8 @@ class LayerReport(BaseModel):
     dialect: str
     others: list[str] = []
     scheme: str | None
+    stored_as: str = ""
+    """The codes' dtype in the file; of GGUF, the block type."""
     n: int
     k: int
     experts: int

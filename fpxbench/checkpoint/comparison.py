@@ -17,26 +17,31 @@ ALIKE = 0.98
 """The share of codes from which a quantizer explains them."""
 
 
-def compare(layer: QuantizedLayer, report: LayerReport, weight: QuantizedWeight, original: Checkpoint) -> None:
-    """Fill in `report` what `layer`'s weight [N, K] lost against the original's. Raises CheckpointError without one."""
+def compare(layer: QuantizedLayer, report: LayerReport, decoded: torch.Tensor, original: Checkpoint,
+            weight: QuantizedWeight | None = None) -> None:
+    """Fill in `report` what `layer`'s weight [N, K], decoded, lost against the original's.
+
+    Where `weight` has its codes: which quantizer gives them. Raises CheckpointError without an original.
+    """
     entry = next(
         (original.tensors[name] for name in (f"{layer.name}.weight", layer.name) if name in original.tensors), None
     )
     if entry is None:
         raise CheckpointError(f"{layer.name}: the original has no {layer.name}.weight")
     values = read_plain(entry)
-    if values.shape != torch.Size(weight.shape):
+    if values.shape != decoded.shape:
         raise CheckpointError(
-            f"{layer.name}: the original's weight is {list(values.shape)}, and this one {list(weight.shape)}"
+            f"{layer.name}: the original's weight is {list(values.shape)}, and this one {list(decoded.shape)}"
         )
-    error = (values - weight.dequantize()).double()
+    error = (values - decoded).double()
     signal, noise = values.double().square().sum(), error[error.isfinite()].square().sum()
     report.sqnr_db = round((10 * torch.log10(signal / noise)).item(), 3) if noise > 0 and signal > 0 else None
     report.exact = bool((error == 0).all())
     lost = int((~error.isfinite()).sum())
     if lost:
         report.problems.append(f"{layer.name}: {lost} weights are not finite where the original's are")
-    report.explained_by = explanation(values, weight)
+    if weight is not None:
+        report.explained_by = explanation(values, weight)
 
 
 def explanation(values: torch.Tensor, weight: QuantizedWeight) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fpxbench.checkpoint.dialects import DIALECTS, SCALE_FORMATS, Dialect, Element
 from fpxbench.checkpoint.layers import QuantizedLayer
+from fpxbench.checkpoint.quant_state import state_bytes
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_weight
 from fpxbench.numbers.packing import pack
@@ -31,6 +32,10 @@ def in_dialect(name: str, weight: QuantizedWeight, dialect: Dialect, *, nearest:
         raise CheckpointError(f"{name}: {dialect.name} is read and not written here")
     fmt, scaling = weight.scheme.format, weight.scheme.scaling
     dtype, element = _element(name, fmt.name, dialect)
+    if dialect.scale_divisor != 1:
+        raise CheckpointError(f"{name}: {dialect.name} stores scales times {dialect.scale_divisor:g}: they are rounded")
+    if dialect.state:
+        return _described(name, weight, dialect, element)
     k = weight.shape[1]
     codes = pack(weight.codes(), fmt.bits, element.layout)
     scales = _scales(name, weight, dialect)
@@ -44,6 +49,20 @@ def in_dialect(name: str, weight: QuantizedWeight, dialect: Dialect, *, nearest:
     if scaling.has_tensor_scale:
         tensors[name + dialect.global_scale] = _global_scale(name, weight, dialect, nearest)
     return tensors
+
+
+def _described(name: str, weight: QuantizedWeight, dialect: Dialect, element: Element) -> dict[str, Tensor]:
+    """Return flat codes and scales with their description."""
+    scaling, fmt = weight.scheme.scaling, weight.scheme.format
+    (n, k), block = weight.shape, scaling.block
+    if scaling.block_rows != 1 or block is None or k % block or scaling.scale_format.format.name != "fp32":
+        raise CheckpointError(f"{name}: {dialect.name} holds an fp32 scale for each whole block along K, and this is"
+                              f" {weight.scheme.name} with K = {k}")
+    packed = pack(weight.codes(), fmt.bits, element.layout)
+    values = torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)])
+    described = state_bytes(dialect.state.rpartition("__")[2], n, k, block)
+    return {name + dialect.codes: packed.reshape(-1, 1), name + dialect.scales: weight.scales.reshape(-1),
+            name + dialect.values: values, name + dialect.state: torch.tensor(list(described), dtype=torch.uint8)}
 
 
 def convert(

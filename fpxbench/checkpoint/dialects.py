@@ -49,6 +49,10 @@ class Dialect:
     methods : values of ``quant_method`` (config.json) or ``quant_algo`` (hf_quant_config.json) that mean this dialect
     grouped : codes and scales have one more dimension, that of the blocks: ``[..., N, G, bytes]`` and ``[..., N, G]``
     interleaved : scales and codes stand in one tensor, block by block (GGUF)
+    state : suffix of the JSON that describes flat codes and scales (`fpxbench.checkpoint.quant_state`)
+    values : suffix of the table of the numbers that codes stand for
+    nested_scales, nested_values : where scales are codes: suffixes of their scales, and of the numbers they stand for
+    scale_divisor : what the stored scales are divided by
     """
 
     name: str
@@ -65,6 +69,20 @@ class Dialect:
     methods: frozenset[str] = field(default_factory=frozenset)
     grouped: bool = False
     interleaved: bool = False
+    state: str = ""
+    values: str = ""
+    nested_scales: str = ""
+    nested_values: str = ""
+    scale_divisor: float = 1.0
+
+
+def _bitsandbytes(quant_type: str, fmt: str) -> Dialect:
+    codes = Element(fmt, "nibbles_high_first")
+    return Dialect(
+        f"bnb-{quant_type}", "bitsandbytes, QLoRA", "bitsandbytes, functional.py: QuantState.as_dict", ".weight",
+        ".weight.absmax", {"U8": codes, "BF16": codes, "F16": codes, "F32": codes}, frozenset({"F32", "U8"}),
+        methods=frozenset({"bitsandbytes"}), state=f".weight.quant_state.bitsandbytes__{quant_type}",
+        values=".weight.quant_map", nested_scales=".weight.nested_absmax", nested_values=".weight.nested_quant_map")
 
 
 _VALUES = frozenset({"F32", "BF16", "F16"})
@@ -103,10 +121,14 @@ DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (
     Dialect("torchao", "torchao 0.14 and later", "torchao/prototype/safetensors (pytorch/ao)", "._weight_qdata",
             "._weight_scale", {**FP8, **FP4}, _VALUES | _E8M0 | _E4M3, global_scale="._weight_per_tensor_scale",
             global_optional=True, methods=frozenset({"torchao"})),
+    _bitsandbytes("nf4", "nf4"),
+    _bitsandbytes("fp4", "bnbfp4"),
+    Dialect("bnb-int8", "bitsandbytes LLM.int8", "bitsandbytes, nn/modules.py: Linear8bitLt", ".weight", ".SCB",
+            {"I8": Element("int8")}, frozenset({"F32"}), methods=frozenset({"bitsandbytes"}), scale_divisor=127.0),
     Dialect("gguf", "llama.cpp", "ggml-org/ggml, ggml-common.h", ".weight", "", {
-        "Q8_0": Element("int8", "gguf"), "Q4_0": Element("int4", "gguf"), "MXFP4": Element("e2m1", "gguf"),
-        "NVFP4": Element("e2m1", "gguf")}, frozenset(), interleaved=True),
+        "Q8_0": Element("int8", "gguf"), "Q4_0": Element("int4", "gguf"), "Q4_1": Element("int4", "gguf"),
+        "MXFP4": Element("e2m1", "gguf"), "NVFP4": Element("e2m1", "gguf")}, frozenset(), interleaved=True),
 )}
 
 GGUF_SCHEMES = {"Q8_0": "int8-g32.fp16", "Q4_0": "int4-g32.fp16", "MXFP4": "mxfp4", "NVFP4": "nvfp4"}
-"""The scheme of a GGUF block type. Types with an offset or two levels of integer scales have none."""
+"""The scheme of a GGUF block type. Types with an offset (Q4_1) or two levels of integer scales have none."""

@@ -18,7 +18,7 @@ MOST_ROWS = 512
 """Rows of a layer that are decoded: what a statement about conventions needs, whatever the layer's size."""
 _QUANTIZED_DTYPES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
 _PACKED = (".weight", ".weight_packed", "_blocks", "._weight_qdata")
-"""What names of packed codes end with. bitsandbytes' have an ``absmax`` and are of no dialect that is read."""
+"""What names of packed codes end with."""
 
 
 def examine(request: CheckpointRequest) -> CheckpointReport:
@@ -35,6 +35,8 @@ def examine(request: CheckpointRequest) -> CheckpointReport:
     to_read = [layer for layer in chosen if layer.scheme and not layer.problems]
     for layer in to_read if request.deep or original else _sample(to_read):
         _read(layer, reports[layer.name], checkpoint, original, whole=request.deep)
+    if original is not None:
+        _compare_without_scheme([layer for layer in chosen if layer.decodes_without_scheme], reports, original)
     used = {tensor.name for layer in layers for tensor in layer.tensors.values()}
     plain: Counter[str] = Counter()
     for name, tensor in checkpoint.tensors.items():
@@ -56,6 +58,7 @@ def _listed(layer: QuantizedLayer) -> LayerReport:
         dialect=layer.dialect.name,
         others=list(layer.others),
         scheme=layer.scheme,
+        stored_as=layer.codes.dtype,
         n=layer.n,
         k=layer.k,
         experts=layer.experts,
@@ -92,9 +95,23 @@ def _read(
         report.problems += problems + statistics.code_problems(layer.name, sample, report.histogram)
         report.evidence = conventions.evidence(layer, sample, checkpoint)
         if original is not None:
-            comparison.compare(layer, report, weight, original)
+            comparison.compare(layer, report, weight.dequantize(), original, weight)
     except CheckpointError as error:
         report.problems.append(str(error))
+
+
+def _compare_without_scheme(layers: list[QuantizedLayer], reports: dict[str, LayerReport],
+                            original: Checkpoint) -> None:
+    if not layers:
+        return
+    from fpxbench.checkpoint import comparison
+    from fpxbench.checkpoint.weights import read_numbers
+
+    for layer in layers:
+        try:
+            comparison.compare(layer, reports[layer.name], read_numbers(layer), original)
+        except CheckpointError as error:
+            reports[layer.name].problems.append(str(error))
 
 
 def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: set[str]) -> list[str]:
@@ -106,8 +123,10 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
     for name, tensor in checkpoint.tensors.items():
         if name in used or len(tensor.shape) < 2:
             continue
-        packed = tensor.dtype in ("U8", "I8") and name.endswith(_PACKED) and f"{name}.absmax" not in checkpoint.tensors
-        if tensor.dtype in _QUANTIZED_DTYPES or packed:
+        packed = tensor.dtype in ("U8", "I8") and name.endswith(_PACKED)
+        if packed and f"{name}.absmax" in checkpoint.tensors:
+            problems.append(f"{name} has an absmax, and no quant_state that describes its blocks")
+        elif tensor.dtype in _QUANTIZED_DTYPES or packed:
             problems.append(f"{name} holds {tensor.dtype} and no scale belongs to it")
     scales = [name for name in checkpoint.tensors
               if name not in used and name.endswith((".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales",

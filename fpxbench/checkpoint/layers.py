@@ -9,7 +9,8 @@ from math import prod
 
 from fpxbench.checkpoint.dialects import DIALECTS, GGUF_SCHEMES, SCALE_FORMATS, Dialect, Element
 from fpxbench.checkpoint.folder import Checkpoint
-from fpxbench.checkpoint.tensor_entry import TensorEntry
+from fpxbench.checkpoint.quant_state import QuantState, read_state
+from fpxbench.checkpoint.tensor_entry import CheckpointError, TensorEntry
 
 _STANDARD_BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -42,6 +43,8 @@ class QuantizedLayer:
     grid : which weights share a scale; None where the scale's shape fits no block
     scale_format : ``fp32``, ``bf16``, ``fp16``, ``e8m0``, ``e4m3fn``
     codes, scales, global_scale, activation_scale : the tensors; None for what is not there
+    state : what a description beside flat codes says; None for dialects without one
+    described_by : the tensors of that description, by what they hold: ``state``, ``values``, ``nested_scales``, …
     problems : one sentence for each thing that is wrong
     """
 
@@ -58,22 +61,29 @@ class QuantizedLayer:
     scale_format: str = ""
     global_scale: TensorEntry | None = None
     activation_scale: TensorEntry | None = None
+    state: QuantState | None = None
+    described_by: dict[str, TensorEntry] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
     def scheme(self) -> str | None:
         """The scheme's name by its parts (``e4m3fn-b128x128``, ``mxfp4``), or None where a part is not known."""
         if self.dialect.interleaved:
-            return GGUF_SCHEMES[self.codes.dtype]
+            return GGUF_SCHEMES.get(self.codes.dtype)
         if self.grid is None:
             return None
         name = scheme_name(self.element.format, self.grid, self.scale_format)
         return f"{name}.div" if name == "nvfp4" and self.dialect.global_divides else name
 
     @property
+    def decodes_without_scheme(self) -> bool:
+        """Whether its numbers can be read though it is of no scheme: GGUF's Q4_1, with an offset for each block."""
+        return self.dialect.interleaved and self.codes.dtype == "Q4_1" and not self.problems
+
+    @property
     def tensors(self) -> dict[str, TensorEntry]:
         parts = {"codes": self.codes, "scales": self.scales, "global scale": self.global_scale,
-                 "activation scale": self.activation_scale}
+                 "activation scale": self.activation_scale, **self.described_by}
         return {part: tensor for part, tensor in parts.items() if tensor is not None}
 
     @property
@@ -159,6 +169,8 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
     scales = checkpoint.tensors.get(name + dialect.scales)
     if scales is None or scales.dtype not in dialect.scale_dtypes:
         return None
+    if dialect.state:
+        return _described(checkpoint, dialect, name, codes, scales)
 
     def part(suffix: str) -> TensorEntry | None:
         return checkpoint.tensors.get(name + suffix) if suffix else None
@@ -176,6 +188,42 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
     needs_global = layer.scale_format == "e4m3fn" and dialect.global_scale and not dialect.global_optional
     if needs_global and global_scale is None:
         layer.problems.append(f"{name}: has no {dialect.global_scale[1:]}, which the block scales are relative to")
+    return layer
+
+
+def _described(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEntry,
+               scales: TensorEntry) -> QuantizedLayer | None:
+    """Read the layer by the description beside its flat codes; None if it has none of this dialect."""
+    suffixes = {"state": dialect.state, "values": dialect.values}
+    if scales.dtype == "U8":
+        suffixes |= {"nested_scales": dialect.nested_scales, "nested_values": dialect.nested_values}
+    parts = {part: checkpoint.tensors.get(name + suffix) for part, suffix in suffixes.items()}
+    if parts["state"] is None:
+        return None
+    element = dialect.elements[codes.dtype]
+    layer = QuantizedLayer(name, dialect, element, 0, 0, codes, scales, scale_format="fp32",
+                           described_by={part: entry for part, entry in parts.items() if entry is not None})
+    try:
+        layer.state = state = read_state(parts["state"])
+    except CheckpointError as error:
+        layer.problems.append(str(error))
+        return layer
+    layer.n, layer.k = state.n, state.k
+    count = -(-state.n * state.k // state.block)
+    missing = [name + suffixes[part] for part, entry in parts.items() if entry is None]
+    if missing:
+        layer.problems.append(f"{name}: {', '.join(missing)} is missing")
+    if codes.nbytes * element.codes_per_byte != state.n * state.k or scales.elements != count:
+        layer.problems.append(f"{name}: {codes.nbytes} bytes of codes and {scales.elements} scales, where [{state.n},"
+                              f" {state.k}] in blocks of {state.block} has {state.n * state.k // 2} and {count}")
+    elif state.k % state.block:
+        layer.problems.append(f"{name}: blocks of {state.block} run across the rows of a weight [{state.n}, {state.k}],"
+                              " which no scheme has")
+    elif bool(state.nested_block) != (scales.dtype == "U8"):
+        layer.problems.append(f"{name}: scales are {scales.dtype}, and the description says nested blocks of"
+                              f" {state.nested_block}")
+    else:
+        layer.grid = Grid(1, state.block)
     return layer
 
 

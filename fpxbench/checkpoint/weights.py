@@ -32,8 +32,37 @@ def read_weight(layer: QuantizedLayer, expert: int = 0, rows: slice = slice(None
     packed = _tensor(layer.codes, expert * size, size).reshape(layer.n, -1)
     stored = _scales(layer, scheme, expert)
     tensor_scale = _global_scale(layer, scheme, expert)
+    _check_values(layer, scheme)
     weight = QuantizedWeight(scheme, (layer.n, layer.k), layer.element.layout, packed, stored, tensor_scale)
     return weight if rows == slice(None) else rows_of(weight, rows)
+
+
+def _check_values(layer: QuantizedLayer, scheme: Scheme) -> None:
+    """Raise CheckpointError if the file's own table of numbers is not the format's."""
+    if "values" not in layer.described_by:
+        return
+    entry, fmt = layer.described_by["values"], scheme.format
+    held = read_plain(entry).reshape(-1)
+    due = torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)])
+    if held.shape != due.shape:
+        raise CheckpointError(f"{layer.name}: its table holds {len(held)} numbers, and {fmt.name} has {len(due)}")
+    wrong = (held != due).nonzero().reshape(-1).tolist()
+    if wrong:
+        raise CheckpointError(f"{layer.name}: its table holds {held[wrong[0]].item():.8g} for code {wrong[0]}, and {fmt.name} has"
+                              f" {due[wrong[0]].item():.8g} ({len(wrong)} codes differ)")
+
+
+def read_numbers(layer: QuantizedLayer, expert: int = 0) -> Tensor:
+    """Return what a layer's codes and scales stand for, fp32 [N, K].
+
+    GGUF's Q4_1, a number and an offset for each block, is decoded too, though it is of no scheme. Raises
+    CheckpointError as `read_weight` does.
+    """
+    if layer.decodes_without_scheme:
+        blocks = _gguf_blocks(layer, expert)
+        scale, offset = blocks[..., :4].contiguous().view(torch.float16).float().split(1, dim=-1)
+        return (_halves(blocks[..., 4:]) * scale + offset).reshape(layer.n, layer.k)
+    return read_weight(layer, expert).dequantize()
 
 
 def rows_of(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
@@ -70,8 +99,24 @@ def _scales(layer: QuantizedLayer, scheme: Scheme, expert: int) -> Tensor:
         size = entry.nbytes // entry.elements
         expert = min(expert, entry.elements - 1)
     raw = _tensor(entry, expert * size, size)
+    if layer.state is not None and layer.state.nested_block:
+        return _nested_scales(layer, raw).reshape(scheme.scaling.grid_shape(layer.n, layer.k))
     stored = raw.view(_STORED[entry.dtype]) if entry.dtype in _STORED else raw
+    if layer.dialect.scale_divisor != 1:
+        stored = stored / layer.dialect.scale_divisor
     return stored.reshape(scheme.scaling.grid_shape(layer.n, layer.k))
+
+
+def _nested_scales(layer: QuantizedLayer, codes: Tensor) -> Tensor:
+    """Return scales that are stored as codes: each code's number, times the scale of its block, plus the offset."""
+    state = layer.state
+    values = read_plain(layer.described_by["nested_values"]).reshape(-1)
+    scales = read_plain(layer.described_by["nested_scales"]).reshape(-1)
+    blocks = -(-len(codes) // state.nested_block)
+    if len(values) != 256 or len(scales) != blocks:
+        raise CheckpointError(f"{layer.name}: {len(values)} numbers for the codes of scales and {len(scales)} blocks of"
+                              f" them, where 256 and {blocks} are due")
+    return values[codes.long()] * scales.repeat_interleave(state.nested_block)[:len(codes)] + state.nested_offset
 
 
 def _global_scale(layer: QuantizedLayer, scheme: Scheme, expert: int) -> Tensor | None:
@@ -89,10 +134,7 @@ def _global_scale(layer: QuantizedLayer, scheme: Scheme, expert: int) -> Tensor 
 
 def _of_gguf(layer: QuantizedLayer, scheme: Scheme, expert: int, rows: slice) -> QuantizedWeight:
     """Take blocks apart into codes in order and scales. Two's complement and E2M1 codes are kept as they are."""
-    kind = layer.codes.dtype
-    _, elements, nbytes = next(entry for entry in BLOCK_TYPES.values() if entry[0] == kind)
-    size = layer.codes.nbytes // layer.experts
-    blocks = _tensor(layer.codes, expert * size, size).reshape(layer.n, layer.k // elements, nbytes)
+    kind, blocks = layer.codes.dtype, _gguf_blocks(layer, expert)
     if kind == "Q8_0":
         scales, codes = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1), blocks[..., 2:]
     elif kind == "Q4_0":        # 0 to 15 stand for -8 to 7
@@ -105,6 +147,13 @@ def _of_gguf(layer: QuantizedLayer, scheme: Scheme, expert: int, rows: slice) ->
         codes.reshape(layer.n, layer.k).contiguous(),
         Scales(scales.contiguous(), torch.ones(1) if scheme.scaling.has_tensor_scale else None), scheme, layout="bytes")
     return weight if rows == slice(None) else rows_of(weight, rows)
+
+
+def _gguf_blocks(layer: QuantizedLayer, expert: int) -> Tensor:
+    """Return the blocks of one expert, uint8 [N, G, bytes of a block]."""
+    _, elements, nbytes = next(entry for entry in BLOCK_TYPES.values() if entry[0] == layer.codes.dtype)
+    size = layer.codes.nbytes // layer.experts
+    return _tensor(layer.codes, expert * size, size).reshape(layer.n, layer.k // elements, nbytes)
 
 
 def _halves(packed: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fpxbench.checkpoint.conversion import convert
 from fpxbench.checkpoint.folder import open_checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer, quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
-from fpxbench.checkpoint.weights import read_weight
+from fpxbench.checkpoint.weights import read_numbers
 
 
 class WriteRequest(BaseModel):
@@ -51,7 +51,7 @@ def _decoded(layers: list[QuantizedLayer], output: Path) -> Written:
     tensors, refusals = {}, []
     for layer in layers:
         try:
-            weights = [read_weight(layer, expert).dequantize() for expert in range(layer.experts)]
+            weights = [read_numbers(layer, expert) for expert in range(layer.experts)]
         except CheckpointError as error:
             refusals.append(str(error))
             continue

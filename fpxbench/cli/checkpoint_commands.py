@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fpxbench.checkpoint.tensor_entry import ITEM_BITS
 from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out
 
 app = new_app()
@@ -132,7 +133,8 @@ def _print(report: dict[str, Any], compared: bool) -> None:
             f"{8 * nbytes / weights:.2f}",
         )
     for dtype, nbytes in report["plain"].items():
-        table.add_row("", f"not quantized: {escape(dtype)}", "", "", _size(nbytes), "")
+        what = "not quantized" if dtype in ITEM_BITS else "of no dialect that is read"
+        table.add_row("", f"{what}: {escape(dtype)}", "", "", _size(nbytes), "")
     out.print(table)
     several = {other for each in report["layers"] for other in each["others"]}
     if several:
@@ -185,7 +187,7 @@ def _print_losses(layers: list[dict[str, Any]]) -> None:
 def _grouped(layers: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for each in layers:
-        groups.setdefault((each["dialect"], each["scheme"] or "not known"), []).append(each)
+        groups.setdefault((each["dialect"], each["scheme"] or f"{each['stored_as']}, of no scheme"), []).append(each)
     return groups
 
 

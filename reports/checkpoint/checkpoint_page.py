@@ -90,7 +90,7 @@ def _groups(layers: list[LayerReport]) -> list[tuple[str, str, int, int, float]]
     """Return dialect, scheme, layers, bytes and bits a weight."""
     groups: dict[tuple[str, str], list[LayerReport]] = {}
     for each in layers:
-        groups.setdefault((each.dialect, each.scheme or "not known"), []).append(each)
+        groups.setdefault((each.dialect, each.scheme or f"{each.stored_as}, of no scheme"), []).append(each)
     return [
         (dialect, scheme, len(found), sum(each.nbytes for each in found),
          8 * sum(each.nbytes for each in found) / max(1, sum(each.n * each.k * each.experts for each in found)))

@@ -38,6 +38,8 @@ SCHEMES = {
     "deepseek-v3": "e4m3fn-b128x128",
     "deepseek-v4": "mxfp4.rceil",
     "torchao": "e4m3fn-row",
+    "bnb-nf4": "nf4-g64",
+    "bnb-fp4": "bnbfp4-g64",
 }
 
 
@@ -128,6 +130,13 @@ def first_element(value):
 
 FAULTS = {
     "nibbles swapped": ("modelopt-nvfp4", ".weight", swapped, "the nibble order: nibbles_high_first"),
+    "nibbles swapped, bitsandbytes": ("bnb-nf4", ".weight", swapped, "the nibble order: nibbles_low_first"),
+    "other numbers in the table": (
+        "bnb-nf4", ".quant_map", lambda t: -t, "its table holds 1 for code 0, and nf4 has -1 (15 codes differ)"),
+    "a description of another size": (
+        "bnb-nf4", "bitsandbytes__nf4", lambda t: torch.tensor(
+            list(bytes(t.tolist()).replace(b"[256, 512]", b"[256, 500]")), dtype=torch.uint8),
+        "bytes of codes and 2048 scales, where [256, 500] in blocks of 64"),
     "nibbles swapped, packed": ("ct-mxfp4", ".weight_packed", swapped, "the nibble order: nibbles_high_first"),
     "scales swizzled": ("modelopt-nvfp4", ".weight_scale", swizzled, "the order of the scales: 128 x 4 tiles"),
     "scales swizzled, mx": ("ct-mxfp8", ".weight_scale", swizzled, "the order of the scales: 128 x 4 tiles"),
