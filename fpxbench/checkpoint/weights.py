@@ -48,8 +48,8 @@ def _check_values(layer: QuantizedLayer, scheme: Scheme) -> None:
         raise CheckpointError(f"{layer.name}: its table holds {len(held)} numbers, and {fmt.name} has {len(due)}")
     wrong = (held != due).nonzero().reshape(-1).tolist()
     if wrong:
-        raise CheckpointError(f"{layer.name}: its table holds {held[wrong[0]].item():.8g} for code {wrong[0]}, and {fmt.name} has"
-                              f" {due[wrong[0]].item():.8g} ({len(wrong)} codes differ)")
+        raise CheckpointError(f"{layer.name}: its table holds {held[wrong[0]].item():.8g} for code {wrong[0]}, and"
+                              f" {fmt.name} has {due[wrong[0]].item():.8g} ({len(wrong)} codes differ)")
 
 
 def read_numbers(layer: QuantizedLayer, expert: int = 0) -> Tensor:
