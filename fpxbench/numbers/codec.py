@@ -192,7 +192,9 @@ def decode_table(fmt: NumberFormat, device: str | torch.device = "cpu") -> Tenso
 
 
 def decode(codes: Tensor, fmt: NumberFormat) -> Tensor:
-    """Return fp32 values of uint8 `codes`, same shape, exact."""
+    """Return fp32 values of uint8 `codes`, same shape, exact. Raise TypeError for codes of another dtype."""
+    if codes.dtype is not torch.uint8:
+        raise TypeError(f"decode takes codes as uint8, not {codes.dtype}; `encode` makes codes of numbers")
     if torch.compiler.is_compiling():
         return (
             _decode_table(fmt, str(codes.device))[codes.int()] if isinstance(fmt, Codebook) else values_of(codes, fmt)
