@@ -2,117 +2,181 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import traceback
+from dataclasses import replace
 
 from fpxbench.checking import contract
+from fpxbench.checking.activation_probe import (
+    ActivationProbe,
+    Seen,
+    activation_faults,
+    description,
+    find_fixed_scale,
+    fixed_scale,
+)
+from fpxbench.checking.examination import is_device_fault
 from fpxbench.checking.operands import Operands
-from fpxbench.checking.reference import Comparison, compare
+from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
 from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.rounding import Rounding
-from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 _GRANULARITIES = ("row", "tensor", "mx", "nv", "g128", "g64", "g32", "g16")
 _UNDECLARED_FORMATS = ("e4m3fn", "e4m3fnuz", "e5m2", "int8", "e2m1")
-_FIRST = "activation rule"      # the purpose of the first activation that a case multiplies
 _OTHER_ROUNDINGS = (Rounding.TOWARD_ZERO, Rounding.DOWN, Rounding.NEAREST_AWAY)
 
 
-def usual_rules(implementation: Implementation, operands: Operands) -> list[ActivationRule]:
-    """Return the rules that the declared `activation_format` may stand for, the weight's own granularity first."""
-    scheme = scheme_named(operands.case.scheme)
+def usual_rules(declared: str, scheme: Scheme) -> list[ActivationRule]:
+    """Return the rules that the declared format of activations may stand for, the granularity of the weight's `scheme`
+    first, then the others, then those whose scales are rounded."""
     own = [scheme.scaling.name] if scheme.quantized else []
-    declared = format_named(implementation.activation_format)
-    sibling = declared.sibling      # FN here, FNUZ on gfx942
-    formats = [declared.name] + ([sibling.name] if sibling is not None and sibling.name in FORMATS else [])
-    return [ActivationRule(scheme_named(f"{fmt}-{name}").name) for fmt in formats
-            for name in dict.fromkeys([*own, *_GRANULARITIES])]
+    fmt = format_named(declared)
+    sibling = fmt.sibling      # FN here, FNUZ on gfx942
+    formats = [fmt.name] + ([sibling.name] if sibling is not None and sibling.name in FORMATS else [])
+    names = [f"{each}-{name}" for each in formats for name in dict.fromkeys([*own, *_GRANULARITIES])]
+    modified = [f"{name}.{modifier}" for name in names for modifier in scheme_named(name).scaling.modifiers()
+                if "." not in name]
+    return [ActivationRule(scheme_named(name).name) for name in names + modified]
 
 
 def find_rule(implementation: Implementation, operands: Operands) -> Verdict | None:
     """Set `operands.rule` to the rule of the scheme or of the implementation, or find it.
 
-    Found is the usual rule that explains a product of a random activation. Return a verdict where none does, which
-    names a rule with another rounding if that one does.
+    Found is the usual rule that gives every element of a probe activation, read through a weight of ones. Return a
+    verdict where none does, which names the fault if it is a known one.
     """
-    activation = scheme_named(operands.case.scheme).activation
-    declared = ActivationRule(activation.name) if activation is not None else implementation.activation_rule
-    if declared is not None or implementation.activation_format is None or operands.case.m == 0:
-        operands.rule = declared
+    scheme = scheme_named(operands.case.scheme)
+    declared = ActivationRule(scheme.activation.name) if scheme.activation is not None \
+        else implementation.activation_rule
+    operands.rule = declared
+    if operands.case.m == 0 or (declared is None and implementation.activation_format is None):
         return None
-    x = operands.activation(_FIRST)
-    y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
-    tried: list[tuple[Comparison, ActivationRule]] = []
-    for rule in usual_rules(implementation, operands):
-        operands.rule = rule
-        tried.append((compare(y, operands.reference(x, implementation)), rule))
-    # Several may lie inside the worst-case bound: the right one has by far the smallest error.
-    best, operands.rule = min(tried, key=lambda pair: pair[0].relative_error)
-    if best.within:
+    rules = [declared] if declared is not None else usual_rules(implementation.activation_format, scheme)
+    probed = _probe(implementation, operands)
+    if probed is None:      # its shape is refused, or the weight is misread: the products tell
+        operands.rule = rules[0]
         return None
-    verdict = _by_another_rounding(implementation, operands, x, y)
-    return verdict or Verdict(
-        status=Status.WRONG if best.finite else Status.NONFINITE,
-        evidence={
-            "activation_rules_tried": [str(rule) for _, rule in tried],
-            "relative_error": repr(best.relative_error),
-        },
-        summary=f"quantizes the activation to {implementation.activation_format} by none of the usual rules; nearest"
-        f" is {operands.rule}: {best.message()}. If another one is meant, declare it (`activation_rule`)",
-    )
+    probe, first = probed
+    seen = probe.see((0.3 * probe.activation("second activation").float()).to(first.x.dtype))
+    fitting = [rule for rule in rules if _follows(rule, first) and _follows(rule, seen)]
+    if fitting:
+        operands.rule = fitting[0]
+        return None
+    for rule in rules:      # a factor may be the weight's as well as the activation's, and is named by the product
+        factor = seen.factor(rule.quantized(seen.x)[0])
+        if factor and _follows(rule, seen, factor):
+            operands.rule = rule
+            return None
+    return _deviation(probe, rules, first, seen)
 
 
-def _by_another_rounding(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor) -> Verdict | None:
-    """Return the verdict that names the usual rule with another rounding that explains y [M, N] best, if one does."""
-    nearest = operands.rule
-    tried = []
+def _probe(implementation: Implementation, operands: Operands) -> tuple[ActivationProbe, Seen] | None:
+    """Return the probe and what its first activation gave, by which a scale may be fixed; None where its shape is
+    refused, or its weight of ones is not read as such."""
+    try:
+        probe = ActivationProbe(implementation, operands)
+        first = probe.see(probe.activation("first activation"))
+        return (probe, first) if probe.weight_is_read() else None
+    except contract.ContractViolation:
+        raise
+    except Exception as error:
+        if is_device_fault(error):
+            raise
+        traceback.print_exc()
+        return None
+
+
+def _follows(rule: ActivationRule, seen: Seen, factor: float = 1.0) -> bool:
+    values, slack = rule.quantized(seen.x)
+    return seen.fits(values * factor, slack * abs(factor))
+
+
+def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen) -> Verdict:
+    """Return the verdict on an activation that none of `rules` gives: a known fault by name, or a description."""
+    declared = rules[0] if len(rules) == 1 else format_named(scheme_named(rules[0].scheme).format.name).name
+    if (fixed := _fixed(probe, rules, first, seen)) is not None:
+        return fixed
     for rounding in _OTHER_ROUNDINGS:
-        for usual in usual_rules(implementation, operands):
-            operands.rule = ActivationRule(usual.scheme, rounding)
-            tried.append((compare(y, operands.reference(x, implementation)), operands.rule))
-    operands.rule = nearest
-    best, rule = min(tried, key=lambda pair: pair[0].relative_error)
-    if not best.within:
+        for rule in (replace(usual, rounding=rounding) for usual in rules):
+            if _follows(rule, seen):
+                return _verdict(
+                    Kind.TIES_AWAY if rounding is Rounding.NEAREST_AWAY else Kind.TRUNCATED, rule,
+                    f"the activation is quantized to {rule.scheme} with rounding {rounding.value}, not to the nearest."
+                    " If that is meant, declare it (`activation_rule`)")
+    for rule in rules:
+        for fault in activation_faults(rule):
+            if seen.fits(fault.values(seen.x)):
+                return _verdict(fault.kind, rule, f"the activation is quantized to {rule.scheme}, but {fault.message}")
+    others = [ActivationRule(scheme_named(f"{fmt}-{name}").name) for fmt in _UNDECLARED_FORMATS
+              for name in _GRANULARITIES]
+    for rule in others:
+        if _follows(rule, seen):
+            return _verdict(Kind.ACTIVATION_QUANTIZED, rule,
+                            f"the activation is quantized to {rule}, declared is {declared}: declare what is meant"
+                            " (`activation_rule`)")
+    what = "is not quantized" if seen.unchanged else f"is quantized by no known rule: {description(seen)}"
+    return _verdict(Kind.INACCURATE, None, f"the activation {what}; declared is {declared}. If another rule is meant,"
+                                           " declare it (`activation_rule`)")
+
+
+def _verdict(kind: Kind, rule: ActivationRule | None, summary: str) -> Verdict:
+    evidence = {} if rule is None else {"activation_rule": str(rule)}
+    return Verdict(status=Status.WRONG, kind=kind, evidence=evidence, summary=summary)
+
+
+def _fixed(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen) -> Verdict | None:
+    """Return the verdict where one scale serves every activation, and none is declared."""
+    loud, louder = (probe.see((by * seen.x.float()).to(seen.x.dtype)) for by in (32, 128))
+    found = fixed_scale(loud, louder)
+    if found is None or any(rule.scale is not None for rule in rules):
         return None
+    for name in dict.fromkeys(scheme_named(rule.scheme).format.name for rule in rules):
+        fmt = format_named(name)
+        fixed = find_fixed_scale(louder, fmt, *found)
+        if fixed is None:
+            continue
+        scale, top = fixed
+        if abs(scale * fmt.max / float(first.x.float().abs().amax()) - 1) < 2.0**-6:
+            return _stale(scale, float(louder.x.float().abs().amax()) / fmt.max)
+        lost = found[1]
+        return _verdict(
+            Kind.OVERFLOW_NAN if lost else Kind.SATURATED, ActivationRule(f"{name}-tensor", scale=scale),
+            f"the activation is quantized to {name} under the fixed scale {scale:.4g}, whatever it holds: what lies"
+            f" past {top:.4g} {'becomes NaN' if lost else 'saturates'}. If a fixed scale is meant, declare it"
+            " (`activation_rule`)")
+    return None
+
+
+def _stale(scale: float, own: float) -> Verdict:
     return Verdict(
-        status=Status.WRONG,
-        kind=Kind.TIES_AWAY if rule.rounding is Rounding.NEAREST_AWAY else Kind.TRUNCATED,
-        evidence={"activation_rule": str(rule)},
-        summary=f"the activation is quantized to {rule.scheme} with rounding {rule.rounding.value}, not to the "
-                f"nearest. If"
-        " that is meant, declare it (`activation_rule`)",
-    )
+        status=Status.WRONG, kind=Kind.STALE_ACTIVATION_SCALE,
+        evidence={"scale": repr(scale), "scale_of_this_activation": repr(own)},
+        summary=f"the activation is scaled by {scale:.6g}, the scale of the first call's: each call's own activation"
+                " decides its scale, unless a fixed one is declared (`activation_rule`)")
 
 
-def undeclared_rule(implementation: Implementation, operands: Operands, purpose: object) -> Verdict | None:
-    """Return the verdict if a wrong product is right for an activation that was quantized, which nothing declares.
-
-    `purpose` names the activation whose product was wrong.
-    """
-    if operands.rule is not None:
+def undeclared_rule(implementation: Implementation, operands: Operands) -> Verdict | None:
+    """Return the verdict if the activation is quantized by a known rule, which nothing declares; None if it is not."""
+    if operands.rule is not None or operands.case.m == 0:
         return None
-    x = operands.activation(purpose)
-    y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
-    tried: list[tuple[Comparison, ActivationRule]] = []
+    probed = _probe(implementation, operands)
+    if probed is None or probed[1].unchanged:
+        return None
+    seen = probed[1]
+    scheme = scheme_named(operands.case.scheme)
     for fmt in _UNDECLARED_FORMATS:
-        for granularity in _GRANULARITIES:
-            operands.rule = ActivationRule(scheme_named(f"{fmt}-{granularity}").name)
-            tried.append((compare(y, operands.reference(x, implementation)), operands.rule))
-    operands.rule = None
-    unrounded = compare(y, operands.reference(x, implementation))
-    best, rule = min(tried, key=lambda pair: pair[0].relative_error)
-    if not best.within or best.relative_error > unrounded.relative_error / 2:
-        return None
-    return Verdict(
-        status=Status.WRONG,
-        kind=Kind.ACTIVATION_QUANTIZED,
-        evidence={"activation_rule": str(rule), "relative_error": repr(unrounded.relative_error)},
-        summary=f"the activation is quantized to {rule}, where {operands.case.scheme} multiplies 16-bit activations: "
-                f"declare it (`activation_rule`), or take the scheme {operands.case.scheme}+{rule.scheme}",
-    )
+        for rule in usual_rules(fmt, scheme):
+            if _follows(rule, seen):
+                return _verdict(
+                    Kind.ACTIVATION_QUANTIZED, rule,
+                    f"the activation is quantized to {rule}, where {operands.case.scheme} multiplies 16-bit"
+                    f" activations: declare it (`activation_rule`), or take the scheme"
+                    f" {operands.case.scheme}+{rule.scheme}")
+    return None
 
 
 def stale_scale(implementation: Implementation, operands: Operands, purpose: object) -> Verdict | None:
@@ -122,24 +186,16 @@ def stale_scale(implementation: Implementation, operands: Operands, purpose: obj
     """
     if operands.rule is None or operands.rule.scale is not None:
         return None
-    scheme = scheme_named(operands.rule.scheme)
-    x, first = operands.activation(purpose), operands.activation(_FIRST)
+    scheme, found = scheme_named(operands.rule.scheme), operands.rule
+    x = operands.activation(purpose)
     y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
-    found, scale = operands.rule, float(first.float().abs().amax()) / scheme.format.max
-    operands.rule = ActivationRule(f"{scheme.format.name}-tensor", found.rounding, scale)
-    stale = compare(y, operands.reference(x, implementation))
-    operands.rule = found
     fresh = compare(y, operands.reference(x, implementation))
-    if not stale.within or stale.relative_error > fresh.relative_error / 2:
-        return None
-    return Verdict(
-        status=Status.WRONG,
-        kind=Kind.STALE_ACTIVATION_SCALE,
-        evidence={
-            "scale": repr(scale),
-            "scale_of_this_activation": repr(float(x.float().abs().amax()) / scheme.format.max),
-        },
-        summary=f"the activation is scaled by {scale:.6g}, the scale of the first call's: each call's own activation "
-                f"decides"
-        " its scale, unless a fixed one is declared (`activation_rule`)",
-    )
+    own = float(x.float().abs().amax()) / scheme.format.max
+    for earlier in range(purpose if isinstance(purpose, int) else 1):
+        scale = float(operands.activation(earlier).float().abs().amax()) / scheme.format.max
+        operands.rule = ActivationRule(f"{scheme.format.name}-tensor", found.rounding, scale)
+        stale = compare(y, operands.reference(x, implementation))
+        operands.rule = found
+        if stale.within and stale.relative_error <= fresh.relative_error / 2:
+            return _stale(scale, own)
+    return None

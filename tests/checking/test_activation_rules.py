@@ -10,6 +10,8 @@ from fpxbench.checking.correctness import check_calls
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.codec import decode, encode
+from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
@@ -55,7 +57,8 @@ def test_a_usual_rule_is_found_from_its_format_alone(rule: str, scheme: str) -> 
 def test_a_factor_of_0_8_does_not_hide_in_the_rounding(rule: str) -> None:
     implementation = Quantizing(rule, declared_format=scheme_named(rule).format.name, factor=0.8)
     operands = operands_for(implementation, "e4m3fn-row")
-    assert activation_rules.find_rule(implementation, operands) is not None
+    assert activation_rules.find_rule(implementation, operands) is None     # it may be the weight's factor as well
+    assert operands.rule == ActivationRule(rule) and check_calls(implementation, operands)[1] is not None
 
 
 @pytest.mark.parametrize("rounding", [Rounding.TOWARD_ZERO, Rounding.DOWN])
@@ -80,13 +83,108 @@ def test_a_fixed_scale_is_right_where_it_is_declared_and_stale_where_it_is_not()
 
     frozen = Frozen()
     operands = operands_for(frozen, "e4m3fn-row")
-    assert activation_rules.find_rule(frozen, operands) is None       # the first call's scale is its own
-    _, verdict = check_calls(frozen, operands)
-    named = activation_rules.stale_scale(frozen, operands, verdict.evidence["call"])
-    assert named.kind is Kind.STALE_ACTIVATION_SCALE
+    named = activation_rules.find_rule(frozen, operands)
+    assert named is not None and named.kind is Kind.STALE_ACTIVATION_SCALE, named
     declared = Quantizing("e4m3fn-tensor", declared=ActivationRule("e4m3fn-tensor", scale=0.02), scale=0.02)
     operands = operands_for(declared, "e4m3fn-row")
     assert activation_rules.find_rule(declared, operands) is None and check_calls(declared, operands)[1] is None
+
+
+def test_a_scale_that_freezes_after_the_first_checked_call_is_stale() -> None:
+    class FrozenLater(Implementation):
+        activation_format, scale, calls = "e4m3fn", None, 0
+
+        def matmul(self, x, weight):
+            self.calls += 1
+            own = float(x.abs().amax()) / 448
+            if self.calls >= 4:     # after two probes and the weight of ones
+                self.scale = self.scale or own
+            values = ActivationRule("e4m3fn-tensor", scale=self.scale or own).quantized(x)[0].float()
+            return (values @ weight.dequantize().T).to(x.dtype)
+
+    frozen = FrozenLater()
+    operands = operands_for(frozen, "e4m3fn-row")
+    assert activation_rules.find_rule(frozen, operands) is None and operands.rule == ActivationRule("e4m3fn-tensor")
+    _, verdict = check_calls(frozen, operands)
+    named = activation_rules.stale_scale(frozen, operands, verdict.evidence["call"])
+    assert named is not None and named.kind is Kind.STALE_ACTIVATION_SCALE
+
+
+class Faulty(Implementation):
+    """Declares E4M3 activations, and quantizes them by `how`."""
+
+    activation_format = "e4m3fn"
+
+    def __init__(self, how) -> None:
+        self.how = how
+
+    def matmul(self, x, weight):
+        return (self.how(x.float()) @ weight.dequantize().T).to(x.dtype)
+
+
+E4M3 = FORMATS["e4m3fn"]
+
+
+def codes_and_scale(x):
+    scale = x.abs().amax(-1, keepdim=True) / 448
+    return decode(encode(torch.where(scale > 0, x / scale, 0.0), E4M3), E4M3), scale
+
+
+def without_subnormals(x):
+    codes, scale = codes_and_scale(x)
+    return torch.where(codes.abs() < 2.0**-6, 0.0, codes) * scale
+
+
+def scale_of_the_next_token(x):
+    codes, scale = codes_and_scale(x)
+    return codes * scale.roll(-1, 0)
+
+
+def per_channel(x):
+    codes, scale = codes_and_scale(x.T.contiguous())
+    return (codes * scale).T
+
+
+def fixed(x):
+    return decode(encode(x / 0.01, E4M3), E4M3) * 0.01
+
+
+def fixed_and_not_clamped(x):
+    return torch.where((x / 0.01).abs() > 448, torch.nan, fixed(x))
+
+
+def zeros_divided(x):
+    codes, scale = codes_and_scale(x)
+    return torch.where(scale == 0, torch.nan, codes * scale)
+
+
+FAULTS = [
+    (without_subnormals, Kind.SUBNORMAL_FLUSHED, "a subnormal of e4m3fn becomes zero"),
+    (scale_of_the_next_token, Kind.BLOCK_OFF_BY_ONE, "the scale of the next one"),
+    (per_channel, Kind.SCALE_TRANSPOSED, "per channel"),
+    (fixed, Kind.SATURATED, "the fixed scale 0.01"),
+    (fixed_and_not_clamped, Kind.OVERFLOW_NAN, "past 4.48 becomes NaN"),
+    (zeros_divided, Kind.ZERO_BLOCK, "a token or block of zeros becomes NaN"),
+    (lambda x: ActivationRule("e5m2-row").quantized(x)[0].float(), Kind.ACTIVATION_QUANTIZED, "e5m2-row, declared is"),
+    (torch.Tensor.float, Kind.INACCURATE, "is not quantized; declared is e4m3fn"),
+    (lambda x: x.round(decimals=1), Kind.INACCURATE, "by no known rule"),
+]
+
+
+@pytest.mark.parametrize(("how", "kind", "words"), FAULTS)
+def test_a_fault_of_an_activations_quantizer_is_named(how, kind: Kind, words: str) -> None:
+    implementation = Faulty(how)
+    verdict = activation_rules.find_rule(implementation, operands_for(implementation, "mxfp4", m=1))
+    assert verdict is not None and verdict.kind is kind and words in verdict.summary, verdict
+
+
+@pytest.mark.parametrize("rule", ["e4m3fn-row", "e4m3fn-tensor", "e4m3fn-row.e8m0", "e4m3fn-g128"])
+def test_rules_that_look_the_same_for_one_token_or_a_short_k_are_told_apart(rule: str) -> None:
+    implementation = Quantizing(rule, declared_format="e4m3fn")
+    case = Case(implementation="i", scheme="e4m3fn-row", workload="x", m=1, n=48, k=96)
+    operands = prepare(implementation, TrialRequest(case=case, seed=2))
+    assert activation_rules.find_rule(implementation, operands) is None
+    assert operands.rule == ActivationRule(scheme_named(rule).name)
 
 
 def test_only_codes_beside_a_boundary_may_go_either_way() -> None:
@@ -129,7 +227,7 @@ def test_the_bound_of_a_declared_rule_is_no_wider_than_without_one() -> None:
 @pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4"])
 def test_a_weight_only_product_of_a_quantized_activation_is_named(rule: str, scheme: str) -> None:
     implementation = Quantizing(rule)
-    verdict = activation_rules.undeclared_rule(implementation, operands_for(implementation, scheme), 0)
+    verdict = activation_rules.undeclared_rule(implementation, operands_for(implementation, scheme))
     assert verdict.kind is Kind.ACTIVATION_QUANTIZED and verdict.evidence["activation_rule"] == rule
     assert f"take the scheme {scheme}+{rule}" in verdict.summary
 
@@ -140,4 +238,4 @@ def test_a_product_that_is_wrong_otherwise_is_not_taken_for_a_quantized_activati
             return (x.float() @ weight.dequantize().T * 1.06).to(x.dtype)
 
     implementation = Scaled("e4m3fn-row")
-    assert activation_rules.undeclared_rule(implementation, operands_for(implementation, "e4m3fn-row"), 0) is None
+    assert activation_rules.undeclared_rule(implementation, operands_for(implementation, "e4m3fn-row")) is None

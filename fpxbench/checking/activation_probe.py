@@ -1,0 +1,232 @@
+"""Read the activation that an implementation multiplies by, element by element, through a weight of single ones.
+
+Row n of the weight is 1 in column n and 0 elsewhere, so output n of a token is that token's element n as it was
+quantized, rounded once to the output's dtype. Known rules and faults each predict it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking import contract, inputs, reference
+from fpxbench.checking.operands import Operands
+from fpxbench.implementation import Implementation
+from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.codec import decode, decode_table, encode
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.quantize import quantize
+from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.kinds import Kind
+
+TOKENS, SHAPE = 8, (160, 288)
+_FIT, _FIT_FIXED = 0.999, 0.995
+"""Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An activation x [M, K], and its first C columns as they were multiplied, float64 [M, C]."""
+
+    x: Tensor
+    seen: Tensor
+
+    def fits(self, values: Tensor, slack: Tensor | None = None) -> bool:
+        """Return whether predicted `values` [M, K], each within its `slack`, are what was seen; infinity is no
+        prediction."""
+        return self.share(values, slack) >= _FIT
+
+    def share(self, values: Tensor, slack: Tensor | None = None) -> float:
+        """Return the share of elements that are as predicted."""
+        predicted = ~values[:, : self.seen.shape[1]].isinf()
+        return float(self._near(values, slack)[predicted].double().mean()) if bool(predicted.any()) else 0.0
+
+    def _near(self, values: Tensor, slack: Tensor | None) -> Tensor:
+        wanted = values[:, : self.seen.shape[1]].double()
+        roundings = 2 * reference.unit_roundoff(self.x.dtype) * wanted.abs() + 2.0**-126
+        if slack is not None:
+            roundings = roundings + slack[:, : self.seen.shape[1]]
+        both_nan = self.seen.isnan() & wanted.isnan()
+        return ((self.seen - wanted).abs() <= roundings) | both_nan
+
+    def factor(self, values: Tensor) -> float:
+        """Return the median of what was seen over predicted `values` [M, K]; 0 where nothing can be compared."""
+        wanted = values[:, : self.seen.shape[1]].double()
+        usable = (wanted != 0) & self.seen.isfinite() & (self.seen != 0)
+        return float((self.seen[usable] / wanted[usable]).median()) if bool(usable.any()) else 0.0
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the activation was not quantized."""
+        return self.fits(self.x)
+
+
+class ActivationProbe:
+    """An implementation with a weight of single ones, [160, 288] where it supports that shape, or the case's own."""
+
+    def __init__(self, implementation: Implementation, operands: Operands) -> None:
+        self.implementation, self.device, self.seed = implementation, operands.device, operands.seed
+        n, k = SHAPE
+        limit = implementation.max_elements(operands.device)
+        if limit is not None and TOKENS * n * k > limit:
+            n, k = operands.case.n, operands.case.k
+        self.case = operands.case.model_copy(update={"workload": "activation", "m": TOKENS, "n": n, "k": k})
+        self.columns = min(n, k)
+        ones = torch.zeros(n, k, device=operands.device)
+        ones[torch.arange(n), torch.arange(n) % self.columns] = 1.0
+        scheme, stored = scheme_named(self.case.scheme), operands.weight
+        if scheme.quantized and stored.has_codes and not stored.extra:
+            self.weight = quantize(ones, stored.scheme, stored.layout).to(operands.device)
+        else:
+            self.weight = implementation.quantize(ones, scheme)
+
+    def see(self, x: Tensor) -> Seen:
+        """Return x [M, K] as the implementation multiplies by it. Raise what it raises."""
+        y = contract.checked_matmul(self.implementation, x, self.weight, self.device)
+        return Seen(x, y[:, : self.columns].double())
+
+    def weight_is_read(self) -> bool:
+        """Return whether one-hot activations read ones where ones are stored, or one multiple of them."""
+        wanted = list(range(0, self.columns, max(1, self.columns // TOKENS)))[:TOKENS]
+        seen = self.see(inputs.one_hot(wanted, TOKENS, self.case.k, self.dtype, self.device)).seen
+        rows = torch.arange(len(wanted))
+        own = seen[rows, torch.tensor(wanted)]
+        rest = seen[rows].clone()
+        rest[rows, torch.tensor(wanted)] = 0
+        return bool(own.isfinite().all() & (own != 0).all() & ((own / own[0] - 1).abs() < 0.02).all()
+                    & (rest.abs() <= 2.0**-10 * own[0].abs()).all())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return inputs.ACTIVATION_DTYPES[self.case.activation]
+
+    def activation(self, purpose: object) -> Tensor:
+        """Return an activation [8, K] on which rules differ: tokens of other magnitudes, of zeros, with one loud
+        element, of 2**-12 to 2**3, of a common offset; and one whose largest element is 448, so that its scale is 1 for
+        E4M3."""
+        x = inputs.make_activation(self.case, self.seed, purpose, self.device).float()
+        k = x.shape[1]
+        x[1] *= 8
+        x[2] *= 2.0**-5
+        x[3] = 0
+        x[4, k // 2] = 200.0
+        x[5] *= torch.exp2(torch.arange(k, device=x.device) % 16 - 12.0)
+        x[6] += 64
+        x[7] *= torch.exp2(torch.arange(k, device=x.device) % 18 - 10.0)
+        x[7, 0] = 448.0
+        return x.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class ActivationFault:
+    """One fault in quantizing an activation: x [M, K] -> the values [M, K] that are multiplied by."""
+
+    kind: Kind
+    message: str
+    values: Callable[[Tensor], Tensor]
+
+
+def activation_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
+    """Yield known faults of a quantizer that should follow `rule`, whose scales are computed from each activation."""
+    scheme = scheme_named(rule.scheme)
+    fmt, scaling = scheme.format, scheme.scaling
+
+    def parts(x: Tensor) -> tuple[Tensor, Scales]:
+        scales = scaling.choose(x.float(), fmt)
+        return decode(encode(scaling.divide(x.float(), scales), fmt, rule.rounding), fmt), scales
+
+    def spread(x: Tensor, scales: Scales) -> Tensor:
+        return scaling.spread(scaling.factors(scales), *x.shape)
+
+    def with_scales(change: Callable[[Scales], Scales]) -> Callable[[Tensor], Tensor]:
+        def values(x: Tensor) -> Tensor:
+            codes, scales = parts(x)
+            return codes * spread(x, change(scales))
+        return values
+
+    if isinstance(fmt, Format) and not fmt.is_integer and fmt.mantissa_bits:
+        def flushed(x: Tensor) -> Tensor:
+            codes, scales = parts(x)
+            return torch.where(codes.abs() < fmt.min_normal, 0.0, codes) * spread(x, scales)
+
+        yield ActivationFault(Kind.SUBNORMAL_FLUSHED, f"what rounds to a subnormal of {fmt.name} becomes zero", flushed)
+    yield ActivationFault(Kind.SIGN_LOST, "negative elements become positive", lambda x: rule.quantized(x)[0].abs())
+    yield ActivationFault(Kind.SCALE_MISSING, "its scale is not applied to the product", lambda x: parts(x)[0])
+    yield ActivationFault(Kind.SCALE_SQUARED, "its scale is applied twice",
+                          lambda x: parts(x)[0] * spread(x, parts(x)[1]).square())
+    yield ActivationFault(Kind.SCALE_INVERTED, "the product is divided by its scale",
+                          lambda x: parts(x)[0] / spread(x, parts(x)[1]))
+    if scaling.has_tensor_scale:
+        for kind, what, power in ((Kind.GLOBAL_SCALE_INVERTED, "divided by", -1), (Kind.GLOBAL_SCALE_MISSING, "not", 0),
+                                  (Kind.GLOBAL_SCALE_MISREAD, "multiplied twice by", 2)):
+            message = f"the product is {what} {'multiplied by ' if not power else ''}its tensor scale"
+            yield ActivationFault(kind, message, with_scales(
+                lambda scales, power=power: replace(scales, tensor_scale=scales.tensor_scale**power)))
+    if scaling.block_rows == 1:
+        for step, which in ((-1, "next"), (1, "previous")):
+            def moved(x: Tensor, step: int = step) -> Tensor:
+                codes, scales = parts(x)
+                moved = codes * spread(x, scales).roll(step, 0)
+                # The scale of zeros may be any.
+                return torch.where(_of_zeros(x, rule).roll(step, 0), torch.inf, moved)
+
+            yield ActivationFault(Kind.BLOCK_OFF_BY_ONE, f"each token is multiplied by the scale of the {which} one",
+                                  moved)
+        yield ActivationFault(Kind.SCALE_SHARED, "every token is multiplied by the scale of the first",
+                              lambda x: parts(x)[0] * spread(x, parts(x)[1])[:1])
+    if scaling.block is None and scaling.block_rows == 1:
+        yield ActivationFault(Kind.SCALE_TRANSPOSED, "scales are taken per channel, over all tokens, not per token",
+                              lambda x: rule.quantized(x.T.contiguous())[0].T)
+    yield ActivationFault(Kind.ZERO_BLOCK, "a token or block of zeros becomes NaN",
+                          lambda x: torch.where(_of_zeros(x, rule), torch.nan, rule.quantized(x)[0]))
+
+
+def _of_zeros(x: Tensor, rule: ActivationRule) -> Tensor:
+    scaling = scheme_named(rule.scheme).scaling
+    return scaling.spread((scaling.block_amax(x.float()) == 0).float(), *x.shape).bool()
+
+
+def fixed_scale(loud: Seen, louder: Seen) -> tuple[float, bool] | None:
+    """Return the largest magnitude that comes out, where that is the same for a loud activation and a louder one;
+    and whether larger elements become NaN. None where each activation has scales of its own."""
+    tops = []
+    for one in (loud, louder):
+        finite = one.seen[one.seen.isfinite()].abs()
+        if not finite.numel():
+            return None
+        tops.append(float(finite.max()))
+    lost = bool((louder.seen.isnan() & louder.x[:, : louder.seen.shape[1]].isfinite()).any())
+    return (tops[0], lost) if tops[0] > 0 and abs(tops[1] / tops[0] - 1) < 0.2 else None
+
+
+def find_fixed_scale(louder: Seen, fmt: Format, top: float, lost: bool) -> tuple[float, float] | None:
+    """Return the scale under which every element of an activation is quantized to `fmt`, and the largest magnitude that
+    it reaches; None if there is none. `top` is the largest that was seen, `lost` says that larger ones become NaN."""
+    largest = decode_table(fmt)[: fmt.max_code + 1].sort(descending=True).values[: 4 if lost else 1].tolist()
+
+    def share(scale: float) -> float:
+        reach = scale * fmt.max
+        values, slack = ActivationRule(f"{fmt.name}-tensor", scale=scale).quantized(louder.x)
+        if lost:
+            values = torch.where(louder.x.abs() > reach, torch.nan, values)
+            values = torch.where((louder.x.double().abs() / reach - 1).abs() < 0.05, torch.inf, values)
+        return louder.share(values, slack)
+
+    best, scale = max((share(top / number), top / number) for number in largest)
+    for step in (2.0**-11, 2.0**-15):       # `top` was rounded when it was seen
+        best, scale = max((share(scale * (1 + at * step)), scale * (1 + at * step)) for at in range(-16, 17))
+    return (scale, scale * fmt.max) if best >= _FIT_FIXED else None
+
+
+def description(seen: Seen) -> str:
+    """Return examples of what elements become, the largest errors first."""
+    given = seen.x[:, : seen.seen.shape[1]].double()
+    error = ((seen.seen - given).abs() / given.abs().clamp(min=2.0**-40)).nan_to_num(torch.inf)
+    worst = error.reshape(-1).argsort(descending=True)[:: max(1, error.numel() // 200)][:3].tolist()
+    columns = seen.seen.shape[1]
+    return ", ".join(f"{float(given[at // columns, at % columns]):.6g} becomes"
+                     f" {float(seen.seen[at // columns, at % columns]):.6g}" for at in worst)
