@@ -125,6 +125,12 @@ def one_hot_tolerance(product: Tensor, dtype: torch.dtype, activation_format: st
     return ((1 + unit_roundoff(dtype)) ** roundings - 1) * product.abs() + torch.finfo(dtype).smallest_normal
 
 
+def summed_weight_slack(decoded: Tensor) -> Tensor:
+    """Return how far a weight that is a sum of K numbers of its row, in fp32, may lie from `decoded` [N, K]: [N, 1]."""
+    k = decoded.shape[1]
+    return k * torch.finfo(torch.float32).eps / 2 * decoded.double().abs().nan_to_num(0, 0, 0).amax(dim=1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One output against its reference."""
