@@ -24,6 +24,7 @@ from fpxbench.records.kinds import Kind, sibling_kind
 Divide = Callable[[Tensor], Tensor]
 """A weight [N, K] over its scales, fp32 [N, K]."""
 
+TIE_NUDGE = 2.0**-21
 QUOTIENT_SLACK = 2.0**-22
 """w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a fault."""
 
@@ -86,6 +87,7 @@ def encode_faults(fmt: NumberFormat, layout: str, k: int, largest_stored: int) -
     for rounding in Rounding:
         if rounding.value in _ROUNDINGS and isinstance(fmt, Format):
             yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
+    yield from _tie_faults()
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
             return x.to(dtype).float()
@@ -146,9 +148,26 @@ def encode_faults(fmt: NumberFormat, layout: str, k: int, largest_stored: int) -
             f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
             codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0),
         )
+        for factor, what in ((0.5, "half"), (2.0, "twice")):
+            yield EncodeFault(
+                Kind.SUBNORMAL_WRONG,
+                f"values below the smallest normal, {fmt.min_normal:g}, are stored as {what} their value",
+                values=lambda values, factor=factor: torch.where(values.abs() < fmt.min_normal, values * factor,
+                                                                 values))
     for moved in code_order_faults(fmt, layout, k):
         yield EncodeFault(moved.kind, f"the right codes lie in the wrong places, as though {moved.message}",
                           codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
+
+
+def _tie_faults() -> Iterator[EncodeFault]:
+    """Yield roundings of halfway values to another neighbour than the even one: the least nudge decides them."""
+    for towards, nudged in (
+        ("toward zero", lambda values: values * (1 - TIE_NUDGE)),
+        ("up, toward infinity", lambda values: values + values.abs() * TIE_NUDGE),
+        ("down, toward minus infinity", lambda values: values - values.abs() * TIE_NUDGE),
+    ):
+        yield EncodeFault(Kind.TIES_NOT_EVEN, f"halfway values are rounded {towards}, not to the even code",
+                          values=nudged)
 
 
 def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeFault]:

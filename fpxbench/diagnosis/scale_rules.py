@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.diagnosis.hypotheses import quotient_nudges
+from fpxbench.diagnosis.random_rounding import random_rounding
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import Format
@@ -24,6 +25,10 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 SHARED = "shared"
 """The rule of layers that are fused: the tensor scale is that of a larger weight than this one."""
+FLOOR, SEARCH, STOCHASTIC = "floor", "search", "stochastic"
+OWN_RULES = (SHARED, FLOOR, SEARCH, STOCHASTIC)
+"""Rules that are no modifier of a scaling: what they make of a weight is not determined by it alone."""
+LARGEST_FLOOR = 2.0**-16
 _SLACK = 2.0**-21
 _MESSAGES = {
     "rceil": "scales are rounded up, as OCP's rceil (PTX cvt.rp.ue8m0, cuBLAS): 2^ceil(log2(amax / max))",
@@ -36,6 +41,9 @@ _MESSAGES = {
     "bf16": "scales are rounded to bf16 before weights are divided by them",
     "fp16": "scales are rounded to fp16 before weights are divided by them",
     "e8m0": "scales are rounded up to powers of two, as DeepSeek's ue8m0",
+    FLOOR: "scales are at least a fixed small number, so that a block of zeros is divided by no zero",
+    SEARCH: "each block's scale is one under which it errs less than under amax / max, as one that is searched for",
+    STOCHASTIC: "codes are rounded at random, in proportion to the place between two numbers (no bias is seen)",
     SHARED: "the tensor scale is larger than this weight asks for, as that of several weights together (a fused layer)",
 }
 
@@ -58,7 +66,7 @@ class ScaleRule:
 def judged_scheme(scheme: Scheme, rule: str | None) -> Scheme:
     """Return the scheme that a weight of a quantizer with this declared rule is judged by. Raise ValueError for an
     unknown rule."""
-    if rule is None or rule == SHARED or not scheme.quantized:
+    if rule is None or rule in OWN_RULES or not scheme.quantized:
         return scheme
     return scheme_named(f"{scheme.format.name}-{scheme.scaling.base_name}.{rule}")
 
@@ -66,9 +74,9 @@ def judged_scheme(scheme: Scheme, rule: str | None) -> Scheme:
 def follows_rule(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
     """Return whether every stored scale and code of `original` [N, K] is what the quantizer's declared rule makes of
     it."""
-    if rule == SHARED:
-        found = find_scale_rule(original, weight)
-        return found is not None and found.name == SHARED
+    if rule in OWN_RULES:
+        own = weight.scheme.scaling.choose(original.float(), weight.scheme.format)
+        return _follows_own(original, weight, rule) or _explains(original, weight, weight.scheme, own)
     judged = judged_scheme(weight.scheme, rule)
     return _explains(original, weight, judged, judged.scaling.choose(original.float(), judged.format))
 
@@ -86,18 +94,75 @@ def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | No
     none does."""
     if not weight.has_codes or weight.scales is None:
         return None
-    scheme, scaling = weight.scheme, weight.scheme.scaling
+    scheme = weight.scheme
     for rule in other_rules(scheme):
         if _explains(original, weight, rule.scheme, rule.scheme.scaling.choose(original.float(), scheme.format)):
             return rule
-    if isinstance(scaling, NVScaling) and weight.tensor_scale is not None:
-        own = scaling.choose(original.float(), scheme.format)
-        if bool((weight.tensor_scale > own.tensor_scale * (1 + _SLACK)).all()):
-            largest = weight.tensor_scale * scheme.format.max * scaling.scale_format.format.max
-            shared = scaling.choose(original.float(), scheme.format, shared_amax=largest)
-            if _explains(original, weight, scheme, shared):
-                return ScaleRule(SHARED, scheme)
-    return None
+    found = next((rule for rule in OWN_RULES if _follows_own(original, weight, rule)), None)
+    return None if found is None else ScaleRule(found, scheme)
+
+
+def _follows_own(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
+    """Return whether the weight was stored by one of `OWN_RULES`, and not by the scheme's."""
+    tests = {SHARED: _shares_tensor_scale, FLOOR: _has_a_floor, SEARCH: _errs_less, STOCHASTIC: _rounds_at_random}
+    return tests[rule](original, weight)
+
+
+def _shares_tensor_scale(original: Tensor, weight: QuantizedWeight) -> bool:
+    scheme, scaling = weight.scheme, weight.scheme.scaling
+    if not isinstance(scaling, NVScaling) or weight.tensor_scale is None:
+        return False
+    own = scaling.choose(original.float(), scheme.format)
+    if not bool((weight.tensor_scale > own.tensor_scale * (1 + _SLACK)).all()):
+        return False
+    largest = weight.tensor_scale * scheme.format.max * scaling.scale_format.format.max
+    return _explains(original, weight, scheme, scaling.choose(original.float(), scheme.format, shared_amax=largest))
+
+
+def _has_a_floor(original: Tensor, weight: QuantizedWeight) -> bool:
+    """Return whether scales are the scheme's, but for those below a small number, which they are instead."""
+    scheme, scaling = weight.scheme, weight.scheme.scaling
+    if scaling.scale_format.coded or weight.scales is None or weight.scales.dtype == torch.uint8:
+        return False
+    own = scaling.choose(original.float(), scheme.format)
+    if own.stored.shape != weight.scales.shape:
+        return False
+    floor = weight.scales.float().min()
+    if not 0 < float(floor) <= LARGEST_FLOOR:
+        return False
+    return _explains(original, weight, scheme, Scales(own.stored.float().clamp(min=float(floor))))
+
+
+def _errs_less(original: Tensor, weight: QuantizedWeight) -> bool:
+    """Return whether no block errs more than under the scheme's own scale, all together less, and codes are nearest."""
+    scheme, scaling = weight.scheme, weight.scheme.scaling
+    if weight.stored_scales.stored.shape != scaling.choose(original.float(), scheme.format).stored.shape \
+            or not _explains(original, weight, scheme, weight.stored_scales):
+        return False
+    own = scheme.dequantize(*scheme.quantize(original.float()))
+    mine, its = (_block_errors(original, decoded, scheme) for decoded in (weight.dequantize(), own))
+    return bool((mine <= its * (1 + 1e-4)).all()) and float(mine.sum()) < 0.999 * float(its.sum())
+
+
+def _block_errors(original: Tensor, decoded: Tensor, scheme: Scheme) -> Tensor:
+    """Return the sum of squared errors of each block, float64 [R, G]."""
+    scaling, (n, k) = scheme.scaling, original.shape
+    rows, columns = scaling.grid_shape(n, k)
+    index = scaling.block_index(n, k).to(original.device).reshape(-1)
+    errors = (decoded.double() - original.double()).square().reshape(-1)
+    return torch.zeros(rows * columns, dtype=torch.float64, device=errors.device).scatter_add(0, index, errors)
+
+
+def _rounds_at_random(original: Tensor, weight: QuantizedWeight) -> bool:
+    """Return whether scales are the scheme's, and codes a neighbour of each value, at random and without bias."""
+    scheme, scaling = weight.scheme, weight.scheme.scaling
+    own = scaling.choose(original.float(), scheme.format)
+    if weight.scales is None or own.stored.shape != weight.scales.shape or weight.scales.dtype != own.stored.dtype:
+        return False
+    if not bool(((weight.scale_grid() - scaling.factors(own)).abs() <= _SLACK * scaling.factors(own)).all()):
+        return False
+    found = random_rounding(original, weight)
+    return found is not None and found.unbiased
 
 
 def holds_on_powers_of_two(

@@ -15,8 +15,9 @@ from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.decode_faults import scale_faults
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import correlation
-from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, encoded, same_number
+from fpxbench.diagnosis.encode_faults import QUOTIENT_SLACK, EncodeFault, encode_faults, encoded, same_number
 from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
+from fpxbench.diagnosis.random_rounding import biased_rounding
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.scaling import Scales
@@ -135,6 +136,19 @@ class _Stored:
             same |= same_number(codes, fmt) == held
         return same
 
+    def made_before_scales_were_rounded(self) -> bool:
+        """Whether every code is that of the weight over its block's amax / max, whatever the stored scale became."""
+        scaling, fmt = self.weight.scheme.scaling, self.weight.scheme.format
+        if scaling.scale_format.powers_of_two or not (scaling.scale_format.coded or scaling.scale_format.bits == 16):
+            return False
+        factors = scaling.spread(scaling.block_amax(self.original) / fmt.max, *self.weight.shape)
+        held = same_number(self.codes, fmt)
+        same = torch.zeros_like(held, dtype=torch.bool)
+        for nudge in (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK):
+            quotient = torch.where(factors > 0, self.original / factors, 0.0) * (1 + nudge)
+            same |= same_number(encode(quotient, fmt), fmt) == held
+        return bool(same.all())
+
     def stored_by(self, faults: tuple[EncodeFault, ...], scales: Scales) -> bool:
         """Return whether `faults` explain every stored code. A few rows are tried first."""
         return all(bool(self.made_by(faults, scales, rows).all()) for rows in (*self._screens, slice(None)))
@@ -176,6 +190,14 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
                 f"{share}; cannot tell between {', '.join(names_of(fitting))}: on this weight they store the same",
                 evidence | {"fitting": names_of(fitting)},
             )
+    if all(one.made_before_scales_were_rounded() for one in several):
+        return Diagnosis(
+            Kind.SCALE_ROUNDED_LATE,
+            f"codes are made under scales that are rounded only afterwards, when they are stored: {share} under the"
+            " stored ones", evidence)
+    if (biased := next((found for one in several if (found := biased_rounding(one.original, one.weight)) is not None),
+                       None)) is not None:
+        return Diagnosis(Kind.ROUNDING_BIASED, f"{share}: {biased}", evidence)
     likeness = _likeness(stored)
     return Diagnosis(nearness(likeness), f"{share}, and no known fault explains them; e.g. {evidence['examples'][0]}",
                      evidence | {"correlation": repr(likeness)})

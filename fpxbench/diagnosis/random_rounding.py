@@ -1,0 +1,81 @@
+"""Test whether stored codes were rounded at random, and whether without bias.
+
+A value between two numbers of a format goes up with a probability that is its place between them. The test counts how
+many did in each eighth of that interval, for values of either sign.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.codec import decode, decode_table
+from fpxbench.numbers.weight import QuantizedWeight
+
+BINS = 8
+LOG_FALSE_ALARM = math.log(2e11)
+"""-ln of the chance that an unbiased rounding exceeds its bound in one bin (Bernstein's inequality)."""
+FEWEST, FEWEST_OF_A_BIN = 64, 8
+"""Values of a weight, and of a bin, from which it shows whether they go both ways."""
+
+
+@dataclass(frozen=True)
+class RandomRounding:
+    """What was counted, float64 [2, 8], negative values first: the shares that went up and that should have, and the
+    difference over its bound."""
+
+    seen: Tensor
+    wanted: Tensor
+    excess: Tensor
+
+    @property
+    def unbiased(self) -> bool:
+        return bool((self.excess.abs() <= 1).all())
+
+    def message(self) -> str:
+        """Return the bin that is furthest off, in words."""
+        sign, at = divmod(int(self.excess.abs().argmax()), BINS)
+        return (f"{'positive' if sign else 'negative'} values at {float(self.wanted[sign, at]):.0%} of the way between"
+                f" two numbers go up in {float(self.seen[sign, at]):.0%} of cases")
+
+
+def random_rounding(original: Tensor, weight: QuantizedWeight) -> RandomRounding | None:
+    """Return the counts of a weight [N, K] whose codes are each one of the two neighbours of its value, at random; None
+    where they are not, or values are too few to tell."""
+    scheme = weight.scheme
+    quotient = scheme.scaling.divide(original.float(), weight.stored_scales).double()
+    numbers = decode_table(scheme.format, quotient.device).double()
+    numbers = numbers[numbers.isfinite()].unique()
+    stored = decode(weight.codes(), scheme.format).double()
+    above = torch.searchsorted(numbers, quotient.contiguous()).clamp(1, len(numbers) - 1)
+    low, high = numbers[above - 1], numbers[above]
+    inside = (quotient > low) & (quotient < high)
+    place = (quotient - low) / (high - low)
+    if not bool(((stored == low) | (stored == high))[inside].all()):
+        return None
+    # Beside a number, fp32's rounding of the quotient decides.
+    inside &= (place > 2.0**-10) & (place < 1 - 2.0**-10)
+    up, place, sign = (stored == high)[inside], place[inside], (quotient[inside] > 0).long()
+    index = sign * BINS + (place * BINS).long().clamp(max=BINS - 1)
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(2 * BINS, dtype=torch.float64, device=index.device).scatter_add(0, index, values.double())
+
+    count, ups, expected = summed(torch.ones_like(place)), summed(up), summed(place)
+    inner = ((torch.arange(2 * BINS, device=count.device) % BINS + 1) % BINS > 1) & (count >= FEWEST_OF_A_BIN)
+    both_ways = (ups > 0) & (ups < count)
+    if len(place) < FEWEST or not bool(inner.any()) or int((both_ways & inner).sum()) < 0.75 * int(inner.sum()):
+        return None     # a deterministic rounding sends all of a bin one way, but for the one in the middle
+    spread = summed(place * (1 - place))
+    bound = LOG_FALSE_ALARM / 3 + (LOG_FALSE_ALARM**2 / 9 + 2 * LOG_FALSE_ALARM * spread).sqrt()
+    shares = [(each / count.clamp(min=1)).reshape(2, BINS).cpu() for each in (ups, expected)]
+    return RandomRounding(*shares, ((ups - expected) / bound).reshape(2, BINS).cpu())
+
+
+def biased_rounding(original: Tensor, weight: QuantizedWeight) -> str | None:
+    """Return where codes that were rounded at random are biased; None if they are not, or were not rounded so."""
+    found = random_rounding(original, weight)
+    return None if found is None or found.unbiased else f"values are rounded at random with a bias: {found.message()}"
