@@ -13,11 +13,14 @@ from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.error_statistic import ErrorStatistic
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
-from fpxbench.records.verdict import Verdict
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict
 
 DEFAULT_BUDGET_S = 0.1
 _WALL_MULTIPLE = 10.0
 """A deadline in processor time passes after so many times as long by the clock on the wall: what waits is not free."""
+_CLEARLY = 1.5
+"""Errors of wrong token counts are at least so many times those of right ones."""
 _FIRST_CALL_MULTIPLE = 2.0
 """A first call that takes longer than this many budgets compiles or tunes, and would for each new shape."""
 
@@ -51,6 +54,8 @@ class Examination:
     not_asked: dict[str, str] = field(default_factory=dict)
     properties: dict[str, Any] = field(default_factory=dict)
     statistic: ErrorStatistic = field(default_factory=ErrorStatistic)
+    by_tokens: dict[int, ErrorStatistic] = field(default_factory=dict)
+    """Of each token count apart: outputs of the same tokens are not independent, and not counted together."""
     first_call_s: float = 0.0
     diagnose: Callable[[Verdict, Operands], Verdict] = lambda verdict, operands: verdict
     """Name the fault of a wrong product on other operands than the case's own, where that can be done."""
@@ -58,6 +63,22 @@ class Examination:
     @property
     def device(self) -> str:
         return self.operands.device
+
+    def statistic_verdict(self) -> Verdict | None:
+        """Return the verdict where errors are larger than their roundings explain, and for which token counts."""
+        verdict = self.statistic.verdict()
+        wrong = {m: one for m, one in self.by_tokens.items() if one.factor > one.threshold}
+        right = {m: one for m, one in self.by_tokens.items() if m not in wrong}
+        if not wrong or not right or _CLEARLY * max(one.factor for one in right.values()) > min(
+                one.factor for one in wrong.values()):
+            return verdict
+        factor = max(one.factor for one in wrong.values())
+        return Verdict(
+            status=Status.WRONG, kind=Kind.M_DEPENDENT,
+            evidence={"error_factor": repr(factor), "wrong_m": sorted(wrong), "right_m": sorted(right)},
+            summary=f"wrong for M = {ranges(wrong)}, right for M = {ranges(right)}: each output is within its"
+                    f" worst-case bound, but together the errors of the former are up to {factor:.3g} times what their"
+                    " roundings allow")
 
     def new_shapes_cost_too_much(self, name: str) -> bool:
         """Return whether a new shape takes longer than the budget allows, noting why check `name` is left out."""

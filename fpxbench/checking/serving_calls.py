@@ -17,6 +17,7 @@ from torch import Tensor
 from fpxbench.checking import contract, inputs, poison
 from fpxbench.checking.contract import Output
 from fpxbench.checking.correctness import check_configs
+from fpxbench.checking.error_statistic import ErrorStatistic
 from fpxbench.checking.examination import Examination, ranges
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Reference, compare
@@ -97,6 +98,9 @@ class _TokenSweep:
         if comparison.within:
             self.right.append(m)
             self.first_rows.append(output.seen[0])
+            statistic = ErrorStatistic(self.examination.statistic.alike)
+            statistic.add(output.seen, expected)
+            self.examination.by_tokens[m] = statistic
             if m == len(self.x):
                 self.examination.statistic.add(output.seen, expected)
             return

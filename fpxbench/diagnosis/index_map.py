@@ -50,6 +50,11 @@ class IndexMap:
         r, c = self._own()
         return self.known & ((self.rows != r) | (self.columns != c))
 
+    def rows_moved(self) -> Tensor | None:
+        """Return the source row of each row, int64 [R], where whole rows are moved and columns stay; None otherwise."""
+        _, c = self._own()
+        return _one_axis(self.rows, self.known) if bool((self.columns == c)[self.known].all()) else None
+
     @property
     def injective(self) -> bool:
         """Whether no two known positions have the same source."""

@@ -84,7 +84,7 @@ def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
         kind,
         f"cannot tell between {', '.join(names[:4])}{' and others' if len(names) > 4 else ''}: this weight looks the"
         f" same under each; {names[0] if len(first) > 1 else first[0].kind} would be: {message}",
-        evidence | {"fitting": names},
+        evidence | {"fitting": names, "fitting_messages": [one[0].message for one in fitting if len(one) == 1]},
     )
 
 

@@ -32,6 +32,8 @@ from fpxbench.records.kinds import Kind
 
 RECOVERY_SECONDS = 10.0
 """Experiments on a wrong product of a sweep end after about this long; `fpxbench inspect` has no such limit."""
+LARGER = 96, 416
+"""A weight of at least so many rows and columns, where faults look the same on a smaller one."""
 RECOVERY_M = 64
 """Rows of an activation with which experiments read so many columns at once."""
 
@@ -93,6 +95,8 @@ def _named(
     known = decode_faults(readout.weight)
     probe = read_out(implementation, probe_operands(implementation, operands))
     found = name_reading([readout, probe], known, maps)
+    if found is not None and "fitting" in found.evidence:
+        return _on_a_larger_weight(found, implementation, operands) or found
     if found is not None:
         return found
     fitting = explanations([readout], known, most=1)
@@ -105,6 +109,21 @@ def _named(
         " in its place",
         {"fitting": names_of(fitting), "example": readout.example()},
     )
+
+
+def _on_a_larger_weight(found: Diagnosis, implementation: Implementation, operands: Operands) -> Diagnosis | None:
+    """Return the diagnosis of `found`'s faults that a larger weight shows, on which they differ; None if it shows none
+    of them."""
+    case = operands.case
+    n, k = max(case.n, LARGER[0]), max(case.k, LARGER[1])
+    if (n, k) == (case.n, case.k):
+        return None
+    maps = _recovered(implementation, replace(operands, case=case.model_copy(update={"n": n, "k": k})))
+    named = maps.diagnosis() if maps is not None else None
+    if named is None or not any(message in named.message for message in found.evidence.get("fitting_messages", [])):
+        return None
+    return replace(named, message=f"{named.message} (on a weight [{n}, {k}]: on this one, [{case.n}, {case.k}],"
+                                  f" {len(found.evidence['fitting'])} faults look the same)")
 
 
 def _with_maps(found: Diagnosis, maps: RecoveredMaps | None, operands: Operands) -> Diagnosis:

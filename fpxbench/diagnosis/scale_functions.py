@@ -5,6 +5,7 @@ A recovered map (scale -> factor) is compared with each; where none fits, `descr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,12 @@ class ScaleFunction:
     kind: Kind
     message: str
     factor: Callable[[Tensor | None, Tensor], Tensor]
+    besides: Kind | None = None
+    """The kind of a second fault that `message` also states."""
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [self.kind] if self.besides is None else [self.kind, self.besides]
 
 
 def stored_format(scaling: Scaling) -> Format | None:
@@ -112,10 +119,10 @@ def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
     else:
         yield from _subnormal_codes(fmt)
     if fmt.nan_code is not None:
-        finite = [("0", 0.0), ("1", 1.0), (f"{fmt.max:g}", fmt.max), ("a finite number", None)]
-        for text, number in finite:
-            past = number if number is not None else _past_max(fmt)
-            yield ScaleFunction(Kind.SCALE_ENDS_LOST, f"the NaN code 0x{fmt.nan_code:02x} multiplies by {text}",
+        finite = [("multiplies by 0", 0.0), ("multiplies by 1", 1.0), (f"multiplies by {fmt.max:g}", fmt.max),
+                  ("is read as a number, by the rule of all other codes", _past_max(fmt))]
+        for text, past in finite:
+            yield ScaleFunction(Kind.SCALE_ENDS_LOST, f"the NaN code 0x{fmt.nan_code:02x} {text}",
                                 lambda codes, values, past=past: torch.where(values.isnan(), past, values))
     for other in _other_formats(fmt):
         kind = (
@@ -227,8 +234,7 @@ def matching_functions(
         of_nan = values.isnan()
         # Infinity in the place of NaN is no other fault than one that makes it finite or NaN where infinity was seen.
         agrees = agree(seen, predicted)
-        nan_fits = torch.where(seen.isnan(), predicted.isnan(), agrees)
-        nan_fits = torch.where(seen.isinf(), ~predicted.isfinite(), nan_fits)
+        nan_fits = torch.where(seen.isnan(), predicted.isnan(), agrees | (seen.isinf() & ~predicted.isfinite()))
         fits = torch.where(of_nan, nan_fits, agrees | ~certain)
         return int(certain.sum()) > len(values) // 8 and bool(fits.all())
 
@@ -239,21 +245,37 @@ def matching_functions(
     if clamped is not None:
         return [clamped]
     found = []
-    for one in known:
+    for one in [_own(scaling), *known]:
         predicted = one.factor(codes, values)
         usable = predicted.isfinite() & (predicted != 0) & seen.isfinite() & (seen != 0)
         if int(usable.sum()) < 3:
             continue
         constant = float((seen[usable] / predicted[usable]).median())
         if gives(constant * predicted):
-            found.append(
-                ScaleFunction(
-                    one.kind,
-                    f"{one.message}, times {constant:.4g}",
-                    lambda codes, values, one=one, constant=constant: constant * one.factor(codes, values),
-                )
-            )
+            found.append(_times(one, constant, scaling))
+            if one.kind is Kind.SCALED:     # any other fault that fits as well leaves these scales as they are
+                break
     return found
+
+
+def _own(scaling: Scaling) -> ScaleFunction:
+    return ScaleFunction(Kind.SCALED, "", lambda codes, values: values)
+
+
+def _times(one: ScaleFunction, constant: float, scaling: Scaling) -> ScaleFunction:
+    """Return the fault `one` with every factor off by the same `constant`; a bias, where that is a power of two."""
+    def factor(codes: Tensor | None, values: Tensor) -> Tensor:
+        return constant * one.factor(codes, values)
+
+    if one.kind not in (Kind.SCALED, Kind.SCALE_ENDS_LOST):
+        return ScaleFunction(one.kind, f"{one.message}, times {constant:.4g}", factor)
+    message = f"each scale multiplies by {constant:.4g} times its value"
+    fmt, exponent = stored_format(scaling), math.log2(constant) if constant > 0 else math.nan
+    if fmt is not None and abs(exponent - round(exponent)) < 1e-6:
+        message += f", as when codes are read with bias {fmt.bias - round(exponent)}, theirs is {fmt.bias}"
+    if one.kind is Kind.SCALED:
+        return ScaleFunction(Kind.SCALED, message, factor)
+    return ScaleFunction(Kind.SCALED, f"{message}; and {one.message}", factor, Kind.SCALE_ENDS_LOST)
 
 
 def within_fp32(predicted: Tensor, values: Tensor) -> Tensor:
@@ -271,7 +293,7 @@ def _clamped(values: Tensor, seen: Tensor, agree: Agree) -> ScaleFunction | None
     inside = agree(seen, values)
     for bounds in ((low, None), (None, high), (low, high)):
         usable = [bound for bound in bounds if bound is not None and bound > 0 and bound < torch.inf]
-        if not usable or not bool(inside.any()):
+        if not usable or low == high or not bool(inside.any()):
             continue
 
         def clamped(codes: Tensor | None, values: Tensor, bounds: tuple = bounds) -> Tensor:

@@ -68,7 +68,7 @@ class Kind(StrEnum):
         "Every normal value is off by a factor of 2 (bias 7 against 8), and 0x80 is NaN where FN has -0.",
     )
     NAN_CODE_LOST = (
-        "nan_code_lost", Group.CODES, Stage.PRODUCT | Stage.CASTS | Stage.TARGETS,
+        "nan_code_lost", Group.CODES, Stage.CONTRACT | Stage.PRODUCT | Stage.CASTS | Stage.TARGETS,
         "turns NaN into a number",
         "A NaN code reads as a number, infinity as a finite one; or a cast of NaN gives a number.",
     )
@@ -90,10 +90,16 @@ class Kind(StrEnum):
         "single codes show it.",
     )
     SUBNORMAL_WRONG = (
-        "subnormal_wrong", Group.CODES, Stage.PRODUCT | Stage.CASTS | Stage.TARGETS,
+        "subnormal_wrong", Group.CODES, Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
         "gets subnormals wrong",
         "The smallest codes read as other values, or what rounds to them gets another code. SQNR does not move: only "
         "tests of single codes show it.",
+    )
+
+    FORMAT_MISTAKEN = (
+        "format_mistaken", Group.CODES, Stage.PRODUCT,
+        "reads codes as another format's",
+        "Codes are decoded by another format's table, which is named: E2M3 for E3M2, INT4 for E2M1, E5M2 for E4M3.",
     )
 
     # ---- how values become codes
@@ -113,6 +119,16 @@ class Kind(StrEnum):
         "truncated", Group.ROUNDING, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
         "truncates",
         "Values are rounded toward zero or down, or low mantissa bits of a code are not read.",
+    )
+    TIES_NOT_EVEN = (
+        "ties_not_even", Group.ROUNDING, Stage.STORED,
+        "rounds ties to zero, up or down",
+        "Halfway values go to the smaller neighbour, up or down, not to the even one.",
+    )
+    ROUNDING_BIASED = (
+        "rounding_biased", Group.ROUNDING, Stage.STORED,
+        "rounds at random, with a bias",
+        "Values go to either neighbour at random, but not in proportion to their place between the two.",
     )
     OVERFLOW_NAN = (
         "overflow_nan", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
@@ -152,6 +168,12 @@ class Kind(StrEnum):
         "code_permuted", Group.LAYOUT, Stage.PRODUCT,
         "reads codes from other places",
         "Whole codes are read from other positions, by a rule that no known layout has; the rule is given.",
+    )
+
+    OUTPUT_PERMUTED = (
+        "output_permuted", Group.LAYOUT, Stage.PRODUCT,
+        "gives output features in another order",
+        "Rows of the weight come out in another order, their scales with them: the halves of a fused layer exchanged.",
     )
 
     # ---- which scale a code meets
@@ -205,7 +227,7 @@ class Kind(StrEnum):
         "Scales are right within a range, and 0, infinite or clamped outside it, as when they pass through fp16.",
     )
     SCALE_ENDS_LOST = (
-        "scale_ends_lost", Group.SCALES, Stage.PRODUCT,
+        "scale_ends_lost", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "misreads the first or last scale codes",
         "Zero, subnormal or NaN codes of the scale format read as another number: E8M0's 0 as zero, 255 as infinity.",
     )
@@ -263,6 +285,11 @@ class Kind(StrEnum):
         "scale_one_step_low", Group.SCALES, Stage.STORED,
         "stores E8M0 scales one step too low",
         "Every stored exponent is one below the rule's.",
+    )
+    SCALE_ROUNDED_LATE = (
+        "scale_rounded_late", Group.SCALES, Stage.STORED,
+        "divides by scales before it rounds them",
+        "Codes are made under a scale that is rounded to its stored format only afterwards, and read under that.",
     )
     ZERO_BLOCK = (
         "zero_block", Group.SCALES, Stage.STORED,

@@ -256,7 +256,12 @@ _CODES = (
 def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
     """Return float64 [N, K]: the stored weight as a reader sees it that makes `faults`."""
     fmt = weight.scheme.format
-    table = numbers(fmt, **{key: faults.pop(key) for key in _TABLE if key in faults})
+    output_roll, other = faults.pop("output_roll", 0), faults.pop("other_format", None)
+    if other is not None:
+        from fpxbench.numbers.formats import FORMATS
+        table = numbers(FORMATS[other])
+    else:
+        table = numbers(fmt, **{key: faults.pop(key) for key in _TABLE if key in faults})
     codes = codes_in(
         weight.packed.numpy(),
         fmt,
@@ -266,7 +271,7 @@ def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
     )
     absolute = faults.pop("sign_lost", False)
     values = np.abs(table) if absolute else table
-    return torch.from_numpy(values[codes] * factors_of(weight, **faults))
+    return torch.from_numpy(np.roll(values[codes] * factors_of(weight, **faults), output_roll, axis=0))
 
 
 # Encoders.
@@ -299,6 +304,10 @@ def nearest(values, fmt, *, rounding="even", overflow="saturate", table=None):
         take = values < 0
     elif rounding == "down":
         take = np.zeros(values.shape, bool)
+    elif rounding == "half_zero":
+        take = (up < down) | ((up == down) & (values < 0))
+    elif rounding == "half_up":
+        take = up <= down
     else:
         take = np.ones(values.shape, bool)
     chosen = np.where(take, codes[above], codes[below])
@@ -331,6 +340,7 @@ def store(
     flushed=False,
     target=None,
     minus_zero=False,
+    late_scale=False,
 ) -> QuantizedWeight:
     """Return a float [N, K] as stored by an encoder that makes these faults; fp32 quotients."""
     from fpxbench.numbers.formats import FORMATS
@@ -344,6 +354,11 @@ def store(
     given = narrow[once](weight.float())
     held = QuantizedWeight(scheme, tuple(weight.shape), "bytes", torch.empty(0), scales.stored, scales.tensor_scale)
     factor = torch.from_numpy(factors_of(held).copy()).float()
+    if late_scale:
+        block = scheme.scaling.block
+        padded = torch.nn.functional.pad(given, (0, -given.shape[1] % block)).reshape(len(given), -1, block)
+        amax = padded.abs().amax(2).repeat_interleave(block, 1)[:, : given.shape[1]]
+        factor = amax / fmt.max
     values = narrow[twice](torch.where(factor > 0, given / torch.where(factor > 0, factor, 1.0), 0.0)).double().numpy()
     if positive:
         values = np.abs(values)
@@ -456,6 +471,10 @@ def injections(scheme, layout="planar") -> list[Injection]:
     if fmt.has_nan:
         reading(Kind.NAN_CODE_LOST, "NaN read as a number", specials="none")
         reading(Kind.NAN_CODE_LOST, "NaN read as zero", nan_zero=True)
+    others = {"e3m2": "e2m3", "e2m3": "e3m2", "e4m3fn": "e5m2", "e5m2": "e4m3fn"}
+    if fmt.name in others:
+        reading(Kind.FORMAT_MISTAKEN, f"read as {others[fmt.name]}", other_format=others[fmt.name])
+    reading(Kind.OUTPUT_PERMUTED, "output features of five rows before", output_roll=5)
     if layout == "planar" and 4 <= fmt.bits < 8:
         reading(Kind.NIBBLE_SWAP, "nibbles exchanged", nibbles=True)
     if layout == "planar" and 4 < fmt.bits < 8:
@@ -510,6 +529,10 @@ def injections(scheme, layout="planar") -> list[Injection]:
     storing(Kind.TRUNCATED, "toward zero", rounding="zero")
     storing(Kind.TRUNCATED, "down", rounding="down")
     storing(Kind.TIES_AWAY, "ties away", rounding="away")
+    storing(Kind.TIES_NOT_EVEN, "ties to zero", rounding="half_zero")
+    storing(Kind.TIES_NOT_EVEN, "ties up", rounding="half_up")
+    if scaling.has_tensor_scale:
+        storing(Kind.SCALE_ROUNDED_LATE, "codes under unrounded scales", late_scale=True)
     if fmt.mantissa_bits + fmt.exponent_bits > 3:
         storing(Kind.DOUBLE_ROUNDING, "by way of bf16", twice="bf16")
     storing(Kind.SIGN_LOST, "magnitudes stored", positive=True)

@@ -14,7 +14,9 @@ from torch.nn.modules import module
 import fpxbench.implementation as implementations
 from fpxbench.checking import activation_rules, contract, correctness, inputs, machine, reference, serving_calls
 from fpxbench.checking.contract import ContractViolation
-from fpxbench.checking.examination import Examination
+from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
+from fpxbench.checking.examination import Examination, ranges
+from fpxbench.checking.nonfinite_rows import check_nonfinite_rows
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
@@ -42,6 +44,9 @@ from fpxbench.workloads import WeightContents, workload_named
 
 CALLS_BUDGET_S = 5.0
 """Seconds for calls with other token counts, layouts and shapes."""
+MODEL_TOKENS = 12
+"""Tokens of an activation as models have them: two of each kind of row."""
+OWN_SQNR_SLACK_DB = 1.0
 WITHIN_LIMIT = 64, 64, 128
 """M, N and K for an implementation that names a limit (an interpreter), unless a shape was asked for."""
 
@@ -209,7 +214,8 @@ class _Inspector:
         stored = self._stored(operands)
         _, sums = correctness.check_calls(self.implementation, operands)
         if sums is not None and sums.kind in (None, Kind.NOT_REPEATABLE):
-            sums = activation_rules.stale_scale(self.implementation, operands, sums.evidence["call"]) or sums
+            sums = (activation_rules.stale_scale(self.implementation, operands, sums.evidence["call"])
+                    or activation_rules.undeclared_rule(self.implementation, operands) or sums)
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
             return sums
         # to every weight read out as well: the experiments would show that, over and over
@@ -223,13 +229,92 @@ class _Inspector:
         self.inspection.experiments = experiments = self.maps.experiments
         wrong = any(experiment.right is False for experiment in experiments)
         if weights_right and stored is None and sums is None and not wrong:
-            return self._square(small) or self._calls(operands) or self._right(readout)
+            return self._square(small) or self._calls(operands) or self._values(operands) or self._right(readout)
+        if not weights_right and (of_tokens := self._some_tokens()) is not None:
+            return of_tokens
         reading = None
         if not weights_right or wrong:
             reading = self._remembered(readout) or self._diagnosed(operands, readout)
         elif sums is not None and bool(operands.decoded.isfinite().all()):
             reading = diagnose_product(self.implementation, operands)
+        if stored is None and (own := self._as_its_own(operands, readout, reading)) is not None:
+            return own
         return self._verdict(readout, stored, reading)
+
+    def _as_its_own(self, operands: Operands, readout: Readout, reading: Diagnosis | None) -> Verdict | None:
+        """Return that all is right where no fault has a name, weights are what the implementation's own `dequantize`
+        says, and they hold the given weight as well as the scheme would."""
+        if operands.weight.has_codes or type(self.implementation).dequantize is Implementation.dequantize \
+                or (reading is not None and reading.kind not in (None, Kind.INACCURATE, Kind.GIBBERISH)):
+            return None
+        own = self.implementation.dequantize(operands.weight).double()
+        tolerance = reference.one_hot_tolerance(own, self.bench.dtype) + reference.summed_weight_slack(own)
+        of_scheme = reference.sqnr_db(operands.original, operands.decoded)
+        reached = reference.sqnr_db(operands.original, own)
+        if not bool(((readout.seen - own).abs() <= tolerance).all()) or of_scheme is None \
+                or (reached is not None and reached < of_scheme - OWN_SQNR_SLACK_DB):
+            return None
+        self.inspection.experiments, self.inspection.weights_wrong = [], 0
+        return Verdict(
+            status=Status.OK,
+            summary=f"reads all {readout.seen.numel():,} weights as its own `dequantize` says. They are stored in a"
+                    f" layout of its own, and by no rule of {self.case.scheme} (rotated, say;"
+                    f" {of_scheme if reached is None else reached:.2f} dB, the scheme reaches {of_scheme:.2f} dB): what"
+                    " single codes and scales become was not asked")
+
+    def _some_tokens(self) -> Verdict | None:
+        """Return the verdict where codes are read as defined with some token counts and wrongly with others."""
+        small = small_case(self.case)
+        if self.implementation.slow(self.device):
+            return None
+        bench = Bench(self.implementation, small, self.device, self.inspection.seed)
+        operands = bench.quantized(bench.weight(small, WeightContents.CODES))
+        readout = bench.readout(operands)
+        columns = readout.columns[:: max(1, small.k // 8)]
+        right, wrong = [], []
+        for m in sorted({small.m, *serving_calls.TOKEN_COUNTS, *serving_calls.MANY_TOKENS}):
+            near = True
+            try:
+                for part in columns.split(m):
+                    x = inputs.one_hot(part.tolist(), m, small.k, bench.dtype, self.device)
+                    y = contract.checked_matmul(self.implementation, x, operands.weight, self.device).double()
+                    wanted = readout.definition.weight[:, part[torch.arange(m, device=part.device) % len(part)]].T
+                    exact = bench.near(y, wanted) | ~wanted.isfinite() | readout.definition.tainted[None, :]
+                    near &= bool(exact.all())
+            except ContractViolation:
+                raise
+            except Exception:       # it refuses this M
+                traceback.print_exc()
+                continue
+            (right if near else wrong).append(m)
+        if not right or not wrong:
+            return None
+        self.inspection.kinds = [Kind.M_DEPENDENT]
+        return Verdict(status=Status.WRONG, kind=Kind.M_DEPENDENT, evidence={"wrong_m": wrong, "right_m": right},
+                       summary=f"wrong for M = {ranges(wrong)}, right for M = {ranges(right)}: weights are read wrongly"
+                               " by one-hot activations of the former")
+
+    def _values(self, operands: Operands) -> Verdict | None:
+        """Return the verdict on weights and activations as models have them, and on NaN of one token."""
+        if self.implementation.slow(self.device):
+            return None
+        case = small_case(self.case).model_copy(update={"workload": "canary.values", "m": MODEL_TOKENS})
+        bench = Bench(self.implementation, case, self.device, self.inspection.seed)
+        made = replace(bench.quantized(bench.weight(case)), rule=operands.rule)
+        if not made.weight.has_codes:
+            made = replace(made, decoded=bench.readout(made).seen.float())
+        if not bool(made.decoded.isfinite().all()):
+            return None
+        _, verdict = correctness.check_calls(self.implementation, made)
+        if verdict is not None and verdict.kind is None:
+            diagnosis = diagnose_product(self.implementation, made)
+            verdict = verdict.model_copy(update={
+                "kind": diagnosis.kind, "evidence": verdict.evidence | diagnosis.evidence,
+                "summary": f"wrong for weights and activations as models have them: {diagnosis.message}"})
+        verdict = verdict or check_nonfinite_rows(self.implementation, made)
+        if verdict is not None and verdict.kind is not None:
+            self.inspection.kinds = [verdict.kind]
+        return verdict
 
     def _remembered(self, readout: Readout) -> Diagnosis | None:
         """Return the fault of products that are those of the first weight, whichever weight they are asked of."""
@@ -275,7 +360,8 @@ class _Inspector:
             operands = replace(bench.quantized(bench.weight(small)), rule=operands.rule)
             if not operands.weight.has_codes:
                 operands = replace(operands, decoded=bench.readout(operands).seen.float())
-        examination = Examination(self.implementation, operands, CALLS_BUDGET_S)
+        examination = Examination(self.implementation, operands, CALLS_BUDGET_S, diagnose=self._named,
+                                  statistic=ErrorStatistic(likeness_of_rows(operands.decoded)))
 
         def another(n: int, k: int, purpose: object) -> Operands:
             like, original = serving_calls.prepared_like(operands, n, k, purpose)
@@ -291,10 +377,18 @@ class _Inspector:
             return made
 
         found = (serving_calls.check_tokens(examination) or serving_calls.check_layouts(examination)
-                 or serving_calls.check_shapes(examination, another))
+                 or serving_calls.check_shapes(examination, another) or examination.statistic_verdict())
         if found is not None and found.kind is not None:
             self.inspection.kinds = [found.kind]
         return found
+
+    def _named(self, verdict: Verdict, operands: Operands) -> Verdict:
+        """Return the verdict on a product of other operands by the name of its fault, where it has one."""
+        if verdict.kind is not None or not operands.weight.has_codes:
+            return verdict
+        found = diagnose_product(self.implementation, operands)
+        return verdict.model_copy(update={"kind": found.kind, "summary": found.message,
+                                          "evidence": verdict.evidence | found.evidence})
 
     def _added(self, operands: Operands) -> Experiment | None:
         """Return what comes out for x = 0, if it is a number other than 0."""

@@ -24,6 +24,7 @@ from fpxbench.workloads import WeightContents
 MOST_WEIGHTS = 1 << 17
 """Designed experiments are made on a shape of at most so many weights, where the case's own is larger."""
 SMALLER = 256, 512
+UNIT_EXPONENTS = (0, -1, 1, -2, 2, -4, 4, -6, 6)
 
 
 def small_case(case: Case) -> Case:
@@ -58,6 +59,8 @@ class Bench:
         self.original = self.weight(case)
         self.template = self.quantized(self.original).weight
         self.sets_codes = self.template.has_codes and not self.template.extra
+        self.unit = 1.0
+        """The scale under which codes are read, see `choose_unit`."""
 
     def weight(self, case: Case, contents: WeightContents | None = None) -> Tensor:
         """Return the weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
@@ -95,6 +98,30 @@ class Bench:
         """Return scales of these stored codes, uint8 [grid_shape] or broadcast to it, under a tensor scale of 1."""
         grid = codes.to(torch.uint8).to(self.device).expand(self.grid_shape).contiguous()
         return Scales(grid, torch.ones(1, device=self.device) if self.scaling.has_tensor_scale else None)
+
+    @cached_property
+    def unscaled(self) -> Tensor:
+        """Where weights were seen to be multiplied by another factor than their scale's, bool [N, K]; set by
+        `recover_blocks`."""
+        return torch.zeros(self.n, self.k, dtype=torch.bool, device=self.device)
+
+    def choose_unit(self) -> None:
+        """Read codes under the power of two nearest 1 under which a weight of one code is read as a number, not 0."""
+        columns = torch.linspace(0, self.k - 1, min(self.k, 8)).round().long().unique().to(self.device)
+        for exponent in UNIT_EXPONENTS:
+            self.unit = 2.0**exponent
+            seen = self.read_codes(torch.full((1, 1), self.fmt.max_code), columns)
+            if bool((seen.isfinite() & (seen.abs() > 2.0**-60)).any()):
+                return
+        self.unit = 1.0
+
+    @property
+    def unit_scales(self) -> Scales:
+        return self.scales(torch.full((1, 1), self.unit))
+
+    def read_codes(self, codes: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Return the effective weight of uint8 `codes` under the unit scale, over that scale: float64 [N, C]."""
+        return self.read(self.hold(codes, self.unit_scales), columns) / self.unit
 
     @cached_property
     def forced(self) -> Tensor:

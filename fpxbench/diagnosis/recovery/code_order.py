@@ -28,15 +28,15 @@ SURE = 24
 SHOWN = 64
 
 
-def recover_order(bench: Bench, table: Tensor) -> Experiment:
-    """Recover the code of each weight from codes that are random, one weight after another."""
+def recover_order(bench: Bench, table: Tensor) -> tuple[Experiment, IndexMap | None]:
+    """Recover the code of each weight from codes that are random, one weight after another; the map where codes move as
+    a whole."""
     alphabet = _distinct_codes(bench, table)
     if len(alphabet) < 2:
         return Experiment(
             name="order", right=None, message="codes cannot be distinguished by the numbers that they are read as"
-        )
+        ), None
     rng = inputs.generator(bench.seed, "order")
-    one = bench.scales(torch.ones(1, 1))
     stored: list[Tensor] = []
     read: list[Tensor] = []
 
@@ -44,7 +44,7 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
         while len(stored) < count:
             codes = alphabet[torch.randint(len(alphabet), (bench.n, bench.k), generator=rng).to(alphabet.device)]
             codes = torch.where(bench.forced, bench.fmt.max_code, codes)
-            read.append(bench.read(bench.hold(codes, one)))
+            read.append(bench.read_codes(codes))
             stored.append(codes)
 
     add_weights(WEIGHTS[0])
@@ -54,7 +54,7 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
             right=True,
             tried=bench.n * bench.k,
             message=f"all {bench.n * bench.k} codes are read in their own places",
-        )
+        ), None
     known = _known_order(bench, table, stored, read)
     if known is None:
         add_weights(max(WEIGHTS[0], min(WEIGHTS[1], math.ceil(60 / math.log2(len(alphabet))))))
@@ -69,8 +69,8 @@ def recover_order(bench: Bench, table: Tensor) -> Experiment:
         kind, message = known
         return sources.model_copy(
             update={"kinds": [kind], "message": sources.message.split(": ", 1)[0] + f": {message}"}
-        )
-    return sources
+        ), None
+    return sources, None
 
 
 def _known_order(bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]) -> tuple[Kind, str] | None:
@@ -92,7 +92,9 @@ def _known_order(bench: Bench, table: Tensor, stored: list[Tensor], read: list[T
     return (found[0].kind, found[0].message) if len({fault.kind for fault in found}) == 1 else None
 
 
-def _whole_codes(bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]) -> Experiment | None:
+def _whole_codes(
+    bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]
+) -> tuple[Experiment, IndexMap] | None:
     """Return the map of whole codes, anywhere in the weight, that gives what was read; None where it gives too little
     of it."""
     numbers = table[table.isfinite()].unique()
@@ -154,7 +156,7 @@ def _whole_codes(bench: Bench, table: Tensor, stored: list[Tensor], read: list[T
         kinds=[kind],
         differences=differences,
         message=f"{int(moved.sum())} of {int(free.sum())} weights read another place's code{rest}: {rule}",
-    )
+    ), found
 
 
 def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:

@@ -17,7 +17,7 @@ from fpxbench.diagnosis.encode_faults import EncodeFault
 from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly, table_under
 from fpxbench.diagnosis.recovery.bench import Bench
-from fpxbench.numbers.codebook import NumberFormat
+from fpxbench.numbers.codebook import CODEBOOKS, NumberFormat
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
@@ -30,7 +30,7 @@ ARRANGEMENTS = 5
 
 
 def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
-    """Return what each code is read as under a scale of 1, float64 [2**bits], and how that differs from the format's.
+    """Return what each code is read as under the unit scale, float64 [2**bits], and how that differs from the format's.
 
     A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in
     several columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something
@@ -44,15 +44,17 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     free = (bench.free.all(dim=0) & ordinary.any(dim=0)).nonzero().reshape(-1)
     evenly = torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device)
     columns = free[evenly.round().long().unique()]
-    one, rng = bench.scales(torch.ones(1, 1)), inputs.generator(bench.seed, "table")
+    rng = inputs.generator(bench.seed, "table")
+    numbers = codes[bench.table[codes].isfinite()]
     seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
     row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
     for arrangement in range(ARRANGEMENTS):
         for part in codes[torch.randperm(len(codes), generator=rng).to(codes.device)].split(bench.n):
             rows = torch.randperm(bench.n, generator=rng)[:len(part)].to(codes.device)
-            held = torch.zeros(bench.n, 1, dtype=torch.uint8, device=bench.device)
+            # Other rows hold other codes too: with one code in them, rows that change places would all read that.
+            held = numbers[torch.randint(len(numbers), (bench.n, 1), generator=rng).to(codes.device)].to(torch.uint8)
             held[rows, 0] = part.to(torch.uint8)
-            seen[part, arrangement] = bench.read(bench.hold(held, one), columns)[rows]
+            seen[part, arrangement] = bench.read_codes(held, columns)[rows]
             row_of[part, arrangement] = rows
     sound = ordinary[:, columns][row_of]
     for _ in range(2):
@@ -111,7 +113,7 @@ def ordinary_places(bench: Bench) -> Tensor:
 
     That is not where K's tail is left out, or a scale is padding; and everywhere if nothing is read as a number.
     """
-    seen = bench.read(bench.hold(torch.full((1, 1), bench.fmt.max_code), bench.scales(torch.ones(1, 1))))
+    seen = bench.read_codes(torch.full((1, 1), bench.fmt.max_code))
     usable = seen.isfinite() & (seen.abs() > 2.0**-60)
     if not bool((usable & bench.free).any()):
         return torch.ones_like(usable)
@@ -123,12 +125,11 @@ def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
     """Return the table [2**bits] from weights of one code everywhere, which no order of rows or columns changes; None
     where even they are read as several numbers."""
     table = torch.full((1 << bench.fmt.bits,), torch.nan, dtype=torch.float64, device=bench.device)
-    one = bench.scales(torch.ones(1, 1))
     places = (bench.free & ordinary_places(bench)).nonzero()
     row, column = places[len(places) // 2].tolist()
     rows = bench.free[:, column] & ordinary_places(bench)[:, column]
     for code in codes.tolist():
-        read = bench.read(bench.hold(torch.full((1, 1), code), one), torch.tensor([column], device=bench.device))[:, 0]
+        read = bench.read_codes(torch.full((1, 1), code), torch.tensor([column], device=bench.device))[:, 0]
         table[code] = read[row]
         if not bool(bench.near(read, table[code].expand_as(read))[rows].all()):
             return None
@@ -159,13 +160,21 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     factor = common_factor(bench, table, tried)
     if factor is not None:
         return [Kind.SCALED], scaled_by(factor, bench.scaling, bench.fmt)
-    for other in chain(FORMATS.values(), _of_the_same_width(bench.fmt)):
-        if (
-            other.bits == bench.fmt.bits
-            and other.signed
-            and bool(bench.near(table, decode_table(other, bench.device).double())[tried].all())
-        ):
-            return [], f"the table is {other.name}'s"
+    return _another_format(bench, table, tried)
+
+
+def _another_format(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[Kind], str]:
+    """Return the fault of codes that are decoded as another format's numbers, those that are no numbers left aside."""
+    candidates = chain(FORMATS.values(), CODEBOOKS.values(), _of_the_same_width(bench.fmt))
+    for other in candidates:
+        if other.bits != bench.fmt.bits or not other.signed:
+            continue
+        wanted = decode_table(other, bench.device).double()
+        counted = tried & wanted.isfinite()
+        if int(counted.sum()) * 2 < int(tried.sum()) or not bool(bench.near(table, wanted)[counted].all()):
+            continue
+        rest = "" if bool(bench.near(table, wanted)[tried].all()) else ", but for its codes that are no numbers"
+        return [Kind.FORMAT_MISTAKEN], f"the table is {other.name}'s{rest}: codes are read as another format's"
     return [], ""
 
 
@@ -220,7 +229,7 @@ def _of_the_same_width(fmt: NumberFormat) -> list[Format]:
 
 def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
     """Return the code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
-    usable = table.isfinite() & (table.abs() >= 2.0**-8) & (table.abs() <= 2.0**8)
+    usable = table.isfinite() & (table.abs() >= 2.0**-20) & (table.abs() <= 2.0**20)
     if not bool(usable.any()):
         return None, 0.0
     distance = torch.where(usable, table.abs().log2().abs(), torch.inf)
@@ -231,8 +240,8 @@ def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
 def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
     """Return where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor
     where padding is read."""
-    seen = bench.read(bench.hold(torch.full((1, 1), code), bench.scales(torch.ones(1, 1))))
-    return bench.near(seen, torch.full_like(seen, number)) & bench.free
+    seen = bench.read_codes(torch.full((1, 1), code))
+    return bench.near(seen, torch.full_like(seen, number)) & bench.free & ~bench.unscaled
 
 
 def _product(parts: tuple[Tensor, Tensor]) -> Tensor:

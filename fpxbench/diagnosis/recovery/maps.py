@@ -12,11 +12,13 @@ from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.diagnosis.hypotheses import Faults
+from fpxbench.diagnosis.index_map import IndexMap, axis_rule
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.recovery.code_order import recover_order
 from fpxbench.diagnosis.recovery.decode_table import effective_table, gives_table, recover_table
 from fpxbench.diagnosis.recovery.scale_blocks import BlockMap, recover_blocks
 from fpxbench.diagnosis.recovery.scale_factors import Factors, gives_factors, recover_scales
+from fpxbench.records.kinds import Kind
 
 NUMERALS = {2: "two", 3: "three", 4: "four"}
 
@@ -32,9 +34,11 @@ class RecoveredMaps:
         self.table: Tensor | None = None
         self.factors: Factors | None = None
         self.blocks: BlockMap | None = None
+        self.order: IndexMap | None = None
         self.experiments: list[Experiment] = []
         self.complete = False
         deadline = time.monotonic() + seconds
+        bench.choose_unit()
         table, decoded = recover_table(bench)
         self.table = table if decoded.right is not None else None
         self.experiments.append(decoded)
@@ -57,7 +61,8 @@ class RecoveredMaps:
         if bench.implementation.slow(bench.device):
             return
         if time.monotonic() < deadline:
-            self.experiments.append(recover_order(bench, table))
+            order, self.order = recover_order(bench, table)
+            self.experiments.append(order)
             self.complete = True
 
     @property
@@ -115,10 +120,32 @@ class RecoveredMaps:
         wrong = self.wrong
         if not wrong or any(not experiment.kinds for experiment in wrong):
             return None
+        if (moved := self._outputs_moved()) is not None:
+            return moved
         kinds = list(dict.fromkeys(kind for experiment in wrong for kind in experiment.kinds))
         message = "; and ".join(experiment.message for experiment in wrong)
         count = "" if len(kinds) == 1 else f"{NUMERALS.get(len(kinds), len(kinds))} faults at once: "
         return Diagnosis(kinds[0], count + message, {"kinds": sorted(map(str, kinds)), "experiments": self.evidence()})
+
+    def _outputs_moved(self) -> Diagnosis | None:
+        """Return the fault of rows whose codes and scales are both those of the same other rows: of output features."""
+        if self.order is None or (source := self.order.rows_moved()) is None or {one.name for one in self.wrong} - {
+                "order", "blocks"}:
+            return None
+        scaling, count = self.bench.scaling, len(source)
+        if scaling.block_rows is not None:
+            if self.blocks is None or scaling.block_rows != 1:
+                return None
+            blocks = self.bench.grid_shape[1]
+            wanted = source[:, None] * blocks + block_of(torch.arange(self.bench.k), scaling)[None, :]
+            if not bool((wanted == self.blocks.place)[self.blocks.free].all()):
+                return None
+        rule = axis_rule(source)
+        moved = int((source != torch.arange(count)).sum())
+        what = rule.format(i="n") if rule is not None else "another one, by no simple rule"
+        return Diagnosis(
+            Kind.OUTPUT_PERMUTED, f"{moved} of {count} output features are those of other rows, codes and scales alike:"
+            f" feature n is that of row {what}", {"kinds": [str(Kind.OUTPUT_PERMUTED)], "experiments": self.evidence()})
 
     def messages(self) -> str:
         """Return what the wrong maps are, as one clause each."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs
+from fpxbench.checking.examination import ranges
 from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.index_map import IndexMap
@@ -48,7 +49,37 @@ def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | 
         return Experiment(
             name="blocks", right=None, message="no code is read as a number that scales could be seen by"
         ), None
-    free = plain_weights(bench, code, number).cpu()
+    plain = plain_weights(bench, code, number)
+    left_out = _unscaled(bench, code, number, plain)
+    bench.unscaled |= left_out
+    found, places = _recovered(bench, code, number, (plain & ~left_out).cpu())
+    return (_with_unscaled(bench, found, left_out) if bool(left_out.any()) else found), places
+
+
+def _unscaled(bench: Bench, code: int, number: float, plain: Tensor) -> Tensor:
+    """Return which of the weights `plain` [N, K] stay as they are when every scale becomes four times as large, where
+    a quarter or more change."""
+    scales = bench.scales(torch.full((1, 1), 4 * bench.unit))
+    seen = bench.read(bench.hold(torch.full((1, 1), code), scales)) / bench.unit
+    fixed = plain & bench.near(seen, torch.full_like(seen, number))
+    return fixed if 4 * int(fixed.sum()) <= 3 * int(plain.sum()) else torch.zeros_like(plain)
+
+
+def _with_unscaled(bench: Bench, found: Experiment, left_out: Tensor) -> Experiment:
+    """Return the experiment with what is seen of weights that no scale multiplies."""
+    rows, columns = (left_out.any(dim=dim).nonzero().reshape(-1).tolist() for dim in (1, 0))
+    whole = int(left_out.sum()) == len(rows) * len(columns)
+    where = f"columns {ranges(columns)}" + ("" if len(rows) == bench.n else f" of rows {ranges(rows)}")
+    what = (f"the scales of {where if whole else f'{int(left_out.sum())} weights'} are not applied: whatever they are,"
+            f" those weights are multiplied by {bench.unit:g}")
+    wrong = found.right is False
+    return found.model_copy(update={
+        "right": False, "kinds": [Kind.SCALE_MISSING, *(found.kinds if wrong else [])],
+        "message": f"{what}; and {found.message}" if wrong else what})
+
+
+def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Experiment, BlockMap | None]:
+    """Return the map of the places `free` [N, K]."""
     if not bool(free.any()):
         return Experiment(
             name="blocks", right=None, message="no weight is read as the one code that all of them hold"

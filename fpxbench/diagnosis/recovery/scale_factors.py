@@ -125,6 +125,8 @@ def _probe_codes(bench: Bench, table: Tensor, values: Tensor) -> tuple[Tensor, T
         & (defined <= finfo.max)
     )
     distance = torch.where(visible, product.log2().abs() + 0.01 * numbers.abs().log2().abs()[None, :], torch.inf)
+    # If NaN is read as a number, that lies past the format's largest: it is seen by the smallest code.
+    distance[values.isnan()] = torch.where(visible[values.isnan()], numbers.abs()[None, :], torch.inf)
     best = distance.argmin(dim=1)
     return best, visible.any(dim=1)
 
@@ -244,17 +246,12 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
     kinds, messages = [], []
     if differences:
         fitting = matching_functions(bench.scaling, factors.codes, values, seen, agree)
-        ratio = seen / values
-        usable = ratio.isfinite() & (values > 0) & (ratio != 0)
-        constant = float(ratio[usable].median()) if bool(usable.any()) else 0.0
-        if fitting and len({one.kind for one in fitting}) == 1:
-            kinds, message = [fitting[0].kind], fitting[0].message
+        if fitting and len({tuple(one.kinds) for one in fitting}) == 1:
+            kinds, message = fitting[0].kinds, fitting[0].message
         elif fitting:
             message = (
                 f"as under {' or '.join(sorted({str(one.kind) for one in fitting}))}, which cannot be distinguished"
             )
-        elif constant and bool(agree(seen, constant * values).all()):
-            kinds, message = [Kind.SCALED], f"each scale multiplies by {constant:.4g} times its value"
         else:
             order = values.nan_to_num(torch.inf).argsort()
             names = [_name(factors, index) for index in order.tolist()]
@@ -297,8 +294,9 @@ def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list
     at = torch.tensor(column, device=bench.device)
     seen = []
     for value in GLOBAL_SCALES:
-        scales = replace(bench.scales(torch.ones(1, 1)), tensor_scale=torch.full((1,), value, device=bench.device))
-        seen.append(float(bench.read(bench.hold(torch.full((1, 1), code), scales), at)[row, 0]) / number)
+        scales = replace(bench.unit_scales, tensor_scale=torch.full((1,), value, device=bench.device))
+        read = bench.read(bench.hold(torch.full((1, 1), code), scales), at)[row, 0]
+        seen.append(float(read) / (number * bench.unit))
     power = -1 if bench.divides_by_global_scale else 1
     given, factors = torch.tensor(GLOBAL_SCALES, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64)
 
