@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, err, new_app, out
-from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
+from fpxbench.diagnosis.blackbox.inspection import Inspection
 from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.records.verdict import SIGNS, Status, with_log
+from fpxbench.sweep.messages import FileInspectRequest
 from fpxbench.sweep.settings import default_memory_limit
 
 app = new_app()
@@ -47,6 +48,14 @@ def inspect(
             help=f"Rows of the activation, which is the number of columns read at once.  [dim]default: {SHAPE[0]}[/]",
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE[:NAME]", help="Quantize this weight, [N, K], in place of N(0, 1)."),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option("--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K]."),
+    ] = None,
     activation: Annotated[str, typer.Option("--activation", help="bf16 or fp16.")] = "bf16",
     device: DeviceOption = None,
     impls: ImplsOption = None,
@@ -67,7 +76,13 @@ def inspect(
         raise UsageError(f"--activation {activation!r}: choose bf16 or fp16")
     if workload is not None and (n is not None or k is not None):
         raise UsageError("--workload brings its own N and K: leave out --n and --k")
-    request = InspectRequest(
+    if weights is not None and (workload or n or k):
+        raise UsageError("--weights brings its own N and K: leave out --n, --k and --workload")
+    if activations is not None and (workload or k):
+        raise UsageError("--activations brings its own K: leave out --k and --workload")
+    request = FileInspectRequest(
+        weights=weights,
+        activations=activations,
         subject=subject,
         scheme=scheme,
         workload=workload,
@@ -86,24 +101,24 @@ def inspect(
     if as_json:
         print(inspection.model_dump_json(indent=2))
     else:
-        _print(inspection)
+        _print(inspection, weights or "N(0, 1)")
     if not inspection.right:
         raise typer.Exit(1)
 
 
-def _inspected(request: InspectRequest, timeout: float) -> Inspection:
+def _inspected(request: FileInspectRequest, timeout: float) -> Inspection:
     from fpxbench.sweep.isolation import Isolation
 
     with (
         Isolation(default_memory_limit()) as isolation,
         err.status(f"inspecting {request.subject} on {request.scheme} …"),
     ):
-        outcome = isolation.call("fpxbench.diagnosis.blackbox.inspector:inspect", request, timeout_s=timeout)
+        outcome = isolation.call("fpxbench.sweep.inspect_files:inspect_files", request, timeout_s=timeout)
     if outcome.mistake:
         raise UsageError(outcome.mistake)
     if outcome.value is None:
         return Inspection(
-            **request.model_dump(exclude={"device", "workload", "given", "impls"}),
+            **request.model_dump(exclude={"device", "workload", "given", "impls", "weights", "activations"}),
             device=request.device or "",
             verdict=outcome.verdict,
         )
@@ -113,7 +128,7 @@ def _inspected(request: InspectRequest, timeout: float) -> Inspection:
     return inspection
 
 
-def _print(inspection: Inspection) -> None:
+def _print(inspection: Inspection, what: str) -> None:
     verdict = inspection.verdict
     colour = "green" if inspection.right else "dim" if verdict.status in (Status.UNSUPPORTED, Status.MISSING) else "red"
     out.print(f"[{colour}]{SIGNS[verdict.status]} {escape(verdict.headline)}[/]: {escape(verdict.summary)}")
@@ -125,7 +140,7 @@ def _print(inspection: Inspection) -> None:
     if inspection.weights_read:
         wrong = f"{inspection.weights_wrong:,} of " if inspection.weights_wrong else "all "
         out.print(
-            f"  [bold]weight[/]: N(0, 1), [{inspection.n}, {inspection.k}], {inspection.activation} in rows of "
+            f"  [bold]weight[/]: {escape(what)}, [{inspection.n}, {inspection.k}], {inspection.activation} in rows of "
             f"{inspection.m}:"
             f" {wrong}{inspection.weights_read:,} weights read "
             f"{'wrongly' if inspection.weights_wrong else 'as defined'}",

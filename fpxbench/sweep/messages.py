@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
+from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.records.case import Case
 from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Timing, Traffic
 from fpxbench.records.verdict import Verdict
@@ -44,6 +45,13 @@ class TrialResult(BaseModel):
     no_timing: str | None = None
     work_s: float = 0.0
     """Seconds from request to result in the process that ran it."""
+
+
+class FileInspectRequest(InspectRequest):
+    """What to inspect, and whose numbers: ``FILE[:NAME]`` each."""
+
+    weights: str | None = None
+    activations: str | None = None
 
 
 class SetupCheck(NamedTuple):

@@ -4,6 +4,7 @@ not called wrong."""
 from __future__ import annotations
 
 import pytest
+import torch
 import world
 
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
@@ -15,19 +16,26 @@ from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import TrialResult, Verdict, _run
 from fpxbench.workloads import workload_named
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "on_device")
+DEVICE = {"device": "cpu"}
+
+
+@pytest.fixture(params=[
+    "cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+def on_device(request, monkeypatch) -> None:
+    monkeypatch.setitem(DEVICE, "device", request.param)
 
 
 def trial(implementation, scheme: str, workload: str) -> TrialResult:
     layer = workload_named(workload)
     case = Case(implementation="world", scheme=scheme, workload=workload, m=layer.m[0], n=layer.n, k=layer.k)
     result = TrialResult(verdict=Verdict(status=Status.OK))
-    _run(implementation, TrialRequest(case=case, seed=1, timing_budget_s=0, check_budget_s=1.0), result)
+    _run(implementation, TrialRequest(case=case, seed=1, timing_budget_s=0, check_budget_s=1.0, **DEVICE), result)
     return result
 
 
 def inspected(implementation, scheme: str, *, m=64, n=160, k=384):
-    request = InspectRequest(subject="world", scheme=scheme, n=n, k=k, m=m, device="cpu", seed=1)
+    request = InspectRequest(subject="world", scheme=scheme, n=n, k=k, m=m, seed=1, **DEVICE)
     return inspect_implementation(implementation, request)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fault_injection import Faulty, nearest, numbers, over_rows, read, store
 from places import FAULTY_IMPLS as FAULTY
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -464,6 +465,44 @@ def test_the_command_gives_json_and_exits_with_0_for_what_is_right() -> None:
     )
     assert result.exit_code == 0
     assert json.loads(result.stdout)["weights_read"] == 32 * 64
+
+
+def of_files(*arguments: str):
+    return CliRunner().invoke(app, ["inspect", "eager_upcast", "mxfp4", "--device", "cpu", *map(str, arguments)])
+
+
+@pytest.fixture
+def file_of_matrices(tmp_path):
+    def written(name: str, **tensors) -> str:
+        save_file(tensors, tmp_path / name)
+        return str(tmp_path / name)
+
+    return written
+
+
+def test_ones_own_weight_and_activations_are_inspected(file_of_matrices) -> None:
+    weights = file_of_matrices("w.safetensors", up=torch.randn(48, 96), down=torch.randn(32, 64))
+    x = file_of_matrices("x.safetensors", x=3 * torch.randn(5, 96))
+    result = of_files("--weights", f"{weights}:up", "--activations", x, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["n"], found["k"], found["weights_read"]) == (48, 96, 48 * 96)
+    assert f"{weights}:up, [48, 96]" in of_files("--weights", f"{weights}:up").stdout
+
+
+def test_mistakes_in_ones_own_files_are_told_with_the_way_out(file_of_matrices) -> None:
+    weights = file_of_matrices("w.safetensors", up=torch.randn(48, 96), down=torch.randn(32, 64))
+    x = file_of_matrices("x.safetensors", x=torch.randn(5, 90))
+    for arguments, words in [
+        (("--weights", weights), "holds 2 matrices, and one is inspected: name it"),
+        (("--weights", f"{weights}:up", "--activations", x), "has K = 90, and the weight 96"),
+        (("--weights", f"{weights}:no"), "no matrix of floating-point numbers 'no'"),
+        (("--weights", f"{weights}:up", "--n", "8"), "brings its own N and K"),
+        (("--activations", x, "--k", "8"), "brings its own K"),
+        (("--weights", "absent.safetensors"), "no such file"),
+    ]:
+        result = of_files(*arguments)
+        assert result.exit_code == 2 and words in " ".join(result.output.split()), (arguments, result.output)
 
 
 def test_a_crash_is_a_result_with_its_log() -> None:

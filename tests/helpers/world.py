@@ -48,7 +48,7 @@ class ScalesInTiles(World):
         stored, (n, g) = weight.scales, weight.scales.shape
         row, block = torch.arange(n)[:, None], torch.arange(g)[None, :]
         at = (row // 128 * -(-g // 4) + block // 4) * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4
-        memory = torch.zeros(-(-n // 128) * 128 * -(-g // 4) * 4, dtype=torch.uint8)
+        memory = torch.zeros(-(-n // 128) * 128 * -(-g // 4) * 4, dtype=torch.uint8, device=stored.device)
         memory[:n * g] = stored.reshape(-1)
         return weight.scheme.scaling.scale_format.decode(memory[at])
 
@@ -144,7 +144,7 @@ class FirstOfBatch(World):
         y = (torch.as_strided(x, (m, k), (k, 1)).float() @ self.decoded(weight).T).to(x.dtype)
         if x.dim() < 3:
             return y.reshape(*x.shape[:-1], -1)
-        return torch.cat([y[None], torch.zeros(x.shape[0] - 1, *y.shape, dtype=y.dtype)])
+        return torch.cat([y[None], y.new_zeros(x.shape[0] - 1, *y.shape)])
 
 
 class PaddingRead(World):
@@ -152,7 +152,7 @@ class PaddingRead(World):
 
     def matmul(self, x, weight):
         k = x.shape[-1]
-        padded = torch.empty(*x.shape[:-1], k + -k % 32, dtype=x.dtype)
+        padded = torch.empty(*x.shape[:-1], k + -k % 32, dtype=x.dtype, device=x.device)
         padded[..., :k] = x
         return (padded.float() @ torch.nn.functional.pad(self.decoded(weight), (0, -k % 32)).T).to(x.dtype)
 
@@ -223,7 +223,7 @@ class Remembers(World):
         self.seen = {}
 
     def matmul(self, x, weight):
-        key = x.contiguous().reshape(-1).view(torch.int16).numpy().tobytes()
+        key = x.contiguous().reshape(-1).view(torch.int16).cpu().numpy().tobytes()
         if key not in self.seen:
             self.seen[key] = super().matmul(x, weight)
         return self.seen[key].clone()
@@ -240,8 +240,8 @@ class SubnormalsRebased(World):
     """Exponent field 0 like any other: 0 is 0.5, 0.5 is 0.75."""
 
     def values(self, weight):
-        table = decode_table(weight.scheme.format)
-        table[[0, 1, 8, 9]] = torch.tensor([0.5, 0.75, -0.5, -0.75])
+        table = decode_table(weight.scheme.format, weight.device)
+        table[[0, 1, 8, 9]] = table.new_tensor([0.5, 0.75, -0.5, -0.75])
         return table[weight.codes().int()]
 
 

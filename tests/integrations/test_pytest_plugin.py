@@ -10,6 +10,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 IMPLEMENTATIONS = '''
 import ctypes
@@ -124,6 +126,17 @@ def project(tmp_path_factory) -> Path:
     (folder / "mine" / "kernels.py").write_text(IMPLEMENTATIONS)
     (folder / "mine" / "mine_broken.py").write_text("import no_such_module\n")
     return folder
+
+
+def test_ones_own_weight_and_activations_are_benchmarked(tmp_path) -> None:
+    save_file({"w": torch.randn(64, 96)}, tmp_path / "w.safetensors")
+    save_file({"x": torch.randn(5, 96), "short": torch.randn(5, 64)}, tmp_path / "x.safetensors")
+    common = ["--benchmark", "-k", "eager_upcast", "--fpx-scheme", "mxfp4", "--fpx-device", "cpu", "--weights",
+              "w.safetensors", "--activations"]
+    right = run_pytest(tmp_path, *common, "x.safetensors:x")
+    assert right.returncode == 0 and "own.w." in right.stdout, right.stdout + right.stderr
+    wrong = run_pytest(tmp_path, *common, "x.safetensors:short")
+    assert wrong.returncode != 0 and "has K = 64, and the chosen layers have 96" in wrong.stdout + wrong.stderr
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.modules import module
 
 import fpxbench.implementation as implementations
@@ -51,19 +52,29 @@ WITHIN_LIMIT = 64, 64, 128
 """M, N and K for an implementation that names a limit (an interpreter), unless a shape was asked for."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """One's own numbers to inspect with: a weight fp32 [N, K] in place of N(0, 1), rows of activations fp32 [R, K]."""
+
+    weight: Tensor | None = None
+    activations: Tensor | None = None
+
+
 class CannotInspect(ValueError):
     """A mistake in the request, as one sentence."""
 
 
-def inspect(request: InspectRequest) -> Inspection:
+def inspect(request: InspectRequest, given: Given | None = None) -> Inspection:
     """Recover the maps that an implementation applies. What it raises becomes the verdict. Raises CannotInspect."""
     implementation, not_loaded = _subject(request)
-    inspection = inspect_implementation(implementation, request)
+    inspection = inspect_implementation(implementation, request, given)
     inspection.not_loaded = not_loaded
     return inspection
 
 
-def inspect_implementation(implementation: Implementation, request: InspectRequest) -> Inspection:
+def inspect_implementation(
+    implementation: Implementation, request: InspectRequest, given: Given | None = None
+) -> Inspection:
     """Inspect an instance; `request.subject` is its name."""
     started = time.perf_counter()
     try:
@@ -105,7 +116,7 @@ def inspect_implementation(implementation: Implementation, request: InspectReque
     try:
         support = implementation.support(scheme, device)
         if support.supported:
-            _Inspector(implementation, case, device, inspection).run()
+            _Inspector(implementation, case, device, inspection, given or Given()).run()
         else:
             status = Status.MISSING if support.missing else Status.UNSUPPORTED
             inspection.verdict = Verdict(status=status, summary=support.reason)
@@ -159,13 +170,19 @@ class _Inspector:
     case: Case
     device: str
     inspection: Inspection
+    given: Given
     probes: list[Readout] = field(default_factory=list)
     """Readouts of weights on which faults differ."""
 
     def run(self) -> None:
         self._find_rule()
         self.bench = Bench(self.implementation, self.case, self.device, self.inspection.seed)
-        operands = self.bench.quantized(self.bench.weight(self.case))
+        weight = self.bench.weight(self.case) if self.given.weight is None else self.given.weight.to(self.device)
+        if getattr(self.implementation, "casts_weight", False):
+            weight = weight.to(self.bench.dtype).float()
+        operands = self.bench.quantized(weight)
+        if self.given.activations is not None:
+            operands.activations = self.given.activations.to(self.device)
         self.inspection.verdict = self._inspected(operands)
         if self.inspection.undeclared_rule:
             rule, found = self.inspection.undeclared_rule, self.inspection.verdict.summary

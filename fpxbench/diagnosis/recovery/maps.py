@@ -120,17 +120,18 @@ class RecoveredMaps:
         wrong = self.wrong
         if not wrong or any(not experiment.kinds for experiment in wrong):
             return None
-        if (moved := self._outputs_moved()) is not None:
-            return moved
-        kinds = list(dict.fromkeys(kind for experiment in wrong for kind in experiment.kinds))
-        message = "; and ".join(experiment.message for experiment in wrong)
+        named = [(list(experiment.kinds), experiment.message) for experiment in wrong]
+        if (moved := self._outputs_moved()) is not None:    # one fault, which two maps show
+            named = [([Kind.OUTPUT_PERMUTED], moved), *((list(one.kinds), one.message) for one in wrong
+                                                        if one.name not in ("order", "blocks"))]
+        kinds = list(dict.fromkeys(kind for of_one, _ in named for kind in of_one))
+        message = "; and ".join(message for _, message in named)
         count = "" if len(kinds) == 1 else f"{NUMERALS.get(len(kinds), len(kinds))} faults at once: "
         return Diagnosis(kinds[0], count + message, {"kinds": sorted(map(str, kinds)), "experiments": self.evidence()})
 
-    def _outputs_moved(self) -> Diagnosis | None:
-        """Return the fault of rows whose codes and scales are both those of the same other rows: of output features."""
-        if self.order is None or (source := self.order.rows_moved()) is None or {one.name for one in self.wrong} - {
-                "order", "blocks"}:
+    def _outputs_moved(self) -> str | None:
+        """Return the rule of rows whose codes and scales are both those of the same other rows, of output features."""
+        if self.order is None or (source := self.order.rows_moved()) is None:
             return None
         scaling, count = self.bench.scaling, len(source)
         if scaling.block_rows is not None:
@@ -143,9 +144,8 @@ class RecoveredMaps:
         rule = axis_rule(source)
         moved = int((source != torch.arange(count)).sum())
         what = rule.format(i="n") if rule is not None else "another one, by no simple rule"
-        return Diagnosis(
-            Kind.OUTPUT_PERMUTED, f"{moved} of {count} output features are those of other rows, codes and scales alike:"
-            f" feature n is that of row {what}", {"kinds": [str(Kind.OUTPUT_PERMUTED)], "experiments": self.evidence()})
+        return (f"{moved} of {count} output features are those of other rows, codes and scales alike: feature n is that"
+                f" of row {what}")
 
     def messages(self) -> str:
         """Return what the wrong maps are, as one clause each."""

@@ -49,6 +49,8 @@ class Benchmarks:
                 impls=tuple(Path(path).resolve() for path in option.fpx_impls),
                 scheme=tuple(option.fpx_scheme),
                 workload=tuple(option.fpx_workload),
+                weights=option.fpx_weights,
+                activations=option.fpx_activations,
                 seed=seed,
             )
         except ValidationError as error:
@@ -62,6 +64,7 @@ class Benchmarks:
         """Implementations of which -k left nothing to run."""
         self._isolation = Isolation(self.settings.memory_limit)
         self._checked: dict[str, TrialResult] = {}
+        self._of_files: dict[str, Planned] = {}
         self._machine: Machine | None = None
 
     def check(self, case: Case) -> TrialResult:
@@ -78,7 +81,9 @@ class Benchmarks:
 
     def request(self, case: Case, **more: Any) -> TrialRequest:
         impls = [str(path) for path in self.settings.impls]
-        return TrialRequest(case=case, device=self.plan.device, seed=self.settings.seed, impls=impls, **more)
+        planned = self._of_files.get(case.id)
+        files = {} if planned is None else {"weight": planned.weight, "activations": planned.activations}
+        return TrialRequest(case=case, device=self.plan.device, seed=self.settings.seed, impls=impls, **files, **more)
 
     @property
     def machine(self) -> Machine:
@@ -106,6 +111,7 @@ class Benchmarks:
         self.plan = self._prepared(
             Plan, "the cases could not be planned", "fpxbench.sweep.selection:make_plan", self.settings
         )
+        self._of_files = {each.case.id: each for each in self.plan.cases if each.weight or each.activations}
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
         if file_path != CASES:
@@ -330,12 +336,14 @@ def _again(item: CaseItem) -> list[str]:
     settings = group.benchmarks.settings
     impls = [f"--impls={path}" for path in settings.impls]
     device = [f"--fpx-device={settings.device}"] if settings.device else []
+    files = [f"--{name}={given}" for name, given in (("weights", settings.weights),
+                                                     ("activations", settings.activations)) if given]
     layer = [
         f"--fpx-profile={settings.profile}",
         f"--fpx-scheme={group.scheme}",
         f"--fpx-workload={case.workload}/m{case.m}",
     ]
-    return ["pytest", "--benchmark", *impls, *device, *layer, f"--fpx-seed={settings.seed}", item.nodeid]
+    return ["pytest", "--benchmark", *impls, *device, *files, *layer, f"--fpx-seed={settings.seed}", item.nodeid]
 
 
 def _line(name: str, result: TrialResult) -> str:

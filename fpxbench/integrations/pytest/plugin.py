@@ -42,6 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="these workloads instead of the profile's: llama2-7b.o, or llama2-7b.o/m16 for one number of tokens",
     )
     group.addoption(
+        "--weights", metavar="FILE[:NAME]", dest="fpx_weights",
+        help="quantize and measure these weights, [N, K] each, instead of random ones of the profile's workloads",
+    )
+    group.addoption(
+        "--activations", metavar="FILE[:NAME]", dest="fpx_activations",
+        help="multiply rows of this tensor [..., K]; cases of another K are refused",
+    )
+    group.addoption(
         "--fpx-seed", type=int, metavar="N", help="of the random weights and activations; default: a new one each run"
     )
 
