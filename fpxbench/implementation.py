@@ -119,7 +119,8 @@ class Implementation:
 
     def activation_format_under(self, scheme: Scheme) -> str | None:
         """Return the name of the format that activations are rounded to: the scheme's, or this class's own."""
-        return scheme.activation.format.name if scheme.activation is not None else self.activation_format
+        rule = scheme.activation.format if scheme.activation is not None else None
+        return rule.name if rule is not None else self.activation_format
 
     def support(self, scheme: Scheme, device: str) -> Support:
         """Return `supports`' answer, or the refusal of a scheme that quantizes activations where `matmul` does not."""
@@ -318,6 +319,7 @@ def _load(file: Path, module_name: str, failures: list[LoadFailure]) -> None:
         package.__path__ = [str(resolved.parent)]
         sys.modules[parent] = package
     spec = importlib.util.spec_from_file_location(module_name, resolved)
+    assert spec is not None and spec.loader is not None     # a file whose name ends with .py has both
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     before = set(_registry)

@@ -91,6 +91,7 @@ def install(
         output.flush()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    text=True, errors="replace", env=environment, start_new_session=True)
+        assert process.stdout is not None
         try:
             for line in process.stdout:
                 line = without_credentials(line)

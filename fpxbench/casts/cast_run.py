@@ -122,7 +122,7 @@ def _run_batch(isolation: Isolation, batch: list[Conversion], timeout_s: float) 
                 )
             ]
     elif len(batch) == 1:
-        return [CastResult(conversion=batch[0], verdict=outcome.verdict)]
+        return [CastResult(conversion=batch[0], verdict=outcome.failure)]
     return [result for conversion in batch for result in _run_batch(isolation, [conversion], timeout_s)]
 
 
@@ -132,7 +132,7 @@ def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: flo
         shown.starting(f"{conversion.id}, {part / PARTS:.0%} of 2**32 inputs")
         outcome = isolation.call("fpxbench.casts.exhaustive:run_part", conversion, part, timeout_s=timeout_s)
         if outcome.value is None:
-            return CastResult(conversion=conversion, verdict=outcome.verdict)
+            return CastResult(conversion=conversion, verdict=outcome.failure)
         if results := outcome.read(list[CastResult]):
             return results[0]
     raise RuntimeError(f"{conversion.id}: no result after the last part")

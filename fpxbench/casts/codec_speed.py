@@ -100,7 +100,7 @@ def rows(only: Sequence[str], isolation: Isolation) -> list[str]:
     """Return the rows that match a glob of `only`, or all. Raise ValueError for a glob that matches none."""
     outcome = isolation.call("fpxbench.casts.codec_timing:every_row", timeout_s=_TIMEOUT_S)
     if outcome.value is None:
-        raise RuntimeError(f"the codec could not be loaded: {outcome.verdict.summary}\n{outcome.log_tail}".rstrip())
+        raise RuntimeError(f"the codec could not be loaded: {outcome.failure.summary}\n{outcome.log_tail}".rstrip())
     known = outcome.read(list[str])
     for glob in only:
         if not any(fnmatchcase(row, glob) for row in known):
@@ -120,7 +120,7 @@ def measure_rows(
         starting(row)
         outcome = isolation.call(MEASURE_ROW, row, elements, budget_s, timeout_s=_TIMEOUT_S)
         if outcome.value is None:
-            yield SpeedRow(row=row, died=outcome.verdict.summary)
+            yield SpeedRow(row=row, died=outcome.failure.summary)
         else:
             yield outcome.read(SpeedRow)
 

@@ -14,48 +14,41 @@ from rich.table import Table
 from fpxbench.casts.cast_findings import CastFinding, disagreements, find, overflows
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import Engine
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, new_app, out, statuses
+from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, UsageError, end_run, new_app, out, statuses
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 from fpxbench.sweep.settings import Settings
 
 app = new_app()
 
+EngineOption = Annotated[list[Engine] | None, typer.Option(
+    "--engine", "-e", help="Only conversions of this engine. Repeatable.")]
+ConversionOption = Annotated[list[str] | None, typer.Option(
+    "--conversion", "-c", help="Conversions, by glob: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable.")]
+DevicesOption = Annotated[str | None, typer.Option(
+    "--device", help="cpu or cuda (also for ROCm).  [dim]default: both, if there is a GPU[/]")]
+ExhaustiveOption = Annotated[bool, typer.Option(
+    "--exhaustive", help="Try all 2**32 inputs for casts from fp32 to FP8, which takes minutes each.")]
+FreshOption = Annotated[bool, typer.Option(
+    "--fresh/--resume", help="Check every conversion again, or only those without a record.")]
+TimeoutOption = Annotated[float, typer.Option(
+    "--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1)]
+FailOnOption = Annotated[str, typer.Option(
+    "--fail-on", help="Exit with status 1 if a conversion has one of these statuses: wrong,crash,…")]
+
 
 @app.command()
 def numerics(
-    engine: Annotated[
-        list[Engine] | None, typer.Option("--engine", "-e", help="Only conversions of this engine. Repeatable.")
-    ] = None,
-    conversion: Annotated[
-        list[str] | None,
-        typer.Option("--conversion", "-c", help="Conversions, by glob: cast/fp32/*, */e5m2fnuz/eager/*. Repeatable."),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu or cuda (also for ROCm).  [dim]default: both, if there is a GPU[/]"),
-    ] = None,
-    exhaustive: Annotated[
-        bool,
-        typer.Option("--exhaustive", help="Try all 2**32 inputs for casts from fp32 to FP8, which takes minutes each."),
-    ] = False,
+    engine: EngineOption = None,
+    conversion: ConversionOption = None,
+    device: DevicesOption = None,
+    exhaustive: ExhaustiveOption = False,
     results: ResultsOption = Path("results"),
-    machine: Annotated[
-        str | None,
-        typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]"),
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Check every conversion again, or only those without a record.")
-    ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option("--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1),
-    ] = 180.0,
+    machine: StoredAsOption = None,
+    fresh: FreshOption = False,
+    timeout: TimeoutOption = 180.0,
     as_json: JsonOption = False,
-    fail_on: Annotated[
-        str,
-        typer.Option("--fail-on", help="Exit with status 1 if a conversion has one of these statuses: wrong,crash,…"),
-    ] = "",
+    fail_on: FailOnOption = "",
 ) -> None:
     """Check the casts of PyTorch and Triton against the definition of each format.
 
@@ -78,16 +71,8 @@ def numerics(
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
     else:
         _print_findings(run.records)
-        out.print(
-            f"records: {Store(results, CastRecord).file(run.machine.name, run.build)}   next: fpxbench report "
-            f"--results {results}",
-            markup=False,
-            style="dim",
-        )
-    if run.interrupted:
-        raise typer.Exit(130)
-    if any(record.verdict.status in failing for record in run.records):
-        raise typer.Exit(1)
+    end_run(Store(results, CastRecord).file(run.machine.name, run.build), results,
+            [record.verdict.status for record in run.records], failing, run.interrupted, quiet=as_json)
 
 
 def _print_findings(records: list[CastRecord]) -> None:

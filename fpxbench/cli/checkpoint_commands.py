@@ -51,19 +51,15 @@ def checkpoint(
     """
     if convert and dequantize:
         raise UsageError("--convert and --dequantize write one file each: give one of them")
-    if (convert or dequantize) and output is None:
-        raise UsageError("--output FILE.safetensors: where to write to")
     if convert or dequantize:
+        if output is None:
+            raise UsageError("--output FILE.safetensors: where to write to")
         _write(path, layer or [], convert, nearest, output, timeout)
         return
     report = _called(
         "fpxbench.checkpoint.examination:examine",
-        {
-            "path": str(path.absolute()),
-            "layers": layer or [],
-            "against": str(against.absolute()) if against else None,
-            "deep": deep,
-        },
+        {"path": str(path.absolute()), "layers": layer or [], "deep": deep,
+         "against": str(against.absolute()) if against else None},
         timeout,
     )
     if html is not None:
@@ -95,7 +91,7 @@ def _called(function: str, request: dict[str, Any], timeout: float) -> Any:
     if outcome.mistake:
         raise UsageError(outcome.mistake)
     if outcome.value is None:
-        raise UsageError(f"{request['path']}: {outcome.verdict.summary}\n{outcome.log_tail[-800:]}".rstrip())
+        raise UsageError(f"{request['path']}: {outcome.failure.summary}\n{outcome.log_tail[-800:]}".rstrip())
     return json.loads(outcome.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,34 +24,39 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the records.", show_default=True)]
-ImplsOption = Annotated[
-    list[Path] | None, typer.Option("--impls", help="File or folder with more implementations. Repeatable.")
-]
-ImplementationOption = Annotated[
-    list[str] | None, typer.Option("--implementation", "-i", help="Implementations, by glob. Repeatable.")
-]
+ImplsOption = Annotated[list[Path] | None, typer.Option(
+    "--impls", help="File or folder with more implementations. Repeatable.")]
+ImplementationOption = Annotated[list[str] | None, typer.Option(
+    "--implementation", "-i", help="Implementations, by glob. Repeatable.")]
 SchemeOption = Annotated[list[str] | None, typer.Option(
     "--scheme", "-s", help="Schemes, by glob or by parts (e2m2-row, e3m4b5-g64). Repeatable.")]
-WorkloadOption = Annotated[
-    list[str] | None,
-    typer.Option("--workload", "-w", help="Workloads, by glob: llama2-7b.*, canary.ragged/m3. Repeatable."),
-]
-TpOption = Annotated[
-    str,
-    typer.Option(
-        "--tp", help="Sizes of tensor parallelism: 2,4,8 adds each layer as one rank holds it (llama3-70b.down.tp8)."
-    ),
-]
-ProfileOption = Annotated[
-    Profile, typer.Option("--profile", help="smoke takes a minute, quick several; full runs everything.")
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")
-]
+WorkloadOption = Annotated[list[str] | None, typer.Option(
+    "--workload", "-w", help="Workloads, by glob: llama2-7b.*, canary.ragged/m3. Repeatable.")]
+TpOption = Annotated[str, typer.Option(
+    "--tp", help="Sizes of tensor parallelism: 2,4,8 adds each layer as one rank holds it (llama3-70b.down.tp8).")]
+ProfileOption = Annotated[Profile, typer.Option(
+    "--profile", help="smoke takes a minute, quick several; full runs everything.")]
+DeviceOption = Annotated[str | None, typer.Option(
+    "--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
+StoredAsOption = Annotated[str | None, typer.Option(
+    "--machine", help="Name to store the records under.  [dim]default: the device's name[/]")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 _WIDEST = 1000
+
+
+def end_run(
+    file: Path, results: Path, found: Iterable[Status], failing: Container[Status], interrupted: bool,
+    quiet: bool = False,
+) -> None:
+    """Print where the records are, and end the command: 130 after Ctrl-C, 1 if a status is among the `failing` ones."""
+    if not quiet:
+        out.print(f"records: {file}   next: fpxbench report --results {results}", markup=False, style="dim")
+    if interrupted:
+        raise typer.Exit(130)
+    if any(status in failing for status in found):
+        raise typer.Exit(1)
 
 
 def print_table(table: Table) -> None:
@@ -134,5 +140,5 @@ def known_workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
 
     outcome = call_in_child("fpxbench.workloads:workloads", ranks)
     if outcome.value is None:
-        raise UsageError(f"the workloads could not be read: {outcome.verdict.summary}")
+        raise UsageError(f"the workloads could not be read: {outcome.failure.summary}")
     return outcome.read(dict[str, Workload])

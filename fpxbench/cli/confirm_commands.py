@@ -34,6 +34,7 @@ from fpxbench.regressions.confirm import BUDGET_S, LEVEL
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, Metric
 
 if TYPE_CHECKING:
+    from fpxbench.regressions.bisect import Bisection
     from fpxbench.regressions.confirm import Question
     from fpxbench.regressions.rerun import CaseRunner
 
@@ -46,27 +47,29 @@ VariantOption = Annotated[
         help="Variant of the builds: cpu, cu130, …  [dim]default: FPX_VARIANT, or that of the installed PyTorch[/]",
     ),
 ]
-MachineOption = Annotated[
-    str | None,
-    typer.Option("--machine", help="Name of this machine.  [dim]default: FPX_MACHINE, or its device's name[/]"),
-]
+MachineOption = Annotated[str | None, typer.Option(
+    "--machine", help="Name of this machine.  [dim]default: FPX_MACHINE, or its device's name[/]")]
 EnvironmentsOption = Annotated[Path | None, typer.Option(
     "--environments", help="Folder of the environments.  [dim]default: FPX_ENVIRONMENTS, or .asv/env[/]")]
 RetryOption = Annotated[bool, typer.Option("--retry", help="Retry installations that failed within the last day.")]
-BudgetOption = Annotated[
-    float, typer.Option("--budget", help="Time limit for one case in minutes, without installation.", min=0.0)
+BudgetOption = Annotated[float, typer.Option(
+    "--budget", help="Time limit for one case in minutes, without installation.", min=0.0)]
+
+
+SuspectsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SUSPECT…|CASE GOOD BAD]",
+        help="Ids of suspects, as printed by `fpxbench regressions`; or a case and two builds.",
+    ),
 ]
+LevelOption = Annotated[float, typer.Option(
+    "--level", help="Confidence level of the interval that must exclude “no change”.", min=0.5, max=0.99999)]
 
 
 @app.command()
 def confirm(
-    what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SUSPECT…|CASE GOOD BAD]",
-            help="Ids of suspects, as printed by `fpxbench regressions`; or a case and two builds.",
-        ),
-    ] = None,
+    what: SuspectsArgument = None,
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
     variant: VariantOption = None,
@@ -74,12 +77,7 @@ def confirm(
     machine: MachineOption = None,
     impls: ImplsOption = None,
     environments: EnvironmentsOption = None,
-    level: Annotated[
-        float,
-        typer.Option(
-            "--level", help="Confidence level of the interval that must exclude “no change”.", min=0.5, max=0.99999
-        ),
-    ] = LEVEL,
+    level: LevelOption = LEVEL,
     budget: BudgetOption = BUDGET_S / 60,
     retry: RetryOption = False,
     as_json: JsonOption = False,
@@ -129,19 +127,22 @@ def confirm(
         raise typer.Exit(1)
 
 
+ByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        help="What to compare: time or verdict.  [dim]default: verdict if the two builds differ in it, else "
+             "time[/]",
+    ),
+]
+
+
 @app.command()
 def bisect(
     case: Annotated[str, typer.Argument(help="Case id, as printed by `fpxbench list cases`.")],
     good: Annotated[str, typer.Argument(help="A good build: a tag, a version, or a prefix of its hash.")],
     bad: Annotated[str, typer.Argument(help="A later, bad build.")],
-    by: Annotated[
-        str | None,
-        typer.Option(
-            "--by",
-            help="What to compare: time or verdict.  [dim]default: verdict if the two builds differ in it, else "
-                 "time[/]",
-        ),
-    ] = None,
+    by: ByOption = None,
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
     variant: VariantOption = None,
@@ -189,16 +190,17 @@ def bisect(
             raise UsageError(f"one of the two ends cannot be measured: {refusal}") from None
     if as_json:
         print(found.model_dump_json(by_alias=True))
-        return
+    else:
+        _print_bisection(found)
+
+
+def _print_bisection(found: Bisection) -> None:
     out.print(
         f"first bad build by {found.by}: [bold]{escape(found.first_bad_tag)}[/]; {escape(found.last_good_tag)} is good"
     )
     if found.maybe:
-        out.print(
-            f"skipped between them, and possibly the first bad build: {', '.join(found.maybe)}",
-            markup=False,
-            style="yellow",
-        )
+        out.print(f"skipped between them, and possibly the first bad build: {', '.join(found.maybe)}", markup=False,
+                  style="yellow")
     out.print(f"upstream commits: {found.upstream or 'unknown: the builds do not name their commits'}", markup=False)
 
 

@@ -81,17 +81,9 @@ def inspect(
     if activations is not None and (workload or k):
         raise UsageError("--activations brings its own K: leave out --k and --workload")
     request = FileInspectRequest(
-        weights=weights,
-        activations=activations,
-        subject=subject,
-        scheme=scheme,
-        workload=workload,
-        n=n or SHAPE[1],
-        k=k or SHAPE[2],
-        m=m or SHAPE[0],
-        given=bool(workload or n or k or m),
-        activation=activation,
-        device=device,
+        weights=weights, activations=activations,
+        subject=subject, scheme=scheme, workload=workload, n=n or SHAPE[1], k=k or SHAPE[2], m=m or SHAPE[0],
+        given=bool(workload or n or k or m), activation=activation, device=device,
         seed=secrets.randbelow(1 << 31) if seed is None else seed,
         impls=[str(path.resolve()) for path in impls or ()],
     )
@@ -120,7 +112,7 @@ def _inspected(request: FileInspectRequest, timeout: float) -> Inspection:
         return Inspection(
             **request.model_dump(exclude={"device", "workload", "given", "impls", "weights", "activations"}),
             device=request.device or "",
-            verdict=outcome.verdict,
+            verdict=outcome.failure,
         )
     inspection = outcome.read(Inspection)
     if not inspection.right:

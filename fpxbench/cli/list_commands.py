@@ -95,13 +95,13 @@ def _setup_checks(impls: list[Path]) -> list[SetupCheck]:
     if outcome.value is not None:
         return outcome.read(list[SetupCheck])
     advice = outcome.log_tail.strip().splitlines()[-1:] or ["reinstall it"]
-    return [SetupCheck("no", "PyTorch", f"cannot be used: {outcome.verdict.summary}", advice[0])]
+    return [SetupCheck("no", "PyTorch", f"cannot be used: {outcome.failure.summary}", advice[0])]
 
 
 def _implementations(settings: Settings) -> list[dict[str, str]]:
     outcome = call_in_child("fpxbench.implementation:listed", settings.impls)
     if outcome.value is None:
-        raise UsageError(f"the implementations could not be imported: {outcome.verdict.summary}")
+        raise UsageError(f"the implementations could not be imported: {outcome.failure.summary}")
     return outcome.read(list[dict[str, str]])
 
 
@@ -147,5 +147,5 @@ def _cases(settings: Settings) -> list[dict[str, str]]:
 
     outcome = call_in_child("fpxbench.sweep.selection:make_plan", settings)
     if outcome.value is None:
-        raise UsageError(f"the cases could not be planned: {outcome.verdict.summary}")
+        raise UsageError(f"the cases could not be planned: {outcome.failure.summary}")
     return [{"case": planned.case.id, "refused": planned.refused} for planned in outcome.read(Plan).cases]

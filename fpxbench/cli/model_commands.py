@@ -149,8 +149,9 @@ def recommend(
     for record in front:
         quality = record.quality[0].kl if record.quality else None
         kl = f"KL {quality.mean.value:.2g}" if quality else "unquantized"
-        out.print(f"  {record.scheme} ({record.implementation}): {kl}, {record.traffic.step_bytes / 1e6:.4g} MB a step,"
-                  f" {record.speed.tokens_per_s:.3g} tokens/s", markup=False)
+        size = f"{record.traffic.step_bytes / 1e6:.4g} MB a step" if record.traffic else ""
+        speed = f"{record.speed.tokens_per_s:.3g} tokens/s" if record.speed else "no speed"
+        out.print(f"  {record.scheme} ({record.implementation}): {kl}, {size}, {speed}", markup=False)
     print_mixed(found)
 
 
@@ -226,7 +227,7 @@ def _cells(record: GenerationRecord) -> list[str]:
     if quality and quality.kl:
         mean = quality.kl.mean
         cells += [f"{mean.value:.2g} [{mean.low:.2g}, {mean.high:.2g}]", f"{quality.kl.p99.value:.2g}",
-                  f"{quality.same_top.value:.1%}"]
+                  f"{quality.same_top.value:.1%}" if quality.same_top else ""]
     else:
         cells += ["", "", ""]
     return [*cells, remark_of(record)]

@@ -18,9 +18,11 @@ from fpxbench.cli.common import (
     ProfileOption,
     ResultsOption,
     SchemeOption,
+    StoredAsOption,
     TpOption,
     UsageError,
     WorkloadOption,
+    end_run,
     new_app,
     out,
     print_table,
@@ -34,6 +36,26 @@ from fpxbench.sweep.settings import Settings, default_memory_limit
 
 app = new_app()
 
+CasesOption = Annotated[Path | None, typer.Option(
+    "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile.")]
+CheckpointOption = Annotated[Path | None, typer.Option(
+    "--checkpoint", help="Measure the layers of this checkpoint, safetensors or GGUF, with its own codes and scales.")]
+LayerOption = Annotated[list[str] | None, typer.Option(
+    "--layer", help="Layers of --checkpoint, by glob.  [dim]default: one of each scheme and shape[/]")]
+WeightsOption = Annotated[str | None, typer.Option(
+    "--weights", metavar="FILE[:NAME]", help="Quantize and measure these weights, [N, K] each.")]
+ActivationsOption = Annotated[str | None, typer.Option(
+    "--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K].")]
+FreshOption = Annotated[bool, typer.Option(
+    "--fresh/--resume", help="Measure every case again, or only those without a record.")]
+MemoryLimitOption = Annotated[str | None, typer.Option(
+    "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")]
+SeedOption = Annotated[int | None, typer.Option(
+    "--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]")]
+TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
+FailOnOption = Annotated[str, typer.Option(
+    "--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")]
+
 
 @app.command()
 def run(
@@ -42,63 +64,21 @@ def run(
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
     tp: TpOption = "",
-    cases: Annotated[
-        Path | None,
-        typer.Option(
-            "--cases", help="Run the cases in this file, one JSON object per line as in a record, instead of a profile."
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint",
-            help="Measure the layers of this checkpoint, safetensors or GGUF, with its own codes and scales.",
-        ),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layer", help="Layers of --checkpoint, by glob.  [dim]default: one of each scheme and shape[/]"
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", metavar="FILE[:NAME]", help="Quantize and measure these weights, [N, K] each."),
-    ] = None,
-    activations: Annotated[
-        str | None,
-        typer.Option("--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K]."),
-    ] = None,
+    cases: CasesOption = None,
+    checkpoint: CheckpointOption = None,
+    layer: LayerOption = None,
+    weights: WeightsOption = None,
+    activations: ActivationsOption = None,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
-    machine: Annotated[
-        str | None,
-        typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]"),
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh/--resume", help="Measure every case again, or only those without a record.")
-    ] = False,
+    machine: StoredAsOption = None,
+    fresh: FreshOption = False,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
-    memory_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--memory-limit",
-            help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]"
-        ),
-    ] = None,
-    timing: Annotated[
-        bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")
-    ] = True,
-    fail_on: Annotated[
-        str, typer.Option("--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")
-    ] = "",
+    memory_limit: MemoryLimitOption = None,
+    seed: SeedOption = None,
+    timing: TimingOption = True,
+    fail_on: FailOnOption = "",
 ) -> None:
     """Check and time cases. Write one record for each.
 
@@ -110,23 +90,11 @@ def run(
 
     failing = statuses(fail_on)
     settings = Settings(
-        profile=profile,
-        implementation=tuple(implementation or ()),
-        scheme=tuple(scheme or ()),
-        workload=tuple(workload or ()),
-        tp=ranks(tp),
-        cases=cases,
-        checkpoint=checkpoint,
-        layer=tuple(layer or ()),
-        weights=weights,
-        activations=activations,
-        device=device,
-        impls=tuple(impls or ()),
-        results=results,
-        machine=machine,
-        fresh=fresh,
-        timeout_s=timeout,
-        seed=seed,
+        profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
+        workload=tuple(workload or ()), tp=ranks(tp), cases=cases,
+        checkpoint=checkpoint, layer=tuple(layer or ()), weights=weights, activations=activations,
+        device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh,
+        timeout_s=timeout, seed=seed,
         memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
         timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
     )
@@ -139,15 +107,8 @@ def run(
         out.print(line)
     if cases is not None and (missing := _missing(sweep.records)):
         out.print(missing, markup=False, style="yellow")
-    out.print(
-        f"records: {Store(results).file(sweep.machine.name, sweep.build)}   next: fpxbench report --results {results}",
-        markup=False,
-        style="dim",
-    )
-    if sweep.interrupted:
-        raise typer.Exit(130)
-    if any(record.verdict.status in failing for record in sweep.records):
-        raise typer.Exit(1)
+    end_run(Store(results).file(sweep.machine.name, sweep.build), results,
+            [record.verdict.status for record in sweep.records], failing, sweep.interrupted)
 
 
 def _bytes(text: str) -> int:

@@ -59,7 +59,7 @@ def _chosen(tensors: list[str], operations: list[str]) -> tuple[list[str], list[
 
     from fpxbench.cli.common import call_in_child
 
-    known, listed = json.loads(call_in_child("fpxbench.model.tensor_check:names").value)
+    known, listed = call_in_child("fpxbench.model.tensor_check:names").read(tuple[list[str], list[str]])
     classes = []
     for glob in tensors:
         found = [glob] if ":" in glob else [name for name in known if fnmatchcase(name, glob) or name == glob]
@@ -92,7 +92,7 @@ def _checked(classes: list[str], operations: list[str]) -> list[dict[str, Any]]:
                 if outcome.value is not None:
                     results.append(json.loads(outcome.value))
                     continue
-                verdict = outcome.verdict
+                verdict = outcome.failure
                 results.append({"tensor": tensor, "operation": name, "needed_by": "", "message": verdict.summary,
                                 "outcome": "crash" if verdict.status == "crash" else "error"})
     return results

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -19,18 +19,35 @@ from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, TimelineError, c
 from fpxbench.builds.timeline.measured import measured
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, print_table
 
+if TYPE_CHECKING:
+    from fpxbench.builds.index.fetch import Fetcher
+    from fpxbench.builds.index.pip_settings import PipSettings
+
 app = new_app()
 
 timeline_app = typer.Typer(no_args_is_help=True, help="Keep the PyTorch builds in order: sync, list, show, here.")
 app.add_typer(timeline_app, name="timeline")
 
-TimelineOption = Annotated[
-    Path,
-    typer.Option("--timeline", help="Folder of the timeline, which asv uses as its repository.", show_default=True),
+TimelineOption = Annotated[Path, typer.Option(
+    "--timeline", help="Folder of the timeline, which asv uses as its repository.", show_default=True)]
+SinceOption = Annotated[str | None, typer.Option(
+    "--since", help="Only builds from this date (2026-01-01) or version (2.9) on.")]
+ChannelOption = Annotated[str | None, typer.Option(
+    "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]")]
+VariantsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant",
+        help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. "
+             "Repeatable.",
+    ),
 ]
-SinceOption = Annotated[
-    str | None, typer.Option("--since", help="Only builds from this date (2026-01-01) or version (2.9) on.")
-]
+IndexOption = Annotated[list[str] | None, typer.Option(
+    "--index", help="Use this package index or folder of wheels instead. Repeatable.")]
+KeepOption = Annotated[int | None, typer.Option(
+    "--keep", help="Add only this many newest builds of each channel.", min=1)]
+GitOption = Annotated[bool, typer.Option(
+    "--git", help="Read the upstream commit of each build, which downloads 1.5 MB of its wheel once.")]
 
 
 def _command(function: Callable) -> Callable:
@@ -48,32 +65,12 @@ def _command(function: Callable) -> Callable:
 
 @_command
 def sync(
-    channel: Annotated[
-        str | None,
-        typer.Option(
-            "--channel", help="release or nightly.  [dim]default: release; nightly with --variant; both with --index[/]"
-        ),
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. "
-                 "Repeatable.",
-        ),
-    ] = None,
-    index: Annotated[
-        list[str] | None,
-        typer.Option("--index", help="Use this package index or folder of wheels instead. Repeatable."),
-    ] = None,
+    channel: ChannelOption = None,
+    variant: VariantsOption = None,
+    index: IndexOption = None,
     since: SinceOption = None,
-    keep: Annotated[
-        int | None, typer.Option("--keep", help="Add only this many newest builds of each channel.", min=1)
-    ] = None,
-    git: Annotated[
-        bool,
-        typer.Option("--git", help="Read the upstream commit of each build, which downloads 1.5 MB of its wheel once."),
-    ] = False,
+    keep: KeepOption = None,
+    git: GitOption = False,
     timeline: TimelineOption = Path(".timeline"),
     as_json: JsonOption = False,
 ) -> None:
@@ -84,8 +81,6 @@ def sync(
     Exit status: 0; 1 if an index could not be read (the others are added, and the next sync continues); 2 for a usage
     error.
     """
-    from fpxbench.builds.index.fetch import Fetcher, Unreachable
-    from fpxbench.builds.index.pip_settings import NoPip, PipSettings, pip_settings
     from fpxbench.builds.timeline.sync import SyncFilter, parse_since, sync as sync_timeline
 
     channels = _channels(channel, bool(variant), bool(index))
@@ -96,37 +91,20 @@ def sync(
     except NoPyTorch:  # a machine that only syncs
         installed = []
     added_here = held.add(installed).added
-    try:
-        settings = pip_settings()
-    except NoPip as error:
-        if not index and not variant:
-            raise UsageError(str(error)) from None
-        settings = PipSettings()
-    try:
-        fetcher = Fetcher(settings)
-    except Unreachable as error:
-        raise UsageError(str(error)) from None
+    settings, fetcher = _fetching(needs_pip=not index and not variant)
     if channels == {"nightly"} and not variant and not index and installed:
         variant = [installed[0].variant]
     places = _places(settings, channels, variant or [], index or [])
-    bar = Progress(
-        TextColumn("asking {task.description} for its Triton"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+    bar = Progress(TextColumn("asking {task.description} for its Triton"), BarColumn(), MofNCompleteColumn(),
+                   console=err, transient=True, disable=not err.is_terminal)
     task = bar.add_task("", visible=False)
+
+    def progress(done: int, total: int, tag: str) -> None:
+        bar.update(task, completed=done, total=total, description=tag, visible=True)
+
     try:
         with bar:
-            outcome = sync_timeline(
-                held,
-                places,
-                fetcher,
-                wanted,
-                lambda done, total, tag: bar.update(task, completed=done, total=total, description=tag, visible=True),
-            )
+            outcome = sync_timeline(held, places, fetcher, wanted, progress)
     except KeyboardInterrupt:
         err.print("fpxbench: interrupted; what was read is kept, and the next sync continues from there")
         raise typer.Exit(130) from None
@@ -139,6 +117,23 @@ def sync(
         err.print(f"fpxbench: {sentence}", markup=False, style="red")
     if outcome.problems:
         raise typer.Exit(1)
+
+
+def _fetching(needs_pip: bool) -> tuple[PipSettings, Fetcher]:
+    """Return pip's settings and what reads indexes by them. Raise UsageError where there is no pip and it is needed."""
+    from fpxbench.builds.index.fetch import Fetcher, Unreachable
+    from fpxbench.builds.index.pip_settings import NoPip, PipSettings, pip_settings
+
+    try:
+        settings = pip_settings()
+    except NoPip as error:
+        if needs_pip:
+            raise UsageError(str(error)) from None
+        settings = PipSettings()
+    try:
+        return settings, Fetcher(settings)
+    except Unreachable as error:
+        raise UsageError(str(error)) from None
 
 
 def _channels(channel: str | None, variant: bool, index: bool) -> frozenset[str]:

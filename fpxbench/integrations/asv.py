@@ -196,7 +196,8 @@ class PyTorchEnvironment(Environment):
         self._open = ExitStack()
         self._python_path: Path | None = Path(sys.executable) if at_hand else None
         self._refusal = ""
-        variables = {("nobuild", "FPX_VARIANT"): asked.get("FPX_VARIANT") or at_hand.variant, **tagged_env_vars}
+        variant = asked.get("FPX_VARIANT") or (at_hand.variant if at_hand is not None else None)
+        variables = {("nobuild", "FPX_VARIANT"): variant, **tagged_env_vars}
         if parts != PARTS:
             variables["nobuild", "FPX_PARTS"] = ",".join(parts)
         if "FPX_DEVICE" in asked:  # times on a GPU and on the CPU beside it are two series

@@ -88,7 +88,7 @@ def _measured(isolation: Isolation, request: RowRequest, build: Build, timeout_s
     outcome = isolation.call("fpxbench.model.generate:measure", request, timeout_s=timeout_s)
     elapsed_s = outcome.elapsed_s - outcome.waited_s
     if outcome.value is None:
-        verdict = outcome.verdict
+        verdict = outcome.failure
         if row.compiled:
             verdict = verdict.model_copy(update={"summary": f"under torch.compile it {verdict.summary}"})
         result = RowResult(implementation=row.implementation, verdict=verdict)

@@ -65,8 +65,9 @@ def compare(before: Iterable[Record], after: Iterable[Record]) -> list[Compariso
     rows = []
     for place in sides[0].keys() | sides[1].keys():
         olds, news = (side.get(place, {}) for side in sides)
-        shared = [(olds[variant], news[variant]) for variant in olds.keys() & news.keys()]
-        pairs = shared or [(next(iter(olds.values()), None), next(iter(news.values()), None))]
+        pairs: list[tuple[Record | None, Record | None]] = [
+            (olds[variant], news[variant]) for variant in olds.keys() & news.keys()]
+        pairs = pairs or [(next(iter(olds.values()), None), next(iter(news.values()), None))]
         rows += [_row(place, old, new) for old, new in pairs]
     return sorted(rows, key=_badness)
 

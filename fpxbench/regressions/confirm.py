@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fpxbench.records.case import Case
-from fpxbench.records.record import Record
+from fpxbench.records.record import Record, Timing
 from fpxbench.records.verdict import Status
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, ConfirmationRun, Interval, Metric, Side
 from fpxbench.stats import Ratio, chance_of_counts, fewest_pairs, ratio_of_pairs
@@ -111,20 +111,21 @@ def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budge
 def _times(question: Question, runs: _Runs, level: float, say: Say) -> dict[str, object] | None:
     """Return the answer by times; None as soon as a run has none."""
     number, next_look = 0, fewest_pairs(level)
-    ratio = control = None
-    while number < MOST_PAIRS and not (number and runs.out_of_time):
+    while True:
         runs.pair(number)
         number += 1
-        if any(record.timing is None for _, record in runs.records[-2:]):
+        good, bad = ([record.timing for record in runs.of(side) if record.timing] for side in ("good", "bad"))
+        if len(good) + len(bad) < len(runs.records):
             return None
-        ratio, control = _ratios(runs, level)
+        ratio, control = _ratios(good, bad, level)
         outcome = decided(ratio, question)
         say(f"pair {number}: {ratio}; the dense product {control or 'was not timed'}")
         if number >= next_look:
             if outcome is not None:
                 return _answer(outcome, ratio, control, question)
             next_look += PAIRS_BETWEEN_LOOKS
-    return _answer(ConfirmationOutcome.UNDECIDED, ratio, control, question)
+        if number >= MOST_PAIRS or runs.out_of_time:
+            return _answer(ConfirmationOutcome.UNDECIDED, ratio, control, question)
 
 
 def decided(ratio: Ratio, question: Question) -> ConfirmationOutcome | None:
@@ -147,12 +148,11 @@ def decided(ratio: Ratio, question: Question) -> ConfirmationOutcome | None:
     return None
 
 
-def _ratios(runs: _Runs, level: float) -> tuple[Ratio, Ratio | None]:
-    good, bad = ([record.timing for record in runs.of(side)] for side in ("good", "bad"))
+def _ratios(good: list[Timing], bad: list[Timing], level: float) -> tuple[Ratio, Ratio | None]:
+    """Return the ratios of the case's times and of the dense product's; None where that was not timed."""
     ratio = ratio_of_pairs([timing.median_us for timing in bad], [timing.median_us for timing in good], level)
-    if any(timing.baseline_us is None for timing in (*good, *bad)):
-        return ratio, None
-    return ratio, ratio_of_pairs([timing.baseline_us for timing in bad], [timing.baseline_us for timing in good], level)
+    new, old = ([timing.baseline_us for timing in side if timing.baseline_us is not None] for side in (bad, good))
+    return ratio, ratio_of_pairs(new, old, level) if len(new) == len(bad) and len(old) == len(good) else None
 
 
 def _answer(outcome: ConfirmationOutcome, ratio: Ratio, control: Ratio | None, question: Question) -> dict[str, object]:

@@ -57,8 +57,9 @@ class Interval(RecordPart):
         return cls(value=ratio.value, low=ends[0], high=ends[1], level=ratio.level, pairs=ratio.pairs)
 
     def __str__(self) -> str:
-        known = self.low is not None and self.high is not None
-        low, high = (self.low, self.high) if known else (0.0, float("inf"))
+        low, high = self.low, self.high
+        if low is None or high is None:
+            low, high = 0.0, float("inf")
         return str(Ratio(self.value, low, high, self.level, self.pairs))
 
 

@@ -50,12 +50,12 @@ def _devices() -> list[SetupCheck]:
         SetupCheck(
             "yes",
             "CPU",
-            f"{cpu.device}, {cpu.arch}, {cpu.facts['cores']} cores, cache {cpu.cache_bytes / 2**20:.0f} MiB",
+            f"{cpu.device}, {cpu.arch}, {cpu.facts['cores']} cores, cache {(cpu.cache_bytes or 0) / 2**20:.0f} MiB",
         )
     ]
     if torch.cuda.is_available():
         gpu = machine.describe("cuda")
-        checks.append(SetupCheck("yes", "GPU", f"{gpu.device}, {gpu.arch}, {gpu.memory_bytes / 2**30:.0f} GiB"))
+        checks.append(SetupCheck("yes", "GPU", f"{gpu.device}, {gpu.arch}, {(gpu.memory_bytes or 0) / 2**30:.0f} GiB"))
         if importlib.util.find_spec("pynvml") is None and not torch.version.hip:
             checks.append(
                 SetupCheck(
@@ -90,10 +90,10 @@ def _devices() -> list[SetupCheck]:
 
 
 def _compiler() -> SetupCheck:
-    found = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if found is None:
         return SetupCheck("no", "C++ compiler", "none: torch.compile on CPU will raise", "install g++")
-    return SetupCheck("yes", "C++ compiler", shutil.which(found))
+    return SetupCheck("yes", "C++ compiler", found)
 
 
 def _memory_and_disk() -> list[SetupCheck]:

@@ -76,6 +76,13 @@ class Outcome:
     waited_s: float = 0.0
     """The part of `elapsed_s` that was spent waiting for a device lock. No time limit counts it."""
 
+    @property
+    def failure(self) -> Verdict:
+        """Why there is no value. Raises RuntimeError for a call that returned one."""
+        if self.verdict is None:
+            raise RuntimeError("the call returned a value")
+        return self.verdict
+
     def read(self, kind: type[T]) -> T:
         """Return the value as a `kind`."""
         return TypeAdapter(kind).validate_json(self.value or "")

@@ -29,7 +29,7 @@ class CannotStart(RuntimeError):
 
     def __init__(self, what: str, outcome: Outcome) -> None:
         super().__init__(
-            f"{what}: {outcome.verdict.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip()
+            f"{what}: {outcome.failure.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip()
         )
 
 
@@ -103,7 +103,7 @@ def _one(
     outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=settings.timeout_s)
     elapsed = outcome.elapsed_s - outcome.waited_s      # another sweep's timing is no part of the case
     if outcome.value is None:
-        return Record(**common, verdict=outcome.verdict, elapsed_s=elapsed)
+        return Record(**common, verdict=outcome.failure, elapsed_s=elapsed)
     result = outcome.read(TrialResult)
     if result.verdict.status is not Status.OK:
         result.verdict = with_log(result.verdict, outcome.log_tail)

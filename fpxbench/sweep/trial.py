@@ -366,7 +366,8 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         if diagnosis is None:
             return None
         # What looks like one mistake may be two, and another weight tell.
-        diagnosis = diagnose_quantization(operands.original, judged, probe_quantization(implementation, judged))
+        diagnosis = diagnose_quantization(
+            operands.original, judged, probe_quantization(implementation, judged)) or diagnosis
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.message, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None

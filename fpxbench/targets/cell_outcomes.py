@@ -149,7 +149,7 @@ def _table_fault(format_name: str, read: tuple[float, ...]) -> tuple[Kind | None
     if outcome.missing_module:      # an environment that holds a Triton alone
         return None, "decodes by another table than the format's; naming the fault takes PyTorch"
     if outcome.value is None:
-        raise RuntimeError(f"the fault could not be named: {outcome.verdict.summary}\n{outcome.log_tail}")
+        raise RuntimeError(f"the fault could not be named: {outcome.failure.summary}\n{outcome.log_tail}")
     return None if outcome.value == "null" else outcome.read(tuple[Kind, str])
 
 

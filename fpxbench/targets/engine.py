@@ -141,6 +141,8 @@ class _Compiler:
         self._process = subprocess.Popen(self._build.command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          stderr=self._errors,
                                          env=environment, text=True, start_new_session=True)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         try:
             self._send([self._settings])
             first = self._receive()
@@ -156,19 +158,19 @@ class _Compiler:
         """Yield answers as they arrive, each with its request's position."""
         if requests:
             self._send([request | {"id": position} for position, request in enumerate(requests)])
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
+            self._requests.write("\n")
+            self._requests.flush()
         for _ in requests:
             answer = self._receive()
             yield answer.pop("id"), answer
 
     def _send(self, messages: list[dict]) -> None:
         with contextlib.suppress(BrokenPipeError):      # it has ended; reading reports that
-            self._process.stdin.writelines(json.dumps(message) + "\n" for message in messages)
-            self._process.stdin.flush()
+            self._requests.writelines(json.dumps(message) + "\n" for message in messages)
+            self._requests.flush()
 
     def _receive(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if line:
             return json.loads(line)
         self._process.wait()
@@ -178,7 +180,7 @@ class _Compiler:
                              f"{''.join(last) or 'no output'}")
 
     def __exit__(self, *error: object) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._requests, self._answers):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         self._process.send_signal(signal.SIGTERM)

@@ -21,7 +21,8 @@ def toward_zero(fmt: Format, number: float | Fraction) -> int:
 
 
 def flushed(fmt: Format, bits: int) -> int:
-    """Return those bits, with a subnormal number as zero of its sign."""
+    """Return those bits, with a subnormal number of an IEEE format as zero of its sign."""
+    assert fmt.infinity_code is not None        # its exponent field is all ones
     return bits if bits & fmt.infinity_code else bits & fmt.sign_bit
 
 

@@ -153,7 +153,7 @@ def _definitions(file: Path, *names: str) -> str:
     """Return the definitions of those names, as written."""
     source, module = _parsed(file)
     found = [
-        ast.get_source_segment(source, node) for node in module.body
+        ast.get_source_segment(source, node) or "" for node in module.body
         if getattr(node, "name", None) in names
         or (isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in names)
     ]

@@ -48,5 +48,5 @@ def _requests() -> dict[str, dict[str, dict[str, Any]]]:
         return outcome.read(dict[str, dict[str, dict[str, Any]]])
     if outcome.missing_module:
         raise ModuleNotFoundError(f"no module named {outcome.missing_module!r}", name=outcome.missing_module)
-    raise RuntimeError(f"the kernels of triton_fused could not be prepared: {outcome.verdict.summary}\n"
+    raise RuntimeError(f"the kernels of triton_fused could not be prepared: {outcome.failure.summary}\n"
                        f"{outcome.log_tail}")

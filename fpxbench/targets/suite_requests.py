@@ -28,6 +28,7 @@ def request(spec: ProbeSpec, architecture: Architecture) -> Request:
     scheme, x = scheme_named(spec.format), spec.options["x"]
     target = _planar.Target("hip") if architecture.capability is None else _planar.Target("cuda",
         architecture.capability)
+    assert scheme.scaling is not None
     scales = "*u8" if scheme.scaling.scale_format.coded else "*fp32"
     signature = {"scales": scales, "tensor_scale": "*fp32", "out": f"*{x}", "N": "i32"}
     if spec.options["kernel"] == "matvec":

@@ -74,6 +74,8 @@ def _bars(layer: LayerReport) -> list[Bar]:
     if not layer.histogram or layer.scheme is None or not any(layer.histogram):
         return []
     fmt = scheme_named(layer.scheme).format
+    if fmt is None:
+        return []
     values = [fmt.value(code) for code in range(len(layer.histogram))]
     order = sorted(range(len(values)), key=lambda code: (
         not math.isfinite(values[code]), values[code] if math.isfinite(values[code]) else 0.0,

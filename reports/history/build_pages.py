@@ -83,7 +83,7 @@ class BuildPage:
     @property
     def tritons(self) -> list[str]:
         """Triton versions measured with it, on all machines."""
-        return sorted({one.triton for one in self.measured if one.triton} | ({self.entry.own_triton} - {None}))
+        return sorted({one for one in (self.entry.own_triton, *(each.triton for each in self.measured)) if one})
 
     @property
     def notes(self) -> list[str]:
@@ -122,7 +122,9 @@ class BuildPages:
 
     def add_requested(self, build: Build, group: RegressionGroup) -> None:
         """Add a confirmation that was requested by hand; `build` must have a place on the timeline."""
-        self._page(build).groups.append(group)
+        page = self._page(build)
+        assert page is not None
+        page.groups.append(group)
 
     def add_examined(self, one: PanelChanges, groups: Iterable[RegressionGroup], sweeps: Iterable[str]) -> None:
         """Add the changes of a panel's builds; `sweeps` are the names of builds' folders that have a page."""
@@ -133,6 +135,8 @@ class BuildPages:
                 counts[BY_SEVERITY[place]] = int((places == place).sum())
             page = f"machines/{quote(panel.machine)}/{quote(build.stem)}/index.html" if build.stem in sweeps else ""
             known = self._page(build)
+            if known is None:
+                continue
             known.measured.append(BuildMeasurement(panel.machine, panel.device, panel.variant, build.triton, counts,
                                                    page))
             known.compared |= column > 0

@@ -215,17 +215,17 @@ def _add_change(figure: go.Figure, panel: Panel, suspect: Suspect, before_us: fl
 
 def _add_confirmations(figure: go.Figure, panel: Panel, confirmed: Sequence[tuple[Suspect, Confirmation]],
                       levels: Mapping[str, float | None]) -> None:
-    known = [(suspect, confirmation, levels[suspect.id])
-             for suspect, confirmation in confirmed if levels[suspect.id] is not None]
-    for number, (suspect, confirmation, before_us) in enumerate(known):
-        value, low, high = (before_us * ratio if ratio else None
-                            for ratio in (confirmation.time.value, confirmation.time.low, confirmation.time.high))
+    known = [(suspect, confirmation, confirmation.time, before_us) for suspect, confirmation in confirmed
+             if (before_us := levels[suspect.id]) is not None and confirmation.time is not None]
+    for number, (suspect, confirmation, ratio, before_us) in enumerate(known):
+        value = before_us * ratio.value
+        low, high = (before_us * end if end else value for end in (ratio.low, ratio.high))
         figure.add_trace(go.Scatter(
             name="both builds again", legendgroup="again", showlegend=number == 0,
             x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
             mode="markers", marker=dict(symbol="diamond", size=12, color=_CONFIRMATION),
-            error_y=dict(type="data", symmetric=False, array=[high - value if high else 0],
-                         arrayminus=[value - low if low else 0], thickness=2, width=6,
+            error_y=dict(type="data", symmetric=False, array=[high - value],
+                         arrayminus=[value - low], thickness=2, width=6,
                          color=_CONFIRMATION),
             text=[escape(confirmation.headline)], hovertemplate="%{text}<extra></extra>"))
 

@@ -22,10 +22,11 @@ def charts_of(table: ModelTable, number: int) -> list[Chart]:
 
 def _quality_chart(table: ModelTable, number: int) -> Chart | None:
     """Draw KL against bytes of a step: the trade that a format makes."""
-    rows = [row for row in table.rows if row.quality and row.quality.kl and row.record.traffic]
-    if not rows:
+    placed = [(row, (row.record.traffic.step_bytes / 1e6, max(row.quality.kl.mean.value, _LEAST_KL)))
+              for row in table.rows if row.quality and row.quality.kl and row.record.traffic]
+    if not placed:
         return None
-    points = [(row.record.traffic.step_bytes / 1e6, max(row.quality.kl.mean.value, _LEAST_KL)) for row in rows]
+    rows, points = [row for row, _ in placed], [point for _, point in placed]
     front = _front(points)
     figure = blank_figure(height=440)
     figure.add_trace(go.Scatter(
@@ -58,16 +59,17 @@ def _front(points: list[tuple[float, float]]) -> list[int]:
 
 def _speed_chart(table: ModelTable, number: int) -> Chart | None:
     """Draw tokens per second, with what bf16 gives and what the memory allows."""
-    rows = [row for row in table.rows if row.possible]
-    if not rows:
+    timed = [(row, row.record.speed) for row in table.rows if row.possible and row.record.speed]
+    if not timed:
         return None
+    rows = [row for row, _ in timed]
     labels = [_with_quality(row) for row in rows]
     figure = blank_figure(height=120 + 30 * len(rows))
     figure.add_trace(go.Bar(
-        y=labels, x=[row.tokens_per_s for row in rows], orientation="h", name="tokens/s", marker_color=_BAR,
+        y=labels, x=[speed.tokens_per_s for _, speed in timed], orientation="h", name="tokens/s", marker_color=_BAR,
         error_x=dict(type="data", symmetric=False, thickness=1.5, width=3,
-                     array=[row.record.speed.tokens_per_s_ci95[1] - row.tokens_per_s for row in rows],
-                     arrayminus=[row.tokens_per_s - row.record.speed.tokens_per_s_ci95[0] for row in rows]),
+                     array=[speed.tokens_per_s_ci95[1] - speed.tokens_per_s for _, speed in timed],
+                     arrayminus=[speed.tokens_per_s - speed.tokens_per_s_ci95[0] for _, speed in timed]),
         hovertemplate="%{y}<br>%{x:.3g} tokens/s<extra></extra>"))
     limits = [(label, row.roofline_tokens_per_s) for label, row in zip(labels, rows, strict=True)
               if row.roofline_tokens_per_s]

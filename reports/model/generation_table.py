@@ -154,7 +154,7 @@ def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:
                         Section.WRONG, str(record.verdict.status),
                         f"{where}: {record.verdict.headline}: {record.verdict.summary}.", page.path, (),
                         more="The model's table"))
-                elif Flag.OVER_ROOFLINE in record.flags:
+                elif Flag.OVER_ROOFLINE in record.flags and record.traffic is not None:
                     problems.append(ReportProblem(
                         Section.SLOW, str(Flag.OVER_ROOFLINE),
                         f"{where}: {record.traffic.gb_per_s:.0f} GB/s is more than the memory gives: a bug in the"

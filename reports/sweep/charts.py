@@ -79,15 +79,14 @@ def roofline_chart(sweep: SweepTable) -> Chart | None:
 
 def accuracy_chart(sweep: SweepTable) -> Chart | None:
     """Draw SQNR against bits per weight, one mark for each scheme."""
-    points = [choice for choice in sweep.choices if choice.bits_per_weight and choice.sqnr_db is not None
-              and not choice.of_canaries]
-    if not points:
-        return None
     # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.
     together: dict[tuple[float, float], list[str]] = defaultdict(list)
-    for choice in points:
-        together[round(choice.bits_per_weight, 2), round(choice.sqnr_db, 1)].append(choice.scheme)
-    places = list(together)
+    for choice in sweep.choices:
+        if choice.bits_per_weight and choice.sqnr_db is not None and not choice.of_canaries:
+            together[round(choice.bits_per_weight, 2), round(choice.sqnr_db, 1)].append(choice.scheme)
+    if not together:
+        return None
+    places, count = list(together), sum(map(len, together.values()))
     figure = blank_figure(height=460)
     figure.add_trace(go.Scatter(
         x=[bits for bits, _ in places], y=[noise for _, noise in places],
@@ -106,7 +105,7 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
         "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, "
         "scales included. "
         "Up and left is better.",
-        f"SQNR against bits per weight for {len(points)} schemes; the table of schemes holds the figures.",
+        f"SQNR against bits per weight for {count} schemes; the table of schemes holds the figures.",
         json.loads(figure.to_json()))
 
 
@@ -119,7 +118,9 @@ def _timed(sweep: SweepTable) -> list[CaseRow]:
     return [row for row in rows if row.case.m == fewest]
 
 
-def _by_scheme(sweep: SweepTable, rows: list[CaseRow], value: Callable[[CaseRow], float], says: str) -> go.Figure:
+def _by_scheme(
+    sweep: SweepTable, rows: list[CaseRow], value: Callable[[CaseRow], float | None], says: str
+) -> go.Figure:
     """Draw a dot plot: schemes down, one mark for each implementation."""
     schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
     names = sorted({row.case.implementation for row in rows})
@@ -127,8 +128,8 @@ def _by_scheme(sweep: SweepTable, rows: list[CaseRow], value: Callable[[CaseRow]
     for index, name in enumerate(names):
         grouped: dict[str, list[float]] = defaultdict(list)
         for row in rows:
-            if row.case.implementation == name:
-                grouped[row.case.scheme].append(value(row))
+            if row.case.implementation == name and (number := value(row)) is not None:
+                grouped[row.case.scheme].append(number)
         own = [scheme for scheme in schemes if scheme in grouped]
         middles = [median(grouped[scheme]) for scheme in own]
         # Implementations of one scheme sit a little above each other, in the legend's order.

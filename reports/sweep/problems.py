@@ -231,7 +231,7 @@ def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
     parts, cases = [], []
     for m in sweep.tokens:
         timed = [choice.fastest[m] for choice in sweep.choices if m in choice.fastest]
-        slow = sorted((row for row in timed if row.slower), key=lambda row: -row.speedup)
+        slow = sorted((row for row in timed if row.slower), key=lambda row: -row.times_dense)
         if slow:
             quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[
                 0].case.scheme in sweep.sqnr_db else ""
@@ -254,7 +254,7 @@ def _slowness(case: SweepCase) -> Hashable | None:
 
 
 def _slow(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
-    group = sorted(group, key=lambda case: case.row.speedup)
+    group = sorted(group, key=lambda case: case.row.times_dense)
     row, sweep = group[0].row, group[0].sweep
     few = row.case.m <= FEW_TOKENS
     peers = [case for case in all_cases if case.sweep is sweep
@@ -263,7 +263,7 @@ def _slow(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
     why = f": {row.bottleneck}" if row.bottleneck else ""
     unfused = " and is not fused" if Flag.UNFUSED in row.flags else ""
     more = f". It is slower than dense in {len(group)} of {len(peers)} timed cases" if len(peers) > 1 else ""
-    times = 1 / row.speedup if row.speedup > 0 else math.inf
+    times = 1 / row.times_dense if row.times_dense > 0 else math.inf
     return ReportProblem(
         Section.SLOW, SLOW,
         _message(

@@ -116,6 +116,13 @@ class CaseRow:
         return reason or str(self.kind or self.status)
 
     @property
+    def times_dense(self) -> float:
+        """The speedup of a case that has one. Raises ValueError for any other."""
+        if self.speedup is None:
+            raise ValueError(f"{self.case.id} has no speedup")
+        return self.speedup
+
+    @property
     def slower(self) -> bool:
         """Whether it is slower than dense by more than its noise."""
         if self.speedup is None or not self.quantized:
@@ -366,8 +373,8 @@ class SweepTable(SweepHeading):
         """
         timed = [choice.fastest[m] for choice in self.choices if m in choice.fastest and choice.sqnr_db is not None]
         best: list[CaseRow] = []
-        for row in sorted(timed, key=lambda row: (-row.speedup, -self.sqnr_db[row.case.scheme])):
-            if row.speedup > 1 and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
+        for row in sorted(timed, key=lambda row: (-row.times_dense, -self.sqnr_db[row.case.scheme])):
+            if row.times_dense > 1 and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
                                     + LEAST_GAIN_DB):
                 best.append(row)
         return best

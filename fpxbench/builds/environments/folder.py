@@ -134,8 +134,8 @@ class Environments:
 
     def _make_usable(self, folder: Path, spec: EnvironmentSpec) -> None:
         state = _read(folder)
-        complete = state is not None and state.status == "ready" and state.spec.requirements == spec.requirements
-        if not complete or not _python(folder).exists():
+        if state is None or state.status != "ready" or state.spec.requirements != spec.requirements \
+                or not _python(folder).exists():
             self._make(folder, spec)
             return
         # Made by another Python, or the shared libraries have changed since.

@@ -64,7 +64,7 @@ class Builds:
 
         Raises what `Environments.lease` does, and NotOffered for a build or a variant that no index offers.
         """
-        if self.is_current(entry):
+        if self.here is not None and self.is_current(entry):
             yield Interpreter(Path(sys.executable), self.here, own=True)
             return
         with ExitStack() as stack:

@@ -80,7 +80,7 @@ def index_location(url: str, links: bool = False, arguments: tuple[str, ...] = (
     """Return the location of an address or a path. Raises ValueError for anything else."""
     scheme = urlsplit(url).scheme
     if scheme in ("", "file"):
-        path = local_path(url) if scheme else Path(url).expanduser()
+        path = local_path(url) or Path(url).expanduser()
         url = path.absolute().as_uri()
         # A folder with a page for the project is an index; one with the wheels themselves is not.
         links = links or not (path / PROJECT).is_dir()

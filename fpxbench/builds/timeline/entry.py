@@ -188,8 +188,8 @@ class Entry(_Part):
     @property
     def vanished(self) -> str | None:
         """The day since when no index lists it; None while one does."""
-        days = [source.vanished for source in self.sources.values()]
-        return max(days) if days and all(days) else None
+        days = [source.vanished for source in self.sources.values() if source.vanished]
+        return max(days) if days and len(days) == len(self.sources) else None
 
     @property
     def yanked(self) -> bool:

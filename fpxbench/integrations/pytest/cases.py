@@ -72,7 +72,7 @@ class Benchmarks:
         if case.id not in self._checked:
             request = self.request(case, timing_budget_s=0)
             outcome = self._isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=self.settings.timeout_s)
-            result = TrialResult(verdict=outcome.verdict) if outcome.value is None else outcome.read(TrialResult)
+            result = TrialResult(verdict=outcome.failure) if outcome.value is None else outcome.read(TrialResult)
             result.verdict = with_log(result.verdict, outcome.log_tail)
             if result.verdict.status in BROKEN and self.plan.device != "cpu":
                 self._isolation.recycle()   # its GPU context may be past use
@@ -103,7 +103,7 @@ class Benchmarks:
         if outcome.mistake:
             raise pytest.UsageError(f"--benchmark: {outcome.mistake}")
         if outcome.value is None:
-            raise pytest.UsageError(f"--benchmark: {failed}: {outcome.verdict.summary.removeprefix('raised ')}")
+            raise pytest.UsageError(f"--benchmark: {failed}: {outcome.failure.summary.removeprefix('raised ')}")
         return outcome.read(kind)
 
     @pytest.hookimpl(tryfirst=True)
@@ -351,7 +351,7 @@ def _line(name: str, result: TrialResult) -> str:
     if result.verdict.status is not Status.OK:
         return f"{result.verdict.headline}: {result.verdict.summary}"
     timing, traffic = result.timing, result.traffic
-    beside = f"{timing.speedup:.2f}x dense" if timing.speedup else "baseline" if name == BASELINE else ""
+    beside = f"{timing.speedup:.2f}x dense" if timing and timing.speedup else "baseline" if name == BASELINE else ""
     roofline = f"{traffic.roofline_fraction:.1%} of roofline" if traffic.roofline_fraction else ""
     sqnr = f"{result.accuracy.sqnr_db:.1f} dB" if result.accuracy.sqnr_db is not None else "exact"
     said = "; ".join(filter(None, [" ".join(result.flags), traffic.bottleneck]))

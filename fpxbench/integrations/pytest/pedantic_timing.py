@@ -83,12 +83,13 @@ def _time(
 def _run_rounds(benchmark, timed: timing.TimedCase) -> None:
     """Run as many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least."""
     device = timed.operands.device
+    target: Callable[[], object]
     if device == "cpu":
         target, at_once = _interleaved(timed.calls), 1
     else:
         timed.launched = timing.captured(timed.calls)
-        target = _Launched(timed.launched.launch, timed.launched.calls)
-        at_once = target.count
+        target = launched = _Launched(timed.launched.launch, timed.launched.calls)
+        at_once = launched.count
     once = _seconds_of_one(target, at_once, device)
     iterations = at_once * max(1, round(ROUND_SECONDS / (once * at_once)))
     room = int(benchmark._max_time / (once * iterations))
