@@ -191,4 +191,4 @@ def _judged_as(one: Implementation, other: Implementation) -> None:
     """Have results of `one` judged as those of `other`: by its roundings, its sums, its rule of scales."""
     for name in ("activation_format", "activation_rule", "quantizes_activations", "scale_rule", "accumulator"):
         setattr(one, name, getattr(other, name))
-    one.name, one.layout = other.name, other.layout     # type: ignore[misc]
+    one.name, one.layout = other.name, other.layout

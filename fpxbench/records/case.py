@@ -67,7 +67,7 @@ class Case(BaseModel):
         given = [getattr(self, name) is not None for name in _OF_EXPERTS]
         if any(given) and not all(given):
             raise ValueError("a case of experts has experts, experts_per_token and routing, all three")
-        if self.experts is not None and self.experts_per_token > self.experts:
+        if self.experts and self.experts_per_token and self.experts_per_token > self.experts:
             raise ValueError(f"{self.experts_per_token} experts a token, of {self.experts}")
         return self
 

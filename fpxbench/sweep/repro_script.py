@@ -134,7 +134,8 @@ def repro_script(record: Record) -> str:
     summary, a device's name) comes from another machine; it appears in comments only, and cannot leave them.
     """
     case, timing = record.case, record.timing
-    names, shape = ("implementation", "scheme", "workload"), ("m", "n", "k", "activation")
+    names: tuple[str, ...] = ("implementation", "scheme", "workload")
+    shape: tuple[str, ...] = ("m", "n", "k", "activation")
     if case.experts is not None:
         shape = (*shape, "experts", "experts_per_token", "routing")
     fields = ",\n    ".join(", ".join(f"{name}={_literal(getattr(case, name))}" for name in line)

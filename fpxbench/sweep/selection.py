@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from fpxbench.checking.machine import default_device
 from fpxbench.did_you_mean import did_you_mean
@@ -22,7 +22,7 @@ from fpxbench.implementation import (
     summary,
 )
 from fpxbench.numbers.scheme import SCHEMES, Scheme, scheme_named
-from fpxbench.records.case import Case
+from fpxbench.records.case import Activation, Case
 from fpxbench.records.store import first_mistake
 from fpxbench.sweep.file_cases import cases_of_files, with_activations
 from fpxbench.sweep.plan import Plan, Planned
@@ -36,7 +36,7 @@ class _Block(NamedTuple):
     schemes: tuple[str, ...]
     layers: tuple[str, ...]
     """Globs over ``workload/mM``."""
-    activations: tuple[str, ...] = ("bf16",)
+    activations: tuple[Activation, ...] = ("bf16",)
 
 
 _ALL = ("*",)
@@ -172,7 +172,9 @@ def _selected(
                     if scheme.activation is not None and not known[name].quantizes_activations:
                         continue    # nor that a weight-only product quantizes no activation
                     # A dense scheme is the activation's own dtype.
-                    for activation in block.activations if scheme.quantized else {scheme_name} & set(block.activations):
+                    for activation in block.activations:
+                        if not scheme.quantized and activation != scheme_name:
+                            continue
                         case = workload.case(name, scheme_name, m, activation)
                         planned.setdefault(case.id, Planned(case=case, refused=support.reason, missing=support.missing))
     if not planned:
@@ -224,7 +226,7 @@ def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
     profile_schemes = [name for block in profile for name in _select_schemes(block.schemes)]
     schemes = _select_schemes(settings.scheme) or profile_schemes
     activations = [activation for block in profile for activation in block.activations]
-    activations += [name for name in settings.scheme if name in ("bf16", "fp16")]
+    activations += [name for name in get_args(Activation) if name in settings.scheme]
     asked: list[str] = []
     for glob in settings.workload:
         if "/" in glob:

@@ -151,7 +151,7 @@ def prepare_experts(implementation: Implementation, case: Case, device: str, see
         return quantized(implementation, case.of_one_expert, device, seed, expert_weight(case, seed, expert, device))
 
     first = one(0)
-    stored = [first.weight, *(one(expert).weight for expert in range(1, case.experts))]
+    stored = [first.weight, *(one(expert).weight for expert in range(1, case.experts or 1))]
     operands = ExpertOperands(case, device, seed, first.original, QuantizedExperts.stack(stored), first.decoded,
                               decode=lambda weight: decoded_weight(implementation, weight))
     operands.activation("preparation")
@@ -268,11 +268,11 @@ def _checked_experts(implementation: Implementation, examination: Examination, r
     """Run every check of experts; return the first verdict on a mistake, its kind diagnosed."""
     operands = examination.operands
     assert isinstance(operands, ExpertOperands)
-    first = expert_alone(implementation, operands, 0)
-    last = expert_alone(implementation, operands, operands.case.experts - 1)
+    count = operands.case.experts or 1
+    first, last = (expert_alone(implementation, operands, expert) for expert in (0, count - 1))
     verdict = check_quantization(implementation, first) or check_quantization(implementation, last)
     if verdict is None:
-        verdict = activation_rules.find_rule(OneOfExperts(implementation, operands.case.experts, 0), first)
+        verdict = activation_rules.find_rule(OneOfExperts(implementation, count, 0), first)
         operands.rule = first.rule
     if verdict is not None:
         return verdict
