@@ -10,12 +10,11 @@ import signal
 import sys
 
 from fpxbench.builds.installed import NoPyTorch
-from fpxbench.records.record import Record
-from fpxbench.records.verdict import Status
+from fpxbench.integrations.asv_metrics import metrics_of
 from fpxbench.sweep.plan import planned_cases
 from fpxbench.sweep.settings import Settings
 
-from .tracking import STATUS_NUMBER, silent_for, tracked
+from .tracking import silent_for, tracked
 
 SETTINGS = Settings.from_environment()
 try:
@@ -40,24 +39,6 @@ def setup_cache() -> dict[str, dict]:
     if sweep.interrupted:
         sys.exit("interrupted")
     return {record.case.id: metrics_of(record) for record in sweep.records}
-
-
-def metrics_of(record: Record) -> dict[str, object]:
-    """Return what the benchmarks look up, as asv can store it: finite numbers, NaN, or samples with their number."""
-    timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
-    return {
-        "latency": {"samples": [us * 1e-6 for us in timing.samples_us], "number": 1} if timing else math.nan,
-        "speedup": _number(timing.speedup if timing else None),
-        "relative_error": _number(accuracy.relative_error),
-        "sqnr": _number(accuracy.sqnr_db),
-        "packed_bytes": _number(traffic.packed_bytes),
-        "kernels_launched": _number(traffic.kernels_launched),
-        "status": STATUS_NUMBER[Status(record.verdict.status)],
-    }
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _look_up(cache: dict[str, dict], case: str, metric: str):

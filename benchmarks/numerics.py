@@ -11,9 +11,10 @@ import sys
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.casts.cast_plan import conversions
 from fpxbench.casts.conversion import Engine
+from fpxbench.integrations.asv_metrics import STATUS_NUMBER
 from fpxbench.sweep.settings import Settings
 
-from .tracking import STATUS_NUMBER, silent_for, tracked
+from .tracking import silent_for, tracked
 
 SETTINGS = Settings.from_environment()
 ENGINES = () if SETTINGS.profile == "full" else (Engine.EAGER,)

@@ -1,12 +1,6 @@
-"""Shared by the benchmarks: make a look-up an asv benchmark, and a status a number."""
+"""Shared by the benchmarks: make a look-up an asv benchmark."""
 
 from collections.abc import Callable
-
-from fpxbench.records.verdict import SEVERITY
-
-# asv takes more for worse, and cannot give a ratio to 0: so 1 is `ok`, and the worst has the highest number.
-STATUS_NUMBER = {status: len(SEVERITY) - severity for status, severity in SEVERITY.items()}
-"""ok 1, unsupported 2, missing 3, error 4, oom 5, timeout 6, nonfinite 7, wrong 8, crash 9."""
 
 
 def silent_for(seconds: float) -> Callable:

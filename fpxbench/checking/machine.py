@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from fpxbench.checking.device_lock import device_lock
+from fpxbench.checking.device_names import cpu_model, cpu_name, slug
 from fpxbench.records.record import Machine
 
 # Where a CPU does not say how large its last-level cache is, assume one that most servers stay below.
@@ -21,11 +22,6 @@ _ASSUMED_CACHE = 64 << 20
 
 class NoDevice(ValueError):
     """PyTorch has no device of that name here."""
-
-
-def slug(text: str) -> str:
-    """Return `text` as a name for files and links: ``nvidia-h100-80gb-hbm3``."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unknown"
 
 
 def describe(device: str, name: str | None = None) -> Machine:
@@ -38,7 +34,7 @@ def describe(device: str, name: str | None = None) -> Machine:
     if device == "cpu":
         model, arch = cpu_model(), f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         return Machine(
-            name=name or slug(f"cpu-{model}-{len(os.sched_getaffinity(0))}c"),
+            name=name or cpu_name(),
             device=model,
             arch=arch,
             host=host,
@@ -77,15 +73,6 @@ def describe(device: str, name: str | None = None) -> Machine:
 def default_device() -> str:
     """Return ``cuda`` where PyTorch sees a GPU (NVIDIA's or AMD's), else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def cpu_model() -> str:
-    """Return the processor as it calls itself, or its architecture."""
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return " ".join(match[1].split()) if match else platform.machine()
 
 
 def cpu_cache_bytes() -> int:

@@ -27,6 +27,9 @@ _MEASURE, _READ, _HISTORY, _COMPILERS = "Measure", "Read results", "Compare buil
 
 COMMANDS = {
     "run": Command("sweep_commands", "Check and time cases. Write one record for each.", _MEASURE),
+    "fleet": Command(
+        "fleet_commands", "Measure builds on every device of a Ray cluster: run, status, nodes, asv.", _MEASURE
+    ),
     "inspect": Command(
         "inspect_commands",
         "Recover by experiment what an implementation computes: decode table, scales, code order.",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fpxbench.checking.machine import slug
+from fpxbench.checking.device_names import slug
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.effective_weight import read_out
 from fpxbench.diagnosis.products import diagnose_product

@@ -269,6 +269,9 @@ def _main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if "--plan" in sys.argv[1:]:
+        print(plan.model_dump_json())
+        return 0
     print(json.dumps([planned.case.id for planned in plan.cases if not planned.refused]))
     return 0
 

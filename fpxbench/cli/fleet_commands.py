@@ -1,0 +1,238 @@
+"""`fpxbench fleet`: measure several builds on every device of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from fpxbench.builds.installed import NoPyTorch, installed_build
+from fpxbench.builds.timeline import Entry, Timeline, TimelineError
+from fpxbench.cli.common import (
+    ImplementationOption,
+    ImplsOption,
+    JsonOption,
+    ProfileOption,
+    ResultsOption,
+    SchemeOption,
+    UsageError,
+    WorkloadOption,
+    err,
+    new_app,
+    out,
+    print_table,
+    results_folder,
+)
+from fpxbench.cli.confirm_commands import RetryOption
+from fpxbench.cli.timeline_commands import TimelineOption
+from fpxbench.fleet.state import FleetFolder, FleetState
+
+app = new_app()
+
+fleet_app = typer.Typer(no_args_is_help=True, help="Measure builds on every device of a Ray cluster: run, status, "
+                                                   "nodes, asv.")
+app.add_typer(fleet_app, name="fleet")
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster: auto, ray://HOST:10001, HOST:6379.  [dim]default: start Ray here[/]"),
+]
+
+
+def _command(function):
+    """Register a command of the group. What keeps a fleet from starting is a usage error."""
+
+    @wraps(function)
+    def command(*args, **kwargs):
+        from fpxbench.fleet.cluster import NoCluster, NoRay
+        from fpxbench.fleet.driver import NoDevice
+        from fpxbench.fleet.state import AnotherRun
+
+        try:
+            return function(*args, **kwargs)
+        except (TimelineError, NoRay, NoCluster, NoDevice, AnotherRun) as error:
+            raise UsageError(str(error)) from None
+
+    return fleet_app.command(name=function.__name__)(command)
+
+
+@_command
+def run(
+    builds: Annotated[
+        str | None,
+        typer.Option(
+            "--builds",
+            help="Builds of the timeline: 2.13.0..2.15.0, 2.15.0,nightly, 2.14.0.. (to the newest).  [dim]default: the "
+                 "installed build[/]",
+        ),
+    ] = None,
+    profile: ProfileOption = "quick",
+    implementation: ImplementationOption = None,
+    scheme: SchemeOption = None,
+    workload: WorkloadOption = None,
+    address: AddressOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: the cluster's GPUs, or else its CPUs[/]"),
+    ] = None,
+    machines: Annotated[
+        list[str] | None, typer.Option("--machines", help="Kinds of machines, by glob: 'nvidia-*'. Repeatable.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="Variant of the builds: cu130, rocm7.2, cpu; the first that fits a device is "
+                                       "used. Repeatable."),
+    ] = None,
+    impls: ImplsOption = None,
+    results: ResultsOption = Path("results"),
+    timeline: TimelineOption = Path(".timeline"),
+    timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")
+    ] = True,
+    retry: RetryOption = False,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Wait this many minutes for a device that can do what is left.", min=0.0)
+    ] = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure builds on every device of a cluster. Records are those of `fpxbench run`.
+
+    Devices of one kind share the work. A run that was interrupted continues with the same command.
+
+    Exit status: 0 if every case was measured; 1 if some were not; 2 for a usage error, or a cluster that cannot be
+    reached; 130 after Ctrl-C.
+    """
+    from fpxbench.fleet import cluster
+    from fpxbench.fleet.driver import Driver, Request
+    from fpxbench.fleet.messages import SweepOptions
+    from fpxbench.fleet.progress import FleetProgress, rendered
+
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
+    held = Timeline(timeline)
+    request = Request(
+        entries=_entries(builds, held), results=results, device=device, machines=tuple(machines or ()),
+        variants=tuple(variant or ()), retry=retry, patience_s=patience * 60,
+        options=SweepOptions(
+            profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
+            workload=tuple(workload or ()), impls=tuple(str(path.resolve()) for path in impls or ()), timeout_s=timeout,
+            timing=timing),
+    )
+    cluster.connect(address)
+    try:
+        with FleetProgress(err) as progress:
+            state = Driver(request, held, progress.say, progress.show).run()
+    finally:
+        cluster.disconnect()
+    if as_json:
+        print(state.model_dump_json())
+    else:
+        out.print(rendered(state, running=False))
+        _print_reasons(state)
+        out.print(f"records: {results}   next: fpxbench report --results {results}", markup=False, style="dim")
+    _write_asv(results, held, [results / cell.file for cell in state.cells if cell.file])
+    if state.ended != "complete":
+        raise typer.Exit(130 if state.ended == "interrupted" else 1)
+
+
+@_command
+def status(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
+    """Show what the latest fleet run into a results folder has done, and is doing."""
+    from fpxbench.fleet.progress import rendered
+
+    folder = FleetFolder(results_folder(results))
+    state = folder.read()
+    if state is None:
+        raise UsageError(f"no fleet has run into {results}: `fpxbench fleet run --results {results}`")
+    running = folder.running()
+    if as_json:
+        print(json.dumps(state.model_dump(mode="json") | {"running": running}))
+        return
+    out.print(rendered(state, running=running))
+    _print_reasons(state)
+    if running:
+        out.print(f"running on {state.host} (process {state.pid}), as of {state.at}", markup=False, style="dim")
+    elif not state.ended:
+        out.print(f"the driver on {state.host} ended without a word at {state.at} or later; the same `fpxbench fleet "
+                  "run` continues", markup=False, style="yellow")
+    else:
+        out.print(f"ended {state.at}", markup=False, style="dim")
+
+
+@_command
+def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
+    """List the nodes of a cluster with their devices and their fpxbench."""
+    from fpxbench import __version__
+    from fpxbench.fleet import cluster
+    from fpxbench.fleet.messages import source_digest
+
+    cluster.connect(address)
+    try:
+        found = []
+        for node in cluster.nodes():
+            row = {"node": node.id, "host": node.host, "gpus": node.gpus, "cpus": node.cpus,
+                   "accelerator": node.accelerator_type, "machine": node.machine or ""}
+            try:
+                version = cluster.read_version(cluster.result(cluster.ask_version(node), 120.0))
+            except cluster.WorkerEnded as error:
+                version = {"error": f"does not answer: {error}"}
+            same = (version.get("version"), version.get("source")) == (__version__, source_digest())
+            found.append(row | {"fpxbench": version.get("version", ""), "source": version.get("source", ""),
+                                "usable": same, "error": version.get("error", "")})
+    finally:
+        cluster.disconnect()
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "GPUs", "CPUs", "accelerator", "machine", "fpxbench"):
+        table.add_column(column, justify="right" if column in ("GPUs", "CPUs") else "left")
+    for row in found:
+        version = row["fpxbench"] or row["error"] or "none"
+        table.add_row(*map(escape, (f"{row['host']} ({row['node'][:8]})", str(row["gpus"]), str(row["cpus"]),
+                                    row["accelerator"], row["machine"],
+                                    version if row["usable"] else f"{version} (another than the driver's)")))
+    print_table(table)
+
+
+@_command
+def asv(results: ResultsOption = Path("results"), timeline: TimelineOption = Path(".timeline")) -> None:
+    """Write asv's result files from the records of every machine."""
+    written = _write_asv(results_folder(results), Timeline(timeline))
+    out.print(f"{written} files   next: asv publish", style="dim")
+
+
+def _write_asv(results: Path, timeline: Timeline, files: list[Path] | None = None) -> int:
+    from fpxbench.integrations.asv_results import write_results
+
+    return write_results(results, timeline, files)
+
+
+def _entries(builds: str | None, timeline: Timeline) -> list[Entry]:
+    from fpxbench.fleet.builds import builds_named
+
+    if builds is not None:
+        return builds_named(builds, timeline)
+    try:
+        installed = installed_build()
+    except NoPyTorch as error:
+        raise UsageError(f"--builds names no build, and {error}") from None
+    timeline.add([installed])
+    return [timeline.find(installed.key)]
+
+
+def _print_reasons(state: FleetState) -> None:
+    """Print why cases have no record."""
+    for cell in state.cells:
+        if cell.failure:
+            out.print(f"{cell.machine}, {cell.build}: {cell.failure}", markup=False, style="red")
+        for case, reason in list(cell.given_up.items())[:20]:
+            out.print(f"{cell.machine}, {cell.build}: {case}: {reason}", markup=False, style="red")
+    for message in state.spreads:
+        out.print(message, markup=False, style="dim")

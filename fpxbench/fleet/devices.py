@@ -1,0 +1,37 @@
+"""Which device a worker has, without PyTorch: NVIDIA's own tool, else what Ray calls it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+
+from fpxbench.checking.device_names import cpu_model, cpu_name, slug
+from fpxbench.fleet.messages import Device, Seat
+
+_ANSWER_WITHIN_S = 30.0
+
+
+def device_of(seat: Seat, accelerator_id: str = "") -> Device:
+    """Return the device that `seat` names. accelerator_id : index or UUID of the GPU that Ray reserved."""
+    node = platform.node()
+    if seat.device == "cpu":
+        return Device(kind=seat.machine or cpu_name(), type="cpu", name=cpu_model(), node=node)
+    index, uuid, name = _nvidia(accelerator_id)
+    if not name:
+        name = seat.accelerator_type or "GPU"
+        index = int(accelerator_id) if accelerator_id.isdecimal() else 0
+    return Device(kind=seat.machine or slug(name), type="cuda", name=name, node=node, index=index, uuid=uuid)
+
+
+def _nvidia(accelerator_id: str) -> tuple[int, str, str]:
+    """Return index, UUID and name of a GPU; no name if there is no driver, or no such GPU."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader", f"--id={accelerator_id or 0}"]
+    # nvidia-smi lists every GPU, whatever CUDA_VISIBLE_DEVICES says.
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_WITHIN_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0, "", ""
+    fields = [field.strip() for field in done.stdout.partition("\n")[0].split(",", 2)]
+    if done.returncode or len(fields) != 3 or not fields[0].isdecimal():
+        return 0, "", ""
+    return int(fields[0]), fields[1], fields[2]

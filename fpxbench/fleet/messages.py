@@ -1,0 +1,147 @@
+"""What the driver and the workers of a fleet send each other: JSON of bounded size. Imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+import fpxbench
+from fpxbench.builds.environments.specification import EnvironmentSpec, EnvironmentState
+from fpxbench.records.case import Case
+from fpxbench.records.fields import Count, Integer, Label, Name, Text
+from fpxbench.records.record import Build
+from fpxbench.sweep.plan import Plan
+from fpxbench.sweep.settings import Profile
+
+MOST_CASES = 100_000
+"""Of one plan or one task."""
+DELIVERY_BYTES = 1 << 20
+"""A delivery ends with the record that reaches this size."""
+
+DeviceType = Literal["cpu", "cuda"]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,200}$")]
+"""Becomes the name of a folder."""
+
+
+class Message(BaseModel):
+    """A message: unknown fields are ignored, since another version may send them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class SweepOptions(Message):
+    """What every task of a run asks of ``fpxbench run``."""
+
+    profile: Profile = "quick"
+    implementation: Annotated[tuple[Label, ...], Field(max_length=1000)] = ()
+    scheme: Annotated[tuple[Label, ...], Field(max_length=1000)] = ()
+    workload: Annotated[tuple[Label, ...], Field(max_length=1000)] = ()
+    impls: Annotated[tuple[Text, ...], Field(max_length=100)] = ()
+    """Paths as they are on the nodes."""
+    timeout_s: float = Field(default=180.0, gt=0)
+    timing: bool = True
+
+
+class Seat(Message):
+    """One device of one node, as the driver hands it to a worker."""
+
+    fleet: Id
+    """Of the results folder: leftover spools are delivered to the fleet that they were measured for."""
+    device: DeviceType
+    machine: Name | None = None
+    """From the node's label ``fpxbench-machine``; None: the device's own name."""
+    accelerator_type: Label = ""
+    """As Ray calls it, for a device that no tool here can name."""
+    share: Annotated[int, Field(ge=0)] = 0
+    shares: Annotated[int, Field(ge=1, le=1024)] = 1
+    """The worker may use the `share`-th of `shares` equal parts of the node's cores and memory."""
+
+
+class Device(Message):
+    """A device that can be told from its equals."""
+
+    kind: Name
+    """What records are filed under. Devices of one kind share their work."""
+    type: DeviceType
+    name: Label
+    """As it calls itself."""
+    node: Label
+    index: Integer = 0
+    uuid: Label = ""
+    """Empty for a CPU, and where no tool tells it."""
+
+    @property
+    def label(self) -> str:
+        """A name for people: ``gpu-7 GPU 1``."""
+        return f"{self.node} GPU {self.index}" if self.type == "cuda" else self.node
+
+
+class Hello(Message):
+    """What a worker is: its device, and tasks that an ended worker left behind on this node."""
+
+    device: Device
+    leftovers: Annotated[list[Task], Field(max_length=10_000)] = []
+
+
+class Task(Message):
+    """One build, one kind of machine, some cases. `cases` is empty to ask for the plan."""
+
+    id: Id
+    purpose: Literal["plan", "measure", "spread"]
+    spec: EnvironmentSpec
+    kind: Name
+    device: DeviceType
+    options: SweepOptions = SweepOptions()
+    cases: Annotated[list[Case], Field(max_length=MOST_CASES)] = []
+    retry: bool = False
+    """Try again an installation that failed less than a day ago."""
+
+
+TaskStatus = Literal["done", "not_installed", "cannot_start", "disk_full", "unavailable", "ended"]
+"""How a task ended. `not_installed`: the build was refused. `cannot_start`: the sweep could not begin on this device.
+`disk_full` and `unavailable`: the node cannot take tasks (no room; no index or installer). `ended`: the process ended
+early."""
+
+
+class TaskEnd(Message):
+    """How a task ended, with one sentence unless it is done."""
+
+    status: TaskStatus
+    message: Text = ""
+    installation: EnvironmentState | None = None
+    """Of a build that was refused."""
+    plan: Plan | None = None
+    build: Build | None = None
+    """As found in its environment, with the plan."""
+
+
+class Delivery(Message):
+    """Records of a task since an offset of its spool."""
+
+    lines: Annotated[list[str], Field(max_length=1_000_000)] = []
+    offset: Count = 0
+    """Of the first byte that is not delivered. Asking for it acknowledges everything before."""
+    state: Label = ""
+    """What the task is doing, for people: ``installing torch==2.13.0+cu130``."""
+    end: TaskEnd | None = None
+    """None while it runs, or while there is more to deliver."""
+
+
+Hello.model_rebuild()
+
+
+@functools.cache
+def source_digest() -> str:
+    """Return a digest of fpxbench's source, which two nodes of one version may differ in (a checkout)."""
+    package = Path(fpxbench.__file__).parent
+    # In a checkout the three are links, which a walk does not follow.
+    folders = (package, *(package / name for name in ("impls", "reports", "benchmarks")))
+    files = {str(path.relative_to(package)): path for folder in folders for path in folder.rglob("*.py")}
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]

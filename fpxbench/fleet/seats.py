@@ -1,0 +1,106 @@
+"""The driver's side of one device: its worker, what it runs, and what is owed by one that ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fpxbench.fleet import cluster
+from fpxbench.fleet.inbox import Asked
+from fpxbench.fleet.messages import Device, DeviceType, Seat, Task
+from fpxbench.fleet.schedule import Cell
+from fpxbench.fleet.state import SeatState
+from fpxbench.records.record import Record
+
+CLOCK_ROUNDS = 3
+
+
+@dataclass
+class Running:
+    """A task on a device, or one that was left behind there."""
+
+    task: Task
+    asked: Asked
+    cell: Cell | None
+    offset: int = 0
+    stored: int = 0
+    """Records of it that were new."""
+    records: list[Record] = field(default_factory=list)
+    """For a spread: they are compared, and not stored."""
+
+    @classmethod
+    def of(cls, task: Task, cell: Cell | None) -> Running:
+        return cls(task, Asked.by(task), cell)
+
+
+@dataclass
+class SeatRun:
+    """One device of one node."""
+
+    id: str
+    node: cluster.Node
+    type: DeviceType
+    seat: Seat
+    worker: cluster.Worker | None = None
+    device: Device | None = None
+    """None until the worker has said what it is."""
+    doing: str = "starting"
+    running: Running | None = None
+    leftovers: list[Running] = field(default_factory=list)
+    owed: list[tuple[Cell, str]] = field(default_factory=list)
+    """Tasks of an ended worker whose spools may be on the node."""
+    hellos: int = 0
+    deaths: int = 0
+    fruitless: int = 0
+    """Tasks in a row that ended early without a record."""
+    next_at: float = 0.0
+    """Nothing is asked of it before."""
+    out: str = ""
+    """Why it gets no more tasks."""
+    clock: tuple[float, float] | None = None
+    """The node's clock less this one's, and the uncertainty, in seconds."""
+    calls: int = 0
+    """Calls that have not returned."""
+
+    @property
+    def label(self) -> str:
+        return self.device.label if self.device else f"{self.node.label} {self.type}"
+
+    @property
+    def kind(self) -> str:
+        return self.device.kind if self.device else ""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can take a task now."""
+        return (self.device is not None and self.worker is not None and not self.out and not self.calls
+                and self.running is None and not self.leftovers and not self.owed)
+
+    def metadata(self) -> dict[str, object]:
+        """Return what is added to the facts of its records' machine."""
+        added: dict[str, object] = {}
+        if self.device is not None:
+            added["device"] = {"node": self.device.node, "index": self.device.index, "uuid": self.device.uuid}
+        if self.clock is not None:
+            added["fleet"] = {"clock_offset_s": round(self.clock[0], 3), "clock_uncertainty_s": round(self.clock[1], 3)}
+        return added
+
+    def state(self) -> SeatState:
+        build = self.running.task.spec.tag if self.running else ""
+        activity = "not used" if self.out else "working" if self.running else "idle" if self.idle else "starting"
+        return SeatState(device=self.label, machine=self.kind, activity=activity, doing=self.out or self.doing,
+                         build=build, clock_offset_s=round(self.clock[0], 3) if self.clock else None)
+
+
+def clock_difference(remote: Callable[[], float], local: Callable[[], float]) -> tuple[float, float]:
+    """Return by how much the `remote` clock is ahead of the `local` one, and the uncertainty: half of the shortest
+    round trip.
+    """
+    best = (0.0, float("inf"))
+    for _ in range(CLOCK_ROUNDS):
+        sent = local()
+        theirs = remote()
+        received = local()
+        if (half := (received - sent) / 2) < best[1]:
+            best = (theirs - (sent + received) / 2, half)
+    return best
