@@ -202,7 +202,8 @@ class Driver:
                       f"'fpxbench[fleet]=={here[0]}', or the same checkout")
             return
         count = node.gpus if self._device == "cuda" else min(node.cpus, 1)
-        if not count and self._request.device is not None:
+        offers = node.gpus or node.cpus     # a head node may be told to offer nothing
+        if not count and offers and self._request.device is not None:
             self._say(f"node {node.label} is left out: it has no {'GPU' if self._device == 'cuda' else 'CPU'} that Ray "
                       f"may use, and --device {self._device} asks for one")
         for number in range(count):
@@ -505,7 +506,7 @@ class Driver:
 
     def _over(self) -> bool:
         """Whether nothing is left to do, or nothing can be done and patience is over."""
-        if not self._nodes and self._device is None:
+        if not self._next_nodes:        # nobody has looked yet
             return False
         working = any(seat.running is not None or seat.owed for seat in self._seats.values())
         if self._schedule.cells and self._schedule.finished and not working \

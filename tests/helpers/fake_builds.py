@@ -5,6 +5,7 @@ What a node runs for a build is that script and nothing else; everything around 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -60,13 +61,17 @@ with open(folder / how["file"], "ab", buffering=0) as out:
 
 
 class FakeBuilds:
-    """Releases ``1.0.0``, ``1.1.0``, … on a timeline, each with an environment under `root`."""
+    """Releases ``1.0.0``, ``1.1.0``, … on a timeline, each with an environment under `environments`."""
 
-    def __init__(self, root: Path, count: int, cases: int, **how: object) -> None:
-        self.root = root
+    numbers = itertools.count(1)
+    """Of the first release: two timelines that share environments have no build in common."""
+
+    def __init__(self, root: Path, count: int, cases: int, environments: Path | None = None, **how: object) -> None:
+        self.root, self.environments = root, environments or root / "environments"
+        major = next(self.numbers)
         self.timeline = Timeline(root / "timeline")
         self.timeline.add([
-            Build(torch=f"1.{number}.0", channel="release", variant="cpu", date=f"2026-01-{number + 1:02d}")
+            Build(torch=f"{major}.{number}.0", channel="release", variant="cpu", date=f"2026-01-{number + 1:02d}")
             for number in range(count)
         ])
         self.entries: list[Entry] = self.timeline.entries()
@@ -83,7 +88,7 @@ class FakeBuilds:
                      key=commit_hash(entry))
 
     def folder(self, entry: Entry) -> Path:
-        return self.root / "environments" / self.spec(entry).name
+        return self.environments / self.spec(entry).name
 
     def make(self, entry: Entry, how: dict[str, object]) -> None:
         folder, build = self.folder(entry), self.build(entry)
@@ -110,8 +115,10 @@ class FakeBuilds:
 
     def measured(self) -> Counter[str]:
         """How often each (case, machine, environment) was measured, stored or not."""
-        log = self.root / "environments/measured.log"
-        return Counter(log.read_text().splitlines()) if log.exists() else Counter()
+        log = self.environments / "measured.log"
+        own = {self.folder(entry).name for entry in self.entries}
+        lines = log.read_text().splitlines() if log.exists() else []
+        return Counter(line for line in lines if line.split()[2] in own)
 
 
 def ids(cases: list[Case]) -> list[str]:
