@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -37,9 +38,21 @@ listener: Callable[[Event, str], None] = _print_message
 """Called on each event of a wait, in the process that waits. By default it prints the message on stderr."""
 
 
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Each lists the GPUs that a process may use, by index or UUID; the first of them is its ``cuda``."""
+
+
 def lock_file(device: str) -> Path:
-    """Return the path of the lock for `device` (``cpu``, ``cuda``)."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir()) / f"fpxbench-{device}-{os.getuid()}.lock"
+    """Return the path of the lock for `device` (``cpu``, ``cuda``). Each GPU of the machine has its own."""
+    name = device + (_which_gpu() if device == "cuda" else "")
+    return Path(os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir()) / f"fpxbench-{name}-{os.getuid()}.lock"
+
+
+def _which_gpu() -> str:
+    """Return the GPU that is this process's ``cuda``: nothing for the machine's first one."""
+    lists = [os.environ[name] for name in _VISIBLE if os.environ.get(name)]
+    first = re.sub(r"[^A-Za-z0-9-]", "", lists[0].partition(",")[0]) if lists else "0"
+    return "" if first in ("0", "") else f"-{first[:80]}"
 
 
 @contextlib.contextmanager

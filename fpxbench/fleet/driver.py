@@ -14,47 +14,38 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-import fpxbench
 from fpxbench.builds.environments import Installation, NotOffered
 from fpxbench.builds.environments.specification import EnvironmentState
 from fpxbench.builds.timeline import Entry, Timeline, TimelineError
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
+from fpxbench.fleet.comparison import Comparison
 from fpxbench.fleet.inbox import Arrival, Inbox
 from fpxbench.fleet.messages import (
     MOST_CASES,
     Delivery,
     DeviceType,
-    Hello,
-    Seat,
     SweepOptions,
     Task,
     TaskEnd,
-    source_digest,
 )
-from fpxbench.fleet.schedule import Cell, Schedule
-from fpxbench.fleet.seats import Running, SeatRun, clock_difference
-from fpxbench.fleet.spread import DeviceSpread, cases_to_compare, spreads
+from fpxbench.fleet.rates import Rates
+from fpxbench.fleet.roster import WAIT_S, Roster
+from fpxbench.fleet.schedule import Cell
+from fpxbench.fleet.seats import Running, SeatRun
+from fpxbench.fleet.spread import DeviceSpread
 from fpxbench.fleet.state import CellState, FleetFolder, FleetState
 from fpxbench.records.record import Machine, Record, now
 from fpxbench.records.store import Store
 
 NODES_EVERY_S = 2.0
 STATE_EVERY_S = 1.0
-WAIT_S = 0.5
 POLL_S = 1.0
 """How long a node waits for a record before it answers that there is none."""
-MOST_DEATHS = 5
-"""A device whose worker ended so often gets no more tasks."""
 MOST_FRUITLESS = 3
-MOST_HELLOS = 10
-"""How often a new worker is asked for the spool of the one before it, once a second."""
-CLOCK_NOTICE_S = 2.0
 STOP_WITHIN_S = 15.0
-LARGEST_REPLY = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class NoDevice(RuntimeError):
     """The cluster has no device of those that were asked for."""
 
 
-class Driver:
+class Driver(Roster):
     """One run of a fleet.
 
     Parameters
@@ -90,29 +81,18 @@ class Driver:
 
     def __init__(self, request: Request, timeline: Timeline, say: Callable[[str], None],
                  show: Callable[[FleetState], None]) -> None:
+        super().__init__(request.device, request.machines, self._told)
         self._request, self._timeline, self._say_aloud, self._show = request, timeline, say, show
         self._folder = FleetFolder(request.results)
         self._store: Store[Record] = Store(request.results)
         self._inbox = Inbox(self._store)
-        self._schedule = Schedule()
-        self._seats: dict[str, SeatRun] = {}
-        self._nodes: dict[str, cluster.Node] = {}
-        self._versions: dict[cluster.Call, cluster.Node] = {}
-        self._calls: dict[cluster.Call, tuple[SeatRun, Callable[[SeatRun, str], None]]] = {}
         self._state = FleetState(host=platform.node(), pid=os.getpid(), builds=[each.tag for each in request.entries])
         self._statuses: dict[tuple[str, str], Counter] = {}
-        self._fleet = ""
         self._stopping = False
-        self._device = request.device
-        self._others: set[str] = set()
-        """Kinds that --machines leaves out."""
         self._next_nodes = self._next_state = 0.0
         self._stuck_since: float | None = None
-        self._spread: dict[str, dict[str, Running]] = {}
-        """By kind, the tasks of its spread by device; a kind that was compared, or need not be, has none."""
-        self._stored_at: dict[str, list[float]] = {}
-        """By kind: the first and the latest time at which a record of it was stored."""
-        self._stored_of: Counter[str] = Counter()
+        self._comparison = Comparison(request.results)
+        self._rates = Rates()
 
     def run(self) -> FleetState:
         """Measure until nothing is left to do, and return how it ended. The cluster is joined already.
@@ -152,167 +132,6 @@ class Driver:
         self._give_tasks()
         self._publish()
 
-    def _returned(self, call: cluster.Call, timeout_s: float | None = None) -> None:
-        seat, then = self._calls.pop(call)
-        seat.calls -= 1
-        try:
-            value = cluster.result(call, timeout_s)
-            if isinstance(value, str) and len(value) > LARGEST_REPLY:
-                raise ValueError(f"an answer of {len(value) >> 20} MB")
-            then(seat, value)
-        except (cluster.WorkerEnded, ValueError) as error:   # ValueError: pydantic's, for an answer that is none
-            self._worker_ended(seat, str(error))
-
-    def _call(self, seat: SeatRun, then: Callable, method: str, *arguments: object) -> None:
-        seat.calls += 1
-        self._calls[seat.worker.call(method, *arguments)] = (seat, then)
-
-    # Nodes and workers.
-
-    def _look_at_nodes(self) -> None:
-        alive = {node.id: node for node in cluster.nodes()}
-        for node_id in self._nodes.keys() - alive.keys():
-            self._node_ended(self._nodes.pop(node_id))
-        if self._device is None and alive:
-            self._device = "cuda" if any(node.gpus for node in alive.values()) else "cpu"
-        for node in alive.values():
-            if node.id not in self._nodes:
-                self._nodes[node.id] = node
-                self._versions[cluster.ask_version(node)] = node
-        for seat in self._seats.values():
-            if seat.out or time.monotonic() < seat.next_at:
-                continue
-            if seat.worker is None:
-                self._begin(seat)
-            elif seat.owed and not seat.calls and not seat.leftovers and seat.running is None:
-                self._call(seat, self._said_hello, "hello")
-
-    def _version(self, node: cluster.Node, call: cluster.Call) -> None:
-        """Open the seats of a node whose fpxbench is this one."""
-        try:
-            found = cluster.read_version(cluster.result(call))
-        except cluster.WorkerEnded as error:
-            self._say(f"node {node.label} does not answer, and is left out: {error}")
-            return
-        here, theirs = (fpxbench.__version__, source_digest()), (found.get("version", ""), found.get("source", ""))
-        if theirs != here:
-            what = f"fpxbench {theirs[0]} (source {theirs[1] or 'unknown'})" if theirs[0] else "no fpxbench"
-            self._say(f"node {node.label} is left out: it has {what} in {found.get('python')}, and the driver has "
-                      f"{here[0]} (source {here[1]}). Install the same on every node: pip install "
-                      f"'fpxbench[fleet]=={here[0]}', or the same checkout")
-            return
-        count = node.gpus if self._device == "cuda" else min(node.cpus, 1)
-        offers = node.gpus or node.cpus     # a head node may be told to offer nothing
-        if not count and offers and self._request.device is not None:
-            self._say(f"node {node.label} is left out: it has no {'GPU' if self._device == 'cuda' else 'CPU'} that Ray "
-                      f"may use, and --device {self._device} asks for one")
-        for number in range(count):
-            seat = Seat(fleet=self._fleet, device=self._device, machine=node.machine,
-                        accelerator_type=node.accelerator_type, share=number, shares=count)
-            seat_id = f"{node.id[:16]}-{self._device}{number}"
-            self._seats[seat_id] = SeatRun(seat_id, node, self._device, seat)
-            self._begin(self._seats[seat_id])
-
-    def _begin(self, seat: SeatRun) -> None:
-        seat.worker = cluster.start_worker(seat.node, seat.type, seat.seat)
-        seat.doing, seat.hellos = "waiting for the device", 0
-        self._call(seat, self._said_hello, "hello")
-
-    def _said_hello(self, seat: SeatRun, reply: str) -> None:
-        hello = Hello.model_validate_json(reply)
-        globs = self._request.machines
-        if globs and not any(fnmatchcase(hello.device.kind, glob) for glob in globs):
-            seat.out = "not asked for"
-            self._others.add(hello.device.kind)
-            self._release(seat)
-            return
-        if seat.device is None or seat.clock is None:
-            seat.device = hello.device
-            self._compare_clocks(seat)
-            self._add_cells(seat)
-        seat.leftovers = [Running.of(task, self._schedule.cells.get((task.spec.key, task.kind)))
-                          for task in hello.leftovers]
-        seat.hellos += 1
-        self._next_leftover(seat)
-
-    def _compare_clocks(self, seat: SeatRun) -> None:
-        seat.clock = clock_difference(lambda: float(cluster.result(seat.worker.call("clock"), WAIT_S * 20)), time.time)
-        offset, uncertainty = seat.clock
-        if abs(offset) > CLOCK_NOTICE_S + uncertainty:
-            self._say(f"the clock of {seat.label} is {abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} the "
-                      "driver's: started_at in its records is the node's time, and the offset is recorded with it")
-
-    def _next_leftover(self, seat: SeatRun) -> None:
-        """Fetch the next spool that an ended worker left, or decide that no other is to be expected."""
-        if seat.leftovers:
-            seat.doing = "delivering what an ended worker left"
-            seat.running = seat.leftovers.pop(0)
-            self._poll(seat)
-            return
-        seat.running = None
-        if seat.owed and seat.hellos < MOST_HELLOS:     # the ended worker's process may still hold its spool
-            seat.next_at = time.monotonic() + 1.0
-            return
-        for cell, task in seat.owed:
-            cell.ended(task, TaskEnd(status="ended", message="its worker ended"))
-        seat.owed, seat.doing = [], "idle"
-
-    def _worker_ended(self, seat: SeatRun, reason: str) -> None:
-        """Keep the cases of a worker's task apart until its spool is delivered, and start the next worker."""
-        if seat.running is not None and seat.running.cell is not None:
-            self._task_lost(seat, seat.running, spool_may_return=True)
-        self._release(seat)
-        seat.running, seat.leftovers, seat.doing = None, [], "restarting"
-        seat.deaths += 1
-        seat.next_at = time.monotonic() + 1.0
-        if seat.deaths >= MOST_DEATHS:
-            self._set_out(seat, f"its worker ended {seat.deaths} times, the last time: {reason}")
-
-    def _node_ended(self, node: cluster.Node) -> None:
-        gone = [seat for seat in self._seats.values() if seat.node.id == node.id]
-        if gone:
-            self._say(f"node {node.label} is gone; what its {len(gone)} devices had not finished goes to others of "
-                      "their kind")
-        for seat in gone:
-            if seat.running is not None and seat.running.cell is not None:
-                self._task_lost(seat, seat.running, spool_may_return=False)
-            for cell, task in seat.owed:
-                cell.ended(task, TaskEnd(status="ended", message="its node ended"))
-            del self._seats[seat.id]
-        self._calls = {call: pair for call, pair in self._calls.items() if pair[0].node.id != node.id}
-
-    def _task_lost(self, seat: SeatRun, running: Running, spool_may_return: bool) -> None:
-        cell, task = running.cell, running.task
-        if task.purpose == "plan":
-            cell.planning_by = ""
-        elif task.purpose == "measure" and task.id in cell.running:
-            cell.lose(task.id, spool_may_return)
-            if spool_may_return:
-                seat.owed.append((cell, task.id))
-        self._spread.get(seat.kind, {}).pop(seat.id, None)
-
-    def _release(self, seat: SeatRun) -> None:
-        """End a seat's worker, and forget its calls."""
-        if seat.worker is not None:
-            seat.worker.end()
-        seat.worker, seat.calls = None, 0
-        self._calls = {call: pair for call, pair in self._calls.items() if pair[0] is not seat}
-
-    def _set_out(self, seat: SeatRun, reason: str) -> None:
-        """Give a device no more tasks in this run."""
-        if not seat.out:
-            self._say(f"{seat.label} gets no more tasks: {reason}")
-        seat.out = reason
-        for cell, task in seat.owed:
-            cell.ended(task, TaskEnd(status="ended", message=reason))
-        seat.owed = []
-        for cell in self._schedule.of_kind(seat.kind):
-            if cell.refused_by:
-                self._schedule.refuse(cell, seat.id, reason, self._usable(seat.kind) | {seat.id})
-
-    def _usable(self, kind: str) -> set[str]:
-        return {seat.id for seat in self._seats.values() if seat.kind == kind and not seat.out}
-
     # Cells and tasks.
 
     def _add_cells(self, seat: SeatRun) -> None:
@@ -343,7 +162,12 @@ class Driver:
                 batch = cell.take(task_id, seat.id, len(self._usable(seat.kind)))
                 self._start(seat, cell, Task(id=task_id, purpose="measure", cases=list(batch.remaining.values()),
                                              **self._common(cell)))
-        self._compare_devices()
+        for seat, cell, cases in self._comparison.next_tasks(self._schedule, self._seats.values()):
+            self._start(seat, cell, Task(id=secrets.token_hex(8), purpose="spread", cases=cases, **self._common(cell)))
+        for found in self._comparison.results():
+            Store(self._request.results, DeviceSpread).append(found)
+            self._state.spreads.append(found.message())
+            self._say(found.message())
 
     def _common(self, cell: Cell) -> dict:
         return {"spec": cell.spec, "kind": cell.kind, "device": cell.device, "options": self._request.options,
@@ -384,7 +208,7 @@ class Driver:
         """Store one line of a delivery, and note its case as measured."""
         if running.task.purpose == "spread":
             with suppress(ValueError):
-                running.records.append(running.asked.read(line))
+                self._comparison.add(seat, running.asked.read(line))
             return
         arrival, record, reason = self._inbox.take(line, running.asked, seat.metadata())
         if arrival is Arrival.REFUSED:
@@ -396,8 +220,7 @@ class Driver:
             running.stored += 1
             self._state.stored += 1
             kind = running.task.kind
-            self._stored_of[kind] += 1
-            self._stored_at.setdefault(kind, [time.monotonic()] * 2)[1] = time.monotonic()
+            self._rates.stored(kind)
             self._statuses.setdefault((running.task.spec.key, kind), Counter())[record.verdict.status] += 1
         elif arrival is Arrival.REPEATED:
             self._state.repeated += 1
@@ -413,6 +236,7 @@ class Driver:
         if owed is not None:
             seat.owed.remove(owed)
         if task.purpose == "spread" or cell is None:
+            self._comparison.ended(seat)
             return
         if task.purpose == "plan":
             self._plan_ended(seat, cell, end)
@@ -435,6 +259,9 @@ class Driver:
                       f"{end.message}")
             if seat.fruitless >= MOST_FRUITLESS:
                 self._set_out(seat, f"{seat.fruitless} tasks in a row ended without a record: {end.message}")
+
+    def _comparison_ended(self, seat: SeatRun) -> None:
+        self._comparison.ended(seat)
 
     def _plan_ended(self, seat: SeatRun, cell: Cell, end: TaskEnd) -> None:
         cell.planning_by = ""
@@ -463,45 +290,6 @@ class Driver:
         except TimelineError as error:
             self._say(str(error))
 
-    # Devices of one kind, compared.
-
-    def _compare_devices(self) -> None:
-        """Once a kind has nothing left to measure, have all its devices run the same cases at once, and compare."""
-        for kind in {seat.kind for seat in self._seats.values() if seat.kind}:
-            running = self._spread.get(kind)
-            seats = [self._seats[seat_id] for seat_id in sorted(self._usable(kind))]
-            if running is None:
-                cells = self._schedule.of_kind(kind)
-                if not all(cell.finished for cell in cells) or not all(seat.idle for seat in seats):
-                    continue
-                self._spread[kind] = {}
-                cell = next((cell for cell in cells if cell.build is not None and cell.done), None)
-                cases = self._cases_to_compare(cell, seats) if cell is not None and len(seats) > 1 else []
-                for seat in seats if cases else []:
-                    self._start(seat, cell, Task(id=secrets.token_hex(8), purpose="spread", cases=cases,
-                                                 **self._common(cell)))
-                    self._spread[kind][seat.id] = seat.running
-            elif running and not any(self._seats[seat_id].running is each for seat_id, each in running.items()
-                                     if seat_id in self._seats):
-                by_device = {seat_id: (self._seats[seat_id].device, each.records) for seat_id, each in running.items()
-                             if seat_id in self._seats}
-                for found in spreads(by_device):
-                    Store(self._request.results, DeviceSpread).append(found)
-                    self._state.spreads.append(found.message())
-                    self._say(found.message())
-                self._spread[kind] = {}
-
-    def _cases_to_compare(self, cell: Cell, seats: list[SeatRun]) -> list:
-        """Return the cases on which to compare devices; none if the very devices were compared on this build."""
-        known = Store(self._request.results, DeviceSpread)
-        path = known.file(cell.kind, cell.build)
-        devices = {seat.device.model_dump_json() for seat in seats}
-        if path.exists() and any({each.device.model_dump_json() for each in spread.devices} == devices
-                                 for spread in known.read(path)[0]):
-            return []
-        path = self._store.file(cell.kind, cell.build)
-        return cases_to_compare(self._store.read(path)[0]) if path.exists() else []
-
     # The end, and what is shown.
 
     def _over(self) -> bool:
@@ -510,7 +298,7 @@ class Driver:
             return False
         working = any(seat.running is not None or seat.owed for seat in self._seats.values())
         if self._schedule.cells and self._schedule.finished and not working \
-                and not any(self._spread.get(seat.kind) is None for seat in self._seats.values() if seat.idle) \
+                and all(self._comparison.is_over(seat.kind) for seat in self._seats.values() if seat.idle) \
                 and not self._versions and not any(seat.device is None and not seat.out
                                                    for seat in self._seats.values()):
             return True
@@ -556,7 +344,7 @@ class Driver:
                     if call in self._calls:
                         self._returned(call)
 
-    def _say(self, sentence: str) -> None:
+    def _told(self, sentence: str) -> None:
         self._state.messages = [*self._state.messages, sentence][-200:]
         self._say_aloud(sentence)
 
@@ -568,7 +356,7 @@ class Driver:
         state.at = now()
         state.cells = [self._cell_state(cell) for cell in self._schedule.cells.values()]
         state.seats = [seat.state() for seat in self._seats.values()]
-        state.seconds_left = self._seconds_left()
+        state.seconds_left = self._rates.seconds_left(self._schedule)
         self._folder.write(state)
         self._show(state)
 
@@ -581,19 +369,3 @@ class Driver:
     def _file(self, cell: Cell) -> str:
         path = self._store.file(cell.kind, cell.build) if cell.build is not None else None
         return str(path.relative_to(self._request.results)) if path is not None else ""
-
-    def _seconds_left(self) -> float | None:
-        """Return the seconds until the slowest kind is done, at its rate so far; None while one has no rate."""
-        if not self._schedule.cells:
-            return None
-        longest = 0.0
-        for kind in {cell.kind for cell in self._schedule.cells.values() if not cell.finished}:
-            cells = [cell for cell in self._schedule.of_kind(kind) if not cell.failure]
-            planned = [cell for cell in cells if cell.planned]
-            first, latest = self._stored_at.get(kind, (0.0, 0.0))
-            if not planned or self._stored_of[kind] < 2 or latest <= first:
-                return None
-            left = sum(cell.total - len(cell.done) for cell in planned)
-            left += (len(cells) - len(planned)) * max(cell.total for cell in planned)
-            longest = max(longest, left * (latest - first) / (self._stored_of[kind] - 1))
-        return longest

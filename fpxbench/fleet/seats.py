@@ -10,7 +10,6 @@ from fpxbench.fleet.inbox import Asked
 from fpxbench.fleet.messages import Device, DeviceType, Seat, Task
 from fpxbench.fleet.schedule import Cell
 from fpxbench.fleet.state import SeatState
-from fpxbench.records.record import Record
 
 CLOCK_ROUNDS = 3
 
@@ -25,8 +24,6 @@ class Running:
     offset: int = 0
     stored: int = 0
     """Records of it that were new."""
-    records: list[Record] = field(default_factory=list)
-    """For a spread: they are compared, and not stored."""
 
     @classmethod
     def of(cls, task: Task, cell: Cell | None) -> Running:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from fake_builds import FakeBuilds, ids
 
+import fpxbench
+from fpxbench.builds.environments import Installation
+from fpxbench.fleet.spread import DeviceSpread
 from fpxbench.fleet.state import FleetState
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store
@@ -18,14 +25,9 @@ ray = pytest.importorskip("ray", reason="the fleet needs Ray: pip install 'fpxbe
 
 from local_cluster import LocalCluster  # noqa: E402  (imports Ray)
 
-from fpxbench.fleet import cluster, driver  # noqa: E402
+from fpxbench.fleet import cluster, driver, roster  # noqa: E402
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,106 @@ def test_what_has_no_device_left_waits_for_one_that_joins(nodes: LocalCluster, b
     state, _ = run(nodes, builds, watch=kill, patience_s=60.0)
     joining[0].join()
     assert state.ended == "complete" and stored(builds) == once(builds)
+
+
+def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(nodes: LocalCluster, builds: FakeBuilds
+                                                                            ) -> None:
+    for entry in builds.entries:
+        builds.behave(entry, seconds=0.2)
+    first, last = builds.entries[0].tag, builds.entries[-1].tag
+    command = [sys.executable, "-m", "fpxbench", "fleet", "run", "--builds", f"{first}..{last}", "--device", "cpu",
+               "--address", nodes.address, "--results", str(builds.root / "results"),
+               "--timeline", str(builds.root / "timeline")]
+    one = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while one.poll() is None and (builds.measured().total() < 10):
+        time.sleep(0.05)
+    one.kill()
+    _, complaints = one.communicate()
+    assert one.returncode == -signal.SIGKILL, complaints
+    state, _ = run(nodes, builds)
+    assert state.ended == "complete" and stored(builds) == once(builds)
+    assert set(builds.measured().values()) == {1}
+    assert state.stored < 80, "the first driver had stored some"
+
+
+def test_a_full_disk_takes_its_node_out_and_the_rest_goes_on(nodes: LocalCluster, builds: FakeBuilds) -> None:
+    for entry in builds.entries:
+        builds.behave(entry, full_on="nodes/a/")
+    state, said = run(nodes, builds)
+    assert state.ended == "complete" and stored(builds) == once(builds)
+    assert [line for line in said if "gets no more tasks" in line and "disk of" in line]
+
+
+def test_a_build_that_does_not_install_on_one_kind_is_measured_on_the_others(nodes: LocalCluster, builds: FakeBuilds
+                                                                             ) -> None:
+    own = nodes.root / "own-environments"
+    refused = builds.entries[0]
+    for entry in builds.entries:
+        shutil.copytree(builds.folder(entry), own / builds.folder(entry).name, symlinks=True)
+    state_file = own / builds.folder(refused).name / "environment.json"
+    state_file.write_text(state_file.read_text().replace('"ready"', '"failed"').replace(
+        '"why":""', '"why":"no wheel for aarch64"').replace('"log_tail":""', '"log_tail":"ERROR: no wheel"'))
+    nodes.add("d", machine="m3", FPX_ENVIRONMENTS=str(own))
+    try:
+        state, said = run(nodes, builds, machines=("m1", "m3"))
+    finally:
+        nodes.kill("d")
+    assert state.ended == "incomplete" and any("no wheel for aarch64" in line for line in said)
+    expected = once(builds, ("m1", "m3"))
+    assert stored(builds) == Counter({key: 1 for key in expected
+                                      if key[:2] != ("m3", builds.build(refused).torch)})
+    (kept,), _ = Store(builds.root / "results", Installation).read_all()
+    assert (kept.machine.name, kept.status, kept.log_tail) == ("m3", "failed", "ERROR: no wheel")
+    assert "default" in builds.timeline.find(refused.key).failures
+
+
+def test_another_fpxbench_on_a_node_leaves_it_out(nodes: LocalCluster, builds: FakeBuilds) -> None:
+    stale = nodes.root / "stale" / "fpxbench"
+    stale.mkdir(parents=True)
+    (stale / "__init__.py").write_text('__version__ = "0.0.9"')
+    nodes.add("old", machine="m4", PYTHONPATH=str(stale.parent))
+    try:
+        state, said = run(nodes, builds, machines=("m2", "m4"))
+    finally:
+        nodes.kill("old")
+    (line,) = [line for line in said if "left out" in line]
+    assert "0.0.9" in line and fpxbench.__version__ in line and "pip install" in line
+    assert state.ended == "complete" and stored(builds) == once(builds, ("m2",))
+
+
+def test_nodes_without_a_gpu_are_left_out_where_one_is_asked_for(nodes: LocalCluster, builds: FakeBuilds) -> None:
+    with pytest.raises(driver.NoDevice, match="no GPU"):
+        run(nodes, builds, device="cuda")
+    assert not builds.measured()
+
+
+def test_a_glob_that_no_machine_has_names_those_that_there_are(nodes: LocalCluster, builds: FakeBuilds) -> None:
+    with pytest.raises(driver.NoDevice, match="m1, m2"):
+        run(nodes, builds, machines=("nvidia-*",))
+
+
+def test_two_gpus_of_one_node_share_the_work_are_told_apart_and_compared(nodes: LocalCluster) -> None:
+    """Ray reserves the GPUs; there are none."""
+    number = len(list(nodes.root.glob("builds-*")))
+    builds = FakeBuilds(nodes.root / f"builds-{number}", 1, 24, environments=nodes.root / "environments", timed=True,
+                        seconds=0.1)
+    nodes.add("g", gpus=2, accelerator="H100")
+    try:
+        state, _ = run(nodes, builds, device=None)
+    finally:
+        nodes.kill("g")
+    assert state.ended == "complete" and stored(builds) == once(builds, ("h100",))
+    records, _ = Store(builds.root / "results").read_all()
+    assert Counter(record.machine.facts["device"]["index"] for record in records).keys() == {0, 1}
+    (found,), _ = Store(builds.root / "results", DeviceSpread).read_all()
+    assert {each.device.index for each in found.devices} == {0, 1} and found.message() in state.spreads
+
+
+def test_a_clock_that_differs_is_named_and_recorded(nodes: LocalCluster, builds: FakeBuilds,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "driver_clock", lambda: time.time() - 90)
+    state, said = run(nodes, builds, machines=("m2",))
+    assert any("90.0 s ahead of the driver's" in line for line in said)
+    records, _ = Store(builds.root / "results").read_all()
+    offsets = {record.machine.facts["fleet"]["clock_offset_s"] for record in records}
+    assert state.ended == "complete" and all(abs(offset - 90) < 1 for offset in offsets)

@@ -43,6 +43,9 @@ folder = Path(option("--results")) / option("--machine") / "records"
 folder.mkdir(parents=True)
 template = (here / "record.json").read_text()
 log = os.open(here.parent.parent.parent / "measured.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+if how.get("full_on", "nowhere") in str(folder):
+    print("OSError: [Errno 28] No space left on device", file=sys.stderr)
+    sys.exit(1)
 if how.get("message"):
     print(how["message"], file=sys.stderr)
 with open(folder / how["file"], "ab", buffering=0) as out:
@@ -53,10 +56,10 @@ with open(folder / how["file"], "ab", buffering=0) as out:
         if number == how.get("ends_after", -1):
             sys.exit(how.get("status", 1))
         time.sleep(how.get("seconds", 0.0))
-        os.write(log, (case["id"] + " " + option("--machine") + " " + str(here.parent.parent.name) + "\\n").encode())
         started = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
         text = template.replace('"CASE"', line).replace("MACHINE", option("--machine")).replace("STARTED", started)
         out.write(text.replace('"SEED"', str(os.getpid() * 100000 + number)).encode() + b"\\n")
+        os.write(log, (case["id"] + " " + option("--machine") + " " + str(here.parent.parent.name) + "\\n").encode())
 '''
 
 
@@ -103,7 +106,8 @@ class FakeBuilds:
         plan = Plan(device="cpu", cases=[Planned(case=each) for each in self.cases],
                     sources={"triton_fused": "0123456789ab"})
         (folder / "venv/bin/plan.json").write_text(plan.model_dump_json())
-        one = record(self.cases[0], build=build).model_copy(update={"started_at": "STARTED"})
+        one = record(self.cases[0], build=build, speedup=2.0 if how.get("timed") else None)
+        one = one.model_copy(update={"started_at": "STARTED"})
         line = json.loads(one.to_json()) | {"case": "CASE", "seed": "SEED"}
         line["machine"] = line["machine"] | {"name": "MACHINE"}
         (folder / "venv/bin/record.json").write_text(json.dumps(line))

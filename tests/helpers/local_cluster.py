@@ -25,10 +25,11 @@ class LocalCluster:
     def address(self) -> str:
         return self._cluster.address
 
-    def add(self, name: str, *, machine: str | None = None, gpus: int = 0, accelerator: str = "") -> None:
-        """Start a node. machine : what its records are filed under"""
+    def add(self, name: str, *, machine: str | None = None, gpus: int = 0, accelerator: str = "",
+            **variables: str) -> None:
+        """Start a node. machine : what its records are filed under; variables : of its processes' environment"""
         variables = {"FPX_FLEET_FOLDER": str(self.root / "nodes" / name),
-                     "FPX_ENVIRONMENTS": str(self.root / "environments")}
+                     "FPX_ENVIRONMENTS": str(self.root / "environments")} | variables
         self.nodes[name] = self._add(
             num_cpus=1, num_gpus=gpus, env_vars=variables, labels={"fpxbench-machine": machine} if machine else None,
             resources={f"accelerator_type:{accelerator}": 1} if accelerator else None)

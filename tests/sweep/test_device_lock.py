@@ -78,3 +78,14 @@ def test_a_child_uses_the_folder_of_locks_that_is_named_to_its_parent():
         used = isolation.call("fpxbench.checking.device_lock:lock_file", "cpu", timeout_s=60).read(Path)
     assert used == lock_file("cpu") and used.parent == Path(os.environ[locks.FOLDER_VARIABLE])
     assert used.parent != Path(tempfile.gettempdir())
+
+
+def test_each_gpu_of_a_machine_has_a_lock_of_its_own(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    first, cpu = lock_file("cuda"), lock_file("cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert lock_file("cuda") == first
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert lock_file("cuda") != first and lock_file("cpu") == cpu
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1b2c/../x")
+    assert lock_file("cuda").parent == first.parent
