@@ -71,55 +71,42 @@ def once(builds: FakeBuilds, machines: tuple[str, ...] = ("m1", "m2")) -> Counte
                     for machine in machines for entry in builds.entries for case in ids(builds.cases)})
 
 
-def test_every_case_is_measured_once_on_every_kind(nodes: LocalCluster, builds: FakeBuilds) -> None:
+def test_every_case_is_measured_once_on_every_kind_and_a_second_run_measures_nothing(nodes: LocalCluster,
+                                                                                     builds: FakeBuilds) -> None:
     state, said = run(nodes, builds)
     assert state.ended == "complete" and said == []
     assert stored(builds) == once(builds)
     assert set(builds.measured().values()) == {1}, "nodes of one kind share the work"
     assert state.stored == 80 and state.repeated == state.superseded == state.refused == 0
-
-
-def test_a_second_run_measures_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:
-    run(nodes, builds)
     state, _ = run(nodes, builds)
-    assert state.ended == "complete" and state.stored == 0
-    assert set(builds.measured().values()) == {1}
+    assert state.ended == "complete" and state.stored == 0 and set(builds.measured().values()) == {1}
 
 
-def test_a_node_that_is_killed_under_load_loses_and_doubles_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:
-    for entry in builds.entries:
-        builds.behave(entry, seconds=0.2)
-    killed = threading.Event()
-
-    def kill(state: FleetState) -> None:
-        if state.stored >= 6 and not killed.is_set():
-            killed.set()
-            nodes.kill("b")
-
-    state, said = run(nodes, builds, watch=kill)
-    nodes.add("b", machine="m1")
-    assert killed.is_set() and any("is gone" in line for line in said)
-    assert state.ended == "complete" and stored(builds) == once(builds)
-
-
-def test_what_has_no_device_left_waits_for_one_that_joins(nodes: LocalCluster, builds: FakeBuilds) -> None:
+def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:
+    """One of a pair, whose cases go to the other; and the only one of its kind, whose cases wait for one that joins."""
     for entry in builds.entries:
         builds.behave(entry, seconds=0.2)
     joining: list[threading.Thread] = []
 
+    def join() -> None:
+        nodes.add("b", machine="m1")
+        nodes.add("c", machine="m2")
+
     def kill(state: FleetState) -> None:
-        if state.stored >= 4 and not joining:
+        if state.stored >= 6 and not joining:
+            nodes.kill("b")
             nodes.kill("c")
-            joining.append(threading.Thread(target=nodes.add, args=("c",), kwargs={"machine": "m2"}))
+            joining.append(threading.Thread(target=join))
             joining[0].start()
 
-    state, _ = run(nodes, builds, watch=kill, patience_s=60.0)
+    state, said = run(nodes, builds, watch=kill, patience_s=100.0)
     joining[0].join()
+    assert len([line for line in said if "is gone" in line]) == 2
     assert state.ended == "complete" and stored(builds) == once(builds)
 
 
-def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(nodes: LocalCluster, builds: FakeBuilds
-                                                                            ) -> None:
+def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(nodes: LocalCluster,
+                                                                            builds: FakeBuilds) -> None:
     for entry in builds.entries:
         builds.behave(entry, seconds=0.2)
     first, last = builds.entries[0].tag, builds.entries[-1].tag
@@ -138,84 +125,73 @@ def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(node
     assert state.stored < 80, "the first driver had stored some"
 
 
-def test_a_full_disk_takes_its_node_out_and_the_rest_goes_on(nodes: LocalCluster, builds: FakeBuilds) -> None:
+@pytest.mark.slow
+@pytest.mark.slow_core
+def test_each_trouble_is_a_sentence_and_the_rest_goes_on(nodes: LocalCluster, builds: FakeBuilds,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, another fpxbench, a build that does not install on one kind, a clock that differs."""
     for entry in builds.entries:
         builds.behave(entry, full_on="nodes/a/")
-    state, said = run(nodes, builds)
-    assert state.ended == "complete" and stored(builds) == once(builds)
-    assert [line for line in said if "gets no more tasks" in line and "disk of" in line]
-
-
-def test_a_build_that_does_not_install_on_one_kind_is_measured_on_the_others(nodes: LocalCluster, builds: FakeBuilds
-                                                                             ) -> None:
-    own = nodes.root / "own-environments"
-    refused = builds.entries[0]
+    own, refused = nodes.root / f"own-{builds.root.name}", builds.entries[0]
     for entry in builds.entries:
         shutil.copytree(builds.folder(entry), own / builds.folder(entry).name, symlinks=True)
     state_file = own / builds.folder(refused).name / "environment.json"
     state_file.write_text(state_file.read_text().replace('"ready"', '"failed"').replace(
         '"why":""', '"why":"no wheel for aarch64"').replace('"log_tail":""', '"log_tail":"ERROR: no wheel"'))
-    nodes.add("d", machine="m3", FPX_ENVIRONMENTS=str(own))
-    try:
-        state, said = run(nodes, builds, machines=("m1", "m3"))
-    finally:
-        nodes.kill("d")
-    assert state.ended == "incomplete" and any("no wheel for aarch64" in line for line in said)
-    expected = once(builds, ("m1", "m3"))
-    assert stored(builds) == Counter({key: 1 for key in expected
-                                      if key[:2] != ("m3", builds.build(refused).torch)})
-    (kept,), _ = Store(builds.root / "results", Installation).read_all()
-    assert (kept.machine.name, kept.status, kept.log_tail) == ("m3", "failed", "ERROR: no wheel")
-    assert "default" in builds.timeline.find(refused.key).failures
-
-
-def test_another_fpxbench_on_a_node_leaves_it_out(nodes: LocalCluster, builds: FakeBuilds) -> None:
     stale = nodes.root / "stale" / "fpxbench"
     stale.mkdir(parents=True)
     (stale / "__init__.py").write_text('__version__ = "0.0.9"')
+    monkeypatch.setattr(roster, "driver_clock", lambda: time.time() - 90)
+    nodes.add("d", machine="m3", FPX_ENVIRONMENTS=str(own))
     nodes.add("old", machine="m4", PYTHONPATH=str(stale.parent))
     try:
-        state, said = run(nodes, builds, machines=("m2", "m4"))
+        state, said = run(nodes, builds)
     finally:
+        nodes.kill("d")
         nodes.kill("old")
+
+    assert state.ended == "incomplete", "a build is not measured on m3"
+    expected = once(builds, ("m1", "m2", "m3"))
+    assert stored(builds) == Counter({key: 1 for key in expected if key[:2] != ("m3", builds.build(refused).torch)})
+
+    assert [line for line in said if "gets no more tasks" in line and "disk of" in line]
     (line,) = [line for line in said if "left out" in line]
     assert "0.0.9" in line and fpxbench.__version__ in line and "pip install" in line
-    assert state.ended == "complete" and stored(builds) == once(builds, ("m2",))
+    assert any("no wheel for aarch64" in line for line in said)
+    (kept,), _ = Store(builds.root / "results", Installation).read_all()
+    assert (kept.machine.name, kept.status, kept.log_tail) == ("m3", "failed", "ERROR: no wheel")
+    assert "default" in builds.timeline.find(refused.key).failures
+    assert len([line for line in said if "90.0 s ahead of the driver's" in line]) == 4
+    offsets = {one.machine.facts["fleet"]["clock_offset_s"] for one in Store(builds.root / "results").read_all()[0]}
+    assert all(abs(offset - 90) < 1 for offset in offsets)
 
 
-def test_nodes_without_a_gpu_are_left_out_where_one_is_asked_for(nodes: LocalCluster, builds: FakeBuilds) -> None:
-    with pytest.raises(driver.NoDevice, match="no GPU"):
-        run(nodes, builds, device="cuda")
-    assert not builds.measured()
-
-
-def test_a_glob_that_no_machine_has_names_those_that_there_are(nodes: LocalCluster, builds: FakeBuilds) -> None:
-    with pytest.raises(driver.NoDevice, match="m1, m2"):
-        run(nodes, builds, machines=("nvidia-*",))
-
-
+@pytest.mark.slow
+@pytest.mark.slow_core
 def test_two_gpus_of_one_node_share_the_work_are_told_apart_and_compared(nodes: LocalCluster) -> None:
     """Ray reserves the GPUs; there are none."""
-    number = len(list(nodes.root.glob("builds-*")))
-    builds = FakeBuilds(nodes.root / f"builds-{number}", 1, 24, environments=nodes.root / "environments", timed=True,
+    builds = FakeBuilds(nodes.root / "builds-of-gpus", 1, 24, environments=nodes.root / "environments", timed=True,
                         seconds=0.1)
     nodes.add("g", gpus=2, accelerator="H100")
     try:
-        state, _ = run(nodes, builds, device=None)
+        state, said = run(nodes, builds, device="cuda")
+        again, _ = run(nodes, builds, device="cuda")
     finally:
         nodes.kill("g")
-    assert state.ended == "complete" and stored(builds) == once(builds, ("h100",))
+    assert len([line for line in said if "it has no GPU that Ray may use" in line]) == 3, "the other nodes"
+    assert state.ended == again.ended == "complete" and stored(builds) == once(builds, ("h100",))
     records, _ = Store(builds.root / "results").read_all()
-    assert Counter(record.machine.facts["device"]["index"] for record in records).keys() == {0, 1}
+    assert Counter(each.machine.facts["device"]["index"] for each in records).keys() == {0, 1}
     (found,), _ = Store(builds.root / "results", DeviceSpread).read_all()
-    assert {each.device.index for each in found.devices} == {0, 1} and found.message() in state.spreads
+    assert {each.device.index for each in found.devices} == {0, 1} and state.spreads == [found.message()]
+    assert again.spreads == [], "the same devices are compared once for a build"
 
 
-def test_a_clock_that_differs_is_named_and_recorded(nodes: LocalCluster, builds: FakeBuilds,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roster, "driver_clock", lambda: time.time() - 90)
-    state, said = run(nodes, builds, machines=("m2",))
-    assert any("90.0 s ahead of the driver's" in line for line in said)
-    records, _ = Store(builds.root / "results").read_all()
-    offsets = {record.machine.facts["fleet"]["clock_offset_s"] for record in records}
-    assert state.ended == "complete" and all(abs(offset - 90) < 1 for offset in offsets)
+@pytest.mark.slow
+@pytest.mark.slow_core
+@pytest.mark.parametrize(("asked", "words"), [({"device": "cuda"}, "no GPU"), ({"machines": ("nvidia-*",)}, "m1, m2")])
+def test_a_device_that_there_is_not_is_named_with_those_that_there_are(nodes: LocalCluster, builds: FakeBuilds,
+                                                                       asked: dict, words: str) -> None:
+    with pytest.raises(driver.NoDevice, match=words):
+        run(nodes, builds, **asked)
+    assert not builds.measured()

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from fpxbench.builds.timeline import Timeline, TimelineError
 from fpxbench.builds.timeline.entry import Entry, Source, Wheel
-from fpxbench.cli import load
+from fpxbench.cli.fleet_commands import fleet_app
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import builds_named, spec_for
 from fpxbench.fleet.devices import device_of
@@ -226,7 +226,7 @@ def test_two_drivers_do_not_write_into_one_folder(tmp_path: Path) -> None:
 
 
 def fleet(*arguments: str) -> object:
-    return CliRunner().invoke(load("fleet"), list(arguments))
+    return CliRunner().invoke(fleet_app, list(arguments))
 
 
 def test_status_shows_the_latest_run_and_says_if_its_driver_is_gone(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Check that two equal GPUs of one machine do not disturb each other: a case timed alone, and beside a busy neighbour.
+
+Run it on a machine with two GPUs, from a checkout: ``python tools/two_gpus.py``. It starts a local fleet, so that what
+is checked is what a fleet does: one task on each GPU, each with its share of the cores.
+
+1. GPU 0 times some cases, GPU 1 idle; then the other way round.
+2. Both time the same cases at once.
+3. For each case and GPU the median with a busy neighbour must lie within 2% of the one alone.
+
+Exit status: 0; 1 if a case differs by more; 2 if there are not two equal GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fpxbench.builds.installed import installed_build
+from fpxbench.builds.timeline import Timeline
+from fpxbench.fleet import cluster
+from fpxbench.fleet.builds import spec_for
+from fpxbench.fleet.inbox import Asked
+from fpxbench.fleet.messages import Delivery, Device, Hello, Seat, SweepOptions, Task, TaskEnd
+from fpxbench.records.case import Case
+from fpxbench.records.record import Record
+
+MOST_DIFFERENCE = 0.02
+SHAPES = {"llama2-7b.o": (4096, 4096), "llama3-8b.down": (4096, 14336)}
+CASES = [Case(implementation=name, scheme=scheme, workload=workload, m=1, n=n, k=k)
+         for name, scheme in (("dense", "bf16"), ("triton_fused", "e4m3fn-row"), ("triton_fused", "mxfp4"))
+         for workload, (n, k) in SHAPES.items()]
+
+
+class Gpu:
+    """One GPU's worker."""
+
+    def __init__(self, node: cluster.Node, number: int) -> None:
+        seat = Seat(fleet="two-gpus", device="cuda", share=number, shares=2, accelerator_type=node.accelerator_type)
+        self.worker = cluster.start_worker(node, "cuda", seat)
+        self.device: Device = Hello.model_validate_json(cluster.result(self.worker.call("hello"), 300.0)).device
+        self.tasks = 0
+
+    def start(self, spec) -> Task:
+        self.tasks += 1
+        task = Task(id=f"{self.device.index}-{self.tasks}-{time.time_ns()}", purpose="measure", spec=spec,
+                    kind=self.device.kind, device="cuda", cases=CASES, options=SweepOptions(profile="smoke"))
+        cluster.result(self.worker.call("start", task.model_dump_json(by_alias=True)), 60.0)
+        return task
+
+    def records(self, task: Task) -> list[Record]:
+        """Wait for a task, and return its records. Exit where it did not end well."""
+        asked, found, offset = Asked.by(task), [], 0
+        while True:
+            reply = cluster.result(self.worker.call("poll", task.id, offset, 1.0), 60.0)
+            delivery = Delivery.model_validate_json(reply)
+            found += [asked.read(line) for line in delivery.lines]
+            offset = delivery.offset
+            if delivery.end is not None:
+                break
+        cluster.result(self.worker.call("finish", task.id), 60.0)
+        if delivery.end != TaskEnd(status="done"):
+            sys.exit(f"{self.device.label}: {delivery.end.message}")
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="of each arrangement; medians are compared")
+    parser.add_argument("--address", help="a Ray cluster; default: this machine")
+    options = parser.parse_args()
+    cluster.connect(options.address)
+    node = next((node for node in cluster.nodes() if node.gpus >= 2), None)
+    if node is None:
+        print("there is no node with two GPUs here; this check has not been made")
+        return 2
+    with tempfile.TemporaryDirectory(prefix="fpxbench-two-gpus-") as folder:
+        timeline, build = Timeline(Path(folder) / "timeline"), installed_build()
+        timeline.add([build])
+        gpus = [Gpu(node, number) for number in range(2)]
+        if gpus[0].device.kind != gpus[1].device.kind or gpus[0].device.index == gpus[1].device.index:
+            print(f"these are not two equal GPUs: {gpus[0].device}, {gpus[1].device}")
+            return 2
+        spec = spec_for(timeline.find(build.key), gpus[0].device)
+        alone, beside = {}, {}
+        for _ in range(options.rounds):
+            for gpu in gpus:
+                collect(alone, gpu, gpu.records(gpu.start(spec)))
+            tasks = [(gpu, gpu.start(spec)) for gpu in gpus]
+            for gpu, task in tasks:
+                collect(beside, gpu, gpu.records(task))
+    cluster.disconnect()
+    return report(gpus, alone, beside)
+
+
+def collect(times: dict, gpu: Gpu, records: list[Record]) -> None:
+    for record in records:
+        if record.timing is not None:
+            times.setdefault((gpu.device.index, record.case.id), []).append(record.timing.median_us)
+
+
+def report(gpus: list[Gpu], alone: dict, beside: dict) -> int:
+    worst = 0.0
+    for key in sorted(alone.keys() & beside.keys()):
+        quiet, busy = statistics.median(alone[key]), statistics.median(beside[key])
+        worst = max(worst, abs(busy / quiet - 1))
+        print(f"GPU {key[0]}  {key[1]:50} alone {quiet:9.2f} us  beside {busy:9.2f} us  {busy / quiet - 1:+.2%}")
+    if not alone or alone.keys() != beside.keys():
+        print("not every case was timed in both arrangements")
+        return 1
+    for case in sorted({case for _, case in alone}):
+        one, two = (statistics.median(alone[gpu.device.index, case]) for gpu in gpus)
+        print(f"spread  {case:50} {max(one, two) / min(one, two) - 1:.2%} between the two GPUs")
+    print(f"the largest difference is {worst:.2%}; allowed {MOST_DIFFERENCE:.0%}")
+    return int(worst > MOST_DIFFERENCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
