@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fpxbench.builds.environments import Installation, NotOffered
 from fpxbench.builds.environments.specification import EnvironmentState
+from fpxbench.builds.installer import LOG_TAIL_BYTES
 from fpxbench.builds.timeline import Entry, Timeline, TimelineError
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
@@ -271,8 +272,8 @@ class Driver(Roster):
             return
         cases = [planned.case for planned in end.plan.cases[:MOST_CASES]]
         cell.build = end.build
-        for line in end.plan.not_loaded:
-            self._say(f"{cell.kind}: not loaded: {line}")
+        for line in end.plan.not_loaded[:10]:
+            self._say(f"{cell.kind}: not loaded: {line[:400]}")
         cell.plan(cases, self._inbox.measured(cell.kind, end.build, end.plan.sources, [case.id for case in cases]))
 
     def _record_failure(self, seat: SeatRun, state: EnvironmentState) -> None:
@@ -286,7 +287,7 @@ class Driver(Roster):
             at=state.made_at, machine=machine, build=spec.build, parts=spec.parts, python=spec.python,
             installer=state.installer, status="failed", why=state.why, log_tail=state.log_tail))
         try:
-            self._timeline.failed_to_install(spec.key, spec.variant, state.log_tail)
+            self._timeline.failed_to_install(spec.key, spec.variant, state.log_tail[-LOG_TAIL_BYTES:])
         except TimelineError as error:
             self._say(str(error))
 
@@ -302,12 +303,13 @@ class Driver(Roster):
                 and not self._versions and not any(seat.device is None and not seat.out
                                                    for seat in self._seats.values()):
             return True
-        able = working or bool(self._versions) or any(
+        able = working or any(
             seat.idle and self._schedule.next_for(seat.id, seat.kind) is not None for seat in self._seats.values())
         if able:
             self._stuck_since = None
             return False
-        if not self._schedule.cells and not any(not seat.out for seat in self._seats.values()):
+        pending = self._versions or any(not seat.out for seat in self._seats.values())
+        if not self._schedule.cells and not pending:
             raise NoDevice(self._why_no_device())
         self._stuck_since = self._stuck_since or time.monotonic()
         if time.monotonic() - self._stuck_since < self._request.patience_s:
@@ -338,6 +340,8 @@ class Driver(Roster):
         with suppress(KeyboardInterrupt):
             for seat in self._seats.values():
                 if seat.running is not None and seat.worker is not None:
+                    if not seat.calls:
+                        self._poll(seat)
                     self._call(seat, lambda seat, reply: None, "stop")
             while time.monotonic() < until and any(seat.running for seat in self._seats.values()):
                 for call in cluster.ready(list(self._calls), WAIT_S):
@@ -363,7 +367,7 @@ class Driver(Roster):
     def _cell_state(self, cell: Cell) -> CellState:
         return CellState(
             build=cell.spec.tag, machine=cell.kind, total=cell.total if cell.planned else None, done=len(cell.done),
-            unrecorded=cell.unrecorded, given_up=cell.given_up, failure=cell.failure, file=self._file(cell),
+            given_up=cell.given_up, failure=cell.failure, file=self._file(cell),
             statuses=dict(self._statuses.get((cell.spec.key, cell.kind), {})))
 
     def _file(self, cell: Cell) -> str:

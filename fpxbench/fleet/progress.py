@@ -120,7 +120,7 @@ def _counted(cells: list[CellState]) -> list[str]:
 
 
 def _is_done(cell: CellState) -> bool:
-    return cell.total is not None and cell.done + cell.unrecorded + len(cell.given_up) >= cell.total
+    return cell.total is not None and cell.done + len(cell.given_up) >= cell.total
 
 
 def _cell(cell: CellState | None) -> str:

@@ -22,6 +22,7 @@ MOST_DEATHS = 5
 MOST_HELLOS = 10
 """How often a new worker is asked for the spool of the one before it, once a second."""
 CLOCK_NOTICE_S = 2.0
+CLOCK_WITHIN_S = 10.0
 LARGEST_REPLY = 64 << 20
 
 
@@ -144,7 +145,10 @@ class Roster:
         self._next_leftover(seat)
 
     def _compare_clocks(self, seat: SeatRun) -> None:
-        seat.clock = clock_difference(lambda: float(cluster.result(seat.worker.call("clock"), WAIT_S * 20)), driver_clock)
+        def remote() -> float:
+            return float(cluster.result(seat.worker.call("clock"), CLOCK_WITHIN_S))
+
+        seat.clock = clock_difference(remote, driver_clock)
         offset, uncertainty = seat.clock
         if abs(offset) > CLOCK_NOTICE_S + uncertainty:
             self._say(f"the clock of {seat.label} is {abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} the "

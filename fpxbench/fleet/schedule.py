@@ -50,8 +50,6 @@ class Cell:
     lost: dict[str, Batch] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
     """Case: the reason."""
-    unrecorded: int = 0
-    """Cases that a sweep ran to its end and left no record of their own for."""
     ends: Counter[str] = field(default_factory=Counter)
     """Case: how many tasks ended during it."""
     refused_by: dict[str, str] = field(default_factory=dict)
@@ -108,7 +106,7 @@ class Cell:
         if batch is None:
             return
         if end.status == "done":
-            self.unrecorded += len(batch.remaining)
+            self.given_up |= dict.fromkeys(batch.remaining, "its sweep ended without a record of it")
             return
         if end.status == "ended" and batch.remaining:
             suspect = next(iter(batch.remaining))

@@ -31,7 +31,6 @@ class CellState(BaseModel):
     total: Count | None = None
     """None until its cases are listed."""
     done: Count = 0
-    unrecorded: Count = 0
     given_up: Annotated[dict[Label, Text], Field(max_length=100_000)] = {}
     failure: Text = ""
     file: Text = ""

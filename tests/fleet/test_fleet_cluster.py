@@ -127,6 +127,24 @@ def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(node
 
 @pytest.mark.slow
 @pytest.mark.slow_core
+def test_after_ctrl_c_what_was_measured_is_stored_and_the_next_run_goes_on(nodes: LocalCluster,
+                                                                           builds: FakeBuilds) -> None:
+    for entry in builds.entries:
+        builds.behave(entry, seconds=0.2)
+
+    def interrupt(state: FleetState) -> None:
+        if state.stored >= 6 and not state.ended:
+            raise KeyboardInterrupt
+
+    state, _ = run(nodes, builds, watch=interrupt)
+    assert state.ended == "interrupted" and builds.measured().total() <= stored(builds).total() < 80
+    state, _ = run(nodes, builds)
+    assert state.ended == "complete" and stored(builds) == once(builds)
+    assert set(builds.measured().values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.slow_core
 def test_each_trouble_is_a_sentence_and_the_rest_goes_on(nodes: LocalCluster, builds: FakeBuilds,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, another fpxbench, a build that does not install on one kind, a clock that differs."""
