@@ -50,7 +50,7 @@ def run(nodes: LocalCluster, builds: FakeBuilds, *, watch: Callable[[FleetState]
     """One driver, and what it said."""
     said: list[str] = []
     asked = driver.Request(entries=builds.entries, results=builds.root / "results",
-                           **{"device": "cpu", "patience_s": 20.0} | request)
+                           **{"device": "cpu", "patience_s": 120.0} | request)
     cluster.connect(nodes.address)
     try:
         return driver.Driver(asked, builds.timeline, said.append, watch).run(), said
@@ -99,7 +99,7 @@ def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCl
             joining.append(threading.Thread(target=join))
             joining[0].start()
 
-    state, said = run(nodes, builds, watch=kill, patience_s=100.0)
+    state, said = run(nodes, builds, watch=kill)
     joining[0].join()
     assert len([line for line in said if "is gone" in line]) == 2
     assert state.ended == "complete" and stored(builds) == once(builds)
