@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -31,6 +31,9 @@ from fpxbench.cli.common import (
 from fpxbench.cli.confirm_commands import RetryOption
 from fpxbench.cli.timeline_commands import TimelineOption
 from fpxbench.fleet.state import FleetFolder, FleetState
+
+if TYPE_CHECKING:
+    from fpxbench.fleet.messages import DeviceType
 
 app = new_app()
 
@@ -117,7 +120,7 @@ def run(
         raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
     held = Timeline(timeline)
     request = Request(
-        entries=_entries(builds, held), results=results, device=device, machines=tuple(machines or ()),
+        entries=_entries(builds, held), results=results, device=cast("DeviceType | None", device), machines=tuple(machines or ()),
         variants=tuple(variant or ()), retry=retry, patience_s=patience * 60,
         options=SweepOptions(
             profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
@@ -174,7 +177,7 @@ def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
 
     cluster.connect(address)
     try:
-        found = []
+        found: list[dict[str, Any]] = []
         for node in cluster.nodes():
             row = {"node": node.id, "host": node.host, "gpus": node.gpus, "cpus": node.cpus,
                    "accelerator": node.accelerator_type, "machine": node.machine or ""}
