@@ -120,8 +120,8 @@ def run(
         raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
     held = Timeline(timeline)
     request = Request(
-        entries=_entries(builds, held), results=results, device=cast("DeviceType | None", device), machines=tuple(machines or ()),
-        variants=tuple(variant or ()), retry=retry, patience_s=patience * 60,
+        entries=_entries(builds, held), results=results, device=cast("DeviceType | None", device),
+        machines=tuple(machines or ()), variants=tuple(variant or ()), retry=retry, patience_s=patience * 60,
         options=SweepOptions(
             profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
             workload=tuple(workload or ()), impls=tuple(str(path.resolve()) for path in impls or ()), timeout_s=timeout,
