@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import redirect_stdout
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -129,7 +130,8 @@ def run(
     )
     cluster.connect(address)
     try:
-        with FleetProgress(err) as progress:
+        # Ray prints a page about each node that ends, and standard output is for the result.
+        with FleetFolder(results).log() as log, redirect_stdout(log), FleetProgress(err) as progress:
             state = Driver(request, held, progress.say, progress.show).run()
     finally:
         cluster.disconnect()

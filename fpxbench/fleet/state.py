@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -88,7 +88,7 @@ class AnotherRun(RuntimeError):
 
 
 class FleetFolder:
-    """``RESULTS/fleet/``: the fleet's id, its lock, and its latest state."""
+    """``RESULTS/fleet/``: the fleet's id, its lock, its latest state, and what Ray printed."""
 
     def __init__(self, results: Path) -> None:
         self._folder = results / _FOLDER
@@ -109,6 +109,11 @@ class FleetFolder:
                 partial.write_text(secrets.token_hex(8))
                 partial.replace(path)
             yield path.read_text().strip()
+
+    def log(self) -> IO[str]:
+        """Open ``ray.log``, for what Ray prints."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return open(self._folder / "ray.log", "a", encoding="utf-8")
 
     def write(self, state: FleetState) -> None:
         """Replace the state on disk."""

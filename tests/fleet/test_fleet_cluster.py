@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -86,23 +85,25 @@ def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCl
     """One of a pair, whose cases go to the other; and the only one of its kind, whose cases wait for one that joins."""
     for entry in builds.entries:
         builds.behave(entry, seconds=0.2)
-    joining: list[threading.Thread] = []
-
-    def join() -> None:
-        nodes.add("b", machine="m1")
-        nodes.add("c", machine="m2")
+    killed = False
 
     def kill(state: FleetState) -> None:
-        if state.stored >= 6 and not joining:
+        nonlocal killed
+        if state.stored >= 6 and not killed:
+            killed = True
             nodes.kill("b")
             nodes.kill("c")
-            joining.append(threading.Thread(target=join))
-            joining[0].start()
+        if len(gone(state.messages)) == 2 and len(nodes.nodes) == 1:
+            nodes.add("b", machine="m1")
+            nodes.add("c", machine="m2")
 
     state, said = run(nodes, builds, watch=kill)
-    joining[0].join()
-    assert len([line for line in said if "is gone" in line]) == 2
+    assert len(gone(said)) == 2
     assert state.ended == "complete" and stored(builds) == once(builds)
+
+
+def gone(said: list[str]) -> list[str]:
+    return [line for line in said if "is gone" in line]
 
 
 def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(nodes: LocalCluster,

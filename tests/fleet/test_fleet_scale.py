@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,17 +26,18 @@ CASES, BUILDS, NODES = 2000, 20, 8
 def test_a_large_fleet_loses_and_doubles_nothing(tmp_path: Path) -> None:
     builds = FakeBuilds(tmp_path, BUILDS, CASES)
     machines = [f"m{number}" for number in range(NODES)]
-    joining: list[threading.Thread] = []
+    killed = False
 
     with LocalCluster(tmp_path) as nodes:
         for machine in machines:
             nodes.add(machine, machine=machine)
 
         def kill_one(state: FleetState) -> None:
-            if state.stored >= CASES * BUILDS * NODES // 4 and not joining:
+            nonlocal killed
+            if state.stored >= CASES * BUILDS * NODES // 4 and not killed:
+                killed = True
                 nodes.kill("m3")
-                joining.append(threading.Thread(target=nodes.add, args=("m3",), kwargs={"machine": "m3"}))
-                joining[0].start()
+                nodes.add("m3", machine="m3")
 
         said: list[str] = []
         cluster.connect(nodes.address)
@@ -60,6 +60,6 @@ def test_a_large_fleet_loses_and_doubles_nothing(tmp_path: Path) -> None:
     print(f"\n{counts.total()} records of {expected} in {took:.0f} s; {len(said)} sentences; {again} cases that the "
           f"killed node had measured and not delivered were measured again; {state.repeated} arrived twice")
     shutil.rmtree(tmp_path / "results")
-    assert joining and state.ended == "complete"
+    assert killed and state.ended == "complete"
     assert len(counts) == expected, "lost"
     assert set(counts.values()) == {1}, "doubled"
