@@ -32,6 +32,7 @@ from fpxbench.cli.common import (
 from fpxbench.cli.confirm_commands import RetryOption
 from fpxbench.cli.timeline_commands import TimelineOption
 from fpxbench.fleet.state import FleetFolder, FleetState
+from fpxbench.records.store import Store
 
 if TYPE_CHECKING:
     from fpxbench.fleet.messages import DeviceType
@@ -128,6 +129,7 @@ def run(
             workload=tuple(workload or ()), impls=tuple(str(path.resolve()) for path in impls or ()), timeout_s=timeout,
             timing=timing),
     )
+    Store(results).make_folder()
     cluster.connect(address)
     try:
         # Ray prints a page about each node that ends, and standard output is for the result.
