@@ -21,7 +21,7 @@ MOVED = {
         "records": ("case", "record", "store", "verdict"),
     }.items()
     for old in names
-}
+} | {"fpxbench.model.quantize": "fpxbench.model.quantize_model"}
 
 
 class _Alias(Loader):

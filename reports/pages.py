@@ -29,7 +29,7 @@ from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
-from fpxbench.reports.sweep.table import CaseRow, SweepHeading, SweepTable
+from fpxbench.reports.sweep.sweep_table import CaseRow, SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import BuildDiff
 from fpxbench.reports.targets.support_row import CHECKS, ArchitectureDetail, Scripts
 from fpxbench.reports.targets.support_table import SupportMatrix, SupportRow, detail

@@ -35,7 +35,7 @@ from fpxbench.reports.history.status_history import StatusHistories
 from fpxbench.reports.model.generation_table import ModelPage, model_page, model_problems
 from fpxbench.reports.pages import Pages, static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
-from fpxbench.reports.sweep.table import SweepHeading, SweepTable, sweep_of
+from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable, sweep_of
 from fpxbench.reports.targets.support_build import build_diffs
 from fpxbench.reports.targets.support_row import row_detail
 from fpxbench.reports.targets.support_table import (

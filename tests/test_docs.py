@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_the_map_has_the_folders_in_the_order_of_the_layers() -> None:
     text = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     assert shown == sorted(shown, key=place.__getitem__), "the lowest layer of pyproject.toml's contract comes first"
+
+
+def test_a_file_name_stands_once_in_the_library() -> None:
+    files = [path for package in PACKAGES if package != CHECKOUT / "benchmarks" for path in package.glob("*.py")]
+    several = [name for name, count in Counter(path.name for path in files).items() if count > 1]
+    assert several == ["__init__.py"], "rename one of them (docs/architecture.md)"
 
 
 def test_every_public_name_is_in_the_reference() -> None:

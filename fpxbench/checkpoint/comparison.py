@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fpxbench.checkpoint.checkpoint_folder import Checkpoint
 from fpxbench.checkpoint.checkpoint_report import LayerReport
-from fpxbench.checkpoint.folder import Checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_plain

@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fpxbench.checkpoint.checkpoint_folder import Checkpoint
 from fpxbench.checkpoint.checkpoint_report import Evidence
-from fpxbench.checkpoint.examination import plain_matrices
-from fpxbench.checkpoint.folder import Checkpoint
+from fpxbench.checkpoint.layer_examination import plain_matrices
 from fpxbench.checkpoint.layers import QuantizedLayer
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_plain

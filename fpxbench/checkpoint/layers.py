@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
+from fpxbench.checkpoint.checkpoint_folder import Checkpoint
 from fpxbench.checkpoint.dialects import DIALECTS, GGUF_SCHEMES, SCALE_FORMATS, Dialect, Element
-from fpxbench.checkpoint.folder import Checkpoint
 from fpxbench.checkpoint.quant_state import QuantState, read_state
 from fpxbench.checkpoint.tensor_entry import CheckpointError, TensorEntry
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fpxbench.checkpoint.folder import open_checkpoint
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer, quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError, TensorEntry
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource

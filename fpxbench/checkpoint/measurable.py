@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from fpxbench.checkpoint.folder import open_checkpoint
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer, quantized_layers
 from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError, TensorEntry
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource

@@ -9,8 +9,8 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from fpxbench.checkpoint.conversion import convert
-from fpxbench.checkpoint.folder import open_checkpoint
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
+from fpxbench.checkpoint.dialect_conversion import convert
 from fpxbench.checkpoint.layers import QuantizedLayer, quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_numbers

@@ -57,7 +57,7 @@ def checkpoint(
         _write(path, layer or [], convert, nearest, output, timeout)
         return
     report = _called(
-        "fpxbench.checkpoint.examination:examine",
+        "fpxbench.checkpoint.layer_examination:examine",
         {"path": str(path.absolute()), "layers": layer or [], "deep": deep,
          "against": str(against.absolute()) if against else None},
         timeout,

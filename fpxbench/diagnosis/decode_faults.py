@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.code_order_faults import code_order_faults
 from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.scale_places import block_size_faults, scale_places
 from fpxbench.numbers.codebook import Codebook, NumberFormat

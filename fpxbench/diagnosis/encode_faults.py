@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.code_order_faults import code_order_faults
 from fpxbench.diagnosis.decode_faults import E4M3_MAXIMA, is_subnormal
 from fpxbench.numbers import packing
 from fpxbench.numbers.codebook import Codebook, NumberFormat

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
-from fpxbench.diagnosis.code_order import nibbles_exchanged
+from fpxbench.diagnosis.code_order_faults import nibbles_exchanged
 from fpxbench.diagnosis.decode_faults import table_faults
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import packing

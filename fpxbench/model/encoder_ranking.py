@@ -21,7 +21,7 @@ from fpxbench.model import sources
 from fpxbench.model.generate import schemes_of
 from fpxbench.model.generate_record import Estimate, ModelDescription
 from fpxbench.model.mixed_precision import rounded
-from fpxbench.model.quantize import LEFT
+from fpxbench.model.quantize_model import LEFT
 from fpxbench.model.ranking_record import Ranking, RankingSettings, SchemeRank
 from fpxbench.numbers.scheme import scheme_named
 

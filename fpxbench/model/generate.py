@@ -25,7 +25,7 @@ from fpxbench.model.generate_record import (
     traffic_of,
 )
 from fpxbench.model.operator import AUTO, resolve
-from fpxbench.model.quantize import quantize_
+from fpxbench.model.quantize_model import quantize_
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fpxbench.model import generate, quality, quality_statistics, sources
 from fpxbench.model.generate_messages import GenerateSettings
 from fpxbench.model.generate_record import Estimate
-from fpxbench.model.quantize import LEFT
+from fpxbench.model.quantize_model import LEFT
 from fpxbench.model.recommendation import Mixed, Uniform, allocate
 from fpxbench.numbers.scheme import scheme_named
 

@@ -24,7 +24,7 @@ from fpxbench.implementation import Implementation, discover, find
 from fpxbench.model import quality_statistics
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_record import Divergence, LayerDiagnosis, LayerDifference, TextQuality
-from fpxbench.model.quantize import LEFT
+from fpxbench.model.quantize_model import LEFT
 from fpxbench.records.case import Case
 
 WINDOW = 512

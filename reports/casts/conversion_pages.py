@@ -13,7 +13,7 @@ from fpxbench.casts.cast_record import CastRecord, InputKind
 from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, ReportProblem, Section
-from fpxbench.reports.sweep.table import SweepHeading
+from fpxbench.reports.sweep.sweep_table import SweepHeading
 
 MOST_CHANGES_IN_A_MESSAGE = 3
 

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
-from fpxbench.reports.sweep.table import CaseRow, SweepTable
+from fpxbench.reports.sweep.sweep_table import CaseRow, SweepTable
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.conventions import tiled_order
-from fpxbench.checkpoint.conversion import in_dialect
+from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
-from fpxbench.checkpoint.examination import CheckpointRequest, examine
-from fpxbench.checkpoint.folder import open_checkpoint
+from fpxbench.checkpoint.layer_examination import CheckpointRequest, examine
 from fpxbench.checkpoint.layers import quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_weight

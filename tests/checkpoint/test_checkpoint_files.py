@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import save_file
 
-from fpxbench.checkpoint.folder import open_checkpoint
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.gguf_header import BLOCK_TYPES
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.dialects import DIALECTS
-from fpxbench.checkpoint.folder import open_checkpoint
 from fpxbench.checkpoint.layers import grid_of, quantized_layers
 
 SIZES = {"F8_E4M3": 1, "F8_E8M0": 1, "U8": 1, "I8": 1, "F32": 4, "BF16": 2}

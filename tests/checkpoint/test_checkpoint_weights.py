@@ -13,9 +13,9 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import Float8WeightOnlyConfig, quantize_
 
-from fpxbench.checkpoint.conversion import in_dialect
+from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
+from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
-from fpxbench.checkpoint.folder import open_checkpoint
 from fpxbench.checkpoint.layers import quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_numbers, read_weight, rows_of

@@ -13,7 +13,7 @@ from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.model import quality, quality_statistics
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_record import LayerDiagnosis
-from fpxbench.model.quantize import quantize_
+from fpxbench.model.quantize_model import quantize_
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.kinds import Kind
 

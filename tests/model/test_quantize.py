@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fpxbench.model.float_tensor import FloatTensor
-from fpxbench.model.quantize import quantize_, weight_bytes
+from fpxbench.model.quantize_model import quantize_, weight_bytes
 
 SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              vocab_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)

@@ -18,7 +18,7 @@ from fpxbench.reports.formatting import code_names, commits, microseconds, numbe
 from fpxbench.reports.site import SiteSummary, build_site
 from fpxbench.reports.sweep import problems
 from fpxbench.reports.sweep.dot_plot import dot_plot_of
-from fpxbench.reports.sweep.table import page_name, sweep_of
+from fpxbench.reports.sweep.sweep_table import page_name, sweep_of
 
 SWEEP = Path("machines/cpu-epyc-2c/2.13.0-cpu")
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fpxbench
-from fpxbench.checkpoint.conversion import in_dialect
+from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.cli import app

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs
-from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.code_order_faults import code_order_faults
 from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.index_map import IndexMap
 from fpxbench.diagnosis.recovery.bench import Bench

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import inputs, reference
-from fpxbench.diagnosis.code_order import code_order_faults
+from fpxbench.diagnosis.code_order_faults import code_order_faults
 from fpxbench.diagnosis.decode_fault import DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import is_subnormal, scale_faults, scaled_by, table_faults
 from fpxbench.diagnosis.encode_faults import EncodeFault

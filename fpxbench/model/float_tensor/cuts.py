@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
-from fpxbench.model.float_tensor.tensor import FloatTensor, operation
+from fpxbench.model.float_tensor.subclass import FloatTensor, operation
 from fpxbench.numbers.scheme import scheme_named
 
 _aten = torch.ops.aten

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fpxbench.model.float_tensor.tensor import FloatTensor, function, operation
+from fpxbench.model.float_tensor.subclass import FloatTensor, function, operation
 from fpxbench.numbers.scheme import scheme_named
 
 _aten = torch.ops.aten

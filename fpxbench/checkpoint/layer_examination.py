@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from fnmatch import fnmatchcase
 
+from fpxbench.checkpoint.checkpoint_folder import Checkpoint, open_checkpoint
 from fpxbench.checkpoint.checkpoint_report import CheckpointReport, CheckpointRequest, LayerReport
-from fpxbench.checkpoint.folder import Checkpoint, open_checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer, declared_methods, quantized_layers
 from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError
 
