@@ -20,7 +20,7 @@ from local_cluster import LocalCluster  # noqa: E402
 
 from fpxbench.fleet import cluster  # noqa: E402
 from fpxbench.fleet.driver import Driver, Request  # noqa: E402
-from fpxbench.fleet.progress import rendered  # noqa: E402
+from fpxbench.fleet.fleet_progress import rendered  # noqa: E402
 from fpxbench.fleet.state import FleetState  # noqa: E402
 
 RECORDS = 400

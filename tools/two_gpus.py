@@ -23,8 +23,8 @@ from fpxbench.builds.installed import installed_build
 from fpxbench.builds.timeline import Timeline
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
+from fpxbench.fleet.fleet_messages import Delivery, Device, Hello, Seat, SweepOptions, Task, TaskEnd
 from fpxbench.fleet.inbox import Asked
-from fpxbench.fleet.messages import Delivery, Device, Hello, Seat, SweepOptions, Task, TaskEnd
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
 

@@ -35,7 +35,7 @@ from fpxbench.fleet.state import FleetFolder, FleetState
 from fpxbench.records.store import Store
 
 if TYPE_CHECKING:
-    from fpxbench.fleet.messages import DeviceType
+    from fpxbench.fleet.fleet_messages import DeviceType
 
 app = new_app()
 
@@ -115,8 +115,8 @@ def run(
     """
     from fpxbench.fleet import cluster
     from fpxbench.fleet.driver import Driver, Request
-    from fpxbench.fleet.messages import SweepOptions
-    from fpxbench.fleet.progress import FleetProgress, rendered
+    from fpxbench.fleet.fleet_messages import SweepOptions
+    from fpxbench.fleet.fleet_progress import FleetProgress, rendered
 
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
@@ -151,7 +151,7 @@ def run(
 @_command
 def status(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
     """Show what the latest fleet run into a results folder has done, and is doing."""
-    from fpxbench.fleet.progress import rendered
+    from fpxbench.fleet.fleet_progress import rendered
 
     folder = FleetFolder(results_folder(results))
     state = folder.read()
@@ -177,7 +177,7 @@ def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
     """List the nodes of a cluster with their devices and their fpxbench."""
     from fpxbench import __version__
     from fpxbench.fleet import cluster
-    from fpxbench.fleet.messages import source_digest
+    from fpxbench.fleet.fleet_messages import source_digest
 
     cluster.connect(address)
     try:

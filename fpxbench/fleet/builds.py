@@ -7,7 +7,7 @@ import re
 from fpxbench.builds.environments.specification import EnvironmentSpec, environment_spec
 from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.builds.timeline.entry import DEFAULT_VARIANT
-from fpxbench.fleet.messages import Device
+from fpxbench.fleet.fleet_messages import Device
 
 MOST_BUILDS = 1000
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from fpxbench.builds.environments import default_root
 from fpxbench.builds.environments.folder import ROOT_VARIABLE
-from fpxbench.fleet.messages import DeviceType, Seat
+from fpxbench.fleet.fleet_messages import DeviceType, Seat
 from fpxbench.records.fields import LARGEST_INTEGER
 
 MACHINE_LABEL = "fpxbench-machine"
@@ -115,7 +115,7 @@ def ask_version(node: Node) -> Call:
             import fpxbench
 
             found["version"] = str(fpxbench.__version__)
-            from fpxbench.fleet.messages import source_digest
+            from fpxbench.fleet.fleet_messages import source_digest
 
             found["source"] = source_digest()
         except ImportError as error:
@@ -150,7 +150,7 @@ def start_worker(node: Node, device: DeviceType, seat: Seat) -> Worker:
         def __init__(self, seat: str) -> None:
             import ray
 
-            from fpxbench.fleet.worker import DeviceWorker
+            from fpxbench.fleet.device_worker import DeviceWorker
 
             ids = ray.get_runtime_context().get_accelerator_ids().get("GPU") or [""]
             self._worker = DeviceWorker(seat, str(ids[0]))

@@ -6,7 +6,7 @@ import platform
 import subprocess
 
 from fpxbench.checking.device_names import cpu_model, cpu_name, slug
-from fpxbench.fleet.messages import Device, Seat
+from fpxbench.fleet.fleet_messages import Device, Seat
 
 _ANSWER_WITHIN_S = 30.0
 

@@ -22,9 +22,8 @@ from fpxbench.builds.installer import LOG_TAIL_BYTES
 from fpxbench.builds.timeline import Entry, Timeline, TimelineError
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
-from fpxbench.fleet.comparison import Comparison
-from fpxbench.fleet.inbox import Arrival, Inbox
-from fpxbench.fleet.messages import (
+from fpxbench.fleet.device_comparison import Comparison
+from fpxbench.fleet.fleet_messages import (
     MOST_CASES,
     Delivery,
     DeviceType,
@@ -32,6 +31,7 @@ from fpxbench.fleet.messages import (
     Task,
     TaskEnd,
 )
+from fpxbench.fleet.inbox import Arrival, Inbox
 from fpxbench.fleet.rates import Rates
 from fpxbench.fleet.roster import WAIT_S, Roster
 from fpxbench.fleet.schedule import Cell

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fpxbench.builds.environments.specification import EnvironmentSpec
-from fpxbench.fleet.messages import Task
+from fpxbench.fleet.fleet_messages import Task
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import MAX_LINE_BYTES, Store, first_mistake
 from fpxbench.records.verdict import Status

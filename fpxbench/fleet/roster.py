@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 import fpxbench
 from fpxbench.fleet import cluster
-from fpxbench.fleet.messages import DeviceType, Hello, Seat, TaskEnd, source_digest
+from fpxbench.fleet.fleet_messages import DeviceType, Hello, Seat, TaskEnd, source_digest
 from fpxbench.fleet.schedule import Schedule
 from fpxbench.fleet.seats import Running, SeatRun, clock_difference
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fpxbench.builds.environments.specification import EnvironmentSpec
 from fpxbench.builds.timeline import Entry
-from fpxbench.fleet.messages import DeviceType, TaskEnd
+from fpxbench.fleet.fleet_messages import DeviceType, TaskEnd
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fpxbench.fleet import cluster
+from fpxbench.fleet.fleet_messages import Device, DeviceType, Seat, Task
 from fpxbench.fleet.inbox import Asked
-from fpxbench.fleet.messages import Device, DeviceType, Seat, Task
 from fpxbench.fleet.schedule import Cell
 from fpxbench.fleet.state import SeatState
 

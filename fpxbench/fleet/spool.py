@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fpxbench.fleet.messages import DELIVERY_BYTES, Task
+from fpxbench.fleet.fleet_messages import DELIVERY_BYTES, Task
 from fpxbench.records.store import MAX_LINE_BYTES
 
 FOLDER_VARIABLE = "FPX_FLEET_FOLDER"

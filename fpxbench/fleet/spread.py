@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from fpxbench.fleet.messages import Device
+from fpxbench.fleet.fleet_messages import Device
 from fpxbench.records.case import Case
 from fpxbench.records.fields import Microseconds, Moment
 from fpxbench.records.record import Build, Machine, Record, RecordPart, StoredRecord, now

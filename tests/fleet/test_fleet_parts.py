@@ -25,8 +25,8 @@ from fpxbench.cli.fleet_commands import fleet_app
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import builds_named, spec_for
 from fpxbench.fleet.devices import device_of
-from fpxbench.fleet.messages import Device, Seat, Task
-from fpxbench.fleet.progress import FleetProgress, duration, rendered, summary
+from fpxbench.fleet.fleet_messages import Device, Seat, Task
+from fpxbench.fleet.fleet_progress import FleetProgress, duration, rendered, summary
 from fpxbench.fleet.rates import Rates
 from fpxbench.fleet.schedule import Cell, Schedule
 from fpxbench.fleet.seats import clock_difference

@@ -9,8 +9,8 @@ import pytest
 from fake_builds import FakeBuilds
 from sample_records import CPU, record
 
+from fpxbench.fleet.fleet_messages import Task
 from fpxbench.fleet.inbox import Arrival, Asked, Inbox
-from fpxbench.fleet.messages import Task
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_builds import FakeBuilds
 
-from fpxbench.fleet.messages import TaskEnd
+from fpxbench.fleet.fleet_messages import TaskEnd
 from fpxbench.fleet.schedule import LARGEST_BATCH, MOST_ENDS, SMALLEST_BATCH, Cell, Schedule
 
 DONE = TaskEnd(status="done")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fake_builds import FakeBuilds, ids
 
-from fpxbench.fleet.messages import Delivery, Hello, Seat, Task, TaskEnd
+from fpxbench.fleet.device_worker import DeviceWorker, share
+from fpxbench.fleet.fleet_messages import Delivery, Hello, Seat, Task, TaskEnd
 from fpxbench.fleet.spool import node_folder
-from fpxbench.fleet.worker import DeviceWorker, share
 from fpxbench.records.record import Record
 
 FLEET = "f1"
@@ -151,7 +151,7 @@ def test_a_build_that_was_refused_brings_its_log(builds: FakeBuilds) -> None:
 
 
 def test_a_node_without_room_takes_no_task(builds: FakeBuilds, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fpxbench.fleet.worker.ROOM_BYTES", 1 << 62)
+    monkeypatch.setattr("fpxbench.fleet.device_worker.ROOM_BYTES", 1 << 62)
     one = worker()
     _, end = delivered(one, started(one, task(builds)))
     assert end.status == "disk_full" and "MB left" in end.message and not builds.measured()

@@ -18,7 +18,7 @@ from fpxbench.builds.environments import EnvironmentSpec, EnvironmentState
 from fpxbench.builds.environments.shared_packages import fingerprint
 from fpxbench.builds.timeline import Entry, Timeline, commit_hash
 from fpxbench.fleet.builds import spec_for
-from fpxbench.fleet.messages import Device
+from fpxbench.fleet.fleet_messages import Device
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build
 from fpxbench.sweep.plan import Plan, Planned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fpxbench.fleet.messages import Device
+from fpxbench.fleet.fleet_messages import Device
 from fpxbench.fleet.schedule import Cell, Schedule
 from fpxbench.fleet.seats import SeatRun
 from fpxbench.fleet.spread import DeviceSpread, cases_to_compare, spreads

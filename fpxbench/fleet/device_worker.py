@@ -36,7 +36,7 @@ from fpxbench.builds.environments.folder import ROOT_VARIABLE
 from fpxbench.builds.environments.interpreters import current_variant
 from fpxbench.builds.timeline.entry import DEFAULT_VARIANT
 from fpxbench.fleet.devices import device_of
-from fpxbench.fleet.messages import Delivery, DeviceType, Hello, Seat, Task, TaskEnd, TaskStatus
+from fpxbench.fleet.fleet_messages import Delivery, DeviceType, Hello, Seat, Task, TaskEnd, TaskStatus
 from fpxbench.fleet.spool import Spool, left_behind, node_folder
 from fpxbench.records.record import Build
 from fpxbench.sweep.plan import Plan
