@@ -222,9 +222,13 @@ def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16:
 
 
 @triton.jit(do_not_specialize=["M", "M_BLOCKS"])
-def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS):
+def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS, DEPENDENT: tl.constexpr):
     """Reorder x [M, K] as the instruction's threads take it: ordered [K / 128, 4, M_BLOCKS, 2, 32 lanes, 8], zero past
-    the ends. A program orders 16 rows by 128 columns."""
+    the ends. A program orders 16 rows by 128 columns. DEPENDENT: `fragment_kernel` may begin before this one ends.
+    """
+    if DEPENDENT:
+        tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False,
+                                  pack=1)
     index = tl.arange(0, 2048)
     half, row_high, w_high, lane, w_low, j = (
         index & 1, (index >> 1) & 1, (index >> 2) & 1, (index >> 3) & 31, (index >> 8) & 1, index >> 9)
@@ -263,7 +267,7 @@ def fragment_kernel(
     BITS: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.constexpr, INT: tl.constexpr, FACTOR: tl.constexpr,
     SCALES: tl.constexpr, SCALE_MUL: tl.constexpr, SCALE_ADD: tl.constexpr, HALVES: tl.constexpr,
     BLOCK: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, BLOCK_M: tl.constexpr, G: tl.constexpr,
-    WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr,
+    WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr, DEPENDENT: tl.constexpr,
 ):
     """Compute out [M, N]; a program makes BLOCK_M x 8 G WN of it. Of its num_warps = WN WK warps, each makes 8 G
     columns from every WK-th tile of K.
@@ -273,7 +277,8 @@ def fragment_kernel(
     K_TILES, 32 BITS]: tiles of 8 rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is
     ``none``; ``codes``: int32 [N_TILES, K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make
     a 16-bit float that multiplies each weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of
-    the weight are on their way while one is multiplied.
+    the weight are on their way while one is multiplied. DEPENDENT: it was launched before `order_kernel` ended (from
+    sm_90 on), and waits for that before it reads x.
     """
     ROWS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 16
     SCALED: tl.constexpr = SCALES == "codes"
@@ -301,6 +306,9 @@ def fragment_kernel(
     for d in tl.static_range(1, DEPTH):
         tiles = n_tile + tl.minimum(d * WK + warp_k, K_TILES - 1)
         ahead = ahead + (_load_tiles(packed, scales, tiles, BITS, SCALED, HALVES, PTX),)
+    if DEPENDENT:
+        x_pointers += tl.inline_asm_elementwise("griddepcontrol.wait; mov.b32 $0, 0;", "=r", [], dtype=tl.int32,
+                                                is_pure=False, pack=1)
     for first in range(0, K_TILES, WK * DEPTH):
         new = ()
         for d in tl.static_range(DEPTH):

@@ -1,12 +1,12 @@
 """Decode, product and scale in one Triton kernel, for any scheme of up to 8 bits.
 
 Weights are stored as fragments (`fpxbench.numbers.packing.fragment`) and multiplied by `_fragment_kernel`, on sm_90 and
-from 17 rows of x on by `_wide_kernel`. What fragments cannot hold (N or K no multiple of 8, blocks of 16 with fp32
+from 17 rows of x on by `_stream_kernel`. What fragments cannot hold (N or K no multiple of 8, blocks of 16 with fp32
 scales, formats whose products bfloat16 does not hold), and every weight on AMD GPUs, is stored in planar rows
 (`_planar`). The result differs from float64 by fp32 accumulation and the rounding of the output: no weight is rounded.
 
 Without a GPU the same kernels run in Triton's interpreter, for correctness only. Nothing is tuned at the first call;
-with FPX_TUNE=1 the configs of planar rows are timed, and the fastest is used.
+with FPX_TUNE=1 what is worth trying is timed, and the fastest is used and remembered (`_tiles`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.impls import _fragment, _fragment_weight, _planar, _triton_codes
-from fpxbench.impls._fragment import Device, Tile, WideTile
+from fpxbench.implementation import TUNE_VARIABLE, Implementation, Support, implementation
+from fpxbench.impls import _fragment, _fragment_weight, _planar, _tiles, _triton_codes, _tuning
+from fpxbench.impls._tiles import Device, StreamTile, Tile
 from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.packing.fragment import fragment_named
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
-Config = Tile | WideTile | _planar.Config
+Config = Tile | StreamTile | _planar.Config
 LEAST_ARCH = 80
 """The first with bfloat16 in ``mma.sync`` and ``fma.bf16x2``."""
 Derived = TypeVar("Derived")
@@ -74,11 +74,15 @@ class TritonFused(Implementation):
         return self._multiplied(x, weight, self._pick(x, weight))
 
     def configs(self, x: Tensor, weight: QuantizedWeight) -> Sequence[Config]:
-        """Return what `matmul` may pick: one tile, or with FPX_TUNE=1 every config for planar rows."""
-        if self._fragments(x, weight) is not None:
-            return [self._tile(x, weight)]
+        """Return what `matmul` may pick: one tile, or with FPX_TUNE=1 all that are worth trying, that one first."""
         m, target = tokens(x), _planar.target_of(x.device)
-        if tuning() and not target.interpreted:
+        tune = tuning() and not target.interpreted
+        if self._fragments(x, weight) is not None:
+            bits, kind = weight.scheme.format.bits, _fragment_weight.scaling_kind(weight.scheme.scaling)
+            device = device_of(x.device)
+            picked = _tiles.pick(m, *weight.shape, bits, kind, device)
+            return list(dict.fromkeys([picked, *(_tuning.candidates(m, bits, kind, device) if tune else ())]))
+        if tune:
             return _planar.worth_trying(m, weight.scheme, weight.shape[1], target)
         return [_planar.default_config(m, weight.scheme, weight.shape[1], target)]
 
@@ -95,7 +99,7 @@ class TritonFused(Implementation):
         out = x.new_empty(rows.shape[0], n, dtype=torch.float32 if x.device.type == "cpu" else x.dtype)
         if rows.shape[0]:
             with torch.cuda.device_of(x):
-                if isinstance(config, Tile | WideTile):
+                if isinstance(config, Tile | StreamTile):
                     _fragment.matmul(rows, self._operands(weight), config, out, device_of(x.device))
                 else:
                     planar = self._planar(weight)
@@ -110,17 +114,26 @@ class TritonFused(Implementation):
             return candidates[0]
         key = (weight.scheme, weight.shape, tokens(x), x.dtype, x.device)
         if key not in self._fastest:
-            from triton.testing import do_bench
-
-            def milliseconds(config: Config) -> float:
-                return do_bench(lambda: self._multiplied(x, weight, config), warmup=3, rep=15, return_mode="median")
-
-            self._fastest[key] = min(candidates, key=milliseconds)
+            self._fastest[key] = self._tuned(x, weight, candidates)
         return self._fastest[key]
 
-    def _tile(self, x: Tensor, weight: QuantizedWeight) -> Tile | WideTile:
-        kind = _fragment_weight.scaling_kind(weight.scheme.scaling)
-        return _fragment.pick(tokens(x), weight.shape[0], weight.scheme.format.bits, kind, device_of(x.device))
+    def _tuned(self, x: Tensor, weight: QuantizedWeight, candidates: Sequence[Config]) -> Config:
+        """Return the fastest candidate, and remember it in the user's own table if it is a tile."""
+        from triton.runtime.errors import OutOfResources
+        from triton.testing import do_bench
+
+        def milliseconds(config: Config) -> float:
+            try:
+                return do_bench(lambda: self._multiplied(x, weight, config), warmup=3, rep=15, return_mode="median")
+            except OutOfResources:      # candidates are an H200's
+                return float("inf")
+
+        best = min(candidates, key=milliseconds)
+        scaling = _fragment_weight.scaling_kind(weight.scheme.scaling)
+        if isinstance(best, Tile | StreamTile) and scaling != "fp32":
+            _tiles.save(_tiles.Entry(device_of(x.device).arch, _tiles.width_of(weight.scheme.format.bits),
+                                     *weight.shape, _tiles.m_class(tokens(x)), best))
+        return best
 
     def _fragments(self, x: Tensor, weight: QuantizedWeight) -> _fragment_weight.Operands | None:
         """Return what the fragment kernels read of the weight, or None if they cannot multiply it exactly by `x`."""
@@ -158,7 +171,7 @@ def device_of(device: torch.device) -> Device | None:
         return Device(0)
     if target.backend != "cuda" or target.capability < LEAST_ARCH:
         return None
-    return Device(target.capability, _fragment.has_wide(target.capability))
+    return Device(target.capability, _fragment.has_stream(target.capability))
 
 
 def checked(x: Tensor, weight: QuantizedWeight) -> None:
@@ -174,7 +187,7 @@ def tokens(x: Tensor) -> int:
 
 
 def tuning() -> bool:
-    return os.environ.get("FPX_TUNE", "") not in ("", "0")
+    return os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
 
 
 def version(tensor: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -52,6 +53,8 @@ MemoryLimitOption = Annotated[str | None, typer.Option(
     "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")]
 SeedOption = Annotated[int | None, typer.Option(
     "--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]")]
+TuneOption = Annotated[bool, typer.Option(
+    "--tune", help="Let implementations try their tiles at the first call of a shape and remember the fastest.")]
 TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
 FailOnOption = Annotated[str, typer.Option(
     "--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")]
@@ -78,6 +81,7 @@ def run(
     memory_limit: MemoryLimitOption = None,
     seed: SeedOption = None,
     timing: TimingOption = True,
+    tune: TuneOption = False,
     fail_on: FailOnOption = "",
 ) -> None:
     """Check and time cases. Write one record for each.
@@ -86,9 +90,12 @@ def run(
 
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C, with everything measured so far kept.
     """
+    from fpxbench.implementation import TUNE_VARIABLE
     from fpxbench.sweep.run import CannotStart, main_sweep
 
     failing = statuses(fail_on)
+    if tune:
+        os.environ[TUNE_VARIABLE] = "1"     # the children inherit it
     settings = Settings(
         profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
         workload=tuple(workload or ()), tp=ranks(tp), cases=cases,

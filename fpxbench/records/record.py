@@ -220,6 +220,8 @@ class Properties(RecordPart):
 
     library: str | None = Field(default=None, max_length=200)
     """The library whose kernel it is, and its version: ``torchao 0.18.0``. None: the implementation's own."""
+    first_call_s: Seconds | None = None
+    """How long the first call took: compiling, what the compiler's cache had not, and tuning included."""
     repeatable: bool | None = None
     """The same call gives the same bits each time, over `repeats` calls."""
     repeats: Count | None = None

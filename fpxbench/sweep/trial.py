@@ -206,7 +206,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         if changed:
             examination.covered["settings"] = f"changed and put back: {', '.join(changed)}"
     finally:
-        result.properties = Properties(**examination.properties)
+        result.properties = Properties(**examination.properties, first_call_s=examination.first_call_s or None)
         bits = result.properties.accumulator_bits
         if bits is not None and bits < implementation.accumulator.bits:
             result.flags.append(Flag.NARROW_ACCUMULATOR)

@@ -3,8 +3,8 @@
     python triton_aot_child.py < jobs
 
 One job is a JSON line ``{target, scheme, activation, m, kernel, config}`` with target ``sm_90`` or ``gfx942``, kernel
-``matvec``, ``dot``, ``fragment`` or ``wide``, and config the fields of a Matvec, a Dot, a Tile or a WideTile. Each is
-announced before it is compiled and answered after, so that the parent knows which one was the process's end.
+``matvec``, ``dot``, ``fragment`` or ``stream``, and config the fields of a Matvec, a Dot, a Tile or a StreamTile. Each
+is announced before it is compiled and answered after, so that the parent knows which one was the process's end.
 """
 
 import json
@@ -23,11 +23,11 @@ from fpxbench.implementation import discover
 from fpxbench.numbers.scheme import scheme_named
 
 discover()
-from fpxbench.impls import _fragment, _fragment_weight, _planar  # noqa: E402  (discover makes the package)
+from fpxbench.impls import _fragment, _fragment_weight, _planar, _tiles  # noqa: E402  (discover makes the package)
 from fpxbench.impls._triton_modules import kernels  # noqa: E402
 
 K = 4096
-ALIGNED = {"x", "packed", "scales", "tensor_scale", "row_scale", "out", "N", "X_STRIDE"}
+ALIGNED = {"x", "packed", "scales", "tensor_scale", "row_scale", "out", "parts", "N", "X_STRIDE"}
 
 
 def planar_job(target, scheme, activation, m, kernel, config):
@@ -45,22 +45,26 @@ def planar_job(target, scheme, activation, m, kernel, config):
     return getattr(kernels("_triton_kernels", False), f"{kernel}_kernel"), arguments, constants, options
 
 
-def fragment_job(scheme, activation, kernel, config):
+def fragment_job(target, scheme, activation, kernel, config):
     scaling = _fragment_weight.scaling_kind(scheme.scaling)
     block = scheme.scaling.block if scaling == "fp32" else 0
     constants = _fragment_weight.constants(scheme.format, scaling, block, activation == "bf16")
     arguments = {"x": f"*{activation}", "packed": "*i32", "scales": "*fp32" if scaling == "fp32" else "*i32",
                  "row_scale": "*fp32", "out": f"*{activation}"}
     if kernel == "fragment":
-        tile = _fragment.Tile(**config)
-        constants |= _fragment.tile_constants(tile) | {"PTX": True}
+        tile = _tiles.Tile(**config)
+        constants |= _fragment.tile_constants(tile) | {
+            "PTX": True, "DEPENDENT": tile.ordered and int(target[3:]) >= _fragment.LEAST_DEPENDENT}
         return kernels("_fragment_kernel", False).fragment_kernel, arguments, constants, {
             "num_warps": tile.warps_n * tile.warps_k, "num_stages": 1}
-    tile = _fragment.WideTile(**config)
-    constants |= _fragment.wide_constants(tile, tile.split)
-    if tile.split > 1:
-        arguments["out"] = "*fp32"
-    return kernels("_wide_kernel", False).wide_kernel, arguments, constants, {"num_warps": tile.warps}
+    tile = _tiles.StreamTile(**config)
+    element = arguments.pop("x")[1:]
+    for name, (block, layout) in _fragment.descriptor_layouts(tile, constants["HALVES"]).items():
+        arguments[name] = f"tensordesc<{element if name == 'x_desc' else 'i32'}{block},{layout!r}>"
+    arguments["parts"] = "*fp32"
+    options = {"num_warps": tile.warps} | ({"maxnreg": _fragment.HALF_REGISTERS} if tile.at_once == 2 else {})
+    return (kernels("_stream_kernel", False).stream_kernel, arguments, constants | _fragment.stream_constants(tile),
+            options)
 
 
 def compiled(target, scheme, activation, m, kernel, config):
@@ -70,12 +74,12 @@ def compiled(target, scheme, activation, m, kernel, config):
     if kernel in ("matvec", "dot"):
         function, arguments, constants, options = planar_job(target, scheme, activation, m, kernel, config)
     else:
-        function, arguments, constants, options = fragment_job(scheme, activation, kernel, config)
+        function, arguments, constants, options = fragment_job(target, scheme, activation, kernel, config)
     signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in function.arg_names}
     attrs = {(position,): [["tt.divisibility", 16]]
              for position, name in enumerate(function.arg_names) if name in ALIGNED}
     source = ASTSource
-    if kernel == "wide":
+    if kernel == "stream":
         from triton.experimental.gluon._runtime import GluonASTSource as source
     return triton.compile(source(function, signature, constexprs=constants, attrs=attrs), target=gpu, options=options)
 
@@ -100,12 +104,16 @@ def facts(compiled_kernel):
         file.flush()
         usage = tool("cuobjdump", "--dump-resource-usage", file.name)
         loop = Counter(main_loop(tool("nvdisasm", "-c", file.name)))
+    granted = [int(registers) for registers in re.findall(r"setmaxnreg\S+\s+(\d+)", assembly)]
     return found | {
         "stack_bytes": sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "registers": max(granted, default=int(re.search(r"REG:(\d+)", usage)[1])),
         "loop_instructions": sum(loop.values()),
         "loop_shared": sum(count for name, count in loop.items() if name in ("STS", "LDS", "LDSM", "STSM")),
+        "loop_stores": loop["STS"] + loop["STSM"],
         "loop_barriers": loop["BAR"],
+        "loop_products": loop["HGMMA"] + loop["HMMA"],
+        "loop_waits": loop["WARPGROUP.DEPBAR"],
     }
 
 
@@ -115,8 +123,9 @@ def tool(name, *arguments):
 
 
 def main_loop(sass):
-    """Return the instructions' names in the longest stretch that a branch jumps back over."""
-    names, labels, longest = [], {}, (0, 0)
+    """Return the instructions' names in the longest stretch that a branch jumps back over; with wgmma, in the shortest
+    that has such an instruction."""
+    names, labels, loops = [], {}, []
     for line in sass.splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(names)
@@ -125,9 +134,10 @@ def main_loop(sass):
         if code := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);", line):
             target = re.search(r"`\((\.L\w+)\)", code[2])
             if code[1].startswith("BRA") and target and target[1] in labels:
-                longest = max(longest, (labels[target[1]], len(names) + 1), key=lambda part: part[1] - part[0])
-            names.append(code[1].partition(".")[0])
-    return names[longest[0]:longest[1]]
+                loops.append((labels[target[1]], len(names) + 1))
+            names.append("WARPGROUP.DEPBAR" if code[1].startswith("WARPGROUP.DEPBAR") else code[1].partition(".")[0])
+    parts = sorted((names[begin:end] for begin, end in loops), key=len)
+    return next((part for part in parts if "HGMMA" in part), parts[-1] if parts else [])
 
 
 def main():

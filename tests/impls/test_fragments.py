@@ -18,8 +18,12 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TritonFused = discover()[0]["triton_fused"]
-from fpxbench.impls import _fragment, _fragment_weight, triton_fused  # noqa: E402  (discover makes the package)
-from fpxbench.impls._fragment import Device, Tile, WideTile, pick  # noqa: E402
+from fpxbench.impls import (  # noqa: E402  (discover makes the package)
+    _fragment,
+    _fragment_weight,
+    triton_fused,
+)
+from fpxbench.impls._tiles import Device, StreamTile, Tile, pick  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMAT_NAMES = [name for name in FORMATS if name != "e8m0"] + [
@@ -36,7 +40,7 @@ def fragments(codes, scales, scheme, tensor_scale=None):
 def product(x, weight, tile=None):
     """Return what the fragment kernel computes on the CPU. Fail if it is not the one that would be used."""
     fused, x = TritonFused(), x.to(DEVICE)
-    assert isinstance(fused.configs(x, weight)[0], Tile | WideTile), "not multiplied from fragments"
+    assert isinstance(fused.configs(x, weight)[0], Tile | StreamTile), "not multiplied from fragments"
     return (fused.matmul(x, weight) if tile is None else fused.matmul_with(x, weight, tile)).cpu()
 
 
@@ -74,7 +78,7 @@ def test_a_weight_with_a_code_of_nan_or_infinity_is_multiplied_from_planar_rows_
         weight = fragments(codes, torch.ones(8, 1), scheme_named(f"{name}-row"))
         x = torch.ones(2, 32, dtype=torch.bfloat16, device=DEVICE)
         fused = TritonFused()
-        assert not isinstance(fused.configs(x, weight)[0], Tile | WideTile)
+        assert not isinstance(fused.configs(x, weight)[0], Tile | StreamTile)
         y = fused.matmul(x, weight)
         assert not y[:, 3].isfinite().any() and not y[:, [0, 1, 2, 4, 5, 6, 7]].any()
 
@@ -197,13 +201,17 @@ def test_what_fragments_do_not_hold_is_stored_in_planar_rows():
 
 
 def test_there_is_one_tile_for_every_case_and_gluon_is_asked_for_on_sm_90_only():
-    for arch, wide in ((80, False), (90, True), (90, False), (120, False)):
+    for arch, stream in ((80, False), (90, True), (90, False), (120, False)):
         for m in (1, 2, 8, 9, 16, 17, 64, 65, 300, 513, 9000):
             for bits in range(1, 9):
                 for scaling in ("none", "mx", "nv", "fp32"):
-                    tiles = {type(pick(m, n, bits, scaling, Device(arch, wide))) for n in (8, 8192, 10000, 99999)}
-                    assert tiles == {WideTile if wide and m > 16 and scaling != "fp32" else Tile}
-    assert not _fragment.has_wide(89) and not _fragment.has_wide(100)
+                    tiles = {type(pick(m, n, k, bits, scaling, Device(arch, stream)))
+                             for n in (8, 8192, 10000, 99999) for k in (8, 5000, 30000)}
+                    if not stream or scaling == "fp32" or m <= 8:
+                        assert tiles == {Tile}
+                    elif m > 64:
+                        assert tiles == {StreamTile}
+    assert not _fragment.has_stream(89) and not _fragment.has_stream(100)
 
 
 def test_one_config_is_listed_for_fragments_and_without_tuning_for_planar_rows(monkeypatch):

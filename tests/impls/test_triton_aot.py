@@ -15,9 +15,9 @@ from fpxbench.implementation import discover
 pytest.importorskip("triton")
 
 discover()
-from fpxbench.impls import _fragment  # noqa: E402  (discover makes that package)
-from fpxbench.impls._fragment import Device, Tile, WideTile, pick  # noqa: E402
+from fpxbench.impls import _tiles  # noqa: E402  (discover makes that package)
 from fpxbench.impls._planar import Dot, Matvec, Target, fitted  # noqa: E402
+from fpxbench.impls._tiles import Device, StreamTile, Tile, pick  # noqa: E402
 from fpxbench.numbers.scheme import scheme_named  # noqa: E402
 
 TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "gfx950"]
@@ -25,7 +25,7 @@ FRAGMENT_TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"]
 SCHEMES = ["e4m3fn-row", "e5m2-row", "e4m3fnuz-row", "e3m2-g128", "mxfp4", "nvfp4", "int8-row"]
 MAIN = {"e4m3fn-row": 8, "e3m2-row": 6, "mxfp4": 4, "nvfp4": 4}     # and their code widths
 K = 4096
-KERNELS = {Matvec: "matvec", Dot: "dot", Tile: "fragment", WideTile: "wide"}
+KERNELS = {Matvec: "matvec", Dot: "dot", Tile: "fragment", StreamTile: "stream"}
 SHARED_KIB = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64, "gfx950": 160}
 
 
@@ -35,7 +35,7 @@ class Job:
     scheme: str
     activation: str
     m: int
-    config: Matvec | Dot | Tile | WideTile
+    config: Matvec | Dot | Tile | StreamTile
 
     def line(self) -> str:
         return json.dumps(vars(self) | {"config": asdict(self.config), "kernel": KERNELS[type(self.config)]})
@@ -62,13 +62,13 @@ def fragment_jobs():
     that have no wide kernel."""
     for scheme, bits in MAIN.items():
         for m in (1, 16, 64, 512)[:3 if scheme == "nvfp4" else 4]:
-            yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, bits, "none", Device(90, wide=True)))
-    yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 8, "none", Device(90, wide=True)))
+            yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", Device(90, stream=True)))
+    yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 4096, 8, "none", Device(90, stream=True)))
     for t, target in enumerate(FRAGMENT_TARGETS):
         for s, scheme in enumerate((("int8-row", "e3m2-row", "nvfp4", "e5m2-row", "e4m3fn-row")[t], "e2m1-g32")):
             m, kind = (1, 16, 64)[(t + s) % 3], "fp32" if scheme == "e2m1-g32" else "none"
             yield Job(target, scheme, ["bf16", "fp16"][(t + s) % 2], m,
-                      pick(m, 28672, scheme_named(scheme).format.bits, kind, Device(int(target[3:]))))
+                      pick(m, 28672, 8192, scheme_named(scheme).format.bits, kind, Device(int(target[3:]))))
 
 
 def compile_all(part, cache):
@@ -141,17 +141,19 @@ def test_fragments_meet_matrix_instructions_without_passing_between_threads(comp
         assert facts["shared_bytes"] <= job.config.shared_bytes, job
 
 
-def test_the_wide_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled):
-    """Shared memory holds x alone, which the instructions read: threads neither store to it nor load from it in the
-    loop."""
-    for job, facts in only(compiled, WideTile).items():
+def test_the_stream_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled):
+    """Codes come from shared memory and nothing goes back there in the loop. The assembler puts no waits of its own
+    between the products: it does where it cannot allocate their registers, and they then run one after the other."""
+    for job, facts in only(compiled, StreamTile).items():
         assert facts["matrix"] == ["wgmma.mma_async"], job
-        assert facts["loop_shared"] == 0 and facts["loop_barriers"] <= 3, (job, facts)
+        assert facts["loop_stores"] == 0 and facts["loop_barriers"] <= 5, (job, facts)
+        assert facts["loop_products"] == 8 * job.config.block_n // (16 * job.config.warps), (job, facts)
+        assert facts["loop_waits"] == 4 // job.config.chunk, (job, facts)
 
 
 def test_nothing_is_spilled(compiled):
     assert not {
-        job: facts["stack_bytes"] for kind in (Matvec, Tile, WideTile)
+        job: facts["stack_bytes"] for kind in (Matvec, Tile, StreamTile)
         for job, facts in only(compiled, kind, "sm_").items() if facts["stack_bytes"]
     }
 
@@ -160,7 +162,7 @@ def test_a_weight_costs_at_most_four_and_a_half_instructions_on_sm_90(compiled):
     """All of the loop along K, loads and matrix instructions included. About 8 (FP8) and 4 (FP4) are what memory
     leaves time for at 4.2 TB/s."""
     costs = {}
-    for job, facts in only(compiled, (Tile, WideTile), "sm_90").items():
+    for job, facts in only(compiled, (Tile, StreamTile), "sm_90").items():
         if job.scheme in MAIN:
             tile = job.config
             weights = 32 * tile.groups * tile.depth if isinstance(tile, Tile) else 4 * tile.block_n // tile.warps
@@ -171,14 +173,14 @@ def test_a_weight_costs_at_most_four_and_a_half_instructions_on_sm_90(compiled):
 
 
 def test_tiles_fit_the_shared_memory_of_their_target(compiled):
-    for job, facts in only(compiled, (Dot, Tile, WideTile)).items():
+    for job, facts in only(compiled, (Dot, Tile, StreamTile)).items():
         assert facts["shared_bytes"] <= SHARED_KIB[job.target] * 1024, job
 
 
 def test_every_shipped_tile_for_any_gpu_fits_the_smallest_shared_memory():
-    tiles = [Tile(**entry["tile"]) for entry in _fragment.table() if "tile" in entry]
-    tiles += [*_fragment.GROUP_TILES.values(), *_fragment.NARROW_GROUP_TILES.values()]
-    tiles += [pick(m, n, 4, "none", Device(89)) for m in (1, 17, 64, 5000) for n in (512, 30000)]
+    tiles = [entry.tile for entry in _tiles.read(_tiles.SHIPPED) if isinstance(entry.tile, Tile)]
+    tiles += [*_tiles.GROUP_TILES.values(), *_tiles.NARROW_GROUP_TILES.values()]
+    tiles += [pick(m, n, 4096, 4, "none", Device(89)) for m in (1, 17, 64, 5000) for n in (512, 30000)]
     assert max(tile.shared_bytes for tile in tiles) <= 99 * 1024
 
 

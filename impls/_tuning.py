@@ -1,0 +1,47 @@
+"""Which tile is the fastest for a layer and a number of tokens? Asked for by FPX_TUNE=1 (``fpxbench run --tune``).
+
+Each candidate was the fastest somewhere on an H200, or near it. What is found goes to the user's own table (`_tiles`),
+from where it is picked for every layer that is nearest to the tuned one.
+"""
+
+from __future__ import annotations
+
+from fpxbench.impls._tiles import Device, StreamTile, Tile, m_class
+
+FEW = (Tile(8, 1, 1, 4, 2), Tile(8, 1, 1, 4, 4), Tile(8, 1, 1, 8, 2), Tile(8, 1, 2, 2, 4), Tile(8, 1, 4, 2, 2),
+       Tile(8, 2, 1, 4, 2), Tile(8, 2, 2, 2, 1), Tile(8, 2, 4, 2, 1), Tile(8, 2, 4, 1, 2), Tile(16, 2, 4, 2, 1, True))
+UP_TO_16 = (Tile(16, 1, 1, 4, 2), Tile(16, 1, 1, 4, 4, True), Tile(16, 1, 1, 8, 2, True), Tile(16, 1, 2, 4, 2, True),
+            Tile(16, 1, 2, 8, 1, True), Tile(16, 1, 4, 4, 1, True), Tile(16, 2, 1, 4, 2, True),
+            Tile(16, 2, 2, 2, 2, True), Tile(16, 2, 4, 2, 1, True), Tile(16, 2, 8, 2, 1, True))
+FRAGMENTS = {
+    32: (Tile(32, 1, 1, 8, 1, True), Tile(32, 1, 2, 4, 1, True), Tile(32, 2, 2, 4, 1, True)),
+    64: (Tile(64, 1, 2, 4, 1, True), Tile(64, 1, 1, 8, 1, True), Tile(64, 2, 2, 4, 1, True)),
+    128: (Tile(64, 2, 4, 2, 1, True), Tile(64, 2, 2, 4, 1, True)),
+}
+# block_m, block_n, warps, chunk, programs at once, split
+STREAMS = {
+    16: ((16, 128, 4, 2, 2, True), (16, 256, 8, 2, 1, True), (16, 64, 4, 2, 2, True)),
+    32: ((32, 64, 4, 2, 2, True), (32, 64, 4, 2, 2, False), (32, 128, 4, 2, 2, True), (32, 128, 8, 2, 1, True),
+         (32, 64, 4, 4, 2, True), (32, 256, 8, 2, 1, True)),
+    64: ((64, 64, 4, 2, 2, True), (64, 64, 4, 2, 2, False), (64, 128, 4, 2, 2, True), (64, 128, 8, 2, 1, True),
+         (64, 128, 8, 2, 1, False), (64, 256, 8, 2, 1, True), (32, 64, 4, 2, 2, False)),
+    128: ((64, 64, 4, 2, 2, True), (64, 64, 4, 2, 2, False), (64, 128, 4, 1, 2, False), (128, 128, 8, 2, 1, True),
+          (128, 256, 8, 1, 1, True), (128, 64, 4, 1, 2, False)),
+    256: ((64, 128, 4, 1, 2, False), (128, 128, 8, 2, 1, True), (128, 128, 8, 2, 1, False), (128, 256, 8, 1, 1, True),
+          (128, 64, 4, 1, 2, False)),
+    512: ((128, 128, 8, 2, 1, True), (128, 128, 8, 2, 1, False), (128, 128, 4, 1, 2, True), (128, 256, 8, 1, 1, True),
+          (128, 256, 8, 1, 1, False), (256, 128, 8, 1, 1, True), (128, 128, 4, 1, 2, False)),
+}
+
+
+def candidates(m: int, bits: int, scaling: str, device: Device) -> list[Tile | StreamTile]:
+    """Return the tiles worth trying for M rows of x and weights of `bits` a code."""
+    most = m_class(m)
+    if most is not None and most <= 8:
+        tiles: tuple[Tile, ...] = FEW
+    else:
+        tiles = UP_TO_16 if most == 16 else FRAGMENTS.get(most or 0, FRAGMENTS[128])
+    if not device.stream or scaling == "fp32" or (most is not None and most <= 8):
+        return list(tiles)
+    streams = [StreamTile.with_all_stages(bits, *options) for options in STREAMS.get(most or 0, STREAMS[512])]
+    return [*(tiles if most is not None and most <= 64 else ()), *filter(None, streams)]
