@@ -111,7 +111,7 @@ def _words_layout(block_n, warps, count):
 
 @gluon.constexpr_function
 def _scales_layout(block_n, warps, halves):
-    """Return the layout of [BLOCK_N / 8, 8 halves, 4 / halves]: the word of each lane's row (and half of the columns)."""
+    """Return the layout of [BLOCK_N / 8, 8 halves, 4 / halves]: the word of each lane's row and half."""
     registers, of_warps = _rows(block_n, warps, 3)
     shared = [[0, 0, 1 << i] for i in range((4 // halves).bit_length() - 1)]
     lanes = shared + [[0, 1 << i, 0] for i in range(5 - len(shared))]
