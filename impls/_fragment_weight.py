@@ -1,4 +1,4 @@
-"""What `_fragment_kernel` and `_wide_kernel` read beside the codes: scales in the codes' order, and constants.
+"""What `_fragment_kernel` and `_stream_kernel` read beside the codes: scales in the codes' order, and constants.
 
 Every code decodes to a 16-bit float by moving its bits, times a power of two that makes up for the difference of the
 exponent biases: one exact multiplication of two numbers at once, subnormal ones included. The scales of MX and NVFP4

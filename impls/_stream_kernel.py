@@ -362,16 +362,26 @@ def stream_kernel(
     ], [1], [24])
 
 
+@triton.jit
+def _sharing(number, PROGRAMS, REST, K_TILES):
+    """Return the first and the last program that have a part of tile FULL + `number`."""
+    first = number * K_TILES        # of the REST K_TILES steps that the programs share out
+    work = REST * K_TILES
+    return ((first + 1) * PROGRAMS - 1) // work, ((first + K_TILES) * PROGRAMS - 1) // work
+
+
+@triton.jit
+def _has_work(program, PROGRAMS, REST, K_TILES):
+    return (program + 1) * (REST * K_TILES) // PROGRAMS > program * (REST * K_TILES) // PROGRAMS
+
+
 @triton.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "FULL", "REST", "K_TILES", "M_BLOCKS", "N_BLOCKS"])
 def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):
     """Add up the parts of the tiles that `stream_kernel` left: COLUMNS x ROWS of a tile to a program."""
     number = tl.program_id(0)
-    first = number * K_TILES        # in the REST K_TILES that the programs shared out
-    work = REST * K_TILES
-    first_program = ((first + 1) * PROGRAMS - 1) // work
-    last_program = ((first + K_TILES) * PROGRAMS - 1) // work
+    first_program, last_program = _sharing(number, PROGRAMS, REST, K_TILES)
     n_inner = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     m_inner = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     place = n_inner[:, None] * BLOCK_M + m_inner[None, :]
@@ -380,7 +390,7 @@ def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, FULL, REST,
     for four in range(first_program, last_program + 1, 4):      # loads of four parts are on their way at once
         for i in tl.static_range(4):
             program = four + i
-            there = (program <= last_program) & ((program + 1) * work // PROGRAMS > program * work // PROGRAMS)
+            there = (program <= last_program) & _has_work(program, PROGRAMS, REST, K_TILES)
             total += tl.load(parts + (program + number) * (BLOCK_N * BLOCK_M) + place, mask=there & (place >= 0),
                              other=0.0)
     tile = FULL + number

@@ -103,7 +103,8 @@ def facts(compiled_kernel):
         file.write(binary)
         file.flush()
         usage = tool("cuobjdump", "--dump-resource-usage", file.name)
-        loop = Counter(main_loop(tool("nvdisasm", "-c", file.name)))
+        sass = tool("nvdisasm", "-c", file.name)
+    loop = Counter(main_loop(sass))
     granted = [int(registers) for registers in re.findall(r"setmaxnreg\S+\s+(\d+)", assembly)]
     return found | {
         "stack_bytes": sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
@@ -114,6 +115,8 @@ def facts(compiled_kernel):
         "loop_barriers": loop["BAR"],
         "loop_products": loop["HGMMA"] + loop["HMMA"],
         "loop_waits": loop["WARPGROUP.DEPBAR"],
+        # ACQBULK waits for the kernel before; x alone is loaded with EL (evict last)
+        "x_before_wait": sass.partition("ACQBULK")[0].count("LDG.E.EL") if "ACQBULK" in sass else None,
     }
 
 

@@ -141,6 +141,14 @@ def test_fragments_meet_matrix_instructions_without_passing_between_threads(comp
         assert facts["shared_bytes"] <= job.config.shared_bytes, job
 
 
+def test_ordered_activations_are_read_after_the_kernel_that_orders_them(compiled):
+    """From sm_90 on both run at once, up to a wait before which no load of x may be moved."""
+    jobs = {job: facts for job, facts in only(compiled, Tile, "sm_").items() if job.config.ordered}
+    assert {int(job.target[3:]) >= 90 for job in jobs} == {True, False}
+    for job, facts in jobs.items():
+        assert facts["x_before_wait"] == (0 if int(job.target[3:]) >= 90 else None), job
+
+
 def test_the_stream_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled):
     """Codes come from shared memory and nothing goes back there in the loop. The assembler puts no waits of its own
     between the products: it does where it cannot allocate their registers, and they then run one after the other."""

@@ -1,0 +1,147 @@
+"""The table of tiles, the user's own before the shipped one, and how the stream kernel divides its work."""
+
+import json
+import types
+
+import pytest
+import torch
+
+from fpxbench.implementation import discover
+
+pytest.importorskip("triton")
+
+discover()
+from fpxbench.impls import _tiles, _triton_modules, _tuning, triton_fused  # noqa: E402  (discover makes the package)
+from fpxbench.impls._tiles import Device, Entry, StreamTile, Tile, pick  # noqa: E402
+from fpxbench.numbers.scheme import scheme_named  # noqa: E402
+
+H200 = Device(90, stream=True)
+FEW = Tile(8, 1, 1, 4, 2)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    path = tmp_path / "own" / "tiles.json"
+    monkeypatch.setenv(_tiles.OWN_TABLE, str(path))
+    return path
+
+
+def test_the_shipped_table_has_every_width_and_number_of_tokens_for_every_measured_layer():
+    entries = _tiles.read(_tiles.SHIPPED)
+    layers = {(entry.n, entry.k) for entry in entries}
+    assert len(layers) >= 6
+    expected = {(n, k, bits, m) for n, k in layers for bits in _tiles.WIDTHS for m in (*_tiles.M_CLASSES, None)}
+    assert {(entry.n, entry.k, entry.bits, entry.m_max) for entry in entries} == expected
+    assert len(entries) == len(expected)
+    for entry in entries:
+        rows = entry.tile.block_m
+        assert entry.m_max is None or rows <= max(16, entry.m_max), entry
+        if isinstance(entry.tile, StreamTile):
+            options = (entry.tile.warps, entry.tile.chunk, entry.tile.at_once)
+            most = StreamTile.with_all_stages(entry.bits, rows, entry.tile.block_n, *options)
+            assert entry.tile.stages <= most.stages, f"{entry} does not fit shared memory"
+
+
+def test_the_tile_is_that_of_the_nearest_layer_with_as_many_tokens(own):
+    for entry in _tiles.read(_tiles.SHIPPED):
+        m = entry.m_max or 4096
+        assert pick(m, entry.n, entry.k, entry.bits, "none", H200) == entry.tile
+        assert pick(m, entry.n + 8, entry.k - 8, entry.bits, "none", H200) == entry.tile
+    assert pick(100, 4096, 4096, 8, "none", H200) == pick(128, 4096, 4096, 8, "none", H200)
+    assert pick(64, 4096, 4096, 5, "mx", H200) == pick(64, 4096, 4096, 6, "none", H200)
+    assert isinstance(pick(4096, 4096, 4096, 8, "none", Device(90)), Tile), "no Gluon, no stream kernel"
+
+
+def test_an_entry_of_ones_own_comes_first_for_its_layer_and_tokens_alone(own):
+    before = {m: pick(m, 4096, 4096, 8, "none", H200) for m in (1, 16, 512)}
+    mine = Tile(16, 2, 1, 8, 1, True)
+    assert before[16] != mine
+    assert _tiles.save(Entry(90, 8, 4096, 4096, 16, mine)) == own
+    assert {m: pick(m, 4096, 4096, 8, "none", H200) for m in (1, 16, 512)} == before | {16: mine}
+    assert pick(16, 4096, 4096, 4, "none", H200) != mine
+    _tiles.save(Entry(90, 8, 4096, 4096, 16, FEW))
+    _tiles.save(Entry(90, 4, 4096, 4096, None, StreamTile(128, 128, 8, 4)))
+    assert [entry.tile for entry in _tiles.read(own)] == [FEW, StreamTile(128, 128, 8, 4)]
+    assert pick(16, 4096, 4096, 8, "none", H200) == FEW
+    assert pick(16, 4096, 4096, 8, "none", Device(80)) == FEW, "an architecture of its own has no entries: sm_90's"
+    _tiles.save(Entry(80, 8, 4096, 4096, 16, mine))
+    assert pick(16, 28672, 8192, 8, "none", Device(80)) == mine, "now it has"
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("{", "is no table of tiles"),
+    ("{}", "must be a JSON list"),
+    ('[{"arch": 90}]', "entry 0: 'tile'"),
+    ('[3]', "entry 0"),
+    (json.dumps([Entry(90, 8, 8, 8, 1, FEW).as_json() | {"bits": 5}]), "entry 0: bits must be one of"),
+    (json.dumps([Entry(90, 8, 8, 8, 1, FEW).as_json() | {"m_max": 3}]), "m_max one of"),
+    (json.dumps([Entry(90, 8, 8, 8, 1, FEW).as_json() | {"tile": {"block_m": 8}}]), "missing 3 required"),
+    (json.dumps([{**Entry(90, 8, 8, 8, 1, FEW).as_json(), "tile": vars(FEW) | {"groups": 3}}]),
+     "groups of a tile must be a power of two, not 3"),
+    (json.dumps([{**Entry(90, 8, 8, 8, 1, StreamTile(64, 128, 8, 4)).as_json(),
+                  "stream": vars(StreamTile(64, 128, 8, 4)) | {"block_n": 32}}]), "is no tile of the stream kernel"),
+])
+def test_a_table_that_is_none_is_refused_with_its_file_and_entry(own, text, problem):
+    own.parent.mkdir()
+    own.write_text(text)
+    with pytest.raises(ValueError, match=problem) as raised:
+        pick(1, 4096, 4096, 8, "none", H200)
+    assert str(own) in str(raised.value) and _tiles.OWN_TABLE in str(raised.value)
+
+
+def test_every_candidate_fits_its_device_and_covers_what_the_shipped_table_has():
+    shipped = {(entry.bits, entry.m_max, entry.tile) for entry in _tiles.read(_tiles.SHIPPED)}
+    tried = {(bits, most, tile) for bits in _tiles.WIDTHS for most in (*_tiles.M_CLASSES, None)
+             for tile in _tuning.candidates(most or 4096, bits, "none", H200)}
+    assert len(shipped - tried) <= len(shipped) // 4, "what is shipped was found by trying these, or nearly so"
+    for scaling, device in (("fp32", H200), ("none", Device(80))):
+        assert all(isinstance(tile, Tile) for m in (1, 16, 64, 4096)
+                   for tile in _tuning.candidates(m, 8, scaling, device))
+
+
+def test_tuning_remembers_the_fastest_tile(own, monkeypatch):
+    times = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr("triton.testing.do_bench", lambda call, **options: next(times))
+    monkeypatch.setattr(triton_fused, "device_of", lambda device: H200)
+    fused = triton_fused.TritonFused()
+    weight = fused.quantize(torch.randn(8, 128), scheme_named("e4m3fn-row"))
+    tiles = [FEW, Tile(8, 2, 1, 4, 2), Tile(8, 2, 2, 2, 1)]
+    assert fused._tuned(torch.zeros(1, 128, dtype=torch.bfloat16), weight, tiles) == tiles[1]
+    assert _tiles.read(own) == (Entry(90, 8, 8, 128, 1, tiles[1]),)
+
+
+def plain(function, **names):
+    """Return a kernel's helper as a function of integers."""
+    return types.FunctionType(function.fn.__code__, {"gl": types.SimpleNamespace(maximum=max, minimum=min, **names)})
+
+
+@pytest.mark.parametrize(("m_blocks", "n_blocks", "k_tiles", "programs"), [
+    (1, 32, 32, 132), (1, 112, 64, 132), (4, 112, 64, 132), (32, 16, 112, 264), (9, 7, 1, 132), (3, 5, 2, 7),
+    (1, 1, 3, 3),
+])
+def test_the_stream_kernel_multiplies_each_step_once_and_adds_up_each_part_once(m_blocks, n_blocks, k_tiles, programs):
+    pytest.importorskip("triton.experimental.gluon")
+    stream = _triton_modules.kernels("_stream_kernel", False)
+    rest = m_blocks * n_blocks % programs
+    full = m_blocks * n_blocks - rest
+    steps, parts, blocks = [], {}, set()
+    for program in range(programs):
+        place = plain(stream._place, program_id=lambda axis, program=program: program)
+        for item in range(full // programs + 2):
+            m, n, begin, end, slot = place(item, programs, full, rest, k_tiles, m_blocks, n_blocks, 8)
+            if end > begin:
+                steps += [(m, n, k) for k in range(begin, end)]
+                blocks.add((m, n))
+                assert slot not in parts and slot < programs + rest
+                if slot >= 0:
+                    parts[slot] = program
+    assert len(steps) == len(set(steps)) == m_blocks * n_blocks * k_tiles
+    assert blocks == {(m, n) for m in range(m_blocks) for n in range(n_blocks)}
+    summed = {}
+    for number in range(rest):
+        first, last = plain(stream._sharing)(number, programs, rest, k_tiles)
+        for program in range(first, last + 1):
+            if plain(stream._has_work)(program, programs, rest, k_tiles):
+                assert program + number not in summed
+                summed[program + number] = program
+    assert summed == parts
