@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier     # renamed in Triton 3.7
+_bulk_copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared     # and this
 
 
 @triton.jit(do_not_specialize=["M", "K", "X_STRIDE", "K_PAD"])
@@ -191,16 +192,16 @@ def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, ei
             n = block_n * T
             word = k * (32 * BITS)
             if BITS & 12:
-                tma.async_copy_global_to_shared(four_desc, [n, word], full, fours.index(stage))
+                _bulk_copy(four_desc, [n, word], full, fours.index(stage))
             if BITS & 8:
-                tma.async_copy_global_to_shared(four_desc, [n, word + 128], full, eights.index(stage))
+                _bulk_copy(four_desc, [n, word + 128], full, eights.index(stage))
             if BITS & 2:
-                tma.async_copy_global_to_shared(two_desc, [n, word + (BITS & 4) * 32], full, twos.index(stage))
+                _bulk_copy(two_desc, [n, word + (BITS & 4) * 32], full, twos.index(stage))
             if BITS & 1:
-                tma.async_copy_global_to_shared(one_desc, [n, word + (BITS & 6) * 32], full, ones.index(stage))
+                _bulk_copy(one_desc, [n, word + (BITS & 6) * 32], full, ones.index(stage))
             if SCALED:
-                tma.async_copy_global_to_shared(scales_desc, [n, k * (8 * HALVES)], full, scale_tiles.index(stage))
-            tma.async_copy_global_to_shared(x_desc, [block_m * BLOCK_M, k * 128], full, x_tiles.index(stage))
+                _bulk_copy(scales_desc, [n, k * (8 * HALVES)], full, scale_tiles.index(stage))
+            _bulk_copy(x_desc, [block_m * BLOCK_M, k * 128], full, x_tiles.index(stage))
             count += 1
 
 
