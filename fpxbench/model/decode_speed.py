@@ -15,62 +15,66 @@ from torch import Tensor, nn
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.sources import PreTrained
 
-Step = Callable[[Tensor, Any], Tensor]
-"""From the last tokens [B, T] and the cache to logits [B, V]."""
 
+class Decoder:
+    """A model's forward pass over a static KV cache: `prefill` as it is, `decode` compiled if asked for.
 
-def step_of(model: PreTrained, *, compiled: bool = False) -> Step:
-    """Return one forward pass over a cache. Compiled, it is one graph, and on a GPU a CUDA graph."""
-    # transformers 5.2x renamed the argument.
-    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    There is one cache for each batch, of `length` tokens, which is emptied and used again: a compiled pass is bound to
+    the cache's shape, and a CUDA graph to its addresses.
+    """
 
-    def step(tokens: Tensor, cache: Any) -> Tensor:
-        return model(tokens, **{name: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
+    def __init__(self, model: PreTrained, length: int, *, compiled: bool = False) -> None:
+        self.model, self.length, self.compiled = model, length, compiled
+        self.device: torch.device = next(model.parameters()).device
+        self._caches: dict[int, Any] = {}
+        # transformers 5.2x renamed the argument.
+        self._argument = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+        self.decode: Callable[[Tensor, Any], Tensor] = self.prefill
+        if compiled:
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            self.decode = torch.compile(self.prefill, fullgraph=True, mode=mode)
 
-    if not compiled:
-        return step
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    return torch.compile(step, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+    def prefill(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Return the logits [B, V] after tokens [B, T] and what the cache holds, and add the tokens to the cache."""
+        return self.model(tokens, **{self._argument: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
 
+    def empty_cache(self, batch: int) -> Any:
+        """Return the static KV cache for `batch` sequences, emptied."""
+        from transformers import StaticCache
 
-def new_cache(model: PreTrained, length: int) -> Any:
-    """Return an empty static KV cache for `length` tokens."""
-    from transformers import StaticCache
-
-    return StaticCache(config=model.config, max_cache_len=length)
+        if batch not in self._caches:
+            self._caches[batch] = StaticCache(config=self.model.config, max_cache_len=self.length)
+        self._caches[batch].reset()
+        return self._caches[batch]
 
 
 @torch.no_grad()
-def decode_logits(model: PreTrained, tokens: Tensor, steps: int, decode: Step | None = None) -> Tensor:
+def decode_logits(decoder: Decoder, tokens: Tensor, steps: int) -> Tensor:
     """Return the logits [steps, V] after each of the last `steps` tokens of [1, T], given one at a time over a cache.
     """
-    prefill = step_of(model)
-    decode = decode or prefill
-    cache = new_cache(model, tokens.shape[1])
-    tokens = tokens.to(next(model.parameters()).device)
+    cache = decoder.empty_cache(1)
+    tokens = tokens.to(decoder.device)
     head = tokens.shape[1] - steps
-    prefill(tokens[:, :head], cache)
-    return torch.cat([decode(tokens[:, at:at + 1], cache).clone().cpu() for at in range(head, tokens.shape[1])])
+    decoder.prefill(tokens[:, :head], cache)
+    return torch.cat([decoder.decode(tokens[:, at:at + 1], cache).clone().cpu()
+                      for at in range(head, tokens.shape[1])])
 
 
 @torch.no_grad()
-def generate(model: PreTrained, prompt: Tensor, new_tokens: int, decode: Step | None = None,
-             ) -> tuple[Tensor, float, list[float]]:
+def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[Tensor, float, list[float]]:
     """Return greedily chosen tokens [B, new_tokens] after `prompt` [B, P], seconds to the first, and of each step."""
-    prefill = step_of(model)
-    decode = decode or prefill
-    device = next(model.parameters()).device
+    device = decoder.device
     prompt = prompt.to(device)
-    cache = new_cache(model, prompt.shape[1] + new_tokens)
+    cache = decoder.empty_cache(len(prompt))
     _wait(device)
     started = time.perf_counter()
-    chosen = [prefill(prompt, cache).argmax(-1, keepdim=True)]
+    chosen = [decoder.prefill(prompt, cache).argmax(-1, keepdim=True)]
     _wait(device)
     first_s = time.perf_counter() - started
     steps_s = []
     for _ in range(new_tokens - 1):
         started = time.perf_counter()
-        chosen.append(decode(chosen[-1], cache).argmax(-1, keepdim=True))
+        chosen.append(decoder.decode(chosen[-1], cache).argmax(-1, keepdim=True))
         _wait(device)
         steps_s.append(time.perf_counter() - started)
     return torch.cat(chosen, dim=1).cpu(), first_s, steps_s

@@ -33,6 +33,8 @@ from fpxbench.stats import median_interval
 
 DECODE_CHECKED = 16
 """Tokens that are given one at a time over the cache, to compare with the same tokens at once."""
+CHECKED_TOKENS = 4 * DECODE_CHECKED
+"""Of the text, the tokens checked among them."""
 WHERE_TOKENS = 32
 REPEATS = 3
 """Generations that are timed, after one that is not."""
@@ -75,7 +77,8 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
         due = quality.targets(model, tokens)
         stored["plain"][name] = plain
         stored["noise"][name] = quality_statistics.divergence(quality.compare(plain, other, due).kl.numpy())
-    chosen, _, _ = decode_speed.generate(model, prompt[:1], settings.new_tokens)
+    decoder = decode_speed.Decoder(model, prompt.shape[1] + settings.new_tokens)
+    chosen, _, _ = decode_speed.generate(decoder, prompt[:1], settings.new_tokens)
     torch.save(stored | {"noise": {name: each.model_dump() for name, each in stored["noise"].items()}},
                work / "prepared.pt")
     return Prepared(model=described, rows=rows, folder=folder, prompt_tokens=prompt.shape[1],
@@ -174,6 +177,11 @@ class _Row(NamedTuple):
     def quantized(self) -> bool:
         return self.request.row.scheme != "bf16"
 
+    def decoder(self, *, compiled: bool = False) -> decode_speed.Decoder:
+        """Return the forward pass over a cache that is long enough for what is checked and for what is timed."""
+        length = max(self.stored["prompt"].shape[1] + self.request.settings.new_tokens, CHECKED_TOKENS)
+        return decode_speed.Decoder(self.model, length, compiled=compiled)
+
     def noise(self, text: str) -> Any:
         return quality.Divergence.model_validate(self.stored["noise"][text])
 
@@ -193,17 +201,18 @@ def measure(request: RowRequest) -> RowResult:
     if row.quantized:
         done = quantize_(model, planned.scheme, planned.implementation)
         result.quantized, result.left = str(done), dict(list(done.left.items())[:1000])
-    _judge(row, result)
+    decoder = row.decoder(compiled=planned.compiled)
+    _judge(row, result, decoder)
     if result.verdict.status is Status.OK:
-        _time(row, result)
+        _time(row, result, decoder)
     else:
-        tokens, _, _ = decode_speed.generate(model, row.stored["prompt"][:1],
+        tokens, _, _ = decode_speed.generate(row.decoder(), row.stored["prompt"][:1],
                                              min(GIBBERISH_TOKENS, settings.new_tokens))
         result.sample = _decoded(row.tokenizer, tokens[0])
     return result
 
 
-def _judge(row: _Row, result: RowResult) -> None:
+def _judge(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
     """Fill in the quality and the verdict."""
     meaningful = row.request.prepared.model.kind != "random"
     for name, tokens in row.stored["texts"].items():
@@ -225,7 +234,7 @@ def _judge(row: _Row, result: RowResult) -> None:
         if quality_statistics.is_wrong(block.kl_kernel, noise):
             _blame(row, result, gibberish(block))
             return
-    _check_decode(row, result)
+    _check_decode(row, result, decoder)
     if result.verdict.status is Status.OK and row.quantized:
         found = quality.wrong_decode(row.model)
         if found is not None:
@@ -269,27 +278,26 @@ def _in_layer(diagnosis: LayerDiagnosis) -> str:
     return f"in {diagnosis.layer} {kind}{diagnosis.message}"
 
 
-def _check_decode(row: _Row, result: RowResult) -> None:
+def _check_decode(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
     """Compare tokens given one at a time, compiled if the row is, with the same tokens given at once.
 
     A kernel may be right for many tokens and wrong for one.
     """
-    compiled = row.request.row.compiled
-    if not row.quantized and not compiled:
+    if not row.quantized and not decoder.compiled:
         return
     name, tokens = next(iter(row.stored["texts"].items()))
-    tokens = tokens[:min(4 * DECODE_CHECKED, len(tokens))][None]
+    tokens = tokens[:CHECKED_TOKENS][None]
     due = torch.zeros(DECODE_CHECKED, dtype=torch.long)
     with ExitStack() as stack:
         if row.quantized:
             stack.enter_context(quality.decoded_weights(row.model))
-        oracle = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED)
+        plain = row.decoder()
+        oracle = decode_speed.decode_logits(plain, tokens, DECODE_CHECKED)
         with quality.reordered(row.model):
-            other = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED)
-    decode = decode_speed.step_of(row.model, compiled=compiled)
-    seen = decode_speed.decode_logits(row.model, tokens, DECODE_CHECKED, decode)
+            other = decode_speed.decode_logits(plain, tokens, DECODE_CHECKED)
+    seen = decode_speed.decode_logits(decoder, tokens, DECODE_CHECKED)
     bad = quality.first_nonfinite(seen)
-    how = "compiled, one token at a time" if compiled else "one token at a time"
+    how = "compiled, one token at a time" if decoder.compiled else "one token at a time"
     if bad is not None:
         _blame(row, result, Verdict(status=Status.NONFINITE, summary=f"given {how}, logits are not finite"))
         return
@@ -307,18 +315,17 @@ def _check_decode(row: _Row, result: RowResult) -> None:
             result.verdict = verdict
 
 
-def _time(row: _Row, result: RowResult) -> None:
+def _time(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
     """Fill in speed and traffic."""
     request, settings = row.request, row.request.settings
-    decode = decode_speed.step_of(row.model, compiled=request.row.compiled)
     prompt, device = row.stored["prompt"], settings.device
-    decode_speed.generate(row.model, prompt, 3, decode)         # compiles, tunes, fills caches
+    decode_speed.generate(decoder, prompt, min(3, settings.new_tokens))     # compiles, tunes, fills caches
     firsts: list[float] = []
     steps: list[float] = []
     with device_lock(device, f"{settings.model} {request.row.scheme}"), decode_speed.peak_memory(device) as peak:
         joules = decode_speed.energy_joules(device)
         for _ in range(REPEATS):
-            tokens, first_s, steps_s = decode_speed.generate(row.model, prompt, settings.new_tokens, decode)
+            tokens, first_s, steps_s = decode_speed.generate(decoder, prompt, settings.new_tokens)
             firsts.append(first_s)
             steps += steps_s
         after = decode_speed.energy_joules(device)
