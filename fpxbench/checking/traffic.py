@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from fpxbench.checking.effects import Effects
 from fpxbench.checking.operands import Operands
-from fpxbench.records.record import Flag, Timing, Traffic
+from fpxbench.records.record import OVER_ROOFLINE, Flag, Timing, Traffic
 
 NOISY_HALF_WIDTH = 0.05
-OVER_ROOFLINE = 1.1
-"""Useful bandwidth may exceed the measured one by this factor before it is called impossible: that is measured too."""
 UNFUSED_BYTES = 0.25
 """Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
 

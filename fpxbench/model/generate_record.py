@@ -9,13 +9,10 @@ from pydantic import BaseModel, Field, model_validator
 from fpxbench.records.case import Part, SchemePart
 from fpxbench.records.fields import Count, Finite, Label, Moment, Positive, Rate, Seconds, Text
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Build, Flag, Machine, RecordPart, StoredRecord, now
+from fpxbench.records.record import OVER_ROOFLINE, Build, Flag, Machine, RecordPart, StoredRecord, now
 from fpxbench.records.verdict import Status, Verdict
 
 ModelKind = Literal["hub", "folder", "gguf", "random"]
-
-OVER_ROOFLINE = 1.1
-"""Useful bandwidth may exceed the measured one by this factor before it is called impossible: that is measured too."""
 
 
 class Estimate(RecordPart):

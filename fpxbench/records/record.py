@@ -32,6 +32,9 @@ from fpxbench.records.fields import (
 )
 from fpxbench.records.verdict import Status, Verdict
 
+OVER_ROOFLINE = 1.1
+"""Useful bandwidth may exceed the measured one by this factor before it is called impossible: that is measured too."""
+
 
 class Flag(StrEnum):
     """What is notable about a case that is right: its name in records, and what is seen."""
