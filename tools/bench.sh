@@ -3,9 +3,11 @@
 set -euo pipefail
 
 # HEAD of the timeline is the PyTorch that this Python has. asv's tables are hundreds of lines: they go to a file (`asv show HEAD`
-# prints them again), and the sweep's progress comes through on standard error.
+# prints them again), and the sweep's progress comes through on standard error, with the place of the report, which is
+# built again and again while the sweep goes on.
 log=.asv/run.log
-echo "fpxbench: the sweep (profile ${FPX_PROFILE:-quick}) runs through asv; a minute may pass before the first case" >&2
+export FPX_REPORT="${FPX_REPORT:-$PWD/report}"
+echo "fpxbench: the sweep (profile ${FPX_PROFILE:-quick}) runs through asv; half a minute may pass before the first case" >&2
 mkdir -p .asv
 failed=0
 # As a module: an environment that sees another Python's packages has no `asv` of its own. What it leaves out of benchmarks/
@@ -17,4 +19,4 @@ if [ "$failed" -ne 0 ]; then
     exit "$failed"
 fi
 
-fpxbench report
+fpxbench report --output "$FPX_REPORT"

@@ -25,17 +25,19 @@ FOLDER_VARIABLE = "FPXBENCH_LOCK_FOLDER"
 """Of a machine, and so without the prefix FPX_ of a sweep's settings, which reruns do not inherit."""
 _POLL_S = 0.05
 
-Event = Literal["begin", "announce", "end"]
-"""Waiting begins; it has lasted `ANNOUNCE_AFTER_S`, with a message that names the holder; it ends."""
+Event = Literal["begin", "announce", "end", "timing", "timed"]
+"""Waiting begins; it has lasted `ANNOUNCE_AFTER_S`, with a message that names the holder; it ends. Timing is about to
+begin, for the purpose that is the message; it has ended."""
 
 
 def _print_message(event: Event, message: str) -> None:
-    if message:
+    if event == "announce":
         print(f"fpxbench: {message}", file=sys.stderr, flush=True)
 
 
 listener: Callable[[Event, str], None] = _print_message
-"""Called on each event of a wait, in the process that waits. By default it prints the message on stderr."""
+"""Called on each event, in the process that waits or times. By default it prints an announcement on stderr. A sweep's
+returns from ``timing`` once its other children stand still."""
 
 
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -63,9 +65,11 @@ def device_lock(device: str, purpose: str) -> Iterator[None]:
             _wait(file, device)
         _write_holder(file, purpose)
         try:
+            listener("timing", purpose)
             yield
         finally:
             file.truncate(0)
+            listener("timed", "")
 
 
 def _acquired(file: IO[str]) -> bool:

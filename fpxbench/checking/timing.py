@@ -41,6 +41,8 @@ UNSEEN_SHARE, UNSEEN_SECONDS = 0.25, 1e-4
 """Work that ends this much later than the timed stream, by share of a sample and at least, was not timed."""
 REMEMBERED_FACTOR = 3.0
 """A call on an activation already seen may not be so many times faster than on a new one."""
+_IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
+"""A GPU is idle once it has answered launches within the first for the second; waiting for it ends after the third."""
 _REMEMBERED_CALLS = 5
 _REMEMBERED_SLOWEST_S = 0.5
 
@@ -74,34 +76,48 @@ class TimedCase:
         self.copies = [weight.clone() for _ in range(rotation(weight.nbytes, cache_bytes))]
         self.calls: list[Call] = [lambda w=w: implementation.matmul(self.x, w) for w in self.copies]
         self.beyond_cache = len(self.copies) * weight.nbytes > cache_bytes
-        self.launched: Launched | None = None
+        with torch.no_grad():
+            self.launched = captured(self.calls) if operands.device != "cpu" else None
+        self._fresh: list[float] = []
+        self._repeated: list[float] = []
 
-    def samples(self, cache_bytes: int, budget_s: float) -> Samples:
-        """Time one call against the product with a 16-bit weight of the same shape, interleaved."""
-        dense = self.operands.dense()
+    def prepare_baseline(self, cache_bytes: int) -> None:
+        """Make ready the calls that `samples` compares with."""
+        operands = self.operands
+        dense = operands.dense()
         dense_copies = [dense, *(dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes) - 1))]
-        baseline_calls: list[Call] = [lambda w=w: self.operands.dense_product(self.x, w) for w in dense_copies]
+        self.baseline_calls: list[Call] = [lambda w=w: operands.dense_product(self.x, w) for w in dense_copies]
+        with torch.no_grad():
+            self.launched_baseline = captured(self.baseline_calls) if operands.device != "cpu" else None
+
+    def samples(self, budget_s: float) -> Samples:
+        """Time one call against the product with a 16-bit weight of the same shape, interleaved; then calls on
+        activations that were seen before against calls on new ones."""
         times: list[float] = []
         baseline_times: list[float] = []
         unseen: list[float] = []
         with torch.no_grad():
-            if self.operands.device == "cpu":
-                sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(baseline_calls)
+            if self.launched is None or self.launched_baseline is None:
+                sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(self.baseline_calls)
             else:
-                self.launched = captured(self.calls)
+                _wait_until_idle()
                 sample = _launch_sampler(self.launched, unseen)
-                sample_baseline = _launch_sampler(captured(baseline_calls), [])
+                sample_baseline = _launch_sampler(self.launched_baseline, [])
+                for launched in (self.launched, self.launched_baseline):    # clocks and caches are cold from waiting
+                    launched.launch()
             deadline = perf_counter() + budget_s
             while len(times) < MIN_SAMPLES or (perf_counter() < deadline and len(times) < MAX_SAMPLES):
                 times.append(sample())
                 baseline_times.append(sample_baseline())
+        self.time_repeated_activation()
         return Samples(times, baseline_times, self.beyond_cache, unseen)
 
     def check(self, samples: Samples) -> None:
         """Check that what was timed is the product, and all of it. Raises ContractViolation.
 
         The timed calls are run again with another activation in the same buffer; a call on an activation that was seen
-        before may not be much faster than on a new one; nothing may go on after the timed stream has ended.
+        before may not have been much faster than on a new one; nothing may have gone on after the timed stream had
+        ended. Nothing is timed here, so that the device need not be idle.
         """
         late = sorted(samples.unseen)[len(samples.unseen) // 2] if samples.unseen else 0.0
         if late > max(UNSEEN_SECONDS, UNSEEN_SHARE * median_interval(samples.call)[0]):
@@ -110,7 +126,7 @@ class TimedCase:
                 f"the device works on for {late * 1e6:.0f} us a call after the stream"
                 " that is timed has ended: on another stream",
             )
-        before = self.operands.reference(self.x, self.implementation)
+        before = self.operands.reference(self.operands.activation("timing"), self.implementation)
         self.x.copy_(self.operands.activation("timing, again"))
         expected = self.operands.reference(self.x, self.implementation)
         with torch.no_grad():
@@ -138,21 +154,23 @@ class TimedCase:
             Kind.NOT_REPEATABLE, f"right when checked, wrong as it is timed: {comparison.message()}"
         )
 
-    def _check_repeated_activation(self) -> None:
-        """Raise ContractViolation if a second call on the same activation takes far less time than the first."""
-        fresh, repeated = [], []
+    def time_repeated_activation(self) -> None:
+        """Time calls on activations that were seen before against calls on new ones, for `check`."""
         for number in range(_REMEMBERED_CALLS):
             self.x.copy_(self.operands.activation(("remembered", number)))
-            fresh.append(self._seconds())
-            repeated.append(self._seconds())
-            if fresh[-1] > _REMEMBERED_SLOWEST_S and number >= 1:
+            self._fresh.append(self._seconds())
+            self._repeated.append(self._seconds())
+            if self._fresh[-1] > _REMEMBERED_SLOWEST_S and number >= 1:
                 break
-        if min(fresh) > REMEMBERED_FACTOR * max(repeated) and min(fresh) > UNSEEN_SECONDS:
+
+    def _check_repeated_activation(self) -> None:
+        """Raise ContractViolation if a second call on the same activation took far less time than the first."""
+        fresh, repeated = min(self._fresh), max(self._repeated)
+        if fresh > REMEMBERED_FACTOR * repeated and fresh > UNSEEN_SECONDS:
             raise ContractViolation(
                 Kind.RESULT_REMEMBERED,
-                f"takes {min(fresh) * 1e6:.0f} us for an activation that it has not seen and"
-                f" {max(repeated) * 1e6:.0f} us for one that it has: results are remembered, so a time would mean "
-                f"nothing",
+                f"takes {fresh * 1e6:.0f} us for an activation that it has not seen and {repeated * 1e6:.0f} us for"
+                " one that it has: results are remembered, so a time would mean nothing",
             )
 
     def _seconds(self) -> float:
@@ -171,10 +189,25 @@ class TimedCase:
 def time_case(implementation: Implementation, operands: Operands, *, cache_bytes: int, budget_s: float) -> Samples:
     """Time a case, and check that what was timed is its product. Raises ContractViolation."""
     timed = TimedCase(implementation, operands, cache_bytes)
+    timed.prepare_baseline(cache_bytes)
     with device_lock(operands.device, operands.case.id):
-        samples = timed.samples(cache_bytes, budget_s)
-        timed.check(samples)
+        samples = timed.samples(budget_s)
+    timed.check(samples)
     return samples
+
+
+def _wait_until_idle() -> None:
+    """Wait until the GPU answers at once, for as long as several of its time slices: what children that were stopped
+    had launched is then done."""
+    probe = torch.zeros(1, device="cuda")
+    give_up = perf_counter() + _IDLE_WITHIN_S
+    since = perf_counter()
+    while perf_counter() - since < _IDLE_FOR_S and perf_counter() < give_up:
+        started = perf_counter()
+        probe.add_(1)
+        torch.cuda.synchronize()
+        if perf_counter() - started > _IDLE_ANSWER_S:
+            since = perf_counter()
 
 
 def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:

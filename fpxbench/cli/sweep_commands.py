@@ -49,6 +49,11 @@ ActivationsOption = Annotated[str | None, typer.Option(
     "--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K].")]
 FreshOption = Annotated[bool, typer.Option(
     "--fresh/--resume", help="Measure every case again, or only those without a record.")]
+JobsOption = Annotated[int | None, typer.Option(
+    "--jobs", "-j", min=1, help="Prepare this many cases at once; they are timed one by one.  "
+                                "[dim]default: one per core, as far as memory goes[/]")]
+ReportOption = Annotated[Path | None, typer.Option(
+    "--report", help="Build the report in this folder, for the first time within a minute, and then again and again.")]
 MemoryLimitOption = Annotated[str | None, typer.Option(
     "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")]
 SeedOption = Annotated[int | None, typer.Option(
@@ -77,6 +82,8 @@ def run(
     results: ResultsOption = Path("results"),
     machine: StoredAsOption = None,
     fresh: FreshOption = False,
+    jobs: JobsOption = None,
+    report: ReportOption = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
     memory_limit: MemoryLimitOption = None,
     seed: SeedOption = None,
@@ -101,7 +108,7 @@ def run(
         workload=tuple(workload or ()), tp=ranks(tp), cases=cases,
         checkpoint=checkpoint, layer=tuple(layer or ()), weights=weights, activations=activations,
         device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh,
-        timeout_s=timeout, seed=seed,
+        jobs=jobs, report=report, timeout_s=timeout, seed=seed,
         memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
         timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
     )
@@ -114,6 +121,8 @@ def run(
         out.print(line)
     if cases is not None and (missing := _missing(sweep.records)):
         out.print(missing, markup=False, style="yellow")
+    if took := sweep.duration_message():
+        out.print(took, markup=False, style="dim")
     end_run(Store(results).file(sweep.machine.name, sweep.build), results,
             [record.verdict.status for record in sweep.records], failing, sweep.interrupted)
 

@@ -29,6 +29,7 @@ def run(
     machine: str | None = None,
     fresh: bool = False,
     timing: bool = True,
+    jobs: int | None = None,
     timeout_s: float = 180.0,
     memory_limit: int | None = None,
     seed: int | None = None,
@@ -41,6 +42,7 @@ def run(
     impls : files or folders of more implementations
     results : folder that the records are appended to; cases that have a record there are not run again, unless `fresh`
     timing : False only checks
+    jobs : how many cases are prepared at once; None: one a core, as far as memory goes
 
     Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing,
     RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.
@@ -59,6 +61,7 @@ def run(
         results=Path(results),
         machine=machine,
         fresh=fresh,
+        jobs=jobs,
         timeout_s=timeout_s,
         seed=seed,
         memory_limit=memory_limit or default_memory_limit(),

@@ -31,7 +31,7 @@ import re
 import signal
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection as connections
@@ -47,14 +47,16 @@ from pydantic_core import to_jsonable_python
 
 from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
 from fpxbench.sweep import worker
+from fpxbench.sweep.gate import Gate, Member, Stopwatch
 
 LOG_TAIL_BYTES = 4096
 CLOSE_GRACE_S = 1.0
 """A child whose work is over gets this long to end by itself."""
 TERM_GRACE_S = 0.3
 """A child past its time gets SIGTERM, and after this SIGKILL: what hangs in native code does not react to the first."""
-POLL_S = 0.03
+POLL_S = 0.05
 _MOST_MODULES_BYTES = 1 << 16
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 T = TypeVar("T")
 
@@ -88,18 +90,28 @@ class Outcome:
         return TypeAdapter(kind).validate_json(self.value or "")
 
 
+class Cancelled(Exception):
+    """A call was ended by `Isolation.cancel`."""
+
+
 class Isolation:
     """A context in which functions are called in a watched child, one at a time.
+
+    Several may be used at once, each in a thread of its own; `fpxbench.sweep.pool` does.
 
     Parameters
     ----------
     memory_limit : bytes that the child and its own children may hold
     announce : called with a message when a call has waited for a device lock for a second
+    gate : stops other children while a call of this one has the device's lock
     """
 
-    def __init__(self, memory_limit: int, announce: Callable[[str], None] | None = None) -> None:
+    def __init__(self, memory_limit: int, announce: Callable[[str], None] | None = None,
+                 gate: Gate | None = None) -> None:
         self.memory_limit = memory_limit
         self.announce = announce or _print_message
+        self.gate = gate or Gate(groups=False)
+        self._cancelled = threading.Event()
         self._folder = tempfile.TemporaryDirectory(prefix="fpxbench-")
         self._child: _Child | None = None
         self._calls = 0
@@ -129,11 +141,16 @@ class Isolation:
             self._child.kill()
             self._child = None
 
-    def call(self, target: str, *arguments: Any, timeout_s: float) -> Outcome:
+    def cancel(self) -> None:
+        """From another thread: kill the child. The call that runs, and any later one, raises `Cancelled`."""
+        self._cancelled.set()
+
+    def call(self, target: str, *arguments: Any, timeout_s: float, purpose: str = "") -> Outcome:
         """Call ``module:function`` with `arguments` in the child, and return how that ended.
 
         Arguments and value travel as JSON and are validated by the function's type hints. `timeout_s` bounds the call,
-        without the time that it waits for a device lock. KeyboardInterrupt kills the child and is raised.
+        without the time that it waits for a device lock or is stopped by the gate, which knows it as `purpose`.
+        KeyboardInterrupt kills the child and is raised.
         """
         self._calls += 1
         base = Path(self._folder.name) / str(self._calls)
@@ -142,11 +159,13 @@ class Isolation:
         log = base.with_suffix(".log")
         log.touch(mode=0o600)
         oom_kills = _kernel_oom_kills()
-        watch = _Watch(timeout_s, self.memory_limit, self.announce)
         try:
             child = self._ready_child()
-            child.connection.send_bytes(base.name.encode())
-            ended = watch.until_end(child)
+            watch = _Watch(timeout_s, self.memory_limit, self.announce, self._cancelled)
+            assert child.process.pid is not None
+            with self.gate.member(child.process.pid, purpose or target, watch.stopwatch) as member:
+                child.connection.send_bytes(base.name.encode())
+                ended = watch.until_end(child, self.gate, member)
         except BaseException:       # KeyboardInterrupt above all
             self.recycle()
             raise
@@ -166,13 +185,13 @@ class Isolation:
         return Outcome(
             reply.value if reply else None, verdict, tail, mistake=reply.message if reply and reply.mistake else "",
             missing_module=reply.missing_module if reply else "",
-            elapsed_s=watch.elapsed_s, waited_s=watch.waited_s,
+            elapsed_s=watch.stopwatch.elapsed_s, waited_s=watch.stopwatch.waited_s,
         )
 
     def _ended(self, how: str, child: _Child, watch: _Watch, oom_kills: int, tail: str) -> Verdict:
         if how == "timeout":
             child.terminate()
-            seconds = watch.elapsed_s - watch.waited_s
+            seconds = watch.stopwatch.counted_s
             return Verdict(status=Status.TIMEOUT, summary=f"was still running after {seconds:.0f} s and was ended")
         if how == "memory":
             return Verdict(
@@ -225,53 +244,55 @@ class _Child:
 class _Watch:
     """The watch over one call: its duration, its memory, its waiting for a device lock."""
 
-    def __init__(self, timeout_s: float, memory_limit: int, announce: Callable[[str], None]) -> None:
+    def __init__(self, timeout_s: float, memory_limit: int, announce: Callable[[str], None],
+                 cancelled: threading.Event) -> None:
         self.memory = 0
+        self.stopwatch = Stopwatch()
         self._timeout_s, self._memory_limit, self._announce = timeout_s, memory_limit, announce
-        self._started = time.monotonic()
-        self._waited_s = 0.0
-        self._waiting_since: float | None = None
+        self._cancelled = cancelled
 
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._started
-
-    @property
-    def waited_s(self) -> float:
-        return self._waited_s + (time.monotonic() - self._waiting_since if self._waiting_since is not None else 0.0)
-
-    def until_end(self, child: _Child) -> str:
-        """Return ``reply``, ``exit``, ``timeout`` or ``memory``: why the call is over."""
+    def until_end(self, child: _Child, gate: Gate, member: Member) -> str:
+        """Return ``reply``, ``exit``, ``timeout`` or ``memory``: why the call is over. Raise Cancelled."""
         while True:
             ready = connections.wait([child.connection, child.process.sentinel], POLL_S)
+            if self._cancelled.is_set():
+                raise Cancelled
             if child.connection in ready:
                 try:
                     event, message = json.loads(child.connection.recv_bytes())
+                    if event == "done":
+                        return "reply"
+                    self._note(event, message, child, gate, member)
                 except (EOFError, ConnectionError):     # it closed its end: it is about to be gone
                     child.process.join(CLOSE_GRACE_S)
                     return "exit"
-                if event == "done":
-                    return "reply"
-                self._note(event, message)
             elif child.process.sentinel in ready:       # at once, whatever of its own still holds the pipe open
                 return "exit"
             self.memory = _memory_of_tree(child.process.pid)
             if self.memory > self._memory_limit:
                 return "memory"
-            if self.elapsed_s - self.waited_s >= self._timeout_s:
+            if self.stopwatch.counted_s >= self._timeout_s:
                 return "timeout"
 
-    def _note(self, event: str, message: str) -> None:
+    def _note(self, event: str, message: str, child: _Child, gate: Gate, member: Member) -> None:
         if event == "begin":
-            self._waiting_since = time.monotonic()
+            self.stopwatch.hold()
         elif event == "announce":
             self._announce(message)
         elif event == "end":
-            self._waited_s, self._waiting_since = self.waited_s, None
+            self.stopwatch.release()
+        elif event == "timing":
+            gate.begin_timing(member, self._cancelled.is_set)
+            child.connection.send_bytes(b"alone")
+        elif event == "timed":
+            gate.end_timing(member)
 
 
 def _print_message(message: str) -> None:
     print(f"fpxbench: {message}", file=sys.stderr, flush=True)
+
+
+_one_start_at_a_time = threading.Lock()
 
 
 class _Process(ForkServerProcess):
@@ -279,12 +300,13 @@ class _Process(ForkServerProcess):
     def _Popen(process: BaseProcess) -> Any:
         # multiprocessing runs the caller's main module again in each child. Ours needs nothing of it, and a script
         # without a ``__main__`` guard would start a sweep within the sweep.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            return ForkServerProcess._Popen(process)
-        finally:
-            sys.modules["__main__"] = main
+        with _one_start_at_a_time:
+            main = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                return ForkServerProcess._Popen(process)
+            finally:
+                sys.modules["__main__"] = main
 
 
 class _Context(ForkServerContext):
@@ -293,14 +315,20 @@ class _Context(ForkServerContext):
 
 def _memory_of_tree(pid: int | None) -> int:
     """Return the bytes that a process and its descendants hold for themselves."""
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):     # ended meanwhile
-                info = member.memory_info()
-                total += info.rss - getattr(info, "shared", 0)
+    total, pids = 0, [pid] if pid is not None else []
+    for one in pids:        # which grows meanwhile
+        with contextlib.suppress(OSError, psutil.Error):    # ended meanwhile
+            resident, shared = Path(f"/proc/{one}/statm").read_text().split()[1:3]
+            total += (int(resident) - int(shared)) * _PAGE_BYTES
+            pids += _children(one)
     return total
+
+
+def _children(pid: int) -> list[int]:
+    if not Path("/proc/thread-self/children").exists():     # a kernel option, without which all processes are searched
+        return [child.pid for child in psutil.Process(pid).children()]
+    return [int(child) for thread in os.listdir(f"/proc/{pid}/task")
+            for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
 
 
 def _signal_group(pid: int | None, number: signal.Signals) -> None:

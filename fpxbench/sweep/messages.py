@@ -30,6 +30,8 @@ class TrialRequest(BaseModel):
     """0: no timing."""
     check_budget_s: float = 0.1
     """For checks beyond the case's own calls: other token counts, shapes and layouts, repeats, the accumulator."""
+    cores: int | None = None
+    """How many cores are there for this case while it is prepared, beside others; None: all."""
 
 
 class TrialResult(BaseModel):

@@ -39,6 +39,8 @@ class Plan(BaseModel):
     sources: dict[str, str] = {}
     """Implementation: digest of its source."""
     not_loaded: list[str] = []
+    left_out: list[str] = []
+    """Implementations that have nothing to do on this device, with the reason."""
 
 
 SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"

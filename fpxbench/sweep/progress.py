@@ -45,6 +45,7 @@ class Progress:
             stream = self._own_stream = _named_stream()
         self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self.counts: Counter[Status] = Counter()
+        self._running: list[str] = []
         self._total, self._done, self._next_line = total, 0, 0.0
         self._bar = Bar(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -69,16 +70,21 @@ class Progress:
         self.console.print(escape(text))
 
     def starting(self, case_id: str) -> None:
-        self._bar.update(self._task, description=escape(case_id))
+        """Show that a case runs, beside those that were started and have not finished."""
+        self._running.append(case_id)
+        self._bar.update(self._task, description=escape(self.running()))
         if not self.console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_LINE_EVERY_S
-            self.console.print(f"[{self._done}/{self._total}] {self.tally()} | running {case_id}", markup=False)
+            self.console.print(f"[{self._done}/{self._total}] {self.tally()} | running {self.running()}", markup=False)
 
     def finished(self, record: StoredRecord) -> None:
+        """Count a case, and print it if it failed."""
         status = record.verdict.status
         self.counts[status] += 1
         self._done += 1
-        self._bar.update(self._task, advance=1, tally=self.tally())
+        if record.id in self._running:
+            self._running.remove(record.id)
+        self._bar.update(self._task, advance=1, tally=self.tally(), description=escape(self.running()))
         if status in BROKEN and self._announce:
             self.console.print(
                 f"  {SIGNS[status]} {record.id}: {record.verdict.headline}: {record.verdict.summary}",
@@ -86,6 +92,13 @@ class Progress:
                 style="red",
                 soft_wrap=True,
             )
+
+    def running(self) -> str:
+        """Return the case that has run longest, and how many others run: ``dense/bf16/llama3-8b.k/m1/bf16 and 3 more``.
+        """
+        if not self._running:
+            return "nothing"
+        return self._running[0] + (f" and {len(self._running) - 1} more" if len(self._running) > 1 else "")
 
     def tally(self) -> str:
         """Return ``41 ok, 2 wrong, 1 crash``."""

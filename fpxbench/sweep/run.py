@@ -1,8 +1,11 @@
-"""Many cases on one build and one machine, each in isolation, each a record as soon as it ends."""
+"""Many cases on one build and one machine, each in isolation, several at once, each a record as soon as it ends."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +13,12 @@ from fpxbench.builds.installed import installed_build
 from fpxbench.records.record import Build, Machine, Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict, with_log
+from fpxbench.sweep.gate import Gate
 from fpxbench.sweep.isolation import Isolation, Outcome
+from fpxbench.sweep.live_report import LiveReport
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
+from fpxbench.sweep.pool import Pool, default_jobs, usable_cores
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.settings import Settings
 
@@ -43,7 +49,26 @@ class Sweep:
     """One for each case of the plan, those measured earlier included."""
     resumed: int = 0
     interrupted: bool = False
+    ran: set[str] = field(default_factory=set)
+    """Ids of the cases that were run now."""
     not_loaded: list[str] = field(default_factory=list)
+    gate: Gate = field(default_factory=lambda: Gate(groups=False))
+    """When each case was timed, and how many ran at once."""
+    elapsed_s: float = 0.0
+    """From the first case to the last."""
+
+    def duration_message(self) -> str:
+        """Return how long the cases that were run took, and how much of it was timing; "" if none was run."""
+        ran = [record for record in self.records if record.case.id in self.ran and record.elapsed_s is not None]
+        if not ran:
+            return ""
+        first_calls = sum(record.properties.first_call_s or 0.0 for record in ran)
+        return (
+            f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once: "
+            f"{self.gate.timed_s:.0f} s of it timing {len(self.gate.intervals)} of them alone; the cases took "
+            f"{sum(record.elapsed_s or 0.0 for record in ran):.0f} s together, {first_calls:.0f} s of it first calls, "
+            "which compile"
+        )
 
 
 def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
@@ -53,64 +78,117 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
     that matches nothing.
     """
     build, store = installed_build(), Store(settings.results)
-    with Isolation(settings.memory_limit) as isolation:
+    with contextlib.ExitStack() as stack:
+        isolation = stack.enter_context(Isolation(settings.memory_limit))
         plan = _plan(isolation, settings)
         machine = _machine(isolation, plan.device, settings)
         store.make_folder()
-        sweep = Sweep(build, machine, not_loaded=plan.not_loaded)
+        sweep = Sweep(build, machine, not_loaded=plan.not_loaded, gate=Gate(groups=machine.kind == "cpu"))
         done = {} if settings.fresh else _already_measured(store, machine, build, plan)
         todo = [planned for planned in plan.cases if planned.case.id not in done]
-        sweep.records = [done[planned.case.id] for planned in plan.cases if planned.case.id in done]
-        sweep.resumed = len(sweep.records)
-        with progress or Progress(len(todo)) as shown:
-            isolation.announce = shown.say
-            for line in plan.not_loaded:
-                shown.say(f"not loaded: {line}")
-            if sweep.resumed:
-                shown.say(f"{sweep.resumed} cases were measured before and are kept (--fresh measures them again)")
-            try:
-                for planned in todo:
-                    shown.starting(planned.case.id)
-                    name = planned.case.implementation
-                    about = {"about": plan.about.get(name, ""), "source": plan.sources.get(name, "")}
-                    record = _one(isolation, planned, settings, build, machine, about)
+        sweep.resumed = len(plan.cases) - len(todo)
+        jobs = settings.jobs or default_jobs(machine, (planned.case for planned in todo))
+        shown = stack.enter_context(progress or Progress(len(todo)))
+        isolation.announce, isolation.gate = shown.say, sweep.gate
+        workers = [isolation, *(stack.enter_context(Isolation(settings.memory_limit, shown.say, sweep.gate))
+                                for _ in range(min(jobs, len(todo)) - 1))]
+        _say_before(shown, plan, sweep, len(workers))
+        cases = _Cases(plan, settings, build, machine, max(1, usable_cores() // jobs))
+        live = stack.enter_context(LiveReport(settings.report, settings.results, sweep.gate, shown.say))
+        measured: dict[str, Record] = {}
+        began = time.monotonic()
+        try:
+            for record in _records(cases, todo, workers, shown):
+                if record is not None:
                     store.append(record)
-                    sweep.records.append(record)
+                    measured[record.case.id] = record
                     shown.finished(record)
-            except KeyboardInterrupt:
-                sweep.interrupted = True
-                shown.say(
-                    f"interrupted; {len(sweep.records) - sweep.resumed} records are kept in "
-                    f"{store.file(machine.name, build)}"
-                )
+                live.update()
+        except KeyboardInterrupt:
+            sweep.interrupted = True
+            shown.say(f"interrupted; {len(measured)} records are kept in {store.file(machine.name, build)}")
+        done |= measured
+        sweep.ran, sweep.elapsed_s = set(measured), time.monotonic() - began
+        sweep.records = [done[planned.case.id] for planned in plan.cases if planned.case.id in done]
     return sweep
 
 
-def _one(
-    isolation: Isolation, planned: Planned, settings: Settings, build: Build, machine: Machine, about: dict[str, str]
-) -> Record:
-    seed = settings.seed if settings.seed is not None else secrets.randbelow(1 << 31)
-    common: dict[str, Any] = {"case": planned.case, "build": build, "machine": machine, "seed": seed, **about}
-    if planned.refused:
+def _records(cases: _Cases, todo: list[Planned], workers: list[Isolation], shown: Progress,
+             ) -> Iterator[Record | None]:
+    """Yield the records of cases as they end, first those of what is refused, which takes no time; and None now and
+    then while nothing ends."""
+    yield from (cases.refusal(planned) for planned in todo if planned.refused)
+    pool = Pool(workers, cases.record, lambda record: record.verdict.status is Status.OOM)
+    with contextlib.closing(pool.run(planned for planned in todo if not planned.refused)) as events:
+        for event, planned, record in events:
+            if event == "started":
+                shown.starting(planned.case.id)
+            else:
+                yield record
+
+
+def _say_before(shown: Progress, plan: Plan, sweep: Sweep, jobs: int) -> None:
+    for line in plan.not_loaded:
+        shown.say(f"not loaded: {line}")
+    for line in plan.left_out:
+        shown.say(f"left out: {line}")
+    if sweep.resumed:
+        shown.say(f"{sweep.resumed} cases were measured before and are kept (--fresh measures them again)")
+    if jobs > 1:
+        shown.say(f"up to {jobs} cases are prepared at once (--jobs), and timed one by one")
+
+
+@dataclass(frozen=True)
+class _Cases:
+    """How one case becomes a record.
+
+    cores : that each case has while it is prepared beside others
+    """
+
+    plan: Plan
+    settings: Settings
+    build: Build
+    machine: Machine
+    cores: int
+
+    def refusal(self, planned: Planned) -> Record:
+        """Return the record of a case that is refused without running it."""
         status = Status.MISSING if planned.missing else Status.UNSUPPORTED
-        return Record(**common, verdict=Verdict(status=status, summary=planned.refused))
-    request = TrialRequest(
-        case=planned.case, weight=planned.weight, activations=planned.activations, device=machine.kind, seed=seed,
-        impls=[str(path.resolve()) for path in settings.impls],
-        read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes, timing_budget_s=settings.timing_budget_s,
-        check_budget_s=CHECK_BUDGET_S[settings.profile],
-    )
-    outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=settings.timeout_s)
-    elapsed = outcome.elapsed_s - outcome.waited_s      # another sweep's timing is no part of the case
-    if outcome.value is None:
-        return Record(**common, verdict=outcome.failure, elapsed_s=elapsed)
-    result = outcome.read(TrialResult)
-    if result.verdict.status is not Status.OK:
-        result.verdict = with_log(result.verdict, outcome.log_tail)
-        if machine.kind != "cpu" and result.verdict.status in _DAMAGING:
-            isolation.recycle()
-    own = {name: getattr(result, name) for name in TrialResult.model_fields if name != "work_s"}
-    return Record(**common, **own, elapsed_s=elapsed, overhead_s=outcome.elapsed_s - result.work_s)
+        return Record(**self._common(planned), verdict=Verdict(status=status, summary=planned.refused))
+
+    def record(self, isolation: Isolation, planned: Planned) -> Record:
+        """Run a case in a child, and return its record."""
+        settings, common = self.settings, self._common(planned)
+        outcome = isolation.call("fpxbench.sweep.trial:run_trial", self._request(planned, common["seed"]),
+                                 timeout_s=settings.timeout_s, purpose=planned.case.id)
+        elapsed = outcome.elapsed_s - outcome.waited_s      # the timing of another case is no part of this one
+        if outcome.value is None:
+            return Record(**common, verdict=outcome.failure, elapsed_s=elapsed)
+        result = outcome.read(TrialResult)
+        if result.verdict.status is not Status.OK:
+            result.verdict = with_log(result.verdict, outcome.log_tail)
+            if self.machine.kind != "cpu" and result.verdict.status in _DAMAGING:
+                isolation.recycle()
+        own = {name: getattr(result, name) for name in TrialResult.model_fields if name != "work_s"}
+        return Record(**common, **own, elapsed_s=elapsed, overhead_s=outcome.elapsed_s - result.work_s)
+
+    def _common(self, planned: Planned) -> dict[str, Any]:
+        name, seed = planned.case.implementation, self.settings.seed
+        return {
+            "case": planned.case, "build": self.build, "machine": self.machine,
+            "seed": seed if seed is not None else secrets.randbelow(1 << 31),
+            "about": self.plan.about.get(name, ""), "source": self.plan.sources.get(name, ""),
+        }
+
+    def _request(self, planned: Planned, seed: int) -> TrialRequest:
+        settings, machine = self.settings, self.machine
+        return TrialRequest(
+            case=planned.case, weight=planned.weight, activations=planned.activations, device=machine.kind, seed=seed,
+            impls=[str(path.resolve()) for path in settings.impls],
+            read_gb_per_s=machine.read_gb_per_s, cache_bytes=machine.cache_bytes,
+            timing_budget_s=settings.timing_budget_s, check_budget_s=CHECK_BUDGET_S[settings.profile],
+            cores=self.cores,
+        )
 
 
 def _plan(isolation: Isolation, settings: Settings) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -27,7 +27,7 @@ from fpxbench.records.store import first_mistake
 from fpxbench.sweep.file_cases import cases_of_files, with_activations
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
-from fpxbench.workloads import CANARIES, is_from_file, workloads
+from fpxbench.workloads import CANARIES, is_canary, is_from_file, workloads
 
 
 class _Block(NamedTuple):
@@ -102,8 +102,15 @@ def make_plan(settings: Settings) -> Plan:
             planned = _selected(settings, device, known, names)
     if settings.activations is not None:
         planned = with_activations(planned, settings.activations)
+    left_out: dict[str, str] = {}
+    if settings.cases is None:
+        planned = without_repeated_refusals(planned)
+        if not settings.implementation:
+            left_out = _nothing_to_do({name: known[name] for name in names}, planned.values(), device)
+            planned = {case: each for case, each in planned.items() if each.case.implementation not in left_out}
     return Plan(
-        device=device, cases=list(planned.values()), about={name: summary(known[name]) for name in names},
+        device=device, cases=list(planned.values()), left_out=[f"{name}: {why}" for name, why in left_out.items()],
+        about={name: summary(known[name]) for name in names},
         sources={name: source_digest(name) for name in names}, not_loaded=[f"{f.path}: {f.error}" for f in failures],
     )
 
@@ -177,12 +184,66 @@ def _selected(
                             continue
                         case = workload.case(name, scheme_name, m, activation)
                         planned.setdefault(case.id, Planned(case=case, refused=support.reason, missing=support.missing))
+    planned = dict(sorted(planned.items(), key=_by_evidence(planned.values())))
     if not planned:
         raise ValueError(
             f"nothing to run on {device}: {', '.join(names)} takes none of these schemes and shapes"
             + (" (Triton's interpreter takes small shapes only)" if device == "cpu" else "")
         )
     return planned
+
+
+def _by_evidence(planned: Iterable[Planned]) -> Callable[[tuple[str, Planned]], tuple]:
+    """Return the sort key of cases by what they tell: canaries, a first layer at M = 1, other layers at M = 1, and the
+    rest; otherwise in the order given.
+
+    A sweep that is looked at before its end has then something of every implementation and scheme.
+    """
+    places = {layer: number for number, layer in enumerate(dict.fromkeys(
+        (each.case.workload, each.case.m) for each in planned))}
+
+    def key(item: tuple[str, Planned]) -> tuple:
+        case = item[1].case
+        return not is_canary(case.workload), not is_canary(case.workload) and case.m != 1, places[case.workload, case.m]
+
+    return key
+
+
+def without_repeated_refusals(planned: dict[str, Planned]) -> dict[str, Planned]:
+    """Return the cases that run, and of those that will be refused one for each implementation, scheme and reason: what
+    is refused on one layer is refused on all."""
+    refusals: dict[tuple[str, str, str], str] = {}
+    for name, each in planned.items():
+        if each.refused:
+            refusals.setdefault((each.case.implementation, each.case.scheme, each.refused), name)
+    kept = set(refusals.values())
+    return {name: each for name, each in planned.items() if not each.refused or name in kept}
+
+
+def _nothing_to_do(classes: dict[str, type[Implementation]], planned: Iterable[Planned],
+                   device: str) -> dict[str, str]:
+    """Return the implementations that this device leaves nothing to do, with the reason: the device itself is refused,
+    or the device is a CPU beside a GPU, which an interpreter stands in for."""
+    cases: dict[str, list[Planned]] = {}
+    for each in planned:
+        cases.setdefault(each.case.implementation, []).append(each)
+    found: dict[str, str] = {}
+    for name, of_it in cases.items():
+        reasons = {each.refused for each in of_it}
+        if len(of_it) > 1 and len(reasons) == 1 and not of_it[0].missing and all(reasons):
+            found[name] = of_it[0].refused
+        elif device == "cpu" and default_device() != "cpu" and _is_interpreted(classes[name]):
+            found[name] = "runs in an interpreter on CPUs, and this machine has a GPU: --device cuda, or name it by -i"
+    return found
+
+
+def _is_interpreted(cls: type[Implementation]) -> bool:
+    """Return whether a CPU is a stand-in for it: untimed and slow there, neither on a GPU."""
+    try:
+        instance = cls()
+        return instance.slow("cpu") and bool(instance.no_timing("cpu")) and not instance.slow("cuda")
+    except Exception:   # it says nothing of itself: the trial asks again, and records what it raised
+        return False
 
 
 def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:

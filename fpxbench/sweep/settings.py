@@ -54,8 +54,13 @@ class Settings(BaseModel):
     """``FILE[:NAME]``: a tensor ``[..., K]`` whose rows are multiplied, instead of random ones."""
     fresh: bool = False
     """Measure again what is already in `results`."""
+    jobs: int | None = Field(default=None, gt=0)
+    """How many cases are prepared at once; None: as many as there are cores, and memory for the largest case. Timing
+    is always one case alone."""
+    report: Path | None = None
+    """A folder where the report is built, and built again while the sweep goes on."""
     timeout_s: float = Field(default=180.0, gt=0)
-    """For one case, from start to result."""
+    """For one case, from start to result, without the time that it waits or stands still while another is timed."""
     memory_limit: int = Field(default_factory=default_memory_limit, gt=0)
     """Bytes of memory that a case and its children may hold."""
     seed: int | None = None

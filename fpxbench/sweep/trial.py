@@ -4,11 +4,13 @@ one)."""
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -176,6 +178,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=f"{implementation.name} multiplies by experts only")
         return
     result.no_timing = _no_timing(implementation, request)
+    _share_cores(request, timed=not result.no_timing)
     storages_before = kept_memory.live_storages() if not result.no_timing else {}
     try:
         operands = prepare(implementation, request)
@@ -203,6 +206,8 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
             else:
                 verdict = _checked(examination, result)
         tampering.check_untampered()
+        if request.device == "cpu" and torch.get_num_threads() != _all_threads():
+            examination.covered["threads"] = f"{torch.get_num_threads()} of {_all_threads()}"
         if changed:
             examination.covered["settings"] = f"changed and put back: {', '.join(changed)}"
     finally:
@@ -415,6 +420,25 @@ def _no_timing(implementation: Implementation, request: TrialRequest) -> str | N
     if request.timing_budget_s <= 0:
         return "timing was turned off"
     return implementation.no_timing(request.device)
+
+
+@cache
+def _all_threads() -> int:
+    return torch.get_num_threads()
+
+
+def _share_cores(request: TrialRequest, timed: bool) -> None:
+    """Compile on the cores that this case has beside others, and multiply on them if it is not timed: on more threads
+    than cores, PyTorch's loops wait at their ends for threads that have none. What is timed has all cores throughout,
+    since code is compiled for a number of threads."""
+    everything = _all_threads()
+    cores = min(request.cores or everything, everything)
+    if request.device == "cpu":
+        torch.set_num_threads(everything if timed else cores)
+    if request.cores and "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        from torch._inductor import config
+
+        config.compile_threads = request.cores
 
 
 def _accuracy(comparison: Comparison) -> dict[str, float | None]:

@@ -22,6 +22,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -57,7 +58,7 @@ class Reply(BaseModel):
 def serve(connection: Connection, folder: str) -> None:
     """Answer calls until the watcher closes its end of `connection`."""
     _settle_in()
-    device_lock.listener = lambda event, message: connection.send_bytes(json.dumps([event, message]).encode())
+    device_lock.listener = partial(_tell, connection)
     modules = len(sys.modules)
     with contextlib.suppress(EOFError):
         while True:
@@ -71,6 +72,13 @@ def serve(connection: Connection, folder: str) -> None:
                 modules = len(sys.modules)
                 gc.collect()
                 gc.freeze()
+
+
+def _tell(connection: Connection, event: device_lock.Event, message: str) -> None:
+    """Pass an event of the device's lock on; one that is about to time waits until the watcher has stopped others."""
+    connection.send_bytes(json.dumps([event, message]).encode())
+    if event == "timing":
+        connection.recv_bytes()
 
 
 def _reply(request: bytes) -> Reply:

@@ -62,13 +62,13 @@ def test_a_call_that_waits_longer_than_its_time_limit_is_not_a_timeout_and_the_h
 def test_the_time_limit_goes_on_once_the_device_is_free(device):
     with Isolation(4 * GIB) as isolation:
         outcome = isolation.call("harmful:use_the_device", device, 600.0, timeout_s=1.0)
-    assert outcome.verdict.status is Status.TIMEOUT and outcome.waited_s == 0
+    assert outcome.verdict.status is Status.TIMEOUT and outcome.waited_s < locks.ANNOUNCE_AFTER_S
 
 
 def test_the_lock_is_free_after_its_holder_was_killed(device):
     with Isolation(4 * GIB) as isolation:
         assert isolation.call("harmful:use_the_device", device, 600.0, timeout_s=1.0).verdict.status is Status.TIMEOUT
-        assert isolation.call("harmful:use_the_device", device, 0.0, timeout_s=60.0).waited_s == 0
+        assert isolation.call("harmful:use_the_device", device, 0.0, timeout_s=60.0).value is not None
     assert lock_file(device).read_text() == ""
 
 

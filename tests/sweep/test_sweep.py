@@ -4,74 +4,24 @@ import io
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+from swept import SCHEMES, lines, settings, start, verdicts, write
 
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.run import CannotStart, main_sweep
-from fpxbench.sweep.settings import Settings
-
-RIGHT = '''
-import os, time
-import torch.nn.functional as F
-from fpxbench.implementation import Implementation, Support, implementation
-
-@implementation("NAME")
-class Swept(Implementation):
-    """Decodes the weight, then multiplies."""
-
-    def supports(self, scheme, device):
-        return Support.no("takes no FP4") if scheme.name == "mxfp4" else Support.yes()
-
-    def matmul(self, x, weight):
-        PROLOGUE
-        return F.linear(x, weight.dequantize().to(x.dtype))
-'''
-SCHEMES = ("e4m3fn-row", "e3m2-row", "mxfp4")
-
-
-def write(folder, name, prologue="pass"):
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.py").write_text(RIGHT.replace("NAME", name).replace("PROLOGUE", prologue))
-    return folder
-
-
-def settings(results, impls, **more):
-    return Settings(
-        **{
-            "results": results,
-            "impls": (impls,),
-            "implementation": ("swept_*",),
-            "scheme": SCHEMES,
-            "workload": ("canary.seed",),
-            "device": "cpu",
-            "machine": "here",
-            "seed": 1,
-            "timing_budget_s": 0.0,
-            **more,
-        }
-    )
 
 
 def sweep(results, impls, **more):
     said = io.StringIO()
     done = main_sweep(settings(results, impls, **more), Progress(0, said))
     return done, said.getvalue()
-
-
-def verdicts(records):
-    return {record.case.id.removesuffix("/canary.seed/m1/bf16"): record.verdict.status for record in records}
-
-
-def lines(results):
-    return [record.case.id for record in Store(results).read_all()[0]]
 
 
 def test_a_sweep_records_resumes_and_measures_an_edited_implementation_again(tmp_path):
@@ -128,25 +78,6 @@ def test_a_sweep_that_cannot_start_says_why_in_one_sentence(tmp_path, more, says
     assert not (tmp_path / "results").exists()
 
 
-SCRIPT = """
-import sys
-from fpxbench.sweep.settings import Settings
-from fpxbench.sweep.run import main_sweep
-done = main_sweep(Settings.model_validate_json(sys.argv[1]))
-print(len(done.records), done.resumed, done.interrupted)
-"""
-
-
-def start(chosen, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, chosen.model_dump_json()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-
-
 def test_a_sweep_waits_for_another_only_to_time(tmp_path):
     impls = write(tmp_path / "impls", "swept_a")
     with device_lock("cpu", "a case of another sweep"):
@@ -185,7 +116,10 @@ def start_and_hang(tmp_path):
     write(impls, "swept_b", f"open({str(hanging)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
     process = start(settings(tmp_path / "results", impls, scheme=("e4m3fn-row",)))
     deadline = time.monotonic() + 120
-    while not (hanging.exists() and hanging.read_text()) and process.poll() is None and time.monotonic() < deadline:
+    def ready():
+        return hanging.exists() and hanging.read_text() and Store(tmp_path / "results").files()
+
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     return process, psutil.Process(int(hanging.read_text()))
 

@@ -63,11 +63,12 @@ def _time(
         return
     x = operands.activation(0)
     seen = effects.observe(lambda: implementation.matmul(x, operands.weight), request.device)
+    timed = timing.TimedCase(implementation, operands, request.cache_bytes)
     with torch.no_grad(), device_lock(request.device, request.case.id):
-        timed = timing.TimedCase(implementation, operands, request.cache_bytes)
         _run_rounds(benchmark, timed)
+        timed.time_repeated_activation()
         samples = Samples(list(benchmark.stats.stats.data), baseline_samples, timed.beyond_cache)
-        timed.check(samples)
+    timed.check(samples)
     _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=1)
     if verdict is not None:
         result.verdict = verdict
@@ -84,10 +85,9 @@ def _run_rounds(benchmark, timed: timing.TimedCase) -> None:
     """Run as many rounds as ``--benchmark-max-time`` has room for, ``--benchmark-min-rounds`` at least."""
     device = timed.operands.device
     target: Callable[[], object]
-    if device == "cpu":
+    if timed.launched is None:
         target, at_once = _interleaved(timed.calls), 1
     else:
-        timed.launched = timing.captured(timed.calls)
         target = launched = _Launched(timed.launched.launch, timed.launched.calls)
         at_once = launched.count
     once = _seconds_of_one(target, at_once, device)

@@ -1,0 +1,176 @@
+"""One child is timed while the others of its sweep stand still.
+
+The lock of `fpxbench.checking.device_lock` keeps two timings apart, those of other sweeps too. The gate keeps the rest
+of its own sweep off the device meanwhile, by signals, so that it needs no help from what the children run: native code
+that compiles or hangs is stopped as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+_STOPPED_WITHIN_S = 0.25
+_POLL_S = 0.001
+_CANCEL_POLL_S = 0.1
+_AT_REST = "TtZX"
+"""States in /proc of a process that runs nothing: stopped, traced, ended."""
+
+
+class Stopwatch:
+    """Seconds since its creation, and how many of them do not count: those spent between `hold` and `release`, which
+    may nest."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+        self._held_s, self._holds, self._since = 0.0, 0, 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def waited_s(self) -> float:
+        with self._lock:
+            return self._held_s + (time.monotonic() - self._since if self._holds else 0.0)
+
+    @property
+    def counted_s(self) -> float:
+        return self.elapsed_s - self.waited_s
+
+    def hold(self) -> None:
+        with self._lock:
+            if not self._holds:
+                self._since = time.monotonic()
+            self._holds += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._holds -= 1
+            if not self._holds:
+                self._held_s += time.monotonic() - self._since
+
+
+@dataclass(eq=False)
+class Member:
+    """A process that runs beside others.
+
+    purpose : the case that it runs
+    group : its process group is stopped, not the process alone
+    """
+
+    pid: int
+    purpose: str = ""
+    group: bool = True
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def stop(self) -> None:
+        self.watch.hold()
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+        self.watch.release()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            (os.killpg if self.group else os.kill)(self.pid, number)
+
+
+class Interval(NamedTuple):
+    """When a case was timed, by `time.monotonic`."""
+
+    purpose: str
+    begin: float
+    end: float
+
+
+class Gate:
+    """Members run side by side until one of them is timed; then all others are stopped.
+
+    groups : whether what members started (compilers) is stopped with them: on a CPU, whose cores a timing needs for
+    itself. Beside a timing on a GPU they may go on.
+    """
+
+    def __init__(self, groups: bool) -> None:
+        self._groups = groups
+        self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
+        self._members: list[Member] = []
+        self._timed: Member | None = None
+        self._began = 0.0
+        self.intervals: list[Interval] = []
+        """Every timing so far, in order."""
+        self.most_at_once = 0
+
+    @property
+    def timed_s(self) -> float:
+        """How long something was timed, and all else stood still."""
+        return sum(one.end - one.begin for one in self.intervals)
+
+    @contextlib.contextmanager
+    def member(self, pid: int, purpose: str, watch: Stopwatch | None = None) -> Iterator[Member]:
+        """Count a process among those that run, from now until the end of the context; wait until nothing is timed."""
+        member = Member(pid, purpose, self._groups, watch or Stopwatch())
+        with self._free:
+            self._free.wait_for(lambda: self._timed is None)
+            self._members.append(member)
+            self.most_at_once = max(self.most_at_once, len(self._members))
+        try:
+            yield member
+        finally:
+            self.end_timing(member)
+            with self._free:
+                self._members.remove(member)
+                if self._timed is not None:     # stopped just after it had answered: it is idle, and gets other calls
+                    member.go_on()
+
+    def begin_timing(self, member: Member, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Stop all members but this one, and return once they stand still; at once if `cancelled`."""
+        member.watch.hold()
+        with self._free:
+            while self._timed is not None:      # it was killed, and gave the device's lock back before its place here
+                if cancelled():
+                    return
+                self._free.wait(_CANCEL_POLL_S)
+            self._timed = member
+            others = [one for one in self._members if one is not member]
+            for one in others:
+                one.stop()
+        deadline = time.monotonic() + _STOPPED_WITHIN_S
+        while others and _any_runs({one.pid for one in others}, self._groups) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        member.watch.release()
+        self._began = time.monotonic()
+
+    def end_timing(self, member: Member) -> None:
+        """Let the others go on. Does nothing unless `member` is timed."""
+        with self._free:
+            if self._timed is not member:
+                return
+            self.intervals.append(Interval(member.purpose, self._began, time.monotonic()))
+            self._timed = None
+            for one in self._members:
+                if one is not member:
+                    one.go_on()
+            self._free.notify_all()
+
+
+def _any_runs(pids: set[int], groups: bool) -> bool:
+    """Return whether one of these processes, or with `groups` of their groups, is not stopped."""
+    for stat in Path("/proc").glob("[0-9]*/stat") if groups else [Path(f"/proc/{pid}/stat") for pid in pids]:
+        try:
+            state, _, group = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]
+        except OSError:     # gone
+            continue
+        if state not in _AT_REST and (not groups or int(group) in pids):
+            return True
+    return False

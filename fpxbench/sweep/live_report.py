@@ -1,0 +1,100 @@
+"""The report, built again and again while a sweep goes on, in a process of its own at the lowest priority."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from fpxbench.sweep.gate import Gate
+
+FIRST_AFTER_S, AGAIN_AFTER_S = 10.0, 30.0
+SHARE = 0.1
+"""Of the sweep's time, building may take so much: after a build of 6 s, the next begins a minute later."""
+LOWEST_PRIORITY = 19
+
+
+class LiveReport:
+    """A context in which `update` rebuilds the report in `folder`, at most one build at a time.
+
+    folder : None builds nothing
+    gate : stops a build while a case is timed
+    say : receives a line that names the page once it is there, and one if it cannot be built
+    """
+
+    def __init__(self, folder: Path | None, results: Path, gate: Gate, say: Callable[[str], None]) -> None:
+        self._folder, self._results, self._gate, self._say = folder, results, gate, say
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stack = contextlib.ExitStack()
+        self._began = 0.0
+        self._next = time.monotonic() + FIRST_AFTER_S
+        self.builds = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._stack.close()
+
+    def update(self) -> None:
+        """Show what a build that has ended made; begin the next if it is time. Called as records are stored."""
+        if self._folder is None:
+            return
+        if self._process is not None and self._process.poll() is not None:
+            self._ended(self._folder, self._process.returncode)
+        if self._process is None and time.monotonic() >= self._next:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._building = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fpxbench-report-")))
+        self._log = self._building / "log"
+        command = [sys.executable, "-m", "fpxbench", "report", "--results", str(self._results), "--json",
+                   "--output", str(self._building / "site")]
+        self._began = time.monotonic()
+        with open(self._log, "wb") as log:
+            # A group of its own: the gate stops it, and Ctrl-C is the sweep's.
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(self._process.pid).nice(LOWEST_PRIORITY)
+        self._member = self._stack.enter_context(self._gate.member(self._process.pid, "the report"))
+
+    def _ended(self, folder: Path, code: int) -> None:
+        took = self._member.watch.counted_s
+        self._next = max(self._began + AGAIN_AFTER_S, time.monotonic() + took * (1 / SHARE - 1))
+        self._process = None
+        if code:
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            self._say(f"the report could not be built while the sweep goes on: {lines[-1] if lines else code}")
+            self._next = float("inf")       # and would not be the next time
+        else:
+            move_over(self._building / "site", folder)
+            self.builds += 1
+            if self.builds == 1:
+                self._say(f"report so far, rebuilt as the sweep goes on: file://{(folder / 'index.html').resolve()}")
+        self._stack.close()
+
+
+def move_over(source: Path, target: Path) -> None:
+    """Replace the pages in `target` one by one, so that a reader never finds one missing; the first page comes last."""
+    for file in sorted(source.rglob("*"), key=lambda path: path == source / "index.html"):
+        if file.is_file():
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_name(place.name + ".part")
+            shutil.move(file, partial)      # from another file system, perhaps
+            os.replace(partial, place)

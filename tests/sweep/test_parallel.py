@@ -1,0 +1,258 @@
+"""Cases are prepared side by side and timed one by one; what one does to its child is no business of the others."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from swept import lines, settings, start, verdicts, write
+
+from fpxbench.records.record import Machine
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status
+from fpxbench.sweep import pool as pools
+from fpxbench.sweep.gate import Gate, Stopwatch
+from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.live_report import move_over
+from fpxbench.sweep.pool import Pool
+from fpxbench.sweep.progress import Progress
+from fpxbench.sweep.run import main_sweep
+
+GIB = 1 << 30
+
+def sweep(results, impls, **more):
+    printed = io.StringIO()
+    chosen = settings(results, impls, scheme=("e4m3fn-row",), **more)
+    return main_sweep(chosen, Progress(0, printed)), printed.getvalue()
+
+
+def meet(folder, count):
+    """Return a first call that returns only once `count` processes are in it at once."""
+    folder.mkdir()
+    return (f"open({str(folder)!r} + f'/{{os.getpid()}}', 'w').close()\n"
+            f"        while len(os.listdir({str(folder)!r})) < {count}: time.sleep(0.01)")
+
+
+def test_as_many_cases_as_jobs_are_in_their_calls_at_once(tmp_path):
+    impls = tmp_path / "impls"
+    together = meet(tmp_path / "met", 3)
+    for name in ("swept_a", "swept_b", "swept_c"):
+        write(impls, name, together)
+    done, printed = sweep(tmp_path / "results", impls, jobs=3, timeout_s=170)
+    assert set(verdicts(done.records).values()) == {Status.OK} and done.gate.most_at_once == 3
+    assert "up to 3 cases are prepared at once" in printed
+
+
+def test_one_job_runs_one_case_at_a_time(tmp_path):
+    impls = tmp_path / "impls"
+    for name in ("swept_a", "swept_b"):
+        write(impls, name)
+    done, _ = sweep(tmp_path / "results", impls, jobs=1)
+    assert len(done.records) == 2 and done.gate.most_at_once == 1
+
+
+def test_a_crash_and_a_hang_end_alone_and_leave_the_others(tmp_path):
+    impls = tmp_path / "impls"
+    write(impls, "swept_a", "os.kill(os.getpid(), 11)")
+    write(impls, "swept_b", "time.sleep(600)")
+    write(impls, "swept_c", "raise LookupError('no such kernel')")
+    for name in ("swept_d", "swept_e"):
+        write(impls, name)
+    done, _ = sweep(tmp_path / "results", impls, jobs=3, timeout_s=40)
+    assert list(verdicts(done.records).values()) == [
+        Status.CRASH, Status.TIMEOUT, Status.ERROR, Status.OK, Status.OK]
+    assert done.records[0].verdict.signal == "SIGSEGV" and "matmul" in done.records[0].verdict.log_tail
+    assert sorted(lines(tmp_path / "results")) == sorted(record.case.id for record in done.records)
+
+
+def test_timings_never_overlap_and_nothing_is_prepared_during_one(tmp_path):
+    impls, enough = tmp_path / "impls", tmp_path / "enough"
+    # The beating case goes on until both others have been timed.
+    write(impls, "swept_a", f"clock = open({str(tmp_path / 'beats')!r}, 'a', buffering=1)\n"
+                            f"        while not os.path.exists({str(enough)!r}):\n"
+                            "            clock.write(f'{time.monotonic()}\\n'); time.sleep(0.001)")
+    for name in ("swept_b", "swept_c"):
+        write(impls, name)
+
+    class Ending(Progress):
+        def finished(self, record):
+            super().finished(record)
+            if self._done == 2:
+                enough.touch()
+
+    done = main_sweep(
+        settings(tmp_path / "results", impls, scheme=("e4m3fn-row",), workload=("llama3-8b.k/m1",), jobs=3,
+                 timing_budget_s=0.3),
+        Ending(0, io.StringIO()))
+    assert {record.case.implementation for record in done.records if record.timing} == {"swept_a", "swept_b", "swept_c"}
+    intervals = done.gate.intervals
+    assert [one.purpose.split("/")[0] for one in intervals[2:]] == ["swept_a"] and len(intervals) == 3
+    for before, after in zip(intervals, intervals[1:], strict=False):
+        assert before.begin < before.end <= after.begin
+    beats = [float(line) for line in (tmp_path / "beats").read_text().split()]
+    assert beats[0] < intervals[0].begin and beats[-1] > intervals[1].end       # it lived before and after
+    during = [beat for beat in beats for one in intervals[:2] if one.begin <= beat <= one.end]
+    assert not during
+
+
+def test_the_time_that_a_case_stands_still_does_not_count_and_it_goes_on(tmp_path):
+    gate = Gate(groups=True)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(0.01)"],
+                               start_new_session=True)
+    try:
+        with gate.member(sleeper.pid, "preparing") as stopped, gate.member(os.getpid(), "timed") as timed:
+            gate.begin_timing(timed)
+            assert psutil.Process(sleeper.pid).status() == psutil.STATUS_STOPPED
+            before = stopped.watch.counted_s
+            time.sleep(0.05)
+            assert stopped.watch.counted_s == pytest.approx(before, abs=1e-3)
+            gate.end_timing(timed)
+            assert psutil.Process(sleeper.pid).status() != psutil.STATUS_STOPPED
+            assert stopped.watch.waited_s >= 0.05
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_timed_process_that_is_gone_gives_its_place_back():
+    gate = Gate(groups=True)
+    with gate.member(1 << 22, "killed while it was timed") as killed:
+        gate.begin_timing(killed)
+    with gate.member(1 << 22, "the next") as following:
+        gate.begin_timing(following)
+    assert [one.purpose for one in gate.intervals] == ["killed while it was timed", "the next"]
+
+
+def test_a_process_begins_only_after_the_timing_that_goes_on():
+    gate, order = Gate(groups=True), []
+
+    def begin():
+        with gate.member(1 << 22, "new"):
+            order.append("began")
+
+    with gate.member(1 << 22, "timed") as timed:
+        gate.begin_timing(timed)
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join(0.1)
+        order.append("timed")
+    thread.join()
+    assert order == ["timed", "began"]
+
+
+def test_holds_of_a_stopwatch_nest():
+    watch = Stopwatch()
+    watch.hold()
+    watch.hold()
+    watch.release()
+    time.sleep(0.02)
+    watch.release()
+    assert watch.waited_s >= 0.02 and watch.counted_s <= watch.elapsed_s - 0.02
+
+
+def test_what_ran_out_of_memory_beside_others_runs_again_alone():
+    calls = []
+    both = threading.Barrier(2)
+
+    def work(isolation, item):
+        calls.append((item, isolation))
+        if len(calls) <= 2:
+            both.wait(60)
+        return "oom" if item == "large" and calls.count((item, isolation)) + len(
+            [one for one, _ in calls if one == "large"]) < 3 else "ok"
+
+    workers = [Isolation(GIB), Isolation(GIB)]
+    events = list(Pool(workers, work, lambda result: result == "oom").run(["large", "small"]))
+    assert [item for item, _ in calls] == ["large", "small", "large"] or [item for item, _ in calls] == [
+        "small", "large", "large"]
+    assert sorted((item, result) for event, item, result in events if event == "ended") == [
+        ("large", "ok"), ("small", "ok")]
+
+
+def test_what_runs_out_of_memory_alone_too_is_a_result():
+    events = list(Pool([Isolation(GIB), Isolation(GIB)], lambda isolation, item: "oom",
+                       lambda result: result == "oom").run(["large"]))
+    assert [(event, result) for event, _, result in events if event == "ended"] == [("ended", "oom")]
+
+
+def test_a_mistake_in_the_pools_own_work_is_raised():
+    def work(isolation, item):
+        raise LookupError(item)
+
+    with pytest.raises(LookupError, match="first"):
+        list(Pool([Isolation(GIB)], work).run(["first", "second"]))
+
+
+def test_jobs_follow_cores_and_memory(monkeypatch):
+    def jobs(cores, available, kind="cpu", memory=None, weights=1 << 20):
+        monkeypatch.setattr(pools, "usable_cores", lambda: cores)
+        monkeypatch.setattr(pools.psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
+        case = type("Case", (), {"n": weights, "k": 1, "experts": None})
+        machine = Machine(name="m", device="d", arch="a", kind=kind, memory_bytes=memory)
+        return pools.default_jobs(machine, [case])
+
+    assert jobs(16, 128 * GIB) == 16
+    assert jobs(16, 4 * GIB) == 3
+    assert jobs(16, 128 * GIB, "cuda", 139 * GIB, 4096 * 14336) == 16
+    assert jobs(16, 128 * GIB, "cuda", 12 * GIB, 4096 * 14336) == 2
+    assert jobs(2, GIB // 2) == 1
+
+
+def test_a_parallel_sweep_that_is_killed_goes_on_and_nothing_is_lost_or_doubled(tmp_path):
+    impls, results, folder = tmp_path / "impls", tmp_path / "results", tmp_path / "hang"
+    folder.mkdir()
+    for name in ("swept_a", "swept_b", "swept_c"):
+        write(impls, name)
+    hang = f"open({str(folder)!r} + f'/{{os.getpid()}}', 'w').close(); time.sleep(600)"
+    for name in ("swept_x", "swept_y"):
+        write(impls, name, hang)
+    chosen = settings(results, impls, scheme=("e4m3fn-row",), jobs=3)
+    process = start(chosen)
+    deadline = time.monotonic() + 150
+    while (len(os.listdir(folder)) < 2 or not Store(results).files() or len(lines(results)) < 3) \
+            and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    cases = [psutil.Process(int(pid)) for pid in os.listdir(folder)]
+    assert len(cases) == 2 and len(lines(results)) == 3
+    process.kill()
+    process.communicate(timeout=60)
+    for case in cases:
+        case.wait(60)       # raises if one outlives the sweep
+    for name in ("swept_x", "swept_y"):
+        write(impls, name)
+    done = main_sweep(settings(results, impls, scheme=("e4m3fn-row",), jobs=3), Progress(0, io.StringIO()))
+    assert set(verdicts(done.records).values()) == {Status.OK}
+    ids = lines(results)
+    assert len(set(ids)) == 5 and len(ids) == 5
+
+
+def test_a_page_of_a_new_report_takes_the_place_of_the_old_one_and_others_stay(tmp_path):
+    site, report = tmp_path / "site", tmp_path / "report"
+    (site / "machines").mkdir(parents=True)
+    (site / "index.html").write_text("new")
+    (site / "machines" / "one.html").write_text("new")
+    (report / "machines").mkdir(parents=True)
+    (report / "index.html").write_text("old")
+    (report / "notes.txt").write_text("a user's own")
+    move_over(site, report)
+    assert (report / "index.html").read_text() == (report / "machines" / "one.html").read_text() == "new"
+    assert (report / "notes.txt").read_text() == "a user's own"
+    assert sorted(path.name for path in report.rglob("*.part")) == []
+
+
+def test_the_report_is_there_while_the_sweep_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("fpxbench.sweep.live_report.FIRST_AFTER_S", 0.0)
+    impls, report = tmp_path / "impls", tmp_path / "report"
+    write(impls, "swept_a")
+    # It ends once the page of the first is there.
+    page = str(report / "index.html")
+    write(impls, "swept_b", f"time.sleep(0.05) if os.path.exists({page!r}) else None")
+    for name in ("swept_c", "swept_d"):
+        write(impls, name, f"while not os.path.exists({page!r}): time.sleep(0.1)")
+    done, printed = sweep(tmp_path / "results", impls, report=report, jobs=3, timeout_s=170)
+    assert set(verdicts(done.records).values()) == {Status.OK}
+    assert f"report so far, rebuilt as the sweep goes on: file://{page}" in printed
