@@ -209,14 +209,20 @@ def _by_evidence(planned: Iterable[Planned]) -> Callable[[tuple[str, Planned]], 
     return key
 
 
+REFUSED_ON = "canary.codes"
+"""The workload that stands for all on which a scheme is refused: every profile has it, so that the case is the same in
+each."""
+
+
 def without_repeated_refusals(planned: dict[str, Planned]) -> dict[str, Planned]:
     """Return the cases that run, and of those that will be refused one for each implementation, scheme and reason: what
     is refused on one layer is refused on all."""
-    refusals: dict[tuple[str, str, str], str] = {}
-    for name, each in planned.items():
-        if each.refused:
-            refusals.setdefault((each.case.implementation, each.case.scheme, each.refused), name)
-    kept = set(refusals.values())
+    refusals: dict[tuple[str, str, str], Planned] = {}
+    for each in planned.values():
+        key = each.case.implementation, each.case.scheme, each.refused
+        if each.refused and (key not in refusals or each.case.workload == REFUSED_ON != refusals[key].case.workload):
+            refusals[key] = each
+    kept = {each.case.id for each in refusals.values()}
     return {name: each for name, each in planned.items() if not each.refused or name in kept}
 
 

@@ -1,6 +1,7 @@
 """Which cases a sweep has: profiles, globs, and names that nothing is called."""
 
 import json
+from itertools import groupby
 
 import pytest
 from pydantic import ValidationError
@@ -80,6 +81,62 @@ def test_a_refusal_is_a_case_with_its_reason_and_a_gap_is_told_from_it(stub):
         ("wants a library", True),
         ("", False),
     ]
+
+
+def test_a_scheme_is_refused_once_and_not_on_every_layer(stub):
+    made = plan(stub, scheme=("mxfp4", "e2m1-g32"), workload=("canary.*", "llama3-8b.k/m1"))
+    refused = [each.case for each in made.cases if each.refused]
+    assert [(case.scheme, case.workload) for case in refused] == [("mxfp4", "canary.codes")]
+    assert len({each.case.workload for each in made.cases if each.case.scheme == "e2m1-g32"}) > 5
+    elsewhere = plan(stub, scheme=("mxfp4",), workload=("canary.seed", "llama3-8b.k/m1"))
+    assert [each.case.workload for each in elsewhere.cases] == ["canary.seed"]
+
+
+def test_a_file_of_cases_keeps_every_refusal_that_was_asked_for(stub, tmp_path):
+    file = tmp_path / "cases.jsonl"
+    file.write_text("\n".join(
+        json.dumps({"implementation": "plan_stub", "scheme": "mxfp4", "workload": name, "m": 1, "n": 64, "k": 64})
+        for name in ("canary.seed", "canary.codes")))
+    made = make_plan(Settings(device="cpu", impls=(stub,), cases=file))
+    assert [each.refused for each in made.cases] == ["takes no FP4"] * 2
+
+
+ABROAD = STUB.replace("plan_stub", "plan_abroad").replace("PlanStub", "PlanAbroad").replace(
+    'if scheme.name == "mxfp4"', 'if device != "elsewhere"')
+
+
+def test_an_implementation_that_refuses_the_device_itself_is_left_out_with_its_reason_unless_it_is_named(tmp_path):
+    (tmp_path / "plan_abroad.py").write_text(ABROAD)
+    chosen = {"device": "cpu", "impls": (tmp_path / "plan_abroad.py",), "workload": ("canary.seed",),
+              "scheme": ("e4m3fn-row", "e5m2-row")}
+    made = make_plan(Settings(**chosen))
+    assert "plan_abroad: takes no FP4" in made.left_out
+    assert "plan_abroad" not in {each.case.implementation for each in made.cases}
+    named = make_plan(Settings(**chosen, implementation=("plan_abroad",)))
+    assert [each.refused for each in named.cases] == ["takes no FP4"] * 2 and not named.left_out
+
+
+def test_cpu_kernels_are_left_out_on_a_gpu_and_interpreters_beside_one(monkeypatch):
+    on_gpu = make_plan(Settings(profile="smoke", device="cuda"))
+    assert any(line.startswith("cpu_fused: runs on CPUs only") for line in on_gpu.left_out)
+    assert "cpu_fused" not in {each.case.implementation for each in on_gpu.cases}
+    monkeypatch.setattr("fpxbench.sweep.selection.default_device", lambda: "cuda")
+    beside = make_plan(Settings(profile="smoke", device="cpu"))
+    assert any(line.startswith("triton_fused: runs in an interpreter on CPUs") for line in beside.left_out)
+    monkeypatch.setattr("fpxbench.sweep.selection.default_device", lambda: "cpu")
+    alone = make_plan(Settings(profile="smoke", device="cpu"))
+    assert "triton_fused" in {each.case.implementation for each in alone.cases}
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_canaries_come_first_then_one_layer_at_one_token_then_other_layers_at_one_token(profile):
+    ran = [each.case for each in make_plan(Settings(profile=profile, device="cuda")).cases if not each.refused]
+    rank = [0 if case.workload.startswith("canary.") else 1 if case.m == 1 else 2 for case in ran]
+    assert rank == sorted(rank) and set(rank) == {0, 1, 2}
+    layers = [(case.workload, case.m) for case in ran if not case.workload.startswith("canary.")]
+    assert len(list(groupby(layers))) == len(set(layers))       # one layer after the other
+    implementations = {case.implementation for case in ran if (case.workload, case.m) == layers[0]}
+    assert {"dense", "triton_fused", "compiled_mixed_mm", "eager_upcast"} <= implementations
 
 
 def test_that_the_dense_baseline_takes_no_quantized_weight_is_no_case(stub):
