@@ -1,0 +1,406 @@
+// Decode, product and scale of planar rows in one pass over the packed weight, for one format and one kind of scales.
+//
+// Memory traffic: each packed byte once, each scale once. Cost, for a vector of 16 numbers (8 with AVX2), decode and
+// one token: FP8 9 instructions, FP6 10, FP4 5. _cpu_build.py compiles this file with the constants of a scheme:
+//
+//   BITS, EXPONENT, MANTISSA, BIAS   of a code; EXPONENT 0 and not INTEGER: decoded by the table alone
+//   SPECIALS                   0 none, 1 ieee, 2 fn, 3 fnuz: what the top codes mean
+//   INTEGER                    1: two's complement
+//   BLOCK                      weights along K that share a scale; 0: a scale a row, or one for all
+//   CODED                      1: scales are uint8 codes, looked up in a table
+//
+// Without AVX2 every code is looked up, one at a time.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t COLUMNS = BLOCK ? BLOCK : 1;
+
+struct Piece { int offset, width; };
+
+// A code is cut into pieces of 8, 4, 2 or 1 bits, low bits first.
+constexpr Piece piece(int number) {
+    int offset = 0, found = 0;
+    for (int width = 8; width; width /= 2)
+        if (BITS - offset >= width) {
+            if (found++ == number) return {offset, width};
+            offset += width;
+        }
+    return {BITS, 0};
+}
+constexpr int count_pieces() { int n = 0; while (piece(n).width) ++n; return n; }
+constexpr int PIECES = count_pieces();
+constexpr int PLANES = 8 / piece(PIECES - 1).width;
+
+// Where plane `plane` of a piece begins, in planes, and which bits of a byte it is.
+constexpr int slices(int number) { return PLANES * piece(number).width / 8; }
+constexpr int first(int number) { int at = 0; for (int i = 0; i < number; ++i) at += slices(i); return at; }
+
+struct Weight {
+    const uint8_t *packed;       // [N, row_bytes]
+    const float *table;          // [256]: the number of each code
+    const void *scales;          // fp32 or, CODED, uint8: [rows / scale_rows, blocks]
+    const float *scale_table;    // [256], CODED only
+    int64_t k, plane, row_bytes; // plane: codes of a row in each plane
+    int64_t blocks, scale_rows;  // scale_rows: rows of the weight that share a row of scales
+
+    float scale(int64_t row, int64_t block) const {
+        const int64_t at = row / scale_rows * blocks + std::min(block, blocks - 1);     // zeros past K: any will do
+        return CODED ? scale_table[static_cast<const uint8_t *>(scales)[at]] : static_cast<const float *>(scales)[at];
+    }
+};
+
+inline int code_at(const uint8_t *row, int plane, int64_t i, int64_t size) {
+    int code = 0;
+    for (int p = 0; p < PIECES; ++p) {
+        const int byte = row[(first(p) + plane % slices(p)) * size + i];
+        code |= ((byte >> (plane / slices(p) * piece(p).width)) & ((1 << piece(p).width) - 1)) << piece(p).offset;
+    }
+    return code;
+}
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+typedef __m512 Floats;
+typedef __m256i Bytes;
+typedef __m512i Halves;
+inline Bytes load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+inline Bytes bits_of(Bytes b, int shift, int mask) { return _mm256_and_si256(_mm256_srli_epi16(b, shift), _mm256_set1_epi8(mask)); }
+inline Bytes moved(Bytes b, int shift) { return _mm256_slli_epi16(b, shift); }
+inline Bytes joined(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+inline Halves widened(Bytes b) { return _mm512_cvtepu8_epi16(b); }
+inline Halves left(Halves h, int n) { return _mm512_slli_epi16(h, n); }
+inline Halves right(Halves h, int n) { return _mm512_srai_epi16(h, n); }
+inline Halves both(Halves a, Halves b) { return _mm512_and_si512(a, b); }
+inline Halves either(Halves a, Halves b) { return _mm512_or_si512(a, b); }
+inline Halves less(Halves a, Halves b) { return _mm512_sub_epi16(a, b); }
+inline Halves larger(Halves a, Halves b) { return _mm512_max_epi16(a, b); }
+inline Halves all(int n) { return _mm512_set1_epi16((short)n); }
+inline Halves or_where_equal(Halves h, Halves a, Halves b, Halves bits) {
+    return _mm512_or_si512(h, _mm512_maskz_mov_epi16(_mm512_cmpeq_epi16_mask(a, b), bits));
+}
+inline Halves or_where_above(Halves h, Halves a, Halves b, Halves bits) {
+    return _mm512_or_si512(h, _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(a, b), bits));
+}
+inline Floats from_fp16(Halves h, int half) {
+    return _mm512_cvtph_ps(half ? _mm512_extracti64x4_epi64(h, 1) : _mm512_castsi512_si256(h));
+}
+inline Floats from_int16(Halves h, int half) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(half ? _mm512_extracti64x4_epi64(h, 1) : _mm512_castsi512_si256(h)));
+}
+inline __m512i indices(Bytes b, int half) {
+    return _mm512_cvtepu8_epi32(half ? _mm256_extracti128_si256(b, 1) : _mm256_castsi256_si128(b));
+}
+inline Floats gathered(Bytes b, int half, const float *table) { return _mm512_i32gather_ps(indices(b, half), table, 4); }
+inline Floats looked_up(Bytes b, int half, const float *table) {
+    const __m512i index = indices(b, half);
+    if (BITS <= 4) return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+    const Floats low = _mm512_permutex2var_ps(_mm512_loadu_ps(table), index, _mm512_loadu_ps(table + 16));
+    if (BITS == 5) return low;
+    const Floats high = _mm512_permutex2var_ps(_mm512_loadu_ps(table + 32), index, _mm512_loadu_ps(table + 48));
+    return _mm512_mask_mov_ps(low, _mm512_test_epi32_mask(index, _mm512_set1_epi32(32)), high);
+}
+inline Floats read(const float *p) { return _mm512_loadu_ps(p); }
+inline Floats zero() { return _mm512_setzero_ps(); }
+inline Floats same(float f) { return _mm512_set1_ps(f); }
+inline Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats added(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline float sum(Floats v) { return _mm512_reduce_add_ps(v); }
+inline void write(float *p, Floats v) { _mm512_storeu_ps(p, v); }
+inline void write_fp16(uint16_t *p, Floats v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, 0)); }
+inline void write_bf16(uint16_t *p, Floats v) {
+    const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+typedef __m256 Floats;
+typedef __m128i Bytes;
+typedef __m256i Halves;
+inline Bytes load(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)p); }
+inline Bytes bits_of(Bytes b, int shift, int mask) { return _mm_and_si128(_mm_srli_epi16(b, shift), _mm_set1_epi8(mask)); }
+inline Bytes moved(Bytes b, int shift) { return _mm_slli_epi16(b, shift); }
+inline Bytes joined(Bytes a, Bytes b) { return _mm_or_si128(a, b); }
+inline Halves widened(Bytes b) { return _mm256_cvtepu8_epi16(b); }
+inline Halves left(Halves h, int n) { return _mm256_slli_epi16(h, n); }
+inline Halves right(Halves h, int n) { return _mm256_srai_epi16(h, n); }
+inline Halves both(Halves a, Halves b) { return _mm256_and_si256(a, b); }
+inline Halves either(Halves a, Halves b) { return _mm256_or_si256(a, b); }
+inline Halves less(Halves a, Halves b) { return _mm256_sub_epi16(a, b); }
+inline Halves larger(Halves a, Halves b) { return _mm256_max_epi16(a, b); }
+inline Halves all(int n) { return _mm256_set1_epi16((short)n); }
+inline Halves or_where_equal(Halves h, Halves a, Halves b, Halves bits) {
+    return _mm256_or_si256(h, _mm256_and_si256(_mm256_cmpeq_epi16(a, b), bits));
+}
+inline Halves or_where_above(Halves h, Halves a, Halves b, Halves bits) {
+    return _mm256_or_si256(h, _mm256_and_si256(_mm256_cmpgt_epi16(a, b), bits));
+}
+inline Floats from_fp16(Halves h, int half) {
+    return _mm256_cvtph_ps(half ? _mm256_extracti128_si256(h, 1) : _mm256_castsi256_si128(h));
+}
+inline Floats from_int16(Halves h, int half) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(half ? _mm256_extracti128_si256(h, 1) : _mm256_castsi256_si128(h)));
+}
+inline __m256i indices(Bytes b, int half) { return _mm256_cvtepu8_epi32(half ? _mm_srli_si128(b, 8) : b); }
+inline Floats gathered(Bytes b, int half, const float *table) { return _mm256_i32gather_ps(table, indices(b, half), 4); }
+// Of a table of 16: eight magnitudes and eight more, chosen by the fourth bit.
+inline Floats looked_up(Bytes b, int half, const float *table) {
+    const __m256i index = indices(b, half);
+    const Floats low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    if (BITS <= 3) return low;
+    const Floats high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+inline Floats read(const float *p) { return _mm256_loadu_ps(p); }
+inline Floats zero() { return _mm256_setzero_ps(); }
+inline Floats same(float f) { return _mm256_set1_ps(f); }
+inline Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+inline Floats added(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline float sum(Floats v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline void write(float *p, Floats v) { _mm256_storeu_ps(p, v); }
+inline void write_fp16(uint16_t *p, Floats v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, 0)); }
+inline void write_bf16(uint16_t *p, Floats v) {
+    const __m256i bits = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0b1000);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
+}
+#endif
+
+#if defined(__AVX2__)
+constexpr int STEP = 2 * LANES;
+constexpr bool LOOKED_UP = BITS <= 4 || (LANES == 16 && BITS <= 6), GATHERED = !INTEGER && EXPONENT == 0;
+// The top exponent of five bits is fp16's infinity; numbers of formats that use it are halved.
+constexpr bool HALVED = !INTEGER && EXPONENT == 5 && SPECIALS != 1;
+constexpr float power_of_two(int n) { return n > 0 ? 2 * power_of_two(n - 1) : n < 0 ? power_of_two(n + 1) / 2 : 1; }
+// What decoded numbers are still to be multiplied by.
+constexpr float FACTOR = LOOKED_UP || GATHERED ? 1 : power_of_two(INTEGER ? 1 - BIAS - MANTISSA : 15 - BIAS + HALVED);
+struct Two { Floats low, high; };
+
+template <int PLANE> inline Bytes codes(const uint8_t *row, int64_t i, int64_t size) {
+    auto part = [&](auto number) {
+        constexpr Piece of = piece(number.value);
+        const Bytes b = load(row + (first(number.value) + PLANE % slices(number.value)) * size + i);
+        if constexpr (of.width == 8) return b;
+        else return moved(bits_of(b, PLANE / slices(number.value) * of.width, (1 << of.width) - 1), of.offset);
+    };
+    Bytes code = part(std::integral_constant<int, 0>());
+    if constexpr (PIECES > 1) code = joined(code, part(std::integral_constant<int, 1>()));
+    if constexpr (PIECES > 2) code = joined(code, part(std::integral_constant<int, 2>()));
+    return code;
+}
+
+// fp16 numbers of codes of up to 5 exponent bits, FACTOR times too small; fp16 has their subnormals, NaN and infinity.
+inline Halves fp16_of(Bytes b) {
+    constexpr int unused = 16 - BITS, narrower = EXPONENT > 5 ? 0 : 5 - EXPONENT;
+    constexpr int top = ((1 << (EXPONENT + MANTISSA)) - 1) << unused >> narrower;      // all ones but the sign
+    constexpr int infinity = ((1 << EXPONENT) - 1) << (MANTISSA + unused) >> narrower;
+    const Halves h = left(widened(b), unused);
+    Halves number = h;
+    if constexpr (EXPONENT < 5) {
+        number = both(right(h, narrower), all(0x8000 | 0x7FFF >> narrower));
+    } else if constexpr (HALVED) {
+        const Halves magnitude = both(h, all(0x7FFF));
+        number = either(larger(less(magnitude, all(0x400)), right(magnitude, 1)), both(h, all(0x8000)));
+    }
+    if constexpr (SPECIALS == 1 && EXPONENT < 5)
+        return or_where_above(number, both(number, all(0x7FFF)), all(infinity - 1), all(0x7C00));
+    if constexpr (SPECIALS == 2)
+        return or_where_equal(number, both(h, all(0x7FFF)), all(top << narrower), all(0x7E00));
+    if constexpr (SPECIALS == 3) return or_where_equal(number, h, all(0x8000), all(0x7E00));
+    return number;
+}
+
+inline Two numbers(Bytes b, const float *table) {
+    if constexpr (LOOKED_UP) return {looked_up(b, 0, table), looked_up(b, 1, table)};
+    else if constexpr (INTEGER) {
+        const Halves h = right(left(widened(b), 16 - BITS), 16 - BITS);
+        return {from_int16(h, 0), from_int16(h, 1)};
+    } else if constexpr (GATHERED) return {gathered(b, 0, table), gathered(b, 1, table)};
+    else {
+        const Halves h = fp16_of(b);
+        return {from_fp16(h, 0), from_fp16(h, 1)};
+    }
+}
+#else
+constexpr int LANES = 1;        // no vectors
+constexpr float FACTOR = 1;
+#endif
+
+// One block's scale for a whole vector; or, EACH, scales spread over a buffer, one for each weight.
+inline bool vectors_straddle_blocks(const Weight &w) { return BLOCK && (COLUMNS % LANES || w.plane % LANES); }
+
+void spread(const Weight &w, int64_t row, float *scales) {
+    for (int64_t k = 0; k < w.k; k += COLUMNS)
+        std::fill(scales + k, scales + std::min<int64_t>(k + COLUMNS, w.k), w.scale(row, k / COLUMNS));
+}
+
+#if defined(__AVX2__)
+template <bool EACH, int PLANE>
+inline Two scaled(const Weight &w, const uint8_t *packed, int64_t row, int64_t i, const float *scales) {
+    Two two = numbers(codes<PLANE>(packed, i, w.plane), w.table);
+    if constexpr (BLOCK > 0) {
+        const int64_t k = PLANE * w.plane + i;
+        if constexpr (FACTOR != 1.0f) two = {times(two.low, same(FACTOR)), times(two.high, same(FACTOR))};
+        if constexpr (EACH) return {times(two.low, read(scales + k)), times(two.high, read(scales + k + LANES))};
+        else return {times(two.low, same(w.scale(row, k / COLUMNS))),
+                     times(two.high, same(w.scale(row, (k + LANES) / COLUMNS)))};
+    }
+    return two;
+}
+
+template <int PLANE, class Do> inline void each_plane(Do &&what) {
+    if constexpr (PLANE < PLANES) {
+        what(std::integral_constant<int, PLANE>());
+        each_plane<PLANE + 1>(what);
+    }
+}
+#endif
+
+// ROWS rows of the weight times TOKENS rows of x [TOKENS, k] into out [TOKENS, n].
+template <int ROWS, int TOKENS, bool EACH>
+void multiply(const Weight &w, const float *x, int64_t row, float *out, int64_t n, float *scales) {
+    const uint8_t *packed = w.packed + row * w.row_bytes;
+    float sums[ROWS][TOKENS] = {};
+    if constexpr (EACH)
+        for (int r = 0; r < ROWS; ++r) spread(w, row + r, scales + r * w.k);
+    int64_t i = 0;
+#if defined(__AVX2__)
+    Floats total[ROWS][TOKENS];
+    for (auto &of_row : total) for (auto &of_token : of_row) of_token = zero();
+    for (; i + STEP <= w.plane; i += STEP)
+        each_plane<0>([&](auto plane) {
+            Two two[ROWS];
+            for (int r = 0; r < ROWS; ++r)
+                two[r] = scaled<EACH, plane.value>(w, packed + r * w.row_bytes, row + r, i, scales + r * w.k);
+            for (int t = 0; t < TOKENS; ++t) {
+                const float *at = x + t * w.k + plane.value * w.plane + i;
+                const Floats low = read(at), high = read(at + LANES);
+                for (int r = 0; r < ROWS; ++r)
+                    total[r][t] = added(two[r].high, high, added(two[r].low, low, total[r][t]));
+            }
+        });
+    for (int r = 0; r < ROWS; ++r)
+        for (int t = 0; t < TOKENS; ++t) sums[r][t] = sum(total[r][t]) * (BLOCK ? 1.0f : FACTOR);
+#endif
+    for (; i < w.plane; ++i)
+        for (int plane = 0; plane < PLANES; ++plane)
+            for (int r = 0; r < ROWS; ++r) {
+                const int64_t k = plane * w.plane + i;
+                float number = w.table[code_at(packed + r * w.row_bytes, plane, i, w.plane)];
+                if constexpr (BLOCK > 0) number *= w.scale(row + r, k / COLUMNS);
+                for (int t = 0; t < TOKENS; ++t) sums[r][t] += number * x[t * w.k + k];
+            }
+    for (int r = 0; r < ROWS; ++r)
+        for (int t = 0; t < TOKENS; ++t) out[t * n + row + r] = BLOCK ? sums[r][t] : sums[r][t] * w.scale(row + r, 0);
+}
+
+template <int ROWS, bool EACH>
+void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, float *out, int64_t n, float *scales) {
+    int64_t t = 0;
+    for (; t + 4 <= m; t += 4) multiply<ROWS, 4, EACH>(w, x + t * w.k, row, out + t * n, n, scales);
+    if (m - t >= 2) { multiply<ROWS, 2, EACH>(w, x + t * w.k, row, out + t * n, n, scales); t += 2; }
+    if (m - t == 1) multiply<ROWS, 1, EACH>(w, x + t * w.k, row, out + t * n, n, scales);
+}
+
+constexpr int ROWS = 4;
+
+template <bool EACH> void product_of(const Weight &w, const float *x, int64_t m, float *out, int64_t n, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> scales(EACH ? ROWS * w.k : 0);
+#pragma omp for schedule(static)
+        for (int64_t group = 0; group < (n + ROWS - 1) / ROWS; ++group) {
+            int64_t row = group * ROWS;
+            if (row + ROWS <= n) multiply_tokens<ROWS, EACH>(w, x, m, row, out, n, scales.data());
+            else for (; row < n; ++row) multiply_tokens<1, EACH>(w, x, m, row, out, n, scales.data());
+        }
+    }
+}
+
+inline uint16_t bf16_of(float f) {
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+}
+
+struct BF16 { uint16_t bits; };
+
+template <class Out> inline void put(Out *p, float f) {
+    if constexpr (std::is_same_v<Out, BF16>) p->bits = bf16_of(f);
+    else *p = f;
+}
+#if defined(__AVX2__)
+template <class Out> inline void put_vector(Out *p, Floats v) {
+    if constexpr (std::is_same_v<Out, BF16>) write_bf16(&p->bits, v);
+    else write(p, v);
+}
+#endif
+
+// Row `row` of the weight, scaled, into out [k].
+template <class Out, bool EACH> void decode_row(const Weight &w, int64_t row, Out *out, float *scales) {
+    const uint8_t *packed = w.packed + row * w.row_bytes;
+    const float of_row = BLOCK ? 1.0f : w.scale(row, 0);
+    if constexpr (EACH) spread(w, row, scales);
+    int64_t i = 0;
+#if defined(__AVX2__)
+    for (; i + STEP <= w.plane; i += STEP)
+        each_plane<0>([&](auto plane) {
+            Two two = scaled<EACH, plane.value>(w, packed, row, i, scales);
+            if constexpr (BLOCK == 0) {
+                if constexpr (FACTOR != 1.0f) two = {times(two.low, same(FACTOR)), times(two.high, same(FACTOR))};
+                two = {times(two.low, same(of_row)), times(two.high, same(of_row))};
+            }
+            Out *at = out + plane.value * w.plane + i;
+            put_vector(at, two.low), put_vector(at + LANES, two.high);
+        });
+#endif
+    for (; i < w.plane; ++i)
+        for (int plane = 0; plane < PLANES; ++plane) {
+            const int64_t k = plane * w.plane + i;
+            float number = w.table[code_at(packed, plane, i, w.plane)];
+            if constexpr (BLOCK > 0) number *= w.scale(row, k / COLUMNS);
+            put(out + k, BLOCK ? number : number * of_row);
+        }
+}
+
+template <class Out, bool EACH> void decode_of(const Weight &w, int64_t begin, int64_t end, Out *out, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> scales(EACH ? w.k : 0);
+#pragma omp for schedule(static)
+        for (int64_t row = begin; row < end; ++row) decode_row<Out, EACH>(w, row, out + (row - begin) * w.k, scales.data());
+    }
+}
+
+template <class Out> void decode_to(const Weight &w, int64_t begin, int64_t end, void *out, int threads) {
+    if (vectors_straddle_blocks(w)) decode_of<Out, true>(w, begin, end, static_cast<Out *>(out), threads);
+    else decode_of<Out, false>(w, begin, end, static_cast<Out *>(out), threads);
+}
+
+}  // namespace
+
+// x fp32 [m, k] times the weight into out fp32 [m, n].
+extern "C" void product(const Weight *w, const float *x, int64_t m, float *out, int64_t n, int threads) {
+    if (vectors_straddle_blocks(*w)) product_of<true>(*w, x, m, out, n, threads);
+    else product_of<false>(*w, x, m, out, n, threads);
+}
+
+// Rows [begin, end) of the weight, scaled, into out [end - begin, k]: fp32, or rounded to bf16.
+extern "C" void decode(const Weight *w, int64_t begin, int64_t end, void *out, int bf16, int threads) {
+    if (bf16) decode_to<BF16>(*w, begin, end, out, threads);
+    else decode_to<float>(*w, begin, end, out, threads);
+}
