@@ -50,6 +50,8 @@ def constants(fmt: NumberFormat, scaling: Scaling) -> dict[str, int]:
     """Return the macros that `_cpu_kernels.cpp` explains."""
     block = 0 if scaling.block is None else scaling.block
     of_codes = {"BITS": fmt.bits, "EXPONENT": 0, "MANTISSA": 0, "BIAS": 0, "SPECIALS": 0, "INTEGER": 0}
+    numbers = decode_table(fmt)
+    of_codes["BF16_EXACT"] = int(torch.equal(numbers.bfloat16().float(), numbers))      # not where NaN is
     if not isinstance(fmt, Codebook) and (fmt.twos_complement or fmt.exponent_bits <= WIDEST_EXPONENT):
         of_codes |= {
             "EXPONENT": fmt.exponent_bits, "MANTISSA": fmt.mantissa_bits, "BIAS": fmt.bias,
@@ -61,7 +63,10 @@ def constants(fmt: NumberFormat, scaling: Scaling) -> dict[str, int]:
 @cache
 def library(fmt: NumberFormat, scaling: Scaling) -> ctypes.CDLL:
     """Return the compiled kernels of a format and a scaling. Raise RuntimeError with the compiler's message."""
-    flags = [*COMMON_FLAGS, *VECTOR_FLAGS.get(torch.backends.cpu.get_cpu_capability(), ())]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    flags = [*COMMON_FLAGS, *VECTOR_FLAGS.get(vectors, ())]
+    if vectors == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+        flags.append("-mavx512bf16")
     flags += [f"-D{name}={value}" for name, value in constants(fmt, scaling).items()]
     command = [*shlex.split(compiler() or "c++"), *flags]
     digest = hashlib.sha256(SOURCE.read_bytes() + "\0".join(command).encode()).hexdigest()[:16]
@@ -94,9 +99,7 @@ class Kernels:
         (self.n, k), scheme = weight.shape, weight.scheme
         fmt, scaling = scheme.format, scheme.scaling
         self.k = padded_k(k)
-        packed, scales, factors = weight.packed.contiguous(), *_scales(weight)
-        table = torch.zeros(256)
-        table[: 1 << fmt.bits] = decode_table(fmt)
+        packed, scales, factors, table = weight.packed.contiguous(), *_scales(weight), _table(fmt)
         self._kept = packed, scales, factors, table
         rows = self.n if scaling.block_rows is None or len(scales) == 1 else scaling.block_rows
         planes = 8 // pieces(fmt.bits)[-1][1]
@@ -126,11 +129,25 @@ class Kernels:
         return max(1, min(torch.get_num_threads(), rows * self.k // WEIGHTS_OF_A_THREAD))
 
 
+@cache
+def _table(fmt: NumberFormat) -> Tensor:
+    """Return the number of each code, fp32 [256], zeros past the last."""
+    numbers = decode_table(fmt)
+    return torch.nn.functional.pad(numbers, (0, 256 - len(numbers)))
+
+
+@cache
+def _factors(scaling: Scaling) -> Tensor:
+    """Return what each code of a coded scale stands for, fp32 [256], before a tensor scale."""
+    return scaling.scale_format.decode(torch.arange(256, dtype=torch.uint8))
+
+
 def _scales(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
     """Return the scales [R, G] as the kernels read them, and what each code of a coded scale stands for, fp32 [256]."""
     scaling = weight.scheme.scaling
     if not scaling.scale_format.coded:
         return weight.scale_grid().contiguous(), torch.zeros(1)
+    if weight.tensor_scale is None:
+        return weight.scales.contiguous(), _factors(scaling)
     codes = torch.arange(256, dtype=torch.uint8)[None]
-    factors = scaling.factors(Scales(codes, weight.tensor_scale)).reshape(-1).contiguous()
-    return weight.scales.contiguous(), factors
+    return weight.scales.contiguous(), scaling.factors(Scales(codes, weight.tensor_scale)).reshape(-1)

@@ -6,12 +6,14 @@
 //   BITS, EXPONENT, MANTISSA, BIAS   of a code; EXPONENT 0 and not INTEGER: decoded by the table alone
 //   SPECIALS                   0 none, 1 ieee, 2 fn, 3 fnuz: what the top codes mean
 //   INTEGER                    1: two's complement
+//   BF16_EXACT                 1: bf16 has every number
 //   BLOCK                      weights along K that share a scale; 0: a scale a row, or one for all
 //   CODED                      1: scales are uint8 codes, looked up in a table
 //
 // Without AVX2 every code is looked up, one at a time.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -52,8 +54,10 @@ struct Weight {
     int64_t k, plane, row_bytes; // plane: codes of a row in each plane
     int64_t blocks, scale_rows;  // scale_rows: rows of the weight that share a row of scales
 
-    float scale(int64_t row, int64_t block) const {
-        const int64_t at = row / scale_rows * blocks + std::min(block, blocks - 1);     // zeros past K: any will do
+    // Where a row's scales begin, and the scale of a block from there.
+    int64_t scales_of(int64_t row) const { return row / scale_rows * blocks; }
+    float scale(int64_t begin, int64_t block) const {
+        const int64_t at = begin + std::min(block, blocks - 1);     // zeros past K: any will do
         return CODED ? scale_table[static_cast<const uint8_t *>(scales)[at]] : static_cast<const float *>(scales)[at];
     }
 };
@@ -116,10 +120,27 @@ inline Floats added(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b,
 inline float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 inline void write(float *p, Floats v) { _mm512_storeu_ps(p, v); }
 inline void write_fp16(uint16_t *p, Floats v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, 0)); }
+#if defined(__AVX512BF16__)
+inline void write_bf16(uint16_t *p, Floats v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+#else
 inline void write_bf16(uint16_t *p, Floats v) {
     const __m512i bits = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+#endif
+typedef __m512i Words;
+inline Words load_words(const uint8_t *p) { return _mm512_loadu_si512(p); }
+inline Words left_word(Words w, int n) { return _mm512_slli_epi32(w, n); }
+inline Words right_word(Words w, int n) { return _mm512_srai_epi32(w, n); }
+inline Words both_words(Words a, uint32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32((int)mask)); }
+inline Words largest_byte(Words a, Words b) { return _mm512_max_epu8(a, b); }
+inline Words no_words() { return _mm512_setzero_si512(); }
+inline bool any_byte_from(Words w, int n) { return _mm512_cmpge_epu8_mask(w, _mm512_set1_epi8((char)n)) != 0; }
+inline Words where_byte(Words w, int n) { return _mm512_movm_epi8(_mm512_cmpeq_epi8_mask(w, _mm512_set1_epi8((char)n))); }
+inline Floats as_floats(Words w) { return _mm512_castsi512_ps(w); }
+inline Floats halves(float first, float second) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(first), 0xFF00, _mm512_set1_ps(second));
 }
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
@@ -178,6 +199,19 @@ inline void write_bf16(uint16_t *p, Floats v) {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0b1000);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(packed));
 }
+typedef __m256i Words;
+inline Words load_words(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+inline Words left_word(Words w, int n) { return _mm256_slli_epi32(w, n); }
+inline Words right_word(Words w, int n) { return _mm256_srai_epi32(w, n); }
+inline Words both_words(Words a, uint32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32((int)mask)); }
+inline Words largest_byte(Words a, Words b) { return _mm256_max_epu8(a, b); }
+inline Words no_words() { return _mm256_setzero_si256(); }
+inline bool any_byte_from(Words w, int n) {
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(w, _mm256_set1_epi8((char)n)), w)) != 0;
+}
+inline Words where_byte(Words w, int n) { return _mm256_cmpeq_epi8(w, _mm256_set1_epi8((char)n)); }
+inline Floats as_floats(Words w) { return _mm256_castsi256_ps(w); }
+inline Floats halves(float first, float second) { return _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first)); }
 #endif
 
 #if defined(__AVX2__)
@@ -244,22 +278,28 @@ constexpr float FACTOR = 1;
 inline bool vectors_straddle_blocks(const Weight &w) { return BLOCK && (COLUMNS % LANES || w.plane % LANES); }
 
 void spread(const Weight &w, int64_t row, float *scales) {
+    const int64_t begin = w.scales_of(row);
     for (int64_t k = 0; k < w.k; k += COLUMNS)
-        std::fill(scales + k, scales + std::min<int64_t>(k + COLUMNS, w.k), w.scale(row, k / COLUMNS));
+        std::fill(scales + k, scales + std::min<int64_t>(k + COLUMNS, w.k), w.scale(begin, k / COLUMNS));
 }
 
 #if defined(__AVX2__)
 template <bool EACH, int PLANE>
-inline Two scaled(const Weight &w, const uint8_t *packed, int64_t row, int64_t i, const float *scales) {
+inline Two scaled(const Weight &w, const uint8_t *packed, int64_t begin, int64_t i, const float *scales) {
     Two two = numbers(codes<PLANE>(packed, i, w.plane), w.table);
     if constexpr (BLOCK > 0) {
         const int64_t k = PLANE * w.plane + i;
         if constexpr (FACTOR != 1.0f) two = {times(two.low, same(FACTOR)), times(two.high, same(FACTOR))};
         if constexpr (EACH) return {times(two.low, read(scales + k)), times(two.high, read(scales + k + LANES))};
-        else return {times(two.low, same(w.scale(row, k / COLUMNS))),
-                     times(two.high, same(w.scale(row, (k + LANES) / COLUMNS)))};
+        else return {times(two.low, same(w.scale(begin, k / COLUMNS))),
+                     times(two.high, same(w.scale(begin, (k + LANES) / COLUMNS)))};
     }
     return two;
+}
+
+// Ask for the next rows: a row is often a page, which the CPU's own prefetching does not cross. Once for a cache line.
+template <int ROWS> inline void prefetch(const Weight &w, const uint8_t *at) {
+    for (int r = 0; r < ROWS; ++r) _mm_prefetch((const char *)at + (r + ROWS) * w.row_bytes, _MM_HINT_T0);
 }
 
 template <int PLANE, class Do> inline void each_plane(Do &&what) {
@@ -275,17 +315,21 @@ template <int ROWS, int TOKENS, bool EACH>
 void multiply(const Weight &w, const float *x, int64_t row, float *out, int64_t n, float *scales) {
     const uint8_t *packed = w.packed + row * w.row_bytes;
     float sums[ROWS][TOKENS] = {};
-    if constexpr (EACH)
-        for (int r = 0; r < ROWS; ++r) spread(w, row + r, scales + r * w.k);
+    int64_t begin[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        begin[r] = w.scales_of(row + r);
+        if constexpr (EACH) spread(w, row + r, scales + r * w.k);
+    }
     int64_t i = 0;
 #if defined(__AVX2__)
     Floats total[ROWS][TOKENS];
     for (auto &of_row : total) for (auto &of_token : of_row) of_token = zero();
-    for (; i + STEP <= w.plane; i += STEP)
+    for (; i + STEP <= w.plane; i += STEP) {
+        prefetch<ROWS>(w, packed + i);
         each_plane<0>([&](auto plane) {
             Two two[ROWS];
             for (int r = 0; r < ROWS; ++r)
-                two[r] = scaled<EACH, plane.value>(w, packed + r * w.row_bytes, row + r, i, scales + r * w.k);
+                two[r] = scaled<EACH, plane.value>(w, packed + r * w.row_bytes, begin[r], i, scales + r * w.k);
             for (int t = 0; t < TOKENS; ++t) {
                 const float *at = x + t * w.k + plane.value * w.plane + i;
                 const Floats low = read(at), high = read(at + LANES);
@@ -293,6 +337,7 @@ void multiply(const Weight &w, const float *x, int64_t row, float *out, int64_t 
                     total[r][t] = added(two[r].high, high, added(two[r].low, low, total[r][t]));
             }
         });
+    }
     for (int r = 0; r < ROWS; ++r)
         for (int t = 0; t < TOKENS; ++t) sums[r][t] = sum(total[r][t]) * (BLOCK ? 1.0f : FACTOR);
 #endif
@@ -301,11 +346,11 @@ void multiply(const Weight &w, const float *x, int64_t row, float *out, int64_t 
             for (int r = 0; r < ROWS; ++r) {
                 const int64_t k = plane * w.plane + i;
                 float number = w.table[code_at(packed + r * w.row_bytes, plane, i, w.plane)];
-                if constexpr (BLOCK > 0) number *= w.scale(row + r, k / COLUMNS);
+                if constexpr (BLOCK > 0) number *= w.scale(begin[r], k / COLUMNS);
                 for (int t = 0; t < TOKENS; ++t) sums[r][t] += number * x[t * w.k + k];
             }
     for (int r = 0; r < ROWS; ++r)
-        for (int t = 0; t < TOKENS; ++t) out[t * n + row + r] = BLOCK ? sums[r][t] : sums[r][t] * w.scale(row + r, 0);
+        for (int t = 0; t < TOKENS; ++t) out[t * n + row + r] = BLOCK ? sums[r][t] : sums[r][t] * w.scale(begin[r], 0);
 }
 
 template <int ROWS, bool EACH>
@@ -315,6 +360,137 @@ void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, fl
     if (m - t >= 2) { multiply<ROWS, 2, EACH>(w, x + t * w.k, row, out + t * n, n, scales); t += 2; }
     if (m - t == 1) multiply<ROWS, 1, EACH>(w, x + t * w.k, row, out + t * n, n, scales);
 }
+
+
+// One token, by words: for E4M3 and E5M2 of any convention, and with AVX2 for 4 bits.
+//
+// A chunk is a vector of words, four vectors of numbers for each plane, in an order to which x is put once. A byte of
+// FP8 becomes fp32 by three instructions for a vector, 2**(127 - BIAS) times too small: x is scaled up to make good for
+// it, so that products stay clear of subnormals. NaN and infinity would be read as numbers; rows in which they occur
+// are done again. Four bits are looked up as the two bytes of a bf16.
+
+#if defined(__AVX2__)
+constexpr int CHUNK = 4 * LANES;
+constexpr bool FP8_WORDS = BITS == 8 && !INTEGER && (EXPONENT == 4 || EXPONENT == 5), FP4_WORDS = LANES == 8 && BF16_EXACT && BITS == 4;
+constexpr bool BY_WORDS = (FP8_WORDS || FP4_WORDS) && (BLOCK % CHUNK == 0 || BLOCK == CHUNK / 2);
+constexpr int LARGEST_X = 100;      // the exponent of x's largest number, scaled
+struct Four { Floats part[4]; };
+
+// Where number `at` of a chunk lies along K.
+inline int place(int at) {
+    const int part = at / LANES, lane = at % LANES;
+    return FP8_WORDS ? 4 * lane + part : lane / 4 * 16 + part / 2 * 8 + lane % 4 * 2 + part % 2;
+}
+
+// The two bytes of the bf16 of each 4-bit code.
+struct Lookup { Words low, high; };
+
+#if defined(__AVX512F__)
+inline Lookup lookup_of(const float *) { return {no_words(), no_words()}; }
+inline Four four_bits(Words, int, const Lookup &) { return {{zero(), zero(), zero(), zero()}}; }
+#else
+inline Lookup lookup_of(const float *table) {
+    alignas(16) uint8_t low[16], high[16];
+    for (int code = 0; code < 16; ++code) {
+        uint32_t bits;
+        std::memcpy(&bits, table + code, 4);
+        low[code] = bits >> 16, high[code] = bits >> 24;
+    }
+    return {_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)low)),
+            _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)high))};
+}
+inline Four four_bits(Words w, int shift, const Lookup &lookup) {
+    const Words index = _mm256_and_si256(_mm256_srli_epi16(w, shift), _mm256_set1_epi8(15));
+    const Words low = _mm256_shuffle_epi8(lookup.low, index), high = _mm256_shuffle_epi8(lookup.high, index);
+    const Words first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
+    return {{as_floats(left_word(first, 16)), as_floats(both_words(first, 0xFFFF0000)),
+             as_floats(left_word(second, 16)), as_floats(both_words(second, 0xFFFF0000))}};
+}
+#endif
+
+template <int PLANE> inline Four numbers_by_words(Words w, const Lookup &lookup) {
+    if constexpr (FP8_WORDS) {
+        constexpr int shift = 8 - EXPONENT;
+        constexpr uint32_t mask = 0x80000000u | 0x7F000000u >> shift;
+        Four four;
+        for (int byte = 0; byte < 4; ++byte)
+            four.part[byte] = as_floats(both_words(right_word(left_word(w, 24 - 8 * byte), shift), mask));
+        return four;
+    } else {
+        return four_bits(w, 4 * PLANE, lookup);
+    }
+}
+
+// Bytes of which one from `FIRST_SPECIAL` on means that a row has NaN or infinity.
+constexpr int FIRST_SPECIAL = SPECIALS == 1 ? ((1 << EXPONENT) - 1) << MANTISSA : SPECIALS == 2 ? 0x7F : 0x80;
+inline Words specials(Words w, Words before) {
+    if constexpr (!FP8_WORDS || SPECIALS == 0) return before;
+    else if constexpr (SPECIALS == 3) return largest_byte(before, where_byte(w, 0x80));
+    else return largest_byte(before, both_words(w, 0x7F7F7F7F));
+}
+
+// x [k] in the order of chunks, scaled up; what is past a plane's last chunk is left out. factor: what sums are to be
+// multiplied by.
+std::vector<float> ordered(const Weight &w, const float *x, double &factor) {
+    std::vector<float> to(w.k);
+    float up = 1, further = 1;
+    factor = 1;
+    if constexpr (FP8_WORDS) {
+        float largest = 0;
+        for (int64_t k = 0; k < w.k; ++k) largest = std::max(largest, std::fabs(x[k]));
+        const int exponent = largest > 0 && std::isfinite(largest) ? LARGEST_X - std::ilogb(largest) : 0;
+        up = std::ldexp(1.0f, exponent / 2), further = std::ldexp(1.0f, exponent - exponent / 2);
+        factor = std::ldexp(1.0, 127 - BIAS - exponent);
+    }
+    for (int plane = 0; plane < PLANES; ++plane)
+        for (int64_t i = plane * w.plane; i + CHUNK <= (plane + 1) * w.plane; i += CHUNK)
+            for (int n = 0; n < CHUNK; ++n) to[i + n] = x[i + place(n)] * up * further;
+    return to;
+}
+
+// ROWS rows of the weight times one token x [k], in order as to [k].
+template <int ROWS>
+void multiply_words(const Weight &w, const float *x, const float *to, double factor, int64_t row, float *out, int64_t n) {
+    const uint8_t *packed = w.packed + row * w.row_bytes;
+    const Lookup lookup = lookup_of(w.table);
+    Floats total[ROWS];
+    Words seen[ROWS];
+    int64_t begin[ROWS];
+    for (int r = 0; r < ROWS; ++r) seen[r] = no_words(), total[r] = zero(), begin[r] = w.scales_of(row + r);
+    int64_t i = 0;
+    for (; i + CHUNK <= w.plane; i += CHUNK) {
+        prefetch<ROWS>(w, packed + i);
+        each_plane<0>([&](auto plane) {
+            const int64_t k = plane.value * w.plane + i;
+            for (int r = 0; r < ROWS; ++r) {
+                const Words words = load_words(packed + r * w.row_bytes + i);
+                seen[r] = specials(words, seen[r]);
+                const Four four = numbers_by_words<plane.value>(words, lookup);
+                Floats sum = BLOCK ? times(four.part[0], read(to + k)) : added(four.part[0], read(to + k), total[r]);
+                for (int part = 1; part < 4; ++part) sum = added(four.part[part], read(to + k + part * LANES), sum);
+                if constexpr (BLOCK == 0) total[r] = sum;
+                else if constexpr (BLOCK == CHUNK / 2)
+                    total[r] = added(sum, halves(w.scale(begin[r], k / COLUMNS), w.scale(begin[r], k / COLUMNS + 1)), total[r]);
+                else total[r] = added(sum, same(w.scale(begin[r], k / COLUMNS)), total[r]);
+            }
+        });
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        if (FP8_WORDS && SPECIALS && any_byte_from(seen[r], FIRST_SPECIAL)) {
+            multiply<1, 1, false>(w, x, row + r, out, n, nullptr);
+            continue;
+        }
+        double whole = sum(total[r]) * factor;
+        for (int64_t rest = i; rest < w.plane; ++rest)
+            for (int plane = 0; plane < PLANES; ++plane) {
+                const int64_t k = plane * w.plane + rest;
+                const double number = w.table[code_at(packed + r * w.row_bytes, plane, rest, w.plane)];
+                whole += number * x[k] * (BLOCK ? w.scale(begin[r], k / COLUMNS) : 1.0f);
+            }
+        out[row + r] = BLOCK ? whole : whole * w.scale(begin[r], 0);
+    }
+}
+#endif
 
 constexpr int ROWS = 4;
 
@@ -330,6 +506,19 @@ template <bool EACH> void product_of(const Weight &w, const float *x, int64_t m,
         }
     }
 }
+
+#if defined(__AVX2__)
+void product_by_words(const Weight &w, const float *x, float *out, int64_t n, int threads) {
+    double factor;
+    const std::vector<float> to = ordered(w, x, factor);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t group = 0; group < (n + ROWS - 1) / ROWS; ++group) {
+        int64_t row = group * ROWS;
+        if (row + ROWS <= n) multiply_words<ROWS>(w, x, to.data(), factor, row, out, n);
+        else for (; row < n; ++row) multiply_words<1>(w, x, to.data(), factor, row, out, n);
+    }
+}
+#endif
 
 inline uint16_t bf16_of(float f) {
     uint32_t bits;
@@ -353,17 +542,17 @@ template <class Out> inline void put_vector(Out *p, Floats v) {
 // Row `row` of the weight, scaled, into out [k].
 template <class Out, bool EACH> void decode_row(const Weight &w, int64_t row, Out *out, float *scales) {
     const uint8_t *packed = w.packed + row * w.row_bytes;
-    const float of_row = BLOCK ? 1.0f : w.scale(row, 0);
+    const int64_t begin = w.scales_of(row);
+    const float of_row = BLOCK ? 1.0f : w.scale(begin, 0);
     if constexpr (EACH) spread(w, row, scales);
     int64_t i = 0;
 #if defined(__AVX2__)
-    for (; i + STEP <= w.plane; i += STEP)
+    const float of_vectors = FACTOR * of_row;
+    const bool in_range = BLOCK || of_row == 0 || std::isnormal(of_vectors);
+    for (; in_range && i + STEP <= w.plane; i += STEP)
         each_plane<0>([&](auto plane) {
-            Two two = scaled<EACH, plane.value>(w, packed, row, i, scales);
-            if constexpr (BLOCK == 0) {
-                if constexpr (FACTOR != 1.0f) two = {times(two.low, same(FACTOR)), times(two.high, same(FACTOR))};
-                two = {times(two.low, same(of_row)), times(two.high, same(of_row))};
-            }
+            Two two = scaled<EACH, plane.value>(w, packed, begin, i, scales);
+            if constexpr (BLOCK == 0) two = {times(two.low, same(of_vectors)), times(two.high, same(of_vectors))};
             Out *at = out + plane.value * w.plane + i;
             put_vector(at, two.low), put_vector(at + LANES, two.high);
         });
@@ -372,7 +561,7 @@ template <class Out, bool EACH> void decode_row(const Weight &w, int64_t row, Ou
         for (int plane = 0; plane < PLANES; ++plane) {
             const int64_t k = plane * w.plane + i;
             float number = w.table[code_at(packed, plane, i, w.plane)];
-            if constexpr (BLOCK > 0) number *= w.scale(row, k / COLUMNS);
+            if constexpr (BLOCK > 0) number *= w.scale(begin, k / COLUMNS);
             put(out + k, BLOCK ? number : number * of_row);
         }
 }
@@ -395,6 +584,10 @@ template <class Out> void decode_to(const Weight &w, int64_t begin, int64_t end,
 
 // x fp32 [m, k] times the weight into out fp32 [m, n].
 extern "C" void product(const Weight *w, const float *x, int64_t m, float *out, int64_t n, int threads) {
+#if defined(__AVX2__)
+    if constexpr (BY_WORDS)
+        if (m == 1 && (BLOCK == 0 || w->plane % CHUNK == 0)) return product_by_words(*w, x, out, n, threads);
+#endif
     if (vectors_straddle_blocks(*w)) product_of<true>(*w, x, m, out, n, threads);
     else product_of<false>(*w, x, m, out, n, threads);
 }

@@ -92,7 +92,8 @@ def _devices() -> list[SetupCheck]:
 def _compiler() -> SetupCheck:
     found = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if found is None:
-        return SetupCheck("no", "C++ compiler", "none: torch.compile on CPU will raise", "install g++")
+        without = "none: torch.compile on CPU will raise, and cpu_fused is missing"
+        return SetupCheck("no", "C++ compiler", without, "install g++")
     return SetupCheck("yes", "C++ compiler", found)
 
 

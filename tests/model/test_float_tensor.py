@@ -120,9 +120,9 @@ def test_rows_of_experts_are_multiplied_and_differentiated_by_the_implementation
 
 def test_an_implementation_that_does_not_take_the_scheme_is_named_with_its_reason():
     with pytest.raises(
-        ValueError, match="no implementation multiplies nf4-g64 on cpu: cpu_fused: decodes by arithmetic"
+        ValueError, match="no implementation multiplies nf4-g64 on cpu: int8_weight_only: supports int8-row only"
     ):
-        FloatTensor.from_float(VALUES, "nf4-g64", "cpu_fused")
+        FloatTensor.from_float(VALUES, "nf4-g64", "int8_weight_only")
     with pytest.raises(ValueError, match="nobody is not there"):
         resolve("nobody", scheme_named("mxfp4"), "cpu")
 

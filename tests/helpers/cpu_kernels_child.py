@@ -1,0 +1,56 @@
+"""Compare cpu_fused with the oracle under the CPU capability of this process's environment; print what is wrong."""
+
+import sys
+
+import torch
+
+from fpxbench.checking import reference
+from fpxbench.implementation import discover
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+
+SHAPES = ((37, 75), (6, 512), (9, 1), (5, 1056))    # ragged; whole vectors; less than one; a tail after vectors
+K = 512
+
+
+def products(implementation, scheme):
+    for n, k in SHAPES:
+        weight = implementation.quantize(torch.randn(n, k), scheme)
+        for m, dtype in ((1, torch.bfloat16), (3, torch.float16), (7, torch.bfloat16), (9, torch.bfloat16)):
+            x = torch.randn(m, k).to(dtype)
+            expected = reference.matmul_reference(x, implementation.dequantize(weight), quantized=True)
+            comparison = reference.compare(implementation.matmul(x, weight), expected)
+            if not comparison.within:
+                yield f"{scheme.name} {n} x {k}, M = {m}, {dtype}: {comparison.message()}"
+
+
+def codes(implementation, scheme):
+    """Every code at places of a vector's parts: NaN and infinity too."""
+    table = decode_table(scheme.format)
+    for column in (0, 5, 100, K - 1):
+        of_row = torch.zeros(len(table), K, dtype=torch.uint8)
+        of_row[:, column] = torch.arange(len(table))
+        weight = QuantizedWeight.from_codes(of_row, Scales(torch.ones(len(table), 1)), scheme)
+        x = torch.zeros(1, K, dtype=torch.bfloat16)
+        x[0, column] = 1
+        for m in (1, 2, 9):
+            row = implementation.matmul(x.repeat(m, 1), weight)[0].float()
+            if not torch.equal(row.nan_to_num(9e9), table.nan_to_num(9e9)):
+                yield f"{scheme.name}, M = {m}: codes {(row != table).nonzero().flatten().tolist()} at {column}"
+
+
+def main(names):
+    torch.manual_seed(0)
+    implementation = discover()[0]["cpu_fused"]()
+    print(torch.backends.cpu.get_cpu_capability())
+    for scheme in map(scheme_named, names):
+        for problem in products(implementation, scheme):
+            print(problem)
+        if scheme.scaling.name == "row":
+            for problem in codes(implementation, scheme):
+                print(problem)
+
+
+main(sys.argv[1:])
