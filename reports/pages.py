@@ -28,6 +28,7 @@ from fpxbench.reports.model import generation_charts
 from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
+from fpxbench.reports.sweep.speedup_curves import DRAWN_IN_FULL, speedup_curves
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
 from fpxbench.reports.sweep.sweep_table import CaseRow, SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import BuildDiff
@@ -73,7 +74,7 @@ class Pages:
             flag_sign=words.FLAG_SIGN,
             MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State,
             Direction=Direction,
-            MISCOMPILES_IN_SHORT=MISCOMPILES_IN_SHORT, PROBLEMS_IN_FULL=PROBLEMS_IN_FULL,
+            DRAWN_IN_FULL=DRAWN_IN_FULL, MISCOMPILES_IN_SHORT=MISCOMPILES_IN_SHORT, PROBLEMS_IN_FULL=PROBLEMS_IN_FULL,
         )
 
     def write(self, path: str, render: Callable[..., str], *views: Any) -> None:
@@ -113,7 +114,7 @@ class Pages:
         have a page of their own; `tag` is its build's, which has one too if it has a place on the timeline."""
         return self._render(
             "sweep.html", root="../../../", sweep=sweep, problems=problems, casts=casts, tag=tag,
-            charts=_with_page(charts_of(sweep), ""))
+            charts=_with_page(charts_of(sweep), ""), curves=speedup_curves(sweep))
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
                 older: int = 0) -> str:

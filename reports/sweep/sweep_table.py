@@ -56,12 +56,15 @@ class CaseRow:
     speedup: float | None
     speedup_ci95: tuple[float, float] | None
     packed_bytes: int | None
+    bytes_min: int | None
     gb_per_s: float | None
     read_gb_per_s: float | None
     roofline_fraction: float | None
     bottleneck: str
     sqnr_db: float | None
     about: str
+    library: str = ""
+    """The library whose kernel it is, with its version; empty for the implementation's own."""
     status_history: StatusHistory | None = None
     """None where its build has no place on the timeline."""
 
@@ -75,10 +78,10 @@ class CaseRow:
             no_timing=record.no_timing,
             median_us=timing.median_us if timing else None, baseline_us=timing.baseline_us if timing else None,
             speedup=timing.speedup if timing else None, speedup_ci95=timing.speedup_ci95 if timing else None,
-            packed_bytes=traffic.packed_bytes, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
+            packed_bytes=traffic.packed_bytes, bytes_min=traffic.bytes_min, gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
             roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck),
             sqnr_db=record.accuracy.sqnr_db,
-            about=record.about, status_history=status_history,
+            about=record.about, library=record.properties.library or "", status_history=status_history,
         )
 
     @property
