@@ -35,6 +35,8 @@ VECTOR_FLAGS = {
 """By what PyTorch finds, which ``ATEN_CPU_CAPABILITY=avx2`` restricts; other CPUs decode one code at a time."""
 WIDEST_EXPONENT = 5
 """Of fp16, which codes are decoded through."""
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
+"""What weights are decoded to, by number in the source."""
 WEIGHTS_OF_A_THREAD = 1 << 15
 """A thread is not worth starting for fewer."""
 
@@ -119,10 +121,10 @@ class Kernels:
         return out
 
     def decode(self, begin: int, out: Tensor) -> None:
-        """Write the weight's rows from `begin` on to `out` [rows, k], fp32 or bf16, scaled."""
+        """Write the weight's rows from `begin` on to `out` [rows, k], fp32, bf16 or fp16, scaled."""
         self._library.decode(
             ctypes.byref(self._weight), ctypes.c_int64(begin), ctypes.c_int64(begin + len(out)),
-            ctypes.c_void_p(out.data_ptr()), int(out.dtype == torch.bfloat16), self._threads(len(out)),
+            ctypes.c_void_p(out.data_ptr()), KINDS.index(out.dtype), self._threads(len(out)),
         )
 
     def _threads(self, rows: int) -> int:

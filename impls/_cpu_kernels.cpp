@@ -527,6 +527,7 @@ inline uint16_t bf16_of(float f) {
 }
 
 struct BF16 { uint16_t bits; };
+typedef _Float16 FP16;
 
 template <class Out> inline void put(Out *p, float f) {
     if constexpr (std::is_same_v<Out, BF16>) p->bits = bf16_of(f);
@@ -535,6 +536,7 @@ template <class Out> inline void put(Out *p, float f) {
 #if defined(__AVX2__)
 template <class Out> inline void put_vector(Out *p, Floats v) {
     if constexpr (std::is_same_v<Out, BF16>) write_bf16(&p->bits, v);
+    else if constexpr (std::is_same_v<Out, FP16>) write_fp16((uint16_t *)p, v);
     else write(p, v);
 }
 #endif
@@ -592,8 +594,9 @@ extern "C" void product(const Weight *w, const float *x, int64_t m, float *out, 
     else product_of<false>(*w, x, m, out, n, threads);
 }
 
-// Rows [begin, end) of the weight, scaled, into out [end - begin, k]: fp32, or rounded to bf16.
-extern "C" void decode(const Weight *w, int64_t begin, int64_t end, void *out, int bf16, int threads) {
-    if (bf16) decode_to<BF16>(*w, begin, end, out, threads);
+// Rows [begin, end) of the weight, scaled, into out [end - begin, k] of fp32 (0), or rounded to bf16 (1) or fp16 (2).
+extern "C" void decode(const Weight *w, int64_t begin, int64_t end, void *out, int kind, int threads) {
+    if (kind == 1) decode_to<BF16>(*w, begin, end, out, threads);
+    else if (kind == 2) decode_to<FP16>(*w, begin, end, out, threads);
     else decode_to<float>(*w, begin, end, out, threads);
 }

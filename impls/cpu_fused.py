@@ -50,9 +50,9 @@ class CpuFused(Implementation):
         else:
             dtype = product_dtype(x.dtype)
             a, out = a.to(dtype), x.new_empty(len(a), n)
-            w = a.new_empty(min(BLOCK_ROWS, n), kernels.k, dtype=torch.float32 if dtype == torch.float16 else dtype)
+            w = a.new_empty(min(BLOCK_ROWS, n), kernels.k)
             for begin in range(0, n, BLOCK_ROWS):
                 rows = w[:n - begin]
                 kernels.decode(begin, rows)
-                out[:, begin:begin + BLOCK_ROWS] = F.linear(a, rows.to(dtype))
+                out[:, begin:begin + BLOCK_ROWS] = F.linear(a, rows)
         return out.to(x.dtype).reshape(*x.shape[:-1], n)

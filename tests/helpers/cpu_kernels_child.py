@@ -11,14 +11,14 @@ from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
-SHAPES = ((37, 75), (6, 512), (9, 1), (5, 1056))    # ragged; whole vectors; less than one; a tail after vectors
+SHAPES = ((37, 75), (5, 1056), (9, 1))      # ragged; a tail after whole vectors; less than a vector
 K = 512
 
 
 def products(implementation, scheme):
     for n, k in SHAPES:
         weight = implementation.quantize(torch.randn(n, k), scheme)
-        for m, dtype in ((1, torch.bfloat16), (3, torch.float16), (7, torch.bfloat16), (9, torch.bfloat16)):
+        for m, dtype in ((1, torch.bfloat16), (7, torch.float16), (9, torch.bfloat16), (9, torch.float16)):
             x = torch.randn(m, k).to(dtype)
             expected = reference.matmul_reference(x, implementation.dequantize(weight), quantized=True)
             comparison = reference.compare(implementation.matmul(x, weight), expected)
@@ -29,7 +29,7 @@ def products(implementation, scheme):
 def codes(implementation, scheme):
     """Every code at places of a vector's parts: NaN and infinity too."""
     table = decode_table(scheme.format)
-    for column in (0, 5, 100, K - 1):
+    for column in (5, K - 1):
         of_row = torch.zeros(len(table), K, dtype=torch.uint8)
         of_row[:, column] = torch.arange(len(table))
         weight = QuantizedWeight.from_codes(of_row, Scales(torch.ones(len(table), 1)), scheme)
@@ -43,6 +43,7 @@ def codes(implementation, scheme):
 
 def main(names):
     torch.manual_seed(0)
+    torch.set_num_threads(1)        # threads that wait for each other are slow on a busy machine
     implementation = discover()[0]["cpu_fused"]()
     print(torch.backends.cpu.get_cpu_capability())
     for scheme in map(scheme_named, names):
