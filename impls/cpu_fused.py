@@ -28,9 +28,9 @@ class CpuFused(Implementation):
     """One loop over the packed weight for up to 8 tokens; for more, rows decoded into the cache for a dense product.
 
     `torch.compile` of upcast + matmul + scale is slow on CPU: matmul is a library call there, so the upcast weight goes
-    to memory and back. Here codes of up to 4 bits (AVX-512: 6) are looked up in registers, and wider ones become fp16 or
-    fp32 by shifts. Products are summed in fp32. For more tokens a block of rows is decoded to bf16, or to fp32 where the
-    CPU has no fast 16-bit product, and multiplied by PyTorch's own product.
+    to memory and back. Here codes of up to 4 bits (AVX-512: 6) are looked up in registers, and wider ones become fp16
+    or fp32 by shifts. Products are summed in fp32. For more tokens a block of rows is decoded to the activation's
+    dtype, or to fp32 where the CPU has no fast 16-bit product, and multiplied by PyTorch's own product.
     """
 
     def supports(self, scheme, device):

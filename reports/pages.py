@@ -21,6 +21,7 @@ from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
 from fpxbench.regressions.change_report import Direction, State
 from fpxbench.reports import formatting, words
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, ConversionMatrix, ConversionRow, cell_text
+from fpxbench.reports.casts.decode_table import DecodeTable
 from fpxbench.reports.history.build_pages import BuildPage
 from fpxbench.reports.history.regression_groups import STATES, RegressionSummary
 from fpxbench.reports.history.series_pages import ROOT, SeriesPage
@@ -28,8 +29,8 @@ from fpxbench.reports.model import generation_charts
 from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
-from fpxbench.reports.sweep.speedup_curves import DRAWN_IN_FULL, speedup_curves
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
+from fpxbench.reports.sweep.speedup_curves import DRAWN_IN_FULL, speedup_curves
 from fpxbench.reports.sweep.sweep_table import CaseRow, SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import BuildDiff
 from fpxbench.reports.targets.support_row import CHECKS, ArchitectureDetail, Scripts
@@ -109,12 +110,14 @@ class Pages:
         )
 
     def sweep(self, sweep: SweepTable, problems: Sequence[ReportProblem], casts: CastSweep | None = None,
-              tag: str = "") -> str:
+              tag: str = "", decodes: DecodeTable | None = None) -> str:
         """Render one machine and build: the matrix with filters, charts and every case. `casts` are this build's, which
-        have a page of their own; `tag` is its build's, which has one too if it has a place on the timeline."""
+        have a page of their own; `tag` is its build's, which has one too if it has a place on the timeline;
+        `decodes` the decode speeds measured with it."""
         return self._render(
             "sweep.html", root="../../../", sweep=sweep, problems=problems, casts=casts, tag=tag,
-            charts=_with_page(charts_of(sweep), ""), curves=speedup_curves(sweep))
+            charts=_with_page(charts_of(sweep), ""), curves=speedup_curves(sweep),
+            decodes=decodes)
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
                 older: int = 0) -> str:

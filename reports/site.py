@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
+from fpxbench.casts.decode_speed import DecodeSpeed
 from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.records.record import Record
@@ -30,6 +31,7 @@ from fpxbench.reports.casts.conversion_pages import (
     cast_sweep_of,
     conversion_matrix,
 )
+from fpxbench.reports.casts.decode_table import DecodeTable, decode_table
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.status_history import StatusHistories
 from fpxbench.reports.model.generation_table import ModelPage, model_page, model_problems
@@ -219,12 +221,25 @@ def _write_sweep(store: Store, path: Path, pages: Pages, casts: CastSweep | None
     newest, broken = _newest_records(store, path)
     if not newest:
         return None, broken
+    decodes, broken_decodes = _decodes(store.root, path)
+    broken += broken_decodes
     sweep = sweep_of(_folder(path), newest, histories.of)
     folder = f"machines/{sweep.folder[0]}/{sweep.folder[1]}/"
-    pages.write(folder + "index.html", pages.sweep, sweep, find_problems([sweep]), casts, histories.tag(newest[-1]))
+    pages.write(folder + "index.html", pages.sweep, sweep, find_problems([sweep]), casts, histories.tag(newest[-1]),
+                decodes)
     for row, record in zip(sweep.rows, newest, strict=True):
         pages.write(folder + row.page, pages.case, sweep, row, record)
     return sweep, broken
+
+
+def _decodes(results: Path, path: Path) -> tuple[DecodeTable | None, list[BrokenLine]]:
+    """Return the table of decode speeds measured on the machine and build of a records file, and its broken lines."""
+    store: Store[DecodeSpeed] = Store(results, DecodeSpeed)
+    file = path.parent.parent / DecodeSpeed.FOLDER / path.name
+    if not file.is_file():
+        return None, []
+    records, broken = _newest_records(store, file)
+    return decode_table(records, chosen_matrix(results)[0]), broken
 
 
 def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],

@@ -45,7 +45,7 @@ def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[s
     conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # raises early
     build, store = installed_build(), Store(settings.results, CastRecord)
     with Isolation(settings.memory_limit) as isolation:
-        machine = _machine(isolation, settings)
+        machine = described_machine(isolation, settings)
         store.make_folder()
         devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
         chosen = conversions(devices, engines, globs)
@@ -138,7 +138,8 @@ def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: flo
     raise RuntimeError(f"{conversion.id}: no result after the last part")
 
 
-def _machine(isolation: Isolation, settings: Settings) -> Machine:
+def described_machine(isolation: Isolation, settings: Settings) -> Machine:
+    """Return the machine of `settings`' device. Raise CannotStart if it cannot be used."""
     outcome = isolation.call(
         "fpxbench.checking.machine:described", settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S
     )

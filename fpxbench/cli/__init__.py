@@ -85,6 +85,9 @@ COMMANDS = {
     "numerics": Command(
         "cast_commands", "Check the casts of PyTorch and Triton against the definition of each format.", _COMPILERS
     ),
+    "decode": Command(
+        "decode_commands", "Time the decode of each format by itself, beside a copy of as many bytes.", _COMPILERS
+    ),
     "targets": Command(
         "target_commands",
         "Compile low-bit kernels for GPUs that need not be present, and show what each supports.",

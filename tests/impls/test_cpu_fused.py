@@ -15,17 +15,19 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
 CHILD = Path(__file__).parents[1] / "helpers" / "cpu_kernels_child.py"
-CAPABILITIES = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "default"}
-# One for each way to decode and to find the scale.
-SCHEMES = ("e4m3fn-row", "e5m2fnuz-row", "e3m4-row", "e6m1-row", "int8-row", "e2m3-row", "e2m2-g24", "e2m1-g8", "mxfp4",
-           "nvfp4.div", "mxfp8_e4m3fn", "e4m3fn-b32x48.e8m0", "nf4-g64", "e3m2-g128.bf16")
+# One for each way to decode and to find the scale; each is compiled, which takes a second.
+SCHEMES = ("e4m3fn-row", "e5m2fnuz-row", "e3m4-row", "int8-row", "e2m3-row", "e2m1-g8", "mxfp4", "nvfp4.div", "nf4-g64",
+           "mxfp8_e4m3fn")
+CAPABILITIES = {"AVX512": ("avx512", SCHEMES), "AVX2": ("avx2", SCHEMES), "DEFAULT": ("default", SCHEMES[4:8])}
 CPU_FUSED = discover()[0]["cpu_fused"]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_and_codes_are_right_by_the_vectors_of_every_cpu(capability):
-    child = subprocess.run([sys.executable, str(CHILD), *SCHEMES], capture_output=True, text=True,
-                           env=os.environ | {"ATEN_CPU_CAPABILITY": CAPABILITIES[capability]})
+    variable, schemes = CAPABILITIES[capability]
+    child = subprocess.run([sys.executable, str(CHILD), *schemes], capture_output=True, text=True,
+                           env=os.environ | {"ATEN_CPU_CAPABILITY": variable})
     assert child.returncode == 0, child.stderr
     found, *problems = child.stdout.splitlines()
     if found != capability:

@@ -1,0 +1,91 @@
+"""`fpxbench decode`: the speed of each way to decode, beside a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from fpxbench.casts.decode_speed import BUDGET_S, ENGINES, FORMATS, TARGETS, DecodeSpeed, measure_all
+from fpxbench.cli.common import DeviceOption, JsonOption, ResultsOption, UsageError, err, new_app, out, print_table
+from fpxbench.did_you_mean import did_you_mean
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import SIGNS, Status
+from fpxbench.sweep.settings import Settings
+
+app = new_app()
+
+
+@app.command()
+def decode(
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="Only this format. Repeatable.")
+    ] = None,
+    device: DeviceOption = None,
+    results: ResultsOption = Path("results"),
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]"),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option("--budget", help="Seconds of timing for each format and dtype.", min=0.01)
+    ] = BUDGET_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the decode of each format to bf16, fp16 and fp32 by itself, beside a copy of as many bytes.
+
+    By PyTorch's cast, eager and compiled, by Triton's cast, and by this suite's own decode; only what decodes every
+    code right has a speed. The records are a table in the report, with the instructions that a weight costs where the
+    targets matrix has them.
+    """
+    from fpxbench.builds.installed import installed_build
+    from fpxbench.casts.cast_run import described_machine
+    from fpxbench.sweep.isolation import Isolation
+    from fpxbench.sweep.run import CannotStart
+
+    for name in formats or ():
+        if name not in FORMATS:
+            raise UsageError(f"no format {name!r} to decode; {did_you_mean(name, FORMATS, ', '.join(FORMATS))}")
+    settings = Settings(device=device, results=results, machine=machine)
+    store, chosen = Store(results, DecodeSpeed), tuple(formats or FORMATS)
+    measured = []
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    with (Isolation(settings.memory_limit) as isolation,
+          Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar):
+        try:
+            found = described_machine(isolation, settings)
+        except CannotStart as error:
+            raise UsageError(str(error)) from None
+        store.make_folder()
+        task = bar.add_task("starting", total=len(chosen) * len(TARGETS))
+        for record in measure_all(isolation, installed_build(), found, chosen, found.kind, budget,
+                                  starting=lambda name: bar.update(task, description=name)):
+            store.append(record)
+            measured.append(record)
+            bar.advance(task)
+    if as_json:
+        for record in measured:
+            print(record.to_json())
+        return
+    print_table(_table(measured))
+    out.print(f"GB/s: bytes read and written. next: fpxbench report --results {results}", markup=False, style="dim")
+
+
+def _table(records: list[DecodeSpeed]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("format", "to"):
+        table.add_column(name)
+    for name in ("copy", *ENGINES):
+        table.add_column(name, justify="right")
+    for record in records:
+        cells = []
+        for engine in ENGINES:
+            one = record.engines[engine]
+            shown = f"{one.gb_per_s:.1f}" if one.gb_per_s is not None else f"{SIGNS[one.verdict.status]}"
+            cells.append(shown if one.verdict.status in (Status.OK, Status.UNSUPPORTED) else f"[red]{shown}[/]")
+        copied = f"{record.copy_gb_per_s:.1f}" if record.copy_gb_per_s is not None else ""
+        table.add_row(record.format, record.target, copied, *cells)
+    return table
