@@ -1,6 +1,9 @@
 """Claims about timing a decode by itself: only what is right has a speed, and a refusal is a reason."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,3 +72,20 @@ def test_instructions_are_those_of_the_machines_architecture_and_triton(tmp_path
     assert row.instructions == run.metrics.instructions_a_weight is not None
     (row,) = decode_table([DecodeSpeed(build=BUILD, machine=CPU, device="cpu", **speeds)], matrix).rows
     assert row.instructions is None
+
+
+INTERPRETED = """
+import torch
+from fpxbench.casts.decode_speed import FORMATS as NAMES
+from fpxbench.casts.triton_decode import decode
+from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.formats import FORMATS
+for fmt in map(FORMATS.get, NAMES):
+    numbers = decode(torch.arange(1 << fmt.bits, dtype=torch.uint8), fmt, torch.float32)
+    assert torch.equal(numbers.nan_to_num(9e9), decode_table(fmt).nan_to_num(9e9)), fmt.name
+"""
+
+
+def test_the_kernel_of_shifts_decodes_every_code_of_every_format():
+    pytest.importorskip("triton")
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
