@@ -55,7 +55,7 @@ def test_a_scale_that_overflows_with_the_decode_factor_is_applied_all_the_same()
 
 
 def test_without_a_compiler_it_is_missing_and_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("fpxbench.impls.cpu_fused.compiler", lambda: None)
+    monkeypatch.setattr(sys.modules[CPU_FUSED.__module__], "compiler", lambda: None)
     support = CPU_FUSED().supports(scheme_named("mxfp4"), "cpu")
     assert not support.supported and support.missing and "install g++" in support.reason
 
