@@ -10,7 +10,7 @@ from fpxbench.records.record import Properties
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.reports.pages import Pages
 from fpxbench.reports.sweep.speedup_curves import speedup_curves
-from fpxbench.reports.sweep.table import sweep_of
+from fpxbench.reports.sweep.sweep_table import sweep_of
 
 
 def timed(implementation, m, speedup, library=None):
