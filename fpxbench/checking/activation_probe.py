@@ -59,6 +59,14 @@ class Seen:
         usable = (wanted != 0) & self.seen.isfinite() & (self.seen != 0)
         return float((self.seen[usable] / wanted[usable]).median()) if bool(usable.any()) else 0.0
 
+    def without_zeros(self) -> Seen | None:
+        """Return the tokens that hold a number other than 0, where those of zeros were seen as NaN; None where none
+        was."""
+        zeros = (self.x == 0).all(dim=1)
+        if not bool(zeros.any()) or not bool(self.seen[zeros].isnan().all()):
+            return None
+        return Seen(self.x[~zeros], self.seen[~zeros])
+
     @property
     def unchanged(self) -> bool:
         """Whether the activation was not quantized."""
@@ -181,7 +189,7 @@ def activation_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
     if scaling.block is None and scaling.block_rows == 1:
         yield ActivationFault(Kind.SCALE_TRANSPOSED, "scales are taken per channel, over all tokens, not per token",
                               lambda x: rule.quantized(x.T.contiguous())[0].T)
-    yield ActivationFault(Kind.ZERO_BLOCK, "a token or block of zeros becomes NaN",
+    yield ActivationFault(Kind.ZERO_BLOCK, "a block of zeros becomes NaN",
                           lambda x: torch.where(_of_zeros(x, rule), torch.nan, rule.quantized(x)[0]))
 
 

@@ -97,7 +97,14 @@ def _follows(rule: ActivationRule, seen: Seen, factor: float = 1.0) -> bool:
 
 def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen) -> Verdict:
     """Return the verdict on an activation that none of `rules` gives: a known fault by name, or a description."""
-    declared = rules[0] if len(rules) == 1 else format_named(scheme_named(rules[0].scheme).format.name).name
+    declared = rules[0] if len(rules) == 1 else scheme_named(rules[0].scheme).format.name
+    if (kept := seen.without_zeros()) is not None:      # NaN of a token of zeros hides nothing else
+        for rule in rules:
+            if _follows(rule, kept):
+                return _verdict(Kind.ZERO_BLOCK, rule, f"the activation is quantized to {rule.scheme}, but a token of"
+                                                       " zeros becomes NaN")
+        found = _deviation(probe, rules, first, kept)
+        return found.model_copy(update={"summary": f"{found.summary}; besides, a token of zeros becomes NaN"})
     if (fixed := _fixed(probe, rules, first, seen)) is not None:
         return fixed
     for rounding in _OTHER_ROUNDINGS:

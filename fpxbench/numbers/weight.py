@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -11,6 +13,10 @@ from torch import Tensor
 from fpxbench.numbers import packing
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import Scheme
+
+HELD = "held"
+"""The layout of a weight that an object holds."""
+_FIELDS = ("packed", "scales", "tensor_scale")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class QuantizedWeight:
     scales : fp32 ``[1, 1]``, ``[N, 1]`` or ``[N, G]``, or uint8 codes ``[N, G]`` (mx: E8M0, nv: E4M3FN); None if dense
     tensor_scale : fp32 ``[1]``, nv only
     extra : further tensors that an implementation keeps with the weight; they count as stored bytes
+    held : an object that holds the weight in place of codes and scales, see `holding`
     """
 
     scheme: Scheme
@@ -33,6 +40,16 @@ class QuantizedWeight:
     scales: Tensor | None = None
     tensor_scale: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    held: Any = None
+
+    @classmethod
+    def holding(cls, held: Any, scheme: Scheme, shape: tuple[int, int]) -> Self:
+        """Return a weight [N, K] that any object holds: a module, another library's tensor.
+
+        Its tensors, those of a module or of its attributes, count as stored bytes and must stay unchanged.
+        ``held.dequantize()``, if it has one, reads it back as [N, K]. No code of it can be read or set.
+        """
+        return cls(scheme, shape, HELD, torch.empty(0, dtype=torch.uint8), held=held)
 
     @classmethod
     def from_codes(cls, codes: Tensor, scales: Scales, scheme: Scheme, layout: str = "planar") -> Self:
@@ -72,14 +89,22 @@ class QuantizedWeight:
         return grid if rows in (1, None) else grid.repeat_interleave(rows, dim=0)[:self.shape[0]]
 
     def dequantize(self) -> Tensor:
-        """Return the stored codes and scales decoded by the oracle, fp32 ``[N, K]``."""
+        """Return the stored codes and scales decoded by the oracle, fp32 ``[N, K]``; what an object that holds the
+        weight says, by its own ``dequantize``. Raise TypeError where it has none."""
+        if self.held is not None:
+            read = getattr(self.held, "dequantize", None)
+            if not callable(read):
+                raise TypeError(f"a weight held by a {type(self.held).__name__}, which has no method dequantize():"
+                                " override Implementation.dequantize")
+            return read().float()
         if not self.scheme.quantized:
             return self.packed.float()
         return self.scheme.dequantize(self.codes(), self.stored_scales)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every stored tensor, by name."""
-        named = {"packed": self.packed, "scales": self.scales, "tensor_scale": self.tensor_scale, **self.extra}
+        named = {"packed": self.packed, "scales": self.scales, "tensor_scale": self.tensor_scale, **self.extra,
+                 **_tensors_of(self.held, "held")}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @property
@@ -89,18 +114,47 @@ class QuantizedWeight:
 
     @property
     def device(self) -> torch.device:
-        return self.packed.device
+        return next((tensor.device for tensor in self.tensors().values() if tensor.numel()), self.packed.device)
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the same weight with its tensors on `device`."""
+        """Return the same weight with its tensors on `device`; an object that holds it, by its own ``to``."""
         moved: dict[str, Any] = {
-            name: tensor.to(device) for name, tensor in self.tensors().items() if name not in self.extra
+            name: tensor.to(device) for name in _FIELDS if (tensor := getattr(self, name)) is not None
         }
+        if self.held is not None:
+            moved["held"] = copy.deepcopy(self.held).to(device)
         return replace(self, **moved, extra={name: tensor.to(device) for name, tensor in self.extra.items()})
 
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""
         copies: dict[str, Any] = {
-            name: tensor.clone() for name, tensor in self.tensors().items() if name not in self.extra
+            name: tensor.clone() for name in _FIELDS if (tensor := getattr(self, name)) is not None
         }
+        if self.held is not None:
+            copies["held"] = copy.deepcopy(self.held)
         return replace(self, **copies, extra={name: tensor.clone() for name, tensor in self.extra.items()})
+
+
+def _tensors_of(held: Any, name: str, depth: int = 3) -> dict[str, Tensor]:
+    """Return the tensors that an object holds, by name: a module's, a tensor subclass's parts, those of its attributes,
+    of lists and of dictionaries, `depth` objects deep."""
+    if held is None or depth == 0:
+        return {}
+    parts: Iterable[tuple[Any, Any]]
+    if isinstance(held, torch.nn.Module):
+        parts = [*held.named_parameters(), *held.named_buffers()]
+    elif isinstance(held, Tensor):
+        flatten = getattr(held.data if isinstance(held, torch.nn.Parameter) else held, "__tensor_flatten__", None)
+        if flatten is None:
+            return {name: held}
+        parts = [(part, getattr(held, part)) for part in flatten()[0]]
+    elif isinstance(held, dict):
+        parts = held.items()
+    elif isinstance(held, list | tuple):
+        parts = enumerate(held)
+    else:
+        parts = getattr(held, "__dict__", {}).items()
+    found: dict[str, Tensor] = {}
+    for part, value in parts:
+        found |= _tensors_of(value, f"{name}.{part}", depth - 1)
+    return found

@@ -79,12 +79,12 @@ class Kind(StrEnum):
         " the wrong sign.",
     )
     SIGN_LOST = (
-        "sign_lost", Group.CODES, Stage.PRODUCT | Stage.STORED,
+        "sign_lost", Group.CODES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
         "loses the sign",
         "Negative weights are read, or stored, as positive.",
     )
     SUBNORMAL_FLUSHED = (
-        "subnormal_flushed", Group.CODES, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "subnormal_flushed", Group.CODES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS,
         "flushes subnormals to zero",
         "The smallest codes read as 0, or what rounds to them is stored as 0. SQNR does not move: only tests of "
         "single codes show it.",
@@ -131,7 +131,7 @@ class Kind(StrEnum):
         "Values go to either neighbour at random, but not in proportion to their place between the two.",
     )
     OVERFLOW_NAN = (
-        "overflow_nan", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "overflow_nan", Group.ROUNDING, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS,
         "overflows to NaN",
         "Past the largest value there is NaN, where the scheme or the dtype asks otherwise.",
     )
@@ -141,7 +141,7 @@ class Kind(StrEnum):
         "Past the largest value there is infinity, where the scheme or the dtype asks otherwise.",
     )
     SATURATED = (
-        "saturated", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
+        "saturated", Group.ROUNDING, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS,
         "saturates",
         "Values stop at a maximum, where the scheme or the dtype asks otherwise.",
     )
@@ -179,12 +179,12 @@ class Kind(StrEnum):
     # ---- which scale a code meets
 
     SCALE_MISSING = (
-        "scale_missing", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "scale_missing", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
         "leaves a scale out",
         "A scale, or one level of two, is not applied, or every stored one is 1.",
     )
     SCALE_TRANSPOSED = (
-        "scale_transposed", Group.SCALES, Stage.PRODUCT | Stage.STORED,
+        "scale_transposed", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
         "applies scales along the wrong axis",
         "Scales of rows act on columns, or the matrix of scales is read or stored column by column.",
     )
@@ -201,18 +201,18 @@ class Kind(StrEnum):
         "exponent is one off.",
     )
     BLOCK_OFF_BY_ONE = (
-        "block_off_by_one", Group.SCALES, Stage.PRODUCT,
+        "block_off_by_one", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "takes the neighbouring block's scale",
         "Each block meets the scale of the one beside it (a row, of the next row), or blocks begin one column off.",
     )
 
     SCALE_SQUARED = (
-        "scale_squared", Group.SCALES, Stage.PRODUCT,
+        "scale_squared", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "applies the scale twice",
         "Each weight is multiplied by the square of its block scale.",
     )
     SCALE_INVERTED = (
-        "scale_inverted", Group.SCALES, Stage.PRODUCT,
+        "scale_inverted", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "divides by the scale",
         "Each weight is divided by its block scale.",
     )
@@ -237,17 +237,17 @@ class Kind(StrEnum):
         "Each scale code multiplies by one number, not its own: another format's, without mantissa, or none known.",
     )
     GLOBAL_SCALE_MISSING = (
-        "global_scale_missing", Group.SCALES, Stage.PRODUCT,
+        "global_scale_missing", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "leaves the second-level scale out",
         "The scale of the whole tensor is not applied.",
     )
     GLOBAL_SCALE_INVERTED = (
-        "global_scale_inverted", Group.SCALES, Stage.PRODUCT,
+        "global_scale_inverted", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "inverts the second-level scale",
         "Weights are divided by the scale of the whole tensor, or its reciprocal is stored and not divided by.",
     )
     GLOBAL_SCALE_MISREAD = (
-        "global_scale_misread", Group.SCALES, Stage.PRODUCT,
+        "global_scale_misread", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "applies another second-level scale",
         "The factor of the whole tensor depends otherwise on its scale: squared, a root, or a constant of its own.",
     )
@@ -257,7 +257,7 @@ class Kind(StrEnum):
         "Block scales stored row by row are read in the order of 128 x 4 tiles, or the reverse.",
     )
     SCALE_SHARED = (
-        "scale_shared", Group.SCALES, Stage.PRODUCT,
+        "scale_shared", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
         "gives several blocks one scale",
         "Neighbouring blocks or rows meet the same scale, that of one of them.",
     )
@@ -292,7 +292,7 @@ class Kind(StrEnum):
         "Codes are made under a scale that is rounded to its stored format only afterwards, and read under that.",
     )
     ZERO_BLOCK = (
-        "zero_block", Group.SCALES, Stage.STORED,
+        "zero_block", Group.SCALES, Stage.CONTRACT | Stage.STORED,
         "fails on blocks of zeros",
         "A row or block of zeros is stored with a scale or codes that are not finite: 0 / 0.",
     )
@@ -388,7 +388,7 @@ class Kind(StrEnum):
     )
 
     M_DEPENDENT = (
-        "m_dependent", Group.CALL, Stage.CONTRACT,
+        "m_dependent", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,
         "is wrong for some token counts",
         "The same weight is multiplied by other numbers of tokens (M), and some products are wrong.",
     )

@@ -158,13 +158,20 @@ def zeros_divided(x):
     return torch.where(scale == 0, torch.nan, codes * scale)
 
 
+def truncated_and_zeros_divided(x):
+    _, scale = codes_and_scale(x)
+    codes = encode(torch.where(scale > 0, x / scale, 0.0), E4M3, Rounding.TOWARD_ZERO)
+    return torch.where(scale == 0, torch.nan, decode(codes, E4M3) * scale)
+
+
 FAULTS = [
     (without_subnormals, Kind.SUBNORMAL_FLUSHED, "a subnormal of e4m3fn becomes zero"),
     (scale_of_the_next_token, Kind.BLOCK_OFF_BY_ONE, "the scale of the next one"),
     (per_channel, Kind.SCALE_TRANSPOSED, "per channel"),
     (fixed, Kind.SATURATED, "the fixed scale 0.01"),
     (fixed_and_not_clamped, Kind.OVERFLOW_NAN, "past 4.48 becomes NaN"),
-    (zeros_divided, Kind.ZERO_BLOCK, "a token or block of zeros becomes NaN"),
+    (zeros_divided, Kind.ZERO_BLOCK, "a token of zeros becomes NaN"),
+    (truncated_and_zeros_divided, Kind.TRUNCATED, "besides, a token of zeros becomes NaN"),
     (lambda x: ActivationRule("e5m2-row").quantized(x)[0].float(), Kind.ACTIVATION_QUANTIZED, "e5m2-row, declared is"),
     (torch.Tensor.float, Kind.INACCURATE, "is not quantized; declared is e4m3fn"),
     (lambda x: x.round(decimals=1), Kind.INACCURATE, "by no known rule"),

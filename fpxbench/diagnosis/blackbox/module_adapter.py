@@ -8,7 +8,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,6 @@ from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
 Factory = Callable[[nn.Linear], nn.Module | None]
-
-
-@dataclass(frozen=True)
-class ModuleWeight(QuantizedWeight):
-    """A weight inside a module."""
-
-    module: nn.Module | None = None
 
 
 class Wrapped(Implementation):
@@ -40,7 +32,7 @@ class Wrapped(Implementation):
     def supports(self, scheme: Scheme, device: str) -> Support:
         return Support.yes()
 
-    def quantize(self, weight: Tensor, scheme: Scheme) -> ModuleWeight:
+    def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         n, k = weight.shape
         linear = nn.Linear(k, n, bias=False, device=weight.device, dtype=self.dtype).eval()
         with torch.no_grad():
@@ -50,11 +42,10 @@ class Wrapped(Implementation):
             module = linear
         if not isinstance(module, nn.Module):
             raise ValueError(f"the factory returned {type(module).__name__}, not a torch.nn.Module")
-        return ModuleWeight(scheme, (n, k), "module", torch.empty(0, dtype=torch.uint8), module=module)
+        return QuantizedWeight.holding(module, scheme, (n, k))
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        assert isinstance(weight, ModuleWeight)
-        return weight.module(x)
+        return weight.held(x)
 
 
 def factory_named(name: str) -> Factory:
