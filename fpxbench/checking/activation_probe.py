@@ -16,7 +16,7 @@ from fpxbench.checking import contract, inputs, reference
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.codec import decode, decode_table, encode
+from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scaling import Scales
@@ -25,6 +25,7 @@ from fpxbench.records.kinds import Kind
 
 TOKENS, SHAPE = 8, (160, 288)
 _FIT, _FIT_FIXED = 0.999, 0.995
+_SMALLEST_THRESHOLD, _LARGEST_THRESHOLD, _BESIDE_THRESHOLD = 2.0**-12, 2.0**15, 0.05
 """Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
 
 
@@ -198,33 +199,44 @@ def _of_zeros(x: Tensor, rule: ActivationRule) -> Tensor:
     return scaling.spread((scaling.block_amax(x.float()) == 0).float(), *x.shape).bool()
 
 
-def fixed_scale(loud: Seen, louder: Seen) -> tuple[float, bool] | None:
-    """Return the largest magnitude that comes out, where that is the same for a loud activation and a louder one;
-    and whether larger elements become NaN. None where each activation has scales of its own."""
-    tops = []
-    for one in (loud, louder):
-        finite = one.seen[one.seen.isfinite()].abs()
-        if not finite.numel():
+def largest_magnitude(loud: Seen, louder: Seen) -> float | None:
+    """Return the largest magnitude that comes out, where that is the same for a loud activation and a louder one: one
+    scale serves both, and what lies past it saturates. None otherwise."""
+    if not bool(loud.seen.isfinite().all() & louder.seen.isfinite().all()):
+        return None
+    tops = [float(one.seen.abs().max()) for one in (loud, louder)]
+    return tops[0] if tops[0] > 0 and abs(tops[1] / tops[0] - 1) < 0.02 else None
+
+
+def nan_threshold(probe: ActivationProbe) -> float | None:
+    """Return the largest magnitude of a single element that does not become NaN; None where none does."""
+    low, high = _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD
+    for step in range(7):
+        ends = torch.logspace(0, 1, TOKENS + 1, base=high / low, dtype=torch.float64)[1:] * low
+        x = torch.zeros(TOKENS, probe.case.k, dtype=probe.dtype, device=probe.device)
+        x[:, 0] = ends.to(probe.dtype)
+        lost = probe.see(x).seen.isnan().any(dim=1)
+        if step == 0 and not bool(lost[-1]):
             return None
-        tops.append(float(finite.max()))
-    lost = bool((louder.seen.isnan() & louder.x[:, : louder.seen.shape[1]].isfinite()).any())
-    return (tops[0], lost) if tops[0] > 0 and abs(tops[1] / tops[0] - 1) < 0.2 else None
+        first = int(lost.int().argmax()) if bool(lost.any()) else TOKENS - 1
+        low, high = (low if first == 0 else float(ends[first - 1])), float(ends[first])
+    return low
 
 
-def find_fixed_scale(louder: Seen, fmt: Format, top: float, lost: bool) -> tuple[float, float] | None:
+def find_fixed_scale(seen: Seen, fmt: Format, top: float, lost: bool) -> tuple[float, float] | None:
     """Return the scale under which every element of an activation is quantized to `fmt`, and the largest magnitude that
-    it reaches; None if there is none. `top` is the largest that was seen, `lost` says that larger ones become NaN."""
-    largest = decode_table(fmt)[: fmt.max_code + 1].sort(descending=True).values[: 4 if lost else 1].tolist()
+    it reaches; None if there is none. `top` is about that magnitude, and `lost` says that larger ones become NaN."""
 
     def share(scale: float) -> float:
         reach = scale * fmt.max
-        values, slack = ActivationRule(f"{fmt.name}-tensor", scale=scale).quantized(louder.x)
-        if lost:
-            values = torch.where(louder.x.abs() > reach, torch.nan, values)
-            values = torch.where((louder.x.double().abs() / reach - 1).abs() < 0.05, torch.inf, values)
-        return louder.share(values, slack)
+        values, slack = ActivationRule(f"{fmt.name}-tensor", scale=scale).quantized(seen.x)
+        if lost:    # NaN of one element is NaN in every output of its token
+            past = (seen.x.double().abs() / reach).amax(dim=1, keepdim=True)
+            values = torch.where(past > 1, torch.nan, values)
+            values = torch.where((past - 1).abs() < _BESIDE_THRESHOLD, torch.inf, values)
+        return seen.share(values, slack)
 
-    best, scale = max((share(top / number), top / number) for number in largest)
+    best, scale = share(top / fmt.max), top / fmt.max
     for step in (2.0**-11, 2.0**-15):       # `top` was rounded when it was seen
         best, scale = max((share(scale * (1 + at * step)), scale * (1 + at * step)) for at in range(-16, 17))
     return (scale, scale * fmt.max) if best >= _FIT_FIXED else None

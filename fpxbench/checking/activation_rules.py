@@ -12,7 +12,8 @@ from fpxbench.checking.activation_probe import (
     activation_faults,
     description,
     find_fixed_scale,
-    fixed_scale,
+    largest_magnitude,
+    nan_threshold,
 )
 from fpxbench.checking.examination import is_device_fault
 from fpxbench.checking.operands import Operands
@@ -138,22 +139,25 @@ def _verdict(kind: Kind, rule: ActivationRule | None, summary: str) -> Verdict:
 def _fixed(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen) -> Verdict | None:
     """Return the verdict where one scale serves every activation, and none is declared."""
     loud, louder = (probe.see((by * seen.x.float()).to(seen.x.dtype)) for by in (32, 128))
-    found = fixed_scale(loud, louder)
-    if found is None or any(rule.scale is not None for rule in rules):
+    if any(rule.scale is not None for rule in rules):
+        return None
+    top = largest_magnitude(loud, louder)
+    lost = top is None and bool(louder.seen.isnan().any())
+    top = nan_threshold(probe) if lost else top
+    if top is None:
         return None
     for name in dict.fromkeys(scheme_named(rule.scheme).format.name for rule in rules):
         fmt = format_named(name)
-        fixed = find_fixed_scale(louder, fmt, *found)
+        fixed = find_fixed_scale(seen if lost else louder, fmt, top, lost)
         if fixed is None:
             continue
-        scale, top = fixed
+        scale, reach = fixed
         if abs(scale * fmt.max / float(first.x.float().abs().amax()) - 1) < 2.0**-6:
             return _stale(scale, float(louder.x.float().abs().amax()) / fmt.max)
-        lost = found[1]
         return _verdict(
             Kind.OVERFLOW_NAN if lost else Kind.SATURATED, ActivationRule(f"{name}-tensor", scale=scale),
-            f"the activation is quantized to {name} under the fixed scale {scale:.4g}, whatever it holds: what lies"
-            f" past {top:.4g} {'becomes NaN' if lost else 'saturates'}. If a fixed scale is meant, declare it"
+            f"the activation is quantized to {name} under the fixed scale {scale:.3g}, whatever it holds: what lies"
+            f" past {reach:.3g} {'becomes NaN' if lost else 'saturates'}. If a fixed scale is meant, declare it"
             " (`activation_rule`)")
     return None
 

@@ -394,3 +394,47 @@ class SharedWorkspace(Right):
         for part, rows in zip(x.float().reshape(shape[0], -1).split(32, 1), w.split(32, 1), strict=True):
             buffer += part @ rows.T
         return buffer.clone().reshape(*x.shape[:-1], w.shape[0])
+
+
+class QuantizesActivation(Right):
+    """Quantizes its activation to E4M3, a scale a token: right."""
+
+    activation_format = "e4m3fn"
+
+    def scale(self, x):
+        return x.float().abs().amax(dim=-1, keepdim=True) / 448
+
+    def quotient(self, x, scale):
+        return torch.where(scale > 0, x.float() / scale, 0.0)
+
+    def product(self, x, w):
+        scale = self.scale(x)
+        codes = codec.encode(self.quotient(x, scale), FORMATS["e4m3fn"])
+        return super().product(codec.decode(codes, FORMATS["e4m3fn"]) * self.applied(scale), w)
+
+    def applied(self, scale):
+        return scale
+
+
+@implementation("faulty_activation_scale_fixed")
+class ActivationScaleFixed(QuantizesActivation):
+    """One scale for every activation, as of a calibration that saw smaller ones."""
+
+    def scale(self, x):
+        return torch.full((1, 1), 0.0037, device=x.device)
+
+
+@implementation("faulty_next_tokens_scale")
+class NextTokensScale(QuantizesActivation):
+    """Multiplies each token by the scale of the next."""
+
+    def applied(self, scale):
+        return scale.reshape(-1, 1).roll(-1, 0).reshape(scale.shape)
+
+
+@implementation("faulty_token_of_zeros")
+class TokenOfZeros(QuantizesActivation):
+    """Divides a token of zeros by its scale."""
+
+    def quotient(self, x, scale):
+        return x.float() / scale

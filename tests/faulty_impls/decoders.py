@@ -97,3 +97,21 @@ class OneCodeWrong(Right):
         right = decode_table(fmt)
         right[0x40] = right[0x41]
         return right
+
+
+@implementation("faulty_nan_code_lost")
+class NanCodeLost(Right):
+    """A decoder without NaN: no weight that a quantizer stores shows it."""
+
+    def table(self, fmt):
+        return super().table(fmt).nan_to_num(480.0)
+
+
+@implementation("faulty_format_mistaken")
+class FormatMistaken(Right):
+    """E3M2's codes through the table of E2M3."""
+
+    schemes = ("mxfp6_e3m2",)
+
+    def table(self, fmt):
+        return super().table(FORMATS["e2m3"])

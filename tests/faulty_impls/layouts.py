@@ -117,3 +117,25 @@ class TwoMistakes(NibbleSwap):
 
     def factors(self, weight):
         return torch.ones(())
+
+
+@implementation("faulty_outputs_exchanged")
+class OutputsExchanged(Right):
+    """The halves of a fused layer come out in the other order."""
+
+    schemes = ("mxfp4",)
+
+    def decoded(self, weight):
+        return super().decoded(weight).roll(weight.shape[0] // 2, 0)
+
+
+@implementation("faulty_last_scale_left_out")
+class LastScaleLeftOut(Right):
+    """The scale of the last block along K is never applied."""
+
+    schemes = ("mxfp4",)
+
+    def factors(self, weight):
+        factors = super().factors(weight).clone()
+        factors[:, (weight.shape[1] - 1) // 32 * 32:] = 1
+        return factors

@@ -64,7 +64,11 @@ PLANTS = (
     Plant("negative_zero_read_as_nan", "e4m3fn-row", CODES, N, Kind.NEGATIVE_ZERO, "0x80 1.0000.000"),
     Plant("mantissa_bit_dropped", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "lowest mantissa bit"),
     Plant("one_code_wrong", "e4m3fn-row", CODES, W, Kind.INACCURATE, "0x40 0.1000.000 as 2.25 instead of 2"),
+    Plant("nan_code_lost", "e4m3fn-row", CODES, W, Kind.NAN_CODE_LOST, "NaN in e4m3fn, is read as"),
+    Plant("format_mistaken", "mxfp6_e3m2", CODES, W, Kind.FORMAT_MISTAKEN, "the table is e2m3's"),
     # Bits and scales from the wrong place.
+    Plant("outputs_exchanged", "mxfp4", RAGGED, W, Kind.OUTPUT_PERMUTED, "(n + 39) mod 77"),
+    Plant("last_scale_left_out", "mxfp4", RAGGED, W, Kind.SCALE_MISSING, "the scales of columns 192 to 202 are not"),
     Plant("nibble_swap", "mxfp4", CODES, W, Kind.NIBBLE_SWAP),
     Plant("nibble_swap", "mxfp4", RAGGED, W, Kind.NIBBLE_SWAP),
     Plant("plane_swap", "e3m2-row", CODES, W, Kind.PLANE_SWAP, "in the order 3, 2, 1, 0"),
@@ -135,6 +139,9 @@ PLANTS = (
     Plant("clock_patched", "e4m3fn-row", RAGGED, W, Kind.ENVIRONMENT_PATCHED, "time.perf_counter"),
     Plant("stale_activation_scale", "e4m3fn-row", RAGGED, W, Kind.STALE_ACTIVATION_SCALE, "the first call's"),
     Plant("activation_truncated", "e4m3fn-row", RAGGED, W, Kind.TRUNCATED, "toward_zero"),
+    Plant("activation_scale_fixed", "e4m3fn-row", RAGGED, W, Kind.SATURATED, "the fixed scale 0.0037"),
+    Plant("next_tokens_scale", "e4m3fn-row", RAGGED, W, Kind.BLOCK_OFF_BY_ONE, "multiplied by the scale of the next"),
+    Plant("token_of_zeros", "e4m3fn-row", RAGGED, W, Kind.ZERO_BLOCK, "a token of zeros becomes NaN"),
     # Experts.
     Plant("expert_boundary", "mxfp4", EXPERTS, W, Kind.EXPERT_BOUNDARY, "1 row late"),
     Plant("expert_boundary", "mxfp4", EMPTY, W, Kind.EXPERT_BOUNDARY, "1 row late"),
