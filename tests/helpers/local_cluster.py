@@ -16,6 +16,8 @@ class LocalCluster:
         from ray.cluster_utils import Cluster
 
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # On a busy machine a node that lives may answer late. One that is killed refuses at once.
+        os.environ["RAY_health_check_timeout_ms"] = "60000"
         self.root = root
         self._cluster = Cluster()
         self._add(num_cpus=0)
