@@ -32,7 +32,7 @@ def main() -> None:
 
     def show(state: FleetState) -> None:
         if state.stored >= RECORDS and not pictures:
-            console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True)
+            console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True, highlight=False)
             console.print("$ fpxbench fleet run --builds 1.0.0..1.3.0 --address auto", markup=False, style="bold")
             console.print(rendered(state))
             pictures.append(console.export_svg(title="fpxbench fleet run"))

@@ -233,9 +233,10 @@ class Driver(Roster):
     def _task_ended(self, seat: SeatRun, running: Running, end: TaskEnd) -> None:
         cell, task = running.cell, running.task
         seat.fruitless = 0 if running.stored or end.status == "done" else seat.fruitless + 1
-        owed = next((pair for pair in seat.owed if pair[1] == task.id), None)
-        if owed is not None:
-            seat.owed.remove(owed)
+        seat.owed = [pair for pair in seat.owed if pair[1] != task.id]
+        if running.left_behind and running.stored:
+            self._say(f"{seat.label}: {running.stored} records of {task.spec.tag} were fetched which a worker left "
+                      "there when it ended")
         if task.purpose == "spread" or cell is None:
             self._comparison.ended(seat)
             return
@@ -255,7 +256,7 @@ class Driver(Roster):
             for other in list(self._seats.values()):
                 if other.node.id == seat.node.id:
                     self._set_out(other, end.message)
-        elif end.status == "ended" and owed is None and not self._stopping:
+        elif end.status == "ended" and not running.left_behind and not self._stopping:
             self._say(f"{seat.label}: a task of {cell.spec.tag} ended early, after {running.stored} records: "
                       f"{end.message}")
             if seat.fruitless >= MOST_FRUITLESS:

@@ -139,7 +139,7 @@ class Roster:
             seat.device = hello.device
             self._compare_clocks(seat)
             self._add_cells(seat)
-        seat.leftovers = [Running.of(task, self._schedule.cells.get((task.spec.key, task.kind)))
+        seat.leftovers = [Running.of(task, self._schedule.cells.get((task.spec.key, task.kind)), left_behind=True)
                           for task in hello.leftovers]
         seat.hellos += 1
         self._next_leftover(seat)

@@ -25,9 +25,12 @@ class Running:
     stored: int = 0
     """Records of it that were new."""
 
+    left_behind: bool = False
+    """By a worker that ended: its records are fetched, and nothing runs."""
+
     @classmethod
-    def of(cls, task: Task, cell: Cell | None) -> Running:
-        return cls(task, Asked.by(task), cell)
+    def of(cls, task: Task, cell: Cell | None, left_behind: bool = False) -> Running:
+        return cls(task, Asked.by(task), cell, left_behind=left_behind)
 
 
 @dataclass

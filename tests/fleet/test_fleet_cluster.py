@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -157,12 +158,13 @@ def test_each_trouble_is_a_sentence_and_the_rest_goes_on(nodes: LocalCluster, bu
     state_file = own / builds.folder(refused).name / "environment.json"
     state_file.write_text(state_file.read_text().replace('"ready"', '"failed"').replace(
         '"why":""', '"why":"no wheel for aarch64"').replace('"log_tail":""', '"log_tail":"ERROR: no wheel"'))
-    stale = nodes.root / "stale" / "fpxbench"
-    stale.mkdir(parents=True)
-    (stale / "__init__.py").write_text('__version__ = "0.0.9"')
+    stale = nodes.root / "stale"        # not a package: Ray puts the driver's paths before a node's own
+    stale.mkdir()
+    (stale / "sitecustomize.py").write_text("import sys, types\nfpxbench = sys.modules['fpxbench'] = "
+                                            "types.ModuleType('fpxbench')\nfpxbench.__version__ = '0.0.9'")
     monkeypatch.setattr(roster, "driver_clock", lambda: time.time() - 90)
     nodes.add("d", machine="m3", FPX_ENVIRONMENTS=str(own))
-    nodes.add("old", machine="m4", PYTHONPATH=str(stale.parent))
+    nodes.add("old", machine="m4", PYTHONPATH=f"{stale}:{os.environ.get('PYTHONPATH', '')}")
     try:
         state, said = run(nodes, builds)
     finally:

@@ -16,11 +16,11 @@ class LocalCluster:
         from ray.cluster_utils import Cluster
 
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        # On a busy machine a node that lives may answer late. One that is killed refuses at once.
-        os.environ["RAY_health_check_timeout_ms"] = "60000"
         self.root = root
-        self._cluster = Cluster()
-        self._add(num_cpus=0)
+        # On a busy machine a node that lives may answer late. One that is killed refuses at once.
+        late = {"health_check_timeout_ms": 60_000}
+        self._cluster = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "_system_config": late})
         self.nodes: dict[str, Any] = {}
 
     @property
