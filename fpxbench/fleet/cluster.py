@@ -73,7 +73,7 @@ def connect(address: str | None) -> None:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
         advice = ("`ray start --head` starts one on this machine; without --address fpxbench starts its own"
-                  if address == "auto" else "--address auto, ray://HOST:10001 or HOST:6379")
+                  if address == "auto" else "a cluster that asks for a token needs RAY_AUTH_MODE=token here too")
         raise NoCluster(f"--address {address}: {_message(error)} ({advice})") from None
 
 
