@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Literal
@@ -23,7 +23,6 @@ from typing import IO, Literal
 ANNOUNCE_AFTER_S = 1.0
 FOLDER_VARIABLE = "FPXBENCH_LOCK_FOLDER"
 """Of a machine, and so without the prefix FPX_ of a sweep's settings, which reruns do not inherit."""
-_POLL_S = 0.05
 
 Event = Literal["begin", "announce", "end", "timing", "timed"]
 """Waiting begins; it has lasted `ANNOUNCE_AFTER_S`, with a message that names the holder; it ends. Timing is about to
@@ -57,17 +56,29 @@ def _which_gpu() -> str:
     return "" if first in ("0", "") else f"-{first[:80]}"
 
 
+_locked: set[str] = set()
+"""Devices that this process has locked."""
+
+
 @contextlib.contextmanager
 def device_lock(device: str, purpose: str) -> Iterator[None]:
-    """Hold the lock of `device` while `purpose` (a case id, for instance) is timed. Wait for it as long as it takes."""
+    """Hold the lock of `device` while `purpose` (a case id, for instance) is timed. Wait for it as long as it takes.
+
+    Within the lock, the same process may lock the device again, which does nothing.
+    """
+    if device in _locked:
+        yield
+        return
     with open(lock_file(device), "a+", encoding="utf-8") as file:
         if not _acquired(file):
             _wait(file, device)
         _write_holder(file, purpose)
+        _locked.add(device)
         try:
             listener("timing", purpose)
             yield
         finally:
+            _locked.discard(device)
             file.truncate(0)
             listener("timed", "")
 
@@ -82,18 +93,20 @@ def _acquired(file: IO[str]) -> bool:
 
 def _wait(file: IO[str], device: str) -> None:
     listener("begin", "")
+    announcing = threading.Timer(ANNOUNCE_AFTER_S, _announce, (file, device))
+    announcing.start()
     try:
-        announce_at = time.monotonic() + ANNOUNCE_AFTER_S
-        while time.monotonic() < announce_at:
-            time.sleep(_POLL_S)
-            if _acquired(file):
-                return
-        file.seek(0)
-        holder = file.read().strip() or "a process that did not name itself"
-        listener("announce", f"waiting to time on {device}, which is in use by {holder}")
         fcntl.flock(file, fcntl.LOCK_EX)
     finally:
+        announcing.cancel()
+        announcing.join()
         listener("end", "")
+
+
+def _announce(file: IO[str], device: str) -> None:
+    file.seek(0)
+    holder = file.read().strip() or "a process that did not name itself"
+    listener("announce", f"waiting to time on {device}, which is in use by {holder}")
 
 
 def _write_holder(file: IO[str], purpose: str) -> None:

@@ -26,15 +26,15 @@ _FIRST_CALL_MULTIPLE = 2.0
 
 
 class Deadline:
-    """An end in time: on a CPU in this thread's own processor time, so that a busy machine asks no less."""
+    """An end in this thread's own processor time, so that a busy machine asks no less, nor a process that stands still
+    while another is timed. Waiting for a GPU takes processor time."""
 
-    def __init__(self, seconds: float, device: str) -> None:
-        self._clock = time.thread_time if device == "cpu" else time.monotonic
-        self._end, self._wall_end = self._clock() + seconds, time.monotonic() + _WALL_MULTIPLE * seconds
+    def __init__(self, seconds: float) -> None:
+        self._end, self._wall_end = time.thread_time() + seconds, time.monotonic() + _WALL_MULTIPLE * seconds
 
     def passed(self, more: float = 0.0) -> bool:
         """Return whether it has passed, by `more` seconds."""
-        return self._clock() > self._end + more or time.monotonic() > self._wall_end + _WALL_MULTIPLE * more
+        return time.thread_time() > self._end + more or time.monotonic() > self._wall_end + _WALL_MULTIPLE * more
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Examination:
 
     def deadline(self, share: float) -> Deadline:
         """Return the end of a check that has `share` of the budget."""
-        return Deadline(share * self.budget_s, self.device)
+        return Deadline(share * self.budget_s)
 
     def ask(self, name: str, check: Callable[[], Verdict | None]) -> tuple[bool, Verdict | None]:
         """Run one check of calls that an implementation may refuse; return whether it took them, and the verdict.

@@ -19,6 +19,7 @@ from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Reference, compare
+from fpxbench.checking.tuning_alone import wait_until_idle
 from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Timing
@@ -41,8 +42,6 @@ UNSEEN_SHARE, UNSEEN_SECONDS = 0.25, 1e-4
 """Work that ends this much later than the timed stream, by share of a sample and at least, was not timed."""
 REMEMBERED_FACTOR = 3.0
 """A call on an activation already seen may not be so many times faster than on a new one."""
-_IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
-"""A GPU is idle once it has answered launches within the first for the second; waiting for it ends after the third."""
 _REMEMBERED_CALLS = 5
 _REMEMBERED_SLOWEST_S = 0.5
 
@@ -100,7 +99,7 @@ class TimedCase:
             if self.launched is None or self.launched_baseline is None:
                 sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(self.baseline_calls)
             else:
-                _wait_until_idle()
+                wait_until_idle(self.operands.device)
                 sample = _launch_sampler(self.launched, unseen)
                 sample_baseline = _launch_sampler(self.launched_baseline, [])
                 for launched in (self.launched, self.launched_baseline):    # clocks and caches are cold from waiting
@@ -194,20 +193,6 @@ def time_case(implementation: Implementation, operands: Operands, *, cache_bytes
         samples = timed.samples(budget_s)
     timed.check(samples)
     return samples
-
-
-def _wait_until_idle() -> None:
-    """Wait until the GPU answers at once, for as long as several of its time slices: what children that were stopped
-    had launched is then done."""
-    probe = torch.zeros(1, device="cuda")
-    give_up = perf_counter() + _IDLE_WITHIN_S
-    since = perf_counter()
-    while perf_counter() - since < _IDLE_FOR_S and perf_counter() < give_up:
-        started = perf_counter()
-        probe.add_(1)
-        torch.cuda.synchronize()
-        if perf_counter() - started > _IDLE_ANSWER_S:
-            since = perf_counter()
 
 
 def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:

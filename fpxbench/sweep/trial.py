@@ -37,6 +37,7 @@ from fpxbench.checking.examination import Examination
 from fpxbench.checking.expert_operands import ExpertOperands, GroupedProduct, OneOfExperts, expert_weight
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Comparison, sqnr_db
+from fpxbench.checking.tuning_alone import tune_alone
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.expert_products import diagnose_experts
@@ -435,6 +436,8 @@ def _share_cores(request: TrialRequest, timed: bool) -> None:
     cores = min(request.cores or everything, everything)
     if request.device == "cpu":
         torch.set_num_threads(everything if timed else cores)
+    elif request.cores:
+        tune_alone(request.device)
     if request.cores and "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         from torch._inductor import config
 
