@@ -49,7 +49,6 @@ def check_calls(implementation: Implementation, operands: Operands, *, timed: bo
         output = again(pattern)
         if examination is not None and number == 0:
             examination.first_call_s = perf_counter() - started
-            examination.properties["first_call_s"] = round(examination.first_call_s, 3)
         expected = operands.reference(x, implementation)
         comparison = compare(output.seen, expected)
         if worst is None or comparison.relative_error > worst.relative_error:

@@ -232,8 +232,6 @@ class Properties(RecordPart):
     """A token's output has the same bits whatever other tokens are multiplied with it, over `tokens_checked`."""
     tokens_checked: Annotated[list[Tokens], Field(max_length=10_000)] | None = None
     """Token counts (M) whose products were checked."""
-    first_call_s: Seconds | None = None
-    """How long the first call took, compiling and tuning included."""
     accumulator_bits: Count | None = None
     """Significand bits of the narrowest sum that products go through: 24 for fp32."""
     accumulator_overflows: bool | None = None

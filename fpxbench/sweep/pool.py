@@ -29,10 +29,11 @@ BYTES_PER_WEIGHT = 32
 """The weight in fp32, as decoded, and in float64 for the reference with the parts of its tolerance."""
 
 
-def default_jobs(machine: Machine, cases: Iterable[Case]) -> int:
-    """Return how many cases are prepared at once: one a core, as far as the largest of them fit into memory."""
+def default_jobs(machine: Machine, cases: Iterable[Case], memory_limit: int) -> int:
+    """Return how many cases are prepared at once: one a core, as far as the largest of them fit into the memory that is
+    free, and into `memory_limit` together."""
     largest = max((case.n * case.k * (case.experts or 1) for case in cases), default=0) * BYTES_PER_WEIGHT
-    jobs = min(usable_cores(), psutil.virtual_memory().available // (PROCESS_BYTES + largest))
+    jobs = min(usable_cores(), min(psutil.virtual_memory().available, memory_limit) // (PROCESS_BYTES + largest))
     if machine.kind != "cpu" and machine.memory_bytes:
         jobs = min(jobs, machine.memory_bytes // (GPU_PROCESS_BYTES + largest))
     return max(1, jobs)
