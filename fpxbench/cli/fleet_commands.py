@@ -35,7 +35,10 @@ from fpxbench.fleet.state import FleetFolder, FleetState
 from fpxbench.records.store import Store
 
 if TYPE_CHECKING:
+    from fpxbench.fleet.cluster import Call, Node
     from fpxbench.fleet.fleet_messages import DeviceType
+
+NODE_ANSWERS_WITHIN_S = 120.0
 
 app = new_app()
 
@@ -174,38 +177,44 @@ def status(results: ResultsOption = Path("results"), as_json: JsonOption = False
 
 @_command
 def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
-    """List the nodes of a cluster with their devices and their fpxbench."""
-    from fpxbench import __version__
+    """List the nodes of a cluster: devices, what they are called in the results, and fpxbench's version there."""
     from fpxbench.fleet import cluster
-    from fpxbench.fleet.fleet_messages import source_digest
 
     cluster.connect(address)
     try:
-        found: list[dict[str, Any]] = []
-        for node in cluster.nodes():
-            row = {"node": node.id, "host": node.host, "gpus": node.gpus, "cpus": node.cpus,
-                   "accelerator": node.accelerator_type, "machine": node.machine or ""}
-            try:
-                version = cluster.read_version(cluster.result(cluster.ask_version(node), 120.0))
-            except cluster.WorkerEnded as error:
-                version = {"error": f"does not answer: {error}"}
-            same = (version.get("version"), version.get("source")) == (__version__, source_digest())
-            found.append(row | {"fpxbench": version.get("version", ""), "source": version.get("source", ""),
-                                "usable": same, "error": version.get("error", "")})
+        asked = [(node, cluster.ask_version(node)) for node in cluster.nodes()]
+        found = [_node_row(node, call) for node, call in asked]
     finally:
         cluster.disconnect()
     if as_json:
         print(json.dumps(found))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "GPUs", "CPUs", "accelerator", "machine", "fpxbench"):
+    for column in ("node", "GPUs", "CPUs", "machines", "fpxbench"):
         table.add_column(column, justify="right" if column in ("GPUs", "CPUs") else "left")
     for row in found:
         version = row["fpxbench"] or row["error"] or "none"
         table.add_row(*map(escape, (f"{row['host']} ({row['node'][:8]})", str(row["gpus"]), str(row["cpus"]),
-                                    row["accelerator"], row["machine"],
+                                    row["machines"] or row["accelerator"],
                                     version if row["usable"] else f"{version} (another than the driver's)")))
     print_table(table)
+
+
+def _node_row(node: Node, call: Call) -> dict[str, Any]:
+    from fpxbench import __version__
+    from fpxbench.fleet import cluster
+    from fpxbench.fleet.fleet_messages import source_digest
+
+    try:
+        told = cluster.read_version(cluster.result(call, NODE_ANSWERS_WITHIN_S))
+    except cluster.WorkerEnded as error:
+        told = {"error": f"does not answer: {error}"}
+    return {
+        "node": node.id, "host": node.host, "gpus": node.gpus, "cpus": node.cpus,
+        "accelerator": node.accelerator_type, "machines": told.get("machines", ""),
+        "fpxbench": told.get("version", ""), "source": told.get("source", ""), "error": told.get("error", ""),
+        "usable": (told.get("version"), told.get("source")) == (__version__, source_digest()),
+    }
 
 
 @_command

@@ -102,8 +102,11 @@ def _node(listed: dict[str, Any]) -> Node:
 
 
 def ask_version(node: Node) -> Call:
-    """Begin to ask which fpxbench a node has; the result is JSON with ``version``, ``source`` and ``python``."""
+    """Begin to ask which fpxbench a node has; the result is JSON with ``version``, ``source``, ``python`` and
+    ``machines``: what its devices are called in the results.
+    """
     ray = _ray()
+    described = (node.gpus, node.machine, node.accelerator_type)
 
     # Nested, so that it travels by value: the node may have no fpxbench, or another one.
     def asked() -> str:
@@ -118,6 +121,9 @@ def ask_version(node: Node) -> Call:
             from fpxbench.fleet.fleet_messages import source_digest
 
             found["source"] = source_digest()
+            from fpxbench.fleet.devices import kinds_here
+
+            found["machines"] = kinds_here(*described)
         except ImportError as error:
             found["error"] = str(error)
         return json.dumps(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections import Counter
 
 from fpxbench.checking.device_names import cpu_model, cpu_name, slug
 from fpxbench.fleet.fleet_messages import Device, Seat
@@ -21,6 +22,13 @@ def device_of(seat: Seat, accelerator_id: str = "") -> Device:
         name = seat.accelerator_type or "GPU"
         index = int(accelerator_id) if accelerator_id.isdecimal() else 0
     return Device(kind=seat.machine or slug(name), type="cuda", name=name, node=node, index=index, uuid=uuid)
+
+
+def kinds_here(gpus: int, machine: str | None, accelerator_type: str) -> str:
+    """Return what a node's devices are called in the results: ``nvidia-h200 ×8``, or the CPU's name without a GPU."""
+    seat = Seat(fleet="none", device="cuda" if gpus else "cpu", machine=machine, accelerator_type=accelerator_type)
+    counts = Counter(device_of(seat, str(number)).kind for number in range(gpus or 1))
+    return ", ".join(f"{kind} ×{count}" if gpus else kind for kind, count in counts.items())
 
 
 def _nvidia(accelerator_id: str) -> tuple[int, str, str]:

@@ -24,7 +24,7 @@ from fpxbench.builds.timeline.entry import Entry, Source, Wheel
 from fpxbench.cli.fleet_commands import fleet_app
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import builds_named, spec_for
-from fpxbench.fleet.devices import device_of
+from fpxbench.fleet.devices import device_of, kinds_here
 from fpxbench.fleet.fleet_messages import Device, Seat, Task
 from fpxbench.fleet.fleet_progress import FleetProgress, duration, rendered, summary
 from fpxbench.fleet.rates import Rates
@@ -104,6 +104,8 @@ def test_a_gpu_is_named_by_nvidias_tool_and_told_from_its_equal(tmp_path: Path,
     one, two = device_of(seat, "0"), device_of(seat, "1")
     assert one.kind == two.kind == "nvidia-h200" and (one.uuid, two.uuid, two.index) == ("GPU-a", "GPU-b", 1)
     assert device_of(seat.model_copy(update={"machine": "bench-a"}), "1").kind == "bench-a"
+    assert kinds_here(2, None, "H200") == "nvidia-h200 ×2" and kinds_here(2, "bench-a", "") == "bench-a ×2"
+    assert kinds_here(0, None, "") == device_of(Seat(fleet="f", device="cpu")).kind
 
 
 def test_without_a_tool_a_gpu_is_called_as_ray_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
