@@ -25,18 +25,23 @@ TICK_S = 1.0
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1 << 30, 3 << 30
 """What a case holds whatever its size: PyTorch and a compiler; of a GPU its context and the rotated copies of a weight.
 """
-BYTES_PER_WEIGHT = 32
-"""The weight in fp32, as decoded, and in float64 for the reference with the parts of its tolerance."""
+BYTES_PER_WEIGHT, BYTES_PER_EXPERTS_WEIGHT = 32, 8
+"""The weight in fp32, as decoded, and in float64 for the reference with the parts of its tolerance; of several experts
+that is one at a time, and the others are there as stored and in 16 bits, in copies."""
 
 
 def default_jobs(machine: Machine, cases: Iterable[Case], memory_limit: int) -> int:
     """Return how many cases are prepared at once: one a core, as far as the largest of them fit into the memory that is
     free, and into `memory_limit` together."""
-    largest = max((case.n * case.k * (case.experts or 1) for case in cases), default=0) * BYTES_PER_WEIGHT
+    largest = max(map(_bytes_of, cases), default=0)
     jobs = min(usable_cores(), min(psutil.virtual_memory().available, memory_limit) // (PROCESS_BYTES + largest))
     if machine.kind != "cpu" and machine.memory_bytes:
         jobs = min(jobs, machine.memory_bytes // (GPU_PROCESS_BYTES + largest))
     return max(1, jobs)
+
+
+def _bytes_of(case: Case) -> int:
+    return case.n * case.k * (BYTES_PER_WEIGHT + ((case.experts or 1) - 1) * BYTES_PER_EXPERTS_WEIGHT)
 
 
 def usable_cores() -> int:

@@ -188,16 +188,17 @@ def test_a_mistake_in_the_pools_own_work_is_raised():
 
 
 def test_jobs_follow_cores_and_memory(monkeypatch):
-    def jobs(cores, available, kind="cpu", memory=None, weights=1 << 20, limit=1 << 40):
+    def jobs(cores, available, kind="cpu", memory=None, weights=1 << 20, limit=1 << 40, experts=None):
         monkeypatch.setattr(pools, "usable_cores", lambda: cores)
         monkeypatch.setattr(pools.psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
-        case = type("Case", (), {"n": weights, "k": 1, "experts": None})
+        case = type("Case", (), {"n": weights, "k": 1, "experts": experts})
         machine = Machine(name="m", device="d", arch="a", kind=kind, memory_bytes=memory)
         return pools.default_jobs(machine, [case], limit)
 
     assert jobs(16, 128 * GIB) == 16
     assert jobs(16, 4 * GIB) == 3
     assert jobs(16, 128 * GIB, "cuda", 139 * GIB, 4096 * 14336) == 16
+    assert jobs(16, 128 * GIB, "cuda", 139 * GIB, 5760 * 2880, experts=32) == 16
     assert jobs(16, 128 * GIB, "cuda", 12 * GIB, 4096 * 14336) == 2
     assert jobs(16, 128 * GIB, limit=6 * GIB) == 5
     assert jobs(2, GIB // 2) == 1
