@@ -30,19 +30,28 @@ DECADES = 0.5
 """Standard deviation of log10(rms) between layers of one model."""
 MOST_PLAIN_ROWS = 4096
 _CONTRADICTS = 10.0
-"""Odds, as a logarithm, from which the other reading is a finding: chance gives such odds to one layer of 20,000."""
+"""Odds, as a logarithm, from which the other reading of one layer is a finding; of several layers each must reach as
+much more as the logarithm of their number. Chance gives a finding to one checkpoint of 20,000 (docs/checkpoints.md)."""
+_STRUCTURED = 6.0
+"""Standard deviations by which rows and columns explain more of tiled scales than they would of shuffled ones."""
+_PRUNED = 2.0
+"""Zeros over codes of the smallest number, from which weights were set to zero, and did not round to it. Rounding gives
+a half."""
 _ROUNDINGS = {"mx": ("mx", "mx.ceil", "mx.even", "mx.rceil"), "nv": ("nv", "nv.up", "nv.4over6")}
 
 
-def evidence(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint) -> list[Evidence]:
+def evidence(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint, among: int = 1) -> list[Evidence]:
     """Return what the numbers of `weight`, a sample of `layer`, say about each convention that they bear on.
+
+    among : how many layers are asked; the more, the more each must say before it is a finding
 
     A weight that is all zeros says nothing.
     """
     if not bool((decode(weight.codes(), weight.scheme.format) != 0).any()):
         return []
-    tests = (_magnitude(layer, weight, checkpoint), _fnuz(weight), _nibble_order(weight, checkpoint), _swizzle(weight),
-             _scale_rounding(weight))
+    contradicts = _CONTRADICTS + math.log(max(1, among))
+    tests = (_magnitude(layer, weight, checkpoint, contradicts), _fnuz(weight, contradicts),
+             _nibble_order(weight, checkpoint, contradicts), _swizzle(weight, contradicts), _scale_rounding(weight))
     return [found for test in tests for found in test]
 
 
@@ -54,7 +63,8 @@ def _sureness(log_ratio: float) -> float:
 # Do scales multiply or divide?
 
 
-def _magnitude(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[Evidence]:
+def _magnitude(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint,
+               contradicts: float) -> Iterator[Evidence]:
     scaling = weight.scheme.scaling
     if scaling.has_tensor_scale:
         block, _ = scaling.levels(Scales(weight.scales, weight.tensor_scale))
@@ -75,7 +85,7 @@ def _magnitude(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Check
                  for name, rms in readings.items()}
     other = next(name for name in readings if name != read_as)
     log_ratio = distances[other] - distances[read_as]
-    better = other if log_ratio < -_CONTRADICTS else ""
+    better = other if log_ratio < -contradicts else ""
     message = (f"if {what} {read_as}, as {layer.dialect.name} has it, weights have an rms of {readings[read_as]:.3g}; "
                f"if it {other}, of {readings[other]:.3g}; {source} have {typical:.3g}")
     yield Evidence(convention=what, read_as=read_as, fits_better=better, sureness=_sureness(log_ratio), message=message)
@@ -102,7 +112,7 @@ def _typical_rms(layer: QuantizedLayer, checkpoint: Checkpoint) -> tuple[float, 
 # FN or FNUZ?
 
 
-def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
+def _fnuz(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
     fmt = weight.scheme.format
     if not isinstance(fmt, Format) or fmt.sibling is None or fmt.exponent_bits + fmt.mantissa_bits != 7:
         return
@@ -114,23 +124,25 @@ def _fnuz(weight: QuantizedWeight) -> Iterator[Evidence]:
     fn, fnuz = (sibling, fmt) if fmt.specials == "fnuz" else (fmt, sibling)
     # A quantizer makes each block's largest weight its format's largest number. FN's are one code below FNUZ's.
     of_fn, of_fnuz = ((blocks == found.max_code).sum().item() for found in (fn, fnuz))
-    # Small weights become 0 of either sign in FN, and 0 alone in FNUZ, where 0x80 is NaN.
-    zeros, negative_zeros = (codes == 0).sum().item(), (codes == 0x80).sum().item()
-    for_fn = max(-50.0, min(50.0, of_fn - of_fnuz + (negative_zeros if negative_zeros else -zeros * math.log(2))))
+    # Small weights become 0 of either sign in FN, and 0 alone in FNUZ, where 0x80 is NaN. Pruned ones become 0 in both.
+    zeros, negative_zeros, smallest = ((codes == code).sum().item() for code in (0, 0x80, 0x81))
+    pruned = zeros > _PRUNED * 2 * smallest
+    of_zeros = negative_zeros if negative_zeros else 0.0 if pruned else -zeros * math.log(2)
+    for_fn = max(-50.0, min(50.0, of_fn - of_fnuz + of_zeros))
     log_ratio = for_fn if fmt is fn else -for_fn
     message = (
         f"the largest code is {fn.max_code:#04x} in {of_fn} of {len(blocks)} blocks, {fnuz.max_code:#04x} in {of_fnuz};"
         f" {zeros} codes are 0x00 and {negative_zeros} 0x80 (-0 in {fn.name}, NaN in {fnuz.name})"
     )
     yield Evidence(convention="the format", read_as=fmt.name,
-                   fits_better=sibling.name if log_ratio < -_CONTRADICTS else "",
+                   fits_better=sibling.name if log_ratio < -contradicts else "",
                    sureness=_sureness(log_ratio), message=message)
 
 
 # Which nibble comes first?
 
 
-def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[Evidence]:
+def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: float) -> Iterator[Evidence]:
     """Compare how large each input channel's weights are with the same in unquantized layers that read these inputs."""
     if weight.scheme.format.bits != 4 or weight.layout == "bytes":
         return
@@ -144,12 +156,7 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
         [_channels(read_plain(checkpoint.tensors[name])[:MOST_PLAIN_ROWS]) for name in names[:8]]
     ).mean(0)
     channels = _channels(weight.dequantize())
-    # Of neighbours, the difference: all that the order within a byte changes.
-    seen, expected = (values[0::2] - values[1::2] for values in (channels, profile))
-    seen, expected = seen - seen.mean(), expected - expected.mean()
-    correlation = (seen @ expected / (seen.norm() * expected.norm()).clamp(min=1e-30)).item()
-    strength = math.atanh(max(-0.999999, min(0.999999, correlation))) * math.sqrt(max(1, k // 2 - 3))
-    strength = max(-30.0, min(30.0, strength))
+    correlation, strength = _pairs_correlate(channels, profile)
     # The sign under one order is the opposite of that under the other. How large the correlation is in this model is
     # not known, and between layers of different kinds it is none: the odds are those of a sign test.
     log_ratio = math.log(math.erfc(-strength / math.sqrt(2))) - math.log(math.erfc(strength / math.sqrt(2)))
@@ -159,11 +166,31 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint) -> Iterator[E
     yield Evidence(
         convention="the nibble order",
         read_as=weight.layout,
-        fits_better=other if log_ratio < -_CONTRADICTS else "",
+        fits_better=other if log_ratio < -contradicts else "",
         sureness=_sureness(log_ratio),
         message=f"channel sizes agree with {len(names[:8])} unquantized layers' to r = "
         f"{correlation:+.3f} within pairs; the other order gives the opposite sign",
     )
+
+
+def _pairs_correlate(channels: Tensor, profile: Tensor) -> tuple[float, float]:
+    """Return how alike two profiles [K] are within pairs of neighbours, by ranks: the correlation, and that in standard
+    deviations of chance.
+
+    Of neighbours, only the difference matters: all that the order within a byte changes. Ranks make chance the same
+    whatever the sizes are, those of dead and of outlier channels included: the variance of the correlation of N pairs
+    is 1 / (N - 1), and its tails are no heavier than a normal distribution's.
+    """
+    seen, expected = (_ranks(values[0::2] - values[1::2]) for values in (channels, profile))
+    correlation = (seen @ expected / (seen.norm() * expected.norm()).clamp(min=1e-30)).item()
+    return correlation, max(-30.0, min(30.0, correlation * math.sqrt(max(1, len(seen) - 1))))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return the rank of each number [N], their mean taken off; equal numbers share the mean of theirs."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    mean = counts.cumsum(0) - (counts - 1) / 2
+    return mean.double()[inverse] - (len(values) + 1) / 2
 
 
 def _channels(values: Tensor) -> Tensor:
@@ -184,19 +211,21 @@ def tiled_order(n: int, g: int) -> Tensor:
     return tile * 512 + r % 32 * 16 + r % 128 // 32 * 4 + c % 4
 
 
-def _swizzle(weight: QuantizedWeight) -> Iterator[Evidence]:
+def _swizzle(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
     """Compare how much of the scales' variation rows and columns explain, as read and as if tiled."""
     n, g = weight.scales.shape
     if not weight.scheme.scaling.scale_format.coded or n < 128 or g < 4 or n % 128 or g % 4:
         return
     logs = weight.scheme.scaling.scale_format.decode(weight.scales).double().clamp(min=1e-38).log2()
     unexplained = {"linear": _unexplained(logs), "128 x 4 tiles": _unexplained(logs.reshape(-1)[tiled_order(n, g)])}
-    # Blocks of a row are not independent: the rows count.
+    # Blocks of a row are not independent: the rows count. Scales without structure fit both readings by chance.
+    by_chance, spread = (n + g - 2) / (n * g - 1), math.sqrt(2 * (n + g - 2)) / (n * g)
+    structured = 1 - unexplained["128 x 4 tiles"] - by_chance > _STRUCTURED * spread
     log_ratio = n / 2 * math.log(max(unexplained["128 x 4 tiles"], 1e-12) / max(unexplained["linear"], 1e-12))
     yield Evidence(
         convention="the order of the scales",
         read_as="linear",
-        fits_better="128 x 4 tiles" if log_ratio < -_CONTRADICTS else "",
+        fits_better="128 x 4 tiles" if log_ratio < -contradicts and structured else "",
         sureness=_sureness(log_ratio),
         message="rows and columns explain "
         + ", ".join(f"{1 - value:.0%} of the scales' variance read as {name}" for name, value in unexplained.items()),

@@ -33,8 +33,9 @@ def examine(request: CheckpointRequest) -> CheckpointReport:
     original = open_checkpoint(request.against) if request.against else None
     reports = {layer.name: _listed(layer) for layer in chosen}
     to_read = [layer for layer in chosen if layer.scheme and not layer.problems]
-    for layer in to_read if request.deep or original else _sample(to_read):
-        _read(layer, reports[layer.name], checkpoint, original, whole=request.deep)
+    read = to_read if request.deep or original else _sample(to_read)
+    for layer in read:
+        _read(layer, reports[layer.name], checkpoint, original, whole=request.deep, among=len(read))
     if original is not None:
         _compare_without_scheme([layer for layer in chosen if layer.decodes_without_scheme], reports, original)
     used = {tensor.name for layer in layers for tensor in layer.tensors.values()}
@@ -79,7 +80,8 @@ def _sample(layers: list[QuantizedLayer]) -> list[QuantizedLayer]:
 
 
 def _read(
-    layer: QuantizedLayer, report: LayerReport, checkpoint: Checkpoint, original: Checkpoint | None, whole: bool
+    layer: QuantizedLayer, report: LayerReport, checkpoint: Checkpoint, original: Checkpoint | None, whole: bool,
+    among: int
 ) -> None:
     # Here, so that listing a checkpoint loads no torch.
     from fpxbench.checkpoint import comparison, conventions, statistics
@@ -93,7 +95,7 @@ def _read(
         report.histogram = statistics.histogram(sample)
         report.scales, problems = statistics.scale_statistics(layer.name, sample)
         report.problems += problems + statistics.code_problems(layer.name, sample, report.histogram)
-        report.evidence = conventions.evidence(layer, sample, checkpoint)
+        report.evidence = conventions.evidence(layer, sample, checkpoint, among)
         if original is not None:
             comparison.compare(layer, report, weight.dequantize(), original, weight)
     except CheckpointError as error:
