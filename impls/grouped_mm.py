@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from fpxbench.checking import grouped_product
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls._upcast import upcast
-from fpxbench.numbers.experts import rows_of_experts
+from fpxbench.numbers.experts import QuantizedExperts, rows_of_experts
 
 
 @implementation("grouped_mm")
@@ -24,6 +24,11 @@ class GroupedMM(Implementation):
             return Support.no(f"upcasts quantized weights, and multiplies 16-bit activations: not {scheme.name}")
         refusal = grouped_product.why_not(device, torch.bfloat16)
         return Support.no(refusal, missing="has no" in refusal) if refusal else Support.yes()
+
+    def matmul(self, x, weight):
+        rows = x.reshape(-1, x.shape[-1])
+        offsets = torch.tensor([len(rows)], dtype=torch.int32, device=x.device)
+        return self.grouped_matmul(rows, QuantizedExperts.stack([weight]), offsets).reshape(*x.shape[:-1], weight.shape[0])
 
     def grouped_matmul(self, x, weight, offsets):
         groups = rows_of_experts(offsets)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from fpxbench.regressions.change_report import Direction, State
 from fpxbench.reports import formatting, words
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, ConversionMatrix, ConversionRow, cell_text
 from fpxbench.reports.casts.decode_table import DecodeTable
+from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, render as render_checkpoint
 from fpxbench.reports.history.build_pages import BuildPage
 from fpxbench.reports.history.regression_groups import STATES, RegressionSummary
 from fpxbench.reports.history.series_pages import ROOT, SeriesPage
@@ -95,7 +95,8 @@ class Pages:
 
     def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
                  broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],
-                 support: SupportMatrix, models: Sequence[ModelPage] = ()) -> str:
+                 support: SupportMatrix, models: Sequence[ModelPage] = (),
+                 checkpoints: Sequence[CheckpointPage] = ()) -> str:
         """Render the first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest
         of each machine, `older` counts the other sweeps."""
         of_cases = [one for one in problems if not one.link.endswith(MODELS)]
@@ -103,7 +104,7 @@ class Pages:
                     if (found := [problem for problem in problems if problem.section is section])}
         return self._render(
             "overview.html", root="", sweeps=sweeps, shown=sweeps[:SWEEPS_IN_FULL], sections=sections, older=older,
-            casts=casts, support=support, models=models,
+            casts=casts, support=support, models=models, checkpoints=checkpoints,
             headline=_with_models(headline(of_cases, swept=bool(sweeps)) if sweeps or casts else "", models),
             charts=_with_page(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
@@ -190,14 +191,12 @@ class Pages:
         """Render the glossary."""
         return self._render("about.html", root="", schema=Record.SCHEMA)
 
+    def checkpoint(self, page: CheckpointPage) -> str:
+        """Render one examined checkpoint."""
+        return render_checkpoint(page, self._templates, root="../", home="../index.html")
+
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(**values)
-
-
-def static_files() -> dict[str, bytes]:
-    """Return the site's style sheets and scripts, by name."""
-    return {entry.name: entry.read_bytes() for entry in files("fpxbench.reports").joinpath("static").iterdir()
-            if entry.is_file()}
 
 
 def _with_models(title: str, models: Sequence[ModelPage]) -> str:

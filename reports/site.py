@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.decode_speed import DecodeSpeed
+from fpxbench.checkpoint.stored_reports import read_reports
 from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.records.record import Record
@@ -32,10 +33,12 @@ from fpxbench.reports.casts.conversion_pages import (
     conversion_matrix,
 )
 from fpxbench.reports.casts.decode_table import DecodeTable, decode_table
+from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, checkpoint_page
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.status_history import StatusHistories
 from fpxbench.reports.model.generation_table import ModelPage, model_page, model_problems
-from fpxbench.reports.pages import Pages, static_files
+from fpxbench.reports.pages import Pages
+from fpxbench.reports.static_files import static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
 from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable, sweep_of
 from fpxbench.reports.targets.support_build import build_diffs
@@ -114,6 +117,9 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     models, broken = _write_models(results, pages, with_page)
     broken_lines += broken
 
+    checkpoints, broken = _write_checkpoints(results, pages)
+    broken_lines += broken
+
     shown = sorted(newest.values(), key=_gpu_first)
     newest_casts = _newest_casts(casts)
     troubles = chapter.write_rest(casts.values(), set(map(str, broken_lines)))
@@ -126,10 +132,10 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     broken_lines += unreadable
     pages.write("about.html", pages.about)
     pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
-                [sweep for sweep, _ in newest_casts], support, models)
+                [sweep for sweep, _ in newest_casts], support, models, checkpoints)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
                        problems, broken_lines,
-                       troubles + pages.failures, empty=not (shown or newest_casts or models))
+                       troubles + pages.failures, empty=not (shown or newest_casts or models or checkpoints))
 
 
 def _folder(path: Path) -> tuple[str, str]:
@@ -206,6 +212,15 @@ def _write_models(results: Path, pages: Pages, machines: set[str]) -> tuple[list
             found.append(model_page(folder, rows, ranked))
             pages.write(found[-1].path, pages.models, found[-1], folder[0] in machines)
     return found, broken_lines
+
+
+def _write_checkpoints(results: Path, pages: Pages) -> tuple[list[CheckpointPage], list[BrokenLine]]:
+    """Write the page of each examined checkpoint; return the pages, and the files that are no examinations."""
+    reports, broken = read_reports(results)
+    found = [checkpoint_page(name, report) for name, report in reports]
+    for page in found:
+        pages.write(page.path, pages.checkpoint, page)
+    return found, broken
 
 
 def _newest_records(store: Store[R], path: Path) -> tuple[list[R], list[BrokenLine]]:

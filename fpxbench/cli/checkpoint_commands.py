@@ -40,6 +40,10 @@ def checkpoint(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="DIR", help="Write a page to this folder: layers, findings, codes.")
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="DIR", help="Keep it in this results folder, for `fpxbench report`."),
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,6 +72,11 @@ def checkpoint(
 
         page = write_checkpoint_page(CheckpointReport.model_validate(report), html)
         err.print(f"page: {page}", markup=False)
+    if results is not None:
+        from fpxbench.checkpoint.checkpoint_report import CheckpointReport
+        from fpxbench.checkpoint.stored_reports import store_report
+
+        err.print(f"kept: {store_report(CheckpointReport.model_validate(report), results)}", markup=False)
     if as_json:
         import json
 

@@ -12,7 +12,7 @@ import jinja2
 from fpxbench.checkpoint.checkpoint_report import CheckpointReport, Evidence, LayerReport
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.reports import formatting
-from fpxbench.reports.pages import static_files
+from fpxbench.reports.static_files import static_files
 
 MOST_LAYERS = 1000
 """Rows of the page; layers with findings come first, then those that were read."""
@@ -43,25 +43,66 @@ class LayerRow:
         return bool(self.layer.problems or self.doubts)
 
 
-def write_checkpoint_page(report: CheckpointReport, output: Path) -> Path:
-    """Write ``index.html`` and its style sheet to the folder `output`; return the page's path.
+@dataclass(frozen=True)
+class CheckpointPage:
+    """One examined checkpoint as its page shows it.
+
+    name : of its file in ``RESULTS/checkpoints``, and of its page
+    rows : layers with findings first, then those that were read, at most `MOST_LAYERS`
+    wrong : layers with a finding
+    groups : dialect, scheme, layers, bytes and bits a weight
+    findings : messages by how many layers have them
+    """
+
+    name: str
+    report: CheckpointReport
+    rows: list[LayerRow]
+    wrong: int
+    groups: list[tuple[str, str, int, int, float]]
+    findings: list[tuple[str, int]]
+
+    @property
+    def left_out(self) -> int:
+        return len(self.report.layers) - len(self.rows)
+
+    @property
+    def path(self) -> str:
+        """The page's place in a site."""
+        return f"checkpoints/{self.name}.html"
+
+    @property
+    def title(self) -> str:
+        """The checkpoint's own name."""
+        return Path(self.report.path).name or self.report.path
+
+
+def checkpoint_page(name: str, report: CheckpointReport) -> CheckpointPage:
+    """Return what a page shows of `report`."""
+    rows = sorted(map(_row, report.layers), key=lambda row: (not row.wrong, not row.bars))
+    findings = Counter(problem.split(": ", 1)[-1] for each in report.layers for problem in each.problems)
+    return CheckpointPage(name, report, rows[:MOST_LAYERS], sum(row.wrong for row in rows), _groups(report.layers),
+                          findings.most_common(20))
+
+
+def render(page: CheckpointPage, templates: jinja2.Environment, *, root: str = "", home: str | None = None) -> str:
+    """Return the page's HTML. `root` leads to the folder of ``assets``; `home`, if there is one, to the first page.
 
     Names and messages come from the file: all are escaped, and the page runs no script.
     """
+    return templates.get_template("checkpoint.html").render(
+        page=page, report=page.report, root=root, home=home, WIDTH=WIDTH, HEIGHT=HEIGHT)
+
+
+def write_checkpoint_page(report: CheckpointReport, output: Path) -> Path:
+    """Write ``index.html`` and its style sheet to the folder `output`; return the page's path."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
     templates.filters.update(nbytes=formatting.nbytes)
-    rows = sorted(map(_row, report.layers), key=lambda row: (not row.wrong, not row.bars))
-    findings = Counter(problem.split(": ", 1)[-1] for each in report.layers for problem in each.problems)
-    page = templates.get_template("checkpoint.html").render(
-        report=report, rows=rows[:MOST_LAYERS], left_out=len(rows) - MOST_LAYERS, WIDTH=WIDTH, HEIGHT=HEIGHT,
-        wrong=sum(row.wrong for row in rows), groups=_groups(report.layers), findings=findings.most_common(20),
-    )
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "assets" / "style.css").write_bytes(static_files()["style.css"])
-    (output / "index.html").write_text(page, encoding="utf-8")
+    (output / "index.html").write_text(render(checkpoint_page("index", report), templates), encoding="utf-8")
     return output / "index.html"
 
 
