@@ -20,10 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fpxbench.checkpoint.checkpoint_report import CheckpointReport, CheckpointRequest
 from fpxbench.checkpoint.conventions import tiled_order
-from fpxbench.checkpoint.conversion import in_dialect
+from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS, Dialect
-from fpxbench.checkpoint.examination import CheckpointReport, CheckpointRequest, examine
+from fpxbench.checkpoint.layer_examination import examine
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named

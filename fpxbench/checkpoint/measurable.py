@@ -66,7 +66,7 @@ def file_weights(given: str) -> list[MeasurableLayer]:
     if not chosen:
         known = [entry.name for entry in matrices]
         hint = did_you_mean(glob, known, f"it holds {', '.join(known[:5]) or 'none'}")
-        raise CheckpointError(f"{path}: no matrix of floating-point numbers {glob!r}; {hint}")
+        raise CheckpointError(f"{path}: no matrix of floating-point numbers{f' {glob!r}' if glob else ''}; {hint}")
     if not glob and len(chosen) > _MOST_UNNAMED:
         raise CheckpointError(f"{path} holds {len(chosen)} matrices: name one, or several by glob, as in "
                               f"{path}:{chosen[0].name}")

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from fpxbench.checkpoint.checkpoint_report import CheckpointRequest
 from fpxbench.checkpoint.conventions import _pairs_correlate
-from fpxbench.checkpoint.conversion import in_dialect
+from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
-from fpxbench.checkpoint.examination import examine
+from fpxbench.checkpoint.layer_examination import examine
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import scheme_named
 
