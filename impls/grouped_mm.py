@@ -28,7 +28,8 @@ class GroupedMM(Implementation):
     def matmul(self, x, weight):
         rows = x.reshape(-1, x.shape[-1])
         offsets = torch.tensor([len(rows)], dtype=torch.int32, device=x.device)
-        return self.grouped_matmul(rows, QuantizedExperts.stack([weight]), offsets).reshape(*x.shape[:-1], weight.shape[0])
+        out = self.grouped_matmul(rows, QuantizedExperts.stack([weight]), offsets)
+        return out.reshape(*x.shape[:-1], weight.shape[0])
 
     def grouped_matmul(self, x, weight, offsets):
         groups = rows_of_experts(offsets)

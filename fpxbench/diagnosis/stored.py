@@ -128,12 +128,15 @@ class _Stored:
         A quotient beside a midpoint may have been rounded to either side.
         """
         fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
-        here = Scales(scales.stored[rows] if scales.stored.shape[0] > 1 else scales.stored, scales.tensor_scale)
-        held, original = same_number(self.codes[rows], fmt), self.original[rows]
+        # Rows of blocks that are several rows high cannot be taken out: all are encoded, and those rows compared.
+        whole = scaling.block_rows not in (1, None)
+        of_rows = not whole and scales.stored.shape[0] > 1
+        here = Scales(scales.stored[rows] if of_rows else scales.stored, scales.tensor_scale)
+        held, original = same_number(self.codes[rows], fmt), self.original if whole else self.original[rows]
         same = torch.zeros_like(held, dtype=torch.bool)
         for nudge in quotient_nudges(here, scaling):
             codes = encoded(original, lambda w, nudge=nudge: scaling.divide(w, here) * (1 + nudge), fmt, faults)
-            same |= same_number(codes, fmt) == held
+            same |= same_number(codes[rows] if whole else codes, fmt) == held
         return same
 
     def made_before_scales_were_rounded(self) -> bool:

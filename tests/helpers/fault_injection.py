@@ -162,7 +162,8 @@ def scale_numbers(
 ):
     """Return what each stored block scale stands for, float64 [N or 1, G], the second level left out."""
     from fpxbench.numbers.formats import FORMATS
-    scaling, stored = weight.scheme.scaling, weight.scales.numpy()
+    scaling, stored = weight.scheme.scaling, weight.scales
+    stored = (stored if scaling.scale_format.coded else stored.float()).numpy()
     if scaling.scale_format.powers_of_two:
         table = np.array([2.0 ** (code - 127) for code in range(255)] + [np.inf if by_shift else np.nan])
         if by_shift:
@@ -215,9 +216,10 @@ def factors_of(
     if no_block_scale:
         values = np.ones(values.shape)
     if scaling.has_tensor_scale and not no_tensor_scale:
-        values = values * float(weight.tensor_scale) ** tensor_power
+        values = values * float(weight.tensor_scale) ** (-tensor_power if scaling.divides else tensor_power)
     memory, blocks = values.reshape(-1), values.shape[1]
-    row = np.arange(n)[:, None] if values.shape[0] > 1 else np.zeros((n, 1), int)
+    # The row of the grid of scales, of which blocks that are several rows high have fewer.
+    row = np.arange(n)[:, None] // (scaling.block_rows or n)
     column = np.clip(np.arange(k)[None, :] - late, 0, None)
     block = block_size or scaling.block
     group = np.minimum(column // block, blocks - 1) if block else np.zeros((1, k), int)
@@ -233,7 +235,7 @@ def factors_of(
     elif along_k:
         at = np.broadcast_to(np.arange(k)[None, :], (n, k)) % len(memory)
     elif transposed:
-        at = group * n + row
+        at = group * values.shape[0] + row
     else:
         at = (row * blocks + group + next_block) % memory.size
     return np.broadcast_to(memory[at % len(memory)], (n, k))
