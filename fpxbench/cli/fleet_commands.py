@@ -169,7 +169,7 @@ def status(results: ResultsOption = Path("results"), as_json: JsonOption = False
     if running:
         out.print(f"running on {state.host} (process {state.pid}), as of {state.at}", markup=False, style="dim")
     elif not state.ended:
-        out.print(f"the driver on {state.host} ended without a word at {state.at} or later; the same `fpxbench fleet "
+        out.print(f"the driver on {state.host} ended without a message at {state.at} or later; the same `fpxbench fleet "
                   "run` continues", markup=False, style="yellow")
     else:
         out.print(f"ended {state.at}", markup=False, style="dim")
@@ -193,10 +193,10 @@ def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
     for column in ("node", "GPUs", "CPUs", "machines", "fpxbench"):
         table.add_column(column, justify="right" if column in ("GPUs", "CPUs") else "left")
     for row in found:
-        version = row["fpxbench"] or row["error"] or "none"
+        shown = row["fpxbench"] or row["error"] or "none"
         table.add_row(*map(escape, (f"{row['host']} ({row['node'][:8]})", str(row["gpus"]), str(row["cpus"]),
                                     row["machines"] or row["accelerator"],
-                                    version if row["usable"] else f"{version} (another than the driver's)")))
+                                    shown if row["usable"] else f"{shown} (another than the driver's)")))
     print_table(table)
 
 

@@ -71,8 +71,8 @@ def random_rounding(original: Tensor, weight: QuantizedWeight) -> RandomRounding
         return None     # a deterministic rounding sends all of a bin one way, but for the one in the middle
     spread = summed(place * (1 - place))
     bound = LOG_FALSE_ALARM / 3 + (LOG_FALSE_ALARM**2 / 9 + 2 * LOG_FALSE_ALARM * spread).sqrt()
-    shares = [(each / count.clamp(min=1)).reshape(2, BINS).cpu() for each in (ups, expected)]
-    return RandomRounding(*shares, ((ups - expected) / bound).reshape(2, BINS).cpu())
+    seen, wanted = ((each / count.clamp(min=1)).reshape(2, BINS).cpu() for each in (ups, expected))
+    return RandomRounding(seen, wanted, ((ups - expected) / bound).reshape(2, BINS).cpu())
 
 
 def biased_rounding(original: Tensor, weight: QuantizedWeight) -> str | None:

@@ -288,7 +288,8 @@ class _Inspector:
         operands = bench.quantized(bench.weight(small, WeightContents.CODES))
         readout = bench.readout(operands)
         columns = readout.columns[:: max(1, small.k // 8)]
-        right, wrong = [], []
+        right: list[int] = []
+        wrong: list[int] = []
         for m in sorted({small.m, *serving_calls.TOKEN_COUNTS, *serving_calls.MANY_TOKENS}):
             near = True
             try:

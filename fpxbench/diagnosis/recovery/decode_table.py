@@ -4,6 +4,7 @@ codes."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import chain, permutations
 
 import torch
@@ -165,7 +166,7 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
 
 def _another_format(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[Kind], str]:
     """Return the fault of codes that are decoded as another format's numbers, those that are no numbers left aside."""
-    candidates = chain(FORMATS.values(), CODEBOOKS.values(), _of_the_same_width(bench.fmt))
+    candidates: Iterator[NumberFormat] = chain(FORMATS.values(), CODEBOOKS.values(), _of_the_same_width(bench.fmt))
     for other in candidates:
         if other.bits != bench.fmt.bits or not other.signed:
             continue
