@@ -152,7 +152,7 @@ class _Probe:
         return not bool(y[0].isfinite().all())
 
     def _order(self, deadline: Deadline) -> tuple[int | None, str]:
-        """Return the block in which products are summed before they meet others, and the order in words.
+        """Return the block in which products are summed before they meet others, and the order as text.
 
         L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where
         blocks are summed first, the losses end where a block does: before k if a block's sum is wider, else after it.

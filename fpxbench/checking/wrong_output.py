@@ -76,9 +76,8 @@ def _depends_on_memory(
         status=Status.WRONG,
         kind=Kind.READS_UNWRITTEN,
         evidence=evidence | {"pattern": poison.pattern_name(pattern)},
-        summary=f"reads memory that nobody wrote (padding, say): right where new memory holds zeros, wrong where it "
-                f"holds"
-        f" {poison.pattern_name(pattern)}: {_extent(output, expected)}",
+        summary="reads memory that was never written (padding, say): right where new memory holds zeros, wrong where it"
+        f" holds {poison.pattern_name(pattern)}: {_extent(output, expected)}",
     )
 
 

@@ -150,7 +150,7 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: 
     names = plain_matrices(checkpoint, k)
     if not names or k % 2:
         yield Evidence(convention="the nibble order", read_as=weight.layout, sureness=0.5,
-                       message="no unquantized layer reads the same inputs: the order cannot be told from the numbers")
+                       message="no unquantized layer reads the same inputs: the numbers do not determine the order")
         return
     profile = torch.stack(
         [_channels(read_plain(checkpoint.tensors[name])[:MOST_PLAIN_ROWS]) for name in names[:8]]

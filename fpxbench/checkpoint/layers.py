@@ -228,7 +228,7 @@ def _described(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: Tenso
 
 
 def _declared_block(checkpoint: Checkpoint) -> int | None:
-    """Return the block size that the config speaks of, if it does."""
+    """Return the block size that the config names, if it names one."""
     declared = checkpoint.config.get("quantization_config")
     sizes: list[object] = []
     if isinstance(declared, dict):

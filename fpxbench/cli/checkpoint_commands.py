@@ -171,7 +171,7 @@ def _print_evidence(report: dict[str, Any]) -> None:
     for (convention, read_as, better), cases in found.items():
         name, evidence = min(cases, key=lambda case: case[1]["sureness"])
         sure = evidence["sureness"] >= 0.75
-        sureness = f"probability {evidence['sureness']:.3f}" if sure else "cannot be told"
+        sureness = f"probability {evidence['sureness']:.3f}" if sure else "undetermined"
         sign = "[red]✗[/]" if better else "[green]✓[/]" if sure else "·"
         reading = f"{better}, not {read_as}" if better else read_as
         out.print(f"{sign} {escape(convention)}: {escape(reading)} ({sureness} in {escape(name)}, the least sure of"

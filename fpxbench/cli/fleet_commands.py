@@ -169,8 +169,8 @@ def status(results: ResultsOption = Path("results"), as_json: JsonOption = False
     if running:
         out.print(f"running on {state.host} (process {state.pid}), as of {state.at}", markup=False, style="dim")
     elif not state.ended:
-        out.print(f"the driver on {state.host} ended without a message at {state.at} or later; the same `fpxbench fleet "
-                  "run` continues", markup=False, style="yellow")
+        out.print(f"the driver on {state.host} ended without a message at {state.at} or later; the same "
+                  "`fpxbench fleet run` continues", markup=False, style="yellow")
     else:
         out.print(f"ended {state.at}", markup=False, style="dim")
 

@@ -58,7 +58,7 @@ def name_reading(
     if fitting:
         return Diagnosis(
             nearness(first.correlation()),
-            "cannot tell: what explains every weight read out is at odds with the experiments"
+            "cannot tell: what explains every weight read out contradicts the experiments"
             f" ({maps.messages() if maps is not None else ''})",
             {"fitting": names_of(fitting)},
         )

@@ -36,7 +36,7 @@ class RandomRounding:
         return bool((self.excess.abs() <= 1).all())
 
     def message(self) -> str:
-        """Return the bin that is furthest off, in words."""
+        """Return the bin that is furthest off, as text."""
         sign, at = divmod(int(self.excess.abs().argmax()), BINS)
         return (f"{'positive' if sign else 'negative'} values at {float(self.wanted[sign, at]):.0%} of the way between"
                 f" two numbers go up in {float(self.seen[sign, at]):.0%} of cases")

@@ -1,7 +1,7 @@
 """Where a node keeps records until the driver has stored them.
 
 ``FOLDER/spool/FLEET/TASK/`` holds ``task.json``, ``lock``, ``log`` and ``results/``, to which ``fpxbench run`` appends.
-Whoever may write there or deliver from there holds the lock, the measuring process included. A folder that nobody
+A process that writes there or delivers from there holds the lock, the measuring process included. A folder that nobody
 locks was left behind by a worker that ended, and any worker of the host delivers it.
 """
 

@@ -103,8 +103,8 @@ def _gguf(name: str, path: Path) -> Source:
 
 
 NOTES = {
-    SMOLLM2: "Its weights were quantized to 4 bits before: good for telling gibberish, not for ranking formats.",
-    "gguf": "Its weights were quantized before: good for telling gibberish, not for ranking formats.",
+    SMOLLM2: "Its weights were quantized to 4 bits before: good for detecting gibberish, not for ranking formats.",
+    "gguf": "Its weights were quantized before: good for detecting gibberish, not for ranking formats.",
     "random": "Random weights: speed and decode faults only, perplexity means nothing.",
 }
 

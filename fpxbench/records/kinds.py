@@ -420,7 +420,7 @@ class Kind(StrEnum):
     )
     READS_UNWRITTEN = (
         "reads_unwritten", Group.CALL, Stage.CONTRACT,
-        "reads memory that nobody wrote",
+        "reads memory that was never written",
         "Right where new memory holds zeros, wrong where it holds NaN or large numbers: padding is multiplied, say.",
     )
     OUTPUT_CHANGED = (

@@ -237,7 +237,7 @@ class Properties(RecordPart):
     accumulator_overflows: bool | None = None
     """Sums of 2**17 overflow, as in fp16."""
     sum_order: Label | None = None
-    """The order of additions in words: ``in blocks of 32``."""
+    """The order of additions as text: ``in blocks of 32``."""
     sum_block: Count | None = None
     """How many neighbouring products are summed before they meet others."""
     error_factor: Rate | None = None
@@ -245,7 +245,7 @@ class Properties(RecordPart):
     error_threshold: Rate | None = None
 
     def messages(self) -> dict[str, str]:
-        """Return what was measured in words, by property: ``{"sums": "in 24 bits, in blocks of 32"}``."""
+        """Return what was measured as text, by property: ``{"sums": "in 24 bits, in blocks of 32"}``."""
         found: dict[str, str] = {}
         if self.repeatable is not None:
             found["repeats"] = (f"{'the same bits' if self.repeatable else 'different bits, all within the tolerance,'}"

@@ -56,7 +56,7 @@ NAMED = [
     (world.StaleScale, "e4m3fn-row", "canary.ragged", Kind.STALE_ACTIVATION_SCALE, "first call"),
     (world.SomeTokens, "nvfp4", "canary.ragged", Kind.M_DEPENDENT, "wrong for M = "),
     (world.FirstOfBatch, "e4m3fn-row", "canary.ragged", Kind.ACTIVATION_LAYOUT, "[B, M, K]"),
-    (world.PaddingRead, "mxfp4", "canary.ragged", Kind.READS_UNWRITTEN, "nobody wrote"),
+    (world.PaddingRead, "mxfp4", "canary.ragged", Kind.READS_UNWRITTEN, "never written"),
 ]
 
 

@@ -148,7 +148,7 @@ class FirstOfBatch(World):
 
 
 class PaddingRead(World):
-    """Pads K to 32 with memory that nobody wrote."""
+    """Pads K to 32 with memory that was never written."""
 
     def matmul(self, x, weight):
         k = x.shape[-1]

@@ -1,1 +1,1 @@
-"""Who is told of a confirmed regression, and how?"""
+"""How are people notified of a confirmed regression?"""

@@ -21,7 +21,7 @@ _MOST_LOG_LINES = 40
 
 @dataclass(frozen=True)
 class Issue:
-    """One regression, as it is to be told."""
+    """One regression, as an issue reports it."""
 
     id: str
     """Ten hex digits that stay the same while cases and machines come in: what tells an issue that is open already."""
