@@ -6,11 +6,12 @@ import time
 
 import pytest
 import torch
+from small_implementations import Right
 
 from fpxbench.checking import contract, kept_memory, serving_calls, tampering
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.examination import Examination, ranges
-from fpxbench.implementation import Implementation, Support
+from fpxbench.implementation import Implementation
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Record
@@ -19,18 +20,6 @@ from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import TrialResult, _run, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Right(Implementation):
-    """Decode, multiply in fp32."""
-
-    name = "right"
-
-    def supports(self, scheme, device):
-        return Support.yes()
-
-    def matmul(self, x, weight):
-        return (x.float() @ weight.dequantize().T).to(x.dtype)
 
 
 def request(scheme: str = "e4m3fn-row", m: int = 2, n: int = 32, k: int = 96, **fields) -> TrialRequest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import os
 import zipfile
 from pathlib import Path
 
@@ -67,3 +68,7 @@ def write_torch(
     )
 
 
+def offline(folder):
+    """Return the variables under which pip and `fpxbench` install from ``folder/index`` and nowhere else."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "index"), "PIP_CONFIG_FILE": os.devnull,
+            "FPX_INSTALLER": "pip"}

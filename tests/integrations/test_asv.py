@@ -15,7 +15,7 @@ import time
 import pytest
 from asv.util import UserError
 from places import CHECKOUT
-from small_index import write_torch
+from small_index import offline, write_torch
 
 from fpxbench.builds.environments import Installation
 from fpxbench.builds.installed import installed_build
@@ -312,22 +312,15 @@ def nightlies(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     done = asv(folder, "run", "ALL", "--skip-existing-successful", "--bench", "track_status", FPX_CHANNEL="nightly",
-               **offline(folder))
+               **planted_only(folder))
     (folder / "stdout").write_text(done.stdout + done.stderr)
     assert done.returncode in (0, 2), done.stdout + done.stderr     # 2: a benchmark failed
     return folder
 
 
-def offline(folder):
-    return {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(folder / "index"),
-        "PIP_CONFIG_FILE": os.devnull,
-        "FPX_INSTALLER": "pip",
-        "FPX_IMPLEMENTATION": "planted",
-        "FPX_SCHEME": "e4m3fn-row",
-        "FPX_WORKLOAD": "canary.codes/m1",
-    }
+def planted_only(folder):
+    return offline(folder) | {"FPX_IMPLEMENTATION": "planted", "FPX_SCHEME": "e4m3fn-row",
+                              "FPX_WORKLOAD": "canary.codes/m1"}
 
 
 def status_of(folder, key):
@@ -366,7 +359,7 @@ def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for
         "--skip-existing-successful",
         "--bench",
         "track_status",
-        **offline(nightlies),
+        **planted_only(nightlies),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(Store(nightlies / "results").read_all()[0]) == before
@@ -375,7 +368,7 @@ def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for
 @pytest.mark.slow_core
 @pytest.mark.slow   # half a minute each on two idle cores
 def test_find_names_the_build_with_which_it_became_worse(nightlies):
-    done = asv(nightlies, "find", "nightly", "matmul.track_status", **offline(nightlies))
+    done = asv(nightlies, "find", "nightly", "matmul.track_status", **planted_only(nightlies))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Greatest regression found: " + CRASHING_KEY[:8] in done.stdout, done.stdout
 
@@ -383,7 +376,8 @@ def test_find_names_the_build_with_which_it_became_worse(nightlies):
 @pytest.mark.slow
 def test_continuous_compares_a_build_with_one_before(nightlies):
     done = asv(
-        nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status", **offline(nightlies)
+        nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status",
+        **planted_only(nightlies),
     )
     assert "PERFORMANCE DECREASED" in done.stdout, done.stdout + done.stderr
 
@@ -392,9 +386,9 @@ def test_a_channel_can_be_left_out(nightlies):
     assert not list((nightlies / "results" / "here").glob(f"{HERE.key[:8]}-*.json")), (
         "a release, and nightlies were asked for"
     )
-    done = asv(nightlies, "run", "NEW", "--dry-run", FPX_CHANNEL="weekly", **offline(nightlies))
+    done = asv(nightlies, "run", "NEW", "--dry-run", FPX_CHANNEL="weekly", **planted_only(nightlies))
     assert done.returncode == 1 and "FPX_CHANNEL='weekly'" in done.stdout + done.stderr
-    done = asv(nightlies, "run", "NEW", "--bench", "track_status", FPX_CHANNEL="nightly", **offline(nightlies))
+    done = asv(nightlies, "run", "NEW", "--bench", "track_status", FPX_CHANNEL="nightly", **planted_only(nightlies))
     assert "No commit hashes selected" in done.stdout + done.stderr     # all nightlies have results
 
 

@@ -4,8 +4,9 @@ import functools
 
 import pytest
 import torch
-from fault_injection import injections, read
+from fault_injection import injections
 from sample_records import BUILD, CPU, GPU
+from small_implementations import register_reader
 from tiny_model import save_tiny
 
 from fpxbench.implementation import Implementation, Support, implementation
@@ -46,23 +47,7 @@ def measured(prepared, scheme, name, **changes):
 def faulty(scheme, number):
     """Return the name of an implementation that makes one of the faults that can be injected in reading `scheme`."""
     fault = injections(scheme_named(scheme))[number]
-    name = f"faulty_{scheme.replace('-', '_').replace('.', '_')}_{number}"
-
-    @implementation(name)
-    class Reading(Implementation):
-        def __init__(self):
-            self.decoded = {}
-
-        def supports(self, scheme, device):
-            return Support.yes()
-
-        def matmul(self, x, weight):
-            key = weight.packed.data_ptr()
-            if key not in self.decoded:     # numpy takes its time
-                self.decoded[key] = weight.packed, read(weight, **fault.how).float()
-            return (x.float() @ self.decoded[key][1].T).to(x.dtype)
-
-    return name
+    return register_reader(f"faulty_{scheme.replace('-', '_').replace('.', '_')}_{number}", fault.how)
 
 
 SCHEMES = ("int8-row", "e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "e3m2-row", "mxfp4", "nvfp4", "e2m1-g32")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from fault_injection import injections, read
+from small_implementations import register_reader
 from tiny_model import tiny_config
 from transformers import LlamaForCausalLM
 
-from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.model import quality, quality_statistics
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_record import LayerDiagnosis
@@ -96,26 +96,6 @@ def test_the_noise_is_small_and_not_zero():
 # Faults.
 
 
-def faulty_class(name, how, only=None):
-    @implementation(name)
-    class Reading(Implementation):
-        def __init__(self):
-            self.decoded = {}
-
-        def supports(self, scheme, device):
-            return Support.yes()
-
-        def matmul(self, x, weight):
-            key = weight.packed.data_ptr()
-            if key not in self.decoded:
-                self.decoded[key] = weight.packed, read(weight, **how).float()
-            product = x.float() @ (self.decoded[key][1] if only is None or weight.shape == only
-                                   else weight.dequantize()).T
-            return product.to(x.dtype)
-
-    return name
-
-
 SCHEMES = ("int8-row", "e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "e5m2fnuz-row", "e3m2-row", "e2m3-row", "mxfp4",
            "nvfp4", "e2m1-g32", "mxfp8_e4m3fn")
 
@@ -129,7 +109,7 @@ def test_every_fault_that_changes_a_weight_is_told_and_no_other(scheme, monkeypa
         if fault.storing:
             continue
         model = tiny()
-        quantize_(model, scheme, faulty_class(f"told_{number}_{scheme.replace('-', '_')}", fault.how))
+        quantize_(model, scheme, register_reader(f"told_{number}_{scheme.replace('-', '_')}", fault.how))
         change = 0.0
         for _, _, _, tensor in list(quality.quantized_parameters(model))[:7]:
             right, seen = tensor.weight.dequantize().double(), read(tensor.weight, **fault.how)
@@ -151,7 +131,7 @@ def test_the_first_layer_that_leaves_the_oracle_is_the_faulty_one():
     """Only down_proj has the shape [64, 96]; what comes after the first of them inherits its error."""
     model = tiny()
     fault = next(each for each in injections(scheme_named("e4m3fn-row")) if each.kind is Kind.FN_AS_FNUZ)
-    quantize_(model, "e4m3fn-row", faulty_class("wrong_in_down", fault.how, only=(64, 96)))
+    quantize_(model, "e4m3fn-row", register_reader("wrong_in_down", fault.how, only=(64, 96)))
     layers = quality.layer_differences(model, TOKENS[None, :32])
     first = next(layer for layer in layers if layer.leaves)
     assert first.layer == "model.layers.0.mlp.down_proj"
@@ -184,7 +164,7 @@ def test_of_a_trained_model_fp4_is_honest_and_fn_read_as_fnuz_is_gibberish(tmp_p
     from fpxbench.records.verdict import Status
 
     fault = next(each for each in injections(scheme_named("e4m3fn-row")) if each.kind is Kind.FN_AS_FNUZ)
-    name = faulty_class("smol_fn_as_fnuz", fault.how)
+    name = register_reader("smol_fn_as_fnuz", fault.how)
     settings = GenerateSettings(model="smollm2", device="cpu", schemes=["mxfp4"], new_tokens=4, text_tokens=64)
     prepared = generate.prepare(settings, tmp_path)
     assert "4 bits before" in prepared.model.note

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from small_index import write_torch
+from small_index import offline, write_torch
 
 from fpxbench.builds.environments import Builds, Environments
 from fpxbench.builds.timeline import Timeline
@@ -168,15 +168,6 @@ def noisy(timing, rng):
             "speedup": timing.speedup * dense / factor,
         }
     )
-
-
-def offline(folder):
-    return {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(folder / "index"),
-        "PIP_CONFIG_FILE": os.devnull,
-        "FPX_INSTALLER": "pip",
-    }
 
 
 def fpxbench(folder, *arguments, python=sys.executable):

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from small_implementations import Right
 
 from fpxbench.checking import inputs
-from fpxbench.implementation import Implementation, Support
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import diagnosed_trial
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Right(Implementation):
-    """Decode, multiply in fp32."""
-
-    name = "right"
-
-    def supports(self, scheme, device):
-        return Support.yes()
-
-    def matmul(self, x, weight):
-        return (x.float() @ weight.dequantize().T).to(x.dtype)
 
 
 def request(n: int = 64, k: int = 104, **fields: object) -> TrialRequest:
