@@ -48,7 +48,7 @@ class RecoveredMaps:
         if time.monotonic() > deadline:
             self.experiments.append(blocks)
             return
-        scales, self.factors = recover_scales(bench, table, blocks.right is True)
+        scales, self.factors = recover_scales(bench, table, blocks.right is True, self.blocks)
         if self.factors is not None and self.factors.holds_common_factor(table):
             self.experiments[0] = Experiment(
                 name="table",

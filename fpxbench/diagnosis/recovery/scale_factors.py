@@ -3,6 +3,8 @@ level."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +15,7 @@ from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.recovery.decode_table import common_factor, known_code, number_text, plain_weights
+from fpxbench.diagnosis.recovery.scale_blocks import BlockMap
 from fpxbench.diagnosis.scale_functions import describe_factors, matching_functions, stored_format, within_fp32
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
@@ -40,8 +43,13 @@ class Factors:
         return bool((self.number != table.cpu()[self.probe]).any())
 
 
-def recover_scales(bench: Bench, table: Tensor, blocks_right: bool) -> tuple[Experiment, Factors | None]:
-    """Return the factor of every scale that can be seen by codes whose numbers are known from `table`."""
+def recover_scales(
+    bench: Bench, table: Tensor, blocks_right: bool, blocks: BlockMap | None = None
+) -> tuple[Experiment, Factors | None]:
+    """Return the factor of every scale that can be seen by codes whose numbers are known from `table`.
+
+    blocks : the scale that each weight meets, where that is known
+    """
     code, read = known_code(bench, table)
     if code is None:
         return Experiment(
@@ -63,7 +71,7 @@ def recover_scales(bench: Bench, table: Tensor, blocks_right: bool) -> tuple[Exp
     if not bool(usable.any()):
         return Experiment(name="scales", right=None, message=f"no scale could be seen ({'; '.join(skipped)})"), None
     codes, values, probe = (None if codes is None else codes[usable]), values[usable], probe[usable]
-    seen = _read_factors(bench, table, plain, codes, values, probe, rowwise=rowwise)
+    seen = _read_factors(bench, blocks, plain, codes, values, probe, rowwise=rowwise)
     number, constant = table[probe].cpu(), common_factor(bench, table, ~table.isnan())
     if constant is not None and not bool(bench.near(seen, number * values, 3.0).all()):
         # One factor on all codes beside other faults in scales: it is that of the scale under which codes were read.
@@ -149,7 +157,8 @@ def _not_visible(bench: Bench, codes: Tensor | None, values: Tensor, usable: Ten
 
 
 def _read_factors(
-    bench: Bench, table: Tensor, plain: Tensor, codes: Tensor | None, values: Tensor, probe: Tensor, *, rowwise: bool
+    bench: Bench, blocks: BlockMap | None, plain: Tensor, codes: Tensor | None, values: Tensor, probe: Tensor, *,
+    rowwise: bool,
 ) -> Tensor:
     """Return the output of each scale with its probe code, float64 [S]."""
     row, *column = plain.nonzero()[-1].tolist()
@@ -165,20 +174,16 @@ def _read_factors(
         return torch.where(where & ~sums.isfinite(), sums, read)
 
     def scales_of(indices: Tensor) -> Scales:
-        shape = (-1, 1)
-        return (
-            bench.scales_of_codes(codes[indices].reshape(shape))
-            if codes is not None
-            else bench.scales(values[indices].reshape(shape))
-        )
+        grid = indices.reshape(-1, indices.shape[-1] if indices.ndim > 1 else 1)
+        return bench.scales_of_codes(codes[grid]) if codes is not None else bench.scales(values[grid])
 
     if not rowwise:
-        singly = []
-        for one in range(len(values)):
+        seen = _read_where_met(bench, blocks, plain, values, probe, scales_of)
+        for one in (~seen.isfinite()).nonzero().reshape(-1).tolist():
             operands = bench.hold(probe[one].reshape(1, 1), scales_of(torch.tensor([one])))
             read = bench.read(operands, at)[row, :1].cpu()
-            singly.append(sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row])))
-        return torch.cat(singly)
+            seen[one] = sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row]))
+        return seen
     # Rows of one scale each. A row of which another scale is read stands out by what all other rows of that arrangement
     # show.
     rng = inputs.generator(bench.seed, "scale codes")
@@ -194,6 +199,32 @@ def _read_factors(
         read = bench.read(operands, wanted.to(bench.device)).cpu()
         of_part = read[rows[:len(part)], torch.searchsorted(wanted, columns[:len(part)])]
         seen[part] = sums_of_nonfinite(operands, of_part, ~values[part].isfinite(), rows[:len(part)])
+    return seen
+
+
+def _read_where_met(
+    bench: Bench, blocks: BlockMap | None, plain: Tensor, values: Tensor, probe: Tensor,
+    scales_of: Callable[[Tensor], Scales],
+) -> Tensor:
+    """Return the outputs of as many scales at a time as the weights of one column meet, float64 [S].
+
+    All weights hold one code, so that it does not matter whose code each reads. NaN: not read; a scale that is not
+    finite spoils the whole row, others on it included.
+    """
+    seen = torch.full((len(values),), math.nan, dtype=torch.float64)
+    if blocks is None or not bench.sets_codes:
+        return seen
+    place = torch.where(plain.cpu() & blocks.free, blocks.place, -1)
+    column = max(range(bench.k), key=lambda k: len(place[:, k].unique()))
+    places = {where: n for n, where in enumerate(place[:, column].tolist()) if where >= 0}
+    at = torch.tensor([column], device=bench.device)
+    finite = values.isfinite()
+    for code in probe[finite].unique() if len(places) > 1 else ():
+        for part in (finite & (probe == code)).nonzero().reshape(-1).split(len(places)):
+            index = part[:1].repeat(math.prod(bench.grid_shape))
+            index[torch.tensor(list(places))[:len(part)]] = part
+            operands = bench.hold(code.reshape(1, 1), scales_of(index.reshape(bench.grid_shape)))
+            seen[part] = bench.read(operands, at).cpu()[list(places.values())[:len(part)], 0]
     return seen
 
 
