@@ -39,6 +39,20 @@ def pytest_unconfigure(config):
     shutil.rmtree(os.environ.pop(FOLDER_VARIABLE))
 
 
+LONGEST = [
+    "sweep/test_faulty_impls", "diagnosis/test_diagnose", "diagnosis/test_inspect", "impls/test_triton_fused",
+    "diagnosis/test_confusion", "integrations/test_asv", "integrations/test_pytest_plugin", "impls/test_fragments",
+    "impls/test_impls", "targets/test_targets_inductor", "reports/test_report", "test_bad_input", "cases/test_cases",
+    "targets/test_targets", "builds/test_environments", "casts/test_cast_run",
+]
+"""Files of more than ten seconds, longest first. Begun last, one would keep one core busy while the others wait."""
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {f"tests/{name}.py": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
+
+
 def pytest_collection_finish(session):
     # Every garbage collection, of which each trial makes one, would visit the million objects of PyTorch and of the
     # tests.

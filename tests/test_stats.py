@@ -23,7 +23,7 @@ from fpxbench.stats import (
 
 def test_statistics_do_without_torch() -> None:
     code = "import sys, fpxbench.stats as s; s.median_interval([1.0] * 6); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # ---- medians

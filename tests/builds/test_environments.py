@@ -156,7 +156,7 @@ with Environments(Path({str(environments.root)!r})).lease(request) as environmen
     print(environment.state.status)
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["ready", "ready"]
+    assert [process.communicate(timeout=600)[0].strip() for process in both] == ["ready", "ready"]
     assert installations(environments, request) == 1
 
 
@@ -244,11 +244,11 @@ with Environments(Path({str(environments.root)!r})).lease(request):
     pass
 """
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
-    process.wait(30)
+    process.wait(600)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert environments.all() == [(request.name, None)]
 

@@ -19,7 +19,7 @@ from fpxbench.builds.timeline import Timeline, TimelineError, commit_hash
 from fpxbench.builds.timeline.sync import ALL_BUILDS, SyncFilter, parse_since, sync
 from fpxbench.records.record import Build
 
-SETTINGS = PipSettings(timeout_s=0.5, retries=0)
+SETTINGS = PipSettings(timeout_s=60, retries=0)
 RELEASES = (Listed("2.13.0", day="2026-07-08"), Listed("2.14.1", day="2026-09-30", triton="triton~=3.8.0"))
 
 
@@ -273,7 +273,7 @@ def broken_off(body, content_type, announced):
 
 
 def silent(request):
-    time.sleep(1.5)
+    time.sleep(3)
 
 
 def dripping(request):
@@ -290,7 +290,7 @@ JSON, HTML = json_page(list(RELEASES)), html_page(list(RELEASES))
 FAULTS = {
     "server error": (lambda request: send(request, 503, b"maintenance"), "answers HTTP 503"),
     "forbidden": (lambda request: send(request, 403, b""), "answers HTTP 403: it needs credentials"),
-    "silent": (silent, "did not answer within 0.5 s"),
+    "silent": (silent, "did not answer within 2 s"),
     "dripping": (dripping, "is too slow"),
     "half JSON": (broken_off(JSON[:-40], "application/vnd.pypi.simple.v1+json", 0), "broke off in the middle"),
     "half JSON, cut connection": (broken_off(JSON[:-40], "application/vnd.pypi.simple.v1+json", len(JSON)),
@@ -314,9 +314,8 @@ def test_an_index_in_trouble_is_one_sentence_loses_nothing_and_the_next_sync_goe
         run(timeline, index)
         before = timeline.entries()
         index.faults["^/simple/"] = answer
-        settings = PipSettings(timeout_s=0.5, retries=0)
-        fetcher = Fetcher(settings)
-        fetcher._total_s = 1.0
+        fetcher = Fetcher(PipSettings(timeout_s=2, retries=0))
+        fetcher._total_s = 4.0
         result = sync(timeline, [index_location(index.url), index_location(other.url)], fetcher)
         (problem,) = result.problems
         assert message in problem and index.url in problem and "\n" not in problem

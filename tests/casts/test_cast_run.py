@@ -339,7 +339,6 @@ def cli(*arguments):
         [sys.executable, "-m", "fpxbench", "numerics", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=200,
     )
 
 

@@ -308,7 +308,6 @@ def nightlies(tmp_path_factory):
         env=environment(folder),
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     done = asv(folder, "run", "ALL", "--skip-existing-successful", "--bench", "track_status", FPX_CHANNEL="nightly",
@@ -431,7 +430,7 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(folder, tmp_path):
                                stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     shown = b""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while SLOW.encode() not in shown and time.monotonic() < deadline:
         if select.select([master], [], [], 1)[0]:
             shown += os.read(master, 1 << 16)
@@ -443,7 +442,7 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(folder, tmp_path):
                 shown += os.read(master, 1 << 16)
             except OSError:  # the terminal's other side is closed
                 break
-    assert process.wait(60) == 1
+    assert process.wait(600) == 1
     assert b"What was measured is kept" in shown, shown.decode(errors="replace")
     records, broken = Store(tmp_path).read_all()
     assert [record.case.implementation for record in records] == ["dense"] and not broken

@@ -115,7 +115,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
         env=own | {"HOME": str(folder), "FPX_MACHINE": GPU.name},
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -106,7 +106,6 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
         check=False,
     )
 

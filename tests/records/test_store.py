@@ -85,7 +85,7 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path):
     running = [
         subprocess.Popen([sys.executable, "-c", APPENDER, tmp_path, name, str(each)], cwd=here) for name in writers
     ]
-    assert [process.wait(60) for process in running] == [0] * len(writers)
+    assert [process.wait(600) for process in running] == [0] * len(writers)
     records, broken = Store(tmp_path).read_all()
     assert not broken
     assert {r.case.id for r in records} == {case(workload="w" + name, m=m).id for name in writers for m in range(each)}

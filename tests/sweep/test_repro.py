@@ -71,7 +71,7 @@ def run(of: Record, faulty: Path) -> subprocess.CompletedProcess[str]:
     script = faulty.with_name("repro.py")
     script.write_text(repro_script(of))
     return subprocess.run(
-        [sys.executable, str(script), str(faulty)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script), str(faulty)], capture_output=True, text=True, check=False
     )
 
 
@@ -135,5 +135,5 @@ def test_the_script_of_experts_multiplies_them_all(tmp_path: Path) -> None:
     ast.parse(script)
     path = tmp_path / "repro.py"
     path.write_text(script)
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip().endswith("right"), done.stdout + done.stderr

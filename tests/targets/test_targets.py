@@ -387,7 +387,7 @@ def test_a_diff_lists_losses_and_gains_and_sets_the_exit_status(tmp_path):
 
 def command(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "fpxbench", "targets", *map(str, arguments)], capture_output=True,
-                          text=True, timeout=120, **options)
+                          text=True, **options)
 
 
 def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tmp_path):
@@ -406,16 +406,16 @@ def test_ctrl_c_ends_it_and_all_that_it_started(fake):
                                 "decode/e4m3fnuz", "-a", "sm_90", "--jobs", "1"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     children = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not any("sleep" in command for _, command in children):
         time.sleep(0.2)
         children = descendants(process.pid)
     assert any("sleep" in command for _, command in children), "it never got to compiling"
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid, _ in children):
         time.sleep(0.1)
     assert not [command for pid, command in children if Path(f"/proc/{pid}").exists()]

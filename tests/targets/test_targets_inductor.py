@@ -197,7 +197,7 @@ def test_a_missing_private_name_is_named(tmp_path):
              "torch._inductor.graph.GraphLowering.compile_to_module"]
     request = question("e4m3fn/default-nk-m16-bf16").request(ARCHITECTURES["sm_90"])
     program = HIDING.format(child=str(CHILD), request=request, names=names)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     messages = json.loads(run.stdout.splitlines()[-1])
     for name in names:
@@ -306,7 +306,7 @@ def test_a_script_asks_again_with_nothing_but_pytorch(tmp_path):
     pytest.importorskip("torch")
     file = tmp_path / "again.py"
     file.write_text(script(question("int8/max-autotune-nk-m1-bf16"), ARCHITECTURES["sm_90"], found="ok: one kernel"))
-    run = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    run = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path)
     if "NotObservable" in run.stderr:
         pytest.skip(run.stderr.splitlines()[-1])
     assert run.returncode == 0, run.stderr
