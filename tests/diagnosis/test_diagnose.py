@@ -14,6 +14,7 @@ from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import encode_faults, encoded
 from fpxbench.diagnosis.hypotheses import Predictor
 from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import codec
@@ -114,6 +115,21 @@ def test_each_known_decode_fault_is_named_or_counted_among_those_that_fit(scheme
             assert "right when it is computed again" in found.message       # too small a difference for the tolerance
         named += found.kind is fault.kind
     assert named >= 3
+
+
+def test_scales_are_read_together_where_each_weight_meets_a_known_block(monkeypatch) -> None:
+    """One at a time, the 256 codes of E8M0 would take a weight each."""
+    held = []
+    hold = Bench.hold
+    monkeypatch.setattr(Bench, "hold", lambda bench, *what: held.append(what) or hold(bench, *what))
+
+    def next_rows_scales(weight):
+        grid = weight.scale_grid().roll(1, dims=0)
+        return codec.decode(weight.codes(), weight.scheme.format) * grid.repeat_interleave(32, dim=1)
+
+    found = diagnosed(next_rows_scales, "mxfp4")
+    assert found.kind is Kind.BLOCK_OFF_BY_ONE, found.message
+    assert len(held) < 100
 
 
 def test_an_implementation_that_is_right_when_asked_again_is_said_to_be() -> None:
