@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 _LATE_S = 0.02
-"""An output that is computed on another thread or stream is waited for this long before it is called wrong."""
+"""An output that is computed on another thread or stream is waited for this long before it is called wrong,"""
+_THREADS_S = 1.0
+"""and Python threads that are still running this long, since on a busy machine they may not have begun."""
 
 Again = Callable[[int], Output]
 """Repeat the call in memory that holds the given pattern."""
@@ -29,7 +32,7 @@ def judge(again: Again, output: Output, comparison: Comparison, expected: Refere
     """
     y = output.seen
     evidence = comparison_evidence(comparison)
-    time.sleep(_LATE_S)
+    _wait_for_late_writes()
     output.check_unchanged()
     if previous is not None and previous.product.shape == y.shape and compare(y, previous).within:
         return Verdict(status=Status.WRONG, kind=Kind.STALE_OUTPUT, evidence=evidence,
@@ -45,6 +48,14 @@ def judge(again: Again, output: Output, comparison: Comparison, expected: Refere
                        summary=f"{int(bad.sum())} of {y.numel()} outputs are not finite,"
                                f" the first at [{row}, {column}]: {y[row, column].item()}")
     return Verdict(status=Status.WRONG, evidence=evidence, summary=comparison.message())
+
+
+def _wait_for_late_writes() -> None:
+    deadline = time.monotonic() + _THREADS_S
+    for thread in threading.enumerate():
+        if thread not in (threading.current_thread(), threading.main_thread()) and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    time.sleep(_LATE_S)
 
 
 def _depends_on_memory(

@@ -51,7 +51,7 @@ def test_a_call_that_waits_longer_than_its_time_limit_is_not_a_timeout_and_the_h
         threading.Timer(0.5, holder.set).start()
 
     with Isolation(4 * GIB, announce) as isolation:
-        isolation.call("harmful:say", "warm", timeout_s=120)
+        isolation.call("harmful:say", "warm", timeout_s=600)
         outcome = isolation.call("harmful:use_the_device", device, 0.0, timeout_s=1.0)
     assert outcome.value is not None, outcome.verdict
     assert outcome.waited_s >= locks.ANNOUNCE_AFTER_S and outcome.waited_s <= outcome.elapsed_s
@@ -68,14 +68,14 @@ def test_the_time_limit_goes_on_once_the_device_is_free(device):
 def test_the_lock_is_free_after_its_holder_was_killed(device):
     with Isolation(4 * GIB) as isolation:
         assert isolation.call("harmful:use_the_device", device, 600.0, timeout_s=1.0).verdict.status is Status.TIMEOUT
-        assert isolation.call("harmful:use_the_device", device, 0.0, timeout_s=60.0).value is not None
+        assert isolation.call("harmful:use_the_device", device, 0.0, timeout_s=600).value is not None
     assert lock_file(device).read_text() == ""
 
 
 def test_a_child_uses_the_folder_of_locks_that_is_named_to_its_parent():
     """The tests name one of their own: no sweep on the same machine makes them wait."""
     with Isolation(4 * GIB) as isolation:
-        used = isolation.call("fpxbench.checking.device_lock:lock_file", "cpu", timeout_s=60).read(Path)
+        used = isolation.call("fpxbench.checking.device_lock:lock_file", "cpu", timeout_s=600).read(Path)
     assert used == lock_file("cpu") and used.parent == Path(os.environ[locks.FOLDER_VARIABLE])
     assert used.parent != Path(tempfile.gettempdir())
 
