@@ -82,7 +82,10 @@ def library(fmt: NumberFormat, scaling: Scaling) -> ctypes.CDLL:
             if done.returncode:
                 raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
             built.replace(file)      # at once, for those that build the same
-    return ctypes.CDLL(str(file))
+    loaded = ctypes.CDLL(str(file))
+    if hasattr(loaded, "product_bf16"):
+        loaded.product_bf16.restype = ctypes.c_bool
+    return loaded
 
 
 class _Weight(ctypes.Structure):
@@ -119,6 +122,18 @@ class Kernels:
             ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(self.n), self._threads(self.n),
         )
         return out
+
+    def product_bf16(self, x: Tensor) -> Tensor | None:
+        """Return x bf16 [M, k] times the weight by products of bf16 pairs: fp32 [M, N]; None where there are none."""
+        if not hasattr(self._library, "product_bf16"):
+            return None
+        padded = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 4)).contiguous()
+        out = torch.empty(len(x), self.n)
+        done = self._library.product_bf16(
+            ctypes.byref(self._weight), ctypes.c_void_p(padded.data_ptr()), ctypes.c_int64(len(x)),
+            ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(self.n), self._threads(self.n),
+        )
+        return out if done else None
 
     def decode(self, begin: int, out: Tensor) -> None:
         """Write the weight's rows from `begin` on to `out` [rows, k], fp32, bf16 or fp16, scaled."""

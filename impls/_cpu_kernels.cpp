@@ -299,7 +299,10 @@ inline Two scaled(const Weight &w, const uint8_t *packed, int64_t begin, int64_t
 
 // Ask for the next rows: a row is often a page, which the CPU's own prefetching does not cross. Once for a cache line.
 template <int ROWS> inline void prefetch(const Weight &w, const uint8_t *at) {
-    for (int r = 0; r < ROWS; ++r) _mm_prefetch((const char *)at + (r + ROWS) * w.row_bytes, _MM_HINT_T0);
+    constexpr int regions = first(PIECES), AHEAD = ROWS < 4 ? 4 : ROWS;
+    for (int r = 0; r < ROWS; ++r)
+        for (int region = 0; region < regions; ++region)
+            _mm_prefetch((const char *)at + (r + AHEAD) * w.row_bytes + region * w.plane, _MM_HINT_T0);
 }
 
 template <int PLANE, class Do> inline void each_plane(Do &&what) {
@@ -582,7 +585,135 @@ template <class Out> void decode_to(const Weight &w, int64_t begin, int64_t end,
     else decode_of<Out, false>(w, begin, end, static_cast<Out *>(out), threads);
 }
 
+// Several tokens in bf16, by the CPU's products of pairs: numbers of a code are exact in bf16, and so are those under
+// MX's scales; other block scales are rounded with them. Sums are in fp32.
+
+#if defined(__AVX512BF16__)
+constexpr int ROWS_AT_ONCE = 32;                    // of a thread
+constexpr int TILE = 1024 / PLANES / STEP * STEP;   // along a plane: 16 tokens of x then fit a first-level cache
+
+inline float float_of(uint16_t bf16) {
+    const uint32_t bits = uint32_t(bf16) << 16;
+    float number;
+    std::memcpy(&number, &bits, 4);
+    return number;
+}
+
+// Codes of up to 6 bits under a scale a row are looked up as bf16 at once.
+constexpr bool AS_PAIRS = BLOCK == 0 && BITS <= 6 && BF16_EXACT;
+struct PairLookup { __m512i low, high; };
+
+inline PairLookup pair_lookup(const float *table) {
+    const auto part = [&](int at) { return (__m512i)_mm512_cvtne2ps_pbh(read(table + at + 16), read(table + at)); };
+    return {part(0), part(32)};
+}
+
+template <int PLANE>
+inline __m512bh pairs_of(const Weight &w, const PairLookup &lookup, const uint8_t *packed, int64_t begin, int64_t i) {
+    if constexpr (AS_PAIRS) {
+        const Halves index = widened(codes<PLANE>(packed, i, w.plane));
+        return (__m512bh)(BITS <= 5 ? _mm512_permutexvar_epi16(index, lookup.low)
+                                    : _mm512_permutex2var_epi16(lookup.low, index, lookup.high));
+    }
+    const Two two = scaled<false, PLANE>(w, packed, begin, i, nullptr);
+    return _mm512_cvtne2ps_pbh(two.high, two.low);
+}
+
+// x [m, k] by vectors: [planes, plane / STEP, m, STEP]. Rows of x are often a power of two of bytes apart, which a cache
+// has few places for. What is past a plane's last whole vector is left out.
+std::vector<uint16_t> by_vectors(const Weight &w, const uint16_t *x, int64_t m) {
+    const int64_t vectors = w.plane / STEP;
+    std::vector<uint16_t> to(PLANES * vectors * m * STEP);
+    for (int64_t at = 0; at < PLANES * vectors * m; ++at) {
+        const int64_t token = at % m, vector = at / m % vectors, plane = at / m / vectors;
+        std::memcpy(&to[at * STEP], x + token * w.k + plane * w.plane + vector * STEP, STEP * sizeof(uint16_t));
+    }
+    return to;
+}
+
+// Adds ROWS rows times TOKENS of m tokens, by vectors, over [from, to) of each plane to sums [ROWS, 16].
+template <int ROWS, int TOKENS>
+void dot_tile(const Weight &w, const uint16_t *x, int64_t m, int64_t row, int64_t from, int64_t to, float *sums) {
+    const int64_t vectors = w.plane / STEP;
+    const PairLookup lookup = pair_lookup(w.table);
+    const uint8_t *packed = w.packed + row * w.row_bytes;
+    Floats total[ROWS][TOKENS];
+    int64_t begin[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        begin[r] = w.scales_of(row + r);
+        for (int t = 0; t < TOKENS; ++t) total[r][t] = zero();
+    }
+    for (int64_t i = from; i < to; i += STEP) {
+        prefetch<ROWS>(w, packed + i);
+        each_plane<0>([&](auto plane) {
+            __m512bh pairs[ROWS];
+            for (int r = 0; r < ROWS; ++r)
+                pairs[r] = pairs_of<plane.value>(w, lookup, packed + r * w.row_bytes, begin[r], i);
+            for (int t = 0; t < TOKENS; ++t) {
+                const uint16_t *at = x + ((plane.value * vectors + i / STEP) * m + t) * STEP;
+                const __m512bh of_token = (__m512bh)_mm512_loadu_si512(at);
+                for (int r = 0; r < ROWS; ++r) total[r][t] = _mm512_dpbf16_ps(total[r][t], pairs[r], of_token);
+            }
+        });
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int t = 0; t < TOKENS; ++t) sums[r * 16 + t] += sum(total[r][t]);
+}
+
+template <int ROWS, int TOKENS>
+void dot_rows(const Weight &w, const uint16_t *x, const uint16_t *vectors, int64_t m, int64_t begin, int64_t end,
+              float *out, int64_t n, int64_t tokens) {
+    float sums[ROWS_AT_ONCE * 16] = {};
+    const int64_t whole = w.plane / STEP * STEP;
+    for (int64_t from = 0; from < whole; from += TILE) {
+        const int64_t to = std::min<int64_t>(from + TILE, whole);
+        int64_t row = begin;
+        for (; row + ROWS <= end; row += ROWS) dot_tile<ROWS, TOKENS>(w, vectors, m, row, from, to, sums + (row - begin) * 16);
+        for (; row < end; ++row) dot_tile<1, TOKENS>(w, vectors, m, row, from, to, sums + (row - begin) * 16);
+    }
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t scales = w.scales_of(row);
+        for (int64_t t = 0; t < tokens; ++t) {
+            float rest = 0;
+            for (int64_t i = whole; i < w.plane; ++i)
+                for (int plane = 0; plane < PLANES; ++plane) {
+                    const int64_t k = plane * w.plane + i;
+                    const float number = w.table[code_at(w.packed + row * w.row_bytes, plane, i, w.plane)];
+                    rest += number * (BLOCK ? w.scale(scales, k / COLUMNS) : 1.0f) * float_of(x[t * w.k + k]);
+                }
+            const float all = sums[(row - begin) * 16 + t] * (BLOCK ? 1.0f : FACTOR) + rest;
+            out[t * n + row] = BLOCK ? all : all * w.scale(scales, 0);
+        }
+    }
+}
+#endif
+
 }  // namespace
+
+#if defined(__AVX512BF16__)
+// x bf16 [m rounded up to a multiple of 4, k] times the weight into out fp32 [m, n]; false where blocks straddle
+// vectors, and nothing is done.
+extern "C" bool product_bf16(const Weight *w, const uint16_t *x, int64_t m, float *out, int64_t n, int threads) {
+    if (vectors_straddle_blocks(*w)) return false;
+    const int64_t padded = (m + 3) / 4 * 4;
+    const std::vector<uint16_t> vectors = by_vectors(*w, x, padded);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t begin = 0; begin < n; begin += ROWS_AT_ONCE) {
+        const int64_t end = std::min(begin + ROWS_AT_ONCE, n);
+        for (int64_t t = 0; t < m;) {
+            const auto rows = [&](auto kernel, int64_t tokens) {
+                kernel(*w, x + t * w->k, vectors.data() + t * STEP, padded, begin, end, out + t * n, n,
+                       std::min(m - t, tokens));
+                t += tokens;
+            };
+            if (m - t > 12) rows(dot_rows<1, 16>, 16);
+            else if (m - t > 4) rows(dot_rows<2, 8>, 8);
+            else rows(dot_rows<4, 4>, 4);
+        }
+    }
+    return true;
+}
+#endif
 
 // x fp32 [m, k] times the weight into out fp32 [m, n].
 extern "C" void product(const Weight *w, const float *x, int64_t m, float *out, int64_t n, int threads) {

@@ -12,6 +12,8 @@ from ._cpu_build import Kernels, compiler
 
 FEW_TOKENS = 8
 """Up to so many, decoding again for each four is faster than storing the decoded weight."""
+PAIRS_TOKENS = 16
+"""Up to so many where the CPU multiplies pairs of bf16."""
 BLOCK_ROWS = 512
 """Rows decoded at a time for more tokens: 4 MB of bf16 at K = 4096, which fits a last-level cache."""
 
@@ -25,12 +27,13 @@ def product_dtype(dtype):
 
 @implementation("cpu_fused")
 class CpuFused(Implementation):
-    """One loop over the packed weight for up to 8 tokens; for more, rows decoded into the cache for a dense product.
+    """One loop over the packed weight for up to 16 tokens; for more, rows decoded into the cache for a dense product.
 
     `torch.compile` of upcast + matmul + scale is slow on CPU: matmul is a library call there, so the upcast weight goes
     to memory and back. Here codes of up to 4 bits (AVX-512: 6) are looked up in registers, and wider ones become fp16
-    or fp32 by shifts. Products are summed in fp32. For more tokens a block of rows is decoded to the activation's
-    dtype, or to fp32 where the CPU has no fast 16-bit product, and multiplied by PyTorch's own product.
+    or fp32 by shifts. Up to 8 tokens are multiplied in fp32, or up to 16 in bf16 where the CPU has products of bf16
+    pairs, and summed in fp32. For more tokens a block of rows is decoded to the activation's dtype, or to fp32 where
+    the CPU has no fast 16-bit product, and multiplied by PyTorch's own product.
     """
 
     def supports(self, scheme, device):
@@ -45,14 +48,24 @@ class CpuFused(Implementation):
     def matmul(self, x, weight):
         (n, k), kernels = weight.shape, Kernels(weight)
         a = F.pad(x.reshape(-1, k), (0, kernels.k - k))
-        if len(a) <= FEW_TOKENS:
-            out = kernels.product(a.float().contiguous())
-        else:
-            dtype = product_dtype(x.dtype)
-            a, out = a.to(dtype), x.new_empty(len(a), n)
-            w = a.new_empty(min(BLOCK_ROWS, n), kernels.k)
-            for begin in range(0, n, BLOCK_ROWS):
-                rows = w[:n - begin]
-                kernels.decode(begin, rows)
-                out[:, begin:begin + BLOCK_ROWS] = F.linear(a, rows)
+        out = kernels.product_bf16(a) if by_pairs(a, weight.scheme.scaling) else None
+        if out is None:
+            out = kernels.product(a.float().contiguous()) if len(a) <= FEW_TOKENS else by_blocks(a, kernels)
         return out.to(x.dtype).reshape(*x.shape[:-1], n)
+
+
+def by_pairs(a, scaling):
+    """Return whether a [M, k] is multiplied in bf16: where that rounds no weight, or for more tokens than a few."""
+    exact = scaling.block is None or scaling.scale_format.powers_of_two
+    return a.dtype == torch.bfloat16 and (2 if exact else 5) <= len(a) <= PAIRS_TOKENS
+
+
+def by_blocks(a, kernels):
+    """Return a [M, k] times the weight, [M, N], decoding BLOCK_ROWS rows at a time for PyTorch's product."""
+    a = a.to(product_dtype(a.dtype))
+    out, w = a.new_empty(len(a), kernels.n), a.new_empty(min(BLOCK_ROWS, kernels.n), kernels.k)
+    for begin in range(0, kernels.n, BLOCK_ROWS):
+        rows = w[:kernels.n - begin]
+        kernels.decode(begin, rows)
+        out[:, begin:begin + BLOCK_ROWS] = F.linear(a, rows)
+    return out

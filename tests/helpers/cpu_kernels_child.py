@@ -13,12 +13,13 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 SHAPES = ((37, 75), (5, 1056), (9, 1))      # ragged; a tail after whole vectors; less than a vector
 K = 512
+BF16 = torch.bfloat16
 
 
 def products(implementation, scheme):
     for n, k in SHAPES:
         weight = implementation.quantize(torch.randn(n, k), scheme)
-        for m, dtype in ((1, torch.bfloat16), (7, torch.float16), (9, torch.bfloat16), (9, torch.float16)):
+        for m, dtype in ((1, BF16), (11, BF16), (17, BF16), (7, torch.float16), (9, torch.float16)):
             x = torch.randn(m, k).to(dtype)
             expected = reference.matmul_reference(x, implementation.dequantize(weight), quantized=True)
             comparison = reference.compare(implementation.matmul(x, weight), expected)
@@ -33,9 +34,9 @@ def codes(implementation, scheme):
         of_row = torch.zeros(len(table), K, dtype=torch.uint8)
         of_row[:, column] = torch.arange(len(table))
         weight = QuantizedWeight.from_codes(of_row, Scales(torch.ones(len(table), 1)), scheme)
-        x = torch.zeros(1, K, dtype=torch.bfloat16)
+        x = torch.zeros(1, K, dtype=BF16)
         x[0, column] = 1
-        for m in (1, 2, 9):
+        for m in (1, 2, 17):
             row = implementation.matmul(x.repeat(m, 1), weight)[0].float()
             if not torch.equal(row.nan_to_num(9e9), table.nan_to_num(9e9)):
                 yield f"{scheme.name}, M = {m}: codes {(row != table).nonzero().flatten().tolist()} at {column}"
