@@ -1,6 +1,7 @@
 """What an installation holds."""
 
 import setuptools
+from conftest import LONGEST
 from places import CHECKOUT
 
 
@@ -14,3 +15,7 @@ def test_every_folder_with_code_is_a_package_that_is_installed() -> None:
     }
     # targets/child is run as files by other interpreters, and is no package.
     assert set(setuptools.find_packages(str(CHECKOUT), include=["fpxbench*"])) == expected - {"fpxbench.targets.child"}
+
+
+def test_files_that_are_begun_first_are_there() -> None:
+    assert [name for name in LONGEST if not (CHECKOUT / "tests" / f"{name}.py").is_file()] == []
