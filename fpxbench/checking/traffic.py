@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from fpxbench.checking.effects import Effects
+from fpxbench.checking.effects import HEAVY_KERNEL, Effects
 from fpxbench.checking.operands import Operands
 from fpxbench.records.record import OVER_ROOFLINE, Flag, Timing, Traffic
 
 NOISY_HALF_WIDTH = 0.05
 UNFUSED_BYTES = 0.25
 """Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
+_WRITES_FASTER = 2.0
+"""How much faster than the measured read bandwidth a kernel may write: into a cache, for instance."""
+_PASSES_OF_X = 4
+"""A kernel that copies, orders or quantizes the activation may move as many times its bytes."""
 
 
 def traffic_of(operands: Operands, effects: Effects, median_s: float | None, read_gb_per_s: float | None,
@@ -28,15 +32,34 @@ def traffic_of(operands: Operands, effects: Effects, median_s: float | None, rea
 
 
 def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
-    """Return whether one call held a good part of the weight in decoded form, beyond its output."""
-    return peak_bytes - operands.output_bytes > UNFUSED_BYTES * 2 * operands.case.n * operands.case.k
+    """Return whether one call held a good part of the weight in decoded form, beyond its output and a copy of the
+    activation."""
+    case = operands.case
+    return peak_bytes - operands.output_bytes - 2 * case.rows * case.k > UNFUSED_BYTES * 2 * case.n * case.k
 
 
-def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool) -> list[Flag]:
+def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None) -> bool:
+    """Return whether a kernel beside the products takes as long as writing the decoded weight to memory would.
+
+    Kernels that order the activation or add partial sums are part of a fused product, and take less. Without a
+    measured bandwidth each kernel that takes 5% of the call counts.
+    """
+    case = operands.case
+    if not read_gb_per_s:
+        return seen.heavy_kernels > operands.products
+    decode_us = 2 * case.n * case.k / (read_gb_per_s * 1e3) / _WRITES_FASTER
+    activation_us = _PASSES_OF_X * 2 * case.rows * case.k / (read_gb_per_s * 1e3)
+    others = sorted((kernel.us for kernel in seen.kernels), reverse=True)[operands.products:]
+    return sum(others) >= max(decode_us, activation_us, HEAVY_KERNEL * sum(kernel.us for kernel in seen.kernels))
+
+
+def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool, seen: Effects,
+          read_gb_per_s: float | None) -> list[Flag]:
     """Return what is notable about a right and timed case."""
     found = []
     quantized = operands.weight.scheme.quantized
-    if quantized and (moved.heavy_kernels > operands.products or wrote_decoded_weight(operands, moved.peak_bytes)):
+    if quantized and (decoded_apart(operands, seen, read_gb_per_s)
+                      or wrote_decoded_weight(operands, moved.peak_bytes)):
         found.append(Flag.UNFUSED)
     if beyond_cache and _over_roofline(moved):
         found.append(Flag.OVER_ROOFLINE)

@@ -49,8 +49,9 @@ class Flag(StrEnum):
 
     UNFUSED = (
         "unfused",
-        "Two or more kernels take 5% of the call each, or more than a quarter of the 16-bit weight's size is allocated:"
-        " the decoded weight goes to memory. Determined from kernels and allocations, not from a setting.",
+        "Kernels beside the product take as long as writing the decoded weight to memory would, or more than a quarter"
+        " of the 16-bit weight's size is allocated: the decoded weight goes to memory. Determined from kernels and"
+        " allocations, not from a setting.",
     )
     OVER_ROOFLINE = (
         "over_roofline",

@@ -341,7 +341,8 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
         return
     result.timing = timing.summarized(samples, request.seed)
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s, kept)
-    result.flags += traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache)
+    result.flags += traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache, seen,
+                                  request.read_gb_per_s)
     result.traffic = result.traffic.model_copy(
         update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )

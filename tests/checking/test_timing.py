@@ -102,7 +102,7 @@ def metrics_of(held, us, *, read_gb_per_s=20.0, kernels=1, peak_bytes=0, spread=
     times = timing.summarized(samples, seed=0)
     seen = Effects([KernelLaunch("aten::mm", us / kernels)] * kernels, peak_bytes)
     moved = traffic.traffic_of(held, seen, times.median_us / 1e6, read_gb_per_s)
-    return times, moved, traffic.flags(held, times, moved, beyond_cache)
+    return times, moved, traffic.flags(held, times, moved, beyond_cache, seen, read_gb_per_s)
 
 
 def test_bytes_are_those_of_the_packed_weight_and_not_of_sixteen_bit_ones():
@@ -131,6 +131,23 @@ def test_what_fits_the_cache_may_be_faster_than_memory():
 ])
 def test_unfused_is_told_by_kernels_and_bytes(what, unfused):
     assert (Flag.UNFUSED in metrics_of(operands(), 100, **what)[2]) == unfused
+
+
+def test_kernels_that_order_the_activation_or_add_partial_sums_are_part_of_a_fused_product():
+    """As in a kernel for several tokens: an ordered copy of x, the product, a sum over splits of K."""
+    held = operands(m=16)
+    decode_us = 2 * 512 * 1024 / 20e3 / 2
+
+    def flagged(*us, peak_bytes=0, read_gb_per_s=20.0):
+        seen = Effects([KernelLaunch(f"kernel_{number}", each) for number, each in enumerate(us)], peak_bytes)
+        return traffic.decoded_apart(held, seen, read_gb_per_s)
+
+    assert not flagged(0.2 * decode_us, 3 * decode_us, 0.3 * decode_us)
+    assert flagged(0.2 * decode_us, 3 * decode_us, 1.1 * decode_us)
+    assert flagged(0.2 * decode_us, 3 * decode_us, 0.3 * decode_us, read_gb_per_s=None), "5% of the call counts"
+    copy_of_x = 2 * held.case.rows * held.case.k
+    assert not traffic.wrote_decoded_weight(held, held.output_bytes + copy_of_x + 1000)
+    assert traffic.wrote_decoded_weight(held, held.output_bytes + copy_of_x + 2 * 512 * 1024)
 
 
 def test_a_dense_product_is_never_unfused():

@@ -75,7 +75,8 @@ def _time(
         return
     result.timing = _timing(samples, request.seed)
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s)
-    result.flags = traffic.flags(operands, result.timing, result.traffic, timed.beyond_cache)
+    result.flags = traffic.flags(operands, result.timing, result.traffic, timed.beyond_cache, seen,
+                                 request.read_gb_per_s)
     result.traffic = result.traffic.model_copy(
         update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )
