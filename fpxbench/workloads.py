@@ -146,6 +146,7 @@ CANARIES = (
              WeightContents.VALUES),
     Workload("canary.scales", 128, 64, (1,), "every scale code of every scale format", WeightContents.SCALES),
     Workload("canary.ragged", 77, 203, (3, 33), "M, N and K that no block size divides"),
+    Workload("canary.blocks", 256, 384, (4,), "rows of three scales in blocks of 128: cuBLAS reads them by fours"),
     Workload("canary.experts.uniform", 40, 160, (9,), "6 experts, 2 a token", experts=6, experts_per_token=2,
              routing=Routing.UNIFORM),
     Workload("canary.experts.skewed", 37, 75, (9,), "5 experts, 3 a token, N and K that no block size divides",

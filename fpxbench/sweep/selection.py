@@ -46,7 +46,9 @@ _EACH_KIND = ("int8-row", "e4m3fn-row", "e3m2-g128", "nvfp4")
 _VARIANTS = ("e4m3fn-b128x128", "mxfp4.rceil", "nf4-g64", "e4m3fn-row+e4m3fn-row")
 """Blocks in two dimensions, another rounding of scales, a list of values, quantized activations."""
 _FEW = ("bf16", "int8-row", "e4m3fn-row", "e4m3fnuz-row", "e3m2-row", "mxfp4")
-_CANARIES = tuple(f"{canary.name}/*" for canary in CANARIES if canary.experts is None)
+_CANARIES = tuple(f"{canary.name}/*" for canary in CANARIES
+                  if canary.experts is None and canary.name != "canary.blocks")
+_BLOCKS = ("e4m3fn-b128x128", "e4m3fn-b128x128+e4m3fn-g128")
 
 _COMPILED = ("cpu_fused", "compiled_*")
 """A case of these takes a CPU five seconds, which the compiler spends anew on each shape and scheme."""
@@ -71,6 +73,7 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
         _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
         _Block(_VARIANTS, ("canary.codes/m1",)),
         _Block(("e4m3fn-b128x128", "e4m3fn-row+e4m3fn-row"), ("canary.ragged/m3",)),
+        _Block(_BLOCKS, ("canary.blocks/m4",)),
         _Block(("mxfp4",), ("canary.experts.skewed/*",)),
         _Block(("e4m3fn-row", "mxfp4"), ("canary.experts.*",), spared=_COMPILED),
         _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama3-8b.k/m1",)),
@@ -80,6 +83,7 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("quick", "cuda"): (
         _Block(_ALL, (*_CANARIES, "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
         _Block(_VARIANTS, (*_CANARIES, "llama2-7b.o/m16")),
+        _Block(_BLOCKS, ("canary.blocks/m4",)),
         _Block(("e4m3fn-row", "mxfp4", "nvfp4"), ("canary.experts.*",)),
         _Block(("mxfp4",), ("gpt-oss-20b.experts_gate_up.*/m1", "gpt-oss-20b.experts_gate_up.*/m64")),
         _Block((*_FEW, "nvfp4"), ("llama2-7b.gate_up/m1", "llama2-7b.o/m512")),

@@ -139,3 +139,17 @@ class LastScaleLeftOut(Right):
         factors = super().factors(weight).clone()
         factors[:, (weight.shape[1] - 1) // 32 * 32:] = 1
         return factors
+
+
+@implementation("faulty_scale_rows_of_four")
+class ScaleRowsOfFour(Right):
+    """Takes a row of the scale grid for as long as the next multiple of four, as cuBLAS does with blocks of 128 x 128.
+    """
+
+    schemes = ("e4m3fn-b128x128",)
+
+    def factors(self, weight):
+        grid = weight.scale_grid()
+        rows, columns = grid.shape
+        at = torch.arange(rows)[:, None] * (-(-columns // 4) * 4) + torch.arange(columns)
+        return weight.scheme.scaling.spread(grid.reshape(-1)[at.to(grid.device) % grid.numel()], *weight.shape)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fpxbench.implementation import Implementation, Support
+from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
@@ -33,6 +34,8 @@ def numbers(
     dropped=0,
 ):
     """Return what each code means, float64 [2**bits]; `bias` is added to the format's."""
+    if isinstance(fmt, Codebook):
+        return np.array([fmt.value(code) for code in range(1 << fmt.bits)])
     specials = specials or fmt.specials
     out = np.zeros(1 << fmt.bits)
     for code in range(1 << fmt.bits):
@@ -457,7 +460,10 @@ def injections(scheme, layout="planar") -> list[Injection]:
         reading(kind, "read as the sibling", bias=step, specials=specials)
         reading(Kind.SCALED, "read with the sibling's bias only", bias=step)
         storing(Kind.FNUZ_AS_FN if step > 0 else Kind.FN_AS_FNUZ, "the sibling's codes", target=other)
-    if fmt.twos_complement:
+    listed = isinstance(fmt, Codebook)      # no fields that could be misread
+    if listed:
+        reading(Kind.SIGN_LOST, "sign dropped", sign_lost=True)
+    elif fmt.twos_complement:
         reading(Kind.SIGN_LOST, "read as unsigned", unsigned=True)
     else:
         reading(Kind.SIGN_LOST, "sign dropped", sign_lost=True)
@@ -470,7 +476,7 @@ def injections(scheme, layout="planar") -> list[Injection]:
             reading(Kind.NEGATIVE_ZERO, "-0 read as NaN", minus_zero_nan=True)
         else:
             storing(Kind.NEGATIVE_ZERO, "NaN stored for -0", minus_zero=True)
-    if fmt.has_nan:
+    if not listed and fmt.has_nan:
         reading(Kind.NAN_CODE_LOST, "NaN read as a number", specials="none")
         reading(Kind.NAN_CODE_LOST, "NaN read as zero", nan_zero=True)
     others = {"e3m2": "e2m3", "e2m3": "e3m2", "e4m3fn": "e5m2", "e5m2": "e4m3fn"}
@@ -528,6 +534,8 @@ def injections(scheme, layout="planar") -> list[Injection]:
         reading(Kind.BLOCK_SIZE_MISTAKEN, "blocks twice as long", block_size=2 * scaling.block)
     if scaling.name != "tensor":
         reading(Kind.BLOCK_OFF_BY_ONE, "the next scale", next_block=1)
+    if listed:
+        return found
     storing(Kind.TRUNCATED, "toward zero", rounding="zero")
     storing(Kind.TRUNCATED, "down", rounding="down")
     storing(Kind.TIES_AWAY, "ties away", rounding="away")

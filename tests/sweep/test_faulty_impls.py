@@ -27,6 +27,7 @@ from fpxbench.workloads import CANARIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CODES, RAGGED, SEED = "canary.codes/m1", "canary.ragged/m3", "canary.seed/m1"
+BLOCKS = "canary.blocks/m4"
 EXPERTS, EMPTY, ONE = (f"canary.experts.{routing}/m9" for routing in ("uniform", "empty", "one"))
 LONG, TIMED, GPU = "long", "timed", "gpu"
 """Not layers of a sweep: shapes with a long K, or that are timed, in this process; and canaries on a GPU."""
@@ -74,6 +75,8 @@ PLANTS = (
     Plant("plane_swap", "e3m2-row", CODES, W, Kind.PLANE_SWAP, "in the order 3, 2, 1, 0"),
     Plant("pieces_exchanged", "e3m2-row", CODES, W, Kind.PLANE_SWAP, "pieces of 4 and 2 bits"),
     Plant("scale_transposed", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED, "[77, 7]"),
+    # What torch._scaled_mm does on an H200 if rows of scales are not padded; canary.codes, with four a row, is right.
+    Plant("scale_rows_of_four", "e4m3fn-b128x128", BLOCKS, W, Kind.SCALE_SHARED, "the scale of flat position"),
     Plant("row_scale_along_k", "e4m3fn-row", SEED, W, Kind.SCALE_TRANSPOSED, "along K"),
     Plant("scale_missing", "e4m3fn-row", RAGGED, W, Kind.SCALE_MISSING),
     Plant("scale_missing", "mxfp4", RAGGED, W, Kind.SCALE_MISSING),
@@ -275,7 +278,7 @@ def test_a_kept_copy_of_the_weight_is_flagged_with_its_bytes() -> None:
 LAYERS = {f"{w.name}/m{m}": (w, m) for w in CANARIES for m in w.m}
 ON_A_GPU = {
     CODES: ("canary.codes", 1, 32, 512), RAGGED: ("canary.ragged", 3, 77, 203), GPU: ("canary.ragged", 33, 77, 203),
-    LONG: ("long", 4, 128, 4096), TIMED: ("timed", 1, 1024, 1024),
+    BLOCKS: ("canary.blocks", 4, 256, 384), LONG: ("long", 4, 128, 4096), TIMED: ("timed", 1, 1024, 1024),
 }
 """Workload, M, N and K of each layer."""
 
