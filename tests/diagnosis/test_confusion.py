@@ -88,9 +88,10 @@ def test_every_kind_that_a_weight_can_show_is_injected() -> None:
     # test_random_maps.py
     by_random_maps = {Kind.CODE_PERMUTED, Kind.SCALE_PERMUTED, Kind.SCALE_MISREAD, Kind.WEIGHT_TRANSPOSED}
     by_cases = {Kind.SCALE_PADDING_READ, Kind.ZERO_BLOCK, Kind.ROUNDING_BIASED}       # tests/cases
+    of_experts = {Kind.EXPERT_BOUNDARY, Kind.EXPERT_MISTAKEN, Kind.EMPTY_EXPERT}    # tests/sweep/test_faulty_impls.py
     of_weights = {kind for kind in Kind if kind.emitted_by & (Stage.PRODUCT | Stage.STORED)
                   and kind.group not in (Group.RESULT, Group.CALL, Group.ACTIVATIONS)}
-    assert injected == of_weights - by_random_maps - by_cases
+    assert injected == of_weights - by_random_maps - by_cases - of_experts
 
 
 def test_the_tables_in_the_docs_hold_no_wrong_name() -> None:
