@@ -102,6 +102,16 @@ def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | No
     return None if found is None else ScaleRule(found, scheme)
 
 
+def rule_beside_zeros(original: Tensor, weight: QuantizedWeight) -> ScaleRule | None:
+    """Return the rule, other than the scheme's, that explains every row of `original` [N, K] that is not all zeros."""
+    kept = (original != 0).any(dim=1)
+    if not weight.has_codes or weight.scales is None or weight.scheme.scaling.block_rows != 1 or not bool(kept.any()):
+        return None
+    scales = Scales(weight.scales[kept], weight.tensor_scale)
+    rows = QuantizedWeight.from_codes(weight.codes()[kept], scales, weight.scheme, "bytes")
+    return find_scale_rule(original[kept], rows)
+
+
 def _follows_own(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
     """Return whether the weight was stored by one of `OWN_RULES`, and not by the scheme's."""
     tests = {SHARED: _shares_tensor_scale, FLOOR: _has_a_floor, SEARCH: _errs_less, STOCHASTIC: _rounds_at_random}

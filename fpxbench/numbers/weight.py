@@ -135,7 +135,7 @@ class QuantizedWeight:
         return replace(self, **copies, extra={name: tensor.clone() for name, tensor in self.extra.items()})
 
 
-def _tensors_of(held: Any, name: str, depth: int = 3) -> dict[str, Tensor]:
+def _tensors_of(held: Any, name: str, depth: int = 4) -> dict[str, Tensor]:
     """Return the tensors that an object holds, by name: a module's, a tensor subclass's parts, those of its attributes,
     of lists and of dictionaries, `depth` objects deep."""
     if held is None or depth == 0:

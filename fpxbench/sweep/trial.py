@@ -48,6 +48,7 @@ from fpxbench.diagnosis.scale_rules import (
     follows_rule,
     holds_on_powers_of_two,
     judged_scheme,
+    rule_beside_zeros,
 )
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
@@ -375,6 +376,9 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         # What looks like one mistake may be two, and another weight tell.
         diagnosis = diagnose_quantization(
             operands.original, judged, probe_quantization(implementation, judged)) or diagnosis
+        if diagnosis.kind is Kind.ZERO_BLOCK and rule is None \
+                and (other := rule_beside_zeros(operands.original, weight)) is not None:
+            diagnosis = replace(diagnosis, message=f"{diagnosis.message}; beside zeros, {other.message()}")
         return Verdict(status=Status.WRONG, kind=diagnosis.kind, summary=diagnosis.message, evidence=diagnosis.evidence)
     if not weight.scheme.quantized:
         return None

@@ -114,6 +114,23 @@ def test_another_right_rule_is_named_and_flagged_not_called_wrong(scheme, rule) 
     assert found.undeclared_rule is not None
 
 
+class Bf16WithoutAFloor(world.World):
+    """Scales in bf16, by which a row of zeros is divided too."""
+
+    def quantize(self, weight, scheme):
+        scale = (weight.abs().amax(dim=1, keepdim=True) / 448).bfloat16().float()
+        codes = world.encode((weight / scale).clamp(-448, 448), scheme.format)
+        return world.QuantizedWeight.from_codes(codes, world.replace_scales(scheme, weight, scale), scheme, self.layout)
+
+
+def test_nan_of_a_row_of_zeros_is_told_besides_the_rule_of_all_others() -> None:
+    undeclared = trial(Bf16WithoutAFloor(), "e4m3fn-row", "canary.values").verdict
+    assert undeclared.kind is Kind.ZERO_BLOCK and 'declare it (`scale_rule = "bf16"`)' in undeclared.summary
+    declared = type("Declared", (Bf16WithoutAFloor,), {"scale_rule": "bf16"})()
+    assert trial(declared, "e4m3fn-row", "canary.values").verdict.kind is Kind.ZERO_BLOCK     # 0 / 0 by that rule too
+    assert trial(declared, "e4m3fn-row", "canary.ragged").verdict.status is Status.OK
+
+
 @pytest.mark.parametrize("declared", [None, "div"])
 def test_a_global_scale_that_is_stored_as_a_divisor_is_right(declared) -> None:
     implementation = type("Divisor", (world.GlobalAsDivisor,), {"scale_rule": declared})()

@@ -10,7 +10,7 @@ import torch
 
 from fpxbench.diagnosis.scale_rules import find_scale_rule
 from fpxbench.implementation import Implementation, Support
-from fpxbench.numbers.codec import decode, encode
+from fpxbench.numbers.codec import decode, decode_table, encode
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
@@ -74,14 +74,24 @@ class ByRule(Implementation):
             scales = searched(weight, other, scales)
         values = scaling.divide(weight, scales)
         if self.rule == "stochastic":
-            values = values + self.bias * values.abs()
-            codes = encode(values, fmt, Rounding.STOCHASTIC, random_bits=23)
+            codes = encode(values, fmt, Rounding.STOCHASTIC, random_bits=23) if not self.bias else self.biased(
+                values, fmt)
         else:
             codes = encode(values, fmt)
         stored = scales.stored
         if not scheme.scaling.scale_format.coded:       # numbers, whatever format they are of
             stored = scaling.scale_format.decode(stored) if scaling.scale_format.coded else stored.float()
         return QuantizedWeight.from_codes(codes, replace(scales, stored=stored), scheme, self.layout)
+
+    def biased(self, values, fmt):
+        """Return codes that go up more often than they should."""
+        grid = decode_table(fmt)
+        grid = grid[grid.isfinite()].unique()
+        above = torch.searchsorted(grid, values).clamp(1, len(grid) - 1)
+        low, high = grid[above - 1], grid[above]
+        place = (values - low) / (high - low)
+        up = (torch.rand(values.shape) < place + self.bias) & (place > 0)
+        return encode(torch.where(up, high, low), fmt)
 
     def matmul(self, x, weight):
         scheme = self.judged(weight.scheme)
@@ -172,7 +182,7 @@ def test_an_undeclared_rule_that_is_no_function_of_the_weight_is_named(scheme: s
 @pytest.mark.parametrize("scheme", ["mxfp4", "e4m3fn-row"])
 def test_random_rounding_with_a_bias_is_named(scheme: str) -> None:
     case = Case(implementation="ruled", scheme=scheme, workload="random", m=4, n=128, k=256)
-    result = run(ByRule("stochastic", declared=False, bias=0.04), case, 1)
+    result = run(ByRule("stochastic", declared=False, bias=0.1), case, 1)
     assert result.verdict.kind is Kind.ROUNDING_BIASED, result.verdict.summary
     assert "values at" in result.verdict.summary and "go up in" in result.verdict.summary
 

@@ -194,7 +194,7 @@ class Bench:
         tolerance = roundings * reference.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
         past = wanted.abs() > finfo.max
         return (
-            ((seen - wanted).abs() <= tolerance)
+            (((seen - wanted).abs() <= tolerance) & wanted.isfinite())
             | (seen.isnan() & wanted.isnan())
             | (seen == wanted)
             | (past & ~seen.isfinite())
