@@ -235,7 +235,9 @@ def matching_functions(
         # Infinity in the place of NaN is no other fault than one that makes it finite or NaN where infinity was seen.
         agrees = agree(seen, predicted)
         nan_fits = torch.where(seen.isnan(), predicted.isnan(), agrees | (seen.isinf() & ~predicted.isfinite()))
-        fits = torch.where(of_nan, nan_fits, agrees | ~certain)
+        # A factor that leaves fp32's range on the way may be 0, infinite, or what it should be, but no ordinary number.
+        ordinary = (seen.abs() > 2.0**-90) & (seen.abs() < 2.0**90)
+        fits = torch.where(of_nan, nan_fits, agrees | (~certain & ~ordinary))
         return int(certain.sum()) > len(values) // 8 and bool(fits.all())
 
     alone = [one for one in known if gives(one.factor(codes, values))]
