@@ -103,8 +103,10 @@ class Kernels:
     def __init__(self, weight: QuantizedWeight) -> None:
         (self.n, k), scheme = weight.shape, weight.scheme
         fmt, scaling = scheme.format, scheme.scaling
+        if fmt is None or scaling is None:
+            raise ValueError(f"a {scheme.name} weight is not quantized: there is nothing to decode")
         self.k = padded_k(k)
-        packed, scales, factors, table = weight.packed.contiguous(), *_scales(weight), _table(fmt)
+        packed, scales, factors, table = weight.packed.contiguous(), *_scales(weight, scaling), _table(fmt)
         self._kept = packed, scales, factors, table
         rows = self.n if scaling.block_rows is None or len(scales) == 1 else scaling.block_rows
         planes = 8 // pieces(fmt.bits)[-1][1]
@@ -159,10 +161,9 @@ def _factors(scaling: Scaling) -> Tensor:
     return scaling.scale_format.decode(torch.arange(256, dtype=torch.uint8))
 
 
-def _scales(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+def _scales(weight: QuantizedWeight, scaling: Scaling) -> tuple[Tensor, Tensor]:
     """Return the scales [R, G] as the kernels read them, and what each code of a coded scale stands for, fp32 [256]."""
-    scaling = weight.scheme.scaling
-    if not scaling.scale_format.coded:
+    if weight.scales is None or not scaling.scale_format.coded:
         return weight.scale_grid().contiguous(), torch.zeros(1)
     if weight.tensor_scale is None:
         return weight.scales.contiguous(), _factors(scaling)

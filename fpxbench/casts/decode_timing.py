@@ -42,7 +42,7 @@ def measure(fmt: str, target: str, device: str, engines: list[str], budget_s: fl
     torch.manual_seed(0)
     bits = FORMATS[fmt].bits
     codes = torch.randint(1 << bits, (ROWS[device], K), dtype=torch.uint8, device=device)
-    dtype = getattr(torch, DTYPE_NAMES[target].torch)
+    dtype = getattr(torch, DTYPE_NAMES[target].torch or target)
     nbytes = codes.numel() * (1 + dtype.itemsize)
     found: dict[str, EngineSpeed] = {}
     calls: dict[str, tuple[Decode, int]] = {}

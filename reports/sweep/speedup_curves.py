@@ -77,7 +77,7 @@ class Fastest:
     @property
     def own_share(self) -> float | None:
         """The own kernel's speed over the best one's; None without a right, timed own case."""
-        return self.own.speedup / self.best.speedup if self.own and self.own.speedup and self.best.speedup else None
+        return _speedup(self.own) / _speedup(self.best) if self.own else None
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,19 @@ def fastest_of(rows: Iterable[CaseRow]) -> dict[int, Fastest]:
     for row in rows:
         by_m[row.case.m].append(row)
 
-    def best(of: Iterable[CaseRow]) -> CaseRow | None:
-        return max(of, key=lambda row: (row.speedup, row.case.id), default=None)
-
-    return {m: Fastest(best(of), best(row for row in of if row.case.implementation in OWN_KERNELS))
-            for m, of in sorted(by_m.items())}
+    found = {}
+    for m, of in sorted(by_m.items()):
+        slowest_first = sorted(of, key=lambda row: (_speedup(row), row.case.id))
+        own = [row for row in slowest_first if row.case.implementation in OWN_KERNELS]
+        found[m] = Fastest(slowest_first[-1], own[-1] if own else None)
+    return found
 
 
 def drawing(key: tuple[str, str], rows: Sequence[CaseRow], roofline: Roofline, looks: dict[str, int]) -> Drawing:
     """Draw one scheme on one layer: `rows` are its right, timed cases."""
     tokens = sorted({row.case.m for row in rows})
     limits = {m: roofline.speedup([row for row in rows if row.case.m == m]) for m in tokens}
-    values = [1.0, *(row.speedup for row in rows), *(limit for limit in limits.values() if limit)]
+    values = [1.0, *map(_speedup, rows), *(limit for limit in limits.values() if limit)]
     low, high = math.log(min(values) / 1.1), math.log(max(values) * 1.1)
 
     def x(m: int) -> float:
@@ -172,8 +173,8 @@ def drawing(key: tuple[str, str], rows: Sequence[CaseRow], roofline: Roofline, l
 
     curves = []
     for name in sorted({row.case.implementation for row in rows}):
-        best = {row.case.m: row for row in sorted(rows, key=lambda row: row.speedup) if row.case.implementation == name}
-        marks = tuple(Mark(x(m), y(best[m].speedup), best[m]) for m in sorted(best))
+        best = {row.case.m: row for row in sorted(rows, key=_speedup) if row.case.implementation == name}
+        marks = tuple(Mark(x(m), y(_speedup(best[m])), best[m]) for m in sorted(best))
         curves.append(Curve(name, looks[name], marks))
     inside = [ratio for ratio in _RATIOS if low <= math.log(ratio) <= high]
     inside = inside[::math.ceil(len(inside) / _MOST_TICKS)] if 1.0 not in inside else _thinned(inside)
@@ -188,6 +189,11 @@ def _thinned(ratios: list[float]) -> list[float]:
     """Return at most `_MOST_TICKS` of these, 1 among them."""
     step = math.ceil(len(ratios) / _MOST_TICKS)
     return ratios[ratios.index(1.0) % step::step]
+
+
+def _speedup(row: CaseRow) -> float:
+    """Return the speedup of a timed case."""
+    return row.speedup or 0.0
 
 
 def _operations(row: CaseRow) -> float:
