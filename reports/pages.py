@@ -20,7 +20,7 @@ from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
 from fpxbench.regressions.change_report import Direction, State
 from fpxbench.reports import formatting, words
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, ConversionMatrix, ConversionRow, cell_text
-from fpxbench.reports.casts.decode_table import DecodeTable
+from fpxbench.reports.casts.decode_speed_table import DecodeTable
 from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, render as render_checkpoint
 from fpxbench.reports.history.build_pages import BuildPage
 from fpxbench.reports.history.regression_groups import STATES, RegressionSummary

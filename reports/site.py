@@ -32,7 +32,7 @@ from fpxbench.reports.casts.conversion_pages import (
     cast_sweep_of,
     conversion_matrix,
 )
-from fpxbench.reports.casts.decode_table import DecodeTable, decode_table
+from fpxbench.reports.casts.decode_speed_table import DecodeTable, decode_table
 from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, checkpoint_page
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.status_history import StatusHistories

@@ -46,10 +46,8 @@ fleet_app = typer.Typer(no_args_is_help=True, help="Measure builds on every devi
                                                    "nodes, asv.")
 app.add_typer(fleet_app, name="fleet")
 
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", help="Ray cluster: auto, ray://HOST:10001, HOST:6379.  [dim]default: start Ray here[/]"),
-]
+AddressOption = Annotated[str | None, typer.Option(
+    "--address", help="Ray cluster: auto, ray://HOST:10001, HOST:6379.  [dim]default: start Ray here[/]")]
 
 
 def _command(function):
@@ -69,44 +67,43 @@ def _command(function):
     return fleet_app.command(name=function.__name__)(command)
 
 
+BuildsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--builds",
+        help="Builds of the timeline: 2.13.0..2.15.0, 2.15.0,nightly, 2.14.0.. (to the newest).  [dim]default: the "
+             "installed build[/]",
+    ),
+]
+DevicesOption = Annotated[str | None, typer.Option(
+    "--device", help="cpu or cuda (ROCm too).  [dim]default: the cluster's GPUs, or else its CPUs[/]")]
+MachinesOption = Annotated[list[str] | None, typer.Option(
+    "--machines", help="Kinds of machines, by glob: 'nvidia-*'. Repeatable.")]
+VariantsOption = Annotated[list[str] | None, typer.Option(
+    "--variant", help="Variant of the builds: cu130, rocm7.2, cpu; the first that fits a device is used. Repeatable.")]
+TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
+PatienceOption = Annotated[float, typer.Option(
+    "--patience", help="Wait this many minutes for a device that can do what is left.", min=0.0)]
+
+
 @_command
 def run(
-    builds: Annotated[
-        str | None,
-        typer.Option(
-            "--builds",
-            help="Builds of the timeline: 2.13.0..2.15.0, 2.15.0,nightly, 2.14.0.. (to the newest).  [dim]default: the "
-                 "installed build[/]",
-        ),
-    ] = None,
+    builds: BuildsOption = None,
     profile: ProfileOption = "quick",
     implementation: ImplementationOption = None,
     scheme: SchemeOption = None,
     workload: WorkloadOption = None,
     address: AddressOption = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu or cuda (ROCm too).  [dim]default: the cluster's GPUs, or else its CPUs[/]"),
-    ] = None,
-    machines: Annotated[
-        list[str] | None, typer.Option("--machines", help="Kinds of machines, by glob: 'nvidia-*'. Repeatable.")
-    ] = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option("--variant", help="Variant of the builds: cu130, rocm7.2, cpu; the first that fits a device is "
-                                       "used. Repeatable."),
-    ] = None,
+    device: DevicesOption = None,
+    machines: MachinesOption = None,
+    variant: VariantsOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
-    timing: Annotated[
-        bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")
-    ] = True,
+    timing: TimingOption = True,
     retry: RetryOption = False,
-    patience: Annotated[
-        float, typer.Option("--patience", help="Wait this many minutes for a device that can do what is left.", min=0.0)
-    ] = 10.0,
+    patience: PatienceOption = 10.0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure builds on every device of a cluster. Records are those of `fpxbench run`.

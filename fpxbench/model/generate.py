@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.implementation import discover
-from fpxbench.model import decode_speed, quality, quality_statistics, sources
+from fpxbench.model import quality, quality_statistics, sources, token_speed
 from fpxbench.model.generate_messages import SHIPPED_TEXT, GenerateSettings, Prepared, RowRequest
 from fpxbench.model.generate_record import (
     BASELINES,
@@ -77,8 +77,8 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
         due = quality.targets(model, tokens)
         stored["plain"][name] = plain
         stored["noise"][name] = quality_statistics.divergence(quality.compare(plain, other, due).kl.numpy())
-    decoder = decode_speed.Decoder(model, prompt.shape[1] + settings.new_tokens)
-    chosen, _, _ = decode_speed.generate(decoder, prompt[:1], settings.new_tokens)
+    decoder = token_speed.Decoder(model, prompt.shape[1] + settings.new_tokens)
+    chosen, _, _ = token_speed.generate(decoder, prompt[:1], settings.new_tokens)
     torch.save(stored | {"noise": {name: each.model_dump() for name, each in stored["noise"].items()}},
                work / "prepared.pt")
     return Prepared(model=described, rows=rows, folder=folder, prompt_tokens=prompt.shape[1],
@@ -177,10 +177,10 @@ class _Row(NamedTuple):
     def quantized(self) -> bool:
         return self.request.row.scheme != "bf16"
 
-    def decoder(self, *, compiled: bool = False) -> decode_speed.Decoder:
+    def decoder(self, *, compiled: bool = False) -> token_speed.Decoder:
         """Return the forward pass over a cache that is long enough for what is checked and for what is timed."""
         length = max(self.stored["prompt"].shape[1] + self.request.settings.new_tokens, CHECKED_TOKENS)
-        return decode_speed.Decoder(self.model, length, compiled=compiled)
+        return token_speed.Decoder(self.model, length, compiled=compiled)
 
     def noise(self, text: str) -> Any:
         return quality.Divergence.model_validate(self.stored["noise"][text])
@@ -206,13 +206,13 @@ def measure(request: RowRequest) -> RowResult:
     if result.verdict.status is Status.OK:
         _time(row, result, decoder)
     else:
-        tokens, _, _ = decode_speed.generate(row.decoder(), row.stored["prompt"][:1],
+        tokens, _, _ = token_speed.generate(row.decoder(), row.stored["prompt"][:1],
                                              min(GIBBERISH_TOKENS, settings.new_tokens))
         result.sample = _decoded(row.tokenizer, tokens[0])
     return result
 
 
-def _judge(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
+def _judge(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     """Fill in the quality and the verdict."""
     meaningful = row.request.prepared.model.kind != "random"
     for name, tokens in row.stored["texts"].items():
@@ -278,7 +278,7 @@ def _in_layer(diagnosis: LayerDiagnosis) -> str:
     return f"in {diagnosis.layer} {kind}{diagnosis.message}"
 
 
-def _check_decode(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
+def _check_decode(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     """Compare tokens given one at a time, compiled if the row is, with the same tokens given at once.
 
     A kernel may be right for many tokens and wrong for one.
@@ -292,10 +292,10 @@ def _check_decode(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -
         if row.quantized:
             stack.enter_context(quality.decoded_weights(row.model))
         plain = row.decoder()
-        oracle = decode_speed.decode_logits(plain, tokens, DECODE_CHECKED)
+        oracle = token_speed.decode_logits(plain, tokens, DECODE_CHECKED)
         with quality.reordered(row.model):
-            other = decode_speed.decode_logits(plain, tokens, DECODE_CHECKED)
-    seen = decode_speed.decode_logits(decoder, tokens, DECODE_CHECKED)
+            other = token_speed.decode_logits(plain, tokens, DECODE_CHECKED)
+    seen = token_speed.decode_logits(decoder, tokens, DECODE_CHECKED)
     bad = quality.first_nonfinite(seen)
     how = "compiled, one token at a time" if decoder.compiled else "one token at a time"
     if bad is not None:
@@ -315,20 +315,20 @@ def _check_decode(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -
             result.verdict = verdict
 
 
-def _time(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
+def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     """Fill in speed and traffic."""
     request, settings = row.request, row.request.settings
     prompt, device = row.stored["prompt"], settings.device
-    decode_speed.generate(decoder, prompt, min(3, settings.new_tokens))     # compiles, tunes, fills caches
+    token_speed.generate(decoder, prompt, min(3, settings.new_tokens))     # compiles, tunes, fills caches
     firsts: list[float] = []
     steps: list[float] = []
-    with device_lock(device, f"{settings.model} {request.row.scheme}"), decode_speed.peak_memory(device) as peak:
-        joules = decode_speed.energy_joules(device)
+    with device_lock(device, f"{settings.model} {request.row.scheme}"), token_speed.peak_memory(device) as peak:
+        joules = token_speed.energy_joules(device)
         for _ in range(REPEATS):
-            tokens, first_s, steps_s = decode_speed.generate(decoder, prompt, settings.new_tokens)
+            tokens, first_s, steps_s = token_speed.generate(decoder, prompt, settings.new_tokens)
             firsts.append(first_s)
             steps += steps_s
-        after = decode_speed.energy_joules(device)
+        after = token_speed.energy_joules(device)
     result.sample = _decoded(row.tokenizer, tokens[0])
     median, low, high = median_interval(steps)
     first = Estimate(**dict(zip(("value", "low", "high"), median_interval(firsts), strict=True)))
@@ -337,6 +337,6 @@ def _time(row: _Row, result: RowResult, decoder: decode_speed.Decoder) -> None:
                          prefill_tokens_per_s=prompt.numel() / first.value)
     generated = REPEATS * settings.batch * settings.new_tokens
     result.traffic, result.flags = traffic_of(
-        decode_speed.stored_bytes(row.model), decode_speed.step_bytes(row.model, settings.batch), median,
+        token_speed.stored_bytes(row.model), token_speed.step_bytes(row.model, settings.batch), median,
         request.machine, peak[0] if peak else None,
         (after - joules) / generated if joules is not None and after is not None and after >= joules else None)

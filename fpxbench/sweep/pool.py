@@ -6,9 +6,9 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 import psutil
 
@@ -69,7 +69,7 @@ class Pool(Generic[Item, R]):
         self._waiting: deque[Item] = deque()
         self._lock = threading.Lock()
 
-    def run(self, items: Iterable[Item]) -> Iterator[Event[Item, R]]:
+    def run(self, items: Iterable[Item]) -> Generator[Event[Item, R]]:
         """Yield ``("started", item, None)`` and ``("ended", item, result)`` as they happen, and ``("waiting", None,
         None)`` where nothing has for a second.
 
@@ -83,7 +83,7 @@ class Pool(Generic[Item, R]):
             yield from self._together(self._workers[:1], again, lambda result: False)
 
     def _together(self, workers: list[Isolation], items: Iterable[Item],
-                  crowded: Callable[[R], bool]) -> Iterator[Event[Item, R]]:
+                  crowded: Callable[[R], bool]) -> Generator[Event[Item, R], None, list[Item]]:
         """Work on `items`; return those that have to be worked on alone."""
         self._waiting = deque(items)
         again: list[Item] = []
@@ -103,10 +103,16 @@ class Pool(Generic[Item, R]):
                     running -= 1
                 elif isinstance(result, BaseException):
                     raise result
-                elif event == "ended" and not alone and crowded(result):
-                    again.append(item)
+                elif event == "started" and item is not None:
+                    yield "started", item, None
+                elif event == "ended" and item is not None:
+                    ended = cast(R, result)
+                    if not alone and crowded(ended):
+                        again.append(item)
+                    else:
+                        yield "ended", item, ended
                 else:
-                    yield event, item, result
+                    yield "waiting", None, None
         finally:
             self._waiting.clear()
             if running:

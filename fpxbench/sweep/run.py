@@ -121,7 +121,7 @@ def _records(cases: _Cases, todo: list[Planned], workers: list[Isolation], shown
     pool = Pool(workers, cases.record, lambda record: record.verdict.status is Status.OOM)
     with contextlib.closing(pool.run(planned for planned in todo if not planned.refused)) as events:
         for event, planned, record in events:
-            if event == "started":
+            if event == "started" and planned is not None:
                 shown.starting(planned.case.id)
             else:
                 yield record

@@ -69,7 +69,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Fastest:
-    """Who is fastest on a scheme, a layer and M, and how far this suite's kernel is from it."""
+    """The fastest case of a scheme, a layer and M, and how far this suite's kernel is from it."""
 
     best: CaseRow
     own: CaseRow | None

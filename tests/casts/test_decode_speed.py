@@ -15,7 +15,7 @@ from fpxbench.casts import decode_timing
 from fpxbench.casts.decode_speed import ENGINES, DecodeSpeed, EngineSpeed
 from fpxbench.cli import app
 from fpxbench.records.verdict import Status, Verdict
-from fpxbench.reports.casts.decode_table import decode_table
+from fpxbench.reports.casts.decode_speed_table import decode_table
 from fpxbench.reports.targets.support_table import chosen_matrix
 
 
