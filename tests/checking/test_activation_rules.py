@@ -54,6 +54,21 @@ def test_a_usual_rule_is_found_from_its_format_alone(rule: str, scheme: str) -> 
 
 
 @pytest.mark.parametrize("rule", RULES)
+def test_a_result_in_fp16_that_was_rounded_to_bf16_first_follows_its_rule(rule: str) -> None:
+    """As `torch._scaled_mm` gives it on a GPU, whose row-wise kernels write bf16 alone."""
+
+    class ThroughBf16(Quantizing):
+        def matmul(self, x, weight):
+            return super().matmul(x, weight).to(torch.bfloat16).to(x.dtype)
+
+    implementation = ThroughBf16(rule, declared_format=scheme_named(rule).format.name)
+    case = Case(implementation="i", scheme="e4m3fn-row", workload="x", m=16, n=48, k=256, activation="fp16")
+    operands = prepare(implementation, TrialRequest(case=case, seed=2))
+    assert activation_rules.find_rule(implementation, operands) is None
+    assert operands.rule == ActivationRule(rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_a_factor_of_0_8_does_not_hide_in_the_rounding(rule: str) -> None:
     implementation = Quantizing(rule, declared_format=scheme_named(rule).format.name, factor=0.8)
     operands = operands_for(implementation, "e4m3fn-row")
