@@ -35,7 +35,7 @@ def decode(
     ] = BUDGET_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Time the decode of each format to bf16, fp16 and fp32 by itself, beside a copy of as many bytes.
+    """Time the decode of each format to bf16, fp16 and fp32, beside a copy of as many bytes.
 
     By PyTorch's cast, eager and compiled, by Triton's cast, and by this suite's own decode; only what decodes every
     code right has a speed. The records are a table in the report, with the instructions that a weight costs where the
