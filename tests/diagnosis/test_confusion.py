@@ -38,6 +38,17 @@ def test_a_injected_fault_is_named(scheme, injected) -> None:
     assert found.outcome == NAMED, found
 
 
+@pytest.mark.parametrize(("scheme", "about", "shape"), [
+    ("e4m3fn-b128x128", "grid transposed", (33, 300, 400)), ("e4m3fn-b128x128", "scale squared", (33, 300, 400)),
+    ("e2m1-nv16x16", "no tensor scale", (33, 77, 203)), ("nvfp4.div", "divided by the tensor scale", (33, 77, 203)),
+])
+def test_a_fault_of_scales_is_named_in_two_dimensions_and_under_reciprocal_scales(scheme, about, shape) -> None:
+    injected = [each for each in singles(scheme) if each[0].about == about]
+    assert len(injected) == 1 and injected[0][0].kind.group is Group.SCALES
+    found = outcome_of(scheme, injected[0], shape=shape)
+    assert found.outcome == NAMED, found
+
+
 @pytest.mark.parametrize(("scheme", "injected"), PAIRS, ids=label)
 def test_of_two_faults_at_once_both_are_named_or_none_is_claimed(scheme, injected) -> None:
     found = outcome_of(scheme, injected, shape=(33, 40, 104))
