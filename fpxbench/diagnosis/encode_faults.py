@@ -25,7 +25,7 @@ Divide = Callable[[Tensor], Tensor]
 """A weight [N, K] over its scales, fp32 [N, K]."""
 
 TIE_NUDGE = 2.0**-21
-QUOTIENT_SLACK = 2.0**-22
+QUOTIENT_SLACK = 2.0**-21
 """w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a fault."""
 
 

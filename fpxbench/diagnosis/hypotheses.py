@@ -184,6 +184,8 @@ def quotient_nudges(scales: Scales, scaling: Scaling) -> tuple[float, ...]:
     """Return how far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two:
     there, division is exact, and a tie is a tie."""
     exact = bool((torch.frexp(scaling.factors(scales)).mantissa == 0.5).all())
+    if scales.tensor_scale is not None:     # two scales may be divided by one after the other
+        exact &= bool((torch.frexp(scales.tensor_scale).mantissa == 0.5).all())
     return (0.0,) if exact else (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK)
 
 

@@ -65,14 +65,28 @@ def random_rounding(original: Tensor, weight: QuantizedWeight) -> RandomRounding
         return torch.zeros(2 * BINS, dtype=torch.float64, device=index.device).scatter_add(0, index, values.double())
 
     count, ups, expected = summed(torch.ones_like(place)), summed(up), summed(place)
-    inner = ((torch.arange(2 * BINS, device=count.device) % BINS + 1) % BINS > 1) & (count >= FEWEST_OF_A_BIN)
-    both_ways = (ups > 0) & (ups < count)
-    if len(place) < FEWEST or not bool(inner.any()) or int((both_ways & inner).sum()) < 0.75 * int(inner.sum()):
-        return None     # a deterministic rounding sends all of a bin one way, but for the one in the middle
+    if len(place) < FEWEST or not (_differs_for_equal_values(quotient[inside], up) or _goes_both_ways(ups, count)):
+        return None
     spread = summed(place * (1 - place))
     bound = LOG_FALSE_ALARM / 3 + (LOG_FALSE_ALARM**2 / 9 + 2 * LOG_FALSE_ALARM * spread).sqrt()
     seen, wanted = ((each / count.clamp(min=1)).reshape(2, BINS).cpu() for each in (ups, expected))
     return RandomRounding(seen, wanted, ((ups - expected) / bound).reshape(2, BINS).cpu())
+
+
+def _differs_for_equal_values(values: Tensor, up: Tensor) -> bool:
+    """Return whether the same value went up here and down there: no function of the value does."""
+    _, group, count = values.unique(return_inverse=True, return_counts=True)
+    ups = torch.zeros(len(count), dtype=torch.float64, device=values.device).scatter_add(0, group, up.double())
+    repeated = count > 1
+    return bool(repeated.any()) and int(((ups > 0) & (ups < count))[repeated].sum()) * 4 > int(repeated.sum())
+
+
+def _goes_both_ways(ups: Tensor, count: Tensor) -> bool:
+    """Return whether values far from the middle between two numbers go either way: a rounding to nearest sends all of
+    them to the nearer one, and a directed one all to the same side."""
+    place = torch.arange(2 * BINS, device=count.device) % BINS
+    far = ((place == 1) | (place == 2) | (place == BINS - 3) | (place == BINS - 2)) & (count >= FEWEST_OF_A_BIN)
+    return int(far.sum()) >= BINS // 2 and int(((ups > 0) & (ups < count))[far].sum()) >= 0.75 * int(far.sum())
 
 
 def biased_rounding(original: Tensor, weight: QuantizedWeight) -> str | None:

@@ -173,6 +173,8 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
     values = decode(stored.codes, fmt).abs()
     largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
     known = list(encode_faults(fmt, weight.layout, weight.shape[1], largest))
+    if all(len(quotient_nudges(one.own_scales, weight.scheme.scaling)) > 1 for one in several):
+        known = [one for one in known if one.kind is not Kind.TIES_NOT_EVEN]    # a tie is none under inexact scales
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
     singly_and_in_pairs = (list(singly(known)), list(in_pairs(known)))

@@ -199,6 +199,22 @@ def test_a_scale_of_another_maximum_is_not_taken_for_a_searched_one() -> None:
     assert find_scale_rule(weight, QuantizedWeight.from_codes(codes, large, scheme, "bytes")) is None
 
 
+@pytest.mark.parametrize("workload", ["canary.codes", "canary.ragged"])
+def test_a_second_rounding_is_not_taken_for_a_random_one(workload: str) -> None:
+    class Twice(ByRule):
+        def quantize(self, weight, scheme):
+            scales = scheme.scaling.choose(weight, scheme.format)
+            values = scheme.scaling.divide(weight, scales).bfloat16().float()
+            return QuantizedWeight.from_codes(encode(values, scheme.format), scales, scheme, self.layout)
+
+        def judged(self, scheme):
+            return scheme
+
+    layer = workload_named(workload)
+    case = Case(implementation="ruled", scheme="e4m3fn-row", workload=workload, m=3, n=layer.n, k=layer.k)
+    assert run(Twice("twice", declared=False), case, 1).verdict.kind is Kind.DOUBLE_ROUNDING
+
+
 def test_values_rounded_to_nearest_are_not_taken_for_random_ones() -> None:
     scheme, weight = scheme_named("e2m1-g32"), torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     for rounding in (Rounding.TOWARD_ZERO, Rounding.UP, Rounding.NEAREST_AWAY):
