@@ -41,8 +41,6 @@ from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
 ENTRY_POINT_GROUP = "fpxbench.implementations"
-TUNE_VARIABLE = "FPX_TUNE"
-"""The environment variable that asks implementations to tune at the first call of a shape: 1, or nothing."""
 
 
 @dataclass(frozen=True)

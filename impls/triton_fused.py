@@ -12,7 +12,6 @@ with FPX_TUNE=1 what is worth trying is timed, and the fastest is used and remem
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fpxbench.implementation import TUNE_VARIABLE, Implementation, Support, implementation
+from fpxbench.checking.tuning import tuning
+from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls import _fragment, _fragment_weight, _planar, _tiles, _triton_codes, _tuning
 from fpxbench.impls._tiles import Device, StreamTile, Tile
 from fpxbench.numbers.codebook import Codebook
@@ -184,10 +184,6 @@ def checked(x: Tensor, weight: QuantizedWeight) -> None:
 
 def tokens(x: Tensor) -> int:
     return x.numel() // x.shape[-1]
-
-
-def tuning() -> bool:
-    return os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
 
 
 def version(tensor: Tensor) -> Any:

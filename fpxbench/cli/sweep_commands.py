@@ -97,7 +97,7 @@ def run(
 
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C, with everything measured so far kept.
     """
-    from fpxbench.implementation import TUNE_VARIABLE
+    from fpxbench.checking.tuning import TUNE_VARIABLE
     from fpxbench.sweep.run import CannotStart, main_sweep
 
     failing = statuses(fail_on)
