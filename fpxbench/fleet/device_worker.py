@@ -54,6 +54,9 @@ _CANNOT_START = 2
 _LOG_TAIL_BYTES = 4096
 
 
+_LEFT_BEHIND = TaskEnd(status="ended", message="its worker ended")
+
+
 class DeviceWorker:
     """Runs the tasks of one device. Methods are called one at a time."""
 
@@ -62,6 +65,8 @@ class DeviceWorker:
         self._device = device_of(self._seat, accelerator_id)
         self._spools: dict[str, Spool] = {}
         self._run: _Run | None = None
+        self._not_begun: dict[str, TaskEnd] = {}
+        """Tasks for which no spool could be made, with the reason."""
 
     def hello(self) -> str:
         """Return a `Hello`. The spools that were left behind on this host are this worker's from now on."""
@@ -76,16 +81,21 @@ class DeviceWorker:
 
     def start(self, task: str) -> None:
         """Begin a `Task`; `poll` says how it goes."""
-        self._run = _Run(Task.model_validate_json(task), self._seat)
-        if self._run.spool is not None:
-            self._spools[self._run.task.id] = self._run.spool
+        asked = Task.model_validate_json(task)
+        self._run = None
+        try:
+            self._spools[asked.id] = Spool.create(self._seat.fleet, asked)
+        except OSError as error:
+            self._not_begun[asked.id] = _end_of(error, node_folder())
+        else:
+            self._run = _Run(asked, self._seat, self._spools[asked.id])
 
     def poll(self, task_id: str, offset: int, wait_s: float) -> str:
         """Return a `Delivery`: the records of a task from `offset` on. Wait up to `wait_s` seconds for the first."""
         run = self._run if self._run is not None and self._run.task.id == task_id else None
         spool, give_up_at = self._spools.get(task_id), time.monotonic() + wait_s
         while True:
-            end = run.end if run is not None else TaskEnd(status="ended", message="its worker ended")
+            end = run.end if run is not None else self._not_begun.get(task_id) or _LEFT_BEHIND
             lines, offset = spool.read(offset) if spool is not None else ([], offset)   # after `end`: none is missed
             if lines or end is not None or time.monotonic() >= give_up_at:
                 break
@@ -98,6 +108,7 @@ class DeviceWorker:
         if self._run is not None and self._run.task.id == task_id:
             self._run.join()
             self._run = None
+        self._not_begun.pop(task_id, None)
         spool = self._spools.pop(task_id, None)
         if spool is not None:
             spool.remove()
@@ -111,23 +122,17 @@ class DeviceWorker:
 class _Run:
     """One task, on a thread of its own."""
 
-    def __init__(self, task: Task, seat: Seat) -> None:
-        self.task, self._seat = task, seat
-        self.state, self.end = "starting", None  # type: str, TaskEnd | None
-        self.spool: Spool | None = None
+    def __init__(self, task: Task, seat: Seat, spool: Spool) -> None:
+        self.task, self._seat, self.spool = task, seat, spool
+        self.state = "starting"
+        self.end: TaskEnd | None = None
         self._process: subprocess.Popen | None = None
         self._stopped = False
-        try:
-            self.spool = Spool.create(seat.fleet, task)
-        except OSError as error:
-            self.end = _end_of(error, node_folder())
-            return
         self._thread = threading.Thread(target=self._work, name=task.id, daemon=True)
         self._thread.start()
 
     def join(self) -> None:
-        if self.spool is not None:
-            self._thread.join()
+        self._thread.join()
 
     def stop(self) -> None:
         self._stopped = True

@@ -9,7 +9,7 @@ from pydantic import Field
 from fpxbench.fleet.fleet_messages import Device
 from fpxbench.records.case import Case
 from fpxbench.records.fields import Microseconds, Moment
-from fpxbench.records.record import Build, Machine, Record, RecordPart, StoredRecord, now
+from fpxbench.records.record import Build, Machine, Record, RecordPart, StoredRecord, Timing, now
 from fpxbench.records.verdict import Status, Verdict
 
 CASES = 3
@@ -57,26 +57,28 @@ class DeviceSpread(StoredRecord):
 
 def cases_to_compare(records: list[Record]) -> list[Case]:
     """Return up to `CASES` cases of different implementations, those whose times are known most precisely."""
-    def width(record: Record) -> float:
-        low, high = record.timing.ci95_us
-        return (high - low) / record.timing.median_us
+    def width(timing: Timing) -> float:
+        low, high = timing.ci95_us
+        return (high - low) / timing.median_us
 
     chosen: dict[str, Case] = {}
-    for record in sorted((record for record in records if record.timing is not None), key=width):
-        chosen.setdefault(record.case.implementation, record.case)
+    timed = [(width(record.timing), record.case) for record in records if record.timing is not None]
+    for _, case in sorted(timed, key=lambda pair: pair[0]):
+        chosen.setdefault(case.implementation, case)
     return list(chosen.values())[:CASES]
 
 
 def spreads(measured: dict[str, tuple[Device, list[Record]]]) -> list[DeviceSpread]:
     """Return the spread of each case that two or more devices timed. measured : by device, its records."""
-    by_case: dict[str, list[tuple[Device, Record]]] = {}
+    first: dict[str, Record] = {}
+    times: dict[str, list[DeviceTime]] = {}
     for device, records in measured.values():
         for record in records:
             if record.timing is not None:
-                by_case.setdefault(record.case.id, []).append((device, record))
+                first.setdefault(record.case.id, record)
+                times.setdefault(record.case.id, []).append(DeviceTime(
+                    device=device, median_us=record.timing.median_us, ci95_us=record.timing.ci95_us))
     return [
-        DeviceSpread(machine=pairs[0][1].machine, build=pairs[0][1].build, case=pairs[0][1].case, devices=[
-            DeviceTime(device=device, median_us=record.timing.median_us, ci95_us=record.timing.ci95_us)
-            for device, record in pairs])
-        for pairs in by_case.values() if len(pairs) > 1
+        DeviceSpread(machine=first[case].machine, build=first[case].build, case=first[case].case, devices=devices)
+        for case, devices in times.items() if len(devices) > 1
     ]
