@@ -36,7 +36,7 @@ class Comparison:
             cell = next((cell for cell in cells if cell.build is not None and cell.done), None)
             cases = self._cases(cell, of_kind) if cell is not None and len(of_kind) > 1 else []
             self._seen[kind] = {seat.id for seat in of_kind if cases}
-            self._records[kind] = {seat.id: (seat.device, []) for seat in of_kind}
+            self._records[kind] = {seat.id: (seat.device, []) for seat in of_kind if seat.device is not None}
             yield from ((seat, cell, cases) for seat in of_kind if cases)
 
     def add(self, seat: SeatRun, record: Record) -> None:
@@ -59,7 +59,9 @@ class Comparison:
     def _cases(self, cell: Cell, seats: list[SeatRun]) -> list[Case]:
         """Return the cases to compare on; none if the very devices were compared on this build."""
         known, store = Store(self._results, DeviceSpread), Store(self._results)
-        devices = {seat.device.model_dump_json() for seat in seats}
+        if cell.build is None:
+            return []
+        devices = {seat.device.model_dump_json() for seat in seats if seat.device is not None}
         path = known.file(cell.kind, cell.build)
         if path.exists() and any({each.device.model_dump_json() for each in spread.devices} == devices
                                  for spread in known.read(path)[0]):

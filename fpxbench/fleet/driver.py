@@ -26,6 +26,7 @@ from fpxbench.fleet.device_comparison import Comparison
 from fpxbench.fleet.fleet_messages import (
     MOST_CASES,
     Delivery,
+    Device,
     DeviceType,
     SweepOptions,
     Task,
@@ -135,13 +136,13 @@ class Driver(Roster):
 
     # Cells and tasks.
 
-    def _add_cells(self, seat: SeatRun) -> None:
+    def _add_cells(self, seat: SeatRun, device: Device) -> None:
         """Add every build on the kind of a new device, the newest first."""
         for entry in reversed(self._request.entries):
             if (entry.key, seat.kind) in self._schedule.cells:
                 continue
             try:
-                spec = spec_for(entry, seat.device, self._request.variants)
+                spec = spec_for(entry, device, self._request.variants)
                 cell = Cell(spec, seat.kind, seat.type)
             except NotOffered as refusal:
                 cell = Cell.without_environment(entry, seat.kind, seat.type, str(refusal))
@@ -179,21 +180,24 @@ class Driver(Roster):
         self._call(seat, self._started, "start", task.model_dump_json(by_alias=True))
 
     def _started(self, seat: SeatRun, reply: object) -> None:
-        self._poll(seat)
+        if seat.running is not None:
+            self._poll(seat, seat.running)
 
-    def _poll(self, seat: SeatRun) -> None:
-        self._call(seat, self._delivered, "poll", seat.running.task.id, seat.running.offset, POLL_S)
+    def _poll(self, seat: SeatRun, running: Running) -> None:
+        self._call(seat, self._delivered, "poll", running.task.id, running.offset, POLL_S)
 
     def _delivered(self, seat: SeatRun, reply: str) -> None:
         delivery = Delivery.model_validate_json(reply)
         running = seat.running
+        if running is None:
+            raise ValueError("a delivery of no task")
         running.offset = delivery.offset
         for line in delivery.lines:
             self._take(seat, running, line)
         if delivery.state:
             seat.doing = delivery.state
         if delivery.end is None:
-            self._poll(seat)
+            self._poll(seat, running)
             return
         self._task_ended(seat, running, delivery.end)
         if running.cell is not None and running.cell.build is not None:
@@ -212,7 +216,7 @@ class Driver(Roster):
                 self._comparison.add(seat, running.asked.read(line))
             return
         arrival, record, reason = self._inbox.take(line, running.asked, seat.metadata())
-        if arrival is Arrival.REFUSED:
+        if record is None:
             self._state.refused += 1
             if self._state.refused <= 10:
                 self._say(f"{seat.label} sent a line that is refused: {reason}")
@@ -247,8 +251,8 @@ class Driver(Roster):
         if end.status == "not_installed":
             cell.failure = end.message
             self._say(f"{cell.kind}: {end.message}")
-            if end.installation is not None:
-                self._record_failure(seat, end.installation)
+            if end.installation is not None and seat.device is not None:
+                self._record_failure(seat.device, end.installation)
         elif end.status == "cannot_start":
             self._say(f"{seat.label}: {cell.spec.tag} cannot be measured there: {end.message}")
             self._schedule.refuse(cell, seat.id, end.message, self._usable(cell.kind))
@@ -277,9 +281,9 @@ class Driver(Roster):
             self._say(f"{cell.kind}: not loaded: {line[:400]}")
         cell.plan(cases, self._inbox.measured(cell.kind, end.build, end.plan.sources, [case.id for case in cases]))
 
-    def _record_failure(self, seat: SeatRun, state: EnvironmentState) -> None:
+    def _record_failure(self, device: Device, state: EnvironmentState) -> None:
         """Record that a build does not install on a kind: with the results, and on the timeline."""
-        machine = Machine(name=seat.kind, device=seat.device.name, arch="", host=seat.device.node, kind=seat.type)
+        machine = Machine(name=device.kind, device=device.name, arch="", host=device.node, kind=device.type)
         spec, store = state.spec, Store(self._request.results, Installation)
         path = store.file(machine.name, spec.build)
         if path.exists() and any(each.at == state.made_at for each in store.read(path)[0]):
@@ -342,7 +346,7 @@ class Driver(Roster):
             for seat in self._seats.values():
                 if seat.running is not None and seat.worker is not None:
                     if not seat.calls:
-                        self._poll(seat)
+                        self._poll(seat, seat.running)
                     self._call(seat, lambda seat, reply: None, "stop")
             while time.monotonic() < until and any(seat.running for seat in self._seats.values()):
                 for call in cluster.ready(list(self._calls), WAIT_S):

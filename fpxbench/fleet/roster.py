@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 import fpxbench
 from fpxbench.fleet import cluster
-from fpxbench.fleet.fleet_messages import DeviceType, Hello, Seat, TaskEnd, source_digest
+from fpxbench.fleet.fleet_messages import Device, DeviceType, Hello, Seat, TaskEnd, source_digest
 from fpxbench.fleet.schedule import Schedule
 from fpxbench.fleet.seats import Running, SeatRun, clock_difference
 
@@ -37,7 +37,8 @@ class Roster:
     """
 
     def __init__(self, device: DeviceType | None, machines: tuple[str, ...], say: Callable[[str], None]) -> None:
-        self._asked_device, self._device, self._machines, self._say = device, device, machines, say
+        self._asked_device, self._machines, self._say = device, machines, say
+        self._device: DeviceType = device or "cpu"
         self._fleet = ""
         self._schedule = Schedule()
         self._seats: dict[str, SeatRun] = {}
@@ -47,12 +48,12 @@ class Roster:
         self._others: set[str] = set()
         """Kinds that `machines` leaves out."""
 
-    def _add_cells(self, seat: SeatRun) -> None:
+    def _add_cells(self, seat: SeatRun, device: Device) -> None:
         """Add the builds that a new device can measure."""
         raise NotImplementedError
 
-    def _poll(self, seat: SeatRun) -> None:
-        """Ask a seat for records of its task."""
+    def _poll(self, seat: SeatRun, running: Running) -> None:
+        """Ask a seat for records of a task."""
         raise NotImplementedError
 
     def _comparison_ended(self, seat: SeatRun) -> None:
@@ -74,7 +75,7 @@ class Roster:
 
     def _call(self, seat: SeatRun, then: Callable, method: str, *arguments: object) -> None:
         seat.calls += 1
-        self._calls[seat.worker.call(method, *arguments)] = (seat, then)
+        self._calls[seat.call(method, *arguments)] = (seat, then)
 
     # Nodes and workers.
 
@@ -82,8 +83,8 @@ class Roster:
         alive = {node.id: node for node in cluster.nodes()}
         for node_id in self._nodes.keys() - alive.keys():
             self._node_ended(self._nodes.pop(node_id))
-        if self._device is None and alive:
-            self._device = "cuda" if any(node.gpus for node in alive.values()) else "cpu"
+        if self._asked_device is None and not self._nodes and any(node.gpus for node in alive.values()):
+            self._device = "cuda"
         for node in alive.values():
             if node.id not in self._nodes:
                 self._nodes[node.id] = node
@@ -138,7 +139,7 @@ class Roster:
         if seat.device is None or seat.clock is None:
             seat.device = hello.device
             self._compare_clocks(seat)
-            self._add_cells(seat)
+            self._add_cells(seat, hello.device)
         seat.leftovers = [Running.of(task, self._schedule.cells.get((task.spec.key, task.kind)), left_behind=True)
                           for task in hello.leftovers]
         seat.hellos += 1
@@ -146,7 +147,7 @@ class Roster:
 
     def _compare_clocks(self, seat: SeatRun) -> None:
         def remote() -> float:
-            return float(cluster.result(seat.worker.call("clock"), CLOCK_WITHIN_S))
+            return float(cluster.result(seat.call("clock"), CLOCK_WITHIN_S))
 
         seat.clock = clock_difference(remote, driver_clock)
         offset, uncertainty = seat.clock
@@ -159,7 +160,7 @@ class Roster:
         if seat.leftovers:
             seat.doing = "delivering what an ended worker left"
             seat.running = seat.leftovers.pop(0)
-            self._poll(seat)
+            self._poll(seat, seat.running)
             return
         seat.running = None
         if seat.owed and seat.hellos < MOST_HELLOS:     # the ended worker's process may still hold its spool
@@ -171,7 +172,7 @@ class Roster:
 
     def _worker_ended(self, seat: SeatRun, reason: str) -> None:
         """Keep the cases of a worker's task apart until its spool is delivered, and start the next worker."""
-        if seat.running is not None and seat.running.cell is not None:
+        if seat.running is not None:
             self._task_lost(seat, seat.running, spool_may_return=True)
         self._release(seat)
         seat.running, seat.leftovers, seat.doing = None, [], "restarting"
@@ -186,7 +187,7 @@ class Roster:
             self._say(f"node {node.label} is gone; what its {len(gone)} devices had not finished goes to others of "
                       "their kind")
         for seat in gone:
-            if seat.running is not None and seat.running.cell is not None:
+            if seat.running is not None:
                 self._task_lost(seat, seat.running, spool_may_return=False)
             for cell, task in seat.owed:
                 cell.ended(task, TaskEnd(status="ended", message="its node ended"))
@@ -195,6 +196,8 @@ class Roster:
 
     def _task_lost(self, seat: SeatRun, running: Running, spool_may_return: bool) -> None:
         cell, task = running.cell, running.task
+        if cell is None:
+            return
         if task.purpose == "plan":
             cell.planning_by = ""
         elif task.purpose == "spread":

@@ -76,6 +76,12 @@ class SeatRun:
         return (self.device is not None and self.worker is not None and not self.out and not self.calls
                 and self.running is None and not self.leftovers and not self.owed)
 
+    def call(self, method: str, *arguments: object) -> cluster.Call:
+        """Begin a call of the worker. Raise WorkerEnded if there is none."""
+        if self.worker is None:
+            raise cluster.WorkerEnded("it has no worker")
+        return self.worker.call(method, *arguments)
+
     def metadata(self) -> dict[str, object]:
         """Return what is added to the facts of its records' machine."""
         added: dict[str, object] = {}
