@@ -73,6 +73,13 @@ def main() -> int:
     parser.add_argument("--address", help="a Ray cluster; default: this machine")
     options = parser.parse_args()
     cluster.connect(options.address)
+    try:
+        return check(options.rounds)
+    finally:
+        cluster.disconnect()
+
+
+def check(rounds: int) -> int:
     node = next((node for node in cluster.nodes() if node.gpus >= 2), None)
     if node is None:
         print("there is no node with two GPUs here; this check has not been made")
@@ -85,14 +92,14 @@ def main() -> int:
             print(f"these are not two equal GPUs: {gpus[0].device}, {gpus[1].device}")
             return 2
         spec = spec_for(timeline.find(build.key), gpus[0].device)
-        alone, beside = {}, {}
-        for _ in range(options.rounds):
+        alone: dict[tuple[int, str], list[float]] = {}
+        beside: dict[tuple[int, str], list[float]] = {}
+        for _ in range(rounds):
             for gpu in gpus:
                 collect(alone, gpu, gpu.records(gpu.start(spec)))
             tasks = [(gpu, gpu.start(spec)) for gpu in gpus]
             for gpu, task in tasks:
                 collect(beside, gpu, gpu.records(task))
-    cluster.disconnect()
     return report(gpus, alone, beside)
 
 

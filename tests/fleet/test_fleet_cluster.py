@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fake_builds import FakeBuilds, ids
+from places import CHECKOUT
 
 import fpxbench
 from fpxbench.builds.environments import Installation
@@ -216,3 +217,35 @@ def test_a_device_that_there_is_not_is_named_with_those_that_there_are(nodes: Lo
     with pytest.raises(driver.NoDevice, match=words):
         run(nodes, builds, **asked)
     assert not builds.measured()
+
+
+@pytest.mark.slow
+@pytest.mark.slow_core
+def test_the_check_of_two_gpus_times_each_alone_and_beside_the_other(
+        nodes: LocalCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps, on reserved GPUs that are not there; whether two GPUs disturb each other only two GPUs can show."""
+    monkeypatch.syspath_prepend(str(CHECKOUT / "tools"))
+    import two_gpus
+
+    builds = FakeBuilds(nodes.root / "builds-of-the-check", 1, 1, environments=nodes.root / "environments", timed=True)
+    monkeypatch.setattr(two_gpus, "installed_build", lambda: builds.build(builds.entries[0]))
+    monkeypatch.setattr(sys, "argv", ["two_gpus.py", "--address", nodes.address, "--rounds", "1"])
+    nodes.add("pair", gpus=2, accelerator="H100")
+    try:
+        assert two_gpus.main() == 0
+    finally:
+        nodes.kill("pair")
+    shown = capsys.readouterr().out
+    assert shown.count("alone") == 2 * len(two_gpus.CASES) == shown.count("beside") and "allowed 2%" in shown
+    assert set(builds.measured().values()) == {4}, "alone and beside, on each"
+
+
+def test_the_check_of_two_gpus_fails_where_the_neighbour_disturbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "tools"))
+    import two_gpus
+
+    gpus = [SimpleNamespace(device=SimpleNamespace(index=index)) for index in range(2)]
+    alone = {(index, "case"): [100.0, 101.0, 99.0] for index in range(2)}
+    assert two_gpus.report(gpus, alone, {**alone, (1, "case"): [101.9]}) == 0
+    assert two_gpus.report(gpus, alone, {**alone, (1, "case"): [102.1]}) == 1
+    assert two_gpus.report(gpus, alone, {(0, "case"): [100.0]}) == 1, "a case that was not timed is no success"
