@@ -121,10 +121,11 @@ class Pages:
             decodes=decodes)
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
-                older: int = 0) -> str:
+                older: int = 0, models: Sequence[ModelPage] = ()) -> str:
         """Render one machine and the builds measured on it, newest first; `older` counts those without a page."""
         newest = sweeps[0] if sweeps else casts[0][0]
-        return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older)
+        return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older,
+                            models=models)
 
     def numerics(self, casts: CastSweep, changes: CastChanges | None, matrix: ConversionMatrix, has_sweep: bool) -> str:
         """Render the casts of one machine and build: conversions by engine."""

@@ -111,10 +111,9 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
                 newest[sweep.series] = sweep
             by_machine[sweep.folder[0]].append(sweep.heading())
     casts = _write_casts(numerics, brief, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
-    _write_machines(by_machine, casts, chapter.older, pages)
-
     with_page = set(by_machine) | {name for name, _ in casts}
     models, broken = _write_models(results, pages, with_page)
+    _write_machines(by_machine, casts, chapter.older, models, pages)
     broken_lines += broken
 
     checkpoints, broken = _write_checkpoints(results, pages)
@@ -258,12 +257,13 @@ def _decodes(results: Path, path: Path) -> tuple[DecodeTable | None, list[Broken
 
 
 def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
-                    pages: Pages) -> None:
+                    models: list[ModelPage], pages: Pages) -> None:
     for machine in {folder[0] for folder in casts} | set(by_machine):
         sweeps = sorted(by_machine.get(machine, ()), key=_newest_first, reverse=True)
         of_machine = sorted((pair for folder, pair in casts.items() if folder[0] == machine),
                             key=lambda pair: _newest_first(pair[0]), reverse=True)
-        pages.write(f"machines/{machine}/index.html", pages.machine, sweeps, of_machine, older[machine])
+        with_models = [page for page in models if page.folder[0] == machine]
+        pages.write(f"machines/{machine}/index.html", pages.machine, sweeps, of_machine, older[machine], with_models)
 
 
 def _write_support(results: Path, output: Path, pages: Pages,

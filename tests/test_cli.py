@@ -132,6 +132,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
         ["tensor-check", "FloatTensor mxfp4", "-o", "clone"],
         ["generate", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
         ["recommend", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
+        ["rank", "./no/such/folder", "--results", "fresh"],
         ["report"],
         ["records"],
         ["show", case_id],

@@ -184,7 +184,7 @@ class GenerationRecord(StoredRecord):
     @property
     def id(self) -> str:
         how = "/compiled" if self.compiled else ""
-        return f"{self.model.slug}/{self.implementation}/{self.scheme}/b{self.batch}{how}"
+        return f"{self.model.slug}/{self.implementation}/{self.scheme}/l{self.model.layers}/b{self.batch}{how}"
 
     @property
     def is_baseline(self) -> bool:

@@ -38,7 +38,7 @@ def _quality_chart(table: ModelTable, number: int) -> Chart | None:
         marker=dict(size=10, color=_BAR), customdata=[row.tokens_per_s or 0.0 for row in rows],
         hovertemplate="%{text}<br>%{x:.4g} MB a step<br>KL %{y:.3g}<br>%{customdata:.3g} tokens/s<extra></extra>"))
     figure.update_xaxes(title_text="weights read per step, MB", rangemode="tozero")
-    figure.update_yaxes(title_text="mean KL divergence from the unquantized model, nats (log scale)", type="log")
+    figure.update_yaxes(title_text="mean KL divergence, nats (log scale)", type="log")
     figure.update_layout(showlegend=False)
     return Chart(f"quality-{number}", "Quality against bytes",
                  "Each mark is a row that is right. On the dotted line no other row has fewer bytes and a smaller KL"

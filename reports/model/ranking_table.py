@@ -42,7 +42,7 @@ class RankingTable:
                          arrayminus=[each.distance.value - each.distance.low for each in ranks]),
             hovertemplate="%{text}<br>%{x:.3g} bits a weight<br>1 - cosine %{y:.3g}<extra></extra>"))
         figure.update_xaxes(title_text="bits per weight, scales included")
-        figure.update_yaxes(title_text="mean distance of embeddings, 1 - cosine (log scale)", type="log")
+        figure.update_yaxes(title_text="mean of 1 − cosine (log scale)", type="log")
         figure.update_layout(showlegend=False)
         return Chart(f"ranking-{number}", "Embeddings against bits",
                      "Each mark is a scheme, its weights decoded exactly. Down and left is better.",
