@@ -35,6 +35,7 @@ from fpxbench.reports.casts.conversion_pages import (
 from fpxbench.reports.casts.decode_speed_table import DecodeTable, decode_table
 from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, checkpoint_page
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
+from fpxbench.reports.history.feed import FILE as FEED, feed
 from fpxbench.reports.history.status_history import StatusHistories
 from fpxbench.reports.model.generation_table import ModelPage, model_page, model_problems
 from fpxbench.reports.pages import Pages
@@ -130,6 +131,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     support, unreadable = _write_support(results, output, pages, [*shown, *(sweep for sweep, _ in newest_casts)])
     broken_lines += unreadable
     pages.write("about.html", pages.about)
+    (output / FEED).write_bytes(feed(results))
     pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
                 [sweep for sweep, _ in newest_casts], support, models, checkpoints)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],

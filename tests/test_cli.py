@@ -142,6 +142,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
         ["bisect", case_id, "2.11.0", "2.12.0"],
         ["compare", "2.11.0", "2.12.0"],
         ["issues"],
+        ["notify", "--webhook", "http://127.0.0.1:1", "--hud", "hud.json", "--atom", "feed.xml"],
         ["timeline", "list"],
         ["timeline", "show", "2.13.0"],
         ["timeline", "here"],

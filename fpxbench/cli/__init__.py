@@ -75,6 +75,11 @@ COMMANDS = {
     ),
     "compare": Command("compare_commands", "Compare two builds from their records.", _HISTORY),
     "issues": Command("compare_commands", "Print the text of an issue for each confirmed regression.", _HISTORY),
+    "notify": Command(
+        "notify_commands",
+        "Send what a build made worse, once to each channel. A dry run without --send.",
+        _HISTORY,
+    ),
     "timeline": Command("timeline_commands", "Keep the PyTorch builds in order: sync, list, show, here.", _HISTORY),
     "environments": Command(
         "environment_commands", "List and remove the virtual environments of the builds.", _HISTORY

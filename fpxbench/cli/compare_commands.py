@@ -59,7 +59,7 @@ def issues(
 
     It names the case, the first bad build, the confidence, the upstream commits, and how to reproduce the regression.
     """
-    from fpxbench.integrations.notify.github_issues import confirmed, issues as texts
+    from fpxbench.reports.history.issue_texts import confirmed, issues as texts
 
     found = texts(confirmed(results))
     if as_json:

@@ -73,6 +73,11 @@ class Flag(StrEnum):
         "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by"
         " cancellation.",
     )
+    THROTTLED = (
+        "throttled",
+        "The device lowered its clocks (power, heat, a hardware slowdown) while the case was timed: the time is what it"
+        " took, and another run may be faster.",
+    )
 
 
 class RecordPart(BaseModel):
@@ -196,6 +201,33 @@ class Timing(RecordPart):
     speedup_ci95: tuple[Positive, Positive] | None = None
 
 
+class DeviceState(RecordPart):
+    """What the device did while a case was timed, read and never set. None: the device or its bindings do not say."""
+
+    sm_clock_mhz: Rate | None = None
+    """Of the compute units: the median of the readings."""
+    sm_clock_min_mhz: Rate | None = None
+    memory_clock_mhz: Rate | None = None
+    temperature_c: Finite | None = None
+    """The highest."""
+    power_w: Rate | None = None
+    """The median."""
+    readings: Count = 0
+    throttle_reasons: Annotated[list[Label], Field(max_length=32)] = Field(default_factory=list)
+    """Why clocks were lowered, in any reading."""
+    throttled_samples: Annotated[list[Count], Field(max_length=100_000)] = Field(default_factory=list)
+    """Indices into the timing's samples after which a reason was seen."""
+    joules_per_call: Positive | None = None
+    joules_per_gb: Positive | None = None
+    """Joules of a call per 1e9 bytes of stored weight."""
+    energy_calls: Count | None = None
+    """Calls between the two steps of the energy counter that were used."""
+    energy_s: Seconds | None = None
+    """Time between these steps."""
+    no_energy: Text = ""
+    """Why the energy was not measured."""
+
+
 class Traffic(RecordPart):
     """Bytes and kernels of one call."""
 
@@ -291,6 +323,8 @@ class Record(StoredRecord):
     coverage: Coverage = Coverage()
     timing: Timing | None = None
     traffic: Traffic = Traffic()
+    device_state: DeviceState | None = None
+    """Of the timing; None where nothing was timed or the device cannot be read."""
     flags: Annotated[list[Flag], Field(max_length=100)] = Field(default_factory=list)
     no_timing: Text | None = None
     """Why a right case carries no timing."""

@@ -34,6 +34,8 @@ class ResultChanges:
     troubles: list[str] = field(default_factory=list)
     newest: list[Build] = field(default_factory=list)
     """The newest build of each series of builds."""
+    newest_of: list[tuple[str, Build]] = field(default_factory=list)
+    """The same, with the name of its machine."""
 
     def of_newest_builds(self) -> ResultChanges:
         """Return what is open: suspects that stand, and what the newest builds changed."""
@@ -41,7 +43,7 @@ class ResultChanges:
         return ResultChanges(
             [suspect for suspect in self.suspects if suspect.stands],
             [event for event in self.events if event.first_bad.key in keys],
-            [move for move in self.machine if move.first.key in keys], self.troubles, self.newest,
+            [move for move in self.machine if move.first.key in keys], self.troubles, self.newest, self.newest_of,
         )
 
 
@@ -58,6 +60,7 @@ def find_changes(results: Path, timeline: Timeline | None = None, machine: str |
         found.troubles += troubles
         for one in of_machine:
             found.newest.append(one.panel.builds[-1])
+            found.newest_of.append((one.panel.machine, one.panel.builds[-1]))
             found.suspects += one.suspects
             found.events += one.events
             found.machine += one.moves

@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 
-from fpxbench.integrations.notify.github_issues import confirmed, issues
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Machine, Record, Timing
@@ -14,6 +13,7 @@ from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, upstream_range
+from fpxbench.reports.history.issue_texts import confirmed, issues
 from fpxbench.stats import Ratio, fewest_pairs, ratio_of_pairs
 
 CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", m=1, n=1024, k=4096)

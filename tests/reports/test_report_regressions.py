@@ -358,3 +358,10 @@ def test_a_timeline_that_cannot_be_read_is_named_and_the_report_before_it_stays(
     refused = CliRunner().invoke(app, [*asked, "--timeline", str(tmp_path / "timeline")])
     assert refused.exception is not None and "not a git repository" in str(refused.exception)
     assert case_page(tmp_path / "site", FUSED, 0) == before
+
+
+def test_a_feed_of_confirmed_regressions_lies_beside_the_report_and_every_page_names_it(site: Path) -> None:
+    feed = page(site, "feed.xml")
+    assert feed.count("<entry>") == 1 and f"{FUSED.id}: slower since" in feed and REFUTED.id not in feed
+    assert 'type="application/atom+xml" title="Confirmed regressions" href="feed.xml"' in page(site, "index.html")
+    assert 'href="../../../feed.xml"' in series_page(site, FUSED)

@@ -1,1 +1,1 @@
-"""How are people notified of a confirmed regression?"""
+"""Who is told what changed?"""

@@ -27,6 +27,10 @@ class Issue:
     """Ten hex digits that stay the same while cases and machines come in: what tells an issue that is open already."""
     title: str
     body: str
+    what: str
+    """``slower``, ``crash (compiler_abort)``."""
+    confirmations: tuple[Confirmation, ...]
+    """Worst first."""
 
 
 def confirmed(results: Path) -> list[Confirmation]:
@@ -50,16 +54,21 @@ def issues(confirmations: Iterable[Confirmation]) -> list[Issue]:
 
 def _issue(key: tuple[str, ...], group: list[Confirmation]) -> Issue:
     worst = group[0]
-    identity = hashlib.sha256("\n".join(key).encode()).hexdigest()[:10]
+    identity = identity_of(*key)
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
     title = f"{worst.case.id}{more}: {_what(worst)} since {worst.build.label} [fpx-{identity}]"
     text = importlib.resources.files("fpxbench.reports").joinpath(TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"code": _code, "block": _block, "log": _log}
+    environment.filters |= {"code": as_code, "block": _block, "log": _log}
     body = environment.from_string(text).render(id=identity, worst=worst, confirmations=group, what=_what(worst))
-    return Issue(identity, title, body)
+    return Issue(identity, title, body, _what(worst), tuple(group))
+
+
+def identity_of(good_key: str, bad_key: str, implementation: str, what: str) -> str:
+    """Return the id of what an implementation does on the build `bad_key` and did not do on `good_key`."""
+    return hashlib.sha256("\n".join((good_key, bad_key, implementation, what)).encode()).hexdigest()[:10]
 
 
 def _what(confirmation: Confirmation) -> str:
@@ -69,7 +78,7 @@ def _what(confirmation: Confirmation) -> str:
     return next((name for name in confirmation.bad_counts if name != "ok"), "another verdict")
 
 
-def _code(text: object) -> str:
+def as_code(text: object) -> str:
     """Return `text` as Markdown's inline code. Text of a log or of another machine must not become markup, a mention or
     a link."""
     plain = re.sub(r"[`\s|]+", " ", str(text)).strip()

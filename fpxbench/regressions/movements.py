@@ -1,0 +1,133 @@
+"""Sort what changed by its cause: the build, the machine, the suite itself, or noise. docs/notify.md has the rule.
+
+A confirmed change is the build's: both builds were run on one machine, interleaved, with one source of the
+implementation. Of any other change the records of the two builds may name another cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from fpxbench.records.record import Build, Flag, Record
+from fpxbench.records.store import Store
+from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, State
+from fpxbench.regressions.confirmation import ConfirmationOutcome
+from fpxbench.regressions.result_changes import ResultChanges
+
+COMES_AND_GOES = 3
+"""An event whose series changed as often within the 30 builds before is noise."""
+MACHINE_FACTS = {
+    "driver": "driver", "power_limit_w": "power limit (W)", "memory_clock_mhz": "memory clock (MHz)",
+    "cores": "cores", "threads": "threads",
+}
+"""Metadata of a machine that change times and results without another build."""
+
+
+class Cause(StrEnum):
+    """What made a series change."""
+
+    BUILD = "build"
+    MACHINE = "machine"
+    """A clock, throttling, a driver; or PyTorch's own dense product, which moves with them."""
+    SUITE = "suite"
+    """The implementation's source was edited between the two builds."""
+    NOISE = "noise"
+    UNCONFIRMED = "unconfirmed"
+    """A changed time that was not run again, or with no clear answer."""
+
+
+@dataclass(frozen=True)
+class Movement:
+    """A change with its cause."""
+
+    cause: Cause
+    reason: str
+    """Why, in one sentence."""
+    change: ChangeReport | MachineMove
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether both builds were run again and differ."""
+        return isinstance(self.change, ChangeReport) and self.change.outcome is ConfirmationOutcome.CONFIRMED
+
+    @property
+    def calls(self) -> bool:
+        """Whether somebody is to be notified: a change for the worse that stands and is the build's."""
+        return (self.cause is Cause.BUILD and isinstance(self.change, ChangeReport) and self.change.stands
+                and self.change.direction is Direction.WORSE)
+
+
+def movements(results: Path, changes: ResultChanges) -> list[Movement]:
+    """Return every change with its cause, in the order of `changes`. Reads the records of the two builds of each
+    change that no confirmation decides."""
+    surroundings = _Surroundings(Store(results))
+    return [
+        *(Movement(*_cause(change, surroundings), change) for change in (*changes.suspects, *changes.events)),
+        *(Movement(Cause.MACHINE, f"the dense product of the same runs moved too, {move.control:+.1%}", move)
+          for move in changes.machine),
+    ]
+
+
+def _cause(change: ChangeReport, surroundings: _Surroundings) -> tuple[Cause, str]:
+    if change.outcome is ConfirmationOutcome.CONFIRMED:
+        return Cause.BUILD, f"both builds were run again, interleaved: {change.message}"
+    if change.implementation_changed:
+        return Cause.SUITE, "the implementation's source was edited between the two builds"
+    if other := surroundings.difference(change):
+        return Cause.MACHINE, other
+    if change.state is State.REFUTED:
+        return Cause.NOISE, f"both builds were run again, interleaved: {change.message}"
+    if not isinstance(change, Event):
+        return Cause.UNCONFIRMED, (
+            f"not clear when run again: {change.message}" if change.message
+            else f"not run again: fpxbench confirm {change.id}")
+    if change.changes_before >= COMES_AND_GOES:
+        return Cause.NOISE, f"the series changed {change.changes_before} times in the builds before"
+    return Cause.BUILD, f"differs from the build before; not run again: fpxbench confirm {change.id}"
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What a record holds about where it was measured."""
+
+    facts: dict[str, object]
+    throttled: bool
+
+
+class _Surroundings:
+    """Where the cases of a change were measured, read from the records and kept by machine and build."""
+
+    def __init__(self, store: Store[Record]) -> None:
+        self._store = store
+        self._files: dict[tuple[str, str], dict[tuple[str, str], _Point]] = {}
+
+    def difference(self, change: ChangeReport) -> str:
+        """Return what else differs between the two builds' runs, in one sentence; empty if nothing is known to."""
+        before, after = (self._point(change, build) for build in (change.last_good, change.first_bad))
+        if before is None or after is None:
+            return ""
+        changed = [f"{words} {before.facts[name]} -> {after.facts[name]}" for name, words in MACHINE_FACTS.items()
+                   if name in before.facts and name in after.facts and before.facts[name] != after.facts[name]]
+        if changed:
+            return f"the machine differs between the two runs: {', '.join(changed)}"
+        if change.series.metric == "median_us" and before.throttled != after.throttled:
+            return f"the device was throttled in the run on the {'later' if after.throttled else 'earlier'} build only"
+        return ""
+
+    def _point(self, change: ChangeReport, build: Build) -> _Point | None:
+        name = change.series.machine, build.stem
+        if name not in self._files:
+            self._files[name] = dict(self._read(*name, build))
+        return self._files[name].get((change.series.device, change.series.case))
+
+    def _read(self, machine: str, stem: str, build: Build) -> Iterator[tuple[tuple[str, str], _Point]]:
+        path = self._store.file(machine, build)
+        if path.is_file():
+            for record in self._store.read(path)[0]:
+                yield ((f"{record.machine.device} ({record.machine.arch})", record.case.id),
+                       _Point({name: record.machine.facts[name] for name in MACHINE_FACTS
+                               if name in record.machine.facts}, Flag.THROTTLED in record.flags))
+
