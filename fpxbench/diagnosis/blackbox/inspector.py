@@ -450,7 +450,13 @@ class _Inspector:
         if rule is not None and follows_rule(values.original, values.weight, rule):
             return None
         judged = replace(values, weight=replace(values.weight, scheme=bench.judged))
-        return diagnose_quantization(values.original, judged)
+        found = diagnose_quantization(values.original, judged)
+        if found is not None and rule is None:      # a rule that N(0, 1) does not show: a floor under scales
+            other = find_scale_rule(values.original, values.weight)
+            if other is not None:
+                self.inspection.undeclared_rule = other.message()
+                return None
+        return found
 
     # Experiments and names.
 
