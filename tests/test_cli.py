@@ -133,6 +133,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
         ["generate", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
         ["recommend", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
         ["rank", "./no/such/folder", "--results", "fresh"],
+        ["decode", "--format", "no-such-format", "--device", "cpu", "--results", "fresh"],
         ["report"],
         ["records"],
         ["show", case_id],

@@ -122,7 +122,7 @@ class Roofline:
 def speedup_curves(sweep: SweepTable) -> SpeedupCurves | None:
     """Return the drawings of every scheme and layer timed at two M or more; None if there is none."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.quantized and row.speedup is not None
-            and row.speedup > 0 and Flag.OVER_ROOFLINE not in row.flags and not row.is_canary]
+            and row.case.m > 0 and Flag.OVER_ROOFLINE not in row.flags and not row.is_canary]
     grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
     for row in rows:
         grouped[row.case.scheme, row.case.workload].append(row)
