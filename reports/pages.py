@@ -205,7 +205,9 @@ def _with_models(title: str, models: Sequence[ModelPage]) -> str:
     models = [page for page in models if page.tables]
     faulty = sum(page.ran - page.right for page in models)
     of_models = f"{faulty or 'no'} faulty {'row' if faulty == 1 else 'rows'} in models' tables"
-    return title if not models else f"{title}, {of_models}" if title else of_models.capitalize()
+    if not models or (title and not faulty):
+        return title
+    return f"{title}, {of_models}" if title else of_models.capitalize()
 
 
 def _fastest_first(row: CaseRow) -> tuple:

@@ -138,8 +138,8 @@ def _has_a_floor(original: Tensor, weight: QuantizedWeight) -> bool:
     if own.stored.shape != weight.scales.shape:
         return False
     floor = weight.scales.float().min()
-    if not 0 < float(floor) <= LARGEST_FLOOR:
-        return False
+    if not 0 < float(floor) <= LARGEST_FLOOR or not bool((own.stored.float() < floor * (1 - _SLACK)).any()):
+        return False        # too large for a floor, or no scale is changed by it
     return _explains(original, weight, scheme, Scales(own.stored.float().clamp(min=float(floor))))
 
 

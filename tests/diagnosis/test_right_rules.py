@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fpxbench.diagnosis.scale_rules import find_scale_rule
+from fpxbench.diagnosis.scale_rules import find_scale_rule, rule_beside_zeros
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers.codec import decode, decode_table, encode
 from fpxbench.numbers.rounding import Rounding
@@ -222,3 +222,19 @@ def test_values_rounded_to_nearest_are_not_taken_for_random_ones() -> None:
         codes = encode(scheme.scaling.divide(weight, scales), scheme.format, rounding)
         assert decode(codes, scheme.format).isfinite().all()
         assert find_scale_rule(weight, QuantizedWeight.from_codes(codes, scales, scheme, "bytes")) is None
+
+
+def test_the_smallest_of_the_scheme_s_own_scales_is_no_floor() -> None:
+    """Rows of zeros with a scale of 0 and NaN codes, as torchao 0.18 stores them, are no sign of another rule."""
+    original = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) * 1e-3
+    original[3] = 0
+    scheme = scheme_named("e4m3fn-row")
+    codes, own = scheme.quantize(original)
+    scales = own.stored.clone()
+    scales[3] = 0
+    weight = QuantizedWeight.from_codes(codes, Scales(scales), scheme, "bytes")
+    assert rule_beside_zeros(original, weight) is None
+    floored = Scales(torch.where(scales == 0, scales, scales.clamp(min=float(scales[scales > 0].median()))))
+    codes = encode(scheme.scaling.divide(original, Scales(floored.stored.clamp(min=1e-9))), scheme.format)
+    weight = QuantizedWeight.from_codes(codes, floored, scheme, "bytes")
+    assert rule_beside_zeros(original, weight).name == "floor"
