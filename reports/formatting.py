@@ -43,6 +43,14 @@ def microseconds(value: float | None) -> str:
     return f"{number(value)} µs"
 
 
+def joules(value: float) -> str:
+    """Return an energy in J, mJ or µJ."""
+    for unit, size in (("J", 1.0), ("mJ", 1e-3)):
+        if value >= size:
+            return f"{number(value / size)} {unit}"
+    return f"{number(value * 1e6)} µJ"
+
+
 def nbytes(value: int | None) -> str:
     """Return a size in B, kB, MB or GB (powers of ten); a dash for None."""
     if value is None:

@@ -14,6 +14,7 @@ import torch
 
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.device_names import cpu_model, cpu_name, slug
+from fpxbench.checking.energy import NoReader, nvml_handle
 from fpxbench.records.record import Machine
 
 # Where a CPU does not say how large its last-level cache is, assume one that most servers stay below.
@@ -143,15 +144,12 @@ def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
 def _driver_facts() -> dict[str, Any]:
     """Return what NVML reports and torch does not, where its bindings are installed."""
     try:
-        import pynvml
-    except ImportError:
+        handle = nvml_handle(0)
+    except NoReader:
         return {}
+    import pynvml
+
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:    # an AMD machine, or no driver in this container
-        return {}
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         width, clock = (
             pynvml.nvmlDeviceGetMemoryBusWidth(handle),
             pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
@@ -164,5 +162,3 @@ def _driver_facts() -> dict[str, Any]:
         }
     except pynvml.NVMLError:
         return {}
-    finally:
-        pynvml.nvmlShutdown()

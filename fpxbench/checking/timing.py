@@ -17,12 +17,13 @@ from torch import Tensor
 
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.device_lock import device_lock
+from fpxbench.checking.energy import BATCH_S, StateMonitor
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Reference, compare
 from fpxbench.checking.tuning_alone import wait_until_idle
 from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Timing
+from fpxbench.records.record import DeviceState, Timing
 from fpxbench.stats import median_interval, median_ratio_interval
 
 Call = Callable[[], Tensor]
@@ -57,6 +58,7 @@ class Samples:
     """The rotated copies exceed the cache, so memory was really read."""
     unseen: list[float] = field(default_factory=list)
     """Seconds that the device worked on after the timed stream had ended, sample by sample."""
+    device_state: DeviceState | None = None
 
 
 def rotation(nbytes: int, cache_bytes: int) -> int:
@@ -95,6 +97,7 @@ class TimedCase:
         times: list[float] = []
         baseline_times: list[float] = []
         unseen: list[float] = []
+        monitor = StateMonitor(self.operands.device)
         with torch.no_grad():
             if self.launched is None or self.launched_baseline is None:
                 sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(self.baseline_calls)
@@ -107,9 +110,34 @@ class TimedCase:
             deadline = perf_counter() + budget_s
             while len(times) < MIN_SAMPLES or (perf_counter() < deadline and len(times) < MAX_SAMPLES):
                 times.append(sample())
+                monitor.after_sample()
                 baseline_times.append(sample_baseline())
+            monitor.measure_energy(self._batch(min(times)), deadline, self.operands.weight.nbytes)
         self.time_repeated_activation()
-        return Samples(times, baseline_times, self.beyond_cache, unseen)
+        return Samples(times, baseline_times, self.beyond_cache, unseen, monitor.state())
+
+    def _batch(self, seconds: float) -> Callable[[], int]:
+        """Return a function that makes calls for `energy.BATCH_S`, waits for them and returns how many; `seconds` is
+        the time of one."""
+        launched = self.launched
+        if launched is not None:
+            repeats = max(1, round(BATCH_S / (seconds * launched.calls)))
+
+            def launch() -> int:
+                for _ in range(repeats):
+                    launched.launch()
+                torch.cuda.synchronize()
+                return repeats * launched.calls
+
+            return launch
+        turn, count = itertools.cycle(self.calls), max(1, round(BATCH_S / seconds))
+
+        def call() -> int:
+            for _ in range(count):
+                next(turn)()
+            return count
+
+        return call
 
     def check(self, samples: Samples) -> None:
         """Check that what was timed is the product, and all of it. Raises ContractViolation.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fpxbench.checking.device_lock import device_lock
+from fpxbench.checking.energy import energy_joules
 from fpxbench.implementation import discover
 from fpxbench.model import quality, quality_statistics, sources, token_speed
 from fpxbench.model.generate_messages import SHIPPED_TEXT, GenerateSettings, Prepared, RowRequest
@@ -323,12 +324,12 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     firsts: list[float] = []
     steps: list[float] = []
     with device_lock(device, f"{settings.model} {request.row.scheme}"), token_speed.peak_memory(device) as peak:
-        joules = token_speed.energy_joules(device)
+        joules = energy_joules(device)
         for _ in range(REPEATS):
             tokens, first_s, steps_s = token_speed.generate(decoder, prompt, settings.new_tokens)
             firsts.append(first_s)
             steps += steps_s
-        after = token_speed.energy_joules(device)
+        after = energy_joules(device)
     result.sample = _decoded(row.tokenizer, tokens[0])
     median, low, high = median_interval(steps)
     first = Estimate(**dict(zip(("value", "low", "high"), median_interval(firsts), strict=True)))

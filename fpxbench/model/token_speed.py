@@ -138,23 +138,3 @@ def peak_memory(device: str) -> Iterator[list[int]]:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             found.append(int(line.split()[1]) * 1024)
-
-
-def energy_joules(device: str) -> float | None:
-    """Return the device's energy counter: NVML's of the GPU, RAPL's of the first CPU package; None where there is none.
-    """
-    if device != "cuda":
-        try:
-            return int(Path("/sys/class/powercap/intel-rapl:0/energy_uj").read_text()) / 1e6
-        except OSError:
-            return None
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-    except pynvml.NVMLError:
-        return None

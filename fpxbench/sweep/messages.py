@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.records.case import Case
-from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Timing, Traffic
+from fpxbench.records.record import Accuracy, Coverage, DeviceState, Flag, Properties, Timing, Traffic
 from fpxbench.records.verdict import Verdict
 
 
@@ -43,6 +43,7 @@ class TrialResult(BaseModel):
     coverage: Coverage = Coverage()
     timing: Timing | None = None
     traffic: Traffic = Traffic()
+    device_state: DeviceState | None = None
     flags: list[Flag] = []
     no_timing: str | None = None
     work_s: float = 0.0

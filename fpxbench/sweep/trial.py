@@ -91,7 +91,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
         tampering.restore()
         _forget()
     if result.verdict.status is not Status.OK:
-        result.timing, result.flags, result.no_timing = None, [], None
+        result.timing, result.device_state, result.flags, result.no_timing = None, None, [], None
     result.work_s = time.perf_counter() - started
     return result
 
@@ -340,7 +340,9 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
     if verdict is not None:
         result.verdict = _diagnosed(verdict, implementation, operands)
         return
-    result.timing = timing.summarized(samples, request.seed)
+    result.timing, result.device_state = timing.summarized(samples, request.seed), samples.device_state
+    if result.device_state and result.device_state.throttled_samples:
+        result.flags.append(Flag.THROTTLED)
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s, kept)
     result.flags += traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache, seen,
                                   request.read_gb_per_s)

@@ -21,7 +21,7 @@ SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
         *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW,
         str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.UNDECLARED_RULE),
-        str(Flag.NOISY), CHANGED))
+        str(Flag.THROTTLED), str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
@@ -130,7 +130,8 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
         *(_keeping_copies(group) for group in _grouped(all_cases, _flagged(Flag.KEEPS_DECODED_COPY))),
         *(_summing_narrowly(group) for group in _grouped(all_cases, _flagged(Flag.NARROW_ACCUMULATOR))),
         *(_another_rule(group) for group in _grouped(all_cases, _flagged(Flag.UNDECLARED_RULE))),
-        *(_noisy(group) for group in _grouped(all_cases, _noise)),
+        *(_throttled(group) for group in _grouped(all_cases, _of_sweep(Flag.THROTTLED))),
+        *(_noisy(group) for group in _grouped(all_cases, _of_sweep(Flag.NOISY))),
     ]
     return sorted(problems, key=lambda problem: (problem.rank, -len(problem.cases), problem.message))
 
@@ -316,8 +317,17 @@ def _another_rule(group: list[SweepCase]) -> ReportProblem:
         _link(group, mark=str(Flag.UNDECLARED_RULE)), tuple(group), minor=True)
 
 
-def _noise(case: SweepCase) -> Hashable | None:
-    return case.sweep.folder if Flag.NOISY in case.row.flags else None
+def _of_sweep(flag: Flag) -> Callable[[SweepCase], Hashable | None]:
+    return lambda case: case.sweep.folder if flag in case.row.flags else None
+
+
+def _throttled(group: list[SweepCase]) -> ReportProblem:
+    timed = sum(row.speedup is not None for row in group[0].sweep.rows)
+    return ReportProblem(
+        Section.SLOW, str(Flag.THROTTLED),
+        _message(f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} "
+                 f"{'was' if len(group) == 1 else 'were'} taken while the device lowered its clocks"),
+        _link(group, mark=str(Flag.THROTTLED)), tuple(group), minor=True)
 
 
 def _noisy(group: list[SweepCase]) -> ReportProblem:

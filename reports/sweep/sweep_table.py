@@ -22,6 +22,7 @@ from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Flag, Machine, Record
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
+from fpxbench.reports.formatting import joules
 from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.words import at_least_something, unquoted
 from fpxbench.workloads import is_canary
@@ -63,6 +64,8 @@ class CaseRow:
     bottleneck: str
     sqnr_db: float | None
     about: str
+    joules_per_call: float | None = None
+    joules_per_gb: float | None = None
     library: str = ""
     """The library whose kernel it is, with its version; empty for the implementation's own."""
     status_history: StatusHistory | None = None
@@ -82,8 +85,18 @@ class CaseRow:
             gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
             roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck),
             sqnr_db=record.accuracy.sqnr_db,
-            about=record.about, library=record.properties.library or "", status_history=status_history,
+            about=record.about,
+            joules_per_call=record.device_state.joules_per_call if record.device_state else None,
+            joules_per_gb=record.device_state.joules_per_gb if record.device_state else None,
+            library=record.properties.library or "", status_history=status_history,
         )
+
+    @property
+    def energy_message(self) -> str:
+        """``1.25 mJ, 74.5 J/GB``; empty where the energy was not measured."""
+        if self.joules_per_call is None or self.joules_per_gb is None:
+            return ""
+        return f"{joules(self.joules_per_call)}, {joules(self.joules_per_gb)}/GB"
 
     @property
     def is_canary(self) -> bool:
@@ -314,6 +327,11 @@ class SweepTable(SweepHeading):
     @cached_property
     def workloads(self) -> list[str]:
         return sorted({row.case.workload for row in self.rows})
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether the energy of any case was measured."""
+        return any(row.joules_per_call is not None for row in self.rows)
 
     @cached_property
     def marks(self) -> list[str]:
