@@ -196,13 +196,13 @@ class _AmdSmi:
 
     def reading(self) -> Reading:
         smi = self._smi
-        clocks = [_number((self._ask("amdsmi_get_clock_info", kind) or {}).get("clk"))
-                  for kind in (smi.AmdSmiClkType.GFX, smi.AmdSmiClkType.MEM)]
+        core, memory = (_number((self._ask("amdsmi_get_clock_info", kind) or {}).get("clk"))
+                        for kind in (smi.AmdSmiClkType.GFX, smi.AmdSmiClkType.MEM))
         power = self._ask("amdsmi_get_power_info") or {}
         watts = (_number(power.get(name)) for name in ("current_socket_power", "average_socket_power"))
-        return Reading(*clocks, _number(self._ask("amdsmi_get_temp_metric", smi.AmdSmiTemperatureType.HOTSPOT,
-                                                  smi.AmdSmiTemperatureMetric.CURRENT)),
-                       next((one for one in watts if one is not None), None))
+        heat = self._ask("amdsmi_get_temp_metric", smi.AmdSmiTemperatureType.HOTSPOT,
+                         smi.AmdSmiTemperatureMetric.CURRENT)
+        return Reading(core, memory, _number(heat), next((one for one in watts if one is not None), None))
 
     def throttle_reasons(self) -> list[str]:
         found = self._ask("amdsmi_get_violation_status") or {}

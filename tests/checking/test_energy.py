@@ -1,6 +1,7 @@
 """What a device does while it is timed: read from the right device, flagged when throttled, energy only if measured."""
 
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -110,6 +111,54 @@ def test_a_gpu_without_bindings_or_unknown_to_the_driver_says_why(gpu, clock, mo
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert "pip install 'fpxbench[nvidia]'" in state_of(clock).no_energy
     assert energy.energy_joules("cuda") is None
+
+
+def test_the_bits_of_throttling_are_the_drivers():
+    nvml = pytest.importorskip("pynvml")
+    names = ("SwPowerCap", "HwSlowdown", "SyncBoost", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+    bits = {getattr(nvml, f"nvmlClocksEventReason{name}", None) or getattr(nvml, f"nvmlClocksThrottleReason{name}")
+            for name in names}
+    assert set(energy._NVML_REASONS) == bits and IDLE not in bits
+
+
+def fake_amdsmi(**answers):
+    """Return a module `amdsmi` whose driver has two GPUs, of which the second answers."""
+    smi = ModuleType("amdsmi")
+    kinds = SimpleNamespace(GFX="gfx", MEM="mem")
+
+    class AmdSmiException(Exception):
+        pass
+
+    def answering(name):
+        def answer(handle, *arguments):
+            assert handle == "second"
+            if name not in answers:
+                raise AmdSmiException("not supported")
+            return answers[name]
+
+        return answer
+
+    buses = {"first": "0000:03:00.0", "second": "0000:C1:00.0"}
+    smi.__dict__.update(
+        AmdSmiException=AmdSmiException, AmdSmiClkType=kinds, amdsmi_init=lambda: None,
+        AmdSmiTemperatureType=SimpleNamespace(HOTSPOT=1), AmdSmiTemperatureMetric=SimpleNamespace(CURRENT=0),
+        amdsmi_get_processor_handles=lambda: list(buses), amdsmi_get_gpu_device_bdf=buses.get,
+        **{f"amdsmi_get_{name}": answering(name)
+           for name in ("clock_info", "power_info", "temp_metric", "violation_status", "energy_count")})
+    return smi
+
+
+def test_an_amd_gpu_is_found_by_its_bus_and_what_it_does_not_report_is_none(gpu, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.2")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(
+        pci_domain_id=0, pci_bus_id=0xC1, pci_device_id=0))
+    monkeypatch.setitem(sys.modules, "amdsmi", fake_amdsmi(
+        clock_info={"clk": 2100}, power_info={"current_socket_power": "N/A", "average_socket_power": 640},
+        violation_status={"active_ppt_pwr": True, "active_hbm_thrm": "N/A"},
+        energy_count={"energy_accumulator": 2_000_000, "counter_resolution": 15.3}))
+    reader = energy.device_reader("cuda")
+    assert reader.reading() == (2100, 2100, None, 640) and reader.throttle_reasons() == ["power cap"]
+    assert reader.joules() == pytest.approx(30.6)
 
 
 class Rapl:

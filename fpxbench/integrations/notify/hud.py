@@ -31,10 +31,10 @@ def _metrics(record: Record) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"is_right": [float(record.verdict.status == "ok")]}
     if timing:
         found["latency_us"] = list(timing.samples_us)
-    scalars = {
-        "speedup_over_dense": timing and timing.speedup, "gb_per_s": record.traffic.gb_per_s,
+    scalars: dict[str, float | None] = {
+        "speedup_over_dense": timing.speedup if timing else None, "gb_per_s": record.traffic.gb_per_s,
         "roofline_fraction": record.traffic.roofline_fraction, "sqnr_db": record.accuracy.sqnr_db,
-        "relative_error": record.accuracy.relative_error, "joules_per_call": state and state.joules_per_call,
+        "relative_error": record.accuracy.relative_error, "joules_per_call": state.joules_per_call if state else None,
     }
     return found | {name: [value] for name, value in scalars.items() if value is not None}
 

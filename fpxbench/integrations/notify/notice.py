@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fpxbench.regressions.change_report import Event, State
+from fpxbench.regressions.change_report import ChangeReport, Event, State
 from fpxbench.regressions.confirmation import upstream_range
 from fpxbench.regressions.movements import Cause, Movement
 from fpxbench.reports.history.issue_texts import Issue, as_code, confirmed, identity_of, issues
@@ -54,16 +54,13 @@ class Notice(BaseModel):
 def notices(results: Path, moved: Sequence[Movement], unconfirmed_events: bool = False) -> list[Notice]:
     """Return the notices of what the build made worse and what still stands: confirmed regressions, worst first, then,
     if `unconfirmed_events`, verdicts and exact metrics that changed and were not run again."""
-    over = {one.change.id for one in moved if not _is_machine(one) and one.change.state is State.FIXED}
+    over = {one.change.id for one in moved
+            if isinstance(one.change, ChangeReport) and one.change.state is State.FIXED}
     found = [_of_issue(issue) for issue in issues(each for each in confirmed(results) if each.suspect not in over)]
     if unconfirmed_events:
         known = {notice.id for notice in found}
         found += [notice for notice in _of_events(moved) if notice.id not in known]
     return found
-
-
-def _is_machine(movement: Movement) -> bool:
-    return not hasattr(movement.change, "state")
 
 
 def _of_issue(issue: Issue) -> Notice:

@@ -35,8 +35,9 @@ class Chat:
         import apprise
 
         # A service that fails says why in its log only, next to its URL.
-        if not self._apprise.notify(**_content(notice), body_format=apprise.NotifyFormat.TEXT,
-                                    notify_type=apprise.NotifyType.WARNING):
+        content = _content(notice)
+        if not self._apprise.notify(title=content["title"], body=content["body"],
+                                    body_format=apprise.NotifyFormat.TEXT, notify_type=apprise.NotifyType.WARNING):
             raise DeliveryError(f"{self.name}: not delivered; the service cannot be reached, or refused")
         return ""
 
