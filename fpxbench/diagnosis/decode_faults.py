@@ -228,7 +228,8 @@ def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
             Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor)
         )
         yield scales(Kind.FN_AS_FNUZ, "block scales are read as half their value: by e4m3fnuz's bias 8, theirs is 7",
-                     lambda block, tensor: (block / 2, tensor))
+                     # 0x7f is NaN in E4M3, and 240 in E4M3FNUZ.
+                     lambda block, tensor: (torch.where(block.isnan(), 240.0, block / 2), tensor))
     level = "block scale" if scaling.has_tensor_scale else "scale"
     yield scales(
         Kind.SCALE_SQUARED,
