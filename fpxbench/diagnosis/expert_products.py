@@ -26,6 +26,8 @@ from fpxbench.records.kinds import Kind
 MOST_OUTPUTS = 64
 """Output columns that rows are compared in: more than enough to tell experts apart."""
 MOST_ROWS_OFF = 8
+_ROUTINGS = 4
+"""Routings that are drawn to tell rules apart that explain one routing alike."""
 
 
 def diagnose_experts(examination: Examination, inner: Implementation,
@@ -41,7 +43,7 @@ def diagnose_experts(examination: Examination, inner: Implementation,
     assert isinstance(operands, ExpertOperands)
     for rows in (routed_to_all, ExpertOperands.drawn_again):
         seen = _Seen(examination, rows(operands))
-        found = seen.by_a_rule() if seen.explained else seen.partly_by_a_rule()
+        found = seen.by_a_rule(examination) if seen.explained else seen.partly_by_a_rule()
         if found is not None:
             return found
         if bool(seen.wrong.any()):
@@ -99,12 +101,29 @@ class _Seen:
         """Whether some row is wrong, and each such row is right for another expert."""
         return bool(self.wrong.any()) and bool(self.others.all())
 
-    def by_a_rule(self) -> Diagnosis:
-        """Return by which rule rows meet other experts' weights, where each row meets one."""
+    def by_a_rule(self, examination: Examination) -> Diagnosis:
+        """Return by which rule rows meet other experts' weights, where each row meets one.
+
+        Under one routing two rules may be the same: experts that are not counted, and rows that begin one late. Other
+        routings tell them apart.
+        """
+        found = self.rules()
+        _, m, routing = self.operands.drawn
+        for number in range(_ROUTINGS if len(found) > 1 else 0):
+            other = _Seen(examination, self.operands.activation(("rule", number), m + number // 2, routing))
+            kinds = {each.kind for each in other.rules()} if other.explained else set()
+            found = [each for each in found if each.kind in kinds] or found
+        if len(found) > 1:
+            return Diagnosis(Kind.EXPERT_MISTAKEN, "cannot tell: " + "; or ".join(each.message for each in found),
+                             self.evidence | {"fitting": [str(each.kind) for each in found]})
         message = self._exchanged() or (f"{int(self.wrong.sum())} of {len(self.rows)} rows meet the weight of another"
                                         " expert, by no rule that is known")
-        return (self._boundaries() or self._earlier_routing() or self._empty_not_counted()
-                or Diagnosis(Kind.EXPERT_MISTAKEN, message, self.evidence))
+        return found[0] if found else Diagnosis(Kind.EXPERT_MISTAKEN, message, self.evidence)
+
+    def rules(self) -> list[Diagnosis]:
+        """Return each known rule that explains every row."""
+        known = (self._boundaries(), self._earlier_routing(), self._empty_not_counted())
+        return [found for found in known if found is not None]
 
     def partly_by_a_rule(self) -> Diagnosis | None:
         """Return which experts are exchanged, where other rows meet no expert's weight; None where none is."""

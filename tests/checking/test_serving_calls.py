@@ -45,7 +45,8 @@ def test_a_right_implementation_is_asked_for_everything_and_is_right() -> None:
     result = result_of(Right(), request())
     assert result.verdict.status is Status.OK, result.verdict.summary
     assert set(result.coverage.covered) == {
-        "token counts", "activation layouts", "other shapes", "several weights", "repeats", "accumulator"}
+        "token counts", "activation layouts", "other shapes", "several weights", "repeats", "accumulator",
+        "codes that are no numbers"}
     assert set(result.coverage.not_asked) == {"bias", "streams"}
     assert result.properties.tokens_checked == sorted({*serving_calls.TOKEN_COUNTS, *serving_calls.MANY_TOKENS})
     assert result.properties.repeatable is True and result.properties.repeats >= 2

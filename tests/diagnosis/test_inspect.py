@@ -19,6 +19,7 @@ from fpxbench import implementation as implementations
 from fpxbench.checking import correctness, inputs
 from fpxbench.checking.operands import Operands
 from fpxbench.cli import app
+from fpxbench.cli.common import UsageError
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.diagnosis.blackbox.inspector import CannotInspect, inspect, inspect_implementation
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
@@ -501,8 +502,8 @@ def test_mistakes_in_ones_own_files_are_told_with_the_way_out(file_of_matrices) 
         (("--activations", x, "--k", "8"), "brings its own K"),
         (("--weights", "absent.safetensors"), "no such file"),
     ]:
-        result = of_files(*arguments)
-        assert result.exit_code == 2 and words in " ".join(result.output.split()), (arguments, result.output)
+        mistake = of_files(*arguments).exception
+        assert isinstance(mistake, UsageError) and words in str(mistake), (arguments, mistake)
 
 
 def test_a_crash_is_a_result_with_its_log() -> None:
