@@ -253,10 +253,9 @@ def test_a_module_that_halves_its_scales_is_not_said_to_read_another_format() ->
     assert found.verdict.kind is Kind.SCALED, found.verdict.summary
 
 
-def test_half_of_every_weight_may_be_nvfp4s_block_scales_read_as_fnuz() -> None:
+def test_half_of_every_weight_is_no_block_scale_read_as_fnuz_where_the_nan_scale_stays_nan() -> None:
     found = inspected(Decoding(multiply=lambda x, w: (x.float() @ w.float().T / 2).to(x.dtype)), "nvfp4")
-    assert found.verdict.summary.startswith("cannot tell between fn_as_fnuz, scaled")
-    assert found.verdict.kind not in (Kind.FN_AS_FNUZ, Kind.SCALED)
+    assert found.verdict.kind is Kind.SCALED
 
 
 def test_what_makes_an_output_nonfinite_stands_first_in_the_table() -> None:

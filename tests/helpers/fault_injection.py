@@ -174,6 +174,8 @@ def scale_numbers(
         values = (np.arange(256.0) if as_integer else table)[stored] * 2.0**exponent
     elif scaling.has_tensor_scale:
         table = np.arange(256.0) if as_integer else numbers(FORMATS["e4m3fn"], bias=e4m3_bias, flush=e4m3_flush)
+        if e4m3_bias == 1:      # as E4M3FNUZ, where 0x7f is 240 and no NaN
+            table = np.where(np.isnan(table) & (np.arange(256) < 128), 240.0, table)
         values = table[stored]
     else:
         values = stored.astype(np.float64) * ratio
