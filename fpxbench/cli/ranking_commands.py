@@ -51,6 +51,7 @@ def rank(
     settings = RankingSettings(model=model, schemes=scheme or [], sentences=sentences or SHIPPED_SENTENCES)
     build, store = installed_build(), Store(results, RankingRecord)
     err.print(f"{model}: embedding {settings.sentences.name} once unquantized and once per scheme", markup=False)
+    store.make_folder()     # before the work whose result it keeps
     try:
         with Isolation(default_memory_limit()) as isolation:
             found = checked(isolation.call("fpxbench.model.encoder_ranking:rank", settings, timeout_s=timeout),
@@ -60,7 +61,6 @@ def rank(
                                "the machine could not be measured").read(Machine)
     except CannotStart as error:
         raise UsageError(str(error)) from None
-    store.make_folder()
     for each in found.schemes:
         store.append(RankingRecord(model=found.model, text=found.text, sentences=found.sentences,
                                    weights=found.weights, rank=each, build=build, machine=measured))

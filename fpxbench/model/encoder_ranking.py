@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fpxbench.model import sources
 from fpxbench.model.generate import schemes_of
 from fpxbench.model.generate_record import Estimate, ModelDescription
 from fpxbench.model.mixed_precision import rounded
-from fpxbench.model.quantize_model import LEFT
+from fpxbench.model.quantize_model import linear_weights
 from fpxbench.model.ranking_record import Ranking, RankingSettings, SchemeRank
 from fpxbench.numbers.scheme import scheme_named
 
@@ -39,17 +38,12 @@ def rank(settings: RankingSettings) -> Ranking:
 
     Raises ValueError for what the user has to correct.
     """
-    schemes = [name for name in schemes_of(settings.schemes) if scheme_named(name).activation is None]
-    if not schemes:
-        raise ValueError("only schemes of weights are ranked; leave away the part after + of a scheme's name")
+    schemes = schemes_of(settings.schemes)
     sentences = read_sentences(settings.sentences)
     folder = encoder_folder(settings.model)
     model, tokenizer = _load(settings.model, folder)
     pooling = _pooling(Path(folder))
-    layers = {name: module.weight for name, module in model.named_modules()
-              if isinstance(module, nn.Linear) and not any(fnmatchcase(name, glob) for glob in LEFT)}
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
+    layers = linear_weights(model)
     plain = embed(model, tokenizer, sentences, pooling)
     if not plain.isfinite().all():
         raise ValueError(f"embeddings of {settings.model} itself are not finite: nothing can be compared with them")
@@ -63,8 +57,6 @@ def rank(settings: RankingSettings) -> Ranking:
         distances.append(1.0 - (seen * plain).sum(-1).double().clamp(max=1.0).numpy())
         bits = sum(scheme_named(name).bits_per_weight(*each.shape) * each.numel() for each in kept.values()) / weights
         found.append(_scheme_rank(name, bits, distances[-1], plain, seen, sentences))
-    for layer, weight in layers.items():
-        weight.data = kept[layer]
     return Ranking(model=_described(settings.model, model), sentences=len(sentences), text=settings.sentences.name,
                    weights=weights, schemes=ordered(found, distances))
 

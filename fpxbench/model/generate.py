@@ -95,9 +95,6 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
     rows = []
     for name in dict.fromkeys([*BASELINES, *chosen_schemes]):
         scheme = scheme_named(name)
-        if scheme.activation is not None:
-            raise ValueError(f"{name} rounds activations too; a model's table compares schemes of weights, such as"
-                             f" {name.partition('+')[0]}")
         if not scheme.quantized:
             rows.append(PlannedRow(scheme=name, implementation="plain"))
             continue
@@ -119,15 +116,23 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
 
 
 def schemes_of(asked: list[str]) -> list[str]:
-    """Return the schemes that names and globs stand for; all that profiles sweep, if none is given."""
-    known = [name for name in SCHEMES if scheme_named(name).quantized]
+    """Return the schemes of weights that names and globs stand for; all that profiles sweep, if none is given.
+
+    Raises ValueError for a name that is none, or of a scheme that rounds activations too.
+    """
+    known = [name for name in SCHEMES if scheme_named(name).quantized and scheme_named(name).activation is None]
     found = []
     for name in asked or ["*"]:
         found += [each for each in known if fnmatchcase(each, name)] or [scheme_named(name).name]
+    for name in found:
+        if scheme_named(name).activation is not None:
+            raise ValueError(f"{name} rounds activations too; models are compared by schemes of weights, such as"
+                             f" {name.partition('+')[0]}")
     return list(dict.fromkeys(found))
 
 
 def texts_of(settings: GenerateSettings, tokenizer: Any, config: Any) -> dict[str, Tensor]:
+    """Return the token ids [T] of each text to compare on, by name. Raise ValueError for one that cannot be used."""
     if tokenizer is None:
         if settings.text is not None:
             raise ValueError(f"--text {settings.text}: {settings.model} has random weights and no tokenizer")

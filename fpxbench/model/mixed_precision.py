@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 import torch
 from torch import Tensor, nn
 
 from fpxbench.model import generate, quality, quality_statistics, sources
 from fpxbench.model.generate_messages import GenerateSettings
 from fpxbench.model.generate_record import Estimate
-from fpxbench.model.quantize_model import LEFT
+from fpxbench.model.quantize_model import linear_weights
 from fpxbench.model.recommendation import Mixed, Uniform, allocate
 from fpxbench.numbers.scheme import scheme_named
 
@@ -31,10 +29,7 @@ def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -
 
 def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float) -> Mixed:
     """Return the same for a model in memory and token ids [T]; the model is as before afterwards."""
-    layers = {name: module.weight for name, module in model.named_modules()
-              if isinstance(module, nn.Linear) and not any(fnmatchcase(name, glob) for glob in LEFT)}
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no nn.Linear to choose a scheme for")
+    layers = linear_weights(model)
     plain, due = quality.logits(model, text), quality.targets(model, text)
 
     def kl_of(chosen: dict[str, str]) -> Tensor:

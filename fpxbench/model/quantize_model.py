@@ -110,6 +110,18 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
     return done
 
 
+def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights [N, K] of the linear layers that are quantized by default, by the module's name.
+
+    Raises ValueError if there is none.
+    """
+    found = {name: module.weight for name, module in model.named_modules()
+             if isinstance(module, nn.Linear) and not any(fnmatchcase(name, glob) for glob in LEFT)}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
+    return found
+
+
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Yield every module that holds a weight, with the parameter's name."""
     for name, module in model.named_modules():

@@ -50,8 +50,8 @@ class Flag(StrEnum):
     UNFUSED = (
         "unfused",
         "Kernels beside the product take as long as writing the decoded weight to memory would, or more than a quarter"
-        " of the 16-bit weight's size is allocated: the decoded weight goes to memory. Determined from kernels and"
-        " allocations, not from a setting.",
+        " of the 16-bit weight's size is allocated beside the output and a copy of the activation: the decoded weight"
+        " goes to memory. Determined from kernels and allocations, not from a setting.",
     )
     OVER_ROOFLINE = (
         "over_roofline",
