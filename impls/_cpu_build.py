@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fpxbench.cache_folder import cache_root
 from fpxbench.numbers.codebook import Codebook, NumberFormat
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import SPECIALS
@@ -72,7 +73,7 @@ def library(fmt: NumberFormat, scaling: Scaling) -> ctypes.CDLL:
     flags += [f"-D{name}={value}" for name, value in constants(fmt, scaling).items()]
     command = [*shlex.split(compiler() or "c++"), *flags]
     digest = hashlib.sha256(SOURCE.read_bytes() + "\0".join(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpxbench" / "cpu"
+    folder = cache_root() / "cpu"
     file = folder / f"{digest}.so"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)

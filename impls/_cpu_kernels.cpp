@@ -71,6 +71,12 @@ inline int code_at(const uint8_t *row, int plane, int64_t i, int64_t size) {
     return code;
 }
 
+// The number of code `i` of a plane of a row, under its block's scale.
+inline float number_at(const Weight &w, const uint8_t *row, int64_t begin, int plane, int64_t i) {
+    const float number = w.table[code_at(row, plane, i, w.plane)];
+    return BLOCK ? number * w.scale(begin, (plane * w.plane + i) / COLUMNS) : number;
+}
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 typedef __m512 Floats;
@@ -347,10 +353,8 @@ void multiply(const Weight &w, const float *x, int64_t row, float *out, int64_t 
     for (; i < w.plane; ++i)
         for (int plane = 0; plane < PLANES; ++plane)
             for (int r = 0; r < ROWS; ++r) {
-                const int64_t k = plane * w.plane + i;
-                float number = w.table[code_at(packed + r * w.row_bytes, plane, i, w.plane)];
-                if constexpr (BLOCK > 0) number *= w.scale(begin[r], k / COLUMNS);
-                for (int t = 0; t < TOKENS; ++t) sums[r][t] += number * x[t * w.k + k];
+                const float number = number_at(w, packed + r * w.row_bytes, begin[r], plane, i);
+                for (int t = 0; t < TOKENS; ++t) sums[r][t] += number * x[t * w.k + plane * w.plane + i];
             }
     for (int r = 0; r < ROWS; ++r)
         for (int t = 0; t < TOKENS; ++t) out[t * n + row + r] = BLOCK ? sums[r][t] : sums[r][t] * w.scale(begin[r], 0);
@@ -363,7 +367,6 @@ void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, fl
     if (m - t >= 2) { multiply<ROWS, 2, EACH>(w, x + t * w.k, row, out + t * n, n, scales); t += 2; }
     if (m - t == 1) multiply<ROWS, 1, EACH>(w, x + t * w.k, row, out + t * n, n, scales);
 }
-
 
 // One token, by words: for E4M3 and E5M2 of any convention, and with AVX2 for 4 bits.
 //
@@ -563,12 +566,8 @@ template <class Out, bool EACH> void decode_row(const Weight &w, int64_t row, Ou
         });
 #endif
     for (; i < w.plane; ++i)
-        for (int plane = 0; plane < PLANES; ++plane) {
-            const int64_t k = plane * w.plane + i;
-            float number = w.table[code_at(packed, plane, i, w.plane)];
-            if constexpr (BLOCK > 0) number *= w.scale(begin, k / COLUMNS);
-            put(out + k, BLOCK ? number : number * of_row);
-        }
+        for (int plane = 0; plane < PLANES; ++plane)
+            put(out + plane * w.plane + i, number_at(w, packed, begin, plane, i) * of_row);
 }
 
 template <class Out, bool EACH> void decode_of(const Weight &w, int64_t begin, int64_t end, Out *out, int threads) {
@@ -677,9 +676,8 @@ void dot_rows(const Weight &w, const uint16_t *x, const uint16_t *vectors, int64
             float rest = 0;
             for (int64_t i = whole; i < w.plane; ++i)
                 for (int plane = 0; plane < PLANES; ++plane) {
-                    const int64_t k = plane * w.plane + i;
-                    const float number = w.table[code_at(w.packed + row * w.row_bytes, plane, i, w.plane)];
-                    rest += number * (BLOCK ? w.scale(scales, k / COLUMNS) : 1.0f) * float_of(x[t * w.k + k]);
+                    const float number = number_at(w, w.packed + row * w.row_bytes, scales, plane, i);
+                    rest += number * float_of(x[t * w.k + plane * w.plane + i]);
                 }
             const float all = sums[(row - begin) * 16 + t] * (BLOCK ? 1.0f : FACTOR) + rest;
             out[t * n + row] = BLOCK ? all : all * w.scale(scales, 0);

@@ -222,8 +222,6 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-
-
 def scale_tensors(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
     """Return the scales as the kernels read them, and nv's second level; in its place, where there is none, the first.
 

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fpxbench.cache_folder import cache_root
+
 SHIPPED = Path(__file__).with_name("_fragment_tiles.json")
 OWN_TABLE = "FPX_TILES"
 """Names the environment variable with the path of the user's own table."""
@@ -158,25 +160,20 @@ def read(path: Path) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def own_path(arch: int) -> Path:
+def own_path(arch: int) -> str:
     """Return where the user's own table for an architecture is: FPX_TILES, or a file in the cache folder."""
-    return Path(_own_path(arch, os.environ.get(OWN_TABLE), os.environ.get("XDG_CACHE_HOME")))
+    return os.environ.get(OWN_TABLE) or _cached_path(arch, os.environ.get("XDG_CACHE_HOME"))
 
 
 @cache
-def _own_path(arch: int, own: str | None, cache_folder: str | None) -> str:
-    folder = Path(cache_folder) if cache_folder else Path.home() / ".cache"
-    return own or str(folder / "fpxbench" / f"tiles-sm_{arch}.json")
-
-
-def table(arch: int) -> tuple[Entry, ...]:
-    """Return the user's own entries and the shipped ones, those of `arch` or else of sm_90."""
-    return _table(arch, *_own(arch))
+def _cached_path(arch: int, cache_home: str | None) -> str:
+    """Return the file in the cache folder, which lies in `cache_home`. It is asked for in every product."""
+    return str(cache_root() / f"tiles-sm_{arch}.json")
 
 
 def _own(arch: int) -> tuple[str, int]:
     """Return the path of the user's own table and when it was written; 0 if there is none."""
-    path = _own_path(arch, os.environ.get(OWN_TABLE), os.environ.get("XDG_CACHE_HOME"))
+    path = own_path(arch)
     try:
         return path, os.stat(path).st_mtime_ns
     except FileNotFoundError:
@@ -185,6 +182,7 @@ def _own(arch: int) -> tuple[str, int]:
 
 @cache
 def _table(arch: int, own: str, written: int) -> tuple[Entry, ...]:
+    """Return the user's own entries and the shipped ones, those of `arch` or else of sm_90."""
     entries = (*(read(Path(own)) if written else ()), *read(SHIPPED))
     return tuple(entry for entry in entries if entry.arch == arch) or tuple(
         entry for entry in entries if entry.arch == MEASURED_ARCH)
@@ -192,7 +190,7 @@ def _table(arch: int, own: str, written: int) -> tuple[Entry, ...]:
 
 def save(entry: Entry) -> Path:
     """Put an entry in the user's own table, in place of another for the same layer and M, and return its path."""
-    path = own_path(entry.arch)
+    path = Path(own_path(entry.arch))
     kept = [old for old in (read(path) if path.is_file() else ())
             if (old.arch, old.bits, old.n, old.k, old.m_max) != (entry.arch, entry.bits, entry.n, entry.k, entry.m_max)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """Decode, product and scale in one Triton kernel, for any scheme of up to 8 bits.
 
-Weights are stored as fragments (`fpxbench.numbers.packing.fragment`) and multiplied by `_fragment_kernel`, on sm_90 and
-from 17 rows of x on by `_stream_kernel`. What fragments cannot hold (N or K no multiple of 8, blocks of 16 with fp32
-scales, formats whose products bfloat16 does not hold), and every weight on AMD GPUs, is stored in planar rows
-(`_planar`). The result differs from float64 by fp32 accumulation and the rounding of the output: no weight is rounded.
+Weights are stored as fragments (`fpxbench.numbers.packing.fragment`) and multiplied by `_fragment_kernel` or, on sm_90
+where it was measured to be faster (with more than 16 rows of x, mostly), by `_stream_kernel`. What fragments cannot
+hold (N or K no multiple of 8, blocks of 16 with fp32 scales, formats whose products bfloat16 does not hold), and every
+weight on AMD GPUs, is stored in planar rows (`_planar`). The result differs from float64 by fp32 accumulation and the
+rounding of the output: no weight is rounded.
 
 Without a GPU the same kernels run in Triton's interpreter, for correctness only. Nothing is tuned at the first call;
 with FPX_TUNE=1 what is worth trying is timed, and the fastest is used and remembered (`_tiles`).

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 import traceback
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from fpxbench.casts.codec_timing import time_interleaved
 from fpxbench.casts.decode_speed import EngineSpeed, Measured
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.implementation import discover
@@ -28,7 +28,6 @@ ROWS = {"cpu": 4096, "cuda": 1 << 14}
 CALLS = {"cpu": 1, "cuda": 8}
 """Calls a sample: launching costs a GPU some microseconds."""
 CHECKED_ROWS = 64
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
 
 Decode = Callable[[], Tensor]
 
@@ -64,8 +63,8 @@ def measure(fmt: str, target: str, device: str, engines: list[str], budget_s: fl
     source = torch.ones(nbytes // 2, dtype=torch.uint8, device=device)
     calls["copy"] = source.clone, nbytes
     with device_lock(device, f"decode/{fmt}/{target}"):
-        seconds = _interleaved({name: call for name, (call, _) in calls.items()}, device, budget_s)
-    rates = {name: moved / seconds[name] / 1e9 for name, (_, moved) in calls.items()}
+        seconds = time_interleaved({name: _sample(call, device) for name, (call, _) in calls.items()}, budget_s)
+    rates = {name: CALLS[device] * moved / statistics.median(seconds[name]) / 1e9 for name, (_, moved) in calls.items()}
     copied = rates.pop("copy")
     found |= {name: EngineSpeed(verdict=Verdict(status=Status.OK), gb_per_s=rate) for name, rate in rates.items()}
     return Measured(weights=codes.numel(), copy_gb_per_s=copied, engines={name: found[name] for name in engines})
@@ -80,28 +79,15 @@ def _wrong_codes(decoded: Tensor, codes: Tensor, fmt: str) -> list[int]:
     return some[different].unique().tolist()
 
 
-def _interleaved(calls: dict[str, Decode], device: str, budget_s: float) -> dict[str, float]:
-    """Return the median seconds of one call of each: A B C A B C …, after one round that is not counted."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    repeats = CALLS[device]
-    end = time.perf_counter() + budget_s
-    for number in range(MOST_ROUNDS):
-        if number > FEWEST_ROUNDS and time.perf_counter() > end:
-            break
-        for name, call in calls.items():
-            _synchronize(device)
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            _synchronize(device)
-            if number:
-                samples[name].append((time.perf_counter() - start) / repeats)
-    return {name: statistics.median(of) for name, of in samples.items()}
+def _sample(call: Decode, device: str) -> Callable[[], None]:
+    """Return what is timed at once: as many calls as a sample has, until they have ended."""
+    def calls() -> None:
+        for _ in range(CALLS[device]):
+            call()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return calls
 
 
 # Each returns a call, and how many bytes it reads.

@@ -20,6 +20,7 @@ from fpxbench.model import sources
 from fpxbench.model.generate import schemes_of
 from fpxbench.model.generate_record import Estimate, ModelDescription
 from fpxbench.model.mixed_precision import rounded
+from fpxbench.model.quality_statistics import bootstrap
 from fpxbench.model.quantize_model import linear_weights
 from fpxbench.model.ranking_record import Ranking, RankingSettings, SchemeRank
 from fpxbench.numbers.scheme import scheme_named
@@ -145,10 +146,9 @@ def _scheme_rank(name: str, bits: float, distance: NDArray[np.float64], plain: T
         neighbours_kept=mean_interval(neighbours_kept(plain, seen)))
 
 
-def mean_interval(values: NDArray[np.float64], seed: int = 0) -> Estimate:
+def mean_interval(values: NDArray[np.float64]) -> Estimate:
     """Return the mean of `values` [S] with its 95% interval by resampling: sentences are independent."""
-    low, high = np.quantile(values[_resampled(len(values), seed)].mean(axis=1), [0.025, 0.975])
-    return Estimate(value=float(values.mean()), low=float(low), high=float(high))
+    return bootstrap(values, np.mean, neighbours=1, resamples=RESAMPLES)
 
 
 def ordered(found: list[SchemeRank], distances: list[NDArray[np.float64]]) -> list[SchemeRank]:
@@ -160,16 +160,9 @@ def ordered(found: list[SchemeRank], distances: list[NDArray[np.float64]]) -> li
     order = sorted(range(len(found)), key=lambda at: found[at].distance.value)
     ranked = []
     for at, following in zip(order, [*order[1:], None], strict=True):
-        ahead = False
-        if following is not None:
-            gap = distances[following] - distances[at]
-            ahead = bool(np.quantile(gap[_resampled(len(gap), 0)].mean(axis=1), 0.025) > 0)
+        ahead = following is not None and mean_interval(distances[following] - distances[at]).low > 0
         ranked.append(found[at].model_copy(update={"ahead": ahead}))
     return ranked
-
-
-def _resampled(count: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
 
 
 def _described(name: str, model: nn.Module) -> ModelDescription:

@@ -26,17 +26,18 @@ RESAMPLES = 500
 
 
 def bootstrap(values: ArrayLike, statistic: Callable[..., NDArray[np.float64]], *, seed: int = 0,
-              level: float = 0.95) -> Estimate:
-    """Return `statistic` of `values` [T] with its interval: percentiles over resampled blocks of `BLOCK` tokens.
+              level: float = 0.95, neighbours: int = BLOCK, resamples: int = RESAMPLES) -> Estimate:
+    """Return `statistic` of `values` [T] with its interval: percentiles over resampled blocks of neighbours.
 
     statistic : takes ``axis``, as `numpy.mean` does
+    neighbours : values in a block, fewer if there are few values; 1 for independent values
     """
     array = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
-    block = max(1, min(BLOCK, len(array) // 8))
+    block = max(1, min(neighbours, len(array) // 8))
     count = -(-len(array) // block)
-    starts = rng.integers(0, len(array) - block + 1, (RESAMPLES, count))
-    picked = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :len(array)]
+    starts = rng.integers(0, len(array) - block + 1, (resamples, count))
+    picked = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, :len(array)]
     tail = (1 - level) / 2
     low, high = np.quantile(statistic(array[picked], axis=1), [tail, 1 - tail])
     return Estimate(value=float(statistic(array, axis=0)), low=float(low), high=float(high))

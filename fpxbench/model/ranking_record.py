@@ -21,7 +21,6 @@ class RankingSettings(BaseModel):
     model: str
     schemes: list[str] = Field(default_factory=list)
     sentences: Path = SHIPPED_SENTENCES
-    seed: int = 0
 
 
 class SchemeRank(RecordPart):

@@ -19,9 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fpxbench.cache_folder import cache_root
 from fpxbench.targets.architectures import Architecture
 from fpxbench.targets.operations import KERNELS, ProbeSpec, Request
-from fpxbench.targets.triton_builds import TritonInstall, cache_root
+from fpxbench.targets.triton_builds import TritonInstall
 
 CHILD = Path(__file__).with_name("child")
 TIMEOUT_S = 120.0

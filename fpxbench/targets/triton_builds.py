@@ -15,6 +15,7 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from fpxbench.builds import installer
+from fpxbench.cache_folder import cache_root
 
 INSTALLED = "installed"
 
@@ -40,11 +41,6 @@ class TritonInstall:
         path = {"PYTHONPATH": str(self.folder)} if self.folder else {}
         return {name: value for name,
                 value in os.environ.items() if not name.startswith(("TRITON_", "PYTHONPATH"))} | path
-
-
-def cache_root() -> Path:
-    """Return ``$XDG_CACHE_HOME/fpxbench``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fpxbench"
 
 
 def normal_name(requested: str) -> str:
