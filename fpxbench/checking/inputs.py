@@ -34,8 +34,9 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
 
     `contents` None is what the case's workload holds. `CODES` are the values on which encoders and decoders differ,
     under scales that are 1: every finite number of the scheme's format, every midpoint between two of them, what lies
-    just beside the midpoints, and under MX, whose rule lets it happen, numbers past the maximum. A scheme that is not
-    quantized gets N(0, 1) instead.
+    just beside the midpoints, and under MX, whose rule lets it happen, numbers past the maximum. Under a tensor scale
+    the first block is larger, so that the tensor scale and all other blocks' scales are powers of two: each midpoint is
+    a tie there, however one divides. A scheme that is not quantized gets N(0, 1) instead.
     """
     rng = generator(seed, "weight", case.n, case.k, device=device)
     scheme = scheme_named(case.scheme)
@@ -59,6 +60,11 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
     cycled = order[torch.arange(columns * case.n, device=device) % len(numbers)]
     weight[:, spread] = numbers[cycled].reshape(columns, case.n).T
     weight[:, ::block] = fmt.max    # the largest once in each block: its scale is 1
+    if scheme.scaling.has_tensor_scale:
+        _, tensor_scale = scheme.scaling.levels(scheme.scaling.choose(weight, fmt))
+        larger = (1 / torch.frexp(tensor_scale).mantissa).bfloat16().float()      # 1.75 for 1 / 448: 2**-8
+        rows, columns = scheme.scaling.block_shape(case.n, case.k)
+        weight[:rows, :columns] *= larger
     return weight.contiguous()
 
 

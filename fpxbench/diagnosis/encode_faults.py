@@ -25,8 +25,31 @@ Divide = Callable[[Tensor], Tensor]
 """A weight [N, K] over its scales, fp32 [N, K]."""
 
 TIE_NUDGE = 2.0**-21
-QUOTIENT_SLACK = 2.0**-21
-"""w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a fault."""
+QUOTIENT_SLACK = 2.0**-22
+"""w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a fault. By twice
+as much where a tensor scale t is a second factor: w * ((1 / t) / s) is five roundings away from w / (s * t)."""
+
+
+def quotient_slack(scales: Scales, scaling: Scaling, n: int, k: int) -> Tensor:
+    """Return how far, relatively, a right quotient of each weight may lie from w / s: fp32 [N, K].
+
+    Not at all where the block's scale and the tensor scale are powers of two: every way to divide is exact there, and a
+    tie is a tie.
+    """
+    inexact = torch.frexp(scaling.factors(scales)).mantissa != 0.5
+    if scales.tensor_scale is not None:     # two scales may be divided by one after the other
+        inexact |= torch.frexp(scales.tensor_scale).mantissa != 0.5
+    return scaling.spread(inexact * largest_slack(scaling), n, k)
+
+
+def largest_slack(scaling: Scaling) -> float:
+    """Return how far, relatively, a right quotient may lie from w / s under scales of any value."""
+    return QUOTIENT_SLACK * (2 if scaling.has_tensor_scale else 1)
+
+
+def nudges(slack: Tensor) -> tuple[float | Tensor, ...]:
+    """Return what a quotient may be off by, relatively: nothing, and `slack` to either side where it is not all 0."""
+    return (0.0, -slack, slack) if bool(slack.any()) else (0.0,)
 
 
 @dataclass(frozen=True)

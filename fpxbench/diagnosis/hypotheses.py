@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
-from fpxbench.diagnosis.encode_faults import QUOTIENT_SLACK, EncodeFault, encoded
+from fpxbench.diagnosis.encode_faults import EncodeFault, encoded, nudges, quotient_slack
 from fpxbench.numbers import packing
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales, Scaling
@@ -134,7 +134,7 @@ class Predictor:
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[rows]
-        for nudge in quotient_nudges(weight.stored_scales, scaling):
+        for nudge in nudges(quotient_slack(weight.stored_scales, scaling, *weight.shape)[rows]):
             codes = encoded(
                 self.readout.original[rows],
                 lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),
@@ -178,15 +178,6 @@ def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
             chosen = fault.scales(Scales(weight.scales, weight.tensor_scale))
             weight = replace(weight, scales=chosen.stored)
     return weight
-
-
-def quotient_nudges(scales: Scales, scaling: Scaling) -> tuple[float, ...]:
-    """Return how far, relatively, a right quotient may lie from w / s. Not at all where every scale is a power of two:
-    there, division is exact, and a tie is a tie."""
-    exact = bool((torch.frexp(scaling.factors(scales)).mantissa == 0.5).all())
-    if scales.tensor_scale is not None:     # two scales may be divided by one after the other
-        exact &= bool((torch.frexp(scales.tensor_scale).mantissa == 0.5).all())
-    return (0.0,) if exact else (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK)
 
 
 def _of_step(faults: Faults, step: str) -> list[DecodeFault]:

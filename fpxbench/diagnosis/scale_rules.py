@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fpxbench.diagnosis.hypotheses import quotient_nudges
+from fpxbench.diagnosis.encode_faults import nudges, quotient_slack
 from fpxbench.diagnosis.random_rounding import random_rounding
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
@@ -220,6 +220,6 @@ def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen:
     quotient = torch.where(factors > 0, original.float() / factors, 0.0)
     smallest = fmt.min_subnormal if isinstance(fmt, Format) else min(abs(value) for value in fmt.values if value)
     codes, right = weight.codes(), torch.zeros(weight.shape, dtype=torch.bool, device=quotient.device)
-    for nudge in quotient_nudges(stored, scaling):      # none under powers of two: there a tie is a tie
+    for nudge in nudges(quotient_slack(stored, scaling, *weight.shape)):
         right |= encode(quotient * (1 + nudge), fmt) == codes
     return bool((right | (decode(codes, fmt) == 0) & (quotient.abs() <= smallest / 2)).all())

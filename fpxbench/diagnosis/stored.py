@@ -15,8 +15,16 @@ from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.decode_faults import scale_faults
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import correlation
-from fpxbench.diagnosis.encode_faults import QUOTIENT_SLACK, EncodeFault, encode_faults, encoded, same_number
-from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, quotient_nudges, singly
+from fpxbench.diagnosis.encode_faults import (
+    EncodeFault,
+    encode_faults,
+    encoded,
+    largest_slack,
+    nudges,
+    quotient_slack,
+    same_number,
+)
+from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, singly
 from fpxbench.diagnosis.random_rounding import biased_rounding
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codec import decode, encode
@@ -115,6 +123,11 @@ class _Stored:
     def own_scales(self) -> Scales:
         return Scales(self.weight.scales, self.weight.tensor_scale)
 
+    @property
+    def slack(self) -> Tensor:
+        """How far, relatively, each right quotient may lie from the weight over the stored scales: fp32 [N, K]."""
+        return quotient_slack(self.own_scales, self.weight.scheme.scaling, *self.weight.shape)
+
     def codes_fit(self, scales: Scales) -> bool:
         return not bool(self.wrong_codes(scales).any())
 
@@ -134,7 +147,7 @@ class _Stored:
         here = Scales(scales.stored[rows] if of_rows else scales.stored, scales.tensor_scale)
         held, original = same_number(self.codes[rows], fmt), self.original if whole else self.original[rows]
         same = torch.zeros_like(held, dtype=torch.bool)
-        for nudge in quotient_nudges(here, scaling):
+        for nudge in nudges(quotient_slack(here, scaling, *original.shape)):
             codes = encoded(original, lambda w, nudge=nudge: scaling.divide(w, here) * (1 + nudge), fmt, faults)
             same |= same_number(codes[rows] if whole else codes, fmt) == held
         return same
@@ -147,7 +160,8 @@ class _Stored:
         factors = scaling.spread(scaling.block_amax(self.original) / fmt.max, *self.weight.shape)
         held = same_number(self.codes, fmt)
         same = torch.zeros_like(held, dtype=torch.bool)
-        for nudge in (0.0, -QUOTIENT_SLACK, QUOTIENT_SLACK):
+        slack = largest_slack(scaling)
+        for nudge in (0.0, -slack, slack):
             quotient = torch.where(factors > 0, self.original / factors, 0.0) * (1 + nudge)
             same |= same_number(encode(quotient, fmt), fmt) == held
         return bool(same.all())
@@ -173,8 +187,8 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
     values = decode(stored.codes, fmt).abs()
     largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
     known = list(encode_faults(fmt, weight.layout, weight.shape[1], largest))
-    if all(len(quotient_nudges(one.own_scales, weight.scheme.scaling)) > 1 for one in several):
-        known = [one for one in known if one.kind is not Kind.TIES_NOT_EVEN]    # a tie is none under inexact scales
+    if all(bool(one.slack.all()) for one in several):
+        known = [one for one in known if one.kind is not Kind.TIES_NOT_EVEN]    # no quotient is exact, so no tie is one
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
     singly_and_in_pairs = (list(singly(known)), list(in_pairs(known)))

@@ -11,7 +11,7 @@ from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
-from fpxbench.diagnosis.encode_faults import encode_faults, encoded
+from fpxbench.diagnosis.encode_faults import encode_faults, encoded, quotient_slack
 from fpxbench.diagnosis.hypotheses import Predictor
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.recovery.bench import Bench
@@ -290,9 +290,6 @@ def test_each_known_encode_fault_is_named_or_counted_among_those_that_fit(scheme
         if bool((codes == right).all()):
             assert found is None
             continue
-        # A block scale divided by the tensor scale is inexact: a value on a tie may be rounded to either side.
-        if found is None and scheme == "nvfp4" and fault.kind in (Kind.TIES_AWAY, Kind.TIES_NOT_EVEN):
-            continue
         assert found is not None, fault.message
         assert found.kind is fault.kind or str(fault.kind) in found.evidence.get("fitting", []), (
             fault.message,
@@ -327,8 +324,27 @@ def test_a_halfway_value_is_no_matter_of_taste_where_the_scale_is_exact() -> Non
             scheme.scaling.divide(weight, scales), scheme.format, rounding=codec.Rounding.NEAREST_AWAY
         ), scales
 
-    for scheme in ("mxfp4", "mxfp8_e4m3fn", "e4m3fn-row"):
+    for scheme in ("mxfp4", "mxfp8_e4m3fn", "e4m3fn-row", "nvfp4"):
         assert stored_wrongly(ties_away, scheme, workload="canary.codes", n=64, k=256).kind is Kind.TIES_AWAY
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "nvfp4.up", "nvfp4.div", "nvfp4.normal", "e2m1-nv16x16"])
+def test_a_halfway_value_goes_either_way_only_where_its_quotient_is_inexact(scheme) -> None:
+    operands = operands_for(Effective(), scheme, workload="canary.codes", n=64, k=256)
+    weight, fmt, scaling = operands.weight, operands.weight.scheme.format, operands.weight.scheme.scaling
+    scales, right = weight.stored_scales, weight.codes()
+    away = codec.encode(scaling.divide(operands.original, scales), fmt, rounding=codec.Rounding.NEAREST_AWAY)
+    exact = quotient_slack(scales, scaling, 64, 256) == 0
+    for where, named in ((exact, Kind.TIES_AWAY), (~exact, None)):
+        codes = torch.where(where, away, right)
+        assert bool((codes != right).any())
+        operands.weight = QuantizedWeight.from_codes(codes, scales, weight.scheme)
+        found = diagnose_quantization(operands.original, operands)
+        assert (found and found.kind) is named
+    factor = 1 / scaling.levels(scales)[1] / scaling.spread(scaling.levels(scales)[0], 64, 256)
+    codes = codec.encode(operands.original * factor, fmt)       # as torchao multiplies: w * ((1 / t) / s)
+    operands.weight = QuantizedWeight.from_codes(codes, scales, weight.scheme)
+    assert diagnose_quantization(operands.original, operands) is None
 
 
 def test_one_wrong_code_is_found_and_shown_in_bits() -> None:

@@ -1,4 +1,4 @@
-"""Injection every known fault and count what it is taken for: ``python -m tests.confusion [--pairs] [--sweep] [SCHEME
+"""Inject every known fault and count what it is named: ``python tests/helpers/confusion.py [--pairs] [--sweep] [SCHEME
 ...]``.
 
 Prints the confusion matrix, injected kind × named kind, as Markdown (docs/diagnosis.md holds the last one).
@@ -45,7 +45,7 @@ SCHEMES = (
 )
 SHAPE = 33, 77, 203
 NAMED, UNCERTAIN, PART, UNSEEN, WRONG = "named", "cannot tell", "named as one", "no difference", "WRONG NAME"
-"""What became of a injection. As one: both act as a single fault of a kind that was named. No difference: it acts as
+"""The outcomes of an injection. As one: both act as a single fault of a kind that was named. No difference: it acts as
 the definition says on every weight that it was tried on."""
 
 GENERAL = {"scale_misread", "scale_permuted", "scale_shared", "block_size_mistaken", "code_permuted"}
@@ -143,7 +143,7 @@ def pairs(scheme: str, layout: str = "planar") -> Iterator[tuple[Injection, ...]
 
 
 def matrix(outcomes: list[Outcome]) -> str:
-    """Return Markdown: a row a injected kind, a column what was said."""
+    """Return Markdown: a row per injected kind, a column per named kind."""
     counts = Counter(
         (" + ".join(sorted({str(injection.kind) for injection in one.injected})), one.said) for one in outcomes
     )

@@ -541,9 +541,8 @@ def injections(scheme, layout="planar") -> list[Injection]:
     storing(Kind.TRUNCATED, "toward zero", rounding="zero")
     storing(Kind.TRUNCATED, "down", rounding="down")
     storing(Kind.TIES_AWAY, "ties away", rounding="away")
-    if not scaling.has_tensor_scale:        # else quotients are inexact, and ties none
-        storing(Kind.TIES_NOT_EVEN, "ties to zero", rounding="half_zero")
-        storing(Kind.TIES_NOT_EVEN, "ties up", rounding="half_up")
+    storing(Kind.TIES_NOT_EVEN, "ties to zero", rounding="half_zero")
+    storing(Kind.TIES_NOT_EVEN, "ties up", rounding="half_up")
     if scaling.has_tensor_scale:
         storing(Kind.SCALE_ROUNDED_LATE, "codes under unrounded scales", late_scale=True)
     if fmt.mantissa_bits + fmt.exponent_bits > 3:

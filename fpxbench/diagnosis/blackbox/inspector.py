@@ -122,7 +122,7 @@ def inspect_implementation(
             inspection.verdict = Verdict(status=status, summary=support.reason)
     except ContractViolation as violation:
         inspection.verdict = violation.verdict
-    except BaseException as error:  # whatever an implementation raises is a experiment about it, SystemExit included
+    except BaseException as error:  # whatever an implementation raises is a result about it, SystemExit included
         _print_from_its_own_file(error)
         inspection.verdict = classify_exception(type(error).__name__, str(error), "")
     inspection.seconds = time.perf_counter() - started
