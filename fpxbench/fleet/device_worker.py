@@ -1,6 +1,6 @@
 """One device of a node: runs tasks one at a time, and delivers their records.
 
-A Ray actor on a cluster; nothing here imports Ray or PyTorch. Arguments and results are JSON (`messages`).
+A Ray actor on a cluster; nothing here imports Ray or PyTorch. Arguments and results are JSON (`fleet_messages`).
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ _PR_SET_PDEATHSIG = 1
 _CANNOT_START = 2
 """Exit status of ``fpxbench run`` for a mistake, or a device that cannot be measured."""
 _LOG_TAIL_BYTES = 4096
-
-
 _LEFT_BEHIND = TaskEnd(status="ended", message="its worker ended")
 
 
@@ -70,10 +68,12 @@ class DeviceWorker:
 
     def hello(self) -> str:
         """Return a `Hello`. The spools that were left behind on this host are this worker's from now on."""
-        for spool in left_behind(self._seat.fleet):
-            self._spools[spool.task.id] = spool
-        return Hello(device=self._device, leftovers=[spool.task for spool in self._spools.values()]).model_dump_json(
-            by_alias=True)
+        found, in_use = left_behind(self._seat.fleet)
+        self._spools |= {spool.task.id: spool for spool in found}
+        return Hello(
+            device=self._device, leftovers=[spool.task for spool in self._spools.values()],
+            in_use=[task for task in in_use if task not in self._spools],
+        ).model_dump_json(by_alias=True)
 
     def clock(self) -> float:
         """Return this node's time, in seconds since 1970."""

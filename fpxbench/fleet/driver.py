@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from fpxbench.fleet.fleet_messages import (
 )
 from fpxbench.fleet.inbox import Arrival, Inbox
 from fpxbench.fleet.rates import Rates
-from fpxbench.fleet.roster import WAIT_S, Roster
+from fpxbench.fleet.roster import COLLECT_WITHIN_S, NODES_EVERY_S, WAIT_S, Roster
 from fpxbench.fleet.schedule import Cell
 from fpxbench.fleet.seats import Running, SeatRun
 from fpxbench.fleet.spread import DeviceSpread
@@ -42,7 +41,6 @@ from fpxbench.fleet.state import CellState, FleetFolder, FleetState
 from fpxbench.records.record import Machine, Record, now
 from fpxbench.records.store import Store
 
-NODES_EVERY_S = 2.0
 STATE_EVERY_S = 1.0
 POLL_S = 1.0
 """How long a node waits for a record before it answers that there is none."""
@@ -103,6 +101,9 @@ class Driver(Roster):
         """
         self._store.make_folder()
         with self._folder.locked() as self._fleet:
+            before = self._folder.read()
+            if before is not None and before.ended in ("", "interrupted"):
+                self._collect_until = time.monotonic() + COLLECT_WITHIN_S
             try:
                 while not self._over():
                     self._step()
@@ -156,16 +157,16 @@ class Driver(Roster):
             cell = self._schedule.next_for(seat.id, seat.kind)
             if cell is None:
                 continue
-            task_id = secrets.token_hex(8)
+            task_id = self._new_id()
             if not cell.planned:
                 cell.planning_by = seat.id
                 self._start(seat, cell, Task(id=task_id, purpose="plan", **self._common(cell)))
-            else:
+            elif not self._collecting(seat.kind):
                 batch = cell.take(task_id, seat.id, len(self._usable(seat.kind)))
                 self._start(seat, cell, Task(id=task_id, purpose="measure", cases=list(batch.remaining.values()),
                                              **self._common(cell)))
         for seat, cell, cases in self._comparison.next_tasks(self._schedule, self._seats.values()):
-            self._start(seat, cell, Task(id=secrets.token_hex(8), purpose="spread", cases=cases, **self._common(cell)))
+            self._start(seat, cell, Task(id=self._new_id(), purpose="spread", cases=cases, **self._common(cell)))
         for found in self._comparison.results():
             Store(self._request.results, DeviceSpread).append(found)
             self._state.spreads.append(found.message())
@@ -302,7 +303,7 @@ class Driver(Roster):
         """Whether nothing is left to do, or nothing can be done and patience is over."""
         if not self._next_nodes:        # nobody has looked yet
             return False
-        working = any(seat.running is not None or seat.owed for seat in self._seats.values())
+        working = any(seat.running is not None or seat.owed or seat.awaited for seat in self._seats.values())
         if self._schedule.cells and self._schedule.finished and not working \
                 and all(self._comparison.is_over(seat.kind) for seat in self._seats.values() if seat.idle) \
                 and not self._versions and not any(seat.device is None and not seat.out

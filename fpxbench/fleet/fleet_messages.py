@@ -85,6 +85,8 @@ class Hello(Message):
 
     device: Device
     leftovers: Annotated[list[Task], Field(max_length=10_000)] = []
+    in_use: Annotated[list[Id], Field(max_length=10_000)] = []
+    """Tasks whose spools another process of this node has locked: another device's worker, or one that is ending."""
 
 
 class Task(Message):

@@ -1,11 +1,13 @@
 """The nodes of a cluster and the workers on their devices, as the driver sees them; what an ended worker owes.
 
 A worker has at most one call in flight. When one ends, its task's records may be in a spool on the node: the next
-worker there delivers them before the cases without a record are given to anyone.
+worker there delivers them before the cases without a record are given to anyone. So it is with the tasks of an
+earlier run whose driver ended: Ray ends its workers a while later.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -20,7 +22,10 @@ WAIT_S = 0.5
 MOST_DEATHS = 5
 """A device whose worker ended so often gets no more tasks."""
 MOST_HELLOS = 10
-"""How often a new worker is asked for the spool of the one before it, once a second."""
+"""How often a new worker is asked for spools that ended workers still hold, every `NODES_EVERY_S`."""
+NODES_EVERY_S = 2.0
+COLLECT_WITHIN_S = 60.0
+"""How long an earlier run's records are fetched before anything is measured that may be among them."""
 CLOCK_NOTICE_S = 2.0
 CLOCK_WITHIN_S = 10.0
 LARGEST_REPLY = 64 << 20
@@ -40,6 +45,8 @@ class Roster:
         self._asked_device, self._machines, self._say = device, machines, say
         self._device: DeviceType = device or "cpu"
         self._fleet = ""
+        self._run_id = secrets.token_hex(4)
+        self._collect_until = 0.0
         self._schedule = Schedule()
         self._seats: dict[str, SeatRun] = {}
         self._nodes: dict[str, cluster.Node] = {}
@@ -59,6 +66,10 @@ class Roster:
     def _comparison_ended(self, seat: SeatRun) -> None:
         """Note that a seat no longer compares its device with others."""
         raise NotImplementedError
+
+    def _new_id(self) -> str:
+        """Return a task's id. It begins with the run's, by which an earlier run's tasks are told apart."""
+        return f"{self._run_id}-{secrets.token_hex(8)}"
 
     # Calls.
 
@@ -94,7 +105,7 @@ class Roster:
                 continue
             if seat.worker is None:
                 self._begin(seat)
-            elif seat.owed and not seat.calls and not seat.leftovers and seat.running is None:
+            elif (seat.owed or seat.awaited) and not seat.calls and not seat.leftovers and seat.running is None:
                 self._call(seat, self._said_hello, "hello")
 
     def _version(self, node: cluster.Node, call: cluster.Call) -> None:
@@ -125,7 +136,7 @@ class Roster:
 
     def _begin(self, seat: SeatRun) -> None:
         seat.worker = cluster.start_worker(seat.node, seat.type, seat.seat)
-        seat.doing, seat.hellos = "waiting for the device", 0
+        seat.doing = "waiting for the device"
         self._call(seat, self._said_hello, "hello")
 
     def _said_hello(self, seat: SeatRun, reply: str) -> None:
@@ -142,7 +153,12 @@ class Roster:
             self._add_cells(seat, hello.device)
         seat.leftovers = [Running.of(task, self._schedule.cells.get((task.spec.key, task.kind)), left_behind=True)
                           for task in hello.leftovers]
+        fetched = {each.task.id for other in self._seats.values() for each in (other.running, *other.leftovers) if each}
+        seat.awaited = [task for task in hello.in_use if not task.startswith(self._run_id) and task not in fetched]
         seat.hellos += 1
+        if seat.awaited and seat.hellos == 2:   # at first another device of the node may have been about to fetch them
+            self._say(f"{seat.label}: waiting for the worker of an earlier run to end, which still holds the records "
+                      f"of {len(seat.awaited)} tasks")
         self._next_leftover(seat)
 
     def _compare_clocks(self, seat: SeatRun) -> None:
@@ -163,19 +179,36 @@ class Roster:
             self._poll(seat, seat.running)
             return
         seat.running = None
-        if seat.owed and seat.hellos < MOST_HELLOS:     # the ended worker's process may still hold its spool
+        if (seat.owed or seat.awaited) and seat.hellos < MOST_HELLOS:   # an ended worker's process may still hold them
+            seat.doing = "waiting for an ended worker's records"
             seat.next_at = time.monotonic() + 1.0
             return
+        if seat.awaited:
+            self._say(f"{seat.label}: the worker of an earlier run does not end; the rest goes on without the records "
+                      f"of its tasks {', '.join(seat.awaited[:5])}, and may measure them again")
         for cell, task in seat.owed:
             cell.ended(task, TaskEnd(status="ended", message="its worker ended"))
-        seat.owed, seat.doing = [], "idle"
+        seat.owed, seat.awaited, seat.doing = [], [], "idle"
+
+    def _collecting(self, kind: str) -> bool:
+        """Return whether an earlier run's records may still come from devices of `kind`; bounded."""
+        awaited = [seat.label for seat in self._seats.values() if seat.collecting and seat.kind in ("", kind)]
+        awaited += [f"node {node.label}" for node in self._versions.values()]
+        if not awaited or not self._collect_until:
+            return False
+        if time.monotonic() < self._collect_until:
+            return True
+        self._collect_until = 0.0
+        self._say(f"{', '.join(awaited)}: records of the earlier run may be there, and did not come within "
+                  f"{COLLECT_WITHIN_S:.0f} s; the rest goes on without them, and may measure them again")
+        return False
 
     def _worker_ended(self, seat: SeatRun, reason: str) -> None:
         """Keep the cases of a worker's task apart until its spool is delivered, and start the next worker."""
         if seat.running is not None:
             self._task_lost(seat, seat.running, spool_may_return=True)
         self._release(seat)
-        seat.running, seat.leftovers, seat.doing = None, [], "restarting"
+        seat.running, seat.leftovers, seat.awaited, seat.doing = None, [], [], "restarting"
         seat.deaths += 1
         seat.next_at = time.monotonic() + 1.0
         if seat.deaths >= MOST_DEATHS:
@@ -211,7 +244,7 @@ class Roster:
         """End a seat's worker, and forget its calls."""
         if seat.worker is not None:
             seat.worker.end()
-        seat.worker, seat.calls = None, 0
+        seat.worker, seat.calls, seat.hellos = None, 0, 0
         self._calls = {call: pair for call, pair in self._calls.items() if pair[0] is not seat}
 
     def _set_out(self, seat: SeatRun, reason: str) -> None:
@@ -221,7 +254,7 @@ class Roster:
         seat.out = reason
         for cell, task in seat.owed:
             cell.ended(task, TaskEnd(status="ended", message=reason))
-        seat.owed = []
+        seat.owed, seat.awaited = [], []
         for cell in self._schedule.of_kind(seat.kind):
             if cell.refused_by:
                 self._schedule.refuse(cell, seat.id, reason, self._usable(seat.kind) | {seat.id})

@@ -49,7 +49,10 @@ class SeatRun:
     leftovers: list[Running] = field(default_factory=list)
     owed: list[tuple[Cell, str]] = field(default_factory=list)
     """Tasks of an ended worker whose spools may be on the node."""
+    awaited: list[str] = field(default_factory=list)
+    """Tasks of an earlier run whose spools are still locked on the node: their workers have not ended yet."""
     hellos: int = 0
+    """Of its present worker."""
     deaths: int = 0
     fruitless: int = 0
     """Tasks in a row that ended early without a record."""
@@ -74,7 +77,13 @@ class SeatRun:
     def idle(self) -> bool:
         """Whether it can take a task now."""
         return (self.device is not None and self.worker is not None and not self.out and not self.calls
-                and self.running is None and not self.leftovers and not self.owed)
+                and self.running is None and not self.leftovers and not self.owed and not self.awaited)
+
+    @property
+    def collecting(self) -> bool:
+        """Whether an earlier run's records may be on its node that were not fetched yet."""
+        return not self.out and (not self.hellos or bool(self.leftovers or self.awaited)
+                                 or self.running is not None and self.running.left_behind)
 
     def call(self, method: str, *arguments: object) -> cluster.Call:
         """Begin a call of the worker. Raise WorkerEnded if there is none."""

@@ -11,7 +11,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -97,8 +96,11 @@ class Spool:
         os.close(self._lock)
 
 
-def left_behind(fleet: str) -> Iterator[Spool]:
-    """Yield the spools of `fleet` on this host that no process holds, locked for this process."""
+def left_behind(fleet: str) -> tuple[list[Spool], list[str]]:
+    """Return the spools of `fleet` on this host that no process holds, locked for this process; and the ids of the
+    tasks whose spools a process holds, this one included.
+    """
+    found, in_use = [], []
     for folder in sorted((node_folder() / "spool" / fleet).glob("*")):
         try:
             lock = os.open(folder / "lock", os.O_RDWR)
@@ -106,8 +108,10 @@ def left_behind(fleet: str) -> Iterator[Spool]:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            task = Task.model_validate_json((folder / "task.json").read_bytes())
-        except (OSError, ValidationError):      # in use; or its worker ended before it wrote which task it is
+            found.append(Spool(folder, Task.model_validate_json((folder / "task.json").read_bytes()), lock))
+        except BlockingIOError:
+            in_use.append(folder.name)
             os.close(lock)
-            continue
-        yield Spool(folder, task, lock)
+        except (OSError, ValidationError):      # its worker ended before it wrote which task it is, or it is removed
+            os.close(lock)
+    return found, in_use
