@@ -7,6 +7,9 @@ is checked is what a fleet does: one task on each GPU, each with its share of th
 2. Both time the same cases at once.
 3. For each case and GPU the median with a busy neighbour must lie within 2% of the one alone.
 
+What runs is printed on stderr, with the last line that the sweep wrote. Before a sweep times anything it imports
+PyTorch and every implementation, and compiles; each round has three sweeps, one after the other.
+
 Exit status: 0; 1 if a case differs by more; 2 if there are not two equal GPUs.
 """
 
@@ -19,16 +22,21 @@ import tempfile
 import time
 from pathlib import Path
 
+from fpxbench.builds.environments.specification import EnvironmentSpec
 from fpxbench.builds.installed import installed_build
 from fpxbench.builds.timeline import Timeline
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
 from fpxbench.fleet.fleet_messages import Delivery, Device, Hello, Seat, SweepOptions, Task, TaskEnd
 from fpxbench.fleet.inbox import Asked
+from fpxbench.fleet.spool import node_folder
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
 
 MOST_DIFFERENCE = 0.02
+FLEET = "two-gpus"
+PROGRESS_EVERY_S = 5.0
+_BEGAN = time.monotonic()
 SHAPES = {"llama2-7b.o": (4096, 4096), "llama3-8b.down": (4096, 14336)}
 CASES = [Case(implementation=name, scheme=scheme, workload=workload, m=1, n=n, k=k)
          for name, scheme in (("dense", "bf16"), ("triton_fused", "e4m3fn-row"), ("triton_fused", "mxfp4"))
@@ -39,12 +47,13 @@ class Gpu:
     """One GPU's worker."""
 
     def __init__(self, node: cluster.Node, number: int) -> None:
-        seat = Seat(fleet="two-gpus", device="cuda", share=number, shares=2, accelerator_type=node.accelerator_type)
+        seat = Seat(fleet=FLEET, device="cuda", share=number, shares=2, accelerator_type=node.accelerator_type)
+        say(f"starting the worker of GPU {number}")
         self.worker = cluster.start_worker(node, "cuda", seat)
         self.device: Device = Hello.model_validate_json(cluster.result(self.worker.call("hello"), 300.0)).device
         self.tasks = 0
 
-    def start(self, spec) -> Task:
+    def start(self, spec: EnvironmentSpec) -> Task:
         self.tasks += 1
         task = Task(id=f"{self.device.index}-{self.tasks}-{time.time_ns()}", purpose="measure", spec=spec,
                     kind=self.device.kind, device="cuda", cases=CASES, options=SweepOptions(profile="smoke"))
@@ -53,18 +62,35 @@ class Gpu:
 
     def records(self, task: Task) -> list[Record]:
         """Wait for a task, and return its records. Exit where it did not end well."""
-        asked, found, offset = Asked.by(task), [], 0
+        asked, found, offset, shown, next_at = Asked.by(task), [], 0, "", 0.0
         while True:
             reply = cluster.result(self.worker.call("poll", task.id, offset, 1.0), 60.0)
             delivery = Delivery.model_validate_json(reply)
             found += [asked.read(line) for line in delivery.lines]
             offset = delivery.offset
+            state = f"{self.device.label}: {delivery.state}, {len(found)} of {len(CASES)} records"
+            if state != shown or time.monotonic() >= next_at:
+                say(state + last_line(task))
+                shown, next_at = state, time.monotonic() + PROGRESS_EVERY_S
             if delivery.end is not None:
                 break
         cluster.result(self.worker.call("finish", task.id), 60.0)
         if delivery.end != TaskEnd(status="done"):
             sys.exit(f"{self.device.label}: {delivery.end.message}")
         return found
+
+
+def say(line: str) -> None:
+    print(f"[{time.monotonic() - _BEGAN:6.1f} s] {line}", file=sys.stderr, flush=True)
+
+
+def last_line(task: Task) -> str:
+    """Return the last line that a task's sweep wrote, where its node is this machine."""
+    try:
+        lines = (node_folder() / "spool" / FLEET / task.id / "log").read_text(errors="replace").split("\n")
+    except FileNotFoundError:       # another machine's, or nothing was started yet
+        return ""
+    return "".join(f": {line.strip()[:200]}" for line in list(filter(str.strip, lines))[-1:])
 
 
 def main() -> int:
@@ -94,9 +120,12 @@ def check(rounds: int) -> int:
         spec = spec_for(timeline.find(build.key), gpus[0].device)
         alone: dict[tuple[int, str], list[float]] = {}
         beside: dict[tuple[int, str], list[float]] = {}
-        for _ in range(rounds):
+        say(f"{spec.tag} for {spec.variant}, key {spec.key}; this Python has {build.torch}, key {build.key}")
+        for number in range(1, rounds + 1):
             for gpu in gpus:
+                say(f"round {number} of {rounds}: {gpu.device.label}, the other one idle")
                 collect(alone, gpu, gpu.records(gpu.start(spec)))
+            say(f"round {number} of {rounds}: both")
             tasks = [(gpu, gpu.start(spec)) for gpu in gpus]
             for gpu, task in tasks:
                 collect(beside, gpu, gpu.records(task))

@@ -169,7 +169,7 @@ def start_worker(node: Node, device: DeviceType, seat: Seat) -> Worker:
     if gpu and node.accelerator_type:
         options["accelerator_type"] = node.accelerator_type
     handle = ray.remote(RayDeviceWorker).options(
-        name=None, max_restarts=0, max_task_retries=0, scheduling_strategy=_on(node), **options,
+        max_restarts=0, max_task_retries=0, scheduling_strategy=_on(node), **options,
     ).remote(seat.model_dump_json())
     return Worker(handle)
 
