@@ -6,7 +6,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
 #SBATCH --time=08:00:00
-#SBATCH --signal=INT@120
+#SBATCH --signal=B:INT@120
 set -euo pipefail
 builds=${1:?usage: sbatch slurm.sh BUILDS [options of fpxbench fleet run]}
 shift
@@ -26,5 +26,10 @@ if [ "${#nodes[@]}" -gt 1 ]; then
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="$head" ray start --address="$address" --block &
 fi
 
-# Ctrl-C's signal, which Slurm sends two minutes before the end: what was measured is fetched, and the next job continues.
-fpxbench fleet run --builds "$builds" --address "$address" "$@"
+# Two minutes before the end Slurm sends Ctrl-C's signal to this script alone (B:), which passes it on: what was measured
+# is fetched, and the next job continues. Ray's steps get none. Without `set -m` bash has a background command ignore it.
+set -m
+fpxbench fleet run --builds "$builds" --address "$address" "$@" &
+driver=$!
+trap 'kill -INT "$driver"' INT
+wait "$driver" || wait "$driver"        # the signal interrupts the first

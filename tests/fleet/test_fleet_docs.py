@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import typer
@@ -52,15 +55,42 @@ def test_every_node_has_the_drivers_versions() -> None:
     assert {image.rpartition(":")[2] for image in images} == {fpxbench.__version__}
 
 
-def test_the_batch_script_is_valid_bash() -> None:
-    done = subprocess.run(["bash", "-n", SLURM], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+COMMANDS = {"scontrol": "echo node-a", "srun": "exit 0", "ray": "exit 0", "fpxbench": """exec python3 -c '
+import signal, sys, time
+try:
+    print("running", flush=True)
+    time.sleep(float(sys.argv[1]))
+    sys.exit(1)
+except KeyboardInterrupt:
+    print("fetched", flush=True)
+    sys.exit(130)
+' "${@: -1}" """}
+
+
+@pytest.mark.parametrize(("signalled", "seconds", "code", "printed"), [
+    (True, "60", 130, "fetched"), (False, "0", 1, "")])
+def test_the_batch_script_passes_slurms_signal_to_the_driver_and_ends_as_it_does(
+        tmp_path: Path, signalled: bool, seconds: str, code: int, printed: str) -> None:
+    """With ``B:`` Slurm signals the script alone; without, its steps and not the script."""
+    folder = tmp_path / ".venv/bin"
+    folder.mkdir(parents=True)
+    for name, body in COMMANDS.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    script = subprocess.Popen(["bash", SLURM, "2.13.0", seconds], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                              env=os.environ | {"SLURM_JOB_NODELIST": "node-a"})
+    assert script.stdout is not None and script.stdout.readline() == "running\n"
+    if signalled:
+        script.send_signal(signal.SIGINT)
+    assert script.communicate()[0].strip() == printed and script.returncode == code
+    (directive,) = re.findall(r"^#SBATCH --signal=(\S+)", SLURM.read_text(), re.MULTILINE)
+    assert directive.startswith("B:INT@")
 
 
 def test_the_batch_script_runs_a_command_that_exists() -> None:
     text = SLURM.read_text()
     (line,) = re.findall(r"^fpxbench .*$", text, re.MULTILINE)
-    arguments = shlex.split(line.replace('"$@"', "").replace('"$builds"', "2.13.0").replace('"$address"', "h:6379"))
+    arguments = shlex.split(line.replace('"$@" &', "").replace('"$builds"', "2.13.0").replace('"$address"', "h:6379"))
     command, name, context = typer.main.get_command(app), "fpxbench", None
     arguments = arguments[1:]
     for _ in range(2):
