@@ -110,7 +110,7 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
     return done
 
 
-def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights [N, K] of the linear layers that are quantized by default, by the module's name.
 
     Raises ValueError if there is none.
