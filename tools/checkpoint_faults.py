@@ -86,11 +86,6 @@ def _each(tensors: Tensors, suffix: str, change: Callable[[Tensor], Tensor]) -> 
     return None if any(tensor is None for tensor in found.values()) else found
 
 
-def _numbers(dialect: Dialect, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor | None]:
-    """Apply `change` to scales that are numbers; refuse others."""
-    return lambda scales: change(scales) if scales.dtype in (torch.float32, torch.bfloat16) else None
-
-
 def _first(value: float) -> Callable[[Tensor], Tensor]:
     def change(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()

@@ -56,9 +56,8 @@ def explanation(values: torch.Tensor, weight: QuantizedWeight) -> str:
         scheme = scheme_named(name)
         codes, scales = scheme.quantize(values)
         codes_alike = (codes == weight.codes()).float().mean().item()
-        stored = scales.stored.float() if not scheme.scaling.scale_format.coded else scales.stored
-        held = weight.scales.float() if not scheme.scaling.scale_format.coded else weight.scales
-        scales_alike = torch.isclose(stored.float(), held.float(), rtol=1e-2, atol=0).float().mean().item()
+        ours, theirs = (scheme.scaling.scale_format.decode(each) for each in (scales.stored, weight.scales))
+        scales_alike = torch.isclose(ours, theirs, rtol=1e-2, atol=0).float().mean().item()
         if codes_alike > share_of_codes:
             best, share_of_codes, share_of_scales = name, codes_alike, scales_alike
     if share_of_codes < ALIKE:

@@ -215,7 +215,8 @@ def _described(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: Tenso
         layer.problems.append(f"{name}: {', '.join(missing)} is missing")
     if codes.nbytes * element.codes_per_byte != state.n * state.k or scales.elements != count:
         layer.problems.append(f"{name}: {codes.nbytes} bytes of codes and {scales.elements} scales, where [{state.n},"
-                              f" {state.k}] in blocks of {state.block} has {state.n * state.k // 2} and {count}")
+                              f" {state.k}] in blocks of {state.block} has"
+                              f" {state.n * state.k // element.codes_per_byte} and {count}")
     elif state.k % state.block:
         layer.problems.append(f"{name}: blocks of {state.block} run across the rows of a weight [{state.n}, {state.k}],"
                               " which no scheme has")

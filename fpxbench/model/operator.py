@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,22 +98,6 @@ def linear(
     return out if bias is None else out + bias
 
 
-@linear.register_fake
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    tensor_scale: Tensor | None,
-    bias: Tensor | None,
-    scheme: str,
-    layout: str,
-    implementation: str,
-    n: int,
-    k: int,
-) -> Tensor:
-    return x.new_empty(*x.shape[:-1], n)
-
-
 @torch.library.custom_op("fpxbench::grouped_linear", mutates_args=())
 def grouped_linear(
     x: Tensor,
@@ -139,20 +124,11 @@ def grouped_linear(
     return instance.grouped_matmul(x, experts, offsets)
 
 
+@linear.register_fake
 @grouped_linear.register_fake
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    tensor_scale: Tensor | None,
-    offsets: Tensor,
-    scheme: str,
-    layout: str,
-    implementation: str,
-    n: int,
-    k: int,
-) -> Tensor:
-    return x.new_empty(len(x), n)
+def _product_like(x: Tensor, *weight: Any) -> Tensor:
+    """Return an empty result [..., N]: an operator's last two arguments are N and K."""
+    return x.new_empty(*x.shape[:-1], weight[-2])
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:
@@ -170,8 +146,6 @@ def _backward(ctx, gradient: Tensor):
 
 
 linear.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
 
 
 @torch.library.custom_op("fpxbench::grouped_linear_gradient", mutates_args=())
@@ -198,18 +172,8 @@ def grouped_linear_gradient(
 
 
 @grouped_linear_gradient.register_fake
-def _(
-    gradient: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    tensor_scale: Tensor | None,
-    offsets: Tensor,
-    scheme: str,
-    layout: str,
-    n: int,
-    k: int,
-) -> Tensor:
-    return gradient.new_empty(len(gradient), k)
+def _gradient_like(gradient: Tensor, *weight: Any) -> Tensor:
+    return gradient.new_empty(len(gradient), weight[-1])
 
 
 def _keep_grouped_for_backward(ctx, inputs, output) -> None:
