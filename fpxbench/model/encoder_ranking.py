@@ -41,9 +41,9 @@ def rank(settings: RankingSettings) -> Ranking:
     """
     schemes = schemes_of(settings.schemes)
     sentences = read_sentences(settings.sentences)
-    folder = encoder_folder(settings.model)
-    model, tokenizer = _load(settings.model, folder)
-    pooling = _pooling(Path(folder))
+    source = _source(settings.model)
+    model, tokenizer = _load(source)
+    pooling = pooling_of(source)
     layers = linear_weights(model)
     plain = embed(model, tokenizer, sentences, pooling)
     if not plain.isfinite().all():
@@ -58,7 +58,7 @@ def rank(settings: RankingSettings) -> Ranking:
         distances.append(1.0 - (seen * plain).sum(-1).double().clamp(max=1.0).numpy())
         bits = sum(scheme_named(name).bits_per_weight(*each.shape) * each.numel() for each in kept.values()) / weights
         found.append(_scheme_rank(name, bits, distances[-1], plain, seen, sentences))
-    return Ranking(model=_described(settings.model, model), sentences=len(sentences), text=settings.sentences.name,
+    return Ranking(model=_described(source, model), sentences=len(sentences), text=settings.sentences.name,
                    weights=weights, schemes=ordered(found, distances))
 
 
@@ -93,24 +93,37 @@ def encoder_folder(name: str) -> str:
     return name
 
 
-def _load(name: str, folder: str) -> tuple[nn.Module, Any]:
+def _source(name: str) -> sources.Source:
+    folder = encoder_folder(name)
+    return sources.Source(name, "folder" if Path(folder).is_dir() else "hub", folder)
+
+
+def _load(source: sources.Source) -> tuple[nn.Module, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    source = sources.Source(name, "folder" if Path(folder).is_dir() else "hub", folder)
-    model = sources.loaded(source, lambda: AutoModel.from_pretrained(folder, dtype=torch.float32))
-    tokenizer = sources.loaded(source, lambda: AutoTokenizer.from_pretrained(folder))
+    model = sources.loaded(source, lambda: AutoModel.from_pretrained(source.path, dtype=torch.float32))
+    tokenizer = sources.loaded(source, lambda: AutoTokenizer.from_pretrained(source.path))
     if getattr(model.config, "is_decoder", False) or getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} ({type(model).__name__}) is no encoder of sentences; for a language model use"
+        raise ValueError(f"{source.name} ({type(model).__name__}) is no encoder of sentences; for a language model use"
                          " fpxbench recommend")
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _pooling(folder: Path) -> str:
-    """Return how token vectors become one: ``cls`` if the model's own configuration says so, otherwise ``mean``."""
-    try:
-        found = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def pooling_of(source: sources.Source) -> str:
+    """Return how token vectors become one: ``cls`` if the model's own configuration says so, otherwise ``mean``.
+
+    Raises ValueError for a configuration that cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    file = sources.loaded(source, lambda: cached_file(
+        source.path, "config.json", subfolder="1_Pooling", _raise_exceptions_for_missing_entries=False))
+    if file is None:
         return "mean"
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{file} is no JSON in UTF-8; delete it to take the mean of the token vectors") from None
     return "cls" if isinstance(found, dict) and found.get("pooling_mode_cls_token") is True else "mean"
 
 
@@ -165,9 +178,10 @@ def ordered(found: list[SchemeRank], distances: list[NDArray[np.float64]]) -> li
     return ranked
 
 
-def _described(name: str, model: nn.Module) -> ModelDescription:
+def _described(source: sources.Source, model: nn.Module) -> ModelDescription:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    kind = "folder" if name == MINILM or Path(name).is_dir() else "hub"
+    given_as_folder = source.kind == "folder" and source.path == source.name
     return ModelDescription(
-        name=Path(name).resolve().name if Path(name).is_dir() else name, kind=kind, architecture=type(model).__name__,
-        layers=getattr(model.config, "num_hidden_layers", 0) or 0, parameters=parameters, bytes=4 * parameters)
+        name=Path(source.path).resolve().name if given_as_folder else source.name, kind=source.kind,
+        architecture=type(model).__name__, layers=getattr(model.config, "num_hidden_layers", 0) or 0,
+        parameters=parameters, bytes=4 * parameters)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from fpxbench.implementation import Implementation, discover, find
 from fpxbench.model import quality_statistics
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_record import Divergence, LayerDiagnosis, LayerDifference, TextQuality
-from fpxbench.model.quantize_model import LEFT
+from fpxbench.model.quantize_model import is_left
 from fpxbench.records.case import Case
 
 WINDOW = 512
@@ -88,7 +87,7 @@ def reordered(model: nn.Module) -> Iterator[None]:
     weights = {module.weight.data_ptr() for name, module in model.named_modules()
                if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
                and not isinstance(module.weight.data, FloatTensor)
-               and not any(fnmatchcase(name, glob) for glob in LEFT)}
+               and not is_left(name)}
     with Reordered(weights):
         yield
 

@@ -116,7 +116,7 @@ def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     Raises ValueError if there is none.
     """
     found = {name: module.weight for name, module in model.named_modules()
-             if isinstance(module, nn.Linear) and not any(fnmatchcase(name, glob) for glob in LEFT)}
+             if isinstance(module, nn.Linear) and not is_left(name)}
     if not found:
         raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize")
     return found
@@ -131,6 +131,11 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             for attribute, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3 and attribute.endswith("proj"):
                     yield name, module, attribute
+
+
+def is_left(name: str) -> bool:
+    """Return whether a module of this name keeps its weights unless it is selected."""
+    return any(fnmatchcase(name, glob) for glob in LEFT)
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -152,7 +157,7 @@ def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: st
     if select is not None:
         if not select(name, module):
             return "not selected"
-    elif any(fnmatchcase(name, glob) for glob in LEFT):
+    elif is_left(name):
         return "an embedding, a head or a router; select it to take it"
     tied = [other for other in shared.get(id(parameter), []) if not other.startswith(f"{name}.")]
     if tied:
@@ -166,14 +171,3 @@ def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return names
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters as stored, each counted once: what a token's forward pass reads at least."""
-    seen: dict[int, int] = {}
-    for parameter in model.parameters():
-        data = parameter.data
-        seen[id(parameter)] = data.nbytes_stored if isinstance(data, FloatTensor) else data.nbytes
-    return sum(seen.values())
-
-

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,18 @@ from sample_records import BUILD, CPU
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from fpxbench.model.encoder_ranking import MINILM_MODULE, encoder_folder, neighbours_kept, ordered, rank, read_sentences
+from fpxbench.model.encoder_ranking import (
+    MINILM_MODULE,
+    encoder_folder,
+    neighbours_kept,
+    ordered,
+    pooling_of,
+    rank,
+    read_sentences,
+)
 from fpxbench.model.generate_record import Estimate
 from fpxbench.model.ranking_record import SHIPPED_SENTENCES, RankingRecord, RankingSettings, SchemeRank
+from fpxbench.model.sources import Source
 from fpxbench.records.store import Store
 from fpxbench.reports.site import build_site
 
@@ -98,6 +108,25 @@ def test_a_hostile_sentence_is_text_in_the_report(tmp_path):
 def test_an_encoder_that_cannot_be_one_is_refused_with_the_way_out(name, message):
     with pytest.raises(ValueError, match=message):
         encoder_folder(name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "hub"])
+def test_token_vectors_are_pooled_as_the_model_s_own_configuration_says(kind, tmp_path, monkeypatch):
+    revision, cached = "0" * 40, tmp_path / "models--owner--encoder"
+    folder = cached / "snapshots" / revision
+    folder.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    source = Source("encoder", kind, str(folder) if kind == "folder" else "owner/encoder")
+    assert pooling_of(source) == "mean"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    assert pooling_of(source) == "cls"
+    (folder / "1_Pooling" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON in UTF-8; delete it"):
+        pooling_of(source)
 
 
 def test_too_few_sentences_and_bytes_that_are_no_text_are_refused(tmp_path):

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from fpxbench.model.float_tensor import FloatTensor
-from fpxbench.model.quantize_model import quantize_, weight_bytes
+from fpxbench.model.quantize_model import quantize_
+from fpxbench.model.token_speed import stored_bytes
 
 SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              vocab_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -91,9 +92,9 @@ def test_tied_weights_are_left_unless_nothing_else_holds_them():
 
 def test_bytes_are_those_stored():
     model = nn.Sequential(nn.Linear(256, 128, bias=False, dtype=torch.bfloat16))
-    assert weight_bytes(model) == 2 * 256 * 128
+    assert stored_bytes(model) == 2 * 256 * 128
     quantize_(model, "mxfp4")
-    assert weight_bytes(model) == 256 * 128 // 2 + 256 * 128 // 32
+    assert stored_bytes(model) == 256 * 128 // 2 + 256 * 128 // 32
 
 
 @pytest.mark.parametrize(("model", "scheme", "says"), [
