@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.case import Case, Routing
+from fpxbench.whole_file import write_whole
 
 TOKENS = (1, 4, 16, 64, 512, 4096)
 """M: the number of tokens multiplied at once."""
@@ -187,9 +188,7 @@ def _kept_layers() -> list[Workload]:
     layers = [layer for model in MODELS for layer in _layers(model)]
     with contextlib.suppress(OSError):
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(kept.dump_json(layers))
-        partial.replace(file)
+        write_whole(file, kept.dump_json(layers))
     return layers
 
 

@@ -6,12 +6,12 @@ The digest is of the checkpoint's path: another examination of the same path rep
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from fpxbench.checkpoint.checkpoint_report import CheckpointReport
 from fpxbench.records.store import BrokenLine
+from fpxbench.whole_file import write_whole
 
 FOLDER = "checkpoints"
 _MOST_BYTES = 1 << 28
@@ -27,9 +27,7 @@ def store_report(report: CheckpointReport, results: Path) -> Path:
     """Write `report` to its file in a results folder, and return that file."""
     file = results / FOLDER / f"{stored_name(report.path)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(report.model_dump_json(), encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, report.model_dump_json())
     return file
 
 

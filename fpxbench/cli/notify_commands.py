@@ -15,6 +15,7 @@ from fpxbench.cli.timeline_commands import TimelineOption
 from fpxbench.integrations.notify.channels.github import API, GitHub
 from fpxbench.integrations.notify.channels.webhook import DEFAULT, Webhook
 from fpxbench.integrations.notify.delivery import Channel, Delivery, DeliveryError, deliver, due
+from fpxbench.whole_file import write_whole
 
 if TYPE_CHECKING:
     from fpxbench.integrations.notify.notice import Notice
@@ -199,9 +200,7 @@ def _write(path: Path, kind: str, results: Path, changes: ResultChanges, moved: 
     if not send:
         print(f"would write {path}:\n{content.decode()}")
         return True
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
+    write_whole(path, content)
     out.print(f"wrote {path}", markup=False)
     return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fpxbench.records.fields import Count, Label, Moment, Text
 from fpxbench.records.record import now
 from fpxbench.records.verdict import BROKEN, Status
+from fpxbench.whole_file import write_whole
 
 _FOLDER = "fleet"
 _STATE = "state.jsonl"
@@ -105,9 +105,7 @@ class FleetFolder:
                                  "give another --results") from None
             path = self._folder / "id"
             if not path.exists():
-                partial = path.with_suffix(".partial")
-                partial.write_text(secrets.token_hex(8))
-                partial.replace(path)
+                write_whole(path, secrets.token_hex(8))
             yield path.read_text().strip()
 
     def log(self) -> IO[str]:
@@ -117,9 +115,7 @@ class FleetFolder:
 
     def write(self, state: FleetState) -> None:
         """Replace the state on disk."""
-        partial = self._folder / f"{_STATE}.partial"
-        partial.write_text(state.model_dump_json() + "\n", encoding="utf-8")
-        os.replace(partial, self._folder / _STATE)
+        write_whole(self._folder / _STATE, state.model_dump_json() + "\n")
 
     def read(self) -> FleetState | None:
         """Return the latest state; None if no fleet ran here."""

@@ -17,6 +17,7 @@ from fpxbench.builds.installed import installed_build
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.records.case import Case
 from fpxbench.sweep.settings import Settings
+from fpxbench.whole_file import write_whole
 
 
 class Planned(BaseModel):
@@ -59,7 +60,7 @@ def planned_cases(settings: Settings) -> list[str]:
         return _own_plan(settings)
     path = Path(shared)
     if not path.exists():
-        _write(path, _own_plan(settings))
+        write_whole(path, json.dumps(_own_plan(settings)))
     return json.loads(path.read_text())
 
 
@@ -77,7 +78,7 @@ def _own_plan(settings: Settings) -> list[str]:
         )
     ids = json.loads(done.stdout.splitlines()[-1])
     cache.parent.mkdir(mode=0o700, exist_ok=True)
-    _write(cache, ids)
+    write_whole(cache, json.dumps(ids))
     return ids
 
 
@@ -87,12 +88,6 @@ def _dates(path: Path) -> str:
     path = path if path.exists() else Path(str(path).rpartition(":")[0])
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-
-
-def _write(path: Path, ids: list[str]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(ids))
-    partial.replace(path)
 
 
 def _plan_digest(settings: Settings) -> str:

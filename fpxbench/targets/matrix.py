@@ -16,6 +16,7 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.store import first_mistake
 from fpxbench.records.verdict import BROKEN, Status
 from fpxbench.targets.architectures import Architecture
+from fpxbench.whole_file import write_whole
 
 SCHEMA = 1
 _MOST_BYTES = 64 << 20
@@ -185,9 +186,7 @@ class Matrix(_Model):
         for field in ("outcomes", "probes"):
             items = (item.model_dump_json(by_alias=True, exclude_defaults=True) for item in getattr(self, field))
             lines.append(f', "{field}": [\n' + ",\n".join(items) + "\n]")
-        partial = path.with_name(path.name + ".part")
-        partial.write_text("".join(lines) + "}\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(lines) + "}\n")
 
 
 def read_matrix(path: Path) -> Matrix:

@@ -24,6 +24,7 @@ from fpxbench.builds import installer
 from fpxbench.builds.environments.shared_packages import fingerprint, share
 from fpxbench.builds.environments.specification import EnvironmentSpec, EnvironmentState
 from fpxbench.records.record import Build
+from fpxbench.whole_file import write_whole
 
 ROOT_VARIABLE = "FPX_ENVIRONMENTS"
 RETRY_AFTER_S = 24 * 3600
@@ -250,9 +251,7 @@ def _read(folder: Path) -> EnvironmentState | None:
 
 
 def _write(folder: Path, state: EnvironmentState) -> None:
-    partial = folder / f"{_STATE}.partial"
-    partial.write_text(state.model_dump_json(by_alias=True, indent=2))
-    partial.replace(folder / _STATE)
+    write_whole(folder / _STATE, state.model_dump_json(by_alias=True, indent=2))
 
 
 def _python(folder: Path) -> Path:
