@@ -102,8 +102,7 @@ class Gate:
 
     def __init__(self, groups: bool) -> None:
         self._groups = groups
-        self._lock = threading.Lock()
-        self._free = threading.Condition(self._lock)
+        self._free = threading.Condition()
         self._members: list[Member] = []
         self._timed: Member | None = None
         self._began = 0.0
@@ -117,11 +116,17 @@ class Gate:
         return sum(one.end - one.begin for one in self.intervals)
 
     @contextlib.contextmanager
+    def untimed(self) -> Iterator[None]:
+        """Wait until nothing is timed. No timing begins before the end of the context."""
+        with self._free:
+            self._free.wait_for(lambda: self._timed is None)
+            yield
+
+    @contextlib.contextmanager
     def member(self, pid: int, purpose: str, watch: Stopwatch | None = None) -> Iterator[Member]:
         """Count a process among those that run, from now until the end of the context; wait until nothing is timed."""
         member = Member(pid, purpose, self._groups, watch or Stopwatch())
-        with self._free:
-            self._free.wait_for(lambda: self._timed is None)
+        with self.untimed():
             self._members.append(member)
             self.most_at_once = max(self.most_at_once, len(self._members))
         try:

@@ -34,6 +34,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import connection as connections
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
@@ -318,17 +319,28 @@ def _memory_of_tree(pid: int | None) -> int:
     total, pids = 0, [pid] if pid is not None else []
     for one in pids:        # which grows meanwhile
         with contextlib.suppress(OSError, psutil.Error):    # ended meanwhile
-            resident, shared = Path(f"/proc/{one}/statm").read_text().split()[1:3]
+            resident, shared = _read(f"/proc/{one}/statm").split()[1:3]
             total += (int(resident) - int(shared)) * _PAGE_BYTES
             pids += _children(one)
     return total
 
 
 def _children(pid: int) -> list[int]:
-    if not Path("/proc/thread-self/children").exists():     # a kernel option, without which all processes are searched
+    if not _kernel_lists_children():
         return [child.pid for child in psutil.Process(pid).children()]
     return [int(child) for thread in os.listdir(f"/proc/{pid}/task")
-            for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+            for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
+
+
+@cache
+def _kernel_lists_children() -> bool:
+    """Return whether the kernel has this option, without which all processes are searched."""
+    return Path("/proc/thread-self/children").exists()
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:     # as often as 20 times a second for each thread of each case
+        return file.readall()
 
 
 def _signal_group(pid: int | None, number: signal.Signals) -> None:

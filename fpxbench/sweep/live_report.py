@@ -38,6 +38,7 @@ class LiveReport:
         self._stack = contextlib.ExitStack()
         self._began = 0.0
         self._next = time.monotonic() + FIRST_AFTER_S
+        self._outdated = True
         self.builds = 0
 
     def __enter__(self) -> Self:
@@ -51,13 +52,15 @@ class LiveReport:
             self._process.wait()
         self._stack.close()
 
-    def update(self) -> None:
-        """Show what a build that has ended made; begin the next if it is time. Called as records are stored."""
+    def update(self, stored: bool) -> None:
+        """Show what a build that has ended made; begin the next if it is time and records were stored since the last
+        began. Called with `stored` for each record, and without now and then between them."""
         if self._folder is None:
             return
+        self._outdated |= stored
         if self._process is not None and self._process.poll() is not None:
             self._ended(self._folder, self._process.returncode)
-        if self._process is None and time.monotonic() >= self._next:
+        if self._process is None and self._outdated and time.monotonic() >= self._next:
             self._begin()
 
     def _begin(self) -> None:
@@ -65,13 +68,13 @@ class LiveReport:
         self._log = self._building / "log"
         command = [sys.executable, "-m", "fpxbench", "report", "--results", str(self._results), "--json",
                    "--output", str(self._building / "site")]
-        self._began = time.monotonic()
-        with open(self._log, "wb") as log:
+        with open(self._log, "wb") as log, self._gate.untimed():
+            self._began, self._outdated = time.monotonic(), False
             # A group of its own: the gate stops it, and Ctrl-C is the sweep's.
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._member = self._stack.enter_context(self._gate.member(self._process.pid, "the report"))
         with contextlib.suppress(psutil.Error):
             psutil.Process(self._process.pid).nice(LOWEST_PRIORITY)
-        self._member = self._stack.enter_context(self._gate.member(self._process.pid, "the report"))
 
     def _ended(self, folder: Path, code: int) -> None:
         took = self._member.watch.counted_s

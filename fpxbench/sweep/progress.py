@@ -45,7 +45,7 @@ class Progress:
             stream = self._own_stream = _named_stream()
         self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self.counts: Counter[Status] = Counter()
-        self._running: list[str] = []
+        self._running: dict[str, None] = {}
         self._total, self._done, self._next_line = total, 0, 0.0
         self._bar = Bar(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -71,7 +71,7 @@ class Progress:
 
     def starting(self, case_id: str) -> None:
         """Show that a case runs, beside those that were started and have not finished."""
-        self._running.append(case_id)
+        self._running[case_id] = None     # there already, if it runs again, alone
         self._bar.update(self._task, description=escape(self.running()))
         if not self.console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_LINE_EVERY_S
@@ -82,8 +82,7 @@ class Progress:
         status = record.verdict.status
         self.counts[status] += 1
         self._done += 1
-        if record.id in self._running:
-            self._running.remove(record.id)
+        self._running.pop(record.id, None)
         self._bar.update(self._task, advance=1, tally=self.tally(), description=escape(self.running()))
         if status in BROKEN and self._announce:
             self.console.print(
@@ -98,7 +97,7 @@ class Progress:
         """
         if not self._running:
             return "nothing"
-        return self._running[0] + (f" and {len(self._running) - 1} more" if len(self._running) > 1 else "")
+        return next(iter(self._running)) + (f" and {len(self._running) - 1} more" if len(self._running) > 1 else "")
 
     def tally(self) -> str:
         """Return ``41 ok, 2 wrong, 1 crash``."""

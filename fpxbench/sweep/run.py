@@ -103,7 +103,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
                     store.append(record)
                     measured[record.case.id] = record
                     shown.finished(record)
-                live.update()
+                live.update(stored=record is not None)
         except KeyboardInterrupt:
             sweep.interrupted = True
             shown.say(f"interrupted; {len(measured)} records are kept in {store.file(machine.name, build)}")

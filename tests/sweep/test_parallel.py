@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+import sample_records
 from swept import lines, settings, start, verdicts, write
 
 from fpxbench.records.record import Machine
@@ -17,7 +18,7 @@ from fpxbench.records.verdict import Status
 from fpxbench.sweep import pool as pools
 from fpxbench.sweep.gate import Gate, Stopwatch
 from fpxbench.sweep.isolation import Isolation
-from fpxbench.sweep.live_report import move_over
+from fpxbench.sweep.live_report import LiveReport, move_over
 from fpxbench.sweep.pool import Pool
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.run import main_sweep
@@ -258,3 +259,50 @@ def test_the_report_is_there_while_the_sweep_goes_on(tmp_path, monkeypatch):
     done, printed = sweep(tmp_path / "results", impls, report=report, jobs=3, timeout_s=170)
     assert set(verdicts(done.records).values()) == {Status.OK}
     assert f"report so far, rebuilt as the sweep goes on: file://{page}" in printed
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Return the commands of the reports' builds, each of which is replaced by one that ends at once."""
+    begun, popen = [], subprocess.Popen
+
+    def begin(command, **options):
+        begun.append(command)
+        return popen(["true"], **options)
+
+    monkeypatch.setattr("fpxbench.sweep.live_report.subprocess.Popen", begin)
+    monkeypatch.setattr("fpxbench.sweep.live_report.FIRST_AFTER_S", 0.0)
+    monkeypatch.setattr("fpxbench.sweep.live_report.AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr("fpxbench.sweep.live_report.SHARE", 1.0)
+    return begun
+
+
+def test_the_report_is_built_again_only_after_another_record(tmp_path, builds):
+    with LiveReport(tmp_path / "report", tmp_path, Gate(groups=True), print) as live:
+        for count, stored in ((1, False), (2, True)):
+            live.update(stored)
+            live._process.wait()
+            live.update(stored=False)
+            live.update(stored=False)
+            assert len(builds) == live.builds == count
+
+
+def test_a_report_is_begun_only_after_the_timing_that_goes_on(tmp_path, builds):
+    gate = Gate(groups=True)
+    with LiveReport(tmp_path / "report", tmp_path, gate, print) as live, gate.member(1 << 22, "timed") as timed:
+        gate.begin_timing(timed)
+        thread = threading.Thread(target=live.update, args=(True,))
+        thread.start()
+        thread.join(0.1)
+        assert builds == []
+        gate.end_timing(timed)
+        thread.join()
+        assert len(builds) == 1
+
+
+def test_a_case_that_ran_again_is_not_shown_as_running_once_it_has_ended():
+    progress, ended = Progress(1, io.StringIO()), sample_records.record(sample_records.case())
+    progress.starting(ended.id)
+    progress.starting(ended.id)
+    progress.finished(ended)
+    assert progress.running() == "nothing"
