@@ -279,66 +279,58 @@ def _unfused_but_fast(case: SweepCase) -> Hashable | None:
     return (row.case.implementation, case.sweep.folder) if Flag.UNFUSED in row.flags and not row.slower else None
 
 
+def _minor(flag: Flag, group: list[SweepCase], text: str) -> ReportProblem:
+    return ReportProblem(Section.SLOW, str(flag), _message(text), _link(group, mark=str(flag)), tuple(group),
+                         minor=True)
+
+
+def _extent(group: list[SweepCase]) -> str:
+    return f"{_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}"
+
+
 def _unfused(group: list[SweepCase]) -> ReportProblem:
     row = min(group, key=lambda case: case.row.speedup or 0).row
     why = f": {row.bottleneck}" if row.bottleneck else ""
-    return ReportProblem(
-        Section.SLOW, str(Flag.UNFUSED),
-        _message(
-            f"{row.case.implementation} is no slower than dense but not fused on {_listed(_schemes(group), most=4)}, "
-                 f"in {_count(len(group), 'case')}{why}"),
-        _link(group, mark=str(Flag.UNFUSED)), tuple(group), minor=True)
+    return _minor(Flag.UNFUSED, group,
+                  f"{row.case.implementation} is no slower than dense but not fused on {_extent(group)}{why}")
 
 
 def _keeping_copies(group: list[SweepCase]) -> ReportProblem:
     row = group[0].row
-    return ReportProblem(
-        Section.SLOW, str(Flag.KEEPS_DECODED_COPY),
-        _message(f"{row.case.implementation} keeps a decoded copy of the weight on {_listed(_schemes(group), most=4)}, "
-                 f"in {_count(len(group), 'case')}{f': {row.bottleneck}' if row.bottleneck else ''}"),
-        _link(group, mark=str(Flag.KEEPS_DECODED_COPY)), tuple(group), minor=True)
+    why = f": {row.bottleneck}" if row.bottleneck else ""
+    return _minor(Flag.KEEPS_DECODED_COPY, group,
+                  f"{row.case.implementation} keeps a decoded copy of the weight on {_extent(group)}{why}")
 
 
 def _summing_narrowly(group: list[SweepCase]) -> ReportProblem:
-    return ReportProblem(
-        Section.SLOW, str(Flag.NARROW_ACCUMULATOR),
-        _message(f"{group[0].row.case.implementation} sums products in fewer bits than it declares on"
-                 f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; results are within the "
-                 "tolerance"),
-        _link(group, mark=str(Flag.NARROW_ACCUMULATOR)), tuple(group), minor=True)
+    return _minor(Flag.NARROW_ACCUMULATOR, group,
+                  f"{group[0].row.case.implementation} sums products in fewer bits than it declares on "
+                  f"{_extent(group)}; results are within the tolerance")
 
 
 def _another_rule(group: list[SweepCase]) -> ReportProblem:
-    return ReportProblem(
-        Section.SLOW, str(Flag.UNDECLARED_RULE),
-        _message(f"{group[0].row.case.implementation} quantizes by another rule than it declares on"
-                 f" {_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}; it is consistent, and results"
-                 " are right by it"),
-        _link(group, mark=str(Flag.UNDECLARED_RULE)), tuple(group), minor=True)
+    return _minor(Flag.UNDECLARED_RULE, group,
+                  f"{group[0].row.case.implementation} quantizes by another rule than it declares on {_extent(group)}; "
+                  "it is consistent, and results are right by it")
 
 
 def _of_sweep(flag: Flag) -> Callable[[SweepCase], Hashable | None]:
     return lambda case: case.sweep.folder if flag in case.row.flags else None
 
 
-def _throttled(group: list[SweepCase]) -> ReportProblem:
+def _timings(group: list[SweepCase]) -> str:
     timed = sum(row.speedup is not None for row in group[0].sweep.rows)
-    return ReportProblem(
-        Section.SLOW, str(Flag.THROTTLED),
-        _message(f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} "
-                 f"{'was' if len(group) == 1 else 'were'} taken while the device lowered its clocks"),
-        _link(group, mark=str(Flag.THROTTLED)), tuple(group), minor=True)
+    return f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device}"
+
+
+def _throttled(group: list[SweepCase]) -> ReportProblem:
+    return _minor(Flag.THROTTLED, group,
+                  f"{_timings(group)} {'was' if len(group) == 1 else 'were'} taken while the device lowered its clocks")
 
 
 def _noisy(group: list[SweepCase]) -> ReportProblem:
-    timed = sum(row.speedup is not None for row in group[0].sweep.rows)
-    return ReportProblem(
-        Section.SLOW, str(Flag.NOISY),
-        _message(
-            f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device} "
-            f"{'is' if len(group) == 1 else 'are'} "
-                 f"noisy: the 95% interval of the median is wider than ±5%"),
-        _link(group, mark=str(Flag.NOISY)), tuple(group), minor=True)
+    return _minor(Flag.NOISY, group, f"{_timings(group)} {'is' if len(group) == 1 else 'are'} noisy: the 95% interval "
+                                     "of the median is wider than ±5%")
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------
