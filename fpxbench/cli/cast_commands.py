@@ -14,7 +14,7 @@ from rich.table import Table
 from fpxbench.casts.cast_findings import CastFinding, disagreements, find, overflows
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import Engine
-from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, UsageError, end_run, new_app, out, statuses
+from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, end_run, new_app, out, statuses
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 from fpxbench.sweep.settings import Settings
@@ -59,14 +59,10 @@ def numerics(
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C.
     """
     from fpxbench.casts.cast_run import run_casts
-    from fpxbench.sweep.run import CannotStart
 
     failing = statuses(fail_on)
     settings = Settings(device=device, results=results, machine=machine, fresh=fresh, timeout_s=timeout)
-    try:
-        run = run_casts(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
-    except CannotStart as error:
-        raise UsageError(str(error)) from None
+    run = run_casts(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
     if as_json:
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
     else:

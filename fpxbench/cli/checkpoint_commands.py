@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.checkpoint.tensor_entry import ITEM_BITS
-from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out
+from fpxbench.cli.common import JsonOption, UsageError, call_in_child, err, new_app, out
 
 app = new_app()
 
@@ -92,13 +92,8 @@ def checkpoint(
 def _called(function: str, request: dict[str, Any], timeout: float) -> Any:
     import json
 
-    from fpxbench.sweep.isolation import Isolation
-    from fpxbench.sweep.settings import default_memory_limit
-
-    with Isolation(default_memory_limit()) as isolation, err.status(f"reading {request['path']} …"):
-        outcome = isolation.call(function, request, timeout_s=timeout)
-    if outcome.mistake:
-        raise UsageError(outcome.mistake)
+    with err.status(f"reading {request['path']} …"):
+        outcome = call_in_child(function, request, timeout_s=timeout)
     if outcome.value is None:
         raise UsageError(f"{request['path']}: {outcome.failure.summary}\n{outcome.log_tail[-800:]}".rstrip())
     return json.loads(outcome.value)

@@ -40,6 +40,9 @@ DeviceOption = Annotated[str | None, typer.Option(
     "--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
 StoredAsOption = Annotated[str | None, typer.Option(
     "--machine", help="Name to store the records under.  [dim]default: the device's name[/]")]
+TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
+CaseTimeoutOption = Annotated[float, typer.Option(
+    "--timeout", help="Time limit for one case, in seconds.", min=0.1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -93,7 +96,11 @@ def user_message(error: Exception) -> str | None:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error) if isinstance(error, (UsageError, NoPyTorch, OSError, ValueError)) else None
+    if isinstance(error, (UsageError, NoPyTorch, OSError, ValueError)):
+        return str(error)
+    from fpxbench.sweep.run import CannotStart
+
+    return str(error) if isinstance(error, CannotStart) else None
 
 
 def results_folder(results: Path) -> Path:
@@ -123,12 +130,12 @@ def ranks(text: str) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-def call_in_child(target: str, *arguments: object) -> Outcome:
+def call_in_child(target: str, *arguments: object, timeout_s: float = CHILD_TIMEOUT_S) -> Outcome:
     """Call ``module:function``, which imports PyTorch, in a child. Raise UsageError for a mistake that it reports."""
     from fpxbench.sweep.isolation import Isolation
 
     with Isolation(default_memory_limit()) as isolation:
-        outcome = isolation.call(target, *arguments, timeout_s=CHILD_TIMEOUT_S)
+        outcome = isolation.call(target, *arguments, timeout_s=timeout_s)
     if outcome.mistake:
         raise UsageError(outcome.mistake)
     return outcome

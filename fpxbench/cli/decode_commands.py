@@ -10,7 +10,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fpxbench.casts.decode_speed import BUDGET_S, ENGINES, FORMATS, TARGETS, DecodeSpeed, measure_all
-from fpxbench.cli.common import DeviceOption, JsonOption, ResultsOption, UsageError, err, new_app, out, print_table
+from fpxbench.cli.common import (
+    DeviceOption,
+    JsonOption,
+    ResultsOption,
+    StoredAsOption,
+    UsageError,
+    err,
+    new_app,
+    out,
+    print_table,
+)
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import SIGNS, Status
@@ -26,10 +36,7 @@ def decode(
     ] = None,
     device: DeviceOption = None,
     results: ResultsOption = Path("results"),
-    machine: Annotated[
-        str | None,
-        typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]"),
-    ] = None,
+    machine: StoredAsOption = None,
     budget: Annotated[
         float, typer.Option("--budget", help="Seconds of timing for each format and dtype.", min=0.01)
     ] = BUDGET_S,
@@ -44,7 +51,6 @@ def decode(
     from fpxbench.builds.installed import installed_build
     from fpxbench.casts.cast_run import described_machine
     from fpxbench.sweep.isolation import Isolation
-    from fpxbench.sweep.run import CannotStart
 
     for name in formats or ():
         if name not in FORMATS:
@@ -55,10 +61,7 @@ def decode(
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with (Isolation(settings.memory_limit) as isolation,
           Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar):
-        try:
-            found = described_machine(isolation, settings)
-        except CannotStart as error:
-            raise UsageError(str(error)) from None
+        found = described_machine(isolation, settings)
         store.make_folder()
         task = bar.add_task("starting", total=len(chosen) * len(TARGETS))
         for record in measure_all(isolation, installed_build(), found, chosen, found.kind, budget,

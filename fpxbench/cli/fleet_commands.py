@@ -15,12 +15,14 @@ from rich.table import Table
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import Entry, Timeline, TimelineError
 from fpxbench.cli.common import (
+    CaseTimeoutOption,
     ImplementationOption,
     ImplsOption,
     JsonOption,
     ProfileOption,
     ResultsOption,
     SchemeOption,
+    TimingOption,
     UsageError,
     WorkloadOption,
     err,
@@ -81,7 +83,6 @@ MachinesOption = Annotated[list[str] | None, typer.Option(
     "--machines", help="Kinds of machines, by glob: 'nvidia-*'. Repeatable.")]
 VariantsOption = Annotated[list[str] | None, typer.Option(
     "--variant", help="Variant of the builds: cu130, rocm7.2, cpu; the first that fits a device is used. Repeatable.")]
-TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
 PatienceOption = Annotated[float, typer.Option(
     "--patience", help="Wait this many minutes for a device that can do what is left.", min=0.0)]
 
@@ -100,7 +101,7 @@ def run(
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
-    timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
+    timeout: CaseTimeoutOption = 180.0,
     timing: TimingOption = True,
     retry: RetryOption = False,
     patience: PatienceOption = 10.0,

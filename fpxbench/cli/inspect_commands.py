@@ -9,12 +9,11 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, err, new_app, out
+from fpxbench.cli.common import DeviceOption, ImplsOption, JsonOption, UsageError, call_in_child, err, new_app, out
 from fpxbench.diagnosis.blackbox.inspection import Inspection
 from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.records.verdict import SIGNS, Status, with_log
 from fpxbench.sweep.messages import FileInspectRequest
-from fpxbench.sweep.settings import default_memory_limit
 
 app = new_app()
 
@@ -99,15 +98,8 @@ def inspect(
 
 
 def _inspected(request: FileInspectRequest, timeout: float) -> Inspection:
-    from fpxbench.sweep.isolation import Isolation
-
-    with (
-        Isolation(default_memory_limit()) as isolation,
-        err.status(f"inspecting {request.subject} on {request.scheme} …"),
-    ):
-        outcome = isolation.call("fpxbench.sweep.inspect_files:inspect_files", request, timeout_s=timeout)
-    if outcome.mistake:
-        raise UsageError(outcome.mistake)
+    with err.status(f"inspecting {request.subject} on {request.scheme} …"):
+        outcome = call_in_child("fpxbench.sweep.inspect_files:inspect_files", request, timeout_s=timeout)
     if outcome.value is None:
         return Inspection(
             **request.model_dump(exclude={"device", "workload", "given", "impls", "weights", "activations"}),

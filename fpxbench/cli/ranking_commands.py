@@ -9,7 +9,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, SchemeOption, UsageError, err, new_app, out, print_table
+from fpxbench.cli.common import (
+    JsonOption,
+    ResultsOption,
+    SchemeOption,
+    StoredAsOption,
+    UsageError,
+    err,
+    new_app,
+    out,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from fpxbench.model.ranking_record import Ranking
@@ -26,8 +36,7 @@ def rank(
     sentences: Annotated[Path | None, typer.Option(
         "--sentences", help="Sentences of your own, one a line (UTF-8), instead of those of fpxbench.")] = None,
     results: ResultsOption = Path("results"),
-    machine: Annotated[str | None, typer.Option(
-        "--machine", help="Name to store the records under.  [dim]default: the device's name[/]")] = None,
+    machine: StoredAsOption = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=1)] = 1800.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +52,7 @@ def rank(
     from fpxbench.records.record import Machine
     from fpxbench.records.store import Store
     from fpxbench.sweep.isolation import Isolation
-    from fpxbench.sweep.run import PREPARATION_TIMEOUT_S, CannotStart
+    from fpxbench.sweep.run import PREPARATION_TIMEOUT_S
     from fpxbench.sweep.settings import default_memory_limit
 
     if sentences is not None and not sentences.is_file():
@@ -52,15 +61,12 @@ def rank(
     build, store = installed_build(), Store(results, RankingRecord)
     err.print(f"{model}: embedding {settings.sentences.name} once unquantized and once per scheme", markup=False)
     store.make_folder()     # before the work whose result it keeps
-    try:
-        with Isolation(default_memory_limit()) as isolation:
-            found = checked(isolation.call("fpxbench.model.encoder_ranking:rank", settings, timeout_s=timeout),
-                            f"{model} could not be ranked").read(Ranking)
-            measured = checked(isolation.call("fpxbench.checking.machine:measured", "cpu", machine,
-                                              timeout_s=PREPARATION_TIMEOUT_S),
-                               "the machine could not be measured").read(Machine)
-    except CannotStart as error:
-        raise UsageError(str(error)) from None
+    with Isolation(default_memory_limit()) as isolation:
+        found = checked(isolation.call("fpxbench.model.encoder_ranking:rank", settings, timeout_s=timeout),
+                        f"{model} could not be ranked").read(Ranking)
+        measured = checked(isolation.call("fpxbench.checking.machine:measured", "cpu", machine,
+                                          timeout_s=PREPARATION_TIMEOUT_S),
+                           "the machine could not be measured").read(Machine)
     for each in found.schemes:
         store.append(RankingRecord(model=found.model, text=found.text, sentences=found.sentences,
                                    weights=found.weights, rank=each, build=build, machine=measured))

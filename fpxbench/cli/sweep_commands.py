@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.cli.common import (
+    CaseTimeoutOption,
     DeviceOption,
     ImplementationOption,
     ImplsOption,
@@ -20,6 +21,7 @@ from fpxbench.cli.common import (
     ResultsOption,
     SchemeOption,
     StoredAsOption,
+    TimingOption,
     TpOption,
     UsageError,
     WorkloadOption,
@@ -60,7 +62,6 @@ SeedOption = Annotated[int | None, typer.Option(
     "--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]")]
 TuneOption = Annotated[bool, typer.Option(
     "--tune", help="Let implementations try their tiles at the first call of a shape and remember the fastest.")]
-TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
 FailOnOption = Annotated[str, typer.Option(
     "--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")]
 
@@ -84,7 +85,7 @@ def run(
     fresh: FreshOption = False,
     jobs: JobsOption = None,
     report: ReportOption = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Time limit for one case, in seconds.", min=0.1)] = 180.0,
+    timeout: CaseTimeoutOption = 180.0,
     memory_limit: MemoryLimitOption = None,
     seed: SeedOption = None,
     timing: TimingOption = True,
@@ -98,7 +99,7 @@ def run(
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C, with everything measured so far kept.
     """
     from fpxbench.checking.tuning import TUNE_VARIABLE
-    from fpxbench.sweep.run import CannotStart, main_sweep
+    from fpxbench.sweep.run import main_sweep
 
     failing = statuses(fail_on)
     if tune:
@@ -112,10 +113,7 @@ def run(
         memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
         timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
     )
-    try:
-        sweep = main_sweep(settings)
-    except CannotStart as error:
-        raise UsageError(str(error)) from None
+    sweep = main_sweep(settings)
     _print_matrix(sweep.records)
     for line in _worst(sweep.records, 3):
         out.print(line)
