@@ -231,8 +231,8 @@ def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
     """Return at most one problem: the schemes that every right implementation runs slower than dense."""
     parts, cases = [], []
     for m in sweep.tokens:
-        timed = [choice.fastest[m] for choice in sweep.choices if m in choice.fastest]
-        slow = sorted((row for row in timed if row.slower), key=lambda row: -row.times_dense)
+        timed = [choice for choice in sweep.choices if m in choice.fastest]
+        slow = sorted((choice.fastest[m] for choice in timed if m in choice.slower), key=lambda row: -row.times_dense)
         if slow:
             quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[
                 0].case.scheme in sweep.sqnr_db else ""

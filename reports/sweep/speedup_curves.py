@@ -151,7 +151,7 @@ def fastest_of(rows: Iterable[CaseRow]) -> dict[int, Fastest]:
 
     found = {}
     for m, of in sorted(by_m.items()):
-        slowest_first = sorted(of, key=lambda row: (_speedup(row), row.case.id))
+        slowest_first = sorted(of, key=lambda row: (row.certain_speedup, row.case.id))
         own = [row for row in slowest_first if row.case.implementation in OWN_KERNELS]
         found[m] = Fastest(slowest_first[-1], own[-1] if own else None)
     return found

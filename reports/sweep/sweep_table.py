@@ -146,6 +146,19 @@ class CaseRow:
             return False
         return self.speedup_ci95[1] < 1 if self.speedup_ci95 else self.speedup < SLOW_BELOW
 
+    @property
+    def certain_speedup(self) -> float:
+        """The lower end of the speedup's 95% interval: a noisy timing ranks by no more than it shows.
+
+        Raises ValueError for a case without a speedup.
+        """
+        return self.speedup_ci95[0] if self.speedup_ci95 else self.times_dense
+
+    @property
+    def faster(self) -> bool:
+        """Whether it is faster than dense by more than its noise."""
+        return self.speedup is not None and self.quantized and self.certain_speedup > 1
+
 
 def _element_bits(scheme: str) -> int:
     """Return the bits of a stored weight without its scales; 0 for an unknown scheme."""
@@ -237,7 +250,9 @@ class SchemeChoice:
     broken: tuple[str, ...]
     """Implementations that are not."""
     fastest: dict[int, CaseRow]
-    """For each M, the right case with the largest speedup over dense."""
+    """For each M, the right case with the largest `certain_speedup`."""
+    slower: frozenset[int] = frozenset()
+    """Each M at which every right case is slower than dense by more than its noise."""
 
 
 @dataclass(frozen=True)
@@ -367,11 +382,14 @@ class SweepTable(SweepHeading):
         rows = [row for name in right for row in cells[name].rows]
         real = [row for row in rows if not row.is_canary]
         fastest: dict[int, CaseRow] = {}
+        slower: set[int] = set()
         for m in self.tokens:
             timed = [row for row in real if row.case.m == m and row.speedup is not None
                      and Flag.OVER_ROOFLINE not in row.flags]
             if timed:
-                fastest[m] = max(timed, key=lambda row: (row.speedup, row.case.id))
+                fastest[m] = max(timed, key=lambda row: (row.certain_speedup, row.case.id))
+                if all(row.slower for row in timed):
+                    slower.add(m)
         of_canaries = not any(row.bits_per_weight for row in real)
         bits = [row.bits_per_weight for row in (rows if of_canaries else real) if row.bits_per_weight]
         noise = [row.sqnr_db for row in (rows if of_canaries else real) if row.sqnr_db is not None]
@@ -379,7 +397,7 @@ class SweepTable(SweepHeading):
             scheme=scheme, bits_per_weight=min(bits, default=None), sqnr_db=median(noise) if noise else None,
             of_canaries=of_canaries and bool(bits), right=right,
             broken=tuple(sorted(name for name, cell in cells.items() if cell.worst in BROKEN)),
-            fastest=fastest,
+            fastest=fastest, slower=frozenset(slower),
         )
 
     @cached_property
@@ -391,15 +409,25 @@ class SweepTable(SweepHeading):
         """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both speed and SQNR,
         the fastest first.
 
-        Dense is the most accurate, so that a scheme no faster than dense is none of them.
+        Dense is the most accurate, so that a scheme no faster than dense, or not by more than the noise, is none of
+        them.
         """
         timed = [choice.fastest[m] for choice in self.choices if m in choice.fastest and choice.sqnr_db is not None]
         best: list[CaseRow] = []
-        for row in sorted(timed, key=lambda row: (-row.times_dense, -self.sqnr_db[row.case.scheme])):
-            if row.times_dense > 1 and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
+        for row in sorted(timed, key=lambda row: (-row.certain_speedup, -self.sqnr_db[row.case.scheme])):
+            if row.faster and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
                                     + LEAST_GAIN_DB):
                 best.append(row)
         return best
+
+    def without_choice(self, m: int) -> str:
+        """Return why `best_choices` has none at M = `m`."""
+        timed = [choice for choice in self.choices if m in choice.fastest]
+        uncertain = sum(m not in choice.slower for choice in timed)
+        if not uncertain:
+            return "dense: no right implementation of any scheme is faster"
+        return (f"dense: no scheme is faster by more than the noise of its timings, and {uncertain} of {len(timed)} "
+                "are not slower by more than it either; an idle machine may tell")
 
     @property
     def choice_message(self) -> str:
@@ -409,7 +437,7 @@ class SweepTable(SweepHeading):
             return ""
         rows = self.best_choices(m)
         if not rows:
-            return f"{self.machine.device}, M={m}: no right implementation of any scheme is faster than dense"
+            return f"{self.machine.device}, M={m}: {self.without_choice(m)}"
         named = [
             f"{row.case.scheme} ({row.case.implementation}) {row.speedup:.2f}× at {self.sqnr_db[row.case.scheme]:.1f} "
             f"dB SQNR" for row in rows]

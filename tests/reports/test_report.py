@@ -160,9 +160,29 @@ def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_
         f"{sample.CPU.device}, M=1, speed over dense: mxfp4 (x) 3.00× at 18.8 dB SQNR; nvfp4 (x) 2.50× at 20.4 dB "
         f"SQNR; "
                                     "e4m3fn-row (x) 1.50× at 31.5 dB SQNR")
-    assert "no right implementation of any scheme is faster than dense" in sweep(
+    assert "dense: no right implementation of any scheme is faster" in sweep(
         [timed("mxfp4", 0.9, 18.8)]).choice_message
     assert sweep([sample.record(sample.case("x"), Verdict(status=Status.WRONG))]).choice_message == ""
+
+
+def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
+    def timed(name: str, scheme: str, speedup: float, low: float, high: float):
+        one = sample.record(sample.case(name, scheme), speedup=speedup)
+        return one.model_copy(update={"timing": one.timing.model_copy(update={"speedup_ci95": (low, high)})})
+
+    noisy = timed("x", "mxfp4", 56.9, 0.18, 185.0)
+    alone = sweep([noisy])
+    assert alone.best_choices(1) == [] and "1 of 1 are not slower by more than it either" in alone.choice_message
+    assert "dense: no scheme is faster by more than the noise" in alone.choice_message
+
+    beside = sweep([noisy, timed("y", "mxfp4", 1.5, 1.4, 1.6)])
+    assert [row.case.implementation for row in beside.best_choices(1)] == ["y"]
+
+    slow = [timed(name, scheme, 0.5, 0.4, 0.6)
+            for name, scheme in (("a", "mxfp4"), ("b", "nvfp4"), ("c", "e4m3fn-row"))]
+    every = "dense bf16 is faster than every right implementation of "
+    assert any(every + "3 of 3 schemes" in one for one in sentences(slow))
+    assert any(every + "2 of 3 schemes" in one for one in sentences([*slow, noisy])), "of mxfp4 it is not certain"
 
 
 def test_schemes_stand_in_one_order_whatever_was_measured_of_them() -> None:
