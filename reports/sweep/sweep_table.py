@@ -159,6 +159,11 @@ class CaseRow:
         """Whether it is faster than dense by more than its noise."""
         return self.speedup is not None and self.quantized and self.certain_speedup > 1
 
+    @property
+    def hidden_by_noise(self) -> bool:
+        """Whether it is noisy, and neither faster nor slower than dense by more than its noise."""
+        return Flag.NOISY in self.flags and not self.faster and not self.slower
+
 
 def _element_bits(scheme: str) -> int:
     """Return the bits of a stored weight without its scales; 0 for an unknown scheme."""
@@ -203,9 +208,19 @@ class MatrixCell:
 
     @cached_property
     def speedup(self) -> float | None:
-        """Median over its timed cases; None for dense, which would be compared with itself."""
-        speedups = [row.speedup for row in self.rows if row.speedup is not None and row.quantized]
+        """Median over its timed cases, without those whose noise hides it; None if none is left, and for dense, which
+        would be compared with itself."""
+        speedups = [row.times_dense for row in self._timed if not row.hidden_by_noise]
         return median(speedups) if speedups else None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it was timed, and noise hides every speedup."""
+        return bool(self._timed) and self.speedup is None
+
+    @property
+    def _timed(self) -> list[CaseRow]:
+        return [row for row in self.rows if row.speedup is not None and row.quantized]
 
     @cached_property
     def since(self) -> str:

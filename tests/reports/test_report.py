@@ -178,6 +178,9 @@ def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
     beside = sweep([noisy, timed("y", "mxfp4", 1.5, 1.4, 1.6)])
     assert [row.case.implementation for row in beside.best_choices(1)] == ["y"]
 
+    cell = sweep([noisy.model_copy(update={"flags": [Flag.NOISY]})]).matrix["x", "mxfp4"]
+    assert cell.noisy and cell.speedup is None
+
     slow = [timed(name, scheme, 0.5, 0.4, 0.6)
             for name, scheme in (("a", "mxfp4"), ("b", "nvfp4"), ("c", "e4m3fn-row"))]
     every = "dense bf16 is faster than every right implementation of "
