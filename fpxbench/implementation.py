@@ -25,7 +25,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +94,9 @@ class Implementation:
     baseline: ClassVar[bool] = False
     layout: ClassVar[str] = "planar"
     """The layout, of `fpxbench.numbers.packing`, in which the default `quantize` stores the oracle's codes."""
+    own_layouts: ClassVar[Mapping[str, str]] = {}
+    """Scheme -> the layout in which `quantize` stores codes that it chose itself, for a library with a quantizer of its
+    own. A weight in a model is then quantized by it, and not by the oracle."""
     activation_format: ClassVar[str | None] = None
     """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules:
     one for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation

@@ -29,6 +29,7 @@ from fpxbench.cli.common import (
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 
 if TYPE_CHECKING:
+    from fpxbench.model.generate_messages import Mode
     from fpxbench.model.generate_record import GenerationRecord
     from fpxbench.model.recommendation import Mixed
 
@@ -56,8 +57,10 @@ def generate(
     layers: LayersOption = None,
     text: TextOption = None,
     text_tokens: TokensOption = 512,
-    compile_too: Annotated[bool, typer.Option(
-        "--compile", help="Measure each row under torch.compile too, on a GPU with CUDA graphs.")] = False,
+    modes: Annotated[str, typer.Option(
+        "--modes", help="How each row runs: eager, compiled (torch.compile, on a GPU with CUDA graphs), or both."
+    )] = "eager",
+    compile_too: Annotated[bool, typer.Option("--compile", help="The same as --modes eager,compiled.")] = False,
     where: Annotated[bool, typer.Option(
         "--where", help="Show for each row which layer's output first leaves the exactly decoded model's.")] = False,
     device: DeviceOption = None,
@@ -84,7 +87,8 @@ def generate(
     settings = GenerateSettings(
         model=model, device=chosen_device(device), schemes=scheme or [], implementations=implementation or ["auto"],
         impls=[path.resolve() for path in impls or ()], prompt=prompt, batch=batch, new_tokens=new_tokens,
-        layers=layers, text=text, text_tokens=text_tokens, compile=compile_too, where=where)
+        layers=layers, text=text, text_tokens=text_tokens, where=where,
+        modes=modes_of("eager,compiled" if compile_too else modes))
     run = run_table(settings, results, machine, timeout_s=timeout)
     if as_json:
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
@@ -161,6 +165,19 @@ def print_mixed(found: Mixed) -> None:
               f"  no uniform scheme is within {found.budget_bits:.3g} bits", markup=False)
     for layer, scheme in found.schemes.items():
         out.print(f"  {layer}: {scheme}", markup=False, style="dim")
+
+
+def modes_of(text: str) -> list[Mode]:
+    """Return the modes in ``--modes eager,compiled``. Raise UsageError for one that is none, and for none at all."""
+    from fpxbench.model.generate_messages import MODES
+
+    asked = [name.strip() for name in text.split(",") if name.strip()]
+    for name in asked:
+        if name not in MODES:
+            raise UsageError(f"--modes {name!r}: a mode is one of {', '.join(MODES)}")
+    if not asked:
+        raise UsageError(f"--modes is empty: give {' or '.join(MODES)}, or both")
+    return [mode for mode in MODES if mode in asked]
 
 
 def chosen_device(device: str | None) -> str:

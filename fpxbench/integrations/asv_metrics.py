@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.records.record import Record
 from fpxbench.records.verdict import SEVERITY, Status
 
@@ -22,6 +23,21 @@ def metrics_of(record: Record) -> dict[str, object]:
         "sqnr": _number(accuracy.sqnr_db),
         "packed_bytes": _number(traffic.packed_bytes),
         "kernels_launched": _number(traffic.kernels_launched),
+        "status": STATUS_NUMBER[Status(record.verdict.status)],
+    }
+
+
+def generation_metrics(record: GenerationRecord) -> dict[str, object]:
+    """Return the metrics of a model's row by the names of the benchmarks, without ``track_``."""
+    speed, traffic = record.speed, record.traffic
+    quality = record.quality[0] if record.quality else None
+    return {
+        "step_time": {"samples": list(speed.step_s), "number": 1} if speed else math.nan,
+        "tokens_per_second": _number(speed.tokens_per_s if speed else None),
+        "kl": _number(quality.kl.mean.value if quality and quality.kl else None),
+        "kl_of_kernel": _number(quality.kl_kernel.mean.value if quality and quality.kl_kernel else None),
+        "peak_memory": _number(traffic.peak_bytes if traffic else None),
+        "joules_per_token": _number(traffic.joules_per_token if traffic else None),
         "status": STATUS_NUMBER[Status(record.verdict.status)],
     }
 

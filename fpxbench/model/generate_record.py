@@ -183,8 +183,12 @@ class GenerationRecord(StoredRecord):
 
     @property
     def id(self) -> str:
-        how = "/compiled" if self.compiled else ""
-        return f"{self.model.slug}/{self.implementation}/{self.scheme}/l{self.model.layers}/b{self.batch}{how}"
+        return row_id(self.model, self.scheme, self.implementation, self.batch, compiled=self.compiled)
+
+    @property
+    def mode(self) -> str:
+        """``eager`` or ``compiled``."""
+        return "compiled" if self.compiled else "eager"
 
     @property
     def is_baseline(self) -> bool:
@@ -197,6 +201,12 @@ class GenerationRecord(StoredRecord):
         if self.speed is None and self.verdict.status is Status.OK and not self.no_timing:
             raise ValueError("a right row without a speed must say why (no_timing)")
         return self
+
+
+def row_id(model: ModelDescription, scheme: str, implementation: str, batch: int, *, compiled: bool) -> str:
+    """Return a row's id: ``llama2-7b/cpu_fused/mxfp4/l32/b1``, with ``/compiled`` under torch.compile."""
+    how = "/compiled" if compiled else ""
+    return f"{model.slug}/{implementation}/{scheme}/l{model.layers}/b{batch}{how}"
 
 
 BASELINES = ("bf16", "int8-row")

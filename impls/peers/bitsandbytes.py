@@ -6,6 +6,7 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 TYPES = {"nf4-g64": "nf4", "bnbfp4-g64": "fp4"}
 BLOCK = 64
+LAYOUT = "nibbles_high_first"
 
 
 @implementation("bitsandbytes")
@@ -15,6 +16,8 @@ class BitsAndBytes(Implementation):
     It quantizes its own way, over blocks of 64 of the flattened weight; where K is a multiple of 64 those are blocks of
     a row, and the codes and scales are read back by the oracle.
     """
+
+    own_layouts = dict.fromkeys(TYPES, LAYOUT)
 
     def supports(self, scheme, device):
         if (reason := missing("bitsandbytes", "bitsandbytes", device, needs_gpu=False)) is not None:
@@ -33,7 +36,7 @@ class BitsAndBytes(Implementation):
         if k % BLOCK:
             raise NotImplementedError(f"blocks of {BLOCK} of the flattened weight cross its rows where K = {k}")
         codes, state = quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type=TYPES[scheme.name])
-        return QuantizedWeight(scheme, (n, k), "nibbles_high_first", codes.view(n, k // 2),
+        return QuantizedWeight(scheme, (n, k), LAYOUT, codes.view(n, k // 2),
                                state.absmax.view(n, k // BLOCK).float())
 
     def matmul(self, x, weight):

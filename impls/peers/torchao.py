@@ -18,6 +18,8 @@ class TorchAO(Implementation):
     left out: `MXTensor` multiplies quantized activations only (torchao 0.18).
     """
 
+    own_layouts = LAYOUTS
+
     def supports(self, scheme, device):
         if (reason := missing("torchao", "torchao", device, needs_gpu=False)) is not None:
             return reason

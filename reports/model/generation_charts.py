@@ -77,13 +77,15 @@ def _speed_chart(table: ModelTable, number: int) -> Chart | None:
         y=[label for label, _ in limits], x=[limit for _, limit in limits], mode="markers", name="roofline",
         marker=dict(symbol="line-ns-open", size=18, color=_WRONG, line=dict(width=2)),
         hovertemplate="the memory allows %{x:.3g} tokens/s<extra></extra>"))
-    if table.plain is not None and table.plain.speed is not None:
-        figure.add_vline(x=table.plain.speed.tokens_per_s, line_dash="dash", line_width=1.5)
+    for plain in table.plain:
+        figure.add_vline(x=plain.speed.tokens_per_s if plain.speed else 0.0, line_width=1.5,
+                         line_dash="dot" if plain.compiled else "dash")
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="tokens per second", rangemode="tozero")
     figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
     return Chart(f"speed-{number}", "Speed against bf16 and the roofline",
-                 "Median with its 95% interval, each with its KL divergence. The dashed line is bf16 in the same run;"
+                 "Median with its 95% interval, each with its KL divergence. The dashed line is bf16 in the same run"
+                 f"{', the dotted one bf16 compiled' if any(plain.compiled for plain in table.plain) else ''};"
                  " the upright marks are what the memory's read bandwidth allows.",
                  f"Tokens per second of {len(rows)} rows; the table holds the figures.", json.loads(figure.to_json()))
 

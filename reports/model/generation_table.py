@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from fpxbench.model.generate_record import GenerationRecord, TextQuality
 from fpxbench.model.ranking_record import RankingRecord
@@ -22,7 +21,7 @@ class ModelRow:
 
     record: GenerationRecord
     plain: GenerationRecord | None
-    """The unquantized model's row of the same table."""
+    """The unquantized model's row of the same table and mode, eager or compiled."""
 
     @property
     def name(self) -> str:
@@ -40,7 +39,7 @@ class ModelRow:
 
     @property
     def speedup(self) -> float | None:
-        """Over the unquantized model's eager row, measured in the same run."""
+        """Over the unquantized model's row of the same mode, measured in the same run."""
         speed, plain = self.record.speed, self.plain.speed if self.plain else None
         if speed is None or plain is None or self.record is self.plain:
             return None
@@ -84,9 +83,10 @@ class ModelTable:
         model = self.first.model
         return f"{model.name}, {model.layers} layers, batch {self.first.batch}"
 
-    @cached_property
-    def plain(self) -> GenerationRecord | None:
-        return self.rows[0].plain
+    @property
+    def plain(self) -> list[GenerationRecord]:
+        """The unquantized model's rows that have a speed."""
+        return [row.record for row in self.rows if row.record is row.plain and row.record.speed is not None]
 
     @property
     def samples(self) -> list[ModelRow]:
@@ -163,8 +163,8 @@ def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:
 
 
 def _table(records: list[GenerationRecord]) -> ModelTable:
-    plain = next((record for record in records if record.scheme == "bf16" and not record.compiled), None)
-    rows = [ModelRow(record, plain) for record in records]
+    plain = {record.compiled: record for record in records if record.scheme == "bf16"}
+    rows = [ModelRow(record, plain.get(record.compiled)) for record in records]
     return ModelTable(sorted(rows, key=_order))
 
 

@@ -9,10 +9,14 @@ from sample_records import BUILD, CPU, GPU
 from small_implementations import register_reader
 from tiny_model import save_tiny
 
-from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.cli.common import UsageError
+from fpxbench.cli.model_commands import modes_of
+from fpxbench.implementation import Implementation, Support, discover, implementation
 from fpxbench.model import generate, sources
+from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_messages import GenerateSettings, RowRequest
 from fpxbench.model.generate_record import GenerationRecord, PlannedRow, RowResult, traffic_of
+from fpxbench.model.generate_run import not_measured
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag
@@ -130,9 +134,43 @@ def test_baselines_stand_in_every_table_and_refusals_have_their_reason(folder):
 
 
 def test_globs_choose_schemes_and_compiled_rows_stand_beside_the_others(folder):
-    rows = generate.plan_rows(settings_of(folder, schemes=["mxfp6*"], compile=True))
+    rows = generate.plan_rows(settings_of(folder, schemes=["mxfp6*"], modes=["eager", "compiled"]))
     assert {row.scheme for row in rows} == {"bf16", "int8-row", "mxfp6_e3m2", "mxfp6_e2m3"}
     assert sum(row.compiled for row in rows) == len(rows) / 2
+
+
+def test_rows_may_be_compiled_alone_and_the_others_are_said_to_be_missing(folder):
+    rows = generate.plan_rows(settings_of(folder, modes=["compiled"], implementations=["eager_upcast", "humming"]))
+    assert [row.compiled for row in rows if not row.refused] == [True] * 3, "bf16 and int8-row too"
+    assert [row.implementation for row in rows if row.refused] == ["humming"], "a refusal stands in any mode"
+    assert "eagerly" in not_measured(["compiled"]) and "torch.compile" in not_measured(["eager"])
+    assert not_measured(["eager", "compiled"]) == ""
+    with pytest.raises(UsageError, match="--modes 'graph': a mode is one of eager, compiled"):
+        modes_of("eager,graph")
+    with pytest.raises(UsageError, match="--modes is empty"):
+        modes_of(" ,")
+
+
+PEERS = [("torchao", "e4m3fn-row"), ("torchao", "nvfp4"), ("bitsandbytes", "nf4-g64")]
+
+
+@pytest.mark.parametrize(("library", "scheme"), PEERS)
+def test_a_library_s_row_has_the_codes_of_its_own_quantizer(prepared, library, scheme):
+    """64 columns are one block of every scheme here, and the layouts are not those of fpxbench's kernels."""
+    pytest.importorskip(library)
+    values = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    known = discover()[0]
+    tensor = FloatTensor.from_float(values, scheme, library)
+    own = known[library]().quantize(values, scheme_named(scheme))
+    assert torch.equal(tensor.packed, own.packed) and tensor.code_layout == own.layout
+    x = torch.eye(64, dtype=torch.bfloat16)
+    assert torch.allclose(torch.nn.functional.linear(x, tensor).T.float(), tensor.dequantize().float(), rtol=2**-7)
+
+
+def test_a_library_s_row_is_right_and_timed(prepared):
+    pytest.importorskip("torchao")
+    result = measured(prepared, "e4m3fn-row", "torchao")
+    assert result.verdict.status is Status.OK and result.speed.tokens_per_s > 0, result.verdict
 
 
 def test_a_number_above_the_roofline_is_flagged():

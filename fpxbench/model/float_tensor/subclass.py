@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.model.operator import AUTO, resolve
+from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -78,7 +79,8 @@ class FloatTensor(Tensor):
 
     @classmethod
     def from_float(cls, values: Tensor, scheme: str | Scheme, implementation: str = AUTO) -> Self:
-        """Quantize `values` [N, K] or [E, N, K], in the layout that `implementation` reads.
+        """Quantize `values` [N, K] or [E, N, K], in the layout that `implementation` reads: by the oracle, or by the
+        quantizer of a library that has its own (`Implementation.own_layouts`).
 
         Raises ValueError for values that no scale can hold, and for an implementation that does not take the scheme.
         """
@@ -87,8 +89,9 @@ class FloatTensor(Tensor):
         with torch.no_grad():
             if values.dim() == 3:
                 return cls.stack([cls.from_float(expert, chosen, name) for expert in values])
-            codes, scales = chosen.quantize(values.detach())
-        weight = QuantizedWeight.from_codes(codes, scales, chosen, cls_of.layout)
+            own = chosen.name in cls_of.own_layouts
+            weight = (cls_of().quantize(values.detach(), chosen) if own else
+                      quantize(values.detach(), chosen, cls_of.layout))
         return cls.from_weight(
             weight, values.dtype if values.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16, name
         )

@@ -1,0 +1,85 @@
+"""What asv's benchmarks of a model measure: which model, which rows, and the run that measures them. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from fpxbench.model.generate_messages import (
+    MODES,
+    SMOLLM2,
+    SMOLLM2_MODULE,
+    SMOLLM2_PIP,
+    USUAL,
+    GenerateSettings,
+    Mode,
+)
+from fpxbench.model.generate_run import GenerateRun, run_table
+from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.progress import Progress
+from fpxbench.sweep.settings import Settings
+
+TEXT_TOKENS = 128
+NEW_TOKENS = 16
+
+
+class ModelBenchmark(BaseModel):
+    """Which model asv measures.
+
+    model : as `fpxbench generate` takes it; None: none is asked for
+    chosen : whether a user named it, so that its absence is an error
+    """
+
+    model: str | None
+    chosen: bool
+    layers: int | None = Field(default=None, ge=1)
+    modes: list[Mode] = Field(default_factory=lambda: ["eager"], min_length=1)
+
+    @classmethod
+    def from_environment(cls, profile: str) -> Self:
+        """Read FPX_MODEL, FPX_MODEL_LAYERS and FPX_MODEL_MODES. Raise pydantic's ValidationError for what is none."""
+        named = os.environ.get("FPX_MODEL", "").strip()
+        modes = [mode.strip() for mode in os.environ.get("FPX_MODEL_MODES", "").split(",") if mode.strip()]
+        return cls.model_validate({
+            "model": named or (SMOLLM2 if profile != "smoke" else None), "chosen": bool(named),
+            "layers": os.environ.get("FPX_MODEL_LAYERS") or None, "modes": modes or [MODES[0]]})
+
+    def measured(self, settings: Settings, schemes: list[str]) -> GenerateRun | None:
+        """Measure the rows and store their records; None where no model is asked for, or the wheel is not installed.
+
+        Raises ValueError and CannotStart as `run_table` does.
+        """
+        if self.model is None:
+            _say("no model is measured in the profile smoke: set FPX_MODEL")
+            return None
+        if not self.chosen and importlib.util.find_spec(SMOLLM2_MODULE) is None:
+            _say(f"no model is measured: {SMOLLM2} comes in a wheel that is not installed ({SMOLLM2_PIP}),"
+                 " and FPX_MODEL names no other")
+            return None
+        return run_table(
+            GenerateSettings(model=self.model, device=settings.device or _default_device(settings.memory_limit),
+                             schemes=schemes, implementations=[USUAL],
+                             impls=[path.resolve() for path in settings.impls], layers=self.layers,
+                             modes=self.modes, text_tokens=TEXT_TOKENS, new_tokens=NEW_TOKENS),
+            settings.results, settings.machine, timeout_s=max(settings.timeout_s, 600.0),
+            memory_limit=settings.memory_limit)
+
+
+def row_name(scheme: str, mode: str) -> str:
+    """Return a row's name as asv stores it: ``e4m3fn-row``, ``e4m3fn-row compiled``."""
+    return scheme if mode == MODES[0] else f"{scheme} {mode}"
+
+
+def _default_device(memory_limit: int) -> str:
+    with Isolation(memory_limit) as isolation:
+        return isolation.call("fpxbench.checking.machine:default_device", timeout_s=300.0).read(str)
+
+
+def _say(text: str) -> None:
+    """Print a line where progress goes, which asv does not swallow."""
+    with Progress(0) as shown:
+        shown.say(f"generate: {text}")
