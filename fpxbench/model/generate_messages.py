@@ -43,7 +43,7 @@ class GenerateSettings(BaseModel):
     text: Path | None = None
     text_tokens: int = Field(default=512, ge=32)
     """Of each text, at most."""
-    modes: list[Mode] = Field(default_factory=lambda: ["eager"], min_length=1)
+    modes: list[Mode] = Field(default=["eager"], min_length=1)
     where: bool = False
     seed: int = 0
 

