@@ -177,7 +177,8 @@ def detector(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Detectors to evaluate: rule, rule + confirmation, asv, Otava. Repeatable."),
+        typer.Option(
+            "--only", help="Detectors to evaluate: rule, rule + confirmation, z-score, asv, Otava. Repeatable."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Number of processes.  [dim]default: one per core[/]")
@@ -186,7 +187,7 @@ def detector(
 ) -> None:
     """Evaluate the regression detector on synthetic and recorded series.
 
-    Compares it with asv's own step detection and, if installed, with Apache Otava.
+    Compares it with a plain z-score, asv's own step detection and, if installed, Apache Otava.
     """
     from fpxbench.regressions.evaluation import SEED, available, evaluation_runs, result_as_json
 

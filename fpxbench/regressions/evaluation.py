@@ -1,4 +1,5 @@
-"""Measure how good the rule is, on synthetic and recorded series, beside asv's and Apache Otava's detectors.
+"""Measure how good the rule is, on synthetic and recorded series, beside a plain z-score, asv's and Apache Otava's
+detectors.
 
 docs/decision-rule.md §9 has the method and the table. The rule was tuned on other seeds than the table's.
 """
@@ -26,7 +27,9 @@ FLAT_NOISE = 0.02
 NEAR = 4
 """Builds from the true change within which a detector must place it."""
 
-# Settings of asv and Otava.
+# Settings of the others.
+Z_WINDOW, Z_LIMIT = 30, 3.0
+"""The z-score compares a build with the builds before it, as alarms on dashboards do."""
 ASV_THRESHOLD = 0.05
 """asv's default: a rise of less is no regression unless needed to explain one."""
 OTAVA_CHANCE, OTAVA_LEAST = 0.001, 0.03
@@ -117,6 +120,16 @@ def _alarm(change: LevelChange) -> Alarm:
     return Alarm(change.row, change.first, change.raised, change.z > 0)
 
 
+def _z_score(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
+    """Alarm wherever a build's log time is more than `Z_LIMIT` deviations from the mean of the `Z_WINDOW` before it."""
+    logs = np.log(times[0])
+    windows = np.lib.stride_tricks.sliding_window_view(logs, Z_WINDOW, axis=1)[:, :-1]
+    z = (logs[:, Z_WINDOW:] - np.nanmean(windows, axis=-1)) / np.nanstd(windows, axis=-1, ddof=1)
+    rows, builds = np.nonzero(np.abs(z) > Z_LIMIT)
+    return [Alarm(row, build + Z_WINDOW, build + Z_WINDOW, bool(z[row, build] > 0))
+            for row, build in zip(rows.tolist(), builds.tolist(), strict=True)]
+
+
 def _each_night(look: Callable[[list[float]], Iterator[tuple[int, bool]]]) -> Detector:
     """Run a detector of whole series after each build that follows a step; once where there is none."""
 
@@ -147,7 +160,8 @@ def _otava(values: list[float]) -> Iterator[tuple[int, bool]]:
 
 
 DETECTORS: dict[str, Detector] = {
-    "rule": _rule, "rule + confirmation": _confirmed, "asv": _each_night(_asv), "Otava": _each_night(_otava),
+    "rule": _rule, "rule + confirmation": _confirmed, "z-score": _z_score, "asv": _each_night(_asv),
+    "Otava": _each_night(_otava),
 }
 
 

@@ -69,6 +69,12 @@ def test_each_series_is_read_by_itself():
     assert [len(found) for found in alone] == [1, 1, 0, 1, 0]
 
 
+def test_a_z_score_alarms_on_quiet_series_where_the_rule_with_confirmation_does_not():
+    alarms = {name: evaluation.EvaluationRun(name, 300, seed=8, builds=365).false_alarms().per_1000
+              for name in ("z-score", "rule + confirmation")}
+    assert alarms["z-score"] > 1000 and alarms["rule + confirmation"] < 10
+
+
 # ---- what is not
 
 
