@@ -35,7 +35,7 @@ class Chart:
 
 def charts_of(sweep: SweepTable) -> list[Chart]:
     """Return the charts that this sweep has numbers for."""
-    drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep))
+    drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep), energy_chart(sweep))
     return [chart for chart in drawn if chart is not None]
 
 
@@ -74,6 +74,30 @@ def roofline_chart(sweep: SweepTable) -> Chart | None:
         "dashed line, unless its weight stays in the cache.",
         f"Roofline fraction by scheme and implementation, {len(rows)} cases; the table of cases below holds the "
         f"figures.",
+        json.loads(figure.to_json()))
+
+
+def energy_chart(sweep: SweepTable) -> Chart | None:
+    """Draw the energy of a call over that of the dense product of the same layer, as `speedup_chart` draws the time."""
+    dense = {(row.case.workload, row.case.activation, row.case.m): row.joules_per_call for row in sweep.rows
+             if not row.quantized and row.status is Status.OK and row.joules_per_call}
+
+    def share(row: CaseRow) -> float | None:
+        of_dense = dense.get((row.case.workload, row.case.activation, row.case.m))
+        return row.joules_per_call / of_dense if row.joules_per_call and of_dense else None
+
+    rows = [row for row in _timed(sweep) if share(row) is not None]
+    if not rows:
+        return None
+    figure = _by_scheme(sweep, rows, share, "%{x:.2f}× the energy of dense")
+    figure.update_xaxes(type="log", title_text="energy of a call over the dense 16-bit product's (log scale)",
+                        tickvals=_RATIOS, ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
+    figure.add_vline(x=1, line_dash="dash", line_width=1.5)
+    return Chart(
+        "energy", f"Energy of a call at M = {rows[0].case.m}",
+        "By the device's own counter over repeated calls. Each mark is the median over the layers timed, the line "
+        "through it their range. Left of the dashed line a call takes less energy than in 16 bits.",
+        f"Energy over dense by scheme and implementation, {len(rows)} cases; the table of cases holds the joules.",
         json.loads(figure.to_json()))
 
 

@@ -17,6 +17,8 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
 from fpxbench.records.record import DeviceState, Flag, Record
 from fpxbench.reports.site import build_site
+from fpxbench.reports.sweep.charts import energy_chart
+from fpxbench.reports.sweep.sweep_table import sweep_of
 
 CALLS, WEIGHT = 50, 16_000_000
 
@@ -224,3 +226,16 @@ def test_the_report_shows_energy_beside_time_and_why_there_is_none(tmp_path):
     assert "1.25 mJ, 74.5 mJ/GB of stored weight, over 9000 calls" in page and "power cap; after 1 of" in page
     assert "not measured: the device has no energy counter" in (
         folder / f"{case('eager_upcast').slug}.html").read_text()
+
+
+def test_the_chart_of_energy_is_over_the_dense_product_of_the_same_layer():
+    def taking(joules: float, name: str, scheme: str, workload: str = "llama2-7b.o") -> Record:
+        return record(case(name, scheme, workload=workload), speedup=1.0, machine=GPU, build=GPU_BUILD,
+                      device_state=DeviceState(joules_per_call=joules, joules_per_gb=1.0))
+
+    dense = taking(0.002, "dense", "bf16")
+    swept = sweep_of(("m", "b"), [dense, taking(0.0005, "x", "mxfp4"), taking(0.001, "x", "mxfp4", "llama2-7b.down")])
+    chart = energy_chart(swept)
+    [line] = chart.figure["data"]
+    assert list(line["x"]) == [0.25] and line["text"] == ["mxfp4"], "of the same layer only"
+    assert energy_chart(sweep_of(("m", "b"), [dense])) is None
