@@ -18,6 +18,11 @@ HEAVY_KERNEL = 0.05
 """A kernel with less than this share of a call's time does not count as heavy."""
 
 
+_PYTHON_US = 300.0
+"""What calling some fifty operators under the profiler takes besides their own time."""
+_WHOLE_CALL = "fpxbench: the call"
+
+
 class KernelLaunch(NamedTuple):
     """A kernel as the profiler saw it."""
 
@@ -31,12 +36,21 @@ class Effects:
 
     kernels: list[KernelLaunch]
     peak_bytes: int
+    outside_us: float = 0.0
+    """Time of a call on a CPU that no operator of PyTorch took: a library called directly, and Python."""
+
+    @property
+    def times_us(self) -> list[float]:
+        """Time of each kernel. Code outside PyTorch is one if it takes longer than each of the others, and than Python
+        may."""
+        own = [kernel.us for kernel in self.kernels]
+        return [*own, self.outside_us] if self.outside_us > max(own, default=0.0) + _PYTHON_US else own
 
     @property
     def heavy_kernels(self) -> int:
         """Kernels that take a share of the call worth speaking of: a copy of one activation row does not."""
-        whole = sum(kernel.us for kernel in self.kernels)
-        return sum(kernel.us >= HEAVY_KERNEL * whole for kernel in self.kernels)
+        times = self.times_us
+        return sum(us >= HEAVY_KERNEL * sum(times) for us in times)
 
 
 # Operators (``aten::mm``) and Inductor's loops (``graph_0_cpp_fused_…``); the rest of a trace is bookkeeping.
@@ -75,7 +89,8 @@ def observe(call: Callable[[], object], device: str) -> Effects:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held_before = torch.cuda.memory_allocated()
-    with torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler:
+    with (torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler,
+          torch.profiler.record_function(_WHOLE_CALL)):
         call()
         if device != "cpu":
             torch.cuda.synchronize()
@@ -89,7 +104,7 @@ def observe(call: Callable[[], object], device: str) -> Effects:
         )
         launches = [KernelLaunch(e["name"], e["dur"]) for e in kernels]
         return Effects(launches, torch.cuda.max_memory_allocated() - held_before)
-    return Effects(_cpu_kernels(events), _cpu_peak(events))
+    return Effects(_cpu_kernels(events), _cpu_peak(events), _outside_operators(events))
 
 
 def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
@@ -108,6 +123,18 @@ def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
         if not inside or (_does_work_itself(this["name"]) and not wraps_itself):
             found.append((this["ts"], KernelLaunch(this["name"], this["dur"] - sum(e["dur"] for e in inside))))
     return [kernel for _, kernel in sorted(found, key=lambda pair: pair[0])]
+
+
+def _outside_operators(events: list[dict]) -> float:
+    """Return the time, in µs, of the call in which its thread was in no operator of PyTorch."""
+    call, = (e for e in events if e.get("name") == _WHOLE_CALL and e.get("ph") == "X")
+    end = call["ts"] + call["dur"]
+    outside, at = 0.0, call["ts"]
+    for event in sorted((e for e in events if e.get("cat") == "cpu_op" and e["tid"] == call["tid"]
+                         and call["ts"] <= e["ts"] <= end), key=lambda e: e["ts"]):
+        outside += max(0.0, event["ts"] - at)
+        at = max(at, event["ts"] + event["dur"])
+    return outside + max(0.0, end - at)
 
 
 def _cpu_peak(events: list[dict]) -> int:

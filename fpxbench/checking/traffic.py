@@ -49,8 +49,8 @@ def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None
         return seen.heavy_kernels > operands.products
     decode_us = 2 * case.n * case.k / (read_gb_per_s * 1e3) / _WRITES_FASTER
     activation_us = _PASSES_OF_X * 2 * case.rows * case.k / (read_gb_per_s * 1e3)
-    others = sorted((kernel.us for kernel in seen.kernels), reverse=True)[operands.products:]
-    return sum(others) >= max(decode_us, activation_us, HEAVY_KERNEL * sum(kernel.us for kernel in seen.kernels))
+    times = sorted(seen.times_us, reverse=True)
+    return sum(times[operands.products:]) >= max(decode_us, activation_us, HEAVY_KERNEL * sum(times))
 
 
 def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool, seen: Effects,

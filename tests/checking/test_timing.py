@@ -1,5 +1,7 @@
 """Times, kernels and bytes: what the metrics are, and that impossible ones are flagged."""
 
+import time
+
 import pytest
 import torch
 import torch._inductor.config
@@ -62,6 +64,26 @@ def test_each_pass_over_memory_counts():
     seen = effects.observe(lambda: (x * x).sin().add(x).exp(), "cpu")
     assert [kernel.name for kernel in seen.kernels] == ["aten::mul", "aten::sin", "aten::add", "aten::exp"]
     assert seen.peak_bytes >= x.nbytes
+
+
+def test_a_library_that_is_called_without_an_operator_is_a_kernel():
+    """As cpu_fused calls its compiled C++, between operators that copy an activation."""
+    small = torch.randn(64)
+    seen = effects.observe(lambda: (small.clone(), time.sleep(0.05), small.clone()), "cpu")
+    assert len(seen.kernels) == 2 and seen.outside_us >= 50_000 and seen.times_us[2:] == [seen.outside_us]
+
+    copy = KernelLaunch("aten::copy_", 20.0)
+    assert Effects([copy, copy], 0, outside_us=9000.0).heavy_kernels == 1, "the library's"
+    assert Effects([copy], 0, outside_us=200.0).times_us == [20.0], "Python's share is no kernel"
+
+
+def test_a_weight_that_a_library_decodes_before_the_product_is_unfused():
+    held = operands()
+    decode_us = 2 * 512 * 1024 / 20e3 / 2
+    copies = [KernelLaunch("aten::copy_", 1.0)] * 3
+    assert not traffic.decoded_apart(held, Effects(copies, 0, outside_us=20 * decode_us), 20.0)
+    product = KernelLaunch("aten::mm", 2 * decode_us)
+    assert traffic.decoded_apart(held, Effects([*copies, product], 0, outside_us=20 * decode_us), 20.0)
 
 
 def test_a_decoded_weight_in_scratch_memory_is_seen():
