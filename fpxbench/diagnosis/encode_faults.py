@@ -19,6 +19,7 @@ from fpxbench.numbers.codebook import Codebook, NumberFormat
 from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales, Scaling
+from fpxbench.numbers.scheme import Scheme
 from fpxbench.records.kinds import Kind, sibling_kind
 
 Divide = Callable[[Tensor], Tensor]
@@ -30,16 +31,18 @@ QUOTIENT_SLACK = 2.0**-22
 as much where a tensor scale t is a second factor: w * ((1 / t) / s) is five roundings away from w / (s * t)."""
 
 
-def quotient_slack(scales: Scales, scaling: Scaling, n: int, k: int) -> Tensor:
+def quotient_slack(scales: Scales, scheme: Scheme, n: int, k: int) -> Tensor:
     """Return how far, relatively, a right quotient of each weight may lie from w / s: fp32 [N, K].
 
     Not at all where the block's scale and the tensor scale are powers of two: every way to divide is exact there, and a
-    tie is a tie.
+    tie is a tie. Halfway between two values of a codebook there is no fp32 number, and so no tie.
     """
+    scaling, fmt = scheme.scaling, scheme.format
     inexact = torch.frexp(scaling.factors(scales)).mantissa != 0.5
     if scales.tensor_scale is not None:     # two scales may be divided by one after the other
         inexact |= torch.frexp(scales.tensor_scale).mantissa != 0.5
-    return scaling.spread(inexact * largest_slack(scaling), n, k)
+    least = fmt.threshold_error if isinstance(fmt, Codebook) else 0.0
+    return scaling.spread((inexact * largest_slack(scaling)).clamp_min(least), n, k)
 
 
 def largest_slack(scaling: Scaling) -> float:

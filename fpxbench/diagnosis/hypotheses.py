@@ -134,7 +134,7 @@ class Predictor:
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[rows]
-        for nudge in nudges(quotient_slack(weight.stored_scales, scaling, *weight.shape)[rows]):
+        for nudge in nudges(quotient_slack(weight.stored_scales, weight.scheme, *weight.shape)[rows]):
             codes = encoded(
                 self.readout.original[rows],
                 lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),

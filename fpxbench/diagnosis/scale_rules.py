@@ -220,6 +220,6 @@ def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen:
     quotient = torch.where(factors > 0, original.float() / factors, 0.0)
     smallest = fmt.min_subnormal if isinstance(fmt, Format) else min(abs(value) for value in fmt.values if value)
     codes, right = weight.codes(), torch.zeros(weight.shape, dtype=torch.bool, device=quotient.device)
-    for nudge in nudges(quotient_slack(stored, scaling, *weight.shape)):
+    for nudge in nudges(quotient_slack(stored, weight.scheme, *weight.shape)):
         right |= encode(quotient * (1 + nudge), fmt) == codes
     return bool((right | (decode(codes, fmt) == 0) & (quotient.abs() <= smallest / 2)).all())

@@ -126,7 +126,7 @@ class _Stored:
     @property
     def slack(self) -> Tensor:
         """How far, relatively, each right quotient may lie from the weight over the stored scales: fp32 [N, K]."""
-        return quotient_slack(self.own_scales, self.weight.scheme.scaling, *self.weight.shape)
+        return quotient_slack(self.own_scales, self.weight.scheme, *self.weight.shape)
 
     def codes_fit(self, scales: Scales) -> bool:
         return not bool(self.wrong_codes(scales).any())
@@ -147,7 +147,7 @@ class _Stored:
         here = Scales(scales.stored[rows] if of_rows else scales.stored, scales.tensor_scale)
         held, original = same_number(self.codes[rows], fmt), self.original if whole else self.original[rows]
         same = torch.zeros_like(held, dtype=torch.bool)
-        for nudge in nudges(quotient_slack(here, scaling, *original.shape)):
+        for nudge in nudges(quotient_slack(here, self.weight.scheme, *original.shape)):
             codes = encoded(original, lambda w, nudge=nudge: scaling.divide(w, here) * (1 + nudge), fmt, faults)
             same |= same_number(codes[rows] if whole else codes, fmt) == held
         return same

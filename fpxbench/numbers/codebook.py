@@ -30,12 +30,15 @@ class Codebook:
     values : the value of each code, 2 to 256 finite numbers that fp32 holds
     source : where it is defined
     ties : ``lower`` or ``toward_zero``: which of two equally near values a number becomes
+    threshold_error : how far, relatively, the thresholds that quantizers compare with may lie from the midpoints, which
+        fp32 does not hold
     """
 
     name: str
     values: tuple[float, ...]
     source: str
     ties: str = "lower"
+    threshold_error: float = 2.0**-23
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.values) <= 256:
@@ -124,6 +127,7 @@ CODEBOOKS: dict[str, Codebook] = {
             (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES)),
             "bitsandbytes, csrc/kernels.cu: dDequantizeFP4Tree",
             ties="toward_zero",
+            threshold_error=2.0**-19,       # its source has them with six digits: 0.00260417 for 1/384
         ),
     )
 }

@@ -334,7 +334,7 @@ def test_a_halfway_value_goes_either_way_only_where_its_quotient_is_inexact(sche
     weight, fmt, scaling = operands.weight, operands.weight.scheme.format, operands.weight.scheme.scaling
     scales, right = weight.stored_scales, weight.codes()
     away = codec.encode(scaling.divide(operands.original, scales), fmt, rounding=codec.Rounding.NEAREST_AWAY)
-    exact = quotient_slack(scales, scaling, 64, 256) == 0
+    exact = quotient_slack(scales, weight.scheme, 64, 256) == 0
     for where, named in ((exact, Kind.TIES_AWAY), (~exact, None)):
         codes = torch.where(where, away, right)
         assert bool((codes != right).any())
@@ -345,6 +345,22 @@ def test_a_halfway_value_goes_either_way_only_where_its_quotient_is_inexact(sche
     codes = codec.encode(operands.original * factor, fmt)       # as torchao multiplies: w * ((1 / t) / s)
     operands.weight = QuantizedWeight.from_codes(codes, scales, weight.scheme)
     assert diagnose_quantization(operands.original, operands) is None
+
+
+@pytest.mark.parametrize(("scheme", "digits"), [("nf4-g64", 16), ("bnbfp4-g64", 6)])
+def test_thresholds_of_a_codebook_are_midpoints_as_far_as_fp32_holds_them(scheme, digits) -> None:
+    def by_thresholds(weight, scheme, moved=0.0):
+        _, scales = scheme.quantize(weight)
+        numbers, book = scheme.scaling.divide(weight, scales), scheme.format
+        limits = torch.tensor([float(f"{middle:.{digits}g}") * (1 + moved) for middle, _ in book.thresholds()])
+        order = torch.tensor([code for _, code in book.ascending()])
+        return order[torch.bucketize(numbers.contiguous(), limits)].to(torch.uint8), scales
+
+    for workload in ("canary.codes", "canary.seed"):
+        assert stored_wrongly(by_thresholds, scheme, workload=workload, n=64, k=256) is None
+    found = stored_wrongly(lambda *given: by_thresholds(*given, moved=0.02), scheme, workload="canary.codes", n=64,
+                           k=256)
+    assert found is not None and "codes are wrong" in found.message
 
 
 def test_one_wrong_code_is_found_and_shown_in_bits() -> None:
