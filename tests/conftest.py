@@ -40,12 +40,13 @@ def pytest_unconfigure(config):
 
 
 LONGEST = [
-    "sweep/test_faulty_impls", "diagnosis/test_diagnose", "diagnosis/test_inspect", "impls/test_triton_fused",
-    "diagnosis/test_confusion", "integrations/test_asv", "integrations/test_pytest_plugin", "fleet/test_fleet_cluster",
-    "impls/test_fragments", "impls/test_impls", "targets/test_targets_inductor", "reports/test_report",
-    "test_bad_input", "checking/test_expert_calls", "checkpoint/test_fault_table", "checking/test_activation_rules",
-    "checkpoint/test_bad_checkpoints", "cases/test_cases", "model/test_float_tensor", "targets/test_targets",
-    "builds/test_environments", "model/test_generate", "model/test_quality", "casts/test_cast_run",
+    "sweep/test_faulty_impls", "diagnosis/test_diagnose", "diagnosis/test_no_false_alarm", "impls/test_triton_fused",
+    "diagnosis/test_inspect", "diagnosis/test_confusion", "integrations/test_asv", "integrations/test_pytest_plugin",
+    "fleet/test_fleet_cluster", "impls/test_fragments", "impls/test_impls", "targets/test_targets_inductor",
+    "reports/test_report", "test_bad_input", "checking/test_expert_calls", "checkpoint/test_fault_table",
+    "checking/test_activation_rules", "checkpoint/test_bad_checkpoints", "cases/test_cases", "model/test_float_tensor",
+    "targets/test_targets", "builds/test_environments", "model/test_generate", "model/test_quality",
+    "casts/test_cast_run",
 ]
 """Files of more than ten seconds, longest first. Begun last, one would keep one core busy while the others wait."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy
 import pytest
+from commands import command
 from small_index import write_torch, write_wheel
-from typer.testing import CliRunner
 
 from fpxbench.builds.environments import (
     Builds,
@@ -33,7 +33,6 @@ from fpxbench.builds.environments.shared_packages import distributions
 from fpxbench.builds.index.pip_settings import PipSettings
 from fpxbench.builds.installer import isolated_environment, uv_options
 from fpxbench.builds.timeline import Entry, Source, Timeline, Wheel
-from fpxbench.cli import app
 from fpxbench.cli.common import UsageError
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store
@@ -308,7 +307,7 @@ def test_the_commands_show_sizes_and_make_room(index, environments):
 
 
 def ask(*arguments):
-    done = CliRunner().invoke(app, ["environments", *arguments])
+    done = command("environments", *arguments)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output

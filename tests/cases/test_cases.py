@@ -3,12 +3,11 @@ not called wrong."""
 
 from __future__ import annotations
 
+import inspecting
 import pytest
 import torch
 import world
 
-from fpxbench.diagnosis.blackbox.inspection import InspectRequest
-from fpxbench.diagnosis.blackbox.inspector import inspect_implementation
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status
@@ -35,8 +34,7 @@ def trial(implementation, scheme: str, workload: str) -> TrialResult:
 
 
 def inspected(implementation, scheme: str, *, m=64, n=160, k=384):
-    request = InspectRequest(subject="world", scheme=scheme, n=n, k=k, m=m, seed=1, **DEVICE)
-    return inspect_implementation(implementation, request)
+    return inspecting.inspected(implementation, scheme, m=m, n=n, k=k, seed=1, **DEVICE)
 
 
 NAMED = [

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commands import fpxbench
 from places import CHECKOUT
 from pydantic_core import to_json
 from sample_records import BUILD, CPU
@@ -226,19 +227,8 @@ def test_a_conversion_that_does_not_compile_fails_alone(monkeypatch):
 
 def test_triton_is_interpreted_in_a_child_of_its_own(tmp_path):
     pytest.importorskip("triton")
-    done = cli(
-        "-c",
-        "cast/e4m3fn/fp32",
-        "-c",
-        "cast/e5m2/e4m3fn",
-        "-e",
-        "eager",
-        "-e",
-        "triton_interpreter",
-        "--json",
-        "--results",
-        tmp_path,
-    )
+    done = fpxbench("numerics -c cast/e4m3fn/fp32 -c cast/e5m2/e4m3fn -e eager -e triton_interpreter --json --results",
+                    tmp_path)
     by_id = {one["conversion"]["engine"]: one for one in json.loads(done.stdout)}
     assert (
         by_id["triton_interpreter"]["verdict"]["status"] in ("ok", "wrong")
@@ -334,20 +324,12 @@ def test_a_reason_in_the_cause_of_tritons_error_is_reported():
     )
 
 
-def cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fpxbench", "numerics", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_command_finds_what_is_wrong_resumes_and_fails_on_demand(tmp_path):
-    done = cli("-c", "finfo", "-c", "shift_left/uint16", "-e", "eager", "--results", tmp_path, "--fail-on", "wrong")
+    done = fpxbench("numerics -c finfo -c shift_left/uint16 -e eager --fail-on wrong --results", tmp_path)
     assert done.returncode == 1, done.stderr
     assert "torch.finfo(torch.float8_e5m2fnuz).eps is 0.125, not 0.25" in done.stdout
     assert "refused" in done.stdout or torch.__version__ >= "2.14"
-    again = cli("-c", "finfo", "-e", "eager", "--results", tmp_path)
+    again = fpxbench("numerics -c finfo -e eager --results", tmp_path)
     assert again.returncode == 0 and "9 conversions were checked before" in again.stderr
 
 
@@ -356,7 +338,7 @@ def test_errors_in_the_command_are_one_line(tmp_path):
         (("-c", "nothing"), "no conversion matches conversion nothing"),
         (("--fail-on", "bad"), "a status is one of"),
     ):
-        done = cli(*arguments, "--results", tmp_path)
+        done = fpxbench("numerics", *arguments, "--results", tmp_path)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 

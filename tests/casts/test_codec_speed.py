@@ -9,13 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import command
 from places import CHECKOUT
-from typer.testing import CliRunner
 
 from fpxbench.casts import codec_timing
 from fpxbench.casts.codec_speed import COPY, OWN, CallTimes, SpeedRow, measure_rows, rows
 from fpxbench.casts.codec_timing import every_row, measure_row, time_interleaved
-from fpxbench.cli import app
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.packing import LAYOUTS
 from fpxbench.sweep.isolation import Isolation
@@ -161,19 +160,16 @@ def test_a_row_whose_child_dies_has_the_reason_and_the_next_is_timed(isolation, 
 
 
 def test_the_command_prints_one_json_object_a_row():
-    done = CliRunner().invoke(
-        app, ["codec", "--json", "--elements", "1", "--only", "decode/e4m3fn", "--only", "pack/planar/6"]
-    )
+    done = command("codec --json --elements 1 --only decode/e4m3fn --only pack/planar/6")
     assert done.exit_code == 0, done.output
     held = [SpeedRow.model_validate_json(line) for line in done.stdout.splitlines()]
     assert [contest.row for contest in held] == ["decode/e4m3fn", "pack/planar/6"]
     assert all(contest.timed[OWN].elements == FEW for contest in held)
 
 
-def test_the_command_prints_speeds_ratios_and_how_they_were_measured():
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(
-        app, ["codec", "--elements", "1", "--only", "*/e4m3fn*", "--only", "*/fp6_llm/6"]
-    )
+def test_the_command_prints_speeds_ratios_and_how_they_were_measured(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = command("codec --elements 1 --only */e4m3fn* --only */fp6_llm/6")
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["e4m3fn", "fp32"] in [line[:2] for line in lines] and ["fp6_llm", "6", "unpack"] in [

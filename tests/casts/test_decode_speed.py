@@ -7,13 +7,12 @@ import sys
 
 import pytest
 import torch
+from commands import command
 from pydantic import ValidationError
 from sample_records import BUILD, CPU, GPU, GPU_BUILD
-from typer.testing import CliRunner
 
 from fpxbench.casts import decode_timing
 from fpxbench.casts.decode_speed import ENGINES, DecodeSpeed, EngineSpeed
-from fpxbench.cli import app
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.reports.casts.decode_speed_table import decode_table
 from fpxbench.reports.targets.support_table import chosen_matrix
@@ -53,8 +52,7 @@ def test_a_speed_of_what_is_not_right_cannot_be_written_down():
 
 
 def test_the_command_writes_records_that_a_report_reads(tmp_path):
-    done = CliRunner().invoke(app, ["decode", "-f", "e2m1", "--device", "cpu", "--budget", "0.01", "--machine", "here",
-                                    "--results", str(tmp_path), "--json"])
+    done = command("decode -f e2m1 --device cpu --budget 0.01 --machine here --json --results", tmp_path)
     assert done.exit_code == 0, done.output
     (file,) = (tmp_path / "here" / "decodes").glob("*.jsonl")
     stored = [DecodeSpeed.model_validate_json(line) for line in file.read_text().splitlines()]

@@ -9,12 +9,11 @@ import struct
 import numpy as np
 import pytest
 import torch
+from commands import command
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
-from fpxbench.cli import app
 from fpxbench.cli.common import UsageError
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import scheme_named
@@ -42,12 +41,12 @@ def raw(path, header, content=b""):
 
 
 def shown(path, *options):
-    """Return what the command prints, on one line, and its exit status."""
-    return said_by("checkpoint", str(path), *options)
+    return said_by("checkpoint", path, *options)
 
 
 def said_by(*arguments):
-    run = CliRunner().invoke(app, arguments)
+    """Return what a command prints, on one line, and its exit status."""
+    run = command(*arguments)
     if isinstance(run.exception, UsageError | ValueError):      # `main` prints it and exits with status 2
         return str(run.exception), 2
     assert isinstance(run.exception, SystemExit | None) and "Traceback" not in run.output, run.output
@@ -162,7 +161,7 @@ def test_what_is_kept_in_the_results_has_a_page_that_the_first_page_links(tmp_pa
         assert status == 1
     kept, = (results / "checkpoints").iterdir()
     (results / "checkpoints" / "other.json").write_text('{"path": 5}')
-    run = CliRunner().invoke(app, ["report", "--results", str(results), "--output", str(tmp_path / "site")])
+    run = command("report --results", results, "--output", tmp_path / "site")
     assert run.exit_code == 0, run.output
     first = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert f'href="checkpoints/{kept.stem}.html"' in first

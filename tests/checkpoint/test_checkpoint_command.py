@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 import torch
+from commands import command
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.conventions import tiled_order
@@ -18,7 +18,6 @@ from fpxbench.checkpoint.layers import quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_weight
 from fpxbench.checkpoint.writing import WriteRequest, write
-from fpxbench.cli import app
 from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
@@ -287,19 +286,17 @@ def test_what_a_dialect_cannot_hold_exactly_is_refused_and_nearest_is_asked_for(
 
 
 def test_the_command_prints_a_table_the_evidence_and_what_was_not_read(tmp_path):
-    run = CliRunner().invoke(app, ["checkpoint", str(written(tmp_path, model("modelopt-nvfp4"), "modelopt"))])
+    run = command("checkpoint", written(tmp_path, model("modelopt-nvfp4"), "modelopt"))
     assert run.exit_code == 0, run.output
     assert "modelopt-nvfp4" in run.output and "4 × [256, 512]" in run.output and "4.50" in run.output
     assert "✓ the nibble order: nibbles_low_first" in run.output
     assert "Codes of 4 of 4 layers were read" in run.output
     broken = model("modelopt-nvfp4") | {"x.weight_scale": torch.ones(4)}
-    run = CliRunner().invoke(app, ["checkpoint", str(written(tmp_path, broken, "modelopt")), "--json"])
+    run = command("checkpoint --json", written(tmp_path, broken, "modelopt"))
     assert run.exit_code == 1 and json.loads(run.output)["problems"] == [
         "x.weight_scale is a scale and no codes belong to it"
     ]
-    run = CliRunner().invoke(
-        app, ["checkpoint", str(tmp_path), "--layer", "*.2.*", "--dequantize", "-o", str(tmp_path / "out.safetensors")]
-    )
+    run = command("checkpoint --layer *.2.* --dequantize -o", tmp_path / "out.safetensors", tmp_path)
     assert run.exit_code == 0 and set(load_file(tmp_path / "out.safetensors")) == {"model.layers.2.mlp.up_proj.weight"}
 
 
@@ -309,7 +306,7 @@ def test_the_page_has_findings_first_a_bar_for_each_code_and_only_escaped_names(
     broken = "model.layers.1.mlp.up_proj.weight"
     tensors[broken] = first_element(0x7F)(tensors[broken])
     folder = written(tmp_path, tensors, "quark")
-    run = CliRunner().invoke(app, ["checkpoint", str(folder), "--deep", "--html", str(tmp_path / "page")])
+    run = command("checkpoint --deep", folder, "--html", tmp_path / "page")
     assert run.exit_code == 1, run.output
     page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "page" / "assets" / "style.css").exists()

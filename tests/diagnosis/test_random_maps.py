@@ -5,13 +5,12 @@ A diagnosis states the kind of map and its structure, or that it cannot tell; it
 
 from __future__ import annotations
 
+import inspecting
 import numpy as np
 import pytest
 import torch
 from fault_injection import Faulty
 
-from fpxbench.diagnosis.blackbox.inspection import InspectRequest
-from fpxbench.diagnosis.blackbox.inspector import inspect_implementation
 from fpxbench.diagnosis.index_map import IndexMap, axis_rule, bit_rule
 from fpxbench.records.kinds import Kind
 
@@ -23,8 +22,7 @@ ORDERS = {Kind.CODE_PERMUTED, Kind.PLANE_SWAP, Kind.NIBBLE_SWAP}
 
 
 def inspected(scheme: str, *, n: int = 32, k: int = 128, **reading):
-    request = InspectRequest(subject="random", scheme=scheme, n=n, k=k, m=32, device="cpu", seed=1)
-    return inspect_implementation(Faulty(reading), request)
+    return inspecting.inspected(Faulty(reading), scheme, n=n, k=k, m=32, seed=1)
 
 
 def random_function(rng: np.random.Generator):

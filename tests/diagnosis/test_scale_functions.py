@@ -3,6 +3,7 @@ with a lost NaN code, and where some blocks have no scale at all."""
 
 from __future__ import annotations
 
+import inspecting
 import numpy as np
 import pytest
 from fault_injection import Faulty, numbers
@@ -21,8 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def inspected(implementation, scheme: str = "mxfp4", *, n: int = 32, k: int = 96):
-    request = InspectRequest(subject="here", scheme=scheme, n=n, k=k, m=32, device="cpu", seed=1)
-    return inspect_implementation(implementation, request)
+    return inspecting.inspected(implementation, scheme, n=n, k=k, m=32, seed=1)
 
 
 def of_table(table):

@@ -13,15 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import command
 from fake_builds import CPU, FakeBuilds
 from places import CHECKOUT
 from rich.console import Console
 from sample_records import BUILD, GPU, case, record, varied, write
-from typer.testing import CliRunner
 
 from fpxbench.builds.timeline import Timeline, TimelineError
 from fpxbench.builds.timeline.entry import Entry, Source, Wheel
-from fpxbench.cli.fleet_commands import fleet_app
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import builds_named, spec_for
 from fpxbench.fleet.devices import device_of, kinds_here
@@ -228,7 +227,7 @@ def test_two_drivers_do_not_write_into_one_folder(tmp_path: Path) -> None:
 
 
 def fleet(*arguments: str) -> object:
-    return CliRunner().invoke(fleet_app, list(arguments))
+    return command("fleet", *arguments)
 
 
 def test_status_shows_the_latest_run_and_says_if_its_driver_is_gone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import time
 
 import pytest
 from asv.util import UserError
+from commands import fpxbench
 from places import CHECKOUT
 from small_index import offline, write_torch
 
@@ -302,13 +303,7 @@ def nightlies(tmp_path_factory):
         write_torch(
             folder / "index", f"{version}+cpu", "abcd"[NIGHTLIES.index(version)] * 40, planted, requires=requires
         )
-    done = subprocess.run(
-        [sys.executable, "-m", "fpxbench", "timeline", "sync", "--index", str(folder / "index")],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-    )
+    done = fpxbench("timeline sync --index", folder / "index", cwd=folder, env=environment(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     done = asv(folder, "run", "ALL", "--skip-existing-successful", "--bench", "track_status", FPX_CHANNEL="nightly",
                **planted_only(folder))

@@ -6,12 +6,11 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
+from commands import command
 from local_server import FakeGitHub, serving
 from nights import EAGER, FUSED, nightly, nights, slower
 from sample_records import GPU, case
-from typer.testing import CliRunner
 
-from fpxbench.cli import app
 from fpxbench.integrations.notify.channels.webhook import Webhook
 from fpxbench.integrations.notify.delivery import FILE, DeliveryError, masked
 from fpxbench.integrations.notify.notice import notices
@@ -44,9 +43,11 @@ def results(tmp_path):
 
 def notify(results, *options: str, exit_code: int = 0, **environment: str) -> str:
     """Run the command, and return what it printed."""
-    result = CliRunner().invoke(
-        app, ["notify", "--results", str(results), "--timeline", str(results / "no-timeline"), *options],
-        env={"GITHUB_TOKEN": None, **environment})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GITHUB_TOKEN", raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        result = command("notify --results", results, "--timeline", results / "no-timeline", *options)
     if result.exception and not isinstance(result.exception, SystemExit):
         from fpxbench.cli.common import user_message
 

@@ -2,13 +2,12 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from commands import fpxbench
 from sample_records import BUILD, CPU
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -77,8 +76,7 @@ def test_minilm_ranks_eight_bits_before_four_and_smaller_blocks_before_larger():
 
 
 def test_the_command_keeps_records_that_the_report_shows(encoder, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "fpxbench", "rank", encoder, "-s", "e4m3fn-row", "-s", "mxfp4",
-                           "--results", tmp_path / "r", "--json"], capture_output=True, text=True)
+    done = fpxbench("rank -s e4m3fn-row -s mxfp4 --json", encoder, "--results", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     assert [each["scheme"] for each in json.loads(done.stdout)["schemes"]] == ["e4m3fn-row", "mxfp4"]
     records, broken = Store(tmp_path / "r", RankingRecord).read_all()

@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from commands import command
 from torch import nn
-from typer.testing import CliRunner
 
-from fpxbench.cli import app
 from fpxbench.model.float_tensor import FloatTensor, sliced
 from fpxbench.model.operator import resolve
 from fpxbench.model.tensor_check import CLASSES, OperationOutcome, OperationRequest, check
@@ -191,9 +190,8 @@ def test_torchaos_mx_tensor_loses_columns_that_are_copied_into_it():
 def test_the_command_shows_a_table_and_a_crash_ends_no_other_operation(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "deadly.py").write_text("import os\n\ndef make(values):\n    os.kill(os.getpid(), 11)\n")
-    arguments = ["tensor-check", "FloatTensor mxfp4", "deadly:make", "-o", "clone", "-o", "t"]
-    run = CliRunner().invoke(app, [*arguments, "--json"])
+    run = command("tensor-check -o clone -o t --json", "FloatTensor mxfp4", "deadly:make")
     assert run.exit_code == 1, run.output
     outcomes = [(result["tensor"], result["outcome"]) for result in json.loads(run.stdout)]
     assert outcomes == [("FloatTensor mxfp4", "ok")] * 2 + [("deadly:make", "crash")] * 2
-    assert CliRunner().invoke(app, ["tensor-check", "FloatTensor mxfp5"]).exit_code != 0
+    assert command("tensor-check", "FloatTensor mxfp5").exit_code != 0

@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from commands import command
 
-from fpxbench.cli import app
 from fpxbench.cli.common import UsageError
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build, Machine, Record, Timing
@@ -125,9 +124,7 @@ def folder(tmp_path):
 
 
 def ask(folder, *arguments):
-    done = CliRunner().invoke(
-        app, ["compare", *arguments, "--results", str(folder / "results"), "--timeline", str(folder / "timeline")]
-    )
+    done = command("compare", *arguments, "--results", folder / "results", "--timeline", folder / "timeline")
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output

@@ -3,12 +3,11 @@
 import json
 
 import pytest
+from commands import command
 from nights import EAGER, FUSED, nightly, nights, slower, timed
 from pydantic import ValidationError
 from sample_records import GPU, record
-from typer.testing import CliRunner
 
-from fpxbench.cli import app
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
@@ -262,9 +261,7 @@ def test_what_was_refuted_is_kept_and_stands_no_more(slowed):
 
 
 def run(results, *args):
-    return CliRunner().invoke(
-        app, ["regressions", "--results", str(results), "--timeline", str(results / "none"), *args]
-    )
+    return command("regressions --results", results, "--timeline", results / "none", *args)
 
 
 def test_the_command_says_what_changed_worst_first_and_how_to_go_on(slowed):

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import random
-import subprocess
 import sys
 
+import commands
 import pytest
 from small_index import offline, write_torch
 
@@ -175,13 +175,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}       # on a busy machine, threads that wa
 
 def fpxbench(folder, *arguments, python=sys.executable):
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "PIP_", "UV_"))}
-    return subprocess.run(
-        [python, "-m", "fpxbench", *arguments],
-        cwd=folder,
-        env=own | offline(folder) | ONE_THREAD,
-        capture_output=True,
-        text=True,
-    )
+    return commands.fpxbench(*arguments, python=python, cwd=folder, env=own | offline(folder) | ONE_THREAD)
 
 
 @pytest.mark.slow_core

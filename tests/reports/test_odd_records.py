@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import sample_records as sample
+from commands import command
 from hypothesis import HealthCheck, given, settings, strategies as st
 from nights import FUSED, GPU, nightly, nights
 from odd_values import ODD, odd_ones, paths, with_value
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from fpxbench.casts.cast_record import Behaviour, CastRecord, DifferingInputs, Example, InputKind
 from fpxbench.casts.conversion import Conversion
-from fpxbench.cli import app
 from fpxbench.records.record import Record, StoredRecord
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
@@ -74,7 +74,7 @@ def add(results: Path, of: type[StoredRecord], lines: Iterable[str]) -> list[Pat
 
 
 def asked(*arguments: str) -> Result:
-    done = CliRunner().invoke(app, list(arguments))
+    done = command(*arguments)
     assert done.exit_code == 0, (arguments, done.exception, done.output[-2000:])
     return done
 

@@ -7,16 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import command
 from nights import EAGER, FUSED, nightly, nights, timed
 from sample_records import CPU, GPU, case, record
 from sites import PYTORCH_COMMITS, Page, dead_links, pages_of, scripts_of_their_own
-from typer.testing import CliRunner
 
 from fpxbench.builds.environments import Installation
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import Behaviour, CastRecord
 from fpxbench.casts.conversion import Conversion
-from fpxbench.cli import app
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
@@ -352,10 +351,10 @@ def test_a_record_without_a_place_in_time_still_has_its_page(tmp_path: Path) -> 
 def test_a_timeline_that_cannot_be_read_is_named_and_the_report_before_it_stays(tmp_path: Path) -> None:
     nights(tmp_path / "results", 1, (FUSED,))
     (tmp_path / "timeline/objects/pack").mkdir(parents=True)
-    asked = ["report", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "site")]
-    assert CliRunner().invoke(app, asked).exit_code == 0
+    asked = "report --results", tmp_path / "results", "--output", tmp_path / "site"
+    assert command(*asked).exit_code == 0
     before = case_page(tmp_path / "site", FUSED, 0)
-    refused = CliRunner().invoke(app, [*asked, "--timeline", str(tmp_path / "timeline")])
+    refused = command(*asked, "--timeline", tmp_path / "timeline")
     assert refused.exception is not None and "not a git repository" in str(refused.exception)
     assert case_page(tmp_path / "site", FUSED, 0) == before
 

@@ -8,14 +8,13 @@ import sys
 
 import pytest
 import torch
+from commands import command
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 import fpxbench
 from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS
 from fpxbench.checkpoint.tensor_entry import CheckpointError
-from fpxbench.cli import app
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.record import Record
@@ -194,9 +193,8 @@ def test_load_checkpoint_reads_a_layer_when_it_is_looked_up(model, tmp_path):
 
 def test_the_command_writes_records_whose_script_says_how_to_measure_again(model, impls, tmp_path):
     results = tmp_path / "results"
-    run = CliRunner().invoke(app, ["run", "--checkpoint", str(model), "--layer", "*.2.*", "-i", "reads_bytes", "-w",
-                                   "*/m1", "--impls", str(impls), "--device", "cpu", "--no-timing", "--results",
-                                   str(results)])
+    run = command("run --layer *.2.* -i reads_bytes -w */m1 --device cpu --no-timing --checkpoint", model,
+                  "--impls", impls, "--results", results)
     assert run.exit_code == 0, run.output
     file, = results.glob("*/records/*.jsonl")
     record = Record.model_validate(json.loads(file.read_text()))

@@ -12,11 +12,10 @@ from pathlib import Path
 import fake_triton
 import psutil
 import pytest
+from commands import command, fpxbench
 from places import CHECKOUT
 from ptx_samples import DECODE
-from typer.testing import CliRunner
 
-from fpxbench.cli import app
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status
 from fpxbench.targets import engine, triton_builds as builds, version_spans as history
@@ -385,19 +384,13 @@ def test_a_diff_lists_losses_and_gains_and_sets_the_exit_status(tmp_path):
         assert (run.returncode, word in run.stdout + run.stderr) == (status, True), run
 
 
-def command(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "fpxbench", "targets", *map(str, arguments)], capture_output=True,
-                          text=True, **options)
-
-
 def test_the_command_prints_a_table_writes_the_matrix_and_counts_causes(fake, tmp_path):
     file = tmp_path / "out.json"
-    run = command("--triton", fake.requested, "--operation", "decode/e4m3fnuz/bf16", "--arch", "sm_8*", "--export",
-                  file)
+    run = fpxbench("targets --operation decode/e4m3fnuz/bf16 --arch sm_8* --triton", fake.requested, "--export", file)
     assert run.returncode == 0, run.stderr
     assert "sm_86" in run.stdout and "☠" in run.stdout and "LLVM ERROR: the injected abort" in run.stdout
     assert read_matrix(file).builds[0].triton == "3.9.9"
-    run = command("--triton", "/nonexistent", "--operation", "decode", "--json")
+    run = fpxbench("targets --triton /nonexistent --operation decode --json")
     assert run.returncode == 1 and "/nonexistent" in run.stderr and json.loads(run.stdout)["builds"][0]["unusable"]
 
 
@@ -450,7 +443,7 @@ def _diff(monkeypatch, *arguments):
         raise _Compiled(builds)
 
     monkeypatch.setattr("fpxbench.targets.collection.evaluate_builds", ask)
-    return CliRunner().invoke(app, ["targets", "diff", *arguments])
+    return command("targets diff", *arguments)
 
 
 def test_releases_that_the_shipped_matrix_has_are_looked_up_and_not_asked(monkeypatch):
