@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 from confusion import NAMED, PART, UNSEEN, WRONG, matrix, outcome_of, pair_table, pairs, singles
-from fault_injection import Injection, injections
+from injections import Injection, injections
 from places import DOCS
 
 from fpxbench.numbers.scheme import scheme_named

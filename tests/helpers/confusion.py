@@ -15,7 +15,8 @@ from itertools import combinations
 from typing import NamedTuple
 
 import torch
-from fault_injection import Faulty, Injection, injections, read, store
+from fault_injection import Faulty, read, store
+from injections import Injection, injections
 
 from fpxbench.checking import inputs
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest

@@ -5,34 +5,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from injections import Injection, injections  # noqa: F401
 
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.weight import QuantizedWeight
-from fpxbench.records.kinds import Kind
 
 # Numbers.
 
 
-def numbers(
-    fmt,
-    *,
-    bias=0,
-    specials=None,
-    flush=False,
-    implicit_one=False,
-    halved=False,
-    unsigned=False,
-    minus_zero_nan=False,
-    nan_zero=False,
-    dropped=0,
-):
+def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halved=False, unsigned=False,
+            minus_zero_nan=False, nan_zero=False, dropped=0):
     """Return what each code means, float64 [2**bits]; `bias` is added to the format's."""
     if isinstance(fmt, Codebook):
         return np.array([fmt.value(code) for code in range(1 << fmt.bits)])
@@ -423,135 +411,3 @@ class Faulty(Implementation):
         if self._kept[0] != key:      # decoded once a weight, as numpy takes its time
             self._kept = (key, read(weight, **self.reading), weight)
         return self.multiply(x, self._kept[1])
-
-
-@dataclass(frozen=True)
-class Injection:
-    """One fault: its kind, the keywords that make it, and whether it is made in storing."""
-
-    kind: Kind
-    about: str
-    how: dict
-    storing: bool = False
-
-    def made_with(self, other: Injection) -> bool:
-        return self.storing == other.storing and not set(self.how) & set(other.how)
-
-
-def injections(scheme, layout="planar") -> list[Injection]:
-    """Return every fault that can be injected in reading or storing a weight of `scheme`."""
-    fmt, scaling, scales = scheme.format, scheme.scaling, scheme.scaling.scale_format
-    found: list[Injection] = []
-
-    def reading(kind, about, **how):
-        found.append(Injection(kind, about, how))
-
-    def storing(kind, about, **how):
-        found.append(Injection(kind, about, how, storing=True))
-
-    siblings = {
-        "e4m3fn": ("e4m3fnuz", "fnuz"),
-        "e5m2": ("e5m2fnuz", "fnuz"),
-        "e4m3fnuz": ("e4m3fn", "fn"),
-        "e5m2fnuz": ("e5m2", "ieee"),
-    }
-    if fmt.name in siblings:
-        other, specials = siblings[fmt.name]
-        step = 1 if specials == "fnuz" else -1
-        kind = Kind.FN_AS_FNUZ if step > 0 else Kind.FNUZ_AS_FN
-        reading(kind, "read as the sibling", bias=step, specials=specials)
-        reading(Kind.SCALED, "read with the sibling's bias only", bias=step)
-        storing(Kind.FNUZ_AS_FN if step > 0 else Kind.FN_AS_FNUZ, "the sibling's codes", target=other)
-    listed = isinstance(fmt, Codebook)      # no fields that could be misread
-    if listed:
-        reading(Kind.SIGN_LOST, "sign dropped", sign_lost=True)
-    elif fmt.twos_complement:
-        reading(Kind.SIGN_LOST, "read as unsigned", unsigned=True)
-    else:
-        reading(Kind.SIGN_LOST, "sign dropped", sign_lost=True)
-        reading(Kind.SUBNORMAL_FLUSHED, "subnormals read as zero", flush=True)
-        reading(Kind.SUBNORMAL_WRONG, "implicit one", implicit_one=True)
-        reading(Kind.SUBNORMAL_WRONG, "subnormals halved", halved=True)
-        reading(Kind.TRUNCATED, "lowest mantissa bit dropped", dropped=1)
-        storing(Kind.SUBNORMAL_FLUSHED, "subnormals stored as zero", flushed=True)
-        if fmt.specials != "fnuz":
-            reading(Kind.NEGATIVE_ZERO, "-0 read as NaN", minus_zero_nan=True)
-        else:
-            storing(Kind.NEGATIVE_ZERO, "NaN stored for -0", minus_zero=True)
-    if not listed and fmt.has_nan:
-        reading(Kind.NAN_CODE_LOST, "NaN read as a number", specials="none")
-        reading(Kind.NAN_CODE_LOST, "NaN read as zero", nan_zero=True)
-    others = {"e3m2": "e2m3", "e2m3": "e3m2", "e4m3fn": "e5m2", "e5m2": "e4m3fn"}
-    if fmt.name in others:
-        reading(Kind.FORMAT_MISTAKEN, f"read as {others[fmt.name]}", other_format=others[fmt.name])
-    reading(Kind.OUTPUT_PERMUTED, "output features of five rows before", output_roll=5)
-    if layout == "planar" and 4 <= fmt.bits < 8:
-        reading(Kind.NIBBLE_SWAP, "nibbles exchanged", nibbles=True)
-    if layout == "planar" and 4 < fmt.bits < 8:
-        reading(Kind.PLANE_SWAP, "planes backwards", planes=True)
-        reading(Kind.PLANE_SWAP, "pieces exchanged", pieces=True)
-    if layout == "planar" and fmt.bits < 8:
-        reading(Kind.PLANE_SWAP, "planes as neighbours", neighbours=True)
-        reading(Kind.PLANE_SWAP, "planes as neighbours, high first", neighbours="high")
-    reading(Kind.NIBBLE_SWAP if fmt.bits == 4 else Kind.PLANE_SWAP, "k ^ 1", pairs=True)
-    if fmt.bits == 8:
-        reading(Kind.NIBBLE_SWAP, "code's nibbles exchanged", code_nibbles=True)
-    reading(Kind.SCALE_MISSING, "no scale", no_scale=True)
-    if scaling.has_tensor_scale:
-        reading(Kind.GLOBAL_SCALE_MISSING, "no tensor scale", no_tensor_scale=True)
-        reading(Kind.SCALE_MISSING, "no block scale", no_block_scale=True)
-        reading(Kind.FN_AS_FNUZ, "block scales as FNUZ", e4m3_bias=1)
-        reading(Kind.GLOBAL_SCALE_INVERTED, "divided by the tensor scale", tensor_power=-1.0)
-        reading(Kind.GLOBAL_SCALE_MISREAD, "tensor scale squared", tensor_power=2.0)
-        reading(Kind.SCALE_ENDS_LOST, "subnormal scales read as zero", e4m3_flush=True)
-    if scales.powers_of_two:
-        reading(Kind.SCALED, "exponent one too high", exponent=1)
-        reading(Kind.SCALED, "exponent one too low", exponent=-1)
-        reading(Kind.SCALE_ENDS_LOST, "E8M0 by a shift", by_shift=True)
-        reading(Kind.SCALE_NARROWED, "scales through fp16", scale_dtype=torch.float16)
-        storing(Kind.SCALE_ONE_STEP_HIGH, "exponent stored one too high", exponent_up=1)
-        storing(Kind.SCALE_ONE_STEP_LOW, "exponent stored one too low", exponent_up=-1)
-    if scales.coded:
-        reading(Kind.SCALE_BITS_AS_VALUE, "scale bits as an integer", as_integer=True)
-    reading(Kind.SCALE_SQUARED, "scale squared", power=2.0)
-    reading(Kind.SCALE_INVERTED, "divided by the scale", power=-1.0)
-    if not scales.coded:
-        reading(Kind.SCALE_NARROWED, "scales through fp16", scale_dtype=torch.float16)
-        reading(Kind.SCALE_NARROWED, "scales clamped", clamp_scale=(2.0**-10, 2.0**10))
-    if not scales.coded and fmt.name in ("e4m3fn", "e4m3fnuz"):
-        other = 240 if fmt.name == "e4m3fn" else 448
-        reading(Kind.WRONG_MAX, "scale of another maximum", ratio=fmt.max / other)
-        storing(Kind.WRONG_MAX, "scale of another maximum", maximum=other)
-    if not scales.coded:
-        reading(Kind.SCALED, "half of each scale", ratio=0.5)
-        reading(Kind.SCALED, "0.3 of each scale", ratio=0.3)
-    if scaling.name == "row":
-        reading(Kind.SCALE_TRANSPOSED, "row scales along K", along_k=True)
-    if scaling.block:
-        reading(Kind.SCALE_TRANSPOSED, "grid transposed", transposed=True)
-        reading(Kind.BLOCK_OFF_BY_ONE, "a column late", late=1)
-        reading(Kind.SCALE_SWIZZLED, "scales read in tiles", swizzled=True)
-        reading(Kind.SCALE_SHARED, "two blocks share a scale", shared_blocks=2)
-        reading(Kind.SCALE_SHARED, "four rows share scales", shared_rows=4)
-        reading(Kind.BLOCK_SIZE_MISTAKEN, "blocks twice as long", block_size=2 * scaling.block)
-    if scaling.name != "tensor":
-        reading(Kind.BLOCK_OFF_BY_ONE, "the next scale", next_block=1)
-    if listed:
-        return found
-    storing(Kind.TRUNCATED, "toward zero", rounding="zero")
-    storing(Kind.TRUNCATED, "down", rounding="down")
-    storing(Kind.TIES_AWAY, "ties away", rounding="away")
-    storing(Kind.TIES_NOT_EVEN, "ties to zero", rounding="half_zero")
-    storing(Kind.TIES_NOT_EVEN, "ties up", rounding="half_up")
-    if scaling.has_tensor_scale:
-        storing(Kind.SCALE_ROUNDED_LATE, "codes under unrounded scales", late_scale=True)
-    if fmt.mantissa_bits + fmt.exponent_bits > 3:
-        storing(Kind.DOUBLE_ROUNDING, "by way of bf16", twice="bf16")
-    storing(Kind.SIGN_LOST, "magnitudes stored", positive=True)
-    if fmt.has_nan and scales.powers_of_two:
-        storing(Kind.OVERFLOW_NAN, "NaN past the maximum", overflow="nan")
-    if fmt.has_infinity and scales.powers_of_two:
-        storing(Kind.OVERFLOW_INF, "infinity past the maximum", overflow="inf")
-    if fmt.bits == 8 and not fmt.is_integer:
-        storing(Kind.SATURATED, "clamped at half the maximum", clamp=fmt.max / 2)
-    return found

@@ -14,7 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from fault_injection import Faulty, Injection, injections
+from fault_injection import Faulty
+from injections import Injection, injections
 
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.diagnosis.blackbox.inspector import inspect_implementation

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from fault_injection import injections
+from injections import injections
 from sample_records import BUILD, CPU, GPU
 from small_implementations import register_reader
 from tiny_model import save_tiny

@@ -5,7 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from fault_injection import injections, read
+from fault_injection import read
+from injections import injections
 from small_implementations import register_reader
 from tiny_model import tiny_config
 from transformers import LlamaForCausalLM
