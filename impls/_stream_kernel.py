@@ -19,8 +19,13 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from fpxbench.impls._triton_modules import kernels
+
 _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier     # renamed in Triton 3.7
 _bulk_copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared     # and this
+# A program decodes as `_fragment_kernel`'s do. Gluon's own library takes over Triton's functions in this way.
+_fragment = kernels("_fragment_kernel", False)
+_pair, _half = gluon.jit(_fragment._pair.fn), gluon.jit(_fragment._half.fn)
 
 
 @triton.jit(do_not_specialize=["M", "K", "X_STRIDE", "K_PAD"])
@@ -38,56 +43,6 @@ def order_kernel(x, ordered, M, K, X_STRIDE, K_PAD, BLOCK_M: tl.constexpr, BLOCK
     value = tl.reshape(tl.permute(tl.reshape(value, [BLOCK_M, BLOCK_K // 16, 4, 4]), [0, 1, 3, 2]), [BLOCK_M, BLOCK_K])
     inside = tl.max_constancy((m < M) & (k < K_PAD), [1, 4])
     tl.store(ordered + m * tl.multiple_of(K_PAD, 4) + k, value, mask=inside)
-
-
-@gluon.jit
-def _moved(words, MOVES: gl.constexpr, MOVE: gl.constexpr):
-    WORD: gl.constexpr = MOVES[MOVE][0]
-    SHIFT: gl.constexpr = MOVES[MOVE][1]
-    MASK: gl.constexpr = MOVES[MOVE][2] * 0x10001
-    if SHIFT >= 0:
-        return (words[WORD] << SHIFT) & MASK
-    else:
-        return (words[WORD] >> (-SHIFT)) & MASK
-
-
-@gluon.jit
-def _fma_lanes(a, b, c, BF16: gl.constexpr):
-    if BF16:
-        return gl.inline_asm_elementwise(
-            "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=gl.uint32, is_pure=True, pack=1)
-    else:
-        return gl.inline_asm_elementwise(
-            "fma.rn.f16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, c], dtype=gl.uint32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _half(lanes, HALF: gl.constexpr, BF16: gl.constexpr):
-    bits = (lanes >> (16 * HALF)).to(gl.uint16)
-    if BF16:
-        return bits.to(gl.bfloat16, bitcast=True)
-    else:
-        return bits.to(gl.float16, bitcast=True)
-
-
-@gluon.jit
-def _pair(words, factor, PAIR: gl.constexpr, MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr,
-          SCALED: gl.constexpr, BF16: gl.constexpr):
-    START: gl.constexpr = FIRST[PAIR]
-    END: gl.constexpr = FIRST[PAIR + 1]
-    lanes = _moved(words, MOVES, START)
-    for move in gl.static_range(START + 1, END):
-        lanes |= _moved(words, MOVES, move)
-    if INT != 0:
-        ONE: gl.constexpr = 0x43004300 if BF16 else 0x64006400
-        low = (lanes & ((INT - 1) * 0x10001)) | ONE
-        high = (lanes & (INT * 0x10001)) | (ONE | 0x80008000)
-        lanes = _fma_lanes(low, low * 0 + (0x3F803F80 if BF16 else 0x3C003C00), high, BF16)
-        if SCALED:
-            lanes = _fma_lanes(lanes, factor, lanes * 0 + 0x80008000, BF16)
-    else:
-        lanes = _fma_lanes(lanes, factor, lanes * 0 + 0x80008000, BF16)
-    return lanes
 
 
 @gluon.constexpr_function
@@ -273,12 +228,12 @@ def _multiply(x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_
                     if SCALED:
                         factor = ((scale_codes >> (8 * j)) & 0xFF) * SCALE_MUL + SCALE_ADD
                         factor = gl.convert_layout(factor, words[0].type.layout, assert_trivial=True)
-                    p0 = _pair(words, factor, 4 * j, MOVES, FIRST, INT, SCALED, BF16)
-                    p1 = _pair(words, factor, 4 * j + 1, MOVES, FIRST, INT, SCALED, BF16)
-                    p2 = _pair(words, factor, 4 * j + 2, MOVES, FIRST, INT, SCALED, BF16)
-                    p3 = _pair(words, factor, 4 * j + 3, MOVES, FIRST, INT, SCALED, BF16)
+                    p0 = _pair(words, factor, 4 * j, MOVES, FIRST, INT, SCALED, BF16, True)[0]
+                    p1 = _pair(words, factor, 4 * j + 1, MOVES, FIRST, INT, SCALED, BF16, True)[0]
+                    p2 = _pair(words, factor, 4 * j + 2, MOVES, FIRST, INT, SCALED, BF16, True)[0]
+                    p3 = _pair(words, factor, 4 * j + 3, MOVES, FIRST, INT, SCALED, BF16, True)[0]
                     lanes = gl.join(gl.join(p0, p1), gl.join(p2, p3)).reshape([T, 8, 4, 2, 2])
-                    weight = gl.join(_half(lanes, 0, BF16), _half(lanes, 1, BF16)).permute(0, 1, 4, 3, 2, 5)
+                    weight = gl.join(_half(lanes, 0, BF16, True), _half(lanes, 1, BF16, True)).permute(0, 1, 4, 3, 2, 5)
                     weight = gl.convert_layout(weight.reshape([BLOCK_N, 32]), LEFT, assert_trivial=True)
                     weights = weights + (weight,)
                 for j in gl.static_range(CHUNK):

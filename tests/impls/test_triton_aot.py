@@ -59,9 +59,9 @@ def planar_jobs():
 
 def fragment_jobs():
     """Yield the tiles: on sm_90 those that the main schemes have for a wide layer; on every target those
-    that have no wide kernel."""
+    that have no stream kernel."""
     for scheme, bits in MAIN.items():
-        for m in {"e4m3fn-row": (1, 16, 64, 512), "e3m2-row": (1, 16, 64), "mxfp4": (1, 16), "nvfp4": (1, 512)}[scheme]:
+        for m in (1, 16, 64, 512):
             yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", Device(90, stream=True)))
     yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 4096, 8, "none", Device(90, stream=True)))
     for t, target in enumerate(FRAGMENT_TARGETS):
@@ -154,7 +154,7 @@ def test_the_stream_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled
     between the products: it does where it cannot allocate their registers, and they then run one after the other."""
     for job, facts in only(compiled, StreamTile).items():
         assert facts["matrix"] == ["wgmma.mma_async"], job
-        assert facts["loop_stores"] == 0 and facts["loop_barriers"] <= 5, (job, facts)
+        assert facts["loop_stores"] == 0 and facts["loop_barriers"] <= 3, (job, facts)
         assert facts["loop_products"] == 8 * job.config.block_n // (16 * job.config.warps), (job, facts)
         assert facts["loop_waits"] == 4 // job.config.chunk, (job, facts)
 
@@ -177,7 +177,7 @@ def test_a_weight_costs_at_most_four_and_a_half_instructions_on_sm_90(compiled):
             costs[job] = facts["loop_instructions"] / weights
     print("\n".join(f"{job.scheme} M={job.m}: {cost:.2f} a weight, {compiled[job]['registers']} registers"
                     for job, cost in costs.items()))
-    assert len(costs) >= 11 and max(costs.values()) < 4.5, max(costs.items(), key=lambda item: item[1])
+    assert len(costs) >= 16 and max(costs.values()) < 4.5, max(costs.items(), key=lambda item: item[1])
 
 
 def test_tiles_fit_the_shared_memory_of_their_target(compiled):
