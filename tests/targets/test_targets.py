@@ -380,7 +380,7 @@ def test_a_diff_lists_losses_and_gains_and_sets_the_exit_status(tmp_path):
     matrix.write(file)
     for names, status, word in ((("3.0.0", "3.1.0"), 1, "lost: 1 cells"), (("3.1.0", "3.2.0"), 0, "gained: 1 cells"),
                                 (("3.0.0", "9"), 2, "no Triton 9")):
-        run = command("diff", *names, "--matrix", file)
+        run = fpxbench("targets diff", *names, "--matrix", file)
         assert (run.returncode, word in run.stdout + run.stderr) == (status, True), run
 
 
