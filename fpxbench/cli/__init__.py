@@ -37,17 +37,17 @@ COMMANDS = {
     ),
     "checkpoint": Command(
         "checkpoint_commands",
-        "Say what a checkpoint of quantized weights holds, and whether it is what it says.",
+        "Identify the quantization of a checkpoint's weights, and check it for faults.",
         _MEASURE,
     ),
     "tensor-check": Command(
         "tensor_commands",
-        "Check quantized tensor classes, operation by operation, against the same on plain numbers.",
+        "Check quantized tensor classes, operation by operation, against plain tensors.",
         _MEASURE,
     ),
     "generate": Command(
         "model_commands",
-        "Measure a language model under each scheme: tokens per second, bandwidth, and quality by statistics.",
+        "Measure a language model under each scheme: tokens per second, bandwidth, and output quality.",
         _MEASURE,
     ),
     "recommend": Command(
@@ -56,7 +56,7 @@ COMMANDS = {
         _MEASURE,
     ),
     "rank": Command(
-        "ranking_commands", "Rank schemes by what they do to a sentence encoder's embeddings.", _MEASURE
+        "ranking_commands", "Rank schemes by how far they move a sentence encoder's embeddings.", _MEASURE
     ),
     "list": Command("list_commands", "List implementations, schemes, workloads, or the cases of a profile.", _MEASURE),
     "doctor": Command("list_commands", "Check this machine's setup and say what to install.", _MEASURE),
@@ -77,7 +77,7 @@ COMMANDS = {
     "issues": Command("compare_commands", "Print the text of an issue for each confirmed regression.", _HISTORY),
     "notify": Command(
         "notify_commands",
-        "Send what a build made worse, once to each channel. A dry run without --send.",
+        "Send each new regression once to each channel. A dry run unless --send is given.",
         _HISTORY,
     ),
     "timeline": Command("timeline_commands", "Keep the PyTorch builds in order: sync, list, show, here.", _HISTORY),

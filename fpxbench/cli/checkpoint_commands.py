@@ -26,32 +26,33 @@ def checkpoint(
         list[str] | None, typer.Option("--layer", help="Glob over layers: '*.down_proj'. Repeatable.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option("--against", help="The unquantized original: the loss of each layer.")
+        Path | None, typer.Option("--against", help="The unquantized original, to measure each layer's loss.")
     ] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every chosen layer whole, not a sample.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every chosen layer completely.")] = False,
     convert: Annotated[
         str | None, typer.Option("--convert", metavar="DIALECT", help="Write the layers in another dialect.")
     ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write the layers as fp32.")] = False,
     nearest: Annotated[
-        bool, typer.Option("--nearest", help="With --convert: where a reciprocal is no fp32 number, write the nearest.")
+        bool, typer.Option("--nearest", help="With --convert: round a reciprocal that fp32 cannot represent.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The safetensors file that is written.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The safetensors file to write.")] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="DIR", help="Write a page to this folder: layers, findings, codes.")
+        Path | None, typer.Option("--html", metavar="DIR", help="Write an HTML page of the findings to this folder.")
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option("--results", metavar="DIR", help="Keep it in this results folder, for `fpxbench report`."),
+        typer.Option("--results", metavar="DIR", help="Store the findings in this folder, for `fpxbench report`."),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds that it may take.", min=0.1)] = TIMEOUT_S,
+    timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=0.1)] = TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a checkpoint of quantized weights holds, and whether it is what it says.
+    """Identify the quantization of a checkpoint's weights, and check it for faults.
 
-    Headers are read first, so that a large checkpoint takes seconds. Of a few layers the codes and scales are read as
-    well: what no quantizer writes is a problem, and the numbers tell which conventions they follow. Exit status: 0, or
-    1 where there is a problem.
+    Reads all headers, and the codes and scales of a few layers, so that a large checkpoint takes seconds. Reports
+    values that no quantizer writes, and which conventions the numbers follow.
+
+    Exit status: 0; 1 if there is a problem; 2 for a usage error.
     """
     if convert and dequantize:
         raise UsageError("--convert and --dequantize write one file each: give one of them")
@@ -66,17 +67,7 @@ def checkpoint(
          "against": str(against.absolute()) if against else None},
         timeout,
     )
-    if html is not None:
-        from fpxbench.checkpoint.checkpoint_report import CheckpointReport
-        from fpxbench.reports.checkpoint.checkpoint_page import write_checkpoint_page
-
-        page = write_checkpoint_page(CheckpointReport.model_validate(report), html)
-        err.print(f"page: {page}", markup=False)
-    if results is not None:
-        from fpxbench.checkpoint.checkpoint_report import CheckpointReport
-        from fpxbench.checkpoint.stored_reports import store_report
-
-        err.print(f"kept: {store_report(CheckpointReport.model_validate(report), results)}", markup=False)
+    _store(report, html, results)
     if as_json:
         import json
 
@@ -87,6 +78,19 @@ def checkpoint(
         each["problems"] or any(found["fits_better"] for found in each["evidence"]) for each in report["layers"]
     ):
         raise typer.Exit(1)
+
+
+def _store(report: dict[str, Any], html: Path | None, results: Path | None) -> None:
+    """Write the page and the stored findings that were asked for."""
+    if html is None and results is None:
+        return
+    from fpxbench.checkpoint.checkpoint_report import CheckpointReport
+    from fpxbench.checkpoint.stored_reports import store_report
+    from fpxbench.reports.checkpoint.checkpoint_page import write_checkpoint_page
+
+    for what, folder, write in (("page", html, write_checkpoint_page), ("stored", results, store_report)):
+        if folder is not None:
+            err.print(f"{what}: {write(CheckpointReport.model_validate(report), folder)}", markup=False)
 
 
 def _called(function: str, request: dict[str, Any], timeout: float) -> Any:

@@ -36,8 +36,8 @@ def compare(
     """
     from fpxbench.regressions.compare import compare as rows_of
 
-    held, results = Timeline(timeline), results_folder(results)
-    sides = [_records_of_build(name, held, results, machine) for name in (before, after)]
+    known_builds, results = Timeline(timeline), results_folder(results)
+    sides = [_records_of_build(name, known_builds, results, machine) for name in (before, after)]
     rows = rows_of(*sides)
     if as_json:
         print(json.dumps([row.model_dump(mode="json") for row in rows]))
@@ -76,10 +76,10 @@ def issues(
     out.print(f"{len(found)} in {output}", markup=False)
 
 
-def _records_of_build(name: str, held: Timeline, results: Path, machine: str | None) -> list[Record]:
+def _records_of_build(name: str, known_builds: Timeline, results: Path, machine: str | None) -> list[Record]:
     """Return the latest record of each case of one build, found on the timeline or by the version in the records."""
     try:
-        key = held.find(name).key
+        key = known_builds.find(name).key
     except TimelineError:
         key = None
     store, found, labels = Store(results), [], set()

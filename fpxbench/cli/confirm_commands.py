@@ -256,11 +256,11 @@ class _Bench:
     def find(self, name: str) -> Entry:
         from fpxbench.builds.environments import current_build
 
-        held = self.timeline
+        known_builds = self.timeline
         try:
             if here := current_build():
-                held.add([here])
-            return held.find(name)
+                known_builds.add([here])
+            return known_builds.find(name)
         except TimelineError as error:
             raise UsageError(str(error)) from None
 

@@ -121,9 +121,9 @@ def run(
 
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
-    held = Timeline(timeline)
+    known_builds = Timeline(timeline)
     request = Request(
-        entries=_entries(builds, held), results=results, device=cast("DeviceType | None", device),
+        entries=_entries(builds, known_builds), results=results, device=cast("DeviceType | None", device),
         machines=tuple(machines or ()), variants=tuple(variant or ()), retry=retry, patience_s=patience * 60,
         options=SweepOptions(
             profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
@@ -135,7 +135,7 @@ def run(
     try:
         # Ray prints a page about each node that ends, and standard output is for the result.
         with FleetFolder(results).log() as log, redirect_stdout(log), FleetProgress(err) as progress:
-            state = Driver(request, held, progress.say, progress.show).run()
+            state = Driver(request, known_builds, progress.say, progress.show).run()
     finally:
         cluster.disconnect()
     if as_json:
@@ -144,7 +144,7 @@ def run(
         out.print(rendered(state, running=False))
         _print_reasons(state)
         out.print(f"records: {results}   next: fpxbench report --results {results}", markup=False, style="dim")
-    _write_asv(results, held, [results / cell.file for cell in state.cells if cell.file])
+    _write_asv(results, known_builds, [results / cell.file for cell in state.cells if cell.file])
     if state.ended != "complete":
         raise typer.Exit(130 if state.ended == "interrupted" else 1)
 
@@ -175,7 +175,7 @@ def status(results: ResultsOption = Path("results"), as_json: JsonOption = False
 
 @_command
 def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
-    """List the nodes of a cluster: devices, what they are called in the results, and fpxbench's version there."""
+    """List the nodes of a cluster: devices, their machine names in the results, and the version of fpxbench."""
     from fpxbench.fleet import cluster
 
     cluster.connect(address)

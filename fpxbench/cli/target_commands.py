@@ -102,7 +102,7 @@ def diff(
 ) -> None:
     """List what one Triton build supports and another does not.
 
-    Releases in the matrix that ships with fpxbench are looked up there. Others are downloaded and compiled with.
+    Releases in the matrix that ships with fpxbench are looked up there. Others are downloaded, to compile the cells.
 
     Exit status: 0; 1 if something that was ok no longer is; 2 for a usage error; 130 after Ctrl-C.
     """
@@ -110,11 +110,11 @@ def diff(
     from fpxbench.targets.build_diff import changes
     from fpxbench.targets.matrix import read_matrix
 
-    held = read_matrix(matrix) if matrix is not None else None
-    if held is None and not (ask or fresh) and _has(shipped := read_matrix(SHIPPED), (before, after), operation, arch):
-        held = shipped
+    given = read_matrix(matrix) if matrix is not None else None
+    if given is None and not (ask or fresh) and _has(shipped := read_matrix(SHIPPED), (before, after), operation, arch):
+        given = shipped
         err.print("from the matrix that ships with fpxbench; --ask compiles with both builds here", style="dim")
-    (old, at), (new, there) = (_build(name, held, operation, arch, jobs, timeout, fresh) for name in (before, after))
+    (old, at), (new, there) = (_build(name, given, operation, arch, jobs, timeout, fresh) for name in (before, after))
     found = [change for change in changes(old, at, new, there) if _wanted(change, operation, arch)]
     if json:
         import json as writer
@@ -190,10 +190,10 @@ def _architectures(arch: list[str] | None) -> list:
 
 
 def _build(
-    name: str, held: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None,
+    name: str, given: Matrix | None, operation: list[str] | None, arch: list[str] | None, jobs: int | None,
     timeout: float, fresh: bool
 ) -> tuple[Matrix, int]:
-    """Return a matrix (`held`, if given) and the position of the named build in it."""
+    """Return a matrix (`given`, unless it is None) and the position of the named build in it."""
     from fpxbench.targets.matrix import read_matrix
 
     if name.endswith(".json"):
@@ -202,11 +202,11 @@ def _build(
         if position is None:
             raise UsageError(f"{name} has no usable build")
         return matrix, position
-    if held is not None:
-        versions = [build.triton for build in held.builds]
+    if given is not None:
+        versions = [build.triton for build in given.builds]
         if normal_name(name) not in versions:
             raise UsageError(f"the matrix has no Triton {name}: it has {', '.join(versions)}")
-        return held, versions.index(normal_name(name))
+        return given, versions.index(normal_name(name))
     matrix = _asked([name], operation, arch, jobs, timeout, fresh)
     if matrix.builds[0].unusable:
         raise UsageError(matrix.builds[0].unusable)

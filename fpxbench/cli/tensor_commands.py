@@ -39,7 +39,7 @@ def tensor_check(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check quantized tensor classes, operation by operation, against the same on plain numbers.
+    """Check quantized tensor classes, operation by operation, against plain tensors.
 
     Each operation runs in a watched child: one that crashes or hangs ends no other. Exit status: 1 if a class gives
     wrong numbers or crashes.

@@ -85,12 +85,12 @@ def sync(
 
     channels = _channels(channel, bool(variant), bool(index))
     wanted = SyncFilter(channels=channels, since=parse_since(since) if since else None, keep=keep, git=git)
-    held = Timeline(timeline)
+    known_builds = Timeline(timeline)
     try:
         installed = [installed_build()]
     except NoPyTorch:  # a machine that only syncs
         installed = []
-    added_here = held.add(installed).added
+    added_here = known_builds.add(installed).added
     settings, fetcher = _fetching(needs_pip=not index and not variant)
     if channels == {"nightly"} and not variant and not index and installed:
         variant = [installed[0].variant]
@@ -104,7 +104,7 @@ def sync(
 
     try:
         with bar:
-            outcome = sync_timeline(held, places, fetcher, wanted, progress)
+            outcome = sync_timeline(known_builds, places, fetcher, wanted, progress)
     except KeyboardInterrupt:
         err.print("fpxbench: interrupted; what was read is kept, and the next sync continues from there")
         raise typer.Exit(130) from None
@@ -112,7 +112,7 @@ def sync(
     if as_json:
         print(json.dumps(vars(outcome)))
     else:
-        _print_outcome(outcome, held)
+        _print_outcome(outcome, known_builds)
     for sentence in outcome.problems:
         err.print(f"fpxbench: {sentence}", markup=False, style="red")
     if outcome.problems:
@@ -161,7 +161,7 @@ def _places(settings, channels: frozenset[str], variants: list[str], indexes: li
     return [extra_location(NIGHTLY_INDEX.format(variant=name)) for name in variants]
 
 
-def _print_outcome(outcome, held: Timeline) -> None:
+def _print_outcome(outcome, known_builds: Timeline) -> None:
     for address, count in outcome.read.items():
         out.print(f"{address}: {count} builds", markup=False, style="dim")
     for sentence in outcome.remarks:
@@ -175,7 +175,7 @@ def _print_outcome(outcome, held: Timeline) -> None:
             out.print(f"{len(tags)} {what}: {', '.join(tags[:-6:-1])}{', …' if len(tags) > 5 else ''}", markup=False)
     if outcome.read and not (outcome.added or outcome.returned or outcome.vanished):
         out.print("no new builds")
-    out.print(f"{len(held.entries())} builds on the timeline   next: fpxbench timeline list", style="dim")
+    out.print(f"{len(known_builds.entries())} builds on the timeline   next: fpxbench timeline list", style="dim")
 
 
 @_command
@@ -259,9 +259,9 @@ def here(
     A known release or nightly is found by its version; any other build gets a commit of its own.
     """
     build = installed_build(python)
-    held = Timeline(timeline)
-    new = bool(held.add([build]).added)
-    entry = held.find(build.key)
+    known_builds = Timeline(timeline)
+    new = bool(known_builds.add([build]).added)
+    entry = known_builds.find(build.key)
     _show(entry, _counts(results).get(entry.key, {}), as_json, {"installed": build.model_dump(), "new": new})
     if entry.git and build.git and not entry.git.startswith(build.git) and not build.git.startswith(entry.git):
         err.print(

