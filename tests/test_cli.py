@@ -107,17 +107,8 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     small = ["--workload", "canary.seed", "--device", "cpu"]
     invocations = [
-        [
-            "run",
-            "--implementation",
-            "eager_upcast",
-            "--scheme",
-            "e4m3fn-row",
-            *small,
-            "--no-timing",
-            "--results",
-            "fresh",
-        ],
+        ["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results",
+         "fresh"],
         ["fleet", "run", "--address", "127.0.0.1:1"],
         ["fleet", "status"],
         ["fleet", "nodes", "--address", "127.0.0.1:1"],
@@ -166,29 +157,12 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
     codes = run_each(invocations, tmp_path)
     assert {words: code for words, code in codes.items() if code not in (0, 1, 2)} == {}
     assert (
-        codes[
-            "run",
-            "--implementation",
-            "eager_upcast",
-            "--scheme",
-            "e4m3fn-row",
-            *small,
-            "--no-timing",
-            "--results",
-            "fresh",
-        ]
+        codes["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results",
+              "fresh"]
         == 0
     )
-    for words in (
-        ["list"],
-        ["list", "schemes"],
-        ["doctor"],
-        ["report"],
-        ["records"],
-        ["show", case_id],
-        ["repro", case_id],
-        ["regressions"],
-    ):
+    for words in (["list"], ["list", "schemes"], ["doctor"], ["report"], ["records"], ["show", case_id],
+                  ["repro", case_id], ["regressions"]):
         assert codes[tuple(words)] == 0, words
 
 

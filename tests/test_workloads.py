@@ -79,15 +79,8 @@ def test_only_the_models_with_experts_have_expert_layers():
     models = {name.rpartition(".")[0] for name in workloads() if ".expert_" in name}
     assert models == {each.name.split(".experts_")[0] for each in workloads().values()
                       if each.experts and not each.is_canary}
-    assert models == {
-        "mixtral-8x7b",
-        "qwen3-30b-a3b",
-        "qwen3-235b-a22b",
-        "llama4-scout",
-        "gpt-oss-20b",
-        "gpt-oss-120b",
-        "deepseek-v3",
-    }
+    assert models == {"mixtral-8x7b", "qwen3-30b-a3b", "qwen3-235b-a22b", "llama4-scout", "gpt-oss-20b", "gpt-oss-120b",
+                      "deepseek-v3"}
 
 
 # From the same files: experts and experts per token.

@@ -44,12 +44,8 @@ class CastOperation(StrEnum):
         return self in _ON_BITS
 
 
-_ON_BITS = frozenset(CastOperation) - {
-    CastOperation.CAST,
-    CastOperation.CAST_RTZ,
-    CastOperation.SCALE_THEN_CAST,
-    CastOperation.FINFO,
-}
+_ON_BITS = frozenset(CastOperation) - {CastOperation.CAST, CastOperation.CAST_RTZ, CastOperation.SCALE_THEN_CAST,
+                                       CastOperation.FINFO}
 
 
 @dataclass(frozen=True)

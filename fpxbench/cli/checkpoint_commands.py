@@ -128,14 +128,8 @@ def _print(report: dict[str, Any], compared: bool) -> None:
     for (dialect, scheme), layers in _grouped(report["layers"]).items():
         weights = sum(each["n"] * each["k"] * each["experts"] for each in layers)
         nbytes = sum(each["nbytes"] for each in layers)
-        table.add_row(
-            escape(dialect),
-            escape(scheme),
-            str(len(layers)),
-            escape(_shapes(layers)),
-            _size(nbytes),
-            f"{8 * nbytes / weights:.2f}",
-        )
+        table.add_row(escape(dialect), escape(scheme), str(len(layers)), escape(_shapes(layers)), _size(nbytes),
+                      f"{8 * nbytes / weights:.2f}")
     for dtype, nbytes in report["plain"].items():
         what = "not quantized" if dtype in ITEM_BITS else "of no dialect that is read"
         table.add_row("", f"{what}: {escape(dtype)}", "", "", _size(nbytes), "")

@@ -236,15 +236,8 @@ class _Bench:
         from fpxbench.builds.environments import UNAVAILABLE, Builds, Environments
         from fpxbench.regressions.rerun import CaseRunner, Conditions
 
-        builds = Builds(
-            self.timeline,
-            Environments(self.environments, _say),
-            self.results,
-            self.variant,
-            machine=self.machine,
-            device=self.device,
-            retry=self.retry,
-        )
+        builds = Builds(self.timeline, Environments(self.environments, _say), self.results, self.variant,
+                        machine=self.machine, device=self.device, retry=self.retry)
         try:
             with CaseRunner(
                 builds, Conditions(device=self.device, machine=self.machine, impls=tuple(self.impls or ()))
@@ -266,15 +259,8 @@ class _Bench:
 
     def build(self, entry: Entry) -> Build:
         """Return the build as the timeline describes it."""
-        return Build(
-            torch=entry.torch,
-            triton=entry.own_triton,
-            git=entry.git,
-            channel=entry.channel,
-            date=entry.date,
-            key=entry.key,
-            variant=self.variant or DEFAULT_VARIANT,
-        )
+        return Build(torch=entry.torch, triton=entry.own_triton, git=entry.git, channel=entry.channel, date=entry.date,
+                     key=entry.key, variant=self.variant or DEFAULT_VARIANT)
 
 
 def _say(line: str) -> None:

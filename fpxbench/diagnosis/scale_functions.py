@@ -211,13 +211,8 @@ def _other_formats(fmt: Format) -> Iterator[Format]:
         return
     for exponent_bits in range(2, 8):
         mantissa_bits = 8 - exponent_bits
-        yield Format(
-            f"ue{exponent_bits}m{mantissa_bits}",
-            exponent_bits,
-            mantissa_bits,
-            (1 << (exponent_bits - 1)) - 1,
-            signed=False,
-        )
+        yield Format(f"ue{exponent_bits}m{mantissa_bits}", exponent_bits, mantissa_bits, (1 << (exponent_bits - 1)) - 1,
+                     signed=False)
 
 
 def matching_functions(

@@ -131,23 +131,9 @@ _STANDARD = {
 }
 _BY_PARTS = {parts: name for name, parts in _STANDARD.items()}
 
-SCHEMES: tuple[str, ...] = (
-    "bf16",
-    "fp16",
-    "int8-row",
-    "e4m3fn-tensor",
-    "e4m3fn-row",
-    "e4m3fnuz-row",
-    "e5m2-row",
-    "e5m2fnuz-row",
-    "e3m4-row",
-    "e4m3fn-g128",
-    "e3m2-row",
-    "e3m2-g128",
-    "e2m3-row",
-    "e2m1-g32",
-    *_STANDARD,
-)
+SCHEMES: tuple[str, ...] = ("bf16", "fp16", "int8-row", "e4m3fn-tensor", "e4m3fn-row", "e4m3fnuz-row", "e5m2-row",
+                            "e5m2fnuz-row", "e3m4-row", "e4m3fn-g128", "e3m2-row", "e3m2-g128", "e2m3-row", "e2m1-g32",
+                            *_STANDARD)
 """The schemes that profiles sweep; any other is made from its parts."""
 
 USED_BY: dict[str, str] = {

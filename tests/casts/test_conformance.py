@@ -307,16 +307,9 @@ def test_a_fault_that_the_discriminating_inputs_miss_shows_on_all_inputs():
 
 @pytest.mark.parametrize(
     ("name", "independent"),
-    [
-        ("e4m3fn", ml_dtypes.float8_e4m3fn),
-        ("e5m2", ml_dtypes.float8_e5m2),
-        ("e4m3fnuz", ml_dtypes.float8_e4m3fnuz),
-        ("e5m2fnuz", ml_dtypes.float8_e5m2fnuz),
-        ("bf16", ml_dtypes.bfloat16),
-        ("fp16", np.float16),
-        ("fp32", np.float32),
-        ("fp64", np.float64),
-    ],
+    [("e4m3fn", ml_dtypes.float8_e4m3fn), ("e5m2", ml_dtypes.float8_e5m2), ("e4m3fnuz", ml_dtypes.float8_e4m3fnuz),
+     ("e5m2fnuz", ml_dtypes.float8_e5m2fnuz), ("bf16", ml_dtypes.bfloat16), ("fp16", np.float16), ("fp32", np.float32),
+     ("fp64", np.float64)],
 )
 def test_constants_are_what_ml_dtypes_and_numpy_say(name, independent):
     told, defined = ml_dtypes.finfo(independent), defined_constants(DTYPES[name])

@@ -84,16 +84,8 @@ def test_one_of_two_is_enough_where_the_other_leaves_no_trace() -> None:
 def test_every_kind_that_a_weight_can_show_is_injected() -> None:
     injected = {
         fault.kind
-        for scheme in (
-            "e4m3fn-row",
-            "e4m3fnuz-row",
-            "e5m2-row",
-            "mxfp8_e5m2",
-            "mxfp8_e4m3fn",
-            "mxfp6_e3m2",
-            "nvfp4",
-            "int8-row",
-        )
+        for scheme in ("e4m3fn-row", "e4m3fnuz-row", "e5m2-row", "mxfp8_e5m2", "mxfp8_e4m3fn", "mxfp6_e3m2", "nvfp4",
+                       "int8-row")
         for fault in injections(scheme_named(scheme))
     }
     # test_random_maps.py

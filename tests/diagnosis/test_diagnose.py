@@ -76,19 +76,9 @@ def stored_wrongly(store, scheme: str, **how):
 @pytest.mark.parametrize("workload", ["canary.codes", "canary.ragged"])
 @pytest.mark.parametrize(
     ("scheme", "layout"),
-    [
-        ("e4m3fn-row", "bytes"),
-        ("e4m3fnuz-row", "planar"),
-        ("e5m2-row", "planar"),
-        ("mxfp8_e4m3fn", "planar"),
-        ("mxfp6_e3m2", "planar"),
-        ("e3m2-g32", "planar"),
-        ("mxfp4", "planar"),
-        ("nvfp4", "planar"),
-        ("e2m2-row", "planar"),
-        ("int8-row", "bytes"),
-        ("nf4-g64", "planar"),
-    ],
+    [("e4m3fn-row", "bytes"), ("e4m3fnuz-row", "planar"), ("e5m2-row", "planar"), ("mxfp8_e4m3fn", "planar"),
+     ("mxfp6_e3m2", "planar"), ("e3m2-g32", "planar"), ("mxfp4", "planar"), ("nvfp4", "planar"), ("e2m2-row", "planar"),
+     ("int8-row", "bytes"), ("nf4-g64", "planar")],
 )
 def test_each_known_decode_fault_is_named_or_counted_among_those_that_fit(scheme, layout, workload) -> None:
     """An implementation has the effective weight that one fault gives; the diagnosis names that fault, or a tie with it

@@ -159,13 +159,8 @@ def test_three_faults_at_once_are_told_from_each_other_or_left_open() -> None:
 
 def test_a_triple_in_one_step_is_named_by_its_table() -> None:
     found = inspected(Faulty({"flush": True, "bias": 1, "specials": "fnuz", "sign_lost": True}), "e4m3fn-row")
-    assert set(found.kinds) <= {
-        Kind.FN_AS_FNUZ,
-        Kind.SUBNORMAL_FLUSHED,
-        Kind.SIGN_LOST,
-        Kind.INACCURATE,
-        Kind.GIBBERISH,
-    }
+    assert set(found.kinds) <= {Kind.FN_AS_FNUZ, Kind.SUBNORMAL_FLUSHED, Kind.SIGN_LOST, Kind.INACCURATE,
+                                Kind.GIBBERISH}
 
 
 # One in a million.

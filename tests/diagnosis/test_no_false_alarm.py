@@ -17,19 +17,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize(
     ("scheme", "layout", "activation"),
-    [
-        ("e4m3fn-row", "bytes", "bf16"),
-        ("e4m3fnuz-tensor", "planar", "fp16"),
-        ("e5m2-g32", "planar", "fp16"),
-        ("e3m4-row", "planar", "bf16"),
-        ("mxfp8_e5m2", "planar", "bf16"),
-        ("mxfp6_e2m3", "bitstream", "bf16"),
-        ("mxfp4", "nibbles_high_first", "bf16"),
-        ("nvfp4", "planar", "fp16"),
-        ("int8-row", "planar", "bf16"),
-        ("e2m2-row", "planar", "fp16"),
-        ("mxfp6_e3m2", "torchao_fp6", "bf16"),
-    ],
+    [("e4m3fn-row", "bytes", "bf16"), ("e4m3fnuz-tensor", "planar", "fp16"), ("e5m2-g32", "planar", "fp16"),
+     ("e3m4-row", "planar", "bf16"), ("mxfp8_e5m2", "planar", "bf16"), ("mxfp6_e2m3", "bitstream", "bf16"),
+     ("mxfp4", "nibbles_high_first", "bf16"), ("nvfp4", "planar", "fp16"), ("int8-row", "planar", "bf16"),
+     ("e2m2-row", "planar", "fp16"), ("mxfp6_e3m2", "torchao_fp6", "bf16")],
 )
 @pytest.mark.parametrize("opaque", [False, True])
 def test_what_is_right_is_said_to_be_in_every_layout_and_where_codes_cannot_be_seen(

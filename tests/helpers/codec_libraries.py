@@ -40,18 +40,8 @@ ML_OVERFLOW = {
 def gfloat_info(fmt: Format) -> gfloat.FormatInfo:
     """Return `fmt` in gfloat's terms; integers and e8m0 too."""
     if fmt.twos_complement:
-        return gfloat.FormatInfo(
-            fmt.name,
-            fmt.bits,
-            fmt.bits,
-            bias=fmt.bias,
-            is_signed=True,
-            domain=Domain.Finite,
-            has_nz=False,
-            num_high_nans=0,
-            has_subnormals=True,
-            is_twos_complement=True,
-        )
+        return gfloat.FormatInfo(fmt.name, fmt.bits, fmt.bits, bias=fmt.bias, is_signed=True, domain=Domain.Finite,
+                                 has_nz=False, num_high_nans=0, has_subnormals=True, is_twos_complement=True)
     return format_info_ocp_e8m0 if fmt.name == "e8m0" else gfloat_format(fmt)
 
 

@@ -235,17 +235,8 @@ def factors_of(
 
 
 _TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped")
-_CODES = (
-    "nibbles",
-    "planes",
-    "neighbours",
-    "pairs",
-    "code_nibbles",
-    "pieces",
-    "column_map",
-    "code_row_map",
-    "weight_transposed",
-)
+_CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces", "column_map", "code_row_map",
+          "weight_transposed")
 
 
 def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:

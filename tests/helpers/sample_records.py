@@ -11,34 +11,12 @@ from fpxbench.records.record import Accuracy, Build, Flag, Machine, Record, Timi
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 
-BUILD = Build(
-    torch="2.13.0+cpu",
-    triton="3.7.1",
-    git="8d1e0f3c",
-    channel="release",
-    variant="cpu",
-    date="2026-10-14",
-    key="a" * 40,
-)
-CPU = Machine(
-    name="cpu-epyc-2c",
-    device="AMD EPYC 7B13",
-    arch="x86_64 AVX2",
-    host="bench-1",
-    memory_bytes=64 << 30,
-    read_gb_per_s=24.8,
-    cache_bytes=32 << 20,
-    facts={"cores": 2, "os": "Linux 6.1"},
-)
-GPU = Machine(
-    name="nvidia-h100",
-    device="NVIDIA H100 80GB HBM3",
-    arch="sm_90",
-    kind="cuda",
-    memory_bytes=80 << 30,
-    read_gb_per_s=3050.0,
-    cache_bytes=50 << 20,
-)
+BUILD = Build(torch="2.13.0+cpu", triton="3.7.1", git="8d1e0f3c", channel="release", variant="cpu", date="2026-10-14",
+              key="a" * 40)
+CPU = Machine(name="cpu-epyc-2c", device="AMD EPYC 7B13", arch="x86_64 AVX2", host="bench-1", memory_bytes=64 << 30,
+              read_gb_per_s=24.8, cache_bytes=32 << 20, facts={"cores": 2, "os": "Linux 6.1"})
+GPU = Machine(name="nvidia-h100", device="NVIDIA H100 80GB HBM3", arch="sm_90", kind="cuda", memory_bytes=80 << 30,
+              read_gb_per_s=3050.0, cache_bytes=50 << 20)
 GPU_BUILD = BUILD.model_copy(update={"torch": "2.13.0+cu130", "variant": "cu130"})
 
 SCHEMES = {

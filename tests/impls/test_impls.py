@@ -204,19 +204,8 @@ def test_cpu_fused_is_refused_off_the_cpu():
     assert not support.supported and "cuda" in support.reason
 
 
-VARIANTS = [
-    "e4m3fn-b128x128",
-    "e4m3fn-b32x48.e8m0",
-    "e3m2-g32.bf16",
-    "mxfp4.rceil",
-    "nvfp4.div",
-    "nvfp4.4over6",
-    "e2m1-nv16x16",
-    "nf4-g64",
-    "bnbfp4-g64",
-    "e4m3fn-row.fp16",
-    "int4-g32.bf16",
-]
+VARIANTS = ["e4m3fn-b128x128", "e4m3fn-b32x48.e8m0", "e3m2-g32.bf16", "mxfp4.rceil", "nvfp4.div", "nvfp4.4over6",
+            "e2m1-nv16x16", "nf4-g64", "bnbfp4-g64", "e4m3fn-row.fp16", "int4-g32.bf16"]
 
 
 @pytest.mark.parametrize("scheme", VARIANTS)

@@ -108,23 +108,8 @@ def test_every_e4m3fn_block_scale_of_nvfp4_decodes_to_its_definition(config):
     assert int(expected.isnan().sum()) == 2 * 16 and same(y, expected)
 
 
-SCHEMES = [
-    "e4m3fn-row",
-    "e4m3fn-tensor",
-    "e4m3fnuz-g128",
-    "e5m2fnuz-row",
-    "int8-row",
-    "e3m2-g128",
-    "mxfp6_e2m3",
-    "mxfp4",
-    "nvfp4",
-    "e2m2-g32",
-    "e3m3-g24",
-    "e1m1-g10",
-    "e3m4-g100",
-    "e4m3fn-b16x24.bf16",
-    "e2m1-nv16x16",
-]
+SCHEMES = ["e4m3fn-row", "e4m3fn-tensor", "e4m3fnuz-g128", "e5m2fnuz-row", "int8-row", "e3m2-g128", "mxfp6_e2m3",
+           "mxfp4", "nvfp4", "e2m2-g32", "e3m3-g24", "e1m1-g10", "e3m4-g100", "e4m3fn-b16x24.bf16", "e2m1-nv16x16"]
 
 
 @pytest.mark.parametrize(

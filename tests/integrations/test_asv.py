@@ -119,13 +119,8 @@ def environment(folder, **variables):
 
 
 def asv(folder, *args, **variables):
-    return subprocess.run(
-        [sys.executable, "-m", "asv", *args],
-        cwd=folder,
-        env=environment(folder, **variables),
-        capture_output=True,
-        text=True,
-    )
+    return subprocess.run([sys.executable, "-m", "asv", *args], cwd=folder, env=environment(folder, **variables),
+                          capture_output=True, text=True)
 
 
 def results(folder, machine="here"):
@@ -346,15 +341,8 @@ def test_a_build_that_does_not_install_fails_its_benchmarks_and_the_run_goes_on(
 
 def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for(nightlies):
     before = len(Store(nightlies / "results").read_all()[0])
-    done = asv(
-        nightlies,
-        "run",
-        "nightly-20261101^!",
-        "--skip-existing-successful",
-        "--bench",
-        "track_status",
-        **planted_only(nightlies),
-    )
+    done = asv(nightlies, "run", "nightly-20261101^!", "--skip-existing-successful", "--bench", "track_status",
+               **planted_only(nightlies))
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(Store(nightlies / "results").read_all()[0]) == before
 
@@ -413,14 +401,8 @@ def test_variant_parts_and_channel_may_stand_in_the_matrix(tmp_path, monkeypatch
 
 def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(folder, tmp_path):
     master, slave = pty.openpty()
-    variables = environment(
-        folder,
-        FPX_IMPLEMENTATION="dense,slow",
-        FPX_WORKLOAD="canary.codes/m1",
-        FPX_RESULTS=str(tmp_path),
-        TERM="xterm",
-        COLUMNS="200",
-    )
+    variables = environment(folder, FPX_IMPLEMENTATION="dense,slow", FPX_WORKLOAD="canary.codes/m1",
+                            FPX_RESULTS=str(tmp_path), TERM="xterm", COLUMNS="200")
     process = subprocess.Popen([sys.executable, "-m", "asv", "run", "HEAD"], cwd=folder, env=variables,
                                stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)

@@ -85,16 +85,8 @@ TESTS = """
         benchmark(sum, [1, 2])
 """
 
-SELECTION = (
-    "--fpx-scheme",
-    "e4m3fn-row",
-    "--fpx-scheme",
-    "mxfp4",
-    "--fpx-workload",
-    "llama3-8b.k/m1",
-    "--fpx-device",
-    "cpu",
-)
+SELECTION = ("--fpx-scheme", "e4m3fn-row", "--fpx-scheme", "mxfp4", "--fpx-workload", "llama3-8b.k/m1", "--fpx-device",
+             "cpu")
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -141,18 +133,8 @@ def test_ones_own_weight_and_activations_are_benchmarked(tmp_path) -> None:
 @pytest.fixture(scope="module")
 def session(project) -> subprocess.CompletedProcess[str]:
     """Return one run over all of them, saved to be compared with."""
-    return run_pytest(
-        project,
-        "--benchmark",
-        "--impls",
-        "mine",
-        "-k",
-        "mine",
-        *SELECTION,
-        "--benchmark-json",
-        "out.json",
-        "--benchmark-autosave",
-    )
+    return run_pytest(project, "--benchmark", "--impls", "mine", "-k", "mine", *SELECTION, "--benchmark-json",
+                      "out.json", "--benchmark-autosave")
 
 
 def test_without_the_flag_no_benchmark_of_ours_runs_and_the_projects_tests_do(project):

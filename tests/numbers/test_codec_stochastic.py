@@ -54,14 +54,8 @@ def test_of_all_random_integers_the_share_that_rounds_up_is_the_distance_from_th
     x = numbers[:-1, None] + numbers.diff()[:, None] * sixtyfourths     # [codes, 64], exact
     random = torch.arange(64).expand(len(x), 64, 64)                    # [codes, 64, every random integer]
     for sign in (1, -1):
-        codes = rounded_codes(
-            sign * x[:, :, None].expand_as(random),
-            fmt,
-            Rounding.STOCHASTIC,
-            Overflow.SATURATE,
-            random_bits=random_bits,
-            random=random,
-        )
+        codes = rounded_codes(sign * x[:, :, None].expand_as(random), fmt, Rounding.STOCHASTIC, Overflow.SATURATE,
+                              random_bits=random_bits, random=random)
         low = torch.arange(len(x))[:, None, None]
         up = (decode(codes, fmt).abs() > numbers[low]).sum(dim=2)
         assert torch.equal(up, torch.arange(64).expand_as(up))

@@ -31,21 +31,8 @@ ML_DTYPES = {
     "int4": ml_dtypes.int4, "e4m3ieee": ml_dtypes.float8_e4m3, "e4m3b11fnuz": ml_dtypes.float8_e4m3b11fnuz,
 }
 
-BY_PARTS = (
-    "e2m2",
-    "e1m1",
-    "e1m2",
-    "e3m1",
-    "e2m0",
-    "e4m0",
-    "e5m1fnuz",
-    "e3m3fn",
-    "e4m2ieee",
-    "e3m4b5",
-    "e2m5",
-    "e6m1",
-    "e3m2b-2",
-)
+BY_PARTS = ("e2m2", "e1m1", "e1m2", "e3m1", "e2m0", "e4m0", "e5m1fnuz", "e3m3fn", "e4m2ieee", "e3m4b5", "e2m5", "e6m1",
+            "e3m2b-2")
 
 
 def gfloat_format(fmt: Format) -> gfloat.FormatInfo:
@@ -134,13 +121,8 @@ def test_emax_is_the_one_that_mx_scales_by(name, emax):
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [
-        ("e2m2", (2, 2, 1, "none")),
-        ("e3m4b5", (3, 4, 5, "none")),
-        ("e5m1fnuz", (5, 1, 16, "fnuz")),
-        ("e4m3ieee", (4, 3, 7, "ieee")),
-        ("e3m2b-2", (3, 2, -2, "none")),
-    ],
+    [("e2m2", (2, 2, 1, "none")), ("e3m4b5", (3, 4, 5, "none")), ("e5m1fnuz", (5, 1, 16, "fnuz")),
+     ("e4m3ieee", (4, 3, 7, "ieee")), ("e3m2b-2", (3, 2, -2, "none"))],
 )
 def test_a_format_can_be_named_by_its_parts(name, fields):
     fmt = format_named(name)

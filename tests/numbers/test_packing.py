@@ -275,15 +275,8 @@ def test_bytes_of_another_shape_are_not_unpacked():
 
 @pytest.mark.parametrize(
     ("scheme", "layout"),
-    [
-        ("mxfp4", "nibbles_low_first"),
-        ("nvfp4", "nibbles_high_first"),
-        ("e3m2-row", "torchao_fp6"),
-        ("e2m3-g32", "fp6_llm"),
-        ("e2m2-row", "bitstream"),
-        ("e4m3fn-row", "bytes"),
-        ("e3m2-row", "fragment_m2"),
-    ],
+    [("mxfp4", "nibbles_low_first"), ("nvfp4", "nibbles_high_first"), ("e3m2-row", "torchao_fp6"),
+     ("e2m3-g32", "fp6_llm"), ("e2m2-row", "bitstream"), ("e4m3fn-row", "bytes"), ("e3m2-row", "fragment_m2")],
 )
 def test_a_weight_means_the_same_in_any_layout(scheme, layout):
     weight = Implementation().quantize(

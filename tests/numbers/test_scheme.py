@@ -149,13 +149,9 @@ def test_a_standard_scheme_named_by_its_parts_is_the_standard_one(parts, standar
 
 
 @pytest.mark.parametrize(("name", "fmt", "scaling"), [
-    ("e4m3fn-row", "e4m3fn", "row"),
-    ("e3m2-g128", "e3m2", "g128"),
-    ("mxfp8_e4m3fn", "e4m3fn", "mx"),
-    ("nvfp4", "e2m1", "nv"),
-    ("int8-row", "int8", "row"),
-    ("e3m4b5-g64", "e3m4b5", "g64"),
-    ("e3m2b-2-row", "e3m2b-2", "row"),
+    ("e4m3fn-row", "e4m3fn", "row"), ("e3m2-g128", "e3m2", "g128"), ("mxfp8_e4m3fn", "e4m3fn", "mx"),
+    ("nvfp4", "e2m1", "nv"), ("int8-row", "int8", "row"), ("e3m4b5-g64", "e3m4b5", "g64"),
+    ("e3m2b-2-row", "e3m2b-2", "row")
 ])
 def test_a_scheme_is_a_format_and_a_scaling(name, fmt, scaling):
     scheme = scheme_named(name)
@@ -191,14 +187,8 @@ def test_an_unknown_scheme_names_the_value_and_the_way_out(name, says):
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [
-        ("bf16", 16),
-        ("e4m3fn-row", 8 + 32 / 4096),
-        ("e3m2-g128", 6.25),
-        ("mxfp4", 4.25),
-        ("nvfp4", 4.5 + 32 / 4096**2),
-        ("e2m1-tensor", 4 + 32 / 4096**2),
-    ],
+    [("bf16", 16), ("e4m3fn-row", 8 + 32 / 4096), ("e3m2-g128", 6.25), ("mxfp4", 4.25), ("nvfp4", 4.5 + 32 / 4096**2),
+     ("e2m1-tensor", 4 + 32 / 4096**2)],
 )
 def test_bits_per_weight_count_the_code_and_its_share_of_the_scales(name, bits):
     assert scheme_named(name).bits_per_weight(4096, 4096) == pytest.approx(bits, rel=1e-12)

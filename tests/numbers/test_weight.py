@@ -20,17 +20,8 @@ QUANTIZED = [name for name in SCHEMES if scheme_named(name).quantized]
 
 @pytest.mark.parametrize(
     ("name", "bytes_per_weight"),
-    [
-        ("e4m3fn-row", 1.0),
-        ("e3m2-row", 0.75),
-        ("e2m3-row", 0.75),
-        ("e2m1-g32", 0.5),
-        ("mxfp4", 0.5),
-        ("nvfp4", 0.5),
-        ("e2m2-row", 0.625),
-        ("e1m1-row", 0.375),
-        ("int8-row", 1.0),
-    ],
+    [("e4m3fn-row", 1.0), ("e3m2-row", 0.75), ("e2m3-row", 0.75), ("e2m1-g32", 0.5), ("mxfp4", 0.5), ("nvfp4", 0.5),
+     ("e2m2-row", 0.625), ("e1m1-row", 0.375), ("int8-row", 1.0)],
 )
 def test_the_stored_tensor_takes_the_formats_bits(name, bytes_per_weight):
     assert stored(name).packed.nbytes == bytes_per_weight * 16 * 256

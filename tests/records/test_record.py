@@ -94,20 +94,8 @@ def test_fields_that_are_not_known_are_left_aside():
     assert "colour" not in read.to_json() and "fans" not in read.to_json()
 
 
-SMUGGLED = (
-    "../../etc/passwd",
-    "a/b",
-    "<script>",
-    "a b",
-    "",
-    "-rf",
-    ".hidden",
-    "a\n",
-    "a\x00",
-    'x"onclick=',
-    "é",
-    "x" * 200,
-)
+SMUGGLED = ("../../etc/passwd", "a/b", "<script>", "a b", "", "-rf", ".hidden", "a\n", "a\x00", 'x"onclick=', "é",
+            "x" * 200)
 
 
 @pytest.mark.parametrize("name", SMUGGLED)

@@ -14,13 +14,8 @@ CASE = Case(implementation="some", scheme="e4m3fn-row", workload="llama3-8b.k", 
 MACHINE = Machine(name="here", device="Some GPU", arch="sm_90")
 TAGS = [f"nightly-202611{day:02}" for day in range(1, 31)]
 BUILDS = [
-    Build(
-        torch=f"2.15.0.dev202611{day:02}+cu130",
-        channel="nightly",
-        variant="cu130",
-        git=f"{day:040x}",
-        key=f"{day:040x}",
-    )
+    Build(torch=f"2.15.0.dev202611{day:02}+cu130", channel="nightly", variant="cu130", git=f"{day:040x}",
+          key=f"{day:040x}")
     for day in range(1, 31)
 ]
 
@@ -36,12 +31,7 @@ class Runs:
 
     def __init__(self, first, skipped=(), odd=(), rate=1.0, change=None, sigma=0.01, seed=0):
         self.first, self.skipped, self.odd, self.rate, self.change, self.sigma = (
-            first,
-            set(skipped),
-            set(odd),
-            rate,
-            change,
-            sigma,
+            first, set(skipped), set(odd), rate, change, sigma
         )
         self.rng, self.asked = random.Random(seed), []
 
@@ -64,10 +54,7 @@ class Runs:
 def test_every_first_bad_build_is_found_in_as_many_steps_as_halving_takes(first):
     found = Runs(first).search()
     assert (found.by, found.first_bad_tag, found.last_good_tag, found.maybe) == (
-        "verdict",
-        TAGS[first],
-        TAGS[first - 1],
-        [],
+        "verdict", TAGS[first], TAGS[first - 1], []
     )
     assert len(found.steps) <= 5
 

@@ -228,16 +228,8 @@ def test_a_suspect_has_the_same_id_on_every_night_and_comes_back_from_json(slowe
 
 
 def confirmed(suspect, outcome):
-    return Confirmation(
-        suspect=suspect.id,
-        case=FUSED,
-        metric="time",
-        machine=GPU,
-        good=suspect.surely_good,
-        build=suspect.raised_at,
-        outcome=outcome,
-        said="+8.1% [7.0, 9.2]",
-    )
+    return Confirmation(suspect=suspect.id, case=FUSED, metric="time", machine=GPU, good=suspect.surely_good,
+                        build=suspect.raised_at, outcome=outcome, said="+8.1% [7.0, 9.2]")
 
 
 def test_what_was_looked_at_again_carries_its_outcome(slowed):
@@ -272,14 +264,8 @@ def test_the_command_says_what_changed_worst_first_and_how_to_go_on(slowed):
         find_changes(slowed).of_newest_builds().suspects[0],
         find_changes(slowed).of_newest_builds().events[0],
     )
-    for words in (
-        FUSED.id,
-        "since nightly-20260705",
-        f"fpxbench confirm {suspect.id}",
-        EAGER.id,
-        "crash (compiler_abort)",
-        f"fpxbench confirm {event.id}",
-    ):
+    for words in (FUSED.id, "since nightly-20260705", f"fpxbench confirm {suspect.id}", EAGER.id,
+                  "crash (compiler_abort)", f"fpxbench confirm {event.id}"):
         assert words in said.stdout
     assert said.stdout.index(FUSED.id) < said.stdout.index(EAGER.id)
 

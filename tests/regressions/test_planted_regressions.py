@@ -139,13 +139,8 @@ def recorded(folder):
 
 def measured(folder, day):
     """Return the records of a build, by its own environment's Python."""
-    builds = Builds(
-        Timeline(folder / ".timeline"),
-        Environments(folder / ".asv/env"),
-        folder / "results",
-        variant="cpu",
-        machine="here",
-    )
+    builds = Builds(Timeline(folder / ".timeline"), Environments(folder / ".asv/env"), folder / "results",
+                    variant="cpu", machine="here")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in offline(folder).items():
             patch.setenv(name, value)

@@ -43,12 +43,8 @@ def ids(made):
 
 
 def test_globs_pick_implementations_schemes_and_workloads(stub):
-    made = plan(
-        stub,
-        implementation=("plan_*", "dense"),
-        scheme=("e[45]m?fn-row", "bf16"),
-        workload=("canary.r*", "llama3-8b.k/m4"),
-    )
+    made = plan(stub, implementation=("plan_*", "dense"), scheme=("e[45]m?fn-row", "bf16"),
+                workload=("canary.r*", "llama3-8b.k/m4"))
     assert ids(made) == [
         "plan_stub/e4m3fn-row/canary.ragged/m3/bf16",
         "plan_stub/bf16/canary.ragged/m3/bf16",
@@ -194,13 +190,8 @@ def test_a_plan_says_what_could_not_be_loaded_and_what_each_implementation_is(st
 
 def test_another_process_plans_the_same_cases_less_those_refused(stub, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    settings = Settings(
-        device="cpu",
-        impls=(stub,),
-        implementation=("plan_stub",),
-        scheme=("int8-row", "mxfp4"),
-        workload=("canary.seed",),
-    )
+    settings = Settings(device="cpu", impls=(stub,), implementation=("plan_stub",), scheme=("int8-row", "mxfp4"),
+                        workload=("canary.seed",))
     first = planned_cases(settings)
     assert first == ["plan_stub/int8-row/canary.seed/m1/bf16"]
     assert planned_cases(settings) == first     # from what it remembered
@@ -219,11 +210,7 @@ def test_settings_come_from_the_environment_by_the_same_names(monkeypatch, tmp_p
         monkeypatch.setenv(f"FPX_{name}", value)
     read = Settings.from_environment()
     assert (read.profile, read.scheme, read.results, read.timeout_s, read.fresh) == (
-        "smoke",
-        ("mxfp4", "nvfp4"),
-        tmp_path,
-        3.5,
-        True,
+        "smoke", ("mxfp4", "nvfp4"), tmp_path, 3.5, True
     )
 
 

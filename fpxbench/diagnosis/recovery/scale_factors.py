@@ -359,12 +359,8 @@ def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list
             "the global scale is inverted: weights are " + ("divided by it" if power > 0 else "multiplied by it"),
             differences,
         )
-    for exponent, what in (
-        (2, "squared"),
-        (0.5, "replaced by its square root"),
-        (-2, "inverted and squared"),
-        (3, "cubed"),
-    ):
+    for exponent, what in ((2, "squared"), (0.5, "replaced by its square root"), (-2, "inverted and squared"),
+                           (3, "cubed")):
         if is_power(power * exponent):
             return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is {what}", differences
     ratio = factors / given**power

@@ -89,13 +89,8 @@ class Benchmarks:
     def machine(self) -> Machine:
         """The device, its read bandwidth measured when the first case is about to be timed."""
         if self._machine is None:
-            self._machine = self._prepared(
-                Machine,
-                "the device could not be measured",
-                "fpxbench.checking.machine:measured",
-                self.plan.device,
-                None,
-            )
+            self._machine = self._prepared(Machine, "the device could not be measured",
+                                           "fpxbench.checking.machine:measured", self.plan.device, None)
         return self._machine
 
     def _prepared(self, kind: type[T], failed: str, target: str, *arguments: object) -> T:
