@@ -98,23 +98,8 @@ def _whole_codes(
     """Return the map of whole codes, anywhere in the weight, that gives what was read; None where it gives too little
     of it."""
     numbers = table[table.isfinite()].unique()
-
-    def keys(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Hash each place's sequence of numbers; false where one of them is no code's."""
-        key = torch.zeros(bench.n, bench.k, dtype=torch.int64)
-        sure = torch.ones(bench.n, bench.k, dtype=torch.bool)
-        for weight, each in zip(
-            torch.randint(1 << 62, (len(values),), generator=torch.Generator().manual_seed(1)).tolist(),
-            values,
-            strict=True,
-        ):
-            at = torch.bucketize(each.nan_to_num(torch.inf), (numbers[1:] + numbers[:-1]) / 2)
-            sure &= bench.near(each, numbers[at]).cpu()
-            key += at.cpu() * weight | 1
-        return key, sure
-
-    source_key, source_sure = keys([table[codes] for codes in stored])
-    seen_key, sure = keys(read)
+    source_key, source_sure = _number_keys(bench, numbers, [table[codes] for codes in stored])
+    seen_key, sure = _number_keys(bench, numbers, read)
     free = bench.free.cpu()
     ordered, order = torch.where(source_sure, source_key, torch.iinfo(torch.int64).max).reshape(-1).sort()
     at = torch.searchsorted(ordered, seen_key.reshape(-1)).clamp(max=len(ordered) - 1)
@@ -125,38 +110,41 @@ def _whole_codes(
     if int((place >= 0).sum()) < 0.5 * int(free.sum()):
         return None
     found = IndexMap.from_flat(place, bench.k, "row", "weight")
-    moved = found.moved
-    if not bool(moved.any()):
+    if not bool(found.moved.any()):
         return None
-    differences = [
-        Difference(
-            entry=f"row {n}, weight {k}",
-            definition="its own code",
-            effective=f"code of row {int(found.rows[n, k])}, weight {int(found.columns[n, k])}",
-        )
-        for n, k in moved.nonzero()[:SHOWN].tolist()
-    ]
     lost = int((free & (place < 0)).sum())
     rest = f" ({lost} read no stored code)" if lost else ""
+    return _whole_codes_experiment(found, bench.n * bench.k, int(free.sum()), rest), found
+
+
+def _number_keys(bench: Bench, numbers: Tensor, values: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hash each place's sequence of numbers; false where one of them is no code's."""
+    key = torch.zeros(bench.n, bench.k, dtype=torch.int64)
+    sure = torch.ones(bench.n, bench.k, dtype=torch.bool)
+    weights = torch.randint(1 << 62, (len(values),), generator=torch.Generator().manual_seed(1)).tolist()
+    for weight, each in zip(weights, values, strict=True):
+        at = torch.bucketize(each.nan_to_num(torch.inf), (numbers[1:] + numbers[:-1]) / 2)
+        sure &= bench.near(each, numbers[at]).cpu()
+        key += at.cpu() * weight | 1
+    return key, sure
+
+
+def _whole_codes_experiment(found: IndexMap, tried: int, free: int, rest: str) -> Experiment:
+    """Return the fault of codes that are read from other places."""
+    moved = found.moved
+    differences = [
+        Difference(entry=f"row {n}, weight {k}", definition="its own code",
+                   effective=f"code of row {int(found.rows[n, k])}, weight {int(found.columns[n, k])}")
+        for n, k in moved.nonzero()[:SHOWN].tolist()
+    ]
     if found.transposed:
-        kind, rule = (
-            Kind.WEIGHT_TRANSPOSED,
-            "the weight is transposed: row n, weight k reads the code of row k, weight n",
-        )
+        kind = Kind.WEIGHT_TRANSPOSED
+        rule = "the weight is transposed: row n, weight k reads the code of row k, weight n"
     else:
-        described = found.describe()
-        kind = Kind.CODE_PERMUTED
-        rule = (
-            f"the code of {described}" if described else f"{differences[0].entry} reads the {differences[0].effective}"
-        )
-    return Experiment(
-        name="order",
-        right=False,
-        tried=bench.n * bench.k,
-        kinds=[kind],
-        differences=differences,
-        message=f"{int(moved.sum())} of {int(free.sum())} weights read another place's code{rest}: {rule}",
-    ), found
+        kind, described, first = Kind.CODE_PERMUTED, found.describe(), differences[0]
+        rule = f"the code of {described}" if described else f"{first.entry} reads the {first.effective}"
+    return Experiment(name="order", right=False, tried=tried, kinds=[kind], differences=differences,
+                      message=f"{int(moved.sum())} of {free} weights read another place's code{rest}: {rule}")
 
 
 def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:

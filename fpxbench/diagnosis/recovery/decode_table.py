@@ -45,29 +45,8 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
     free = (bench.free.all(dim=0) & ordinary.any(dim=0)).nonzero().reshape(-1)
     evenly = torch.linspace(0, len(free) - 1, min(len(free), COLUMNS), device=bench.device)
     columns = free[evenly.round().long().unique()]
-    rng = inputs.generator(bench.seed, "table")
-    numbers = codes[bench.table[codes].isfinite()]
-    seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
-    row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
-    for arrangement in range(ARRANGEMENTS):
-        for part in codes[torch.randperm(len(codes), generator=rng).to(codes.device)].split(bench.n):
-            rows = torch.randperm(bench.n, generator=rng)[:len(part)].to(codes.device)
-            # Other rows hold other codes too: with one code in them, rows that change places would all read that.
-            held = numbers[torch.randint(len(numbers), (bench.n, 1), generator=rng).to(codes.device)].to(torch.uint8)
-            held[rows, 0] = part.to(torch.uint8)
-            seen[part, arrangement] = bench.read_codes(held, columns)[rows]
-            row_of[part, arrangement] = rows
-    sound = ordinary[:, columns][row_of]
-    for _ in range(2):
-        # Of the numbers that a code was read as, the one that most others are near to.
-        flat = seen.reshape(size, -1)
-        alike = (bench.near(flat[:, :, None], flat[:, None, :]) & sound.reshape(size, 1, -1)).sum(dim=2)
-        table = flat.gather(1, alike.argmax(dim=1)[:, None])[:, 0]
-        odd = ~bench.near(seen, table[:, None, None])
-        held_by = torch.nn.functional.one_hot(row_of[codes].reshape(-1), bench.n).double()
-        row_is_odd = held_by.T @ odd[codes].double().mean(dim=2).reshape(-1) > 0.5 * held_by.sum(dim=0)
-        column_is_odd = odd[codes].double().mean(dim=(0, 1)) > 0.5
-        sound = ordinary[:, columns][row_of] & ~(row_is_odd[row_of][:, :, None] | column_is_odd)
+    seen, row_of = _read_codes(bench, codes, columns)
+    table, odd, sound = _agreed_table(bench, codes, seen, row_of, ordinary[:, columns])
     tried = torch.zeros(size, dtype=torch.bool, device=bench.device)
     tried[codes] = True
     unclear = tried & ((odd & sound).any(dim=(1, 2)) | ~sound.any(dim=2).any(dim=1))
@@ -84,9 +63,51 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
             tried=len(codes),
             message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there",
         )
-    right = bench.table
+    return table, _table_experiment(bench, table, tried)
+
+
+def _read_codes(bench: Bench, codes: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each of `codes` is read as, [2**bits, arrangements, columns], and the row that it was given to."""
+    size = 1 << bench.fmt.bits
+    rng = inputs.generator(bench.seed, "table")
+    numbers = codes[bench.table[codes].isfinite()]
+    seen = torch.zeros(size, ARRANGEMENTS, len(columns), dtype=torch.float64, device=bench.device)
+    row_of = torch.zeros(size, ARRANGEMENTS, dtype=torch.long, device=bench.device)
+    for arrangement in range(ARRANGEMENTS):
+        for part in codes[torch.randperm(len(codes), generator=rng).to(codes.device)].split(bench.n):
+            rows = torch.randperm(bench.n, generator=rng)[:len(part)].to(codes.device)
+            # Other rows hold other codes too: with one code in them, rows that change places would all read that.
+            held = numbers[torch.randint(len(numbers), (bench.n, 1), generator=rng).to(codes.device)].to(torch.uint8)
+            held[rows, 0] = part.to(torch.uint8)
+            seen[part, arrangement] = bench.read_codes(held, columns)[rows]
+            row_of[part, arrangement] = rows
+    return seen, row_of
+
+
+def _agreed_table(
+    bench: Bench, codes: Tensor, seen: Tensor, row_of: Tensor, ordinary: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number that most places read for each code, where others were read, and which places are sound."""
+    size = len(seen)
+    sound = ordinary[row_of]
+    for _ in range(2):
+        # Of the numbers that a code was read as, the one that most others are near to.
+        flat = seen.reshape(size, -1)
+        alike = (bench.near(flat[:, :, None], flat[:, None, :]) & sound.reshape(size, 1, -1)).sum(dim=2)
+        table = flat.gather(1, alike.argmax(dim=1)[:, None])[:, 0]
+        odd = ~bench.near(seen, table[:, None, None])
+        held_by = torch.nn.functional.one_hot(row_of[codes].reshape(-1), bench.n).double()
+        row_is_odd = held_by.T @ odd[codes].double().mean(dim=2).reshape(-1) > 0.5 * held_by.sum(dim=0)
+        column_is_odd = odd[codes].double().mean(dim=(0, 1)) > 0.5
+        sound = ordinary[row_of] & ~(row_is_odd[row_of][:, :, None] | column_is_odd)
+    return table, odd, sound
+
+
+def _table_experiment(bench: Bench, table: Tensor, tried: Tensor) -> Experiment:
+    """Return how a recovered table differs from the format's."""
+    right, count = bench.table, int(tried.sum())
     wrong = tried & ~bench.near(table, right)
-    differences = [
+    differences = [     # what makes an output NaN or infinite stands first
         Difference(
             entry=bench.fmt.describe_code(code), definition=number_text(right[code]), effective=number_text(table[code])
         )
@@ -95,18 +116,16 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
             key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()),
         )
     ]
-    count = len(codes)      # what makes an output NaN or infinite stands first
     if not differences:
-        return table, Experiment(
-            name="table", right=True, tried=count, message=f"all {count} codes decode to their definition"
-        )
+        message = f"all {count} codes decode to their definition"
+        return Experiment(name="table", right=True, tried=count, message=message)
     kinds, what = _name_table(bench, table, tried)
     if not what:
         kinds = [] if bool((wrong & ~is_subnormal(bench.fmt).to(wrong.device)).any()) else [Kind.SUBNORMAL_WRONG]
         first = differences[0]
         what = f"{first.entry} as {first.effective} instead of {first.definition}"
-    return table, Experiment(name="table", right=False, tried=count, kinds=kinds, differences=differences,
-                          message=f"{len(differences)} of {count} codes decode to another number: {what}")
+    return Experiment(name="table", right=False, tried=count, kinds=kinds, differences=differences,
+                      message=f"{len(differences)} of {count} codes decode to another number: {what}")
 
 
 def ordinary_places(bench: Bench) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -247,7 +248,6 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
         name = _name(factors, int((of_nan & seen.isinf()).nonzero()[0]))
         skipped = [*skipped, f"the NaN code {name} multiplies by infinity"]
         rest = f" ({'; '.join(skipped)})"
-    what = f"each of {len(values)} scale{' codes' if factors.codes is not None else 's'}"
     differences = [
         Difference(
             entry=_name(factors, index), definition=number_text(values[index]), effective=number_text(seen[index])
@@ -257,53 +257,42 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
     global_kind, global_message, global_differences = (
         _recover_global(bench, table) if bench.scaling.has_tensor_scale and bench.sets_codes else (None, "", [])
     )
-    factor = (
-        common_factor(bench, table, ~table.isnan())
-        if bool((number != bench.table.cpu()[factors.probe]).any())
-        else None
-    )
+    scales = partial(Experiment, name="scales", tried=len(values))
     if not differences and not global_differences:
+        of_products = bool((number != bench.table.cpu()[factors.probe]).any())
+        factor = common_factor(bench, table, ~table.isnan()) if of_products else None
+        scale = "scale codes" if factors.codes is not None else "scales"
+        what = f"each of {len(values)} {scale} multiplies by its own value"
         if factor is not None:      # codes were seen by their product with a scale
-            return Experiment(
-                name="scales",
-                right=None,
-                tried=len(values),
-                message=f"{what} multiplies by its own value, or by {factor:.3g} times that, and codes decode as "
-                        f"defined",
-            )
-        return Experiment(
-            name="scales", right=True, tried=len(values), message=f"{what} multiplies by its own value{rest}"
-        )
+            return scales(right=None, message=f"{what}, or by {factor:.3g} times that, and codes decode as defined")
+        return scales(right=True, message=f"{what}{rest}")
     kinds, messages = [], []
     if differences:
-        fitting = matching_functions(bench.scaling, factors.codes, values, seen, agree)
-        if fitting and len({tuple(one.kinds) for one in fitting}) == 1:
-            kinds, message = fitting[0].kinds, fitting[0].message
-        elif fitting:
-            message = (
-                f"as under {' or '.join(sorted({str(one.kind) for one in fitting}))}, which cannot be distinguished"
-            )
-        else:
-            order = values.nan_to_num(torch.inf).argsort()
-            names = [_name(factors, index) for index in order.tolist()]
-            kinds, message = (
-                [Kind.SCALE_MISREAD],
-                describe_factors(names, values[order], seen[order], lambda a, b: bench.near(a, b, 3.0)),
-            )
+        kinds, message = _name_factors(bench, factors, agree)
         messages.append(
             f"{len(differences)} of {len(values)} scales multiply by another number than their own: {message}"
         )
     if global_differences:
-        kinds += [global_kind]
+        kinds = [*kinds, global_kind]
         messages.append(global_message)
-    return Experiment(
-        name="scales",
-        right=False,
-        tried=len(values),
-        kinds=kinds,
-        differences=differences + global_differences,
-        message="; and ".join(messages) + rest,
-    )
+    return scales(right=False, kinds=kinds, differences=differences + global_differences,
+                  message="; and ".join(messages) + rest)
+
+
+def _name_factors(
+    bench: Bench, factors: Factors, agree: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[list[Kind], str]:
+    """Return the kinds and the message of scales that multiply by other numbers than their own."""
+    values, seen = factors.values, factors.seen
+    fitting = matching_functions(bench.scaling, factors.codes, values, seen, agree)
+    if fitting and len({tuple(one.kinds) for one in fitting}) == 1:
+        return fitting[0].kinds, fitting[0].message
+    if fitting:
+        return [], f"as under {' or '.join(sorted({str(one.kind) for one in fitting}))}, which cannot be distinguished"
+    order = values.nan_to_num(torch.inf).argsort()
+    names = [_name(factors, index) for index in order.tolist()]
+    near = partial(bench.near, roundings=3.0)
+    return [Kind.SCALE_MISREAD], describe_factors(names, values[order], seen[order], near)
 
 
 def _name(factors: Factors, index: int) -> str:
@@ -330,54 +319,41 @@ def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list
         seen.append(float(read) / (number * bench.unit))
     power = -1 if bench.divides_by_global_scale else 1
     given, factors = torch.tensor(GLOBAL_SCALES, dtype=torch.float64), torch.tensor(seen, dtype=torch.float64)
-
-    def is_power(exponent: float) -> bool:
-        wanted = given**exponent
-        inside = (wanted > torch.finfo(bench.dtype).tiny) & (wanted < torch.finfo(bench.dtype).max)
-        return bool(((factors - wanted).abs() <= 0.02 * wanted)[inside].all()) and int(inside.sum()) >= 3
-
-    if is_power(power):
+    fault = _global_fault(bench.dtype, given, factors, power)
+    if fault is None:
         return None, "", []
-    differences = [
-        Difference(
-            entry=f"global scale {number_text(value)}",
-            definition=number_text(value**power),
-            effective=number_text(factor),
-        )
+    return *fault, [
+        Difference(entry=f"global scale {number_text(value)}", definition=number_text(value**power),
+                   effective=number_text(factor))
         for value, factor in zip(given, factors, strict=True)
         if abs(float(factor) - float(value**power)) > 0.02 * float(value**power)
     ]
+
+
+def _global_fault(dtype: torch.dtype, given: Tensor, factors: Tensor, power: int) -> tuple[Kind, str] | None:
+    """Return the kind and message of global scales `given` that multiply by `factors`, not by their `power`."""
+    def is_power(exponent: float) -> bool:
+        wanted = given**exponent
+        inside = (wanted > torch.finfo(dtype).tiny) & (wanted < torch.finfo(dtype).max)
+        return bool(((factors - wanted).abs() <= 0.02 * wanted)[inside].all()) and int(inside.sum()) >= 3
+
+    if is_power(power):
+        return None
     if is_power(0):
-        return (
-            Kind.GLOBAL_SCALE_MISSING,
-            "the global scale is not applied: whatever it is, weights are multiplied by 1",
-            differences,
-        )
+        return (Kind.GLOBAL_SCALE_MISSING,
+                "the global scale is not applied: whatever it is, weights are multiplied by 1")
     if is_power(-power):
-        return (
-            Kind.GLOBAL_SCALE_INVERTED,
-            "the global scale is inverted: weights are " + ("divided by it" if power > 0 else "multiplied by it"),
-            differences,
-        )
+        inverse = "divided by it" if power > 0 else "multiplied by it"
+        return Kind.GLOBAL_SCALE_INVERTED, f"the global scale is inverted: weights are {inverse}"
     for exponent, what in ((2, "squared"), (0.5, "replaced by its square root"), (-2, "inverted and squared"),
                            (3, "cubed")):
         if is_power(power * exponent):
-            return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is {what}", differences
+            return Kind.GLOBAL_SCALE_MISREAD, f"the global scale is {what}"
     ratio = factors / given**power
     if bool(((ratio / ratio.median() - 1).abs() < 0.02).all()):
-        return (
-            Kind.GLOBAL_SCALE_MISREAD,
-            f"the global scale is applied {float(ratio.median()):.4g} times too large",
-            differences,
-        )
-    if bool(((factors / factors.median() - 1).abs() < 0.02).all()):
-        return (
-            Kind.GLOBAL_SCALE_MISREAD,
-            f"whatever the global scale is, weights are multiplied by {float(factors.median()):.4g}",
-            differences,
-        )
-    return (
-        Kind.GLOBAL_SCALE_MISREAD,
-        f"the global scale {number_text(given[0])} multiplies by {number_text(factors[0])}",
-        differences,
-    )
+        what = f"the global scale is applied {float(ratio.median()):.4g} times too large"
+    elif bool(((factors / factors.median() - 1).abs() < 0.02).all()):
+        what = f"whatever the global scale is, weights are multiplied by {float(factors.median()):.4g}"
+    else:
+        what = f"the global scale {number_text(given[0])} multiplies by {number_text(factors[0])}"
+    return Kind.GLOBAL_SCALE_MISREAD, what
