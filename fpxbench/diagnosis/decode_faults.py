@@ -53,86 +53,80 @@ def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | N
 
 def table_faults(fmt: NumberFormat) -> Iterator[DecodeFault]:
     """Yield the faults of codes decoded by another definition than the format's."""
-
-    def table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False,
-              claim: Callable[[Tensor], bool] | None = None) -> DecodeFault:
-        return DecodeFault("table", kind, message, apply, replaces, claim)
-
-    def read_as(other: Format) -> Callable[[Tensor], Tensor]:
-        return lambda right: decode_table(other, right.device)
-
     if isinstance(fmt, Codebook):       # no field of it is read by another definition
-        yield table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
+        yield _table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
         return
-    other = fmt.sibling
-    if other is not None:
-        half = other.bias > fmt.bias
-        message = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
-                    f" the format's is {fmt.bias}")
-        yield table(sibling_kind(fmt.specials), f"{message} (as {other.name})", read_as(other), True)
-        now_nan = decode_table(other).isnan() & decode_table(fmt).isfinite()
-        if bool(now_nan.any()):
-            code = other.describe_code(int(now_nan.nonzero()[0]))
-            yield table(sibling_kind(fmt.specials), f"{message} (as {other.name}, whose NaN {code} is read as 0)",
-                        lambda right: decode_table(other, right.device).nan_to_num(0.0, torch.inf, -torch.inf), True,
-                        lambda table: bool((table[now_nan.to(table.device)] == 0).all()))
-
+    yield from _read_as_the_sibling(fmt)
     codes = torch.arange(1 << fmt.bits)
     if fmt.twos_complement:
         step = fmt.min_subnormal
-        yield table(
-            Kind.SIGN_LOST,
-            "two's complement codes are read as unsigned",
-            lambda right: (codes * step).float().to(right.device),
-            True,
-        )
+        yield _table(Kind.SIGN_LOST, "two's complement codes are read as unsigned",
+                     lambda right: (codes * step).float().to(right.device), True)
     if fmt.signed:
-        yield table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
+        yield _table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
     if fmt.signed and not fmt.twos_complement and fmt.specials != "fnuz":
         minus_zero = 1 << (fmt.bits - 1)
-        yield table(Kind.NEGATIVE_ZERO, f"-0, the code {fmt.describe_code(minus_zero)}, is read as NaN",
-                    lambda right: right.masked_fill((codes == minus_zero).to(right.device), torch.nan))
+        yield _table(Kind.NEGATIVE_ZERO, f"-0, the code {fmt.describe_code(minus_zero)}, is read as NaN",
+                     lambda right: right.masked_fill((codes == minus_zero).to(right.device), torch.nan))
     if fmt.has_nan:
-        of_nan = decode_table(fmt).isnan()
-
-        def nan_is(test: Callable[[Tensor], Tensor]) -> Callable[[Tensor], bool]:
-            return lambda table: bool(test(table[of_nan.to(table.device)]).all())
-
-        infinity = (
-            f"infinity, {fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))}, and "
-            if fmt.has_infinity
-            else ""
-        )
-        yield table(
-            Kind.NAN_CODE_LOST,
-            f"{infinity}NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as "
-            f"{'finite ' if infinity else ''}numbers",
-            read_as(replace(fmt, specials="none")),
-            True,
-            nan_is(torch.isfinite),
-        )
-        yield table(Kind.NAN_CODE_LOST, f"NaN codes such as {fmt.describe_code(_a_nan(fmt))} are read as zero",
-                    lambda right: right.masked_fill(right.isnan(), 0.0), False, nan_is(lambda read: read == 0))
+        yield from _nan_lost(fmt)
     if not fmt.is_integer and fmt.mantissa_bits:
-        yield from _subnormals(fmt, codes, table)
-        for dropped in range(1, fmt.mantissa_bits + 1):
-            low = (1 << dropped) - 1
-            keep = codes & fmt.magnitude_mask & ~low
-            lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
-            yield table(
-                Kind.TRUNCATED,
-                f"{lost} not read",
-                lambda right, keep=keep: torch.where(
-                    right.isfinite(), right[keep.to(right.device)].copysign(right), right
-                ),
-            )
-            if fmt.has_nan:  # or it is not there before NaN is looked for
-                yield table(
-                    Kind.TRUNCATED, f"{lost} not read", lambda right, low=low: right[(codes & ~low).to(right.device)]
-                )
+        yield from _subnormals(fmt, codes)
+        yield from _truncated(fmt, codes)
 
 
-def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -> Iterator[DecodeFault]:
+def _table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False,
+           claim: Callable[[Tensor], bool] | None = None) -> DecodeFault:
+    return DecodeFault("table", kind, message, apply, replaces, claim)
+
+
+def _read_as(other: Format) -> Callable[[Tensor], Tensor]:
+    return lambda right: decode_table(other, right.device)
+
+
+def _read_as_the_sibling(fmt: Format) -> Iterator[DecodeFault]:
+    other = fmt.sibling
+    if other is None:
+        return
+    half = other.bias > fmt.bias
+    message = (f"every normal code decodes to {'half' if half else 'twice'} its value: read with bias {other.bias},"
+               f" the format's is {fmt.bias}")
+    yield _table(sibling_kind(fmt.specials), f"{message} (as {other.name})", _read_as(other), True)
+    now_nan = decode_table(other).isnan() & decode_table(fmt).isfinite()
+    if bool(now_nan.any()):
+        code = other.describe_code(int(now_nan.nonzero()[0]))
+        yield _table(sibling_kind(fmt.specials), f"{message} (as {other.name}, whose NaN {code} is read as 0)",
+                     lambda right: decode_table(other, right.device).nan_to_num(0.0, torch.inf, -torch.inf), True,
+                     lambda table: bool((table[now_nan.to(table.device)] == 0).all()))
+
+
+def _nan_lost(fmt: Format) -> Iterator[DecodeFault]:
+    of_nan, a_nan = decode_table(fmt).isnan(), fmt.describe_code(_a_nan(fmt))
+
+    def nan_is(test: Callable[[Tensor], Tensor]) -> Callable[[Tensor], bool]:
+        return lambda table: bool(test(table[of_nan.to(table.device)]).all())
+
+    infinity = fmt.describe_code(fmt.magnitude_mask & ~((1 << fmt.mantissa_bits) - 1))
+    read = f"infinity, {infinity}, and NaN codes such as {a_nan} are read as finite numbers" if fmt.has_infinity else \
+        f"NaN codes such as {a_nan} are read as numbers"
+    yield _table(Kind.NAN_CODE_LOST, read, _read_as(replace(fmt, specials="none")), True, nan_is(torch.isfinite))
+    yield _table(Kind.NAN_CODE_LOST, f"NaN codes such as {a_nan} are read as zero",
+                 lambda right: right.masked_fill(right.isnan(), 0.0), False, nan_is(lambda read: read == 0))
+
+
+def _truncated(fmt: Format, codes: Tensor) -> Iterator[DecodeFault]:
+    for dropped in range(1, fmt.mantissa_bits + 1):
+        low = (1 << dropped) - 1
+        keep = codes & fmt.magnitude_mask & ~low
+        lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
+        yield _table(Kind.TRUNCATED, f"{lost} not read", lambda right, keep=keep: torch.where(
+            right.isfinite(), right[keep.to(right.device)].copysign(right), right))
+        if fmt.has_nan:  # or it is not there before NaN is looked for
+            yield _table(Kind.TRUNCATED, f"{lost} not read",
+                         lambda right, low=low: right[(codes & ~low).to(right.device)])
+
+
+def _subnormals(fmt: Format, codes: Tensor) -> Iterator[DecodeFault]:
     """Yield faults relative to the table that they are applied to, which another fault may have changed already."""
     subnormal = is_subnormal(fmt)
     zero = codes & fmt.magnitude_mask == 0
@@ -143,29 +137,20 @@ def _subnormals(fmt: Format, codes: Tensor, table: Callable[..., DecodeFault]) -
         return lambda right: torch.where(changed.to(right.device) & right.isfinite(),
                                          instead(right, right[1 << fmt.mantissa_bits]).float().copysign(right), right)
 
-    yield table(
-        Kind.SUBNORMAL_FLUSHED,
-        "subnormal codes are read as zero",
-        where(subnormal, lambda right, least: right * 0),
-        False,
-        lambda table: bool((table[subnormal.to(table.device)] == 0).all()),
-    )
-    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read with an implicit one",
-                where(subnormal, lambda right, least: with_one.to(right.device) * least))
-    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes are read as normal ones with exponent field 0",
-                where(subnormal, lambda right, least: with_one.to(right.device) * least / 2))
-    yield table(Kind.SUBNORMAL_WRONG, "subnormal codes and zero are read as normal ones with exponent field 0",
-                where(subnormal | zero, lambda right, least: with_one.to(right.device) * least / 2))
-    yield table(
-        Kind.SUBNORMAL_WRONG,
-        "subnormal codes are read as half their value",
-        where(subnormal, lambda right, least: right / 2),
-    )
-    yield table(
-        Kind.SUBNORMAL_WRONG,
-        "subnormal codes are read as twice their value",
-        where(subnormal, lambda right, least: right * 2),
-    )
+    yield _table(Kind.SUBNORMAL_FLUSHED, "subnormal codes are read as zero",
+                 where(subnormal, lambda right, least: right * 0), False,
+                 lambda table: bool((table[subnormal.to(table.device)] == 0).all()))
+
+    def read(what: str, changed: Tensor, instead: Callable[[Tensor, Tensor], Tensor]) -> DecodeFault:
+        return _table(Kind.SUBNORMAL_WRONG, f"subnormal codes {what}", where(changed, instead))
+
+    yield read("are read with an implicit one", subnormal, lambda right, least: with_one.to(right.device) * least)
+    yield read("are read as normal ones with exponent field 0", subnormal,
+               lambda right, least: with_one.to(right.device) * least / 2)
+    yield read("and zero are read as normal ones with exponent field 0", subnormal | zero,
+               lambda right, least: with_one.to(right.device) * least / 2)
+    yield read("are read as half their value", subnormal, lambda right, least: right / 2)
+    yield read("are read as twice their value", subnormal, lambda right, least: right * 2)
 
 
 def is_subnormal(fmt: NumberFormat) -> Tensor:

@@ -114,75 +114,62 @@ def encode_faults(fmt: NumberFormat, layout: str, k: int, largest_stored: int) -
         if rounding.value in _ROUNDINGS and isinstance(fmt, Format):
             yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
     yield from _tie_faults()
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
-            return x.to(dtype).float()
-
-        yield EncodeFault(
-            Kind.DOUBLE_ROUNDING,
-            f"values are rounded twice: to {name} after the scale, then to {fmt.name}",
-            values=narrowed,
-        )
-        yield EncodeFault(
-            Kind.DOUBLE_ROUNDING,
-            f"values are rounded twice: to {name} before the scale, then to {fmt.name}",
-            before=narrowed,
-        )
-    if fmt.has_nan:
-        yield EncodeFault(
-            Kind.OVERFLOW_NAN,
-            f"what rounds past {fmt.max:g} is stored as NaN, not as {fmt.max:g}",
-            overflow=Overflow.NAN,
-        )
-    if fmt.has_infinity:
-        yield EncodeFault(
-            Kind.OVERFLOW_INF,
-            f"what rounds past {fmt.max:g} is stored as infinity, not as {fmt.max:g}",
-            overflow=Overflow.INFINITY,
-        )
-    if 0 < largest_stored < fmt.max_code:
-        top = fmt.value(largest_stored)
-        yield EncodeFault(
-            Kind.SATURATED,
-            f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
-            values=lambda values: values.clamp(-top, top),
-        )
+    yield from _double_roundings(fmt)
+    yield from _range_faults(fmt, largest_stored)
     if isinstance(fmt, Format) and (other := fmt.sibling) is not None:
-        kind = sibling_kind(other.specials)
-        yield EncodeFault(
-            kind,
-            f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as {fmt.name}'s"
-            f" (bias {fmt.bias})",
-            target=other,
-        )
+        yield EncodeFault(sibling_kind(other.specials),
+                          f"the stored codes are {other.name}'s (bias {other.bias}); the scheme reads them as"
+                          f" {fmt.name}'s (bias {fmt.bias})", target=other)
     if fmt.specials == "fnuz":
         minus_zero = 1 << (fmt.bits - 1)
         yield EncodeFault(
             Kind.NEGATIVE_ZERO,
-            f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)},"
-            " which is NaN: FNUZ has no -0",
-            codes=lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero),
-        )
+            f"negative values that round to zero are stored as {fmt.describe_code(minus_zero)}, which is NaN: FNUZ has"
+            " no -0", codes=lambda codes, values: codes.masked_fill((codes == 0) & torch.signbit(values), minus_zero))
     if fmt.signed:
         yield EncodeFault(Kind.SIGN_LOST, "negative weights are stored as positive", before=torch.abs)
     if isinstance(fmt, Format) and not fmt.is_integer and fmt.mantissa_bits:
-        subnormal = is_subnormal(fmt)
-        yield EncodeFault(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
-                          codes=lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
-        yield EncodeFault(
-            Kind.SUBNORMAL_FLUSHED,
-            f"values below the smallest normal, {fmt.min_normal:g}, are stored as zero",
-            codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0),
-        )
-        for factor, what in ((0.5, "half"), (2.0, "twice")):
-            yield EncodeFault(
-                Kind.SUBNORMAL_WRONG,
-                f"values below the smallest normal, {fmt.min_normal:g}, are stored as {what} their value",
-                values=lambda values, factor=factor: torch.where(values.abs() < fmt.min_normal, values * factor,
-                                                                 values))
+        yield from _subnormal_faults(fmt)
     for moved in code_order_faults(fmt, layout, k):
         yield EncodeFault(moved.kind, f"the right codes lie in the wrong places, as though {moved.message}",
                           codes=lambda codes, values, moved=moved: _moved(codes, moved.apply))
+
+
+def _double_roundings(fmt: NumberFormat) -> Iterator[EncodeFault]:
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
+            return x.to(dtype).float()
+
+        for step, when in (("values", "after"), ("before", "before")):
+            yield EncodeFault(Kind.DOUBLE_ROUNDING,
+                              f"values are rounded twice: to {name} {when} the scale, then to {fmt.name}",
+                              **{step: narrowed})
+
+
+def _range_faults(fmt: NumberFormat, largest_stored: int) -> Iterator[EncodeFault]:
+    """Yield what else may be stored for values past the maximum."""
+    for has, kind, what, overflow in ((fmt.has_nan, Kind.OVERFLOW_NAN, "NaN", Overflow.NAN),
+                                      (fmt.has_infinity, Kind.OVERFLOW_INF, "infinity", Overflow.INFINITY)):
+        if has:
+            yield EncodeFault(kind, f"what rounds past {fmt.max:g} is stored as {what}, not as {fmt.max:g}",
+                              overflow=overflow)
+    if 0 < largest_stored < fmt.max_code:
+        top = fmt.value(largest_stored)
+        yield EncodeFault(Kind.SATURATED,
+                          f"what lies past {top:g} is stored as {top:g}; {fmt.name} reaches {fmt.max:g}",
+                          values=lambda values: values.clamp(-top, top))
+
+
+def _subnormal_faults(fmt: Format) -> Iterator[EncodeFault]:
+    subnormal, small = is_subnormal(fmt), f"values below the smallest normal, {fmt.min_normal:g}, are stored as"
+    yield EncodeFault(Kind.SUBNORMAL_FLUSHED, "what rounds to a subnormal code is stored as zero",
+                      codes=lambda codes, values: codes.masked_fill(subnormal.to(codes.device)[codes.int()], 0))
+    yield EncodeFault(Kind.SUBNORMAL_FLUSHED, f"{small} zero",
+                      codes=lambda codes, values: codes.masked_fill(values.abs() < fmt.min_normal, 0))
+    for factor, what in ((0.5, "half"), (2.0, "twice")):
+        yield EncodeFault(
+            Kind.SUBNORMAL_WRONG, f"{small} {what} their value",
+            values=lambda values, factor=factor: torch.where(values.abs() < fmt.min_normal, values * factor, values))
 
 
 def _tie_faults() -> Iterator[EncodeFault]:
