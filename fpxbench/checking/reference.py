@@ -108,13 +108,6 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.ldexp(torch.full_like(finite, info.eps), torch.frexp(finite).exponent - 1)
 
 
-def one_hot_reference(x: Tensor, decoded: Tensor) -> Reference:
-    """Return the reference of one-hot x (one 1.0 a row): nothing accumulates."""
-    columns = x.float().argmax(dim=1)
-    product = decoded[:, columns].T.double()
-    return Reference(product, one_hot_tolerance(product, x.dtype))
-
-
 def one_hot_tolerance(product: Tensor, dtype: torch.dtype, activation_format: str | None = None) -> Tensor:
     """Return how far the product [...] of a one-hot activation may lie from the float64 one.
 

@@ -242,7 +242,7 @@ def matching_functions(
     if clamped is not None:
         return [clamped]
     found = []
-    for one in [_own(scaling), *known]:
+    for one in [_OWN, *known]:
         predicted = one.factor(codes, values)
         usable = predicted.isfinite() & (predicted != 0) & seen.isfinite() & (seen != 0)
         if int(usable.sum()) < 3:
@@ -255,8 +255,7 @@ def matching_functions(
     return found
 
 
-def _own(scaling: Scaling) -> ScaleFunction:
-    return ScaleFunction(Kind.SCALED, "", lambda codes, values: values)
+_OWN = ScaleFunction(Kind.SCALED, "", lambda codes, values: values)
 
 
 def _times(one: ScaleFunction, constant: float, scaling: Scaling) -> ScaleFunction:

@@ -31,7 +31,7 @@ from asv.runner import BENCHMARK_RUN_SCRIPT, BenchmarkResult
 import fpxbench
 from fpxbench.builds.timeline import Timeline, commit_hash
 from fpxbench.integrations.asv_metrics import metrics_of
-from fpxbench.records.record import Build, Machine, Record
+from fpxbench.records.record import Machine, Record
 from fpxbench.records.store import Store, latest
 from fpxbench.sweep.plan import SHARED_PLAN_VARIABLE
 
@@ -59,12 +59,12 @@ def write_results(results: Path, timeline: Timeline, files: Iterable[Path] | Non
     benchmarks = _benchmarks(results, cases)
     for (name, key, variant), records in series.items():
         machine = _machine(results / name, records[-1].machine)
-        _write(results, machine, records[-1].build, variant, days[key], key, records, benchmarks)
+        _write(results, machine, variant, days[key], key, records, benchmarks)
     return len(series)
 
 
-def _write(results: Path, machine: dict[str, str], build: Build, variant: str, day: str, key: str,
-           records: list[Record], benchmarks: dict[str, dict]) -> None:
+def _write(results: Path, machine: dict[str, str], variant: str, day: str, key: str, records: list[Record],
+           benchmarks: dict[str, dict]) -> None:
     variables = {"FPX_VARIANT": variant}
     stored = Results(
         machine | {"python": _PYTHON} | variables, {}, key, util.datetime_to_js_timestamp(_midnight(day)), _PYTHON,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 from enum import StrEnum
-from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
@@ -120,15 +119,6 @@ class Suspect(ChangeReport):
     """How many builds show it: its persistence when it was raised."""
     control: Finite | None = None
     """What the dense baseline did over the same builds, as a share; None where it was not measured."""
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Read one from JSON. Raise pydantic's ValidationError."""
-        return cls.model_validate_json(text)
-
-    def to_json(self) -> str:
-        """Return the suspect as one line."""
-        return self.model_dump_json(by_alias=True)
 
 
 class Event(ChangeReport):

@@ -120,10 +120,10 @@ class _Surroundings:
     def _point(self, change: ChangeReport, build: Build) -> _Point | None:
         name = change.series.machine, build.stem
         if name not in self._files:
-            self._files[name] = dict(self._read(*name, build))
+            self._files[name] = dict(self._read(change.series.machine, build))
         return self._files[name].get((change.series.device, change.series.case))
 
-    def _read(self, machine: str, stem: str, build: Build) -> Iterator[tuple[tuple[str, str], _Point]]:
+    def _read(self, machine: str, build: Build) -> Iterator[tuple[tuple[str, str], _Point]]:
         path = self._store.file(machine, build)
         if path.is_file():
             for record in self._store.read(path)[0]:

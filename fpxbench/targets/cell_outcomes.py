@@ -62,7 +62,7 @@ def evaluate(spec: ProbeSpec, architecture: Architecture, answer: dict) -> tuple
         return _of_store(spec, architecture, compiled["store"])
     if "launches" in compiled:
         return _of_launches(spec, architecture, compiled["launches"])
-    metrics = _metrics(spec, compiled)
+    metrics = _metrics(compiled)
     if spec.operation in ("decode", "integer_decode"):
         if architecture.vendor == "nvidia":
             return _by_table(spec.format, spec.options["out"], compiled["assembly"]), metrics
@@ -74,7 +74,7 @@ def evaluate(spec: ProbeSpec, architecture: Architecture, answer: dict) -> tuple
     return _by_operands(spec, architecture, compiled), metrics
 
 
-def _metrics(spec: ProbeSpec, compiled: dict) -> KernelMetrics:
+def _metrics(compiled: dict) -> KernelMetrics:
     a_weight = None
     if sass := compiled.get("sass"):
         memory = ("LD", "ST", "ULD", "EXIT", "S2")
@@ -209,7 +209,7 @@ def _of_store(spec: ProbeSpec, architecture: Architecture, store: dict) -> tuple
     compiled = [config for config in configs if "metadata" in config]
     if not compiled:
         return failure({"raised": configs[0]["raised"]}), None
-    metrics = _metrics(spec, compiled[0]["metadata"])
+    metrics = _metrics(compiled[0]["metadata"])
     notes = [f"{_config(config)}: {' '.join(config['raised'][1].split())[:80]}"
              for config in configs if "raised" in config]
     executed, faults, unmodelled = 0, [], []
@@ -322,7 +322,7 @@ def _of_launches(spec: ProbeSpec, architecture: Architecture, launches: list[dic
     if "metadata" not in upcast:
         return outcome, None
     metadata, block = upcast["metadata"], upcast["block"]
-    metrics = _metrics(spec, metadata)
+    metrics = _metrics(metadata)
     if upcast["does"] == ["upcast"] and spec.format in TRITON_DTYPES:
         if architecture.vendor == "amd":
             alone = _by_instruction(spec, architecture, metadata)

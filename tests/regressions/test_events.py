@@ -221,10 +221,10 @@ def test_a_suspect_has_the_same_id_on_every_night_and_comes_back_from_json(slowe
     suspect, = find_changes(slowed).suspects
     nights(slowed, 5, edit=slower(1.08, 0), noise=0.015, first=40, seed=3)
     assert [later.id for later in find_changes(slowed).suspects] == [suspect.id]
-    again = Suspect.from_json(suspect.to_json())
+    again = Suspect.model_validate_json(suspect.model_dump_json(by_alias=True))
     assert again == suspect and again.id == suspect.id
     with pytest.raises(ValidationError):
-        Suspect.from_json('{"series": 1}')
+        Suspect.model_validate_json('{"series": 1}')
 
 
 def confirmed(suspect, outcome):

@@ -247,7 +247,7 @@ def _of_the_same_width(fmt: NumberFormat) -> list[Format]:
     return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
 
 
-def known_code(bench: Bench, table: Tensor) -> tuple[int | None, float]:
+def known_code(table: Tensor) -> tuple[int | None, float]:
     """Return the code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
     usable = table.isfinite() & (table.abs() >= 2.0**-20) & (table.abs() <= 2.0**20)
     if not bool(usable.any()):

@@ -44,7 +44,7 @@ def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | 
     be seen."""
     if bench.scaling.block_rows is None:
         return Experiment(name="blocks", right=True, tried=1, message="there is one scale for all"), None
-    code, number = known_code(bench, table)
+    code, number = known_code(table)
     if code is None:
         return Experiment(
             name="blocks", right=None, message="no code is read as a number that scales could be seen by"

@@ -51,7 +51,7 @@ def recover_scales(
 
     blocks : the scale that each weight meets, where that is known
     """
-    code, read = known_code(bench, table)
+    code, read = known_code(table)
     if code is None:
         return Experiment(
             name="scales", right=None, message="no code is read as a number that scales could be seen by"
@@ -309,7 +309,7 @@ def gives_factors(bench: Bench, table: Tensor, block: Tensor, factors: Factors) 
 
 def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list[Difference]]:
     """Return the fault in the second-level scale: its factor as a power of it, or as it was seen."""
-    code, number = known_code(bench, table)
+    code, number = known_code(table)
     row, *column = plain_weights(bench, code, number).nonzero()[-1].tolist()
     at = torch.tensor(column, device=bench.device)
     seen = []
