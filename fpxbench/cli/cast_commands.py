@@ -86,8 +86,8 @@ def _print_finding(finding: CastFinding) -> None:
         f"[{colour}]{escape(finding.headline)}[/]  [bold]{escape(finding.what)}[/]  "
         f"[dim]{', '.join(finding.runs_on)}[/]"
     )
-    said = ": ".join(part for part in (finding.cause, finding.counts) if part)
-    for line in (said, finding.example):
+    detail = ": ".join(part for part in (finding.cause, finding.counts) if part)
+    for line in (detail, finding.example):
         if line:
             out.print(f"    {line}", markup=False)
 

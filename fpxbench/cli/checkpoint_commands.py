@@ -153,7 +153,7 @@ def _print(report: dict[str, Any], compared: bool) -> None:
 def _print_evidence(report: dict[str, Any]) -> None:
     read = [each for each in report["layers"] if each["histogram"]]
     if not read:
-        out.print("No codes were read: nothing is said about their conventions.")
+        out.print("No codes were read, so their conventions were not checked.")
         return
     found: dict[tuple[str, str, str], list[tuple[str, dict[str, Any]]]] = {}
     for each in read:

@@ -238,14 +238,14 @@ def _progress() -> Iterator:
                    TimeElapsedColumn(), TextColumn("left"),
                    TimeRemainingColumn(), console=err, disable=not err.is_terminal, transient=True)
     tasks: dict[str, TaskID] = {}
-    said = {"next": time.monotonic() + 10}
+    shown = {"next": time.monotonic() + 10}
 
     def update(build: str, done: int, total: int) -> None:
         if build not in tasks:
             tasks[build] = bar.add_task(f"Triton {escape(build)}", total=total)
         bar.update(tasks[build], completed=done)
-        if not err.is_terminal and time.monotonic() >= said["next"]:
-            said["next"] = time.monotonic() + 10
+        if not err.is_terminal and time.monotonic() >= shown["next"]:
+            shown["next"] = time.monotonic() + 10
             err.print(f"[{done}/{total}] Triton {build}", markup=False)
 
     with bar:

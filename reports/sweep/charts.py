@@ -31,6 +31,7 @@ class Chart:
     alternative: str
     """For those who do not see it."""
     figure: dict[str, Any]
+_SEE_TABLE = "the table of cases below has the values."
 
 
 def charts_of(sweep: SweepTable) -> list[Chart]:
@@ -53,8 +54,7 @@ def speedup_chart(sweep: SweepTable) -> Chart | None:
         "speedup", f"Speedup over dense at M = {m}",
         "Each mark is the median over the layers timed, the line through it their range. Right of the dashed line is "
         "faster than 16-bit.",
-        f"Speedup over dense by scheme and implementation, {len(rows)} cases; the table of cases below holds the "
-        f"figures.",
+        f"Speedup over dense by scheme and implementation, {len(rows)} cases; {_SEE_TABLE}",
         json.loads(figure.to_json()))
 
 
@@ -70,10 +70,8 @@ def roofline_chart(sweep: SweepTable) -> Chart | None:
     return Chart(
         "roofline", f"Share of the roofline at M = {rows[0].case.m}",
         "Bytes that a call must move over the time it takes, over the measured read bandwidth. Nothing right can lie "
-        "far right of the "
-        "dashed line, unless its weight stays in the cache.",
-        f"Roofline fraction by scheme and implementation, {len(rows)} cases; the table of cases below holds the "
-        f"figures.",
+        "far right of the dashed line, unless its weight stays in the cache.",
+        f"Roofline fraction by scheme and implementation, {len(rows)} cases; {_SEE_TABLE}",
         json.loads(figure.to_json()))
 
 
@@ -127,14 +125,13 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
     return Chart(
         "accuracy", "Accuracy by size",
         "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, "
-        "scales included. "
-        "Up and left is better.",
-        f"SQNR against bits per weight for {count} schemes; the table of schemes holds the figures.",
+        "scales included. Up and left is better.",
+        f"SQNR against bits per weight for {count} schemes; the table of schemes has the values.",
         json.loads(figure.to_json()))
 
 
 def _timed(sweep: SweepTable) -> list[CaseRow]:
-    """Return the right, timed, quantized cases at the fewest tokens, impossible figures left out."""
+    """Return the right, timed, quantized cases at the fewest tokens, impossible numbers left out."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0
             and row.quantized
             and Flag.OVER_ROOFLINE not in row.flags]

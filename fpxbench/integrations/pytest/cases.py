@@ -349,8 +349,8 @@ def _line(name: str, result: TrialResult) -> str:
     beside = f"{timing.speedup:.2f}x dense" if timing and timing.speedup else "baseline" if name == BASELINE else ""
     roofline = f"{traffic.roofline_fraction:.1%} of roofline" if traffic.roofline_fraction else ""
     sqnr = f"{result.accuracy.sqnr_db:.1f} dB" if result.accuracy.sqnr_db is not None else "exact"
-    said = "; ".join(filter(None, [" ".join(result.flags), traffic.bottleneck]))
-    return f"{beside:>12}  {roofline:>18}  {sqnr:>7}  {said}"
+    remarks = "; ".join(filter(None, [" ".join(result.flags), traffic.bottleneck]))
+    return f"{beside:>12}  {roofline:>18}  {sqnr:>7}  {remarks}"
 
 
 def _informative_lines(log: str) -> list[str]:
