@@ -21,12 +21,13 @@ from fpxbench.builds import torch_metadata as torch_metadata_module
 from fpxbench.builds.timeline.commit import commit_hash
 from fpxbench.builds.torch_metadata import TRITON_DISTRIBUTIONS, torch_metadata
 from fpxbench.records.record import Build
+from fpxbench.user_error import UserError
 
 _ANSWER_WITHIN_S = 60
 _VARIANT = re.compile(r"cpu|cu\d+|rocm\d+(\.\d+)*|xpu")
 
 
-class NoPyTorch(RuntimeError):
+class NoPyTorch(UserError):
     """This interpreter has no PyTorch, or one that cannot be identified."""
 
 

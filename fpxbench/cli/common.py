@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.settings import Profile, default_memory_limit
+from fpxbench.user_error import UserError
 
 if TYPE_CHECKING:
     from fpxbench.sweep.isolation import Outcome
@@ -77,8 +78,8 @@ def print_wide(table: Table) -> None:
     wide.print(table, width=table.__rich_measure__(wide, wide.options).maximum)
 
 
-class UsageError(Exception):
-    """A mistake in how a command was used. Ends it with the message and exit status 2."""
+class UsageError(UserError):
+    """A mistake in how a command was used."""
 
 
 def new_app() -> typer.Typer:
@@ -88,19 +89,13 @@ def new_app() -> typer.Typer:
 
 def user_message(error: Exception) -> str | None:
     """Return the message to print for an error that a user can correct; None for any other, which is a bug."""
-    from fpxbench.builds.installed import NoPyTorch
-
     if isinstance(error, ValidationError):
         return "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r}" for e in error.errors(include_url=False)
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (UsageError, NoPyTorch, OSError, ValueError)):
-        return str(error)
-    from fpxbench.sweep.run import CannotStart
-
-    return str(error) if isinstance(error, CannotStart) else None
+    return str(error) if isinstance(error, (UserError, OSError, ValueError)) else None
 
 
 def results_folder(results: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.markup import escape
 
-from fpxbench.builds.timeline import Entry, Timeline, TimelineError
+from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.builds.timeline.entry import DEFAULT_VARIANT
 from fpxbench.cli.common import (
     DeviceOption,
@@ -250,12 +250,9 @@ class _Bench:
         from fpxbench.builds.environments import current_build
 
         known_builds = self.timeline
-        try:
-            if here := current_build():
-                known_builds.add([here])
-            return known_builds.find(name)
-        except TimelineError as error:
-            raise UsageError(str(error)) from None
+        if here := current_build():
+            known_builds.add([here])
+        return known_builds.find(name)
 
     def build(self, entry: Entry) -> Build:
         """Return the build as the timeline describes it."""

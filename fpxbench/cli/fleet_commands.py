@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import redirect_stdout
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fpxbench.builds.installed import NoPyTorch, installed_build
-from fpxbench.builds.timeline import Entry, Timeline, TimelineError
+from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.cli.common import (
     CaseTimeoutOption,
     ImplementationOption,
@@ -52,23 +51,6 @@ AddressOption = Annotated[str | None, typer.Option(
     "--address", help="Ray cluster: auto, ray://HOST:10001, HOST:6379.  [dim]default: start Ray here[/]")]
 
 
-def _command(function):
-    """Register a command of the group. What keeps a fleet from starting is a usage error."""
-
-    @wraps(function)
-    def command(*args, **kwargs):
-        from fpxbench.fleet.cluster import NoCluster, NoRay
-        from fpxbench.fleet.driver import NoDevice
-        from fpxbench.fleet.state import AnotherRun
-
-        try:
-            return function(*args, **kwargs)
-        except (TimelineError, NoRay, NoCluster, NoDevice, AnotherRun) as error:
-            raise UsageError(str(error)) from None
-
-    return fleet_app.command(name=function.__name__)(command)
-
-
 BuildsOption = Annotated[
     str | None,
     typer.Option(
@@ -87,7 +69,7 @@ PatienceOption = Annotated[float, typer.Option(
     "--patience", help="Wait this many minutes for a device that can do what is left.", min=0.0)]
 
 
-@_command
+@fleet_app.command()
 def run(
     builds: BuildsOption = None,
     profile: ProfileOption = "quick",
@@ -149,7 +131,7 @@ def run(
         raise typer.Exit(130 if state.ended == "interrupted" else 1)
 
 
-@_command
+@fleet_app.command()
 def status(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
     """Show what the latest fleet run into a results folder has done, and is doing."""
     from fpxbench.fleet.fleet_progress import rendered
@@ -173,7 +155,7 @@ def status(results: ResultsOption = Path("results"), as_json: JsonOption = False
         out.print(f"ended {state.at}", markup=False, style="dim")
 
 
-@_command
+@fleet_app.command()
 def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
     """List the nodes of a cluster: devices, their machine names in the results, and the version of fpxbench."""
     from fpxbench.fleet import cluster
@@ -215,7 +197,7 @@ def _node_row(node: Node, call: Call) -> dict[str, Any]:
     }
 
 
-@_command
+@fleet_app.command()
 def asv(results: ResultsOption = Path("results"), timeline: TimelineOption = Path(".timeline")) -> None:
     """Write asv's result files from the records of every machine."""
     written = _write_asv(results_folder(results), Timeline(timeline))

@@ -75,17 +75,14 @@ def notify(
 
     Exit status: 0; 1 if something could not be delivered, which the next run tries again; 2 for a usage error.
     """
-    from fpxbench.builds.timeline import Timeline, TimelineError
+    from fpxbench.builds.timeline import Timeline
     from fpxbench.integrations.notify.notice import notices
     from fpxbench.regressions.movements import movements
     from fpxbench.regressions.result_changes import find_changes
 
     results = results_folder(results)
     failed, channels = _channels(github, pull_request, github_api, webhook or [], template, apprise or [])
-    try:
-        changes = find_changes(results, Timeline(timeline))
-    except TimelineError as error:
-        raise UsageError(str(error)) from error
+    changes = find_changes(results, Timeline(timeline))
     if not changes.newest_of:
         raise UsageError(f"--results {results}: no records, so that there is nothing to send; "
                          f"`fpxbench run --results {results}` makes some")

@@ -39,17 +39,14 @@ def report(
 
     The report opens from file://, without a server.
     """
-    from fpxbench.builds.timeline import Timeline, TimelineError
+    from fpxbench.builds.timeline import Timeline
     from fpxbench.reports.site import build_site
     from fpxbench.reports.sweep.problems import Section
 
-    try:
-        with err.status("conversions") as progress:
-            summary = build_site(
-                results_folder(results), output, Timeline(timeline), builds, lambda line: progress.update(escape(line))
-            )
-    except TimelineError as error:
-        raise UsageError(str(error)) from error
+    with err.status("conversions") as progress:
+        summary = build_site(
+            results_folder(results), output, Timeline(timeline), builds, lambda line: progress.update(escape(line))
+        )
     if as_json:
         print(json.dumps({
             "index": str(summary.index.resolve()),

@@ -53,14 +53,11 @@ def regressions(
 
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error.
     """
-    from fpxbench.builds.timeline import Timeline, TimelineError
+    from fpxbench.builds.timeline import Timeline
     from fpxbench.regressions.result_changes import find_changes
 
     failing = _fail_on(fail_on)
-    try:
-        found = find_changes(results_folder(results), Timeline(timeline), machine)
-    except TimelineError as error:
-        raise UsageError(str(error)) from error
+    found = find_changes(results_folder(results), Timeline(timeline), machine)
     shown = found if everything else found.of_newest_builds()
     for trouble in found.troubles:
         err.print(trouble, markup=False, style="yellow")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fpxbench.builds.installed import NoPyTorch, installed_build
-from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, TimelineError, commit_hash
+from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, commit_hash
 from fpxbench.builds.timeline.measured import measured
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, print_table
 
@@ -50,20 +48,7 @@ GitOption = Annotated[bool, typer.Option(
     "--git", help="Read the upstream commit of each build, which downloads 1.5 MB of its wheel once.")]
 
 
-def _command(function: Callable) -> Callable:
-    """Register a command of the group. Its TimelineError is a usage error."""
-
-    @wraps(function)
-    def command(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except TimelineError as error:
-            raise UsageError(str(error)) from None
-
-    return timeline_app.command(name=function.__name__.rstrip("_"))(command)
-
-
-@_command
+@timeline_app.command()
 def sync(
     channel: ChannelOption = None,
     variant: VariantsOption = None,
@@ -178,7 +163,7 @@ def _print_outcome(outcome, known_builds: Timeline) -> None:
     out.print(f"{len(known_builds.entries())} builds on the timeline   next: fpxbench timeline list", style="dim")
 
 
-@_command
+@timeline_app.command("list")
 def list_(
     channel: Annotated[
         str | None, typer.Option("--channel", help="release, nightly or source.  [dim]default: all[/]")
@@ -225,7 +210,7 @@ def list_(
     print_table(table)
 
 
-@_command
+@timeline_app.command()
 def show(
     build: Annotated[
         str, typer.Argument(help="A tag, a version, a channel (its newest build) or a prefix of a commit hash.")
@@ -241,7 +226,7 @@ def show(
     )
 
 
-@_command
+@timeline_app.command()
 def here(
     python: Annotated[
         str | None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import contract, reference
+from fpxbench.checking.examination import ranges
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import Readout, correlation
@@ -140,16 +141,4 @@ def wrong_part(y: Tensor, expected: reference.Reference) -> str | None:
 
 
 def counted(name: str, numbers: list[int], size: int) -> str:
-    return f"{name}{'' if len(numbers) == 1 else 's'} {_ranges(numbers)} of {size}"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Return numbers as text, runs joined: ``3, 7 to 12``; the first four runs."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs[:4])
-    return text + (f" and {len(runs) - 4} more runs" if len(runs) > 4 else "")
+    return f"{name}{'' if len(numbers) == 1 else 's'} {ranges(numbers, 4)} of {size}"

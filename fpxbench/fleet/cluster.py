@@ -15,6 +15,7 @@ from fpxbench.builds.environments import default_root
 from fpxbench.builds.environments.folder import ROOT_VARIABLE
 from fpxbench.fleet.fleet_messages import DeviceType, Seat
 from fpxbench.records.fields import LARGEST_INTEGER
+from fpxbench.user_error import UserError
 
 MACHINE_LABEL = "fpxbench-machine"
 CONNECT_WITHIN_S = 10.0
@@ -28,11 +29,11 @@ Call = Any
 """A call of a worker that has not returned yet: Ray's ObjectRef."""
 
 
-class NoRay(RuntimeError):
+class NoRay(UserError):
     """Ray is not installed."""
 
 
-class NoCluster(RuntimeError):
+class NoCluster(UserError):
     """The cluster cannot be reached, or cannot be used from this Python."""
 
 

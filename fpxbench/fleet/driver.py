@@ -40,6 +40,7 @@ from fpxbench.fleet.spread import DeviceSpread
 from fpxbench.fleet.state import CellState, FleetFolder, FleetState
 from fpxbench.records.record import Machine, Record, now
 from fpxbench.records.store import Store
+from fpxbench.user_error import UserError
 
 STATE_EVERY_S = 1.0
 POLL_S = 1.0
@@ -66,7 +67,7 @@ class Request:
     """How long to wait for a device that can do what is left."""
 
 
-class NoDevice(RuntimeError):
+class NoDevice(UserError):
     """The cluster has no device of those that were asked for."""
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fpxbench.records.fields import Count, Label, Moment, Text
 from fpxbench.records.record import now
 from fpxbench.records.verdict import BROKEN, Status
+from fpxbench.user_error import UserError
 from fpxbench.whole_file import write_whole
 
 _FOLDER = "fleet"
@@ -83,7 +84,7 @@ class FleetState(BaseModel):
         return list(dict.fromkeys(cell.machine for cell in self.cells))
 
 
-class AnotherRun(RuntimeError):
+class AnotherRun(UserError):
     """Another process runs a fleet into this results folder."""
 
 

@@ -21,6 +21,7 @@ from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.pool import Pool, default_jobs, usable_cores
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.settings import Settings
+from fpxbench.user_error import UserError
 
 PREPARATION_TIMEOUT_S = 300.0
 CHECK_BUDGET_S = {"smoke": 0.07, "quick": 0.5, "full": 3.0}
@@ -30,7 +31,7 @@ _DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
 """Statuses after which a GPU child is replaced: its context may be past use (a fault is sticky)."""
 
 
-class CannotStart(RuntimeError):
+class CannotStart(UserError):
     """The sweep could not begin; the message says why, and ends with what the child wrote."""
 
     def __init__(self, what: str, outcome: Outcome) -> None:

@@ -28,12 +28,13 @@ from fpxbench.builds.timeline.commit import CHANNELS, GitObject, Identified, com
 from fpxbench.builds.timeline.entry import Entry, Failure, in_order
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.record import Build
+from fpxbench.user_error import UserError
 
 _LOCK = "fpxbench.lock"
 _PACK_TYPE = {"commit": 1, "tree": 2, "blob": 3}
 
 
-class TimelineError(RuntimeError):
+class TimelineError(UserError):
     """The folder is not a timeline, git is missing or fails, or there is no such build."""
 
 
