@@ -257,11 +257,8 @@ def workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
     ranks : sizes of tensor parallelism; each adds a model's layers as one rank holds them (``llama3-70b.down.tp8``)
     """
     layers = _kept_layers()
-    found = [
-        *CANARIES,
-        *layers,
-        *(layer.of_rank(size) for size in ranks for layer in layers if layer.split is not Split.NONE),
-    ]
+    found = [*CANARIES, *layers,
+             *(layer.of_rank(size) for size in ranks for layer in layers if layer.split is not Split.NONE)]
     return {workload.name: workload for workload in found}
 
 

@@ -81,14 +81,8 @@ def read_build(version_file: Path, triton: str | None = None, declared_triton: R
     channel, day = channel_and_date(version)
     if triton and declared_triton and not declared_triton.specifier.contains(triton, prereleases=True):
         channel = "source"
-    build = Build(
-        torch=str(text),
-        triton=triton,
-        git=git_commit(metadata.get("git_version")),
-        channel=channel,
-        variant=_variant(version, metadata),
-        date=day,
-    )
+    build = Build(torch=str(text), triton=triton, git=git_commit(metadata.get("git_version")), channel=channel,
+                  variant=_variant(version, metadata), date=day)
     return build.model_copy(update={"key": commit_hash(build)})
 
 

@@ -117,15 +117,9 @@ def _result(conversion: Conversion, inputs: Inputs | None, produce: Callable[[],
 
 def checked(conversion: Conversion, conformance: Conformance, digest: str) -> CastResult:
     """Return the result of a conversion that ran."""
-    return CastResult(
-        conversion=conversion,
-        verdict=verdict_on(conversion, conformance),
-        inputs=conformance.inputs,
-        differing=conformance.differing,
-        inputs_digest=digest,
-        behaviour=conformance.behaviour,
-        differences=conformance.differences,
-    )
+    return CastResult(conversion=conversion, verdict=verdict_on(conversion, conformance), inputs=conformance.inputs,
+                      differing=conformance.differing, inputs_digest=digest, behaviour=conformance.behaviour,
+                      differences=conformance.differences)
 
 
 def refusal(conversion: Conversion, error: Exception) -> CastResult:
@@ -174,14 +168,9 @@ def _check_bits(conversion: Conversion, inputs: Inputs, got: np.ndarray) -> Conf
     if not differing.size:
         return Conformance(inputs.count, 0, Behaviour(), [])
     examples = [
-        Example(
-            input=" , ".join(_hex(bits[index]) for bits in inputs.operands),
-            input_value=" , ".join(str(bits[index]) for bits in inputs.operands),
-            got=_hex(got[index]),
-            got_value=str(got[index]),
-            expected=_hex(right[index]),
-            expected_value=str(right[index]),
-        )
+        Example(input=" , ".join(_hex(bits[index]) for bits in inputs.operands),
+                input_value=" , ".join(str(bits[index]) for bits in inputs.operands), got=_hex(got[index]),
+                got_value=str(got[index]), expected=_hex(right[index]), expected_value=str(right[index]))
         for index in differing[np.linspace(0, differing.size - 1, min(EXAMPLES, differing.size)).astype(int)]
     ]
     difference = DifferingInputs(kind=InputKind.OTHER, count=int(differing.size), permitted=False, examples=examples)

@@ -47,11 +47,9 @@ class TimedCall:
 def every_row() -> list[str]:
     """Return the rows of the table, as `SpeedRow.row` spells them."""
     packed = [f"{layout.name}/{bits}" for layout in packing.LAYOUTS.values() for bits in layout.widths]
-    return [
-        *(f"encode/{name}/{source}" for source in SOURCES for name in FORMATS),
-        *(f"decode/{name}" for name in FORMATS),
-        *(f"{way}/{name}" for name in packed for way in ("pack", "unpack")),
-    ]
+    return [*(f"encode/{name}/{source}" for source in SOURCES for name in FORMATS),
+            *(f"decode/{name}" for name in FORMATS),
+            *(f"{way}/{name}" for name in packed for way in ("pack", "unpack"))]
 
 
 def measure_row(row: str, elements: int, budget_s: float) -> SpeedRow:

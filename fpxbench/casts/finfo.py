@@ -17,14 +17,9 @@ def check_finfo(name: str) -> Conformance:
     reported = torch.finfo(getattr(torch, dtype.torch))
     defined = defined_constants(dtype)
     wrong = [
-        Example(
-            input=constant,
-            input_value=f"torch.finfo(torch.{dtype.torch}).{constant}",
-            got=value.hex(),
-            got_value=number_text(value),
-            expected=defined[constant].hex(),
-            expected_value=number_text(defined[constant]),
-        )
+        Example(input=constant, input_value=f"torch.finfo(torch.{dtype.torch}).{constant}", got=value.hex(),
+                got_value=number_text(value), expected=defined[constant].hex(),
+                expected_value=number_text(defined[constant]))
         for constant in defined
         if (value := float(getattr(reported, constant))) != defined[constant]
     ]

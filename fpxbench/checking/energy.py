@@ -147,11 +147,9 @@ class _Nvml:
 
     def reading(self) -> Reading:
         nvml, power = self._nvml, self._ask("nvmlDeviceGetPowerUsage")
-        return Reading(
-            self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-            self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-            self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU), power and power / 1e3,
-        )
+        return Reading(self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+                       self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+                       self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU), power and power / 1e3)
 
     def throttle_reasons(self) -> list[str]:
         bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0     # the name that every version has

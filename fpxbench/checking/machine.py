@@ -123,11 +123,8 @@ def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
     half = buffer.view(torch.bfloat16).view(-1, 8192)
     vector = torch.ones(8192, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(buffer)
-    ways = [
-        (buffer.nbytes, lambda: buffer.sum()),
-        (buffer.nbytes, lambda: torch.mv(half, vector)),
-        (2 * buffer.nbytes, lambda: target.copy_(buffer)),
-    ]
+    ways = [(buffer.nbytes, lambda: buffer.sum()), (buffer.nbytes, lambda: torch.mv(half, vector)),
+            (2 * buffer.nbytes, lambda: target.copy_(buffer))]
     best = 0.0
     for nbytes, way in ways:
         way()

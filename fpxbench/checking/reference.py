@@ -163,17 +163,12 @@ def compare(y: Tensor, expected: Reference) -> Comparison:
     excess = torch.where(settled, 0.0, error / expected.tolerance).nan_to_num(nan=math.inf)
     worst = int(excess.argmax())
     row, column = divmod(worst, y.shape[1])
-    return Comparison(
-        within=bool((excess <= 1).all()),
-        finite=bool((out.isfinite() | settled).all()),
-        relative_error=_ratio(error.norm(), product.nan_to_num(0.0, 0.0, 0.0).norm()),
-        bound=expected.bound if bool(product.isfinite().all()) else math.inf,
-        worst_ulp=float((error / ulp(product, y.dtype)).max()),
-        outside=int((excess > 1).sum()),
-        worst_at=(row, column),
-        worst_value=float(out.reshape(-1)[worst]),
-        worst_expected=float(product.reshape(-1)[worst]),
-    )
+    return Comparison(within=bool((excess <= 1).all()), finite=bool((out.isfinite() | settled).all()),
+                      relative_error=_ratio(error.norm(), product.nan_to_num(0.0, 0.0, 0.0).norm()),
+                      bound=expected.bound if bool(product.isfinite().all()) else math.inf,
+                      worst_ulp=float((error / ulp(product, y.dtype)).max()), outside=int((excess > 1).sum()),
+                      worst_at=(row, column), worst_value=float(out.reshape(-1)[worst]),
+                      worst_expected=float(product.reshape(-1)[worst]))
 
 
 def sqnr_db(original: Tensor, decoded: Tensor) -> float | None:

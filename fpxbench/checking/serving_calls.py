@@ -342,11 +342,9 @@ def check_repeats(examination: Examination, most: int = 1000) -> Verdict | None:
     examination.properties |= {"repeats": count, "repeatable": differing == 0}
     if not wrong:
         return None
-    return Verdict(
-        status=Status.WRONG if wrong[0].finite else Status.NONFINITE, kind=Kind.NOT_REPEATABLE,
-        evidence=comparison_evidence(wrong[0]) | {"repeats": count, "repeats_wrong": len(wrong)},
-        summary=f"wrong in {len(wrong)} of {count} calls with the same operands: {wrong[0].message()}",
-    )
+    return Verdict(status=Status.WRONG if wrong[0].finite else Status.NONFINITE, kind=Kind.NOT_REPEATABLE,
+                   evidence=comparison_evidence(wrong[0]) | {"repeats": count, "repeats_wrong": len(wrong)},
+                   summary=f"wrong in {len(wrong)} of {count} calls with the same operands: {wrong[0].message()}")
 
 
 class _Busy:

@@ -68,12 +68,9 @@ def _depends_on_memory(
     if bool(held.any()):
         held &= poison.holds_pattern(again(other).seen, other)
         if unwritten := int(held.sum()):
-            return Verdict(
-                status=Status.WRONG,
-                kind=Kind.UNWRITTEN_OUTPUT,
-                evidence=evidence | {"unwritten": unwritten},
-                summary=f"{unwritten} of {y.numel()} output elements were never written",
-            )
+            return Verdict(status=Status.WRONG, kind=Kind.UNWRITTEN_OUTPUT,
+                           evidence=evidence | {"unwritten": unwritten},
+                           summary=f"{unwritten} of {y.numel()} output elements were never written")
     if not compare(again(poison.ZERO).seen, expected).within:
         return None
     if compare(again(pattern).seen, expected).within:

@@ -40,16 +40,11 @@ def scale_statistics(name: str, weight: QuantizedWeight) -> tuple[ScaleStatistic
     numbers = scaling.scale_format.decode(weight.scales).reshape(-1)
     finite = numbers[numbers.isfinite()]
     fmt = scaling.scale_format.format
-    found = ScaleStatistics(
-        count=numbers.numel(),
-        nan=int((~numbers.isfinite()).sum()),
-        zero=int((numbers == 0).sum()),
-        negative=int((numbers < 0).sum()),
-        subnormal=int(((numbers > 0) & (numbers < fmt.min_normal)).sum()),
-        largest=int((numbers == fmt.max).sum()),
-        min=float(finite.min()) if finite.numel() else 0.0,
-        max=float(finite.max()) if finite.numel() else 0.0,
-    )
+    found = ScaleStatistics(count=numbers.numel(), nan=int((~numbers.isfinite()).sum()), zero=int((numbers == 0).sum()),
+                            negative=int((numbers < 0).sum()),
+                            subnormal=int(((numbers > 0) & (numbers < fmt.min_normal)).sum()),
+                            largest=int((numbers == fmt.max).sum()), min=float(finite.min()) if finite.numel() else 0.0,
+                            max=float(finite.max()) if finite.numel() else 0.0)
     problems = []
     for count, what in ((found.nan, "NaN or infinite"), (found.negative, "negative")):
         if count:

@@ -363,8 +363,5 @@ def _between(good: Entry, bad: Entry, entries: list[Entry]) -> list[Entry]:
             f"{good.tag} is not older than {bad.tag}: fpxbench bisect CASE GOOD BAD looks for the first bad build "
             f"after a good one"
         )
-    return [
-        good,
-        *(entry for entry in entries[order[good.key] + 1 : order[bad.key]] if entry.channel == bad.channel),
-        bad,
-    ]
+    return [good, *(entry for entry in entries[order[good.key] + 1 : order[bad.key]] if entry.channel == bad.channel),
+            bad]

@@ -104,15 +104,13 @@ def run(
     failing = statuses(fail_on)
     if tune:
         os.environ[TUNE_VARIABLE] = "1"     # the children inherit it
-    settings = Settings(
-        profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
-        workload=tuple(workload or ()), tp=ranks(tp), cases=cases,
-        checkpoint=checkpoint, layer=tuple(layer or ()), weights=weights, activations=activations,
-        device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh,
-        jobs=jobs, report=report, timeout_s=timeout, seed=seed,
-        memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
-        timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
-    )
+    settings = Settings(profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
+                        workload=tuple(workload or ()), tp=ranks(tp), cases=cases,
+                        checkpoint=checkpoint, layer=tuple(layer or ()), weights=weights, activations=activations,
+                        device=device, impls=tuple(impls or ()), results=results, machine=machine, fresh=fresh,
+                        jobs=jobs, report=report, timeout_s=timeout, seed=seed,
+                        memory_limit=_bytes(memory_limit) if memory_limit else default_memory_limit(),
+                        timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0)
     sweep = main_sweep(settings)
     _print_matrix(sweep.records)
     for line in _worst(sweep.records, 3):

@@ -151,11 +151,8 @@ def _print_outcome(outcome, known_builds: Timeline) -> None:
         out.print(f"{address}: {count} builds", markup=False, style="dim")
     for sentence in outcome.remarks:
         out.print(sentence, markup=False, style="yellow")
-    for what, tags in (
-        ("new", outcome.added),
-        ("back on the index", outcome.returned),
-        ("no longer on the index, kept here", outcome.vanished),
-    ):
+    for what, tags in (("new", outcome.added), ("back on the index", outcome.returned),
+                       ("no longer on the index, kept here", outcome.vanished)):
         if tags:
             out.print(f"{len(tags)} {what}: {', '.join(tags[:-6:-1])}{', …' if len(tags) > 5 else ''}", markup=False)
     if outcome.read and not (outcome.added or outcome.returned or outcome.vanished):
@@ -197,14 +194,9 @@ def list_(
         table.add_row(
             *map(
                 escape,
-                (
-                    entry.tag,
-                    _day(entry),
-                    entry.own_triton or "",
-                    " ".join(entry.variants),
-                    _measured_text(counts.get(entry.key, {})),
-                    "; ".join([*(["installed here"] if entry.key == here else []), *entry.marks]),
-                ),
+                (entry.tag, _day(entry), entry.own_triton or "", " ".join(entry.variants),
+                 _measured_text(counts.get(entry.key, {})),
+                 "; ".join([*(["installed here"] if entry.key == here else []), *entry.marks])),
             )
         )
     print_table(table)
@@ -285,13 +277,8 @@ def _show(entry: Entry, counts: dict[str, int], as_json: bool, more: dict) -> No
     if as_json:
         print(json.dumps(_metadata(entry, counts, _installed_key()) | more))
         return
-    table = Table(
-        box=None,
-        show_header=False,
-        pad_edge=False,
-        title=escape(f"{entry.tag}: PyTorch {entry.torch}"),
-        title_justify="left",
-    )
+    table = Table(box=None, show_header=False, pad_edge=False, title=escape(f"{entry.tag}: PyTorch {entry.torch}"),
+                  title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
 

@@ -30,11 +30,8 @@ keep as headroom on FNUZ hardware."""
 def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
     """Return every known fault that applies to `weight`. Raises ValueError for a weight whose codes cannot be read."""
     scheme, (n, k) = weight.scheme, weight.shape
-    return [
-        *code_order_faults(scheme.format, weight.layout, k),
-        *table_faults(scheme.format),
-        *scale_faults(scheme.scaling, scheme.format, n, k),
-    ]
+    return [*code_order_faults(scheme.format, weight.layout, k), *table_faults(scheme.format),
+            *scale_faults(scheme.scaling, scheme.format, n, k)]
 
 
 # What it decodes to.
@@ -194,21 +191,12 @@ def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
     yield scales(Kind.SCALE_MISSING, "the scale is not applied",
                  lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
     if scaling.has_tensor_scale:
-        yield scales(
-            Kind.GLOBAL_SCALE_MISSING,
-            "the tensor scale is not applied",
-            lambda block, tensor: (block, torch.ones_like(tensor)),
-        )
-        yield scales(
-            Kind.GLOBAL_SCALE_INVERTED,
-            "weights are divided by the tensor scale, not multiplied",
-            lambda block, tensor: (block, 1 / tensor),
-        )
-        yield scales(
-            Kind.GLOBAL_SCALE_MISREAD,
-            "the tensor scale is applied twice",
-            lambda block, tensor: (block, tensor.square()),
-        )
+        yield scales(Kind.GLOBAL_SCALE_MISSING, "the tensor scale is not applied",
+                     lambda block, tensor: (block, torch.ones_like(tensor)))
+        yield scales(Kind.GLOBAL_SCALE_INVERTED, "weights are divided by the tensor scale, not multiplied",
+                     lambda block, tensor: (block, 1 / tensor))
+        yield scales(Kind.GLOBAL_SCALE_MISREAD, "the tensor scale is applied twice",
+                     lambda block, tensor: (block, tensor.square()))
         yield scales(
             Kind.SCALE_MISSING, "the block scale is not applied", lambda block, tensor: (torch.ones_like(block), tensor)
         )
@@ -216,16 +204,10 @@ def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
                      # 0x7f is NaN in E4M3, and 240 in E4M3FNUZ.
                      lambda block, tensor: (torch.where(block.isnan(), 240.0, block / 2), tensor))
     level = "block scale" if scaling.has_tensor_scale else "scale"
-    yield scales(
-        Kind.SCALE_SQUARED,
-        f"the {level} is applied twice: each factor is its square",
-        lambda block, tensor: (block.square(), tensor),
-    )
-    yield scales(
-        Kind.SCALE_INVERTED,
-        f"weights are divided by the {level}, not multiplied",
-        lambda block, tensor: (1 / block, tensor),
-    )
+    yield scales(Kind.SCALE_SQUARED, f"the {level} is applied twice: each factor is its square",
+                 lambda block, tensor: (block.square(), tensor))
+    yield scales(Kind.SCALE_INVERTED, f"weights are divided by the {level}, not multiplied",
+                 lambda block, tensor: (1 / block, tensor))
     for factor in (2.0, 0.5):
         yield scales(
             Kind.SCALED, scaled_by(factor, scaling, fmt), lambda block, tensor, factor=factor: (block * factor, tensor)
@@ -234,11 +216,9 @@ def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
         for other in E4M3_MAXIMA:
             # a factor of 2 is a bias's before it is a maximum's
             if other != fmt.max and fmt.max / other not in (2.0, 0.5):
-                yield scales(
-                    Kind.WRONG_MAX,
-                    f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
-                    lambda block, tensor, ratio=fmt.max / other: (block * ratio, tensor),
-                )
+                yield scales(Kind.WRONG_MAX,
+                             f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+                             lambda block, tensor, ratio=fmt.max / other: (block * ratio, tensor))
 
 
 def scaled_by(factor: float, scaling: Scaling, fmt: NumberFormat) -> str:

@@ -174,11 +174,9 @@ def _subnormal_faults(fmt: Format) -> Iterator[EncodeFault]:
 
 def _tie_faults() -> Iterator[EncodeFault]:
     """Yield roundings of halfway values to another neighbour than the even one: the least nudge decides them."""
-    for towards, nudged in (
-        ("toward zero", lambda values: values * (1 - TIE_NUDGE)),
-        ("up, toward infinity", lambda values: values + values.abs() * TIE_NUDGE),
-        ("down, toward minus infinity", lambda values: values - values.abs() * TIE_NUDGE),
-    ):
+    for towards, nudged in (("toward zero", lambda values: values * (1 - TIE_NUDGE)),
+                            ("up, toward infinity", lambda values: values + values.abs() * TIE_NUDGE),
+                            ("down, toward minus infinity", lambda values: values - values.abs() * TIE_NUDGE)):
         yield EncodeFault(Kind.TIES_NOT_EVEN, f"halfway values are rounded {towards}, not to the even code",
                           values=nudged)
 
@@ -188,11 +186,9 @@ def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeF
     numbers = not scaling.scale_format.coded        # stored as they are, not as codes
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
-            yield EncodeFault(
-                Kind.WRONG_MAX,
-                f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
-                scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other),
-            )
+            yield EncodeFault(Kind.WRONG_MAX,
+                              f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
+                              scales=lambda scales, other=other: Scales(scales.stored * fmt.max / other))
     if scaling.scale_format.powers_of_two and isinstance(fmt, Format):
         for step, side, kind in ((1, "high", Kind.SCALE_ONE_STEP_HIGH), (-1, "low", Kind.SCALE_ONE_STEP_LOW)):
             yield EncodeFault(

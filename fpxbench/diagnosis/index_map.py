@@ -33,12 +33,8 @@ class IndexMap:
     def from_flat(cls, flat: Tensor, source_columns: int, row_name: str, column_name: str) -> IndexMap:
         """Return the map of flat sources [R, C], ``row * source_columns + column``; -1 where unknown."""
         known = flat >= 0
-        return cls(
-            torch.where(known, flat // source_columns, -1),
-            torch.where(known, flat % source_columns, -1),
-            row_name,
-            column_name,
-        )
+        return cls(torch.where(known, flat // source_columns, -1), torch.where(known, flat % source_columns, -1),
+                   row_name, column_name)
 
     @property
     def known(self) -> Tensor:

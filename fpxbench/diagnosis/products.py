@@ -135,11 +135,8 @@ def _with_maps(found: Diagnosis, maps: RecoveredMaps | None, operands: Operands)
     if maps.wrong:
         return replace(found, message=f"{found.message}; {maps.messages()}", evidence=evidence)
     if maps.all_right and tried.m != operands.case.m and (tried.n, tried.k) == (operands.case.n, operands.case.k):
-        return replace(
-            found,
-            message=f"{found.message}; with M = {tried.m} every map is right, so it depends on M",
-            evidence=evidence,
-        )
+        return replace(found, message=f"{found.message}; with M = {tried.m} every map is right, so it depends on M",
+                       evidence=evidence)
     more = "" if maps.complete else "; `fpxbench inspect` makes experiments that a sweep has no time for"
     return replace(found, message=found.message + more, evidence=evidence)
 

@@ -50,16 +50,10 @@ def scale_functions(scaling: Scaling) -> Iterator[ScaleFunction]:
     yield ScaleFunction(
         Kind.SCALE_MISSING, "the scale is not applied: every factor is 1", lambda codes, values: torch.ones_like(values)
     )
-    yield ScaleFunction(
-        Kind.SCALE_SQUARED,
-        "the scale is applied twice: each factor is the square of the scale",
-        lambda codes, values: values.square(),
-    )
-    yield ScaleFunction(
-        Kind.SCALE_INVERTED,
-        "weights are divided by the scale: each factor is its reciprocal",
-        lambda codes, values: 1 / values,
-    )
+    yield ScaleFunction(Kind.SCALE_SQUARED, "the scale is applied twice: each factor is the square of the scale",
+                        lambda codes, values: values.square())
+    yield ScaleFunction(Kind.SCALE_INVERTED, "weights are divided by the scale: each factor is its reciprocal",
+                        lambda codes, values: 1 / values)
     yield ScaleFunction(
         Kind.SCALE_MISREAD, "each factor is the square root of the scale", lambda codes, values: values.sqrt()
     )
@@ -78,27 +72,19 @@ def scale_functions(scaling: Scaling) -> Iterator[ScaleFunction]:
 
 
 def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
-    yield ScaleFunction(
-        Kind.SCALE_BITS_AS_VALUE,
-        "the bits of the scale are taken for its value: code c multiplies by c",
-        lambda codes, values: codes.double(),
-    )
-    yield ScaleFunction(
-        Kind.SCALE_BITS_AS_VALUE,
-        "the bits of the scale are taken for its value: code c, a signed byte, multiplies by c",
-        lambda codes, values: _signed(codes),
-    )
+    yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE,
+                        "the bits of the scale are taken for its value: code c multiplies by c",
+                        lambda codes, values: codes.double())
+    yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE,
+                        "the bits of the scale are taken for its value: code c, a signed byte, multiplies by c",
+                        lambda codes, values: _signed(codes))
     if not fmt.mantissa_bits:
-        yield ScaleFunction(
-            Kind.SCALE_BITS_AS_VALUE,
-            f"the exponent is taken for the scale: code c multiplies by c - {fmt.bias}",
-            lambda codes, values: (codes - fmt.bias).double(),
-        )
-        yield ScaleFunction(
-            Kind.SCALE_MISREAD,
-            "the exponent is read as a signed byte: code c multiplies by 2^c, c from -128 to 127",
-            lambda codes, values: torch.exp2(_signed(codes)),
-        )
+        yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE,
+                            f"the exponent is taken for the scale: code c multiplies by c - {fmt.bias}",
+                            lambda codes, values: (codes - fmt.bias).double())
+        yield ScaleFunction(Kind.SCALE_MISREAD,
+                            "the exponent is read as a signed byte: code c multiplies by 2^c, c from -128 to 127",
+                            lambda codes, values: torch.exp2(_signed(codes)))
         shifted = values_by_shift
         yield ScaleFunction(
             Kind.SCALE_ENDS_LOST,
@@ -106,16 +92,10 @@ def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
             " not by 2^-127 and NaN",
             lambda codes, values: shifted(codes, values, zero=True, top=True),
         )
-        yield ScaleFunction(
-            Kind.SCALE_ENDS_LOST,
-            "code 0 multiplies by 0, not by 2^-127",
-            lambda codes, values: shifted(codes, values, zero=True),
-        )
-        yield ScaleFunction(
-            Kind.SCALE_ENDS_LOST,
-            "code 255 multiplies by infinity, not by NaN",
-            lambda codes, values: shifted(codes, values, top=True),
-        )
+        yield ScaleFunction(Kind.SCALE_ENDS_LOST, "code 0 multiplies by 0, not by 2^-127",
+                            lambda codes, values: shifted(codes, values, zero=True))
+        yield ScaleFunction(Kind.SCALE_ENDS_LOST, "code 255 multiplies by infinity, not by NaN",
+                            lambda codes, values: shifted(codes, values, top=True))
     else:
         yield from _subnormal_codes(fmt)
     if fmt.nan_code is not None:
@@ -180,11 +160,8 @@ def _subnormal_codes(fmt: Format) -> Iterator[ScaleFunction]:
     yield ScaleFunction(
         Kind.SCALE_MISREAD,
         "only the exponent of the scale is read, its mantissa is lost",
-        lambda codes, values: torch.where(
-            codes % unit == codes,
-            torch.where(codes % unit > 0, least / 2, 0.0),
-            decode_table(fmt, codes.device).double()[codes - codes % unit],
-        ),
+        lambda codes, values: torch.where(codes % unit == codes, torch.where(codes % unit > 0, least / 2, 0.0),
+                                          decode_table(fmt, codes.device).double()[codes - codes % unit]),
     )
     for dropped in range(1, fmt.mantissa_bits + 1):
         lost = (

@@ -56,11 +56,9 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
         return ScalePlace(kind, message, (rows * blocks + columns) % count)
 
     if scaling.block is not None:
-        yield ScalePlace(
-            Kind.SCALE_TRANSPOSED,
-            f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
-            torch.arange(count).reshape(blocks, n).T,
-        )
+        yield ScalePlace(Kind.SCALE_TRANSPOSED,
+                         f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
+                         torch.arange(count).reshape(blocks, n).T)
     for step, which in ((1, "next"), (-1, "previous")):
         of_row = (
             f"each row's blocks meet the scales of the {which} row"
@@ -70,12 +68,8 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
         if scaling.block:
             message = f"each block is multiplied by the scale of the {which} block"
             yield flat(Kind.BLOCK_OFF_BY_ONE, message, row, block + step)
-            yield flat(
-                Kind.BLOCK_OFF_BY_ONE,
-                f"{message} of its row, the last by its own",
-                row,
-                (block + step).clamp(0, blocks - 1),
-            )
+            yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, the last by its own", row,
+                       (block + step).clamp(0, blocks - 1))
             yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, cyclically", row, (block + step) % blocks)
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, row + step, block)
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, (row + step).clamp(0, n - 1), block)

@@ -198,11 +198,8 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
         if len(kinds := kinds_of(fitting)) == 1:
             first, both = fitting[0], len(fitting[0]) > 1
             message = ("two faults at once: " if both else "") + "; and ".join(one.message for one in first)
-            return Diagnosis(
-                first[0].kind,
-                f"{message}: {share}",
-                evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}),
-            )
+            return Diagnosis(first[0].kind, f"{message}: {share}",
+                             evidence | ({"kinds": sorted(map(str, next(iter(kinds))))} if both else {}))
         if kinds:
             return Diagnosis(
                 nearness(_likeness(stored)),
@@ -289,11 +286,9 @@ def _scale_fault(stored: _Stored) -> Diagnosis | None:
             return Diagnosis(fault.kind, f"{share}, as though {fault.message}", evidence)
     if bool(((right.T.reshape(right.shape) - held).abs() <= SCALE_SLACK * held).all()):
         n, blocks = right.shape
-        return Diagnosis(
-            Kind.SCALE_TRANSPOSED,
-            f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]",
-            evidence,
-        )
+        return Diagnosis(Kind.SCALE_TRANSPOSED,
+                         f"{share}: the scales [{n}, {blocks}] are stored column by column, as [{blocks}, {n}]",
+                         evidence)
     if scaling.scale_format.powers_of_two:
         steps = torch.log2(ratios)
         return Diagnosis(

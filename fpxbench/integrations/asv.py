@@ -183,16 +183,11 @@ class PyTorchEnvironment(Environment):
             )
         # of the process it says what is walked: a build that is named is measured
         self._channel = of_matrix.get("FPX_CHANNEL")
-        self._builds = Builds(
-            timeline=Timeline(conf.repo),
-            environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
-            results=Path(os.environ["FPX_RESULTS"]),
-            variant=asked.get("FPX_VARIANT"),
-            parts=parts,
-            machine=os.environ.get("FPX_MACHINE") or None,
-            device=asked.get("FPX_DEVICE"),
-            here=at_hand,
-        )
+        self._builds = Builds(timeline=Timeline(conf.repo),
+                              environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
+                              results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts,
+                              machine=os.environ.get("FPX_MACHINE") or None, device=asked.get("FPX_DEVICE"),
+                              here=at_hand)
         self._open = ExitStack()
         self._python_path: Path | None = Path(sys.executable) if at_hand else None
         self._refusal = ""

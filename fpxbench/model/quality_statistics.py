@@ -46,11 +46,9 @@ def bootstrap(values: ArrayLike, statistic: Callable[..., NDArray[np.float64]], 
 def divergence(kl: ArrayLike) -> Divergence:
     """Return the statistics of KL divergences [T]."""
     values = np.maximum(np.asarray(kl, np.float64), 0.0)
-    return Divergence(
-        mean=bootstrap(values, np.mean), median=bootstrap(values, np.median),
-        p99=bootstrap(values, lambda array, axis: np.quantile(array, 0.99, axis=axis)),
-        maximum=float(values.max()),
-    )
+    return Divergence(mean=bootstrap(values, np.mean), median=bootstrap(values, np.median),
+                      p99=bootstrap(values, lambda array, axis: np.quantile(array, 0.99, axis=axis)),
+                      maximum=float(values.max()))
 
 
 def perplexity(log_probabilities: ArrayLike) -> Estimate:

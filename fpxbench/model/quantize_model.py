@@ -93,11 +93,8 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
         done.replaced.append(
             Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored)
         )
-        setattr(
-            module,
-            attribute,
-            nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False),
-        )
+        setattr(module, attribute,
+                nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False))
         del parameter, values
     if not done.replaced:
         raise ValueError(

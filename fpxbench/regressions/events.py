@@ -164,12 +164,10 @@ def _event(panel: Panel, step: Transition, metric: str, direction: Direction, be
            changes: int, undone: NDArray[np.bool_]) -> Event:
     """Return the event of a transition; `undone` [builds] marks the builds that are as before it."""
     later = np.flatnonzero(undone[step.after + 1:]) if direction is Direction.WORSE else ()
-    return Event(
-        series=series_of(panel, step.case, metric), direction=direction,
-        **build_fields(panel, step.case, step.before, step.after),
-        before=before, after=after, severity=severity, changes_before=int(changes),
-        ended_at=panel.builds[step.after + 1 + int(later[0])] if len(later) else None,
-    )
+    return Event(series=series_of(panel, step.case, metric), direction=direction,
+                 **build_fields(panel, step.case, step.before, step.after),
+                 before=before, after=after, severity=severity, changes_before=int(changes),
+                 ended_at=panel.builds[step.after + 1 + int(later[0])] if len(later) else None)
 
 
 def series_of(panel: Panel, case: int, metric: str) -> Series:

@@ -157,11 +157,9 @@ def _machine_moves(panel: Panel, changes: list[LevelChange]) -> list[MachineMove
     for change in changes:
         by_build[change.first, change.z > 0].append(change)
     return [
-        MachineMove(
-            machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel,
-            first=panel.builds[first], first_tag=panel.tags[first], cases=len(moved),
-            change=share(float(np.median([change.size for change in moved]))),
-            control=share(float(np.median([change.control for change in moved if change.control is not None]))),
-        )
+        MachineMove(machine=panel.machine, device=panel.device, variant=panel.variant, channel=panel.channel,
+                    first=panel.builds[first], first_tag=panel.tags[first], cases=len(moved),
+                    change=share(float(np.median([change.size for change in moved]))),
+                    control=share(float(np.median([change.control for change in moved if change.control is not None]))))
         for (first, _), moved in sorted(by_build.items())
     ]

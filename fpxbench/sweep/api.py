@@ -47,26 +47,12 @@ def run(
     Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing,
     RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.
     """
-    settings = Settings(
-        profile=profile,
-        implementation=_several(implementation),
-        scheme=_several(scheme),
-        workload=_several(workload),
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        layer=_several(layer),
-        weights=weights,
-        activations=activations,
-        impls=_several(impls, Path),
-        device=device,
-        results=Path(results),
-        machine=machine,
-        fresh=fresh,
-        jobs=jobs,
-        timeout_s=timeout_s,
-        seed=seed,
-        memory_limit=memory_limit or default_memory_limit(),
-        timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0,
-    )
+    settings = Settings(profile=profile, implementation=_several(implementation), scheme=_several(scheme),
+                        workload=_several(workload), checkpoint=None if checkpoint is None else Path(checkpoint),
+                        layer=_several(layer), weights=weights, activations=activations, impls=_several(impls, Path),
+                        device=device, results=Path(results), machine=machine, fresh=fresh, jobs=jobs,
+                        timeout_s=timeout_s, seed=seed, memory_limit=memory_limit or default_memory_limit(),
+                        timing_budget_s=Settings.model_fields["timing_budget_s"].default if timing else 0.0)
     sweep = main_sweep(settings)
     if sweep.interrupted:
         raise KeyboardInterrupt

@@ -22,11 +22,8 @@ def examine(impls: list[Path]) -> list[SetupCheck]:
     except NoPyTorch as error:
         return [*checks, SetupCheck("no", "PyTorch", str(error), "pip install torch")]
     checks.append(
-        SetupCheck(
-            "yes",
-            "PyTorch",
-            f"{build.torch} ({build.channel}, {build.variant}), upstream commit {build.git or 'unknown'}",
-        )
+        SetupCheck("yes", "PyTorch",
+                   f"{build.torch} ({build.channel}, {build.variant}), upstream commit {build.git or 'unknown'}")
     )
     checks += [_triton(build.triton), *_devices(), _compiler(), *_memory_and_disk()]
     return checks + _implementations(impls)
@@ -64,12 +61,9 @@ def _devices() -> list[SetupCheck]:
             )
     elif torch.version.cuda or torch.version.hip:
         checks.append(
-            SetupCheck(
-                "no",
-                "GPU",
-                f"this PyTorch is built for {torch.version.cuda or torch.version.hip}, and sees no GPU",
-                "check the driver (nvidia-smi, rocminfo) and CUDA_VISIBLE_DEVICES",
-            )
+            SetupCheck("no", "GPU",
+                       f"this PyTorch is built for {torch.version.cuda or torch.version.hip}, and sees no GPU",
+                       "check the driver (nvidia-smi, rocminfo) and CUDA_VISIBLE_DEVICES")
         )
     else:
         present = Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()
@@ -79,12 +73,8 @@ def _devices() -> list[SetupCheck]:
             else "none: GPU kernels run in Triton's interpreter, untimed"
         )
         checks.append(
-            SetupCheck(
-                "no" if present else "note",
-                "GPU",
-                message,
-                "install a CUDA or ROCm build of PyTorch" if present else "",
-            )
+            SetupCheck("no" if present else "note", "GPU", message,
+                       "install a CUDA or ROCm build of PyTorch" if present else "")
         )
     return checks
 
@@ -100,18 +90,11 @@ def _compiler() -> SetupCheck:
 def _memory_and_disk() -> list[SetupCheck]:
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
     return [
-        SetupCheck(
-            "yes" if memory.available > 4 << 30 else "no",
-            "memory",
-            f"{memory.available / 2**30:.1f} GiB available",
-            "" if memory.available > 4 << 30 else "the quick profile needs 4 GiB",
-        ),
-        SetupCheck(
-            "yes" if disk.free > 1 << 30 else "no",
-            "disk",
-            f"{disk.free / 2**30:.1f} GiB free here",
-            "" if disk.free > 1 << 30 else "records and compiled kernels need 1 GiB",
-        ),
+        SetupCheck("yes" if memory.available > 4 << 30 else "no", "memory",
+                   f"{memory.available / 2**30:.1f} GiB available",
+                   "" if memory.available > 4 << 30 else "the quick profile needs 4 GiB"),
+        SetupCheck("yes" if disk.free > 1 << 30 else "no", "disk", f"{disk.free / 2**30:.1f} GiB free here",
+                   "" if disk.free > 1 << 30 else "records and compiled kernels need 1 GiB"),
     ]
 
 

@@ -85,12 +85,8 @@ class Progress:
         self._running.pop(record.id, None)
         self._bar.update(self._task, advance=1, tally=self.tally(), description=escape(self.running()))
         if status in BROKEN and self._announce:
-            self.console.print(
-                f"  {SIGNS[status]} {record.id}: {record.verdict.headline}: {record.verdict.summary}",
-                markup=False,
-                style="red",
-                soft_wrap=True,
-            )
+            self.console.print(f"  {SIGNS[status]} {record.id}: {record.verdict.headline}: {record.verdict.summary}",
+                               markup=False, style="red", soft_wrap=True)
 
     def running(self) -> str:
         """Return the case that has run longest, and how many others run: ``dense/bf16/llama3-8b.k/m1/bf16 and 3 more``.

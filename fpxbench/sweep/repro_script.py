@@ -147,20 +147,12 @@ def repro_script(record: Record) -> str:
             summary=_one_line(record.verdict.summary or record.verdict.headline), seed=record.seed or 0,
             implementation=case.implementation, workload=case.workload, m=case.m,
         )
-    script = _HEAD.format(
-        case_id=case.id,
-        headline=record.verdict.headline,
-        torch=record.build.torch,
-        triton=_one_line(record.build.triton or "none"),
-        device=_one_line(record.machine.device),
-        arch=_one_line(record.machine.arch),
-        started_at=_one_line(record.started_at),
-        summary=_one_line(record.verdict.summary or record.verdict.headline),
-        fields=fields,
-        kind=record.machine.kind,
-        seed=record.seed or 0,
-        seed_note="" if record.seed is not None else "   # none is on the record",
-    )
+    script = _HEAD.format(case_id=case.id, headline=record.verdict.headline, torch=record.build.torch,
+                          triton=_one_line(record.build.triton or "none"), device=_one_line(record.machine.device),
+                          arch=_one_line(record.machine.arch), started_at=_one_line(record.started_at),
+                          summary=_one_line(record.verdict.summary or record.verdict.headline), fields=fields,
+                          kind=record.machine.kind, seed=record.seed or 0,
+                          seed_note="" if record.seed is not None else "   # none is on the record")
     script += (_ONE_WEIGHT if case.experts is None else _EXPERTS) + _CALLS
     if record.verdict.status is Status.OK and timing is not None:
         baseline = f"{timing.baseline_us:.4g} us" if timing.baseline_us is not None else "not recorded"

@@ -63,32 +63,24 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
                         _Block((*_FEW[1:], "nvfp4"), ("canary.values/m6", "canary.scales/m1"))),
     # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared most
     # of the rest.
-    ("quick", "cpu"): (
-        _Block(("e5m2-row", "e4m3fnuz-row"), ("canary.seed/m1",)),
-        _Block(_ALL, ("canary.codes/m1",)),
-        _Block(("mxfp4", "nvfp4"), ("canary.values/m6", "canary.scales/m1")),
-        _Block(_EACH_KIND, ("canary.values/m6", "canary.scales/m1"), spared=_COMPILED),
-        _Block(("e4m3fn-row",), ("canary.ragged/m33",)),
-        _Block(_EACH_KIND, ("canary.ragged/m33",), spared=_COMPILED),
-        _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)),
-        _Block(_VARIANTS, ("canary.codes/m1",)),
-        _Block(("e4m3fn-b128x128", "e4m3fn-row+e4m3fn-row"), ("canary.ragged/m3",)),
-        _Block(_BLOCKS, ("canary.blocks/m4",)),
-        _Block(("mxfp4",), ("canary.experts.skewed/*",)),
-        _Block(("e4m3fn-row", "mxfp4"), ("canary.experts.*",), spared=_COMPILED),
-        _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama3-8b.k/m1",)),
-        _Block(("bf16", "int8-row", "e4m3fn-row"), ("llama2-7b.o/m1",)),
-        _Block(("bf16", "int8-row", "e4m3fn-row", "mxfp4"), ("llama3-8b.k/m16",)),
-    ),
-    ("quick", "cuda"): (
-        _Block(_ALL, (*_CANARIES, "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
-        _Block(_VARIANTS, (*_CANARIES, "llama2-7b.o/m16")),
-        _Block(_BLOCKS, ("canary.blocks/m4",)),
-        _Block(("e4m3fn-row", "mxfp4", "nvfp4"), ("canary.experts.*",)),
-        _Block(("mxfp4",), ("gpt-oss-20b.experts_gate_up.*/m1", "gpt-oss-20b.experts_gate_up.*/m64")),
-        _Block((*_FEW, "nvfp4"), ("llama2-7b.gate_up/m1", "llama2-7b.o/m512")),
-        _Block(_FEW[1:], ("canary.codes/m1", "llama2-7b.o/m1"), ("fp16",)),
-    ),
+    ("quick", "cpu"): (_Block(("e5m2-row", "e4m3fnuz-row"), ("canary.seed/m1",)), _Block(_ALL, ("canary.codes/m1",)),
+                       _Block(("mxfp4", "nvfp4"), ("canary.values/m6", "canary.scales/m1")),
+                       _Block(_EACH_KIND, ("canary.values/m6", "canary.scales/m1"), spared=_COMPILED),
+                       _Block(("e4m3fn-row",), ("canary.ragged/m33",)),
+                       _Block(_EACH_KIND, ("canary.ragged/m33",), spared=_COMPILED),
+                       _Block(("e4m3fn-row", "nvfp4"), ("canary.ragged/m3",)), _Block(_VARIANTS, ("canary.codes/m1",)),
+                       _Block(("e4m3fn-b128x128", "e4m3fn-row+e4m3fn-row"), ("canary.ragged/m3",)),
+                       _Block(_BLOCKS, ("canary.blocks/m4",)), _Block(("mxfp4",), ("canary.experts.skewed/*",)),
+                       _Block(("e4m3fn-row", "mxfp4"), ("canary.experts.*",), spared=_COMPILED),
+                       _Block((*_FEW, "e5m2-row", "e5m2fnuz-row", "nvfp4"), ("llama3-8b.k/m1",)),
+                       _Block(("bf16", "int8-row", "e4m3fn-row"), ("llama2-7b.o/m1",)),
+                       _Block(("bf16", "int8-row", "e4m3fn-row", "mxfp4"), ("llama3-8b.k/m16",))),
+    ("quick", "cuda"): (_Block(_ALL, (*_CANARIES, "llama2-7b.o/m1", "llama3-8b.down/m1", "llama3-8b.down/m16")),
+                        _Block(_VARIANTS, (*_CANARIES, "llama2-7b.o/m16")), _Block(_BLOCKS, ("canary.blocks/m4",)),
+                        _Block(("e4m3fn-row", "mxfp4", "nvfp4"), ("canary.experts.*",)),
+                        _Block(("mxfp4",), ("gpt-oss-20b.experts_gate_up.*/m1", "gpt-oss-20b.experts_gate_up.*/m64")),
+                        _Block((*_FEW, "nvfp4"), ("llama2-7b.gate_up/m1", "llama2-7b.o/m512")),
+                        _Block(_FEW[1:], ("canary.codes/m1", "llama2-7b.o/m1"), ("fp16",))),
     ("full", "cpu"): (_Block((*_ALL, *_VARIANTS), _ALL, ("bf16", "fp16")),),
     ("full", "cuda"): (_Block((*_ALL, *_VARIANTS), _ALL, ("bf16", "fp16")),),
 }
@@ -318,11 +310,8 @@ def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
         matching = [layer for layer in layers if layer.split("/")[0] in names]
         asked += [layer for layer in matching if layer in profile_layers] or matching
     return [
-        _Block(
-            tuple(dict.fromkeys(schemes)),
-            tuple(dict.fromkeys(asked or profile_layers)),
-            tuple(dict.fromkeys(activations)),
-        )
+        _Block(tuple(dict.fromkeys(schemes)), tuple(dict.fromkeys(asked or profile_layers)),
+               tuple(dict.fromkeys(activations)))
     ]
 
 

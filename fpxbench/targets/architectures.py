@@ -39,18 +39,13 @@ class Architecture(BaseModel):
 ARCHITECTURES: dict[str, Architecture] = {
     name: Architecture(name=name, generation=generation, cards=cards)
     for name, generation, cards in (
-        ("sm_80", "Ampere", "A100, A30"),
-        ("sm_86", "Ampere", "RTX 3060 to 3090, A10, A40, RTX A6000"),
-        ("sm_89", "Ada", "RTX 4060 to 4090, L4, L40S"),
-        ("sm_90", "Hopper", "H100, H200, GH200"),
-        ("sm_100", "Blackwell", "B100, B200, GB200"),
-        ("sm_103", "Blackwell", "B300, GB300"),
-        ("sm_120", "Blackwell", "RTX 5060 to 5090, RTX PRO 6000"),
-        ("gfx90a", "CDNA 2", "MI210, MI250, MI250X"),
-        ("gfx942", "CDNA 3", "MI300A, MI300X, MI325X"),
-        ("gfx950", "CDNA 4", "MI350X, MI355X"),
+        ("sm_80", "Ampere", "A100, A30"), ("sm_86", "Ampere", "RTX 3060 to 3090, A10, A40, RTX A6000"),
+        ("sm_89", "Ada", "RTX 4060 to 4090, L4, L40S"), ("sm_90", "Hopper", "H100, H200, GH200"),
+        ("sm_100", "Blackwell", "B100, B200, GB200"), ("sm_103", "Blackwell", "B300, GB300"),
+        ("sm_120", "Blackwell", "RTX 5060 to 5090, RTX PRO 6000"), ("gfx90a", "CDNA 2", "MI210, MI250, MI250X"),
+        ("gfx942", "CDNA 3", "MI300A, MI300X, MI325X"), ("gfx950", "CDNA 4", "MI350X, MI355X"),
         ("gfx1100", "RDNA 3", "RX 7900 XT, RX 7900 XTX, PRO W7900"),
-        ("gfx1201", "RDNA 4", "RX 9070, RX 9070 XT, AI PRO R9700"),
+        ("gfx1201", "RDNA 4", "RX 9070, RX 9070 XT, AI PRO R9700")
     )
 }
 

@@ -68,11 +68,9 @@ def _named(codes: list[int], fmt: Format, source_name: str, expected: Rounding) 
     """Return the known encode fault with exactly these codes, and its cause."""
     requested = "to nearest even" if expected is Rounding.NEAREST_EVEN else "towards zero"
     found = tuple(codes)
-    for rounding, kind, does in (
-        (Rounding.TOWARD_ZERO, Kind.TRUNCATED, "rounds towards zero"),
-        (Rounding.NEAREST_AWAY, Kind.TIES_AWAY, "rounds ties away from zero"),
-        (Rounding.NEAREST_EVEN, Kind.INACCURATE, "rounds to nearest even"),
-    ):
+    for rounding, kind, does in ((Rounding.TOWARD_ZERO, Kind.TRUNCATED, "rounds towards zero"),
+                                 (Rounding.NEAREST_AWAY, Kind.TIES_AWAY, "rounds ties away from zero"),
+                                 (Rounding.NEAREST_EVEN, Kind.INACCURATE, "rounds to nearest even")):
         if found == _codes(fmt, source_name, rounding):
             return kind, f"{does}, and was asked to round {requested}"
         for through, first in itertools.product(("fp16", "bf16"), (Rounding.NEAREST_EVEN, Rounding.TOWARD_ZERO)):

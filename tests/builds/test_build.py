@@ -22,10 +22,8 @@ def version_file(folder, version, **facts):
 
 
 @pytest.mark.parametrize(("version", "facts", "channel", "variant", "date"), [
-    ("2.13.0+cpu", {}, "release", "cpu", None),
-    ("2.13.0+cu130", {"cuda": "13.0"}, "release", "cu130", None),
-    ("2.13.0", {"cuda": "12.8"}, "release", "cu128", None),
-    ("2.13.0", {}, "release", "cpu", None),
+    ("2.13.0+cpu", {}, "release", "cpu", None), ("2.13.0+cu130", {"cuda": "13.0"}, "release", "cu130", None),
+    ("2.13.0", {"cuda": "12.8"}, "release", "cu128", None), ("2.13.0", {}, "release", "cpu", None),
     ("2.14.0rc2+cu130", {"cuda": "13.0"}, "release", "cu130", None),
     ("2.13.0+rocm7.2", {"hip": "7.2.43482-0f2d60242"}, "release", "rocm7.2", None),
     ("2.13.0", {"hip": "7.2.43482-0f2d60242"}, "release", "rocm7.2", None),
@@ -34,8 +32,7 @@ def version_file(folder, version, **facts):
     ("2.15.0.dev20261120", {"cuda": "13.0"}, "nightly", "cu130", "2026-11-20"),
     ("2.15.0a0+gitcf30153", {"cuda": "13.0"}, "source", "cu130", None),
     ("2.15.0a0+cf30153c4c.nv26.10", {"cuda": "13.1"}, "source", "cu131", None),
-    ("2.15.0.dev3+local", {}, "source", "cpu", None),
-    ("2.15.0.dev20261399", {}, "source", "cpu", None),
+    ("2.15.0.dev3+local", {}, "source", "cpu", None), ("2.15.0.dev20261399", {}, "source", "cpu", None)
 ])
 def test_channel_variant_and_date_are_read_from_the_version(tmp_path, version, facts, channel, variant, date):
     build = read_build(version_file(tmp_path, version, **facts))

@@ -88,13 +88,9 @@ def test_all_entries_of_a_row_are_called_equally_often(row):
 
 
 @pytest.mark.parametrize(("row", "others"), [
-    ("encode/e4m3fn/fp32", {"ml_dtypes", "gfloat", "torch"}),
-    ("encode/e3m2/fp32", {"ml_dtypes", "gfloat"}),
-    ("encode/e3m2/bf16", {"ml_dtypes"}),
-    ("encode/int4/fp32", set()),
-    ("decode/e8m0", {"ml_dtypes", "torch", COPY}),
-    ("decode/e2m1", {"ml_dtypes", "gfloat", COPY}),
-    ("unpack/bitstream/3", {COPY}),
+    ("encode/e4m3fn/fp32", {"ml_dtypes", "gfloat", "torch"}), ("encode/e3m2/fp32", {"ml_dtypes", "gfloat"}),
+    ("encode/e3m2/bf16", {"ml_dtypes"}), ("encode/int4/fp32", set()), ("decode/e8m0", {"ml_dtypes", "torch", COPY}),
+    ("decode/e2m1", {"ml_dtypes", "gfloat", COPY}), ("unpack/bitstream/3", {COPY})
 ])
 def test_each_row_has_the_libraries_that_do_the_same_and_why_others_are_missing(row, others):
     contest = measure_row(row, FEW, budget_s=0)

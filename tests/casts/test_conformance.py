@@ -154,11 +154,8 @@ def test_rounding_twice_through_fp32_shows_only_in_fp64():
 
 @pytest.mark.parametrize(
     ("target", "taken_for", "kind"),
-    [
-        ("e4m3fnuz", "e4m3fn", Kind.FNUZ_AS_FN),
-        ("e4m3fn", "e4m3fnuz", Kind.FN_AS_FNUZ),
-        ("e5m2fnuz", "e5m2", Kind.FNUZ_AS_FN),
-    ],
+    [("e4m3fnuz", "e4m3fn", Kind.FNUZ_AS_FN), ("e4m3fn", "e4m3fnuz", Kind.FN_AS_FNUZ),
+     ("e5m2fnuz", "e5m2", Kind.FNUZ_AS_FN)],
 )
 def test_a_format_taken_for_its_sibling_is_named_in_both_directions(target, taken_for, kind):
     _, x = discriminating("bf16", target)
@@ -213,9 +210,7 @@ def test_one_input_of_hundreds_of_thousands_is_found_and_shown_in_bits():
     (difference,) = conformance.differences
     assert verdict.status is Status.WRONG and difference.kind is not InputKind.TIE and difference.count == 1
     assert (difference.examples[0].got, difference.examples[0].expected, difference.examples[0].input_value) == (
-        "0x46",
-        "0x45",
-        "3.25",
+        "0x46", "0x45", "3.25"
     )
     assert conformance.behaviour.rounding == f"mixture: nearest_even on {100 * (1 - 1 / (np.abs(x) <= 448).sum()):.4g}%"
 

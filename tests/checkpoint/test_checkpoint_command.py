@@ -146,12 +146,8 @@ FAULTS = {
     "a NaN code": ("quark-fp8", ".weight", first_element(0x7F), "1 codes are NaN or infinity in e4m3fn: 0x7f (1)"),
     "a NaN scale": ("ct-mxfp4", ".weight_scale", first_element(0xFF), "1 of 4096 scales are NaN or infinite"),
     "a negative scale": ("deepseek-v3", ".weight_scale_inv", first_element(-1.0), "1 of 8 scales are negative"),
-    "a zero scale over weights": (
-        "modelopt-nvfp4",
-        ".weight_scale",
-        first_element(0),
-        "scales are zero over weights that are not",
-    ),
+    "a zero scale over weights": ("modelopt-nvfp4", ".weight_scale", first_element(0),
+                                  "scales are zero over weights that are not"),
 }
 
 

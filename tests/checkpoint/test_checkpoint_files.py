@@ -62,15 +62,12 @@ def test_every_block_type_has_the_gguf_librarys_size():
 
 
 @pytest.mark.parametrize(("header", "says"), [
-    ({"x": entry(dtype="F33")}, "dtype 'F33'"),
-    ({"x": entry(shape=(-1, 4))}, "shape [-1, 4]"),
+    ({"x": entry(dtype="F33")}, "dtype 'F33'"), ({"x": entry(shape=(-1, 4))}, "shape [-1, 4]"),
     ({"x": entry(shape=(1 << 60, 4))}, "which no tensor can have"),
-    ({"x": entry(end=1 << 50)}, "the file is cut short"),
-    ({"x": entry(begin=8, end=4)}, "run backwards"),
+    ({"x": entry(end=1 << 50)}, "the file is cut short"), ({"x": entry(begin=8, end=4)}, "run backwards"),
     ({"x": entry(end=12)}, "has 12 bytes, and F32 [2, 2] takes 16"),
-    ({"x": entry(), "y": entry(begin=8, end=24)}, "overlaps 'x'"),
-    ({"x": 5}, "not described as a tensor"),
-    ({"x": entry(shape=(True, 4))}, "which no tensor can have"),
+    ({"x": entry(), "y": entry(begin=8, end=24)}, "overlaps 'x'"), ({"x": 5}, "not described as a tensor"),
+    ({"x": entry(shape=(True, 4))}, "which no tensor can have")
 ])
 def test_one_bad_tensor_is_one_sentence_and_the_good_one_is_listed(tmp_path, header, says):
     header["good"] = entry(begin=32, end=48)

@@ -194,12 +194,9 @@ def test_a_table_that_no_known_fault_gives_is_read_out_code_by_code() -> None:
 
 @pytest.mark.parametrize(
     ("first", "last", "factor", "what"),
-    [
-        (90, 96, 0, "columns 90 to 95, the tail of K = 96, are ignored"),
-        (32, 40, 0, "columns 32 to 39 of K = 96, are ignored"),
-        (0, 16, 2, "columns 0 to 15 of K = 96, are counted twice"),
-        (64, 65, -1, "columns 64 to 64 of K = 96, are misread"),
-    ],
+    [(90, 96, 0, "columns 90 to 95, the tail of K = 96, are ignored"),
+     (32, 40, 0, "columns 32 to 39 of K = 96, are ignored"), (0, 16, 2, "columns 0 to 15 of K = 96, are counted twice"),
+     (64, 65, -1, "columns 64 to 64 of K = 96, are misread")],
 )
 def test_a_run_of_columns_that_alone_is_wrong_is_found(first, last, factor, what) -> None:
     def effective(weight):

@@ -40,14 +40,9 @@ class Fp8Linear(nn.Module):
 
 @pytest.mark.parametrize(
     ("how", "kind"),
-    [
-        ({}, None),
-        ({"rounding": "away"}, Kind.TIES_AWAY),
-        ({"rounding": "zero"}, Kind.TRUNCATED),
-        ({"maximum": 240}, Kind.WRONG_MAX),
-        ({"flushed": True}, Kind.SUBNORMAL_FLUSHED),
-        ({"positive": True}, Kind.SIGN_LOST),
-    ],
+    [({}, None), ({"rounding": "away"}, Kind.TIES_AWAY), ({"rounding": "zero"}, Kind.TRUNCATED),
+     ({"maximum": 240}, Kind.WRONG_MAX), ({"flushed": True}, Kind.SUBNORMAL_FLUSHED),
+     ({"positive": True}, Kind.SIGN_LOST)],
 )
 def test_a_module_is_diagnosed_through_forward_alone(how, kind) -> None:
     found = inspected(Wrapped(lambda linear: Fp8Linear(linear, **how), torch.bfloat16), "e4m3fn-row")
@@ -104,14 +99,12 @@ def test_ones_own_weight_and_activations_are_inspected(file_of_matrices) -> None
 def test_mistakes_in_ones_own_files_are_told_with_the_way_out(file_of_matrices) -> None:
     weights = file_of_matrices("w.safetensors", up=torch.randn(48, 96), down=torch.randn(32, 64))
     x = file_of_matrices("x.safetensors", x=torch.randn(5, 90))
-    for arguments, words in [
-        (("--weights", weights), "holds 2 matrices, and one is inspected: name it"),
-        (("--weights", f"{weights}:up", "--activations", x), "has K = 90, and the weight 96"),
-        (("--weights", f"{weights}:no"), "no matrix of floating-point numbers 'no'"),
-        (("--weights", f"{weights}:up", "--n", "8"), "brings its own N and K"),
-        (("--activations", x, "--k", "8"), "brings its own K"),
-        (("--weights", "absent.safetensors"), "no such file"),
-    ]:
+    for arguments, words in [(("--weights", weights), "holds 2 matrices, and one is inspected: name it"),
+                             (("--weights", f"{weights}:up", "--activations", x), "has K = 90, and the weight 96"),
+                             (("--weights", f"{weights}:no"), "no matrix of floating-point numbers 'no'"),
+                             (("--weights", f"{weights}:up", "--n", "8"), "brings its own N and K"),
+                             (("--activations", x, "--k", "8"), "brings its own K"),
+                             (("--weights", "absent.safetensors"), "no such file")]:
         mistake = of_files(*arguments).exception
         assert isinstance(mistake, UsageError) and words in str(mistake), (arguments, mistake)
 
@@ -132,11 +125,8 @@ def test_a_crash_is_a_result_with_its_log() -> None:
         ("eager_upcast", "bf16", "stores weights as they are"),
         ("no.such.module:f", "mxfp4", "there is no module 'no'"),
         ("json:no_such", "mxfp4", "json has no function 'no_such'"),
-        (
-            "shutil:copy",
-            "mxfp4",
-            "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'",
-        ),
+        ("shutil:copy", "mxfp4",
+         "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'"),
     ],
 )
 def test_a_mistake_in_what_is_asked_for_is_one_sentence(subject, scheme, words) -> None:

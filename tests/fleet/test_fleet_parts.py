@@ -50,10 +50,8 @@ def timeline(tmp_path: Path) -> Timeline:
 
 
 @pytest.mark.parametrize(("text", "tags"), [
-    ("2.11.0..2.13.0", ["2.11.0", "2.12.0", "2.13.0"]),
-    ("2.12.0..", ["2.12.0", "2.13.0"]),
-    ("2.13.0, 2.10.0", ["2.10.0", "2.13.0"]),
-    ("nightly,2.13.0..2.13.0", ["nightly-20260215", "2.13.0"]),
+    ("2.11.0..2.13.0", ["2.11.0", "2.12.0", "2.13.0"]), ("2.12.0..", ["2.12.0", "2.13.0"]),
+    ("2.13.0, 2.10.0", ["2.10.0", "2.13.0"]), ("nightly,2.13.0..2.13.0", ["nightly-20260215", "2.13.0"])
 ])
 def test_a_range_of_builds_is_of_one_channel_and_in_order(timeline: Timeline, text: str, tags: list[str]) -> None:
     assert [entry.tag for entry in builds_named(text, timeline)] == tags

@@ -72,9 +72,7 @@ def test_what_was_missing_is_measured_again(builds: FakeBuilds, store: Store) ->
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"machine": CPU}, "not of m"),
-    ({"build": "other"}, "not of"),
-    ({"case": "other"}, "does not have"),
+    ({"machine": CPU}, "not of m"), ({"build": "other"}, "not of"), ({"case": "other"}, "does not have")
 ])
 def test_a_record_that_was_not_asked_for_is_refused(builds: FakeBuilds, store: Store, change: dict,
                                                     reason: str) -> None:

@@ -179,11 +179,8 @@ def main() -> None:
                     for injection in injected
                 )
                 print(f"{one.outcome}: {scheme}: {about}: {one.said}: {one.message[:300]}", file=sys.stderr, flush=True)
-        print(
-            f"{scheme}: {len(outcomes)} so far, {sum(one.seconds for one in outcomes):.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"{scheme}: {len(outcomes)} so far, {sum(one.seconds for one in outcomes):.0f} s", file=sys.stderr,
+              flush=True)
     print(pair_table(outcomes) if asked.pairs else matrix(outcomes))
     print(
         f"\n{len(outcomes)} injected, {sum(one.outcome == WRONG for one in outcomes)} wrong names, "

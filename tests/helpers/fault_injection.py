@@ -248,13 +248,8 @@ def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:
         table = numbers(FORMATS[other])
     else:
         table = numbers(fmt, **{key: faults.pop(key) for key in _TABLE if key in faults})
-    codes = codes_in(
-        weight.packed.numpy(),
-        fmt,
-        weight.layout,
-        weight.shape[1],
-        **{key: faults.pop(key) for key in _CODES if key in faults},
-    )
+    codes = codes_in(weight.packed.numpy(), fmt, weight.layout, weight.shape[1],
+                     **{key: faults.pop(key) for key in _CODES if key in faults})
     absolute = faults.pop("sign_lost", False)
     values = np.abs(table) if absolute else table
     return torch.from_numpy(np.roll(values[codes] * factors_of(weight, **faults), output_roll, axis=0))

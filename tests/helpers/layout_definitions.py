@@ -82,11 +82,9 @@ def fp6_llm(shape, bits, n, k, t):
 # A fragment's 16 pairs, number 4 j + w: of each of its pieces, the lowest bit of the code, how many, the word, and the
 # bit of the word's half.
 FRAGMENT_PAIRS = {
-    ("fragment_m3", 8): (
-        *([(0, 7, word, 4), (7, 1, word, 15)] for word in range(8)),
-        *([(0, 4, word, 0), (7, 1, word, 11), (4, 3, word + 1, 11)] for word in (0, 2, 4, 6)),
-        *([(0, 4, word + 1, 0), (7, 1, word + 1, 14), (4, 3, word, 12)] for word in (0, 2, 4, 6)),
-    ),
+    ("fragment_m3", 8): (*([(0, 7, word, 4), (7, 1, word, 15)] for word in range(8)),
+                         *([(0, 4, word, 0), (7, 1, word, 11), (4, 3, word + 1, 11)] for word in (0, 2, 4, 6)),
+                         *([(0, 4, word + 1, 0), (7, 1, word + 1, 14), (4, 3, word, 12)] for word in (0, 2, 4, 6))),
     ("fragment_m2", 6): (
         *([(0, 5, word, 5 - shift), (5, 1, word, 15 - shift)] for word in range(6) for shift in (0, 5)),
         *([(1, 4, word, 11), (5, 1, word + 1, 14), (0, 1, word + 1, 11)] for word in (0, 2, 4)),
@@ -94,10 +92,8 @@ FRAGMENT_PAIRS = {
     ),
     ("fragment_m1", 4): (
         *([(0, 3, word, 6 - shift), (3, 1, word, 15 - shift)] for word in range(4) for shift in (0, 3, 6)),
-        [(1, 2, 0, 10), (3, 1, 0, 14), (0, 1, 1, 10)],
-        [(1, 2, 2, 10), (3, 1, 1, 14), (0, 1, 3, 10)],
-        [(0, 1, 1, 11), (2, 1, 1, 13), (3, 1, 2, 14), (1, 1, 3, 11)],
-        [(1, 2, 3, 13), (3, 1, 0, 13), (0, 1, 2, 13)],
+        [(1, 2, 0, 10), (3, 1, 0, 14), (0, 1, 1, 10)], [(1, 2, 2, 10), (3, 1, 1, 14), (0, 1, 3, 10)],
+        [(0, 1, 1, 11), (2, 1, 1, 13), (3, 1, 2, 14), (1, 1, 3, 11)], [(1, 2, 3, 13), (3, 1, 0, 13), (0, 1, 2, 13)]
     ),
     ("fragment_int", 8): tuple([(0, 8, pair // 2, 0 if pair % 2 else 8)] for pair in range(16)),
 }

@@ -150,12 +150,8 @@ class LocalIndex:
                 return
         if path == "/simple/torch/":
             page = json_page(self.wheels) if self.form == "json" else html_page(self.wheels)
-            send(
-                request,
-                200,
-                page,
-                "application/vnd.pypi.simple.v1+json" if self.form == "json" else "text/html; charset=utf-8",
-            )
+            send(request, 200, page,
+                 "application/vnd.pypi.simple.v1+json" if self.form == "json" else "text/html; charset=utf-8")
             return
         for one in self.wheels:
             if path == f"/files/{one.name}.metadata" and one.metadata:

@@ -22,13 +22,8 @@ Edit = Callable[[int, Record], Record | None]
 def nightly(number: int, variant: str = "cu130") -> Build:
     """Return the build of a day, counted from 0."""
     day = date(2026, 6, 1) + timedelta(days=number)
-    return Build(
-        torch=f"2.15.0.dev{day:%Y%m%d}+{variant}",
-        triton="3.9.0",
-        channel="nightly",
-        variant=variant,
-        date=day.isoformat(),
-    )
+    return Build(torch=f"2.15.0.dev{day:%Y%m%d}+{variant}", triton="3.9.0", channel="nightly", variant=variant,
+                 date=day.isoformat())
 
 
 def timed(of: Record, us: float, dense_us: float) -> Record:

@@ -85,14 +85,9 @@ def record(
         baseline = 2 * of.n * of.k / (machine.read_gb_per_s * 1e3) * (1 + of.m / 64)
         middle = baseline / speedup
         samples = sorted(middle * (1 + rng.gauss(0, 0.015)) for _ in range(25))
-        timing = Timing(
-            samples_us=samples,
-            median_us=samples[12],
-            ci95_us=(samples[7], samples[17]),
-            baseline_us=baseline,
-            speedup=baseline / samples[12],
-            speedup_ci95=(baseline / samples[17], baseline / samples[7]),
-        )
+        timing = Timing(samples_us=samples, median_us=samples[12], ci95_us=(samples[7], samples[17]),
+                        baseline_us=baseline, speedup=baseline / samples[12],
+                        speedup_ci95=(baseline / samples[17], baseline / samples[7]))
         least = packed + 2 * of.m * (of.n + of.k)
         rate = least / samples[12] / 1e3
         unfused = Flag.UNFUSED in flags
@@ -114,23 +109,10 @@ def record(
         no_timing = no_timing or "a canary: its shape is there to be right on, and too small to time"
     right = verdict.status is Status.OK
     accuracy = Accuracy(relative_error=0.0021, bound=0.011, worst_ulp=0.6, sqnr_db=noise) if right else Accuracy()
-    return Record(
-        started_at="2026-11-23T20:17:41+00:00",
-        elapsed_s=0.41,
-        case=of,
-        build=build,
-        machine=machine,
-        verdict=verdict,
-        accuracy=accuracy,
-        timing=timing,
-        traffic=traffic,
-        flags=list(flags),
-        no_timing=no_timing,
-        about=f"{of.implementation} says what it does.",
-        source="0123456789ab",
-        seed=7,
-        **more,
-    )
+    return Record(started_at="2026-11-23T20:17:41+00:00", elapsed_s=0.41, case=of, build=build, machine=machine,
+                  verdict=verdict, accuracy=accuracy, timing=timing, traffic=traffic, flags=list(flags),
+                  no_timing=no_timing, about=f"{of.implementation} says what it does.", source="0123456789ab", seed=7,
+                  **more)
 
 
 def verdict_of(implementation: str, scheme: str, workload: str) -> Verdict:
@@ -138,10 +120,8 @@ def verdict_of(implementation: str, scheme: str, workload: str) -> Verdict:
     if implementation == "native_float8":
         if scheme == "e4m3fnuz-row":
             return Verdict(
-                status=Status.WRONG,
-                kind=Kind.FN_AS_FNUZ,
-                summary="decodes every weight to half its value",
-                evidence={"gain": "0.4997", "codes_off": 254, "worst_at": [0, 17], "table": {"0x38": [1.0, 0.5]}},
+                status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="decodes every weight to half its value",
+                evidence={"gain": "0.4997", "codes_off": 254, "worst_at": [0, 17], "table": {"0x38": [1.0, 0.5]}}
             )
         if not scheme.startswith(("e4m3", "e5m2")):
             return Verdict(
@@ -149,23 +129,16 @@ def verdict_of(implementation: str, scheme: str, workload: str) -> Verdict:
             )
     if implementation == "compiled_mixed_mm" and scheme == "e5m2fnuz-row":
         return Verdict(
-            status=Status.CRASH,
-            kind=Kind.COMPILER_ABORT,
-            signal="SIGABRT",
-            exit_code=-6,
-            log_tail=CRASH_LOG,
-            summary="died by SIGABRT: size mismatch when packing elements for LLVM struct expected 4 but got 8",
+            status=Status.CRASH, kind=Kind.COMPILER_ABORT, signal="SIGABRT", exit_code=-6, log_tail=CRASH_LOG,
+            summary="died by SIGABRT: size mismatch when packing elements for LLVM struct expected 4 but got 8"
         )
     if implementation == "int8_weight_only" and scheme != "int8-row":
         return Verdict(status=Status.UNSUPPORTED, summary="takes int8-row only")
     if implementation == "dense" and scheme != "bf16":
         return Verdict(status=Status.UNSUPPORTED, summary="keeps 16-bit weights only")
     if implementation == "triton_fused" and scheme == "nvfp4" and not workload.startswith("canary"):
-        return Verdict(
-            status=Status.NONFINITE,
-            summary="12 of 4096 outputs are not finite, the first at [0, 77]: nan",
-            evidence={"nonfinite": 12},
-        )
+        return Verdict(status=Status.NONFINITE, summary="12 of 4096 outputs are not finite, the first at [0, 77]: nan",
+                       evidence={"nonfinite": 12})
     return Verdict(status=Status.OK)
 
 

@@ -67,10 +67,5 @@ print(len(done.records), done.resumed, done.interrupted)
 
 
 def start(chosen, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, chosen.model_dump_json()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, chosen.model_dump_json()], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=os.environ | environment)

@@ -145,13 +145,8 @@ def test_the_benchmarks_import_no_pytorch(folder):
         assert not heavy, heavy
         assert benchmarks.matmul.CASES
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=environment(folder),
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

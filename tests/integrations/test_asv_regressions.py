@@ -110,13 +110,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "asv", "publish"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=own | {"HOME": str(folder), "FPX_MACHINE": GPU.name},
-    )
+    done = subprocess.run([sys.executable, "-m", "asv", "publish"], cwd=folder, capture_output=True, text=True,
+                          env=own | {"HOME": str(folder), "FPX_MACHINE": GPU.name})
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / ".asv/html"
 
@@ -128,11 +123,8 @@ def found(published: Path) -> dict[str, list]:
 
 
 def test_asv_finds_what_got_worse_and_nothing_else(found) -> None:
-    assert set(found) == {
-        f"matmul.track_latency('{FUSED.id}')",
-        f"matmul.track_kernels_launched('{EAGER.id}')",
-        f"matmul.track_status('{CRASHING.id}')",
-    }
+    assert set(found) == {f"matmul.track_latency('{FUSED.id}')", f"matmul.track_kernels_launched('{EAGER.id}')",
+                          f"matmul.track_status('{CRASHING.id}')"}
 
 
 def test_asv_places_each_on_the_one_build_that_changed_it(found, published: Path) -> None:

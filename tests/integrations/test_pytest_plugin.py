@@ -92,14 +92,8 @@ SELECTION = ("--fpx-scheme", "e4m3fn-row", "--fpx-scheme", "mxfp4", "--fpx-workl
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest by itself in `folder`, as a user of some project would start it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "FPX_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+                          cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def benchmarked(path: Path) -> dict[str, dict]:
@@ -168,10 +162,8 @@ def test_what_is_right_stands_beside_the_dense_baseline_in_a_group_of_its_scheme
 
 
 @pytest.mark.parametrize(("name", "verdict"), [
-    ("mine_wrong", r"wrong \(sign_lost\): \S+"),
-    ("mine_crashing", r"crash: died by SIGSEGV"),
-    ("mine_tiring", r"wrong"),
-    ("mine_raising", r"error: raised RuntimeError: tired of this"),
+    ("mine_wrong", r"wrong \(sign_lost\): \S+"), ("mine_crashing", r"crash: died by SIGSEGV"),
+    ("mine_tiring", r"wrong"), ("mine_raising", r"error: raised RuntimeError: tired of this")
 ])
 def test_what_is_not_right_fails_with_its_verdict_and_no_traceback(session, name, verdict):
     failures = session.stdout.split("= FAILURES =")[1].split("= warnings summary")[0]

@@ -35,14 +35,9 @@ def test_what_rounds_down_to_the_maximum_is_no_overflow(name):
 
 @pytest.mark.parametrize(
     ("rounding", "positive", "negative"),
-    [
-        (Rounding.NEAREST_EVEN, torch.inf, -torch.inf),
-        (Rounding.NEAREST_AWAY, torch.inf, -torch.inf),
-        (Rounding.TOWARD_ZERO, 57344, -57344),
-        (Rounding.TO_ODD, 57344, -57344),
-        (Rounding.UP, torch.inf, -57344),
-        (Rounding.DOWN, 57344, -torch.inf),
-    ],
+    [(Rounding.NEAREST_EVEN, torch.inf, -torch.inf), (Rounding.NEAREST_AWAY, torch.inf, -torch.inf),
+     (Rounding.TOWARD_ZERO, 57344, -57344), (Rounding.TO_ODD, 57344, -57344), (Rounding.UP, torch.inf, -57344),
+     (Rounding.DOWN, 57344, -torch.inf)],
 )
 def test_a_finite_number_that_is_rounded_inward_does_not_overflow_and_an_infinite_one_always_does(
     rounding, positive, negative

@@ -95,13 +95,9 @@ def test_all_65536_numbers_round_to_odd_by_the_exact_ones_and_the_odd_neighbour(
     numbers, x = numbers[inside], x[inside].numpy()
     inward = gfloat_codes(x, fmt, Rounding.TOWARD_ZERO)
     outward = np.where(x > 0, gfloat_codes(x, fmt, Rounding.UP), gfloat_codes(x, fmt, Rounding.DOWN))
-    assert_differs_as_listed(
-        encode(numbers, fmt, Rounding.TO_ODD).numpy(),
-        np.where((inward == outward) | (inward % 2 == 1), inward, outward),
-        x,
-        fmt,
-        np.zeros(len(x), bool),
-    )
+    assert_differs_as_listed(encode(numbers, fmt, Rounding.TO_ODD).numpy(),
+                             np.where((inward == outward) | (inward % 2 == 1), inward, outward), x, fmt,
+                             np.zeros(len(x), bool))
 
 
 @pytest.mark.parametrize("source", SIXTEEN_BITS, ids=str)

@@ -31,11 +31,8 @@ def test_the_same_random_integers_round_as_gfloat_rounds_by_them(name, random_bi
     fmt = format_named(name)
     spread = torch.randn(40_000, dtype=torch.float64, generator=seeded(1))
     numbers = torch.cat(
-        [
-            torch.from_numpy(discriminating_numbers(fmt, np.float32)).double(),
-            spread * fmt.max / 2,
-            spread * fmt.min_subnormal,
-        ]
+        [torch.from_numpy(discriminating_numbers(fmt, np.float32)).double(), spread * fmt.max / 2,
+         spread * fmt.min_subnormal]
     )
     numbers = numbers[numbers.isfinite()]
     integers = torch.randint(1 << random_bits, numbers.shape, generator=seeded())

@@ -97,11 +97,8 @@ def test_straight_through_gives_the_same_bits_as_without():
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [
-        ("e4m3fn", "inductor"),
-        ("e2m1", "inductor"),
-        *((name, "aot_eager") for name in ("e5m2fnuz", "e3m4", "int8", "e8m0")),
-    ],
+    [("e4m3fn", "inductor"), ("e2m1", "inductor"),
+     *((name, "aot_eager") for name in ("e5m2fnuz", "e3m4", "int8", "e8m0"))],
 )
 def test_compiled_whole_it_gives_the_same_bits_and_gradients(name, backend):
     fmt = FORMATS[name]

@@ -256,12 +256,8 @@ def test_a_layout_refuses_what_it_cannot_hold_by_name(layout, bits, shape, sente
     with pytest.raises(ValueError, match=sentence):
         pack(random_codes(*shape, 4), bits, layout)
     with pytest.raises(ValueError, match=sentence):
-        unpack(
-            torch.zeros(shape[0], layout_named(layout).row_bytes(shape[1], bits), dtype=torch.uint8),
-            bits,
-            shape[1],
-            layout,
-        )
+        unpack(torch.zeros(shape[0], layout_named(layout).row_bytes(shape[1], bits), dtype=torch.uint8), bits, shape[1],
+               layout)
 
 
 def test_bytes_of_another_shape_are_not_unpacked():

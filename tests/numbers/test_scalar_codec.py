@@ -96,11 +96,8 @@ def test_the_tensor_codec_takes_no_wide_format():
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [
-        ((12, 52, 2047, "ieee"), "65 bits"),
-        ((8, 7, 1200, "ieee"), "past the range of float64"),
-        ((11, 52, 1023, "none"), "past the range of float64"),
-    ],
+    [((12, 52, 2047, "ieee"), "65 bits"), ((8, 7, 1200, "ieee"), "past the range of float64"),
+     ((11, 52, 1023, "none"), "past the range of float64")],
 )
 def test_a_wide_format_that_cannot_be_is_refused_by_name(fields, says):
     with pytest.raises(ValueError, match=says):

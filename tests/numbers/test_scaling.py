@@ -48,11 +48,8 @@ def test_the_grid_has_a_scale_for_each_block_the_last_of_which_may_be_short(name
     assert scaling.block_index(7, 300).unique().tolist() == list(range(grid[0] * grid[1]))
 
 
-@pytest.mark.parametrize(
-    "scaling",
-    [*map(scaling_named, NAMES), B2X3, Blocks(4, None)],
-    ids=lambda scaling: f"{scaling.name}-{scaling.block_rows}x{scaling.block}",
-)
+@pytest.mark.parametrize("scaling", [*map(scaling_named, NAMES), B2X3, Blocks(4, None)],
+                         ids=lambda scaling: f"{scaling.name}-{scaling.block_rows}x{scaling.block}")
 def test_factors_are_spread_amax_is_taken_and_bits_are_counted_by_the_block_index(scaling):
     n, k = 7, 41
     weight = torch.randn(n, k, generator=torch.Generator().manual_seed(1))

@@ -99,11 +99,9 @@ def subnormals_flushed(codes, scales, scheme):
 
 
 @pytest.mark.parametrize(("name", "fault", "expected_db", "expected_gain"), [
-    ("e4m3fn-row", sign_dropped, -3.0, 0.0),
-    ("e2m1-row", nibbles_swapped, -3.0, 0.0),
-    ("mxfp4", scale_bias_off_by_one, 5.80, 0.490),
-    ("e4m3fn-row", decoded_as_fnuz, 6.01, 0.4997),
-    ("e4m3fn-row", subnormals_flushed, 31.54, 0.999),
+    ("e4m3fn-row", sign_dropped, -3.0, 0.0), ("e2m1-row", nibbles_swapped, -3.0, 0.0),
+    ("mxfp4", scale_bias_off_by_one, 5.80, 0.490), ("e4m3fn-row", decoded_as_fnuz, 6.01, 0.4997),
+    ("e4m3fn-row", subnormals_flushed, 31.54, 0.999)
 ], ids=lambda part: getattr(part, "__name__", None))
 def test_a_fault_costs_the_measured_decibels_and_flushed_subnormals_none(
     normal_weight, name, fault, expected_db, expected_gain
@@ -168,16 +166,10 @@ def test_dense_schemes_are_not_quantized():
 
 
 @pytest.mark.parametrize(("name", "says"), [
-    ("e4m3-rov", "did you mean e4m3fn-row"),
-    ("mxfp5", "did you mean mxfp4"),
-    ("int8", "did you mean int8-row"),
-    ("e4m3fn-g1", "no scaling 'g1'"),
-    ("e4m3fn-g65537", "no scaling 'g65537'"),
-    ("e4m3fn-col", "no scaling 'col'"),
-    ("zzz", "known by name: bf16"),
-    ("", "no scheme ''"),
-    ("e8m0-row", "e8m0 holds scales"),
-    ("ue4m3fn-row", "ue4m3fn holds scales, not weights: it has no sign"),
+    ("e4m3-rov", "did you mean e4m3fn-row"), ("mxfp5", "did you mean mxfp4"), ("int8", "did you mean int8-row"),
+    ("e4m3fn-g1", "no scaling 'g1'"), ("e4m3fn-g65537", "no scaling 'g65537'"), ("e4m3fn-col", "no scaling 'col'"),
+    ("zzz", "known by name: bf16"), ("", "no scheme ''"), ("e8m0-row", "e8m0 holds scales"),
+    ("ue4m3fn-row", "ue4m3fn holds scales, not weights: it has no sign")
 ])
 def test_an_unknown_scheme_names_the_value_and_the_way_out(name, says):
     with pytest.raises(ValueError) as refusal:

@@ -73,11 +73,8 @@ def test_an_abort_is_a_crash_whose_kind_its_log_tells(log, kind):
 
 
 @pytest.mark.parametrize(("exit_code", "name", "says"), [
-    (-signal.SIGSEGV, "SIGSEGV", "died by SIGSEGV"),
-    (-signal.SIGFPE, "SIGFPE", "died by SIGFPE"),
-    (-63, None, "died by signal 63"),
-    (3, None, "exit code 3"),
-    (0, None, "exit code 0"),
+    (-signal.SIGSEGV, "SIGSEGV", "died by SIGSEGV"), (-signal.SIGFPE, "SIGFPE", "died by SIGFPE"),
+    (-63, None, "died by signal 63"), (3, None, "exit code 3"), (0, None, "exit code 0")
 ])
 def test_a_death_is_a_crash_with_its_signal_or_exit_code(exit_code, name, says):
     verdict = classify_death(exit_code, "")
@@ -110,12 +107,8 @@ def test_native_code_that_aborts_for_want_of_memory_is_oom():
 @pytest.mark.parametrize(
     ("type_name", "message", "status", "kind"),
     [
-        (
-            "ValueError",
-            "type fp8e4nv not supported in this architecture. The supported fp8 dtypes are ('fp8e5',)",
-            Status.UNSUPPORTED,
-            Kind.UNSUPPORTED_DTYPE,
-        ),
+        ("ValueError", "type fp8e4nv not supported in this architecture. The supported fp8 dtypes are ('fp8e5',)",
+         Status.UNSUPPORTED, Kind.UNSUPPORTED_DTYPE),
         ("NotImplementedError", "no such path", Status.UNSUPPORTED, None),
         ("ModuleNotFoundError", "No module named 'gemlite'", Status.MISSING, None),
         ("RuntimeError", "PassManager::run failed", Status.ERROR, Kind.PASS_FAILED),

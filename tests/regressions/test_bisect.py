@@ -79,9 +79,7 @@ def test_builds_that_do_not_install_are_skipped_and_do_not_hide_the_first_bad_on
 def test_where_the_first_bad_one_may_be_among_the_skipped_it_is_said():
     found = Runs(17, skipped=(16, 17, 18)).search()
     assert (found.last_good_tag, found.first_bad_tag, found.maybe) == (
-        TAGS[15],
-        TAGS[19],
-        [TAGS[16], TAGS[17], TAGS[18]],
+        TAGS[15], TAGS[19], [TAGS[16], TAGS[17], TAGS[18]]
     )
 
 

@@ -23,22 +23,11 @@ def record(build, name="some", us=None, dense_us=100.0, status=Status.OK, machin
     if us:
         samples = [float(one) for one in us * np.exp(np.random.default_rng(seed).normal(0, 0.01, 30))]
         speedup = dense_us / us
-        timing = Timing(
-            samples_us=samples,
-            median_us=float(np.median(samples)),
-            ci95_us=(min(samples), max(samples)),
-            baseline_us=dense_us,
-            speedup=speedup,
-            speedup_ci95=(speedup * 0.99, speedup * 1.01),
-        )
-    return Record(
-        case=case,
-        build=build,
-        machine=Machine(name=machine, device="x", arch="y"),
-        timing=timing,
-        verdict=Verdict(status=status, **more),
-        no_timing=None if us or status is not Status.OK else "a canary",
-    )
+        timing = Timing(samples_us=samples, median_us=float(np.median(samples)), ci95_us=(min(samples), max(samples)),
+                        baseline_us=dense_us, speedup=speedup, speedup_ci95=(speedup * 0.99, speedup * 1.01))
+    return Record(case=case, build=build, machine=Machine(name=machine, device="x", arch="y"), timing=timing,
+                  verdict=Verdict(status=status, **more),
+                  no_timing=None if us or status is not Status.OK else "a canary")
 
 
 def changes(*pairs):
@@ -58,11 +47,8 @@ def changes(*pairs):
         (dict(us=100), dict(us=115, dense_us=80, seed=1), ChangeClass.SLOWER),
         (dict(us=100), dict(status=Status.CRASH), ChangeClass.VERDICT_WORSE),
         (dict(status=Status.WRONG), dict(us=100), ChangeClass.VERDICT_BETTER),
-        (
-            dict(status=Status.WRONG, kind="sign_lost"),
-            dict(status=Status.WRONG, kind="nibble_swap"),
-            ChangeClass.VERDICT_OTHER,
-        ),
+        (dict(status=Status.WRONG, kind="sign_lost"), dict(status=Status.WRONG, kind="nibble_swap"),
+         ChangeClass.VERDICT_OTHER),
         (dict(status=Status.UNSUPPORTED), dict(status=Status.UNSUPPORTED), ChangeClass.UNCHANGED),
         (dict(), dict(), ChangeClass.UNCHANGED),
     ],
@@ -80,13 +66,8 @@ def test_verdicts_come_first_and_the_worst_of_each_kind_before_the_others():
     rows = compare(
         [record(BEFORE, name, us=100) for name in ("same", "slow", "slower", "crashing", "erring")]
         + [record(BEFORE, "gone")],
-        [
-            record(AFTER, "same", us=100),
-            record(AFTER, "slow", us=120),
-            record(AFTER, "slower", us=150),
-            record(AFTER, "erring", status=Status.ERROR),
-            record(AFTER, "crashing", status=Status.CRASH),
-        ],
+        [record(AFTER, "same", us=100), record(AFTER, "slow", us=120), record(AFTER, "slower", us=150),
+         record(AFTER, "erring", status=Status.ERROR), record(AFTER, "crashing", status=Status.CRASH)],
     )
     assert [row.case.split("/")[0] for row in rows] == ["crashing", "erring", "slower", "slow", "same", "gone"]
 
@@ -110,15 +91,9 @@ def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_
 
 @pytest.fixture
 def folder(tmp_path):
-    for each in (
-        record(BEFORE, "slow", us=100),
-        record(BEFORE, "same", us=100),
-        record(BEFORE, "crashing", us=100),
-        record(AFTER, "slow", us=150),
-        record(AFTER, "same", us=100),
-        record(AFTER, "crashing", status=Status.CRASH),
-        record(AFTER, "slow", us=100, machine="elsewhere"),
-    ):
+    for each in (record(BEFORE, "slow", us=100), record(BEFORE, "same", us=100), record(BEFORE, "crashing", us=100),
+                 record(AFTER, "slow", us=150), record(AFTER, "same", us=100),
+                 record(AFTER, "crashing", status=Status.CRASH), record(AFTER, "slow", us=100, machine="elsewhere")):
         Store(tmp_path / "results").append(each)
     return tmp_path
 

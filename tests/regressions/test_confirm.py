@@ -237,16 +237,9 @@ def kept(tmp_path, *confirmations):
 def test_an_issue_says_what_since_when_how_sure_how_to_reproduce_and_which_commits(tmp_path):
     (issue,) = kept(tmp_path, confirm(VERDICTS, failing(0.0, 1.0)))
     assert issue.title == f"some/e4m3fn-row/llama3-8b.k/m1/bf16: crash since 2.15.0.dev20261102 [fpx-{issue.id}]"
-    for text in (
-        "`crash`",
-        "2.15.0.dev20261101+cu130",
-        "Fisher",
-        "fpxbench confirm some/e4m3fn-row/llama3-8b.k/m1/bf16 2.15.0.dev20261101",
-        "fpxbench bisect",
-        f"compare/{'a' * 40}...{'b' * 40}",
-        "its last words",
-        issue.id,
-    ):
+    for text in ("`crash`", "2.15.0.dev20261101+cu130", "Fisher",
+                 "fpxbench confirm some/e4m3fn-row/llama3-8b.k/m1/bf16 2.15.0.dev20261101", "fpxbench bisect",
+                 f"compare/{'a' * 40}...{'b' * 40}", "its last words", issue.id):
         assert text in issue.body, text
     (slower,) = kept(tmp_path / "times", confirm(TIMES, noisy(0.06)))
     assert (

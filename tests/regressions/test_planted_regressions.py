@@ -89,13 +89,8 @@ def folder(tmp_path_factory):
         planted = " ".join(
             name for name, since in (("slowed", SLOW_SINCE), ("crashing", CRASHING_SINCE)) if day >= since
         )
-        write_torch(
-            folder / "index",
-            f"2.15.0.dev{day}+cpu",
-            git(day),
-            planted,
-            requires=("nothing-is-called-this==99",) if day == UNINSTALLABLE else (),
-        )
+        write_torch(folder / "index", f"2.15.0.dev{day}+cpu", git(day), planted,
+                    requires=("nothing-is-called-this==99",) if day == UNINSTALLABLE else ())
     (folder / "impls.py").write_text(IMPLEMENTATIONS)
     (folder / "cases").write_text("".join(case.model_dump_json() + "\n" for case in (SLOWED, CRASHING)))
     done = fpxbench(folder, "timeline", "sync", "--index", str(folder / "index"))
@@ -215,9 +210,7 @@ def test_the_slowdown_is_found_confirmed_and_bisected_up_to_the_build_that_does_
     found = json.loads(fpxbench(recorded, "regressions", "--json").stdout)
     (suspect,) = found["suspects"]
     assert (suspect["series"]["case"], suspect["first_bad_tag"], suspect["direction"]) == (
-        SLOWED.id,
-        tag(SLOW_SINCE),
-        "worse",
+        SLOWED.id, tag(SLOW_SINCE), "worse"
     )
 
     done = fpxbench(recorded, "confirm", suspect["id"], *COMMON, *VARIANT, "--level", "0.95")

@@ -19,11 +19,8 @@ def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
     for one in (
         *old,
         *new,
-        record(
-            conversion("cast/fp32/e5m2"),
-            Status.WRONG,
-            verdict=Verdict(status=Status.WRONG, summary="ties", kind=Kind.TIES_AWAY),
-        ),
+        record(conversion("cast/fp32/e5m2"), Status.WRONG,
+               verdict=Verdict(status=Status.WRONG, summary="ties", kind=Kind.TIES_AWAY)),
         record(conversion("not/uint16/uint16"), Status.UNSUPPORTED, verdict=markup),
     ):
         store.append(one)

@@ -318,17 +318,9 @@ def test_a_hang_is_ended_and_leaves_signals_as_they_were(record_of) -> None:
 
 
 def test_the_case_after_a_crash_is_none_the_worse(tmp_path: Path) -> None:
-    settings = Settings(
-        device="cpu",
-        results=tmp_path,
-        impls=(FAULTY,),
-        implementation=("faulty_segfault", "eager_upcast", "faulty_os_exit"),
-        scheme=("e4m3fn-row",),
-        workload=(CODES, SEED),
-        timeout_s=600,
-        seed=7,
-        timing_budget_s=0,
-    )
+    settings = Settings(device="cpu", results=tmp_path, impls=(FAULTY,),
+                        implementation=("faulty_segfault", "eager_upcast", "faulty_os_exit"), scheme=("e4m3fn-row",),
+                        workload=(CODES, SEED), timeout_s=600, seed=7, timing_budget_s=0)
     records = {(r.case.implementation, r.case.workload): r.verdict.status for r in main_sweep(settings).records}
     assert [status for (name, _), status in records.items() if name == "eager_upcast"] == [Status.OK, Status.OK]
     assert [status for (name, _), status in records.items() if name != "eager_upcast"] == [Status.CRASH] * 4

@@ -69,11 +69,8 @@ def test_an_exit_is_noticed_although_a_child_of_the_process_holds_its_pipes_open
 
 @pytest.mark.parametrize(
     ("function", "says"),
-    [
-        ("harmful:raise_error", "LookupError: no such kernel"),
-        ("harmful:system_exit", "SystemExit: 4"),
-        ("harmful:pretend_ctrl_c", "KeyboardInterrupt"),
-    ],
+    [("harmful:raise_error", "LookupError: no such kernel"), ("harmful:system_exit", "SystemExit: 4"),
+     ("harmful:pretend_ctrl_c", "KeyboardInterrupt")],
 )
 def test_whatever_is_raised_in_the_child_is_an_error_and_not_the_end(isolation, function, says):
     verdict = isolation.call(function, timeout_s=600).verdict

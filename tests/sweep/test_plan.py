@@ -45,17 +45,11 @@ def ids(made):
 def test_globs_pick_implementations_schemes_and_workloads(stub):
     made = plan(stub, implementation=("plan_*", "dense"), scheme=("e[45]m?fn-row", "bf16"),
                 workload=("canary.r*", "llama3-8b.k/m4"))
-    assert ids(made) == [
-        "plan_stub/e4m3fn-row/canary.ragged/m3/bf16",
-        "plan_stub/bf16/canary.ragged/m3/bf16",
-        "dense/bf16/canary.ragged/m3/bf16",
-        "plan_stub/e4m3fn-row/canary.ragged/m33/bf16",
-        "plan_stub/bf16/canary.ragged/m33/bf16",
-        "dense/bf16/canary.ragged/m33/bf16",
-        "plan_stub/e4m3fn-row/llama3-8b.k/m4/bf16",
-        "plan_stub/bf16/llama3-8b.k/m4/bf16",
-        "dense/bf16/llama3-8b.k/m4/bf16",
-    ]
+    assert ids(made) == ["plan_stub/e4m3fn-row/canary.ragged/m3/bf16", "plan_stub/bf16/canary.ragged/m3/bf16",
+                         "dense/bf16/canary.ragged/m3/bf16", "plan_stub/e4m3fn-row/canary.ragged/m33/bf16",
+                         "plan_stub/bf16/canary.ragged/m33/bf16", "dense/bf16/canary.ragged/m33/bf16",
+                         "plan_stub/e4m3fn-row/llama3-8b.k/m4/bf16", "plan_stub/bf16/llama3-8b.k/m4/bf16",
+                         "dense/bf16/llama3-8b.k/m4/bf16"]
 
 
 def test_a_scheme_that_is_not_listed_is_made_from_its_parts(stub):
@@ -73,9 +67,7 @@ def test_a_standard_scheme_asked_for_by_its_parts_is_filed_under_its_name(stub):
 def test_a_refusal_is_a_case_with_its_reason_and_a_gap_is_told_from_it(stub):
     made = plan(stub, scheme=("mxfp4", "nvfp4", "e2m1-g32"), workload=("canary.seed",))
     assert [(p.refused, p.missing) for p in made.cases] == [
-        ("takes no FP4", False),
-        ("wants a library", True),
-        ("", False),
+        ("takes no FP4", False), ("wants a library", True), ("", False)
     ]
 
 
@@ -226,12 +218,10 @@ def test_a_setting_that_is_none_is_refused_by_name(field, value):
 def test_a_file_of_cases_is_run_as_it_stands(stub, tmp_path):
     file = tmp_path / "cases.jsonl"
     shape = {"workload": "unheard.of", "m": 7, "n": 96, "k": 128, "activation": "fp16"}
-    wanted = [
-        {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape},
-        {"implementation": "plan_stub", "scheme": "mxfp4", **shape},
-        {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape, "n": 1 << 20},
-        {"implementation": "of_another_day", "scheme": "e4m3fn-row", **shape},
-    ]
+    wanted = [{"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape},
+              {"implementation": "plan_stub", "scheme": "mxfp4", **shape},
+              {"implementation": "plan_stub", "scheme": "e4m3fn-row", **shape, "n": 1 << 20},
+              {"implementation": "of_another_day", "scheme": "e4m3fn-row", **shape}]
     for count in (2, 4):
         file.write_text("".join(json.dumps(case) + "\n" for case in wanted[:count]))
         made = plan(stub, cases=file, profile="smoke", implementation=())

@@ -40,12 +40,10 @@ def question(probe):
 
 # The installed PyTorch.
 
-ASKED = [
-    ("e4m3fn/default-nk-m16-bf16", "sm_90"), ("e4m3fn/default-nk-m16-bf16", "sm_80"),
-    ("e4m3fnuz/default-nk-m16-bf16", "sm_90"),
-    ("e4m3fn/max-autotune-nk-m1-bf16", "sm_90"), ("e4m3fn/max-autotune-kn-m16-bf16", "sm_90"),
-    ("e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942"),
-]
+ASKED = [("e4m3fn/default-nk-m16-bf16", "sm_90"), ("e4m3fn/default-nk-m16-bf16", "sm_80"),
+         ("e4m3fnuz/default-nk-m16-bf16", "sm_90"),
+         ("e4m3fn/max-autotune-nk-m1-bf16", "sm_90"), ("e4m3fn/max-autotune-kn-m16-bf16", "sm_90"),
+         ("e4m3fnuz/max-autotune-kn-m16-bf16", "gfx942")]
 
 
 @pytest.fixture(scope="module")

@@ -161,10 +161,7 @@ def _add(listing: Listing, package: DistributionPackage) -> None:
         return
     day = package.upload_time.astimezone(UTC).date() if package.upload_time else None
     listing.wheels.append(ListedWheel(
-        wheel=Wheel(filename=name, sha256=package.digests.get("sha256", ""), yanked=package.is_yanked),
-        url=package.url,
-        version=version,
-        day=day.isoformat() if day and day.year >= _FIRST_YEAR else None,
-        has_metadata=package.has_metadata,
-        metadata_sha256=(package.metadata_digests or {}).get("sha256"),
+        wheel=Wheel(filename=name, sha256=package.digests.get("sha256", ""), yanked=package.is_yanked), url=package.url,
+        version=version, day=day.isoformat() if day and day.year >= _FIRST_YEAR else None,
+        has_metadata=package.has_metadata, metadata_sha256=(package.metadata_digests or {}).get("sha256")
     ))

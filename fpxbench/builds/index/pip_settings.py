@@ -78,15 +78,8 @@ def parse_settings(listed: str) -> PipSettings:
         timeout, retries = float(word("timeout", "default-timeout") or 15), int(word("retries") or 5)
     except ValueError as error:
         raise NoPip(f"pip's configuration has a timeout or retries that are not a number: {error}") from error
-    return PipSettings(
-        index_url=word("index-url", "pypi-url") or PYPI_SIMPLE_ENDPOINT,
-        extra_index_urls=words("extra-index-url"),
-        find_links=words("find-links"),
-        no_index=(word("no-index") or "").lower() not in _NO,
-        cert=word("cert"),
-        client_cert=word("client-cert"),
-        proxy=word("proxy"),
-        trusted_hosts=words("trusted-host"),
-        timeout_s=timeout,
-        retries=retries,
-    )
+    return PipSettings(index_url=word("index-url", "pypi-url") or PYPI_SIMPLE_ENDPOINT,
+                       extra_index_urls=words("extra-index-url"), find_links=words("find-links"),
+                       no_index=(word("no-index") or "").lower() not in _NO, cert=word("cert"),
+                       client_cert=word("client-cert"), proxy=word("proxy"), trusted_hosts=words("trusted-host"),
+                       timeout_s=timeout, retries=retries)

@@ -49,12 +49,8 @@ def recover_order(bench: Bench, table: Tensor) -> tuple[Experiment, IndexMap | N
 
     add_weights(WEIGHTS[0])
     if all(bool(bench.near(seen, table[codes])[bench.free].all()) for codes, seen in zip(stored, read, strict=True)):
-        return Experiment(
-            name="order",
-            right=True,
-            tried=bench.n * bench.k,
-            message=f"all {bench.n * bench.k} codes are read in their own places",
-        ), None
+        return Experiment(name="order", right=True, tried=bench.n * bench.k,
+                          message=f"all {bench.n * bench.k} codes are read in their own places"), None
     known = _known_order(bench, table, stored, read)
     if known is None:
         add_weights(max(WEIGHTS[0], min(WEIGHTS[1], math.ceil(60 / math.log2(len(alphabet))))))

@@ -58,10 +58,8 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
             table, unclear = uniform, torch.zeros_like(unclear)
     if bool(unclear.any()):
         return table, Experiment(
-            name="table",
-            right=None,
-            tried=len(codes),
-            message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there",
+            name="table", right=None, tried=len(codes),
+            message=f"{int(unclear.sum())} of {len(codes)} codes are read as one number here and another there"
         )
     return table, _table_experiment(bench, table, tried)
 

@@ -51,10 +51,8 @@ class RecoveredMaps:
         scales, self.factors = recover_scales(bench, table, blocks.right is True, self.blocks)
         if self.factors is not None and self.factors.holds_common_factor(table):
             self.experiments[0] = Experiment(
-                name="table",
-                right=True,
-                tried=decoded.tried,
-                message=f"all {decoded.tried} codes decode to their definition, times one factor of the scale",
+                name="table", right=True, tried=decoded.tried,
+                message=f"all {decoded.tried} codes decode to their definition, times one factor of the scale"
             )
             self.table = None
         self.experiments += [scales, blocks]

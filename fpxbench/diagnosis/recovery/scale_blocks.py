@@ -88,12 +88,8 @@ def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Ex
     rows, blocks = bench.grid_shape
     count = rows * blocks
     if len(levels) < 2 and count > 1:
-        return Experiment(
-            name="blocks",
-            right=None,
-            tried=count,
-            message="no scale makes a difference, so where they are read from cannot be seen",
-        ), None
+        return Experiment(name="blocks", right=None, tried=count,
+                          message="no scale makes a difference, so where they are read from cannot be seen"), None
     place = (
         _recover_places(bench, code, number, levels, factors)
         if count > 1

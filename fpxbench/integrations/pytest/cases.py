@@ -43,16 +43,10 @@ class Benchmarks:
         option = config.option
         seed = secrets.randbelow(1 << 31) if option.fpx_seed is None else option.fpx_seed
         try:
-            self.settings = Settings(
-                profile=option.fpx_profile,
-                device=option.fpx_device,
-                impls=tuple(Path(path).resolve() for path in option.fpx_impls),
-                scheme=tuple(option.fpx_scheme),
-                workload=tuple(option.fpx_workload),
-                weights=option.fpx_weights,
-                activations=option.fpx_activations,
-                seed=seed,
-            )
+            self.settings = Settings(profile=option.fpx_profile, device=option.fpx_device,
+                                     impls=tuple(Path(path).resolve() for path in option.fpx_impls),
+                                     scheme=tuple(option.fpx_scheme), workload=tuple(option.fpx_workload),
+                                     weights=option.fpx_weights, activations=option.fpx_activations, seed=seed)
         except ValidationError as error:
             raise pytest.UsageError(f"--benchmark: {error}") from None
         self.plan = Plan(device="", cases=[])
@@ -333,11 +327,8 @@ def _again(item: CaseItem) -> list[str]:
     device = [f"--fpx-device={settings.device}"] if settings.device else []
     files = [f"--{name}={given}" for name, given in (("weights", settings.weights),
                                                      ("activations", settings.activations)) if given]
-    layer = [
-        f"--fpx-profile={settings.profile}",
-        f"--fpx-scheme={group.scheme}",
-        f"--fpx-workload={case.workload}/m{case.m}",
-    ]
+    layer = [f"--fpx-profile={settings.profile}", f"--fpx-scheme={group.scheme}",
+             f"--fpx-workload={case.workload}/m{case.m}"]
     return ["pytest", "--benchmark", *impls, *device, *files, *layer, f"--fpx-seed={settings.seed}", item.nodeid]
 
 

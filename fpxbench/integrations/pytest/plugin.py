@@ -29,11 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fpx-profile", default="smoke", choices=("smoke", "quick", "full"),
         help="how many cases: smoke (default) takes a minute or two, quick several, full hours",
     )
-    group.addoption(
-        "--fpx-device",
-        choices=("cpu", "cuda"),
-        help="default: a GPU (NVIDIA or AMD: cuda) if PyTorch sees one, else cpu",
-    )
+    group.addoption("--fpx-device", choices=("cpu", "cuda"),
+                    help="default: a GPU (NVIDIA or AMD: cuda) if PyTorch sees one, else cpu")
     group.addoption(
         "--fpx-scheme", action="append", default=[], metavar="GLOB", help="these schemes instead of the profile's"
     )

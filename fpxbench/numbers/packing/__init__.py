@@ -19,14 +19,10 @@ from fpxbench.numbers.packing.planar import K_MULTIPLE, PLANAR, padded_k, pieces
 __all__ = [
     "K_MULTIPLE", "LAYOUTS", "Layout", "is_layout", "layout_named", "pack", "padded_k", "pieces", "row_bytes", "unpack"]
 
-BYTES = Layout(
-    "bytes",
-    "one code a byte, without padding: torch's float8 dtypes are views of it",
-    widths=tuple(range(1, 9)),
-    row_bytes=lambda k, bits: k,
-    write=lambda codes, bits, packed: packed.copy_(codes),
-    read=lambda packed, bits, codes: codes.copy_(packed),
-)
+BYTES = Layout("bytes", "one code a byte, without padding: torch's float8 dtypes are views of it",
+               widths=tuple(range(1, 9)), row_bytes=lambda k, bits: k,
+               write=lambda codes, bits, packed: packed.copy_(codes),
+               read=lambda packed, bits, codes: codes.copy_(packed))
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout

@@ -95,11 +95,9 @@ def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Call
         group = group_of(bits)
         return layout.CPU_GRAIN * group.codes // group.size
 
-    return Layout(
-        name, description, widths, row_bytes,
-        write=by_rows(lambda codes, bits, packed: _write(codes, group_of(bits), packed), codes_at_once),
-        read=by_rows(lambda packed, bits, codes: _read(packed, group_of(bits), codes), codes_at_once),
-    )
+    return Layout(name, description, widths, row_bytes,
+                  write=by_rows(lambda codes, bits, packed: _write(codes, group_of(bits), packed), codes_at_once),
+                  read=by_rows(lambda packed, bits, codes: _read(packed, group_of(bits), codes), codes_at_once))
 
 
 NIBBLES_LOW_FIRST = _layout(
