@@ -244,7 +244,7 @@ def here(
         err.print(
             f"fpxbench: this PyTorch calls itself {build.torch} and was built from {build.git[:12]}, not from "
             f"{entry.git[:12]} "
-            "as that build was: its results would be taken for the other's",
+            "as that build was: its results would be stored as the other's",
             markup=False,
             style="yellow",
         )

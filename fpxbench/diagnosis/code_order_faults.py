@@ -46,7 +46,7 @@ def code_order_faults(fmt: NumberFormat, layout: str, k: int) -> Iterator[Decode
             if sources:
                 yield moved(
                     Kind.PLANE_SWAP,
-                    "the planes are read as neighbours: the fields of one byte are taken for weights next to each"
+                    "the planes are read as neighbours: the fields of one byte are read as weights next to each"
                     f" other{', the high field first' if backwards else ''}",
                     **sources,
                 )

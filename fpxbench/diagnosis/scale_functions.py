@@ -73,14 +73,14 @@ def scale_functions(scaling: Scaling) -> Iterator[ScaleFunction]:
 
 def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
     yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE,
-                        "the bits of the scale are taken for its value: code c multiplies by c",
+                        "the bits of the scale are used as its value: code c multiplies by c",
                         lambda codes, values: codes.double())
     yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE,
-                        "the bits of the scale are taken for its value: code c, a signed byte, multiplies by c",
+                        "the bits of the scale are used as its value: code c, a signed byte, multiplies by c",
                         lambda codes, values: _signed(codes))
     if not fmt.mantissa_bits:
         yield ScaleFunction(Kind.SCALE_BITS_AS_VALUE,
-                            f"the exponent is taken for the scale: code c multiplies by c - {fmt.bias}",
+                            f"the exponent is used as the scale: code c multiplies by c - {fmt.bias}",
                             lambda codes, values: (codes - fmt.bias).double())
         yield ScaleFunction(Kind.SCALE_MISREAD,
                             "the exponent is read as a signed byte: code c multiplies by 2^c, c from -128 to 127",

@@ -176,8 +176,8 @@ class PyTorchEnvironment(Environment):
             parts = parts_named(asked["FPX_PARTS"]) if "FPX_PARTS" in asked else PARTS
         except ValueError as error:
             raise util.UserError(str(error)) from None
-        at_hand = current_build()
-        if at_hand is None and "FPX_VARIANT" not in asked:
+        current = current_build()
+        if current is None and "FPX_VARIANT" not in asked:
             raise EnvironmentUnavailable(
                 "no PyTorch is installed for this Python, so that the variant is to be named: FPX_VARIANT=cpu, cu130, …"
             )
@@ -187,11 +187,11 @@ class PyTorchEnvironment(Environment):
                               environments=Environments(Path(os.environ.get(ROOT_VARIABLE) or conf.env_dir), _say),
                               results=Path(os.environ["FPX_RESULTS"]), variant=asked.get("FPX_VARIANT"), parts=parts,
                               machine=os.environ.get("FPX_MACHINE") or None, device=asked.get("FPX_DEVICE"),
-                              here=at_hand)
+                              here=current)
         self._open = ExitStack()
-        self._python_path: Path | None = Path(sys.executable) if at_hand else None
+        self._python_path: Path | None = Path(sys.executable) if current else None
         self._refusal = ""
-        variant = asked.get("FPX_VARIANT") or (at_hand.variant if at_hand is not None else None)
+        variant = asked.get("FPX_VARIANT") or (current.variant if current is not None else None)
         variables = {("nobuild", "FPX_VARIANT"): variant, **tagged_env_vars}
         if parts != PARTS:
             variables["nobuild", "FPX_PARTS"] = ",".join(parts)
@@ -200,7 +200,7 @@ class PyTorchEnvironment(Environment):
         _open_progress()
         self._requirements = requirements  # asv names the environment by these while it sets them
         self._installed = (
-            at_hand.key if at_hand and self._builds.variant in (None, at_hand.variant) and parts == PARTS else None
+            current.key if current and self._builds.variant in (None, current.variant) and parts == PARTS else None
         )
         super().__init__(conf, here, requirements, variables)
 

@@ -1,4 +1,4 @@
-"""No injected fault is taken for another, alone or two at once: a sample of `python -m tests.confusion`, whose tables
+"""No injected fault is named as another, alone or two at once: a sample of `python -m tests.confusion`, whose tables
 docs/diagnosis.md holds."""
 
 from __future__ import annotations

@@ -314,7 +314,7 @@ def status_of(folder, key):
     return stored["env_name"], row["result"]
 
 
-def test_builds_that_are_not_at_hand_are_installed_and_go_on_with_the_series(nightlies):
+def test_builds_that_are_not_installed_are_installed_and_go_on_with_the_series(nightlies):
     name = f"pytorch-py{sys.version_info[0]}.{sys.version_info[1]}-FPX_VARIANT{HERE.variant}"
     assert status_of(nightlies, GOOD_KEY) == (name, [1])
     assert status_of(nightlies, CRASHING_KEY) == (name, [9])

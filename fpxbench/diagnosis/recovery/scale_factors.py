@@ -244,7 +244,7 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
 
     of_nan = values.isnan()
     wrong = torch.where(of_nan, seen.isfinite(), ~agree(seen, values))
-    if bool((of_nan & seen.isinf()).any()):     # not finite either: no product of such a scale is taken for a number
+    if bool((of_nan & seen.isinf()).any()):     # not finite either: no product of such a scale passes as a number
         name = _name(factors, int((of_nan & seen.isinf()).nonzero()[0]))
         skipped = [*skipped, f"the NaN code {name} multiplies by infinity"]
         rest = f" ({'; '.join(skipped)})"
