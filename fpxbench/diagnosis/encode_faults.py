@@ -140,10 +140,9 @@ def _double_roundings(fmt: NumberFormat) -> Iterator[EncodeFault]:
         def narrowed(x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
             return x.to(dtype).float()
 
-        for step, when in (("values", "after"), ("before", "before")):
-            yield EncodeFault(Kind.DOUBLE_ROUNDING,
-                              f"values are rounded twice: to {name} {when} the scale, then to {fmt.name}",
-                              **{step: narrowed})
+        twice = "values are rounded twice: to {} {} the scale, then to {}"
+        yield EncodeFault(Kind.DOUBLE_ROUNDING, twice.format(name, "after", fmt.name), values=narrowed)
+        yield EncodeFault(Kind.DOUBLE_ROUNDING, twice.format(name, "before", fmt.name), before=narrowed)
 
 
 def _range_faults(fmt: NumberFormat, largest_stored: int) -> Iterator[EncodeFault]:

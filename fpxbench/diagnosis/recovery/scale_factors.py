@@ -266,7 +266,8 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
         if factor is not None:      # codes were seen by their product with a scale
             return scales(right=None, message=f"{what}, or by {factor:.3g} times that, and codes decode as defined")
         return scales(right=True, message=f"{what}{rest}")
-    kinds, messages = [], []
+    kinds: list[Kind] = []
+    messages = []
     if differences:
         kinds, message = _name_factors(bench, factors, agree)
         messages.append(
