@@ -162,8 +162,7 @@ class Pages:
 
     def case(self, sweep: SweepTable, row: CaseRow, record: Record) -> str:
         """Render one case in full."""
-        rivals = [other for other in sweep.rows if other.case.scheme == row.case.scheme
-                  and other.case.layer == row.case.layer]
+        rivals = sweep.rivals[row.case.scheme, row.case.layer]
         return self._render(
             "case.html", root="../../../", sweep=sweep, row=row, record=record, verdict=record.verdict,
             dot_plot=dot_plot_of(record),

@@ -8,6 +8,7 @@ build, so that reading a page's worth never means reading history. Several proce
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -50,9 +51,14 @@ class Store(Generic[R]):
         """Return the file of one build on one machine. Raise ValueError for a name that would leave the folder."""
         return self.root / _checked(machine) / self.of.FOLDER / f"{_checked(build.stem)}.jsonl"
 
-    def files(self) -> list[Path]:
-        """Return every file of such records, sorted."""
-        return sorted(self.root.glob(f"*/{self.of.FOLDER}/*.jsonl"))
+    def files(self, machine: str | None = None) -> list[Path]:
+        """Return every file of such records, or those of one machine, sorted."""
+        where = "*" if machine is None else glob.escape(machine)
+        return sorted(self.root.glob(f"{where}/{self.of.FOLDER}/*.jsonl"))
+
+    def machines(self) -> list[str]:
+        """Return the machines that have such records, sorted."""
+        return sorted(path.parent.name for path in self.root.glob(f"*/{self.of.FOLDER}") if any(path.glob("*.jsonl")))
 
     def make_folder(self) -> None:
         """Make the results folder before anything is measured. Raise OSError naming it if that cannot be done."""

@@ -180,15 +180,15 @@ class _Reader:
                 self._take_in(change, now, believe)
         return found
 
-    def _window(self, values: Array, split: int, rows: slice = slice(None)) -> Array:
+    def _window(self, split: int) -> Array:
         """Return the builds before `split` that belong to the present level; NaN for the others."""
         start = max(0, split - BEFORE)
-        inside = np.arange(start, split) >= self.begin[rows, None]
-        return np.where(inside, values[rows, start:split], np.nan)
+        inside = np.arange(start, split) >= self.begin[:, None]
+        return np.where(inside, self.y[:, start:split], np.nan)
 
     def _open(self, split: int) -> None:
         """Compute level and noise before a new split."""
-        level, own, count = level_and_noise(self._window(self.y, split))
+        level, own, count = level_and_noise(self._window(split))
         enough = count >= LEAST_BEFORE
         self.level[:, split] = np.where(enough, level, np.nan)
         self.count[:, split] = count
@@ -248,10 +248,13 @@ class _Reader:
         """Return the baseline's move, and whether it explains the change (§5)."""
         k = now + 1 - split
         sizes, significant = [], []
-        for series in (self.c, self.y - self.c):
-            window = self._window(series, split, slice(row, row + 1))
+        start = max(0, split - BEFORE)
+        inside = np.arange(start, split) >= self.begin[row]
+        control = self.c[row, start:now + 1]
+        for series in (control, self.y[row, start:now + 1] - control):
+            window = np.where(inside, series[:split - start], np.nan)[None]
             level, noise, count = (one.item() for one in level_and_noise(window))
-            sizes.append(float(np.median(series[row, split:now + 1]) - level))
+            sizes.append(float(np.median(series[split - start:]) - level))
             significant.append(sign * sizes[-1] >= CONTROL * max(noise, LEAST_NOISE) * _error(k, count))
         if not np.isfinite(sizes).all():
             return None, False

@@ -7,11 +7,11 @@ clock takes part in the order: builds have dates of their own, and one without a
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,13 @@ from pydantic import ValidationError
 
 from fpxbench.builds.timeline import Entry, Timeline, in_order
 from fpxbench.records.record import Build
+from fpxbench.records.store import Store
 from fpxbench.records.verdict import SEVERITY, Status
-from fpxbench.regressions.series_index import METRICS, discard_index, machines, open_index
+
+if TYPE_CHECKING:       # it imports polars, which most of those who import this do without
+    from fpxbench.regressions.index_points import Points
 
 UNKNOWN_DAY = "9999-12-31"
-PIECE = 50_000
-"""Points that are read from the index at a time."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Panel:
     metrics: dict[str, NDArray[np.float64]]
     """By name (`series_index.METRICS`); NaN where a case has none on a build."""
     verdict: NDArray[np.intp]
-    """Key into `verdicts`; -1 where the case was not measured. A failure is a point as well as a success."""
-    verdicts: dict[int, Verdicts]
+    """Index into `verdicts`; -1 where the case was not measured. A failure is a point as well as a success."""
+    verdicts: list[Verdicts]
     source: NDArray[np.intp]
     """Which source of the implementation; -1 where the case was not measured."""
     seed: NDArray[np.float64]
@@ -85,10 +86,8 @@ class Panel:
     @cached_property
     def severity(self) -> NDArray[np.intp]:
         """Return each status's place in the order of severity [cases, builds]: 0 the worst, -1 where not measured."""
-        places = np.full(max(self.verdicts, default=0) + 2, -1)
-        for number, verdict in self.verdicts.items():
-            places[number] = SEVERITY[Status(verdict.status)]
-        return places[self.verdict]   # -1 picks the last, which is no verdict's
+        places = np.array([*(SEVERITY[Status(verdict.status)] for verdict in self.verdicts), -1])
+        return places[self.verdict]   # -1 picks the last
 
 
 def panels(
@@ -98,47 +97,59 @@ def panels(
 
     Raise ValueError if there is no such machine.
     """
-    known = machines(results)
-    if machine is not None and machine not in known:
-        raise ValueError(f"no records of machine {machine!r} in {results}: there are {', '.join(known) or 'none'}")
+    from fpxbench.regressions.series_index import DamagedIndexError, discard_index
+
+    store = Store(results)
+    names = store.machines() if machine is None else [machine]
+    if machine is not None and not store.files(machine):
+        there = ", ".join(store.machines()) or "none"
+        raise ValueError(f"no records of machine {machine!r} in {results}: there are {there}")
     held = {entry.key: entry for entry in timeline.entries()} if timeline else {}
-    for name in known if machine is None else [machine]:
+    for name in names:
         try:
             yield _of_machine(results, name, held)
-        except sqlite3.DatabaseError:
+        except DamagedIndexError as error:
             discard_index(results, name)
-            yield _of_machine(results, name, held)
+            found, troubles = _of_machine(results, name, held)
+            yield found, [f"the series index of {name} is damaged and was made anew from the records: {error}",
+                          *troubles]
 
 
 def _of_machine(results: Path, machine: str, held: dict[str, Entry]) -> tuple[list[Panel], list[str]]:
-    with open_index(results, machine) as (connection, troubles):
-        devices = [device for (device,) in connection.execute(
-            "SELECT DISTINCT devices.name FROM points JOIN devices ON devices.id = device ORDER BY 1")]
-        if len(devices) > 1:
-            troubles.append(f"{machine} is the name of {len(devices)} machines: {', '.join(devices)}; "
+    from fpxbench.regressions.index_points import Points
+    from fpxbench.regressions.series_index import open_index, reading_parts
+
+    with open_index(results, machine) as (parts, troubles), reading_parts():
+        points = Points.read(parts)
+        if len(points.devices) > 1:
+            troubles.append(f"{machine} is the name of {len(points.devices)} machines: {', '.join(points.devices)}; "
                             "each has its own series. FPX_MACHINE or --machine gives one another name")
-        return list(_panels(connection, machine, held, troubles)), troubles
+        return list(_panels(points, machine, held, troubles)), troubles
 
 
-def _panels(
-    connection: sqlite3.Connection, machine: str, held: dict[str, Entry], troubles: list[str],
-) -> Iterator[Panel]:
-    verdicts = {row[0]: Verdicts(*row[1:])
-                for row in connection.execute("SELECT id, status, kind, message, summary FROM verdicts")}
-    builds = {number: Build.model_validate_json(build)
-              for number, build in connection.execute("SELECT id, build FROM builds")}
-    order, tags, dates = _order(builds, held, troubles)
+def _panels(points: Points, machine: str, held: dict[str, Entry], troubles: list[str]) -> Iterator[Panel]:
+    order, tags, dates = _order(dict(enumerate(points.builds)), held, troubles)
     groups: dict[tuple[int, str, str], list[int]] = {}
-    for device, number in connection.execute("SELECT DISTINCT device, build FROM points"):
+    for device, number in points.measured():
         if number in order:
-            groups.setdefault((device, builds[number].variant, builds[number].channel), []).append(number)
-    names = dict(connection.execute("SELECT id, name FROM devices"))
-    in_order = sorted(groups.items(), key=lambda group: (names[group[0][0]], *group[0][1:]))
-    for (device, variant, channel), numbers in in_order:
+            build = points.builds[number]
+            groups.setdefault((device, build.variant, build.channel), []).append(number)
+    layouts = []
+    for (device, _, _), numbers in sorted(groups.items()):
         numbers.sort(key=order.__getitem__)
-        yield _panel(connection, (machine, names[device], variant, channel), device, numbers,
-                     [builds[n].model_copy(update={"date": dates[n]}) for n in numbers], [tags[n] for n in numbers],
-                     verdicts)
+        layouts.append((numbers, points.layout(device, numbers)))
+    # One column of the index in memory at a time.
+    arrays = [points.arranged([layout for _, layout in layouts], name) for name in points.NUMBERS]
+    for (device, variant, channel), (numbers, layout), *columns in zip(sorted(groups), layouts, *arrays, strict=True):
+        numbers_of = dict(zip(points.NUMBERS, columns, strict=True))
+        seed, outputs, weights = (numbers_of.pop(name) for name in ("seed", "outputs", "weights"))
+        yield Panel(
+            machine, points.devices[device], variant, channel, cases=[points.cases[case] for case in layout.cases],
+            builds=[points.builds[n].model_copy(update={"date": dates[n]}) for n in numbers],
+            tags=[tags[n] for n in numbers], metrics=numbers_of,
+            verdict=layout.arranged(points.verdict, -1), verdicts=points.verdicts,
+            source=layout.arranged(points.source, -1), seed=seed,
+            outputs=np.nanmax(outputs, axis=1), weights=np.nanmax(weights, axis=1))
 
 
 def _order(
@@ -162,35 +173,3 @@ def _order(
     return ({number: place for number, (place, _) in known.items()},
             {number: entry.tag for number, (_, entry) in known.items()},
             {number: entry.date for number, (_, entry) in known.items()})
-
-
-def _panel(connection: sqlite3.Connection, names: tuple[str, str, str, str], device: int, numbers: list[int],
-           builds: list[Build], tags: list[str], verdicts: dict[int, Verdicts]) -> Panel:
-    column = {number: index for index, number in enumerate(numbers)}
-    marks = ", ".join("?" * len(numbers))
-    rows = connection.execute(
-        f'SELECT build, "case", verdict, source, seed, {", ".join(METRICS)} FROM points '
-        f'WHERE device = ? AND build IN ({marks})',
-        (device, *numbers))
-    # In pieces: a million points as Python numbers are half a gigabyte.
-    table = np.concatenate([np.array(piece, dtype=np.float64) for piece in iter(lambda: rows.fetchmany(PIECE), [])])
-    case_numbers, row = np.unique(table[:, 1].astype(np.intp), return_inverse=True)
-    columns = np.array([column[int(number)] for number in table[:, 0]])
-    shape = len(case_numbers), len(numbers)
-
-    def laid_out(values: NDArray[np.float64], missing: float) -> NDArray:
-        array = np.full(shape, missing)
-        array[row, columns] = values
-        return array
-
-    known = {number: (name, outputs, weights)
-             for number, name, outputs, weights in connection.execute("SELECT id, name, outputs, weights FROM cases")}
-    cases = [known[number] for number in case_numbers]
-    return Panel(
-        *names, cases=[name for name, _, _ in cases], builds=builds, tags=tags,
-        metrics={name: laid_out(table[:, 5 + index], np.nan) for index, name in enumerate(METRICS)},
-        verdict=laid_out(table[:, 2], -1).astype(np.intp), verdicts=verdicts,
-        source=laid_out(table[:, 3], -1).astype(np.intp),
-        seed=laid_out(table[:, 4], np.nan), outputs=np.array([outputs for _, outputs, _ in cases], dtype=float),
-        weights=np.array([weights for _, _, weights in cases], dtype=float),
-    )

@@ -1,44 +1,52 @@
-"""The series index: the metrics of each record that series need, so that a night's run reads the new build only.
+"""The series index: what series need of each record, in Parquet, so that a night's run reads the new build only.
 
-``RESULTS/<machine>/.series.sqlite`` holds nothing that the records do not: it may be deleted, and is made anew if it is
-damaged. A file of records is read again only if its size or time of change differs. Where the index cannot be written
-(a read-only folder, a full disk), it is made in memory.
+``RESULTS/<machine>/.series/<part>.parquet`` holds nothing that the records do not: it may be deleted, and is made anew
+if it is damaged. A part holds the records of a month's nightlies, or of a minor version's other builds, so that a night
+changes one part. A file of records is read again only if its size or its times changed and its content differs.
+
+One process at a time changes a machine's index, under a lock, and each part is replaced at once. Where the index
+cannot be written (a read-only folder, a full disk), what is missing of it is made in memory.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import io
 import json
 import re
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from fpxbench.builds.timeline import commit_hash
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store
+from fpxbench.whole_file import write_whole
 
-NAME = ".series.sqlite"
-VERSION = 2
-"""Raise it when a table or a metric's definition changes."""
+NAME = ".series"
+EARLIER_NAME = ".series.sqlite"
+"""Of the index of earlier versions, which is deleted."""
+VERSION = 3
+"""Raise it when a column or a metric's definition changes."""
 
-METRICS = ("median_us", "baseline_us", "speedup", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched",
-           "peak_bytes")
+METRICS = ("median_us", "baseline_us", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched", "peak_bytes")
 
-_TABLES = f"""
-CREATE TABLE files (name TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, broken TEXT) WITHOUT ROWID;
-CREATE TABLE builds (id INTEGER PRIMARY KEY, key TEXT, variant TEXT, build TEXT, UNIQUE (key, variant));
-CREATE TABLE devices (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
-CREATE TABLE cases (id INTEGER PRIMARY KEY, name TEXT UNIQUE, outputs INTEGER, weights INTEGER);
-CREATE TABLE sources (id INTEGER PRIMARY KEY, name TEXT UNIQUE);
-CREATE TABLE verdicts (id INTEGER PRIMARY KEY, status TEXT, kind TEXT, message TEXT, summary TEXT,
-                       UNIQUE (status, kind, message));
-CREATE TABLE points (device INTEGER, build INTEGER, "case" INTEGER, file TEXT, verdict INTEGER, source INTEGER,
-                     seed INTEGER, {", ".join(f"{name} REAL" for name in METRICS)},
-                     PRIMARY KEY (device, build, "case")) WITHOUT ROWID;
-CREATE INDEX points_of_file ON points (file);
-"""
+SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("file", "device", "build", "case"), pl.Categorical),
+    "outputs": pl.Int64, "weights": pl.Int64,
+    **dict.fromkeys(("status", "kind", "message", "summary", "source"), pl.Categorical),
+    "seed": pl.Float64, **dict.fromkeys(METRICS, pl.Float64),
+}
+"""Columns of a part, a row for the last record of each case in each file: ``build`` is a `Build` as JSON with its key,
+``outputs`` M·N, ``weights`` N·K; ``message`` is `normalized`, ``summary`` one of those that it stands for."""
 
+_FOOTER = "fpxbench"
 
 # What differs between runs of one failure: addresses, process and line numbers, temporary files, hashes.
 _VARYING = (
@@ -55,6 +63,10 @@ _VARYING = (
 )
 
 
+class DamagedIndexError(Exception):
+    """A part of the index cannot be read: `discard_index` it."""
+
+
 def normalized(text: str) -> str:
     """Return a failure's message without what varies from run to run."""
     for pattern, instead in _VARYING:
@@ -62,137 +74,182 @@ def normalized(text: str) -> str:
     return text.strip()
 
 
+def part_of(stem: str) -> str:
+    """Return the name of the part that holds a records file: ``2026-06`` for nightlies of June 2026, else ``2.13``."""
+    if nightly := re.search(r"\.dev(\d{4})(\d{2})\d{2}", stem):
+        return f"{nightly[1]}-{nightly[2]}"
+    release = re.match(r"\d{1,4}\.\d{1,4}(?!\d)", stem)
+    return release[0] if release else "other"
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file of records when it was read."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    digest: str
+    broken: list[str]
+    """A message for each line that is no record."""
+
+    def is_of(self, path: Path) -> bool:
+        """Return whether the file has not been touched since."""
+        stat = path.stat()
+        return (self.size, self.mtime_ns, self.ctime_ns) == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an index: its rows, a table in memory or a query of a file, and the files that they come from."""
+
+    rows: pl.LazyFrame
+    files: dict[str, FileState]
+
+    def write(self, path: Path) -> None:
+        """Replace the file `path` by this part. Raise OSError if it cannot be written."""
+        footer = {"version": VERSION, "files": {name: asdict(state) for name, state in self.files.items()}}
+        content = io.BytesIO()
+        self.rows.collect().write_parquet(content, compression="zstd", metadata={_FOOTER: json.dumps(footer)})
+        write_whole(path, content.getvalue())
+
+    @classmethod
+    def open(cls, path: Path) -> Part:
+        """Open a part without reading its rows. Raise DamagedIndexError if it is damaged or of another version."""
+        with reading_parts():
+            footer = json.loads(pl.read_parquet_metadata(path)[_FOOTER])
+            if footer["version"] != VERSION:
+                raise ValueError(f"it is of version {footer['version']}, this fpxbench writes {VERSION}")
+            return cls(pl.scan_parquet(path, schema=SCHEMA),
+                       {name: FileState(**state) for name, state in footer["files"].items()})
+
+
 @contextmanager
-def open_index(results: Path, machine: str) -> Iterator[tuple[sqlite3.Connection, list[str]]]:
+def reading_parts() -> Iterator[None]:
+    """Raise DamagedIndexError for whatever is raised where a file is not as it was written."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, KeyError, TypeError, ValueError) as error:
+        raise DamagedIndexError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+@contextmanager
+def open_index(results: Path, machine: str) -> Iterator[tuple[list[Part], list[str]]]:
     """Open the index of one machine's records, brought up to date, with a message for each thing that is unreadable.
 
-    Raise sqlite3.DatabaseError, here or while it is read, if the file is damaged: `discard_index` it then.
+    Raise DamagedIndexError, here or from `reading_parts`, if a part's rows are damaged: `discard_index` it then.
     """
-    store = Store(results)
-    paths = [path for path in store.files() if path.parent.parent.name == machine]
+    folder, store = results / machine / NAME, Store(results)
+    by_part: dict[str, list[Path]] = {}
+    for path in store.files(machine):
+        by_part.setdefault(part_of(path.stem), []).append(path)
     troubles: list[str] = []
-    try:
-        connection = _opened(results / machine / NAME)
-        _update(connection, store, paths)
-    except sqlite3.OperationalError as error:
-        troubles.append(f"{results / machine / NAME}: {error}; every record is read instead")
-        connection = _opened(Path(":memory:"))
-        _update(connection, store, paths)
-    with closing(connection):
-        for (broken,) in connection.execute("SELECT broken FROM files WHERE broken != '[]' ORDER BY name"):
-            troubles += json.loads(broken)
-        yield connection, troubles
+    with _locked(folder, troubles) as writable:
+        parts = [_updated(folder / f"{name}.parquet", store, paths, troubles, writable)
+                 for name, paths in sorted(by_part.items())]
+        for path in folder.glob("*.parquet") if writable else ():
+            if path.stem not in by_part:
+                path.unlink()
+        troubles += (line for part in parts for _, state in sorted(part.files.items()) for line in state.broken)
+        yield parts, troubles
 
 
 def discard_index(results: Path, machine: str) -> None:
     """Delete the index: it is made anew when it is next opened."""
-    (results / machine / NAME).unlink(missing_ok=True)
-
-
-def machines(results: Path) -> list[str]:
-    """Return the machines that have records, sorted."""
-    return sorted({path.parent.parent.name for path in Store(results).files()})
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    """Return the connection with its tables, empty if they were of another version."""
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None)
-    try:
-        with _writing(connection):
-            if connection.execute("PRAGMA user_version").fetchone() != (VERSION,):
-                for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-                    connection.execute(f'DROP TABLE "{name}"')
-                for statement in _TABLES.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-    except sqlite3.DatabaseError:
-        connection.close()
-        raise
-    return connection
+    shutil.rmtree(results / machine / NAME, ignore_errors=True)
 
 
 @contextmanager
-def _writing(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the block as one transaction: all or nothing, one writer at a time."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+def _locked(folder: Path, troubles: list[str]) -> Iterator[bool]:
+    """Let one process at a time read and change the index. Yield whether it can be written; if not, say so."""
+    with ExitStack() as stack:
+        writable = True
+        try:
+            folder.mkdir(exist_ok=True)
+            lock = stack.enter_context(open(folder / ".lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder.parent / EARLIER_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            troubles.append(_unwritable(folder, error))
+            writable = False
+        yield writable
 
 
-def _update(connection: sqlite3.Connection, store: Store, paths: list[Path]) -> None:
-    """Read what is new or has changed, forget what is gone."""
-    known = {name: (size, mtime) for name, size, mtime in connection.execute("SELECT name, size, mtime_ns FROM files")}
-    for path in paths:
-        stat = path.stat()
-        if known.pop(path.name, None) != (stat.st_size, stat.st_mtime_ns):
-            with _writing(connection):
-                _take(connection, store, path, stat.st_size, stat.st_mtime_ns)
-    for name in known:
-        with _writing(connection):
-            _forget(connection, name)
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"{path}: {error.strerror or error}; what it lacks is read from the records each time"
 
 
-def _forget(connection: sqlite3.Connection, name: str) -> None:
-    connection.execute("DELETE FROM points WHERE file = ?", (name,))
-    connection.execute("DELETE FROM files WHERE name = ?", (name,))
+def _updated(path: Path, store: Store, files: list[Path], troubles: list[str], writable: bool) -> Part:
+    """Return a part with what is new or has changed read again, and what is gone forgotten; write it if it changed."""
+    part = _opened(path, troubles)
+    states: dict[str, FileState] = {}
+    read: dict[str, pl.DataFrame] = {}
+    for file in files:
+        known = part.files.get(file.name)
+        if known is None or not known.is_of(file):
+            state = _state(file)
+            if known is None or known.digest != state.digest:
+                records, broken = store.read(file)
+                read[file.name] = frame_of(file.name, records)
+                known = replace(state, broken=[str(line) for line in broken])
+            else:
+                known = replace(state, broken=known.broken)
+        states[file.name] = known
+    if states == part.files:
+        return part
+    file_name = pl.col("file").cast(pl.String)
+    with reading_parts():
+        kept = part.rows.filter(file_name.is_in([name for name in states if name not in read])).collect()
+    part = Part(pl.concat([kept, *read.values()]).sort(file_name, maintain_order=True).lazy(), states)
+    if writable:
+        try:
+            part.write(path)
+            return Part.open(path)
+        except OSError as error:
+            troubles.append(_unwritable(path, error))
+    return part
 
 
-def _take(connection: sqlite3.Connection, store: Store, path: Path, size: int, mtime_ns: int) -> None:
-    records, broken = store.read(path)
-    _forget(connection, path.name)
-    connection.execute("INSERT INTO files VALUES (?, ?, ?, ?)",
-                       (path.name, size, mtime_ns, json.dumps([str(line) for line in broken])))
-    ids = _Ids(connection)
-    columns = 7 + len(METRICS)
-    # A case that was measured again counts as it was last.
-    connection.executemany(
-        f"INSERT OR REPLACE INTO points VALUES ({', '.join('?' * columns)})",
-        (_point(ids, path.name, record) for record in records))
+def _opened(path: Path, troubles: list[str]) -> Part:
+    """Return the part, an empty one if there is none or it cannot be used."""
+    if path.exists():
+        try:
+            return Part.open(path)
+        except DamagedIndexError as error:
+            troubles.append(f"{path} cannot be used and is made anew from the records: {error}")
+    return Part(pl.DataFrame(schema=SCHEMA).lazy(), {})
 
 
-def _point(ids: _Ids, file: str, record: Record) -> tuple:
-    timing, accuracy, traffic, verdict = record.timing, record.accuracy, record.traffic, record.verdict
-    return (
-        ids.of("devices", f"{record.machine.device} ({record.machine.arch})"), ids.build(record.build),
-        ids.of("cases", record.case.id, record.case.m * record.case.n, record.case.n * record.case.k), file,
-        ids.verdict(str(verdict.status), str(verdict.kind or ""), normalized(verdict.summary), verdict.summary),
-        ids.of("sources", record.source), record.seed,
-        timing and timing.median_us, timing and timing.baseline_us, timing and timing.speedup, accuracy.relative_error,
-        accuracy.sqnr_db, traffic.packed_bytes, traffic.kernels_launched, traffic.peak_bytes,
-    )
+def _state(path: Path) -> FileState:
+    stat = path.stat()      # before it is read: what is appended meanwhile shows as a change
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest, [])
 
 
-class _Ids:
-    """Numbers that stand for builds, cases, devices and verdicts in a point."""
+def frame_of(file: str, records: Iterable[Record]) -> pl.DataFrame:
+    """Return the rows of one file's records, oldest first. A case that was measured again counts as it was last."""
+    builds: dict[Build, Build] = {}
+    summaries: dict[tuple[str, str, str], str] = {}
+    rows: dict[tuple[str, str, str, str], tuple] = {}
+    for record in records:
+        if record.build not in builds:
+            # Not the record's own key: an older fpxbench may have hashed otherwise, or not at all.
+            builds[record.build] = record.build.model_copy(update={"key": commit_hash(record.build)})
+        build, device = builds[record.build], f"{record.machine.device} ({record.machine.arch})"
+        case, verdict = record.case, record.verdict
+        failure = str(verdict.status), str(verdict.kind or ""), normalized(verdict.summary)
+        identity = device, build.key, build.variant, case.id
+        rows.pop(identity, None)
+        rows[identity] = (
+            file, device, build.model_dump_json(), case.id, case.m * case.n, case.n * case.k,
+            *failure, summaries.setdefault(failure, verdict.summary), record.source, record.seed, *_metrics(record),
+        )
+    return pl.DataFrame(list(rows.values()), schema=SCHEMA, orient="row")
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._known: dict[tuple, int] = {}
 
-    def of(self, table: str, name: str, *more: int) -> int:
-        return self._number(table, ("name",), (name,), (name, *more))
-
-    def build(self, build: Build) -> int:
-        # Not the record's own key: an older fpxbench may have hashed otherwise, or not at all.
-        key = commit_hash(build)
-        return self._number("builds", ("key", "variant"), (key, build.variant),
-                            (key, build.variant, build.model_copy(update={"key": key}).model_dump_json()))
-
-    def verdict(self, status: str, kind: str, message: str, summary: str) -> int:
-        identity = status, kind, message
-        return self._number("verdicts", ("status", "kind", "message"), identity, (*identity, summary))
-
-    def _number(self, table: str, names: tuple[str, ...], identity: tuple, row: tuple) -> int:
-        known = (table, *identity)
-        if known not in self._known:
-            where = " AND ".join(f"{name} = ?" for name in names)
-            found = self._connection.execute(f"SELECT id FROM {table} WHERE {where}", identity).fetchone()
-            if found is None:
-                marks = ", ".join("?" * len(row))
-                found = (self._connection.execute(f"INSERT INTO {table} VALUES (NULL, {marks})", row).lastrowid,)
-            self._known[known] = found[0]
-        return self._known[known]
+def _metrics(record: Record) -> tuple[float | None, ...]:
+    """Return `METRICS`."""
+    timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
+    return (timing and timing.median_us, timing and timing.baseline_us, accuracy.relative_error,
+            accuracy.sqnr_db, traffic.packed_bytes, traffic.kernels_launched, traffic.peak_bytes)

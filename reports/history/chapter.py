@@ -14,7 +14,6 @@ from fpxbench.records.store import Store, latest
 from fpxbench.regressions.change_report import MachineMove
 from fpxbench.regressions.confirmation import Confirmation
 from fpxbench.regressions.result_changes import PanelChanges, by_suspect, changes_by_machine
-from fpxbench.regressions.series_index import machines
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
 from fpxbench.reports.history.build_pages import BuildPages
 from fpxbench.reports.history.regression_groups import (
@@ -60,7 +59,7 @@ class HistoryChapter:
         paths: dict[str, list[Path]] = {}
         for path in files:
             paths.setdefault(path.parent.parent.name, []).append(path)
-        for machine in machines(self._results):
+        for machine in Store(self._results).machines():
             self._say(f"{machine}: changes from build to build")
             [(of_machine, troubles)] = changes_by_machine(self._results, confirmations, self._timeline, machine)
             self._troubles += troubles

@@ -109,7 +109,8 @@ def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine],
 def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Iterable[SeriesPoint]:
     """Yield a point for each build of the panel; those on which the case was not measured have no tag."""
     for column, build in enumerate(panel.builds):
-        verdict = panel.verdicts.get(int(panel.verdict[row, column]))
+        number = int(panel.verdict[row, column])
+        verdict = panel.verdicts[number] if number >= 0 else None
         times = [panel.metrics[name][row, column] for name in ("median_us", "baseline_us")]
         yield SeriesPoint(
             panel.tags[column] if verdict else "", build.date, page_of(build, panel.cases[row]) if verdict else "",

@@ -358,7 +358,15 @@ class SweepTable(SweepHeading):
     def workloads(self) -> list[str]:
         return sorted({row.case.workload for row in self.rows})
 
-    @property
+    @cached_property
+    def rivals(self) -> dict[tuple[str, str], list[CaseRow]]:
+        """Cases that compete, by (scheme, layer)."""
+        grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
+        for row in self.rows:
+            grouped[row.case.scheme, row.case.layer].append(row)
+        return grouped
+
+    @cached_property
     def has_energy(self) -> bool:
         """Whether the energy of any case was measured."""
         return any(row.joules_per_call is not None for row in self.rows)

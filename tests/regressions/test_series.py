@@ -3,13 +3,13 @@ night."""
 
 import json
 import shutil
-import sqlite3
 import threading
 
 import numpy as np
+import polars
 import pytest
 from nights import EAGER, FUSED, nightly, nights
-from sample_records import CPU, GPU, case, record
+from sample_records import CPU, GPU, record
 
 from fpxbench.builds.timeline import Timeline, commit_hash
 from fpxbench.records.record import Build
@@ -67,7 +67,6 @@ def test_the_metrics_are_those_of_the_records(tmp_path):
     expected = {
         "median_us": stored.timing.median_us,
         "baseline_us": stored.timing.baseline_us,
-        "speedup": stored.timing.speedup,
         "relative_error": stored.accuracy.relative_error,
         "sqnr_db": stored.accuracy.sqnr_db,
         "packed_bytes": stored.traffic.packed_bytes,
@@ -224,34 +223,56 @@ def test_a_build_that_was_measured_again_is_read_again_and_one_that_is_gone_is_f
     assert panel.verdicts[panel.verdict[0, 0]].status == "crash"
 
 
-MIDDLE = b"everything but the first page"
+def part(results):
+    """Return the only part of the index."""
+    path, = (results / "nvidia-h100" / NAME).glob("*.parquet")
+    return path
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a database at all" * 100, MIDDLE, None])
-def test_an_index_that_is_damaged_or_of_another_version_is_made_anew(tmp_path, damage):
+def of_version(path, version):
+    footer = json.loads(polars.read_parquet_metadata(path)["fpxbench"]) | {"version": version}
+    polars.read_parquet(path).write_parquet(path, metadata={"fpxbench": json.dumps(footer)})
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"no Parquet at all" * 100),
+    lambda path: path.write_bytes(path.read_bytes()[:-50]),
+    lambda path: of_version(path, 1),
+    lambda path: polars.DataFrame({"a": [1]}).write_parquet(path),
+], ids=["empty", "garbage", "cut off", "of another version", "without a footer"])
+def test_a_part_that_cannot_be_used_is_made_anew_and_it_is_said(tmp_path, damage):
     nights(tmp_path, 2)
     expected = read(tmp_path)[0][0].metrics["median_us"]
-    path = tmp_path / "nvidia-h100" / NAME
-    if damage is None:
-        with sqlite3.connect(path) as connection:
-            connection.execute("PRAGMA user_version = 999")
-    elif damage == MIDDLE:
-        whole = path.read_bytes()
-        path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
-    else:
-        path.write_bytes(damage)
-    assert np.array_equal(read(tmp_path)[0][0].metrics["median_us"], expected)
-
-
-def test_where_nothing_can_be_written_every_record_is_read_and_it_is_said(tmp_path):
-    nights(tmp_path, 2)
-    (tmp_path / "nvidia-h100" / NAME).mkdir()
+    damage(part(tmp_path))
     found, said = read(tmp_path)
-    assert len(found[0].builds) == 2
-    assert len(said) == 1 and said[0].endswith("every record is read instead")
+    assert np.array_equal(found[0].metrics["median_us"], expected)
+    assert len(said) == 1 and said[0].startswith(f"{part(tmp_path)} cannot be used and is made anew from the records")
+    assert read(tmp_path)[1] == []
 
 
-def test_a_reading_that_is_cut_off_leaves_the_digest_as_it_was(tmp_path, monkeypatch):
+def test_rows_that_cannot_be_read_are_made_anew_and_it_is_said(tmp_path):
+    nights(tmp_path, 2)
+    expected = read(tmp_path)[0][0].metrics["median_us"]
+    whole = part(tmp_path).read_bytes()
+    footer = 8 + int.from_bytes(whole[-8:-4], "little")
+    part(tmp_path).write_bytes(whole[:4] + b"\xff" * (len(whole) - 4 - footer) + whole[-footer:])
+    found, said = read(tmp_path)
+    assert np.array_equal(found[0].metrics["median_us"], expected)
+    assert len(said) == 1 and "is damaged and was made anew" in said[0]
+
+
+def test_where_nothing_can_be_written_every_record_is_read_and_it_is_said(tmp_path, files_read):
+    nights(tmp_path, 2)
+    (tmp_path / "nvidia-h100" / NAME).write_text("a file in the folder's place")
+    for _ in range(2):
+        found, said = read(tmp_path)
+        assert len(found[0].builds) == 2
+        assert len(said) == 1 and said[0].endswith("what it lacks is read from the records each time")
+    assert len(files_read) == 4
+
+
+def test_a_reading_that_is_cut_off_leaves_the_index_as_it_was(tmp_path, monkeypatch):
     nights(tmp_path, 2)
     read(tmp_path)
     nights(tmp_path, 1, first=2)
@@ -260,7 +281,7 @@ def test_a_reading_that_is_cut_off_leaves_the_digest_as_it_was(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during:
-        during.setattr(series_index, "_point", cut_off)
+        during.setattr(series_index, "frame_of", cut_off)
         with pytest.raises(KeyboardInterrupt):
             read(tmp_path)
     assert len(read(tmp_path)[0][0].builds) == 3
@@ -277,12 +298,12 @@ def test_several_may_read_at_once(tmp_path):
     assert found == [6] * 6
 
 
-def test_a_copy_of_the_results_without_the_digest_says_the_same(tmp_path):
+def test_a_copy_of_the_results_without_the_index_says_the_same(tmp_path):
     nights(tmp_path / "here", 4)
     here = read(tmp_path / "here")[0][0]
     shutil.copytree(tmp_path / "here", tmp_path / "there", ignore=shutil.ignore_patterns(NAME))
     there = read(tmp_path / "there")[0][0]
-    assert here.cases == there.cases and np.array_equal(here.metrics["speedup"], there.metrics["speedup"])
+    assert here.cases == there.cases and np.array_equal(here.metrics["median_us"], there.metrics["median_us"])
 
 
 def test_a_machine_is_read_at_a_time(tmp_path, files_read):
@@ -323,14 +344,3 @@ def test_what_varies_from_run_to_run_does_not_make_another_failure(one, another)
 ])
 def test_other_words_make_another_failure(one, another):
     assert normalized(one) != normalized(another)
-
-
-def test_case_names_alone_take_no_place_in_the_digest_twice(tmp_path):
-    nights(tmp_path, 20, (FUSED, EAGER, case("dense", "bf16")))
-    read(tmp_path)
-    with sqlite3.connect(tmp_path / "nvidia-h100" / NAME) as connection:
-        counts = {
-            table: connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]
-            for table in ("points", "cases", "builds", "verdicts")
-        }
-    assert counts == {"points": 60, "cases": 3, "builds": 20, "verdicts": 1}

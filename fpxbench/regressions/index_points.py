@@ -1,0 +1,121 @@
+"""The points of a series index as arrays, and where each stands in a panel's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from fpxbench.records.record import Build
+from fpxbench.regressions.series import Verdicts
+from fpxbench.regressions.series_index import METRICS, Part
+
+_TEXTS = "device", "build", "case", "source", "status", "kind", "message", "summary"
+_VERDICT = ["status", "kind", "message"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the points of one panel stand in its arrays. Of a point that stands twice the later one counts."""
+
+    points: NDArray[np.intp]
+    row: NDArray[np.intp]
+    column: NDArray[np.intp]
+    cases: list[int]
+    """The case of each row."""
+    builds: int
+
+    def arranged(self, values: NDArray, missing: float) -> NDArray:
+        """Return values of points as [cases, builds]."""
+        array = np.full((len(self.cases), self.builds), missing, dtype=values.dtype)
+        array[self.row, self.column] = values[self.points]
+        return array
+
+
+@dataclass(frozen=True)
+class Points:
+    """An index, a point a row, in the order in which it was recorded. Columns of numbers are read one by one."""
+
+    NUMBERS: ClassVar = ("outputs", "weights", "seed", *METRICS)
+
+    parts: list[Part]
+    devices: list[str]
+    builds: list[Build]
+    cases: list[str]
+    verdicts: list[Verdicts]
+    device: NDArray[np.intp]
+    build: NDArray[np.intp]
+    case: NDArray[np.intp]
+    source: NDArray[np.intp]
+    verdict: NDArray[np.intp]
+    """Of each point the place in these lists; the source's number says only whether two are the same."""
+
+    @classmethod
+    def read(cls, parts: list[Part]) -> Points:
+        """Read the texts of an index."""
+        frame = pl.concat([part.rows.select(_TEXTS) for part in parts]).collect()
+        (devices, device), (texts, build), (cases, case), (_, source) = (
+            _numbered(frame.get_column(name)) for name in _TEXTS[:4])
+        verdicts, verdict = _numbered_verdicts(frame.select(_TEXTS[4:]))
+        builds = [Build.model_validate_json(text) for text in texts]
+        # One build may be described in several ways, with and without its date: the first counts.
+        identities = [(one.key, one.variant) for one in builds]
+        same = {identity: number for number, identity in reversed(list(enumerate(identities)))}
+        build = np.array([same[identity] for identity in identities], dtype=np.intp)[build]
+        return cls(parts, devices, builds, cases, verdicts, device, build, case, source, verdict)
+
+    def measured(self) -> list[tuple[int, int]]:
+        """Return each device with each build measured on it."""
+        count = len(self.builds)
+        return [divmod(pair, count) for pair in np.flatnonzero(np.bincount(self.device * count + self.build)).tolist()]
+
+    def layout(self, device: int, builds: list[int]) -> Layout:
+        """Return where the points of a device stand whose builds are the columns."""
+        place = np.full(len(self.builds), -1)
+        place[builds] = np.arange(len(builds))
+        column = place[self.build]
+        chosen = np.flatnonzero((self.device == device) & (column >= 0))
+        case = self.case[chosen]
+        present = np.bincount(case, minlength=len(self.cases)) > 0
+        return Layout(chosen, (np.cumsum(present) - 1)[case], column[chosen], np.flatnonzero(present).tolist(),
+                      len(builds))
+
+    def arranged(self, layouts: Sequence[Layout], name: str) -> list[NDArray[np.float64]]:
+        """Return a column of numbers as arrays [cases, builds] of these layouts; NaN where a record has none."""
+        column = pl.concat([part.rows.select(name) for part in self.parts]).collect().to_series()
+        values = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+        return [layout.arranged(values, np.nan) for layout in layouts]
+
+
+def _numbered(column: pl.Series) -> tuple[list[str], NDArray[np.intp]]:
+    """Return the distinct texts of a column, sorted, and the place of each row's text among them."""
+    distinct = column.unique()
+    distinct = distinct.gather(distinct.cast(pl.String).arg_sort())
+    codes = distinct.to_physical().to_numpy()
+    place = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.intp)
+    place[codes] = np.arange(len(codes))
+    return distinct.cast(pl.String).to_list(), place[column.to_physical().to_numpy()]
+
+
+def _numbered_verdicts(frame: pl.DataFrame) -> tuple[list[Verdicts], NDArray[np.intp]]:
+    """Return the distinct verdicts, each with its first summary, and the place of each row's among them."""
+    firsts = frame.unique(_VERDICT, keep="first", maintain_order=True)
+    factors = [_codes(frame, name).max(initial=0) + 1 for name in _VERDICT]
+
+    def combined(rows: pl.DataFrame) -> NDArray[np.uint64]:
+        total = np.zeros(len(rows), dtype=np.uint64)
+        for name, factor in zip(_VERDICT, factors, strict=True):
+            total = total * factor + _codes(rows, name)
+        return total
+
+    known = combined(firsts)
+    order = np.argsort(known)
+    return [Verdicts(*row) for row in firsts.iter_rows()], order[np.searchsorted(known[order], combined(frame))]
+
+
+def _codes(frame: pl.DataFrame, name: str) -> NDArray[np.uint64]:
+    return frame.get_column(name).to_physical().to_numpy().astype(np.uint64)
