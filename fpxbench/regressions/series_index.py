@@ -251,5 +251,5 @@ def frame_of(file: str, records: Iterable[Record]) -> pl.DataFrame:
 def _metrics(record: Record) -> tuple[float | None, ...]:
     """Return `METRICS`."""
     timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
-    return (timing and timing.median_us, timing and timing.baseline_us, accuracy.relative_error,
+    return (timing.median_us if timing else None, timing.baseline_us if timing else None, accuracy.relative_error,
             accuracy.sqnr_db, traffic.packed_bytes, traffic.kernels_launched, traffic.peak_bytes)
