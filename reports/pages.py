@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from fpxbench.model.tensor_record import OperationOutcome
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag, Record
 from fpxbench.records.store import BrokenLine
@@ -27,6 +28,9 @@ from fpxbench.reports.history.regression_groups import STATES, RegressionSummary
 from fpxbench.reports.history.series_pages import ROOT, SeriesPage
 from fpxbench.reports.model import generation_charts
 from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
+from fpxbench.reports.model.model_chapter import ModelChapter
+from fpxbench.reports.model.model_history import MachineHistory
+from fpxbench.reports.model.tensor_table import BADGES, TensorPage
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
@@ -95,7 +99,7 @@ class Pages:
 
     def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
                  broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],
-                 support: SupportMatrix, models: Sequence[ModelPage] = (),
+                 support: SupportMatrix, models: ModelChapter,
                  checkpoints: Sequence[CheckpointPage] = ()) -> str:
         """Render the first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest
         of each machine, `older` counts the other sweeps."""
@@ -105,7 +109,7 @@ class Pages:
         return self._render(
             "overview.html", root="", sweeps=sweeps, shown=sweeps[:SWEEPS_IN_FULL], sections=sections, older=older,
             casts=casts, support=support, models=models, checkpoints=checkpoints,
-            headline=_with_models(headline(of_cases, swept=bool(sweeps)) if sweeps or casts else "", models),
+            headline=_with_models(headline(of_cases, swept=bool(sweeps)) if sweeps or casts else "", models.models),
             charts=_with_page(charts_of(sweeps[0])[:2], sweeps[0].path + "index.html") if len(sweeps) == 1 else [],
             broken_lines=broken_lines[:MOST_BROKEN_LINES], broken_count=len(broken_lines),
         )
@@ -121,24 +125,36 @@ class Pages:
             decodes=decodes)
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
-                older: int = 0, models: Sequence[ModelPage] = ()) -> str:
+                older: int = 0, models: ModelChapter | None = None) -> str:
         """Render one machine and the builds measured on it, newest first; `older` counts those without a page."""
         newest = sweeps[0] if sweeps else casts[0][0]
         return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older,
-                            models=models)
+                            models=models or ModelChapter())
 
     def numerics(self, casts: CastSweep, changes: CastChanges | None, matrix: ConversionMatrix, has_sweep: bool) -> str:
         """Render the casts of one machine and build: conversions by engine."""
         return self._render("numerics.html", root="../../../", casts=casts, changes=changes, matrix=matrix,
                             has_sweep=has_sweep)
 
-    def models(self, page: ModelPage, has_machine: bool) -> str:
-        """Return the tables of models of one machine and build; `has_machine`: whether the machine has a page."""
+    def models(self, page: ModelPage, of_machine: ModelChapter, has_machine: bool) -> str:
+        """Return the tables of models of one machine and build. `of_machine` is what else the chapter has of it;
+        `has_machine`: whether the machine has a page."""
         tables = [(table, _with_page(generation_charts.charts_of(table, number), ""))
                   for number, table in enumerate(page.tables)]
         rankings = [(table, _with_page([table.chart(number)], "")) for number, table in enumerate(page.rankings)]
         return self._render("models.html", root="../../../", page=page, tables=tables, rankings=rankings,
-                            has_machine=has_machine)
+                            has_machine=has_machine, history=bool(of_machine.histories),
+                            tensors=any(one.folder == page.folder for one in of_machine.tensors))
+
+    def model_history(self, page: MachineHistory, has_machine: bool) -> str:
+        """Render one machine's models from build to build."""
+        return self._render("model_history.html", root="../../", page=page, has_machine=has_machine,
+                            models=[(model, _with_page(model.charts(at), "")) for at, model in enumerate(page.models)])
+
+    def tensors(self, page: TensorPage, has_machine: bool) -> str:
+        """Render what tensor classes can do on one build."""
+        return self._render("tensors.html", root="../../../", page=page, has_machine=has_machine, badges=BADGES,
+                            outcomes=OperationOutcome)
 
     def conversion(self, casts: CastSweep, row: ConversionRow) -> str:
         """Render one conversion, its engines side by side."""

@@ -19,8 +19,6 @@ from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.decode_speed import DecodeSpeed
 from fpxbench.checkpoint.stored_reports import read_reports
-from fpxbench.model.generate_record import GenerationRecord
-from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.casts.conversion_pages import (
@@ -37,7 +35,8 @@ from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, checkpoi
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.feed import FILE as FEED, feed
 from fpxbench.reports.history.status_history import StatusHistories
-from fpxbench.reports.model.generation_table import ModelPage, model_page, model_problems
+from fpxbench.reports.model.generation_table import model_problems
+from fpxbench.reports.model.model_chapter import ModelChapter, write_models
 from fpxbench.reports.pages import Pages
 from fpxbench.reports.static_files import static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
@@ -113,9 +112,9 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
             by_machine[sweep.folder[0]].append(sweep.heading())
     casts = _write_casts(numerics, brief, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     with_page = set(by_machine) | {name for name, _ in casts}
-    models, broken = _write_models(results, pages, with_page)
+    models = write_models(results, pages, with_page)
     _write_machines(by_machine, casts, chapter.older, models, pages)
-    broken_lines += broken
+    broken_lines += models.broken_lines
 
     checkpoints, broken = _write_checkpoints(results, pages)
     broken_lines += broken
@@ -125,7 +124,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     troubles = chapter.write_rest(casts.values(), set(map(str, broken_lines)))
     broken_cases = {(sweep.folder[0], row.case.id) for sweep in shown for row in sweep.rows if row.broken}
     problems = [*find_problems(shown), *chapter.problems(broken_cases), *cast_problems(newest_casts),
-                *model_problems(models)]
+                *model_problems(models.models)]
     problems.sort(key=lambda problem: problem.rank)
     older = sum(map(len, by_machine.values())) + chapter.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(sweep for sweep, _ in newest_casts)])
@@ -136,7 +135,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
                 [sweep for sweep, _ in newest_casts], support, models, checkpoints)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
                        problems, broken_lines,
-                       troubles + pages.failures, empty=not (shown or newest_casts or models or checkpoints))
+                       troubles + pages.failures, empty=not (shown or newest_casts or checkpoints) and models.empty)
 
 
 def _folder(path: Path) -> tuple[str, str]:
@@ -195,26 +194,6 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
     return full
 
 
-def _write_models(results: Path, pages: Pages, machines: set[str]) -> tuple[list[ModelPage], list[BrokenLine]]:
-    """Write the page of models of each machine and build; return the pages, and the lines that are no records."""
-    tables, rankings = Store(results, GenerationRecord), Store(results, RankingRecord)
-    found: list[ModelPage] = []
-    broken_lines: list[BrokenLine] = []
-    for folder, paths in groupby(sorted([*tables.files(), *rankings.files()], key=_folder), _folder):
-        rows: list[GenerationRecord] = []
-        ranked: list[RankingRecord] = []
-        for path in paths:
-            if path.parent.name == RankingRecord.FOLDER:
-                ranked, broken = _newest_records(rankings, path)
-            else:
-                rows, broken = _newest_records(tables, path)
-            broken_lines += broken
-        if rows or ranked:
-            found.append(model_page(folder, rows, ranked))
-            pages.write(found[-1].path, pages.models, found[-1], folder[0] in machines)
-    return found, broken_lines
-
-
 def _write_checkpoints(results: Path, pages: Pages) -> tuple[list[CheckpointPage], list[BrokenLine]]:
     """Write the page of each examined checkpoint; return the pages, and the files that are no examinations."""
     reports, broken = read_reports(results)
@@ -259,13 +238,13 @@ def _decodes(results: Path, path: Path) -> tuple[DecodeTable | None, list[Broken
 
 
 def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
-                    models: list[ModelPage], pages: Pages) -> None:
+                    models: ModelChapter, pages: Pages) -> None:
     for machine in {folder[0] for folder in casts} | set(by_machine):
         sweeps = sorted(by_machine.get(machine, ()), key=_newest_first, reverse=True)
         of_machine = sorted((pair for folder, pair in casts.items() if folder[0] == machine),
                             key=lambda pair: _newest_first(pair[0]), reverse=True)
-        with_models = [page for page in models if page.folder[0] == machine]
-        pages.write(f"machines/{machine}/index.html", pages.machine, sweeps, of_machine, older[machine], with_models)
+        pages.write(f"machines/{machine}/index.html", pages.machine, sweeps, of_machine, older[machine],
+                    models.of(machine))
 
 
 def _write_support(results: Path, output: Path, pages: Pages,

@@ -120,7 +120,7 @@ def test_no_command_imports_torch_in_its_own_process(tmp_path):
         ["list", "cases", "--scheme", "e4m3fn-row", *small],
         ["doctor"],
         ["checkpoint", "model.safetensors"],
-        ["tensor-check", "FloatTensor mxfp4", "-o", "clone"],
+        ["tensor-check", "FloatTensor mxfp4", "-o", "clone", "--results", "fresh"],
         ["generate", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
         ["recommend", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
         ["rank", "./no/such/folder", "--results", "fresh"],

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out
+from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, UsageError, err, new_app, out
+from fpxbench.model.tensor_record import OperationOutcome, OperationResult, TensorOperationRecord
+from fpxbench.records.verdict import Status, Verdict
+
+if TYPE_CHECKING:
+    from fpxbench.records.record import Build
 
 app = new_app()
 
-SIGNS = {
-    "ok": "[green]✓[/]",
-    "wrong": "[red]✗[/]",
-    "plain": "[yellow]≈[/]",
-    "refused": "–",
-    "error": "[red]![/]",
-    "crash": "[red]☠[/]",
-    "missing": "?",
-}
+_COLOURS = {OperationOutcome.OK: "green", OperationOutcome.PLAIN: "yellow", OperationOutcome.WRONG: "red",
+            OperationOutcome.ERROR: "red", OperationOutcome.CRASH: "red"}
+_BAD = frozenset({OperationOutcome.WRONG, OperationOutcome.CRASH})
+_SHOWN = _BAD | {OperationOutcome.ERROR, OperationOutcome.PLAIN}
 TIMEOUT_S = 120.0
 
 
@@ -37,6 +39,8 @@ def tensor_check(
     operation: Annotated[
         list[str] | None, typer.Option("--operation", "-o", help="Glob over operations. Repeatable.")
     ] = None,
+    results: ResultsOption = Path("results"),
+    machine: StoredAsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check quantized tensor classes, operation by operation, against plain tensors.
@@ -44,13 +48,23 @@ def tensor_check(
     Each operation runs in a watched child: one that crashes or hangs ends no other. Exit status: 1 if a class gives
     wrong numbers or crashes.
     """
+    from fpxbench.builds.installed import installed_build
+    from fpxbench.records.store import Store
+
     classes, operations = _chosen(tensors or ["*"], operation or ["*"])
-    results = _checked(classes, operations)
+    build, store = installed_build(), Store(results, TensorOperationRecord)
+    store.make_folder()
+    found = []
+    for record in _checked(classes, operations, machine, build):
+        store.append(record)
+        found.append(record.result)
     if as_json:
-        print(json.dumps(results))
+        print(json.dumps([result.model_dump(mode="json") for result in found]))
     else:
-        _print(results, classes, operations)
-    if any(result["outcome"] in ("wrong", "crash") for result in results):
+        _print(found, classes, operations)
+        out.print(f"records: {store.file(record.machine.name, build)}   next: fpxbench report --results {results}",
+                  markup=False, style="dim")
+    if any(result.outcome in _BAD for result in found):
         raise typer.Exit(1)
 
 
@@ -72,14 +86,20 @@ def _chosen(tensors: list[str], operations: list[str]) -> tuple[list[str], list[
     return list(dict.fromkeys(classes)), chosen
 
 
-def _checked(classes: list[str], operations: list[str]) -> list[dict[str, Any]]:
+def _checked(classes: list[str], operations: list[str], machine: str | None,
+             build: Build) -> Iterator[TensorOperationRecord]:
     from rich.progress import Progress
 
+    from fpxbench.model.generate_run import checked
+    from fpxbench.records.record import Machine
     from fpxbench.sweep.isolation import Isolation
+    from fpxbench.sweep.run import PREPARATION_TIMEOUT_S
     from fpxbench.sweep.settings import default_memory_limit
 
-    results = []
     with Isolation(default_memory_limit()) as isolation, Progress(console=err, transient=True) as progress:
+        described = checked(isolation.call("fpxbench.checking.machine:described", "cpu", machine,
+                                           timeout_s=PREPARATION_TIMEOUT_S),
+                            "the machine could not be described").read(Machine)
         task = progress.add_task("", total=len(classes) * len(operations))
         for tensor in classes:
             for name in operations:
@@ -89,35 +109,39 @@ def _checked(classes: list[str], operations: list[str]) -> list[dict[str, Any]]:
                 )
                 if outcome.mistake:
                     raise UsageError(outcome.mistake)
-                if outcome.value is not None:
-                    results.append(json.loads(outcome.value))
-                    continue
-                verdict = outcome.failure
-                results.append({"tensor": tensor, "operation": name, "needed_by": "", "message": verdict.summary,
-                                "outcome": "crash" if verdict.status == "crash" else "error"})
-    return results
+                yield TensorOperationRecord(build=build, machine=described, result=(
+                    outcome.read(OperationResult) if outcome.value is not None
+                    else _died(tensor, name, outcome.failure)))
 
 
-def _print(results: list[dict[str, Any]], classes: list[str], operations: list[str]) -> None:
-    found = {(result["tensor"], result["operation"]): result for result in results}
+def _died(tensor: str, operation: str, verdict: Verdict) -> OperationResult:
+    outcome = OperationOutcome.CRASH if verdict.status is Status.CRASH else OperationOutcome.ERROR
+    return OperationResult(tensor=tensor, operation=operation, message=verdict.summary, outcome=outcome)
+
+
+def _print(results: list[OperationResult], classes: list[str], operations: list[str]) -> None:
+    found = {(result.tensor, result.operation): result for result in results}
     table = Table(box=None, pad_edge=False)
     table.add_column("operation")
     for number, _ in enumerate(classes, 1):
         table.add_column(str(number))
     table.add_column("needed by")
     for name in operations:
-        cells = [SIGNS[found[tensor, name]["outcome"]] for tensor in classes]
-        table.add_row(escape(name), *cells, escape(found[classes[0], name]["needed_by"]))
+        cells = [_sign(found[tensor, name].outcome) for tensor in classes]
+        table.add_row(escape(name), *cells, escape(found[classes[0], name].needed_by))
     for number, tensor in enumerate(classes, 1):
-        done = sum(found[tensor, name]["outcome"] == "ok" for name in operations)
-        out.print(f"{number}  {escape(tensor)}: {done} of {len(operations)}")
+        of_class = [found[tensor, name] for name in operations]
+        done = sum(result.outcome is OperationOutcome.OK for result in of_class)
+        library = f" ({of_class[0].library})" if of_class[0].library else ""
+        out.print(f"{number}  {escape(tensor)}{escape(library)}: {done} of {len(operations)}")
     out.print(table)
-    out.print(
-        "✓ right   ✗ other numbers   ≈ right, but plain numbers   – refused   ! raised   ☠ crashed   ? not installed"
-    )
+    out.print("   ".join(f"{outcome.sign} {outcome.meaning}" for outcome in OperationOutcome), markup=False)
     for result in results:
-        if result["outcome"] in ("wrong", "crash", "error", "plain"):
-            out.print(
-                f"{SIGNS[result['outcome']]} {escape(result['tensor'])}, {escape(result['operation'])}:"
-                f" {escape(result['message'])}"
-            )
+        if result.outcome in _SHOWN:
+            out.print(f"{_sign(result.outcome)} {escape(result.tensor)}, {escape(result.operation)}:"
+                      f" {escape(result.message or result.outcome.meaning)}")
+
+
+def _sign(outcome: OperationOutcome) -> str:
+    colour = _COLOURS.get(outcome)
+    return f"[{colour}]{outcome.sign}[/]" if colour else outcome.sign

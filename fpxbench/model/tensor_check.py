@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import re
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -12,33 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from fpxbench.model.tensor_operations import OPERATIONS, K, N
-
-
-class OperationOutcome(StrEnum):
-    """How an operation ended."""
-
-    OK = "ok"
-    WRONG = "wrong"
-    """It gave other numbers than the same operation on the dequantized tensor."""
-    PLAIN = "plain"
-    """It gave the right numbers as a plain tensor: the quantization is gone."""
-    REFUSED = "refused"
-    """It raised, and said what it cannot do."""
-    ERROR = "error"
-    """It raised something else."""
-    CRASH = "crash"
-    MISSING = "missing"
-    """The class's library is not installed."""
-
-
-class OperationResult(BaseModel):
-    """One operation on one class."""
-
-    tensor: str
-    operation: str
-    needed_by: str = ""
-    outcome: OperationOutcome
-    message: str = ""
+from fpxbench.model.tensor_record import OperationOutcome, OperationResult
 
 
 class OperationRequest(BaseModel):
@@ -97,6 +72,10 @@ CLASSES: dict[str, Callable[[Tensor], Tensor]] = {
 """Classes by name, each with a function that makes a tensor of bf16 values [N, K]."""
 
 
+_SAYS_WHAT_IT_CANNOT = re.compile(r"not (?:yet |currently )?(?:implemented|supported)|unsupported|requires", re.I)
+"""In the message of an error that is a refusal, whatever its class."""
+
+
 def factory_of(tensor: str) -> Callable[[Tensor], Tensor]:
     """Return what makes the tensor. Raises ValueError for a name that is neither a class's nor ``module:factory``."""
     if tensor in CLASSES:
@@ -108,6 +87,15 @@ def factory_of(tensor: str) -> Callable[[Tensor], Tensor]:
     if not callable(made):
         raise ValueError(f"{module} has no {name} that can be called")
     return made
+
+
+def library_of(tensor: str) -> str | None:
+    """Return the library of a class and its version; None for fpxbench's own, and for one that is not installed."""
+    package = (tensor.partition(":")[0] if ":" in tensor else tensor.partition(" ")[0]).partition(".")[0]
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def plain_of(tensor: Tensor) -> Tensor:
@@ -127,7 +115,8 @@ def check(request: OperationRequest) -> OperationResult:
     if request.operation not in OPERATIONS:
         raise ValueError(f"no operation {request.operation!r}: one of {', '.join(OPERATIONS)}")
     chosen = OPERATIONS[request.operation]
-    common = {"tensor": request.tensor, "operation": chosen.name, "needed_by": chosen.needed_by}
+    common = {"tensor": request.tensor, "operation": chosen.name, "needed_by": chosen.needed_by,
+              "library": library_of(request.tensor)}
     make = factory_of(request.tensor)
     try:
         # Magnitudes of different size in each row and column: a part in the wrong place shows.
@@ -146,11 +135,7 @@ def check(request: OperationRequest) -> OperationResult:
     try:
         got, expected = chosen.run(tensor, plain.to(torch.bfloat16))
     except Exception as error:
-        refused = (
-            isinstance(error, NotImplementedError)
-            or "not implemented" in str(error).lower()
-            or "not supported" in str(error).lower()
-        )
+        refused = isinstance(error, NotImplementedError) or _SAYS_WHAT_IT_CANNOT.search(str(error))
         message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         outcome = OperationOutcome.REFUSED if refused else OperationOutcome.ERROR
         return OperationResult(**common, outcome=outcome, message=message[:400])

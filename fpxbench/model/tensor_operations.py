@@ -191,6 +191,39 @@ def _save(tensor: Tensor, plain: Tensor) -> Results:
     return torch.load(stream, weights_only=True)["weight"], plain
 
 
+@operation("safetensors, by the library's own functions", "checkpoints on hubs", stays_quantized=True)
+def _safetensors(tensor: Tensor, plain: Tensor) -> Results:
+    with tempfile.TemporaryDirectory() as folder:
+        return _through_safetensors(tensor, Path(folder) / "model.safetensors"), plain
+
+
+def _through_safetensors(tensor: Tensor, path: Path) -> Tensor:
+    """Return the tensor after a file was written and read as its library says. Any other goes by safetensors alone."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    name = "layer.weight"       # torchao's functions take it apart at the dot
+    library = type(tensor).__module__.partition(".")[0]
+    if library == "fpxbench":
+        from fpxbench.model.float_tensor import files
+
+        files.save_file({name: tensor}, path)
+        return files.load_file(path)[name]
+    if library == "torchao":
+        from torchao.prototype.safetensors.safetensors_support import (
+            flatten_tensor_state_dict,
+            unflatten_tensor_state_dict,
+        )
+
+        plain, metadata = flatten_tensor_state_dict({name: tensor})
+        save_file(plain, path, metadata=metadata)
+        with safe_open(path, framework="pt") as file:
+            loaded, _ = unflatten_tensor_state_dict(load_file(path), file.metadata())
+        return loaded[name]
+    save_file({name: tensor}, path)
+    return load_file(path)[name]
+
+
 # Compilers.
 
 

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from commands import command
 from torch import nn
 
-from fpxbench.model.float_tensor import FloatTensor, sliced
+from fpxbench.model.float_tensor import FloatTensor, load_file, save_file, sliced
 from fpxbench.model.operator import resolve
 from fpxbench.model.tensor_check import CLASSES, OperationOutcome, OperationRequest, check
 from fpxbench.model.tensor_operations import OPERATIONS
+from fpxbench.model.tensor_record import TensorOperationRecord
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.records.store import Store
 
 VALUES = torch.randn(128, 256, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 OURS = [name for name in CLASSES if name.startswith("FloatTensor")]
@@ -155,6 +157,28 @@ def test_two_ranks_hold_half_each_and_gather_codes(tmp_path):
     assert dict(results) == {0: (True, half, True), 1: (True, half, True)}
 
 
+def test_a_model_in_a_safetensors_file_has_its_codes_and_nothing_is_pickled(tmp_path):
+    tensor = FloatTensor.from_float(VALUES, "nvfp4")
+    state = {"layer.weight": nn.Parameter(tensor.t(), requires_grad=False), "norm": torch.ones(3)}
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(loaded["layer.weight"], tensor.t()) and torch.equal(loaded["norm"], torch.ones(3))
+    assert loaded["layer.weight"].context() == tensor.t().context()
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert tensor.nbytes_stored < size < tensor.nbytes_stored + 1500, "packed, with a header"
+
+
+def test_a_safetensors_file_of_others_and_one_that_lacks_a_part_are_named(tmp_path):
+    from safetensors.torch import save_file as save
+
+    save({"weight": torch.ones(2)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match="was not written by save_file"):
+        load_file(tmp_path / "other.safetensors")
+    tensor = FloatTensor.from_float(VALUES, "mxfp4")
+    with pytest.raises(ValueError, match=r"two tensors would be called 'w\.scales'"):
+        save_file({"w": tensor, "w.scales": torch.ones(1)}, tmp_path / "twice.safetensors")
+
+
 # The conformance suite can fail.
 
 
@@ -190,8 +214,11 @@ def test_torchaos_mx_tensor_loses_columns_that_are_copied_into_it():
 def test_the_command_shows_a_table_and_a_crash_ends_no_other_operation(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "deadly.py").write_text("import os\n\ndef make(values):\n    os.kill(os.getpid(), 11)\n")
-    run = command("tensor-check -o clone -o t --json", "FloatTensor mxfp4", "deadly:make")
+    run = command("tensor-check -o clone -o t --json --machine here", "FloatTensor mxfp4", "deadly:make",
+                  "--results", str(tmp_path / "results"))
     assert run.exit_code == 1, run.output
     outcomes = [(result["tensor"], result["outcome"]) for result in json.loads(run.stdout)]
     assert outcomes == [("FloatTensor mxfp4", "ok")] * 2 + [("deadly:make", "crash")] * 2
+    records, broken = Store(tmp_path / "results", TensorOperationRecord).read_all()
+    assert [(record.result.tensor, record.result.outcome) for record in records] == outcomes and not broken
     assert command("tensor-check", "FloatTensor mxfp5").exit_code != 0

@@ -3,8 +3,10 @@
 import pytest
 from generation_records import HOSTILE, row, wrong
 from sample_records import BUILD, CPU
+from sites import dead_links
 
 from fpxbench.model.generate_record import GenerationRecord
+from fpxbench.model.tensor_record import OperationResult, TensorOperationRecord
 from fpxbench.records.store import Store
 from fpxbench.reports.model.generation_charts import charts_of
 from fpxbench.reports.model.generation_table import model_page
@@ -43,15 +45,19 @@ def test_impossible_speeds_are_no_bars_and_every_bar_has_its_quality():
 
 def test_the_site_has_the_page_escaped_and_the_overview_counts_its_rows(tmp_path):
     store = Store(tmp_path / "results", GenerationRecord)
-    for record in records():
+    later = BUILD.model_copy(update={"torch": "2.14.0+cpu", "date": "2027-01-20"})
+    for record in [*records(), row("mxfp4", 80, 0.01, 0.5, build=later)]:
         store.append(record)
+    Store(tmp_path / "results", TensorOperationRecord).append(TensorOperationRecord(
+        build=BUILD, machine=CPU, result=OperationResult(tensor="FloatTensor mxfp4", operation="t", outcome="ok")))
     summary = build_site(tmp_path / "results", tmp_path / "site")
-    assert not summary.troubles and not summary.empty
+    assert not summary.troubles and not summary.empty and dead_links(tmp_path / "site") == []
     assert ["wrong (gibberish)" in problem.message for problem in summary.problems] == [True]
     page = (tmp_path / "site" / "machines" / CPU.name / BUILD.stem / "models.html").read_text()
     assert HOSTILE not in page and "&lt;script&gt;alert" in page
     for text in ("wrong (gibberish), fn_as_fnuz", "A model of a test.", "over bf16", "cpu_fused"):
         assert text in page
     overview = (tmp_path / "site" / "index.html").read_text()
+    assert "models over builds</a>" in overview and "1 tensor class</a>" in overview
     assert "models.html" in overview and "4 of 5 rows right" in overview
     assert "<h1>1 faulty row in models&#39; tables</h1>" in overview, "casts were not checked, and are not called right"

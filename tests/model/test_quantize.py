@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -16,9 +17,12 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from fpxbench.model import quantize_parts
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.quantize_model import quantize_
 from fpxbench.model.token_speed import stored_bytes
+from fpxbench.numbers.quantize import quantize
+from fpxbench.numbers.scheme import scheme_named
 
 SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              vocab_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -88,6 +92,45 @@ def test_tied_weights_are_left_unless_nothing_else_holds_them():
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     done = quantize_(model, "e4m3fn-row", select=lambda name, module: True)
     assert "tied to model.embed_tokens.weight" in done.left["lm_head.weight"]
+
+
+def peak_beyond_the_model(scheme, keep):
+    """Return the bytes beyond those of a 16-bit model that quantizing it takes at most, and the bytes of one layer."""
+    model = nn.Sequential(*(nn.Linear(512, 1024, bias=False, dtype=torch.bfloat16) for _ in range(4)))
+    FloatTensor.from_float(model[0].weight.data, scheme)    # makes the codec's tables
+    kept = list(model.parameters()) if keep else []
+    with LiveBytes(model) as counted:
+        quantize_(model, scheme)
+    return counted.most - 4 * 2 * 512 * 1024, 2 * 512 * 1024, kept
+
+
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "nvfp4"])
+def test_a_model_is_never_larger_than_its_16_bit_weights_and_one_layer(scheme, monkeypatch):
+    monkeypatch.setattr(quantize_parts, "PART", 1 << 15)    # as small beside a layer as it is beside a 7B model's
+    beyond, layer, _ = peak_beyond_the_model(scheme, keep=False)
+    assert 0 < beyond <= layer
+    beyond, layer, _ = peak_beyond_the_model(scheme, keep=True)
+    assert beyond > layer, "a second copy of the model would be seen"
+
+
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4", "nvfp4", "nvfp4.4over6", "e2m1-g32", "e3m2-tensor"])
+def test_a_weight_quantized_in_parts_has_the_codes_of_one_quantized_at_once(scheme, monkeypatch):
+    values = torch.randn(50, 192, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    whole = quantize(values, scheme)
+    monkeypatch.setattr(quantize_parts, "PART", 7 * 192)
+    parts = quantize_parts.quantize_in_parts(values, scheme_named(scheme), "planar")
+    assert torch.equal(parts.packed, whole.packed) and torch.equal(parts.scales, whole.scales)
+    assert (parts.tensor_scale is None) == (whole.tensor_scale is None)
+    assert parts.tensor_scale is None or torch.equal(parts.tensor_scale, whole.tensor_scale)
+
+
+def test_a_weight_with_a_nan_in_its_last_part_is_refused_as_before(monkeypatch):
+    monkeypatch.setattr(quantize_parts, "PART", 64)
+    values = torch.ones(9, 64)
+    values[8, 3] = float("nan")
+    for scheme in ("e4m3fn-row", "nvfp4"):
+        with pytest.raises(ValueError, match="finite"):
+            quantize_parts.quantize_in_parts(values, scheme_named(scheme), "planar")
 
 
 def test_bytes_are_those_stored():

@@ -8,6 +8,7 @@ NotImplementedError that names `dequantize()`.
 
 from fpxbench.model.float_tensor import cuts, handlers  # noqa: F401  (they register the operations)
 from fpxbench.model.float_tensor.cuts import sliced
+from fpxbench.model.float_tensor.files import load_file, save_file
 from fpxbench.model.float_tensor.subclass import FloatTensor
 
-__all__ = ["FloatTensor", "sliced"]
+__all__ = ["FloatTensor", "load_file", "save_file", "sliced"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.model.operator import AUTO, resolve
-from fpxbench.numbers.quantize import quantize
+from fpxbench.model.quantize_parts import quantize_in_parts
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -91,7 +91,7 @@ class FloatTensor(Tensor):
                 return cls.stack([cls.from_float(expert, chosen, name) for expert in values])
             own = chosen.name in cls_of.own_layouts
             weight = (cls_of().quantize(values.detach(), chosen) if own else
-                      quantize(values.detach(), chosen, cls_of.layout))
+                      quantize_in_parts(values.detach(), chosen, cls_of.layout))
         return cls.from_weight(
             weight, values.dtype if values.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16, name
         )
@@ -138,10 +138,13 @@ class FloatTensor(Tensor):
         return (self.scheme, self.code_layout, self.stored_shape, self.dtype, self.implementation, self.transposed,
                 self.flat)
 
+    def context(self) -> dict[str, Any]:
+        """Return what it holds beside its parts, as the constructor's arguments."""
+        return dict(zip(_CONTEXT, self._context(), strict=True))
+
     def _holding(self, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, **context: Any) -> Self:
         """Return a tensor of other parts, and with this one's context but for what is named."""
-        known: dict[str, Any] = dict(zip(_CONTEXT, self._context(), strict=True))
-        return type(self)(packed, scales, tensor_scale, **(known | context))
+        return type(self)(packed, scales, tensor_scale, **(self.context() | context))
 
     def _with(self, change: Callable[[Tensor], Tensor], **context: Any) -> Self:
         """Return a tensor whose parts are changed, and of whose context what is named."""

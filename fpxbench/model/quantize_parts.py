@@ -1,0 +1,42 @@
+"""Quantize a weight some rows at a time, so that its working memory does not grow with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fpxbench.numbers.codec import encode
+from fpxbench.numbers.packing import layout_named, pack
+from fpxbench.numbers.quantize import quantize
+from fpxbench.numbers.scheme import Scheme, checked_weight
+from fpxbench.numbers.weight import QuantizedWeight
+
+PART = 1 << 22
+"""Weights at once. The oracle's codec works in fp32 and makes several copies: about 17 bytes for each of these."""
+
+
+def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedWeight:
+    """Return what `fpxbench.numbers.quantize.quantize` returns for float `values` [N, K] and a quantized scheme.
+
+    A weight with one scale for all of it, or in a layout that moves codes between rows, is quantized at once. Raises as
+    `quantize` does.
+    """
+    scaling = scheme.scaling
+    if values.dim() != 2 or scaling.block_rows is None or layout_named(layout).tile > 1:
+        return quantize(values, scheme, layout)
+    n, k = values.shape
+    rows = max(1, PART // max(1, k * scaling.block_rows)) * scaling.block_rows
+    if n <= rows:
+        return quantize(values, scheme, layout)
+    shared = {"shared_amax": torch.stack(torch.aminmax(values)).abs().amax()} if scaling.has_tensor_scale else {}
+    row_bytes = layout_named(layout).row_bytes(k, scheme.format.bits)
+    packed = torch.empty(n, row_bytes, dtype=torch.uint8, device=values.device)
+    scales, tensor_scale = [], None
+    for start in range(0, n, rows):
+        weight = checked_weight(values[start:start + rows]).float()
+        chosen = scaling.choose(weight, scheme.format, **shared)
+        codes = encode(scaling.divide(weight, chosen), scheme.format)
+        packed[start:start + rows] = pack(codes, scheme.format.bits, layout)
+        scales.append(chosen.stored)
+        tensor_scale = chosen.tensor_scale
+    return QuantizedWeight(scheme, (n, k), layout, packed, torch.cat(scales), tensor_scale)

@@ -1,0 +1,87 @@
+"""The chapter of models: a page for each machine and build, one of a machine's builds, and the table of tensor classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fpxbench.model.generate_record import GenerationRecord
+from fpxbench.model.ranking_record import RankingRecord
+from fpxbench.model.tensor_record import TensorOperationRecord
+from fpxbench.records.store import BrokenLine, R, Store, latest
+from fpxbench.reports.model.generation_table import ModelPage, model_page
+from fpxbench.reports.model.model_history import MachineHistory, machine_histories
+from fpxbench.reports.model.tensor_table import TensorPage, tensor_pages
+
+if TYPE_CHECKING:
+    from fpxbench.reports.pages import Pages
+
+
+@dataclass(frozen=True)
+class ModelChapter:
+    """What was written, for the pages that link to it.
+
+    broken_lines : lines that are no records
+    """
+
+    models: list[ModelPage] = field(default_factory=list)
+    histories: list[MachineHistory] = field(default_factory=list)
+    tensors: list[TensorPage] = field(default_factory=list)
+    broken_lines: list[BrokenLine] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        return not self.models and not self.tensors
+
+    def of(self, machine: str) -> ModelChapter:
+        """Return what is of one machine, the newest build's tensor classes first."""
+        return ModelChapter([page for page in self.models if page.folder[0] == machine],
+                            [history for history in self.histories if history.name == machine],
+                            [page for page in self.tensors[::-1] if page.folder[0] == machine])
+
+    @property
+    def newest_tensors(self) -> list[TensorPage]:
+        """The page of each machine's newest build."""
+        return list({page.folder[0]: page for page in self.tensors}.values())
+
+
+def write_models(results: Path, pages: Pages, machines: Collection[str]) -> ModelChapter:
+    """Write the chapter's pages. `machines` are the folders of those that have a page of their own."""
+    chapter = ModelChapter()
+    tables, rankings = Store(results, GenerationRecord), Store(results, RankingRecord)
+    for folder, paths in groupby(sorted([*tables.files(), *rankings.files()], key=_folder), _folder):
+        rows: list[GenerationRecord] = []
+        ranked: list[RankingRecord] = []
+        for path in paths:
+            if path.parent.name == RankingRecord.FOLDER:
+                ranked = _newest(rankings, path, chapter)
+            else:
+                rows = _newest(tables, path, chapter)
+        if rows or ranked:
+            chapter.models.append(model_page(folder, rows, ranked))
+    chapter.histories.extend(machine_histories(chapter.models))
+    tensors = Store(results, TensorOperationRecord)
+    checked = {_folder(path): records for path in tensors.files() if (records := _newest(tensors, path, chapter))}
+    chapter.tensors.extend(tensor_pages(checked))
+    for page in chapter.models:
+        pages.write(page.path, pages.models, page, chapter.of(page.folder[0]), page.folder[0] in machines)
+    for history in chapter.histories:
+        pages.write(history.path, pages.model_history, history, history.name in machines)
+    for shown in chapter.tensors:
+        pages.write(shown.path, pages.tensors, shown, shown.folder[0] in machines)
+    return chapter
+
+
+def _folder(path: Path) -> tuple[str, str]:
+    return path.parent.parent.name, path.stem
+
+
+def _newest(store: Store[R], path: Path, chapter: ModelChapter) -> list[R]:
+    """Return the newest record of each row in a file, and add the lines that are none to the chapter."""
+    records, broken = store.read(path)
+    chapter.broken_lines.extend(broken)
+    return list({record.id: record for record in latest(records)}.values())
