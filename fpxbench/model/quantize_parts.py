@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,22 +23,24 @@ def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedW
     A weight with one scale for all of it, or in a layout that moves codes between rows, is quantized at once. Raises as
     `quantize` does.
     """
-    scaling = scheme.scaling
-    if values.dim() != 2 or scaling.block_rows is None or layout_named(layout).tile > 1:
+    scaling, fmt = scheme.scaling, scheme.format
+    if (scaling is None or fmt is None or scaling.block_rows is None or values.dim() != 2
+            or layout_named(layout).tile > 1):
         return quantize(values, scheme, layout)
     n, k = values.shape
     rows = max(1, PART // max(1, k * scaling.block_rows)) * scaling.block_rows
     if n <= rows:
         return quantize(values, scheme, layout)
     shared = {"shared_amax": torch.stack(torch.aminmax(values)).abs().amax()} if scaling.has_tensor_scale else {}
-    row_bytes = layout_named(layout).row_bytes(k, scheme.format.bits)
+    row_bytes = layout_named(layout).row_bytes(k, fmt.bits)
     packed = torch.empty(n, row_bytes, dtype=torch.uint8, device=values.device)
-    scales, tensor_scale = [], None
+    scales: list[Tensor] = []
+    tensor_scale: Any = None
     for start in range(0, n, rows):
         weight = checked_weight(values[start:start + rows]).float()
-        chosen = scaling.choose(weight, scheme.format, **shared)
-        codes = encode(scaling.divide(weight, chosen), scheme.format)
-        packed[start:start + rows] = pack(codes, scheme.format.bits, layout)
+        chosen = scaling.choose(weight, fmt, **shared)
+        codes = encode(scaling.divide(weight, chosen), fmt)
+        packed[start:start + rows] = pack(codes, fmt.bits, layout)
         scales.append(chosen.stored)
         tensor_scale = chosen.tensor_scale
     return QuantizedWeight(scheme, (n, k), layout, packed, torch.cat(scales), tensor_scale)
