@@ -1,7 +1,7 @@
 """Which tile multiplies a weight? The nearest that was measured, from data: nothing is tuned at the first call.
 
 `_fragment_tiles.json` was measured on an H200. A table of the user's own, which `_tuning` writes, comes before it.
-K, M and the numbers of tiles are no compile-time constants, so that shapes with the same tile share compiled kernels.
+K, M and the numbers of tiles are not compile-time constants, so that shapes with the same tile share compiled kernels.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _powers_of_two(tile: Tile | StreamTile, *names: str) -> None:
 
 
 def read(path: Path) -> tuple[Entry, ...]:
-    """Return the entries of a table. Raise ValueError with the file and the entry for what is no entry."""
+    """Return the entries of a table. Raise ValueError with the file and the entry for what is not an entry."""
     try:
         rows = json.loads(path.read_text())
     except ValueError as error:

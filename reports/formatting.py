@@ -81,7 +81,7 @@ def share(value: float | None) -> str:
 
 
 def when(stamp: str) -> str:
-    """Return an ISO 8601 time as ``2026-11-29 04:08 UTC``; text that is no time is returned unchanged."""
+    """Return an ISO 8601 time as ``2026-11-29 04:08 UTC``; text that is not a time is returned unchanged."""
     try:
         return datetime.fromisoformat(stamp).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:

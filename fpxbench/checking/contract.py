@@ -84,7 +84,7 @@ def call(matmul: Matmul, x: Tensor, weight: QuantizedWeight, device: str, patter
     """Return one product [..., N] of x [..., K], computed in memory that holds `pattern`.
 
     On a GPU, other kernels overwrite the free memory before the output is looked at again. Raises ContractViolation for
-    an output that is no plain tensor, or of another shape, dtype or device.
+    an output that is not a plain tensor, or of another shape, dtype or device.
     """
     shape = (*x.shape[:-1], weight.shape[0])
     nbytes = math.prod(shape) * x.dtype.itemsize

@@ -96,7 +96,7 @@ class Examination:
     def ask(self, name: str, check: Callable[[], Verdict | None]) -> tuple[bool, Verdict | None]:
         """Run one check of calls that an implementation may refuse; return whether it took them, and the verdict.
 
-        A refusal (an exception) is noted and is no mistake. ContractViolation and faults of the device are raised.
+        A refusal (an exception) is noted and is not a mistake. ContractViolation and faults of the device are raised.
         """
         try:
             return True, check()

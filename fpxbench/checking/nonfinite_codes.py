@@ -69,7 +69,7 @@ def _verdict(operands: Operands, of_codes: list[int], of_scales: list[int], read
             status=Status.WRONG, kind=Kind.NAN_CODE_LOST,
             evidence={"codes_lost": [fmt.describe_code(code) for code, _ in lost], "read_as": repr(value)},
             summary=f"{fmt.describe_code(code)}, {what} in {fmt.name}, is read as {value:.6g}"
-                    f" ({len(lost)} of {len(of_codes)} codes that are no numbers are read as some)")
+                    f" ({len(lost)} of {len(of_codes)} codes that are not numbers are read as numbers)")
     if lost_scales:
         scale_format = weight.scheme.scaling.scale_format.format
         return Verdict(

@@ -70,7 +70,7 @@ def convert(
 ) -> tuple[int, list[str]]:
     """Write every layer that can be to a safetensors file in `dialect_name`; return how many, and why others could not.
 
-    Raises CheckpointError for a name that is no dialect's.
+    Raises CheckpointError for a name that is not a dialect's.
     """
     if dialect_name not in DIALECTS:
         raise CheckpointError(f"no dialect {dialect_name!r}: one of {', '.join(DIALECTS)}")

@@ -35,7 +35,7 @@ _KEPT_ARRAY = 64
 def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[str]]:
     """Return the tensors of a GGUF `file`, its metadata (64 elements of each array), and a message for each fault.
 
-    Raises CheckpointError if it is no GGUF file or its header is cut short or impossible.
+    Raises CheckpointError if it is not a GGUF file or its header is cut short or impossible.
     """
     size = file.stat().st_size
     with open(file, "rb") as stream:

@@ -27,7 +27,7 @@ class QuantState:
 
 
 def read_state(entry: TensorEntry) -> QuantState:
-    """Return what a tensor of JSON says. Raise CheckpointError for one that is no description of a matrix."""
+    """Return what a tensor of JSON says. Raise CheckpointError for one that is not a description of a matrix."""
     where = f"{entry.file.name}: {entry.name}"
     if entry.dtype != "U8" or entry.nbytes > _MOST_BYTES:
         raise CheckpointError(f"{where} is {entry.dtype} {list(entry.shape)}, and not a few bytes of JSON")

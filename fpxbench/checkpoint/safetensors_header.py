@@ -22,7 +22,7 @@ _SHOWN = 5
 def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, str], list[str]]:
     """Return the tensors of a safetensors `file`, its metadata, and a message for each thing that is wrong with it.
 
-    Raises CheckpointError if nothing of it can be used: it is no safetensors file, or its header is cut short.
+    Raises CheckpointError if nothing of it can be used: it is not a safetensors file, or its header is cut short.
     """
     size = file.stat().st_size
     with open(file, "rb") as stream:

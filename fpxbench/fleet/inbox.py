@@ -26,7 +26,7 @@ class Arrival(Enum):
     SUPERSEDED = "superseded"
     """Its case was measured again before it arrived."""
     REFUSED = "refused"
-    """It is no record that was asked for."""
+    """It is not a record that was asked for."""
 
 
 @dataclass(frozen=True)

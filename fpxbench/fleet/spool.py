@@ -21,7 +21,7 @@ from fpxbench.records.store import MAX_LINE_BYTES
 
 FOLDER_VARIABLE = "FPX_FLEET_FOLDER"
 DISCARDED_LINE = "{}"
-"""Delivered for a line longer than a record can be: it is no record, and the driver counts it."""
+"""Delivered for a line longer than a record can be: it is not a record, and the driver counts it."""
 
 
 def node_folder() -> Path:

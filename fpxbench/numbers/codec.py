@@ -212,7 +212,7 @@ def _decode_in_pairs(flat: Tensor, fmt: NumberFormat) -> Tensor:
     cache."""
     size = 1 << fmt.bits
     if fmt.bits < 8 and flat.numel() and (largest := int(flat.max())) >= size:
-        raise IndexError(f"{largest} is no code of {fmt.name}, which has {size}")
+        raise IndexError(f"{largest} is not a code of {fmt.name}, which has {size}")
     values = torch.empty(flat.shape)
     _look_up(_pair_table(fmt), flat.view(torch.uint16), values.view(torch.float64))
     return values

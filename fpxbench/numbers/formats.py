@@ -111,7 +111,7 @@ class Format:
     # Code to number.
 
     def value(self, code: int) -> float:
-        """Return the number that `code` stands for, exactly. Raise ValueError for what is no code."""
+        """Return the number that `code` stands for, exactly. Raise ValueError for what is not a code."""
         if not 0 <= code < 1 << self.bits:
             raise ValueError(f"{self.name} has {1 << self.bits} codes; {code} is none of them")
         magnitude, negative = code & self.magnitude_mask, bool(code & self.sign_bit)

@@ -431,7 +431,7 @@ class Kind(StrEnum):
     LAZY_OUTPUT = (
         "lazy_output", Group.CALL, Stage.CONTRACT,
         "returns something that is computed when it is read",
-        "The output is no plain tensor but a subclass, whose work a clock does not see.",
+        "The output is not a plain tensor but a subclass, whose work a clock does not see.",
     )
     FROZEN_INPUT = (
         "frozen_input", Group.CALL, Stage.CONTRACT | Stage.PRODUCT,

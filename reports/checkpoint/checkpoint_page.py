@@ -111,7 +111,7 @@ def _row(layer: LayerReport) -> LayerRow:
 
 
 def _bars(layer: LayerReport) -> list[Bar]:
-    """Return a bar for each code, by ascending value; codes that are no numbers come last."""
+    """Return a bar for each code, by ascending value; codes that are not numbers come last."""
     if not layer.histogram or layer.scheme is None or not any(layer.histogram):
         return []
     fmt = scheme_named(layer.scheme).format

@@ -23,7 +23,7 @@ from fpxbench.reports.history.sparkline import Sparkline, sparkline_of
 from fpxbench.reports.sweep.problems import REGRESSED, SUSPECTED, ReportProblem, Section
 
 RECENT_BUILDS = 30
-"""What has ended, or is no regression, has a page of its series for so many builds."""
+"""What has ended, or is not a regression, has a page of its series for so many builds."""
 MOST_SERIES = 200
 """Pages of series for each machine, channel and variant, the worst first: what nobody has examined for years must not
 fill a disk."""

@@ -146,7 +146,7 @@ class Entry(_Part):
 
         Raises ValueError (pydantic's) for an impossible build, which a record from elsewhere may have.
         """
-        # A CPU build works with any Triton, so that the installed one is no property of the build.
+        # A CPU build works with any Triton, so that the installed one is not a property of the build.
         triton = build.triton if build.channel == "source" or build.variant != "cpu" else None
         return cls(channel=build.channel, torch=build.label, git=build.git, triton=triton, date=build.date,
                    seen=None if build.date else today)

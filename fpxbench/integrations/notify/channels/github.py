@@ -62,7 +62,7 @@ class GitHub:
         for page in range(1, _MOST_PAGES + 1):
             found = self._request("GET", self._path, None, {**params, "per_page": str(_PAGE), "page": str(page)})
             if not isinstance(found, list):
-                raise DeliveryError(f"GitHub's list of {self.name} is no list")
+                raise DeliveryError(f"GitHub's list of {self.name} is not a list")
             for one in found:
                 if mark in (one.get("body") or "") and "pull_request" not in one:
                     return one
