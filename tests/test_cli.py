@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -99,71 +100,59 @@ def test_no_help_imports_torch(tmp_path):
     assert set(run_each(helps, tmp_path).values()) == {0}
 
 
+SMALL_RUN = ("run --implementation eager_upcast --scheme e4m3fn-row --workload canary.seed --device cpu --no-timing"
+             " --results fresh")
+SUCCEEDING = (SMALL_RUN, "list", "list schemes", "doctor", "report", "records", "show CASE", "repro CASE",
+              "regressions")
+INVOCATIONS = (*SUCCEEDING, *"""
+fleet run --address 127.0.0.1:1
+fleet status
+fleet nodes --address 127.0.0.1:1
+fleet asv
+inspect eager_upcast e4m3fn-row --n 32 --k 64 --m 16 --device cpu
+list workloads
+list cases --scheme e4m3fn-row --workload canary.seed --device cpu
+checkpoint model.safetensors
+tensor-check 'FloatTensor mxfp4' -o clone --results fresh
+generate /no/such/folder --device cpu --results fresh
+recommend /no/such/folder --device cpu --results fresh
+rank ./no/such/folder --results fresh
+decode --format no-such-format --device cpu --results fresh
+confirm
+bisect CASE 2.11.0 2.12.0
+compare 2.11.0 2.12.0
+issues
+notify --webhook http://127.0.0.1:1 --hud hud.json --atom feed.xml
+timeline list
+timeline show 2.13.0
+timeline here
+timeline sync --index absent
+environments list
+environments remove --all --environments none
+detector --series 10 --only rule --jobs 1
+numerics --conversion finfo --engine eager --device cpu --results fresh
+targets --operation decode/e4m3fn/* --operation triton_fused/mxfp4/* --arch sm_90
+targets diff 3.0.0 3.1.0
+targets repro encode/e5m2fnuz/fp16-rtne sm_90
+codec --elements 1 --only decode/e4m3fn
+""".strip().splitlines())
+"""Each command, as a user types it in a folder with one record, of CASE, and a file of one weight."""
+
+
 def test_no_command_imports_torch_in_its_own_process(tmp_path):
-    store = Store(tmp_path / "results")
-    store.append(record(case()))
-    case_id = case().id
+    Store(tmp_path / "results").append(record(case()))
     header = json.dumps({"layer.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    small = ["--workload", "canary.seed", "--device", "cpu"]
-    invocations = [
-        ["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results",
-         "fresh"],
-        ["fleet", "run", "--address", "127.0.0.1:1"],
-        ["fleet", "status"],
-        ["fleet", "nodes", "--address", "127.0.0.1:1"],
-        ["fleet", "asv"],
-        ["inspect", "eager_upcast", "e4m3fn-row", "--n", "32", "--k", "64", "--m", "16", "--device", "cpu"],
-        ["list"],
-        ["list", "schemes"],
-        ["list", "workloads"],
-        ["list", "cases", "--scheme", "e4m3fn-row", *small],
-        ["doctor"],
-        ["checkpoint", "model.safetensors"],
-        ["tensor-check", "FloatTensor mxfp4", "-o", "clone", "--results", "fresh"],
-        ["generate", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
-        ["recommend", "/no/such/folder", "--device", "cpu", "--results", "fresh"],
-        ["rank", "./no/such/folder", "--results", "fresh"],
-        ["decode", "--format", "no-such-format", "--device", "cpu", "--results", "fresh"],
-        ["report"],
-        ["records"],
-        ["show", case_id],
-        ["repro", case_id],
-        ["regressions"],
-        ["confirm"],
-        ["bisect", case_id, "2.11.0", "2.12.0"],
-        ["compare", "2.11.0", "2.12.0"],
-        ["issues"],
-        ["notify", "--webhook", "http://127.0.0.1:1", "--hud", "hud.json", "--atom", "feed.xml"],
-        ["timeline", "list"],
-        ["timeline", "show", "2.13.0"],
-        ["timeline", "here"],
-        ["timeline", "sync", "--index", "absent"],
-        ["environments", "list"],
-        ["environments", "remove", "--all", "--environments", "none"],
-        ["detector", "--series", "10", "--only", "rule", "--jobs", "1"],
-        ["numerics", "--conversion", "finfo", "--engine", "eager", "--device", "cpu", "--results", "fresh"],
-        ["targets", "--operation", "decode/e4m3fn/*", "--operation", "triton_fused/mxfp4/*", "--arch", "sm_90"],
-        ["targets", "diff", "3.0.0", "3.1.0"],
-        ["targets", "repro", "encode/e5m2fnuz/fp16-rtne", "sm_90"],
-        ["codec", "--elements", "1", "--only", "decode/e4m3fn"],
-    ]
+    invocations = {line: shlex.split(line.replace("CASE", case().id)) for line in INVOCATIONS}
     group = {path[0] for path in EVERY if len(path) > 1}
     asked = {
         tuple(words[:2] if words[0] in group and len(words) > 1 and not words[1].startswith("-") else words[:1])
-        for words in invocations
+        for words in invocations.values()
     }
     assert asked >= {path for path in EVERY if path not in {(name,) for name in group}}, "a command is not run here"
-    codes = run_each(invocations, tmp_path)
+    codes = run_each(list(invocations.values()), tmp_path)
     assert {words: code for words, code in codes.items() if code not in (0, 1, 2)} == {}
-    assert (
-        codes["run", "--implementation", "eager_upcast", "--scheme", "e4m3fn-row", *small, "--no-timing", "--results",
-              "fresh"]
-        == 0
-    )
-    for words in (["list"], ["list", "schemes"], ["doctor"], ["report"], ["records"], ["show", case_id],
-                  ["repro", case_id], ["regressions"]):
-        assert codes[tuple(words)] == 0, words
+    assert {line: codes[tuple(invocations[line])] for line in SUCCEEDING} == dict.fromkeys(SUCCEEDING, 0)
 
 
 def test_the_check_for_torch_can_fail(tmp_path):

@@ -24,44 +24,39 @@ _HEADINGS = {"table": ("code", "definition", "effective"), "scales": ("scale sto
              "blocks": ("weight", "its scale", "effective"), "order": ("weight", "definition", "effective")}
 
 
+SubjectArgument = Annotated[str, typer.Argument(
+    metavar="IMPLEMENTATION",
+    help="An implementation, or package.module:factory, which turns a torch.nn.Linear into a module.")]
+SchemeArgument = Annotated[str, typer.Argument(metavar="SCHEME", help="mxfp4, e4m3fn-row, e3m2-g128, …")]
+ShapeOption = Annotated[str | None, typer.Option(
+    "--workload", "-w", help="A workload's shape: llama2-7b.o, canary.ragged.")]
+NOption = Annotated[int | None, typer.Option("--n", min=1, help=f"Output features.  [dim]default: {SHAPE[1]}[/]")]
+KOption = Annotated[int | None, typer.Option("--k", min=1, help=f"Input features.  [dim]default: {SHAPE[2]}[/]")]
+MOption = Annotated[int | None, typer.Option(
+    "--m", min=1,
+    help=f"Rows of the activation, which is the number of columns read at once.  [dim]default: {SHAPE[0]}[/]")]
+WeightOption = Annotated[str | None, typer.Option(
+    "--weights", metavar="FILE[:NAME]", help="Quantize this weight, [N, K], in place of N(0, 1).")]
+ActivationsOption = Annotated[str | None, typer.Option(
+    "--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K].")]
+SeedOption = Annotated[int | None, typer.Option(
+    "--seed", help="Seed of weights and activations.  [dim]default: a new one, which is printed[/]")]
+
+
 @app.command()
 def inspect(
-    subject: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMPLEMENTATION",
-            help="An implementation, or package.module:factory, which turns a torch.nn.Linear into a module.",
-        ),
-    ],
-    scheme: Annotated[str, typer.Argument(metavar="SCHEME", help="mxfp4, e4m3fn-row, e3m2-g128, …")],
-    workload: Annotated[
-        str | None, typer.Option("--workload", "-w", help="A workload's shape: llama2-7b.o, canary.ragged.")
-    ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help=f"Output features.  [dim]default: {SHAPE[1]}[/]")] = None,
-    k: Annotated[int | None, typer.Option("--k", min=1, help=f"Input features.  [dim]default: {SHAPE[2]}[/]")] = None,
-    m: Annotated[
-        int | None,
-        typer.Option(
-            "--m",
-            min=1,
-            help=f"Rows of the activation, which is the number of columns read at once.  [dim]default: {SHAPE[0]}[/]",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", metavar="FILE[:NAME]", help="Quantize this weight, [N, K], in place of N(0, 1)."),
-    ] = None,
-    activations: Annotated[
-        str | None,
-        typer.Option("--activations", metavar="FILE[:NAME]", help="Multiply rows of this tensor [..., K]."),
-    ] = None,
+    subject: SubjectArgument,
+    scheme: SchemeArgument,
+    workload: ShapeOption = None,
+    n: NOption = None,
+    k: KOption = None,
+    m: MOption = None,
+    weights: WeightOption = None,
+    activations: ActivationsOption = None,
     activation: Annotated[str, typer.Option("--activation", help="bf16 or fp16.")] = "bf16",
     device: DeviceOption = None,
     impls: ImplsOption = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="Seed of weights and activations.  [dim]default: a new one, which is printed[/]"),
-    ] = None,
+    seed: SeedOption = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=0.1)] = 600.0,
     as_json: JsonOption = False,
 ) -> None:

@@ -28,44 +28,44 @@ app = new_app()
 _MOST_SHOWN = 10
 
 
+SendOption = Annotated[bool, typer.Option("--send", help="Send, and write files. Without it: print what would be.")]
+GithubOption = Annotated[str | None, typer.Option(
+    "--github", metavar="OWNER/NAME", help="Issues of this repository; token: GITHUB_TOKEN.")]
+PullRequestOption = Annotated[int | None, typer.Option(
+    "--pull-request", min=1, help="Comment on this pull request instead of issues.")]
+GithubApiOption = Annotated[str, typer.Option("--github-api", help="API of GitHub, or of GitHub Enterprise.")]
+WebhookOption = Annotated[list[str] | None, typer.Option(
+    "--webhook", metavar="URL", help="POST JSON to this URL. Repeatable.")]
+TemplateOption = Annotated[Path | None, typer.Option(
+    "--template", help="File with the webhook's JSON body, a Jinja template.")]
+AppriseOption = Annotated[list[str] | None, typer.Option(
+    "--apprise", metavar="URL", help="Slack, Discord, e-mail, …: a URL of apprise. Repeatable.")]
+OpenMetricsOption = Annotated[Path | None, typer.Option(
+    "--openmetrics", help="Write OpenMetrics text for Prometheus to this file.")]
+HudOption = Annotated[Path | None, typer.Option(
+    "--hud", help="Write PyTorch HUD's benchmark schema v3 (JSON) to this file.")]
+AtomOption = Annotated[Path | None, typer.Option("--atom", help="Write an Atom feed to this file.")]
+ReportUrlOption = Annotated[str, typer.Option(
+    "--report-url", help="Where the report is published, for the feed's links.")]
+EventsOption = Annotated[bool, typer.Option("--events", help="Also send changed verdicts that were not run again.")]
+
+
 @app.command()
 def notify(
     results: ResultsOption = Path("results"),
     timeline: TimelineOption = Path(".timeline"),
-    send: Annotated[
-        bool, typer.Option("--send", help="Send, and write files. Without it: print what would be.")
-    ] = False,
-    github: Annotated[
-        str | None,
-        typer.Option("--github", metavar="OWNER/NAME", help="Issues of this repository; token: GITHUB_TOKEN."),
-    ] = None,
-    pull_request: Annotated[
-        int | None, typer.Option("--pull-request", min=1, help="Comment on this pull request instead of issues.")
-    ] = None,
-    github_api: Annotated[str, typer.Option("--github-api", help="API of GitHub, or of GitHub Enterprise.")] = API,
-    webhook: Annotated[
-        list[str] | None, typer.Option("--webhook", metavar="URL", help="POST JSON to this URL. Repeatable.")
-    ] = None,
-    template: Annotated[
-        Path | None, typer.Option("--template", help="File with the webhook's JSON body, a Jinja template.")
-    ] = None,
-    apprise: Annotated[
-        list[str] | None,
-        typer.Option("--apprise", metavar="URL", help="Slack, Discord, e-mail, …: a URL of apprise. Repeatable."),
-    ] = None,
-    openmetrics: Annotated[
-        Path | None, typer.Option("--openmetrics", help="Write OpenMetrics text for Prometheus to this file.")
-    ] = None,
-    hud: Annotated[
-        Path | None, typer.Option("--hud", help="Write PyTorch HUD's benchmark schema v3 (JSON) to this file.")
-    ] = None,
-    atom: Annotated[Path | None, typer.Option("--atom", help="Write an Atom feed to this file.")] = None,
-    report_url: Annotated[
-        str, typer.Option("--report-url", help="Where the report is published, for the feed's links.")
-    ] = "",
-    events: Annotated[
-        bool, typer.Option("--events", help="Also send changed verdicts that were not run again.")
-    ] = False,
+    send: SendOption = False,
+    github: GithubOption = None,
+    pull_request: PullRequestOption = None,
+    github_api: GithubApiOption = API,
+    webhook: WebhookOption = None,
+    template: TemplateOption = None,
+    apprise: AppriseOption = None,
+    openmetrics: OpenMetricsOption = None,
+    hud: HudOption = None,
+    atom: AtomOption = None,
+    report_url: ReportUrlOption = "",
+    events: EventsOption = False,
 ) -> None:
     """Send each new regression once to each channel. A dry run unless --send is given.
 
