@@ -1,4 +1,4 @@
-"""Where is kept what can be made again: compiled kernels, tuned tiles, downloaded Tritons. Imports no torch."""
+"""The cache folder: compiled kernels, tuned tiles, downloaded Tritons. Imports no torch."""
 
 from __future__ import annotations
 

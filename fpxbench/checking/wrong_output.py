@@ -1,4 +1,4 @@
-"""Judge an output that is outside its tolerance, as far as further calls on the same operands tell why."""
+"""Find out, by further calls on the same operands, why an output is outside its tolerance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report, built again and again while a sweep goes on, in a process of its own at the lowest priority."""
+"""Rebuild the report while a sweep runs, in a process of its own at the lowest priority."""
 
 from __future__ import annotations
 

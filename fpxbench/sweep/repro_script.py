@@ -1,4 +1,4 @@
-"""A script that does again, in one plain process, what a record says happened: for a bug report, or for a debugger."""
+"""Write a script that repeats a record's case in one plain process, for a bug report or a debugger."""
 
 from __future__ import annotations
 
