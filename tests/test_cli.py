@@ -13,7 +13,12 @@ from sample_records import case, record
 from typer.main import get_command
 
 from fpxbench import cli
+from fpxbench.builds.installed import NoPyTorch
+from fpxbench.builds.timeline import TimelineError
 from fpxbench.cli import COMMANDS
+from fpxbench.cli.common import UsageError
+from fpxbench.fleet.cluster import NoCluster, NoRay
+from fpxbench.fleet.state import AnotherRun
 from fpxbench.records.store import Store
 
 NO_TORCH = """
@@ -188,3 +193,23 @@ def test_defaults_are_the_constants_of_the_rules_and_settings():
     assert {str(defaults(name)["results"]) for name in ("run", "numerics", "report", "records", "confirm")} == {
         str(Settings().results)
     }
+
+
+@pytest.mark.parametrize("error", [TimelineError, NoCluster, NoRay, AnotherRun, NoPyTorch, UsageError, ValueError])
+def test_an_error_that_a_user_can_correct_ends_a_command_with_its_message(error, monkeypatch, capsys):
+    def app():
+        raise error("x is wrong: give y")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().err) == (2, "fpxbench: x is wrong: give y\n")
+
+
+def test_any_other_error_is_a_bug_and_shows_its_traceback(monkeypatch):
+    def app():
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        cli.main()
