@@ -7,7 +7,7 @@ import json
 import plotly.graph_objects as go
 
 from fpxbench.reports.model.generation_table import ModelRow, ModelTable
-from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides
+from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides, log_ticks
 
 _BAR, _LINE, _WRONG = "#0072B2", "#8A8A8A", "#D55E00"
 _LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
@@ -38,7 +38,8 @@ def _quality_chart(table: ModelTable, number: int) -> Chart | None:
         marker=dict(size=10, color=_BAR), customdata=[row.tokens_per_s or 0.0 for row in rows],
         hovertemplate="%{text}<br>%{x:.4g} MB a step<br>KL %{y:.3g}<br>%{customdata:.3g} tokens/s<extra></extra>"))
     figure.update_xaxes(title_text="weights read per step, MB", rangemode="tozero")
-    figure.update_yaxes(title_text="mean KL divergence, nats (log scale)", type="log")
+    figure.update_yaxes(title_text="mean KL divergence, nats (log scale)", type="log",
+                        **log_ticks([y for _, y in points]))
     figure.update_layout(showlegend=False)
     return Chart(f"quality-{number}", "Quality against bytes",
                  "Each mark is a row that is right. On the dotted line no other row has fewer bytes and a smaller KL"

@@ -12,7 +12,7 @@ from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.records.record import Build, Machine
 from fpxbench.reports.model.generation_table import ModelPage
 from fpxbench.reports.model.tensor_table import build_age
-from fpxbench.reports.sweep.charts import Chart, blank_figure
+from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks
 
 FILE = "models.html"
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
@@ -77,7 +77,7 @@ class ModelHistory:
         return [chart for at, metric in enumerate(METRICS) if (chart := self._chart(metric, f"history-{number}-{at}"))]
 
     def _chart(self, metric: Metric, name: str) -> Chart | None:
-        figure, drawn = blank_figure(height=380), 0
+        figure, drawn = blank_figure(height=380), []
         for index, row in enumerate(self.rows):
             points = [(label, metric.value(record), metric.interval(record))
                       for label, record in zip(self.labels, row.records, strict=True) if record is not None]
@@ -85,7 +85,7 @@ class ModelHistory:
                      if value is not None and (value > 0 or not metric.log)]
             if not known:
                 continue
-            drawn += 1
+            drawn.append([value for _, value, _ in known])
             figure.add_trace(go.Scatter(
                 x=[label for label, _, _ in known], y=[value for _, value, _ in known], name=row.name,
                 mode="lines+markers", line=dict(color=_COLOURS[index % len(_COLOURS)], width=1.5),
@@ -98,11 +98,12 @@ class ModelHistory:
             return None
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=self.labels, title_text="build")
         figure.update_yaxes(title_text=f"{metric.unit}{' (log scale)' if metric.log else ''}",
-                            type="log" if metric.log else "linear", **({} if metric.log else {"rangemode": "tozero"}))
+                            type="log" if metric.log else "linear",
+                            **(log_ticks(sum(drawn, [])) if metric.log else {"rangemode": "tozero"}))
         figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
         return Chart(name, metric.name,
                      "Each mark is the newest measurement on a build, with its 95% interval where there is one.",
-                     f"{metric.name} of {drawn} rows on {len(self.builds)} builds; the table holds the numbers.",
+                     f"{metric.name} of {len(drawn)} rows on {len(self.builds)} builds; the table holds the numbers.",
                      json.loads(figure.to_json()))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from fpxbench.model.ranking_record import RankingRecord
-from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides
+from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides, log_ticks
 
 _LEAST = 1e-8
 
@@ -42,7 +42,8 @@ class RankingTable:
                          arrayminus=[each.distance.value - each.distance.low for each in ranks]),
             hovertemplate="%{text}<br>%{x:.3g} bits a weight<br>1 - cosine %{y:.3g}<extra></extra>"))
         figure.update_xaxes(title_text="bits per weight, scales included")
-        figure.update_yaxes(title_text="mean of 1 − cosine (log scale)", type="log")
+        figure.update_yaxes(title_text="mean of 1 − cosine (log scale)", type="log",
+                            **log_ticks([y for _, y in points]))
         figure.update_layout(showlegend=False)
         return Chart(f"ranking-{number}", "Embeddings against bits",
                      "Each mark is a scheme, its weights decoded exactly. Down and left is better.",

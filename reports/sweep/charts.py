@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -38,6 +38,12 @@ def charts_of(sweep: SweepTable) -> list[Chart]:
     """Return the charts that this sweep has numbers for."""
     drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep), energy_chart(sweep))
     return [chart for chart in drawn if chart is not None]
+
+
+def log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """Return the ticks of a logarithmic axis: decades, or 1, 2 and 5 of each where `values` span less than two."""
+    narrow = bool(values) and max(values) < 100 * min(values)
+    return {"dtick": "D2" if narrow else 1, "tickformat": "~g" if min(values, default=1.0) > 1e-4 else "~e"}
 
 
 def speedup_chart(sweep: SweepTable) -> Chart | None:
