@@ -138,8 +138,8 @@ def load_tokenizer(source: Source) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(source.path, **how)
     except Exception as error:
-        raise ValueError(f"{source.name} has no tokenizer that transformers can load, so no text can be given to it:"
-                         f" {_first_line(error)}") from None
+        raise ValueError(f"{source.name} has no tokenizer that transformers can load, so no text can be given to it;"
+                         f" put its tokenizer.json beside the weights ({_first_line(error)})") from None
 
 
 def load_model(source: Source, config: Any, device: str, seed: int = 0) -> PreTrained:
@@ -190,7 +190,7 @@ def loaded(source: Source, load: Callable[[], Any]) -> Any:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text.splitlines()[0][:300].rstrip(' :')}" if text else type(error).__name__
 
 
 def describe(source: Source, config: Any) -> ModelDescription:

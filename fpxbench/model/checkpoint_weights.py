@@ -1,0 +1,84 @@
+"""Put the weights of a quantized checkpoint into a model, codes and scales as they are in the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fpxbench.checkpoint.checkpoint_folder import Checkpoint, open_checkpoint
+from fpxbench.checkpoint.layers import QuantizedLayer, quantized_layers
+from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.checkpoint.weights import read_plain, read_weight
+from fpxbench.model.float_tensor import FloatTensor
+from fpxbench.model.generate_messages import AUTO
+from fpxbench.model.operator import layout_read, resolve
+from fpxbench.model.quantize_model import Quantization, Replaced
+
+
+def load_quantized_(model: nn.Module, path: str | Path, implementation: str = AUTO) -> Quantization:
+    """Replace the weights of `model` by those of a checkpoint: quantized ones as `FloatTensor`s, the rest as numbers.
+
+    The file's codes and scales are kept; only their order in bytes changes, to what `implementation` reads. A layer
+    that does not fit is left, with the reason. Experts are left: a checkpoint holds them one by one or stacked, and the
+    model's own loader knows how.
+
+    Raises CheckpointError where there is nothing to read, and ValueError if no quantized layer of the file fits.
+    """
+    checkpoint, done = open_checkpoint(path), Quantization()
+    modules, used = dict(model.named_modules()), set()
+    for layer in quantized_layers(checkpoint):
+        used |= {tensor.name for tensor in layer.tensors.values()}
+        module = modules.get(layer.name)
+        reason = _reason_to_leave(layer, module)
+        if not reason and isinstance(module, nn.Linear):
+            try:
+                done.replaced.append(_replaced(layer, module, implementation))
+                continue
+            except (CheckpointError, ValueError) as error:
+                reason = str(error)
+        done.left[f"{layer.name}.weight"] = reason
+    if not done.replaced:
+        raise ValueError(f"no quantized layer of {path} fits {type(model).__name__}: " + (
+            "; ".join(f"{name}: {reason}" for name, reason in list(done.left.items())[:5]) or "the file has none"))
+    _copy_plain(model, checkpoint, used, done)
+    return done
+
+
+def _reason_to_leave(layer: QuantizedLayer, module: nn.Module | None) -> str:
+    if layer.experts > 1:
+        return f"holds {layer.experts} experts"
+    if not isinstance(module, nn.Linear):
+        return f"the model has no nn.Linear of that name{'' if module is None else f', but a {type(module).__name__}'}"
+    due = tuple(module.weight.shape)
+    return "" if due == (layer.n, layer.k) else f"is [{layer.n}, {layer.k}] in the file and {list(due)} in the model"
+
+
+def _replaced(layer: QuantizedLayer, module: nn.Linear, implementation: str) -> Replaced:
+    weight, old = read_weight(layer), module.weight
+    name, cls = resolve(implementation, weight.scheme, old.device.type)
+    read = layout_read(cls, weight.scheme.name)
+    stored = (weight if weight.layout == read else weight.relayout(read)).to(old.device)
+    dtype = old.dtype if old.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    if stored.scales.dtype in (torch.bfloat16, torch.float16):
+        stored = replace(stored, scales=stored.scales.float())      # what kernels read
+    tensor = FloatTensor.from_weight(stored, dtype, name)
+    module.weight = nn.Parameter(tensor, requires_grad=False)
+    return Replaced(f"{layer.name}.weight", weight.scheme.name, name, (layer.n, layer.k), 2 * layer.n * layer.k,
+                    tensor.nbytes_stored)
+
+
+def _copy_plain(model: nn.Module, checkpoint: Checkpoint, used: set[str], done: Quantization) -> None:
+    """Copy the checkpoint's unquantized tensors into the model's of the same names and shapes; leave the others."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, entry in checkpoint.tensors.items():
+        target = state.get(name)
+        if name in used:
+            continue
+        if target is None or tuple(target.shape) != tuple(entry.shape) or isinstance(target.data, FloatTensor):
+            done.left[name] = "the model has no such tensor of that shape"
+            continue
+        with torch.no_grad():
+            target.copy_(read_plain(entry).reshape(target.shape))
