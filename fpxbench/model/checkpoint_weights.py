@@ -62,7 +62,7 @@ def _replaced(layer: QuantizedLayer, module: nn.Linear, implementation: str) -> 
     read = layout_read(cls, weight.scheme.name)
     stored = (weight if weight.layout == read else weight.relayout(read)).to(old.device)
     dtype = old.dtype if old.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    if stored.scales.dtype in (torch.bfloat16, torch.float16):
+    if stored.scales is not None and stored.scales.dtype in (torch.bfloat16, torch.float16):
         stored = replace(stored, scales=stored.scales.float())      # what kernels read
     tensor = FloatTensor.from_weight(stored, dtype, name)
     module.weight = nn.Parameter(tensor, requires_grad=False)
