@@ -7,12 +7,13 @@ better: docs/tolerance.md derives `Reference.variance` and the threshold below, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fpxbench.checking.reference import Reference
+from fpxbench.checking.output_rounding import OutputRounding
+from fpxbench.checking.reference import Reference, ulp
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
@@ -34,12 +35,15 @@ class ErrorStatistic:
     allowed: float = 0.0
     allowed_squares: float = 0.0
     largest: float = 0.0
+    rounding: OutputRounding = field(default_factory=OutputRounding)
 
     def add(self, y: Tensor, expected: Reference) -> None:
         """Count the outputs y [M, N] of one product whose activation was random in sign."""
         limit = torch.finfo(y.dtype).max
         counted = expected.product.isfinite() & (expected.product.abs() < limit) & y.isfinite()
-        error, variance = (y.double() - expected.product)[counted], expected.variance[counted]
+        seen, exact, variance = y.double()[counted], expected.product[counted], expected.variance[counted]
+        error = seen - exact
+        self.rounding.add(seen, exact, ulp(exact, y.dtype))
         self.outputs += error.numel()
         self.squares += float(error.square().sum())
         self.allowed += float(variance.sum())

@@ -71,9 +71,8 @@ def fails_for_empty_experts_alone(examination: Examination, error: Exception) ->
     empty = operands.empty
     if not empty:
         return None
-    routed_to_all(operands)
     try:
-        verdict = wrong_with_all_busy(examination)
+        verdict = wrong_with_none_empty(examination)
     except Exception:   # it fails there too: what it raised first is the finding
         return None
     if verdict is not None:
@@ -84,18 +83,20 @@ def fails_for_empty_experts_alone(examination: Examination, error: Exception) ->
                 f" is right where all have some: {next(iter(str(error).splitlines()), '')[:200]}")
 
 
-def routed_to_all(operands: ExpertOperands) -> Tensor:
-    """Route two rows to every expert; return the rows."""
-    count = operands.case.experts
-    operands.route([2] * count)
-    case = operands.case.of_one_expert.model_copy(update={"m": 2 * count})
+def routed_to_all(operands: ExpertOperands, counts: list[int] | None = None) -> Tensor:
+    """Route two rows to every expert, or these `counts`; return the rows."""
+    counts = counts or [2] * operands.case.experts
+    operands.route(counts)
+    case = operands.case.of_one_expert.model_copy(update={"m": sum(counts)})
     return inputs.make_activation(case, operands.seed, "all experts", operands.device)
 
 
-def wrong_with_all_busy(examination: Examination) -> Verdict | None:
-    """Check two rows of every expert; return the verdict if the product is wrong, its kind open."""
+def wrong_with_none_empty(examination: Examination) -> Verdict | None:
+    """Check as many rows of each expert as it has now, and two of those that have none; return the verdict if the
+    product is wrong, its kind open."""
     operands, implementation = _operands(examination), examination.implementation
-    x = routed_to_all(operands)
+    starts = [0, *operands.ends[:-1]]
+    x = routed_to_all(operands, [end - start or 2 for start, end in zip(starts, operands.ends, strict=True)])
     y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
     comparison = compare(y, operands.reference(x, implementation))
     if comparison.within:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fpxbench.checking import contract
 from fpxbench.checking.examination import Examination
-from fpxbench.checking.expert_calls import routed_to_all, wrong_with_all_busy
+from fpxbench.checking.expert_calls import routed_to_all, wrong_with_none_empty
 from fpxbench.checking.expert_operands import ExpertOperands, OneOfExperts
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.diagnosis import Diagnosis
@@ -48,13 +48,15 @@ def diagnose_experts(examination: Examination, inner: Implementation,
             return found
         if bool(seen.wrong.any()):
             break
-    if operands.empty and wrong_with_all_busy(examination) is None:
-        seen_empty = operands.drawn_again()
+    empty = operands.empty
+    if empty and wrong_with_none_empty(examination) is None:
         return Diagnosis(
             Kind.EMPTY_EXPERT,
-            f"{int(seen.wrong.sum())} of {len(seen_empty)} rows are wrong where {len(operands.empty)} of"
-            f" {operands.case.experts} experts have no rows (expert {operands.empty[0]} the first), and every row is"
-            " right where all have some", {"empty_experts": operands.empty[:32], "rows_wrong": int(seen.wrong.sum())})
+            f"{int(seen.wrong.sum())} of {len(seen.rows)} rows are wrong where {len(empty)} of"
+            f" {operands.case.experts} experts have no rows (expert {empty[0]} the first), and every row is right where"
+            " all have some", {"empty_experts": empty[:32], "rows_wrong": int(seen.wrong.sum())})
+    if (found := _wrong_in_large_numbers(examination, seen)) is not None:
+        return found
     if expert is None:
         expert = int(seen.own[seen.wrong][0]) if bool(seen.wrong.any()) else 0
     alone = OneOfExperts(inner, operands.case.experts, expert)
@@ -63,9 +65,32 @@ def diagnose_experts(examination: Examination, inner: Implementation,
                    evidence=found.evidence | {"expert": expert})
 
 
+def _wrong_in_large_numbers(examination: Examination, seen: _Seen) -> Diagnosis | None:
+    """Return the diagnosis if rows of an expert are wrong, and right where it has but two of them; None else."""
+    operands = examination.operands
+    assert isinstance(operands, ExpertOperands)
+    if not bool(seen.wrong.any()):
+        return None
+    expert = int(seen.own[seen.wrong][0])
+    of_expert = seen.own == expert
+    count, two = int(of_expert.sum()), seen.x[seen.wrong & of_expert][:2]
+    if count <= 2:
+        return None
+    counts = [2] * operands.case.experts
+    counts[expert] = len(two)
+    x, at = routed_to_all(operands, counts), 2 * expert
+    x[at:at + len(two)] = two
+    if bool(_Seen(examination, x).wrong.any()):
+        return None
+    return Diagnosis(
+        Kind.M_DEPENDENT, f"rows of expert {expert} are wrong where it has {count} rows, and right where it has"
+        f" {len(two)} of them", seen.evidence | {"expert": expert, "rows_of_expert": count})
+
+
 class _Seen:
     """Which experts' weights each row of one grouped product met.
 
+    x : the rows, [T, K]
     own : the expert of each row, int64 [T]
     met : whether a row is right for an expert's weight, bool [E, T]; of a row of zeros, for each
     wrong : rows that are not right for their own, bool [T]
@@ -76,6 +101,7 @@ class _Seen:
         assert isinstance(operands, ExpertOperands)
         self.operands = operands
         y = contract.checked_matmul(product, x, operands.weight, operands.device)
+        self.x = x
         self.rows = torch.arange(len(x), device=y.device)
         self.own = self._owners(operands.ends)
         n = operands.case.n

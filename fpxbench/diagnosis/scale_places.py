@@ -68,8 +68,8 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
         if scaling.block:
             message = f"each block is multiplied by the scale of the {which} block"
             yield flat(Kind.BLOCK_OFF_BY_ONE, message, row, block + step)
-            yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, the last by its own", row,
-                       (block + step).clamp(0, blocks - 1))
+            yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, the {'last' if step > 0 else 'first'} by its own",
+                       row, (block + step).clamp(0, blocks - 1))
             yield flat(Kind.BLOCK_OFF_BY_ONE, f"{message} of its row, cyclically", row, (block + step) % blocks)
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, row + step, block)
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, (row + step).clamp(0, n - 1), block)

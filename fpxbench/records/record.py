@@ -73,6 +73,11 @@ class Flag(StrEnum):
         "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by"
         " cancellation.",
     )
+    DIRECTED_ROUNDING = (
+        "directed_rounding",
+        "Outputs are rounded in one direction (toward zero, where a conversion cuts bits off) and not to nearest: each"
+        " is up to one unit in the last place off, and all to the same side.",
+    )
     THROTTLED = (
         "throttled",
         "The device lowered its clocks (power, heat, a hardware slowdown) while the case was timed: the time is what it"
@@ -276,6 +281,8 @@ class Properties(RecordPart):
     error_factor: Rate | None = None
     """Root mean square error over the largest that the declared roundings allow; wrong above `error_threshold`."""
     error_threshold: Rate | None = None
+    output_rounding: Label | None = None
+    """How outputs are rounded: ``to nearest``, ``toward zero``. None where it cannot be told from them."""
 
     def messages(self) -> dict[str, str]:
         """Return what was measured as text, by property: ``{"sums": "in 24 bits, in blocks of 32"}``."""
@@ -292,6 +299,8 @@ class Properties(RecordPart):
         sums += ["overflowing as fp16 does"] if self.accumulator_overflows else []
         if sums:
             found["sums"] = ", ".join(sums)
+        if self.output_rounding:
+            found["outputs"] = f"rounded {self.output_rounding}"
         if self.error_factor is not None:
             found["errors"] = f"{self.error_factor:.2g} times the largest mean that the roundings allow"
         return found

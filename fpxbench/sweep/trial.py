@@ -25,6 +25,7 @@ from fpxbench.checking import (
     kept_memory,
     nonfinite_codes,
     nonfinite_rows,
+    output_rounding,
     serving_calls,
     tampering,
     timing,
@@ -213,7 +214,11 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
         if changed:
             examination.covered["settings"] = f"changed and put back: {', '.join(changed)}"
     finally:
-        result.properties = Properties(**examination.properties, first_call_s=examination.first_call_s or None)
+        direction = examination.statistic.rounding.direction
+        result.properties = Properties(**examination.properties, output_rounding=direction,
+                                       first_call_s=examination.first_call_s or None)
+        if output_rounding.is_directed(direction):
+            result.flags.append(Flag.DIRECTED_ROUNDING)
         bits = result.properties.accumulator_bits
         if bits is not None and bits < implementation.accumulator.bits:
             result.flags.append(Flag.NARROW_ACCUMULATOR)

@@ -20,8 +20,8 @@ SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed",
 SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
         *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW,
-        str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.NARROW_ACCUMULATOR), str(Flag.UNDECLARED_RULE),
-        str(Flag.THROTTLED), str(Flag.NOISY), CHANGED))
+        str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.DIRECTED_ROUNDING), str(Flag.NARROW_ACCUMULATOR),
+        str(Flag.UNDECLARED_RULE), str(Flag.THROTTLED), str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
@@ -128,6 +128,7 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
         *(_slow(group, all_cases) for group in _grouped(all_cases, _slowness)),
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),
         *(_keeping_copies(group) for group in _grouped(all_cases, _flagged(Flag.KEEPS_DECODED_COPY))),
+        *(_rounding_one_way(group) for group in _grouped(all_cases, _flagged(Flag.DIRECTED_ROUNDING))),
         *(_summing_narrowly(group) for group in _grouped(all_cases, _flagged(Flag.NARROW_ACCUMULATOR))),
         *(_another_rule(group) for group in _grouped(all_cases, _flagged(Flag.UNDECLARED_RULE))),
         *(_throttled(group) for group in _grouped(all_cases, _of_sweep(Flag.THROTTLED))),
@@ -300,6 +301,12 @@ def _keeping_copies(group: list[SweepCase]) -> ReportProblem:
     why = f": {row.bottleneck}" if row.bottleneck else ""
     return _minor(Flag.KEEPS_DECODED_COPY, group,
                   f"{row.case.implementation} keeps a decoded copy of the weight on {_extent(group)}{why}")
+
+
+def _rounding_one_way(group: list[SweepCase]) -> ReportProblem:
+    return _minor(Flag.DIRECTED_ROUNDING, group,
+                  f"{group[0].row.case.implementation} rounds its outputs in one direction and not to nearest on "
+                  f"{_extent(group)}: each is up to one unit in the last place off, all to the same side")
 
 
 def _summing_narrowly(group: list[SweepCase]) -> ReportProblem:

@@ -115,3 +115,15 @@ class FormatMistaken(Right):
 
     def table(self, fmt):
         return super().table(FORMATS["e2m3"])
+
+
+@implementation("faulty_second_half_scales")
+class SecondHalfScales(Right):
+    """Multiplies in two halves of K, both by the scales of the first."""
+
+    schemes = ("nvfp4",)
+
+    def factors(self, weight):
+        factors = super().factors(weight)
+        half = factors.shape[1] // 2
+        return factors if factors.shape[1] % 32 else torch.cat([factors[:, :half]] * 2, dim=1)

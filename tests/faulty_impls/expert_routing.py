@@ -137,3 +137,14 @@ class GroupedNibbleSwap(RightGrouped):
         out = super().grouped_matmul(x, weight, offsets)
         self.grouped = False
         return out
+
+
+@implementation("faulty_fp8_activation_from_64")
+class Fp8ActivationFrom64(RightGrouped):
+    """Rounds an expert's tokens to FP8 where it has 64 of them or more, and says so nowhere."""
+
+    def product(self, x, w):
+        if len(x) >= 64:
+            scale = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 448
+            x = (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
+        return super().product(x, w)

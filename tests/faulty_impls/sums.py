@@ -118,3 +118,13 @@ class Bf16PartialSums(_Narrow):
     def narrow(self, y):
         return y.bfloat16().double()
 
+
+@implementation("faulty_output_cut")
+class OutputCut(Right):
+    """Cuts the lower half of fp32 off, where it should round: within every bound, and biased."""
+
+    schemes = ("mxfp4",)
+
+    def matmul(self, x, weight):
+        y = self.product(x, self.decoded(weight))
+        return (y.view(torch.int32) & ~0xFFFF).view(torch.float32).to(x.dtype)

@@ -102,6 +102,7 @@ PLANTS = (
     Plant("scale_transposed_when_stored", "e4m3fn-g32", RAGGED, W, Kind.SCALE_TRANSPOSED),
     Plant("scale_exponent_when_stored", "mxfp4", RAGGED, W, Kind.SCALE_ONE_STEP_HIGH),
     Plant("random_codes", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
+    Plant("second_half_scales", "nvfp4", CODES, W, Kind.SCALE_SHARED, "that of block c mod 16"),
     # Sums, and mistakes in one place.
     Plant("ragged_k", "e4m3fn-row", RAGGED, W, Kind.INACCURATE, "columns 192 to 202, the tail of K = 203, are ignored"),
     Plant("ragged_k", "e4m3fn-row", CODES, W, Kind.SHAPE_DEPENDENT, "right for [32, 512]"),
@@ -111,6 +112,7 @@ PLANTS = (
     Plant("outputs_saturated", "e4m3fn-row", RAGGED, W, Kind.SATURATED, "stop at ±8"),
     Plant("nan_in_one_element", "e4m3fn-row", CODES, N, None, "output column 5 of"),
     Plant("gibberish", "e4m3fn-row", RAGGED, W, Kind.GIBBERISH),
+    Plant("output_cut", "mxfp4", RAGGED, Status.OK, None),
     Plant("gain", "e4m3fn-row", RAGGED, W, Kind.SCALED, "1.03 times"),
     # How a call misbehaves.
     Plant("stale_output", "e4m3fn-row", RAGGED, W, Kind.STALE_OUTPUT),
@@ -161,6 +163,7 @@ PLANTS = (
     Plant("offsets_frozen", "mxfp4", EXPERTS, W, Kind.FROZEN_INPUT, "as in an earlier call"),
     Plant("offsets_modified", "mxfp4", EXPERTS, W, Kind.INPUT_MODIFIED, "offsets"),
     Plant("grouped_nibble_swap", "mxfp4", EXPERTS, W, Kind.NIBBLE_SWAP, "with all rows at expert"),
+    Plant("fp8_activation_from_64", "e4m3fn-row", EMPTY, W, Kind.M_DEPENDENT, "right where it has 2 of them"),
     Plant("empty_expert_crash", "mxfp4", EMPTY, Status.CRASH, None, "SIGSEGV"),
     # Only where K is long.
     Plant("13_bit_sums", "e4m3fn-row", LONG, W, Kind.INACCURATE, "times what their roundings allow"),
@@ -236,6 +239,12 @@ def test_the_sweep_tells_what_is_wrong(plant: Plant, record_of) -> None:
     assert plant.words in verdict.summary, said
     assert verdict.signal == SIGNALS.get(plant.name), said
     assert record.timing is None
+
+
+def test_outputs_that_are_cut_and_not_rounded_are_flagged(record_of) -> None:
+    record = record_of(next(plant for plant in PLANTS if plant.name == "output_cut"))
+    assert record.flags == [Flag.DIRECTED_ROUNDING]
+    assert record.properties.messages()["outputs"] == "rounded toward zero"
 
 
 def tried(name: str, device: str = "cpu", **fields: object) -> TrialResult:

@@ -8,6 +8,7 @@ their places.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -194,27 +195,38 @@ def _block(bench: Bench, row: int, block: int) -> str:
 
 
 def name_places(bench: Bench, found: BlockMap) -> tuple[list[Kind], str]:
-    """Return the kind and the rule of a block map: a known fault that gives it exactly, or its structure."""
+    """Return the kind and the rule of a block map: a known fault that gives it exactly, or its structure. No kind
+    where known faults of several kinds give it."""
+    block, grid_row = block_of(torch.arange(bench.k), bench.scaling), block_row_of(torch.arange(bench.n), bench.scaling)
+    fitting: dict[Kind, str] = {}
+    for kind, message, places in _known_places(bench, block, grid_row):
+        if bool((places == found.place)[found.free].all()):
+            fitting.setdefault(kind, message)
+    if len(fitting) == 1:
+        return list(fitting), next(iter(fitting.values()))
+    if fitting:
+        told = "; or ".join(f"{kind}: {message}" for kind, message in fitting.items())
+        return [], (f"cannot tell between {', '.join(fitting)}, which place these {len(block.unique())} blocks of a row"
+                    f" alike ({told})")
+    return _structure(bench, found, block, grid_row)
+
+
+def _known_places(bench: Bench, block: Tensor, grid_row: Tensor) -> Iterator[tuple[Kind, str, Tensor]]:
+    """Yield every known fault in placing scales: its kind, its rule, and the places [N, K] that the weights meet."""
     n, k, scaling = bench.n, bench.k, bench.scaling
     rows, blocks = bench.grid_shape
     columns = torch.arange(k)
-    block, grid_row = block_of(columns, scaling), block_row_of(torch.arange(n), scaling)
     for known in scale_places(scaling, n, k):
-        if bool((known.source[grid_row][:, block] == found.place)[found.free].all()):
-            return [known.kind], known.message
-    along_k = (columns % rows)[None, :].expand(n, k)
-    if scaling.block is None and rows == n and bool((along_k == found.place)[found.free].all()):
-        return [Kind.SCALE_TRANSPOSED], "row scales are applied along K instead of N"
-    for step, side, which in ((1, "early", "next"), (-1, "late", "previous")):
-        moved = grid_row[:, None] * blocks + block_of((columns + step).clamp(0, k - 1), scaling)[None, :]
-        if scaling.block and bool((moved == found.place)[found.free].all()):
-            return [
-                Kind.BLOCK_OFF_BY_ONE
-            ], f"blocks begin one column {side}: a weight beside each boundary meets the {which} block's scale"
+        yield known.kind, known.message, known.source[grid_row][:, block]
+    if scaling.block is None and rows == n:
+        yield (Kind.SCALE_TRANSPOSED, "row scales are applied along K instead of N",
+               (columns % rows)[None, :].expand(n, k))
+    for step, side, which in ((1, "early", "next"), (-1, "late", "previous")) if scaling.block else ():
+        yield (Kind.BLOCK_OFF_BY_ONE,
+               f"blocks begin one column {side}: a weight beside each boundary meets the {which} block's scale",
+               grid_row[:, None] * blocks + block_of((columns + step).clamp(0, k - 1), scaling)[None, :])
     for message, positions in block_size_faults(scaling, n, k):
-        if bool((positions(columns, torch.arange(n)) == found.place)[found.free].all()):
-            return [Kind.BLOCK_SIZE_MISTAKEN], message
-    return _structure(bench, found, block, grid_row)
+        yield Kind.BLOCK_SIZE_MISTAKEN, message, positions(columns, torch.arange(n))
 
 
 def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -> tuple[list[Kind], str]:
