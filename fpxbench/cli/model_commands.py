@@ -204,6 +204,9 @@ def print_rows(records: list[GenerationRecord], *, where: bool = False) -> None:
         table.add_row(*map(escape, _cells(record)))
     print_table(table)
     for record in records:
+        if record.quantized and record.mode == records[0].mode:     # a compiled row has the weights of the eager one
+            out.print(f"{record.scheme} {record.implementation}: {record.quantized}", markup=False, style="dim")
+    for record in records:
         if record.verdict.status in BROKEN:
             out.print(f"{SIGNS[record.verdict.status]} {record.scheme} {record.implementation}:"
                       f" {record.verdict.headline}: {record.verdict.summary}", markup=False)

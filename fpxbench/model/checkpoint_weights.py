@@ -67,7 +67,7 @@ def _replaced(layer: QuantizedLayer, module: nn.Linear, implementation: str) -> 
     tensor = FloatTensor.from_weight(stored, dtype, name)
     module.weight = nn.Parameter(tensor, requires_grad=False)
     return Replaced(f"{layer.name}.weight", weight.scheme.name, name, (layer.n, layer.k), 2 * layer.n * layer.k,
-                    tensor.nbytes_stored)
+                    tensor.nbytes_stored, layer.k)
 
 
 def _copy_plain(model: nn.Module, checkpoint: Checkpoint, used: set[str], done: Quantization) -> None:

@@ -26,6 +26,8 @@ class Replaced:
     shape: tuple[int, ...]
     bytes_before: int
     bytes_after: int
+    k: int
+    """Columns that are summed over, which `shape` has in either place."""
 
 
 @dataclass
@@ -40,6 +42,12 @@ class Quantization:
     left: dict[str, str] = field(default_factory=dict)
 
     @property
+    def short_blocks(self) -> list[Replaced]:
+        """The weights whose last block along K has fewer weights than the others: the block does not divide K."""
+        return [each for each in self.replaced if (block := scheme_named(each.scheme).scaling.block) is not None
+                and each.k % block]
+
+    @property
     def bytes_before(self) -> int:
         return sum(each.bytes_before for each in self.replaced)
 
@@ -52,6 +60,7 @@ class Quantization:
             f"{len(self.replaced)} weights quantized, {self.bytes_before / 1e6:.4g} MB before and "
             f"{self.bytes_after / 1e6:.4g} MB after; "
             f"{len(self.left)} left"
+            + (f"; the last block of {len(self.short_blocks)} is short" if self.short_blocks else "")
         )
 
 
@@ -91,7 +100,8 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
         values = parameter.detach().transpose(-1, -2) if transposed else parameter.detach()
         quantized = FloatTensor.from_float(values, chosen, implementation)
         done.replaced.append(
-            Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored)
+            Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored,
+                     values.shape[-1])
         )
         setattr(module, attribute,
                 nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False))

@@ -133,6 +133,15 @@ def test_a_weight_with_a_nan_in_its_last_part_is_refused_as_before(monkeypatch):
             quantize_parts.quantize_in_parts(values, scheme_named(scheme), "planar")
 
 
+def test_a_k_that_the_block_does_not_divide_ends_with_a_short_block_and_is_said():
+    model = nn.Sequential(nn.Linear(40, 16, bias=False), nn.Linear(64, 16, bias=False))
+    done = quantize_(model, "mxfp4")
+    assert [each.name for each in done.short_blocks] == ["0.weight"] and "last block of 1 is short" in str(done)
+    values = model[0].weight.data.dequantize(torch.float32)
+    assert values.shape == (16, 40) and values.abs().amax(dim=1).min() > 0
+    assert "short" not in str(quantize_(nn.Sequential(nn.Linear(40, 16)), "e4m3fn-row"))
+
+
 def test_bytes_are_those_stored():
     model = nn.Sequential(nn.Linear(256, 128, bias=False, dtype=torch.bfloat16))
     assert stored_bytes(model) == 2 * 256 * 128
