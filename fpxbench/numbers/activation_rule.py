@@ -43,23 +43,25 @@ class ActivationRule:
         if x.numel() == 0:
             return x.double(), x.double()
         scheme = scheme_named(self.scheme)
-        middle = self._values(x, scheme, 1.0, 1.0)
+        (middle,) = self._values(x, scheme, 1.0, (1.0,))
         slack = torch.zeros_like(middle)
         for scale_nudge in (1 - NUDGE, 1 + NUDGE):
-            for nudge in (1 - NUDGE, 1 + NUDGE):
-                other = (self._values(x, scheme, scale_nudge, nudge) - middle).abs()
+            for values in self._values(x, scheme, scale_nudge, (1 - NUDGE, 1 + NUDGE)):
+                other = (values - middle).abs()
                 # The scale's own nudge moves every value by NUDGE: no code went the other way.
                 slack = torch.maximum(slack, torch.where(other > 4 * NUDGE * middle.abs(), other, 0.0))
         return middle, slack
 
-    def _values(self, x: Tensor, scheme: Scheme, scale_nudge: float, nudge: float) -> Tensor:
+    def _values(self, x: Tensor, scheme: Scheme, scale_nudge: float, nudges: tuple[float, ...]) -> list[Tensor]:
+        """Return the values [M, K] under scales of which each quotient is multiplied by a nudge, for each of these."""
         given = x.float()
         if self.scale is not None:
             scales = Scales(torch.full((1, 1), self.scale, device=x.device))
         else:
             scales = scheme.scaling.choose(given * scale_nudge, scheme.format)
         scaling = scheme.scaling if self.scale is None else scaling_named("tensor")
-        codes = encode(scaling.divide(given, scales) * nudge, scheme.format, self.rounding)
+        quotients = scaling.divide(given, scales)
+        codes = encode(torch.stack([quotients * nudge for nudge in nudges]), scheme.format, self.rounding)
         if self.scale is not None:
-            return decode(codes, scheme.format).double() * self.scale
-        return scheme.dequantize(codes, scales).double()
+            return [decode(each, scheme.format).double() * self.scale for each in codes]
+        return [scheme.dequantize(each, scales).double() for each in codes]

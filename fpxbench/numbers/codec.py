@@ -114,13 +114,34 @@ def encode_checked(
     """Return the codes of one-dimensional `flat`, without the checks of `encode`."""
     if torch.compiler.is_compiling():
         return _encode_by_definition(flat, fmt, rounding, overflow, random_bits, generator)
-    # Making a table longer than the input costs more than it saves.
-    if rounding is not Rounding.STOCHASTIC and 1 << _index_bits(fmt, flat.dtype) <= min(flat.numel(), _LARGEST_TABLE):
-        return encode_by_table(flat, fmt, rounding, overflow)
+    if rounding is not Rounding.STOCHASTIC:
+        requests = _requests(fmt, rounding, overflow, flat.dtype, str(flat.device))
+        if requests.deserve_a_table(flat.numel()):
+            return encode_by_table(flat, fmt, rounding, overflow)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
     for part, out in _chunks(flat, codes):
         out.copy_(_encode_by_definition(part, fmt, rounding, overflow, random_bits, generator))
     return codes
+
+
+class _Requests:
+    """How many numbers were encoded in one way: a table that is longer than all of them costs more than it saves."""
+
+    def __init__(self, length: int) -> None:
+        self.missing = length if length <= _LARGEST_TABLE else None
+
+    def deserve_a_table(self, count: int) -> bool:
+        """Return whether the table is worth making, or is made, with `count` numbers more."""
+        if self.missing is None:
+            return False
+        if self.missing > 0:
+            self.missing -= count
+        return self.missing <= 0
+
+
+@lru_cache(maxsize=128)      # as many as tables, so that a table that is deserved is there
+def _requests(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> _Requests:
+    return _Requests(1 << _index_bits(fmt, source))
 
 
 def _encode_by_definition(
@@ -172,7 +193,7 @@ def _index_bits(fmt: Format, source: torch.dtype) -> int:
     return 8 * integer.itemsize - mantissa_bits + min(kept, mantissa_bits)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _encode_table(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> Tensor:
     """Return the uint8 code of every upper part of a `source` number."""
     integer = SOURCES[source][0]
