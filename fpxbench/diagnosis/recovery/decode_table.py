@@ -4,8 +4,9 @@ codes."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import chain, permutations
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import chain, compress, islice, permutations
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ COLUMNS = 8
 """Columns in which each code is read, spread over K."""
 ARRANGEMENTS = 5
 """Rows to which each code is given."""
+_AT_ONCE = 512
+"""Tables that are compared at once."""
 
 
 def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
@@ -157,20 +160,17 @@ def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
 def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     """Return the known faults that give `table` exactly, alone or two or three at once; or the format that it is of."""
     right = decode_table(bench.fmt, bench.device)
-
-    def gives(faults: Faults) -> bool:
-        return bool(bench.near(table, _table_under(bench, faults))[tried].all()) and table_claims_hold(
-            faults, table_under(faults, right)
-        )
+    tables = _Tables(bench)
 
     # Bits that are exchanged within each code look like another table too.
     within = [one for one in code_order_faults(bench.fmt, bench.template.layout, bench.k)
-              if not bench.near(_table_under(bench, (one,)), right.double()).all()] if bench.sets_codes else []
+              if not bench.near(tables.under((one,)), right.double()).all()] if bench.sets_codes else []
     known = [*table_faults(bench.fmt), *within,
              *(one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k) if one.kind is Kind.SCALED)]
     triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
     for tried_sets in (singly(known), in_pairs(known), triples):
-        fitting = [faults for faults in tried_sets if gives(faults)]
+        fitting = [faults for faults in tables.giving(table, tried, tried_sets)
+                   if table_claims_hold(faults, table_under(faults, right))]
         if len(kinds_of(fitting)) == 1:
             return sorted({one.kind for one in fitting[0]}), "; and ".join(one.message for one in fitting[0])
         if fitting:
@@ -223,21 +223,56 @@ def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
 def effective_table(bench: Bench, faults: Faults) -> Tensor:
     """Return what rows of one code are read as by a reader that makes `faults`, its scales left out: float64
     [2**bits]."""
-    made = table_under(faults, decode_table(bench.fmt, bench.device))
-    codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(
-        1, padded_k(bench.k)
-    )
-    for fault in (one for one in faults if isinstance(one, DecodeFault) and one.step == "codes"):
-        codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
-    return made[codes[:, bench.k // 2].int()].double()
+    return _Tables(bench).unscaled(faults)
 
 
 def _table_under(bench: Bench, faults: Faults) -> Tensor:
     """Return the same under a scale of 1 as it is read."""
-    factor = torch.ones(1, device=bench.device), torch.ones(1, device=bench.device)
-    for fault in (one for one in faults if isinstance(one, DecodeFault) and one.step == "scales"):
-        factor = fault.apply(*factor)
-    return effective_table(bench, faults) * float(_product(factor))
+    return _Tables(bench).under(faults)
+
+
+class _Tables:
+    """What rows of one code are read as under faults: float64 [2**bits]. Sets of faults share their parts."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self._made, self._read, self._factor = cache(self._made_by), cache(self._read_by), cache(self._factor_by)
+
+    def unscaled(self, faults: Faults) -> Tensor:
+        return self._made(_of_step(faults, "table"))[self._read(_of_step(faults, "codes"))]
+
+    def under(self, faults: Faults) -> Tensor:
+        return self.unscaled(faults) * self._factor(_of_step(faults, "scales"))
+
+    def giving(self, table: Tensor, tried: Tensor, sets: Iterable[Faults]) -> Iterator[Faults]:
+        """Yield those of `sets` that give `table` where it was `tried`."""
+        remaining = iter(sets)
+        while some := list(islice(remaining, _AT_ONCE)):
+            near = self.bench.near(table[tried], torch.stack([self.under(faults) for faults in some])[:, tried])
+            yield from compress(some, near.all(dim=1).tolist())
+
+    def _made_by(self, faults: Faults) -> Tensor:
+        return table_under(faults, decode_table(self.bench.fmt, self.bench.device)).double()
+
+    def _read_by(self, faults: Faults) -> Tensor:
+        """Return the code that is read in the middle of a row of each code, int32 [2**bits]."""
+        bench = self.bench
+        codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(
+            1, padded_k(bench.k)
+        )
+        for fault in faults:
+            codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
+        return codes[:, bench.k // 2].int()
+
+    def _factor_by(self, faults: Faults) -> float:
+        factor = torch.ones(1, device=self.bench.device), torch.ones(1, device=self.bench.device)
+        for fault in faults:
+            factor = fault.apply(*factor)
+        return float(_product(factor))
+
+
+def _of_step(faults: Faults, step: str) -> tuple[DecodeFault, ...]:
+    return tuple(one for one in faults if isinstance(one, DecodeFault) and one.step == step)
 
 
 def _of_the_same_width(fmt: NumberFormat) -> list[Format]:
