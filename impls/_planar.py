@@ -98,10 +98,10 @@ def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
     ]
 
 
-def default_config(m: int, scheme: Scheme, k: int, target: Target) -> Config:
+def default_config(m: int, scheme: Scheme, n: int, k: int, target: Target) -> Config:
     """Return the config that is taken without tuning: one that was never far from the fastest on an H100."""
     if target.interpreted:
-        return interpreted_configs(m, scheme, k)[0 if m <= 4 else -1]
+        return interpreted_configs(m, scheme, n, k)[0 if m <= 4 else -1]
     if m > 4:
         return dot_configs(m, scheme, k, target)[0]
     known = matvec_configs(m, codes.bytes_of_plane(scheme.element_format, k) // 4, target)
@@ -118,11 +118,11 @@ def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]
     return chosen
 
 
-def interpreted_configs(m: int, scheme: Scheme, k: int) -> list[Config]:
+def interpreted_configs(m: int, scheme: Scheme, n: int, k: int) -> list[Config]:
     """Return one tile a path, as large as these shapes get: the interpreter's time goes by operations, not by
-    elements."""
+    elements. A row of the matrix-vector kernel is an operation of its own, so its last program has few to spare."""
     dot = fitted(64, 128, 256, 4, scheme, k, Target("interpreter"))
-    both: list[Config] = [Matvec(64, 128, 1), dot]
+    both: list[Config] = [Matvec(-(-n // -(-n // 64)), 128, 1), dot]
     return both[m > MATVEC_MAX_M:1 + (m > 1)]
 
 

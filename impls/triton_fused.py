@@ -85,7 +85,7 @@ class TritonFused(Implementation):
             return list(dict.fromkeys([picked, *(_tuning.candidates(m, bits, kind, device) if tune else ())]))
         if tune:
             return _planar.worth_trying(m, weight.scheme, weight.shape[1], target)
-        return [_planar.default_config(m, weight.scheme, weight.shape[1], target)]
+        return [_planar.default_config(m, weight.scheme, *weight.shape, target)]
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Config) -> Tensor:
         """Return ``x @ weight.T`` by a tile, for fragments, or a config of planar rows."""
