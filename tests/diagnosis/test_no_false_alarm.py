@@ -49,6 +49,10 @@ ORDERS = {
 }
 
 
+SCHEMES = ("e4m3fn-row", "e4m3fnuz-row", "e5m2-g32", "e3m4-tensor", "e3m2-g32", "mxfp8_e4m3fn", "mxfp6_e2m3", "mxfp4",
+           "nvfp4", "int8-row", "e2m2-row", "e2m3-g128")
+
+
 def _false_alarms(count: int) -> list[str]:
     """Return the false alarms among correct implementations that add up in other orders, on random cases."""
     rng = torch.Generator().manual_seed(2)
@@ -56,11 +60,10 @@ def _false_alarms(count: int) -> list[str]:
     def pick(*choices):
         return choices[int(torch.randint(len(choices), (), generator=rng))]
 
-    found = []
+    found, tried = [], set()
     for number in range(count):
-        scheme = pick("e4m3fn-row", "e4m3fnuz-row", "e5m2-g32", "e3m4-tensor", "e3m2-g32", "mxfp8_e4m3fn", "mxfp6_e2m3",
-                      "mxfp4", "nvfp4", "int8-row", "e2m2-row", "e2m3-g128")
-        order = pick(*ORDERS, "scaled after")
+        scheme, order = pick(*SCHEMES), pick(*ORDERS, "scaled after")
+        tried |= {scheme, order}
         case = Case(implementation="injected", scheme=scheme, workload="random", m=pick(1, 2, 7, 16, 33),
                     n=pick(1, 5, 32, 77), k=pick(32, 50, 96, 203), activation=pick("bf16", "fp16"))
 
@@ -77,11 +80,12 @@ def _false_alarms(count: int) -> list[str]:
         verdict = diagnosed_trial(Right(), TrialRequest(case=case, seed=number, timing_budget_s=0))
         if verdict.status is not Status.OK:
             found.append(f"{case.id} n={case.n} k={case.k}, {order}: {verdict.headline}: {verdict.summary}")
+    assert tried == {*SCHEMES, *ORDERS, "scaled after"}
     return found
 
 
-def test_none_of_300_correct_cases_is_found_fault_with() -> None:
-    assert _false_alarms(300) == []
+def test_none_of_100_correct_cases_is_found_fault_with() -> None:
+    assert _false_alarms(100) == []
 
 
 @pytest.mark.slow      # 1 minute
