@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,30 @@ MOST_GROUPS_LISTED = 100
 MOST_BROKEN_LINES = 50
 
 
+@cache
+def _templates() -> jinja2.Environment:
+    """Return the templates of all reports that this process builds: each is compiled once."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    templates.filters.update(
+        us=formatting.microseconds, nbytes=formatting.nbytes, capacity=formatting.capacity, times=formatting.times,
+        number=formatting.number, share=formatting.share, code_names=formatting.code_names,
+        log=formatting.whole_lines,
+        pretty=formatting.pretty, when=formatting.when, clipped=formatting.clipped, commits=formatting.commits,
+        cell_text=cell_text, unquoted=words.unquoted,
+    )
+    templates.globals.update(
+        words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY,
+        flag_sign=words.FLAG_SIGN,
+        MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State,
+        Direction=Direction,
+        DRAWN_IN_FULL=DRAWN_IN_FULL, MISCOMPILES_IN_SHORT=MISCOMPILES_IN_SHORT, PROBLEMS_IN_FULL=PROBLEMS_IN_FULL,
+    )
+    return templates
+
+
 class Pages:
     """Renders the site's pages into a folder.
 
@@ -63,24 +88,7 @@ class Pages:
     def __init__(self, output: Path) -> None:
         self._output = output
         self.failures: list[str] = []
-        self._templates = jinja2.Environment(
-            loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
-        )
-        self._templates.filters.update(
-            us=formatting.microseconds, nbytes=formatting.nbytes, capacity=formatting.capacity, times=formatting.times,
-            number=formatting.number, share=formatting.share, code_names=formatting.code_names,
-            log=formatting.whole_lines,
-            pretty=formatting.pretty, when=formatting.when, clipped=formatting.clipped, commits=formatting.commits,
-            cell_text=cell_text, unquoted=words.unquoted,
-        )
-        self._templates.globals.update(
-            words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY,
-            flag_sign=words.FLAG_SIGN,
-            MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State,
-            Direction=Direction,
-            DRAWN_IN_FULL=DRAWN_IN_FULL, MISCOMPILES_IN_SHORT=MISCOMPILES_IN_SHORT, PROBLEMS_IN_FULL=PROBLEMS_IN_FULL,
-        )
+        self._templates = _templates()
 
     def write(self, path: str, render: Callable[..., str], *views: Any) -> None:
         """Write ``render(*views)`` to `path` below the site's folder.

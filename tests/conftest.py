@@ -1,6 +1,7 @@
 """Fixtures that several files share."""
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -26,6 +27,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def few_targets(tmp_path_factory):
+    """Have reports show a few rows of the package's matrix of targets: its pages take half of a small report's time."""
+    from fpxbench.reports.targets import support_table
+
+    document = json.loads(support_table.SHIPPED.read_text(encoding="utf-8"))
+    document["probes"] = document["probes"][::60]
+    file = tmp_path_factory.mktemp("targets") / support_table.FILE
+    file.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support_table, "SHIPPED", file)
+        yield
 
 
 def pytest_configure(config):

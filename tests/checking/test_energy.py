@@ -20,6 +20,8 @@ from fpxbench.reports.site import build_site
 from fpxbench.reports.sweep.charts import energy_chart
 from fpxbench.reports.sweep.sweep_table import sweep_of
 
+pytestmark = pytest.mark.usefixtures("few_targets")
+
 CALLS, WEIGHT = 50, 16_000_000
 
 

@@ -41,12 +41,13 @@ class Job:
         return json.dumps(vars(self) | {"config": asdict(self.config), "kernel": KERNELS[type(self.config)]})
 
 
-def planar_jobs():
+def planar_jobs(whole):
     """Yield every target with schemes on both paths and, in turn, with both activations and two configs of each. AMD's,
-    where planar rows are all there is, with every scheme."""
+    where planar rows are all there is, have every scheme between them, and if `whole` each of them."""
     for t, target in enumerate(TARGETS):
         kind = Target("cuda", int(target[3:])) if target.startswith("sm_") else Target("hip")
-        for s, scheme in enumerate(SCHEMES if target.startswith("gfx") else SCHEMES[t % 2::3]):
+        every = SCHEMES if whole else SCHEMES[t % 2::2]
+        for s, scheme in enumerate(every if target.startswith("gfx") else SCHEMES[t % 2::3]):
             odd = (t + s) % 2
             matvec = Matvec(rows=2 - odd, words=4 * kind.warp_size * (1 + odd), num_warps=1 + odd)
             tile = (64, 64, 64, 4) if odd else (16, 64, 64, 4)
@@ -87,10 +88,10 @@ def compile_all(part, cache):
     return dict(zip(part, done, strict=False)), error
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+@pytest.fixture(scope="module", params=["core", pytest.param("whole", marks=pytest.mark.slow)])
+def compiled(request, tmp_path_factory):
     cache = tmp_path_factory.mktemp("triton-cache")
-    every = list(dict.fromkeys([*planar_jobs(), *fragment_jobs()]))
+    every = list(dict.fromkeys([*planar_jobs(request.param == "whole"), *fragment_jobs()]))
     with ThreadPoolExecutor() as pool:
         parts = list(pool.map(lambda part: compile_all(part, cache), [every[::2], every[1::2]]))
     facts = {job: result for part, _ in parts for job, result in part.items()}
@@ -107,6 +108,8 @@ def only(compiled, kind, target=""):
 
 def test_every_kernel_becomes_an_object_on_every_target(compiled):
     assert {job.target for job in compiled} == {*TARGETS, *FRAGMENT_TARGETS}
+    assert {job.scheme for job in only(compiled, (Matvec, Dot), "gfx")} == set(SCHEMES)
+    assert {job.activation for job in only(compiled, (Matvec, Dot), "gfx")} == {"bf16", "fp16"}
     assert not [job for job, facts in compiled.items() if facts["object_bytes"] < 1000]
 
 

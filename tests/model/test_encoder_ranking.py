@@ -27,6 +27,8 @@ from fpxbench.model.sources import Source
 from fpxbench.records.store import Store
 from fpxbench.reports.site import build_site
 
+pytestmark = pytest.mark.usefixtures("few_targets")
+
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):

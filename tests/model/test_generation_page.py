@@ -12,6 +12,8 @@ from fpxbench.reports.model.generation_charts import charts_of
 from fpxbench.reports.model.generation_table import model_page
 from fpxbench.reports.site import build_site
 
+pytestmark = pytest.mark.usefixtures("few_targets")
+
 
 def records():
     return [wrong(), row("mxfp4", 80, 0.01, 0.5), row("e4m3fn-row", 150, 0.0125, 0.01),

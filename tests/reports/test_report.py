@@ -18,6 +18,8 @@ from fpxbench.reports.sweep import problems
 from fpxbench.reports.sweep.dot_plot import dot_plot_of
 from fpxbench.reports.sweep.sweep_table import page_name, sweep_of
 
+pytestmark = pytest.mark.usefixtures("few_targets")
+
 SWEEP = Path("machines/cpu-epyc-2c/2.13.0-cpu")
 
 

@@ -24,6 +24,8 @@ from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome,
 from fpxbench.regressions.result_changes import find_changes
 from fpxbench.reports.site import build_site
 
+pytestmark = pytest.mark.usefixtures("few_targets")
+
 BUILDS, IN_FULL = 44, 3
 SLOW_SINCE, CRASHING_SINCE, WRONG_SINCE, RIGHT_SINCE, CLOCK_SINCE = 36, 41, 20, 35, 38
 REFUTED, MENDED, MOVED, UNRIGHT = (case(scheme=scheme) for scheme in ("e3m2-row", "mxfp4", "e3m4-row", "nvfp4"))
