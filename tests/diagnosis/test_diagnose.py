@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from core import core_of
 
 from fpxbench.checking import inputs
 from fpxbench.checking.operands import Operands
@@ -117,14 +118,7 @@ def form_of(fault: DecodeFault) -> tuple[Kind, str, str]:
 @cache
 def core() -> dict[tuple[str, str], list[tuple[DecodeFault, Operands, Callable]]]:
     """Return the decode faults that are diagnosed without -m slow, by scheme and workload."""
-    seen, chosen = set(), {}
-    for place, weight in enumerate(DECODE_FAULTS):
-        chosen[weight] = [
-            effect for number, effect in enumerate(effects(*weight))
-            if (number + place) % ONE_IN == 0 or form_of(effect[0]) not in seen
-        ]
-        seen |= {form_of(effect[0]) for effect in chosen[weight]}
-    return chosen
+    return core_of({weight: effects(*weight) for weight in DECODE_FAULTS}, lambda effect: form_of(effect[0]), ONE_IN)
 
 
 def assert_named_or_among_those_that_fit(tried: list[tuple[DecodeFault, Operands, Callable]]) -> None:

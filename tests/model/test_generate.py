@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from core import core_of
 from injections import injections
 from sample_records import BUILD, CPU, GPU
 from small_implementations import register_reader
@@ -82,10 +83,22 @@ GROSS = {Kind.FN_AS_FNUZ, Kind.FNUZ_AS_FN, Kind.SIGN_LOST, Kind.NIBBLE_SWAP, Kin
          Kind.SCALE_TRANSPOSED}
 
 
-@pytest.mark.parametrize(
-    ("scheme", "number"),
-    [(scheme, number) for scheme in ("e4m3fn-row", "e3m2-row", "mxfp4") for number in reading_faults(scheme)
-     if injections(scheme_named(scheme))[number].kind in GROSS])
+GROSS_FAULTS = {scheme: [(scheme, number) for number in reading_faults(scheme)
+                         if injections(scheme_named(scheme))[number].kind in GROSS]
+                for scheme in ("e4m3fn-row", "e3m2-row", "mxfp4")}
+CORE = {one for chosen in core_of(GROSS_FAULTS, lambda one: injections(scheme_named(one[0]))[one[1]].kind, 4).values()
+        for one in chosen}
+
+
+def test_the_core_has_every_kind_of_gross_fault_that_the_schemes_have_and_every_scheme():
+    kinds = [{injections(scheme_named(scheme))[number].kind for scheme, number in some}
+             for some in (CORE, [one for each in GROSS_FAULTS.values() for one in each])]
+    assert kinds[0] == kinds[1] and {scheme for scheme, _ in CORE} == set(GROSS_FAULTS)
+
+
+@pytest.mark.parametrize(("scheme", "number"), [
+    pytest.param(*one, marks=() if one in CORE else pytest.mark.slow) for each in GROSS_FAULTS.values() for one in each
+])
 def test_gross_decode_faults_are_gibberish_with_the_layer_and_the_fault(prepared, scheme, number):
     fault = injections(scheme_named(scheme))[number]
     result = measured(prepared, scheme, faulty(scheme, number))
