@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from confusion import NAMED, PART, UNSEEN, WRONG, matrix, outcome_of, pair_table, pairs, singles
+from core import core_of
 from injections import Injection, injections
 from places import DOCS
 
@@ -13,15 +14,20 @@ from fpxbench.records.kinds import Group, Kind, Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SINGLES = [
-    (scheme, injected)
-    for number, (scheme, injected) in enumerate(
-        (scheme, injected)
-        for scheme in ("e4m3fn-row", "e5m2-g32", "mxfp6_e3m2", "mxfp4", "nvfp4", "int8-row")
-        for injected in singles(scheme)
-    )
-    if number % 4 == 0
-]
+SCHEMES = ("e4m3fn-row", "e5m2-g32", "mxfp6_e3m2", "mxfp4", "nvfp4", "int8-row")
+SAMPLE = [(scheme, injected) for scheme in SCHEMES for injected in singles(scheme)][::4]
+SINGLES = {scheme: [one for one in SAMPLE if one[0] == scheme] for scheme in SCHEMES}
+SWEPT = {(scheme, activation): list(singles(scheme))[::4]
+         for scheme in ("e4m3fn-tensor", "e3m2-g32", "mxfp4") for activation in ("bf16", "fp16")}
+
+
+def kind_of(injected: tuple[Injection, ...]) -> tuple[Kind, bool]:
+    """Return the kind of a single fault, and whether it is made in storing."""
+    return injected[0].kind, injected[0].storing
+
+
+CORE = [one for some in core_of(SINGLES, lambda one: kind_of(one[1]), one_in=12).values() for one in some]
+SWEPT_CORE = core_of(SWEPT, kind_of, one_in=4)
 PAIRS = [(scheme, injected) for scheme, every in (("e4m3fn-row", 37), ("mxfp6_e2m3", 41), ("nvfp4", 37))
          for number, injected in enumerate(pairs(scheme)) if number % every == 7]
 
@@ -32,8 +38,19 @@ def label(value) -> str:
     return " and ".join(f"{injection.about}{' when stored' if injection.storing else ''}" for injection in value)
 
 
-@pytest.mark.parametrize(("scheme", "injected"), SINGLES, ids=label)
-def test_a_injected_fault_is_named(scheme, injected) -> None:
+def test_the_core_has_every_kind_and_every_scheme() -> None:
+    assert {kind_of(injected) for _, injected in CORE} == {
+        kind_of(injected) for each in SINGLES.values() for _, injected in each}
+    assert {scheme for scheme, _ in CORE} == set(SINGLES)
+    assert {kind_of(injected) for some in SWEPT_CORE.values() for injected in some} == {
+        kind_of(injected) for each in SWEPT.values() for injected in each}
+    assert all(SWEPT_CORE.values())
+
+
+@pytest.mark.parametrize(("scheme", "injected"), [
+    pytest.param(*one, marks=() if one in CORE else pytest.mark.slow) for each in SINGLES.values() for one in each
+], ids=label)
+def test_an_injected_fault_is_named(scheme, injected) -> None:
     found = outcome_of(scheme, injected, shape=(33, 40, 104))
     assert found.outcome == NAMED, found
 
@@ -49,17 +66,19 @@ def test_a_fault_of_scales_is_named_in_two_dimensions_and_under_reciprocal_scale
     assert found.outcome == NAMED, found
 
 
-@pytest.mark.parametrize(("scheme", "injected"), PAIRS, ids=label)
+@pytest.mark.parametrize(("scheme", "injected"), [
+    pytest.param(*one, marks=pytest.mark.slow if number % 2 else ()) for number, one in enumerate(PAIRS)
+], ids=label)
 def test_of_two_faults_at_once_both_are_named_or_none_is_claimed(scheme, injected) -> None:
     found = outcome_of(scheme, injected, shape=(33, 40, 104))
     assert found.outcome != WRONG, found
 
 
-@pytest.mark.parametrize("activation", ["bf16", "fp16"])
-@pytest.mark.parametrize("scheme", ["e4m3fn-tensor", "e3m2-g32", "mxfp4"])
-def test_a_sweep_names_no_fault_that_was_not_injected(scheme, activation) -> None:
+@pytest.mark.parametrize("faults", [SWEPT_CORE, pytest.param(SWEPT, marks=pytest.mark.slow)], ids=["core", "all"])
+@pytest.mark.parametrize(("scheme", "activation"), SWEPT)
+def test_a_sweep_names_no_fault_that_was_not_injected(scheme, activation, faults) -> None:
     """It has the case's own N(0, 1) weight to go by, on which some faults make no difference."""
-    for injected in list(singles(scheme))[::4]:
+    for injected in faults[scheme, activation]:
         found = outcome_of(scheme, injected, shape=(16, 48, 160), activation=activation, sweep=True)
         assert found.outcome in (NAMED, UNSEEN), found
 
