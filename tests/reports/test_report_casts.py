@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from sample_casts import before_and_after, conversion, overflowing, record
 from sample_records import BUILD, CPU
 
@@ -10,6 +11,8 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.reports.site import build_site
+
+pytestmark = pytest.mark.usefixtures("few_targets")
 
 
 def test_the_report_shows_conversions_their_examples_and_what_changed(tmp_path):
