@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -166,17 +167,19 @@ def _selected(
     layers = {f"{w.name}/m{m}": (w, m) for w in workloads(ranks).values() for m in w.m}
 
     planned: dict[str, Planned] = {}
+    answers = cache(lambda name, scheme: _answer(known[name], scheme, device))      # one for all layers
     for block in _blocks(settings, device, list(layers)):
         asked = [name for name in names if not any(fnmatchcase(name, glob) for glob in block.spared)]
         # Grouped by layer and scheme, so that what shares inputs runs together and a baseline stands near its rivals.
         for layer in _select(block.layers, layers, "workload"):
             workload, m = layers[layer]
+            case = workload.case(names[0], "bf16", m)       # each has these rows and experts
+            elements = case.rows * workload.n * workload.k
             for scheme_name in _select_schemes(block.schemes):
                 scheme = scheme_named(scheme_name)
                 for name in asked:
-                    case = workload.case(name, scheme_name, m)
-                    support = _asked(known[name], scheme, device, case.rows * workload.n * workload.k)
-                    if support is None:
+                    support, limit = answers(name, scheme)
+                    if limit is not None and elements > limit:
                         continue
                     if known[name].experts_only and case.experts is None:
                         continue    # nor that a grouped product takes no single weight
@@ -259,16 +262,25 @@ def _is_interpreted(cls: type[Implementation]) -> bool:
 
 
 def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:
-    """Return what an implementation says of a scheme; None where the case is larger than it takes.
+    """Return what an implementation says of a scheme; None where the case is larger than it takes."""
+    support, limit = _answer(cls, scheme, device)
+    return None if limit is not None and elements > limit else support
+
+
+def _answer(cls: type[Implementation], scheme: Scheme, device: str) -> tuple[Support, int | None]:
+    """Return what an implementation says of a scheme, and the most elements of a case that it takes.
 
     One that raises instead of answering is taken to support it: the trial asks again, and records what it raised.
     """
     try:
         instance = cls()
         limit = instance.max_elements(device)
-        return None if limit is not None and elements > limit else instance.support(scheme, device)
     except Exception:
-        return Support.yes()
+        return Support.yes(), None
+    try:
+        return instance.support(scheme, device), limit
+    except Exception:
+        return Support.yes(), limit
 
 
 def _select_implementations(globs: Iterable[str], known: Iterable[str], failures: list[LoadFailure]) -> list[str]:

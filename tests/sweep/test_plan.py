@@ -6,6 +6,7 @@ from itertools import groupby
 import pytest
 from pydantic import ValidationError
 
+from fpxbench.implementation import Support, discover
 from fpxbench.sweep.plan import planned_cases
 from fpxbench.sweep.selection import PROFILES, make_plan
 from fpxbench.sweep.settings import Settings
@@ -69,6 +70,14 @@ def test_a_refusal_is_a_case_with_its_reason_and_a_gap_is_told_from_it(stub):
     assert [(p.refused, p.missing) for p in made.cases] == [
         ("takes no FP4", False), ("wants a library", True), ("", False)
     ]
+
+
+def test_an_implementation_is_asked_once_about_a_scheme_for_all_layers(stub, monkeypatch):
+    asked = []
+    monkeypatch.setattr(discover([stub])[0]["plan_stub"], "supports",
+                        lambda self, scheme, device: asked.append(scheme.name) or Support.yes())
+    made = plan(stub, scheme=("e4m3fn-row", "e2m1-g32"), workload=("canary.*", "llama3-8b.k"))
+    assert sorted(asked) == ["e2m1-g32", "e4m3fn-row"] and len(made.cases) > 10
 
 
 def test_a_scheme_is_refused_once_and_not_on_every_layer(stub):
