@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from functools import partial
 
 import pytest
 
@@ -27,6 +28,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def few_repeats(monkeypatch):
+    """Have a check of repeated calls make 20 of them: else it fills its share of the check's budget, a second of 5."""
+    from fpxbench.checking import serving_calls
+
+    monkeypatch.setattr(serving_calls, "check_repeats", partial(serving_calls.check_repeats, most=20))
 
 
 @pytest.fixture(scope="module")

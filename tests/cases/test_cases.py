@@ -15,7 +15,7 @@ from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import TrialResult, Verdict, _run
 from fpxbench.workloads import workload_named
 
-pytestmark = pytest.mark.usefixtures("one_thread", "on_device")
+pytestmark = pytest.mark.usefixtures("one_thread", "on_device", "few_repeats")
 DEVICE = {"device": "cpu"}
 
 

@@ -15,7 +15,7 @@ from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.trial import _run, prepare, run_trial
 from fpxbench.workloads import CANARIES, Workload
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_repeats")
 
 EXPERTS = [workload for workload in CANARIES if workload.experts is not None]
 LARGER = Workload("larger", 128, 256, (8,), experts=4, experts_per_token=2, routing=Routing.SKEWED)
