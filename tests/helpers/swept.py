@@ -43,6 +43,7 @@ def settings(results, impls, **more):
             "device": "cpu",
             "machine": "here",
             "seed": 1,
+            "profile": "smoke",      # the least checks: what is swept is right, or ends its process
             "timing_budget_s": 0.0,
             **more,
         }

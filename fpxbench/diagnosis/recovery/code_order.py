@@ -150,9 +150,11 @@ def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
     for row in range(rows):
         source, wanted = stored[row].reshape(k * bits, -1), seen[row].reshape(k * bits, -1)
         counted = wanted.abs().sum(dim=1)
-        agree = (wanted @ source.T) == counted[:, None]
+        agreeing = wanted @ source.T
+        most, at = agreeing.max(dim=1)
+        second = agreeing.scatter_(1, at[:, None], -torch.inf).amax(dim=1)
         # A bit that never changes has no place; a place that is not found in one row may be in another.
-        found = torch.where((counted >= SURE) & (agree.sum(dim=1) == 1), agree.float().argmax(dim=1), -1)
+        found = torch.where((counted >= SURE) & (most == counted) & (second < counted), at, -1)
         agreed = (
             found
             if agreed is None
