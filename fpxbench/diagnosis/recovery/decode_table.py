@@ -251,10 +251,10 @@ class _Tables:
             near = self.bench.near(table[tried], torch.stack([self.under(faults) for faults in some])[:, tried])
             yield from compress(some, near.all(dim=1).tolist())
 
-    def _made_by(self, faults: Faults) -> Tensor:
+    def _made_by(self, faults: tuple[DecodeFault, ...]) -> Tensor:
         return table_under(faults, decode_table(self.bench.fmt, self.bench.device)).double()
 
-    def _read_by(self, faults: Faults) -> Tensor:
+    def _read_by(self, faults: tuple[DecodeFault, ...]) -> Tensor:
         """Return the code that is read in the middle of a row of each code, int32 [2**bits]."""
         bench = self.bench
         codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(
@@ -264,7 +264,7 @@ class _Tables:
             codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
         return codes[:, bench.k // 2].int()
 
-    def _factor_by(self, faults: Faults) -> float:
+    def _factor_by(self, faults: tuple[DecodeFault, ...]) -> float:
         factor = torch.ones(1, device=self.bench.device), torch.ones(1, device=self.bench.device)
         for fault in faults:
             factor = fault.apply(*factor)
