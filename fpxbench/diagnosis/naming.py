@@ -44,7 +44,7 @@ def name_reading(
     if agreeing:
         return named(agreeing, first)
     if not fitting and (factor := off_by_one_factor(readouts)) is not None:
-        more = by_maps is not None and {Kind.SCALED} < set(by_maps.evidence["kinds"])
+        more = by_maps is not None and {Kind.SCALED} < set(by_maps.evidence.get("kinds", ()))
         return by_maps if more else factor      # codes that these weights lack are misread as well
     if by_maps is not None and by_maps.kind is Kind.SCALED and not _few_factors(first):
         # The table is read at one place. One factor there need not be that of every weight, and is not here.

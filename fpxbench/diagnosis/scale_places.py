@@ -75,7 +75,8 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, (row + step).clamp(0, n - 1), block)
     if scaling.block is None:
         return
-    yield from _swizzled(row, block, n, blocks)
+    if scaling.block_rows == 1:     # tensor cores read scales of blocks along K in tiles, and no others
+        yield from _swizzled(row, block, n, blocks)
     for shared in SHARED:
         for at, which in ((0, "first"), (shared - 1, "last")):
             if shared < 2 * blocks:

@@ -131,7 +131,8 @@ def _blocks(scaling) -> Iterator[Injection]:
     if scaling.block:
         yield reading(Kind.SCALE_TRANSPOSED, "grid transposed", transposed=True)
         yield reading(Kind.BLOCK_OFF_BY_ONE, "a column late", late=1)
-        yield reading(Kind.SCALE_SWIZZLED, "scales read in tiles", swizzled=True)
+        if scaling.block_rows == 1:
+            yield reading(Kind.SCALE_SWIZZLED, "scales read in tiles", swizzled=True)
         yield reading(Kind.SCALE_SHARED, "two blocks share a scale", shared_blocks=2)
         yield reading(Kind.SCALE_SHARED, "four rows share scales", shared_rows=4)
         yield reading(Kind.BLOCK_SIZE_MISTAKEN, "blocks twice as long", block_size=2 * scaling.block)

@@ -122,6 +122,11 @@ class RecoveredMaps:
         if (moved := self._outputs_moved()) is not None:    # one fault, which two maps show
             named = [([Kind.OUTPUT_PERMUTED], moved), *((list(one.kinds), one.message) for one in wrong
                                                         if one.name not in ("order", "blocks"))]
+        elif not self._knows("order") and self._rows_meet_other_rows():
+            return Diagnosis(None, "cannot tell between output_permuted, scale_permuted: rows meet the scales of other"
+                             " rows, and whether they meet their codes too was not asked", {
+                                 "fitting": [str(Kind.OUTPUT_PERMUTED), str(Kind.SCALE_PERMUTED)],
+                                 "experiments": self.evidence()})
         kinds = list(dict.fromkeys(kind for of_one, _ in named for kind in of_one))
         message = "; and ".join(message for _, message in named)
         count = "" if len(kinds) == 1 else f"{NUMERALS.get(len(kinds), len(kinds))} faults at once: "
@@ -145,9 +150,28 @@ class RecoveredMaps:
         return (f"{moved} of {count} output features are those of other rows, codes and scales alike: feature n is that"
                 f" of row {what}")
 
+    def _knows(self, name: str) -> bool:
+        """Return whether the experiment of that name was made and showed its map."""
+        return any(one.name == name and one.right is not None for one in self.experiments)
+
+    def _rows_meet_other_rows(self) -> bool:
+        """Return whether each row meets the scales of one other row, block for block: what moved outputs look like."""
+        scaling = self.bench.scaling
+        if self.blocks is None or scaling.block_rows != 1:
+            return False
+        blocks, place, free = self.bench.grid_shape[1], self.blocks.place, self.blocks.free
+        own = block_of(torch.arange(self.bench.k), scaling)[None, :].expand(place.shape)
+        source = torch.where(free, place // blocks, -1).amax(dim=1, keepdim=True)
+        other = source[:, 0] != torch.arange(len(source))
+        return bool((((place // blocks == source) & (place % blocks == own)) | ~free).all() and other.any())
+
     def messages(self) -> str:
-        """Return what the wrong maps are, as one clause each."""
-        return "; ".join(f"{experiment.name}: {experiment.message}" for experiment in self.wrong)
+        """Return what the wrong maps are, as one clause each; where none is, which are right and which not known."""
+        if self.wrong:
+            return "; ".join(f"{experiment.name}: {experiment.message}" for experiment in self.wrong)
+        clauses = [(what, [one.name for one in self.experiments if one.right is right])
+                   for what, right in (("as defined", True), ("not recovered", None))]
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in clauses if names) or "no map was recovered"
 
     def evidence(self) -> dict[str, str]:
         return {experiment.name: experiment.message for experiment in self.experiments}
