@@ -37,6 +37,7 @@ class ExpertOperands(Operands):
     original, decoded : those of expert 0, [N, K]; the others are made when they are needed, as all may be many GB
     weight : what the implementation stores, [E, N, K]
     decode : an expert's stored weight -> what it stands for, fp32 [N, K]
+    from_file : there are no weights but those that are stored
     offsets : where each expert's rows end, int32 [E], on the device: a buffer that `activation` fills
     ends : the same numbers, as they were drawn
     drawn : what `activation` was last called with: the purpose, M and the routing
@@ -45,6 +46,7 @@ class ExpertOperands(Operands):
 
     weight: QuantizedExperts
     decode: Callable[[QuantizedWeight], Tensor] = QuantizedWeight.dequantize
+    from_file: bool = False
     offsets: Tensor = field(init=False)
     ends: list[int] = field(init=False)
     drawn: tuple[object, int, Routing] = field(init=False)
@@ -54,6 +56,12 @@ class ExpertOperands(Operands):
         self.offsets = torch.zeros(self.case.experts, dtype=torch.int32, device=self.device)
         self.drawn = ("", 0, self.case.routing)
         self.ends = [0] * self.case.experts
+
+    def original_of(self, expert: int) -> Tensor:
+        """Return the weight of one expert before it was quantized, fp32 [N, K]; of a file's, as it is decoded."""
+        if self.from_file:
+            return self.decode(self.weight.experts[expert]).float()
+        return expert_weight(self.case, self.seed, expert, self.device)
 
     def activation(self, purpose: object, m: int | None = None, routing_: Routing | None = None) -> Tensor:
         """Return the rows [T, K] of one purpose, of M tokens, and route them: `offsets` is filled with a new draw."""
@@ -114,8 +122,7 @@ class ExpertOperands(Operands):
     def dense(self) -> Tensor:
         """Return the weights before they were quantized, [E, N, K] in the activation's dtype."""
         dtype = inputs.ACTIVATION_DTYPES[self.case.activation]
-        return torch.stack([expert_weight(self.case, self.seed, expert, self.device).to(dtype)
-                            for expert in range(self.case.experts)])
+        return torch.stack([self.original_of(expert).to(dtype) for expert in range(self.case.experts)])
 
     def dense_product(self, x: Tensor, dense: Tensor) -> Tensor:
         """Return the 16-bit grouped product of the same rows."""

@@ -57,9 +57,19 @@ def load_checkpoint(path: str | Path) -> CheckpointWeights:
 
 def read_quantized(source: WeightSource) -> QuantizedWeight:
     """Return a quantized layer with the file's codes and scales. Raises CheckpointError if it is gone."""
+    return read_weight(_layer(source), source.expert)
+
+
+def read_experts(source: WeightSource) -> list[QuantizedWeight]:
+    """Return the weights of all experts of a layer. Raises CheckpointError as `read_quantized` does."""
+    layer = _layer(source)
+    return [read_weight(layer, expert) for expert in range(layer.experts)]
+
+
+def _layer(source: WeightSource) -> QuantizedLayer:
     for layer in quantized_layers(open_checkpoint(source.path)):
         if layer.name == source.name:
-            return read_weight(layer, source.expert)
+            return layer
     raise CheckpointError(f"{source.path}: no quantized layer {source.name!r} any more")
 
 

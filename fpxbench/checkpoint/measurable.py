@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
+from fpxbench.checkpoint.checkpoint_folder import Checkpoint, open_checkpoint
 from fpxbench.checkpoint.layers import QuantizedLayer, quantized_layers
 from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError, TensorEntry
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.workloads import FROM_CHECKPOINT, FROM_FILE
 
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_topk", "moe_top_k")
 _MOST_UNNAMED = 8
 _LONGEST_NAME = 56
 _SAMPLED_BYTES = 1 << 16
@@ -30,20 +31,24 @@ class MeasurableLayer:
     k: int
     scheme: str | None
     source: WeightSource
+    experts: int = 1
+    experts_per_token: int = 1
 
 
 def checkpoint_layers(path: Path, globs: Iterable[str] = ()) -> list[MeasurableLayer]:
     """Return the quantized layers that `globs` select; without globs one layer of each scheme and shape.
 
-    Of a layer of several experts the first is measured. Raises CheckpointError where there is none.
+    The experts of a layer [E, N, K] are one: a grouped product. Raises CheckpointError where there is none.
     """
-    globs, found = list(globs), quantized_layers(open_checkpoint(path))
+    checkpoint = open_checkpoint(path)
+    globs, found = list(globs), quantized_layers(checkpoint)
     usable = [layer for layer in found if layer.scheme and not layer.problems]
     if not usable:
         reasons = [problem for layer in found for problem in layer.problems]
         raise CheckpointError(f"{path}: no quantized layer that can be read" + (f": {reasons[0]}" if reasons else ""))
     if not globs:
-        chosen = list({(layer.scheme, layer.n, layer.k): layer for layer in reversed(usable)}.values())[::-1]
+        firsts = {(layer.scheme, layer.n, layer.k, layer.experts): layer for layer in reversed(usable)}
+        chosen = list(firsts.values())[::-1]
     for glob in globs:
         if not any(fnmatchcase(layer.name, glob) for layer in usable):
             known = [layer.name for layer in usable]
@@ -51,7 +56,8 @@ def checkpoint_layers(path: Path, globs: Iterable[str] = ()) -> list[MeasurableL
             raise CheckpointError(f"{path}: no quantized layer {glob!r}; {hint}")
     if globs:
         chosen = [layer for layer in usable if any(fnmatchcase(layer.name, glob) for glob in globs)]
-    return [_of_layer(path, layer) for layer in chosen]
+    per_token = _experts_per_token(checkpoint)
+    return [_of_layer(path, layer, per_token) for layer in chosen]
 
 
 def file_weights(given: str) -> list[MeasurableLayer]:
@@ -99,11 +105,21 @@ def split_name(given: str) -> tuple[Path, str]:
     return (Path(path), name) if colon else (Path(given), "")
 
 
-def _of_layer(path: Path, layer: QuantizedLayer) -> MeasurableLayer:
+def _of_layer(path: Path, layer: QuantizedLayer, per_token: int) -> MeasurableLayer:
     source = WeightSource(path=str(path.absolute()), name=layer.name)
     return MeasurableLayer(
-        _workload(FROM_CHECKPOINT, layer.name, layer.tensors.values()), layer.n, layer.k, layer.scheme, source
+        _workload(FROM_CHECKPOINT, layer.name, layer.tensors.values()), layer.n, layer.k, layer.scheme, source,
+        layer.experts, min(per_token, layer.experts)
     )
+
+
+def _experts_per_token(checkpoint: Checkpoint) -> int:
+    """Return by how many experts the config says that a token is multiplied; 1 where it does not say."""
+    text = checkpoint.config.get("text_config")
+    places = [checkpoint.config, text if isinstance(text, dict) else {}, checkpoint.metadata]
+    counts = [place[key] for place in places for key in place
+              if key in _EXPERTS_PER_TOKEN or key.endswith(".expert_used_count")]
+    return next((count for count in counts if type(count) is int and count > 0), 1)
 
 
 def _workload(prefix: str, name: str, entries: Iterable[TensorEntry]) -> str:

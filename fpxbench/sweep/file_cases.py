@@ -10,7 +10,7 @@ from fpxbench.checkpoint.measurable import MeasurableLayer, checkpoint_layers, f
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers.scheme import scheme_named
-from fpxbench.records.case import Case
+from fpxbench.records.case import Case, Routing
 from fpxbench.sweep.plan import Planned
 from fpxbench.sweep.settings import Settings
 from fpxbench.workloads import TOKENS
@@ -43,7 +43,10 @@ def cases_of_files(settings: Settings, device: str, classes: Iterable[type[Imple
     for layer, m in _with_tokens(layers, settings.workload):
         for scheme in [layer.scheme] if layer.scheme else schemes or OWN_WEIGHTS_SCHEMES:
             for cls in classes:
-                case = Case(implementation=cls.name, scheme=scheme, workload=layer.workload, m=m, n=layer.n, k=layer.k)
+                of_experts = {} if layer.experts == 1 else {
+                    "experts": layer.experts, "experts_per_token": layer.experts_per_token, "routing": Routing.UNIFORM}
+                case = Case(implementation=cls.name, scheme=scheme, workload=layer.workload, m=m, n=layer.n, k=layer.k,
+                            **of_experts)
                 support = _support(cls, case, device, layer.scheme is not None)
                 if support is not None:
                     planned[case.id] = Planned(case=case, refused=support.reason, missing=support.missing,
@@ -59,6 +62,9 @@ def with_activations(planned: dict[str, Planned], given: str) -> dict[str, Plann
     Raises CheckpointError if that is every case.
     """
     source, k = file_activations(given)
+    if any(each.case.experts for each in planned.values()):
+        raise CheckpointError(f"--activations {given}: the rows of experts are drawn and routed; leave it out, or"
+                              " choose other layers by --layer")
     if all(each.case.k != k for each in planned.values()):
         sizes = ", ".join(map(str, sorted({each.case.k for each in planned.values()})))
         raise CheckpointError(f"--activations {given}: {source.name} has K = {k}, and the chosen layers have {sizes}")
@@ -82,7 +88,9 @@ def _support(cls: type[Implementation], case: Case, device: str, quantized: bool
     try:
         instance = cls()
         limit = instance.max_elements(device)
-        if cls.baseline or (limit is not None and case.m * case.n * case.k > limit):
+        if cls.baseline or (limit is not None and case.rows * case.n * case.k > limit):
+            return None
+        if cls.experts_only and case.experts is None:
             return None
         support = instance.support(scheme_named(case.scheme), device)
     except Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fpxbench.checkpoint.loading import read_quantized, read_tensor
+from fpxbench.checkpoint.loading import read_experts, read_quantized, read_tensor
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.numbers.weight import QuantizedWeight
@@ -17,7 +17,16 @@ def stored_weight(source: WeightSource, layout: str, device: str) -> QuantizedWe
     Raises CheckpointError for a layer that is gone, and for one with weights that are no numbers: no product with it
     can be judged.
     """
-    weight = read_quantized(source)
+    return _usable(read_quantized(source), source, layout, device)
+
+
+def stored_experts(source: WeightSource, layout: str, device: str) -> list[QuantizedWeight]:
+    """Return the weights of all experts of a layer as `stored_weight` does."""
+    return [_usable(weight, source.model_copy(update={"expert": expert}), layout, device)
+            for expert, weight in enumerate(read_experts(source))]
+
+
+def _usable(weight: QuantizedWeight, source: WeightSource, layout: str, device: str) -> QuantizedWeight:
     bad = int((~torch.isfinite(weight.dequantize())).sum())
     if bad:
         total = weight.shape[0] * weight.shape[1]

@@ -40,6 +40,7 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.checking.tuning_alone import tune_alone
 from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.checkpoint.weight_source import WeightSource
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.expert_products import diagnose_experts
 from fpxbench.diagnosis.products import diagnose_product
@@ -112,7 +113,7 @@ def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
     gave another's shape."""
     case, device, seed = request.case, request.device, request.seed
     if case.experts is not None:
-        return prepare_experts(implementation, case, device, seed)
+        return prepare_experts(implementation, case, device, seed, request.weight)
     if request.weight is not None and request.weight.quantized:
         weight = file_operands.stored_weight(request.weight, implementation.layout, device)
         decoded = weight.dequantize()
@@ -150,15 +151,22 @@ def decoded_weight(implementation: Implementation, weight: QuantizedWeight) -> T
     return replace(weight, scheme=judged_scheme(weight.scheme, implementation.scale_rule)).dequantize()
 
 
-def prepare_experts(implementation: Implementation, case: Case, device: str, seed: int) -> ExpertOperands:
-    """Quantize the weight of each expert. Raise ContractViolation as `prepare` does."""
+def prepare_experts(implementation: Implementation, case: Case, device: str, seed: int,
+                    source: WeightSource | None = None) -> ExpertOperands:
+    """Quantize the weight of each expert, or take all from a file. Raise ContractViolation as `prepare` does."""
     def one(expert: int) -> Operands:
         return quantized(implementation, case.of_one_expert, device, seed, expert_weight(case, seed, expert, device))
 
-    first = one(0)
-    stored = [first.weight, *(one(expert).weight for expert in range(1, case.experts or 1))]
-    operands = ExpertOperands(case, device, seed, first.original, QuantizedExperts.stack(stored), first.decoded,
-                              decode=lambda weight: decoded_weight(implementation, weight))
+    if source is None:
+        first = one(0)
+        original, decoded = first.original, first.decoded
+        stored = [first.weight, *(one(expert).weight for expert in range(1, case.experts or 1))]
+    else:
+        stored = file_operands.stored_experts(source, implementation.layout, device)
+        original = decoded = stored[0].dequantize()
+    operands = ExpertOperands(case, device, seed, original, QuantizedExperts.stack(stored), decoded,
+                              decode=lambda weight: decoded_weight(implementation, weight),
+                              from_file=source is not None)
     operands.activation("preparation")
     return operands
 
@@ -166,7 +174,7 @@ def prepare_experts(implementation: Implementation, case: Case, device: str, see
 def expert_alone(implementation: Implementation, operands: ExpertOperands, expert: int) -> Operands:
     """Return the operands of one expert's weight as it is stored among the others."""
     case, weight = operands.case.of_one_expert, operands.weight.experts[expert]
-    original = expert_weight(operands.case, operands.seed, expert, operands.device)
+    original = operands.original_of(expert)
     decoded = decoded_weight(implementation, weight).float()
     return Operands(case, operands.device, operands.seed, original, weight, decoded, operands.rule)
 
@@ -305,7 +313,7 @@ def _checked_experts(implementation: Implementation, examination: Examination, r
     named = _named(verdict, lambda: diagnose_experts(
         examination, implementation,
         lambda alone, expert: quantized(alone, operands.case.of_one_expert, operands.device, operands.seed,
-                                        expert_weight(operands.case, operands.seed, expert, operands.device)),
+                                        operands.original_of(expert)),
         verdict.evidence.get("expert"), [verdict.evidence["column"]] if "column" in verdict.evidence else []))
     vague = named.kind is None or named.kind.group in (Group.RESULT, Group.CALL)
     return verdict if verdict.kind is not None and vague and named.kind is not Kind.FROZEN_INPUT else named

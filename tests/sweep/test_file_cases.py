@@ -201,3 +201,38 @@ def test_the_command_writes_records_whose_script_says_how_to_measure_again(model
     assert record.verdict.status is Status.OK and record.case.scheme == "nvfp4"
     done = subprocess.run([sys.executable, "-c", repro_script(record)], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "fpxbench run --fresh --seed" in done.stderr and "--checkpoint PATH" in done.stderr
+
+
+@pytest.fixture
+def experts(tmp_path):
+    """Return a folder with a layer of 3 experts as gpt-oss stores them; its config sends each token to two."""
+    scheme = scheme_named("mxfp4")
+    stored = [QuantizedWeight.from_codes(*scheme.quantize(torch.randn(N, K) * 0.02), scheme) for _ in range(3)]
+    parts = [in_dialect("m.up_proj", weight, DIALECTS["gpt-oss"]) for weight in stored]
+    save_file({name: torch.stack([part[name] for part in parts]) for name in parts[0]}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(
+        {"quantization_config": {"quant_method": "mxfp4"}, "experts_per_token": 2}))
+    return tmp_path
+
+
+def test_experts_of_a_layer_are_one_grouped_product_of_the_files_codes(experts, impls):
+    one, sixteen = plan(impls, checkpoint=experts)
+    assert [(each.case.experts, each.case.experts_per_token, each.case.m) for each in (one, sixteen)] == [
+        (3, 2, 1), (3, 2, 16)]
+    from fpxbench.implementation import discover
+
+    operands = prepare(discover([impls])[0]["reads_bytes"](), request(sixteen, impls))
+    loaded = fpxbench.load_checkpoint(experts)
+    for expert in range(3):
+        assert torch.equal(operands.weight.experts[expert].dequantize(), loaded[f"m.up_proj[{expert}]"].dequantize())
+        assert torch.equal(operands.original_of(expert), loaded[f"m.up_proj[{expert}]"].dequantize())
+    assert run_trial(request(sixteen, impls)).verdict.status is Status.OK
+    faulty, = plan(impls, "forgets_scales", checkpoint=experts, workload=("*/m16",))
+    assert run_trial(request(faulty, impls)).verdict.kind == "scale_missing"
+
+
+def test_activations_of_a_file_are_refused_for_experts(experts, impls):
+    save_file({"x": torch.randn(8, K)}, experts.parent / "x.safetensors")
+    with pytest.raises(CheckpointError, match="the rows of experts are drawn and routed"):
+        plan(impls, checkpoint=experts, activations=f"{experts.parent}/x.safetensors:x")
+    (experts.parent / "x.safetensors").unlink()
