@@ -39,6 +39,8 @@ SCHEMES = {
     "ct-fp8": "e4m3fn-row.bf16", "ct-nvfp4": "nvfp4.div", "ct-mxfp4": "mxfp4", "ct-mxfp8": "mxfp8_e4m3fn",
     "modelopt-fp8": "e4m3fn-tensor", "modelopt-nvfp4": "nvfp4", "modelopt-mxfp4": "mxfp4.rceil",
     "quark-fp8": "e4m3fn-row", "gpt-oss": "mxfp4", "deepseek-v3": "e4m3fn-b128x128", "deepseek-v4": "mxfp4.rceil",
+    "ct-int8": "int8-row.bf16", "modelopt-int8": "int8-row", "modelopt-mxfp8": "mxfp8_e4m3fn.rceil",
+    "quark-mxfp6_e3m2": "mxfp6_e3m2.even", "quark-mxfp6_e2m3": "mxfp6_e2m3.even",
     "torchao": "e4m3fn-row", "bnb-nf4": "nf4-g64", "bnb-fp4": "bnbfp4-g64",
 }
 Tensors = dict[str, Tensor]
@@ -108,7 +110,44 @@ def _as_fnuz(codes: Tensor) -> Tensor:
 
 
 def _four_bits(dialect: Dialect) -> bool:
-    return any(element.codes_per_byte == 2 for element in dialect.elements.values()) and dialect.name != "torchao"
+    return any(element.bits == 4 for element in dialect.elements.values()) and dialect.name != "torchao"
+
+
+def _only(element: str) -> Callable[[Dialect], bool]:
+    return lambda dialect: next(iter(dialect.elements.values())).format == element
+
+
+def _as_e5m2(codes: Tensor) -> Tensor:
+    values = decode(codes.view(torch.uint8), FORMATS["e4m3fn"]) * (57344 / 448)
+    return encode(values, FORMATS["e5m2"]).view(torch.float8_e4m3fn)
+
+
+def _without_signs(tensors: Tensors, dialect: Dialect) -> Tensors | None:
+    """Clear the bit of the sign in codes of one or two a byte."""
+    def change(codes: Tensor) -> Tensor | None:
+        packed = codes.dtype in (torch.uint8, torch.int8)
+        if dialect.name in ("bnb-nf4", "ct-int8", "modelopt-int8") or "mxfp6" in dialect.name:
+            return None
+        return codes.view(torch.uint8).bitwise_and(0x77 if packed else 0x7F).view(codes.dtype)
+    return _each(tensors, dialect.codes, change)
+
+
+def _half_zero(codes: Tensor) -> Tensor:
+    codes = codes.clone()
+    codes.view(torch.uint8).reshape(-1)[codes.numel() // 2:] = 0
+    return codes
+
+
+def _a_row_late(scales: Tensor) -> Tensor | None:
+    return scales.view(torch.uint8).roll(1, 0).view(scales.dtype) if scales.dim() > 1 else None
+
+
+def _exchanged(tensors: Tensors, dialect: Dialect) -> Tensors:
+    """Exchange query and key, with their scales."""
+    names = {f"{name}{suffix}": f"{name.removesuffix('query')}key{suffix}" for name in quantized_names()
+             if name.endswith("query") for suffix in (dialect.codes, dialect.scales)}
+    names |= {key: query for query, key in names.items()}
+    return {name: tensors[names.get(name, name)] for name in tensors}
 
 
 def _reversed(codes: Tensor) -> Tensor:
@@ -152,7 +191,7 @@ def _first_missing(tensors: Tensors, dialect: Dialect) -> Tensors:
 
 
 def _of_fp8(dialect: Dialect) -> bool:
-    return not _four_bits(dialect) and dialect.name != "bnb-int8"
+    return any(element.format == "e4m3fn" for element in dialect.elements.values()) and dialect.name != "deepseek-v4"
 
 
 FAULTS = (
@@ -168,6 +207,14 @@ FAULTS = (
     Fault("a negative scale", _of_scales(_first(-1.0))),
     Fault("a zero scale", _of_scales(_first(0.0))),
     Fault("a scale tensor missing", _first_missing),
+    Fault("signs dropped", _without_signs),
+    Fault("the second half of the codes zero", _of_codes(_half_zero, lambda dialect: True)),
+    Fault("scales squared", _of_scales(torch.square)),
+    Fault("E5M2 codes under an E4M3 dtype", _of_codes(_as_e5m2, _of_fp8)),
+    Fault("codes with an offset of 128", _of_codes(
+        lambda codes: codes.view(torch.uint8).bitwise_xor(0x80).view(codes.dtype), _only("int8"))),
+    Fault("scales a row late", _of_scales(_a_row_late, coded=True), against=True),
+    Fault("query and key exchanged", _exchanged, against=True),
     Fault("scales one step low", _of_scales(
         lambda s: (s.view(torch.uint8) - 1).view(s.dtype) if _e8m0(s) else None, coded=True), against=True),
     Fault("rows reversed", _of_codes(_reversed, lambda dialect: True), against=True),
@@ -179,6 +226,7 @@ def _settled(message: str) -> str:
     message = re.sub(r"^[\w.]+: ", "", message)
     message = re.sub(r"encoder\.layer\.\d+[\w.]*?(?=\.(?:weight|SCB)|_blocks|_scales|\b )", "…", message)
     message = re.sub(r"^[\d,]+ of [\d,]+", "N of M", message)
+    message = re.sub(r"^none of \d+", "none of N", re.sub(r"^\d+%", "N%", message))
     return re.sub(r"^\d+ (codes are NaN or infinity in \w+).*", r"N \1", message)
 
 
@@ -230,6 +278,15 @@ def table() -> str:
                 names = "all" if len(dialects) == len(SCHEMES) else ", ".join(f"`{each}`" for each in dialects)
                 lines.append(f"| {fault.name} | {names} | {said.replace('|', '/')} |")
     return "\n".join(lines)
+
+
+def in_the_page(dialect: str, fault: str) -> str | None:
+    """Return what docs/checkpoints.md has for a dialect with a fault; None where it has no row."""
+    for line in PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].splitlines():
+        name, dialects, message = [*map(str.strip, line.strip("|").split("|")), "", "", ""][:3]
+        if name == fault and (dialects == "all" or f"`{dialect}`" in dialects):
+            return message
+    return None
 
 
 def main() -> int:

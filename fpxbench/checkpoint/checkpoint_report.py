@@ -23,7 +23,9 @@ class Evidence(BaseModel):
     convention: str
     read_as: str
     fits_better: str = ""
-    """The other reading that the numbers favour; empty if they favour the one that the dialect says, or none."""
+    """The other reading, where the numbers contradict the one that the dialect says: a finding; else empty."""
+    leans_to: str = ""
+    """The other reading, where the numbers favour it and are not enough to contradict; else empty."""
     sureness: float = 0.0
     """Probability of the favoured reading against the other one, from 0.5 (undecided) to 1."""
     message: str

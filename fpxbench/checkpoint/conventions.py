@@ -17,23 +17,24 @@ from fpxbench.checkpoint.checkpoint_folder import Checkpoint
 from fpxbench.checkpoint.checkpoint_report import Evidence
 from fpxbench.checkpoint.layer_examination import plain_matrices
 from fpxbench.checkpoint.layers import QuantizedLayer
-from fpxbench.checkpoint.tensor_entry import CheckpointError
+from fpxbench.checkpoint.readings import MOST_PLAIN_ROWS, judged, sureness
+from fpxbench.checkpoint.scale_size import scale_size
+from fpxbench.checkpoint.statistics import far_from_zero, histogram
 from fpxbench.checkpoint.weights import read_plain
 from fpxbench.numbers.codec import decode, encode
-from fpxbench.numbers.formats import Format
-from fpxbench.numbers.scaling import Scales, scaling_named
+from fpxbench.numbers.formats import FORMATS, Format
+from fpxbench.numbers.scaling import scaling_named
 from fpxbench.numbers.weight import QuantizedWeight
 
-TYPICAL_RMS = 0.03
-"""Of a trained linear layer's weights, where the checkpoint holds no unquantized one to go by."""
-DECADES = 0.5
-"""Standard deviation of log10(rms) between layers of one model."""
-MOST_PLAIN_ROWS = 4096
 _CONTRADICTS = 10.0
 """Odds, as a logarithm, from which the other reading of one layer is a finding; of several layers each must reach as
 much more as the logarithm of their number. Chance gives a finding to one checkpoint of 20,000 (docs/checkpoints.md)."""
 _STRUCTURED = 6.0
 """Standard deviations by which rows and columns explain more of tiled scales than they would of shuffled ones."""
+_AROUND_ZERO = 0.45
+"""Share of codes larger than half of the largest, up to which sizes of channels are those of their weights."""
+_AT_LARGEST = 0.15
+"""Share of blocks whose largest weight becomes a format's largest number; under power-of-two scales it is the least."""
 _PRUNED = 2.0
 """Zeros over codes of the smallest number, from which weights were set to zero, and did not round to it. Rounding gives
 a half."""
@@ -50,63 +51,10 @@ def evidence(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpo
     if not bool((decode(weight.codes(), weight.scheme.format) != 0).any()):
         return []
     contradicts = _CONTRADICTS + math.log(max(1, among))
-    tests = (_magnitude(layer, weight, checkpoint, contradicts), _fnuz(weight, contradicts),
-             _nibble_order(weight, checkpoint, contradicts), _swizzle(weight, contradicts), _scale_rounding(weight))
+    tests = (scale_size(layer, weight, checkpoint, contradicts), _fnuz(weight, contradicts),
+             _exponent_bits(weight, contradicts), _nibble_order(weight, checkpoint, contradicts),
+             _swizzle(weight, contradicts), _scale_rounding(weight))
     return [found for test in tests for found in test]
-
-
-def _sureness(log_ratio: float) -> float:
-    """Return the probability of the favoured of two readings, from the logarithm of their likelihoods' ratio."""
-    return 1 / (1 + math.exp(-min(abs(log_ratio), 700.0)))
-
-
-# Do scales multiply or divide?
-
-
-def _magnitude(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint,
-               contradicts: float) -> Iterator[Evidence]:
-    scaling = weight.scheme.scaling
-    if scaling.has_tensor_scale:
-        block, _ = scaling.levels(Scales(weight.scales, weight.tensor_scale))
-        spread = scaling.spread(block, *weight.shape)
-        values = decode(weight.codes(), weight.scheme.format) * spread
-        scale = weight.tensor_scale
-        readings = {"multiplies": _rms(values * scale), "divides": _rms(values / scale)}
-        read_as, what = "divides" if getattr(scaling, "divides", False) else "multiplies", "the global scale"
-    elif not scaling.scale_format.coded:
-        spread = scaling.spread(weight.scale_grid(), *weight.shape)
-        values = decode(weight.codes(), weight.scheme.format)
-        readings = {"multiplies": _rms(values * spread), "divides": _rms(values / spread)}
-        read_as, what = "multiplies", "the scale"
-    else:
-        return
-    typical, source = _typical_rms(layer, checkpoint)
-    distances = {name: ((math.log10(rms) - math.log10(typical)) / DECADES) ** 2 / 2 if 0 < rms < math.inf else 1e4
-                 for name, rms in readings.items()}
-    other = next(name for name in readings if name != read_as)
-    log_ratio = distances[other] - distances[read_as]
-    better = other if log_ratio < -contradicts else ""
-    message = (f"if {what} {read_as}, as {layer.dialect.name} has it, weights have an rms of {readings[read_as]:.3g}; "
-               f"if it {other}, of {readings[other]:.3g}; {source} have {typical:.3g}")
-    yield Evidence(convention=what, read_as=read_as, fits_better=better, sureness=_sureness(log_ratio), message=message)
-
-
-def _rms(values: Tensor) -> float:
-    finite = values[values.isfinite()].double()
-    return finite.square().mean().sqrt().item() if finite.numel() else 0.0
-
-
-def _typical_rms(layer: QuantizedLayer, checkpoint: Checkpoint) -> tuple[float, str]:
-    found = []
-    for name in plain_matrices(checkpoint, layer.k)[:8]:
-        try:
-            found.append(_rms(read_plain(checkpoint.tensors[name])[:MOST_PLAIN_ROWS]))
-        except CheckpointError:
-            continue
-    found = [rms for rms in found if rms > 0]
-    if not found:
-        return TYPICAL_RMS, "trained layers commonly"
-    return math.exp(sum(map(math.log, found)) / len(found)), f"{len(found)} unquantized layers of this checkpoint"
 
 
 # FN or FNUZ?
@@ -116,11 +64,7 @@ def _fnuz(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
     fmt = weight.scheme.format
     if not isinstance(fmt, Format) or fmt.sibling is None or fmt.exponent_bits + fmt.mantissa_bits != 7:
         return
-    sibling = fmt.sibling
-    codes, (n, k) = weight.codes(), weight.shape
-    scaling = weight.scheme.scaling
-    blocks = torch.zeros(scaling.grid_shape(n, k), dtype=torch.int64).reshape(-1)
-    blocks.scatter_reduce_(0, scaling.block_index(n, k).reshape(-1), (codes & 0x7f).reshape(-1).long(), "amax")
+    sibling, codes, blocks = fmt.sibling, weight.codes(), _largest_magnitudes(weight)
     fn, fnuz = (sibling, fmt) if fmt.specials == "fnuz" else (fmt, sibling)
     # A quantizer makes each block's largest weight its format's largest number. FN's are one code below FNUZ's.
     of_fn, of_fnuz = ((blocks == found.max_code).sum().item() for found in (fn, fnuz))
@@ -134,9 +78,32 @@ def _fnuz(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
         f"the largest code is {fn.max_code:#04x} in {of_fn} of {len(blocks)} blocks, {fnuz.max_code:#04x} in {of_fnuz};"
         f" {zeros} codes are 0x00 and {negative_zeros} 0x80 (-0 in {fn.name}, NaN in {fnuz.name})"
     )
-    yield Evidence(convention="the format", read_as=fmt.name,
-                   fits_better=sibling.name if log_ratio < -contradicts else "",
-                   sureness=_sureness(log_ratio), message=message)
+    yield judged("the format", fmt.name, sibling.name, log_ratio, message, contradicts)
+
+
+def _largest_magnitudes(weight: QuantizedWeight) -> Tensor:
+    """Return the largest code of each block without its sign, int64 [blocks], of codes of 8 bits."""
+    scaling, (n, k) = weight.scheme.scaling, weight.shape
+    blocks = torch.zeros(scaling.grid_shape(n, k), dtype=torch.int64).reshape(-1)
+    return blocks.scatter_reduce_(0, scaling.block_index(n, k).reshape(-1),
+                                  (weight.codes() & 0x7f).reshape(-1).long(), "amax")
+
+
+# Four bits of exponent, or five?
+
+
+def _exponent_bits(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
+    """Compare E4M3 with E5M2, whose largest code is 0x7b: above it are infinity and NaN."""
+    if weight.scheme.format.name != "e4m3fn":
+        return
+    largest = FORMATS["e5m2"].max_code
+    blocks = _largest_magnitudes(weight)
+    at, above, of_any = (int(found.sum()) for found in (blocks == largest, blocks > largest, blocks > 0))
+    if above or at < _AT_LARGEST * of_any:
+        return
+    message = (f"the largest code is {largest:#04x}, E5M2's largest number, in {at} of {of_any} blocks, and none is"
+               " above it")
+    yield judged("the exponent of the format", "4 bits", "5 bits, as e5m2", -float(at), message, contradicts)
 
 
 # Which nibble comes first?
@@ -148,6 +115,10 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: 
         return
     k = weight.shape[1]
     names = plain_matrices(checkpoint, k)
+    if far_from_zero(weight, histogram(weight)) > _AROUND_ZERO:
+        yield Evidence(convention="the nibble order", read_as=weight.layout, sureness=0.5,
+                       message="the codes do not lie around zero, whatever their order")
+        return
     if not names or k % 2:
         yield Evidence(convention="the nibble order", read_as=weight.layout, sureness=0.5,
                        message="no unquantized layer reads the same inputs: the numbers do not determine the order")
@@ -163,14 +134,9 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: 
     other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(
         weight.layout, "another"
     )
-    yield Evidence(
-        convention="the nibble order",
-        read_as=weight.layout,
-        fits_better=other if log_ratio < -contradicts else "",
-        sureness=_sureness(log_ratio),
-        message=f"channel sizes agree with {len(names[:8])} unquantized layers' to r = "
-        f"{correlation:+.3f} within pairs; the other order gives the opposite sign",
-    )
+    message = (f"channel sizes agree with {len(names[:8])} unquantized layers' to r = {correlation:+.3f} within pairs;"
+               " the other order gives the opposite sign")
+    yield judged("the nibble order", weight.layout, other, log_ratio, message, contradicts)
 
 
 def _pairs_correlate(channels: Tensor, profile: Tensor) -> tuple[float, float]:
@@ -222,14 +188,9 @@ def _swizzle(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
     by_chance, spread = (n + g - 2) / (n * g - 1), math.sqrt(2 * (n + g - 2)) / (n * g)
     structured = 1 - unexplained["128 x 4 tiles"] - by_chance > _STRUCTURED * spread
     log_ratio = n / 2 * math.log(max(unexplained["128 x 4 tiles"], 1e-12) / max(unexplained["linear"], 1e-12))
-    yield Evidence(
-        convention="the order of the scales",
-        read_as="linear",
-        fits_better="128 x 4 tiles" if log_ratio < -contradicts and structured else "",
-        sureness=_sureness(log_ratio),
-        message="rows and columns explain "
-        + ", ".join(f"{1 - value:.0%} of the scales' variance read as {name}" for name, value in unexplained.items()),
-    )
+    message = "rows and columns explain " + ", ".join(
+        f"{1 - value:.0%} of the scales' variance read as {name}" for name, value in unexplained.items())
+    yield judged("the order of the scales", "linear", "128 x 4 tiles", log_ratio, message, contradicts, structured)
 
 
 def _unexplained(field: Tensor) -> float:
@@ -268,7 +229,7 @@ def _scale_rounding(weight: QuantizedWeight) -> Iterator[Evidence]:
     yield Evidence(
         convention="the scales' rounding",
         read_as=best,
-        sureness=_sureness(log_ratio),
+        sureness=sureness(log_ratio),
         message=f"the largest number of a block is {shares}; {second} is the next likely of {', '.join(names)}",
     )
 

@@ -11,20 +11,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Element:
-    """What the tensor of codes holds: a number format's name, how many codes a byte has, and the first one's place."""
+    """What the tensor of codes holds: a number format's name, and where its codes lie in the bytes of a row."""
 
     format: str
     layout: str = "bytes"
 
     @property
-    def codes_per_byte(self) -> int:
-        return 1 if self.layout == "bytes" else 2
+    def bits(self) -> int:
+        """Bits that a code takes in the file."""
+        return {"bytes": 8, "bitstream": 6}.get(self.layout, 4)
 
 
 FP8 = {"F8_E4M3": Element("e4m3fn"), "F8_E4M3FNUZ": Element("e4m3fnuz"), "F8_E5M2": Element("e5m2"),
        "F8_E5M2FNUZ": Element("e5m2fnuz")}
 FP4 = {"U8": Element("e2m1", "nibbles_low_first"), "I8": Element("e2m1", "nibbles_low_first"),
        "F4": Element("e2m1", "nibbles_low_first")}
+INT8 = {"I8": Element("int8")}
 
 SCALE_FORMATS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F8_E4M3": "e4m3fn", "F8_E8M0": "e8m0", "U8": "e8m0"}
 """The dtype that a file gives a scale -> the scale's format. safetensors before 0.6 stores E8M0 as uint8."""
@@ -46,13 +48,16 @@ class Dialect:
     global_divides : the stored global scale divides (it is the reciprocal of the factor) instead of multiplying
     global_optional : E4M3 block scales may stand without a global scale
     activation_scale : suffix of the activation's static scale
-    methods : values of ``quant_method`` (config.json) or ``quant_algo`` (hf_quant_config.json) that mean this dialect
+    methods : values of ``quant_method`` (config.json), ``quant_algo`` (hf_quant_config.json) or Quark's ``dtype`` that
+        mean this dialect
     grouped : codes and scales have one more dimension, that of the blocks: ``[..., N, G, bytes]`` and ``[..., N, G]``
     interleaved : scales and codes stand in one tensor, block by block (GGUF)
     state : suffix of the JSON that describes flat codes and scales (`fpxbench.checkpoint.quant_state`)
     values : suffix of the table of the numbers that codes stand for
     nested_scales, nested_values : where scales are codes: suffixes of their scales, and of the numbers they stand for
     scale_divisor : what the stored scales are divided by
+    block : how many weights along K share a scale, where the dialect has one size; 0: any
+    zero_point : suffix of offsets, which have to be zero: a scheme has none
     """
 
     name: str
@@ -74,6 +79,8 @@ class Dialect:
     nested_scales: str = ""
     nested_values: str = ""
     scale_divisor: float = 1.0
+    block: int = 0
+    zero_point: str = ""
 
 
 def _bitsandbytes(quant_type: str, fmt: str) -> Dialect:
@@ -90,29 +97,40 @@ _E8M0 = frozenset({"U8", "F8_E8M0"})
 _E4M3 = frozenset({"F8_E4M3"})
 _CT = "compressed-tensors, compressors/ and quantization/ (vllm-project/compressed-tensors)"
 _MODELOPT = "NVIDIA Model Optimizer, torch/export (NVIDIA/Model-Optimizer)"
+_QUARK = "AMD Quark, torch/export and torch/utils/pack.py (amd/Quark)"
 
 DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (
     Dialect("ct-fp8", "compressed-tensors, LLM Compressor", f"{_CT}: float-quantized", ".weight", ".weight_scale", FP8,
             _VALUES, activation_scale=".input_scale", methods=frozenset({"compressed-tensors"})),
     Dialect("ct-nvfp4", "compressed-tensors, LLM Compressor", f"{_CT}: nvfp4-pack-quantized", ".weight_packed",
             ".weight_scale", FP4, _E4M3, global_scale=".weight_global_scale", global_divides=True,
-            activation_scale=".input_global_scale", methods=frozenset({"compressed-tensors"})),
+            activation_scale=".input_global_scale", methods=frozenset({"compressed-tensors"}), block=16),
     Dialect("ct-mxfp4", "compressed-tensors, LLM Compressor", f"{_CT}: mxfp4-pack-quantized", ".weight_packed",
             ".weight_scale", FP4, _E8M0, methods=frozenset({"compressed-tensors"})),
     Dialect("ct-mxfp8", "compressed-tensors, LLM Compressor", f"{_CT}: mxfp8-quantized", ".weight", ".weight_scale",
-            FP8, _E8M0, methods=frozenset({"compressed-tensors"})),
+            FP8, _E8M0, methods=frozenset({"compressed-tensors"}), block=32),
+    Dialect("ct-int8", "compressed-tensors, LLM Compressor", f"{_CT}: int-quantized", ".weight", ".weight_scale", INT8,
+            _VALUES, activation_scale=".input_scale", zero_point=".weight_zero_point",
+            methods=frozenset({"compressed-tensors"})),
     Dialect("modelopt-fp8", "NVIDIA Model Optimizer", _MODELOPT, ".weight", ".weight_scale", FP8, _VALUES,
             activation_scale=".input_scale",
             methods=frozenset({"modelopt", "FP8", "FP8_PB_WO", "FP8_PER_CHANNEL_PER_TOKEN"})),
     Dialect("modelopt-nvfp4", "NVIDIA Model Optimizer", _MODELOPT, ".weight", ".weight_scale", FP4, _E4M3,
             global_scale=".weight_scale_2", activation_scale=".input_scale",
-            methods=frozenset({"modelopt", "modelopt_fp4", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4"})),
+            methods=frozenset({"modelopt", "modelopt_fp4", "NVFP4", "NVFP4_AWQ", "W4A16_NVFP4"}), block=16),
     Dialect("modelopt-mxfp4", "NVIDIA Model Optimizer, AMD Quark", _MODELOPT, ".weight", ".weight_scale", FP4, _E8M0,
-            methods=frozenset({"modelopt", "MXFP4", "quark"})),
-    Dialect("quark-fp8", "AMD Quark", "AMD Quark, torch/export (amd/Quark)", ".weight", ".weight_scale", FP8, _VALUES,
+            methods=frozenset({"modelopt", "MXFP4", "quark"}), block=32),
+    Dialect("modelopt-mxfp8", "NVIDIA Model Optimizer, AMD Quark", _MODELOPT, ".weight", ".weight_scale", FP8, _E8M0,
+            methods=frozenset({"modelopt", "MXFP8", "quark"}), block=32),
+    Dialect("modelopt-int8", "NVIDIA Model Optimizer, AMD Quark", _MODELOPT, ".weight", ".weight_scale", INT8, _VALUES,
+            activation_scale=".input_scale", zero_point=".weight_zero_point",
+            methods=frozenset({"modelopt", "W8A16", "W8A8_SQ_PER_CHANNEL", "quark"})),
+    Dialect("quark-fp8", "AMD Quark", _QUARK, ".weight", ".weight_scale", FP8, _VALUES,
             activation_scale=".input_scale", methods=frozenset({"quark"})),
+    *(Dialect(f"quark-mxfp6_{fmt}", "AMD Quark", _QUARK, ".weight", ".weight_scale", {"U8": Element(fmt, "bitstream")},
+              _E8M0, methods=frozenset({"quark", f"fp6_{fmt}"}), block=32) for fmt in ("e3m2", "e2m3")),
     Dialect("gpt-oss", "gpt-oss", "openai/gpt-oss, gpt_oss/torch/weights.py", "_blocks", "_scales", FP4, _E8M0,
-            methods=frozenset({"mxfp4"}), grouped=True),
+            methods=frozenset({"mxfp4"}), grouped=True, block=32),
     Dialect("deepseek-v3", "DeepSeek-V3, V3.1, Qwen3-FP8", "deepseek-ai/DeepSeek-V3, README_WEIGHTS.md", ".weight",
             ".weight_scale_inv", FP8, _VALUES | _E8M0, activation_scale=".activation_scale",
             methods=frozenset({"fp8"})),
@@ -124,7 +142,7 @@ DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (
     _bitsandbytes("nf4", "nf4"),
     _bitsandbytes("fp4", "bnbfp4"),
     Dialect("bnb-int8", "bitsandbytes LLM.int8", "bitsandbytes, nn/modules.py: Linear8bitLt", ".weight", ".SCB",
-            {"I8": Element("int8")}, frozenset({"F32"}), methods=frozenset({"bitsandbytes"}), scale_divisor=127.0),
+            INT8, frozenset({"F32"}), methods=frozenset({"bitsandbytes"}), scale_divisor=127.0),
     Dialect("gguf", "llama.cpp", "ggml-org/ggml, ggml-common.h", ".weight", "", {
         "Q8_0": Element("int8", "gguf"), "Q4_0": Element("int4", "gguf"), "Q4_1": Element("int4", "gguf"),
         "MXFP4": Element("e2m1", "gguf"), "NVFP4": Element("e2m1", "gguf")}, frozenset(), interleaved=True),

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from fpxbench.checkpoint.checkpoint_folder import Checkpoint, open_checkpoint
 from fpxbench.checkpoint.checkpoint_report import CheckpointReport, CheckpointRequest, LayerReport
 from fpxbench.checkpoint.layers import QuantizedLayer, declared_methods, quantized_layers
-from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError
+from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError, TensorEntry
 
 MOST_SAMPLED = 4
 MOST_ROWS = 512
@@ -19,6 +19,8 @@ MOST_ROWS = 512
 _QUANTIZED_DTYPES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
 _PACKED = (".weight", ".weight_packed", "_blocks", "._weight_qdata")
 """What names of packed codes end with."""
+_SCALES = (".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales", ".weight_global_scale", "._weight_scale")
+"""What names of scales end with."""
 
 
 def examine(request: CheckpointRequest) -> CheckpointReport:
@@ -95,6 +97,7 @@ def _read(
         report.histogram = statistics.histogram(sample)
         report.scales, problems = statistics.scale_statistics(layer.name, sample)
         report.problems += problems + statistics.code_problems(layer.name, sample, report.histogram)
+        report.problems += statistics.blank_rows(layer.name, weight)
         report.evidence = conventions.evidence(layer, sample, checkpoint, among)
         if original is not None:
             comparison.compare(layer, report, weight.dequantize(), original, weight)
@@ -121,19 +124,27 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
     disagree."""
     from fpxbench.checkpoint.fused import disagreements
 
-    problems = []
+    problems, reported = [], set(used)
     for name, tensor in checkpoint.tensors.items():
         if name in used or len(tensor.shape) < 2:
             continue
         packed = tensor.dtype in ("U8", "I8") and name.endswith(_PACKED)
+        if packed or tensor.dtype in _QUANTIZED_DTYPES:
+            reported.add(name)
         if packed and f"{name}.absmax" in checkpoint.tensors:
             problems.append(f"{name} has an absmax, and no quant_state that describes its blocks")
         elif tensor.dtype in _QUANTIZED_DTYPES or packed:
             problems.append(f"{name} holds {tensor.dtype} and no scale belongs to it")
-    scales = [name for name in checkpoint.tensors
-              if name not in used and name.endswith((".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales",
-                                                     ".weight_global_scale", "._weight_scale"))]
-    problems += [f"{name} is a scale and no codes belong to it" for name in scales]
+    for name in checkpoint.tensors:
+        if not name.endswith(_SCALES) or name in used:
+            continue
+        suffix = next(suffix for suffix in _SCALES if name.endswith(suffix))
+        codes = _codes_beside(checkpoint, name.removesuffix(suffix))
+        if codes is None:
+            problems.append(f"{name} is a scale and no codes belong to it")
+        elif codes.name not in reported:
+            problems.append(f"{codes.name} holds {codes.dtype} {list(codes.shape)}: codes of no dialect that is read")
+            reported.add(codes.name)
     declared = declared_methods(checkpoint)
     if declared and not layers:
         problems.append(f"the config declares {', '.join(sorted(declared))}, and no layer is quantized")
@@ -145,6 +156,12 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
                 f"{layer.name} is stored as {layer.dialect.name}, and the config declares {', '.join(sorted(declared))}"
             )
     return _shortened([*problems, *disagreements(layers)])
+
+
+def _codes_beside(checkpoint: Checkpoint, layer: str) -> TensorEntry | None:
+    """Return what may be the codes of a layer."""
+    found = (checkpoint.tensors.get(layer + suffix) for suffix in _PACKED)
+    return next((entry for entry in found if entry and entry.dtype not in FLOATS), None)
 
 
 def _shortened(problems: list[str], most: int = 20) -> list[str]:

@@ -10,7 +10,8 @@ from math import prod
 from fpxbench.checkpoint.checkpoint_folder import Checkpoint
 from fpxbench.checkpoint.dialects import DIALECTS, GGUF_SCHEMES, SCALE_FORMATS, Dialect, Element
 from fpxbench.checkpoint.quant_state import QuantState, read_state
-from fpxbench.checkpoint.tensor_entry import CheckpointError, TensorEntry
+from fpxbench.checkpoint.tensor_entry import ITEM_BITS, CheckpointError, TensorEntry
+from fpxbench.numbers.scheme import scheme_named
 
 _STANDARD_BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -109,8 +110,10 @@ def quantized_layers(checkpoint: Checkpoint) -> list[QuantizedLayer]:
     """
     declared = declared_methods(checkpoint)
     candidates: dict[str, list[QuantizedLayer]] = defaultdict(list)
+    with_suffix = {suffix: list(_with_suffix(checkpoint, suffix))
+                   for suffix in {dialect.codes for dialect in DIALECTS.values()}}
     for dialect in DIALECTS.values():
-        for name, codes in _with_suffix(checkpoint, dialect.codes):
+        for name, codes in with_suffix[dialect.codes]:
             layer = _layer(checkpoint, dialect, name, codes)
             if layer is not None:
                 candidates[name].append(layer)
@@ -118,12 +121,20 @@ def quantized_layers(checkpoint: Checkpoint) -> list[QuantizedLayer]:
 
 
 def declared_methods(checkpoint: Checkpoint) -> frozenset[str]:
-    """Return what config.json and hf_quant_config.json call the quantization."""
-    places = [checkpoint.config.get("quantization_config"), checkpoint.config.get("hf_quant_config")]
-    if isinstance(places[1], dict):
-        places.append(places[1].get("quantization"))
-    return frozenset(str(place[key]) for place in places if isinstance(place, dict)
-                     for key in ("quant_method", "quant_algo") if place.get(key))
+    """Return what config.json and hf_quant_config.json call the quantization, and the dtype that Quark gives weights.
+    """
+    declared = [_found(checkpoint.config, *path) for path in (
+        ("quantization_config", "quant_method"), ("quantization_config", "quant_algo"),
+        ("hf_quant_config", "quant_method"), ("hf_quant_config", "quant_algo"),
+        ("hf_quant_config", "quantization", "quant_algo"),
+        ("quantization_config", "global_quant_config", "weight", "dtype"))]
+    return frozenset(str(name) for name in declared if name)
+
+
+def _found(config: object, *path: str) -> object:
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 def grid_of(shape: tuple[int, ...], n: int, k: int, block: int | None = None) -> Grid | None:
@@ -133,6 +144,8 @@ def grid_of(shape: tuple[int, ...], n: int, k: int, block: int | None = None) ->
     them, then the standard size that divides.
     """
     side = tuple(s for s in shape if s != 1) if len(shape) != 2 else shape
+    if len(shape) == 4 and shape[1] == shape[3] == 1:       # ModelOpt keeps the dimensions inside of a block
+        side = shape[0], shape[2]
     if prod(shape) == 1:
         return Grid(0, 0)
     if side in ((n,), (n, 1)):
@@ -144,12 +157,25 @@ def grid_of(shape: tuple[int, ...], n: int, k: int, block: int | None = None) ->
     return Grid(rows, columns) if rows and columns else None
 
 
+def _grid(dialect: Dialect, shape: tuple[int, ...], n: int, k: int, declared: int | None) -> Grid | None:
+    if dialect.block:
+        return Grid(1, dialect.block) if shape[:1] == (n,) and prod(shape) == n * -(-k // dialect.block) else None
+    return grid_of(shape, n, k, declared)
+
+
+def _is_scheme(name: str | None) -> bool:
+    try:
+        return name is not None and scheme_named(name) is not None
+    except ValueError:
+        return False
+
+
 def _block(count: int, size: int, preferred: int | None) -> int | None:
     fitting = [block for block in _STANDARD_BLOCKS if -(-size // block) == count]
     if preferred in fitting:
         return preferred
     exact = [block for block in fitting if size % block == 0]
-    return next(iter(exact or fitting), size // count if count and size % count == 0 and count < size else None)
+    return next(iter(exact or fitting), preferred if preferred and -(-size // preferred) == count else None)
 
 
 def _with_suffix(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, TensorEntry]]:
@@ -177,14 +203,22 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
 
     experts = codes.shape[:-3] if dialect.grouped else codes.shape[:-2]
     n, *width = codes.shape[len(experts):]
-    k = prod(width) * element.codes_per_byte
-    grid = grid_of(scales.shape[len(experts):], n, k, _declared_block(checkpoint))
+    k, left_over = divmod(prod(width) * ITEM_BITS[codes.dtype], element.bits)
+    if left_over:
+        return None
+    grid = _grid(dialect, scales.shape[len(experts):], n, k, _declared_block(checkpoint))
     global_scale = part(dialect.global_scale)
     layer = QuantizedLayer(
         name, dialect, element, n, k, codes, scales, prod(experts), grid=grid, scale_format=SCALE_FORMATS[scales.dtype],
         global_scale=global_scale, activation_scale=part(dialect.activation_scale))
+    zero_points = part(dialect.zero_point)
+    if zero_points is not None:
+        layer.described_by["zero points"] = zero_points
     if grid is None:
-        layer.problems.append(f"{name}: scales of shape {list(scales.shape)} fit no block of a weight [{n}, {k}]")
+        blocks = f"blocks of {dialect.block}" if dialect.block else "block"
+        layer.problems.append(f"{name}: scales of shape {list(scales.shape)} fit no {blocks} of a weight [{n}, {k}]")
+    elif not _is_scheme(layer.scheme):
+        layer.problems.append(f"{name}: {layer.scale_format} scales for {grid.name} make no scheme of {element.format}")
     needs_global = layer.scale_format == "e4m3fn" and dialect.global_scale and not dialect.global_optional
     if needs_global and global_scale is None:
         layer.problems.append(f"{name}: has no {dialect.global_scale[1:]}, which the block scales are relative to")
@@ -213,10 +247,10 @@ def _described(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: Tenso
     missing = [name + suffixes[part] for part, entry in parts.items() if entry is None]
     if missing:
         layer.problems.append(f"{name}: {', '.join(missing)} is missing")
-    if codes.nbytes * element.codes_per_byte != state.n * state.k or scales.elements != count:
+    if codes.nbytes * 8 != state.n * state.k * element.bits or scales.elements != count:
         layer.problems.append(f"{name}: {codes.nbytes} bytes of codes and {scales.elements} scales, where [{state.n},"
                               f" {state.k}] in blocks of {state.block} has"
-                              f" {state.n * state.k // element.codes_per_byte} and {count}")
+                              f" {state.n * state.k * element.bits // 8} and {count}")
     elif state.k % state.block:
         layer.problems.append(f"{name}: blocks of {state.block} run across the rows of a weight [{state.n}, {state.k}],"
                               " which no scheme has")
@@ -245,8 +279,9 @@ def _declared_block(checkpoint: Checkpoint) -> int | None:
 def _best(found: list[QuantizedLayer], declared: frozenset[str]) -> QuantizedLayer:
     """Return the layer as the config says; else as fits with the fewest problems, and with the most of its tensors
     used."""
-    def rank(layer: QuantizedLayer) -> tuple[bool, int, int]:
-        return not layer.dialect.methods & declared, len(layer.problems), -len(layer.tensors)
+    def rank(layer: QuantizedLayer) -> tuple[bool, int, int, int]:
+        agrees = layer.dialect.methods & declared
+        return not agrees, len(layer.problems), -len(agrees), -len(layer.tensors)
 
     best, *rest = sorted(found, key=rank)
     best.others = tuple(layer.dialect.name for layer in rest if rank(layer) == rank(best))

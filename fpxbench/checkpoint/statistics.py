@@ -8,6 +8,13 @@ from fpxbench.checkpoint.checkpoint_report import ScaleStatistics
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
+_FEWEST = 256
+"""Codes other than zero, from which one sign alone among them is no chance."""
+_FEWEST_BYTES, _FEWEST_ROWS = 8, 16
+_FAR_FROM_ZERO = 0.75
+"""Share of codes larger than half of the format's largest, from which they do not lie around zero. It is a fifth of
+normal weights, half of evenly distributed ones and two thirds of ternary ones."""
+
 
 def histogram(weight: QuantizedWeight) -> list[int]:
     """Return how often each code of the format occurs."""
@@ -25,6 +32,15 @@ def code_problems(name: str, weight: QuantizedWeight, counts: list[int]) -> list
     total, zero = sum(counts), sum(counts[code] for code in range(len(counts)) if values[code] == 0)
     if zero == total:
         problems.append(f"{name}: every code is zero")
+    signs = [sum(count for count, value in zip(counts, values.tolist(), strict=True) if value * sign > 0)
+             for sign in (1, -1)]
+    if min(signs) == 0 and max(signs) >= _FEWEST:
+        missing = "negative" if signs[0] else "positive"
+        problems.append(f"{name}: none of {sum(signs)} codes is {missing}: the sign is lost")
+    far = far_from_zero(weight, counts)
+    if far > _FAR_FROM_ZERO:
+        problems.append(f"{name}: {far:.0%} of the codes are larger than half of {fmt.name}'s largest: weights lie"
+                        " around zero, and these do not, as codes with an offset")
     largest = max((value for value in values.abs().tolist() if value < float("inf")), default=0.0)
     at_most = sum(counts[code] for code in range(len(counts)) if abs(values[code].item()) == largest)
     if fmt.bits == 8 and at_most > 0.02 * total + 2 * weight.scales.numel():    # one a block is the rule
@@ -32,6 +48,31 @@ def code_problems(name: str, weight: QuantizedWeight, counts: list[int]) -> list
             f"{name}: {at_most / total:.1%} of the codes are {fmt.name}'s largest, {largest:g}: weights saturated"
         )
     return problems
+
+
+def far_from_zero(weight: QuantizedWeight, counts: list[int]) -> float:
+    """Return the share of codes larger than half of the format's largest; `counts` is the histogram."""
+    values = decode_table(weight.scheme.format).abs()
+    values = torch.where(values.isfinite(), values, 0.0)
+    return float(torch.tensor(counts)[values > values.max() / 2].sum()) / max(1, sum(counts))
+
+
+def blank_rows(name: str, weight: QuantizedWeight) -> list[str]:
+    """Return a message if many rows of `weight`, one after another, hold the same byte throughout: a part of the file
+    that was never written."""
+    packed = weight.packed
+    if packed.dim() != 2 or packed.shape[1] < _FEWEST_BYTES:
+        return []
+    alike = (packed == packed[:, :1]).all(dim=1).tolist()
+    first, length, begun = 0, 0, 0
+    for row, blank in enumerate(alike):
+        begun = begun if blank else row + 1
+        if row + 1 - begun > length:
+            first, length = begun, row + 1 - begun
+    if length < max(_FEWEST_ROWS, len(alike) // 8) or length == len(alike):
+        return []
+    byte = int(packed[first, 0])
+    return [f"{name}: rows {first} to {first + length - 1} of {len(alike)} hold the byte {byte:#04x} alone"]
 
 
 def scale_statistics(name: str, weight: QuantizedWeight) -> tuple[ScaleStatistics, list[str]]:

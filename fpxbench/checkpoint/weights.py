@@ -33,6 +33,7 @@ def read_weight(layer: QuantizedLayer, expert: int = 0, rows: slice = slice(None
     stored = _scales(layer, scheme, expert)
     tensor_scale = _global_scale(layer, scheme, expert)
     _check_values(layer, scheme)
+    _check_zero_points(layer)
     weight = QuantizedWeight(scheme, (layer.n, layer.k), layer.element.layout, packed, stored, tensor_scale)
     return weight if rows == slice(None) else rows_of(weight, rows)
 
@@ -50,6 +51,14 @@ def _check_values(layer: QuantizedLayer, scheme: Scheme) -> None:
     if wrong:
         raise CheckpointError(f"{layer.name}: its table holds {held[wrong[0]].item():.8g} for code {wrong[0]}, and"
                               f" {fmt.name} has {due[wrong[0]].item():.8g} ({len(wrong)} codes differ)")
+
+
+def _check_zero_points(layer: QuantizedLayer) -> None:
+    """Raise CheckpointError if codes stand for numbers around another one than zero."""
+    entry = layer.described_by.get("zero points")
+    if entry is not None and entry.raw().any():
+        raise CheckpointError(f"{layer.name}: {entry.name} is not zero everywhere: its codes have an offset, which no"
+                              " scheme has")
 
 
 def read_numbers(layer: QuantizedLayer, expert: int = 0) -> Tensor:

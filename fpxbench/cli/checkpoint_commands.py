@@ -155,18 +155,19 @@ def _print_evidence(report: dict[str, Any]) -> None:
     if not read:
         out.print("No codes were read, so their conventions were not checked.")
         return
-    found: dict[tuple[str, str, str], list[tuple[str, dict[str, Any]]]] = {}
+    found: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {}
     for each in read:
         for evidence in each["evidence"]:
-            found.setdefault((evidence["convention"], evidence["read_as"], evidence["fits_better"]), []).append(
-                (each["name"], evidence)
-            )
-    for (convention, read_as, better), cases in found.items():
+            which = tuple(evidence[key] for key in ("convention", "read_as", "fits_better", "leans_to"))
+            found.setdefault(which, []).append((each["name"], evidence))
+    for (convention, read_as, better, leaning), cases in found.items():
         name, evidence = min(cases, key=lambda case: case[1]["sureness"])
         sure = evidence["sureness"] >= 0.75
         sureness = f"probability {evidence['sureness']:.3f}" if sure else "undetermined"
-        sign = "[red]✗[/]" if better else "[green]✓[/]" if sure else "·"
+        sign = "[red]✗[/]" if better else "[green]✓[/]" if sure and not leaning else "·"
         reading = f"{better}, not {read_as}" if better else read_as
+        if sure and leaning:
+            reading += f", though {leaning} fits better and not by enough to say so"
         out.print(f"{sign} {escape(convention)}: {escape(reading)} ({sureness} in {escape(name)}, the least sure of"
                   f" {len(cases)}): {escape(evidence['message'])}")
     out.print(f"Codes of {len(read)} of {len(report['layers'])} layers were read; the others by their headers alone.")
