@@ -98,7 +98,8 @@ def scheme_name(element: str, grid: Grid, scale_format: str) -> str:
         return "nvfp4" if (element, grid.name) == ("e2m1", "g16") else f"{element}-{grid.name}.e4m3fn"
     if scale_format == "e8m0":
         if grid.name == "g32":
-            return {"e2m1": "mxfp4", "e4m3fn": "mxfp8_e4m3fn", "e5m2": "mxfp8_e5m2"}.get(element, f"{element}-mx")
+            return {"e2m1": "mxfp4", "e4m3fn": "mxfp8_e4m3fn", "e5m2": "mxfp8_e5m2", "e3m2": "mxfp6_e3m2",
+                    "e2m3": "mxfp6_e2m3"}.get(element, f"{element}-mx")
         return f"{element}-{grid.name}.e8m0"
     return f"{element}-{grid.name}" + ("" if scale_format == "fp32" else f".{scale_format}")
 

@@ -49,7 +49,7 @@ CASES = {
                  f"{L}.weight_zero_point": ("I8", (64, 1))}, "compressed-tensors", "int8-row.bf16"),
     **{f"quark-mxfp6_{fmt}": ({f"{L}.weight": ("U8", (64, 192)), f"{L}.weight_scale": ("U8", (64, 8))},
                               {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": f"fp6_{fmt}"}}},
-                              f"{fmt}-mx") for fmt in ("e3m2", "e2m3")},
+                              f"mxfp6_{fmt}") for fmt in ("e3m2", "e2m3")},
     "quark-fp8": ({f"{L}.weight": ("F8_E4M3", (64, 256)), f"{L}.weight_scale": ("F32", (64,))}, "quark", "e4m3fn-row"),
     "gpt-oss": ({"experts.gate_up_proj_blocks": ("U8", (4, 64, 8, 16)),
                  "experts.gate_up_proj_scales": ("U8", (4, 64, 8))}, "mxfp4", "mxfp4"),
