@@ -280,15 +280,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def in_the_page(dialect: str, fault: str) -> str | None:
-    """Return what docs/checkpoints.md has for a dialect with a fault; None where it has no row."""
-    for line in PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].splitlines():
-        name, dialects, message = [*map(str.strip, line.strip("|").split("|")), "", "", ""][:3]
-        if name == fault and (dialects == "all" or f"`{dialect}`" in dialects):
-            return message
-    return None
-
-
 def main() -> int:
     torch.set_num_threads(1)
     page = PAGE.read_text(encoding="utf-8")

@@ -43,7 +43,8 @@ def code_problems(name: str, weight: QuantizedWeight, counts: list[int]) -> list
                         " around zero, and these do not, as codes with an offset")
     largest = max((value for value in values.abs().tolist() if value < float("inf")), default=0.0)
     at_most = sum(counts[code] for code in range(len(counts)) if abs(values[code].item()) == largest)
-    if fmt.bits == 8 and far <= _FAR_FROM_ZERO and at_most > 0.02 * total + 2 * weight.scales.numel():    # one a block is the rule
+    usual = 0.02 * total + 2 * weight.scales.numel()        # one a block is the rule
+    if fmt.bits == 8 and far <= _FAR_FROM_ZERO and at_most > usual:
         problems.append(
             f"{name}: {at_most / total:.1%} of the codes are {fmt.name}'s largest, {largest:g}: weights saturated"
         )

@@ -325,7 +325,7 @@ def test_a_reading_that_the_numbers_lean_against_is_not_shown_as_right(tmp_path)
     report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "bitsandbytes"))))
     leaning = [found for layer in report.layers for found in layer.evidence if found.convention == "the scale"]
     assert {(found.fits_better, found.leans_to) for found in leaning} == {("", "divides")}
-    run = CliRunner().invoke(app, ["checkpoint", str(tmp_path)])
+    run = command("checkpoint", tmp_path)
     line, = [line for line in " ".join(run.output.split()).replace(" · ", "\n· ").splitlines() if "the scale:" in line]
     assert line.startswith("· the scale: multiplies, though divides fits better and not by enough to say so")
 
