@@ -150,7 +150,8 @@ class Pages:
         tables = [(table, _with_page(generation_charts.charts_of(table, number), ""))
                   for number, table in enumerate(page.tables)]
         rankings = [(table, _with_page([table.chart(number)], "")) for number, table in enumerate(page.rankings)]
-        return self._render("models.html", root="../../../", page=page, tables=tables, rankings=rankings,
+        mixed = [(table, _with_page([table.chart(number)], "")) for number, table in enumerate(page.mixed)]
+        return self._render("models.html", root="../../../", page=page, tables=tables, rankings=rankings, mixed=mixed,
                             has_machine=has_machine, history=bool(of_machine.histories),
                             tensors=any(one.folder == page.folder for one in of_machine.tensors))
 

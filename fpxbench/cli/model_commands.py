@@ -122,19 +122,23 @@ def recommend(
     """
     from fpxbench.model.generate_messages import GenerateSettings
     from fpxbench.model.generate_run import checked, run_table
-    from fpxbench.model.recommendation import Mixed, pareto_front
+    from fpxbench.model.recommendation import Mixed, MixedRecord, pareto_front
+    from fpxbench.records.store import Store
     from fpxbench.sweep.isolation import Isolation
     from fpxbench.sweep.settings import default_memory_limit
 
     settings = GenerateSettings(model=model, device=chosen_device(device), schemes=scheme or [],
                                 new_tokens=new_tokens, layers=layers, text_tokens=text_tokens)
-    run = run_table(settings, results, machine, timeout_s=timeout)
-    if run.interrupted:
-        raise typer.Exit(130)
+    # First, as it refuses a budget that no scheme meets.
     with Isolation(default_memory_limit()) as isolation:
         outcome = isolation.call("fpxbench.model.mixed_precision:measure_mixed", settings, bits, tokens,
                                  timeout_s=timeout)
     found = checked(outcome, "mixed precision could not be measured").read(Mixed)
+    run = run_table(settings, results, machine, timeout_s=timeout)
+    Store(results, MixedRecord).append(MixedRecord(
+        model=run.prepared.model, mixed=found, build=run.build, machine=run.machine))
+    if run.interrupted:
+        raise typer.Exit(130)
     front = pareto_front(run.records)
     if as_json:
         print(json.dumps({"front": [record.id for record in front], "mixed": found.model_dump(),
@@ -207,7 +211,7 @@ def print_rows(records: list[GenerationRecord], *, where: bool = False) -> None:
         if record.quantized and record.mode == records[0].mode:     # a compiled row has the weights of the eager one
             out.print(f"{record.scheme} {record.implementation}: {record.quantized}", markup=False, style="dim")
     for record in records:
-        if record.verdict.status in BROKEN:
+        if record.verdict.status is not Status.OK:
             out.print(f"{SIGNS[record.verdict.status]} {record.scheme} {record.implementation}:"
                       f" {record.verdict.headline}: {record.verdict.summary}", markup=False)
         if where and record.layers:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from fpxbench.model.generate_record import Estimate, GenerationRecord
-from fpxbench.records.record import Flag
+from fpxbench.model.generate_record import Estimate, GenerationRecord, ModelDescription
+from fpxbench.records.fields import Moment
+from fpxbench.records.record import Build, Flag, Machine, StoredRecord, now
 from fpxbench.records.verdict import Status
 
 
@@ -38,6 +40,22 @@ class Mixed(BaseModel):
                    default=None)
 
 
+class MixedRecord(StoredRecord):
+    """One mixed precision of a model, as stored."""
+
+    FOLDER: ClassVar[str] = "mixed"
+
+    started_at: Moment = Field(default_factory=now)
+    model: ModelDescription
+    mixed: Mixed
+    build: Build
+    machine: Machine
+
+    @property
+    def id(self) -> str:
+        return f"{self.model.slug}/l{self.model.layers}/{self.mixed.budget_bits:g}"
+
+
 def pareto_front(records: Sequence[GenerationRecord]) -> list[GenerationRecord]:
     """Return the right rows that no other beats in all three of KL divergence, bytes of a step and tokens per second.
 
@@ -60,6 +78,13 @@ def _cost(record: GenerationRecord) -> tuple[float, float, float]:
     return kl, record.traffic.step_bytes, 1 / record.speed.tokens_per_s if timed else float("inf")
 
 
+def check_budget(bits: Mapping[str, Mapping[str, float]], budget: float) -> None:
+    """Raise ValueError for a budget below the fewest bits that there can be."""
+    fewest = sum(min(options.values()) for options in bits.values())
+    if budget < fewest:
+        raise ValueError(f"a budget of {budget:.4g} bits is below the {fewest:.4g} that the smallest schemes take")
+
+
 def allocate(kl: Mapping[str, Mapping[str, float]], bits: Mapping[str, Mapping[str, float]], budget: float,
              ) -> dict[str, str]:
     """Return a scheme for each layer within `budget` bits in all, greedily: each step gives up the least KL per bit.
@@ -70,9 +95,7 @@ def allocate(kl: Mapping[str, Mapping[str, float]], bits: Mapping[str, Mapping[s
     Every layer begins with its scheme of the smallest KL divergence. Raises ValueError for a budget below the fewest
     bits that there can be.
     """
-    fewest = sum(min(options.values()) for options in bits.values())
-    if budget < fewest:
-        raise ValueError(f"a budget of {budget:.4g} bits is below the {fewest:.4g} that the smallest schemes take")
+    check_budget(bits, budget)
     chosen = {layer: min(options, key=lambda scheme: (options[scheme], bits[layer][scheme]))
               for layer, options in kl.items()}
     total = sum(bits[layer][scheme] for layer, scheme in chosen.items())

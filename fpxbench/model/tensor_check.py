@@ -83,7 +83,10 @@ def factory_of(tensor: str) -> Callable[[Tensor], Tensor]:
     module, colon, name = tensor.partition(":")
     if not colon:
         raise ValueError(f"no tensor class {tensor!r}: one of {', '.join(CLASSES)}, or package.module:factory")
-    made = getattr(importlib.import_module(module), name, None)
+    try:
+        made = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"{tensor}: {module} cannot be imported ({error}); put its folder on PYTHONPATH") from None
     if not callable(made):
         raise ValueError(f"{module} has no {name} that can be called")
     return made

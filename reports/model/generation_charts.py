@@ -7,7 +7,7 @@ import json
 import plotly.graph_objects as go
 
 from fpxbench.reports.model.generation_table import ModelRow, ModelTable
-from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides, log_ticks
+from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared_labels
 
 _BAR, _LINE, _WRONG = "#0072B2", "#8A8A8A", "#D55E00"
 _LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
@@ -27,16 +27,18 @@ def _quality_chart(table: ModelTable, number: int) -> Chart | None:
     if not placed:
         return None
     rows, points = [row for row, _ in placed], [point for _, point in placed]
-    front = _front(points)
+    front, names = _front(points), [row.record.scheme for row in rows]
     figure = blank_figure(height=440)
     figure.add_trace(go.Scatter(
         x=[points[at][0] for at in front], y=[points[at][1] for at in front], mode="lines", name="Pareto front",
         line=dict(color=_LINE, dash="dot", shape="hv"), hoverinfo="skip"))
     figure.add_trace(go.Scatter(
-        x=[x for x, _ in points], y=[y for _, y in points], text=[row.record.scheme for row in rows],
-        mode="markers+text", textposition=label_sides(points), cliponaxis=False, name="scheme",
-        marker=dict(size=10, color=_BAR), customdata=[row.tokens_per_s or 0.0 for row in rows],
-        hovertemplate="%{text}<br>%{x:.4g} MB a step<br>KL %{y:.3g}<br>%{customdata:.3g} tokens/s<extra></extra>"))
+        x=[x for x, _ in points], y=[y for _, y in points], text=shared_labels(points, names, from_zero=True),
+        mode="markers+text", textposition="middle left", cliponaxis=False, name="scheme",
+        marker=dict(size=10, color=_BAR),
+        customdata=[(row.name, row.tokens_per_s or 0.0) for row in rows],
+        hovertemplate="%{customdata[0]}<br>%{x:.4g} MB a step<br>KL %{y:.3g}<br>%{customdata[1]:.3g} tokens/s"
+                      "<extra></extra>"))
     figure.update_xaxes(title_text="weights read per step, MB", rangemode="tozero")
     figure.update_yaxes(title_text="mean KL divergence, nats (log scale)", type="log",
                         **log_ticks([y for _, y in points]))

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from fpxbench.model.generate_record import GenerationRecord, TextQuality
 from fpxbench.model.ranking_record import RankingRecord
+from fpxbench.model.recommendation import MixedRecord
 from fpxbench.records.record import Build, Flag, Machine
 from fpxbench.records.verdict import BROKEN, Status
+from fpxbench.reports.model.mixed_table import MixedTable
 from fpxbench.reports.model.ranking_table import RankingTable, ranking_tables
 from fpxbench.reports.sweep.problems import ReportProblem, Section
 
@@ -108,6 +110,7 @@ class ModelPage:
     as_of: str
     tables: list[ModelTable]
     rankings: list[RankingTable]
+    mixed: list[MixedTable]
 
     @property
     def path(self) -> str:
@@ -127,19 +130,21 @@ class ModelPage:
     @property
     def models(self) -> list[str]:
         return list(dict.fromkeys([*(table.first.model.name for table in self.tables),
-                                   *(table.first.model.name for table in self.rankings)]))
+                                   *(table.first.model.name for table in self.rankings),
+                                   *(table.record.model.name for table in self.mixed)]))
 
 
 def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord],
-               ranked: Sequence[RankingRecord] = ()) -> ModelPage:
+               ranked: Sequence[RankingRecord] = (), budgets: Sequence[MixedRecord] = ()) -> ModelPage:
     """Return the page of the newest records of one machine and build, of which there is at least one."""
     groups: dict[tuple, list[GenerationRecord]] = {}
     for record in records:
         groups.setdefault((record.model.name, record.model.layers, record.batch), []).append(record)
-    both: list[GenerationRecord | RankingRecord] = [*records, *ranked]
-    newest = max(both, key=lambda record: record.started_at)
+    every: list[GenerationRecord | RankingRecord | MixedRecord] = [*records, *ranked, *budgets]
+    newest = max(every, key=lambda record: record.started_at)
     return ModelPage(folder, newest.machine, newest.build, newest.started_at,
-                     [_table(group) for group in groups.values()], ranking_tables(ranked))
+                     [_table(group) for group in groups.values()], ranking_tables(ranked),
+                     [MixedTable(record) for record in budgets])
 
 
 def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.model.ranking_record import RankingRecord
+from fpxbench.model.recommendation import MixedRecord
 from fpxbench.model.tensor_record import TensorOperationRecord
 from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.model.generation_table import ModelPage, model_page
@@ -53,16 +54,20 @@ def write_models(results: Path, pages: Pages, machines: Collection[str]) -> Mode
     """Write the chapter's pages. `machines` are the folders of those that have a page of their own."""
     chapter = ModelChapter()
     tables, rankings = Store(results, GenerationRecord), Store(results, RankingRecord)
-    for folder, paths in groupby(sorted([*tables.files(), *rankings.files()], key=_folder), _folder):
+    mixed = Store(results, MixedRecord)
+    for folder, paths in groupby(sorted([*tables.files(), *rankings.files(), *mixed.files()], key=_folder), _folder):
         rows: list[GenerationRecord] = []
         ranked: list[RankingRecord] = []
+        budgets: list[MixedRecord] = []
         for path in paths:
             if path.parent.name == RankingRecord.FOLDER:
                 ranked = _newest(rankings, path, chapter)
+            elif path.parent.name == MixedRecord.FOLDER:
+                budgets = _newest(mixed, path, chapter)
             else:
                 rows = _newest(tables, path, chapter)
-        if rows or ranked:
-            chapter.models.append(model_page(folder, rows, ranked))
+        if rows or ranked or budgets:
+            chapter.models.append(model_page(folder, rows, ranked, budgets))
     chapter.histories.extend(machine_histories(chapter.models))
     tensors = Store(results, TensorOperationRecord)
     checked = {_folder(path): records for path in tensors.files() if (records := _newest(tensors, path, chapter))}

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from fpxbench.model.ranking_record import RankingRecord
-from fpxbench.reports.sweep.charts import Chart, blank_figure, label_sides, log_ticks
+from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared_labels
 
 _LEAST = 1e-8
+_LEFT_BITS = 5.5
+"""Marks of fewer bits stand at the left edge and have their label on the right."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,16 @@ class RankingTable:
         points = [(each.bits_per_weight, max(each.distance.value, _LEAST)) for each in ranks]
         figure = blank_figure(height=460)
         figure.add_trace(go.Scatter(
-            x=[x for x, _ in points], y=[y for _, y in points], text=[each.scheme for each in ranks],
-            mode="markers+text", textposition=label_sides(points), cliponaxis=False,
+            x=[x for x, _ in points], y=[y for _, y in points],
+            text=shared_labels(points, [each.scheme for each in ranks], from_zero=False), mode="markers+text",
+            cliponaxis=False,
+            textposition=["middle right" if x < _LEFT_BITS else "middle left" for x, _ in points],
+            customdata=[each.scheme for each in ranks],
             marker=dict(size=9, color="#0072B2"),
             error_y=dict(type="data", symmetric=False, thickness=1.5, width=3,
                          array=[each.distance.high - each.distance.value for each in ranks],
                          arrayminus=[each.distance.value - each.distance.low for each in ranks]),
-            hovertemplate="%{text}<br>%{x:.3g} bits a weight<br>1 - cosine %{y:.3g}<extra></extra>"))
+            hovertemplate="%{customdata}<br>%{x:.3g} bits a weight<br>1 - cosine %{y:.3g}<extra></extra>"))
         figure.update_xaxes(title_text="bits per weight, scales included")
         figure.update_yaxes(title_text="mean of 1 − cosine (log scale)", type="log",
                             **log_ticks([y for _, y in points]))

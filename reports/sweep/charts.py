@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import plotly.graph_objects as go
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
 from fpxbench.reports.sweep.sweep_table import CaseRow, SweepTable
+
+_LABEL_WIDE, _LABEL_HIGH = 0.1, 0.045
+"""A label's size as a share of a chart's axes."""
 
 # Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
@@ -201,6 +205,27 @@ def label_sides(points: list[tuple[float, float]]) -> list[str]:
             sides.append("middle left" if right
                          or (not near and bits > 7) else "middle right" if left else "top center")
     return sides
+
+
+def shared_labels(points: Sequence[tuple[float, float]], names: Sequence[str], *, from_zero: bool) -> list[str]:
+    """Return each mark's label where y is logarithmic: marks whose labels would meet have one with all their names.
+
+    from_zero : whether the axis of x begins at 0, and not at the first mark
+    """
+    wide = (max((x for x, _ in points), default=0.0)
+            - (0.0 if from_zero else min((x for x, _ in points), default=0.0))) or 1.0
+    heights = [math.log10(y) for _, y in points]
+    high = (max(heights, default=0.0) - min(heights, default=0.0)) or 1.0
+    labels, placed = [""] * len(points), list[int]()
+    for at in sorted(range(len(points)), key=lambda at: heights[at]):
+        near = [other for other in placed if abs(points[other][0] - points[at][0]) < _LABEL_WIDE * wide
+                and abs(heights[other] - heights[at]) < _LABEL_HIGH * high]
+        if not near:
+            placed.append(at)
+        first = near[-1] if near else at
+        known = labels[first].split(", ") if labels[first] else []
+        labels[first] = ", ".join(dict.fromkeys([*known, names[at]]))
+    return labels
 
 
 def blank_figure(height: int) -> go.Figure:

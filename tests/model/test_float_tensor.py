@@ -206,6 +206,11 @@ def test_a_class_that_loses_what_is_copied_into_a_part_of_it_is_wrong():
     assert right.outcome is OperationOutcome.OK
 
 
+def test_a_factory_that_cannot_be_imported_is_a_mistake_of_the_user_s():
+    with pytest.raises(ValueError, match="no_module cannot be imported.*PYTHONPATH"):
+        check(OperationRequest(tensor="no_module:make", operation="clone"))
+
+
 def test_torchaos_mx_tensor_loses_columns_that_are_copied_into_it():
     result = check(OperationRequest(tensor="torchao MXTensor", operation="narrow columns and copy_"))
     assert result.outcome is OperationOutcome.WRONG and "differs by up to" in result.message

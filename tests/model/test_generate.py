@@ -83,9 +83,14 @@ GROSS = {Kind.FN_AS_FNUZ, Kind.FNUZ_AS_FN, Kind.SIGN_LOST, Kind.NIBBLE_SWAP, Kin
          Kind.SCALE_TRANSPOSED}
 
 
-GROSS_FAULTS = {scheme: [(scheme, number) for number in reading_faults(scheme)
-                         if injections(scheme_named(scheme))[number].kind in GROSS]
-                for scheme in ("e4m3fn-row", "e3m2-row", "mxfp4")}
+def gross_faults(schemes):
+    return {scheme: [(scheme, number) for number in reading_faults(scheme)
+                     if injections(scheme_named(scheme))[number].kind in GROSS] for scheme in schemes}
+
+
+GROSS_FAULTS = gross_faults(("e4m3fn-row", "e3m2-row", "mxfp4"))
+OTHERS = gross_faults(scheme for scheme in SCHEMES if scheme not in GROSS_FAULTS)
+"""Of schemes whose faults are injected in the slow tests alone."""
 CORE = {one for chosen in core_of(GROSS_FAULTS, lambda one: injections(scheme_named(one[0]))[one[1]].kind, 4).values()
         for one in chosen}
 
@@ -97,7 +102,8 @@ def test_the_core_has_every_kind_of_gross_fault_that_the_schemes_have_and_every_
 
 
 @pytest.mark.parametrize(("scheme", "number"), [
-    pytest.param(*one, marks=() if one in CORE else pytest.mark.slow) for each in GROSS_FAULTS.values() for one in each
+    pytest.param(*one, marks=() if one in CORE else pytest.mark.slow)
+    for each in (GROSS_FAULTS | OTHERS).values() for one in each
 ])
 def test_gross_decode_faults_are_gibberish_with_the_layer_and_the_fault(prepared, scheme, number):
     fault = injections(scheme_named(scheme))[number]

@@ -11,6 +11,7 @@ from fpxbench.records.store import Store
 from fpxbench.reports.model.generation_charts import charts_of
 from fpxbench.reports.model.generation_table import model_page
 from fpxbench.reports.site import build_site
+from fpxbench.reports.sweep.charts import log_ticks, shared_labels
 
 pytestmark = pytest.mark.usefixtures("few_targets")
 
@@ -33,6 +34,12 @@ def test_the_front_has_no_row_that_another_beats_in_bytes_and_quality():
     front, marks = chart.figure["data"]
     assert len(marks["x"]) == 5, "wrong rows, without bytes, are not among the choices"
     assert front["x"] == [80, 150, 270]
+
+
+def test_marks_that_would_hide_each_other_s_names_share_a_label():
+    points, names = [(100.0, 0.5), (160.0, 0.0050), (160.0, 0.0052), (40.0, 0.0051)], ["a", "b", "c", "d"]
+    assert shared_labels(points, names, from_zero=True) == ["a", "b, c", "", "d"]
+    assert log_ticks([0.002, 0.01])["dtick"] == "D2" and log_ticks([1e-3, 1.0])["dtick"] == 1
 
 
 def test_impossible_speeds_are_no_bars_and_every_bar_has_its_quality():

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from test_generation_page import records, row
+from generation_records import HOSTILE, row
+from sample_records import BUILD, CPU
+from test_generation_page import records
 from tiny_model import tiny_config
 from transformers import LlamaForCausalLM
 
+from fpxbench.model import mixed_precision
+from fpxbench.model.generate_record import Estimate
 from fpxbench.model.mixed_precision import mixed
-from fpxbench.model.recommendation import allocate, pareto_front
+from fpxbench.model.recommendation import Mixed, MixedRecord, Uniform, allocate, pareto_front
+from fpxbench.records.store import Store
+from fpxbench.reports.model.model_chapter import write_models
+from fpxbench.reports.pages import Pages
 
 
 def test_the_front_holds_what_nothing_beats_in_quality_bytes_and_speed_and_no_wrong_row():
@@ -42,3 +49,24 @@ def test_mixed_precision_meets_its_budget_beats_the_small_scheme_and_leaves_the_
     assert uniform["e4m3fn-row"].kl.value < found.kl.value < uniform["mxfp4"].kl.value
     assert found.rival.scheme == "mxfp4"
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_a_budget_that_no_scheme_meets_is_refused_before_any_layer_is_measured(monkeypatch):
+    model = LlamaForCausalLM(tiny_config()).to(torch.bfloat16).eval().requires_grad_(False)
+    monkeypatch.setattr(mixed_precision, "rounded", lambda *args: pytest.fail("nothing may be quantized"))
+    with pytest.raises(ValueError, match="below the"):
+        mixed(model, torch.arange(2, 40), ["e4m3fn-row", "mxfp4"], budget_bits=3.0)
+
+
+def test_mixed_precision_is_stored_and_drawn_beside_the_uniform_schemes(tmp_path):
+    estimate = Estimate(value=0.1, low=0.09, high=0.12)
+    found = Mixed(budget_bits=6, bits=5.8, kl=estimate, schemes={"layers.0.up": "mxfp4", HOSTILE: "e4m3fn-row"},
+                  uniform=[Uniform(scheme="mxfp4", bits=4.25, kl=estimate)], tokens=63)
+    store = Store(tmp_path, MixedRecord)
+    store.append(MixedRecord(model=row("bf16", 1, 1, 0).model, mixed=found, build=BUILD, machine=CPU))
+    pages = Pages(tmp_path / "site")
+    [page] = write_models(tmp_path, pages, set()).models
+    text = (tmp_path / "site" / page.path).read_text()
+    assert not pages.failures and "mixed precision within 6 bits per weight" in text and HOSTILE not in text
+    assert "the best uniform scheme within the budget is mxfp4" in text
+    assert page.mixed[0].chart(0).figure["data"][0]["x"] == [4.25, 5.8]
