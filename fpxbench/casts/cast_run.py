@@ -16,7 +16,7 @@ from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, with_log
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.progress import Progress
-from fpxbench.sweep.run import PREPARATION_TIMEOUT_S, CannotStart
+from fpxbench.sweep.run import machine_here
 from fpxbench.sweep.settings import Settings
 
 EVERY_FP32 = 1 << 32
@@ -45,7 +45,7 @@ def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[s
     conversions([settings.device] if settings.device else ["cpu", "cuda"], engines, globs)      # raises early
     build, store = installed_build(), Store(settings.results, CastRecord)
     with Isolation(settings.memory_limit) as isolation:
-        machine = described_machine(isolation, settings)
+        machine = machine_here(isolation, settings.device, settings.machine, timed=False)
         store.make_folder()
         devices = [settings.device] if settings.device else ["cpu"] + ["cuda"] * (machine.kind == "cuda")
         chosen = conversions(devices, engines, globs)
@@ -136,18 +136,6 @@ def _on_every_input(isolation: Isolation, conversion: Conversion, timeout_s: flo
         if results := outcome.read(list[CastResult]):
             return results[0]
     raise RuntimeError(f"{conversion.id}: no result after the last part")
-
-
-def described_machine(isolation: Isolation, settings: Settings) -> Machine:
-    """Return the machine of `settings`' device. Raise CannotStart if it cannot be used."""
-    outcome = isolation.call(
-        "fpxbench.checking.machine:described", settings.device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S
-    )
-    if outcome.mistake:
-        raise ValueError(outcome.mistake)
-    if outcome.value is None:
-        raise CannotStart(f"the device {settings.device or 'of this machine'!r} could not be used", outcome)
-    return outcome.read(Machine)
 
 
 def _already_checked(store: Store[CastRecord], machine: Machine, build: Build) -> dict[str, CastRecord]:

@@ -44,13 +44,13 @@ def decode(
 ) -> None:
     """Time the decode of each format to bf16, fp16 and fp32, beside a copy of as many bytes.
 
-    By PyTorch's cast, eager and compiled, by Triton's cast, and by this suite's own decode; only what decodes every
-    code right has a speed. The records are a table in the report, with the instructions that a weight costs where the
+    Compares PyTorch's cast, eager and compiled, Triton's cast, and this suite's own decode. Only one that decodes every
+    code correctly gets a speed. The report shows the records as a table, with the instructions per weight where the
     targets matrix has them.
     """
     from fpxbench.builds.installed import installed_build
-    from fpxbench.casts.cast_run import described_machine
     from fpxbench.sweep.isolation import Isolation
+    from fpxbench.sweep.run import machine_here
 
     for name in formats or ():
         if name not in FORMATS:
@@ -61,7 +61,7 @@ def decode(
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with (Isolation(settings.memory_limit) as isolation,
           Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar):
-        found = described_machine(isolation, settings)
+        found = machine_here(isolation, settings.device, settings.machine, timed=False)
         store.make_folder()
         task = bar.add_task("starting", total=len(chosen) * len(TARGETS))
         for record in measure_all(isolation, installed_build(), found, chosen, found.kind, budget,

@@ -121,7 +121,7 @@ def recommend(
     scheme, greedily by measured KL divergence per bit, and is shown against the best uniform scheme of as many bits.
     """
     from fpxbench.model.generate_messages import GenerateSettings
-    from fpxbench.model.generate_run import checked, run_table
+    from fpxbench.model.generate_run import run_table
     from fpxbench.model.recommendation import Mixed, MixedRecord, pareto_front
     from fpxbench.records.store import Store
     from fpxbench.sweep.isolation import Isolation
@@ -133,7 +133,7 @@ def recommend(
     with Isolation(default_memory_limit()) as isolation:
         outcome = isolation.call("fpxbench.model.mixed_precision:measure_mixed", settings, bits, tokens,
                                  timeout_s=timeout)
-    found = checked(outcome, "mixed precision could not be measured").read(Mixed)
+    found = outcome.required(Mixed, "mixed precision could not be measured")
     run = run_table(settings, results, machine, timeout_s=timeout)
     Store(results, MixedRecord).append(MixedRecord(
         model=run.prepared.model, mixed=found, build=run.build, machine=run.machine))

@@ -47,12 +47,10 @@ def rank(
     scheme is farther with 97.5% confidence on these sentences; without it the order of the two is not certain.
     """
     from fpxbench.builds.installed import installed_build
-    from fpxbench.model.generate_run import checked
     from fpxbench.model.ranking_record import SHIPPED_SENTENCES, Ranking, RankingRecord, RankingSettings
-    from fpxbench.records.record import Machine
     from fpxbench.records.store import Store
     from fpxbench.sweep.isolation import Isolation
-    from fpxbench.sweep.run import PREPARATION_TIMEOUT_S
+    from fpxbench.sweep.run import machine_here
     from fpxbench.sweep.settings import default_memory_limit
 
     if sentences is not None and not sentences.is_file():
@@ -62,11 +60,9 @@ def rank(
     err.print(f"{model}: embedding {settings.sentences.name} once unquantized and once per scheme", markup=False)
     store.make_folder()     # before the work whose result it keeps
     with Isolation(default_memory_limit()) as isolation:
-        found = checked(isolation.call("fpxbench.model.encoder_ranking:rank", settings, timeout_s=timeout),
-                        f"{model} could not be ranked").read(Ranking)
-        measured = checked(isolation.call("fpxbench.checking.machine:measured", "cpu", machine,
-                                          timeout_s=PREPARATION_TIMEOUT_S),
-                           "the machine could not be measured").read(Machine)
+        found = isolation.call("fpxbench.model.encoder_ranking:rank", settings, timeout_s=timeout).required(
+            Ranking, f"{model} could not be ranked")
+        measured = machine_here(isolation, "cpu", machine, timed=True)
     for each in found.schemes:
         store.append(RankingRecord(model=found.model, text=found.text, sentences=found.sentences,
                                    weights=found.weights, rank=each, build=build, machine=measured))

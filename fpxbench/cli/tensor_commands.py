@@ -90,16 +90,12 @@ def _checked(classes: list[str], operations: list[str], machine: str | None,
              build: Build) -> Iterator[TensorOperationRecord]:
     from rich.progress import Progress
 
-    from fpxbench.model.generate_run import checked
-    from fpxbench.records.record import Machine
     from fpxbench.sweep.isolation import Isolation
-    from fpxbench.sweep.run import PREPARATION_TIMEOUT_S
+    from fpxbench.sweep.run import machine_here
     from fpxbench.sweep.settings import default_memory_limit
 
     with Isolation(default_memory_limit()) as isolation, Progress(console=err, transient=True) as progress:
-        described = checked(isolation.call("fpxbench.checking.machine:described", "cpu", machine,
-                                           timeout_s=PREPARATION_TIMEOUT_S),
-                            "the machine could not be described").read(Machine)
+        described = machine_here(isolation, "cpu", machine, timed=False)
         task = progress.add_task("", total=len(classes) * len(operations))
         for tensor in classes:
             for name in operations:

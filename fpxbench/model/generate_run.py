@@ -13,9 +13,9 @@ from fpxbench.model.generate_record import GenerationRecord, RowResult, row_id
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict, with_log
-from fpxbench.sweep.isolation import Isolation, Outcome
+from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.progress import Progress
-from fpxbench.sweep.run import PREPARATION_TIMEOUT_S, CannotStart
+from fpxbench.sweep.run import machine_here
 from fpxbench.sweep.settings import default_memory_limit
 
 _DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
@@ -45,12 +45,10 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
     with Isolation(memory_limit or default_memory_limit(), announce) as isolation, \
             tempfile.TemporaryDirectory(prefix="fpxbench-model-") as folder:
         work = Path(folder)
-        prepared = checked(isolation.call("fpxbench.model.generate:prepare", settings, work, timeout_s=timeout_s),
-                           f"{settings.model} could not be prepared").read(Prepared)
+        prepared = isolation.call("fpxbench.model.generate:prepare", settings, work, timeout_s=timeout_s).required(
+            Prepared, f"{settings.model} could not be prepared")
         isolation.recycle()     # what preparing took of memory is not the rows'
-        machine = checked(isolation.call("fpxbench.checking.machine:measured", settings.device, machine_name,
-                                         timeout_s=PREPARATION_TIMEOUT_S),
-                          f"the device {settings.device!r} could not be measured").read(Machine)
+        machine = machine_here(isolation, settings.device, machine_name, timed=True)
         store.make_folder()
         run = GenerateRun(build, machine, prepared)
         with Progress(len(prepared.rows)) as shown:
@@ -78,15 +76,6 @@ def not_measured(modes: Sequence[Mode]) -> str:
     """Return which rows were not asked for, as a line of progress."""
     missing = [text for mode, text in (("eager", "eagerly"), ("compiled", "under torch.compile")) if mode not in modes]
     return f"no row is measured {missing[0]}: --modes eager,compiled measures both" if missing else ""
-
-
-def checked(outcome: Outcome, what: str) -> Outcome:
-    """Return an outcome that has a value. Raise ValueError for a user's mistake, CannotStart for anything else."""
-    if outcome.mistake:
-        raise ValueError(outcome.mistake)
-    if outcome.value is None:
-        raise CannotStart(what, outcome)
-    return outcome
 
 
 def _measured(isolation: Isolation, request: RowRequest, build: Build, timeout_s: float) -> GenerationRecord:

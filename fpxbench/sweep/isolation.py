@@ -49,6 +49,7 @@ from pydantic_core import to_jsonable_python
 from fpxbench.records.verdict import Status, Verdict, classify_death, classify_exception
 from fpxbench.sweep import worker
 from fpxbench.sweep.gate import Gate, Member, Stopwatch
+from fpxbench.user_error import UserError
 
 LOG_TAIL_BYTES = 4096
 CLOSE_GRACE_S = 1.0
@@ -89,6 +90,23 @@ class Outcome:
     def read(self, kind: type[T]) -> T:
         """Return the value as a `kind`."""
         return TypeAdapter(kind).validate_json(self.value or "")
+
+    def required(self, kind: type[T], failed: str) -> T:
+        """Return the value as a `kind`. Without one, raise ValueError for a user's mistake, else CannotStart."""
+        if self.mistake:
+            raise ValueError(self.mistake)
+        if self.value is None:
+            raise CannotStart(failed, self)
+        return self.read(kind)
+
+
+class CannotStart(UserError):
+    """A run could not begin; the message says why, and ends with what the child wrote."""
+
+    def __init__(self, failed: str, outcome: Outcome) -> None:
+        super().__init__(
+            f"{failed}: {outcome.failure.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip()
+        )
 
 
 class Cancelled(Exception):

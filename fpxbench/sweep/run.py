@@ -14,14 +14,13 @@ from fpxbench.records.record import Build, Machine, Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict, with_log
 from fpxbench.sweep.gate import Gate
-from fpxbench.sweep.isolation import Isolation, Outcome
+from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.live_report import LiveReport
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.pool import Pool, default_jobs, usable_cores
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.settings import Settings
-from fpxbench.user_error import UserError
 
 PREPARATION_TIMEOUT_S = 300.0
 CHECK_BUDGET_S = {"smoke": 0.07, "quick": 0.5, "full": 3.0}
@@ -29,15 +28,6 @@ CHECK_BUDGET_S = {"smoke": 0.07, "quick": 0.5, "full": 3.0}
 
 _DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
 """Statuses after which a GPU child is replaced: its context may be past use (a fault is sticky)."""
-
-
-class CannotStart(UserError):
-    """The sweep could not begin; the message says why, and ends with what the child wrote."""
-
-    def __init__(self, what: str, outcome: Outcome) -> None:
-        super().__init__(
-            f"{what}: {outcome.failure.summary.removeprefix('raised ')}\n{outcome.log_tail.rstrip()}".rstrip()
-        )
 
 
 @dataclass
@@ -81,8 +71,9 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
     build, store = installed_build(), Store(settings.results)
     with contextlib.ExitStack() as stack:
         isolation = stack.enter_context(Isolation(settings.memory_limit))
-        plan = _plan(isolation, settings)
-        machine = _machine(isolation, plan.device, settings)
+        plan = isolation.call("fpxbench.sweep.selection:make_plan", settings, timeout_s=PREPARATION_TIMEOUT_S).required(
+            Plan, "the cases could not be planned")
+        machine = machine_here(isolation, plan.device, settings.machine, timed=bool(settings.timing_budget_s))
         store.make_folder()
         sweep = Sweep(build, machine, not_loaded=plan.not_loaded, gate=Gate(groups=machine.kind == "cpu"))
         done = {} if settings.fresh else _already_measured(store, machine, build, plan)
@@ -192,27 +183,14 @@ class _Cases:
         )
 
 
-def _plan(isolation: Isolation, settings: Settings) -> Plan:
-    outcome = isolation.call("fpxbench.sweep.selection:make_plan", settings, timeout_s=PREPARATION_TIMEOUT_S)
-    if outcome.mistake:
-        raise ValueError(outcome.mistake)
-    if outcome.value is None:
-        raise CannotStart("the cases could not be planned", outcome)
-    return outcome.read(Plan)
+def machine_here(isolation: Isolation, device: str | None, name: str | None, *, timed: bool) -> Machine:
+    """Return the machine behind `device` (None: the default), with its read bandwidth if anything is to be timed.
 
-
-def _machine(isolation: Isolation, device: str, settings: Settings) -> Machine:
-    """Return the machine, with its read bandwidth if anything is to be timed: measuring that waits for other sweeps'
-    timing."""
-    described = "measured" if settings.timing_budget_s else "described"
-    outcome = isolation.call(
-        f"fpxbench.checking.machine:{described}", device, settings.machine, timeout_s=PREPARATION_TIMEOUT_S
-    )
-    if outcome.mistake:
-        raise ValueError(outcome.mistake)
-    if outcome.value is None:
-        raise CannotStart(f"the device {device!r} could not be measured", outcome)
-    return outcome.read(Machine)
+    Measuring that waits for other sweeps' timing. Raises ValueError for a device that is not there, and CannotStart.
+    """
+    how = "measured" if timed else "described"
+    outcome = isolation.call(f"fpxbench.checking.machine:{how}", device, name, timeout_s=PREPARATION_TIMEOUT_S)
+    return outcome.required(Machine, f"the device {device or 'of this machine'!r} could not be {how}")
 
 
 def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) -> dict[str, Record]:

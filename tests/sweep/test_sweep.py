@@ -14,8 +14,9 @@ from swept import SCHEMES, lines, settings, start, verdicts, write
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
+from fpxbench.sweep.isolation import CannotStart
 from fpxbench.sweep.progress import Progress
-from fpxbench.sweep.run import CannotStart, main_sweep
+from fpxbench.sweep.run import main_sweep
 
 
 def sweep(results, impls, **more):

@@ -22,7 +22,7 @@ from fpxbench.integrations.pytest.plugin import CASES, ROOT
 from fpxbench.records.case import Case
 from fpxbench.records.record import Machine
 from fpxbench.records.verdict import BROKEN, Status, with_log
-from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.isolation import CannotStart, Isolation
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
 from fpxbench.sweep.settings import Settings
@@ -89,11 +89,10 @@ class Benchmarks:
 
     def _prepared(self, kind: type[T], failed: str, target: str, *arguments: object) -> T:
         outcome = self._isolation.call(target, *arguments, timeout_s=PREPARATION_TIMEOUT_S)
-        if outcome.mistake:
-            raise pytest.UsageError(f"--benchmark: {outcome.mistake}")
-        if outcome.value is None:
-            raise pytest.UsageError(f"--benchmark: {failed}: {outcome.failure.summary.removeprefix('raised ')}")
-        return outcome.read(kind)
+        try:
+            return outcome.required(kind, failed)
+        except (ValueError, CannotStart) as error:
+            raise pytest.UsageError(f"--benchmark: {error}") from None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection(self) -> None:
