@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +110,11 @@ def isolated_environment(environment: dict[str, str] | None = None) -> dict[str,
     """Return `environment` (default: this process's) without the variables that let in another Python's packages."""
     kept = {name: value for name, value in (environment or os.environ).items() if name not in _LEAKING}
     return kept | {"PYTHONNOUSERSITE": "1"}
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` without fpxbench's and asv's variables: a child is told its settings otherwise."""
+    return {name: value for name, value in environment.items() if not name.startswith(("FPX_", "ASV"))}
 
 
 def _uv_settings(environment: dict[str, str]) -> Iterator[str]:

@@ -251,8 +251,7 @@ def _is_asked_for(here: Build, spec: EnvironmentSpec, device: DeviceType) -> boo
 
 def _environment(own: bool) -> dict[str, str]:
     """Return the environment of a measuring process."""
-    variables = dict(os.environ) if own else installer.isolated_environment()
-    kept = {name: value for name, value in variables.items() if not name.startswith(("FPX_", "ASV"))}
+    kept = installer.without_settings(os.environ if own else installer.isolated_environment())
     # Ray sets it to the number of CPUs that a worker reserved; a sweep uses what the node was started with.
     kept.pop("OMP_NUM_THREADS", None)
     with suppress(psutil.Error, OSError):

@@ -29,6 +29,7 @@ from asv.results import Results
 from asv.runner import BENCHMARK_RUN_SCRIPT, BenchmarkResult
 
 import fpxbench
+from fpxbench.builds.installer import without_settings
 from fpxbench.builds.timeline import Timeline, commit_hash
 from fpxbench.integrations.asv_metrics import metrics_of
 from fpxbench.records.record import Machine, Record
@@ -120,10 +121,10 @@ def _discover(cases: list[str]) -> list[dict]:
         (folder / "cases.json").write_text(json.dumps(cases))
         # asv's script takes PYTHONPATH from what it runs, unless it is called this.
         paths = {"ASV_PYTHONPATH": os.environ["PYTHONPATH"]} if os.environ.get("PYTHONPATH") else {}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}
         done = subprocess.run(
             [sys.executable, BENCHMARK_RUN_SCRIPT, "discover", str(folder / "benchmarks"), str(folder / "found.json")],
-            env=kept | paths | {SHARED_PLAN_VARIABLE: str(folder / "cases.json")}, capture_output=True, text=True)
+            env=without_settings(os.environ) | paths | {SHARED_PLAN_VARIABLE: str(folder / "cases.json")},
+            capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"asv cannot import the benchmarks: {done.stderr.strip()[-1000:]}")
         return json.loads((folder / "found.json").read_text())

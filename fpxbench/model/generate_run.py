@@ -15,11 +15,8 @@ from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict, with_log
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.progress import Progress
-from fpxbench.sweep.run import machine_here
+from fpxbench.sweep.run import DAMAGING, machine_here
 from fpxbench.sweep.settings import default_memory_limit
-
-_DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
-"""Statuses after which a GPU child is replaced: its context may be past use."""
 
 
 @dataclass
@@ -94,7 +91,7 @@ def _measured(isolation: Isolation, request: RowRequest, build: Build, timeout_s
         result = outcome.read(RowResult)
         if result.verdict.status is not Status.OK:
             result.verdict = with_log(result.verdict, outcome.log_tail)
-    if request.machine.kind != "cpu" and result.verdict.status in _DAMAGING:
+    if request.machine.kind != "cpu" and result.verdict.status in DAMAGING:
         isolation.recycle()
     return _record(request, build, result, elapsed_s)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fpxbench.builds.environments.interpreters import Builds, Interpreter
-from fpxbench.builds.installer import isolated_environment
+from fpxbench.builds.installer import isolated_environment, without_settings
 from fpxbench.builds.timeline import Entry
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
@@ -79,10 +79,9 @@ def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Condition
 
 def _run(command: list[str], timeout_s: float) -> str:
     """Return the last lines of the command's output."""
-    environment = {name: value for name, value in isolated_environment().items()
-                   if not name.startswith(("FPX_", "ASV"))}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, errors="replace", env=environment, start_new_session=True)
+                               text=True, errors="replace", env=without_settings(isolated_environment()),
+                               start_new_session=True)
     try:
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:

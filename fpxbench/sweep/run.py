@@ -26,7 +26,7 @@ PREPARATION_TIMEOUT_S = 300.0
 CHECK_BUDGET_S = {"smoke": 0.07, "quick": 0.5, "full": 3.0}
 """For each case: checks of other token counts, shapes and layouts, repeats, and the accumulator."""
 
-_DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
+DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
 """Statuses after which a GPU child is replaced: its context may be past use (a fault is sticky)."""
 
 
@@ -159,7 +159,7 @@ class _Cases:
         result = outcome.read(TrialResult)
         if result.verdict.status is not Status.OK:
             result.verdict = with_log(result.verdict, outcome.log_tail)
-            if self.machine.kind != "cpu" and result.verdict.status in _DAMAGING:
+            if self.machine.kind != "cpu" and result.verdict.status in DAMAGING:
                 isolation.recycle()
         own = {name: getattr(result, name) for name in TrialResult.model_fields if name != "work_s"}
         return Record(**common, **own, elapsed_s=elapsed, overhead_s=outcome.elapsed_s - result.work_s)
