@@ -45,7 +45,7 @@ def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float
     weights = sum(weight.numel() for weight in layers.values())
     bits = {name: {scheme: scheme_named(scheme).bits_per_weight(*weight.shape) * weight.numel() for scheme in schemes}
             for name, weight in layers.items()}
-    check_budget(bits, budget_bits * weights)       # before each layer is measured, which takes minutes
+    check_budget(bits, budget_bits * weights, weights)      # before each layer is measured, which takes minutes
     alone = {name: {scheme: float(kl_of({name: scheme}).mean()) for scheme in schemes} for name in layers}
     chosen = allocate(alone, bits, budget_bits * weights)
     uniform = [Uniform(scheme=scheme, kl=_mean(kl_of(dict.fromkeys(layers, scheme))),

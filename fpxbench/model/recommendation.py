@@ -78,11 +78,12 @@ def _cost(record: GenerationRecord) -> tuple[float, float, float]:
     return kl, record.traffic.step_bytes, 1 / record.speed.tokens_per_s if timed else float("inf")
 
 
-def check_budget(bits: Mapping[str, Mapping[str, float]], budget: float) -> None:
-    """Raise ValueError for a budget below the fewest bits that there can be."""
+def check_budget(bits: Mapping[str, Mapping[str, float]], budget: float, weights: int = 1) -> None:
+    """Raise ValueError for a budget below the fewest bits that there can be, in bits per weight of `weights`."""
     fewest = sum(min(options.values()) for options in bits.values())
     if budget < fewest:
-        raise ValueError(f"a budget of {budget:.4g} bits is below the {fewest:.4g} that the smallest schemes take")
+        raise ValueError(f"a budget of {budget / weights:.4g} bits is below the {fewest / weights:.4g} that the"
+                         " smallest schemes take: raise it, or name smaller schemes")
 
 
 def allocate(kl: Mapping[str, Mapping[str, float]], bits: Mapping[str, Mapping[str, float]], budget: float,

@@ -54,7 +54,7 @@ def test_mixed_precision_meets_its_budget_beats_the_small_scheme_and_leaves_the_
 def test_a_budget_that_no_scheme_meets_is_refused_before_any_layer_is_measured(monkeypatch):
     model = LlamaForCausalLM(tiny_config()).to(torch.bfloat16).eval().requires_grad_(False)
     monkeypatch.setattr(mixed_precision, "rounded", lambda *args: pytest.fail("nothing may be quantized"))
-    with pytest.raises(ValueError, match="below the"):
+    with pytest.raises(ValueError, match=r"a budget of 3 bits is below the 4\.25"):
         mixed(model, torch.arange(2, 40), ["e4m3fn-row", "mxfp4"], budget_bits=3.0)
 
 
