@@ -23,15 +23,18 @@ def order_not_asked(bench, table):
     return Experiment(name="order", right=None, message="no time was left"), None
 
 
-def maps_of(**reading):
-    case = Case(implementation="injected", scheme="mxfp4", workload="injected", m=33, n=24, k=96)
+def maps_of(scheme="mxfp4", **reading):
+    case = Case(implementation="injected", scheme=scheme, workload="injected", m=33, n=40, k=96)
     return RecoveredMaps(Bench(Faulty(reading), case, "cpu", seed=1))
 
 
-def test_moved_outputs_are_not_taken_for_moved_scales_where_codes_were_not_asked(monkeypatch):
-    assert maps_of(output_roll=5).diagnosis().kind is Kind.OUTPUT_PERMUTED
+@pytest.mark.parametrize("scheme", ["mxfp4", "e2m1-nv16x16", "e4m3fn-b16x32"])
+def test_moved_outputs_are_not_taken_for_moved_scales_where_codes_were_not_asked(monkeypatch, scheme):
+    """In two dimensions, rows also meet other scales than those of their block."""
+    found = maps_of(scheme, output_roll=5).diagnosis()
+    assert (found.kind, found.evidence["kinds"]) == (Kind.OUTPUT_PERMUTED, ["output_permuted"])
     monkeypatch.setattr(maps, "recover_order", order_not_asked)
-    found = maps_of(output_roll=5).diagnosis()
+    found = maps_of(scheme, output_roll=5).diagnosis()
     assert found.kind is None and found.evidence["fitting"] == ["output_permuted", "scale_permuted"]
     assert "whether they meet their codes too was not asked" in found.message
 

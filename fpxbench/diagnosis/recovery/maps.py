@@ -138,10 +138,11 @@ class RecoveredMaps:
             return None
         scaling, count = self.bench.scaling, len(source)
         if scaling.block_rows is not None:
-            if self.blocks is None or scaling.block_rows != 1:
+            if self.blocks is None:
                 return None
             blocks = self.bench.grid_shape[1]
-            wanted = source[:, None] * blocks + block_of(torch.arange(self.bench.k), scaling)[None, :]
+            columns = block_of(torch.arange(self.bench.k), scaling)
+            wanted = block_row_of(source, scaling)[:, None] * blocks + columns[None, :]
             if not bool((wanted == self.blocks.place)[self.blocks.free].all()):
                 return None
         rule = axis_rule(source)
@@ -155,15 +156,15 @@ class RecoveredMaps:
         return any(one.name == name and one.right is not None for one in self.experiments)
 
     def _rows_meet_other_rows(self) -> bool:
-        """Return whether each row meets the scales of one other row, block for block: what moved outputs look like."""
-        scaling = self.bench.scaling
-        if self.blocks is None or scaling.block_rows != 1:
+        """Return whether each row meets the scales of one row of blocks, block for block, and some another's than their
+        own's: what moved outputs look like."""
+        if self.blocks is None:
             return False
         blocks, place, free = self.bench.grid_shape[1], self.blocks.place, self.blocks.free
-        own = block_of(torch.arange(self.bench.k), scaling)[None, :].expand(place.shape)
+        columns = block_of(torch.arange(self.bench.k), self.bench.scaling)[None, :].expand(place.shape)
         source = torch.where(free, place // blocks, -1).amax(dim=1, keepdim=True)
-        other = source[:, 0] != torch.arange(len(source))
-        return bool((((place // blocks == source) & (place % blocks == own)) | ~free).all() and other.any())
+        other = source[:, 0] != block_row_of(torch.arange(len(source)), self.bench.scaling)
+        return bool((((place // blocks == source) & (place % blocks == columns)) | ~free).all() and other.any())
 
     def messages(self) -> str:
         """Return what the wrong maps are, as one clause each; where none is, which are right and which not known."""
