@@ -34,6 +34,9 @@ def in_dialect(name: str, weight: QuantizedWeight, dialect: Dialect, *, nearest:
     dtype, element = _element(name, fmt.name, dialect)
     if dialect.scale_divisor != 1:
         raise CheckpointError(f"{name}: {dialect.name} stores scales times {dialect.scale_divisor:g}: they are rounded")
+    if dialect.block and (scaling.block_rows, scaling.block) != (1, dialect.block):
+        raise CheckpointError(f"{name}: {dialect.name} has a scale for {dialect.block} weights along K, and this is"
+                              f" {weight.scheme.name}")
     if dialect.state:
         return _described(name, weight, dialect, element)
     k = weight.shape[1]
@@ -70,16 +73,20 @@ def convert(
 ) -> tuple[int, list[str]]:
     """Write every layer that can be to a safetensors file in `dialect_name`; return how many, and why others could not.
 
-    Raises CheckpointError for a name that is not a dialect's.
+    Of a writer's name, ``modelopt``, each layer takes the dialect that holds it. Raises CheckpointError for a name that
+    is neither.
     """
-    if dialect_name not in DIALECTS:
-        raise CheckpointError(f"no dialect {dialect_name!r}: one of {', '.join(DIALECTS)}")
+    among = [dialect for name, dialect in DIALECTS.items() if name == dialect_name]
+    among = among or [dialect for name, dialect in DIALECTS.items() if name.startswith(f"{dialect_name}-")]
+    if not among:
+        raise CheckpointError(f"no dialect {dialect_name!r}: one of {', '.join(DIALECTS)}, or what some of them begin"
+                              " with: modelopt")
     tensors: dict[str, Tensor] = {}
     converted, refusals = 0, []
     for layer in layers:
         try:
-            parts = [in_dialect(layer.name, read_weight(layer, expert), DIALECTS[dialect_name], nearest=nearest)
-                     for expert in range(layer.experts)]
+            weights = [read_weight(layer, expert) for expert in range(layer.experts)]
+            parts = _in_one_of(layer.name, weights, among, nearest)
         except CheckpointError as error:
             refusals.append(str(error))
             continue
@@ -90,6 +97,19 @@ def convert(
     if tensors:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output)
     return converted, refusals
+
+
+def _in_one_of(name: str, weights: list[QuantizedWeight], dialects: list[Dialect],
+               nearest: bool) -> list[dict[str, Tensor]]:
+    """Return the tensors of each weight in the first of `dialects` that holds all. Raise CheckpointError with what each
+    says if none does."""
+    refusals = []
+    for dialect in dialects:
+        try:
+            return [in_dialect(name, weight, dialect, nearest=nearest) for weight in weights]
+        except CheckpointError as error:
+            refusals.append(str(error).removeprefix(f"{name}: "))
+    raise CheckpointError(f"{name}: {'; '.join(refusals)}")
 
 
 def _element(name: str, fmt: str, dialect: Dialect) -> tuple[str, Element]:

@@ -9,7 +9,7 @@ import torch
 
 from fpxbench.checking import reference
 from fpxbench.diagnosis.decode_fault import DecodeFault
-from fpxbench.diagnosis.decode_faults import block_of, is_subnormal, scaled_by
+from fpxbench.diagnosis.decode_faults import block_of, block_row_of, is_subnormal, scaled_by
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import EncodeFault
@@ -122,7 +122,8 @@ def another_table(readout: Readout) -> Diagnosis | None:
         return None
     fmt, columns = weight.scheme.format, readout.columns
     codes = weight.codes()[:, columns].long()
-    factors = weight.scale_grid()[:, block_of(columns, weight.scheme.scaling)].double().expand(codes.shape)
+    rows = block_row_of(torch.arange(len(codes), device=codes.device), weight.scheme.scaling)
+    factors = weight.scale_grid()[rows][:, block_of(columns, weight.scheme.scaling)].double()
     usable = readout.seen.isfinite() & (factors > 0)
     if not bool(usable.all()):
         return None

@@ -278,6 +278,7 @@ def test_against_the_original_the_worst_layers_come_first_with_the_quantizer_tha
 @pytest.mark.parametrize(("source", "target"), [
     ("modelopt-mxfp4", "ct-mxfp4"), ("ct-mxfp4", "gpt-oss"), ("gpt-oss", "deepseek-v4"), ("quark-fp8", "torchao"),
     ("deepseek-v3", "deepseek-v3"), ("modelopt-fp8", "ct-fp8"),
+    ("quark-fp8", "modelopt"), ("ct-mxfp4", "modelopt"),
 ])
 def test_a_conversion_keeps_every_code_and_scale(tmp_path, source, target):
     folder = written(tmp_path, model(source))

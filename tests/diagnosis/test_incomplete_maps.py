@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from confusion import NAMED, UNCERTAIN, outcome_of, singles
 from fault_injection import Faulty
 from injections import injections
 
@@ -53,3 +54,10 @@ def test_only_scales_of_blocks_along_k_can_be_in_tensor_core_tiles():
         assert (Kind.SCALE_SWIZZLED in found) is possible
     for name, possible in (("mxfp4", True), ("e4m3fn-b128x128", False), ("e2m1-nv16x16", False)):
         assert (Kind.SCALE_SWIZZLED in {fault.kind for fault in injections(scheme_named(name))}) is possible
+
+
+def test_a_sweep_diagnoses_moved_outputs_under_blocks_in_two_dimensions_without_an_exception(capfd):
+    moved = next(each for each in singles("e2m1-nv16x16") if each[0].kind is Kind.OUTPUT_PERMUTED)
+    found = outcome_of("e2m1-nv16x16", moved, shape=(33, 40, 96), sweep=True)
+    assert found.outcome in (NAMED, UNCERTAIN), found
+    assert "Traceback" not in capfd.readouterr().err

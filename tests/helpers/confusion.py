@@ -28,7 +28,10 @@ from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.trial import diagnosed_trial
 
 SCHEMES = ("e4m3fn-tensor", "e4m3fn-row", "e4m3fn-g32", "mxfp8_e4m3fn", "mxfp8_e5m2", "e4m3fnuz-row", "e5m2-row",
-           "e5m2fnuz-row", "e3m4-row", "mxfp6_e3m2", "e2m3-g128", "e2m2-row", "mxfp4", "nvfp4", "int8-row")
+           "e5m2fnuz-row", "e3m4-row", "mxfp6_e3m2", "e2m3-g128", "e2m2-row", "mxfp4", "nvfp4", "int8-row",
+           # Scalings whose rule is another, and lists of values.
+           "mxfp4.ceil", "mxfp4.even", "mxfp4.rceil", "nvfp4.div", "nvfp4.4over6", "e2m1-nv16x16", "int4-g128.bf16",
+           "nf4-g64", "bnbfp4-g64")
 SHAPE = 33, 77, 203
 NAMED, UNCERTAIN, PART, UNSEEN, WRONG = "named", "cannot tell", "named as one", "no difference", "WRONG NAME"
 """The outcomes of an injection. As one: both act as a single fault of a kind that was named. No difference: it acts as
