@@ -240,6 +240,9 @@ def _decode_in_pairs(flat: Tensor, fmt: NumberFormat) -> Tensor:
 
 
 def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
+    if index.numel() <= _chunk_size(index):
+        torch.index_select(table, 0, index.to(torch.int32), out=out)
+        return
     scratch = torch.empty(_chunk_size(index), dtype=torch.int32, device=index.device)
     for part, values in _chunks(index, out):
         torch.index_select(table, 0, scratch[:len(part)].copy_(part), out=values)

@@ -59,8 +59,9 @@ def recover_order(bench: Bench, table: Tensor) -> tuple[Experiment, IndexMap | N
             return whole
     add_weights(WEIGHTS[1])
     rows = torch.linspace(0, bench.n - 1, min(bench.n, ROWS)).round().long().unique().to(alphabet.device)
+    known_bits = _bits_of_numbers(bench, table)
     sources = _sources(bench, torch.stack([_bits(codes[rows], bench.fmt.bits) for codes in stored], dim=-1),
-                       torch.stack([_read_bits(bench, table, seen[rows]) for seen in read], dim=-1))
+                       torch.stack([_read_bits(bench, *known_bits, seen[rows]) for seen in read], dim=-1))
     if known is not None and sources.right is False:
         kind, message = known
         return sources.model_copy(
@@ -266,14 +267,18 @@ def _bits(codes: Tensor, bits: int) -> Tensor:
     return ((codes[..., None] >> torch.arange(bits, device=codes.device)) & 1).float() * 2 - 1
 
 
-def _read_bits(bench: Bench, table: Tensor, read: Tensor) -> Tensor:
-    """Return the bits of the code that each number stands for; 0 where it stands for none, or for codes that differ in
-    that bit."""
+def _bits_of_numbers(bench: Bench, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the numbers of `table`, ascending, and the bits of the code that each stands for, [numbers, bits]; 0 where
+    its codes differ in that bit."""
     numbers = table.unique()
     numbers = numbers[numbers.isfinite()]
     all_bits = _bits(torch.arange(len(table), device=table.device), bench.fmt.bits)
     of_number = torch.stack([all_bits[table == number].mean(dim=0) for number in numbers])
-    of_number = torch.where(of_number.abs() == 1, of_number, 0.0)
+    return numbers, torch.where(of_number.abs() == 1, of_number, 0.0)
+
+
+def _read_bits(bench: Bench, numbers: Tensor, of_number: Tensor, read: Tensor) -> Tensor:
+    """Return the bits of the code that each number read stands for; 0 where it stands for none."""
     at = torch.bucketize(read.nan_to_num(torch.inf), (numbers[1:] + numbers[:-1]) / 2)
     found = of_number[at]
     return torch.where(bench.near(read, numbers[at])[..., None], found, 0.0)
