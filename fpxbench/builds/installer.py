@@ -6,6 +6,7 @@ anything is installed, so that importing it needs the standard library alone.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -51,7 +52,7 @@ def choose_installer() -> str:
         if not shutil.which("uv"):
             raise NoInstaller(f"{CHOICE_VARIABLE}=uv, and no uv is on the PATH")
         return "uv"
-    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
+    if importlib.util.find_spec("pip") is None:
         raise NoInstaller(f"{sys.executable} has no pip, and no uv is on the PATH: `python -m ensurepip` installs pip")
     return "pip"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -68,6 +69,7 @@ def record_installation(state: EnvironmentState, results: Path, timeline: Timeli
     ))
 
 
+@cache
 def _machine(name: str | None, device: str | None) -> Machine:
     """Return this machine as the current PyTorch sees it, from a child process: the parent never imports torch."""
     done = subprocess.run([sys.executable, "-c", _DESCRIBE, device or "", name or ""], capture_output=True, text=True,
