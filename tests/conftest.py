@@ -64,15 +64,17 @@ def pytest_unconfigure(config):
 
 
 LONGEST = [
-    "sweep/test_faulty_impls", "diagnosis/test_diagnose", "diagnosis/test_no_false_alarm", "impls/test_triton_fused",
-    "diagnosis/test_inspect", "diagnosis/test_confusion", "integrations/test_asv", "integrations/test_pytest_plugin",
-    "fleet/test_fleet_cluster", "impls/test_fragments", "impls/test_impls", "targets/test_targets_inductor",
-    "reports/test_report", "test_bad_input", "checking/test_expert_calls", "checkpoint/test_fault_table",
-    "checking/test_activation_rules", "checkpoint/test_bad_checkpoints", "cases/test_cases", "model/test_float_tensor",
-    "targets/test_targets", "builds/test_environments", "model/test_generate", "model/test_quality",
+    "sweep/test_faulty_impls", "integrations/test_asv", "impls/test_triton_aot", "builds/test_environments",
+    "diagnosis/test_diagnose", "diagnosis/test_confusion", "integrations/test_pytest_plugin", "sweep/test_parallel",
+    "fleet/test_fleet_cluster", "impls/test_impls", "targets/test_targets_inductor", "numbers/test_fake_quantize",
+    "targets/test_targets", "impls/test_triton_fused", "impls/test_fragments", "model/test_float_tensor",
+    "cases/test_cases", "diagnosis/test_no_false_alarm", "sweep/test_repro", "sweep/test_sweep",
+    "checking/test_activation_rules", "builds/test_sync", "numbers/test_codec", "diagnosis/test_inspect",
+    "sweep/test_plan", "numbers/test_packing", "model/test_generate", "checking/test_accumulator",
     "casts/test_cast_run",
 ]
-"""Files of more than ten seconds, longest first. Begun last, one would keep one core busy while the others wait."""
+"""Files of about ten processor seconds and more, longest first. Begun last, one would keep one core busy while the
+others wait."""
 
 
 def pytest_collection_modifyitems(items):
