@@ -83,10 +83,12 @@ class Pages:
     """Renders the site's pages into a folder.
 
     failures : pages that could not be made, with the reason
+    written : files of the pages so far
     """
 
     def __init__(self, output: Path) -> None:
         self._output = output
+        self.written: set[Path] = set()
         self.failures: list[str] = []
         self._templates = _templates()
 
@@ -102,6 +104,7 @@ class Pages:
             self.failures.append(f"{path} could not be made: {reason}")
             page = self._render("failed_page.html", root="../" * path.count("/"), path=path, reason=reason)
         target = self._output / path
+        self.written.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(page, encoding="utf-8")
 

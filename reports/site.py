@@ -17,10 +17,9 @@ from plotly.offline import get_plotlyjs
 
 from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
-from fpxbench.casts.decode_speed import DecodeSpeed
 from fpxbench.checkpoint.stored_reports import read_reports
 from fpxbench.records.record import Record
-from fpxbench.records.store import BrokenLine, R, Store, latest
+from fpxbench.records.store import BrokenLine, Store
 from fpxbench.reports.casts.conversion_pages import (
     CastChanges,
     CastSweep,
@@ -30,17 +29,18 @@ from fpxbench.reports.casts.conversion_pages import (
     cast_sweep_of,
     conversion_matrix,
 )
-from fpxbench.reports.casts.decode_speed_table import DecodeTable, decode_table
 from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, checkpoint_page
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.feed import FILE as FEED, feed
-from fpxbench.reports.history.status_history import StatusHistories
+from fpxbench.reports.kept_pages import KeptPages
+from fpxbench.reports.machine_pages import MachineTask, write_machines
 from fpxbench.reports.model.generation_table import model_problems
 from fpxbench.reports.model.model_chapter import ModelChapter, write_models
 from fpxbench.reports.pages import Pages
 from fpxbench.reports.static_files import static_files
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
-from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable, sweep_of
+from fpxbench.reports.sweep.sweep_pages import folder_of, newest_records
+from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import build_diffs
 from fpxbench.reports.targets.support_row import row_detail
 from fpxbench.reports.targets.support_table import (
@@ -52,6 +52,8 @@ from fpxbench.reports.targets.support_table import (
 )
 
 _PLOTLY = "plotly.min.js"
+_FOLDERS = "machines", "builds", SUPPORT.rpartition("/")[0]
+"""Of the report: what an earlier one left there goes."""
 
 _Casts = dict[tuple[str, str], tuple[CastSweep, CastChanges | None]]
 """Cast sweeps with what changed since the build before, by the names of their machine's folder and their file."""
@@ -78,38 +80,38 @@ class SiteSummary:
 
 
 def build_site(results: Path, output: Path, timeline: Timeline | None = None, builds: int = BUILDS_IN_FULL,
-               say: Callable[[str], None] = lambda line: None) -> SiteSummary:
+               say: Callable[[str], None] = lambda line: None, jobs: int = 1) -> SiteSummary:
     """Write the site of the records under `results` to the folder `output`.
 
     Without `timeline` builds are ordered by the dates in their records. The newest `builds` of each machine, channel
     and variant have a page for every case; older ones show only what they changed. Pages of an earlier report are
     replaced, and the same records give the same bytes. Without any record the first page says how to make some. `say`
-    receives progress messages. Raises NotADirectoryError if `output` is a file, and TimelineError if `timeline` cannot
-    be read."""
+    receives progress messages; `jobs` processes write machines at once. Raises NotADirectoryError if `output` is a
+    file, and TimelineError if `timeline` cannot be read."""
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder for the report")
     store: Store[Record] = Store(results)
     pages = Pages(output)
-    chapter = HistoryChapter(results, timeline, pages, builds,
-                             say)   # reads the timeline before an earlier report is removed
-    _clear(output)
+    chapter = HistoryChapter(results, timeline, pages, builds)      # reads the timeline before anything is written
+    kept = KeptPages(output, from_report=(output / "assets" / _PLOTLY).is_file())
     _write_assets(output / "assets")
     numerics = Store(results, CastRecord)
     brief, broken_lines = _read_casts(numerics, builds)
     newest: dict[tuple[str, str, str], SweepTable] = {}
     by_machine: dict[str, list[SweepHeading]] = defaultdict(list)
-    for paths, histories in chapter.machines(store.files()):
-        for path in paths:
-            say(f"{path.parent.parent.name}: {path.stem}")
-            sweep, broken = _write_sweep(store, path, pages, brief.get(_folder(path), (None, None))[0], histories)
-            broken_lines += broken
-            if sweep is None:
-                continue
-            rival = newest.get(sweep.series)
-            if rival is None or sweep.age >= rival.age:
-                newest[sweep.series] = sweep
-            by_machine[sweep.folder[0]].append(sweep.heading())
+    machines = [MachineTask(name, list(paths), {folder: one for folder, (one, _) in brief.items() if folder[0] == name},
+                            chapter.inputs, output, kept.from_report)
+                for name, paths in groupby(store.files(), lambda path: path.parent.parent.name)]
+    for machine in write_machines(machines, jobs, say):
+        chapter.add(machine.name, machine.history)
+        broken_lines += machine.broken
+        newest |= {sweep.series: sweep for sweep in machine.newest}
+        if machine.sweeps:
+            by_machine[machine.name] = machine.sweeps
+        pages.failures += machine.failures
+        pages.written |= machine.written
+        kept.kept |= machine.kept
     casts = _write_casts(numerics, brief, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     with_page = set(by_machine) | {name for name, _ in casts}
     models = write_models(results, pages, with_page)
@@ -129,6 +131,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     older = sum(map(len, by_machine.values())) + chapter.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(sweep for sweep, _ in newest_casts)])
     broken_lines += unreadable
+    kept.remove_others({*pages.written, (output / SUPPORT).with_name(MATRIX_FILE)}, _FOLDERS)
     pages.write("about.html", pages.about)
     (output / FEED).write_bytes(feed(results))
     pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
@@ -136,11 +139,6 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
                        problems, broken_lines,
                        troubles + pages.failures, empty=not (shown or newest_casts or checkpoints) and models.empty)
-
-
-def _folder(path: Path) -> tuple[str, str]:
-    """Return machine and build of a records file by the names of its folder and itself, whatever its records claim."""
-    return path.parent.parent.name, path.stem
 
 
 def _newest_first(heading: SweepHeading) -> tuple:
@@ -167,10 +165,10 @@ def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[Bro
     for _, paths in groupby(store.files(), lambda path: path.parent.parent):
         of_machine: list[CastSweep] = []
         for path in paths:
-            records, broken = _newest_records(store, path)
+            records, broken = newest_records(store, path)
             broken_lines += broken
             if records:
-                of_machine.append(cast_sweep_of(_folder(path), records).brief())
+                of_machine.append(cast_sweep_of(folder_of(path), records).brief())
         changes = cast_changes(of_machine)
         shown = builds_with_pages(of_machine, changes, builds)
         casts |= {one.folder: (one, changes.get(one.folder)) for one in of_machine if one.folder in shown}
@@ -182,10 +180,10 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
     more, and only those of mistakes are kept."""
     full: _Casts = {}
     for path in store.files():
-        if _folder(path) not in brief:
+        if folder_of(path) not in brief:
             continue
-        records, changes = _newest_records(store, path)[0], brief[_folder(path)][1]
-        sweep, matrix = cast_sweep_of(_folder(path), records), conversion_matrix(records)
+        records, changes = newest_records(store, path)[0], brief[folder_of(path)][1]
+        sweep, matrix = cast_sweep_of(folder_of(path), records), conversion_matrix(records)
         full[sweep.folder] = sweep, changes
         folder = f"machines/{sweep.folder[0]}/{sweep.folder[1]}/"
         pages.write(folder + "numerics.html", pages.numerics, sweep, changes, matrix, sweep.folder in swept)
@@ -201,40 +199,6 @@ def _write_checkpoints(results: Path, pages: Pages) -> tuple[list[CheckpointPage
     for page in found:
         pages.write(page.path, pages.checkpoint, page)
     return found, broken
-
-
-def _newest_records(store: Store[R], path: Path) -> tuple[list[R], list[BrokenLine]]:
-    """Return the newest record of each case or conversion in a file, whatever machine and build they name, and its
-    broken lines."""
-    records, broken = store.read(path)
-    return list({record.id: record for record in latest(records)}.values()), broken
-
-
-def _write_sweep(store: Store, path: Path, pages: Pages, casts: CastSweep | None, histories: StatusHistories,
-                 ) -> tuple[SweepTable | None, list[BrokenLine]]:
-    """Write the pages of one records file; return no sweep if it holds no record."""
-    newest, broken = _newest_records(store, path)
-    if not newest:
-        return None, broken
-    decodes, broken_decodes = _decodes(store.root, path)
-    broken += broken_decodes
-    sweep = sweep_of(_folder(path), newest, histories.of)
-    folder = f"machines/{sweep.folder[0]}/{sweep.folder[1]}/"
-    pages.write(folder + "index.html", pages.sweep, sweep, find_problems([sweep]), casts, histories.tag(newest[-1]),
-                decodes)
-    for row, record in zip(sweep.rows, newest, strict=True):
-        pages.write(folder + row.page, pages.case, sweep, row, record)
-    return sweep, broken
-
-
-def _decodes(results: Path, path: Path) -> tuple[DecodeTable | None, list[BrokenLine]]:
-    """Return the table of decode speeds measured on the machine and build of a records file, and its broken lines."""
-    store: Store[DecodeSpeed] = Store(results, DecodeSpeed)
-    file = path.parent.parent / DecodeSpeed.FOLDER / path.name
-    if not file.is_file():
-        return None, []
-    records, broken = _newest_records(store, file)
-    return decode_table(records, chosen_matrix(results)[0]), broken
 
 
 def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
@@ -265,17 +229,6 @@ def _write_support(results: Path, output: Path, pages: Pages,
         if diff.page:
             pages.write(f"{folder}/{diff.page}", pages.support_build, support, diff)
     return support, unreadable
-
-
-def _clear(output: Path) -> None:
-    """Remove the pages of an earlier report, and nothing else: cases that are gone must not look current."""
-    if not (output / "assets" / _PLOTLY).is_file():
-        return
-    for folder in (output / "machines", output / "builds"):
-        if folder.is_dir():
-            shutil.rmtree(folder)
-    if (output / SUPPORT).is_file():
-        shutil.rmtree((output / SUPPORT).parent)
 
 
 def _write_assets(folder: Path) -> None:

@@ -33,6 +33,9 @@ def report(
     builds: Annotated[
         int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")
     ] = 10,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Number of processes, each with one machine's series in memory.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Build a static HTML report from the records and print the worst findings.

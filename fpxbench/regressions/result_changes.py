@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fpxbench.builds.timeline import Timeline
+from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store
 from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, Suspect, share
@@ -82,7 +82,8 @@ class PanelChanges:
 
 
 def changes_by_machine(
-    results: Path, confirmations: dict[str, Confirmation], timeline: Timeline | None = None, machine: str | None = None,
+    results: Path, confirmations: dict[str, Confirmation], timeline: Timeline | Iterable[Entry] | None = None,
+    machine: str | None = None,
 ) -> Iterator[tuple[list[PanelChanges], list[str]]]:
     """Yield the changes of each machine and messages about its records, with one machine's series in memory."""
     for of_machine, troubles in panels(results, timeline, machine):

@@ -7,7 +7,7 @@ clock takes part in the order: builds have dates of their own, and one without a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,9 +91,11 @@ class Panel:
 
 
 def panels(
-    results: Path, timeline: Timeline | None = None, machine: str | None = None,
+    results: Path, timeline: Timeline | Iterable[Entry] | None = None, machine: str | None = None,
 ) -> Iterator[tuple[list[Panel], list[str]]]:
     """Yield the panels of each machine, or of one machine, and messages about its records.
+
+    timeline : or its entries
 
     Raise ValueError if there is no such machine.
     """
@@ -104,7 +106,7 @@ def panels(
     if machine is not None and not store.files(machine):
         there = ", ".join(store.machines()) or "none"
         raise ValueError(f"no records of machine {machine!r} in {results}: there are {there}")
-    held = {entry.key: entry for entry in timeline.entries()} if timeline else {}
+    held = {entry.key: entry for entry in (timeline.entries() if isinstance(timeline, Timeline) else timeline or ())}
     for name in names:
         try:
             yield _of_machine(results, name, held)

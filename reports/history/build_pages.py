@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import quote
+
+import numpy as np
 
 from fpxbench.builds.environments.installations import Installation
 from fpxbench.builds.timeline import Entry, in_order
@@ -12,8 +15,7 @@ from fpxbench.records.record import Build
 from fpxbench.records.verdict import BY_SEVERITY, Status
 from fpxbench.regressions.change_report import Direction, MachineMove
 from fpxbench.regressions.confirmation import upstream_range
-from fpxbench.regressions.result_changes import PanelChanges
-from fpxbench.regressions.series import UNKNOWN_DAY
+from fpxbench.regressions.series import UNKNOWN_DAY, Panel
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
 from fpxbench.reports.history.regression_groups import RegressionGroup
 
@@ -30,6 +32,28 @@ class BuildMeasurement:
     counts: dict[Status, int]
     page: str
     """The sweep's, relative to the site's root; empty where it has none."""
+
+
+class MeasuredBuild(NamedTuple):
+    """A build of a panel."""
+
+    build: Build
+    measurement: BuildMeasurement
+    compared: bool
+    """Whether an earlier build of its channel and variant was measured there."""
+
+
+def measured_builds(panel: Panel, sweeps: Container[str]) -> list[MeasuredBuild]:
+    """Return the builds of a panel; `sweeps` are the names of builds' folders that have a page."""
+    found = []
+    for column, build in enumerate(panel.builds):
+        places = panel.severity[:, column]
+        counts = {BY_SEVERITY[place]: count for place, count in enumerate(np.bincount(places[places >= 0]).tolist())
+                  if count}
+        page = f"machines/{quote(panel.machine)}/{quote(build.stem)}/index.html" if build.stem in sweeps else ""
+        measurement = BuildMeasurement(panel.machine, panel.device, panel.variant, build.triton, counts, page)
+        found.append(MeasuredBuild(build, measurement, column > 0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -126,23 +150,17 @@ class BuildPages:
         assert page is not None
         page.groups.append(group)
 
-    def add_examined(self, one: PanelChanges, groups: Iterable[RegressionGroup], sweeps: Iterable[str]) -> None:
-        """Add the changes of a panel's builds; `sweeps` are the names of builds' folders that have a page."""
-        panel, sweeps = one.panel, set(sweeps)
-        for column, build in enumerate(panel.builds):
-            places, counts = panel.severity[:, column], {}
-            for place in sorted(set(places[places >= 0].tolist())):
-                counts[BY_SEVERITY[place]] = int((places == place).sum())
-            page = f"machines/{quote(panel.machine)}/{quote(build.stem)}/index.html" if build.stem in sweeps else ""
-            known = self._page(build)
-            if known is None:
-                continue
-            known.measured.append(BuildMeasurement(panel.machine, panel.device, panel.variant, build.triton, counts,
-                                                   page))
-            known.compared |= column > 0
+    def add_measured(self, measured: Iterable[MeasuredBuild], groups: Iterable[RegressionGroup],
+                     moves: Iterable[MachineMove]) -> None:
+        """Add the builds measured on one machine, and what changed there."""
+        for one in measured:
+            known = self._page(one.build)
+            if known is not None:
+                known.measured.append(one.measurement)
+                known.compared |= one.compared
         for group in groups:
             self._pages[group.first.since_key].groups.append(group)
-        for move in one.moves:
+        for move in moves:
             self._pages[move.first.key].moves.append(move)
 
     def add_casts(self, casts: CastSweep, changes: CastChanges | None) -> None:

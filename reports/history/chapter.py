@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from fpxbench.builds.environments.installations import Installation
-from fpxbench.builds.timeline import Timeline
+from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store, latest
 from fpxbench.regressions.change_report import MachineMove
 from fpxbench.regressions.confirmation import Confirmation
 from fpxbench.regressions.result_changes import PanelChanges, by_suspect, changes_by_machine
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
-from fpxbench.reports.history.build_pages import BuildPages
+from fpxbench.reports.history.build_pages import BuildPages, MeasuredBuild, measured_builds
 from fpxbench.reports.history.regression_groups import (
     RegressionGroup,
     group_lines,
@@ -37,59 +38,85 @@ BUILDS_IN_FULL = 10
 make millions."""
 
 
-class HistoryChapter:
-    """Collects changes machine after machine, one in memory at a time, and writes their pages."""
+@dataclass(frozen=True)
+class MachineHistory:
+    """What changed on one machine, without its series."""
 
-    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, in_full: int,
-                 say: Callable[[str], None]) -> None:
-        self._say = say
-        self._results, self._timeline, self._pages, self._in_full = results, timeline, pages, in_full
-        self._builds = BuildPages(timeline.entries() if timeline else ())
-        self._groups: list[RegressionGroup] = []
-        self._moves: list[MachineMove] = []
-        self._confirmations, broken = Store(results, Confirmation).read_all()
-        self._troubles = [str(line) for line in broken]
-        self.older: Counter[str] = Counter()
-        """Sweeps without a page of their own, by machine."""
+    troubles: list[str]
+    older: int
+    """Sweeps without a page of their own."""
+    measured: list[MeasuredBuild] = field(default_factory=list)
+    groups: list[RegressionGroup] = field(default_factory=list)
+    moves: list[MachineMove] = field(default_factory=list)
 
-    def machines(self, files: Iterable[Path]) -> Iterator[tuple[list[Path], StatusHistories]]:
-        """Yield for each machine the records files that get pages, and the status histories of their cases. Write the
-        pages of its series."""
-        confirmations = by_suspect(self._confirmations)
-        paths: dict[str, list[Path]] = {}
-        for path in files:
-            paths.setdefault(path.parent.parent.name, []).append(path)
-        for machine in Store(self._results).machines():
-            self._say(f"{machine}: changes from build to build")
-            [(of_machine, troubles)] = changes_by_machine(self._results, confirmations, self._timeline, machine)
-            self._troubles += troubles
-            known = {build.stem for one in of_machine for build in one.panel.builds}
-            full = {build.stem for one in of_machine for build in one.panel.builds[-self._in_full:]}
-            shown = [path for path in paths[machine] if path.stem in full or path.stem not in known]
-            self.older[machine] = len(known - full)
-            links: dict[tuple[str, str, str, str], str] = {}
-            for one in of_machine:
-                panel = one.panel
-                of_panel = self._of_panel(one, confirmations, full)
-                links |= {(panel.device, panel.variant, panel.channel, case): quote(page)
-                          for case, page in of_panel.items()}
-            yield shown, StatusHistories((one.panel for one in of_machine), links)
 
-    def _of_panel(self, one: PanelChanges, confirmations: dict[str, Confirmation], full: set[str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class HistoryInputs:
+    """What the series of every machine are read with."""
+
+    results: Path
+    entries: list[Entry]
+    """The timeline's."""
+    confirmations: dict[str, Confirmation]
+    """By suspect."""
+    in_full: int
+    """Newest builds of each machine, channel and variant with a page for every case."""
+
+    def of_machine(self, machine: str, paths: Iterable[Path], pages: Pages,
+                   ) -> tuple[MachineHistory, list[Path], StatusHistories]:
+        """Write the pages of a machine's series. Return what changed, those of its records files that get pages, and
+        the status histories of their cases."""
+        [(of_machine, troubles)] = changes_by_machine(self.results, self.confirmations, self.entries, machine)
+        known = {build.stem for one in of_machine for build in one.panel.builds}
+        full = {build.stem for one in of_machine for build in one.panel.builds[-self.in_full:]}
+        shown = [path for path in paths if path.stem in full or path.stem not in known]
+        history = MachineHistory(troubles, len(known - full))
+        links: dict[tuple[str, str, str, str], str] = {}
+        for one in of_machine:
+            panel = one.panel
+            links |= {(panel.device, panel.variant, panel.channel, case): quote(page)
+                      for case, page in self._write(one, full, pages, history).items()}
+        return history, shown, StatusHistories((one.panel for one in of_machine), links)
+
+    def _write(self, one: PanelChanges, full: set[str], pages: Pages, history: MachineHistory) -> dict[str, str]:
         """Write the pages of a panel's series, and return them by case."""
-        lines, pages = with_pages(one.panel, regression_lines(one))
-        groups = with_sparklines(one.panel, group_lines(lines))
+        lines, by_case = with_pages(one.panel, regression_lines(one))
 
         def page_of(build: Build, case: str) -> str:
             page = f"machines/{quote(one.panel.machine)}/{quote(build.stem)}/{quote(page_of_id(case))}"
             return page if build.stem in full else ""
 
-        for series in series_pages(one, lines, confirmations, pages, page_of):
-            self._pages.write(series.page, self._pages.series, series)
-        self._builds.add_examined(one, groups, full)
-        self._groups += groups
-        self._moves += one.moves
-        return pages
+        for series in series_pages(one, lines, self.confirmations, by_case, page_of):
+            pages.write(series.page, pages.series, series)
+        history.measured.extend(measured_builds(one.panel, full))
+        history.groups.extend(with_sparklines(one.panel, group_lines(lines)))
+        history.moves.extend(one.moves)
+        return by_case
+
+
+class HistoryChapter:
+    """Collects what changed machine after machine, and writes the pages about all of them."""
+
+    def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, in_full: int) -> None:
+        """Read timeline and confirmations. Raise TimelineError if the timeline cannot be read."""
+        self._results, self._pages = results, pages
+        entries = timeline.entries() if timeline else []
+        self._builds = BuildPages(entries)
+        self._groups: list[RegressionGroup] = []
+        self._moves: list[MachineMove] = []
+        self._confirmations, broken = Store(results, Confirmation).read_all()
+        self._troubles = [str(line) for line in broken]
+        self.inputs = HistoryInputs(results, entries, by_suspect(self._confirmations), in_full)
+        self.older: Counter[str] = Counter()
+        """Sweeps without a page of their own, by machine."""
+
+    def add(self, machine: str, history: MachineHistory) -> None:
+        """Add what changed on one machine."""
+        self._troubles += history.troubles
+        self.older[machine] = history.older
+        self._builds.add_measured(history.measured, history.groups, history.moves)
+        self._groups += history.groups
+        self._moves += history.moves
 
     def problems(self, broken: Container[tuple[str, str]]) -> list[ReportProblem]:
         """Return the problems of the first page; `broken` cases, by machine and id, have theirs already."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -124,24 +125,24 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
                links: list[str]) -> Chart:
     """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense
     product of the same runs."""
-    figure = blank_figure(height=470)
+    figure, traces = blank_figure(height=470), _Traces()
     times = panel.metrics["median_us"][row]
     timed = bool(np.isfinite(times).any())
     believed = [suspect for suspect in suspects if suspect.state is not State.REFUTED]
     if timed:
         steps = sorted({0, *(panel.column[suspect.first_bad.key] for suspect in believed)})
         for begin, end in zip(steps, [*steps[1:], len(panel.builds)], strict=True):
-            _add_band(figure, panel, row, begin, end, show=begin == 0)
+            _add_band(traces, panel, row, begin, end, show=begin == 0)
         levels = {suspect.id: level_before(panel, row, panel.column[suspect.first_bad.key], steps)
                   for suspect in suspects}
         for number, suspect in enumerate(believed):
-            _add_change(figure, panel, suspect, levels[suspect.id], show=number == 0)
-        _add_points(figure, "time", panel, times, links, _TIME, "y", "circle")
-        _add_points(figure, "dense, same run", panel, panel.metrics["baseline_us"][row], links, _DENSE, "y2", "square")
+            _add_change(figure, traces, panel, suspect, levels[suspect.id], show=number == 0)
+        _add_points(traces, "time", panel, times, links, _TIME, "y", "circle")
+        _add_points(traces, "dense, same run", panel, panel.metrics["baseline_us"][row], links, _DENSE, "y2", "square")
         confirmed = [(suspect, confirmations[suspect.id]) for suspect in suspects if suspect.id in confirmations
                      and confirmations[suspect.id].time]
-        _add_confirmations(figure, panel, confirmed, levels)
-    _add_verdicts(figure, panel, row, links)
+        _add_confirmations(traces, panel, confirmed, levels)
+    _add_verdicts(traces, panel, row, links)
     for begin, end, status in not_ok(panel, row, 0, len(panel.builds)):
         figure.add_shape(type="rect", xref="x", yref="paper", x0=begin - 0.5, x1=end - 0.5, y0=0, y1=1,
                          line=dict(width=0), layer="below",
@@ -166,31 +167,42 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         "background means that "
         "the case was not ok. Click a mark to open the case on that build, if it has a page.",
         f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.",
-        json.loads(figure.to_json()))
+        traces.of(figure))
 
 
 def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[RegressionLine]) -> Chart:
     """Draw a metric that should be the same in every run and was not."""
     words, unit, _ = METRIC_RULES[metric]
-    figure = blank_figure(height=260)
-    _add_points(figure, words, panel, panel.metrics[metric][row], [], _TIME, "y", "circle")
+    figure, traces = blank_figure(height=260), _Traces()
+    _add_points(traces, words, panel, panel.metrics[metric][row], [], _TIME, "y", "circle")
     for line in lines:
         figure.add_vline(x=panel.column[line.since_key] - 0.5, line_dash="dash", line_width=1.5)
     _dress(figure, panel)
     figure.update_layout(showlegend=False, yaxis=dict(title_text=f"{words}, {unit}" if unit else words))
     return Chart(metric.replace("_", "-"), words[0].upper() + words[1:], "The dashed line marks the change (§8).",
-                 f"{words} of {panel.cases[row]} on {len(panel.builds)} builds.", json.loads(figure.to_json()))
+                 f"{words} of {panel.cases[row]} on {len(panel.builds)} builds.", traces.of(figure))
 
 
-def _add_band(figure: go.Figure, panel: Panel, row: int, begin: int, end: int, show: bool) -> None:
+class _Traces(list[dict[str, Any]]):
+    """Traces of a figure, as plotly.js reads them. plotly.py would check and copy each of thousands of points."""
+
+    def add(self, **trace: Any) -> None:
+        self.append({"type": "scatter"} | {name: value for name, value in trace.items() if value is not None})
+
+    def of(self, figure: go.Figure) -> dict[str, Any]:
+        """Return the figure with these traces, as JSON."""
+        return json.loads(figure.to_json()) | {"data": list(self)}
+
+
+def _add_band(traces: _Traces, panel: Panel, row: int, begin: int, end: int, show: bool) -> None:
     level = band(panel, row, begin, end)
     if level is None:
         return
     low, high = (round(math.exp(value), 4) for value in level)
-    figure.add_trace(go.Scatter(
+    traces.add(
         name=f"level ± {SIGMAS:g} σ", legendgroup="level", showlegend=show,
         x=[begin - 0.5, end - 0.5, end - 0.5, begin - 0.5], y=[low, low, high, high],
-        fill="toself", fillcolor="rgba(0,114,178,0.16)", line=dict(width=0), mode="lines", hoverinfo="skip"))
+        fill="toself", fillcolor="rgba(0,114,178,0.16)", line=dict(width=0), mode="lines", hoverinfo="skip")
 
 
 def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> float | None:
@@ -200,59 +212,60 @@ def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> f
     return math.exp((level[0] + level[1]) / 2) if level else None
 
 
-def _add_change(figure: go.Figure, panel: Panel, suspect: Suspect, before_us: float | None, show: bool) -> None:
+def _add_change(figure: go.Figure, traces: _Traces, panel: Panel, suspect: Suspect, before_us: float | None,
+                show: bool) -> None:
     """Draw the change, and the interval of the new level over the builds that showed it."""
     first, raised = panel.column[suspect.first_bad.key], panel.column[suspect.raised_at.key]
     figure.add_vline(x=first - 0.5, line_dash="dash", line_width=1.5)
     if before_us is None:
         return
     low, high = (round(before_us * (1 + end), 4) for end in suspect.interval)
-    figure.add_trace(go.Scatter(
+    traces.add(
         name="95% interval of the change", legendgroup="change", showlegend=show,
         x=[first - 0.5, raised + 0.5, raised + 0.5, first - 0.5],
         y=[low, low, high, high], fill="toself", fillcolor="rgba(213,94,0,0.30)", line=dict(width=0), mode="lines",
-        hoverinfo="skip"))
+        hoverinfo="skip")
 
 
-def _add_confirmations(figure: go.Figure, panel: Panel, confirmed: Sequence[tuple[Suspect, Confirmation]],
+def _add_confirmations(traces: _Traces, panel: Panel, confirmed: Sequence[tuple[Suspect, Confirmation]],
                       levels: Mapping[str, float | None]) -> None:
     known = [(suspect, confirmation, confirmation.time, before_us) for suspect, confirmation in confirmed
              if (before_us := levels[suspect.id]) is not None and confirmation.time is not None]
     for number, (suspect, confirmation, ratio, before_us) in enumerate(known):
         value = before_us * ratio.value
         low, high = (before_us * end if end else value for end in (ratio.low, ratio.high))
-        figure.add_trace(go.Scatter(
+        traces.add(
             name="both builds again", legendgroup="again", showlegend=number == 0,
             x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
             mode="markers", marker=dict(symbol="diamond", size=12, color=_CONFIRMATION),
             error_y=dict(type="data", symmetric=False, array=[high - value],
                          arrayminus=[value - low], thickness=2, width=6,
                          color=_CONFIRMATION),
-            text=[escape(confirmation.headline)], hovertemplate="%{text}<extra></extra>"))
+            text=[escape(confirmation.headline)], hovertemplate="%{text}<extra></extra>")
 
 
-def _add_points(figure: go.Figure, name: str, panel: Panel, values: np.ndarray, links: list[str], colour: str,
+def _add_points(traces: _Traces, name: str, panel: Panel, values: np.ndarray, links: list[str], colour: str,
                 axis: str, symbol: str) -> None:
     # A missing value breaks the line.
     shown = [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
-    figure.add_trace(go.Scatter(
+    traces.add(
         name=name, x=list(range(len(shown))), y=shown, yaxis=axis, mode="lines+markers",
         line=dict(width=1, color=colour), marker=dict(size=6 if len(shown) < 200 else 4, color=colour, symbol=symbol),
         text=[_label(panel, column) for column in range(len(shown))], customdata=links or None,
-        hovertemplate="%{text}<br>%{y:.6g}<extra>" + name + "</extra>"))
+        hovertemplate="%{text}<br>%{y:.6g}<extra>" + name + "</extra>")
 
 
-def _add_verdicts(figure: go.Figure, panel: Panel, row: int, links: list[str]) -> None:
+def _add_verdicts(traces: _Traces, panel: Panel, row: int, links: list[str]) -> None:
     places = panel.severity[row]
     shown = np.flatnonzero(places >= 0).tolist()
     statuses = [BY_SEVERITY[places[column]] for column in shown]
-    figure.add_trace(go.Scatter(
+    traces.add(
         name="verdict", x=shown, y=[0] * len(shown), yaxis="y3", mode="markers", showlegend=False,
         marker=dict(size=8, symbol=["square" if status is Status.OK else "x" for status in statuses],
                     color=[_STATUS_COLOURS[status] for status in statuses]),
         text=[f"{_label(panel, column)}<br>{panel.verdicts[int(panel.verdict[row, column])].headline}"
               for column in shown],
-        customdata=[links[column] for column in shown], hovertemplate="%{text}<extra></extra>"))
+        customdata=[links[column] for column in shown], hovertemplate="%{text}<extra></extra>")
 
 
 def _label(panel: Panel, column: int) -> str:

@@ -63,6 +63,16 @@ class StatusHistories:
         runs, _, key = self._found(record)
         return runs.tag(key) if runs else ""
 
+    def links(self, stem: str) -> dict[str, str]:
+        """Return the pages of series, by case, of the builds with this name of a records file."""
+        of_panel = {place for place, runs in self._panels.items() if runs.columns(stem)}
+        return {case: link for (*place, case), link in sorted(self._histories.items()) if tuple(place) in of_panel}
+
+    def state(self, stem: str) -> list[object]:
+        """Return what `of` and `tag` say, but for links, of the builds with this name of a records file."""
+        return [(place, runs.state(column)) for place, runs in sorted(self._panels.items())
+                for column in runs.columns(stem)]
+
     def _found(self, record: Record) -> tuple[_StatusRuns | None, tuple[str, str, str], str]:
         build = record.build
         if build not in self._keys:
@@ -76,6 +86,24 @@ class _StatusRuns:
 
     def __init__(self, panel: Panel) -> None:
         self._panel = panel
+
+    def columns(self, stem: str) -> list[int]:
+        """Return the columns of builds whose records files have this name."""
+        return self._by_stem.get(stem, [])
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for column, build in enumerate(self._panel.builds):
+            found.setdefault(build.stem, []).append(column)
+        return found
+
+    def state(self, column: int) -> tuple[object, ...]:
+        """Return what `history` says of every case on a build."""
+        recent = self._panel.severity[:, max(0, column - RECENT + 1):column + 1]
+        since = [self._panel.tags[start] if start >= 0 else "" for start in self._runs[0][:, column].tolist()]
+        return (self._panel.tags[column], self._panel.cases, since, recent.tolist(),
+                *(values[:, column].tolist() for values in self._runs[1:]))
 
     def tag(self, key: str) -> str:
         return self._panel.tags[self._panel.column[key]] if key in self._panel.column else ""

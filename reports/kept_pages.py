@@ -1,0 +1,133 @@
+"""Pages of an earlier report that stay: those of a sweep whose inputs are the same as when they were written.
+
+Beside a sweep's pages lies `FILE`, the digest of everything that they show: its records, its casts and decode speeds,
+since when each case has its status, fpxbench itself. A page's link to the page of its series comes and goes with later
+builds, so that it is kept apart, and pages whose link changed are written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from fpxbench.records.store import BrokenLine
+from fpxbench.reports.sweep.sweep_table import SweepHeading
+from fpxbench.whole_file import write_whole
+
+FILE = ".inputs.json"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a sweep's pages were made from, and what else of it the report shows."""
+
+    inputs: str
+    links: dict[str, str]
+    """Of cases, to the pages of their series."""
+    names: list[str]
+    """Its pages: where one was deleted all are made again."""
+    heading: SweepHeading
+    broken: list[BrokenLine]
+
+
+_STAMPS = TypeAdapter(Stamp)
+
+
+class KeptPages:
+    """The sweeps of an earlier report in a folder."""
+
+    def __init__(self, output: Path, from_report: bool) -> None:
+        """Take whether the folder holds an earlier report: then whatever is not of this one is removed."""
+        self._output, self.from_report = output, from_report
+        self.kept: set[Path] = set()
+
+    def find(self, folder: str, inputs: str) -> Stamp | None:
+        """Return the stamp of a sweep's pages if they were made from `inputs` and are all there."""
+        path = self._output / folder / FILE
+        if not (self.from_report and path.is_file()):
+            return None
+        try:
+            stamp = _STAMPS.validate_json(path.read_bytes())
+        except ValidationError:     # of another version, or cut off: the pages are made again
+            return None
+        there = {one.name for one in path.parent.iterdir()}
+        return stamp if stamp.inputs == inputs and there.issuperset(stamp.names) else None
+
+    def keep(self, folder: str, stamp: Stamp) -> None:
+        """Keep the pages of a sweep as they are. Others in its folder, of casts and models, are written later."""
+        path, names = self._output / folder, {FILE, *stamp.names}
+        self.kept.add(path)
+        for each in path.iterdir():
+            if each.name not in names:
+                _delete(each)
+
+    def begin(self, folder: str) -> None:
+        """Forget what the pages of a sweep were made from, before any of them is written."""
+        (self._output / folder / FILE).unlink(missing_ok=True)
+
+    def write(self, folder: str, stamp: Stamp) -> None:
+        """Note what the pages of a sweep, which are all written, were made from."""
+        write_whole(self._output / folder / FILE, _STAMPS.dump_json(stamp))
+
+    def remove_others(self, written: set[Path], folders: Iterable[str]) -> None:
+        """Remove from these folders the pages that are neither kept nor written: cases that are gone must not look
+        current."""
+        if not self.from_report:
+            return
+        alive = {*written, *(parent for path in (*written, *self.kept) for parent in path.parents), *self.kept}
+        for folder in folders:
+            self._remove(self._output / folder, alive)
+
+    def _remove(self, folder: Path, alive: set[Path]) -> None:
+        if not folder.is_dir() or folder in self.kept:
+            return
+        for path in folder.iterdir():
+            if path not in alive and path.name != FILE:
+                _delete(path)
+            elif path.is_dir():
+                self._remove(path, alive)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def digest(*inputs: object) -> str:
+    """Return a digest of values whose ``repr`` says all of them, and of fpxbench itself."""
+    return hashlib.sha256("\n".join([_program(), *map(repr, inputs)]).encode()).hexdigest()
+
+
+def content_of(path: Path) -> str | None:
+    """Return a digest of a file's content; None without it."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def _program() -> str:
+    """Return a digest of fpxbench's files and of the libraries that make pages."""
+    total = hashlib.sha256(f"{version('jinja2')} {version('plotly')}".encode())
+
+    def add(place: Traversable) -> None:
+        for each in sorted(place.iterdir(), key=lambda one: one.name):
+            if each.is_dir() and each.name != "__pycache__":
+                add(each)
+            elif each.name.endswith((".py", ".html", ".j2", ".json")):
+                total.update(each.name.encode() + each.read_bytes())
+
+    add(files("fpxbench"))
+    return total.hexdigest()

@@ -1,0 +1,79 @@
+"""Write the pages of one machine, its series and its newest sweeps, and of several machines at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fpxbench.records.store import BrokenLine, Store
+from fpxbench.reports.casts.conversion_pages import CastSweep
+from fpxbench.reports.history.chapter import HistoryInputs, MachineHistory
+from fpxbench.reports.kept_pages import KeptPages
+from fpxbench.reports.pages import Pages
+from fpxbench.reports.sweep.sweep_pages import folder_of, newest_of, write_sweep
+from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
+
+
+@dataclass(frozen=True)
+class MachineTask:
+    """One machine, and where its pages go."""
+
+    name: str
+    paths: list[Path]
+    """Its records files."""
+    casts: dict[tuple[str, str], CastSweep]
+    """Its cast sweeps in brief, by folder."""
+    inputs: HistoryInputs
+    output: Path
+    from_report: bool
+    """Whether `output` holds an earlier report."""
+
+
+@dataclass(frozen=True)
+class MachinePages:
+    """What the rest of the report needs of one machine."""
+
+    name: str
+    history: MachineHistory
+    sweeps: list[SweepHeading] = field(default_factory=list)
+    newest: list[SweepTable] = field(default_factory=list)
+    """The newest of each channel and variant, with its cases."""
+    broken: list[BrokenLine] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    written: set[Path] = field(default_factory=set)
+    kept: set[Path] = field(default_factory=set)
+    """Folders that stay as they are."""
+
+
+def write_machine(machine: MachineTask) -> MachinePages:
+    """Write the pages of one machine."""
+    store, pages = Store(machine.inputs.results), Pages(machine.output)
+    kept = KeptPages(machine.output, machine.from_report)
+    history, shown, histories = machine.inputs.of_machine(machine.name, machine.paths, pages)
+    found = MachinePages(machine.name, history, failures=pages.failures, written=pages.written, kept=kept.kept)
+    sweeps: list[tuple[Path, SweepHeading]] = []
+    for path in shown:
+        sweep, broken = write_sweep(store, path, pages, kept, machine.casts.get(folder_of(path)), histories)
+        found.broken.extend(broken)
+        if sweep is not None:
+            sweeps.append((path, sweep))
+            found.sweeps.append(sweep.heading())
+    found.newest.extend(newest_of(store, sweeps, histories))
+    return found
+
+
+def write_machines(machines: list[MachineTask], jobs: int, say: Callable[[str], None]) -> Iterator[MachinePages]:
+    """Write the pages of each machine, by so many processes, and yield them in order."""
+    if jobs < 2 or len(machines) < 2:
+        for machine in machines:
+            say(f"{machine.name}: changes from build to build")
+            yield write_machine(machine)
+        return
+    # Not by fork: polars has threads.
+    with ProcessPoolExecutor(min(jobs, len(machines)), multiprocessing.get_context("spawn")) as pool:
+        for done, found in enumerate(pool.map(write_machine, machines), 1):
+            say(f"{found.name}: done, {done} of {len(machines)} machines")
+            yield found

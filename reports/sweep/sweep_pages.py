@@ -1,0 +1,92 @@
+"""Write the pages of one sweep: its table, and a page a case. Those of an earlier report, made from the same, stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fpxbench.casts.decode_speed import DecodeSpeed
+from fpxbench.records.store import BrokenLine, R, Store, latest
+from fpxbench.reports.casts.conversion_pages import CastSweep
+from fpxbench.reports.casts.decode_speed_table import DecodeTable, decode_table
+from fpxbench.reports.history.status_history import StatusHistories
+from fpxbench.reports.kept_pages import KeptPages, Stamp, content_of, digest
+from fpxbench.reports.pages import Pages
+from fpxbench.reports.sweep.problems import find_problems
+from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable, sweep_of
+from fpxbench.reports.targets.support_table import FILE as MATRIX_FILE, chosen_matrix
+
+
+def folder_of(path: Path) -> tuple[str, str]:
+    """Return machine and build of a records file by the names of its folder and itself, whatever its records claim."""
+    return path.parent.parent.name, path.stem
+
+
+def newest_records(store: Store[R], path: Path) -> tuple[list[R], list[BrokenLine]]:
+    """Return the newest record of each case or conversion in a file, whatever machine and build they name, and its
+    broken lines."""
+    records, broken = store.read(path)
+    return list({record.id: record for record in latest(records)}.values()), broken
+
+
+def write_sweep(store: Store, path: Path, pages: Pages, kept: KeptPages, casts: CastSweep | None,
+                histories: StatusHistories) -> tuple[SweepHeading | None, list[BrokenLine]]:
+    """Write the pages of one records file that an earlier report does not have; return no sweep if it holds no
+    record."""
+    folder, links = f"machines/{path.parent.parent.name}/{path.stem}/", histories.links(path.stem)
+    inputs = digest(content_of(path), content_of(_decodes_of(path)), content_of(store.root / MATRIX_FILE), casts,
+                    histories.state(path.stem))
+    stamp = kept.find(folder, inputs)
+    if stamp and stamp.links == links:
+        kept.keep(folder, stamp)
+        return stamp.heading, stamp.broken
+    newest, broken = newest_records(store, path)
+    if not newest:
+        return None, broken
+    if stamp:
+        kept.keep(folder, stamp)
+    kept.begin(folder)
+    failures = len(pages.failures)
+    decodes, broken_decodes = _decodes(store.root, path)
+    broken += broken_decodes
+    sweep = sweep_of(folder_of(path), newest, histories.of)
+    if stamp is None:
+        pages.write(folder + "index.html", pages.sweep, sweep, find_problems([sweep]), casts, histories.tag(newest[-1]),
+                    decodes)
+    for row, record in zip(sweep.rows, newest, strict=True):
+        if stamp is None or stamp.links.get(record.id) != links.get(record.id):
+            pages.write(folder + row.page, pages.case, sweep, row, record)
+    if len(pages.failures) == failures:
+        names = ["index.html", *(row.page for row in sweep.rows)]
+        kept.write(folder, Stamp(inputs, links, names, sweep.heading(), broken))
+    return sweep, broken
+
+
+def newest_of(store: Store, sweeps: list[tuple[Path, SweepHeading]], histories: StatusHistories) -> list[SweepTable]:
+    """Return the newest sweep of each series of one machine, with its cases."""
+    newest: dict[tuple[str, str, str], tuple[Path, SweepHeading]] = {}
+    for path, sweep in sweeps:
+        rival = newest.get(sweep.series)
+        if rival is None or sweep.age >= rival[1].age:
+            newest[sweep.series] = path, sweep
+    found: list[SweepTable] = []
+    for path, sweep in newest.values():
+        if isinstance(sweep, SweepTable):
+            found.append(sweep)
+        elif records := newest_records(store, path)[0]:
+            found.append(sweep_of(folder_of(path), records, histories.of))
+    return found
+
+
+def _decodes_of(path: Path) -> Path:
+    """Return the file of decode speeds beside a records file."""
+    return path.parent.parent / DecodeSpeed.FOLDER / path.name
+
+
+def _decodes(results: Path, path: Path) -> tuple[DecodeTable | None, list[BrokenLine]]:
+    """Return the table of decode speeds measured on the machine and build of a records file, and its broken lines."""
+    store: Store[DecodeSpeed] = Store(results, DecodeSpeed)
+    file = _decodes_of(path)
+    if not file.is_file():
+        return None, []
+    records, broken = newest_records(store, file)
+    return decode_table(records, chosen_matrix(results)[0]), broken

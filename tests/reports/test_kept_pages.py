@@ -1,0 +1,118 @@
+"""A report over an earlier one: pages whose inputs did not change stay, and the whole is what a new one would be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from nights import EAGER, FUSED, nightly, nights, slower
+from sample_records import GPU, case, record
+
+from fpxbench.records.case import Case
+from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status, Verdict
+from fpxbench.reports import kept_pages
+from fpxbench.reports.kept_pages import FILE
+from fpxbench.reports.pages import Pages
+from fpxbench.reports.site import build_site
+
+BUILDS, IN_FULL = 34, 3
+CASES = (FUSED, EAGER, case("dense", "bf16"))
+CRASH = Verdict(status=Status.CRASH, summary="died by SIGSEGV")
+
+
+def content(site: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(site)): path.read_bytes() for path in site.rglob("*")
+            if path.is_file() and path.name != FILE}
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the pages of cases as they are rendered, as build and case."""
+    pages: list[str] = []
+    really = Pages.case
+    monkeypatch.setattr(Pages, "case", lambda self, sweep, row, of: pages.append(
+        f"{of.build.date} {of.case.implementation}") or really(self, sweep, row, of))
+    return pages
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    nights(tmp_path / "results", BUILDS, CASES, noise=0.005)
+    build_site(tmp_path / "results", tmp_path / "site", builds=IN_FULL)
+    return tmp_path / "results"
+
+
+def assert_as_from_scratch(results: Path) -> None:
+    build_site(results, results.parent / "site", builds=IN_FULL)
+    shutil.rmtree(results.parent / "again", ignore_errors=True)
+    build_site(results, results.parent / "again", builds=IN_FULL)
+    assert content(results.parent / "site") == content(results.parent / "again")
+
+
+def test_without_anything_new_no_page_of_a_case_is_made_again(results: Path, rendered: list[str]) -> None:
+    before = content(results.parent / "site")
+    build_site(results, results.parent / "site", builds=IN_FULL)
+    assert rendered == []
+    assert content(results.parent / "site") == before
+
+
+def test_of_a_night_only_the_new_builds_pages_are_made(results: Path, rendered: list[str]) -> None:
+    nights(results, 1, CASES, noise=0.005, first=BUILDS, seed=2)
+    build_site(results, results.parent / "site", builds=IN_FULL)
+    assert {page.split()[0] for page in rendered} == {nightly(BUILDS).date}
+    assert_as_from_scratch(results)
+    assert not (results.parent / "site" / "machines" / GPU.name / nightly(BUILDS - IN_FULL).stem).exists()
+
+
+def test_a_series_that_gets_a_page_is_linked_from_older_builds_and_other_cases_stay(
+        results: Path, rendered: list[str]) -> None:
+    nights(results, 2, CASES, noise=0.005, first=BUILDS, seed=2, edit=slower(1.3, BUILDS))
+    build_site(results, results.parent / "site", builds=IN_FULL + 2)
+    assert f"{nightly(BUILDS - 1).date} {FUSED.implementation}" in rendered
+    assert f"{nightly(BUILDS - 1).date} dense" not in rendered
+    assert_as_from_scratch(results)
+
+
+def measured_again(results: Path) -> None:
+    Store(results).append(record(FUSED, CRASH, machine=GPU, build=nightly(BUILDS - 2)))
+
+
+def page_deleted(results: Path) -> None:
+    next(results.parent.glob(f"site/machines/*/*/{FUSED.slug}.html")).unlink()
+
+
+def stamp_damaged(results: Path) -> None:
+    next(results.parent.glob(f"site/machines/*/*/{FILE}")).write_bytes(b'{"inputs": 3')
+
+
+@pytest.mark.parametrize("happens", [measured_again, page_deleted, stamp_damaged])
+def test_what_changed_or_is_damaged_is_made_again(
+        results: Path, rendered: list[str], happens: Callable[[Path], None]) -> None:
+    happens(results)
+    build_site(results, results.parent / "site", builds=IN_FULL)
+    assert {page.split()[1] for page in rendered} == {one.implementation for one in CASES}
+    assert_as_from_scratch(results)
+
+
+def test_another_fpxbench_makes_every_page_again(
+        results: Path, rendered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_pages, "_program", lambda: "another")
+    build_site(results, results.parent / "site", builds=IN_FULL)
+    assert len(rendered) == IN_FULL * len(CASES)
+
+
+def test_a_sweep_of_twice_the_cases_compares_twice_as_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    really = Case.layer.fget
+    monkeypatch.setattr(Case, "layer", property(lambda self: asked.append(self.id) or really(self)))
+    counts = []
+    for number in (40, 80):
+        asked.clear()
+        of = tuple(case("dense", "bf16", m=m) for m in range(1, number + 1))
+        nights(tmp_path / str(number), 1, of)
+        build_site(tmp_path / str(number), tmp_path / f"site-{number}")
+        counts.append(len(asked))
+    assert counts[1] <= 2 * counts[0]
