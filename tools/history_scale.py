@@ -146,7 +146,7 @@ def make_history(results: Path, machines: int, builds: int, of: list[Case], rece
         write_records(results, history, range(begin, builds - 1))
 
 
-def step(name: str, results: Path, site: Path) -> None:
+def step(name: str, results: Path, site: Path, jobs: int) -> None:
     """Run one step in this process."""
     from fpxbench.regressions.result_changes import find_changes
     from fpxbench.regressions.series import panels
@@ -160,7 +160,7 @@ def step(name: str, results: Path, site: Path) -> None:
     else:
         from fpxbench.reports.site import build_site
 
-        build_site(results, site)
+        build_site(results, site, jobs=jobs)
 
 
 def measured(arguments: list[str]) -> dict[str, float]:
@@ -183,7 +183,7 @@ def measured(arguments: list[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("machines", 20), ("builds", 100), ("cases", 200), ("recent", 10)):
+    for name, default in (("machines", 20), ("builds", 100), ("cases", 200), ("recent", 10), ("jobs", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--folder", type=Path, default=Path("build/scale"), help="where records and report go; emptied")
     parser.add_argument("--records", action="store_true", help="write every record, and make the index from them")
@@ -192,7 +192,7 @@ def main() -> None:
     chosen = parser.parse_args()
     results, site = chosen.folder / "results", chosen.folder / "report"
     if chosen.step:
-        step(chosen.step, results, site)
+        step(chosen.step, results, site, chosen.jobs)
         return
     shutil.rmtree(chosen.folder, ignore_errors=True)
     of = cases(chosen.cases)
@@ -200,7 +200,7 @@ def main() -> None:
     figures: dict[str, dict[str, float]] = {}
 
     def measure(label: str, name: str) -> None:
-        figures[label] = measured(["--step", name, "--folder", str(chosen.folder)])
+        figures[label] = measured(["--step", name, "--folder", str(chosen.folder), "--jobs", str(chosen.jobs)])
         if not chosen.json:
             print(f"{label:32}", *(f"{value:>10,} {unit}" for unit, value in figures[label].items()), flush=True)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from nights import EAGER, FUSED, nightly, nights, slower
-from sample_records import GPU, case, record
+from sample_records import CPU, GPU, case, record
 
 from fpxbench.records.case import Case
 from fpxbench.records.store import Store
@@ -17,6 +18,7 @@ from fpxbench.reports import kept_pages
 from fpxbench.reports.kept_pages import FILE
 from fpxbench.reports.pages import Pages
 from fpxbench.reports.site import build_site
+from fpxbench.reports.targets.support_table import FILE as MATRIX_FILE, SHIPPED
 
 BUILDS, IN_FULL = 34, 3
 CASES = (FUSED, EAGER, case("dense", "bf16"))
@@ -38,8 +40,17 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return pages
 
 
+def little_support(results: Path) -> None:
+    """Give the results a small support matrix of their own: its pages are not what is tested here."""
+    document = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    document |= {"probes": document["probes"][::200], "generated": "2030-01-01T00:00:00Z"}
+    results.mkdir(exist_ok=True)
+    (results / MATRIX_FILE).write_text(json.dumps(document))
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
+    little_support(tmp_path / "results")
     nights(tmp_path / "results", BUILDS, CASES, noise=0.005)
     build_site(tmp_path / "results", tmp_path / "site", builds=IN_FULL)
     return tmp_path / "results"
@@ -112,7 +123,39 @@ def test_a_sweep_of_twice_the_cases_compares_twice_as_many(tmp_path: Path, monke
     for number in (40, 80):
         asked.clear()
         of = tuple(case("dense", "bf16", m=m) for m in range(1, number + 1))
+        little_support(tmp_path / str(number))
         nights(tmp_path / str(number), 1, of)
         build_site(tmp_path / str(number), tmp_path / f"site-{number}")
         counts.append(len(asked))
     assert counts[1] <= 2 * counts[0]
+
+
+def test_pages_grow_by_little_for_each_case_and_build(tmp_path: Path) -> None:
+    sizes: dict[tuple[int, int], dict[str, int]] = {}
+    for builds, number in ((70, 4), (100, 4), (70, 14)):
+        results, of = tmp_path / f"{builds}-{number}", tuple(case("dense", "bf16", m=m) for m in range(1, number + 1))
+        little_support(results)
+        nights(results, builds, of, noise=0.005, edit=slower(1.3, builds - 4, of=of[0]))
+        build_site(results, tmp_path / f"site-{builds}-{number}", builds=1)
+        pages = {path.relative_to(tmp_path / f"site-{builds}-{number}"): path.stat().st_size
+                 for path in (tmp_path / f"site-{builds}-{number}").rglob("*.html")}
+        sizes[builds, number] = {
+            "sweep": max(size for path, size in pages.items() if path.name == "index.html" and len(path.parts) == 4),
+            "case": max(size for path, size in pages.items() if path.name == of[0].slug + ".html"),
+            "series": max(size for path, size in pages.items() if "history" in path.parts),
+            "builds": pages[Path("builds.html")], "machine": pages[Path("machines") / GPU.name / "index.html"]}
+    few, long, wide = sizes.values()
+    assert (wide["sweep"] - few["sweep"]) / 10 < 1000, "bytes for a case: 2,000 cases make 2 MB"
+    assert (long["series"] - few["series"]) / 30 < 300, "bytes for a build: 1,000 builds make 300 kB"
+    assert (long["builds"] - few["builds"]) / 30 < 400
+    for page in ("case", "machine"):
+        assert max(size[page] for size in sizes.values()) < 40_000, "whatever the history"
+
+
+@pytest.mark.slow
+@pytest.mark.slow_core
+def test_machines_that_are_written_at_once_give_the_same_report(results: Path) -> None:
+    nights(results, 30, CASES, noise=0.005, machine=CPU)
+    there = [build_site(results, results.parent / f"by-{jobs}", builds=IN_FULL, jobs=jobs) for jobs in (1, 2)]
+    assert content(results.parent / "by-1") == content(results.parent / "by-2")
+    assert there[0].troubles == there[1].troubles and len(there[0].problems) == len(there[1].problems)
