@@ -149,11 +149,11 @@ def make_history(results: Path, machines: int, builds: int, of: list[Case], rece
 def step(name: str, results: Path, site: Path, jobs: int) -> None:
     """Run one step in this process."""
     from fpxbench.regressions.result_changes import find_changes
-    from fpxbench.regressions.series import panels
+    from fpxbench.regressions.series import machine_names, panels_of
 
     if name == "index":
-        for _ in panels(results):
-            pass
+        for machine in machine_names(results):
+            panels_of(results, machine)
     elif name == "detector":
         found = find_changes(results)
         print(f"{len(found.suspects):,} suspects, {len(found.events):,} events", file=sys.stderr)

@@ -23,8 +23,8 @@ class Layout:
     """Where the points of one panel stand in its arrays. Of a point that stands twice the later one counts."""
 
     points: NDArray[np.intp]
-    row: NDArray[np.intp]
-    column: NDArray[np.intp]
+    row: NDArray[np.int32]
+    column: NDArray[np.int32]
     cases: list[int]
     """The case of each row."""
     builds: int
@@ -47,11 +47,11 @@ class Points:
     builds: list[Build]
     cases: list[str]
     verdicts: list[Verdicts]
-    device: NDArray[np.intp]
-    build: NDArray[np.intp]
-    case: NDArray[np.intp]
-    source: NDArray[np.intp]
-    verdict: NDArray[np.intp]
+    device: NDArray[np.int32]
+    build: NDArray[np.int32]
+    case: NDArray[np.int32]
+    source: NDArray[np.int32]
+    verdict: NDArray[np.int32]
     """Of each point the place in these lists; the source's number says only whether two are the same."""
 
     @classmethod
@@ -65,24 +65,25 @@ class Points:
         # One build may be described in several ways, with and without its date: the first counts.
         identities = [(one.key, one.variant) for one in builds]
         same = {identity: number for number, identity in reversed(list(enumerate(identities)))}
-        build = np.array([same[identity] for identity in identities], dtype=np.intp)[build]
+        build = np.array([same[identity] for identity in identities], dtype=np.int32)[build]
         return cls(parts, devices, builds, cases, verdicts, device, build, case, source, verdict)
 
     def measured(self) -> list[tuple[int, int]]:
         """Return each device with each build measured on it."""
         count = len(self.builds)
-        return [divmod(pair, count) for pair in np.flatnonzero(np.bincount(self.device * count + self.build)).tolist()]
+        pairs = np.bincount(self.device.astype(np.intp) * count + self.build)
+        return [divmod(pair, count) for pair in np.flatnonzero(pairs).tolist()]
 
     def layout(self, device: int, builds: list[int]) -> Layout:
         """Return where the points of a device stand whose builds are the columns."""
-        place = np.full(len(self.builds), -1)
+        place = np.full(len(self.builds), -1, dtype=np.int32)
         place[builds] = np.arange(len(builds))
         column = place[self.build]
         chosen = np.flatnonzero((self.device == device) & (column >= 0))
         case = self.case[chosen]
         present = np.bincount(case, minlength=len(self.cases)) > 0
-        return Layout(chosen, (np.cumsum(present) - 1)[case], column[chosen], np.flatnonzero(present).tolist(),
-                      len(builds))
+        row = (np.cumsum(present, dtype=np.int32) - 1)[case]
+        return Layout(chosen, row, column[chosen], np.flatnonzero(present).tolist(), len(builds))
 
     def arranged(self, layouts: Sequence[Layout], name: str) -> list[NDArray[np.float64]]:
         """Return a column of numbers as arrays [cases, builds] of these layouts; NaN where a record has none."""
@@ -91,17 +92,17 @@ class Points:
         return [layout.arranged(values, np.nan) for layout in layouts]
 
 
-def _numbered(column: pl.Series) -> tuple[list[str], NDArray[np.intp]]:
+def _numbered(column: pl.Series) -> tuple[list[str], NDArray[np.int32]]:
     """Return the distinct texts of a column, sorted, and the place of each row's text among them."""
     distinct = column.unique()
     distinct = distinct.gather(distinct.cast(pl.String).arg_sort())
     codes = distinct.to_physical().to_numpy()
-    place = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.intp)
+    place = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.int32)
     place[codes] = np.arange(len(codes))
     return distinct.cast(pl.String).to_list(), place[column.to_physical().to_numpy()]
 
 
-def _numbered_verdicts(frame: pl.DataFrame) -> tuple[list[Verdicts], NDArray[np.intp]]:
+def _numbered_verdicts(frame: pl.DataFrame) -> tuple[list[Verdicts], NDArray[np.int32]]:
     """Return the distinct verdicts, each with its first summary, and the place of each row's among them."""
     firsts = frame.unique(_VERDICT, keep="first", maintain_order=True)
     factors = [_codes(frame, name).max(initial=0) + 1 for name in _VERDICT]
@@ -113,7 +114,7 @@ def _numbered_verdicts(frame: pl.DataFrame) -> tuple[list[Verdicts], NDArray[np.
         return total
 
     known = combined(firsts)
-    order = np.argsort(known)
+    order = np.argsort(known).astype(np.int32)
     return [Verdicts(*row) for row in firsts.iter_rows()], order[np.searchsorted(known[order], combined(frame))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from fpxbench.regressions.change_report import ChangeReport, Direction, Event, M
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 from fpxbench.regressions.detector import LevelChange, detect
 from fpxbench.regressions.events import build_fields, events, series_of
-from fpxbench.regressions.series import Panel, panels
+from fpxbench.regressions.series import Panel, machine_names, panels_of
 
 METRIC = "median_us"
 """The rule is applied to this; the baseline of the same run is its control."""
@@ -36,6 +36,16 @@ class ResultChanges:
     """The newest build of each series of builds."""
     newest_of: list[tuple[str, Build]] = field(default_factory=list)
     """The same, with the name of its machine."""
+
+    def add(self, of_machine: list[PanelChanges], troubles: list[str]) -> None:
+        """Add the changes of one machine."""
+        self.troubles += troubles
+        for one in of_machine:
+            self.newest.append(one.panel.builds[-1])
+            self.newest_of.append((one.panel.machine, one.panel.builds[-1]))
+            self.suspects += one.suspects
+            self.events += one.events
+            self.machine += one.moves
 
     def of_newest_builds(self) -> ResultChanges:
         """Return what is open: suspects that stand, and what the newest builds changed."""
@@ -56,14 +66,9 @@ def find_changes(results: Path, timeline: Timeline | None = None, machine: str |
     found = ResultChanges()
     confirmations, broken = Store(results, Confirmation).read_all()
     found.troubles += [str(line) for line in broken]
-    for of_machine, troubles in changes_by_machine(results, by_suspect(confirmations), timeline, machine):
-        found.troubles += troubles
-        for one in of_machine:
-            found.newest.append(one.panel.builds[-1])
-            found.newest_of.append((one.panel.machine, one.panel.builds[-1]))
-            found.suspects += one.suspects
-            found.events += one.events
-            found.machine += one.moves
+    entries = timeline.entries() if timeline else []
+    for name in machine_names(results, machine):
+        found.add(*changes_of_machine(results, name, by_suspect(confirmations), entries))
     found.suspects.sort(key=lambda one: (not one.stands, one.direction is not Direction.WORSE, -abs(one.change)))
     found.events.sort(key=lambda one: (one.direction is not Direction.WORSE, one.severity, one.changes_before,
                                           one.series.case))
@@ -81,13 +86,13 @@ class PanelChanges:
     moves: list[MachineMove]
 
 
-def changes_by_machine(
-    results: Path, confirmations: dict[str, Confirmation], timeline: Timeline | Iterable[Entry] | None = None,
-    machine: str | None = None,
-) -> Iterator[tuple[list[PanelChanges], list[str]]]:
-    """Yield the changes of each machine and messages about its records, with one machine's series in memory."""
-    for of_machine, troubles in panels(results, timeline, machine):
-        yield [_changes_of(panel, confirmations) for panel in of_machine], troubles
+def changes_of_machine(
+    results: Path, machine: str, confirmations: dict[str, Confirmation], entries: Iterable[Entry] = (),
+) -> tuple[list[PanelChanges], list[str]]:
+    """Return the changes of one machine, with its series, and messages about its records. `entries` are the
+    timeline's. Who drops one machine before the next has one machine's series in memory."""
+    found, troubles = panels_of(results, machine, entries)
+    return [_changes_of(panel, confirmations) for panel in found], troubles
 
 
 def _changes_of(panel: Panel, confirmations: dict[str, Confirmation]) -> PanelChanges:

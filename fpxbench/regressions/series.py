@@ -58,10 +58,10 @@ class Panel:
     tags: list[str]
     metrics: dict[str, NDArray[np.float64]]
     """By name (`series_index.METRICS`); NaN where a case has none on a build."""
-    verdict: NDArray[np.intp]
+    verdict: NDArray[np.int32]
     """Index into `verdicts`; -1 where the case was not measured. A failure is a point as well as a success."""
     verdicts: list[Verdicts]
-    source: NDArray[np.intp]
+    source: NDArray[np.int32]
     """Which source of the implementation; -1 where the case was not measured."""
     seed: NDArray[np.float64]
     outputs: NDArray[np.float64]
@@ -91,30 +91,40 @@ class Panel:
 
 
 def panels(
-    results: Path, timeline: Timeline | Iterable[Entry] | None = None, machine: str | None = None,
+    results: Path, timeline: Timeline | None = None, machine: str | None = None,
 ) -> Iterator[tuple[list[Panel], list[str]]]:
     """Yield the panels of each machine, or of one machine, and messages about its records.
 
-    timeline : or its entries
-
     Raise ValueError if there is no such machine.
     """
-    from fpxbench.regressions.series_index import DamagedIndexError, discard_index
+    entries = timeline.entries() if timeline else []
+    for name in machine_names(results, machine):
+        yield panels_of(results, name, entries)
 
+
+def machine_names(results: Path, machine: str | None = None) -> list[str]:
+    """Return the machines that have records, or the one asked for. Raise ValueError if that has none."""
     store = Store(results)
-    names = store.machines() if machine is None else [machine]
-    if machine is not None and not store.files(machine):
+    if machine is None:
+        return store.machines()
+    if not store.files(machine):
         there = ", ".join(store.machines()) or "none"
         raise ValueError(f"no records of machine {machine!r} in {results}: there are {there}")
-    held = {entry.key: entry for entry in (timeline.entries() if isinstance(timeline, Timeline) else timeline or ())}
-    for name in names:
-        try:
-            yield _of_machine(results, name, held)
-        except DamagedIndexError as error:
-            discard_index(results, name)
-            found, troubles = _of_machine(results, name, held)
-            yield found, [f"the series index of {name} is damaged and was made anew from the records: {error}",
-                          *troubles]
+    return [machine]
+
+
+def panels_of(results: Path, machine: str, entries: Iterable[Entry] = ()) -> tuple[list[Panel], list[str]]:
+    """Return the panels of one machine and messages about its records. `entries` are the timeline's."""
+    from fpxbench.regressions.series_index import DamagedIndexError, discard_index
+
+    known = {entry.key: entry for entry in entries}
+    try:
+        return _of_machine(results, machine, known)
+    except DamagedIndexError as error:
+        discard_index(results, machine)
+        found, troubles = _of_machine(results, machine, known)
+        return found, [f"the series index of {machine} is damaged and was made anew from the records: {error}",
+                       *troubles]
 
 
 def _of_machine(results: Path, machine: str, held: dict[str, Entry]) -> tuple[list[Panel], list[str]]:

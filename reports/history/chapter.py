@@ -14,7 +14,7 @@ from fpxbench.records.record import Build
 from fpxbench.records.store import Store, latest
 from fpxbench.regressions.change_report import MachineMove
 from fpxbench.regressions.confirmation import Confirmation
-from fpxbench.regressions.result_changes import PanelChanges, by_suspect, changes_by_machine
+from fpxbench.regressions.result_changes import PanelChanges, by_suspect, changes_of_machine
 from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep
 from fpxbench.reports.history.build_pages import BuildPages, MeasuredBuild, measured_builds
 from fpxbench.reports.history.regression_groups import (
@@ -66,7 +66,7 @@ class HistoryInputs:
                    ) -> tuple[MachineHistory, list[Path], StatusHistories]:
         """Write the pages of a machine's series. Return what changed, those of its records files that get pages, and
         the status histories of their cases."""
-        [(of_machine, troubles)] = changes_by_machine(self.results, self.confirmations, self.entries, machine)
+        of_machine, troubles = changes_of_machine(self.results, machine, self.confirmations, self.entries)
         known = {build.stem for one in of_machine for build in one.panel.builds}
         full = {build.stem for one in of_machine for build in one.panel.builds[-self.in_full:]}
         shown = [path for path in paths if path.stem in full or path.stem not in known]

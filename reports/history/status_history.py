@@ -112,7 +112,7 @@ class _StatusRuns:
     def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return three arrays [cases, builds]: the first build of the run, its length so far, the status before it."""
         status = self._panel.severity
-        start, length, before = (np.full(status.shape, -1) for _ in range(3))
+        start, length, before = (np.full(status.shape, -1, dtype=np.int32) for _ in range(3))
         last, began, count, earlier = (np.full(len(status), value) for value in (-1, 0, 0, -1))
         for column in range(status.shape[1]):
             now = status[:, column]
