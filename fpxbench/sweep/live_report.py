@@ -93,8 +93,9 @@ class LiveReport:
 
 
 def move_over(source: Path, target: Path) -> None:
-    """Replace the pages in `target` one by one, so that a reader never finds one missing; the first page comes last."""
-    for file in sorted(source.rglob("*"), key=lambda path: path == source / "index.html"):
+    """Replace the pages in `target` one by one, so that a reader never finds one missing; the first page comes last,
+    and before it the hidden files, which tell the next report what a folder's pages were made from."""
+    for file in sorted(source.rglob("*"), key=lambda path: (path == source / "index.html", path.name.startswith("."))):
         if file.is_file():
             place = target / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -247,6 +247,17 @@ def test_a_page_of_a_new_report_takes_the_place_of_the_old_one_and_others_stay(t
     assert sorted(path.name for path in report.rglob("*.part")) == []
 
 
+def test_what_pages_were_made_from_is_moved_after_them_and_before_the_first_page(tmp_path, monkeypatch):
+    site, moved = tmp_path / "site", []
+    (site / "machines").mkdir(parents=True)
+    for name in ("index.html", "machines/.inputs.json", "machines/zero.html", "support.html"):
+        (site / name).write_text("new")
+    really = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: moved.append(target.name) or really(source, target))
+    move_over(site, tmp_path / "report")
+    assert moved[-2:] == [".inputs.json", "index.html"] and len(moved) == 4
+
+
 def test_the_report_is_there_while_the_sweep_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("fpxbench.sweep.live_report.FIRST_AFTER_S", 0.0)
     impls, report = tmp_path / "impls", tmp_path / "report"
