@@ -1,14 +1,16 @@
 """Fill memory with a pattern before a call, so that what was never written shows.
 
 On a CPU the C library does it (glibc's M_PERTURB: every allocation is filled, by native code's own mallocs too). On a
-GPU the caching allocator's free blocks are filled: those that the next allocations are cut from.
+GPU the caching allocator's free blocks are filled, from which the next allocations are cut: what it takes from the
+driver anew holds what other programs left there.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +26,15 @@ PATTERNS = (NAN, LARGE)
 _M_PERTURB = -6   # <malloc.h>
 _LARGEST_BLOCK = 1 << 25
 _SMALLEST_BLOCK = 1 << 9    # the CUDA caching allocator's granularity
+SMALL = 1 << 20
+"""The most that its pool of small blocks serves, from segments of twice as much."""
+
+
+class FreeBlock(NamedTuple):
+    """A free block of the caching allocator: its bytes, and whether it is of the pool of small blocks."""
+
+    size: int
+    small: bool
 
 
 def pattern_name(pattern: int) -> str:
@@ -51,16 +62,46 @@ def poisoned_memory(device: str, nbytes: int, pattern: int) -> Iterator[None]:
 
 
 def fill_free_blocks(device: str, nbytes: int, pattern: int) -> None:
-    """Fill the blocks that a CUDA device's caching allocator hands out next: one of `nbytes`, and of each power of
-    two."""
-    sizes = [max(nbytes, 1)]
-    size = _SMALLEST_BLOCK
-    while size <= _LARGEST_BLOCK:
-        sizes += [size, size]
-        size *= 2
-    blocks = [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+    """Fill what a CUDA device's caching allocator hands out next on this stream: all of its free blocks, once there are
+    some of `nbytes` and of each power of two."""
+    powers = [1 << power for power in range(_SMALLEST_BLOCK.bit_length() - 1, _LARGEST_BLOCK.bit_length())]
+    sizes = [max(nbytes, 1), *powers, *powers]
+    blocks = _allocated(sizes, device)
+    if torch.cuda.get_allocator_backend() == "native":      # cudaMallocAsync does not tell what is free
+        blocks.clear()
+        blocks = _allocated(sizes_that_fill(_free_blocks(torch.cuda.memory_snapshot(), device)), device)
     for block in blocks:
         block.fill_(pattern)
+
+
+def _allocated(sizes: Sequence[int], device: str) -> list[Tensor]:
+    return [torch.empty(size, dtype=torch.uint8, device=device) for size in sizes]
+
+
+def sizes_that_fill(free: Sequence[FreeBlock]) -> list[int]:
+    """Return the sizes of the allocations that together take all of the `free` blocks, the largest first.
+
+    An allocator takes the smallest block that an allocation fits in, so each block is asked for by its own size; one of
+    the small pool that is larger than what that pool serves, by the most that it serves and the rest. Of a block above
+    32 MiB the beginning is asked for, from which others are cut.
+    """
+    sizes: list[int] = []
+    for block in free:
+        if block.small and block.size > SMALL:
+            sizes += [SMALL, block.size - SMALL]
+        elif block.small or block.size > SMALL:
+            sizes.append(min(block.size, _LARGEST_BLOCK))
+    return sorted(sizes, reverse=True)
+
+
+def _free_blocks(segments: list[dict[str, Any]], device: str) -> list[FreeBlock]:
+    """Return the free blocks of the current stream that are in `segments`, those of CUDA graphs left out."""
+    index, stream = torch.device(device).index, torch.cuda.current_stream(device).cuda_stream
+    index = torch.cuda.current_device() if index is None else index
+    return [FreeBlock(block["size"], segment["segment_type"] == "small") for segment in segments
+            if segment["device"] == index and segment["stream"] == stream
+            and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
+            for block in segment["blocks"] if block["state"] == "inactive"]
 
 
 def holds_pattern(y: Tensor, pattern: int) -> Tensor:

@@ -1,0 +1,62 @@
+"""The memory that a GPU's allocator hands out next is filled, all of it, whatever the sizes of its free blocks are."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fpxbench.checking.poison import SMALL, FreeBlock, sizes_that_fill
+
+KIB = 1 << 10
+
+
+class BestFit:
+    """A caching allocator as PyTorch's is: an allocation takes the smallest free block that it fits in, and leaves the
+    rest free where that is worth it."""
+
+    def __init__(self, free: list[FreeBlock]) -> None:
+        self.free = sorted(free)
+        self.new: list[int] = []
+        """What was asked of the driver instead."""
+
+    def take(self, size: int) -> None:
+        rounded, small = -(-size // 512) * 512, size <= SMALL
+        found = next((block for block in self.free if block.small == small and block.size >= rounded), None)
+        if found is None:
+            self.new.append(size)
+            return
+        self.free.remove(found)
+        left = found.size - rounded
+        if left >= (512 if small else SMALL + 1):
+            self.free = sorted([*self.free, FreeBlock(left, small)])
+
+
+@pytest.mark.parametrize("free", [
+    [FreeBlock(8704, True)],        # two of each power of two leave its last 1.5 KiB as they were
+    [FreeBlock(2 * SMALL, True), FreeBlock(1200 * KIB, True), FreeBlock(SMALL, True), FreeBlock(176 * KIB, True)],
+    [FreeBlock(1500 * KIB, False), FreeBlock(1500 * KIB, True), FreeBlock(20 * SMALL, False)],
+])
+def test_every_free_block_is_taken_whole(free: list[FreeBlock]) -> None:
+    allocator = BestFit(free)
+    for size in sizes_that_fill(free):
+        allocator.take(size)
+    assert allocator.free == [] and allocator.new == []
+
+
+def test_free_blocks_of_any_sizes_are_taken_whole() -> None:
+    rng = random.Random(1)
+    for _ in range(100):
+        free = [FreeBlock(512 * rng.randint(1, 4096), True) for _ in range(rng.randint(1, 40))]
+        free += [FreeBlock(512 * rng.randint(2049, 60000), False) for _ in range(rng.randint(0, 10))]
+        allocator = BestFit(free)
+        for size in sizes_that_fill(free):
+            allocator.take(size)
+        assert allocator.free == [] and allocator.new == [], free
+
+
+def test_powers_of_two_alone_would_leave_some() -> None:
+    allocator = BestFit([FreeBlock(8704, True)])
+    for size in (512, 512, 1024, 1024, 2048, 2048, 4096, 4096, 8192, 8192):
+        allocator.take(size)
+    assert allocator.free == [FreeBlock(1536, True)]
