@@ -38,8 +38,9 @@ def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
     return peak_bytes - operands.output_bytes - 2 * case.rows * case.k > UNFUSED_BYTES * 2 * case.n * case.k
 
 
-def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None) -> bool:
-    """Return whether a kernel beside the products takes as long as writing the decoded weight to memory would.
+def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None) -> bool | None:
+    """Return whether a kernel beside the products takes as long as writing the decoded weight to memory would; None
+    where as many tokens' activations may take as long, so that the time does not tell.
 
     Kernels that order the activation or add partial sums are part of a fused product, and take less. Without a
     measured bandwidth each kernel that takes 5% of the call counts.
@@ -50,7 +51,19 @@ def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None
     decode_us = 2 * case.n * case.k / (read_gb_per_s * 1e3) / _WRITES_FASTER
     activation_us = _PASSES_OF_X * 2 * case.rows * case.k / (read_gb_per_s * 1e3)
     times = sorted(seen.times_us, reverse=True)
-    return sum(times[operands.products:]) >= max(decode_us, activation_us, HEAVY_KERNEL * sum(times))
+    others = sum(times[operands.products:])
+    if others < max(decode_us, HEAVY_KERNEL * sum(times)):
+        return False
+    return True if others >= activation_us else None
+
+
+def not_asked(operands: Operands, moved: Traffic, seen: Effects, read_gb_per_s: float | None) -> dict[str, str]:
+    """Return what a timed case could not be asked, with the reason."""
+    if not operands.weight.scheme.quantized or wrote_decoded_weight(operands, moved.peak_bytes) \
+            or decoded_apart(operands, seen, read_gb_per_s) is not None:
+        return {}
+    return {Flag.UNFUSED: f"kernels beside the product may prepare {operands.case.rows} tokens or decode the weight:"
+                          " both take as long; no large scratch memory was seen"}
 
 
 def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool, seen: Effects,

@@ -51,7 +51,8 @@ class Flag(StrEnum):
         "unfused",
         "Kernels beside the product take as long as writing the decoded weight to memory would, or more than a quarter"
         " of the 16-bit weight's size is allocated beside the output and a copy of the activation: the decoded weight"
-        " goes to memory. Determined from kernels and allocations, not from a setting.",
+        " goes to memory. Determined from kernels and allocations, not from a setting. With so many tokens that"
+        " preparing them takes as long, the time of kernels does not tell: `coverage.not_asked` then has an entry.",
     )
     OVER_ROOFLINE = (
         "over_roofline",

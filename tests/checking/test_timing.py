@@ -1,6 +1,7 @@
 """Times, kernels and bytes: what the metrics are, and that impossible ones are flagged."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,6 +171,20 @@ def test_kernels_that_order_the_activation_or_add_partial_sums_are_part_of_a_fus
     copy_of_x = 2 * held.case.rows * held.case.k
     assert not traffic.wrote_decoded_weight(held, held.output_bytes + copy_of_x + 1000)
     assert traffic.wrote_decoded_weight(held, held.output_bytes + copy_of_x + 2 * 512 * 1024)
+
+
+def test_where_preparing_the_activation_takes_as_long_as_decoding_the_record_says_not_asked():
+    """A decoded part of the weight at a time, for as many tokens as the weight has rows."""
+    few, many = operands(m=16), operands(m=512)
+    decode_us = 3 * 512 * 1024 / 20e3       # an FP8 weight read, a 16-bit one written
+    seen = Effects([KernelLaunch("decode", decode_us), KernelLaunch("product", 10 * decode_us)], 0)
+    for held, told in ((few, {}), (many, {Flag.UNFUSED})):
+        moved = traffic.traffic_of(held, seen, 1e-3, 20.0)
+        assert traffic.not_asked(held, moved, seen, 20.0).keys() == set(told)
+    assert traffic.decoded_apart(few, seen, 20.0) is True
+    scratch = replace(seen, peak_bytes=many.output_bytes + 2 * 512 * 1024 + 2 * 512 * 1024)
+    moved = traffic.traffic_of(many, scratch, 1e-3, 20.0)
+    assert traffic.not_asked(many, moved, scratch, 20.0) == {}, "its memory tells"
 
 
 def test_a_dense_product_is_never_unfused():
