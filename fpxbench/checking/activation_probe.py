@@ -22,8 +22,12 @@ from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.kinds import Kind
+from fpxbench.workloads import WeightContents
 
-TOKENS, SHAPE = 8, (160, 288)
+TOKENS, SHAPE = 10, (288, 416)
+MANY_TOKENS, WIDE_SHAPE = 128, (288, 512)
+"""Where the weight of ones is not read by a few tokens: scales of blocks then fill whole tiles of 128 tokens."""
+_MOST_BITS = 16       # of the number of a column
 _FIT, _FIT_FIXED = 0.999, 0.995
 _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD, _BESIDE_THRESHOLD = 2.0**-12, 2.0**15, 0.05
 """Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
@@ -35,6 +39,8 @@ class Seen:
 
     x: Tensor
     seen: Tensor
+    ties_of: str | None = None
+    """The scheme under whose scales of 1 midpoints are ties, which then go to the even code; None: to either."""
 
     def fits(self, values: Tensor, slack: Tensor | None = None) -> bool:
         """Return whether predicted `values` [M, K], each within its `slack`, are what was seen; infinity is no
@@ -78,15 +84,16 @@ class Seen:
 
 
 class ActivationProbe:
-    """An implementation with a weight of single ones, [160, 288] where it supports that shape, or the case's own."""
+    """An implementation with a weight of single ones, [288, 416] where it supports that shape, or the case's own."""
 
-    def __init__(self, implementation: Implementation, operands: Operands) -> None:
+    def __init__(self, implementation: Implementation, operands: Operands, *, tokens: int = TOKENS,
+                 shape: tuple[int, int] = SHAPE) -> None:
         self.implementation, self.device, self.seed = implementation, operands.device, operands.seed
-        n, k = SHAPE
+        self.tokens, (n, k) = tokens, shape
         limit = implementation.max_elements(operands.device)
-        if limit is not None and TOKENS * n * k > limit:
+        if limit is not None and tokens * n * k > limit:
             n, k = operands.case.n, operands.case.k
-        self.case = operands.case.model_copy(update={"workload": "activation", "m": TOKENS, "n": n, "k": k})
+        self.case = operands.case.model_copy(update={"workload": "activation", "m": tokens, "n": n, "k": k})
         self.columns = min(n, k)
         ones = torch.zeros(n, k, device=operands.device)
         ones[torch.arange(n), torch.arange(n) % self.columns] = 1.0
@@ -101,10 +108,14 @@ class ActivationProbe:
         y = contract.checked_matmul(self.implementation, x, self.weight, self.device)
         return Seen(x, y[:, : self.columns].double())
 
-    def weight_is_read(self) -> bool:
-        """Return whether one-hot activations read ones where ones are stored, or one multiple of them."""
-        wanted = list(range(0, self.columns, max(1, self.columns // TOKENS)))[:TOKENS]
-        seen = self.see(inputs.one_hot(wanted, TOKENS, self.case.k, self.dtype, self.device)).seen
+    def weight_is_read(self, loudness: float) -> bool:
+        """Return whether ones, or one multiple of them, are read where ones are stored: by one-hot activations, or by
+        signs of one magnitude, `loudness`, which faults in where a scale comes from leave as they are."""
+        return self._ones_are_read() or self._signs_are_read(loudness)
+
+    def _ones_are_read(self) -> bool:
+        wanted = list(range(0, self.columns, max(1, self.columns // self.tokens)))[:self.tokens]
+        seen = self.see(inputs.one_hot(wanted, self.tokens, self.case.k, self.dtype, self.device)).seen
         rows = torch.arange(len(wanted))
         own = seen[rows, torch.tensor(wanted)]
         rest = seen[rows].clone()
@@ -112,14 +123,31 @@ class ActivationProbe:
         return bool(own.isfinite().all() & (own != 0).all() & ((own / own[0] - 1).abs() < 0.02).all()
                     & (rest.abs() <= 2.0**-10 * own[0].abs()).all())
 
+    def _signs_are_read(self, loudness: float) -> bool:
+        """Return whether row n reads column n by activations of which element k of token t is negative if bit t of k is
+        set: every scale is then the same."""
+        bits = torch.arange(self.case.k)[None, :] >> torch.arange(self.tokens)[:, None].clamp(max=_MOST_BITS)
+        signs = (1.0 - 2.0 * (bits & 1)).to(self.device)
+        seen = self.see((loudness * signs).to(self.dtype)).seen
+        ratio = seen / seen[-1, 0]       # bits that no k has are 0
+        return bool(((ratio - signs[:, : self.columns]).abs() < 0.02).all())
+
     @property
     def dtype(self) -> torch.dtype:
         return inputs.ACTIVATION_DTYPES[self.case.activation]
 
+    def codes(self, rule: ActivationRule) -> Tensor:
+        """Return an activation [M, K] of every code of the rule's format, the midpoints between them and what lies
+        beside, under scales of 1 (`inputs.make_weight`), as far as the activation's dtype holds them."""
+        case = self.case.model_copy(update={"scheme": rule.scheme, "n": self.tokens})
+        x = inputs.make_weight(case, self.seed, self.device, WeightContents.CODES)
+        limit = torch.finfo(self.dtype).max
+        return x.clamp(-limit, limit).to(self.dtype)
+
     def activation(self, purpose: object) -> Tensor:
-        """Return an activation [8, K] on which rules differ: tokens of other magnitudes, of zeros, with one loud
-        element, of 2**-12 to 2**3, of a common offset; and one whose largest element is 448, so that its scale is 1 for
-        E4M3."""
+        """Return an activation [M, K] on which rules differ: tokens of other magnitudes, of zeros, with one loud
+        element, of 2**-12 to 2**3, of a common offset, of blocks that become ever quieter; and one whose largest
+        element is 448, so that its scale is 1 for E4M3."""
         x = inputs.make_activation(self.case, self.seed, purpose, self.device).float()
         k = x.shape[1]
         x[1] *= 8
@@ -130,6 +158,7 @@ class ActivationProbe:
         x[6] += 64
         x[7] *= torch.exp2(torch.arange(k, device=x.device) % 18 - 10.0)
         x[7, 0] = 448.0
+        x[8] *= torch.exp2(-2.0 * (torch.arange(k, device=x.device) // 16 % 10))
         return x.to(self.dtype)
 
 
@@ -215,13 +244,13 @@ def nan_threshold(probe: ActivationProbe) -> float | None:
     """Return the largest magnitude of a single element that does not become NaN; None where none does."""
     low, high = _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD
     for step in range(7):
-        ends = torch.logspace(0, 1, TOKENS + 1, base=high / low, dtype=torch.float64)[1:] * low
-        x = torch.zeros(TOKENS, probe.case.k, dtype=probe.dtype, device=probe.device)
+        ends = torch.logspace(0, 1, probe.tokens + 1, base=high / low, dtype=torch.float64)[1:] * low
+        x = torch.zeros(probe.tokens, probe.case.k, dtype=probe.dtype, device=probe.device)
         x[:, 0] = ends.to(probe.dtype)
         lost = probe.see(x).seen.isnan().any(dim=1)
         if step == 0 and not bool(lost[-1]):
             return None
-        first = int(lost.int().argmax()) if bool(lost.any()) else TOKENS - 1
+        first = int(lost.int().argmax()) if bool(lost.any()) else probe.tokens - 1
         low, high = (low if first == 0 else float(ends[first - 1])), float(ends[first])
     return low
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+
+import torch
 
 from fpxbench.checking import contract
 from fpxbench.checking.activation_probe import (
+    MANY_TOKENS,
+    SHAPE,
+    TOKENS,
+    WIDE_SHAPE,
     ActivationProbe,
     Seen,
     activation_faults,
@@ -20,14 +27,21 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.formats import FORMATS, format_named
+from fpxbench.numbers.codec import encode
+from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.numbers.rounding import Rounding
+from fpxbench.numbers.scaling.nv import NVScaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 _GRANULARITIES = ("row", "tensor", "mx", "nv", "g128", "g64", "g32", "g16")
 _UNDECLARED_FORMATS = ("e4m3fn", "e4m3fnuz", "e5m2", "int8", "e2m1")
+_SAME_FACTOR = 2.0**-6
+_MOST_EXPLAINED = 8
+"""Of the rules that a declared format may stand for, the first so many are looked at for faults of weights."""
+Explain = Callable[[ActivationRule, list[Seen]], tuple[Kind, str] | None]
+"""(rule, readings of activations) -> the fault that a quantizer by that rule makes, and a clause that states it."""
 _OTHER_ROUNDINGS = (Rounding.TOWARD_ZERO, Rounding.DOWN, Rounding.NEAREST_AWAY)
 
 
@@ -44,11 +58,11 @@ def usual_rules(declared: str, scheme: Scheme) -> list[ActivationRule]:
     return [ActivationRule(scheme_named(name).name) for name in names + modified]
 
 
-def find_rule(implementation: Implementation, operands: Operands) -> Verdict | None:
+def find_rule(implementation: Implementation, operands: Operands, explain: Explain | None = None) -> Verdict | None:
     """Set `operands.rule` to the rule of the scheme or of the implementation, or find it.
 
     Found is the usual rule that gives every element of a probe activation, read through a weight of ones. Return a
-    verdict where none does, which names the fault if it is a known one.
+    verdict where none does, which names the fault if it is a known one; `explain` knows more of them.
     """
     scheme = scheme_named(operands.case.scheme)
     declared = ActivationRule(scheme.activation.name) if scheme.activation is not None \
@@ -64,24 +78,50 @@ def find_rule(implementation: Implementation, operands: Operands) -> Verdict | N
     probe, first = probed
     seen = probe.see((0.3 * probe.activation("second activation").float()).to(first.x.dtype))
     fitting = [rule for rule in rules if _follows(rule, first) and _follows(rule, seen)]
-    if fitting:
+    if not fitting and (rule := _off_by_a_factor(rules, first, seen)) is not None:
+        operands.rule = rule
+        return None
+    coded = _codes_seen(probe, (fitting or rules)[0])
+    if fitting and _follows(fitting[0], coded):
         operands.rule = fitting[0]
         return None
-    for rule in rules:      # a factor may be the weight's as well as the activation's, and is named by the product
-        factor = seen.factor(rule.quantized(seen.x)[0])
-        if factor and _follows(rule, seen, factor):
-            operands.rule = rule
-            return None
-    return _deviation(probe, rules, first, seen)
+    return _deviation(probe, fitting[:1] or rules, first, seen, coded, explain)
+
+
+def _off_by_a_factor(rules: list[ActivationRule], *readings: Seen) -> ActivationRule | None:
+    """Return the rule of which every activation is the same multiple: that factor may be the weight's as well, and is
+    named by the product. A tensor scale's would be another one for each activation."""
+    for rule in rules:
+        factors = [seen.factor(rule.quantized(seen.x)[0]) for seen in readings]
+        if factors[0] and all(abs(factor / factors[0] - 1) < _SAME_FACTOR for factor in factors) \
+                and all(_follows(rule, seen, factors[0]) for seen in readings):
+            return rule
+    return None
+
+
+def _codes_seen(probe: ActivationProbe, rule: ActivationRule) -> Seen:
+    """Return an activation of each code and each midpoint between two, under scales of 1, as it is multiplied by.
+
+    A midpoint is a tie there, unless the largest magnitude times the reciprocal of the format's maximum is not 1 in
+    fp32. Integers are as well rounded away from zero.
+    """
+    scheme = scheme_named(rule.scheme)
+    fmt = scheme.format
+    exact = scheme.scaling.scale_format.coded or float(torch.tensor(fmt.max) * torch.tensor(1 / fmt.max)) == 1.0
+    decided = exact and isinstance(fmt, Format) and not fmt.is_integer and rule.scale is None
+    return replace(probe.see(probe.codes(rule)), ties_of=rule.scheme if decided else None)
 
 
 def _probe(implementation: Implementation, operands: Operands) -> tuple[ActivationProbe, Seen] | None:
     """Return the probe and what its first activation gave, by which a scale may be fixed; None where its shape is
     refused, or its weight of ones is not read as such."""
     try:
-        probe = ActivationProbe(implementation, operands)
-        first = probe.see(probe.activation("first activation"))
-        return (probe, first) if probe.weight_is_read() else None
+        for tokens, shape in ((TOKENS, SHAPE), (MANY_TOKENS, WIDE_SHAPE)):
+            probe = ActivationProbe(implementation, operands, tokens=tokens, shape=shape)
+            first = probe.see(probe.activation("first activation"))
+            if probe.weight_is_read(float(first.x.abs().amax())):
+                return probe, first
+        return None
     except contract.ContractViolation:
         raise
     except Exception as error:
@@ -93,10 +133,11 @@ def _probe(implementation: Implementation, operands: Operands) -> tuple[Activati
 
 def _follows(rule: ActivationRule, seen: Seen, factor: float = 1.0) -> bool:
     values, slack = rule.quantized(seen.x)
-    return seen.fits(values * factor, slack * abs(factor))
+    return seen.fits(values * factor, None if seen.ties_of == rule.scheme else slack * abs(factor))
 
 
-def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen) -> Verdict:
+def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen, coded: Seen,
+               explain: Explain | None) -> Verdict:
     """Return the verdict on an activation that none of `rules` gives: a known fault by name, or a description."""
     declared = rules[0] if len(rules) == 1 else scheme_named(rules[0].scheme).format.name
     if (kept := seen.without_zeros()) is not None:      # NaN of a token of zeros hides nothing else
@@ -104,28 +145,35 @@ def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen,
             if _follows(rule, kept):
                 return _verdict(Kind.ZERO_BLOCK, rule, f"the activation is quantized to {rule.scheme}, but a token of"
                                                        " zeros becomes NaN")
-        found = _deviation(probe, rules, first, kept)
+        found = _deviation(probe, rules, first, kept, coded, explain)
         return found.model_copy(update={"summary": f"{found.summary}; besides, a token of zeros becomes NaN"})
     if (fixed := _fixed(probe, rules, first, seen)) is not None:
         return fixed
     for rounding in _OTHER_ROUNDINGS:
         for rule in (replace(usual, rounding=rounding) for usual in rules):
-            if _follows(rule, seen):
+            if _follows(rule, seen) and _follows(rule, coded):
                 return _verdict(
                     Kind.TIES_AWAY if rounding is Rounding.NEAREST_AWAY else Kind.TRUNCATED, rule,
                     f"the activation is quantized to {rule.scheme} with rounding {rounding.value}, not to the nearest."
                     " If that is meant, declare it (`activation_rule`)")
     for rule in rules:
         for fault in activation_faults(rule):
-            if seen.fits(fault.values(seen.x)):
+            if seen.fits(fault.values(seen.x)) and (
+                    coded.ties_of != rule.scheme or coded.fits(fault.values(coded.x))):
                 return _verdict(fault.kind, rule, f"the activation is quantized to {rule.scheme}, but {fault.message}")
     others = [ActivationRule(scheme_named(f"{fmt}-{name}").name) for fmt in _UNDECLARED_FORMATS
               for name in _GRANULARITIES]
     for rule in others:
-        if _follows(rule, seen):
+        if _follows(rule, seen) and _follows(rule, coded):
             return _verdict(Kind.ACTIVATION_QUANTIZED, rule,
                             f"the activation is quantized to {rule}, declared is {declared}: declare what is meant"
                             " (`activation_rule`)")
+    for rule in rules[:_MOST_EXPLAINED] if explain is not None and not seen.unchanged else ():
+        explained = explain(rule, [seen, coded])
+        if explained is not None:
+            kind, message = explained
+            return _verdict(kind, rule, f"the activation is quantized to {rule.scheme}, but, its tokens taken for rows"
+                                        f" of a weight, {message}")
     what = "is not quantized" if seen.unchanged else f"is quantized by no known rule: {description(seen)}"
     return _verdict(Kind.INACCURATE, None, f"the activation {what}; declared is {declared}. If another rule is meant,"
                                            " declare it (`activation_rule`)")
@@ -141,6 +189,9 @@ def _fixed(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, see
     loud, louder = (probe.see((by * seen.x.float()).to(seen.x.dtype)) for by in (32, 128))
     if any(rule.scale is not None for rule in rules):
         return None
+    for rule in rules:
+        if (tensor := _tensor_scale_of(rule, first, seen)) is not None:
+            return _stale(*tensor)
     top = largest_magnitude(loud, louder)
     lost = top is None and bool(louder.seen.isnan().any())
     top = nan_threshold(probe) if lost else top
@@ -160,6 +211,19 @@ def _fixed(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, see
             f" past {reach:.3g} {'becomes NaN' if lost else 'saturates'}. If a fixed scale is meant, declare it"
             " (`activation_rule`)")
     return None
+
+
+def _tensor_scale_of(rule: ActivationRule, first: Seen, seen: Seen) -> tuple[float, float] | None:
+    """Return the tensor scale of the first call and that of this activation, where the former was used; else None."""
+    scheme = scheme_named(rule.scheme)
+    if not isinstance(scheme.scaling, NVScaling):
+        return None
+    x = seen.x.float()
+    stale = scheme.scaling.choose(x, scheme.format, shared_amax=first.x.float().abs().amax())
+    own = scheme.scaling.choose(x, scheme.format)
+    values = scheme.dequantize(encode(scheme.scaling.divide(x, stale), scheme.format), stale)
+    assert stale.tensor_scale is not None and own.tensor_scale is not None
+    return (float(stale.tensor_scale), float(own.tensor_scale)) if seen.fits(values) else None
 
 
 def _stale(scale: float, own: float) -> Verdict:

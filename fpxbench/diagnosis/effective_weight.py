@@ -44,6 +44,9 @@ class Readout:
     dtype: torch.dtype
     activation_format: str | None
     original: Tensor | None = None
+    ties_decided: bool = True
+    """Whether a quotient by a power of two is exact; not where a scale that cannot be seen may be the number beside it.
+    """
 
     def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
         """Return whether every weight read is one of those predicted, within rounding, and at least one number was

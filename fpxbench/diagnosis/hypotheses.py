@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
-from fpxbench.diagnosis.encode_faults import EncodeFault, encoded, nudges, quotient_slack
+from fpxbench.diagnosis.encode_faults import EncodeFault, encoded, largest_slack, nudges, quotient_slack
 from fpxbench.numbers import packing
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales, Scaling
@@ -134,7 +134,10 @@ class Predictor:
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[rows]
-        for nudge in nudges(quotient_slack(weight.stored_scales, weight.scheme, *weight.shape)[rows]):
+        slack = quotient_slack(weight.stored_scales, weight.scheme, *weight.shape)[rows]
+        if not self.readout.ties_decided:
+            slack = torch.full_like(slack, largest_slack(scaling))
+        for nudge in nudges(slack):
             codes = encoded(
                 self.readout.original[rows],
                 lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),

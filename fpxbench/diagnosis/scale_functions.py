@@ -17,6 +17,8 @@ from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.scaling import Scaling
 from fpxbench.records.kinds import Kind
 
+_FEWEST_RIGHT = 8
+"""A range of scales is one that a narrower type holds if it has more than so many."""
 Agree = Callable[[Tensor, Tensor], Tensor]
 """(recovered factors, predicted factors) -> bool, where they are equal within rounding."""
 
@@ -283,6 +285,20 @@ def _clamped(values: Tensor, seen: Tensor, agree: Agree) -> ScaleFunction | None
             )
             return ScaleFunction(Kind.SCALE_NARROWED, f"scales are clamped: {ends}", clamped)
     return None
+
+
+def right_range(values: Tensor, seen: Tensor, agree: Agree) -> tuple[int, int] | None:
+    """Return the first and the last of `values`, ascending, between which all multiply by themselves, where smaller
+    ones are rounded or lost and larger ones are infinite: products with them pass through a narrower type. Else None.
+    """
+    right = agree(seen, values) | values.isnan()
+    small = ~right & (seen.abs() <= 2 * values)
+    past = ~right & ~seen.isfinite()
+    if not bool((right | small | past).all()) or bool(right.all()):
+        return None
+    first = int(small.nonzero()[-1]) + 1 if bool(small.any()) else 0
+    last = int(past.nonzero()[0]) - 1 if bool(past.any()) else int((~values.isnan()).sum()) - 1
+    return (first, last) if last - first >= _FEWEST_RIGHT else None
 
 
 def describe_factors(names: list[str], values: Tensor, seen: Tensor, agree: Agree) -> str:

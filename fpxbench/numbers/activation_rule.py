@@ -49,7 +49,8 @@ class ActivationRule:
             for values in self._values(x, scheme, scale_nudge, (1 - NUDGE, 1 + NUDGE)):
                 other = (values - middle).abs()
                 # The scale's own nudge moves every value by NUDGE: no code went the other way.
-                slack = torch.maximum(slack, torch.where(other > 4 * NUDGE * middle.abs(), other, 0.0))
+                other = torch.where(other > 4 * NUDGE * middle.abs(), other * (1 + 4 * NUDGE), 0.0)
+                slack = torch.maximum(slack, other)
         return middle, slack
 
     def _values(self, x: Tensor, scheme: Scheme, scale_nudge: float, nudges: tuple[float, ...]) -> list[Tensor]:

@@ -41,6 +41,7 @@ from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.checking.tuning_alone import tune_alone
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weight_source import WeightSource
+from fpxbench.diagnosis.activation_explained import explain_activation
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.expert_products import diagnose_experts
 from fpxbench.diagnosis.products import diagnose_product
@@ -240,7 +241,8 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
 def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
     """Run every check; return the first verdict on a mistake."""
     implementation, operands = examination.implementation, examination.operands
-    verdict = check_quantization(implementation, operands) or activation_rules.find_rule(implementation, operands)
+    verdict = check_quantization(implementation, operands) or activation_rules.find_rule(
+        implementation, operands, explain_activation)
     if verdict is None:
         comparison, verdict = correctness.check_calls(implementation, operands, examination=examination)
         result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
@@ -292,7 +294,7 @@ def _checked_experts(implementation: Implementation, examination: Examination, r
     first, last = (expert_alone(implementation, operands, expert) for expert in (0, count - 1))
     verdict = check_quantization(implementation, first) or check_quantization(implementation, last)
     if verdict is None:
-        verdict = activation_rules.find_rule(OneOfExperts(implementation, count, 0), first)
+        verdict = activation_rules.find_rule(OneOfExperts(implementation, count, 0), first, explain_activation)
         operands.rule = first.rule
     if verdict is not None:
         return verdict
@@ -359,6 +361,7 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s, kept)
     result.flags += traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache, seen,
                                   request.read_gb_per_s)
+    result.coverage.not_asked.update(traffic.not_asked(operands, result.traffic, seen, request.read_gb_per_s))
     result.traffic = result.traffic.model_copy(
         update={"bottleneck": traffic.bottleneck(operands, result.timing, result.traffic, request.read_gb_per_s)}
     )

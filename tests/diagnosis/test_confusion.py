@@ -1,10 +1,11 @@
-"""No injected fault is named as another, alone or two at once: a sample of `python -m tests.confusion`, whose tables
-docs/diagnosis.md holds."""
+"""No injected fault is named as another, alone or two at once: a sample of `tests/helpers/confusion_run.py`, whose
+tables docs/diagnosis.md holds."""
 
 from __future__ import annotations
 
 import pytest
-from confusion import NAMED, PART, UNSEEN, WRONG, matrix, outcome_of, pair_table, pairs, singles
+from confusion import NAMED, PART, UNSEEN, WRONG, outcome_of, pairs, singles
+from confusion_run import BEGIN, END, row_of, table, totals
 from core import core_of
 from injections import Injection, injections
 from places import DOCS
@@ -88,8 +89,9 @@ def test_a_wrong_name_would_be_counted() -> None:
     mislabelled = Injection(Kind.TIES_AWAY, "no scale", {"no_scale": True})
     found = outcome_of("mxfp4", (mislabelled,), shape=(33, 40, 104))
     assert (found.outcome, found.said) == (WRONG, "scale_missing")
-    assert "| 1 `ties_away` | 1 |" in matrix([found])
-    assert "| mxfp4 | 1 | · | · | · | · | 1 |" in pair_table([found])
+    rows = [row_of("inspect", found)]
+    assert "| `ties_away` | 0 of 1, 1 WRONG NAME scale_missing |" in table(rows)
+    assert "| `inspect` | 1 | 1 | · | · | · | · | 1 |" in totals(rows) and "1 injected, 1 wrong names" in totals(rows)
     pair = (mislabelled, Injection(Kind.SIGN_LOST, "sign dropped", {"sign_lost": True}))
     assert outcome_of("mxfp4", pair, shape=(33, 40, 104)).outcome == WRONG
 
@@ -118,5 +120,7 @@ def test_every_kind_that_a_weight_can_show_is_injected() -> None:
 
 def test_the_tables_in_the_docs_hold_no_wrong_name() -> None:
     text = (DOCS / "diagnosis.md").read_text()
-    assert text.count(" 0 wrong names") >= 2
-    assert WRONG in text        # as the column that is empty
+    written = text.partition(BEGIN)[2].partition(END)[0]
+    assert " injected, 0 wrong names." in written
+    assert written.count(WRONG) == 1        # as the column that is empty
+    assert "activations" in written and "two at once" in written

@@ -6,11 +6,14 @@ from __future__ import annotations
 import inspecting
 import numpy as np
 import pytest
+import torch
+import world
 from fault_injection import Faulty, numbers
 
 from fpxbench.checking.nonfinite_codes import can_be_stored, check_nonfinite_codes
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.diagnosis.blackbox.inspector import inspect_implementation
+from fpxbench.diagnosis.scale_functions import right_range
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.records.case import Case
@@ -157,3 +160,29 @@ def test_m_on_which_weights_depend_are_stated() -> None:
     assert verdict.kind is Kind.M_DEPENDENT, verdict.summary
     assert "wrong for M = 63 to 65" in verdict.summary and "right for M = 1 to 17, 31 to 33" in verdict.summary
     assert verdict.evidence["right_m"][-1] == 33
+
+
+def test_scales_that_are_right_between_lost_and_infinite_ones_pass_through_a_narrower_type() -> None:
+    values = torch.exp2(torch.arange(-30, 30).double())
+
+    def agree(seen, wanted):
+        return (seen - wanted).abs() <= 2.0**-8 * wanted
+
+    narrowed = values.half().double()
+    assert right_range(values, narrowed, agree) == (6, 45)      # 2**-24 to 2**15
+    assert right_range(values, values, agree) is None
+    assert right_range(values, torch.where(values == 1, 3.0, narrowed), agree) is None, "one is misread in between"
+    assert right_range(values, values.flip(0), agree) is None
+
+
+def test_fp16_partial_sums_are_named_by_the_scales_that_they_lose_and_not_as_misread_scale_codes() -> None:
+    class Fp16Sums(world.World):
+        def matmul(self, x, weight):
+            first, rest = ((x[..., part].float() @ self.decoded(weight)[:, part].T).half().float()
+                           for part in (slice(0, 64), slice(64, None)))
+            return (first + rest).half().to(x.dtype)
+
+    request = InspectRequest(subject="here", scheme="e4m3fn-row", n=40, k=104, m=33, device="cpu", seed=3)
+    found = inspect_implementation(Fp16Sums(), request)
+    assert found.kinds == [Kind.SCALE_NARROWED], found.verdict.summary
+    assert "pass through a narrower type" in found.verdict.summary

@@ -1,26 +1,22 @@
-"""Inject every known fault and count what it is named: ``python tests/helpers/confusion.py [--pairs] [--sweep] [SCHEME
-...]``.
-
-Prints the confusion matrix, injected kind × named kind, as Markdown (docs/diagnosis.md holds the last one).
-"""
+"""Inject known faults, one or two at once, in weights and activations, and compare what they are named with what they
+are. `confusion_run` does so for all of them."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
+from activation_injection import FaultyActivation
 from fault_injection import Faulty, read, store
 from injections import Injection, injections
 
 from fpxbench.checking import inputs
 from fpxbench.diagnosis.blackbox.inspection import InspectRequest
 from fpxbench.diagnosis.blackbox.inspector import inspect_implementation
+from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
 from fpxbench.records.verdict import Status
@@ -52,6 +48,10 @@ class Outcome(NamedTuple):
     message: str
     seconds: float
 
+    @property
+    def kinds(self) -> list[str]:
+        return sorted({str(injection.kind) for injection in self.injected})
+
 
 def outcome_of(
     scheme: str,
@@ -69,8 +69,18 @@ def outcome_of(
     reading = {key: value for injection in injected if not injection.storing for key, value in injection.how.items()}
     storing = {key: value for injection in injected if injection.storing for key, value in injection.how.items()}
     implementation = Faulty(reading, storing or None, layout=layout, opaque=opaque)
+    return _outcome(implementation, scheme, injected, layout, activation, shape, seed, sweep)
+
+
+def outcome_of_activation(scheme: str, injected: Injection, *, sweep: bool = False) -> Outcome:
+    """Return what `inspect`, or a sweep, reports of a fault injected in quantizing the activation."""
+    return _outcome(FaultyActivation(injected), scheme, (injected,), "bytes", "bf16", SHAPE, 1, sweep)
+
+
+def _outcome(implementation: Implementation, scheme: str, injected: tuple[Injection, ...], layout: str, activation: str,
+             shape: tuple[int, int, int], seed: int, sweep: bool) -> Outcome:
     m, n, k = shape
-    started = time.perf_counter()
+    started = time.process_time()
     if sweep:
         case = Case(implementation="injected", scheme=scheme, workload="injected", m=m, n=n, k=k, activation=activation)
         verdict = diagnosed_trial(implementation, TrialRequest(case=case, seed=seed, timing_budget_s=0))
@@ -79,12 +89,15 @@ def outcome_of(
     else:
         inspection = inspect_implementation(implementation, InspectRequest(
             subject="injected", scheme=scheme, n=n, k=k, m=m, activation=activation, device="cpu", seed=seed))
-        verdict, named, evidence = inspection.verdict, inspection.kinds, inspection.verdict.evidence
-    seconds = time.perf_counter() - started
+        verdict, evidence = inspection.verdict, inspection.verdict.evidence
+        named = inspection.kinds or ([verdict.kind] if verdict.kind else [])
+    seconds = time.process_time() - started
     kinds = {str(injection.kind) for injection in injected}
     named = {str(kind) for kind in named}
     uncertain = "fitting" in evidence or "cannot tell" in verdict.summary or "no known fault" in verdict.summary \
-        or "which several faults would explain" in verdict.summary or named <= {"inaccurate", "gibberish"} or not named
+        or "no known rule" in verdict.summary \
+        or "which several faults would explain" in verdict.summary or not named \
+        or (named <= {"inaccurate", "gibberish"} and named != kinds)
     if verdict.status is Status.OK:
         outcome = UNSEEN
     elif uncertain:
@@ -129,67 +142,3 @@ def singles(scheme: str, layout: str = "planar") -> Iterator[tuple[Injection, ..
 
 def pairs(scheme: str, layout: str = "planar") -> Iterator[tuple[Injection, ...]]:
     return ((a, b) for a, b in combinations(injections(scheme_named(scheme), layout), 2) if a.made_with(b))
-
-
-def matrix(outcomes: list[Outcome]) -> str:
-    """Return Markdown: a row per injected kind, a column per named kind."""
-    counts = Counter(
-        (" + ".join(sorted({str(injection.kind) for injection in one.injected})), one.said) for one in outcomes
-    )
-    rows = sorted({row for row, _ in counts})
-    last = [UNCERTAIN, UNSEEN]
-    columns = sorted({column for _, column in counts} - set(last)) + last
-    short = {column: str(number) for number, column in enumerate(rows, start=1)}
-    head = "| injected | " + " | ".join(short.get(column, column) for column in columns) + " |"
-    lines = [head, "|---|" + "---:|" * len(columns)]
-    for row in rows:
-        cells = [str(counts[row, column] or "·") for column in columns]
-        lines.append(f"| {short[row]} `{row}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def pair_table(outcomes: list[Outcome]) -> str:
-    """Return Markdown: a row a scheme, what became of its pairs."""
-    columns = (NAMED, PART, UNCERTAIN, UNSEEN, WRONG)
-    counts = Counter((one.scheme, one.outcome) for one in outcomes)
-    lines = ["| scheme | pairs | " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) + 1)]
-    for scheme in dict.fromkeys(one.scheme for one in outcomes):
-        cells = [counts[scheme, column] for column in columns]
-        lines.append(f"| {scheme} | {sum(cells)} | " + " | ".join(str(cell or "·") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("schemes", nargs="*", default=SCHEMES)
-    parser.add_argument("--pairs", action="store_true", help="two faults at once")
-    parser.add_argument("--sweep", action="store_true", help="what a sweep says, not `fpxbench inspect`")
-    parser.add_argument("--opaque", action="store_true", help="implementations whose codes cannot be seen")
-    parser.add_argument("--activation", default="bf16")
-    parser.add_argument("--every", type=int, default=1, help="one in so many")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    outcomes = []
-    for scheme in asked.schemes:
-        for number, injected in enumerate((pairs if asked.pairs else singles)(scheme)):
-            if number % asked.every:
-                continue
-            one = outcome_of(scheme, injected, sweep=asked.sweep, opaque=asked.opaque, activation=asked.activation)
-            outcomes.append(one)
-            if one.outcome in (WRONG, UNSEEN, UNCERTAIN):
-                about = " + ".join(
-                    f"{injection.kind}{' stored' if injection.storing else ''} ({injection.about})"
-                    for injection in injected
-                )
-                print(f"{one.outcome}: {scheme}: {about}: {one.said}: {one.message[:300]}", file=sys.stderr, flush=True)
-        print(f"{scheme}: {len(outcomes)} so far, {sum(one.seconds for one in outcomes):.0f} s", file=sys.stderr,
-              flush=True)
-    print(pair_table(outcomes) if asked.pairs else matrix(outcomes))
-    print(
-        f"\n{len(outcomes)} injected, {sum(one.outcome == WRONG for one in outcomes)} wrong names, "
-        f"{sum(one.seconds for one in outcomes):.0f} s"
-    )
-
-
-if __name__ == "__main__":
-    main()

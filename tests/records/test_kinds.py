@@ -10,7 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from kind_examples import examples
 from places import DOCS
+from profile_coverage import NAMED, PAGE, rows_of
 
 import fpxbench
 from fpxbench.records.kinds import Group, Kind, Stage, sibling_kind
@@ -120,3 +122,15 @@ def test_codes_of_a_format_taken_for_its_siblings_are_named_by_the_format() -> N
 def test_the_docs_table_is_the_one_of_the_code() -> None:
     done = subprocess.run([sys.executable, KINDS_TABLE, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_kind_has_an_example_and_a_row_of_what_finds_it() -> None:
+    """What `smoke`, `quick` and `inspect` say of it, measured by `tests/helpers/profile_coverage.py`."""
+    kinds = [str(kind) for kind in Kind if kind.emitted_by]
+    assert sorted(kinds) == [str(example.kind) for example in examples()]
+    rows = {row["kind"]: row for row in rows_of(PAGE.read_text(encoding="utf-8"))}
+    assert sorted(kinds) == sorted(rows)
+    for example in examples():
+        row = rows[str(example.kind)]
+        assert (row["fault"], row["scheme"]) == (example.fault, example.scheme), "measure it again"
+        assert NAMED in row.values() or example.elsewhere, f"neither a profile nor `inspect` names {example.kind}"

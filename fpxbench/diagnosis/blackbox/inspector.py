@@ -13,12 +13,22 @@ from torch import Tensor
 from torch.nn.modules import module
 
 import fpxbench.implementation as implementations
-from fpxbench.checking import activation_rules, contract, correctness, inputs, machine, reference, serving_calls
+from fpxbench.checking import (
+    activation_rules,
+    contract,
+    correctness,
+    inputs,
+    machine,
+    reference,
+    serving_calls,
+    tampering,
+)
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
 from fpxbench.checking.examination import Examination, ranges
 from fpxbench.checking.nonfinite_rows import check_nonfinite_rows
 from fpxbench.checking.operands import Operands
+from fpxbench.diagnosis.activation_explained import explain_activation
 from fpxbench.diagnosis.blackbox.inspection import Inspection, InspectRequest
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped, factory_named
 from fpxbench.diagnosis.decode_fault import DecodeFault
@@ -116,7 +126,10 @@ def inspect_implementation(
     try:
         support = implementation.support(scheme, device)
         if support.supported:
-            _Inspector(implementation, case, device, inspection, given or Given()).run()
+            try:
+                _Inspector(implementation, case, device, inspection, given or Given()).run()
+            finally:
+                tampering.check_untampered()
         else:
             status = Status.MISSING if support.missing else Status.UNSUPPORTED
             inspection.verdict = Verdict(status=status, summary=support.reason)
@@ -215,7 +228,7 @@ class _Inspector:
         implementation.scale_rule = None
 
     def _inspected(self, operands: Operands) -> Verdict:
-        activation = activation_rules.find_rule(self.implementation, operands)
+        activation = activation_rules.find_rule(self.implementation, operands, explain_activation)
         if activation is not None:
             return activation
         readout = self.bench.readout(operands)
@@ -395,7 +408,8 @@ class _Inspector:
             return made
 
         found = (serving_calls.check_tokens(examination) or serving_calls.check_layouts(examination)
-                 or serving_calls.check_shapes(examination, another) or examination.statistic_verdict())
+                 or serving_calls.check_shapes(examination, another) or serving_calls.check_bias(examination)
+                 or examination.statistic_verdict())
         if found is not None and found.kind is not None:
             self.inspection.kinds = [found.kind]
         return found

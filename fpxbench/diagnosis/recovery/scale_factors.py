@@ -17,7 +17,14 @@ from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.recovery.decode_table import common_factor, known_code, number_text, plain_weights
 from fpxbench.diagnosis.recovery.scale_blocks import BlockMap
-from fpxbench.diagnosis.scale_functions import describe_factors, matching_functions, stored_format, within_fp32
+from fpxbench.diagnosis.scale_functions import (
+    Agree,
+    describe_factors,
+    matching_functions,
+    right_range,
+    stored_format,
+    within_fp32,
+)
 from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
 from fpxbench.records.kinds import Kind
@@ -293,7 +300,18 @@ def _name_factors(
     order = values.nan_to_num(torch.inf).argsort()
     names = [_name(factors, index) for index in order.tolist()]
     near = partial(bench.near, roundings=3.0)
-    return [Kind.SCALE_MISREAD], describe_factors(names, values[order], seen[order], near)
+    return _unknown_function(names, values[order], seen[order], near)
+
+
+def _unknown_function(names: list[str], values: Tensor, seen: Tensor, agree: Agree) -> tuple[list[Kind], str]:
+    """Return kind and structure of factors, ascending by scale, that no known fault gives."""
+    if (kept := right_range(values, seen, agree)) is None:
+        return [Kind.SCALE_MISREAD], describe_factors(names, values, seen, agree)
+    first, last = kept
+    lost = " and ".join(text for text, there in (
+        ("smaller ones are rounded or lost", first > 0), ("larger ones are infinite", last < len(values) - 1)) if there)
+    return [Kind.SCALE_NARROWED], (f"scales are right from {names[first]} to {names[last]}, {lost}: they, or products"
+                                   " with them, pass through a narrower type")
 
 
 def _name(factors: Factors, index: int) -> str:

@@ -1,0 +1,106 @@
+"""Name what becomes of an activation by the known faults of weights: a quantized activation [M, K] is stored and read
+as a weight is, its tokens the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fpxbench.checking.activation_probe import Seen
+from fpxbench.diagnosis.decode_fault import DecodeFault
+from fpxbench.diagnosis.decode_faults import decode_faults
+from fpxbench.diagnosis.effective_weight import Prediction, Readout
+from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, scale_choice_faults
+from fpxbench.diagnosis.hypotheses import Faults, Predictor, explanations
+from fpxbench.diagnosis.naming import named
+from fpxbench.diagnosis.scale_functions import ScaleFunction, scale_functions
+from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.codebook import NumberFormat
+from fpxbench.numbers.codec import decode_table, encode
+from fpxbench.numbers.formats import FORMATS, Format
+from fpxbench.numbers.scaling import Scaling
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+from fpxbench.records.kinds import Kind
+
+
+def explain_activation(rule: ActivationRule, readings: Sequence[Seen]) -> tuple[Kind, str] | None:
+    """Return the kind and the message of the one known fault, made in quantizing by `rule`, that gives every element
+    read; None where none does. The last of `readings` holds every code under scales of 1."""
+    if rule.scale is not None:
+        return None
+    whole = [_readout(rule, seen) for seen in readings]
+    fitting, lost = _fitting(whole), 0
+    if not fitting:
+        readable = [_without_lost_tokens(seen) for seen in readings]
+        lost = sum(len(a.x) - len(b.x) for a, b in zip(readings, readable, strict=True))
+        if lost and all(len(seen.x) for seen in readable):
+            fitting = _fitting([_readout(rule, seen) for seen in readable])
+    if not fitting:
+        return None
+    found = named(fitting, whole[0])
+    besides = f"; {lost} of {sum(len(seen.x) for seen in readings)} tokens become NaN or infinity" if lost else ""
+    return found.kind or Kind.INACCURATE, found.message + besides
+
+
+def _fitting(readouts: Sequence[Readout]) -> list[Faults]:
+    """Return the faults that explain all readouts; none where the definition does, since any without a trace would."""
+    if all(Predictor(readout).explains(()) for readout in readouts):
+        return []
+    weight = readouts[0].weight
+    fmt, scaling = weight.scheme.format, weight.scheme.scaling
+    largest = int(encode(max(_largest_quotient(readout) for readout in readouts), fmt))
+    known: list[DecodeFault | EncodeFault] = [
+        *decode_faults(weight), *_other_tables(fmt), *_in_reading_scales(scaling),
+        *encode_faults(fmt, "bytes", weight.shape[1], largest), *scale_choice_faults(fmt, scaling)]
+    return explanations(readouts, known, most=1)
+
+
+def _largest_quotient(readout: Readout) -> Tensor:
+    """Return the largest magnitude that was read over its scale."""
+    scaling, weight = readout.weight.scheme.scaling, readout.weight
+    factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[:, readout.columns]
+    quotients = torch.where(factors > 0, readout.seen / factors, 0.0)
+    return quotients.where(quotients.isfinite(), 0.0).abs().amax().float()
+
+
+def _other_tables(fmt: NumberFormat) -> Iterator[DecodeFault]:
+    """Yield codes that are read as another format's, of as many bits."""
+    sibling = fmt.sibling.name if isinstance(fmt, Format) and fmt.sibling is not None else fmt.name
+    for other in FORMATS.values():
+        if other.bits == fmt.bits and other.name not in (fmt.name, sibling):
+            yield DecodeFault("table", Kind.FORMAT_MISTAKEN, f"codes are read as {other.name}'s",
+                              lambda right, other=other: decode_table(other, right.device), True)
+
+
+def _without_lost_tokens(seen: Seen) -> Seen:
+    """Return the tokens of which a number was read: one element that is none makes its token none, by 0 times it."""
+    numbers = seen.seen.isfinite().any(dim=1)
+    return replace(seen, x=seen.x[numbers], seen=seen.seen[numbers])
+
+
+def _in_reading_scales(scaling: Scaling) -> Iterator[DecodeFault]:
+    """Yield the faults in reading coded block scales, which experiments show where a weight's can be set."""
+    if not scaling.scale_format.coded:
+        return
+    for one in scale_functions(scaling):
+        def apply(block: Tensor, tensor: Tensor, one: ScaleFunction = one) -> tuple[Tensor, Tensor]:
+            codes = scaling.scale_format.encode(block).long()
+            return one.factor(codes, block.double()).float(), tensor
+
+        if one.kind not in (Kind.SCALE_MISSING, Kind.SCALE_SQUARED, Kind.SCALE_INVERTED, Kind.FN_AS_FNUZ):
+            yield DecodeFault("scales", one.kind, one.message, apply)
+
+
+def _readout(rule: ActivationRule, seen: Seen) -> Readout:
+    """Return the elements that were read as the weights that were read of a weight, the activation."""
+    scheme, original = scheme_named(rule.scheme), seen.x.float()
+    weight = QuantizedWeight.from_codes(*scheme.quantize(original), scheme, "bytes")
+    columns = torch.arange(seen.seen.shape[1], device=original.device)
+    decoded = weight.dequantize().double()
+    definition = Prediction(decoded[:, columns], ~decoded.isfinite().all(dim=1))
+    return Readout(weight, columns, seen.seen, definition, seen.x.dtype, None, original,
+                   ties_decided=seen.ties_of is not None)
