@@ -39,6 +39,7 @@ FLOOR = 1e-12
 class ByRule(Implementation):
     """Quantizes by a rule, and multiplies by what it stored."""
 
+    name = "ruled"
     layout = "bytes"
 
     def __init__(self, rule: str, order: str = "in one", *, declared: bool = True, bias: float = 0.0) -> None:
