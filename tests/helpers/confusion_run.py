@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=list(MODES), default="inspect")
     parser.add_argument("--every", type=int, default=1, help="one in so many")
     parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     if not arguments.write:
         schemes = activation_injection.SCHEMES if arguments.mode == "activations" else SCHEMES

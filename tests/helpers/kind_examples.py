@@ -55,10 +55,10 @@ class ScalesRooted(world.World):
         return super().block_scales(weight).sqrt()
 
 
-class ScalesOfPadding(world.World):
+class ScalesBlended(world.World):
     def block_scales(self, weight):
         scales = super().block_scales(weight).clone()
-        scales[:, -1] = 3.0
+        scales[:, -1] = (scales[:, -1] + scales[:, -2]) / 2
         return scales
 
 
@@ -94,7 +94,7 @@ OWN: dict[Kind, tuple[str, str, Callable[[], Implementation]]] = {
     Kind.CODE_PERMUTED: ("columns in a random order", "mxfp4", CodesPermuted),
     Kind.SCALE_PERMUTED: ("scales of rows in a random order", "mxfp4", ScalesPermuted),
     Kind.SCALE_MISREAD: ("the root of each scale", "mxfp4", ScalesRooted),
-    Kind.SCALE_PADDING_READ: ("3 in place of the last scale", "mxfp4", ScalesOfPadding),
+    Kind.SCALE_PADDING_READ: ("the mean of two scales for the last one", "mxfp4", ScalesBlended),
     Kind.ZERO_BLOCK: ("zeros divided by their scale", "e4m3fn-row", world.ZerosDividedByZero),
     Kind.ROUNDING_BIASED: ("random rounding, up too often", "mxfp4",
                            lambda: ByRule("stochastic", declared=False, bias=0.1)),
