@@ -186,3 +186,9 @@ def test_fp16_partial_sums_are_named_by_the_scales_that_they_lose_and_not_as_mis
     found = inspect_implementation(Fp16Sums(), request)
     assert found.kinds == [Kind.SCALE_NARROWED], found.verdict.summary
     assert "pass through a narrower type" in found.verdict.summary
+
+
+def test_places_are_recovered_where_the_codes_of_scales_are_used_as_numbers() -> None:
+    found = inspected(Faulty({"as_integer": True, "transposed": True}))
+    assert set(found.kinds) == {Kind.SCALE_BITS_AS_VALUE, Kind.SCALE_TRANSPOSED}, found.verdict.summary
+    assert inspected(Faulty({"as_integer": True})).kinds == [Kind.SCALE_BITS_AS_VALUE]

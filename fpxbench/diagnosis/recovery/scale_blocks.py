@@ -27,6 +27,7 @@ from fpxbench.records.kinds import Kind
 LEVELS = 12
 """Scales of as many powers of two, from 2**-6: all are normal numbers of E4M3 and, by a code near 1, of fp16."""
 LOWEST = -6
+FAR_APART = torch.arange(-110, 120, 20)
 SHOWN = 64
 
 
@@ -85,7 +86,9 @@ def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Ex
         return Experiment(
             name="blocks", right=None, message="no weight is read as the one code that all of them hold"
         ), None
-    levels, factors = _levels(bench, code, number, free)
+    levels, factors = _levels(bench, code, number, free, torch.arange(LOWEST, LOWEST + LEVELS))
+    if len(levels) < 2 and bench.scaling.scale_format.powers_of_two:    # E8M0's codes, used as numbers, are too near
+        levels, factors = _levels(bench, code, number, free, FAR_APART)
     rows, blocks = bench.grid_shape
     count = rows * blocks
     if len(levels) < 2 and count > 1:
@@ -120,11 +123,10 @@ def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Ex
     ), found
 
 
-def _levels(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scales, exponents of two, whose factors are distinct and finite, and those factors (float64)."""
+def _levels(bench: Bench, code: int, number: float, free: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which `exponents` of two, as scales, have distinct and finite factors, and those factors (float64)."""
     row, column = free.nonzero()[-1].tolist()
     at = torch.tensor([column], device=bench.device)
-    exponents = torch.arange(LOWEST, LOWEST + LEVELS)
     seen = (
         torch.stack(
             [
@@ -137,7 +139,7 @@ def _levels(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Tenso
         / number
     )
     kept: list[int] = []
-    for level in range(LEVELS):
+    for level in range(len(exponents)):
         apart = all(abs(float(seen[level] - seen[other])) > 0.1 * abs(float(seen[other])) for other in kept)
         if apart and math.isfinite(float(seen[level])) and float(seen[level]) != 0:
             kept.append(level)
