@@ -52,6 +52,7 @@ def _fitting(readouts: Sequence[Readout]) -> list[Faults]:
         return []
     weight = readouts[0].weight
     fmt, scaling = weight.scheme.format, weight.scheme.scaling
+    assert fmt is not None and scaling is not None      # an activation's rule is quantized
     largest = int(encode(max(_largest_quotient(readout) for readout in readouts), fmt))
     known: list[DecodeFault | EncodeFault] = [
         *decode_faults(weight), *_other_tables(fmt), *_in_reading_scales(scaling),
@@ -62,6 +63,7 @@ def _fitting(readouts: Sequence[Readout]) -> list[Faults]:
 def _largest_quotient(readout: Readout) -> Tensor:
     """Return the largest magnitude that was read over its scale."""
     scaling, weight = readout.weight.scheme.scaling, readout.weight
+    assert scaling is not None
     factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[:, readout.columns]
     quotients = torch.where(factors > 0, readout.seen / factors, 0.0)
     return quotients.where(quotients.isfinite(), 0.0).abs().amax().float()
