@@ -104,5 +104,5 @@ def _readout(rule: ActivationRule, seen: Seen) -> Readout:
     columns = torch.arange(seen.seen.shape[1], device=original.device)
     decoded = weight.dequantize().double()
     definition = Prediction(decoded[:, columns], ~decoded.isfinite().all(dim=1))
-    return Readout(weight, columns, seen.seen, definition, seen.x.dtype, None, original,
+    return Readout(weight, columns, seen.seen, definition, seen.x.dtype, original=original,
                    ties_decided=seen.ties_of is not None)

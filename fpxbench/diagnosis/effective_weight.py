@@ -42,7 +42,7 @@ class Readout:
     seen: Tensor
     definition: Prediction
     dtype: torch.dtype
-    activation_format: str | None
+    activation_format: str | None = None
     original: Tensor | None = None
     ties_decided: bool = True
     """Whether a quotient by a power of two is exact; not where a scale that cannot be seen may be the number beside it.
