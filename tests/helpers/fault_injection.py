@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from injections import Injection, injections  # noqa: F401
 
 from fpxbench.implementation import Implementation, Support
 from fpxbench.numbers.codebook import Codebook
