@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,12 +98,14 @@ def stamp_damaged(results: Path) -> None:
     next(results.parent.glob(f"site/machines/*/*/{FILE}")).write_bytes(b'{"inputs": 3')
 
 
-@pytest.mark.parametrize("happens", [measured_again, page_deleted, stamp_damaged])
-def test_what_changed_or_is_damaged_is_made_again(
-        results: Path, rendered: list[str], happens: Callable[[Path], None]) -> None:
-    happens(results)
-    build_site(results, results.parent / "site", builds=IN_FULL)
-    assert {page.split()[1] for page in rendered} == {one.implementation for one in CASES}
+def test_what_changed_or_is_damaged_is_made_again(results: Path, rendered: list[str]) -> None:
+    # The build after one that was measured again has another status before it, the build before links to the series.
+    for happens, builds in ((measured_again, 3), (page_deleted, 1), (stamp_damaged, 1)):
+        rendered.clear()
+        happens(results)
+        build_site(results, results.parent / "site", builds=IN_FULL)
+        assert {page.split()[1] for page in rendered} == {one.implementation for one in CASES}, happens.__name__
+        assert len({page.split()[0] for page in rendered}) == builds, happens.__name__
     assert_as_from_scratch(results)
 
 
@@ -132,7 +133,7 @@ def test_a_sweep_of_twice_the_cases_compares_twice_as_many(tmp_path: Path, monke
 
 def test_pages_grow_by_little_for_each_case_and_build(tmp_path: Path) -> None:
     sizes: dict[tuple[int, int], dict[str, int]] = {}
-    for builds, number in ((70, 4), (100, 4), (70, 14)):
+    for builds, number in ((65, 3), (85, 3), (65, 8)):
         results, of = tmp_path / f"{builds}-{number}", tuple(case("dense", "bf16", m=m) for m in range(1, number + 1))
         little_support(results)
         nights(results, builds, of, noise=0.005, edit=slower(1.3, builds - 4, of=of[0]))
@@ -145,9 +146,9 @@ def test_pages_grow_by_little_for_each_case_and_build(tmp_path: Path) -> None:
             "series": max(size for path, size in pages.items() if "history" in path.parts),
             "builds": pages[Path("builds.html")], "machine": pages[Path("machines") / GPU.name / "index.html"]}
     few, long, wide = sizes.values()
-    assert (wide["sweep"] - few["sweep"]) / 10 < 1000, "bytes for a case: 2,000 cases make 2 MB"
-    assert (long["series"] - few["series"]) / 30 < 300, "bytes for a build: 1,000 builds make 300 kB"
-    assert (long["builds"] - few["builds"]) / 30 < 400
+    assert (wide["sweep"] - few["sweep"]) / 5 < 1000, "bytes for a case: 2,000 cases make 2 MB"
+    assert (long["series"] - few["series"]) / 20 < 300, "bytes for a build: 1,000 builds make 300 kB"
+    assert (long["builds"] - few["builds"]) / 20 < 400
     for page in ("case", "machine"):
         assert max(size[page] for size in sizes.values()) < 40_000, "whatever the history"
 
