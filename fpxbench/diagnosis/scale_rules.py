@@ -71,6 +71,16 @@ def judged_scheme(scheme: Scheme, rule: str | None) -> Scheme:
     return scheme_named(f"{scheme.format.name}-{scheme.scaling.base_name}.{rule}")
 
 
+def as_judged(weight: QuantizedWeight, rule: str | None) -> QuantizedWeight:
+    """Return a stored weight under the scheme that it is judged by. Scales that are stored as numbers stay numbers
+    where a rule chooses them in a coded format (powers of two in fp32)."""
+    judged = judged_scheme(weight.scheme, rule)
+    numbers = weight.scales.dtype != torch.uint8
+    if numbers and judged.scaling is not None and judged.scaling.scale_format.coded:
+        return weight
+    return replace(weight, scheme=judged)
+
+
 def follows_rule(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
     """Return whether every stored scale and code of `original` [N, K] is what the quantizer's declared rule makes of
     it."""

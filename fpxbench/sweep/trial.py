@@ -47,10 +47,10 @@ from fpxbench.diagnosis.expert_products import diagnose_experts
 from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.scale_rules import (
     ScaleRule,
+    as_judged,
     find_scale_rule,
     follows_rule,
     holds_on_powers_of_two,
-    judged_scheme,
     rule_beside_zeros,
 )
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
@@ -149,7 +149,7 @@ def decoded_weight(implementation: Implementation, weight: QuantizedWeight) -> T
     """
     if not weight.has_codes:
         return implementation.dequantize(weight)
-    return replace(weight, scheme=judged_scheme(weight.scheme, implementation.scale_rule)).dequantize()
+    return as_judged(weight, implementation.scale_rule).dequantize()
 
 
 def prepare_experts(implementation: Implementation, case: Case, device: str, seed: int,
@@ -387,7 +387,7 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         rule = implementation.scale_rule
         if rule is not None and follows_rule(operands.original, weight, rule):
             return None
-        judged = replace(operands, weight=replace(weight, scheme=judged_scheme(weight.scheme, rule)))
+        judged = replace(operands, weight=as_judged(weight, rule))
         diagnosis = diagnose_quantization(operands.original, judged)
         if diagnosis is None:
             return None

@@ -82,6 +82,12 @@ def test_an_undeclared_rule_that_is_no_function_of_the_weight_is_named(scheme: s
     assert f'declare it (`scale_rule = "{rule}"`)' in result.verdict.summary
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_powers_of_two_that_are_stored_in_fp32_are_right_where_a_rule_of_coded_scales_chooses_them(declared) -> None:
+    result = run(ByRule("e8m0", declared=declared), SMALL.model_copy(update={"workload": "random"}), 1)
+    assert result.verdict.status is Status.OK and ("undeclared_rule" in result.flags) is not declared, result.verdict
+
+
 @pytest.mark.parametrize("scheme", ["mxfp4", "e4m3fn-row"])
 def test_random_rounding_with_a_bias_is_named(scheme: str) -> None:
     case = Case(implementation="ruled", scheme=scheme, workload="random", m=4, n=128, k=256)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fpxbench.checking import contract, inputs, reference
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
-from fpxbench.diagnosis.scale_rules import judged_scheme
+from fpxbench.diagnosis.scale_rules import as_judged, judged_scheme
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.numbers.codec import decode_table
@@ -58,6 +58,9 @@ class Bench:
         """Set once codes are seen to be read from other rows: experiments then keep to one code everywhere."""
         self.original = self.weight(case)
         self.template = self.quantized(self.original).weight
+        if self.template.has_codes:
+            self.judged = as_judged(self.template, implementation.scale_rule).scheme
+            self.scaling = self.judged.scaling
         self.sets_codes = self.template.has_codes and not self.template.extra
         self.unit = 1.0
         """The scale under which codes are read, see `choose_unit`."""
@@ -77,7 +80,7 @@ class Bench:
         return Operands(self.case, self.device, self.seed, original, weight, decoded)
 
     def _as_judged(self, weight: QuantizedWeight) -> QuantizedWeight:
-        return replace(weight, scheme=self.judged)
+        return as_judged(weight, self.implementation.scale_rule)
 
     @property
     def divides_by_global_scale(self) -> bool:
