@@ -254,7 +254,7 @@ class Investigation:
         self.inspection.experiments += [
             one.model_copy(update={"message": f"of a square weight [{side}, {side}]: {one.message}"})
             for one in maps.wrong]
-        message = maps.messages() or "its weights are read wrongly"
+        message = maps.messages() if maps.wrong else "its weights are read wrongly"
         found = maps.diagnosis() or Diagnosis(nearness(readout.correlation()), message)
         self.inspection.kinds = [found.kind] if found.kind else []
         return Verdict(status=Status.WRONG, kind=found.kind, evidence=found.evidence,
@@ -379,8 +379,8 @@ class Investigation:
         named = name_reading(readouts, known, self.maps)
         if named is not None:
             return named
-        if (messages := self.maps.messages()):
-            return Diagnosis(nearness(readout.correlation()), f"no known fault fits; {messages}", {})
+        if self.maps.wrong:
+            return Diagnosis(nearness(readout.correlation()), f"no known fault fits; {self.maps.messages()}", {})
         return single_weights(readout) or diagnose_product(self.implementation, operands)
 
     def _probe_readouts(self) -> list[Readout]:
