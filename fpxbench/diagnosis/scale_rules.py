@@ -75,7 +75,7 @@ def as_judged(weight: QuantizedWeight, rule: str | None) -> QuantizedWeight:
     """Return a stored weight under the scheme that it is judged by. Scales that are stored as numbers stay numbers
     where a rule chooses them in a coded format (powers of two in fp32)."""
     judged = judged_scheme(weight.scheme, rule)
-    numbers = weight.scales.dtype != torch.uint8
+    numbers = weight.scales is not None and weight.scales.dtype != torch.uint8      # None: a library's own tensor
     if numbers and judged.scaling is not None and judged.scaling.scale_format.coded:
         return weight
     return replace(weight, scheme=judged)
