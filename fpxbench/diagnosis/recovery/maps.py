@@ -163,8 +163,9 @@ class RecoveredMaps:
         blocks, place, free = self.bench.grid_shape[1], self.blocks.place, self.blocks.free
         columns = block_of(torch.arange(self.bench.k), self.bench.scaling)[None, :].expand(place.shape)
         source = torch.where(free, place // blocks, -1).amax(dim=1, keepdim=True)
-        other = source[:, 0] != block_row_of(torch.arange(len(source)), self.bench.scaling)
-        return bool((((place // blocks == source) & (place % blocks == columns)) | ~free).all() and other.any())
+        other = (source[:, 0] >= 0) & (source[:, 0] != block_row_of(torch.arange(len(source)), self.bench.scaling))
+        met = (place >= 0) & (place // blocks == source) & (place % blocks == columns)
+        return bool((met | ~free).all() and other.any())
 
     def messages(self) -> str:
         """Return what the wrong maps are, as one clause each; where none is, which are right and which not known."""
