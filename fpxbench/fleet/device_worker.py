@@ -5,7 +5,6 @@ A Ray actor on a cluster; nothing here imports Ray or PyTorch. Arguments and res
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -48,7 +47,7 @@ PLAN_TIMEOUT_S = 900.0
 ROOM_BYTES = 200 << 20
 """A task is not started on a disk with less: records of a batch take a few MB, compilers' files far more."""
 STOP_GRACE_S = 5.0
-_PR_SET_PDEATHSIG = 1
+LAUNCHER = Path(__file__).with_name("_launch.py")
 _CANNOT_START = 2
 """Exit status of ``fpxbench run`` for a mistake, or a device that cannot be measured."""
 _LOG_TAIL_BYTES = 4096
@@ -212,8 +211,8 @@ class _Run:
         own = command[0] == sys.executable      # which finds fpxbench as this process does
         with open(log, "ab") as errors, open(out, "ab") as output:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=errors, env=_environment(own),
-                start_new_session=True, pass_fds=[self.spool.lock_fd], preexec_fn=self._settle_in)
+                self._launched(command), stdin=subprocess.PIPE, stdout=output, stderr=errors, env=_environment(own),
+                start_new_session=True, pass_fds=[self.spool.lock_fd])
             if self._stopped:
                 self.stop()
             try:
@@ -223,13 +222,10 @@ class _Run:
                 raise
         return self._process.wait()
 
-    def _settle_in(self) -> None:
-        """Have the kernel end this process with the worker's thread, and keep it on the seat's share of the cores."""
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.sched_setaffinity(0, share(sorted(os.sched_getaffinity(0)), self._seat.share, self._seat.shares))
-
-
-_LIBC = ctypes.CDLL(None)
+    def _launched(self, command: list[str]) -> list[str]:
+        """Return the command line that keeps `command` on the seat's cores, and ends it with this thread."""
+        cores = share(sorted(os.sched_getaffinity(0)), self._seat.share, self._seat.shares)
+        return [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), ",".join(map(str, cores)), *command]
 
 
 def share(cores: list[int], number: int, of: int) -> list[int]:
