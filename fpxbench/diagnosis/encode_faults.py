@@ -113,7 +113,8 @@ def encode_faults(fmt: NumberFormat, layout: str, k: int, largest_stored: int) -
     for rounding in Rounding:
         if rounding.value in _ROUNDINGS and isinstance(fmt, Format):
             yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
-    yield from _tie_faults()
+    if isinstance(fmt, Format):     # between two values of a codebook fp32 holds no midpoint
+        yield from _tie_faults()
     yield from _double_roundings(fmt)
     yield from _range_faults(fmt, largest_stored)
     if isinstance(fmt, Format) and (other := fmt.sibling) is not None:

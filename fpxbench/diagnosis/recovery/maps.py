@@ -122,7 +122,8 @@ class RecoveredMaps:
         if (moved := self._outputs_moved()) is not None:    # one fault, which two maps show
             named = [([Kind.OUTPUT_PERMUTED], moved), *((list(one.kinds), one.message) for one in wrong
                                                         if one.name not in ("order", "blocks"))]
-        elif not self._knows("order") and self._rows_meet_other_rows():
+        elif not self._knows("order") and self._rows_meet_other_rows() \
+                and not any(Kind.SCALE_SWIZZLED in one.kinds for one in wrong):     # no outputs move by scales' tiles
             return Diagnosis(None, "cannot tell between output_permuted, scale_permuted: rows meet the scales of other"
                              " rows, and whether they meet their codes too was not asked", {
                                  "fitting": [str(Kind.OUTPUT_PERMUTED), str(Kind.SCALE_PERMUTED)],
