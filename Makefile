@@ -32,11 +32,12 @@ help:
 bench: $(VENV)/.for-bench
 	@PATH="$(CURDIR)/$(BIN):$$PATH" FPX_PROFILE=$(PROFILE) bash tools/bench.sh
 
-# All tests run in parallel, a file's on one core, the longest first; those that are named run one after the other.
+# All tests run in parallel, a file's in one process, the longest first; those that are named run one after the other.
+# One process more than cores: many tests wait for children, and for what they must end.
 # Bytecode is kept, whatever the shell says: hundreds of processes import the package.
 test: $(VENV)/.for-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" env -u PYTHONDONTWRITEBYTECODE \
-		$(BIN)/python -m pytest $(or $(TESTS),-n logical --dist loadfile --no-loadscope-reorder)
+		$(BIN)/python -m pytest $(or $(TESTS),-n $(shell echo $$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder)
 
 lint: $(VENV)/.for-lint
 	$(BIN)/ruff check fpxbench impls reports benchmarks tests tools

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -71,13 +72,13 @@ def test_a_crash_and_a_hang_end_alone_and_leave_the_others(tmp_path):
 
 
 def test_timings_never_overlap_and_nothing_is_prepared_during_one(tmp_path):
-    impls, enough = tmp_path / "impls", tmp_path / "enough"
-    # The beating case goes on until both others have been timed.
-    write(impls, "swept_a", f"clock = open({str(tmp_path / 'beats')!r}, 'a', buffering=1)\n"
+    impls, enough, beats_at = tmp_path / "impls", tmp_path / "enough", str(tmp_path / "beats")
+    # The beating case goes on until both others have been timed, which wait for its first beat.
+    write(impls, "swept_a", f"clock = open({beats_at!r}, 'a', buffering=1)\n"
                             f"        while not os.path.exists({str(enough)!r}):\n"
                             "            clock.write(f'{time.monotonic()}\\n'); time.sleep(0.001)")
     for name in ("swept_b", "swept_c"):
-        write(impls, name)
+        write(impls, name, f"while not os.path.exists({beats_at!r}): time.sleep(0.001)")
 
     class Ending(Progress):
         def finished(self, record):
@@ -94,7 +95,7 @@ def test_timings_never_overlap_and_nothing_is_prepared_during_one(tmp_path):
     assert [one.purpose.split("/")[0] for one in intervals[2:]] == ["swept_a"] and len(intervals) == 3
     for before, after in zip(intervals, intervals[1:], strict=False):
         assert before.begin < before.end <= after.begin
-    beats = [float(line) for line in (tmp_path / "beats").read_text().split()]
+    beats = [float(line) for line in Path(beats_at).read_text().split()]
     assert beats[0] < intervals[0].begin and beats[-1] > intervals[1].end       # it lived before and after
     during = [beat for beat in beats for one in intervals[:2] if one.begin <= beat <= one.end]
     assert not during

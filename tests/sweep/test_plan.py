@@ -125,9 +125,10 @@ def test_cpu_kernels_are_left_out_on_a_gpu_and_interpreters_beside_one(monkeypat
     assert "triton_fused" in {each.case.implementation for each in alone.cases}
 
 
-@pytest.mark.parametrize("profile", ["quick", "full"])
-def test_canaries_come_first_then_one_layer_at_one_token_then_other_layers_at_one_token(profile):
-    ran = [each.case for each in make_plan(Settings(profile=profile, device="cuda")).cases if not each.refused]
+@pytest.mark.parametrize(("profile", "schemes"), [("quick", ()), ("full", ("bf16", "e4m3fn-row", "mxfp4"))])
+def test_canaries_come_first_then_one_layer_at_one_token_then_other_layers_at_one_token(profile, schemes):
+    planned = make_plan(Settings(profile=profile, device="cuda", scheme=schemes))
+    ran = [each.case for each in planned.cases if not each.refused]
     rank = [0 if case.workload.startswith("canary.") else 1 if case.m == 1 else 2 for case in ran]
     assert rank == sorted(rank) and set(rank) == {0, 1, 2}
     layers = [(case.workload, case.m) for case in ran if not case.workload.startswith("canary.")]
