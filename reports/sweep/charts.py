@@ -57,15 +57,19 @@ def speedup_chart(sweep: SweepTable) -> Chart | None:
         return None
     m = rows[0].case.m
     figure = _by_scheme(sweep, rows, lambda row: row.speedup, "%{x:.2f}× dense")
-    figure.update_xaxes(type="log", title_text="speedup over the dense 16-bit product (log scale)", tickvals=_RATIOS,
-                        ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
-    figure.add_vline(x=1, line_dash="dash", line_width=1.5)
+    _ratio_axis(figure, "speedup over the dense 16-bit product (log scale)")
     return Chart(
         "speedup", f"Speedup over dense at M = {m}",
         "Each mark is the median over the layers timed, the line through it their range. Right of the dashed line is "
         "faster than 16-bit.",
         f"Speedup over dense by scheme and implementation, {len(rows)} cases; {_SEE_TABLE}",
         json.loads(figure.to_json()))
+
+
+def _ratio_axis(figure: go.Figure, title: str) -> None:
+    """Make x a ratio to the dense product, on a log scale, with a line where both are equal."""
+    figure.update_xaxes(type="log", title_text=title, tickvals=_RATIOS, ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
+    figure.add_vline(x=1, line_dash="dash", line_width=1.5)
 
 
 def roofline_chart(sweep: SweepTable) -> Chart | None:
@@ -98,9 +102,7 @@ def energy_chart(sweep: SweepTable) -> Chart | None:
     if not rows:
         return None
     figure = _by_scheme(sweep, rows, share, "%{x:.2f}× the energy of dense")
-    figure.update_xaxes(type="log", title_text="energy of a call over the dense 16-bit product's (log scale)",
-                        tickvals=_RATIOS, ticktext=[f"{ratio:g}×" for ratio in _RATIOS])
-    figure.add_vline(x=1, line_dash="dash", line_width=1.5)
+    _ratio_axis(figure, "energy of a call over the dense 16-bit product's (log scale)")
     return Chart(
         "energy", f"Energy of a call at M = {rows[0].case.m}",
         "By the device's own counter over repeated calls. Each mark is the median over the layers timed, the line "

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from fpxbench.checking.error_statistic import ErrorStatistic
-from fpxbench.checking.output_rounding import DIRECTIONS, NEAREST, is_directed
+from fpxbench.checking.output_rounding import (
+    DIRECTIONS,
+    LEAST_OUTPUTS,
+    MOST_OUTPUTS,
+    NEAREST,
+    OutputRounding,
+    is_directed,
+)
 from fpxbench.checking.reference import matmul_reference, ulp
 
 
@@ -40,3 +47,10 @@ def test_each_direction_is_told(how: str, dtype: torch.dtype) -> None:
 def test_no_direction_is_told_where_more_was_rounded_or_too_little_was_seen(how: str, inexact: dict) -> None:
     """The weight was rounded on the way, a scale for the whole weight was, or there were 48 outputs."""
     assert direction_of(how, torch.bfloat16, **inexact) is None
+
+
+def test_a_large_output_is_read_in_part_and_tells_the_same() -> None:
+    exact = torch.randn(5 * MOST_OUTPUTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    count = OutputRounding()
+    count.add(rounded(exact, "down", torch.bfloat16).double(), exact, ulp(exact, torch.bfloat16))
+    assert count.direction == "down" and LEAST_OUTPUTS < count.outputs <= MOST_OUTPUTS

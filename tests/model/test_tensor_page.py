@@ -88,6 +88,6 @@ def test_a_history_holds_every_metric_that_was_measured_and_a_gap_where_a_row_wa
 
 
 def test_the_table_in_the_docs_is_that_of_the_sample_s_records():
-    command = [sys.executable, CHECKOUT / "tools/tensor_table.py", "--check"]
+    command = [sys.executable, CHECKOUT / "tools/tensor_class_docs.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -56,12 +56,13 @@ def through(scheme, weight):
 @pytest.mark.parametrize(
     ("name", "expected_db"), [(f"{fmt}-{s}", db) for fmt, row in SQNR.items() for s, db in row.items()]
 )
-def test_signal_to_noise_of_a_normal_weight_is_the_measured_one(normal_weight, name, expected_db):
+@pytest.mark.parametrize("rows", [1024, pytest.param(4096, marks=pytest.mark.slow)])
+def test_signal_to_noise_of_a_normal_weight_is_the_measured_one(normal_weight, name, expected_db, rows):
     scheme = scheme_named(name)
     if scheme.scaling.has_tensor_scale:     # which is of the whole weight
         db, gain = sqnr_and_gain(normal_weight, lambda part: through(scheme, part), len(normal_weight))
     else:       # four million weights give it to 0.01 dB
-        db, gain = sqnr_and_gain(normal_weight[:1024], lambda part: through(scheme, part))
+        db, gain = sqnr_and_gain(normal_weight[:rows], lambda part: through(scheme, part))
     assert db == pytest.approx(expected_db, abs=0.05)
     assert gain == pytest.approx(1, abs=10 ** (-expected_db / 20))
 

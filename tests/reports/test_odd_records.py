@@ -105,7 +105,7 @@ def test_records_with_one_odd_field_are_shown_or_skipped_and_named(tmp_path: Pat
     assert_told(results, tmp_path / "site", of)
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32), log=st.text(max_size=6000), garbage=st.lists(st.binary(max_size=300), max_size=20))
 def test_records_with_several_odd_fields_logs_and_garbage_end_no_report(
         tmp_path_factory: pytest.TempPathFactory, seed: int, log: str, garbage: list[bytes]) -> None:
@@ -129,7 +129,7 @@ def test_records_with_several_odd_fields_logs_and_garbage_end_no_report(
     assert_told(results, results.parent / "site", Record, CastRecord, Confirmation)
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_an_odd_matrix_of_targets_ends_no_report(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     folder = tmp_path_factory.mktemp("targets")

@@ -125,7 +125,8 @@ def test_cpu_kernels_are_left_out_on_a_gpu_and_interpreters_beside_one(monkeypat
     assert "triton_fused" in {each.case.implementation for each in alone.cases}
 
 
-@pytest.mark.parametrize(("profile", "schemes"), [("quick", ()), ("full", ("bf16", "e4m3fn-row", "mxfp4"))])
+@pytest.mark.parametrize(("profile", "schemes"), [
+    ("quick", ()), ("full", ("bf16", "e4m3fn-row", "mxfp4")), pytest.param("full", (), marks=pytest.mark.slow)])
 def test_canaries_come_first_then_one_layer_at_one_token_then_other_layers_at_one_token(profile, schemes):
     planned = make_plan(Settings(profile=profile, device="cuda", scheme=schemes))
     ran = [each.case for each in planned.cases if not each.refused]

@@ -2,7 +2,7 @@
 
 With ``--check``, fail if the page is stale.
 
-``python tools/tensor_table.py [--results DIR]``; by default the records are those of reports/samples.
+``python tools/tensor_class_docs.py [--results DIR]``; by default the records are those of reports/samples.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fpxbench.reports.model.tensor_table import TensorPage, tensor_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tensors.md"
-BEGIN, END = "<!-- classes: written by tools/tensor_table.py -->", "<!-- end of classes -->"
+BEGIN, END = "<!-- classes: written by tools/tensor_class_docs.py -->", "<!-- end of classes -->"
 
 
 def newest(results: Path) -> TensorPage:
@@ -68,7 +68,7 @@ def main() -> int:
         sys.exit(f"{PAGE} needs the lines {BEGIN!r} and {END!r}: the table goes between them")
     new = f"{before}{BEGIN}\n\n{markdown(newest(asked.results))}\n\n{END}{after}"
     if asked.check and page != new:
-        print(f"{PAGE} is stale: run python tools/tensor_table.py")
+        print(f"{PAGE} is stale: run python tools/tensor_class_docs.py")
         return 1
     PAGE.write_text(new, encoding="utf-8")
     return 0
