@@ -70,8 +70,16 @@ def test_each_pass_over_memory_counts():
 def test_a_library_that_is_called_without_an_operator_is_a_kernel():
     """As cpu_fused calls its compiled C++, between operators that copy an activation."""
     small = torch.randn(64)
-    seen = effects.observe(lambda: (small.clone(), time.sleep(0.05), small.clone()), "cpu")
-    assert len(seen.kernels) == 2 and seen.outside_us >= 50_000 and seen.times_us[2:] == [seen.outside_us]
+
+    def library():
+        until = time.thread_time() + 0.2
+        while time.thread_time() < until:
+            pass
+
+    seen = effects.observe(lambda: (small.clone(), library(), small.clone()), "cpu")
+    assert len(seen.kernels) == 2 and seen.times_us[2:] == [seen.outside_us]
+    waits = effects.observe(lambda: (small.clone(), time.sleep(0.05)), "cpu")
+    assert len(waits.times_us) == 1, "a thread that waits does no work"
 
     copy = KernelLaunch("aten::copy_", 20.0)
     assert Effects([copy, copy], 0, outside_us=9000.0).heavy_kernels == 1, "the library's"
