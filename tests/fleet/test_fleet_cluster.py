@@ -230,15 +230,17 @@ def test_the_check_of_two_gpus_times_each_alone_and_beside_the_other(
 
     builds = FakeBuilds(nodes.root / "builds-of-the-check", 1, 1, environments=nodes.root / "environments", timed=True)
     monkeypatch.setattr(two_gpus, "installed_build", lambda: builds.build(builds.entries[0]))
-    monkeypatch.setattr(sys, "argv", ["two_gpus.py", "--address", nodes.address, "--rounds", "1"])
+    monkeypatch.setattr(two_gpus, "LOAD", "import time\nprint(700, flush=True)\ntime.sleep(1000)")
+    monkeypatch.setattr(sys, "argv", ["two_gpus.py", "--address", nodes.address, "--within", "0"])
     nodes.add("pair", gpus=2, accelerator="H100")
     try:
         assert two_gpus.main() == 0
     finally:
         nodes.kill("pair")
-    shown = capsys.readouterr().out
+    shown, steps = capsys.readouterr()
     assert shown.count("alone") == 2 * len(two_gpus.CASES) == shown.count("beside") and "allowed 2%" in shown
-    assert set(builds.measured().values()) == {4}, "alone and beside, on each"
+    assert set(builds.measured().values()) == {6}, "both at once, then alone and beside on each; one round is enough"
+    assert "pair" not in steps and steps.count("reached 700 TFLOP/s") == 2
 
 
 def test_the_check_of_two_gpus_fails_where_the_neighbour_disturbs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +249,17 @@ def test_the_check_of_two_gpus_fails_where_the_neighbour_disturbs(monkeypatch: p
 
     gpus = [SimpleNamespace(device=SimpleNamespace(index=index)) for index in range(2)]
     alone = {(index, "case"): [100.0, 101.0, 99.0] for index in range(2)}
-    assert two_gpus.report(gpus, alone, {**alone, (1, "case"): [101.9]}) == 0
-    assert two_gpus.report(gpus, alone, {**alone, (1, "case"): [102.1]}) == 1
-    assert two_gpus.report(gpus, alone, {(0, "case"): [100.0]}) == 1, "a case that was not timed is no success"
+    assert two_gpus.report(gpus, alone, {**alone, (1, "case"): [101.9]}, alone) == 0
+    assert two_gpus.report(gpus, alone, {**alone, (1, "case"): [102.1]}, alone) == 1
+    assert two_gpus.report(gpus, alone, {(0, "case"): [100.0]}, alone) == 1, "a case that was not timed is no success"
+
+
+def test_the_check_of_two_gpus_fails_where_the_neighbour_was_not_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CHECKOUT / "tools"))
+    import two_gpus
+
+    gpu = SimpleNamespace(number=1, device=SimpleNamespace(index=1, uuid="", label="a GPU 1"))
+    monkeypatch.setattr(two_gpus, "LOAD", "raise SystemExit(3)")
+    with (pytest.raises(SystemExit, match="a GPU 1 was not kept busy: the load ended with exit status 3"),
+          two_gpus.busy(gpu)):
+        raise AssertionError("nothing is timed beside it")
