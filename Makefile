@@ -27,7 +27,7 @@ help:
 	@echo
 	@echo "PYTHON=/path/to/python   use this Python; a PyTorch that it has is used and left as it is"
 	@echo "PROFILE=smoke|quick|full how much the sweep covers (quick: minutes on two cores)"
-	@echo "TESTS='tests/test_codec.py -k mx'   what make test passes to pytest"
+	@echo "TESTS='tests/numbers/test_scheme.py -k mx'   what make test passes to pytest"
 
 bench: $(VENV)/.for-bench
 	@PATH="$(CURDIR)/$(BIN):$$PATH" FPX_PROFILE=$(PROFILE) bash tools/bench.sh

@@ -14,12 +14,12 @@ from fpxbench import _moved
 if TYPE_CHECKING:
     from fpxbench.checkpoint.loading import load_checkpoint
     from fpxbench.implementation import Implementation, Support, discover, implementation
-    from fpxbench.numbers.codec import decode, encode
     from fpxbench.numbers.fake_quantize import fake_quantize
     from fpxbench.numbers.formats import Format, format_named
     from fpxbench.numbers.quantize import quantize
     from fpxbench.numbers.scaling import Scaling
     from fpxbench.numbers.scheme import Scheme, scheme_named
+    from fpxbench.numbers.tensor_codec import decode, encode
     from fpxbench.numbers.weight import QuantizedWeight
     from fpxbench.records.table import Records, load_records
     from fpxbench.sweep.api import run
@@ -50,7 +50,7 @@ __all__ = [
 _MODULES = {
     "fpxbench.checkpoint.loading": ("load_checkpoint",),
     "fpxbench.implementation": ("Implementation", "Support", "discover", "implementation"),
-    "fpxbench.numbers.codec": ("decode", "encode"),
+    "fpxbench.numbers.tensor_codec": ("decode", "encode"),
     "fpxbench.numbers.fake_quantize": ("fake_quantize",),
     "fpxbench.numbers.formats": ("Format", "format_named"),
     "fpxbench.numbers.quantize": ("quantize",),

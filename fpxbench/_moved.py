@@ -17,11 +17,15 @@ from types import ModuleType
 MOVED = {
     f"fpxbench.{old}": f"fpxbench.{package}.{old}"
     for package, names in {
-        "numbers": ("codec", "fake_quantize", "formats", "packing", "scaling", "scheme", "weight"),
+        "numbers": ("fake_quantize", "formats", "packing", "scaling", "scheme", "weight"),
         "records": ("case", "record", "store", "verdict"),
     }.items()
     for old in names
-} | {"fpxbench.model.quantize": "fpxbench.model.quantize_model"}
+} | {
+    "fpxbench.codec": "fpxbench.numbers.tensor_codec",
+    "fpxbench.numbers.codec": "fpxbench.numbers.tensor_codec",
+    "fpxbench.model.quantize": "fpxbench.model.quantize_model",
+}
 
 
 class _Alias(Loader):

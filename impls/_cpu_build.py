@@ -21,10 +21,10 @@ from torch import Tensor
 
 from fpxbench.cache_folder import cache_root
 from fpxbench.numbers.codebook import Codebook, NumberFormat
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import SPECIALS
 from fpxbench.numbers.packing import padded_k, pieces
 from fpxbench.numbers.scaling import Scales, Scaling
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 SOURCE = Path(__file__).with_name("_cpu_kernels.cpp")

@@ -69,7 +69,7 @@ LONGEST = [
     "fleet/test_fleet_cluster", "impls/test_impls", "targets/test_targets_inductor", "numbers/test_fake_quantize",
     "targets/test_targets", "impls/test_triton_fused", "impls/test_fragments", "model/test_float_tensor",
     "cases/test_cases", "diagnosis/test_no_false_alarm", "sweep/test_repro", "sweep/test_sweep",
-    "checking/test_activation_rules", "builds/test_sync", "numbers/test_codec", "diagnosis/test_inspect",
+    "checking/test_activation_rules", "builds/test_sync", "numbers/test_tensor_codec", "diagnosis/test_inspect",
     "sweep/test_plan", "numbers/test_packing", "model/test_generate", "checking/test_accumulator",
     "casts/test_cast_run",
 ]

@@ -25,9 +25,9 @@ from fpxbench.checkpoint.conventions import tiled_order
 from fpxbench.checkpoint.dialect_conversion import in_dialect
 from fpxbench.checkpoint.dialects import DIALECTS, Dialect
 from fpxbench.checkpoint.layer_examination import examine
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "checkpoints.md"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fpxbench.casts.codec_speed import COPY, OWN, ROWS_AT_LEAST, CallTimes, K, SpeedRow
 from fpxbench.checking.device_lock import device_lock
-from fpxbench.numbers import codec, packing
+from fpxbench.numbers import packing, tensor_codec
 from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.formats import FORMATS, Format
 
@@ -118,7 +118,10 @@ def _encoders(n: int, name: str, source: str) -> Entries:
         target = _torch_dtype(name)
         return entry(lambda: x.to(target))
 
-    return {OWN: lambda: entry(lambda: codec.encode(x, fmt)), "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
+    def own() -> TimedCall:
+        return entry(lambda: tensor_codec.encode(x, fmt))
+
+    return {OWN: own, "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
 
 
 def _decoders(n: int, name: str) -> Entries:
@@ -142,7 +145,7 @@ def _decoders(n: int, name: str) -> Entries:
         data = codes.view(_torch_dtype(name))
         return entry(lambda: data.float())
 
-    return {OWN: lambda: entry(lambda: codec.decode(codes, fmt)), COPY: lambda: entry(_copying(n * K * 5)),
+    return {OWN: lambda: entry(lambda: tensor_codec.decode(codes, fmt)), COPY: lambda: entry(_copying(n * K * 5)),
             "ml_dtypes": ml_dtypes, "gfloat": gfloat, "torch": native}
 
 

@@ -13,11 +13,11 @@ from fpxbench.casts.codec_timing import time_interleaved
 from fpxbench.casts.decode_speed import EngineSpeed, Measured
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.implementation import discover
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.dtypes import DTYPE_NAMES
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict, classify_exception

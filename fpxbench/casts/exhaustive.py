@@ -14,7 +14,7 @@ from fpxbench.casts.conformance import ConformanceCheck, number_text
 from fpxbench.casts.conversion import DTYPES, Conversion
 from fpxbench.casts.engines import inputs_of
 from fpxbench.casts.probe_values import values
-from fpxbench.numbers import codec
+from fpxbench.numbers import tensor_codec
 
 CHUNK = 1 << 24
 
@@ -51,7 +51,7 @@ def _check_chunk(check: ConformanceCheck, conversion: Conversion, bits: np.ndarr
     fmt = DTYPES[conversion.target].format
     if not fmt.has_nan:
         numbers = torch.where(numbers.isnan(), 0.0, numbers)
-    conforming = codec.encode(numbers, fmt, rounding_of(conversion)).numpy() == got
+    conforming = tensor_codec.encode(numbers, fmt, rounding_of(conversion)).numpy() == got
     check.add_conforming(int(conforming.sum()))
     rest = np.flatnonzero(~conforming)
     x, source = values(bits[rest], DTYPES[conversion.source]), bits[rest]

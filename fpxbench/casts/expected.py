@@ -9,7 +9,7 @@ import torch
 
 from fpxbench.casts.conversion import DTYPES, DType
 from fpxbench.casts.number_grid import ABOVE, EXACT, TIE, ExactNumberGrid, NumberGrid, grid
-from fpxbench.numbers import codec
+from fpxbench.numbers import tensor_codec
 from fpxbench.numbers.rounding import Rounding
 
 FLUSHED = ", subnormals flushed"
@@ -29,7 +29,7 @@ def expected_codes(x: np.ndarray, target: DType, rounding: Rounding = Rounding.N
     if not fmt.has_nan:
         x = np.where(np.isnan(x), 0.0, x)
     if target.is_float8:
-        return codec.encode(torch.from_numpy(np.ascontiguousarray(x)), fmt, rounding).numpy()
+        return tensor_codec.encode(torch.from_numpy(np.ascontiguousarray(x)), fmt, rounding).numpy()
     magnitude = np.abs(x)
     nan = np.isnan(magnitude)
     codes = round_magnitudes(np.where(nan, 0.0, magnitude), grid(target), rounding.value)

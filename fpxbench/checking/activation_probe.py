@@ -16,11 +16,11 @@ from fpxbench.checking import contract, inputs, reference
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.records.kinds import Kind
 from fpxbench.workloads import WeightContents
 

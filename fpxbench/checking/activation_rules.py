@@ -27,11 +27,11 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.codec import encode
 from fpxbench.numbers.formats import FORMATS, Format, format_named
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling.nv import NVScaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import encode
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fpxbench.checking import model_values
 from fpxbench.numbers.codebook import NumberFormat
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.workloads import WeightContents, contents_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.case import Case
 
 KINDS_OF_ROWS = 8

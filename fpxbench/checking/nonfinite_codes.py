@@ -7,8 +7,8 @@ import torch
 from fpxbench.checking import contract, inputs
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.codec import decode_table, encode
 from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.tensor_codec import decode_table, encode
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict

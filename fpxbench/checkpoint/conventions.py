@@ -21,9 +21,9 @@ from fpxbench.checkpoint.readings import MOST_PLAIN_ROWS, judged, sureness
 from fpxbench.checkpoint.scale_size import scale_size
 from fpxbench.checkpoint.statistics import far_from_zero, histogram
 from fpxbench.checkpoint.weights import read_plain
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.scaling import scaling_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 _CONTRADICTS = 10.0

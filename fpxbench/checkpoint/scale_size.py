@@ -15,8 +15,8 @@ from fpxbench.checkpoint.layers import QuantizedLayer
 from fpxbench.checkpoint.readings import MOST_PLAIN_ROWS, judged, sureness
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_plain
-from fpxbench.numbers.codec import decode
 from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.tensor_codec import decode
 from fpxbench.numbers.weight import QuantizedWeight
 
 TYPICAL_RMS = 0.03

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fpxbench.checkpoint.checkpoint_report import ScaleStatistics
-from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 _FEWEST = 256

@@ -19,10 +19,10 @@ from fpxbench.diagnosis.naming import named
 from fpxbench.diagnosis.scale_functions import ScaleFunction, scale_functions
 from fpxbench.numbers.activation_rule import ActivationRule
 from fpxbench.numbers.codebook import NumberFormat
-from fpxbench.numbers.codec import decode_table, encode
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.scaling import Scaling
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode_table, encode
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 

@@ -16,9 +16,9 @@ from fpxbench.diagnosis.code_order_faults import code_order_faults
 from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.scale_places import block_size_faults, scale_places
 from fpxbench.numbers.codebook import Codebook, NumberFormat
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import Format, format_named
 from fpxbench.numbers.scaling import Scaling
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind, sibling_kind
 

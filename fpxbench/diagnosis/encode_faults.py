@@ -16,10 +16,10 @@ from fpxbench.diagnosis.code_order_faults import code_order_faults
 from fpxbench.diagnosis.decode_faults import E4M3_MAXIMA, is_subnormal
 from fpxbench.numbers import packing
 from fpxbench.numbers.codebook import Codebook, NumberFormat
-from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.scheme import Scheme
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode_table, encode
 from fpxbench.records.kinds import Kind, sibling_kind
 
 Divide = Callable[[Tensor], Tensor]

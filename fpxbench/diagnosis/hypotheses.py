@@ -16,8 +16,8 @@ from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import EncodeFault, encoded, largest_slack, nudges, quotient_slack
 from fpxbench.numbers import packing
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales, Scaling
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 

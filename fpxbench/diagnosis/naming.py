@@ -15,7 +15,7 @@ from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import EncodeFault
 from fpxbench.diagnosis.hypotheses import Faults, Predictor, explanations, kinds_of, names_of
 from fpxbench.diagnosis.recovery.maps import RecoveredMaps
-from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 FEW_WEIGHTS = 16

@@ -13,7 +13,7 @@ from fpxbench.diagnosis.code_order_faults import nibbles_exchanged
 from fpxbench.diagnosis.decode_faults import table_faults
 from fpxbench.implementation import Implementation
 from fpxbench.numbers import packing
-from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.workloads import WeightContents
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import decode, decode_table
+from fpxbench.numbers.tensor_codec import decode, decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 BINS = 8

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.scaling import Scaling
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 _FEWEST_RIGHT = 8

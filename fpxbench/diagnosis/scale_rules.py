@@ -16,11 +16,11 @@ from torch import Tensor
 from fpxbench.diagnosis.encode_faults import nudges, quotient_slack
 from fpxbench.diagnosis.random_rounding import random_rounding
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scaling.nv import NVScaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 SHARED = "shared"

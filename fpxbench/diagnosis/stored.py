@@ -27,8 +27,8 @@ from fpxbench.diagnosis.encode_faults import (
 from fpxbench.diagnosis.hypotheses import factors_in, grid_under, in_pairs, kinds_of, names_of, singly
 from fpxbench.diagnosis.random_rounding import biased_rounding
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 from fpxbench.workloads import WeightContents

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fpxbench.model import sources
-from fpxbench.model.generate import schemes_of
+from fpxbench.model.generate_measurement import schemes_of
 from fpxbench.model.generate_record import Estimate, ModelDescription
 from fpxbench.model.mixed_precision import rounded
 from fpxbench.model.quality_statistics import bootstrap

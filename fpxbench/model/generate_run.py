@@ -42,8 +42,8 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
     with Isolation(memory_limit or default_memory_limit(), announce) as isolation, \
             tempfile.TemporaryDirectory(prefix="fpxbench-model-") as folder:
         work = Path(folder)
-        prepared = isolation.call("fpxbench.model.generate:prepare", settings, work, timeout_s=timeout_s).required(
-            Prepared, f"{settings.model} could not be prepared")
+        reply = isolation.call("fpxbench.model.generate_measurement:prepare", settings, work, timeout_s=timeout_s)
+        prepared = reply.required(Prepared, f"{settings.model} could not be prepared")
         isolation.recycle()     # what preparing took of memory is not the rows'
         machine = machine_here(isolation, settings.device, machine_name, timed=True)
         store.make_folder()
@@ -80,7 +80,7 @@ def _measured(isolation: Isolation, request: RowRequest, build: Build, timeout_s
     if row.refused:
         return _record(request, build, RowResult(
             implementation=row.implementation, verdict=Verdict(status=Status.UNSUPPORTED, summary=row.refused)), None)
-    outcome = isolation.call("fpxbench.model.generate:measure", request, timeout_s=timeout_s)
+    outcome = isolation.call("fpxbench.model.generate_measurement:measure", request, timeout_s=timeout_s)
     elapsed_s = outcome.elapsed_s - outcome.waited_s
     if outcome.value is None:
         verdict = outcome.failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fpxbench.model import generate, quality, quality_statistics, sources
+from fpxbench.model import generate_measurement, quality, quality_statistics, sources
 from fpxbench.model.generate_messages import GenerateSettings
 from fpxbench.model.generate_record import Estimate
 from fpxbench.model.quantize_model import linear_weights
@@ -23,8 +23,8 @@ def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -
     config = sources.load_config(source, settings.layers)
     sources.check_memory(sources.describe(source, config), settings.device)
     model = sources.load_model(source, config, settings.device, settings.seed)
-    text = next(iter(generate.texts_of(settings, sources.load_tokenizer(source), config).values()))[:tokens]
-    return mixed(model, text, generate.schemes_of(settings.schemes), budget_bits)
+    text = next(iter(generate_measurement.texts_of(settings, sources.load_tokenizer(source), config).values()))[:tokens]
+    return mixed(model, text, generate_measurement.schemes_of(settings.schemes), budget_bits)
 
 
 def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float) -> Mixed:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import encode
 from fpxbench.numbers.packing import layout_named, pack
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import Scheme, checked_weight
+from fpxbench.numbers.tensor_codec import encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 PART = 1 << 22

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling import Scales, scaling_named
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 
 NUDGE = 2.0**-20
 """x / s, x * (1 / s) and amax / max in fp32 differ by less than this: nearer to a boundary, a code may go either way.

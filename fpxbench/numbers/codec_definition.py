@@ -1,8 +1,8 @@
 """The definition of encode and decode on tensors, by integer arithmetic on the bits of the numbers.
 
 Of PyTorch's casts only widening ones are used, which are exact: the roundings of the others differ between versions,
-and between eager, compiled and device. `fpxbench.numbers.codec` makes its tables from this; a compiled graph uses it
-directly. `Format.value` and `Format.round` state the same for one number, and the tests compare the two.
+and between eager, compiled and device. `fpxbench.numbers.tensor_codec` makes its tables from this; a compiled graph
+uses it directly. `Format.value` and `Format.round` state the same for one number, and the tests compare the two.
 
 Sources: IEEE 754-2019 §4.3 (rounding directions) and §7.4 (overflow); IEEE P3109 (formats without mantissa bits,
 stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/codec.md has the choices they leave open.

@@ -1,6 +1,6 @@
 """Fake quantization for quantization-aware training: numbers rounded to a format, kept in their own dtype.
 
-Encodes and decodes, with every rounding and overflow of `fpxbench.numbers.codec`. Compiles as one graph
+Encodes and decodes, with every rounding and overflow of `fpxbench.numbers.tensor_codec`. Compiles as one graph
 (``torch.compile(fullgraph=True)``), which fuses the definition instead of looking up a table.
 
 The straight-through estimator: Bengio, Léonard and Courville, "Estimating or propagating gradients through stochastic
@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fpxbench.numbers.codec import check_request, decode, encode_checked
 from fpxbench.numbers.codec_definition import SOURCES
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.rounding import Overflow, Rounding
 from fpxbench.numbers.scheme import Scheme
+from fpxbench.numbers.tensor_codec import check_request, decode, encode_checked
 
 
 def fake_quantize(
@@ -36,8 +36,8 @@ def fake_quantize(
     the identity: gradients pass unchanged where |x| is within the format's range, and are zero past it, where x has no
     influence. `clip_gradient=False` lets them pass there too.
 
-    Raises what `fpxbench.numbers.codec.encode` raises, TypeError for what is no `Format`, and ValueError for a dtype
-    that does not hold every number of the format.
+    Raises what `fpxbench.numbers.tensor_codec.encode` raises, TypeError for what is no `Format`, and ValueError for a
+    dtype that does not hold every number of the format.
     """
     if not isinstance(fmt, Format):
         raise TypeError(

@@ -156,7 +156,7 @@ class Format:
         random_bits: int = 0,
         random: int = 0,
     ) -> int:
-        """Return the code of `number`, rounded once. The scalar form of `fpxbench.numbers.codec.encode`.
+        """Return the code of `number`, rounded once. The scalar form of `fpxbench.numbers.tensor_codec.encode`.
 
         Infinity counts as past the maximum. Stochastic rounding takes `random`, in ``[0, 2**random_bits)``. A format
         without a sign has 0 as its lowest number, or where it has no zero (e8m0) the smallest power of two.

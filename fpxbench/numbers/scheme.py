@@ -60,7 +60,7 @@ class Scheme:
 
         Raises ValueError, naming what is wrong, for a weight that is not a finite, floating-point matrix.
         """
-        from fpxbench.numbers.codec import encode
+        from fpxbench.numbers.tensor_codec import encode
 
         if not self.quantized:
             raise ValueError(f"scheme {self.name!r} stores the weight as it is; there is nothing to quantize")
@@ -80,7 +80,7 @@ class Scheme:
 
         NaN or infinity makes the scale of its block NaN or infinite, and so the block's numbers NaN; no other block's.
         """
-        from fpxbench.numbers.codec import encode
+        from fpxbench.numbers.tensor_codec import encode
 
         rule, x = self.activation, x.float()
         scales = rule.scaling.choose(x, rule.format)
@@ -88,7 +88,7 @@ class Scheme:
 
     def dequantize(self, codes: Tensor, scales: Scales) -> Tensor:
         """Return fp32 [N, K] from uint8 `codes` [N, K] and their scales: decode exactly, multiply once."""
-        from fpxbench.numbers.codec import decode
+        from fpxbench.numbers.tensor_codec import decode
 
         values = decode(codes, self.format)
         return values * self.scaling.spread(self.scaling.factors(scales), *codes.shape)

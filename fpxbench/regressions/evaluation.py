@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fpxbench.records.case import Case
 from fpxbench.regressions import confirm, recorded_series as recorded, synthetic
 from fpxbench.regressions.confirmation import ConfirmationOutcome
-from fpxbench.regressions.detector import LevelChange, detect
+from fpxbench.regressions.decision_rule import LevelChange, detect
 from fpxbench.stats import fewest_pairs, ratio_of_pairs
 
 SEED = 20261124

@@ -15,7 +15,7 @@ from fpxbench.records.record import Build
 from fpxbench.records.store import Store
 from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, Suspect, share
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
-from fpxbench.regressions.detector import LevelChange, detect
+from fpxbench.regressions.decision_rule import LevelChange, detect
 from fpxbench.regressions.events import build_fields, events, series_of
 from fpxbench.regressions.series import Panel, machine_names, panels_of
 

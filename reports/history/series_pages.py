@@ -16,7 +16,7 @@ from fpxbench.records.record import Build
 from fpxbench.records.verdict import BY_SEVERITY, Status
 from fpxbench.regressions.change_report import State, Suspect
 from fpxbench.regressions.confirmation import Confirmation
-from fpxbench.regressions.detector import BEFORE
+from fpxbench.regressions.decision_rule import BEFORE
 from fpxbench.regressions.events import METRIC_RULES
 from fpxbench.regressions.result_changes import PanelChanges
 from fpxbench.regressions.series import Panel

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fpxbench.records.verdict import BY_SEVERITY, Status
-from fpxbench.regressions.detector import BEFORE, level_and_noise
+from fpxbench.regressions.decision_rule import BEFORE, level_and_noise
 from fpxbench.regressions.series import Panel
 
 WIDTH, HEIGHT, MARGIN = 520.0, 64.0, 6.0

@@ -13,8 +13,7 @@ from fpxbench.casts.expected import expected_codes, hypotheses, round_magnitudes
 from fpxbench.casts.finfo import defined_constants
 from fpxbench.casts.number_grid import grid
 from fpxbench.casts.probe_values import cast_inputs, digest, product_inputs, values
-from fpxbench.numbers import codec
-from fpxbench.numbers.codec import Overflow, Rounding
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, encode
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status
 
@@ -37,7 +36,7 @@ def checked(source, target, got, x, rounding=Rounding.NEAREST_EVEN, alternatives
 
 
 def with_overflow(x, target, overflow):
-    return codec.encode(torch.from_numpy(x), DTYPES[target].format, Rounding.NEAREST_EVEN, overflow).numpy().copy()
+    return encode(torch.from_numpy(x), DTYPES[target].format, Rounding.NEAREST_EVEN, overflow).numpy().copy()
 
 
 def signed(codes, x, target):
@@ -57,7 +56,7 @@ def test_search_in_the_table_of_numbers_rounds_every_16_bit_input_as_the_codec_d
     numbers = grid(DTYPES[target])
     positive = x[np.isfinite(x) & (x >= numbers.positive[0]) & ~np.signbit(x)]
     found = np.minimum(round_magnitudes(positive, numbers, rounding.value), numbers.format.max_code)
-    assert np.array_equal(found, codec.encode(torch.from_numpy(positive), DTYPES[target].format, rounding).numpy())
+    assert np.array_equal(found, encode(torch.from_numpy(positive), DTYPES[target].format, rounding).numpy())
 
 
 @pytest.mark.parametrize(("target", "numpy_dtype"), [("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)])

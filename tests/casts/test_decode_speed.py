@@ -76,7 +76,7 @@ INTERPRETED = """
 import torch
 from fpxbench.casts.decode_speed import FORMATS as NAMES
 from fpxbench.casts.triton_decode import decode
-from fpxbench.numbers.codec import decode_table
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.formats import FORMATS
 for fmt in map(FORMATS.get, NAMES):
     numbers = decode(torch.arange(1 << fmt.bits, dtype=torch.uint8), fmt, torch.float32)

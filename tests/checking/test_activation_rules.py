@@ -10,10 +10,10 @@ from fpxbench.checking.correctness import check_calls
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.sweep.messages import TrialRequest

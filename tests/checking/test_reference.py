@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from fpxbench.checking import inputs, reference
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.case import Case
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,9 +18,9 @@ from fpxbench.checkpoint.layers import quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_weight
 from fpxbench.checkpoint.writing import WriteRequest, write
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 N, K, LAYERS = 256, 512, 4

@@ -22,8 +22,9 @@ from fpxbench.diagnosis.products import diagnose_product
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.stored import diagnose_quantization
 from fpxbench.implementation import Implementation
-from fpxbench.numbers import codec
+from fpxbench.numbers import tensor_codec
 from fpxbench.numbers.formats import FORMATS
+from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
@@ -161,7 +162,7 @@ def test_scales_are_read_together_where_each_weight_meets_a_known_block(monkeypa
 
     def next_rows_scales(weight):
         grid = weight.scale_grid().roll(1, dims=0)
-        return codec.decode(weight.codes(), weight.scheme.format) * grid.repeat_interleave(32, dim=1)
+        return tensor_codec.decode(weight.codes(), weight.scheme.format) * grid.repeat_interleave(32, dim=1)
 
     found = diagnosed(next_rows_scales, "mxfp4")
     assert found.kind is Kind.BLOCK_OFF_BY_ONE, found.message
@@ -176,7 +177,7 @@ def test_an_implementation_that_is_right_when_asked_again_is_said_to_be() -> Non
 
 def test_the_bias_is_told_with_both_numbers() -> None:
     def by_fnuz(weight):
-        return codec.decode(weight.codes(), FORMATS["e4m3fnuz"]) * weight.scale_grid()
+        return tensor_codec.decode(weight.codes(), FORMATS["e4m3fnuz"]) * weight.scale_grid()
 
     found = diagnosed(by_fnuz, "e4m3fn-row")
     assert found.kind is Kind.FN_AS_FNUZ
@@ -219,7 +220,7 @@ def test_what_looks_the_same_is_not_decided() -> None:
 
 def test_two_faults_at_once_are_both_named() -> None:
     def unsigned_and_unscaled(weight):
-        return codec.decode(weight.codes(), weight.scheme.format).abs()
+        return tensor_codec.decode(weight.codes(), weight.scheme.format).abs()
 
     found = diagnosed(unsigned_and_unscaled, "e2m1-g32")
     assert found.evidence["kinds"] == ["scale_missing", "sign_lost"]
@@ -228,7 +229,7 @@ def test_two_faults_at_once_are_both_named() -> None:
 
 def test_a_table_that_no_known_fault_gives_is_read_out_code_by_code() -> None:
     def another(weight):
-        table = codec.decode_table(weight.scheme.format)
+        table = tensor_codec.decode_table(weight.scheme.format)
         table[0x30] *= 1.25
         return table[weight.codes().int()] * weight.scale_grid()
 
@@ -341,7 +342,7 @@ def test_another_right_way_to_quantize_is_not_a_fault(scheme) -> None:
             reciprocal = torch.tensor(1 / scheme.format.max)
             scales = Scales(scales.stored * scheme.format.max * reciprocal)
         unit = scheme.scaling.divide(torch.ones_like(weight), scales)
-        codes = codec.encode(weight * unit, scheme.format)
+        codes = tensor_codec.encode(weight * unit, scheme.format)
         if scheme.format.specials != "fnuz" and not scheme.format.twos_complement:
             codes = codes.masked_fill(codes == 1 << (scheme.format.bits - 1), 0)
         return codes, scales
@@ -353,8 +354,8 @@ def test_another_right_way_to_quantize_is_not_a_fault(scheme) -> None:
 def test_a_halfway_value_is_no_matter_of_taste_where_the_scale_is_exact() -> None:
     def ties_away(weight, scheme):
         _, scales = scheme.quantize(weight)
-        return codec.encode(
-            scheme.scaling.divide(weight, scales), scheme.format, rounding=codec.Rounding.NEAREST_AWAY
+        return tensor_codec.encode(
+            scheme.scaling.divide(weight, scales), scheme.format, rounding=Rounding.NEAREST_AWAY
         ), scales
 
     for scheme in ("mxfp4", "mxfp8_e4m3fn", "e4m3fn-row", "nvfp4"):
@@ -366,7 +367,7 @@ def test_a_halfway_value_goes_either_way_only_where_its_quotient_is_inexact(sche
     operands = operands_for(Effective(), scheme, workload="canary.codes", n=64, k=256)
     weight, fmt, scaling = operands.weight, operands.weight.scheme.format, operands.weight.scheme.scaling
     scales, right = weight.stored_scales, weight.codes()
-    away = codec.encode(scaling.divide(operands.original, scales), fmt, rounding=codec.Rounding.NEAREST_AWAY)
+    away = tensor_codec.encode(scaling.divide(operands.original, scales), fmt, rounding=Rounding.NEAREST_AWAY)
     exact = quotient_slack(scales, weight.scheme, 64, 256) == 0
     for where, named in ((exact, Kind.TIES_AWAY), (~exact, None)):
         codes = torch.where(where, away, right)
@@ -375,7 +376,7 @@ def test_a_halfway_value_goes_either_way_only_where_its_quotient_is_inexact(sche
         found = diagnose_quantization(operands.original, operands)
         assert (found and found.kind) is named
     factor = 1 / scaling.levels(scales)[1] / scaling.spread(scaling.levels(scales)[0], 64, 256)
-    codes = codec.encode(operands.original * factor, fmt)       # as torchao multiplies: w * ((1 / t) / s)
+    codes = tensor_codec.encode(operands.original * factor, fmt)       # as torchao multiplies: w * ((1 / t) / s)
     operands.weight = QuantizedWeight.from_codes(codes, scales, weight.scheme)
     assert diagnose_quantization(operands.original, operands) is None
 
@@ -411,7 +412,7 @@ def test_one_wrong_code_is_found_and_shown_in_bits() -> None:
 def test_scales_rounded_to_bf16_are_inaccurate_and_their_codes_right() -> None:
     def rounded(weight, scheme):
         scales = Scales(scheme.quantize(weight)[1].stored.bfloat16().float())
-        return codec.encode(scheme.scaling.divide(weight, scales), scheme.format), scales
+        return tensor_codec.encode(scheme.scaling.divide(weight, scales), scheme.format), scales
 
     found = stored_wrongly(rounded, "e4m3fn-row")
     assert found.kind is Kind.INACCURATE
@@ -424,7 +425,7 @@ def test_scales_rounded_to_bf16_are_inaccurate_and_their_codes_right() -> None:
 def test_the_maximum_that_scales_were_taken_from_is_told(other, of) -> None:
     def store(weight, scheme):
         scales = Scales(weight.abs().amax(dim=1, keepdim=True) / other)
-        return codec.encode(scheme.scaling.divide(weight, scales), scheme.format), scales
+        return tensor_codec.encode(scheme.scaling.divide(weight, scales), scheme.format), scales
 
     found = stored_wrongly(store, of)
     assert found.kind is Kind.WRONG_MAX

@@ -8,10 +8,10 @@ import torch
 from ruled import ORDERS, RULES, ByRule
 
 from fpxbench.diagnosis.scale_rules import find_scale_rule, rule_beside_zeros
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind

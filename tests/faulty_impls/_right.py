@@ -3,7 +3,7 @@
 import torch
 
 from fpxbench.implementation import Implementation, Support
-from fpxbench.numbers import codec
+from fpxbench.numbers import tensor_codec
 from fpxbench.numbers.packing import padded_k
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -26,7 +26,7 @@ class Right(Implementation):
         return weight.codes()
 
     def table(self, fmt):
-        return codec.decode_table(fmt)
+        return tensor_codec.decode_table(fmt)
 
     def factors(self, weight):
         return weight.scheme.scaling.spread(weight.scale_grid(), *weight.shape)
@@ -48,7 +48,7 @@ class RightEncoder(Right):
         return scheme.scaling.choose(weight, scheme.format)
 
     def encode(self, values, fmt):
-        return codec.encode(values, fmt)
+        return tensor_codec.encode(values, fmt)
 
     def quantize(self, weight, scheme):
         scales = self.scales(weight, scheme)

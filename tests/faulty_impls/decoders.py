@@ -4,8 +4,8 @@ import torch
 
 from fpxbench.diagnosis.decode_faults import is_subnormal
 from fpxbench.implementation import implementation
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS
+from fpxbench.numbers.tensor_codec import decode_table
 
 from ._right import Right
 

@@ -4,9 +4,9 @@ import torch
 
 from fpxbench.diagnosis.decode_faults import is_subnormal
 from fpxbench.implementation import implementation
-from fpxbench.numbers.codec import Overflow, Rounding, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, encode
 
 from ._right import RightEncoder, swapped
 

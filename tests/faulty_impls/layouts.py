@@ -3,8 +3,8 @@
 import torch
 
 from fpxbench.implementation import implementation
-from fpxbench.numbers.codec import decode
 from fpxbench.numbers.formats import FORMATS
+from fpxbench.numbers.tensor_codec import decode
 
 from ._right import Right, swapped
 

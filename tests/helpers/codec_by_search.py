@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fpxbench.numbers.codec import Overflow, Rounding
 from fpxbench.numbers.formats import Format
+from fpxbench.numbers.tensor_codec import Overflow, Rounding
 
 DETERMINISTIC = tuple(rounding for rounding in Rounding if rounding is not Rounding.STOCHASTIC)
 

@@ -10,8 +10,8 @@ from gfloat.types import Domain, RoundMode
 from places import DOCS
 from test_formats import ML_DTYPES, gfloat_format
 
-from fpxbench.numbers.codec import Overflow, Rounding
 from fpxbench.numbers.formats import Format, format_named
+from fpxbench.numbers.tensor_codec import Overflow, Rounding
 
 NO_CODE = -1
 GFLOAT_MODES = {

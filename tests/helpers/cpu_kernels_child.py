@@ -6,9 +6,9 @@ import torch
 
 from fpxbench.checking import reference
 from fpxbench.implementation import discover
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 SHAPES = ((37, 75), (5, 1056), (9, 1))      # ragged; a tail after whole vectors; less than a vector

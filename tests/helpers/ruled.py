@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from fpxbench.implementation import Implementation, Support
-from fpxbench.numbers.codec import decode_table, encode
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode_table, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 ORDERS = {

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 
 from fpxbench.implementation import Implementation, Support
-from fpxbench.numbers.codec import Rounding, decode, decode_table, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import Rounding, decode, decode_table, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 

@@ -9,9 +9,9 @@ import torch._dynamo
 from fpxbench.checking import reference
 from fpxbench.implementation import discover, shipped_folder
 from fpxbench.numbers.activation_rule import ActivationRule
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 KNOWN, FAILURES = discover()

@@ -8,9 +8,9 @@ import torch
 from fpxbench.checkpoint.conventions import tiled_order
 from fpxbench.implementation import Implementation, Support, discover
 from fpxbench.impls import _scaled_operands
-from fpxbench.numbers.codec import decode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import USED_BY, scheme_named
+from fpxbench.numbers.tensor_codec import decode
 from fpxbench.records.case import Case
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.messages import TrialRequest

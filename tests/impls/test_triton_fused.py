@@ -7,10 +7,10 @@ import torch
 
 from fpxbench.checking import reference
 from fpxbench.implementation import discover
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.scaling import Scales, scaling_named
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 pytest.importorskip("triton")

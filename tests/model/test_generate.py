@@ -13,8 +13,9 @@ from tiny_model import save_tiny
 from fpxbench.cli.common import UsageError
 from fpxbench.cli.model_commands import modes_of
 from fpxbench.implementation import Implementation, Support, discover, implementation
-from fpxbench.model import generate, sources
+from fpxbench.model import sources
 from fpxbench.model.float_tensor import FloatTensor
+from fpxbench.model.generate_measurement import REPEATS, measure, plan_rows, prepare
 from fpxbench.model.generate_messages import GenerateSettings, RowRequest
 from fpxbench.model.generate_record import GenerationRecord, PlannedRow, RowResult, traffic_of
 from fpxbench.model.generate_run import not_measured
@@ -39,13 +40,13 @@ def settings_of(folder, **changes):
 def prepared(folder, tmp_path_factory):
     """Return the settings, what was prepared, and its folder."""
     work, settings = tmp_path_factory.mktemp("work"), settings_of(folder)
-    return settings, generate.prepare(settings, work), work
+    return settings, prepare(settings, work), work
 
 
 def measured(prepared, scheme, name, **changes):
     settings, ready, work = prepared
     row = PlannedRow(scheme=scheme, implementation=name, **changes)
-    return generate.measure(RowRequest(settings=settings, prepared=ready, work=work, row=row, machine=CPU))
+    return measure(RowRequest(settings=settings, prepared=ready, work=work, row=row, machine=CPU))
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def test_a_scheme_s_honest_loss_is_not_gibberish(prepared, scheme):
     block = result.quality[0]
     assert block.kl.mean.value > 0
     assert block.kl_kernel.mean.value <= block.threshold
-    assert result.speed.tokens_per_s > 0 and len(result.speed.step_s) == generate.REPEATS * 3
+    assert result.speed.tokens_per_s > 0 and len(result.speed.step_s) == REPEATS * 3
     assert result.traffic.step_bytes < result.traffic.stored_bytes
 
 
@@ -146,20 +147,20 @@ def test_a_kernel_that_is_wrong_for_one_token_only_is_found_by_decoding(prepared
 
 
 def test_baselines_stand_in_every_table_and_refusals_have_their_reason(folder):
-    rows = generate.plan_rows(settings_of(folder, schemes=["mxfp4"], implementations=["cpu_fused", "auto"]))
+    rows = plan_rows(settings_of(folder, schemes=["mxfp4"], implementations=["cpu_fused", "auto"]))
     assert [(row.scheme, bool(row.refused)) for row in rows][:2] == [("bf16", False), ("int8-row", False)]
     refused = [row for row in rows if row.refused]
     assert all(row.scheme == "mxfp4" and row.implementation in row.refused for row in refused)
 
 
 def test_globs_choose_schemes_and_compiled_rows_stand_beside_the_others(folder):
-    rows = generate.plan_rows(settings_of(folder, schemes=["mxfp6*"], modes=["eager", "compiled"]))
+    rows = plan_rows(settings_of(folder, schemes=["mxfp6*"], modes=["eager", "compiled"]))
     assert {row.scheme for row in rows} == {"bf16", "int8-row", "mxfp6_e3m2", "mxfp6_e2m3"}
     assert sum(row.compiled for row in rows) == len(rows) / 2
 
 
 def test_rows_may_be_compiled_alone_and_the_others_are_said_to_be_missing(folder):
-    rows = generate.plan_rows(settings_of(folder, modes=["compiled"], implementations=["eager_upcast", "humming"]))
+    rows = plan_rows(settings_of(folder, modes=["compiled"], implementations=["eager_upcast", "humming"]))
     assert [row.compiled for row in rows if not row.refused] == [True] * 3, "bf16 and int8-row too"
     assert [row.implementation for row in rows if row.refused] == ["humming"], "a refusal stands in any mode"
     assert "eagerly" in not_measured(["compiled"]) and "torch.compile" in not_measured(["eager"])
@@ -288,16 +289,16 @@ def test_a_config_s_name_has_the_published_number_of_parameters(name, billions):
 
 def test_a_prompt_longer_than_the_context_a_bad_text_and_a_missing_tokenizer_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="256 positions"):
-        generate.prepare(settings_of(folder, new_tokens=400), tmp_path)
+        prepare(settings_of(folder, new_tokens=400), tmp_path)
     short = tmp_path / "short.txt"
     short.write_text("too short")
     with pytest.raises(ValueError, match="too few to compare on"):
-        generate.prepare(settings_of(folder, text=short), tmp_path)
+        prepare(settings_of(folder, text=short), tmp_path)
     bare = save_tiny(tmp_path / "bare")
     for file in bare.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(ValueError, match="no tokenizer"):
-        generate.prepare(settings_of(bare), tmp_path)
+        prepare(settings_of(bare), tmp_path)
 
 
 def test_a_model_whose_own_logits_are_nan_is_refused_before_anything_is_compared(tmp_path):
@@ -308,11 +309,11 @@ def test_a_model_whose_own_logits_are_nan_is_refused_before_anything_is_compared
     model.model.norm.weight.data[0] = float("nan")
     model.save_pretrained(broken)
     with pytest.raises(ValueError, match="itself are not finite at step 1"):
-        generate.prepare(settings_of(broken), tmp_path)
+        prepare(settings_of(broken), tmp_path)
 
 
 def test_an_activation_scheme_and_an_unknown_implementation_are_refused(folder):
     with pytest.raises(ValueError, match="rounds activations too"):
-        generate.plan_rows(settings_of(folder, schemes=["e4m3fn-row+e4m3fn-row"]))
+        plan_rows(settings_of(folder, schemes=["e4m3fn-row+e4m3fn-row"]))
     with pytest.raises(ValueError, match="no_such_kernel"):
-        generate.plan_rows(settings_of(folder, implementations=["no_such_kernel"]))
+        plan_rows(settings_of(folder, implementations=["no_such_kernel"]))

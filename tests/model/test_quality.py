@@ -177,7 +177,7 @@ def test_no_layer_of_a_right_kernel_leaves_the_oracle():
 def test_of_a_trained_model_fp4_is_honest_and_fn_read_as_fnuz_is_gibberish(tmp_path):
     from sample_records import CPU
 
-    from fpxbench.model import generate
+    from fpxbench.model import generate_measurement
     from fpxbench.model.generate_messages import GenerateSettings, RowRequest
     from fpxbench.model.generate_record import PlannedRow
     from fpxbench.records.verdict import Status
@@ -185,11 +185,11 @@ def test_of_a_trained_model_fp4_is_honest_and_fn_read_as_fnuz_is_gibberish(tmp_p
     fault = next(each for each in injections(scheme_named("e4m3fn-row")) if each.kind is Kind.FN_AS_FNUZ)
     name = register_reader("smol_fn_as_fnuz", fault.how)
     settings = GenerateSettings(model="smollm2", device="cpu", schemes=["mxfp4"], new_tokens=4, text_tokens=64)
-    prepared = generate.prepare(settings, tmp_path)
+    prepared = generate_measurement.prepare(settings, tmp_path)
     assert "4 bits before" in prepared.model.note
 
     def row(scheme, implementation):
-        return generate.measure(RowRequest(settings=settings, prepared=prepared, work=tmp_path, machine=CPU,
+        return generate_measurement.measure(RowRequest(settings=settings, prepared=prepared, work=tmp_path, machine=CPU,
                                            row=PlannedRow(scheme=scheme, implementation=implementation)))
 
     honest, broken = row("mxfp4", "eager_upcast"), row("e4m3fn-row", name)

@@ -17,8 +17,8 @@ from codec_libraries import (
 )
 from test_formats import BY_PARTS, PUBLISHED
 
-from fpxbench.numbers.codec import Overflow, Rounding, decode_table, encode
 from fpxbench.numbers.formats import format_named
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode_table, encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

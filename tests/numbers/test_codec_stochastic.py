@@ -8,9 +8,9 @@ from codec_by_search import discriminating_numbers
 from gfloat.types import RoundMode
 from test_formats import gfloat_format
 
-from fpxbench.numbers.codec import Overflow, Rounding, decode, encode
 from fpxbench.numbers.codec_definition import rounded_codes
 from fpxbench.numbers.formats import FORMATS, format_named
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode, encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ import torch
 from codec_by_search import DETERMINISTIC, discriminating_numbers, overflows, search_codes
 from hypothesis import given, strategies as st
 
-from fpxbench.numbers.codec import Overflow, Rounding, decode, encode, encode_by_table
 from fpxbench.numbers.codec_definition import rounded_codes, values_of
 from fpxbench.numbers.formats import FORMATS, SPECIALS, WEIGHT_BITS, Format
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode, encode, encode_by_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,11 +7,11 @@ import torch
 from codec_by_search import overflows
 from places import DOCS
 
-from fpxbench.numbers.codec import Overflow, Rounding, decode, encode
 from fpxbench.numbers.codec_definition import SOURCES
 from fpxbench.numbers.fake_quantize import fake_quantize, fake_quantize_weight
 from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode, encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fpxbench.implementation import Implementation, Support
-from fpxbench.numbers.codec import decode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind

@@ -11,10 +11,10 @@ from codec_by_search import DETERMINISTIC, discriminating_numbers, overflows
 from hypothesis import given, strategies as st
 from test_codec_systematic import any_format
 
-from fpxbench.numbers.codec import encode
 from fpxbench.numbers.codec_definition import rounded_codes
 from fpxbench.numbers.formats import BF16, FORMATS, FP16, FP32, FP64, Format
 from fpxbench.numbers.rounding import Overflow, Rounding
+from fpxbench.numbers.tensor_codec import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

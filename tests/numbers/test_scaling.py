@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fpxbench.numbers import scaling as scalings
-from fpxbench.numbers.codec import decode
 from fpxbench.numbers.formats import FORMATS, format_named
 from fpxbench.numbers.scaling import FAMILIES, Scaling, scaling_named
 from fpxbench.numbers.scaling.scale_format import E8M0_SCALE, ScaleFormat
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import decode
 
 NAMES = ("tensor", "row", "g128", "g5", "b4x3", "mx", "nv")
 

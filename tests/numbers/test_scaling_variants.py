@@ -11,10 +11,10 @@ from places import DOCS
 from torchao.prototype.mx_formats import constants, mx_tensor as mx
 
 from fpxbench.numbers.codebook import CODEBOOKS, Codebook
-from fpxbench.numbers.codec import decode, encode
 from fpxbench.numbers.formats import BF16, FORMATS, FP16
 from fpxbench.numbers.scaling import scaling_named
 from fpxbench.numbers.scheme import SCHEMES, USED_BY, scheme_named
+from fpxbench.numbers.tensor_codec import decode, encode
 
 NAMES = ("tensor", "tensor.static", "row", "row.bf16", "row.fp16", "g128", "g128.bf16", "g64.e8m0", "b128x128",
          "b128x128.e8m0", "b2x65536", "mx", "mx.ceil", "mx.even", "mx.rceil", "nv", "nv.up", "nv.4over6", "nv.div",

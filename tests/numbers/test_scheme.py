@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, strategies as st
 
 from fpxbench.checking.reference import sqnr_db
-from fpxbench.numbers.codec import Rounding, decode, encode
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scaling import Scales, scaling_named
 from fpxbench.numbers.scaling.mx import E8M0, power_of_two
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.tensor_codec import Rounding, decode, encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

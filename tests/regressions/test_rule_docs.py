@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 from places import DOCS
 
-from fpxbench.regressions import bisect, compare, confirm, detector, events
+from fpxbench.regressions import bisect, compare, confirm, decision_rule, events
 from fpxbench.stats import fewest_pairs
 
 PAGE = " ".join((DOCS / "decision-rule.md").read_text(encoding="utf-8").split())
 
 STATED = [
-    f"take the {detector.BEFORE} builds before *b*",
-    f"and at least {detector.LEAST_BEFORE}.",
-    f"at least {detector.LEAST_NOISE:.1%}",
-    f"further than **{detector.CLIP}** σ₀",
-    f"fewer than **{detector.LEAST_FREEDOM}** degrees",
-    f"**{', '.join(map(str, detector.AFTER))}** builds",
-    f"at **{detector.CHANCE:.2%}** on one side",
-    f"and must be **{detector.LEAST_CHANGE:.0%}** or more",
-    f"up to **{detector.HISTORY}** builds before",
-    f"With **{detector.LEAST_HISTORY}** or more of them",
-    f"by **{detector.CONTROL:.0f}** standard errors or more",
+    f"take the {decision_rule.BEFORE} builds before *b*",
+    f"and at least {decision_rule.LEAST_BEFORE}.",
+    f"at least {decision_rule.LEAST_NOISE:.1%}",
+    f"further than **{decision_rule.CLIP}** σ₀",
+    f"fewer than **{decision_rule.LEAST_FREEDOM}** degrees",
+    f"**{', '.join(map(str, decision_rule.AFTER))}** builds",
+    f"at **{decision_rule.CHANCE:.2%}** on one side",
+    f"and must be **{decision_rule.LEAST_CHANGE:.0%}** or more",
+    f"up to **{decision_rule.HISTORY}** builds before",
+    f"With **{decision_rule.LEAST_HISTORY}** or more of them",
+    f"by **{decision_rule.CONTROL:.0f}** standard errors or more",
     f"{events.SQNR_DB} dB for the same seed",
     f"a factor of e^{events.RELATIVE_ERROR:.2f}",
     f"more than {events.PEAK_BYTES:.0%}",

@@ -14,7 +14,7 @@ from fpxbench.records.record import Build
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions import series_index
-from fpxbench.regressions.detector import detect
+from fpxbench.regressions.decision_rule import detect
 from fpxbench.regressions.result_changes import find_changes
 from fpxbench.regressions.series import panels
 from fpxbench.regressions.series_index import NAME, part_of

@@ -49,7 +49,7 @@ class ForgetsScales(Reads):
     """Multiplies by the codes' numbers alone."""
 
     def matmul(self, x, weight):
-        from fpxbench.numbers.codec import decode
+        from fpxbench.numbers.tensor_codec import decode
         return (x.float() @ decode(weight.codes(), weight.scheme.format).T).to(x.dtype)
 
 @implementation("own_way")

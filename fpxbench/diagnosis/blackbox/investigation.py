@@ -31,7 +31,7 @@ from fpxbench.diagnosis.recovery.maps import RecoveredMaps
 from fpxbench.diagnosis.scale_rules import find_scale_rule, follows_rule, holds_on_powers_of_two, other_rules
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.codec import encode
+from fpxbench.numbers.tensor_codec import encode
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict

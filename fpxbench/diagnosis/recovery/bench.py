@@ -14,9 +14,9 @@ from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.scale_rules import as_judged, judged_scheme
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.codebook import NumberFormat
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.workloads import WeightContents

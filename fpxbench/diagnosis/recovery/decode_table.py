@@ -20,9 +20,9 @@ from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly, table_under
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.numbers.codebook import CODEBOOKS, NumberFormat
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 COLUMNS = 8

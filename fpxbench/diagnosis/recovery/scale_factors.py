@@ -25,8 +25,8 @@ from fpxbench.diagnosis.scale_functions import (
     stored_format,
     within_fp32,
 )
-from fpxbench.numbers.codec import decode_table
 from fpxbench.numbers.scaling import Scales
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 FEW_SCALES = 12

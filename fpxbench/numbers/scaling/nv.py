@@ -110,7 +110,7 @@ class NVScaling(Scaling):
         """Return the squared error of each block under `scales`, ``[R, G]``."""
         import torch
 
-        from fpxbench.numbers.codec import decode, encode
+        from fpxbench.numbers.tensor_codec import decode, encode
 
         n, k = weight.shape
         stored = decode(encode(self.divide(weight, scales), fmt), fmt) * self.spread(self.factors(scales), n, k)

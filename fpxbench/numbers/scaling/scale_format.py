@@ -42,8 +42,8 @@ class ScaleFormat:
         """Return fp32 `numbers` as stored, same shape: uint8 codes, or numbers of the format's dtype."""
         import torch
 
-        from fpxbench.numbers.codec import encode
         from fpxbench.numbers.codec_definition import rounded_codes
+        from fpxbench.numbers.tensor_codec import encode
 
         if self.coded:
             return encode(numbers, self.format, self.rounding)
@@ -54,7 +54,7 @@ class ScaleFormat:
 
     def decode(self, stored: Tensor) -> Tensor:
         """Return the fp32 numbers of stored scales, same shape, exact."""
-        from fpxbench.numbers.codec import decode
+        from fpxbench.numbers.tensor_codec import decode
 
         return decode(stored, self.format) if self.coded else stored.float()     # widening is exact
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fpxbench.regressions import evaluation, recorded_series as recorded, synthetic
-from fpxbench.regressions.detector import LEAST_CHANGE, detect, level_and_noise
+from fpxbench.regressions.decision_rule import LEAST_CHANGE, detect, level_and_noise
 
 
 def series(builds=60, noise=0.02, seed=1, rows=1):
@@ -91,9 +91,9 @@ def test_one_slow_build_is_no_change_however_slow_it_is(factor):
 
 
 def test_without_the_bound_on_a_points_say_a_single_one_would_do(monkeypatch):
-    monkeypatch.setattr("fpxbench.regressions.detector.CLIP", 1e9)
-    monkeypatch.setattr("fpxbench.regressions.detector.PERSISTENT", -1e9)
-    monkeypatch.setattr("fpxbench.regressions.detector.LEAST_CHANGE", -1e9)
+    monkeypatch.setattr("fpxbench.regressions.decision_rule.CLIP", 1e9)
+    monkeypatch.setattr("fpxbench.regressions.decision_rule.PERSISTENT", -1e9)
+    monkeypatch.setattr("fpxbench.regressions.decision_rule.LEAST_CHANGE", -1e9)
     values = unquiet()
     values[0, 40] *= 2
     assert suspects(values)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Support, implementation
-from fpxbench.numbers import codec
+from fpxbench.numbers import tensor_codec
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.rounding import Rounding
 
@@ -357,8 +357,8 @@ class ActivationTruncated(Right):
 
     def product(self, x, w):
         scale = x.float().abs().amax(dim=-1, keepdim=True) / 448
-        codes = codec.encode(x.float() / scale, FORMATS["e4m3fn"], Rounding.TOWARD_ZERO)
-        return super().product(codec.decode(codes, FORMATS["e4m3fn"]) * scale, w)
+        codes = tensor_codec.encode(x.float() / scale, FORMATS["e4m3fn"], Rounding.TOWARD_ZERO)
+        return super().product(tensor_codec.decode(codes, FORMATS["e4m3fn"]) * scale, w)
 
 
 @implementation("faulty_second_stream")
@@ -409,8 +409,8 @@ class QuantizesActivation(Right):
 
     def product(self, x, w):
         scale = self.scale(x)
-        codes = codec.encode(self.quotient(x, scale), FORMATS["e4m3fn"])
-        return super().product(codec.decode(codes, FORMATS["e4m3fn"]) * self.applied(scale), w)
+        codes = tensor_codec.encode(self.quotient(x, scale), FORMATS["e4m3fn"])
+        return super().product(tensor_codec.decode(codes, FORMATS["e4m3fn"]) * self.applied(scale), w)
 
     def applied(self, scale):
         return scale

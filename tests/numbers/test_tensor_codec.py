@@ -6,9 +6,9 @@ import torch
 from codec_by_search import DETERMINISTIC, overflows
 from test_formats import PUBLISHED
 
-from fpxbench.numbers.codec import Overflow, Rounding, decode, decode_table, encode
 from fpxbench.numbers.codec_definition import SOURCES, rounded_codes
 from fpxbench.numbers.formats import FORMATS, Format, format_named
+from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode, decode_table, encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
