@@ -32,11 +32,12 @@ from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.model.model_chapter import ModelChapter
 from fpxbench.reports.model.model_history import MachineHistory
 from fpxbench.reports.model.tensor_table import BADGES, TensorPage
+from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
 from fpxbench.reports.sweep.speedup_curves import DRAWN_IN_FULL, speedup_curves
-from fpxbench.reports.sweep.sweep_table import CaseRow, SweepHeading, SweepTable
+from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import BuildDiff
 from fpxbench.reports.targets.support_row import CHECKS, ArchitectureDetail, Scripts
 from fpxbench.reports.targets.support_table import SupportMatrix, SupportRow, detail

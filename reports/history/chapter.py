@@ -30,8 +30,8 @@ from fpxbench.reports.history.regression_groups import (
 from fpxbench.reports.history.series_pages import series_pages
 from fpxbench.reports.history.status_history import StatusHistories
 from fpxbench.reports.pages import Pages
+from fpxbench.reports.sweep.case_row import page_of_id
 from fpxbench.reports.sweep.problems import ReportProblem
-from fpxbench.reports.sweep.sweep_table import page_of_id
 
 BUILDS_IN_FULL = 10
 """Builds of each machine, channel and variant with a page for every case: for every night, years of nightlies would

@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
-from fpxbench.reports.sweep.sweep_table import CaseRow, SweepTable
+from fpxbench.reports.sweep.case_row import CaseRow
+from fpxbench.reports.sweep.sweep_table import SweepTable
 
 _LABEL_WIDE, _LABEL_HIGH = 0.1, 0.045
 """A label's size as a share of a chart's axes."""

@@ -14,7 +14,8 @@ from enum import StrEnum
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, Status
-from fpxbench.reports.sweep.sweep_table import CaseRow, SweepTable
+from fpxbench.reports.sweep.case_row import CaseRow
+from fpxbench.reports.sweep.sweep_table import SweepTable
 
 SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
 SEVERITIES: dict[str, int] = {

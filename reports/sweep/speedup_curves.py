@@ -13,7 +13,8 @@ from statistics import median
 
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
-from fpxbench.reports.sweep.sweep_table import CaseRow, SweepTable
+from fpxbench.reports.sweep.case_row import CaseRow
+from fpxbench.reports.sweep.sweep_table import SweepTable
 
 OWN_KERNELS = ("triton_fused", "cpu_fused")
 """This suite's kernels, which the others are compared with."""

@@ -15,8 +15,9 @@ from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status, Verdict
 from fpxbench.reports.site import SiteSummary, build_site
 from fpxbench.reports.sweep import problems
+from fpxbench.reports.sweep.case_row import page_name
 from fpxbench.reports.sweep.dot_plot import dot_plot_of
-from fpxbench.reports.sweep.sweep_table import page_name, sweep_of
+from fpxbench.reports.sweep.sweep_table import sweep_of
 
 pytestmark = pytest.mark.usefixtures("few_targets")
 
