@@ -31,6 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from fpxbench.did_you_mean import did_you_mean
@@ -97,6 +98,9 @@ class Implementation:
     own_layouts: ClassVar[Mapping[str, str]] = {}
     """Scheme -> the layout in which `quantize` stores codes that it chose itself, for a library with a quantizer of its
     own. A weight in a model is then quantized by it, and not by the oracle."""
+    any_layout: ClassVar[bool] = False
+    """Whether `matmul` takes codes in every layout of `fpxbench.numbers.packing`, and not only as `stored` leaves
+    them."""
     activation_format: ClassVar[str | None] = None
     """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules:
     one for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation
@@ -132,6 +136,24 @@ class Implementation:
             return Support.no(f"multiplies 16-bit activations: of {scheme.name} it supports the weight's half alone, "
                               f"{weight_only}")
         return self.supports(scheme, device)
+
+    def layout_for(self, scheme: Scheme, shape: tuple[int, int], device: torch.device) -> str:
+        """Return the layout in which a weight [N, K] of `scheme` is stored on `device`: by default the class's."""
+        return self.own_layouts.get(scheme.name, self.layout)
+
+    def stored(self, weight: QuantizedWeight) -> QuantizedWeight:
+        """Return the same codes and scales in the layout to multiply them in: `weight` itself if it is in it.
+
+        A weight of a model is stored like this. Override it if the layout depends on the codes or scales too.
+        """
+        layout = self.layout_for(weight.scheme, weight.shape, weight.device)
+        return weight if weight.layout == layout else weight.relayout(layout)
+
+    def prepare(self, weight: QuantizedWeight) -> None:
+        """Make now what `matmul` would derive from a stored weight at the first call and keep beside it.
+
+        A model is prepared, so that nothing is left to make while a CUDA graph is captured.
+        """
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         """Return `weight` [N, K] as stored: by default, the oracle's codes and scales in this class's layout."""

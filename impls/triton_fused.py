@@ -40,6 +40,8 @@ Derived = TypeVar("Derived")
 class TritonFused(Implementation):
     """One Triton kernel decodes, multiplies and scales, on matrix instructions from one token on."""
 
+    any_layout = True       # from another than fragments, a copy in planar rows is made once
+
     def __init__(self) -> None:
         self._derived = WeakIdKeyDictionary()
         self._fastest: dict[tuple, Config] = {}
@@ -62,14 +64,23 @@ class TritonFused(Implementation):
     def max_elements(self, device: str) -> int | None:
         return 1 << 20 if device == "cpu" else None
 
+    def layout_for(self, scheme: Scheme, shape: tuple[int, int], device: torch.device) -> str:
+        return (_fragment_weight.layout_of(scheme, *shape) if device_of(device) else None) or "planar"
+
+    def stored(self, weight: QuantizedWeight) -> QuantizedWeight:
+        """Return the weight as fragments if the kernels can multiply these codes and scales, else in planar rows."""
+        chosen = super().stored(weight)
+        fits = chosen.layout == "planar" or self._operands(chosen) is not None
+        return chosen if fits else weight.relayout("planar")
+
+    def prepare(self, weight: QuantizedWeight) -> None:
+        if weight.layout == "planar" or self._operands(weight) is None:
+            planar = self._planar(weight)
+            self._once(planar, "scales", _planar.scale_tensors)
+
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-        """Return the oracle's codes and scales, as fragments if the kernels can multiply those, else in planar rows."""
-        layout = _fragment_weight.layout_of(scheme, *weight.shape) if device_of(weight.device) else None
-        if layout is not None:
-            stored = quantize(weight, scheme, layout)
-            if self._operands(stored) is not None:
-                return stored
-        return quantize(weight, scheme, "planar")
+        """Return the oracle's codes and scales, as `stored` lays them out."""
+        return self.stored(quantize(weight, scheme, self.layout_for(scheme, tuple(weight.shape), weight.device)))
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         return self._multiplied(x, weight, self._pick(x, weight))

@@ -14,7 +14,7 @@ from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_plain, read_weight
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_messages import AUTO
-from fpxbench.model.operator import layout_read, resolve
+from fpxbench.model.operator import resolve
 from fpxbench.model.quantize_model import Quantization, Replaced
 
 
@@ -57,15 +57,15 @@ def _reason_to_leave(layer: QuantizedLayer, module: nn.Module | None) -> str:
 
 
 def _replaced(layer: QuantizedLayer, module: nn.Linear, implementation: str) -> Replaced:
-    weight, old = read_weight(layer), module.weight
+    weight, old = read_weight(layer).to(module.weight.device), module.weight
     name, cls = resolve(implementation, weight.scheme, old.device.type)
-    read = layout_read(cls, weight.scheme.name)
-    stored = (weight if weight.layout == read else weight.relayout(read)).to(old.device)
     dtype = old.dtype if old.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    if stored.scales is not None and stored.scales.dtype in (torch.bfloat16, torch.float16):
-        stored = replace(stored, scales=stored.scales.float())      # what kernels read
+    if weight.scales is not None and weight.scales.dtype in (torch.bfloat16, torch.float16):
+        weight = replace(weight, scales=weight.scales.float())      # what kernels read
+    stored = cls().stored(weight)
     tensor = FloatTensor.from_weight(stored, dtype, name)
     module.weight = nn.Parameter(tensor, requires_grad=False)
+    module.weight.prepare()
     return Replaced(f"{layer.name}.weight", weight.scheme.name, name, (layer.n, layer.k), 2 * layer.n * layer.k,
                     tensor.nbytes_stored, layer.k)
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fpxbench.implementation import Implementation, discover, find
 from fpxbench.model.generate_messages import AUTO, USUAL
@@ -71,14 +72,20 @@ def _fastest(scheme: str, device: str) -> list[str]:
     return sorted(speedups.keys() - wrong, key=lambda name: -median(speedups[name]))
 
 
-def layout_read(cls: type[Implementation], scheme: str) -> str:
-    """Return the layout in which an implementation multiplies weights of `scheme`."""
-    return cls.own_layouts.get(scheme, cls.layout)
-
-
 @cache
-def _instance(name: str, scheme: str, device: str, n: int, k: int) -> Implementation:
+def instance_for(name: str, scheme: str, device: str, n: int, k: int) -> Implementation:
+    """Return the instance that multiplies all weights [n, k] of `scheme` on `device`. Raise ValueError as `resolve`
+    does."""
     return resolve(name, scheme_named(scheme), device)[1]()
+
+
+Weight = TypeVar("Weight", bound=QuantizedWeight)
+
+
+def readable(instance: Implementation, weight: Weight) -> Weight:
+    """Return a weight, or experts, in a layout that `instance` multiplies: what it is given if it can."""
+    layout = instance.layout_for(weight.scheme, weight.shape, weight.device)
+    return weight if instance.any_layout or weight.layout == layout else weight.relayout(layout)
 
 
 @torch.library.custom_op("fpxbench::linear", mutates_args=())
@@ -97,12 +104,30 @@ def linear(
     """Return ``x @ weight.T + bias``, [..., N] in x's dtype, by the implementation of that name."""
     if x.numel() == 0:      # before the weight is laid out anew, which costs a pass over it
         return x.new_empty(*x.shape[:-1], n)
-    instance = _instance(implementation, scheme, x.device.type, n, k)
+    instance = instance_for(implementation, scheme, x.device.type, n, k)
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
-    if layout != (read := layout_read(type(instance), scheme)):
-        weight = weight.relayout(read)
-    out = instance.matmul(x, weight)
+    out = instance.matmul(x, readable(instance, weight))
     return out if bias is None else out + bias
+
+
+_EXPERTS = WeakIdKeyDictionary()
+
+
+def kept_experts(packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
+                 shape: tuple[int, int]) -> QuantizedExperts:
+    """Return experts that are the same object in every call while their tensors are alive and unchanged, so that an
+    implementation can keep what it derives from each."""
+    stored = [tensor for tensor in (packed, scales, tensor_scale) if tensor is not None]
+    state = scheme, layout, [(id(tensor), None if tensor.is_inference() else tensor._version) for tensor in stored]
+    kept = _EXPERTS.get(packed)
+    if kept is None or kept[0] != state:
+        # A view of `packed` would keep it alive, and with it this entry. The scales are kept: no other tensor can then
+        # have their id.
+        alias = packed.new_empty(0).set_(packed.untyped_storage(), packed.storage_offset(), packed.shape,
+                                         packed.stride())
+        experts = QuantizedExperts(scheme_named(scheme), shape, layout, alias, scales, tensor_scale)
+        kept = _EXPERTS[packed] = (state, stored[1:], experts)
+    return kept[2]
 
 
 @torch.library.custom_op("fpxbench::grouped_linear", mutates_args=())
@@ -124,11 +149,9 @@ def grouped_linear(
     """
     if x.numel() == 0:
         return x.new_empty(len(x), n)
-    instance = _instance(implementation, scheme, x.device.type, n, k)
-    experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
-    if layout != (read := layout_read(type(instance), scheme)):
-        experts = experts.relayout(read)
-    return instance.grouped_matmul(x, experts, offsets)
+    instance = instance_for(implementation, scheme, x.device.type, n, k)
+    experts = kept_experts(packed, scales, tensor_scale, scheme, layout, (n, k))
+    return instance.grouped_matmul(x, readable(instance, experts), offsets)
 
 
 @linear.register_fake

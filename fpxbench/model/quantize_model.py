@@ -103,8 +103,9 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
             Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored,
                      values.shape[-1])
         )
-        setattr(module, attribute,
-                nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False))
+        held = nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False)
+        setattr(module, attribute, held)
+        held.prepare()
         del parameter, values
     if not done.replaced:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Any
 
 import torch
@@ -20,15 +21,16 @@ PART = 1 << 22
 def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedWeight:
     """Return what `fpxbench.numbers.quantize.quantize` returns for float `values` [N, K] and a quantized scheme.
 
-    A weight with one scale for all of it, or in a layout that moves codes between rows, is quantized at once. Raises as
+    A weight with one scale for all of it, or in a layout that stores no rows apart, is quantized at once. Raises as
     `quantize` does.
     """
-    scaling, fmt = scheme.scaling, scheme.format
-    if (scaling is None or fmt is None or scaling.block_rows is None or values.dim() != 2
-            or layout_named(layout).tile > 1):
+    scaling, fmt, row_tile = scheme.scaling, scheme.format, layout_named(layout).row_tile
+    if scaling is None or fmt is None or scaling.block_rows is None or values.dim() != 2 or row_tile is None:
         return quantize(values, scheme, layout)
     n, k = values.shape
-    rows = max(1, PART // max(1, k * scaling.block_rows)) * scaling.block_rows
+    layout_named(layout).check(fmt.bits, n, k)
+    together = lcm(scaling.block_rows, row_tile)
+    rows = max(1, PART // max(1, k * together)) * together
     if n <= rows:
         return quantize(values, scheme, layout)
     shared = {"shared_amax": torch.stack(torch.aminmax(values)).abs().amax()} if scaling.has_tensor_scale else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fault_injection import read
 
 from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.model.float_tensor import FloatTensor
 
 
 class Right(Implementation):
@@ -17,6 +18,11 @@ class Right(Implementation):
 
     def matmul(self, x, weight):
         return (x.float() @ weight.dequantize().T).to(x.dtype)
+
+
+def fragments_mxfp4(values):
+    """Return a FloatTensor as a model on a GPU has it: codes in tiles of 8 rows. Here Triton's interpreter reads it."""
+    return FloatTensor.from_float(values, "mxfp4", "triton_fused")
 
 
 def register_reader(name, how, only=None):

@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from commands import command
 from torch import nn
 
+from fpxbench.impls import _fragment_weight
+from fpxbench.model import operator
 from fpxbench.model.float_tensor import FloatTensor, load_file, save_file, sliced
 from fpxbench.model.operator import resolve
+from fpxbench.model.quantize_model import quantize_
 from fpxbench.model.tensor_check import CLASSES, OperationOutcome, OperationRequest, check
 from fpxbench.model.tensor_operations import OPERATIONS
 from fpxbench.model.tensor_record import TensorOperationRecord
@@ -30,6 +33,85 @@ def test_every_operation_is_right_or_refused_with_the_way_out(tensor):
         expected = OperationOutcome.REFUSED if operation in ALONG_K else OperationOutcome.OK
         assert result.outcome is expected, (operation, result)
         assert expected is OperationOutcome.OK or "cut" in result.message
+
+
+IN_TILES = "small_implementations:fragments_mxfp4"
+COMPILED = [name for name in OPERATIONS if name.startswith("torch.compile")]
+
+
+@pytest.mark.parametrize("operation", [
+    *(name for name in OPERATIONS if name not in COMPILED),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in COMPILED),
+])
+def test_every_operation_is_right_or_refused_in_an_implementations_own_layout(operation):
+    result = check(OperationRequest(tensor=IN_TILES, operation=operation))
+    expected = OperationOutcome.REFUSED if operation in ALONG_K else OperationOutcome.OK
+    assert result.outcome is expected, result
+
+
+def test_a_weight_is_stored_as_its_implementation_multiplies_it_and_in_files_by_rows(tmp_path):
+    tensor = FloatTensor.from_float(VALUES, "mxfp4", "triton_fused")
+    planar = FloatTensor.from_float(VALUES, "mxfp4", "eager_upcast")
+    assert (tensor.code_layout, planar.code_layout) == ("fragment_m1", "planar")
+    assert torch.equal(tensor, planar) and tensor.nbytes_stored == planar.nbytes_stored
+    save_file({"w": tensor}, tmp_path / "tiles.safetensors")
+    loaded = load_file(tmp_path / "tiles.safetensors")["w"]
+    assert loaded.code_layout == "planar" and torch.equal(loaded.packed, planar.packed)
+    assert loaded.laid_out().code_layout == "fragment_m1", "as .to(device) leaves it on the device that multiplies"
+    assert torch.equal(loaded.laid_out().packed, tensor.packed)
+    ragged = FloatTensor.from_float(VALUES[:100], "mxfp4", "triton_fused")
+    assert ragged.code_layout == ragged.laid_out().code_layout == "planar", "tiles have 8 rows"
+    experts = FloatTensor.from_float(torch.stack([VALUES, -VALUES]), "mxfp4", "triton_fused")
+    assert experts.code_layout == "fragment_m1" and torch.equal(experts.portable()[0].packed, planar.packed)
+    assert torch.equal(experts.portable().laid_out().packed, experts.packed)
+
+
+def test_rows_cut_between_tiles_share_memory_and_others_are_a_copy_that_takes_no_writes():
+    tensor = FloatTensor.from_float(VALUES, "mxfp4", "triton_fused")
+    between, within = tensor[8:24], tensor[4:24]
+    assert torch.equal(between.dequantize(), tensor.dequantize()[8:24])
+    assert torch.equal(within.dequantize(), tensor.dequantize()[4:24])
+    assert (between.code_layout, within.code_layout) == (tensor.code_layout, "planar")
+    between.copy_(tensor[32:48])
+    assert torch.equal(tensor.dequantize()[8:24], tensor.dequantize()[32:48])
+    with pytest.raises(NotImplementedError, match="would be lost; cut at other rows, or write into parts of"):
+        within.copy_(tensor[32:52])
+    within.clone().copy_(tensor[32:52])
+    assert torch.equal(torch.cat([tensor[:8], tensor[8:20], tensor[20:]]).dequantize(), tensor.dequantize())
+    rows = tensor.portable()
+    rows[4:24].copy_(tensor[32:52])
+    assert torch.equal(rows.dequantize()[4:24], tensor.dequantize()[32:52])
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_what_a_kernel_derives_from_a_weight_is_made_with_it_and_holds_no_second_copy(backend, monkeypatch):
+    made = []
+    real = _fragment_weight.operands
+    monkeypatch.setattr(_fragment_weight, "operands", lambda weight: made.append(real(weight)) or made[-1])
+    linear = nn.Linear(256, 16, bias=False, dtype=torch.bfloat16)
+    quantize_(nn.Sequential(linear), "mxfp4", "triton_fused")
+    assert any(each.packed.data_ptr() == linear.weight.packed.data_ptr() for each in made)
+    made.clear()
+    product = linear if backend is None else torch.compile(linear, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        first, second = (product(torch.ones(1, 256, dtype=torch.bfloat16)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not made, "left to be made while a CUDA graph is captured"
+
+
+def test_experts_are_the_same_objects_in_every_call_until_they_change():
+    tensor = FloatTensor.from_float(torch.stack([VALUES, -VALUES]), "mxfp4", "eager_upcast")
+    parts, before = tensor._parts(), len(operator._EXPERTS)
+
+    def experts():
+        return operator.kept_experts(parts["packed"], parts["scales"], None, "mxfp4", tensor.code_layout, (128, 256))
+
+    kept = experts()
+    assert experts() is kept and kept.packed.data_ptr() == tensor.packed.data_ptr()
+    tensor.scales.add_(1)
+    assert experts() is not kept
+    tensor = parts = None
+    assert len(operator._EXPERTS) == before, "kept longer than the weight"
 
 
 @pytest.mark.parametrize("scheme", [

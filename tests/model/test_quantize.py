@@ -113,12 +113,16 @@ def test_a_model_is_never_larger_than_its_16_bit_weights_and_one_layer(scheme, m
     assert beyond > layer, "a second copy of the model would be seen"
 
 
-@pytest.mark.parametrize("scheme", ["e4m3fn-row", "mxfp4", "nvfp4", "nvfp4.4over6", "e2m1-g32", "e3m2-tensor"])
-def test_a_weight_quantized_in_parts_has_the_codes_of_one_quantized_at_once(scheme, monkeypatch):
-    values = torch.randn(50, 192, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    whole = quantize(values, scheme)
+@pytest.mark.parametrize(("scheme", "layout"), [
+    *((scheme, "planar") for scheme in ("e4m3fn-row", "mxfp4", "nvfp4", "nvfp4.4over6", "e2m1-g32", "e3m2-tensor")),
+    ("nvfp4", "fragment_m1"), ("e3m2-row", "fragment_m2"), ("e3m2-row", "fp6_llm"),
+])
+def test_a_weight_quantized_in_parts_has_the_codes_of_one_quantized_at_once(scheme, layout, monkeypatch):
+    rows = 50 if layout == "planar" else 64
+    values = torch.randn(rows, 192, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    whole = quantize(values, scheme, layout)
     monkeypatch.setattr(quantize_parts, "PART", 7 * 192)
-    parts = quantize_parts.quantize_in_parts(values, scheme_named(scheme), "planar")
+    parts = quantize_parts.quantize_in_parts(values, scheme_named(scheme), layout)
     assert torch.equal(parts.packed, whole.packed) and torch.equal(parts.scales, whole.scales)
     assert (parts.tensor_scale is None) == (whole.tensor_scale is None)
     assert parts.tensor_scale is None or torch.equal(parts.tensor_scale, whole.tensor_scale)

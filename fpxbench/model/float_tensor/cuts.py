@@ -38,9 +38,11 @@ def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTen
 
 
 def sliced(tensor: FloatTensor, dimension: int, first: int, last: int) -> FloatTensor:
-    """Return rows, columns or experts `first` to `last`, sharing memory. `dimension` is of the stored shape.
+    """Return rows, columns or experts `first` to `last`. `dimension` is of the stored shape.
 
-    Raises NotImplementedError where the cut would go through a byte or through a block that shares a scale.
+    They share memory with `tensor`, but for rows that a layout stores together and the cut would part: those are a copy
+    in planar rows, with `FloatTensor.is_copy`. Raises NotImplementedError where the cut would go through a byte or
+    through a block that shares a scale.
     """
     count, shape, scaling = len(tensor.stored_shape), list(tensor.stored_shape), scheme_named(tensor.scheme).scaling
     shape[dimension] = last - first
@@ -59,7 +61,8 @@ def sliced(tensor: FloatTensor, dimension: int, first: int, last: int) -> FloatT
         codes_per_byte = _SLICED_ALONG_K.get(tensor.code_layout)
         if codes_per_byte is None:
             raise NotImplementedError(
-                f"columns of layout {tensor.code_layout!r} share bytes; store it as 'bytes' or nibbles to cut along K"
+                f"columns of layout {tensor.code_layout!r} share bytes; to cut along K, store it by"
+                " relayout('bytes') or, if it has 4 bits, relayout('nibbles_low_first')"
             )
         if first % codes_per_byte or (last % codes_per_byte and last != size):
             raise NotImplementedError(
@@ -67,6 +70,8 @@ def sliced(tensor: FloatTensor, dimension: int, first: int, last: int) -> FloatT
             )
         packed = tensor.packed[..., first // codes_per_byte:-(-last // codes_per_byte)]
     else:
+        if not (whole or along_k) and (tensor.row_tile is None or first % tensor.row_tile or last % tensor.row_tile):
+            tensor = tensor.portable()._with(lambda part: part, is_copy=True)
         packed = tensor.packed if along_k else tensor.packed[..., first:last, :]
     scales = tensor.scales
     if not whole and not shared:
@@ -90,6 +95,8 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Flo
 @operation(_aten.cat.default)
 def _cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
     tensors, dimension = (*args, *(0,)[len(args) - 1:])
+    if len({tensor.code_layout for tensor in tensors if isinstance(tensor, FloatTensor)}) > 1:
+        tensors = [tensor.portable() if isinstance(tensor, FloatTensor) else tensor for tensor in tensors]
     first = tensors[0]
     if not all(isinstance(tensor, FloatTensor) for tensor in tensors) or dimension != 0 or first.transposed:
         raise NotImplementedError(
@@ -120,4 +127,4 @@ def _cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTenso
     scales = first.scales if scaling.block_rows is None else torch.cat([tensor.scales for tensor in tensors])
     shape = (sum(tensor.stored_shape[0] for tensor in tensors), *first.stored_shape[1:])
     return first._holding(torch.cat([tensor.packed for tensor in tensors]), scales, first.tensor_scale, shape=shape,
-                          flat=False)
+                          flat=False, is_copy=False)

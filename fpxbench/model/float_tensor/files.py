@@ -1,4 +1,4 @@
-"""A model of FloatTensors in a safetensors file: codes and scales as they are stored, and what reads them as text."""
+"""A model of FloatTensors in a safetensors file: codes by rows, scales, and what reads them as text."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def flattened(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
         inner = tensor.data if isinstance(tensor, torch.nn.Parameter) else tensor
         parts = {name: tensor.detach()}
         if isinstance(inner, FloatTensor):
+            inner = inner.portable()        # a file does not depend on the device that it was written from
             parts = {f"{name}.{part}": values for part, values in inner._parts().items()}
             contexts[name] = inner.context() | {"dtype": str(inner.dtype).removeprefix("torch.")}
         for part, values in parts.items():

@@ -92,7 +92,7 @@ def _alias(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTen
 
 @operation(_aten.clone.default)
 def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
-    return args[0]._with(torch.clone)
+    return args[0]._with(torch.clone, is_copy=False)
 
 
 @operation(_aten._to_copy.default)
@@ -101,9 +101,15 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
     if dtype not in (torch.bfloat16, torch.float16):
         # fp32 and wider: what holds the numbers themselves.
         return tensor.dequantize(dtype).to(device)
-    return tensor._with(
-        lambda part: part.to(device, copy=True, non_blocking=kwargs.get("non_blocking", False)), dtype=dtype
-    )
+    moved = tensor._with(lambda part: part.to(device, copy=True, non_blocking=kwargs.get("non_blocking", False)),
+                         dtype=dtype, is_copy=False)
+    elsewhere = moved.device.type != tensor.device.type and not (moved.flat or moved.transposed)
+    return moved.laid_out() if elsewhere and _has_values(tensor.packed) and _has_values(moved.packed) else moved
+
+
+def _has_values(part: Tensor) -> bool:
+    """Return whether codes can be read: not on meta, nor of a tensor by which a compiler traces."""
+    return type(part) is Tensor and not part.is_meta and not torch._is_functional_tensor(part)
 
 
 @operation(_aten.copy_.default)
@@ -113,6 +119,11 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return target.copy_(source.dequantize(target.dtype))
     if target.shape != source.shape:
         raise RuntimeError(f"a FloatTensor {list(target.shape)} cannot be filled from {list(source.shape)}")
+    if target.is_copy:
+        raise NotImplementedError(
+            "these rows are a copy, since the tensor that they were cut from stores several rows together: what is"
+            " copied into them would be lost; cut at other rows, or write into parts of the tensor's portable()"
+        )
     if not isinstance(source, FloatTensor):
         values = source.transpose(-1, -2) if target.transposed else source
         source = FloatTensor.from_float(values.to(target.device), target.scheme, target.implementation)
@@ -121,9 +132,7 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             f"a {target.scheme} tensor cannot hold the codes of a {source.scheme} one; copy its dequantize()"
         )
     if source.code_layout != target.code_layout:
-        source = FloatTensor.from_weight(
-            source.weight.relayout(target.code_layout), source.dtype, source.implementation
-        )
+        source = source.relayout(target.code_layout)
     for part, values in source._parts().items():
         getattr(target, part).copy_(values)
     return target
@@ -168,8 +177,9 @@ def _equal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if not (isinstance(one, FloatTensor) and isinstance(other, FloatTensor)):
         plain = [tensor.dequantize() if isinstance(tensor, FloatTensor) else tensor for tensor in args]
         return torch.equal(*plain)
-    if one._context()[:3] != other._context()[:3] or one.transposed != other.transposed:
+    if (one.scheme, one.stored_shape, one.transposed) != (other.scheme, other.stored_shape, other.transposed):
         return False
+    other = other.relayout(one.code_layout)
     return all(torch.equal(part, getattr(other, name)) for name, part in one._parts().items())
 
 
@@ -180,6 +190,8 @@ def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floa
     shape = tuple(args[1]) if len(args) > 1 else tensor.stored_shape
     if len(shape) != len(tensor.stored_shape) or shape[-1] != tensor.stored_shape[-1]:
         raise NotImplementedError(f"a FloatTensor like {list(tensor.shape)} has its K; asked for {list(shape)}")
+    if tensor.row_tile is None or shape[-2] % tensor.row_tile:
+        tensor = tensor.portable()
     rows, columns = scheme_named(tensor.scheme).scaling.grid_shape(*shape[-2:])
     lead = shape[:-2]
     device = kwargs.get("device") or tensor.device
@@ -187,7 +199,7 @@ def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floa
     scales = torch.zeros(*lead, rows, columns, dtype=tensor.scales.dtype, device=device)
     tensor_scale = None if tensor.tensor_scale is None else torch.zeros(*lead, 1, device=device)
     return tensor._holding(packed, scales, tensor_scale, shape=shape, dtype=kwargs.get("dtype") or tensor.dtype,
-                           transposed=False, flat=False)
+                           transposed=False, flat=False, is_copy=False)
 
 
 @operation(_aten.as_strided.default)

@@ -9,13 +9,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fpxbench.model.operator import AUTO, resolve
+from fpxbench.model.operator import AUTO, instance_for, kept_experts, resolve
 from fpxbench.model.quantize_parts import quantize_in_parts
+from fpxbench.numbers.packing import layout_named
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
 _PARTS = ("packed", "scales", "tensor_scale")
-_CONTEXT = ("scheme", "layout", "shape", "dtype", "implementation", "transposed", "flat")
+_CONTEXT = ("scheme", "layout", "shape", "dtype", "implementation", "transposed", "flat", "is_copy")
+PORTABLE = "planar"
+"""The layout of rows apart, of any shape, that codes are laid out in where an implementation's own cannot be cut."""
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 """What replaces a function of Python, as `F.linear`, by function."""
@@ -37,6 +40,8 @@ class FloatTensor(Tensor):
     implementation : which multiplies; ``auto`` is resolved for each scheme and device by `fpxbench.model.operator`
     transposed : whether the last two dimensions are swapped, as after ``.t()``
     flat : whether it is seen as one dimension, as FSDP2 keeps its shards
+    is_copy : whether it is a part that shares no memory with the tensor it was cut from, since its codes had to be laid
+        out anew; nothing can be written to that tensor through it
     """
 
     __module__ = "fpxbench.model.float_tensor"      # the name in saved files
@@ -44,21 +49,23 @@ class FloatTensor(Tensor):
     packed: Tensor
     scales: Tensor
     tensor_scale: Tensor | None
+    is_copy: bool = False       # of tensors in files from before there was one
 
     @staticmethod
     def __new__(cls, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
                 shape: Sequence[int], dtype: torch.dtype = torch.bfloat16, implementation: str = AUTO,
-                transposed: bool = False, flat: bool = False) -> Self:
+                transposed: bool = False, flat: bool = False, is_copy: bool = False) -> Self:
         outer = (*shape[:-2], shape[-1], shape[-2]) if transposed else tuple(shape)
         outer = (prod(shape),) if flat else outer
         return Tensor._make_wrapper_subclass(cls, outer, dtype=dtype, device=packed.device, requires_grad=False)
 
     def __init__(self, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
                  shape: Sequence[int], dtype: torch.dtype = torch.bfloat16, implementation: str = AUTO,
-                 transposed: bool = False, flat: bool = False) -> None:
+                 transposed: bool = False, flat: bool = False, is_copy: bool = False) -> None:
         self.packed, self.scales, self.tensor_scale = packed, scales, tensor_scale
         self.scheme, self.code_layout, self.stored_shape = scheme, layout, tuple(shape)
         self.implementation, self.transposed, self.flat = implementation, transposed, flat
+        self.is_copy = is_copy
 
     # Making and unmaking.
 
@@ -79,8 +86,8 @@ class FloatTensor(Tensor):
 
     @classmethod
     def from_float(cls, values: Tensor, scheme: str | Scheme, implementation: str = AUTO) -> Self:
-        """Quantize `values` [N, K] or [E, N, K], in the layout that `implementation` reads: by the oracle, or by the
-        quantizer of a library that has its own (`Implementation.own_layouts`).
+        """Quantize `values` [N, K] or [E, N, K], in the layout that `implementation` multiplies on their device: by the
+        oracle, or by the quantizer of a library that has its own (`Implementation.own_layouts`).
 
         Raises ValueError for values that no scale can hold, and for an implementation that does not take the scheme.
         """
@@ -89,16 +96,24 @@ class FloatTensor(Tensor):
         with torch.no_grad():
             if values.dim() == 3:
                 return cls.stack([cls.from_float(expert, chosen, name) for expert in values])
-            own = chosen.name in cls_of.own_layouts
-            weight = (cls_of().quantize(values.detach(), chosen) if own else
-                      quantize_in_parts(values.detach(), chosen, cls_of.layout))
+            instance = cls_of()
+            if chosen.name in cls_of.own_layouts:
+                weight = instance.quantize(values.detach(), chosen)
+            else:
+                layout = instance.layout_for(chosen, (values.shape[0], values.shape[1]), values.device)
+                weight = instance.stored(quantize_in_parts(values.detach(), chosen, layout))
         return cls.from_weight(
             weight, values.dtype if values.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16, name
         )
 
     @classmethod
     def stack(cls, experts: Sequence[Self]) -> Self:
-        """Return one tensor [E, N, K] of experts [N, K] that are alike. Raises ValueError if they are not."""
+        """Return one tensor [E, N, K] of experts [N, K] that are alike; in planar rows, if their layouts differ.
+
+        Raises ValueError if anything else differs.
+        """
+        if len({expert.code_layout for expert in experts}) > 1:
+            experts = [expert.relayout(PORTABLE) for expert in experts]
         first = experts[0]
         if any(expert._context() != first._context() for expert in experts):
             raise ValueError("experts that are stacked have one scheme, shape, layout and dtype")
@@ -126,6 +141,59 @@ class FloatTensor(Tensor):
         values = values.transpose(-1, -2) if self.transposed else values
         return (values.reshape(-1) if self.flat else values).to(dtype or self.dtype)
 
+    def relayout(self, layout: str) -> Self:
+        """Return the same codes and scales in another layout of `fpxbench.numbers.packing`; this tensor if it is in it.
+
+        Raises ValueError for a width or a shape that the layout does not support.
+        """
+        if layout == self.code_layout:
+            return self
+        if len(self.stored_shape) == 3:
+            packed = torch.stack([self._expert(index).weight.relayout(layout).packed
+                                  for index in range(self.stored_shape[0])])
+        else:
+            packed = self.weight.relayout(layout).packed
+        return self._holding(packed, self.scales, self.tensor_scale, layout=layout)
+
+    def portable(self) -> Self:
+        """Return the same codes and scales in a layout that stores each row apart, on every device: this tensor if it
+        does, else one in planar rows."""
+        return self if self.row_tile == 1 else self.relayout(PORTABLE)
+
+    @property
+    def row_tile(self) -> int | None:
+        """So many rows have bytes of their own: `Layout.row_tile`."""
+        return layout_named(self.code_layout).row_tile
+
+    def laid_out(self) -> Self:
+        """Return the same codes and scales in the layout that the implementation multiplies on this device; this tensor
+        if it is in it, or if the implementation does not multiply here."""
+        n, k = self.stored_shape[-2:]
+        try:
+            instance = instance_for(self.implementation, self.scheme, self.device.type, n, k)
+        except ValueError:
+            return self
+        if len(self.stored_shape) == 3:
+            layouts = {instance.stored(self._expert(index).weight).layout for index in range(self.stored_shape[0])}
+            return self.relayout(layouts.pop() if len(layouts) == 1 else PORTABLE)
+        stored = instance.stored(self.weight)
+        return self if stored.layout == self.code_layout else self._holding(
+            stored.packed, stored.scales, stored.tensor_scale, layout=stored.layout)
+
+    def prepare(self) -> None:
+        """Have the implementation make what it keeps beside a weight, for this very tensor; nothing if it does not
+        multiply on this device."""
+        n, k = self.stored_shape[-2:]
+        try:
+            instance = instance_for(self.implementation, self.scheme, self.device.type, n, k)
+        except ValueError:
+            return
+        if len(self.stored_shape) == 2:
+            instance.prepare(self.weight)
+            return
+        for expert in kept_experts(self.packed, self.scales, self.tensor_scale, self.scheme, self.code_layout, (n, k)):
+            instance.prepare(expert)
+
     @property
     def nbytes_stored(self) -> int:
         """Bytes of codes and scales, where `nbytes` is of the tensor that it stands for."""
@@ -136,7 +204,7 @@ class FloatTensor(Tensor):
 
     def _context(self) -> tuple[Any, ...]:
         return (self.scheme, self.code_layout, self.stored_shape, self.dtype, self.implementation, self.transposed,
-                self.flat)
+                self.flat, self.is_copy)
 
     def context(self) -> dict[str, Any]:
         """Return what it holds beside its parts, as the constructor's arguments."""
@@ -165,8 +233,13 @@ class FloatTensor(Tensor):
     ) -> Self:
         return cls(parts["packed"], parts["scales"], parts.get("tensor_scale"), *context)
 
+    def _stable_hash_for_caching(self) -> str:
+        """Return what compiled code depends on, for PyTorch's cache of it."""
+        parts = [(name, tuple(part.shape), part.dtype, part.device) for name, part in self._parts().items()]
+        return repr((type(self).__name__, self._context(), parts))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        copy = self._with(torch.clone)
+        copy = self._with(torch.clone, is_copy=False)
         memo[id(self)] = copy
         return copy
 

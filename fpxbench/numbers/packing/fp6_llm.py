@@ -89,4 +89,5 @@ FP6_LLM = Layout(
     write=_write,
     read=_read,
     tile=TILE,
+    row_tile=None,
 )

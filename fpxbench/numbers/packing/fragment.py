@@ -57,6 +57,7 @@ def fragment_named(name: str) -> Layout | None:
         write=lambda codes, bits, packed: _write(codes, placed_bits(bits, mantissa_bits), packed),
         read=lambda packed, bits, codes: _read(packed, placed_bits(bits, mantissa_bits), codes),
         tile=TILE_N,
+        row_tile=TILE_N,
     )
 
 

@@ -28,6 +28,8 @@ class Layout:
     write : (codes [N, K], bits, packed [N, row_bytes]) fills `packed`; padding is zero
     read : (packed [N, row_bytes], bits, codes [N, K]) fills `codes`; padding is ignored
     tile : N and K must be multiples of it
+    row_tile : so many neighbouring rows have bytes of their own, in order, so that a weight is cut at multiples of it;
+        None: only the whole matrix is stored
     """
 
     name: str
@@ -37,6 +39,7 @@ class Layout:
     write: Callable[[Tensor, int, Tensor], object]
     read: Callable[[Tensor, int, Tensor], object]
     tile: int = 1
+    row_tile: int | None = 1
 
     def check(self, bits: int, n: int, k: int) -> None:
         """Raise ValueError for a width or a shape that the layout does not support."""
