@@ -80,7 +80,8 @@ class TritonFused(Implementation):
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         """Return the oracle's codes and scales, as `stored` lays them out."""
-        return self.stored(quantize(weight, scheme, self.layout_for(scheme, tuple(weight.shape), weight.device)))
+        layout = self.layout_for(scheme, (weight.shape[0], weight.shape[1]), weight.device)
+        return self.stored(quantize(weight, scheme, layout))
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         return self._multiplied(x, weight, self._pick(x, weight))

@@ -64,8 +64,9 @@ def _replaced(layer: QuantizedLayer, module: nn.Linear, implementation: str) -> 
         weight = replace(weight, scales=weight.scales.float())      # what kernels read
     stored = cls().stored(weight)
     tensor = FloatTensor.from_weight(stored, dtype, name)
-    module.weight = nn.Parameter(tensor, requires_grad=False)
-    module.weight.prepare()
+    held: Any = nn.Parameter(tensor, requires_grad=False)
+    module.weight = held
+    held.prepare()
     return Replaced(f"{layer.name}.weight", weight.scheme.name, name, (layer.n, layer.k), 2 * layer.n * layer.k,
                     tensor.nbytes_stored, layer.k)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
             Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored,
                      values.shape[-1])
         )
-        held = nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False)
+        held: Any = nn.Parameter(quantized.transpose(-1, -2) if transposed else quantized, requires_grad=False)
         setattr(module, attribute, held)
         held.prepare()
         del parameter, values
