@@ -1,7 +1,8 @@
 """Autotuners time on a device that nothing else uses.
 
 Cases are compiled side by side, and autotuners time kernels while they compile: beside other cases they would choose by
-chance. So their benchmarking functions take the device's lock, as the timing of a case does.
+chance. So their benchmarking functions take the device's lock, as the timing of a case does; but not in a case that is
+not timed, whose choice is nobody's speed, while each of its candidates would make all other cases stand still.
 """
 
 from __future__ import annotations
@@ -23,8 +24,15 @@ _IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
 """A GPU is idle once it has answered launches within the first for the second; waiting for it ends after the third."""
 
 
-def tune_alone(device: str) -> None:
-    """Have the autotuners of Triton and of PyTorch's compiler, where they are installed, time alone on `device`."""
+_timed = True
+"""Whether this process's case will be timed."""
+
+
+def tune_alone(device: str, timed: bool = True) -> None:
+    """Have the autotuners of Triton and of PyTorch's compiler, where they are installed, time alone on `device` if the
+    case of this process is `timed`, and beside others if not."""
+    global _timed
+    _timed = timed
     with contextlib.suppress(ImportError):
         triton = importlib.import_module("triton.testing")
         for name in ("do_bench", "do_bench_cudagraph"):
@@ -42,6 +50,8 @@ def _wrap(owner: ModuleType | type, name: str, device: str) -> None:
 
     @functools.wraps(function)
     def alone(*arguments: Any, **options: Any) -> Any:
+        if not _timed:
+            return function(*arguments, **options)
         with device_lock(device, PURPOSE):
             wait_until_idle(device)
             return function(*arguments, **options)

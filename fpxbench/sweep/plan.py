@@ -18,6 +18,7 @@ from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.records.case import Case
 from fpxbench.sweep.settings import Settings
 from fpxbench.whole_file import write_whole
+from fpxbench.workloads import is_canary
 
 
 class Planned(BaseModel):
@@ -42,6 +43,14 @@ class Plan(BaseModel):
     not_loaded: list[str] = []
     left_out: list[str] = []
     """Implementations that have nothing to do on this device, with the reason."""
+
+
+LAST_STAGE = 2
+
+
+def stage(case: Case) -> int:
+    """Return the part of a sweep in which a case runs: 0 canaries, 1 layers at M = 1, 2 the rest."""
+    return 0 if is_canary(case.workload) else 1 if case.m == 1 else LAST_STAGE
 
 
 SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"

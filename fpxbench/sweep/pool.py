@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, cast
@@ -15,8 +14,8 @@ import psutil
 from fpxbench.records.case import Case
 from fpxbench.records.record import Machine
 from fpxbench.sweep.isolation import Cancelled, Isolation
+from fpxbench.sweep.lineup import Item, Lineup
 
-Item = TypeVar("Item")
 R = TypeVar("R")
 
 Event = tuple[Literal["started"], Item, None] | tuple[Literal["ended"], Item, R] | tuple[Literal["waiting"], None, None]
@@ -30,14 +29,25 @@ BYTES_PER_WEIGHT, BYTES_PER_EXPERTS_WEIGHT = 32, 8
 that is one at a time, and the others are there as stored and in 16 bits, in copies."""
 
 
-def default_jobs(machine: Machine, cases: Iterable[Case], memory_limit: int) -> int:
-    """Return how many cases are prepared at once: one a core, as far as the largest of them fit into the memory that is
-    free, and into `memory_limit` together."""
-    largest = max(map(_bytes_of, cases), default=0)
-    jobs = min(usable_cores(), min(psutil.virtual_memory().available, memory_limit) // (PROCESS_BYTES + largest))
-    if machine.kind != "cpu" and machine.memory_bytes:
-        jobs = min(jobs, machine.memory_bytes // (GPU_PROCESS_BYTES + largest))
-    return max(1, jobs)
+class Room:
+    """How much memory there is for the cases that run at once, of the host and of a GPU.
+
+    What a case takes is estimated by its size, so that small ones run one a core where large ones would not fit."""
+
+    def __init__(self, machine: Machine, memory_limit: int) -> None:
+        """Take what is free now, and no more than `memory_limit` together."""
+        self.bytes: tuple[int, ...] = (min(psutil.virtual_memory().available, memory_limit),)
+        if machine.kind != "cpu" and machine.memory_bytes:
+            self.bytes += (machine.memory_bytes,)
+
+    def cost(self, case: Case) -> tuple[int, ...]:
+        """Return what a case takes of each."""
+        return tuple(process + _bytes_of(case) for process in (PROCESS_BYTES, GPU_PROCESS_BYTES)[:len(self.bytes)])
+
+    def jobs(self, cases: Iterable[Case]) -> int:
+        """Return how many cases are prepared at once at most: one a core, as far as the smallest of them fit."""
+        smallest = min((self.cost(case) for case in cases), default=())
+        return max(1, min(usable_cores(), *(room // cost for room, cost in zip(self.bytes, smallest, strict=False))))
 
 
 def _bytes_of(case: Case) -> int:
@@ -66,30 +76,30 @@ class Pool(Generic[Item, R]):
                  crowded: Callable[[R], bool] = lambda result: False) -> None:
         self._workers, self._work, self._crowded = workers, work, crowded
         self._events: queue.SimpleQueue[tuple[str, Item | None, R | BaseException | None]] = queue.SimpleQueue()
-        self._waiting: deque[Item] = deque()
-        self._lock = threading.Lock()
+        self._lineup: Lineup[Item] = Lineup(())
+        self._free = threading.Condition()
 
-    def run(self, items: Iterable[Item]) -> Generator[Event[Item, R]]:
-        """Yield ``("started", item, None)`` and ``("ended", item, result)`` as they happen, and ``("waiting", None,
-        None)`` where nothing has for a second.
+    def run(self, lineup: Lineup[Item]) -> Generator[Event[Item, R]]:
+        """Work on what waits in `lineup`. Yield ``("started", item, None)`` and ``("ended", item, result)`` as they
+        happen, and ``("waiting", None, None)`` where nothing has for a second.
 
         When the iteration ends early (Ctrl-C), the children are killed and what they worked on has no result. What
         `work` raises is raised here.
         """
-        again = yield from self._together(self._workers, items, self._crowded)
+        again = yield from self._together(self._workers, lineup, self._crowded)
         if again:
             for worker in self._workers[1:]:
                 worker.recycle()        # an idle child's memory too
-            yield from self._together(self._workers[:1], again, lambda result: False)
+            yield from self._together(self._workers[:1], Lineup(again), lambda result: False)
 
-    def _together(self, workers: list[Isolation], items: Iterable[Item],
+    def _together(self, workers: list[Isolation], lineup: Lineup[Item],
                   crowded: Callable[[R], bool]) -> Generator[Event[Item, R], None, list[Item]]:
-        """Work on `items`; return those that have to be worked on alone."""
-        self._waiting = deque(items)
+        """Work on what waits; return those that have to be worked on alone."""
+        self._lineup = lineup
         again: list[Item] = []
         alone = len(workers) == 1
         threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True, name="watcher")
-                   for worker in workers[:len(self._waiting)]]
+                   for worker in workers[:len(lineup)]]
         for thread in threads:
             thread.start()
         running = len(threads)
@@ -114,7 +124,9 @@ class Pool(Generic[Item, R]):
                 else:
                     yield "waiting", None, None
         finally:
-            self._waiting.clear()
+            with self._free:
+                self._lineup.clear()
+                self._free.notify_all()
             if running:
                 for worker in workers:
                     worker.cancel()
@@ -123,8 +135,9 @@ class Pool(Generic[Item, R]):
         return again
 
     def _serve(self, worker: Isolation) -> None:
+        item: Item | None = None
         try:
-            while (item := self._next()) is not None:
+            while (item := self._next(worker, item)) is not None:
                 self._events.put(("started", item, None))
                 self._events.put(("ended", item, self._work(worker, item)))
         except Cancelled:
@@ -134,6 +147,15 @@ class Pool(Generic[Item, R]):
         finally:
             self._events.put(("left", None, None))
 
-    def _next(self) -> Item | None:
-        with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+    def _next(self, worker: Isolation, ended: Item | None) -> Item | None:
+        """Return the item that `worker` begins after the one that ended, once there is room for it."""
+        with self._free:
+            if ended is not None:
+                self._lineup.end(ended)
+                self._free.notify_all()
+            while self._lineup:
+                if (item := self._lineup.take()) is not None:
+                    return item
+                worker.recycle()        # an idle child's memory is room for those that run
+                self._free.wait()
+            return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,11 @@ from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict, with_log
 from fpxbench.sweep.gate import Gate
 from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.lineup import Durations, Lineup
 from fpxbench.sweep.live_report import LiveReport
 from fpxbench.sweep.messages import TrialRequest, TrialResult
-from fpxbench.sweep.plan import Plan, Planned
-from fpxbench.sweep.pool import Pool, default_jobs, usable_cores
+from fpxbench.sweep.plan import LAST_STAGE, Plan, Planned, stage
+from fpxbench.sweep.pool import Pool, Room, usable_cores
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.settings import Settings
 
@@ -79,13 +80,14 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
         done = {} if settings.fresh else _already_measured(store, machine, build, plan)
         todo = [planned for planned in plan.cases if planned.case.id not in done]
         sweep.resumed = len(plan.cases) - len(todo)
-        jobs = settings.jobs or default_jobs(machine, (planned.case for planned in todo), settings.memory_limit)
+        room = Room(machine, settings.memory_limit)
+        jobs = settings.jobs or room.jobs(planned.case for planned in todo if not planned.refused)
         shown = stack.enter_context(progress or Progress(len(todo)))
         isolation.announce, isolation.gate = shown.say, sweep.gate
         workers = [isolation, *(stack.enter_context(Isolation(settings.memory_limit, shown.say, sweep.gate))
                                 for _ in range(min(jobs, len(todo)) - 1))]
         _say_before(shown, plan, sweep, len(workers))
-        cases = _Cases(plan, settings, build, machine, max(1, usable_cores() // jobs))
+        cases = _Cases(plan, settings, build, machine, max(1, usable_cores() // jobs), room)
         live = stack.enter_context(LiveReport(settings.report, settings.results, sweep.gate, shown.say))
         measured: dict[str, Record] = {}
         began = time.monotonic()
@@ -111,12 +113,15 @@ def _records(cases: _Cases, todo: list[Planned], workers: list[Isolation], shown
     then while nothing ends."""
     yield from (cases.refusal(planned) for planned in todo if planned.refused)
     pool = Pool(workers, cases.record, lambda record: record.verdict.status is Status.OOM)
-    with contextlib.closing(pool.run(planned for planned in todo if not planned.refused)) as events:
+    lineup, durations = cases.lineup(planned for planned in todo if not planned.refused)
+    with contextlib.closing(pool.run(lineup)) as events:
         for event, planned, record in events:
             if event == "started" and planned is not None:
                 shown.starting(planned.case.id)
-            else:
-                yield record
+                continue
+            if record is not None:
+                durations.add(record.case.implementation, record.elapsed_s or 0.0)
+            yield record
 
 
 def _say_before(shown: Progress, plan: Plan, sweep: Sweep, jobs: int) -> None:
@@ -135,6 +140,7 @@ class _Cases:
     """How one case becomes a record.
 
     cores : that each case has while it is prepared beside others
+    room : the memory for those that run at once; with `Settings.jobs` it is the user's concern
     """
 
     plan: Plan
@@ -142,6 +148,20 @@ class _Cases:
     build: Build
     machine: Machine
     cores: int
+    room: Room
+
+    def lineup(self, todo: Iterable[Planned]) -> tuple[Lineup[Planned], Durations]:
+        """Return the order in which cases begin: the plan's, but of the last stage those first whose implementation has
+        taken longest so far, so that no long one is left alone at the end. The durations are added as cases end."""
+        durations = Durations()
+
+        def sooner(planned: Planned) -> tuple[int, float]:
+            last = stage(planned.case) == LAST_STAGE
+            return (1, -durations.expected(planned.case.implementation)) if last else (0, 0.0)
+
+        if self.settings.jobs is not None:
+            return Lineup(todo, sooner), durations
+        return Lineup(todo, sooner, lambda planned: self.room.cost(planned.case), self.room.bytes), durations
 
     def refusal(self, planned: Planned) -> Record:
         """Return the record of a case that is refused without running it."""

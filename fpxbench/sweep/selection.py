@@ -26,9 +26,9 @@ from fpxbench.numbers.scheme import SCHEMES, Scheme, scheme_named
 from fpxbench.records.case import Activation, Case
 from fpxbench.records.store import first_mistake
 from fpxbench.sweep.file_cases import cases_of_files, with_activations
-from fpxbench.sweep.plan import Plan, Planned
+from fpxbench.sweep.plan import Plan, Planned, stage
 from fpxbench.sweep.settings import Settings
-from fpxbench.workloads import CANARIES, is_canary, is_from_file, workloads
+from fpxbench.workloads import CANARIES, is_from_file, workloads
 
 
 class _Block(NamedTuple):
@@ -213,7 +213,7 @@ def _by_evidence(planned: Iterable[Planned]) -> Callable[[tuple[str, Planned]], 
 
     def key(item: tuple[str, Planned]) -> tuple:
         case = item[1].case
-        return not is_canary(case.workload), not is_canary(case.workload) and case.m != 1, places[case.workload, case.m]
+        return stage(case), places[case.workload, case.m]
 
     return key
 

@@ -453,14 +453,13 @@ def _all_threads() -> int:
 
 def _share_cores(request: TrialRequest, timed: bool) -> None:
     """Compile on the cores that this case has beside others, and multiply on them if it is not timed: on more threads
-    than cores, PyTorch's loops wait at their ends for threads that have none. What is timed has all cores throughout,
-    since code is compiled for a number of threads."""
+    than cores, PyTorch's loops wait at their ends for threads that have none. What is timed on a CPU has all cores
+    throughout, since code is compiled for a number of threads."""
     everything = _all_threads()
     cores = min(request.cores or everything, everything)
-    if request.device == "cpu":
-        torch.set_num_threads(everything if timed else cores)
-    elif request.cores:
-        tune_alone(request.device)
+    torch.set_num_threads(everything if timed and request.device == "cpu" else cores)
+    if request.device != "cpu" and request.cores:
+        tune_alone(request.device, timed)
     if request.cores and "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         from torch._inductor import config
 

@@ -57,6 +57,15 @@ def test_a_benchmark_of_the_compilers_runs_within_the_lock(events, triton, monke
     assert events == [("timing", PURPOSE), "runs", ("timed", "")]
 
 
+def test_what_is_not_timed_tunes_beside_others_and_the_next_case_alone_again(events, triton):
+    tune_alone("cpu", timed=False)
+    assert triton.do_bench(lambda: events.append("runs") or 1, warmup=2) == 3
+    assert events == ["runs"]
+    tune_alone("cpu", timed=True)
+    triton.do_bench(lambda: 1)
+    assert events[1:] == [("timing", PURPOSE), ("timed", "")]
+
+
 def test_a_process_that_has_the_lock_goes_on_within_it(events):
     with device_lock("cpu", "a case"), device_lock("cpu", "its tiles"):
         assert events == [("timing", "a case")]

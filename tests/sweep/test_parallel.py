@@ -1,12 +1,15 @@
 """Cases are prepared side by side and timed one by one; what one does to its child is no business of the others."""
 
+import heapq
 import io
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,8 +22,9 @@ from fpxbench.records.verdict import Status
 from fpxbench.sweep import pool as pools
 from fpxbench.sweep.gate import Gate, Stopwatch
 from fpxbench.sweep.isolation import Isolation
+from fpxbench.sweep.lineup import Durations, Lineup
 from fpxbench.sweep.live_report import LiveReport, move_over
-from fpxbench.sweep.pool import Pool
+from fpxbench.sweep.pool import Pool, Room
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.run import main_sweep
 
@@ -168,7 +172,7 @@ def test_what_ran_out_of_memory_beside_others_runs_again_alone():
             [one for one, _ in calls if one == "large"]) < 3 else "ok"
 
     workers = [Isolation(GIB), Isolation(GIB)]
-    events = list(Pool(workers, work, lambda result: result == "oom").run(["large", "small"]))
+    events = list(Pool(workers, work, lambda result: result == "oom").run(Lineup(["large", "small"])))
     assert [item for item, _ in calls] == ["large", "small", "large"] or [item for item, _ in calls] == [
         "small", "large", "large"]
     assert sorted((item, result) for event, item, result in events if event == "ended") == [
@@ -177,7 +181,7 @@ def test_what_ran_out_of_memory_beside_others_runs_again_alone():
 
 def test_what_runs_out_of_memory_alone_too_is_a_result():
     events = list(Pool([Isolation(GIB), Isolation(GIB)], lambda isolation, item: "oom",
-                       lambda result: result == "oom").run(["large"]))
+                       lambda result: result == "oom").run(Lineup(["large"])))
     assert [(event, result) for event, _, result in events if event == "ended"] == [("ended", "oom")]
 
 
@@ -186,16 +190,19 @@ def test_a_mistake_in_the_pools_own_work_is_raised():
         raise LookupError(item)
 
     with pytest.raises(LookupError, match="first"):
-        list(Pool([Isolation(GIB)], work).run(["first", "second"]))
+        list(Pool([Isolation(GIB)], work).run(Lineup(["first", "second"])))
+
+
+def sized(weights, experts=None):
+    return SimpleNamespace(n=weights, k=1, experts=experts)
 
 
 def test_jobs_follow_cores_and_memory(monkeypatch):
     def jobs(cores, available, kind="cpu", memory=None, weights=1 << 20, limit=1 << 40, experts=None):
         monkeypatch.setattr(pools, "usable_cores", lambda: cores)
         monkeypatch.setattr(pools.psutil, "virtual_memory", lambda: type("Memory", (), {"available": available}))
-        case = type("Case", (), {"n": weights, "k": 1, "experts": experts})
         machine = Machine(name="m", device="d", arch="a", kind=kind, memory_bytes=memory)
-        return pools.default_jobs(machine, [case], limit)
+        return Room(machine, limit).jobs([sized(weights, experts)])
 
     assert jobs(16, 128 * GIB) == 16
     assert jobs(16, 4 * GIB) == 3
@@ -204,6 +211,104 @@ def test_jobs_follow_cores_and_memory(monkeypatch):
     assert jobs(16, 128 * GIB, "cuda", 12 * GIB, 4096 * 14336) == 2
     assert jobs(16, 128 * GIB, limit=6 * GIB) == 5
     assert jobs(2, GIB // 2) == 1
+
+
+def test_small_cases_run_one_a_core_where_large_ones_would_not_fit(monkeypatch):
+    monkeypatch.setattr(pools, "usable_cores", lambda: 16)
+    monkeypatch.setattr(pools.psutil, "virtual_memory", lambda: SimpleNamespace(available=23 * GIB))
+    room = Room(Machine(name="m", device="d", arch="a", kind="cuda", memory_bytes=139 * GIB), 1 << 40)
+    canary, large = sized(32 * 512), sized(5760 * 2880, experts=32)
+    assert room.jobs([large, canary]) == 16
+    lineup = Lineup([canary] * 20 + [large] * 9, cost=room.cost, room=room.bytes)
+    begun = []
+    while (case := lineup.take()) is not None:
+        begun.append(case)
+    assert begun == [canary] * 20
+    for case in begun:
+        lineup.end(case)
+    assert [lineup.take() for _ in range(5)] == [large] * 4 + [None], "4 of 5.6 GiB"
+
+
+class Simulation:
+    """Workers that run what a lineup gives them, for durations that are made up."""
+
+    def __init__(self, lineup, workers, seconds, ended=lambda item, seconds: None):
+        self.begun, now, running = [], 0.0, []
+        while len(lineup) or running:
+            while len(running) < workers and len(lineup) and (item := lineup.take()) is not None:
+                self.begun.append(item)
+                heapq.heappush(running, (now + seconds(item), len(self.begun), item))
+            now, _, item = heapq.heappop(running)
+            lineup.end(item)
+            ended(item, seconds(item))
+        self.makespan = now
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_long_case_is_left_alone_at_the_end(seed):
+    """Longest first takes at most 4/3 of the best: with 16 workers no more than the work in equal parts and a third."""
+    rng = random.Random(seed)
+    took = {name: rng.uniform(0.5, 20.0) for name in "abcdefgh"}
+    cases = [(stage, rng.choice("abcdefgh"), number) for stage in (0, 1, 2) for number in range(100)]
+    durations = Durations()
+
+    def sooner(case):
+        return (1, -durations.expected(case[1])) if case[0] == 2 else (0, 0.0)
+
+    run = Simulation(Lineup(cases, sooner), 16, lambda case: took[case[1]],
+                     lambda case, seconds: durations.add(case[1], seconds))
+    work = sum(took[name] for _, name, _ in cases)
+    last = [case for case in run.begun if case[0] == 2]
+    assert [case[0] for case in run.begun] == sorted(case[0] for case in cases), "what tells most comes first"
+    assert [took[case[1]] for case in last] == sorted((took[case[1]] for case in last), reverse=True)
+    assert run.makespan <= work / 16 + min(took[case[1]] for case in last) + 1e-6 or run.makespan <= 4 / 3 * work / 16
+
+
+def test_a_long_case_at_the_end_of_the_plan_begins_before_short_ones():
+    took = {"slow": 20.0, "fast": 1.0}
+    cases = ["fast"] * 40 + ["slow"]
+    known = Durations()
+    for name, seconds in took.items():
+        known.add(name, seconds)
+    in_order = Simulation(Lineup(cases), 4, took.get)
+    longest = Simulation(Lineup(cases, lambda case: -known.expected(case)), 4, took.get)
+    assert in_order.makespan == 30.0 and longest.makespan == 20.0
+    known.add("unknown", 0.5)
+    assert known.expected("never ran") == float("inf"), "it may be long"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cases_that_run_at_once_fit_and_each_runs(seed):
+    rng = random.Random(seed)
+    cases = [(number, rng.choice((1, 2, 5, 30))) for number in range(60)]
+    lineup = Lineup(cases, cost=lambda case: (case[1],), room=(8,))
+    running, begun = [], []
+    while len(lineup) or running:
+        while len(lineup) and (case := lineup.take()) is not None:
+            running.append(case)
+            begun.append(case)
+            assert len(running) == 1 or sum(size for _, size in running) <= 8, "more than there is only alone"
+        ended = running.pop(rng.randrange(len(running)))
+        lineup.end(ended)
+    assert begun == cases, "none overtakes a larger one, which would never begin"
+
+
+def test_a_worker_that_waits_for_room_gives_its_child_back_and_goes_on_later():
+    both, given_back, calls = threading.Barrier(2), threading.Event(), []
+
+    class Child(Isolation):
+        def recycle(self):
+            given_back.set()
+
+    def work(isolation, item):
+        calls.append(item)
+        assert given_back.wait(600) if item == "large" else both.wait(600) < 2
+        return "ok"
+
+    lineup = Lineup(["large", "small", "small"], cost=lambda item: (3 if item == "large" else 1,), room=(3,))
+    events = list(Pool([Child(GIB), Child(GIB)], work).run(lineup))
+    assert calls == ["large", "small", "small"]
+    assert [item for event, item, _ in events if event == "ended"] == calls
 
 
 def test_a_parallel_sweep_that_is_killed_goes_on_and_nothing_is_lost_or_doubled(tmp_path):
