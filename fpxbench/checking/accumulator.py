@@ -70,13 +70,23 @@ def measure_accumulator(examination: Examination, quantized: Callable[[Operands,
 
 
 def probe_weight(operands: Operands) -> tuple[Tensor, list[int]]:
-    """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and those
-    columns."""
+    """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and the
+    columns of ones.
+
+    Under a second level, the first number of all is larger, so that every other block's scale is a power of two: a
+    kernel may multiply it into the products, and a number of three bits is lost two bits before a power of two is. That
+    block's columns are left out.
+    """
     case, scheme = operands.case, scheme_named(operands.case.scheme)
     weight = torch.ones(case.n, case.k, device=operands.device)
     block = scheme.scaling.block or case.k
     weight[:, ::block] = scheme.format.max
-    return weight, [column for column in range(case.k) if column % block]
+    first = 0
+    if scheme.scaling.has_tensor_scale:
+        levels, _ = scheme.scaling.levels(scheme.scaling.choose(weight, scheme.format))
+        weight[0, 0] *= 2 * math.frexp(float(levels.reshape(-1)[-1]))[0]
+        first = block
+    return weight, [column for column in range(first, case.k) if column % block]
 
 
 class _Probe:

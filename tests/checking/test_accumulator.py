@@ -9,6 +9,7 @@ from fpxbench.checking.accumulator import measure_accumulator, probe_weight
 from fpxbench.checking.examination import Examination
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
+from fpxbench.numbers.tensor_codec import decode
 from fpxbench.records.case import Case
 from fpxbench.records.record import Properties
 from fpxbench.sweep.messages import TrialRequest
@@ -36,6 +37,19 @@ class Sums(Implementation):
         for a, b in reversed(parts) if self.backwards else parts:
             total = self.rounded(total + a @ b.T)
         return total.to(x.dtype)
+
+
+class ScalesInTheSum(Sums):
+    """Multiplies block scales into the products, and the tensor scale into the sum."""
+
+    def matmul(self, x, weight):
+        scaling = weight.scheme.scaling
+        blocks, tensor_scale = scaling.levels(weight.stored_scales)
+        numbers = decode(weight.codes(), weight.scheme.format) * scaling.spread(blocks, *weight.shape)
+        total = torch.zeros(len(x), weight.shape[0], dtype=torch.float64)
+        for a, b in zip(x.double().split(1, 1), numbers.double().split(1, 1), strict=True):
+            total = self.rounded(total + a @ b.T)
+        return (total * tensor_scale).to(x.dtype)
 
 
 class Pairwise(Sums):
@@ -72,6 +86,13 @@ def test_the_significand_is_measured_to_the_bit(bits: int, activation: str) -> N
 def test_it_is_measured_in_every_scheme(scheme: str) -> None:
     found = measured(Sums(14, 16), scheme)
     assert (found.properties["accumulator_bits"], found.properties["sum_block"]) == (14, 16), found.not_asked
+
+
+@pytest.mark.parametrize("scheme", [
+    name for name in SCHEMES if (scaling := scheme_named(name).scaling) is not None and scaling.has_tensor_scale])
+@pytest.mark.parametrize("bits", [8, 14, 24])
+def test_a_block_scale_within_the_sum_costs_no_bits(scheme: str, bits: int) -> None:
+    assert measured(ScalesInTheSum(bits), scheme).properties["accumulator_bits"] == bits
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
