@@ -146,10 +146,19 @@ class _Nvml:
             return None
 
     def reading(self) -> Reading:
-        nvml, power = self._nvml, self._ask("nvmlDeviceGetPowerUsage")
+        nvml, power = self._nvml, self._milliwatts()
         return Reading(self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
                        self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-                       self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU), power and power / 1e3)
+                       self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+                       None if power is None else power / 1e3)
+
+    def _milliwatts(self) -> int | None:
+        """Return the power now. Since Ampere, the plain call gives the mean of the last second, which is longer than
+        most timings: it is asked only where the driver has no reading of the moment."""
+        values = self._ask("nvmlDeviceGetFieldValues", [self._nvml.NVML_FI_DEV_POWER_INSTANT])
+        if values and values[0].nvmlReturn == self._nvml.NVML_SUCCESS:
+            return int(values[0].value.uiVal)
+        return self._ask("nvmlDeviceGetPowerUsage")
 
     def throttle_reasons(self) -> list[str]:
         bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0     # the name that every version has

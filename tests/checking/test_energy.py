@@ -72,6 +72,11 @@ def test_the_device_is_found_by_its_uuid_and_not_by_its_number(gpu, clock):
     assert state_of(clock).power_w == 300
 
 
+def test_the_power_is_that_of_the_moment_and_not_the_mean_of_the_last_second(gpu, clock):
+    gpu.watts_now = 640
+    assert state_of(clock).power_w == 640
+
+
 def test_joules_a_call_are_exact_though_the_counter_steps_ten_times_a_second(gpu, clock):
     state = state_of(clock)
     expected = gpu.watts * 5e-3 / CALLS

@@ -16,6 +16,7 @@ class FakeGpu:
     uuid: str
     clock: Callable[[], float]
     watts: float = 300.0
+    watts_now: float | None = None
     step_s: float = 0.1
     reasons: int = 0
     has_counter: bool = True
@@ -45,7 +46,13 @@ def fake_nvml(*gpus: FakeGpu) -> ModuleType:
             raise NVMLError("Not Supported")
         return int(gpu.clock() / gpu.step_s) * int(gpu.step_s * gpu.watts * 1e3)
 
+    def fields(gpu: FakeGpu, wanted: list[int]) -> list[SimpleNamespace]:
+        missing, watts = gpu.watts_now is None, gpu.watts_now or 0.0
+        assert wanted == [186]
+        return [SimpleNamespace(nvmlReturn=3 if missing else 0, value=SimpleNamespace(uiVal=int(watts * 1e3)))]
+
     nvml.__dict__.update(
+        NVML_FI_DEV_POWER_INSTANT=186, NVML_SUCCESS=0, nvmlDeviceGetFieldValues=fields,
         NVMLError=NVMLError, NVMLError_NotFound=NotFound, NVMLError_InvalidArgument=InvalidArgument, NVML_CLOCK_SM=1,
         NVML_CLOCK_MEM=2, NVML_TEMPERATURE_GPU=0, nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=by_uuid,
         nvmlDeviceGetClockInfo=lambda gpu, kind: {1: 1980, 2: 3201}[kind],
