@@ -11,6 +11,8 @@ UNFUSED_BYTES = 0.25
 """Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
 _WRITES_FASTER = 2.0
 """How much faster than the measured read bandwidth a kernel may write: into a cache, for instance."""
+_SLOW_BASELINE = 1.25
+"""A speedup over dense above this needs fewer bytes or fewer instructions, where arithmetic limits both."""
 _PASSES_OF_X = 4
 """A kernel that copies, orders or quantizes the activation may move as many times its bytes."""
 
@@ -76,6 +78,8 @@ def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool,
         found.append(Flag.UNFUSED)
     if beyond_cache and _over_roofline(moved):
         found.append(Flag.OVER_ROOFLINE)
+    if quantized and _slow_baseline(operands, times, read_gb_per_s):
+        found.append(Flag.SLOW_BASELINE)
     low, high = times.ci95_us
     if (high - low) / 2 > NOISY_HALF_WIDTH * times.median_us:
         found.append(Flag.NOISY)
@@ -86,6 +90,20 @@ def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool,
 
 def _over_roofline(moved: Traffic) -> bool:
     return moved.roofline_fraction is not None and moved.roofline_fraction > OVER_ROOFLINE
+
+
+def _slow_baseline(operands: Operands, times: Timing, read_gb_per_s: float | None) -> bool:
+    """Return whether the dense product was slower than the arithmetic that both have to do explains.
+
+    CPUs are left out, whose dense product may lack the instructions that a kernel uses, and so are experts and
+    activations that are quantized.
+    """
+    case = operands.case
+    if operands.device == "cpu" or operands.rule is not None or case.experts or not read_gb_per_s:
+        return False
+    dense_us = 2 * (operands.weights_read + case.rows * (case.k + case.n)) / (read_gb_per_s * 1e3)
+    certain = times.speedup_ci95[0] if times.speedup_ci95 else 0.0
+    return times.median_us > 2 * dense_us and certain > _SLOW_BASELINE
 
 
 def _percent(share: float) -> str:

@@ -59,6 +59,12 @@ class Flag(StrEnum):
         "More useful bytes per second than 1.1 times the machine's measured read bandwidth, with weights rotated out of"
         " the cache: a bug in the number, not a fast kernel.",
     )
+    SLOW_BASELINE = (
+        "slow_baseline",
+        "With so many tokens that reading the dense weight takes less than half of the time, the dense product on a GPU"
+        " took over 1.25 times as long as the quantized one, though both multiply 16-bit numbers by the same"
+        " instructions: the speedup says that dense was slow here, not that the kernel is fast.",
+    )
     NOISY = ("noisy", "The 95% interval of the median is wider than ±5%: small differences mean nothing.")
     KEEPS_DECODED_COPY = (
         "keeps_decoded_copy",

@@ -15,6 +15,8 @@ from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.words import at_least_something, unquoted
 from fpxbench.workloads import is_canary
 
+DOUBTFUL_SPEEDUP = frozenset({Flag.OVER_ROOFLINE, Flag.SLOW_BASELINE})
+"""With one of these flags a speedup is no merit of the kernel: it is in no ranking and no chart."""
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 
 SLOW_BELOW = 0.95
@@ -75,6 +77,11 @@ class CaseRow:
             joules_per_gb=record.device_state.joules_per_gb if record.device_state else None,
             library=record.properties.library or "", status_history=status_history,
         )
+
+    @property
+    def ranked(self) -> bool:
+        """Whether its speedup may stand beside others'."""
+        return self.speedup is not None and DOUBTFUL_SPEEDUP.isdisjoint(self.flags)
 
     @property
     def energy_message(self) -> str:

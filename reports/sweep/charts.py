@@ -12,7 +12,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
 from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.sweep_table import SweepTable
@@ -145,9 +144,7 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
 
 def _timed(sweep: SweepTable) -> list[CaseRow]:
     """Return the right, timed, quantized cases at the fewest tokens, impossible numbers left out."""
-    rows = [row for row in sweep.rows if row.status is Status.OK and row.speedup is not None and row.speedup > 0
-            and row.quantized
-            and Flag.OVER_ROOFLINE not in row.flags]
+    rows = [row for row in sweep.rows if row.status is Status.OK and row.ranked and row.quantized]
     fewest = min((row.case.m for row in rows), default=0)
     return [row for row in rows if row.case.m == fewest]
 

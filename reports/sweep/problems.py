@@ -20,7 +20,7 @@ from fpxbench.reports.sweep.sweep_table import SweepTable
 SLOW, DISAGREES, CHANGED, REGRESSED, SUSPECTED = "slow", "disagrees", "changed", "regressed", "suspected"
 SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
-        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), SUSPECTED, SLOW,
+        *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), str(Flag.SLOW_BASELINE), SUSPECTED, SLOW,
         str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.DIRECTED_ROUNDING), str(Flag.NARROW_ACCUMULATOR),
         str(Flag.UNDECLARED_RULE), str(Flag.THROTTLED), str(Flag.NOISY), CHANGED))
 }
@@ -89,8 +89,8 @@ class ReportProblem:
     """One problem with one cause.
 
     section : whom it concerns
-    severity : a status, or ``regressed``, ``over_roofline``, ``disagrees``, ``suspected``, ``slow``, ``unfused``,
-        ``noisy``, ``changed``
+    severity : a status, or ``regressed``, ``over_roofline``, ``slow_baseline``, ``disagrees``, ``suspected``,
+        ``slow``, ``unfused``, ``noisy``, ``changed``
     message : one or two sentences, plain text
     link : relative to the site's root: the case if there is one, else the matrix with the filters set
     cases : all that show it, the clearest first; empty if it is about casts
@@ -125,6 +125,7 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
     problems = [
         *(_broken(group, all_cases) for group in _grouped(all_cases, _cause)),
         *(_impossible(group) for group in _grouped(all_cases, _flagged(Flag.OVER_ROOFLINE))),
+        *(_slow_baselines(group) for group in _grouped(all_cases, _flagged(Flag.SLOW_BASELINE))),
         *(problem for sweep in sweeps for problem in _schemes_slower_than_dense(sweep)),
         *(_slow(group, all_cases) for group in _grouped(all_cases, _slowness)),
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),
@@ -227,6 +228,19 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
             f"{ceiling}{more}: "
                  f"a number above the roofline is a bug in the number"),
         _link(group, mark=str(Flag.OVER_ROOFLINE)), (worst, *(case for case in group if case is not worst)))
+
+
+def _slow_baselines(group: list[SweepCase]) -> ReportProblem:
+    worst = max(group, key=lambda case: case.row.speedup or 0)
+    row = worst.row
+    more = f", and {len(group) - 1} more such speedups" if len(group) > 1 else ""
+    times = f"{row.baseline_us:,.0f} us beside {row.median_us:,.0f} us" if row.baseline_us and row.median_us else "slow"
+    return ReportProblem(
+        Section.SLOW, str(Flag.SLOW_BASELINE),
+        _message(f"{row.case.implementation} on {row.case.scheme}, {row.case.layer} with {row.case.m} tokens, shows"
+                 f" {row.speedup:.2f}x dense{more}: the dense product was slow ({times}), though arithmetic limits"
+                 " both. Look at the device's clocks and at what else ran"),
+        _link(group, mark=str(Flag.SLOW_BASELINE)), (worst, *(case for case in group if case is not worst)))
 
 
 def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:

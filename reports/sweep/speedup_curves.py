@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
 from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.sweep_table import SweepTable
@@ -122,8 +121,8 @@ class Roofline:
 
 def speedup_curves(sweep: SweepTable) -> SpeedupCurves | None:
     """Return the drawings of every scheme and layer timed at two M or more; None if there is none."""
-    rows = [row for row in sweep.rows if row.status is Status.OK and row.quantized and row.speedup is not None
-            and row.case.m > 0 and Flag.OVER_ROOFLINE not in row.flags and not row.is_canary]
+    rows = [row for row in sweep.rows if row.status is Status.OK and row.quantized and row.ranked and row.case.m > 0
+            and not row.is_canary]
     grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
     for row in rows:
         grouped[row.case.scheme, row.case.workload].append(row)

@@ -250,8 +250,7 @@ class SweepTable(SweepHeading):
         fastest: dict[int, CaseRow] = {}
         slower: set[int] = set()
         for m in self.tokens:
-            timed = [row for row in real if row.case.m == m and row.speedup is not None
-                     and Flag.OVER_ROOFLINE not in row.flags]
+            timed = [row for row in real if row.case.m == m and row.ranked]
             if timed:
                 fastest[m] = max(timed, key=lambda row: (row.certain_speedup, row.case.id))
                 if all(row.slower for row in timed):

@@ -157,6 +157,19 @@ def test_what_fits_the_cache_may_be_faster_than_memory():
     assert Flag.OVER_ROOFLINE not in metrics_of(held, 1, beyond_cache=False)[2]
 
 
+@pytest.mark.parametrize(("device", "m", "us", "slow"), [
+    ("cuda", 4096, 40, True),       # dense took 100 us
+    ("cuda", 4096, 95, False),
+    ("cuda", 16, 40, False),        # fewer bytes explain it
+    ("cpu", 4096, 40, False),
+])
+def test_a_dense_product_slower_than_its_arithmetic_is_flagged(device, m, us, slow):
+    held = replace(operands(m=m), device=device)
+    dense_us = 2 * (512 * 1024 + m * (1024 + 512)) / 1e3
+    read_gb_per_s = dense_us / (0.4 * 40 if m > 16 else 0.9 * 40)
+    assert (Flag.SLOW_BASELINE in metrics_of(held, us, read_gb_per_s=read_gb_per_s)[2]) is slow
+
+
 @pytest.mark.parametrize(("what", "unfused"), [
     ({}, False), ({"kernels": 3}, True), ({"peak_bytes": 2 * 512 * 1024}, True), ({"peak_bytes": 2 * 512}, False),
 ])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import sample_records as sample
 
 from fpxbench.records.kinds import Kind
@@ -92,8 +93,14 @@ def test_a_number_above_the_roofline_is_called_a_bug_in_the_number() -> None:
         r"number", said)
 
 
-def test_an_impossible_figure_never_leads_a_ranking() -> None:
-    impossible = sample.record(sample.case("x"), speedup=9.0, flags=(Flag.OVER_ROOFLINE,))
+def test_a_slow_dense_product_is_no_merit_of_the_kernel() -> None:
+    [said] = sentences([sample.record(sample.case("x", "e4m3fn-row"), speedup=2.58, flags=(Flag.SLOW_BASELINE,))])
+    assert "shows 2.58x dense: the dense product was slow" in said
+
+
+@pytest.mark.parametrize("flag", [Flag.OVER_ROOFLINE, Flag.SLOW_BASELINE])
+def test_an_impossible_figure_never_leads_a_ranking(flag: Flag) -> None:
+    impossible = sample.record(sample.case("x"), speedup=9.0, flags=(flag,))
     honest = sample.record(sample.case("y"), speedup=1.5)
     [choice] = sweep([impossible, honest]).choices
     assert choice.fastest[1].case.implementation == "y"
