@@ -62,7 +62,7 @@ def alarms(kind: str, k: int, draws: int, correlate: Callable[[Tensor, Tensor], 
 
 def main() -> int:
     draws = int(sys.argv[1]) if sys.argv[1:] else 20_000
-    print("| channels | K | by ranks | by values | due |\n|---|---|---|---|---|")
+    print("| channels | K | by ranks | by values | normal |\n|---|---|---|---|---|")
     for kind in KINDS:
         for k in (64, 128, 512):
             ranks, values = (alarms(kind, k, draws, each) for each in (_pairs_correlate, by_value))
