@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from fpxbench.checking.poison import SMALL, FreeBlock, sizes_that_fill
+from fpxbench.checking.poison import LARGE, NAN, SMALL, FreeBlock, fill_free_blocks, sizes_that_fill
 
 KIB = 1 << 10
 
@@ -60,3 +61,20 @@ def test_powers_of_two_alone_would_leave_some() -> None:
     for size in (512, 512, 1024, 1024, 2048, 2048, 4096, 4096, 8192, 8192):
         allocator.take(size)
     assert allocator.free == [FreeBlock(1536, True)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("pattern", [NAN, LARGE])
+def test_on_a_gpu_what_is_allocated_next_holds_the_pattern(pattern: int) -> None:
+    """Checked by allocations of many sizes after some were freed, as long as none comes from the driver anew."""
+    rng = random.Random(1)
+    sizes = [rng.choice((300, 700, 5000, 9000, 70_000, 1_300_000, 5_000_000)) + rng.randrange(500) for _ in range(300)]
+    before = [torch.zeros(size, dtype=torch.uint8, device="cuda") for size in sizes]
+    kept = before[::3]
+    del before
+    fill_free_blocks("cuda", 4096, pattern)
+    asked = torch.cuda.memory_stats()["num_device_alloc"]
+    after = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in rng.sample(sizes, 100)]
+    assert torch.cuda.memory_stats()["num_device_alloc"] == asked
+    assert all(bool((block == pattern).all()) for block in after)
+    assert all(bool((block == 0).all()) for block in kept)

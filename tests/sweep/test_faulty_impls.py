@@ -271,8 +271,10 @@ def test_sums_in_less_than_fp32_are_told_by_many_outputs_together(plant: Plant) 
     assert plant.words in verdict.summary
 
 
-def test_a_kept_copy_of_the_weight_is_flagged_with_its_bytes() -> None:
-    result = tried("keeps_decoded", workload="timed", m=1, n=1024, k=1024)
+@pytest.mark.parametrize("device", [
+    "cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))])
+def test_a_kept_copy_of_the_weight_is_flagged_with_its_bytes(device: str) -> None:
+    result = tried("keeps_decoded", device, workload="timed", m=1, n=1024, k=1024)
     assert Flag.KEEPS_DECODED_COPY in result.flags
     assert result.traffic.kept_bytes >= 2 * 1024 * 1024
     assert "keeps a decoded copy of the weight: 2.1 MB held between calls" in result.traffic.bottleneck
