@@ -145,3 +145,15 @@ def test_a_declared_rule_that_is_not_kept_is_wrong() -> None:
 @pytest.mark.parametrize("workload", ["canary.ragged", "canary.values", "canary.scales"])
 def test_activations_that_are_rounded_to_nearest_are_right(workload) -> None:
     assert trial(world.ActivationRounded(), "e4m3fn-row", workload).verdict.status is Status.OK
+
+
+def test_a_right_implementation_that_refuses_nan_is_right() -> None:
+    found = inspected(world.RefusesNan(), "mxfp4")
+    assert found.right, found.verdict.summary
+    assert trial(world.RefusesNan(), "mxfp4", "canary.values").verdict.status is Status.OK
+
+
+def test_what_a_first_call_leaves_in_its_output_is_no_matter_of_token_counts() -> None:
+    found = inspected(world.TunedInPlace(), "e4m3fn-row")
+    assert found.kinds == [Kind.NOT_REPEATABLE] and "are right when made again" in found.verdict.summary
+    assert trial(world.TunedInPlace(), "e4m3fn-row", "canary.ragged").verdict.status is Status.WRONG

@@ -11,7 +11,7 @@ from torch import Tensor
 from fpxbench.checking import activation_rules, contract, correctness, inputs, reference, serving_calls
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
-from fpxbench.checking.examination import Examination, ranges
+from fpxbench.checking.examination import Examination, is_device_fault, ranges
 from fpxbench.checking.nonfinite_rows import check_nonfinite_rows
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.activation_explained import explain_activation
@@ -180,21 +180,34 @@ class Investigation:
         columns = readout.columns[:: max(1, small.k // 8)]
         right: list[int] = []
         wrong: list[int] = []
-        for m in sorted({small.m, *serving_calls.TOKEN_COUNTS, *serving_calls.MANY_TOKENS}):
+        right_again: list[int] = []
+
+        def reads_right(m: int) -> bool:
             near = True
+            for part in columns.split(m):
+                x = inputs.one_hot(part.tolist(), m, small.k, bench.dtype, self.device)
+                y = contract.checked_matmul(self.implementation, x, operands.weight, self.device).double()
+                wanted = readout.definition.weight[:, part[torch.arange(m, device=part.device) % len(part)]].T
+                exact = bench.near(y, wanted) | ~wanted.isfinite() | readout.definition.tainted[None, :]
+                near &= bool(exact.all())
+            return near
+
+        for m in sorted({small.m, *serving_calls.TOKEN_COUNTS, *serving_calls.MANY_TOKENS}):
             try:
-                for part in columns.split(m):
-                    x = inputs.one_hot(part.tolist(), m, small.k, bench.dtype, self.device)
-                    y = contract.checked_matmul(self.implementation, x, operands.weight, self.device).double()
-                    wanted = readout.definition.weight[:, part[torch.arange(m, device=part.device) % len(part)]].T
-                    exact = bench.near(y, wanted) | ~wanted.isfinite() | readout.definition.tainted[None, :]
-                    near &= bool(exact.all())
+                near = reads_right(m)
+                if not near and reads_right(m):
+                    right_again.append(m)
             except ContractViolation:
                 raise
             except Exception:       # it refuses this M
                 traceback.print_exc()
                 continue
             (right if near else wrong).append(m)
+        if wrong and wrong == right_again:
+            self.inspection.kinds = [Kind.NOT_REPEATABLE]
+            return Verdict(status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence={"wrong_at_first_m": wrong},
+                           summary=f"the first calls with M = {ranges(wrong)} read weights wrongly, and are right when"
+                                   " made again: what a first call does (tuning, say) is left in its output")
         if not right or not wrong:
             return None
         self.inspection.kinds = [Kind.M_DEPENDENT]
@@ -219,10 +232,22 @@ class Investigation:
             verdict = verdict.model_copy(update={
                 "kind": diagnosis.kind, "evidence": verdict.evidence | diagnosis.evidence,
                 "summary": f"wrong for weights and activations as models have them: {diagnosis.message}"})
-        verdict = verdict or check_nonfinite_rows(self.implementation, made)
+        verdict = verdict or self._nonfinite_rows(made)
         if verdict is not None and verdict.kind is not None:
             self.inspection.kinds = [verdict.kind]
         return verdict
+
+    def _nonfinite_rows(self, operands: Operands) -> Verdict | None:
+        """Return the verdict on NaN of one token in the output of another; None where NaN is refused."""
+        try:
+            return check_nonfinite_rows(self.implementation, operands)
+        except ContractViolation:
+            raise
+        except Exception as error:
+            if is_device_fault(error):
+                raise
+            traceback.print_exc()
+            return None
 
     def _remembered(self, readout: Readout) -> Diagnosis | None:
         """Return the fault of products that are those of the first weight, whichever weight they are asked of."""
