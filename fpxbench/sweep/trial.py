@@ -45,6 +45,7 @@ from fpxbench.diagnosis.activation_explained import explain_activation
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.expert_products import diagnose_experts
 from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.recovery.scale_precision import check_precision
 from fpxbench.diagnosis.scale_rules import (
     ScaleRule,
     as_judged,
@@ -261,6 +262,7 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
             or _nonfinite_codes(examination)
             or correctness.check_configs(implementation, operands)
             or _serving_calls(examination)
+            or check_precision(examination)
         )
     # The statistic takes activations to be random in sign, which those with loud channels and offsets are not.
     if verdict is None and contents_of(operands.case.workload) is not WeightContents.VALUES:

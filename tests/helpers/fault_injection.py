@@ -188,6 +188,7 @@ def factors_of(
     no_tensor_scale=False,
     no_block_scale=False,
     tensor_power=1.0,
+    tensor_dtype=None,
     transposed=False,
     next_block=0,
     late=0,
@@ -208,7 +209,8 @@ def factors_of(
     if no_block_scale:
         values = np.ones(values.shape)
     if scaling.has_tensor_scale and not no_tensor_scale:
-        values = values * float(weight.tensor_scale) ** (-tensor_power if scaling.divides else tensor_power)
+        stored = weight.tensor_scale if tensor_dtype is None else weight.tensor_scale.to(tensor_dtype)
+        values = values * float(stored) ** (-tensor_power if scaling.divides else tensor_power)
     memory, blocks = values.reshape(-1), values.shape[1]
     # The row of the grid of scales, of which blocks that are several rows high have fewer.
     row = np.arange(n)[:, None] // (scaling.block_rows or n)

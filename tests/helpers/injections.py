@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fpxbench.numbers.codebook import Codebook
+from fpxbench.numbers.formats import FP32
 from fpxbench.records.kinds import Kind
 
 
@@ -19,13 +20,15 @@ class Injection:
     about: str
     how: dict
     storing: bool = False
+    alone: bool = False
+    """Shown only where all else is right: by many outputs together, and by none of them."""
 
     def made_with(self, other: Injection) -> bool:
-        return self.storing == other.storing and not set(self.how) & set(other.how)
+        return self.storing == other.storing and not set(self.how) & set(other.how) and not (self.alone or other.alone)
 
 
-def reading(kind, about, **how):
-    return Injection(kind, about, how)
+def reading(kind, about, *, alone=False, **how):
+    return Injection(kind, about, how, alone=alone)
 
 
 def storing(kind, about, **how):
@@ -101,6 +104,7 @@ def _scales(scheme) -> Iterator[Injection]:
         yield reading(Kind.FN_AS_FNUZ, "block scales as FNUZ", e4m3_bias=1)
         yield reading(Kind.GLOBAL_SCALE_INVERTED, "divided by the tensor scale", tensor_power=-1.0)
         yield reading(Kind.GLOBAL_SCALE_MISREAD, "tensor scale squared", tensor_power=2.0)
+        yield reading(Kind.GLOBAL_SCALE_MISREAD, "tensor scale through bf16", alone=True, tensor_dtype=torch.bfloat16)
         yield reading(Kind.SCALE_ENDS_LOST, "subnormal scales read as zero", e4m3_flush=True)
     if scales.powers_of_two:
         yield reading(Kind.SCALED, "exponent one too high", exponent=1)
@@ -116,6 +120,8 @@ def _scales(scheme) -> Iterator[Injection]:
     if scales.coded:
         return
     yield reading(Kind.SCALE_NARROWED, "scales through fp16", scale_dtype=torch.float16)
+    if scales.format == FP32:
+        yield reading(Kind.SCALE_NARROWED, "scales through bf16", alone=True, scale_dtype=torch.bfloat16)
     yield reading(Kind.SCALE_NARROWED, "scales clamped", clamp_scale=(2.0**-10, 2.0**10))
     if fmt.name in ("e4m3fn", "e4m3fnuz"):
         maximum = 240 if fmt.name == "e4m3fn" else 448

@@ -18,6 +18,7 @@ from fpxbench.diagnosis.recovery.code_order import recover_order
 from fpxbench.diagnosis.recovery.decode_table import effective_table, gives_table, recover_table
 from fpxbench.diagnosis.recovery.scale_blocks import BlockMap, recover_blocks
 from fpxbench.diagnosis.recovery.scale_factors import Factors, gives_factors, recover_scales
+from fpxbench.diagnosis.recovery.scale_precision import recover_precision
 from fpxbench.records.kinds import Kind
 
 NUMERALS = {2: "two", 3: "three", 4: "four"}
@@ -62,6 +63,8 @@ class RecoveredMaps:
             order, self.order = recover_order(bench, table)
             self.experiments.append(order)
             self.complete = True
+        if self.all_right and (precision := recover_precision(bench)) is not None:
+            self.experiments.append(precision)
 
     @property
     def wrong(self) -> list[Experiment]:
