@@ -187,7 +187,7 @@ class _Level:
                           message=f"how many bits of the {self.level} reach the product cannot be told")
 
     def _wrong(self, rounding: ScaleRounding, fit: _Fit, outputs: int) -> Experiment:
-        pairs = []
+        pairs: list[tuple[float, float]] = []
         for call in self.calls:
             stored = call.stored.double().reshape(-1)
             right = 1 / stored if self.divides else stored
