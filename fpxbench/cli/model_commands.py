@@ -254,4 +254,5 @@ def remark_of(record: GenerationRecord) -> str:
     if record.verdict.status is not Status.OK:
         kind = record.diagnosis.kind if record.diagnosis else None
         return record.verdict.headline + (f": {kind}" if kind and kind != record.verdict.kind else "")
-    return ", ".join(map(str, record.flags))
+    uncaptured = [f"no CUDA graph: {record.not_captured}"] if record.not_captured else []
+    return ", ".join([*map(str, record.flags), *uncaptured])

@@ -287,15 +287,17 @@ def _in_layer(diagnosis: LayerDiagnosis) -> str:
 
 
 def _check_decode(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
-    """Compare tokens given one at a time, compiled if the row is, with the same tokens given at once.
+    """Compare tokens given one at a time to each sequence of the batch, compiled if the row is, with the same by the
+    exactly decoded model.
 
-    A kernel may be right for many tokens and wrong for one.
+    A kernel may be right for many tokens and wrong for as many as are timed.
     """
     if not row.quantized and not decoder.compiled:
         return
+    batch = row.request.settings.batch
     name, tokens = next(iter(row.stored["texts"].items()))
-    tokens = tokens[:CHECKED_TOKENS][None]
-    due = torch.zeros(DECODE_CHECKED, dtype=torch.long)
+    tokens = tokens[:CHECKED_TOKENS].expand(batch, -1)
+    due = torch.zeros(batch * DECODE_CHECKED, dtype=torch.long)
     with ExitStack() as stack:
         if row.quantized:
             stack.enter_context(quality.decoded_weights(row.model))
@@ -306,6 +308,8 @@ def _check_decode(row: _Row, result: RowResult, decoder: token_speed.Decoder) ->
     seen = token_speed.decode_logits(decoder, tokens, DECODE_CHECKED)
     bad = quality.first_nonfinite(seen)
     how = "compiled, one token at a time" if decoder.compiled else "one token at a time"
+    how += f" to each of {batch} sequences" if batch > 1 else ""
+    result.not_captured = decoder.not_captured
     if bad is not None:
         _blame(row, result, Verdict(status=Status.NONFINITE, summary=f"given {how}, logits are not finite"))
         return

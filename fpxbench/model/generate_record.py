@@ -146,6 +146,8 @@ class RowResult(BaseModel):
     """How many weights were quantized, with bytes before and after."""
     left: dict[str, str] = Field(default_factory=dict)
     """Weights that were left in 16 bits, each with the reason."""
+    not_captured: Text = ""
+    """Why a compiled step was not captured as a CUDA graph, though it was to be: Python's time is then in its speed."""
     sample: Text = ""
     """What it continues the prompt with, greedily."""
 
@@ -179,6 +181,7 @@ class GenerationRecord(StoredRecord):
     diagnosis: LayerDiagnosis | None = None
     quantized: Text = ""
     left: Annotated[dict[Label, Text], Field(max_length=10_000)] = Field(default_factory=dict)
+    not_captured: Text = ""
     sample: Text = ""
 
     @property

@@ -15,12 +15,21 @@ from torch import Tensor, nn
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.sources import PreTrained
 
+WARM_STEPS = 3
+"""Before a step is captured: it is compiled, and allocates what is kept from call to call."""
+
 
 class Decoder:
     """A model's forward pass over a static KV cache: `prefill` as it is, `decode` compiled if asked for.
 
+    On a GPU the compiled step is captured once as a CUDA graph and replayed, so that a step costs no time of Python:
+    checking what compiled code depends on takes longer than reading the weights of a small model. Caches of sliding
+    windows change their course from step to step: PyTorch decides there what it captures (``reduce-overhead``).
+
     There is one cache for each batch, of `length` tokens, which is emptied and used again: a compiled pass is bound to
     the cache's shape, and a CUDA graph to its addresses.
+
+    not_captured : why a step that was to be captured is not, in one line; "" otherwise
     """
 
     def __init__(self, model: PreTrained, length: int, *, compiled: bool = False) -> None:
@@ -29,14 +38,41 @@ class Decoder:
         self._caches: dict[int, Any] = {}
         # transformers 5.2x renamed the argument.
         self._argument = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-        self.decode: Callable[[Tensor, Any], Tensor] = self.prefill
+        self.not_captured = ""
+        self._step: Callable[[Tensor, Any], Tensor] = self.prefill
+        self._captured: dict[int, Callable[[Tensor], Tensor]] = {}
         if compiled:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self.decode = torch.compile(self.prefill, fullgraph=True, mode=mode)
+            mode = "reduce-overhead" if self.device.type == "cuda" and not self.captures else None
+            self._step = torch.compile(self.prefill, fullgraph=True, mode=mode, dynamic=False)
+
+    @property
+    def captures(self) -> bool:
+        """Whether compiled steps are captured, and not left to PyTorch."""
+        return self.compiled and self.device.type == "cuda" and not slides(self.model.config)
 
     def prefill(self, tokens: Tensor, cache: Any) -> Tensor:
         """Return the logits [B, V] after tokens [B, T] and what the cache holds, and add the tokens to the cache."""
         return self.model(tokens, **{self._argument: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    def decode(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Return what `prefill` does for one token of each sequence [B, 1]: a tensor that the next call may
+        overwrite."""
+        replay = self._captured.get(len(tokens))
+        return self._step(tokens, cache) if replay is None else replay(tokens)
+
+    def make_ready(self, batch: int) -> None:
+        """Compile and capture the step for `batch` sequences, if it is to be captured and was not yet."""
+        if not self.captures or self.not_captured or batch in self._captured:
+            return
+        cache = self.empty_cache(batch)
+        tokens = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+        self.prefill(tokens, cache)     # allocates the cache
+        for _ in range(WARM_STEPS):
+            self._step(tokens, cache)
+        try:
+            self._captured[batch] = captured(self._step, tokens, cache)
+        except RuntimeError as error:
+            self.not_captured = str(error).strip().partition("\n")[0][:300] or type(error).__name__
 
     def empty_cache(self, batch: int) -> Any:
         """Return the static KV cache for `batch` sequences, emptied."""
@@ -48,16 +84,40 @@ class Decoder:
         return self._caches[batch]
 
 
+def slides(config: Any) -> bool:
+    """Return whether layers of a model attend to a window of the last tokens."""
+    return any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()) or bool(
+        getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None))
+
+
+def captured(step: Callable[[Tensor, Any], Tensor], tokens: Tensor, cache: Any) -> Callable[[Tensor], Tensor]:
+    """Return what replays ``step(tokens, cache)``, for other tokens each time, by the same memory.
+
+    Raises RuntimeError if the step does what cannot be captured, such as waiting for the device.
+    """
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        logits = step(tokens, cache)
+
+    def replay(given: Tensor) -> Tensor:
+        tokens.copy_(given)
+        graph.replay()
+        return logits
+    return replay
+
+
 @torch.no_grad()
 def decode_logits(decoder: Decoder, tokens: Tensor, steps: int) -> Tensor:
-    """Return the logits [steps, V] after each of the last `steps` tokens of [1, T], given one at a time over a cache.
-    """
-    cache = decoder.empty_cache(1)
+    """Return the logits [B * steps, V] after each of the last `steps` tokens of [B, T], given one at a time over a
+    cache; those of a sequence lie together."""
+    decoder.make_ready(len(tokens))
+    cache = decoder.empty_cache(len(tokens))
     tokens = tokens.to(decoder.device)
     head = tokens.shape[1] - steps
     decoder.prefill(tokens[:, :head], cache)
-    return torch.cat([decoder.decode(tokens[:, at:at + 1], cache).clone().cpu()
-                      for at in range(head, tokens.shape[1])])
+    found = [decoder.decode(tokens[:, at:at + 1], cache).clone().cpu() for at in range(head, tokens.shape[1])]
+    return torch.stack(found, dim=1).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -65,6 +125,7 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[Tensor,
     """Return greedily chosen tokens [B, new_tokens] after `prompt` [B, P], seconds to the first, and of each step."""
     device = decoder.device
     prompt = prompt.to(device)
+    decoder.make_ready(len(prompt))
     cache = decoder.empty_cache(len(prompt))
     _wait(device)
     started = time.perf_counter()

@@ -13,7 +13,7 @@ from tiny_model import save_tiny
 from fpxbench.cli.common import UsageError
 from fpxbench.cli.model_commands import modes_of
 from fpxbench.implementation import Implementation, Support, discover, implementation
-from fpxbench.model import sources
+from fpxbench.model import sources, token_speed
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_measurement import REPEATS, measure, plan_rows, prepare
 from fpxbench.model.generate_messages import GenerateSettings, RowRequest
@@ -144,6 +144,68 @@ def test_a_kernel_that_is_wrong_for_one_token_only_is_found_by_decoding(prepared
     result = measured(prepared, "e4m3fn-row", "wrong_for_one_token")
     assert result.verdict.status is Status.WRONG
     assert "one token at a time" in result.verdict.summary and "at once it is right" in result.verdict.summary
+
+
+@implementation("wrong_for_three_tokens")
+class WrongForThree(Implementation):
+    """Right for one token and for many, twice too large for three."""
+
+    def supports(self, scheme, device):
+        return Support.yes()
+
+    def matmul(self, x, weight):
+        product = x.float() @ weight.dequantize().T
+        return (product * (2 if x.numel() == 3 * x.shape[-1] else 1)).to(x.dtype)
+
+
+def test_a_kernel_that_is_wrong_for_the_batch_that_is_timed_is_found(prepared):
+    settings, ready, work = prepared
+    batched = settings.model_copy(update={"batch": 3})
+    for batch, due in ((settings, Status.OK), (batched, Status.WRONG)):
+        result = measured((batch, ready, work), "e4m3fn-row", "wrong_for_three_tokens")
+        assert result.verdict.status is due, result.verdict
+    assert "to each of 3 sequences" in result.verdict.summary
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_compiled_step_is_captured_once_a_batch_and_replayed(folder, works, monkeypatch):
+    """On a CPU a stand-in replays the step. Where it cannot be captured, it runs compiled, and the reason is kept."""
+    made = []
+
+    def captured(step, tokens, cache):
+        made.append(len(tokens))
+        if not works:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        return lambda given: step(tokens.copy_(given), cache)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(token_speed.Decoder, "captures", property(lambda self: self.compiled))
+    monkeypatch.setattr(token_speed, "captured", captured)
+    source = sources.find_source(str(folder))
+    model = sources.load_model(source, sources.load_config(source, None), "cpu")
+    plain, replayed = (token_speed.Decoder(model, 32, compiled=compiled) for compiled in (False, True))
+    for batch in (1, 3, 1):
+        prompt = torch.arange(2, 2 + 5 * batch).view(batch, 5)
+        due, seen = (token_speed.generate(decoder, prompt, 6)[0] for decoder in (plain, replayed))
+        assert torch.equal(due, seen)
+        due, seen = (token_speed.decode_logits(decoder, due, 3) for decoder in (plain, replayed))
+        assert torch.equal(due, seen) and len(due) == 3 * batch
+    assert made == ([1, 3] if works else [1])
+    assert replayed.not_captured == ("" if works else "operation not permitted when stream is capturing")
+
+
+def test_windows_that_slide_are_left_to_pytorch_to_capture():
+    class Config:
+        layer_types = ["full_attention", "full_attention"]
+        sliding_window = 4096
+
+    assert not token_speed.slides(Config())
+    Config.layer_types = ["full_attention", "sliding_attention"]
+    assert token_speed.slides(Config())
+    Config.layer_types = None
+    assert token_speed.slides(Config())
+    Config.sliding_window = None
+    assert not token_speed.slides(Config())
 
 
 def test_baselines_stand_in_every_table_and_refusals_have_their_reason(folder):
