@@ -64,6 +64,8 @@ class ScaledMM(Implementation):
         flat = x.reshape(-1, k)
         if flat.shape[0] == 0:      # _scaled_mm refuses M = 0
             return x.new_empty(*x.shape[:-1], n)
+        if x.is_cuda and x.dtype is not torch.bfloat16:     # rounded to bf16 first, three bits of fp16 would be lost
+            raise NotImplementedError(f"torch._scaled_mm writes bfloat16 under scales of rows, not {x.dtype}")
         # The CUDA kernels need N and K in multiples of 16; a byte of 0 is 0.0 in every format. Under blocks of 128 by
         # 128, M in multiples of 4, and K in multiples of 512: the check in PyTorch wants the weight's scales without
         # gaps, and cuBLAS reads them in rows of a multiple of four. Otherwise the product is wrong, without an error
@@ -74,10 +76,8 @@ class ScaledMM(Implementation):
         w = packed.view(getattr(torch, TORCH_FLOAT8[scheme.format.name])).t()
         operands = {"b128x128": self._blocks, "mx": self._mx}.get(scheme.scaling.base_name, self._rows)
         codes, scale_a, scale_b = operands(flat, weight, packed.shape[0])
-        # Row-wise scaled kernels write bf16 on CUDA.
-        out_dtype = torch.bfloat16 if x.is_cuda else x.dtype
-        out = torch._scaled_mm(codes, w, scale_a=scale_a, scale_b=scale_b, out_dtype=out_dtype)
-        return out[:m, :n].to(x.dtype).reshape(*x.shape[:-1], n)
+        out = torch._scaled_mm(codes, w, scale_a=scale_a, scale_b=scale_b, out_dtype=x.dtype)
+        return out[:m, :n].reshape(*x.shape[:-1], n)
 
     def _rows(self, flat, weight, rows):
         """Return codes float8 [M, K], scales fp32 [M, 1] and [1, rows]."""

@@ -42,7 +42,10 @@ class MatrixCell:
 
     @cached_property
     def worst(self) -> Status:
-        return min((row.status for row in self.rows), key=SEVERITY.__getitem__)
+        """The worst verdict of its cases that ran; of all, if none did. A shape or dtype that is refused says nothing
+        of the others."""
+        ran = [row.status for row in self.rows if row.status not in (Status.UNSUPPORTED, Status.MISSING)]
+        return min(ran or [row.status for row in self.rows], key=SEVERITY.__getitem__)
 
     @cached_property
     def as_bad(self) -> int:
@@ -288,6 +291,8 @@ class SweepTable(SweepHeading):
     def without_choice(self, m: int) -> str:
         """Return why `best_choices` has none at M = `m`."""
         timed = [choice for choice in self.choices if m in choice.fastest]
+        if not timed:
+            return "dense: no implementation that is right in all its cases was timed"
         uncertain = sum(m not in choice.slower for choice in timed)
         if not uncertain:
             return "dense: no right implementation of any scheme is faster"

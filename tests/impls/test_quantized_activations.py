@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from fpxbench.checkpoint.conventions import tiled_order
 from fpxbench.implementation import Implementation, Support, discover
@@ -148,3 +149,9 @@ def test_what_gpus_multiply_in_blocks_is_given_to_them_as_they_require(monkeypat
     found = verdict(cls(), scheme, m=5, n=200, k=328)
     assert found.status is Status.OK, found.summary
     assert stand_in.calls
+
+
+def test_scaled_mm_refuses_to_round_fp16_through_bf16() -> None:
+    weight = Implementation().quantize(torch.randn(16, 32), scheme_named("e4m3fn-row"))
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(NotImplementedError, match="bfloat16"):
+        discover()[0]["scaled_mm"]().matmul(torch.empty(4, 32, dtype=torch.float16, device="cuda"), weight)

@@ -115,6 +115,15 @@ def test_an_implementation_that_is_wrong_anywhere_is_no_choice_for_the_scheme() 
     assert choice.fastest[1].case.implementation == "y" and choice.broken == ("x",)
 
 
+@pytest.mark.parametrize("status", [Status.UNSUPPORTED, Status.MISSING])
+def test_a_case_that_is_refused_says_nothing_of_the_others(status: Status) -> None:
+    refused = sample.record(sample.case("x", workload="canary.codes", n=64, k=256), Verdict(status=status))
+    swept = sweep([sample.record(sample.case("x"), speedup=1.5), refused])
+    assert [choice.right for choice in swept.choices] == [("x",)]
+    assert swept.matrix["x", "e4m3fn-row"].worst is Status.OK
+    assert sweep([refused]).matrix["x", "e4m3fn-row"].worst is status
+
+
 def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_one_before() -> None:
     def timed(scheme: str, speedup: float, sqnr_db: float):
         one = sample.record(sample.case("x", scheme), speedup=speedup)
@@ -132,6 +141,10 @@ def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_
     assert "dense: no right implementation of any scheme is faster" in sweep(
         [timed("mxfp4", 0.9, 18.8)]).choice_message
     assert sweep([sample.record(sample.case("x"), Verdict(status=Status.WRONG))]).choice_message == ""
+    wrong_elsewhere = sample.record(sample.case("x", workload="canary.codes", n=64, k=256),
+                                    Verdict(status=Status.WRONG))
+    assert "right in all its cases" in sweep([timed("mxfp4", 3.0, 18.8)]).without_choice(16)
+    assert sweep([sample.record(sample.case("x"), speedup=1.5), wrong_elsewhere]).best_choices(1) == []
 
 
 def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
