@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fpxbench.checking.output_rounding import OutputRounding
+from fpxbench.checking.output_rounding import OutputRounding, coarser_outputs
 from fpxbench.checking.reference import Reference, ulp
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
@@ -36,6 +36,8 @@ class ErrorStatistic:
     allowed_squares: float = 0.0
     largest: float = 0.0
     rounding: OutputRounding = field(default_factory=OutputRounding)
+    coarser: str | None = None
+    """What outputs have in common where they are rounded to fewer bits than their dtype's."""
 
     def add(self, y: Tensor, expected: Reference) -> None:
         """Count the outputs y [M, N] of one product whose activation was random in sign."""
@@ -44,6 +46,7 @@ class ErrorStatistic:
         seen, exact, variance = y.double()[counted], expected.product[counted], expected.variance[counted]
         error = seen - exact
         self.rounding.add(seen, exact, ulp(exact, y.dtype))
+        self.coarser = coarser_outputs(y)
         self.outputs += error.numel()
         self.squares += float(error.square().sum())
         self.allowed += float(variance.sum())
@@ -78,8 +81,8 @@ class ErrorStatistic:
                 "outputs": self.outputs,
             },
             summary=f"each of {self.outputs} outputs is within its worst-case bound, but together their errors are"
-            f" {self.factor:.3g} times what their roundings allow (at most {self.threshold:.3g} is right): as when sums"
-            " are kept in less than fp32, or weights are truncated",
+            f" {self.factor:.3g} times what their roundings allow (at most {self.threshold:.3g} is right): "
+            + (self.coarser or "as when sums are kept in less than fp32, or weights are truncated"),
         )
 
 

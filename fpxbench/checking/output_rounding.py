@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 DIRECTIONS = ("toward zero", "away from zero", "up", "down")
@@ -18,6 +19,11 @@ MATCHING = 0.98
 LEAST_OUTPUTS = 100
 MOST_OUTPUTS = 1 << 16
 """Of each product: more tell nothing new, and cost as much as a pass over them each."""
+
+
+BF16_BITS = 8
+_ENOUGH_OUTPUTS = 32
+"""One output in eight of fp16 has no more bits than bf16 holds by chance."""
 
 
 @dataclass
@@ -56,6 +62,17 @@ class OutputRounding:
             return NEAREST
         return next((one for one in DIRECTIONS if self.given[one] >= enough and self.apart[one] >= LEAST_OUTPUTS
                      and self.given_apart[one] >= MATCHING * self.apart[one]), None)
+
+
+def coarser_outputs(y: Tensor) -> str | None:
+    """Return a clause where no output of many has more significand bits than bf16 holds, and their dtype holds more."""
+    mantissa, _ = torch.frexp(y[y.isfinite() & (y != 0)].double())
+    if y.dtype != torch.float16 or mantissa.numel() < _ENOUGH_OUTPUTS:
+        return None
+    scaled = mantissa * 2.0**BF16_BITS
+    if not bool((scaled == scaled.round()).all()):
+        return None
+    return f"no output has more than {BF16_BITS} significand bits, as if rounded to bf16 before it is rounded to fp16"
 
 
 def is_directed(direction: str | None) -> bool:

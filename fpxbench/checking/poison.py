@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NAN = 0xFF
 """NaN in every dtype that has one (bf16, fp16, fp32, FP8, E8M0): it shows wherever it is multiplied, by 0 too."""
@@ -23,6 +24,8 @@ ZERO = 0x00
 """What fresh memory often holds by chance. Never checked with; for telling whether a result depends on the pattern."""
 PATTERNS = (NAN, LARGE)
 
+_UNFILLED = {torch.ops.aten.empty, torch.ops.aten.empty_strided, torch.ops.aten.empty_like, torch.ops.aten.new_empty,
+             torch.ops.aten.new_empty_strided}
 _M_PERTURB = -6   # <malloc.h>
 _LARGEST_BLOCK = 1 << 25
 _SMALLEST_BLOCK = 1 << 9    # the CUDA caching allocator's granularity
@@ -59,6 +62,25 @@ def poisoned_memory(device: str, nbytes: int, pattern: int) -> Iterator[None]:
         yield
     finally:
         mallopt(_M_PERTURB, 0)
+
+
+class FilledAllocations(TorchDispatchMode):
+    """Make each tensor that PyTorch allocates without values hold `pattern`, while this is open.
+
+    A block that a call frees and takes again holds what the call itself left there, whatever it was filled with before
+    the call. It is for asking again why an output is wrong: a mode is seen by compilers.
+    """
+
+    def __init__(self, pattern: int) -> None:
+        super().__init__()
+        self.pattern = pattern
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _UNFILLED and isinstance(made, Tensor) and made.numel():
+            memory = made.untyped_storage()
+            torch.empty(0, dtype=torch.uint8, device=made.device).set_(memory).fill_(self.pattern)
+        return made
 
 
 def fill_free_blocks(device: str, nbytes: int, pattern: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fpxbench.checking import contract, reference
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.operands import Operands
+from fpxbench.checking.output_rounding import coarser_outputs
 from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import Readout, correlation, read_out
@@ -34,6 +35,7 @@ RECOVERY_SECONDS = 10.0
 """Experiments on a wrong product of a sweep end after about this long; `fpxbench inspect` has no such limit."""
 LARGER = 96, 416
 """A weight of at least so many rows and columns, where faults look the same on a smaller one."""
+_BF16_ROUNDOFF = 2.0**-8
 RECOVERY_M = 64
 """Rows of an activation with which experiments read so many columns at once."""
 
@@ -153,6 +155,10 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
         "weights_wrong": int(wrong.sum()),
         "example": readout.example(),
     }
+    right = readout.definition.weight
+    coarser = coarser_outputs(y)
+    if coarser is not None and bool(((readout.seen - right).abs() <= _BF16_ROUNDOFF * right.abs()).all()):
+        return Diagnosis(Kind.INACCURATE, f"weights are right to bf16's rounding, and not to fp16's: {coarser}", evidence)
     bad = ~readout.seen.isfinite()
     if bool(bad.any()):
         rows = bad.any(dim=1).nonzero().reshape(-1).tolist()

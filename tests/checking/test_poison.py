@@ -7,7 +7,11 @@ import random
 import pytest
 import torch
 
-from fpxbench.checking.poison import LARGE, NAN, SMALL, FreeBlock, fill_free_blocks, sizes_that_fill
+from fpxbench.checking.contract import Output
+from fpxbench.checking.poison import LARGE, NAN, SMALL, FilledAllocations, FreeBlock, fill_free_blocks, sizes_that_fill
+from fpxbench.checking.reference import compare, matmul_reference
+from fpxbench.checking.wrong_output import judge
+from fpxbench.records.kinds import Kind
 
 KIB = 1 << 10
 
@@ -61,6 +65,36 @@ def test_powers_of_two_alone_would_leave_some() -> None:
     for size in (512, 512, 1024, 1024, 2048, 2048, 4096, 4096, 8192, 8192):
         allocator.take(size)
     assert allocator.free == [FreeBlock(1536, True)]
+
+
+@pytest.mark.parametrize("pattern", [NAN, LARGE])
+def test_what_a_call_allocates_holds_the_pattern_where_it_takes_its_own_memory_again(pattern: int) -> None:
+    with FilledAllocations(pattern):
+        torch.ones(100)
+        made = [torch.empty(100), torch.empty_like(torch.zeros(7, 3)), torch.zeros(4).new_empty(5),
+                torch.empty_strided((3, 2), (1, 3), dtype=torch.float16)]
+        written = torch.zeros(3) + 1
+    assert all(bool((one.contiguous().view(torch.uint8) == pattern).all()) for one in made)
+    assert written.tolist() == [1, 1, 1]
+
+
+def test_padding_that_holds_what_the_call_left_there_is_unwritten_memory() -> None:
+    x, w = torch.randn(3, 40), torch.randn(5, 40)
+    expected = matmul_reference(x, w, quantized=True)
+
+    def again(pattern: int) -> Output:
+        garbage = torch.full((3, 64), 7.0)
+        padded = torch.empty(3, 64)
+        if not bool((padded.view(torch.uint8)[0, 0] == pattern).all()):     # what lay there before, not the pattern
+            padded = garbage
+        padded[:, :40] = x
+        y = padded.nan_to_num(0.0) @ torch.nn.functional.pad(w, (0, 24), value=1.0).T
+        return Output(y, y)
+
+    wrong = again(NAN)
+    verdict = judge(again, wrong, compare(wrong.seen, expected), expected, pattern=NAN)
+    assert verdict.kind is Kind.READS_UNWRITTEN, verdict.summary
+    assert "wrong where it holds large numbers" in verdict.summary
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

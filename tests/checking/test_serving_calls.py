@@ -227,3 +227,30 @@ def test_a_record_keeps_properties_and_coverage() -> None:
     assert {"properties", "coverage"} <= set(fields)
     assert type(result.properties).model_validate_json(result.properties.model_dump_json()) == result.properties
     assert type(result.coverage).model_validate_json(result.coverage.model_dump_json()) == result.coverage
+
+
+def test_a_first_call_that_loads_libraries_keeps_no_shape_from_being_asked() -> None:
+    class Loads(Right):
+        loaded = False
+
+        def matmul(self, x, weight):
+            if not self.loaded:
+                self.loaded = True
+                time.sleep(0.1)
+            return super().matmul(x, weight)
+
+    coverage = result_of(Loads(), request(check_budget_s=0.02)).coverage
+    assert not any("a first call takes" in reason for reason in coverage.not_asked.values()), coverage.not_asked
+    assert "token counts" in coverage.covered
+
+
+def test_outputs_that_chance_puts_outside_their_bounds_are_no_matter_of_token_counts() -> None:
+    """A matter of bf16 in the place of fp16: errors are as large for each M, and few outputs are outside."""
+    class ByWayOfBf16(Right):
+        def matmul(self, x, weight):
+            return super().matmul(x, weight).bfloat16().to(x.dtype)
+
+    case = Case(implementation="right", scheme="e4m3fn-row", workload="canary.x", m=1, n=32, k=512, activation="fp16")
+    verdict = result_of(ByWayOfBf16(), TrialRequest(case=case, seed=1, timing_budget_s=0, check_budget_s=9.0)).verdict
+    assert verdict.kind is Kind.INACCURATE, verdict.summary
+    assert "as if rounded to bf16 before it is rounded to fp16" in verdict.summary
