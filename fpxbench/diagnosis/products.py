@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fpxbench.checking import contract, reference
@@ -157,8 +158,9 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
     }
     right = readout.definition.weight
     coarser = coarser_outputs(y)
-    if coarser is not None and bool(((readout.seen - right).abs() <= _BF16_ROUNDOFF * right.abs()).all()):
-        return Diagnosis(Kind.INACCURATE, f"weights are right to bf16's rounding, and not to fp16's: {coarser}", evidence)
+    rounding = 2 * _BF16_ROUNDOFF * right.abs() + torch.finfo(readout.dtype).smallest_normal
+    if coarser is not None and bool(((readout.seen - right).abs() <= rounding).all()):
+        return Diagnosis(Kind.INACCURATE, f"weights are right to bf16's rounding, not to fp16's: {coarser}", evidence)
     bad = ~readout.seen.isfinite()
     if bool(bad.any()):
         rows = bad.any(dim=1).nonzero().reshape(-1).tolist()
