@@ -17,7 +17,7 @@ WORDS: dict[str, str] = {
     "conversion": "A cast or another operation from one dtype to another, by one engine: eager PyTorch, "
                   "torch.compile, a Triton kernel, or "
                   "Triton's interpreter.",
-    "canary": "A small synthetic workload on which known mistakes show. Checked, never timed.",
+    "canary": "A small synthetic workload that exposes known faults. Checked, never timed.",
     "case": "Implementation × scheme × workload × activation dtype.",
     "build": "One PyTorch build with its Triton.",
     "variant": "What a build was made for: cpu, cu130, rocm7.2.",

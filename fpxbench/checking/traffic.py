@@ -124,8 +124,8 @@ def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s:
                      f" {'one' if operands.products == 1 else operands.products} would do")
     if read_gb_per_s and _over_roofline(moved):
         parts.append(
-            f"less time than reading its bytes from memory takes, {moved.roofline_fraction:.1f} times over: they"
-            " come from a cache, or not all of them are read"
+            f"{moved.roofline_fraction:.1f} times faster than its bytes can be read from memory: they come from a"
+            " cache, or not all of them are read"
         )
     elif read_gb_per_s:
         share = moved.bytes_min / (read_gb_per_s * 1e3) / times.median_us
@@ -143,5 +143,4 @@ def _limit(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: flo
     if case.rows > 64:
         flops = 2 * case.rows * case.n * case.k / times.median_us / 1e6
         return f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time"
-    return (f"not memory: reading its bytes would take {_percent(share)} of the time; decoding and launching take the"
-            " rest")
+    return f"decoding and launches, not memory: reading its bytes would take only {_percent(share)} of the time"

@@ -80,7 +80,7 @@ COMMANDS = {
         "Send each new regression once to each channel. A dry run unless --send is given.",
         _HISTORY,
     ),
-    "timeline": Command("timeline_commands", "Keep the PyTorch builds in order: sync, list, show, here.", _HISTORY),
+    "timeline": Command("timeline_commands", "Manage the timeline of builds: sync, list, show, here.", _HISTORY),
     "environments": Command(
         "environment_commands", "List and remove the virtual environments of the builds.", _HISTORY
     ),

@@ -44,7 +44,7 @@ def decode(
 ) -> None:
     """Time the decode of each format to bf16, fp16 and fp32, beside a copy of as many bytes.
 
-    Compares PyTorch's cast, eager and compiled, Triton's cast, and this suite's own decode. Only one that decodes every
+    Compares PyTorch's cast, eager and compiled, Triton's cast, and fpxbench's own decode. Only one that decodes every
     code correctly gets a speed. The report shows the records as a table, with the instructions per weight where the
     targets matrix has them.
     """

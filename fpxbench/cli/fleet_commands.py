@@ -66,7 +66,7 @@ MachinesOption = Annotated[list[str] | None, typer.Option(
 VariantsOption = Annotated[list[str] | None, typer.Option(
     "--variant", help="Variant of the builds: cu130, rocm7.2, cpu; the first that fits a device is used. Repeatable.")]
 PatienceOption = Annotated[float, typer.Option(
-    "--patience", help="Wait this many minutes for a device that can do what is left.", min=0.0)]
+    "--patience", help="Wait this many minutes for a device that can run the remaining cases.", min=0.0)]
 
 
 @fleet_app.command()
@@ -133,7 +133,7 @@ def run(
 
 @fleet_app.command()
 def status(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
-    """Show what the latest fleet run into a results folder has done, and is doing."""
+    """Show the progress of the latest fleet run into a results folder."""
     from fpxbench.fleet.fleet_progress import rendered
 
     folder = FleetFolder(results_folder(results))

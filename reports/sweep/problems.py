@@ -63,7 +63,7 @@ _SECTIONS = {
     Section.REGRESSED: ("Confirmed regressions", ""),
     Section.CASTS: ("Casts that round ordinary values wrongly", ""),
     Section.SLOW: ("Slow or suspicious",
-                   "Right, but slower than the dense 16-bit product, or with a number that needs a look."),
+                   "Correct, but slower than the dense 16-bit product, or flagged."),
     Section.DISAGREEING: ("Casts that differ between engines",
                           "The formats allow each of these results, but the same line of a model gives different "
                           "numbers in different engines."),

@@ -295,9 +295,9 @@ class SweepTable(SweepHeading):
             return "dense: no implementation that is right in all its cases was timed"
         uncertain = sum(m not in choice.slower for choice in timed)
         if not uncertain:
-            return "dense: no right implementation of any scheme is faster"
-        return (f"dense: no scheme is faster by more than the noise of its timings, and {uncertain} of {len(timed)} "
-                "are not slower by more than it either; an idle machine may tell")
+            return "dense: no correct implementation of any scheme is faster"
+        return (f"dense: no scheme is faster by more than the timing noise, but {uncertain} of {len(timed)} are not "
+                "slower by more than it either; measure again on an idle machine")
 
     @property
     def choice_message(self) -> str:

@@ -138,7 +138,7 @@ def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_
         f"{sample.CPU.device}, M=1, speed over dense: mxfp4 (x) 3.00× at 18.8 dB SQNR; nvfp4 (x) 2.50× at 20.4 dB "
         f"SQNR; "
                                     "e4m3fn-row (x) 1.50× at 31.5 dB SQNR")
-    assert "dense: no right implementation of any scheme is faster" in sweep(
+    assert "dense: no correct implementation of any scheme is faster" in sweep(
         [timed("mxfp4", 0.9, 18.8)]).choice_message
     assert sweep([sample.record(sample.case("x"), Verdict(status=Status.WRONG))]).choice_message == ""
     wrong_elsewhere = sample.record(sample.case("x", workload="canary.codes", n=64, k=256),
@@ -155,7 +155,7 @@ def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
     noisy = timed("x", "mxfp4", 56.9, 0.18, 185.0)
     alone = sweep([noisy])
     assert alone.best_choices(1) == [] and "1 of 1 are not slower by more than it either" in alone.choice_message
-    assert "dense: no scheme is faster by more than the noise" in alone.choice_message
+    assert "dense: no scheme is faster by more than the timing noise" in alone.choice_message
 
     beside = sweep([noisy, timed("y", "mxfp4", 1.5, 1.4, 1.6)])
     assert [row.case.implementation for row in beside.best_choices(1)] == ["y"]

@@ -293,7 +293,7 @@ def test_builds_that_no_machine_has_two_of_are_not_said_to_be_alike(tmp_path: Pa
     build_site(tmp_path / "results", tmp_path / "site")
     text = Page(page(tmp_path / "site", "regressions.html")).text
     assert "Nothing to compare yet" in text and "No two of 2 builds were measured on one machine" in text
-    assert "Nothing to compare it with" in page(tmp_path / "site", f"builds/{tag(1)}.html")
+    assert "Nothing to compare with" in page(tmp_path / "site", f"builds/{tag(1)}.html")
 
 
 # ---- the whole site --------------------------------------------------------------------------------------------------
