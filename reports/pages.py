@@ -34,6 +34,7 @@ from fpxbench.reports.model.model_history import MachineHistory
 from fpxbench.reports.model.tensor_table import BADGES, TensorPage
 from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.charts import Chart, charts_of
+from fpxbench.reports.sweep.device_spread_table import SpreadTable
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
 from fpxbench.reports.sweep.speedup_curves import DRAWN_IN_FULL, speedup_curves
@@ -137,11 +138,12 @@ class Pages:
             decodes=decodes)
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
-                older: int = 0, models: ModelChapter | None = None) -> str:
-        """Render one machine and the builds measured on it, newest first; `older` counts those without a page."""
+                older: int = 0, models: ModelChapter | None = None, spread: SpreadTable | None = None) -> str:
+        """Render one machine and the builds measured on it, newest first; `older` counts those without a page, and
+        `spread` compares its devices."""
         newest = sweeps[0] if sweeps else casts[0][0]
         return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older,
-                            models=models or ModelChapter())
+                            models=models or ModelChapter(), spread=spread)
 
     def numerics(self, casts: CastSweep, changes: CastChanges | None, matrix: ConversionMatrix, has_sweep: bool) -> str:
         """Render the casts of one machine and build: conversions by engine."""

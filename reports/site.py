@@ -38,6 +38,7 @@ from fpxbench.reports.model.generation_table import model_problems
 from fpxbench.reports.model.model_chapter import ModelChapter, write_models
 from fpxbench.reports.pages import Pages
 from fpxbench.reports.static_files import static_files
+from fpxbench.reports.sweep.device_spread_table import newest_spread
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
 from fpxbench.reports.sweep.sweep_pages import folder_of, newest_records
 from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
@@ -115,7 +116,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     casts = _write_casts(numerics, brief, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     with_page = set(by_machine) | {name for name, _ in casts}
     models = write_models(results, pages, with_page)
-    _write_machines(by_machine, casts, chapter.older, models, pages)
+    broken_lines += _write_machines(results, by_machine, casts, chapter.older, models, pages)
     broken_lines += models.broken_lines
 
     checkpoints, broken = _write_checkpoints(results, pages)
@@ -201,14 +202,19 @@ def _write_checkpoints(results: Path, pages: Pages) -> tuple[list[CheckpointPage
     return found, broken
 
 
-def _write_machines(by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
-                    models: ModelChapter, pages: Pages) -> None:
+def _write_machines(results: Path, by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
+                    models: ModelChapter, pages: Pages) -> list[BrokenLine]:
+    """Write the page of each machine; return broken lines of the comparisons of its devices."""
+    broken_lines: list[BrokenLine] = []
     for machine in {folder[0] for folder in casts} | set(by_machine):
         sweeps = sorted(by_machine.get(machine, ()), key=_newest_first, reverse=True)
         of_machine = sorted((pair for folder, pair in casts.items() if folder[0] == machine),
                             key=lambda pair: _newest_first(pair[0]), reverse=True)
+        spread, broken = newest_spread(results, machine, [sweep.folder[1] for sweep in sweeps])
+        broken_lines += broken
         pages.write(f"machines/{machine}/index.html", pages.machine, sweeps, of_machine, older[machine],
-                    models.of(machine))
+                    models.of(machine), spread)
+    return broken_lines
 
 
 def _write_support(results: Path, output: Path, pages: Pages,
