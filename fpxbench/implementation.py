@@ -120,6 +120,10 @@ class Implementation:
     supports_bias: ClassVar[bool] = False
     """Whether `matmul` takes a third argument, a bias [N] in x's dtype that is added to each row."""
 
+    opaque: ClassVar[bool] = False
+    """Whether `quantize` returns a weight that only this class reads, such as an object that holds it. A class that
+    overrides `dequantize` need not say so."""
+
     def supports(self, scheme: Scheme, device: str) -> Support:
         """Return whether weights of `scheme` are supported on `device`: ``cpu``, or ``cuda``, which includes ROCm."""
         raise NotImplementedError(f"{type(self).__name__} needs a method supports(scheme, device)")

@@ -107,7 +107,7 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
         asked = settings.implementations if name in chosen_schemes else [AUTO]
         for implementation in asked:
             try:
-                chosen = resolve(implementation, scheme, settings.device)[0]
+                chosen = resolve(implementation, scheme, settings.device, opaque=True)[0]
                 found[chosen] = PlannedRow(scheme=name, implementation=chosen)
             except ValueError as error:
                 found[implementation] = PlannedRow(scheme=name, implementation=implementation, refused=str(error))

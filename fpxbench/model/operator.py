@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fpxbench.implementation import Implementation, discover, find
 from fpxbench.model.generate_messages import AUTO, USUAL
+from fpxbench.model.held_linear import is_opaque
 from fpxbench.numbers.experts import QuantizedExperts, rows_of_experts
 from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
@@ -24,13 +25,13 @@ RESULTS_VARIABLE = "FPX_RESULTS"
 
 
 @cache
-def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implementation]]:
+def resolve(name: str, scheme: Scheme, device: str, *, opaque: bool = False) -> tuple[str, type[Implementation]]:
     """Return the implementation that multiplies `scheme` on `device`: the one named, or for ``auto`` the fastest right
     one.
 
     Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, and for ``usual``, the first of
-    `PREFERENCE` that takes the scheme. Raises ValueError for one that is not there, or refuses the scheme, with its
-    reason.
+    `PREFERENCE` that takes the scheme. With `opaque`, one that is named may keep weights in a form of its own. Raises
+    ValueError for one that is not there, or refuses the scheme, with its reason.
     """
     known, _ = discover()
     usual = PREFERENCE.get(device, PREFERENCE["cpu"])
@@ -42,7 +43,8 @@ def resolve(name: str, scheme: Scheme, device: str) -> tuple[str, type[Implement
             continue
         cls = find(candidate, known)
         support = cls().support(scheme, device)
-        if support.supported and cls.dequantize is Implementation.dequantize and not cls.baseline:
+        own_form = is_opaque(cls) and not (opaque and names == [name])
+        if support.supported and not own_form and not cls.baseline:
             return candidate, cls
         reasons.append(f"{candidate}: {support.reason or 'keeps weights in a form of its own'}")
     raise ValueError(f"no implementation multiplies {scheme.name} on {device}: {'; '.join(reasons)}")

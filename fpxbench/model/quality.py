@@ -23,6 +23,7 @@ from fpxbench.implementation import Implementation, discover, find
 from fpxbench.model import quality_statistics
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_record import Divergence, LayerDiagnosis, LayerDifference, TextQuality
+from fpxbench.model.held_linear import HeldLinear, HeldWeight
 from fpxbench.model.quantize_model import is_left
 from fpxbench.records.case import Case
 
@@ -34,9 +35,16 @@ PROBE_M, PROBE_SECONDS = 8, 5.0
 _SLICE = 128
 
 
-def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, FloatTensor]]:
-    """Yield every quantized weight: its module's name, the module, the parameter's name, the tensor."""
+Quantized = FloatTensor | HeldWeight
+
+
+def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Quantized]]:
+    """Yield every quantized weight: its module's name, the module, the parameter's name, the tensor or what holds it.
+    """
     for name, module in model.named_modules():
+        if isinstance(module, HeldLinear):
+            yield name, module, "weight", module.held
+            continue
         for attribute, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter.data, FloatTensor):
                 yield name, module, attribute, parameter.data
@@ -45,14 +53,14 @@ def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str
 @contextmanager
 def decoded_weights(model: nn.Module) -> Iterator[None]:
     """Put the oracle's numbers of the same codes, in bf16, in the place of every quantized weight."""
-    kept = [(module, attribute, module._parameters[attribute])
-            for _, module, attribute, _ in quantized_parameters(model)]
+    kept = [(module, attribute, module._parameters[attribute], quantized)
+            for _, module, attribute, quantized in quantized_parameters(model)]
     try:
-        for module, attribute, parameter in kept:
-            module._parameters[attribute] = nn.Parameter(parameter.data.dequantize(), requires_grad=False)
+        for module, attribute, _, quantized in kept:
+            module._parameters[attribute] = nn.Parameter(quantized.dequantize(), requires_grad=False)
         yield
     finally:
-        for module, attribute, parameter in kept:
+        for module, attribute, parameter, _ in kept:
             module._parameters[attribute] = parameter
 
 
@@ -86,7 +94,7 @@ def reordered(model: nn.Module) -> Iterator[None]:
     """Sum the products of every layer that quantization takes by default in another order."""
     weights = {module.weight.data_ptr() for name, module in model.named_modules()
                if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
-               and not isinstance(module.weight.data, FloatTensor)
+               and module.weight is not None and not isinstance(module.weight.data, FloatTensor)
                and not is_left(name)}
     with Reordered(weights):
         yield
@@ -223,22 +231,25 @@ def _difference(name: str, row: Tensor, other: Tensor, oracle: Tensor) -> LayerD
 # The decode of one layer.
 
 
-def operands_of(tensor: FloatTensor, name: str) -> Operands:
+def operands_of(tensor: Quantized, name: str) -> Operands:
     """Return what checks and diagnoses need of one layer's weight; of experts, the first one's."""
-    one: Any = tensor[0] if tensor.dim() == 3 else tensor
-    weight = (one.t() if one.transposed else one).weight
-    decoded = weight.dequantize()
+    if isinstance(tensor, HeldWeight):
+        weight, decoded = tensor.weight, tensor.dequantize(torch.float32)
+    else:
+        one: Any = tensor[0] if tensor.dim() == 3 else tensor
+        weight = (one.t() if one.transposed else one).weight
+        decoded = weight.dequantize()
     case = Case(implementation=tensor.implementation, scheme=tensor.scheme, workload=slug(name)[:80].replace(".", "_"),
                 m=PROBE_M, n=weight.shape[0], k=weight.shape[1])
     return Operands(case, tensor.device.type, 0, decoded, weight, decoded)
 
 
-def implementation_of(tensor: FloatTensor) -> Implementation:
+def implementation_of(tensor: Quantized) -> Implementation:
     """Return an instance of the implementation that multiplies by `tensor`."""
-    return find(tensor.implementation, discover()[0])()
+    return tensor.instance if isinstance(tensor, HeldWeight) else find(tensor.implementation, discover()[0])()
 
 
-def diagnose_layer(name: str, tensor: FloatTensor) -> LayerDiagnosis:
+def diagnose_layer(name: str, tensor: Quantized) -> LayerDiagnosis:
     """Name the fault of one layer's products."""
     found = diagnose_product(implementation_of(tensor), operands_of(tensor, name))
     return LayerDiagnosis(layer=name, kind=found.kind, message=found.message)

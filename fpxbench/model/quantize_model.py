@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fpxbench.model.float_tensor import FloatTensor
-from fpxbench.model.operator import AUTO
+from fpxbench.model.held_linear import HeldLinear, HeldWeight, is_opaque
+from fpxbench.model.operator import AUTO, resolve
 from fpxbench.numbers.scheme import scheme_named
 
 LEFT = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "*router*", "*gate", "*gate.weight")
@@ -75,7 +76,8 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
     Parameters
     ----------
     scheme : one for all, or globs over names -> schemes (the first that fits; a weight that none fits is left)
-    implementation : which multiplies; ``auto`` takes the fastest right one, see `fpxbench.model.operator`
+    implementation : which multiplies; ``auto`` takes the fastest right one, see `fpxbench.model.operator`. One that
+        keeps weights in a form of its own, and is named, gets `HeldLinear`s in the place of `nn.Linear`s
     select : which modules to take, by name and module; None: all but embeddings, heads and routers
 
     Raises ValueError for a scheme that is none, or a model in which nothing fits.
@@ -96,6 +98,18 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
             done.left[full] = reason
             continue
         before = parameter.nbytes
+        name_of, cls = resolve(implementation, scheme_named(chosen), parameter.device.type, opaque=True)
+        if is_opaque(cls):
+            if not isinstance(module, nn.Linear) or not name:
+                done.left[full] = f"{name_of} keeps weights in a form of its own, for a model's nn.Linear alone"
+                continue
+            held_weight = HeldWeight(parameter.detach(), scheme_named(chosen), cls())
+            done.replaced.append(Replaced(full, chosen, name_of, tuple(parameter.shape), before,
+                                          held_weight.nbytes_stored, parameter.shape[-1]))
+            model.set_submodule(name, HeldLinear(held_weight, module.bias))
+            module._parameters.clear()      # the list of modules still has it
+            del parameter
+            continue
         # Conv1D and some experts hold the weight as [K, N].
         transposed = _is_transposed(module)
         values = parameter.detach().transpose(-1, -2) if transposed else parameter.detach()
@@ -168,7 +182,8 @@ def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: st
             return "not selected"
     elif is_left(name):
         return "an embedding, a head or a router; select it to take it"
-    tied = [other for other in shared.get(id(parameter), []) if not other.startswith(f"{name}.")]
+    own = f"{name}." if name else ""
+    tied = [other for other in shared.get(id(parameter), []) if not other.startswith(own)]
     if tied:
         return f"tied to {tied[0]}, which would keep the 16-bit weight"
     return ""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fpxbench.model.float_tensor import FloatTensor
+from fpxbench.model.held_linear import HeldLinear
 from fpxbench.model.sources import PreTrained
 
 WARM_STEPS = 3
@@ -148,7 +149,7 @@ def _wait(device: torch.device) -> None:
 
 def stored_bytes(model: PreTrained) -> int:
     """Return the bytes of all parameters as stored, each counted once."""
-    return sum({id(parameter): _bytes(parameter) for parameter in model.parameters()}.values())
+    return sum({id(parameter): _bytes(parameter) for parameter in model.parameters()}.values()) + _held_bytes(model)
 
 
 def step_bytes(model: PreTrained, batch: int) -> int:
@@ -170,7 +171,11 @@ def step_bytes(model: PreTrained, batch: int) -> int:
             elif parameter.dim() == 3:
                 size = size * min(parameter.shape[0], batch * per_token) // parameter.shape[0]
             found[id(parameter)] = max(size, found.get(id(parameter), 0))
-    return sum(found.values())
+    return sum(found.values()) + _held_bytes(model)
+
+
+def _held_bytes(model: nn.Module) -> int:
+    return sum(module.held.nbytes_stored for module in model.modules() if isinstance(module, HeldLinear))
 
 
 def _bytes(parameter: Tensor) -> int:

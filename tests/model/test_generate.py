@@ -1,25 +1,30 @@
 """A model is quantized, compared with itself, and timed only where it is right."""
 
 import functools
+import gc
 
 import pytest
 import torch
+import torch.nn.functional as F
 from core import core_of
 from injections import injections
 from sample_records import BUILD, CPU, GPU
-from small_implementations import register_reader
+from small_implementations import Right, register_reader
 from tiny_model import save_tiny
+from torch import nn
 
 from fpxbench.cli.common import UsageError
 from fpxbench.cli.model_commands import modes_of
 from fpxbench.implementation import Implementation, Support, discover, implementation
-from fpxbench.model import sources, token_speed
+from fpxbench.model import held_linear, sources, token_speed
 from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.generate_measurement import REPEATS, measure, plan_rows, prepare
 from fpxbench.model.generate_messages import GenerateSettings, RowRequest
 from fpxbench.model.generate_record import GenerationRecord, PlannedRow, RowResult, traffic_of
 from fpxbench.model.generate_run import not_measured
+from fpxbench.model.quantize_model import quantize_
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag
 from fpxbench.records.store import Store
@@ -165,6 +170,66 @@ def test_a_kernel_that_is_wrong_for_the_batch_that_is_timed_is_found(prepared):
         result = measured((batch, ready, work), "e4m3fn-row", "wrong_for_three_tokens")
         assert result.verdict.status is due, result.verdict
     assert "to each of 3 sequences" in result.verdict.summary
+
+
+class Box:
+    """A weight as a library's object, which numbers can be read back from."""
+
+    def __init__(self, codes, decoded):
+        self.codes, self.decoded = codes, decoded
+
+    def dequantize(self):
+        return self.decoded
+
+
+@implementation("boxed")
+class Boxed(Right):
+    opaque = True
+
+    def quantize(self, weight, scheme):
+        codes, scales = scheme.quantize(weight)
+        return QuantizedWeight.holding(Box(codes, scheme.dequantize(codes, scales)), scheme, tuple(weight.shape))
+
+
+@implementation("boxed_wrongly")
+class BoxedWrongly(Boxed):
+    def matmul(self, x, weight):
+        return super().matmul(x, weight) * 2
+
+
+def test_a_weight_in_a_form_of_an_implementation_s_own_is_a_row_like_others(prepared):
+    result = measured(prepared, "mxfp4", "boxed")
+    assert result.verdict.status is Status.OK and result.speed is not None, result.verdict
+    usual = measured(prepared, "mxfp4", "eager_upcast")
+    assert result.quality[0].kl_format.mean.value == pytest.approx(usual.quality[0].kl_format.mean.value, rel=0.02)
+    assert result.traffic.step_bytes > usual.traffic.step_bytes, "codes in a byte each, and the numbers in fp32"
+    assert "14 weights quantized" in result.quantized
+    wrong = measured(prepared, "mxfp4", "boxed_wrongly")
+    assert wrong.verdict.status is Status.WRONG and wrong.speed is None
+    assert wrong.diagnosis.layer == "model.layers.0.self_attn.q_proj" and wrong.layers[0].leaves
+
+
+def test_a_weight_in_a_form_of_its_own_is_compiled_whole_and_freed_with_its_layer():
+    model = nn.Sequential(nn.Linear(32, 8, dtype=torch.bfloat16), nn.Linear(8, 8, bias=False, dtype=torch.bfloat16))
+    gc.collect()
+    bias, handles = model[0].bias, len(held_linear._weights)
+    done = quantize_(model, {"0": "mxfp4", "1": "e4m3fn-row"}, "boxed")
+    assert [each.implementation for each in done.replaced] == ["boxed"] * 2
+    x = torch.randn(3, 32).bfloat16()
+    due = F.linear(F.linear(x, model[0].held.dequantize(), bias), model[1].held.dequantize())
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), due, rtol=2**-6, atol=2**-6)
+        assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+        assert model(x[:0]).shape == (0, 8)
+    torch._dynamo.reset()
+    assert len(held_linear._weights) == handles + 2
+    del model
+    gc.collect()
+    assert len(held_linear._weights) == handles
+    with pytest.raises(ValueError, match="boxed keeps weights in a form of its own, for a model's nn.Linear alone"):
+        quantize_(nn.Linear(32, 8), "mxfp4", "boxed")
+    with pytest.raises(ValueError, match="boxed: keeps weights in a form of its own"):
+        FloatTensor.from_float(torch.randn(8, 32), "mxfp4", "boxed")
 
 
 @pytest.mark.parametrize("works", [True, False])
