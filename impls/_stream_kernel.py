@@ -239,10 +239,9 @@ def _multiply(x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_
                 for j in gl.static_range(CHUNK):
                     sums = hopper.warpgroup_mma(weights[j], tile_of_x.slice(32 * (first + j), 32, 0), sums,
                                                 is_async=True)
-                # Instructions read their registers while they run, and the next columns are decoded into the other
-                # half of them: no more than these may be left running.
-                # With CHUNK = 4 those are all the same registers: four left running gave results that differ from run
-                # to run (H200, Triton 3.6).
+                # Instructions read their registers while they run, and the next columns are decoded into the other half
+                # of them: no more than these may be left running. With CHUNK = 4 those are all the same registers: four
+                # left running gave results that differ from run to run (H200, Triton 3.6).
                 done = hopper.warpgroup_mma_wait(num_outstanding=CHUNK if CHUNK < 4 else 0, deps=(sums,) + before)
                 sums = done[0]
                 before = weights

@@ -9,14 +9,12 @@ FLAG_SIGN = "⚑"
 WORDS: dict[str, str] = {
     "format": "An element's bits: exponent, mantissa, bias, and what the top codes mean. e4m3fn, e2m1, …",
     "scaling": "Which weights share a scale and how the scale is stored: tensor, row, g128, g32, mx (32 weights, "
-               "E8M0), "
-               "nv (16 weights, E4M3, and one fp32 for the tensor).",
+               "E8M0), nv (16 weights, E4M3, and one fp32 for the tensor).",
     "scheme": "Format and scaling, the unit that users choose: e4m3fn-row, e3m2-g128, mxfp4, nvfp4, int8-row, bf16.",
     "implementation": "One way to store such a weight and to multiply by it.",
     "workload": "A real layer's N and K, named after its model (llama2-7b.qkv), and M, the number of tokens.",
-    "conversion": "A cast or another operation from one dtype to another, by one engine: eager PyTorch, "
-                  "torch.compile, a Triton kernel, or "
-                  "Triton's interpreter.",
+    "conversion": "A cast or another operation from one dtype to another, by one engine: eager PyTorch, torch.compile, "
+                  "a Triton kernel, or Triton's interpreter.",
     "canary": "A small synthetic workload that exposes known faults. Checked, never timed.",
     "case": "Implementation × scheme × workload × activation dtype.",
     "build": "One PyTorch build with its Triton.",
@@ -27,12 +25,10 @@ WORDS: dict[str, str] = {
     "series": "One metric of one case on one machine, over the builds of one channel and variant in the timeline's "
               "order.",
     "event": "A verdict, a failure's message or an exact metric that differs from the build before. Reported at once.",
-    "suspect": "A change of a case's time that the decision rule (docs/decision-rule.md) finds in its series. Some "
-               "are noise: report one only "
-               "after it is confirmed.",
+    "suspect": "A change of a case's time that the decision rule (docs/decision-rule.md) finds in its series. Some are "
+               "noise: report one only after it is confirmed.",
     "confirmation": "Both builds of a change run again, interleaved, each time in a new process, until the change is "
-                    "confirmed or refuted, or "
-                    "the time limit is reached.",
+                    "confirmed or refuted, or the time limit is reached.",
     "dense baseline": "The same product with a 16-bit weight, timed interleaved with the case in the same run.",
     "speedup": "Time of the dense baseline over time of the case. Above 1 the case is faster.",
     "roofline": "The machine's measured read bandwidth. A call must at least read the packed weight and the "
@@ -40,8 +36,7 @@ WORDS: dict[str, str] = {
                 "write the output once; the roofline fraction is those bytes over the time taken, over that bandwidth.",
     "bound": "The largest relative error of a right result, derived from rounding the output and accumulating in fp32.",
     "SQNR": "Signal to quantization noise of the stored weight, in dB: how well the scheme fits the weight. It says "
-            "nothing "
-            "about whether the multiplication is right.",
+            "nothing about whether the multiplication is right.",
     "bits per weight": "The bytes that the stored weight takes, scales included, measured on its tensors.",
 }
 

@@ -20,8 +20,7 @@ def main() -> None:
     if len(sys.argv) != 3 or not Path(sys.argv[1]).is_dir():
         sys.exit(
             f"usage: python {sys.argv[0]} RESULTS WHERE: a folder that `fpxbench run --fresh --results RESULTS` has "
-            f"written to many "
-            "times; the machine, and what else ran on it, as text"
+            "written to many times; the machine, and what else ran on it, as text"
         )
     by_case: dict[tuple[str, str], list[Record]] = defaultdict(list)
     store = Store(Path(sys.argv[1]))

@@ -114,11 +114,9 @@ def _notes(measured: Sequence[SpeedRow]) -> list[str]:
         own = timed[0].timed[OWN]
         lines += [
             f"{own.elements:,} numbers or codes a call, on {timed[0].threads} threads (ml_dtypes, gfloat and the copy "
-            f"use one). M/s: millions of them"
-            " a second; GB/s: bytes read and written.",
+            "use one). M/s: millions of them a second; GB/s: bytes read and written.",
             "x: how many times as fast as the other, whose calls took turns with these; the copy moves as many bytes. "
-            "All are medians over"
-            " the rounds, ± half the distance of the quartiles.",
+            "All are medians over the rounds, ± half the distance of the quartiles.",
         ]
     absent = {peer for row in timed for peer, why in row.missing.items() if why == "is not installed"}
     lines += [f"{peer} is not installed: pip install {peer}" for peer in sorted(absent)]

@@ -131,8 +131,7 @@ ByOption = Annotated[
     str | None,
     typer.Option(
         "--by",
-        help="What to compare: time or verdict.  [dim]default: verdict if the two builds differ in it, else "
-             "time[/]",
+        help="What to compare: time or verdict.  [dim]default: verdict if the two builds differ in it, else time[/]",
     ),
 ]
 

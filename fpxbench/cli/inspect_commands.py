@@ -120,8 +120,7 @@ def _print(inspection: Inspection, what: str) -> None:
         wrong = f"{inspection.weights_wrong:,} of " if inspection.weights_wrong else "all "
         out.print(
             f"  [bold]weight[/]: {escape(what)}, [{inspection.n}, {inspection.k}], {inspection.activation} in rows of "
-            f"{inspection.m}:"
-            f" {wrong}{inspection.weights_read:,} weights read "
+            f"{inspection.m}: {wrong}{inspection.weights_read:,} weights read "
             f"{'wrongly' if inspection.weights_wrong else 'as defined'}",
             style="dim",
         )

@@ -110,8 +110,7 @@ def _print(found, everything: bool) -> None:
         )
         out.print(
             f"    {_where(series)}, since {suspect.first_bad_tag} (before it: {suspect.last_good_tag}), seen in "
-            f"{suspect.builds_after} "
-            f"builds; {abs(suspect.z):.1f} standard errors{control}{_source(suspect)}",
+            f"{suspect.builds_after} builds; {abs(suspect.z):.1f} standard errors{control}{_source(suspect)}",
             markup=False,
         )
         out.print(f"    {_next(suspect)}", markup=False, style="dim")
@@ -133,8 +132,7 @@ def _print(found, everything: bool) -> None:
     for move in found.machine[:_SHOWN]:
         out.print(
             f"{move.change:+.1%} in {move.cases} cases, and dense {move.control:+.1%} in the same runs: "
-            f"{move.machine}, or PyTorch's "
-            f"dense product, since {move.first_tag}",
+            f"{move.machine}, or PyTorch's dense product, since {move.first_tag}",
             markup=False,
             style="yellow",
         )

@@ -36,8 +36,7 @@ VariantsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--variant",
-        help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. "
-             "Repeatable.",
+        help="PyTorch's index for cu130, cpu, rocm7.2, …: nightlies or, with --channel release, releases. Repeatable.",
     ),
 ]
 IndexOption = Annotated[list[str] | None, typer.Option(
@@ -243,8 +242,7 @@ def here(
     if entry.git and build.git and not entry.git.startswith(build.git) and not build.git.startswith(entry.git):
         err.print(
             f"fpxbench: this PyTorch calls itself {build.torch} and was built from {build.git[:12]}, not from "
-            f"{entry.git[:12]} "
-            "as that build was: its results would be stored as the other's",
+            f"{entry.git[:12]} as that build was: its results would be stored as the other's",
             markup=False,
             style="yellow",
         )

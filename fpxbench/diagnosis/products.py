@@ -108,8 +108,7 @@ def _named(
     return Diagnosis(
         nearness(readout.correlation()),
         f"cannot tell: {' or '.join(names_of(fitting))} would explain this weight, but not what becomes of another one "
-        f"put"
-        " in its place",
+        "put in its place",
         {"fitting": names_of(fitting), "example": readout.example()},
     )
 

@@ -1,9 +1,8 @@
 """Find the rule by which a quantizer chose its scales, where it is another right one than the scheme's.
 
 The rules are the modifiers of the scheme's scaling (`Scaling.modifiers`): E8M0 rounded up, NVFP4's divisor, 16-bit
-scales.
-A quantizer declares its rule (`Implementation.scale_rule`) and is judged by it. Undeclared, a rule that explains every
-scale and every code is named and flagged; it is no fault.
+scales. A quantizer declares its rule (`Implementation.scale_rule`) and is judged by it. Undeclared, a rule that
+explains every scale and every code is named and flagged; it is no fault.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ _MESSAGES = {
 class ScaleRule:
     """A rule by which stored scales are right.
 
-    name : as `Implementation.scale_rule` declares it
-    scheme : the scheme with this rule, by which the weight is decoded
+    name : as `Implementation.scale_rule` declares it scheme : the scheme with this rule, by which the weight is decoded
     """
 
     name: str

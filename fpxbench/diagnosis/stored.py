@@ -225,8 +225,7 @@ def _wrong_codes_evidence(stored: _Stored, wrong: Tensor) -> dict[str, Any]:
     right = encode(values, fmt)
     examples = [
         f"{float(values[row, column]):.9g} at row {row}, column {column} is stored as "
-        f"{fmt.describe_code(int(stored.codes[row, column]))},"
-        f" not as {fmt.describe_code(int(right[row, column]))}"
+        f"{fmt.describe_code(int(stored.codes[row, column]))}, not as {fmt.describe_code(int(right[row, column]))}"
         for row, column in wrong.nonzero()[:3].tolist()
     ]
     return {"codes": wrong.numel(), "codes_wrong": int(wrong.sum()), "examples": examples}

@@ -69,8 +69,7 @@ def diagnose_sums(
     return Diagnosis(
         kind,
         f"{weights}but their sums are off by {comparison.relative_error:.2g} where at most {comparison.bound:.2g} is "
-        f"right,"
-        " as when they are accumulated in less than fp32",
+        "right, as when they are accumulated in less than fp32",
         evidence,
     )
 

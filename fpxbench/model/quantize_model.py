@@ -60,8 +60,7 @@ class Quantization:
     def __str__(self) -> str:
         return (
             f"{len(self.replaced)} weights quantized, {self.bytes_before / 1e6:.4g} MB before and "
-            f"{self.bytes_after / 1e6:.4g} MB after; "
-            f"{len(self.left)} left"
+            f"{self.bytes_after / 1e6:.4g} MB after; {len(self.left)} left"
             + (f"; the last block of {len(self.short_blocks)} is short" if self.short_blocks else "")
         )
 

@@ -44,9 +44,8 @@ PUBLISHED: dict[str, dict[str, int]] = {
 class Source:
     """Where a model comes from.
 
-    name : as the user gave it
-    path : what transformers loads: a hub id or a folder; of a GGUF its folder; "" for random weights
-    gguf : the file's name in that folder
+    name : as the user gave it path : what transformers loads: a hub id or a folder; of a GGUF its folder; "" for random
+    weights gguf : the file's name in that folder
     """
 
     name: str

@@ -25,8 +25,7 @@ from fpxbench.numbers.rounding import Overflow, Rounding
 __all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
 
 # Elements a pass on a CPU: the data stays in the second-level cache, and the pass below torch's grain for threads,
-# whose
-# barriers cost more than they save as soon as anything else runs on the machine.
+# whose barriers cost more than they save as soon as anything else runs on the machine.
 _CPU_CHUNK = 1 << 15
 
 # Entries. Formats whose numbers are subnormal in the source would need longer tables, and go without.
@@ -186,8 +185,7 @@ def _index_bits(fmt: Format, source: torch.dtype) -> int:
     rounding."""
     integer, mantissa_bits, bias = SOURCES[source]
     # Half a step of the format must lie above the sticky bit: for normals, the format's mantissa and one bit more; for
-    # the
-    # source's subnormals, whose leading bit moves, as many bits as the format's smallest step needs.
+    # the source's subnormals, whose leading bit moves, as many bits as the format's smallest step needs.
     half_step = math.frexp(fmt.min_subnormal)[1] - 2
     kept = max(fmt.mantissa_bits + 2, 2 - bias - half_step)
     return 8 * integer.itemsize - mantissa_bits + min(kept, mantissa_bits)

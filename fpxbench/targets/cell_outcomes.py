@@ -199,8 +199,7 @@ def _by_stores(spec: ProbeSpec, ptx: str) -> CellOutcome:
 
 
 def _of_store(spec: ProbeSpec, architecture: Architecture, store: dict) -> tuple[CellOutcome, KernelMetrics | None]:
-    """Return the outcome of all configurations of a kernel of Inductor's, and the metrics of the first that
-    compiles.
+    """Return the outcome of all configurations of a kernel of Inductor's, and the metrics of the first that compiles.
     """
     configs = store["configs"]
     if not configs:
@@ -274,8 +273,7 @@ def _by_instruction(spec: ProbeSpec, architecture: Architecture, compiled: dict)
 
 
 def _compared(format_name: str, used: dict[str, str | None]) -> CellOutcome | None:
-    """Return the outcome if an instruction of another format converts the codes and nothing corrects that; else
-    None.
+    """Return the outcome if an instruction of another format converts the codes and nothing corrects that; else None.
     """
     requested = FORMATS.get(format_name)
     for name, hardware in used.items():

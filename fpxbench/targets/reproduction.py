@@ -82,8 +82,7 @@ def script(spec: ProbeSpec, architecture: Architecture, triton: str = "", found:
 
 
 def failure_summary(outcome: CellOutcome, first: str, last: str) -> str:
-    """Return the text at a script's head: the outcome from Triton `first` to `last`, with the evidence if it is
-    wrong.
+    """Return the text at a script's head: the outcome from Triton `first` to `last`, with the evidence if it is wrong.
     """
     kind = f" ({outcome.kind})" if outcome.kind else ""
     since = "" if first == last else f", and from {first} on"

@@ -102,8 +102,7 @@ def _inputs(fmt: Format, store: QuantizeStore) -> _Tensors:
 def store_fault(
     ptx: str, format_name: str, store: QuantizeStore, yblock: int, xblock: int, threads: int
 ) -> Fault | None:
-    """Return what is wrong with the codes of the first and the last tile, or None. Raises Unmodelled, and
-    Miscompiled.
+    """Return what is wrong with the codes of the first and the last tile, or None. Raises Unmodelled, and Miscompiled.
     """
     fmt = format_named(format_name)
     ynumel, xnumel = store.numels

@@ -38,8 +38,7 @@ def _probes() -> Iterator[ProbeSpec]:
 
 @cache
 def _requests() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return all requests, from a child: the kernels' module imports PyTorch and Triton, which this process does
-    not.
+    """Return all requests, from a child: the kernels' module imports PyTorch and Triton, which this process does not.
     """
     with Isolation(default_memory_limit()) as isolation:
         outcome = isolation.call("fpxbench.targets.suite_requests:requests", list(_probes()),

@@ -106,8 +106,7 @@ def _fetched(version: str, notify: Callable[[str], None]) -> Path:
 
 
 def _install(version: str, partial: Path) -> None:
-    """Install into ``packages`` of `partial`, without dependencies: the compiler needs none. Raises
-    TritonUnavailable.
+    """Install into ``packages`` of `partial`, without dependencies: the compiler needs none. Raises TritonUnavailable.
     """
     log = partial / "install.log"
     try:

@@ -32,12 +32,10 @@ STATES: dict[State, str] = {
     State.CONFIRMED: "Both builds were run again, interleaved, and differ (Confirmation). The newest build still "
                      "shows it.",
     State.OPEN: "Seen in the records, not yet confirmed. A verdict or an exact metric is as recorded (§8); a time is "
-                "only suspected, and about "
-                "one a year in each case is noise (§3).",
+                "only suspected, and about one a year in each case is noise (§3).",
     State.UNDECIDED: "Both builds were run again, with no clear result within the time allowed (Confirmation).",
     State.FIXED: "A later build changed back: the time stepped the other way (§6), the verdict is no worse than "
-                 "before, or the metric is "
-                 "nearer to its earlier value (§8).",
+                 "before, or the metric is nearer to its earlier value (§8).",
     State.REFUTED: "Both builds were run again, and do not differ (Confirmation). The series continues without a step "
                    "(§6).",
 }

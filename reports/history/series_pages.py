@@ -160,12 +160,10 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
     return Chart(
         "time", "Time and verdict, build by build" if timed else "Verdict, build by build",
         f"Blue: the median time on each build, and the level ± {SIGMAS:g} σ of the builds around it (§2). Orange: a "
-        f"change, with the 95% interval "
-        "of the new level when the change was found (§3, §7). Purple: the confirmation, both builds run again. Grey: "
-        "the dense product in the "
-        "same runs; where it moves too, the machine changed (§5). The row below has a mark for each build; a coloured "
-        "background means that "
-        "the case was not ok. Click a mark to open the case on that build, if it has a page.",
+        "change, with the 95% interval of the new level when the change was found (§3, §7). Purple: the confirmation, "
+        "both builds run again. Grey: the dense product in the same runs; where it moves too, the machine changed "
+        "(§5). The row below has a mark for each build; a coloured background means that the case was not ok. Click a "
+        "mark to open the case on that build, if it has a page.",
         f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.",
         traces.of(figure))
 

@@ -1,6 +1,5 @@
-"""Inject every known fault, and put what each was named into docs/diagnosis.md:
-``PYTHONPATH=.:tests/helpers python tests/helpers/confusion_run.py RESULTS.jsonl [--mode sweep] [--every 9] [SCHEME]``,
-then with ``--write``.
+"""Inject every known fault, and put what each was named into docs/diagnosis.md: ``PYTHONPATH=.:tests/helpers python
+tests/helpers/confusion_run.py RESULTS.jsonl [--mode sweep] [--every 9] [SCHEME]``, then with ``--write``.
 
 Each fault is a line of RESULTS, so that a run can be continued.
 """

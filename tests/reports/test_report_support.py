@@ -157,8 +157,7 @@ def test_that_a_build_learns_of_an_architecture_is_no_change_of_what_it_does() -
 def test_the_gibberish_that_this_suite_began_with_is_a_sentence(shipped) -> None:
     assert any(miscompile.message() == (
         "decode and fused dequantize + dot (8 of 10 kernels) of e4m3fnuz: every normal code decodes to twice its "
-        "value: read with bias 7, "
-        "the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.")
+        "value: read with bias 7, the format's is 8 (as e4m3fn): sm_89, sm_90 with Triton 3.0.0 to 3.1.0.")
         for miscompile in support_of(shipped).miscompiles)
 
 

@@ -28,8 +28,7 @@ print(machine.describe(device or machine.default_device(), name or None).model_d
 
 
 class Installation(StoredRecord):
-    """One line of ``RESULTS/<machine>/builds/<build>-<variant>.jsonl``: a build failed to install, or installs
-    again.
+    """One line of ``RESULTS/<machine>/builds/<build>-<variant>.jsonl``: a build failed to install, or installs again.
     """
 
     FOLDER: ClassVar[str] = "builds"

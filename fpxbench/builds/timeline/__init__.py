@@ -1,8 +1,7 @@
 """In which order did the builds come out?
 
-The timeline is a git repository that asv walks, one commit a build (docs/timeline.md).
-`fpxbench.builds.timeline.sync` fills it from package indexes; it is imported separately, since asv and the benchmarks
-read no index.
+The timeline is a git repository that asv walks, one commit a build (docs/timeline.md). `fpxbench.builds.timeline.sync`
+fills it from package indexes; it is imported separately, since asv and the benchmarks read no index.
 """
 
 from fpxbench.builds.timeline.commit import CHANNELS, commit_hash, identity, tag_name

@@ -61,8 +61,7 @@ def _addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 @function(*{getattr(torch.nn.functional, "grouped_mm", torch._grouped_mm), torch._grouped_mm})
 def _grouped(x: Tensor, weight: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None,
              out_dtype: torch.dtype | None = None) -> Tensor:
-    """Multiply rows ``[T, K]``, in runs that end at `offs`, by one expert each: [E, K, N] as a transposed
-    FloatTensor.
+    """Multiply rows ``[T, K]``, in runs that end at `offs`, by one expert each: [E, K, N] as a transposed FloatTensor.
     """
     if (not (isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 3 and x.dim() == 2)
             or offs is None or bias is not None or out_dtype not in (None, x.dtype)):

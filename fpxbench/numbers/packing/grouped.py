@@ -49,8 +49,7 @@ _TORCHAO_FP6 = BitGroup(4, 3, (
 
 
 # A group's codes are processed as one integer, a code in each of its bytes. This needs a little-endian machine, as are
-# all
-# that PyTorch has wheels for. No code of less than 8 bits reaches the sign.
+# all that PyTorch has wheels for. No code of less than 8 bits reaches the sign.
 
 
 def _write(codes: Tensor, group: BitGroup, packed: Tensor) -> None:

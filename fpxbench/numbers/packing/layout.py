@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 # The most elements of a pass on a CPU. The data then stays in cache, its result needs no new pages from the operating
-# system,
-# which cost more than the pass, and it stays below torch's grain for threads, whose barriers cost a hundred times the
-# pass
-# as soon as anything else runs on the machine.
+# system, which cost more than the pass, and it stays below torch's grain for threads, whose barriers cost a hundred
+# times the pass as soon as anything else runs on the machine.
 CPU_GRAIN = 1 << 15
 
 

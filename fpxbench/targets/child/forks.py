@@ -35,8 +35,7 @@ class _Call:
         self.pipe = reading
 
     def ended(self, status, usage, timeout_s):
-        """Return the answer of an ended child, with its log, and remove its files. `status` is None if it was
-        killed.
+        """Return the answer of an ended child, with its log, and remove its files. `status` is None if it was killed.
         """
         with open(self.log, "rb") as file:
             log = _both_ends(_MODULES.sub(b"", file.read())).decode(errors="replace")

@@ -35,8 +35,7 @@ PRIVATE = (
 ROLES = {"w": "upcast", "x": "product", "s": "scale"}
 """What a launch with that argument of the function does, in order."""
 _PROCESSORS = 108
-"""Multiprocessors of the substitute, an A100's for every architecture, so that only the architecture selects
-kernels.
+"""Multiprocessors of the substitute, an A100's for every architecture, so that only the architecture selects kernels.
 """
 
 
@@ -169,8 +168,7 @@ def store_of(wrapper):
 
 
 def _compiled_store(wrapper, request):
-    """Return the arguments, and the metadata of each configuration that Inductor or its coordinate descent may
-    choose.
+    """Return the arguments, and the metadata of each configuration that Inductor or its coordinate descent may choose.
     """
     import kernel_metadata
 

@@ -39,8 +39,7 @@ class GitHub:
     def send(self, notice: Notice) -> str:
         """Open it, or update the one that is open. Return its page."""
         if not self._token:
-            raise DeliveryError("GITHUB_TOKEN is not set: give a token that may write issues in "
-                                f"{self._repository}")
+            raise DeliveryError(f"GITHUB_TOKEN is not set: give a token that may write issues in {self._repository}")
         there = self._find(notice)
         if there is None:
             answer = self._request("POST", self._path, self._content(notice))
