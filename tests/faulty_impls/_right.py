@@ -2,7 +2,7 @@
 
 import torch
 
-from fpxbench.implementation import Implementation, Support
+from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.numbers import tensor_codec
 from fpxbench.numbers.packing import padded_k
 from fpxbench.numbers.weight import QuantizedWeight
@@ -57,6 +57,16 @@ class RightEncoder(Right):
 
     def stored(self, scales):
         return scales
+
+
+def faulty(step, *schemes, base=Right):
+    """Register `base` with this one step done by the decorated function, as ``faulty_`` and the function's name."""
+    def register(function):
+        fields = {step: function, "__doc__": function.__doc__, "__module__": function.__module__}
+        if schemes:
+            fields["schemes"] = schemes
+        return implementation(f"faulty_{function.__name__.rstrip('_')}")(type(function.__name__, (base,), fields))
+    return register
 
 
 def swapped(codes, order):

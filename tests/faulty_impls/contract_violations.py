@@ -11,7 +11,7 @@ from fpxbench.numbers import tensor_codec
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.rounding import Rounding
 
-from ._right import Right
+from ._right import Right, faulty
 
 
 @implementation("faulty_stale_output")
@@ -48,60 +48,48 @@ class FirstCallWrong(Right):
         return super().product(x, w) * (1 if self.calls > 1 else 2)
 
 
-@implementation("faulty_activation_modified")
-class ActivationModified(Right):
+@faulty("matmul")
+def activation_modified(self, x, weight):
     """Scales its activation in place."""
-
-    def matmul(self, x, weight):
-        y = super().matmul(x, weight)
-        x *= 2
-        return y
+    y = Right.matmul(self, x, weight)
+    x *= 2
+    return y
 
 
-@implementation("faulty_weight_modified")
-class WeightModified(Right):
+@faulty("matmul")
+def weight_modified(self, x, weight):
     """Changes a stored scale after use."""
-
-    def matmul(self, x, weight):
-        y = super().matmul(x, weight)
-        weight.scales[0, 0] = 1
-        return y
+    y = Right.matmul(self, x, weight)
+    weight.scales[0, 0] = 1
+    return y
 
 
-@implementation("faulty_original_modified")
-class OriginalModified(Right):
+@faulty("quantize")
+def original_modified(self, weight, scheme):
     """Changes the weight that it quantizes."""
-
-    def quantize(self, weight, scheme):
-        stored = super().quantize(weight, scheme)
-        weight[0, 0] = 0
-        return stored
+    stored = Right.quantize(self, weight, scheme)
+    weight[0, 0] = 0
+    return stored
 
 
-@implementation("faulty_unwritten_output")
-class UnwrittenOutput(Right):
+@faulty("matmul")
+def unwritten_output(self, x, weight):
     """Leaves the last output column to whatever memory held."""
-
-    def matmul(self, x, weight):
-        y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-        y[:, :-1] = super().matmul(x, weight)[:, :-1]
-        return y
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    y[:, :-1] = Right.matmul(self, x, weight)[:, :-1]
+    return y
 
 
-@implementation("faulty_shape")
-class WrongShape(Right):
+@faulty("matmul")
+def shape(self, x, weight):
     """Returns the output transposed."""
-
-    def matmul(self, x, weight):
-        return super().matmul(x, weight).T
+    return Right.matmul(self, x, weight).T
 
 
-@implementation("faulty_dtype")
-class WrongDtype(Right):
+@faulty("matmul")
+def dtype(self, x, weight):
     """Returns fp32."""
-
-    def matmul(self, x, weight):
-        return super().matmul(x, weight).float()
+    return Right.matmul(self, x, weight).float()
 
 
 @implementation("faulty_one_config")
@@ -116,14 +104,12 @@ class OneConfig(Right):
         return y if config != 64 else y * 0.5
 
 
-@implementation("faulty_some_m")
-class SomeM(Right):
+@faulty("product")
+def some_m(self, x, w):
     """Gives zeros for 5 to 8 and for 17 to 32 tokens."""
-
-    def product(self, x, w):
-        y = super().product(x, w)
-        m = x.reshape(-1, x.shape[-1]).shape[0]
-        return y * 0 if 5 <= m <= 8 or 17 <= m <= 32 else y
+    y = Right.product(self, x, w)
+    m = x.reshape(-1, x.shape[-1]).shape[0]
+    return y * 0 if 5 <= m <= 8 or 17 <= m <= 32 else y
 
 
 @implementation("faulty_first_rows_only")
@@ -140,55 +126,45 @@ class FirstRowsOnly(Right):
         return out
 
 
-@implementation("faulty_first_batch_only")
-class FirstBatchOnly(Right):
+@faulty("matmul")
+def first_batch_only(self, x, weight):
     """Right for the first of several batches, zeros for the others."""
-
-    def matmul(self, x, weight):
-        y = super().matmul(x, weight)
-        if x.dim() == 3:
-            y[1:] = 0
-        return y
+    y = Right.matmul(self, x, weight)
+    if x.dim() == 3:
+        y[1:] = 0
+    return y
 
 
-@implementation("faulty_strides_ignored")
-class StridesIgnored(Right):
+@faulty("matmul")
+def strides_ignored(self, x, weight):
     """Reads its activation as if its rows lay side by side."""
-
-    def matmul(self, x, weight):
-        m, k = x.shape[-2:]
-        return super().matmul(torch.as_strided(x, x.shape, (*(m * k for _ in x.shape[:-2]), k, 1)), weight)
+    m, k = x.shape[-2:]
+    return Right.matmul(self, torch.as_strided(x, x.shape, (*(m * k for _ in x.shape[:-2]), k, 1)), weight)
 
 
-@implementation("faulty_alignment_assumed")
-class AlignmentAssumed(Right):
+@faulty("matmul")
+def alignment_assumed(self, x, weight):
     """Rounds the address of its activation down to 16 bytes, as a vectorized load would."""
-
-    def matmul(self, x, weight):
-        off = x.storage_offset() % 8 if x.data_ptr() % 16 else 0
-        return super().matmul(torch.as_strided(x, x.shape, x.stride(), x.storage_offset() - off) if off else x, weight)
+    off = x.storage_offset() % 8 if x.data_ptr() % 16 else 0
+    return Right.matmul(self, torch.as_strided(x, x.shape, x.stride(), x.storage_offset() - off) if off else x, weight)
 
 
-@implementation("faulty_k_from_256")
-class KFrom256(Right):
+@faulty("product")
+def k_from_256(self, x, w):
     """Drops what K has beyond a multiple of 256, and refuses K below 256 or not a multiple of 32."""
-
-    def product(self, x, w):
-        k = x.shape[-1]
-        if k < 256 or k % 32:
-            raise NotImplementedError(f"K must be a multiple of 32 and 256 at least, not {k}")
-        return super().product(x[..., :k // 256 * 256], w[:, :k // 256 * 256])
+    k = x.shape[-1]
+    if k < 256 or k % 32:
+        raise NotImplementedError(f"K must be a multiple of 32 and 256 at least, not {k}")
+    return Right.product(self, x[..., :k // 256 * 256], w[:, :k // 256 * 256])
 
 
-@implementation("faulty_first_weight")
-class FirstWeight(Right):
+@faulty("decoded")
+def first_weight(self, weight):
     """Keeps the first decoded weight of each shape for all that come after it."""
-
-    def decoded(self, weight):
-        self.seen = getattr(self, "seen", {})
-        if weight.shape not in self.seen:
-            self.seen[weight.shape] = super().decoded(weight)
-        return self.seen[weight.shape]
+    self.seen = getattr(self, "seen", {})
+    if weight.shape not in self.seen:
+        self.seen[weight.shape] = Right.decoded(self, weight)
+    return self.seen[weight.shape]
 
 
 @implementation("faulty_bias_scaled")
@@ -224,42 +200,36 @@ class PaddingFiltered(PaddingRead):
         return Right.product(self, x, w) * (own / largest).float().nan_to_num(1.0)
 
 
-@implementation("faulty_output_reused")
-class OutputReused(Right):
+@faulty("matmul")
+def output_reused(self, x, weight):
     """Gives every call of a shape the same output buffer."""
-
-    def matmul(self, x, weight):
-        self.outputs = getattr(self, "outputs", {})
-        y = super().matmul(x, weight)
-        return self.outputs.setdefault(tuple(y.shape), torch.empty_like(y)).copy_(y)
+    self.outputs = getattr(self, "outputs", {})
+    y = Right.matmul(self, x, weight)
+    return self.outputs.setdefault(tuple(y.shape), torch.empty_like(y)).copy_(y)
 
 
-@implementation("faulty_late_output")
-class LateOutput(Right):
+@faulty("matmul")
+def late_output(self, x, weight):
     """Returns before it is done: a thread fills the output in."""
+    y = Right.matmul(self, x, weight)
+    out = torch.zeros_like(y)
 
-    def matmul(self, x, weight):
-        y = super().matmul(x, weight)
-        out = torch.zeros_like(y)
+    def finish():
+        time.sleep(0.002)
+        out.copy_(y)
 
-        def finish():
-            time.sleep(0.002)
-            out.copy_(y)
-
-        threading.Thread(target=finish).start()
-        return out
+    threading.Thread(target=finish).start()
+    return out
 
 
 class _Later(torch.Tensor):
     pass
 
 
-@implementation("faulty_lazy_output")
-class LazyOutput(Right):
+@faulty("matmul")
+def lazy_output(self, x, weight):
     """Returns a subclass of tensor."""
-
-    def matmul(self, x, weight):
-        return super().matmul(x, weight).as_subclass(_Later)
+    return Right.matmul(self, x, weight).as_subclass(_Later)
 
 
 @implementation("faulty_one_in_fifty")
@@ -299,16 +269,14 @@ class ClockPatched(Right):
         return super().matmul(x, weight)
 
 
-@implementation("faulty_result_remembered")
-class ResultRemembered(Right):
+@faulty("matmul")
+def result_remembered(self, x, weight):
     """Multiplies an activation once, and remembers the product by the activation's numbers."""
-
-    def matmul(self, x, weight):
-        self.seen = getattr(self, "seen", {})
-        key = (x.float().cpu().numpy().tobytes(), weight.packed.data_ptr())
-        if key not in self.seen:
-            self.seen[key] = super().matmul(x, weight)
-        return self.seen[key].clone()
+    self.seen = getattr(self, "seen", {})
+    key = (x.float().cpu().numpy().tobytes(), weight.packed.data_ptr())
+    if key not in self.seen:
+        self.seen[key] = Right.matmul(self, x, weight)
+    return self.seen[key].clone()
 
 
 @implementation("faulty_input_frozen")
@@ -325,15 +293,13 @@ class InputFrozen(Right):
         return self.seen[key].clone()
 
 
-@implementation("faulty_keeps_decoded")
-class KeepsDecoded(Right):
+@faulty("decoded")
+def keeps_decoded(self, weight):
     """Decodes each weight once, and keeps it in 16 bits."""
-
-    def decoded(self, weight):
-        self.kept = getattr(self, "kept", {})
-        if weight.packed.data_ptr() not in self.kept:
-            self.kept[weight.packed.data_ptr()] = (weight, super().decoded(weight).bfloat16())
-        return self.kept[weight.packed.data_ptr()][1].float()
+    self.kept = getattr(self, "kept", {})
+    if weight.packed.data_ptr() not in self.kept:
+        self.kept[weight.packed.data_ptr()] = (weight, Right.decoded(self, weight).bfloat16())
+    return self.kept[weight.packed.data_ptr()][1].float()
 
 
 @implementation("faulty_stale_activation_scale")
@@ -416,25 +382,19 @@ class QuantizesActivation(Right):
         return scale
 
 
-@implementation("faulty_activation_scale_fixed")
-class ActivationScaleFixed(QuantizesActivation):
+@faulty("scale", base=QuantizesActivation)
+def activation_scale_fixed(self, x):
     """One scale for every activation, as of a calibration that saw smaller ones."""
-
-    def scale(self, x):
-        return torch.full((1, 1), 0.0037, device=x.device)
+    return torch.full((1, 1), 0.0037, device=x.device)
 
 
-@implementation("faulty_next_tokens_scale")
-class NextTokensScale(QuantizesActivation):
+@faulty("applied", base=QuantizesActivation)
+def next_tokens_scale(self, scale):
     """Multiplies each token by the scale of the next."""
-
-    def applied(self, scale):
-        return scale.reshape(-1, 1).roll(-1, 0).reshape(scale.shape)
+    return scale.reshape(-1, 1).roll(-1, 0).reshape(scale.shape)
 
 
-@implementation("faulty_token_of_zeros")
-class TokenOfZeros(QuantizesActivation):
+@faulty("quotient", base=QuantizesActivation)
+def token_of_zeros(self, x, scale):
     """Divides a token of zeros by its scale."""
-
-    def quotient(self, x, scale):
-        return x.float() / scale
+    return x.float() / scale

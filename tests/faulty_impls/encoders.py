@@ -8,105 +8,75 @@ from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.tensor_codec import Overflow, Rounding, encode
 
-from ._right import RightEncoder, swapped
+from ._right import RightEncoder, faulty, swapped
 
 
-@implementation("faulty_truncated")
-class Truncated(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def truncated(self, values, fmt):
     """Rounds toward zero."""
-
-    def encode(self, values, fmt):
-        return encode(values, fmt, rounding=Rounding.TOWARD_ZERO)
+    return encode(values, fmt, rounding=Rounding.TOWARD_ZERO)
 
 
-@implementation("faulty_ties_away")
-class TiesAway(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def ties_away(self, values, fmt):
     """Rounds halves away from zero."""
-
-    def encode(self, values, fmt):
-        return encode(values, fmt, rounding=Rounding.NEAREST_AWAY)
+    return encode(values, fmt, rounding=Rounding.NEAREST_AWAY)
 
 
-@implementation("faulty_double_rounding")
-class DoubleRounding(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def double_rounding(self, values, fmt):
     """Rounds to bf16 on the way."""
-
-    def encode(self, values, fmt):
-        return encode(values.bfloat16(), fmt)
+    return encode(values.bfloat16(), fmt)
 
 
-@implementation("faulty_overflow_nan")
-class OverflowNan(RightEncoder):
+@faulty("encode", "mxfp8_e4m3fn", base=RightEncoder)
+def overflow_nan(self, values, fmt):
     """Stores NaN past the maximum, as PyTorch's cast to E4M3FN did."""
-
-    schemes = ("mxfp8_e4m3fn",)
-
-    def encode(self, values, fmt):
-        return encode(values, fmt, overflow=Overflow.NAN)
+    return encode(values, fmt, overflow=Overflow.NAN)
 
 
-@implementation("faulty_overflow_inf")
-class OverflowInf(RightEncoder):
+@faulty("encode", "mxfp8_e5m2", base=RightEncoder)
+def overflow_inf(self, values, fmt):
     """Stores infinity past the maximum, as PyTorch's cast to E5M2 does."""
-
-    schemes = ("mxfp8_e5m2",)
-
-    def encode(self, values, fmt):
-        return encode(values, fmt, overflow=Overflow.INFINITY)
+    return encode(values, fmt, overflow=Overflow.INFINITY)
 
 
-@implementation("faulty_saturated")
-class Saturated(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def saturated(self, values, fmt):
     """Clamps E4M3FN at the maximum of E4M3FNUZ."""
-
-    def encode(self, values, fmt):
-        return encode(values.clamp(-240, 240), fmt)
+    return encode(values.clamp(-240, 240), fmt)
 
 
-@implementation("faulty_negative_zero")
-class NegativeZero(RightEncoder):
+@faulty("encode", "e4m3fnuz-row", base=RightEncoder)
+def negative_zero(self, values, fmt):
     """Keeps the sign of a zero, where FNUZ has NaN."""
-
-    schemes = ("e4m3fnuz-row",)
-
-    def encode(self, values, fmt):
-        codes = encode(values, fmt)
-        return codes.masked_fill((codes == 0) & (values < 0), 0x80)
+    codes = encode(values, fmt)
+    return codes.masked_fill((codes == 0) & (values < 0), 0x80)
 
 
-@implementation("faulty_sign_lost_when_stored")
-class SignLostWhenStored(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def sign_lost_when_stored(self, values, fmt):
     """Stores magnitudes."""
-
-    def encode(self, values, fmt):
-        return encode(values.abs(), fmt)
+    return encode(values.abs(), fmt)
 
 
-@implementation("faulty_subnormal_flushed_when_stored")
-class SubnormalFlushedWhenStored(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def subnormal_flushed_when_stored(self, values, fmt):
     """Stores subnormals as zero."""
-
-    def encode(self, values, fmt):
-        codes = encode(values, fmt)
-        return codes.masked_fill(is_subnormal(fmt).to(codes.device)[codes.int()], 0)
+    codes = encode(values, fmt)
+    return codes.masked_fill(is_subnormal(fmt).to(codes.device)[codes.int()], 0)
 
 
-@implementation("faulty_fnuz_codes_stored")
-class FnuzCodesStored(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def fnuz_codes_stored(self, values, fmt):
     """Stores E4M3FNUZ's codes where E4M3FN's are asked for."""
-
-    def encode(self, values, fmt):
-        return encode(values, FORMATS["e4m3fnuz"])
+    return encode(values, FORMATS["e4m3fnuz"])
 
 
-@implementation("faulty_nibble_swap_when_stored")
-class NibbleSwapWhenStored(RightEncoder):
+@faulty("encode", "mxfp4", base=RightEncoder)
+def nibble_swap_when_stored(self, values, fmt):
     """Packs the halves of a row in the wrong order."""
-
-    schemes = ("mxfp4",)
-
-    def encode(self, values, fmt):
-        return swapped(encode(values, fmt), (1, 0))
+    return swapped(encode(values, fmt), (1, 0))
 
 
 @implementation("faulty_wrong_max")
@@ -130,29 +100,19 @@ class WrongMaxOverflowing(WrongMax):
         return encode(values, fmt, overflow=Overflow.NAN)
 
 
-@implementation("faulty_scale_transposed_when_stored")
-class ScaleTransposedWhenStored(RightEncoder):
+@faulty("stored", "e4m3fn-g32", base=RightEncoder)
+def scale_transposed_when_stored(self, scales):
     """Stores the scale grid column by column."""
-
-    schemes = ("e4m3fn-g32",)
-
-    def stored(self, scales):
-        return Scales(scales.stored.T.reshape(scales.stored.shape).contiguous(), scales.tensor_scale)
+    return Scales(scales.stored.T.reshape(scales.stored.shape).contiguous(), scales.tensor_scale)
 
 
-@implementation("faulty_scale_exponent_when_stored")
-class ScaleExponentWhenStored(RightEncoder):
+@faulty("scales", "mxfp4", base=RightEncoder)
+def scale_exponent_when_stored(self, weight, scheme):
     """Stores E8M0 exponents one too high."""
-
-    schemes = ("mxfp4",)
-
-    def scales(self, weight, scheme):
-        return Scales(super().scales(weight, scheme).stored + 1)
+    return Scales(RightEncoder.scales(self, weight, scheme).stored + 1)
 
 
-@implementation("faulty_random_codes")
-class RandomCodes(RightEncoder):
+@faulty("encode", base=RightEncoder)
+def random_codes(self, values, fmt):
     """Stores codes that have nothing to do with the weight."""
-
-    def encode(self, values, fmt):
-        return torch.randint_like(encode(values, fmt), fmt.max_code)
+    return torch.randint_like(encode(values, fmt), fmt.max_code)

@@ -7,7 +7,7 @@ import torch
 from fpxbench.implementation import implementation
 from fpxbench.numbers.experts import rows_of_experts
 
-from ._right import Right, swapped
+from ._right import Right, faulty, swapped
 
 
 class RightGrouped(Right):
@@ -26,79 +26,63 @@ class RightGrouped(Right):
         return out
 
 
-@implementation("faulty_expert_boundary")
-class ExpertBoundary(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def expert_boundary(self, offsets, rows):
     """Begins and ends the rows of each expert one row late."""
-
-    def groups(self, offsets, rows):
-        ends = offsets.tolist()
-        return rows_of_experts([min(end + 1, rows) for end in ends[:-1]] + ends[-1:])
+    ends = offsets.tolist()
+    return rows_of_experts([min(end + 1, rows) for end in ends[:-1]] + ends[-1:])
 
 
-@implementation("faulty_experts_exchanged")
-class ExpertsExchanged(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def experts_exchanged(self, offsets, rows):
     """Multiplies the rows of expert 1 by expert 2's weight, and the reverse."""
-
-    def groups(self, offsets, rows):
-        return [({1: 2, 2: 1}.get(expert, expert), *run) for expert, *run in super().groups(offsets, rows)]
+    return [({1: 2, 2: 1}.get(expert, expert), *run) for expert, *run in RightGrouped.groups(self, offsets, rows)]
 
 
-@implementation("faulty_next_expert")
-class NextExpert(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def next_expert(self, offsets, rows):
     """Takes offsets for the beginnings of rows: each expert's meet the weight of the next one."""
-
-    def groups(self, offsets, rows):
-        return [((expert + 1) % len(offsets), *run) for expert, *run in super().groups(offsets, rows)]
+    return [((expert + 1) % len(offsets), *run) for expert, *run in RightGrouped.groups(self, offsets, rows)]
 
 
-@implementation("faulty_empty_experts_skipped")
-class EmptyExpertsSkipped(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def empty_experts_skipped(self, offsets, rows):
     """Numbers the experts that have rows, and takes the weights in that order."""
-
-    def groups(self, offsets, rows):
-        return [(number, *run) for number, (_, *run) in enumerate(super().groups(offsets, rows))]
+    return [(number, *run) for number, (_, *run) in enumerate(RightGrouped.groups(self, offsets, rows))]
 
 
-@implementation("faulty_empty_expert_raises")
-class EmptyExpertRaises(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def empty_expert_raises(self, offsets, rows):
     """Takes the largest of no rows."""
-
-    def groups(self, offsets, rows):
-        for first, last in zip([0, *offsets.tolist()], offsets.tolist(), strict=False):
-            torch.arange(first, last).max()
-        return super().groups(offsets, rows)
+    for first, last in zip([0, *offsets.tolist()], offsets.tolist(), strict=False):
+        torch.arange(first, last).max()
+    return RightGrouped.groups(self, offsets, rows)
 
 
-@implementation("faulty_empty_expert_crash")
-class EmptyExpertCrash(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def empty_expert_crash(self, offsets, rows):
     """Reads address 0 for an expert without rows."""
-
-    def groups(self, offsets, rows):
-        found = super().groups(offsets, rows)
-        if len(found) < len(offsets):
-            ctypes.string_at(0)
-        return found
+    found = RightGrouped.groups(self, offsets, rows)
+    if len(found) < len(offsets):
+        ctypes.string_at(0)
+    return found
 
 
-@implementation("faulty_empty_expert_garbage")
-class EmptyExpertGarbage(RightGrouped):
+@faulty("grouped_matmul", base=RightGrouped)
+def empty_expert_garbage(self, x, weight, offsets):
     """Adds what the expert before left, if the one in between has no rows."""
-
-    def grouped_matmul(self, x, weight, offsets):
-        out = super().grouped_matmul(x, weight, offsets)
-        busy = [expert for expert, _, _ in rows_of_experts(offsets)]
-        for expert, first, last in rows_of_experts(offsets):
-            if expert and expert - 1 not in busy:
-                out[first:last] += self.matmul(x[first:last], weight.experts[expert - 1])
-        return out
+    out = RightGrouped.grouped_matmul(self, x, weight, offsets)
+    busy = [expert for expert, _, _ in rows_of_experts(offsets)]
+    for expert, first, last in rows_of_experts(offsets):
+        if expert and expert - 1 not in busy:
+            out[first:last] += self.matmul(x[first:last], weight.experts[expert - 1])
+    return out
 
 
-@implementation("faulty_last_expert_unwritten")
-class LastExpertUnwritten(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def last_expert_unwritten(self, offsets, rows):
     """Leaves the rows of the last expert to whatever memory held."""
-
-    def groups(self, offsets, rows):
-        return [each for each in super().groups(offsets, rows) if each[0] < len(offsets) - 1]
+    return [each for each in RightGrouped.groups(self, offsets, rows) if each[0] < len(offsets) - 1]
 
 
 @implementation("faulty_offsets_frozen")
@@ -112,14 +96,12 @@ class OffsetsFrozen(RightGrouped):
         return self.kept.setdefault(rows, super().groups(offsets, rows))
 
 
-@implementation("faulty_offsets_modified")
-class OffsetsModified(RightGrouped):
+@faulty("groups", base=RightGrouped)
+def offsets_modified(self, offsets, rows):
     """Turns offsets into counts in place."""
-
-    def groups(self, offsets, rows):
-        found = super().groups(offsets, rows)
-        offsets[1:] -= offsets[:-1].clone()
-        return found
+    found = RightGrouped.groups(self, offsets, rows)
+    offsets[1:] -= offsets[:-1].clone()
+    return found
 
 
 @implementation("faulty_grouped_nibble_swap")
@@ -139,12 +121,10 @@ class GroupedNibbleSwap(RightGrouped):
         return out
 
 
-@implementation("faulty_fp8_activation_from_64")
-class Fp8ActivationFrom64(RightGrouped):
+@faulty("product", base=RightGrouped)
+def fp8_activation_from_64(self, x, w):
     """Rounds an expert's tokens to FP8 where it has 64 of them or more, and says so nowhere."""
-
-    def product(self, x, w):
-        if len(x) >= 64:
-            scale = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 448
-            x = (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
-        return super().product(x, w)
+    if len(x) >= 64:
+        scale = x.float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 448
+        x = (x.float() / scale).to(torch.float8_e4m3fn).float() * scale
+    return RightGrouped.product(self, x, w)

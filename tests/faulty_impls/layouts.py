@@ -6,7 +6,7 @@ from fpxbench.implementation import implementation
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.tensor_codec import decode
 
-from ._right import Right, swapped
+from ._right import Right, faulty, swapped
 
 
 @implementation("faulty_nibble_swap")
@@ -19,96 +19,62 @@ class NibbleSwap(Right):
         return swapped(weight.codes(), (1, 0))
 
 
-@implementation("faulty_plane_swap")
-class PlaneSwap(Right):
+@faulty("codes", "e3m2-row")
+def plane_swap(self, weight):
     """Reads the four planes of a six-bit code's upper two bits backwards."""
-
-    schemes = ("e3m2-row",)
-
-    def codes(self, weight):
-        codes = weight.codes()
-        return (codes & 0x0F) | (swapped(codes, (3, 2, 1, 0)) & 0x30)
+    codes = weight.codes()
+    return (codes & 0x0F) | (swapped(codes, (3, 2, 1, 0)) & 0x30)
 
 
-@implementation("faulty_pieces_exchanged")
-class PiecesExchanged(Right):
+@faulty("codes", "e3m2-row")
+def pieces_exchanged(self, weight):
     """Puts a six-bit code's upper two bits below its lower four."""
-
-    schemes = ("e3m2-row",)
-
-    def codes(self, weight):
-        codes = weight.codes()
-        return ((codes & 0x0F) << 2) | (codes >> 4)
+    codes = weight.codes()
+    return ((codes & 0x0F) << 2) | (codes >> 4)
 
 
-@implementation("faulty_scale_transposed")
-class ScaleTransposed(Right):
+@faulty("factors", "e4m3fn-g32")
+def scale_transposed(self, weight):
     """Reads the scale grid [N, G] as if it lay [G, N] in memory."""
-
-    schemes = ("e4m3fn-g32",)
-
-    def factors(self, weight):
-        grid = weight.scale_grid()
-        return weight.scheme.scaling.spread(grid.reshape(grid.shape[::-1]).T, *weight.shape)
+    grid = weight.scale_grid()
+    return weight.scheme.scaling.spread(grid.reshape(grid.shape[::-1]).T, *weight.shape)
 
 
-@implementation("faulty_row_scale_along_k")
-class RowScaleAlongK(Right):
+@faulty("factors")
+def row_scale_along_k(self, weight):
     """Applies the row scales to the columns: it broadcasts where N = K, and nothing complains."""
-
-    def factors(self, weight):
-        return weight.scale_grid().T
+    return weight.scale_grid().T
 
 
-@implementation("faulty_scale_missing")
-class ScaleMissing(Right):
+@faulty("factors", "e4m3fn-row", "mxfp4")
+def scale_missing(self, weight):
     """Forgets the scale."""
-
-    schemes = ("e4m3fn-row", "mxfp4")
-
-    def factors(self, weight):
-        return torch.ones(())
+    return torch.ones(())
 
 
-@implementation("faulty_tensor_scale_missing")
-class TensorScaleMissing(Right):
+@faulty("factors", "nvfp4")
+def tensor_scale_missing(self, weight):
     """Forgets NVFP4's second scale."""
-
-    schemes = ("nvfp4",)
-
-    def factors(self, weight):
-        return weight.scheme.scaling.spread(decode(weight.scales, FORMATS["e4m3fn"]), *weight.shape)
+    return weight.scheme.scaling.spread(decode(weight.scales, FORMATS["e4m3fn"]), *weight.shape)
 
 
-@implementation("faulty_block_off_by_one")
-class BlockOffByOne(Right):
+@faulty("factors", "mxfp4")
+def block_off_by_one(self, weight):
     """Multiplies each block by the scale of the next one."""
-
-    schemes = ("mxfp4",)
-
-    def factors(self, weight):
-        return weight.scheme.scaling.spread(weight.scale_grid().roll(-1, dims=1), *weight.shape)
+    return weight.scheme.scaling.spread(weight.scale_grid().roll(-1, dims=1), *weight.shape)
 
 
-@implementation("faulty_boundary_off_by_one")
-class BoundaryOffByOne(Right):
+@faulty("factors", "e4m3fn-g32")
+def boundary_off_by_one(self, weight):
     """Begins each block one weight late."""
-
-    schemes = ("e4m3fn-g32",)
-
-    def factors(self, weight):
-        factors = super().factors(weight)
-        return torch.cat([factors[:, :1], factors[:, :-1]], dim=1)
+    factors = Right.factors(self, weight)
+    return torch.cat([factors[:, :1], factors[:, :-1]], dim=1)
 
 
-@implementation("faulty_scale_exponent")
-class ScaleExponent(Right):
+@faulty("factors", "mxfp4")
+def scale_exponent(self, weight):
     """Reads E8M0 with bias 126."""
-
-    schemes = ("mxfp4",)
-
-    def factors(self, weight):
-        return 2 * super().factors(weight)
+    return 2 * Right.factors(self, weight)
 
 
 @implementation("faulty_two_mistakes")
@@ -119,37 +85,25 @@ class TwoMistakes(NibbleSwap):
         return torch.ones(())
 
 
-@implementation("faulty_outputs_exchanged")
-class OutputsExchanged(Right):
+@faulty("decoded", "mxfp4")
+def outputs_exchanged(self, weight):
     """The halves of a fused layer come out in the other order."""
-
-    schemes = ("mxfp4",)
-
-    def decoded(self, weight):
-        return super().decoded(weight).roll(weight.shape[0] // 2, 0)
+    return Right.decoded(self, weight).roll(weight.shape[0] // 2, 0)
 
 
-@implementation("faulty_last_scale_left_out")
-class LastScaleLeftOut(Right):
+@faulty("factors", "mxfp4")
+def last_scale_left_out(self, weight):
     """The scale of the last block along K is never applied."""
-
-    schemes = ("mxfp4",)
-
-    def factors(self, weight):
-        factors = super().factors(weight).clone()
-        factors[:, (weight.shape[1] - 1) // 32 * 32:] = 1
-        return factors
+    factors = Right.factors(self, weight).clone()
+    factors[:, (weight.shape[1] - 1) // 32 * 32:] = 1
+    return factors
 
 
-@implementation("faulty_scale_rows_of_four")
-class ScaleRowsOfFour(Right):
+@faulty("factors", "e4m3fn-b128x128")
+def scale_rows_of_four(self, weight):
     """Takes a row of the scale grid for as long as the next multiple of four, as cuBLAS does with blocks of 128 x 128.
     """
-
-    schemes = ("e4m3fn-b128x128",)
-
-    def factors(self, weight):
-        grid = weight.scale_grid()
-        rows, columns = grid.shape
-        at = torch.arange(rows)[:, None] * (-(-columns // 4) * 4) + torch.arange(columns)
-        return weight.scheme.scaling.spread(grid.reshape(-1)[at.to(grid.device) % grid.numel()], *weight.shape)
+    grid = weight.scale_grid()
+    rows, columns = grid.shape
+    at = torch.arange(rows)[:, None] * (-(-columns // 4) * 4) + torch.arange(columns)
+    return weight.scheme.scaling.spread(grid.reshape(-1)[at.to(grid.device) % grid.numel()], *weight.shape)

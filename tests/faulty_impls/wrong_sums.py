@@ -4,37 +4,31 @@ import torch
 
 from fpxbench.implementation import implementation
 
-from ._right import Right
+from ._right import Right, faulty
 
 
-@implementation("faulty_ragged_k")
-class RaggedK(Right):
+@faulty("product")
+def ragged_k(self, x, w):
     """Leaves out what a block of 32 along K does not fill."""
-
-    def product(self, x, w):
-        whole = x.shape[1] // 32 * 32
-        return x[:, :whole].float() @ w[:, :whole].T
+    whole = x.shape[1] // 32 * 32
+    return x[:, :whole].float() @ w[:, :whole].T
 
 
-@implementation("faulty_ragged_n")
-class RaggedN(Right):
+@faulty("product")
+def ragged_n(self, x, w):
     """Gives zeros for the output columns that a block of 32 does not fill."""
-
-    def product(self, x, w):
-        y = super().product(x, w)
-        y[:, w.shape[0] // 32 * 32:] = 0
-        return y
+    y = Right.product(self, x, w)
+    y[:, w.shape[0] // 32 * 32:] = 0
+    return y
 
 
-@implementation("faulty_accumulates_in_bf16")
-class AccumulatesInBf16(Right):
+@faulty("product")
+def accumulates_in_bf16(self, x, w):
     """Adds up in bf16, one product at a time, and truncates."""
-
-    def product(self, x, w):
-        y = torch.zeros(x.shape[0], w.shape[0], device=x.device)
-        for column, weights in zip(x.float().T, w.T, strict=True):
-            y = ((y + column[:, None] * weights).view(torch.int32) & ~0xFFFF).view(torch.float32)
-        return y
+    y = torch.zeros(x.shape[0], w.shape[0], device=x.device)
+    for column, weights in zip(x.float().T, w.T, strict=True):
+        y = ((y + column[:, None] * weights).view(torch.int32) & ~0xFFFF).view(torch.float32)
+    return y
 
 
 @implementation("faulty_overflowing_sums")
@@ -51,38 +45,30 @@ class OverflowingSums(Right):
         return super().product(x, w).half().float() * self.factor
 
 
-@implementation("faulty_outputs_saturated")
-class OutputsSaturated(Right):
+@faulty("product")
+def outputs_saturated(self, x, w):
     """Clamps its output at 8."""
-
-    def product(self, x, w):
-        return super().product(x, w).clamp(-8, 8)
+    return Right.product(self, x, w).clamp(-8, 8)
 
 
-@implementation("faulty_nan_in_one_element")
-class NanInOneElement(Right):
+@faulty("product")
+def nan_in_one_element(self, x, w):
     """Gives NaN in one output column."""
-
-    def product(self, x, w):
-        y = super().product(x, w)
-        y[0, 5] = torch.nan
-        return y
+    y = Right.product(self, x, w)
+    y[0, 5] = torch.nan
+    return y
 
 
-@implementation("faulty_gibberish")
-class Gibberish(Right):
+@faulty("decoded")
+def gibberish(self, weight):
     """Multiplies by another weight."""
-
-    def decoded(self, weight):
-        return torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight.device)
+    return torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).to(weight.device)
 
 
-@implementation("faulty_gain")
-class Gain(Right):
+@faulty("product")
+def gain(self, x, w):
     """Is 3% too large."""
-
-    def product(self, x, w):
-        return 1.03 * super().product(x, w)
+    return 1.03 * Right.product(self, x, w)
 
 
 class _Narrow(Right):
@@ -119,12 +105,8 @@ class Bf16PartialSums(_Narrow):
         return y.bfloat16().double()
 
 
-@implementation("faulty_output_cut")
-class OutputCut(Right):
+@faulty("matmul", "mxfp4")
+def output_cut(self, x, weight):
     """Cuts the lower half of fp32 off, where it should round: within every bound, and biased."""
-
-    schemes = ("mxfp4",)
-
-    def matmul(self, x, weight):
-        y = self.product(x, self.decoded(weight))
-        return (y.view(torch.int32) & ~0xFFFF).view(torch.float32).to(x.dtype)
+    y = self.product(x, self.decoded(weight))
+    return (y.view(torch.int32) & ~0xFFFF).view(torch.float32).to(x.dtype)
