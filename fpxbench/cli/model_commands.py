@@ -231,8 +231,7 @@ def _percent(relative: float | None) -> str:
 def _cells(record: GenerationRecord) -> list[str]:
     speed, traffic = record.speed, record.traffic
     quality = record.quality[0] if record.quality else None
-    implementation = record.implementation + (" compiled" if record.compiled else "")
-    cells = [SIGNS[record.verdict.status], record.scheme, implementation]
+    cells = [SIGNS[record.verdict.status], record.scheme, record.kernel]
     if speed:
         low, high = speed.tokens_per_s_ci95
         cells += [f"{speed.tokens_per_s:.3g} [{low:.3g}, {high:.3g}]", f"{speed.first_token_s.value * 1e3:.0f} ms"]

@@ -27,6 +27,7 @@ from fpxbench.model.generate_record import (
 )
 from fpxbench.model.operator import AUTO, USUAL, resolve
 from fpxbench.model.quantize_model import quantize_
+from fpxbench.model.stored_checkpoint import load_stored_
 from fpxbench.numbers.scheme import SCHEMES, scheme_named
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
@@ -52,8 +53,8 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
     Raises ValueError for what the user has to correct.
     """
     _, failures = discover(settings.impls)
-    rows = plan_rows(settings)
     source = sources.find_source(settings.model)
+    rows = plan_rows(settings, next(iter(source.stored), None))
     config = sources.load_config(source, settings.layers)
     described = sources.describe(source, config)
     sources.check_memory(described, settings.device)
@@ -86,8 +87,9 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
                     sample=_decoded(tokenizer, chosen[0]), not_loaded=[str(failure) for failure in failures])
 
 
-def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
-    """Return the rows: baselines first, then every scheme with every implementation, refused ones with the reason.
+def plan_rows(settings: GenerateSettings, stored: str | None = None) -> list[PlannedRow]:
+    """Return the rows: baselines first, then the model's own codes if it is quantized, as `stored`; then every scheme
+    with every implementation, refused ones with the reason.
 
     Raises ValueError for a scheme or an implementation that is none.
     """
@@ -98,23 +100,29 @@ def plan_rows(settings: GenerateSettings) -> list[PlannedRow]:
             find(name, known, failures)
     rows = []
     for name in dict.fromkeys([*BASELINES, *chosen_schemes]):
-        scheme = scheme_named(name)
-        if not scheme.quantized:
+        if not scheme_named(name).quantized:
             rows.append(PlannedRow(scheme=name, implementation="plain"))
             continue
-        found: dict[str, PlannedRow] = {}
         # A baseline is measured by the fastest that multiplies it, whatever is chosen for the others.
-        asked = settings.implementations if name in chosen_schemes else [AUTO]
-        for implementation in asked:
-            try:
-                chosen = resolve(implementation, scheme, settings.device, opaque=True)[0]
-                found[chosen] = PlannedRow(scheme=name, implementation=chosen)
-            except ValueError as error:
-                found[implementation] = PlannedRow(scheme=name, implementation=implementation, refused=str(error))
-        rows += found.values()
+        rows += _rows_of(name, settings.implementations if name in chosen_schemes else [AUTO], settings.device)
+        if name == BASELINES[-1] and stored is not None:
+            rows += _rows_of(stored, settings.implementations, settings.device, stored=True)
     compiled = [row.model_copy(update={"compiled": True}) for row in rows if not row.refused]
     return [*(row for row in rows if row.refused or "eager" in settings.modes),
             *(compiled if "compiled" in settings.modes else [])]
+
+
+def _rows_of(name: str, implementations: list[str], device: str, *, stored: bool = False) -> list[PlannedRow]:
+    """Return a row for each implementation, once where two names stand for the same."""
+    found: dict[str, PlannedRow] = {}
+    for implementation in implementations:
+        try:
+            chosen = resolve(implementation, scheme_named(name), device, opaque=not stored)[0]
+            found[chosen] = PlannedRow(scheme=name, implementation=chosen, stored=stored)
+        except ValueError as error:
+            found[implementation] = PlannedRow(scheme=name, implementation=implementation, stored=stored,
+                                               refused=str(error))
+    return list(found.values())
 
 
 def schemes_of(asked: list[str]) -> list[str]:
@@ -207,7 +215,8 @@ def measure(request: RowRequest) -> RowResult:
     row = _Row(request, model, torch.load(request.work / "prepared.pt"), sources.load_tokenizer(source))
     result = RowResult(implementation=planned.implementation, verdict=Verdict(status=Status.OK))
     if row.quantized:
-        done = quantize_(model, planned.scheme, planned.implementation)
+        done = (load_stored_(model, Path(source.path), planned.implementation, partly=True) if planned.stored else
+                quantize_(model, planned.scheme, planned.implementation))
         result.quantized, result.left = str(done), dict(list(done.left.items())[:1000])
     decoder = row.decoder(compiled=planned.compiled)
     _judge(row, result, decoder)

@@ -125,6 +125,8 @@ class PlannedRow(BaseModel):
     scheme: SchemePart
     implementation: Part
     compiled: bool = False
+    stored: bool = False
+    """The codes of a quantized folder, as they are; `scheme` is that of most of its weights."""
     refused: str = ""
     """Why it cannot be run."""
 
@@ -162,6 +164,8 @@ class GenerationRecord(StoredRecord):
     scheme: SchemePart
     implementation: Part
     compiled: bool = False
+    stored: bool = False
+    """Whether the codes are the model's own, as its files hold them; `scheme` is then that of most of its weights."""
     batch: Count = 1
     prompt_tokens: Count = 0
     new_tokens: Count = 0
@@ -185,7 +189,8 @@ class GenerationRecord(StoredRecord):
 
     @property
     def id(self) -> str:
-        return row_id(self.model, self.scheme, self.implementation, self.batch, compiled=self.compiled)
+        return row_id(self.model, self.scheme, self.implementation, self.batch, compiled=self.compiled,
+                      stored=self.stored)
 
     @property
     def mode(self) -> str:
@@ -193,8 +198,13 @@ class GenerationRecord(StoredRecord):
         return "compiled" if self.compiled else "eager"
 
     @property
+    def kernel(self) -> str:
+        """How it multiplies, as tables name it: ``triton_fused``, ``triton_fused compiled, as stored``."""
+        return self.implementation + (" compiled" if self.compiled else "") + (", as stored" if self.stored else "")
+
+    @property
     def is_baseline(self) -> bool:
-        return self.scheme in BASELINES
+        return self.scheme in BASELINES and not self.stored
 
     @model_validator(mode="after")
     def _right_before_fast(self) -> Self:
@@ -205,9 +215,11 @@ class GenerationRecord(StoredRecord):
         return self
 
 
-def row_id(model: ModelDescription, scheme: str, implementation: str, batch: int, *, compiled: bool) -> str:
-    """Return a row's id: ``llama2-7b/cpu_fused/mxfp4/l32/b1``, with ``/compiled`` under torch.compile."""
-    how = "/compiled" if compiled else ""
+def row_id(model: ModelDescription, scheme: str, implementation: str, batch: int, *, compiled: bool,
+           stored: bool = False) -> str:
+    """Return a row's id: ``llama2-7b/cpu_fused/mxfp4/l32/b1``, with ``/stored`` for a quantized folder's own codes, and
+    ``/compiled`` under torch.compile."""
+    how = ("/stored" if stored else "") + ("/compiled" if compiled else "")
     return f"{model.slug}/{implementation}/{scheme}/l{model.layers}/b{batch}{how}"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import psutil
 import torch
 
 from fpxbench.did_you_mean import did_you_mean
-from fpxbench.model.generate_messages import SMOLLM2, SMOLLM2_MODULE, SMOLLM2_PIP
+from fpxbench.model.generate_messages import SMOLLM2, SMOLLM2_MODULE, SMOLLM2_PIP, USUAL
 from fpxbench.model.generate_record import ModelDescription, ModelKind
+from fpxbench.model.stored_checkpoint import decode_, load_stored_, stored_schemes
 from fpxbench.workloads import MODELS, model_config
 
 PreTrained = Any
@@ -44,14 +45,17 @@ PUBLISHED: dict[str, dict[str, int]] = {
 class Source:
     """Where a model comes from.
 
-    name : as the user gave it path : what transformers loads: a hub id or a folder; of a GGUF its folder; "" for random
-    weights gguf : the file's name in that folder
+    name : as the user gave it
+    path : what transformers loads: a hub id or a folder; of a GGUF its folder; "" for random weights
+    gguf : the file's name in that folder
+    stored : scheme -> number of layers that the folder's files hold quantized, most first
     """
 
     name: str
     kind: ModelKind
     path: str = ""
     gguf: str = ""
+    stored: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_source(name: str) -> Source:
@@ -66,7 +70,7 @@ def find_source(name: str) -> Source:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{name} holds no config.json; give a folder as transformers' save_pretrained writes it")
-        return Source(name, "folder", str(path))
+        return Source(name, "folder", str(path), stored=stored_schemes(path))
     if path.exists():
         raise ValueError(f"{name} is a file; give a .gguf file, a folder with a config.json, or a hub id")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
@@ -117,6 +121,8 @@ def load_config(source: Source, layers: int | None) -> Any:
     else:
         how = {"gguf_file": source.gguf} if source.gguf else {}
         config = loaded(source, lambda: AutoConfig.from_pretrained(source.path, **how))
+        if source.stored and hasattr(config, "quantization_config"):
+            del config.quantization_config      # fpxbench reads the files, and not the library that wrote them
     if layers is not None:
         depth = config.num_hidden_layers
         if not 1 <= layers <= depth:
@@ -142,13 +148,17 @@ def load_tokenizer(source: Source) -> Any | None:
 
 
 def load_model(source: Source, config: Any, device: str, seed: int = 0) -> PreTrained:
-    """Return the model on `device` in bf16, ready for inference. Raise ValueError as `load_config` does."""
+    """Return the model on `device` in bf16, ready for inference; a quantized folder's as the numbers that its codes
+    stand for. Raise ValueError as `load_config` does."""
     from transformers import AutoModelForCausalLM
 
-    if source.kind == "random":
+    if source.kind == "random" or source.stored:
         torch.manual_seed(seed)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
+        if source.stored:
+            load_stored_(model, Path(source.path), USUAL)
+            decode_(model)
     else:
         how: dict[str, Any] = {"gguf_file": source.gguf} if source.gguf else {"config": config}
         model = loaded(source, lambda: AutoModelForCausalLM.from_pretrained(
@@ -205,8 +215,16 @@ def describe(source: Source, config: Any) -> ModelDescription:
     return ModelDescription(
         name=source.name if source.kind != "folder" else Path(source.path).resolve().name, kind=source.kind,
         architecture=type(model).__name__, layers=config.num_hidden_layers, parameters=parameters,
-        bytes=2 * parameters, note=NOTES.get(source.name) or NOTES.get(source.kind, ""),
+        bytes=2 * parameters, note=_note(source),
     )
+
+
+def _note(source: Source) -> str:
+    if source.stored:
+        schemes = " and ".join(f"{count} weights as {scheme}" for scheme, count in source.stored.items())
+        return (f"The folder holds {schemes}; bf16 is the numbers that these stand for, and a scheme's loss is beside"
+                " them.")
+    return NOTES.get(source.name) or NOTES.get(source.kind, "")
 
 
 def check_memory(model: ModelDescription, device: str) -> None:

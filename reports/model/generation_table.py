@@ -28,8 +28,7 @@ class ModelRow:
     @property
     def name(self) -> str:
         """``e4m3fn-row, triton_fused compiled``."""
-        record = self.record
-        return f"{record.scheme}, {record.implementation}{' compiled' if record.compiled else ''}"
+        return f"{self.record.scheme}, {self.record.kernel}"
 
     @property
     def quality(self) -> TextQuality | None:
