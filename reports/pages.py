@@ -84,7 +84,8 @@ def _templates() -> jinja2.Environment:
 class Pages:
     """Renders the site's pages into a folder.
 
-    failures : pages that could not be made, with the reason written : files of the pages so far
+    failures : pages that could not be made, with the reason
+    written : files of the pages so far
     """
 
     def __init__(self, output: Path) -> None:

@@ -64,9 +64,12 @@ _Casts = dict[tuple[str, str], tuple[CastSweep, CastChanges | None]]
 class SiteSummary:
     """What was built, and the worst of it.
 
-    index : the page to open choices : a message for each machine on the schemes to choose from problems : of the newest
-    build of each machine, worst first; links are relative to the site's folder broken_lines : lines of the results that
-    are no records troubles : other messages about the records empty : whether the results hold no record
+    index : the page to open
+    choices : a message for each machine on the schemes to choose from
+    problems : of the newest build of each machine, worst first; links are relative to the site's folder
+    broken_lines : lines of the results that are no records
+    troubles : other messages about the records
+    empty : whether the results hold no record
     """
 
     index: Path

@@ -41,7 +41,8 @@ _ORDER = {name: place for place, name in enumerate(DTYPES)}
 class CastFinding:
     """One fault or refusal.
 
-    cause : what happens, without the counts records : all that show it, the one with the most differing inputs first
+    cause : what happens, without the counts
+    records : all that show it, the one with the most differing inputs first
     """
 
     status: Status

@@ -44,9 +44,10 @@ class Deadline:
 class Examination:
     """One implementation on one case, while it is checked.
 
-    budget_s : seconds for all checks that go beyond the case's own calls together covered, not_asked : for each check
-    by name, what it covered, and why the rest was left out properties : measured facts for the record
-    (`fpxbench.records.record.Properties`) first_call_s : how long the first call took, compiling and tuning included
+    budget_s : seconds for all checks that go beyond the case's own calls together
+    covered, not_asked : for each check by name, what it covered, and why the rest was left out
+    properties : measured facts for the record (`fpxbench.records.record.Properties`)
+    first_call_s : how long the first call took, compiling and tuning included
     """
 
     implementation: Implementation

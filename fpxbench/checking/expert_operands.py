@@ -35,11 +35,13 @@ class ExpertOperands(Operands):
     """The operands of one case of experts, on its device.
 
     original, decoded : those of expert 0, [N, K]; the others are made when they are needed, as all may be many GB
-    weight : what the implementation stores, [E, N, K] decode : an expert's stored weight -> what it stands for, fp32
-    [N, K] from_file : there are no weights but those that are stored offsets : where each expert's rows end, int32 [E],
-    on the device: a buffer that `activation` fills ends : the same numbers, as they were drawn drawn : what
-    `activation` was last called with: the purpose, M and the routing routed_before : the ends of experts' rows in
-    earlier draws, the first and the latest
+    weight : what the implementation stores, [E, N, K]
+    decode : an expert's stored weight -> what it stands for, fp32 [N, K]
+    from_file : there are no weights but those that are stored
+    offsets : where each expert's rows end, int32 [E], on the device: a buffer that `activation` fills
+    ends : the same numbers, as they were drawn
+    drawn : what `activation` was last called with: the purpose, M and the routing
+    routed_before : the ends of experts' rows in earlier draws, the first and the latest
     """
 
     weight: QuantizedExperts

@@ -20,9 +20,10 @@ from fpxbench.records.case import Case
 class Operands:
     """The operands of one case, on its device.
 
-    original : the weight that was quantized, fp32 [N, K] weight : what the implementation stores decoded : what its
-    codes and scales stand for, fp32 [N, K] rule : how the implementation quantizes its activation, as declared or
-    found; None if it does not
+    original : the weight that was quantized, fp32 [N, K]
+    weight : what the implementation stores
+    decoded : what its codes and scales stand for, fp32 [N, K]
+    rule : how the implementation quantizes its activation, as declared or found; None if it does not
     """
 
     case: Case

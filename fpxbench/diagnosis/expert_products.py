@@ -90,8 +90,10 @@ def _wrong_in_large_numbers(examination: Examination, seen: _Seen) -> Diagnosis 
 class _Seen:
     """Which experts' weights each row of one grouped product met.
 
-    x : the rows, [T, K] own : the expert of each row, int64 [T] met : whether a row is right for an expert's weight,
-    bool [E, T]; of a row of zeros, for each wrong : rows that are not right for their own, bool [T]
+    x : the rows, [T, K]
+    own : the expert of each row, int64 [T]
+    met : whether a row is right for an expert's weight, bool [E, T]; of a row of zeros, for each
+    wrong : rows that are not right for their own, bool [T]
     """
 
     def __init__(self, examination: Examination, x: Tensor) -> None:

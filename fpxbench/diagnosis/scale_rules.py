@@ -53,7 +53,8 @@ _MESSAGES = {
 class ScaleRule:
     """A rule by which stored scales are right.
 
-    name : as `Implementation.scale_rule` declares it scheme : the scheme with this rule, by which the weight is decoded
+    name : as `Implementation.scale_rule` declares it
+    scheme : the scheme with this rule, by which the weight is decoded
     """
 
     name: str

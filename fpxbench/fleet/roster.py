@@ -37,7 +37,8 @@ driver_clock = time.time
 class Roster:
     """Base of the driver: nodes, seats and calls. A subclass says what a seat does (`_add_cells`, `_poll`).
 
-    device : None: the GPUs of the cluster, or its CPUs if it has none machines : globs over kinds; empty: all
+    device : None: the GPUs of the cluster, or its CPUs if it has none
+    machines : globs over kinds; empty: all
     """
 
     def __init__(self, device: DeviceType | None, machines: tuple[str, ...], say: Callable[[str], None]) -> None:

@@ -35,9 +35,10 @@ class Divergence(RecordPart):
 class TextQuality(RecordPart):
     """How a model predicts the tokens of one text, beside the unquantized model.
 
-    kl : KL(unquantized || this row) kl_format : KL(unquantized || the same codes, decoded exactly): the share of the
-    format kl_kernel : KL(the same codes, decoded exactly || this row): the share of the kernel noise : KL(unquantized
-    || unquantized, its sums in another order): what two right kernels differ by
+    kl : KL(unquantized || this row)
+    kl_format : KL(unquantized || the same codes, decoded exactly): the share of the format
+    kl_kernel : KL(the same codes, decoded exactly || this row): the share of the kernel
+    noise : KL(unquantized || unquantized, its sums in another order): what two right kernels differ by
     """
 
     text: Label

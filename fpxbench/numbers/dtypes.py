@@ -15,9 +15,12 @@ from fpxbench.numbers.formats import BF16, FORMATS, FP16, FP32, FP64, Format, fo
 class DTypeNames:
     """A format's names; None where the framework has no such dtype.
 
-    torch : ``torch.float8_e4m3fn`` triton : ``triton.language.float8e4nv`` triton_short : as Triton's compiler prints
-    it and as its kernels' signatures spell it, ``fp8e4nv`` ml_dtypes : ``ml_dtypes.float8_e4m3fn`` gfloat :
-    ``gfloat.formats.format_info_ocp_e4m3`` onnx : ``onnx.TensorProto.FLOAT8E4M3FN``
+    torch : ``torch.float8_e4m3fn``
+    triton : ``triton.language.float8e4nv``
+    triton_short : as Triton's compiler prints it and as its kernels' signatures spell it, ``fp8e4nv``
+    ml_dtypes : ``ml_dtypes.float8_e4m3fn``
+    gfloat : ``gfloat.formats.format_info_ocp_e4m3``
+    onnx : ``onnx.TensorProto.FLOAT8E4M3FN``
     """
 
     torch: str | None = None

@@ -23,10 +23,13 @@ _FIELDS = ("packed", "scales", "tensor_scale")
 class QuantizedWeight:
     """A weight ``[N, K]`` as stored.
 
-    scheme : how codes and scales are read shape : ``(N, K)`` layout : a layout of `fpxbench.numbers.packing`, or
-    ``dense`` packed : uint8 ``[N, row_bytes]``; for a dense scheme the 16-bit ``[N, K]`` itself scales : fp32 ``[1,
-    1]``, ``[N, 1]`` or ``[N, G]``, or uint8 codes ``[N, G]`` (mx: E8M0, nv: E4M3FN); None if dense tensor_scale : fp32
-    ``[1]``, nv only extra : further tensors that an implementation keeps with the weight; they count as stored bytes
+    scheme : how codes and scales are read
+    shape : ``(N, K)``
+    layout : a layout of `fpxbench.numbers.packing`, or ``dense``
+    packed : uint8 ``[N, row_bytes]``; for a dense scheme the 16-bit ``[N, K]`` itself
+    scales : fp32 ``[1, 1]``, ``[N, 1]`` or ``[N, G]``, or uint8 codes ``[N, G]`` (mx: E8M0, nv: E4M3FN); None if dense
+    tensor_scale : fp32 ``[1]``, nv only
+    extra : further tensors that an implementation keeps with the weight; they count as stored bytes
     held : an object that holds the weight in place of codes and scales, see `holding`
     """
 

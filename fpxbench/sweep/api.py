@@ -36,11 +36,13 @@ def run(
 ) -> Records:
     """Check and time cases as ``fpxbench run`` does, and return their records.
 
-    implementation, scheme, workload : globs; empty for all of the profile checkpoint, layer : measure this checkpoint's
-    layers (globs) with their own codes and scales weights, activations : ``FILE[:NAME]`` of weights to quantize, and of
-    a tensor [..., K] to multiply impls : files or folders of more implementations results : folder that the records are
-    appended to; cases that have a record there are not run again, unless `fresh` timing : False only checks jobs : how
-    many cases are prepared at once; None: one a core, as far as memory goes
+    implementation, scheme, workload : globs; empty for all of the profile
+    checkpoint, layer : measure this checkpoint's layers (globs) with their own codes and scales
+    weights, activations : ``FILE[:NAME]`` of weights to quantize, and of a tensor [..., K] to multiply
+    impls : files or folders of more implementations
+    results : folder that the records are appended to; cases that have a record there are not run again, unless `fresh`
+    timing : False only checks
+    jobs : how many cases are prepared at once; None: one a core, as far as memory goes
 
     Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing,
     RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.

@@ -63,7 +63,8 @@ class Stopwatch:
 class Member:
     """A process that runs beside others.
 
-    purpose : the case that it runs group : its process group is stopped, not the process alone
+    purpose : the case that it runs
+    group : its process group is stopped, not the process alone
     """
 
     pid: int

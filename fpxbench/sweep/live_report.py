@@ -27,8 +27,9 @@ LOWEST_PRIORITY = 19
 class LiveReport:
     """A context in which `update` rebuilds the report in `folder`, at most one build at a time.
 
-    folder : None builds nothing gate : stops a build while a case is timed say : receives a line that names the page
-    once it is there, and one if it cannot be built
+    folder : None builds nothing
+    gate : stops a build while a case is timed
+    say : receives a line that names the page once it is there, and one if it cannot be built
     """
 
     def __init__(self, folder: Path | None, results: Path, gate: Gate, say: Callable[[str], None]) -> None:

@@ -67,8 +67,9 @@ def usable_cores() -> int:
 class Pool(Generic[Item, R]):
     """Children that work on items side by side, each with a watcher's thread of its own.
 
-    workers : the children; the first may be warm already work : called with a child and an item, in a thread crowded :
-    whether a result may be due to the neighbours (memory ran out); such an item is worked on again, alone
+    workers : the children; the first may be warm already
+    work : called with a child and an item, in a thread
+    crowded : whether a result may be due to the neighbours (memory ran out); such an item is worked on again, alone
     """
 
     def __init__(self, workers: list[Isolation], work: Callable[[Isolation, Item], R],

@@ -47,9 +47,11 @@ class LayerRow:
 class CheckpointPage:
     """One examined checkpoint as its page shows it.
 
-    name : of its file in ``RESULTS/checkpoints``, and of its page rows : layers with findings first, then those that
-    were read, at most `MOST_LAYERS` wrong : layers with a finding groups : dialect, scheme, layers, bytes and bits a
-    weight findings : messages by how many layers have them
+    name : of its file in ``RESULTS/checkpoints``, and of its page
+    rows : layers with findings first, then those that were read, at most `MOST_LAYERS`
+    wrong : layers with a finding
+    groups : dialect, scheme, layers, bytes and bits a weight
+    findings : messages by how many layers have them
     """
 
     name: str

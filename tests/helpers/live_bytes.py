@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """The bytes of storages that operations made within, and of a model's parameters, at each moment and at most.
 
-    live : now most : the largest value so far
+    live : now
+    most : the largest value so far
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -36,8 +36,9 @@ class Scaling:
     A subclass sets what differs: its `kind`, its blocks, how a scale is stored, and `parse`; where the rule differs,
     also `scales_of` and `reach`. Blocks at the right and lower edge may be smaller.
 
-    block_rows : rows of a block; None: all N block : columns of a block; None: all K scale_format : how a scale is
-    stored
+    block_rows : rows of a block; None: all N
+    block : columns of a block; None: all K
+    scale_format : how a scale is stored
     """
 
     block_rows: int | None = 1
