@@ -58,7 +58,8 @@ def measure_accumulator(examination: Examination, quantized: Callable[[Operands,
     if why is None:
         original, columns = probe_weight(operands)
         probe = quantized(operands, original)
-        ones = [column for column in columns if bool((probe.decoded[:, column] == 1).all())]
+        is_one = (probe.decoded == 1).all(dim=0).tolist()   # at once: a look at each column is a wait for a GPU each
+        ones = [column for column in columns if is_one[column]]
         if len(ones) >= _TRIPLES:
             found = _Probe(examination, probe, ones).run(examination.deadline(0.3))
             examination.covered["accumulator"] = "measured by cancellation"
