@@ -137,8 +137,7 @@ class Implementation:
         """Return `supports`' answer, or the refusal of a scheme that quantizes activations where `matmul` does not."""
         if scheme.activation is not None and not self.quantizes_activations:
             weight_only = scheme.name.partition("+")[0]
-            return Support.no(f"multiplies 16-bit activations: of {scheme.name} it supports the weight's half alone, "
-                              f"{weight_only}")
+            return Support.no(f"supports 16-bit activations only: {weight_only}, not {scheme.name}")
         return self.supports(scheme, device)
 
     def layout_for(self, scheme: Scheme, shape: tuple[int, int], device: torch.device) -> str:

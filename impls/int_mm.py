@@ -18,7 +18,7 @@ class IntMM(Implementation):
 
     def supports(self, scheme, device):
         if scheme.name not in ("int8-row+int8-row", "int8-tensor+int8-row"):
-            return Support.no(f"multiplies int8 by int8 with a scale a token and a channel, not {scheme.name}")
+            return Support.no(f"supports int8-row+int8-row only, not {scheme.name}")
         return Support.yes()
 
     def matmul(self, x, weight):

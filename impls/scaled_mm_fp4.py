@@ -23,7 +23,7 @@ class ScaledMMFP4(Implementation):
         parts = (scheme, scheme.activation)
         if not all(part is not None and part.quantized and part.format.name == "e2m1" and part.scaling.base_name == "nv"
                    for part in parts):
-            return Support.no(f"multiplies NVFP4 activations by NVFP4 weights (nvfp4+nvfp4), not {scheme.name}")
+            return Support.no(f"supports nvfp4+nvfp4 only, not {scheme.name}")
         if compute_capability(device) < (10, 0):
             name = float8_formats(device)[1]
             return Support.no(f"torch._scaled_mm multiplies NVFP4 from sm_100 on, and this is {name}")

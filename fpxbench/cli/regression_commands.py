@@ -99,6 +99,8 @@ def _failures(found) -> frozenset[Fail]:
 
 
 def _print(found, everything: bool) -> None:
+    from fpxbench.regressions.decision_rule import LEAST_FREEDOM
+
     for suspect in found.suspects[:_SHOWN]:
         low, high = (f"{100 * end:+.1f}" for end in suspect.interval)
         series = suspect.series
@@ -139,12 +141,14 @@ def _print(found, everything: bool) -> None:
     hidden = sum(max(0, len(found_of) - _SHOWN) for found_of in (found.suspects, found.events, found.machine))
     if hidden:
         out.print(f"… and {hidden} more: --json prints all of them", style="dim")
-    if not (found.suspects or found.events or found.machine):
-        out.print(
-            "nothing changed"
-            if everything
-            else "nothing changed with the newest builds, and no suspected regression is open"
-        )
+    if found.builds < 2:
+        out.print("nothing to compare: no machine has records of two builds of one channel and variant")
+    elif not (found.suspects or found.events or found.machine):
+        out.print("nothing changed" if everything
+                  else "nothing changed with the newest builds, and no suspected regression is open")
+    if 2 <= found.builds <= LEAST_FREEDOM:
+        out.print(f"times were not compared: that takes {LEAST_FREEDOM + 1} builds, and the longest series has "
+                  f"{found.builds}; `fpxbench compare` shows two builds", style="dim")
 
 
 def _where(series) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,11 +36,14 @@ class ResultChanges:
     """The newest build of each series of builds."""
     newest_of: list[tuple[str, Build]] = field(default_factory=list)
     """The same, with the name of its machine."""
+    builds: int = 0
+    """Those of the longest series."""
 
     def add(self, of_machine: list[PanelChanges], troubles: list[str]) -> None:
         """Add the changes of one machine."""
         self.troubles += troubles
         for one in of_machine:
+            self.builds = max(self.builds, len(one.panel.builds))
             self.newest.append(one.panel.builds[-1])
             self.newest_of.append((one.panel.machine, one.panel.builds[-1]))
             self.suspects += one.suspects
@@ -50,10 +53,10 @@ class ResultChanges:
     def of_newest_builds(self) -> ResultChanges:
         """Return what is open: suspects that stand, and what the newest builds changed."""
         keys = {build.key for build in self.newest}
-        return ResultChanges(
-            [suspect for suspect in self.suspects if suspect.stands],
-            [event for event in self.events if event.first_bad.key in keys],
-            [move for move in self.machine if move.first.key in keys], self.troubles, self.newest, self.newest_of,
+        return replace(
+            self, suspects=[suspect for suspect in self.suspects if suspect.stands],
+            events=[event for event in self.events if event.first_bad.key in keys],
+            machine=[move for move in self.machine if move.first.key in keys],
         )
 
 

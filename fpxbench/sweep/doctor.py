@@ -101,21 +101,23 @@ def _memory_and_disk() -> list[SetupCheck]:
 def _implementations(impls: list[Path]) -> list[SetupCheck]:
     from fpxbench.checking.machine import default_device
     from fpxbench.implementation import discover
-    from fpxbench.numbers.scheme import SCHEMES, scheme_named
+    from fpxbench.numbers.scheme import SCHEMES, USED_BY, scheme_named
 
     known, failures = discover(impls)
-    device = default_device()
+    device, schemes = default_device(), tuple(dict.fromkeys((*SCHEMES, *USED_BY)))
     checks = [
         SetupCheck("no", failure.path, f"not loaded: {failure.error}", "fix the file; the others still run")
         for failure in failures
     ]
     for name, cls in sorted(known.items()):
-        answers = {scheme: cls().supports(scheme_named(scheme), device) for scheme in SCHEMES}
+        answers = {scheme: cls().support(scheme_named(scheme), device) for scheme in schemes}
         taken = [scheme for scheme, support in answers.items() if support.supported]
         missing = next((support.reason for support in answers.values() if support.missing), "")
         if taken:
             untimed = cls().no_timing(device)
-            message = f"{len(taken)} of {len(SCHEMES)} schemes on {device}: {', '.join(taken)}"
+            refused = [scheme for scheme in schemes if scheme not in taken]
+            which = ", ".join(taken) if len(taken) < len(refused) else f"all but {', '.join(refused)}"
+            message = f"{len(taken)} of {len(schemes)} schemes on {device}: {which}"
             checks.append(
                 SetupCheck("note" if untimed else "yes", name, message + (f"; no timing: {untimed}" if untimed else ""))
             )

@@ -56,10 +56,10 @@ class Sweep:
             return ""
         first_calls = sum(record.properties.first_call_s or 0.0 for record in ran)
         return (
-            f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once: "
-            f"{self.gate.timed_s:.0f} s of it timing {len(self.gate.intervals)} of them alone; the cases took "
-            f"{sum(record.elapsed_s or 0.0 for record in ran):.0f} s together, {first_calls:.0f} s of it first calls, "
-            "which compile"
+            f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once; timing "
+            f"{len(self.gate.intervals)} of them, one at a time, took {self.gate.timed_s:.0f} s. Sum over cases: "
+            f"{sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it in first calls, which "
+            "compile"
         )
 
 

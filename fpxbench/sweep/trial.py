@@ -440,7 +440,7 @@ def _named(verdict: Verdict, diagnose: Callable[[], Diagnosis]) -> Verdict:
 
 def _no_timing(implementation: Implementation, request: TrialRequest) -> str | None:
     if is_canary(request.case.workload):
-        return "a canary: its shape is there to be right on, and too small to time"
+        return "a canary, too small for a meaningful time"
     if request.case.m == 0:
         return "no tokens: there is nothing to time"
     if request.timing_budget_s <= 0:

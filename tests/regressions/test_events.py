@@ -276,6 +276,14 @@ def test_the_command_in_json_is_what_the_library_finds(slowed):
     assert said["troubles"] == []
 
 
+def test_what_was_not_compared_is_not_called_unchanged(tmp_path):
+    for builds, message in ((1, "nothing to compare: no machine has records of two builds"),
+                            (3, "times were not compared: that takes 25 builds, and the longest series has 3")):
+        nights(tmp_path / str(builds), builds, (FUSED,))
+        said = run(tmp_path / str(builds)).stdout
+        assert message in said and ("nothing changed" in said) == (builds == 3)
+
+
 def test_older_events_are_shown_on_demand(tmp_path):
     nights(tmp_path, 3, (FUSED,), edit=verdicts(OK, CRASH, CRASH))
     assert "nothing changed with the newest builds" in run(tmp_path).stdout
