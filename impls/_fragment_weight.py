@@ -18,7 +18,16 @@ from torch import Tensor
 from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.formats import Format
 from fpxbench.numbers.packing import layout_named
-from fpxbench.numbers.packing.fragment import TILE_K, TILE_N, moves_for, name_for, placed_bits
+from fpxbench.numbers.packing.fragment import (
+    TILE_K,
+    TILE_N,
+    Moves,
+    moves_for,
+    name_for,
+    own_moves,
+    placed_bits,
+    quad_moves,
+)
 from fpxbench.numbers.scaling import Scaling
 from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
@@ -86,7 +95,7 @@ def layout_of(scheme: Scheme, n: int, k: int) -> str | None:
     if why_not(scheme) or n % TILE_N or k % TILE_N:
         return None
     fmt = scheme.element_format
-    name = name_for(fmt.mantissa_bits, fmt.twos_complement)
+    name = name_for(_mantissa_bits(fmt))
     words = n * layout_named(name).row_bytes(k, fmt.bits) // 4
     return name if words < INT32 else None      # the kernels' offsets are 32 bits
 
@@ -146,14 +155,12 @@ def base_field(fmt: Format, bf16: bool) -> int:
     return bias if fmt.twos_complement else min(2 * bias - fmt.bias, 2 * bias)
 
 
-def constants(fmt: Format, scaling: str, block: int, bf16: bool) -> dict[str, Any]:
-    """Return everything that both kernels are compiled for, but the tile."""
+def constants(fmt: Format, scaling: str, block: int, bf16: bool, own: bool = False) -> dict[str, Any]:
+    """Return everything that a kernel is compiled for, but the tile.
+
+    MOVES and FIRST are those of a lane's 16 pairs; with `own`, of the four that share words."""
     mantissa = BF16_MANTISSA if bf16 else FP16_MANTISSA
-    mantissa_bits = None if fmt.twos_complement else fmt.mantissa_bits
-    pairs = moves_for(placed_bits(fmt.bits, mantissa_bits, mantissa), placed_bits(fmt.bits, mantissa_bits))
-    firsts = [0]
-    for pair in pairs:
-        firsts.append(firsts[-1] + len(pair))
+    stored = placed_bits(fmt.bits, _mantissa_bits(fmt))
     base = base_field(fmt, bf16)
     multiply, add = 0, 0
     if scaling == "mx":
@@ -162,8 +169,8 @@ def constants(fmt: Format, scaling: str, block: int, bf16: bool) -> dict[str, An
         multiply, add = 1 << (mantissa - 3), (base - NV_EXPONENT_OFFSET) << mantissa
     return {
         "BITS": fmt.bits,
-        "MOVES": tuple((move.word, move.shift, move.mask) for pair in pairs for move in pair),
-        "FIRST": tuple(firsts),
+        **_move_constants(moves_for(placed_bits(fmt.bits, _mantissa_bits(fmt), mantissa), stored,
+                                    (own_moves if own else quad_moves)(stored))),
         "INT": 1 << (fmt.bits - 1) if fmt.twos_complement else 0,
         "FACTOR": (base << mantissa) * 0x10001,
         "SCALES": scaling if scaling in ("none", "fp32") else "codes",
@@ -173,6 +180,20 @@ def constants(fmt: Format, scaling: str, block: int, bf16: bool) -> dict[str, An
         "BLOCK": block,
         "BF16": bf16,
     }
+
+
+def _move_constants(pairs: Moves) -> dict[str, Any]:
+    """Return MOVES, the pieces of all pairs one after another, and FIRST, where each pair's begin."""
+    firsts = [0]
+    for pair in pairs:
+        firsts.append(firsts[-1] + len(pair))
+    return {"MOVES": tuple((move.word, move.shift, move.mask) for pair in pairs for move in pair),
+            "FIRST": tuple(firsts)}
+
+
+def _mantissa_bits(fmt: Format) -> int | None:
+    """Return what `placed_bits` takes: None for integers."""
+    return None if fmt.twos_complement else fmt.mantissa_bits
 
 
 def _specials(fmt: Format) -> list[int]:

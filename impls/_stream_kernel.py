@@ -1,12 +1,13 @@
-
 """x [M, K] @ weight.T for many rows of x on sm_90, from the weights of `_fragment_kernel`, by wgmma (Gluon).
 
 One warp copies tiles of x and of the packed weight into shared memory, several ahead, by bulk tensor copies. The other
 warps take codes from there into registers, decode them to what the matrix instruction takes as its left operand, and
-multiply while the next 32 columns are decoded; x, put in order by `order_kernel`, is read by the instruction itself.
+multiply while the next 32 columns are decoded; x is read by the instruction itself, as it lies in memory. The layout
+has 8 neighbouring columns of a row in one lane, and the instruction takes two from each of four lanes: so each of the
+four loads the words that hold its pairs of all four lanes' columns (`fpxbench.numbers.packing.fragment`).
 There is one program to a multiprocessor. Each makes whole tiles of the result as long as there is one for every
-program; the K of the remaining tiles is divided evenly among all of them, and `reduce_kernel` adds up their sums, in
-order.
+program; the K of the remaining tiles is divided evenly among them (`_fragment.divided`), and `reduce_kernel` adds up
+their sums, in order.
 
 Imported on request only: it needs Triton 3.6 or later, with the NVIDIA backend.
 """
@@ -28,23 +29,6 @@ _fragment = kernels("_fragment_kernel", False)
 _pair, _half = gluon.jit(_fragment._pair.fn), gluon.jit(_fragment._half.fn)
 
 
-@triton.jit(do_not_specialize=["M", "K", "X_STRIDE", "K_PAD"])
-def order_kernel(x, ordered, M, K, X_STRIDE, K_PAD, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Reorder x [M, K], each 16 columns as the instruction takes them, zero past the end: ordered [M, K_PAD].
-
-    A column is a pair of numbers, int32; K, X_STRIDE and K_PAD are multiples of 4, and addresses of 16 bytes. Position
-    4 c + q of the 16 holds column 4 q + c.
-    """
-    gdc_launch_dependents()
-    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    m = (tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    inside = tl.max_constancy((m < M) & (k < K), [1, 4])
-    value = tl.load(x + m * tl.multiple_of(X_STRIDE, 4) + k, mask=inside, other=0)
-    value = tl.reshape(tl.permute(tl.reshape(value, [BLOCK_M, BLOCK_K // 16, 4, 4]), [0, 1, 3, 2]), [BLOCK_M, BLOCK_K])
-    inside = tl.max_constancy((m < M) & (k < K_PAD), [1, 4])
-    tl.store(ordered + m * tl.multiple_of(K_PAD, 4) + k, value, mask=inside)
-
-
 @gluon.constexpr_function
 def _rows(block_n, warps, width):
     """Return where a warp's tiles of 8 rows lie: bases of registers, then of warps, in `width` dimensions."""
@@ -57,21 +41,40 @@ def _rows(block_n, warps, width):
 
 
 @gluon.constexpr_function
-def _words_layout(block_n, warps, count):
-    """Return the layout of [BLOCK_N / 8, 32 count] with `count` neighbouring words to a lane."""
+def _words_layout(block_n, warps):
+    """Return the layout of one word for each lane: [BLOCK_N / 8, 32]."""
     registers, of_warps = _rows(block_n, warps, 2)
-    own = [[0, 1 << i] for i in range(count.bit_length() - 1)]
-    return gl.DistributedLinearLayout(own + registers, [[0, count << i] for i in range(5)], of_warps, [],
-                                      [block_n // 8, 32 * count])
+    return gl.DistributedLinearLayout(registers, [[0, 1 << i] for i in range(5)], of_warps, [], [block_n // 8, 32])
+
+
+@gluon.constexpr_function
+def _shared_layout(block_n, warps, lines, owners):
+    """Return the layout of words in shared memory, [BLOCK_N / 8, LINES, 32, OWNERS]: lane 4 r + w takes, of the lanes
+    4 r to 4 r + 3, the words that have pairs of w. Neighbouring OWNERS of the four take the same ones.
+
+    A lane has 4 / OWNERS words in each plane, so that number LANE W + I of a plane's words is word I of a lane.
+    """
+    registers, of_warps = _rows(block_n, warps, 4)
+    each = 4 // owners
+
+    def of_word(number):
+        return [0, number // 32, number % 32, 0]
+
+    from_lanes = [of_word(each << i) for i in range(2)] + [[0, 4, 0, 0]] * (lines == 8)
+    sharing = [[0, 0, 0, 1 << i] for i in range(owners.bit_length() - 1)]
+    own = [of_word(1 << i) for i in range(each.bit_length() - 1)]
+    rows = [of_word(4 * each << i) for i in range(3)]
+    return gl.DistributedLinearLayout(from_lanes + registers, sharing + own + rows, of_warps, [],
+                                      [block_n // 8, lines, 32, owners])
 
 
 @gluon.constexpr_function
 def _scales_layout(block_n, warps, halves):
-    """Return the layout of [BLOCK_N / 8, 8 halves, 4 / halves]: the word of each lane's row and half."""
+    """Return the layout of [BLOCK_N / 8, 8 halves, 4]: each lane has all words of its row."""
     registers, of_warps = _rows(block_n, warps, 3)
-    shared = [[0, 0, 1 << i] for i in range((4 // halves).bit_length() - 1)]
-    lanes = shared + [[0, 1 << i, 0] for i in range(5 - len(shared))]
-    return gl.DistributedLinearLayout(registers, lanes, of_warps, [], [block_n // 8, 8 * halves, 4 // halves])
+    lanes = [[0, 0, 1], [0, 0, 2]] + [[0, halves << i, 0] for i in range(3)]
+    return gl.DistributedLinearLayout([[0, 1, 0]] * (halves - 1) + registers, lanes, of_warps, [],
+                                      [block_n // 8, 8 * halves, 4])
 
 
 @gluon.jit
@@ -83,32 +86,68 @@ def _halves(value):
 
 
 @gluon.jit
-def _plane(place, BLOCK_N: gl.constexpr, WARPS: gl.constexpr, COUNT: gl.constexpr):
-    """Load COUNT uint32 [BLOCK_N / 8, 32], word by word, from shared memory [BLOCK_N / 8, 32 COUNT]."""
+def _own_words(place, BLOCK_N: gl.constexpr, WARPS: gl.constexpr, LINES: gl.constexpr, OWNERS: gl.constexpr):
+    """Load words [BLOCK_N / 8, LINES, 32] from shared memory: of each of four lanes a tuple with a uint32 [BLOCK_N / 8,
+    32] for each plane. Those that OWNERS share are shifted, so that this lane's bits are the lowest of each half."""
     T: gl.constexpr = BLOCK_N // 8
-    ONE: gl.constexpr = _words_layout(BLOCK_N, WARPS, 1)
-    words = place.load(_words_layout(BLOCK_N, WARPS, COUNT)).to(gl.uint32, bitcast=True)
-    if COUNT == 1:
-        return (words,)
-    elif COUNT == 2:
-        w0, w1 = words.reshape([T, 32, 2]).split()
-        return gl.convert_layout(w0, ONE, assert_trivial=True), gl.convert_layout(w1, ONE, assert_trivial=True)
-    else:
-        even, odd = words.reshape([T, 32, 2, 2]).split()
-        w0, w2 = even.split()
-        w1, w3 = odd.split()
-        return (gl.convert_layout(w0, ONE, assert_trivial=True), gl.convert_layout(w1, ONE, assert_trivial=True),
-                gl.convert_layout(w2, ONE, assert_trivial=True), gl.convert_layout(w3, ONE, assert_trivial=True))
+    ONE: gl.constexpr = _words_layout(BLOCK_N, WARPS)
+    FULL: gl.constexpr = _shared_layout(BLOCK_N, WARPS, LINES, OWNERS)
+    PLANES: gl.constexpr = 2 if LINES == 8 else 1
+    words = place.load(gl.SliceLayout(3, FULL)).to(gl.uint32, bitcast=True).expand_dims(3)
+    if OWNERS > 1:
+        words = gl.broadcast(words, gl.full([T, LINES, 32, OWNERS], 0, gl.uint32, FULL))[0]
+    words = words.reshape([T, PLANES, 8, 4, 4]).permute(0, 2, 4, 1, 3).reshape([T, 32, PLANES * 4])
+    even, odd = words.reshape([T, 32, PLANES * 2, 2]).split()
+    lane0, lane2 = even.reshape([T, 32, PLANES, 2]).split()
+    lane1, lane3 = odd.reshape([T, 32, PLANES, 2]).split()
+    lanes = (lane0, lane1, lane2, lane3)
+    result = ()
+    for lane in gl.static_range(4):
+        if PLANES == 2:
+            low, high = lanes[lane].split()
+            result = result + ((gl.convert_layout(low, ONE, assert_trivial=True),
+                                gl.convert_layout(high, ONE, assert_trivial=True)),)
+        else:
+            own = gl.convert_layout(lanes[lane].reshape([T, 32]), ONE, assert_trivial=True)
+            if OWNERS > 1:
+                own = own >> ((gl.arange(0, 32, gl.SliceLayout(0, ONE)) % OWNERS) * (16 // OWNERS))[None, :]
+            result = result + ((own,),)
+    return result
 
 
 @gluon.jit
-def _place(item, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, GROUP: gl.constexpr):
+def _with(words, more):
+    """Return the tuples of four lanes, each with what `more` has for the lane."""
+    return (words[0] + more[0], words[1] + more[1], words[2] + more[2], words[3] + more[3])
+
+
+@gluon.jit
+def _scale_words(place, BLOCK_N: gl.constexpr, WARPS: gl.constexpr, HALVES: gl.constexpr):
+    """Load a row's words of scale codes from shared memory [BLOCK_N / 8, 8 HALVES]: for each of four lanes its word."""
+    T: gl.constexpr = BLOCK_N // 8
+    ONE: gl.constexpr = _words_layout(BLOCK_N, WARPS)
+    FULL: gl.constexpr = _scales_layout(BLOCK_N, WARPS, HALVES)
+    codes = place.load(gl.SliceLayout(2, FULL)).to(gl.uint32, bitcast=True).expand_dims(2)
+    codes = gl.broadcast(codes, gl.full([T, 8 * HALVES, 4], 0, gl.uint32, FULL))[0]
+    codes = codes.reshape([T, 8, HALVES, 4]).permute(0, 1, 3, 2).reshape([T, 32, HALVES])
+    if HALVES == 2:
+        low, high = codes.split()
+        low = gl.convert_layout(low, ONE, assert_trivial=True)
+        high = gl.convert_layout(high, ONE, assert_trivial=True)
+        return low, low, high, high
+    else:
+        codes = gl.convert_layout(codes.reshape([T, 32]), ONE, assert_trivial=True)
+        return codes, codes, codes, codes
+
+
+@gluon.jit
+def _place(item, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, GROUP: gl.constexpr):
     """Return a program's tile number `item`: its blocks along m and n, its part of K, and where a part's sums go (-1:
     none)."""
     pid = gl.program_id(0)
     whole = FULL // PROGRAMS
-    begin = pid * (REST * K_TILES) // PROGRAMS
-    end = (pid + 1) * (REST * K_TILES) // PROGRAMS
+    begin = pid * (REST * K_TILES) // SHARING
+    end = (pid + 1) * (REST * K_TILES) // SHARING
     number = begin // K_TILES + item - whole
     tile = pid + item * PROGRAMS
     k_begin = 0
@@ -128,32 +167,38 @@ def _place(item, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, GROUP: gl.co
     return first_m + inner % height, inner // height, k_begin, k_end, slot
 
 
+@triton.jit
+def _sharing(number, SHARING, REST, K_TILES):
+    """Return the first and the last program that have a part of tile FULL + `number`."""
+    first = number * K_TILES        # of the REST K_TILES steps, at least SHARING, that are shared out
+    work = REST * K_TILES
+    return ((first + 1) * SHARING - 1) // work, ((first + K_TILES) * SHARING - 1) // work
+
+
 @gluon.jit
-def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, eights, twos, ones, scale_tiles, ready,
-          free, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, SCALED: gl.constexpr,
+def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles, ready, free,
+          PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, SCALED: gl.constexpr,
           HALVES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
           GROUP: gl.constexpr):
     T: gl.constexpr = BLOCK_N // 8
     BYTES: gl.constexpr = BLOCK_M * 256 + T * 128 * BITS + (T * 32 * HALVES if SCALED else 0)
-    gdc_wait()      # for `order_kernel`, which was launched just before
     count = 0
     for item in range(FULL // PROGRAMS + 2):
-        block_m, block_n, k_begin, k_end, slot = _place(item, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, GROUP)
+        block_m, block_n, k_begin, k_end, slot = _place(item, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS,
+                                                        N_BLOCKS, GROUP)
         for k in range(k_begin, k_end):
             stage = count % STAGES
             mbarrier.wait(free.index(stage), ((count // STAGES) & 1) ^ 1)
             full = ready.index(stage)
             mbarrier.expect(full, BYTES)
             n = block_n * T
-            word = k * (32 * BITS)
+            line = k * BITS
             if BITS & 12:
-                _bulk_copy(four_desc, [n, word], full, fours.index(stage))
-            if BITS & 8:
-                _bulk_copy(four_desc, [n, word + 128], full, eights.index(stage))
+                _bulk_copy(four_desc, [n, line, 0], full, fours.index(stage))
             if BITS & 2:
-                _bulk_copy(two_desc, [n, word + (BITS & 4) * 32], full, twos.index(stage))
+                _bulk_copy(two_desc, [n, line + (BITS & 4), 0], full, twos.index(stage))
             if BITS & 1:
-                _bulk_copy(one_desc, [n, word + (BITS & 6) * 32], full, ones.index(stage))
+                _bulk_copy(one_desc, [n, line + (BITS & 6), 0], full, ones.index(stage))
             if SCALED:
                 _bulk_copy(scales_desc, [n, k * (8 * HALVES)], full, scale_tiles.index(stage))
             _bulk_copy(x_desc, [block_m * BLOCK_M, k * 128], full, x_tiles.index(stage))
@@ -184,8 +229,8 @@ def _store(sums, row_scale, out, first_m, first_n, M, N, ROW_SCALES, DTYPE: gl.c
 
 
 @gluon.jit
-def _multiply(x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_scale, out, parts, M, N, ROW_SCALES,
-              PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, MOVES: gl.constexpr,
+def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, row_scale, out, parts, M, N, ROW_SCALES,
+              PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, MOVES: gl.constexpr,
               FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr, SCALED: gl.constexpr,
               SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr, HALVES: gl.constexpr, BF16: gl.constexpr,
               BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
@@ -196,7 +241,8 @@ def _multiply(x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_
     LEFT: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
     count = 0
     for item in range(FULL // PROGRAMS + 2):
-        block_m, block_n, k_begin, k_end, slot = _place(item, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, GROUP)
+        block_m, block_n, k_begin, k_end, slot = _place(item, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS,
+                                                        N_BLOCKS, GROUP)
         sums = gl.full([BLOCK_N, BLOCK_M], 0.0, gl.float32, ACC)
         before = ()
         for _ in gl.static_range(CHUNK):
@@ -204,34 +250,27 @@ def _multiply(x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_
         for k in range(k_begin, k_end):
             stage = count % STAGES
             mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
-            words = ()
+            words = ((), (), (), ())
             if BITS & 12:
-                words = words + _plane(fours.index(stage), BLOCK_N, WARPS, 4)
-            if BITS & 8:
-                words = words + _plane(eights.index(stage), BLOCK_N, WARPS, 4)
+                words = _with(words, _own_words(fours.index(stage), BLOCK_N, WARPS, BITS & 12, 1))
             if BITS & 2:
-                words = words + _plane(twos.index(stage), BLOCK_N, WARPS, 2)
+                words = _with(words, _own_words(twos.index(stage), BLOCK_N, WARPS, 2, 2))
             if BITS & 1:
-                words = words + _plane(ones.index(stage), BLOCK_N, WARPS, 1)
-            factor = words[0] * 0 + FACTOR
+                words = _with(words, _own_words(ones.index(stage), BLOCK_N, WARPS, 1, 4))
             if SCALED:
-                OF_LANES: gl.constexpr = _scales_layout(BLOCK_N, WARPS, HALVES)
-                codes = scale_tiles.index(stage).load(gl.SliceLayout(2, OF_LANES))
-                codes = codes.to(gl.uint32, bitcast=True)
-                of_lanes, factor = gl.broadcast(codes.expand_dims(2), gl.full([T, 8 * HALVES, 4 // HALVES], FACTOR,
-                                                                              gl.uint32, OF_LANES))
-                scale_codes = of_lanes.reshape([T, 32])
+                scale_words = _scale_words(scale_tiles.index(stage), BLOCK_N, WARPS, HALVES)
             tile_of_x = x_tiles.index(stage).permute((1, 0))
             for first in gl.static_range(0, 4, CHUNK):
                 weights = ()
                 for j in gl.static_range(first, first + CHUNK):
-                    if SCALED:
-                        factor = ((scale_codes >> (8 * j)) & 0xFF) * SCALE_MUL + SCALE_ADD
-                        factor = gl.convert_layout(factor, words[0].type.layout, assert_trivial=True)
-                    p0 = _pair(words, factor, 4 * j, MOVES, FIRST, INT, SCALED, BF16, True)[0]
-                    p1 = _pair(words, factor, 4 * j + 1, MOVES, FIRST, INT, SCALED, BF16, True)[0]
-                    p2 = _pair(words, factor, 4 * j + 2, MOVES, FIRST, INT, SCALED, BF16, True)[0]
-                    p3 = _pair(words, factor, 4 * j + 3, MOVES, FIRST, INT, SCALED, BF16, True)[0]
+                    # Of columns 32 j + 8 lane to 32 j + 8 lane + 7, each of four lanes decodes one pair.
+                    pairs = ()
+                    for lane in gl.static_range(4):
+                        factor = words[lane][0] * 0 + FACTOR
+                        if SCALED:
+                            factor = ((scale_words[lane] >> (8 * j)) & 0xFF) * SCALE_MUL + SCALE_ADD
+                        pairs = pairs + (_pair(words[lane], factor, j, MOVES, FIRST, INT, SCALED, BF16, True)[0],)
+                    p0, p1, p2, p3 = pairs
                     lanes = gl.join(gl.join(p0, p1), gl.join(p2, p3)).reshape([T, 8, 4, 2, 2])
                     weight = gl.join(_half(lanes, 0, BF16, True), _half(lanes, 1, BF16, True)).permute(0, 1, 4, 3, 2, 5)
                     weight = gl.convert_layout(weight.reshape([BLOCK_N, 32]), LEFT, assert_trivial=True)
@@ -263,22 +302,24 @@ def _multiply(x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_
                 gl.store(parts + slot * (BLOCK_N * BLOCK_M) + (n[:, None] * BLOCK_M + m[None, :]), sums)
 
 
-@gluon.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "FULL", "REST", "K_TILES", "M_BLOCKS", "N_BLOCKS"])
+@gluon.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "SHARING", "FULL", "REST", "K_TILES", "M_BLOCKS",
+                              "N_BLOCKS"])
 def stream_kernel(
-    x_desc, four_desc, two_desc, one_desc, scales_desc, row_scale, out, parts, M, N, ROW_SCALES, PROGRAMS, FULL, REST,
-    K_TILES, M_BLOCKS, N_BLOCKS,
+    x_desc, four_desc, two_desc, one_desc, scales_desc, row_scale, out, parts, M, N, ROW_SCALES, PROGRAMS, SHARING,
+    FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS,
     BITS: gl.constexpr, MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr,
     SCALES: gl.constexpr, SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr, HALVES: gl.constexpr, BLOCK: gl.constexpr,
     BF16: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
     CHUNK: gl.constexpr, GROUP: gl.constexpr,
 ):
-    """Compute out [M, N] of x [M, 128 K_TILES] as `order_kernel` left it.
+    """Compute out [M, N] of x [M, K], where K_TILES tiles of 128 columns have K of them.
 
-    x_desc: blocks [BLOCK_M, 128] of x. four_desc, two_desc, one_desc: blocks of 128, 64 and 32 words of the packed
-    weight, int32 [N / 8, K_TILES * 32 BITS], and BLOCK_N / 8 rows; scales_desc of int32 [N / 8, K_TILES * 8 HALVES].
+    x_desc: blocks [BLOCK_M, 128] of x. four_desc, two_desc, one_desc: blocks of BLOCK_N / 8 rows and 8 or 4, 2 and 1
+    lines of the packed weight, int32 [N / 8, BITS K_TILES, 32]; scales_desc of int32 [N / 8, K_TILES * 8 HALVES].
+    MOVES and FIRST: those of the four pairs that share words.
     There are M_BLOCKS N_BLOCKS tiles [BLOCK_M, BLOCK_N]: FULL, a multiple of PROGRAMS, are made whole, and the REST,
-    less than PROGRAMS, by all together; or all are made whole, and FULL may be more. Sums of a part of K go to parts
-    fp32 [PROGRAMS + REST, BLOCK_N, BLOCK_M]. CHUNK times 32 columns are decoded, then multiplied, at once.
+    less than PROGRAMS, by SHARING of them together; or all are made whole, and FULL may be more. Sums of a part of K
+    go to parts fp32 [PROGRAMS + REST, BLOCK_N, BLOCK_M]. CHUNK times 32 columns are decoded, then multiplied, at once.
     """
     SCALED: gl.constexpr = SCALES == "codes"
     T: gl.constexpr = BLOCK_N // 8
@@ -286,18 +327,15 @@ def stream_kernel(
     gdc_launch_dependents()
     x_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_M, 128], x_desc.layout)
     fours = x_tiles
-    eights = x_tiles
     twos = x_tiles
     ones = x_tiles
     scale_tiles = x_tiles
     if BITS & 12:
-        fours = gl.allocate_shared_memory(gl.int32, [STAGES, T, 128], four_desc.layout)
-    if BITS & 8:
-        eights = gl.allocate_shared_memory(gl.int32, [STAGES, T, 128], four_desc.layout)
+        fours = gl.allocate_shared_memory(gl.int32, [STAGES, T, BITS & 12, 32], four_desc.layout)
     if BITS & 2:
-        twos = gl.allocate_shared_memory(gl.int32, [STAGES, T, 64], two_desc.layout)
+        twos = gl.allocate_shared_memory(gl.int32, [STAGES, T, 2, 32], two_desc.layout)
     if BITS & 1:
-        ones = gl.allocate_shared_memory(gl.int32, [STAGES, T, 32], one_desc.layout)
+        ones = gl.allocate_shared_memory(gl.int32, [STAGES, T, 1, 32], one_desc.layout)
     if SCALED:
         scale_tiles = gl.allocate_shared_memory(gl.int32, [STAGES, T, 8 * HALVES], scales_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -308,52 +346,41 @@ def stream_kernel(
     hopper.fence_async_shared()
     _barrier()
     gl.warp_specialize([
-        (_multiply, (x_tiles, fours, eights, twos, ones, scale_tiles, ready, free, row_scale, out, parts, M, N,
-                     ROW_SCALES, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, MOVES, FIRST, INT, FACTOR,
-                     SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N, STAGES, WARPS, CHUNK, GROUP)),
-        (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, eights, twos, ones, scale_tiles,
-                 ready, free, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES, BLOCK_M,
-                 BLOCK_N, STAGES, GROUP)),
+        (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, row_scale, out, parts, M, N,
+                     ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, MOVES, FIRST, INT,
+                     FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N, STAGES, WARPS, CHUNK,
+                     GROUP)),
+        (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles,
+                 ready, free, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES,
+                 BLOCK_M, BLOCK_N, STAGES, GROUP)),
     ], [1], [24])
 
 
-@triton.jit
-def _sharing(number, PROGRAMS, REST, K_TILES):
-    """Return the first and the last program that have a part of tile FULL + `number`."""
-    first = number * K_TILES        # of the REST K_TILES steps that the programs share out
-    work = REST * K_TILES
-    return ((first + 1) * PROGRAMS - 1) // work, ((first + K_TILES) * PROGRAMS - 1) // work
-
-
-@triton.jit
-def _has_work(program, PROGRAMS, REST, K_TILES):
-    return (program + 1) * (REST * K_TILES) // PROGRAMS > program * (REST * K_TILES) // PROGRAMS
-
-
-@triton.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "FULL", "REST", "K_TILES", "M_BLOCKS", "N_BLOCKS"])
-def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS,
+@triton.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "SHARING", "FULL", "REST", "K_TILES", "M_BLOCKS",
+                               "N_BLOCKS"])
+def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):
     """Add up the parts of the tiles that `stream_kernel` left: COLUMNS x ROWS of a tile to a program."""
     number = tl.program_id(0)
-    first_program, last_program = _sharing(number, PROGRAMS, REST, K_TILES)
+    first_program, last_program = _sharing(number, SHARING, REST, K_TILES)
     n_inner = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     m_inner = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     place = n_inner[:, None] * BLOCK_M + m_inner[None, :]
     total = tl.zeros([COLUMNS, ROWS], tl.float32)
-    gdc_wait()
-    for four in range(first_program, last_program + 1, 4):      # loads of four parts are on their way at once
-        for i in tl.static_range(4):
-            program = four + i
-            there = (program <= last_program) & _has_work(program, PROGRAMS, REST, K_TILES)
-            total += tl.load(parts + (program + number) * (BLOCK_N * BLOCK_M) + place, mask=there & (place >= 0),
-                             other=0.0)
     tile = FULL + number
     first_m = tile // (GROUP * N_BLOCKS) * GROUP
     height = tl.minimum(M_BLOCKS - first_m, GROUP)
     inner = tile - first_m * N_BLOCKS
     m = (first_m + inner % height) * BLOCK_M + m_inner
     n = inner // height * BLOCK_N + n_inner
-    total = total * tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)[:, None]
+    scale = tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)
+    gdc_wait()
+    for four in range(first_program, last_program + 1, 4):      # loads of four parts are on their way at once
+        for i in tl.static_range(4):
+            program = four + i
+            total += tl.load(parts + (program + number) * (BLOCK_N * BLOCK_M) + place,
+                             mask=(program <= last_program) & (place >= 0), other=0.0)
+    total = total * scale[:, None]
     tl.store(out + m.to(tl.int64)[:, None] * N + n[None, :], tl.trans(total).to(out.dtype.element_ty),
              mask=(m < M)[:, None] & (n < N)[None, :])

@@ -96,6 +96,20 @@ FRAGMENT_PAIRS = {
         [(0, 1, 1, 11), (2, 1, 1, 13), (3, 1, 2, 14), (1, 1, 3, 11)], [(1, 2, 3, 13), (3, 1, 0, 13), (0, 1, 2, 13)]
     ),
     ("fragment_int", 8): tuple([(0, 8, pair // 2, 0 if pair % 2 else 8)] for pair in range(16)),
+    ("fragment_quad_m3", 8): (
+        *([(0, 7, word, 4), (7, 1, word, 15)] for word in range(8)),
+        *([(0, 4, word, 0), (7, 1, word, 11), (4, 3, word, 12)] for word in range(8)),
+    ),
+    ("fragment_quad_m2", 6): (
+        *([(0, 5, w, 5 - shift), (5, 1, w, 15 - shift)] for shift in (0, 5) for w in range(4)),
+        *([(0, 5, 4 + w // 2, 2 + w % 2 * 8), (5, 1, w, 14)] for w in range(4)),
+        *([(0, 3, w, 11), (3, 2, 4 + w // 2, w % 2 * 8), (5, 1, 4 + w // 2, 7 + w % 2 * 8)] for w in range(4)),
+    ),
+    ("fragment_quad_m1", 4): (
+        *([(0, 3, w, 6 - shift), (3, 1, w, 15 - shift)] for shift in (0, 3, 6) for w in range(4)),
+        *([(0, 1, w, 11), (1, 1, w, 10), (2, 1, w, 13), (3, 1, w, 14)] for w in range(4)),
+    ),
+    ("fragment_quad_int", 8): tuple([(0, 8, w + plane, bit)] for plane in (0, 4) for bit in (8, 0) for w in range(4)),
 }
 FRAGMENTS = list(FRAGMENT_PAIRS)
 

@@ -58,8 +58,9 @@ def fragment_job(target, scheme, activation, kernel, config):
         return kernels("_fragment_kernel", False).fragment_kernel, arguments, constants, {
             "num_warps": tile.warps_n * tile.warps_k, "num_stages": 1}
     tile = _tiles.StreamTile(**config)
+    constants = _fragment_weight.constants(scheme.format, scaling, block, activation == "bf16", own=True)
     element = arguments.pop("x")[1:]
-    for name, (block, layout) in _fragment.descriptor_layouts(tile, constants["HALVES"]).items():
+    for name, (block, layout) in _fragment.descriptor_layouts(tile, constants["BITS"], constants["HALVES"]).items():
         arguments[name] = f"tensordesc<{element if name == 'x_desc' else 'i32'}{block},{layout!r}>"
     arguments["parts"] = "*fp32"
     options = {"num_warps": tile.warps} | ({"maxnreg": _fragment.HALF_REGISTERS} if tile.at_once == 2 else {})

@@ -32,7 +32,7 @@ FORMAT_NAMES = [name for name in FORMATS if name != "e8m0"] + [
 
 
 def fragments(codes, scales, scheme, tensor_scale=None):
-    layout = name_for(scheme.format.mantissa_bits, scheme.format.twos_complement)
+    layout = name_for(None if scheme.format.twos_complement else scheme.format.mantissa_bits)
     return QuantizedWeight.from_codes(
         codes.to(torch.uint8).to(DEVICE), Scales(scales.to(DEVICE), tensor_scale), scheme, layout)
 
@@ -95,6 +95,18 @@ def test_every_e8m0_scale_multiplies_exactly(dtype):
     x[torch.arange(5), torch.arange(5) * 32] = 1
     expected = (x.double() @ weight.dequantize().cpu().double().T).to(dtype)
     assert torch.equal(product(x, weight), expected)
+
+
+def test_fragments_in_the_order_of_earlier_versions_are_multiplied_from_planar_rows():
+    torch.manual_seed(4)
+    weight = TritonFused().quantize(torch.randn(8, 128).to(DEVICE), scheme_named("e4m3fn-row"))
+    earlier = weight.relayout("fragment_m3")
+    assert weight.layout == "fragment_quad_m3" and not torch.equal(earlier.packed, weight.packed)
+    x = torch.randn(2, 128).bfloat16().to(DEVICE)
+    fused = TritonFused()
+    assert not isinstance(fused.configs(x, earlier)[0], Tile | StreamTile)
+    expected = reference.matmul_reference(x.cpu(), weight.dequantize().cpu(), quantized=False)
+    assert bool(((fused.matmul(x, earlier).cpu().double() - expected.product).abs() <= expected.tolerance).all())
 
 
 def test_e8m0_scales_up_to_sixty_octaves_apart_fit_a_row_and_others_are_stored_in_planar_rows():
@@ -197,7 +209,7 @@ def test_what_fragments_do_not_hold_is_stored_in_planar_rows():
     for name, shape in (("e4m3fn-row", (9, 64)), ("e4m3fn-row", (8, 60)), ("e2m1-g16", (8, 64)), ("e3m4-nv", (8, 64))):
         assert fused.quantize(torch.randn(shape).to(DEVICE), scheme_named(name)).layout == "planar"
     assert _fragment_weight.layout_of(scheme_named("e4m3fn-row"), 1 << 16, 1 << 17) is None, "offsets are 32 bits"
-    assert _fragment_weight.layout_of(scheme_named("e4m3fn-row"), 1 << 15, 1 << 16) == "fragment_m3"
+    assert _fragment_weight.layout_of(scheme_named("e4m3fn-row"), 1 << 15, 1 << 16) == "fragment_quad_m3"
 
 
 def test_there_is_one_tile_for_every_case_and_gluon_is_asked_for_on_sm_90_only():

@@ -11,8 +11,16 @@ from fpxbench.implementation import discover
 pytest.importorskip("triton")
 
 discover()
-from fpxbench.impls import _tiles, _triton_modules, _tuning, triton_fused  # noqa: E402  (discover makes the package)
+from fpxbench.impls import (  # noqa: E402  (discover makes the package)
+    _fragment,
+    _tiles,
+    _triton_modules,
+    _tuning,
+    triton_fused,
+)
 from fpxbench.impls._tiles import Device, Entry, StreamTile, Tile, pick  # noqa: E402
+from fpxbench.numbers.formats import format_named  # noqa: E402
+from fpxbench.numbers.packing import fragment, pack  # noqa: E402
 from fpxbench.numbers.scheme import scheme_named  # noqa: E402
 
 H200 = Device(90, stream=True)
@@ -115,20 +123,23 @@ def plain(function, **names):
     return types.FunctionType(function.fn.__code__, {"gl": types.SimpleNamespace(maximum=max, minimum=min, **names)})
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize(("m_blocks", "n_blocks", "k_tiles", "programs"), [
     (1, 32, 32, 132), (1, 112, 64, 132), (4, 112, 64, 132), (32, 16, 112, 264), (9, 7, 1, 132), (3, 5, 2, 7),
-    (1, 1, 3, 3),
+    (1, 1, 3, 3), (4, 32, 32, 132), (4, 48, 32, 132), (1, 64, 3, 192),
 ])
-def test_the_stream_kernel_multiplies_each_step_once_and_adds_up_each_part_once(m_blocks, n_blocks, k_tiles, programs):
+def test_the_stream_kernel_multiplies_each_step_once_and_adds_up_each_part_once(m_blocks, n_blocks, k_tiles, programs,
+                                                                                split):
     pytest.importorskip("triton.experimental.gluon")
     stream = _triton_modules.kernels("_stream_kernel", False)
-    rest = m_blocks * n_blocks % programs
-    full = m_blocks * n_blocks - rest
+    tiles = m_blocks * n_blocks
+    rest, sharing = _fragment.divided(tiles, k_tiles, programs) if split else (0, 1)
+    full = -(-(tiles - rest) // programs) * programs
     steps, parts, blocks = [], {}, set()
     for program in range(programs):
         place = plain(stream._place, program_id=lambda axis, program=program: program)
         for item in range(full // programs + 2):
-            m, n, begin, end, slot = place(item, programs, full, rest, k_tiles, m_blocks, n_blocks, 8)
+            m, n, begin, end, slot = place(item, programs, sharing, full, rest, k_tiles, m_blocks, n_blocks, 8)
             if end > begin:
                 steps += [(m, n, k) for k in range(begin, end)]
                 blocks.add((m, n))
@@ -139,9 +150,61 @@ def test_the_stream_kernel_multiplies_each_step_once_and_adds_up_each_part_once(
     assert blocks == {(m, n) for m in range(m_blocks) for n in range(n_blocks)}
     summed = {}
     for number in range(rest):
-        first, last = plain(stream._sharing)(number, programs, rest, k_tiles)
+        first, last = plain(stream._sharing)(number, sharing, rest, k_tiles)
         for program in range(first, last + 1):
-            if plain(stream._has_work)(program, programs, rest, k_tiles):
-                assert program + number not in summed
-                summed[program + number] = program
+            assert program + number not in summed
+            summed[program + number] = program
     assert summed == parts
+
+
+@pytest.mark.parametrize(("tiles", "k_tiles", "programs", "rest", "sharing"), [
+    (264, 32, 132, 0, 1),       # each program makes two
+    (64, 32, 264, 64, 256),     # four programs a tile; 8 programs have nothing to do
+    (48, 32, 132, 48, 132),     # two a tile would take 96 programs: a third longer
+    (128, 32, 132, 0, 1),       # one each, and 4 programs have nothing to do
+    (192, 32, 132, 60, 120),    # after one whole tile each, two a tile
+    (1, 3, 132, 1, 3),          # a step each
+])
+def test_tiles_are_divided_so_that_a_program_has_a_part_of_one_where_that_costs_little(
+        tiles, k_tiles, programs, rest, sharing):
+    assert _fragment.divided(tiles, k_tiles, programs) == (rest, sharing)
+
+
+@pytest.mark.parametrize("fmt", ["e4m3fn", "e3m2", "e2m1", "int8", "e2m2", "e3m3", "e1m1", "e1m0"])
+def test_four_lanes_of_the_stream_kernel_decode_neighbouring_columns_of_each_other(fmt):
+    """Lane 4 r + w has, of the 8 columns of lane 4 r + i, columns 2 w and 2 w + 1, which is how the instruction takes
+    columns that lie in the activation's own order."""
+    pytest.importorskip("triton.experimental.gluon")
+    stream, fmt = _triton_modules.kernels("_stream_kernel", False), format_named(fmt)
+    bits, mantissa_bits = fmt.bits, None if fmt.twos_complement else fmt.mantissa_bits
+    placed = fragment.placed_bits(bits, mantissa_bits)
+    codes = torch.randint(0, 1 << bits, (8, 128), generator=torch.Generator().manual_seed(bits)).to(torch.uint8)
+    packed = pack(codes, bits, fragment.name_for(mantissa_bits)).reshape(-1).view(torch.int32).reshape(bits, 32)
+    planes, line = [], 0
+    for owners, lines in [(1, bits & 12), (2, bits & 2), (4, bits & 1)]:
+        if lines:
+            layout = stream._shared_layout.fn(8, 4, lines, owners)
+            planes += [(layout, owners, line, plane) for plane in range(1 + (lines == 8))]
+            line += lines
+    for lane in range(32):
+        for other in range(4):
+            words = []
+            for layout, owners, line, plane in planes:
+                _, inner, word, _ = (sum(base[axis] for base in _bases(layout, lane, other | plane << 2))
+                                     for axis in range(4))
+                words.append((int(packed[line + inner, word]) & 0xFFFFFFFF) >> lane % owners * (16 // owners))
+            for j, pair in enumerate(fragment.own_moves(placed)):
+                decoded = 0
+                for move in pair:
+                    shifted = words[move.word] << move.shift if move.shift >= 0 else words[move.word] >> -move.shift
+                    decoded |= shifted & move.mask * 0x10001
+                column = 32 * j + 8 * other + 2 * (lane % 4)
+                for half in range(2):
+                    found = sum((decoded >> 16 * half + place & 1) << bit for bit, place in enumerate(placed))
+                    assert found == codes[lane // 4, column + half], (lane, other, j, half)
+
+
+def _bases(layout, lane, register):
+    """Return the bases of a layout that a register of a lane adds up."""
+    return [base for bit, base in enumerate(layout.lane_bases) if lane >> bit & 1] + [
+        base for bit, base in enumerate(layout.reg_bases) if register >> bit & 1]

@@ -16,6 +16,7 @@ from fpxbench.implementation import Implementation
 from fpxbench.numbers.packing import (
     K_MULTIPLE,
     LAYOUTS,
+    fragment,
     is_layout,
     layout_named,
     pack,
@@ -25,6 +26,7 @@ from fpxbench.numbers.packing import (
     unpack,
 )
 from fpxbench.numbers.packing.layout import parts
+from fpxbench.numbers.packing.quad_pieces import QUAD_PIECES
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
@@ -57,7 +59,7 @@ def shapes(draw, layout):
 def test_every_layout_has_its_definition_here_and_in_the_docs():
     text = (DOCS / "layouts.md").read_text()
     assert set(DEFINED) == set(LAYOUTS)
-    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == {*LAYOUTS, "fragment_m3"}
+    assert set(re.findall(r"^## `(\w+)`", text, re.MULTILINE)) == {*LAYOUTS, "fragment_m3", "fragment_quad_m3"}
 
 
 @pytest.mark.parametrize(("layout", "bits"), FRAGMENTS)
@@ -70,7 +72,21 @@ def test_the_bytes_of_fragments_are_those_of_the_definition_padding_included(lay
     assert torch.equal(unpack(foreign, bits, shape[1], layout), read_by_definition(layout, bits, foreign, shape[1]))
 
 
-@pytest.mark.parametrize("name", ["fragment_int", *(f"fragment_m{bits}" for bits in range(7))])
+def test_the_pieces_of_quad_layouts_use_every_bit_once():
+    assert set(QUAD_PIECES) == {(bits, mantissa) for bits in range(1, 9) for mantissa in (None, *range(min(7, bits)))}
+    for bits, mantissa_bits in QUAD_PIECES:
+        placed = fragment.placed_bits(bits, mantissa_bits)
+        stored = []
+        for pair in fragment.own_moves(placed):
+            masks = [move.mask for move in pair]
+            assert sum(masks) == sum(1 << place for place in placed), (bits, mantissa_bits)
+            stored += [(move.word, place - move.shift) for move in pair for place in placed if move.mask >> place & 1]
+        words = fragment.shared_words(bits)
+        assert sorted(stored) == [(word, bit) for word, shared in enumerate(words) for bit in range(shared.bits)]
+
+
+@pytest.mark.parametrize("name", [f"{kind}_{numbers}" for kind in ("fragment", "fragment_quad")
+                                  for numbers in ("int", *(f"m{bits}" for bits in range(7)))])
 def test_unpacking_inverts_packing_for_fragments_of_every_width(name, monkeypatch):
     for bits in layout_named(name).widths:
         codes = random_codes(48, 328, bits)
@@ -84,6 +100,7 @@ def test_unpacking_inverts_packing_for_fragments_of_every_width(name, monkeypatc
 
 def test_fragments_are_layouts_by_name_and_hold_rows_and_columns_in_multiples_of_8():
     assert is_layout("fragment_m6") and not is_layout("fragment_m7") and not is_layout("fragment")
+    assert is_layout("fragment_quad_int") and not is_layout("fragment_quad") and not is_layout("quad_m3")
     with pytest.raises(ValueError, match=r"'fragment_m3' supports N and K in multiples of 8, not \[9, 64\]"):
         pack(random_codes(9, 64, 8), 8, "fragment_m3")
     with pytest.raises(ValueError, match="'fragment_m3' supports codes of 4, 5, 6, 7, 8 bits, not 3"):

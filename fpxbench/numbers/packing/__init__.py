@@ -34,7 +34,8 @@ def layout_named(name: str) -> Layout:
     """Return the layout of that name. Raise ValueError, listing the names, for an unknown one."""
     found = LAYOUTS.get(name) or fragment_named(name)
     if found is None:
-        raise ValueError(f"no layout {name!r}: one of {', '.join(LAYOUTS)}, fragment_int, fragment_m0 to fragment_m6")
+        raise ValueError(f"no layout {name!r}: one of {', '.join(LAYOUTS)}, fragment_int, fragment_m0 to fragment_m6,"
+                         " fragment_quad_int, fragment_quad_m0 to fragment_quad_m6")
     return found
 
 

@@ -5,11 +5,16 @@ columns ``32 * j + 8 * q + i`` for j in 0..3 and i in 0..7: 32 codes, in as many
 neighbours (i = 2 w, 2 w + 1) are a *pair*, number ``4 * j + w``, one in each half of a word, since one 32-bit operation
 decodes both. Within a half the bits lie where few shifts bring them to their place in a bfloat16: where that is depends
 on the mantissa bits, so there is a layout for each number of them, and one for integers.
+
+In the layouts named ``fragment_quad``, the pairs with the same w share words, `quad_moves`: as `ldmatrix` deals out the
+words of the four lanes of a row, each of these lanes then has a pair of neighbouring columns of each of the four, so
+that together they hold 8 columns as an activation in memory has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -19,12 +24,29 @@ from torch import Tensor
 
 from fpxbench.numbers.packing import layout
 from fpxbench.numbers.packing.layout import Layout, parts
+from fpxbench.numbers.packing.quad_pieces import QUAD_PIECES
 
 TILE_N, TILE_K, LANES, PAIRS = 8, 128, 32, 16
 BF16_MANTISSA = 7
 SIGN = 15
 """The sign's place in a half."""
-INTEGERS = "fragment_int"
+SEPARATE, QUAD = "fragment", "fragment_quad"
+PIECE = re.compile(r"(\d)([+-]\d+):([0-9a-f]+)")
+QUAD_PAIRS = 4
+"""Pairs of a lane with the same w."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The part of a word that pairs of one w have: `bits` of each half, from ``bits * (w % owners)`` up, of word
+    ``first + w // owners``."""
+
+    first: int
+    owners: int
+
+    @property
+    def bits(self) -> int:
+        return 16 // self.owners
 
 
 @dataclass(frozen=True)
@@ -36,26 +58,34 @@ class Move:
     mask: int
 
 
-def name_for(mantissa_bits: int, integer: bool) -> str:
-    """Return the name of the layout for sign-magnitude codes of that many mantissa bits, or for integers."""
-    return INTEGERS if integer else f"fragment_m{mantissa_bits}"
+Moves = tuple[tuple[Move, ...], ...]
+"""Of each pair, the pieces that it is put together from."""
+
+
+def name_for(mantissa_bits: int | None) -> str:
+    """Return the name of the layout that kernels take, for sign-magnitude codes of that many mantissa bits, or for
+    integers (None)."""
+    return f"{QUAD}_int" if mantissa_bits is None else f"{QUAD}_m{mantissa_bits}"
 
 
 @cache
 def fragment_named(name: str) -> Layout | None:
-    """Return the layout ``fragment_int`` or ``fragment_m0`` to ``fragment_m6``; None for another name."""
-    known = {INTEGERS: None, **{f"fragment_m{bits}": bits for bits in range(BF16_MANTISSA)}}
-    if name not in known:
+    """Return the layout ``fragment_int``, ``fragment_m0`` to ``fragment_m6``, or ``fragment_quad_int`` and so on; None
+    for another name."""
+    kind, _, numbers = name.rpartition("_")
+    known = {"int": None, **{f"m{bits}": bits for bits in range(BF16_MANTISSA)}}
+    if kind not in (SEPARATE, QUAD) or numbers not in known:
         return None
-    mantissa_bits = known[name]
+    mantissa_bits = known[numbers]
     lowest = 1 if mantissa_bits is None else mantissa_bits + 1
+    laid_out = quad_moves if kind == QUAD else moves
     return Layout(
         name,
         "32 codes of a row to a lane, in the order of a matrix instruction's threads, two to a word for one decode",
         widths=tuple(range(lowest, 9)),
         row_bytes=lambda k, bits: -(-k // TILE_K) * TILE_K * bits // 8,
-        write=lambda codes, bits, packed: _write(codes, placed_bits(bits, mantissa_bits), packed),
-        read=lambda packed, bits, codes: _read(packed, placed_bits(bits, mantissa_bits), codes),
+        write=lambda codes, bits, packed: _write(codes, placed_bits(bits, mantissa_bits), packed, laid_out),
+        read=lambda packed, bits, codes: _read(packed, placed_bits(bits, mantissa_bits), codes, laid_out),
         tile=TILE_N,
         row_tile=TILE_N,
     )
@@ -81,8 +111,15 @@ def planes(bits: int) -> tuple[int, ...]:
     return tuple(cut)
 
 
+def shared_words(bits: int) -> tuple[Shared, ...]:
+    """Return which words have pairs of one w, in a quad layout: one of each plane of four, half of one of two, and a
+    quarter of one of one."""
+    starts = [sum(planes(bits)[:number]) for number in range(len(planes(bits)))]
+    return tuple(Shared(start, 4 // count) for start, count in zip(starts, planes(bits), strict=True))
+
+
 @cache
-def moves(placed: tuple[int, ...]) -> tuple[tuple[Move, ...], ...]:
+def moves(placed: tuple[int, ...]) -> Moves:
     """Return how each of the 16 pairs is put together from the words, for codes whose bits go to `placed`.
 
     As many as fit are whole: one shift and one mask. The others are pieced together from the bits that are left.
@@ -100,12 +137,39 @@ def moves(placed: tuple[int, ...]) -> tuple[tuple[Move, ...], ...]:
     return tuple(pairs)
 
 
-def moves_for(placed: tuple[int, ...], stored: tuple[int, ...]) -> tuple[tuple[Move, ...], ...]:
-    """Return how pairs that were laid out for the places `stored` are brought to others (fp16's instead of bf16's)."""
+@cache
+def own_moves(placed: tuple[int, ...]) -> Moves:
+    """Return how the four pairs (j = 0..3) of one w are put together in a quad layout; word i stands for the part of
+    ``shared_words(bits)[i]`` that this w has, shifted down to bit 0."""
+    bits = len(placed)
+    return tuple(tuple(Move(int(word), int(shift), int(mask, 16)) for word, shift, mask in PIECE.findall(pair))
+                 for pair in QUAD_PIECES[bits, _mantissa_bits(placed)].split(";"))
+
+
+@cache
+def quad_moves(placed: tuple[int, ...]) -> Moves:
+    """Return how each of the 16 pairs is put together from the words, in a quad layout."""
+    shared = shared_words(len(placed))
+    return tuple(tuple(_of_lane(move, shared[move.word], w) for move in own_moves(placed)[j])
+                 for j in range(QUAD_PAIRS) for w in range(QUAD_PAIRS))
+
+
+def _of_lane(move: Move, shared: Shared, w: int) -> Move:
+    """Return a move of pairs of `w` as one of the lane's words."""
+    return Move(shared.first + w // shared.owners, move.shift - shared.bits * (w % shared.owners), move.mask)
+
+
+def _mantissa_bits(placed: tuple[int, ...]) -> int | None:
+    """Return what `placed_bits` made the places from."""
+    return next(mantissa for mantissa in (None, *range(BF16_MANTISSA)) if placed_bits(len(placed), mantissa) == placed)
+
+
+def moves_for(placed: tuple[int, ...], stored: tuple[int, ...], laid_out: Moves) -> Moves:
+    """Return how pairs `laid_out` for the places `stored` are brought to others (fp16's instead of bf16's)."""
     if placed == stored:
-        return moves(placed)
+        return laid_out
     pairs = []
-    for pair in moves(stored):
+    for pair in laid_out:
         pieces: dict[tuple[int, int], int] = {}
         for move in pair:
             for bit, place in enumerate(stored):
@@ -142,10 +206,11 @@ def _pieced(placed: tuple[int, ...], free: list[set[int]]) -> tuple[Move, ...]:
     return tuple(pieces)
 
 
-def _write(codes: Tensor, placed: tuple[int, ...], packed: Tensor) -> None:
+def _write(codes: Tensor, placed: tuple[int, ...], packed: Tensor, laid_out: Callable[[tuple[int, ...]], Moves]
+           ) -> None:
     for pairs, words in _parts(codes, placed, packed):
         lane_words = [torch.zeros(pairs.shape[2:], dtype=torch.int32, device=codes.device) for _ in placed]
-        for number, pair in enumerate(moves(placed)):
+        for number, pair in enumerate(laid_out(placed)):
             # An even column's code in the lower half, its neighbour's in the upper one.
             lanes = _spread(pairs[number // 4, number % 4], placed)
             for move in pair:
@@ -155,9 +220,10 @@ def _write(codes: Tensor, placed: tuple[int, ...], packed: Tensor) -> None:
             word.copy_(filled)
 
 
-def _read(packed: Tensor, placed: tuple[int, ...], codes: Tensor) -> None:
+def _read(packed: Tensor, placed: tuple[int, ...], codes: Tensor, laid_out: Callable[[tuple[int, ...]], Moves]
+          ) -> None:
     for pairs, words in _parts(codes, placed, packed, read=True):
-        for number, pair in enumerate(moves(placed)):
+        for number, pair in enumerate(laid_out(placed)):
             lanes = torch.zeros(pairs.shape[2:], dtype=torch.int32, device=codes.device)
             for move in pair:
                 lanes |= _shifted(words[move.word], move.shift) & _both(move.mask)
