@@ -83,8 +83,9 @@ class HistoryInputs:
         lines, by_case = with_pages(one.panel, regression_lines(one))
 
         def page_of(build: Build, case: str) -> str:
-            page = f"machines/{quote(one.panel.machine)}/{quote(build.stem)}/{quote(page_of_id(case))}"
-            return page if build.stem in full else ""
+            if build.stem not in full:
+                return ""
+            return f"machines/{quote(one.panel.machine)}/{quote(build.stem)}/{quote(page_of_id(case))}"
 
         for series in series_pages(one, lines, self.confirmations, by_case, page_of):
             pages.write(series.page, pages.series, series)

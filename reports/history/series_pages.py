@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from fpxbench.records.record import Build
 from fpxbench.records.verdict import BY_SEVERITY, Status
@@ -109,14 +109,15 @@ def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine],
 
 def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Iterable[SeriesPoint]:
     """Yield a point for each build of the panel; those on which the case was not measured have no tag."""
-    for column, build in enumerate(panel.builds):
-        number = int(panel.verdict[row, column])
-        verdict = panel.verdicts[number] if number >= 0 else None
-        times = [panel.metrics[name][row, column] for name in ("median_us", "baseline_us")]
-        yield SeriesPoint(
-            panel.tags[column] if verdict else "", build.date, page_of(build, panel.cases[row]) if verdict else "",
-            Status(verdict.status) if verdict else Status.MISSING, verdict.summary if verdict else "",
-            *(float(time) if np.isfinite(time) else None for time in times))
+    case, numbers = panel.cases[row], panel.verdict[row].tolist()
+    times = [[time if math.isfinite(time) else None for time in panel.metrics[name][row].tolist()]
+             for name in ("median_us", "baseline_us")]
+    for build, tag, number, *both in zip(panel.builds, panel.tags, numbers, *times, strict=True):
+        if number < 0:
+            yield SeriesPoint("", build.date, "", Status.MISSING, "", *both)
+        else:
+            verdict = panel.verdicts[number]
+            yield SeriesPoint(tag, build.date, page_of(build, case), Status(verdict.status), verdict.summary, *both)
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
                links: list[str]) -> Chart:
     """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense
     product of the same runs."""
-    figure, traces = blank_figure(height=470), _Traces()
+    figure, traces = _Figure(height=470), _Traces()
     times = panel.metrics["median_us"][row]
     timed = bool(np.isfinite(times).any())
     believed = [suspect for suspect in suspects if suspect.state is not State.REFUTED]
@@ -144,19 +145,18 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         _add_confirmations(traces, panel, confirmed, levels)
     _add_verdicts(traces, panel, row, links)
     for begin, end, status in not_ok(panel, row, 0, len(panel.builds)):
-        figure.add_shape(type="rect", xref="x", yref="paper", x0=begin - 0.5, x1=end - 0.5, y0=0, y1=1,
-                         line=dict(width=0), layer="below",
-                         fillcolor=_STATUS_COLOURS[status], opacity=0.16)
+        figure.shapes.append({"type": "rect", "xref": "x", "yref": "paper", "x0": begin - 0.5, "x1": end - 0.5,
+                              "y0": 0, "y1": 1, "line": {"width": 0}, "layer": "below",
+                              "fillcolor": _STATUS_COLOURS[status], "opacity": 0.16})
     _dress(figure, panel)
+    verdicts = {"showticklabels": False, "showgrid": False, "zeroline": False, "range": [-1, 1], "fixedrange": True}
     if timed:
-        figure.update_layout(
-            yaxis=dict(domain=[0.4, 1], title_text="time, µs"),
-            yaxis2=dict(domain=[0.13, 0.34], title_text="dense, µs", automargin=True, zeroline=False),
-            yaxis3=dict(domain=[0, 0.07]))
+        figure.set("yaxis", domain=[0.4, 1], title={"text": "time, µs"})
+        figure.set("yaxis2", domain=[0.13, 0.34], title={"text": "dense, µs"}, automargin=True, zeroline=False)
+        figure.set("yaxis3", domain=[0, 0.07], **verdicts)
     else:
-        figure.update_layout(height=190, yaxis3=dict(domain=[0, 1]))
-    figure.update_layout(yaxis3=dict(showticklabels=False, showgrid=False, zeroline=False, range=[-1, 1],
-                                     fixedrange=True))
+        figure.layout["height"] = 190
+        figure.set("yaxis3", domain=[0, 1], **verdicts)
     return Chart(
         "time", "Time and verdict, build by build" if timed else "Verdict, build by build",
         f"Blue: the median time on each build, and the level ± {SIGMAS:g} σ of the builds around it (§2). Orange: a "
@@ -165,20 +165,21 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         "(§5). The row below has a mark for each build; a coloured background means that the case was not ok. Click a "
         "mark to open the case on that build, if it has a page.",
         f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.",
-        traces.of(figure))
+        figure.of(traces))
 
 
 def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[RegressionLine]) -> Chart:
     """Draw a metric that should be the same in every run and was not."""
     words, unit, _ = METRIC_RULES[metric]
-    figure, traces = blank_figure(height=260), _Traces()
+    figure, traces = _Figure(height=260), _Traces()
     _add_points(traces, words, panel, panel.metrics[metric][row], [], _TIME, "y", "circle")
     for line in lines:
-        figure.add_vline(x=panel.column[line.since_key] - 0.5, line_dash="dash", line_width=1.5)
+        figure.mark_change(panel.column[line.since_key])
     _dress(figure, panel)
-    figure.update_layout(showlegend=False, yaxis=dict(title_text=f"{words}, {unit}" if unit else words))
+    figure.layout["showlegend"] = False
+    figure.set("yaxis", title={"text": f"{words}, {unit}" if unit else words})
     return Chart(metric.replace("_", "-"), words[0].upper() + words[1:], "The dashed line marks the change (§8).",
-                 f"{words} of {panel.cases[row]} on {len(panel.builds)} builds.", traces.of(figure))
+                 f"{words} of {panel.cases[row]} on {len(panel.builds)} builds.", figure.of(traces))
 
 
 class _Traces(list[dict[str, Any]]):
@@ -187,9 +188,31 @@ class _Traces(list[dict[str, Any]]):
     def add(self, **trace: Any) -> None:
         self.append({"type": "scatter"} | {name: value for name, value in trace.items() if value is not None})
 
-    def of(self, figure: go.Figure) -> dict[str, Any]:
+
+@cache
+def _blank_layout() -> str:
+    return json.dumps(json.loads(blank_figure(height=100).to_json())["layout"])
+
+
+class _Figure:
+    """A figure's layout as plotly.js reads it, for the same reason: there are thousands of pages."""
+
+    def __init__(self, height: int) -> None:
+        self.layout: dict[str, Any] = json.loads(_blank_layout()) | {"height": height}
+        self.shapes: list[dict[str, Any]] = []
+
+    def set(self, axis: str, **values: Any) -> None:
+        """Set properties of an axis."""
+        self.layout[axis] = self.layout.get(axis, {}) | values
+
+    def mark_change(self, column: int) -> None:
+        """Draw a dashed line before a column, through the uppermost chart."""
+        self.shapes.append({"type": "line", "xref": "x", "yref": "y domain", "x0": column - 0.5, "x1": column - 0.5,
+                            "y0": 0, "y1": 1, "line": {"dash": "dash", "width": 1.5}})
+
+    def of(self, traces: _Traces) -> dict[str, Any]:
         """Return the figure with these traces, as JSON."""
-        return json.loads(figure.to_json()) | {"data": list(self)}
+        return {"data": list(traces), "layout": self.layout | ({"shapes": self.shapes} if self.shapes else {})}
 
 
 def _add_band(traces: _Traces, panel: Panel, row: int, begin: int, end: int, show: bool) -> None:
@@ -210,11 +233,11 @@ def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> f
     return math.exp((level[0] + level[1]) / 2) if level else None
 
 
-def _add_change(figure: go.Figure, traces: _Traces, panel: Panel, suspect: Suspect, before_us: float | None,
+def _add_change(figure: _Figure, traces: _Traces, panel: Panel, suspect: Suspect, before_us: float | None,
                 show: bool) -> None:
     """Draw the change, and the interval of the new level over the builds that showed it."""
     first, raised = panel.column[suspect.first_bad.key], panel.column[suspect.raised_at.key]
-    figure.add_vline(x=first - 0.5, line_dash="dash", line_width=1.5)
+    figure.mark_change(first)
     if before_us is None:
         return
     low, high = (round(before_us * (1 + end), 4) for end in suspect.interval)
@@ -272,11 +295,11 @@ def _label(panel: Panel, column: int) -> str:
                                                           "") in panel.tags[column] else f"{panel.tags[column]}, {date}"
 
 
-def _dress(figure: go.Figure, panel: Panel) -> None:
+def _dress(figure: _Figure, panel: Panel) -> None:
     """Label the builds along the bottom, evenly spaced: only their order counts (§1)."""
     count = len(panel.builds)
     ticks = sorted({round(number * (count - 1) / max(1, min(TICKS, count) - 1)) for number in range(min(TICKS, count))})
-    figure.update_xaxes(tickmode="array", tickvals=ticks,
-                        ticktext=[panel.tags[column].removeprefix("nightly-") for column in ticks],
-                        range=[-1, count], anchor="free", position=0)
-    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    figure.set("xaxis", tickmode="array", tickvals=ticks,
+               ticktext=[panel.tags[column].removeprefix("nightly-") for column in ticks],
+               range=[-1, count], anchor="free", position=0)
+    figure.layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
