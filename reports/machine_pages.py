@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fpxbench.records.store import BrokenLine, Store
+from fpxbench.regressions.machine_processes import in_processes
 from fpxbench.reports.casts.conversion_pages import CastSweep
 from fpxbench.reports.history.chapter import HistoryInputs, MachineHistory
 from fpxbench.reports.kept_pages import KeptPages
@@ -67,13 +66,13 @@ def write_machine(machine: MachineTask) -> MachinePages:
 
 def write_machines(machines: list[MachineTask], jobs: int, say: Callable[[str], None]) -> Iterator[MachinePages]:
     """Write the pages of each machine, by so many processes, and yield them in order."""
-    if jobs < 2 or len(machines) < 2:
-        for machine in machines:
-            say(f"{machine.name}: changes from build to build")
-            yield write_machine(machine)
-        return
-    # Not by fork: polars has threads.
-    with ProcessPoolExecutor(min(jobs, len(machines)), multiprocessing.get_context("spawn")) as pool:
-        for done, found in enumerate(pool.map(write_machine, machines), 1):
+    alone = jobs < 2 or len(machines) < 2
+
+    def begun(machine: MachineTask) -> MachinePages:
+        say(f"{machine.name}: changes from build to build")
+        return write_machine(machine)
+
+    for done, found in enumerate(in_processes(begun if alone else write_machine, machines, jobs), 1):
+        if not alone:
             say(f"{found.name}: done, {done} of {len(machines)} machines")
-            yield found
+        yield found

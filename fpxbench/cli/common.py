@@ -45,6 +45,8 @@ TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time t
 CaseTimeoutOption = Annotated[float, typer.Option(
     "--timeout", help="Time limit for one case, in seconds.", min=0.1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+MachineJobsOption = Annotated[int, typer.Option(
+    "--jobs", min=1, help="Number of processes, each with one machine's series in memory.")]
 
 
 _WIDEST = 1000

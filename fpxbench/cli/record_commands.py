@@ -10,7 +10,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, results_folder
+from fpxbench.cli.common import (
+    JsonOption,
+    MachineJobsOption,
+    ResultsOption,
+    UsageError,
+    err,
+    new_app,
+    out,
+    results_folder,
+)
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.records.case import split_id
 from fpxbench.records.record import Record
@@ -33,9 +42,7 @@ def report(
     builds: Annotated[
         int, typer.Option("--builds", min=1, help="Number of newest builds per machine that get a page for every case.")
     ] = 10,
-    jobs: Annotated[
-        int, typer.Option("--jobs", min=1, help="Number of processes, each with one machine's series in memory.")
-    ] = 1,
+    jobs: MachineJobsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Build a static HTML report from the records and print the worst findings.
@@ -48,8 +55,8 @@ def report(
 
     with err.status("conversions") as progress:
         summary = build_site(
-            results_folder(results), output, Timeline(timeline), builds, lambda line: progress.update(escape(line))
-        )
+            results_folder(results), output, Timeline(timeline), builds, lambda line: progress.update(escape(line)),
+            jobs)
     if as_json:
         print(json.dumps({
             "index": str(summary.index.resolve()),

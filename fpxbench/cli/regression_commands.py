@@ -14,7 +14,16 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, results_folder
+from fpxbench.cli.common import (
+    JsonOption,
+    MachineJobsOption,
+    ResultsOption,
+    UsageError,
+    err,
+    new_app,
+    out,
+    results_folder,
+)
 
 app = new_app()
 
@@ -44,6 +53,7 @@ def regressions(
         str,
         typer.Option("--fail-on", help="Exit with status 1 if there is one of these: suspect,confirmed,verdict,figure"),
     ] = "",
+    jobs: MachineJobsOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """List what changed from build to build, worst first.
@@ -57,7 +67,7 @@ def regressions(
     from fpxbench.regressions.result_changes import find_changes
 
     failing = _fail_on(fail_on)
-    found = find_changes(results_folder(results), Timeline(timeline), machine)
+    found = find_changes(results_folder(results), Timeline(timeline), machine, jobs)
     shown = found if everything else found.of_newest_builds()
     for trouble in found.troubles:
         err.print(trouble, markup=False, style="yellow")

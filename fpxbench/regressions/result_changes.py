@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from fpxbench.regressions.change_report import ChangeReport, Direction, Event, M
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 from fpxbench.regressions.decision_rule import LevelChange, detect
 from fpxbench.regressions.events import build_fields, events, series_of
+from fpxbench.regressions.machine_processes import in_processes
 from fpxbench.regressions.series import Panel, machine_names, panels_of
 
 METRIC = "median_us"
@@ -39,16 +41,11 @@ class ResultChanges:
     builds: int = 0
     """Those of the longest series."""
 
-    def add(self, of_machine: list[PanelChanges], troubles: list[str]) -> None:
-        """Add the changes of one machine."""
-        self.troubles += troubles
-        for one in of_machine:
-            self.builds = max(self.builds, len(one.panel.builds))
-            self.newest.append(one.panel.builds[-1])
-            self.newest_of.append((one.panel.machine, one.panel.builds[-1]))
-            self.suspects += one.suspects
-            self.events += one.events
-            self.machine += one.moves
+    def add(self, other: ResultChanges) -> None:
+        """Add the changes of another machine."""
+        for name in ("suspects", "events", "machine", "troubles", "newest", "newest_of"):
+            getattr(self, name).extend(getattr(other, name))
+        self.builds = max(self.builds, other.builds)
 
     def of_newest_builds(self) -> ResultChanges:
         """Return what is open: suspects that stand, and what the newest builds changed."""
@@ -60,8 +57,9 @@ class ResultChanges:
         )
 
 
-def find_changes(results: Path, timeline: Timeline | None = None, machine: str | None = None) -> ResultChanges:
-    """Apply the rule to all records under `results`.
+def find_changes(results: Path, timeline: Timeline | None = None, machine: str | None = None,
+                 jobs: int = 1) -> ResultChanges:
+    """Apply the rule to all records under `results`, to so many machines at once.
 
     A change that was run again carries its outcome. After a refuted suspect the series goes on as if there had been
     none. Raise ValueError for a machine that has no records.
@@ -69,14 +67,27 @@ def find_changes(results: Path, timeline: Timeline | None = None, machine: str |
     found = ResultChanges()
     confirmations, broken = Store(results, Confirmation).read_all()
     found.troubles += [str(line) for line in broken]
-    entries = timeline.entries() if timeline else []
-    for name in machine_names(results, machine):
-        found.add(*changes_of_machine(results, name, by_suspect(confirmations), entries))
+    of_one = partial(_without_series, results, by_suspect(confirmations), timeline.entries() if timeline else [])
+    for of_machine in in_processes(of_one, machine_names(results, machine), jobs):
+        found.add(of_machine)
     found.suspects.sort(key=lambda one: (not one.stands, one.direction is not Direction.WORSE, -abs(one.change)))
     found.events.sort(key=lambda one: (one.direction is not Direction.WORSE, one.severity, one.changes_before,
                                           one.series.case))
     found.machine.sort(key=lambda move: -abs(move.change))
     return found
+
+
+def _without_series(results: Path, confirmations: dict[str, Confirmation], entries: list[Entry],
+                    machine: str) -> ResultChanges:
+    """Return the changes of one machine."""
+    of_machine, troubles = changes_of_machine(results, machine, confirmations, entries)
+    newest = [one.panel.builds[-1] for one in of_machine]
+    return ResultChanges(
+        suspects=[suspect for one in of_machine for suspect in one.suspects],
+        events=[event for one in of_machine for event in one.events],
+        machine=[move for one in of_machine for move in one.moves],
+        troubles=troubles, newest=newest, newest_of=[(machine, build) for build in newest],
+        builds=max((len(one.panel.builds) for one in of_machine), default=0))
 
 
 @dataclass(frozen=True)

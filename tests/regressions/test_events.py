@@ -6,7 +6,7 @@ import pytest
 from commands import command
 from nights import EAGER, FUSED, nightly, nights, slower, timed
 from pydantic import ValidationError
-from sample_records import GPU, record
+from sample_records import CPU, GPU, record
 
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
@@ -288,6 +288,28 @@ def test_older_events_are_shown_on_demand(tmp_path):
     nights(tmp_path, 3, (FUSED,), edit=verdicts(OK, CRASH, CRASH))
     assert "nothing changed with the newest builds" in run(tmp_path).stdout
     assert "crash" in run(tmp_path, "--all").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.slow_core
+def test_machines_that_are_looked_at_at_once_give_the_same_changes(slowed):
+    nights(slowed, 5, (FUSED, EAGER), edit=verdicts(OK, CRASH, OK, CRASH, CRASH), machine=CPU)
+    Store(slowed).file("nvidia-h100", nightly(3)).open("a").write("no record\n")
+    printed = [run(slowed, "--all", "--json", "--jobs", jobs) for jobs in (1, 2)]
+    assert json.loads(printed[0].stdout)["events"] and json.loads(printed[0].stdout)["suspects"]
+    assert printed[0].stdout == printed[1].stdout and printed[0].stderr == printed[1].stderr
+
+
+@pytest.mark.parametrize(("command_line", "module", "function"), [
+    ("regressions", "fpxbench.regressions.result_changes", "in_processes"),
+    ("report --output OUT", "fpxbench.reports.machine_pages", "in_processes")])
+def test_the_commands_use_as_many_processes_as_they_are_told(slowed, monkeypatch, command_line, module, function):
+    nights(slowed, 1, (FUSED,), machine=CPU)
+    jobs = []
+    monkeypatch.setattr(f"{module}.{function}", lambda work, machines, count: jobs.append(count) or map(work, machines))
+    line = command_line.replace("OUT", str(slowed / "site"))
+    assert command(line, "--results", slowed, "--timeline", slowed / "none", "--jobs", 3).exit_code == 0
+    assert jobs == [3]
 
 
 @pytest.mark.parametrize(("asked", "status"), [
