@@ -14,8 +14,8 @@ A new implementation is one file::
         def matmul(self, x, weight):
             return my_kernel(x, weight.packed, weight.scales)
 
-A file in `impls/` is found, and so are one given by ``--impls PATH`` and a module named by an entry point of the group
-``fpxbench.implementations``.
+Files in `impls/` are discovered, and so are files given by ``--impls PATH`` and modules named by an entry point of the
+group ``fpxbench.implementations``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What products are summed in: `bits` of significand, for at most `block` products before a sum in fp32 (None:
+    """The accumulator of products: `bits` of significand, for at most `block` products before a sum in fp32 (None:
     all)."""
 
     bits: int = 24
@@ -74,11 +74,11 @@ class Accumulator:
 
     @property
     def unit(self) -> float:
-        """The relative error of one truncated addition: matrix units do not round their sums to nearest."""
+        """Relative error of one truncated addition: matrix units do not round sums to nearest."""
         return 2.0 ** (1 - self.bits)
 
     def length(self, k: int) -> int:
-        """Return how many additions of K products are made in it."""
+        """Return how many of the additions of K products use it."""
         return k if self.block is None else min(k, self.block)
 
 
@@ -96,33 +96,31 @@ class Implementation:
     layout: ClassVar[str] = "planar"
     """The layout, of `fpxbench.numbers.packing`, in which the default `quantize` stores the oracle's codes."""
     own_layouts: ClassVar[Mapping[str, str]] = {}
-    """Scheme -> the layout in which `quantize` stores codes that it chose itself, for a library with a quantizer of its
-    own. A weight in a model is then quantized by it, and not by the oracle."""
+    """Scheme -> the layout in which `quantize` stores its own codes, for a library that has a quantizer. Weights in a
+    model are then quantized by the library instead of by the oracle."""
     any_layout: ClassVar[bool] = False
-    """Whether `matmul` takes codes in every layout of `fpxbench.numbers.packing`, and not only as `stored` leaves
-    them."""
+    """Whether `matmul` accepts codes in every layout of `fpxbench.numbers.packing`, not only in that of `stored`."""
     activation_format: ClassVar[str | None] = None
-    """The format that `matmul` rounds the activation to, if it does. Its scales are then found among the usual rules:
-    one for each row or tensor, blocks as the weight's, MX, NVFP4, groups of 128; each computed from the activation
-    itself."""
+    """The format to which `matmul` rounds the activation, if it does. The rule of its scales is then determined by a
+    probe: per row, per tensor, blocks as the weight's, MX, NVFP4 or groups of 128, computed from the activation."""
     activation_rule: ClassVar[ActivationRule | None] = None
-    """The same in full: format, granularity, rounding, and the scale if it is fixed. Results are judged by it."""
+    """The complete rule: format, granularity, rounding, and the scale if fixed. Results are checked against it."""
     quantizes_activations: ClassVar[bool] = False
-    """Whether `matmul` quantizes its activation as a scheme with a ``+`` says (``e4m3fn-row+e4m3fn-row``). Schemes with
-    one are refused for every other implementation."""
+    """Whether `matmul` quantizes its activation as defined by a scheme with a ``+`` (``e4m3fn-row+e4m3fn-row``). Other
+    implementations refuse such schemes."""
     scale_rule: ClassVar[str | None] = None
     """The rule by which `quantize` chooses scales, if it is not the scheme's: a modifier of its scaling (``rceil``,
-    ``div``, ``bf16``), or ``shared`` for a tensor scale of several weights. Stored weights are judged by it."""
+    ``div``, ``bf16``), or ``shared`` for a tensor scale of several weights. Stored weights are checked against it."""
     accumulator: ClassVar[Accumulator] = FP32
-    """What sums are kept in, if that is narrower than fp32. Results are judged by it."""
+    """The accumulator, if it is narrower than fp32. Results are checked against it."""
     experts_only: ClassVar[bool] = False
-    """Whether only `grouped_matmul` is offered: other cases than those of experts are not planned."""
+    """Whether only `grouped_matmul` is implemented, so that only cases of experts are planned."""
     supports_bias: ClassVar[bool] = False
-    """Whether `matmul` takes a third argument, a bias [N] in x's dtype that is added to each row."""
+    """Whether `matmul` accepts a third argument, a bias [N] in x's dtype, which is added to each row."""
 
     opaque: ClassVar[bool] = False
-    """Whether `quantize` returns a weight that only this class reads, such as an object that holds it. A class that
-    overrides `dequantize` need not say so."""
+    """Whether `quantize` returns a weight that only this class can read, such as a library's object. Not needed if
+    `dequantize` is overridden."""
 
     def supports(self, scheme: Scheme, device: str) -> Support:
         """Return whether weights of `scheme` are supported on `device`: ``cpu``, or ``cuda``, which includes ROCm."""
@@ -145,17 +143,17 @@ class Implementation:
         return self.own_layouts.get(scheme.name, self.layout)
 
     def stored(self, weight: QuantizedWeight) -> QuantizedWeight:
-        """Return the same codes and scales in the layout to multiply them in: `weight` itself if it is in it.
+        """Return the same codes and scales in the layout in which they are multiplied; `weight` itself if unchanged.
 
-        A weight of a model is stored like this. Override it if the layout depends on the codes or scales too.
+        Weights of a model are stored like this. Override it if the layout depends on the codes or scales too.
         """
         layout = self.layout_for(weight.scheme, weight.shape, weight.device)
         return weight if weight.layout == layout else weight.relayout(layout)
 
     def prepare(self, weight: QuantizedWeight) -> None:
-        """Make now what `matmul` would derive from a stored weight at the first call and keep beside it.
+        """Compute now what `matmul` would otherwise derive from a stored weight at the first call, and cache it.
 
-        A model is prepared, so that nothing is left to make while a CUDA graph is captured.
+        Called for a model's weights, so that nothing has to be computed while a CUDA graph is captured.
         """
 
     def quantize(self, weight: Tensor, scheme: Scheme) -> QuantizedWeight:
@@ -163,7 +161,7 @@ class Implementation:
         return quantize(weight, scheme, self.layout)
 
     def dequantize(self, weight: QuantizedWeight) -> Tensor:
-        """Return the stored weight's numbers, fp32 [N, K]. Override it only if the codes are in no known layout."""
+        """Return the stored weight's values, fp32 [N, K]. Override it only if the codes are in a layout of your own."""
         return weight.dequantize()
 
     def matmul(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
@@ -189,26 +187,26 @@ class Implementation:
         return ()
 
     def matmul_with(self, x: Tensor, weight: QuantizedWeight, config: Any) -> Tensor:
-        """Return `matmul` by that configuration, whatever the autotuner would pick."""
+        """Return `matmul` with this configuration, whatever the autotuner would pick."""
         raise NotImplementedError(
             f"{type(self).__name__} lists configs, so it needs a method matmul_with(x, weight, config)"
         )
 
     def no_timing(self, device: str) -> str | None:
-        """Return why a time on `device` is meaningless (an interpreter, say), in one sentence; None if it is not."""
+        """Return why timing on `device` is meaningless (an interpreter), in one sentence; None if it is not."""
         return None
 
     def max_elements(self, device: str) -> int | None:
-        """Return the most multiply-adds (M*N*K) of a case on `device`, for interpreters; None for no limit."""
+        """Return the maximum of M*N*K of a case on `device`, for interpreters; None for no limit."""
         return None
 
     def library(self) -> str | None:
-        """Return the library that multiplies and its version, ``torchao 0.18.0``, for the record; None for code of this
-        file's."""
+        """Return the library that multiplies, with its version (``torchao 0.18.0``), for the record; None if it is this
+        file's own code."""
         return None
 
     def slow(self, device: str) -> bool:
-        """Return whether there is such a limit, so that checks make fewer calls."""
+        """Return whether there is a `max_elements`, so that checks make fewer calls."""
         return self.max_elements(device) is not None
 
 

@@ -32,9 +32,9 @@ class Routing(StrEnum):
     UNIFORM = "uniform"
     """Each token to different experts, all equally likely."""
     SKEWED = "skewed"
-    """Each token to different experts, the expert of rank r with a likelihood of 1/r."""
+    """Each token to different experts, the expert of rank r with a probability proportional to 1/r."""
     EMPTY = "empty"
-    """Uniform, but the first, the last and the middle expert get no token."""
+    """Uniform, but the first, the last and the middle expert get no tokens."""
     ONE = "one"
     """Every row to one expert."""
 
@@ -43,10 +43,10 @@ _OF_EXPERTS = ("experts", "experts_per_token", "routing")
 
 
 class Case(BaseModel):
-    """One thing to check and time. Serialises as JSON; self-contained (N and K are its own, not looked up).
+    """One implementation, scheme, workload and activation dtype to check and time. Self-contained, and JSON.
 
-    Where `experts` is given, the weight is [E, N, K], and each of M tokens is multiplied by `experts_per_token` of
-    them: M times so many rows, sorted by expert. Other cases do not have these fields in JSON.
+    If `experts` is given, the weight is [E, N, K], and each of M tokens is multiplied by `experts_per_token` experts:
+    M x `experts_per_token` rows, sorted by expert. Other cases do not have these fields in JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -37,7 +37,7 @@ OVER_ROOFLINE = 1.1
 
 
 class Flag(StrEnum):
-    """What is notable about a case that is right: its name in records, and what is seen."""
+    """A notable property of a correct case: its name in records, and its meaning."""
 
     seen: str
 
@@ -49,23 +49,23 @@ class Flag(StrEnum):
 
     UNFUSED = (
         "unfused",
-        "Kernels beside the product take as long as writing the decoded weight to memory would, or more than a quarter"
-        " of the 16-bit weight's size is allocated beside the output and a copy of the activation: the decoded weight"
-        " goes to memory. Determined from kernels and allocations, not from a setting. With so many tokens that"
-        " preparing them takes as long, the time of kernels does not tell: `coverage.not_asked` then has an entry.",
+        "The decoded weight is written to memory: kernels other than the product take as long as writing it would, or"
+        " more than a quarter of the 16-bit weight's size is allocated in addition to the output and a copy of the"
+        " activation. Determined from kernels and allocations, not from a setting. With many tokens, preparing them"
+        " takes as long, so kernel times cannot decide: `coverage.not_asked` then has an entry.",
     )
     OVER_ROOFLINE = (
         "over_roofline",
-        "More useful bytes per second than 1.1 times the machine's measured read bandwidth, with weights rotated out of"
-        " the cache: a bug in the number, not a fast kernel.",
+        "More useful bytes per second than 1.1 times the machine's measured read bandwidth, although weights are"
+        " rotated out of the cache: a measurement error, not a fast kernel.",
     )
     SLOW_BASELINE = (
         "slow_baseline",
-        "With so many tokens that reading the dense weight takes less than half of the time, the dense product on a GPU"
-        " took over 1.25 times as long as the quantized one, though both multiply 16-bit numbers by the same"
-        " instructions: the speedup says that dense was slow here, not that the kernel is fast.",
+        "The dense product on a GPU took over 1.25 times as long as the quantized one, at so many tokens that reading"
+        " the dense weight takes less than half of the time. Both multiply 16-bit numbers with the same instructions,"
+        " so the speedup means that dense was slow here, not that the kernel is fast.",
     )
-    NOISY = ("noisy", "The 95% interval of the median is wider than ±5%: small differences mean nothing.")
+    NOISY = ("noisy", "The 95% interval of the median is wider than ±5%: small differences are not significant.")
     KEEPS_DECODED_COPY = (
         "keeps_decoded_copy",
         "Memory as large as a decoded weight is allocated between calls, beyond what was stored.",
@@ -77,29 +77,29 @@ class Flag(StrEnum):
     )
     NARROW_ACCUMULATOR = (
         "narrow_accumulator",
-        "Products are summed in fewer significand bits than declared (24, fp32's, if nothing is), measured by"
+        "Products are summed in fewer significand bits than declared (by default 24, as in fp32), measured by"
         " cancellation.",
     )
     DIRECTED_ROUNDING = (
         "directed_rounding",
-        "Outputs are rounded in one direction (toward zero, where a conversion cuts bits off) and not to nearest: each"
-        " is up to one unit in the last place off, and all to the same side.",
+        "Outputs are rounded in one direction (toward zero, if a conversion truncates bits) and not to nearest: each is"
+        " off by up to one unit in the last place, always to the same side.",
     )
     THROTTLED = (
         "throttled",
-        "The device lowered its clocks (power, heat, a hardware slowdown) while the case was timed: the time is what it"
-        " took, and another run may be faster.",
+        "The device lowered its clocks (power, heat, a hardware slowdown) while the case was timed, so another run may"
+        " be faster.",
     )
 
 
 class RecordPart(BaseModel):
-    """A part of a stored record: unchangeable, and fields that a newer fpxbench added are ignored."""
+    """A part of a stored record: immutable; unknown fields, from a newer fpxbench, are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
 
 class StoredRecord(RecordPart):
-    """What `Store` keeps: one JSON line under ``RESULTS/<machine>/FOLDER/<build>-<variant>.jsonl``.
+    """A record that `Store` stores: one JSON line in ``RESULTS/<machine>/FOLDER/<build>-<variant>.jsonl``.
 
     A class sets `FOLDER`, raises `SCHEMA` when its fields change meaning, and reads lines of older schemas.
     """
@@ -127,7 +127,7 @@ class StoredRecord(RecordPart):
         if isinstance(version, int) and version > cls.SCHEMA:
             raise ValueError(f"written by a newer fpxbench than this one (which reads schema {cls.SCHEMA} and older)")
         if not isinstance(version, int) or version < 1:
-            raise ValueError(f"{version!r} is no schema")
+            raise ValueError(f"{version!r} is not a schema version")
         return version
 
     def to_json(self) -> str:
@@ -144,17 +144,17 @@ class Build(RecordPart):
     """One PyTorch build with its Triton."""
 
     torch: Name
-    """Full version, local part included: ``2.13.0+cpu``, ``2.14.0.dev20261120+cu130``."""
+    """Full version, including the local part: ``2.13.0+cpu``, ``2.14.0.dev20261120+cu130``."""
     triton: Revision | None = None
     git: Revision | None = None
-    """The upstream commit that it was built from."""
+    """The upstream commit from which it was built."""
     channel: Annotated[str, Field(pattern=r"^(release|nightly|source)$")]
     variant: Name
-    """What it was made for: ``cpu``, ``cu130``, ``rocm7.2``."""
+    """The platform that it was built for: ``cpu``, ``cu130``, ``rocm7.2``."""
     date: Day | None = None
     """YYYY-MM-DD."""
     key: Revision = ""
-    """The commit that stands for this build on the timeline."""
+    """The commit of this build on the timeline."""
 
     @property
     def label(self) -> str:
@@ -163,7 +163,7 @@ class Build(RecordPart):
 
     @property
     def stem(self) -> str:
-        """What its files of records are called, and the folder of its pages: ``2.13.0-cpu``."""
+        """The stem of its records files, and the folder of its pages: ``2.13.0-cpu``."""
         return f"{self.label}-{self.variant}"
 
 
@@ -172,12 +172,12 @@ class Machine(RecordPart):
 
     name: Name
     device: Label
-    """As it calls itself: ``NVIDIA H100 80GB HBM3``."""
+    """The name that the driver reports: ``NVIDIA H100 80GB HBM3``."""
     arch: Label
     """``sm_90``, ``gfx942``, ``x86_64 AVX512``."""
     host: Label = ""
     kind: Label = "cpu"
-    """What torch calls it: ``cpu`` or ``cuda``."""
+    """torch's device type: ``cpu`` or ``cuda``."""
     memory_bytes: Count | None = None
     read_gb_per_s: Rate | None = None
     """Read bandwidth, measured at the start of the same sweep, in 1e9 bytes per second."""
@@ -187,16 +187,17 @@ class Machine(RecordPart):
 
 
 class Accuracy(RecordPart):
-    """How far the output is from the exact product with the weight as stored, and the weight from the original."""
+    """Error of the output against the exact product with the stored weight, and of the stored weight against the
+    original."""
 
     relative_error: Finite | None = None
     """Frobenius norm of the error over that of the reference."""
     bound: Finite | None = None
-    """The same norm of the elementwise tolerance: what `relative_error` could at most be in a right result."""
+    """The same norm of the elementwise tolerance: the largest `relative_error` of a correct result."""
     worst_ulp: Finite | None = None
-    """The largest error, in units in the last place of the output dtype at the reference."""
+    """The largest error, in units in the last place (of the output dtype) of the reference."""
     sqnr_db: Finite | None = None
-    """Signal to quantization noise of the stored weight; None for an exact one."""
+    """Signal to quantization noise of the stored weight; None if it is exact."""
 
 
 class Timing(RecordPart):
@@ -214,19 +215,19 @@ class Timing(RecordPart):
 
 
 class DeviceState(RecordPart):
-    """What the device did while a case was timed, read and never set. None: the device or its bindings do not say."""
+    """Clocks, temperature and power while a case was timed. They are read, never set. None: not available."""
 
     sm_clock_mhz: Rate | None = None
-    """Of the compute units: the median of the readings."""
+    """Clock of the compute units: median of the readings."""
     sm_clock_min_mhz: Rate | None = None
     memory_clock_mhz: Rate | None = None
     temperature_c: Finite | None = None
-    """The highest."""
+    """Maximum of the readings."""
     power_w: Rate | None = None
-    """The median."""
+    """Median of the readings."""
     readings: Count = 0
     throttle_reasons: Annotated[list[Label], Field(max_length=32)] = Field(default_factory=list)
-    """Why clocks were lowered, in any reading."""
+    """Reasons for lowered clocks, over all readings."""
     throttled_samples: Annotated[list[Count], Field(max_length=100_000)] = Field(default_factory=list)
     """Indices into the timing's samples after which a reason was seen."""
     joules_per_call: Positive | None = None
@@ -244,32 +245,32 @@ class Traffic(RecordPart):
     """Bytes and kernels of one call."""
 
     packed_bytes: Count | None = None
-    """What the stored weight takes, scales included, measured on its tensors."""
+    """Size of the stored weight including scales, measured on its tensors."""
     bytes_min: Count | None = None
-    """The least that one call must move: weight once, activation once, output once."""
+    """The minimum that one call must move: weight, activation and output once each."""
     gb_per_s: Rate | None = None
     """bytes_min over the median time: useful bandwidth, in 1e9 bytes per second."""
     roofline_fraction: Rate | None = None
     """gb_per_s over the machine's measured read bandwidth."""
     kernels_launched: Count | None = None
     heavy_kernels: Count | None = None
-    """Those of them that take 5% of the call or more."""
+    """Kernels that take 5% of the call or more."""
     kernels: Annotated[list[Label], Field(max_length=10_000)] = Field(default_factory=list)
     kept_bytes: Count | None = None
-    """Memory held between calls beyond the stored weight, where it is as large as a copy of it; 0: none was."""
+    """Memory held between calls in addition to the stored weight, if as large as a copy of it; 0: none."""
     peak_bytes: Count | None = None
-    """The most memory that one call held beyond its operands."""
+    """Peak memory of one call in addition to its operands."""
     bottleneck: Text = ""
-    """What limits it, in one sentence, from the fields above."""
+    """What limits the speed, in one sentence, from the fields above."""
 
 
 class Properties(RecordPart):
-    """Measured facts about a right case that are no mistakes: users choose by them. None: not measured."""
+    """Measured properties of a correct case that are not faults but matter to users. None: not measured."""
 
     library: str | None = Field(default=None, max_length=200)
     """The library whose kernel it is, and its version: ``torchao 0.18.0``. None: the implementation's own."""
     first_call_s: Seconds | None = None
-    """How long the first call took: compiling, what the compiler's cache had not, and tuning included."""
+    """Duration of the first call, including compilation (if not cached) and tuning."""
     repeatable: bool | None = None
     """The same call gives the same bits each time, over `repeats` calls."""
     repeats: Count | None = None
@@ -278,18 +279,19 @@ class Properties(RecordPart):
     tokens_checked: Annotated[list[Tokens], Field(max_length=10_000)] | None = None
     """Token counts (M) whose products were checked."""
     accumulator_bits: Count | None = None
-    """Significand bits of the narrowest sum that products go through: 24 for fp32."""
+    """Significand bits of the narrowest accumulator: 24 for fp32."""
     accumulator_overflows: bool | None = None
     """Sums of 2**17 overflow, as in fp16."""
     sum_order: Label | None = None
     """The order of additions as text: ``in blocks of 32``."""
     sum_block: Count | None = None
-    """How many neighbouring products are summed before they meet others."""
+    """How many neighbouring products are summed before others are added."""
     error_factor: Rate | None = None
-    """Root mean square error over the largest that the declared roundings allow; wrong above `error_threshold`."""
+    """Root mean square error relative to the largest that the declared roundings allow; wrong above
+    `error_threshold`."""
     error_threshold: Rate | None = None
     output_rounding: Label | None = None
-    """How outputs are rounded: ``to nearest``, ``toward zero``. None where it cannot be told from them."""
+    """How outputs are rounded: ``to nearest``, ``toward zero``. None if the outputs do not show it."""
 
     def messages(self) -> dict[str, str]:
         """Return what was measured as text, by property: ``{"sums": "in 24 bits, in blocks of 32"}``."""
@@ -314,7 +316,7 @@ class Properties(RecordPart):
 
 
 class Coverage(RecordPart):
-    """What was asked of a case beyond its own calls, by check, and what was not asked, with the reason."""
+    """Checks made beyond the case's own calls, with what they covered, and checks not made, with the reason."""
 
     covered: Annotated[dict[Label, Text], Field(max_length=1000)] = Field(default_factory=dict)
     not_asked: Annotated[dict[Label, Text], Field(max_length=1000)] = Field(default_factory=dict)
@@ -327,9 +329,9 @@ class Record(StoredRecord):
 
     started_at: Moment = Field(default_factory=now)
     elapsed_s: Seconds | None = None
-    """Wall time of the whole case, from its start to its record."""
+    """Wall-clock time of the whole case, from its start to its record."""
     overhead_s: Finite | None = None
-    """What isolation added to that: `elapsed_s` less the time that the child worked."""
+    """Overhead of isolation: `elapsed_s` minus the time that the child worked."""
     case: Case
     build: Build
     machine: Machine
@@ -340,14 +342,14 @@ class Record(StoredRecord):
     timing: Timing | None = None
     traffic: Traffic = Traffic()
     device_state: DeviceState | None = None
-    """Of the timing; None where nothing was timed or the device cannot be read."""
+    """During the timing; None if nothing was timed or the device cannot be read."""
     flags: Annotated[list[Flag], Field(max_length=100)] = Field(default_factory=list)
     no_timing: Text | None = None
-    """Why a right case carries no timing."""
+    """Why a correct case has no timing."""
     about: Text = ""
     """The first paragraph of the implementation's docstring."""
     source: Revision = ""
-    """Digest of the implementation's source: an edited implementation is another one."""
+    """Digest of the implementation's source, since an edited implementation is measured again."""
     seed: Integer | None = None
 
     @property

@@ -21,7 +21,7 @@ class Status(StrEnum):
     """
 
     sign: str
-    """So that no status is told by colour alone."""
+    """A symbol, so that colour is never the only difference."""
     predicate: str
     meaning: str
 
@@ -47,7 +47,7 @@ BY_SEVERITY = tuple(Status)
 SEVERITY = {status: place for place, status in enumerate(BY_SEVERITY)}
 
 BROKEN = frozenset({Status.CRASH, Status.WRONG, Status.NONFINITE, Status.TIMEOUT, Status.OOM, Status.ERROR})
-"""Statuses of a failure, as against refused or not available."""
+"""Statuses of failures, as opposed to refused or not available."""
 
 SIGNS = {status: status.sign for status in Status}
 
@@ -60,13 +60,13 @@ class Verdict(BaseModel):
     status: Status
     kind: Kind | None = None
     summary: Text = ""
-    """One sentence for people."""
+    """One sentence."""
     evidence: Tree = Field(default_factory=dict)
     signal: Label | None = None
     """``SIGSEGV``, … if the process was ended by one."""
     exit_code: Integer | None = None
     log_tail: Log = ""
-    """The last 4 kB that the case wrote to stdout and stderr, native code included."""
+    """The last 4 kB of stdout and stderr, including native code's."""
 
     @property
     def headline(self) -> str:
