@@ -16,6 +16,8 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 PART = 1 << 22
 """Weights at once. The oracle's codec works in fp32 and makes several copies: about 17 bytes for each of these."""
+PART_ON_GPU = 1 << 24
+"""There a part takes some hundred kernels whatever its size, and a layer of a 7B model has 200 M weights."""
 
 
 def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedWeight:
@@ -30,7 +32,8 @@ def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedW
     n, k = values.shape
     layout_named(layout).check(fmt.bits, n, k)
     together = lcm(scaling.block_rows, row_tile)
-    rows = max(1, PART // max(1, k * together)) * together
+    at_once = PART if values.device.type == "cpu" else PART_ON_GPU
+    rows = max(1, at_once // max(1, k * together)) * together
     if n <= rows:
         return quantize(values, scheme, layout)
     shared = {"shared_amax": torch.stack(torch.aminmax(values)).abs().amax()} if scaling.has_tensor_scale else {}
