@@ -228,7 +228,10 @@ def _note(source: Source) -> str:
 
 
 def check_memory(model: ModelDescription, device: str) -> None:
-    """Raise ValueError if the 16-bit model with its codes beside it does not fit the free memory of `device`."""
+    """Raise ValueError if there is no such device, or if the 16-bit model with its codes beside it does not fit its free
+    memory."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device cuda: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
     needed = model.bytes * 3 // 2
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if needed > free:

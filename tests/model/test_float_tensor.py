@@ -66,6 +66,18 @@ def test_a_weight_is_stored_as_its_implementation_multiplies_it_and_in_files_by_
     assert torch.equal(experts.portable().laid_out().packed, experts.packed)
 
 
+def test_its_parts_go_to_shared_memory_and_nothing_reads_numbers_that_it_has_not():
+    tensor = FloatTensor.from_float(VALUES, "mxfp4")
+    assert not tensor.is_shared()
+    linear = nn.Linear(256, 128, bias=False)
+    linear.weight = nn.Parameter(tensor, requires_grad=False)
+    linear.share_memory()           # PyTorch reads memory that a wrapper does not have: it ended the process
+    assert linear.weight.is_shared() and linear.weight.packed.is_shared()
+    for read in (tensor.numpy, tensor.tolist):
+        with pytest.raises(NotImplementedError, match="codes in memory, and no numbers; dequantize"):
+            read()
+
+
 def test_rows_cut_between_tiles_share_memory_and_others_are_a_copy_that_takes_no_writes():
     tensor = FloatTensor.from_float(VALUES, "mxfp4", "triton_fused")
     between, within = tensor[8:24], tensor[4:24]

@@ -396,12 +396,15 @@ def test_smollm2_without_its_wheel_says_which_to_install(monkeypatch):
         sources.find_source("smollm2")
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_figure_and_a_depth_that_is_none_is_named():
+def test_a_model_that_does_not_fit_is_refused_with_the_figure_and_a_depth_that_is_none_is_named(monkeypatch):
     source = sources.find_source("deepseek-v3")
     described = sources.describe(source, sources.load_config(source, None))
     assert described.parameters == pytest.approx(671e9, rel=0.01)
     with pytest.raises(ValueError, match=r"1342\.\d GB in 16 bits.*--layers"):
         sources.check_memory(described, "cpu")
+    with pytest.raises(ValueError, match="--device cuda: this PyTorch .* sees no GPU"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        sources.check_memory(described, "cuda")
     with pytest.raises(ValueError, match="--layers 99: llama2-7b has 32"):
         sources.load_config(sources.find_source("llama2-7b"), 99)
 

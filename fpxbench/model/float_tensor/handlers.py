@@ -227,6 +227,24 @@ def _communicate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return args[0], result[-1]
 
 
+@function(Tensor.share_memory_)
+def _share_memory(tensor: FloatTensor) -> FloatTensor:
+    """Move the parts to shared memory. The tensor itself has no memory: PyTorch would crash on it."""
+    for part in tensor._parts().values():
+        part.share_memory_()
+    return tensor
+
+
+@function(Tensor.is_shared)
+def _is_shared(tensor: FloatTensor) -> bool:
+    return all(part.is_shared() for part in tensor._parts().values())
+
+
+@function(Tensor.numpy, Tensor.tolist)
+def _no_memory_of_numbers(tensor: FloatTensor, *args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("a FloatTensor has codes in memory, and no numbers; dequantize() gives a plain tensor")
+
+
 @operation(_aten.is_pinned.default)
 def _is_pinned(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return args[0].packed.is_pinned()
