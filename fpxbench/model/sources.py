@@ -228,8 +228,8 @@ def _note(source: Source) -> str:
 
 
 def check_memory(model: ModelDescription, device: str) -> None:
-    """Raise ValueError if there is no such device, or if the 16-bit model with its codes beside it does not fit its free
-    memory."""
+    """Raise ValueError if there is no such device, or too little free memory on it for the 16-bit model with its codes
+    beside it."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device cuda: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
     needed = model.bytes * 3 // 2
