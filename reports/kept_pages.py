@@ -1,8 +1,8 @@
-"""Pages of an earlier report that stay: those of a sweep whose inputs are the same as when they were written.
+"""Pages of an earlier report that stay: those whose inputs are the same as when they were written.
 
-Beside a sweep's pages lies `FILE`, the digest of everything that they show: its records, its casts and decode speeds,
-since when each case has its status, fpxbench itself. A page's link to the page of its series comes and goes with later
-builds, so that it is kept apart, and pages whose link changed are written again.
+Beside a sweep's pages lies `FILE`, the digest of everything that they show (its records, its casts and decode speeds,
+since when each case has its status, links to the pages of series, fpxbench itself), and one for the page of each case:
+while a sweep goes on, only the pages of cases that ended, and of their rivals, are written again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -23,7 +23,7 @@ from fpxbench.records.store import BrokenLine
 from fpxbench.reports.sweep.sweep_table import SweepHeading
 from fpxbench.whole_file import write_whole
 
-FILE = ".inputs.json"
+FILE, INDEX = ".inputs.json", "index.html"
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,9 @@ class Stamp:
     """What a sweep's pages were made from, and what else of it the report shows."""
 
     inputs: str
-    links: dict[str, str]
-    """Of cases, to the pages of their series."""
-    names: list[str]
-    """Its pages: where one was deleted all are made again."""
+    """Of all pages; empty while they are being written."""
+    pages: dict[str, str]
+    """File names of the pages of its cases, with the digest of what each was made from."""
     heading: SweepHeading
     broken: list[BrokenLine]
 
@@ -50,8 +49,8 @@ class KeptPages:
         self._output, self.from_report = output, from_report
         self.kept: set[Path] = set()
 
-    def find(self, folder: str, inputs: str) -> Stamp | None:
-        """Return the stamp of a sweep's pages if they were made from `inputs` and are all there."""
+    def find(self, folder: str) -> Stamp | None:
+        """Return the stamp of a sweep's pages, of those that are there."""
         path = self._output / folder / FILE
         if not (self.from_report and path.is_file()):
             return None
@@ -60,22 +59,21 @@ class KeptPages:
         except ValidationError:     # of another version, or cut off: the pages are made again
             return None
         there = {one.name for one in path.parent.iterdir()}
-        return stamp if stamp.inputs == inputs and there.issuperset(stamp.names) else None
+        if there.issuperset((INDEX, *stamp.pages)):
+            return stamp
+        return replace(stamp, inputs="", pages={name: of for name, of in stamp.pages.items() if name in there})
 
     def keep(self, folder: str, stamp: Stamp) -> None:
         """Keep the pages of a sweep as they are. Others in its folder, of casts and models, are written later."""
-        path, names = self._output / folder, {FILE, *stamp.names}
+        path, names = self._output / folder, {FILE, INDEX, *stamp.pages}
         self.kept.add(path)
         for each in path.iterdir():
             if each.name not in names:
                 _delete(each)
 
-    def begin(self, folder: str) -> None:
-        """Forget what the pages of a sweep were made from, before any of them is written."""
-        (self._output / folder / FILE).unlink(missing_ok=True)
-
     def write(self, folder: str, stamp: Stamp) -> None:
-        """Note what the pages of a sweep, which are all written, were made from."""
+        """Note what the pages of a sweep were made from."""
+        (self._output / folder).mkdir(parents=True, exist_ok=True)
         write_whole(self._output / folder / FILE, _STAMPS.dump_json(stamp))
 
     def remove_others(self, written: set[Path], folders: Iterable[str]) -> None:

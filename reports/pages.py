@@ -44,6 +44,7 @@ from fpxbench.reports.targets.support_row import CHECKS, ArchitectureDetail, Scr
 from fpxbench.reports.targets.support_table import SupportMatrix, SupportRow, detail
 from fpxbench.sweep.repro_script import repro_script
 from fpxbench.targets.operations import OPERATIONS
+from fpxbench.whole_file import write_whole
 
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; further ones are a row of a table."""
@@ -85,7 +86,7 @@ class Pages:
     """Renders the site's pages into a folder.
 
     failures : pages that could not be made, with the reason
-    written : files of the pages so far
+    written : files of the pages so far, those that were kept included
     """
 
     def __init__(self, output: Path) -> None:
@@ -108,7 +109,11 @@ class Pages:
         target = self._output / path
         self.written.add(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
+        write_whole(target, page)
+
+    def keep(self, path: str) -> None:
+        """Leave a page as an earlier report wrote it."""
+        self.written.add(self._output / path)
 
     def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
                  broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],

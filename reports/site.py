@@ -6,7 +6,6 @@ changed since comes from the series index (`fpxbench.reports.history.chapter`)."
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ from fpxbench.reports.targets.support_table import (
     SupportMatrix,
     chosen_matrix,
 )
+from fpxbench.whole_file import write_whole
 
 _PLOTLY = "plotly.min.js"
 _FOLDERS = "machines", "builds", SUPPORT.rpartition("/")[0]
@@ -86,9 +86,10 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
 
     Without `timeline` builds are ordered by the dates in their records. The newest `builds` of each machine, channel
     and variant have a page for every case; older ones show only what they changed. Pages of an earlier report are
-    replaced, and the same records give the same bytes. Without any record the first page says how to make some. `say`
-    receives progress messages; `jobs` processes write machines at once. Raises NotADirectoryError if `output` is a
-    file, and TimelineError if `timeline` cannot be read."""
+    replaced, and the same records give the same bytes. A page is replaced at once and after those that it links to, and
+    what nothing links to goes last, so that who reads meanwhile finds every page. Without any record the first page
+    says how to make some. `say` receives progress messages; `jobs` processes write machines at once. Raises
+    NotADirectoryError if `output` is a file, and TimelineError if `timeline` cannot be read."""
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder for the report")
@@ -132,11 +133,11 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     older = sum(map(len, by_machine.values())) + chapter.older.total() - len(shown)
     support, unreadable = _write_support(results, output, pages, [*shown, *(sweep for sweep, _ in newest_casts)])
     broken_lines += unreadable
-    kept.remove_others({*pages.written, (output / SUPPORT).with_name(MATRIX_FILE)}, _FOLDERS)
     pages.write("about.html", pages.about)
-    (output / FEED).write_bytes(feed(results))
+    write_whole(output / FEED, feed(results))
     pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
                 [sweep for sweep, _ in newest_casts], support, models, checkpoints)
+    kept.remove_others({*pages.written, (output / SUPPORT).with_name(MATRIX_FILE)}, _FOLDERS)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
                        problems, broken_lines,
                        troubles + pages.failures, empty=not (shown or newest_casts or checkpoints) and models.empty)
@@ -187,9 +188,9 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: s
         sweep, matrix = cast_sweep_of(folder_of(path), records), conversion_matrix(records)
         full[sweep.folder] = sweep, changes
         folder = f"machines/{sweep.folder[0]}/{sweep.folder[1]}/"
-        pages.write(folder + "numerics.html", pages.numerics, sweep, changes, matrix, sweep.folder in swept)
         for row in matrix.rows:
             pages.write(folder + row.page, pages.conversion, sweep, row)
+        pages.write(folder + "numerics.html", pages.numerics, sweep, changes, matrix, sweep.folder in swept)
     return full
 
 
@@ -227,18 +228,17 @@ def _write_support(results: Path, output: Path, pages: Pages,
     gpus = {heading.machine.arch: Gpu(heading.machine.device, heading.build.triton or "") for heading in of_gpus}
     support = SupportMatrix(matrix, file.parent != results, gpus)
     diffs, folder = build_diffs(support), SUPPORT.rpartition("/")[0]
-    pages.write(SUPPORT, pages.support, support, diffs)
-    shutil.copyfile(file, output / folder / MATRIX_FILE)
     for row in support.rows:
         pages.write(f"{folder}/{row.page}", pages.support_row, support, row, *row_detail(support, row))
     for diff in diffs:
         if diff.page:
             pages.write(f"{folder}/{diff.page}", pages.support_build, support, diff)
+    pages.write(SUPPORT, pages.support, support, diffs)
+    write_whole(output / folder / MATRIX_FILE, file.read_bytes())
     return support, unreadable
 
 
 def _write_assets(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in static_files().items():
-        (folder / name).write_bytes(content)
-    (folder / _PLOTLY).write_text(get_plotlyjs(), encoding="utf-8")
+    for name, content in (static_files() | {_PLOTLY: get_plotlyjs().encode()}).items():
+        write_whole(folder / name, content)

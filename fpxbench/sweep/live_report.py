@@ -1,10 +1,12 @@
-"""Rebuild the report while a sweep runs, in a process of its own at the lowest priority."""
+"""Rebuild the report while a sweep runs, in a process of its own at the lowest priority.
+
+It is built where the earlier one is, whose pages stay if what they show did not change: `fpxbench report` replaces each
+page at once, the first one last.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -64,10 +66,9 @@ class LiveReport:
             self._begin()
 
     def _begin(self) -> None:
-        self._building = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fpxbench-report-")))
-        self._log = self._building / "log"
+        self._log = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fpxbench-report-"))) / "log"
         command = [sys.executable, "-m", "fpxbench", "report", "--results", str(self._results), "--json",
-                   "--output", str(self._building / "site")]
+                   "--output", str(self._folder)]
         with open(self._log, "wb") as log, self._gate.untimed():
             self._began, self._outdated = time.monotonic(), False
             # A group of its own: the gate stops it, and Ctrl-C is the sweep's.
@@ -85,20 +86,7 @@ class LiveReport:
             self._say(f"the report could not be built while the sweep goes on: {lines[-1] if lines else code}")
             self._next = float("inf")       # and would not be the next time
         else:
-            move_over(self._building / "site", folder)
             self.builds += 1
             if self.builds == 1:
                 self._say(f"report so far, rebuilt as the sweep goes on: file://{(folder / 'index.html').resolve()}")
         self._stack.close()
-
-
-def move_over(source: Path, target: Path) -> None:
-    """Replace the pages in `target` one by one, so that a reader never finds one missing; the first page comes last,
-    and before it the hidden files, which tell the next report what a folder's pages were made from."""
-    for file in sorted(source.rglob("*"), key=lambda path: (path == source / "index.html", path.name.startswith("."))):
-        if file.is_file():
-            place = target / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(place.name + ".part")
-            shutil.move(file, partial)      # from another file system, perhaps
-            os.replace(partial, place)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fpxbench.casts.decode_speed import DecodeSpeed
+from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.casts.conversion_pages import CastSweep
 from fpxbench.reports.casts.decode_speed_table import DecodeTable, decode_table
 from fpxbench.reports.history.status_history import StatusHistories
-from fpxbench.reports.kept_pages import KeptPages, Stamp, content_of, digest
+from fpxbench.reports.kept_pages import INDEX, KeptPages, Stamp, content_of, digest
 from fpxbench.reports.pages import Pages
 from fpxbench.reports.sweep.problems import find_problems
 from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable, sweep_of
@@ -32,33 +35,40 @@ def write_sweep(store: Store, path: Path, pages: Pages, kept: KeptPages, casts: 
                 histories: StatusHistories) -> tuple[SweepHeading | None, list[BrokenLine]]:
     """Write the pages of one records file that an earlier report does not have; return no sweep if it holds no
     record."""
-    folder, links = f"machines/{path.parent.parent.name}/{path.stem}/", histories.links(path.stem)
+    folder = f"machines/{path.parent.parent.name}/{path.stem}/"
     inputs = digest(content_of(path), content_of(_decodes_of(path)), content_of(store.root / MATRIX_FILE), casts,
-                    histories.state(path.stem))
-    stamp = kept.find(folder, inputs)
-    if stamp and stamp.links == links:
-        kept.keep(folder, stamp)
-        return stamp.heading, stamp.broken
+                    histories.state(path.stem), histories.links(path.stem))
+    earlier = kept.find(folder)
+    if earlier and earlier.inputs == inputs:
+        kept.keep(folder, earlier)
+        return earlier.heading, earlier.broken
     newest, broken = newest_records(store, path)
     if not newest:
         return None, broken
-    if stamp:
-        kept.keep(folder, stamp)
-    kept.begin(folder)
-    failures = len(pages.failures)
     decodes, broken_decodes = _decodes(store.root, path)
     broken += broken_decodes
     sweep = sweep_of(folder_of(path), newest, histories.of)
-    if stamp is None:
-        pages.write(folder + "index.html", pages.sweep, sweep, find_problems([sweep]), casts, histories.tag(newest[-1]),
-                    decodes)
+    failures = len(pages.failures)
+    made_from = dict(_case_inputs(sweep, newest))
+    same = {name: of for name, of in made_from.items() if earlier and earlier.pages.get(name) == of}
+    kept.write(folder, Stamp("", same, sweep.heading(), broken))    # should this process be killed on the way
     for row, record in zip(sweep.rows, newest, strict=True):
-        if stamp is None or stamp.links.get(record.id) != links.get(record.id):
+        if row.page in same:
+            pages.keep(folder + row.page)
+        else:
             pages.write(folder + row.page, pages.case, sweep, row, record)
+    pages.write(folder + INDEX, pages.sweep, sweep, find_problems([sweep]), casts, histories.tag(newest[-1]), decodes)
     if len(pages.failures) == failures:
-        names = ["index.html", *(row.page for row in sweep.rows)]
-        kept.write(folder, Stamp(inputs, links, names, sweep.heading(), broken))
+        kept.write(folder, Stamp(inputs, made_from, sweep.heading(), broken))
     return sweep, broken
+
+
+def _case_inputs(sweep: SweepTable, records: list[Record]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each case's page and a digest of what it shows: the record, and how its rivals stand."""
+    as_rival = {id(row): repr(replace(row, status_history=None)) for row in sweep.rows}
+    for row, record in zip(sweep.rows, records, strict=True):
+        rivals = sweep.rivals[row.case.scheme, row.case.layer]
+        yield row.page, digest(sweep.folder, record.to_json(), *(as_rival[id(rival)] for rival in rivals), row)
 
 
 def newest_of(store: Store, sweeps: list[tuple[Path, SweepHeading]], histories: StatusHistories) -> list[SweepTable]:

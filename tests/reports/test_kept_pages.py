@@ -99,13 +99,43 @@ def stamp_damaged(results: Path) -> None:
 
 
 def test_what_changed_or_is_damaged_is_made_again(results: Path, rendered: list[str]) -> None:
-    # The build after one that was measured again has another status before it, the build before links to the series.
-    for happens, builds in ((measured_again, 3), (page_deleted, 1), (stamp_damaged, 1)):
+    night, fused, every = nightly(BUILDS - 2).date, FUSED.implementation, {one.implementation for one in CASES}
+    for happens, made in (
+            # The case and its rival of one scheme; on the build before it has a link to its series now, and on the
+            # build after another status before it.
+            (measured_again, {f"{night} {fused}", f"{night} {EAGER.implementation}",
+                              f"{nightly(BUILDS - 3).date} {fused}", f"{nightly(BUILDS - 1).date} {fused}"}),
+            (page_deleted, {f"{nightly(BUILDS - IN_FULL).date} {fused}"}),
+            (stamp_damaged, {f"{nightly(BUILDS - IN_FULL).date} {name}" for name in every})):
         rendered.clear()
         happens(results)
         build_site(results, results.parent / "site", builds=IN_FULL)
-        assert {page.split()[1] for page in rendered} == {one.implementation for one in CASES}, happens.__name__
-        assert len({page.split()[0] for page in rendered}) == builds, happens.__name__
+        assert set(rendered) == made and len(rendered) == len(made), happens.__name__
+    assert_as_from_scratch(results)
+
+
+def test_while_a_sweep_goes_on_only_the_pages_of_what_ended_are_made(results: Path, rendered: list[str]) -> None:
+    """A case of another scheme leaves the others' pages as they are, though the file of records is another."""
+    site, on = results.parent / "site", nightly(BUILDS - 1)
+    Store(results).append(record(case("dense", "bf16", "llama3-8b.k", n=1024), machine=GPU, build=on))
+    build_site(results, site, builds=IN_FULL)
+    assert rendered == [f"{on.date} dense"]
+    assert_as_from_scratch(results)
+
+
+def test_a_report_that_is_killed_on_the_way_loses_no_page_that_stays(
+        results: Path, rendered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    site, on = results.parent / "site", nightly(BUILDS - 1)
+    Store(results).append(record(case("dense", "bf16", "llama3-8b.k", n=1024), machine=GPU, build=on))
+    before = content(site)
+    with monkeypatch.context() as during:
+        during.setattr(Pages, "sweep", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_site(results, site, builds=IN_FULL)
+    assert {name: content(site)[name] for name in before} == before, "an old page stays until the new one is there"
+    rendered.clear()
+    build_site(results, site, builds=IN_FULL)
+    assert rendered == [f"{on.date} dense"]
     assert_as_from_scratch(results)
 
 

@@ -23,7 +23,7 @@ from fpxbench.sweep import pool as pools
 from fpxbench.sweep.gate import Gate, Stopwatch
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.lineup import Durations, Lineup
-from fpxbench.sweep.live_report import LiveReport, move_over
+from fpxbench.sweep.live_report import LiveReport
 from fpxbench.sweep.pool import Pool, Room
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.run import main_sweep
@@ -339,31 +339,6 @@ def test_a_parallel_sweep_that_is_killed_goes_on_and_nothing_is_lost_or_doubled(
     assert len(set(ids)) == 5 and len(ids) == 5
 
 
-def test_a_page_of_a_new_report_takes_the_place_of_the_old_one_and_others_stay(tmp_path):
-    site, report = tmp_path / "site", tmp_path / "report"
-    (site / "machines").mkdir(parents=True)
-    (site / "index.html").write_text("new")
-    (site / "machines" / "one.html").write_text("new")
-    (report / "machines").mkdir(parents=True)
-    (report / "index.html").write_text("old")
-    (report / "notes.txt").write_text("a user's own")
-    move_over(site, report)
-    assert (report / "index.html").read_text() == (report / "machines" / "one.html").read_text() == "new"
-    assert (report / "notes.txt").read_text() == "a user's own"
-    assert sorted(path.name for path in report.rglob("*.part")) == []
-
-
-def test_what_pages_were_made_from_is_moved_after_them_and_before_the_first_page(tmp_path, monkeypatch):
-    site, moved = tmp_path / "site", []
-    (site / "machines").mkdir(parents=True)
-    for name in ("index.html", "machines/.inputs.json", "machines/zero.html", "support.html"):
-        (site / name).write_text("new")
-    really = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: moved.append(target.name) or really(source, target))
-    move_over(site, tmp_path / "report")
-    assert moved[-2:] == [".inputs.json", "index.html"] and len(moved) == 4
-
-
 def test_the_report_is_there_while_the_sweep_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("fpxbench.sweep.live_report.FIRST_AFTER_S", 0.0)
     impls, report = tmp_path / "impls", tmp_path / "report"
@@ -402,6 +377,19 @@ def test_the_report_is_built_again_only_after_another_record(tmp_path, builds):
             live.update(stored=False)
             live.update(stored=False)
             assert len(builds) == live.builds == count
+            assert builds[-1][-2:] == ["--output", str(tmp_path / "report")], "where the earlier one is"
+
+
+def test_why_the_report_cannot_be_built_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("fpxbench.sweep.live_report.FIRST_AFTER_S", 0.0)
+    (tmp_path / "report").write_text("a file")
+    told = []
+    with LiveReport(tmp_path / "report", tmp_path, Gate(groups=True), told.append) as live:
+        live.update(stored=True)
+        live._process.wait()
+        live.update(stored=True)
+        live.update(stored=True)
+    assert len(told) == 1 and "is a file; give a folder for the report" in told[0] and live.builds == 0
 
 
 def test_a_report_is_begun_only_after_the_timing_that_goes_on(tmp_path, builds):
