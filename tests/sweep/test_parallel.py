@@ -341,16 +341,21 @@ def test_a_parallel_sweep_that_is_killed_goes_on_and_nothing_is_lost_or_doubled(
 
 def test_the_report_is_there_while_the_sweep_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("fpxbench.sweep.live_report.FIRST_AFTER_S", 0.0)
-    impls, report = tmp_path / "impls", tmp_path / "report"
+    impls, report, told, pages = tmp_path / "impls", tmp_path / "report", tmp_path / "told", []
     write(impls, "swept_a")
-    # It ends once the page of the first is there.
-    page = str(report / "index.html")
-    write(impls, "swept_b", f"time.sleep(0.05) if os.path.exists({page!r}) else None")
-    for name in ("swept_c", "swept_d"):
-        write(impls, name, f"while not os.path.exists({page!r}): time.sleep(0.1)")
-    done, printed = sweep(tmp_path / "results", impls, report=report, jobs=3, timeout_s=170)
+    for name in ("swept_b", "swept_c"):
+        write(impls, name, f"while not os.path.exists({str(told)!r}): time.sleep(0.1)")
+
+    class Telling(Progress):
+        def say(self, line):
+            if line.startswith("report so far, rebuilt as the sweep goes on: "):
+                pages.append(line.rpartition("file://")[2])
+                told.touch()
+
+    done = main_sweep(settings(tmp_path / "results", impls, scheme=("e4m3fn-row",), report=report, jobs=2,
+                               timeout_s=170), Telling(0, io.StringIO()))
     assert set(verdicts(done.records).values()) == {Status.OK}
-    assert f"report so far, rebuilt as the sweep goes on: file://{page}" in printed
+    assert pages == [str(report / "index.html")] and "swept_a" in (report / "index.html").read_text()
 
 
 @pytest.fixture
