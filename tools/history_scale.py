@@ -155,7 +155,7 @@ def step(name: str, results: Path, site: Path, jobs: int) -> None:
         for machine in machine_names(results):
             panels_of(results, machine)
     elif name == "detector":
-        found = find_changes(results)
+        found = find_changes(results, jobs=jobs)
         print(f"{len(found.suspects):,} suspects, {len(found.events):,} events", file=sys.stderr)
     else:
         from fpxbench.reports.site import build_site
