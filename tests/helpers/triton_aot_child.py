@@ -113,6 +113,7 @@ def facts(compiled_kernel):
         "loop_instructions": sum(loop.values()),
         "loop_shared": sum(count for name, count in loop.items() if name in ("STS", "LDS", "LDSM", "STSM")),
         "loop_stores": loop["STS"] + loop["STSM"],
+        "loop_exchanges": loop["SHFL"] + loop["MOVM"],
         "loop_barriers": loop["BAR"],
         "loop_products": loop["HGMMA"] + loop["HMMA"],
         "loop_waits": loop["WARPGROUP.DEPBAR"],

@@ -153,11 +153,14 @@ def test_ordered_activations_are_read_after_the_kernel_that_orders_them(compiled
 
 
 def test_the_stream_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled):
-    """Codes come from shared memory and nothing goes back there in the loop. The assembler puts no waits of its own
-    between the products: it does where it cannot allocate their registers, and they then run one after the other."""
+    """Codes come from shared memory to the lane that decodes them, and nothing goes back there in the loop or from lane
+    to lane. The assembler puts no waits of its own between the products: it does where it cannot allocate their
+    registers, and they then run one after the other."""
     for job, facts in only(compiled, StreamTile).items():
         assert facts["matrix"] == ["wgmma.mma_async"], job
-        assert facts["loop_stores"] == 0 and facts["loop_barriers"] <= 3, (job, facts)
+        assert facts["loop_stores"] == facts["loop_exchanges"] == 0 and facts["loop_barriers"] <= 3, (job, facts)
+        loads = facts["loop_shared"] * 16 * job.config.warps // job.config.block_n      # for a warp's 16 rows
+        assert loads <= {8: 4, 4: 4}.get(scheme_named(job.scheme).format.bits, 10), (job, facts)
         assert facts["loop_products"] == 8 * job.config.block_n // (16 * job.config.warps), (job, facts)
         assert facts["loop_waits"] == 4 // job.config.chunk, (job, facts)
 
