@@ -42,7 +42,7 @@ class CpuFused(Implementation):
         if not scheme.quantized:
             return Support.no(f"{scheme.name} is not quantized, so there is nothing to decode")
         if compiler() is None:
-            return Support.no(f"needs a C++ compiler for {scheme.name}: install g++, or name one by CXX", missing=True)
+            return Support.no(f"needs a C++ compiler for {scheme.name}: install g++, or set CXX", missing=True)
         return Support.yes()
 
     def matmul(self, x, weight):

@@ -8,7 +8,7 @@ from fpxbench.implementation import Implementation, Support, implementation
 
 @implementation("dense", baseline=True)
 class Dense(Implementation):
-    """`F.linear` with the weight in 16 bits: two bytes of memory traffic a weight, no decode.
+    """`F.linear` with a 16-bit weight: two bytes of memory traffic per weight, no decode.
 
     With few tokens a layer is bound by reading its weight, so a weight of b bits can be at most 16/b times as fast.
     """

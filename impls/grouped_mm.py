@@ -21,7 +21,7 @@ class GroupedMM(Implementation):
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.activation is not None:
-            return Support.no(f"upcasts quantized weights, and multiplies 16-bit activations: not {scheme.name}")
+            return Support.no(f"supports quantized weights with 16-bit activations only, not {scheme.name}")
         refusal = grouped_product.why_not(device, torch.bfloat16)
         return Support.no(refusal, missing="has no" in refusal) if refusal else Support.yes()
 

@@ -19,12 +19,12 @@ def shapes_refused(scheme, known):
     pair = f"{scheme.scaling.base_name}+{activation_kind(scheme)}"
     if pair in known:
         return None
-    return Support.no(f"supports scales of the weight and the activation of {', '.join(known)}, not {scheme.name}")
+    return Support.no(f"supports weight and activation scales of {', '.join(known)} only, not {scheme.name}")
 
 
 @implementation("scaled_mm")
 class ScaledMM(Implementation):
-    """`torch._scaled_mm`: the activation is rounded to float8, row by row, and both operands stay in a byte.
+    """`torch._scaled_mm`: the activation is rounded to float8, row by row, and both operands are one byte per element.
 
     The only eager way without an upcast, at the cost of the activation's precision. Of a scheme that quantizes
     activations it follows the rule: a scale a token or a tensor, on sm_90 blocks of 128 by 128 and of 128, on sm_100
@@ -38,13 +38,13 @@ class ScaledMM(Implementation):
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in TORCH_FLOAT8:
-            return Support.no(f"supports weights in float8, not {scheme.name}")
+            return Support.no(f"supports float8 weights only, not {scheme.name}")
         refusal = shapes_refused(scheme, ("row+row", "row+tensor", "tensor+row", "tensor+tensor", "b128x128+g128",
                                           "mx+mx"))
         if refusal is not None:
             return refusal
         if scheme.activation is not None and scheme.activation.format.name not in TORCH_FLOAT8:
-            return Support.no(f"multiplies activations in float8, not {scheme.activation.format.name}")
+            return Support.no(f"supports float8 activations only, not {scheme.activation.format.name}")
         formats, name = float8_formats(device)
         used = [scheme.format.name] + ([scheme.activation.format.name] if scheme.activation is not None else [])
         if not set(used) <= set(formats) or used == ["e5m2", "e5m2"]:

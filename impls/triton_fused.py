@@ -38,7 +38,7 @@ Derived = TypeVar("Derived")
 
 @implementation("triton_fused")
 class TritonFused(Implementation):
-    """One Triton kernel decodes, multiplies and scales, on matrix instructions from one token on."""
+    """One Triton kernel decodes, multiplies and scales, with matrix instructions from one token on."""
 
     any_layout = True       # from another than fragments, a copy in planar rows is made once
 
@@ -54,7 +54,7 @@ class TritonFused(Implementation):
         if scheme.activation is not None:
             return Support.no(f"multiplies 16-bit activations; {scheme.name} rounds them to {scheme.activation.name}")
         if isinstance(scheme.format, Codebook):
-            return Support.no(f"decodes by arithmetic, and {scheme.format.name} is a list of values")
+            return Support.no(f"decodes arithmetically, but {scheme.format.name} is a list of values")
         why_not = _triton_codes.why_not(scheme.format)
         return Support.no(why_not) if why_not else Support.yes()
 

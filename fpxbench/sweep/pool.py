@@ -47,7 +47,7 @@ class Room:
     def jobs(self, cases: Iterable[Case]) -> int:
         """Return how many cases are prepared at once at most: one a core, as far as the smallest of them fit."""
         smallest = min((self.cost(case) for case in cases), default=())
-        return max(1, min(usable_cores(), *(room // cost for room, cost in zip(self.bytes, smallest, strict=False))))
+        return max(1, min([usable_cores(), *(room // cost for room, cost in zip(self.bytes, smallest, strict=False))]))
 
 
 def _bytes_of(case: Case) -> int:

@@ -55,11 +55,12 @@ class Sweep:
         if not ran:
             return ""
         first_calls = sum(record.properties.first_call_s or 0.0 for record in ran)
+        timed = (f"; timing {len(self.gate.intervals)} of them, one at a time, took {self.gate.timed_s:.0f} s"
+                 if self.gate.intervals else "")
         return (
-            f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once; timing "
-            f"{len(self.gate.intervals)} of them, one at a time, took {self.gate.timed_s:.0f} s. Sum over cases: "
-            f"{sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it in first calls, which "
-            "compile"
+            f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once{timed}. Together "
+            f"they took {sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it first calls, "
+            "which compile"
         )
 
 

@@ -11,7 +11,7 @@ LAYOUT = "nibbles_high_first"
 
 @implementation("bitsandbytes")
 class BitsAndBytes(Implementation):
-    """`bitsandbytes.matmul_4bit`: a kernel of its own for one token, decode and a dense product for more.
+    """`bitsandbytes.matmul_4bit`: a fused kernel for one token; decode and a dense product for more.
 
     It quantizes its own way, over blocks of 64 of the flattened weight; where K is a multiple of 64 those are blocks of
     a row, and the codes and scales are read back by the oracle.
@@ -23,7 +23,7 @@ class BitsAndBytes(Implementation):
         if (reason := missing("bitsandbytes", "bitsandbytes", device, needs_gpu=False)) is not None:
             return reason
         if scheme.name not in TYPES:
-            return Support.no(f"stores {' and '.join(TYPES)}, not {scheme.name}")
+            return Support.no(f"supports {' and '.join(TYPES)} only, not {scheme.name}")
         return Support.yes()
 
     def library(self):

@@ -11,7 +11,7 @@ SCHEMES = ("e4m3fn-row", "mxfp4", "nvfp4")
 
 @implementation("gemlite")
 class GemLite(Implementation):
-    """gemlite's A16W8 (FP8), A16W4 MXFP and NVFP, for bfloat16 activations.
+    """gemlite's A16W8 (FP8), A16W4 MXFP and NVFP kernels, for bfloat16 activations.
 
     It is given the oracle's codes and scales. Their order in memory is its own and depends on the shape, so that the
     weight that it was given is read back from host memory.
@@ -24,7 +24,7 @@ class GemLite(Implementation):
         if (reason := missing("gemlite", "gemlite", device, needs_gpu=True)) is not None:
             return reason
         if scheme.name not in SCHEMES:
-            return Support.no(f"is asked for {', '.join(SCHEMES)}, not {scheme.name}")
+            return Support.no(f"supports {', '.join(SCHEMES)} only, not {scheme.name}")
         return Support.yes()
 
     def library(self):

@@ -44,7 +44,7 @@ class Humming(Implementation):
             or scheme.format.name not in FORMATS
             or scheme.scaling.name not in SCALES
         ):
-            return Support.no(f"supports {', '.join(FORMATS)} under a scale a row, mx or nv, not {scheme.name}")
+            return Support.no(f"supports {', '.join(FORMATS)} with a scale per row, mx or nv only, not {scheme.name}")
         return Support.yes()
 
     def library(self):

@@ -24,7 +24,7 @@ class TorchAO(Implementation):
         if (reason := missing("torchao", "torchao", device, needs_gpu=False)) is not None:
             return reason
         if scheme.name not in LAYOUTS:
-            return Support.no(f"multiplies {', '.join(LAYOUTS)} weight-only, not {scheme.name}")
+            return Support.no(f"supports {', '.join(LAYOUTS)} only, not {scheme.name}")
         return Support.yes()
 
     def library(self):
