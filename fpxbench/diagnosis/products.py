@@ -53,6 +53,10 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
         readout = read_out(implementation, operands, columns)
         if readout is None:
             return diagnose_sums(implementation, operands, x, y, expected)
+        if readout.fits(readout.definition) and len(readout.columns) < operands.case.k \
+                and not implementation.slow(operands.device):
+            every = read_out(implementation, operands, every=True)      # the fault may be in a column not read yet
+            readout = every if every is not None else readout
         if readout.fits(readout.definition):
             return diagnose_sums(implementation, operands, x, y, expected, readout)
         maps = _recovered(implementation, operands)

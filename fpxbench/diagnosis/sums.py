@@ -33,8 +33,8 @@ def diagnose_sums(
         "outside": comparison.outside,
     }
     if comparison.within:
-        return Diagnosis(Kind.NOT_REPEATABLE,
-                         f"{weights}and the product is right when it is computed again: it was not before", evidence)
+        return Diagnosis(Kind.INACCURATE, f"{weights}and so is the product of another activation: it is wrong for some"
+                                          " activations only", evidence)
     out = y.double()
     if not comparison.finite:
         small = x * 2.0**-8

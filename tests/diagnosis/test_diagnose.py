@@ -129,10 +129,9 @@ def assert_named_or_among_those_that_fit(tried: list[tuple[DecodeFault, Operands
     for fault, operands, effective in tried:
         found = diagnose_product(Effective(effective), operands)
         fitting = found.evidence.get("fitting", [])
-        assert found.kind in (fault.kind, Kind.NOT_REPEATABLE) or any(str(fault.kind) in name for name in fitting), \
+        unseen = found.message.endswith("wrong for some activations only")   # too small a difference for the tolerance
+        assert found.kind is fault.kind or unseen or any(str(fault.kind) in name for name in fitting), \
             (fault.kind, fault.message, found.kind, found.message)
-        if found.kind is Kind.NOT_REPEATABLE:
-            assert "right when it is computed again" in found.message       # too small a difference for the tolerance
         named += found.kind is fault.kind
     assert named >= min(3, len(tried) // 2)
 
@@ -169,10 +168,11 @@ def test_scales_are_read_together_where_each_weight_meets_a_known_block(monkeypa
     assert len(held) < 100
 
 
-def test_an_implementation_that_is_right_when_asked_again_is_said_to_be() -> None:
+def test_what_is_right_for_another_activation_is_not_said_to_be_right_when_asked_again() -> None:
+    """The activation of a diagnosis is another one than that whose product was wrong."""
     found = diagnosed(QuantizedWeight.dequantize, "e4m3fn-row")
-    assert found.kind is Kind.NOT_REPEATABLE
-    assert "right when it is computed again" in found.message
+    assert found.kind is Kind.INACCURATE
+    assert found.message.endswith("and so is the product of another activation: it is wrong for some activations only")
 
 
 def test_the_bias_is_told_with_both_numbers() -> None:

@@ -107,6 +107,23 @@ def test_a_rule_along_one_axis_is_true_of_every_position(rule) -> None:
     assert torch.equal(eval(expression, {"i": position}) + base, rule(position))
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scheme", ["mxfp4", "nvfp4", "e4m3fn-row", "e2m3-g32"])
+def test_constants_in_the_place_of_some_scales_are_located_and_given(scheme: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = slice(int(rng.integers(0, 16)), int(rng.integers(17, 32)))
+    columns = slice(64, int(rng.integers(80, 128))) if seed % 2 and scheme != "e4m3fn-row" else slice(None)
+    number = float(2.0 ** rng.integers(-6, 4) * rng.choice([1.0, 1.25, 1.5]))
+    found = inspected(scheme, constant=(rows, columns, number))
+    assert found.kinds == [Kind.SCALE_MISSING], found.verdict.summary
+    where = "all columns" if columns == slice(None) else f"columns 64 to {columns.stop - 1}"
+    which = f"rows {rows.start} to {rows.stop - 1}" if rows.stop - rows.start > 1 else f"row {rows.start}"
+    assert f"the scales of {where} of {which} are not applied" in found.verdict.summary
+    assert f"those weights are multiplied by {number:g}" in found.verdict.summary
+    blocks = inspecting.experiment(found, "blocks")
+    assert blocks.right is False and "as defined: blocks" not in found.verdict.summary
+
+
 def test_no_rule_is_stated_of_a_random_permutation() -> None:
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     assert axis_rule(order) is None and bit_rule(order) is None

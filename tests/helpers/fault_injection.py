@@ -199,6 +199,7 @@ def factors_of(
     block_size=None,
     row_map=None,
     block_map=None,
+    constant=None,
     **how,
 ):
     """Return what each weight is multiplied by, [N, K], by strides in memory as a kernel would."""
@@ -232,7 +233,11 @@ def factors_of(
         at = group * values.shape[0] + row
     else:
         at = (row * blocks + group + next_block) % memory.size
-    return np.broadcast_to(memory[at % len(memory)], (n, k))
+    factors = np.broadcast_to(memory[at % len(memory)], (n, k))
+    if constant is not None:            # (rows, columns, number) in the place of their scales
+        factors = factors.copy()
+        factors[constant[:2]] = constant[2]
+    return factors
 
 
 _TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped")

@@ -144,6 +144,11 @@ def _blocks(scaling) -> Iterator[Injection]:
         yield reading(Kind.BLOCK_SIZE_MISTAKEN, "blocks twice as long", block_size=2 * scaling.block)
     if scaling.name != "tensor":
         yield reading(Kind.BLOCK_OFF_BY_ONE, "the next scale", next_block=1)
+        yield reading(Kind.SCALE_MISSING, "a constant for rows 8 to 15",
+                      constant=(slice(8, 16), slice(None), 0.25))
+    if scaling.block:
+        yield reading(Kind.SCALE_MISSING, "a constant past column 128",
+                      constant=(slice(None), slice(128, None), 1.0))
 
 
 def _rounding(scheme) -> Iterator[Injection]:

@@ -146,6 +146,11 @@ class Bench:
         return free
 
     @property
+    def scaled(self) -> Tensor:
+        """Where codes are read under the scale that is set, bool [N, K]: free, and not seen to meet a constant."""
+        return self.free & ~self.unscaled
+
+    @property
     def _scale_is_forced(self) -> bool:
         """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the
         largest there is."""

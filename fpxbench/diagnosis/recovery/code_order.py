@@ -48,7 +48,7 @@ def recover_order(bench: Bench, table: Tensor) -> tuple[Experiment, IndexMap | N
             stored.append(codes)
 
     add_weights(WEIGHTS[0])
-    if all(bool(bench.near(seen, table[codes])[bench.free].all()) for codes, seen in zip(stored, read, strict=True)):
+    if all(bool(bench.near(seen, table[codes])[bench.scaled].all()) for codes, seen in zip(stored, read, strict=True)):
         return Experiment(name="order", right=True, tried=bench.n * bench.k,
                           message=f"all {bench.n * bench.k} codes are read in their own places"), None
     known = _known_order(bench, table, stored, read)
@@ -82,7 +82,7 @@ def _known_order(bench: Bench, table: Tensor, stored: list[Tensor], read: list[T
         fault
         for fault in code_order_faults(bench.fmt, layout, bench.k)
         if all(
-            bool(bench.near(seen, table[fault.apply(codes, columns).long()])[bench.free].all())
+            bool(bench.near(seen, table[fault.apply(codes, columns).long()])[bench.scaled].all())
             for codes, seen in zip(padded, read, strict=True)
         )
     ]
@@ -97,7 +97,7 @@ def _whole_codes(
     numbers = table[table.isfinite()].unique()
     source_key, source_sure = _number_keys(bench, numbers, [table[codes] for codes in stored])
     seen_key, sure = _number_keys(bench, numbers, read)
-    free = bench.free.cpu()
+    free = bench.scaled.cpu()
     ordered, order = torch.where(source_sure, source_key, torch.iinfo(torch.int64).max).reshape(-1).sort()
     at = torch.searchsorted(ordered, seen_key.reshape(-1)).clamp(max=len(ordered) - 1)
     place = torch.where((ordered[at] == seen_key.reshape(-1)) & sure.reshape(-1), order[at], -1).reshape(
@@ -163,7 +163,7 @@ def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
         )
     source = agreed.cpu().reshape(k, bits)
     own = torch.arange(k * bits).reshape(k, bits)
-    free = bench.free.any(dim=0).cpu()[:, None].expand(k, bits)
+    free = bench.scaled.any(dim=0).cpu()[:, None].expand(k, bits)
     wrong = (source != own) & (source >= 0) & free
     if not bool(wrong.any()):
         lost = int(((source < 0) & free).sum())

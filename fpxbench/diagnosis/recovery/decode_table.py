@@ -130,7 +130,8 @@ def _table_experiment(bench: Bench, table: Tensor, tried: Tensor) -> Experiment:
 
 
 def ordinary_places(bench: Bench) -> Tensor:
-    """Return where a weight of one code everywhere is read as the number that most of it is, bool [N, K].
+    """Return where a weight of one code everywhere is read as its own number, or where less than a quarter is, as the
+    number that most of it is, bool [N, K].
 
     That is not where K's tail is left out, or a scale is padding; and everywhere if nothing is read as a number.
     """
@@ -138,6 +139,9 @@ def ordinary_places(bench: Bench) -> Tensor:
     usable = seen.isfinite() & (seen.abs() > 2.0**-60)
     if not bool((usable & bench.free).any()):
         return torch.ones_like(usable)
+    right = usable & bench.near(seen, bench.table[bench.fmt.max_code].expand_as(seen))
+    if 4 * int((right & bench.free).sum()) >= int(bench.free.sum()):
+        return right
     mode = seen[usable & bench.free].mode().values
     return usable & bench.near(seen, mode.expand_as(seen))
 
@@ -166,7 +170,8 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
     within = [one for one in code_order_faults(bench.fmt, bench.template.layout, bench.k)
               if not bench.near(tables.under((one,)), right.double()).all()] if bench.sets_codes else []
     known = [*table_faults(bench.fmt), *within,
-             *(one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k) if one.kind is Kind.SCALED)]
+             *(one for one in scale_faults(bench.scaling, bench.fmt, bench.n, bench.k)
+               if one.kind in (Kind.SCALED, Kind.WRONG_MAX))]
     triples = (p for p in permutations(known, 3) if not any(one.replaces for one in p[1:]))
     for tried_sets in (singly(known), in_pairs(known), triples):
         fitting = [faults for faults in tables.giving(table, tried, tried_sets)

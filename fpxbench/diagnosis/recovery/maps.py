@@ -125,6 +125,8 @@ class RecoveredMaps:
         if (moved := self._outputs_moved()) is not None:    # one fault, which two maps show
             named = [([Kind.OUTPUT_PERMUTED], moved), *((list(one.kinds), one.message) for one in wrong
                                                         if one.name not in ("order", "blocks"))]
+            if self.blocks is not None and self.blocks.constant:
+                named.append(([Kind.SCALE_MISSING], self.blocks.constant))
         elif not self._knows("order") and self._rows_meet_other_rows() \
                 and not any(Kind.SCALE_SWIZZLED in one.kinds for one in wrong):     # no outputs move by scales' tiles
             return Diagnosis(None, "cannot tell between output_permuted, scale_permuted: rows meet the scales of other"
@@ -133,6 +135,8 @@ class RecoveredMaps:
                                  "experiments": self.evidence()})
         kinds = list(dict.fromkeys(kind for of_one, _ in named for kind in of_one))
         message = "; and ".join(message for _, message in named)
+        if self.blocks is not None and self.blocks.constant:
+            message = message.replace("every weight is", "every other weight is")
         count = "" if len(kinds) == 1 else f"{NUMERALS.get(len(kinds), len(kinds))} faults at once: "
         return Diagnosis(kinds[0], count + message, {"kinds": sorted(map(str, kinds)), "experiments": self.evidence()})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ LEVELS = 12
 LOWEST = -6
 FAR_APART = torch.arange(-110, 120, 20)
 SHOWN = 64
+_FEWEST_CHANGED = 64
+"""Constants stand in place of some scales where at least one weight in so many changes with its scale."""
+_FEW_CONSTANTS = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class BlockMap:
 
     place: Tensor
     free: Tensor
-    message: str = ""
+    constant: str = ""
+    """Which weights meet a constant in the place of a scale, as a clause."""
 
 
 def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | None]:
@@ -52,32 +56,56 @@ def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | 
             name="blocks", right=None, message="no code is read as a number that scales could be seen by"
         ), None
     plain = plain_weights(bench, code, number)
-    left_out = _unscaled(bench, code, number, plain)
+    constant = _constant(bench, code, number)
+    left_out = constant.isfinite()
     bench.unscaled |= left_out
     found, places = _recovered(bench, code, number, (plain & ~left_out).cpu())
-    return (_with_unscaled(bench, found, left_out) if bool(left_out.any()) else found), places
+    if bool(left_out.any()):
+        clause = _constant_places(bench, constant)
+        wrong = found.right is False
+        return found.model_copy(update={
+            "right": False, "kinds": [Kind.SCALE_MISSING, *(found.kinds if wrong else [])],
+            "message": f"{clause}; and {found.message}" if wrong else clause,
+        }), None if places is None else replace(places, constant=clause)
+    if found.right and (lost := int((bench.free & ~plain).sum())):
+        return found.model_copy(update={"right": None, "message": (
+            f"{found.message}, but for {lost} of {int(bench.free.sum())} weights, which are not read as all others are"
+        )}), places
+    return found, places
 
 
-def _unscaled(bench: Bench, code: int, number: float, plain: Tensor) -> Tensor:
-    """Return which of the weights `plain` [N, K] stay as they are when every scale becomes four times as large, where
-    a quarter or more change."""
-    scales = bench.scales(torch.full((1, 1), 4 * bench.unit))
-    seen = bench.read(bench.hold(torch.full((1, 1), code), scales)) / bench.unit
-    fixed = plain & bench.near(seen, torch.full_like(seen, number))
-    return fixed if 4 * int(fixed.sum()) <= 3 * int(plain.sum()) else torch.zeros_like(plain)
+def _constant(bench: Bench, code: int, number: float) -> Tensor:
+    """Return what weights are multiplied by that stay as they are when every scale becomes larger, float64 [N, K]; NaN
+    for all others, and for all where too few change."""
+    codes = torch.full((1, 1), code)
+    louder = bench.scales(torch.full((1, 1), 4 * bench.unit))
+    scales = [bench.unit_scales, louder]
+    if louder.tensor_scale is not None and bench.sets_codes:    # no scale of blocks may be applied, but the tensor's is
+        by = 0.125 if bench.divides_by_global_scale else 8.0
+        scales.append(replace(louder, tensor_scale=louder.tensor_scale * by))
+    before, *after = (bench.read(bench.hold(codes, one)) / number for one in scales)
+    usable = bench.free & before.isfinite() & (before.abs() > 2.0**-60)
+    fixed, enough = torch.zeros_like(usable), False
+    for seen in after:
+        if not enough:
+            fixed = bench.near(seen, before) & usable
+            enough = _FEWEST_CHANGED * int((usable & ~fixed).sum()) >= int(usable.sum())
+    return torch.where(fixed, before, torch.nan) if enough else torch.full_like(before, torch.nan)
 
 
-def _with_unscaled(bench: Bench, found: Experiment, left_out: Tensor) -> Experiment:
-    """Return the experiment with what is seen of weights that no scale multiplies."""
+def _constant_places(bench: Bench, constant: Tensor) -> str:
+    """Return where weights are that no scale multiplies, and what does, as a clause."""
+    left_out = constant.isfinite()
     rows, columns = (left_out.any(dim=dim).nonzero().reshape(-1).tolist() for dim in (1, 0))
     whole = int(left_out.sum()) == len(rows) * len(columns)
-    where = f"columns {ranges(columns)}" + ("" if len(rows) == bench.n else f" of rows {ranges(rows)}")
-    what = (f"the scales of {where if whole else f'{int(left_out.sum())} weights'} are not applied: whatever they are,"
-            f" those weights are multiplied by {bench.unit:g}")
-    wrong = found.right is False
-    return found.model_copy(update={
-        "right": False, "kinds": [Kind.SCALE_MISSING, *(found.kinds if wrong else [])],
-        "message": f"{what}; and {found.message}" if wrong else what})
+    along = "all columns" if len(columns) == bench.k else f"columns {ranges(columns)}"
+    where = along + ("" if len(rows) == bench.n else f" of row{'s' * (len(rows) > 1)} {ranges(rows)}")
+    numbers = [f"{value:g}" for value in constant[left_out].unique().tolist()]
+    by = " or ".join(numbers)
+    if len(numbers) > _FEW_CONSTANTS:
+        by = f"{len(numbers)} numbers, {numbers[0]} to {numbers[-1]}"
+    return (f"the scales of {where if whole else f'{int(left_out.sum())} weights'} are not applied: whatever they are,"
+            f" those weights are multiplied by {by}")
 
 
 def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Experiment, BlockMap | None]:
