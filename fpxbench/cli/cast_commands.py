@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.casts.cast_findings import CastFinding, disagreements, find, overflows
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.casts.conversion import Engine
-from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, end_run, new_app, out, statuses
+from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, end_run, new_app, new_table, out, statuses
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 from fpxbench.sweep.settings import Settings
@@ -98,10 +97,7 @@ def _print_conforming(records: list[CastRecord]) -> None:
     for record in records:
         by_engine.setdefault(record.conversion.runs_on, Counter())[record.verdict.status] += 1
     present = [status for status in reversed(Status) if any(counts[status] for counts in by_engine.values())]
-    table = Table(box=None, pad_edge=False, title="conversions", title_justify="left")
-    table.add_column("")
-    for status in present:
-        table.add_column(f"{SIGNS[status]} {status}", justify="right")
+    table = new_table("", *(f">{SIGNS[status]} {status}" for status in present), title="conversions")
     for name, counts in by_engine.items():
         table.add_row(name, *(str(counts[status] or "") for status in present))
     out.print(table)
@@ -111,10 +107,7 @@ def _print_overflows(records: list[CastRecord]) -> None:
     found = overflows(records)
     if not found:
         return
-    table = Table(box=None, pad_edge=False, title="what values past the maximum become", title_justify="left")
-    table.add_column("target")
-    table.add_column("become")
-    table.add_column("in", overflow="fold")
+    table = new_table("target", "become", "in", title="what values past the maximum become")
     for target, ways in found.items():
         for how, who in ways.items():
             table.add_row(target, how, ", ".join(who))

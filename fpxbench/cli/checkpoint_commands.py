@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.checkpoint.tensor_entry import ITEM_BITS
-from fpxbench.cli.common import JsonOption, UsageError, call_in_child, err, new_app, out
+from fpxbench.cli.common import JsonOption, UsageError, call_in_child, err, new_app, new_table, out
 
 app = new_app()
 
@@ -122,9 +121,7 @@ def _print(report: dict[str, Any], compared: bool) -> None:
     out.print(
         f"{report['path']}: {files}, {report['tensors']} tensors, {_size(report['nbytes'])}{declared}", markup=False
     )
-    table = Table(box=None, pad_edge=False)
-    for column in ("dialect", "scheme", "layers", "shapes", "bytes", "bits a weight"):
-        table.add_column(column)
+    table = new_table("dialect", "scheme", "layers", "shapes", "bytes", "bits a weight")
     for (dialect, scheme), layers in _grouped(report["layers"]).items():
         weights = sum(each["n"] * each["k"] * each["experts"] for each in layers)
         nbytes = sum(each["nbytes"] for each in layers)
@@ -174,9 +171,7 @@ def _print_evidence(report: dict[str, Any]) -> None:
 
 
 def _print_losses(layers: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("layer", "SQNR, dB", "quantizer that explains the codes"):
-        table.add_column(column)
+    table = new_table("layer", "SQNR, dB", "quantizer that explains the codes")
     for each in layers[:SHOWN]:
         loss = "exact" if each["exact"] else f"{each['sqnr_db']:.2f}" if each["sqnr_db"] is not None else "–"
         table.add_row(escape(each["name"]), loss, escape(each["explained_by"] or "none of ours"))

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from fpxbench.casts.codec_speed import COPY, ELEMENTS, OWN, SpeedRow, measure_rows, rows
-from fpxbench.cli.common import JsonOption, err, new_app, out
+from fpxbench.cli.common import JsonOption, err, new_app, new_table, out
 from fpxbench.sweep.settings import default_memory_limit
 
 app = new_app()
@@ -80,11 +80,7 @@ def _packing(measured: Sequence[SpeedRow]) -> Table:
 
 
 def _table(first: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="left" if column == "from" else "right")
-    return table
+    return new_table(first, *(column if column == "from" else f">{column}" for column in columns))
 
 
 def _rows(measured: Sequence[SpeedRow], what: str) -> list[tuple[Any, ...]]:

@@ -65,6 +65,15 @@ def end_run(
         raise typer.Exit(1)
 
 
+def new_table(*columns: str, title: str | None = None, no_wrap: bool = False) -> Table:
+    """Return a table without rows. A column whose name begins with ``>`` is aligned to the right."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left",
+                         overflow="fold", no_wrap=no_wrap)
+    return table
+
+
 def print_table(table: Table) -> None:
     """Print a table: within the terminal's width on a terminal, as wide as it is elsewhere, where a cut or folded id is
     of no use."""

@@ -18,6 +18,7 @@ from fpxbench.cli.common import (
     UsageError,
     err,
     new_app,
+    new_table,
     out,
     print_table,
 )
@@ -78,11 +79,7 @@ def decode(
 
 
 def _table(records: list[DecodeSpeed]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("format", "to"):
-        table.add_column(name)
-    for name in ("copy", *ENGINES):
-        table.add_column(name, justify="right")
+    table = new_table("format", "to", ">copy", *(f">{engine}" for engine in ENGINES))
     for record in records:
         cells = []
         for engine in ENGINES:

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, new_app, out, print_table
+from fpxbench.cli.common import JsonOption, UsageError, new_app, new_table, out, print_table
 from fpxbench.cli.confirm_commands import EnvironmentsOption
 
 app = new_app()
@@ -33,9 +32,7 @@ def list_(environments: EnvironmentsOption = None, as_json: JsonOption = False) 
     if as_json:
         print(json.dumps([_facts(name, environment) for name, environment in found]))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("environment", "size", "last used", ""):
-        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
+    table = new_table("environment", ">size", "last used", "")
     total = 0
     for name, environment in found:
         facts = _facts(name, environment)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import Entry, Timeline
@@ -26,6 +25,7 @@ from fpxbench.cli.common import (
     WorkloadOption,
     err,
     new_app,
+    new_table,
     out,
     print_table,
     results_folder,
@@ -169,9 +169,7 @@ def nodes(address: AddressOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("node", "GPUs", "CPUs", "machines", "fpxbench"):
-        table.add_column(column, justify="right" if column in ("GPUs", "CPUs") else "left")
+    table = new_table("node", ">GPUs", ">CPUs", "machines", "fpxbench")
     for row in found:
         shown = row["fpxbench"] or row["error"] or "none"
         table.add_row(*map(escape, (f"{row['host']} ({row['node'][:8]})", str(row["gpus"]), str(row["cpus"]),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.cli.common import (
     DeviceOption,
@@ -24,6 +23,7 @@ from fpxbench.cli.common import (
     call_in_child,
     known_workloads,
     new_app,
+    new_table,
     out,
     print_table,
     ranks,
@@ -61,9 +61,7 @@ def list_(
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0] if rows else ():
-        table.add_column(column, overflow="fold")
+    table = new_table(*(rows[0] if rows else ()))
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     print_table(table)

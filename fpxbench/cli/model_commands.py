@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.cli.common import (
     DeviceOption,
@@ -23,6 +22,7 @@ from fpxbench.cli.common import (
     end_run,
     err,
     new_app,
+    new_table,
     out,
     print_table,
 )
@@ -202,10 +202,8 @@ def print_rows(records: list[GenerationRecord], *, where: bool = False) -> None:
     first = records[0]
     err.print(f"{first.model.name}: {first.model.architecture}, {first.model.layers} layers,"
               f" {first.model.parameters / 1e6:,.0f} M parameters. {first.model.note}", markup=False)
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "scheme", "implementation", "tokens/s", "first token", "MB/step", "GB/s", "roofline",
-                 "perplexity", "KL", "99%", "same top", "remark"):
-        table.add_column(name, justify="left" if name in ("", "scheme", "implementation", "remark") else "right")
+    table = new_table("", "scheme", "implementation", ">tokens/s", ">first token", ">MB/step", ">GB/s", ">roofline",
+                      ">perplexity", ">KL", ">99%", ">same top", "remark")
     for record in records:
         table.add_row(*map(escape, _cells(record)))
     print_table(table)

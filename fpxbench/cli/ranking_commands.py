@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.cli.common import (
     JsonOption,
@@ -17,6 +16,7 @@ from fpxbench.cli.common import (
     UsageError,
     err,
     new_app,
+    new_table,
     out,
     print_table,
 )
@@ -77,9 +77,7 @@ def _print_ranking(found: Ranking) -> None:
     out.print(f"{model.name}: {model.architecture}, {model.layers} layers, {model.parameters / 1e6:,.1f} M parameters,"
               f" {found.weights / 1e6:,.1f} M of them in quantized layers; {found.sentences} sentences of {found.text}",
               markup=False)
-    table = Table(box=None, pad_edge=False)
-    for name in ("scheme", "bits/weight", "1 - cosine, mean", "worst", "10 nearest kept", ""):
-        table.add_column(name, justify="left" if name in ("scheme", "") else "right")
+    table = new_table("scheme", ">bits/weight", ">1 - cosine, mean", ">worst", ">10 nearest kept", "")
     for each in found.schemes:
         distance, kept = each.distance, each.neighbours_kept
         table.add_row(

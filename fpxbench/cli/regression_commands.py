@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from fpxbench.cli.common import (
     JsonOption,
@@ -21,6 +20,7 @@ from fpxbench.cli.common import (
     UsageError,
     err,
     new_app,
+    new_table,
     out,
     results_folder,
 )
@@ -238,14 +238,8 @@ def _print_evaluation(results, series: int) -> None:
     _print_found(found, f"Steps found, of {series} series with 30 builds before")
     alarmed = [result for result in results if not isinstance(result, Detection) and result.kind not in real]
     lengths = sorted({result.builds for result in alarmed})
-    table = Table(
-        title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    for name in ("series", "detector", *(f"{length} builds" for length in lengths)):
-        table.add_column(name, justify="right" if "builds" in name else "left", no_wrap=True)
+    table = new_table("series", "detector", *(f">{length} builds" for length in lengths), no_wrap=True,
+                      title=f"Alarms in 1,000 series in which no case changed, σ = 2%, from {series} of each")
     cells = {(result.kind, result.detector, result.builds): result.per_1000 for result in alarmed}
     last = None
     for kind, name in dict.fromkeys((result.kind, result.detector) for result in alarmed):
@@ -269,9 +263,8 @@ def _print_evaluation(results, series: int) -> None:
 
 
 def _print_found(found, title: str) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("step", "σ", "detector", *(f"in {k}" for k in range(1, 6)), "right build"):
-        table.add_column(name, justify="left" if name == "detector" else "right", no_wrap=True)
+    table = new_table(">step", ">σ", "detector", *(f">in {k}" for k in range(1, 6)), ">right build", title=title,
+                      no_wrap=True)
     last = None
     for result in found:
         here = (result.step, result.noise)

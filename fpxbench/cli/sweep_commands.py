@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from fpxbench.cli.common import (
     CaseTimeoutOption,
@@ -27,6 +26,7 @@ from fpxbench.cli.common import (
     WorkloadOption,
     end_run,
     new_app,
+    new_table,
     out,
     print_table,
     ranks,
@@ -155,12 +155,8 @@ def _print_matrix(records: list[Record]) -> None:
     """Print implementations × schemes: the worst verdict of each, and its range of speedups over dense."""
     implementations = list(dict.fromkeys(record.case.implementation for record in records))
     schemes = list(dict.fromkeys(record.case.scheme for record in records))
-    table = Table(
-        title="worst verdict, and speedup over the dense 16-bit matmul", title_justify="left", box=None, pad_edge=False
-    )
-    table.add_column("scheme")
-    for name in implementations:
-        table.add_column(name, justify="right")
+    table = new_table("scheme", *(f">{name}" for name in implementations),
+                      title="worst verdict, and speedup over the dense 16-bit matmul")
     for scheme in schemes:
         row = [scheme]
         for name in implementations:

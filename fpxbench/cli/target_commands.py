@@ -18,9 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, UsageError, err, new_app, out, print_wide
+from fpxbench.cli.common import JsonOption, UsageError, err, new_app, new_table, out, print_wide
 from fpxbench.records.verdict import Status
 from fpxbench.targets.triton_builds import INSTALLED, normal_name
 
@@ -256,9 +255,7 @@ def _print(matrix: Matrix) -> None:
     from fpxbench.records.verdict import SIGNS
     from fpxbench.targets.version_spans import SOME, UNCHECKED, causes, checked_cells, history_signs, rows, spans
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("operation", "format", *(architecture.name for architecture in matrix.architectures)):
-        table.add_column(title, no_wrap=True)
+    table = new_table("operation", "format", *(gpu.name for gpu in matrix.architectures), no_wrap=True)
     last = ""
     for operation, fmt, probes in rows(matrix):
         cells = []

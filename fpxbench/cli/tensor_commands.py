@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
-from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, UsageError, err, new_app, out
+from fpxbench.cli.common import JsonOption, ResultsOption, StoredAsOption, UsageError, err, new_app, new_table, out
 from fpxbench.model.tensor_record import OperationOutcome, OperationResult, TensorOperationRecord
 from fpxbench.records.verdict import Status, Verdict
 
@@ -118,11 +117,7 @@ def _died(tensor: str, operation: str, verdict: Verdict) -> OperationResult:
 
 def _print(results: list[OperationResult], classes: list[str], operations: list[str]) -> None:
     found = {(result.tensor, result.operation): result for result in results}
-    table = Table(box=None, pad_edge=False)
-    table.add_column("operation")
-    for number, _ in enumerate(classes, 1):
-        table.add_column(str(number))
-    table.add_column("needed by")
+    table = new_table("operation", *(str(number) for number, _ in enumerate(classes, 1)), "needed by")
     for name in operations:
         cells = [_sign(found[tensor, name].outcome) for tensor in classes]
         table.add_row(escape(name), *cells, escape(found[classes[0], name].needed_by))

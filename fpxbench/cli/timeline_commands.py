@@ -15,7 +15,7 @@ from rich.table import Table
 from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, commit_hash
 from fpxbench.builds.timeline.measured import measured
-from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, out, print_table
+from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, new_table, out, print_table
 
 if TYPE_CHECKING:
     from fpxbench.builds.index.fetch import Fetcher
@@ -186,9 +186,7 @@ def list_(
     if as_json:
         print(json.dumps([_metadata(entry, counts.get(entry.key, {}), here) for entry in entries]))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("build", "date", "Triton", "variants", "measured", ""):
-        table.add_column(column, overflow="fold")
+    table = new_table("build", "date", "Triton", "variants", "measured", "")
     for entry in entries:
         table.add_row(
             *map(
