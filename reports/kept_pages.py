@@ -38,7 +38,15 @@ class Stamp:
     broken: list[BrokenLine]
 
 
-_STAMPS = TypeAdapter(Stamp)
+@dataclass(frozen=True)
+class MadePages:
+    """Pages that belong to a folder, and what they were made from."""
+
+    inputs: str
+    pages: list[str]
+
+
+_STAMPS, _MADE = TypeAdapter(Stamp), TypeAdapter(MadePages)
 
 
 class KeptPages:
@@ -47,7 +55,8 @@ class KeptPages:
     def __init__(self, output: Path, from_report: bool) -> None:
         """Take whether the folder holds an earlier report: then whatever is not of this one is removed."""
         self._output, self.from_report = output, from_report
-        self.kept: set[Path] = set()
+        self.kept: dict[Path, frozenset[str]] = {}
+        """The pages that stay, by folder."""
 
     def find(self, folder: str) -> Stamp | None:
         """Return the stamp of a sweep's pages, of those that are there."""
@@ -63,13 +72,28 @@ class KeptPages:
             return stamp
         return replace(stamp, inputs="", pages={name: of for name, of in stamp.pages.items() if name in there})
 
+    def has(self, folder: str, inputs: str) -> bool:
+        """Return whether the pages of a folder that has no cases were made from `inputs` and are all there; keep them
+        then."""
+        path = self._output / folder / FILE
+        try:
+            made = _MADE.validate_json(path.read_bytes()) if self.from_report else None
+        except (OSError, ValidationError):
+            return False
+        if made is None or made.inputs != inputs or not all((self._output / name).is_file() for name in made.pages):
+            return False
+        for name in made.pages:
+            place = self._output / name
+            self.kept[place.parent] = self.kept.get(place.parent, frozenset()) | {place.name}
+        return True
+
+    def made(self, folder: str, inputs: str, pages: list[str]) -> None:
+        """Note what pages of a folder were made from; `pages` are relative to the report's folder."""
+        write_whole(self._output / folder / FILE, _MADE.dump_json(MadePages(inputs, pages)))
+
     def keep(self, folder: str, stamp: Stamp) -> None:
-        """Keep the pages of a sweep as they are. Others in its folder, of casts and models, are written later."""
-        path, names = self._output / folder, {FILE, INDEX, *stamp.pages}
-        self.kept.add(path)
-        for each in path.iterdir():
-            if each.name not in names:
-                _delete(each)
+        """Keep the pages of a sweep as they are."""
+        self.kept[self._output / folder] = frozenset((INDEX, *stamp.pages))
 
     def write(self, folder: str, stamp: Stamp) -> None:
         """Note what the pages of a sweep were made from."""
@@ -81,15 +105,19 @@ class KeptPages:
         current."""
         if not self.from_report:
             return
-        alive = {*written, *(parent for path in (*written, *self.kept) for parent in path.parents), *self.kept}
+        used = (*written, *self.kept)
+        alive = {*used, *(parent for path in used for parent in path.parents)}
         for folder in folders:
             self._remove(self._output / folder, alive)
 
     def _remove(self, folder: Path, alive: set[Path]) -> None:
-        if not folder.is_dir() or folder in self.kept:
+        if not folder.is_dir():
             return
+        kept = self.kept.get(folder, frozenset())
         for path in folder.iterdir():
-            if path not in alive and path.name != FILE:
+            if path.name == FILE or path.name in kept:
+                continue
+            if path not in alive:
                 _delete(path)
             elif path.is_dir():
                 self._remove(path, alive)

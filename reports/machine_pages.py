@@ -43,8 +43,8 @@ class MachinePages:
     broken: list[BrokenLine] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     written: set[Path] = field(default_factory=set)
-    kept: set[Path] = field(default_factory=set)
-    """Folders that stay as they are."""
+    kept: dict[Path, frozenset[str]] = field(default_factory=dict)
+    """Pages that stay as they are, by folder."""
 
 
 def write_machine(machine: MachineTask) -> MachinePages:

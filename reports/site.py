@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fpxbench.casts.cast_record import CastRecord
 from fpxbench.checkpoint.stored_reports import read_reports
 from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine, Store
+from fpxbench.reports.casts.cast_index import brief_sweeps
 from fpxbench.reports.casts.conversion_pages import (
     CastChanges,
     CastSweep,
@@ -31,7 +32,7 @@ from fpxbench.reports.casts.conversion_pages import (
 from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, checkpoint_page
 from fpxbench.reports.history.chapter import BUILDS_IN_FULL, HistoryChapter
 from fpxbench.reports.history.feed import FILE as FEED, feed
-from fpxbench.reports.kept_pages import KeptPages
+from fpxbench.reports.kept_pages import KeptPages, content_of, digest
 from fpxbench.reports.machine_pages import MachineTask, write_machines
 from fpxbench.reports.model.generation_table import model_problems
 from fpxbench.reports.model.model_chapter import ModelChapter, write_models
@@ -99,7 +100,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     kept = KeptPages(output, from_report=(output / "assets" / _PLOTLY).is_file())
     _write_assets(output / "assets")
     numerics = Store(results, CastRecord)
-    brief, broken_lines = _read_casts(numerics, builds)
+    brief, broken_lines, messages = _read_casts(numerics, builds)
     newest: dict[tuple[str, str, str], SweepTable] = {}
     by_machine: dict[str, list[SweepHeading]] = defaultdict(list)
     machines = [MachineTask(name, list(paths), {folder: one for folder, (one, _) in brief.items() if folder[0] == name},
@@ -114,7 +115,8 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
         pages.failures += machine.failures
         pages.written |= machine.written
         kept.kept |= machine.kept
-    casts = _write_casts(numerics, brief, pages, {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
+    casts = _write_casts(numerics, brief, pages, kept,
+                         {sweep.folder for sweeps in by_machine.values() for sweep in sweeps})
     with_page = set(by_machine) | {name for name, _ in casts}
     models = write_models(results, pages, with_page)
     broken_lines += _write_machines(results, by_machine, casts, chapter.older, models, pages)
@@ -139,8 +141,8 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
                 [sweep for sweep, _ in newest_casts], support, models, checkpoints)
     kept.remove_others({*pages.written, (output / SUPPORT).with_name(MATRIX_FILE)}, _FOLDERS)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
-                       problems, broken_lines,
-                       troubles + pages.failures, empty=not (shown or newest_casts or checkpoints) and models.empty)
+                       problems, broken_lines, [*messages, *troubles, *pages.failures],
+                       empty=not (shown or newest_casts or checkpoints) and models.empty)
 
 
 def _newest_first(heading: SweepHeading) -> tuple:
@@ -159,38 +161,50 @@ def _newest_casts(casts: _Casts) -> list[tuple[CastSweep, CastChanges | None]]:
     return sorted(newest.values(), key=lambda pair: _gpu_first(pair[0]))
 
 
-def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[BrokenLine]]:
-    """Return, in brief, the cast sweeps of every build that gets pages. Of the others one machine's at a time are in
-    memory."""
+def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[BrokenLine], list[str]]:
+    """Return, in brief, the cast sweeps of every build that gets pages; broken lines and other messages. Of the others
+    one machine's at a time are in memory, from its index."""
     casts: _Casts = {}
     broken_lines: list[BrokenLine] = []
-    for _, paths in groupby(store.files(), lambda path: path.parent.parent):
-        of_machine: list[CastSweep] = []
-        for path in paths:
-            records, broken = newest_records(store, path)
-            broken_lines += broken
-            if records:
-                of_machine.append(cast_sweep_of(folder_of(path), records).brief())
+    messages: list[str] = []
+    for folder, paths in groupby(store.files(), lambda path: path.parent.parent):
+        of_machine, broken, troubles = brief_sweeps(store, folder.name, list(paths))
+        broken_lines += broken
+        messages += troubles
         changes = cast_changes(of_machine)
         shown = builds_with_pages(of_machine, changes, builds)
-        casts |= {one.folder: (one, changes.get(one.folder)) for one in of_machine if one.folder in shown}
-    return casts, broken_lines
+        casts |= {one.folder: (replace(one, snapshots=()), changes.get(one.folder))
+                  for one in of_machine if one.folder in shown}
+    return casts, broken_lines, messages
 
 
-def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, swept: set[tuple[str, str]]) -> _Casts:
-    """Write the pages of the conversions of each build in `brief`, and return it in full. Their records are read once
-    more, and only those of mistakes are kept."""
-    full: _Casts = {}
+def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, kept: KeptPages,
+                 swept: set[tuple[str, str]]) -> _Casts:
+    """Write the pages of the conversions of each build in `brief`, unless an earlier report made them from the same.
+    Return it, with mistakes and disagreements where they were written and of the newest builds, which the first page
+    shows. Only their records are read once more, and only those of mistakes are kept."""
+    full, newest = dict(brief), {sweep.folder for sweep, _ in _newest_casts(brief)}
     for path in store.files():
-        if folder_of(path) not in brief:
+        place = folder_of(path)
+        if place not in brief:
             continue
-        records, changes = newest_records(store, path)[0], brief[folder_of(path)][1]
-        sweep, matrix = cast_sweep_of(folder_of(path), records), conversion_matrix(records)
-        full[sweep.folder] = sweep, changes
-        folder = f"machines/{sweep.folder[0]}/{sweep.folder[1]}/"
+        changes, folder = brief[place][1], f"machines/{place[0]}/{place[1]}/"
+        inputs = digest(content_of(path), changes, place in swept)
+        made = kept.has(folder + "numerics", inputs)
+        if made and place not in newest:
+            continue
+        records = newest_records(store, path)[0]
+        sweep = cast_sweep_of(place, records)
+        full[place] = sweep, changes
+        if made:
+            continue
+        matrix, failures = conversion_matrix(records), len(pages.failures)
         for row in matrix.rows:
             pages.write(folder + row.page, pages.conversion, sweep, row)
-        pages.write(folder + "numerics.html", pages.numerics, sweep, changes, matrix, sweep.folder in swept)
+        pages.write(folder + "numerics.html", pages.numerics, sweep, changes, matrix, place in swept)
+        if len(pages.failures) == failures:
+            kept.made(folder + "numerics", inputs,
+                      [folder + "numerics.html", *(folder + row.page for row in matrix.rows)])
     return full
 
 

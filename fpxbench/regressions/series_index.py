@@ -187,7 +187,7 @@ def _updated(path: Path, store: Store, files: list[Path], troubles: list[str], w
     for file in files:
         known = part.files.get(file.name)
         if known is None or not known.is_of(file):
-            state = _state(file)
+            state = file_state(file)
             if known is None or known.digest != state.digest:
                 records, broken = store.read(file)
                 read[file.name] = frame_of(file.name, records)
@@ -220,7 +220,8 @@ def _opened(path: Path, troubles: list[str]) -> Part:
     return Part(pl.DataFrame(schema=SCHEMA).lazy(), {})
 
 
-def _state(path: Path) -> FileState:
+def file_state(path: Path) -> FileState:
+    """Return a file of records as it is."""
     stat = path.stat()      # before it is read: what is appended meanwhile shows as a change
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]

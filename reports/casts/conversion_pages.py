@@ -40,10 +40,6 @@ class CastSweep(SweepHeading):
         """Its page, relative to the site's root."""
         return f"{self.path}numerics.html"
 
-    def brief(self) -> CastSweep:
-        """Return what comparing builds needs."""
-        return replace(self, mistakes=(), disagreements=())
-
     @property
     def reported(self) -> list[CastFinding]:
         """Mistakes for the first page: those that only Triton's interpreter makes are left out, since no results come
@@ -74,15 +70,20 @@ class ConversionRow:
         return f"numerics/{self.what.replace('/', '-')}.html"
 
 
-def cast_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> CastSweep:
-    """Return the cast sweep of one file's records: the newest of each conversion, at least one."""
+def brief_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> CastSweep:
+    """Return what comparing builds needs of one file's records: the newest of each conversion, at least one."""
     counted = Counter(record.verdict.status for record in records)
     return CastSweep(
         folder=folder, machine=records[-1].machine, build=records[-1].build,
         as_of=max(record.started_at for record in records),
         counts={status: counted[status] for status in SEVERITY if counted[status]},
-        snapshots=tuple(map(CastSnapshot.of, records)), mistakes=tuple(find(records)),
-        disagreements=tuple(disagreements(records)))
+        snapshots=tuple(map(CastSnapshot.of, records)), mistakes=(), disagreements=())
+
+
+def cast_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> CastSweep:
+    """Return the same with mistakes and disagreements."""
+    return replace(brief_sweep_of(folder, records), mistakes=tuple(find(records)),
+                   disagreements=tuple(disagreements(records)))
 
 
 def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChanges]:
@@ -91,14 +92,18 @@ def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChang
     A build is compared with the one before of its channel and variant or, if it is the first of these, of its channel.
     """
     found = {}
-    in_order = sorted(sweeps, key=lambda one: (one.age, one.folder))
-    for number, one in enumerate(in_order):
-        earlier = [other for other in in_order[:number] if other.build.channel == one.build.channel
-                   and other.build.label != one.build.label]
-        of_variant = [other for other in earlier if other.build.variant == one.build.variant]
-        if earlier:
-            before = (of_variant or earlier)[-1]
-            found[one.folder] = CastChanges(before.heading(), tuple(changes(before.snapshots, one.snapshots)))
+    before: dict[tuple[str, ...], list[CastSweep]] = defaultdict(list)
+    for one in sorted(sweeps, key=lambda one: (one.age, one.folder)):
+        of_channel, of_variant = (one.build.channel,), (one.build.channel, one.build.variant)
+        for place in (of_variant, of_channel):
+            earlier = next((other for other in reversed(before[place]) if other.build.label != one.build.label), None)
+            if earlier is not None:
+                same = earlier.snapshots == one.snapshots
+                found[one.folder] = CastChanges(
+                    earlier.heading(), () if same else tuple(changes(earlier.snapshots, one.snapshots)))
+                break
+        before[of_channel].append(one)
+        before[of_variant].append(one)
     return found
 
 

@@ -140,7 +140,7 @@ def opened(monkeypatch):
         monkeypatch.setattr(place, name, lambda *arguments: names.append(label(*arguments)) or really(*arguments))
 
     count(Store, "read", lambda self, path: path.stem)
-    count(series_index, "_state", lambda path: path.stem)
+    count(series_index, "file_state", lambda path: path.stem)
     count(series_index.Part, "write", lambda self, path: path.stem)
     return names
 

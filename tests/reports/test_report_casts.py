@@ -1,6 +1,8 @@
 """The report shows casts, their examples, what changed, and where engines disagree."""
 
+import os
 import re
+import shutil
 
 import pytest
 from sample_casts import before_and_after, conversion, overflowing, record
@@ -10,6 +12,8 @@ from fpxbench.casts.cast_record import Behaviour, CastRecord
 from fpxbench.records.kinds import Kind
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
+from fpxbench.reports.casts.cast_index import NAME
+from fpxbench.reports.pages import Pages
 from fpxbench.reports.site import build_site
 
 pytestmark = pytest.mark.usefixtures("few_targets")
@@ -104,3 +108,84 @@ def test_a_disagreement_is_on_the_page_and_among_the_findings(tmp_path):
     page, _, anchor = finding.link.partition("#")
     assert f'id="{anchor}"' in (tmp_path / "site" / page).read_text()
     assert "saturate in compiled/cpu" in (tmp_path / "site" / page).read_text()
+
+
+def nights_of_casts(results, days, **behaviour):
+    for day in days:
+        build = BUILD.model_copy(update={"torch": f"2.15.0.dev202611{day:02}+cpu", "channel": "nightly",
+                                         "date": f"2026-11-{day:02}", "key": f"{day:02}" * 20})
+        for what in ("cast/fp32/e4m3fn", "cast/bf16/e4m3fn"):
+            Store(results, CastRecord).append(record(conversion(what), build=build, behaviour=Behaviour(**behaviour)))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Return the dates of builds whose files of casts are opened, and the pages of conversions that are rendered."""
+    found = []
+    read, rendered = Store.read, Pages.conversion
+    monkeypatch.setattr(Store, "read", lambda self, path: (
+        found.append(path.stem[10:18]) if self.of is CastRecord else None) or read(self, path))
+    monkeypatch.setattr(Pages, "conversion", lambda self, sweep, row: found.append(
+        f"{sweep.build.date} {row.what}") or rendered(self, sweep, row))
+    return found
+
+
+def files_of(site):
+    return {path.relative_to(site): path.read_bytes() for path in site.rglob("*") if path.is_file()}
+
+
+def test_a_night_reads_its_own_casts_and_writes_their_pages_only(tmp_path, opened):
+    results, site = tmp_path / "results", tmp_path / "site"
+    nights_of_casts(results, range(1, 9), overflow="nan")
+    build_site(results, site, builds=2)
+    opened.clear()
+    build_site(results, site, builds=2)
+    assert opened == ["20261108"], "the newest, which the first page shows"
+    nights_of_casts(results, [9], overflow="saturate")
+    opened.clear()
+    build_site(results, site, builds=2)
+    assert opened == ["20261109"] * 2 + ["2026-11-09 cast/fp32/e4m3fn", "2026-11-09 cast/bf16/e4m3fn"]
+    shutil.rmtree(tmp_path / "again", ignore_errors=True)
+    (results / CPU.name / NAME).unlink()
+    build_site(results, tmp_path / "again", builds=2)
+    assert files_of(site) == files_of(tmp_path / "again"), "what a report from scratch is"
+    assert sorted(path.parent.name[10:18] for path in site.glob("machines/*/*/numerics.html")) == [
+        "20261108", "20261109"]
+
+
+def test_casts_that_were_measured_again_or_are_gone_change_the_index(tmp_path, opened):
+    results, site = tmp_path / "results", tmp_path / "site"
+    nights_of_casts(results, range(1, 5), overflow="nan")
+    build_site(results, site, builds=1)
+    nights_of_casts(results, [2], overflow="saturate")
+    (results / CPU.name / "numerics" / "2.15.0.dev20261101-cpu.jsonl").unlink()
+    os.utime(results / CPU.name / "numerics" / "2.15.0.dev20261103-cpu.jsonl")
+    opened.clear()
+    build_site(results, site, builds=1)
+    assert opened[0] == "20261102" and "20261103" not in opened[:1], "one is hashed, and not read"
+    pages = {path.parent.name[10:18]: path.read_text() for path in site.glob("machines/*/*/numerics.html")}
+    assert sorted(pages) == ["20261103", "20261104"] and "overflow saturate → nan" in pages["20261103"]
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text('{"version": 1'),
+                                   lambda path: path.write_text('{"version": 0, "files": {}, "snapshots": {}}'),
+                                   lambda path: path.unlink()])
+def test_an_index_that_cannot_be_used_is_made_anew(tmp_path, opened, spoil):
+    results, site = tmp_path / "results", tmp_path / "site"
+    nights_of_casts(results, range(1, 4), overflow="nan")
+    Store(results, CastRecord).files()[0].open("a").write("no record\n")
+    first = build_site(results, site, builds=1)
+    spoil(results / CPU.name / NAME)
+    opened.clear()
+    again = build_site(results, site, builds=1)
+    assert opened[:3] == ["20261101", "20261102", "20261103"]
+    assert first.broken_lines == again.broken_lines and len(again.broken_lines) == 1
+    assert build_site(results, site, builds=1).broken_lines == again.broken_lines, "kept, too"
+
+
+def test_where_the_index_cannot_be_written_it_is_said_and_the_report_is_the_same(tmp_path):
+    results = tmp_path / "results"
+    nights_of_casts(results, range(1, 3), overflow="nan")
+    (results / CPU.name / NAME).mkdir()
+    said = build_site(results, tmp_path / "site").troubles
+    assert len(said) == 1 and said[0].endswith("what it lacks is read from the records each time")
