@@ -68,12 +68,14 @@ def issues(
     if output is None:
         for issue in found:
             print(f"# {issue.title}\n\n{issue.body}")
+        if not found:
+            err.print(f"no confirmed regression in {results}; `fpxbench confirm` confirms suspects", markup=False)
         return
     output.mkdir(parents=True, exist_ok=True)
     for issue in found:
         (output / f"{issue.id}.title").write_text(issue.title + "\n", encoding="utf-8")
         (output / f"{issue.id}.md").write_text(issue.body, encoding="utf-8")
-    out.print(f"{len(found)} in {output}", markup=False)
+    out.print(f"{len(found)} {'issue' if len(found) == 1 else 'issues'} in {output}", markup=False)
 
 
 def _records_of_build(name: str, known_builds: Timeline, results: Path, machine: str | None) -> list[Record]:
@@ -122,7 +124,7 @@ def _print_rows(rows, names: list[str], everything: bool) -> None:
     counts = {change: sum(row.change is change for row in rows) for change in ChangeClass}
     out.print("; ".join(f"{count} {change}" for change, count in counts.items() if count), markup=False, style="bold")
     if not everything and folded:
-        out.print("--all shows the others as well", style="dim")
+        out.print("--all lists these as well", style="dim")
 
 
 _STYLES = {"verdict worse": "red", "slower": "red", "faster": "green", "verdict better": "green"}

@@ -42,8 +42,9 @@ def list_(environments: EnvironmentsOption = None, as_json: JsonOption = False) 
                 escape, (name, _size(facts["bytes"]), (facts["last_used"] or "")[:10], facts["why"] or facts["status"])
             )
         )
-    print_table(table)
-    out.print(f"{len(found)} in {folder.root}, {_size(total)}", markup=False, style="dim")
+    if found:
+        print_table(table)
+    out.print(f"{len(found) or 'no'} environments in {folder.root}, {_size(total)}", markup=False, style="dim")
 
 
 @environments_app.command()

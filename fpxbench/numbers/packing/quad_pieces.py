@@ -5,8 +5,9 @@ By the bits of a code and its mantissa bits (None: an integer), the four pairs, 
 those of `fragment.shared_words`: the part of each that belongs to w, from bit 0 up. Stored bytes depend on this table.
 
 As many pairs as fit are whole words under one shift and one mask. The other pieces were found by a search
-(``tools/quad_pieces.py``) for the fewest shifts and masks in both kernels: where all w are alike, and at the places of
-each w. A greedy choice, the longest piece first as in ``fragment_m3``, takes a fifth more for E4M3 and for 6-bit E3M2.
+(``tools/quad_piece_search.py``) for the fewest shifts and masks in both kernels: where all w are alike, and at the
+places of each w. A greedy choice, the longest piece first as in ``fragment_m3``, takes a fifth more for E4M3 and for
+6-bit E3M2.
 """
 
 QUAD_PIECES: dict[tuple[int, int | None], str] = {

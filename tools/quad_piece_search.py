@@ -1,6 +1,6 @@
 """Search for the pieces of `fpxbench/numbers/packing/quad_pieces.py` and print the table; a minute or two.
 
-    python tools/quad_pieces.py [BITS MANTISSA_BITS]
+    python tools/quad_piece_search.py [BITS MANTISSA_BITS]
 
 Stored bytes depend on that table: it is not to be replaced by another that this search might find.
 """
