@@ -39,6 +39,10 @@ _LARGEST_WEIGHT_CPU, _LARGEST_WEIGHT_GPU = 1 << 17, 1 << 25
 _MORE_S = 2.0
 """Once one token count is wrong, the others are asked for this long: where a mistake begins and ends is worth it."""
 
+_QUEUEING_CYCLES = 4_000_000
+"""Some two milliseconds of a GPU's clock."""
+_LEAST_CALLS_ALONE = 100
+
 # N odd, K odd, K shorter than a block, K = 32 mod 64, 128 and 256, and a square.
 OTHER_SHAPES = ((48, 288), (64, 64), (17, 33), (5, 7), (33, 96), (80, 160), (24, 544), (16, 100))
 
@@ -402,6 +406,9 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
     deadline, rounds = examination.deadline(0.1), 0
     while rounds < 3 or (not deadline.passed() and rounds < 100):
         outputs = []
+        for stream in streams:      # both wait until all calls are queued: short kernels would end one by one
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(_QUEUEING_CYCLES)
         for _ in range(4):      # several in flight on each
             for each, x, stream in zip(pairs, xs, streams, strict=True):
                 with torch.cuda.stream(stream), torch.no_grad():
@@ -411,11 +418,25 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
         for number, y in enumerate(outputs):
             comparison = compare(y, expected[number % 2])
             if not comparison.within:
-                return Verdict(status=Status.WRONG if comparison.finite else Status.NONFINITE, kind=Kind.STREAM_UNSAFE,
+                alone = _wrong_one_by_one(implementation, own, xs[0], expected[0], 8 * rounds)
+                kind = Kind.NOT_REPEATABLE if alone else Kind.STREAM_UNSAFE
+                when = (f"in {alone} of {max(8 * rounds, _LEAST_CALLS_ALONE)} calls one after the other" if alone
+                        else "when two CUDA streams multiply at once, and right one after the other")
+                return Verdict(status=Status.WRONG if comparison.finite else Status.NONFINITE, kind=kind,
                                evidence=comparison_evidence(comparison) | {"rounds": rounds},
-                               summary=f"wrong when two CUDA streams multiply at once: {comparison.message()}")
+                               summary=f"wrong {when}: {comparison.message()}")
     examination.covered["streams"] = f"two at once, {8 * rounds} calls"
     return None
+
+
+def _wrong_one_by_one(implementation: Any, operands: Operands, x: Tensor, expected: Reference, calls: int) -> int:
+    """Return how many of so many calls with the same operands are wrong where each is waited for."""
+    wrong = 0
+    for _ in range(max(calls, _LEAST_CALLS_ALONE)):
+        y = implementation.matmul(x, operands.weight)
+        torch.cuda.synchronize()
+        wrong += not compare(y, expected).within
+    return wrong
 
 
 def prepared_like(operands: Operands, n: int, k: int, purpose: object) -> tuple[Operands, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fpxbench.checking import poison
 from fpxbench.checking.contract import Output
@@ -68,9 +69,7 @@ def _depends_on_memory(
     if bool(held.any()):
         held &= poison.holds_pattern(again(other).seen, other)
         if unwritten := int(held.sum()):
-            return Verdict(status=Status.WRONG, kind=Kind.UNWRITTEN_OUTPUT,
-                           evidence=evidence | {"unwritten": unwritten},
-                           summary=f"{unwritten} of {y.numel()} output elements were never written")
+            return _unwritten(unwritten, output, evidence)
     if not compare(again(poison.ZERO).seen, expected).within:
         return _depends_on_its_own_memory(again, output, expected, evidence)
     if compare(again(pattern).seen, expected).within:
@@ -87,14 +86,23 @@ def _depends_on_its_own_memory(
     again: Again, output: Output, expected: Reference, evidence: dict[str, Any]
 ) -> Verdict | None:
     """Do so where memory that a call takes again holds what it left there itself, as a GPU's allocator has it."""
-    def within(pattern: int) -> bool:
+    def filled(pattern: int) -> Tensor:
         with poison.FilledAllocations(pattern):
-            return compare(again(pattern).seen, expected).within
+            return again(pattern).seen
 
-    if not within(poison.ZERO):
+    outputs = {pattern: filled(pattern) for pattern in poison.PATTERNS}
+    unwritten = torch.stack([poison.holds_pattern(y, pattern) for pattern, y in outputs.items()]).all(dim=0)
+    if bool(unwritten.any()):
+        return _unwritten(int(unwritten.sum()), output, evidence)
+    if not compare(filled(poison.ZERO), expected).within:
         return None
-    wrong = next((pattern for pattern in poison.PATTERNS if not within(pattern)), None)
+    wrong = next((pattern for pattern, y in outputs.items() if not compare(y, expected).within), None)
     return None if wrong is None else _reads_unwritten(wrong, output, expected, evidence)
+
+
+def _unwritten(count: int, output: Output, evidence: dict[str, Any]) -> Verdict:
+    return Verdict(status=Status.WRONG, kind=Kind.UNWRITTEN_OUTPUT, evidence=evidence | {"unwritten": count},
+                   summary=f"{count} of {output.seen.numel()} output elements were never written")
 
 
 def _reads_unwritten(pattern: int, output: Output, expected: Reference, evidence: dict[str, Any]) -> Verdict:

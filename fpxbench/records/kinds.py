@@ -85,8 +85,8 @@ class Kind(StrEnum):
 
     FORMAT_MISTAKEN = ("format_mistaken", Group.CODES, Stage.PRODUCT,
                        "reads codes as another format's",
-                       "Codes are decoded by another format's table, which is named: E2M3 for E3M2, INT4 for E2M1, "
-                       "E5M2 for E4M3.")
+                       "Codes are decoded by another format's table, or their bits are read otherwise, which is named: "
+                       "E2M3 for E3M2, INT4 for E2M1, two's complement for sign and magnitude, bits in reverse order.")
 
     # ---- how values become codes
 

@@ -79,7 +79,7 @@ def test_what_a_call_allocates_holds_the_pattern_where_it_takes_its_own_memory_a
 
 
 def test_padding_that_holds_what_the_call_left_there_is_unwritten_memory() -> None:
-    x, w = torch.randn(3, 40), torch.randn(5, 40)
+    x, w = torch.randn(3, 40).bfloat16(), torch.randn(5, 40)
     expected = matmul_reference(x, w, quantized=True)
 
     def again(pattern: int) -> Output:
@@ -88,13 +88,29 @@ def test_padding_that_holds_what_the_call_left_there_is_unwritten_memory() -> No
         if not bool((padded.view(torch.uint8)[0, 0] == pattern).all()):     # what lay there before, not the pattern
             padded = garbage
         padded[:, :40] = x
-        y = padded.nan_to_num(0.0) @ torch.nn.functional.pad(w, (0, 24), value=1.0).T
+        y = (padded.nan_to_num(0.0) @ torch.nn.functional.pad(w, (0, 24), value=1.0).T).bfloat16()
         return Output(y, y)
 
     wrong = again(NAN)
     verdict = judge(again, wrong, compare(wrong.seen, expected), expected, pattern=NAN)
     assert verdict.kind is Kind.READS_UNWRITTEN, verdict.summary
     assert "wrong where it holds large numbers" in verdict.summary
+
+
+def test_outputs_that_hold_what_the_call_left_there_were_never_written() -> None:
+    x, w = torch.randn(3, 40).bfloat16(), torch.randn(5, 40)
+    expected = matmul_reference(x, w, quantized=True)
+
+    def again(pattern: int) -> Output:
+        y = torch.empty(3, 5, dtype=torch.bfloat16)
+        if not bool((y.view(torch.uint8) == pattern).all()):
+            y.fill_(7.0)
+        y[:2] = (x.float() @ w.T)[:2].bfloat16()
+        return Output(y, y)
+
+    wrong = again(NAN)
+    verdict = judge(again, wrong, compare(wrong.seen, expected), expected, pattern=NAN)
+    assert verdict.kind is Kind.UNWRITTEN_OUTPUT and "5 of 15 output elements" in verdict.summary
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

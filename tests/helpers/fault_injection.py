@@ -19,7 +19,7 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 
 def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halved=False, unsigned=False,
-            minus_zero_nan=False, nan_zero=False, dropped=0):
+            minus_zero_nan=False, nan_zero=False, dropped=0, complement=False):
     """Return what each code means, float64 [2**bits]; `bias` is added to the format's."""
     if isinstance(fmt, Codebook):
         return np.array([fmt.value(code) for code in range(1 << fmt.bits)])
@@ -31,6 +31,8 @@ def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halv
             out[code] = bits if unsigned or bits < 1 << (fmt.bits - 1) else bits - (1 << fmt.bits)
             continue
         sign_bit = bits >> (fmt.bits - 1) & 1
+        if complement and sign_bit and bits != 1 << (fmt.bits - 1):     # two's, where the format has a sign bit
+            bits = (1 << fmt.bits) - bits
         exponent = bits >> mantissa_bits & ((1 << fmt.exponent_bits) - 1)
         fraction = (bits & ((1 << mantissa_bits) - 1)) / 2**mantissa_bits
         e0 = fmt.bias + bias
@@ -91,6 +93,8 @@ def codes_in(
     column_map=None,
     code_row_map=None,
     weight_transposed=False,
+    bit_order=None,
+    inverted=0,
 ):
     """Return uint8 codes [N, K] from bytes."""
     bits = fmt.bits
@@ -124,6 +128,9 @@ def codes_in(
         codes = padded.reshape(len(packed), -1, 2)[:, :, ::-1].reshape(len(packed), -1)[:, :k]
     if code_nibbles:
         codes = (codes & 0xF) << 4 | codes >> 4
+    if bit_order is not None:
+        codes = sum((codes >> bit_order[j] & 1) << j for j in range(bits))
+    codes = codes ^ inverted
     if column_map is not None:
         codes = codes[:, column_map]
     if code_row_map is not None:
@@ -240,9 +247,10 @@ def factors_of(
     return factors
 
 
-_TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped")
+_TABLE = ("bias", "specials", "flush", "implicit_one", "halved", "unsigned", "minus_zero_nan", "nan_zero", "dropped",
+          "complement")
 _CODES = ("nibbles", "planes", "neighbours", "pairs", "code_nibbles", "pieces", "column_map", "code_row_map",
-          "weight_transposed")
+          "weight_transposed", "bit_order", "inverted")
 
 
 def read(weight: QuantizedWeight, **faults: Any) -> torch.Tensor:

@@ -75,6 +75,9 @@ def _decoding(fmt) -> Iterator[Injection]:
     if not listed and fmt.has_nan:
         yield reading(Kind.NAN_CODE_LOST, "NaN read as a number", specials="none")
         yield reading(Kind.NAN_CODE_LOST, "NaN read as zero", nan_zero=True)
+    yield reading(Kind.FORMAT_MISTAKEN, "bits in reverse order", bit_order=list(reversed(range(fmt.bits))))
+    if not listed and not fmt.twos_complement and fmt.specials != "fnuz":
+        yield reading(Kind.FORMAT_MISTAKEN, "two's complement", complement=True)
     if fmt.name in MISTAKEN_FOR:
         other = MISTAKEN_FOR[fmt.name]
         yield reading(Kind.FORMAT_MISTAKEN, f"read as {other}", other_format=other)

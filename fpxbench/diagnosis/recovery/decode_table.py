@@ -19,6 +19,7 @@ from fpxbench.diagnosis.encode_faults import EncodeFault
 from fpxbench.diagnosis.experiment import Difference, Experiment
 from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly, table_under
 from fpxbench.diagnosis.recovery.bench import Bench
+from fpxbench.diagnosis.recovery.code_bits import describe_code_bits
 from fpxbench.numbers.codebook import CODEBOOKS, NumberFormat
 from fpxbench.numbers.formats import FORMATS, Format
 from fpxbench.numbers.packing import padded_k
@@ -198,7 +199,8 @@ def _another_format(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[Ki
             continue
         rest = "" if bool(bench.near(table, wanted)[tried].all()) else ", but for its codes that are no numbers"
         return [Kind.FORMAT_MISTAKEN], f"the table is {other.name}'s{rest}: codes are read as another format's"
-    return [], ""
+    reading = describe_code_bits(bench, table, tried)
+    return ([Kind.FORMAT_MISTAKEN], reading) if reading is not None else ([], "")
 
 
 def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
@@ -207,7 +209,7 @@ def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
     finite = bench.table.isfinite() & tried & (bench.table != 0)
     right, read = bench.table[finite], table[finite]
     factor = float((read * right).sum() / right.square().sum())
-    if not math.isfinite(factor) or not factor or bool(bench.near(table, bench.table)[tried].all()):
+    if not math.isfinite(factor) or not factor or abs(factor - 1) <= reference.unit_roundoff(bench.dtype):
         return None
     wanted = bench.table * factor
     near = bench.near(table, wanted)

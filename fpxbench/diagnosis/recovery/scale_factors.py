@@ -281,7 +281,8 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
             f"{len(differences)} of {len(values)} scales multiply by another number than their own: {message}"
         )
     if global_differences:
-        kinds = [*kinds, global_kind]
+        if kinds != [Kind.SCALE_MISSING] or global_kind is not Kind.GLOBAL_SCALE_MISSING:   # no scale at all is one
+            kinds = [*kinds, global_kind]
         messages.append(global_message)
     return scales(right=False, kinds=kinds, differences=differences + global_differences,
                   message="; and ".join(messages) + rest)

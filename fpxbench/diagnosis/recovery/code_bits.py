@@ -1,0 +1,114 @@
+"""Find the other reading of a code's bits that gives a recovered decode table: bits in another order, inverted or added
+to each other, or a sign by another convention.
+
+A map of bits that is linear over GF(2), with a constant: bit i of the code that is read is the xor of some bits of the
+stored one, and 1 or 0. Orders of bits, rotations, exchanged nibbles, inverted bits, Gray codes and one's complement are
+all of this form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fpxbench.diagnosis.recovery.bench import Bench
+from fpxbench.numbers.codebook import Codebook
+from fpxbench.numbers.tensor_codec import decode_table
+
+_MOST_CANDIDATES = 1 << 12
+"""Several codes may be the same number (0 and -0, all NaNs): as many combinations of them are tried."""
+
+
+def describe_code_bits(bench: Bench, table: Tensor, tried: Tensor) -> str | None:
+    """Return the reading of bits by which every code of `table` [2**bits] that was `tried` is the number that it was
+    read as; None if there is none."""
+    found = _affine_map(bench, table, tried)
+    partly = None
+    for text, values, counted in _signed_conventions(bench):
+        if bool(bench.near(table, values)[tried & counted].all()):
+            if bool(bench.near(table, values)[tried].all()):
+                return text
+            left = [bench.fmt.describe_code(code) for code in (tried & ~counted).nonzero().reshape(-1).tolist()]
+            partly = f"{text}; {' and '.join(left)}, which is no number by it, is left aside"
+    return partly if found is None else describe_affine(*found)
+
+
+def _signed_conventions(bench: Bench) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield other conventions of a sign: a clause, the table, and for which codes it says something."""
+    fmt = bench.fmt
+    if isinstance(fmt, Codebook) or not fmt.signed:
+        return
+    codes = torch.arange(1 << fmt.bits, device=bench.device)
+    half = 1 << (fmt.bits - 1)
+    magnitudes = decode_table(fmt, bench.device).double()[:half]
+    negative, low = codes >= half, codes & (half - 1)
+
+    def signed(magnitude: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:
+        values = magnitudes[magnitude.clamp(max=half - 1)]
+        return torch.where(minus, -values, values), magnitude < half
+
+    own = "two's complement" if fmt.twos_complement else "sign and magnitude"
+    for name, magnitude, minus in (
+        ("two's complement", torch.where(negative, 2 * half - codes, codes), negative),
+        ("sign and magnitude", low, negative),
+        ("one's complement", torch.where(negative, half - 1 - low, codes), negative),
+        ("offset binary", torch.where(negative, low, half - codes), ~negative),
+    ):
+        if name != own:
+            yield (f"codes are read in {name}; theirs is {own}", *signed(magnitude, minus))
+
+
+def _affine_map(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[int], int] | None:
+    """Return the columns of the linear map (what each bit of a stored code toggles) and its constant; None where none
+    gives the table."""
+    bits, size = bench.fmt.bits, 1 << bench.fmt.bits
+    wanted = [0, *(1 << bit for bit in range(bits))]
+    if not bool(tried[torch.tensor(wanted, device=tried.device)].all()):
+        return None
+    sources = [bench.near(table[code].expand(size), bench.table).nonzero().reshape(-1).tolist() for code in wanted]
+    if not prod(map(len, sources)) or prod(map(len, sources)) > _MOST_CANDIDATES:
+        return None
+    codes = torch.arange(size, device=table.device)
+    fitting = []
+    for constant, *images in product(*sources):
+        columns = [image ^ constant for image in images]
+        read = torch.full_like(codes, constant)
+        for bit, column in enumerate(columns):
+            read ^= torch.where((codes >> bit & 1) == 1, column, 0)
+        if bool(bench.near(table, bench.table[read])[tried].all()):
+            fitting.append((columns, constant))
+    # Of maps that differ in what no number shows, the one that only moves bits, and fewest.
+    return min(fitting, key=lambda one: (sum(map(int.bit_count, one[0])), one[1].bit_count()), default=None)
+
+
+def describe_affine(columns: list[int], constant: int) -> str:
+    """Return a clause for a map of bits."""
+    bits = len(columns)
+    rows = [[bit for bit in range(bits) if columns[bit] >> at & 1] for at in range(bits)]
+    inverted = _named([bit for bit in range(bits) if constant >> bit & 1])
+    if all(row == [at] for at, row in enumerate(rows)):
+        if constant == (1 << bits) - 1:
+            return "all bits of each code are inverted"
+        return f"{inverted} of each code {'is' if constant.bit_count() == 1 else 'are'} inverted"
+    then = f"; then {inverted} {'is' if constant.bit_count() == 1 else 'are'} inverted" if constant else ""
+    if not all(len(row) == 1 for row in rows):
+        sums = ", ".join(" xor ".join(map(str, row)) or "none" for row in rows)
+        return f"bits 0 to {bits - 1} of each code are its bits {sums}{then}"
+    order = [row[0] for row in rows]
+    if order == list(reversed(range(bits))):
+        return f"the bits of each code are read in reverse order{then}"
+    for turn in range(1, bits):
+        if order == [(at - turn) % bits for at in range(bits)]:
+            return f"the bits of each code are rotated left by {turn} of {bits}{then}"
+    away = [at for at, bit in enumerate(order) if at != bit]
+    if len(away) == 2 and len(set(order)) == bits:
+        return f"bits {away[0]} and {away[1]} of each code are exchanged{then}"
+    return f"bits 0 to {bits - 1} of each code are its bits {', '.join(map(str, order))}{then}"
+
+
+def _named(bits: list[int]) -> str:
+    return f"bit{'s' * (len(bits) > 1)} {', '.join(map(str, bits))}"
