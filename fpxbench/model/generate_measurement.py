@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +42,8 @@ CHECKED_TOKENS = 4 * DECODE_CHECKED
 WHERE_TOKENS = 32
 REPEATS = 3
 """Generations that are timed, after one that is not."""
+ENERGY_SPAN_S = 2.0
+"""So long tokens are generated for the energy of one: the counter's steps are then 5% of it at most."""
 GIBBERISH_TOKENS = 16
 """Of the sample of a row that is wrong, which is not timed."""
 
@@ -344,20 +348,35 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     firsts: list[float] = []
     steps: list[float] = []
     with device_lock(device, f"{settings.model} {request.row.scheme}"), token_speed.peak_memory(device) as peak:
-        joules = energy_joules(device)
         for _ in range(REPEATS):
             tokens, first_s, steps_s = token_speed.generate(decoder, prompt, settings.new_tokens)
             firsts.append(first_s)
             steps += steps_s
-        after = energy_joules(device)
+        joules = joules_per_token(
+            lambda: token_speed.generate(decoder, prompt, settings.new_tokens)[0].numel(), device)
     result.sample = _decoded(row.tokenizer, tokens[0])
     median, low, high = median_interval(steps)
     first = Estimate(**dict(zip(("value", "low", "high"), median_interval(firsts), strict=True)))
     result.speed = Speed(step_s=steps, tokens_per_s=settings.batch / median, first_token_s=first,
                          tokens_per_s_ci95=(settings.batch / high, settings.batch / low),
                          prefill_tokens_per_s=prompt.numel() / first.value)
-    generated = REPEATS * settings.batch * settings.new_tokens
     result.traffic, result.flags = traffic_of(
         token_speed.stored_bytes(row.model), token_speed.step_bytes(row.model, settings.batch), median,
-        request.machine, peak[0] if peak else None,
-        (after - joules) / generated if joules is not None and after is not None and after >= joules else None)
+        request.machine, peak[0] if peak else None, joules)
+
+
+def joules_per_token(generate: Callable[[], int], device: str, clock: Callable[[], float] = perf_counter,
+                     ) -> float | None:
+    """Return the device's energy for each token that `generate` makes; it returns how many it made.
+
+    It is called until the counter's steps, of up to 100 ms, are small beside the time. None where there is no counter,
+    or it stands still.
+    """
+    before = energy_joules(device)
+    if before is None:
+        return None
+    started, tokens = clock(), 0
+    while clock() - started < ENERGY_SPAN_S:
+        tokens += generate()
+    after = energy_joules(device)
+    return (after - before) / tokens if after is not None and after > before else None

@@ -16,9 +16,9 @@ from torch import nn
 from fpxbench.cli.common import UsageError
 from fpxbench.cli.model_commands import modes_of
 from fpxbench.implementation import Implementation, Support, discover, implementation
-from fpxbench.model import held_linear, sources, token_speed
+from fpxbench.model import generate_measurement, held_linear, sources, token_speed
 from fpxbench.model.float_tensor import FloatTensor
-from fpxbench.model.generate_measurement import REPEATS, measure, plan_rows, prepare
+from fpxbench.model.generate_measurement import REPEATS, joules_per_token, measure, plan_rows, prepare
 from fpxbench.model.generate_messages import GenerateSettings, RowRequest
 from fpxbench.model.generate_record import GenerationRecord, PlannedRow, RowResult, traffic_of
 from fpxbench.model.generate_run import not_measured
@@ -257,6 +257,23 @@ def test_a_compiled_step_is_captured_once_a_batch_and_replayed(folder, works, mo
         assert torch.equal(due, seen) and len(due) == 3 * batch
     assert made == ([1, 3] if works else [1])
     assert replayed.not_captured == ("" if works else "operation not permitted when stream is capturing")
+
+
+def test_energy_is_of_a_time_beside_which_the_counters_steps_are_small(monkeypatch):
+    """A device of 200 W whose counter steps every 100 ms; a generation of 8 tokens takes 30 ms."""
+    now = [7.03]
+    monkeypatch.setattr(generate_measurement, "energy_joules", lambda device: 200 * (now[0] // 0.1) * 0.1)
+
+    def generation():
+        now[0] += 0.03
+        return 8
+
+    found = joules_per_token(generation, "cuda", clock=lambda: now[0])
+    assert found == pytest.approx(200 * 0.03 / 8, rel=0.05)
+    monkeypatch.setattr(generate_measurement, "energy_joules", lambda device: 5.0)
+    assert joules_per_token(generation, "cuda", clock=lambda: now[0]) is None, "a counter that stands still"
+    monkeypatch.setattr(generate_measurement, "energy_joules", lambda device: None)
+    assert joules_per_token(generation, "cpu", clock=lambda: pytest.fail("nothing to wait for")) is None
 
 
 def test_windows_that_slide_are_left_to_pytorch_to_capture():
