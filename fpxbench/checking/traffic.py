@@ -50,7 +50,7 @@ def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None
     case = operands.case
     if not read_gb_per_s:
         return seen.heavy_kernels > operands.products
-    decode_us = 2 * case.n * case.k / (read_gb_per_s * 1e3) / _WRITES_FASTER
+    decode_us = 2 * operands.weights_read / (read_gb_per_s * 1e3) / _WRITES_FASTER
     activation_us = _PASSES_OF_X * 2 * case.rows * case.k / (read_gb_per_s * 1e3)
     times = sorted(seen.times_us, reverse=True)
     others = sum(times[operands.products:])

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,6 +156,16 @@ def test_a_figure_above_the_roofline_is_called_impossible():
 def test_what_fits_the_cache_may_be_faster_than_memory():
     held = operands()
     assert Flag.OVER_ROOFLINE not in metrics_of(held, 1, beyond_cache=False)[2]
+
+
+def test_small_kernels_beside_the_products_of_several_experts_are_no_decoding_apart():
+    """Four experts' decoded weights would take four times as long to write."""
+    case = Case(implementation="i", scheme="mxfp4", workload="x", m=1, n=5760, k=2880)
+    experts = SimpleNamespace(case=case, products=4, weights_read=4 * 5760 * 2880)
+    seen = Effects([KernelLaunch("product", 8.0)] * 4 + [KernelLaunch("order", 1.5)] * 4, 0)
+    assert traffic.decoded_apart(experts, seen, 4000.0) is False
+    decodes = Effects([KernelLaunch("product", 8.0)] * 4 + [KernelLaunch("decode", 6.0)] * 4, 0)
+    assert traffic.decoded_apart(experts, decodes, 4000.0) is True
 
 
 @pytest.mark.parametrize(("device", "m", "us", "slow"), [
