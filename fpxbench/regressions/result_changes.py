@@ -18,6 +18,7 @@ from fpxbench.regressions.change_report import ChangeReport, Direction, Event, M
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 from fpxbench.regressions.decision_rule import LevelChange, detect
 from fpxbench.regressions.events import build_fields, events, series_of
+from fpxbench.regressions.kept_changes import FoundChanges, KeptChanges
 from fpxbench.regressions.machine_processes import in_processes
 from fpxbench.regressions.series import Panel, machine_names, panels_of
 
@@ -105,12 +106,17 @@ def changes_of_machine(
 ) -> tuple[list[PanelChanges], list[str]]:
     """Return the changes of one machine, with its series, and messages about its records. `entries` are the
     timeline's. Who drops one machine before the next has one machine's series in memory."""
+    from fpxbench.regressions.series_index import NAME  # it imports polars, which `performance` does without
+
     found, troubles = panels_of(results, machine, entries)
-    return [_changes_of(panel, confirmations) for panel in found], troubles
+    kept = KeptChanges(results / machine / NAME)
+    changes = [_changes_of(panel, confirmations, kept) for panel in found]
+    kept.write()
+    return changes, troubles
 
 
-def _changes_of(panel: Panel, confirmations: dict[str, Confirmation]) -> PanelChanges:
-    suspects, moves = performance(panel, confirmations)
+def _changes_of(panel: Panel, confirmations: dict[str, Confirmation], kept: KeptChanges) -> PanelChanges:
+    suspects, moves = performance(panel, confirmations, kept)
     return PanelChanges(panel, suspects, [_with_outcome(event, confirmations) for event in events(panel)], moves)
 
 
@@ -130,18 +136,27 @@ def _with_outcome(finding: F, confirmations: dict[str, Confirmation]) -> F:
 
 
 def performance(
-    panel: Panel, confirmations: dict[str, Confirmation] | None = None,
+    panel: Panel, confirmations: dict[str, Confirmation] | None = None, kept: KeptChanges | None = None,
 ) -> tuple[list[Suspect], list[MachineMove]]:
     """Return the suspects of one panel in the order in which they were raised, and the moves of the machine."""
     confirmations = confirmations or {}
-    suspects: list[Suspect] = []
 
-    def believe(change: LevelChange) -> bool:
-        suspects.append(_with_outcome(suspect_of(panel, change), confirmations))
-        return suspects[-1].outcome is not ConfirmationOutcome.REFUTED
+    def suspect(change: LevelChange) -> Suspect:
+        return _with_outcome(suspect_of(panel, change), confirmations)
 
-    changes = detect(panel.metrics[METRIC], panel.metrics["baseline_us"], believe)
-    return _with_ends(suspects), _machine_moves(panel, [change for change in changes if change.machine])
+    def find() -> FoundChanges:
+        raised: list[LevelChange] = []
+
+        def believe(change: LevelChange) -> bool:
+            raised.append(change)
+            return suspect(change).outcome is not ConfirmationOutcome.REFUTED
+
+        changes = detect(panel.metrics[METRIC], panel.metrics["baseline_us"], believe)
+        return FoundChanges(raised, [change for change in changes if change.machine])
+
+    refuted = [of for of, one in confirmations.items() if one.outcome is ConfirmationOutcome.REFUTED]
+    found = kept.of(panel, METRIC, refuted, find) if kept else find()
+    return _with_ends([suspect(change) for change in found.suspects]), _machine_moves(panel, found.moves)
 
 
 def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
