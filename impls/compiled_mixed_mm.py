@@ -37,9 +37,7 @@ class CompiledMixedMM(Implementation):
                 f"supports weights in torch's 8-bit dtypes ({', '.join(TORCH_FLOAT8)}, int8), not {scheme.name}"
             )
         if scheme.scaling.block is not None:
-            return Support.no(
-                f"supports one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}"
-            )
+            return Support.no(f"supports scales by row or tensor, not blocks of {scheme.scaling.block} ({scheme.name})")
         return Support.yes()
 
     def matmul(self, x, weight):

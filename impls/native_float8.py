@@ -23,9 +23,7 @@ class NativeFloat8(Implementation):
                 f"supports weights in a torch.float8 dtype ({', '.join(TORCH_FLOAT8)}), not {scheme.name}"
             )
         if scheme.scaling.block is not None:
-            return Support.no(
-                f"supports one scale a row or a tensor, not {scheme.name}'s blocks of {scheme.scaling.block}"
-            )
+            return Support.no(f"supports scales by row or tensor, not blocks of {scheme.scaling.block} ({scheme.name})")
         return Support.yes()
 
     def matmul(self, x, weight):

@@ -164,7 +164,7 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         "both builds run again. Grey: the dense product in the same runs; where it moves too, the machine changed "
         "(§5). The row below has a mark for each build; a coloured background means that the case was not ok. Click a "
         "mark to open the case on that build, if it has a page.",
-        f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below holds the newest.",
+        f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below has the newest.",
         figure.of(traces))
 
 

@@ -44,9 +44,9 @@ def _quality_chart(table: ModelTable, number: int) -> Chart | None:
                         **log_ticks([y for _, y in points]))
     figure.update_layout(showlegend=False)
     return Chart(f"quality-{number}", "Quality against bytes",
-                 "Each mark is a row that is right. On the dotted line no other row has fewer bytes and a smaller KL"
+                 "Each mark is a correct row. On the dotted line no other row has fewer bytes and a smaller KL"
                  " divergence. Down and left is better.",
-                 f"KL divergence against bytes for {len(rows)} rows; the table holds the figures.",
+                 f"KL divergence against bytes for {len(rows)} rows; the table has the values.",
                  json.loads(figure.to_json()))
 
 
@@ -90,7 +90,7 @@ def _speed_chart(table: ModelTable, number: int) -> Chart | None:
                  "Median with its 95% interval, each with its KL divergence. The dashed line is bf16 in the same run"
                  f"{', the dotted one bf16 compiled' if any(plain.compiled for plain in table.plain) else ''};"
                  " the upright marks are what the memory's read bandwidth allows.",
-                 f"Tokens per second of {len(rows)} rows; the table holds the figures.", json.loads(figure.to_json()))
+                 f"Tokens per second of {len(rows)} rows; the table has the values.", json.loads(figure.to_json()))
 
 
 def _with_quality(row: ModelRow) -> str:

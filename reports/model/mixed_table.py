@@ -51,7 +51,7 @@ class MixedTable:
                             **log_ticks([y for _, y in points]))
         figure.update_layout(showlegend=False)
         return Chart(f"mixed-{number}", "Mixed precision against uniform schemes",
-                     "Weights decoded exactly, so that no kernel takes part. The star is mixed precision by layer, the"
+                     "Weights are decoded exactly, without a kernel. The star is mixed precision by layer, the"
                      " dashed line its budget. Down and left is better.",
                      f"KL divergence against bits of {len(mixed.uniform)} uniform schemes and of the mixed precision.",
                      json.loads(figure.to_json()))

@@ -102,7 +102,7 @@ class ModelHistory:
                             **(log_ticks(sum(drawn, [])) if metric.log else {"rangemode": "tozero"}))
         figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
         return Chart(name, metric.name,
-                     "Each mark is the newest measurement on a build, with its 95% interval where there is one.",
+                     "Each mark is the newest measurement on a build, with its 95% interval if there is one.",
                      f"{metric.name} of {len(drawn)} rows on {len(self.builds)} builds; the table holds the numbers.",
                      json.loads(figure.to_json()))
 

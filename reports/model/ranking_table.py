@@ -51,7 +51,7 @@ class RankingTable:
                             **log_ticks([y for _, y in points]))
         figure.update_layout(showlegend=False)
         return Chart(f"ranking-{number}", "Embeddings against bits",
-                     "Each mark is a scheme, its weights decoded exactly. Down and left is better.",
+                     "Each mark is a scheme, with weights decoded exactly. Down and left is better.",
                      f"Mean distance of embeddings against bits per weight for {len(ranks)} schemes; the table holds"
                      " the numbers.", json.loads(figure.to_json()))
 

@@ -83,8 +83,8 @@ def roofline_chart(sweep: SweepTable) -> Chart | None:
     figure.add_vline(x=1, line_dash="dash", line_width=1.5)
     return Chart(
         "roofline", f"Share of the roofline at M = {rows[0].case.m}",
-        "Bytes that a call must move over the time it takes, over the measured read bandwidth. Nothing right can lie "
-        "far right of the dashed line, unless its weight stays in the cache.",
+        "Bytes that a call must move over the time it takes, relative to the measured read bandwidth. A correct kernel "
+        "cannot be far right of the dashed line unless its weight stays in the cache.",
         f"Roofline fraction by scheme and implementation, {len(rows)} cases; {_SEE_TABLE}",
         json.loads(figure.to_json()))
 
@@ -107,7 +107,7 @@ def energy_chart(sweep: SweepTable) -> Chart | None:
         "energy", f"Energy of a call at M = {rows[0].case.m}",
         "By the device's own counter over repeated calls. Each mark is the median over the layers timed, the line "
         "through it their range. Left of the dashed line a call takes less energy than in 16 bits.",
-        f"Energy over dense by scheme and implementation, {len(rows)} cases; the table of cases holds the joules.",
+        f"Energy over dense by scheme and implementation, {len(rows)} cases; the table of cases has the joules.",
         json.loads(figure.to_json()))
 
 
