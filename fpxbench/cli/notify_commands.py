@@ -176,7 +176,8 @@ def _send(results: Path, channels: list[Channel], found: list[Notice]) -> bool:
         else:
             out.print(f"sent to {one.channel.name}: {one.notice.title} {one.where}".rstrip(), markup=False)
     failures = sum(bool(one.error) for one in done)
-    out.print(f"{len(done) - failures} sent, {failures} channels failed", style="bold")
+    out.print(f"{len(done) - failures} sent, {failures} {'channel' if failures == 1 else 'channels'} failed",
+              style="bold")
     return failures > 0
 
 
