@@ -76,8 +76,8 @@ def summary(state: FleetState) -> str:
         parts.append("devices: " + ", ".join(f"{count} {verb}" for verb, count in doing.items()))
     failed = sum(bool(cell.failure) for cell in state.cells)
     given_up = sum(len(cell.given_up) for cell in state.cells)
-    parts += [f"{failed} builds that cannot be measured on a machine"] if failed else []
-    parts += [f"{given_up} cases given up"] if given_up else []
+    parts += [f"{failed} {'build' if failed == 1 else 'builds'} that cannot be measured on a machine"] if failed else []
+    parts += [f"{given_up} {'case' if given_up == 1 else 'cases'} given up"] if given_up else []
     if state.ended:
         parts.append(state.ended)
     elif state.seconds_left is not None:

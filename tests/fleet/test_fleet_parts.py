@@ -187,7 +187,7 @@ def test_the_terminal_shows_machines_by_builds_and_what_runs_where() -> None:
 
 
 def test_a_line_says_what_is_done_found_running_and_left() -> None:
-    assert summary(state()) == ("140 of 200+ cases, 2 wrong | devices: 1 working, 1 not used | 1 builds that cannot be "
+    assert summary(state()) == ("140 of 200+ cases, 2 wrong | devices: 1 working, 1 not used | 1 build that cannot be "
                                 "measured on a machine | about 2 min left")
 
 
