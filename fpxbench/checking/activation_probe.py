@@ -124,10 +124,11 @@ class ActivationProbe:
                     & (rest.abs() <= 2.0**-10 * own[0].abs()).all())
 
     def _signs_are_read(self, loudness: float) -> bool:
-        """Return whether row n reads column n by activations of which element k of token t is negative if bit t of k is
-        set: every scale is then the same."""
-        bits = torch.arange(self.case.k)[None, :] >> torch.arange(self.tokens)[:, None].clamp(max=_MOST_BITS)
-        signs = (1.0 - 2.0 * (bits & 1)).to(self.device)
+        """Return whether row n reads column n by activations of one magnitude, so that every scale is the same. Element
+        k of token t has the sign of bit t of k div 2, the other one for odd k: pairs, whose sum is 0."""
+        k = torch.arange(self.case.k)[None, :]
+        bits = (k >> 1) >> torch.arange(self.tokens)[:, None].clamp(max=_MOST_BITS)
+        signs = (1.0 - 2.0 * ((bits ^ k) & 1)).to(self.device)
         seen = self.see((loudness * signs).to(self.dtype)).seen
         ratio = seen / seen[-1, 0]       # bits that no k has are 0
         return bool(((ratio - signs[:, : self.columns]).abs() < 0.02).all())

@@ -22,6 +22,7 @@ from fpxbench.checking.activation_probe import (
     largest_magnitude,
     nan_threshold,
 )
+from fpxbench.checking.activation_windows import shift_faults, windowed_maximum
 from fpxbench.checking.examination import is_device_fault
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import compare
@@ -76,7 +77,8 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
         operands.rule = rules[0]
         return None
     probe, first = probed
-    seen = probe.see((0.3 * probe.activation("second activation").float()).to(first.x.dtype))
+    # The largest element of all stands first in one and last in the other.
+    seen = probe.see((0.3 * probe.activation("second activation").float()).flip(1).to(first.x.dtype))
     fitting = [rule for rule in rules if _follows(rule, first) and _follows(rule, seen)]
     if not fitting and (rule := _off_by_a_factor(rules, first, seen)) is not None:
         operands.rule = rule
@@ -86,6 +88,15 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
         operands.rule = fitting[0]
         return None
     return _deviation(probe, fitting[:1] or rules, first, seen, coded, explain)
+
+
+def not_asked(rule: ActivationRule | None) -> str | None:
+    """Return what the probe of an activation's quantizer does not show; None where none is declared or found."""
+    if rule is None:
+        return None
+    fmt = scheme_named(rule.scheme).format
+    ties = "" if isinstance(fmt, Format) and not fmt.is_integer else "halfway values of integers; "
+    return f"{ties}floors under its scales, and scales below those of its probe (tokens of magnitude 2^-5)"
 
 
 def _off_by_a_factor(rules: list[ActivationRule], *readings: Seen) -> ActivationRule | None:
@@ -145,29 +156,33 @@ def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen,
             if _follows(rule, kept):
                 return _verdict(Kind.ZERO_BLOCK, rule, f"the activation is quantized to {rule.scheme}, but a token of"
                                                        " zeros becomes NaN")
-        found = _deviation(probe, rules, first, kept, coded, explain)
+        found = _deviation(probe, rules, first.without_zeros() or first, kept, coded, explain)
         return found.model_copy(update={"summary": f"{found.summary}; besides, a token of zeros becomes NaN"})
     if (fixed := _fixed(probe, rules, first, seen)) is not None:
         return fixed
     for rounding in _OTHER_ROUNDINGS:
         for rule in (replace(usual, rounding=rounding) for usual in rules):
-            if _follows(rule, seen) and _follows(rule, coded):
+            if all(_follows(rule, one) for one in (seen, first, coded)):
                 return _verdict(
                     Kind.TIES_AWAY if rounding is Rounding.NEAREST_AWAY else Kind.TRUNCATED, rule,
                     f"the activation is quantized to {rule.scheme} with rounding {rounding.value}, not to the nearest."
                     " If that is meant, declare it (`activation_rule`)")
     for rule in rules:
-        for fault in activation_faults(rule):
-            if seen.fits(fault.values(seen.x)) and (
+        for fault in (*activation_faults(rule), *shift_faults(rule)):
+            if seen.fits(fault.values(seen.x)) and first.fits(fault.values(first.x)) and (
                     coded.ties_of != rule.scheme or coded.fits(fault.values(coded.x))):
                 return _verdict(fault.kind, rule, f"the activation is quantized to {rule.scheme}, but {fault.message}")
     others = [ActivationRule(scheme_named(f"{fmt}-{name}").name) for fmt in _UNDECLARED_FORMATS
               for name in _GRANULARITIES]
     for rule in others:
-        if _follows(rule, seen) and _follows(rule, coded):
+        if all(_follows(rule, one) for one in (seen, first, coded)):
             return _verdict(Kind.ACTIVATION_QUANTIZED, rule,
                             f"the activation is quantized to {rule}, declared is {declared}: declare what is meant"
                             " (`activation_rule`)")
+    for rule in rules[:_MOST_EXPLAINED] if not seen.unchanged else ():
+        if (window := windowed_maximum(rule, [seen, first])) is not None:
+            return _verdict(Kind.SATURATED, rule, f"the activation is quantized to {rule.scheme}, but its scales are"
+                                                  f" those of {window} only: what is larger saturates")
     for rule in rules[:_MOST_EXPLAINED] if explain is not None and not seen.unchanged else ():
         explained = explain(rule, [seen, coded])
         if explained is not None:

@@ -244,6 +244,8 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
     implementation, operands = examination.implementation, examination.operands
     verdict = check_quantization(implementation, operands) or activation_rules.find_rule(
         implementation, operands, explain_activation)
+    if (left_out := activation_rules.not_asked(operands.rule)) is not None:
+        examination.not_asked["activation's quantizer"] = left_out
     if verdict is None:
         comparison, verdict = correctness.check_calls(implementation, operands, examination=examination)
         result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))

@@ -38,7 +38,8 @@ def test_any_map_of_bits_that_is_linear_is_found_and_gives_the_table(scheme: str
         order = rng.sample(range(bits), bits)
         columns = [1 << order.index(bit) for bit in range(bits)]
         if number % 3 == 1:
-            columns[rng.randrange(bits)] ^= 1 << rng.randrange(bits)
+            one, other = rng.sample(range(bits), 2)
+            columns[one] ^= columns[other]
         constant = rng.randrange(1 << bits) if number % 3 == 2 else 0
         table = bench.table[torch.tensor([applied(columns, constant, code) for code in range(1 << bits)])]
         found = _affine_map(bench, table, tried)

@@ -28,8 +28,10 @@ SCHEMES = (
 )
 _NOT_OF_ACTIVATIONS = "NaN read as a number", "NaN read as zero"
 """Faults in codes that an activation's quantizer does not store."""
-_WITHOUT_A_TRACE = {"read with the sibling's bias only", "block scales as FNUZ"}
-"""No quantizer stores the codes that would tell these from one factor."""
+_OTHERWISE = {"read with the sibling's bias only": Kind.SCALED, "block scales as FNUZ": Kind.SCALED,
+              "a constant for rows 8 to 15": Kind.M_DEPENDENT}
+"""No quantizer stores the codes that would tell the first two from one factor; rows are tokens, of which calls have
+more or fewer."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,27 @@ def global_of_first(x: Tensor, first: Tensor, scheme) -> Tensor:
     return torch.from_numpy(numbers(fmt)[nearest(quotients, fmt)] * factors)
 
 
+def under_the_maximum_of(kept: Callable[[int, int], np.ndarray]) -> Callable[[Tensor, Tensor, object], Tensor]:
+    """Return a quantizer whose scales are those of the elements of a block that `kept`(length, element) gives."""
+    def values(x: Tensor, first: Tensor, scheme) -> Tensor:
+        length = scheme.scaling.block or x.shape[1]
+        mask = torch.from_numpy(kept(length, np.arange(x.shape[1]) % length))
+        seen = torch.where(mask[None, :], x, 0.0)
+        scales = scheme.quantize(seen)[1]
+        stored = replace(store(seen, scheme, "bytes"), scales=scales.stored, tensor_scale=scales.tensor_scale)
+        ones = replace(stored, packed=torch.full_like(stored.packed, nearest(np.ones(1), scheme.format)[0]))
+        factors = read(ones).numpy()
+        quotients = np.divide(x.double().numpy(), factors, out=np.zeros(factors.shape), where=factors > 0)
+        return torch.from_numpy(numbers(scheme.format)[nearest(quotients, scheme.format)] * factors)
+
+    return values
+
+
 def activation_injections(scheme) -> list[Injection]:
     """Return every fault that can be injected in quantizing the activation of `scheme`."""
     quantized = scheme.activation
     fmt, scaling = quantized.format, quantized.scaling
-    found = [replace(injection, kind=Kind.SCALED) if injection.about in _WITHOUT_A_TRACE else injection
+    found = [replace(injection, kind=_OTHERWISE.get(injection.about, injection.kind))
              for injection in injections(quantized, "bytes")
              if injection.kind.group is not Group.LAYOUT and injection.about not in _NOT_OF_ACTIVATIONS]
 
@@ -126,6 +144,10 @@ def activation_injections(scheme) -> list[Injection]:
     own(Kind.STALE_ACTIVATION_SCALE, "the scale of the first call", first_scale)
     own(Kind.SATURATED, "a fixed scale", lambda x, first, scheme: under_fixed_scale(x, 1.7 / scheme.format.max, scheme))
     own(Kind.INACCURATE, "not quantized", lambda x, first, scheme: x)
+    own(Kind.SATURATED, "the maximum of the first quarter", under_the_maximum_of(lambda n, at: at < n // 4))
+    own(Kind.SATURATED, "the maximum of the last half", under_the_maximum_of(lambda n, at: at >= n // 2))
+    own(Kind.SATURATED, "the maximum of every fourth element", under_the_maximum_of(lambda n, at: at % 4 == 1))
+    own(Kind.INACCURATE, "its mean is removed", lambda x, first, scheme: right(x - x.mean(1, keepdim=True), scheme))
     if scaling.block_rows == 1:
         own(Kind.ZERO_BLOCK, "zeros divided by their scale", zeros_lost)
     if scaling.name == "row":

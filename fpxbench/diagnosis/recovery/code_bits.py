@@ -79,7 +79,7 @@ def _affine_map(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[int], 
         read = torch.full_like(codes, constant)
         for bit, column in enumerate(columns):
             read ^= torch.where((codes >> bit & 1) == 1, column, 0)
-        if bool(bench.near(table, bench.table[read])[tried].all()):
+        if len(read.unique()) == size and bool(bench.near(table, bench.table[read])[tried].all()):
             fitting.append((columns, constant))
     # Of maps that differ in what no number shows, the one that only moves bits, and fewest.
     return min(fitting, key=lambda one: (sum(map(int.bit_count, one[0])), one[1].bit_count()), default=None)
@@ -96,7 +96,7 @@ def describe_affine(columns: list[int], constant: int) -> str:
         return f"{inverted} of each code {'is' if constant.bit_count() == 1 else 'are'} inverted"
     then = f"; then {inverted} {'is' if constant.bit_count() == 1 else 'are'} inverted" if constant else ""
     if not all(len(row) == 1 for row in rows):
-        sums = ", ".join(" xor ".join(map(str, row)) or "none" for row in rows)
+        sums = ", ".join(" xor ".join(map(str, row)) for row in rows)
         return f"bits 0 to {bits - 1} of each code are its bits {sums}{then}"
     order = [row[0] for row in rows]
     if order == list(reversed(range(bits))):
