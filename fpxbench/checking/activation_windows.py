@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fpxbench.checking.activation_probe import ActivationFault, Seen
 from fpxbench.numbers.activation_rule import ActivationRule
+from fpxbench.numbers.codebook import NumberFormat
+from fpxbench.numbers.scaling import Scaling
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.records.kinds import Kind
@@ -26,11 +28,16 @@ _SCREEN = 2
 """Tokens on which a window is tried before all."""
 
 
+def _parts(rule: ActivationRule) -> tuple[NumberFormat, Scaling]:
+    scheme = scheme_named(rule.scheme)
+    assert scheme.format is not None and scheme.scaling is not None     # an activation's rule is quantized
+    return scheme.format, scheme.scaling
+
+
 def windowed_maximum(rule: ActivationRule, readings: list[Seen]) -> str | None:
     """Return the part of the elements whose maximum gives the scales by which every reading was quantized, as a clause;
     None where none does."""
-    scheme = scheme_named(rule.scheme)
-    scaling, x = scheme.scaling, readings[0].x
+    (_, scaling), x = _parts(rule), readings[0].x
     if rule.scale is not None:
         return None
     m, k = x.shape
@@ -77,7 +84,7 @@ def _range(sizes: list[int]) -> str:
 
 def _fits(rule: ActivationRule, readings: list[Seen], window: Tensor) -> bool:
     """Return whether all readings [M, K] are quantized under scales of the elements in `window`, bool [M, K]."""
-    scaling = scheme_named(rule.scheme).scaling
+    _, scaling = _parts(rule)
     several = scaling.block_rows is not None and not scaling.has_tensor_scale      # scales of their own, one token's
     few = [Seen(one.x[:_SCREEN], one.seen[:_SCREEN]) for one in readings[:1]] if several else []
     return all(one.fits(*_windowed(rule, one.x, window[: len(one.x)])) for one in (*few, *readings))
@@ -85,8 +92,7 @@ def _fits(rule: ActivationRule, readings: list[Seen], window: Tensor) -> bool:
 
 def _windowed(rule: ActivationRule, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """Return what x [M, K] becomes, and how far beside that a quotient next to a midpoint may lie."""
-    scheme = scheme_named(rule.scheme)
-    fmt, scaling = scheme.format, scheme.scaling
+    fmt, scaling = _parts(rule)
     scales = scaling.choose(torch.where(window, x.float(), 0.0), fmt)
     quotients, factors = scaling.divide(x.float(), scales), scaling.spread(scaling.factors(scales), *x.shape)
     low, values, high = (decode(encode(quotients * (1 + nudge), fmt, rule.rounding), fmt) * factors
