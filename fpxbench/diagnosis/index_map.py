@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 TILES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+_FEWEST_POSITIONS = 32
+"""Of 4 positions every permutation is linear in their bits, of 8 one in thirty."""
 Rule = tuple[str, Callable[[Tensor], Tensor]]
 """A text with ``{i}`` for the position, and the function that it describes: int64 positions -> int64 sources."""
 
@@ -140,6 +142,10 @@ def _axis_rules(source: Tensor, known: Tensor) -> Iterator[Rule]:
             yield f"{{i}} - {step}, at least 0", lambda i, step=step: (i - step).clamp(min=0)
     total = int(source[first]) + first
     yield f"{total} - {{i}}", lambda i: total - i
+    if bool(known[:2].all()):
+        step, start = (int(source[1]) - int(source[0])) % size, int(source[0])
+        text = f"({step} * {{i}} + {start}) mod {size}" if start else f"{step} * {{i}} mod {size}"
+        yield text, lambda i: (step * i + start) % size
     different = (source ^ position)[known]
     if len(different.unique()) == 1:
         yield f"{{i}} xor {int(different[0])}", lambda i: i ^ int(different[0])
@@ -176,7 +182,7 @@ def _tile_rules(source: Tensor, known: Tensor) -> Iterator[Rule]:
             listed = ", ".join(map(str, table.tolist()))
             yield (f"({listed})[{{i}} mod {tile}] of its {tile}" if tile < size else f"({listed})[{{i}}]",
                    lambda i, tile=tile, table=table: i // tile * tile + table[i % tile])
-        bits = bit_rule(table) if tile & (tile - 1) == 0 else None
+        bits = bit_rule(table) if tile & (tile - 1) == 0 or tile == size else None
         if bits is not None:
             yield (f"{{i}} with {bits}", lambda i, tile=tile, table=table: i // tile * tile + table[i % tile])
 
@@ -200,33 +206,28 @@ def _within_tile(tile: int) -> Iterator[Rule]:
 
 
 def bit_rule(source: Tensor) -> str | None:
-    """Return which bits of a position give the bits of its source, where they are a permutation or flips of them; None
-    otherwise.
+    """Return which bits of a position give the bits of its source: each is one of them, or the xor of several, or the
+    opposite; None where that is not so, or where too few positions are known to tell.
 
-    `source` is int64 [2**b], -1 where unknown.
+    That is a linear map over GF(2) with a constant: xor swizzles, transposes and interleaves of powers of two, reversed
+    bits, Gray codes. `source` is int64 [L], -1 where unknown.
     """
-    size = len(source)
-    bits = size.bit_length() - 1
-    if size != 1 << bits or size < 4 or bool((source >= size).any()):
-        return None
+    bits = max(2, (len(source) - 1).bit_length())
     known = source >= 0
-    position = torch.arange(size)
-    order, flipped = [], []
-    for bit in range(bits):
-        wanted = source >> bit & 1
-        for candidate in range(bits):
-            plain = position >> candidate & 1
-            if bool((plain == wanted)[known].all()):
-                order.append(candidate)
-                flipped.append(False)
-                break
-            if bool((plain != wanted)[known].all()):
-                order.append(candidate)
-                flipped.append(True)
-                break
-        else:
-            return None
-    text = ", ".join(f"{'not ' if flip else ''}{bit}" for bit, flip in zip(order, flipped, strict=True))
+    units = torch.tensor([0, *(1 << bit for bit in range(bits))])
+    if len(source) <= int(units[-1]) or not bool(known[units].all()) or bool((source >= 1 << bits).any()):
+        return None
+    constant, *images = source[units].tolist()
+    position, predicted = torch.arange(len(source)), torch.full_like(source, constant)
+    for bit, image in enumerate(images):
+        predicted ^= torch.where((position >> bit & 1) == 1, image ^ constant, 0)
+    if not bool((predicted == source)[known].all()):
+        return None
+    taken = [[bit for bit, image in enumerate(images) if (image ^ constant) >> at & 1] for at in range(bits)]
+    if any(len(of) != 1 for of in taken) and (len(source) < _FEWEST_POSITIONS or int(known.sum()) < 3 * len(units)):
+        return None     # so few positions are permuted by chance in such a way
+    text = ", ".join(("not " if constant >> at & 1 else "") + (" xor ".join(map(str, of)) if of else "none")
+                     for at, of in enumerate(taken))
     return f"bits 0 to {bits - 1} taken from bits {text}"
 
 

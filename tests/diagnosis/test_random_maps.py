@@ -124,6 +124,72 @@ def test_constants_in_the_place_of_some_scales_are_located_and_given(scheme: str
     assert blocks.right is False and "as defined: blocks" not in found.verdict.summary
 
 
+def sources_of(text: str, positions: int) -> list[int]:
+    """Return what a rule of bits says of each position."""
+    rows = text.split("taken from bits ")[1].split(", ")
+    found = []
+    for position in range(positions):
+        source = position >> len(rows) << len(rows)
+        for at, row in enumerate(rows):
+            bits = [int(bit) for bit in row.removeprefix("not ").split(" xor ") if bit != "none"]
+            source |= (sum(position >> bit & 1 for bit in bits) + row.startswith("not ")) % 2 << at
+        found.append(source)
+    return found
+
+
+def random_linear(rng: np.random.Generator, bits: int) -> np.ndarray:
+    """Return a permutation of 2**bits positions that is linear in their bits, with a constant."""
+    columns = [1 << int(at) for at in rng.permutation(bits)]
+    for _ in range(int(rng.integers(0, 4))):
+        one, other = rng.choice(bits, 2, replace=False)
+        columns[one] ^= columns[other]
+    source = np.full(1 << bits, int(rng.integers(1 << bits)) if rng.integers(2) else 0)
+    for bit, column in enumerate(columns):
+        source ^= np.where(np.arange(1 << bits) >> bit & 1, column, 0)
+    return source
+
+
+def test_any_map_that_is_linear_in_the_bits_of_a_position_is_stated_truly() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        bits = int(rng.integers(5, 10))
+        source = random_linear(rng, bits)
+        known = torch.from_numpy(source).clone()
+        known[torch.from_numpy(rng.choice(np.arange(3, 1 << bits, 2), 3, replace=False))] = -1      # a few not followed
+        text = bit_rule(known)
+        assert text is not None
+        assert sources_of(text, 1 << bits) == source.tolist()
+
+
+@pytest.mark.parametrize("size", [96, 160, 384])
+def test_a_swizzle_is_stated_where_the_size_is_no_power_of_two(size: int) -> None:
+    position = torch.arange(size)
+    text = axis_rule(position ^ (position >> 3 & 7))
+    assert text is not None and "taken from bits 0 xor 3, 1 xor 4" in text
+
+
+def test_a_column_that_depends_on_the_row_by_xor_is_stated() -> None:
+    row, column = torch.arange(16)[:, None], torch.arange(64)[None, :]
+    text = IndexMap.from_flat(64 * row + (column ^ (row % 8)), 64, "row", "weight").describe()
+    assert text is not None and "flat position i = 64 * row + weight is that" in text
+    assert sources_of(text, 1024) == (64 * row + (column ^ (row % 8))).reshape(-1).tolist()
+
+
+def test_an_affine_map_of_positions_is_stated() -> None:
+    assert axis_rule((5 * torch.arange(96) + 7) % 96) == "(5 * {i} + 7) mod 96"
+    assert axis_rule(29 * torch.arange(96) % 96) == "29 * {i} mod 96"
+
+
+def test_an_inspection_states_a_swizzle_of_codes_and_of_scales() -> None:
+    i = np.arange(128)
+    codes = inspected("e2m3-row", column_map=i ^ (i >> 4 & 3) << 1)
+    assert codes.kinds == [Kind.CODE_PERMUTED]
+    assert "bits 0 to 5 taken from bits 0, 1 xor 4, 2 xor 5, 3, 4, 5" in codes.verdict.summary
+    scales = inspected("mxfp4", row_map=np.arange(32) ^ np.arange(32) >> 3 & 3)
+    assert scales.kinds == [Kind.SCALE_PERMUTED]
+    assert "bits 0 to 4 taken from bits 0 xor 3, 1 xor 4, 2, 3, 4" in scales.verdict.summary
+
+
 def test_no_rule_is_stated_of_a_random_permutation() -> None:
     order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
     assert axis_rule(order) is None and bit_rule(order) is None
