@@ -23,7 +23,7 @@ from fpxbench.checking.activation_probe import (
     nan_threshold,
 )
 from fpxbench.checking.activation_windows import shift_faults, windowed_maximum
-from fpxbench.checking.examination import is_device_fault
+from fpxbench.checking.examination import is_refusal
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
@@ -133,10 +133,8 @@ def _probe(implementation: Implementation, operands: Operands) -> tuple[Activati
             if probe.weight_is_read(float(first.x.abs().amax())):
                 return probe, first
         return None
-    except contract.ContractViolation:
-        raise
     except Exception as error:
-        if is_device_fault(error):
+        if not is_refusal(error):
             raise
         traceback.print_exc()
         return None

@@ -20,6 +20,7 @@ from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.records.kinds import Kind
 
 _STRIDES = (2, 3, 4, 8, 16)
+_ORDINALS = {2: "other", 3: "3rd"}
 _BESIDE = 2.0**-22
 """A quotient in fp32 may be rounded as often as twice."""
 _MOST_LISTED = 3
@@ -65,7 +66,7 @@ def windowed_maximum(rule: ActivationRule, readings: list[Seen]) -> str | None:
     for stride in _STRIDES:
         for offset in range(stride if stride < length else 0):
             if _fits(rule, readings, of_columns(along_k % stride == offset)):
-                which = "every other" if stride == 2 else f"every {stride}th"
+                which = f"every {_ORDINALS.get(stride, f'{stride}th')}"
                 fitting.append(f"{which} element of {unit}, from element {offset} on")
     if scaling.block_rows is None or scaling.has_tensor_scale:
         for first in (True, False):

@@ -103,10 +103,8 @@ class Examination:
         started = time.perf_counter()
         try:
             checked_matmul(self.implementation, x, self.operands.weight, self.device)
-        except ContractViolation:
-            raise
         except Exception as error:
-            if is_device_fault(error):
+            if not is_refusal(error):
                 raise
             return self.first_call_s
         return time.perf_counter() - started
@@ -122,19 +120,19 @@ class Examination:
         """
         try:
             return True, check()
-        except ContractViolation:
-            raise
         except Exception as error:
-            if is_device_fault(error):
+            if not is_refusal(error):
                 raise
             self.not_asked[name] = f"refused: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
             return False, None
 
 
-def is_device_fault(error: Exception) -> bool:
-    """Return whether a CUDA context is lost with this exception: nothing that follows in the process would be right."""
+def is_refusal(error: Exception) -> bool:
+    """Return whether an exception of a call refuses it, and no more: not a broken contract, nor the loss of a CUDA
+    context, after which nothing that follows in the process would be right."""
     accelerator_error = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, accelerator_error) or "CUDA error" in str(error) or "HIP error" in str(error)
+    lost = isinstance(error, accelerator_error) or "CUDA error" in str(error) or "HIP error" in str(error)
+    return not lost and not isinstance(error, ContractViolation)
 
 
 def ranges(numbers: Iterable[int], most: int = 8) -> str:

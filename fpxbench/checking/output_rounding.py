@@ -66,8 +66,10 @@ class OutputRounding:
 
 def coarser_outputs(y: Tensor) -> str | None:
     """Return a clause where no output of many has more significand bits than bf16 holds, and their dtype holds more."""
+    if y.dtype != torch.float16:
+        return None
     mantissa, _ = torch.frexp(y[y.isfinite() & (y != 0)].double())
-    if y.dtype != torch.float16 or mantissa.numel() < _ENOUGH_OUTPUTS:
+    if mantissa.numel() < _ENOUGH_OUTPUTS:
         return None
     scaled = mantissa * 2.0**BF16_BITS
     if not bool((scaled == scaled.round()).all()):

@@ -140,9 +140,12 @@ class WrongForOne(Implementation):
     def supports(self, scheme, device):
         return Support.yes()
 
+    def is_wrong(self, x):
+        return x.shape[-2] == 1
+
     def matmul(self, x, weight):
         product = x.float() @ weight.dequantize().T
-        return (product * (2 if x.shape[-2] == 1 else 1)).to(x.dtype)
+        return (product * (2 if self.is_wrong(x) else 1)).to(x.dtype)
 
 
 def test_a_kernel_that_is_wrong_for_one_token_only_is_found_by_decoding(prepared):
@@ -152,15 +155,11 @@ def test_a_kernel_that_is_wrong_for_one_token_only_is_found_by_decoding(prepared
 
 
 @implementation("wrong_for_three_tokens")
-class WrongForThree(Implementation):
+class WrongForThree(WrongForOne):
     """Right for one token and for many, twice too large for three."""
 
-    def supports(self, scheme, device):
-        return Support.yes()
-
-    def matmul(self, x, weight):
-        product = x.float() @ weight.dequantize().T
-        return (product * (2 if x.numel() == 3 * x.shape[-1] else 1)).to(x.dtype)
+    def is_wrong(self, x):
+        return x.numel() == 3 * x.shape[-1]
 
 
 def test_a_kernel_that_is_wrong_for_the_batch_that_is_timed_is_found(prepared):

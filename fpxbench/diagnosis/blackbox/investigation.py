@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import activation_rules, contract, correctness, inputs, reference, serving_calls
-from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.error_statistic import ErrorStatistic, likeness_of_rows
-from fpxbench.checking.examination import Examination, is_device_fault, ranges
+from fpxbench.checking.examination import Examination, is_refusal, ranges
 from fpxbench.checking.nonfinite_rows import check_nonfinite_rows
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.activation_explained import explain_activation
@@ -197,9 +196,9 @@ class Investigation:
                 near = reads_right(m)
                 if not near and reads_right(m):
                     right_again.append(m)
-            except ContractViolation:
-                raise
-            except Exception:       # it refuses this M
+            except Exception as error:      # it refuses this M
+                if not is_refusal(error):
+                    raise
                 traceback.print_exc()
                 continue
             (right if near else wrong).append(m)
@@ -241,10 +240,8 @@ class Investigation:
         """Return the verdict on NaN of one token in the output of another; None where NaN is refused."""
         try:
             return check_nonfinite_rows(self.implementation, operands)
-        except ContractViolation:
-            raise
         except Exception as error:
-            if is_device_fault(error):
+            if not is_refusal(error):
                 raise
             traceback.print_exc()
             return None
@@ -268,9 +265,9 @@ class Investigation:
             square = small.model_copy(update={"n": side, "k": side})
             bench = Bench(self.implementation, square, self.device, self.inspection.seed)
             readout = bench.readout(bench.quantized(bench.weight(bench.case)))
-        except ContractViolation:
-            raise
-        except Exception:       # it refuses this shape
+        except Exception as error:      # it refuses this shape
+            if not is_refusal(error):
+                raise
             traceback.print_exc()
             return None
         if Predictor(readout).explains(()):
