@@ -74,9 +74,9 @@ def probe_weight(operands: Operands) -> tuple[Tensor, list[int]]:
     """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and the
     columns of ones.
 
-    Under a second level, the first number of all is larger, so that every other block's scale is a power of two: a
-    kernel may multiply it into the products, and a number of three bits is lost two bits before a power of two is. That
-    block's columns are left out.
+    If the scaling has a second level, the first element is larger, so that the scale of every other block is a power of
+    two: a kernel may multiply block scales into the products, and a scale of 3 significant bits would make the
+    accumulator look 2 bits narrower. The columns of the first block are left out.
     """
     case, scheme = operands.case, scheme_named(operands.case.scheme)
     weight = torch.ones(case.n, case.k, device=operands.device)

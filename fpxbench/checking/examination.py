@@ -128,8 +128,8 @@ class Examination:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether an exception of a call refuses it, and no more: not a broken contract, nor the loss of a CUDA
-    context, after which nothing that follows in the process would be right."""
+    """Return whether an exception only refuses the call. A ContractViolation does not, nor does the loss of the CUDA
+    context, after which no result of this process can be trusted."""
     accelerator_error = getattr(torch, "AcceleratorError", ())
     lost = isinstance(error, accelerator_error) or "CUDA error" in str(error) or "HIP error" in str(error)
     return not lost and not isinstance(error, ContractViolation)

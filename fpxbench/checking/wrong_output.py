@@ -85,7 +85,8 @@ def _depends_on_memory(
 def _depends_on_its_own_memory(
     again: Again, output: Output, expected: Reference, evidence: dict[str, Any]
 ) -> Verdict | None:
-    """Do so where memory that a call takes again holds what it left there itself, as a GPU's allocator has it."""
+    """Return the verdict on an output that depends on memory which the call itself freed and allocated again, as a
+    GPU's caching allocator reuses it; None if it does not."""
     def filled(pattern: int) -> Tensor:
         with poison.FilledAllocations(pattern):
             return again(pattern).seen
