@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpxbench.checking import inputs, poison
+from fpxbench.checking import device_wait, inputs, poison
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.weight import QuantizedWeight
@@ -94,7 +94,7 @@ def call(matmul: Matmul, x: Tensor, weight: QuantizedWeight, device: str, patter
         output = Output(y.clone(), y)
         if device != "cpu":
             poison.fill_free_blocks(device, nbytes, pattern)
-            torch.cuda.synchronize()
+            device_wait.synchronize()
             output.check_unchanged()
     return output
 

@@ -24,19 +24,20 @@ ANNOUNCE_AFTER_S = 1.0
 FOLDER_VARIABLE = "FPXBENCH_LOCK_FOLDER"
 """Of a machine, and so without the prefix FPX_ of a sweep's settings, which reruns do not inherit."""
 
-Event = Literal["begin", "announce", "end", "timing", "timed"]
+Event = Literal["begin", "announce", "end", "timing", "timed", "busy", "hung"]
 """Waiting begins; it has lasted `ANNOUNCE_AFTER_S`, with a message that names the holder; it ends. Timing is about to
-begin, for the purpose that is the message; it has ended."""
+begin, for the purpose that is the message; it has ended. The device is busy though all else of the sweep stands still;
+a kernel of this process does not end."""
 
 
 def _print_message(event: Event, message: str) -> None:
-    if event == "announce":
+    if event in ("announce", "hung"):
         print(f"fpxbench: {message}", file=sys.stderr, flush=True)
 
 
 listener: Callable[[Event, str], None] = _print_message
 """Called on each event, in the process that waits or times. By default it prints an announcement on stderr. A sweep's
-returns from ``timing`` once its other children stand still."""
+returns from ``timing`` and ``busy`` once its other children stand still."""
 
 
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")

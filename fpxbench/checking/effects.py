@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import torch
 
+from fpxbench.checking import device_wait
+
 HEAVY_KERNEL = 0.05
 """A kernel with less than this share of a call's time does not count as heavy."""
 
@@ -87,7 +89,7 @@ def observe(call: Callable[[], object], device: str) -> Effects:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-        torch.cuda.synchronize()
+        device_wait.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held_before = torch.cuda.memory_allocated()
     with (torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler,
@@ -96,7 +98,7 @@ def observe(call: Callable[[], object], device: str) -> Effects:
         call()
         worked_us = (time.thread_time() - started) * 1e6
         if device != "cpu":
-            torch.cuda.synchronize()
+            device_wait.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))

@@ -228,9 +228,13 @@ def _number(value: Any) -> float | None:
 
 
 class StateMonitor:
-    """Collects what a device does during one timing. Without a reader it says why there is no energy."""
+    """Collects what a device does during one timing. Without a reader it says why there is no energy.
 
-    def __init__(self, device: str) -> None:
+    shared : something else used the device when the timing began
+    """
+
+    def __init__(self, device: str, shared: bool = False) -> None:
+        self._shared = shared
         self._reader: DeviceReader | None = None
         self._why, self._device = "", device
         try:
@@ -301,7 +305,8 @@ class StateMonitor:
             sm_clock_mhz=median(sm) if sm else None, sm_clock_min_mhz=min(sm, default=None),
             memory_clock_mhz=median(memory) if memory else None, temperature_c=max(temperature, default=None),
             power_w=median(power) if power else None, readings=len(self._readings),
-            throttle_reasons=list(self._reasons), throttled_samples=self._throttled, **self._energy,
+            throttle_reasons=list(self._reasons), throttled_samples=self._throttled, shared=self._shared,
+            **self._energy,
             no_energy="" if self._energy else self._why,
         )
 

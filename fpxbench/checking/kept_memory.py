@@ -7,6 +7,7 @@ import gc
 
 import torch
 
+from fpxbench.checking import device_wait
 from fpxbench.checking.operands import Operands
 from fpxbench.implementation import Implementation
 
@@ -24,7 +25,7 @@ class _Mallinfo2(ctypes.Structure):
 def allocated_bytes(device: str) -> int:
     """Return the bytes that are allocated now: by the C library on a CPU (0 if it does not tell), by torch on a GPU."""
     if device != "cpu":
-        torch.cuda.synchronize()
+        device_wait.synchronize()
         return torch.cuda.memory_allocated()
     mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo2 is None:       # not glibc, or older than 2.33

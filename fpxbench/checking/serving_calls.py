@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpxbench.checking import contract, inputs, poison
+from fpxbench.checking import contract, device_wait, inputs, poison
 from fpxbench.checking.contract import Output
 from fpxbench.checking.correctness import check_configs
 from fpxbench.checking.error_statistic import ErrorStatistic
@@ -402,7 +402,7 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
     xs = [each.activation(("stream", number)) for number, each in enumerate(pairs)]
     expected = [each.reference(x, implementation) for each, x in zip(pairs, xs, strict=True)]
     streams = [torch.cuda.Stream() for _ in pairs]
-    torch.cuda.synchronize()
+    device_wait.synchronize()
     deadline, rounds = examination.deadline(0.1), 0
     while rounds < 3 or (not deadline.passed() and rounds < 100):
         outputs = []
@@ -413,7 +413,7 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
             for each, x, stream in zip(pairs, xs, streams, strict=True):
                 with torch.cuda.stream(stream), torch.no_grad():
                     outputs.append(implementation.matmul(x, each.weight))
-        torch.cuda.synchronize()
+        device_wait.synchronize()
         rounds += 1
         for number, y in enumerate(outputs):
             comparison = compare(y, expected[number % 2])
@@ -434,7 +434,7 @@ def _wrong_one_by_one(implementation: Any, operands: Operands, x: Tensor, expect
     wrong = 0
     for _ in range(max(calls, _LEAST_CALLS_ALONE)):
         y = implementation.matmul(x, operands.weight)
-        torch.cuda.synchronize()
+        device_wait.synchronize()
         wrong += not compare(y, expected).within
     return wrong
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fpxbench.checking import device_wait
 from fpxbench.checking.contract import ContractViolation
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.energy import BATCH_S, StateMonitor
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Reference, compare
-from fpxbench.checking.tuning_alone import wait_until_idle
 from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import DeviceState, Timing
@@ -97,12 +97,11 @@ class TimedCase:
         times: list[float] = []
         baseline_times: list[float] = []
         unseen: list[float] = []
-        monitor = StateMonitor(self.operands.device)
+        monitor = StateMonitor(self.operands.device, shared=not device_wait.wait_until_idle(self.operands.device))
         with torch.no_grad():
             if self.launched is None or self.launched_baseline is None:
                 sample, sample_baseline = _cpu_sampler(self.calls), _cpu_sampler(self.baseline_calls)
             else:
-                wait_until_idle(self.operands.device)
                 sample = _launch_sampler(self.launched, unseen)
                 sample_baseline = _launch_sampler(self.launched_baseline, [])
                 for launched in (self.launched, self.launched_baseline):    # clocks and caches are cold from waiting
@@ -126,7 +125,7 @@ class TimedCase:
             def launch() -> int:
                 for _ in range(repeats):
                     launched.launch()
-                torch.cuda.synchronize()
+                device_wait.synchronize()
                 return repeats * launched.calls
 
             return launch
@@ -159,7 +158,7 @@ class TimedCase:
         with torch.no_grad():
             if self.launched is not None:
                 self.launched.launch()
-                torch.cuda.synchronize()
+                device_wait.synchronize()
                 outputs = list(self.launched.outputs)
             else:
                 outputs = [call() for call in self.calls[:CHECKED_OUTPUTS]]
@@ -206,10 +205,10 @@ class TimedCase:
                 start = perf_counter()
                 self.calls[0]()
                 return perf_counter() - start
-            torch.cuda.synchronize()
+            device_wait.synchronize()
             start = perf_counter()
             self.calls[0]()
-            torch.cuda.synchronize()
+            device_wait.synchronize()
             return perf_counter() - start
 
 
@@ -267,7 +266,7 @@ def captured(calls: list[Call]) -> Launched:
         for call in (*calls, calls[0]):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
+    device_wait.synchronize()
     sequence = calls * max(1, 16 // len(calls))
     outputs: list[Tensor] = []
     try:
@@ -280,12 +279,12 @@ def captured(calls: list[Call]) -> Launched:
                 del y       # the others share memory, as they would in a model
         launch = graph.replay
     except RuntimeError:
-        torch.cuda.synchronize()
+        device_wait.synchronize()
 
         def launch() -> None:
             outputs[:] = [call() for call in sequence][:CHECKED_OUTPUTS]
     launch()
-    torch.cuda.synchronize()
+    device_wait.synchronize()
     return Launched(launch, len(sequence), outputs)
 
 
@@ -300,7 +299,7 @@ def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], flo
         end.record()
         end.synchronize()
         ended = perf_counter()
-        torch.cuda.synchronize()
+        device_wait.synchronize()
         unseen.append((perf_counter() - ended) / launched.calls)
         return start.elapsed_time(end) / 1e3 / launched.calls
 

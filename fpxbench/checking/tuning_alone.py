@@ -10,19 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from fpxbench.checking.device_lock import device_lock
+from fpxbench.checking.device_wait import wait_until_idle
 
 PURPOSE = "tiles of a kernel"
-_IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
-"""A GPU is idle once it has answered launches within the first for the second; waiting for it ends after the third."""
-
 
 _timed = True
 """Whether this process's case will be timed."""
@@ -58,19 +53,3 @@ def _wrap(owner: ModuleType | type, name: str, device: str) -> None:
 
     alone.fpxbench_alone = True     # type: ignore[attr-defined]
     setattr(owner, name, alone)
-
-
-def wait_until_idle(device: str) -> None:
-    """Wait until a GPU answers at once, for as long as several of its time slices: what children that were stopped had
-    launched is then done."""
-    if device == "cpu":
-        return
-    probe = torch.zeros(1, device=device)
-    give_up = time.perf_counter() + _IDLE_WITHIN_S
-    since = time.perf_counter()
-    while time.perf_counter() - since < _IDLE_FOR_S and time.perf_counter() < give_up:
-        started = time.perf_counter()
-        probe.add_(1)
-        torch.cuda.synchronize()
-        if time.perf_counter() - started > _IDLE_ANSWER_S:
-            since = time.perf_counter()

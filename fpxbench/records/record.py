@@ -65,6 +65,11 @@ class Flag(StrEnum):
         " the dense weight takes less than half of the time. Both multiply 16-bit numbers with the same instructions,"
         " so the speedup means that dense was slow here, not that the kernel is fast.",
     )
+    SHARED_DEVICE = (
+        "shared_device",
+        "Another process used the GPU when the timing began: it did not become idle within seconds, although all other"
+        " cases of the sweep stood still. Times and speedup are those of a share of the device.",
+    )
     NOISY = ("noisy", "The 95% interval of the median is wider than ±5%: small differences are not significant.")
     KEEPS_DECODED_COPY = (
         "keeps_decoded_copy",
@@ -230,6 +235,8 @@ class DeviceState(RecordPart):
     """Reasons for lowered clocks, over all readings."""
     throttled_samples: Annotated[list[Count], Field(max_length=100_000)] = Field(default_factory=list)
     """Indices into the timing's samples after which a reason was seen."""
+    shared: bool = False
+    """The GPU did not become idle before the timing began: another process used it."""
     joules_per_call: Positive | None = None
     joules_per_gb: Positive | None = None
     """Joules of a call per 1e9 bytes of stored weight."""

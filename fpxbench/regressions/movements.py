@@ -24,6 +24,7 @@ MACHINE_FACTS = {
     "cores": "cores", "threads": "threads",
 }
 """Metadata of a machine that change times and results without another build."""
+DISTURBED = {Flag.THROTTLED: "throttled", Flag.SHARED_DEVICE: "shared with another process"}
 
 
 class Cause(StrEnum):
@@ -94,7 +95,8 @@ class _Point:
     """What a record holds about where it was measured."""
 
     facts: dict[str, object]
-    throttled: bool
+    disturbed: frozenset[Flag]
+    """Those of `DISTURBED` that the record has."""
 
 
 class _Surroundings:
@@ -113,8 +115,10 @@ class _Surroundings:
                    if name in before.facts and name in after.facts and before.facts[name] != after.facts[name]]
         if changed:
             return f"the machine differs between the two runs: {', '.join(changed)}"
-        if change.series.metric == "median_us" and before.throttled != after.throttled:
-            return f"the device was throttled in the run on the {'later' if after.throttled else 'earlier'} build only"
+        if change.series.metric == "median_us" and (differ := before.disturbed ^ after.disturbed):
+            flag = min(differ)
+            which = "later" if flag in after.disturbed else "earlier"
+            return f"the device was {DISTURBED[flag]} in the run on the {which} build only"
         return ""
 
     def _point(self, change: ChangeReport, build: Build) -> _Point | None:
@@ -129,5 +133,5 @@ class _Surroundings:
             for record in self._store.read(path)[0]:
                 yield ((f"{record.machine.device} ({record.machine.arch})", record.case.id),
                        _Point({name: record.machine.facts[name] for name in MACHINE_FACTS
-                               if name in record.machine.facts}, Flag.THROTTLED in record.flags))
+                               if name in record.machine.facts}, frozenset(record.flags) & DISTURBED.keys()))
 

@@ -20,6 +20,8 @@ from typing import NamedTuple
 _STOPPED_WITHIN_S = 0.25
 _POLL_S = 0.001
 _CANCEL_POLL_S = 0.1
+BUSY_PAUSE_S = 30.0
+"""For so long others go on if the device does not become idle: longer than it takes to notice a kernel that hangs."""
 _AT_REST = "TtZX"
 """States in /proc of a process that runs nothing: stopped, traced, ended."""
 
@@ -109,6 +111,9 @@ class Gate:
         self.intervals: list[Interval] = []
         """Every timing so far, in order."""
         self.most_at_once = 0
+        self._hangs = 0
+        self._shared = False
+        """Something outside the sweep uses the device."""
 
     @property
     def timed_s(self) -> float:
@@ -155,6 +160,28 @@ class Gate:
             time.sleep(_POLL_S)
         member.watch.release()
         self._began = time.monotonic()
+
+    def note_hang(self) -> None:
+        """Note that a member is being ended since a kernel of its does not end."""
+        with self._free:
+            self._hangs += 1
+            self._free.notify_all()
+
+    def let_others_end(self, member: Member, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Interrupt a timing before which the device was not idle: let the others go on until one of them is found to
+        hang and ended, or for `BUSY_PAUSE_S`. If none is, something outside the sweep uses the device, and later
+        timings do not wait for that again."""
+        if self._shared:
+            return
+        member.watch.hold()
+        self.end_timing(member)
+        with self._free:
+            hangs, deadline = self._hangs, time.monotonic() + BUSY_PAUSE_S
+            while self._hangs == hangs and time.monotonic() < deadline and not cancelled():
+                self._free.wait(_CANCEL_POLL_S)
+            self._shared = self._hangs == hangs
+        member.watch.release()
+        self.begin_timing(member, cancelled)
 
     def end_timing(self, member: Member) -> None:
         """Let the others go on. Does nothing unless `member` is timed."""

@@ -210,8 +210,8 @@ class Isolation:
     def _ended(self, how: str, child: _Child, watch: _Watch, oom_kills: int, tail: str) -> Verdict:
         if how == "timeout":
             child.terminate()
-            seconds = watch.stopwatch.counted_s
-            return Verdict(status=Status.TIMEOUT, summary=f"was still running after {seconds:.0f} s and was ended")
+            how_long = watch.hung or f"was still running after {watch.stopwatch.counted_s:.0f} s"
+            return Verdict(status=Status.TIMEOUT, summary=f"{how_long} and was ended")
         if how == "memory":
             return Verdict(
                 status=Status.OOM,
@@ -266,6 +266,8 @@ class _Watch:
     def __init__(self, timeout_s: float, memory_limit: int, announce: Callable[[str], None],
                  cancelled: threading.Event) -> None:
         self.memory = 0
+        self.hung = ""
+        """What the child said of a kernel that does not end."""
         self.stopwatch = Stopwatch()
         self._timeout_s, self._memory_limit, self._announce = timeout_s, memory_limit, announce
         self._cancelled = cancelled
@@ -281,6 +283,10 @@ class _Watch:
                     event, message = json.loads(child.connection.recv_bytes())
                     if event == "done":
                         return "reply"
+                    if event == "hung":
+                        self.hung = message
+                        gate.note_hang()
+                        return "timeout"
                     self._note(event, message, child, gate, member)
                 except (EOFError, ConnectionError):     # it closed its end: it is about to be gone
                     child.process.join(CLOSE_GRACE_S)
@@ -302,6 +308,9 @@ class _Watch:
             self.stopwatch.release()
         elif event == "timing":
             gate.begin_timing(member, self._cancelled.is_set)
+            child.connection.send_bytes(b"alone")
+        elif event == "busy":
+            gate.let_others_end(member, self._cancelled.is_set)
             child.connection.send_bytes(b"alone")
         elif event == "timed":
             gate.end_timing(member)

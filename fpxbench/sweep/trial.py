@@ -362,6 +362,8 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
     result.timing, result.device_state = timing.summarized(samples, request.seed), samples.device_state
     if result.device_state and result.device_state.throttled_samples:
         result.flags.append(Flag.THROTTLED)
+    if result.device_state and result.device_state.shared:
+        result.flags.append(Flag.SHARED_DEVICE)
     result.traffic = traffic.traffic_of(operands, seen, result.timing.median_us / 1e6, request.read_gb_per_s, kept)
     result.flags += traffic.flags(operands, result.timing, result.traffic, samples.beyond_cache, seen,
                                   request.read_gb_per_s)

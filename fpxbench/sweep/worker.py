@@ -75,9 +75,10 @@ def serve(connection: Connection, folder: str) -> None:
 
 
 def _tell(connection: Connection, event: device_lock.Event, message: str) -> None:
-    """Pass an event of the device's lock on; one that is about to time waits until the watcher has stopped others."""
+    """Pass an event of the device's lock on; one that is about to time, or finds the device busy, waits until the
+    watcher has stopped others."""
     connection.send_bytes(json.dumps([event, message]).encode())
-    if event == "timing":
+    if event in ("timing", "busy"):
         connection.recv_bytes()
 
 

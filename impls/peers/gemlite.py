@@ -43,7 +43,7 @@ class GemLite(Implementation):
             layer = helper.A16W4_NVFP(**options).from_weights(
                 codes, scales=scales.stored.view(torch.float8_e4m3fn), meta_scale=1 / scales.tensor_scale)
         packed, scale, zeros, meta_scale = layer.get_tensor_args()
-        self._arguments[scheme.name] = zeros, layer.get_meta_args()
+        self._arguments[scheme.name, *weight.shape] = zeros, layer.get_meta_args()
         made = QuantizedWeight(scheme, tuple(weight.shape), "gemlite", packed.data, scale.data,
                                extra={"meta": meta_scale.data})
         self._given.keep(made, codes, scales)
@@ -57,5 +57,5 @@ class GemLite(Implementation):
 
         if x.dtype != torch.bfloat16:
             raise NotImplementedError("the layer is prepared for bfloat16 activations")
-        zeros, meta = self._arguments[weight.scheme.name]
+        zeros, meta = self._arguments[weight.scheme.name, *weight.shape]
         return forward_functional(x, None, [weight.packed, weight.scales, zeros, weight.extra["meta"]], meta)

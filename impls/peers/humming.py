@@ -28,12 +28,12 @@ class Humming(Implementation):
 
     It is given the oracle's codes, and the oracle's scales as the layer stores them: those of rows are rounded to
     bfloat16. The layer's bytes are in an order of its own, so that the weight that it was given is read back from host
-    memory.
+    memory. Each weight has its own locks: two products at once that share them wait for each other without end.
     """
 
     def __init__(self):
         self._given = Given()
-        self._layers = {}
+        self._configs = {}
 
     def supports(self, scheme, device):
         if (reason := missing("humming", "humming-kernels", device, needs_gpu=True)) is not None:
@@ -68,8 +68,8 @@ class Humming(Implementation):
         layer.load_from_tensors(given)
         layer.transform()
         made = QuantizedWeight(scheme, (n, k), "humming", layer.weight.data, layer.weight_scale.data,
-                               getattr(layer, "weight_scale_2", None))
-        self._layers[scheme.name, n, k] = layer.humming_config, layer.locks
+                               getattr(layer, "weight_scale_2", None), extra={"locks": layer.locks})
+        self._configs[scheme.name, n, k] = layer.humming_config
         as_given = scales.stored.to(torch.bfloat16).float() if scheme.scaling.name == "row" else scales.stored
         self._given.keep(made, codes, replace(scales, stored=as_given))
         return made
@@ -83,10 +83,10 @@ class Humming(Implementation):
         if x.dtype != torch.bfloat16:
             raise NotImplementedError("the layer is prepared for bfloat16 activations")
         n, k = weight.shape
-        config, locks = self._layers[weight.scheme.name, n, k]
+        config = self._configs[weight.scheme.name, n, k]
         rows = x.reshape(-1, k).contiguous()
         if not len(rows):
             return x.new_empty(*x.shape[:-1], n)
         y = humming_forward(config, inputs=rows, weight=weight.packed, weight_scale=weight.scales,
-                            weight_scale_2=weight.tensor_scale, locks=locks)
+                            weight_scale_2=weight.tensor_scale, locks=weight.extra["locks"])
         return y.reshape(*x.shape[:-1], n)

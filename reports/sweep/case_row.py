@@ -15,7 +15,7 @@ from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.words import at_least_something, unquoted
 from fpxbench.workloads import is_canary
 
-DOUBTFUL_SPEEDUP = frozenset({Flag.OVER_ROOFLINE, Flag.SLOW_BASELINE})
+DOUBTFUL_SPEEDUP = frozenset({Flag.OVER_ROOFLINE, Flag.SLOW_BASELINE, Flag.SHARED_DEVICE})
 """With one of these flags a speedup is no merit of the kernel: it is in no ranking and no chart."""
 DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 

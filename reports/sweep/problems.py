@@ -22,7 +22,7 @@ SEVERITIES: dict[str, int] = {
     name: rank for rank, name in enumerate((
         *map(str, SEVERITY), REGRESSED, DISAGREES, str(Flag.OVER_ROOFLINE), str(Flag.SLOW_BASELINE), SUSPECTED, SLOW,
         str(Flag.KEEPS_DECODED_COPY), str(Flag.UNFUSED), str(Flag.DIRECTED_ROUNDING), str(Flag.NARROW_ACCUMULATOR),
-        str(Flag.UNDECLARED_RULE), str(Flag.THROTTLED), str(Flag.NOISY), CHANGED))
+        str(Flag.UNDECLARED_RULE), str(Flag.SHARED_DEVICE), str(Flag.THROTTLED), str(Flag.NOISY), CHANGED))
 }
 """Within a section, the lowest is the worst."""
 
@@ -133,6 +133,7 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
         *(_rounding_one_way(group) for group in _grouped(all_cases, _flagged(Flag.DIRECTED_ROUNDING))),
         *(_summing_narrowly(group) for group in _grouped(all_cases, _flagged(Flag.NARROW_ACCUMULATOR))),
         *(_another_rule(group) for group in _grouped(all_cases, _flagged(Flag.UNDECLARED_RULE))),
+        *(_shared(group) for group in _grouped(all_cases, _of_sweep(Flag.SHARED_DEVICE))),
         *(_throttled(group) for group in _grouped(all_cases, _of_sweep(Flag.THROTTLED))),
         *(_noisy(group) for group in _grouped(all_cases, _of_sweep(Flag.NOISY))),
     ]
@@ -348,6 +349,11 @@ def _timings(group: list[SweepCase]) -> str:
 def _throttled(group: list[SweepCase]) -> ReportProblem:
     return _minor(Flag.THROTTLED, group,
                   f"{_timings(group)} {'was' if len(group) == 1 else 'were'} taken while the device lowered its clocks")
+
+
+def _shared(group: list[SweepCase]) -> ReportProblem:
+    return _minor(Flag.SHARED_DEVICE, group,
+                  f"{_timings(group)} {'was' if len(group) == 1 else 'were'} taken while another process used the GPU")
 
 
 def _noisy(group: list[SweepCase]) -> ReportProblem:

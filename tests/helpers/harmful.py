@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fpxbench.casts.codec_speed import SpeedRow
 from fpxbench.checking.device_lock import device_lock
+from fpxbench.checking.device_wait import HANG_S, HangWatch
 
 
 def say(words: str) -> str:
@@ -113,3 +114,12 @@ def segfault_on_e5m2(row: str, elements: int, budget_s: float) -> SpeedRow:
     if "e5m2" in row:
         segfault()
     return measure_row(row, elements, budget_s)
+
+
+def hanging_kernel() -> None:
+    """Wait for a kernel that does not end, on a clock that runs fast."""
+    watch = HangWatch()
+    watch.waits, watch.waiting = 1, True
+    for _ in range(HANG_S + 1):
+        watch.tick()
+    time.sleep(600)

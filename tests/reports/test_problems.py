@@ -98,7 +98,7 @@ def test_a_slow_dense_product_is_no_merit_of_the_kernel() -> None:
     assert "shows 2.58x dense: the dense product was slow" in said
 
 
-@pytest.mark.parametrize("flag", [Flag.OVER_ROOFLINE, Flag.SLOW_BASELINE])
+@pytest.mark.parametrize("flag", [Flag.OVER_ROOFLINE, Flag.SLOW_BASELINE, Flag.SHARED_DEVICE])
 def test_an_impossible_figure_never_leads_a_ranking(flag: Flag) -> None:
     impossible = sample.record(sample.case("x"), speedup=9.0, flags=(flag,))
     honest = sample.record(sample.case("y"), speedup=1.5)

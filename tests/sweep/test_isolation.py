@@ -122,6 +122,13 @@ def test_only_the_last_4_kb_of_a_log_are_kept_whatever_bytes_they_are(isolation)
     assert "x" * 100 in verdict.log_tail or "Fatal Python error" in verdict.log_tail
 
 
+def test_a_kernel_that_does_not_end_is_ended_long_before_the_time_limit(isolation):
+    outcome = isolation.call("harmful:hanging_kernel", timeout_s=600)
+    assert outcome.verdict.status is Status.TIMEOUT
+    assert outcome.verdict.summary == "a kernel was still running 20 s after its launch and was ended"
+    assert still_works(isolation)
+
+
 def test_nothing_can_be_read_from_the_terminal(isolation):
     assert isolation.call("harmful:read_stdin", timeout_s=600).read(str) == "''"
 

@@ -124,6 +124,34 @@ def test_the_time_that_a_case_stands_still_does_not_count_and_it_goes_on(tmp_pat
         sleeper.wait()
 
 
+def test_others_go_on_while_the_device_is_busy_until_one_is_found_to_hang(monkeypatch):
+    gate = Gate(groups=False)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.sleep(0.01)"])
+    try:
+        with gate.member(sleeper.pid, "hangs") as hung, gate.member(os.getpid(), "timed") as timed:
+            gate.begin_timing(timed)
+            states = []
+
+            def cancelled():        # asked while the others go on
+                states.append(psutil.Process(sleeper.pid).status())
+                gate.note_hang()
+                return False
+
+            gate.let_others_end(timed, cancelled)
+            assert states and psutil.STATUS_STOPPED not in states
+            assert psutil.Process(sleeper.pid).status() == psutil.STATUS_STOPPED and hung.watch.waited_s > 0
+
+            monkeypatch.setattr("fpxbench.sweep.gate.BUSY_PAUSE_S", 0.0)
+            gate.let_others_end(timed)
+            states.clear()
+            gate.let_others_end(timed, cancelled)
+            assert not states, "nothing of the sweep was found to hang: whoever uses the device is not waited for again"
+            gate.end_timing(timed)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 def test_a_timed_process_that_is_gone_gives_its_place_back():
     gate = Gate(groups=True)
     with gate.member(1 << 22, "killed while it was timed") as killed:
