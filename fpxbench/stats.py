@@ -9,11 +9,10 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-# scipy.stats takes a second to import: the two functions that need it import it when they run.
 
 
 def median_interval(samples: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
@@ -21,12 +20,24 @@ def median_interval(samples: Sequence[float], level: float = 0.95) -> tuple[floa
 
     At 95% the interval needs 6 samples; of fewer it is their whole range.
     """
-    from scipy import stats
-
     ordered = np.sort(np.asarray(samples, float))
     count = len(ordered)
-    low = int(stats.binom.ppf((1 - level) / 2, count, 0.5))
+    low = _heads_quantile(count, (1 - level) / 2)
     return float(np.median(ordered)), float(ordered[max(low - 1, 0)]), float(ordered[min(count - low, count - 1)])
+
+
+@functools.lru_cache(maxsize=256)
+def _heads_quantile(tosses: int, chance: float) -> int:
+    """Return the fewest heads k of which k or fewer come up with probability `chance` or more. Exact, and without
+    scipy.stats, whose import costs every process that times a case two seconds."""
+    enough = Fraction(chance) * 2**tosses
+    heads, ways = 0, 1
+    sets = ways
+    while sets < enough:
+        heads += 1
+        ways = ways * (tosses - heads + 1) // heads
+        sets += ways
+    return heads
 
 
 def median_ratio_interval(
@@ -106,7 +117,7 @@ def _averages_outside(count: int, level: float) -> int:
 
 def chance_of_counts(failed_good: int, runs_good: int, failed_bad: int, runs_bad: int) -> float:
     """Return how likely so many or more of all failures are on the bad side if both fail alike: Fisher's exact test."""
-    from scipy import stats
+    from scipy import stats     # two seconds, in the one function that needs it
 
     table = [[failed_bad, runs_bad - failed_bad], [failed_good, runs_good - failed_good]]
     return float(stats.fisher_exact(table, alternative="greater").pvalue)

@@ -21,9 +21,14 @@ from fpxbench.stats import (
 )
 
 
-def test_statistics_do_without_torch() -> None:
-    code = "import sys, fpxbench.stats as s; s.median_interval([1.0] * 6); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_intervals_and_the_rule_do_without_torch_and_scipy_stats_whose_import_takes_seconds() -> None:
+    code = """
+import sys
+import fpxbench.regressions.decision_rule, fpxbench.stats
+fpxbench.stats.median_interval([1.0] * 6)
+print({"torch", "scipy.stats"} & set(sys.modules))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 # ---- medians
@@ -35,6 +40,13 @@ def test_the_median_lies_in_its_interval_and_both_among_the_samples(samples: lis
     assert low <= median <= high
     assert low in samples and high in samples
     assert median_interval(samples[::-1]) == (median, low, high)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.999])
+def test_the_interval_ends_at_the_quantiles_of_the_binomial_distribution(level: float) -> None:
+    for count in (*range(6, 200), 5000):
+        low = max(int(stats.binom.ppf((1 - level) / 2, count, 0.5)) - 1, 0)
+        assert median_interval(range(count), level)[1:] == (low, count - 1 - low), count
 
 
 @pytest.mark.parametrize("count", [6, 20, 60])

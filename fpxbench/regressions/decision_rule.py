@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtr, stdtrit    # Student's t; scipy.stats takes two seconds to import
 
 from fpxbench.stats import outlier_fence
 
@@ -55,7 +55,7 @@ LEAST_HISTORY = 30
 CONTROL = 3.0
 """Standard errors that the baseline must have moved, and the speedup must not, for a change to be the machine's."""
 
-_THRESHOLD = np.concatenate([[np.inf], stats.t.isf(CHANCE, np.arange(1, NOISE_WINDOWS * BEFORE + 1))])
+_THRESHOLD = np.concatenate([[np.inf], -stdtrit(np.arange(1, NOISE_WINDOWS * BEFORE + 1), CHANCE)])
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class _Reader:
             return None
         size = float(np.sign(z) * np.median(after))
         noise, count = float(self.noise[row, split]), int(self.count[row, split])
-        chance = float(2 * stats.t.sf(abs(z), int(self.freedom[row, split])))
+        chance = float(2 * stdtr(int(self.freedom[row, split]), -abs(z)))
         control, machine = self._control(row, split, now, np.sign(z))
         return LevelChange(
             row=row, first=int(self.column[row, split]), last_before=int(self.column[row, split - 1]),
