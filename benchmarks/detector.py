@@ -2,15 +2,17 @@
 look-ups.
 
 asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are
-those of the table in docs/decision-rule.md, so that a metric moves only when the rule does.
+those of the table in docs/decision-rule.md, so that a metric moves only when the rule does. The profile `smoke` has a
+tenth of them.
 """
 
 from fpxbench.regressions import synthetic
 from fpxbench.regressions.evaluation import SEED, EvaluationRun
+from fpxbench.sweep.settings import Settings
 
 from .tracking import silent_for, tracked
 
-SERIES = 100
+SERIES = 10 if Settings.from_environment().profile == "smoke" else 100
 DETECTORS = ["rule", "rule + confirmation"]
 STEPS = {
     f"{step:.0%} at {noise:.0%} noise": (step, noise)

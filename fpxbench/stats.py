@@ -117,7 +117,7 @@ def _averages_outside(count: int, level: float) -> int:
 
 def chance_of_counts(failed_good: int, runs_good: int, failed_bad: int, runs_bad: int) -> float:
     """Return how likely so many or more of all failures are on the bad side if both fail alike: Fisher's exact test."""
-    from scipy import stats     # two seconds, in the one function that needs it
+    from scipy import stats  # two seconds, in the one function that needs it
 
     table = [[failed_bad, runs_bad - failed_bad], [failed_good, runs_good - failed_good]]
     return float(stats.fisher_exact(table, alternative="greater").pvalue)

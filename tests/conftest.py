@@ -15,8 +15,6 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
-
 from fpxbench.checking.device_lock import FOLDER_VARIABLE
 
 
@@ -24,6 +22,8 @@ from fpxbench.checking.device_lock import FOLDER_VARIABLE
 def one_thread():
     """Keep PyTorch in this process on one thread: on a machine that does something else as well, the barriers at the
     end of thousands of small parallel loops cost ten times what the loops save."""
+    import torch    # here, as the process that only hands out tests loads this file too
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

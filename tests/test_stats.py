@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from scipy import stats
 
 from fpxbench.stats import (
     chance_of_counts,
@@ -44,8 +43,10 @@ def test_the_median_lies_in_its_interval_and_both_among_the_samples(samples: lis
 
 @pytest.mark.parametrize("level", [0.9, 0.95, 0.999])
 def test_the_interval_ends_at_the_quantiles_of_the_binomial_distribution(level: float) -> None:
+    from scipy.stats import binom
+
     for count in (*range(6, 200), 5000):
-        low = max(int(stats.binom.ppf((1 - level) / 2, count, 0.5)) - 1, 0)
+        low = max(int(binom.ppf((1 - level) / 2, count, 0.5)) - 1, 0)
         assert median_interval(range(count), level)[1:] == (low, count - 1 - low), count
 
 
@@ -80,11 +81,13 @@ def test_the_interval_covers_the_ratio_as_often_as_it_says_whatever_the_noise() 
 
 
 def test_the_interval_is_the_set_of_ratios_that_wilcoxons_test_does_not_reject() -> None:
+    from scipy.stats import wilcoxon
+
     differences = np.random.default_rng(3).normal(0.03, 0.05, 14)
     ratio = ratio_of_pairs(np.exp(differences), np.ones(14), 0.95)
     low, high = math.log(ratio.low), math.log(ratio.high)
     for shift, rejected in ((low - 1e-6, True), (low + 1e-6, False), (high - 1e-6, False), (high + 1e-6, True)):
-        assert (stats.wilcoxon(differences - shift, method="exact").pvalue < 0.05) == rejected
+        assert (wilcoxon(differences - shift, method="exact").pvalue < 0.05) == rejected
 
 
 def test_too_few_pairs_give_no_interval() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit    # Student's t; scipy.stats takes two seconds to import
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes two seconds to import
 
 from fpxbench.stats import outlier_fence
 

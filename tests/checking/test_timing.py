@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch._inductor.config
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
 
@@ -112,18 +111,20 @@ def test_a_product_that_decodes_nothing_to_memory_is_not_taken_for_one_that_does
 
 
 @pytest.mark.timeout(240)
-# Not monkeypatch: its undo deletes the setting for every later test of the process.
-@torch._inductor.config.patch("cpp.enable_kernel_profile", True)
 def test_a_loop_that_inductor_fused_is_seen_as_one_kernel():
+    from torch._inductor import config
+
     x = torch.randn(1 << 16)
 
     def chain(x):
         return ((x * 2).sin() + 1).exp()
 
     compiled = torch.compile(chain, fullgraph=True, dynamic=False)
-    with torch.no_grad():   # as it is observed: else it would be compiled again then
-        torch.testing.assert_close(compiled(x), chain(x))
-    kernels = effects.observe(lambda: compiled(x), "cpu").kernels
+    # Not monkeypatch: its undo deletes the setting for every later test of the process.
+    with config.patch("cpp.enable_kernel_profile", True):
+        with torch.no_grad():   # as it is observed: else it would be compiled again then
+            torch.testing.assert_close(compiled(x), chain(x))
+        kernels = effects.observe(lambda: compiled(x), "cpu").kernels
     assert len(kernels) == 1 and "cpp_fused" in kernels[0].name
     torch._dynamo.reset()
 

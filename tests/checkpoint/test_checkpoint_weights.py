@@ -6,12 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs
-from compressed_tensors.quantization.utils import helpers
 from safetensors.torch import save_file
-from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
-from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-from torchao.quantization import Float8WeightOnlyConfig, quantize_
 
 from fpxbench.checkpoint.checkpoint_folder import open_checkpoint
 from fpxbench.checkpoint.dialect_conversion import in_dialect
@@ -33,6 +28,10 @@ def layer_of(tmp_path, tensors, config=None, metadata=None):
 
 
 def test_torchaos_float8_and_nvfp4_tensors_read_as_torchao_dequantizes_them(tmp_path):
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_
+
     linear = torch.nn.Sequential(torch.nn.Linear(256, 64, bias=False, dtype=torch.bfloat16))
     quantize_(linear, Float8WeightOnlyConfig())
     tensors, metadata = flatten_tensor_state_dict(linear.state_dict())
@@ -48,6 +47,9 @@ def test_torchaos_float8_and_nvfp4_tensors_read_as_torchao_dequantizes_them(tmp_
 
 
 def test_a_compressed_tensors_global_scale_divides(tmp_path):
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.utils import helpers
+
     arguments = QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16,
                                  scale_dtype=torch.float8_e4m3fn)
     divisor = helpers.generate_gparam(WEIGHT.amin(), WEIGHT.amax())

@@ -10,7 +10,6 @@ import torch
 from commands import fpxbench
 from sample_records import BUILD, CPU
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fpxbench.model.encoder_ranking import (
     MINILM_MODULE,
@@ -33,6 +32,8 @@ pytestmark = pytest.mark.usefixtures("few_targets")
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """Save a BERT of two layers with random weights and a tokenizer of whole words, as a folder."""
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
     BertModel(BertConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

@@ -9,8 +9,7 @@ from core import core_of
 from fault_injection import read
 from injections import injections
 from small_implementations import register_reader
-from tiny_model import tiny_config
-from transformers import LlamaForCausalLM
+from tiny_model import tiny_llama
 
 from fpxbench.model import quality, quality_statistics
 from fpxbench.model.float_tensor import FloatTensor
@@ -20,11 +19,6 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.kinds import Kind
 
 TOKENS = torch.randint(2, 120, (96,), generator=torch.Generator().manual_seed(3))
-
-
-def tiny():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(tiny_config()).to(torch.bfloat16).eval().requires_grad_(False)
 
 
 # Statistics.
@@ -74,7 +68,7 @@ def test_perplexity_is_that_of_the_text_s_own_tokens():
 
 
 def test_the_oracle_s_weights_are_put_in_and_taken_out_again():
-    model = tiny()
+    model = tiny_llama()
     quantize_(model, "mxfp4", "eager_upcast")
     before = dict(model.named_parameters())
     with quality.decoded_weights(model):
@@ -86,7 +80,7 @@ def test_the_oracle_s_weights_are_put_in_and_taken_out_again():
 
 
 def test_the_noise_is_small_and_not_zero():
-    model = tiny()
+    model = tiny_llama()
     plain = quality.logits(model, TOKENS)
     with quality.reordered(model):
         other = quality.logits(model, TOKENS)
@@ -110,7 +104,7 @@ def assert_told_if_it_changes_a_weight(scheme, faults, monkeypatch):
     monkeypatch.setattr(quality, "diagnose_layer", lambda name, tensor: LayerDiagnosis(layer=name, message="wrong"))
     told = 0
     for fault in faults:
-        model, number = tiny(), READING[scheme].index(fault)
+        model, number = tiny_llama(), READING[scheme].index(fault)
         quantize_(model, scheme, register_reader(f"told_{number}_{scheme.replace('-', '_')}", fault.how))
         change = 0.0
         for _, _, _, tensor in list(quality.quantized_parameters(model))[:7]:
@@ -148,7 +142,7 @@ def test_every_fault_that_changes_a_weight_is_told_and_no_other(scheme, monkeypa
 
 def test_the_first_layer_that_leaves_the_oracle_is_the_faulty_one():
     """Only down_proj has the shape [64, 96]; what comes after the first of them inherits its error."""
-    model = tiny()
+    model = tiny_llama()
     fault = next(each for each in injections(scheme_named("e4m3fn-row")) if each.kind is Kind.FN_AS_FNUZ)
     quantize_(model, "e4m3fn-row", register_reader("wrong_in_down", fault.how, only=(64, 96)))
     layers = quality.layer_differences(model, TOKENS[None, :32])
@@ -162,7 +156,7 @@ def test_the_first_layer_that_leaves_the_oracle_is_the_faulty_one():
 
 
 def test_no_layer_of_a_right_kernel_leaves_the_oracle():
-    model = tiny()
+    model = tiny_llama()
     quantize_(model, "mxfp4", "eager_upcast")
     layers = quality.layer_differences(model, TOKENS[None, :32])
     assert len(layers) == 14 and not any(layer.leaves for layer in layers)

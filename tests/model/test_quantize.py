@@ -4,18 +4,6 @@ import pytest
 import torch
 from live_bytes import LiveBytes
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GptOssConfig,
-    LlamaConfig,
-    MistralConfig,
-    MixtralConfig,
-    Phi3Config,
-    Qwen2Config,
-    Qwen3MoeConfig,
-)
 
 from fpxbench.model import quantize_parts
 from fpxbench.model.float_tensor import FloatTensor
@@ -28,21 +16,24 @@ SMALL = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_atte
              vocab_size=128, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 EXPERTS = dict(num_local_experts=4, num_experts_per_tok=2)
 CONFIGS = {
-    "llama": LlamaConfig(**SMALL),
-    "mistral": MistralConfig(**SMALL),
-    "qwen2": Qwen2Config(**SMALL),
-    "phi3": Phi3Config(**SMALL),
-    "gemma3": Gemma3TextConfig(**SMALL, head_dim=16),
-    "gpt2": GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=128, n_positions=64),
-    "mixtral": MixtralConfig(**SMALL, **EXPERTS),
-    "qwen3-moe": Qwen3MoeConfig(**SMALL, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, head_dim=16),
-    "gpt-oss": GptOssConfig(**SMALL, **EXPERTS, head_dim=16),
+    "llama": SMALL,
+    "mistral": SMALL,
+    "qwen2": SMALL,
+    "phi3": SMALL,
+    "gemma3_text": SMALL | dict(head_dim=16),
+    "gpt2": dict(n_embd=64, n_layer=2, n_head=4, vocab_size=128, n_positions=64),
+    "mixtral": SMALL | EXPERTS,
+    "qwen3_moe": SMALL | dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, head_dim=16),
+    "gpt_oss": SMALL | EXPERTS | dict(head_dim=16),
 }
 
 
-def model_of(name):
+def model_of(name, **changes):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.bfloat16, attn_implementation="eager")
+    config = AutoConfig.for_model(name, **CONFIGS[name], **changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
     return model.eval().requires_grad_(False)
 
 
@@ -62,7 +53,7 @@ def test_a_quantized_model_computes_what_its_dequantized_weights_compute(name):
     torch.testing.assert_close(got, expected, rtol=0.05, atol=0.03 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "gpt-oss"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_experts_are_quantized_and_routers_are_left(name):
     done = quantize_(model_of(name), "mxfp4")
     experts = [each for each in done.replaced if "experts" in each.name]
@@ -88,8 +79,7 @@ def test_schemes_go_by_glob_and_what_none_fits_is_left():
 
 
 def test_tied_weights_are_left_unless_nothing_else_holds_them():
-    config = LlamaConfig(**SMALL, tie_word_embeddings=True)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = model_of("llama", tie_word_embeddings=True)
     done = quantize_(model, "e4m3fn-row", select=lambda name, module: True)
     assert "tied to model.embed_tokens.weight" in done.left["lm_head.weight"]
 

@@ -5,8 +5,7 @@ import torch
 from generation_records import HOSTILE, row
 from sample_records import BUILD, CPU
 from test_generation_page import records
-from tiny_model import tiny_config
-from transformers import LlamaForCausalLM
+from tiny_model import tiny_llama
 
 from fpxbench.model import mixed_precision
 from fpxbench.model.generate_record import Estimate
@@ -39,8 +38,7 @@ def test_the_layer_that_loses_least_per_bit_gives_up_its_bits_first():
 
 
 def test_mixed_precision_meets_its_budget_beats_the_small_scheme_and_leaves_the_model_as_it_was():
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(tiny_config()).to(torch.bfloat16).eval().requires_grad_(False)
+    model = tiny_llama()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     text = torch.randint(2, 120, (64,), generator=torch.Generator().manual_seed(3))
     found = mixed(model, text, ["e4m3fn-row", "mxfp4"], budget_bits=6.5)
@@ -52,7 +50,7 @@ def test_mixed_precision_meets_its_budget_beats_the_small_scheme_and_leaves_the_
 
 
 def test_a_budget_that_no_scheme_meets_is_refused_before_any_layer_is_measured(monkeypatch):
-    model = LlamaForCausalLM(tiny_config()).to(torch.bfloat16).eval().requires_grad_(False)
+    model = tiny_llama()
     monkeypatch.setattr(mixed_precision, "rounded", lambda *args: pytest.fail("nothing may be quantized"))
     with pytest.raises(ValueError, match=r"a budget of 3 bits is below the 4\.25"):
         mixed(model, torch.arange(2, 40), ["e4m3fn-row", "mxfp4"], budget_bits=3.0)

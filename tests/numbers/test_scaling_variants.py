@@ -5,10 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from compressed_tensors import quantization
-from compressed_tensors.quantization.utils import helpers
 from places import DOCS
-from torchao.prototype.mx_formats import constants, mx_tensor as mx
 
 from fpxbench.numbers.codebook import CODEBOOKS, Codebook
 from fpxbench.numbers.formats import BF16, FORMATS, FP16
@@ -55,6 +52,8 @@ TORCHAO = {"floor": "mx", "ceil": "mx.ceil", "even": "mx.even", "rceil": "mx.rce
 def test_mx_scales_and_codes_are_torchaos_in_all_four_modes(fmt, mode):
     """Left out: a block of zeros, which torchao gives the scale 2**-127 and fpxbench 1; and under rceil maxima within
     one fp32 step of a power of two times the format's maximum, where torchao rounds a logarithm and not the number."""
+    from torchao.prototype.mx_formats import constants, mx_tensor as mx
+
     dtypes = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "e2m3": constants.DTYPE_FP6_E2M3,
               "e3m2": constants.DTYPE_FP6_E3M2, "e2m1": torch.float4_e2m1fn_x2}
     weight = weights()
@@ -76,6 +75,9 @@ def test_mx_scales_and_codes_are_torchaos_in_all_four_modes(fmt, mode):
 
 
 def test_a_reciprocal_global_scale_is_compressed_tensors():
+    from compressed_tensors import quantization
+    from compressed_tensors.quantization.utils import helpers
+
     weight = weights()[4:]
     arguments = quantization.QuantizationArgs(num_bits=4, type="float", strategy="tensor_group", group_size=16,
                                               scale_dtype=torch.float8_e4m3fn)
