@@ -22,7 +22,7 @@ from fpxbench.checking.device_lock import FOLDER_VARIABLE
 def one_thread():
     """Keep PyTorch in this process on one thread: on a machine that does something else as well, the barriers at the
     end of thousands of small parallel loops cost ten times what the loops save."""
-    import torch    # here, as the process that only hands out tests loads this file too
+    import torch  # here, as the process that only hands out tests loads this file too
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch._dynamo
 
 from fpxbench.checking import reference
 from fpxbench.implementation import discover, shipped_folder
@@ -180,15 +179,22 @@ def test_more_rows_than_one_block_are_decoded_each_with_its_own_scale():
     assert_right(implementation, activation(8, 64), weight)
 
 
-@torch._dynamo.config.patch(recompile_limit=1)
-def test_many_cases_in_one_process_do_not_use_up_dynamos_recompilations():
+@pytest.fixture
+def one_compilation():
+    """Have PyTorch compile a function once, and raise where it would do so again."""
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=1):
+        yield
+
+
+def test_many_cases_in_one_process_do_not_use_up_dynamos_recompilations(one_compilation):
     for n in (8, 9, 10):
         implementation, weight = stored("compiled_mixed_mm", "e5m2-row", n=n, k=32)
         assert_right(implementation, activation(1, 32), weight)
 
 
-@torch._dynamo.config.patch(recompile_limit=1)
-def test_many_token_counts_in_one_case_do_not_use_up_dynamos_recompilations():
+def test_many_token_counts_in_one_case_do_not_use_up_dynamos_recompilations(one_compilation):
     implementation, weight = stored("compiled_mixed_mm", "int8-row", n=32, k=32)
     for tokens in (1, 2, 3):
         assert_right(implementation, activation(tokens, 32), weight)
