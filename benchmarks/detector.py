@@ -3,7 +3,7 @@ look-ups.
 
 asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are
 those of the table in docs/decision-rule.md, so that a metric moves only when the rule does. The profile `smoke` has a
-tenth of them.
+sixth of their builds.
 """
 
 from fpxbench.regressions import synthetic
@@ -12,13 +12,13 @@ from fpxbench.sweep.settings import Settings
 
 from .tracking import silent_for, tracked
 
-SERIES = 10 if Settings.from_environment().profile == "smoke" else 100
+SERIES = 100
 DETECTORS = ["rule", "rule + confirmation"]
 STEPS = {
     f"{step:.0%} at {noise:.0%} noise": (step, noise)
     for step, noise in ((0.03, 0.01), (0.05, 0.01), (0.05, 0.02), (0.05, 0.03), (0.10, 0.03))
 }
-BUILDS = 365
+BUILDS = 60 if Settings.from_environment().profile == "smoke" else 365
 
 
 @silent_for(1800)
@@ -51,11 +51,11 @@ def track_missed_after_confirmation(cache, step):
 
 @tracked("suspects", "series", list(synthetic.FLAT))
 def track_suspects(cache, series):
-    """Suspects in 1,000 series of 365 builds in which no case changed."""
+    """Suspects in 1,000 series in which no case changed."""
     return cache[f"rule/{series}"]
 
 
 @tracked("alarms", "series", list(synthetic.FLAT))
 def track_false_alarms(cache, series):
-    """Confirmed suspects in 1,000 series of 365 builds in which no case changed."""
+    """Confirmed suspects in 1,000 series in which no case changed."""
     return cache[f"rule + confirmation/{series}"]

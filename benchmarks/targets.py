@@ -2,7 +2,7 @@
 look-up each.
 
 asv takes more for worse, so what is counted is what does not work. `fpxbench targets` says which, and in whose words.
-The profile `smoke` asks for decodes on one architecture, `quick` for decodes on all, `full` for everything.
+The profile `smoke` asks for decodes to bf16 on one architecture, `quick` for decodes on all, `full` for everything.
 """
 
 import math
@@ -17,8 +17,10 @@ from fpxbench.targets.operations import OPERATIONS
 from .tracking import silent_for, tracked
 
 SETTINGS = Settings.from_environment()
+SMOKE = SETTINGS.profile == "smoke"
 ASKED = list(OPERATIONS) if SETTINGS.profile == "full" else ["decode"]
-ARCHITECTURES = ("sm_90",) if SETTINGS.profile == "smoke" else ()
+PROBES = "{}/*/bf16" if SMOKE else "{}"
+ARCHITECTURES = ("sm_90",) if SMOKE else ()
 
 
 # asv's limit is on silence, and a matrix takes minutes: it has limits of its own, on each compilation's duration.
@@ -34,7 +36,7 @@ def setup_cache() -> dict[str, dict[str, int]]:
     probes = []
     for name in ASKED:
         try:
-            probes += probes_like([name])
+            probes += probes_like([PROBES.format(name)])
         # an environment with Triton alone has no PyTorch, which triton_fused takes
         except ModuleNotFoundError as error:
             print(f"{name} is left out: no {error.name}", file=sys.stderr)

@@ -48,6 +48,22 @@ def signed(codes, x, target):
 
 # ---- the reference --------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("target", ["fp16", "bf16"])
+def test_numpys_16_bit_numbers_are_the_definitions(target):
+    numbers, fmt = grid(DTYPES[target]).values, DTYPES[target].format
+    ends = [code ^ sign for code in range(fmt.max_code - 2, fmt.max_code + 4) for sign in (0, fmt.sign_bit)]
+    codes = [*range(0, 1 << 16, 61), *ends, fmt.sign_bit]
+    defined = np.array([fmt.value(code) for code in codes])
+    assert np.array_equal(numbers[codes], defined, equal_nan=True)
+    assert np.array_equal(np.signbit(numbers[codes]) & ~np.isnan(defined), np.signbit(defined) & ~np.isnan(defined))
+
+
+@pytest.mark.parametrize("source", ["fp32", "fp64"])
+def test_each_input_is_there_once_in_order(source):
+    bits = cast_inputs(DTYPES[source], DTYPES["e4m3fn"])
+    assert np.array_equal(bits, np.unique(bits))
+
+
 @pytest.mark.parametrize("target", [*SIGNED, "e8m0"])
 @pytest.mark.parametrize("source", ["bf16", "fp16"])
 @pytest.mark.parametrize("rounding", [Rounding.NEAREST_EVEN, Rounding.NEAREST_AWAY, Rounding.TOWARD_ZERO])

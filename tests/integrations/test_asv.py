@@ -26,7 +26,7 @@ from fpxbench.records.store import Store
 
 HERE = installed_build()
 EARLIER = Build(torch="2.9.0+cu128", triton="3.5.0", channel="release", variant="cu128")
-DENSE = "dense/bf16/llama3-8b.k/m1/bf16"
+DENSE = "dense/bf16/llama3-8b.k.tp8/m1/bf16"
 CRASHING, NAN_GIVING, SLOW = (f"{name}/e4m3fn-row/canary.codes/m1/bf16" for name in ("crashing", "nan_giving", "slow"))
 
 IMPLEMENTATIONS = '''
@@ -114,7 +114,8 @@ def folder(tmp_path_factory):
 def environment(folder, **variables):
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}
     selection = {"FPX_PROFILE": "smoke", "FPX_IMPLS": "implementations.py", "FPX_SCHEME": "bf16,e4m3fn-row",
-                 "FPX_WORKLOAD": "canary.codes/m1,llama3-8b.k/m1", "FPX_MACHINE": "here", "FPX_TIMING_BUDGET_S": "0.05"}
+                 "FPX_WORKLOAD": "canary.codes/m1,llama3-8b.k.tp8/m1", "FPX_MACHINE": "here",
+                 "FPX_TIMING_BUDGET_S": "0.05"}
     return own | {"HOME": str(folder / "home")} | selection | variables
 
 
@@ -398,8 +399,8 @@ def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(folder, tmp_path):
     master, slave = pty.openpty()
     variables = environment(folder, FPX_IMPLEMENTATION="dense,slow", FPX_WORKLOAD="canary.codes/m1",
                             FPX_RESULTS=str(tmp_path), TERM="xterm", COLUMNS="200")
-    process = subprocess.Popen([sys.executable, "-m", "asv", "run", "HEAD"], cwd=folder, env=variables,
-                               stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-m", "asv", "run", "HEAD", "--bench", "^matmul"], cwd=folder,
+                               env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     shown = b""
     deadline = time.monotonic() + 600

@@ -85,8 +85,8 @@ TESTS = """
         benchmark(sum, [1, 2])
 """
 
-SELECTION = ("--fpx-scheme", "e4m3fn-row", "--fpx-scheme", "mxfp4", "--fpx-workload", "llama3-8b.k/m1", "--fpx-device",
-             "cpu")
+SELECTION = ("--fpx-scheme", "e4m3fn-row", "--fpx-scheme", "mxfp4", "--fpx-workload", "llama3-8b.k.tp8/m1",
+             "--fpx-device", "cpu")
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -153,7 +153,7 @@ def test_with_the_flag_only_benchmarks_run(session):
 
 
 def test_what_is_right_stands_beside_the_dense_baseline_in_a_group_of_its_scheme_and_workload(session):
-    assert "benchmark 'e4m3fn-row | llama3-8b.k m1 bf16': 2 tests" in session.stdout, session.stdout
+    assert "benchmark 'e4m3fn-row | llama3-8b.k.tp8 m1 bf16': 2 tests" in session.stdout, session.stdout
     table = session.stdout.split("benchmark 'e4m3fn-row")[1].split("Legend:")[0]
     assert re.search(r"^mine_right\s+[\d,.]+", table, re.MULTILINE) and re.search(
         r"^dense\s+[\d,.]+", table, re.MULTILINE
@@ -170,7 +170,7 @@ def test_what_is_not_right_fails_with_its_verdict_and_no_traceback(session, name
     said = failures.split(f"::{name} _")[1].split("\n____")[0]
     assert re.search(verdict, said), said
     assert "Traceback" not in said and "pytest_cases.py" not in said, said
-    assert f"FAILED fpxbench::e4m3fn-row/llama3-8b.k/m1/bf16::{name}" in session.stdout
+    assert f"FAILED fpxbench::e4m3fn-row/llama3-8b.k.tp8/m1/bf16::{name}" in session.stdout
 
 
 def test_a_crash_shows_where_it_was(session):
@@ -198,8 +198,8 @@ def test_the_json_carries_metrics_of_right_cases_only(session, project):
     assert set(entries) == {"dense", "mine_right"}
     mine, dense = entries["mine_right"], entries["dense"]
     info = mine["extra_info"]
-    assert mine["fullname"] == "fpxbench::e4m3fn-row/llama3-8b.k/m1/bf16::mine_right"
-    assert info["packed_bytes"] == 1024 * 4096 + 1024 * 4
+    assert mine["fullname"] == "fpxbench::e4m3fn-row/llama3-8b.k.tp8/m1/bf16::mine_right"
+    assert info["packed_bytes"] == 128 * 4096 + 128 * 4
     assert info["speedup"] == pytest.approx(dense["stats"]["median"] / mine["stats"]["median"])
     assert info["gb_per_s"] == pytest.approx(info["bytes_min"] / mine["stats"]["median"] / 1e9)
     assert info["relative_error"] <= info["bound"]
@@ -209,13 +209,13 @@ def test_the_json_carries_metrics_of_right_cases_only(session, project):
 def test_a_failure_says_how_to_run_just_that_case_again(session, project):
     again = re.search(r"again: (pytest .*::mine_raising)$", session.stdout, re.MULTILINE)[1]
     done = run_pytest(project, *shlex.split(again)[1:], "--collect-only", "-q")
-    assert "fpxbench::e4m3fn-row/llama3-8b.k/m1/bf16::mine_raising" in done.stdout, done.stdout
+    assert "fpxbench::e4m3fn-row/llama3-8b.k.tp8/m1/bf16::mine_raising" in done.stdout, done.stdout
     assert "mine_right" not in done.stdout
 
 
 def test_a_saved_run_is_compared_with_by_id(session, project):
     # An id picks one case; its baseline comes with it.
-    case = "fpxbench::e4m3fn-row/llama3-8b.k/m1/bf16::mine_right"
+    case = "fpxbench::e4m3fn-row/llama3-8b.k.tp8/m1/bf16::mine_right"
     done = run_pytest(project, "--benchmark", "--benchmark-compare", "--impls", "mine", *SELECTION, case)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout

@@ -91,7 +91,7 @@ def test_timings_never_overlap_and_nothing_is_prepared_during_one(tmp_path):
                 enough.touch()
 
     done = main_sweep(
-        settings(tmp_path / "results", impls, scheme=("e4m3fn-row",), workload=("llama3-8b.k/m1",), jobs=3,
+        settings(tmp_path / "results", impls, scheme=("e4m3fn-row",), workload=("llama3-8b.k.tp8/m1",), jobs=3,
                  timing_budget_s=0.3),
         Ending(0, io.StringIO()))
     assert {record.case.implementation for record in done.records if record.timing} == {"swept_a", "swept_b", "swept_c"}
