@@ -466,10 +466,9 @@ def _share_cores(request: TrialRequest, timed: bool) -> None:
     torch.set_num_threads(everything if timed and request.device == "cpu" else cores)
     if request.device != "cpu" and request.cores:
         tune_alone(request.device, timed)
-    if request.cores and "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
-        from torch._inductor import config
-
-        config.compile_threads = request.cores
+    if request.cores:
+        # Inductor reads it when a case that compiles imports it. To import it here would take each child two seconds.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(request.cores))
 
 
 def _accuracy(comparison: Comparison) -> dict[str, float | None]:

@@ -194,18 +194,24 @@ print("asked", asked)
     assert done.stdout.splitlines()[-1] == "asked []"
 
 
-def test_the_compiler_is_loaded_by_what_compiles_and_shows_its_loops_in_the_profiler():
+def test_the_compiler_is_loaded_by_what_compiles_on_its_share_of_cores_and_shows_its_loops_in_the_profiler():
     """Importing it takes as long as the rest of PyTorch."""
     script = """
-import sys
+import os, sys
+from fpxbench.records.case import Case
+from fpxbench.sweep.messages import TrialRequest
 from fpxbench.sweep.preload import preload
+from fpxbench.sweep.trial import run_trial
+os.environ.pop("TORCHINDUCTOR_COMPILE_THREADS", None)
 preload()
+case = Case(implementation="eager_upcast", scheme="e4m3fn-row", workload="canary.seed", m=1, n=32, k=32)
+run_trial(TrialRequest(case=case, seed=1, timing_budget_s=0, cores=3))
 before = "torch._dynamo" in sys.modules, "torch._inductor" in sys.modules
 import torch._inductor.config as options
-print(*before, options.cpp.enable_kernel_profile)
+print(*before, options.compile_threads, options.cpp.enable_kernel_profile)
 options.cpp.enable_kernel_profile = False
 preload()
 print(options.cpp.enable_kernel_profile)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False False True", "True"]
+    assert done.stdout.splitlines() == ["False False 3 True", "True"]
