@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fpxbench import _moved
-
 if TYPE_CHECKING:
     from fpxbench.checkpoint.loading import load_checkpoint
     from fpxbench.implementation import Implementation, Support, discover, implementation
@@ -72,5 +70,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
-
-_moved.install()
