@@ -30,7 +30,7 @@ from fpxbench.reports.history.series_pages import ROOT, SeriesPage
 from fpxbench.reports.model import generation_charts
 from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.model.model_chapter import ModelChapter
-from fpxbench.reports.model.model_history import MachineHistory
+from fpxbench.reports.model.model_history import MachineModels
 from fpxbench.reports.model.tensor_table import BADGES, TensorPage
 from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.charts import Chart, charts_of
@@ -166,7 +166,7 @@ class Pages:
                             has_machine=has_machine, history=bool(of_machine.histories),
                             tensors=any(one.folder == page.folder for one in of_machine.tensors))
 
-    def model_history(self, page: MachineHistory, has_machine: bool) -> str:
+    def model_history(self, page: MachineModels, has_machine: bool) -> str:
         """Render one machine's models from build to build."""
         return self._render("model_history.html", root="../../", page=page, has_machine=has_machine,
                             models=[(model, _with_page(model.charts(at), "")) for at, model in enumerate(page.models)])

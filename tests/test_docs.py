@@ -56,6 +56,16 @@ def test_no_two_python_files_have_the_same_name() -> None:
     assert several == {"__init__.py", "__main__.py"}, "rename one of them (docs/architecture.md)"
 
 
+def test_no_two_classes_have_the_same_name() -> None:
+    files = [path for top in ("fpxbench", "benchmarks", "reports") for path in (CHECKOUT / top).rglob("*.py")
+             if CHECKOUT / "fpxbench/impls" not in path.parents]
+    names = Counter((node.name, path.resolve()) for path in files
+                    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                    if isinstance(node, ast.ClassDef))
+    several = {name for name, count in Counter(name for name, _ in names).items() if count > 1}
+    assert len(names) > 400 and not several, "a class's name has one meaning (docs/glossary.md)"
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     pages = "".join(page.read_text(encoding="utf-8") for page in (CHECKOUT / "docs/reference").iterdir())
     assert sorted(re.findall(r"^::: fpxbench\.(\w+)$", pages, re.MULTILINE)) == sorted(fpxbench.__all__)

@@ -32,7 +32,7 @@ CHECKED_ROWS = 64
 Decode = Callable[[], Tensor]
 
 
-class NotThere(Exception):
+class SetupMissing(Exception):
     """Why an engine does not decode a format on a device."""
 
 
@@ -55,7 +55,7 @@ def measure(fmt: str, target: str, device: str, engines: list[str], budget_s: fl
                     summary=f"{len(wrong)} codes are decoded wrong, {wrong[0]:#04x} first"))
             else:
                 calls[engine] = decode, read + codes.numel() * dtype.itemsize
-        except NotThere as why:
+        except SetupMissing as why:
             found[engine] = EngineSpeed(verdict=Verdict(status=Status.UNSUPPORTED, summary=str(why)))
         except Exception as error:      # a compiler can refuse in any way
             traceback.print_exception(error)
@@ -107,10 +107,10 @@ def _compiled(fmt: str, codes: Tensor, dtype: torch.dtype) -> tuple[Decode, int]
 
 def _triton(fmt: str, codes: Tensor, dtype: torch.dtype) -> tuple[Decode, int]:
     if codes.device.type == "cpu":
-        raise NotThere("Triton compiles for GPUs only")
+        raise SetupMissing("Triton compiles for GPUs only")
     name = DTYPE_NAMES[fmt].triton
     if name is None or FORMATS[fmt].bits < 8:
-        raise NotThere("Triton has no dtype of this format")
+        raise SetupMissing("Triton has no dtype of this format")
     from fpxbench.casts.triton_decode import cast
 
     return lambda: cast(codes, name, dtype), codes.numel()
@@ -124,7 +124,7 @@ def _own(fmt: str, codes: Tensor, dtype: torch.dtype) -> tuple[Decode, int]:
     scheme = scheme_named(f"{fmt}-row")
     support = discover()[0]["cpu_fused"]().supports(scheme, "cpu")
     if not support.supported:
-        raise NotThere(support.reason)
+        raise SetupMissing(support.reason)
     from fpxbench.impls._cpu_build import Kernels
 
     weight = QuantizedWeight.from_codes(codes, Scales(torch.ones(len(codes), 1)), scheme)
@@ -146,5 +146,5 @@ _MAKERS: dict[str, Callable[[str, Tensor, torch.dtype], tuple[Decode, int]]] = {
 def _as_torch_dtype(fmt: str, codes: Tensor) -> Tensor:
     known = DTYPE_NAMES[fmt].torch
     if known is None or FORMATS[fmt].bits < 8:
-        raise NotThere("PyTorch has no cast from such a format")
+        raise SetupMissing("PyTorch has no cast from such a format")
     return codes.view(getattr(torch, known))

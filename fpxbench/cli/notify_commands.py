@@ -14,7 +14,7 @@ from fpxbench.cli.common import ResultsOption, UsageError, err, new_app, out, re
 from fpxbench.cli.timeline_commands import TimelineOption
 from fpxbench.integrations.notify.channels.github import API, GitHub
 from fpxbench.integrations.notify.channels.webhook import DEFAULT, Webhook
-from fpxbench.integrations.notify.delivery import Channel, Delivery, DeliveryError, deliver, due
+from fpxbench.integrations.notify.delivery import Channel, DeliveryAttempt, DeliveryError, deliver, due
 from fpxbench.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _preview(results: Path, channels: list[Channel], found: list[Notice]) -> boo
 
 def _send(results: Path, channels: list[Channel], found: list[Notice]) -> bool:
     """Send what is due. Return whether something failed."""
-    done: list[Delivery] = []
+    done: list[DeliveryAttempt] = []
     for one in deliver(results, channels, found):
         done.append(one)
         if one.error:

@@ -14,7 +14,7 @@ from fpxbench.records.record import Record
 from fpxbench.records.store import Store
 
 
-class Comparison:
+class DeviceComparison:
     """Chooses the tasks that compare devices, and collects their records, which are not stored as such."""
 
     def __init__(self, results: Path) -> None:

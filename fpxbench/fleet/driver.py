@@ -21,7 +21,7 @@ from fpxbench.builds.installer import LOG_TAIL_BYTES
 from fpxbench.builds.timeline import Entry, Timeline, TimelineError
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
-from fpxbench.fleet.device_comparison import Comparison
+from fpxbench.fleet.device_comparison import DeviceComparison
 from fpxbench.fleet.fleet_messages import (
     MOST_CASES,
     Delivery,
@@ -67,7 +67,7 @@ class Request:
     """How long to wait for a device that can do what is left."""
 
 
-class NoDevice(UserError):
+class NoMatchingDevice(UserError):
     """The cluster has no device of those that were asked for."""
 
 
@@ -92,13 +92,14 @@ class Driver(Roster):
         self._stopping = False
         self._next_nodes = self._next_state = 0.0
         self._stuck_since: float | None = None
-        self._comparison = Comparison(request.results)
+        self._comparison = DeviceComparison(request.results)
         self._rates = Rates()
 
     def run(self) -> FleetState:
         """Measure until nothing is left to do, and return how it ended. The cluster is joined already.
 
-        Ctrl-C ends it with what is measured (`ended` is ``interrupted``). Raise NoDevice, AnotherRun, NoCluster.
+        Ctrl-C ends it with what is measured (`ended` is ``interrupted``). Raise NoMatchingDevice, AnotherRun, and
+        NoCluster.
         """
         self._store.make_folder()
         with self._folder.locked() as self._fleet:
@@ -317,7 +318,7 @@ class Driver(Roster):
             return False
         pending = self._versions or any(not seat.out for seat in self._seats.values())
         if not self._schedule.cells and not pending:
-            raise NoDevice(self._why_no_device())
+            raise NoMatchingDevice(self._why_no_device())
         self._stuck_since = self._stuck_since or time.monotonic()
         if time.monotonic() - self._stuck_since < self._request.patience_s:
             return False

@@ -123,7 +123,7 @@ def targets(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LogitComparison:
     """Two models' predictions of each token [T]."""
 
     kl: Tensor
@@ -134,7 +134,7 @@ class Comparison:
     """By the second."""
 
 
-def compare(first: Tensor, second: Tensor, due: Tensor) -> Comparison:
+def compare(first: Tensor, second: Tensor, due: Tensor) -> LogitComparison:
     """Compare logits [T, V] of two models, each token's KL(first || second) in nats; `due` [T] are the right tokens."""
     parts: list[tuple[Tensor, ...]] = []
     for begin in range(0, len(first), _SLICE):
@@ -143,7 +143,7 @@ def compare(first: Tensor, second: Tensor, due: Tensor) -> Comparison:
         kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
         right = due[at, None]
         parts.append((kl, p.argmax(-1) == q.argmax(-1), p.gather(1, right)[:, 0], q.gather(1, right)[:, 0]))
-    return Comparison(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return LogitComparison(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def first_nonfinite(values: Tensor) -> int | None:

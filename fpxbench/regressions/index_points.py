@@ -19,7 +19,7 @@ _VERDICT = ["status", "kind", "message"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class PanelLayout:
     """Where the points of one panel stand in its arrays. Of a point that stands twice the later one counts."""
 
     points: NDArray[np.intp]
@@ -74,7 +74,7 @@ class Points:
         pairs = np.bincount(self.device.astype(np.intp) * count + self.build)
         return [divmod(pair, count) for pair in np.flatnonzero(pairs).tolist()]
 
-    def layout(self, device: int, builds: list[int]) -> Layout:
+    def layout(self, device: int, builds: list[int]) -> PanelLayout:
         """Return where the points of a device stand whose builds are the columns."""
         place = np.full(len(self.builds), -1, dtype=np.int32)
         place[builds] = np.arange(len(builds))
@@ -83,9 +83,9 @@ class Points:
         case = self.case[chosen]
         present = np.bincount(case, minlength=len(self.cases)) > 0
         row = (np.cumsum(present, dtype=np.int32) - 1)[case]
-        return Layout(chosen, row, column[chosen], np.flatnonzero(present).tolist(), len(builds))
+        return PanelLayout(chosen, row, column[chosen], np.flatnonzero(present).tolist(), len(builds))
 
-    def arranged(self, layouts: Sequence[Layout], name: str) -> list[NDArray[np.float64]]:
+    def arranged(self, layouts: Sequence[PanelLayout], name: str) -> list[NDArray[np.float64]]:
         """Return a column of numbers as arrays [cases, builds] of these layouts; NaN where a record has none."""
         column = pl.concat([part.rows.select(name) for part in self.parts]).collect().to_series()
         values = column.cast(pl.Float64).fill_null(np.nan).to_numpy()

@@ -87,7 +87,7 @@ class Member:
             (os.killpg if self.group else os.kill)(self.pid, number)
 
 
-class Interval(NamedTuple):
+class TimedInterval(NamedTuple):
     """When a case was timed, by `time.monotonic`."""
 
     purpose: str
@@ -108,7 +108,7 @@ class Gate:
         self._members: list[Member] = []
         self._timed: Member | None = None
         self._began = 0.0
-        self.intervals: list[Interval] = []
+        self.intervals: list[TimedInterval] = []
         """Every timing so far, in order."""
         self.most_at_once = 0
         self._hangs = 0
@@ -188,7 +188,7 @@ class Gate:
         with self._free:
             if self._timed is not member:
                 return
-            self.intervals.append(Interval(member.purpose, self._began, time.monotonic()))
+            self.intervals.append(TimedInterval(member.purpose, self._began, time.monotonic()))
             self._timed = None
             for one in self._members:
                 if one is not member:

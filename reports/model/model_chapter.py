@@ -15,7 +15,7 @@ from fpxbench.model.recommendation import MixedRecord
 from fpxbench.model.tensor_record import TensorOperationRecord
 from fpxbench.records.store import BrokenLine, R, Store, latest
 from fpxbench.reports.model.generation_table import ModelPage, model_page
-from fpxbench.reports.model.model_history import MachineHistory, machine_histories
+from fpxbench.reports.model.model_history import MachineModels, machine_histories
 from fpxbench.reports.model.tensor_table import TensorPage, tensor_pages
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ModelChapter:
     """
 
     models: list[ModelPage] = field(default_factory=list)
-    histories: list[MachineHistory] = field(default_factory=list)
+    histories: list[MachineModels] = field(default_factory=list)
     tensors: list[TensorPage] = field(default_factory=list)
     broken_lines: list[BrokenLine] = field(default_factory=list)
 

@@ -108,7 +108,7 @@ class ModelHistory:
 
 
 @dataclass(frozen=True)
-class MachineHistory:
+class MachineModels:
     """Every model of a machine that was measured on two builds or more."""
 
     name: str
@@ -120,7 +120,7 @@ class MachineHistory:
         return f"machines/{self.name}/{FILE}"
 
 
-def machine_histories(pages: Sequence[ModelPage]) -> list[MachineHistory]:
+def machine_histories(pages: Sequence[ModelPage]) -> list[MachineModels]:
     """Return the histories of the machines that have any."""
     found = []
     for name in dict.fromkeys(page.folder[0] for page in pages):
@@ -128,7 +128,7 @@ def machine_histories(pages: Sequence[ModelPage]) -> list[MachineHistory]:
         titles = dict.fromkeys(table.title for page in of_machine for table in page.tables)
         models = [model for title in titles if len((model := _history(title, of_machine)).builds) > 1]
         if models:
-            found.append(MachineHistory(name, of_machine[-1].machine, models))
+            found.append(MachineModels(name, of_machine[-1].machine, models))
     return found
 
 

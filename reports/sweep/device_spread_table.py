@@ -17,7 +17,7 @@ MOST_DEVICES = 32
 
 
 @dataclass(frozen=True)
-class Cell:
+class SpreadCell:
     """One device's time of one case, over that of the fastest device.
 
     interval : of the ratio: it holds wherever in their 95% intervals the two medians lie; None for the fastest
@@ -33,7 +33,7 @@ class DeviceRow:
     """One device. cells : by case, None where it did not time it; ratio : the median over its cases"""
 
     device: Device
-    cells: tuple[Cell | None, ...]
+    cells: tuple[SpreadCell | None, ...]
     ratio: float
 
 
@@ -48,7 +48,7 @@ class SpreadTable:
     at: str
     cases: tuple[Case, ...]
     rows: tuple[DeviceRow, ...]
-    worst: tuple[tuple[Device, Cell], ...]
+    worst: tuple[tuple[Device, SpreadCell], ...]
     more: int
 
 
@@ -85,9 +85,9 @@ def _key(device: Device) -> tuple[str, int, str]:
     return device.node, device.index, device.uuid
 
 
-def _cell(one: DeviceTime, all_of_case: Sequence[DeviceTime]) -> Cell:
+def _cell(one: DeviceTime, all_of_case: Sequence[DeviceTime]) -> SpreadCell:
     fastest = min(all_of_case, key=lambda each: each.median_us)
     if one is fastest:
-        return Cell(one.median_us, 1.0, None)
+        return SpreadCell(one.median_us, 1.0, None)
     (low, high), (fastest_low, fastest_high) = one.ci95_us, fastest.ci95_us
-    return Cell(one.median_us, one.median_us / fastest.median_us, (low / fastest_high, high / fastest_low))
+    return SpreadCell(one.median_us, one.median_us / fastest.median_us, (low / fastest_high, high / fastest_low))

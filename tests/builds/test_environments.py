@@ -32,7 +32,7 @@ from fpxbench.builds.environments import (
 from fpxbench.builds.environments.shared_packages import distributions
 from fpxbench.builds.index.pip_settings import PipSettings
 from fpxbench.builds.installer import isolated_environment, uv_options
-from fpxbench.builds.timeline import Entry, Source, Timeline, Wheel
+from fpxbench.builds.timeline import Entry, IndexedBuild, Timeline, Wheel
 from fpxbench.cli.common import UsageError
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store
@@ -317,7 +317,8 @@ def ask(*arguments):
 
 
 def listed(*filenames, **more):
-    return nightly(1, sources={"https://x": Source(wheels=tuple(Wheel(filename=name) for name in filenames))}, **more)
+    wheels = tuple(Wheel(filename=name) for name in filenames)
+    return nightly(1, sources={"https://x": IndexedBuild(wheels=wheels)}, **more)
 
 
 def test_an_environment_is_named_after_build_variant_python_and_parts():

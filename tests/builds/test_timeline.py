@@ -6,7 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fpxbench.builds.timeline import Entry, Source, Timeline, TimelineError, Wheel, commit_hash, identity, tag_name
+from fpxbench.builds.timeline import (
+    Entry,
+    IndexedBuild,
+    Timeline,
+    TimelineError,
+    Wheel,
+    commit_hash,
+    identity,
+    tag_name,
+)
 from fpxbench.records.record import Build
 
 
@@ -156,7 +165,7 @@ def test_an_installed_builds_metadata_is_merged_with_an_indexs(tmp_path):
     made = Timeline(tmp_path / "t")
     wheel = Wheel(filename="torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl", sha256="ab" * 32)
     made.merge([Entry(channel="release", torch="2.13.0", date="2026-07-08",
-                      sources={"https://index": Source(wheels=(wheel,), triton={"default": "triton==3.7.1"})})])
+                      sources={"https://index": IndexedBuild(wheels=(wheel,), triton={"default": "triton==3.7.1"})})])
     made.add([build("2.13.0+cpu", git=OWN.git, triton="3.9.0")])
     (entry,) = made.entries()
     assert (entry.key, entry.git, entry.own_triton, entry.day) == (commit_hash(R13), OWN.git, "3.7.1", "2026-07-08")

@@ -215,7 +215,7 @@ def test_two_gpus_of_one_node_share_the_work_are_told_apart_and_compared(nodes: 
 @pytest.mark.parametrize(("asked", "words"), [({"device": "cuda"}, "no GPU"), ({"machines": ("nvidia-*",)}, "m1, m2")])
 def test_a_device_that_there_is_not_is_named_with_those_that_there_are(nodes: LocalCluster, builds: FakeBuilds,
                                                                        asked: dict, words: str) -> None:
-    with pytest.raises(driver.NoDevice, match=words):
+    with pytest.raises(driver.NoMatchingDevice, match=words):
         run(nodes, builds, **asked)
     assert not builds.measured()
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from sample_records import BUILD, GPU, case, record, varied, write
 
 from fpxbench.builds.timeline import Timeline, TimelineError
-from fpxbench.builds.timeline.entry import Entry, Source, Wheel
+from fpxbench.builds.timeline.entry import Entry, IndexedBuild, Wheel
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import builds_named, spec_for
 from fpxbench.fleet.devices import device_of, kinds_here
@@ -66,7 +66,7 @@ def test_builds_that_there_are_not_are_named(timeline: Timeline, text: str, erro
 def entry(*variants: str) -> Entry:
     wheels = tuple(Wheel(filename=f"torch-2.13.0{'+' + name if name else ''}-cp311-cp311-linux_x86_64.whl")
                    for name in variants)
-    return Entry(channel="release", torch="2.13.0", date="2026-04-10", sources={"pypi": Source(wheels=wheels)})
+    return Entry(channel="release", torch="2.13.0", date="2026-04-10", sources={"pypi": IndexedBuild(wheels=wheels)})
 
 
 @pytest.mark.parametrize(("device", "asked", "variant"), [

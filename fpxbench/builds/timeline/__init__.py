@@ -5,10 +5,10 @@ fills it from package indexes; it is imported separately, since asv and the benc
 """
 
 from fpxbench.builds.timeline.commit import CHANNELS, commit_hash, identity, tag_name
-from fpxbench.builds.timeline.entry import Entry, Failure, Pins, Source, Wheel, in_order
+from fpxbench.builds.timeline.entry import Entry, Failure, IndexedBuild, Pins, Wheel, in_order
 from fpxbench.builds.timeline.repository import Timeline, TimelineChanges, TimelineError
 
 __all__ = [
-    "CHANNELS", "TimelineChanges", "Entry", "Failure", "Pins", "Source", "Timeline", "TimelineError", "Wheel",
+    "CHANNELS", "TimelineChanges", "Entry", "Failure", "Pins", "IndexedBuild", "Timeline", "TimelineError", "Wheel",
     "commit_hash", "identity", "in_order", "tag_name",
 ]

@@ -74,7 +74,7 @@ class Wheel(_Part):
         return _fits(self.filename)
 
 
-class Source(_Part):
+class IndexedBuild(_Part):
     """A build as one index lists it, or last listed it."""
 
     arguments: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Entry(_Part):
     """The day of its publication."""
     seen: Day | None = None
     """A day by which it was published, while `date` is unknown."""
-    sources: dict[str, Source] = Field(default_factory=dict)
+    sources: dict[str, IndexedBuild] = Field(default_factory=dict)
     """By the index's address, without credentials."""
     failures: dict[str, Failure] = Field(default_factory=dict)
     """By variant."""
@@ -218,7 +218,7 @@ class Entry(_Part):
 
         If several indexes have a variant, one that still lists it and is in pip's own configuration is preferred.
         """
-        found: dict[str, tuple[Wheel, Source]] = {}
+        found: dict[str, tuple[Wheel, IndexedBuild]] = {}
         for source in sorted(self.sources.values(), key=lambda source: (bool(source.vanished), bool(source.arguments))):
             for wheel in source.wheels:
                 found.setdefault(wheel.variant, (wheel, source))
@@ -235,7 +235,7 @@ class Entry(_Part):
         """Return this entry merged with `other`, of the same build. An index's newer listing replaces its older one."""
         sources = dict(self.sources)
         for address, new in other.sources.items():
-            old = sources.get(address, Source())
+            old = sources.get(address, IndexedBuild())
             sources[address] = new.model_copy(update={"triton": old.triton | new.triton})
         date = min(filter(None, (self.date, other.date)), default=None)
         merged: dict[str, object] = {
@@ -266,7 +266,7 @@ def _preference(variant: str) -> tuple[int, str]:
     return devices.index(device) if device in devices else len(devices), variant
 
 
-def _pins(wheel: Wheel, source: Source, own_triton: str | None) -> Pins:
+def _pins(wheel: Wheel, source: IndexedBuild, own_triton: str | None) -> Pins:
     # `==2.13.0` also matches 2.13.0+cpu, which pip prefers.
     operator = "==" if wheel.version.local else "==="
     requirement = source.triton.get(wheel.variant, UNKNOWN_TRITON)

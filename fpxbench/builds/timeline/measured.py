@@ -15,7 +15,7 @@ from fpxbench.records.store import Store
 
 
 @dataclass(frozen=True)
-class Measured:
+class BuildRecords:
     """The records of one build in one file."""
 
     machine: str
@@ -23,7 +23,7 @@ class Measured:
     records: int
 
 
-def measured(results: Path) -> Iterator[Measured]:
+def measured(results: Path) -> Iterator[BuildRecords]:
     """Yield every build that the records under `results` are about, for each machine and variant.
 
     The first readable record of a file identifies the build, and the other lines are counted. Source builds of one
@@ -38,14 +38,14 @@ def measured(results: Path) -> Iterator[Measured]:
                 continue
             if build.channel != "source":
                 lines.seek(0)
-                yield Measured(machine, build,
+                yield BuildRecords(machine, build,
                                sum(chunk.count(b"\n") for chunk in iter(lambda: lines.read(1 << 20), b"")))
                 continue
             lines.seek(0)
             builds = [found for line in lines if (found := _build_alone(line)) is not None]
         counts = Counter(map(commit_hash, builds))
         for key, known in {commit_hash(one): one for one in builds}.items():
-            yield Measured(machine, known, counts[key])
+            yield BuildRecords(machine, known, counts[key])
 
 
 def _build_of_record(line: bytes) -> Build | None:

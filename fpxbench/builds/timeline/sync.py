@@ -19,7 +19,7 @@ from fpxbench.builds.index.fetch import Fetcher, NotThere, Unreachable
 from fpxbench.builds.index.listing import IndexLocation, ListedWheel, Listing, read_listing
 from fpxbench.builds.index.wheel_metadata import read_wheel_metadata
 from fpxbench.builds.installed import channel_and_date
-from fpxbench.builds.timeline.entry import Entry, Source, in_order
+from fpxbench.builds.timeline.entry import Entry, IndexedBuild, in_order
 from fpxbench.builds.timeline.repository import Timeline
 
 _STORE_EVERY_S = 10.0
@@ -135,7 +135,8 @@ def _builds(listing: Listing, result: SyncResult) -> tuple[list[Entry], dict[tup
     entries, wheels = [], {}
     for key, listed_wheels in by_key.items():
         day = builds[key].date or min((listed.day for listed in listed_wheels if listed.day), default=None)
-        source = Source(arguments=listing.location.arguments, wheels=tuple(listed.wheel for listed in listed_wheels))
+        source = IndexedBuild(
+            arguments=listing.location.arguments, wheels=tuple(listed.wheel for listed in listed_wheels))
         entries.append(builds[key].model_copy(
             update={"date": day, "seen": None if day else seen, "sources": {address: source}}))
         wheels[key, address] = {

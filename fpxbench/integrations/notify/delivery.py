@@ -114,7 +114,7 @@ class Sent:
         self._known[channel.name, notice.id] = notice.digest
 
 
-class Delivery:
+class DeliveryAttempt:
     """Result of sending one notice to one channel."""
 
     def __init__(self, channel: Channel, notice: Notice, *, where: str = "", error: str = "") -> None:
@@ -128,7 +128,7 @@ def due(results: Path, channels: Sequence[Channel], found: Sequence[Notice]) -> 
         return [(channel, notice) for channel in channels for notice in found if sent.due(channel, notice)], sent.broken
 
 
-def deliver(results: Path, channels: Sequence[Channel], found: Sequence[Notice]) -> Iterator[Delivery]:
+def deliver(results: Path, channels: Sequence[Channel], found: Sequence[Notice]) -> Iterator[DeliveryAttempt]:
     """Send what is due, one notice at a time. After a channel's first failure its other notices wait for the next run;
     the other channels go on."""
     with Sent(results).reading(exclusive=True) as sent:
@@ -137,7 +137,7 @@ def deliver(results: Path, channels: Sequence[Channel], found: Sequence[Notice])
                 try:
                     where = channel.send(notice)
                 except DeliveryError as error:
-                    yield Delivery(channel, notice, error=str(error))
+                    yield DeliveryAttempt(channel, notice, error=str(error))
                     break
                 sent.add(channel, notice, where)
-                yield Delivery(channel, notice, where=where)
+                yield DeliveryAttempt(channel, notice, where=where)

@@ -17,7 +17,7 @@ LOG_BYTES = 4096
 _MODULES = re.compile(rb"\n+Extension modules: [^\n]*")
 
 
-class _Call:
+class _ForkedCall:
     """A running request: its child, the pipe for its answer, the folder of its files."""
 
     def __init__(self, request, function, scratch):
@@ -92,14 +92,14 @@ def _type_and_message(error):
 
 
 def run_each(requests, function, jobs, timeout_s):
-    """Yield answers as they arrive (`_Call.ended`). The end of this generator kills its children."""
+    """Yield answers as they arrive (`_ForkedCall.ended`). The end of this generator kills its children."""
     scratch = tempfile.mkdtemp(prefix="fpxbench-targets-")
     waiting = list(reversed(requests))
     running = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                call = _Call(waiting.pop(), function, scratch)
+                call = _ForkedCall(waiting.pop(), function, scratch)
                 running[call.pipe] = call
             first_deadline = min(call.started for call in running.values()) + timeout_s
             ready, _, _ = select.select(list(running), [], [], max(0.0, first_deadline - time.monotonic()))
