@@ -1,6 +1,6 @@
 """Pages of an earlier report that stay: those whose inputs are the same as when they were written.
 
-Beside a sweep's pages lies `FILE`, the digest of everything that they show (its records, its casts and decode speeds,
+A sweep's pages have a file `FILE`, the digest of everything that they show (its records, its casts and decode speeds,
 since when each case has its status, links to the pages of series, fpxbench itself), and one for the page of each case:
 while a sweep goes on, only the pages of cases that ended, and of their rivals, are written again.
 """

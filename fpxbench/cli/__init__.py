@@ -16,7 +16,7 @@ from fpxbench import __version__
 
 
 class Command(NamedTuple):
-    """One command: the module of `fpxbench.cli` that has it, and what ``fpxbench --help`` says of it."""
+    """One command: its module in `fpxbench.cli`, and its line in ``fpxbench --help``."""
 
     module: str
     summary: str

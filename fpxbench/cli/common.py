@@ -1,4 +1,4 @@
-"""What commands share: the consoles, common options, and the errors that are a user's mistake."""
+"""Shared by commands: consoles, common options, and errors that the user can correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fpxbench compare` and `issues`: what the records say of two builds, and of what was confirmed."""
+"""`fpxbench compare` and `issues`: two builds compared by their records, and texts of confirmed regressions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fpxbench list`: what there is to run, and `fpxbench doctor`: what this machine can run."""
+"""`fpxbench list`: implementations, schemes, workloads, cases; `fpxbench doctor`: what this machine can run."""
 
 from __future__ import annotations
 

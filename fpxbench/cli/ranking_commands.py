@@ -1,4 +1,4 @@
-"""`fpxbench rank`: schemes in the order of what they do to an encoder's embeddings."""
+"""`fpxbench rank`: schemes ordered by how far they move an encoder's embeddings."""
 
 from __future__ import annotations
 

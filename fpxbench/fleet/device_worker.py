@@ -79,7 +79,7 @@ class DeviceWorker:
         return time.time()
 
     def start(self, task: str) -> None:
-        """Begin a `Task`; `poll` says how it goes."""
+        """Begin a `Task`; `poll` reports its progress."""
         asked = Task.model_validate_json(task)
         self._run = None
         try:
@@ -151,7 +151,7 @@ class _Run:
                                f"{ROOM_BYTES >> 20}")
             with self._interpreter() as (python, build):
                 self.end = self._plan(python, build) if self.task.purpose == "plan" else self._measure(python)
-        except Exception as error:      # whatever it is, the driver is told, and decides
+        except Exception as error:      # reported to the driver, which decides what to do
             self.end = _end_of(error, node_folder())
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The driver of a fleet: gives devices their tasks, stores what comes home, and goes on when a device does not.
+"""The driver of a fleet: assigns tasks to devices, stores their records, and continues when a device fails.
 
 One thread, one loop. A worker has at most one call in flight. What is durable is the store and the nodes' spools: the
 driver can end at any time, and the next one continues.
@@ -44,14 +44,14 @@ from fpxbench.user_error import UserError
 
 STATE_EVERY_S = 1.0
 POLL_S = 1.0
-"""How long a node waits for a record before it answers that there is none."""
+"""Longest wait of a node for a record, before it replies that there is none."""
 MOST_FRUITLESS = 3
 STOP_WITHIN_S = 15.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What ``fpxbench fleet run`` was asked for."""
+    """The options of ``fpxbench fleet run``."""
 
     entries: list[Entry]
     """In the order of the timeline."""
@@ -64,11 +64,11 @@ class Request:
     variants: tuple[str, ...] = ()
     retry: bool = False
     patience_s: float = 600.0
-    """How long to wait for a device that can do what is left."""
+    """How long to wait for a device that can measure the remaining cases."""
 
 
 class NoMatchingDevice(UserError):
-    """The cluster has no device of those that were asked for."""
+    """The cluster has none of the requested devices."""
 
 
 class Driver(Roster):
@@ -76,7 +76,7 @@ class Driver(Roster):
 
     Parameters
     ----------
-    say : called with each sentence that a user should read
+    say : called with each message for the user
     show : called with the state, about twice a second
     """
 
@@ -96,9 +96,9 @@ class Driver(Roster):
         self._rates = Rates()
 
     def run(self) -> FleetState:
-        """Measure until nothing is left to do, and return how it ended. The cluster is joined already.
+        """Measure until nothing is left to do, and return the final state. The cluster must be connected.
 
-        Ctrl-C ends it with what is measured (`ended` is ``interrupted``). Raise NoMatchingDevice, AnotherRun, and
+        Ctrl-C ends the run and keeps all records (`ended` is ``interrupted``). Raise NoMatchingDevice, AnotherRun, and
         NoCluster.
         """
         self._store.make_folder()
@@ -299,10 +299,10 @@ class Driver(Roster):
         except TimelineError as error:
             self._say(str(error))
 
-    # The end, and what is shown.
+    # The end of a run, and its progress.
 
     def _over(self) -> bool:
-        """Whether nothing is left to do, or nothing can be done and patience is over."""
+        """Return whether all cases are done, or no device has been able to continue for `patience_s`."""
         if not self._next_nodes:        # nobody has looked yet
             return False
         working = any(seat.running is not None or seat.owed or seat.awaited for seat in self._seats.values())
@@ -341,7 +341,7 @@ class Driver(Roster):
         return "; ".join(parts)
 
     def _drain(self) -> None:
-        """Stop every task, and fetch what it measured. What does not come in time stays in the spools."""
+        """Stop every task and fetch its records. Records that do not arrive in time stay in the spools."""
         self._stopping = True
         self._say("interrupted; fetching what was measured")
         until = time.monotonic() + STOP_WITHIN_S

@@ -34,7 +34,7 @@ class Message(BaseModel):
 
 
 class SweepOptions(Message):
-    """What every task of a run asks of ``fpxbench run``."""
+    """Options of ``fpxbench run`` that every task of a run has."""
 
     profile: Profile = "quick"
     implementation: Annotated[tuple[Label, ...], Field(max_length=1000)] = ()
@@ -62,7 +62,7 @@ class Seat(Message):
 
 
 class Device(Message):
-    """A device that can be told from its equals."""
+    """A device, with what distinguishes it from others of its kind."""
 
     kind: Name
     """What records are filed under. Devices of one kind share their work."""
@@ -72,7 +72,7 @@ class Device(Message):
     node: Label
     index: Integer = 0
     uuid: Label = ""
-    """Empty for a CPU, and where no tool tells it."""
+    """Empty for a CPU, and where no tool reports it."""
 
     @property
     def label(self) -> str:
@@ -81,7 +81,7 @@ class Device(Message):
 
 
 class Hello(Message):
-    """What a worker is: its device, and tasks that an ended worker left behind on this node."""
+    """A worker's device, and the tasks that ended workers left behind on this node."""
 
     device: Device
     leftovers: Annotated[list[Task], Field(max_length=10_000)] = []

@@ -1,4 +1,4 @@
-"""A fleet in the terminal: machines × builds, what each device does, how long it will take; lines elsewhere."""
+"""A fleet's progress: machines × builds, current tasks, estimated time. A table on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class FleetProgress:
             self._live.stop()
 
     def say(self, sentence: str) -> None:
-        """Print a sentence that stays."""
+        """Print a permanent line."""
         self.console.print(f"fleet: {sentence}", markup=False, style="yellow")
 
     def show(self, state: FleetState) -> None:
-        """Show `state`, if it is time to."""
+        """Show `state` if the last display is old enough."""
         if self._live is not None:
             self._live.update(rendered(state))
         elif time.monotonic() >= self._next_line:

@@ -18,11 +18,11 @@ Identity = tuple[str, str, int | None]
 
 
 class Arrival(Enum):
-    """What became of a line."""
+    """How a delivered line was handled."""
 
     STORED = "stored"
     REPEATED = "repeated"
-    """The very record is in the store."""
+    """The same record is already in the store."""
     SUPERSEDED = "superseded"
     """Its case was measured again before it arrived."""
     REFUSED = "refused"
@@ -31,7 +31,7 @@ class Arrival(Enum):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a node was asked to measure."""
+    """The cases, build and machine that a node was asked to measure."""
 
     machine: str
     spec: EnvironmentSpec
@@ -57,7 +57,7 @@ class Asked:
 
 @dataclass
 class _Known:
-    """What the store has of one build on one machine."""
+    """The stored records of one build on one machine."""
 
     identities: set[Identity] = field(default_factory=set)
     sources: dict[str, str] = field(default_factory=dict)

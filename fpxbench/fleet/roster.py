@@ -1,4 +1,4 @@
-"""The nodes of a cluster and the workers on their devices, as the driver sees them; what an ended worker owes.
+"""The nodes of a cluster, the workers on their devices, and the records that ended workers left behind.
 
 A worker has at most one call in flight. When one ends, its task's records may be in a spool on the node: the next
 worker there delivers them before the cases without a record are given to anyone. So it is with the tasks of an
@@ -20,7 +20,7 @@ from fpxbench.fleet.seats import Running, SeatRun, clock_difference
 
 WAIT_S = 0.5
 MOST_DEATHS = 5
-"""A device whose worker ended so often gets no more tasks."""
+"""A device whose worker has ended this often gets no more tasks."""
 MOST_HELLOS = 10
 """How often a new worker is asked for spools that ended workers still hold, every `NODES_EVERY_S`."""
 NODES_EVERY_S = 2.0
@@ -68,7 +68,7 @@ class Roster:
         raise NotImplementedError
 
     def _new_id(self) -> str:
-        """Return a task's id. It begins with the run's, by which an earlier run's tasks are told apart."""
+        """Return a task's id. It begins with the run's, which identifies an earlier run's tasks."""
         return f"{self._run_id}-{secrets.token_hex(8)}"
 
     # Calls.
@@ -172,7 +172,7 @@ class Roster:
                       "driver's: started_at in its records is the node's time, and the offset is recorded with it")
 
     def _next_leftover(self, seat: SeatRun) -> None:
-        """Fetch the next spool that an ended worker left, or decide that no other is to be expected."""
+        """Fetch the next spool that an ended worker left, or conclude that there is no other."""
         if seat.leftovers:
             seat.doing = "delivering what an ended worker left"
             seat.running = seat.leftovers.pop(0)

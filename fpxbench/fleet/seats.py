@@ -1,4 +1,4 @@
-"""The driver's side of one device: its worker, what it runs, and what is owed by one that ended."""
+"""The driver's side of one device: its worker, its task, and records that an ended worker left behind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SeatRun:
     seat: Seat
     worker: cluster.Worker | None = None
     device: Device | None = None
-    """None until the worker has said what it is."""
+    """None until the worker has reported it."""
     doing: str = "starting"
     running: Running | None = None
     leftovers: list[Running] = field(default_factory=list)
@@ -52,12 +52,12 @@ class SeatRun:
     awaited: list[str] = field(default_factory=list)
     """Tasks of an earlier run whose spools are still locked on the node: their workers have not ended yet."""
     hellos: int = 0
-    """Of its present worker."""
+    """Calls of `hello` of the current worker."""
     deaths: int = 0
     fruitless: int = 0
     """Tasks in a row that ended early without a record."""
     next_at: float = 0.0
-    """Nothing is asked of it before."""
+    """The worker is not called before this time."""
     out: str = ""
     """Why it gets no more tasks."""
     clock: tuple[float, float] | None = None

@@ -1,4 +1,4 @@
-"""What a fleet has done and is doing: shown while it runs, and read by ``fpxbench fleet status``."""
+"""The state of a fleet: shown while it runs, and read by ``fpxbench fleet status``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What asv needs to know about PyTorch builds: its repository is the timeline, its environments hold a build each.
+"""PyTorch builds for asv: its repository is the timeline, and each of its environments holds one build.
 
 Named in ``asv.conf.json``; asv imports it before it opens the repository. Nothing here imports PyTorch.
 """
@@ -42,7 +42,7 @@ from fpxbench.builds.timeline.measured import measured
 from fpxbench.sweep.plan import SHARED_PLAN_VARIABLE
 
 _NAMING = ("FPX_VARIANT", "FPX_PARTS", "FPX_DEVICE")
-"""Variables of the process, or of asv's matrix, that say what of a build is meant."""
+"""Variables of the process, or of asv's matrix, that select parts of a build."""
 _INTERRUPTED = "Interrupted. What was measured is kept; the next run goes on from there."
 _NAV_ANCHOR = '<li id="nav-li-regressions">'
 _NAV_LINK = '<li id="nav-li-fpxbench"><a href="fpxbench/index.html">fpxbench report</a></li>\n        '
@@ -87,7 +87,7 @@ def _open_progress() -> None:
 
 
 def _share_plan() -> None:
-    """Have every build of this run asked for the same cases.
+    """Plan the same cases for every build of this run.
 
     asv names a case to a benchmark by its place in the list that it was given first, and two builds may support
     different ones.

@@ -22,14 +22,14 @@ class Stage(Flag):
 
 
 class Group(StrEnum):
-    """What a mistake is about: the sections of the docs' table, in order."""
+    """The subject of a mistake: the sections of the docs' table, in order."""
 
     CODES = "what a code stands for"
     ROUNDING = "how values become codes"
-    LAYOUT = "where a code lies"
-    SCALES = "which scale a code meets"
+    LAYOUT = "where a code is stored"
+    SCALES = "which scale a code is multiplied by"
     ACTIVATIONS = "what happens to the activation"
-    EXPERTS = "which expert a token meets"
+    EXPERTS = "which expert a token is multiplied by"
     RESULT = "how far the result is off"
     CALL = "how a call behaves, whatever its numbers"
     COMPILER = "what the compiler or the framework refuses or fails at"
@@ -118,7 +118,7 @@ class Kind(StrEnum):
                  "saturates",
                  "Values stop at a maximum, where the scheme or the dtype asks otherwise.")
 
-    # ---- where a code lies
+    # ---- where a code is stored
 
     NIBBLE_SWAP = ("nibble_swap", Group.LAYOUT, Stage.PRODUCT,
                    "swaps nibbles",
@@ -141,7 +141,7 @@ class Kind(StrEnum):
                        "Rows of the weight come out in another order, their scales with them: the halves of a fused "
                        "layer exchanged.")
 
-    # ---- which scale a code meets
+    # ---- which scale a code is multiplied by
 
     SCALE_MISSING = ("scale_missing", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
                      "leaves a scale out",
@@ -159,8 +159,8 @@ class Kind(StrEnum):
                  "every exponent is one off.")
     BLOCK_OFF_BY_ONE = ("block_off_by_one", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                         "takes the neighbouring block's scale",
-                        "Each block meets the scale of the one beside it (a row, of the next row), or blocks begin one"
-                        " column off.")
+                        "Each block is multiplied by the scale of its neighbour (a row, of the next row), or blocks "
+                        "begin one column off.")
 
     SCALE_SQUARED = ("scale_squared", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                      "applies the scale twice",
@@ -199,17 +199,17 @@ class Kind(StrEnum):
                       "Block scales stored row by row are read in the order of 128 x 4 tiles, or the reverse.")
     SCALE_SHARED = ("scale_shared", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                     "gives several blocks one scale",
-                    "Neighbouring blocks or rows meet the same scale, that of one of them.")
+                    "Neighbouring blocks or rows are multiplied by one scale, that of one of them.")
     SCALE_PERMUTED = ("scale_permuted", Group.SCALES, Stage.PRODUCT,
                       "reads scales from other blocks",
-                      "Each block meets the scale of another one, by a rule that is given, or by none that is known.")
+                      "Each block is multiplied by the scale of another one, by the stated rule, or by no known rule.")
     BLOCK_SIZE_MISTAKEN = ("block_size_mistaken", Group.SCALES, Stage.PRODUCT,
                            "takes blocks for longer or shorter ones",
                            "Scales change along K after another number of weights than the scheme's block.")
     SCALE_PADDING_READ = ("scale_padding_read", Group.SCALES, Stage.PRODUCT,
                           "multiplies by what is no scale",
-                          "Some blocks meet a factor that no stored scale has: padding of the scale tensor, or memory "
-                          "beside it.")
+                          "Some blocks are multiplied by a factor that no stored scale has: padding of the scale "
+                          "tensor, or memory beside it.")
     SCALE_ONE_STEP_HIGH = ("scale_one_step_high", Group.SCALES, Stage.STORED,
                            "stores E8M0 scales one step too high",
                            "Every stored exponent is one above the rule's, also where no rounding rule asks for it.")
@@ -240,19 +240,20 @@ class Kind(StrEnum):
                          "lets NaN of one token reach others",
                          "NaN or infinity in one row of the activation changes other rows of the output.")
 
-    # ---- which expert a token meets
+    # ---- which expert a token is multiplied by
 
     EXPERT_MISTAKEN = ("expert_mistaken", Group.EXPERTS, Stage.PRODUCT,
                        "multiplies tokens by another expert's weight",
-                       "All rows of an expert meet the weight of another one, or rows meet others' weights by no rule.")
+                       "All rows of an expert are multiplied by another one's weight, or rows by others' weights "
+                       "by no rule.")
     EXPERT_BOUNDARY = ("expert_boundary", Group.EXPERTS, Stage.PRODUCT,
                        "takes the rows of an expert from the wrong place",
-                       "Rows at the boundary of two experts meet the neighbour's weight: offsets are read some rows "
-                       "off.")
+                       "Rows at the boundary of two experts are multiplied by the neighbour's weight: offsets are read "
+                       "some rows off.")
     EMPTY_EXPERT = ("empty_expert", Group.EXPERTS, Stage.PRODUCT | Stage.CONTRACT,
                     "fails where an expert has no tokens",
-                    "Rows meet wrong weights, are garbage, or the call fails, if some expert has no rows, and are "
-                    "right if all do.")
+                    "Rows are multiplied by wrong weights, are garbage, or the call fails, if some expert has no rows, "
+                    "and are right if all do.")
 
     # ---- how far the result is off
 

@@ -36,15 +36,15 @@ Say = Callable[[str], None]
 
 
 class Skipped(Exception):
-    """This build cannot be judged; the message is why."""
+    """This build cannot be judged; the message gives the reason."""
 
 
 class NoDifference(ValueError):
-    """Good and bad build do not differ: there is nothing to bisect by."""
+    """The good and the bad build do not differ, so there is nothing to bisect."""
 
 
 class Call(StrEnum):
-    """What a build was judged to be."""
+    """The verdict on a build that was tried."""
 
     GOOD = "good"
     BAD = "bad"

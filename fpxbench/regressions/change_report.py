@@ -18,7 +18,7 @@ from fpxbench.regressions.confirmation import ConfirmationOutcome
 
 
 class Direction(StrEnum):
-    """What a change means to those who use the build."""
+    """The direction of a change, from a user's point of view."""
 
     WORSE = "worse"
     BETTER = "better"
@@ -92,7 +92,7 @@ class ChangeReport(BaseModel):
 
     @property
     def stands(self) -> bool:
-        """Whether it is neither refuted nor over."""
+        """Whether it is neither refuted nor ended."""
         return self.state not in (State.REFUTED, State.FIXED)
 
 

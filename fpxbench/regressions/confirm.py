@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Question:
-    """What is suspected."""
+    """The suspected change."""
 
     case: Case
     metric: Metric
@@ -84,7 +84,7 @@ _SEED = 1_000_000
 
 def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budget_s: float = BUDGET_S,
             say: Say = lambda line: None) -> Confirmation:
-    """Run both builds, interleaved, until the answer is clear or the budget is spent.
+    """Run both builds, interleaved, until the outcome is clear or the budget is spent.
 
     If a case suspected for its time fails on a build, the question becomes one of verdicts. What `measure` raises is
     passed on.

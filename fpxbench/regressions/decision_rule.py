@@ -22,17 +22,17 @@ Indices = NDArray[np.intp]
 
 # §2 The level and the noise before
 BEFORE = 30
-"""Builds before a change that make up the level it is compared with."""
+"""Number of builds before a change whose level it is compared with."""
 LEAST_BEFORE = 5
-"""A level of fewer builds is none yet."""
+"""Fewest builds that define a level."""
 LEAST_FREEDOM = 24
 """Degrees of freedom (builds, less one for each window) below which the noise is not known."""
 CLIP = 2.5
 """A point further than this many σ from its level is moved to that distance: no build has unbounded weight."""
 NOISE_WINDOWS = 3
-"""σ is pooled over so many successive windows of `BEFORE` builds."""
+"""Number of successive windows of `BEFORE` builds over which σ is pooled."""
 LEAST_NOISE = 0.001
-"""Clocks tick: even a series that repeats itself exactly is known to 0.1% only."""
+"""Clocks have a resolution: even a series that repeats exactly is known to 0.1% only."""
 
 # §3 The change
 AFTER = (2, 3, 4, 5, 10)
@@ -48,7 +48,7 @@ PERSISTENT = 0.5
 
 # §4 The series' own history
 HISTORY = 100
-"""Earlier moves of the same kind that are looked at."""
+"""Number of earlier moves of the same kind that are compared."""
 LEAST_HISTORY = 30
 
 # §5 The control

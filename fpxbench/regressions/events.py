@@ -25,7 +25,7 @@ LEAST_HISTORY = 10
 SQNR_DB = 0.01
 """What may move the SQNR of one and the same weight: the order of a sum."""
 SAMPLING_SIGMAS = 4.0
-"""How far chance may move a metric between two random weights, or two random activations."""
+"""Largest move of a metric, in σ, that two random weights or activations explain."""
 RELATIVE_ERROR = 0.10
 PEAK_BYTES = 0.01
 

@@ -53,7 +53,7 @@ class KeptChanges:
             self._known = {}
 
     def of(self, panel: Panel, metric: str, refuted: Collection[str], find: Callable[[], FoundChanges]) -> FoundChanges:
-        """Return what the rule finds in a panel, from the file or by `find`. refuted : ids of changes"""
+        """Return the changes of a panel, from the file or by `find`. refuted : ids of changes"""
         key = _digest(panel, metric, refuted)
         self._asked[key] = self._known.get(key) or find()
         return self._asked[key]

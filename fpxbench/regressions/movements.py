@@ -28,7 +28,7 @@ DISTURBED = {Flag.THROTTLED: "throttled", Flag.SHARED_DEVICE: "shared with anoth
 
 
 class Cause(StrEnum):
-    """What made a series change."""
+    """The cause of a change."""
 
     BUILD = "build"
     MACHINE = "machine"
@@ -46,7 +46,7 @@ class Movement:
 
     cause: Cause
     reason: str
-    """Why, in one sentence."""
+    """The reason, in one sentence."""
     change: ChangeReport | MachineMove
 
     @property
@@ -56,7 +56,7 @@ class Movement:
 
     @property
     def calls(self) -> bool:
-        """Whether somebody is to be notified: a change for the worse that stands and is the build's."""
+        """Whether to notify: a change for the worse that stands and is caused by the build."""
         return (self.cause is Cause.BUILD and isinstance(self.change, ChangeReport) and self.change.stands
                 and self.change.direction is Direction.WORSE)
 

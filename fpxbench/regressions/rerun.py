@@ -22,12 +22,12 @@ STARTING_S = 600.0
 
 
 class CannotRun(RuntimeError):
-    """The process left no record; the message is why."""
+    """The process left no record; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What does not change from one run to the next."""
+    """What all runs have in common."""
 
     device: str | None = None
     machine: str | None = None

@@ -49,7 +49,7 @@ class ResultChanges:
         self.builds = max(self.builds, other.builds)
 
     def of_newest_builds(self) -> ResultChanges:
-        """Return what is open: suspects that stand, and what the newest builds changed."""
+        """Return open findings: suspects that stand, and changes of the newest builds."""
         keys = {build.key for build in self.newest}
         return replace(
             self, suspects=[suspect for suspect in self.suspects if suspect.stands],

@@ -123,7 +123,7 @@ def panels_of(results: Path, machine: str, entries: Iterable[Entry] = ()) -> tup
     except DamagedIndexError as error:
         discard_index(results, machine)
         found, troubles = _of_machine(results, machine, known)
-        return found, [f"the series index of {machine} is damaged and was made anew from the records: {error}",
+        return found, [f"the series index of {machine} is damaged and was rebuilt from the records: {error}",
                        *troubles]
 
 

@@ -1,6 +1,6 @@
 """The series index: what series need of each record, in Parquet, so that a night's run reads the new build only.
 
-``RESULTS/<machine>/.series/<part>.parquet`` holds nothing that the records do not: it may be deleted, and is made anew
+``RESULTS/<machine>/.series/<part>.parquet`` holds nothing that the records do not: it may be deleted, and is rebuilt
 if it is damaged. A part holds the records of a month's nightlies, or of a minor version's other builds, so that a night
 changes one part. A file of records is read again only if its size or its times changed and its content differs.
 
@@ -155,7 +155,7 @@ def open_index(results: Path, machine: str) -> Iterator[tuple[list[Part], list[s
 
 
 def discard_index(results: Path, machine: str) -> None:
-    """Delete the index: it is made anew when it is next opened."""
+    """Delete the index: it is rebuilt when it is next opened."""
     shutil.rmtree(results / machine / NAME, ignore_errors=True)
 
 
@@ -216,7 +216,7 @@ def _opened(path: Path, troubles: list[str]) -> Part:
         try:
             return Part.open(path)
         except DamagedIndexError as error:
-            troubles.append(f"{path} cannot be used and is made anew from the records: {error}")
+            troubles.append(f"{path} cannot be used and is rebuilt from the records: {error}")
     return Part(pl.DataFrame(schema=SCHEMA).lazy(), {})
 
 

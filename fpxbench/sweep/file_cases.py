@@ -1,4 +1,4 @@
-"""Cases on the layers of a file: a checkpoint's own codes, or unquantized weights of one's own."""
+"""Cases on the layers of a file: a checkpoint's codes and scales, or unquantized weights."""
 
 from __future__ import annotations
 

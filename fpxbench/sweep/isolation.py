@@ -11,14 +11,12 @@ with the signal, the exit code, and the end of what was written. This process ne
 
 Other places start processes of their own, each for a reason that this one cannot serve:
 
-- `fpxbench.targets.child` runs inside *another* Triton, which need not have fpxbench, PyTorch or pydantic beside it,
-  and forks a child
-  per compilation, thousands of them, several at a time;
+- `fpxbench.targets.child` runs inside *another* Triton, without fpxbench, PyTorch or pydantic, and forks a child for
+  each of thousands of compilations, several at a time;
 - `fpxbench.regressions.rerun` runs a whole ``fpxbench run`` on another build's interpreter, as a user would;
-- `fpxbench.sweep.plan` asks a plain subprocess, since it is called where asv imports its benchmarks: in a server that
-  asv forks, which
-  must not own a fork server of its own;
-- `fpxbench.builds` asks other interpreters what is installed in them.
+- `fpxbench.sweep.plan` runs a plain subprocess: it is called where asv imports its benchmarks, in a server that asv
+  forks, which must not own a fork server;
+- `fpxbench.builds` runs other interpreters to read what is installed in them.
 """
 
 from __future__ import annotations
@@ -244,7 +242,7 @@ class _Child:
         self.process = context.Process(target=worker.serve, args=(theirs, folder))
         self.process.start()
         theirs.close()
-        atexit.register(self.kill)      # multiprocessing, which waits for its children at exit, would wait for ever
+        atexit.register(self.kill)      # multiprocessing waits for its children at exit, and would wait for ever
 
     def terminate(self) -> None:
         """Ask the process group to end."""

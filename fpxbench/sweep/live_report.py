@@ -22,7 +22,7 @@ from fpxbench.sweep.gate import Gate
 
 FIRST_AFTER_S, AGAIN_AFTER_S = 10.0, 30.0
 SHARE = 0.1
-"""Of the sweep's time, building may take so much: after a build of 6 s, the next begins a minute later."""
+"""Largest share of the sweep's time that building may take: after a build of 6 s, the next begins a minute later."""
 LOWEST_PRIORITY = 19
 
 

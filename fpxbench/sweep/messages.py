@@ -1,4 +1,4 @@
-"""What travels between a watched child and its watcher. Imports no torch."""
+"""Messages between a watched child and its watcher. Imports no torch."""
 
 from __future__ import annotations
 

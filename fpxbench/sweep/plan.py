@@ -62,7 +62,7 @@ def planned_cases(settings: Settings) -> list[str]:
     """Return the ids of the cases that will be run, without importing torch here: asked of a child process, and
     remembered for as long as settings, implementations and PyTorch stay the same.
 
-    Raises RuntimeError with the child's words if it fails.
+    Raises RuntimeError with the child's last message if it fails.
     """
     shared = os.environ.get(SHARED_PLAN_VARIABLE)
     if shared is None:

@@ -1,4 +1,4 @@
-"""Several children that work on a sweep's cases side by side."""
+"""A pool of children that run a sweep's cases in parallel."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Pool(Generic[Item, R]):
 
     def _together(self, workers: list[Isolation], lineup: Lineup[Item],
                   crowded: Callable[[R], bool]) -> Generator[Event[Item, R], None, list[Item]]:
-        """Work on what waits; return those that have to be worked on alone."""
+        """Run the waiting items; return those that must run again, alone."""
         self._lineup = lineup
         again: list[Item] = []
         alone = len(workers) == 1

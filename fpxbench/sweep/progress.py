@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: what is running, what is left, what failed so far.
+"""Progress of a sweep: running cases, remaining cases, failures.
 
 asv swallows what a benchmark prints, so the stream can be named by ``FPX_PROGRESS`` (a path, such as
 ``/proc/PID/fd/2``); otherwise it is this process's stderr.
@@ -66,7 +66,7 @@ class Progress:
             self._own_stream.close()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.console.print(escape(text))
 
     def starting(self, case_id: str) -> None:

@@ -33,12 +33,12 @@ DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
 
 @dataclass
 class Sweep:
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     build: Build
     machine: Machine
     records: list[Record] = field(default_factory=list)
-    """One for each case of the plan, those measured earlier included."""
+    """One for each case of the plan, including those measured earlier."""
     resumed: int = 0
     interrupted: bool = False
     ran: set[str] = field(default_factory=set)
@@ -174,7 +174,7 @@ class _Cases:
         settings, common = self.settings, self._common(planned)
         outcome = isolation.call("fpxbench.sweep.trial:run_trial", self._request(planned, common["seed"]),
                                  timeout_s=settings.timeout_s, purpose=planned.case.id)
-        elapsed = outcome.elapsed_s - outcome.waited_s      # the timing of another case is no part of this one
+        elapsed = outcome.elapsed_s - outcome.waited_s      # waiting for another case's timing does not count
         if outcome.value is None:
             return Record(**common, verdict=outcome.failure, elapsed_s=elapsed)
         result = outcome.read(TrialResult)
@@ -223,5 +223,5 @@ def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) 
     return {
         record.case.id: record for record in latest(records)
         if record.build.key == build.key and record.source == plan.sources.get(record.case.implementation, "")
-        and record.verdict.status is not Status.MISSING     # what was not there may be there now
+        and record.verdict.status is not Status.MISSING     # a missing dependency may have been installed
     }

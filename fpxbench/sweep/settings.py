@@ -1,4 +1,4 @@
-"""What a sweep is asked to do: the same fields from the command line, from asv's environment, and from Python.
+"""Settings of a sweep: the same fields from the command line, from asv's environment, and from Python.
 
 Imports no torch, so that asv's benchmarks can read it.
 """

@@ -195,7 +195,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     storages_before = kept_memory.live_storages() if not result.no_timing else {}
     try:
         operands = prepare(implementation, request)
-    except CheckpointError as error:    # a fault of the file, and none of the implementation's
+    except CheckpointError as error:    # a fault of the file, not of the implementation
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
         return
     alone = expert_alone(implementation, operands, 0) if isinstance(operands, ExpertOperands) else operands
@@ -484,7 +484,7 @@ def _sqnr_db(operands: Operands) -> float | None:
 
 
 def _forget() -> None:
-    """Leave nothing of this case to the next one in the same process."""
+    """Free what this case left in the process, before the next case."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:
         dynamo.reset()

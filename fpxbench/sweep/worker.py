@@ -1,4 +1,4 @@
-"""The watched child: call the function that it is asked for, and leave a reply. It knows none of its callers.
+"""The watched child: call the requested function and write its reply. Imports none of its callers.
 
 A call and its reply are files in a folder shared with the watcher (`fpxbench.sweep.isolation`): ``N.request``,
 ``N.reply`` and ``N.log``. The pipe between the two carries only short messages, so that nothing blocks on a child that
@@ -110,7 +110,7 @@ def _settle_in() -> None:
     """Give this child a process group of its own, make it the kernel's first choice when memory runs out, write no core
     files, and end it with its watcher."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is the watcher's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # the watcher handles Ctrl-C
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):  # refused in some containers, where it is only a preference
         Path("/proc/self/oom_score_adj").write_text("1000")

@@ -35,7 +35,7 @@ def failure(answer: dict) -> CellOutcome:
         verdict = classify_death(-answer["signal"] if "signal" in answer else answer["exit"], log)
         found = _known_message(log)
     cause, kind = found or (_last_line(message or log) or verdict.summary, verdict.kind)
-    if message.rstrip().endswith("^"):      # only the place in the source
+    if message.rstrip().endswith("^"):      # only the location in the source
         cause = f"{type_} without a reason"
     return CellOutcome(status=_status(verdict, kind, cause), kind=kind, cause=_scrubbed(cause), signal=verdict.signal,
                    message=excerpt(f"{log}\n{message}".strip() if not message or found
@@ -60,7 +60,7 @@ def _known_message(text: str) -> tuple[str, Kind | None] | None:
         return match[0], Kind.ASSEMBLER_ERROR
     if known is None:
         return None
-    # Nothing refused: the compiler emitted an instruction that the target does not have.
+    # No refusal: the compiler emitted an instruction that the target does not have.
     return known.cause, Kind.ASSEMBLER_ERROR if known.by_assembler else known.kind
 
 

@@ -1,6 +1,6 @@
 """What comparing builds needs of cast sweeps, kept so that a night reads the records of its own build only.
 
-``RESULTS/<machine>/.casts.json`` holds nothing that the records do not: it may be deleted, and is made anew if it
+``RESULTS/<machine>/.casts.json`` holds nothing that the records do not: it may be deleted, and is rebuilt if it
 cannot be read. A file of records is read again only if its size or its times changed and its content differs. Builds
 whose conversions are the same share what is kept of them.
 """
@@ -85,7 +85,7 @@ def brief_sweeps(store: Store[CastRecord], machine: str, paths: Sequence[Path],
 def _read(place: Path) -> CastIndex:
     try:
         found = _INDEXES.validate_json(place.read_bytes())
-    except (OSError, ValidationError):      # there is none yet, or it is damaged: made anew from the records
+    except (OSError, ValidationError):      # there is none yet, or it is damaged: rebuilt from the records
         return CastIndex(VERSION, {}, {})
     return found if found.version == VERSION else CastIndex(VERSION, {}, {})
 

@@ -247,7 +247,7 @@ def test_a_part_that_cannot_be_used_is_made_anew_and_it_is_said(tmp_path, damage
     damage(part(tmp_path))
     found, said = read(tmp_path)
     assert np.array_equal(found[0].metrics["median_us"], expected)
-    assert len(said) == 1 and said[0].startswith(f"{part(tmp_path)} cannot be used and is made anew from the records")
+    assert len(said) == 1 and said[0].startswith(f"{part(tmp_path)} cannot be used and is rebuilt from the records")
     assert read(tmp_path)[1] == []
 
 
@@ -259,7 +259,7 @@ def test_rows_that_cannot_be_read_are_made_anew_and_it_is_said(tmp_path):
     part(tmp_path).write_bytes(whole[:4] + b"\xff" * (len(whole) - 4 - footer) + whole[-footer:])
     found, said = read(tmp_path)
     assert np.array_equal(found[0].metrics["median_us"], expected)
-    assert len(said) == 1 and "is damaged and was made anew" in said[0]
+    assert len(said) == 1 and "is damaged and was rebuilt" in said[0]
 
 
 def test_where_nothing_can_be_written_every_record_is_read_and_it_is_said(tmp_path, files_read):

@@ -1,4 +1,4 @@
-"""The series index: whatever happens to the records, it says what an index that is made anew says, and reads little."""
+"""The series index: whatever happens to the records, it says what a rebuilt index says, and reads little."""
 
 import os
 import random

@@ -54,9 +54,9 @@ class SyncResult:
     read: dict[str, int] = field(default_factory=dict)
     """The number of builds that each index lists."""
     problems: list[str] = field(default_factory=list)
-    """What could not be read, a sentence each; the next sync tries again."""
+    """What could not be read, a sentence each. The next sync tries again."""
     remarks: list[str] = field(default_factory=list)
-    """What was unusual, a sentence each."""
+    """Unusual findings, a sentence each."""
 
 
 def parse_since(text: str) -> date | Version:

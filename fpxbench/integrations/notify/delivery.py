@@ -31,7 +31,7 @@ class MissingPackage(DeliveryError):
 
 
 class Channel(Protocol):
-    """Where notices go."""
+    """A destination of notices."""
 
     name: str
     """As shown and remembered, without secrets: ``https://hooks.slack.com/*** (3f9c)``."""
@@ -123,14 +123,14 @@ class DeliveryAttempt:
 
 def due(results: Path, channels: Sequence[Channel], found: Sequence[Notice]) -> tuple[list[tuple[Channel, Notice]],
                                                                                     list[str]]:
-    """Return what is to be sent, and messages about the file of what was sent."""
+    """Return the notices to send, and messages about unreadable lines of the file of sent ones."""
     with Sent(results).reading(exclusive=False) as sent:
         return [(channel, notice) for channel in channels for notice in found if sent.due(channel, notice)], sent.broken
 
 
 def deliver(results: Path, channels: Sequence[Channel], found: Sequence[Notice]) -> Iterator[DeliveryAttempt]:
-    """Send what is due, one notice at a time. After a channel's first failure its other notices wait for the next run;
-    the other channels go on."""
+    """Send the notices that are due, one at a time. After a channel's first failure its other notices wait for the next
+    run; the other channels go on."""
     with Sent(results).reading(exclusive=True) as sent:
         for channel in channels:
             for notice in [each for each in found if sent.due(channel, each)]:

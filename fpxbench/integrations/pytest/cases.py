@@ -31,7 +31,7 @@ from fpxbench.workloads import is_canary
 T = TypeVar("T")
 
 BASELINE = "dense"
-"""The implementation that stands first in every group, with its weight in the activation's 16 bits."""
+"""The first implementation of every group; its weight has the activation's 16-bit dtype."""
 PREPARATION_TIMEOUT_S = 300.0
 LOG_LINES, EVIDENCE_WIDTH = 16, 300
 
@@ -200,7 +200,7 @@ class CaseFile(pytest.File):
 
 
 class BenchmarkGroup(pytest.Collector):
-    """What is compared: the implementations of one scheme on one layer, behind the dense baseline."""
+    """The implementations of one scheme on one layer, after the dense baseline."""
 
     def __init__(self, *, benchmarks: Benchmarks, cases: list[Case], **node: Any) -> None:
         super().__init__(**node)
@@ -243,7 +243,7 @@ class CaseItem(pytest.Function):
 
 
 class Unloaded(pytest.Item):
-    """A file of implementations that cannot be imported: a failure under its name, and no hindrance to the others."""
+    """A file of implementations that cannot be imported: it fails under its name, and the others run."""
 
     def __init__(self, *, error: str, **node: Any) -> None:
         super().__init__(**node)
@@ -359,7 +359,7 @@ def _printable(line: str) -> str:
 
 
 def _metrics(case: Case, result: TrialResult) -> dict[str, object]:
-    """Return what goes into pytest-benchmark's JSON beside its own statistics."""
+    """Return the metrics that are added to pytest-benchmark's JSON."""
     metrics: dict[str, object] = {**case.model_dump(), **result.accuracy.model_dump(), **result.traffic.model_dump()}
     if result.timing is not None:
         metrics |= {

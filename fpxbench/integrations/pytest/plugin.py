@@ -63,8 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _arguments(config: pytest.Config) -> list[str]:
-    """Return what is to be collected: the benchmarks instead of ``testpaths`` or the current folder, and beside paths
-    that were named.
+    """Return what pytest collects: the benchmarks instead of ``testpaths`` or the current folder, and in addition to
+    named paths.
 
     An id (``fpxbench::e4m3fn-row/llama2-7b.o/m1/bf16::triton_fused``) picks one.
     """
