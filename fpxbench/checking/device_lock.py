@@ -107,12 +107,18 @@ def _wait(file: IO[str], device: str) -> None:
 def _announce(file: IO[str], device: str) -> None:
     file.seek(0)
     holder = file.read().strip() or "a process that did not name itself"
+    if holder.startswith(f"process {_watcher_pid()} ("):    # cases of one sweep take turns
+        return
     listener("announce", f"waiting to time on {device}, which is in use by {holder}")
 
 
+def _watcher_pid() -> int | None:
+    """Return this process's id, or its sweep's: a sweep's child is of no interest to a user."""
+    watcher = multiprocessing.parent_process()
+    return os.getpid() if watcher is None else watcher.pid
+
+
 def _write_holder(file: IO[str], purpose: str) -> None:
-    watcher = multiprocessing.parent_process()      # a sweep's child is of no interest to a user; the sweep is
-    pid = os.getpid() if watcher is None else watcher.pid
     file.truncate(0)
-    file.write(f"process {pid} ({shlex.join(sys.argv)[:200]}), timing {purpose}\n")
+    file.write(f"process {_watcher_pid()} ({shlex.join(sys.argv)[:200]}), timing {purpose}\n")
     file.flush()

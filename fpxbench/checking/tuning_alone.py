@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -36,6 +38,9 @@ def tune_alone(device: str, timed: bool = True) -> None:
         for cls in list(vars(importlib.import_module("torch._inductor.runtime.benchmarking")).values()):
             if isinstance(cls, type) and "benchmark_gpu" in vars(cls):
                 _wrap(cls, "benchmark_gpu", device)
+    with contextlib.suppress(KeyError, AttributeError):
+        # All candidates of a product at once: others stand still once, and not for each.
+        _wrap(sys.modules["torch._inductor.select_algorithm"].AlgorithmSelectorCache, "benchmark_choices", device)
 
 
 def _wrap(owner: ModuleType | type, name: str, device: str) -> None:
@@ -52,4 +57,4 @@ def _wrap(owner: ModuleType | type, name: str, device: str) -> None:
             return function(*arguments, **options)
 
     alone.fpxbench_alone = True     # type: ignore[attr-defined]
-    setattr(owner, name, alone)
+    setattr(owner, name, staticmethod(alone) if inspect.ismethod(function) else alone)

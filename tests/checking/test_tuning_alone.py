@@ -57,6 +57,20 @@ def test_a_benchmark_of_the_compilers_runs_within_the_lock(events, triton, monke
     assert events == [("timing", PURPOSE), "runs", ("timed", "")]
 
 
+def test_all_candidates_of_a_product_are_timed_within_one_lock(events, triton, monkeypatch):
+    class Cache:
+        @classmethod
+        def benchmark_choices(cls, choices):
+            return {choice: triton.do_bench(lambda choice=choice: events.append(choice) or 1) for choice in choices}
+
+    compiler = ModuleType("torch._inductor.select_algorithm")
+    compiler.AlgorithmSelectorCache = Cache
+    monkeypatch.setitem(sys.modules, compiler.__name__, compiler)
+    tune_alone("cpu")
+    assert Cache.benchmark_choices(["a", "b"]) == {"a": 26, "b": 26}
+    assert events == [("timing", PURPOSE), "a", "b", ("timed", "")]
+
+
 def test_what_is_not_timed_tunes_beside_others_and_the_next_case_alone_again(events, triton):
     tune_alone("cpu", timed=False)
     assert triton.do_bench(lambda: events.append("runs") or 1, warmup=2) == 3

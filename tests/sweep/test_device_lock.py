@@ -25,14 +25,18 @@ def device():
 
 
 def hold(device, released, taken):
+    locks._watcher_pid = lambda: ANOTHER_SWEEP
     with device_lock(device, "a/case/of/another/sweep"):
         taken.set()
         released.wait()
 
 
+ANOTHER_SWEEP = 1 << 22
+
+
 @pytest.fixture
 def holder(device):
-    """Return another process that holds the device's lock until the event is set."""
+    """Return the event that ends another sweep's hold of the device's lock."""
     context = multiprocessing.get_context("fork")
     released, taken = context.Event(), context.Event()
     process = context.Process(target=hold, args=(device, released, taken))
@@ -56,7 +60,7 @@ def test_a_call_that_waits_longer_than_its_time_limit_is_not_a_timeout_and_the_h
     assert outcome.value is not None, outcome.verdict
     assert outcome.waited_s >= locks.ANNOUNCE_AFTER_S and outcome.waited_s <= outcome.elapsed_s
     (message,) = announced
-    assert f"process {os.getpid()} (" in message and "timing a/case/of/another/sweep" in message
+    assert f"process {ANOTHER_SWEEP} (" in message and "timing a/case/of/another/sweep" in message
 
 
 def test_the_time_limit_goes_on_once_the_device_is_free(device):
@@ -89,3 +93,16 @@ def test_each_gpu_of_a_machine_has_a_lock_of_its_own(monkeypatch):
     assert lock_file("cuda") != first and lock_file("cpu") == cpu
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1b2c/../x")
     assert lock_file("cuda").parent == first.parent
+
+
+def test_cases_of_one_sweep_that_take_turns_are_not_announced(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(locks, "listener", lambda event, message: told.append(message))
+    for sweep in (os.getpid(), ANOTHER_SWEEP):
+        monkeypatch.setattr(locks, "_watcher_pid", lambda sweep=sweep: sweep)
+        with open(tmp_path / "lock", "a+") as file:
+            locks._write_holder(file, "a case")
+            monkeypatch.undo()
+            monkeypatch.setattr(locks, "listener", lambda event, message: told.append(message))
+            locks._announce(file, "cuda")
+    assert len(told) == 1 and f"process {ANOTHER_SWEEP} (" in told[0]
