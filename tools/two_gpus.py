@@ -1,16 +1,15 @@
 """Check that two equal GPUs of one machine do not disturb each other: a case timed alone, and beside a busy neighbour.
 
-Run it on a machine with two GPUs, from a checkout: ``python tools/two_gpus.py``. It starts a local fleet, so that what
-is checked is what a fleet does: one task on each GPU, each with its share of the cores.
+Run it on a machine with two GPUs, from a checkout: ``python tools/two_gpus.py``.
 
-1. Both GPUs run the same task at once, as a fleet's do. What has to be compiled is compiled here.
-2. Each times the cases alone, and then while a process multiplies matrices on the other one without a pause; what that
-   one reached is printed, so that a neighbour which was idle shows.
-3. For each case and GPU the median beside the busy neighbour must lie within 2% of the one alone.
+1. A local fleet runs the same task on both at once: one on each, each with its share of the cores.
+2. On each GPU one process then times the cases again and again, while one that multiplies matrices on the other GPU is
+   stopped and goes on by turns, idle and busy next to each other. Two processes differ by several percent whatever
+   their neighbours do, and so do two minutes of one; two neighbouring rounds of one process do not.
+3. For each case and GPU the median ratio of a round beside the busy neighbour to the one beside the idle one must lie
+   within 2% of 1. What the neighbour reached meanwhile is printed.
 
-What runs is printed on stderr, with the last line that the sweep wrote. A sweep imports PyTorch and every
-implementation before it times anything; a round has four of them, one after the other. With ``--within S`` no round
-begins that would not end within S seconds of the start; the first always runs.
+What runs is printed on stderr.
 
 Exit status: 0; 1 if a case differs by more; 2 if there are not two equal GPUs.
 """
@@ -18,16 +17,15 @@ Exit status: 0; 1 if a case differs by more; 2 if there are not two equal GPUs.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from fpxbench.builds.environments.specification import EnvironmentSpec
 from fpxbench.builds.installed import installed_build
@@ -40,17 +38,22 @@ from fpxbench.fleet.inbox import Asked
 from fpxbench.fleet.spool import node_folder
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
+from fpxbench.stats import median_interval
 
 MOST_DIFFERENCE = 0.02
 FLEET = "two-gpus"
 PROGRESS_EVERY_S = 5.0
+SETTLED_S = 0.3
+"""After the neighbour was stopped or goes on."""
+SAMPLES = 40
 _BEGAN = time.monotonic()
 SHAPES = {"llama2-7b.o": (4096, 4096), "llama3-8b.down": (4096, 14336)}
 CASES = [Case(implementation=name, scheme=scheme, workload=workload, m=1, n=n, k=k)
          for name, scheme in (("dense", "bf16"), ("triton_fused", "e4m3fn-row")) for workload, (n, k) in SHAPES.items()]
+TIME_CASES = [sys.executable, __file__, "--time-cases"]
 
-Times = dict[tuple[int, str], list[float]]
-"""Microseconds, by the GPU's index and the case."""
+Ratios = dict[tuple[int, str], list[float]]
+"""Times beside a busy neighbour over those beside an idle one, by the GPU's index and the case."""
 
 LOAD = """
 import time, torch
@@ -59,13 +62,13 @@ a, b = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
 c = a @ b
 torch.cuda.synchronize()
 while True:
-    began = time.perf_counter()
+    began = time.monotonic()
     for _ in range(calls):
         torch.mm(a, b, out=c)
     torch.cuda.synchronize()
-    print(f"{calls * 2e-12 * size ** 3 / (time.perf_counter() - began):.0f}", flush=True)
+    print(calls * 2e-12 * size ** 3 / (time.monotonic() - began), began, flush=True)
 """
-"""What keeps the neighbour busy. It prints the TFLOP/s of the last 20 products."""
+"""What keeps the neighbour busy. It prints the TFLOP/s of the last 20 products, and when they began."""
 
 
 class Gpu:
@@ -119,49 +122,124 @@ def last_line(task: Task) -> str:
     return "".join(f": {line.strip()[:200]}" for line in list(filter(str.strip, lines))[-1:])
 
 
-@contextmanager
-def busy(gpu: Gpu) -> Iterator[None]:
-    """Keep a GPU and a core of its share busy. Exit if it was not."""
-    cores = share(sorted(os.sched_getaffinity(0)), gpu.number, 2)
-    command = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), ",".join(map(str, cores)),
-               sys.executable, "-c", LOAD]
-    with tempfile.TemporaryFile("w+") as output:
+class Process:
+    """A process on one GPU, on its share of the cores."""
+
+    def __init__(self, gpu: Gpu, command: list[str]) -> None:
+        cores = share(sorted(os.sched_getaffinity(0)), gpu.number, 2)
+        launched = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), ",".join(map(str, cores)), *command]
         visible = {"CUDA_VISIBLE_DEVICES": gpu.device.uuid or str(gpu.device.index)}
-        process = subprocess.Popen(command, stdout=output, env=os.environ | visible)
-        try:
-            while process.poll() is None and not reached(output):
-                time.sleep(0.1)
-            if process.poll() is None:
-                yield
-            ended = process.poll()
-        finally:
-            process.kill()
-            process.wait()
-        found = reached(output)
-    if ended is not None:
-        sys.exit(f"{gpu.device.label} was not kept busy: the load ended with exit status {ended}")
-    say(f"{gpu.device.label} reached {statistics.median(found):.0f} TFLOP/s meanwhile, {min(found):.0f} at the least")
+        self.label = gpu.device.label
+        self.process = subprocess.Popen(launched, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=os.environ | visible)
+
+    def line(self) -> str:
+        """Return the next line that it prints. Exit if it has ended."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.label}: what ran there ended with exit status {self.process.wait()}")
+        return line
+
+    def ask(self) -> str:
+        """Have it print a line, and return it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.line()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
-def reached(output: IO[str]) -> list[float]:
-    output.seek(0)
-    return [float(line) for line in output.read().split("\n")[:-1]]
+class Neighbour(Process):
+    """What keeps a GPU busy, or stands still."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__(gpu, [sys.executable, "-c", LOAD])
+        self.reached: list[float] = []
+        self.line()
+        self.process.send_signal(signal.SIGSTOP)
+
+    def busy(self) -> None:
+        at, began = time.monotonic(), 0.0
+        self.process.send_signal(signal.SIGCONT)
+        while began < at:       # older lines, and the products during which it stood still
+            reached, began = map(float, self.line().split())
+        self.reached.append(reached)
+
+    def idle(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+
+def time_cases() -> None:
+    """Print a line once ready, and for each line that comes in the microseconds of each case, as JSON."""
+    import torch
+
+    from fpxbench.checking.timing import TimedCase
+    from fpxbench.implementation import discover
+    from fpxbench.sweep.trial import TrialRequest, prepare
+
+    found, timed = discover()[0], {}
+    for case in CASES:
+        implementation = found[case.implementation]()
+        operands = prepare(implementation, TrialRequest(case=case, device="cuda", seed=0))
+        timed[case.id] = TimedCase(implementation, operands, torch.cuda.get_device_properties(0).L2_cache_size).launched
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({name: statistics.median(sample(launched) for _ in range(SAMPLES))
+                          for name, launched in timed.items()}), flush=True)
+
+
+def sample(launched) -> float:
+    """Return the microseconds of a call."""
+    import torch
+
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    launched.launch()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e3 / launched.calls
+
+
+def by_turns(gpu: Gpu, neighbour: Neighbour, rounds: int, ratios: Ratios) -> None:
+    """Add the ratios of so many pairs of rounds, the idle and the busy one first by turns."""
+    timer = Process(gpu, TIME_CASES)
+    try:
+        timer.line()
+        timer.ask()     # clocks are low at first
+        for number in range(rounds):
+            found = {}
+            for state in ("idle", "busy") if number % 2 else ("busy", "idle"):
+                getattr(neighbour, state)()
+                time.sleep(SETTLED_S)
+                found[state] = json.loads(timer.ask())
+            neighbour.idle()
+            for case, us in found["idle"].items():
+                ratios.setdefault((gpu.device.index, case), []).append(found["busy"][case] / us)
+    finally:
+        timer.end()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="at most; medians are compared")
-    parser.add_argument("--within", type=float, default=float("inf"), metavar="S", help="seconds for all rounds")
+    parser.add_argument("--rounds", type=int, default=20, help="pairs of an idle and a busy round on each GPU")
     parser.add_argument("--address", help="a Ray cluster whose node this machine is; default: this machine alone")
+    parser.add_argument("--time-cases", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.time_cases:
+        time_cases()
+        return 0
     cluster.connect(options.address)
     try:
-        return check(options.rounds, options.within)
+        return check(options.rounds)
     finally:
         cluster.disconnect()
 
 
-def check(rounds: int, within_s: float) -> int:
+def check(rounds: int) -> int:
     node = next((node for node in cluster.nodes() if node.gpus >= 2), None)
     if node is None:
         print("there is no node with two GPUs here; this check has not been made")
@@ -176,43 +254,33 @@ def check(rounds: int, within_s: float) -> int:
         spec = spec_for(timeline.find(build.key), gpus[0].device)
         say(f"{spec.tag} for {spec.variant}, key {spec.key}; this Python has {build.torch}, key {build.key}")
         say("both at once, as a fleet")
-        together, alone, beside = Times(), Times(), Times()
         for gpu, task in [(gpu, gpu.start(spec)) for gpu in gpus]:
-            collect(together, gpu, gpu.records(task))
-        for number in range(1, rounds + 1):
-            began = time.monotonic()
-            for gpu, neighbour in (gpus, gpus[::-1]):
-                say(f"round {number}: {gpu.device.label}, the other one idle")
-                collect(alone, gpu, gpu.records(gpu.start(spec)))
-                say(f"round {number}: {gpu.device.label}, the other one busy")
-                with busy(neighbour):
-                    collect(beside, gpu, gpu.records(gpu.start(spec)))
-            if 2 * time.monotonic() - began - _BEGAN > within_s:
-                break
-    return report(gpus, alone, beside, together)
+            for record in gpu.records(task):
+                us = f"{record.timing.median_us:9.2f} us" if record.timing else record.verdict.summary
+                print(f"{gpu.device.label}  {record.case.id:50} both at once {us}")
+    ratios = Ratios()
+    for gpu, other in (gpus, gpus[::-1]):
+        neighbour = Neighbour(other)
+        try:
+            say(f"{gpu.device.label}, the other one idle and busy by turns")
+            by_turns(gpu, neighbour, rounds, ratios)
+        finally:
+            neighbour.end()
+        print(f"{other.device.label} reached {statistics.median(neighbour.reached):.0f} TFLOP/s while it was busy")
+    return report(gpus, ratios)
 
 
-def collect(times: Times, gpu: Gpu, records: list[Record]) -> None:
-    for record in records:
-        if record.timing is not None:
-            times.setdefault((gpu.device.index, record.case.id), []).append(record.timing.median_us)
-
-
-def report(gpus: list[Gpu], alone: Times, beside: Times, together: Times) -> int:
+def report(gpus: list[Gpu], ratios: Ratios) -> int:
+    """Print the ratios, and return the exit status."""
     worst = 0.0
-    for key in sorted(alone.keys() & beside.keys()):
-        quiet, loaded = statistics.median(alone[key]), statistics.median(beside[key])
-        worst = max(worst, abs(loaded / quiet - 1))
-        at_once = "".join(f"  both at once {us:9.2f} us  {us / quiet - 1:+.2%}" for us in together.get(key, ()))
-        print(f"GPU {key[0]}  {key[1]:50} alone {quiet:9.2f} us  beside {loaded:9.2f} us  {loaded / quiet - 1:+.2%}"
-              f"{at_once}")
-    if not alone or alone.keys() != beside.keys():
-        print("not every case was timed in both arrangements")
+    for (index, case), found in sorted(ratios.items()):
+        middle, low, high = median_interval(found)
+        worst = max(worst, abs(middle - 1))
+        print(f"GPU {index}  {case:50} beside a busy neighbour {middle - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%})")
+    if ratios.keys() != {(gpu.device.index, case.id) for gpu in gpus for case in CASES}:
+        print("not every case was timed on both GPUs")
         return 1
-    for case in sorted({case for _, case in alone}):
-        one, two = (statistics.median(alone[gpu.device.index, case]) for gpu in gpus)
-        print(f"spread  {case:50} {max(one, two) / min(one, two) - 1:.2%} between the two GPUs")
-    print(f"{len(next(iter(alone.values())))} of each; the largest difference is {worst:.2%}; allowed "
+    print(f"{len(next(iter(ratios.values())))} pairs each; the largest difference is {worst:.2%}; allowed "
           f"{MOST_DIFFERENCE:.0%}")
     return int(worst > MOST_DIFFERENCE)
 
