@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy
 import pytest
 from commands import command
-from small_index import write_torch, write_wheel
+from small_index import offline, write_torch, write_wheel
 
 from fpxbench.builds.environments import (
     Builds,
@@ -43,16 +43,23 @@ GIT = "c" * 40
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """Return a folder of wheels that is all that pip knows of."""
+    """Return a folder of wheels that is all that the installer knows of."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_", "FPX_"))]:
         monkeypatch.delenv(name)
+    for name, value in offline(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+@pytest.fixture
+def pip(index, monkeypatch):
+    """Have pip install from the index."""
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setenv("FPX_INSTALLER", "pip")
-    return folder
 
 
 @pytest.fixture
@@ -81,23 +88,18 @@ def python(environment, code):
 
 def installations(environments, request):
     """Return how often the installer was started for it."""
-    return (environments.root / request.name / "install.log").read_text().count("$ " + sys.executable + " -m pip")
+    return (environments.root / request.name / "install.log").read_text().count("$ uv pip install")
 
 
-def fake_uv(tmp_path, monkeypatch, script):
+def fake_uv(tmp_path, script):
     """Write a uv that does what `script` says."""
-    tool = tmp_path / "bin" / "uv"
-    tool.parent.mkdir()
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("FPX_INSTALLER", "uv")
+    (tmp_path / "bin/uv").write_text(f"#!/bin/sh\n{script}\n")
 
 
 # What it holds.
 
 
-def test_an_environment_has_its_own_pytorch_and_shares_what_fpxbench_works_with(index, environments):
+def test_an_environment_has_its_own_pytorch_and_shares_what_fpxbench_works_with(index, pip, environments):
     write_torch(index, "2.15.0.dev20261101+cpu", GIT)
     with environments.lease(environment_spec(nightly(1), "cpu")) as environment:
         build = environment.build
@@ -173,7 +175,7 @@ with Environments(Path({str(environments.root)!r})).lease(request) as environmen
 # What goes wrong.
 
 
-def test_a_build_that_does_not_install_keeps_pips_last_lines_and_is_not_retried_the_same_day(index, environments):
+def test_a_build_that_does_not_install_keeps_pips_last_lines_and_is_not_retried_the_same_day(index, pip, environments):
     write_small(index, requires=("nothing-is-called-this==99",))
     request = small()
     with pytest.raises(CannotInstall,
@@ -219,7 +221,7 @@ def test_a_wheel_that_holds_another_build_than_it_says_is_refused(index, environ
         pass
 
 
-def test_an_index_that_is_down_says_nothing_of_the_build(index, environments, monkeypatch):
+def test_an_index_that_is_down_says_nothing_of_the_build(index, pip, environments, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
@@ -235,17 +237,17 @@ def test_an_index_that_is_down_says_nothing_of_the_build(index, environments, mo
         assert environment.state.status == "ready"
 
 
-def test_a_full_disk_leaves_nothing_half_made_and_says_how_to_make_room(index, environments, tmp_path, monkeypatch):
-    fake_uv(tmp_path, monkeypatch, "echo 'error: failed to write: No space left on device (os error 28)'; exit 1")
+def test_a_full_disk_leaves_nothing_half_made_and_says_how_to_make_room(index, environments, tmp_path):
+    fake_uv(tmp_path, "echo 'error: failed to write: No space left on device (os error 28)'; exit 1")
     with pytest.raises(DiskFull, match="fpxbench environments remove"), environments.lease(small()):
         pass
     assert environments.all() == []
 
 
-def test_a_creation_that_is_killed_leaves_nothing_that_looks_complete(index, environments, tmp_path, monkeypatch):
+def test_a_creation_that_is_killed_leaves_nothing_that_looks_complete(index, environments, tmp_path):
     request = small()
     (tmp_path / "request.json").write_text(request.model_dump_json())
-    fake_uv(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 300")
+    fake_uv(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 300")
     code = f"""
 from pathlib import Path
 from fpxbench.builds.environments import Environments, EnvironmentSpec
@@ -262,7 +264,7 @@ with Environments(Path({str(environments.root)!r})).lease(request):
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert environments.all() == [(request.name, None)]
 
-    monkeypatch.setenv("FPX_INSTALLER", "pip")
+    offline(tmp_path)
     write_small(index)
     with environments.lease(request) as environment:
         assert environment.state.status == "ready"
@@ -406,7 +408,7 @@ def test_a_failure_is_not_recorded_for_another_build_that_is_leased(index, build
     assert [bool(entry.failures) for entry in builds.timeline.entries()] == [False, True]
 
 
-def test_a_build_record_is_no_secret_of_the_index(index, builds, monkeypatch):
+def test_a_build_record_is_no_secret_of_the_index(index, pip, builds, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://user:secret@127.0.0.1:9/simple")
     write_small(index, requires=("nothing-is-called-this==99",))
     with pytest.raises(CannotInstall), builds.interpreter(builds.timeline.find("nightly-20261101")):

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import importlib.util
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -68,7 +69,31 @@ def write_torch(
     )
 
 
-def offline(folder):
-    """Return the variables under which pip and `fpxbench` install from ``folder/index`` and nowhere else."""
-    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder / "index"), "PIP_CONFIG_FILE": os.devnull,
-            "FPX_INSTALLER": "pip"}
+_QUICK_UV = """#!{python} -IS
+import os, pathlib, re, sys, zipfile
+python = pathlib.Path(sys.argv[sys.argv.index("--python") + 1])
+wanted, wheels = [argument for argument in sys.argv if "==" in argument], []
+while wanted:
+    name, _, version = wanted.pop().partition("==")
+    path = pathlib.Path(os.environ["UV_FIND_LINKS"], f"{{name}}-{{version}}-py3-none-any.whl")
+    if not path.exists():
+        sys.exit(f"  × No solution found when resolving dependencies:\\n  ╰─▶ Because there is no version of {{name}}=="
+                 f"{{version}} and you require {{name}}=={{version}}, your requirements are unsatisfiable.")
+    wheels.append(zipfile.ZipFile(path))
+    wanted += re.findall("^Requires-Dist: (.*)$",
+                         wheels[-1].read(f"{{name}}-{{version}}.dist-info/METADATA").decode(), re.M)
+site, = python.parents[1].glob("lib/python*/site-packages")
+for wheel in wheels:
+    wheel.extractall(site)
+"""
+
+
+def offline(folder: Path) -> dict[str, str]:
+    """Return the variables under which `fpxbench` installs from ``folder/index`` and nowhere else: by a uv that unpacks
+    its wheels, a twentieth of pip's time."""
+    tool = folder / "bin/uv"
+    tool.parent.mkdir(exist_ok=True)
+    tool.write_text(_QUICK_UV.format(python=sys.executable), encoding="utf-8")
+    tool.chmod(0o755)
+    return {"PATH": f"{tool.parent}:{os.environ['PATH']}", "UV_FIND_LINKS": str(folder / "index"),
+            "FPX_INSTALLER": "uv"}
