@@ -111,6 +111,8 @@ class Gate:
         self.intervals: list[TimedInterval] = []
         """Every timing so far, in order."""
         self.most_at_once = 0
+        self.stopping_s = 0.0
+        """Until the others stood still, over all timings."""
         self._hangs = 0
         self._shared = False
         """Something outside the sweep uses the device."""
@@ -155,11 +157,13 @@ class Gate:
             others = [one for one in self._members if one is not member]
             for one in others:
                 one.stop()
-        deadline = time.monotonic() + _STOPPED_WITHIN_S
+        asked = time.monotonic()
+        deadline = asked + _STOPPED_WITHIN_S
         while others and _any_runs({one.pid for one in others}, self._groups) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         member.watch.release()
         self._began = time.monotonic()
+        self.stopping_s += self._began - asked
 
     def note_hang(self) -> None:
         """Note that a member is being ended since a kernel of its does not end."""

@@ -55,8 +55,10 @@ class Sweep:
         if not ran:
             return ""
         first_calls = sum(record.properties.first_call_s or 0.0 for record in ran)
-        timed = (f"; timing {len(self.gate.intervals)} of them, one at a time, took {self.gate.timed_s:.0f} s"
-                 if self.gate.intervals else "")
+        turns = self.gate.intervals
+        timed = (f"; timing {len({turn.purpose for turn in turns})} of them and their tiles, one at a time in {len(turns)} "
+                 f"turns, took {self.gate.timed_s:.0f} s, and stopping the others {self.gate.stopping_s:.0f} s"
+                 if turns else "")
         return (
             f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once{timed}. Together "
             f"they took {sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it first calls, "
