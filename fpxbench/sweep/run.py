@@ -56,8 +56,9 @@ class Sweep:
             return ""
         first_calls = sum(record.properties.first_call_s or 0.0 for record in ran)
         turns = self.gate.intervals
-        timed = (f"; timing {len({turn.purpose for turn in turns})} of them and their tiles, one at a time in {len(turns)} "
-                 f"turns, took {self.gate.timed_s:.0f} s, and stopping the others {self.gate.stopping_s:.0f} s"
+        cases = len({turn.purpose for turn in turns})
+        timed = (f"; timing {cases} of them and their tiles, one at a time in {len(turns)} turns, took"
+                 f" {self.gate.timed_s:.0f} s, and stopping the others {self.gate.stopping_s:.0f} s"
                  if turns else "")
         return (
             f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once{timed}. Together "
