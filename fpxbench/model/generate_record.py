@@ -83,6 +83,29 @@ class WeightTraffic(RecordPart):
     """From the device's energy counter; None where there is none."""
 
 
+class KernelTime(RecordPart):
+    """A kernel in a decode step: how often it runs, and how long all of them take."""
+
+    name: Text
+    count: Count
+    us: Rate
+
+
+class StepParts(RecordPart):
+    """A captured decode step as the profiler traces it, which makes it a little longer than it is.
+
+    products_us, attention_us : in kernels that multiply by weights, and in attention's own
+    between_us : in the kernels between them: norms, rotary embeddings, the cache, activations, copies
+    gaps_us : in no kernel
+    """
+
+    products_us: Rate
+    attention_us: Rate
+    between_us: Rate
+    gaps_us: Rate
+    kernels: Annotated[list[KernelTime], Field(max_length=100)] = Field(default_factory=list)
+
+
 class LayerDifference(RecordPart):
     """How far a layer's output is from the exactly decoded model's, by the Frobenius norm."""
 

@@ -1,0 +1,86 @@
+"""What a captured decode step is made of: its kernels in order, and the time between them."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fpxbench.model.generate_record import KernelTime, StepParts
+
+STEPS = 3
+"""Replays that are traced, after one that is not kept: the first begins while the profiler does."""
+MOST_KERNELS = 100
+"""Names that a record keeps, those that take longest."""
+
+_ATTENTION = re.compile(r"fmha|flash|attention|sdpa", re.IGNORECASE)
+_PRODUCT = re.compile(r"(?<![a-z])(add)?b?mm(?![a-z])")
+_BETWEEN = re.compile(r"triton_(poi|red|per)_|at::native|at_cuda_detail|mem(cpy|set)", re.IGNORECASE)
+
+
+class KernelSpan(NamedTuple):
+    """A kernel of a trace."""
+
+    name: str
+    start_us: float
+    end_us: float
+
+
+def traced_kernels(replay: Callable[[], object], steps: int = STEPS) -> list[list[KernelSpan]]:
+    """Return the kernels of each of `steps` replays on the GPU, in the order in which they began."""
+    found = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps + 1):
+            torch.cuda.synchronize()
+            replay()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    spans = sorted((KernelSpan(each["name"], each["ts"], each["ts"] + each["dur"]) for each in events
+                    if each.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda span: span.start_us)
+    count, rest = divmod(len(spans), steps + 1)
+    if not count or rest:
+        return []       # the profiler lost some, or sees no device
+    for step in range(1, steps + 1):
+        found.append(spans[step * count:(step + 1) * count])
+    return found
+
+
+def parts_of(steps: Sequence[Sequence[KernelSpan]]) -> StepParts | None:
+    """Return what a step is made of, as the mean of several; None if there is none.
+
+    A kernel that begins before the one before it has ended counts from that one's end: the parts add up to the step.
+    """
+    if not steps or not steps[0]:
+        return None
+    parts = dict.fromkeys(("products", "attention", "between", "gaps"), 0.0)
+    kernels: dict[str, list[float]] = {}
+    for spans in steps:
+        end = spans[0].start_us
+        for span in spans:
+            alone = max(0.0, span.end_us - max(span.start_us, end))
+            parts["gaps"] += max(0.0, span.start_us - end)
+            parts[kind_of(span.name)] += alone
+            kernels.setdefault(span.name, []).append(alone)
+            end = max(end, span.end_us)
+    every = [KernelTime(name=name[:200], count=max(1, round(len(times) / len(steps))), us=sum(times) / len(steps))
+             for name, times in kernels.items()]
+    return StepParts(**{f"{part}_us": us / len(steps) for part, us in parts.items()},
+                     kernels=sorted(every, key=lambda kernel: -kernel.us)[:MOST_KERNELS])
+
+
+def kind_of(name: str) -> str:
+    """Return the part that a kernel of this name belongs to: ``products``, ``attention`` or ``between``.
+
+    Between the products are Inductor's loops and reductions, and copies; whatever else runs is taken for a product.
+    """
+    if _ATTENTION.search(name) and "triton_" not in name:
+        return "attention"
+    return "between" if _BETWEEN.search(name) and not _PRODUCT.search(name) else "products"
