@@ -64,6 +64,10 @@ def generate(
     where: Annotated[bool, typer.Option(
         "--where", help="Show for each row the first layer whose output deviates from the exactly decoded model's."
     )] = False,
+    merge_projections: Annotated[bool, typer.Option(
+        "--merge-projections/--no-merge-projections",
+        help="Compute the projections of one input (query, key and value; gate and up) as one product, in every row."
+    )] = True,
     device: DeviceOption = None,
     impls: ImplsOption = None,
     results: ResultsOption = Path("results"),
@@ -89,7 +93,7 @@ def generate(
     settings = GenerateSettings(
         model=model, device=chosen_device(device), schemes=scheme or [], implementations=implementation or ["auto"],
         impls=[path.resolve() for path in impls or ()], prompt=prompt, batch=batch, new_tokens=new_tokens,
-        layers=layers, text=text, text_tokens=text_tokens, where=where,
+        layers=layers, text=text, text_tokens=text_tokens, where=where, merge_projections=merge_projections,
         modes=modes_of("eager,compiled" if compile_too else modes))
     run = run_table(settings, results, machine, timeout_s=timeout)
     if as_json:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fpxbench.checking.device_lock import device_lock
 from fpxbench.checking.energy import energy_joules
 from fpxbench.implementation import discover, find
-from fpxbench.model import quality, quality_statistics, sources, token_speed
+from fpxbench.model import quality, quality_statistics, sources, step_profile, token_speed
 from fpxbench.model.generate_messages import SHIPPED_TEXT, GenerateSettings, Prepared, RowRequest
 from fpxbench.model.generate_record import (
     BASELINES,
@@ -27,6 +27,7 @@ from fpxbench.model.generate_record import (
     TextQuality,
     traffic_of,
 )
+from fpxbench.model.merged_projections import merge_projections_, projection_groups
 from fpxbench.model.operator import AUTO, USUAL, resolve
 from fpxbench.model.quantize_model import quantize_
 from fpxbench.model.stored_checkpoint import load_stored_
@@ -83,11 +84,13 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
         due = quality.targets(model, tokens)
         stored["plain"][name] = plain
         stored["noise"][name] = quality_statistics.divergence(quality.compare(plain, other, due).kl.numpy())
+    groups = projection_groups(model) if settings.merge_projections else []
+    rows = [row.model_copy(update={"merged": bool(groups)}) for row in rows]
     decoder = token_speed.Decoder(model, prompt.shape[1] + settings.new_tokens)
     chosen, _, _ = token_speed.generate(decoder, prompt[:1], settings.new_tokens)
     torch.save(stored | {"noise": {name: each.model_dump() for name, each in stored["noise"].items()}},
                work / "prepared.pt")
-    return Prepared(model=described, rows=rows, folder=folder, prompt_tokens=prompt.shape[1],
+    return Prepared(model=described, rows=rows, folder=folder, prompt_tokens=prompt.shape[1], merged=groups,
                     sample=_decoded(tokenizer, chosen[0]), not_loaded=[str(failure) for failure in failures])
 
 
@@ -218,9 +221,14 @@ def measure(request: RowRequest) -> RowResult:
     model = sources.load_model(source, config, settings.device, settings.seed)
     row = _Row(request, model, torch.load(request.work / "prepared.pt"), sources.load_tokenizer(source))
     result = RowResult(implementation=planned.implementation, verdict=Verdict(status=Status.OK))
-    if row.quantized:
-        done = (load_stored_(model, Path(source.path), planned.implementation, partly=True) if planned.stored else
-                quantize_(model, planned.scheme, planned.implementation))
+    groups = request.prepared.merged
+    if planned.stored:      # its codes are joined as they are, where their scales allow it
+        done = load_stored_(model, Path(source.path), planned.implementation, partly=True)
+        done.left |= merge_projections_(model, groups)
+    else:
+        merge_projections_(model, groups)
+        done = quantize_(model, planned.scheme, planned.implementation) if row.quantized else None
+    if done is not None:
         result.quantized, result.left = str(done), dict(list(done.left.items())[:1000])
     decoder = row.decoder(compiled=planned.compiled)
     _judge(row, result, decoder)
@@ -240,6 +248,8 @@ def _judge(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
         plain, due, noise = row.stored["plain"][name], quality.targets(row.model, tokens), row.noise(name)
         if not row.quantized:
             result.quality.append(quality.plain_quality(name, plain, due, noise, meaningful=meaningful))
+            if row.request.row.merged and not _merged_alike(row, result, name):
+                return
             continue
         with quality.decoded_weights(row.model):
             oracle = quality.logits(row.model, tokens)
@@ -264,6 +274,20 @@ def _judge(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
                                      evidence={"seen_by": "weights read out of one layer's products"})
     if row.quantized and row.request.settings.where and not result.layers:
         result.layers = _layers(row)
+
+
+def _merged_alike(row: _Row, result: RowResult, text: str) -> bool:
+    """Return whether the unquantized model predicts what it did before its projections were merged; fill in the verdict
+    if it does not."""
+    tokens, plain, noise = row.stored["texts"][text], row.stored["plain"][text], row.noise(text)
+    merged = quality.compare(plain, quality.logits(row.model, tokens), quality.targets(row.model, tokens)).kl
+    found = quality_statistics.divergence(merged.numpy())
+    if quality_statistics.is_wrong(found, noise):
+        result.verdict = Verdict(
+            status=Status.WRONG, kind=Kind.GIBBERISH,
+            summary=f"with projections merged, KL divergence {found.mean.value:.3g} from the model as it was, where"
+                    f" rounding explains {quality_statistics.threshold(noise):.2g}; --no-merge-projections leaves them")
+    return result.verdict.status is Status.OK
 
 
 def gibberish(block: TextQuality) -> Verdict:
@@ -363,6 +387,8 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     result.traffic, result.flags = traffic_of(
         token_speed.stored_bytes(row.model), token_speed.step_bytes(row.model, settings.batch), median,
         request.machine, peak[0] if peak else None, joules)
+    with device_lock(device, f"{settings.model} {request.row.scheme}"):
+        result.step = step_profile.parts_of(step_profile.traced_step(decoder, settings.batch))
 
 
 def joules_per_token(generate: Callable[[], int], device: str, clock: Callable[[], float] = perf_counter,

@@ -45,6 +45,8 @@ class GenerateSettings(BaseModel):
     """Of each text, at most."""
     modes: list[Mode] = Field(default=["eager"], min_length=1)
     where: bool = False
+    merge_projections: bool = True
+    """Whether the projections of one input are computed as one product, in every row."""
     seed: int = 0
 
 
@@ -56,6 +58,8 @@ class Prepared(BaseModel):
     folder: Path
     """Of the model as transformers loads it, if it had to be converted; else empty."""
     prompt_tokens: int
+    merged: list[list[str]] = Field(default_factory=list)
+    """The linear layers that are one in every row: `fpxbench.model.merged_projections.Groups`."""
     sample: str = ""
     not_loaded: list[str] = Field(default_factory=list)
 

@@ -86,7 +86,7 @@ class WeightTraffic(RecordPart):
 class KernelTime(RecordPart):
     """A kernel in a decode step: how often it runs, and how long all of them take."""
 
-    name: Text
+    name: Label
     count: Count
     us: Rate
 
@@ -151,6 +151,8 @@ class PlannedRow(BaseModel):
     compiled: bool = False
     stored: bool = False
     """The codes of a quantized folder, as they are; `scheme` is that of most of its weights."""
+    merged: bool = False
+    """With the projections of one input as one product."""
     refused: str = ""
     """Why it cannot be run."""
 
@@ -171,6 +173,8 @@ class RowResult(BaseModel):
     """How many weights were quantized, with bytes before and after."""
     left: dict[str, str] = Field(default_factory=dict)
     """Weights that were left in 16 bits, each with the reason."""
+    step: StepParts | None = None
+    """What a captured step is made of."""
     not_captured: Text = ""
     """Why a compiled step was not captured as a CUDA graph, though it was to be: Python's time is then in its speed."""
     sample: Text = ""
@@ -190,6 +194,8 @@ class GenerationRecord(StoredRecord):
     compiled: bool = False
     stored: bool = False
     """Whether the codes are the model's own, as its files hold them; `scheme` is then that of most of its weights."""
+    merged: bool = False
+    """Whether the projections of one input (query, key and value; gate and up) were computed as one product."""
     batch: Count = 1
     prompt_tokens: Count = 0
     new_tokens: Count = 0
@@ -208,13 +214,14 @@ class GenerationRecord(StoredRecord):
     diagnosis: LayerDiagnosis | None = None
     quantized: Text = ""
     left: Annotated[dict[Label, Text], Field(max_length=10_000)] = Field(default_factory=dict)
+    step: StepParts | None = None
     not_captured: Text = ""
     sample: Text = ""
 
     @property
     def id(self) -> str:
         return row_id(self.model, self.scheme, self.implementation, self.batch, compiled=self.compiled,
-                      stored=self.stored)
+                      stored=self.stored, merged=self.merged)
 
     @property
     def mode(self) -> str:
@@ -240,10 +247,10 @@ class GenerationRecord(StoredRecord):
 
 
 def row_id(model: ModelDescription, scheme: str, implementation: str, batch: int, *, compiled: bool,
-           stored: bool = False) -> str:
-    """Return a row's id: ``llama2-7b/cpu_fused/mxfp4/l32/b1``, with ``/stored`` for a quantized folder's own codes, and
-    ``/compiled`` under torch.compile."""
-    how = ("/stored" if stored else "") + ("/compiled" if compiled else "")
+           stored: bool = False, merged: bool = False) -> str:
+    """Return a row's id: ``llama2-7b/cpu_fused/mxfp4/l32/b1``, with ``/merged`` for projections as one product,
+    ``/stored`` for a quantized folder's own codes, and ``/compiled`` under torch.compile."""
+    how = ("/merged" if merged else "") + ("/stored" if stored else "") + ("/compiled" if compiled else "")
     return f"{model.slug}/{implementation}/{scheme}/l{model.layers}/b{batch}{how}"
 
 

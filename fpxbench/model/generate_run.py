@@ -57,7 +57,7 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
             try:
                 for row in prepared.rows:
                     shown.starting(row_id(prepared.model, row.scheme, row.implementation, settings.batch,
-                                          compiled=row.compiled, stored=row.stored))
+                                          compiled=row.compiled, stored=row.stored, merged=row.merged))
                     request = RowRequest(settings=settings, prepared=prepared, work=work, row=row, machine=machine)
                     record = _measured(isolation, request, build, timeout_s)
                     store.append(record)
@@ -100,7 +100,7 @@ def _record(request: RowRequest, build: Build, result: RowResult, elapsed_s: flo
     settings, prepared, row = request.settings, request.prepared, request.row
     return GenerationRecord(
         elapsed_s=elapsed_s, model=prepared.model, scheme=row.scheme, compiled=row.compiled, stored=row.stored,
-        batch=settings.batch, prompt_tokens=prepared.prompt_tokens, new_tokens=settings.new_tokens,
+        merged=row.merged, batch=settings.batch, prompt_tokens=prepared.prompt_tokens, new_tokens=settings.new_tokens,
         prompt=settings.prompt if prepared.model.kind != "random" else "", plain_sample=prepared.sample, build=build,
         machine=request.machine, **{name: getattr(result, name) for name in RowResult.model_fields})
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from fpxbench.model.generate_record import KernelTime, StepParts
+from fpxbench.model.token_speed import Decoder
 
 STEPS = 3
 """Replays that are traced, after one that is not kept: the first begins while the profiler does."""
@@ -29,6 +30,16 @@ class KernelSpan(NamedTuple):
     name: str
     start_us: float
     end_us: float
+
+
+@torch.no_grad()
+def traced_step(decoder: Decoder, batch: int) -> list[list[KernelSpan]]:
+    """Return the kernels of a decoder's step for `batch` sequences, several times; nothing if it is not captured."""
+    if not decoder.replays(batch):
+        return []
+    cache = decoder.empty_cache(batch)
+    tokens = torch.zeros(batch, 1, dtype=torch.long, device=decoder.device)
+    return traced_kernels(lambda: decoder.decode(tokens, cache))
 
 
 def traced_kernels(replay: Callable[[], object], steps: int = STEPS) -> list[list[KernelSpan]]:

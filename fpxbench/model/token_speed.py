@@ -63,6 +63,10 @@ class Decoder:
         replay = self._captured.get(len(tokens))
         return self._step(tokens, cache) if replay is None else replay(tokens)
 
+    def replays(self, batch: int) -> bool:
+        """Return whether a step of `batch` sequences is a captured one."""
+        return batch in self._captured
+
     def make_ready(self, batch: int) -> None:
         """Compile and capture the step for `batch` sequences, if it is to be captured and was not yet."""
         if not self.captures or self.not_captured or batch in self._captured:

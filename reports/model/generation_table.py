@@ -82,7 +82,8 @@ class ModelTable:
     @property
     def title(self) -> str:
         model = self.first.model
-        return f"{model.name}, {model.layers} layers, batch {self.first.batch}"
+        merged = ", merged projections" if self.first.merged else ""
+        return f"{model.name}, {model.layers} layers, batch {self.first.batch}{merged}"
 
     @property
     def plain(self) -> list[GenerationRecord]:
@@ -138,7 +139,7 @@ def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord],
     """Return the page of the newest records of one machine and build, of which there is at least one."""
     groups: dict[tuple, list[GenerationRecord]] = {}
     for record in records:
-        groups.setdefault((record.model.name, record.model.layers, record.batch), []).append(record)
+        groups.setdefault((record.model.name, record.model.layers, record.batch, record.merged), []).append(record)
     every: list[GenerationRecord | RankingRecord | MixedRecord] = [*records, *ranked, *budgets]
     newest = max(every, key=lambda record: record.started_at)
     return ModelPage(folder, newest.machine, newest.build, newest.started_at,

@@ -116,7 +116,7 @@ def test_gross_decode_faults_are_gibberish_with_the_layer_and_the_fault(prepared
     result = measured(prepared, scheme, faulty(scheme, number))
     assert result.verdict.status in (Status.WRONG, Status.NONFINITE), (fault, result.verdict)
     assert result.speed is None
-    assert result.diagnosis.layer == "model.layers.0.self_attn.q_proj"
+    assert result.diagnosis.layer == "model.layers.0.self_attn.q_proj+k_proj+v_proj"
     assert result.diagnosis.kind is fault.kind, (fault, result.diagnosis)
     if result.verdict.status is Status.WRONG:
         assert result.verdict.kind is Kind.GIBBERISH
@@ -205,7 +205,7 @@ def test_a_weight_in_a_form_of_an_implementation_s_own_is_a_row_like_others(prep
     assert "14 weights quantized" in result.quantized
     wrong = measured(prepared, "mxfp4", "boxed_wrongly")
     assert wrong.verdict.status is Status.WRONG and wrong.speed is None
-    assert wrong.diagnosis.layer == "model.layers.0.self_attn.q_proj" and wrong.layers[0].leaves
+    assert wrong.diagnosis.layer == "model.layers.0.self_attn.q_proj+k_proj+v_proj" and wrong.layers[0].leaves
 
 
 def test_a_weight_in_a_form_of_its_own_is_compiled_whole_and_freed_with_its_layer():
