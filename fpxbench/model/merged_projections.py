@@ -128,10 +128,12 @@ def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
     n = sum(layer.out_features for layer in layers)
     joined = nn.Linear(first.in_features, n, bias=False, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
-    if isinstance(weight, FloatTensor):
-        joined.weight.data.prepare()
-    if any(layer.bias is not None for layer in layers):
-        biases = [layer.bias if layer.bias is not None else first.weight.new_zeros(layer.out_features)
-                  for layer in layers]
+    kept: Any = joined.weight.data
+    if isinstance(kept, FloatTensor):
+        kept.prepare()
+    given = next((layer.bias for layer in layers if layer.bias is not None), None)
+    if given is not None:
+        biases: list[Tensor] = [layer.bias if layer.bias is not None else given.new_zeros(layer.out_features)
+                                for layer in layers]
         joined.register_parameter("bias", nn.Parameter(torch.cat(biases), requires_grad=False))
     return joined.train(first.training)

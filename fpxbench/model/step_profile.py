@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,12 @@ MOST_KERNELS = 100
 """Names that a record keeps, those that take longest."""
 
 _ATTENTION = re.compile(r"fmha|flash|attention|sdpa", re.IGNORECASE)
-_PRODUCT = re.compile(r"(?<![a-z])(add)?b?mm(?![a-z])")
-_BETWEEN = re.compile(r"triton_(poi|red|per)_|at::native|at_cuda_detail|mem(cpy|set)", re.IGNORECASE)
+_COPY = re.compile(r"mem(cpy|set)", re.IGNORECASE)
+_LOOP = re.compile(r"triton_(poi|red|per)_")
+_SUMMED_PRODUCT = re.compile(r"triton_(red|per)_(?!.*rsqrt).*(?<![a-z])(add)?mm(?![a-z])")
+"""A product of few rows, which Inductor may sum by a reduction. Norms are fused with what is named after products."""
+_OTHER = re.compile(r"at::native|at_cuda_detail|simt_sgemm", re.IGNORECASE)
+"""PyTorch's own kernels, and the rotary embedding's product in fp32."""
 
 
 class KernelSpan(NamedTuple):
@@ -44,7 +49,6 @@ def traced_step(decoder: Decoder, batch: int) -> list[list[KernelSpan]]:
 
 def traced_kernels(replay: Callable[[], object], steps: int = STEPS) -> list[list[KernelSpan]]:
     """Return the kernels of each of `steps` replays on the GPU, in the order in which they began."""
-    found = []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps + 1):
             torch.cuda.synchronize()
@@ -59,9 +63,13 @@ def traced_kernels(replay: Callable[[], object], steps: int = STEPS) -> list[lis
     count, rest = divmod(len(spans), steps + 1)
     if not count or rest:
         return []       # the profiler lost some, or sees no device
-    for step in range(1, steps + 1):
-        found.append(spans[step * count:(step + 1) * count])
-    return found
+    return [of_graph(spans[step * count:(step + 1) * count]) for step in range(1, steps + 1)]
+
+
+def of_graph(spans: Sequence[KernelSpan]) -> list[KernelSpan]:
+    """Return a replay's kernels without the copy of the tokens before it: what passes until the graph then begins is
+    the profiler's time and Python's, which no step waits for that is launched while the one before it runs."""
+    return list(dropwhile(lambda span: _COPY.match(span.name), spans))
 
 
 def parts_of(steps: Sequence[Sequence[KernelSpan]]) -> StepParts | None:
@@ -90,8 +98,11 @@ def parts_of(steps: Sequence[Sequence[KernelSpan]]) -> StepParts | None:
 def kind_of(name: str) -> str:
     """Return the part that a kernel of this name belongs to: ``products``, ``attention`` or ``between``.
 
-    Between the products are Inductor's loops and reductions, and copies; whatever else runs is taken for a product.
+    Between the products are Inductor's loops and reductions, copies, and PyTorch's own kernels; whatever else runs is
+    taken for a product.
     """
-    if _ATTENTION.search(name) and "triton_" not in name:
+    if _LOOP.match(name):
+        return "products" if _SUMMED_PRODUCT.match(name) else "between"
+    if _ATTENTION.search(name):
         return "attention"
-    return "between" if _BETWEEN.search(name) and not _PRODUCT.search(name) else "products"
+    return "between" if _COPY.match(name) or _OTHER.search(name) else "products"

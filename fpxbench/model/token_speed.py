@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 
 from fpxbench.model.float_tensor import FloatTensor
@@ -26,7 +25,7 @@ class Decoder:
 
     On a GPU the compiled step is captured once as a CUDA graph and replayed, so that a step costs no time of Python:
     checking what compiled code depends on takes longer than reading the weights of a small model. Caches of sliding
-    windows change their course from step to step: PyTorch decides there what it captures (``triton.cudagraphs``).
+    windows change their course from step to step: PyTorch decides there what it captures (``reduce-overhead``).
 
     There is one cache for each batch, of `length` tokens, which is emptied and used again: a compiled pass is bound to
     the cache's shape, and a CUDA graph to its addresses.
@@ -44,9 +43,8 @@ class Decoder:
         self._step: Callable[[Tensor, Any], Tensor] = self.prefill
         self._captured: dict[int, Callable[[Tensor], Tensor]] = {}
         if compiled:
-            options = compile_options(self.device) | (
-                {"triton.cudagraphs": True} if self.device.type == "cuda" and not self.captures else {})
-            self._step = torch.compile(self.prefill, fullgraph=True, options=options, dynamic=False)
+            mode = "reduce-overhead" if self.device.type == "cuda" and not self.captures else None
+            self._step = torch.compile(self.prefill, fullgraph=True, mode=mode, dynamic=False)
 
     @property
     def captures(self) -> bool:
@@ -89,14 +87,6 @@ class Decoder:
             self._caches[batch] = StaticCache(config=self.model.config, max_cache_len=self.length)
         self._caches[batch].reset()
         return self._caches[batch]
-
-
-def compile_options(device: torch.device) -> dict[str, Any]:
-    """Return Inductor's options for a step: from sm_90 on, its kernels may begin before the one that they depend on has
-    ended (programmatic dependent launch), where this PyTorch can do that."""
-    dependent = (device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
-                 and hasattr(torch._inductor.config.triton, "enable_pdl"))
-    return {"triton.enable_pdl": True} if dependent else {}
 
 
 def slides(config: Any) -> bool:

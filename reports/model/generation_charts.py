@@ -11,12 +11,14 @@ from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared
 
 _BAR, _LINE, _WRONG = "#0072B2", "#8A8A8A", "#D55E00"
 _LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
+_PARTS = {"products": "products_us", "attention": "attention_us", "other kernels": "between_us", "no kernel": "gaps_us"}
 _LEAST_KL = 1e-7
 
 
 def charts_of(table: ModelTable, number: int) -> list[Chart]:
     """Return the charts that a table has figures for; `number` makes their names unique on a page."""
-    drawn = (_quality_chart(table, number), _speed_chart(table, number), _depth_chart(table, number))
+    drawn = (_quality_chart(table, number), _speed_chart(table, number), _parts_chart(table, number),
+             _depth_chart(table, number))
     return [chart for chart in drawn if chart is not None]
 
 
@@ -91,6 +93,28 @@ def _speed_chart(table: ModelTable, number: int) -> Chart | None:
                  f"{', the dotted one bf16 compiled' if any(plain.compiled for plain in table.plain) else ''};"
                  " the upright marks are what the memory's read bandwidth allows.",
                  f"Tokens per second of {len(rows)} rows; the table has the values.", json.loads(figure.to_json()))
+
+
+def _parts_chart(table: ModelTable, number: int) -> Chart | None:
+    """Draw what a captured step of each row is made of."""
+    traced = [(row, row.record.step) for row in table.rows if row.record.step]
+    if not traced:
+        return None
+    labels = [_with_quality(row) for row, _ in traced]
+    figure = blank_figure(height=140 + 30 * len(traced))
+    for (name, part), colour in zip(_PARTS.items(), _LINES, strict=False):
+        figure.add_trace(go.Bar(
+            y=labels, x=[getattr(step, part) / 1e3 for _, step in traced], orientation="h", name=name,
+            marker_color=colour, hovertemplate=f"%{{y}}<br>{name} %{{x:.3g}} ms<extra></extra>"))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text="milliseconds per step", rangemode="tozero")
+    figure.update_layout(barmode="stack",
+                         legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom", traceorder="normal"))
+    return Chart(f"parts-{number}", "What a step is made of",
+                 "One decode step as the profiler traces it. Products are the kernels that multiply by weights; other"
+                 " kernels are norms, rotary embeddings, the cache and activations. Only products read fewer bytes in"
+                 " a smaller format.",
+                 f"Parts of a step of {len(traced)} rows, in milliseconds.", json.loads(figure.to_json()))
 
 
 def _with_quality(row: ModelRow) -> str:

@@ -40,6 +40,6 @@ class LiveBytes(TorchDispatchMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if type(tensor) is Tensor:
+            if type(tensor) is Tensor and not tensor.is_meta:
                 self._add(tensor)
         return out

@@ -202,7 +202,7 @@ def test_a_weight_in_a_form_of_an_implementation_s_own_is_a_row_like_others(prep
     usual = measured(prepared, "mxfp4", "eager_upcast")
     assert result.quality[0].kl_format.mean.value == pytest.approx(usual.quality[0].kl_format.mean.value, rel=0.02)
     assert result.traffic.step_bytes > usual.traffic.step_bytes, "codes in a byte each, and the numbers in fp32"
-    assert "14 weights quantized" in result.quantized
+    assert "8 weights quantized" in result.quantized
     wrong = measured(prepared, "mxfp4", "boxed_wrongly")
     assert wrong.verdict.status is Status.WRONG and wrong.speed is None
     assert wrong.diagnosis.layer == "model.layers.0.self_attn.q_proj+k_proj+v_proj" and wrong.layers[0].leaves
