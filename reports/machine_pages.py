@@ -18,7 +18,7 @@ from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
 
 @dataclass(frozen=True)
 class MachineTask:
-    """One machine, and where its pages go."""
+    """One machine, with the folder of its pages."""
 
     name: str
     paths: list[Path]
@@ -33,7 +33,7 @@ class MachineTask:
 
 @dataclass(frozen=True)
 class MachinePages:
-    """What the rest of the report needs of one machine."""
+    """Results of one machine for the rest of the report."""
 
     name: str
     history: MachineHistory

@@ -63,7 +63,7 @@ _Casts = dict[tuple[str, str], tuple[CastSweep, CastChanges | None]]
 
 @dataclass(frozen=True)
 class SiteSummary:
-    """What was built, and the worst of it.
+    """The built site, and its worst findings.
 
     index : the page to open
     choices : a message for each machine on the schemes to choose from
@@ -88,8 +88,8 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     Without `timeline` builds are ordered by the dates in their records. The newest `builds` of each machine, channel
     and variant have a page for every case; older ones show only what they changed. Pages of an earlier report are
     replaced, and the same records give the same bytes. A page is replaced at once and after those that it links to, and
-    what nothing links to goes last, so that who reads meanwhile finds every page. Without any record the first page
-    says how to make some. `say` receives progress messages; `jobs` processes write machines at once. Raises
+    pages without links are removed last, so that a reader finds every page at any time. Without any record the first
+    page says how to make some. `say` receives progress messages; `jobs` processes write machines at once. Raises
     NotADirectoryError if `output` is a file, and TimelineError if `timeline` cannot be read."""
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():

@@ -52,7 +52,7 @@ _CANARIES = tuple(f"{canary.name}/*" for canary in CANARIES
 _BLOCKS = ("e4m3fn-b128x128", "e4m3fn-b128x128+e4m3fn-g128")
 
 _COMPILED = ("cpu_fused", "compiled_*")
-"""A case of these takes a CPU five seconds, which the compiler spends anew on each shape and scheme."""
+"""A case of these takes a CPU five seconds: the compiler runs for each shape and scheme."""
 
 PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("smoke", "cpu"): (_Block(("e4m3fn-row", "e4m3fnuz-row", "mxfp4"), ("canary.codes/m1",)),

@@ -1,4 +1,4 @@
-"""What comparing builds needs of cast sweeps, kept so that a night reads the records of its own build only.
+"""An index of cast sweeps for comparing builds, so that a nightly run reads only its own build's records.
 
 ``RESULTS/<machine>/.casts.json`` holds nothing that the records do not: it may be deleted, and is rebuilt if it
 cannot be read. A file of records is read again only if its size or its times changed and its content differs. Builds

@@ -1,4 +1,4 @@
-"""What each build changed, on all machines: the list of builds, and a page for each."""
+"""The changes of each build on all machines: the list of builds, and a page for each."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class BuildPage:
 
 
 class BuildPages:
-    """Collects what is known of each build, machine after machine."""
+    """Collects the results of each build, machine by machine."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         """Group records by build; `entries` are the timeline's."""

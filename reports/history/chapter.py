@@ -34,13 +34,13 @@ from fpxbench.reports.sweep.case_row import page_of_id
 from fpxbench.reports.sweep.problems import ReportProblem
 
 BUILDS_IN_FULL = 10
-"""Builds of each machine, channel and variant with a page for every case: for every night, years of nightlies would
-make millions."""
+"""Builds of each machine, channel and variant with a page for every case: a page per case and night would add up to
+millions."""
 
 
 @dataclass(frozen=True)
 class MachineHistory:
-    """What changed on one machine, without its series."""
+    """Changes on one machine, without its series."""
 
     troubles: list[str]
     older: int
@@ -52,7 +52,7 @@ class MachineHistory:
 
 @dataclass(frozen=True)
 class HistoryInputs:
-    """What the series of every machine are read with."""
+    """Inputs that the series of all machines share."""
 
     results: Path
     entries: list[Entry]

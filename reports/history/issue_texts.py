@@ -24,7 +24,7 @@ class Issue:
     """One regression, as an issue reports it."""
 
     id: str
-    """Ten hex digits that stay the same while cases and machines come in: what tells an issue that is open already."""
+    """Ten hex digits that stay the same while cases and machines come in: by which an open issue is recognized."""
     title: str
     body: str
     what: str

@@ -25,8 +25,8 @@ from fpxbench.reports.sweep.problems import REGRESSED, SUSPECTED, ReportProblem,
 RECENT_BUILDS = 30
 """What has ended, or is not a regression, has a page of its series for so many builds."""
 MOST_SERIES = 200
-"""Pages of series for each machine, channel and variant, the worst first: what nobody has examined for years must not
-fill a disk."""
+"""Pages of series for each machine, channel and variant, the worst first: regressions that stay unexamined for
+years must not fill a disk."""
 
 STATES: dict[State, str] = {
     State.CONFIRMED: "Both builds were run again, interleaved, and differ (Confirmation). The newest build still "

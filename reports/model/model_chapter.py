@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelChapter:
-    """What was written, for the pages that link to it.
+    """The written pages, for the pages that link to them.
 
     broken_lines : lines that are no records
     """

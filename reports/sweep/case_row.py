@@ -80,7 +80,7 @@ class CaseRow:
 
     @property
     def ranked(self) -> bool:
-        """Whether its speedup may stand beside others'."""
+        """Whether its speedup is comparable with others'."""
         return self.speedup is not None and DOUBTFUL_SPEEDUP.isdisjoint(self.flags)
 
     @property

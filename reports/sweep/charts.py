@@ -19,7 +19,7 @@ from fpxbench.reports.sweep.sweep_table import SweepTable
 _LABEL_WIDE, _LABEL_HIGH = 0.1, 0.045
 """A label's size as a share of a chart's axes."""
 
-# Okabe and Ito's palette, told apart with any colour vision; symbols say the same without colour.
+# Okabe and Ito's palette, distinguishable with any colour vision; symbols repeat the distinction.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
 _RATIOS = [step * 10.0**decade for decade in range(-4, 3) for step in (1, 2, 5)]
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
@@ -27,13 +27,13 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with what a page says around it."""
+    """A figure with its title and texts."""
 
     name: str
     title: str
     caption: str
     alternative: str
-    """For those who do not see it."""
+    """Alternative text."""
     figure: dict[str, Any]
 _SEE_TABLE = "the table of cases below has the values."
 

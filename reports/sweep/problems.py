@@ -1,4 +1,4 @@
-"""What is wrong, one message a cause: those that concern the most people first.
+"""Problems, one message per cause, ordered by how many people they concern.
 
 A wrong product concerns everybody who uses that implementation with that scheme; a slow scheme everybody who has to
 choose one; a cast of a rare value almost nobody. `Section` is that order, on the first page as in the terminal."""
@@ -38,7 +38,7 @@ _CAUSE_IS_THE_MESSAGE = frozenset({Status.CRASH, Status.ERROR})
 
 
 class Section(StrEnum):
-    """Whom a problem concerns, those of most people first."""
+    """Whom a problem concerns, the largest group first."""
 
     WRONG = "wrong"
     REGRESSED = "regressed"

@@ -51,7 +51,7 @@ def write_sweep(store: Store, path: Path, pages: Pages, kept: KeptPages, casts: 
     failures = len(pages.failures)
     made_from = dict(_case_inputs(sweep, newest))
     same = {name: of for name, of in made_from.items() if earlier and earlier.pages.get(name) == of}
-    kept.write(folder, Stamp("", same, sweep.heading(), broken))    # should this process be killed on the way
+    kept.write(folder, Stamp("", same, sweep.heading(), broken))    # in case this process is killed midway
     for row, record in zip(sweep.rows, newest, strict=True):
         if row.page in same:
             pages.keep(folder + row.page)
