@@ -21,6 +21,8 @@ MOST_ROWS = 1 << 18
 """Of x in one launch: a grid's second dimension is at most 65,535 blocks."""
 HALF_REGISTERS = 128
 """Registers a thread with which two programs of 256 threads fit a multiprocessor."""
+THIRD_REGISTERS = 168
+"""And with which a program of 384 does."""
 EVEN_COST = 1.04
 """How much longer the longest program may take so that each has a part of one tile only. At 1.03 that was 2 to 25%
 faster on an H200, at 1.10 up to 6% slower."""
@@ -63,23 +65,32 @@ def _launch(x: Tensor, weight: Operands, tile: Tile, out: Tensor, device: Device
     (m, k), (n, _) = x.shape, weight.shape
     n_tiles, k_tiles, _ = weight.packed.shape
     grid = (-(-n_tiles // (tile.groups * tile.warps_n)), -(-m // tile.block_m))
-    stride, dependent = x.stride(0), tile.ordered and device.arch >= LEAST_DEPENDENT
+    stride = x.stride(0)
+    overlap = overlap_of(tile, device.arch)
+    before = {} if overlap in ("none", "x") else {"launch_pdl": True}
     if tile.ordered:
         stride = grid[1] * tile.block_m // 16
         at_once = tile.warps_k * tile.depth
         padded_tiles = -(-k_tiles // at_once) * at_once
         ordered = x.new_empty(padded_tiles * stride * 16 * TILE_K)
-        kernels.order_kernel[(padded_tiles, stride)](x, ordered, m, k, x.stride(0), stride, DEPENDENT=dependent,
-                                                      num_warps=4)
+        kernels.order_kernel[(padded_tiles, stride)](x, ordered, m, k, x.stride(0), stride,
+                                                      DEPENDENT=overlap != "none", num_warps=4, **before)
         x = ordered
     scales = weight.packed if weight.scales is None else weight.scales
     kernels.fragment_kernel[grid](
         x, weight.packed, scales, weight.row_scale, out, m, n, k_tiles, n_tiles, stride,
         int(weight.row_scale.numel() > 1), scales.shape[1] if weight.scaling == "fp32" else 0,
         **_constants(weight.fmt, weight.scaling, weight.block, x.dtype == torch.bfloat16), **tile_constants(tile),
-        PTX=device.ptx, DEPENDENT=dependent, num_warps=tile.warps_n * tile.warps_k, num_stages=1,
-        **({"launch_pdl": True} if dependent else {}),
+        PTX=device.ptx, OVERLAP=overlap, num_warps=tile.warps_n * tile.warps_k, num_stages=1,
+        **({} if overlap == "none" else {"launch_pdl": True}),
     )
+
+
+def overlap_of(tile: Tile, arch: int) -> str:
+    """Return how `fragment_kernel` overlaps with other kernels: as the tile says, or with `order_kernel` at least."""
+    if arch < LEAST_DEPENDENT:
+        return "none"
+    return "x" if tile.ordered and tile.overlap == "none" else tile.overlap
 
 
 def tile_constants(tile: Tile) -> dict[str, Any]:
@@ -91,7 +102,13 @@ def tile_constants(tile: Tile) -> dict[str, Any]:
 def stream_constants(tile: StreamTile) -> dict[str, Any]:
     """Return what `stream_kernel` is compiled for, of a tile."""
     return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "WARPS": tile.warps,
-            "CHUNK": tile.chunk, "GROUP": tile.group}
+            "CHUNK": tile.chunk, "GROUP": tile.group, "TEAMS": tile.teams, "OVERLAP": tile.overlap}
+
+
+def stream_options(tile: StreamTile) -> dict[str, Any]:
+    """Return the options that `stream_kernel` is compiled with: with two teams, registers for three groups of warps."""
+    most = {1: None, 2: HALF_REGISTERS}[tile.at_once] if tile.teams == 1 else THIRD_REGISTERS
+    return {"num_warps": tile.warps, "maxnreg": most}
 
 
 @cache
@@ -155,8 +172,8 @@ def _launch_stream(x: Tensor, weight: Operands, tile: StreamTile, out: Tensor) -
     full = -(-(tiles - rest) // programs) * programs
     counts = (m, n, int(weight.row_scale.numel() > 1), programs, sharing, full, rest, k_tiles, m_blocks, n_blocks)
     stream.stream_kernel[(programs,)](
-        *descriptors, weight.row_scale, out, parts, *counts, **fixed, **stream_constants(tile), num_warps=tile.warps,
-        maxnreg=HALF_REGISTERS if tile.at_once == 2 else None)
+        *descriptors, weight.row_scale, out, parts, *counts, **fixed, **stream_constants(tile), **stream_options(tile),
+        **({} if tile.overlap == "none" else {"launch_pdl": True}))
     if rest:
         rows, columns = min(32, tile.block_m), 64
         stream.reduce_kernel[(rest, tile.block_n // columns, tile.block_m // rows)](

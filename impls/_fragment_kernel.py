@@ -221,14 +221,29 @@ def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16:
     return tl.reshape(activation, [W, BLOCK_M, 32])
 
 
+@triton.jit
+def _launch_dependents():
+    """Let the next kernel begin once all programs have called this, if it was launched to. It waits for this one."""
+    tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False,
+                              pack=1)
+
+
+@triton.jit
+def _wait_for_kernels_before():
+    """Wait until the kernels before have ended, and return 0: added to an address, it is not read earlier."""
+    return tl.inline_asm_elementwise("griddepcontrol.wait; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False,
+                                     pack=1)
+
+
 @triton.jit(do_not_specialize=["M", "M_BLOCKS"])
 def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS, DEPENDENT: tl.constexpr):
     """Reorder x [M, K] as the instruction's threads take it: ordered [K / 128, 4, M_BLOCKS, 2, 32 lanes, 8], zero past
-    the ends. A program orders 16 rows by 128 columns. DEPENDENT: `fragment_kernel` may begin before this one ends.
+    the ends. A program orders 16 rows by 128 columns. DEPENDENT: it may begin before the kernels before have ended, and
+    the next one before this one.
     """
     if DEPENDENT:
-        tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False,
-                                  pack=1)
+        _launch_dependents()
+        x += _wait_for_kernels_before()
     index = tl.arange(0, 2048)
     half, row_high, w_high, lane, w_low, j = (
         index & 1, (index >> 1) & 1, (index >> 2) & 1, (index >> 3) & 31, (index >> 8) & 1, index >> 9)
@@ -267,7 +282,7 @@ def fragment_kernel(
     BITS: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.constexpr, INT: tl.constexpr, FACTOR: tl.constexpr,
     SCALES: tl.constexpr, SCALE_MUL: tl.constexpr, SCALE_ADD: tl.constexpr, HALVES: tl.constexpr,
     BLOCK: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, BLOCK_M: tl.constexpr, G: tl.constexpr,
-    WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr, DEPENDENT: tl.constexpr,
+    WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr, OVERLAP: tl.constexpr,
 ):
     """Compute out [M, N]; a program makes BLOCK_M x 8 G WN of it. Of its num_warps = WN WK warps, each makes 8 G
     columns from every WK-th tile of K.
@@ -277,11 +292,19 @@ def fragment_kernel(
     K_TILES, 32 BITS]: tiles of 8 rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is
     ``none``; ``codes``: int32 [N_TILES, K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make
     a 16-bit float that multiplies each weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of
-    the weight are on their way while one is multiplied. DEPENDENT: it was launched before `order_kernel` ended (from
-    sm_90 on), and waits for that before it reads x.
+    the weight are on their way while one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in
+    `_tiles.OVERLAPS`; ``x``: it was launched before `order_kernel` ended, and waits for that before it reads x.
     """
     ROWS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 16
     SCALED: tl.constexpr = SCALES == "codes"
+    if OVERLAP == "early" or OVERLAP == "late":
+        if OVERLAP == "early":
+            _launch_dependents()
+        zero = _wait_for_kernels_before()
+        x += zero
+        packed += zero
+        scales += zero
+        row_scale += zero
     W: tl.constexpr = WN * WK       # warp w: columns w // WK, tiles of K w % WK
     warp = tl.arange(0, W)[:, None]
     first_tile = (tl.program_id(0) * WN + warp // WK) * G + tl.arange(0, G)[None, :]
@@ -306,9 +329,8 @@ def fragment_kernel(
     for d in tl.static_range(1, DEPTH):
         tiles = n_tile + tl.minimum(d * WK + warp_k, K_TILES - 1)
         ahead = ahead + (_load_tiles(packed, scales, tiles, BITS, SCALED, HALVES, PTX),)
-    if DEPENDENT:
-        x_pointers += tl.inline_asm_elementwise("griddepcontrol.wait; mov.b32 $0, 0;", "=r", [], dtype=tl.int32,
-                                                is_pure=False, pack=1)
+    if OVERLAP == "x":
+        x_pointers += _wait_for_kernels_before()
     for first in range(0, K_TILES, WK * DEPTH):
         new = ()
         for d in tl.static_range(DEPTH):
@@ -340,6 +362,8 @@ def fragment_kernel(
                 else:
                     sums = tl.dot(activation, weight, sums, input_precision="ieee")
         ahead = new
+    if OVERLAP == "late":
+        _launch_dependents()
 
     n = (tl.program_id(0) * WN + tl.arange(0, WN)[:, None, None]) * (8 * G) + tl.arange(0, 8 * G)[None, None, :]
     m = (tl.program_id(1) * BLOCK_M + tl.arange(0, ROWS))[None, :, None]

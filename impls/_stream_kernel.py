@@ -18,7 +18,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from fpxbench.impls._triton_modules import kernels
 
@@ -27,6 +26,9 @@ _bulk_copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_gl
 # A program decodes as `_fragment_kernel`'s do. Gluon's own library takes over Triton's functions in this way.
 _fragment = kernels("_fragment_kernel", False)
 _pair, _half = gluon.jit(_fragment._pair.fn), gluon.jit(_fragment._half.fn)
+_launch_dependents = gluon.jit(_fragment._launch_dependents.fn)
+_wait_for_kernels_before = gluon.jit(_fragment._wait_for_kernels_before.fn)
+_launch_dependents_triton, _wait_triton = _fragment._launch_dependents, _fragment._wait_for_kernels_before
 
 
 @gluon.constexpr_function
@@ -179,7 +181,9 @@ def _sharing(number, SHARING, REST, K_TILES):
 def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles, ready, free,
           PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, SCALED: gl.constexpr,
           HALVES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-          GROUP: gl.constexpr):
+          GROUP: gl.constexpr, OVERLAP: gl.constexpr):
+    if OVERLAP != "none":
+        _wait_for_kernels_before()
     T: gl.constexpr = BLOCK_N // 8
     BYTES: gl.constexpr = BLOCK_M * 256 + T * 128 * BITS + (T * 32 * HALVES if SCALED else 0)
     count = 0
@@ -203,6 +207,8 @@ def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, tw
                 _bulk_copy(scales_desc, [n, k * (8 * HALVES)], full, scale_tiles.index(stage))
             _bulk_copy(x_desc, [block_m * BLOCK_M, k * 128], full, x_tiles.index(stage))
             count += 1
+    if OVERLAP == "late":
+        _launch_dependents()
 
 
 @gluon.jit
@@ -229,17 +235,20 @@ def _store(sums, row_scale, out, first_m, first_n, M, N, ROW_SCALES, DTYPE: gl.c
 
 
 @gluon.jit
-def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, row_scale, out, parts, M, N, ROW_SCALES,
-              PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, MOVES: gl.constexpr,
-              FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr, SCALED: gl.constexpr,
+def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out, parts, M, N,
+              ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr,
+              MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr, SCALED: gl.constexpr,
               SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr, HALVES: gl.constexpr, BF16: gl.constexpr,
               BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
-              CHUNK: gl.constexpr, GROUP: gl.constexpr):
+              CHUNK: gl.constexpr, GROUP: gl.constexpr, OVERLAP: gl.constexpr, TEAMS: gl.constexpr, TEAM: gl.constexpr):
+    if OVERLAP != "none":
+        _wait_for_kernels_before()
     T: gl.constexpr = BLOCK_N // 8
     DTYPE: gl.constexpr = gl.bfloat16 if BF16 else gl.float16
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
     count = 0
+    meetings = 0
     for item in range(FULL // PROGRAMS + 2):
         block_m, block_n, k_begin, k_end, slot = _place(item, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS,
                                                         N_BLOCKS, GROUP)
@@ -247,9 +256,10 @@ def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, row_scale, o
         before = ()
         for _ in gl.static_range(CHUNK):
             before = before + (gl.full([BLOCK_N, 32], 0.0, DTYPE, LEFT),)
-        for k in range(k_begin, k_end):
-            stage = count % STAGES
-            mbarrier.wait(ready.index(stage), (count // STAGES) & 1)
+        for k in range(k_begin + TEAM, k_end, TEAMS):
+            number = count + (k - k_begin)
+            stage = number % STAGES
+            mbarrier.wait(ready.index(stage), (number // STAGES) & 1)
             words = ((), (), (), ())
             if BITS & 12:
                 words = _with(words, _own_words(fours.index(stage), BLOCK_N, WARPS, BITS & 12, 1))
@@ -286,13 +296,30 @@ def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, row_scale, o
                 before = weights
                 if first == 0:      # nothing of the tile before this one is read any more
                     _barrier()
-                    mbarrier.arrive(free.index((count + STAGES - 1) % STAGES), count=1, pred=k > k_begin)
-            count += 1
+                    mbarrier.arrive(free.index((number + STAGES - TEAMS) % STAGES), count=1,
+                                    pred=k >= k_begin + TEAMS)
         done = hopper.warpgroup_mma_wait(num_outstanding=0, deps=(sums,) + before)
         sums = done[0]
-        if k_end > k_begin:
+        steps = k_end - k_begin
+        if steps > TEAM:
             _barrier()
-            mbarrier.arrive(free.index((count + STAGES - 1) % STAGES), count=1)
+            last = count + TEAM + (steps - 1 - TEAM) // TEAMS * TEAMS
+            mbarrier.arrive(free.index(last % STAGES), count=1)
+        count += steps
+        if TEAMS == 2:      # noqa: SIM102 (this condition is the compiler's)
+            if steps > 1:
+                if TEAM == 1:
+                    mbarrier.wait(taken, (meetings & 1) ^ 1)
+                    meeting.store(sums)
+                    _barrier()
+                    mbarrier.arrive(there, count=1)
+                else:
+                    mbarrier.wait(there, meetings & 1)
+                    sums += meeting.load(ACC)
+                    _barrier()
+                    mbarrier.arrive(taken, count=1)
+                meetings += 1
+        if TEAM == 0 and steps > 0:
             if slot < 0:
                 _store(sums, row_scale, out, block_m * BLOCK_M, block_n * BLOCK_N, M, N, ROW_SCALES,
                        DTYPE, ACC, BLOCK_M, BLOCK_N, WARPS)
@@ -310,7 +337,7 @@ def stream_kernel(
     BITS: gl.constexpr, MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr,
     SCALES: gl.constexpr, SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr, HALVES: gl.constexpr, BLOCK: gl.constexpr,
     BF16: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
-    CHUNK: gl.constexpr, GROUP: gl.constexpr,
+    CHUNK: gl.constexpr, GROUP: gl.constexpr, OVERLAP: gl.constexpr, TEAMS: gl.constexpr,
 ):
     """Compute out [M, N] of x [M, K], where K_TILES tiles of 128 columns have K of them.
 
@@ -324,7 +351,8 @@ def stream_kernel(
     SCALED: gl.constexpr = SCALES == "codes"
     T: gl.constexpr = BLOCK_N // 8
     DTYPE: gl.constexpr = gl.bfloat16 if BF16 else gl.float16
-    gdc_launch_dependents()
+    if OVERLAP != "late":
+        _launch_dependents()
     x_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_M, 128], x_desc.layout)
     fours = x_tiles
     twos = x_tiles
@@ -340,20 +368,44 @@ def stream_kernel(
         scale_tiles = gl.allocate_shared_memory(gl.int32, [STAGES, T, 8 * HALVES], scales_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    meeting = x_tiles
+    there = ready
+    taken = free
+    if TEAMS == 2:
+        meeting = gl.allocate_shared_memory(gl.float32, [BLOCK_N, BLOCK_M], gl.SwizzledSharedLayout(2, 4, 8, [1, 0]))
+        there = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+        taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+        mbarrier.init(there, count=1)
+        mbarrier.init(taken, count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
         mbarrier.init(free.index(stage), count=1)
     hopper.fence_async_shared()
     _barrier()
-    gl.warp_specialize([
-        (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, row_scale, out, parts, M, N,
-                     ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, MOVES, FIRST, INT,
-                     FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N, STAGES, WARPS, CHUNK,
-                     GROUP)),
-        (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles,
-                 ready, free, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES,
-                 BLOCK_M, BLOCK_N, STAGES, GROUP)),
-    ], [1], [24])
+    if TEAMS == 2:      # with fewer registers for the warp that copies, the assembler serializes the products
+        gl.warp_specialize([
+            (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out,
+                         parts, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS,
+                         MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N,
+                         STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, 0)),
+            (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out,
+                         parts, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS,
+                         MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N,
+                         STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, 1)),
+            (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles,
+                     ready, free, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES,
+                     BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP)),
+        ], [WARPS, 1], [200, 96])
+    else:
+        gl.warp_specialize([
+            (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out,
+                         parts, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS,
+                         MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N,
+                         STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, 0)),
+            (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles,
+                     ready, free, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES,
+                     BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP)),
+        ], [1], [24])
 
 
 @triton.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "SHARING", "FULL", "REST", "K_TILES", "M_BLOCKS",
@@ -362,6 +414,7 @@ def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FU
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):
     """Add up the parts of the tiles that `stream_kernel` left: COLUMNS x ROWS of a tile to a program."""
+    _launch_dependents_triton()
     number = tl.program_id(0)
     first_program, last_program = _sharing(number, SHARING, REST, K_TILES)
     n_inner = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -374,8 +427,8 @@ def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FU
     inner = tile - first_m * N_BLOCKS
     m = (first_m + inner % height) * BLOCK_M + m_inner
     n = inner // height * BLOCK_N + n_inner
+    _wait_triton()
     scale = tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)
-    gdc_wait()
     for four in range(first_program, last_program + 1, 4):      # loads of four parts are on their way at once
         for i in tl.static_range(4):
             program = four + i

@@ -24,6 +24,10 @@ WIDTHS = (4, 6, 8)
 MOST_SHARED = 227 * 1024
 """Bytes of shared memory for one program on sm_90."""
 MEASURED_ARCH = 90
+OVERLAPS = ("none", "early", "late")
+"""How a product overlaps with the kernels before and after it, from sm_90 on, where these allow it. With ``early`` and
+``late`` it is launched before the kernel before has ended, and waits on the device before it reads or writes anything;
+the next kernel may begin when all programs have begun (``early``) or have read the weight (``late``)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Tile:
 
     depth : loads of the weight that are on their way
     ordered : x is first put in the threads' order, by a kernel of its own
+    overlap : one of `OVERLAPS`
     """
 
     block_m: int
@@ -40,9 +45,11 @@ class Tile:
     warps_k: int
     depth: int = 1
     ordered: bool = False
+    overlap: str = "none"
 
     def __post_init__(self) -> None:
         _powers_of_two(self, "block_m", "groups", "warps_n", "warps_k", "depth")
+        _known_overlap(self)
         if not (8 <= self.block_m <= 64 and self.warps_n * self.warps_k <= 32 and (self.block_m > 8 or not self.ordered)
                 and self.shared_bytes <= MOST_SHARED):
             raise ValueError(f"{self} is no tile of the fragment kernel: block_m 8 to 64 (16 at least where x is"
@@ -64,6 +71,8 @@ class StreamTile:
     split : whether K of the tiles that are left, when each program has had as many as the others, is divided among all
         programs; a second kernel adds up their sums, in order
     group : blocks of x that are multiplied by a part of the weight before the next part
+    teams : 2 where two teams of `warps` warps take every other 128 columns of K, and add up their sums; 1 elsewhere
+    overlap : one of `OVERLAPS`
     """
 
     block_m: int
@@ -74,22 +83,30 @@ class StreamTile:
     at_once: int = 1
     split: bool = True
     group: int = 8
+    teams: int = 1
+    overlap: str = "none"
 
     def __post_init__(self) -> None:
         _powers_of_two(self, "block_m", "block_n", "chunk", "group")
+        _known_overlap(self)
         if not (16 <= self.block_m <= 256 and self.block_n in (64, 128, 256) and self.warps in (4, 8) and
-                16 * self.warps <= self.block_n and self.stages >= 2 and self.chunk <= 4 and self.at_once in (1, 2)):
+                16 * self.warps <= self.block_n and self.stages >= 2 * self.teams and self.chunk <= 4 and
+                (self.teams, self.at_once) in ((1, 1), (1, 2), (2, 1)) and self.teams * self.warps <= 8):
             raise ValueError(f"{self} is no tile of the stream kernel: block_m 16 to 256, block_n 64 to 256 and 16 to a"
-                             " warp at least, 4 or 8 warps, 2 stages or more, chunk 1, 2 or 4, at_once 1 or 2")
+                             " warp at least, 4 or 8 warps, 2 stages or more, chunk 1, 2 or 4, at_once 1 or 2; or two"
+                             " teams of 4 warps, 4 stages or more, at_once 1")
 
     @classmethod
     def with_all_stages(cls, bits: int, block_m: int, block_n: int, warps: int, chunk: int = 1, at_once: int = 1,
-                        split: bool = True, group: int = 8) -> StreamTile | None:
-        """Return the tile with as many stages (8 at most) as there is shared memory for; None if there is not for two.
-        """
-        room = MOST_SHARED // at_once - 64 * block_n - 3072      # results on their way out, barriers
+                        split: bool = True, group: int = 8, teams: int = 1) -> StreamTile | None:
+        """Return the tile with as many stages (8 at most) as there is shared memory for; None if there is not for two
+        to a team."""
+        room = MOST_SHARED // at_once - 64 * block_n - 3072     # results on their way out, barriers
+        room -= 4 * block_m * block_n * (teams - 1)             # sums of the second team
         stages = min(8, room // (256 * block_m + 16 * bits * block_n + 8 * block_n))
-        return cls(block_m, block_n, warps, stages, chunk, at_once, split, group) if stages >= 2 else None
+        if stages < 2 * teams:
+            return None
+        return cls(block_m, block_n, warps, stages, chunk, at_once, split, group, teams)
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,11 @@ def _powers_of_two(tile: Tile | StreamTile, *names: str) -> None:
         value = getattr(tile, name)
         if type(value) is not int or value < 1 or value & (value - 1):
             raise ValueError(f"{name} of a tile must be a power of two, not {value!r}")
+
+
+def _known_overlap(tile: Tile | StreamTile) -> None:
+    if tile.overlap not in OVERLAPS:
+        raise ValueError(f"overlap of a tile must be one of {OVERLAPS}, not {tile.overlap!r}")
 
 
 def read(path: Path) -> tuple[Entry, ...]:

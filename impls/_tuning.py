@@ -18,15 +18,16 @@ FRAGMENTS = {
     64: (Tile(64, 1, 2, 4, 1, True), Tile(64, 1, 1, 8, 1, True), Tile(64, 2, 2, 4, 1, True)),
     128: (Tile(64, 2, 4, 2, 1, True), Tile(64, 2, 2, 4, 1, True)),
 }
-# block_m, block_n, warps, chunk, programs at once, split, and group where it is not 8
+# block_m, block_n, warps, chunk, programs at once, split, and group and teams where they are not 8 and 1
 STREAMS = {
     16: ((16, 128, 4, 2, 2, True), (16, 256, 8, 2, 1, True), (16, 64, 4, 2, 2, True)),
     32: ((32, 64, 4, 2, 2, True), (32, 64, 4, 2, 2, False), (32, 128, 4, 2, 2, True), (32, 128, 8, 2, 1, True),
-         (32, 64, 4, 4, 2, True), (32, 256, 8, 2, 1, True)),
+         (32, 64, 4, 4, 2, True), (32, 256, 8, 2, 1, True), (32, 64, 4, 2, 1, False, 8, 2)),
     64: ((64, 64, 4, 2, 2, True), (64, 64, 4, 2, 2, False), (64, 128, 4, 2, 2, True), (64, 128, 8, 2, 1, True),
-         (64, 128, 8, 2, 1, False), (64, 256, 8, 2, 1, True), (64, 256, 8, 2, 1, False), (32, 64, 4, 2, 2, False)),
+         (64, 128, 8, 2, 1, False), (64, 256, 8, 2, 1, True), (64, 256, 8, 2, 1, False), (32, 64, 4, 2, 2, False),
+         (64, 64, 4, 2, 1, False, 8, 2), (32, 64, 4, 2, 1, False, 8, 2)),
     128: ((64, 64, 4, 2, 2, True), (64, 64, 4, 2, 2, False), (64, 128, 4, 1, 2, False), (128, 128, 8, 2, 1, True),
-          (128, 256, 8, 1, 1, True), (128, 64, 4, 1, 2, False)),
+          (128, 256, 8, 1, 1, True), (128, 64, 4, 1, 2, False), (64, 64, 4, 2, 1, False, 8, 2)),
     256: ((64, 128, 4, 1, 2, False), (128, 128, 8, 2, 1, True), (128, 128, 8, 2, 1, False), (128, 256, 8, 1, 1, True),
           (128, 128, 4, 1, 2, True), (128, 128, 4, 1, 2, False)),
     512: ((128, 128, 8, 2, 1, True), (128, 128, 8, 2, 1, False), (128, 128, 4, 1, 2, True), (128, 256, 8, 1, 1, True),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -94,7 +95,9 @@ class TritonFused(Implementation):
             bits, kind = weight.scheme.format.bits, _fragment_weight.scaling_kind(weight.scheme.scaling)
             device = device_of(x.device)
             picked = _tiles.pick(m, *weight.shape, bits, kind, device)
-            return list(dict.fromkeys([picked, *(_tuning.candidates(m, bits, kind, device) if tune else ())]))
+            # Products are timed one at a time, which shows nothing of what overlaps: all do as the tile of the table.
+            others = _tuning.candidates(m, bits, kind, device) if tune else ()
+            return list(dict.fromkeys([picked, *(replace(tile, overlap=picked.overlap) for tile in others)]))
         if tune:
             return _planar.worth_trying(m, weight.scheme, weight.shape[1], target)
         return [_planar.default_config(m, weight.scheme, *weight.shape, target)]

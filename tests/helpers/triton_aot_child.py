@@ -54,7 +54,7 @@ def fragment_job(target, scheme, activation, kernel, config):
     if kernel == "fragment":
         tile = _tiles.Tile(**config)
         constants |= _fragment.tile_constants(tile) | {
-            "PTX": True, "DEPENDENT": tile.ordered and int(target[3:]) >= _fragment.LEAST_DEPENDENT}
+            "PTX": True, "OVERLAP": _fragment.overlap_of(tile, int(target[3:]))}
         return kernels("_fragment_kernel", False).fragment_kernel, arguments, constants, {
             "num_warps": tile.warps_n * tile.warps_k, "num_stages": 1}
     tile = _tiles.StreamTile(**config)
@@ -63,7 +63,7 @@ def fragment_job(target, scheme, activation, kernel, config):
     for name, (block, layout) in _fragment.descriptor_layouts(tile, constants["BITS"], constants["HALVES"]).items():
         arguments[name] = f"tensordesc<{element if name == 'x_desc' else 'i32'}{block},{layout!r}>"
     arguments["parts"] = "*fp32"
-    options = {"num_warps": tile.warps} | ({"maxnreg": _fragment.HALF_REGISTERS} if tile.at_once == 2 else {})
+    options = {name: value for name, value in _fragment.stream_options(tile).items() if value}
     return (kernels("_stream_kernel", False).stream_kernel, arguments, constants | _fragment.stream_constants(tile),
             options)
 
@@ -117,9 +117,19 @@ def facts(compiled_kernel):
         "loop_barriers": loop["BAR"],
         "loop_products": loop["HGMMA"] + loop["HMMA"],
         "loop_waits": loop["WARPGROUP.DEPBAR"],
-        # ACQBULK waits for the kernel before; x alone is loaded with EL (evict last)
-        "x_before_wait": sass.partition("ACQBULK")[0].count("LDG.E.EL") if "ACQBULK" in sass else None,
+        # ACQBULK waits for the kernels before; x alone is loaded with EL (evict last)
+        "waits": sass.count("ACQBULK"),
+        "x_before_wait": sass.partition("ACQBULK")[0].count("LDG.E.EL"),
+        "memory_before_wait": len(re.findall(r"\b(?:LD|ST|LDG|STG|ATOMG|RED|UTMALDG|UTMASTG|UBLKCP)\b[.\w]*",
+                                             sass.partition("ACQBULK")[0])),
+        "triggered_before_products": triggered_before_products(assembly),
     }
+
+
+def triggered_before_products(assembly):
+    """Return whether the code that lets the next kernel begin comes before the matrix instructions; None without."""
+    trigger = assembly.find("griddepcontrol.launch_dependents")
+    return None if trigger < 0 else trigger < assembly.find("mma")
 
 
 def tool(name, *arguments):

@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,8 +46,8 @@ def test_the_shipped_table_has_every_width_and_number_of_tokens_for_every_measur
         rows = entry.tile.block_m
         assert entry.m_max is None or rows <= max(16, entry.m_max), entry
         if isinstance(entry.tile, StreamTile):
-            options = (entry.tile.warps, entry.tile.chunk, entry.tile.at_once)
-            most = StreamTile.with_all_stages(entry.bits, rows, entry.tile.block_n, *options)
+            options = {name: getattr(entry.tile, name) for name in ("warps", "chunk", "at_once", "teams")}
+            most = StreamTile.with_all_stages(entry.bits, rows, entry.tile.block_n, **options)
             assert entry.tile.stages <= most.stages, f"{entry} does not fit shared memory"
 
 
@@ -58,6 +59,17 @@ def test_the_tile_is_that_of_the_nearest_layer_with_as_many_tokens(own):
     assert pick(100, 4096, 4096, 8, "none", H200) == pick(128, 4096, 4096, 8, "none", H200)
     assert pick(64, 4096, 4096, 5, "mx", H200) == pick(64, 4096, 4096, 6, "none", H200)
     assert isinstance(pick(4096, 4096, 4096, 8, "none", Device(90)), Tile), "no Gluon, no stream kernel"
+
+
+def test_an_entry_without_teams_and_overlap_has_none(own):
+    own.parent.mkdir()
+    own.write_text(json.dumps([
+        {"arch": 90, "bits": 8, "n": 8, "k": 8, "m_max": 1, "tile": {"block_m": 8, "groups": 1, "warps_n": 1,
+                                                                     "warps_k": 4}},
+        {"arch": 90, "bits": 8, "n": 8, "k": 8, "m_max": 64, "stream": {"block_m": 64, "block_n": 64, "warps": 4,
+                                                                        "stages": 4}}]))
+    assert [pick(m, 8, 8, 8, "none", H200) for m in (1, 64)] == [Tile(8, 1, 1, 4), StreamTile(64, 64, 4, 4)]
+    assert Tile(8, 1, 1, 4).overlap == StreamTile(64, 64, 4, 4).overlap == "none"
 
 
 def test_an_entry_of_ones_own_comes_first_for_its_layer_and_tokens_alone(own):
@@ -88,6 +100,10 @@ def test_an_entry_of_ones_own_comes_first_for_its_layer_and_tokens_alone(own):
      "groups of a tile must be a power of two, not 3"),
     (json.dumps([{**Entry(90, 8, 8, 8, 1, StreamTile(64, 128, 8, 4)).as_json(),
                   "stream": vars(StreamTile(64, 128, 8, 4)) | {"block_n": 32}}]), "is no tile of the stream kernel"),
+    (json.dumps([{**Entry(90, 8, 8, 8, 1, StreamTile(64, 64, 4, 4)).as_json(),
+                  "stream": vars(StreamTile(64, 64, 4, 3)) | {"teams": 2}}]), "4 stages or more"),
+    (json.dumps([{**Entry(90, 8, 8, 8, 1, FEW).as_json(), "tile": vars(FEW) | {"overlap": "soon"}}]),
+     "overlap of a tile must be one of"),
 ])
 def test_a_table_that_is_none_is_refused_with_its_file_and_entry(own, text, problem):
     own.parent.mkdir()
@@ -98,7 +114,7 @@ def test_a_table_that_is_none_is_refused_with_its_file_and_entry(own, text, prob
 
 
 def test_every_candidate_fits_its_device_and_covers_what_the_shipped_table_has():
-    shipped = {(entry.bits, entry.m_max, entry.tile) for entry in _tiles.read(_tiles.SHIPPED)}
+    shipped = {(entry.bits, entry.m_max, replace(entry.tile, overlap="none")) for entry in _tiles.read(_tiles.SHIPPED)}
     tried = {(bits, most, tile) for bits in _tiles.WIDTHS for most in (*_tiles.M_CLASSES, None)
              for tile in _tuning.candidates(most or 4096, bits, "none", H200)}
     assert len(shipped - tried) <= len(shipped) // 4, "what is shipped was found by trying these, or nearly so"

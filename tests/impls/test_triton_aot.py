@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from places import HELPERS
@@ -15,7 +15,7 @@ from fpxbench.implementation import discover
 pytest.importorskip("triton")
 
 discover()
-from fpxbench.impls import _tiles  # noqa: E402  (discover makes that package)
+from fpxbench.impls import _fragment, _tiles  # noqa: E402  (discover makes that package)
 from fpxbench.impls._planar import Dot, Matvec, Target, fitted  # noqa: E402
 from fpxbench.impls._tiles import Device, StreamTile, Tile, pick  # noqa: E402
 from fpxbench.numbers.scheme import scheme_named  # noqa: E402
@@ -65,6 +65,9 @@ def fragment_jobs():
         for m in (1, 16, 64, 512):
             yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", Device(90, stream=True)))
     yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 4096, 8, "none", Device(90, stream=True)))
+    for overlap, m, stream in (("late", 1, False), ("early", 16, False), ("late", 32, True)):
+        tile = pick(m, 28672, 8192, 8, "none", Device(90, stream))
+        yield Job("sm_90", "int8-row", "bf16", m, replace(tile, overlap=overlap))
     for t, target in enumerate(FRAGMENT_TARGETS):
         for s, scheme in enumerate((("int8-row", "e3m2-row", "nvfp4", "e5m2-row", "e4m3fn-row")[t], "e2m1-g32")):
             m, kind = (1, 16, 64)[(t + s) % 3], "fp32" if scheme == "e2m1-g32" else "none"
@@ -144,12 +147,27 @@ def test_fragments_meet_matrix_instructions_without_passing_between_threads(comp
         assert facts["shared_bytes"] <= job.config.shared_bytes, job
 
 
-def test_ordered_activations_are_read_after_the_kernel_that_orders_them(compiled):
-    """From sm_90 on both run at once, up to a wait before which no load of x may be moved."""
-    jobs = {job: facts for job, facts in only(compiled, Tile, "sm_").items() if job.config.ordered}
-    assert {int(job.target[3:]) >= 90 for job in jobs} == {True, False}
-    for job, facts in jobs.items():
-        assert facts["x_before_wait"] == (0 if int(job.target[3:]) >= 90 else None), job
+def test_a_kernel_that_may_begin_early_waits_before_it_reads_or_writes_memory(compiled):
+    """From sm_90 on. All warps wait, and let the next kernel begin before or after the products. The weight alone is
+    read before the kernel that orders x has ended, and only where that is all that the kernel waits for."""
+    seen = set()
+    for job, facts in only(compiled, (Tile, StreamTile), "sm_").items():
+        tile, dependent = job.config, int(job.target[3:]) >= 90
+        overlap = _fragment.overlap_of(tile, int(job.target[3:])) if isinstance(tile, Tile) else tile.overlap
+        seen.add((type(tile), dependent, overlap))
+        waits = 0 if overlap == "none" else 1 if isinstance(tile, Tile) else 1 + tile.teams
+        assert facts["waits"] == waits, (job, facts)
+        if overlap == "x":
+            assert facts["x_before_wait"] == 0 and facts["memory_before_wait"] > 0, (job, facts)
+        elif overlap != "none":
+            assert facts["memory_before_wait"] == 0, (job, facts)
+        before = facts["triggered_before_products"]
+        if isinstance(tile, Tile):
+            assert before == {"early": True, "late": False}.get(overlap), (job, facts)
+        else:
+            assert before is not None and (overlap == "late" or before), (job, facts)
+    assert seen >= {(Tile, False, "none"), (Tile, True, "none"), (Tile, True, "x"), (Tile, True, "late"),
+                    (Tile, True, "early"), (StreamTile, True, "early"), (StreamTile, True, "late")}
 
 
 def test_the_stream_kernel_decodes_in_registers_and_multiplies_by_wgmma(compiled):
