@@ -148,8 +148,8 @@ def test_fragments_meet_matrix_instructions_without_passing_between_threads(comp
 
 
 def test_a_kernel_that_may_begin_early_waits_before_it_reads_or_writes_memory(compiled):
-    """From sm_90 on. All warps wait, and let the next kernel begin before or after the products. The weight alone is
-    read before the kernel that orders x has ended, and only where that is all that the kernel waits for."""
+    """From sm_90 on. All warps wait, and let the next kernel begin before or after the products. Where the kernel
+    that orders x is all that is waited for, only x is not read before."""
     seen = set()
     for job, facts in only(compiled, (Tile, StreamTile), "sm_").items():
         tile, dependent = job.config, int(job.target[3:]) >= 90
@@ -158,7 +158,7 @@ def test_a_kernel_that_may_begin_early_waits_before_it_reads_or_writes_memory(co
         waits = 0 if overlap == "none" else 1 if isinstance(tile, Tile) else 1 + tile.teams
         assert facts["waits"] == waits, (job, facts)
         if overlap == "x":
-            assert facts["x_before_wait"] == 0 and facts["memory_before_wait"] > 0, (job, facts)
+            assert facts["x_before_wait"] == 0, (job, facts)
         elif overlap != "none":
             assert facts["memory_before_wait"] == 0, (job, facts)
         before = facts["triggered_before_products"]
