@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -468,7 +469,10 @@ def _share_cores(request: TrialRequest, timed: bool) -> None:
         tune_alone(request.device, timed)
     if request.cores:
         # Inductor reads it when a case that compiles imports it. To import it here would take each child two seconds.
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(request.cores))
+        threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(request.cores))
+        compiler_options: Any = sys.modules.get("torch._inductor.config")
+        if compiler_options is not None:        # the fork server loads it where there is a GPU
+            compiler_options.compile_threads = int(threads)
 
 
 def _accuracy(comparison: Comparison) -> dict[str, float | None]:

@@ -201,19 +201,21 @@ def test_the_compiler_is_loaded_by_what_compiles_on_its_share_of_cores_and_shows
     script = """
 import os, sys
 from fpxbench.records.case import Case
+from fpxbench.sweep import preload
 from fpxbench.sweep.messages import TrialRequest
-from fpxbench.sweep.preload import preload
 from fpxbench.sweep.trial import run_trial
 os.environ.pop("TORCHINDUCTOR_COMPILE_THREADS", None)
-preload()
+preload._GPU_DRIVERS = []
+preload.preload()
 case = Case(implementation="eager_upcast", scheme="e4m3fn-row", workload="canary.seed", m=1, n=32, k=32)
 run_trial(TrialRequest(case=case, seed=1, timing_budget_s=0, cores=3))
 before = "torch._dynamo" in sys.modules, "torch._inductor" in sys.modules
 import torch._inductor.config as options
 print(*before, options.compile_threads, options.cpp.enable_kernel_profile)
-options.cpp.enable_kernel_profile = False
-preload()
-print(options.cpp.enable_kernel_profile)
+options.cpp.enable_kernel_profile, options.compile_threads = False, 32
+preload.preload()
+run_trial(TrialRequest(case=case, seed=1, timing_budget_s=0, cores=3))
+print(options.compile_threads, options.cpp.enable_kernel_profile)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False False 3 True", "True"]
+    assert done.stdout.splitlines() == ["False False 3 True", "3 True"]
