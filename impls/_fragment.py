@@ -51,8 +51,7 @@ def matmul(x: Tensor, weight: Operands, tile: Tile | StreamTile, out: Tensor, de
 
 def fitting(tile: Tile, x: Tensor) -> Tile:
     """Return the tile, with x put in order first where the kernel cannot read its rows as they are."""
-    whole = x.shape[1] % (TILE_K * tile.warps_k * tile.depth) == 0
-    if tile.ordered or (whole and x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0):
+    if tile.ordered or (x.shape[1] % TILE_K == 0 and x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0):
         return tile
     return replace(tile, block_m=max(16, tile.block_m), ordered=True)
 
@@ -78,10 +77,11 @@ def _launch(x: Tensor, weight: Operands, tile: Tile, out: Tensor, device: Device
         x = ordered
     scales = weight.packed if weight.scales is None else weight.scales
     kernels.fragment_kernel[grid](
-        x, weight.packed, scales, weight.row_scale, out, m, n, k_tiles, n_tiles, stride,
+        x, weight.zeros.view(x.dtype), weight.packed, scales, weight.row_scale, out, m, n, k_tiles, n_tiles, stride,
         int(weight.row_scale.numel() > 1), scales.shape[1] if weight.scaling == "fp32" else 0,
         **_constants(weight.fmt, weight.scaling, weight.block, x.dtype == torch.bfloat16), **tile_constants(tile),
-        PTX=device.ptx, OVERLAP=overlap, num_warps=tile.warps_n * tile.warps_k, num_stages=1,
+        PTX=device.ptx, TAIL=not tile.ordered and k_tiles % (tile.warps_k * tile.depth) > 0, OVERLAP=overlap,
+        num_warps=tile.warps_n * tile.warps_k, num_stages=1,
         **({} if overlap == "none" else {"launch_pdl": True}),
     )
 

@@ -278,22 +278,24 @@ def _group_scales(scales, n_tile, group, GROUPS, ROWS: tl.constexpr, G: tl.const
 
 @triton.jit(do_not_specialize=["M", "K_TILES", "N_TILES", "ROW_SCALES", "GROUPS"])
 def fragment_kernel(
-    x, packed, scales, row_scale, out, M, N, K_TILES, N_TILES, X_STRIDE, ROW_SCALES, GROUPS,
+    x, zeros, packed, scales, row_scale, out, M, N, K_TILES, N_TILES, X_STRIDE, ROW_SCALES, GROUPS,
     BITS: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.constexpr, INT: tl.constexpr, FACTOR: tl.constexpr,
     SCALES: tl.constexpr, SCALE_MUL: tl.constexpr, SCALE_ADD: tl.constexpr, HALVES: tl.constexpr,
     BLOCK: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, BLOCK_M: tl.constexpr, G: tl.constexpr,
-    WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr, OVERLAP: tl.constexpr,
+    WN: tl.constexpr, WK: tl.constexpr, DEPTH: tl.constexpr, ORDERED: tl.constexpr, TAIL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Compute out [M, N]; a program makes BLOCK_M x 8 G WN of it. Of its num_warps = WN WK warps, each makes 8 G
     columns from every WK-th tile of K.
 
-    x is [M, K] with rows of K = 128 WK DEPTH columns or a multiple, X_STRIDE apart, on addresses of 16 bytes; or, if
-    ORDERED, what `order_kernel` left, zero up to such a K, with X_STRIDE blocks of 16 rows. packed int32 [N_TILES,
-    K_TILES, 32 BITS]: tiles of 8 rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is
-    ``none``; ``codes``: int32 [N_TILES, K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make
-    a 16-bit float that multiplies each weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of
-    the weight are on their way while one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in
-    `_tiles.OVERLAPS`; ``x``: it was launched before `order_kernel` ended, and waits for that before it reads x.
+    x is [M, K] with rows of K = 128 K_TILES columns, X_STRIDE apart, on addresses of 16 bytes; with TAIL, K_TILES is no
+    multiple of WK DEPTH, and past the end each lane reads `zeros`, 128 of them. Or, if ORDERED, what `order_kernel`
+    left, zero up to such a K, with X_STRIDE blocks of 16 rows. packed int32 [N_TILES, K_TILES, 32 BITS]: tiles of 8
+    rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is ``none``; ``codes``: int32 [N_TILES,
+    K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make a 16-bit float that multiplies each
+    weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of the weight are on their way while
+    one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in `_tiles.OVERLAPS`; ``x``: it was launched
+    before `order_kernel` ended, and waits for that before it reads x.
     """
     ROWS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 16
     SCALED: tl.constexpr = SCALES == "codes"
@@ -343,14 +345,19 @@ def fragment_kernel(
             new = new + (_load_tiles(packed, scales, tiles, BITS, SCALED, HALVES, PTX),)
             if SCALES == "fp32":
                 part = nothing
+            if ORDERED:
+                at = x_pointers + k_tile * (X_STRIDE * 2048)
+            else:
+                at = x_pointers + k_tile * 128
+                if TAIL:
+                    at = tl.where(k_tile + along_k < K_TILES, at, zeros + lane * 8)
             for j in tl.static_range(4):
                 if SCALED:
                     factor = ((scale_codes >> (8 * j)) & 0xFF) * SCALE_MUL + SCALE_ADD
-                step = k_tile * 4 + j       # of 32 columns
                 if ORDERED:
-                    activation = _ordered_activations(x_pointers + step * (X_STRIDE * 512), BLOCK_M, W, BF16, PTX)
+                    activation = _ordered_activations(at + j * (X_STRIDE * 512), BLOCK_M, W, BF16, PTX)
                 else:
-                    activation = _activations(x_pointers + step * 32, BLOCK_M, W, BF16, PTX)
+                    activation = _activations(at + j * 32, BLOCK_M, W, BF16, PTX)
                 weight = _weights(words, factor, j, MOVES, FIRST, INT, SCALED, BF16, PTX, G, W)
                 if SCALES == "fp32":
                     part = tl.dot(activation, weight, part, input_precision="ieee")

@@ -9,7 +9,7 @@ addition. Other block scales are fp32 and multiply the sums of a block; a scale 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,6 +64,11 @@ class Operands:
     scaling: str
     block: int = 0
     span: int = 0
+    zeros: Tensor = field(init=False)
+    """int16 [128], read for columns of the activation past its end."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "zeros", self.packed.new_zeros(128, dtype=torch.int16))
 
 
 def scaling_kind(scaling: Scaling) -> str:

@@ -27,7 +27,7 @@ from fpxbench.impls import _fragment, _fragment_weight, _planar, _tiles  # noqa:
 from fpxbench.impls._triton_modules import kernels  # noqa: E402
 
 K = 4096
-ALIGNED = {"x", "packed", "scales", "tensor_scale", "row_scale", "out", "parts", "N", "X_STRIDE"}
+ALIGNED = {"x", "zeros", "packed", "scales", "tensor_scale", "row_scale", "out", "parts", "N", "X_STRIDE"}
 
 
 def planar_job(target, scheme, activation, m, kernel, config):
@@ -54,7 +54,9 @@ def fragment_job(target, scheme, activation, kernel, config):
     if kernel == "fragment":
         tile = _tiles.Tile(**config)
         constants |= _fragment.tile_constants(tile) | {
-            "PTX": True, "OVERLAP": _fragment.overlap_of(tile, int(target[3:]))}
+            "PTX": True, "OVERLAP": _fragment.overlap_of(tile, int(target[3:])),
+            "TAIL": activation == "fp16" and not tile.ordered}      # so that both are compiled
+        arguments["zeros"] = f"*{activation}"
         return kernels("_fragment_kernel", False).fragment_kernel, arguments, constants, {
             "num_warps": tile.warps_n * tile.warps_k, "num_stages": 1}
     tile = _tiles.StreamTile(**config)

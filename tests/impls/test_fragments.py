@@ -168,6 +168,19 @@ def test_every_way_to_divide_the_work_gives_the_product(name, tile):
     assert_right(torch.randn(11, 512).bfloat16(), weight, tile)
 
 
+@pytest.mark.parametrize("tile", [Tile(8, 1, 1, 4, 1), Tile(16, 2, 1, 2, 2)], ids=str)
+@pytest.mark.parametrize("name", ["e4m3fn-row", "mxfp4"])
+def test_k_need_not_be_a_multiple_of_what_the_warps_read_at_once(name, tile):
+    torch.manual_seed(6)
+    weight = TritonFused().quantize(torch.randn(24, 640).to(DEVICE), scheme_named(name))
+    x = torch.randn(5, 640).bfloat16()
+    assert not _fragment.fitting(tile, x).ordered
+    assert_right(x, weight, tile)
+    x[2, -1] = float("inf")     # the tile that is read in the place of those past the end
+    expected = x[2, -1] * TritonFused().dequantize(weight)[:, -1].cpu()
+    assert torch.equal(TritonFused().matmul_with(x.to(DEVICE), weight, tile)[2].cpu().isinf(), expected.isinf())
+
+
 def test_x_may_lie_anywhere_and_be_multiplied_in_parts(monkeypatch):
     torch.manual_seed(3)
     weight = TritonFused().quantize(torch.randn(16, 256).to(DEVICE), scheme_named("e2m1-row"))
