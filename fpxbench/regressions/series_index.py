@@ -30,8 +30,6 @@ from fpxbench.records.store import Store
 from fpxbench.whole_file import write_whole
 
 NAME = ".series"
-EARLIER_NAME = ".series.sqlite"
-"""Of the index of earlier versions, which is deleted."""
 VERSION = 3
 """Raise it when a column or a metric's definition changes."""
 
@@ -168,7 +166,6 @@ def _locked(folder: Path, troubles: list[str]) -> Iterator[bool]:
             folder.mkdir(exist_ok=True)
             lock = stack.enter_context(open(folder / ".lock", "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder.parent / EARLIER_NAME).unlink(missing_ok=True)
         except OSError as error:
             troubles.append(_unwritable(folder, error))
             writable = False
