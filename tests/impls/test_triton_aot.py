@@ -75,12 +75,16 @@ def fragment_jobs():
                       pick(m, 28672, 8192, scheme_named(scheme).format.bits, kind, Device(int(target[3:]))))
 
 
-def compile_all(part, cache):
+def compile_all(part):
     """Return metadata by job, from one child process. A child that dies leaves out the rest; the end of its log is the
-    error."""
+    error.
+
+    Objects are kept in Triton's own cache, whose keys hold the source of a kernel and of all that it calls, the options
+    and the compiler: what did not change since the last run is read again, not compiled.
+    """
     child = HELPERS / "triton_aot_child.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1"}    # 3.10 changes the default
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1"}    # 3.10 changes the default
     run = subprocess.run(
         [sys.executable, child], input="\n".join(job.line() for job in part), env=environment,
         capture_output=True, text=True,
@@ -92,11 +96,10 @@ def compile_all(part, cache):
 
 
 @pytest.fixture(scope="module", params=["core", pytest.param("whole", marks=pytest.mark.slow)])
-def compiled(request, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("triton-cache")
+def compiled(request):
     every = list(dict.fromkeys([*planar_jobs(request.param == "whole"), *fragment_jobs()]))
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda part: compile_all(part, cache), [every[::2], every[1::2]]))
+        parts = list(pool.map(compile_all, [every[::2], every[1::2]]))
     facts = {job: result for part, _ in parts for job, result in part.items()}
     missing = [job for job in every if job not in facts]
     assert not missing, f"{missing[0]} did not compile; " + " | ".join(error for part, error in parts if error)
