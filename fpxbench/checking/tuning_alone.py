@@ -38,8 +38,13 @@ def tune_alone(device: str, timed: bool = True) -> None:
         for cls in list(vars(importlib.import_module("torch._inductor.runtime.benchmarking")).values()):
             if isinstance(cls, type) and "benchmark_gpu" in vars(cls):
                 _wrap(cls, "benchmark_gpu", device)
+    _wrap_all_choices(device)
+
+
+def _wrap_all_choices(device: str) -> None:
+    """Have all candidates of a product timed at once, so that others stand still once, and not for each. The module is
+    loaded by the first product that is compiled."""
     with contextlib.suppress(KeyError, AttributeError):
-        # All candidates of a product at once: others stand still once, and not for each.
         _wrap(sys.modules["torch._inductor.select_algorithm"].AlgorithmSelectorCache, "benchmark_choices", device)
 
 
@@ -52,6 +57,7 @@ def _wrap(owner: ModuleType | type, name: str, device: str) -> None:
     def alone(*arguments: Any, **options: Any) -> Any:
         if not _timed:
             return function(*arguments, **options)
+        _wrap_all_choices(device)
         with device_lock(device, PURPOSE):
             wait_until_idle(device)
             return function(*arguments, **options)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import sys
 import threading
-from pathlib import Path
-
-_GPU_DRIVERS = "/dev/nvidiactl", "/dev/kfd"
 
 
 def preload() -> None:
     """Import PyTorch and the trial, without asking CUDA for anything: a process that did could not fork users of it.
 
-    The compiler, whose import takes as long as that of the rest, is left to the cases that compile. Where there is a
-    GPU it is imported too: each child there makes its autotuners time alone.
+    The compiler is left to the cases that compile: importing it takes as long as importing the rest, and that of some
+    releases (2.11) asks CUDA for its devices.
     """
     from tqdm import tqdm
 
@@ -27,8 +22,5 @@ def preload() -> None:
     compiler_options = sys.modules.get("torch._inductor.config")
     if compiler_options is not None:        # in a user's own process; it read the environment when it was imported
         compiler_options.cpp.enable_kernel_profile = True
-    if any(Path(driver).exists() for driver in _GPU_DRIVERS):
-        with contextlib.suppress(Exception):        # it fails again where it is used
-            importlib.import_module("torch._inductor.select_algorithm")
     # torch.compile draws with tqdm, whose own lock is a semaphore that a killed child leaves behind.
     tqdm.set_lock(threading.RLock())

@@ -471,7 +471,7 @@ def _share_cores(request: TrialRequest, timed: bool) -> None:
         # Inductor reads it when a case that compiles imports it. To import it here would take each child two seconds.
         threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(request.cores))
         compiler_options: Any = sys.modules.get("torch._inductor.config")
-        if compiler_options is not None:        # the fork server loads it where there is a GPU
+        if compiler_options is not None:        # an earlier case loaded it
             compiler_options.compile_threads = int(threads)
 
 
