@@ -28,6 +28,7 @@ TOKENS, SHAPE = 10, (288, 416)
 MANY_TOKENS, WIDE_SHAPE = 128, (288, 512)
 """Where the weight of ones is not read by a few tokens: scales of blocks then fill whole tiles of 128 tokens."""
 _MOST_BITS = 16       # of the number of a column
+_TINY_CODES = 64.0
 _FIT, _FIT_FIXED = 0.999, 0.995
 _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD, _BESIDE_THRESHOLD = 2.0**-12, 2.0**15, 0.05
 """Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
@@ -82,6 +83,16 @@ class Seen:
         """Whether the activation was not quantized."""
         return self.fits(self.x)
 
+    @property
+    def loudness(self) -> float:
+        return float(self.x.abs().amax())
+
+    @property
+    def only_zeros_are_numbers(self) -> bool:
+        """Whether tokens of zeros are zeros, so that the weight is finite, and all others are NaN or infinity."""
+        zeros = (self.x == 0).all(dim=1)
+        return bool(zeros.any() and (self.seen[zeros] == 0).all() and not self.seen[~zeros].isfinite().any())
+
 
 class ActivationProbe:
     """An implementation with a weight of single ones, [288, 416] where it supports that shape, or the case's own."""
@@ -89,12 +100,12 @@ class ActivationProbe:
     def __init__(self, implementation: Implementation, operands: Operands, *, tokens: int = TOKENS,
                  shape: tuple[int, int] = SHAPE) -> None:
         self.implementation, self.device, self.seed = implementation, operands.device, operands.seed
-        self.tokens, (n, k) = tokens, shape
+        self.operands, self.tokens, (n, k) = operands, tokens, shape
         limit = implementation.max_elements(operands.device)
         if limit is not None and tokens * n * k > limit:
             n, k = operands.case.n, operands.case.k
         self.case = operands.case.model_copy(update={"workload": "activation", "m": tokens, "n": n, "k": k})
-        self.columns = min(n, k)
+        self.columns, self.weight_is_read = min(n, k), False
         ones = torch.zeros(n, k, device=operands.device)
         ones[torch.arange(n), torch.arange(n) % self.columns] = 1.0
         scheme, stored = scheme_named(self.case.scheme), operands.weight
@@ -103,15 +114,28 @@ class ActivationProbe:
         else:
             self.weight = implementation.quantize(ones, scheme)
 
+    def of_shape(self, tokens: int, columns: int) -> ActivationProbe | None:
+        """Return the same with a weight [columns, columns]; None where the implementation takes none of that size."""
+        probe = ActivationProbe(self.implementation, self.operands, tokens=tokens, shape=(columns, columns))
+        return probe if probe.columns == columns else None
+
     def see(self, x: Tensor) -> Seen:
         """Return x [M, K] as the implementation multiplies by it. Raise what it raises."""
         y = contract.checked_matmul(self.implementation, x, self.weight, self.device)
         return Seen(x, y[:, : self.columns].double())
 
-    def weight_is_read(self, loudness: float) -> bool:
-        """Return whether ones, or one multiple of them, are read where ones are stored: by one-hot activations, or by
-        signs of one magnitude, `loudness`, which faults in where a scale comes from leave as they are."""
-        return self._ones_are_read() or self._signs_are_read(loudness)
+    def read_weight(self, loudness: float) -> bool:
+        """Set and return `weight_is_read`: whether ones, or one multiple of them, are read where ones are stored. Tried
+        are one-hot activations and signs of one magnitude, `loudness`, which faults in where a scale comes from leave
+        as they are; and, since the code of the largest element may be read as NaN, signs beside one louder token.
+        """
+        self.weight_is_read = (self._ones_are_read() or self._signs(loudness)[1]
+                               or self._signs(loudness, louder_last=True)[1])
+        return self.weight_is_read
+
+    def columns_are_read(self, loudness: float) -> bool:
+        """Return whether output n has the sign of element n and one magnitude, which may be another for each n."""
+        return self._signs(loudness)[0]
 
     def _ones_are_read(self) -> bool:
         wanted = list(range(0, self.columns, max(1, self.columns // self.tokens)))[:self.tokens]
@@ -123,15 +147,27 @@ class ActivationProbe:
         return bool(own.isfinite().all() & (own != 0).all() & ((own / own[0] - 1).abs() < 0.02).all()
                     & (rest.abs() <= 2.0**-10 * own[0].abs()).all())
 
-    def _signs_are_read(self, loudness: float) -> bool:
-        """Return whether row n reads column n by activations of one magnitude, so that every scale is the same. Element
-        k of token t has the sign of bit t of k div 2, the other one for odd k: pairs, whose sum is 0."""
+    def _signs(self, loudness: float, *, louder_last: bool = False) -> tuple[bool, bool]:
+        """Return whether row n reads column n by activations of one magnitude, so that every scale is the same: as a
+        number of its own, and as the same one for every n. Element k of token t has the sign of bit t of k div 2, the
+        other one for odd k: pairs, whose sum is 0.
+
+        With `louder_last`, the last token is 8 times as loud, and not looked at.
+        """
         k = torch.arange(self.case.k)[None, :]
         bits = (k >> 1) >> torch.arange(self.tokens)[:, None].clamp(max=_MOST_BITS)
         signs = (1.0 - 2.0 * ((bits ^ k) & 1)).to(self.device)
-        seen = self.see((loudness * signs).to(self.dtype)).seen
-        ratio = seen / seen[-1, 0]       # bits that no k has are 0
-        return bool(((ratio - signs[:, : self.columns]).abs() < 0.02).all())
+        x = loudness * signs
+        if louder_last:
+            x[-1] *= 8
+        seen = self.see(x.to(self.dtype)).seen[: self.tokens - louder_last]
+        signs = signs[: len(seen), : self.columns]
+        own = seen[-1] / signs[-1]
+
+        def near(number: Tensor) -> bool:
+            return bool(((seen / number - signs).abs() < 0.02).all())
+
+        return near(own), near(own[0])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,6 +180,15 @@ class ActivationProbe:
         x = inputs.make_weight(case, self.seed, self.device, WeightContents.CODES)
         limit = torch.finfo(self.dtype).max
         return x.clamp(-limit, limit).to(self.dtype)
+
+    def tiny(self, rule: ActivationRule) -> Tensor | None:
+        """Return codes under the smallest scale that there is, below which E8M0 has none: no element is its block's
+        largest code. None for scales that are not powers of two, and for fp16, which holds no such numbers."""
+        scaling = scheme_named(rule.scheme).scaling
+        if not scaling.scale_format.powers_of_two or self.dtype != torch.bfloat16:
+            return None
+        x = self.codes(rule).float().clamp(-_TINY_CODES, _TINY_CODES)
+        return (x * 2.0**-127).to(self.dtype)
 
     def activation(self, purpose: object) -> Tensor:
         """Return an activation [M, K] on which rules differ: tokens of other magnitudes, of zeros, with one loud

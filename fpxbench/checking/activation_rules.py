@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,8 +42,19 @@ _UNDECLARED_FORMATS = ("e4m3fn", "e4m3fnuz", "e5m2", "int8", "e2m1")
 _SAME_FACTOR = 2.0**-6
 _MOST_EXPLAINED = 8
 """Of the rules that a declared format may stand for, the first so many are looked at for faults of weights."""
-Explain = Callable[[ActivationRule, list[Seen]], tuple[Kind, str] | None]
-"""(rule, readings of activations) -> the fault that a quantizer by that rule makes, and a clause that states it."""
+
+
+class Explanation(NamedTuple):
+    """The fault of a quantizer, as a clause; `kind` is None where it has no name."""
+
+    kind: Kind | None
+    message: str
+    evidence: dict[str, Any]
+
+
+Explain = Callable[[ActivationRule, list[Seen], ActivationProbe, bool], Explanation | None]
+"""(rule, readings of activations, probe, whether the rule is known to be meant) -> the fault that a quantizer by that
+rule makes; None where nothing was found. Readings end with one of codes."""
 _OTHER_ROUNDINGS = (Rounding.TOWARD_ZERO, Rounding.DOWN, Rounding.NEAREST_AWAY)
 
 
@@ -77,6 +89,9 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
         operands.rule = rules[0]
         return None
     probe, first = probed
+    if not probe.weight_is_read:
+        operands.rule = rules[0]
+        return _without_the_weight(probe, rules, first, explain) if explain is not None else None
     # The largest element of all stands first in one and last in the other.
     seen = probe.see((0.3 * probe.activation("second activation").float()).flip(1).to(first.x.dtype))
     fitting = [rule for rule in rules if _follows(rule, first) and _follows(rule, seen)]
@@ -125,19 +140,48 @@ def _codes_seen(probe: ActivationProbe, rule: ActivationRule) -> Seen:
 
 def _probe(implementation: Implementation, operands: Operands) -> tuple[ActivationProbe, Seen] | None:
     """Return the probe and what its first activation gave, by which a scale may be fixed; None where its shape is
-    refused, or its weight of ones is not read as such."""
+    refused."""
     try:
         for tokens, shape in ((TOKENS, SHAPE), (MANY_TOKENS, WIDE_SHAPE)):
             probe = ActivationProbe(implementation, operands, tokens=tokens, shape=shape)
             first = probe.see(probe.activation("first activation"))
-            if probe.weight_is_read(float(first.x.abs().amax())):
-                return probe, first
-        return None
+            if probe.read_weight(first.loudness):
+                break
+        return probe, first
     except Exception as error:
         if not is_refusal(error):
             raise
         traceback.print_exc()
         return None
+
+
+def _without_the_weight(probe: ActivationProbe, rules: list[ActivationRule], first: Seen,
+                        explain: Explain) -> Verdict | None:
+    """Return the verdict on an activation where the weight of ones is not known to be read: on what no weight can be
+    the cause of."""
+    if first.only_zeros_are_numbers:
+        rule = rules[0]
+        readings = [first, _codes_seen(probe, rule)]
+        if (tiny := probe.tiny(rule)) is not None:
+            readings.insert(0, probe.see(tiny))
+        found = explain(rule, readings, probe, len(rules) == 1)
+        kind, what, evidence = found or Explanation(None, "no known fault explains it", {})
+        return Verdict(status=Status.NONFINITE, kind=kind, evidence={"activation_rule": str(rule)} | evidence,
+                       summary="every token that holds a number becomes NaN, and one of zeros does not, so that the"
+                               f" weight is finite: the activation is quantized to {rule.scheme}, but {what}")
+    if not probe.columns_are_read(first.loudness):
+        return None
+    for rule in rules[:_MOST_EXPLAINED]:
+        if (found := explain(rule, [], probe, len(rules) == 1)) is not None:
+            return _explained(rule, found)
+    return None
+
+
+def _explained(rule: ActivationRule, found: Explanation) -> Verdict:
+    verdict = _verdict(found.kind or Kind.INACCURATE, rule,
+                       f"the activation is quantized to {rule.scheme}, but, its tokens taken for rows of a weight,"
+                       f" {found.message}")
+    return verdict.model_copy(update={"evidence": verdict.evidence | found.evidence})
 
 
 def _follows(rule: ActivationRule, seen: Seen, factor: float = 1.0) -> bool:
@@ -154,8 +198,8 @@ def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen,
             if _follows(rule, kept):
                 return _verdict(Kind.ZERO_BLOCK, rule, f"the activation is quantized to {rule.scheme}, but a token of"
                                                        " zeros becomes NaN")
-        found = _deviation(probe, rules, first.without_zeros() or first, kept, coded, explain)
-        return found.model_copy(update={"summary": f"{found.summary}; besides, a token of zeros becomes NaN"})
+        verdict = _deviation(probe, rules, first.without_zeros() or first, kept, coded, explain)
+        return verdict.model_copy(update={"summary": f"{verdict.summary}; besides, a token of zeros becomes NaN"})
     if (fixed := _fixed(probe, rules, first, seen)) is not None:
         return fixed
     for rounding in _OTHER_ROUNDINGS:
@@ -181,13 +225,14 @@ def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen,
         if (window := windowed_maximum(rule, [seen, first])) is not None:
             return _verdict(Kind.SATURATED, rule, f"the activation is quantized to {rule.scheme}, but its scales are"
                                                   f" those of {window} only: what is larger saturates")
+    unnamed = ""
     for rule in rules[:_MOST_EXPLAINED] if explain is not None and not seen.unchanged else ():
-        explained = explain(rule, [seen, coded])
-        if explained is not None:
-            kind, message = explained
-            return _verdict(kind, rule, f"the activation is quantized to {rule.scheme}, but, its tokens taken for rows"
-                                        f" of a weight, {message}")
-    what = "is not quantized" if seen.unchanged else f"is quantized by no known rule: {description(seen)}"
+        if (found := explain(rule, [seen, coded], probe, len(rules) == 1)) is None:
+            continue
+        if found.kind is not None:
+            return _explained(rule, found)
+        unnamed = unnamed or f" ({found.message})"
+    what = "is not quantized" if seen.unchanged else f"is quantized by no known rule: {description(seen)}{unnamed}"
     return _verdict(Kind.INACCURATE, None, f"the activation {what}; declared is {declared}. If another rule is meant,"
                                            " declare it (`activation_rule`)")
 
@@ -252,7 +297,7 @@ def undeclared_rule(implementation: Implementation, operands: Operands) -> Verdi
     if operands.rule is not None or operands.case.m == 0:
         return None
     probed = _probe(implementation, operands)
-    if probed is None or probed[1].unchanged:
+    if probed is None or not probed[0].weight_is_read or probed[1].unchanged:
         return None
     seen = probed[1]
     scheme = scheme_named(operands.case.scheme)

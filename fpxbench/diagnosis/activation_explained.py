@@ -3,19 +3,27 @@ as a weight is, its tokens the rows."""
 
 from __future__ import annotations
 
+import math
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fpxbench.checking.activation_probe import Seen
+from fpxbench.checking.activation_probe import ActivationProbe, Seen
+from fpxbench.checking.activation_rules import Explanation
+from fpxbench.checking.examination import is_refusal
+from fpxbench.diagnosis.activation_maps import recover_activation
 from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, scale_choice_faults
 from fpxbench.diagnosis.hypotheses import Faults, Predictor, explanations
 from fpxbench.diagnosis.naming import named
+from fpxbench.diagnosis.products import RECOVERY_SECONDS
+from fpxbench.diagnosis.recovery.maps import RecoveredMaps
 from fpxbench.diagnosis.scale_functions import ScaleFunction, scale_functions
 from fpxbench.numbers.activation_rule import ActivationRule
 from fpxbench.numbers.codebook import NumberFormat
@@ -27,11 +35,36 @@ from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 
 
-def explain_activation(rule: ActivationRule, readings: Sequence[Seen]) -> tuple[Kind, str] | None:
-    """Return the kind and the message of the one known fault, made in quantizing by `rule`, that gives every element
-    read; None where none does. The last of `readings` holds every code under scales of 1."""
+def explain_activation(rule: ActivationRule, readings: Sequence[Seen], probe: ActivationProbe, rule_is_known: bool,
+                       *, seconds: float = math.inf) -> Explanation | None:
+    """Return the fault, made in quantizing by `rule`, that gives every element read: a known one by what it predicts,
+    or what the recovered maps show. None where neither does. The last of `readings` holds every code under scales of 1.
+
+    If the probe's weight is not known to be read as defined, only what no weight can be the cause of is named; if the
+    rule is one of several that may be meant, no place of a scale is.
+    seconds : no further experiment begins after this long
+    """
     if rule.scale is not None:
         return None
+    known = _known_fault(rule, readings) if readings else None
+    if known is not None and (known.kind is not None or not probe.weight_is_read):
+        return known
+    try:
+        maps = recover_activation(probe, rule, seconds)
+    except Exception as error:      # it refuses that shape
+        if not is_refusal(error):
+            raise
+        traceback.print_exc()
+        maps = None
+    shown = _shown(maps, probe.weight_is_read, rule_is_known) if maps is not None else None
+    return shown if shown is not None and (shown.kind is not None or known is None) else known
+
+
+explain_in_a_sweep = partial(explain_activation, seconds=RECOVERY_SECONDS)
+
+
+def _known_fault(rule: ActivationRule, readings: Sequence[Seen]) -> Explanation | None:
+    """Return the known fault that explains all readings; of kind None where several do."""
     whole = [_readout(rule, seen) for seen in readings]
     fitting, lost = _fitting(whole), 0
     if not fitting:
@@ -43,7 +76,24 @@ def explain_activation(rule: ActivationRule, readings: Sequence[Seen]) -> tuple[
         return None
     found = named(fitting, whole[0])
     besides = f"; {lost} of {sum(len(seen.x) for seen in readings)} tokens become NaN or infinity" if lost else ""
-    return found.kind or Kind.INACCURATE, found.message + besides
+    kind = found.kind if "fitting" not in found.evidence else None
+    return Explanation(kind, found.message + besides, found.evidence)
+
+
+def _shown(maps: RecoveredMaps, weight_is_read: bool, rule_is_known: bool) -> Explanation | None:
+    """Return what recovered maps say is wrong; kind None where it has no name."""
+    found = maps.diagnosis()
+    if not rule_is_known and not any(one.name == "blocks" and one.right for one in maps.experiments):
+        return None
+    if not weight_is_read:
+        # Only an activation's scale can leave an output as it is when all of the activation becomes louder.
+        of_all_tokens = maps.blocks is not None and " of row" not in maps.blocks.constant
+        if found is None or found.evidence.get("kinds") != [str(Kind.SCALE_MISSING)] or not of_all_tokens:
+            return None
+    if found is not None:
+        return Explanation(found.kind, found.message, found.evidence)
+    more = "" if maps.complete else "; `fpxbench inspect` makes experiments that a sweep has no time for"
+    return Explanation(None, maps.messages() + more, {}) if maps.wrong or more else None
 
 
 def _fitting(readouts: Sequence[Readout]) -> list[Faults]:

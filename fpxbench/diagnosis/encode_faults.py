@@ -74,6 +74,8 @@ class EncodeFault:
     rounding: Rounding | None = None
     overflow: Overflow | None = None
     codes: Callable[[Tensor, Tensor], Tensor] | None = None
+    exact_scales: bool = False
+    """Codes are those of the weight over its block's largest magnitude / the format's, whatever is stored for that."""
 
     def can_be_made_with(self, other: EncodeFault) -> bool:
         """Return whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
@@ -184,6 +186,10 @@ def _tie_faults() -> Iterator[EncodeFault]:
 def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeFault]:
     """Yield the known faults in choosing a scale, for codes that are made and read under it."""
     numbers = not scaling.scale_format.coded        # stored as they are, not as codes
+    if not scaling.scale_format.powers_of_two and (not numbers or scaling.scale_format.bits == 16):
+        yield EncodeFault(
+            Kind.SCALE_ROUNDED_LATE,
+            "codes are made under scales that are rounded only afterwards, when they are stored", exact_scales=True)
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
             yield EncodeFault(Kind.WRONG_MAX,

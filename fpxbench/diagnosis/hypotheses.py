@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import block_of, block_row_of
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
-from fpxbench.diagnosis.encode_faults import EncodeFault, encoded, largest_slack, nudges, quotient_slack
+from fpxbench.diagnosis.encode_faults import TIE_NUDGE, EncodeFault, encoded, largest_slack, nudges, quotient_slack
 from fpxbench.numbers import packing
 from fpxbench.numbers.scaling import Scales, Scaling
 from fpxbench.numbers.tensor_codec import decode_table
@@ -133,10 +133,15 @@ class Predictor:
 
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
-        factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[rows]
+        chosen = scaling.factors(weight.stored_scales)
+        if any(one.exact_scales for one in storing):
+            chosen = scaling.block_amax(self.readout.original) / weight.scheme.format.max
+        factors = scaling.spread(chosen, *weight.shape)[rows]
         slack = quotient_slack(weight.stored_scales, weight.scheme, *weight.shape)[rows]
         if not self.readout.ties_decided:
             slack = torch.full_like(slack, largest_slack(scaling))
+        if any(one.kind is Kind.TIES_NOT_EVEN for one in storing):      # what a nudge makes of no tie may be undone
+            slack = torch.where(slack > 0, slack + TIE_NUDGE, 0.0)
         for nudge in nudges(slack):
             codes = encoded(
                 self.readout.original[rows],

@@ -42,7 +42,7 @@ from fpxbench.checking.reference import Comparison, sqnr_db
 from fpxbench.checking.tuning_alone import tune_alone
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weight_source import WeightSource
-from fpxbench.diagnosis.activation_explained import explain_activation
+from fpxbench.diagnosis.activation_explained import explain_in_a_sweep
 from fpxbench.diagnosis.diagnosis import Diagnosis
 from fpxbench.diagnosis.expert_products import diagnose_experts
 from fpxbench.diagnosis.products import diagnose_product
@@ -244,7 +244,7 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
     """Run every check; return the first verdict on a mistake."""
     implementation, operands = examination.implementation, examination.operands
     verdict = check_quantization(implementation, operands) or activation_rules.find_rule(
-        implementation, operands, explain_activation)
+        implementation, operands, explain_in_a_sweep)
     if (left_out := activation_rules.not_asked(operands.rule)) is not None:
         examination.not_asked["activation's quantizer"] = left_out
     if verdict is None:
@@ -299,7 +299,7 @@ def _checked_experts(implementation: Implementation, examination: Examination, r
     first, last = (expert_alone(implementation, operands, expert) for expert in (0, count - 1))
     verdict = check_quantization(implementation, first) or check_quantization(implementation, last)
     if verdict is None:
-        verdict = activation_rules.find_rule(OneOfExperts(implementation, count, 0), first, explain_activation)
+        verdict = activation_rules.find_rule(OneOfExperts(implementation, count, 0), first, explain_in_a_sweep)
         operands.rule = first.rule
     if verdict is not None:
         return verdict

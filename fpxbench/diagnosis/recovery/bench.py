@@ -156,6 +156,14 @@ class Bench:
         largest there is."""
         return self.scaling.has_tensor_scale and not self.sets_codes
 
+    @property
+    def forced_scale(self) -> float | None:
+        """What that block multiplies by under the unit scales; None where scales can be set."""
+        if not self._scale_is_forced or self.scaling.scale_format.format is None:
+            return None
+        tensor = float(self.unit_scales.tensor_scale)
+        return self.scaling.scale_format.format.max * (1 / tensor if self.divides_by_global_scale else tensor)
+
     def hold(self, codes: Tensor, scales: Scales) -> Operands:
         """Return the implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
         codes = codes.to(torch.uint8).to(self.device).expand(self.n, self.k)

@@ -9,8 +9,10 @@ all of this form.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from itertools import product
 from math import prod
+from operator import xor
 
 import torch
 from torch import Tensor
@@ -66,16 +68,15 @@ def _affine_map(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[int], 
     """Return the columns of the linear map (what each bit of a stored code toggles) and its constant; None where none
     gives the table."""
     bits, size = bench.fmt.bits, 1 << bench.fmt.bits
-    wanted = [0, *(1 << bit for bit in range(bits))]
-    if not bool(tried[torch.tensor(wanted, device=tried.device)].all()):
-        return None
-    sources = [bench.near(table[code].expand(size), bench.table).nonzero().reshape(-1).tolist() for code in wanted]
-    if not prod(map(len, sources)) or prod(map(len, sources)) > _MOST_CANDIDATES:
+    basis = _affine_basis(bench, table, tried)
+    sources = [bench.near(table[code].expand(size), bench.table).nonzero().reshape(-1).tolist() for code in basis]
+    if len(basis) <= bits or not prod(map(len, sources)) or prod(map(len, sources)) > _MOST_CANDIDATES:
         return None
     codes = torch.arange(size, device=table.device)
     fitting = []
-    for constant, *images in product(*sources):
-        columns = [image ^ constant for image in images]
+    for first, *images in product(*sources):
+        columns = _solved([code ^ basis[0] for code in basis[1:]], [image ^ first for image in images])
+        constant = first ^ _applied(columns, basis[0])
         read = torch.full_like(codes, constant)
         for bit, column in enumerate(columns):
             read ^= torch.where((codes >> bit & 1) == 1, column, 0)
@@ -83,6 +84,40 @@ def _affine_map(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[int], 
             fitting.append((columns, constant))
     # Of maps that differ in what no number shows, the one that only moves bits, and fewest.
     return min(fitting, key=lambda one: (sum(map(int.bit_count, one[0])), one[1].bit_count()), default=None)
+
+
+def _affine_basis(bench: Bench, table: Tensor, tried: Tensor) -> list[int]:
+    """Return one more code than there are bits, whose differences span all codes, of those that were `tried`: powers
+    of two first, and numbers that one code alone stands for. Fewer where they do not span."""
+    candidates = [0, *(1 << bit for bit in range(bench.fmt.bits)), *range(1 << bench.fmt.bits)]
+    alone = [code for code in candidates if int(bench.near(table[code], bench.table).sum()) == 1]
+    basis: list[int] = []
+    reduced: list[int] = []
+    for code in (*alone, *candidates):
+        if not bool(tried[code]):
+            continue
+        left = code ^ basis[0] if basis else 0
+        for row in reduced:
+            left = min(left, left ^ row)
+        if left or not basis:
+            basis.append(code)
+            reduced += [left] * bool(left)
+    return basis
+
+
+def _solved(inputs: list[int], images: list[int]) -> list[int]:
+    """Return the columns of the linear map that takes each of `inputs`, which are independent, to its image."""
+    rows = list(zip(inputs, images, strict=True))
+    for bit in range(len(rows)):
+        at = next(n for n in range(bit, len(rows)) if rows[n][0] >> bit & 1)
+        rows[bit], rows[at] = rows[at], rows[bit]
+        pivot = rows[bit]
+        rows = [(a ^ pivot[0], b ^ pivot[1]) if n != bit and a >> bit & 1 else (a, b) for n, (a, b) in enumerate(rows)]
+    return [image for _, image in rows]
+
+
+def _applied(columns: list[int], code: int) -> int:
+    return reduce(xor, (column for bit, column in enumerate(columns) if code >> bit & 1), 0)
 
 
 def describe_affine(columns: list[int], constant: int) -> str:

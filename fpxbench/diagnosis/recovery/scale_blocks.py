@@ -85,6 +85,10 @@ def _constant(bench: Bench, code: int, number: float) -> Tensor:
         scales.append(replace(louder, tensor_scale=louder.tensor_scale * by))
     before, *after = (bench.read(bench.hold(codes, one)) / number for one in scales)
     usable = bench.free & before.isfinite() & (before.abs() > 2.0**-60)
+    if bench.forced_scale is not None:      # what meets that one does not change either
+        forced = usable & bench.near(before, torch.full_like(before, bench.forced_scale))
+        bench.unscaled |= forced
+        usable &= ~forced
     fixed, enough = torch.zeros_like(usable), False
     for seen in after:
         if not enough:
@@ -96,11 +100,14 @@ def _constant(bench: Bench, code: int, number: float) -> Tensor:
 def _constant_places(bench: Bench, constant: Tensor) -> str:
     """Return where weights are that no scale multiplies, and what does, as a clause."""
     left_out = constant.isfinite()
+    for dim in (0, 1):      # where a code cannot be chosen, none is seen to be left out: between two that are, it is
+        beside = left_out.roll(1, dim) & left_out.roll(-1, dim)
+        left_out = left_out | (bench.forced & beside)
     rows, columns = (left_out.any(dim=dim).nonzero().reshape(-1).tolist() for dim in (1, 0))
     whole = int(left_out.sum()) == len(rows) * len(columns)
     along = "all columns" if len(columns) == bench.k else f"columns {ranges(columns)}"
     where = along + ("" if len(rows) == bench.n else f" of row{'s' * (len(rows) > 1)} {ranges(rows)}")
-    numbers = [f"{value:g}" for value in constant[left_out].unique().tolist()]
+    numbers = [f"{value:g}" for value in constant[constant.isfinite()].unique().tolist()]
     by = " or ".join(numbers)
     if len(numbers) > _FEW_CONSTANTS:
         by = f"{len(numbers)} numbers, {numbers[0]} to {numbers[-1]}"
