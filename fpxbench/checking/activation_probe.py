@@ -24,11 +24,13 @@ from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.records.kinds import Kind
 from fpxbench.workloads import WeightContents
 
-TOKENS, SHAPE = 10, (288, 416)
-MANY_TOKENS, WIDE_SHAPE = 128, (288, 512)
+TOKENS, SHAPE = 10, (448, 416)
+"""More rows than columns, so that each column is seen."""
+MANY_TOKENS, WIDE_SHAPE = 128, (576, 512)
 """Where the weight of ones is not read by a few tokens: scales of blocks then fill whole tiles of 128 tokens."""
 _MOST_BITS = 16       # of the number of a column
 _TINY_CODES = 64.0
+_LOUD_COLUMNS = 16    # one in each block
 _FIT, _FIT_FIXED = 0.999, 0.995
 _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD, _BESIDE_THRESHOLD = 2.0**-12, 2.0**15, 0.05
 """Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
@@ -95,7 +97,7 @@ class Seen:
 
 
 class ActivationProbe:
-    """An implementation with a weight of single ones, [288, 416] where it supports that shape, or the case's own."""
+    """An implementation with a weight of single ones, [448, 416] where it supports that shape, or the case's own."""
 
     def __init__(self, implementation: Implementation, operands: Operands, *, tokens: int = TOKENS,
                  shape: tuple[int, int] = SHAPE) -> None:
@@ -129,8 +131,9 @@ class ActivationProbe:
         are one-hot activations and signs of one magnitude, `loudness`, which faults in where a scale comes from leave
         as they are; and, since the code of the largest element may be read as NaN, signs beside one louder token.
         """
-        self.weight_is_read = (self._ones_are_read() or self._signs(loudness)[1]
-                               or self._signs(loudness, louder_last=True)[1])
+        self.weight_is_read = self._ones_are_read() or any(
+            self._signs(loudness, loud_tokens, loud_columns)[1]
+            for loud_tokens, loud_columns in ((0, 0), (1, 0), (0, _LOUD_COLUMNS)))
         return self.weight_is_read
 
     def columns_are_read(self, loudness: float) -> bool:
@@ -147,21 +150,22 @@ class ActivationProbe:
         return bool(own.isfinite().all() & (own != 0).all() & ((own / own[0] - 1).abs() < 0.02).all()
                     & (rest.abs() <= 2.0**-10 * own[0].abs()).all())
 
-    def _signs(self, loudness: float, *, louder_last: bool = False) -> tuple[bool, bool]:
+    def _signs(self, loudness: float, loud_tokens: int = 0, loud_columns: int = 0) -> tuple[bool, bool]:
         """Return whether row n reads column n by activations of one magnitude, so that every scale is the same: as a
         number of its own, and as the same one for every n. Element k of token t has the sign of bit t of k div 2, the
         other one for odd k: pairs, whose sum is 0.
 
-        With `louder_last`, the last token is 8 times as loud, and not looked at.
+        The last `loud_tokens`, and one in every `loud_columns` columns, are 8 times as loud, and not looked at.
         """
         k = torch.arange(self.case.k)[None, :]
         bits = (k >> 1) >> torch.arange(self.tokens)[:, None].clamp(max=_MOST_BITS)
         signs = (1.0 - 2.0 * ((bits ^ k) & 1)).to(self.device)
-        x = loudness * signs
-        if louder_last:
-            x[-1] *= 8
-        seen = self.see(x.to(self.dtype)).seen[: self.tokens - louder_last]
-        signs = signs[: len(seen), : self.columns]
+        quiet = torch.ones(signs.shape, dtype=torch.bool, device=self.device)
+        quiet[self.tokens - loud_tokens:] = False
+        quiet[:, :: loud_columns or self.case.k] &= not loud_columns
+        seen = self.see((loudness * torch.where(quiet, signs, 8 * signs)).to(self.dtype)).seen
+        kept, columns = slice(self.tokens - loud_tokens), quiet[0, : self.columns]
+        seen, signs = seen[kept][:, columns], signs[kept][:, : self.columns][:, columns]
         own = seen[-1] / signs[-1]
 
         def near(number: Tensor) -> bool:

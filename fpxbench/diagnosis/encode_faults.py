@@ -74,12 +74,14 @@ class EncodeFault:
     rounding: Rounding | None = None
     overflow: Overflow | None = None
     codes: Callable[[Tensor, Tensor], Tensor] | None = None
-    exact_scales: bool = False
-    """Codes are those of the weight over its block's largest magnitude / the format's, whatever is stored for that."""
+    divisors: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(factors of the stored scales, [R, G], each block's largest magnitude over the format's, [R, G]) -> what weights
+    are divided by instead of the former, by which they are multiplied."""
 
     def can_be_made_with(self, other: EncodeFault) -> bool:
         """Return whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
-        exclusive = (("scales", "scales"), ("rounding", "rounding"), ("target", "target"), ("overflow", "overflow"),
+        exclusive = (("scales", "scales"), ("divisors", "divisors"), ("rounding", "rounding"), ("target", "target"),
+                     ("overflow", "overflow"),
                      ("target", "overflow"), ("overflow", "target"))    # a target has an overflow of its own
         return all(getattr(self, mine) is None or getattr(other, its) is None for mine, its in exclusive)
 
@@ -186,10 +188,7 @@ def _tie_faults() -> Iterator[EncodeFault]:
 def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeFault]:
     """Yield the known faults in choosing a scale, for codes that are made and read under it."""
     numbers = not scaling.scale_format.coded        # stored as they are, not as codes
-    if not scaling.scale_format.powers_of_two and (not numbers or scaling.scale_format.bits == 16):
-        yield EncodeFault(
-            Kind.SCALE_ROUNDED_LATE,
-            "codes are made under scales that are rounded only afterwards, when they are stored", exact_scales=True)
+    yield from _other_divisors(scaling)
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
             yield EncodeFault(Kind.WRONG_MAX,
@@ -206,6 +205,24 @@ def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeF
         for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
             yield EncodeFault(Kind.DOUBLE_ROUNDING, f"scales are rounded to {name} before weights are divided by them",
                               scales=lambda scales, dtype=dtype: Scales(scales.stored.to(dtype).float()))
+
+
+def _other_divisors(scaling: Scaling) -> Iterator[EncodeFault]:
+    """Yield faults in what weights are divided by, where they are multiplied by their own scale."""
+    stored = scaling.scale_format
+    if not stored.powers_of_two and (stored.coded or stored.bits == 16):
+        yield EncodeFault(Kind.SCALE_ROUNDED_LATE, "codes are made under scales that are rounded only afterwards, when"
+                          " they are stored", divisors=lambda factors, exact: exact)
+    for step, which in ((-1, "next"), (1, "previous")) if scaling.block_rows is not None else ():
+        yield EncodeFault(Kind.BLOCK_OFF_BY_ONE, f"weights are divided by the scale of the {which} row, and multiplied"
+                          " by their own", divisors=lambda factors, exact, step=step: factors.roll(step, 0))
+    for factor, what in ((2.0, "twice"), (0.5, "half")):
+        yield EncodeFault(Kind.SCALED, f"weights are divided by {what} the scale that they are multiplied by",
+                          divisors=lambda factors, exact, factor=factor: factors * factor)
+    yield EncodeFault(Kind.SCALE_MISSING, "weights are not divided by the scale that they are multiplied by",
+                      divisors=lambda factors, exact: torch.ones_like(factors))
+    yield EncodeFault(Kind.SCALE_INVERTED, "weights are multiplied by their scale when they are stored, not divided",
+                      divisors=lambda factors, exact: 1 / factors)
 
 
 def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -134,8 +134,9 @@ class Predictor:
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling
         chosen = scaling.factors(weight.stored_scales)
-        if any(one.exact_scales for one in storing):
-            chosen = scaling.block_amax(self.readout.original) / weight.scheme.format.max
+        for divisors in (one.divisors for one in storing if one.divisors is not None):
+            exact = scaling.block_amax(self.readout.original) / weight.scheme.format.max
+            chosen = divisors(chosen, exact).nan_to_num(0.0, 0.0, 0.0)
         factors = scaling.spread(chosen, *weight.shape)[rows]
         slack = quotient_slack(weight.stored_scales, weight.scheme, *weight.shape)[rows]
         if not self.readout.ties_decided:

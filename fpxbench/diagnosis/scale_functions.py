@@ -292,7 +292,11 @@ def right_range(values: Tensor, seen: Tensor, agree: Agree) -> tuple[int, int] |
     ones are rounded or lost and larger ones are infinite: products with them pass through a narrower type. Else None.
     """
     right = agree(seen, values) | values.isnan()
-    small = ~right & (seen.abs() <= 2 * values)
+    below = ~right & seen.isfinite()
+    unit = seen[below & (seen > 0)].amin() if bool((below & (seen > 0)).any()) else torch.zeros(())
+    # rounded to a multiple of the narrower type's smallest number, or to 0
+    rounded = ((seen - values).abs() <= unit / 2 * (1 + 2.0**-6)) if float(unit) else seen == 0
+    small = below & rounded
     past = ~right & ~seen.isfinite()
     if not bool((right | small | past).all()) or bool(right.all()):
         return None

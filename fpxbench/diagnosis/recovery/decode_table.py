@@ -137,11 +137,11 @@ def ordinary_places(bench: Bench) -> Tensor:
     That is not where K's tail is left out, or a scale is padding; and everywhere if nothing is read as a number.
     """
     seen = bench.read_codes(torch.full((1, 1), bench.fmt.max_code))
-    usable = seen.isfinite() & (seen.abs() > 2.0**-60)
+    usable = seen.isfinite() & (seen.abs() > 2.0**-60) & ~bench.unscaled
     if not bool((usable & bench.free).any()):
         return torch.ones_like(usable)
     right = usable & bench.near(seen, bench.table[bench.fmt.max_code].expand_as(seen))
-    if 4 * int((right & bench.free).sum()) >= int(bench.free.sum()):
+    if 4 * int((right & bench.free).sum()) >= int(bench.scaled.sum()):
         return right
     mode = seen[usable & bench.free].mode().values
     return usable & bench.near(seen, mode.expand_as(seen))

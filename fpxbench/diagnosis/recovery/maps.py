@@ -16,7 +16,7 @@ from fpxbench.diagnosis.index_map import IndexMap, axis_rule
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.recovery.code_order import recover_order
 from fpxbench.diagnosis.recovery.decode_table import effective_table, gives_table, recover_table
-from fpxbench.diagnosis.recovery.scale_blocks import BlockMap, recover_blocks
+from fpxbench.diagnosis.recovery.scale_blocks import BlockMap, constants, recover_blocks
 from fpxbench.diagnosis.recovery.scale_factors import Factors, gives_factors, recover_scales
 from fpxbench.diagnosis.recovery.scale_precision import recover_precision
 from fpxbench.records.kinds import Kind
@@ -40,6 +40,7 @@ class RecoveredMaps:
         self.complete = False
         deadline = time.monotonic() + seconds
         bench.choose_unit()
+        bench.unscaled |= constants(bench, bench.fmt.max_code, 1.0).isfinite()
         table, decoded = recover_table(bench)
         self.table = table if decoded.right is not None else None
         self.experiments.append(decoded)

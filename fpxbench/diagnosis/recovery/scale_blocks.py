@@ -48,16 +48,18 @@ class BlockMap:
 def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | None]:
     """Return the scale that multiplies each weight, as the row and block that it is stored for; None where that cannot
     be seen."""
-    if bench.scaling.block_rows is None:
-        return Experiment(name="blocks", right=True, tried=1, message="there is one scale for all"), None
+    one_for_all = bench.scaling.block_rows is None
+    only_scale = Experiment(name="blocks", right=True, tried=1, message="there is one scale for all")
     code, number = known_code(table)
     if code is None:
-        return Experiment(
+        return only_scale if one_for_all else Experiment(
             name="blocks", right=None, message="no code is read as a number that scales could be seen by"
         ), None
-    plain = plain_weights(bench, code, number)
-    constant = _constant(bench, code, number)
+    constant = constants(bench, code, number)
     left_out = constant.isfinite()
+    if one_for_all and not bool(left_out.any()):
+        return only_scale, None
+    plain = plain_weights(bench, code, number)
     bench.unscaled |= left_out
     found, places = _recovered(bench, code, number, (plain & ~left_out).cpu())
     if bool(left_out.any()):
@@ -74,7 +76,7 @@ def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | 
     return found, places
 
 
-def _constant(bench: Bench, code: int, number: float) -> Tensor:
+def constants(bench: Bench, code: int, number: float) -> Tensor:
     """Return what weights are multiplied by that stay as they are when every scale becomes larger, float64 [N, K]; NaN
     for all others, and for all where too few change."""
     codes = torch.full((1, 1), code)
@@ -285,6 +287,8 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
     mapped = IndexMap.from_flat(grid, blocks, "row", "block")
     rule = mapped.describe()
     n_known, n_moved = int(mapped.known.sum()), int(mapped.moved.sum())
+    if 2 * n_known < mapped.known.numel():
+        return [], "most weights meet what is no block's scale"
     if n_moved == 0:
         return [
             Kind.SCALE_PADDING_READ
