@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ _LARGEST_WEIGHT_CPU, _LARGEST_WEIGHT_GPU = 1 << 17, 1 << 25
 _MORE_S = 2.0
 """Once one token count is wrong, the others are asked for this long: where a mistake begins and ends is worth it."""
 
-_QUEUEING_CYCLES = 4_000_000
-"""Some two milliseconds of a GPU's clock."""
+_QUEUEING_CYCLES, _CYCLES_PER_S = 4_000_000, 2e9
+"""Two milliseconds of a GPU's clock at the least, and as long as it takes to queue the calls."""
+_LONGEST_QUEUEING_S = 0.1
 _LEAST_CALLS_ALONE = 100
 
 # N odd, K odd, K shorter than a block, K = 32 mod 64, 128 and 256, and a square.
@@ -403,25 +405,24 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
     expected = [each.reference(x, implementation) for each, x in zip(pairs, xs, strict=True)]
     streams = [torch.cuda.Stream() for _ in pairs]
     device_wait.synchronize()
-    deadline, rounds = examination.deadline(0.1), 0
+    deadline, rounds, queueing_s = examination.deadline(0.1), 0, 0.0
     while rounds < 3 or (not deadline.passed() and rounds < 100):
         outputs = []
         for stream in streams:      # both wait until all calls are queued: short kernels would end one by one
             with torch.cuda.stream(stream):
-                torch.cuda._sleep(_QUEUEING_CYCLES)
+                torch.cuda._sleep(max(_QUEUEING_CYCLES, int(2 * queueing_s * _CYCLES_PER_S)))
+        began = perf_counter()
         for _ in range(4):      # several in flight on each
             for each, x, stream in zip(pairs, xs, streams, strict=True):
                 with torch.cuda.stream(stream), torch.no_grad():
                     outputs.append(implementation.matmul(x, each.weight))
+        queueing_s = min(perf_counter() - began, _LONGEST_QUEUEING_S)
         device_wait.synchronize()
         rounds += 1
         for number, y in enumerate(outputs):
             comparison = compare(y, expected[number % 2])
             if not comparison.within:
-                alone = _wrong_one_by_one(implementation, own, xs[0], expected[0], 8 * rounds)
-                kind = Kind.NOT_REPEATABLE if alone else Kind.STREAM_UNSAFE
-                when = (f"in {alone} of {max(8 * rounds, _LEAST_CALLS_ALONE)} calls one after the other" if alone
-                        else "when two CUDA streams multiply at once, and right one after the other")
+                kind, when = _alone(implementation, pairs[number % 2], xs[number % 2], expected[number % 2], 8 * rounds)
                 return Verdict(status=Status.WRONG if comparison.finite else Status.NONFINITE, kind=kind,
                                evidence=comparison_evidence(comparison) | {"rounds": rounds},
                                summary=f"wrong {when}: {comparison.message()}")
@@ -429,14 +430,22 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
     return None
 
 
-def _wrong_one_by_one(implementation: Any, operands: Operands, x: Tensor, expected: Reference, calls: int) -> int:
-    """Return how many of so many calls with the same operands are wrong where each is waited for."""
-    wrong = 0
-    for _ in range(max(calls, _LEAST_CALLS_ALONE)):
+def _alone(implementation: Any, operands: Operands, x: Tensor, expected: Reference, calls: int) -> tuple[Kind, str]:
+    """Return the kind and a clause of a product that is wrong beside another stream's, by calls that are waited for."""
+    calls, wrong, frozen = max(calls, _LEAST_CALLS_ALONE), 0, False
+    for _ in range(calls):
         y = implementation.matmul(x, operands.weight)
         device_wait.synchronize()
         wrong += not compare(y, expected).within
-    return wrong
+    if wrong == calls:
+        x.neg_()
+        frozen = contract.same_bits(y, implementation.matmul(x, operands.weight))
+        x.neg_()
+    if frozen:
+        return Kind.FROZEN_INPUT, "with another weight: the product is of an activation that its buffer held before"
+    if wrong:
+        return Kind.NOT_REPEATABLE, f"in {wrong} of {calls} calls one after the other"
+    return Kind.STREAM_UNSAFE, "when two CUDA streams multiply at once, and right one after the other"
 
 
 def prepared_like(operands: Operands, n: int, k: int, purpose: object) -> tuple[Operands, Tensor]:

@@ -20,6 +20,7 @@ from fpxbench.diagnosis.decode_fault import DecodeFault
 from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, scale_choice_faults
+from fpxbench.diagnosis.estimated_faults import estimated_faults, right_factors
 from fpxbench.diagnosis.hypotheses import Faults, Predictor, explanations
 from fpxbench.diagnosis.naming import named
 from fpxbench.diagnosis.products import RECOVERY_SECONDS
@@ -107,35 +108,13 @@ def _fitting(readouts: Sequence[Readout]) -> list[Faults]:
     known: list[DecodeFault | EncodeFault] = [
         *decode_faults(weight), *_other_tables(fmt), *_in_reading_scales(scaling),
         *encode_faults(fmt, "bytes", weight.shape[1], largest), *scale_choice_faults(fmt, scaling),
-        *_another_maximum(readouts[-1])]
+        *estimated_faults(readouts)]
     return explanations(readouts, known, most=1)
-
-
-def _another_maximum(codes: Readout) -> Iterator[EncodeFault]:
-    """Yield scales that are taken from another maximum than the format's, which the numbers that are read tell: they
-    are multiples of the smallest."""
-    fmt, scaling = codes.weight.scheme.format, codes.weight.scheme.scaling
-    assert fmt is not None and scaling is not None
-    read = codes.seen[codes.seen.isfinite() & (codes.seen > 0)]
-    if scaling.scale_format.coded or not read.numel():
-        return
-    numbers = decode_table(fmt, read.device).double()
-    numbers = numbers[numbers.isfinite() & (numbers > 0)].sort().values
-    ratio = float(read.amin() / numbers[0])
-    for _ in range(2):      # all numbers tell it more exactly than the smallest
-        held = numbers[(numbers[:, None] - read / ratio).abs().argmin(dim=0)]
-        ratio = float((read * held).sum() / held.square().sum())
-    for one in dict.fromkeys((round(ratio, 2), fmt.max / max(1, round(fmt.max / ratio)), ratio)):
-        yield EncodeFault(Kind.WRONG_MAX, f"scales are taken from the maximum {fmt.max / one:.4g}; {fmt.name} reaches"
-                                          f" {fmt.max:g}",
-                          scales=lambda scales, one=one: replace(scales, stored=scales.stored * one))
 
 
 def _largest_quotient(readout: Readout) -> Tensor:
     """Return the largest magnitude that was read over its scale."""
-    scaling, weight = readout.weight.scheme.scaling, readout.weight
-    assert scaling is not None
-    factors = scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[:, readout.columns]
+    factors = right_factors(readout)
     quotients = torch.where(factors > 0, readout.seen / factors, 0.0)
     return quotients.where(quotients.isfinite(), 0.0).abs().amax().float()
 

@@ -22,7 +22,7 @@ from fpxbench.checking.operands import Operands
 from fpxbench.checking.output_rounding import coarser_outputs
 from fpxbench.diagnosis.decode_faults import decode_faults
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
-from fpxbench.diagnosis.effective_weight import Readout, correlation, read_out
+from fpxbench.diagnosis.effective_weight import Prediction, Readout, correlation, read_out
 from fpxbench.diagnosis.hypotheses import explanations, names_of
 from fpxbench.diagnosis.naming import another_table, name_reading, off_by_one_factor, single_weights
 from fpxbench.diagnosis.probe_weight import probe_operands
@@ -106,6 +106,8 @@ def _named(
         return _on_a_larger_weight(found, implementation, operands) or found
     if found is not None:
         return found
+    if (transposed := _transposed([readout, probe])) is not None:
+        return transposed
     fitting = explanations([readout], known, most=1)
     if not fitting:
         return None
@@ -115,6 +117,20 @@ def _named(
         "put in its place",
         {"fitting": names_of(fitting), "example": readout.example()},
     )
+
+
+def _transposed(readouts: list[Readout | None]) -> Diagnosis | None:
+    """Return the diagnosis of square weights that are read as their transposes."""
+    given = [one for one in readouts if one is not None]
+    if any(one.weight.shape[0] != one.weight.shape[1] for one in given):
+        return None
+    for one in given:
+        decoded = one.weight.dequantize().double().T
+        if not one.fits(Prediction(decoded[:, one.columns], ~decoded.isfinite().all(dim=1))):
+            return None
+    return Diagnosis(
+        Kind.WEIGHT_TRANSPOSED, "the square weight is transposed: row n, weight k reads as row k, weight n",
+        {"example": given[0].example()})
 
 
 def _on_a_larger_weight(found: Diagnosis, implementation: Implementation, operands: Operands) -> Diagnosis | None:

@@ -20,6 +20,7 @@ from fpxbench.diagnosis.decode_faults import decode_faults, only_scales_finite_c
 from fpxbench.diagnosis.diagnosis import Diagnosis, nearness
 from fpxbench.diagnosis.effective_weight import Readout
 from fpxbench.diagnosis.encode_faults import EncodeFault, encode_faults, scale_choice_faults
+from fpxbench.diagnosis.estimated_faults import estimated_faults
 from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.diagnosis.hypotheses import Predictor
 from fpxbench.diagnosis.naming import name_reading, single_weights
@@ -387,6 +388,7 @@ class Investigation:
                 *(fault for fault in decode_faults(as_if) if not only_scales_finite_codes(fault, fmt)),
                 *encode_faults(fmt, "bytes", self.bench.k, largest),
                 *scale_choice_faults(fmt, scaling),
+                *estimated_faults(readouts),
             ]
             if all(
                 bool(
