@@ -39,7 +39,7 @@ from fpxbench.records.verdict import Status, Verdict
 
 _GRANULARITIES = ("row", "tensor", "mx", "nv", "g128", "g64", "g32", "g16")
 _UNDECLARED_FORMATS = ("e4m3fn", "e4m3fnuz", "e5m2", "int8", "e2m1")
-_SAME_FACTOR = 2.0**-6
+_SAME_FACTOR, _QUIET = 2.0**-6, 2.0**-7
 _MOST_EXPLAINED = 8
 """Of the rules that a declared format may stand for, the first so many are looked at for faults of weights."""
 
@@ -95,10 +95,14 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
     # The largest element of all stands first in one and last in the other.
     seen = probe.see((0.3 * probe.activation("second activation").float()).flip(1).to(first.x.dtype))
     fitting = [rule for rule in rules if _follows(rule, first) and _follows(rule, seen)]
-    if not fitting and (rule := _off_by_a_factor(rules, first, seen)) is not None:
+    # The scale of all tokens is that of a loud one in both.
+    quiet = probe.see((_QUIET * seen.x.float()).to(seen.x.dtype))
+    if not fitting and (rule := _off_by_a_factor(rules, first, seen, quiet)) is not None:
         operands.rule = rule
         return None
     coded = _codes_seen(probe, (fitting or rules)[0])
+    if fitting and scheme_named(fitting[0].scheme).scaling.block_rows is None and not _follows(fitting[0], quiet):
+        return _deviation(probe, fitting[:1], first, quiet, coded, explain)
     if fitting and _follows(fitting[0], coded):
         operands.rule = fitting[0]
         return None
@@ -114,10 +118,12 @@ def not_asked(rule: ActivationRule | None) -> str | None:
     return f"{ties}floors under its scales, and scales below those of its probe (tokens of magnitude 2^-5)"
 
 
-def _off_by_a_factor(rules: list[ActivationRule], *readings: Seen) -> ActivationRule | None:
+def _off_by_a_factor(rules: list[ActivationRule], first: Seen, seen: Seen, quiet: Seen) -> ActivationRule | None:
     """Return the rule of which every activation is the same multiple: that factor may be the weight's as well, and is
     named by the product. A tensor scale's would be another one for each activation."""
     for rule in rules:
+        of_all = scheme_named(rule.scheme).scaling.block_rows is None
+        readings = (first, seen, quiet) if of_all else (first, seen)
         factors = [seen.factor(rule.quantized(seen.x)[0]) for seen in readings]
         if factors[0] and all(abs(factor / factors[0] - 1) < _SAME_FACTOR for factor in factors) \
                 and all(_follows(rule, seen, factors[0]) for seen in readings):

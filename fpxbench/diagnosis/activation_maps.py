@@ -18,6 +18,8 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 TOKENS, COLUMNS = 128, 512
 """Tiles of scales are 128 tokens high."""
+FEW = 32, 256
+"""Of one scale for all, each value takes a call."""
 FEWEST_BLOCKS = 6
 """With fewer blocks along K, faults in their places look alike."""
 
@@ -52,7 +54,8 @@ def recover_activation(probe: ActivationProbe, rule: ActivationRule, seconds: fl
     be read. No experiment begins after `seconds`."""
     scaling = scheme_named(rule.scheme).scaling
     assert scaling is not None      # an activation's rule is quantized
-    wide = probe.of_shape(TOKENS, max(COLUMNS, FEWEST_BLOCKS * (scaling.block or 0)))
+    tokens, columns = FEW if scaling.block_rows is None else (TOKENS, COLUMNS)
+    wide = probe.of_shape(tokens, max(columns, FEWEST_BLOCKS * (scaling.block or 0)))
     if wide is None:
         return None
     case = wide.case.model_copy(update={"scheme": rule.scheme, "n": wide.tokens, "m": wide.case.k})

@@ -30,6 +30,7 @@ from fpxbench.diagnosis.recovery.bench import Bench, small_case
 from fpxbench.diagnosis.recovery.maps import RecoveredMaps
 from fpxbench.diagnosis.sums import counted, diagnose_sums, wrong_part, wrong_run_of_columns
 from fpxbench.implementation import Implementation
+from fpxbench.numbers import packing
 from fpxbench.records.kinds import Kind
 
 RECOVERY_SECONDS = 10.0
@@ -120,17 +121,24 @@ def _named(
 
 
 def _transposed(readouts: list[Readout | None]) -> Diagnosis | None:
-    """Return the diagnosis of square weights that are read as their transposes."""
+    """Return the diagnosis of square weights that are read as their transposes: codes alone, or with their scales."""
     given = [one for one in readouts if one is not None]
     if any(one.weight.shape[0] != one.weight.shape[1] for one in given):
         return None
-    for one in given:
-        decoded = one.weight.dequantize().double().T
-        if not one.fits(Prediction(decoded[:, one.columns], ~decoded.isfinite().all(dim=1))):
-            return None
-    return Diagnosis(
-        Kind.WEIGHT_TRANSPOSED, "the square weight is transposed: row n, weight k reads as row k, weight n",
-        {"example": given[0].example()})
+
+    def fits(readout: Readout, with_scales: bool) -> bool:
+        weight = readout.weight
+        of_codes = replace(weight, packed=packing.pack(weight.codes().T.contiguous(), weight.scheme.format.bits,
+                                                       weight.layout))
+        decoded = (weight.dequantize().T if with_scales else of_codes.dequantize()).double()
+        return readout.fits(Prediction(decoded[:, readout.columns], ~decoded.isfinite().all(dim=1)))
+
+    for with_scales, what in ((False, "codes of the square weight are"), (True, "square weight is")):
+        if all(fits(one, with_scales) for one in given):
+            return Diagnosis(
+                Kind.WEIGHT_TRANSPOSED, f"the {what} transposed: row n, weight k reads that of row k, weight n",
+                {"example": given[0].example()})
+    return None
 
 
 def _on_a_larger_weight(found: Diagnosis, implementation: Implementation, operands: Operands) -> Diagnosis | None:

@@ -3,12 +3,12 @@ be, or by a rule of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from fault_injection import nearest, numbers, over_rows, read, store
+from fault_injection import factors_of, nearest, numbers, over_rows, read, store
 from injections import Injection, injections
 from torch import Tensor
 
@@ -109,8 +109,7 @@ def global_of_first(x: Tensor, first: Tensor, scheme) -> Tensor:
     e4m3 = numbers(FORMATS["e4m3fn"])
     scales = e4m3[nearest((amax / fmt.max / tensor).double().clamp(max=448).numpy(), FORMATS["e4m3fn"])]
     factors = np.repeat(scales, 16, axis=1)[:, : x.shape[1]] * tensor
-    quotients = np.divide(x.double().numpy(), factors, out=np.zeros(factors.shape), where=factors > 0)
-    return torch.from_numpy(numbers(fmt)[nearest(quotients, fmt)] * factors)
+    return torch.from_numpy(numbers(fmt)[nearest(_over(x, factors), fmt)] * factors)
 
 
 def under_the_maximum_of(kept: Callable[[int, int], np.ndarray]) -> Callable[[Tensor, Tensor, object], Tensor]:
@@ -123,8 +122,7 @@ def under_the_maximum_of(kept: Callable[[int, int], np.ndarray]) -> Callable[[Te
         stored = replace(store(seen, scheme, "bytes"), scales=scales.stored, tensor_scale=scales.tensor_scale)
         ones = replace(stored, packed=torch.full_like(stored.packed, nearest(np.ones(1), scheme.format)[0]))
         factors = read(ones).numpy()
-        quotients = np.divide(x.double().numpy(), factors, out=np.zeros(factors.shape), where=factors > 0)
-        return torch.from_numpy(numbers(scheme.format)[nearest(quotients, scheme.format)] * factors)
+        return torch.from_numpy(numbers(scheme.format)[nearest(_over(x, factors), scheme.format)] * factors)
 
     return values
 
@@ -160,4 +158,85 @@ def activation_injections(scheme) -> list[Injection]:
             own(Kind.ACTIVATION_QUANTIZED, f"{fmt.name}-{name}", by_another(f"{fmt.name}-{name}"))
     if scaling.has_tensor_scale:
         own(Kind.STALE_ACTIVATION_SCALE, "the tensor scale of the first call", global_of_first)
-    return found
+    return [*found, *_other_readings(quantized), *_other_encoders(quantized)]
+
+
+def _other_readings(scheme) -> Iterator[Injection]:
+    """Yield readings of codes and scales of which no hypothesis is written down."""
+    fmt, scaling, bits = scheme.format, scheme.scaling, scheme.format.bits
+    yield Injection(Kind.FORMAT_MISTAKEN, "bits rotated", {"bit_order": [(bit + 1) % bits for bit in range(bits)]})
+    order = np.random.default_rng(3).permutation(bits).tolist()
+    yield Injection(Kind.FORMAT_MISTAKEN, "bits in a random order", {"bit_order": order})
+    if not fmt.twos_complement:
+        yield Injection(Kind.FORMAT_MISTAKEN, "all bits but the sign inverted", {"inverted": (1 << (bits - 1)) - 1})
+    for kind, about, factor in (
+        (Kind.SCALE_MISREAD, "scales to the power of 1.5", lambda value: value**1.5),
+        (Kind.SCALE_MISREAD, "scales below 2^-5 doubled", lambda value: np.where(value < 2.0**-5, 2 * value, value)),
+        (Kind.SCALE_NARROWED, "scales below 2^-5 are zero", lambda value: np.where(value < 2.0**-5, 0.0, value)),
+    ):
+        yield Injection(kind, about, {"function": _of_the_stored(scaling, factor)})
+    if scaling.block_rows is None:
+        return
+    yield Injection(Kind.SCALE_PERMUTED, "tokens' scales in a random order", {"row_map": _Shuffled()})
+    yield Injection(Kind.SCALE_MISSING, "a constant for the last 40 columns",
+                    {"constant": (slice(None), slice(-40, None), 2.0)})
+    if scaling.block is not None:
+        yield Injection(Kind.SCALE_SHARED, "every third block's scale", {"block_map": _Thirds()})
+
+
+class _Shuffled:
+    """A random order of the rows [N, 1] that it is indexed by."""
+
+    def __getitem__(self, row: np.ndarray) -> np.ndarray:
+        return np.random.default_rng(len(row)).permutation(len(row))[row]
+
+
+class _Thirds:
+    def __getitem__(self, block: np.ndarray) -> np.ndarray:
+        return block // 3 * 3
+
+
+def _of_the_stored(scaling, factor: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    if not scaling.scale_format.coded:
+        return lambda stored: factor(stored.astype(np.float64))
+    values = scaling.scale_format.decode(torch.arange(256, dtype=torch.uint8)).double().numpy()
+    return lambda stored: factor(values[stored])
+
+
+def _other_encoders(scheme) -> Iterator[Injection]:
+    def under(about: str, kind: Kind, divided: Callable[[np.ndarray], np.ndarray],
+              multiplied: Callable[[np.ndarray], np.ndarray]) -> Injection:
+        def values(x: Tensor, first: Tensor, scheme) -> Tensor:
+            factors = factors_of(store(x, scheme, "bytes"))
+            return torch.from_numpy(numbers(scheme.format)[nearest(_over(x, divided(factors)), scheme.format)]
+                                    * multiplied(factors))
+        return Injection(kind, about, {"rule": OwnRule(values)})
+
+    yield under("divided by twice the scale", Kind.SCALED, lambda factors: 2 * factors, lambda factors: factors)
+    if scheme.scaling.block_rows is not None:
+        yield under("divided by the previous token's scale", Kind.BLOCK_OFF_BY_ONE,
+                    lambda factors: np.roll(factors, 1, 0), lambda factors: factors)
+    if not scheme.scaling.scale_format.coded:
+        yield under("1.1 of each scale throughout", Kind.WRONG_MAX, lambda factors: 1.1 * factors,
+                    lambda factors: 1.1 * factors)
+    for part in (0.3, 0.7):
+        yield Injection(Kind.INACCURATE, f"rounded up from {part} on", {"rule": OwnRule(_rounded_from(part))})
+
+
+def _rounded_from(part: float) -> Callable[[Tensor, Tensor, object], Tensor]:
+    def values(x: Tensor, first: Tensor, scheme) -> Tensor:
+        factors, grid = factors_of(store(x, scheme, "bytes")), numbers(scheme.format)
+        grid = np.unique(np.abs(grid[np.isfinite(grid)]))
+        grid = grid[grid <= scheme.format.max]
+        quotients = _over(x, factors)
+        size = np.clip(np.abs(quotients), 0, grid[-1])
+        above = np.clip(np.searchsorted(grid, size), 1, len(grid) - 1)
+        low, high = grid[above - 1], grid[above]
+        rounded = np.where(size - low >= part * (high - low), high, low)
+        return torch.from_numpy(np.copysign(rounded, quotients) * factors)
+
+    return values
+
+
+def _over(x: Tensor, factors: np.ndarray) -> np.ndarray:
+    return np.divide(x.double().numpy(), factors, out=np.zeros(factors.shape), where=factors > 0)
