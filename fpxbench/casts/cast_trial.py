@@ -22,13 +22,15 @@ from fpxbench.casts.cast_record import (
 from fpxbench.casts.conformance import Conformance, ConformanceCheck, number_text
 from fpxbench.casts.conformance_verdict import verdict_on
 from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
-from fpxbench.casts.engines import Inputs, inputs_of, right_bits, to_bits, to_tensor, torch_function
+from fpxbench.casts.engines import Inputs, codes_of, inputs_of, right_bits, to_bits, to_tensor, torch_function
 from fpxbench.casts.expected import expected_codes, sibling_of
 from fpxbench.casts.finfo import check_finfo
 from fpxbench.casts.probe_values import values
+from fpxbench.diagnosis.blackbox.module_adapter import function_named
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.records.compiler_messages import without_source
-from fpxbench.records.verdict import classify_exception
+from fpxbench.records.kinds import Kind
+from fpxbench.records.verdict import Status, Verdict, classify_exception
 
 _PADDING = 64
 """Longer than any vector, so that inputs of different conversions differ in length by more than one vector."""
@@ -42,6 +44,26 @@ def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
             return [_result(conversion, inputs_of(conversion), partial(np.asarray, bits))
                     for conversion, bits in zip(chosen, compiled, strict=True)]
     return [_alone(conversion) for conversion in chosen]
+
+
+def run_own(conversion: Conversion, name: str) -> CastResult:
+    """Carry out and check a cast by ``package.module:function``. Raises ValueError where there is no such function."""
+    function = function_named(name, "takes a tensor and returns its codes")
+    inputs, source, target = inputs_of(conversion), DTYPES[conversion.source], DTYPES[conversion.target]
+
+    def produce(exchanged: bool = False) -> np.ndarray:
+        bits = inputs.operands[0]
+        even = np.resize(bits, bits.size + bits.size % 2)       # of two codes a byte there is no half
+        codes = codes_of(function(to_tensor(even, source, conversion.device)), target, even.size)
+        return (codes.reshape(-1, 2)[:, ::-1].reshape(-1) if exchanged else codes)[:bits.size]
+
+    found = _result(conversion, inputs, produce)
+    if found.verdict.status is not Status.WRONG or target.format is None or target.format.bits != 4 \
+            or _result(conversion, inputs, partial(produce, True)).verdict.status is not Status.OK:
+        return found
+    swapped = Verdict(status=Status.WRONG, kind=Kind.NIBBLE_SWAP,
+                      summary="the two codes of each byte are exchanged: the first one belongs in the low bits")
+    return found.model_copy(update={"verdict": swapped})
 
 
 def _alone(conversion: Conversion) -> CastResult:

@@ -69,6 +69,7 @@ class DType:
 
     @property
     def is_float8(self) -> bool:
+        """Whether it is a float of a byte."""
         return self.format is not None and self.bits == 8
 
     @property
@@ -77,9 +78,12 @@ class DType:
 
 
 _FLOATS = ("fp64", "fp32", "bf16", "fp16", "e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0", "e4m3b15")
+_IN_BYTES = ("e3m4", "e3m2", "e2m3", "e2m1")
+"""Formats that no framework converts to: of one's own casts, which give a byte a code."""
 
 DTYPES: dict[str, DType] = {
     **{fmt.name: DType(fmt.name, fmt.bits, fmt) for fmt in map(format_of, _FLOATS)},
+    **{name: DType(name, 8, format_of(name)) for name in _IN_BYTES},
     **{f"uint{bits}": DType(f"uint{bits}", bits) for bits in (16, 32, 64)},
 }
 

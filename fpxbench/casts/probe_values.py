@@ -51,7 +51,8 @@ def cast_inputs(source: DType, target: DType) -> np.ndarray:
         return np.arange(1 << source.bits, dtype=np.uint64).astype(_UINT[source.bits])
     float_type, integer, fmt = _FLOAT[source.name], _UINT[source.bits], source.format
     rng = np.random.default_rng(SEED)
-    magnitudes = [grid(dtype).positive for dtype in DTYPES.values() if dtype.is_float8 or dtype is target]
+    magnitudes = [grid(dtype).positive for dtype in DTYPES.values()
+                  if dtype is target or (dtype.is_float8 and (dtype.torch or dtype.triton))]
     points = np.concatenate([np.concatenate([numbers, (numbers[:-1] + numbers[1:]) / 2]) for numbers in magnitudes])
     exact = np.concatenate(
         [points, *(values(np.arange(1 << 16, dtype=np.uint16), DTYPES[name]) for name in ("bf16", "fp16"))]

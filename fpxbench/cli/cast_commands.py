@@ -32,6 +32,11 @@ FreshOption = Annotated[bool, typer.Option(
     "--fresh/--resume", help="Check every conversion again, or only those without a record.")]
 TimeoutOption = Annotated[float, typer.Option(
     "--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1)]
+CastOption = Annotated[str | None, typer.Option(
+    "--cast", metavar="MODULE:FUNCTION", help="Check this cast of your own instead: a function of a tensor [n] that"
+    " returns the codes of --to. Nothing is recorded, and the exit status is 1 if it is wrong.")]
+FromOption = Annotated[str, typer.Option("--from", help="With --cast: the dtype of its input, fp32, bf16 or fp16.")]
+ToOption = Annotated[str, typer.Option("--to", help="With --cast: the format of its codes, e4m3fn, e3m2, e2m1, …")]
 FailOnOption = Annotated[str, typer.Option(
     "--fail-on", help="Exit with status 1 if a conversion has one of these statuses: wrong,crash,…")]
 
@@ -48,6 +53,9 @@ def numerics(
     timeout: TimeoutOption = 180.0,
     as_json: JsonOption = False,
     fail_on: FailOnOption = "",
+    cast: CastOption = None,
+    source: FromOption = "bf16",
+    target: ToOption = "e4m3fn",
 ) -> None:
     """Check the casts of PyTorch and Triton against the definition of each format.
 
@@ -58,9 +66,17 @@ def numerics(
     Exit status: 0; 1 if --fail-on applies; 2 for a usage error; 130 after Ctrl-C.
     """
     from fpxbench.casts.cast_run import run_casts
+    from fpxbench.casts.own_cast import check_own_cast
 
     failing = statuses(fail_on)
     settings = Settings(device=device, results=results, machine=machine, fresh=fresh, timeout_s=timeout)
+    if cast is not None:
+        record = check_own_cast(settings, cast, source, target)
+        if as_json:
+            print(record.to_json())
+        else:
+            _print_own(cast, record)
+        raise typer.Exit(record.verdict.status is not Status.OK)
     run = run_casts(settings, tuple(engine or ()), tuple(conversion or ()), exhaustive=exhaustive)
     if as_json:
         print(json.dumps([json.loads(record.to_json()) for record in run.records]))
@@ -68,6 +84,17 @@ def numerics(
         _print_findings(run.records)
     end_run(Store(results, CastRecord).file(run.machine.name, run.build), results,
             [record.verdict.status for record in run.records], failing, run.interrupted, quiet=as_json)
+
+
+def _print_own(function: str, record: CastRecord) -> None:
+    verdict = record.verdict
+    out.print(f"{SIGNS[verdict.status]} {escape(function)}  {record.conversion.source} to {record.conversion.target}:"
+              f" {escape(verdict.headline)}  {escape(verdict.summary)}", soft_wrap=True)
+    for difference in record.differences:
+        one = difference.examples[0]
+        out.print(f"    {difference.kind}: {difference.count:,} inputs{' (permitted)' if difference.permitted else ''},"
+                  f" e.g. {one.input} ({one.input_value}) gives {one.got} ({one.got_value}),"
+                  f" not {one.expected} ({one.expected_value})", markup=False, soft_wrap=True)
 
 
 def _print_findings(records: list[CastRecord]) -> None:

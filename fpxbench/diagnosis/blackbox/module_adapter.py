@@ -49,8 +49,15 @@ class Wrapped(Implementation):
 
 
 def factory_named(name: str) -> Factory:
-    """Return the factory that ``package.module:factory`` names, searched from the current folder too. Raise ValueError
-    that names what is missing."""
+    """Return the factory that ``package.module:factory`` names; see `function_named`."""
+    factory = function_named(name, "takes a torch.nn.Linear and returns a module")
+    _check_takes_a_linear(name, factory)
+    return factory
+
+
+def function_named(name: str, what: str) -> Callable:
+    """Return the function that ``package.module:function`` names, searched from the current folder too. Raise
+    ValueError that names what is missing; `what` says what the function does."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -62,13 +69,10 @@ def factory_named(name: str) -> Factory:
                 f"{name!r}: there is no module {error.name!r} here or among the installed packages"
             ) from None
         raise
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ValueError(
-            f"{name!r}: {module_name} has no function {attribute!r} that takes a torch.nn.Linear and returns a module"
-        )
-    _check_takes_a_linear(name, factory)
-    return factory
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(f"{name!r}: {module_name} has no function {attribute!r} that {what}")
+    return function
 
 
 def _check_takes_a_linear(name: str, factory: Factory) -> None:
