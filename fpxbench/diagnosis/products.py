@@ -104,7 +104,7 @@ def _named(
     probe = read_out(implementation, probe_operands(implementation, operands))
     found = name_reading([readout, probe], known, maps)
     if found is not None and "fitting" in found.evidence:
-        return _on_a_larger_weight(found, implementation, operands) or found
+        return on_a_larger_weight(found, implementation, operands) or found
     if found is not None:
         return found
     if (transposed := _transposed([readout, probe])) is not None:
@@ -141,7 +141,7 @@ def _transposed(readouts: list[Readout | None]) -> Diagnosis | None:
     return None
 
 
-def _on_a_larger_weight(found: Diagnosis, implementation: Implementation, operands: Operands) -> Diagnosis | None:
+def on_a_larger_weight(found: Diagnosis, implementation: Implementation, operands: Operands) -> Diagnosis | None:
     """Return the diagnosis of `found`'s faults that a larger weight shows, on which they differ; None if it shows none
     of them."""
     case = operands.case

@@ -352,7 +352,10 @@ def store(
     if late_scale:
         block = scheme.scaling.block
         padded = torch.nn.functional.pad(given, (0, -given.shape[1] % block)).reshape(len(given), -1, block)
-        amax = padded.abs().amax(2).repeat_interleave(block, 1)[:, : given.shape[1]]
+        amax, height = padded.abs().amax(2), scheme.scaling.block_rows
+        if height > 1:
+            amax = torch.cat([rows.amax(0, keepdim=True).expand(len(rows), -1) for rows in amax.split(height)])
+        amax = amax.repeat_interleave(block, 1)[:, : given.shape[1]]
         factor = amax / fmt.max
     values = narrow[twice](torch.where(factor > 0, given / torch.where(factor > 0, factor, 1.0), 0.0)).double().numpy()
     if positive:

@@ -25,7 +25,7 @@ from fpxbench.diagnosis.experiment import Experiment
 from fpxbench.diagnosis.hypotheses import Predictor
 from fpxbench.diagnosis.naming import name_reading, single_weights
 from fpxbench.diagnosis.probe_weight import probe_operands
-from fpxbench.diagnosis.products import diagnose_product
+from fpxbench.diagnosis.products import diagnose_product, on_a_larger_weight
 from fpxbench.diagnosis.recovery.bench import Bench, small_case
 from fpxbench.diagnosis.recovery.maps import RecoveredMaps
 from fpxbench.diagnosis.scale_rules import find_scale_rule, follows_rule, holds_on_powers_of_two, other_rules
@@ -401,6 +401,8 @@ class Investigation:
             ):
                 return Diagnosis(Kind.INACCURATE, "the effective weight is the original: nothing was quantized", {})
         named = name_reading(readouts, known, self.maps)
+        if named is not None and "fitting" in named.evidence:
+            named = on_a_larger_weight(named, self.implementation, operands) or named
         if named is not None:
             return named
         if self.maps.wrong:

@@ -29,8 +29,8 @@ from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
-FEW_SCALES = 12
-"""Scales that are tried one by one where a call takes long."""
+FEW_SCALES, SOME_SCALES = 12, 48
+"""Scales that are tried one by one where a call takes long; and where it does not."""
 GLOBAL_SCALES = (2.0**-30, 2.0**-10, 0.375, 1.5, 8.0, 2.0**20)
 
 
@@ -70,8 +70,9 @@ def recover_scales(
         ), None
     codes, values, skipped = _scales_to_try(bench)
     rowwise = blocks_right and not bench.rows_mixed and bench.grid_shape[0] == bench.n > 1
-    if not rowwise and bench.implementation.slow(bench.device):     # each costs a call
-        few = torch.linspace(0, len(values) - 1, min(len(values), FEW_SCALES)).round().long()
+    if not rowwise and (bench.implementation.slow(bench.device) or not bench.sets_codes):     # each costs a call
+        most = FEW_SCALES if bench.implementation.slow(bench.device) else SOME_SCALES
+        few = torch.linspace(0, len(values) - 1, min(len(values), most)).round().long()
         codes, values = (None if codes is None else codes[few]), values[few]
         skipped.append("all others: not tried, each takes a call")
     probe, usable = _probe_codes(bench, table, values)
