@@ -74,6 +74,7 @@ def test_scales_of_fewer_bits_are_not_asked(scheme) -> None:
 
 def test_a_rounding_to_bits_is_that_of_the_dtype() -> None:
     values = torch.randn(1000, dtype=torch.float64)
+    values = values.abs().clamp(min=2.0**-14).copysign(values)      # smaller numbers of fp16 have fewer bits
     for bits, dtype in ((8, torch.bfloat16), (11, torch.float16)):
         assert torch.equal(ScaleRounding(bits, "").apply(values.float().double()), values.float().to(dtype).double())
     assert bool((ScaleRounding(8, "", to_nearest=False).apply(values).abs() <= values.abs()).all())
