@@ -34,7 +34,7 @@ def test_the_fused_kernel_writes_no_decoded_weight_on_a_gpu():
     fused = [
         r
         for r in SAMPLES.read_all()[0]
-        if r.timing and r.machine.kind == "cuda" and r.case.implementation == "triton_fused"
+        if r.timing and r.machine.kind == "cuda" and r.case.implementation == "triton_fused" and not r.case.experts
     ]
     assert {record.traffic.kernels_launched for record in fused if record.case.m == 1} == {1}
     assert {record.traffic.kernels_launched for record in fused} <= {1, 2, 3}
