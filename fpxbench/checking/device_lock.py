@@ -16,6 +16,7 @@ import shlex
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Literal
@@ -105,11 +106,20 @@ def _wait(file: IO[str], device: str) -> None:
 
 
 def _announce(file: IO[str], device: str) -> None:
-    file.seek(0)
-    holder = file.read().strip() or "a process that did not name itself"
+    holder = _holder(file) or "a process that did not name itself"
     if holder.startswith(f"process {_watcher_pid()} ("):    # cases of one sweep take turns
         return
     listener("announce", f"waiting to time on {device}, which is in use by {holder}")
+
+
+def _holder(file: IO[str]) -> str:
+    """Return what the holder wrote of itself. It may have the lock for a moment only, and be about to write."""
+    for _ in range(3):
+        file.seek(0)
+        if holder := file.read().strip():
+            return holder
+        time.sleep(0.02)
+    return ""
 
 
 def _watcher_pid() -> int | None:

@@ -106,3 +106,16 @@ def test_cases_of_one_sweep_that_take_turns_are_not_announced(monkeypatch, tmp_p
             monkeypatch.setattr(locks, "listener", lambda event, message: told.append(message))
             locks._announce(file, "cuda")
     assert len(told) == 1 and f"process {ANOTHER_SWEEP} (" in told[0]
+
+
+def test_a_holder_that_is_about_to_name_itself_is_waited_for(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(locks, "listener", lambda event, message: told.append(message))
+    with open(tmp_path / "lock", "a+") as file:
+        def write(seconds):
+            file.write("process 7 (fpxbench run), timing a case")
+            file.flush()
+
+        monkeypatch.setattr(locks.time, "sleep", write)
+        locks._announce(file, "cuda")
+    assert told == ["waiting to time on cuda, which is in use by process 7 (fpxbench run), timing a case"]
