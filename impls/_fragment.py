@@ -102,12 +102,16 @@ def tile_constants(tile: Tile) -> dict[str, Any]:
 def stream_constants(tile: StreamTile) -> dict[str, Any]:
     """Return what `stream_kernel` is compiled for, of a tile."""
     return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "WARPS": tile.warps,
-            "CHUNK": tile.chunk, "GROUP": tile.group, "TEAMS": tile.teams, "OVERLAP": tile.overlap}
+            "CHUNK": tile.chunk, "GROUP": tile.group, "TEAMS": tile.teams, "SLICES": tile.slices,
+            "OVERLAP": tile.overlap}
 
 
 def stream_options(tile: StreamTile) -> dict[str, Any]:
-    """Return the options that `stream_kernel` is compiled with: with two teams, registers for three groups of warps."""
-    most = {1: None, 2: HALF_REGISTERS}[tile.at_once] if tile.teams == 1 else THIRD_REGISTERS
+    """Return the options that `stream_kernel` is compiled with, with registers for all its groups of warps."""
+    if tile.teams * tile.slices == 1:
+        most = None if tile.at_once == 1 else HALF_REGISTERS
+    else:
+        most = THIRD_REGISTERS if tile.slices < 3 else HALF_REGISTERS
     return {"num_warps": tile.warps, "maxnreg": most}
 
 
@@ -119,7 +123,7 @@ def descriptor_layouts(tile: StreamTile, bits: int, halves: int) -> dict[str, tu
     """
     from triton.experimental.gluon.language import NVMMASharedLayout
 
-    rows, words = tile.block_n // TILE_N, NVMMASharedLayout(128, 32, 3)
+    rows, words = tile.block_n // tile.slices // TILE_N, NVMMASharedLayout(128, 32, 3)
     return {"x_desc": ([tile.block_m, TILE_K], NVMMASharedLayout(128, 16, 2)),
             "four_desc": ([rows, bits & 12 or 4, 32], words), "two_desc": ([rows, 2, 32], words),
             "one_desc": ([rows, 1, 32], words),

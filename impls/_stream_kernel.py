@@ -178,10 +178,12 @@ def _sharing(number, SHARING, REST, K_TILES):
 
 
 @gluon.jit
-def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles, ready, free,
-          PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr, SCALED: gl.constexpr,
-          HALVES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-          GROUP: gl.constexpr, OVERLAP: gl.constexpr):
+def _copy(sources, places, counts, BITS: gl.constexpr, SCALED: gl.constexpr, HALVES: gl.constexpr,
+          BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
+          OVERLAP: gl.constexpr, SLICES: gl.constexpr, WARPS: gl.constexpr):
+    x_desc, four_desc, two_desc, one_desc, scales_desc = sources
+    x_tiles, fours, twos, ones, scale_tiles, ready, free = places
+    PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS = counts
     if OVERLAP != "none":
         _wait_for_kernels_before()
     T: gl.constexpr = BLOCK_N // 8
@@ -193,18 +195,22 @@ def _copy(x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, tw
         for k in range(k_begin, k_end):
             stage = count % STAGES
             mbarrier.wait(free.index(stage), ((count // STAGES) & 1) ^ 1)
+            if WARPS > 1:       # none may still wait when the barrier is two phases on
+                _barrier()
             full = ready.index(stage)
             mbarrier.expect(full, BYTES)
-            n = block_n * T
             line = k * BITS
-            if BITS & 12:
-                _bulk_copy(four_desc, [n, line, 0], full, fours.index(stage))
-            if BITS & 2:
-                _bulk_copy(two_desc, [n, line + (BITS & 4), 0], full, twos.index(stage))
-            if BITS & 1:
-                _bulk_copy(one_desc, [n, line + (BITS & 6), 0], full, ones.index(stage))
-            if SCALED:
-                _bulk_copy(scales_desc, [n, k * (8 * HALVES)], full, scale_tiles.index(stage))
+            for of_slice in gl.static_range(SLICES):
+                n = block_n * T + of_slice * (T // SLICES)
+                place = stage * SLICES + of_slice
+                if BITS & 12:
+                    _bulk_copy(four_desc, [n, line, 0], full, fours.index(place))
+                if BITS & 2:
+                    _bulk_copy(two_desc, [n, line + (BITS & 4), 0], full, twos.index(place))
+                if BITS & 1:
+                    _bulk_copy(one_desc, [n, line + (BITS & 6), 0], full, ones.index(place))
+                if SCALED:
+                    _bulk_copy(scales_desc, [n, k * (8 * HALVES)], full, scale_tiles.index(place))
             _bulk_copy(x_desc, [block_m * BLOCK_M, k * 128], full, x_tiles.index(stage))
             count += 1
     if OVERLAP == "late":
@@ -235,18 +241,22 @@ def _store(sums, row_scale, out, first_m, first_n, M, N, ROW_SCALES, DTYPE: gl.c
 
 
 @gluon.jit
-def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out, parts, M, N,
-              ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS: gl.constexpr,
-              MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr, SCALED: gl.constexpr,
-              SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr, HALVES: gl.constexpr, BF16: gl.constexpr,
-              BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
-              CHUNK: gl.constexpr, GROUP: gl.constexpr, OVERLAP: gl.constexpr, TEAMS: gl.constexpr, TEAM: gl.constexpr):
+def _multiply(places, results, counts, BITS: gl.constexpr, MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr,
+              FACTOR: gl.constexpr, SCALED: gl.constexpr, SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr,
+              HALVES: gl.constexpr, BF16: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+              STAGES: gl.constexpr, WARPS: gl.constexpr, CHUNK: gl.constexpr, GROUP: gl.constexpr,
+              OVERLAP: gl.constexpr, TEAMS: gl.constexpr, SLICES: gl.constexpr, WORKER: gl.constexpr):
+    x_tiles, fours, twos, ones, scale_tiles, ready, free = places
+    meeting, there, taken, row_scale, out, parts, M, N, ROW_SCALES = results
+    PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS = counts
     if OVERLAP != "none":
         _wait_for_kernels_before()
     T: gl.constexpr = BLOCK_N // 8
     DTYPE: gl.constexpr = gl.bfloat16 if BF16 else gl.float16
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
     LEFT: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
+    TEAM: gl.constexpr = WORKER % TEAMS
+    SLICE: gl.constexpr = WORKER // TEAMS
     count = 0
     meetings = 0
     for item in range(FULL // PROGRAMS + 2):
@@ -260,15 +270,16 @@ def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, the
             number = count + (k - k_begin)
             stage = number % STAGES
             mbarrier.wait(ready.index(stage), (number // STAGES) & 1)
+            place = stage * SLICES + SLICE
             words = ((), (), (), ())
             if BITS & 12:
-                words = _with(words, _own_words(fours.index(stage), BLOCK_N, WARPS, BITS & 12, 1))
+                words = _with(words, _own_words(fours.index(place), BLOCK_N, WARPS, BITS & 12, 1))
             if BITS & 2:
-                words = _with(words, _own_words(twos.index(stage), BLOCK_N, WARPS, 2, 2))
+                words = _with(words, _own_words(twos.index(place), BLOCK_N, WARPS, 2, 2))
             if BITS & 1:
-                words = _with(words, _own_words(ones.index(stage), BLOCK_N, WARPS, 1, 4))
+                words = _with(words, _own_words(ones.index(place), BLOCK_N, WARPS, 1, 4))
             if SCALED:
-                scale_words = _scale_words(scale_tiles.index(stage), BLOCK_N, WARPS, HALVES)
+                scale_words = _scale_words(scale_tiles.index(place), BLOCK_N, WARPS, HALVES)
             tile_of_x = x_tiles.index(stage).permute((1, 0))
             for first in gl.static_range(0, 4, CHUNK):
                 weights = ()
@@ -321,12 +332,13 @@ def _multiply(x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, the
                 meetings += 1
         if TEAM == 0 and steps > 0:
             if slot < 0:
-                _store(sums, row_scale, out, block_m * BLOCK_M, block_n * BLOCK_N, M, N, ROW_SCALES,
+                _store(sums, row_scale, out, block_m * BLOCK_M, (block_n * SLICES + SLICE) * BLOCK_N, M, N, ROW_SCALES,
                        DTYPE, ACC, BLOCK_M, BLOCK_N, WARPS)
             else:
                 n = gl.arange(0, BLOCK_N, gl.SliceLayout(1, ACC))
                 m = gl.arange(0, BLOCK_M, gl.SliceLayout(0, ACC))
-                gl.store(parts + slot * (BLOCK_N * BLOCK_M) + (n[:, None] * BLOCK_M + m[None, :]), sums)
+                gl.store(parts + (slot * SLICES + SLICE) * (BLOCK_N * BLOCK_M) + (n[:, None] * BLOCK_M + m[None, :]),
+                         sums)
 
 
 @gluon.jit(do_not_specialize=["M", "ROW_SCALES", "PROGRAMS", "SHARING", "FULL", "REST", "K_TILES", "M_BLOCKS",
@@ -337,12 +349,12 @@ def stream_kernel(
     BITS: gl.constexpr, MOVES: gl.constexpr, FIRST: gl.constexpr, INT: gl.constexpr, FACTOR: gl.constexpr,
     SCALES: gl.constexpr, SCALE_MUL: gl.constexpr, SCALE_ADD: gl.constexpr, HALVES: gl.constexpr, BLOCK: gl.constexpr,
     BF16: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
-    CHUNK: gl.constexpr, GROUP: gl.constexpr, OVERLAP: gl.constexpr, TEAMS: gl.constexpr,
+    CHUNK: gl.constexpr, GROUP: gl.constexpr, OVERLAP: gl.constexpr, TEAMS: gl.constexpr, SLICES: gl.constexpr,
 ):
     """Compute out [M, N] of x [M, K], where K_TILES tiles of 128 columns have K of them.
 
-    x_desc: blocks [BLOCK_M, 128] of x. four_desc, two_desc, one_desc: blocks of BLOCK_N / 8 rows and 8 or 4, 2 and 1
-    lines of the packed weight, int32 [N / 8, BITS K_TILES, 32]; scales_desc of int32 [N / 8, K_TILES * 8 HALVES].
+    x_desc: blocks [BLOCK_M, 128] of x. four_desc, two_desc, one_desc: blocks of BLOCK_N / (8 SLICES) rows and 8 or 4, 2
+    and 1 lines of the packed weight, int32 [N / 8, BITS K_TILES, 32]; scales_desc of int32 [N / 8, K_TILES * 8 HALVES].
     MOVES and FIRST: those of the four pairs that share words.
     There are M_BLOCKS N_BLOCKS tiles [BLOCK_M, BLOCK_N]: FULL, a multiple of PROGRAMS, are made whole, and the REST,
     less than PROGRAMS, by SHARING of them together; or all are made whole, and FULL may be more. Sums of a part of K
@@ -359,13 +371,14 @@ def stream_kernel(
     ones = x_tiles
     scale_tiles = x_tiles
     if BITS & 12:
-        fours = gl.allocate_shared_memory(gl.int32, [STAGES, T, BITS & 12, 32], four_desc.layout)
+        fours = gl.allocate_shared_memory(gl.int32, [STAGES * SLICES, T // SLICES, BITS & 12, 32], four_desc.layout)
     if BITS & 2:
-        twos = gl.allocate_shared_memory(gl.int32, [STAGES, T, 2, 32], two_desc.layout)
+        twos = gl.allocate_shared_memory(gl.int32, [STAGES * SLICES, T // SLICES, 2, 32], two_desc.layout)
     if BITS & 1:
-        ones = gl.allocate_shared_memory(gl.int32, [STAGES, T, 1, 32], one_desc.layout)
+        ones = gl.allocate_shared_memory(gl.int32, [STAGES * SLICES, T // SLICES, 1, 32], one_desc.layout)
     if SCALED:
-        scale_tiles = gl.allocate_shared_memory(gl.int32, [STAGES, T, 8 * HALVES], scales_desc.layout)
+        scale_tiles = gl.allocate_shared_memory(gl.int32, [STAGES * SLICES, T // SLICES, 8 * HALVES],
+                                                scales_desc.layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     meeting = x_tiles
@@ -379,32 +392,50 @@ def stream_kernel(
         mbarrier.init(taken, count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
-        mbarrier.init(free.index(stage), count=1)
+        mbarrier.init(free.index(stage), count=SLICES)
     hopper.fence_async_shared()
     _barrier()
-    if TEAMS == 2:      # with fewer registers for the warp that copies, the assembler serializes the products
+    places = (x_tiles, fours, twos, ones, scale_tiles, ready, free)
+    counts = (PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS)
+    sources = (x_desc, four_desc, two_desc, one_desc, scales_desc)
+    results = (meeting, there, taken, row_scale, out, parts, M, N, ROW_SCALES)
+    # The assembler serializes products that need more registers than the group with the fewest has. Workers have what
+    # is asked for here, the first group what is left: it copies where the products need nearly all.
+    if SLICES == 3:
         gl.warp_specialize([
-            (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out,
-                         parts, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS,
-                         MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N,
-                         STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, 0)),
-            (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out,
-                         parts, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS,
-                         MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N,
-                         STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, 1)),
-            (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles,
-                     ready, free, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES,
-                     BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP)),
+            (_copy, (sources, places, counts, BITS, SCALED, HALVES, BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP, SLICES,
+                     WARPS)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 0)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 1)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 2)),
+        ], [WARPS, WARPS, WARPS], [152, 152, 152])
+    elif TEAMS * SLICES == 2 and (SLICES == 2 or BLOCK_M >= 128):
+        gl.warp_specialize([
+            (_copy, (sources, places, counts, BITS, SCALED, HALVES, BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP, SLICES,
+                     WARPS)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 0)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 1)),
+        ], [WARPS, WARPS], [224, 224])
+    elif TEAMS == 2:
+        gl.warp_specialize([
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 0)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 1)),
+            (_copy, (sources, places, counts, BITS, SCALED, HALVES, BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP, SLICES,
+                     1)),
         ], [WARPS, 1], [200, 96])
     else:
         gl.warp_specialize([
-            (_multiply, (x_tiles, fours, twos, ones, scale_tiles, ready, free, meeting, there, taken, row_scale, out,
-                         parts, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS,
-                         MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES, BF16, BLOCK_M, BLOCK_N,
-                         STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, 0)),
-            (_copy, (x_desc, four_desc, two_desc, one_desc, scales_desc, x_tiles, fours, twos, ones, scale_tiles,
-                     ready, free, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS, BITS, SCALED, HALVES,
-                     BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP)),
+            (_multiply, (places, results, counts, BITS, MOVES, FIRST, INT, FACTOR, SCALED, SCALE_MUL, SCALE_ADD, HALVES,
+                         BF16, BLOCK_M, BLOCK_N // SLICES, STAGES, WARPS, CHUNK, GROUP, OVERLAP, TEAMS, SLICES, 0)),
+            (_copy, (sources, places, counts, BITS, SCALED, HALVES, BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP, SLICES,
+                     1)),
         ], [1], [24])
 
 

@@ -73,6 +73,7 @@ class StreamTile:
     group : blocks of x that are multiplied by a part of the weight before the next part
     teams : 2 where two teams of `warps` warps take every other 128 columns of K, and add up their sums; 1 elsewhere
     overlap : one of `OVERLAPS`
+    slices : how many times 4 warps take 64 rows of the weight each, and share the tile of x; 1 with any number of rows
     """
 
     block_m: int
@@ -85,20 +86,24 @@ class StreamTile:
     group: int = 8
     teams: int = 1
     overlap: str = "none"
+    slices: int = 1
 
     def __post_init__(self) -> None:
-        _powers_of_two(self, "block_m", "block_n", "chunk", "group")
+        _powers_of_two(self, "block_m", "chunk", "group")
         _known_overlap(self)
-        if not (16 <= self.block_m <= 256 and self.block_n in (64, 128, 256) and self.warps in (4, 8) and
+        if not (16 <= self.block_m <= 256 and self.block_n in (64, 128, 192, 256) and self.warps in (4, 8) and
                 16 * self.warps <= self.block_n and self.stages >= 2 * self.teams and self.chunk <= 4 and
-                (self.teams, self.at_once) in ((1, 1), (1, 2), (2, 1)) and self.teams * self.warps <= 8):
+                (self.teams, self.at_once) in ((1, 1), (1, 2), (2, 1)) and self.teams * self.warps <= 8 and
+                (self.block_n != 192 if self.slices == 1 else
+                 (self.warps, self.teams, self.at_once) == (4, 1, 1) and self.block_n == 64 * self.slices <= 192)):
             raise ValueError(f"{self} is no tile of the stream kernel: block_m 16 to 256, block_n 64 to 256 and 16 to a"
                              " warp at least, 4 or 8 warps, 2 stages or more, chunk 1, 2 or 4, at_once 1 or 2; or two"
-                             " teams of 4 warps, 4 stages or more, at_once 1")
+                             " teams of 4 warps, 4 stages or more, at_once 1; or two or three slices of 64 of block_n"
+                             " for 4 warps each, at_once 1")
 
     @classmethod
     def with_all_stages(cls, bits: int, block_m: int, block_n: int, warps: int, chunk: int = 1, at_once: int = 1,
-                        split: bool = True, group: int = 8, teams: int = 1) -> StreamTile | None:
+                        split: bool = True, group: int = 8, teams: int = 1, slices: int = 1) -> StreamTile | None:
         """Return the tile with as many stages (8 at most) as there is shared memory for; None if there is not for two
         to a team."""
         room = MOST_SHARED // at_once - 64 * block_n - 3072     # results on their way out, barriers
@@ -106,7 +111,7 @@ class StreamTile:
         stages = min(8, room // (256 * block_m + 16 * bits * block_n + 8 * block_n))
         if stages < 2 * teams:
             return None
-        return cls(block_m, block_n, warps, stages, chunk, at_once, split, group, teams)
+        return cls(block_m, block_n, warps, stages, chunk, at_once, split, group, teams, slices=slices)
 
 
 @dataclass(frozen=True)
