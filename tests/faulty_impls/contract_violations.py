@@ -347,10 +347,17 @@ class SecondStream(Right):
 
 @implementation("faulty_shared_workspace")
 class SharedWorkspace(Right):
-    """On a GPU: sums in one buffer that all streams share."""
+    """On a GPU: sums in one buffer that all streams share. A weight is decoded once: its table is copied to the device,
+    for which a call would wait, so that no two of them were ever under way at once."""
 
     def supports(self, scheme, device):
         return super().supports(scheme, device) if device != "cpu" else Support.no("needs a GPU")
+
+    def decoded(self, weight):
+        self.kept = getattr(self, "kept", {})
+        if id(weight) not in self.kept:
+            self.kept[id(weight)] = (weight, super().decoded(weight))
+        return self.kept[id(weight)][1]
 
     def product(self, x, w):
         self.buffers = getattr(self, "buffers", {})

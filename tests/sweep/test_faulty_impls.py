@@ -11,8 +11,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from places import FAULTY_IMPLS as FAULTY
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpxbench.implementation import discover
+from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag, Record
@@ -286,6 +288,9 @@ ON_A_GPU = {
     BLOCKS: ("canary.blocks", 4, 256, 384), LONG: ("long", 4, 128, 4096), TIMED: ("timed", 1, 1024, 1024),
 }
 """Workload, M, N and K of each layer."""
+ON_A_LARGE_WEIGHT = {"result_remembered": 8192}
+"""N and K where a GPU decodes and multiplies a smaller weight in hardly more time than it takes to look a product up.
+"""
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -294,6 +299,7 @@ ON_A_GPU = {
 def test_a_gpu_tells_the_same(plant: Plant) -> None:
     if plant.layer in ON_A_GPU:
         workload, m, n, k = ON_A_GPU[plant.layer]
+        n, k = (ON_A_LARGE_WEIGHT.get(plant.name, size) for size in (n, k))
         case = Case(implementation=f"faulty_{plant.name}", scheme=plant.scheme, workload=workload, m=m, n=n, k=k)
     else:
         case = LAYERS[plant.layer][0].case(f"faulty_{plant.name}", plant.scheme, LAYERS[plant.layer][1])
@@ -302,6 +308,30 @@ def test_a_gpu_tells_the_same(plant: Plant) -> None:
         TrialRequest(case=case, device="cuda", seed=7, impls=[str(FAULTY)], timing_budget_s=0.02, check_budget_s=5.0)
     ).verdict
     assert (verdict.status, verdict.kind) == (plant.status, plant.kind), verdict.summary
+
+
+def test_calls_that_share_a_workspace_wait_for_nothing_so_that_two_can_be_under_way() -> None:
+    """Once a weight was used, a call copies nothing from the CPU: it would wait for that. The device is a stand-in."""
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            given = args[0] if args and isinstance(args[0], torch.Tensor) else None
+            if func.overloadpacket is torch.ops.aten._to_copy and given is not None and given.device.type == "cpu":
+                copied.append(given.shape)
+            return func(*args, **(kwargs or {}))
+
+    def copies_of(plant: str) -> list:
+        implementation = discover([FAULTY])[0][f"faulty_{plant}"]()
+        weight = implementation.quantize(torch.randn(77, 203), scheme_named("e4m3fn-row")).to("meta")
+        x = torch.randn(33, 203).bfloat16().to("meta")
+        implementation.matmul(x, weight)
+        copied.clear()
+        with Copies():
+            implementation.matmul(x, weight)
+        return list(copied)
+
+    copied: list = []
+    assert copies_of("shared_workspace") == []
+    assert copies_of("gain") == [(256,)]        # the decode table
 
 
 def test_every_plant_is_planted() -> None:
