@@ -21,6 +21,8 @@ DENSE_SCHEMES = frozenset({"bf16", "fp16"})
 
 SLOW_BELOW = 0.95
 """A speedup over dense below this counts as slower where no interval says it better."""
+WIDE_HALF_WIDTH = 0.05
+"""A speedup whose 95% interval is wider than plus and minus this share of it ranks by the interval's lower end."""
 
 MAX_PAGE_NAME = 180
 """Characters of a case's file name: file systems end at 255 bytes, and names from elsewhere can be long."""
@@ -120,8 +122,10 @@ class CaseRow:
     @property
     def refusal(self) -> str:
         """Why it was not run, without the scheme's name: "takes int8-row only, not mxfp4" is one reason for all
-        schemes."""
-        reason = re.sub(rf"(?<![\w-]){re.escape(self.case.scheme)}(?![\w-])", "this scheme", self.summary)
+        schemes. "int8-row+int8-row" does not name int8-row."""
+        scheme = re.escape(self.case.scheme)
+        reason = re.sub(rf" \({scheme}\)", "", self.summary)
+        reason = re.sub(rf"(?<![\w+-]){scheme}(?![\w+-])", "this scheme", reason)
         return reason or str(self.kind or self.status)
 
     @property
@@ -140,11 +144,30 @@ class CaseRow:
 
     @property
     def certain_speedup(self) -> float:
-        """The lower end of the speedup's 95% interval: a noisy timing ranks by no more than it shows.
+        """The lower end of the speedup's 95% interval: a noisy timing counts for no more than it shows.
 
         Raises ValueError for a case without a speedup.
         """
         return self.speedup_ci95[0] if self.speedup_ci95 else self.times_dense
+
+    @property
+    def ranking_speedup(self) -> float:
+        """What it is ranked by and shown with, in hundredths as shown: the speedup, or the lower end of its 95% interval
+        where that is wider than ±5%.
+
+        Raises ValueError for a case without a speedup.
+        """
+        return round(self.certain_speedup if self._wide else self.times_dense, 2)
+
+    @property
+    def ranking_text(self) -> str:
+        """``1.74×``, or ``≥ 1.01×`` where only the lower end of the interval is ranked."""
+        return f"{'≥ ' if self._wide else ''}{self.ranking_speedup:.2f}×"
+
+    @property
+    def _wide(self) -> bool:
+        low, high = self.speedup_ci95 or (self.times_dense, self.times_dense)
+        return high - low > 2 * WIDE_HALF_WIDTH * self.times_dense
 
     @property
     def faster(self) -> bool:

@@ -77,7 +77,7 @@ class Fastest:
     @property
     def own_share(self) -> float | None:
         """The own kernel's speed over the best one's; None without a right, timed own case."""
-        return _speedup(self.own) / _speedup(self.best) if self.own else None
+        return self.own.ranking_speedup / self.best.ranking_speedup if self.own else None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def fastest_of(rows: Iterable[CaseRow]) -> dict[int, Fastest]:
 
     found = {}
     for m, of in sorted(by_m.items()):
-        slowest_first = sorted(of, key=lambda row: (row.certain_speedup, row.case.id))
+        slowest_first = sorted(of, key=lambda row: (row.ranking_speedup, row.case.id))
         own = [row for row in slowest_first if row.case.implementation in OWN_KERNELS]
         found[m] = Fastest(slowest_first[-1], own[-1] if own else None)
     return found

@@ -111,7 +111,7 @@ class SchemeChoice:
     broken: tuple[str, ...]
     """Implementations that are not."""
     fastest: dict[int, CaseRow]
-    """For each M, the right case with the largest `certain_speedup`."""
+    """For each M, the right case with the largest `ranking_speedup`."""
     slower: frozenset[int] = frozenset()
     """Each M at which every right case is slower than dense by more than its noise."""
 
@@ -255,7 +255,7 @@ class SweepTable(SweepHeading):
         for m in self.tokens:
             timed = [row for row in real if row.case.m == m and row.ranked]
             if timed:
-                fastest[m] = max(timed, key=lambda row: (row.certain_speedup, row.case.id))
+                fastest[m] = max(timed, key=lambda row: (row.ranking_speedup, row.case.id))
                 if all(row.slower for row in timed):
                     slower.add(m)
         of_canaries = not any(row.bits_per_weight for row in real)
@@ -274,15 +274,15 @@ class SweepTable(SweepHeading):
         return {choice.scheme: choice.sqnr_db for choice in self.choices if choice.sqnr_db is not None}
 
     def best_choices(self, m: int) -> list[CaseRow]:
-        """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both speed and SQNR,
-        the fastest first.
+        """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both `ranking_speedup`
+        and SQNR, the fastest first; a slower one gains at least `LEAST_GAIN_DB`.
 
         Dense is the most accurate, so that a scheme no faster than dense, or not by more than the noise, is none of
         them.
         """
         timed = [choice.fastest[m] for choice in self.choices if m in choice.fastest and choice.sqnr_db is not None]
         best: list[CaseRow] = []
-        for row in sorted(timed, key=lambda row: (-row.certain_speedup, -self.sqnr_db[row.case.scheme])):
+        for row in sorted(timed, key=lambda row: (-row.ranking_speedup, -self.sqnr_db[row.case.scheme])):
             if row.faster and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
                                     + LEAST_GAIN_DB):
                 best.append(row)
@@ -309,7 +309,7 @@ class SweepTable(SweepHeading):
         if not rows:
             return f"{self.machine.device}, M={m}: {self.without_choice(m)}"
         named = [
-            f"{row.case.scheme} ({row.case.implementation}) {row.speedup:.2f}× at {self.sqnr_db[row.case.scheme]:.1f} "
+            f"{row.case.scheme} ({row.case.implementation}) {row.ranking_text} at {self.sqnr_db[row.case.scheme]:.1f} "
             f"dB SQNR" for row in rows]
         return f"{self.machine.device}, M={m}, speed over dense: {'; '.join(named)}"
 

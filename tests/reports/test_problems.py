@@ -115,6 +115,14 @@ def test_an_implementation_that_is_wrong_anywhere_is_no_choice_for_the_scheme() 
     assert choice.fastest[1].case.implementation == "y" and choice.broken == ("x",)
 
 
+@pytest.mark.parametrize(("summary", "reason"), [
+    ("supports int8-row+int8-row only, not int8-row", "supports int8-row+int8-row only, not this scheme"),
+    ("supports scales by row, not blocks of 32 (int8-row)", "supports scales by row, not blocks of 32")])
+def test_a_reason_names_the_scheme_only_where_it_stands_alone(summary: str, reason: str) -> None:
+    refused = sample.record(sample.case("x", "int8-row"), Verdict(status=Status.UNSUPPORTED, summary=summary))
+    assert sweep([refused]).rows[0].refusal == reason
+
+
 @pytest.mark.parametrize("status", [Status.UNSUPPORTED, Status.MISSING])
 def test_a_case_that_is_refused_says_nothing_of_the_others(status: Status) -> None:
     refused = sample.record(sample.case("x", workload="canary.codes", n=64, k=256), Verdict(status=status))
@@ -145,6 +153,21 @@ def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_
                                     Verdict(status=Status.WRONG))
     assert "right in all its cases" in sweep([timed("mxfp4", 3.0, 18.8)]).without_choice(16)
     assert sweep([sample.record(sample.case("x"), speedup=1.5), wrong_elsewhere]).best_choices(1) == []
+
+
+def test_no_scheme_to_choose_is_beaten_in_both_numbers_that_are_shown() -> None:
+    def timed(scheme: str, speedup: float, interval: tuple[float, float], sqnr_db: float):
+        one = sample.record(sample.case("x", scheme), speedup=speedup)
+        return one.model_copy(update={"accuracy": one.accuracy.model_copy(update={"sqnr_db": sqnr_db}),
+                                      "timing": one.timing.model_copy(update={"speedup_ci95": interval})})
+
+    steady, better = timed("nvfp4", 1.74, (1.73, 1.75), 20.4), timed("e3m2-row", 1.77, (1.70, 1.80), 25.6)
+    assert [row.case.scheme for row in sweep([steady, better]).best_choices(1)] == ["e3m2-row"]
+
+    wide = timed("e3m2-row", 56.9, (1.2, 185.0), 18.0)
+    swept = sweep([steady, wide])
+    assert [row.case.scheme for row in swept.best_choices(1)] == ["nvfp4"], "it ranks by 1.2"
+    assert sweep([wide]).choice_message.endswith("e3m2-row (x) ≥ 1.20× at 18.0 dB SQNR")
 
 
 def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
