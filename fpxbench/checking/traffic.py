@@ -13,6 +13,10 @@ _WRITES_FASTER = 2.0
 """How much faster than the measured read bandwidth a kernel may write: into a cache, for instance."""
 _SLOW_BASELINE = 1.25
 """A speedup over dense above this needs fewer bytes or fewer instructions, where arithmetic limits both."""
+_MEMORY_SHARE = 0.7
+"""A call whose bytes take more than this share of its time is bound by memory."""
+_OF_DENSE_RATE = 0.5
+"""Below this share of the dense product's rate, arithmetic does not limit a call."""
 _PASSES_OF_X = 4
 """A kernel that copies, orders or quantizes the activation may move as many times its bytes."""
 
@@ -101,9 +105,14 @@ def _slow_baseline(operands: Operands, times: Timing, read_gb_per_s: float | Non
     case = operands.case
     if operands.device == "cpu" or operands.rule is not None or case.experts or not read_gb_per_s:
         return False
-    dense_us = 2 * (operands.weights_read + case.rows * (case.k + case.n)) / (read_gb_per_s * 1e3)
     certain = times.speedup_ci95[0] if times.speedup_ci95 else 0.0
-    return times.median_us > 2 * dense_us and certain > _SLOW_BASELINE
+    return times.median_us > 2 * _dense_us(operands, read_gb_per_s) and certain > _SLOW_BASELINE
+
+
+def _dense_us(operands: Operands, read_gb_per_s: float) -> float:
+    """Return the time of moving the bytes of the dense product once."""
+    case = operands.case
+    return 2 * (operands.weights_read + case.rows * (case.k + case.n)) / (read_gb_per_s * 1e3)
 
 
 def _percent(share: float) -> str:
@@ -138,9 +147,17 @@ def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s:
 
 def _limit(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: float, share: float) -> str:
     case = operands.case
-    if share > 0.7:
+    if share > _MEMORY_SHARE:
         return f"memory: it moves {moved.gb_per_s:.0f} GB/s of the {read_gb_per_s:.0f} GB/s that this machine reads"
-    if case.rows > 64:
-        flops = 2 * case.rows * case.n * case.k / times.median_us / 1e6
-        return f"arithmetic: {flops:.2g} TFLOP/s at M = {case.m}, where memory would take {share:.0%} of the time"
-    return f"decoding and launches, not memory: reading its bytes would take only {_percent(share)} of the time"
+    reading = f"reading its bytes would take only {_percent(share)} of the time"
+    if case.rows > 64 and times.baseline_us:
+        flops = 2 * case.rows * case.n * case.k / 1e6
+        reached, dense = flops / times.median_us, flops / times.baseline_us
+        if reached < _OF_DENSE_RATE * dense:
+            launched = f"{moved.kernels_launched} kernels a call, " if (moved.kernels_launched or 0) > 1 else ""
+            return (f"neither memory nor arithmetic: {launched}{reached:.3g} TFLOP/s where dense reaches {dense:.3g};"
+                    f" {reading}")
+        if _dense_us(operands, read_gb_per_s) <= _MEMORY_SHARE * times.baseline_us:
+            return (f"arithmetic: {reached:.3g} TFLOP/s at M = {case.m}, where memory would take {_percent(share)} of the"
+                    " time")
+    return f"{'decoding and launches' if operands.weight.scheme.quantized else 'launches'}, not memory: {reading}"

@@ -175,9 +175,13 @@ def list_(
     if channel not in (None, *CHANNELS):
         raise UsageError(f"--channel {channel!r}: choose from {', '.join(CHANNELS)}")
     earliest = parse_since(since) if since else None
+    known = Timeline(timeline).entries()
+    if not known and not as_json:
+        out.print(f"the timeline {timeline} is empty: `fpxbench timeline sync` fills it", markup=False)
+        return
     entries = [
         entry
-        for entry in reversed(Timeline(timeline).entries())
+        for entry in reversed(known)
         if channel in (None, entry.channel) and is_recent(entry, earliest)
     ]
     if not entries and not as_json:

@@ -72,7 +72,7 @@ class CaseRow:
             speedup=timing.speedup if timing else None, speedup_ci95=timing.speedup_ci95 if timing else None,
             packed_bytes=traffic.packed_bytes, bytes_min=traffic.bytes_min,
             gb_per_s=traffic.gb_per_s, read_gb_per_s=record.machine.read_gb_per_s,
-            roofline_fraction=traffic.roofline_fraction, bottleneck=at_least_something(traffic.bottleneck),
+            roofline_fraction=traffic.roofline_fraction, bottleneck=_bottleneck(record),
             sqnr_db=record.accuracy.sqnr_db,
             about=record.about,
             joules_per_call=record.device_state.joules_per_call if record.device_state else None,
@@ -178,6 +178,12 @@ class CaseRow:
     def hidden_by_noise(self) -> bool:
         """Whether it is noisy, and neither faster nor slower than dense by more than its noise."""
         return Flag.NOISY in self.flags and not self.faster and not self.slower
+
+
+def _bottleneck(record: Record) -> str:
+    """Return what limits a case; nothing where an older record says arithmetic, far below the dense product's rate."""
+    text, speedup = record.traffic.bottleneck, record.timing.speedup if record.timing else None
+    return "" if text.startswith("arithmetic:") and speedup and speedup < 0.5 else at_least_something(text)
 
 
 def page_name(case: Case) -> str:

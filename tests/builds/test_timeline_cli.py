@@ -71,6 +71,14 @@ def test_list_is_newest_first_with_triton_what_was_measured_where_and_what_is_od
     assert facts["2.9.0"]["measured"] == {"cpu-epyc-2c": 3} and facts[HERE.label]["installed_here"] is True
 
 
+def test_an_empty_timeline_says_how_it_is_filled_and_an_empty_choice_is_an_error(fpxbench, tmp_path):
+    assert fpxbench("list") == (0, "the timeline .timeline is empty: `fpxbench timeline sync` fills it\n", "")
+    with LocalIndex(*WHEELS) as index:
+        fpxbench("sync", "--index", index.url)
+    status, _, stderr = fpxbench("list", "--channel", "source")
+    assert status == 2 and "has no such build" in stderr
+
+
 def test_source_builds_that_share_a_file_of_records_are_counted_apart(fpxbench, tmp_path):
     builds = [Build(torch="2.15.0a0+gitcf30153", triton=triton, git="cf30153c", channel="source", variant="cu130")
               for triton in ("3.8.0", "3.9.0")]
@@ -158,7 +166,6 @@ def test_nightlies_come_from_the_index_of_their_variant(fpxbench, monkeypatch):
 
 @pytest.mark.parametrize(("args", "text"), [
     (("show", "2.99"), "no build '2.99' is on the timeline"),
-    (("list",), "`fpxbench timeline sync` adds builds"),
     (("list", "--channel", "weekly"), "--channel 'weekly': choose from release, nightly, source"),
     (("sync", "--channel", "source"), "--channel 'source': choose release or nightly"),
     (("sync", "--since", "yesterday"), "--since 'yesterday': a day as in 2026-01-01, or a version as in 2.9"),

@@ -255,6 +255,25 @@ def test_what_limits_a_case_follows_from_its_metrics(us, what, says):
     assert says in traffic.bottleneck(held, times, moved, 20.0)
 
 
+@pytest.mark.parametrize(("scheme", "m", "us", "says"), [
+    ("e4m3fn-row", 512, 120, "arithmetic: "),       # dense takes 100 us
+    ("e4m3fn-row", 512, 2000, "neither memory nor arithmetic: 2 kernels a call, 0.268 TFLOP/s where dense reaches 5.37;"),
+    ("bf16", 1, 1000, "launches, not memory"),
+    ("e4m3fn-row", 1, 1000, "decoding and launches, not memory"),
+])
+def test_arithmetic_limits_only_what_comes_near_the_dense_products_rate(scheme, m, us, says):
+    held = operands(scheme, m=m)
+    times, moved, _ = metrics_of(held, us, read_gb_per_s=100.0)
+    moved = moved.model_copy(update={"kernels_launched": 2})
+    assert traffic.bottleneck(held, times, moved, 100.0).startswith(says)
+
+
+def test_of_a_dense_product_bound_by_memory_no_arithmetic_limit_is_read_off():
+    held = operands(m=128)
+    times, moved, _ = metrics_of(held, 100, read_gb_per_s=18.0)
+    assert "arithmetic" not in traffic.bottleneck(held, times, moved, 18.0)
+
+
 def test_timing_takes_the_case_and_its_baseline_in_turn():
     calls = []
 
