@@ -77,7 +77,7 @@ class Ratio:
 
 def percent(ratio: float, sign: str = "%") -> str:
     """Return a ratio as a change: ``+6.1%`` for 1.061."""
-    return f"{(ratio - 1) * 100:+.1f}{sign}"
+    return f"{(ratio - 1) * 100:+z.1f}{sign}"
 
 
 def ratio_of_pairs(numerators: Sequence[float], denominators: Sequence[float], level: float) -> Ratio:

@@ -80,6 +80,11 @@ def share(value: float | None) -> str:
     return f"{value:.1%}" if abs(value) < 0.1 else f"{value:.0%}"
 
 
+def signed(value: float, decimals: int = 1) -> str:
+    """Return `value` with its sign, which a value that is rounded to zero does not keep: ``+0.0``."""
+    return f"{value:+z.{decimals}f}"
+
+
 def when(stamp: str) -> str:
     """Return an ISO 8601 time as ``2026-11-29 04:08 UTC``; text that is not a time is returned unchanged."""
     try:

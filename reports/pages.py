@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from fpxbench.counted import counted
 from fpxbench.model.tensor_record import OperationOutcome
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Flag, Record
@@ -70,7 +71,7 @@ def _templates() -> jinja2.Environment:
         number=formatting.number, share=formatting.share, code_names=formatting.code_names,
         log=formatting.whole_lines,
         pretty=formatting.pretty, when=formatting.when, clipped=formatting.clipped, commits=formatting.commits,
-        cell_text=cell_text, unquoted=words.unquoted,
+        cell_text=cell_text, counted=counted, signed=formatting.signed, unquoted=words.unquoted,
     )
     templates.globals.update(
         words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY,

@@ -11,6 +11,7 @@ from fpxbench.builds.installed import installed_build
 from fpxbench.casts.cast_plan import PARTS, batches, can_be_exhaustive, conversions
 from fpxbench.casts.cast_record import RULES, CastRecord, CastResult
 from fpxbench.casts.conversion import Conversion, Engine
+from fpxbench.counted import counted
 from fpxbench.records.record import Build, Machine
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, with_log
@@ -68,7 +69,7 @@ def run_casts(settings: Settings, engines: Sequence[str] = (), globs: Sequence[s
             except KeyboardInterrupt:
                 run.interrupted = True
                 kept = len(run.records) - run.resumed
-                shown.say(f"interrupted; {kept} records are kept in {store.file(machine.name, build)}")
+                shown.say(f"interrupted; kept {counted(kept, 'record')} in {store.file(machine.name, build)}")
     order = {conversion.id: number for number, conversion in enumerate(chosen)}
     run.records.sort(key=lambda record: order[record.id])
     return run

@@ -13,6 +13,7 @@ import torch
 from fpxbench.checking.contract import ContractViolation, checked_matmul
 from fpxbench.checking.error_statistic import ErrorStatistic
 from fpxbench.checking.operands import Operands
+from fpxbench.counted import counted
 from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
@@ -144,4 +145,4 @@ def ranges(numbers: Iterable[int], most: int = 8) -> str:
         else:
             runs.append([number, number])
     text = ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs[:most])
-    return text + (f" and {len(runs) - most} more runs" if len(runs) > most else "")
+    return text + (f" and {counted(len(runs) - most, 'more run')}" if len(runs) > most else "")

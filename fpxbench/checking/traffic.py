@@ -158,6 +158,7 @@ def _limit(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: flo
             return (f"neither memory nor arithmetic: {launched}{reached:.3g} TFLOP/s where dense reaches {dense:.3g};"
                     f" {reading}")
         if _dense_us(operands, read_gb_per_s) <= _MEMORY_SHARE * times.baseline_us:
-            return (f"arithmetic: {reached:.3g} TFLOP/s at M = {case.m}, where memory would take {_percent(share)} of the"
+            return (f"arithmetic: {reached:.3g} TFLOP/s at M = {case.m}, where memory would take "
+                    f"{_percent(share)} of the"
                     " time")
     return f"{'decoding and launches' if operands.weight.scheme.quantized else 'launches'}, not memory: {reading}"

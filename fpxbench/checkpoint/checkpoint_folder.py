@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fpxbench.checkpoint import gguf_header, safetensors_header
 from fpxbench.checkpoint.tensor_entry import CheckpointError, TensorEntry
+from fpxbench.counted import counted
 
 _INDEX = "*.safetensors.index.json"
 _CONFIGS = ("config.json", "hf_quant_config.json")
@@ -100,7 +101,8 @@ def _read_folder(checkpoint: Checkpoint) -> dict[str, str]:
     checkpoint.files = [folder / name for name in sorted(names) if _inside(folder / name, folder, problems)]
     pickles = sum(file.suffix in _PICKLES for file in folder.iterdir())
     if pickles:
-        problems.append(f"{pickles} files of Python pickles ({', '.join(_PICKLES)}) are not opened: they can run code")
+        problems.append(f"{counted(pickles, 'file')} of Python pickles ({', '.join(_PICKLES)}) not opened: "
+                        f"pickles can run code")
     return index
 
 

@@ -134,7 +134,7 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: 
     other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(
         weight.layout, "another"
     )
-    message = (f"channel sizes agree with {len(names[:8])} unquantized layers' to r = {correlation:+.3f} within pairs;"
+    message = (f"channel sizes agree with {len(names[:8])} unquantized layers' to r = {correlation:+z.3f} within pairs;"
                " the other order gives the opposite sign")
     yield judged("the nibble order", weight.layout, other, log_ratio, message, contradicts)
 

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from fpxbench.checkpoint.tensor_entry import ITEM_BITS, CheckpointError, TensorEntry
+from fpxbench.counted import counted
 
 MOST_HEADER_BYTES = 1 << 28
 """256 MiB: a million tensors take about half of it. The library's own limit is 100 MB."""
@@ -95,4 +96,4 @@ def _summarized(file: Path, problems: list[str]) -> list[str]:
     """Return at most `_SHOWN` messages and a count: a hostile header can hold a million."""
     if len(problems) <= _SHOWN:
         return problems
-    return [*problems[:_SHOWN], f"{file.name}: {len(problems) - _SHOWN} more tensors like these"]
+    return [*problems[:_SHOWN], f"{file.name}: {counted(len(problems) - _SHOWN, 'more tensor')} like these"]

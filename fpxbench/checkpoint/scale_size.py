@@ -66,7 +66,7 @@ def scale_size(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Check
     log_ratio = distances[other] - distances[read_as] + of_maxima
     message = (f"if {what} {read_as}, as {layer.dialect.name} has it, weights have an rms of {readings[read_as]:.3g}; "
                f"if it {other}, of {readings[other]:.3g}; {source} have {typical:.3g}"
-               + (f"; scales within a row are skewed by {skewness:+.2f}" if of_maxima else ""))
+               + (f"; scales within a row are skewed by {skewness:+z.2f}" if of_maxima else ""))
     yield judged(what, read_as, other, log_ratio, message, contradicts)
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from fpxbench.checkpoint.tensor_entry import ITEM_BITS
 from fpxbench.cli.common import JsonOption, UsageError, call_in_child, err, new_app, new_table, out
+from fpxbench.counted import counted
 
 app = new_app()
 
@@ -109,7 +110,8 @@ def _write(path: Path, layers: list[str], convert: str | None, nearest: bool, ou
     for refusal in done["refusals"][:SHOWN]:
         err.print(f"not written: {refusal}", markup=False, style="yellow")
     out.print(
-        f"{done['written']} layers written to {output}" if done["written"] else "no layer was written", markup=False
+        f"{counted(done['written'], 'layer')} written to "
+        f"{output}" if done["written"] else "no layer was written", markup=False
     )
     if done["refusals"] or not done["written"]:
         raise typer.Exit(1)
@@ -117,7 +119,7 @@ def _write(path: Path, layers: list[str], convert: str | None, nearest: bool, ou
 
 def _print(report: dict[str, Any], compared: bool) -> None:
     declared = f"; the config declares {', '.join(report['declared'])}" if report["declared"] else ""
-    files = "1 file" if report["files"] == 1 else f"{report['files']} files"
+    files = counted(report["files"], "file")
     out.print(
         f"{report['path']}: {files}, {report['tensors']} tensors, {_size(report['nbytes'])}{declared}", markup=False
     )
@@ -167,7 +169,8 @@ def _print_evidence(report: dict[str, Any]) -> None:
             reading += f", though {leaning} fits better and not by enough to say so"
         out.print(f"{sign} {escape(convention)}: {escape(reading)} ({sureness} in {escape(name)}, the least sure of"
                   f" {len(cases)}): {escape(evidence['message'])}")
-    out.print(f"Codes of {len(read)} of {len(report['layers'])} layers were read; the others by their headers alone.")
+    out.print(f"Codes of {len(read)} of {counted(len(report['layers']), 'layer')} read; the others by their headers"
+              " alone.")
 
 
 def _print_losses(layers: list[dict[str, Any]]) -> None:

@@ -27,6 +27,7 @@ from fpxbench.cli.common import (
     out,
 )
 from fpxbench.cli.timeline_commands import TimelineOption
+from fpxbench.counted import counted
 from fpxbench.records.case import Case, split_id
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store
@@ -167,7 +168,7 @@ def bisect(
     entries = _between(bench.find(good), bench.find(bad), bench.timeline.entries())
     wanted = _case(case, results)
     err.print(
-        f"{len(entries) - 2} builds between {entries[0].tag} and {entries[-1].tag}: at most "
+        f"{counted(len(entries) - 2, 'build')} between {entries[0].tag} and {entries[-1].tag}: at most "
         f"{math.ceil(math.log2(len(entries)))} of them are run, unless some are skipped",
         markup=False,
         style="dim",

@@ -32,6 +32,7 @@ from fpxbench.cli.common import (
 )
 from fpxbench.cli.confirm_commands import RetryOption
 from fpxbench.cli.timeline_commands import TimelineOption
+from fpxbench.counted import counted
 from fpxbench.fleet.state import FleetFolder, FleetState
 from fpxbench.records.store import Store
 
@@ -199,7 +200,7 @@ def _node_row(node: Node, call: Call) -> dict[str, Any]:
 def asv(results: ResultsOption = Path("results"), timeline: TimelineOption = Path(".timeline")) -> None:
     """Write asv's result files from the records of every machine."""
     written = _write_asv(results_folder(results), Timeline(timeline))
-    out.print(f"{written} files   next: asv publish", style="dim")
+    out.print(f"{counted(written, 'file')}   next: asv publish", style="dim")
 
 
 def _write_asv(results: Path, timeline: Timeline, files: list[Path] | None = None) -> int:

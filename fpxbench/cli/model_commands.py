@@ -26,6 +26,7 @@ from fpxbench.cli.common import (
     out,
     print_table,
 )
+from fpxbench.counted import counted
 from fpxbench.records.verdict import BROKEN, SIGNS, Status
 
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ def print_mixed(found: Mixed) -> None:
     counts = Counter(found.schemes.values())
     out.print(f"Mixed precision of {found.bits:.3g} bits per weight: KL {found.kl.value:.2g}"
               f" [{found.kl.low:.2g}, {found.kl.high:.2g}] over {found.tokens} tokens; "
-              + ", ".join(f"{count} layers {scheme}" for scheme, count in counts.most_common()), markup=False)
+              + ", ".join(f"{counted(count, 'layer')} "
+                          f"{scheme}" for scheme, count in counts.most_common()), markup=False)
     rival = found.rival
     out.print(f"  the best uniform scheme within {found.budget_bits:.3g} bits is {rival.scheme}, {rival.bits:.3g} bits:"
               f" KL {rival.kl.value:.2g} [{rival.kl.low:.2g}, {rival.kl.high:.2g}]" if rival else
@@ -204,7 +206,7 @@ def print_rows(records: list[GenerationRecord], *, where: bool = False) -> None:
     if not records:
         return
     first = records[0]
-    err.print(f"{first.model.name}: {first.model.architecture}, {first.model.layers} layers,"
+    err.print(f"{first.model.name}: {first.model.architecture}, {counted(first.model.layers, 'layer')},"
               f" {first.model.parameters / 1e6:,.0f} M parameters. {first.model.note}", markup=False)
     table = new_table("", "scheme", "implementation", ">tokens/s", ">first token", ">MB/step", ">GB/s", ">roofline",
                       ">perplexity", ">KL", ">99%", ">same top", "remark")
@@ -223,7 +225,8 @@ def print_rows(records: list[GenerationRecord], *, where: bool = False) -> None:
             out.print(f"{record.scheme} {record.implementation}: " + (
                 f"{leaving.layer} is the first layer whose output leaves the exactly decoded model's"
                 f" ({_percent(leaving.relative)} off, where rounding gives {leaving.noise:.2%})" if leaving else
-                f"no output of {len(record.layers)} layers leaves the exactly decoded model's"), markup=False)
+                f"no output of {counted(len(record.layers), 'layer')} leaves the exactly decoded "
+                f"model's"), markup=False)
 
 
 def _percent(relative: float | None) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from fpxbench.cli.common import ResultsOption, UsageError, err, new_app, out, results_folder
 from fpxbench.cli.timeline_commands import TimelineOption
+from fpxbench.counted import counted
 from fpxbench.integrations.notify.channels.github import API, GitHub
 from fpxbench.integrations.notify.channels.webhook import DEFAULT, Webhook
 from fpxbench.integrations.notify.delivery import Channel, DeliveryAttempt, DeliveryError, deliver, due
@@ -143,7 +144,7 @@ def _print_causes(moved: list[Movement]) -> None:
     out.print("changes by cause: " + (", ".join(f"{count} {cause}" for cause, count in counts.items()) or "none"))
     quiet = [one for one in moved if not one.calls]
     for one in quiet[:_MOST_SHOWN]:
-        what = one.change.series.case if hasattr(one.change, "series") else f"{one.change.cases} cases"
+        what = one.change.series.case if hasattr(one.change, "series") else counted(one.change.cases, "case")
         out.print(f"  {one.cause}: {what}: {one.reason}", markup=False, style="dim")
     if len(quiet) > _MOST_SHOWN:
         out.print(f"  … and {len(quiet) - _MOST_SHOWN} more that call nobody", style="dim")

@@ -20,6 +20,7 @@ from fpxbench.cli.common import (
     out,
     print_table,
 )
+from fpxbench.counted import counted
 
 if TYPE_CHECKING:
     from fpxbench.model.ranking_record import Ranking
@@ -74,7 +75,8 @@ def rank(
 
 def _print_ranking(found: Ranking) -> None:
     model = found.model
-    out.print(f"{model.name}: {model.architecture}, {model.layers} layers, {model.parameters / 1e6:,.1f} M parameters,"
+    out.print(f"{model.name}: {model.architecture}, {counted(model.layers, 'layer')}, "
+              f"{model.parameters / 1e6:,.1f} M parameters,"
               f" {found.weights / 1e6:,.1f} M of them in quantized layers; {found.sentences} sentences of {found.text}",
               markup=False)
     table = new_table("scheme", ">bits/weight", ">1 - cosine, mean", ">worst", ">10 nearest kept", "")

@@ -24,6 +24,7 @@ from fpxbench.cli.common import (
     out,
     results_folder,
 )
+from fpxbench.counted import counted
 
 app = new_app()
 
@@ -112,22 +113,24 @@ def _print(found, everything: bool) -> None:
     from fpxbench.regressions.decision_rule import LEAST_FREEDOM
 
     for suspect in found.suspects[:_SHOWN]:
-        low, high = (f"{100 * end:+.1f}" for end in suspect.interval)
+        low, high = (f"{100 * end:+z.1f}" for end in suspect.interval)
         series = suspect.series
-        control = "" if suspect.control is None else f", dense {suspect.control:+.1%}"
+        control = "" if suspect.control is None else f", dense {suspect.control:+z.1%}"
         out.print(
-            f"{suspect.change:+.1%} [{low}, {high}] time  {series.case}",
+            f"{suspect.change:+z.1%} [{low}, {high}] time  {series.case}",
             markup=False,
             style="red" if suspect.change > 0 else "green",
         )
         out.print(
             f"    {_where(series)}, since {suspect.first_bad_tag} (before it: {suspect.last_good_tag}), seen in "
-            f"{suspect.builds_after} builds; {abs(suspect.z):.1f} standard errors{control}{_source(suspect)}",
+            f"{counted(suspect.builds_after, 'build')}; {abs(suspect.z):.1f} standard "
+            f"errors{control}{_source(suspect)}",
             markup=False,
         )
         out.print(f"    {_next(suspect)}", markup=False, style="dim")
     for event in found.events[:_SHOWN]:
-        again = f"; it changed {event.changes_before} times in the builds before" if event.changes_before else ""
+        times = counted(event.changes_before, "time")
+        again = f"; it changed {times} in the builds before" if event.changes_before else ""
         words = event.series.metric.replace("_", " ")
         out.print(
             f"{words}  {event.series.case}",
@@ -143,7 +146,7 @@ def _print(found, everything: bool) -> None:
         out.print(f"    {_next(event)}", markup=False, style="dim")
     for move in found.machine[:_SHOWN]:
         out.print(
-            f"{move.change:+.1%} in {move.cases} cases, and dense {move.control:+.1%} in the same runs: "
+            f"{move.change:+z.1%} in {counted(move.cases, 'case')}, and dense {move.control:+z.1%} in the same runs: "
             f"{move.machine}, or PyTorch's dense product, since {move.first_tag}",
             markup=False,
             style="yellow",

@@ -32,6 +32,7 @@ from fpxbench.cli.common import (
     ranks,
     statuses,
 )
+from fpxbench.counted import counted
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
@@ -147,7 +148,7 @@ def _missing(records: list[Record]) -> str:
     """Return a line for each dependency that cases of a shared list lack on this machine."""
     reasons = Counter(record.verdict.summary for record in records if record.verdict.status is Status.MISSING)
     return "".join(
-        f"{SIGNS[Status.MISSING]} not run: {count} case{'s' * (count > 1)}: {why}\n" for why, count in reasons.items()
+        f"{SIGNS[Status.MISSING]} not run: {counted(count, 'case')}: {why}\n" for why, count in reasons.items()
     ).rstrip()
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from fpxbench.cli.common import JsonOption, UsageError, err, new_app, new_table, out, print_wide
+from fpxbench.counted import counted
 from fpxbench.records.verdict import Status
 from fpxbench.targets.triton_builds import INSTALLED, normal_name
 
@@ -290,4 +291,5 @@ def _print(matrix: Matrix) -> None:
             out.print(f"  {SIGNS[outcome.status]} {count:4d}  {outcome.status}{kind}{by}: {outcome.cause}  [{names}]",
                       markup=False)
         if len(matrix.builds) == 1 and len(reasons) > _MOST_CAUSES:
-            out.print(f"  … and {len(reasons) - _MOST_CAUSES} more causes: --json prints all of them", style="dim")
+            out.print(f"  … and {counted(len(reasons) - _MOST_CAUSES, 'more cause')}: --json prints all of "
+                      f"them", style="dim")

@@ -16,6 +16,7 @@ from fpxbench.builds.installed import NoPyTorch, installed_build
 from fpxbench.builds.timeline import CHANNELS, Entry, Timeline, commit_hash
 from fpxbench.builds.timeline.measured import measured
 from fpxbench.cli.common import JsonOption, ResultsOption, UsageError, err, new_app, new_table, out, print_table
+from fpxbench.counted import counted
 
 if TYPE_CHECKING:
     from fpxbench.builds.index.fetch import Fetcher
@@ -147,7 +148,7 @@ def _places(settings, channels: frozenset[str], variants: list[str], indexes: li
 
 def _print_outcome(outcome, known_builds: Timeline) -> None:
     for address, count in outcome.read.items():
-        out.print(f"{address}: {count} builds", markup=False, style="dim")
+        out.print(f"{address}: {counted(count, 'build')}", markup=False, style="dim")
     for sentence in outcome.remarks:
         out.print(sentence, markup=False, style="yellow")
     for what, tags in (("new", outcome.added), ("back on the index", outcome.returned),
@@ -156,7 +157,8 @@ def _print_outcome(outcome, known_builds: Timeline) -> None:
             out.print(f"{len(tags)} {what}: {', '.join(tags[:-6:-1])}{', …' if len(tags) > 5 else ''}", markup=False)
     if outcome.read and not (outcome.added or outcome.returned or outcome.vanished):
         out.print("no new builds")
-    out.print(f"{len(known_builds.entries())} builds on the timeline   next: fpxbench timeline list", style="dim")
+    out.print(f"{counted(len(known_builds.entries()), 'build')} on the timeline   next: fpxbench timeline "
+              f"list", style="dim")
 
 
 @timeline_app.command("list")

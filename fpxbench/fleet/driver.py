@@ -19,6 +19,7 @@ from fpxbench.builds.environments import Installation, NotOffered
 from fpxbench.builds.environments.specification import EnvironmentState
 from fpxbench.builds.installer import LOG_TAIL_BYTES
 from fpxbench.builds.timeline import Entry, Timeline, TimelineError
+from fpxbench.counted import counted
 from fpxbench.fleet import cluster
 from fpxbench.fleet.builds import spec_for
 from fpxbench.fleet.device_comparison import DeviceComparison
@@ -242,7 +243,8 @@ class Driver(Roster):
         seat.fruitless = 0 if running.stored or end.status == "done" else seat.fruitless + 1
         seat.owed = [pair for pair in seat.owed if pair[1] != task.id]
         if running.left_behind and running.stored:
-            self._say(f"{seat.label}: {running.stored} records of {task.spec.tag} were fetched which a worker left "
+            self._say(f"{seat.label}: {counted(running.stored, 'record')} of {task.spec.tag} fetched, which a "
+                      f"worker left "
                       "there when it ended")
         if task.purpose == "spread" or cell is None:
             self._comparison.ended(seat)
@@ -264,10 +266,11 @@ class Driver(Roster):
                 if other.node.id == seat.node.id:
                     self._set_out(other, end.message)
         elif end.status == "ended" and not running.left_behind and not self._stopping:
-            self._say(f"{seat.label}: a task of {cell.spec.tag} ended early, after {running.stored} records: "
+            self._say(f"{seat.label}: a task of {cell.spec.tag} ended early, after "
+                      f"{counted(running.stored, 'record')}: "
                       f"{end.message}")
             if seat.fruitless >= MOST_FRUITLESS:
-                self._set_out(seat, f"{seat.fruitless} tasks in a row ended without a record: {end.message}")
+                self._set_out(seat, f"{counted(seat.fruitless, 'task')} in a row ended without a record: {end.message}")
 
     def _comparison_ended(self, seat: SeatRun) -> None:
         self._comparison.ended(seat)

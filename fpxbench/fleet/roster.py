@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import fpxbench
+from fpxbench.counted import counted
 from fpxbench.fleet import cluster
 from fpxbench.fleet.fleet_messages import Device, DeviceType, Hello, Seat, TaskEnd, source_digest
 from fpxbench.fleet.schedule import Schedule
@@ -212,7 +213,7 @@ class Roster:
         seat.deaths += 1
         seat.next_at = time.monotonic() + 1.0
         if seat.deaths >= MOST_DEATHS:
-            self._set_out(seat, f"its worker ended {seat.deaths} times, the last time: {reason}")
+            self._set_out(seat, f"its worker ended {counted(seat.deaths, 'time')}, the last time: {reason}")
 
     def _node_ended(self, node: cluster.Node) -> None:
         gone = [seat for seat in self._seats.values() if seat.node.id == node.id]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fpxbench.builds.installed import installed_build
+from fpxbench.counted import counted
 from fpxbench.model.generate_messages import GenerateSettings, Mode, Prepared, RowRequest
 from fpxbench.model.generate_record import GenerationRecord, RowResult, row_id
 from fpxbench.records.record import Build, Machine
@@ -65,7 +66,7 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
                     shown.finished(record)
             except KeyboardInterrupt:
                 run.interrupted = True
-                shown.say(f"interrupted; {len(run.records)} rows are kept in {store.file(machine.name, build)}")
+                shown.say(f"interrupted; kept {counted(len(run.records), 'row')} in {store.file(machine.name, build)}")
     return run
 
 

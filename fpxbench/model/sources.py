@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from fpxbench.counted import counted
 from fpxbench.did_you_mean import did_you_mean
 from fpxbench.model.generate_messages import SMOLLM2, SMOLLM2_MODULE, SMOLLM2_PIP, USUAL
 from fpxbench.model.generate_record import ModelDescription, ModelKind
@@ -235,6 +236,7 @@ def check_memory(model: ModelDescription, device: str) -> None:
     needed = model.bytes * 3 // 2
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if needed > free:
-        raise ValueError(f"{model.name} with {model.layers} layers takes {model.bytes / 1e9:.1f} GB in 16 bits, and"
+        raise ValueError(f"{model.name} with {counted(model.layers, 'layer')} takes {model.bytes / 1e9:.1f} GB "
+                         f"in 16 bits, and"
                          f" {needed / 1e9:.1f} GB while it is quantized and compared; {free / 1e9:.1f} GB are free on"
                          f" {device}: use --layers N")

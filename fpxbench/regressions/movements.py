@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fpxbench.counted import counted
 from fpxbench.records.record import Build, Flag, Record
 from fpxbench.records.store import Store
 from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, State
@@ -67,7 +68,7 @@ def movements(results: Path, changes: ResultChanges) -> list[Movement]:
     surroundings = _Surroundings(Store(results))
     return [
         *(Movement(*_cause(change, surroundings), change) for change in (*changes.suspects, *changes.events)),
-        *(Movement(Cause.MACHINE, f"the dense product of the same runs moved too, {move.control:+.1%}", move)
+        *(Movement(Cause.MACHINE, f"the dense product of the same runs moved too, {move.control:+z.1%}", move)
           for move in changes.machine),
     ]
 
@@ -86,7 +87,7 @@ def _cause(change: ChangeReport, surroundings: _Surroundings) -> tuple[Cause, st
             f"not clear when run again: {change.message}" if change.message
             else f"not run again: fpxbench confirm {change.id}")
     if change.changes_before >= COMES_AND_GOES:
-        return Cause.NOISE, f"the series changed {change.changes_before} times in the builds before"
+        return Cause.NOISE, f"the series changed {counted(change.changes_before, 'time')} in the builds before"
     return Cause.BUILD, f"differs from the build before; not run again: fpxbench confirm {change.id}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpxbench.builds.installed import installed_build
+from fpxbench.counted import counted
 from fpxbench.records.record import Build, Machine, Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status, Verdict, with_log
@@ -57,11 +58,12 @@ class Sweep:
         first_calls = sum(record.properties.first_call_s or 0.0 for record in ran)
         turns = self.gate.intervals
         cases = len({turn.purpose for turn in turns})
-        timed = (f"; timing {cases} of them and their tiles, one at a time in {len(turns)} turns, took"
+        timed = (f"; timing {cases} of them and their tiles, one at a time in {counted(len(turns), 'turn')}, took"
                  f" {self.gate.timed_s:.0f} s, and stopping the others {self.gate.stopping_s:.0f} s"
                  if turns else "")
         return (
-            f"{len(ran)} cases in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once{timed}. Together "
+            f"{counted(len(ran), 'case')} in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at "
+            f"once{timed}. Together "
             f"they took {sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it first calls, "
             "which compile"
         )
@@ -104,7 +106,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
                 live.update(stored=record is not None)
         except KeyboardInterrupt:
             sweep.interrupted = True
-            shown.say(f"interrupted; {len(measured)} records are kept in {store.file(machine.name, build)}")
+            shown.say(f"interrupted; kept {counted(len(measured), 'record')} in {store.file(machine.name, build)}")
         done |= measured
         sweep.ran, sweep.elapsed_s = set(measured), time.monotonic() - began
         sweep.records = [done[planned.case.id] for planned in plan.cases if planned.case.id in done]
@@ -134,7 +136,7 @@ def _say_before(shown: Progress, plan: Plan, sweep: Sweep, jobs: int) -> None:
     for line in plan.left_out:
         shown.say(f"left out: {line}")
     if sweep.resumed:
-        shown.say(f"{sweep.resumed} cases were measured before and are kept (--fresh measures them again)")
+        shown.say(f"kept {counted(sweep.resumed, 'case')} that had been measured (--fresh measures them again)")
     if jobs > 1:
         shown.say(f"up to {jobs} cases are prepared at once (--jobs), and timed one by one")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from fpxbench.builds.timeline import Entry
+from fpxbench.counted import counted
 from fpxbench.records.case import split_id
 from fpxbench.regressions.change_report import Direction, Event, MachineMove, State, Suspect
 from fpxbench.regressions.confirmation import Confirmation, upstream_range
@@ -141,12 +142,12 @@ def _line(panel: Panel, finding: Suspect | Event) -> RegressionLine:
 
 
 def _of_suspect(suspect: Suspect) -> tuple[str, list[str], tuple[str, ...], float]:
-    low, high = (f"{100 * end:+.1f}" for end in suspect.interval)
-    evidence = [f"seen in {suspect.builds_after} builds after {suspect.builds_before} (§3)",
+    low, high = (f"{100 * end:+z.1f}" for end in suspect.interval)
+    evidence = [f"seen in {counted(suspect.builds_after, 'build')} after {suspect.builds_before} (§3)",
                 f"{abs(suspect.z):.1f} standard errors at a noise of {suspect.noise:.1%} a build"]
     if suspect.control is not None:
-        evidence.append(f"the dense product of the same runs: {suspect.control:+.1%} (§5)")
-    return f"{suspect.change:+.1%} [{low}, {high}] time", evidence, (), abs(suspect.change)
+        evidence.append(f"the dense product of the same runs: {suspect.control:+z.1%} (§5)")
+    return f"{suspect.change:+z.1%} [{low}, {high}] time", evidence, (), abs(suspect.change)
 
 
 def _of_event(event: Event) -> tuple[str, list[str], tuple[str, ...], float]:
@@ -256,7 +257,7 @@ def _message(group: RegressionGroup) -> str:
     parts = split_id(line.case)
     layer = f"{parts['workload']}/m{parts['m']}/{parts['activation']}"
     others = len(group.lines) - 1
-    more = f", and {others} more {'case' if others == 1 else 'cases'}" if others else ""
+    more = f", and {counted(others, 'more case')}" if others else ""
     result = line.confirmation.partition(" ")[2]
     verb = f"is slower, {result}," if line.metric == "median_us" else f"changed, {result},"
     return (f"{line.implementation} on {parts['scheme']}, {layer}{more}: {verb} since {line.since} on {line.device}; "

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fpxbench.counted import counted
 from fpxbench.records.record import Build
 from fpxbench.records.verdict import BY_SEVERITY, Status
 from fpxbench.regressions.change_report import State, Suspect
@@ -164,7 +165,7 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
         "both builds run again. Grey: the dense product in the same runs; where it moves too, the machine changed "
         "(§5). The row below has a mark for each build; a coloured background means that the case was not ok. Click a "
         "mark to open the case on that build, if it has a page.",
-        f"Time of {panel.cases[row]} on {len(panel.builds)} builds; the table below has the newest.",
+        f"Time of {panel.cases[row]} on {counted(len(panel.builds), 'build')}; the table below has the newest.",
         figure.of(traces))
 
 
@@ -179,7 +180,7 @@ def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[Regression
     figure.layout["showlegend"] = False
     figure.set("yaxis", title={"text": f"{words}, {unit}" if unit else words})
     return Chart(metric.replace("_", "-"), words[0].upper() + words[1:], "The dashed line marks the change (§8).",
-                 f"{words} of {panel.cases[row]} on {len(panel.builds)} builds.", figure.of(traces))
+                 f"{words} of {panel.cases[row]} on {counted(len(panel.builds), 'build')}.", figure.of(traces))
 
 
 class _Traces(list[dict[str, Any]]):

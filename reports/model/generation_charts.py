@@ -6,6 +6,7 @@ import json
 
 import plotly.graph_objects as go
 
+from fpxbench.counted import counted
 from fpxbench.reports.model.generation_table import ModelRow, ModelTable
 from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared_labels
 
@@ -48,7 +49,7 @@ def _quality_chart(table: ModelTable, number: int) -> Chart | None:
     return Chart(f"quality-{number}", "Quality against bytes",
                  "Each mark is a correct row. On the dotted line no other row has fewer bytes and a smaller KL"
                  " divergence. Down and left is better.",
-                 f"KL divergence against bytes for {len(rows)} rows; the table has the values.",
+                 f"KL divergence against bytes for {counted(len(rows), 'row')}; the table has the values.",
                  json.loads(figure.to_json()))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fpxbench.counted import counted
 from fpxbench.model.generate_record import GenerationRecord, TextQuality
 from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.model.recommendation import MixedRecord
@@ -83,7 +84,7 @@ class ModelTable:
     def title(self) -> str:
         model = self.first.model
         merged = ", merged projections" if self.first.merged else ""
-        return f"{model.name}, {model.layers} layers, batch {self.first.batch}{merged}"
+        return f"{model.name}, {counted(model.layers, 'layer')}, batch {self.first.batch}{merged}"
 
     @property
     def plain(self) -> list[GenerationRecord]:

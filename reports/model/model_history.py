@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from fpxbench.counted import counted
 from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.records.record import Build, Machine
 from fpxbench.reports.model.generation_table import ModelPage
@@ -103,7 +104,8 @@ class ModelHistory:
         figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
         return Chart(name, metric.name,
                      "Each mark is the newest measurement on a build, with its 95% interval if there is one.",
-                     f"{metric.name} of {len(drawn)} rows on {len(self.builds)} builds; the table holds the numbers.",
+                     f"{metric.name} of {len(drawn)} rows on {counted(len(self.builds), 'build')}; the table "
+                     f"holds the numbers.",
                      json.loads(figure.to_json()))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from fpxbench.counted import counted
 from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared_labels
 
@@ -52,7 +53,8 @@ class RankingTable:
         figure.update_layout(showlegend=False)
         return Chart(f"ranking-{number}", "Embeddings against bits",
                      "Each mark is a scheme, with weights decoded exactly. Down and left is better.",
-                     f"Mean distance of embeddings against bits per weight for {len(ranks)} schemes; the table holds"
+                     f"Mean distance of embeddings against bits per weight for {counted(len(ranks), 'scheme')}; "
+                     f"the table holds"
                      " the numbers.", json.loads(figure.to_json()))
 
 

@@ -152,8 +152,8 @@ class CaseRow:
 
     @property
     def ranking_speedup(self) -> float:
-        """What it is ranked by and shown with, in hundredths as shown: the speedup, or the lower end of its 95% interval
-        where that is wider than ±5%.
+        """The number that it is ranked by and shown with, in hundredths: the speedup, or the lower end of its 95%
+        interval where that is wider than ±5%.
 
         Raises ValueError for a case without a speedup.
         """

@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from fpxbench.counted import counted
 from fpxbench.records.verdict import Status
 from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.sweep_table import SweepTable
@@ -62,7 +63,7 @@ def speedup_chart(sweep: SweepTable) -> Chart | None:
         "speedup", f"Speedup over dense at M = {m}",
         "Each mark is the median over the layers timed, the line through it their range. Right of the dashed line is "
         "faster than 16-bit.",
-        f"Speedup over dense by scheme and implementation, {len(rows)} cases; {_SEE_TABLE}",
+        f"Speedup over dense by scheme and implementation, {counted(len(rows), 'case')}; {_SEE_TABLE}",
         json.loads(figure.to_json()))
 
 
@@ -85,7 +86,7 @@ def roofline_chart(sweep: SweepTable) -> Chart | None:
         "roofline", f"Share of the roofline at M = {rows[0].case.m}",
         "Bytes that a call must move over the time it takes, relative to the measured read bandwidth. A correct kernel "
         "cannot be far right of the dashed line unless its weight stays in the cache.",
-        f"Roofline fraction by scheme and implementation, {len(rows)} cases; {_SEE_TABLE}",
+        f"Roofline fraction by scheme and implementation, {counted(len(rows), 'case')}; {_SEE_TABLE}",
         json.loads(figure.to_json()))
 
 
@@ -107,7 +108,8 @@ def energy_chart(sweep: SweepTable) -> Chart | None:
         "energy", f"Energy of a call at M = {rows[0].case.m}",
         "By the device's own counter over repeated calls. Each mark is the median over the layers timed, the line "
         "through it their range. Left of the dashed line a call takes less energy than in 16 bits.",
-        f"Energy over dense by scheme and implementation, {len(rows)} cases; the table of cases has the joules.",
+        f"Energy over dense by scheme and implementation, {counted(len(rows), 'case')}; the table of cases has "
+        f"the joules.",
         json.loads(figure.to_json()))
 
 
@@ -138,7 +140,7 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
         "accuracy", "Accuracy by size",
         "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, "
         "scales included. Up and left is better.",
-        f"SQNR against bits per weight for {count} schemes; the table of schemes has the values.",
+        f"SQNR against bits per weight for {counted(count, 'scheme')}; the table of schemes has the values.",
         json.loads(figure.to_json()))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fpxbench.counted import counted
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.reports.sweep.case_row import CaseRow
@@ -144,17 +145,17 @@ def headline(problems: Iterable[ReportProblem], swept: bool) -> str:
     """Return ``2 faults in matmul results, 11 slow or suspicious, 10 faulty casts``; `swept` is whether any matmul was
     measured."""
     count = Counter(problem.section for problem in problems)
-    wrong = _count(count[Section.WRONG], "fault") if count[Section.WRONG] else "No faults"
+    wrong = counted(count[Section.WRONG], "fault") if count[Section.WRONG] else "No faults"
     parts = [f"{wrong} in matmul results"] if swept else []
     if count[Section.REGRESSED]:
-        parts.append(_count(count[Section.REGRESSED], "confirmed regression"))
+        parts.append(counted(count[Section.REGRESSED], "confirmed regression"))
     if count[Section.SLOW]:
         parts.append(f"{count[Section.SLOW]} slow or suspicious")
     if casts := count[Section.CASTS] + count[Section.CORNER_CASES]:
-        parts.append(_count(casts, "faulty cast"))
+        parts.append(counted(casts, "faulty cast"))
     if count[Section.DISAGREEING]:
         parts.append(
-            f"{_count(count[Section.DISAGREEING], 'cast')} "
+            f"{counted(count[Section.DISAGREEING], 'cast')} "
             f"{'differs' if count[Section.DISAGREEING] == 1 else 'differ'} between engines")
     return ", ".join(parts) or "No faults in casts"
 
@@ -221,7 +222,7 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
     row = worst.row
     rate = f"{row.gb_per_s:.0f} GB/s" if row.gb_per_s else "a bandwidth"
     ceiling = f"whose memory reads {row.read_gb_per_s:.0f} GB/s" if row.read_gb_per_s else "that cannot read so fast"
-    more = f", and {len(group) - 1} more such numbers" if len(group) > 1 else ""
+    more = f", and {counted(len(group) - 1, 'more such number')}" if len(group) > 1 else ""
     return ReportProblem(
         Section.SLOW, str(Flag.OVER_ROOFLINE),
         _message(
@@ -234,7 +235,7 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
 def _slow_baselines(group: list[SweepCase]) -> ReportProblem:
     worst = max(group, key=lambda case: case.row.speedup or 0)
     row = worst.row
-    more = f", and {len(group) - 1} more such speedups" if len(group) > 1 else ""
+    more = f", and {counted(len(group) - 1, 'more such speedup')}" if len(group) > 1 else ""
     times = f"{row.baseline_us:,.0f} us beside {row.median_us:,.0f} us" if row.baseline_us and row.median_us else "slow"
     return ReportProblem(
         Section.SLOW, str(Flag.SLOW_BASELINE),
@@ -254,7 +255,7 @@ def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
             quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[
                 0].case.scheme in sweep.sqnr_db else ""
             parts.append(
-                f"{len(slow)} of {_count(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
+                f"{len(slow)} of {counted(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
                          f"{slow[0].case.scheme}, {slow[0].speedup:.2f}×{quality})")
             cases += [SweepCase(sweep, row) for row in slow]
     if len({case.row.case.implementation for case in cases}) < 2:     # that implementation has its own message
@@ -302,7 +303,7 @@ def _minor(flag: Flag, group: list[SweepCase], text: str) -> ReportProblem:
 
 
 def _extent(group: list[SweepCase]) -> str:
-    return f"{_listed(_schemes(group), most=4)}, in {_count(len(group), 'case')}"
+    return f"{_listed(_schemes(group), most=4)}, in {counted(len(group), 'case')}"
 
 
 def _unfused(group: list[SweepCase]) -> ReportProblem:
@@ -343,7 +344,7 @@ def _of_sweep(flag: Flag) -> Callable[[SweepCase], Hashable | None]:
 
 def _timings(group: list[SweepCase]) -> str:
     timed = sum(row.speedup is not None for row in group[0].sweep.rows)
-    return f"{_count(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device}"
+    return f"{counted(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device}"
 
 
 def _throttled(group: list[SweepCase]) -> ReportProblem:
@@ -380,10 +381,6 @@ def _listed(names: list[str], most: int = 6) -> str:
 def _on_machines(group: list[SweepCase]) -> str:
     machines = sorted({case.sweep.machine.device for case in group})
     return f", on {_listed(machines, most=3)}" if len(machines) > 1 else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _message(text: str) -> str:

@@ -257,7 +257,8 @@ def test_what_limits_a_case_follows_from_its_metrics(us, what, says):
 
 @pytest.mark.parametrize(("scheme", "m", "us", "says"), [
     ("e4m3fn-row", 512, 120, "arithmetic: "),       # dense takes 100 us
-    ("e4m3fn-row", 512, 2000, "neither memory nor arithmetic: 2 kernels a call, 0.268 TFLOP/s where dense reaches 5.37;"),
+    ("e4m3fn-row", 512, 2000,
+     "neither memory nor arithmetic: 2 kernels a call, 0.268 TFLOP/s where dense reaches 5.37"),
     ("bf16", 1, 1000, "launches, not memory"),
     ("e4m3fn-row", 1, 1000, "decoding and launches, not memory"),
 ])

@@ -108,7 +108,7 @@ def test_each_is_one_sentence_and_the_rest_is_shown(tmp_path, fault):
     make(folder(tmp_path))
     said, status = shown(tmp_path)
     assert status == 1 and said.count("✗") == said.count(says) == 1, said
-    assert "modelopt-nvfp4" in said and "1 × [128, 256]" in said and "Codes of 1 of 1 layers were read" in said
+    assert "modelopt-nvfp4" in said and "1 × [128, 256]" in said and "Codes of 1 of 1 layer read" in said
 
 
 @pytest.mark.parametrize("count", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])

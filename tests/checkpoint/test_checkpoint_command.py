@@ -309,7 +309,7 @@ def test_the_command_prints_a_table_the_evidence_and_what_was_not_read(tmp_path)
     assert run.exit_code == 0, run.output
     assert "modelopt-nvfp4" in run.output and "4 × [256, 512]" in run.output and "4.50" in run.output
     assert "✓ the nibble order: nibbles_low_first" in run.output
-    assert "Codes of 4 of 4 layers were read" in run.output
+    assert "Codes of 4 of 4 layers read" in run.output
     broken = model("modelopt-nvfp4") | {"x.weight_scale": torch.ones(4)}
     run = command("checkpoint --json", written(tmp_path, broken, "modelopt"))
     assert run.exit_code == 1 and json.loads(run.output)["problems"] == [

@@ -108,7 +108,7 @@ def test_in_a_folder_each_fault_is_a_sentence_and_the_rest_is_shown(tmp_path):
     assert set(found.tensors) == {"a.weight", "b.weight", "c.weight"}
     for words in ("link out of the folder", "in model-1.safetensors and in model-2.safetensors",
                   "model-3.safetensors: its header claims",
-                  "1 files of Python pickles", "config.json: a JSON list", "'../../etc/passwd', which is a path",
+                  "1 file of Python pickles", "config.json: a JSON list", "'../../etc/passwd', which is a path",
                   "'model-9.safetensors', which is not in the folder", "2 tensors are in the index and in no file",
                   "2 tensors are in a file and not in the index"):
         assert sum(words in problem for problem in found.problems) == 1, (words, found.problems)

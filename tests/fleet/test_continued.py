@@ -89,7 +89,7 @@ def test_a_worker_that_outlives_its_driver_is_waited_for_and_nothing_is_measured
     assert state.ended == "complete" and stored(builds) == Counter(ids(builds.cases))
     assert set(builds.measured().values()) == {1}
     assert any("waiting for the worker of an earlier run" in line for line in said)
-    assert any("were fetched which a worker left" in line for line in said)
+    assert any("fetched, which a worker left" in line for line in said)
 
 
 def test_what_one_node_still_has_is_not_measured_by_another_of_its_kind(

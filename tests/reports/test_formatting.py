@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fpxbench.reports import words
+from fpxbench.counted import counted
+from fpxbench.reports import formatting, words
 from fpxbench.reports.formatting import code_names, commits, microseconds, number, pretty, printable, whole_lines
 
 
@@ -53,3 +54,11 @@ def test_words_lose_a_quote_that_was_opened_before_them_and_keep_their_own() -> 
 def test_a_share_of_the_time_is_never_nothing() -> None:
     assert words.at_least_something("reading would take 0% of the time") == "reading would take under 1% of the time"
     assert words.at_least_something("reading would take 10% of the time") == "reading would take 10% of the time"
+
+
+def test_what_is_rounded_to_zero_has_no_minus() -> None:
+    assert [formatting.signed(value, 2) for value in (-0.001, -0.01, 0.5)] == ["+0.00", "-0.01", "+0.50"]
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(number, "more case") for number in (0, 1, 2)] == ["0 more cases", "1 more case", "2 more cases"]

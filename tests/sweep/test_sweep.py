@@ -37,7 +37,7 @@ def test_a_sweep_records_resumes_and_measures_an_edited_implementation_again(tmp
 
     again, said = sweep(results, impls)
     assert verdicts(again.records) == expected and again.resumed == 3
-    assert len(lines(results)) == 3 and "3 cases were measured before and are kept" in said
+    assert len(lines(results)) == 3 and "kept 3 cases that had been measured" in said
 
     write(impls, "swept_a", "x = x.clone()")
     write(impls, "swept_b")
@@ -129,7 +129,7 @@ def test_ctrl_c_kills_the_running_case_and_keeps_what_was_measured(tmp_path):
     process, case = start_and_hang(tmp_path)
     process.send_signal(signal.SIGINT)
     out, said = process.communicate(timeout=600)
-    assert out == "1 0 True\n" and "interrupted; 1 records are kept in" in said
+    assert out == "1 0 True\n" and "interrupted; kept 1 record in" in said
     assert lines(tmp_path / "results") == ["swept_a/e4m3fn-row/canary.seed/m1/bf16"]
     case.wait(600)
 

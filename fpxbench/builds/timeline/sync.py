@@ -21,6 +21,7 @@ from fpxbench.builds.index.wheel_metadata import read_wheel_metadata
 from fpxbench.builds.installed import channel_and_date
 from fpxbench.builds.timeline.entry import Entry, IndexedBuild, in_order
 from fpxbench.builds.timeline.repository import Timeline
+from fpxbench.counted import counted
 
 _STORE_EVERY_S = 10.0
 _GIVE_UP_AFTER = 3
@@ -259,7 +260,8 @@ def _read_metadata(timeline: Timeline, requests: list[_MetadataRequest], fetcher
     if failures:
         rest = len(requests) - result.asked
         more = f"; {rest} more were not tried" if rest else ""
-        result.problems.append(f"the Triton of {len(failures)} builds could not be read{more}; the next sync tries "
+        result.problems.append(f"the Triton of {counted(len(failures), 'build')} could not be read{more}; the "
+                               f"next sync tries "
                                f"again. {failures[0]}")
 
 
