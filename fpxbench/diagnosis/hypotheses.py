@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault, table_claims_hold
-from fpxbench.diagnosis.decode_faults import block_of, block_row_of
+from fpxbench.diagnosis.decode_faults import block_of, block_row_of, scale_faults
 from fpxbench.diagnosis.effective_weight import Prediction, Readout
 from fpxbench.diagnosis.encode_faults import TIE_NUDGE, EncodeFault, encoded, largest_slack, nudges, quotient_slack
 from fpxbench.numbers import packing
@@ -26,6 +27,8 @@ Faults = tuple[DecodeFault | EncodeFault, ...]
 FEW_ROWS, SOME_ROWS = 12, 128
 """A hypothesis is tried on so many rows first, and only if it fits them on more, and on all."""
 _AT_ONCE = 1 << 22
+SHAPED_STEPS = frozenset({"places", "blocks"})
+"""Of faults, those that are made for one shape of the weight."""
 
 
 def explanations(
@@ -34,11 +37,39 @@ def explanations(
     """Return the sets of known faults, as small as can be, that explain every readout; none where more than `most` at
     once would be needed, or one that is not known."""
     predictors = [Predictor(readout) for readout in readouts]
+    places = [None if each.weight.shape == readouts[0].weight.shape else _scale_faults_by_name(each.weight)
+              for each in readouts]
+
+    def explain(faults: Faults) -> bool:
+        for predictor, by_name in zip(predictors, places, strict=True):
+            there = faults if by_name is None else _on_another_shape(faults, by_name)
+            if there is None or not predictor.explains(there):
+                return False
+        return True
+
     for tried in (singly(known), in_pairs(known))[:most]:
-        fitting = [faults for faults in tried if all(predictor.explains(faults) for predictor in predictors)]
+        fitting = [faults for faults in tried if explain(faults)]
         if fitting:
             return fitting
     return []
+
+
+def _scale_faults_by_name(weight: QuantizedWeight) -> dict[tuple[str, str], DecodeFault]:
+    """Return the faults in where a scale is taken from, as they are on `weight`, by step and message without shapes."""
+    return {_name(fault): fault
+            for fault in scale_faults(weight.scheme.scaling, weight.scheme.format, *weight.shape)
+            if fault.step in SHAPED_STEPS}
+
+
+def _on_another_shape(faults: Faults, there: dict[tuple[str, str], DecodeFault]) -> Faults | None:
+    """Return the faults for the shape that `there` is of; None if one of them cannot be there."""
+    found = [there.get(_name(fault)) if isinstance(fault, DecodeFault) and fault.step in SHAPED_STEPS else fault
+             for fault in faults]
+    return None if None in found else tuple(fault for fault in found if fault is not None)
+
+
+def _name(fault: DecodeFault) -> tuple[str, str]:
+    return fault.step, re.sub(r"\[[^]]*\]", "", fault.message)
 
 
 def singly(known: Sequence[DecodeFault | EncodeFault]) -> Iterator[Faults]:

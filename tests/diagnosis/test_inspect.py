@@ -13,6 +13,7 @@ from fpxbench.checking import correctness, inputs
 from fpxbench.checking.operands import Operands
 from fpxbench.diagnosis.blackbox.module_adapter import Wrapped
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status
@@ -222,3 +223,26 @@ def test_every_weight_of_a_canary_is_read_if_there_is_time(monkeypatch) -> None:
     operands = Operands(case, "cpu", 1, weight, stored, stored.dequantize())
     assert correctness.check_one_hot(Counting(), operands) is None
     assert sum(read_out) >= 203
+
+
+class ScalesMoved(Decoding):
+    """Reads another scale than each block's own, on weights of any shape."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.move = move
+
+    def matmul(self, x, weight):
+        block = weight.scheme.scaling.block or weight.shape[1]
+        factors = self.move(weight.scale_grid()).repeat_interleave(block, dim=1)[:, :weight.shape[1]]
+        return self.multiply(x, decode_table(weight.scheme.format)[weight.codes().long()] * factors)
+
+
+@pytest.mark.parametrize(("scheme", "move", "kind"), [
+    ("e4m3fn-row", lambda grid: grid.roll(1, 0), Kind.BLOCK_OFF_BY_ONE),
+    ("mxfp4", lambda grid: grid.roll(1, 1), Kind.BLOCK_OFF_BY_ONE),
+    ("mxfp8_e4m3fn", lambda grid: grid.reshape(grid.T.shape).T, Kind.SCALE_TRANSPOSED),
+])
+def test_scales_from_another_place_are_named_on_weights_larger_than_the_probes(scheme, move, kind):
+    found = inspected(ScalesMoved(move), scheme, n=320, k=576, m=33)
+    assert found.verdict.status is Status.WRONG and found.verdict.kind is kind, found.verdict.summary
