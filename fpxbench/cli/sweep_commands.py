@@ -140,7 +140,7 @@ def _worst(records: list[Record], count: int) -> list[str]:
         for r in broken[:count]
     ]
     if len(broken) > count:
-        lines.append(f"[red]… and {len(broken) - count} more[/]")
+        lines.append(f"[red]… and {counted(len(broken) - count, 'more broken case')}[/]")
     return lines
 
 
@@ -153,9 +153,13 @@ def _missing(records: list[Record]) -> str:
 
 
 def _print_matrix(records: list[Record]) -> None:
-    """Print implementations × schemes: the worst verdict of each, and its range of speedups over dense."""
+    """Print implementations × schemes: the worst verdict of each, and its range of speedups over dense. Schemes of
+    which nothing ran are counted only."""
     implementations = list(dict.fromkeys(record.case.implementation for record in records))
-    schemes = list(dict.fromkeys(record.case.scheme for record in records))
+    not_run = (Status.UNSUPPORTED, Status.MISSING)
+    ran = {record.case.scheme for record in records if record.verdict.status not in not_run}
+    every = list(dict.fromkeys(record.case.scheme for record in records))
+    schemes = [scheme for scheme in every if scheme in ran]
     table = new_table("scheme", *(f">{name}" for name in implementations),
                       title="worst verdict, and speedup over the dense 16-bit matmul")
     for scheme in schemes:
@@ -164,7 +168,11 @@ def _print_matrix(records: list[Record]) -> None:
             cell = [r for r in records if r.case.scheme == scheme and r.case.implementation == name]
             row.append(_cell(cell))
         table.add_row(*row)
-    print_table(table)
+    if schemes:
+        print_table(table)
+    if left_out := len(every) - len(schemes):
+        out.print(f"{counted(left_out, 'scheme')} without a case that ran {'is' if left_out == 1 else 'are'} left out",
+                  style="dim")
 
 
 def _cell(records: list[Record]) -> str:

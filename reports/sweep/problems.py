@@ -206,7 +206,7 @@ def _broken(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem
     extent += f", {since.pop()}" if len(since) == 1 and "" not in since else ""
     return ReportProblem(
         Section.WRONG, str(first.status),
-        _message(f"{subject} on {where} {predicate}{extent}{_on_machines(group)}{example}"),
+        _message(f"{subject} on {where} {predicate}{extent}{_on_machines(group, all_cases)}{example}"),
         _link(group, status=str(first.status), mark=str(first.kind or "")), tuple(group),
         minor=not any(COMMON_SCHEME.fullmatch(scheme) for scheme in schemes))
 
@@ -246,8 +246,9 @@ def _slow_baselines(group: list[SweepCase]) -> ReportProblem:
 
 
 def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
-    """Return at most one problem: the schemes that every right implementation runs slower than dense."""
-    parts, cases = [], []
+    """Return at most one problem: the schemes that every right implementation runs slower than dense. It is minor
+    where at each M most schemes have a faster one."""
+    parts, cases, most = [], [], False
     for m in sweep.tokens:
         timed = [choice for choice in sweep.choices if m in choice.fastest]
         slow = sorted((choice.fastest[m] for choice in timed if m in choice.slower), key=lambda row: -row.times_dense)
@@ -258,13 +259,14 @@ def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
                 f"{len(slow)} of {counted(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
                          f"{slow[0].case.scheme}, {slow[0].speedup:.2f}×{quality})")
             cases += [SweepCase(sweep, row) for row in slow]
+            most = most or 2 * len(slow) >= len(timed)
     if len({case.row.case.implementation for case in cases}) < 2:     # that implementation has its own message
         return []
     return [ReportProblem(
         Section.SLOW, SLOW, _message(
             f"On {sweep.machine.device} dense {cases[0].row.case.activation} is faster than every right implementation "
                                      f"of {_listed(parts)}"),
-        cases[0].link if len(cases) == 1 else sweep.filtered(mark=SLOW), tuple(cases))]
+        cases[0].link if len(cases) == 1 else sweep.filtered(mark=SLOW), tuple(cases), minor=not most)]
 
 
 def _slowness(case: SweepCase) -> Hashable | None:
@@ -378,9 +380,11 @@ def _listed(names: list[str], most: int = 6) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
-def _on_machines(group: list[SweepCase]) -> str:
-    machines = sorted({case.sweep.machine.device for case in group})
-    return f", on {_listed(machines, most=3)}" if len(machines) > 1 else ""
+def _on_machines(group: list[SweepCase], all_cases: list[SweepCase]) -> str:
+    """Return where it was seen; nothing in a report of one device."""
+    if len({case.sweep.machine.device for case in all_cases}) < 2:
+        return ""
+    return f", on {_listed(sorted({case.sweep.machine.device for case in group}), most=3)}"
 
 
 def _message(text: str) -> str:

@@ -42,6 +42,25 @@ def test_schemes_that_nothing_right_runs_as_fast_as_dense_are_one_problem_with_t
                         f"(closest: b on e4m3fn-row, 0.80× at {quality:.1f} dB SQNR).")
 
 
+def test_a_few_schemes_that_are_slower_than_dense_come_after_what_is_broader() -> None:
+    fast = [sample.record(sample.case("c", f"e{e}m{m}-row"), speedup=2.0) for e in (2, 3, 4) for m in (1, 2, 3)]
+    slow = [sample.record(sample.case(name, scheme), speedup=0.5) for name, scheme in (("a", "mxfp4"), ("b", "nvfp4"))]
+
+    def minor(records) -> list[bool]:
+        return [one.minor for one in problems.find_problems([sweep(records)]) if "every right" in one.message]
+
+    assert minor(slow) == [False] and minor(slow + fast) == [True]
+
+
+def test_in_a_report_of_several_devices_each_finding_names_its_own() -> None:
+    wrong = sample.record(sample.case("a"), Verdict(status=Status.WRONG, summary="off"))
+    right = sample.record(sample.case("a"), speedup=2.0)
+    other = right.model_copy(update={"machine": sample.CPU.model_copy(update={"device": "Another"})})
+    [alone] = problems.find_problems([sweep([wrong])])
+    [beside] = problems.find_problems([sweep([wrong]), sweep_of(("n", "b"), [other])])
+    assert f", on {sample.CPU.device}: off" in beside.message and sample.CPU.device not in alone.message
+
+
 def test_a_decode_mistake_is_named() -> None:
     verdict = Verdict(status=Status.WRONG, kind=Kind.FN_AS_FNUZ, summary="half of every value")
     assert sentences([sample.record(sample.case("x", "e4m3fn-row"), verdict)]) == [

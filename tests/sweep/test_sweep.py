@@ -9,11 +9,13 @@ import time
 
 import psutil
 import pytest
+import sample_records as sample
 from swept import SCHEMES, lines, settings, start, verdicts, write
 
 from fpxbench.checking.device_lock import device_lock
+from fpxbench.cli import sweep_commands
 from fpxbench.records.store import Store
-from fpxbench.records.verdict import Status
+from fpxbench.records.verdict import Status, Verdict
 from fpxbench.sweep.isolation import CannotStart
 from fpxbench.sweep.progress import Progress
 from fpxbench.sweep.run import main_sweep
@@ -147,3 +149,11 @@ def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path):
     resumed, _ = sweep(results, impls, scheme=("e4m3fn-row",))
     assert resumed.resumed == 1 and set(verdicts(resumed.records).values()) == {Status.OK}
     assert len(Store(results).read_all()[1]) == 1
+
+
+def test_schemes_of_which_nothing_ran_are_counted_and_not_listed(capsys):
+    refused = Verdict(status=Status.UNSUPPORTED)
+    sweep_commands._print_matrix([sample.record(sample.case()),
+                                  *(sample.record(sample.case("x", name), refused) for name in ("mxfp4", "nvfp4"))])
+    printed = capsys.readouterr().out
+    assert "e4m3fn-row" in printed and "mxfp4" not in printed and "2 schemes without a case that ran are" in printed
