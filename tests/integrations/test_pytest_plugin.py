@@ -191,6 +191,7 @@ def test_each_case_has_a_line_with_its_speedup_its_roofline_and_what_holds_it_ba
     assert re.search(r"mine_wrong\s+wrong \(sign_lost\): \S+", section), section
     assert re.search(r"refused, not run: mine_right: mxfp4: takes e4m3fn-row only", section), section
     assert "native_float8" not in section, "what -k left out is not spoken of"
+    assert all(": mine_" in line for line in section.splitlines() if "not run: " in line), section
 
 
 def test_the_json_carries_metrics_of_right_cases_only(session, project):

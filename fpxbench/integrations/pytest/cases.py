@@ -7,6 +7,7 @@ hangs fails like any other; only what is right is timed, here, by pytest-benchma
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import shlex
 import time
@@ -50,12 +51,15 @@ class Benchmarks:
         except ValidationError as error:
             raise pytest.UsageError(f"--benchmark: {error}") from None
         self.plan = Plan(device="", cases=[])
+        self._keyword: str = config.getoption("keyword") or ""
         self.ended: dict[BenchmarkGroup, list[tuple[str, TrialResult]]] = defaultdict(list)
         """By group, what was timed and what is broken: the implementation and its result."""
         self.untimed: dict[tuple[str, str], int] = defaultdict(int)
         """Right cases without a time, by implementation and reason."""
         self.deselected: set[str] = set()
         """Implementations of which -k left nothing to run."""
+        self.selected: set[str] = set()
+        """Implementations of which it left something."""
         self._isolation = Isolation(self.settings.memory_limit)
         self._checked: dict[str, TrialResult] = {}
         self._of_files: dict[str, Planned] = {}
@@ -122,7 +126,8 @@ class Benchmarks:
             items[:] = [item for item in items if item not in others]
         collected = _implementations(items)
         result = yield
-        self.deselected = collected - _implementations(items)
+        self.selected = _implementations(items)
+        self.deselected = collected - self.selected
         restored: list[pytest.Item] = []
         wanted: list[pytest.Item] = []
         for item in items:
@@ -167,11 +172,19 @@ class Benchmarks:
         for reason, names in by_reason.items():
             yield f"right, not timed: {', '.join(names)}: {reason}"
 
+    def _asked_for(self, implementation: str) -> bool:
+        """Return whether -k left it. One that refuses every case has no item that -k could leave or take away: it goes
+        by its name."""
+        if implementation in self.deselected:
+            return False
+        words = re.findall(r"[\w-]+", self._keyword)
+        return not self._keyword or implementation in self.selected or any(word in implementation for word in words)
+
     def _refused_lines(self) -> Iterator[str]:
         """Yield one line for each implementation that takes not all of the schemes, unless it was not asked for."""
         refused: dict[tuple[bool, str], list[Planned]] = defaultdict(list)
         for planned in self.plan.cases:
-            if planned.refused and planned.case.implementation not in self.deselected:
+            if planned.refused and self._asked_for(planned.case.implementation):
                 refused[planned.missing, planned.case.implementation].append(planned)
         for (missing, name), cases in refused.items():
             schemes = ", ".join(dict.fromkeys(planned.case.scheme for planned in cases))
