@@ -199,8 +199,9 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     except CheckpointError as error:    # a fault of the file, not of the implementation
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
         return
-    alone = expert_alone(implementation, operands, 0) if isinstance(operands, ExpertOperands) else operands
-    rule = undeclared_rule(implementation, alone)
+    # An expert's own operands are not kept: they would count as memory that the implementation holds.
+    rule = undeclared_rule(implementation, expert_alone(implementation, operands, 0)
+                           if isinstance(operands, ExpertOperands) else operands)
     if rule is not None:    # the instance serves this case only, and is judged by its rule from here on
         implementation.scale_rule = rule.name
         operands = prepare(implementation, request)

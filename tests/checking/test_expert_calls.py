@@ -7,9 +7,9 @@ import torch
 
 from fpxbench.checking import grouped_product
 from fpxbench.implementation import Implementation, Support, discover
-from fpxbench.records.case import Routing
+from fpxbench.records.case import Case, Routing
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Record, now
+from fpxbench.records.record import Flag, Record, now
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.trial import _run, prepare, run_trial
@@ -114,3 +114,11 @@ def test_experts_that_are_stored_in_the_same_memory_are_found():
 def test_an_implementation_of_experts_takes_no_single_weight():
     result = tried("grouped_mm", "mxfp4", CANARIES[0])
     assert result.verdict.status is Status.UNSUPPORTED and "experts only" in result.verdict.summary
+
+
+def test_what_the_checks_keep_of_an_expert_is_not_held_by_the_implementation():
+    case = Case(implementation="eager_upcast", scheme="mxfp4", workload="timed", m=1, n=1024, k=1024, experts=8,
+                experts_per_token=4, routing="uniform")
+    result = run_trial(TrialRequest(case=case, seed=1, timing_budget_s=0.05, check_budget_s=0.0, read_gb_per_s=20.0))
+    assert result.verdict.status is Status.OK and result.timing is not None
+    assert result.traffic.kept_bytes == 0 and Flag.KEEPS_DECODED_COPY not in result.flags
