@@ -102,7 +102,7 @@ class Kind(StrEnum):
         "truncates",
         "Values are rounded toward zero or down, or low mantissa bits of a code are not read.",
     )
-    TIES_NOT_EVEN = ("ties_not_even", Group.ROUNDING, Stage.STORED,
+    TIES_NOT_EVEN = ("ties_not_even", Group.ROUNDING, Stage.PRODUCT | Stage.STORED,
                      "rounds ties to zero, up or down",
                      "Halfway values go to the smaller neighbour, up or down, not to the even one.")
     ROUNDING_BIASED = ("rounding_biased", Group.ROUNDING, Stage.STORED,
@@ -120,7 +120,7 @@ class Kind(StrEnum):
 
     # ---- where a code is stored
 
-    NIBBLE_SWAP = ("nibble_swap", Group.LAYOUT, Stage.PRODUCT,
+    NIBBLE_SWAP = ("nibble_swap", Group.LAYOUT, Stage.PRODUCT | Stage.CASTS,
                    "swaps nibbles",
                    "The halves of a byte change places: neighbouring 4-bit codes, or the halves of an 8-bit code.")
     PLANE_SWAP = ("plane_swap", Group.LAYOUT, Stage.PRODUCT,
@@ -157,7 +157,7 @@ class Kind(StrEnum):
                  "scales by the wrong maximum",
                  "Scales are made from another format's maximum (448, 240, 224); in MX from another emax, so that "
                  "every exponent is one off.")
-    BLOCK_OFF_BY_ONE = ("block_off_by_one", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
+    BLOCK_OFF_BY_ONE = ("block_off_by_one", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
                         "takes the neighbouring block's scale",
                         "Each block is multiplied by the scale of its neighbour (a row, of the next row), or blocks "
                         "begin one column off.")
@@ -165,7 +165,7 @@ class Kind(StrEnum):
     SCALE_SQUARED = ("scale_squared", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                      "applies the scale twice",
                      "Each weight is multiplied by the square of its block scale.")
-    SCALE_INVERTED = ("scale_inverted", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
+    SCALE_INVERTED = ("scale_inverted", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
                       "divides by the scale",
                       "Each weight is divided by its block scale.")
     SCALE_BITS_AS_VALUE = ("scale_bits_as_value", Group.SCALES, Stage.PRODUCT,
