@@ -267,8 +267,8 @@ def captured(calls: list[Call]) -> Launched:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     device_wait.synchronize()
-    # Always so many: how long a call takes cannot be measured here, beside other cases, and in fewer calls the launch of
-    # the graph shows (dense took 17 us for 13).
+    # Always so many: how long a call takes cannot be measured here, beside other cases, and in fewer calls the launch
+    # of the graph shows (dense took 17 us for 13).
     sequence = calls * max(1, 16 // len(calls))
     outputs: list[Tensor] = []
     try:
