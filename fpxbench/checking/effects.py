@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,6 +83,15 @@ def _does_work_itself(name: str) -> bool:
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CPU") for full in registered)
 
 
+def trace_events(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
+    """Return what a profiler recorded, as the events of a Chrome trace; times are in microseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events: list[dict[str, Any]] = json.loads(path.read_text())["traceEvents"]
+    return events
+
+
 def observe(call: Callable[[], object], device: str) -> Effects:
     """Run `call` once under the profiler: device kernels on a GPU; on a CPU the operators that do work, Inductor's
     fused loops among them (`fpxbench.sweep.worker` makes those show)."""
@@ -99,10 +108,7 @@ def observe(call: Callable[[], object], device: str) -> Effects:
         worked_us = (time.thread_time() - started) * 1e6
         if device != "cpu":
             device_wait.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+    events = trace_events(profiler)
     if device != "cpu":
         kernels = sorted(
             (e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from itertools import dropwhile
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from fpxbench.checking.effects import trace_events
 from fpxbench.model.generate_record import KernelTime, StepParts
 from fpxbench.model.token_speed import Decoder
 
@@ -54,11 +52,7 @@ def traced_kernels(replay: Callable[[], object], steps: int = STEPS) -> list[lis
             torch.cuda.synchronize()
             replay()
         torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    spans = sorted((KernelSpan(each["name"], each["ts"], each["ts"] + each["dur"]) for each in events
+    spans = sorted((KernelSpan(each["name"], each["ts"], each["ts"] + each["dur"]) for each in trace_events(profiler)
                     if each.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda span: span.start_us)
     count, rest = divmod(len(spans), steps + 1)
     if not count or rest:
