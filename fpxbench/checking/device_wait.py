@@ -1,9 +1,9 @@
-"""Wait for a GPU, and notice what does not end.
+"""Wait for a GPU, and detect kernels that hang.
 
-A kernel that never ends (two launches that wait for each other's locks) keeps its share of the GPU while the process
-that launched it stands still, so that all timings beside it are of a shared device. `synchronize` tells the watcher of
-its process after `HANG_S`; `wait_until_idle` says whether the device is free, and has the watcher end such a process
-first.
+A hanging kernel (two launches that spin on each other's locks) keeps its time slices even while the process that
+launched it is stopped, so that every timing beside it is of a shared device. `synchronize` reports a hang to the
+process's watcher after `HANG_S`; `wait_until_idle` gives the watcher time to kill such a process, and returns whether
+the device is idle.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from fpxbench.checking import device_lock
 
 HANG_S = 20
-"""A call has ended by then, also beside a case on each of many cores: most take milliseconds."""
+"""Far longer than any call takes, even with many cases sharing the GPU: most take milliseconds."""
 _IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
 """A GPU is idle once it has answered launches within the first for the second; waiting for it ends after the third."""
 
 
 class HangWatch(threading.Thread):
-    """Tells the watcher of this process once a wait for the GPU has lasted `HANG_S`.
+    """Reports a wait for the GPU that has lasted `HANG_S`, once, to this process's watcher.
 
-    It counts its own ticks of a second, not the clock: a process that is stopped while others are timed does not age.
+    Counts its own one-second ticks and not the clock, so that time during which the process is stopped does not count.
     """
 
     def __init__(self) -> None:
@@ -65,9 +65,10 @@ def synchronize() -> None:
 
 
 def wait_until_idle(device: str) -> bool:
-    """Wait until a GPU is free, and return whether it is: what children that were stopped had launched is then done.
+    """Wait until a GPU is idle, that is, until work launched by stopped processes is done. Return whether it is.
 
-    If it is not within `_IDLE_WITHIN_S`, a sweep lets its other cases go on until the one that keeps it busy is ended.
+    If it stays busy for `_IDLE_WITHIN_S`, the sweep resumes its other cases to find the one that hangs, and the GPU is
+    tried once more.
     """
     if device == "cpu" or _idle(device):
         return True

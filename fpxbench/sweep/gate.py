@@ -21,7 +21,7 @@ _STOPPED_WITHIN_S = 0.25
 _POLL_S = 0.001
 _CANCEL_POLL_S = 0.1
 BUSY_PAUSE_S = 30.0
-"""For so long others go on if the device does not become idle: longer than it takes to notice a kernel that hangs."""
+"""How long other members run while the device is busy: longer than it takes to detect a hanging kernel."""
 _AT_REST = "TtZX"
 """States in /proc of a process that runs nothing: stopped, traced, ended."""
 
@@ -166,15 +166,15 @@ class Gate:
         self.stopping_s += self._began - asked
 
     def note_hang(self) -> None:
-        """Note that a member is being ended since a kernel of its does not end."""
+        """Record that a member is being killed because its kernel hangs."""
         with self._free:
             self._hangs += 1
             self._free.notify_all()
 
     def let_others_end(self, member: Member, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Interrupt a timing before which the device was not idle: let the others go on until one of them is found to
-        hang and ended, or for `BUSY_PAUSE_S`. If none is, something outside the sweep uses the device, and later
-        timings do not wait for that again."""
+        """Suspend a timing because the device is busy, and begin it again once a hanging member was killed, or after
+        `BUSY_PAUSE_S`. The other members run meanwhile. If none hangs, another program uses the device, and later
+        timings do not wait for it."""
         if self._shared:
             return
         member.watch.hold()
