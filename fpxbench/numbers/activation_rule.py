@@ -13,17 +13,18 @@ from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.tensor_codec import decode, encode
 
 NUDGE = 2.0**-20
-"""x / s, x * (1 / s) and amax / max in fp32 differ by less than this: nearer to a boundary, a code may go either way.
+"""Bound on the relative difference of x / s, x * (1 / s) and amax / max in fp32. Within it of a boundary between two
+codes, both codes are right.
 """
 
 
 @dataclass(frozen=True)
 class ActivationRule:
-    """A quantization of the activation [M, K], by rows as a weight's.
+    """How an activation [M, K] is quantized, with the blocks along K that a weight has.
 
-    scheme : format and granularity: ``e4m3fn-row`` (a scale a token), ``e4m3fn-tensor``, ``nvfp4``, ``int8-g128``, …
+    scheme : format and granularity: ``e4m3fn-row`` (one scale per token), ``e4m3fn-tensor``, ``nvfp4``, …
     rounding : how a scaled value becomes a code
-    scale : a fixed scale for the whole tensor (static quantization); None: from the activation itself (dynamic)
+    scale : a fixed scale for the whole tensor (static quantization); None: computed from the activation (dynamic)
     """
 
     scheme: str
@@ -36,9 +37,9 @@ class ActivationRule:
         return f"{self.scheme}{rounding}{static}"
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the values [M, K] that `x` [M, K] is rounded to, and how far each may lie beside it (float64).
+        """Return the quantized values of `x` [M, K] and the permitted deviation of each, both float64 [M, K].
 
-        The second is 0 but for values within fp32's own rounding of a boundary between two codes.
+        The deviation is 0 except where fp32 rounding can move a value across a boundary between two codes.
         """
         if x.numel() == 0:
             return x.double(), x.double()
@@ -48,13 +49,14 @@ class ActivationRule:
         for scale_nudge in (1 - NUDGE, 1 + NUDGE):
             for values in self._values(x, scheme, scale_nudge, (1 - NUDGE, 1 + NUDGE)):
                 other = (values - middle).abs()
-                # The scale's own nudge moves every value by NUDGE: no code went the other way.
+                # The nudge of the scale alone moves every value by NUDGE: no code changed.
                 other = torch.where(other > 4 * NUDGE * middle.abs(), other * (1 + 4 * NUDGE), 0.0)
                 slack = torch.maximum(slack, other)
         return middle, slack
 
     def _values(self, x: Tensor, scheme: Scheme, scale_nudge: float, nudges: tuple[float, ...]) -> list[Tensor]:
-        """Return the values [M, K] under scales of which each quotient is multiplied by a nudge, for each of these."""
+        """Return the quantized values [M, K] for each of `nudges`, a factor on the quotient x / scale; `scale_nudge` is
+        a factor on the numbers that the scales are computed from."""
         given = x.float()
         if self.scale is not None:
             scales = Scales(torch.full((1, 1), self.scale, device=x.device))

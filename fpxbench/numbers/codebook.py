@@ -1,6 +1,6 @@
 """Number formats that are a list of values: NF4, bitsandbytes' FP4, or any list of up to 256. Imports no torch.
 
-A code is a place in the list. A number is encoded as the nearest value; one midway between two goes where `ties` says.
+A code is an index into the list. A number is encoded as the nearest value; `ties` decides for one midway between two.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from fpxbench.numbers.formats import Format
 
 TABLES_VARIABLE = "FPX_TABLES"
-"""Environment variable: the folder in which ``table.NAME`` is looked for; the current one if it is not set."""
+"""Environment variable that names the folder to search for ``table.NAME``; if unset, the current folder."""
 _MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """A format given by its values. It has what callers ask of a `Format`, less exponent and mantissa.
+    """A format given by its values. It has the interface of a `Format`, except exponent and mantissa.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ class Codebook:
     values : the value of each code, 2 to 256 finite numbers that fp32 holds
     source : where it is defined
     ties : ``lower`` or ``toward_zero``: which of two equally near values a number becomes
-    threshold_error : how far, relatively, the thresholds that quantizers compare with may lie from the midpoints, which
-        fp32 does not hold
+    threshold_error : largest relative error of the thresholds that quantizers compare with, as fp32 cannot represent
+        the midpoints
     """
 
     name: str
@@ -42,7 +42,7 @@ class Codebook:
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.values) <= 256:
-            raise ValueError(f"codebook {self.name!r} has {len(self.values)} values; 2 to 256 are possible")
+            raise ValueError(f"codebook {self.name!r} has {len(self.values)} values; it must have 2 to 256")
         if any(not math.isfinite(value) or abs(value) >= 2.0**127 for value in self.values):
             raise ValueError(f"codebook {self.name!r} holds a value that is not finite in fp32")
         if not any(self.values):
@@ -73,18 +73,19 @@ class Codebook:
     def value(self, code: int) -> float:
         """Return the number that `code` stands for; codes past the end of the list are 0."""
         if not 0 <= code < 1 << self.bits:
-            raise ValueError(f"{self.name} has {1 << self.bits} codes; {code} is none of them")
+            raise ValueError(f"{self.name} has {1 << self.bits} codes; {code} is not one of them")
         return self.values[code] if code < len(self.values) else 0.0
 
     def ascending(self) -> list[tuple[float, int]]:
-        """Return the distinct values with their codes, ascending; of equal ones, as 0 and -0, the first code."""
+        """Return the distinct values with their codes, ascending; for equal values, as 0 and -0, the first code."""
         first: dict[float, int] = {}
         for code, value in enumerate(self.values):
             first.setdefault(value, code)
         return sorted(first.items())
 
     def thresholds(self) -> list[tuple[float, bool]]:
-        """Return, between neighbours of `ascending`, the midpoint, and whether a number at it becomes the upper one."""
+        """Return the midpoint of each two neighbours in `ascending`, and whether a number at the midpoint becomes the
+        upper one."""
         return [((low + high) / 2, self.ties == "toward_zero" and abs(high) < abs(low))
                 for (low, _), (high, _) in pairwise(self.ascending())]
 
@@ -93,7 +94,7 @@ class Codebook:
 
 
 NumberFormat = Format | Codebook
-"""What a weight's codes are in."""
+"""A format of a weight's codes."""
 
 _FP4_MAGNITUDES = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 
@@ -113,7 +114,7 @@ CODEBOOKS: dict[str, Codebook] = {
             (*_FP4_MAGNITUDES, *(-value for value in _FP4_MAGNITUDES)),
             "bitsandbytes, csrc/kernels.cu: dDequantizeFP4Tree",
             ties="toward_zero",
-            threshold_error=2.0**-19,       # its source has them with six digits: 0.00260417 for 1/384
+            threshold_error=2.0**-19,       # the source gives them with six digits: 0.00260417 for 1/384
         ),
     )
 }
@@ -123,7 +124,7 @@ CODEBOOKS: dict[str, Codebook] = {
 def table_named(name: str, folder: str | None = None) -> Codebook:
     """Read the codebook ``table.NAME`` from NAME.json (a list) or NAME.txt (numbers) in `folder`, else in $FPX_TABLES.
 
-    Raises ValueError for a file that is not there or is no list of numbers.
+    Raises ValueError if the file does not exist or is not a list of numbers.
     """
     place = Path(folder or os.environ.get(TABLES_VARIABLE) or ".")
     stem = name.removeprefix("table.")
@@ -131,12 +132,12 @@ def table_named(name: str, folder: str | None = None) -> Codebook:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise ValueError(f"no table {stem!r}: neither {files[0].name} nor {files[1].name} is in {place}"
-                         f" ({TABLES_VARIABLE} names another folder)")
+                         f" ({TABLES_VARIABLE} names the folder to search)")
     with open(file, encoding="utf-8") as stream:
         text = stream.read(_MOST_BYTES + 1)
     try:
         numbers = json.loads(text) if file.suffix == ".json" else text.replace(",", " ").split()
         values = tuple(float(number) for number in numbers)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: no list of numbers ({str(error)[:100]})") from None
+        raise ValueError(f"{file}: not a list of numbers ({str(error)[:100]})") from None
     return Codebook(f"table.{stem}", values, str(file.name))

@@ -1,8 +1,8 @@
 """The definition of encode and decode on tensors, by integer arithmetic on the bits of the numbers.
 
-Of PyTorch's casts only widening ones are used, which are exact: the roundings of the others differ between versions,
-and between eager, compiled and device. `fpxbench.numbers.tensor_codec` makes its tables from this; a compiled graph
-uses it directly. `Format.value` and `Format.round` state the same for one number, and the tests compare the two.
+Of PyTorch's casts, only widening ones are used, which are exact: narrowing casts round differently between versions,
+and between eager, compiled and devices. `fpxbench.numbers.tensor_codec` makes its tables from this; a compiled graph
+uses it directly. `Format.value` and `Format.round` define the same for one number, and the tests compare the two.
 
 Sources: IEEE 754-2019 §4.3 (rounding directions) and §7.4 (overflow); IEEE P3109 (formats without mantissa bits,
 stochastic rounding); OCP Microscaling Formats (MX) v1.0 §5.4 (E8M0). docs/codec.md has the choices they leave open.
@@ -22,7 +22,7 @@ SOURCES = {
     torch.bfloat16: (torch.int16, 7, 127),
     torch.float16: (torch.int16, 10, 15),
 }
-"""Source dtypes: dtype -> (integer of its width, mantissa bits, exponent bias)."""
+"""Source dtypes: dtype -> (integer dtype of its width, mantissa bits, exponent bias)."""
 
 MAX_RANDOM_BITS = 32
 
@@ -36,10 +36,11 @@ def rounded_codes(
     random_bits: int = 0,
     random: Tensor | None = None,
 ) -> Tensor:
-    """Return uint8 codes of `x`, same shape, each rounded once; integers of the source's width above 8 bits.
+    """Return the codes of `x`, same shape, each rounded once: uint8, or integers of the source's width for formats
+    above 8 bits.
 
     Stochastic rounding takes `random`, int64 in ``[0, 2**random_bits)``, one for each element. NaN gives the format's
-    NaN; for a format without one the input must hold none.
+    NaN; for a format without NaN, the input must hold none.
     """
     if rounding is Rounding.STOCHASTIC or fmt.min_subnormal < 2.0**-126:
         x = x.double()      # room for the random bits; and fp32's subnormals get a leading bit
@@ -73,9 +74,9 @@ def rounded_codes(
 def _cut(
     significand: Tensor, exponent: Tensor, mantissa_bits: int, source_bias: int, fmt: Format, random_bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the code at or below each magnitude, with `random_bits` more below it; what is left of the magnitude; and
-    half of the distance to the next code, in the same unit."""
-    # A format without zero has the codes of one with it, less the first, which would be zero's.
+    """Return the code at or below each magnitude, extended by `random_bits` low bits; the remainder of the magnitude;
+    and half the distance to the next code, in the remainder's unit."""
+    # A format without zero has the codes of a format with zero, except the first, which would be zero's.
     bias = fmt.bias if fmt.has_zero else fmt.bias + 1
     # Exponent of the target's unit in the last place over the source's: fixed for normals, growing below them.
     shift = (1 - bias - fmt.mantissa_bits) + source_bias + mantissa_bits - exponent
@@ -96,8 +97,8 @@ def _cut(
 
 
 def _rounded_up(code: Tensor, remainder: Tensor, half: Tensor, negative: Tensor, rounding: Rounding) -> Tensor | int:
-    """Return what to add to each code, 0 or 1. Ties to even are decided by the code, also without mantissa bits
-    (P3109)."""
+    """Return the increment of each code, 0 or 1. Ties to even choose the even code, also in formats without mantissa
+    bits (P3109)."""
     match rounding:
         case Rounding.NEAREST_EVEN | Rounding.STOCHASTIC:
             return remainder + (code & 1) > half
@@ -113,7 +114,7 @@ def _rounded_up(code: Tensor, remainder: Tensor, half: Tensor, negative: Tensor,
 
 
 def _rounds_inward(negative: Tensor, rounding: Rounding) -> Tensor:
-    """Return where a number is rounded toward zero: a finite one does not overflow then (IEEE 754 §7.4)."""
+    """Return where numbers are rounded toward zero: there, a finite number does not overflow (IEEE 754 §7.4)."""
     match rounding:
         case Rounding.TOWARD_ZERO | Rounding.TO_ODD:
             return torch.ones_like(negative)
@@ -127,8 +128,8 @@ def _rounds_inward(negative: Tensor, rounding: Rounding) -> Tensor:
 def _unsigned(
     code: Tensor, negative: Tensor, is_zero: Tensor, inward: Tensor, fmt: Format, overflow: Overflow
 ) -> Tensor:
-    """Return codes of a format without a sign, whose lower end is 0, or where zero has no code the smallest power of
-    two. Nothing stands for -infinity."""
+    """Return codes of an unsigned format. Its lowest number is 0, or the smallest power of two if zero has no code; no
+    code stands for -infinity."""
     below = negative & (code != 0) if fmt.has_zero else is_zero | negative
     code = torch.where(below, 0, code).clamp(min=0)
     if overflow is not Overflow.SATURATE:
@@ -172,5 +173,5 @@ def values_of(codes: Tensor, fmt: Format) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """Return fp32 ``2**exponent`` of int32 in [-126, 127], by its bits."""
+    """Return fp32 ``2**exponent`` for int32 `exponent` in [-126, 127], made from its bits."""
     return ((exponent + 127) << 23).view(torch.float32)

@@ -1,7 +1,7 @@
 """What each framework calls a number format. Imports none of them.
 
-A name stands here only for a dtype of the framework's that holds one such number an element: torch's packed
-``float4_e2m1fn_x2`` has no place. docs/codec.md lists where the frameworks' casts differ from the definition.
+Lists only dtypes with one number per element, so not torch's packed ``float4_e2m1fn_x2``. docs/codec.md lists where the
+frameworks' casts differ from the definition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The weights of several experts as an implementation stores them: one `QuantizedWeight` with a dimension more."""
+"""The weights of several experts as an implementation stores them: one `QuantizedWeight` with an expert dimension."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 @dataclass(frozen=True)
 class QuantizedExperts(QuantizedWeight):
-    """Weights ``[E, N, K]`` of experts that are alike in scheme, shape and layout.
+    """Weights ``[E, N, K]`` of experts that share one scheme, shape and layout.
 
     `shape` is ``(N, K)`` of each. The tensors are those of `QuantizedWeight`, one expert after another: packed
     ``[E, N, row_bytes]``, scales ``[E, R, G]``, tensor_scale ``[E, 1]``, and `extra` likewise. ``experts[e]`` is a
@@ -25,7 +25,8 @@ class QuantizedExperts(QuantizedWeight):
 
     @classmethod
     def stack(cls, experts: Sequence[QuantizedWeight]) -> Self:
-        """Return weights [N, K] as one. Raise ValueError if they differ in scheme, shape, layout or tensors."""
+        """Return the experts' weights [N, K] as one object. Raise ValueError if they differ in scheme, shape, layout or
+        tensors."""
         first = experts[0]
         for other in experts:
             if (other.scheme, other.shape, other.layout, list(other.tensors()), list(other.extra)) != (
@@ -39,7 +40,8 @@ class QuantizedExperts(QuantizedWeight):
 
     @cached_property
     def experts(self) -> tuple[QuantizedWeight, ...]:
-        """The weight of each expert. Kept, so that what is derived from a weight's tensors can be kept with them."""
+        """The weight of each expert: the same objects each time, so that tensors derived from a weight can be cached
+        with it."""
         def part(tensor: Tensor | None, expert: int) -> Tensor | None:
             return None if tensor is None else tensor[expert]
 
@@ -67,7 +69,7 @@ class QuantizedExperts(QuantizedWeight):
 
     @property
     def stored_scales(self) -> Scales:
-        raise TypeError("each expert has scales of its own: experts[e].stored_scales")
+        raise TypeError("each expert has its own scales: use experts[e].stored_scales")
 
     def scale_grid(self) -> Tensor:
         """Return the factor of each block, fp32 ``[E, R, G]``; a tensor scale is included."""
@@ -85,7 +87,7 @@ class QuantizedExperts(QuantizedWeight):
 def rows_of_experts(offsets: Tensor | Sequence[int]) -> list[tuple[int, int, int]]:
     """Return (expert, first row, row past the last) of each expert that has rows.
 
-    `offsets` [E] are the ends of the experts' rows in order; expert 0 begins at row 0.
+    offsets : [E], the row past the last of each expert, ascending; expert 0 begins at row 0
     """
     ends: list[Any] = offsets.tolist() if isinstance(offsets, Tensor) else list(offsets)
     return [(expert, first, last) for expert, (first, last) in enumerate(zip([0, *ends], ends, strict=False))

@@ -36,8 +36,8 @@ def fake_quantize(
     the identity: gradients pass unchanged where |x| is within the format's range, and are zero past it, where x has no
     influence. `clip_gradient=False` lets them pass there too.
 
-    Raises what `fpxbench.numbers.tensor_codec.encode` raises, TypeError for what is no `Format`, and ValueError for a
-    dtype that does not hold every number of the format.
+    Raises what `fpxbench.numbers.tensor_codec.encode` raises, TypeError if `fmt` is not a `Format`, and ValueError for
+    a dtype that does not hold every number of the format.
     """
     if not isinstance(fmt, Format):
         raise TypeError(
@@ -61,14 +61,14 @@ def fake_quantize(
 
 
 def fake_quantize_weight(weight: Tensor, scheme: Scheme, *, straight_through: bool = False) -> Tensor:
-    """Return float `weight` [N, K] as a layer stored under `scheme` sees it; same dtype.
+    """Return float `weight` [N, K] quantized under `scheme` and decoded; same dtype.
 
     Codes and scales are those of `Scheme.quantize`; their fp32 product is rounded once more for a weight of 16 bits.
     With `straight_through` the gradient of every weight passes unchanged. That includes the largest of a block, even
     where it saturates (mx, nv): the scale follows it, so it has an influence.
 
-    Raises what `Scheme.quantize` raises, and TypeError for what is no `Scheme`. A compiled graph cannot branch on
-    numbers and refuses none: a weight that is not finite makes its whole block not finite.
+    Raises what `Scheme.quantize` raises, and TypeError if `scheme` is not a `Scheme`. A compiled graph cannot branch on
+    values, so there a non-finite weight is not an error: its whole block becomes non-finite.
     """
     if not isinstance(scheme, Scheme):
         raise TypeError(
@@ -87,7 +87,8 @@ def _holds(dtype: torch.dtype, fmt: Format) -> bool:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward `values`; backward the gradient as if they were `x`, where `passes` is true (everywhere if it is None).
+    """Return `values` in the forward pass; in the backward pass, give their gradient to `x` where `passes` is true
+    (None: everywhere).
     """
 
     @staticmethod

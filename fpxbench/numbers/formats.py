@@ -1,8 +1,8 @@
 """Number formats, as data, and their exact definition, one number at a time.
 
 `Format.value` is the number that a code stands for and `Format.round` the code that a number becomes, in exact
-arithmetic, for formats of up to 64 bits. `fpxbench.numbers.codec_definition` says the same for tensors and formats of
-up to 8 bits; it is tested against this module. Imports no torch.
+arithmetic, for formats of up to 64 bits. `fpxbench.numbers.codec_definition` defines the same for tensors and formats
+of up to 8 bits; it is tested against this module. Imports no torch.
 
 Sources: IEEE 754-2019 §3.4, §4.3 and §7.4; OCP 8-bit Floating Point Specification (OFP8) v1.0 §5; OCP Microscaling
 Formats (MX) v1.0 §5.3-5.4; "8-bit Numerical Formats for Deep Neural Networks" (FNUZ), arXiv:2206.02915; IEEE P3109
@@ -22,7 +22,7 @@ from fpxbench.numbers.rounding import Overflow, Rounding
 SPECIALS = ("none", "ieee", "fn", "fnuz")
 
 WEIGHT_BITS = 8
-"""The widest format that weights are stored in, and that the tensor codec takes."""
+"""Bits of the widest format that weights are stored in and the tensor codec takes."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Format:
     exponent_bits, mantissa_bits : widths; with `signed` one more bit for the sign. 0 exponent bits: an integer grid
     bias : a normal code is ``2**(E - bias) * (1 + M / 2**mantissa_bits)``, a subnormal one
         ``2**(1 - bias) * M / 2**mantissa_bits``
-    specials : what the top codes mean. ``none``: numbers, every one of them; ``ieee``: the top exponent is infinity and
+    specials : what the top codes mean. ``none``: every code is a number; ``ieee``: the top exponent is infinity and
         NaN; ``fn``: all ones are NaN, no infinity; ``fnuz``: the code of -0 is the one NaN, no infinity, no -0
     signed : whether there is a sign bit (e8m0 has none)
     twos_complement : negative codes count down from zero (int8) instead of carrying a sign bit
 
-    Raises ValueError for fields that contradict each other, and for numbers that fp32 (up to 8 bits) or float64 (above)
-    does not hold.
+    Raises ValueError for fields that contradict each other, and for numbers out of the range of fp32 (up to 8 bits) or
+    float64 (above).
     """
 
     name: str
@@ -113,7 +113,7 @@ class Format:
     def value(self, code: int) -> float:
         """Return the number that `code` stands for, exactly. Raise ValueError for what is not a code."""
         if not 0 <= code < 1 << self.bits:
-            raise ValueError(f"{self.name} has {1 << self.bits} codes; {code} is none of them")
+            raise ValueError(f"{self.name} has {1 << self.bits} codes; {code} is not one of them")
         magnitude, negative = code & self.magnitude_mask, bool(code & self.sign_bit)
         if self.twos_complement:
             return float(self._exact(magnitude) - negative * self._exact(self.sign_bit))
@@ -135,7 +135,7 @@ class Format:
         return False
 
     def _exact(self, magnitude: int) -> Fraction:
-        """Return the number of a code without sign, as though every code were one."""
+        """Return the number of a code without its sign bit, as if no code were special."""
         exponent, mantissa = magnitude >> self.mantissa_bits, magnitude & ((1 << self.mantissa_bits) - 1)
         if self.is_integer:
             exponent, mantissa = 0, magnitude
@@ -158,8 +158,8 @@ class Format:
     ) -> int:
         """Return the code of `number`, rounded once. The scalar form of `fpxbench.numbers.tensor_codec.encode`.
 
-        Infinity counts as past the maximum. Stochastic rounding takes `random`, in ``[0, 2**random_bits)``. A format
-        without a sign has 0 as its lowest number, or where it has no zero (e8m0) the smallest power of two.
+        Infinity counts as past the maximum. Stochastic rounding takes `random`, in ``[0, 2**random_bits)``. The lowest
+        number of an unsigned format is 0, or the smallest power of two if it has no zero (e8m0).
 
         Raises ValueError for NaN where the format has none, and for an overflow that it cannot express.
         """
@@ -191,14 +191,14 @@ class Format:
             raise ValueError(f"{self.name} has no NaN to overflow to: use saturate")
 
     def _position(self, magnitude: Fraction) -> Fraction:
-        """Return where a magnitude lies among the codes: that of the number below it, and how far it is on the way to
-        the next."""
+        """Return the position of a magnitude among the codes: the code of the number below it, plus the fraction of the
+        distance to the next number."""
         if magnitude == 0:
             return Fraction(0 if self.has_zero else -1)
         bias = self.bias if self.has_zero else self.bias + 1
         binade = 0 if self.is_integer else max(_floor_log2(magnitude) - (1 - bias), 0)
         steps = magnitude / Fraction(2) ** (binade + 1 - bias - self.mantissa_bits)
-        # In the code the exponent stands above the mantissa. A format without zero lacks the code that would be zero's.
+        # The exponent lies above the mantissa, so codes are consecutive. A format without zero lacks zero's code.
         return steps + (binade << self.mantissa_bits) - (not self.has_zero)
 
     def _past_max(self, overflow: Overflow) -> int:
@@ -216,8 +216,8 @@ class Format:
         return code | self.sign_bit
 
     def _unsigned(self, code: int, number: float | Fraction, negative: bool, inward: bool, overflow: Overflow) -> int:
-        """Return the code at the lower end of a format without a sign. It has no -infinity: what is not saturated is
-        NaN."""
+        """Return the code of a number in an unsigned format, given the code of its magnitude. There is no -infinity: a
+        number below the range saturates or becomes NaN."""
         below = negative and code != 0 if self.has_zero else number <= 0
         if not below:
             return max(code, 0)
@@ -248,7 +248,8 @@ class Format:
 
     @property
     def min_subnormal(self) -> float:
-        """The smallest positive number, and the distance of its neighbours; without mantissa bits it is `min_normal`.
+        """The smallest positive number, which is also the spacing of subnormal numbers; `min_normal` in a format
+        without mantissa bits.
         """
         return 2.0**self._lowest_exponent
 
@@ -280,7 +281,7 @@ class Format:
         return replace(self, name=base + suffix, bias=self.bias - 1, specials=specials)
 
     def describe_code(self, code: int) -> str:
-        """Return a code as people read it: ``0x7e 0.1111.110``."""
+        """Return a code as text, in hexadecimal and by its fields: ``0x7e 0.1111.110``."""
         text = f"{code:0{self.bits}b}"
         parts = [text[:1]] if self.signed else []
         start = len(parts)
@@ -290,7 +291,7 @@ class Format:
 
 def _rounded(position: Fraction, rounding: Rounding, negative: bool, random_bits: int, random: int) -> int:
     """Return one of the two codes beside `position`."""
-    if rounding is Rounding.STOCHASTIC:     # keeps `random_bits` more, to nearest even, and drops them again
+    if rounding is Rounding.STOCHASTIC:     # nearest even at `random_bits` more, then a random carry
         return (round(position * (1 << random_bits)) + random) >> random_bits
     code = math.floor(position)
     left = position - code

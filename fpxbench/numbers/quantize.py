@@ -1,4 +1,4 @@
-"""From a float weight to a stored one, by the reference codec."""
+"""Quantize a float weight by the reference codec."""
 
 from __future__ import annotations
 

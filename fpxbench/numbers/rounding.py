@@ -19,9 +19,11 @@ class Rounding(StrEnum):
     DOWN = "down"
     """Toward -infinity."""
     TO_ODD = "to_odd"
-    """The one whose code is odd: what may be rounded once more, to at least two bits less, without a second error."""
+    """The neighbour whose code is odd: the result can be rounded again, to at least two bits fewer, without double
+    rounding."""
     STOCHASTIC = "stochastic"
-    """The upper one as often as the number is near it, in steps of 2**-random_bits."""
+    """The upper neighbour with a probability equal to the number's relative distance from the lower one, in steps of
+    2**-random_bits."""
 
 
 class Overflow(StrEnum):

@@ -22,8 +22,8 @@ class Scheme:
     """How a weight is stored, and how the activations that it multiplies are rounded first.
 
     format, scaling : None for the dense schemes ``bf16`` and ``fp16``
-    activation : how activations [M, K] are quantized: ``row`` is a scale a token, ``g128`` one for 128 neighbours along
-        K, ``tensor`` one for all. None: not at all (weight-only)
+    activation : how activations [M, K] are quantized: ``row`` is one scale per token, ``g128`` one per 128 neighbours
+        along K, ``tensor`` one for all. None: not at all (weight-only)
     """
 
     name: str
@@ -50,7 +50,7 @@ class Scheme:
         return getattr(torch, DTYPE_NAMES[self.name].torch) if self.name in _DENSE else None
 
     def bits_per_weight(self, n: int, k: int) -> float:
-        """Return the bits that a weight of an [n, k] takes: its code, and its share of the scales."""
+        """Return the bits per element of an [n, k] weight: its code and its share of the scales."""
         if not self.quantized:
             return 16.0
         return self.format.bits + self.scaling.bits_per_weight(n, k)
@@ -69,7 +69,7 @@ class Scheme:
         return encode(self.scaling.divide(weight, scales), self.format), scales
 
     def rounded_activation(self, x: Tensor) -> Tensor:
-        """Return activations `x` [..., K] as the product meets them: fp32, quantized if the scheme says so."""
+        """Return activations `x` [..., K] as the product uses them: fp32, quantized if the scheme says so."""
         if self.activation is None or x.numel() == 0:
             return x.float()
         flat = x.reshape(-1, x.shape[-1])
@@ -78,7 +78,8 @@ class Scheme:
     def quantized_activation(self, x: Tensor) -> tuple[Tensor, Scales]:
         """Return codes uint8 [M, K] and scales of activations `x` [M, K], by the rule of `activation`.
 
-        NaN or infinity makes the scale of its block NaN or infinite, and so the block's numbers NaN; no other block's.
+        NaN or infinity makes the scale of its block NaN or infinite, and so the block's numbers NaN; other blocks are
+        not affected.
         """
         from fpxbench.numbers.tensor_codec import encode
 
@@ -120,7 +121,7 @@ def checked_weight(weight: Tensor) -> Tensor:
 
 _DENSE = ("bf16", "fp16")
 
-# Names of standards. Each also goes by its parts (mxfp4 = e2m1-mx), and the standard's name is the one that is kept.
+# Names of standards. A scheme may also be named by its parts (e2m1-mx = mxfp4); its name is then the standard's.
 _STANDARD = {
     "mxfp8_e4m3fn": ("e4m3fn", "mx"),
     "mxfp8_e5m2": ("e5m2", "mx"),
@@ -171,14 +172,14 @@ USED_BY: dict[str, str] = {
 def scheme_named(name: str) -> Scheme:
     """Return the scheme of that name: a standard's (``mxfp4``), or ``FORMAT-SCALING`` (``e3m2-g128``, ``e2m2-row``).
 
-    A standard's name takes modifiers too (``mxfp4.rceil``). After a ``+`` follows how activations are quantized
+    A standard's name takes modifiers too (``mxfp4.rceil``). The part after a ``+`` says how activations are quantized
     (``e4m3fn-row+e4m3fn-row``, ``nvfp4+nvfp4``). Raises ValueError naming the nearest valid schemes.
     """
     weight, plus, activation = name.partition("+")
     if plus:
         of_weight, of_activation = scheme_named(weight), scheme_named(activation)
         if not (of_weight.quantized and of_activation.quantized) or of_activation.activation is not None:
-            raise ValueError(f"no scheme {name!r}: on both sides of its + stands a quantized scheme, as in "
+            raise ValueError(f"no scheme {name!r}: both sides of its + must be quantized schemes, as in "
                              "e4m3fn-row+e4m3fn-row")
         return replace(of_weight, name=f"{of_weight.name}+{of_activation.name}", activation=of_activation)
     if name in _DENSE:
@@ -197,7 +198,7 @@ def scheme_named(name: str) -> Scheme:
         if not dash:
             raise ValueError("a scheme is FORMAT-SCALING")
         scheme = Scheme(name, _element_named(fmt), scaling_named(scaling))
-        scheme.scaling.reach(scheme.format)     # raises ValueError where the two do not go together
+        scheme.scaling.reach(scheme.format)     # raises ValueError if format and scaling cannot be combined
     except ValueError as error:
         hint = did_you_mean(name, SCHEMES, f"known by name: {', '.join(SCHEMES)}", cutoff=0.5)
         raise ValueError(f"no scheme {name!r} ({error}); {hint}") from None

@@ -1,8 +1,8 @@
 """Encode and decode tensors for any `Format` of up to 8 bits, and for codebooks: the oracle, made fast by tables.
 
-Decoding is a look-up of the code. So is encoding: the upper bits of a number, with a sticky bit for all below them,
-round as the whole number does, and they are few enough for a table made from `fpxbench.numbers.codec_definition`. All
-of it is integer arithmetic; see there for why.
+Decoding is a table look-up. So is encoding: the upper bits of a number, with a sticky bit for all below them, round as
+the whole number does, and are few enough to index a table made from `fpxbench.numbers.codec_definition`. All arithmetic
+is on integers, for the reason given there.
 
 Source of the sticky bit: rounding to odd, with two bits more than the target has, then rounds as if once (Boldo and
 Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57(4), 2008).
@@ -24,11 +24,11 @@ from fpxbench.numbers.rounding import Overflow, Rounding
 
 __all__ = ["Overflow", "Rounding", "decode", "decode_table", "encode"]
 
-# Elements a pass on a CPU: the data stays in the second-level cache, and the pass below torch's grain for threads,
-# whose barriers cost more than they save as soon as anything else runs on the machine.
+# Elements per pass on a CPU: the data stays in the second-level cache, and torch uses one thread: with several,
+# barriers cost more than they save as soon as anything else runs on the machine.
 _CPU_CHUNK = 1 << 15
 
-# Entries. Formats whose numbers are subnormal in the source would need longer tables, and go without.
+# Entries. Formats whose numbers are subnormal in the source would need longer tables: they are encoded without one.
 _LARGEST_TABLE = 1 << 21
 
 
@@ -43,12 +43,12 @@ def encode(
 ) -> Tensor:
     """Return uint8 codes of `x`, same shape, rounded once from x's own precision (fp64, fp32, bf16 or fp16).
 
-    Infinity counts as past the maximum. A format without a sign has 0 as its lowest number, or where it has no zero
-    (e8m0) the smallest power of two; saturation ends there. Stochastic rounding takes the number of `random_bits`,
-    1 to 32, and draws ``torch.randint(0, 2**random_bits, [x.numel()], generator=generator)``, in x's order.
+    Infinity counts as past the maximum. The lowest number of an unsigned format, to which smaller ones saturate, is 0,
+    or the smallest power of two if it has no zero (e8m0). Stochastic rounding takes the number of `random_bits`, 1 to
+    32, and draws ``torch.randint(0, 2**random_bits, [x.numel()], generator=generator)``, in x's order.
 
     Raises ValueError for NaN where the format has none (not seen under `torch.compile`), for an overflow that the
-    format cannot express, and for random bits that are missing, too many or without use.
+    format cannot express, and for `random_bits` that is missing, out of range, or given without stochastic rounding.
     """
     if isinstance(fmt, Codebook):
         return _encode_nearest(x, fmt, rounding, overflow)
@@ -63,7 +63,8 @@ def _encode_nearest(x: Tensor, codebook: Codebook, rounding: Rounding, overflow:
     """Return uint8 codes of the nearest values of a `codebook`, same shape as `x`."""
     if rounding is not Rounding.NEAREST_EVEN or overflow is not Overflow.SATURATE:
         raise ValueError(
-            f"{codebook.name} is a list of values: a number becomes the nearest, not by {rounding}, {overflow}"
+            f"{codebook.name} is a list of values: only rounding to the nearest with saturation is defined, not"
+            f" {rounding}, {overflow}"
         )
     if not torch.compiler.is_compiling() and holds_nan(x.reshape(-1)):
         raise ValueError(f"{codebook.name} has no NaN, and the input holds one")
@@ -84,7 +85,7 @@ def _codebook_tables(codebook: Codebook, device: str) -> tuple[Tensor, Tensor, T
 
 
 def check_request(x: Tensor, fmt: Format, rounding: Rounding, overflow: Overflow, random_bits: int | None) -> None:
-    """Raise what `encode` raises whatever the numbers in `x` are."""
+    """Raise the errors of `encode` that do not depend on the numbers in `x`."""
     if x.dtype not in SOURCES:
         raise TypeError(f"encode takes float64, float32, bfloat16 or float16, not {x.dtype}")
     if fmt.bits > WEIGHT_BITS:
@@ -115,7 +116,7 @@ def encode_checked(
         return _encode_by_definition(flat, fmt, rounding, overflow, random_bits, generator)
     if rounding is not Rounding.STOCHASTIC:
         requests = _requests(fmt, rounding, overflow, flat.dtype, str(flat.device))
-        if requests.deserve_a_table(flat.numel()):
+        if requests.need_table(flat.numel()):
             return encode_by_table(flat, fmt, rounding, overflow)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
     for part, out in _chunks(flat, codes):
@@ -124,13 +125,14 @@ def encode_checked(
 
 
 class _Requests:
-    """How many numbers were encoded in one way: a table that is longer than all of them costs more than it saves."""
+    """Counts the numbers encoded with the same options: a table that is longer than their total costs more than it
+    saves."""
 
     def __init__(self, length: int) -> None:
         self.missing = length if length <= _LARGEST_TABLE else None
 
-    def deserve_a_table(self, count: int) -> bool:
-        """Return whether the table is worth making, or is made, with `count` numbers more."""
+    def need_table(self, count: int) -> bool:
+        """Count `count` more numbers, and return whether to use a table from now on."""
         if self.missing is None:
             return False
         if self.missing > 0:
@@ -138,7 +140,7 @@ class _Requests:
         return self.missing <= 0
 
 
-@lru_cache(maxsize=128)      # as many as tables, so that a table that is deserved is there
+@lru_cache(maxsize=128)      # as many as tables, so that both are evicted together
 def _requests(fmt: Format, rounding: Rounding, overflow: Overflow, source: torch.dtype, device: str) -> _Requests:
     return _Requests(1 << _index_bits(fmt, source))
 
@@ -248,7 +250,8 @@ def _look_up(table: Tensor, index: Tensor, out: Tensor) -> None:
 
 @lru_cache(maxsize=16)
 def _pair_table(fmt: NumberFormat) -> Tensor:
-    """Return the fp32 values of every two codes, by the bits of both: ``[65536]`` of 8 bytes, which are only moved."""
+    """Return the two fp32 values of every pair of codes, indexed by the bits of both: ``[65536]`` elements of 8 bytes,
+    of a dtype that is only moved."""
     values = torch.zeros(256)
     values[: 1 << fmt.bits] = _decode_table(fmt, "cpu")
     codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(torch.uint8)

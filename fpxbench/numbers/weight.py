@@ -47,7 +47,7 @@ class QuantizedWeight:
         """Return a weight [N, K] that any object holds: a module, another library's tensor.
 
         Its tensors, those of a module or of its attributes, count as stored bytes and must stay unchanged.
-        ``held.dequantize()``, if it has one, reads it back as [N, K]. No code of it can be read or set.
+        ``held.dequantize()``, if it has one, reads it back as [N, K]. Its codes cannot be read or set.
         """
         return cls(scheme, shape, HELD, torch.empty(0, dtype=torch.uint8), held=held)
 
@@ -83,14 +83,14 @@ class QuantizedWeight:
         return self.scheme.scaling.factors(self.stored_scales)
 
     def row_scales(self) -> Tensor:
-        """Return what each row's blocks along K are multiplied by, fp32 ``[N or 1, G]``: blocks of several rows
+        """Return the factor of each row's blocks along K, fp32 ``[N or 1, G]``; those of blocks of several rows are
         repeated."""
         grid, rows = self.scale_grid(), self.scheme.scaling.block_rows
         return grid if rows in (1, None) else grid.repeat_interleave(rows, dim=0)[:self.shape[0]]
 
     def dequantize(self) -> Tensor:
-        """Return the stored codes and scales decoded by the oracle, fp32 ``[N, K]``; what an object that holds the
-        weight says, by its own ``dequantize``. Raise TypeError where it has none."""
+        """Return the stored codes and scales decoded by the oracle, fp32 ``[N, K]``. An object that holds the weight is
+        decoded by its own ``dequantize``. Raise TypeError if it has none."""
         if self.held is not None:
             read = getattr(self.held, "dequantize", None)
             if not callable(read):

@@ -193,7 +193,7 @@ def test_a_table_of_ones_own_is_read_from_a_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("1", "has 1 values"), ("a b", "no list of numbers"), ("0 0", "nothing but zeros"),
+    ("1", "has 1 values"), ("a b", "not a list of numbers"), ("0 0", "nothing but zeros"),
     ("1 inf", "not finite"), (" ".join(["1"] * 300), "has 300 values")])
 def test_a_table_that_cannot_be_one_says_why(tmp_path, monkeypatch, text, says):
     (tmp_path / f"bad{abs(hash(text))}.txt").write_text(text)
@@ -218,7 +218,7 @@ def test_activations_are_quantized_by_token_by_group_or_by_a_fixed_scale():
 
 @pytest.mark.parametrize("name", ["bf16+e4m3fn-row", "e4m3fn-row+bf16", "e4m3fn-row+e4m3fn-row+e4m3fn-row"])
 def test_a_plus_joins_two_quantized_schemes(name):
-    with pytest.raises(ValueError, match="stands a quantized scheme"):
+    with pytest.raises(ValueError, match="must be quantized schemes"):
         scheme_named(name)
 
 

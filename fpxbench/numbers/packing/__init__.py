@@ -19,7 +19,7 @@ from fpxbench.numbers.packing.planar import K_MULTIPLE, PLANAR, padded_k, pieces
 __all__ = [
     "K_MULTIPLE", "LAYOUTS", "Layout", "is_layout", "layout_named", "pack", "padded_k", "pieces", "row_bytes", "unpack"]
 
-BYTES = Layout("bytes", "one code a byte, without padding: torch's float8 dtypes are views of it",
+BYTES = Layout("bytes", "one code per byte, without padding: torch's float8 dtypes are views of it",
                widths=tuple(range(1, 9)), row_bytes=lambda k, bits: k,
                write=lambda codes, bits, packed: packed.copy_(codes),
                read=lambda packed, bits, codes: codes.copy_(packed))
@@ -71,7 +71,7 @@ def pack(codes: Tensor, bits: int, layout: str = "planar") -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, k: int, layout: str = "planar") -> Tensor:
-    """Return uint8 codes ``[N, K]`` from bytes that `pack`, or another writer of the layout, made.
+    """Return uint8 codes ``[N, K]`` from bytes in the layout, written by `pack` or by another library.
 
     Raises ValueError for bytes that are not rows of k codes, and for a width or a shape that the layout does not
     support.

@@ -58,7 +58,7 @@ def _parts(codes: Tensor, bits: int, packed: Tensor) -> Iterator[tuple[Tensor, l
         words = flat[start:start + size].view(torch.int32).view(n // TILE, k // 16, width, 32)
         pieces_words.append((offset, width, words))
         start += size
-    tiles_at_once = layout.CPU_GRAIN // (4 * 32)        # a pass processes one pair of codes a thread and block
+    tiles_at_once = layout.CPU_GRAIN // (4 * 32)        # a pass processes one pair of codes per thread and block
     for down in parts(n // TILE, tiles_at_once // (k // 16), codes.device):
         for along in parts(k // 16, tiles_at_once, codes.device):
             yield (

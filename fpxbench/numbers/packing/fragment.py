@@ -1,14 +1,14 @@
-"""Fragments: codes in the order in which the threads of a matrix instruction take a weight, for every width.
+"""Fragments: codes in the order in which the threads of a matrix instruction read a weight, for every width.
 
 A tile is 8 rows of the weight by 128 columns, in 32 lanes, those of a warp. Lane ``4 * r + q`` has, of row r, the
 columns ``32 * j + 8 * q + i`` for j in 0..3 and i in 0..7: 32 codes, in as many 32-bit words as a code has bits. Two
 neighbours (i = 2 w, 2 w + 1) are a *pair*, number ``4 * j + w``, one in each half of a word, since one 32-bit operation
-decodes both. Within a half the bits lie where few shifts bring them to their place in a bfloat16: where that is depends
-on the mantissa bits, so there is a layout for each number of them, and one for integers.
+decodes both. Within a half, the bits are placed so that few shifts bring them to their position in a bfloat16. This
+depends on the mantissa bits, so there is a layout for each number of mantissa bits, and one for integers.
 
-In the layouts named ``fragment_quad``, the pairs with the same w share words, `quad_moves`: as `ldmatrix` deals out the
-words of the four lanes of a row, each of these lanes then has a pair of neighbouring columns of each of the four, so
-that together they hold 8 columns as an activation in memory has them.
+In the layouts named ``fragment_quad``, the pairs with the same w share words (`quad_moves`). A lane then reads the
+words with its w from all four lanes of a row, and decodes one pair of neighbouring columns from each. Together the four
+lanes hold 8 columns in their order in memory, which is how `ldmatrix` distributes an activation.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from fpxbench.numbers.packing.quad_pieces import QUAD_PIECES
 TILE_N, TILE_K, LANES, PAIRS = 8, 128, 32, 16
 BF16_MANTISSA = 7
 SIGN = 15
-"""The sign's place in a half."""
+"""The sign's bit in a half."""
 SEPARATE, QUAD = "fragment", "fragment_quad"
 PIECE = re.compile(r"(\d)([+-]\d+):([0-9a-f]+)")
 QUAD_PAIRS = 4
-"""Pairs of a lane with the same w."""
+"""Number of pairs of a lane with the same w."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The part of a word that pairs of one w have: `bits` of each half, from ``bits * (w % owners)`` up, of word
-    ``first + w // owners``."""
+    """The part of a word that holds the pairs of one w: in word ``first + w // owners``, `bits` bits of each half from
+    bit ``bits * (w % owners)`` up."""
 
     first: int
     owners: int
@@ -59,7 +59,7 @@ class Move:
 
 
 Moves = tuple[tuple[Move, ...], ...]
-"""Of each pair, the pieces that it is put together from."""
+"""The pieces that each pair is assembled from."""
 
 
 def name_for(mantissa_bits: int | None) -> str:
@@ -101,8 +101,8 @@ def placed_bits(bits: int, mantissa_bits: int | None, float_mantissa: int = BF16
 
 
 def planes(bits: int) -> tuple[int, ...]:
-    """Return how many words of a lane lie together, plane by plane, so that a lane loads 16, 8 or 4 bytes at once:
-    6 -> (4, 2)."""
+    """Return the number of consecutive words of a lane in each plane, so that a lane loads 16, 8 or 4 bytes at once:
+    ``6 -> (4, 2)``."""
     cut, left = [], bits
     for width in (4, 4, 2, 1):
         if left >= width:
@@ -112,17 +112,17 @@ def planes(bits: int) -> tuple[int, ...]:
 
 
 def shared_words(bits: int) -> tuple[Shared, ...]:
-    """Return which words have pairs of one w, in a quad layout: one of each plane of four, half of one of two, and a
-    quarter of one of one."""
+    """Return the words that hold the pairs of one w in a quad layout: one word of a plane of four, half a word of a
+    plane of two, a quarter of a word of a plane of one."""
     starts = [sum(planes(bits)[:number]) for number in range(len(planes(bits)))]
     return tuple(Shared(start, 4 // count) for start, count in zip(starts, planes(bits), strict=True))
 
 
 @cache
 def moves(placed: tuple[int, ...]) -> Moves:
-    """Return how each of the 16 pairs is put together from the words, for codes whose bits go to `placed`.
+    """Return how each of the 16 pairs is assembled from the words, for codes whose bits go to `placed`.
 
-    As many as fit are whole: one shift and one mask. The others are pieced together from the bits that are left.
+    As many pairs as fit are whole: one shift and one mask. The others are assembled from the remaining bits.
     """
     free = [set(range(16)) for _ in placed]
     pairs: list[tuple[Move, ...]] = []
@@ -139,7 +139,7 @@ def moves(placed: tuple[int, ...]) -> Moves:
 
 @cache
 def own_moves(placed: tuple[int, ...]) -> Moves:
-    """Return how the four pairs (j = 0..3) of one w are put together in a quad layout; word i stands for the part of
+    """Return how the four pairs (j = 0..3) of one w are assembled in a quad layout; word i stands for the part of
     ``shared_words(bits)[i]`` that this w has, shifted down to bit 0."""
     bits = len(placed)
     return tuple(tuple(Move(int(word), int(shift), int(mask, 16)) for word, shift, mask in PIECE.findall(pair))
@@ -148,7 +148,7 @@ def own_moves(placed: tuple[int, ...]) -> Moves:
 
 @cache
 def quad_moves(placed: tuple[int, ...]) -> Moves:
-    """Return how each of the 16 pairs is put together from the words, in a quad layout."""
+    """Return how each of the 16 pairs is assembled from the words in a quad layout."""
     shared = shared_words(len(placed))
     return tuple(tuple(_of_lane(move, shared[move.word], w) for move in own_moves(placed)[j])
                  for j in range(QUAD_PAIRS) for w in range(QUAD_PAIRS))
@@ -160,12 +160,13 @@ def _of_lane(move: Move, shared: Shared, w: int) -> Move:
 
 
 def _mantissa_bits(placed: tuple[int, ...]) -> int | None:
-    """Return what `placed_bits` made the places from."""
+    """Return the mantissa bits of the codes that `placed_bits` gives these places (None: integers)."""
     return next(mantissa for mantissa in (None, *range(BF16_MANTISSA)) if placed_bits(len(placed), mantissa) == placed)
 
 
 def moves_for(placed: tuple[int, ...], stored: tuple[int, ...], laid_out: Moves) -> Moves:
-    """Return how pairs `laid_out` for the places `stored` are brought to others (fp16's instead of bf16's)."""
+    """Return the moves that bring pairs `laid_out` for the places `stored` to the places `placed` (fp16's instead of
+    bf16's)."""
     if placed == stored:
         return laid_out
     pairs = []
@@ -181,7 +182,7 @@ def moves_for(placed: tuple[int, ...], stored: tuple[int, ...], laid_out: Moves)
 
 
 def _whole(placed: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the most shifts by which copies of `placed` lie in 16 bits without touching; 0 among them."""
+    """Return the largest set of shifts, 0 included, under which copies of `placed` fit into 16 bits without overlap."""
     fitting = [shift for shift in range(-15, 16) if all(0 <= bit - shift < 16 for bit in placed)]
     for count in range(16 // len(placed), 0, -1):
         for chosen in combinations(fitting, count):
@@ -192,7 +193,7 @@ def _whole(placed: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _pieced(placed: tuple[int, ...], free: list[set[int]]) -> tuple[Move, ...]:
-    """Return one pair from the bits that are left, the longest piece first, and take them out of `free`."""
+    """Assemble one pair from the `free` bits, the longest piece first, and remove them from `free`."""
     wanted, pieces = set(placed), []
     while wanted:
         covered, word, shift = max(
@@ -236,8 +237,8 @@ def _read(packed: Tensor, placed: tuple[int, ...], codes: Tensor, laid_out: Call
 def _parts(codes: Tensor, placed: tuple[int, ...], packed: Tensor, read: bool = False
            ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Yield a few rows of tiles at a time: their codes, two neighbours to an int16 [4 j, 4 w, N/8, K/128, 8, 4], and
-    the words of the lanes, int32 [N/8, K/128, 8, 4] each. With `read`, the codes are then taken out of what was
-    filled."""
+    the words of the lanes, int32 [N/8, K/128, 8, 4] each. With `read`, the caller fills in the codes, which are then
+    copied to `codes`."""
     n, k = codes.shape
     k_tiles = -(-k // TILE_K)
     flat = packed.view(torch.int32).view(n // TILE_N, k_tiles, LANES * len(placed))
@@ -256,13 +257,13 @@ def _parts(codes: Tensor, placed: tuple[int, ...], packed: Tensor, read: bool = 
 
 
 def _both(mask: int) -> int:
-    """Return a mask of both halves, as int32 has it."""
+    """Return a mask of both halves as a signed int32."""
     both = mask * 0x10001
     return both - (1 << 32) if both >> 31 else both
 
 
 def _shifted(words: Tensor, shift: int) -> Tensor:
-    """Return int32 words shifted up; down where negative, with the sign's copies, which the caller masks."""
+    """Return int32 words shifted left; for a negative `shift` right, with sign extension, which the caller masks."""
     return words << shift if shift >= 0 else words >> -shift
 
 

@@ -90,7 +90,7 @@ def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Call
         return -(-k // group.codes) * group.size
 
     def codes_at_once(bits: int) -> int:
-        """Return how many codes a pass processes: the bytes of the groups, one by one, or fewer words."""
+        """Return the number of codes per pass: that of `CPU_GRAIN` bytes of groups."""
         group = group_of(bits)
         return layout.CPU_GRAIN * group.codes // group.size
 

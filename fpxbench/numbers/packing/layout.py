@@ -9,9 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# The most elements of a pass on a CPU. The data then stays in cache, its result needs no new pages from the operating
-# system, which cost more than the pass, and it stays below torch's grain for threads, whose barriers cost a hundred
-# times the pass as soon as anything else runs on the machine.
+# The most elements of a pass on a CPU. The data then stays in cache; the result needs no new pages from the operating
+# system, which cost more than the pass; and torch uses one thread for it: with several, barriers cost a hundred times
+# the pass as soon as anything else runs on the machine.
 CPU_GRAIN = 1 << 15
 
 
@@ -19,15 +19,15 @@ CPU_GRAIN = 1 << 15
 class Layout:
     """Where the bits of codes [N, K] lie in bytes [N, row_bytes].
 
-    name : as `pack`, `QuantizedWeight.layout` and `Implementation.layout` have it
+    name : as in `pack`, `QuantizedWeight.layout` and `Implementation.layout`
     description : one sentence; docs/layouts.md has the bits
     widths : the code widths that it supports, in bits
     row_bytes : (k, bits) -> the bytes of a row of k codes
     write : (codes [N, K], bits, packed [N, row_bytes]) fills `packed`; padding is zero
     read : (packed [N, row_bytes], bits, codes [N, K]) fills `codes`; padding is ignored
     tile : N and K must be multiples of it
-    row_tile : so many neighbouring rows have bytes of their own, in order, so that a weight is cut at multiples of it;
-        None: only the whole matrix is stored
+    row_tile : number of rows whose bytes are contiguous, so that a weight can be cut at multiples of it; None: a weight
+        cannot be cut
     """
 
     name: str
@@ -49,7 +49,7 @@ class Layout:
 
 
 def parts(count: int, at_once: int, on: torch.device) -> list[slice]:
-    """Return ``range(count)`` as slices: of `at_once` on a CPU, but at least one; in one slice on other devices."""
+    """Return ``range(count)`` as slices: of `at_once` elements (at least 1) on a CPU, as one slice on other devices."""
     step = max(1, at_once if on.type == "cpu" else count)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -69,12 +69,12 @@ def by_rows(
 
 
 def padded(codes: Tensor, k: int) -> Tensor:
-    """Return `codes` with zero columns added up to `k`; the same tensor if it has as many."""
+    """Return `codes` with zero columns added up to `k`; the same tensor if none are needed."""
     return codes if codes.shape[1] == k else torch.nn.functional.pad(codes, (0, k - codes.shape[1]))
 
 
 def with_padding(codes: Tensor, k: int) -> Tensor:
-    """Return a tensor to read `k` columns into: `codes` itself if it has as many, else a new one to copy from."""
+    """Return a tensor to read `k` columns into: `codes` itself if it has `k`, else a new one to copy from."""
     return codes if codes.shape[1] == k else codes.new_empty(codes.shape[0], k)
 
 

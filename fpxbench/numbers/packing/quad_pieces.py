@@ -1,13 +1,13 @@
-"""Where the bits of a code lie in the layouts ``fragment_quad``: how the four pairs of one w are put together.
+"""Where the bits of a code lie in the layouts ``fragment_quad``: how the four pairs of one w are assembled.
 
-By the bits of a code and its mantissa bits (None: an integer), the four pairs, j = 0..3, and the pieces of each:
-``1-3:700`` is word 1, shifted down by 3 (``+``: up), under the mask 0x700, which holds for both halves. The words are
-those of `fragment.shared_words`: the part of each that belongs to w, from bit 0 up. Stored bytes depend on this table.
+A key is the bits of a code and its mantissa bits (None: an integer); a value lists the pieces of the four pairs, j =
+0..3. ``1-3:700`` is word 1, shifted right by 3 (``+``: left), under the mask 0x700 in both halves. The words are those
+of `fragment.shared_words`: of each, the part that belongs to w, from bit 0 up. Stored bytes depend on this table.
 
-As many pairs as fit are whole words under one shift and one mask. The other pieces were found by a search
-(``tools/quad_piece_search.py``) for the fewest shifts and masks in both kernels: where all w are alike, and at the
-places of each w. A greedy choice, the longest piece first as in ``fragment_m3``, takes a fifth more for E4M3 and for
-6-bit E3M2.
+As many pairs as fit take one shift and one mask. The other pieces were found by a search
+(``tools/quad_piece_search.py``) for the fewest shifts and masks in both kernels: the one in which the code is the same
+for all w, and the one that decodes each w at its own bits. A greedy choice, the longest piece first as in
+``fragment_m3``, needs a fifth more for E4M3 and for 6-bit E3M2.
 """
 
 QUAD_PIECES: dict[tuple[int, int | None], str] = {

@@ -27,7 +27,7 @@ def scaling_named(name: str) -> Scaling:
     """Return the scaling of that name: ``tensor``, ``row``, ``gN``, ``bRxC``, ``mx``, ``nv``, with its modifiers
     (``mx.rceil``).
 
-    Raises ValueError for anything else, with what there is.
+    Raises ValueError for any other name, and lists the valid ones.
     """
     base, *modifiers = name.split(".")
     for family in FAMILIES:

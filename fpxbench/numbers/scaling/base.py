@@ -1,7 +1,7 @@
 """What a scaling is: which weights share a scale, how a scale is chosen, how it is stored.
 
-A scaling answers for its blocks, so that no caller has to know which one it is. A new one is a file beside this one
-with a subclass of `Scaling`, and a line in the table of `fpxbench.numbers.scaling`. Importing this loads no torch.
+Callers use a scaling's methods and need not know its family. A new one is a file beside this one with a subclass of
+`Scaling`, and a line in the table of `fpxbench.numbers.scaling`. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Scaling:
     scale_format: ScaleFormat = FP32_SCALE
 
     kind: ClassVar[str]
-    """The family's name, for people and for compiled kernels. Ask the scaling instead of comparing it."""
+    """The family's name, for messages and compiled kernels. Use the scaling's methods instead of comparing it."""
     description: ClassVar[str]
     source: ClassVar[str]
     """Where the scaling is defined."""
     has_tensor_scale: ClassVar[bool] = False
-    """Whether block scales are themselves scaled, by one fp32 number a weight."""
+    """Whether block scales are themselves scaled, by one fp32 number per weight matrix."""
 
     @classmethod
     def parse(cls, name: str) -> Self | None:
@@ -87,7 +87,7 @@ class Scaling:
         return -(-n // rows), -(-k // columns)
 
     def blocks(self, k: int) -> int:
-        """Return how many scales a row of `k` weights meets."""
+        """Return the number of scales along a row of `k` weights."""
         return self.grid_shape(1, k)[1]
 
     def block_index(self, n: int, k: int, device: str | torch.device = "cpu") -> Tensor:
@@ -99,18 +99,18 @@ class Scaling:
         return (row // rows * blocks)[:, None] + (column // columns)[None, :]
 
     def bits_per_weight(self, n: int, k: int) -> float:
-        """Return what the scales add to each weight of an [n, k] weight, in bits."""
+        """Return the bits that the scales add to each element of an [n, k] weight."""
         rows, blocks = self.grid_shape(n, k)
         return (self.scale_format.bits * rows * blocks + 32 * self.has_tensor_scale) / (n * k)
 
     def spread(self, factors: Tensor, n: int, k: int) -> Tensor:
-        """Return block `factors` ``[R, G]`` as one a weight, ``[n, k]``; a view where that is possible."""
+        """Return block `factors` ``[R, G]`` expanded to one per element, ``[n, k]``; a view where possible."""
         import torch
 
         if self.block is not None:
             if torch.compiler.is_compiling():
-                # Inductor 2.13 on a CPU reads wrong factors for the last block of a repeat that is cut short and then
-                # divided by.
+                # A repeat that is sliced and then used as a divisor: Inductor 2.13 on a CPU reads wrong factors for the
+                # last block.
                 factors = factors.index_select(1, torch.arange(k, device=factors.device) // self.block)
             else:
                 factors = factors.repeat_interleave(self.block, dim=1)[:, :k]
@@ -149,7 +149,7 @@ class Scaling:
         return fmt.max
 
     def scales_from(self, numbers: Tensor) -> Scales:
-        """Return scales whose blocks' factors are fp32 `numbers` ``[R, G]``, as nearly as they can be stored."""
+        """Return scales that store the factors fp32 `numbers` ``[R, G]``, rounded to the scale format."""
         tensor_scale = numbers.new_ones(1) if self.has_tensor_scale else None
         return Scales(self.scale_format.encode(numbers), tensor_scale)
 

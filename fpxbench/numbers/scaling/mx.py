@@ -49,7 +49,8 @@ class MXScaling(Scaling):
         return Scales(power_of_two(amax, -self._with_exponent(fmt).emax, round_up_from=self._round_up_from(fmt)))
 
     def reach(self, fmt: NumberFormat) -> float:
-        """Return the largest magnitude that gives the scale 1: under ``floor`` the power of two that no longer does."""
+        """Return the upper bound of the magnitudes that give the scale 1; under ``floor`` and ``even`` the bound itself
+        is excluded."""
         return fmt.max if self.mode == "rceil" else 2.0**self._with_exponent(fmt).emax * self._round_up_from(fmt)
 
     def _round_up_from(self, fmt: NumberFormat) -> float:
@@ -58,11 +59,11 @@ class MXScaling(Scaling):
         return {"floor": 2.0, "ceil": 1.0, "even": 2.0 - 2.0 ** -(mantissa_bits + 1)}[self.mode]
 
     def _with_exponent(self, fmt: NumberFormat) -> Format:
-        """Return `fmt` itself. Raise ValueError for a codebook, whose largest number has no exponent to go by."""
+        """Return `fmt` itself. Raise ValueError for a codebook: its largest number has no exponent field."""
         if isinstance(fmt, Format):
             return fmt
-        raise ValueError(f"{self.name} scales go by the exponent of the format's largest number, and {fmt.name} is a "
-                         f"list of values: use {fmt.name}-mx.rceil")
+        raise ValueError(f"{self.name} scales depend on the exponent of the format's largest number, and {fmt.name} is"
+                         f" a list of values: use {fmt.name}-mx.rceil")
 
 
 def power_of_two(x: Tensor, exponent_offset: int = 0, *, round_up_from: float = 2.0) -> Tensor:

@@ -2,10 +2,10 @@
 
 - ``nv``: 16 along K; the block scale is ``amax / max`` to nearest. arXiv:2509.25149, ModelOpt.
 - ``.up``: the block scale is rounded up, so that no weight saturates.
-- ``.4over6``: a block's largest weight becomes 6 or 4, whichever errs less. arXiv:2512.02010.
+- ``.4over6``: a block's largest weight becomes 6 or 4, whichever has the smaller error. arXiv:2512.02010.
 - ``.div``: the stored tensor scale is the reciprocal, and divides. compressed-tensors weight_global_scale.
 - ``.normal``: block scales are at least E4M3's smallest normal number, 2^-6. torchao NVFP4Tensor.
-- ``nv16x16``: 16 rows by 16 columns a block, for training. arXiv:2509.25149 §4.3.
+- ``nv16x16``: blocks of 16 rows by 16 columns, for training. arXiv:2509.25149 §4.3.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SIX_OVER_FOUR = 1.5
 _LARGEST_SIX = 256.0
-"""The largest block scale of the 4/6 rule: 1.5 times it, 384, is an E4M3 number too, where 1.5 x 448 is past its
+"""The largest block scale of the 4/6 rule: 1.5 times it, 384, is also an E4M3 number, but 1.5 x 448 is past E4M3's
 maximum.
 """
 

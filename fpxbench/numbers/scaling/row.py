@@ -1,4 +1,4 @@
-"""``row``: one fp32 scale a row, which is an output channel."""
+"""``row``: one fp32 scale per row (output channel)."""
 
 from __future__ import annotations
 

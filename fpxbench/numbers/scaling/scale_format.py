@@ -31,7 +31,7 @@ class ScaleFormat:
 
     @property
     def coded(self) -> bool:
-        """Whether scales are stored as uint8 codes, not as numbers of a dtype of the framework's."""
+        """Whether scales are stored as uint8 codes, not as numbers of a torch dtype."""
         return self.format.bits <= WEIGHT_BITS
 
     @property

@@ -1,4 +1,4 @@
-"""``tensor``: one fp32 scale a weight; ``tensor.static`` for activations whose scale was fixed beforehand."""
+"""``tensor``: one fp32 scale per weight matrix; ``tensor.static`` for activations whose scale was fixed beforehand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CALIBRATED_AMAX = 8.0
-"""What ``static`` takes for the largest magnitude, whatever the numbers: larger ones saturate. Of N(0, 1) one in 10**15
-is.
-"""
+"""The largest magnitude that ``static`` assumes; larger numbers saturate. Of N(0, 1), one number in 10**15 does."""
 
 
 @dataclass(frozen=True)
