@@ -1,6 +1,6 @@
 """Open a checkpoint: a safetensors or GGUF file, or a folder of shards with its index and config.json.
 
-Only headers are read. Whatever is wrong with one file is a message, and the other files are still listed.
+Reads headers only. A fault in one file becomes a message, and the other files are still listed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass
 class Checkpoint:
-    """What the headers of a checkpoint say.
+    """The headers of a checkpoint.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read the headers under `path`. Raises CheckpointError where there is no tensor to be listed, with the reason."""
+    """Read the headers under `path`. Raises CheckpointError with the reason if there is no tensor to list."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
@@ -71,7 +71,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             checkpoint.tensors.setdefault(entry.name, entry)
     _compare_with_index(checkpoint, index)
     if not checkpoint.tensors:
-        raise CheckpointError("; ".join(checkpoint.problems[:5]) or f"{path}: no safetensors or GGUF file in it")
+        raise CheckpointError("; ".join(checkpoint.problems[:5]) or f"{path}: contains no safetensors or GGUF file")
     return checkpoint
 
 
@@ -91,7 +91,7 @@ def _read_folder(checkpoint: Checkpoint) -> dict[str, str]:
     for file in sorted(folder.glob(_INDEX)):
         weight_map = _json(file, problems).get("weight_map", {})
         if not isinstance(weight_map, dict):
-            problems.append(f"{file.name}: weight_map is no object; ignored")
+            problems.append(f"{file.name}: weight_map is not an object; ignored")
             continue
         index |= {str(tensor): str(shard) for tensor, shard in weight_map.items()}
     names = {file.name for file in folder.iterdir() if file.suffix in _TENSORS}
@@ -124,7 +124,7 @@ def _json(file: Path, problems: list[str]) -> dict[str, object]:
             return {}
         found = json.loads(file.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{file.name}: no JSON that can be read ({str(error)[:200]})")
+        problems.append(f"{file.name}: not valid JSON ({str(error)[:200]})")
         return {}
     if isinstance(found, dict):
         return found
@@ -137,6 +137,6 @@ def _compare_with_index(checkpoint: Checkpoint, index: dict[str, str]) -> None:
         return
     missing = [name for name in index if name not in checkpoint.tensors]
     extra = [name for name in checkpoint.tensors if name not in index]
-    for names, what in ((missing, "are in the index and in no file"), (extra, "are in a file and not in the index")):
+    for names, what in ((missing, "are in the index but in no file"), (extra, "are in a file but not in the index")):
         if names:
-            checkpoint.problems.append(f"{len(names)} tensors {what}, {names[0][:200]!r} the first")
+            checkpoint.problems.append(f"{len(names)} tensors {what}; the first is {names[0][:200]!r}")

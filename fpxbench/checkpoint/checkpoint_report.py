@@ -14,25 +14,25 @@ class CheckpointRequest(BaseModel):
     against: str | None = None
     """An unquantized original of the same model."""
     deep: bool = False
-    """Read every selected layer whole, and not a sample of them."""
+    """Read every selected layer completely, instead of samples of a few."""
 
 
 class Evidence(BaseModel):
-    """What the numbers say about one convention."""
+    """Evidence from the numbers on one convention."""
 
     convention: str
     read_as: str
     fits_better: str = ""
-    """The other reading, where the numbers contradict the one that the dialect says: a finding; else empty."""
+    """The other reading if the numbers contradict the dialect's (a finding); else empty."""
     leans_to: str = ""
-    """The other reading, where the numbers favour it and are not enough to contradict; else empty."""
+    """The other reading if the numbers favour it, but too weakly for a finding; else empty."""
     sureness: float = 0.0
     """Probability of the favoured reading against the other one, from 0.5 (undecided) to 1."""
     message: str
 
 
 class ScaleStatistics(BaseModel):
-    """Of block scales: how many there are, and how many are no ordinary positive number."""
+    """Counts of block scales: all, and those that are not ordinary positive numbers."""
 
     count: int = 0
     nan: int = 0
@@ -53,7 +53,7 @@ class LayerReport(BaseModel):
     others: list[str] = []
     scheme: str | None
     stored_as: str = ""
-    """The codes' dtype in the file; of GGUF, the block type."""
+    """The codes' dtype in the file; for GGUF, the block type."""
     n: int
     k: int
     experts: int
@@ -65,9 +65,9 @@ class LayerReport(BaseModel):
     evidence: list[Evidence] = []
     sqnr_db: float | None = None
     exact: bool = False
-    """The layer decodes to the original, bit for bit."""
+    """Whether the layer decodes to the original, bit for bit."""
     explained_by: str = ""
-    """The scheme whose quantizer gives most of these codes from the original, with the share."""
+    """The scheme whose quantizer reproduces most of these codes from the original, with the share."""
 
 
 class CheckpointReport(BaseModel):

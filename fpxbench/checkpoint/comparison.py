@@ -14,14 +14,14 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 _MODIFIERS = {"mx": ("", ".ceil", ".even", ".rceil"), "nv": ("", ".up", ".4over6", ".div", ".up.div", ".4over6.div")}
 ALIKE = 0.98
-"""The share of codes from which a quantizer explains them."""
+"""Share of reproduced codes from which a quantizer explains a layer."""
 
 
 def compare(layer: QuantizedLayer, report: LayerReport, decoded: torch.Tensor, original: Checkpoint,
             weight: QuantizedWeight | None = None) -> None:
-    """Fill in `report` what `layer`'s weight [N, K], decoded, lost against the original's.
+    """Record in `report` the error of `layer`'s decoded weight [N, K] against the original's.
 
-    Where `weight` has its codes: which quantizer gives them. Raises CheckpointError without an original.
+    If `weight` is given, also record which quantizer reproduces its codes. Raises CheckpointError without an original.
     """
     entry = next(
         (original.tensors[name] for name in (f"{layer.name}.weight", layer.name) if name in original.tensors), None
@@ -31,7 +31,7 @@ def compare(layer: QuantizedLayer, report: LayerReport, decoded: torch.Tensor, o
     values = read_plain(entry)
     if values.shape != decoded.shape:
         raise CheckpointError(
-            f"{layer.name}: the original's weight is {list(values.shape)}, and this one {list(decoded.shape)}"
+            f"{layer.name}: the original's weight is {list(values.shape)}, but this one is {list(decoded.shape)}"
         )
     error = (values - decoded).double()
     signal, noise = values.double().square().sum(), error[error.isfinite()].square().sum()
@@ -45,8 +45,8 @@ def compare(layer: QuantizedLayer, report: LayerReport, decoded: torch.Tensor, o
 
 
 def explanation(values: torch.Tensor, weight: QuantizedWeight) -> str:
-    """Return the quantizer that gives most of `weight`'s codes and scales from `values`, with the shares; "" if none
-    does.
+    """Return the quantizer that reproduces most of `weight`'s codes and scales from `values`, with the shares; "" if
+    none reproduces enough.
     """
     scaling = weight.scheme.scaling
     base = weight.scheme.name.split(".")[0]

@@ -1,7 +1,7 @@
-"""Tell by the numbers which convention a layer follows, where metadata is missing or wrong.
+"""Infer from the numbers which convention a layer follows, where metadata is missing or wrong.
 
-Each test compares the dialect's reading with the others that bytes of this shape allow, and says how sure it is. None
-of them proves anything: a sureness is the posterior of two readings that were equally likely before.
+Each test compares the dialect's reading with the others that bytes of this shape allow. None is a proof: the `sureness`
+is the posterior probability of one of two readings with equal priors.
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 _CONTRADICTS = 10.0
-"""Odds, as a logarithm, from which the other reading of one layer is a finding; of several layers each must reach as
-much more as the logarithm of their number. Chance gives a finding to one checkpoint of 20,000 (docs/checkpoints.md)."""
+"""Log odds from which the other reading of a layer is a finding; with several layers, the logarithm of their number is
+added. By chance, one checkpoint in 20,000 has a finding (docs/checkpoints.md)."""
 _STRUCTURED = 6.0
-"""Standard deviations by which rows and columns explain more of tiled scales than they would of shuffled ones."""
+"""Standard deviations by which rows and columns must explain more of the variance of tiled scales than of shuffled
+ones."""
 _AROUND_ZERO = 0.45
-"""Share of codes larger than half of the largest, up to which sizes of channels are those of their weights."""
+"""Share of codes larger than half of the maximum, up to which the size of a channel's codes follows that of its
+weights."""
 _AT_LARGEST = 0.15
-"""Share of blocks whose largest weight becomes a format's largest number; under power-of-two scales it is the least."""
+"""Share of blocks whose largest weight becomes the format's largest number; it is the smallest under power-of-two
+scales."""
 _PRUNED = 2.0
-"""Zeros over codes of the smallest number, from which weights were set to zero, and did not round to it. Rounding gives
-a half."""
+"""Ratio of zeros to codes of the smallest number, from which weights count as pruned; rounding alone gives a half."""
 _ROUNDINGS = {"mx": ("mx", "mx.ceil", "mx.even", "mx.rceil"), "nv": ("nv", "nv.up", "nv.4over6")}
 
 
 def evidence(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint, among: int = 1) -> list[Evidence]:
-    """Return what the numbers of `weight`, a sample of `layer`, say about each convention that they bear on.
+    """Return the evidence of the numbers of `weight`, a sample of `layer`, on each convention that affects them.
 
-    among : how many layers are asked; the more, the more each must say before it is a finding
+    among : number of layers examined; the log odds for a finding increase with it
 
-    A weight that is all zeros says nothing.
+    A weight of zeros gives no evidence.
     """
     if not bool((decode(weight.codes(), weight.scheme.format) != 0).any()):
         return []
@@ -68,7 +70,8 @@ def _fnuz(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
     fn, fnuz = (sibling, fmt) if fmt.specials == "fnuz" else (fmt, sibling)
     # A quantizer makes each block's largest weight its format's largest number. FN's are one code below FNUZ's.
     of_fn, of_fnuz = ((blocks == found.max_code).sum().item() for found in (fn, fnuz))
-    # Small weights become 0 of either sign in FN, and 0 alone in FNUZ, where 0x80 is NaN. Pruned ones become 0 in both.
+    # Small weights become 0 of either sign in FN, but only +0 in FNUZ, where 0x80 is NaN. Pruned ones become +0 in
+    # both.
     zeros, negative_zeros, smallest = ((codes == code).sum().item() for code in (0, 0x80, 0x81))
     pruned = zeros > _PRUNED * 2 * smallest
     of_zeros = negative_zeros if negative_zeros else 0.0 if pruned else -zeros * math.log(2)
@@ -110,7 +113,7 @@ def _exponent_bits(weight: QuantizedWeight, contradicts: float) -> Iterator[Evid
 
 
 def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: float) -> Iterator[Evidence]:
-    """Compare how large each input channel's weights are with the same in unquantized layers that read these inputs."""
+    """Compare the sizes of the input channels' weights with those in unquantized layers that read the same inputs."""
     if weight.scheme.format.bits != 4 or weight.layout == "bytes":
         return
     k = weight.shape[1]
@@ -128,8 +131,8 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: 
     ).mean(0)
     channels = _channels(weight.dequantize())
     correlation, strength = _pairs_correlate(channels, profile)
-    # The sign under one order is the opposite of that under the other. How large the correlation is in this model is
-    # not known, and between layers of different kinds it is none: the odds are those of a sign test.
+    # The other order inverts the sign. The size of the correlation in this model is unknown, and it is zero between
+    # layers of different kinds: the odds are those of a sign test.
     log_ratio = math.log(math.erfc(-strength / math.sqrt(2))) - math.log(math.erfc(strength / math.sqrt(2)))
     other = {"nibbles_low_first": "nibbles_high_first", "nibbles_high_first": "nibbles_low_first"}.get(
         weight.layout, "another"
@@ -140,12 +143,12 @@ def _nibble_order(weight: QuantizedWeight, checkpoint: Checkpoint, contradicts: 
 
 
 def _pairs_correlate(channels: Tensor, profile: Tensor) -> tuple[float, float]:
-    """Return how alike two profiles [K] are within pairs of neighbours, by ranks: the correlation, and that in standard
-    deviations of chance.
+    """Return the rank correlation of two profiles [K] within pairs of neighbours, and the same in standard deviations
+    of chance.
 
-    Of neighbours, only the difference matters: all that the order within a byte changes. Ranks make chance the same
-    whatever the sizes are, those of dead and of outlier channels included: the variance of the correlation of N pairs
-    is 1 / (N - 1), and its tails are no heavier than a normal distribution's.
+    Only the difference of two neighbours matters, as the order within a byte changes nothing else. With ranks, chance
+    does not depend on the sizes, those of dead and of outlier channels included: the variance of the correlation of N
+    pairs is 1 / (N - 1), and its tails are no heavier than a normal distribution's.
     """
     seen, expected = (_ranks(values[0::2] - values[1::2]) for values in (channels, profile))
     correlation = (seen @ expected / (seen.norm() * expected.norm()).clamp(min=1e-30)).item()
@@ -153,7 +156,7 @@ def _pairs_correlate(channels: Tensor, profile: Tensor) -> tuple[float, float]:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Return the rank of each number [N], their mean taken off; equal numbers share the mean of theirs."""
+    """Return the rank of each number [N] minus the mean rank; equal numbers share their mean rank."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     mean = counts.cumsum(0) - (counts - 1) / 2
     return mean.double()[inverse] - (len(values) + 1) / 2
@@ -184,7 +187,8 @@ def _swizzle(weight: QuantizedWeight, contradicts: float) -> Iterator[Evidence]:
         return
     logs = weight.scheme.scaling.scale_format.decode(weight.scales).double().clamp(min=1e-38).log2()
     unexplained = {"linear": _unexplained(logs), "128 x 4 tiles": _unexplained(logs.reshape(-1)[tiled_order(n, g)])}
-    # Blocks of a row are not independent: the rows count. Scales without structure fit both readings by chance.
+    # Blocks of a row are not independent, so n is the number of rows. Scales without structure fit both readings by
+    # chance.
     by_chance, spread = (n + g - 2) / (n * g - 1), math.sqrt(2 * (n + g - 2)) / (n * g)
     structured = 1 - unexplained["128 x 4 tiles"] - by_chance > _STRUCTURED * spread
     log_ratio = n / 2 * math.log(max(unexplained["128 x 4 tiles"], 1e-12) / max(unexplained["linear"], 1e-12))
@@ -205,7 +209,7 @@ def _unexplained(field: Tensor) -> float:
 
 
 def _scale_rounding(weight: QuantizedWeight) -> Iterator[Evidence]:
-    """Compare each block's largest code with what the roundings of its family give for a block of any size."""
+    """Compare the blocks' largest codes with the distributions that the roundings of the scaling's family give."""
     scaling, fmt = weight.scheme.scaling, weight.scheme.format
     names = _ROUNDINGS.get(scaling.kind, ())
     if not names or scaling.block_rows != 1:
@@ -225,25 +229,25 @@ def _scale_rounding(weight: QuantizedWeight) -> Iterator[Evidence]:
         f"{fmt.value(code):g} in {counts[code] / counts.sum():.0%}"
         for code in counts.argsort(descending=True)[:3].tolist()
     )
-    # No fault either way: what is stored decodes alike. It tells which quantizer wrote the file.
+    # Not a fault either way, as the stored numbers decode the same. It shows which quantizer wrote the file.
     yield Evidence(
         convention="the scales' rounding",
         read_as=best,
         sureness=sureness(log_ratio),
-        message=f"the largest number of a block is {shares}; {second} is the next likely of {', '.join(names)}",
+        message=f"the largest number of a block is {shares}; {second} is the next most likely of {', '.join(names)}",
     )
 
 
 @cache
 def _largest_codes(name: str, fmt) -> Tensor:
-    """Return the probability of each code to be a block's largest, if the block's amax may have any significand
-    (log-uniform)."""
+    """Return the probability of each code to be a block's largest, for a log-uniform significand of the block's
+    amax."""
     scaling = scaling_named(name)
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randn(4096, scaling.block, generator=generator)
     blocks = blocks / blocks.abs().amax(dim=1, keepdim=True) * 2.0 ** torch.rand(4096, 1, generator=generator)
     if scaling.has_tensor_scale:
-        blocks[0] *= 64     # the tensor scale is of one block alone
+        blocks[0] *= 64     # the tensor scale depends on this block only
     scales = scaling.choose(blocks, fmt)
     codes = encode(scaling.divide(blocks, scales), fmt)
     largest = encode(decode(codes, fmt).abs().amax(dim=1), fmt)

@@ -26,16 +26,17 @@ def in_dialect(name: str, weight: QuantizedWeight, dialect: Dialect, *, nearest:
 
     With `nearest` the reciprocal of a global scale may be rounded: factors then differ by one unit in the last place.
 
-    Raises CheckpointError, with what stands in the way, where the dialect cannot hold this weight exactly.
+    Raises CheckpointError with the reason if the dialect cannot represent this weight exactly.
     """
     if dialect.interleaved:
-        raise CheckpointError(f"{name}: {dialect.name} is read and not written here")
+        raise CheckpointError(f"{name}: {dialect.name} can be read, but not written")
     fmt, scaling = weight.scheme.format, weight.scheme.scaling
     dtype, element = _element(name, fmt.name, dialect)
     if dialect.scale_divisor != 1:
-        raise CheckpointError(f"{name}: {dialect.name} stores scales times {dialect.scale_divisor:g}: they are rounded")
+        raise CheckpointError(f"{name}: {dialect.name} stores scales times {dialect.scale_divisor:g}, which rounds"
+                              " them")
     if dialect.block and (scaling.block_rows, scaling.block) != (1, dialect.block):
-        raise CheckpointError(f"{name}: {dialect.name} has a scale for {dialect.block} weights along K, and this is"
+        raise CheckpointError(f"{name}: {dialect.name} has one scale per {dialect.block} weights along K, but this is"
                               f" {weight.scheme.name}")
     if dialect.state:
         return _described(name, weight, dialect, element)
@@ -45,7 +46,7 @@ def in_dialect(name: str, weight: QuantizedWeight, dialect: Dialect, *, nearest:
     if dialect.grouped:
         if scaling.block is None or k % scaling.block:
             raise CheckpointError(
-                f"{name}: {dialect.name} holds whole blocks, and K = {k} ends inside one of {scaling.name}"
+                f"{name}: {dialect.name} holds whole blocks, but K = {k} ends inside one of {scaling.name}"
             )
         codes = codes.unflatten(1, (k // scaling.block, -1))
     tensors = {name + dialect.codes: codes.view(getattr(torch, _TORCH[dtype])), name + dialect.scales: scales}
@@ -59,7 +60,7 @@ def _described(name: str, weight: QuantizedWeight, dialect: Dialect, element: El
     scaling, fmt = weight.scheme.scaling, weight.scheme.format
     (n, k), block = weight.shape, scaling.block
     if scaling.block_rows != 1 or block is None or k % block or scaling.scale_format.format.name != "fp32":
-        raise CheckpointError(f"{name}: {dialect.name} holds an fp32 scale for each whole block along K, and this is"
+        raise CheckpointError(f"{name}: {dialect.name} holds an fp32 scale for each whole block along K, but this is"
                               f" {weight.scheme.name} with K = {k}")
     packed = pack(weight.codes(), fmt.bits, element.layout)
     values = torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)])
@@ -71,10 +72,11 @@ def _described(name: str, weight: QuantizedWeight, dialect: Dialect, element: El
 def convert(
     layers: Iterable[QuantizedLayer], dialect_name: str, output: Path, *, nearest: bool = False
 ) -> tuple[int, list[str]]:
-    """Write every layer that can be to a safetensors file in `dialect_name`; return how many, and why others could not.
+    """Write every layer that can be converted to a safetensors file in `dialect_name`; return their number, and the
+    reasons for the others.
 
-    Of a writer's name, ``modelopt``, each layer takes the dialect that holds it. Raises CheckpointError for a name that
-    is neither.
+    Given a writer's name (``modelopt``), use for each layer the first of its dialects that can represent it. Raises
+    CheckpointError for an unknown name.
     """
     among = [dialect for name, dialect in DIALECTS.items() if name == dialect_name]
     among = among or [dialect for name, dialect in DIALECTS.items() if name.startswith(f"{dialect_name}-")]
@@ -101,8 +103,8 @@ def convert(
 
 def _in_one_of(name: str, weights: list[QuantizedWeight], dialects: list[Dialect],
                nearest: bool) -> list[dict[str, Tensor]]:
-    """Return the tensors of each weight in the first of `dialects` that holds all. Raise CheckpointError with what each
-    says if none does."""
+    """Return the tensors of each weight in the first of `dialects` that can represent all. Raise CheckpointError with
+    the reason of each if none can."""
     refusals = []
     for dialect in dialects:
         try:
@@ -117,7 +119,7 @@ def _element(name: str, fmt: str, dialect: Dialect) -> tuple[str, Element]:
         if element.format == fmt:
             return dtype, element
     known = ", ".join(dict.fromkeys(element.format for element in dialect.elements.values()))
-    raise CheckpointError(f"{name}: {dialect.name} holds {known}, and these codes are {fmt}")
+    raise CheckpointError(f"{name}: {dialect.name} holds {known}, but these codes are {fmt}")
 
 
 def _scales(name: str, weight: QuantizedWeight, dialect: Dialect) -> Tensor:
@@ -128,17 +130,17 @@ def _scales(name: str, weight: QuantizedWeight, dialect: Dialect) -> Tensor:
     if dtype is None:
         known = ", ".join(sorted({SCALE_FORMATS[dtype] for dtype in dialect.scale_dtypes}))
         raise CheckpointError(
-            f"{name}: {dialect.name} holds scales in {known}, and these are {scale_format.format.name}"
+            f"{name}: {dialect.name} holds scales in {known}, but these are {scale_format.format.name}"
         )
     scales = weight.scales.view(getattr(torch, _TORCH[dtype])) if scale_format.coded else weight.scales
     return scales.reshape(()) if weight.scales.numel() == 1 else scales
 
 
 def _global_scale(name: str, weight: QuantizedWeight, dialect: Dialect, nearest: bool) -> Tensor:
-    """Return the second-level scale as the dialect stores it. A reciprocal is taken only where every block keeps its
+    """Return the second-level scale as the dialect stores it. A reciprocal is used only if every block keeps its
     factor."""
     if not dialect.global_scale:
-        raise CheckpointError(f"{name}: {dialect.name} has no second-level scale, and {weight.scheme.name} needs one")
+        raise CheckpointError(f"{name}: {dialect.name} has no second-level scale, but {weight.scheme.name} needs one")
     scale, scaling = weight.tensor_scale, weight.scheme.scaling
     divides = bool(getattr(scaling, "divides", False))
     if divides != dialect.global_divides:
@@ -148,8 +150,8 @@ def _global_scale(name: str, weight: QuantizedWeight, dialect: Dialect, nearest:
         )
         if not (same or nearest):
             raise CheckpointError(
-                f"{name}: {dialect.name} stores the reciprocal of the global scale, and that of {scale.item():.8g} "
-                "is no fp32 number under which every block keeps its factor (--nearest takes the nearest)"
+                f"{name}: {dialect.name} stores the reciprocal of the global scale, and for {scale.item():.8g} "
+                "no fp32 reciprocal keeps every block's factor (--nearest uses the nearest one)"
             )
         scale = reciprocal
     return scale.reshape(1) if dialect.global_divides else scale.reshape(())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Element:
-    """What the tensor of codes holds: a number format's name, and where its codes lie in the bytes of a row."""
+    """The contents of a tensor of codes: a number format's name, and where its codes lie in the bytes of a row."""
 
     format: str
     layout: str = "bytes"
@@ -38,11 +38,11 @@ class Dialect:
 
     Parameters
     ----------
-    name : as commands take it
+    name : as used in commands
     writer : the library or the models that write it
     source : where that is documented
-    codes, scales : what the layer's name is followed by in the names of its tensors
-    elements : dtype of the codes -> what they are; a dtype that is not there is not this dialect
+    codes, scales : suffixes of the tensors' names, after the layer's name
+    elements : dtype of the codes -> what they are; tensors of another dtype are not in this dialect
     scale_dtypes : dtypes that the scales may have
     global_scale : suffix of the second-level scale, if there is one
     global_divides : the stored global scale divides (it is the reciprocal of the factor) instead of multiplying
@@ -50,14 +50,14 @@ class Dialect:
     activation_scale : suffix of the activation's static scale
     methods : values of ``quant_method`` (config.json), ``quant_algo`` (hf_quant_config.json) or Quark's ``dtype`` that
         mean this dialect
-    grouped : codes and scales have one more dimension, that of the blocks: ``[..., N, G, bytes]`` and ``[..., N, G]``
+    grouped : codes and scales have a further dimension, the blocks: ``[..., N, G, bytes]`` and ``[..., N, G]``
     interleaved : scales and codes stand in one tensor, block by block (GGUF)
     state : suffix of the JSON that describes flat codes and scales (`fpxbench.checkpoint.quant_state`)
     values : suffix of the table of the numbers that codes stand for
     nested_scales, nested_values : where scales are codes: suffixes of their scales, and of the numbers they stand for
     scale_divisor : what the stored scales are divided by
-    block : how many weights along K share a scale, where the dialect has one size; 0: any
-    zero_point : suffix of offsets, which have to be zero: a scheme has none
+    block : number of weights along K that share a scale, if the dialect fixes it; 0: any
+    zero_point : suffix of the zero points, which must be 0, as schemes have none
     """
 
     name: str

@@ -22,14 +22,14 @@ BLOCK_TYPES: dict[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
 }
-"""GGUF type number -> name, elements a block, bytes a block."""
+"""GGUF type number -> name, elements per block, bytes per block."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MOST_STRING = 1 << 24
 _MOST_COUNT = 1 << 24
 _KEPT_ARRAY = 64
-"""Elements of a metadata array that are kept; a tokenizer's vocabulary is not what is looked at here."""
+"""Elements of a metadata array that are kept: nothing here needs a tokenizer's vocabulary."""
 
 
 def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[str]]:
@@ -41,10 +41,10 @@ def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[
     with open(file, "rb") as stream:
         reader = _HeaderReader(stream, file.name)
         if stream.read(4) != b"GGUF":
-            raise CheckpointError(f"{file.name}: no GGUF file: it does not begin with GGUF")
+            raise CheckpointError(f"{file.name}: not a GGUF file: it does not begin with GGUF")
         version = reader.scalar("<I")
         if version not in (2, 3):
-            raise CheckpointError(f"{file.name}: GGUF version {version}; versions 2 and 3 are read")
+            raise CheckpointError(f"{file.name}: GGUF version {version}; only versions 2 and 3 are supported")
         count, pairs = reader.count("tensors"), reader.count("metadata entries")
         metadata: dict[str, object] = {}
         for _ in range(pairs):
@@ -54,7 +54,7 @@ def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, object], list[
         end_of_header = stream.tell()
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-        raise CheckpointError(f"{file.name}: general.alignment is {alignment!r}")
+        raise CheckpointError(f"{file.name}: general.alignment is {alignment!r}, not a number from 1 to {1 << 20}")
     data = -(-end_of_header // alignment) * alignment
     entries, problems = [], []
     for name, shape, number, offset in described:
@@ -122,7 +122,7 @@ def _entry(name: str, shape: tuple[int, ...], number: int, begin: int, file: Pat
         raise CheckpointError(f"{where} has the unknown type {number}")
     dtype, elements, nbytes = BLOCK_TYPES[number]
     if shape and shape[-1] % elements:
-        raise CheckpointError(f"{where} has rows of {shape[-1]}, no multiple of {dtype}'s block of {elements}")
+        raise CheckpointError(f"{where} has rows of {shape[-1]}, not a multiple of {dtype}'s block of {elements}")
     end = begin + prod(shape) // elements * nbytes
     if end > size:
         raise CheckpointError(f"{where} ends at byte {end} of {size}: the file is cut short")

@@ -15,16 +15,16 @@ from fpxbench.checkpoint.tensor_entry import FLOATS, CheckpointError, TensorEntr
 
 MOST_SAMPLED = 4
 MOST_ROWS = 512
-"""Rows of a layer that are decoded: what a statement about conventions needs, whatever the layer's size."""
+"""Rows of a layer that are decoded: enough to decide on conventions, whatever the layer's size."""
 _QUANTIZED_DTYPES = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2")
 _PACKED = (".weight", ".weight_packed", "_blocks", "._weight_qdata")
-"""What names of packed codes end with."""
+"""Suffixes of the names of packed codes."""
 _SCALES = (".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales", ".weight_global_scale", "._weight_scale")
-"""What names of scales end with."""
+"""Suffixes of the names of scales."""
 
 
 def examine(request: CheckpointRequest) -> CheckpointReport:
-    """Open, list and check a checkpoint. Raises CheckpointError where there is nothing to list."""
+    """Open, list and check a checkpoint. Raises CheckpointError if there is nothing to list."""
     checkpoint = open_checkpoint(request.path)
     layers = quantized_layers(checkpoint)
     chosen = [
@@ -85,7 +85,7 @@ def _read(
     layer: QuantizedLayer, report: LayerReport, checkpoint: Checkpoint, original: Checkpoint | None, whole: bool,
     among: int
 ) -> None:
-    # Here, so that listing a checkpoint loads no torch.
+    # Imported here, so that listing a checkpoint loads no torch.
     from fpxbench.checkpoint import comparison, conventions, statistics
     from fpxbench.checkpoint.weights import read_weight, rows_of
 
@@ -120,8 +120,7 @@ def _compare_without_scheme(layers: list[QuantizedLayer], reports: dict[str, Lay
 
 
 def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: set[str]) -> list[str]:
-    """Return problems that no single layer has: tensors that belong to nothing, parts of a fused layer that
-    disagree."""
+    """Return the problems that belong to no single layer: tensors of no layer, parts of a fused layer that disagree."""
     from fpxbench.checkpoint.fused import disagreements
 
     problems, reported = [], set(used)
@@ -132,34 +131,34 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
         if packed or tensor.dtype in _QUANTIZED_DTYPES:
             reported.add(name)
         if packed and f"{name}.absmax" in checkpoint.tensors:
-            problems.append(f"{name} has an absmax, and no quant_state that describes its blocks")
+            problems.append(f"{name} has an absmax, but no quant_state that describes its blocks")
         elif tensor.dtype in _QUANTIZED_DTYPES or packed:
-            problems.append(f"{name} holds {tensor.dtype} and no scale belongs to it")
+            problems.append(f"{name} holds {tensor.dtype} but has no scale")
     for name in checkpoint.tensors:
         if not name.endswith(_SCALES) or name in used:
             continue
         suffix = next(suffix for suffix in _SCALES if name.endswith(suffix))
         codes = _codes_beside(checkpoint, name.removesuffix(suffix))
         if codes is None:
-            problems.append(f"{name} is a scale and no codes belong to it")
+            problems.append(f"{name} is a scale without codes")
         elif codes.name not in reported:
-            problems.append(f"{codes.name} holds {codes.dtype} {list(codes.shape)}: codes of no dialect that is read")
+            problems.append(f"{codes.name} holds {codes.dtype} {list(codes.shape)}: codes of no supported dialect")
             reported.add(codes.name)
     declared = declared_methods(checkpoint)
     if declared and not layers:
-        problems.append(f"the config declares {', '.join(sorted(declared))}, and no layer is quantized")
+        problems.append(f"the config declares {', '.join(sorted(declared))}, but no layer is quantized")
     if not declared and layers and not layers[0].dialect.interleaved:
         problems.append("no quant_method is declared in config.json or hf_quant_config.json")
     for layer in layers:
         if declared and layer.dialect.methods and not layer.dialect.methods & declared:
             problems.append(
-                f"{layer.name} is stored as {layer.dialect.name}, and the config declares {', '.join(sorted(declared))}"
+                f"{layer.name} is stored as {layer.dialect.name}, but the config declares {', '.join(sorted(declared))}"
             )
     return _shortened([*problems, *disagreements(layers)])
 
 
 def _codes_beside(checkpoint: Checkpoint, layer: str) -> TensorEntry | None:
-    """Return what may be the codes of a layer."""
+    """Return the tensor that may hold the codes of a layer, or None."""
     found = (checkpoint.tensors.get(layer + suffix) for suffix in _PACKED)
     return next((entry for entry in found if entry and entry.dtype not in FLOATS), None)
 

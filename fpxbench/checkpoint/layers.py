@@ -18,7 +18,7 @@ _STANDARD_BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class Grid:
-    """How many weights share a scale: `rows` by `columns` of them; 0 stands for all of a row's or a column's."""
+    """The block of weights that share a scale: `rows` by `columns`; 0 means the whole dimension."""
 
     rows: int
     columns: int
@@ -43,8 +43,8 @@ class QuantizedLayer:
     element, n, k, experts : the weight is [N, K], or [experts, N, K]
     grid : which weights share a scale; None where the scale's shape fits no block
     scale_format : ``fp32``, ``bf16``, ``fp16``, ``e8m0``, ``e4m3fn``
-    codes, scales, global_scale, activation_scale : the tensors; None for what is not there
-    state : what a description beside flat codes says; None for dialects without one
+    codes, scales, global_scale, activation_scale : the tensors; None if absent
+    state : the parsed description beside flat codes; None for dialects without one
     described_by : the tensors of that description, by what they hold: ``state``, ``values``, ``nested_scales``, …
     problems : one sentence for each thing that is wrong
     """
@@ -78,7 +78,7 @@ class QuantizedLayer:
 
     @property
     def decodes_without_scheme(self) -> bool:
-        """Whether its numbers can be read though it is of no scheme: GGUF's Q4_1, with an offset for each block."""
+        """Whether its numbers can be read although it has no scheme: GGUF's Q4_1, with an offset for each block."""
         return self.dialect.interleaved and self.codes.dtype == "Q4_1" and not self.problems
 
     @property
@@ -139,10 +139,10 @@ def _found(config: object, *path: str) -> object:
 
 
 def grid_of(shape: tuple[int, ...], n: int, k: int, block: int | None = None) -> Grid | None:
-    """Return which weights of an [n, k] weight share a scale, told from the scales' shape; None where no block fits.
+    """Infer from the scales' shape which elements of an [n, k] weight share a scale; None if no block fits.
 
-    Of several blocks that would give the same number of scales (a ragged last block), `block` is taken if it is one of
-    them, then the standard size that divides.
+    If several blocks would give the same number of scales (a ragged last block), `block` is preferred, then a standard
+    size that divides.
     """
     side = tuple(s for s in shape if s != 1) if len(shape) != 2 else shape
     if len(shape) == 4 and shape[1] == shape[3] == 1:       # ModelOpt keeps the dimensions inside of a block
@@ -186,7 +186,7 @@ def _with_suffix(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, Ten
 
 
 def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEntry) -> QuantizedLayer | None:
-    """Return the layer `name` read in `dialect`, or None if its tensors are not of it."""
+    """Return the layer `name` read in `dialect`, or None if its tensors do not fit."""
     element = dialect.elements.get(codes.dtype)
     if element is None or len(codes.shape) < (3 if dialect.grouped else 2):
         return None
@@ -219,7 +219,7 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
         blocks = f"blocks of {dialect.block}" if dialect.block else "block"
         layer.problems.append(f"{name}: scales of shape {list(scales.shape)} fit no {blocks} of a weight [{n}, {k}]")
     elif not _is_scheme(layer.scheme):
-        layer.problems.append(f"{name}: {layer.scale_format} scales for {grid.name} make no scheme of {element.format}")
+        layer.problems.append(f"{name}: no scheme of {element.format} has {layer.scale_format} scales for {grid.name}")
     needs_global = layer.scale_format == "e4m3fn" and dialect.global_scale and not dialect.global_optional
     if needs_global and global_scale is None:
         layer.problems.append(f"{name}: has no {dialect.global_scale[1:]}, which the block scales are relative to")
@@ -253,7 +253,7 @@ def _described(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: Tenso
                               f" {state.k}] in blocks of {state.block} has"
                               f" {state.n * state.k * element.bits // 8} and {count}")
     elif state.k % state.block:
-        layer.problems.append(f"{name}: blocks of {state.block} run across the rows of a weight [{state.n}, {state.k}],"
+        layer.problems.append(f"{name}: blocks of {state.block} cross the rows of a weight [{state.n}, {state.k}],"
                               " which no scheme has")
     elif bool(state.nested_block) != (scales.dtype == "U8"):
         layer.problems.append(f"{name}: scales are {scales.dtype}, and the description says nested blocks of"
@@ -278,8 +278,8 @@ def _declared_block(checkpoint: Checkpoint) -> int | None:
 
 
 def _best(found: list[QuantizedLayer], declared: frozenset[str]) -> QuantizedLayer:
-    """Return the layer as the config says; else as fits with the fewest problems, and with the most of its tensors
-    used."""
+    """Return the reading that the config declares; else the one with the fewest problems, then with the most of its
+    tensors used."""
     def rank(layer: QuantizedLayer) -> tuple[bool, int, int, int]:
         agrees = layer.dialect.methods & declared
         return not agrees, len(layer.problems), -len(agrees), -len(layer.tensors)

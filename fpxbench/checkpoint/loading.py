@@ -20,7 +20,7 @@ class CheckpointWeights(Mapping[str, QuantizedWeight]):
     """The quantized layers of a checkpoint by name, each read when it is looked up.
 
     Experts of one layer are ``name[0]``, ``name[1]``, … . `problems` has a sentence for each thing that is wrong; a
-    layer that cannot be read is only there.
+    layer that cannot be read appears only there.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -49,8 +49,8 @@ class CheckpointWeights(Mapping[str, QuantizedWeight]):
 def load_checkpoint(path: str | Path) -> CheckpointWeights:
     """Open a safetensors or GGUF file, or a folder of them: a mapping from its quantized layers to `QuantizedWeight`.
 
-    Only headers are read; a layer's codes and scales are read, untouched, when it is looked up. Raises CheckpointError
-    (a ValueError) where there is no tensor to be listed.
+    Only headers are read; a layer's codes and scales are read, unchanged, when it is looked up. Raises CheckpointError
+    (a ValueError) if there is no tensor to list.
     """
     return CheckpointWeights(path)
 

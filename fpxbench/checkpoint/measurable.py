@@ -1,4 +1,4 @@
-"""Which layers of a file can be measured, as what workloads. Reads headers only, and imports no torch."""
+"""The layers of a file that can be measured, with their workloads. Reads headers only, and imports no torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class MeasurableLayer:
 def checkpoint_layers(path: Path, globs: Iterable[str] = ()) -> list[MeasurableLayer]:
     """Return the quantized layers that `globs` select; without globs one layer of each scheme and shape.
 
-    The experts of a layer [E, N, K] are one: a grouped product. Raises CheckpointError where there is none.
+    The experts of a layer [E, N, K] are one workload, a grouped product. Raises CheckpointError if no layer is
+    selected.
     """
     checkpoint = open_checkpoint(path)
     globs, found = list(globs), quantized_layers(checkpoint)
@@ -114,7 +115,7 @@ def _of_layer(path: Path, layer: QuantizedLayer, per_token: int) -> MeasurableLa
 
 
 def _experts_per_token(checkpoint: Checkpoint) -> int:
-    """Return by how many experts the config says that a token is multiplied; 1 where it does not say."""
+    """Return the number of experts per token from the config; 1 if it does not say."""
     text = checkpoint.config.get("text_config")
     places = [checkpoint.config, text if isinstance(text, dict) else {}, checkpoint.metadata]
     counts = [place[key] for place in places for key in place
@@ -123,7 +124,7 @@ def _experts_per_token(checkpoint: Checkpoint) -> int:
 
 
 def _workload(prefix: str, name: str, entries: Iterable[TensorEntry]) -> str:
-    """Return a workload's name that is safe in ids, and no other weight's: it ends with a digest of shapes and
+    """Return a workload's name that is valid in ids and unique to the weight: it ends with a digest of shapes and
     contents."""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
     if len(safe) > _LONGEST_NAME:
@@ -135,8 +136,8 @@ def _workload(prefix: str, name: str, entries: Iterable[TensorEntry]) -> str:
 
 
 def _sampled(entries: Iterable[TensorEntry]) -> Iterator[bytes]:
-    """Yield shape, dtype, and the first and the last bytes of each tensor: enough to tell two weights apart, however
-    large."""
+    """Yield shape, dtype, and the first and the last bytes of each tensor: enough to distinguish weights of any
+    size."""
     for entry in entries:
         yield f"{entry.dtype} {entry.shape}".encode()
         count = min(entry.nbytes, _SAMPLED_BYTES)

@@ -1,7 +1,7 @@
-"""The description of a flattened layer that stands beside its codes as JSON in a tensor of bytes (bitsandbytes).
+"""The description of a flattened layer, stored beside its codes as JSON in a tensor of bytes (bitsandbytes).
 
 Codes and scales are flat: the weight's rows one after another, a scale for each run of `block` weights. The scales may
-be codes themselves, of which `nested_block` share a scale each, after an offset was taken off.
+be codes themselves: an offset was subtracted, and each `nested_block` of them share a scale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LARGEST = 1 << 32
 
 @dataclass(frozen=True)
 class QuantState:
-    """What the JSON says. `nested_block` is 0 where the scales are numbers."""
+    """The parsed JSON. `nested_block` is 0 where the scales are numbers."""
 
     n: int
     k: int
@@ -27,14 +27,14 @@ class QuantState:
 
 
 def read_state(entry: TensorEntry) -> QuantState:
-    """Return what a tensor of JSON says. Raise CheckpointError for one that is not a description of a matrix."""
+    """Parse a tensor of JSON. Raise CheckpointError if it does not describe a matrix."""
     where = f"{entry.file.name}: {entry.name}"
     if entry.dtype != "U8" or entry.nbytes > _MOST_BYTES:
-        raise CheckpointError(f"{where} is {entry.dtype} {list(entry.shape)}, and not a few bytes of JSON")
+        raise CheckpointError(f"{where} is {entry.dtype} {list(entry.shape)}, not a few bytes of JSON")
     try:
         found = json.loads(bytes(entry.raw()))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is no JSON ({str(error)[:120]})") from None
+        raise CheckpointError(f"{where} is not JSON ({str(error)[:120]})") from None
     shape = found.get("shape") if isinstance(found, dict) else None
     sizes = [*shape, found.get("blocksize")] if isinstance(shape, list) else []
     nested, offset = (found.get("nested_blocksize", 0), found.get("nested_offset", 0.0)) if sizes else (0, 0.0)

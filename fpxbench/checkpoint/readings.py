@@ -12,7 +12,7 @@ MOST_PLAIN_ROWS = 4096
 
 def judged(convention: str, read_as: str, other: str, log_ratio: float, message: str, contradicts: float = math.inf,
             possible: bool = True) -> Evidence:
-    """Return the evidence of two readings, `read_as` and `other`, from the logarithm of their likelihoods' ratio.
+    """Return the evidence on two readings, `read_as` and `other`, from the logarithm of their likelihood ratio.
 
     possible : whether `other` could be a finding
     """
@@ -23,5 +23,5 @@ def judged(convention: str, read_as: str, other: str, log_ratio: float, message:
 
 
 def sureness(log_ratio: float) -> float:
-    """Return the probability of the favoured of two readings, from the logarithm of their likelihoods' ratio."""
+    """Return the probability of the favoured of two readings, from the logarithm of their likelihood ratio."""
     return 1 / (1 + math.exp(-min(abs(log_ratio), 700.0)))

@@ -1,7 +1,7 @@
 """Read the header of a safetensors file: nothing is mapped, nothing is unpickled, every size and offset is checked.
 
 The format: 8 bytes, little-endian, the header's length; that many bytes of JSON; the tensors' bytes. The safetensors
-library refuses a file as a whole; here each sound tensor is listed, and each other one is a message.
+library refuses a file as a whole; here each valid tensor is listed, and each invalid one becomes a message.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, str], list[str
             raise CheckpointError(f"{file.name}: {size} bytes, too short for a safetensors file")
         if length > size - 8:
             raise CheckpointError(f"{file.name}: its header claims {length} bytes and the file has {size - 8}: "
-                                  "it is cut short, or no safetensors file")
+                                  "it is cut short, or not a safetensors file")
         if length > MOST_HEADER_BYTES:
             raise CheckpointError(f"{file.name}: its header of {length} bytes is over the limit of {MOST_HEADER_BYTES}")
         text = stream.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file.name}: its header is no JSON ({str(error)[:200]})") from None
+        raise CheckpointError(f"{file.name}: its header is not JSON ({str(error)[:200]})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name}: its header is a JSON {type(header).__name__}, not an object")
     metadata = header.pop("__metadata__", {})
@@ -53,7 +53,7 @@ def read_header(file: Path) -> tuple[list[TensorEntry], dict[str, str], list[str
     sound, overlapping = _without_overlaps(entries)
     problems += overlapping
     if not isinstance(metadata, dict):
-        problems.append(f"{file.name}: __metadata__ is no object; ignored")
+        problems.append(f"{file.name}: __metadata__ is not an object; ignored")
         metadata = {}
     return sound, {str(key): str(value) for key, value in metadata.items()}, _summarized(file, problems)
 

@@ -1,4 +1,4 @@
-"""Tell by the size and the distribution of a layer's scales whether they multiply, divide, or are others."""
+"""Infer from the size and the distribution of a layer's scales whether they multiply, divide, or belong elsewhere."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from fpxbench.numbers.tensor_codec import decode
 from fpxbench.numbers.weight import QuantizedWeight
 
 TYPICAL_RMS = 0.03
-"""Of a trained linear layer's weights, where the checkpoint holds no unquantized one to go by."""
+"""Typical rms of a trained linear layer's weights, for checkpoints without an unquantized layer to compare with."""
 DECADES = 0.5
 """Standard deviation of log10(rms) between layers of one model."""
 _OF_THIS = "unquantized layers of this checkpoint"
 _FEWEST_SCALES = 256
 _MOST_BY_SKEWNESS = 6.0
-"""Odds, as a logarithm, that the distribution of scales can give: weights may be of another one than most are."""
+"""Most log odds that the distribution of the scales can give, since the weights' own distribution may be unusual."""
 
 
 def scale_size(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Checkpoint,
                contradicts: float) -> Iterator[Evidence]:
-    """Yield whether the scales of `weight`, a sample of `layer`, multiply or divide, or are of no right size."""
+    """Yield the evidence on whether the scales of `weight`, a sample of `layer`, multiply or divide, or have a wrong
+    size."""
     scaling = weight.scheme.scaling
     skewness = of_maxima = 0.0
     if scaling.has_tensor_scale:
@@ -64,18 +65,18 @@ def scale_size(layer: QuantizedLayer, weight: QuantizedWeight, checkpoint: Check
         return
     other = next(name for name in readings if name != read_as)
     log_ratio = distances[other] - distances[read_as] + of_maxima
-    message = (f"if {what} {read_as}, as {layer.dialect.name} has it, weights have an rms of {readings[read_as]:.3g}; "
+    message = (f"if {what} {read_as}, as in {layer.dialect.name}, weights have an rms of {readings[read_as]:.3g}; "
                f"if it {other}, of {readings[other]:.3g}; {source} have {typical:.3g}"
                + (f"; scales within a row are skewed by {skewness:+z.2f}" if of_maxima else ""))
     yield judged(what, read_as, other, log_ratio, message, contradicts)
 
 
 def _skewness(scales: Tensor) -> tuple[float, float]:
-    """Return how skewed the logarithms of scales [R, G] are within rows and columns, and the log odds that this gives
-    to their being largest weights of blocks, against being the reciprocals of those.
+    """Return the skewness of the logarithms of scales [R, G] within rows and columns, and the log odds that the scales
+    follow the blocks' largest weights, and not the reciprocals of these.
 
-    The logarithm of the largest of many weights leans to large values for normal and for heavier tails; a reciprocal's
-    leans the other way. Evenly distributed weights lean against it, so that what this says is limited.
+    The logarithm of the largest of many weights is skewed to large values for normal and for heavier tails, that of a
+    reciprocal to small ones. Uniformly distributed weights contradict this, so the log odds are limited.
     """
     if min(scales.shape) < 2 or scales.numel() < _FEWEST_SCALES or not bool((scales > 0).all()):
         return 0.0, 0.0
@@ -92,7 +93,7 @@ def _skewness(scales: Tensor) -> tuple[float, float]:
 
 
 def _rms(values: Tensor) -> float:
-    """Return the rms of the median row of [N, K] among those that are not zero: one wrong scale does not matter."""
+    """Return the median rms of the nonzero rows of [N, K]: one wrong scale does not change it much."""
     rows = torch.where(values.isfinite(), values, 0.0).double().square().mean(dim=1).sqrt()
     rows = rows[(rows > 0) & rows.isfinite()]
     return rows.median().item() if rows.numel() else 0.0

@@ -9,11 +9,11 @@ from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
 _FEWEST = 256
-"""Codes other than zero, from which one sign alone among them is no chance."""
+"""Number of nonzero codes from which it is not chance that all have one sign."""
 _FEWEST_BYTES, _FEWEST_ROWS = 8, 16
 _FAR_FROM_ZERO = 0.75
-"""Share of codes larger than half of the format's largest, from which they do not lie around zero. It is a fifth of
-normal weights, half of evenly distributed ones and two thirds of ternary ones."""
+"""Share of codes larger than half of the format's largest, from which they are not centred on zero. It is a fifth for
+normal weights, half for uniform ones and two thirds for ternary ones."""
 
 
 def histogram(weight: QuantizedWeight) -> list[int]:
@@ -22,7 +22,7 @@ def histogram(weight: QuantizedWeight) -> list[int]:
 
 
 def code_problems(name: str, weight: QuantizedWeight, counts: list[int]) -> list[str]:
-    """Return a sentence for each thing about the codes that a right checkpoint does not have."""
+    """Return a sentence for each property of the codes that no correct checkpoint has."""
     fmt, problems = weight.scheme.format, []
     values = decode_table(fmt)
     nan = [code for code in range(len(counts)) if counts[code] and not values[code].isfinite()]
@@ -39,11 +39,11 @@ def code_problems(name: str, weight: QuantizedWeight, counts: list[int]) -> list
         problems.append(f"{name}: none of {sum(signs)} codes is {missing}: the sign is lost")
     far = far_from_zero(weight, counts)
     if far > _FAR_FROM_ZERO:
-        problems.append(f"{name}: {far:.0%} of the codes are larger than half of {fmt.name}'s largest: weights lie"
-                        " around zero, and these do not, as codes with an offset")
+        problems.append(f"{name}: {far:.0%} of the codes are larger than half of {fmt.name}'s largest: weights are"
+                        " centred on zero, but these are not, as with an offset")
     largest = max((value for value in values.abs().tolist() if value < float("inf")), default=0.0)
     at_most = sum(counts[code] for code in range(len(counts)) if abs(values[code].item()) == largest)
-    usual = 0.02 * total + 2 * weight.scales.numel()        # one a block is the rule
+    usual = 0.02 * total + 2 * weight.scales.numel()        # one per block is normal
     if fmt.bits == 8 and far <= _FAR_FROM_ZERO and at_most > usual:
         problems.append(
             f"{name}: {at_most / total:.1%} of the codes are {fmt.name}'s largest, {largest:g}: weights saturated"
@@ -73,11 +73,11 @@ def blank_rows(name: str, weight: QuantizedWeight) -> list[str]:
     if length < max(_FEWEST_ROWS, len(alike) // 8) or length == len(alike):
         return []
     byte = int(packed[first, 0])
-    return [f"{name}: rows {first} to {first + length - 1} of {len(alike)} hold the byte {byte:#04x} alone"]
+    return [f"{name}: rows {first} to {first + length - 1} of {len(alike)} hold only the byte {byte:#04x}"]
 
 
 def scale_statistics(name: str, weight: QuantizedWeight) -> tuple[ScaleStatistics, list[str]]:
-    """Return counts over the block scales, and a sentence for each kind that spoils weights."""
+    """Return counts over the block scales, and a sentence for each kind that makes weights wrong."""
     scaling = weight.scheme.scaling
     numbers = scaling.scale_format.decode(weight.scales).reshape(-1)
     finite = numbers[numbers.isfinite()]

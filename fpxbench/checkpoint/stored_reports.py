@@ -32,7 +32,8 @@ def store_report(report: CheckpointReport, results: Path) -> Path:
 
 
 def read_reports(results: Path) -> tuple[list[tuple[str, CheckpointReport]], list[BrokenLine]]:
-    """Return the reports of a results folder, with the names of their files, and a message for each file that is none.
+    """Return the reports of a results folder, with the names of their files, and a message for each file that is not
+    one.
     """
     found, broken = [], []
     for file in sorted((results / FOLDER).glob("*.json")):
@@ -42,5 +43,5 @@ def read_reports(results: Path) -> tuple[list[tuple[str, CheckpointReport]], lis
             found.append((file.stem, CheckpointReport.model_validate_json(file.read_bytes())))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            broken.append(BrokenLine(file, 1, f"no examination of a checkpoint ({reason})"))
+            broken.append(BrokenLine(file, 1, f"not an examination of a checkpoint ({reason})"))
     return found, broken

@@ -24,7 +24,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class CheckpointError(ValueError):
-    """What is asked of a checkpoint cannot be had; the message says why, with the file."""
+    """A checkpoint does not have what was requested of it; the message gives the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class TensorEntry:
     def numbers(self) -> np.ndarray:
         """Return the tensor as numbers in its shape: bf16 widened to fp32, 8-bit float codes as uint8.
 
-        Raises CheckpointError for dtypes whose elements are no whole bytes.
+        Raises CheckpointError for dtypes whose elements are not whole bytes.
         """
         raw = self.raw()
         if self.dtype == "BF16":
@@ -82,4 +82,4 @@ class TensorEntry:
             return raw.view(_NUMPY[self.dtype]).reshape(self.shape)
         if ITEM_BITS.get(self.dtype) == 8:
             return raw.reshape(self.shape)
-        raise CheckpointError(f"{self.name}: elements of {self.dtype} are no whole bytes; read them with raw()")
+        raise CheckpointError(f"{self.name}: elements of {self.dtype} are not whole bytes; read them with raw()")

@@ -15,7 +15,7 @@ class WeightSource(BaseModel):
     """The quantized layer's, without its tensors' suffixes; or the tensor's, for one that is not quantized."""
     expert: int = 0
     quantized: bool = True
-    """Its codes and scales are multiplied as they are; if not, each implementation quantizes its numbers."""
+    """Whether its codes and scales are used as stored; if not, each implementation quantizes its numbers."""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.name}" + (f"[{self.expert}]" if self.expert else "")

@@ -1,4 +1,4 @@
-"""Read a checkpoint's layer as the weight that implementations take: its own codes and scales, untouched."""
+"""Read a checkpoint's layer as the weight that implementations take: its own codes and scales, unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_weight(layer: QuantizedLayer, expert: int = 0, rows: slice = slice(None
     if layer.scheme is None or layer.problems:
         raise CheckpointError("; ".join(layer.problems) or f"{layer.name}: its scheme is not known")
     if not 0 <= expert < layer.experts:
-        raise CheckpointError(f"{layer.name} has {layer.experts} experts; {expert} is none of them")
+        raise CheckpointError(f"{layer.name} has {layer.experts} experts; {expert} is not one of them")
     scheme = scheme_named(layer.scheme)
     if layer.dialect.interleaved:
         return _of_gguf(layer, scheme, expert, rows)
@@ -46,15 +46,15 @@ def _check_values(layer: QuantizedLayer, scheme: Scheme) -> None:
     held = read_plain(entry).reshape(-1)
     due = torch.tensor([fmt.value(code) for code in range(1 << fmt.bits)])
     if held.shape != due.shape:
-        raise CheckpointError(f"{layer.name}: its table holds {len(held)} numbers, and {fmt.name} has {len(due)}")
+        raise CheckpointError(f"{layer.name}: its table holds {len(held)} numbers, but {fmt.name} has {len(due)}")
     wrong = (held != due).nonzero().reshape(-1).tolist()
     if wrong:
-        raise CheckpointError(f"{layer.name}: its table holds {held[wrong[0]].item():.8g} for code {wrong[0]}, and"
+        raise CheckpointError(f"{layer.name}: its table holds {held[wrong[0]].item():.8g} for code {wrong[0]}, but"
                               f" {fmt.name} has {due[wrong[0]].item():.8g} ({len(wrong)} codes differ)")
 
 
 def _check_zero_points(layer: QuantizedLayer) -> None:
-    """Raise CheckpointError if codes stand for numbers around another one than zero."""
+    """Raise CheckpointError if a zero point is not 0."""
     entry = layer.described_by.get("zero points")
     if entry is not None and entry.raw().any():
         raise CheckpointError(f"{layer.name}: {entry.name} is not zero everywhere: its codes have an offset, which no"
@@ -62,9 +62,9 @@ def _check_zero_points(layer: QuantizedLayer) -> None:
 
 
 def read_numbers(layer: QuantizedLayer, expert: int = 0) -> Tensor:
-    """Return what a layer's codes and scales stand for, fp32 [N, K].
+    """Return a layer's decoded numbers, fp32 [N, K].
 
-    GGUF's Q4_1, a number and an offset for each block, is decoded too, though it is of no scheme. Raises
+    GGUF's Q4_1, a number and an offset for each block, is decoded too, although it has no scheme. Raises
     CheckpointError as `read_weight` does.
     """
     if layer.decodes_without_scheme:
@@ -75,7 +75,7 @@ def read_numbers(layer: QuantizedLayer, expert: int = 0) -> Tensor:
 
 
 def rows_of(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
-    """Return the weight's `rows`, whose first is the first of a block of the scales.
+    """Return the weight's `rows`; the first must begin a block of the scales.
 
     Raises CheckpointError for a first row inside a block.
     """
@@ -91,9 +91,9 @@ def rows_of(weight: QuantizedWeight, rows: slice) -> QuantizedWeight:
 
 
 def read_plain(entry: TensorEntry) -> Tensor:
-    """Return an unquantized tensor as fp32. Raises CheckpointError where it holds no numbers."""
+    """Return an unquantized tensor as fp32. Raises CheckpointError if it does not hold floating-point numbers."""
     if entry.dtype not in ("F64", "F32", "F16", "BF16"):
-        raise CheckpointError(f"{entry.name} holds {entry.dtype}, and no floating-point numbers")
+        raise CheckpointError(f"{entry.name} holds {entry.dtype}, not floating-point numbers")
     return torch.from_numpy(np.array(entry.numbers(), dtype=np.float32))
 
 
@@ -124,7 +124,7 @@ def _nested_scales(layer: QuantizedLayer, codes: Tensor) -> Tensor:
     blocks = -(-len(codes) // state.nested_block)
     if len(values) != 256 or len(scales) != blocks:
         raise CheckpointError(f"{layer.name}: {len(values)} numbers for the codes of scales and {len(scales)} blocks of"
-                              f" them, where 256 and {blocks} are due")
+                              f" them, where 256 and {blocks} are expected")
     return values[codes.long()] * scales.repeat_interleave(state.nested_block)[:len(codes)] + state.nested_offset
 
 
@@ -136,13 +136,13 @@ def _global_scale(layer: QuantizedLayer, scheme: Scheme, expert: int) -> Tensor 
     numbers = read_plain(layer.global_scale).reshape(-1)
     if numbers.numel() not in (1, layer.experts):
         raise CheckpointError(
-            f"{layer.global_scale.name} holds {numbers.numel()} numbers, and 1 for each weight is due"
+            f"{layer.global_scale.name} holds {numbers.numel()} numbers; expected 1 for each weight"
         )
     return numbers[[min(expert, numbers.numel() - 1)]]
 
 
 def _of_gguf(layer: QuantizedLayer, scheme: Scheme, expert: int, rows: slice) -> QuantizedWeight:
-    """Take blocks apart into codes in order and scales. Two's complement and E2M1 codes are kept as they are."""
+    """Split blocks into codes in order and scales. Two's complement and E2M1 codes are kept unchanged."""
     kind, blocks = layer.codes.dtype, _gguf_blocks(layer, expert)
     if kind == "Q8_0":
         scales, codes = blocks[..., :2].contiguous().view(torch.float16).squeeze(-1), blocks[..., 2:]

@@ -23,7 +23,7 @@ class WriteRequest(BaseModel):
     dialect: str | None = None
     """None: decoded, as fp32."""
     nearest: bool = False
-    """Where a reciprocal is no fp32 number: take the nearest instead of refusing."""
+    """If a reciprocal is not an fp32 number: use the nearest one instead of refusing."""
     output: str
 
 
@@ -33,7 +33,7 @@ class Written(BaseModel):
 
 
 def write(request: WriteRequest) -> Written:
-    """Write the layers that can be written. Raises CheckpointError where none is chosen."""
+    """Write the layers that can be written. Raises CheckpointError if no layer is selected."""
     layers = [layer for layer in quantized_layers(open_checkpoint(request.path))
               if not request.layers or any(fnmatchcase(layer.name, glob) for glob in request.layers)]
     if not layers:

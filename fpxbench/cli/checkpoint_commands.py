@@ -123,20 +123,20 @@ def _print(report: dict[str, Any], compared: bool) -> None:
     out.print(
         f"{report['path']}: {files}, {report['tensors']} tensors, {_size(report['nbytes'])}{declared}", markup=False
     )
-    table = new_table("dialect", "scheme", "layers", "shapes", "bytes", "bits a weight")
+    table = new_table("dialect", "scheme", "layers", "shapes", "bytes", "bits per weight")
     for (dialect, scheme), layers in _grouped(report["layers"]).items():
         weights = sum(each["n"] * each["k"] * each["experts"] for each in layers)
         nbytes = sum(each["nbytes"] for each in layers)
         table.add_row(escape(dialect), escape(scheme), str(len(layers)), escape(_shapes(layers)), _size(nbytes),
                       f"{8 * nbytes / weights:.2f}")
     for dtype, nbytes in report["plain"].items():
-        what = "not quantized" if dtype in ITEM_BITS else "of no dialect that is read"
+        what = "not quantized" if dtype in ITEM_BITS else "of no supported dialect"
         table.add_row("", f"{what}: {escape(dtype)}", "", "", _size(nbytes), "")
     out.print(table)
     several = {other for each in report["layers"] for other in each["others"]}
     if several:
         out.print(
-            f"The tensors fit {', '.join(sorted(several))} as well: these dialects differ by the config alone.",
+            f"The tensors fit {', '.join(sorted(several))} as well: only the config distinguishes these dialects.",
             markup=False,
         )
     if compared:
@@ -166,11 +166,11 @@ def _print_evidence(report: dict[str, Any]) -> None:
         sign = "[red]✗[/]" if better else "[green]✓[/]" if sure and not leaning else "·"
         reading = f"{better}, not {read_as}" if better else read_as
         if sure and leaning:
-            reading += f", though {leaning} fits better and not by enough to say so"
+            reading += f", though {leaning} fits better, but not significantly"
         out.print(f"{sign} {escape(convention)}: {escape(reading)} ({sureness} in {escape(name)}, the least sure of"
                   f" {len(cases)}): {escape(evidence['message'])}")
-    out.print(f"Codes of {len(read)} of {counted(len(report['layers']), 'layer')} read; the others by their headers"
-              " alone.")
+    out.print(f"Codes of {len(read)} of {counted(len(report['layers']), 'layer')} read; of the others, only"
+              " the headers.")
 
 
 def _print_losses(layers: list[dict[str, Any]]) -> None:

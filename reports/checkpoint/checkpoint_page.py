@@ -50,7 +50,7 @@ class CheckpointPage:
     name : of its file in ``RESULTS/checkpoints``, and of its page
     rows : layers with findings first, then those that were read, at most `MOST_LAYERS`
     wrong : layers with a finding
-    groups : dialect, scheme, layers, bytes and bits a weight
+    groups : dialect, scheme, layers, bytes and bits per weight
     findings : messages by how many layers have them
     """
 
@@ -130,7 +130,7 @@ def _bars(layer: LayerReport) -> list[Bar]:
 
 
 def _groups(layers: list[LayerReport]) -> list[tuple[str, str, int, int, float]]:
-    """Return dialect, scheme, layers, bytes and bits a weight."""
+    """Return dialect, scheme, layers, bytes and bits per weight."""
     groups: dict[tuple[str, str], list[LayerReport]] = {}
     for each in layers:
         groups.setdefault((each.dialect, each.scheme or f"{each.stored_as}, of no scheme"), []).append(each)

@@ -80,7 +80,7 @@ def test_one_bad_tensor_is_one_sentence_and_the_good_one_is_listed(tmp_path, hea
     (b"", "0 bytes, too short"),
     ((1 << 55).to_bytes(8, "little") + b"{}", "claims 36028797018963968 bytes"),
     (b"\x05\0\0\0\0\0\0\0[1,2]", "a JSON list, not an object"),
-    (b"\x04\0\0\0\0\0\0\0{abc", "is no JSON"),
+    (b"\x04\0\0\0\0\0\0\0{abc", "is not JSON"),
     (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "claims 1152921504606846976 tensors"),
     (b"GGUF" + struct.pack("<IQQ", 9, 0, 0), "GGUF version 9"),
     (b"GGUF" + struct.pack("<IQQ", 3, 1, 0), "cut short"),
@@ -109,8 +109,8 @@ def test_in_a_folder_each_fault_is_a_sentence_and_the_rest_is_shown(tmp_path):
     for words in ("link out of the folder", "in model-1.safetensors and in model-2.safetensors",
                   "model-3.safetensors: its header claims",
                   "1 file of Python pickles", "config.json: a JSON list", "'../../etc/passwd', which is a path",
-                  "'model-9.safetensors', which is not in the folder", "2 tensors are in the index and in no file",
-                  "2 tensors are in a file and not in the index"):
+                  "'model-9.safetensors', which is not in the folder", "2 tensors are in the index but in no file",
+                  "2 tensors are in a file but not in the index"):
         assert sum(words in problem for problem in found.problems) == 1, (words, found.problems)
 
 
