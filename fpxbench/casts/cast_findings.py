@@ -239,7 +239,7 @@ def _product_kept(record: CastRecord) -> str | None:
 
 
 def _cause(record: CastRecord) -> str:
-    """Return what happens, without what differs from dtype to dtype."""
+    """Return what happens, without the parts that differ between dtypes."""
     verdict = record.verdict
     if loses_infinity_and_nan(record.wrong):
         return LOSES_INFINITY_AND_NAN

@@ -26,7 +26,7 @@ def conversions(devices: Iterable[str], engines: Sequence[str] = (), globs: Sequ
     """Return the conversions of `devices`, narrowed to `engines` and to ids that match one of `globs`
     (``cast/fp32/*``).
 
-    Raises ValueError, naming what there is, where none is left.
+    Raises ValueError, listing what exists, if none matches.
     """
     every = [conversion for device in devices for engine in engines_on(device) for conversion in _of(engine, device)]
     chosen = [conversion for conversion in every if (not engines or conversion.engine in engines)

@@ -28,13 +28,13 @@ class InputKind(StrEnum):
     NAN_PAYLOAD = "nan_payload"             # NaN in, another of the target's NaN codes out
     INFINITY = "infinity"
     OVERFLOW = "overflow"                   # finite, rounds past the largest finite number
-    NEGATIVE_ZERO = "negative_zero"         # zero is due, with the other sign
+    NEGATIVE_ZERO = "negative_zero"         # zero of the wrong sign
     UNROUNDED_PRODUCT = "unrounded_product"     # right for the exact product, which the source dtype would have rounded
     DOUBLE_ROUNDING = "double_rounding"     # what rounding to an intermediate dtype first gives
     TIE = "tie"                             # midway between two codes
-    SUBNORMAL = "subnormal"                 # below the target's smallest normal number, and the result is no neighbour
-    ROUNDING = "rounding"                   # no tie, and the result is the neighbour on the wrong side
-    NO_SUCH_NUMBER = "no_such_number"       # zero or negative, and the target has neither
+    SUBNORMAL = "subnormal"                 # below the target's smallest normal number, the result not a neighbour
+    ROUNDING = "rounding"                   # not a tie, and the result is the neighbour on the wrong side
+    NO_SUCH_NUMBER = "no_such_number"       # zero or negative, which the target does not have
     CONSTANT = "constant"                   # of torch.finfo
     OTHER = "other"
 
@@ -88,15 +88,15 @@ class Behaviour(RecordPart):
 
 
 def unrounded_summary(inputs: int, differences: list[DifferingInputs]) -> str:
-    """Return ``all 196,608 inputs; for 390 of them, of the product before it is rounded to its dtype``."""
+    """Return ``all 196,608 inputs; 390 of them only if the product is not rounded to its dtype``."""
     count = sum(one.count for one in differences if one.kind is InputKind.UNROUNDED_PRODUCT)
     return f"all {inputs:,} inputs" + (
-        f"; for {count:,} of them, of the product before it is rounded to its dtype" if count else ""
+        f"; {count:,} of them only if the product is not rounded to its dtype" if count else ""
     )
 
 
 class CastResult(RecordPart):
-    """What became of one conversion in a child process: its part of a record."""
+    """The outcome of one conversion in a child process: its part of a record."""
 
     conversion: Conversion
     verdict: Verdict
@@ -145,8 +145,8 @@ class CastRecord(StoredRecord):
     @model_validator(mode="before")
     @classmethod
     def _a_product_that_was_not_rounded_is_permitted(cls, data: Any) -> Any:
-        """Read a record of the rules before 3, by which it was wrong, as the current rules have it: inputs and outputs
-        are the same."""
+        """Read a record of the rules before version 3, under which it was wrong, by the current rules: inputs and
+        outputs are the same."""
         if not isinstance(data, dict) or not isinstance(data.get("rules"), int) or data["rules"] >= 3:
             return data
         differences = [DifferingInputs.model_validate(one) for one in data.get("differences", ())]
@@ -164,5 +164,5 @@ class CastRecord(StoredRecord):
         if self.verdict.status is Status.OK and (self.wrong or self.differing is None):
             raise ValueError("a conversion with differences that are not permitted, or without a result, is not ok")
         if self.verdict.status is Status.WRONG and not self.wrong:
-            raise ValueError("a wrong conversion shows the differences that make it so")
+            raise ValueError("a wrong conversion must have differences that are not permitted")
         return self

@@ -37,7 +37,7 @@ _PADDING = 64
 
 
 def run_conversions(chosen: list[Conversion]) -> list[CastResult]:
-    """Carry out and check conversions of one engine and device. An exception in one is that one's verdict."""
+    """Carry out and check conversions of one engine and device. An exception in one becomes that one's verdict."""
     if chosen[0].engine is Engine.COMPILED and len(chosen) > 1:
         compiled = _compiled_together(chosen)
         if compiled is not None:
@@ -53,7 +53,7 @@ def run_own(conversion: Conversion, name: str) -> CastResult:
 
     def produce(exchanged: bool = False) -> np.ndarray:
         bits = inputs.operands[0]
-        even = np.resize(bits, bits.size + bits.size % 2)       # of two codes a byte there is no half
+        even = np.resize(bits, bits.size + bits.size % 2)       # an even count, as two codes share a byte
         codes = codes_of(function(to_tensor(even, source, conversion.device)), target, even.size)
         return (codes.reshape(-1, 2)[:, ::-1].reshape(-1) if exchanged else codes)[:bits.size]
 
@@ -96,8 +96,8 @@ def _function(conversion: Conversion) -> Callable[..., torch.Tensor]:
 
 
 def _compiled_together(chosen: list[Conversion]) -> list[np.ndarray] | None:
-    """Return the results of all from one compilation, or None if it failed: then each is compiled by itself, and fails
-    by itself.
+    """Return the results of all from one compilation, or None if it failed: the caller then compiles each by itself, so
+    that only the faulty one fails.
 
     Each has inputs of another length, so that Inductor does not fuse them into one loop: a loop is vectorised only if
     all in it can be, and users run each by itself.
@@ -148,7 +148,7 @@ def refusal(conversion: Conversion, error: Exception) -> CastResult:
     """Return the result of a conversion that raised `error`."""
     traceback.print_exception(error)
     message = without_source(str(error))
-    if not message and error.__cause__ is not None:     # Triton gives the place, and its cause the reason
+    if not message and error.__cause__ is not None:     # Triton's error has the location, its cause the reason
         message = f"{type(error.__cause__).__name__}: {error.__cause__}"
     return CastResult(conversion=conversion, verdict=classify_exception(type(error).__name__, message, ""))
 

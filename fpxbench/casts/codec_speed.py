@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OWN = "fpxbench"
 COPY = "copy"
-"""The entry that only copies: as many bytes read and written in all, into fresh memory like the others."""
+"""The entry that only copies: it reads and writes as many bytes in total, into fresh memory like the others."""
 
 K = 4096
 ROWS_AT_LEAST = 64
@@ -30,7 +30,7 @@ MEASURE_ROW = "fpxbench.casts.codec_timing:measure_row"
 
 
 class SpeedRatio(NamedTuple):
-    """How many times as fast: the median over rounds, and the quartiles."""
+    """A ratio of speeds: the median over rounds, and the quartiles."""
 
     median: float
     low: float
@@ -43,9 +43,9 @@ class CallTimes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     elements: int = Field(gt=0)
-    """Elements a call; a slow library gets fewer."""
+    """Elements per call; a slow library gets fewer."""
     nbytes: int = Field(gt=0)
-    """Bytes that a call reads and writes at least, results included."""
+    """Fewest bytes that a call must read and write, results included."""
     seconds: list[float] = Field(min_length=1)
     """Seconds of each call, in the order of the rounds."""
 
@@ -63,7 +63,7 @@ class CallTimes(BaseModel):
 
     @property
     def spread(self) -> float:
-        """Half the distance of the quartiles, as a part of the median."""
+        """Half the interquartile range, relative to the median."""
         low, median, high = _quartiles(self.seconds)
         return (high - low) / 2 / median
 

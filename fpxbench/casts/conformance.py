@@ -47,7 +47,7 @@ class _Tally:
 class ConformanceCheck:
     """Accumulates inputs and their results, in one piece or, for all 2**32, in many.
 
-    The first piece must hold the discriminating inputs: the way of rounding is recovered from it.
+    The first piece must hold the discriminating inputs: the rounding is recovered from it.
     """
 
     def __init__(self, source: DType, target: DType, rounding: Rounding = Rounding.NEAREST_EVEN) -> None:
@@ -108,7 +108,7 @@ class ConformanceCheck:
     def result(self) -> Conformance:
         """Return the conformance of all inputs added."""
         unforeseen = sum(tally.count for kind, tally in self._tallies.items() if kind in _OF_ROUNDING)
-        if unforeseen and self._rounding_found == self.rounding.value:     # the discriminating inputs missed something
+        if unforeseen and self._rounding_found == self.rounding.value:     # not shown by the discriminating inputs
             self._rounding_found = f"mixture: {self._rounding_found} on {100 * (1 - unforeseen / self._inputs):.9g}%"
         outcomes = {name: _summary(counts) for name, counts in self._outcomes.items()}
         behaviour = Behaviour(rounding=self._rounding_found, taken_as=self._taken_as,
@@ -158,8 +158,8 @@ class ConformanceCheck:
         return (magnitude >= beginning) if itself else (magnitude > beginning)
 
     def _recover_rounding(self, x: np.ndarray, got: Codes) -> str | None:
-        """Return the way of rounding that explains every result, or how far the closest one does. None if nothing had
-        to be rounded."""
+        """Return the rounding that explains every result, or the closest one with its share. None if nothing had to be
+        rounded."""
         inside = np.abs(x) <= self._format.max
         if not self._format.signed:
             inside &= x >= self._format.value(0)
@@ -251,7 +251,7 @@ class ConformanceCheck:
             return overflow_permitted(self.target, self.rounding, outcomes["overflow"], outcomes["infinity"])
         if self.target.name != "e8m0":
             return False
-        # OCP MX defines what an E8M0 code means, not how a number becomes one: any one way to round conforms.
+        # OCP MX defines what an E8M0 code means, not how a number becomes one: any consistent rounding conforms.
         one_way = not (self._rounding_found or "").startswith("mixture")
         return kind in (InputKind.TIE, InputKind.NO_SUCH_NUMBER) or (kind is InputKind.ROUNDING and one_way)
 

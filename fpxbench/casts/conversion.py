@@ -79,7 +79,7 @@ class DType:
 
 _FLOATS = ("fp64", "fp32", "bf16", "fp16", "e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0", "e4m3b15")
 _IN_BYTES = ("e3m4", "e3m2", "e2m3", "e2m1")
-"""Formats that no framework converts to: of one's own casts, which give a byte a code."""
+"""Formats that no framework converts to: targets of users' casts, which return one code per byte."""
 
 DTYPES: dict[str, DType] = {
     **{fmt.name: DType(fmt.name, fmt.bits, fmt) for fmt in map(format_of, _FLOATS)},

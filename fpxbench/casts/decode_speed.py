@@ -1,6 +1,6 @@
-"""How fast codes become 16- and 32-bit numbers, by each way, beside a copy: the records of `fpxbench decode`.
+"""Speed of decoding codes to 16- and 32-bit numbers by each engine, beside a copy: the records of `fpxbench decode`.
 
-A layer whose decode is not fused costs this much on top of its product. Imports no torch.
+If a layer's decode is not fused, it takes this much time in addition to the product. Imports no torch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ENGINES = {
     "own": "this suite's decode: by shifts in a Triton kernel on GPUs, the kernels of cpu_fused on CPUs",
 }
 BUDGET_S = 0.25
-"""Of timing, for one format and dtype."""
+"""Seconds of timing for one format and dtype."""
 _TIMEOUT_S = 120.0
 _MEASURE = "fpxbench.casts.decode_timing:measure"
 
 
 class EngineSpeed(RecordPart):
-    """One way to decode: its speed, or why it has none."""
+    """One engine: its decoding speed, or why it has none."""
 
     verdict: Verdict
     gb_per_s: Rate | None = None
@@ -60,7 +60,7 @@ class DecodeSpeed(StoredRecord):
     weights: Annotated[int, Field(gt=0)]
     """Codes decoded by a call."""
     copy_gb_per_s: Rate | None = None
-    """Of a copy that moves as many bytes as decoding from a byte a code does, in the same run."""
+    """Speed, in the same run, of a copy that moves as many bytes as decoding from one byte per code does."""
     engines: dict[Label, EngineSpeed]
 
     @property
@@ -87,7 +87,7 @@ def measure_all(
     isolation: Isolation, build: Build, machine: Machine, formats: Sequence[str], device: str,
     budget_s: float = BUDGET_S, starting: Callable[[str], None] = lambda name: None,
 ) -> Iterator[DecodeSpeed]:
-    """Yield a record for each of `formats` and each of `TARGETS`. What ends the child is the verdict of one engine."""
+    """Yield a record for each of `formats` and each of `TARGETS`. If an engine ends the child, that is its verdict."""
     for fmt, target in product(formats, TARGETS):
         starting(f"{fmt} to {target}")
         engines: dict[str, EngineSpeed] = {}

@@ -1,4 +1,4 @@
-"""Time the decode of one format to one dtype by each way, and a copy, interleaved. Runs in a child process."""
+"""Time the decode of one format to one dtype by each engine, and a copy, interleaved. Runs in a child process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ K = 4096
 ROWS = {"cpu": 4096, "cuda": 1 << 14}
 """16 million codes on a CPU, 64 million on a GPU: beyond their caches."""
 CALLS = {"cpu": 1, "cuda": 8}
-"""Calls a sample: launching costs a GPU some microseconds."""
+"""Calls per sample: on a GPU, a launch takes some microseconds."""
 CHECKED_ROWS = 64
 
 Decode = Callable[[], Tensor]
@@ -52,7 +52,7 @@ def measure(fmt: str, target: str, device: str, engines: list[str], budget_s: fl
             if wrong:
                 found[engine] = EngineSpeed(verdict=Verdict(
                     status=Status.WRONG, kind=Kind.GIBBERISH if len(wrong) > 8 else Kind.INACCURATE,
-                    summary=f"{len(wrong)} codes are decoded wrong, {wrong[0]:#04x} first"))
+                    summary=f"{len(wrong)} codes decode to a wrong number, the first is {wrong[0]:#04x}"))
             else:
                 calls[engine] = decode, read + codes.numel() * dtype.itemsize
         except SetupMissing as why:
@@ -71,7 +71,7 @@ def measure(fmt: str, target: str, device: str, engines: list[str], budget_s: fl
 
 
 def _wrong_codes(decoded: Tensor, codes: Tensor, fmt: str) -> list[int]:
-    """Return the codes that became another number than their definition's; every one is among the rows compared."""
+    """Return the codes that decode to a wrong number; the rows compared hold every code."""
     table = decode_table(FORMATS[fmt]).to(codes.device)
     some = codes[:CHECKED_ROWS]
     got, expected = decoded[:CHECKED_ROWS].float(), table[some.int()]
@@ -80,7 +80,7 @@ def _wrong_codes(decoded: Tensor, codes: Tensor, fmt: str) -> list[int]:
 
 
 def _sample(call: Decode, device: str) -> Callable[[], None]:
-    """Return what is timed at once: as many calls as a sample has, until they have ended."""
+    """Return one timed sample: its calls, until they have ended."""
     def calls() -> None:
         for _ in range(CALLS[device]):
             call()

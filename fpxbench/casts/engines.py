@@ -77,7 +77,7 @@ def torch_function(conversion: Conversion) -> Callable[..., Tensor]:
 
 
 def right_bits(conversion: Conversion, operands: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Return the right result of a bit operation, by numpy."""
+    """Return the correct result of a bit operation, computed by numpy."""
     operation, first = conversion.operation, operands[0]
     if operation is CastOperation.NOT:
         return ~first
@@ -101,14 +101,14 @@ def to_bits(result: Tensor, dtype: DType) -> np.ndarray:
 
 
 def codes_of(result: object, dtype: DType, count: int) -> np.ndarray:
-    """Return the codes, uint8 [count], of what a cast of one's own gave: a tensor of PyTorch's dtype, of uint8, or of
-    two 4-bit codes a byte, low bits first. Raise TypeError for anything else."""
+    """Return the codes, uint8 [count], of the result of a user's cast: a tensor of PyTorch's dtype, of uint8, or of two
+    4-bit codes per byte, low bits first. Raise TypeError for anything else."""
     bits = dtype.format.bits if dtype.format is not None else dtype.bits
     packed = getattr(torch, "float4_e2m1fn_x2", None) if bits == 4 else None
     taken = [one for one in dict.fromkeys((_torch_dtype(dtype), torch.uint8, packed)) if one is not None]
     if not isinstance(result, Tensor) or result.dtype not in taken:
         kind = result.dtype if isinstance(result, Tensor) else type(result).__name__
-        raise TypeError(f"the function gave {kind}, not a tensor of {' or '.join(map(str, taken))}")
+        raise TypeError(f"the function returned {kind}, not a tensor of {' or '.join(map(str, taken))}")
     codes = result.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()
     if bits == 4 and codes.size * 2 == count:
         codes = np.stack([codes & 15, codes >> 4], axis=1).reshape(-1)

@@ -22,7 +22,7 @@ CHUNK = 1 << 24
 def run_part(conversion: Conversion, part: int) -> list[CastResult]:
     """Convert and check one of `PARTS` parts, which come in order, of all inputs of `conversion`.
 
-    Returns the result on all inputs after the last part, the refusal if a part raised, and else nothing.
+    Returns the result on all inputs after the last part, the refusal if a part raised, and else an empty list.
     """
     span = (1 << 32) // PARTS
     try:

@@ -33,8 +33,7 @@ class NumberGrid:
 
     @cached_property
     def positive(self) -> np.ndarray:
-        """Finite magnitudes in order, and where the next would be, if the format went on: float64 ``[max_code + 2]``.
-        """
+        """Finite magnitudes in order, followed by the number that would come next: float64 ``[max_code + 2]``."""
         finite = self.values[:self.format.max_code + 1]
         return np.append(finite, 2 * finite[-1] - finite[-2] if self.format.signed else 2 * finite[-1])
 
@@ -46,8 +45,8 @@ class NumberGrid:
         """Return the code of the number at or below each non-negative magnitude, and where the magnitude lies between
         that number and the next: `EXACT`, `BELOW`, `TIE` or `ABOVE`.
 
-        Exact, as neighbours of at most 16 bits have a midpoint in float64. From `positive`'s last number on nothing
-        changes.
+        Exact, as neighbours of at most 16 bits have a midpoint in float64. From the last number of `positive` on, the
+        code remains the last.
         """
         positive, last = self.positive, self.format.max_code + 1
         lower = np.clip(np.searchsorted(positive, magnitude, side="right") - 1, 0, last)
@@ -72,7 +71,7 @@ class ExactNumberGrid(NumberGrid):
         narrow = magnitude.astype(np.float32)
         if not (narrow == magnitude).all():
             inexact = magnitude[narrow != magnitude][0]
-            raise ValueError(f"{inexact!r} is no fp32 number: only exact conversions to fp32 are checked")
+            raise ValueError(f"{inexact!r} is not an fp32 number: only exact conversions to fp32 are checked")
         return narrow.view(np.uint32).astype(np.int64), np.full(magnitude.shape, EXACT, dtype=np.int8)
 
 

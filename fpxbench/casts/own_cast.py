@@ -1,4 +1,4 @@
-"""Check a cast of one's own against the definition of its target format."""
+"""Check a user's own cast against the definition of its target format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_own_cast(settings: Settings, function: str, source: str, target: str) 
 
     The function takes a tensor [n] of the source's dtype. It returns the target's codes: a tensor of PyTorch's dtype
     for it, uint8 of one code each, or, of formats of 4 bits, two codes a byte, the first one in the low bits, as uint8
-    or as ``torch.float4_e2m1fn_x2``. Raises UserError for a function that is not there, and for names of no dtype.
+    or as ``torch.float4_e2m1fn_x2``. Raises UserError for a function that does not exist, and for unknown dtypes.
     """
     for name, there in ((source, SOURCES), (target, TARGETS)):
         if name not in there:

@@ -1,7 +1,7 @@
-"""The inputs of a conversion: all of them where they are few, and otherwise those on which faults are known to differ.
+"""The inputs of a conversion: all of them where they are few, otherwise those on which known faults differ.
 
-Inputs are bits, not numbers: numpy arrays of unsigned integers as wide as the source dtype. No cast of torch's takes
-part.
+Inputs are bits, not numbers: numpy arrays of unsigned integers as wide as the source dtype. No cast of torch is
+involved.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def cast_inputs(source: DType, target: DType) -> np.ndarray:
 
 
 def _sorted_once(bits: np.ndarray) -> np.ndarray:
-    """Return what `np.unique` does; of nearly distinct values NumPy's, which hashes, takes 20 times as long."""
+    """Return the same as `np.unique`, which hashes, and on nearly distinct values takes 20 times as long."""
     bits = np.sort(bits)
     return bits[np.append(True, bits[1:] != bits[:-1])]
 

@@ -1,4 +1,4 @@
-"""Kernels that decode codes, a byte each, and do nothing else: Triton's cast, and shifts and one multiplication."""
+"""Kernels that decode codes of one byte each, and do nothing else: Triton's cast, and shifts and one multiplication."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ FreshOption = Annotated[bool, typer.Option(
 TimeoutOption = Annotated[float, typer.Option(
     "--timeout", help="Time limit for conversions that are compiled together, in seconds.", min=0.1)]
 CastOption = Annotated[str | None, typer.Option(
-    "--cast", metavar="MODULE:FUNCTION", help="Check this cast of your own instead: a function of a tensor [n] that"
+    "--cast", metavar="MODULE:FUNCTION", help="Check your own cast instead: a function of a tensor [n] that"
     " returns the codes of --to. Nothing is recorded, and the exit status is 1 if it is wrong.")]
 FromOption = Annotated[str, typer.Option("--from", help="With --cast: the dtype of its input, fp32, bf16 or fp16.")]
 ToOption = Annotated[str, typer.Option("--to", help="With --cast: the format of its codes, e4m3fn, e3m2, e2m1, …")]

@@ -109,10 +109,10 @@ def _notes(measured: Sequence[SpeedRow]) -> list[str]:
     if timed:
         own = timed[0].timed[OWN]
         lines += [
-            f"{own.elements:,} numbers or codes a call, on {timed[0].threads} threads (ml_dtypes, gfloat and the copy "
-            "use one). M/s: millions of them a second; GB/s: bytes read and written.",
-            "x: how many times as fast as the other, whose calls took turns with these; the copy moves as many bytes. "
-            "All are medians over the rounds, ± half the distance of the quartiles.",
+            f"{own.elements:,} numbers or codes per call, on {timed[0].threads} threads (ml_dtypes, gfloat and the "
+            "copy use one). M/s: millions of them per second; GB/s: bytes read and written.",
+            "x: speed relative to the other, whose calls were interleaved with these; the copy moves as many bytes. "
+            "All are medians over the rounds, ± half the interquartile range.",
         ]
     absent = {peer for row in timed for peer, why in row.missing.items() if why == "is not installed"}
     lines += [f"{peer} is not installed: pip install {peer}" for peer in sorted(absent)]

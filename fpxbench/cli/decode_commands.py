@@ -1,4 +1,4 @@
-"""`fpxbench decode`: the speed of each way to decode, beside a copy."""
+"""`fpxbench decode`: the speed of each engine's decode, beside a copy."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def _probes(operation: list[str] | None) -> list[ProbeSpec]:
 
     try:
         return probes_like(operation or [])
-    except ModuleNotFoundError as error:    # of what this suite's own kernels are compiled for
+    except ModuleNotFoundError as error:    # raised by listing the suite's own kernels
         if error.name not in ("torch", "triton"):
             raise
         raise UsageError(f"the probes of triton_fused need {error.name}, which is not installed: exclude them with "

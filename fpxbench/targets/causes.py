@@ -15,7 +15,7 @@ from fpxbench.targets.matrix import CellOutcome
 
 _MESSAGE_LENGTH = 600
 
-# Printed by Triton's kernels' child (`fpxbench.targets.child`), and what only a compiler's log means by "error".
+# Messages of the compiling child (`fpxbench.targets.child`), and a pattern that is an error only in a compiler's log.
 _MISSING = re.compile(r"this build has no tl\.\w+|not observable on this build: [^\n]*")
 _ERROR_LINE = re.compile(r"\berror\s*: (?!Failures have been)\S[^\n]*")
 

@@ -142,7 +142,8 @@ def named_table(fmt: Format, read: tuple[float, ...]) -> tuple[Kind | None, str]
 
 @lru_cache(maxsize=256)
 def _table_fault(format_name: str, read: tuple[float, ...]) -> tuple[Kind | None, str] | None:
-    """Ask a child, since the catalogue of faults takes PyTorch, which this process does not import."""
+    """Return the kind and message of the fault, from a child: naming it needs PyTorch, which this process does not
+    import."""
     with Isolation(default_memory_limit()) as isolation:
         outcome = isolation.call("fpxbench.diagnosis.decode_faults:table_fault_named", format_name,
                                  [repr(number) for number in read], timeout_s=300)
@@ -178,7 +179,7 @@ def _encode_fault(ptx: str, format_name: str, source: str, rounding: str) -> tup
     return encode_fault(ptx, format_name, source, rounding, CONVERTED_BY_A_THREAD)
 
 
-# What is stored twice, by what is in both places.
+# A store to two places, by the contents of both.
 
 
 def _by_stores(spec: ProbeSpec, ptx: str) -> CellOutcome:

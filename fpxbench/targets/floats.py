@@ -40,7 +40,7 @@ def total(a: float, b: float) -> float | Fraction:
 
 
 def least(a: float, b: float) -> float:
-    """Return the smaller, where a NaN gives way to a number and -0 is below 0, as PTX has it."""
+    """Return the smaller as PTX defines it: of a NaN and a number the number, and -0 is less than 0."""
     if math.isnan(a) or math.isnan(b):
         return b if math.isnan(a) else a
     return min(a, b, key=lambda x: (x, math.copysign(1.0, x)))

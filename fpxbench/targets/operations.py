@@ -231,8 +231,8 @@ def _scaled_dots() -> Iterator[ProbeSpec]:
 
 def _scaled_dot(spec: ProbeSpec, architecture: Architecture) -> Request:
     a, b = spec.options["a"], spec.options["b"]
-    # Blackwell multiplies by scales in tiles of 128 rows; elsewhere everything is decoded first, which costs by the
-    # tile.
+    # Blackwell multiplies by scales in tiles of 128 rows; elsewhere everything is decoded first, at a cost that grows
+    # with the tile.
     rows = 128 if architecture.generation == "Blackwell" else 32
     signature = {"a": f"*{SCALED_OPERANDS[a]}", "a_scale": "*u8", "b": f"*{SCALED_OPERANDS[b]}", "b_scale": "*u8",
                  "out": "*fp32"}
@@ -243,7 +243,7 @@ def _scaled_dot(spec: ProbeSpec, architecture: Architecture) -> Request:
     return _request("scaled_dot", signature, constants, {"num_warps": 4}) | {"needs": ["dot_scaled"]}
 
 
-# The suite's own kernels, imported when needed: listing them takes PyTorch.
+# The suite's own kernels, imported when needed: listing them needs PyTorch.
 
 
 def _suite_probes() -> Iterator[ProbeSpec]:
@@ -324,7 +324,7 @@ def probes_like(globs: Sequence[str]) -> list[ProbeSpec]:
     for glob in globs or ["*"]:
         matching = [q for q in every if fnmatch.fnmatchcase(q.id, glob) or fnmatch.fnmatchcase(q.id, f"{glob}/*")]
         if not matching:
-            raise ValueError(f"no operation {glob!r}: known are {', '.join(OPERATIONS)}, with a format and more after "
+            raise ValueError(f"no operation {glob!r}: one of {', '.join(OPERATIONS)}, with a format and more after "
                              "slashes, as in decode/e4m3fn")
         chosen |= {spec.id: spec for spec in matching}
     return [spec for spec in every if spec.id in chosen]

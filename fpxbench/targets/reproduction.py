@@ -29,7 +29,7 @@ kernel = triton.compile(
 )
 print(kernel.asm[{text!r}])
 binary = kernel.asm[{object!r}]
-print("object:", len(binary), "bytes" if binary[:4] == b"\\x7fELF" else "bytes, and no ELF file")
+print("object:", len(binary), "bytes" if binary[:4] == b"\\x7fELF" else "bytes, not an ELF file")
 '''
 
 _INDUCTOR = '''\

@@ -138,7 +138,7 @@ def _fault(fmt: Format, store: QuantizeStore, memory: Memory, elements: list[tup
 
 
 def _same(fmt: Format, stored: int | None, code: int) -> bool:
-    """Return whether a code was stored; any NaN will do for NaN."""
+    """Return whether a code was stored; any NaN code counts as NaN."""
     return stored == code or stored is not None and math.isnan(fmt.value(stored)) and math.isnan(fmt.value(code))
 
 

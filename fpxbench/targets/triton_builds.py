@@ -84,7 +84,7 @@ def _fetched(version: str, notify: Callable[[str], None]) -> Path:
     folder = cache_root() / "triton" / f"{version}-cp{sys.version_info[0]}{sys.version_info[1]}"
     if folder.is_dir():
         return folder
-    notify(f"fetching Triton {version} into {folder} (some hundred MB)")
+    notify(f"fetching Triton {version} into {folder} (several hundred MB)")
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def test_a_record_of_rules_by_which_an_unrounded_product_was_wrong_is_read_by_th
     read = CastRecord.model_validate(before)
     assert read.verdict.status is Status.OK and read.differences[0].permitted and read.rules == 2
     assert (
-        read.verdict.summary == "all 65,536 inputs; for 390 of them, of the product before it is rounded to its dtype"
+        read.verdict.summary == "all 65,536 inputs; 390 of them only if the product is not rounded to its dtype"
     )
     before["differences"].append(
         DifferingInputs(kind=InputKind.TIE, count=7, permitted=False, examples=[EXAMPLE]).model_dump(mode="json")

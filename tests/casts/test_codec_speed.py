@@ -171,7 +171,7 @@ def test_the_command_prints_speeds_ratios_and_how_they_were_measured(monkeypatch
     assert ["e4m3fn", "fp32"] in [line[:2] for line in lines] and ["fp6_llm", "6", "unpack"] in [
         line[:3] for line in lines
     ]
-    assert "262,144 numbers or codes a call" in done.stdout and "threads" in done.stdout
+    assert "262,144 numbers or codes per call" in done.stdout and "threads" in done.stdout
 
 
 def test_the_benchmark_imports_no_pytorch_and_asks_for_rows_that_there_are():
