@@ -33,13 +33,14 @@ VECTOR_FLAGS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
     "AVX2": ("-mavx2", "-mfma", "-mf16c"),
 }
-"""By what PyTorch finds, which ``ATEN_CPU_CAPABILITY=avx2`` restricts; other CPUs decode one code at a time."""
+"""Compiler flags by the CPU capability that PyTorch reports (``ATEN_CPU_CAPABILITY=avx2`` lowers it); other CPUs decode
+one code at a time."""
 WIDEST_EXPONENT = 5
-"""Of fp16, which codes are decoded through."""
+"""Exponent bits of fp16, through which codes are decoded."""
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
-"""What weights are decoded to, by number in the source."""
+"""Dtypes that weights are decoded to; the index is the number in the source."""
 WEIGHTS_OF_A_THREAD = 1 << 15
-"""A thread is not worth starting for fewer."""
+"""Weights per thread, at least: starting a thread for fewer costs more than it saves."""
 
 
 @cache
@@ -82,7 +83,7 @@ def library(fmt: NumberFormat, scaling: Scaling) -> ctypes.CDLL:
             done = subprocess.run([*command, str(SOURCE), "-o", str(built)], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{shlex.join(command)} failed: {done.stderr.strip()}")
-            built.replace(file)      # at once, for those that build the same
+            built.replace(file)      # atomic, as another process may build the same
     loaded = ctypes.CDLL(str(file))
     if hasattr(loaded, "product_bf16"):
         loaded.product_bf16.restype = ctypes.c_bool

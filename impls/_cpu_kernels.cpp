@@ -7,7 +7,7 @@
 //   SPECIALS                   0 none, 1 ieee, 2 fn, 3 fnuz: what the top codes mean
 //   INTEGER                    1: two's complement
 //   BF16_EXACT                 1: bf16 has every number
-//   BLOCK                      weights along K that share a scale; 0: a scale a row, or one for all
+//   BLOCK                      weights along K that share a scale; 0: one scale per row, or one for all
 //   CODED                      1: scales are uint8 codes, looked up in a table
 //
 // Without AVX2 every code is looked up, one at a time.
@@ -57,7 +57,7 @@ struct Weight {
     // Where a row's scales begin, and the scale of a block from there.
     int64_t scales_of(int64_t row) const { return row / scale_rows * blocks; }
     float scale(int64_t begin, int64_t block) const {
-        const int64_t at = begin + std::min(block, blocks - 1);     // zeros past K: any will do
+        const int64_t at = begin + std::min(block, blocks - 1);     // past K, where codes are zero: any scale
         return CODED ? scale_table[static_cast<const uint8_t *>(scales)[at]] : static_cast<const float *>(scales)[at];
     }
 };
@@ -179,7 +179,7 @@ inline Floats from_int16(Halves h, int half) {
 }
 inline __m256i indices(Bytes b, int half) { return _mm256_cvtepu8_epi32(half ? _mm_srli_si128(b, 8) : b); }
 inline Floats gathered(Bytes b, int half, const float *table) { return _mm256_i32gather_ps(table, indices(b, half), 4); }
-// Of a table of 16: eight magnitudes and eight more, chosen by the fourth bit.
+// A table of 16 is two look-ups in eight numbers; the fourth bit chooses one.
 inline Floats looked_up(Bytes b, int half, const float *table) {
     const __m256i index = indices(b, half);
     const Floats low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
@@ -226,7 +226,7 @@ constexpr bool LOOKED_UP = BITS <= 4 || (LANES == 16 && BITS <= 6), GATHERED = !
 // The top exponent of five bits is fp16's infinity; numbers of formats that use it are halved.
 constexpr bool HALVED = !INTEGER && EXPONENT == 5 && SPECIALS != 1;
 constexpr float power_of_two(int n) { return n > 0 ? 2 * power_of_two(n - 1) : n < 0 ? power_of_two(n + 1) / 2 : 1; }
-// What decoded numbers are still to be multiplied by.
+// The remaining factor of decoded numbers.
 constexpr float FACTOR = LOOKED_UP || GATHERED ? 1 : power_of_two(INTEGER ? 1 - BIAS - MANTISSA : 15 - BIAS + HALVED);
 struct Two { Floats low, high; };
 
@@ -303,7 +303,7 @@ inline Two scaled(const Weight &w, const uint8_t *packed, int64_t begin, int64_t
     return two;
 }
 
-// Ask for the next rows: a row is often a page, which the CPU's own prefetching does not cross. Once for a cache line.
+// Prefetch the next rows, once per cache line: a row is often a page, and the CPU's prefetcher stops at the page's end.
 template <int ROWS> inline void prefetch(const Weight &w, const uint8_t *at) {
     constexpr int regions = first(PIECES), AHEAD = ROWS < 4 ? 4 : ROWS;
     for (int r = 0; r < ROWS; ++r)
@@ -370,10 +370,10 @@ void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, fl
 
 // One token, by words: for E4M3 and E5M2 of any convention, and with AVX2 for 4 bits.
 //
-// A chunk is a vector of words, four vectors of numbers for each plane, in an order to which x is put once. A byte of
-// FP8 becomes fp32 by three instructions for a vector, 2**(127 - BIAS) times too small: x is scaled up to make good for
-// it, so that products stay clear of subnormals. NaN and infinity would be read as numbers; rows in which they occur
-// are done again. Four bits are looked up as the two bytes of a bf16.
+// A chunk is a vector of words: four vectors of numbers for each plane, in an order in which x is stored once. FP8
+// bytes become fp32 by three instructions per vector, 2**(127 - BIAS) times too small: x is scaled up to compensate,
+// which keeps products out of the subnormal range. NaN and infinity would be read as numbers, so rows that have them
+// are computed again. Four bits are looked up as the two bytes of a bf16.
 
 #if defined(__AVX2__)
 constexpr int CHUNK = 4 * LANES;
@@ -427,7 +427,7 @@ template <int PLANE> inline Four numbers_by_words(Words w, const Lookup &lookup)
     }
 }
 
-// Bytes of which one from `FIRST_SPECIAL` on means that a row has NaN or infinity.
+// The largest byte of a row: from `FIRST_SPECIAL` on, the row has NaN or infinity.
 constexpr int FIRST_SPECIAL = SPECIALS == 1 ? ((1 << EXPONENT) - 1) << MANTISSA : SPECIALS == 2 ? 0x7F : 0x80;
 inline Words specials(Words w, Words before) {
     if constexpr (!FP8_WORDS || SPECIALS == 0) return before;
@@ -435,8 +435,7 @@ inline Words specials(Words w, Words before) {
     else return largest_byte(before, both_words(w, 0x7F7F7F7F));
 }
 
-// x [k] in the order of chunks, scaled up; what is past a plane's last chunk is left out. factor: what sums are to be
-// multiplied by.
+// x [k] in the order of chunks, scaled up, without the columns past a plane's last chunk. factor: that of the sums.
 std::vector<float> ordered(const Weight &w, const float *x, double &factor) {
     std::vector<float> to(w.k);
     float up = 1, further = 1;
@@ -454,7 +453,7 @@ std::vector<float> ordered(const Weight &w, const float *x, double &factor) {
     return to;
 }
 
-// ROWS rows of the weight times one token x [k], in order as to [k].
+// ROWS rows of the weight times one token x [k]; `to` is x as `ordered` returns it.
 template <int ROWS>
 void multiply_words(const Weight &w, const float *x, const float *to, double factor, int64_t row, float *out, int64_t n) {
     const uint8_t *packed = w.packed + row * w.row_bytes;
@@ -588,7 +587,7 @@ template <class Out> void decode_to(const Weight &w, int64_t begin, int64_t end,
 // MX's scales; other block scales are rounded with them. Sums are in fp32.
 
 #if defined(__AVX512BF16__)
-constexpr int ROWS_AT_ONCE = 32;                    // of a thread
+constexpr int ROWS_AT_ONCE = 32;                    // per thread
 constexpr int TILE = 1024 / PLANES / STEP * STEP;   // along a plane: 16 tokens of x then fit a first-level cache
 
 inline float float_of(uint16_t bf16) {
@@ -598,7 +597,7 @@ inline float float_of(uint16_t bf16) {
     return number;
 }
 
-// Codes of up to 6 bits under a scale a row are looked up as bf16 at once.
+// With one scale per row, codes of up to 6 bits are looked up as bf16 at once.
 constexpr bool AS_PAIRS = BLOCK == 0 && BITS <= 6 && BF16_EXACT;
 struct PairLookup { __m512i low, high; };
 
@@ -618,8 +617,8 @@ inline __m512bh pairs_of(const Weight &w, const PairLookup &lookup, const uint8_
     return _mm512_cvtne2ps_pbh(two.high, two.low);
 }
 
-// x [m, k] by vectors: [planes, plane / STEP, m, STEP]. Rows of x are often a power of two of bytes apart, which a cache
-// has few places for. What is past a plane's last whole vector is left out.
+// x [m, k] by vectors: [planes, plane / STEP, m, STEP], without the columns past a plane's last whole vector. Rows of x
+// are often a power of two of bytes apart, so that they share few sets of a cache.
 std::vector<uint16_t> by_vectors(const Weight &w, const uint16_t *x, int64_t m) {
     const int64_t vectors = w.plane / STEP;
     std::vector<uint16_t> to(PLANES * vectors * m * STEP);

@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 
 from fpxbench.impls import _triton_modules
-from fpxbench.impls._fragment_weight import INT32, Operands, constants
-from fpxbench.impls._tiles import Device, StreamTile, Tile
+from fpxbench.impls._fragment_weight import INT32, FragmentOperands, constants
+from fpxbench.impls._tiles import StreamTile, Tile, TileDevice
 from fpxbench.numbers.packing.fragment import TILE_K, TILE_N
 
 LEAST_DEPENDENT = 90
-"""The first whose kernels may begin before the one that they depend on has ended."""
+"""First architecture with programmatic dependent launch: a kernel may begin before the one that it depends on has
+ended."""
 MOST_ROWS = 1 << 18
-"""Of x in one launch: a grid's second dimension is at most 65,535 blocks."""
+"""Rows of x per launch, at most: a grid's second dimension is limited to 65,535 blocks."""
 HALF_REGISTERS = 128
-"""Registers a thread with which two programs of 256 threads fit a multiprocessor."""
+"""Registers per thread with which two programs of 256 threads fit on a multiprocessor."""
 THIRD_REGISTERS = 168
-"""And with which a program of 384 does."""
+"""Registers per thread with which one program of 384 threads fits."""
 EVEN_COST = 1.04
-"""How much longer the longest program may take so that each has a part of one tile only. At 1.03 that was 2 to 25%
-faster on an H200, at 1.10 up to 6% slower."""
+"""Accepted increase in the time of the longest program, so that no program has parts of two tiles. At 1.03 that was 2
+to 25% faster on an H200, at 1.10 up to 6% slower."""
 
 
 @cache
@@ -38,7 +39,7 @@ def has_stream(arch: int) -> bool:
     return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
 
-def matmul(x: Tensor, weight: Operands, tile: Tile | StreamTile, out: Tensor, device: Device) -> None:
+def matmul(x: Tensor, weight: FragmentOperands, tile: Tile | StreamTile, out: Tensor, device: TileDevice) -> None:
     """Write x [M, K] @ weight.T to `out` [M, N]. x is bf16 or fp16 with contiguous rows, which may lie anywhere."""
     k_pad = -(-x.shape[1] // (TILE_K * 32)) * (TILE_K * 32)
     most = min(MOST_ROWS, max(1, INT32 // max(k_pad, x.stride(0)) - 256))     # offsets into x are 32 bits
@@ -50,7 +51,7 @@ def matmul(x: Tensor, weight: Operands, tile: Tile | StreamTile, out: Tensor, de
 
 
 def fitting(tile: Tile, x: Tensor) -> Tile:
-    """Return the tile, with x put in order first where the kernel cannot read its rows as they are."""
+    """Return the tile, changed to one that reorders x first if the kernel cannot read its rows directly."""
     if tile.ordered or (x.shape[1] % TILE_K == 0 and x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0):
         return tile
     return replace(tile, block_m=max(16, tile.block_m), ordered=True)
@@ -59,7 +60,7 @@ def fitting(tile: Tile, x: Tensor) -> Tile:
 _constants = cache(constants)
 
 
-def _launch(x: Tensor, weight: Operands, tile: Tile, out: Tensor, device: Device) -> None:
+def _launch(x: Tensor, weight: FragmentOperands, tile: Tile, out: Tensor, device: TileDevice) -> None:
     kernels = _triton_modules.kernels("_fragment_kernel", not device.ptx)
     (m, k), (n, _) = x.shape, weight.shape
     n_tiles, k_tiles, _ = weight.packed.shape
@@ -87,20 +88,20 @@ def _launch(x: Tensor, weight: Operands, tile: Tile, out: Tensor, device: Device
 
 
 def overlap_of(tile: Tile, arch: int) -> str:
-    """Return how `fragment_kernel` overlaps with other kernels: as the tile says, or with `order_kernel` at least."""
+    """Return how `fragment_kernel` overlaps with other kernels: as the tile says, but at least with `order_kernel`."""
     if arch < LEAST_DEPENDENT:
         return "none"
     return "x" if tile.ordered and tile.overlap == "none" else tile.overlap
 
 
 def tile_constants(tile: Tile) -> dict[str, Any]:
-    """Return what `fragment_kernel` is compiled for, of a tile."""
+    """Return the compile-time constants of `fragment_kernel` for a tile."""
     return {"BLOCK_M": tile.block_m, "G": tile.groups, "WN": tile.warps_n, "WK": tile.warps_k, "DEPTH": tile.depth,
             "ORDERED": tile.ordered}
 
 
 def stream_constants(tile: StreamTile) -> dict[str, Any]:
-    """Return what `stream_kernel` is compiled for, of a tile."""
+    """Return the compile-time constants of `stream_kernel` for a tile."""
     return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "WARPS": tile.warps,
             "CHUNK": tile.chunk, "GROUP": tile.group, "TEAMS": tile.teams, "SLICES": tile.slices,
             "OVERLAP": tile.overlap}
@@ -136,11 +137,12 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def divided(tiles: int, k_tiles: int, programs: int) -> tuple[int, int]:
-    """Return how many of the tiles, those that are left when each program has had as many as the others, are divided
-    along K (0: the programs make all whole), and how many programs share them out.
+    """Return how many tiles, those that remain after every program has computed equally many, are divided along K (0:
+    none), and how many programs share them.
 
-    The steps of all divided tiles are shared out evenly. That is most even among all programs, but a program whose
-    steps belong to two tiles has two sums to store: it is avoided where it takes at most `EVEN_COST` times as long.
+    The steps of all divided tiles are shared evenly. Sharing among all programs is the most even, but a program with
+    steps of two tiles has two sums to store. Fewer programs, each with steps of one tile, share them if that takes at
+    most `EVEN_COST` times as long.
     """
     rest = tiles % programs
     if not rest:
@@ -153,7 +155,7 @@ def divided(tiles: int, k_tiles: int, programs: int) -> tuple[int, int]:
     return (0, 1) if sharing == rest else (rest, sharing)
 
 
-def _launch_stream(x: Tensor, weight: Operands, tile: StreamTile, out: Tensor) -> None:
+def _launch_stream(x: Tensor, weight: FragmentOperands, tile: StreamTile, out: Tensor) -> None:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     stream = _triton_modules.kernels("_stream_kernel", False)

@@ -1,8 +1,8 @@
 # ruff: noqa: SIM108 (both branches of a conditional expression are compiled)
-"""x [M, K] @ weight.T for few rows of x, from a weight that lies as matrix instructions take it.
+"""x [M, K] @ weight.T for few rows of x, from a weight in the order of the matrix instructions' operands.
 
 The layout is `fpxbench.numbers.packing.fragment`. The packed weight goes from memory into the registers that decode it,
-16 bytes a load and thread, and from there into the matrix instruction (``mma.sync``): no shared memory, no exchange
+16 bytes per load and thread, and from there into the matrix instruction (``mma.sync``): no shared memory, no exchange
 between threads. x comes through the L1 cache, in the same order. The warps of a program share its rows of the weight
 and divide K among them; their sums meet once, at the end, in a fixed order. On sm_90 a weight costs about 3
 instructions of any kind, at M up to 16 and in any width: 0.75 (int8) to 1.9 of decode, 0.5 of scaling.
@@ -134,7 +134,7 @@ def _pair(words, factor, PAIR: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.cons
     lanes = _moved(words, MOVES, START)
     for move in tl.static_range(START + 1, END):
         lanes |= _moved(words, MOVES, move)
-    if INT != 0:        # 2**m + low bits, minus 2**m and the sign bit's worth; INT is the sign bit
+    if INT != 0:        # 2**m + low bits, minus 2**m and the sign bit's value; INT is the sign bit
         ONE: tl.constexpr = 0x43004300 if BF16 else 0x64006400
         low = (lanes & ((INT - 1) * 0x10001)) | ONE
         high = (lanes & (INT * 0x10001)) | (ONE | 0x80008000)
@@ -193,8 +193,8 @@ def _eight(w0, w1, w2, w3, BF16: tl.constexpr, PTX: tl.constexpr):
 def _activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
     """Return the same columns of x, in the same order: [W, BLOCK_M or 16, 32]. Pointers [4, 8, W, BLOCK_M / 8]."""
     if BLOCK_M == 8:
-        # Rows 8 to 15 come to nothing, so their registers may hold anything: for the first instruction the words
-        # that lie there already, for the second nothing at all. That saves two moves in three.
+        # The results of rows 8 to 15 are discarded, so their registers may hold anything: for the first instruction the
+        # words that are there already, for the second nothing at all. That saves two moves in three.
         w0, w1, w2, w3 = _load_x(tl.reshape(pointers, [4, 8, W]), PTX)
         if PTX:
             anything = tl.inline_asm_elementwise("", "=r,r", [w0], dtype=tl.uint32, is_pure=True, pack=1)
@@ -223,14 +223,16 @@ def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16:
 
 @triton.jit
 def _launch_dependents():
-    """Let the next kernel begin once all programs have called this, if it was launched to. It waits for this one."""
+    """Let the next kernel begin once all programs have called this, if it was launched as a dependent. It still waits
+    for this one to end."""
     tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False,
                               pack=1)
 
 
 @triton.jit
 def _wait_for_kernels_before():
-    """Wait until the kernels before have ended, and return 0: added to an address, it is not read earlier."""
+    """Wait until the preceding kernels have ended, and return 0: added to an address, it keeps the load behind the
+    wait."""
     return tl.inline_asm_elementwise("griddepcontrol.wait; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False,
                                      pack=1)
 
@@ -238,8 +240,8 @@ def _wait_for_kernels_before():
 @triton.jit(do_not_specialize=["M", "M_BLOCKS"])
 def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS, DEPENDENT: tl.constexpr):
     """Reorder x [M, K] as the instruction's threads take it: ordered [K / 128, 4, M_BLOCKS, 2, 32 lanes, 8], zero past
-    the ends. A program orders 16 rows by 128 columns. DEPENDENT: it may begin before the kernels before have ended, and
-    the next one before this one.
+    the ends. A program orders 16 rows by 128 columns. DEPENDENT: it may begin before the preceding kernels have ended,
+    and lets the next one begin before it has ended.
     """
     if DEPENDENT:
         _launch_dependents()
@@ -271,7 +273,7 @@ def _group_scales(scales, n_tile, group, GROUPS, ROWS: tl.constexpr, G: tl.const
         even, odd = _load_single_pair(pointers)
     else:
         even, odd = tl.load(pointers), tl.load(pointers + 1)
-    # from [4 lanes, 8 rows alike, W, G, 2]
+    # from [4 lanes, 8 equal rows, W, G, 2]
     scale = tl.reshape(tl.permute(tl.join(even, odd), [2, 1, 3, 0, 4]), [W, 1, 8, 8 * G])
     return tl.reshape(tl.broadcast_to(scale, [W, ROWS // 8, 8, 8 * G]), [W, ROWS, 8 * G])
 
@@ -289,13 +291,13 @@ def fragment_kernel(
     columns from every WK-th tile of K.
 
     x is [M, K] with rows of K = 128 K_TILES columns, X_STRIDE apart, on addresses of 16 bytes; with TAIL, K_TILES is no
-    multiple of WK DEPTH, and past the end each lane reads `zeros`, 128 of them. Or, if ORDERED, what `order_kernel`
-    left, zero up to such a K, with X_STRIDE blocks of 16 rows. packed int32 [N_TILES, K_TILES, 32 BITS]: tiles of 8
-    rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is ``none``; ``codes``: int32 [N_TILES,
-    K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make a 16-bit float that multiplies each
-    weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of the weight are on their way while
-    one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in `_tiles.OVERLAPS`; ``x``: it was launched
-    before `order_kernel` ended, and waits for that before it reads x.
+    multiple of WK DEPTH, and past the end each lane reads `zeros`, 128 of them. Or, if ORDERED, the output of
+    `order_kernel`, zero up to such a K, with X_STRIDE blocks of 16 rows. packed int32 [N_TILES, K_TILES, 32 BITS]:
+    tiles of 8 rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is ``none``; ``codes``: int32
+    [N_TILES, K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make a 16-bit float that
+    multiplies each weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of the weight are in
+    flight while one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in `_tiles.OVERLAPS`; ``x``: it
+    was launched before `order_kernel` ended, and waits for that before it reads x.
     """
     ROWS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 16
     SCALED: tl.constexpr = SCALES == "codes"

@@ -1,6 +1,6 @@
-"""What `_fragment_kernel` and `_stream_kernel` read beside the codes: scales in the codes' order, and constants.
+"""The operands of `_fragment_kernel` and `_stream_kernel` besides the codes: scales in the codes' order, and constants.
 
-Every code decodes to a 16-bit float by moving its bits, times a power of two that makes up for the difference of the
+Every code decodes to a 16-bit float by moving its bits, times a power of two that corrects the difference of the
 exponent biases: one exact multiplication of two numbers at once, subnormal ones included. The scales of MX and NVFP4
 are multiplied into that factor, which is exact too: e2m1 times E4M3 needs 2 + 4 significant bits of bfloat16's 8. They
 lie beside the codes as bytes that become the factor's exponent (and mantissa) field by one multiplication and one
@@ -35,16 +35,16 @@ from fpxbench.numbers.weight import QuantizedWeight
 BF16_MANTISSA, BF16_BIAS = 7, 127
 FP16_MANTISSA, FP16_BIAS, FP16_MAX, FP16_LEAST = 10, 15, 65504.0, -24
 WIDEST_SPAN = 60
-"""Octaves between the block scales of a row; at twice that, products leave fp32's normal range."""
+"""Most octaves between the block scales of a row; at twice that, products leave fp32's normal range."""
 NV_TOP = 8
 """E4M3's largest exponent, which is taken out of the factors."""
 NV_EXPONENT_OFFSET = NV_TOP + 10
-"""Of the stored exponent, 1 for 2**-9, against the factor's."""
+"""Difference of the stored exponent, which is 1 for 2**-9, from the factor's."""
 INT32 = 1 << 31
 
 
 @dataclass(frozen=True)
-class Operands:
+class FragmentOperands:
     """A weight as the kernels take it.
 
     packed : int32 [N / 8, K / 128, 32 bits], the stored codes
@@ -72,7 +72,8 @@ class Operands:
 
 
 def scaling_kind(scaling: Scaling) -> str:
-    """Return how the kernels apply scales: ``none`` but to whole sums, ``mx`` or ``nv`` codes, ``fp32`` for blocks."""
+    """Return how the kernels apply block scales: ``none`` (only whole sums are scaled), ``mx`` or ``nv`` codes,
+    ``fp32``."""
     if scaling.block is None:
         return "none"
     if scaling.block_rows == 1 and scaling.kind in ("mx", "nv"):
@@ -105,11 +106,11 @@ def layout_of(scheme: Scheme, n: int, k: int) -> str | None:
     return name if words < INT32 else None      # the kernels' offsets are 32 bits
 
 
-def operands(weight: QuantizedWeight) -> Operands | None:
-    """Return what the kernels read of a weight in its `layout_of`, or None where its numbers do not fit.
+def operands(weight: QuantizedWeight) -> FragmentOperands | None:
+    """Return the kernels' operands for a weight in its `layout_of`, or None if they cannot multiply by its numbers.
 
-    They do not with codes of NaN or infinity, E8M0 or E4M3 scales that are NaN, negative scales, scales of zero over
-    other codes than zero, and E8M0 scales of a row that lie too far apart.
+    They cannot with codes of NaN or infinity, E8M0 or E4M3 scales that are NaN, negative scales, zero scales of nonzero
+    codes, and E8M0 scales of a row that differ by too many octaves.
     """
     scheme, (n, k) = weight.scheme, weight.shape
     fmt, kind = scheme.element_format, scaling_kind(scheme.scaling)
@@ -121,21 +122,22 @@ def operands(weight: QuantizedWeight) -> Operands | None:
     packed = packed if packed.data_ptr() % 16 == 0 else packed.clone()
     packed = packed.view(torch.int32).view(n // TILE_N, -(-k // TILE_K), 32 * fmt.bits)
     if kind == "none":
-        return Operands(fmt, (n, k), packed, None, _scaled(weight.scale_grid().reshape(-1), _rest(fmt)), kind)
+        return FragmentOperands(fmt, (n, k), packed, None, _scaled(weight.scale_grid().reshape(-1), _rest(fmt)), kind)
     if kind == "fp32":
         grid = _scaled(weight.row_scales().expand(n, -1), _rest(fmt))
         grid = grid.reshape(n // TILE_N, TILE_N, -1).transpose(1, 2).contiguous()
-        return Operands(fmt, (n, k), packed, grid, grid.new_ones(1), kind, block=scheme.scaling.block)
+        return FragmentOperands(fmt, (n, k), packed, grid, grid.new_ones(1), kind, block=scheme.scaling.block)
     if kind == "mx":
         return _mx_operands(weight, packed)
     stored = _nv_scales(weight.scales, codes, fmt, k)
     if stored is None:
         return None
     _, tensor_scale = scheme.scaling.levels(weight.stored_scales)
-    return Operands(fmt, (n, k), packed, stored, tensor_scale.reshape(1).float() * (_rest(fmt) * 2.0**NV_TOP), kind)
+    row_scale = tensor_scale.reshape(1).float() * (_rest(fmt) * 2.0**NV_TOP)
+    return FragmentOperands(fmt, (n, k), packed, stored, row_scale, kind)
 
 
-def why_not_activation(operands: Operands, bf16: bool) -> str | None:
+def why_not_activation(operands: FragmentOperands, bf16: bool) -> str | None:
     """Return why the weight cannot be multiplied exactly in fp16; None if it can. In bfloat16 it always can."""
     if bf16:
         return None
@@ -161,7 +163,7 @@ def base_field(fmt: Format, bf16: bool) -> int:
 
 
 def constants(fmt: Format, scaling: str, block: int, bf16: bool, own: bool = False) -> dict[str, Any]:
-    """Return everything that a kernel is compiled for, but the tile.
+    """Return all compile-time constants of a kernel except the tile's.
 
     MOVES and FIRST are those of a lane's 16 pairs; with `own`, of the four that share words."""
     mantissa = BF16_MANTISSA if bf16 else FP16_MANTISSA
@@ -214,13 +216,13 @@ def _rest(fmt: Format) -> float:
 
 
 def _scaled(scales: Tensor, power_of_two: float) -> Tensor:
-    """Return contiguous fp32 scales, times a power of two; the very tensor if there is nothing to do."""
+    """Return contiguous fp32 scales, times a power of two; the same tensor if nothing changes."""
     return (scales if power_of_two == 1.0 else scales * power_of_two).contiguous()
 
 
-def _mx_operands(weight: QuantizedWeight, packed: Tensor) -> Operands | None:
-    """Return MX scales as bytes relative to the largest of each row, which multiplies the row's sum: so all of E8M0
-    fits."""
+def _mx_operands(weight: QuantizedWeight, packed: Tensor) -> FragmentOperands | None:
+    """Return MX scales as bytes relative to the largest of each row, which multiplies the row's sum, so that the whole
+    range of E8M0 is supported."""
     fmt, (_, k) = weight.scheme.element_format, weight.shape
     base = base_field(fmt, True)
     exponents = weight.scales.to(torch.int32)
@@ -230,7 +232,7 @@ def _mx_operands(weight: QuantizedWeight, packed: Tensor) -> Operands | None:
         return None
     row_scale = torch.exp2(largest.flatten().double() - 127).float() * _rest(fmt)
     fields = _by_tile(base - (largest - exponents), k, 1, base)
-    return Operands(fmt, weight.shape, packed, fields, row_scale, "mx", span=span)
+    return FragmentOperands(fmt, weight.shape, packed, fields, row_scale, "mx", span=span)
 
 
 def _nv_scales(scales: Tensor, codes: Tensor, fmt: Format, k: int) -> Tensor | None:

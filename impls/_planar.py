@@ -28,7 +28,7 @@ ACTIVATIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 @dataclass(frozen=True)
 class Matvec:
-    """`rows` rows of the weight a program, `words` 32-bit words of each at a time."""
+    """`rows` rows of the weight per program, `words` 32-bit words of each at a time."""
 
     rows: int
     words: int
@@ -37,7 +37,7 @@ class Matvec:
 
 @dataclass(frozen=True)
 class Dot:
-    """A tile of `block_n` rows of the weight and `block_m` of x a program, `block_k` bytes of a row at a time."""
+    """A tile of `block_n` rows of the weight and `block_m` of x per program, `block_k` bytes of a row at a time."""
 
     block_m: int
     block_n: int
@@ -66,7 +66,8 @@ class Target:
 
     @property
     def shared_bytes(self) -> int:
-        """What tiles waiting for the matrix instructions may take; the compiler wants some for itself."""
+        """Bytes of shared memory for tiles that wait for the matrix instructions; the compiler needs some of the
+        rest."""
         return {"cuda": 80, "hip": 48, "interpreter": 80}[self.backend] * 1024    # of 99 KiB on sm_89, 64 on gfx942
 
     def decodes(self, fmt: Format) -> bool:
@@ -119,8 +120,9 @@ def worth_trying(m: int, scheme: Scheme, k: int, target: Target) -> list[Config]
 
 
 def interpreted_configs(m: int, scheme: Scheme, n: int, k: int) -> list[Config]:
-    """Return one tile a path, as large as these shapes get: the interpreter's time goes by operations, not by
-    elements. A row of the matrix-vector kernel is an operation of its own, so its last program has few to spare."""
+    """Return one tile per path, as large as these shapes allow: the interpreter's time depends on operations, not on
+    elements. Each row of the matrix-vector kernel is an operation, so the rows are divided evenly among the
+    programs."""
     dot = fitted(64, 128, 256, 4, scheme, k, Target("interpreter"))
     both: list[Config] = [Matvec(-(-n // -(-n // 64)), 128, 1), dot]
     return both[m > MATVEC_MAX_M:1 + (m > 1)]
@@ -133,7 +135,7 @@ def dot_configs(m: int, scheme: Scheme, k: int, target: Target) -> list[Dot]:
         tiles = [(block_m, 64, 128, 4), (block_m, 64, 64, 4), (block_m, 32, 128, 4)]
     else:
         tiles = [(64, 64, 128, 4), (64, 64, 64, 4), (128, 64, 64, 4), (128, 128, 64, 8)]
-    return list(dict.fromkeys(fitted(*tile, scheme, k, target) for tile in tiles))    # short blocks make some alike
+    return list(dict.fromkeys(fitted(*tile, scheme, k, target) for tile in tiles))    # short blocks make some equal
 
 
 def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Scheme, k: int, target: Target) -> Dot:
@@ -149,8 +151,8 @@ def fitted(block_m: int, block_n: int, block_k: int, num_warps: int, scheme: Sch
 
 
 def longest_tile(scheme: Scheme, k: int) -> int:
-    """Return the longest tile along K, a power of two from 16 to 256, that straddles no blocks of scales if that can
-    be."""
+    """Return the longest tile along K, a power of two from 16 to 256, that straddles no blocks of scales if
+    possible."""
     if scheme.scaling.block is None:
         return 256
     common = math.gcd(scheme.scaling.block, codes.bytes_of_plane(scheme.element_format, k))
@@ -158,7 +160,7 @@ def longest_tile(scheme: Scheme, k: int) -> int:
 
 
 def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Target, config: Matvec) -> dict[str, Any]:
-    """Return everything that `matvec_kernel` is compiled for."""
+    """Return the compile-time constants of `matvec_kernel`."""
     block = scheme.scaling.block
     # Four words of a thread, 16 weights of a plane, then share their scale.
     sharing = 4 if block and block % 16 == 0 and codes.bytes_of_plane(scheme.element_format, k) % 16 == 0 else 1
@@ -169,7 +171,7 @@ def matvec_constants(scheme: Scheme, k: int, m: int, activation: str, target: Ta
 
 
 def dot_constants(scheme: Scheme, k: int, activation: str, target: Target, config: Dot) -> dict[str, Any]:
-    """Return everything that `dot_kernel` is compiled for."""
+    """Return the compile-time constants of `dot_kernel`."""
     import triton.language as tl
 
     plane = codes.bytes_of_plane(scheme.element_format, k)
@@ -223,9 +225,9 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 def scale_tensors(weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
-    """Return the scales as the kernels read them, and nv's second level; in its place, where there is none, the first.
+    """Return the scales as the kernels read them, and nv's second level, or the scales again if there is none.
 
-    They are the stored ones, but for those that no kernel decodes: these become fp32, one for each row and block.
+    Scales are passed as stored, except those that no kernel decodes: these become fp32, one per row and block.
     """
     scaling, kind = weight.scheme.scaling, codes.scales_kind(weight.scheme.scaling)
     if kind in ("mx", "nv"):

@@ -23,7 +23,7 @@ def compute_capability(device):
 
 
 def float8_rows(x, dtype):
-    """Return x [M, K] as float8 codes, and one fp32 scale a row, [M, 1]."""
+    """Return x [M, K] as float8 codes, and one fp32 scale per row, [M, 1]."""
     largest = torch.finfo(dtype).max
     amax = x.abs().amax(dim=1, keepdim=True).float()
     scale = torch.where(amax > 0, amax / largest, 1.0)

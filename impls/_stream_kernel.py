@@ -4,10 +4,10 @@ One warp copies tiles of x and of the packed weight into shared memory, several 
 warps take codes from there into registers, decode them to what the matrix instruction takes as its left operand, and
 multiply while the next 32 columns are decoded; x is read by the instruction itself, as it lies in memory. The layout
 has 8 neighbouring columns of a row in one lane, and the instruction takes two from each of four lanes: so each of the
-four loads the words that hold its pairs of all four lanes' columns (`fpxbench.numbers.packing.fragment`).
-There is one program to a multiprocessor. Each makes whole tiles of the result as long as there is one for every
-program; the K of the remaining tiles is divided evenly among them (`_fragment.divided`), and `reduce_kernel` adds up
-their sums, in order.
+four loads the words that hold its pairs of all four lanes' columns (`fpxbench.numbers.packing.fragment`). There are one
+or two programs per multiprocessor. Each makes whole tiles of the result as long as there is one for every program; the
+K of the remaining tiles is divided evenly among them (`_fragment.divided`), and `reduce_kernel` adds up their sums, in
+order.
 
 Imported on request only: it needs Triton 3.6 or later, with the NVIDIA backend.
 """
@@ -23,7 +23,7 @@ from fpxbench.impls._triton_modules import kernels
 
 _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier     # renamed in Triton 3.7
 _bulk_copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared     # and this
-# A program decodes as `_fragment_kernel`'s do. Gluon's own library takes over Triton's functions in this way.
+# The decode is `_fragment_kernel`'s. Gluon's own library reuses Triton's functions in the same way.
 _fragment = kernels("_fragment_kernel", False)
 _pair, _half = gluon.jit(_fragment._pair.fn), gluon.jit(_fragment._half.fn)
 _launch_dependents = gluon.jit(_fragment._launch_dependents.fn)
@@ -195,7 +195,7 @@ def _copy(sources, places, counts, BITS: gl.constexpr, SCALED: gl.constexpr, HAL
         for k in range(k_begin, k_end):
             stage = count % STAGES
             mbarrier.wait(free.index(stage), ((count // STAGES) & 1) ^ 1)
-            if WARPS > 1:       # none may still wait when the barrier is two phases on
+            if WARPS > 1:       # no warp may still wait when the barrier is two phases ahead
                 _barrier()
             full = ready.index(stage)
             mbarrier.expect(full, BYTES)
@@ -305,7 +305,7 @@ def _multiply(places, results, counts, BITS: gl.constexpr, MOVES: gl.constexpr, 
                 done = hopper.warpgroup_mma_wait(num_outstanding=CHUNK if CHUNK < 4 else 0, deps=(sums,) + before)
                 sums = done[0]
                 before = weights
-                if first == 0:      # nothing of the tile before this one is read any more
+                if first == 0:      # the previous tile is no longer read
                     _barrier()
                     mbarrier.arrive(free.index((number + STAGES - TEAMS) % STAGES), count=1,
                                     pred=k >= k_begin + TEAMS)
@@ -399,8 +399,8 @@ def stream_kernel(
     counts = (PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS)
     sources = (x_desc, four_desc, two_desc, one_desc, scales_desc)
     results = (meeting, there, taken, row_scale, out, parts, M, N, ROW_SCALES)
-    # The assembler serializes products that need more registers than the group with the fewest has. Workers have what
-    # is asked for here, the first group what is left: it copies where the products need nearly all.
+    # The assembler serializes products that need more registers than the group with the fewest has. Workers get the
+    # registers requested here, the first group the rest: so the first group copies where products need nearly all.
     if SLICES == 3:
         gl.warp_specialize([
             (_copy, (sources, places, counts, BITS, SCALED, HALVES, BLOCK_M, BLOCK_N, STAGES, GROUP, OVERLAP, SLICES,
@@ -444,7 +444,7 @@ def stream_kernel(
 def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS,
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):
-    """Add up the parts of the tiles that `stream_kernel` left: COLUMNS x ROWS of a tile to a program."""
+    """Add up the parts of the tiles that `stream_kernel` left: COLUMNS x ROWS of a tile per program."""
     _launch_dependents_triton()
     number = tl.program_id(0)
     first_program, last_program = _sharing(number, SHARING, REST, K_TILES)
@@ -460,7 +460,7 @@ def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FU
     n = inner // height * BLOCK_N + n_inner
     _wait_triton()
     scale = tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)
-    for four in range(first_program, last_program + 1, 4):      # loads of four parts are on their way at once
+    for four in range(first_program, last_program + 1, 4):      # loads of four parts are in flight at once
         for i in tl.static_range(4):
             program = four + i
             total += tl.load(parts + (program + number) * (BLOCK_N * BLOCK_M) + place,

@@ -1,7 +1,7 @@
-"""Which tile multiplies a weight? The nearest that was measured, from data: nothing is tuned at the first call.
+"""Choose the tile of a product: that of the nearest measured layer, so that nothing is tuned at the first call.
 
-`_fragment_tiles.json` was measured on an H200. A table of the user's own, which `_tuning` writes, comes before it.
-K, M and the numbers of tiles are not compile-time constants, so that shapes with the same tile share compiled kernels.
+`_fragment_tiles.json` was measured on an H200. The user's own table, which `_tuning` writes, takes precedence. K, M and
+the numbers of tiles are not compile-time constants, so that shapes with the same tile share compiled kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fpxbench.cache_folder import cache_root
 
 SHIPPED = Path(__file__).with_name("_fragment_tiles.json")
 OWN_TABLE = "FPX_TILES"
-"""Names the environment variable with the path of the user's own table."""
+"""Environment variable with the path of the user's own table."""
 M_CLASSES = (1, 8, 16, 32, 64, 128, 256, 512)
 WIDTHS = (4, 6, 8)
 MOST_SHARED = 227 * 1024
@@ -34,8 +34,8 @@ the next kernel may begin when all programs have begun (``early``) or have read 
 class Tile:
     """`_fragment_kernel`: a program makes `block_m` x 8 `groups` `warps_n` of the result; `warps_k` warps divide K.
 
-    depth : loads of the weight that are on their way
-    ordered : x is first put in the threads' order, by a kernel of its own
+    depth : loads of the weight in flight
+    ordered : x is first reordered as the threads read it, by a separate kernel
     overlap : one of `OVERLAPS`
     """
 
@@ -52,12 +52,12 @@ class Tile:
         _known_overlap(self)
         if not (8 <= self.block_m <= 64 and self.warps_n * self.warps_k <= 32 and (self.block_m > 8 or not self.ordered)
                 and self.shared_bytes <= MOST_SHARED):
-            raise ValueError(f"{self} is no tile of the fragment kernel: block_m 8 to 64 (16 at least where x is"
+            raise ValueError(f"{self} is not a tile of the fragment kernel: block_m 8 to 64 (16 at least where x is"
                              f" ordered), 32 warps at most and {MOST_SHARED} bytes of shared memory")
 
     @property
     def shared_bytes(self) -> int:
-        """What the warps' sums take where they meet."""
+        """Bytes of shared memory for adding up the warps' sums."""
         return 0 if self.warps_k == 1 else 4 * self.warps_n * self.warps_k * max(16, self.block_m) * 8 * self.groups
 
 
@@ -65,15 +65,16 @@ class Tile:
 class StreamTile:
     """`_stream_kernel`: a program makes tiles of `block_m` x `block_n` with `warps` (4 or 8) warps that decode.
 
-    stages : places in shared memory for tiles of x and of the weight that are on their way
+    stages : buffers in shared memory for tiles of x and of the weight in flight
     chunk : how many times 32 columns are decoded, then multiplied, at once: 1, 2 or 4
-    at_once : programs to a multiprocessor, 1 or 2
-    split : whether K of the tiles that are left, when each program has had as many as the others, is divided among all
+    at_once : programs per multiprocessor, 1 or 2
+    split : whether K of the tiles that remain, after every program has computed equally many, is divided among the
         programs; a second kernel adds up their sums, in order
     group : blocks of x that are multiplied by a part of the weight before the next part
     teams : 2 where two teams of `warps` warps take every other 128 columns of K, and add up their sums; 1 elsewhere
     overlap : one of `OVERLAPS`
-    slices : how many times 4 warps take 64 rows of the weight each, and share the tile of x; 1 with any number of rows
+    slices : number of groups of 4 warps that decode 64 rows of the weight each and share the tile of x; with 1,
+        `block_n` rows are one slice
     """
 
     block_m: int
@@ -96,17 +97,17 @@ class StreamTile:
                 (self.teams, self.at_once) in ((1, 1), (1, 2), (2, 1)) and self.teams * self.warps <= 8 and
                 (self.block_n != 192 if self.slices == 1 else
                  (self.warps, self.teams, self.at_once) == (4, 1, 1) and self.block_n == 64 * self.slices <= 192)):
-            raise ValueError(f"{self} is no tile of the stream kernel: block_m 16 to 256, block_n 64 to 256 and 16 to a"
-                             " warp at least, 4 or 8 warps, 2 stages or more, chunk 1, 2 or 4, at_once 1 or 2; or two"
-                             " teams of 4 warps, 4 stages or more, at_once 1; or two or three slices of 64 of block_n"
-                             " for 4 warps each, at_once 1")
+            raise ValueError(f"{self} is not a tile of the stream kernel: block_m 16 to 256, block_n 64 to 256 and at"
+                             " least 16 per warp, 4 or 8 warps, 2 stages or more, chunk 1, 2 or 4, at_once 1 or 2; or"
+                             " two teams of 4 warps, 4 stages or more, at_once 1; or two or three slices of 64 of"
+                             " block_n for 4 warps each, at_once 1")
 
     @classmethod
     def with_all_stages(cls, bits: int, block_m: int, block_n: int, warps: int, chunk: int = 1, at_once: int = 1,
                         split: bool = True, group: int = 8, teams: int = 1, slices: int = 1) -> StreamTile | None:
-        """Return the tile with as many stages (8 at most) as there is shared memory for; None if there is not for two
-        to a team."""
-        room = MOST_SHARED // at_once - 64 * block_n - 3072     # results on their way out, barriers
+        """Return the tile with as many stages (8 at most) as fit in shared memory; None if fewer than two per team
+        do."""
+        room = MOST_SHARED // at_once - 64 * block_n - 3072     # results to be stored, barriers
         room -= 4 * block_m * block_n * (teams - 1)             # sums of the second team
         stages = min(8, room // (256 * block_m + 16 * bits * block_n + 8 * block_n))
         if stages < 2 * teams:
@@ -115,8 +116,12 @@ class StreamTile:
 
 
 @dataclass(frozen=True)
-class Device:
-    """arch : 90 for sm_90; 0 for Triton's interpreter. stream : whether `_stream_kernel` runs there."""
+class TileDevice:
+    """A device as the choice of a tile depends on it.
+
+    arch : 90 for sm_90; 0 for Triton's interpreter
+    stream : whether `_stream_kernel` runs there
+    """
 
     arch: int
     stream: bool = False
@@ -127,9 +132,9 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The fastest tile for a layer of N = `n` and K = `k` on `arch`, for weights of `bits` a code and M in the class of
-    `m_max` (the numbers of tokens up to it and above the next smaller one; None: above all)."""
+class TileEntry:
+    """The fastest tile for a layer of N = `n` and K = `k` on `arch`, for codes of `bits` bits and M in the class
+    `m_max` (the numbers of tokens up to it and above the next smaller class; None: above all classes)."""
 
     arch: int
     bits: int
@@ -165,14 +170,14 @@ def _known_overlap(tile: Tile | StreamTile) -> None:
         raise ValueError(f"overlap of a tile must be one of {OVERLAPS}, not {tile.overlap!r}")
 
 
-def read(path: Path) -> tuple[Entry, ...]:
+def read(path: Path) -> tuple[TileEntry, ...]:
     """Return the entries of a table. Raise ValueError with the file and the entry for what is not an entry."""
     try:
         rows = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no table of tiles: {error}; remove it, or set {OWN_TABLE}") from None
+        raise ValueError(f"{path} is not a table of tiles: {error}; remove it, or set {OWN_TABLE}") from None
     if not isinstance(rows, list):
-        raise ValueError(f"{path} is no table of tiles: it must be a JSON list; remove it, or set {OWN_TABLE}")
+        raise ValueError(f"{path} is not a table of tiles: it must be a JSON list; remove it, or set {OWN_TABLE}")
     entries = []
     for number, row in enumerate(rows):
         try:
@@ -181,9 +186,9 @@ def read(path: Path) -> tuple[Entry, ...]:
                 tile: Tile | StreamTile = StreamTile(**values.pop("stream"))
             else:
                 tile = Tile(**values.pop("tile"))
-            entries.append(Entry(**values, tile=tile))
+            entries.append(TileEntry(**values, tile=tile))
         except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path}, entry {number}: {error}; mend or remove it, or set {OWN_TABLE}") from None
+            raise ValueError(f"{path}, entry {number}: {error}; correct or remove it, or set {OWN_TABLE}") from None
     return tuple(entries)
 
 
@@ -194,7 +199,7 @@ def own_path(arch: int) -> str:
 
 @cache
 def _cached_path(arch: int, cache_home: str | None) -> str:
-    """Return the file in the cache folder, which lies in `cache_home`. It is asked for in every product."""
+    """Return the file in the cache folder, which lies in `cache_home`. Cached, as every product asks for it."""
     return str(cache_root() / f"tiles-sm_{arch}.json")
 
 
@@ -208,14 +213,14 @@ def _own(arch: int) -> tuple[str, int]:
 
 
 @cache
-def _table(arch: int, own: str, written: int) -> tuple[Entry, ...]:
+def _table(arch: int, own: str, written: int) -> tuple[TileEntry, ...]:
     """Return the user's own entries and the shipped ones, those of `arch` or else of sm_90."""
     entries = (*(read(Path(own)) if written else ()), *read(SHIPPED))
     return tuple(entry for entry in entries if entry.arch == arch) or tuple(
         entry for entry in entries if entry.arch == MEASURED_ARCH)
 
 
-def save(entry: Entry) -> Path:
+def save(entry: TileEntry) -> Path:
     """Put an entry in the user's own table, in place of another for the same layer and M, and return its path."""
     path = Path(own_path(entry.arch))
     kept = [old for old in (read(path) if path.is_file() else ())
@@ -243,13 +248,13 @@ NARROW_GROUP_TILES = {8: Tile(8, 1, 1, 4, 2), 16: Tile(16, 1, 4, 4, 1, True), No
 NARROW_N = 8192
 
 
-def pick(m: int, n: int, k: int, bits: int, scaling: str, device: Device) -> Tile | StreamTile:
-    """Return the tile for M rows of x, a weight [n, k] of `bits` a code, and scales applied as `scaling`.
+def pick(m: int, n: int, k: int, bits: int, scaling: str, device: TileDevice) -> Tile | StreamTile:
+    """Return the tile for M rows of x, a weight [n, k] with codes of `bits` bits, and scales applied as `scaling`.
 
-    It is that of the nearest layer measured with M in the same class. Widths between those measured have the next wider
-    one's tiles; architectures that were not measured, sm_90's.
+    It is that of the nearest layer measured with M in the same class. Widths that were not measured use the next wider
+    one's tiles, architectures that were not measured sm_90's.
     """
-    if not device.ptx:      # the interpreter's time goes by operations, not by elements
+    if not device.ptx:      # the interpreter's time depends on operations, not on elements
         return Tile(8, 4, 4, 2) if m <= 8 else Tile(64, 4, 4, 2, ordered=True)
     if scaling == "fp32":
         return (GROUP_TILES if n > NARROW_N else NARROW_GROUP_TILES)[8 if m <= 8 else 16 if m <= 16 else None]
@@ -258,7 +263,7 @@ def pick(m: int, n: int, k: int, bits: int, scaling: str, device: Device) -> Til
 
 
 @cache
-def _nearest(own: str, written: int, m_max: int | None, n: int, k: int, width: int, device: Device
+def _nearest(own: str, written: int, m_max: int | None, n: int, k: int, width: int, device: TileDevice
              ) -> Tile | StreamTile | None:
     measured = [entry for entry in _table(device.arch, own, written) if entry.bits == width and entry.m_max == m_max
                 and (device.stream or isinstance(entry.tile, Tile))]

@@ -1,7 +1,7 @@
 """How codes become numbers inside the kernels of `_triton_kernels`: a format, as compile-time constants.
 
-A code is never looked up. Its bits are moved to where a 16-bit float keeps its sign, exponent and mantissa (a
-*lane*; a 32-bit word carries two), and the difference of the two exponent biases is made up for by a power of two.
+A code is never looked up. Its bits are moved to where a 16-bit float keeps its sign, exponent and mantissa (a *lane*; a
+32-bit word carries two), and the difference of the two exponent biases is corrected by a power of two.
 
 ``fp16`` lanes
     hold every format of up to 4 exponent bits, and E5 with IEEE specials, whose top exponent is fp16's own infinity
@@ -14,7 +14,7 @@ A code is never looked up. Its bits are moved to where a 16-bit float keeps its 
 ``int`` lanes
     are the fp16 number 1024 + (code with its sign bit flipped), minus the offset: exact up to 11 bits.
 
-NaN and infinity codes, which the bit move alone turns into numbers, are put right by comparing the raw number.
+NaN and infinity codes, which the bit move alone turns into numbers, are restored by comparing the raw number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INTEGER_ONE = 0x6400   # fp16 1024.0: its unit in the last place is 1
 
 @dataclass(frozen=True)
 class Lanes:
-    """What the bits of a code become. `exponent` is of the power of two that makes up for the bias."""
+    """The lanes that a code's bits are moved to. `exponent` is that of the power of two that corrects the bias."""
 
     kind: str
     mantissa_shift: int
@@ -59,12 +59,12 @@ def why_not(fmt: Format) -> str | None:
         return f"{fmt.name} has no sign bit, which the decode moves into place"
     exponent = lanes_of(fmt).exponent
     if not -126 <= exponent <= 127:
-        return f"{fmt.name}'s bias of {fmt.bias} asks for a factor of 2**{exponent}, which fp32 does not hold"
+        return f"{fmt.name}'s bias of {fmt.bias} needs a factor of 2**{exponent}, which fp32 does not hold"
     return None
 
 
 def fits_fp16(fmt: Format) -> bool:
-    """Return whether every number of `fmt` is an fp16 (its mantissa always is narrow enough)."""
+    """Return whether every number of `fmt` is an fp16 (its mantissa is always narrow enough)."""
     return fmt.max <= FP16_MAX and fmt.min_subnormal >= FP16_MIN
 
 
@@ -107,7 +107,7 @@ def planes_of(fmt: Format) -> int:
 
 
 def loads_of(fmt: Format, k: int) -> tuple[int, ...]:
-    """Return where in a row each word of a step's begins, in bytes, for the step at the row's start."""
+    """Return the byte offset in a row of each word that a step loads, for the first step of the row."""
     k_pad = padded_k(k)
     offsets, start = [], 0
     for _, width in pieces(fmt.bits):
@@ -118,7 +118,7 @@ def loads_of(fmt: Format, k: int) -> tuple[int, ...]:
 
 
 def bytes_of_plane(fmt: Format, k: int) -> int:
-    """Return how many bytes a step along K goes through until it has met all of a row of `k` codes."""
+    """Return the bytes of one plane of a row of `k` codes: the steps along K cover these."""
     return padded_k(k) // planes_of(fmt)
 
 

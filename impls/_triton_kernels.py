@@ -2,8 +2,8 @@
 """Two Triton kernels that multiply by packed weights: decode, product and scale in one launch each.
 
 Both read planar rows (`fpxbench.numbers.packing`): the weights k = j * K_PAD / PLANES + i of all PLANES planes j come
-out of the same few bytes, so a tile of bytes meets PLANES contiguous slices of the activation, and nothing is shuffled.
-How the bits become numbers, and why that is exact, is in `_triton_codes`, where the constants are made.
+out of the same few bytes, so a tile of bytes is multiplied by PLANES contiguous slices of the activation, and nothing
+is shuffled. How the bits become numbers, and why that is exact, is in `_triton_codes`, where the constants are made.
 
 Only Triton builtins and helpers of this file are called: the interpreter runs a second copy of this module, in
 which `tl.sum` and its like, compiled functions of Triton's own, could not be called.
@@ -113,7 +113,7 @@ def _scale(pointers, mask, SCALES: tl.constexpr):
 
 @triton.jit
 def _row_scale(scales, tensor_scale, n, SCALES: tl.constexpr):
-    """Return what is left to multiply a whole sum by: the scale of row `n` (or of the tensor), or nv's second level."""
+    """Return the remaining factor of a whole sum: the scale of row `n` (or of the tensor), or nv's second level."""
     if SCALES == "row":
         return tl.load(scales + n)
     elif SCALES == "tensor":
@@ -173,12 +173,11 @@ def matvec_kernel(
     SCALES: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, SHARING: tl.constexpr,
     BF16: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):
-    """Compute out [M, N] = x [M, K] @ weight.T for small M: ROWS rows of the weight a program, over all of K.
+    """Compute out [M, N] = x [M, K] @ weight.T for small M: ROWS rows of the weight per program, over all of K.
 
-    Moves the packed weight once, 16 bytes a load and thread, and x through the cache. Everything is a vector of WORDS
-    words, so no layout ever changes. On sm_90 a weight
-    costs a multiply-add for each row of x, one conversion to fp32, and from 0.5 (E4M3FN) over 2 (FP4) to 2.6 (FP6)
-    instructions of decode; in all, with M = 1 and ROWS = 4, 3.6, 4.6 and 5.1.
+    Moves the packed weight once, 16 bytes per load and thread, and x through the cache. Everything is a vector of WORDS
+    words, so no layout ever changes. On sm_90 a weight costs a multiply-add for each row of x, one conversion to fp32,
+    and 0.5 (E4M3FN), 2 (FP4) or 2.6 (FP6) instructions of decode; in total, with M = 1 and ROWS = 4, 3.6, 4.6 and 5.1.
 
     x is int64 [M, K_PAD / 4], four activations each; packed is int32 [N, ROW_BYTES / 4]. BLOCK is 0 where a row has
     one scale. SHARING neighbouring words lie within one block: their products are added up before they are scaled.
@@ -207,7 +206,7 @@ def matvec_kernel(
                 row_scales = scales + tl.minimum(n0 + r, N - 1).to(tl.int64) * GROUPS
                 products = ()
                 for m in tl.static_range(M):
-                    if BLOCK == 0:      # nothing to scale on the way: add to the sum itself
+                    if BLOCK == 0:      # no block scales: add to the sum itself
                         products = products + (sums[r * M + m],)
                     else:
                         products = products + (tl.full([WORDS], 0.0, tl.float32),)
@@ -216,7 +215,7 @@ def matvec_kernel(
                         words, r * len(LOADS), plane, byte, NATIVE, PTX,
                         MOVES, LANES, FLIP, SPECIALS, SPECIAL, WEIGHT_FACTOR,
                     )
-                    if BLOCK % 4:       # a word straddles blocks: every weight meets its own scale
+                    if BLOCK % 4:       # a word straddles blocks: every weight has its own scale
                         block = ((plane * STEPS + q) * 4 + byte) // BLOCK
                         scale = _scale(row_scales + block, (q < STEPS) & (block < GROUPS), SCALES)
                         weight = weight * SUM_FACTOR * scale
@@ -270,7 +269,7 @@ def dot_kernel(
     OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):
-    """Compute out [M, N] = x [M, K] @ weight.T by matrix instructions: a tile [BLOCK_N, BLOCK_M] of the transpose a
+    """Compute out [M, N] = x [M, K] @ weight.T by matrix instructions: a tile [BLOCK_N, BLOCK_M] of the transpose per
     program.
 
     Moves the packed weight once for each BLOCK_M rows of x. The weight is the left operand, which matrix instructions

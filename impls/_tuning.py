@@ -1,12 +1,12 @@
-"""Which tile is the fastest for a layer and a number of tokens? Asked for by FPX_TUNE=1 (``fpxbench run --tune``).
+"""The tiles that FPX_TUNE=1 (``fpxbench run --tune``) times for a layer and a number of tokens.
 
-Each candidate was the fastest somewhere on an H200, or near it. What is found goes to the user's own table (`_tiles`),
-from where it is picked for every layer that is nearest to the tuned one.
+Each was the fastest for some product on an H200, or close to it. The result goes to the user's own table (`_tiles`),
+and is used for every layer to which the tuned one is the nearest.
 """
 
 from __future__ import annotations
 
-from fpxbench.impls._tiles import Device, StreamTile, Tile, m_class
+from fpxbench.impls._tiles import StreamTile, Tile, TileDevice, m_class
 
 FEW = (Tile(8, 1, 1, 4, 2), Tile(8, 1, 1, 4, 4), Tile(8, 1, 1, 8, 2), Tile(8, 1, 2, 2, 4), Tile(8, 1, 4, 2, 2),
        Tile(8, 2, 1, 4, 2), Tile(8, 2, 2, 2, 1), Tile(8, 2, 4, 2, 1), Tile(8, 2, 4, 1, 2), Tile(16, 2, 4, 2, 1, True))
@@ -38,8 +38,8 @@ STREAMS = {
 }
 
 
-def candidates(m: int, bits: int, scaling: str, device: Device) -> list[Tile | StreamTile]:
-    """Return the tiles worth trying for M rows of x and weights of `bits` a code."""
+def candidates(m: int, bits: int, scaling: str, device: TileDevice) -> list[Tile | StreamTile]:
+    """Return the tiles worth trying for M rows of x and codes of `bits` bits."""
     most = m_class(m)
     if most is not None and most <= 8:
         tiles: tuple[Tile, ...] = FEW

@@ -11,15 +11,16 @@ from fpxbench.implementation import Implementation, Support, implementation
 from ._cpu_build import Kernels, compiler
 
 FEW_TOKENS = 8
-"""Up to so many, decoding again for each four is faster than storing the decoded weight."""
+"""Up to this many tokens, decoding again for every four is faster than storing the decoded weight."""
 PAIRS_TOKENS = 16
-"""Up to so many where the CPU multiplies pairs of bf16."""
+"""The same on CPUs that multiply pairs of bf16."""
 BLOCK_ROWS = 512
 """Rows decoded at a time for more tokens: 4 MB of bf16 at K = 4096, which fits a last-level cache."""
 
 
 def product_dtype(dtype):
-    """Return what decoded weights are multiplied in: `dtype`, where oneDNN has its product on this CPU, or fp32."""
+    """Return the dtype in which decoded weights are multiplied: `dtype` if oneDNN has its product on this CPU, else
+    fp32."""
     fast = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
             torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported}.get(dtype, lambda: False)
     return dtype if fast() and torch.backends.mkldnn.enabled else torch.float32
@@ -55,7 +56,7 @@ class CpuFused(Implementation):
 
 
 def by_pairs(a, scaling):
-    """Return whether a [M, k] is multiplied in bf16: where that rounds no weight, or for more tokens than a few."""
+    """Return whether a [M, k] is multiplied in bf16: if that rounds no weight, or for more than a few tokens."""
     exact = scaling.block is None or scaling.scale_format.powers_of_two
     return a.dtype == torch.bfloat16 and (2 if exact else 5) <= len(a) <= PAIRS_TOKENS
 

@@ -35,7 +35,7 @@ class GroupedMM(Implementation):
         groups = rows_of_experts(offsets)
         if not groups:
             return x.new_empty(0, weight.shape[0])
-        # Rows of K are made whole 16 bytes, as the kernel demands, by zeros.
+        # K is padded with zeros: the kernel requires rows of a multiple of 16 bytes.
         padding = -weight.shape[1] % grouped_product.ALIGNMENT
         dense = torch.stack([F.pad(upcast(weight.experts[expert]).to(x.dtype), (0, padding)) for expert, *_ in groups])
         ends = torch.tensor([last for _, _, last in groups], dtype=torch.int32, device=x.device)

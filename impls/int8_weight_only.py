@@ -1,4 +1,4 @@
-"""int8 weights with one scale a row: the layer in use today, and the one that float8 has to beat."""
+"""int8 weights with one scale per row: the layer in use today, and the one that float8 has to beat."""
 
 import torch
 import torch.nn.functional as F

@@ -10,7 +10,7 @@ from fpxbench.implementation import Implementation, Support, implementation
 class IntMM(Implementation):
     """`torch._int_mm`: int8 activations times int8 weights, summed in int32, then both scales.
 
-    A scale a token and a channel. Nothing is rounded between the codes and the output.
+    One scale per token and one per channel. Nothing is rounded between the codes and the output.
     """
 
     layout = "bytes"

@@ -15,7 +15,7 @@ def activation_kind(scheme):
 
 
 def shapes_refused(scheme, known):
-    """Return the refusal of a scheme whose scales are none of those in `known`; None if they are."""
+    """Return the refusal of a scheme whose scales are not in `known`; None if they are."""
     pair = f"{scheme.scaling.base_name}+{activation_kind(scheme)}"
     if pair in known:
         return None
@@ -26,10 +26,10 @@ def shapes_refused(scheme, known):
 class ScaledMM(Implementation):
     """`torch._scaled_mm`: the activation is rounded to float8, row by row, and both operands are one byte per element.
 
-    The only eager way without an upcast, at the cost of the activation's precision. Of a scheme that quantizes
-    activations it follows the rule: a scale a token or a tensor, on sm_90 blocks of 128 by 128 and of 128, on sm_100
-    MXFP8. On CPU it is a reference loop, some fifty times slower than bf16. Blocks of an activation are quantized by
-    the reference codec, outside the product.
+    The only eager way without an upcast, at the cost of the activation's precision. For a scheme that quantizes
+    activations, it follows the scheme's rule: one scale per token or tensor, on sm_90 blocks of 128 by 128 and of 128,
+    on sm_100 MXFP8. On CPU it is a reference loop, some fifty times slower than bf16. Blocks of an activation are
+    quantized by the reference codec, outside the product.
     """
 
     layout = "bytes"

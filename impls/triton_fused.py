@@ -7,7 +7,7 @@ weight on AMD GPUs, is stored in planar rows (`_planar`). The result differs fro
 rounding of the output: no weight is rounded.
 
 Without a GPU the same kernels run in Triton's interpreter, for correctness only. Nothing is tuned at the first call;
-with FPX_TUNE=1 what is worth trying is timed, and the fastest is used and remembered (`_tiles`).
+with FPX_TUNE=1 candidates are timed, and the fastest is used and remembered (`_tiles`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fpxbench.checking.tuning import tuning
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls import _fragment, _fragment_weight, _planar, _tiles, _triton_codes, _tuning
-from fpxbench.impls._tiles import Device, StreamTile, Tile
+from fpxbench.impls._tiles import StreamTile, Tile, TileDevice
 from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.packing.fragment import fragment_named
 from fpxbench.numbers.quantize import quantize
@@ -33,7 +33,7 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 Config = Tile | StreamTile | _planar.Config
 LEAST_ARCH = 80
-"""The first with bfloat16 in ``mma.sync`` and ``fma.bf16x2``."""
+"""First architecture with bfloat16 in ``mma.sync`` and ``fma.bf16x2``."""
 Derived = TypeVar("Derived")
 
 
@@ -41,7 +41,7 @@ Derived = TypeVar("Derived")
 class TritonFused(Implementation):
     """One Triton kernel decodes, multiplies and scales, with matrix instructions from one token on."""
 
-    any_layout = True       # from another than fragments, a copy in planar rows is made once
+    any_layout = True       # a weight in another layout than fragments is copied to planar rows once
 
     def __init__(self) -> None:
         self._derived = WeakIdKeyDictionary()
@@ -95,7 +95,8 @@ class TritonFused(Implementation):
             bits, kind = weight.scheme.format.bits, _fragment_weight.scaling_kind(weight.scheme.scaling)
             device = device_of(x.device)
             picked = _tiles.pick(m, *weight.shape, bits, kind, device)
-            # Products are timed one at a time, which shows nothing of what overlaps: all do as the tile of the table.
+            # Products are timed one at a time, which does not show overlap: all candidates overlap as the table's tile
+            # does.
             others = _tuning.candidates(m, bits, kind, device) if tune else ()
             return list(dict.fromkeys([picked, *(replace(tile, overlap=picked.overlap) for tile in others)]))
         if tune:
@@ -111,7 +112,7 @@ class TritonFused(Implementation):
         checked(x, weight)
         rows = x.reshape(-1, k)
         rows = rows if rows.stride(1) == 1 else rows.contiguous()
-        # The interpreter cuts bf16 results off instead of rounding them.
+        # The interpreter truncates bf16 results instead of rounding them.
         out = x.new_empty(rows.shape[0], n, dtype=torch.float32 if x.device.type == "cpu" else x.dtype)
         if rows.shape[0]:
             with torch.cuda.device_of(x):
@@ -141,17 +142,17 @@ class TritonFused(Implementation):
         def milliseconds(config: Config) -> float:
             try:
                 return do_bench(lambda: self._multiplied(x, weight, config), warmup=3, rep=15, return_mode="median")
-            except OutOfResources:      # candidates are an H200's
+            except OutOfResources:      # the candidates were chosen on an H200
                 return float("inf")
 
         best = min(candidates, key=milliseconds)
         scaling = _fragment_weight.scaling_kind(weight.scheme.scaling)
         if isinstance(best, Tile | StreamTile) and scaling != "fp32":
-            _tiles.save(_tiles.Entry(device_of(x.device).arch, _tiles.width_of(weight.scheme.format.bits),
+            _tiles.save(_tiles.TileEntry(device_of(x.device).arch, _tiles.width_of(weight.scheme.format.bits),
                                      *weight.shape, _tiles.m_class(tokens(x)), best))
         return best
 
-    def _fragments(self, x: Tensor, weight: QuantizedWeight) -> _fragment_weight.Operands | None:
+    def _fragments(self, x: Tensor, weight: QuantizedWeight) -> _fragment_weight.FragmentOperands | None:
         """Return what the fragment kernels read of the weight, or None if they cannot multiply it exactly by `x`."""
         if device_of(x.device) is None:
             return None
@@ -159,7 +160,7 @@ class TritonFused(Implementation):
         inexact = made is None or _fragment_weight.why_not_activation(made, x.dtype == torch.bfloat16)
         return None if inexact else made
 
-    def _operands(self, weight: QuantizedWeight) -> _fragment_weight.Operands | None:
+    def _operands(self, weight: QuantizedWeight) -> _fragment_weight.FragmentOperands | None:
         if fragment_named(weight.layout) is None or weight.layout != _fragment_weight.layout_of(
                 weight.scheme, *weight.shape):
             return None
@@ -180,14 +181,14 @@ class TritonFused(Implementation):
         return kept[what][2]
 
 
-def device_of(device: torch.device) -> Device | None:
+def device_of(device: torch.device) -> TileDevice | None:
     """Return the device as the fragment kernels know it; None for one that they do not run on."""
     target = _planar.target_of(device)
     if target.interpreted:
-        return Device(0)
+        return TileDevice(0)
     if target.backend != "cuda" or target.capability < LEAST_ARCH:
         return None
-    return Device(target.capability, _fragment.has_stream(target.capability))
+    return TileDevice(target.capability, _fragment.has_stream(target.capability))
 
 
 def checked(x: Tensor, weight: QuantizedWeight) -> None:

@@ -1,4 +1,4 @@
-"""What the peers share: is the library there, which version of it, and which weight it was given."""
+"""Shared by the peers: whether a library is installed, its version, and the weights that were given to it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def library(package: str) -> str | None:
         return None
 
 
-class Given:
-    """Codes and scales as a library was given them, for one whose own bytes nobody else reads.
+class GivenWeights:
+    """Codes and scales as given to a library, for one whose stored bytes cannot be read back.
 
     They are kept in host memory, outside PyTorch, so that they do not count as a copy of the weight on the device.
     """
@@ -45,6 +45,6 @@ class Given:
         self._given[weight.packed] = codes.cpu().numpy().copy(), scales      # not a view of a tensor
 
     def decoded(self, weight: QuantizedWeight) -> Tensor:
-        """Return the weight that was given, fp32 [N, K]. Raise KeyError for another than the one that was stored."""
+        """Return the weight that was given, fp32 [N, K]. Raise KeyError for a weight that was not kept."""
         codes, scales = self._given[weight.packed]
         return weight.scheme.dequantize(torch.from_numpy(np.asarray(codes)).to(weight.device), scales)

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit weights: NF4, and the FP4 of its own."""
+"""bitsandbytes' 4-bit weights: NF4, and its own FP4."""
 
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls.peers._libraries import library, missing

@@ -3,7 +3,7 @@
 import torch
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.impls.peers._libraries import Given, library, missing
+from fpxbench.impls.peers._libraries import GivenWeights, library, missing
 from fpxbench.numbers.weight import QuantizedWeight
 
 SCHEMES = ("e4m3fn-row", "mxfp4", "nvfp4")
@@ -13,12 +13,12 @@ SCHEMES = ("e4m3fn-row", "mxfp4", "nvfp4")
 class GemLite(Implementation):
     """gemlite's A16W8 (FP8), A16W4 MXFP and NVFP kernels, for bfloat16 activations.
 
-    It is given the oracle's codes and scales. Their order in memory is its own and depends on the shape, so that the
-    weight that it was given is read back from host memory.
+    It is given the oracle's codes and scales. Their order in memory is its own and depends on the shape, so the weight
+    that was given to it is read back from a copy in host memory.
     """
 
     def __init__(self):
-        self._arguments, self._given = {}, Given()
+        self._arguments, self._given = {}, GivenWeights()
 
     def supports(self, scheme, device):
         if (reason := missing("gemlite", "gemlite", device, needs_gpu=True)) is not None:

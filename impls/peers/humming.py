@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from fpxbench.implementation import Implementation, Support, implementation
-from fpxbench.impls.peers._libraries import Given, library, missing
+from fpxbench.impls.peers._libraries import GivenWeights, library, missing
 from fpxbench.numbers.weight import QuantizedWeight
 
 FORMATS = {
@@ -27,12 +27,12 @@ class Humming(Implementation):
     """`humming_forward` on the weight of a `HummingLayer`, for bfloat16 activations.
 
     It is given the oracle's codes, and the oracle's scales as the layer stores them: those of rows are rounded to
-    bfloat16. The layer's bytes are in an order of its own, so that the weight that it was given is read back from host
-    memory. Each weight has its own locks: two products at once that share them wait for each other without end.
+    bfloat16. The layer's bytes are in an order of its own, so the weight that was given to it is read back from a copy
+    in host memory. Each weight has its own locks: two concurrent products that share locks deadlock.
     """
 
     def __init__(self):
-        self._given = Given()
+        self._given = GivenWeights()
         self._configs = {}
 
     def supports(self, scheme, device):

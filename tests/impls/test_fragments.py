@@ -23,7 +23,7 @@ from fpxbench.impls import (  # noqa: E402  (discover makes the package)
     _fragment_weight,
     triton_fused,
 )
-from fpxbench.impls._tiles import Device, StreamTile, Tile, pick  # noqa: E402
+from fpxbench.impls._tiles import StreamTile, Tile, TileDevice, pick  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORMAT_NAMES = [name for name in FORMATS if name != "e8m0"] + [
@@ -230,7 +230,7 @@ def test_there_is_one_tile_for_every_case_and_gluon_is_asked_for_on_sm_90_only()
         for m in (1, 2, 8, 9, 16, 17, 64, 65, 300, 513, 9000):
             for bits in range(1, 9):
                 for scaling in ("none", "mx", "nv", "fp32"):
-                    tiles = {type(pick(m, n, k, bits, scaling, Device(arch, stream)))
+                    tiles = {type(pick(m, n, k, bits, scaling, TileDevice(arch, stream)))
                              for n in (8, 8192, 10000, 99999) for k in (8, 5000, 30000)}
                     if not stream or scaling == "fp32" or m <= 8:
                         assert tiles == {Tile}

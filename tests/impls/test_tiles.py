@@ -20,12 +20,12 @@ from fpxbench.impls import (  # noqa: E402  (discover makes the package)
     _tuning,
     triton_fused,
 )
-from fpxbench.impls._tiles import Device, Entry, StreamTile, Tile, pick  # noqa: E402
+from fpxbench.impls._tiles import StreamTile, Tile, TileDevice, TileEntry, pick  # noqa: E402
 from fpxbench.numbers.formats import format_named  # noqa: E402
 from fpxbench.numbers.packing import fragment, pack  # noqa: E402
 from fpxbench.numbers.scheme import scheme_named  # noqa: E402
 
-H200 = Device(90, stream=True)
+H200 = TileDevice(90, stream=True)
 FEW = Tile(8, 1, 1, 4, 2)
 
 
@@ -59,7 +59,7 @@ def test_the_tile_is_that_of_the_nearest_layer_with_as_many_tokens(own):
         assert pick(m, entry.n + 8, entry.k - 8, entry.bits, "none", H200) == entry.tile
     assert pick(100, 4096, 4096, 8, "none", H200) == pick(128, 4096, 4096, 8, "none", H200)
     assert pick(64, 4096, 4096, 5, "mx", H200) == pick(64, 4096, 4096, 6, "none", H200)
-    assert isinstance(pick(4096, 4096, 4096, 8, "none", Device(90)), Tile), "no Gluon, no stream kernel"
+    assert isinstance(pick(4096, 4096, 4096, 8, "none", TileDevice(90)), Tile), "no Gluon, no stream kernel"
 
 
 def test_an_entry_without_teams_and_overlap_has_none(own):
@@ -77,35 +77,35 @@ def test_an_entry_of_ones_own_comes_first_for_its_layer_and_tokens_alone(own):
     before = {m: pick(m, 4096, 4096, 8, "none", H200) for m in (1, 16, 512)}
     mine = Tile(16, 2, 1, 8, 1, True)
     assert before[16] != mine
-    assert _tiles.save(Entry(90, 8, 4096, 4096, 16, mine)) == own
+    assert _tiles.save(TileEntry(90, 8, 4096, 4096, 16, mine)) == own
     assert {m: pick(m, 4096, 4096, 8, "none", H200) for m in (1, 16, 512)} == before | {16: mine}
     assert pick(16, 4096, 4096, 4, "none", H200) != mine
-    _tiles.save(Entry(90, 8, 4096, 4096, 16, FEW))
-    _tiles.save(Entry(90, 4, 4096, 4096, None, StreamTile(128, 128, 8, 4)))
+    _tiles.save(TileEntry(90, 8, 4096, 4096, 16, FEW))
+    _tiles.save(TileEntry(90, 4, 4096, 4096, None, StreamTile(128, 128, 8, 4)))
     assert [entry.tile for entry in _tiles.read(own)] == [FEW, StreamTile(128, 128, 8, 4)]
     assert pick(16, 4096, 4096, 8, "none", H200) == FEW
-    assert pick(16, 4096, 4096, 8, "none", Device(80)) == FEW, "an architecture of its own has no entries: sm_90's"
-    _tiles.save(Entry(80, 8, 4096, 4096, 16, mine))
-    assert pick(16, 28672, 8192, 8, "none", Device(80)) == mine, "now it has"
+    assert pick(16, 4096, 4096, 8, "none", TileDevice(80)) == FEW, "an architecture of its own has no entries: sm_90's"
+    _tiles.save(TileEntry(80, 8, 4096, 4096, 16, mine))
+    assert pick(16, 28672, 8192, 8, "none", TileDevice(80)) == mine, "now it has"
 
 
 @pytest.mark.parametrize(("text", "problem"), [
-    ("{", "is no table of tiles"),
+    ("{", "is not a table of tiles"),
     ("{}", "must be a JSON list"),
     ('[{"arch": 90}]', "entry 0: 'tile'"),
     ('[3]', "entry 0"),
-    (json.dumps([Entry(90, 8, 8, 8, 1, FEW).as_json() | {"bits": 5}]), "entry 0: bits must be one of"),
-    (json.dumps([Entry(90, 8, 8, 8, 1, FEW).as_json() | {"m_max": 3}]), "m_max one of"),
-    (json.dumps([Entry(90, 8, 8, 8, 1, FEW).as_json() | {"tile": {"block_m": 8}}]), "missing 3 required"),
-    (json.dumps([{**Entry(90, 8, 8, 8, 1, FEW).as_json(), "tile": vars(FEW) | {"groups": 3}}]),
+    (json.dumps([TileEntry(90, 8, 8, 8, 1, FEW).as_json() | {"bits": 5}]), "entry 0: bits must be one of"),
+    (json.dumps([TileEntry(90, 8, 8, 8, 1, FEW).as_json() | {"m_max": 3}]), "m_max one of"),
+    (json.dumps([TileEntry(90, 8, 8, 8, 1, FEW).as_json() | {"tile": {"block_m": 8}}]), "missing 3 required"),
+    (json.dumps([{**TileEntry(90, 8, 8, 8, 1, FEW).as_json(), "tile": vars(FEW) | {"groups": 3}}]),
      "groups of a tile must be a power of two, not 3"),
-    (json.dumps([{**Entry(90, 8, 8, 8, 1, StreamTile(64, 128, 8, 4)).as_json(),
-                  "stream": vars(StreamTile(64, 128, 8, 4)) | {"block_n": 32}}]), "is no tile of the stream kernel"),
-    (json.dumps([{**Entry(90, 8, 8, 8, 1, StreamTile(64, 64, 4, 4)).as_json(),
+    (json.dumps([{**TileEntry(90, 8, 8, 8, 1, StreamTile(64, 128, 8, 4)).as_json(),
+                  "stream": vars(StreamTile(64, 128, 8, 4)) | {"block_n": 32}}]), "is not a tile of the stream kernel"),
+    (json.dumps([{**TileEntry(90, 8, 8, 8, 1, StreamTile(64, 64, 4, 4)).as_json(),
                   "stream": vars(StreamTile(64, 64, 4, 3)) | {"teams": 2}}]), "4 stages or more"),
-    (json.dumps([{**Entry(90, 8, 8, 8, 1, StreamTile(64, 64, 4, 4)).as_json(),
+    (json.dumps([{**TileEntry(90, 8, 8, 8, 1, StreamTile(64, 64, 4, 4)).as_json(),
                   "stream": vars(StreamTile(64, 128, 4, 4)) | {"slices": 3}}]), "slices of 64"),
-    (json.dumps([{**Entry(90, 8, 8, 8, 1, FEW).as_json(), "tile": vars(FEW) | {"overlap": "soon"}}]),
+    (json.dumps([{**TileEntry(90, 8, 8, 8, 1, FEW).as_json(), "tile": vars(FEW) | {"overlap": "soon"}}]),
      "overlap of a tile must be one of"),
 ])
 def test_a_table_that_is_none_is_refused_with_its_file_and_entry(own, text, problem):
@@ -121,7 +121,7 @@ def test_every_candidate_fits_its_device_and_covers_what_the_shipped_table_has()
     tried = {(bits, most, tile) for bits in _tiles.WIDTHS for most in (*_tiles.M_CLASSES, None)
              for tile in _tuning.candidates(most or 4096, bits, "none", H200)}
     assert len(shipped - tried) <= len(shipped) // 4, "what is shipped was found by trying these, or nearly so"
-    for scaling, device in (("fp32", H200), ("none", Device(80))):
+    for scaling, device in (("fp32", H200), ("none", TileDevice(80))):
         assert all(isinstance(tile, Tile) for m in (1, 16, 64, 4096)
                    for tile in _tuning.candidates(m, 8, scaling, device))
 
@@ -134,7 +134,7 @@ def test_tuning_remembers_the_fastest_tile(own, monkeypatch):
     weight = fused.quantize(torch.randn(8, 128), scheme_named("e4m3fn-row"))
     tiles = [FEW, Tile(8, 2, 1, 4, 2), Tile(8, 2, 2, 2, 1)]
     assert fused._tuned(torch.zeros(1, 128, dtype=torch.bfloat16), weight, tiles) == tiles[1]
-    assert _tiles.read(own) == (Entry(90, 8, 8, 128, 1, tiles[1]),)
+    assert _tiles.read(own) == (TileEntry(90, 8, 8, 128, 1, tiles[1]),)
 
 
 def plain(function, **names):

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 discover()
 from fpxbench.impls import _fragment, _tiles  # noqa: E402  (discover makes that package)
 from fpxbench.impls._planar import Dot, Matvec, Target, fitted  # noqa: E402
-from fpxbench.impls._tiles import Device, StreamTile, Tile, pick  # noqa: E402
+from fpxbench.impls._tiles import StreamTile, Tile, TileDevice, pick  # noqa: E402
 from fpxbench.numbers.scheme import scheme_named  # noqa: E402
 
 TARGETS = ["sm_80", "sm_89", "sm_90", "sm_100", "gfx942", "gfx950"]
@@ -64,21 +64,21 @@ def fragment_jobs(whole):
     only if `whole`."""
     for scheme, bits in MAIN.items():
         for m in (1, 16, 64, 512):
-            yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", Device(90, stream=True)))
-    yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 4096, 8, "none", Device(90, stream=True)))
+            yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", TileDevice(90, stream=True)))
+    yield Job("sm_90", "int8-row", "fp16", 64, pick(64, 4096, 4096, 8, "none", TileDevice(90, stream=True)))
     for overlap, m, stream in (("late", 1, False), ("early", 16, False), ("late", 32, True)):
-        tile = pick(m, 28672, 8192, 8, "none", Device(90, stream))
+        tile = pick(m, 28672, 8192, 8, "none", TileDevice(90, stream))
         yield Job("sm_90", "int8-row", "bf16", m, replace(tile, overlap=overlap))
     groups = [("e4m3fn-row", 256, 28672, 8192), ("nvfp4", 256, 4096, 4096), ("e4m3fn-row", 512, 6144, 4096)]
     for (scheme, m, n, k), number in zip(groups[:3 if whole else 2], (2, 2, 3), strict=False):
-        tile = pick(m, n, k, MAIN[scheme], "none", Device(90, stream=True))
+        tile = pick(m, n, k, MAIN[scheme], "none", TileDevice(90, stream=True))
         assert tile.teams * tile.slices == number, "another tile is the fastest: have another layer here"
         yield Job("sm_90", scheme, "bf16", m, tile)
     for t, target in enumerate(FRAGMENT_TARGETS):
         for s, scheme in enumerate((("int8-row", "e3m2-row", "nvfp4", "e5m2-row", "e4m3fn-row")[t], "e2m1-g32")):
             m, kind = (1, 16, 64)[(t + s) % 3], "fp32" if scheme == "e2m1-g32" else "none"
             yield Job(target, scheme, ["bf16", "fp16"][(t + s) % 2], m,
-                      pick(m, 28672, 8192, scheme_named(scheme).format.bits, kind, Device(int(target[3:]))))
+                      pick(m, 28672, 8192, scheme_named(scheme).format.bits, kind, TileDevice(int(target[3:]))))
 
 
 def compile_all(part):
@@ -224,7 +224,7 @@ def test_tiles_fit_the_shared_memory_of_their_target(compiled):
 def test_every_shipped_tile_for_any_gpu_fits_the_smallest_shared_memory():
     tiles = [entry.tile for entry in _tiles.read(_tiles.SHIPPED) if isinstance(entry.tile, Tile)]
     tiles += [*_tiles.GROUP_TILES.values(), *_tiles.NARROW_GROUP_TILES.values()]
-    tiles += [pick(m, n, 4096, 4, "none", Device(89)) for m in (1, 17, 64, 5000) for n in (512, 30000)]
+    tiles += [pick(m, n, 4096, 4, "none", TileDevice(89)) for m in (1, 17, 64, 5000) for n in (512, 30000)]
     assert max(tile.shared_bytes for tile in tiles) <= 99 * 1024
 
 
