@@ -31,7 +31,7 @@ TICKS = 8
 MOST_POINTS = 60
 """Builds in the page's table; the chart shows all."""
 
-_TIME, _DENSE, _CHANGE, _CONFIRMATION = "#0072B2", "#8A8A8A", "#D55E00", "#CC79A7"
+_TIME, _DENSE, _CONFIRMATION = "#0072B2", "#8A8A8A", "#CC79A7"
 _STATUS_COLOURS = {
     Status.OK: "#009E73", Status.WRONG: "#D55E00", Status.NONFINITE: "#E69F00", Status.CRASH: "#8E1B5A",
     Status.TIMEOUT: "#6A51C7",

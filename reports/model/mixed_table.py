@@ -44,7 +44,7 @@ class MixedTable:
             error_y=dict(type="data", symmetric=False, thickness=1.5, width=3,
                          array=[kl.high - kl.value for _, _, kl in found],
                          arrayminus=[kl.value - kl.low for _, _, kl in found]),
-            hovertemplate="%{customdata}<br>%{x:.3g} bits a weight<br>KL %{y:.3g}<extra></extra>"))
+            hovertemplate="%{customdata}<br>%{x:.3g} bits per weight<br>KL %{y:.3g}<extra></extra>"))
         figure.add_vline(x=mixed.budget_bits, line_dash="dash", line_width=1.5)
         figure.update_xaxes(title_text="bits per quantized weight, scales included", rangemode="tozero")
         figure.update_yaxes(title_text="mean KL divergence, nats (log scale)", type="log",

@@ -46,7 +46,7 @@ class RankingTable:
             error_y=dict(type="data", symmetric=False, thickness=1.5, width=3,
                          array=[each.distance.high - each.distance.value for each in ranks],
                          arrayminus=[each.distance.value - each.distance.low for each in ranks]),
-            hovertemplate="%{customdata}<br>%{x:.3g} bits a weight<br>1 - cosine %{y:.3g}<extra></extra>"))
+            hovertemplate="%{customdata}<br>%{x:.3g} bits per weight<br>1 - cosine %{y:.3g}<extra></extra>"))
         figure.update_xaxes(title_text="bits per weight, scales included")
         figure.update_yaxes(title_text="mean of 1 − cosine (log scale)", type="log",
                             **log_ticks([y for _, y in points]))
