@@ -161,7 +161,7 @@ FAULTS = {
     "signs dropped": ("ct-mxfp4", ".weight_packed", lambda t: t & 0x77, "codes is negative: the sign is lost"),
     "an offset": ("modelopt-int8", ".weight", lambda t: (t.view(torch.uint8) ^ 0x80).view(torch.int8),
                   "of the codes are larger than half of int8's largest"),
-    "rows that were never written": ("deepseek-v3", ".weight", blank_from(200), "rows 200 to 255 of 256 hold the byte"),
+    "rows that were never written": ("deepseek-v3", ".weight", blank_from(200), "rows 200 to 255 of 256 hold only the byte"),
     "E5M2 codes in an E4M3 file": ("quark-fp8", ".weight", as_e5m2, "the exponent of the format: 5 bits"),
     "scales inverted": ("deepseek-v3", ".weight_scale_inv", torch.reciprocal, "the scale: divides"),
     "FNUZ codes in an FN file": ("quark-fp8", ".weight", as_fnuz, "the format: e4m3fnuz"),

@@ -112,7 +112,7 @@ def test_codes_are_as_wide_as_their_blocks_of_32_say(tmp_path, dtype, codes, dia
 
 def test_scales_of_which_there_is_no_scheme_are_a_problem(tmp_path):
     layer, = write(tmp_path, {"0._weight_qdata": ("U8", (64, 128)), "0._weight_scale": ("F8_E4M3", (64, 8))})
-    assert layer.problems == ["0: e4m3fn scales for g32 make no scheme of e2m1"]
+    assert layer.problems == ["0: no scheme of e2m1 has e4m3fn scales for g32"]
 
 
 @pytest.mark.parametrize(("shape", "n", "k", "block", "name"), [

@@ -152,7 +152,7 @@ def test_a_file_of_bitsandbytes_is_decoded_as_it_does_itself_scales_of_codes_inc
 def test_blocks_of_bitsandbytes_that_run_across_rows_are_of_no_scheme(tmp_path):
     layer, _, _ = bitsandbytes_file(tmp_path, WEIGHT[:, :160].contiguous(), quant_type="nf4", blocksize=64)
     assert layer.scheme is None
-    assert layer.problems == ["l: blocks of 64 run across the rows of a weight [64, 160], which no scheme has"]
+    assert layer.problems == ["l: blocks of 64 cross the rows of a weight [64, 160], which no scheme has"]
 
 
 def test_8_bit_weights_of_bitsandbytes_are_decoded_as_it_does_itself(tmp_path):
@@ -174,7 +174,7 @@ def test_what_we_write_for_bitsandbytes_it_reads_as_the_same_numbers(tmp_path):
         device=torch.device("cpu"))
     state.dtype = torch.float32
     assert torch.equal(functional.dequantize_4bit(tensors["l.weight"], state), stored.dequantize())
-    with pytest.raises(CheckpointError, match="an fp32 scale for each whole block along K, and this is nf4-row"):
+    with pytest.raises(CheckpointError, match="an fp32 scale for each whole block along K, but this is nf4-row"):
         in_dialect("l", quantize(WEIGHT, scheme_named("nf4-row")), DIALECTS["bnb-nf4"])
 
 
