@@ -86,7 +86,7 @@ def target_of(device: torch.device) -> Target:
 
 
 def matvec_configs(m: int, steps: int, target: Target) -> list[Matvec]:
-    """Return tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) a thread.
+    """Return tiles worth trying for `m` rows of x and `steps` words along a plane; 4 words (16 bytes) per thread.
 
     On an H100 each was the fastest somewhere; more words or rows never were.
     """

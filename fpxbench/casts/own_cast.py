@@ -16,8 +16,8 @@ def check_own_cast(settings: Settings, function: str, source: str, target: str) 
     child process on the settings' device (cpu).
 
     The function takes a tensor [n] of the source's dtype. It returns the target's codes: a tensor of PyTorch's dtype
-    for it, uint8 of one code each, or, of formats of 4 bits, two codes a byte, the first one in the low bits, as uint8
-    or as ``torch.float4_e2m1fn_x2``. Raises UserError for a function that does not exist, and for unknown dtypes.
+    for it, uint8 of one code each, or, of formats of 4 bits, two codes per byte, the first one in the low bits, as
+    uint8 or as ``torch.float4_e2m1fn_x2``. Raises UserError for a function that does not exist, and for unknown dtypes.
     """
     for name, there in ((source, SOURCES), (target, TARGETS)):
         if name not in there:

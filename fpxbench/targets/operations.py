@@ -61,7 +61,7 @@ class Operation:
     """Whether the child needs PyTorch; a Triton that was fetched alone has none, and is left out."""
 
 
-# Conversions: 4 elements a thread of one warp, so that the hardware can convert several at once.
+# Conversions: 4 elements per thread of one warp, so that the hardware can convert several at once.
 
 CONVERTED_BY_A_THREAD = 4
 

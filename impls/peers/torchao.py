@@ -1,4 +1,4 @@
-"""torchao's weight-only tensors: FP8 with one scale a row, and NVFP4."""
+"""torchao's weight-only tensors: FP8 with one scale per row, and NVFP4."""
 
 import torch
 import torch.nn.functional as F

@@ -28,8 +28,8 @@ ROUND_SECONDS = 2e-3
 def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -> TrialResult:
     """Time rounds of calls over rotating weight copies into `benchmark` (pytest-benchmark's fixture).
 
-    `baseline_samples` are the dense product's seconds a call, empty if it has none. What the implementation raises, or
-    does wrong after so many calls, becomes the verdict, and `benchmark` then holds no time.
+    `baseline_samples` are the dense product's seconds per call, empty if it has none. What the implementation raises,
+    or does wrong after so many calls, becomes the verdict, and `benchmark` then holds no time.
     """
     preload()
     result = TrialResult(verdict=Verdict(status=Status.OK))

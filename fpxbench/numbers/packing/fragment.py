@@ -81,7 +81,7 @@ def fragment_named(name: str) -> Layout | None:
     laid_out = quad_moves if kind == QUAD else moves
     return Layout(
         name,
-        "32 codes of a row to a lane, in the order of a matrix instruction's threads, two to a word for one decode",
+        "32 codes of a row per lane, in the order of a matrix instruction's threads; a pair is decoded at once",
         widths=tuple(range(lowest, 9)),
         row_bytes=lambda k, bits: -(-k // TILE_K) * TILE_K * bits // 8,
         write=lambda codes, bits, packed: _write(codes, placed_bits(bits, mantissa_bits), packed, laid_out),

@@ -100,9 +100,9 @@ def _layout(name: str, description: str, widths: tuple[int, ...], group_of: Call
 
 
 NIBBLES_LOW_FIRST = _layout(
-    "nibbles_low_first", "two neighbours a byte, the first in the low nibble", (4,), stream)
+    "nibbles_low_first", "two neighbours per byte, first in the low nibble", (4,), stream)
 NIBBLES_HIGH_FIRST = _layout(
-    "nibbles_high_first", "two neighbours a byte, the first in the high nibble", (4,), lambda bits: _HIGH_NIBBLE_FIRST)
+    "nibbles_high_first", "two neighbours per byte, first in the high nibble", (4,), lambda bits: _HIGH_NIBBLE_FIRST)
 BITSTREAM = _layout(
     "bitstream", "code after code without a gap, each from its low bit up", tuple(range(1, 9)), stream)
 TORCHAO_FP6 = _layout(

@@ -71,7 +71,7 @@ def _codes_at_once(bits: int) -> int:
 
 PLANAR = Layout(
     "planar",
-    "each code cut into pieces of 8, 4, 2 or 1 bits, low bits first; of a piece, byte i has the weights i, i + size, …",
+    "each code split into pieces of 8, 4, 2 or 1 bits, low bits first; byte i of a piece holds weights i, i + size, …",
     widths=tuple(range(1, 9)),
     row_bytes=lambda k, bits: padded_k(k) * bits // 8,
     write=by_rows(_write, _codes_at_once),

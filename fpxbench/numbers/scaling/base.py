@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scales:
-    """Scales as stored, one a block in the shape of `Scaling.grid_shape`.
+    """Scales as stored, one per block, in the shape of `Scaling.grid_shape`.
 
     stored : ``[R, G]``, in the scaling's `scale_format`: fp32, bf16 or fp16 numbers, or uint8 codes
     tensor_scale : the second level of a scaling that has one (nv), fp32 ``[1]``
