@@ -146,7 +146,7 @@ FAULTS = {
     "nibbles swapped": ("modelopt-nvfp4", ".weight", swapped, "the nibble order: nibbles_high_first"),
     "nibbles swapped, bitsandbytes": ("bnb-nf4", ".weight", swapped, "the nibble order: nibbles_low_first"),
     "other numbers in the table": (
-        "bnb-nf4", ".quant_map", lambda t: -t, "its table holds 1 for code 0, and nf4 has -1 (15 codes differ)"),
+        "bnb-nf4", ".quant_map", lambda t: -t, "its table holds 1 for code 0, but nf4 has -1 (15 codes differ)"),
     "a description of another size": (
         "bnb-nf4", "bitsandbytes__nf4", lambda t: torch.tensor(
             list(bytes(t.tolist()).replace(b"[256, 512]", b"[256, 500]")), dtype=torch.uint8),
