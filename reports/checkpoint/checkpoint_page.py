@@ -10,6 +10,7 @@ from pathlib import Path
 import jinja2
 
 from fpxbench.checkpoint.checkpoint_report import CheckpointReport, Evidence, LayerReport
+from fpxbench.counted import counted
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.reports import formatting
 from fpxbench.reports.static_files import static_files
@@ -99,7 +100,7 @@ def write_checkpoint_page(report: CheckpointReport, output: Path) -> Path:
         loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
-    templates.filters.update(nbytes=formatting.nbytes)
+    templates.filters.update(nbytes=formatting.nbytes, counted=counted)
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "assets" / "style.css").write_bytes(static_files()["style.css"])
     (output / "index.html").write_text(render(checkpoint_page("index", report), templates), encoding="utf-8")
