@@ -1,9 +1,10 @@
-"""The documentation agrees with the code: its commands exist, its links lead somewhere, its map is right."""
+"""The documentation agrees with the code: its commands and paths exist, its links lead somewhere, its map is right."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -71,20 +72,27 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def fenced(language: str, page: Path) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [block for name, block in blocks if name == language]
+
+
+def code_spans(page: Path) -> list[str]:
+    """Return what a page sets as code within its text: without fenced blocks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
 
 
 def commands() -> list[tuple[str, str]]:
-    """Return every fpxbench command line that the documentation prints, with its page."""
+    """Return every fpxbench command line that the documentation prints, in a block or in a sentence, with its page."""
     found = []
     for page in PAGES:
-        lines = [line for block in fenced("sh", page) for line in block.replace("\\\n", " ").splitlines()]
-        lines += [line[2:] for block in fenced("console", page) for line in block.splitlines() if line.startswith("$ ")]
-        for line in lines:
+        blocks = [block for language in ("sh", "console", "") for block in fenced(language, page)]
+        lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        for line in lines + [span for span in code_spans(page) if "…" not in span]:
             for part in re.split(r"&&|\|| > |;", line.partition(" #")[0]):
                 if part.strip().startswith("fpxbench ") and "$(" not in part:
                     found.append((str(page.relative_to(CHECKOUT)), part.strip()))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def test_there_are_commands_to_check() -> None:
@@ -125,6 +133,40 @@ def test_every_relative_link_leads_to_a_file() -> None:
             for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
             if "://" not in target and not (page.parent / target).exists()]
     assert dead == []
+
+
+TOPS = ("fpxbench", "impls", "benchmarks", "reports", "tests", "tools", "docs", ".github")
+FOREIGN = {"my_kernel.py"}
+"""Source files that the text names and that are the reader's own."""
+
+
+def missing_paths(text: str) -> list[str]:
+    """Return the words of `text` that begin with a folder of the checkout and lead nowhere; ``*`` is a wildcard."""
+    words = [word.partition("::")[0].rstrip("/") for word in text.split() if not set(word) & set("<>…$")]
+    return [word for word in words if word.partition("/")[0] in TOPS and "/" in word
+            and not any(CHECKOUT.glob(word))]
+
+
+def test_every_path_in_the_documentation_exists() -> None:
+    assert missing_paths("reports/targets/targets.json impls/_*.py reports/nothing.py -t tests/none::a") == [
+        "reports/nothing.py", "tests/none"]
+    texts = [(page, text) for page in PAGES
+             for text in [*code_spans(page), *fenced("sh", page), *fenced("console", page), *fenced("", page)]]
+    assert [f"{page.name}: {path}" for page, text in texts for path in missing_paths(text)] == []
+
+
+def test_every_source_file_that_the_documentation_names_exists() -> None:
+    named = {(page.name, span) for page in PAGES for span in code_spans(page) if re.fullmatch(r"\w+\.(py|cpp)", span)}
+    files = {path.name for top in TOPS for path in (CHECKOUT / top).rglob("*.*")} | FOREIGN
+    assert len(named) > 20 and [name for name in sorted(named) if name[1] not in files] == []
+
+
+def test_every_module_and_name_in_the_documentation_exists() -> None:
+    dotted = {span for page in PAGES for span in code_spans(page)
+              if re.fullmatch(r"fpxbench(\.\w+)+", span)} - {"fpxbench.implementations"}     # the entry points' group
+    assert len(dotted) > 5
+    for name in sorted(dotted):
+        pkgutil.resolve_name(name)      # raises for one that is none
 
 
 def test_the_kernel_of_the_guide_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
