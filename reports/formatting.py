@@ -132,18 +132,27 @@ def commits(url: str) -> Markup:
     return Markup("<code>{}</code>").format(clipped(url, 300))
 
 
+_LONG_NUMBER = re.compile(rf"-?(?=[\d.]{{{EVIDENCE_DIGITS + 2}}})\d+\.\d+(e[+-]\d+)?")
+
+
 def pretty(value: Any) -> str:
-    """Return a value of a verdict's evidence or of a machine's metadata: text unchanged, the rest as JSON with short
-    numbers."""
+    """Return a value of a verdict's evidence with short numbers: text and single numbers plainly, the rest as JSON.
+
+    Evidence has many of its numbers as text, since JSON has neither NaN nor infinity."""
+    if isinstance(value, float):
+        return f"{value:.{EVIDENCE_DIGITS}g}"
+    value = _shortened(value)
     if isinstance(value, str):
         return value
-    return json.dumps(_shortened(value), indent=1 if isinstance(value, dict) else None, ensure_ascii=False)
+    return json.dumps(value, indent=1 if isinstance(value, dict) else None, ensure_ascii=False)
 
 
 def _shortened(value: Any) -> Any:
-    """Return `value` with every float in it rounded to `EVIDENCE_DIGITS` significant digits."""
+    """Return `value` with every float in it, also as text, rounded to `EVIDENCE_DIGITS` significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{EVIDENCE_DIGITS}g}")
+    if isinstance(value, str):
+        return f"{float(value):.{EVIDENCE_DIGITS}g}" if _LONG_NUMBER.fullmatch(value) else value
     if isinstance(value, dict):
         return {name: _shortened(part) for name, part in value.items()}
     return [_shortened(part) for part in value] if isinstance(value, list | tuple) else value

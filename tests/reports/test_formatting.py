@@ -16,10 +16,12 @@ def test_numbers_keep_three_digits_and_their_unit() -> None:
 
 
 def test_evidence_has_short_numbers_and_keeps_its_text_and_its_integers() -> None:
-    assert pretty(0.040959700261617535) == "0.04096" and pretty("0.040959700261617535") == "0.040959700261617535"
+    assert pretty(0.040959700261617535) == pretty("0.040959700261617535") == "0.04096"
+    assert [pretty(text) for text in ("1.4012984643248171e-45", "-inf", "448.0", "3.10", "2.15.0", "16777217")] == [
+        "1.4013e-45", "-inf", "448.0", "3.10", "2.15.0", "16777217"]
     assert pretty({"gain": [0.49970000001, 1e-30],
                    "codes": 16777217}) == '{\n "gain": [\n  0.4997,\n  1e-30\n ],\n "codes": 16777217\n}'
-    assert pretty([1.5, [2.000000001, "x"]]) == '[1.5, [2.0, "x"]]'
+    assert pretty([1.5, [2.000000001, "0.33333333333", "x"]]) == '[1.5, [2.0, "0.33333", "x"]]'
 
 
 def test_names_in_a_sentence_are_set_as_code_and_the_rest_is_escaped() -> None:

@@ -23,6 +23,7 @@ from fpxbench.integrations.pytest.plugin import CASES, ROOT
 from fpxbench.records.case import Case
 from fpxbench.records.record import Machine
 from fpxbench.records.verdict import BROKEN, Status, with_log
+from fpxbench.reports.formatting import clipped, pretty
 from fpxbench.sweep.isolation import CannotStart, Isolation
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import Plan, Planned
@@ -323,7 +324,8 @@ def _require_ok(item: CaseItem, result: TrialResult) -> None:
         pytest.skip(message)
     benchmarks = item.parent.benchmarks
     benchmarks.ended[item.parent].append((item.name, result))
-    lines = [message, *(f"  {name}: {str(value)[:EVIDENCE_WIDTH]}" for name, value in verdict.evidence.items())]
+    lines = [message, *(f"  {name}: {clipped(pretty(value), EVIDENCE_WIDTH)}"
+                        for name, value in verdict.evidence.items())]
     log = _informative_lines(verdict.log_tail)
     if log:
         lines += ["  it wrote:", *("    " + line for line in log)]
