@@ -47,6 +47,8 @@ from fpxbench.sweep.repro_script import repro_script
 from fpxbench.targets.operations import OPERATIONS
 from fpxbench.whole_file import write_whole
 
+FOLDERS = "machines", "builds", "support", "checkpoints"
+"""Of the report: a page that an earlier report left there, and that is not written again, goes."""
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; further ones are a row of a table."""
 PROBLEMS_IN_FULL = 5
@@ -100,7 +102,9 @@ class Pages:
         """Write ``render(*views)`` to `path` below the site's folder.
 
         One odd record must not end everybody's report: a page that cannot be rendered becomes a page that gives the
-        reason, and is listed in `failures`."""
+        reason, and is listed in `failures`. Raises ValueError for a folder that is not one of `FOLDERS`."""
+        if "/" in path and path.partition("/")[0] not in FOLDERS:
+            raise ValueError(f"{path} lies in none of {', '.join(FOLDERS)}: add its folder to FOLDERS")
         try:
             page = render(*views)
         except Exception as error:

@@ -36,7 +36,7 @@ from fpxbench.reports.kept_pages import KeptPages, content_of, digest
 from fpxbench.reports.machine_pages import MachineTask, write_machines
 from fpxbench.reports.model.generation_table import model_problems
 from fpxbench.reports.model.model_chapter import ModelChapter, write_models
-from fpxbench.reports.pages import Pages
+from fpxbench.reports.pages import FOLDERS, Pages
 from fpxbench.reports.static_files import static_files
 from fpxbench.reports.sweep.device_spread_table import newest_spread
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
@@ -54,9 +54,6 @@ from fpxbench.reports.targets.support_table import (
 from fpxbench.whole_file import write_whole
 
 _PLOTLY = "plotly.min.js"
-_FOLDERS = "machines", "builds", SUPPORT.rpartition("/")[0]
-"""Of the report: what an earlier one left there goes."""
-
 _Casts = dict[tuple[str, str], tuple[CastSweep, CastChanges | None]]
 """Cast sweeps with what changed since the build before, by the names of their machine's folder and their file."""
 
@@ -139,7 +136,7 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     write_whole(output / FEED, feed(results))
     pages.write("index.html", pages.overview, shown, problems, broken_lines, older,
                 [sweep for sweep, _ in newest_casts], support, models, checkpoints)
-    kept.remove_others({*pages.written, (output / SUPPORT).with_name(MATRIX_FILE)}, _FOLDERS)
+    kept.remove_others({*pages.written, (output / SUPPORT).with_name(MATRIX_FILE)}, FOLDERS)
     return SiteSummary(output / "index.html", [message for sweep in shown if (message := sweep.choice_message)],
                        problems, broken_lines, [*messages, *troubles, *pages.failures],
                        empty=not (shown or newest_casts or checkpoints) and models.empty)

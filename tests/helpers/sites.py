@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -59,6 +60,18 @@ def dead_links(folder: Path) -> list[str]:
             if not target.is_file() or place and place not in pages[target].ids:
                 dead.append(f"{path}: {link}")
     return dead
+
+
+def unlinked_pages(folder: Path) -> list[str]:
+    """Return pages that a reader who begins at ``index.html`` cannot come to."""
+    pages, reached, ahead = pages_of(folder), set(), [folder / "index.html"]
+    while ahead:
+        path = ahead.pop()
+        if path in pages and path not in reached:
+            reached.add(path)
+            ahead += [Path(os.path.normpath(path.parent / unquote(urlsplit(link).path))) for link in pages[path].links
+                      if "://" not in link and urlsplit(link).path]
+    return [str(path.relative_to(folder)) for path in pages if path not in reached]
 
 
 def scripts_of_their_own(folder: Path) -> list[str]:

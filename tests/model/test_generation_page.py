@@ -3,7 +3,7 @@
 import pytest
 from generation_records import HOSTILE, row, wrong
 from sample_records import BUILD, CPU
-from sites import dead_links
+from sites import dead_links, unlinked_pages
 
 from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.model.tensor_record import OperationResult, TensorOperationRecord
@@ -61,6 +61,7 @@ def test_the_site_has_the_page_escaped_and_the_overview_counts_its_rows(tmp_path
         build=BUILD, machine=CPU, result=OperationResult(tensor="FloatTensor mxfp4", operation="t", outcome="ok")))
     summary = build_site(tmp_path / "results", tmp_path / "site")
     assert not summary.troubles and not summary.empty and dead_links(tmp_path / "site") == []
+    assert unlinked_pages(tmp_path / "site") == []
     assert ["wrong (gibberish)" in problem.message for problem in summary.problems] == [True]
     page = (tmp_path / "site" / "machines" / CPU.name / BUILD.stem / "models.html").read_text()
     assert HOSTILE not in page and "&lt;script&gt;alert" in page

@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import sample_records as sample
-from sites import Page, dead_links, pages_of, scripts_of_their_own
+from sites import Page, dead_links, pages_of, scripts_of_their_own, unlinked_pages
 
 from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Flag
+from fpxbench.records.record import DeviceState, Flag, Properties
 from fpxbench.records.verdict import SEVERITY, SIGNS, Status, Verdict
+from fpxbench.reports.pages import FOLDERS, Pages
 from fpxbench.reports.site import SiteSummary, build_site
 from fpxbench.reports.sweep import problems
 from fpxbench.reports.sweep.case_row import page_name
@@ -117,6 +118,10 @@ def test_every_link_of_the_site_leads_somewhere(site) -> None:
     assert dead_links(site[0]) == []
 
 
+def test_every_page_of_the_site_can_be_reached_from_the_first(site) -> None:
+    assert unlinked_pages(site[0]) == []
+
+
 def test_links_with_filters_name_what_the_page_can_filter_by(site) -> None:
     page = (site[0] / SWEEP / "index.html").read_text()
     for problem in site[1].problems:
@@ -157,8 +162,13 @@ def test_pages_of_cases_that_are_gone_do_not_stay(tmp_path: Path) -> None:
     sample.write(tmp_path / "two", [sample.record(sample.case("y"), speedup=2.0)])
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "notes.txt").write_text("not the report's")
-    for results in ("one", "two"):
-        build_site(tmp_path / results, tmp_path / "site")
+    build_site(tmp_path / "one", tmp_path / "site")
+    for folder in FOLDERS:
+        (tmp_path / "site" / folder).mkdir(exist_ok=True)
+        (tmp_path / "site" / folder / "gone.html").write_text("of an earlier report")
+    build_site(tmp_path / "two", tmp_path / "site")
+    assert {folder for folder in FOLDERS if (tmp_path / "site" / folder / "gone.html").exists()} == set()
+    assert "checkpoints" in FOLDERS and "machines" in FOLDERS
     assert [path.name[:1] for path in (tmp_path / "site" / SWEEP).glob("*__*.html")] == ["y"]
     assert (tmp_path / "site" / "notes.txt").exists()
 
@@ -196,6 +206,37 @@ def test_a_machines_facts_are_shown_in_words_with_units(tmp_path: Path) -> None:
     page = (tmp_path / "site" / "machines" / machine.name / "index.html").read_text()
     assert "<dt>power limit</dt><dd>700 W</dd>" in page and "<dt>memory bus</dt><dd>5120 bits</dd>" in page
     assert "<dt>of its own</dt><dd>&lt;b&gt;x</dd>" in page
+
+
+def test_a_page_lies_in_a_folder_from_which_pages_that_are_gone_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="chapter/page.html lies in none of machines, .* add its folder to FOLDERS"):
+        Pages(tmp_path).write("chapter/page.html", lambda: "")
+
+
+def test_no_page_prints_a_number_with_all_its_digits(tmp_path: Path) -> None:
+    """Records as stored and scripts have them; sentences of a verdict have the digits that they came with."""
+    ugly = 0.040959700261617535
+    machine = sample.GPU.model_copy(update={"facts": {"clock_offset_s": ugly, "fleet": {"offset_s": ugly}},
+                                            "read_gb_per_s": 1000 * ugly})
+    evidence = {"value": repr(ugly), "bound": ugly, "worst_at": [1, 2], "gain": repr(-1e9 / 3),
+                "rows": [[ugly, repr(ugly)]], "experiments": {"table": {"0x38": [ugly, repr(1 / ugly)]}}}
+    wrong = Verdict(status=Status.WRONG, kind=Kind.INACCURATE, summary="off", evidence=evidence)
+    timed = sample.record(sample.case("x"), speedup=1 + ugly, machine=machine)
+    state = DeviceState(readings=3, sm_clock_mhz=1e5 * ugly, sm_clock_min_mhz=1e5 * ugly, memory_clock_mhz=1e5 * ugly,
+                        power_w=1e4 * ugly, temperature_c=1e3 * ugly, joules_per_call=ugly, joules_per_gb=ugly,
+                        energy_calls=7, energy_s=ugly)
+    properties = Properties(error_factor=ugly, error_threshold=1 + ugly, first_call_s=ugly)
+    timed = timed.model_copy(update={"device_state": state, "properties": properties, "elapsed_s": ugly})
+    sample.write(tmp_path, [timed, sample.record(sample.case("y"), wrong, machine=machine)])
+    summary = build_site(tmp_path, tmp_path / "site")
+    assert summary.troubles == [] and summary.broken_lines == []
+    long = {}
+    for path in (tmp_path / "site").rglob("*.html"):
+        page = re.sub(r"<(script|pre)\b.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        shown = Page(page).text + " ".join(re.findall(r'(?:title|aria-label)="([^"]*)"', page))
+        if found := re.findall(r"\d+\.\d{6,}\S*", shown):
+            long[str(path.relative_to(tmp_path))] = found
+    assert long == {}
 
 
 # What other machines may send.

@@ -10,7 +10,7 @@ import pytest
 from commands import command
 from nights import EAGER, FUSED, nightly, nights, timed
 from sample_records import CPU, GPU, case, record
-from sites import PYTORCH_COMMITS, Page, dead_links, pages_of, scripts_of_their_own
+from sites import PYTORCH_COMMITS, Page, dead_links, pages_of, scripts_of_their_own, unlinked_pages
 
 from fpxbench.builds.environments import Installation
 from fpxbench.builds.timeline import Timeline
@@ -299,7 +299,7 @@ def test_builds_that_no_machine_has_two_of_are_not_said_to_be_alike(tmp_path: Pa
 # ---- the whole site --------------------------------------------------------------------------------------------------
 
 def test_every_link_leads_somewhere(site: Path) -> None:
-    assert dead_links(site) == []
+    assert dead_links(site) == [] and unlinked_pages(site) == []
 
 
 def test_old_builds_have_no_pages_of_cases_and_are_counted(site: Path) -> None:
