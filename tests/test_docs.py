@@ -7,18 +7,21 @@ import importlib
 import pkgutil
 import re
 import shlex
+import shutil
 import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import typer
+from commands import command
 from places import CHECKOUT
 
 import fpxbench
 from fpxbench.cli import app
 
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").rglob("*.md")])
+SCRIPTS = CHECKOUT / ".github/workflows/nightly.yml", CHECKOUT / "tools/bench.sh"
 PACKAGES = sorted(path.parent for top in ("fpxbench", "impls", "reports", "benchmarks")
                   for path in (CHECKOUT / top).rglob("__init__.py")
                   if path.parent.name != "child" and not path.parent.is_symlink()
@@ -47,6 +50,24 @@ def test_the_map_has_the_folders_in_the_order_of_the_layers() -> None:
     text = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     assert shown == sorted(shown, key=place.__getitem__), "the lowest layer of pyproject.toml's contract comes first"
+
+
+def test_the_map_has_every_module_beside_the_folders_and_every_folder_of_records() -> None:
+    text = (CHECKOUT / "docs/architecture.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (CHECKOUT / "fpxbench").glob("*.py")} - {"__init__.py", "__main__.py"}
+    files = text.partition("| file | contents |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+\.py)`", files)) == modules
+    sources = (path.read_text(encoding="utf-8") for path in (CHECKOUT / "fpxbench").rglob("*.py"))
+    folders = {name for source in sources for name in re.findall(r' FOLDER: ClassVar\[str\] = "(\w+)"', source)}
+    shown = set(re.findall(r"(\w+)/[^`/]*`", text.partition("| path | contents |")[2]))
+    assert len(folders) > 8 and folders - shown == set()
+
+
+def test_every_extra_is_in_the_guide() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    guide = (CHECKOUT / "docs/guide/install.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.+?) \|", guide, re.MULTILINE)))
+    assert sorted(names) == sorted(project["optional-dependencies"])
 
 
 def test_no_two_python_files_have_the_same_name() -> None:
@@ -83,12 +104,16 @@ def code_spans(page: Path) -> list[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Return every fpxbench command line that the documentation prints, in a block or in a sentence, with its page."""
+    """Return every fpxbench command line of the documentation, in a block or in a sentence, and of the scripts that it
+    describes; with its page."""
     found = []
-    for page in PAGES:
+    for page in [*PAGES, CHECKOUT / "reports/samples/README.md", *SCRIPTS]:
         blocks = [block for language in ("sh", "console", "") for block in fenced(language, page)]
         lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-        for line in lines + [span for span in code_spans(page) if "…" not in span]:
+        lines += [span for span in code_spans(page) if "…" not in span]
+        if page in SCRIPTS:
+            lines = [line.strip().removeprefix("run: ") for line in page.read_text(encoding="utf-8").splitlines()]
+        for line in lines:
             for part in re.split(r"&&|\|| > |;", line.partition(" #")[0]):
                 if part.strip().startswith("fpxbench ") and "$(" not in part:
                     found.append((str(page.relative_to(CHECKOUT)), part.strip()))
@@ -161,12 +186,30 @@ def test_every_source_file_that_the_documentation_names_exists() -> None:
     assert len(named) > 20 and [name for name in sorted(named) if name[1] not in files] == []
 
 
+def test_every_test_that_the_documentation_names_exists() -> None:
+    named = {span for page in PAGES for span in code_spans(page) if re.fullmatch(r"test_\w+", span)}
+    tests = {name for path in (CHECKOUT / "tests").rglob("test_*.py")
+             for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert len(named) > 5 and named - tests == set()
+
+
 def test_every_module_and_name_in_the_documentation_exists() -> None:
     dotted = {span for page in PAGES for span in code_spans(page)
               if re.fullmatch(r"fpxbench(\.\w+)+", span)} - {"fpxbench.implementations"}     # the entry points' group
     assert len(dotted) > 5
     for name in sorted(dotted):
         pkgutil.resolve_name(name)      # raises for one that is none
+
+
+@pytest.mark.usefixtures("few_targets")
+def test_the_first_report_of_the_guide_prints_what_the_guide_shows(tmp_path: Path) -> None:
+    [shown] = fenced("console", CHECKOUT / "docs/guide/first-report.md")
+    line, *printed = shown.splitlines()
+    assert line == "$ fpxbench report --results reports/samples --output sample-report"
+    shutil.copytree(CHECKOUT / "reports/samples", tmp_path / "samples")      # an index is written beside records
+    run = command("report --results", tmp_path / "samples", "--output", tmp_path / "sample-report")
+    assert run.exit_code == 0, run.output
+    assert run.stdout.replace(tmp_path.as_uri(), "file:///…").splitlines() == printed
 
 
 def test_the_kernel_of_the_guide_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

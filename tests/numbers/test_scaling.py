@@ -1,12 +1,16 @@
 """The blocks and scales of each scaling; a new family needs a subclass and nothing else."""
 
+import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from subprocess import run
 from sys import executable
 
 import pytest
 import torch
+from places import DOCS
 
 from fpxbench.numbers import scaling as scalings
 from fpxbench.numbers.formats import FORMATS, format_named
@@ -37,6 +41,17 @@ def test_one_family_parses_each_name(name):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.kind)
 def test_each_family_has_a_description_and_a_source(family):
     assert family.description and family.source
+
+
+def test_every_scaling_of_the_package_is_a_family_that_is_tried_and_documented():
+    modules = [import_module(f"{scalings.__name__}.{module.name}") for module in iter_modules(scalings.__path__)]
+    defined = {one for module in modules for one in vars(module).values()
+               if isinstance(one, type) and issubclass(one, Scaling) and one is not Scaling}
+    assert defined == set(FAMILIES) == {type(scaling_named(name)) for name in NAMES}
+    table = (DOCS / "schemes.md").read_text(encoding="utf-8").partition("\n## Scalings")[2].partition("\n\n#")[0]
+    documented = re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)))
+    families = {type(scaling_named(re.sub("[NRC]", "4", name))) for name in documented}
+    assert families == set(FAMILIES), "docs/schemes.md has a row for each under Scalings"
 
 
 @pytest.mark.parametrize(
