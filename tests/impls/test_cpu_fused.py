@@ -25,14 +25,16 @@ CPU_FUSED = discover()[0]["cpu_fused"]
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_products_and_codes_are_right_by_the_vectors_of_every_cpu(capability):
+    widest = torch.backends.cpu.get_cpu_capability()
+    names = list(CAPABILITIES)
+    if names.index(capability) < names.index(widest if widest in names else "DEFAULT"):
+        pytest.skip(f"this CPU has no {capability}: PyTorch takes ATEN_CPU_CAPABILITY unchecked, and instructions fail")
     variable, schemes = CAPABILITIES[capability]
     child = subprocess.run([sys.executable, str(CHILD), *schemes], capture_output=True, text=True,
                            env=os.environ | {"ATEN_CPU_CAPABILITY": variable})
     assert child.returncode == 0, child.stderr
     found, *problems = child.stdout.splitlines()
-    if found != capability:
-        pytest.skip(f"this CPU has no {capability}")
-    assert not problems
+    assert found == capability and not problems
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e-3, 1e4, 1e36])
