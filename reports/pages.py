@@ -8,37 +8,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from fpxbench.counted import counted
 from fpxbench.model.tensor_record import OperationOutcome
-from fpxbench.records.kinds import Kind
-from fpxbench.records.record import Flag, Record
+from fpxbench.records.record import Record
 from fpxbench.records.store import BrokenLine
-from fpxbench.records.verdict import BROKEN, SEVERITY, SIGNS, Status
-from fpxbench.regressions.change_report import Direction, State
-from fpxbench.reports import formatting, words
-from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, ConversionMatrix, ConversionRow, cell_text
+from fpxbench.records.verdict import SEVERITY, Status
+from fpxbench.reports.casts.conversion_pages import CastChanges, CastSweep, ConversionMatrix, ConversionRow
 from fpxbench.reports.casts.decode_speed_table import DecodeTable
 from fpxbench.reports.checkpoint.checkpoint_page import CheckpointPage, render as render_checkpoint
 from fpxbench.reports.history.build_pages import BuildPage
-from fpxbench.reports.history.regression_groups import STATES, RegressionSummary
+from fpxbench.reports.history.regression_groups import RegressionSummary
 from fpxbench.reports.history.series_pages import ROOT, SeriesPage
 from fpxbench.reports.model import generation_charts
 from fpxbench.reports.model.generation_table import FILE as MODELS, ModelPage
 from fpxbench.reports.model.model_chapter import ModelChapter
 from fpxbench.reports.model.model_history import MachineModels
 from fpxbench.reports.model.tensor_table import BADGES, TensorPage
+from fpxbench.reports.rendering import templates
 from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.charts import Chart, charts_of
 from fpxbench.reports.sweep.device_spread_table import SpreadTable
 from fpxbench.reports.sweep.dot_plot import dot_plot_of, floor_of
 from fpxbench.reports.sweep.problems import ReportProblem, Section, headline
-from fpxbench.reports.sweep.speedup_curves import DRAWN_IN_FULL, speedup_curves
+from fpxbench.reports.sweep.speedup_curves import speedup_curves
 from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import BuildDiff
 from fpxbench.reports.targets.support_row import CHECKS, ArchitectureDetail, Scripts
@@ -51,38 +45,7 @@ FOLDERS = "machines", "builds", "support", "checkpoints"
 """Of the report: a page that an earlier report left there, and that is not written again, goes."""
 SWEEPS_IN_FULL = 3
 """Newest sweeps whose matrix the overview shows; further ones are a row of a table."""
-PROBLEMS_IN_FULL = 5
-"""Of each section of the overview; the rest is folded."""
-MOST_CASES_LISTED = 24
-MISCOMPILES_IN_SHORT = 3
-"""Of kernels that compile and compute something else, on the overview."""
-MOST_GROUPS_LISTED = 100
-"""Of the regressions in one state; each build's page has all of its own."""
 MOST_BROKEN_LINES = 50
-
-
-@cache
-def _templates() -> jinja2.Environment:
-    """Return the templates of all reports that this process builds: each is compiled once."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    templates.filters.update(
-        us=formatting.microseconds, nbytes=formatting.nbytes, capacity=formatting.capacity, times=formatting.times,
-        number=formatting.number, share=formatting.share, code_names=formatting.code_names,
-        log=formatting.whole_lines,
-        pretty=formatting.pretty, when=formatting.when, clipped=formatting.clipped, commits=formatting.commits,
-        cell_text=cell_text, counted=counted, signed=formatting.signed, unquoted=words.unquoted,
-    )
-    templates.globals.update(
-        words=words, signs=SIGNS, Status=Status, Kind=Kind, Flag=Flag, BROKEN=BROKEN, SEVERITY=SEVERITY,
-        flag_sign=words.FLAG_SIGN,
-        MOST_CASES_LISTED=MOST_CASES_LISTED, MOST_GROUPS_LISTED=MOST_GROUPS_LISTED, STATES=STATES, State=State,
-        Direction=Direction,
-        DRAWN_IN_FULL=DRAWN_IN_FULL, MISCOMPILES_IN_SHORT=MISCOMPILES_IN_SHORT, PROBLEMS_IN_FULL=PROBLEMS_IN_FULL,
-    )
-    return templates
 
 
 class Pages:
@@ -96,7 +59,7 @@ class Pages:
         self._output = output
         self.written: set[Path] = set()
         self.failures: list[str] = []
-        self._templates = _templates()
+        self._templates = templates()
 
     def write(self, path: str, render: Callable[..., str], *views: Any) -> None:
         """Write ``render(*views)`` to `path` below the site's folder.
@@ -234,7 +197,7 @@ class Pages:
 
     def checkpoint(self, page: CheckpointPage) -> str:
         """Render one examined checkpoint."""
-        return render_checkpoint(page, self._templates, root="../", home="../index.html")
+        return render_checkpoint(page, root="../", home="../index.html")
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(**values)

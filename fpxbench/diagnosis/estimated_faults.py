@@ -15,7 +15,7 @@ from fpxbench.numbers.formats import Format
 from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
-_NEAR_HALF = _NEAR_ONE = 2.0**-6
+_NEAR_ONE = _NEAR_KNOWN = 2.0**-6
 _ENOUGH = 4096
 """Numbers by which a factor is estimated."""
 
@@ -52,7 +52,8 @@ def _rounding_threshold(readouts: Sequence[Readout]) -> Iterator[EncodeFault]:
         first_up = min([first_up, *part[inside & nearer_high].tolist()])
         last_down = max([last_down, *part[inside & ~nearer_high].tolist()])
     middle = (first_up + last_down) / 2
-    if not last_down <= first_up + _NEAR_HALF / 16 or abs(middle - 0.5) < _NEAR_HALF or middle in (0.0, 1.0):
+    # Away from zero, to the nearest, toward zero: `encode_faults` has them, and a weight may have no value in between.
+    if not last_down <= first_up + _NEAR_KNOWN / 16 or min(abs(middle - known) for known in (0, 0.5, 1)) < _NEAR_KNOWN:
         return
 
     def rounded(values: Tensor) -> Tensor:

@@ -7,12 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from fpxbench.checkpoint.checkpoint_report import CheckpointReport, Evidence, LayerReport
-from fpxbench.counted import counted
 from fpxbench.numbers.scheme import scheme_named
-from fpxbench.reports import formatting
+from fpxbench.reports.rendering import templates
 from fpxbench.reports.static_files import static_files
 
 MOST_LAYERS = 1000
@@ -85,25 +82,20 @@ def checkpoint_page(name: str, report: CheckpointReport) -> CheckpointPage:
                           findings.most_common(20))
 
 
-def render(page: CheckpointPage, templates: jinja2.Environment, *, root: str = "", home: str | None = None) -> str:
+def render(page: CheckpointPage, *, root: str = "", home: str | None = None) -> str:
     """Return the page's HTML. `root` leads to the folder of ``assets``; `home`, if there is one, to the first page.
 
     Names and messages come from the file: all are escaped, and the page runs no script.
     """
-    return templates.get_template("checkpoint.html").render(
+    return templates().get_template("checkpoint.html").render(
         page=page, report=page.report, root=root, home=home, WIDTH=WIDTH, HEIGHT=HEIGHT)
 
 
 def write_checkpoint_page(report: CheckpointReport, output: Path) -> Path:
     """Write ``index.html`` and its style sheet to the folder `output`; return the page's path."""
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("fpxbench.reports"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    templates.filters.update(nbytes=formatting.nbytes, counted=counted)
     (output / "assets").mkdir(parents=True, exist_ok=True)
     (output / "assets" / "style.css").write_bytes(static_files()["style.css"])
-    (output / "index.html").write_text(render(checkpoint_page("index", report), templates), encoding="utf-8")
+    (output / "index.html").write_text(render(checkpoint_page("index", report)), encoding="utf-8")
     return output / "index.html"
 
 

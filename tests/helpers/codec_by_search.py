@@ -27,7 +27,8 @@ def magnitudes(fmt: Format) -> np.ndarray:
     elif fmt.mantissa_bits == 0:
         beyond = 2 * fmt.max
     elif fmt.has_nan and fmt.max_code < fmt.magnitude_mask:
-        beyond = replace(fmt, specials="none").value(fmt.max_code + 1)
+        # With more exponents, fp64 holds it; under some biases the format's own range of fp32 ends before it.
+        beyond = replace(fmt, specials="none", exponent_bits=9).value(fmt.max_code + 1)
     else:
         beyond = 2 * numbers[-1] - numbers[-2]
     return np.array([*numbers, beyond])

@@ -105,6 +105,16 @@ def any_format(draw):
         return FORMATS["e2m1"]
 
 
+def test_a_format_at_the_end_of_fp32_rounds_to_the_code_that_a_search_finds():
+    fmt = Format("last", 1, 1, bias=-127, specials="ieee", signed=False)
+    assert fmt.max == 2.0**127      # the number after it, were it finite, is 2**128: too large for fp32
+    numbers = np.array([0.0, 0.49, 0.5, 0.51, 1.0, 1.24, 1.25, 1.49, 1.5, 1.51]) * fmt.max
+    for rounding in DETERMINISTIC:
+        for overflow in overflows(fmt):
+            codes = encode(torch.from_numpy(numbers), fmt, rounding, overflow).numpy()
+            np.testing.assert_array_equal(codes, search_codes(numbers, fmt, rounding, overflow))
+
+
 @given(any_format(), st.data())
 def test_any_number_in_any_format_under_any_bias_rounds_to_the_code_that_a_search_finds(fmt, data):
     near = st.floats(-1.2, 1.2).map(lambda part: part * fmt.max)

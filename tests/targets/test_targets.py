@@ -455,5 +455,6 @@ def test_releases_that_the_shipped_matrix_has_are_looked_up_and_not_asked(monkey
 @pytest.mark.parametrize("arguments", [("3.8.0", "3.9.0", "--ask"), ("3.8.0", "3.9.0", "--fresh"), ("3.8.0", "3.99.0"),
                                        ("installed", "3.9.0")])
 def test_what_the_shipped_matrix_cannot_answer_is_asked(monkeypatch, arguments):
-    found = _diff(monkeypatch, *arguments, "-o", "decode/e4m3fn")
-    assert isinstance(found.exception, _Compiled) and found.exception.args == ([arguments[0]],)
+    with pytest.raises(_Compiled) as found:
+        _diff(monkeypatch, *arguments, "-o", "decode/e4m3fn")
+    assert found.value.args == ([arguments[0]],)
