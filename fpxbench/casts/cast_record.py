@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from fpxbench.casts.conversion import Conversion
 from fpxbench.records.fields import LARGEST_INTEGER, Count, Label, Moment, Seconds
@@ -142,22 +142,21 @@ class CastRecord(StoredRecord):
         """The differences that the target's standard does not permit."""
         return [difference for difference in self.differences if not difference.permitted]
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _a_product_that_was_not_rounded_is_permitted(cls, data: Any) -> Any:
+    def _a_product_that_was_not_rounded_is_permitted(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         """Read a record of the rules before version 3, under which it was wrong, by the current rules: inputs and
         outputs are the same."""
-        if not isinstance(data, dict) or not isinstance(data.get("rules"), int) or data["rules"] >= 3:
-            return data
-        differences = [DifferingInputs.model_validate(one) for one in data.get("differences", ())]
-        if not any(one.kind is InputKind.UNROUNDED_PRODUCT and not one.permitted for one in differences):
-            return data
-        differences = [one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one
-                       for one in differences]
-        read = data | {"differences": differences}
-        if all(one.permitted for one in differences):
-            read["verdict"] = Verdict(status=Status.OK, summary=unrounded_summary(data["inputs"], differences))
-        return read
+        record = read(data)
+        if record.rules >= 3 or all(one.kind is not InputKind.UNROUNDED_PRODUCT for one in record.wrong):
+            return record
+        current = record.model_copy(update={"differences": [
+            one.model_copy(update={"permitted": True}) if one.kind is InputKind.UNROUNDED_PRODUCT else one
+            for one in record.differences]})
+        if current.wrong or current.verdict.status is not Status.WRONG:
+            return current
+        summary = unrounded_summary(current.inputs, current.differences)
+        return current.model_copy(update={"verdict": Verdict(status=Status.OK, summary=summary)})
 
     @model_validator(mode="after")
     def _verdict_follows_from_differences(self) -> Self:

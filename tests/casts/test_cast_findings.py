@@ -1,6 +1,7 @@
 """Records of casts become findings, disagreements between engines, and changes from build to build."""
 
 import pytest
+from pydantic import ValidationError
 from sample_casts import EXAMPLE, before_and_after, conversion, overflowing, record
 
 from fpxbench.casts.cast_changes import CastSnapshot, changes
@@ -106,3 +107,11 @@ def test_other_inputs_are_no_change():
     old, new = before_and_after()
     new = [one.model_copy(update={"inputs_digest": "other"}) for one in new]
     assert changes(map(CastSnapshot.of, old), map(CastSnapshot.of, new)) == []
+
+
+@pytest.mark.parametrize("odd", [{"differences": None}, {"differences": 5}, {"differences": [{}]}, {"inputs": None},
+                                 {"rules": -1}, {"rules": True, "differences": None}])
+def test_an_odd_record_of_old_rules_is_refused_as_any_other(odd):
+    old = scaled("compiled", 3).model_dump(mode="json", by_alias=True) | {"rules": 2}
+    with pytest.raises(ValidationError):
+        CastRecord.model_validate(old | odd)

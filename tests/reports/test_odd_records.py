@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sample_records as sample
 from commands import command
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from nights import FUSED, GPU, nightly, nights
 from odd_values import ODD, odd_ones, paths, with_value
 from typer.testing import Result
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.usefixtures("few_targets")
 
 CRASHING = FUSED.model_copy(update={"scheme": "e5m2-row"})
 LINES_OF_A_FILE = 400
+FUZZED = partial(settings, deadline=None, suppress_health_check=list(HealthCheck),
+                 phases=(Phase.explicit, Phase.reuse, Phase.generate))      # an example takes seconds: none is shrunk
 
 CAST = CastRecord(
     conversion=Conversion(operation="cast", source="fp32", target="e4m3fn", engine="eager", device="cpu"), machine=GPU,
@@ -105,7 +108,7 @@ def test_records_with_one_odd_field_are_shown_or_skipped_and_named(tmp_path: Pat
     assert_told(results, tmp_path / "site", of)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@FUZZED(max_examples=6)
 @given(seed=st.integers(0, 2**32), log=st.text(max_size=6000), garbage=st.lists(st.binary(max_size=300), max_size=20))
 def test_records_with_several_odd_fields_logs_and_garbage_end_no_report(
         tmp_path_factory: pytest.TempPathFactory, seed: int, log: str, garbage: list[bytes]) -> None:
@@ -129,7 +132,7 @@ def test_records_with_several_odd_fields_logs_and_garbage_end_no_report(
     assert_told(results, results.parent / "site", Record, CastRecord, Confirmation)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@FUZZED(max_examples=8)
 @given(seed=st.integers(0, 2**32))
 def test_an_odd_matrix_of_targets_ends_no_report(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     folder = tmp_path_factory.mktemp("targets")
