@@ -63,7 +63,7 @@ def casts(tmp_path, monkeypatch):
     ("packed", "e2m1", Status.OK, None, "all 65,536 inputs"),
     ("swapped", "e2m1", Status.WRONG, Kind.NIBBLE_SWAP, "exchanged"),
     ("four_bits", "e3m2", Status.WRONG, None, ""),
-    ("another_dtype", "e4m3fn", Status.ERROR, None, "gave torch.bfloat16, not a tensor of torch.float8_e4m3fn"),
+    ("another_dtype", "e4m3fn", Status.ERROR, None, "returned torch.bfloat16, not a tensor of torch.float8_e4m3fn"),
 ])
 def test_a_cast_of_ones_own_is_judged_by_its_format(casts, tmp_path, function, target, status, kind, words) -> None:
     found = check_own_cast(Settings(device="cpu", results=tmp_path), f"own_casts:{function}", "bf16", target)
