@@ -240,7 +240,8 @@ class Driver(Roster):
 
     def _task_ended(self, seat: SeatRun, running: Running, end: TaskEnd) -> None:
         cell, task = running.cell, running.task
-        seat.fruitless = 0 if running.stored or end.status == "done" else seat.fruitless + 1
+        if not running.left_behind:
+            seat.fruitless = 0 if running.stored or end.status == "done" else seat.fruitless + 1
         seat.owed = [pair for pair in seat.owed if pair[1] != task.id]
         if running.left_behind and running.stored:
             self._say(f"{seat.label}: {counted(running.stored, 'record')} of {task.spec.tag} fetched, which a "
@@ -250,7 +251,8 @@ class Driver(Roster):
             self._comparison.ended(seat)
             return
         if task.purpose == "plan":
-            self._plan_ended(seat, cell, end)
+            if not running.left_behind:     # else its worker ended, which says nothing of the build: it is made again
+                self._plan_ended(seat, cell, end)
         else:
             cell.ended(task.id, end)
         if end.status == "not_installed":

@@ -14,8 +14,9 @@ import pytest
 from cluster_here import Call, ClusterHere
 from fake_builds import FakeBuilds, ids
 
-from fpxbench.fleet import driver, roster
+from fpxbench.fleet import cluster, driver, roster
 from fpxbench.fleet.fleet_messages import Seat, Task
+from fpxbench.fleet.spool import FOLDER_VARIABLE, Spool
 from fpxbench.fleet.state import FleetFolder, FleetState
 from fpxbench.records.store import Store
 
@@ -46,7 +47,7 @@ class EarlierRun:
                     cases=builds.cases[:8])
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, Seat(fleet=fleet, device="cpu", machine="m1").model_dump_json(),
-             task.model_dump_json(by_alias=True)], env=os.environ | {"FPX_FLEET_FOLDER": str(folder)})
+             task.model_dump_json(by_alias=True)], env=os.environ | {FOLDER_VARIABLE: str(folder)})
         while builds.measured().total() < 2:
             assert self.process.poll() is None
             time.sleep(0.01)
@@ -132,3 +133,34 @@ def test_a_runs_own_workers_are_not_waited_for(builds: FakeBuilds, tmp_path: Pat
     state, said = run(builds, device="cuda")
     assert state.ended == "complete" and stored(builds) == Counter(ids(builds.cases)) and said == []
     assert here.returned.count(("a", 1, "hello")) == 1
+
+
+def test_a_list_of_cases_that_an_earlier_run_did_not_finish_is_made_again(
+        builds: FakeBuilds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver was killed while the only node of the kind listed the cases: that node can measure the build."""
+    here, (entry,) = ClusterHere(monkeypatch, tmp_path, {"a": "m1"}), builds.entries
+    with FleetFolder(builds.root / "results").locked() as fleet:
+        FleetFolder(builds.root / "results").write(FleetState())
+    with monkeypatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(here.folder("a")))
+        Spool.create(fleet, Task(id="earlier", purpose="plan", spec=builds.spec(entry), kind="m1", device="cpu")
+                     ).release()
+    state, said = run(builds)
+    assert state.ended == "complete" and stored(builds) == Counter(ids(builds.cases)), said
+    assert set(builds.measured().values()) == {1} and said == []
+    assert not list((here.folder("a") / "spool" / fleet).iterdir())
+
+
+def test_a_list_of_cases_whose_worker_ended_is_made_again(
+        builds: FakeBuilds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, ended = ClusterHere(monkeypatch, tmp_path, {"a": "m1"}), []
+
+    def end_at_the_first_poll(call: Call) -> None:
+        if call.method == "poll" and not ended:
+            ended.append(call)
+            raise cluster.WorkerEnded("killed")
+
+    here.before = end_at_the_first_poll
+    state, said = run(builds)
+    assert state.ended == "complete" and stored(builds) == Counter(ids(builds.cases)), said
+    assert set(builds.measured().values()) == {1} and said == []

@@ -61,6 +61,11 @@ def run(nodes: LocalCluster, builds: FakeBuilds, *, watch: Callable[[FleetState]
         cluster.disconnect()
 
 
+def why(state: FleetState) -> str:
+    """Return what the driver said, and each build that is not complete on a machine."""
+    return "\n".join([*state.messages, *(each.model_dump_json() for each in state.cells if each.done != each.total)])
+
+
 def stored(builds: FakeBuilds) -> Counter[tuple[str, str, str]]:
     """How many records the store has of each (machine, build, case)."""
     records: list[Record] = []
@@ -77,12 +82,12 @@ def once(builds: FakeBuilds, machines: tuple[str, ...] = ("m1", "m2")) -> Counte
 def test_every_case_is_measured_once_on_every_kind_and_a_second_run_measures_nothing(nodes: LocalCluster,
                                                                                      builds: FakeBuilds) -> None:
     state, said = run(nodes, builds)
-    assert state.ended == "complete" and said == []
+    assert state.ended == "complete" and said == [], why(state)
     assert stored(builds) == once(builds)
     assert set(builds.measured().values()) == {1}, "nodes of one kind share the work"
     assert state.stored == 80 and state.repeated == state.superseded == state.refused == 0
     state, _ = run(nodes, builds)
-    assert state.ended == "complete" and state.stored == 0 and set(builds.measured().values()) == {1}
+    assert state.ended == "complete" and state.stored == 0 and set(builds.measured().values()) == {1}, why(state)
 
 
 def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:
@@ -103,7 +108,7 @@ def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCl
 
     state, said = run(nodes, builds, watch=kill)
     assert len(gone(said)) == 2
-    assert state.ended == "complete" and stored(builds) == once(builds)
+    assert state.ended == "complete" and stored(builds) == once(builds), why(state)
 
 
 def gone(said: list[str]) -> list[str]:
@@ -125,7 +130,7 @@ def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(node
     _, complaints = one.communicate()
     assert one.returncode == -signal.SIGKILL, complaints
     state, _ = run(nodes, builds)
-    assert state.ended == "complete" and stored(builds) == once(builds)
+    assert state.ended == "complete" and stored(builds) == once(builds), why(state)
     assert set(builds.measured().values()) == {1}
     assert state.stored < 80, "the first driver had stored some"
 
@@ -142,9 +147,10 @@ def test_after_ctrl_c_what_was_measured_is_stored_and_the_next_run_goes_on(nodes
             raise KeyboardInterrupt
 
     state, _ = run(nodes, builds, watch=interrupt)
-    assert state.ended == "interrupted" and builds.measured().total() <= stored(builds).total() < 80
+    assert state.ended == "interrupted", why(state)
+    assert builds.measured().total() <= stored(builds).total() < 80
     state, _ = run(nodes, builds)
-    assert state.ended == "complete" and stored(builds) == once(builds)
+    assert state.ended == "complete" and stored(builds) == once(builds), why(state)
     assert set(builds.measured().values()) == {1}
 
 
@@ -174,7 +180,7 @@ def test_each_trouble_is_a_sentence_and_the_rest_goes_on(nodes: LocalCluster, bu
         nodes.kill("d")
         nodes.kill("old")
 
-    assert state.ended == "incomplete", "a build is not measured on m3"
+    assert state.ended == "incomplete", f"a build is not measured on m3; {why(state)}"
     expected = once(builds, ("m1", "m2", "m3"))
     assert stored(builds) == Counter({key: 1 for key in expected if key[:2] != ("m3", builds.build(refused).torch)})
 
@@ -203,7 +209,8 @@ def test_two_gpus_of_one_node_share_the_work_are_told_apart_and_compared(nodes: 
     finally:
         nodes.kill("g")
     assert len([line for line in said if "it has no GPU that Ray may use" in line]) == 3, "the other nodes"
-    assert state.ended == again.ended == "complete" and stored(builds) == once(builds, ("h100",))
+    assert state.ended == again.ended == "complete", (why(state), why(again))
+    assert stored(builds) == once(builds, ("h100",))
     records, _ = Store(builds.root / "results").read_all()
     assert Counter(each.machine.facts["device"]["index"] for each in records).keys() == {0, 1}
     (found,), _ = Store(builds.root / "results", DeviceSpread).read_all()
