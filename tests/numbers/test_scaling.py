@@ -52,6 +52,9 @@ def test_every_scaling_of_the_package_is_a_family_that_is_tried_and_documented()
     documented = re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)))
     families = {type(scaling_named(re.sub("[NRC]", "4", name))) for name in documented}
     assert families == set(FAMILIES), "docs/schemes.md has a row for each under Scalings"
+    with pytest.raises(ValueError) as unknown:
+        scaling_named("unknown")
+    assert set(documented) <= set(re.findall(r"\w+", str(unknown.value))), "the message of an unknown name lists all"
 
 
 @pytest.mark.parametrize(
