@@ -67,11 +67,11 @@ LONGEST = [
     "sweep/test_faulty_impls", "impls/test_triton_aot", "integrations/test_asv", "impls/test_impls",
     "fleet/test_fleet_cluster", "cases/test_cases", "integrations/test_pytest_plugin", "diagnosis/test_diagnose",
     "diagnosis/test_confusion", "diagnosis/test_inspect", "targets/test_targets_inductor",
-    "numbers/test_fake_quantize", "targets/test_targets", "builds/test_environments", "impls/test_triton_fused",
-    "impls/test_fragments", "model/test_float_tensor", "sweep/test_parallel", "model/test_generate",
-    "sweep/test_repro", "sweep/test_sweep", "diagnosis/test_no_false_alarm", "checking/test_activation_rules",
-    "builds/test_sync", "numbers/test_tensor_codec", "sweep/test_plan", "numbers/test_packing",
-    "checking/test_accumulator", "casts/test_cast_run",
+    "numbers/test_fake_quantize", "targets/test_targets", "test_docs", "builds/test_environments",
+    "impls/test_triton_fused", "impls/test_fragments", "model/test_float_tensor", "sweep/test_parallel",
+    "model/test_generate", "sweep/test_repro", "sweep/test_sweep", "diagnosis/test_no_false_alarm",
+    "checking/test_activation_rules", "builds/test_sync", "numbers/test_tensor_codec", "sweep/test_plan",
+    "numbers/test_packing", "checking/test_accumulator", "casts/test_cast_run",
 ]
 """Files of about ten processor seconds and more, longest first. Begun last, one would keep one core busy while the
 others wait."""
