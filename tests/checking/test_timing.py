@@ -291,3 +291,25 @@ def test_timing_takes_the_case_and_its_baseline_in_turn():
         len(set(calls)) == timing.rotation(held.weight.nbytes, 16 * 4096) and held.weight.packed.data_ptr() not in calls
     )
     assert samples.beyond_cache
+
+
+def test_a_first_call_that_has_to_wake_threads_is_no_remembered_result(monkeypatch):
+    """Between two calls an activation is made: threads fall asleep meanwhile, on a busy machine for milliseconds."""
+    asleep, made = False, Operands.activation
+
+    def made_while_threads_sleep(self, *purpose):
+        nonlocal asleep
+        asleep = True
+        return made(self, *purpose)
+
+    class Threaded(Upcast):
+        def matmul(self, x, weight):
+            nonlocal asleep
+            if asleep:
+                asleep = False
+                time.sleep(0.05)
+            return super().matmul(x, weight)
+
+    monkeypatch.setattr(Operands, "activation", made_while_threads_sleep)
+    samples = timing.time_case(Threaded(), operands(), cache_bytes=1, budget_s=0.0)
+    assert len(samples.call) >= timing.MIN_SAMPLES
