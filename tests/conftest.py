@@ -1,7 +1,6 @@
 """Fixtures that several files share."""
 
 import gc
-import json
 import os
 import shutil
 import signal
@@ -40,13 +39,12 @@ def few_repeats(monkeypatch):
 
 @pytest.fixture(scope="module")
 def few_targets(tmp_path_factory):
-    """Have reports show a few rows of the package's matrix of targets: its pages take half of a small report's time."""
+    """Have reports show a few rows of the package's matrix of targets."""
+    from few_targets import write_few_targets
+
     from fpxbench.reports.targets import support_table
 
-    document = json.loads(support_table.SHIPPED.read_text(encoding="utf-8"))
-    document["probes"] = document["probes"][::60]
-    file = tmp_path_factory.mktemp("targets") / support_table.FILE
-    file.write_text(json.dumps(document), encoding="utf-8")
+    file = write_few_targets(tmp_path_factory.mktemp("targets"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(support_table, "SHIPPED", file)
         yield

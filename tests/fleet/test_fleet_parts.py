@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from commands import command
 from fake_builds import CPU, FakeBuilds
+from few_targets import write_few_targets
 from places import CHECKOUT
 from rich.console import Console
 from sample_records import BUILD, GPU, case, record, varied, write
@@ -275,6 +276,7 @@ def test_asv_shows_and_publishes_what_other_machines_measured(tmp_path: Path) ->
     shutil.copy(CHECKOUT / "asv.conf.json", tmp_path)
     shutil.copytree(CHECKOUT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "home").mkdir()
+    write_few_targets(results)
 
     def asv(*arguments: str) -> str:
         own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}

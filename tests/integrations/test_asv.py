@@ -11,10 +11,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
+import sample_casts
 from asv.util import UserError
 from commands import fpxbench
+from few_targets import write_few_targets
 from places import CHECKOUT
 from small_index import offline, write_torch
 
@@ -23,6 +26,7 @@ from fpxbench.builds.installed import installed_build
 from fpxbench.builds.timeline import Timeline, commit_hash
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store
+from fpxbench.records.verdict import Status
 
 HERE = installed_build()
 EARLIER = Build(torch="2.9.0+cu128", triton="3.5.0", channel="release", variant="cu128")
@@ -99,15 +103,17 @@ class Slow(Reference):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return a folder with what a checkout has for asv, where asv has been run once."""
+    """Return a folder with what a checkout has for asv, where asv has measured products and codecs once."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
     shutil.copytree(CHECKOUT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "implementations.py").write_text(IMPLEMENTATIONS)
     (folder / "home").mkdir()
-    done = asv(folder, "run", "HEAD", FPX_IMPLEMENTATION="dense,crashing,nan_giving,refusing")
+    done = asv(folder, "run", "HEAD", "--bench", "^matmul", "--bench", "^codec",
+               FPX_IMPLEMENTATION="dense,crashing,nan_giving,refusing")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stderr").write_text(done.stderr)
+    write_few_targets(folder / "results")
     return folder
 
 
@@ -211,6 +217,40 @@ def test_the_codec_is_timed_beside_a_copy_and_where_it_is_installed_ml_dtypes(fo
         assert by_row and all(value > 0 for value in by_row.values()), (name, by_row)
 
 
+def test_what_the_detector_and_casts_are_looked_up_by_is_what_was_measured(monkeypatch):
+    from fpxbench.benchmarks import detector, numerics
+    from fpxbench.casts import cast_run
+
+    monkeypatch.setattr(detector, "SERIES", 2)
+    monkeypatch.setattr(detector, "BUILDS", 40)
+    cache = detector.setup_cache()
+    missed = [look_up(cache, step) for look_up in (detector.track_missed_by_the_rule,
+                                                   detector.track_missed_after_confirmation) for step in detector.STEPS]
+    alarms = [look_up(cache, series) for look_up in (detector.track_suspects, detector.track_false_alarms)
+              for series in detector.track_suspects.params[0]]
+    assert len(missed) + len(alarms) == len(cache) and all(0 <= share <= 1 for share in missed)
+    assert all(0 <= alarm < math.inf for alarm in alarms)
+
+    found = [sample_casts.record(status=Status.WRONG), sample_casts.record(sample_casts.conversion("finfo/e5m2/e5m2"))]
+    monkeypatch.setattr(cast_run, "run_casts", lambda *asked: SimpleNamespace(interrupted=False, records=found))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)     # setup_cache's handler is for its process
+    cache = numerics.setup_cache()
+    assert [numerics.track_differing(cache, one.id) for one in found] == [7, 0]
+    assert [numerics.track_status(cache, one.id) for one in found] == [8, 1]
+
+
+@pytest.mark.slow_core
+@pytest.mark.slow
+def test_every_other_benchmark_has_figures(folder):
+    """`generate` has none without a model; `targets` some where Triton is installed."""
+    done = asv(folder, "run", "HEAD", "--bench", "^(detector|generate|numerics|targets)")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, row in results(folder)["results"].items():
+        assert row, name
+        if name.startswith(("detector.", "numerics.track_status")):
+            assert all(isinstance(value, int | float) and math.isfinite(value) for value in row[0]), (name, row)
+
+
 def test_progress_reaches_asvs_own_stderr(folder):
     shown = (folder / "stderr").read_text()
     assert CRASHING in shown and "SIGSEGV" in shown, shown
@@ -273,15 +313,16 @@ def test_publish_writes_every_build_and_the_report(two_builds):
 # -- builds that are not installed
 # --------------------------------------------------------------------------------------------
 
-NIGHTLIES = [f"2.15.0.dev2026110{day}" for day in (1, 2, 3, 4)]
-GOOD_KEY, REFUSED_KEY, GOOD_TOO_KEY, CRASHING_KEY = (
-    commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu")) for version in NIGHTLIES
+GOOD, REFUSED, GOOD_TOO, CRASHING_SINCE = (f"2.15.0.dev2026110{day}" for day in (1, 2, 3, 4))
+GOOD_KEY, REFUSED_KEY, CRASHING_KEY = (
+    commit_hash(Build(torch=f"{version}+cpu", channel="nightly", variant="cpu"))
+    for version in (GOOD, REFUSED, CRASHING_SINCE)
 )
 
 
 @pytest.fixture(scope="module")
 def nightlies(tmp_path_factory):
-    """Return a timeline of four nightlies beside the installed build: two are right, one does not install, and on the
+    """Return a timeline of three nightlies beside the installed build: one is right, one does not install, and on the
     last the case crashes. `asv run ALL` has walked the channel."""
     folder = tmp_path_factory.mktemp("nightlies")
     shutil.copy(CHECKOUT / "asv.conf.json", folder)
@@ -290,12 +331,9 @@ def nightlies(tmp_path_factory):
         shutil.copy(CHECKOUT / "benchmarks" / name, folder / "benchmarks")
     (folder / "implementations.py").write_text(IMPLEMENTATIONS)
     (folder / "home").mkdir()
-    for version, planted, requires in zip(
-        NIGHTLIES, ("", "", "", "crash"), ((), ("nothing-is-called-this==99",), (), ()), strict=True
-    ):
-        write_torch(
-            folder / "index", f"{version}+cpu", "abcd"[NIGHTLIES.index(version)] * 40, planted, requires=requires
-        )
+    write_torch(folder / "index", f"{GOOD}+cpu", "a" * 40)
+    write_torch(folder / "index", f"{REFUSED}+cpu", "b" * 40, requires=("nothing-is-called-this==99",))
+    write_torch(folder / "index", f"{CRASHING_SINCE}+cpu", "d" * 40, "crash")
     done = fpxbench("timeline sync --index", folder / "index", cwd=folder, env=environment(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     done = asv(folder, "run", "ALL", "--skip-existing-successful", "--bench", "track_status", FPX_CHANNEL="nightly",
@@ -326,7 +364,7 @@ def test_builds_that_are_not_installed_are_installed_and_go_on_with_the_series(n
 def test_records_are_of_the_build_that_was_installed(nightlies):
     records, broken = Store(nightlies / "results").read_all()
     assert not broken and {record.build.key: record.verdict.status for record in records} == {
-        GOOD_KEY: "ok", GOOD_TOO_KEY: "ok", CRASHING_KEY: "crash"}
+        GOOD_KEY: "ok", CRASHING_KEY: "crash"}
 
 
 def test_a_build_that_does_not_install_fails_its_benchmarks_and_the_run_goes_on(nightlies):
@@ -345,23 +383,6 @@ def test_the_second_time_nothing_is_measured_and_a_single_build_can_be_asked_for
     assert len(Store(nightlies / "results").read_all()[0]) == before
 
 
-@pytest.mark.slow_core
-@pytest.mark.slow   # half a minute each on two idle cores
-def test_find_names_the_build_with_which_it_became_worse(nightlies):
-    done = asv(nightlies, "find", "nightly", "matmul.track_status", **planted_only(nightlies))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Greatest regression found: " + CRASHING_KEY[:8] in done.stdout, done.stdout
-
-
-@pytest.mark.slow
-def test_continuous_compares_a_build_with_one_before(nightlies):
-    done = asv(
-        nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status",
-        **planted_only(nightlies),
-    )
-    assert "PERFORMANCE DECREASED" in done.stdout, done.stdout + done.stderr
-
-
 def test_a_channel_can_be_left_out(nightlies):
     assert not list((nightlies / "results" / "here").glob(f"{HERE.key[:8]}-*.json")), (
         "a release, and nightlies were asked for"
@@ -370,6 +391,32 @@ def test_a_channel_can_be_left_out(nightlies):
     assert done.returncode == 1 and "FPX_CHANNEL='weekly'" in done.stdout + done.stderr
     done = asv(nightlies, "run", "NEW", "--bench", "track_status", FPX_CHANNEL="nightly", **planted_only(nightlies))
     assert "No commit hashes selected" in done.stdout + done.stderr     # all nightlies have results
+
+
+@pytest.fixture(scope="module")
+def four_nightlies(nightlies):
+    """Return them with one more that is right, between the one that does not install and the one that crashes."""
+    write_torch(nightlies / "index", f"{GOOD_TOO}+cpu", "c" * 40)
+    done = fpxbench("timeline sync --index", nightlies / "index", cwd=nightlies, env=environment(nightlies))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return nightlies
+
+
+@pytest.mark.slow_core
+@pytest.mark.slow   # half a minute each on two idle cores
+def test_find_names_the_build_with_which_it_became_worse(four_nightlies):
+    done = asv(four_nightlies, "find", "nightly", "matmul.track_status", **planted_only(four_nightlies))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Greatest regression found: " + CRASHING_KEY[:8] in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_continuous_compares_a_build_with_one_before(four_nightlies):
+    done = asv(
+        four_nightlies, "continuous", "nightly-20261101", "nightly-20261104", "--bench", "track_status",
+        **planted_only(four_nightlies),
+    )
+    assert "PERFORMANCE DECREASED" in done.stdout, done.stdout + done.stderr
 
 
 def test_variant_parts_and_channel_may_stand_in_the_matrix(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from few_targets import write_few_targets
 from nights import EAGER, FUSED, nightly, nights, timed
 from places import CHECKOUT
 from sample_records import GPU, case, record
@@ -110,6 +111,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         )
     )
+    write_few_targets(results)
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FPX_", "ASV"))}
     done = subprocess.run([sys.executable, "-m", "asv", "publish"], cwd=folder, capture_output=True, text=True,
                           env=own | {"HOME": str(folder), "FPX_MACHINE": GPU.name})
