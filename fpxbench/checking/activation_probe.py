@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ MANY_TOKENS, WIDE_SHAPE = 128, (576, 512)
 _MOST_BITS = 16       # of the number of a column
 _TINY_CODES = 64.0
 _LOUD_COLUMNS = 16    # one in each block
+_FEW_TOKENS = 3
 _FIT, _FIT_FIXED = 0.999, 0.995
 _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD, _BESIDE_THRESHOLD = 2.0**-12, 2.0**15, 0.05
 """Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
@@ -49,6 +51,20 @@ class Seen:
         """Return whether predicted `values` [M, K], each within its `slack`, are what was seen; infinity is no
         prediction."""
         return self.share(values, slack) >= _FIT
+
+    @cached_property
+    def few(self) -> Seen:
+        """A few tokens, the one with the largest element among them: scales of all tokens together are the same."""
+        loudest = int(self.x.abs().amax(dim=1).argmax())
+        tokens = torch.tensor(sorted({loudest, *range(0, len(self.x), max(1, len(self.x) // _FEW_TOKENS))}))
+        return replace(self, x=self.x[tokens], seen=self.seen[tokens])
+
+    def rules_out(self, few_values: Tensor, slack: Tensor | None = None) -> bool:
+        """Return whether `few_values`, predicted of the tokens of `few`, are wrong for more elements than may be wrong
+        of all, so that no prediction of the others makes it fit."""
+        predicted = ~few_values[:, : self.seen.shape[1]].isinf()
+        wrong = int((predicted & ~self.few._near(few_values, slack)).sum())
+        return wrong > 1 + (1 - _FIT) * self.seen.numel()
 
     def share(self, values: Tensor, slack: Tensor | None = None) -> float:
         """Return the share of elements that are as predicted."""
@@ -84,6 +100,11 @@ class Seen:
     def unchanged(self) -> bool:
         """Whether the activation was not quantized."""
         return self.fits(self.x)
+
+    @property
+    def only_multiplied(self) -> bool:
+        """Whether every element is the same multiple of what it was: the weight's doing, as no code is."""
+        return self.fits(self.factor(self.x) * self.x.double())
 
     @property
     def loudness(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fpxbench.checking import contract
 from fpxbench.checking.activation_probe import (
@@ -191,8 +192,14 @@ def _explained(rule: ActivationRule, found: Explanation) -> Verdict:
 
 
 def _follows(rule: ActivationRule, seen: Seen, factor: float = 1.0) -> bool:
-    values, slack = rule.quantized(seen.x)
-    return seen.fits(values * factor, None if seen.ties_of == rule.scheme else slack * abs(factor))
+    def predicted(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        values, slack = rule.quantized(x)
+        return values * factor, None if seen.ties_of == rule.scheme else slack * abs(factor)
+
+    several_tokens_a_scale = scheme_named(rule.scheme).scaling.block_rows not in (1, None)
+    if not several_tokens_a_scale and seen.rules_out(*predicted(seen.few.x)):
+        return False
+    return seen.fits(*predicted(seen.x))
 
 
 def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen, coded: Seen,
@@ -303,7 +310,7 @@ def undeclared_rule(implementation: Implementation, operands: Operands) -> Verdi
     if operands.rule is not None or operands.case.m == 0:
         return None
     probed = _probe(implementation, operands)
-    if probed is None or not probed[0].weight_is_read or probed[1].unchanged:
+    if probed is None or not probed[0].weight_is_read or probed[1].only_multiplied:
         return None
     seen = probed[1]
     scheme = scheme_named(operands.case.scheme)

@@ -29,6 +29,30 @@ class Prediction:
     tainted: Tensor
 
 
+class WeightsRead:
+    """Rows of a weight as it was read, float64 [R, C], to compare many predictions with."""
+
+    def __init__(self, seen: Tensor, dtype: torch.dtype, activation_format: str | None) -> None:
+        self.seen, self.dtype, self.activation_format = seen, dtype, activation_format
+        self.nonfinite = ~seen.isfinite()
+
+    def fit(self, predictions: Sequence[Prediction]) -> bool:
+        """Return whether every weight is one of those predicted, within rounding, and at least one number was read."""
+        right = torch.zeros_like(self.nonfinite)
+        numbers_read = False
+        for one in predictions:
+            tolerance = reference.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
+            near = (self.seen - one.weight).abs() <= tolerance
+            if len(predictions) == 1 and not bool((near | self.nonfinite).all()):
+                return False        # as most are, which is told in a few operations
+            lost = ~one.weight.isfinite() | (one.weight.abs() > torch.finfo(self.dtype).max)
+            right |= torch.where(lost, self.nonfinite, near | (self.nonfinite & one.tainted[:, None]))
+            numbers_read |= bool((near | lost).any())
+            if bool(right.all()):
+                break
+        return numbers_read and bool(right.all())
+
+
 @dataclass
 class Readout:
     """Products with one-hot activations: column `columns[i]` of the effective weight is ``seen[:, i]``, float64 [N, C].
@@ -49,22 +73,13 @@ class Readout:
     """
 
     def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
-        """Return whether every weight read is one of those predicted, within rounding, and at least one number was
-        read."""
-        seen = self.seen if rows is None else self.seen[rows]
-        limit = torch.finfo(self.dtype).max
-        nonfinite = ~seen.isfinite()
-        right = torch.zeros_like(nonfinite)
-        numbers_read = False
-        for one in [predicted] if isinstance(predicted, Prediction) else predicted:
-            tolerance = reference.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
-            lost = ~one.weight.isfinite() | (one.weight.abs() > limit)
-            near = (seen - one.weight).abs() <= tolerance
-            right |= torch.where(lost, nonfinite, near | (nonfinite & one.tainted[:, None]))
-            numbers_read |= bool((near | lost).any())
-            if bool(right.all()):
-                break
-        return numbers_read and bool(right.all())
+        """Return whether every weight read, on `rows` (all), is one of those predicted, within rounding, and at least
+        one number was read."""
+        return self.on(rows).fit([predicted] if isinstance(predicted, Prediction) else predicted)
+
+    def on(self, rows: Tensor | None = None) -> WeightsRead:
+        """Return the weights read on `rows` (all)."""
+        return WeightsRead(self.seen if rows is None else self.seen[rows], self.dtype, self.activation_format)
 
     def wrong(self) -> Tensor:
         """Return where the readout differs from the definition: bool [N, C]."""

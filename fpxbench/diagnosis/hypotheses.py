@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 
 from fpxbench.diagnosis.decode_fault import STEPS, DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import block_of, block_row_of, scale_faults
-from fpxbench.diagnosis.effective_weight import Prediction, Readout
+from fpxbench.diagnosis.effective_weight import Prediction, Readout, WeightsRead
 from fpxbench.diagnosis.encode_faults import TIE_NUDGE, EncodeFault, encoded, largest_slack, nudges, quotient_slack
 from fpxbench.numbers import packing
 from fpxbench.numbers.scaling import Scales, Scaling
@@ -23,6 +24,7 @@ from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 
 Faults = tuple[DecodeFault | EncodeFault, ...]
+T = TypeVar("T")
 
 FEW_ROWS, SOME_ROWS = 12, 128
 """A hypothesis is tried on so many rows first, and only if it fits them on more, and on all."""
@@ -99,9 +101,7 @@ class Predictor:
         self.device = self.weight.device
         self.table = decode_table(self.weight.scheme.format, self.device)
         self.all_rows = torch.arange(n, device=self.device)
-        # Many hypotheses share these.
-        self._few_codes: dict[tuple[EncodeFault, ...], list[Tensor]] = {}
-        self._grids: dict[Faults, Tensor] = {}
+        self._shared: dict[tuple[str, Faults], Any] = {}
 
     @cached_property
     def screens(self) -> tuple[Tensor, Tensor]:
@@ -113,14 +113,19 @@ class Predictor:
             [wrong[:: max(1, len(wrong) // FEW_ROWS)][:FEW_ROWS], spread[:: max(1, len(spread) // 4)]]
         ), spread
 
+    @cached_property
+    def _few_read(self) -> WeightsRead:
+        return self.readout.on(self.screens[0])
+
     def explains(self, faults: Faults) -> bool:
         """Return whether `faults` predict every weight read, and their messages are true of the table that they
         give."""
-        if not table_claims_hold(faults, table_under(faults, self.table)):
+        few, spread = self.screens
+        if not self._table(faults)[-1] or not self._few_read.fit(self._predictions(faults, few)):
             return False
         chunk = max(1, _AT_ONCE // max(1, len(self.readout.columns)))
         return all(self.readout.fits(self._predictions(faults, rows), rows)
-                   for rows in (*self.screens, *self.all_rows.split(chunk)))
+                   for rows in (spread, *self.all_rows.split(chunk)))
 
     def predict(self, faults: Faults, rows: Tensor | None = None) -> Prediction:
         """Return the weight read on `rows` (all), every quotient rounded as the definition rounds it."""
@@ -133,34 +138,62 @@ class Predictor:
     def _predictions(self, faults: Faults, rows: Tensor) -> list[Prediction]:
         """Return the predictions under `faults`; more than one where the readout is of a weight that was encoded
         unseen: a quotient beside a midpoint may have been rounded to either side."""
-        columns = self.readout.columns
-        table = table_under(faults, self.table)
+        table, nonfinite, _ = self._table(faults)
+        factors = self._factors(faults, rows)
+        return [Prediction(table[codes] * factors, nonfinite[whole].any(dim=1))      # 0 * NaN is NaN
+                for whole, codes in self._codes(faults, rows)]
+
+    def _share(self, what: str, faults: Faults, make: Callable[[], T], rows: Tensor | None = None) -> T:
+        """Return what `make` gives under `faults`, of one step, on `rows`: kept where many hypotheses share it."""
+        if len(faults) > 1 or rows is not None and rows is not self.screens[0]:
+            return make()
+        if (what, faults) not in self._shared:
+            self._shared[what, faults] = make()
+        return self._shared[what, faults]
+
+    def _table(self, faults: Faults) -> tuple[Tensor, Tensor, bool]:
+        """Return the decode table, float64 [2**bits], which codes it has no number for, and whether the messages of
+        `faults` are true of it."""
+        def make() -> tuple[Tensor, Tensor, bool]:
+            table = table_under(of_table, self.table)
+            return table.double(), ~table.isfinite(), table_claims_hold(of_table, table)
+
+        of_table = tuple(_of_step(faults, "table"))
+        return self._share("table", of_table, make)
+
+    def _factors(self, faults: Faults, rows: Tensor) -> Tensor:
+        """Return what the codes are multiplied by, float64 [rows or 1, C]."""
         of_scales = tuple(
             one for one in faults if (one.scales if isinstance(one, EncodeFault) else one.step in ("scales", "places"))
         )
-        if of_scales not in self._grids:
-            self._grids[of_scales] = grid_under(of_scales, self.weight)
-        factors = factors_in(self._grids[of_scales], faults, self.weight.scheme.scaling, columns, rows)
-        nonfinite = ~table.isfinite()
-        predictions = []
-        for codes in self._codes(faults, rows):
-            for fault in _of_step(faults, "codes"):
-                codes = fault.apply(codes, torch.arange(codes.shape[1], device=self.device))
-            whole, codes = codes[:, :self.k], codes[:, columns]
-            tainted = nonfinite[whole.int()].any(dim=1)     # 0 * NaN is NaN
-            predictions.append(Prediction(table[codes.int()].double() * factors.double(), tainted))
-        return predictions
+        of_blocks = tuple(_of_step(faults, "blocks"))
 
-    def _codes(self, faults: Faults, rows: Tensor) -> list[Tensor]:
-        """Return the stored codes, uint8 [rows, K_pad]."""
-        if self.readout.original is None:
-            return [self._stored_codes[rows]]
-        storing = tuple(one for one in faults if isinstance(one, EncodeFault))
-        if rows is not self.screens[0]:
-            return list(self._encoded(storing, rows))
-        if storing not in self._few_codes:
-            self._few_codes[storing] = list(self._encoded(storing, rows))
-        return self._few_codes[storing]
+        def make() -> Tensor:
+            grid = self._share("grid", of_scales, lambda: grid_under(of_scales, self.weight))
+            return factors_in(grid, of_blocks, self.weight.scheme.scaling, self.readout.columns, rows).double()
+
+        return self._share("factors", of_scales + of_blocks, make, rows)
+
+    def _codes(self, faults: Faults, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the codes that are read, int32: of whole rows [rows, K], and those in the readout's columns [rows, C].
+        """
+        storing = tuple(one for one in faults if isinstance(one, EncodeFault)) if self.readout.original is not None \
+            else ()
+        of_codes = tuple(_of_step(faults, "codes"))
+
+        def read(codes: Tensor) -> tuple[Tensor, Tensor]:
+            for fault in of_codes:
+                codes = fault.apply(codes, torch.arange(codes.shape[1], device=self.device))
+            whole = codes[:, :self.k].int()
+            return whole, whole[:, self.readout.columns]
+
+        def make() -> list[tuple[Tensor, Tensor]]:
+            if self.readout.original is None:
+                return [read(self._stored_codes[rows])]
+            stored = self._share("storing", storing, lambda: list(self._encoded(storing, rows)), rows)
+            return [read(codes) for codes in stored]
+
+        return self._share("codes", storing + of_codes, make, rows)
 
     def _encoded(self, storing: tuple[EncodeFault, ...], rows: Tensor) -> Iterator[Tensor]:
         weight, scaling = scaled_under(storing, self.weight), self.weight.scheme.scaling

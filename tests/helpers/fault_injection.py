@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from fpxbench.numbers.weight import QuantizedWeight
 # Numbers.
 
 
+@cache
 def numbers(fmt, *, bias=0, specials=None, flush=False, implicit_one=False, halved=False, unsigned=False,
             minus_zero_nan=False, nan_zero=False, dropped=0, complement=False):
-    """Return what each code means, float64 [2**bits]; `bias` is added to the format's."""
+    """Return what each code means, float64 [2**bits], not to be changed; `bias` is added to the format's."""
     if isinstance(fmt, Codebook):
         return np.array([fmt.value(code) for code in range(1 << fmt.bits)])
     specials = specials or fmt.specials
