@@ -1,6 +1,7 @@
 """Claims about every shipped implementation except triton_fused, which needs an interpreter and has its own file."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ def supported(name, schemes=ALL_SCHEMES):
 
 
 PAIRS = [(name, scheme) for name in NAMES for scheme in supported(name)]
-# A compilation takes seconds, so where one is needed these schemes stand for the ways to decode and to scale.
+# A compilation takes seconds, so where one is needed these schemes stand for the ways to decode and to scale, and tests
+# of a layer of 37 x 75 have a kernel for one token and one for MANY.
+MANY = 75
 REPRESENTATIVE = ("bf16", "fp16", "int8-row", "e4m3fn-tensor", "e5m2fnuz-row", "e3m2-g128", "mxfp4")
 SOME_PAIRS = [(name, scheme) for name in NAMES for scheme in supported(name, REPRESENTATIVE)]
 EAGER_OR_SOME = [(name, scheme) for name, scheme in PAIRS if name not in COMPILED or (name, scheme) in SOME_PAIRS]
@@ -91,11 +94,11 @@ def test_every_quantized_scheme_has_an_implementation_that_supports_it():
 @pytest.mark.parametrize("name, scheme", EAGER_OR_SOME)
 def test_a_ragged_layer_lies_within_the_derived_tolerance(name, scheme):
     implementation, weight = stored(name, scheme)
-    for tokens in (1, 9):
+    for tokens in (1, MANY) if name == "compiled_mixed_mm" else (1, 9, MANY):
         assert_right(implementation, activation(tokens, 75, dtype=activation_dtype(scheme)), weight)
 
 
-@pytest.mark.parametrize("scheme", ["e2m2-row", "e2m1-g32", "nvfp4"])
+@pytest.mark.parametrize("scheme", ["e2m2-row", "e2m1-g8", "nvfp4"])
 def test_one_token_is_multiplied_by_codes_of_any_width_and_blocks_of_any_size(scheme):
     implementation, weight = stored("cpu_fused", scheme)
     assert_right(implementation, activation(1, 75), weight)
@@ -145,7 +148,7 @@ def test_every_code_is_multiplied_as_its_definition_infinities_and_nans_too(name
 class TestShapes:
     def test_leading_dimensions_are_kept(self, name, scheme):
         implementation, weight = stored(name, scheme)
-        assert_right(implementation, activation(2, 1, 3, 75), weight)
+        assert_right(implementation, activation(3, 1, MANY // 3, 75), weight)
         assert_right(implementation, activation(75), weight)
 
     def test_no_tokens_give_no_rows(self, name, scheme):
@@ -155,8 +158,8 @@ class TestShapes:
 
     def test_an_activation_need_not_be_contiguous(self, name, scheme):
         implementation, weight = stored(name, scheme)
-        assert_right(implementation, activation(75, 6).T, weight)
-        assert_right(implementation, activation(6, 150)[:, ::2], weight)
+        assert_right(implementation, activation(75, MANY).T, weight)
+        assert_right(implementation, activation(MANY, 150)[:, ::2], weight)
 
     def test_a_single_output_and_a_single_input_work(self, name, scheme):
         implementation, weight = stored(name, scheme, n=1, k=1)
@@ -164,7 +167,7 @@ class TestShapes:
 
     def test_operands_are_unchanged_and_outputs_are_not_reused(self, name, scheme):
         implementation, weight = stored(name, scheme)
-        first, second = activation(3, 75, seed=2), activation(3, 75, seed=3)
+        first, second = activation(MANY, 75, seed=2), activation(MANY, 75, seed=3)
         kept, before = copy.deepcopy(weight.tensors()), first.clone()
         out = implementation.matmul(first, weight)
         out_before = out.clone()
@@ -180,10 +183,12 @@ def test_more_rows_than_one_block_are_decoded_each_with_its_own_scale():
 
 
 @pytest.fixture
-def one_compilation():
-    """Have PyTorch compile a function once, and raise where it would do so again."""
+def one_compilation(monkeypatch):
+    """Have PyTorch compile a function once, and raise where it would do so again. It is Dynamo that counts, so its
+    graphs run as they are."""
     from torch._dynamo import config
 
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     with config.patch(recompile_limit=1):
         yield
 
