@@ -8,6 +8,7 @@ driver anew holds what other programs left there.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -64,23 +65,26 @@ def poisoned_memory(device: str, nbytes: int, pattern: int) -> Iterator[None]:
         mallopt(_M_PERTURB, 0)
 
 
-class FilledAllocations(TorchDispatchMode):
-    """Make each tensor that PyTorch allocates without values hold `pattern`, while this is open.
+def filled_allocations(pattern: int) -> TorchDispatchMode:
+    """Return a mode that makes each tensor that PyTorch allocates without values hold `pattern`, while it is open.
 
     A block that a call frees and takes again holds what the call itself left there, whatever it was filled with before
     the call. It is for asking again why an output is wrong: a mode is seen by compilers.
     """
+    class FilledAllocations(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # Skipping imports the compiler, which takes seconds in the child of each wrong case that compiles nothing.
+            return "torch._dynamo" in sys.modules
 
-    def __init__(self, pattern: int) -> None:
-        super().__init__()
-        self.pattern = pattern
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func.overloadpacket in _UNFILLED and isinstance(made, Tensor) and made.numel():
+                memory = made.untyped_storage()
+                torch.empty(0, dtype=torch.uint8, device=made.device).set_(memory).fill_(pattern)
+            return made
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _UNFILLED and isinstance(made, Tensor) and made.numel():
-            memory = made.untyped_storage()
-            torch.empty(0, dtype=torch.uint8, device=made.device).set_(memory).fill_(self.pattern)
-        return made
+    return FilledAllocations()
 
 
 def fill_free_blocks(device: str, nbytes: int, pattern: int) -> None:

@@ -88,7 +88,7 @@ def _depends_on_its_own_memory(
     """Return the verdict on an output that depends on memory which the call itself freed and allocated again, as a
     GPU's caching allocator reuses it; None if it does not."""
     def filled(pattern: int) -> Tensor:
-        with poison.FilledAllocations(pattern):
+        with poison.filled_allocations(pattern):
             return again(pattern).seen
 
     outputs = {pattern: filled(pattern) for pattern in poison.PATTERNS}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 import torch
 
 from fpxbench.checking.contract import Output
-from fpxbench.checking.poison import LARGE, NAN, SMALL, FilledAllocations, FreeBlock, fill_free_blocks, sizes_that_fill
+from fpxbench.checking.poison import LARGE, NAN, SMALL, FreeBlock, fill_free_blocks, filled_allocations, sizes_that_fill
 from fpxbench.checking.reference import compare, matmul_reference
 from fpxbench.checking.wrong_output import judge
 from fpxbench.records.kinds import Kind
@@ -69,13 +70,27 @@ def test_powers_of_two_alone_would_leave_some() -> None:
 
 @pytest.mark.parametrize("pattern", [NAN, LARGE])
 def test_what_a_call_allocates_holds_the_pattern_where_it_takes_its_own_memory_again(pattern: int) -> None:
-    with FilledAllocations(pattern):
+    with filled_allocations(pattern):
         torch.ones(100)
         made = [torch.empty(100), torch.empty_like(torch.zeros(7, 3)), torch.zeros(4).new_empty(5),
                 torch.empty_strided((3, 2), (1, 3), dtype=torch.float16)]
         written = torch.zeros(3) + 1
     assert all(bool((one.contiguous().view(torch.uint8) == pattern).all()) for one in made)
     assert written.tolist() == [1, 1, 1]
+
+
+def test_where_nothing_was_compiled_asking_why_an_output_is_wrong_imports_no_compiler(monkeypatch) -> None:
+    """It takes seconds, and each case of a sweep has a process of its own. Where the compiler is there, it is kept from
+    compiling the mode."""
+    disabled = []
+    monkeypatch.setattr(torch, "_disable_dynamo", lambda function, **how: disabled.append(function) or function)
+    monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
+    with filled_allocations(NAN):
+        assert torch.empty(3).isnan().all()
+    assert disabled == [] and "torch._dynamo" not in sys.modules
+    monkeypatch.setitem(sys.modules, "torch._dynamo", object())
+    filled_allocations(NAN)
+    assert len(disabled) == 1
 
 
 def test_padding_that_holds_what_the_call_left_there_is_unwritten_memory() -> None:
