@@ -100,7 +100,8 @@ class Roster:
         for node in alive.values():
             if node.id not in self._nodes:
                 self._nodes[node.id] = node
-                self._versions[cluster.ask_version(node)] = node
+                if node.gpus or node.cpus:      # a head node may be told to offer nothing
+                    self._versions[cluster.ask_version(node)] = node
         for seat in self._seats.values():
             if seat.out or time.monotonic() < seat.next_at:
                 continue
@@ -124,8 +125,7 @@ class Roster:
                       f"'fpxbench[fleet]=={here[0]}', or the same checkout")
             return
         count = node.gpus if self._device == "cuda" else min(node.cpus, 1)
-        offers = node.gpus or node.cpus     # a head node may be told to offer nothing
-        if not count and offers and self._asked_device is not None:
+        if not count and self._asked_device is not None:
             self._say(f"node {node.label} is left out: it has no {'GPU' if self._device == 'cuda' else 'CPU'} that Ray "
                       f"may use, and --device {self._device} asks for one")
         for number in range(count):

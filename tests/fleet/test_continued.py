@@ -164,3 +164,14 @@ def test_a_list_of_cases_whose_worker_ended_is_made_again(
     state, said = run(builds)
     assert state.ended == "complete" and stored(builds) == Counter(ids(builds.cases)), said
     assert set(builds.measured().values()) == {1} and said == []
+
+
+def test_a_second_run_measures_nothing_and_a_node_that_offers_nothing_is_asked_nothing(
+        builds: FakeBuilds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ClusterHere(monkeypatch, tmp_path, {"a": "m1", "b": "m2"})
+    for stored_in_this_run in (2 * len(builds.cases), 0):
+        state, said = run(builds)
+        assert state.ended == "complete" and said == [] and state.stored == stored_in_this_run
+        assert len(builds.measured()) == 2 * len(builds.cases) and set(builds.measured().values()) == {1}
+        assert state.repeated == state.superseded == state.refused == 0
+    assert {node for node, _, _ in here.returned} == {"a", "b"}

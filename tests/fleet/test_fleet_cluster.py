@@ -79,15 +79,12 @@ def once(builds: FakeBuilds, machines: tuple[str, ...] = ("m1", "m2")) -> Counte
                     for machine in machines for entry in builds.entries for case in ids(builds.cases)})
 
 
-def test_every_case_is_measured_once_on_every_kind_and_a_second_run_measures_nothing(nodes: LocalCluster,
-                                                                                     builds: FakeBuilds) -> None:
+def test_every_case_is_measured_once_on_every_kind(nodes: LocalCluster, builds: FakeBuilds) -> None:
     state, said = run(nodes, builds)
     assert state.ended == "complete" and said == [], why(state)
     assert stored(builds) == once(builds)
     assert set(builds.measured().values()) == {1}, "nodes of one kind share the work"
     assert state.stored == 80 and state.repeated == state.superseded == state.refused == 0
-    state, _ = run(nodes, builds)
-    assert state.ended == "complete" and state.stored == 0 and set(builds.measured().values()) == {1}, why(state)
 
 
 def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:

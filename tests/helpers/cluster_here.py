@@ -54,6 +54,7 @@ class ClusterHere:
         self._root = root
         self._nodes = [cluster.Node(name, name, gpus, 1, "H100" if gpus else "", machine)
                        for name, machine in machines.items()]
+        self._nodes.append(cluster.Node("head", "head", 0, 0, "", None))
         self.returned: list[tuple[str, int, str]] = []
         """Node, number of the device and method of each call that returned, in order."""
         self.holds: Callable[[Call], bool] = lambda call: False

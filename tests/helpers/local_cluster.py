@@ -19,8 +19,10 @@ class LocalCluster:
         self.root = root
         # On a busy machine a node that lives may answer late. One that is killed refuses at once.
         late = {"health_check_timeout_ms": 60_000}
+        # Neither the autoscaler nor what copies workers' logs to drivers has anything to do.
         self._cluster = Cluster(initialize_head=True, head_node_args={
-            "num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "_system_config": late})
+            "num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "no_monitor": True,
+            "include_log_monitor": False, "_system_config": late})
         self.nodes: dict[str, Any] = {}
 
     @property

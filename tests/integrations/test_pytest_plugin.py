@@ -87,6 +87,7 @@ TESTS = """
 
 SELECTION = ("--fpx-scheme", "e4m3fn-row", "--fpx-scheme", "mxfp4", "--fpx-workload", "llama3-8b.k.tp8/m1",
              "--fpx-device", "cpu")
+BENCHMARK = ("--benchmark", "--benchmark-max-time", "0.1")
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -116,7 +117,7 @@ def project(tmp_path_factory) -> Path:
 def test_ones_own_weight_and_activations_are_benchmarked(tmp_path) -> None:
     save_file({"w": torch.randn(64, 96)}, tmp_path / "w.safetensors")
     save_file({"x": torch.randn(5, 96), "short": torch.randn(5, 64)}, tmp_path / "x.safetensors")
-    common = ["--benchmark", "-k", "eager_upcast", "--fpx-scheme", "mxfp4", "--fpx-device", "cpu", "--weights",
+    common = [*BENCHMARK, "-k", "eager_upcast", "--fpx-scheme", "mxfp4", "--fpx-device", "cpu", "--weights",
               "w.safetensors", "--activations"]
     right = run_pytest(tmp_path, *common, "x.safetensors:x")
     assert right.returncode == 0 and "own.w." in right.stdout, right.stdout + right.stderr
@@ -127,7 +128,7 @@ def test_ones_own_weight_and_activations_are_benchmarked(tmp_path) -> None:
 @pytest.fixture(scope="module")
 def session(project) -> subprocess.CompletedProcess[str]:
     """Return one run over all of them, saved to be compared with."""
-    return run_pytest(project, "--benchmark", "--impls", "mine", "-k", "mine", *SELECTION, "--benchmark-json",
+    return run_pytest(project, *BENCHMARK, "--impls", "mine", "-k", "mine", *SELECTION, "--benchmark-json",
                       "out.json", "--benchmark-autosave")
 
 
@@ -217,7 +218,7 @@ def test_a_failure_says_how_to_run_just_that_case_again(session, project):
 def test_a_saved_run_is_compared_with_by_id(session, project):
     # An id picks one case; its baseline comes with it.
     case = "fpxbench::e4m3fn-row/llama3-8b.k.tp8/m1/bf16::mine_right"
-    done = run_pytest(project, "--benchmark", "--benchmark-compare", "--impls", "mine", *SELECTION, case)
+    done = run_pytest(project, *BENCHMARK, "--benchmark-compare", "--impls", "mine", *SELECTION, case)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     for name in ("mine_right", "dense"):
