@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+from few_targets import write_few_targets
 from sample_records import case, record
 from typer.main import get_command
 
@@ -146,6 +147,7 @@ codec --elements 1 --only decode/e4m3fn
 
 def test_no_command_imports_torch_in_its_own_process(tmp_path):
     Store(tmp_path / "results").append(record(case()))
+    write_few_targets(tmp_path / "results")
     header = json.dumps({"layer.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     invocations = {line: shlex.split(line.replace("CASE", case().id)) for line in INVOCATIONS}
