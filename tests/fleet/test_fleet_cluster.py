@@ -34,12 +34,18 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Three nodes of two kinds, for all tests of this file; a test that ends one adds another."""
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with LocalCluster(tmp_path_factory.mktemp("cluster")) as local:
-        for name, machine in (("a", "m1"), ("b", "m1"), ("c", "m2")):
-            local.add(name, machine=machine)
         yield local
+
+
+@pytest.fixture
+def nodes(local: LocalCluster) -> LocalCluster:
+    """Three nodes of two kinds, for all tests of this file; those that a test ended are started again."""
+    for name, machine in (("a", "m1"), ("b", "m1"), ("c", "m2")):
+        if name not in local.nodes:
+            local.add(name, machine=machine)
+    return local
 
 
 @pytest.fixture
@@ -87,31 +93,6 @@ def test_every_case_is_measured_once_on_every_kind(nodes: LocalCluster, builds: 
     assert state.stored == 80 and state.repeated == state.superseded == state.refused == 0
 
 
-def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:
-    """One of a pair, whose cases go to the other; and the only one of its kind, whose cases wait for one that joins."""
-    for entry in builds.entries:
-        builds.behave(entry, seconds=0.2)
-    killed = False
-
-    def kill(state: FleetState) -> None:
-        nonlocal killed
-        if state.stored >= 6 and not killed:
-            killed = True
-            nodes.kill("b")
-            nodes.kill("c")
-        if len(gone(state.messages)) == 2 and len(nodes.nodes) == 1:
-            nodes.add("b", machine="m1")
-            nodes.add("c", machine="m2")
-
-    state, said = run(nodes, builds, watch=kill)
-    assert len(gone(said)) == 2
-    assert state.ended == "complete" and stored(builds) == once(builds), why(state)
-
-
-def gone(said: list[str]) -> list[str]:
-    return [line for line in said if "is gone" in line]
-
-
 def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(nodes: LocalCluster,
                                                                             builds: FakeBuilds) -> None:
     for entry in builds.entries:
@@ -130,6 +111,30 @@ def test_a_driver_that_is_killed_is_continued_and_nothing_is_measured_twice(node
     assert state.ended == "complete" and stored(builds) == once(builds), why(state)
     assert set(builds.measured().values()) == {1}
     assert state.stored < 80, "the first driver had stored some"
+
+
+def test_nodes_that_are_killed_under_load_lose_and_double_nothing(nodes: LocalCluster, builds: FakeBuilds) -> None:
+    """One of a pair, whose cases go to the other; and the only one of its kind, whose cases wait for one that joins."""
+    for entry in builds.entries:
+        builds.behave(entry, seconds=0.2)
+    killed = False
+
+    def kill(state: FleetState) -> None:
+        nonlocal killed
+        if state.stored >= 6 and not killed:
+            killed = True
+            nodes.kill("b")
+            nodes.kill("c")
+        if len(gone(state.messages)) == 2 and len(nodes.nodes) == 1:
+            nodes.add("c", machine="m2")
+
+    state, said = run(nodes, builds, watch=kill)
+    assert len(gone(said)) == 2
+    assert state.ended == "complete" and stored(builds) == once(builds), why(state)
+
+
+def gone(said: list[str]) -> list[str]:
+    return [line for line in said if "is gone" in line]
 
 
 @pytest.mark.slow
