@@ -102,6 +102,8 @@ class Predictor:
         self.table = decode_table(self.weight.scheme.format, self.device)
         self.all_rows = torch.arange(n, device=self.device)
         self._shared: dict[tuple[str, Faults], Any] = {}
+        self._few: Tensor | None = None
+        """The rows that every hypothesis is tried on first."""
 
     @cached_property
     def screens(self) -> tuple[Tensor, Tensor]:
@@ -121,6 +123,7 @@ class Predictor:
         """Return whether `faults` predict every weight read, and their messages are true of the table that they
         give."""
         few, spread = self.screens
+        self._few = few
         if not self._table(faults)[-1] or not self._few_read.fit(self._predictions(faults, few)):
             return False
         chunk = max(1, _AT_ONCE // max(1, len(self.readout.columns)))
@@ -145,7 +148,7 @@ class Predictor:
 
     def _share(self, what: str, faults: Faults, make: Callable[[], T], rows: Tensor | None = None) -> T:
         """Return what `make` gives under `faults`, of one step, on `rows`: kept where many hypotheses share it."""
-        if len(faults) > 1 or rows is not None and rows is not self.screens[0]:
+        if len(faults) > 1 or rows is not None and rows is not self._few:
             return make()
         if (what, faults) not in self._shared:
             self._shared[what, faults] = make()
