@@ -27,8 +27,8 @@ def kind_of(injected: tuple[Injection, ...]) -> tuple[Kind, bool]:
     return injected[0].kind, injected[0].storing
 
 
-CORE = [one for some in core_of(SINGLES, lambda one: kind_of(one[1]), one_in=12).values() for one in some]
-SWEPT_CORE = core_of(SWEPT, kind_of, one_in=4)
+CORE = [one for some in core_of(SINGLES, lambda one: kind_of(one[1]), one_in=24).values() for one in some]
+SWEPT_CORE = core_of(SWEPT, kind_of, one_in=8)
 PAIRS = [(scheme, injected) for scheme, every in (("e4m3fn-row", 37), ("mxfp6_e2m3", 41), ("nvfp4", 37))
          for number, injected in enumerate(pairs(scheme)) if number % every == 7]
 
@@ -68,7 +68,7 @@ def test_a_fault_of_scales_is_named_in_two_dimensions_and_under_reciprocal_scale
 
 
 @pytest.mark.parametrize(("scheme", "injected"), [
-    pytest.param(*one, marks=pytest.mark.slow if number % 2 else ()) for number, one in enumerate(PAIRS)
+    pytest.param(*one, marks=pytest.mark.slow if number % 4 else ()) for number, one in enumerate(PAIRS)
 ], ids=label)
 def test_of_two_faults_at_once_both_are_named_or_none_is_claimed(scheme, injected) -> None:
     found = outcome_of(scheme, injected, shape=(33, 40, 104))

@@ -86,7 +86,7 @@ SCHEMES = {
 }
 """Scheme -> layout."""
 DECODE_FAULTS = [(scheme, workload) for scheme in SCHEMES for workload in ("canary.codes", "canary.ragged")]
-ONE_IN = 6
+ONE_IN = 12
 """So many of a weight's decode faults, and each that no weight before it can have, are diagnosed without -m slow."""
 
 
