@@ -86,12 +86,14 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
         return None
     rules = [declared] if declared is not None else usual_rules(implementation.activation_format, scheme)
     probed = _probe(implementation, operands)
-    if probed is None:      # its shape is refused, or the weight is misread: the products tell
+    if probed is None:
         operands.rule = rules[0]
+        operands.rule_not_probed = "any of it apart from the product: the shape of its probe is refused"
         return None
     probe, first = probed
     if not probe.weight_is_read:
         operands.rule = rules[0]
+        operands.rule_not_probed = "any of it apart from the product: a weight of ones is not read as ones"
         return _without_the_weight(probe, rules, first, explain) if explain is not None else None
     # The largest element of all stands first in one and last in the other.
     seen = probe.see((0.3 * probe.activation("second activation").float()).flip(1).to(first.x.dtype))
@@ -110,11 +112,11 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
     return _deviation(probe, fitting[:1] or rules, first, seen, coded, explain)
 
 
-def not_asked(rule: ActivationRule | None) -> str | None:
-    """Return what the probe of an activation's quantizer does not show; None where none is declared or found."""
-    if rule is None:
-        return None
-    fmt = scheme_named(rule.scheme).format
+def not_asked(operands: Operands) -> str | None:
+    """Return what the probe of an activation's quantizer did not show; None where none is declared or found."""
+    if operands.rule is None or operands.rule_not_probed is not None:
+        return operands.rule_not_probed
+    fmt = scheme_named(operands.rule.scheme).format
     ties = "" if isinstance(fmt, Format) and not fmt.is_integer else "halfway values of integers; "
     return f"{ties}floors under its scales, and scales below those of its probe (tokens of magnitude 2^-5)"
 

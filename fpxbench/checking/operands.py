@@ -33,6 +33,8 @@ class Operands:
     weight: QuantizedWeight
     decoded: Tensor
     rule: ActivationRule | None = None
+    rule_not_probed: str | None = None
+    """Why no probe showed that the implementation follows `rule`; its products alone are judged by it then."""
     activations: Tensor | None = None
     """Rows fp32 [R, K] from which activations are drawn; None: they are N(0, 1)."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fpxbench.checking import activation_rules
+from fpxbench.checking.activation_probe import SHAPE, WIDE_SHAPE
 from fpxbench.checking.correctness import check_calls
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
@@ -51,6 +52,33 @@ def test_a_usual_rule_is_found_from_its_format_alone(rule: str, scheme: str) -> 
     assert activation_rules.find_rule(implementation, operands) is None
     assert operands.rule == ActivationRule(rule)
     assert check_calls(implementation, operands)[1] is None
+
+
+class ForLargeLayers(Quantizing):
+    """Refuses the probe's weights."""
+
+    def matmul(self, x, weight):
+        if tuple(weight.shape) in (SHAPE, WIDE_SHAPE):
+            raise NotImplementedError("no kernel for this shape")
+        return super().matmul(x, weight)
+
+
+class OnesMisread(Quantizing):
+    """Reads the weight of each column as a multiple of its own."""
+
+    def matmul(self, x, weight):
+        values = self.rule.quantized(x)[0].float() * torch.linspace(1, 2, x.shape[-1])
+        return (values @ weight.dequantize().T).to(x.dtype)
+
+
+@pytest.mark.parametrize(("kind", "why"), [(ForLargeLayers, "is refused"), (OnesMisread, "not read as ones"),
+                                           (Quantizing, "floors under its scales")])
+def test_a_quantizer_that_no_probe_has_seen_is_not_asked(kind: type[Quantizing], why: str) -> None:
+    implementation = kind("e4m3fn-row", declared=ActivationRule("e4m3fn-row"))
+    operands = operands_for(implementation, "e4m3fn-row")
+    assert activation_rules.find_rule(implementation, operands) is None
+    assert operands.rule == ActivationRule("e4m3fn-row")
+    assert why in activation_rules.not_asked(operands)
 
 
 @pytest.mark.parametrize("rule", RULES)
