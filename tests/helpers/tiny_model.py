@@ -14,6 +14,7 @@ import torch
 from fpxbench.model.generate_messages import SHIPPED_TEXT
 
 WORDS = 120
+HIDDEN = 64
 
 
 def tiny_llama(**changes) -> Any:
@@ -23,7 +24,7 @@ def tiny_llama(**changes) -> Any:
     torch.manual_seed(0)
     # Weights large enough that logits differ from token to token, as a trained model's do.
     config = LlamaConfig(**dict(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        hidden_size=HIDDEN, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=WORDS + 2, max_position_embeddings=256, initializer_range=0.25, pad_token_id=0, bos_token_id=1,
         eos_token_id=1, tie_word_embeddings=False) | changes)
     return LlamaForCausalLM(config).to(torch.bfloat16).eval().requires_grad_(False)
