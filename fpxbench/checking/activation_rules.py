@@ -25,7 +25,7 @@ from fpxbench.checking.activation_probe import (
     nan_threshold,
 )
 from fpxbench.checking.activation_windows import shift_faults, windowed_maximum
-from fpxbench.checking.examination import is_refusal
+from fpxbench.checking.examination import Examination, is_refusal
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import Implementation
@@ -119,6 +119,12 @@ def not_asked(operands: Operands) -> str | None:
     fmt = scheme_named(operands.rule.scheme).format
     ties = "" if isinstance(fmt, Format) and not fmt.is_integer else "halfway values of integers; "
     return f"{ties}floors under its scales, and scales below those of its probe (tokens of magnitude 2^-5)"
+
+
+def note_not_asked(examination: Examination, operands: Operands) -> None:
+    """Note in `examination` what `not_asked` returns."""
+    if (left_out := not_asked(operands)) is not None:
+        examination.not_asked["activation's quantizer"] = left_out
 
 
 def _off_by_a_factor(rules: list[ActivationRule], first: Seen, seen: Seen, quiet: Seen) -> ActivationRule | None:

@@ -246,7 +246,7 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
     implementation, operands = examination.implementation, examination.operands
     verdict = check_quantization(implementation, operands) or activation_rules.find_rule(
         implementation, operands, explain_in_a_sweep)
-    _note_what_is_not_probed(examination, operands)
+    activation_rules.note_not_asked(examination, operands)
     if verdict is None:
         comparison, verdict = correctness.check_calls(implementation, operands, examination=examination)
         result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
@@ -291,11 +291,6 @@ def _nonfinite_codes(examination: Examination) -> Verdict | None:
     return verdict
 
 
-def _note_what_is_not_probed(examination: Examination, operands: Operands) -> None:
-    if (left_out := activation_rules.not_asked(operands)) is not None:
-        examination.not_asked["activation's quantizer"] = left_out
-
-
 def _checked_experts(implementation: Implementation, examination: Examination, result: TrialResult) -> Verdict | None:
     """Run every check of experts; return the first verdict on a mistake, its kind diagnosed."""
     operands = examination.operands
@@ -306,7 +301,7 @@ def _checked_experts(implementation: Implementation, examination: Examination, r
     if verdict is None:
         verdict = activation_rules.find_rule(OneOfExperts(implementation, count, 0), first, explain_in_a_sweep)
         operands.rule = first.rule
-        _note_what_is_not_probed(examination, first)
+        activation_rules.note_not_asked(examination, first)
     if verdict is not None:
         return verdict
     try:
