@@ -71,6 +71,7 @@ def filled_allocations(pattern: int) -> TorchDispatchMode:
     A block that a call frees and takes again holds what the call itself left there, whatever it was filled with before
     the call. It is for asking again why an output is wrong: a mode is seen by compilers.
     """
+    # PyTorch asks when the class is made, which therefore is each time: only then is it known what has been compiled.
     class FilledAllocations(TorchDispatchMode):
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
