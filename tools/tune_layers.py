@@ -1,0 +1,233 @@
+"""Choose the tiles of a decoder's four products together, as they follow each other in a model.
+
+Run it on an NVIDIA GPU from sm_90 on: ``python tools/tune_layers.py --m 1 --own tiles.json``.
+
+A product tuned by itself (``fpxbench run --tune``) does not show how it overlaps with its neighbours. Here
+query-key-value, output, gate-up and down of `LAYERS` decoder layers, with an elementwise kernel after each, are one
+captured graph. One product's tile after another is exchanged for each candidate, with each overlap, and the graph is
+timed; the best few are timed again, interleaved with the tile in use. A candidate whose product differs from that of
+the tile in use ends the run. The result is written to `--own`, a table that FPX_TILES can name, and printed beside the
+same chain of dense bf16 products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fpxbench.impls import _tiles, _tuning
+from fpxbench.impls._tiles import StreamTile, Tile
+from fpxbench.impls.triton_fused import TritonFused, device_of
+from fpxbench.numbers.formats import Format
+from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
+
+AnyTile = Tile | StreamTile
+
+SHAPES = {"llama2-7b": ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)),
+          "llama3-8b": ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))}
+"""N and K of the merged products, in their order."""
+LAYERS = 4
+ROUNDS = 2
+FINALISTS = 6
+LEAST_GAIN = 0.002
+"""Of the chain's time. A smaller gain is noise."""
+MOST_DIFFERENCE = 1e-2
+"""Between two tiles' products, relative: both are rounded to bf16 (4e-3), and add in different orders."""
+
+
+def candidates(m: int, bits: int) -> list[AnyTile]:
+    """Return the tiles to try: for up to 8 tokens every sensible one, else those of ``--tune``, with each overlap."""
+    found: list[AnyTile]
+    if m <= 8:
+        most = 8 if bits <= 6 else 4    # tiles in flight that a thread's registers hold
+        found = [Tile(8, groups, n, k, depth) for groups, depth in itertools.product((1, 2, 4), (1, 2, 4, 8))
+                 for n, k in ((1, 4), (1, 8), (1, 16), (2, 2), (2, 4), (4, 1), (4, 2), (8, 1))
+                 if groups * depth <= most]
+    else:
+        found = _tuning.candidates(m, bits, "none", device())
+        if m <= 16:
+            found += [Tile(16, groups, n, k, depth, True) for groups, depth in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2))
+                      for n, k in ((1, 4), (1, 8), (1, 16), (2, 4), (2, 8), (4, 2), (4, 4))]
+    return [replace(tile, overlap=overlap) for tile in dict.fromkeys(found) for overlap in ("early", "late")]
+
+
+@cache
+def device() -> _tiles.TileDevice:
+    found = device_of(torch.device("cuda"))
+    if found is None:
+        sys.exit("no GPU here that the fragment kernels run on")
+    return found
+
+
+def bits_of(scheme: str) -> int:
+    codes = scheme_named(scheme).format
+    if not isinstance(codes, Format):
+        sys.exit(f"{scheme}: the fragment kernels multiply no codebooks")
+    return codes.bits
+
+
+class Chain:
+    """The products of `LAYERS` decoder layers, each with weights of its own."""
+
+    def __init__(self, shapes: tuple[tuple[int, int], ...], scheme: str, m: int) -> None:
+        self.shapes, self.m, self.implementation = shapes, m, TritonFused()
+        self.bits = bits_of(scheme)
+        made = [self.implementation.quantize(torch.randn(n, k, device="cuda"), scheme_named(scheme)) for n, k in shapes]
+        self.weights: list[list[QuantizedWeight]] = [[weight.clone() for weight in made] for _ in range(LAYERS)]
+        self.tiles = [_tiles.pick(m, n, k, self.bits, "none", device()) for n, k in shapes]
+        self.inputs = [torch.randn(m, k, device="cuda", dtype=torch.bfloat16) for _, k in shapes]
+
+    def graph(self, tiles: list[AnyTile]) -> torch.cuda.CUDAGraph:
+        """Return the chain with these tiles, captured."""
+        return captured(lambda: self._calls(
+            lambda layer, at: self.implementation.matmul_with(self.inputs[at], self.weights[layer][at], tiles[at])))
+
+    def dense_graph(self) -> torch.cuda.CUDAGraph:
+        self.dense = [[torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for n, k in self.shapes]
+                      for _ in range(LAYERS)]       # kept: the captured graph reads them
+        return captured(lambda: self._calls(lambda layer, at: self.inputs[at] @ self.dense[layer][at].T))
+
+    def _calls(self, product: Callable[[int, int], Tensor]) -> None:
+        for layer, at in itertools.product(range(LAYERS), range(len(self.shapes))):
+            out, following = product(layer, at), self.inputs[(at + 1) % len(self.shapes)]
+            torch.tanh(out[:, :following.shape[1]], out=following)
+
+    def tune(self) -> None:
+        """Exchange one product's tile after another, as long as the chain becomes faster."""
+        left = [self._candidates(at) for at in range(len(self.shapes))]
+        for number, at in itertools.product(range(ROUNDS), range(len(self.shapes))):
+            times = {tile: microseconds(self.graph(self._with(at, tile)), 6) for tile in left[at]}
+            left[at] = sorted(left[at], key=times.__getitem__)[:len(times) // 3]
+            best = left[at][:FINALISTS]
+            compared = interleaved([self.graph(self._with(at, tile)) for tile in (self.tiles[at], *best)], 30)
+            fastest = min(range(len(best)), key=lambda index: compared[index + 1])
+            gain = 1 - compared[fastest + 1] / compared[0]
+            say(f"round {number + 1}, {self.shapes[at]}: {gain:+.1%} of the chain by {best[fastest]}")
+            if gain > LEAST_GAIN:
+                self.tiles[at] = best[fastest]
+
+    def _with(self, at: int, tile: AnyTile) -> list[AnyTile]:
+        return [*self.tiles[:at], tile, *self.tiles[at + 1:]]
+
+    def _candidates(self, at: int) -> list[AnyTile]:
+        """Return the candidates that the device has room for. Exit if one's product is wrong."""
+        found = []
+        x, weight = self.inputs[at], self.weights[0][at]
+        reference = self.implementation.matmul_with(x, weight, self.tiles[at]).float()
+        for tile in candidates(self.m, self.bits):
+            if fits(self.implementation, x, weight, tile):
+                error = (self.implementation.matmul_with(x, weight, tile).float() - reference).norm() / reference.norm()
+                if not error < MOST_DIFFERENCE:
+                    sys.exit(f"{tile} differs from {self.tiles[at]} by {error:.2g}: one of them is wrong")
+                found.append(tile)
+        return found
+
+
+def fits(implementation: TritonFused, x: Tensor, weight: QuantizedWeight, tile: AnyTile) -> bool:
+    """Multiply by a tile, and return whether the device has the registers and shared memory for it."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        implementation.matmul_with(x, weight, tile)
+    except OutOfResources:
+        return False
+    return True
+
+
+def captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def microseconds(graph: torch.cuda.CUDAGraph, samples: int) -> float:
+    """Return the median time of a replay."""
+    return interleaved([graph], samples)[0]
+
+
+def interleaved(graphs: list[torch.cuda.CUDAGraph], samples: int) -> list[float]:
+    """Return each graph's median time of a replay, one after the other in each sample."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    times: list[list[float]] = [[] for _ in graphs]
+    for graph, found in itertools.chain(*([*zip(graphs, times, strict=True)] for _ in range(samples))):
+        graph.replay()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end) * 1e3)
+    return [statistics.median(found) for found in times]
+
+
+def compile_part(shapes: tuple[tuple[int, int], ...], scheme: str, m: int, part: int, parts: int) -> None:
+    """Compile every `parts`-th candidate, into Triton's cache. N is not a compile-time constant of the kernels, so few
+    rows of the weight will do."""
+    implementation = TritonFused()
+    for k in dict.fromkeys(k for _, k in shapes):
+        weight = implementation.quantize(torch.randn(256, k, device="cuda"), scheme_named(scheme))
+        x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+        for tile in candidates(m, bits_of(scheme))[part::parts]:
+            fits(implementation, x, weight, tile)
+
+
+_BEGAN = time.monotonic()
+
+
+def say(line: str) -> None:
+    print(f"[{time.monotonic() - _BEGAN:6.1f} s] {line}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="llama2-7b")
+    parser.add_argument("--scheme", action="append", help="repeatable; default: e4m3fn-row, e3m2-row, mxfp4")
+    parser.add_argument("--m", type=int, default=1, help="tokens")
+    parser.add_argument("--own", type=Path, help="write the tiles to this table")
+    parser.add_argument("--only-time", action="store_true", help="time the chain with the tiles in use")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    shapes, cores = SHAPES[options.model], len(os.sched_getaffinity(0))
+    for scheme in options.scheme or ["e4m3fn-row", "e3m2-row", "mxfp4"]:
+        if options.part is not None:
+            compile_part(shapes, scheme, options.m, options.part, cores)
+            continue
+        if not options.only_time:
+            command = [sys.executable, __file__, "--model", options.model, "--m", str(options.m), "--scheme", scheme]
+            running = [subprocess.Popen([*command, "--part", str(part)]) for part in range(cores)]
+            if any([process.wait() for process in running]):
+                sys.exit("a candidate did not compile")
+            say(f"{scheme}: compiled")
+        chain = Chain(shapes, scheme, options.m)
+        before, dense = chain.graph(list(chain.tiles)), chain.dense_graph()
+        if not options.only_time:
+            chain.tune()
+        us = [time / LAYERS for time in interleaved([dense, before, chain.graph(chain.tiles)], 50)]
+        say(f"{scheme}, M = {options.m}: a layer takes {us[1]:.1f} us before and {us[2]:.1f} after, dense {us[0]:.1f}: "
+            f"{us[0] / us[1]:.2f} and {us[0] / us[2]:.2f} times dense")
+        for (n, k), tile in zip(shapes, chain.tiles, strict=True):
+            say(f"  {n} x {k}: {tile}")
+            if options.own is not None:
+                os.environ[_tiles.OWN_TABLE] = str(options.own)
+                _tiles.save(_tiles.TileEntry(device().arch, _tiles.width_of(chain.bits), n, k,
+                                             _tiles.m_class(options.m), tile))
+        del chain, before, dense
+
+
+if __name__ == "__main__":
+    main()
