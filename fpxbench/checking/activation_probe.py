@@ -266,7 +266,7 @@ def activation_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
             return torch.where(codes.abs() < fmt.min_normal, 0.0, codes) * spread(x, scales)
 
         yield ActivationFault(Kind.SUBNORMAL_FLUSHED, f"what rounds to a subnormal of {fmt.name} becomes zero", flushed)
-    yield ActivationFault(Kind.SIGN_LOST, "negative elements become positive", lambda x: rule.quantized(x)[0].abs())
+    yield ActivationFault(Kind.SIGN_LOST, "negative elements become positive", lambda x: rule.values(x).abs())
     yield ActivationFault(Kind.SCALE_MISSING, "its scale is not applied to the product", lambda x: parts(x)[0])
     yield ActivationFault(Kind.SCALE_SQUARED, "its scale is applied twice",
                           lambda x: parts(x)[0] * spread(x, parts(x)[1]).square())
@@ -292,9 +292,9 @@ def activation_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
                               lambda x: parts(x)[0] * spread(x, parts(x)[1])[:1])
     if scaling.block is None and scaling.block_rows == 1:
         yield ActivationFault(Kind.SCALE_TRANSPOSED, "scales are taken per channel, over all tokens, not per token",
-                              lambda x: rule.quantized(x.T.contiguous())[0].T)
+                              lambda x: rule.values(x.T.contiguous()).T)
     yield ActivationFault(Kind.ZERO_BLOCK, "a block of zeros becomes NaN",
-                          lambda x: torch.where(_of_zeros(x, rule), torch.nan, rule.quantized(x)[0]))
+                          lambda x: torch.where(_of_zeros(x, rule), torch.nan, rule.values(x)))
 
 
 def _of_zeros(x: Tensor, rule: ActivationRule) -> Tensor:

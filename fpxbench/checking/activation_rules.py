@@ -133,7 +133,7 @@ def _off_by_a_factor(rules: list[ActivationRule], first: Seen, seen: Seen, quiet
     for rule in rules:
         of_all = scheme_named(rule.scheme).scaling.block_rows is None
         readings = (first, seen, quiet) if of_all else (first, seen)
-        factors = [seen.factor(rule.quantized(seen.x)[0]) for seen in readings]
+        factors = [seen.factor(rule.values(seen.x)) for seen in readings]
         if factors[0] and all(abs(factor / factors[0] - 1) < _SAME_FACTOR for factor in factors) \
                 and all(_follows(rule, seen, factors[0]) for seen in readings):
             return rule

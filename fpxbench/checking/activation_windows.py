@@ -108,10 +108,10 @@ def shift_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
             return x.float().mean() if dim is None else x.float().mean(dim=dim, keepdim=True)
 
         def left_out(x: Tensor, mean=mean) -> Tensor:
-            return rule.quantized((x.float() - mean(x)).to(x.dtype).float())[0]
+            return rule.values((x.float() - mean(x)).to(x.dtype).float())
 
         def left_out_exactly(x: Tensor, mean=mean) -> Tensor:
-            return rule.quantized(x.float() - mean(x))[0]
+            return rule.values(x.float() - mean(x))
 
         for values in (left_out_exactly, left_out):
             yield ActivationFault(Kind.INACCURATE, f"the mean of {what} is subtracted before it is quantized, and not"

@@ -83,7 +83,7 @@ def _does_work_itself(name: str) -> bool:
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CPU") for full in registered)
 
 
-def trace_events(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
+def trace_events(profiler: torch.profiler.profile | torch.autograd.profiler.profile) -> list[dict[str, Any]]:
     """Return what a profiler recorded, as the events of a Chrome trace; times are in microseconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -95,14 +95,17 @@ def trace_events(profiler: torch.profiler.profile) -> list[dict[str, Any]]:
 def observe(call: Callable[[], object], device: str) -> Effects:
     """Run `call` once under the profiler: device kernels on a GPU; on a CPU the operators that do work, Inductor's
     fused loops among them (`fpxbench.sweep.worker` makes those show)."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device != "cpu":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profiler: torch.profiler.profile | torch.autograd.profiler.profile
+    if device == "cpu":
+        # `torch.profiler.profile`, which wraps it, imports the compiler first, which takes as long as PyTorch's import.
+        profiler = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
+    else:
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        profiler = torch.profiler.profile(activities=activities)
         device_wait.synchronize()
         torch.cuda.reset_peak_memory_stats()
         held_before = torch.cuda.memory_allocated()
-    with (torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=device == "cpu") as profiler,
-          torch.profiler.record_function(_WHOLE_CALL)):
+    with torch.no_grad(), profiler, torch.profiler.record_function(_WHOLE_CALL):
         started = time.thread_time()
         call()
         worked_us = (time.thread_time() - started) * 1e6

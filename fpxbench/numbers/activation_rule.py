@@ -36,6 +36,10 @@ class ActivationRule:
         rounding = "" if self.rounding is Rounding.NEAREST_EVEN else f", {self.rounding.value}"
         return f"{self.scheme}{rounding}{static}"
 
+    def values(self, x: Tensor) -> Tensor:
+        """Return the quantized values of `x` [M, K], float64 [M, K]."""
+        return self._values(x, scheme_named(self.scheme), 1.0, (1.0,))[0] if x.numel() else x.double()
+
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the quantized values of `x` [M, K] and the permitted deviation of each, both float64 [M, K].
 
@@ -43,8 +47,7 @@ class ActivationRule:
         """
         if x.numel() == 0:
             return x.double(), x.double()
-        scheme = scheme_named(self.scheme)
-        (middle,) = self._values(x, scheme, 1.0, (1.0,))
+        scheme, middle = scheme_named(self.scheme), self.values(x)
         slack = torch.zeros_like(middle)
         for scale_nudge in (1 - NUDGE, 1 + NUDGE):
             for values in self._values(x, scheme, scale_nudge, (1 - NUDGE, 1 + NUDGE)):

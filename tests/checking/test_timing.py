@@ -1,5 +1,6 @@
 """Times, kernels and bytes: what the metrics are, and that impossible ones are flagged."""
 
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -52,6 +53,13 @@ def test_a_plain_linear_is_one_kernel():
     seen = effects.observe(lambda: F.linear(x, w), "cpu")
     assert len(seen.kernels) == 1 and seen.heavy_kernels == 1
     assert seen.peak_bytes < w.nbytes
+
+
+def test_observing_a_call_on_a_cpu_imports_no_compiler(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._inductor", raising=False)
+    monkeypatch.delitem(vars(torch), "_inductor", raising=False)
+    effects.observe(lambda: torch.ones(4).sum(), "cpu")
+    assert "torch._inductor" not in sys.modules
 
 
 def test_views_move_nothing_and_are_no_kernels():
