@@ -167,8 +167,10 @@ def _by_four(p0, p1, p2, p3, G: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def _weights(words, factor, J: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.constexpr, INT: tl.constexpr,
-             SCALED: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, G: tl.constexpr, W: tl.constexpr):
-    """Return columns 32 J to 32 J + 31 of the tiles, in the instruction's order: [W, 32, 8 G]."""
+             SCALED: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr, G: tl.constexpr, W: tl.constexpr,
+             LEFT: tl.constexpr = False):
+    """Return columns 32 J to 32 J + 31 of the tiles, in the instruction's order: [W, 32, 8 G], its right operand; or if
+    LEFT, [W, 8 G, 32]."""
     a0, b0 = _pair(words, factor, 4 * J, MOVES, FIRST, INT, SCALED, BF16, PTX)
     a1, b1 = _pair(words, factor, 4 * J + 1, MOVES, FIRST, INT, SCALED, BF16, PTX)
     a2, b2 = _pair(words, factor, 4 * J + 2, MOVES, FIRST, INT, SCALED, BF16, PTX)
@@ -178,8 +180,13 @@ def _weights(words, factor, J: tl.constexpr, MOVES: tl.constexpr, FIRST: tl.cons
         lower, upper = _half(lanes, 0, BF16, PTX), _half(lanes, 1, BF16, PTX)
     else:
         lower, upper = _by_four(a0, a1, a2, a3, G, W), _by_four(b0, b1, b2, b3, G, W)
-    weight = tl.permute(tl.join(lower, upper), [2, 5, 1, 4, 6, 3, 0])     # W, w high, lane, w low, half, G, row
-    return tl.reshape(weight, [W, 32, 8 * G])
+    weight = tl.join(lower, upper)
+    if LEFT:
+        weight = tl.permute(weight, [2, 3, 0, 4, 1, 5, 6])      # W, G, row, w low, lane, w high, half
+        return tl.reshape(weight, [W, 8 * G, 32])
+    else:
+        weight = tl.permute(weight, [2, 5, 1, 4, 6, 3, 0])      # W, w high, lane, w low, half, G, row
+        return tl.reshape(weight, [W, 32, 8 * G])
 
 
 @triton.jit
@@ -210,6 +217,15 @@ def _activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.cons
         activation = _eight(w0, w1, w2, w3, BF16, PTX)
         activation = tl.permute(activation, [2, 3, 1, 5, 0, 4, 6])      # W, rows of 8, row, w high, lane, w low, half
     return tl.reshape(activation, [W, BLOCK_M if BLOCK_M > 8 else 16, 32])
+
+
+@triton.jit
+def _right_activations(pointers, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
+    """Return the same columns of 8 rows of x as the right operand: [W, 32, 8]. Each instruction takes two neighbouring
+    words, which lie as they were loaded."""
+    w0, w1, w2, w3 = _load_x(tl.reshape(pointers, [4, 8, W]), PTX)
+    activation = tl.permute(_eight(w0, w1, w2, w3, BF16, PTX), [2, 3, 0, 4, 5, 1])  # W, w low, lane, w high, half, row
+    return tl.reshape(activation, [W, 32, 8])
 
 
 @triton.jit
@@ -299,6 +315,9 @@ def fragment_kernel(
     flight while one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in `_tiles.OVERLAPS`; ``x``: it
     was launched before `order_kernel` ended, and waits for that before it reads x.
     """
+    # The instruction's left operand has 16 rows, its right one 8: with 8 rows of x, the weight is the left one, so that
+    # half as many instructions multiply. It needs two tiles of 8 rows.
+    LEFT: tl.constexpr = BLOCK_M == 8 and G > 1 and SCALES != "fp32"
     ROWS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 16
     SCALED: tl.constexpr = SCALES == "codes"
     if OVERLAP == "early" or OVERLAP == "late":
@@ -327,8 +346,11 @@ def fragment_kernel(
         m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M // 8)[None, None, None, :] * 8 + row
         x_pointers = x + tl.minimum(m, M - 1) * X_STRIDE + (along_k * 128 + lane * 8)
 
-    sums = tl.full([W, ROWS, 8 * G], 0.0, tl.float32)
-    nothing = tl.full([W, ROWS, 8 * G], 0.0, tl.float32)
+    if LEFT:
+        sums = tl.full([W, 8 * G, 8], 0.0, tl.float32)
+    else:
+        sums = tl.full([W, ROWS, 8 * G], 0.0, tl.float32)
+    nothing = sums
     ahead = (_load_tiles(packed, scales, n_tile + tl.minimum(warp_k, K_TILES - 1), BITS, SCALED, HALVES, PTX),)
     for d in tl.static_range(1, DEPTH):
         tiles = n_tile + tl.minimum(d * WK + warp_k, K_TILES - 1)
@@ -358,10 +380,14 @@ def fragment_kernel(
                     factor = ((scale_codes >> (8 * j)) & 0xFF) * SCALE_MUL + SCALE_ADD
                 if ORDERED:
                     activation = _ordered_activations(at + j * (X_STRIDE * 512), BLOCK_M, W, BF16, PTX)
+                elif LEFT:
+                    activation = _right_activations(at + j * 32, W, BF16, PTX)
                 else:
                     activation = _activations(at + j * 32, BLOCK_M, W, BF16, PTX)
-                weight = _weights(words, factor, j, MOVES, FIRST, INT, SCALED, BF16, PTX, G, W)
-                if SCALES == "fp32":
+                weight = _weights(words, factor, j, MOVES, FIRST, INT, SCALED, BF16, PTX, G, W, LEFT)
+                if LEFT:
+                    sums = tl.dot(weight, activation, sums, input_precision="ieee")
+                elif SCALES == "fp32":
                     part = tl.dot(activation, weight, part, input_precision="ieee")
                     if (32 * (j + 1)) % BLOCK == 0 or j == 3:
                         group = ((k_tile + tl.arange(0, W) % WK) * 128 + 32 * j)[None, None, :, None] // BLOCK
@@ -374,14 +400,18 @@ def fragment_kernel(
     if OVERLAP == "late":
         _launch_dependents()
 
-    n = (tl.program_id(0) * WN + tl.arange(0, WN)[:, None, None]) * (8 * G) + tl.arange(0, 8 * G)[None, None, :]
-    m = (tl.program_id(1) * BLOCK_M + tl.arange(0, ROWS))[None, :, None]
+    n = (tl.program_id(0) * WN + tl.arange(0, WN)[:, None]) * (8 * G) + tl.arange(0, 8 * G)[None, :]
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, 8 if LEFT else ROWS)
+    if LEFT:
+        n, m = n[:, :, None], m[None, None, :]
+    else:
+        n, m = n[:, None, :], m[None, :, None]
     if WK == 1:
         total = sums
     else:
-        total = tl.reduce(tl.reshape(sums, [WN, WK, ROWS, 8 * G]), 1, tl.standard._sum_combine)
+        total = tl.reduce(tl.reshape(sums, [WN, WK, sums.shape[1], sums.shape[2]]), 1, tl.standard._sum_combine)
     total = total * tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)
     mask = (n < N) & (m < M)
-    if BLOCK_M == 8:
+    if BLOCK_M == 8 and not LEFT:
         mask = mask & (tl.arange(0, ROWS) < 8)[None, :, None]
     tl.store(out + m.to(tl.int64) * N + n, total.to(out.dtype.element_ty), mask=mask)

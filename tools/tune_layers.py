@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fpxbench.impls import _tiles, _tuning
+from fpxbench.impls import _fragment, _tiles, _tuning
 from fpxbench.impls._tiles import StreamTile, Tile
 from fpxbench.impls.triton_fused import TritonFused, device_of
 from fpxbench.numbers.formats import Format
@@ -37,9 +37,13 @@ from fpxbench.numbers.weight import QuantizedWeight
 AnyTile = Tile | StreamTile
 
 SHAPES = {"llama2-7b": ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)),
-          "llama3-8b": ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))}
-"""N and K of the merged products, in their order."""
+          "llama3-8b": ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)),
+          "llama3-70b.tp2": ((10240, 8192), (8192, 8192), (28672, 8192), (8192, 14336))}
+"""N and K of the merged products, in their order. Of Llama 3 70B, gate-up and down are halves: those of one GPU of
+two."""
 LAYERS = 4
+MOST_IN_FLIGHT = 8
+"""Tiles of 8 x 128 weights that a thread's registers hold ahead."""
 ROUNDS = 2
 FINALISTS = 6
 LEAST_GAIN = 0.002
@@ -52,10 +56,9 @@ def candidates(m: int, bits: int) -> list[AnyTile]:
     """Return the tiles to try: for up to 8 tokens every sensible one, else those of ``--tune``, with each overlap."""
     found: list[AnyTile]
     if m <= 8:
-        most = 8 if bits <= 6 else 4    # tiles in flight that a thread's registers hold
-        found = [Tile(8, groups, n, k, depth) for groups, depth in itertools.product((1, 2, 4), (1, 2, 4, 8))
-                 for n, k in ((1, 4), (1, 8), (1, 16), (2, 2), (2, 4), (4, 1), (4, 2), (8, 1))
-                 if groups * depth <= most]
+        found = [Tile(8, groups, n, k, depth) for groups, depth in itertools.product((1, 2, 4, 8), repeat=2)
+                 for n, k in ((1, 2), (1, 4), (1, 8), (1, 16), (2, 1), (2, 2), (2, 4), (4, 1), (4, 2), (8, 1))
+                 if groups * depth <= MOST_IN_FLIGHT]
     else:
         found = _tuning.candidates(m, bits, "none", device())
         if m <= 16:
@@ -66,7 +69,7 @@ def candidates(m: int, bits: int) -> list[AnyTile]:
 
 @cache
 def device() -> _tiles.TileDevice:
-    found = device_of(torch.device("cuda"))
+    found = device_of(torch.device("cuda")) if torch.cuda.is_available() else None
     if found is None:
         sys.exit("no GPU here that the fragment kernels run on")
     return found
@@ -175,15 +178,16 @@ def interleaved(graphs: list[torch.cuda.CUDAGraph], samples: int) -> list[float]
     return [statistics.median(found) for found in times]
 
 
-def compile_part(shapes: tuple[tuple[int, int], ...], scheme: str, m: int, part: int, parts: int) -> None:
+def compile_part(scheme: str, models: list[str], ms: list[int], part: int, parts: int) -> None:
     """Compile every `parts`-th candidate, into Triton's cache. N is not a compile-time constant of the kernels, so few
     rows of the weight will do."""
     implementation = TritonFused()
-    for k in dict.fromkeys(k for _, k in shapes):
+    for k in sorted({k for model in models for _, k in SHAPES[model]}):
         weight = implementation.quantize(torch.randn(256, k, device="cuda"), scheme_named(scheme))
-        x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-        for tile in candidates(m, bits_of(scheme))[part::parts]:
-            fits(implementation, x, weight, tile)
+        for m in ms:
+            x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+            for tile in candidates(m, bits_of(scheme))[part::parts]:
+                fits(implementation, x, weight, tile)
 
 
 _BEGAN = time.monotonic()
@@ -195,38 +199,45 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="llama2-7b")
-    parser.add_argument("--scheme", action="append", help="repeatable; default: e4m3fn-row, e3m2-row, mxfp4")
-    parser.add_argument("--m", type=int, default=1, help="tokens")
+    parser.add_argument("--model", nargs="+", choices=SHAPES, default=["llama2-7b"])
+    parser.add_argument("--scheme", nargs="+", default=["e4m3fn-row", "e3m2-row", "mxfp4"])
+    parser.add_argument("--m", nargs="+", type=int, default=[1], help="tokens")
     parser.add_argument("--own", type=Path, help="write the tiles to this table")
-    parser.add_argument("--only-time", action="store_true", help="time the chain with the tiles in use")
+    parser.add_argument("--only-time", action="store_true", help="time the layers with the tiles in use")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    shapes, cores = SHAPES[options.model], len(os.sched_getaffinity(0))
-    for scheme in options.scheme or ["e4m3fn-row", "e3m2-row", "mxfp4"]:
+    if device().arch < _fragment.LEAST_DEPENDENT:
+        sys.exit("products overlap from sm_90 on; here use `fpxbench run --tune`")
+    cores = len(os.sched_getaffinity(0))
+    if options.own is not None:
+        os.environ[_tiles.OWN_TABLE] = str(options.own)
+    for scheme in options.scheme:
         if options.part is not None:
-            compile_part(shapes, scheme, options.m, options.part, cores)
+            compile_part(scheme, options.model, options.m, options.part, cores)
             continue
         if not options.only_time:
-            command = [sys.executable, __file__, "--model", options.model, "--m", str(options.m), "--scheme", scheme]
-            running = [subprocess.Popen([*command, "--part", str(part)]) for part in range(cores)]
+            command = [sys.executable, *sys.argv, "--scheme", scheme, "--part"]
+            running = [subprocess.Popen([*command, str(part)]) for part in range(cores)]
             if any([process.wait() for process in running]):
                 sys.exit("a candidate did not compile")
             say(f"{scheme}: compiled")
-        chain = Chain(shapes, scheme, options.m)
-        before, dense = chain.graph(list(chain.tiles)), chain.dense_graph()
-        if not options.only_time:
-            chain.tune()
-        us = [time / LAYERS for time in interleaved([dense, before, chain.graph(chain.tiles)], 50)]
-        say(f"{scheme}, M = {options.m}: a layer takes {us[1]:.1f} us before and {us[2]:.1f} after, dense {us[0]:.1f}: "
-            f"{us[0] / us[1]:.2f} and {us[0] / us[2]:.2f} times dense")
-        for (n, k), tile in zip(shapes, chain.tiles, strict=True):
-            say(f"  {n} x {k}: {tile}")
-            if options.own is not None:
-                os.environ[_tiles.OWN_TABLE] = str(options.own)
-                _tiles.save(_tiles.TileEntry(device().arch, _tiles.width_of(chain.bits), n, k,
-                                             _tiles.m_class(options.m), tile))
-        del chain, before, dense
+        for model, m in itertools.product(options.model, options.m):
+            tune_layers(model, scheme, m, options.own, options.only_time)
+
+
+def tune_layers(model: str, scheme: str, m: int, own: Path | None, only_time: bool) -> None:
+    """Tune one model's layers, print the result and add it to the table `own`."""
+    chain = Chain(SHAPES[model], scheme, m)
+    before, dense = chain.graph(list(chain.tiles)), chain.dense_graph()
+    if not only_time:
+        chain.tune()
+    us = [time / LAYERS for time in interleaved([dense, before, chain.graph(chain.tiles)], 50)]
+    say(f"{model}, {scheme}, M = {m}: a layer takes {us[1]:.1f} us before and {us[2]:.1f} after, dense {us[0]:.1f}: "
+        f"{us[0] / us[1]:.2f} and {us[0] / us[2]:.2f} times dense")
+    for (n, k), tile in zip(chain.shapes, chain.tiles, strict=True):
+        say(f"  {n} x {k}: {tile}")
+        if own is not None:
+            _tiles.save(_tiles.TileEntry(device().arch, _tiles.width_of(chain.bits), n, k, _tiles.m_class(m), tile))
 
 
 if __name__ == "__main__":
