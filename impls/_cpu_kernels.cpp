@@ -57,7 +57,7 @@ struct Weight {
     // Where a row's scales begin, and the scale of a block from there.
     int64_t scales_of(int64_t row) const { return row / scale_rows * blocks; }
     float scale(int64_t begin, int64_t block) const {
-        const int64_t at = begin + std::min(block, blocks - 1);     // past K, where codes are zero: any scale
+        const int64_t at = begin + block;
         return CODED ? scale_table[static_cast<const uint8_t *>(scales)[at]] : static_cast<const float *>(scales)[at];
     }
 };
@@ -217,7 +217,9 @@ inline bool any_byte_from(Words w, int n) {
 }
 inline Words where_byte(Words w, int n) { return _mm256_cmpeq_epi8(w, _mm256_set1_epi8((char)n)); }
 inline Floats as_floats(Words w) { return _mm256_castsi256_ps(w); }
-inline Floats halves(float first, float second) { return _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first)); }
+inline Floats halves(float first, float second) {
+    return _mm256_blend_ps(_mm256_set1_ps(first), _mm256_set1_ps(second), 0b11110000);
+}
 #endif
 
 #if defined(__AVX2__)
@@ -368,70 +370,94 @@ void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, fl
     if (m - t == 1) multiply<ROWS, 1, EACH>(w, x + t * w.k, row, out + t * n, n, scales);
 }
 
-// One token, by words: for E4M3 and E5M2 of any convention, and with AVX2 for 4 bits.
+// One token, by words: for E4M3 and E5M2 of any convention, and with AVX2 for 4 bits, E3M2 and E2M3.
 //
 // A chunk is a vector of words: four vectors of numbers for each plane, in an order in which x is stored once. FP8
-// bytes become fp32 by three instructions per vector, 2**(127 - BIAS) times too small: x is scaled up to compensate,
-// which keeps products out of the subnormal range. NaN and infinity would be read as numbers, so rows that have them
-// are computed again. Four bits are looked up as the two bytes of a bf16.
+// bytes become fp32 by nine instructions for four vectors, FACTOR_OF_BYTES times too small: x is scaled up to
+// compensate, which keeps products out of the subnormal range. NaN and infinity would be read as numbers, so rows that
+// have them are computed again. FP6 codes first become such bytes. Four bits are looked up as the two bytes of a bf16.
 
 #if defined(__AVX2__)
 constexpr int CHUNK = 4 * LANES;
-constexpr bool FP8_WORDS = BITS == 8 && !INTEGER && (EXPONENT == 4 || EXPONENT == 5), FP4_WORDS = LANES == 8 && BF16_EXACT && BITS == 4;
-constexpr bool BY_WORDS = (FP8_WORDS || FP4_WORDS) && (BLOCK % CHUNK == 0 || BLOCK == CHUNK / 2);
+constexpr bool FP8_WORDS = BITS == 8 && !INTEGER && (EXPONENT == 4 || EXPONENT == 5);
+constexpr bool FP6_WORDS = LANES == 8 && BITS == 6 && !INTEGER && (EXPONENT == 2 || EXPONENT == 3) && SPECIALS == 0;
+constexpr bool FP4_WORDS = LANES == 8 && BITS == 4 && BF16_EXACT;
+constexpr bool BY_WORDS = (FP8_WORDS || FP6_WORDS || FP4_WORDS) && (BLOCK % CHUNK == 0 || BLOCK == CHUNK / 2);
 constexpr int LARGEST_X = 100;      // the exponent of x's largest number, scaled
+// By how much an FP6 code of a normal number grows as it becomes a byte: subnormal numbers, too, are then normal.
+constexpr int RAISED = FP6_WORDS ? 48 : 0;
+constexpr float FACTOR_OF_BYTES = FP4_WORDS || !BY_WORDS ? 1 : power_of_two(127 - BIAS - (RAISED >> MANTISSA));
 struct Four { Floats part[4]; };
 
 // Where number `at` of a chunk lies along K.
 inline int place(int at) {
     const int part = at / LANES, lane = at % LANES;
-    return FP8_WORDS ? 4 * lane + part : lane / 4 * 16 + part / 2 * 8 + lane % 4 * 2 + part % 2;
+    return FP4_WORDS ? lane / 4 * 16 + part / 2 * 8 + lane % 4 * 2 + part % 2 : 4 * lane + part;
 }
 
-// The two bytes of the bf16 of each 4-bit code.
-struct Lookup { Words low, high; };
+// Bytes of sign, exponent and MANTISSA bits of mantissa: each becomes the upper bits of a word.
+inline Four from_bytes(Words w) {
+    constexpr int shift = MANTISSA + 1;
+    constexpr uint32_t mask = 0x80000000u | 0x7F000000u >> shift;
+    const Words odd = right(w, shift), even = right(left(w, 8), shift);
+    return {{as_floats(both_words(left_word(even, 16), mask)), as_floats(both_words(left_word(odd, 16), mask)),
+             as_floats(both_words(even, mask)), as_floats(both_words(odd, mask))}};
+}
 
 #if defined(__AVX512F__)
-inline Lookup lookup_of(const float *) { return {no_words(), no_words()}; }
-inline Four four_bits(Words, int, const Lookup &) { return {{zero(), zero(), zero(), zero()}}; }
+struct Lookup {};
+inline Lookup lookup_of(const float *) { return {}; }
+template <int PLANE> inline Four numbers_of(const uint8_t *at, int64_t, const Lookup &) { return from_bytes(load_words(at)); }
 #else
+// The two bytes of the bf16 of each 4-bit code; for FP6, what is added to the code's lower four bits.
+struct Lookup { Words low, high; };
+
 inline Lookup lookup_of(const float *table) {
     alignas(16) uint8_t low[16], high[16];
     for (int code = 0; code < 16; ++code) {
+        const float number = FP6_WORDS ? table[code] / FACTOR_OF_BYTES : table[code];
         uint32_t bits;
-        std::memcpy(&bits, table + code, 4);
-        low[code] = bits >> 16, high[code] = bits >> 24;
+        std::memcpy(&bits, &number, 4);
+        low[code] = FP6_WORDS ? (bits >> (23 - MANTISSA)) - code : bits >> 16, high[code] = bits >> 24;
     }
     return {_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)low)),
             _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)high))};
 }
-inline Four four_bits(Words w, int shift, const Lookup &lookup) {
-    const Words index = _mm256_and_si256(_mm256_srli_epi16(w, shift), _mm256_set1_epi8(15));
-    const Words low = _mm256_shuffle_epi8(lookup.low, index), high = _mm256_shuffle_epi8(lookup.high, index);
-    const Words first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
-    return {{as_floats(left_word(first, 16)), as_floats(both_words(first, 0xFFFF0000)),
-             as_floats(left_word(second, 16)), as_floats(both_words(second, 0xFFFF0000))}};
+
+// The lower four bits of codes of 4 or 6 bits.
+template <int PLANE> inline Words four_bits(const uint8_t *at, int64_t size) {
+    const Words w = load_words(at + PLANE % slices(0) * size);
+    return _mm256_and_si256(_mm256_srli_epi16(w, PLANE / slices(0) * 4), _mm256_set1_epi8(15));
+}
+
+// Bytes of FP6. The upper half of magnitudes, exponent's top bit 1, is RAISED by that bit's place in the byte, 64
+// instead of 16, and is not looked up: its index has bit 7.
+template <int PLANE> inline Words bytes_of_fp6(const uint8_t *at, int64_t size, const Lookup &lookup) {
+    const Words two = load_words(at + first(1) * size), sign_and_top = _mm256_and_si256(
+        PLANE < 3 ? left(two, 6 - 2 * PLANE) : two, _mm256_set1_epi8((char)0xC0));
+    const Words code = _mm256_or_si256(sign_and_top, four_bits<PLANE>(at, size));
+    return _mm256_add_epi8(code, _mm256_shuffle_epi8(lookup.low, _mm256_add_epi8(code, sign_and_top)));
+}
+
+template <int PLANE> inline Four numbers_of(const uint8_t *at, int64_t size, const Lookup &lookup) {
+    if constexpr (FP8_WORDS) return from_bytes(load_words(at));
+    else if constexpr (FP6_WORDS) return from_bytes(bytes_of_fp6<PLANE>(at, size, lookup));
+    else {
+        const Words index = four_bits<PLANE>(at, size);
+        const Words low = _mm256_shuffle_epi8(lookup.low, index), high = _mm256_shuffle_epi8(lookup.high, index);
+        const Words first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
+        return {{as_floats(left_word(first, 16)), as_floats(both_words(first, 0xFFFF0000)),
+                 as_floats(left_word(second, 16)), as_floats(both_words(second, 0xFFFF0000))}};
+    }
 }
 #endif
 
-template <int PLANE> inline Four numbers_by_words(Words w, const Lookup &lookup) {
-    if constexpr (FP8_WORDS) {
-        constexpr int shift = 8 - EXPONENT;
-        constexpr uint32_t mask = 0x80000000u | 0x7F000000u >> shift;
-        Four four;
-        for (int byte = 0; byte < 4; ++byte)
-            four.part[byte] = as_floats(both_words(right_word(left_word(w, 24 - 8 * byte), shift), mask));
-        return four;
-    } else {
-        return four_bits(w, 4 * PLANE, lookup);
-    }
-}
-
 // The largest byte of a row: from `FIRST_SPECIAL` on, the row has NaN or infinity.
 constexpr int FIRST_SPECIAL = SPECIALS == 1 ? ((1 << EXPONENT) - 1) << MANTISSA : SPECIALS == 2 ? 0x7F : 0x80;
-inline Words specials(Words w, Words before) {
+inline Words specials(const uint8_t *at, Words before) {
     if constexpr (!FP8_WORDS || SPECIALS == 0) return before;
-    else if constexpr (SPECIALS == 3) return largest_byte(before, where_byte(w, 0x80));
+    const Words w = load_words(at);
+    if constexpr (SPECIALS == 3) return largest_byte(before, where_byte(w, 0x80));
     else return largest_byte(before, both_words(w, 0x7F7F7F7F));
 }
 
@@ -440,12 +466,12 @@ std::vector<float> ordered(const Weight &w, const float *x, double &factor) {
     std::vector<float> to(w.k);
     float up = 1, further = 1;
     factor = 1;
-    if constexpr (FP8_WORDS) {
+    if constexpr (!FP4_WORDS) {
         float largest = 0;
         for (int64_t k = 0; k < w.k; ++k) largest = std::max(largest, std::fabs(x[k]));
         const int exponent = largest > 0 && std::isfinite(largest) ? LARGEST_X - std::ilogb(largest) : 0;
         up = std::ldexp(1.0f, exponent / 2), further = std::ldexp(1.0f, exponent - exponent / 2);
-        factor = std::ldexp(1.0, 127 - BIAS - exponent);
+        factor = std::ldexp(double(FACTOR_OF_BYTES), -exponent);
     }
     for (int plane = 0; plane < PLANES; ++plane)
         for (int64_t i = plane * w.plane; i + CHUNK <= (plane + 1) * w.plane; i += CHUNK)
@@ -466,17 +492,17 @@ void multiply_words(const Weight &w, const float *x, const float *to, double fac
     for (; i + CHUNK <= w.plane; i += CHUNK) {
         prefetch<ROWS>(w, packed + i);
         each_plane<0>([&](auto plane) {
-            const int64_t k = plane.value * w.plane + i;
+            const int64_t k = plane.value * w.plane + i, block = uint64_t(k) / COLUMNS;
             for (int r = 0; r < ROWS; ++r) {
-                const Words words = load_words(packed + r * w.row_bytes + i);
-                seen[r] = specials(words, seen[r]);
-                const Four four = numbers_by_words<plane.value>(words, lookup);
+                const uint8_t *at = packed + r * w.row_bytes + i;
+                seen[r] = specials(at, seen[r]);
+                const Four four = numbers_of<plane.value>(at, w.plane, lookup);
                 Floats sum = BLOCK ? times(four.part[0], read(to + k)) : added(four.part[0], read(to + k), total[r]);
                 for (int part = 1; part < 4; ++part) sum = added(four.part[part], read(to + k + part * LANES), sum);
                 if constexpr (BLOCK == 0) total[r] = sum;
                 else if constexpr (BLOCK == CHUNK / 2)
-                    total[r] = added(sum, halves(w.scale(begin[r], k / COLUMNS), w.scale(begin[r], k / COLUMNS + 1)), total[r]);
-                else total[r] = added(sum, same(w.scale(begin[r], k / COLUMNS)), total[r]);
+                    total[r] = added(sum, halves(w.scale(begin[r], block), w.scale(begin[r], block + 1)), total[r]);
+                else total[r] = added(sum, same(w.scale(begin[r], block)), total[r]);
             }
         });
     }

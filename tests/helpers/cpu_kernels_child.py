@@ -11,7 +11,7 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.numbers.weight import QuantizedWeight
 
-SHAPES = ((37, 75), (5, 1056), (9, 1))      # ragged; a tail after whole vectors; less than a vector
+SHAPES = ((37, 75), (5, 1056), (9, 1), (6, 1000))     # ragged; a tail after vectors; less than one; whole blocks
 K = 512
 BF16 = torch.bfloat16
 

@@ -18,8 +18,8 @@ CHILD = Path(__file__).parents[1] / "helpers" / "cpu_kernels_child.py"
 # One for each way to decode and to find the scale; each is compiled, which takes two to four seconds with vectors. A
 # CPU's own are tried with all, the narrower ones with some.
 SCHEMES = ("e4m3fn-row", "e5m2fnuz-row", "e3m4-row", "int8-row", "e2m3-row", "e2m1-g8", "mxfp4", "nvfp4.div", "nf4-g64",
-           "mxfp8_e4m3fn")
-SOME = ("e5m2fnuz-row", "int8-row", "e2m3-row", "nvfp4.div", "nf4-g64", "mxfp8_e4m3fn")
+           "mxfp8_e4m3fn", "e3m2-g128")
+SOME = ("e5m2fnuz-row", "int8-row", "e2m3-row", "mxfp4", "nvfp4.div", "nf4-g64", "mxfp8_e4m3fn", "e3m2-g128")
 CAPABILITIES = {"AVX512": ("avx512", SCHEMES), "AVX2": ("avx2", SOME), "DEFAULT": ("default", SCHEMES[4:8])}
 CPU_FUSED = discover()[0]["cpu_fused"]
 
