@@ -1,4 +1,4 @@
-"""Put the weights of a quantized checkpoint into a model, codes and scales as they are in the file."""
+"""Load the weights of a quantized checkpoint into a model, with codes and scales as the file stores them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fpxbench.model.quantize_model import Quantization, Replaced
 
 
 def load_quantized_(model: nn.Module, path: str | Path, implementation: str = AUTO) -> Quantization:
-    """Replace the weights of `model` by those of a checkpoint: quantized ones as `FloatTensor`s, the rest as numbers.
+    """Load a checkpoint's weights into `model`: quantized ones as `FloatTensor`s, the rest as plain tensors.
 
-    The file's codes and scales are kept; only their order in bytes changes, to what `implementation` reads. A layer
-    that does not fit is left, with the reason. Experts are left: a checkpoint holds them one by one or stacked, and the
-    model's own loader knows how.
+    Codes and scales keep their values; codes are repacked into the layout that `implementation` reads. A layer that
+    does not fit is left unchanged, with the reason. Experts are left too: checkpoints store them one by one or stacked,
+    and only the model's own loader knows which.
 
-    Raises CheckpointError where there is nothing to read, and ValueError if no quantized layer of the file fits.
+    Raises CheckpointError if the path holds no checkpoint, and ValueError if no quantized layer of the file fits.
     """
     checkpoint, done = open_checkpoint(path), Quantization()
     modules, used = dict(model.named_modules()), set()
@@ -52,7 +52,8 @@ def _reason_to_leave(layer: QuantizedLayer, module: nn.Module | None) -> str:
     if layer.experts > 1:
         return f"holds {layer.experts} experts"
     if not isinstance(module, nn.Linear):
-        return f"the model has no nn.Linear of that name{'' if module is None else f', but a {type(module).__name__}'}"
+        return "the model has " + (
+            "no module of that name" if module is None else f"a {type(module).__name__} of that name, not an nn.Linear")
     due = tuple(module.weight.shape)
     return "" if due == (layer.n, layer.k) else f"is [{layer.n}, {layer.k}] in the file and {list(due)} in the model"
 
@@ -73,14 +74,14 @@ def _replaced(layer: QuantizedLayer, module: nn.Linear, implementation: str) -> 
 
 
 def _copy_plain(model: nn.Module, checkpoint: Checkpoint, used: set[str], done: Quantization) -> None:
-    """Copy the checkpoint's unquantized tensors into the model's of the same names and shapes; leave the others."""
+    """Copy unquantized tensors of the checkpoint to tensors of the model with the same name and shape."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, entry in checkpoint.tensors.items():
         target = state.get(name)
         if name in used:
             continue
         if target is None or tuple(target.shape) != tuple(entry.shape) or isinstance(target.data, FloatTensor):
-            done.left[name] = "the model has no such tensor of that shape"
+            done.left[name] = "the model has no tensor of that name and shape"
             continue
         with torch.no_grad():
             target.copy_(read_plain(entry).reshape(target.shape))

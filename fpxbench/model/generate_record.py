@@ -38,7 +38,7 @@ class TextQuality(RecordPart):
     kl : KL(unquantized || this row)
     kl_format : KL(unquantized || the same codes, decoded exactly): the share of the format
     kl_kernel : KL(the same codes, decoded exactly || this row): the share of the kernel
-    noise : KL(unquantized || unquantized, its sums in another order): what two right kernels differ by
+    noise : KL(unquantized || unquantized, summed in another order): the difference between two right kernels
     """
 
     text: Label
@@ -52,13 +52,13 @@ class TextQuality(RecordPart):
     threshold: Finite
     """Of the mean of `kl_kernel`, in nats: `fpxbench.model.quality_statistics.threshold`."""
     same_top: Estimate | None = None
-    """Share of the tokens for which both models find the same token most probable."""
+    """Share of the tokens for which both models rank the same token first."""
     right_token_change: Estimate | None = None
     """Mean change of the probability of the text's own next token."""
 
 
 class Speed(RecordPart):
-    """Prefill and decode, apart. A step gives one token to each sequence of the batch."""
+    """Speed of prefill and of decode. A decode step generates one token for each sequence of the batch."""
 
     step_s: Annotated[list[Seconds], Field(min_length=1, max_length=100_000)]
     tokens_per_s: Positive
@@ -74,17 +74,17 @@ class WeightTraffic(RecordPart):
     stored_bytes: Count
     """All parameters as stored, each counted once."""
     step_bytes: Count
-    """Those that a step reads: of embeddings a row for each sequence, of experts those in use."""
+    """The bytes that a step reads: one embedding row per sequence, and only the experts in use."""
     gb_per_s: Rate | None = None
     roofline_fraction: Rate | None = None
     peak_bytes: Count | None = None
-    """The most memory in use during generation: of the device, or of the process on a CPU."""
+    """Peak memory during generation: of the device, or of the process on a CPU."""
     joules_per_token: Rate | None = None
-    """From the device's energy counter; None where there is none."""
+    """From the device's energy counter; None if it has none."""
 
 
 class KernelTime(RecordPart):
-    """A kernel in a decode step: how often it runs, and how long all of them take."""
+    """A kernel in a decode step: its number of launches, and their total time."""
 
     name: Label
     count: Count
@@ -92,11 +92,11 @@ class KernelTime(RecordPart):
 
 
 class StepParts(RecordPart):
-    """A captured decode step as the profiler traces it, which makes it a little longer than it is.
+    """Where the time of a captured decode step goes, as traced; the profiler makes it a little longer.
 
-    products_us, attention_us : in kernels that multiply by weights, and in attention's own
-    between_us : in the kernels between them: norms, rotary embeddings, the cache, activations, copies
-    gaps_us : in no kernel
+    products_us, attention_us : time in kernels that multiply by weights, and in attention kernels
+    between_us : time in all other kernels: norms, rotary embeddings, the cache, activations, copies
+    gaps_us : time in no kernel
     """
 
     products_us: Rate
@@ -107,7 +107,7 @@ class StepParts(RecordPart):
 
 
 class LayerDifference(RecordPart):
-    """How far a layer's output is from the exactly decoded model's, by the Frobenius norm."""
+    """Relative distance of a layer's output from the exactly decoded model's, in the Frobenius norm."""
 
     layer: Label
     relative: Finite | None
@@ -119,7 +119,7 @@ class LayerDifference(RecordPart):
 
 
 class LayerDiagnosis(RecordPart):
-    """What one layer's products show about how its codes are decoded."""
+    """Diagnosis of how one layer's codes are decoded, from its products."""
 
     layer: Label
     kind: Kind | None = None
@@ -127,7 +127,7 @@ class LayerDiagnosis(RecordPart):
 
 
 class ModelDescription(RecordPart):
-    """A model, as it is before anything is quantized."""
+    """A model before quantization."""
 
     name: Label
     kind: ModelKind
@@ -136,7 +136,7 @@ class ModelDescription(RecordPart):
     parameters: Count
     bytes: Count
     note: Text = ""
-    """What limits the meaning of its figures, in one sentence."""
+    """Limits on what its figures mean, in one sentence."""
 
     @property
     def slug(self) -> str:
@@ -150,15 +150,15 @@ class PlannedRow(BaseModel):
     implementation: Part
     compiled: bool = False
     stored: bool = False
-    """The codes of a quantized folder, as they are; `scheme` is that of most of its weights."""
+    """Whether it uses a quantized folder's own codes; `scheme` is then the scheme of most of its weights."""
     merged: bool = False
-    """With the projections of one input as one product."""
+    """Whether the projections of one input are one product."""
     refused: str = ""
-    """Why it cannot be run."""
+    """Why it cannot be run; empty if it can."""
 
 
 class RowResult(BaseModel):
-    """What a row came to, without where it was measured."""
+    """The result of a row, without its build and machine."""
 
     implementation: Part
     verdict: Verdict
@@ -172,13 +172,13 @@ class RowResult(BaseModel):
     quantized: Text = ""
     """How many weights were quantized, with bytes before and after."""
     left: dict[str, str] = Field(default_factory=dict)
-    """Weights that were left in 16 bits, each with the reason."""
+    """Weights left in 16 bits, each with the reason."""
     step: StepParts | None = None
-    """What a captured step is made of."""
+    """Where the time of a captured step goes."""
     not_captured: Text = ""
-    """Why a compiled step was not captured as a CUDA graph, though it was to be: Python's time is then in its speed."""
+    """Why CUDA graph capture of a compiled step failed: its speed then includes Python overhead. Empty otherwise."""
     sample: Text = ""
-    """What it continues the prompt with, greedily."""
+    """Its greedy continuation of the prompt."""
 
 
 class GenerationRecord(StoredRecord):
@@ -193,7 +193,7 @@ class GenerationRecord(StoredRecord):
     implementation: Part
     compiled: bool = False
     stored: bool = False
-    """Whether the codes are the model's own, as its files hold them; `scheme` is then that of most of its weights."""
+    """Whether the codes are those stored in the model's files; `scheme` is then the scheme of most of its weights."""
     merged: bool = False
     """Whether the projections of one input (query, key and value; gate and up) were computed as one product."""
     batch: Count = 1
@@ -201,7 +201,7 @@ class GenerationRecord(StoredRecord):
     new_tokens: Count = 0
     prompt: Text = ""
     plain_sample: Text = ""
-    """What the unquantized model continues the prompt with."""
+    """The unquantized model's continuation of the prompt."""
     build: Build
     machine: Machine
     verdict: Verdict
@@ -230,7 +230,7 @@ class GenerationRecord(StoredRecord):
 
     @property
     def kernel(self) -> str:
-        """How it multiplies, as tables name it: ``triton_fused``, ``triton_fused compiled, as stored``."""
+        """The row's label in tables: ``triton_fused``, ``triton_fused compiled, as stored``."""
         return self.implementation + (" compiled" if self.compiled else "") + (", as stored" if self.stored else "")
 
     @property
@@ -255,16 +255,15 @@ def row_id(model: ModelDescription, scheme: str, implementation: str, batch: int
 
 
 BASELINES = ("bf16", "int8-row")
-"""Schemes that stand in every table, measured in the same run."""
+"""Schemes of every table, measured in the same run."""
 
 
 def traffic_of(stored_bytes: int, step_bytes: int, step_s: float | None, machine: Machine,
                peak_bytes: int | None = None, joules_per_token: float | None = None,
                ) -> tuple[WeightTraffic, list[Flag]]:
-    """Return the bytes of a decode step, and ``over_roofline`` where more bytes a second than the memory gives are
-    claimed.
+    """Return the traffic of a decode step, flagged ``over_roofline`` if it exceeds the memory's bandwidth.
 
-    The flag is only for weights that exceed the last-level cache: others need not come from memory.
+    Only weights larger than the last-level cache are flagged: smaller ones need not come from memory.
     """
     gb_per_s = step_bytes / step_s / 1e9 if step_s else None
     share = gb_per_s / machine.read_gb_per_s if gb_per_s and machine.read_gb_per_s else None

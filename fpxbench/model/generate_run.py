@@ -36,8 +36,8 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
               announce: Callable[[str], None] | None = None) -> GenerateRun:
     """Measure every row of a model's table and store a record of each.
 
-    Ctrl-C ends it early with what was measured (`interrupted`). Raises CannotStart, and ValueError for what the user
-    has to correct.
+    Ctrl-C ends the run early and keeps the rows measured so far (`interrupted`). Raises CannotStart, and ValueError for
+    what the user has to correct.
     """
     build, store = installed_build(), Store(results, GenerationRecord)
     with Isolation(memory_limit or default_memory_limit(), announce) as isolation, \
@@ -45,7 +45,7 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
         work = Path(folder)
         reply = isolation.call("fpxbench.model.generate_measurement:prepare", settings, work, timeout_s=timeout_s)
         prepared = reply.required(Prepared, f"{settings.model} could not be prepared")
-        isolation.recycle()     # what preparing took of memory is not the rows'
+        isolation.recycle()     # so that the rows start without the memory that preparation used
         machine = machine_here(isolation, settings.device, machine_name, timed=True)
         store.make_folder()
         run = GenerateRun(build, machine, prepared)
@@ -71,7 +71,7 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
 
 
 def not_measured(modes: Sequence[Mode]) -> str:
-    """Return which rows were not asked for, as a line of progress."""
+    """Return a progress line that names the mode without rows; "" if both have some."""
     missing = [text for mode, text in (("eager", "eagerly"), ("compiled", "under torch.compile")) if mode not in modes]
     return f"no row is measured {missing[0]}: --modes eager,compiled measures both" if missing else ""
 

@@ -1,4 +1,4 @@
-"""A linear layer whose weight an implementation keeps in a form of its own, which no FloatTensor can hold."""
+"""A linear layer whose weight an implementation keeps in a form of its own, which a FloatTensor cannot hold."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 
 class HeldWeight:
-    """A weight [N, K] as an implementation stores it, with the instance that does: what a FloatTensor is to others."""
+    """A weight [N, K] in an implementation's own form, with the instance that stored it."""
 
     def __init__(self, values: Tensor, scheme: Scheme, instance: Implementation) -> None:
-        """Quantize `values` [N, K], in 16 bits. Raises what the implementation does for what it refuses."""
+        """Quantize 16-bit `values` [N, K]. Raises what the implementation raises for unsupported values."""
         self.instance, self.implementation, self.scheme = instance, instance.name, scheme.name
         self.stored_shape, self.dtype, self.device = tuple(values.shape), values.dtype, values.device
         self.weight: QuantizedWeight = instance.quantize(values.detach(), scheme)
@@ -27,8 +27,7 @@ class HeldWeight:
         _weights[self.handle] = self
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the numbers that the implementation says its weight stands for, [N, K] in `dtype` (the model's own if
-        None)."""
+        """Return the weight as the implementation decodes it, [N, K] in `dtype` (the model's own if None)."""
         return self.instance.dequantize(self.weight).to(dtype or self.dtype)
 
     @property
@@ -42,7 +41,7 @@ _weights: WeakValueDictionary[int, HeldWeight] = WeakValueDictionary()
 
 @torch.library.custom_op("fpxbench::held_linear", mutates_args=())
 def held_linear(x: Tensor, handle: int, n: int) -> Tensor:
-    """Return ``x @ weight.T``, [..., N] in x's dtype, of the weight of that handle."""
+    """Return ``x @ weight.T``, [..., N] in x's dtype, for the weight with this handle."""
     held = _weights[handle]
     return x.new_empty(*x.shape[:-1], n) if x.numel() == 0 else held.instance.matmul(x, held.weight)
 
@@ -53,9 +52,10 @@ def _product_like(x: Tensor, handle: int, n: int) -> Tensor:
 
 
 class HeldLinear(nn.Linear):
-    """An `nn.Linear` by a `HeldWeight`. It multiplies by its parameter ``weight`` if that is set, for comparison.
+    """An `nn.Linear` with a `HeldWeight`. It multiplies by its parameter ``weight`` instead if that is set.
 
-    For inference on the device where it was made: its weight has no gradient, is in no state dict, and is not moved.
+    For inference on the device where it was made: the weight has no gradient, is not in the state dict, and stays on
+    its device.
     """
 
     def __init__(self, held: HeldWeight, bias: nn.Parameter | None) -> None:
@@ -74,5 +74,5 @@ class HeldLinear(nn.Linear):
 
 
 def is_opaque(cls: type[Implementation]) -> bool:
-    """Return whether only the class itself reads the weights that it stores."""
+    """Return whether only the class itself can read the weights that it stores."""
     return cls.opaque or cls.dequantize is not Implementation.dequantize

@@ -1,7 +1,7 @@
 """Compute the projections of one input as one product: query, key and value; gate and up.
 
-Every serving stack multiplies them so. Which layers these are is seen in a forward pass, not known by name: linear
-layers of one module that are given the same tensor.
+Every serving stack does this. The layers are found by tracing a forward pass, not by name: linear layers of one module
+that receive the same tensor.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fpxbench.model.float_tensor import FloatTensor
 from fpxbench.model.quantize_model import is_left
 
 Groups = list[list[str]]
-"""Names of modules that become one, in the order in which the model calls them."""
+"""Names of the modules to merge, group by group, in the order in which the model calls them."""
 
 
 class Projection(nn.Module):
-    """What is left in the place of a linear layer: the part of the merged product that was its own."""
+    """A module in the place of a merged linear layer: returns that layer's part of the merged product."""
 
     def __init__(self, product: MergedProduct, index: int) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Projection(nn.Module):
 
 
 class MergedProduct:
-    """The product of a merged layer, from the first of its parts that is asked for until the last.
+    """The product of a merged layer: computed for its first part, and kept until its last.
 
-    The layer is looked up by its name in `parent`, so that whatever takes its place there is called.
+    The layer is looked up by name in `parent`, so a module that replaces it there is called instead.
     """
 
     def __init__(self, parent: nn.Module, name: str, sizes: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ class MergedProduct:
         self._parts: Sequence[Tensor] = ()
 
     def part(self, x: Tensor, index: int) -> Tensor:
-        """Return the part of that index of ``layer(x)``, [..., size of the part]: a view."""
+        """Return part `index` of ``layer(x)``, [..., size of the part]: a view."""
         if self._x is not x:
             self._x, self._parts = x, getattr(self.parent, self.name)(x).split(self.sizes, dim=-1)
         part = self._parts[index]
@@ -59,11 +59,12 @@ class MergedProduct:
 def projection_groups(model: nn.Module, **inputs: Any) -> Groups:
     """Return the linear layers of `model` that can be computed as one product.
 
-    They are called once each, one after the other, in one module, with the same tensor; the model is called with
-    `inputs`, a token if there are none. Layers that quantization leaves by default, and tied ones, are in no group.
+    The layers of a group are in one module and are called once each, consecutively, with the same tensor. The model is
+    called with `inputs`; without any, with one token. Tied layers, and those that quantization leaves by default, are
+    in no group.
     """
     calls: list[tuple[tuple[Any, ...], str]] = []
-    kept: list[Tensor] = []        # so that no other tensor can have the id of one that was given
+    kept: list[Tensor] = []        # keeps the tensors alive, so that their ids stay unique
 
     def note(name: str) -> Any:
         def hook(module: Any, given: tuple[Any, ...]) -> None:
@@ -89,12 +90,12 @@ def projection_groups(model: nn.Module, **inputs: Any) -> Groups:
 
 @torch.no_grad()
 def merge_projections_(model: nn.Module, groups: Groups | None = None) -> dict[str, str]:
-    """Replace each group of linear layers (None: `projection_groups`) by one layer, called as their names joined by
+    """Replace each group of linear layers (None: `projection_groups`) by one layer, named by joining their names with
     ``+``: ``layers.0.mlp.gate_proj+up_proj``.
 
-    One group at a time, so that no more than its weights are in memory twice. Quantized weights are joined as their
-    codes are; a group is left where that would change a number (tensor scales that differ), or cannot be done. Return
-    the groups that are left, as the name that they would have, each with the reason.
+    Groups are merged one by one, so that only one group's weights are in memory twice. Quantized weights are joined
+    code by code; a group is left unmerged if that would change a number (tensor scales that differ) or is impossible.
+    Return the unmerged groups, by the name that the merged layer would have, each with the reason.
     """
     left = {}
     for group in projection_groups(model) if groups is None else groups:
@@ -115,9 +116,9 @@ def merge_projections_(model: nn.Module, groups: Groups | None = None) -> dict[s
 
 
 def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
-    """Return one layer that computes the outputs of all, one after the other.
+    """Return one layer that computes the concatenated outputs of `layers`.
 
-    Raises NotImplementedError for quantized weights whose codes have no common scale, and for layers of several kinds.
+    Raises NotImplementedError for quantized weights without a common scale, and for layers of different kinds.
     """
     if any(type(layer) is not nn.Linear for layer in layers):
         raise NotImplementedError("an implementation keeps one of these weights in a form of its own")

@@ -14,10 +14,10 @@ from fpxbench.numbers.scheme import scheme_named
 
 
 def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -> Mixed:
-    """Return the mixed precision of `budget_bits` per quantized weight, by weights decoded exactly.
+    """Return the measured mixed precision within `budget_bits` per quantized weight.
 
-    The format alone is compared: no kernel takes part, so a wrong one cannot choose. Each layer's KL divergence is
-    measured with all others left in 16 bits. Raises ValueError for a budget that no scheme meets.
+    Weights are decoded exactly: only formats are compared, so a wrong kernel cannot affect the choice. Each layer's KL
+    divergence is measured with all other layers in 16 bits. Raises ValueError for a budget that no scheme meets.
     """
     source = sources.find_source(settings.model)
     config = sources.load_config(source, settings.layers)
@@ -28,7 +28,7 @@ def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -
 
 
 def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float) -> Mixed:
-    """Return the same for a model in memory and token ids [T]; the model is as before afterwards."""
+    """Return the same for a model in memory and token ids [T]; the model's weights are restored afterwards."""
     layers = linear_weights(model)
     plain, due = quality.logits(model, text), quality.targets(model, text)
 
@@ -45,7 +45,7 @@ def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float
     weights = sum(weight.numel() for weight in layers.values())
     bits = {name: {scheme: scheme_named(scheme).bits_per_weight(*weight.shape) * weight.numel() for scheme in schemes}
             for name, weight in layers.items()}
-    check_budget(bits, budget_bits * weights, weights)      # before each layer is measured, which takes minutes
+    check_budget(bits, budget_bits * weights, weights)      # before measuring each layer, which takes minutes
     alone = {name: {scheme: float(kl_of({name: scheme}).mean()) for scheme in schemes} for name in layers}
     chosen = allocate(alone, bits, budget_bits * weights)
     uniform = [Uniform(scheme=scheme, kl=_mean(kl_of(dict.fromkeys(layers, scheme))),
@@ -55,7 +55,7 @@ def mixed(model: nn.Module, text: Tensor, schemes: list[str], budget_bits: float
 
 
 def rounded(values: Tensor, scheme: str) -> Tensor:
-    """Return what `values` [N, K] become under a scheme, in their own dtype."""
+    """Return `values` [N, K] quantized and dequantized under a scheme, in their own dtype."""
     chosen = scheme_named(scheme)
     with torch.no_grad():
         return chosen.dequantize(*chosen.quantize(values)).to(values.dtype)

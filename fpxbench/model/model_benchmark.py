@@ -1,5 +1,4 @@
-"""What asv's benchmarks of a model measure: which model, which rows, and the run that measures them. Imports no torch.
-"""
+"""The model, the rows and the run that asv's model benchmarks measure. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,10 +27,10 @@ NEW_TOKENS = 16
 
 
 class ModelBenchmark(BaseModel):
-    """Which model asv measures.
+    """The model that asv measures.
 
-    model : as `fpxbench generate` takes it; None: none is asked for
-    chosen : whether a user named it, so that its absence is an error
+    model : as `fpxbench generate` takes it; None: no model
+    chosen : whether the user named it, so that its absence is an error
     """
 
     model: str | None
@@ -41,7 +40,7 @@ class ModelBenchmark(BaseModel):
 
     @classmethod
     def from_environment(cls, profile: str) -> Self:
-        """Read FPX_MODEL, FPX_MODEL_LAYERS and FPX_MODEL_MODES. Raise pydantic's ValidationError for what is none."""
+        """Read FPX_MODEL, FPX_MODEL_LAYERS and FPX_MODEL_MODES. Raise ValidationError for an invalid value."""
         named = os.environ.get("FPX_MODEL", "").strip()
         modes = [mode.strip() for mode in os.environ.get("FPX_MODEL_MODES", "").split(",") if mode.strip()]
         return cls.model_validate({
@@ -49,7 +48,7 @@ class ModelBenchmark(BaseModel):
             "layers": os.environ.get("FPX_MODEL_LAYERS") or None, "modes": modes or [MODES[0]]})
 
     def measured(self, settings: Settings, schemes: list[str]) -> GenerateRun | None:
-        """Measure the rows and store their records; None where no model is asked for, or the wheel is not installed.
+        """Measure the rows and store their records; return None if no model is chosen or its wheel is not installed.
 
         Raises ValueError and CannotStart as `run_table` does.
         """
@@ -80,6 +79,6 @@ def _default_device(memory_limit: int) -> str:
 
 
 def _say(text: str) -> None:
-    """Print a line where progress goes, which asv does not swallow."""
+    """Print a line to the progress output, which asv does not capture."""
     with Progress(0) as shown:
         shown.say(f"generate: {text}")

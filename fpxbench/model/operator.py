@@ -1,5 +1,4 @@
-"""The products of a FloatTensor, as operators that compilers keep whole: ``torch.ops.fpxbench.linear`` and
-``grouped_linear``."""
+"""The products of a FloatTensor as custom operators: ``torch.ops.fpxbench.linear`` and ``grouped_linear``."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from fpxbench.numbers.scheme import Scheme, scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 
 PREFERENCE = {"cuda": ("triton_fused", "compiled_mixed_mm", "eager_upcast"), "cpu": ("cpu_fused", "eager_upcast")}
-"""What ``usual`` takes, the first that multiplies the scheme; and ``auto`` where no record says which is fastest."""
+"""Device -> implementations for ``usual``, the first that supports the scheme; for ``auto`` if no record ranks any."""
 RESULTS_VARIABLE = "FPX_RESULTS"
 
 
@@ -29,9 +28,10 @@ def resolve(name: str, scheme: Scheme, device: str, *, opaque: bool = False) -> 
     """Return the implementation that multiplies `scheme` on `device`: the one named, or for ``auto`` the fastest right
     one.
 
-    Fastest by the records in $FPX_RESULTS (``results``) for this device; without any, and for ``usual``, the first of
-    `PREFERENCE` that takes the scheme. With `opaque`, one that is named may keep weights in a form of its own. Raises
-    ValueError for one that is not there, or refuses the scheme, with its reason.
+    The fastest is taken from the records in $FPX_RESULTS (default ``results``) for this device; without records, and
+    for ``usual``, it is the first of `PREFERENCE` that supports the scheme. With `opaque`, an implementation given by
+    name may keep weights in a form of its own. Raises ValueError, with the reason, if it does not exist or does not
+    support the scheme.
     """
     known, _ = discover()
     usual = PREFERENCE.get(device, PREFERENCE["cpu"])
@@ -39,7 +39,7 @@ def resolve(name: str, scheme: Scheme, device: str, *, opaque: bool = False) -> 
     reasons = []
     for candidate in names:
         if candidate not in known:
-            reasons.append(f"{candidate} is not there")
+            reasons.append(f"{candidate} does not exist")
             continue
         cls = find(candidate, known)
         support = cls().support(scheme, device)
@@ -51,8 +51,7 @@ def resolve(name: str, scheme: Scheme, device: str, *, opaque: bool = False) -> 
 
 
 def _fastest(scheme: str, device: str) -> list[str]:
-    """Return implementations that were right and timed on this kind of device, fastest first by their median
-    speedup."""
+    """Return the right, timed implementations of this kind of device, by median speedup, fastest first."""
     from statistics import median
 
     from fpxbench.records.store import Store, latest
@@ -76,8 +75,7 @@ def _fastest(scheme: str, device: str) -> list[str]:
 
 @cache
 def instance_for(name: str, scheme: str, device: str, n: int, k: int) -> Implementation:
-    """Return the instance that multiplies all weights [n, k] of `scheme` on `device`. Raise ValueError as `resolve`
-    does."""
+    """Return the one instance for all weights [n, k] of `scheme` on `device`. Raise ValueError as `resolve` does."""
     return resolve(name, scheme_named(scheme), device)[1]()
 
 
@@ -85,26 +83,16 @@ Weight = TypeVar("Weight", bound=QuantizedWeight)
 
 
 def readable(instance: Implementation, weight: Weight) -> Weight:
-    """Return a weight, or experts, in a layout that `instance` multiplies: what it is given if it can."""
+    """Return a weight, or experts, in a layout that `instance` reads: unchanged if it already is."""
     layout = instance.layout_for(weight.scheme, weight.shape, weight.device)
     return weight if instance.any_layout or weight.layout == layout else weight.relayout(layout)
 
 
 @torch.library.custom_op("fpxbench::linear", mutates_args=())
-def linear(
-    x: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    tensor_scale: Tensor | None,
-    bias: Tensor | None,
-    scheme: str,
-    layout: str,
-    implementation: str,
-    n: int,
-    k: int,
-) -> Tensor:
-    """Return ``x @ weight.T + bias``, [..., N] in x's dtype, by the implementation of that name."""
-    if x.numel() == 0:      # before the weight is laid out anew, which costs a pass over it
+def linear(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, bias: Tensor | None,
+           scheme: str, layout: str, implementation: str, n: int, k: int) -> Tensor:
+    """Return ``x @ weight.T + bias``, [..., N] in x's dtype, computed by `implementation`."""
+    if x.numel() == 0:      # before the weight may be repacked, which costs a pass over it
         return x.new_empty(*x.shape[:-1], n)
     instance = instance_for(implementation, scheme, x.device.type, n, k)
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
@@ -117,14 +105,13 @@ _EXPERTS = WeakIdKeyDictionary()
 
 def kept_experts(packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
                  shape: tuple[int, int]) -> QuantizedExperts:
-    """Return experts that are the same object in every call while their tensors are alive and unchanged, so that an
-    implementation can keep what it derives from each."""
+    """Return the same object in every call while the tensors are alive and unchanged, so that an implementation can
+    cache what it derives from each expert."""
     stored = [tensor for tensor in (packed, scales, tensor_scale) if tensor is not None]
     state = scheme, layout, [(id(tensor), None if tensor.is_inference() else tensor._version) for tensor in stored]
     kept = _EXPERTS.get(packed)
     if kept is None or kept[0] != state:
-        # A view of `packed` would keep it alive, and with it this entry. The scales are kept: no other tensor can then
-        # have their id.
+        # A view of `packed` would keep it and this entry alive. The scales are kept so that their ids stay unique.
         alias = packed.new_empty(0).set_(packed.untyped_storage(), packed.storage_offset(), packed.shape,
                                          packed.stride())
         experts = QuantizedExperts(scheme_named(scheme), shape, layout, alias, scales, tensor_scale)
@@ -133,19 +120,9 @@ def kept_experts(packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, sc
 
 
 @torch.library.custom_op("fpxbench::grouped_linear", mutates_args=())
-def grouped_linear(
-    x: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    tensor_scale: Tensor | None,
-    offsets: Tensor,
-    scheme: str,
-    layout: str,
-    implementation: str,
-    n: int,
-    k: int,
-) -> Tensor:
-    """Return each row of x [T, K] times its expert's weight, [T, N] in x's dtype, by the implementation of that name.
+def grouped_linear(x: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, offsets: Tensor,
+                   scheme: str, layout: str, implementation: str, n: int, k: int) -> Tensor:
+    """Return each row of x [T, K] times its expert's weight, [T, N] in x's dtype, computed by `implementation`.
 
     Rows of expert e end before row ``offsets[e]``: see `Implementation.grouped_matmul`.
     """
@@ -170,7 +147,7 @@ def _keep_for_backward(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, gradient: Tensor):
-    """Return the gradient of the activation and the bias: codes have none."""
+    """Return the gradients of the activation and the bias; codes have none."""
     (packed, scales, tensor_scale), (scheme, layout, n, k) = ctx.saved_tensors, ctx.weight
     weight = QuantizedWeight(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale).dequantize()
     of_bias = gradient.reshape(-1, n).sum(dim=0) if ctx.has_bias else None
@@ -181,20 +158,11 @@ linear.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 @torch.library.custom_op("fpxbench::grouped_linear_gradient", mutates_args=())
-def grouped_linear_gradient(
-    gradient: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    tensor_scale: Tensor | None,
-    offsets: Tensor,
-    scheme: str,
-    layout: str,
-    n: int,
-    k: int,
-) -> Tensor:
-    """Return the gradient of `grouped_linear`'s activation, [T, K], from that of its output, [T, N].
+def grouped_linear_gradient(gradient: Tensor, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None,
+                            offsets: Tensor, scheme: str, layout: str, n: int, k: int) -> Tensor:
+    """Return the gradient of `grouped_linear`'s activation, [T, K], from the gradient of its output, [T, N].
 
-    An operator of its own, as it reads the offsets, which a compiler cannot trace.
+    A separate operator, because it reads the offsets' values, which a compiler cannot trace.
     """
     experts = QuantizedExperts(scheme_named(scheme), (n, k), layout, packed, scales, tensor_scale)
     of_x = gradient.new_empty(len(gradient), k)
@@ -215,7 +183,7 @@ def _keep_grouped_for_backward(ctx, inputs, output) -> None:
 
 
 def _grouped_backward(ctx, gradient: Tensor):
-    """Return the gradient of the activation, as `_backward` does."""
+    """Return the gradient of the activation; codes have none."""
     return grouped_linear_gradient(gradient, *ctx.saved_tensors, *ctx.weight), *([None] * 9)
 
 

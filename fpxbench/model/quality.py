@@ -1,6 +1,6 @@
-"""How well a quantized model predicts a text, and whose loss it is: the format's or the kernel's.
+"""Measure how well a quantized model predicts a text, and split its loss between the format and the kernel.
 
-The rule of the verdict is in `fpxbench.model.quality_statistics`.
+The verdict's rule is in `fpxbench.model.quality_statistics`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,9 +29,9 @@ from fpxbench.model.quantize_model import is_left
 from fpxbench.records.case import Case
 
 WINDOW = 512
-"""Tokens of a text that are given at once, or as many as the model's positions allow."""
+"""Tokens of a text per forward pass, or as many as the model's positions allow."""
 LEAVES_FACTOR = 4.0
-"""A layer's output has left the oracle's when it is so many times as far from it as sums in another order bring it."""
+"""A layer's output leaves the oracle's when its distance exceeds this many times that of sums in another order."""
 PROBE_M, PROBE_SECONDS = 8, 5.0
 _SLICE = 128
 
@@ -39,8 +40,7 @@ Quantized = FloatTensor | HeldWeight
 
 
 def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Quantized]]:
-    """Yield every quantized weight: its module's name, the module, the parameter's name, the tensor or what holds it.
-    """
+    """Yield every quantized weight: its module's name, the module, the parameter's name, the weight."""
     for name, module in model.named_modules():
         if isinstance(module, HeldLinear):
             yield name, module, "weight", module.held
@@ -52,7 +52,7 @@ def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str
 
 @contextmanager
 def decoded_weights(model: nn.Module) -> Iterator[None]:
-    """Put the oracle's numbers of the same codes, in bf16, in the place of every quantized weight."""
+    """Replace every quantized weight by the oracle's decode of its codes, in 16 bits, within the context."""
     kept = [(module, attribute, module._parameters[attribute], quantized)
             for _, module, attribute, quantized in quantized_parameters(model)]
     try:
@@ -65,9 +65,9 @@ def decoded_weights(model: nn.Module) -> Iterator[None]:
 
 
 class Reordered(TorchFunctionMode):
-    """Products with some weights as the sum of two rounded halves: even columns of K, and odd ones.
+    """A mode that computes products as the sum of two rounded halves: the even columns of K, and the odd ones.
 
-    weights : addresses of the weights; all others are multiplied as they are
+    weights : addresses of the weights that it applies to
     """
 
     def __init__(self, weights: set[int]) -> None:
@@ -91,7 +91,7 @@ class Reordered(TorchFunctionMode):
 
 @contextmanager
 def reordered(model: nn.Module) -> Iterator[None]:
-    """Sum the products of every layer that quantization takes by default in another order."""
+    """Change the summation order of every layer that is quantized by default, within the context."""
     weights = {module.weight.data_ptr() for name, module in model.named_modules()
                if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
                and module.weight is not None and not isinstance(module.weight.data, FloatTensor)
@@ -104,7 +104,7 @@ def reordered(model: nn.Module) -> Iterator[None]:
 
 
 def windows(model: nn.Module, tokens: Tensor) -> list[Tensor]:
-    """Return the token ids [T] of a text in parts [1, W] that the model takes at once, of two tokens or more."""
+    """Split the token ids [T] of a text into parts [1, W] for one forward pass each, of two tokens or more."""
     positions = getattr(model.config, "max_position_embeddings", None) or WINDOW
     parts = tokens.split(min(WINDOW, positions))
     return [part[None] for part in parts if len(part) > 1]
@@ -112,7 +112,7 @@ def windows(model: nn.Module, tokens: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Return the logits [T', V] on the CPU that predict the tokens of each window but its first."""
+    """Return the logits [T', V], on the CPU, that predict every token of each window except its first."""
     device = next(model.parameters()).device
     return torch.cat([model(part.to(device), use_cache=False).logits[0, :-1].cpu() for part in windows(model, tokens)])
 
@@ -124,18 +124,18 @@ def targets(model: nn.Module, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """Two models' predictions of each token [T]."""
+    """Two models' predictions, per token [T]."""
 
     kl: Tensor
     same_top: Tensor
     log_p: Tensor
-    """Of the text's own next token, by the first model."""
+    """Log-probability of the text's next token under the first model."""
     log_q: Tensor
-    """By the second."""
+    """The same under the second model."""
 
 
 def compare(first: Tensor, second: Tensor, due: Tensor) -> LogitComparison:
-    """Compare logits [T, V] of two models, each token's KL(first || second) in nats; `due` [T] are the right tokens."""
+    """Compare two models' logits [T, V]: KL(first || second) in nats; `due` [T] are the text's tokens."""
     parts: list[tuple[Tensor, ...]] = []
     for begin in range(0, len(first), _SLICE):
         at = slice(begin, begin + _SLICE)
@@ -147,16 +147,16 @@ def compare(first: Tensor, second: Tensor, due: Tensor) -> LogitComparison:
 
 
 def first_nonfinite(values: Tensor) -> int | None:
-    """Return the first token of logits [T, V] that are not all numbers (-inf masks a token, and is allowed)."""
+    """Return the first token whose logits, of [T, V], hold NaN or +inf (-inf masks a token); None if there is none."""
     bad = (values.isnan() | (values == torch.inf)).any(dim=-1).nonzero()
     return int(bad[0]) if len(bad) else None
 
 
 def text_quality(name: str, plain: Tensor, oracle: Tensor, row: Tensor, due: Tensor, noise: Divergence, *,
                  meaningful: bool) -> TextQuality:
-    """Return the block of one text from the logits of the unquantized model, the oracle's and the row's.
+    """Return the quality on one text from the logits of the unquantized model, the oracle's and the row's.
 
-    meaningful : whether a perplexity means anything
+    meaningful : whether to report perplexity: not for random weights
     """
     against_plain, kernel = compare(plain, row, due), compare(oracle, row, due)
     return TextQuality(
@@ -165,21 +165,18 @@ def text_quality(name: str, plain: Tensor, oracle: Tensor, row: Tensor, due: Ten
         kl=quality_statistics.divergence(against_plain.kl.numpy()),
         kl_format=quality_statistics.divergence(compare(plain, oracle, due).kl.numpy()),
         kl_kernel=quality_statistics.divergence(kernel.kl.numpy()),
-        same_top=quality_statistics.bootstrap(against_plain.same_top.double().numpy(), _mean),
+        same_top=quality_statistics.bootstrap(against_plain.same_top.double().numpy(), np.mean),
         right_token_change=quality_statistics.bootstrap(
-            (against_plain.log_q.exp() - against_plain.log_p.exp()).numpy(), _mean),
+            (against_plain.log_q.exp() - against_plain.log_p.exp()).numpy(), np.mean),
     )
 
 
 def plain_quality(name: str, plain: Tensor, due: Tensor, noise: Divergence, *, meaningful: bool) -> TextQuality:
-    """Return the block of the unquantized model: its perplexity, and the noise of its own sums."""
+    """Return the quality of the unquantized model: its perplexity, and the noise of its summation order."""
     log_p = compare(plain, plain, due).log_p
     return TextQuality(text=name, tokens=len(due), noise=noise, threshold=quality_statistics.threshold(noise),
                        perplexity=quality_statistics.perplexity(log_p.numpy()) if meaningful else None)
 
-
-def _mean(values: Any, axis: int) -> Any:
-    return values.mean(axis=axis)
 
 
 # Layer by layer.
@@ -187,7 +184,7 @@ def _mean(values: Any, axis: int) -> Any:
 
 @torch.no_grad()
 def layer_outputs(model: nn.Module, tokens: Tensor, layers: Sequence[tuple[str, nn.Module]]) -> dict[str, Tensor]:
-    """Return the outputs of `layers` in the order in which they run, fp32, for tokens [1, T]."""
+    """Return the fp32 outputs of `layers`, in the order in which they run, for tokens [1, T]."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -205,17 +202,14 @@ def layer_outputs(model: nn.Module, tokens: Tensor, layers: Sequence[tuple[str, 
 
 
 def layer_differences(model: nn.Module, tokens: Tensor) -> list[LayerDifference]:
-    """Return how far each quantized layer's output is from the oracle-decoded model's, in the order of depth.
-
-    tokens : [1, T], few
-    """
+    """Return the distance of each quantized layer's output from the exactly decoded model's, for few tokens [1, T]."""
     layers = [(name, module) for name, module, _, _ in quantized_parameters(model)]
     with decoded_weights(model):
         oracle = layer_outputs(model, tokens, layers)
         with reordered(model):
             other = layer_outputs(model, tokens, layers)
     row = layer_outputs(model, tokens, layers)
-    # The first layer meets the same input in every model, and only its own sums' noise; it is the least there can be.
+    # The first layer has the same input in every model: its noise, from its own sums alone, is the least possible.
     return [_difference(name, row[name], other[name], oracle[name]) for name in oracle if name in row]
 
 
@@ -228,11 +222,11 @@ def _difference(name: str, row: Tensor, other: Tensor, oracle: Tensor) -> LayerD
                            leaves=not finite or relative > LEAVES_FACTOR * max(noise, least))
 
 
-# The decode of one layer.
+# How one layer decodes.
 
 
 def operands_of(tensor: Quantized, name: str) -> Operands:
-    """Return what checks and diagnoses need of one layer's weight; of experts, the first one's."""
+    """Return the operands for checks and diagnoses of one layer's weight; of experts, the first one's."""
     if isinstance(tensor, HeldWeight):
         weight, decoded = tensor.weight, tensor.dequantize(torch.float32)
     else:
@@ -245,21 +239,21 @@ def operands_of(tensor: Quantized, name: str) -> Operands:
 
 
 def implementation_of(tensor: Quantized) -> Implementation:
-    """Return an instance of the implementation that multiplies by `tensor`."""
+    """Return an instance of the implementation of `tensor`."""
     return tensor.instance if isinstance(tensor, HeldWeight) else find(tensor.implementation, discover()[0])()
 
 
 def diagnose_layer(name: str, tensor: Quantized) -> LayerDiagnosis:
-    """Name the fault of one layer's products."""
+    """Diagnose one layer's products."""
     found = diagnose_product(implementation_of(tensor), operands_of(tensor, name))
     return LayerDiagnosis(layer=name, kind=found.kind, message=found.message)
 
 
 def wrong_decode(model: nn.Module) -> LayerDiagnosis | None:
-    """Read weights of one layer of each shape and scheme out of its products; return the diagnosis of the first that
-    are not what the codes stand for.
+    """Read the effective weight of one layer per shape and scheme from its products; return the diagnosis of the first
+    that differs from the decoded codes, or None.
 
-    KL does not see a fault in codes that are rare in the model (subnormals, NaN); this does, where they occur.
+    KL divergence misses a fault in codes that are rare in the model (subnormals, NaN); this finds it.
     """
     seen = set()
     for name, _, _, tensor in quantized_parameters(model):

@@ -1,11 +1,11 @@
 """Statistics over the tokens of a text: intervals, and the rule by which a kernel is wrong. Imports no torch.
 
-The rule. The codes of a scheme, decoded exactly, give the format's own loss. What a kernel adds to it is the KL
-divergence of its next-token distributions from those of the exactly decoded model. Two right kernels differ too, as
-they sum in another order and round in other places. That noise is measured on the unquantized model, once as it is
-and once with each product as the sum of two rounded halves. A kernel is wrong if the lower end of the interval of its
-mean divergence exceeds `NOISE_FACTOR` times the upper end of the noise's: KL grows with the square of an error, so a
-right kernel with three times the noise's rounding error passes.
+The rule. The codes of a scheme, decoded exactly, give the format's own loss. The kernel's loss is the KL divergence of
+its next-token distributions from those of the exactly decoded model. Two right kernels also differ, since they sum in
+different orders and round in different places. That noise is the divergence between the unquantized model and the same
+model with each product as the sum of two rounded halves. A kernel is wrong if the lower bound of its mean divergence
+exceeds `NOISE_FACTOR` times the upper bound of the noise's: KL grows with the square of the error, so a right kernel
+with three times the noise's rounding error passes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fpxbench.model.generate_record import Divergence, Estimate
 
 NOISE_FACTOR = 10.0
 LEAST_KL = 1e-9
-"""KL divergences of fp32 log-probabilities below this are rounding errors of their own sum."""
+"""Smaller KL divergences of fp32 log-probabilities are rounding errors of their own sum."""
 BLOCK = 16
-"""Neighbouring tokens are alike; they are resampled in blocks of so many."""
+"""Block length of the bootstrap: neighbouring tokens are correlated."""
 RESAMPLES = 500
 
 
 def bootstrap(values: ArrayLike, statistic: Callable[..., NDArray[np.float64]], *, seed: int = 0,
               level: float = 0.95, neighbours: int = BLOCK, resamples: int = RESAMPLES) -> Estimate:
-    """Return `statistic` of `values` [T] with its interval: percentiles over resampled blocks of neighbours.
+    """Return `statistic` of `values` [T] with its percentile interval by a block bootstrap.
 
     statistic : takes ``axis``, as `numpy.mean` does
-    neighbours : values in a block, fewer if there are few values; 1 for independent values
+    neighbours : values per block, fewer if there are few values; 1 for independent values
     """
     array = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)

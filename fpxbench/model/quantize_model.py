@@ -15,12 +15,12 @@ from fpxbench.model.operator import AUTO, resolve
 from fpxbench.numbers.scheme import scheme_named
 
 LEFT = ("*embed*", "*wte*", "*wpe*", "*lm_head*", "*router*", "*gate", "*gate.weight")
-"""Names that are left alone unless they are selected: embeddings, heads, and the routers of experts."""
+"""Names that are left unquantized unless selected: embeddings, heads, and the routers of experts."""
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """One weight that was quantized."""
+    """A weight that was quantized."""
 
     name: str
     scheme: str
@@ -29,15 +29,15 @@ class Replaced:
     bytes_before: int
     bytes_after: int
     k: int
-    """Columns that are summed over, which `shape` has in either place."""
+    """The length of the dimension that is summed over, which may be either of `shape`."""
 
 
 @dataclass
 class Quantization:
-    """What became of a model's weights.
+    """The outcome of quantizing a model.
 
-    replaced : the weights that are quantized now
-    left : names of the others with two dimensions or more, each with the reason
+    replaced : the weights that were quantized
+    left : name -> reason, for the other weights of two dimensions or more
     """
 
     replaced: list[Replaced] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Quantization:
 
     @property
     def short_blocks(self) -> list[Replaced]:
-        """The weights whose last block along K has fewer weights than the others: the block does not divide K."""
+        """The weights whose last block along K is shorter than the others: the block does not divide K."""
         return [each for each in self.replaced if (block := scheme_named(each.scheme).scaling.block) is not None
                 and each.k % block]
 
@@ -69,17 +69,17 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
               select: Callable[[str, nn.Module], bool] | None = None) -> Quantization:
     """Replace the weights of `model` by `FloatTensor`s, and return what was replaced and what was left.
 
-    Taken are `nn.Linear`, transformers' `Conv1D`, and parameters of experts ``[E, N, K]``. Each layer is quantized and
-    its 16-bit weight freed before the next one, so that memory never holds two copies of the model.
+    Applies to `nn.Linear`, transformers' `Conv1D`, and expert parameters ``[E, N, K]``. Each layer's 16-bit weight is
+    freed before the next is quantized, so that memory never holds two copies of the model.
 
     Parameters
     ----------
-    scheme : one for all, or globs over names -> schemes (the first that fits; a weight that none fits is left)
-    implementation : which multiplies; ``auto`` takes the fastest right one, see `fpxbench.model.operator`. One that
-        keeps weights in a form of its own, and is named, gets `HeldLinear`s in the place of `nn.Linear`s
-    select : which modules to take, by name and module; None: all but embeddings, heads and routers
+    scheme : one for all, or glob over names -> scheme (the first match counts; a weight without a match is left)
+    implementation : the one that multiplies; ``auto`` takes the fastest right one, see `fpxbench.model.operator`. One
+        that is named and keeps weights in a form of its own gets `HeldLinear`s in the place of `nn.Linear`s
+    select : whether to take a module, by its name and itself; None: all except embeddings, heads and routers
 
-    Raises ValueError for a scheme that is none, or a model in which nothing fits.
+    Raises ValueError for an unknown scheme, or if no weight of the model was quantized.
     """
     schemes = {"*": scheme} if isinstance(scheme, str) else dict(scheme)
     for name in schemes.values():
@@ -100,13 +100,13 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
         name_of, cls = resolve(implementation, scheme_named(chosen), parameter.device.type, opaque=True)
         if is_opaque(cls):
             if not isinstance(module, nn.Linear) or not name:
-                done.left[full] = f"{name_of} keeps weights in a form of its own, for a model's nn.Linear alone"
+                done.left[full] = f"{name_of} keeps weights in a form of its own, which only an nn.Linear can hold"
                 continue
             held_weight = HeldWeight(parameter.detach(), scheme_named(chosen), cls())
             done.replaced.append(Replaced(full, chosen, name_of, tuple(parameter.shape), before,
                                           held_weight.nbytes_stored, parameter.shape[-1]))
             model.set_submodule(name, HeldLinear(held_weight, module.bias))
-            module._parameters.clear()      # the list of modules still has it
+            module._parameters.clear()      # frees the weight: the list iterated over still holds the module
             del parameter
             continue
         # Conv1D and some experts hold the weight as [K, N].
@@ -133,9 +133,9 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
 
 
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights [N, K] of the linear layers that are quantized by default, by the module's name.
+    """Return module name -> weight [N, K] of the linear layers that are quantized by default.
 
-    Raises ValueError if there is none.
+    Raises ValueError if the model has none.
     """
     found = {name: module.weight for name, module in model.named_modules()
              if isinstance(module, nn.Linear) and not is_left(name)}
@@ -156,7 +156,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def is_left(name: str) -> bool:
-    """Return whether a module of this name keeps its weights unless it is selected."""
+    """Return whether a module of this name is left unquantized unless it is selected."""
     return any(fnmatchcase(name, glob) for glob in LEFT)
 
 
@@ -169,9 +169,9 @@ def _is_transposed(module: nn.Module) -> bool:
 
 def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: str | None,
                      select: Callable[[str, nn.Module], bool] | None, shared: dict[int, list[str]]) -> str:
-    """Return why a weight stays as it is; "" if it does not."""
+    """Return why a weight is left unquantized; "" if it is not."""
     if scheme is None:
-        return "no glob of the schemes fits its name"
+        return "no glob of the schemes matches its name"
     if isinstance(parameter.data, FloatTensor):
         return "quantized already"
     if not parameter.is_floating_point() or parameter.element_size() < 2:
@@ -189,7 +189,7 @@ def _reason_to_leave(name: str, module: nn.Module, parameter: Tensor, scheme: st
 
 
 def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
-    """Return id of a parameter -> the names under which the model has it."""
+    """Return parameter id -> its names in the model."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -1,4 +1,4 @@
-"""Quantize a weight some rows at a time, so that its working memory does not grow with it."""
+"""Quantize a weight some rows at a time, so that working memory does not grow with its size."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from fpxbench.numbers.tensor_codec import encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 PART = 1 << 22
-"""Weights at once. The oracle's codec works in fp32 and makes several copies: about 17 bytes for each of these."""
+"""Weights per part. The oracle's codec works in fp32 and makes several copies: about 17 bytes per weight."""
 PART_ON_GPU = 1 << 24
-"""There a part takes some hundred kernels whatever its size, and a layer of a 7B model has 200 M weights."""
+"""Larger on a GPU: a part takes some hundred kernels whatever its size, and a layer of a 7B model has 200 M weights."""
 
 
 def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedWeight:
     """Return what `fpxbench.numbers.quantize.quantize` returns for float `values` [N, K] and a quantized scheme.
 
-    A weight with one scale for all of it, or in a layout that stores no rows apart, is quantized at once. Raises as
-    `quantize` does.
+    A weight with a single scale, or in a layout without separate rows, is quantized at once. Raises as `quantize` does.
     """
     scaling, fmt, row_tile = scheme.scaling, scheme.format, layout_named(layout).row_tile
     if scaling is None or fmt is None or scaling.block_rows is None or values.dim() != 2 or row_tile is None:

@@ -16,7 +16,7 @@ SHIPPED_SENTENCES = Path(__file__).parent / "texts" / "sentences.txt"
 
 
 class RankingSettings(BaseModel):
-    """Which encoder and schemes, on which sentences."""
+    """The encoder, the schemes and the sentences of a ranking."""
 
     model: str
     schemes: list[str] = Field(default_factory=list)
@@ -24,7 +24,7 @@ class RankingSettings(BaseModel):
 
 
 class SchemeRank(RecordPart):
-    """How near an encoder's embeddings stay to the unquantized one's under one scheme, by weights decoded exactly."""
+    """The distance of an encoder's embeddings from the unquantized ones under one scheme, weights decoded exactly."""
 
     scheme: SchemePart
     bits_per_weight: Rate
@@ -37,11 +37,11 @@ class SchemeRank(RecordPart):
     neighbours_kept: Estimate
     """Share of each sentence's 10 nearest other sentences that stay among them."""
     ahead: bool = False
-    """Whether the next scheme's mean distance is larger, with 97.5% confidence over the same sentences."""
+    """Whether the next scheme's mean distance is larger with 97.5% confidence, paired by sentence."""
 
 
 class Ranking(BaseModel):
-    """A whole ranking, the nearest scheme first."""
+    """A whole ranking, nearest scheme first."""
 
     model: ModelDescription
     sentences: Count
@@ -59,7 +59,7 @@ class RankingRecord(StoredRecord):
     started_at: Moment = Field(default_factory=now)
     model: ModelDescription
     text: Label
-    """The file of the sentences."""
+    """The name of the sentences' file."""
     sentences: Count
     weights: Count
     rank: SchemeRank

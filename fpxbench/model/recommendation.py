@@ -18,12 +18,12 @@ class Uniform(BaseModel):
 
     scheme: str
     bits: float
-    """Per quantized weight, scales included, as stored."""
+    """Stored bits per quantized weight, scales included."""
     kl: Estimate
 
 
 class Mixed(BaseModel):
-    """Mixed precision by layer, measured, beside uniform schemes on the same tokens."""
+    """A measured mixed precision by layer, and uniform schemes on the same tokens."""
 
     budget_bits: float
     bits: float
@@ -35,7 +35,7 @@ class Mixed(BaseModel):
 
     @property
     def rival(self) -> Uniform | None:
-        """The uniform scheme of the smallest KL divergence within the budget; None if none is within it."""
+        """The uniform scheme with the smallest KL divergence within the budget; None if none is within it."""
         return min((one for one in self.uniform if one.bits <= self.budget_bits), key=lambda one: one.kl.value,
                    default=None)
 
@@ -57,9 +57,9 @@ class MixedRecord(StoredRecord):
 
 
 def pareto_front(records: Sequence[GenerationRecord]) -> list[GenerationRecord]:
-    """Return the right rows that no other beats in all three of KL divergence, bytes of a step and tokens per second.
+    """Return the right rows on the Pareto front of KL divergence, bytes per step and tokens per second.
 
-    Most faithful first. A speed that is above the roofline counts as none.
+    Sorted by KL divergence. A speed above the roofline counts as unmeasured.
     """
     right = [record for record in records if record.verdict.status is Status.OK and record.traffic is not None]
     costs = {record.id: _cost(record) for record in right}
@@ -71,7 +71,7 @@ def pareto_front(records: Sequence[GenerationRecord]) -> list[GenerationRecord]:
 
 
 def _cost(record: GenerationRecord) -> tuple[float, float, float]:
-    """Return (KL divergence, bytes, seconds per token), less being better in each; KL of the unquantized model is 0."""
+    """Return (KL divergence, bytes, seconds per token), each to be minimized; the unquantized model's KL is 0."""
     quality = record.quality[0] if record.quality else None
     kl = quality.kl.mean.value if quality and quality.kl else 0.0
     timed = record.speed is not None and Flag.OVER_ROOFLINE not in record.flags
@@ -79,7 +79,7 @@ def _cost(record: GenerationRecord) -> tuple[float, float, float]:
 
 
 def check_budget(bits: Mapping[str, Mapping[str, float]], budget: float, weights: int = 1) -> None:
-    """Raise ValueError for a budget below the fewest bits that there can be, in bits per weight of `weights`."""
+    """Raise ValueError for a budget below the fewest possible bits; the message divides both by `weights`."""
     fewest = sum(min(options.values()) for options in bits.values())
     if budget < fewest:
         raise ValueError(f"a budget of {budget / weights:.4g} bits is below the {fewest / weights:.4g} that the"
@@ -88,13 +88,13 @@ def check_budget(bits: Mapping[str, Mapping[str, float]], budget: float, weights
 
 def allocate(kl: Mapping[str, Mapping[str, float]], bits: Mapping[str, Mapping[str, float]], budget: float,
              ) -> dict[str, str]:
-    """Return a scheme for each layer within `budget` bits in all, greedily: each step gives up the least KL per bit.
+    """Return a scheme for each layer within a total `budget` of bits.
 
-    kl : layer -> scheme -> the KL divergence when this layer alone is quantized so
-    bits : layer -> scheme -> the bits that it then takes
+    kl : layer -> scheme -> the KL divergence with this layer alone quantized
+    bits : layer -> scheme -> the layer's bits
 
-    Every layer begins with its scheme of the smallest KL divergence. Raises ValueError for a budget below the fewest
-    bits that there can be.
+    Greedy: every layer begins with its scheme of smallest KL divergence, and each step takes the change that adds the
+    least KL per bit saved. Raises ValueError for a budget below the fewest possible bits.
     """
     check_budget(bits, budget)
     chosen = {layer: min(options, key=lambda scheme: (options[scheme], bits[layer][scheme]))

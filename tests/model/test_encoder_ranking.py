@@ -126,7 +126,7 @@ def test_token_vectors_are_pooled_as_the_model_s_own_configuration_says(kind, tm
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     assert pooling_of(source) == "cls"
     (folder / "1_Pooling" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON in UTF-8; delete it"):
+    with pytest.raises(ValueError, match="is not UTF-8 JSON; delete it"):
         pooling_of(source)
 
 
@@ -135,5 +135,5 @@ def test_too_few_sentences_and_bytes_that_are_no_text_are_refused(tmp_path):
     with pytest.raises(ValueError, match="2 different lines; give 24"):
         read_sentences(tmp_path / "few")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfa" * 10)
-    with pytest.raises(ValueError, match="not a text in UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         read_sentences(tmp_path / "bytes")

@@ -75,7 +75,7 @@ def test_its_parts_go_to_shared_memory_and_nothing_reads_numbers_that_it_has_not
     linear.share_memory()           # PyTorch reads memory that a wrapper does not have: it ended the process
     assert linear.weight.is_shared() and linear.weight.packed.is_shared()
     for read in (tensor.numpy, tensor.tolist):
-        with pytest.raises(NotImplementedError, match="codes in memory, and no numbers; dequantize"):
+        with pytest.raises(NotImplementedError, match="codes, not numbers; dequantize"):
             read()
 
 
@@ -87,7 +87,7 @@ def test_rows_cut_between_tiles_share_memory_and_others_are_a_copy_that_takes_no
     assert (between.code_layout, within.code_layout) == (tensor.code_layout, "planar")
     between.copy_(tensor[32:48])
     assert torch.equal(tensor.dequantize()[8:24], tensor.dequantize()[32:48])
-    with pytest.raises(NotImplementedError, match="would be lost; cut at other rows, or write into parts of"):
+    with pytest.raises(NotImplementedError, match="would be lost; cut at other rows, or write into slices of"):
         within.copy_(tensor[32:52])
     within.clone().copy_(tensor[32:52])
     assert torch.equal(torch.cat([tensor[:8], tensor[8:20], tensor[20:]]).dequantize(), tensor.dequantize())
@@ -159,7 +159,7 @@ def test_columns_are_cut_where_the_layout_keeps_them_apart():
     ("e4m3fn-row", lambda t: t.view(64, 512), "cannot be viewed as [64, 512]"),
     ("e4m3fn-row", lambda t: t[::2], "without steps"),
     ("e4m3fn-row", lambda t: t + 1, "does not implement aten.add"),
-    ("e4m3fn-row", lambda t: torch.cat([t, t.dequantize()]), "joined with each other"),
+    ("e4m3fn-row", lambda t: torch.cat([t, t.dequantize()]), "joins FloatTensors with each other"),
     ("nvfp4", lambda t: torch.cat([t, FloatTensor.from_float(2 * VALUES, "nvfp4")]), "different tensor scales"),
     ("e4m3fn-tensor", lambda t: torch.cat([t, FloatTensor.from_float(-2 * VALUES, t.scheme)]), "different scales"),
 ])
@@ -220,7 +220,7 @@ def test_an_implementation_that_does_not_take_the_scheme_is_named_with_its_reaso
         ValueError, match="no implementation multiplies nf4-g64 on cpu: int8_weight_only: supports int8-row only"
     ):
         FloatTensor.from_float(VALUES, "nf4-g64", "int8_weight_only")
-    with pytest.raises(ValueError, match="nobody is not there"):
+    with pytest.raises(ValueError, match="nobody does not exist"):
         resolve("nobody", scheme_named("mxfp4"), "cpu")
 
 

@@ -134,5 +134,5 @@ def test_parts_that_are_exchanged_are_seen_by_the_unquantized_row(prepared, monk
     monkeypatch.setattr(MergedProduct, "part", lambda self, x, index: right(
         self, x, index if len(self.sizes) == 3 else 1 - index))
     result = measured(prepared, "bf16", "plain", merged=True)
-    assert result.verdict.status is Status.WRONG and "with projections merged" in result.verdict.summary
+    assert result.verdict.status is Status.WRONG and "with merged projections" in result.verdict.summary
     assert result.speed is None

@@ -71,7 +71,7 @@ def test_schemes_go_by_glob_and_what_none_fits_is_left():
         "o_proj": "e4m3fn-row",
         "down_proj": "mxfp4",
     }
-    assert done.left["model.layers.0.mlp.up_proj.weight"] == "no glob of the schemes fits its name"
+    assert done.left["model.layers.0.mlp.up_proj.weight"] == "no glob of the schemes matches its name"
     assert (
         "quantized" in str(done)
         and quantize_(model, "e4m3fn-row").left["model.layers.0.mlp.down_proj.weight"] == "quantized already"
@@ -146,7 +146,7 @@ def test_bytes_are_those_stored():
 @pytest.mark.parametrize(("model", "scheme", "says"), [
     (nn.Sequential(nn.ReLU()), "mxfp4", "no weight of Sequential was quantized: it has no linear layer"),
     (nn.Sequential(nn.Linear(8, 8)), "mxfp5", "no scheme 'mxfp5'"),
-    (nn.Sequential(nn.Linear(8, 8)), {"other": "mxfp4"}, "0.weight: no glob of the schemes fits its name"),
+    (nn.Sequential(nn.Linear(8, 8)), {"other": "mxfp4"}, "0.weight: no glob of the schemes matches its name"),
 ])
 def test_a_model_without_anything_to_quantize_says_so(model, scheme, says):
     with pytest.raises(ValueError, match=says):

@@ -80,7 +80,7 @@ def test_a_quantized_folder_is_a_row_of_its_own_beside_the_numbers_it_stands_for
     prepared = prepare(settings, work)
     assert [(row.scheme, row.stored) for row in prepared.rows] == [
         ("bf16", False), ("int8-row", False), ("mxfp4", True), ("mxfp4", False)]
-    assert "holds 14 weights as mxfp4; bf16 is the numbers that these stand for" in prepared.model.note
+    assert "holds 14 weights as mxfp4; bf16 is their decoded numbers" in prepared.model.note
     source = sources.find_source(str(tmp_path))
     loaded = sources.load_model(source, sources.load_config(source, None), "cpu")
     load_stored_(loaded, tmp_path, "eager_upcast", partly=True)
@@ -98,15 +98,15 @@ def test_a_quantized_folder_is_a_row_of_its_own_beside_the_numbers_it_stands_for
 def test_a_quantized_folder_that_lacks_a_weight_is_refused(tmp_path):
     stored_folder(tmp_path, without=("model.norm.weight",))
     source = sources.find_source(str(tmp_path))
-    with pytest.raises(ValueError, match=r"1 weights of the model are not read from .*model.norm.weight \(not in"):
+    with pytest.raises(ValueError, match=r"1 weights of the model are missing from .*model.norm.weight \(not in"):
         sources.load_model(source, sources.load_config(source, None), "cpu")
 
 
 def test_what_does_not_fit_is_left_with_the_reason_and_nothing_that_fits_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no nn.Linear of that name"):
+    with pytest.raises(ValueError, match="no module of that name"):
         load_quantized_(model(), written(tmp_path, "ct-mxfp4", "mxfp4", "down"))
     small = nn.ModuleDict({"up": nn.Linear(K, N // 2, bias=False, dtype=torch.bfloat16)})
     with pytest.raises(ValueError, match=r"is \[192, 256\] in the file and \[96, 256\] in the model"):
         load_quantized_(small, written(tmp_path, "ct-mxfp4", "mxfp4"))
     done = load_quantized_(model(), written(tmp_path, "ct-mxfp4", "mxfp4", stray=torch.ones(2)))
-    assert done.left == {"stray": "the model has no such tensor of that shape"}
+    assert done.left == {"stray": "the model has no tensor of that name and shape"}

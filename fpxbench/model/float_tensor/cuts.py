@@ -1,4 +1,4 @@
-"""Parts of a FloatTensor, and tensors joined: rows, columns and experts, where no byte and no block is cut."""
+"""Slice and concatenate FloatTensors by rows, columns and experts, never through a byte or a block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fpxbench.numbers.scheme import scheme_named
 
 _aten = torch.ops.aten
 _SLICED_ALONG_K = {"bytes": 1, "nibbles_low_first": 2, "nibbles_high_first": 2}
-"""Layouts whose columns can be cut without moving a bit, and the codes in a byte."""
+"""Layouts whose columns can be sliced without moving a bit -> codes per byte."""
 
 
 @operation(_aten.select.int)
@@ -38,11 +38,11 @@ def _slice(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTen
 
 
 def sliced(tensor: FloatTensor, dimension: int, first: int, last: int) -> FloatTensor:
-    """Return rows, columns or experts `first` to `last`. `dimension` is of the stored shape.
+    """Return rows, columns or experts `first` to `last` (exclusive). `dimension` indexes the stored shape.
 
-    They share memory with `tensor`, but for rows that a layout stores together and the cut would part: those are a copy
-    in planar rows, with `FloatTensor.is_copy`. Raises NotImplementedError where the cut would go through a byte or
-    through a block that shares a scale.
+    The result shares memory with `tensor`, unless the cut separates rows that the layout interleaves: then it is a copy
+    in planar rows, with `FloatTensor.is_copy`. Raises NotImplementedError for a cut through a byte or through a block
+    that shares a scale.
     """
     count, shape, scaling = len(tensor.stored_shape), list(tensor.stored_shape), scheme_named(tensor.scheme).scaling
     shape[dimension] = last - first
@@ -61,8 +61,8 @@ def sliced(tensor: FloatTensor, dimension: int, first: int, last: int) -> FloatT
         codes_per_byte = _SLICED_ALONG_K.get(tensor.code_layout)
         if codes_per_byte is None:
             raise NotImplementedError(
-                f"columns of layout {tensor.code_layout!r} share bytes; to cut along K, store it by"
-                " relayout('bytes') or, if it has 4 bits, relayout('nibbles_low_first')"
+                f"columns of layout {tensor.code_layout!r} share bytes; to cut along K, convert it with"
+                " relayout('bytes') or, for 4-bit codes, relayout('nibbles_low_first')"
             )
         if first % codes_per_byte or (last % codes_per_byte and last != size):
             raise NotImplementedError(
@@ -100,23 +100,23 @@ def _cat(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTenso
     first = tensors[0]
     if not all(isinstance(tensor, FloatTensor) for tensor in tensors) or dimension != 0 or first.transposed:
         raise NotImplementedError(
-            "FloatTensors are joined with each other along N (dimension 0); dequantize() gives plain tensors"
+            "cat joins FloatTensors with each other, along N (dimension 0); dequantize() gives plain tensors"
         )
     alike = [(tensor.scheme, tensor.code_layout, tensor.dtype, tensor.stored_shape[1:]) for tensor in tensors]
     if len(set(alike)) > 1:
         raise NotImplementedError(
-            f"tensors of one scheme, layout, dtype and K are joined, not {sorted(map(str, set(alike)))}"
+            f"cat joins tensors of one scheme, layout, dtype and K, not {sorted(map(str, set(alike)))}"
         )
     scaling = scheme_named(first.scheme).scaling
     for tensor in tensors[1:]:
         if tensor.tensor_scale is not None and not torch.equal(tensor.tensor_scale, first.tensor_scale):
             raise NotImplementedError(
-                f"{first.scheme} weights under different tensor scales have no common one; quantize them "
+                f"{first.scheme} weights have different tensor scales; quantize them "
                 "with shared_amax, or join their dequantize()"
             )
         if scaling.block_rows is None and not torch.equal(tensor.scales, first.scales):
             raise NotImplementedError(
-                f"{first.scheme} weights under different scales have no common one; join their dequantize()"
+                f"{first.scheme} weights have different scales; join their dequantize()"
             )
     if scaling.block_rows not in (1, None) and any(
         tensor.stored_shape[0] % scaling.block_rows for tensor in tensors[:-1]

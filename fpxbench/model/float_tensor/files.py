@@ -1,4 +1,4 @@
-"""A model of FloatTensors in a safetensors file: codes by rows, scales, and what reads them as text."""
+"""Save and load FloatTensors as safetensors: codes by rows, scales, and the tensors' context as JSON metadata."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from torch import Tensor
 from fpxbench.model.float_tensor.subclass import FloatTensor
 
 KEY = "fpxbench.float_tensors"
-"""In the file's metadata: name -> what a FloatTensor holds beside its parts, as JSON."""
+"""Metadata key: JSON of tensor name -> `FloatTensor.context`."""
 
 
 def flattened(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return plain tensors and the metadata of a file: of each FloatTensor ``NAME.packed``, ``NAME.scales``, …
-
-    `tensors` is a state dict. Raises ValueError if a part would have the name of another tensor.
-    """
+    """Return the plain tensors and metadata that store a state dict; a FloatTensor becomes ``NAME.packed``,
+    ``NAME.scales``, … Raise ValueError if a part would have the name of another tensor."""
     plain: dict[str, Tensor] = {}
     contexts: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         inner = tensor.data if isinstance(tensor, torch.nn.Parameter) else tensor
         parts = {name: tensor.detach()}
         if isinstance(inner, FloatTensor):
-            inner = inner.portable()        # a file does not depend on the device that it was written from
+            inner = inner.portable()        # the file must not depend on the device it was written from
             parts = {f"{name}.{part}": values for part, values in inner._parts().items()}
             contexts[name] = inner.context() | {"dtype": str(inner.dtype).removeprefix("torch.")}
         for part, values in parts.items():
@@ -38,7 +36,7 @@ def flattened(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 
 def unflattened(plain: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return what `flattened` was given. Raise ValueError for a file without its metadata, or without a part."""
+    """Return the state dict that `flattened` was given. Raise ValueError if the metadata or a part is missing."""
     if KEY not in metadata:
         raise ValueError(f"the file's metadata has no {KEY!r}: it was not written by save_file")
     contexts, found = json.loads(metadata[KEY]), dict(plain)

@@ -1,4 +1,4 @@
-"""Products, copies and views of a FloatTensor, and what distributed training and checkpoint loaders call."""
+"""Products, copies and views of a FloatTensor, and the operations of distributed training and checkpoint loaders."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def _addmm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 @function(*{getattr(torch.nn.functional, "grouped_mm", torch._grouped_mm), torch._grouped_mm})
 def _grouped(x: Tensor, weight: Tensor, *, offs: Tensor | None = None, bias: Tensor | None = None,
              out_dtype: torch.dtype | None = None) -> Tensor:
-    """Multiply rows ``[T, K]``, in runs that end at `offs`, by one expert each: [E, K, N] as a transposed FloatTensor.
-    """
+    """Multiply rows [T, K], grouped by expert with group ends `offs`, by a transposed FloatTensor [E, K, N]."""
     if (not (isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 3 and x.dim() == 2)
             or offs is None or bias is not None or out_dtype not in (None, x.dtype)):
         raise NotImplementedError(
@@ -81,7 +80,7 @@ def _grouped_mm(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ten
     return _grouped(*args[:2], **named, **kwargs)
 
 
-# Copies and views of all of it.
+# Copies and views of a whole tensor.
 
 
 @operation(_aten.detach.default, _aten.alias.default)
@@ -98,7 +97,7 @@ def _clone(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTen
 def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     tensor, dtype, device = args[0], kwargs.get("dtype") or args[0].dtype, kwargs.get("device")
     if dtype not in (torch.bfloat16, torch.float16):
-        # fp32 and wider: what holds the numbers themselves.
+        # fp32 and wider asks for the numbers themselves.
         return tensor.dequantize(dtype).to(device)
     moved = tensor._with(lambda part: part.to(device, copy=True, non_blocking=kwargs.get("non_blocking", False)),
                          dtype=dtype, is_copy=False)
@@ -107,7 +106,7 @@ def _to_copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
 
 
 def _has_values(part: Tensor) -> bool:
-    """Return whether codes can be read: not on meta, nor of a tensor by which a compiler traces."""
+    """Return whether codes can be read: not on the meta device, and not a compiler's tracing tensor."""
     return type(part) is Tensor and not part.is_meta and not torch._is_functional_tensor(part)
 
 
@@ -120,8 +119,8 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         raise RuntimeError(f"a FloatTensor {list(target.shape)} cannot be filled from {list(source.shape)}")
     if target.is_copy:
         raise NotImplementedError(
-            "these rows are a copy, since the tensor that they were cut from stores several rows together: what is"
-            " copied into them would be lost; cut at other rows, or write into parts of the tensor's portable()"
+            "these rows are a copy, since the tensor that they were cut from interleaves rows: writes to them would be"
+            " lost; cut at other rows, or write into slices of the tensor's portable()"
         )
     if not isinstance(source, FloatTensor):
         values = source.transpose(-1, -2) if target.transposed else source
@@ -167,7 +166,7 @@ def _view(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTens
     return return_and_correct_aliasing(func, args, kwargs, tensor._with(lambda part: part))
 
 
-# The rest.
+# Comparison, allocation, communication, memory.
 
 
 @operation(_aten.equal.default)
@@ -184,11 +183,11 @@ def _equal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 @operation(_aten.empty_like.default, _aten.zeros_like.default, _aten.new_empty.default, _aten.new_zeros.default)
 def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
-    """Return what FSDP2 and checkpoint loaders fill afterwards. Codes and scales of zero are zeros."""
+    """Return a tensor of zeros for FSDP2 and checkpoint loaders to fill: code 0 with scale 0 decodes to 0."""
     tensor = args[0]
     shape = tuple(args[1]) if len(args) > 1 else tensor.stored_shape
     if len(shape) != len(tensor.stored_shape) or shape[-1] != tensor.stored_shape[-1]:
-        raise NotImplementedError(f"a FloatTensor like {list(tensor.shape)} has its K; asked for {list(shape)}")
+        raise NotImplementedError(f"a FloatTensor like {list(tensor.shape)} must have its K; asked for {list(shape)}")
     if tensor.row_tile is None or shape[-2] % tensor.row_tile:
         tensor = tensor.portable()
     rows, columns = scheme_named(tensor.scheme).scaling.grid_shape(*shape[-2:])
@@ -203,11 +202,11 @@ def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floa
 
 @operation(_aten.as_strided.default)
 def _as_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
-    """Return the view by which FSDP2 restores the parameter's shape of its flat shard."""
+    """Return the view with which FSDP2 restores a parameter's shape from its flat shard."""
     tensor, size, stride = args[:3]
     if tuple(size) != tensor.stored_shape or list(stride) != [tensor.stored_shape[-1], 1]:
         raise NotImplementedError(
-            f"as_strided gives a FloatTensor {list(tensor.stored_shape)} back in its own shape, not "
+            f"as_strided takes a FloatTensor's own shape {list(tensor.stored_shape)}, not "
             f"{list(size)}; dequantize() gives a plain tensor"
         )
     return return_and_correct_aliasing(func, args, kwargs, tensor._with(lambda part: part, flat=False))
@@ -215,7 +214,7 @@ def _as_strided(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flo
 
 @operation(torch.ops.c10d.broadcast_.default, torch.ops.c10d.scatter_.default)
 def _communicate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Send the parts one after the other: what DTensor does when it distributes a tensor from rank 0."""
+    """Send the parts one after the other, as DTensor distributes a tensor from rank 0."""
     first = next(tensor for tensor in tree_leaves(args) if isinstance(tensor, FloatTensor))
     result = None
     for part in first._parts():
@@ -229,7 +228,7 @@ def _communicate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
 @function(Tensor.share_memory_)
 def _share_memory(tensor: FloatTensor) -> FloatTensor:
-    """Move the parts to shared memory. The tensor itself has no memory: PyTorch would crash on it."""
+    """Move the parts to shared memory. PyTorch would crash on the wrapper itself, which has no storage."""
     for part in tensor._parts().values():
         part.share_memory_()
     return tensor
@@ -242,7 +241,7 @@ def _is_shared(tensor: FloatTensor) -> bool:
 
 @function(Tensor.numpy, Tensor.tolist)
 def _no_memory_of_numbers(tensor: FloatTensor, *args: Any, **kwargs: Any) -> Any:
-    raise NotImplementedError("a FloatTensor has codes in memory, and no numbers; dequantize() gives a plain tensor")
+    raise NotImplementedError("a FloatTensor stores codes, not numbers; dequantize() gives a plain tensor")
 
 
 @operation(_aten.is_pinned.default)

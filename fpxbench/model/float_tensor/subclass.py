@@ -1,4 +1,4 @@
-"""The class: parts, context, conversion, sharding. Its operations are registered by the modules beside this one."""
+"""The tensor subclass: parts, context, conversion, sharding. `handlers` and `cuts` register its operations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from fpxbench.numbers.weight import QuantizedWeight
 _PARTS = ("packed", "scales", "tensor_scale")
 _CONTEXT = ("scheme", "layout", "shape", "dtype", "implementation", "transposed", "flat", "is_copy")
 PORTABLE = "planar"
-"""The layout of rows apart, of any shape, that codes are laid out in where an implementation's own cannot be cut."""
+"""The layout with separate rows, for any shape, used where an implementation's own layout cannot be sliced."""
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
-"""What replaces a function of Python, as `F.linear`, by function."""
+"""Python function, such as `F.linear` -> its replacement."""
 OPERATIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
-"""What replaces an operation of the dispatcher, by operation: called with it, its arguments and keyword arguments."""
+"""Dispatcher operation -> its replacement, called with the operation, its arguments and its keyword arguments."""
 
 
 class FloatTensor(Tensor):
@@ -34,14 +34,13 @@ class FloatTensor(Tensor):
     packed : uint8 codes, ``[..., N, row_bytes]``
     scales : as `QuantizedWeight.scales`, ``[..., R, G]``
     tensor_scale : the second-level scale, fp32 ``[..., 1]``; None for schemes without one
-    scheme, layout : names, as `QuantizedWeight` has them; attributes ``scheme`` and ``code_layout``
+    scheme, layout : names, as in `QuantizedWeight`; attributes ``scheme`` and ``code_layout``
     shape : ``(N, K)`` or ``(E, N, K)``
-    dtype : of the tensor that it stands for, and of `dequantize`
-    implementation : which multiplies; ``auto`` is resolved for each scheme and device by `fpxbench.model.operator`
+    dtype : of the tensor that it represents, and of `dequantize`
+    implementation : the one that multiplies; ``auto`` is resolved per scheme and device by `fpxbench.model.operator`
     transposed : whether the last two dimensions are swapped, as after ``.t()``
-    flat : whether it is seen as one dimension, as FSDP2 keeps its shards
-    is_copy : whether it is a part that shares no memory with the tensor it was cut from, since its codes had to be laid
-        out anew; nothing can be written to that tensor through it
+    flat : whether it is viewed as one dimension, as FSDP2 keeps its shards
+    is_copy : whether it is a slice that had to be repacked, and so shares no memory with the tensor it was cut from
     """
 
     __module__ = "fpxbench.model.float_tensor"      # the name in saved files
@@ -49,7 +48,7 @@ class FloatTensor(Tensor):
     packed: Tensor
     scales: Tensor
     tensor_scale: Tensor | None
-    is_copy: bool = False       # of tensors in files from before there was one
+    is_copy: bool = False       # files written before this field existed lack it
 
     @staticmethod
     def __new__(cls, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, scheme: str, layout: str,
@@ -67,7 +66,7 @@ class FloatTensor(Tensor):
         self.implementation, self.transposed, self.flat = implementation, transposed, flat
         self.is_copy = is_copy
 
-    # Making and unmaking.
+    # Conversion.
 
     @classmethod
     def from_weight(
@@ -75,7 +74,7 @@ class FloatTensor(Tensor):
     ) -> Self:
         """Return a tensor that holds the codes and scales of `weight`.
 
-        Raises ValueError for a dense weight, and for one whose layout is an implementation's own.
+        Raises ValueError for a dense weight, and for one in an implementation's private layout.
         """
         if not weight.has_codes or weight.extra:
             raise ValueError(
@@ -86,10 +85,10 @@ class FloatTensor(Tensor):
 
     @classmethod
     def from_float(cls, values: Tensor, scheme: str | Scheme, implementation: str = AUTO) -> Self:
-        """Quantize `values` [N, K] or [E, N, K], in the layout that `implementation` multiplies on their device: by the
-        oracle, or by the quantizer of a library that has its own (`Implementation.own_layouts`).
+        """Quantize `values` [N, K] or [E, N, K] into the layout that `implementation` reads on their device, by the
+        oracle or by the implementation's own quantizer (`Implementation.own_layouts`).
 
-        Raises ValueError for values that no scale can hold, and for an implementation that does not take the scheme.
+        Raises ValueError for values out of every scale's range, and if the implementation does not support the scheme.
         """
         chosen = scheme_named(scheme) if isinstance(scheme, str) else scheme
         name, cls_of = resolve(implementation, chosen, values.device.type)
@@ -108,15 +107,15 @@ class FloatTensor(Tensor):
 
     @classmethod
     def stack(cls, experts: Sequence[Self]) -> Self:
-        """Return one tensor [E, N, K] of experts [N, K] that are alike; in planar rows, if their layouts differ.
+        """Return one tensor [E, N, K] of experts [N, K], in planar rows if their layouts differ.
 
-        Raises ValueError if anything else differs.
+        Raises ValueError if their schemes, shapes or dtypes differ.
         """
         if len({expert.code_layout for expert in experts}) > 1:
             experts = [expert.relayout(PORTABLE) for expert in experts]
         first = experts[0]
         if any(expert._context() != first._context() for expert in experts):
-            raise ValueError("experts that are stacked have one scheme, shape, layout and dtype")
+            raise ValueError("stacked experts must have one scheme, shape, layout and dtype")
         packed, scales, tensor_scale = (
             None if getattr(first, part) is None else torch.stack([getattr(expert, part) for expert in experts])
             for part in _PARTS
@@ -125,7 +124,7 @@ class FloatTensor(Tensor):
 
     @property
     def weight(self) -> QuantizedWeight:
-        """The codes and scales of a [N, K] tensor. Raises ValueError for experts; take one of them first."""
+        """The codes and scales of an [N, K] tensor. Raises ValueError for experts; index them first."""
         if len(self.stored_shape) != 2:
             raise ValueError(f"a FloatTensor {list(self.shape)} holds several weights; index it first")
         return QuantizedWeight(
@@ -133,7 +132,7 @@ class FloatTensor(Tensor):
         )
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the numbers that the codes stand for, a plain tensor in `dtype` (this tensor's own if None)."""
+        """Return the decoded numbers, a plain tensor in `dtype` (this tensor's own if None)."""
         if len(self.stored_shape) == 3:
             values = torch.stack([self._expert(index).weight.dequantize() for index in range(self.stored_shape[0])])
         else:
@@ -142,7 +141,7 @@ class FloatTensor(Tensor):
         return (values.reshape(-1) if self.flat else values).to(dtype or self.dtype)
 
     def relayout(self, layout: str) -> Self:
-        """Return the same codes and scales in another layout of `fpxbench.numbers.packing`; this tensor if it is in it.
+        """Return the codes and scales in another layout of `fpxbench.numbers.packing`; this tensor if it has that one.
 
         Raises ValueError for a width or a shape that the layout does not support.
         """
@@ -156,18 +155,18 @@ class FloatTensor(Tensor):
         return self._holding(packed, self.scales, self.tensor_scale, layout=layout)
 
     def portable(self) -> Self:
-        """Return the same codes and scales in a layout that stores each row apart, on every device: this tensor if it
-        does, else one in planar rows."""
+        """Return the codes and scales in a layout of separate rows that any device reads: this tensor if it has one,
+        else planar rows."""
         return self if self.row_tile == 1 else self.relayout(PORTABLE)
 
     @property
     def row_tile(self) -> int | None:
-        """So many rows have bytes of their own: `Layout.row_tile`."""
+        """The number of rows that the layout interleaves: `Layout.row_tile`."""
         return layout_named(self.code_layout).row_tile
 
     def laid_out(self) -> Self:
-        """Return the same codes and scales in the layout that the implementation multiplies on this device; this tensor
-        if it is in it, or if the implementation does not multiply here."""
+        """Return the codes and scales in the layout that the implementation reads on this device; this tensor if it has
+        that layout, or if the implementation does not run here."""
         n, k = self.stored_shape[-2:]
         try:
             instance = instance_for(self.implementation, self.scheme, self.device.type, n, k)
@@ -181,8 +180,8 @@ class FloatTensor(Tensor):
             stored.packed, stored.scales, stored.tensor_scale, layout=stored.layout)
 
     def prepare(self) -> None:
-        """Have the implementation make what it keeps beside a weight, for this very tensor; nothing if it does not
-        multiply on this device."""
+        """Let the implementation precompute what it keeps beside this weight; do nothing if it does not run on this
+        device."""
         n, k = self.stored_shape[-2:]
         try:
             instance = instance_for(self.implementation, self.scheme, self.device.type, n, k)
@@ -196,7 +195,7 @@ class FloatTensor(Tensor):
 
     @property
     def nbytes_stored(self) -> int:
-        """Bytes of codes and scales, where `nbytes` is of the tensor that it stands for."""
+        """Bytes of codes and scales; `nbytes` is the size of the tensor that they represent."""
         return sum(part.nbytes for part in self._parts().values())
 
     def _parts(self) -> dict[str, Tensor]:
@@ -207,15 +206,15 @@ class FloatTensor(Tensor):
                 self.flat, self.is_copy)
 
     def context(self) -> dict[str, Any]:
-        """Return what it holds beside its parts, as the constructor's arguments."""
+        """Return the constructor's arguments other than the parts."""
         return dict(zip(_CONTEXT, self._context(), strict=True))
 
     def _holding(self, packed: Tensor, scales: Tensor, tensor_scale: Tensor | None, **context: Any) -> Self:
-        """Return a tensor of other parts, and with this one's context but for what is named."""
+        """Return a tensor of these parts, with this one's context updated by `context`."""
         return type(self)(packed, scales, tensor_scale, **(self.context() | context))
 
     def _with(self, change: Callable[[Tensor], Tensor], **context: Any) -> Self:
-        """Return a tensor whose parts are changed, and of whose context what is named."""
+        """Return a tensor with `change` applied to each part, and the context updated by `context`."""
         packed, scales, tensor_scale = (
             None if getattr(self, part) is None else change(getattr(self, part)) for part in _PARTS
         )
@@ -234,7 +233,7 @@ class FloatTensor(Tensor):
         return cls(parts["packed"], parts["scales"], parts.get("tensor_scale"), *context)
 
     def _stable_hash_for_caching(self) -> str:
-        """Return what compiled code depends on, for PyTorch's cache of it."""
+        """Return what compiled code depends on, as a key for PyTorch's compile cache."""
         parts = [(name, tuple(part.shape), part.dtype, part.device) for name, part in self._parts().items()]
         return repr((type(self).__name__, self._context(), parts))
 
@@ -252,20 +251,18 @@ class FloatTensor(Tensor):
     def fsdp_pre_all_gather(
         self, mesh: Any, outer_size: Any, outer_stride: Any, module: Any, mp_policy: Any
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """Return what ranks gather, each row's codes and scales as bytes, and what `fsdp_post_all_gather` needs
-        besides.
-        """
+        """Return the rows that ranks gather, codes and scales as bytes, and the metadata for `fsdp_post_all_gather`."""
         scaling = scheme_named(self.scheme).scaling
         if scaling.block_rows != 1:
-            raise NotImplementedError(f"{self.scheme} has scales over several rows, which shards along N would cut; "
-                                      "FSDP2 takes schemes with scales of their own for each row")
-        # One tensor: with a single rank, PyTorch 2.13 hands back the first alone.
+            raise NotImplementedError(f"{self.scheme} shares scales between rows, which shards along N would separate; "
+                                      "FSDP2 needs a scheme with separate scales for each row")
+        # One tensor: with a single rank, PyTorch 2.13 returns only the first.
         rows = torch.cat([self.packed, self.scales.contiguous().view(torch.uint8)], dim=1)
         return (rows,), (self._context(), self.tensor_scale, self.packed.shape[1], self.scales.dtype)
 
     def fsdp_post_all_gather(self, gathered: tuple[Tensor, ...], metadata: Any, param_dtype: torch.dtype, *,
                              out: Self | None = None) -> Any:
-        """Return the whole tensor and what of it is freed after use; fill `out` instead, if there is one."""
+        """Return the whole tensor and the parts to free after use; fill `out` instead if it is given."""
         (rows,), (context, tensor_scale, row_bytes, dtype) = gathered, metadata
         packed, scales = rows[:, :row_bytes].contiguous(), rows[:, row_bytes:].contiguous().view(dtype)
         if out is not None:
@@ -295,7 +292,7 @@ class FloatTensor(Tensor):
         handler = OPERATIONS.get(func)
         if handler is None:
             raise NotImplementedError(
-                f"FloatTensor does not implement {func}; dequantize() gives a plain tensor that does"
+                f"FloatTensor does not implement {func}; dequantize() gives a plain tensor"
             )
         return handler(func, args, kwargs or {})
 
